@@ -1,0 +1,80 @@
+# `make help` lists what there is. Everything installed, started or logged lives under .local/.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The set-up must be the same on every machine: a local folder of wheels that pip may know is not part of it.
+unexport PIP_FIND_LINKS PYTHONPATH VIRTUAL_ENV
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+LOCAL := .local
+VENV := $(LOCAL)/venv
+PY := $(VENV)/bin/python
+UV := $(LOCAL)/bootstrap/bin/uv
+STAMPS := $(LOCAL)/stamps
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+MEMBERS := protos services/common services/feature services/registry services/trainer services/inference services/monitor sdk deploy/local
+SERVICES := feature registry trainer inference monitor
+
+# A stamp carries the hash of what it stands for, so that a switched branch or a new lock is noticed and nothing else is.
+hash = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
+BOOTSTRAP_STAMP := $(STAMPS)/bootstrap-$(call hash,deploy/local/bootstrap.lock)
+VENV_STAMP := $(STAMPS)/venv-$(call hash,requirements.lock)
+MEMBERS_STAMP := $(STAMPS)/members-$(call hash,requirements.lock $(addsuffix /pyproject.toml,$(MEMBERS)) protos/compile_protos.py)
+PROTOS_STAMP = $(STAMPS)/protos-$(call hash,protos/compile_protos.py $(sort $(shell find protos -name '*.proto')))
+TRITON_STAMP := $(STAMPS)/triton-$(call hash,deploy/local/triton.lock)
+TRITON_RUNTIME_STAMP := $(STAMPS)/triton-runtime-$(call hash,deploy/local/triton-runtime.lock)
+
+.PHONY: help
+help: ## what can be done here
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+# ---------------------------------------------------------------------------------------------------- set-up
+.PHONY: setup
+setup: ## install everything that is missing (needs python3.11, venv, make, git)
+	@mkdir -p $(STAMPS)
+	@flock $(LOCAL)/setup.lock $(MAKE) --no-print-directory installed
+
+.PHONY: installed
+installed: $(BOOTSTRAP_STAMP) $(VENV_STAMP) $(MEMBERS_STAMP) $(PROTOS_STAMP)
+
+define stamp
+@mkdir -p $(STAMPS) && rm -f $(STAMPS)/$(1)-* && touch $@
+endef
+
+$(BOOTSTRAP_STAMP):
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
+	  { echo "Python 3.11 is needed ($(PYTHON) is another): install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install python3-venv"; exit 1; }
+	@echo "set-up: uv"
+	@rm -rf $(LOCAL)/bootstrap && "$(PYTHON)" -m venv $(LOCAL)/bootstrap
+	@$(LOCAL)/bootstrap/bin/pip install -q --require-hashes -r deploy/local/bootstrap.lock
+	$(call stamp,bootstrap)
+
+$(VENV_STAMP): | $(BOOTSTRAP_STAMP)
+	@echo "set-up: Python packages"
+	@[ -x $(PY) ] || $(UV) venv -q --python "$(PYTHON)" $(VENV)
+	@$(UV) pip sync -q --python $(PY) --require-hashes requirements.lock
+	$(call stamp,venv)
+
+$(MEMBERS_STAMP): | $(VENV_STAMP)
+	@echo "set-up: the workspace"
+	@$(UV) pip install -q --python $(PY) --no-deps --no-build-isolation $(addprefix -e ,$(MEMBERS))
+	$(call stamp,members)
+
+$(PROTOS_STAMP): | $(MEMBERS_STAMP)
+	@$(PY) protos/compile_protos.py
+	$(call stamp,protos)
+
+.PHONY: protos
+protos: ## compile the .proto files again (after a change)
+	@$(PY) protos/compile_protos.py
+
+LOCK := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
+	--python-platform x86_64-manylinux_2_35 --no-emit-package flywheel --no-emit-package flywheel-common --no-emit-package flywheel-protos
+.PHONY: lock
+lock: $(BOOTSTRAP_STAMP) ## resolve dependencies again: requirements.lock files with hashes (UPGRADE=1 takes newer ones)
+	@$(LOCK) $(if $(UPGRADE),--upgrade) --all-extras --group dev pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS)) examples/flights/pyproject.toml -o requirements.lock
+	@for s in $(SERVICES); do $(LOCK) -c requirements.lock services/$$s/pyproject.toml protos/pyproject.toml -o services/$$s/requirements.lock || exit 1; done
+	@for f in bootstrap triton-runtime; do $(LOCK) --no-config deploy/local/$$f.in -o deploy/local/$$f.lock || exit 1; done
+	@$(LOCK) --no-config --no-deps deploy/local/triton.in -o deploy/local/triton.lock

@@ -1,0 +1,1 @@
+"""The runtime that the five Flywheel services share. It knows no service."""

@@ -1,0 +1,1 @@
+"""Feature definitions, online and offline features, training sets."""

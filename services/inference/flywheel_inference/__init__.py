@@ -1,0 +1,1 @@
+"""Online predictions through Triton."""

@@ -1,0 +1,1 @@
+"""Models, versions, releases, gates and rollouts."""

@@ -1,0 +1,1 @@
+"""Training runs, jobs and pipelines."""
