@@ -1,0 +1,72 @@
+"""Domain errors on the wire: `google.rpc.Status` with ErrorInfo and RetryInfo in the trailing metadata."""
+
+from __future__ import annotations
+
+import grpc
+from google.protobuf import duration_pb2
+from google.rpc import error_details_pb2, status_pb2
+
+from flywheel_common.errors import BY_CODE, DOMAIN, FlywheelError, Internal, ResourceExhausted
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+
+def to_status(error: FlywheelError) -> status_pb2.Status:
+    """The status of an error: code, message, one ErrorInfo and, where a wait is advised, one RetryInfo."""
+    status = status_pb2.Status(code=error.code.value[0], message=error.message)
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+    status.details.add().Pack(info)
+    if isinstance(error, ResourceExhausted):
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+        status.details.add().Pack(error_details_pb2.RetryInfo(retry_delay=delay))
+    return status
+
+
+def trailing_metadata(error: FlywheelError) -> tuple[tuple[str, bytes], ...]:
+    """The trailing metadata that carries `to_status(error)`."""
+    return ((STATUS_DETAILS_KEY, to_status(error).SerializeToString()),)
+
+
+def from_rpc_error(error: grpc.RpcError) -> FlywheelError:
+    """The domain error that a peer raised: same class, message, reason and metadata.
+
+    A status without our details (made by the transport: connection refused, deadline) keeps its code, with
+    the code's name as the reason. A code that never leaves a service (UNKNOWN) becomes Internal.
+    """
+    code = _code_of(error)
+    message = (error.details() if hasattr(error, "details") else None) or code.name
+    reason: str | None = None
+    metadata: dict[str, str] = {}
+    retry_after = 1.0
+    for key, value in _trailing_of(error):
+        if key != STATUS_DETAILS_KEY:
+            continue
+        status = status_pb2.Status()
+        try:
+            status.ParseFromString(value if isinstance(value, bytes) else value.encode("latin-1"))
+        except Exception:  # noqa: BLE001 - foreign bytes: the plain code is still right
+            break
+        for detail in status.details:
+            info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
+            if detail.Unpack(info):
+                reason, metadata = info.reason, dict(info.metadata)
+            elif detail.Unpack(retry):
+                retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    cls = BY_CODE.get(code, Internal)
+    if cls is ResourceExhausted:
+        result: FlywheelError = ResourceExhausted(message, retry_after_seconds=retry_after, reason=reason)
+    else:
+        result = cls(message, reason=reason or (code.name if cls is not Internal else None))
+    result.metadata = metadata
+    return result
+
+
+def _code_of(error: grpc.RpcError) -> grpc.StatusCode:
+    code = error.code() if hasattr(error, "code") else None
+    return code if isinstance(code, grpc.StatusCode) else grpc.StatusCode.UNKNOWN
+
+
+def _trailing_of(error: grpc.RpcError) -> list[tuple[str, str | bytes]]:
+    found = error.trailing_metadata() if hasattr(error, "trailing_metadata") else None
+    return [(key, value) for key, value in found] if found else []
