@@ -1,0 +1,263 @@
+"""`types.v1.Column` and `Table` to numpy and back.
+
+Fixed-width values are packed little-endian (BOOL 1 byte, INT64/FLOAT64/TIMESTAMP 8, FLOAT32 4, vectors
+`vector_size` times that). `validity` is a bitmap, least significant bit first, bit set = the row has a value;
+empty = every row has one. Every length is checked before anything is allocated from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_common.errors import InvalidArgument
+from flywheel_protos.types.v1 import column_pb2, value_pb2
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Column = column_pb2.Column
+Table = column_pb2.Table
+T = value_pb2.DataType
+
+DTYPES: dict[int, np.dtype[Any]] = {
+    value_pb2.DATA_TYPE_BOOL: np.dtype("?"),
+    value_pb2.DATA_TYPE_INT64: np.dtype("<i8"),
+    value_pb2.DATA_TYPE_FLOAT32: np.dtype("<f4"),
+    value_pb2.DATA_TYPE_FLOAT64: np.dtype("<f8"),
+    value_pb2.DATA_TYPE_TIMESTAMP: np.dtype("<i8"),
+    value_pb2.DATA_TYPE_FLOAT32_VECTOR: np.dtype("<f4"),
+    value_pb2.DATA_TYPE_FLOAT64_VECTOR: np.dtype("<f8"),
+}
+"""Element type of every fixed-width data type; TIMESTAMP is microseconds since 1970 UTC."""
+
+VECTORS = {value_pb2.DATA_TYPE_FLOAT32_VECTOR, value_pb2.DATA_TYPE_FLOAT64_VECTOR}
+ELEMENT_OF = {
+    value_pb2.DATA_TYPE_BOOL_LIST: value_pb2.DATA_TYPE_BOOL,
+    value_pb2.DATA_TYPE_INT64_LIST: value_pb2.DATA_TYPE_INT64,
+    value_pb2.DATA_TYPE_FLOAT32_LIST: value_pb2.DATA_TYPE_FLOAT32,
+    value_pb2.DATA_TYPE_FLOAT64_LIST: value_pb2.DATA_TYPE_FLOAT64,
+    value_pb2.DATA_TYPE_STRING_LIST: value_pb2.DATA_TYPE_STRING,
+    value_pb2.DATA_TYPE_TIMESTAMP_LIST: value_pb2.DATA_TYPE_TIMESTAMP,
+}
+"""Element data type of every list data type."""
+
+
+def to_numpy(column: Column, rows: int | None = None) -> tuple[Array, Mask]:
+    """The values and the mask of valid rows (True = has a value).
+
+    Values: [n] of the column's dtype; [n, vector_size] for vectors; [n] object of str, bytes or (for lists) arrays.
+    Packed values are a read-only view of the message's bytes. Raises InvalidArgument INVALID_COLUMN when lengths
+    disagree with each other or with `rows`.
+    """
+    kind = column.data_type
+    if kind in ELEMENT_OF:
+        values = _lists(column)
+    elif kind == value_pb2.DATA_TYPE_STRING:
+        values = _objects(column, "strings")
+    elif kind == value_pb2.DATA_TYPE_BYTES:
+        values = _objects(column, "blobs")
+    elif kind in DTYPES:
+        values = _fixed(column)
+    else:
+        raise _invalid(column, "its data_type is not set")
+    if rows is not None and len(values) != rows:
+        raise _invalid(column, f"it has {len(values)} rows where {rows} are expected")
+    return values, valid_mask(column, len(values))
+
+
+def valid_mask(column: Column, rows: int) -> Mask:
+    """[rows] bool, True = the row has a value."""
+    if not column.validity:
+        return np.ones(rows, dtype=np.bool_)
+    if len(column.validity) != (rows + 7) // 8:
+        raise _invalid(column, f"validity has {len(column.validity)} bytes where {rows} rows need {(rows + 7) // 8}")
+    bits = np.unpackbits(np.frombuffer(column.validity, np.uint8), count=rows, bitorder="little")
+    return bits.astype(np.bool_)
+
+
+def pack_mask(valid: Mask) -> bytes:
+    """The validity bitmap of a mask; empty when every row is valid."""
+    return b"" if bool(valid.all()) else np.packbits(valid, bitorder="little").tobytes()
+
+
+def from_numpy(name: str, values: Array, valid: Mask | None = None, *, data_type: int | None = None) -> Column:
+    """A packed column from [n] bool, integer, float32, float64 or datetime64, or [n, k] float vectors.
+    `data_type` overrides the one that follows from the dtype. Arrays of str or bytes objects become text or blobs."""
+    values = np.asarray(values)
+    if values.dtype.kind in "OU":
+        if data_type == value_pb2.DATA_TYPE_BYTES or (data_type is None and any(isinstance(v, bytes) for v in values)):
+            return from_blobs(name, list(values), valid)
+        return from_texts(name, list(values), valid)
+    if values.dtype.kind == "M":
+        values = values.astype("datetime64[us]").astype(np.int64)
+        data_type = data_type or value_pb2.DATA_TYPE_TIMESTAMP
+    kind = data_type or _type_of(values)
+    if valid is not None and not valid.all():
+        keep = valid if values.ndim == 1 else valid[:, None]
+        values = np.where(keep, values, values.dtype.type(0))
+    packed = np.ascontiguousarray(values, dtype=DTYPES[kind]).tobytes()
+    column = Column(name=name, data_type=kind, packed=packed)  # type: ignore[arg-type]
+    if kind in VECTORS:
+        column.vector_size = values.shape[1]
+    if valid is not None:
+        column.validity = pack_mask(np.asarray(valid, np.bool_))
+    return column
+
+
+def from_texts(name: str, texts: Sequence[str | None], valid: Mask | None = None) -> Column:
+    """A STRING column; None (or an invalid row) is null."""
+    mask = np.array([t is not None for t in texts], np.bool_) if valid is None else np.asarray(valid, np.bool_)
+    strings = [str(t) if ok else "" for t, ok in zip(texts, mask, strict=True)]
+    return Column(
+        name=name,
+        data_type=value_pb2.DATA_TYPE_STRING,
+        strings=column_pb2.StringValues(values=strings),
+        validity=pack_mask(mask),
+    )
+
+
+def from_blobs(name: str, blobs: Sequence[bytes | None], valid: Mask | None = None) -> Column:
+    """A BYTES column; None (or an invalid row) is null."""
+    mask = np.array([b is not None for b in blobs], np.bool_) if valid is None else np.asarray(valid, np.bool_)
+    values = [b if ok and b is not None else b"" for b, ok in zip(blobs, mask, strict=True)]
+    return Column(
+        name=name,
+        data_type=value_pb2.DATA_TYPE_BYTES,
+        blobs=column_pb2.BytesValues(values=values),
+        validity=pack_mask(mask),
+    )
+
+
+def from_lists(name: str, rows: Sequence[Sequence[Any] | Array | None], data_type: int) -> Column:
+    """A column of lists of varying length; None is null, elements are never null."""
+    element = ELEMENT_OF[data_type]
+    mask = np.array([row is not None for row in rows], np.bool_)
+    lengths = [0 if row is None else len(row) for row in rows]
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<u4").tobytes()
+    column = Column(name=name, data_type=data_type, offsets=offsets, validity=pack_mask(mask))  # type: ignore[arg-type]
+    if element == value_pb2.DATA_TYPE_STRING:
+        column.strings.values.extend(str(v) for row in rows if row is not None for v in row)
+    else:
+        flat = [np.asarray(row, DTYPES[element]) for row in rows if row is not None and len(row)]
+        column.packed = np.concatenate(flat).tobytes() if flat else b""
+    return column
+
+
+def row_count(column: Column) -> int:
+    """Rows of a column, from its lengths alone. Raises InvalidArgument INVALID_COLUMN."""
+    if column.data_type in ELEMENT_OF:
+        return max(0, len(column.offsets) // 4 - 1)
+    which = column.WhichOneof("values")
+    if which == "packed":
+        dtype = DTYPES.get(column.data_type)
+        if dtype is None:
+            raise _invalid(column, "values of its data_type cannot be packed")
+        width = dtype.itemsize * (_vector_size(column) if column.data_type in VECTORS else 1)
+        if len(column.packed) % width:
+            raise _invalid(column, f"packed has {len(column.packed)} bytes, not a multiple of {width}")
+        return len(column.packed) // width
+    if which is None:
+        return 0
+    return len(getattr(column, which).values) // (_vector_size(column) if column.data_type in VECTORS else 1)
+
+
+def from_table(table: Table) -> dict[str, tuple[Array, Mask]]:
+    """name → (values, valid) in order. Raises InvalidArgument INVALID_COLUMN: wrong lengths, a name twice or empty."""
+    found: dict[str, tuple[Array, Mask]] = {}
+    for column in table.columns:
+        if not column.name or column.name in found:
+            raise _invalid(column, "its name is empty or appears twice")
+        found[column.name] = to_numpy(column, table.row_count)
+    return found
+
+
+def to_table(columns: Sequence[Column]) -> Table:
+    """A table of equally long columns."""
+    counts = {row_count(column) for column in columns}
+    if len(counts) > 1:
+        raise InvalidArgument(f"Columns differ in length: {sorted(counts)}.", reason="INVALID_COLUMN")
+    return Table(row_count=counts.pop() if counts else 0, columns=columns)
+
+
+def _vector_size(column: Column) -> int:
+    if column.vector_size == 0:
+        raise _invalid(column, "vector_size is 0")
+    return column.vector_size
+
+
+def _fixed(column: Column) -> Array:
+    kind, dtype, which = column.data_type, DTYPES[column.data_type], column.WhichOneof("values")
+    rows = row_count(column)
+    if which == "packed":
+        values: Array = np.frombuffer(column.packed, dtype)
+        if kind == value_pb2.DATA_TYPE_BOOL:
+            values = np.frombuffer(column.packed, np.uint8) != 0
+    elif which == "ints" and kind not in VECTORS:
+        values = np.array(column.ints.values, np.int64)
+        values = values != 0 if kind == value_pb2.DATA_TYPE_BOOL else values.astype(dtype)
+    elif which == "doubles" and dtype.kind == "f":
+        values = np.array(column.doubles.values, np.float64).astype(dtype)
+    elif which is None:
+        values = np.empty(0, dtype)
+    else:
+        raise _invalid(column, f"{which} cannot hold values of its data_type")
+    if kind in VECTORS:
+        size = _vector_size(column)
+        if len(values) != rows * size:
+            raise _invalid(column, f"{len(values)} elements are not a multiple of vector_size {size}")
+        values = values.reshape(rows, size)
+    return values
+
+
+def _objects(column: Column, wanted: str) -> Array:
+    which = column.WhichOneof("values")
+    if which not in (wanted, None):
+        raise _invalid(column, f"{which} cannot hold values of its data_type: use {wanted}")
+    source = getattr(column, wanted).values
+    values = np.empty(len(source), dtype=object)
+    values[:] = list(source)
+    return values
+
+
+def _lists(column: Column) -> Array:
+    if len(column.offsets) % 4 or not column.offsets:
+        raise _invalid(column, "offsets must be n + 1 little-endian uint32")
+    offsets = np.frombuffer(column.offsets, "<u4").astype(np.int64)
+    flat_column = Column(name=column.name, data_type=ELEMENT_OF[column.data_type])  # type: ignore[arg-type]
+    which = column.WhichOneof("values")
+    if which is not None:
+        field = getattr(column, which)
+        if which == "packed":
+            flat_column.packed = field
+        else:
+            getattr(flat_column, which).CopyFrom(field)
+    flat, _ = to_numpy(flat_column)
+    if offsets[0] != 0 or offsets[-1] != len(flat) or bool((np.diff(offsets) < 0).any()):
+        raise _invalid(column, f"offsets must rise from 0 to the {len(flat)} elements")
+    rows = np.empty(len(offsets) - 1, dtype=object)
+    for i in range(len(rows)):
+        rows[i] = flat[offsets[i] : offsets[i + 1]]
+    return rows
+
+
+def _type_of(values: Array) -> int:
+    if values.ndim == 2:
+        return value_pb2.DATA_TYPE_FLOAT32_VECTOR if values.dtype == np.float32 else value_pb2.DATA_TYPE_FLOAT64_VECTOR
+    if values.ndim != 1:
+        raise ValueError(f"a column has 1 or 2 dimensions, not {values.ndim}")
+    if values.dtype.kind == "b":
+        return value_pb2.DATA_TYPE_BOOL
+    if values.dtype.kind in "iu":
+        return value_pb2.DATA_TYPE_INT64
+    if values.dtype == np.float32:
+        return value_pb2.DATA_TYPE_FLOAT32
+    if values.dtype.kind == "f":
+        return value_pb2.DATA_TYPE_FLOAT64
+    raise ValueError(f"no data type for {values.dtype}")
+
+
+def _invalid(column: Column, why: str) -> InvalidArgument:
+    return InvalidArgument(f"Column {column.name!r} is malformed: {why}.", reason="INVALID_COLUMN", column=column.name)

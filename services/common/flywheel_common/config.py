@@ -1,0 +1,181 @@
+"""Typed settings from the environment: `FLYWHEEL_<SERVICE>_<FIELD>`, all problems listed, secrets redacted.
+
+    class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings):
+        model_config = SettingsConfigDict(env_prefix="FLYWHEEL_FEATURE_")
+        listen: str = "127.0.0.1:7101"
+        metrics_listen: str = "127.0.0.1:7201"
+
+    settings = load(FeatureSettings)
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+EXIT_BAD_SETTINGS = 2
+
+
+class Settings(BaseSettings):
+    """Base of every group of settings: frozen, documented by docstrings under the fields."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True)
+
+
+class ServiceSettings(Settings):
+    """What every process has."""
+
+    listen: str = "127.0.0.1:7100"
+    """host:port of the gRPC server; port 0 picks a free one."""
+    metrics_listen: str = "127.0.0.1:7200"
+    """host:port of the Prometheus /metrics page; empty for none."""
+    drain_seconds: float = 1.0
+    """After SIGTERM: how long to keep serving as NOT_SERVING, so that clients look elsewhere."""
+    grace_seconds: float = 10.0
+    """After the drain: how long running calls may take to finish."""
+    max_message_bytes: int = 16 * 1024 * 1024
+    """Largest request accepted."""
+    max_concurrent_rpcs: int = 512
+    """Unary calls in flight beyond which new ones answer RESOURCE_EXHAUSTED; health is exempt."""
+    max_concurrent_streams: int = 1024
+    """Streaming calls in flight beyond which new ones answer RESOURCE_EXHAUSTED."""
+    default_deadline_seconds: float = 30.0
+    """Budget of a unary call whose client set no deadline."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Least severe level logged."""
+    log_rpcs: bool = True
+    """One JSON line per RPC."""
+    reflection: bool = True
+    """Serve gRPC reflection (in jwt mode: to authenticated callers)."""
+    otlp_endpoint: str = ""
+    """OTLP/gRPC endpoint for traces, e.g. http://127.0.0.1:4317; empty for none."""
+    trace_ratio: float = 0.01
+    """Share of calls without a sampled parent that are traced."""
+    auth_mode: Literal["open", "jwt"] = "open"
+    """open: everyone may do everything, loopback only. jwt: bearer tokens, default deny."""
+    auth_open_anywhere: bool = False
+    """Allow auth_mode=open on an address other than loopback (inside a closed container network)."""
+    jwt_issuer: str = ""
+    """Required `iss` of tokens."""
+    jwt_audience: str = ""
+    """Required `aud` of tokens."""
+    jwt_key_file: Path | None = None
+    """PEM public key (or HMAC secret) that signs tokens."""
+    jwt_jwks_url: str = ""
+    """Where to fetch signing keys, instead of jwt_key_file."""
+    jwt_algorithms: tuple[str, ...] = ("RS256", "ES256")
+    """Accepted signature algorithms."""
+    jwt_roles_claim: str = "roles"
+    """Claim that lists the caller's roles."""
+    service_token: SecretStr = SecretStr("")
+    """Bearer token this process sends to its peers."""
+    tls_cert_file: Path | None = None
+    """PEM certificate chain of the server; with tls_key_file turns TLS on."""
+    tls_key_file: Path | None = None
+    """PEM private key of the server."""
+    tls_client_ca_file: Path | None = None
+    """PEM roots that client certificates must chain to; turns mutual TLS on."""
+
+    @field_validator("listen", "metrics_listen")
+    @classmethod
+    def _host_and_port(cls, value: str) -> str:
+        if value:
+            split_address(value)
+        return value
+
+
+class PostgresSettings(Settings):
+    """A service that owns a PostgreSQL database."""
+
+    postgres_dsn: SecretStr
+    """postgresql://user:password@host:port/database."""
+    postgres_pool_size: int = 10
+    """Most connections held."""
+    postgres_statement_timeout_seconds: float = 10.0
+    """A statement that takes longer is cancelled."""
+
+    @property
+    def dsn(self) -> str:
+        """The DSN in the clear."""
+        return self.postgres_dsn.get_secret_value()
+
+
+class RedisSettings(Settings):
+    """A service that uses Redis."""
+
+    redis_url: SecretStr
+    """redis://[:password@]host:port/db."""
+
+    @property
+    def redis(self) -> str:
+        """The URL in the clear."""
+        return self.redis_url.get_secret_value()
+
+
+class KafkaSettings(Settings):
+    """A service that produces or consumes events."""
+
+    kafka_bootstrap: str
+    """host:port[,host:port…]."""
+    kafka_partitions: int = 4
+    """Partitions of the topics this service creates."""
+
+
+class S3Settings(Settings):
+    """A service that keeps objects in S3."""
+
+    s3_endpoint: str
+    """http(s)://host:port."""
+    s3_access_key: SecretStr
+    """Access key id."""
+    s3_secret_key: SecretStr
+    """Secret access key."""
+    s3_bucket: str
+    """Bucket of this service's objects."""
+    s3_region: str = "us-east-1"
+    """Region name for signatures."""
+
+
+S = TypeVar("S", bound=BaseSettings)
+
+
+def load(settings: type[S], **overrides: Any) -> S:
+    """The settings from the environment; `overrides` (from the command line) win where they are not None.
+    Prints every problem and exits with status 2 when something is missing or wrong."""
+    try:
+        return settings(**{key: value for key, value in overrides.items() if value is not None})
+    except ValidationError as error:
+        prefix = str(settings.model_config.get("env_prefix", ""))
+        print(f"The settings of {settings.__name__} have {error.error_count()} problem(s):", file=sys.stderr)
+        for problem in error.errors(include_url=False, include_input=False):
+            name = prefix + "_".join(str(part) for part in problem["loc"]).upper()
+            meaning = _meaning(settings, problem["loc"])
+            print(f"  {name}: {problem['msg']}{meaning}", file=sys.stderr)
+        raise SystemExit(EXIT_BAD_SETTINGS) from None
+
+
+def _meaning(settings: type[BaseSettings], location: tuple[int | str, ...]) -> str:
+    field = settings.model_fields.get(str(location[0])) if location else None
+    return f" ({field.description})" if field is not None and field.description else ""
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """host and port of `host:port` or `[v6]:port`. Raises ValueError with the expected form."""
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{address!r} is not an address: expected host:port")
+    return host.strip("[]"), int(port)
+
+
+_PASSWORD = re.compile(r"(//[^:/@\s]*):[^@\s]*@")
+_PASSWORD_WORD = re.compile(r"\b(password|secret|token)=[^\s&]+", re.IGNORECASE)
+
+
+def redact_dsn(dsn: str) -> str:
+    """The DSN or URL with its password replaced by ***."""
+    return _PASSWORD_WORD.sub(r"\1=***", _PASSWORD.sub(r"\1:***@", dsn))

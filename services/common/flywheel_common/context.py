@@ -1,0 +1,97 @@
+"""What the running call carries along: its deadline, who calls, its trace. One context variable holds it all,
+because every set costs on the hot path; tasks started by a call inherit it."""
+
+from __future__ import annotations
+
+import time
+from contextvars import ContextVar
+
+from flywheel_common.errors import DeadlineExceeded
+
+ROLE_ANY = "*"
+
+
+class Principal:
+    """An authenticated caller."""
+
+    __slots__ = ("roles", "subject")
+
+    def __init__(self, subject: str, roles: frozenset[str] = frozenset()) -> None:
+        self.subject = subject
+        self.roles = roles
+
+    def __repr__(self) -> str:
+        return f"Principal({self.subject!r}, roles={sorted(self.roles)})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Principal) and (self.subject, self.roles) == (other.subject, other.roles)
+
+    def __hash__(self) -> int:
+        return hash((self.subject, self.roles))
+
+
+ANONYMOUS = Principal("anonymous", frozenset({ROLE_ANY}))
+
+
+class Call:
+    """One running call (or background piece of work). `deadline` is on the monotonic clock, None = unbounded;
+    `traceparent` is W3C text, empty when there is none; `actor` is for the audit only."""
+
+    __slots__ = ("actor", "deadline", "method", "principal", "request_id", "traceparent")
+
+    def __init__(
+        self,
+        method: str = "",
+        principal: Principal = ANONYMOUS,
+        actor: str = "",
+        deadline: float | None = None,
+        traceparent: str = "",
+        request_id: str = "",
+    ) -> None:
+        self.method = method
+        self.principal = principal
+        self.actor = actor
+        self.deadline = deadline
+        self.traceparent = traceparent
+        self.request_id = request_id
+
+
+current_call: ContextVar[Call | None] = ContextVar("flywheel_call", default=None)
+
+
+def current_principal() -> Principal:
+    """Who calls; `ANONYMOUS` outside a call and in open mode."""
+    call = current_call.get()
+    return call.principal if call is not None else ANONYMOUS
+
+
+def actor() -> str:
+    """The name to write into an audit: the authenticated subject; in open mode what the caller calls itself."""
+    call = current_call.get()
+    return (call.actor or call.principal.subject) if call is not None else "system"
+
+
+def current_traceparent() -> str:
+    """W3C traceparent of the running call, or empty."""
+    call = current_call.get()
+    return call.traceparent if call is not None else ""
+
+
+def left_seconds() -> float | None:
+    """Seconds left of the running call's budget (may be negative); None when it has no deadline."""
+    call = current_call.get()
+    if call is None or call.deadline is None:
+        return None
+    return call.deadline - time.monotonic()
+
+
+def call_timeout(default_seconds: float, *, reserve_seconds: float = 0.0) -> float:
+    """The timeout for an outgoing call: what is left less a reserve for our own answer, at most the default.
+    Raises DeadlineExceeded when nothing is left, so that no hopeless call is sent."""
+    left = left_seconds()
+    if left is None:
+        return default_seconds
+    left -= reserve_seconds
+    if left <= 0:
+        raise DeadlineExceeded("The call's budget is used up before its next step could start: give it a longer deadline.")
+    return min(left, default_seconds)

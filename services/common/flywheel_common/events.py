@@ -1,0 +1,62 @@
+"""The event envelope `flywheel.events.v1.Event`: built by producers, parsed by consumers."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from flywheel_common.context import current_traceparent
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.ids import new_id
+from flywheel_protos.events.v1.event_pb2 import Event
+
+M = TypeVar("M", bound=Message)
+
+
+def build_event(
+    payload: Message, *, source: str, key: str, event_time: datetime, event_id: str | None = None
+) -> Event:
+    """An envelope around `payload`. `event_time` must know its zone. Give `event_id` where a retry must carry the
+    same one; else a new id is made. The current trace context goes along."""
+    if event_time.tzinfo is None:
+        raise ValueError("event_time must know its time zone")
+    event = Event(
+        id=event_id or new_id(),
+        type=payload.DESCRIPTOR.full_name,
+        source=source,
+        key=key,
+        trace_parent=current_traceparent(),
+        payload=payload.SerializeToString(),
+    )
+    event.event_time.FromDatetime(event_time.astimezone(UTC))
+    return event
+
+
+def parse_event(value: bytes) -> Event:
+    """The envelope in a Kafka record. Raises InvalidArgument MALFORMED_EVENT when it is none (or lacks id or type)."""
+    try:
+        event = Event.FromString(value)
+    except DecodeError:
+        raise InvalidArgument("The record is not a flywheel.events.v1.Event.", reason="MALFORMED_EVENT") from None
+    if not event.id or not event.type:
+        raise InvalidArgument("The event has no id or no type.", reason="MALFORMED_EVENT")
+    return event
+
+
+def payload_of(event: Event, kind: type[M]) -> M:
+    """The payload as `kind`. Raises InvalidArgument: UNEXPECTED_EVENT_TYPE or MALFORMED_EVENT."""
+    if event.type != kind.DESCRIPTOR.full_name:
+        raise InvalidArgument(
+            f"The event is a {event.type}, not a {kind.DESCRIPTOR.full_name}.", reason="UNEXPECTED_EVENT_TYPE"
+        )
+    try:
+        return kind.FromString(event.payload)
+    except DecodeError:
+        raise InvalidArgument(f"The payload is not a {event.type}.", reason="MALFORMED_EVENT") from None
+
+
+def event_time_of(event: Event) -> datetime:
+    """The event time, in UTC."""
+    return event.event_time.ToDatetime(tzinfo=UTC)

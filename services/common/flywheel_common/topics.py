@@ -1,0 +1,80 @@
+"""The topics of Flywheel, in one place: names, partitions, retention.
+
+`prediction.logged` and `outcome.recorded` have the same number of partitions and are partitioned by the same hash of
+the prediction id, so that an outcome meets its prediction in one consumer.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+DEFAULT_PARTITIONS = 4
+
+PREDICTION_LOGGED = "prediction.logged"
+OUTCOME_RECORDED = "outcome.recorded"
+DRIFT_DETECTED = "drift.detected"
+MODEL_STAGE_CHANGED = "model.stage_changed"
+ROLLOUT_CHANGED = "rollout.changed"
+TRAINING_COMPLETED = "training.completed"
+
+_SOURCE_PREFIX = "feature.source."
+_DEAD_LETTER_PREFIX = "dead-letter."
+_DAY_MILLISECONDS = 86_400_000
+
+
+def feature_source(name: str) -> str:
+    """The topic of a stream source."""
+    return _SOURCE_PREFIX + name
+
+
+def dead_letter(group: str) -> str:
+    """The topic where a consumer group parks what it cannot process."""
+    return _DEAD_LETTER_PREFIX + group
+
+
+@dataclass(frozen=True)
+class TopicSpec:
+    """A topic to create: `retention_days` is wall time, because record time is."""
+
+    name: str
+    partitions: int = DEFAULT_PARTITIONS
+    replication: int = 1
+    retention_days: float = 7.0
+
+    @property
+    def configs(self) -> dict[str, str]:
+        return {"retention.ms": str(int(self.retention_days * _DAY_MILLISECONDS))}
+
+
+STANDARD: tuple[TopicSpec, ...] = tuple(
+    TopicSpec(name)
+    for name in (
+        PREDICTION_LOGGED,
+        OUTCOME_RECORDED,
+        DRIFT_DETECTED,
+        MODEL_STAGE_CHANGED,
+        ROLLOUT_CHANGED,
+        TRAINING_COMPLETED,
+    )
+)
+"""Every topic whose name is fixed."""
+
+
+def partition_for(key: str, partitions: int = DEFAULT_PARTITIONS) -> int:
+    """CRC-32 of the key's UTF-8 bytes modulo the partition count: the partition of a prediction id."""
+    return zlib.crc32(key.encode()) % partitions
+
+
+def specs(names: Iterable[str], partitions: int = DEFAULT_PARTITIONS) -> list[TopicSpec]:
+    """Specs of the same shape for several names."""
+    return [TopicSpec(name, partitions) for name in names]
+
+
+async def ensure_topics(bootstrap: str, wanted: Iterable[TopicSpec], *, timeout_seconds: float = 30.0) -> None:
+    """Creates the topics that are missing; leaves others as they are. Raises Unavailable KAFKA_UNAVAILABLE when the
+    broker does not answer in time, FailedPrecondition when an existing topic has fewer partitions."""
+    from flywheel_common.kafka import create_topics
+
+    await create_topics(bootstrap, tuple(wanted), timeout_seconds=timeout_seconds)

@@ -1,0 +1,117 @@
+"""`types.v1.Value` to Python and back: None, bool, int, float, str, bytes, datetime (UTC), list."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from flywheel_common.columns import ELEMENT_OF, VECTORS
+from flywheel_common.errors import InvalidArgument
+from flywheel_protos.types.v1 import value_pb2
+
+Value = value_pb2.Value
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def to_python(value: Value) -> Any:
+    """None when no kind is set; timestamps as UTC datetimes; lists as lists."""
+    kind = value.WhichOneof("kind")
+    if kind is None:
+        return None
+    if kind == "timestamp_value":
+        return value.timestamp_value.ToDatetime(tzinfo=UTC)
+    if kind == "list_value":
+        return [to_python(v) for v in value.list_value.values]
+    return getattr(value, kind)
+
+
+def from_python(value: Any) -> Value:
+    """Raises InvalidArgument INVALID_VALUE for a type that has no place in a Value."""
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, np.ndarray):
+        value = value.tolist()
+    match value:
+        case None:
+            return Value()
+        case bool():
+            return Value(bool_value=value)
+        case int():
+            return Value(int64_value=value)
+        case float():
+            return Value(double_value=value)
+        case str():
+            return Value(string_value=value)
+        case bytes():
+            return Value(bytes_value=value)
+        case datetime():
+            result = Value()
+            result.timestamp_value.FromDatetime(value if value.tzinfo is None else value.astimezone(UTC))
+            return result
+        case list() | tuple():
+            return Value(list_value=value_pb2.ValueList(values=[from_python(v) for v in value]))
+    raise InvalidArgument(f"A {type(value).__name__} is no feature value.", reason="INVALID_VALUE")
+
+
+def fields_to_python(fields: Mapping[str, Value]) -> dict[str, Any]:
+    """name → Python value, for request fields and source events."""
+    return {name: to_python(value) for name, value in fields.items()}
+
+
+def micros(moment: datetime) -> int:
+    """Microseconds since 1970 UTC."""
+    delta = moment.astimezone(UTC) - EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def coerce(value: Value, data_type: int, field: str) -> Any:
+    """The value as its declared type: TIMESTAMP as int microseconds, lists and vectors as lists, null as None.
+    Widening is allowed (int → float, RFC 3339 text → timestamp), anything else is InvalidArgument WRONG_TYPE."""
+    plain = to_python(value)
+    if plain is None:
+        return None
+    if data_type in ELEMENT_OF or data_type in VECTORS:
+        if not isinstance(plain, list):
+            raise _wrong(field, data_type, plain)
+        element = ELEMENT_OF.get(data_type) or (
+            value_pb2.DATA_TYPE_FLOAT32 if data_type == value_pb2.DATA_TYPE_FLOAT32_VECTOR else value_pb2.DATA_TYPE_FLOAT64
+        )
+        return [_scalar(v, element, field) for v in plain]
+    return _scalar(plain, data_type, field)
+
+
+def _scalar(plain: Any, data_type: int, field: str) -> Any:
+    match data_type, plain:
+        case value_pb2.DATA_TYPE_BOOL, bool():
+            return plain
+        case value_pb2.DATA_TYPE_INT64, int() if not isinstance(plain, bool):
+            return plain
+        case value_pb2.DATA_TYPE_INT64, float() if plain.is_integer() and abs(plain) < 2**53:
+            return int(plain)
+        case (value_pb2.DATA_TYPE_FLOAT32 | value_pb2.DATA_TYPE_FLOAT64), (int() | float()) if not isinstance(plain, bool):
+            return float(plain)
+        case value_pb2.DATA_TYPE_STRING, str():
+            return plain
+        case value_pb2.DATA_TYPE_BYTES, bytes():
+            return plain
+        case value_pb2.DATA_TYPE_TIMESTAMP, datetime():
+            return micros(plain)
+        case value_pb2.DATA_TYPE_TIMESTAMP, int() if not isinstance(plain, bool):
+            return plain
+        case value_pb2.DATA_TYPE_TIMESTAMP, str():
+            try:
+                moment = datetime.fromisoformat(plain)
+            except ValueError:
+                raise _wrong(field, data_type, plain) from None
+            return micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+    raise _wrong(field, data_type, plain)
+
+
+def _wrong(field: str, data_type: int, plain: Any) -> InvalidArgument:
+    expected = value_pb2.DataType.Name(data_type).removeprefix("DATA_TYPE_")  # type: ignore[arg-type]
+    return InvalidArgument(
+        f"{field} is a {type(plain).__name__} where {expected} is declared.", reason="WRONG_TYPE", field=field, expected=expected
+    )
