@@ -1,0 +1,292 @@
+"""What users declare: entities, sources, views, feature sets. Plain immutable values; times are microseconds.
+
+A View or FeatureSet here is one version of it, resolved: every feature with its type, every reference with the version it is
+bound to. Ids are the last part of a resource name; `name` gives the whole.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+SECOND = 1_000_000
+HOUR = 3600 * SECOND
+DAY = 24 * HOUR
+
+
+class DataType(enum.IntEnum):
+    """Numbers of flywheel.types.v1.DataType."""
+
+    BOOL = 1
+    INT64 = 2
+    FLOAT32 = 3
+    FLOAT64 = 4
+    STRING = 5
+    BYTES = 6
+    TIMESTAMP = 7
+    BOOL_LIST = 12
+    INT64_LIST = 13
+    FLOAT32_LIST = 14
+    FLOAT64_LIST = 15
+    STRING_LIST = 16
+    TIMESTAMP_LIST = 17
+    FLOAT32_VECTOR = 24
+    FLOAT64_VECTOR = 25
+
+    @property
+    def is_list(self) -> bool:
+        return 12 <= self <= 17
+
+    @property
+    def is_vector(self) -> bool:
+        return self >= 24
+
+    @property
+    def element(self) -> DataType:
+        """Type of a list's or vector's elements; a scalar's is itself."""
+        if self.is_list:
+            return DataType.TIMESTAMP if self == DataType.TIMESTAMP_LIST else DataType(self - 11)
+        if self.is_vector:
+            return DataType.FLOAT32 if self == DataType.FLOAT32_VECTOR else DataType.FLOAT64
+        return self
+
+
+KEY_TYPES = frozenset({DataType.BOOL, DataType.INT64, DataType.STRING, DataType.BYTES})
+NUMERIC_TYPES = frozenset({DataType.BOOL, DataType.INT64, DataType.FLOAT32, DataType.FLOAT64})
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    name: str
+    data_type: DataType
+    vector_size: int = 0
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What people say about an object; a change of it makes no new version."""
+
+    description: str = ""
+    owner: str = ""
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    project: str
+    id: str
+    join_keys: tuple[Field, ...]
+    metadata: Metadata = Metadata()
+
+    @property
+    def name(self) -> str:
+        return f"projects/{self.project}/entities/{self.id}"
+
+
+class TableFormat(enum.IntEnum):
+    PARQUET = 1
+    DELTA = 2
+    ICEBERG = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetSource:
+    uri: str
+    format: TableFormat = TableFormat.PARQUET
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSource:
+    allowed_lateness: int = 0
+    """Microseconds; 0: any lateness."""
+    partitions: int = 0
+    """0: the platform's default."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSource:
+    kind: str = "request"
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    project: str
+    id: str
+    schema: tuple[Field, ...]
+    timestamp_field: str
+    """Empty for request sources."""
+    created_field: str
+    """Empty: a row is known at its event time."""
+    kind: ParquetSource | StreamSource | RequestSource
+    metadata: Metadata = Metadata()
+
+    @property
+    def name(self) -> str:
+        return f"projects/{self.project}/sources/{self.id}"
+
+    @property
+    def is_stream(self) -> bool:
+        return isinstance(self.kind, StreamSource)
+
+    def field(self, name: str) -> Field | None:
+        return next((f for f in self.schema if f.name == name), None)
+
+
+class ValidationAction(enum.IntEnum):
+    REJECT = 1
+    QUARANTINE = 2
+    FLAG = 3
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationRule:
+    min: float | None = None
+    max: float | None = None
+    max_null_rate: float | None = None
+    allowed: tuple[str, ...] = ()
+    action: ValidationAction = ValidationAction.REJECT
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    name: str
+    data_type: DataType
+    vector_size: int = 0
+    description: str = ""
+    rules: tuple[ValidationRule, ...] = ()
+    field: str = ""
+    """Source field that it is read from (never empty in a resolved batch view)."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchView:
+    source: str
+    """Source id."""
+    features: tuple[Feature, ...]
+
+
+class AggregationFunction(enum.IntEnum):
+    COUNT = 1
+    SUM = 2
+    MEAN = 3
+    MIN = 4
+    MAX = 5
+    STD = 6
+    LAST = 7
+    FIRST = 8
+    LAST_N = 9
+    APPROX_DISTINCT = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    name: str
+    function: AggregationFunction
+    field: str
+    """Source field; empty only for COUNT of events."""
+    window: int
+    """Microseconds, a multiple of the tile."""
+    limit: int = 0
+    description: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamView:
+    source: str
+    aggregations: tuple[Aggregation, ...]
+    filter: str = ""
+    tile: int = 0
+    """Microseconds; never 0 in a resolved view."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expression:
+    feature: Feature
+    sql: str
+
+
+@dataclass(frozen=True, slots=True)
+class OnDemandView:
+    views: tuple[str, ...]
+    """View ids it reads; `View.inputs` has the versions."""
+    request_sources: tuple[str, ...]
+    expressions: tuple[Expression, ...]
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class VersionRef:
+    """One version of a view or feature set of the same project."""
+
+    id: str
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    project: str
+    id: str
+    entity: str
+    """Entity id; empty for on-demand views."""
+    kind: BatchView | StreamView | OnDemandView
+    ttl: int = 0
+    """Microseconds; 0: never stale."""
+    freshness_sla: int = 0
+    metadata: Metadata = Metadata()
+    version: int = 0
+    created_at: datetime | None = None
+    features: tuple[Feature, ...] = ()
+    """Every feature with its type, also those of aggregations and expressions."""
+    inputs: tuple[VersionRef, ...] = ()
+    """On-demand views: the view versions it reads."""
+
+    @property
+    def base_name(self) -> str:
+        return f"projects/{self.project}/views/{self.id}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.base_name}/versions/{self.version}" if self.version else self.base_name
+
+    @property
+    def ref(self) -> VersionRef:
+        return VersionRef(self.id, self.version)
+
+    def feature(self, name: str) -> Feature | None:
+        return next((f for f in self.features if f.name == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSet:
+    project: str
+    id: str
+    features: tuple[str, ...]
+    """`view:feature`, in model order."""
+    metadata: Metadata = Metadata()
+    version: int = 0
+    created_at: datetime | None = None
+    views: tuple[VersionRef, ...] = ()
+    """The view versions that the features are bound to, one per view, in order of first use."""
+    schema: tuple[Field, ...] = ()
+    """One field per feature, in order, named `view__feature`."""
+    join_keys: tuple[Field, ...] = ()
+    request_fields: tuple[Field, ...] = ()
+
+    @property
+    def base_name(self) -> str:
+        return f"projects/{self.project}/featureSets/{self.id}"
+
+    @property
+    def name(self) -> str:
+        return f"{self.base_name}/versions/{self.version}" if self.version else self.base_name
+
+    def view_version(self, view_id: str) -> int:
+        """The version a view is bound to. Raises KeyError."""
+        return next(ref.version for ref in self.views if ref.id == view_id) if view_id else 0
+
+
+def column_name(view_id: str, feature: str) -> str:
+    """`view__feature`: how a feature is called in tables, answers and expressions."""
+    return f"{view_id}__{feature}"
