@@ -154,11 +154,10 @@ def _in_spine_order(
     places[left.get_column(_I).to_numpy()] = np.arange(height, dtype=np.uint32)
     if ttl is not None:
         taken = taken.with_columns(pl.when(valid).then(pl.all()).otherwise(None))
+    place = pl.Series(places)
     return taken.select(
-        pl.col(*columns.values()).gather(pl.Series(places)),
-        pl.from_epoch(found.gather(pl.Series(places)), "us").dt.replace_time_zone("UTC").alias(MATCHED_TIME),
-    ) if columns else taken.select(
-        pl.from_epoch(found.gather(pl.Series(places)), "us").dt.replace_time_zone("UTC").alias(MATCHED_TIME)
+        *(pl.col(name).gather(place) for name in columns.values()),
+        pl.from_epoch(found.gather(place), "us").dt.replace_time_zone("UTC").alias(MATCHED_TIME),
     )
 
 
