@@ -10,7 +10,9 @@ from pathlib import Path
 
 import polars as pl
 
-OUTSIDE_AIRPORTS = "America/Puerto_Rico"  # BQN, PSE, SJU and STT are not in the airports table
+OUTSIDE_AIRPORTS = (
+    "America/Puerto_Rico"  # BQN, PSE, SJU and STT are not in the airports table
+)
 
 
 def package_file(name: str) -> Path:
@@ -37,18 +39,40 @@ def flights(one_in: int = 1) -> pl.DataFrame:
     """
     zones = read("airports.csv").select(pl.col("faa").alias("dest"), pl.col("tzone"))
     frame = read("flights.csv.zip").with_columns(
-        flight_id=pl.format("{}-{}-{}-{}-{}-{}", "carrier", "flight", "origin", "month", "day", "sched_dep_time"),
-        prediction_time=pl.col("time_hour").str.to_datetime(time_unit="us", time_zone="UTC", strict=True),
+        flight_id=pl.format(
+            "{}-{}-{}-{}-{}-{}",
+            "carrier",
+            "flight",
+            "origin",
+            "month",
+            "day",
+            "sched_dep_time",
+        ),
+        prediction_time=pl.col("time_hour").str.to_datetime(
+            time_unit="us", time_zone="UTC", strict=True
+        ),
     )
     frame = frame.unique("flight_id", keep="first", maintain_order=True)
     if one_in > 1:
-        chosen = [zlib.crc32(text.encode()) % one_in == 0 for text in frame["flight_id"]]
+        chosen = [
+            zlib.crc32(text.encode()) % one_in == 0 for text in frame["flight_id"]
+        ]
         frame = frame.filter(pl.Series(chosen))
-    frame = frame.join(zones, on="dest", how="left", maintain_order="left").with_columns(pl.col("tzone").fill_null(OUTSIDE_AIRPORTS))
+    frame = frame.join(
+        zones, on="dest", how="left", maintain_order="left"
+    ).with_columns(pl.col("tzone").fill_null(OUTSIDE_AIRPORTS))
     frame = frame.with_columns(
         scheduled_at=pl.col("prediction_time") + pl.duration(minutes="minute"),
-    ).with_columns(departed_at=pl.col("scheduled_at") + pl.duration(minutes=pl.col("dep_delay").cast(pl.Int64)))
-    frame = pl.concat([_landing(part, str(zone)) for (zone,), part in frame.group_by("tzone", maintain_order=True)])
+    ).with_columns(
+        departed_at=pl.col("scheduled_at")
+        + pl.duration(minutes=pl.col("dep_delay").cast(pl.Int64))
+    )
+    frame = pl.concat(
+        [
+            _landing(part, str(zone))
+            for (zone,), part in frame.group_by("tzone", maintain_order=True)
+        ]
+    )
     return (
         frame.with_columns(
             late=(pl.col("arr_delay") >= 15).cast(pl.Float64),
@@ -74,7 +98,9 @@ def _landing(part: pl.DataFrame, zone: str) -> pl.DataFrame:
     arrived = (pl.col("arr_time") // 100) * 60 + pl.col("arr_time") % 100
     elapsed = (arrived.cast(pl.Int64) - left) % 1440
     return part.with_columns(
-        landed_at=pl.when(pl.col("arr_delay").is_not_null()).then(pl.col("departed_at") + pl.duration(minutes=elapsed))
+        landed_at=pl.when(pl.col("arr_delay").is_not_null()).then(
+            pl.col("departed_at") + pl.duration(minutes=elapsed)
+        )
     )
 
 
@@ -82,7 +108,9 @@ def planes() -> pl.DataFrame:
     """Aircraft by tail number, as the register stood before 2013."""
     return read("planes.csv").select(
         "tailnum",
-        pl.lit("2012-12-31T00:00:00Z").str.to_datetime(time_unit="us", time_zone="UTC").alias("registered_at"),
+        pl.lit("2012-12-31T00:00:00Z")
+        .str.to_datetime(time_unit="us", time_zone="UTC")
+        .alias("registered_at"),
         pl.col("year").cast(pl.Float64).alias("built"),
         pl.col("seats").cast(pl.Float64),
         pl.col("engines").cast(pl.Float64),
@@ -95,8 +123,13 @@ def weather() -> pl.DataFrame:
         read("weather.csv")
         .select(
             "origin",
-            pl.col("time_hour").str.to_datetime(time_unit="us", time_zone="UTC").alias("observed_at"),
-            *[pl.col(c).cast(pl.Float64) for c in ("temp", "humid", "wind_speed", "precip", "visib")],
+            pl.col("time_hour")
+            .str.to_datetime(time_unit="us", time_zone="UTC")
+            .alias("observed_at"),
+            *[
+                pl.col(c).cast(pl.Float64)
+                for c in ("temp", "humid", "wind_speed", "precip", "visib")
+            ],
         )
         .with_columns(known_at=pl.col("observed_at") + pl.duration(hours=1))
         .drop_nulls(["origin", "observed_at"])

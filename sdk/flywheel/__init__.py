@@ -1,6 +1,6 @@
 """Flywheel for Python: declare features, train, release and call models.
 
-    import flywheel as fw
+import flywheel as fw
 """
 
 from flywheel.client import Client, timestamp

@@ -23,14 +23,25 @@ from flywheel.tables import to_table
 from flywheel_common.error_details import from_rpc_error
 from flywheel_common.grpc_channel import channel
 from flywheel_common.value import from_python
-from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2_grpc, training_set_pb2
+from flywheel_protos.feature.v1 import (
+    definitions_pb2,
+    feature_pb2,
+    feature_pb2_grpc,
+    training_set_pb2,
+)
 from flywheel_protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 from flywheel_protos.registry.v1 import registry_pb2, registry_pb2_grpc
 from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from flywheel_protos.types.v1 import job_pb2
 
-PORTS = {"feature": 7101, "registry": 7102, "trainer": 7103, "inference": 7104, "monitor": 7105}
+PORTS = {
+    "feature": 7101,
+    "registry": 7102,
+    "trainer": 7103,
+    "inference": 7104,
+    "monitor": 7105,
+}
 STUBS: dict[str, Callable[[grpc.aio.Channel], Any]] = {
     "feature": feature_pb2_grpc.FeatureServiceStub,
     "registry": registry_pb2_grpc.RegistryServiceStub,
@@ -38,7 +49,12 @@ STUBS: dict[str, Callable[[grpc.aio.Channel], Any]] = {
     "inference": inference_pb2_grpc.InferenceServiceStub,
     "monitor": monitor_pb2_grpc.MonitorServiceStub,
 }
-ENDED = {job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED, job_pb2.JOB_STATE_LOST}
+ENDED = {
+    job_pb2.JOB_STATE_SUCCEEDED,
+    job_pb2.JOB_STATE_FAILED,
+    job_pb2.JOB_STATE_CANCELLED,
+    job_pb2.JOB_STATE_LOST,
+}
 J = TypeVar("J")
 
 
@@ -73,11 +89,14 @@ class Client:
     inference: Service
     monitor: Service
 
-    def __init__(self, project: str = "default", *, timeout: float = 30.0, **addresses: str) -> None:
+    def __init__(
+        self, project: str = "default", *, timeout: float = 30.0, **addresses: str
+    ) -> None:
         self.project, self.parent = project, f"projects/{project}"
         self._timeout = timeout
         self._addresses = {
-            name: addresses.get(name) or os.environ.get(f"FLYWHEEL_{name.upper()}_ADDRESS", f"127.0.0.1:{port}")
+            name: addresses.get(name)
+            or os.environ.get(f"FLYWHEEL_{name.upper()}_ADDRESS", f"127.0.0.1:{port}")
             for name, port in PORTS.items()
         }
         self._channels: list[grpc.aio.Channel] = []
@@ -89,39 +108,68 @@ class Client:
             setattr(self, name, Service(make(opened), self._timeout))
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         for opened in self._channels:
             await opened.close()
 
     def path(self, collection: str, name: str) -> str:
         """`projects/{project}/{collection}/{name}`, or the name itself when it is already a full one."""
-        return name if name.startswith("projects/") else f"{self.parent}/{collection}/{name}"
+        return (
+            name
+            if name.startswith("projects/")
+            else f"{self.parent}/{collection}/{name}"
+        )
 
     # features
 
-    async def apply(self, definitions: definitions_pb2.Definitions, *, plan: bool = False) -> feature_pb2.ApplyDefinitionsResponse:
+    async def apply(
+        self, definitions: definitions_pb2.Definitions, *, plan: bool = False
+    ) -> feature_pb2.ApplyDefinitionsResponse:
         """Applies (or with `plan` only compares) definitions."""
         return await self.feature.ApplyDefinitions(
             feature_pb2.ApplyDefinitionsRequest(
-                parent=self.parent, definitions=definitions, validate_only=plan, request_id=request_id()
+                parent=self.parent,
+                definitions=definitions,
+                validate_only=plan,
+                request_id=request_id(),
             )
         )
 
     async def push(
-        self, target: str, rows: Any, schema: Mapping[str, int] | None = None, *, ids: Sequence[str] = ()
+        self,
+        target: str,
+        rows: Any,
+        schema: Mapping[str, int] | None = None,
+        *,
+        ids: Sequence[str] = (),
     ) -> feature_pb2.PushFeaturesResponse:
         """Sends rows to a stream source, or to a batch view when `target` begins with `views/`."""
-        name = f"{self.parent}/{target}" if target.startswith("views/") else self.path("sources", target)
+        name = (
+            f"{self.parent}/{target}"
+            if target.startswith("views/")
+            else self.path("sources", target)
+        )
         return await self.feature.PushFeatures(
-            feature_pb2.PushFeaturesRequest(target=name, rows=to_table(rows, schema), event_ids=ids)
+            feature_pb2.PushFeaturesRequest(
+                target=name, rows=to_table(rows, schema), event_ids=ids
+            )
         )
 
-    async def wait_applied(self, offsets: Sequence[feature_pb2.AppliedOffset], *, within: float = 60.0) -> None:
+    async def wait_applied(
+        self, offsets: Sequence[feature_pb2.AppliedOffset], *, within: float = 60.0
+    ) -> None:
         """Returns when pushed rows show online, that is when every position is applied. Raises TimeoutError."""
         wanted = {(o.source, o.partition): o.next_offset for o in offsets}
         async with asyncio.timeout(within):
             while wanted:
-                answer = await self.feature.GetFreshness(feature_pb2.GetFreshnessRequest(parent=self.parent))
+                answer = await self.feature.GetFreshness(
+                    feature_pb2.GetFreshnessRequest(parent=self.parent)
+                )
                 for fresh in answer.freshness:
                     for applied in fresh.applied:
                         key = (applied.source or fresh.name, applied.partition)
@@ -131,13 +179,21 @@ class Client:
                     await asyncio.sleep(0.003)
 
     async def online_features(
-        self, feature_set: str, entities: Any, request_fields: Any = None, *, as_of: datetime | None = None, readable: bool = False
+        self,
+        feature_set: str,
+        entities: Any,
+        request_fields: Any = None,
+        *,
+        as_of: datetime | None = None,
+        readable: bool = False,
     ) -> feature_pb2.GetOnlineFeaturesResponse:
         """Feature values of one or many entities; `entities` is a frame or a dict join key → values."""
         request = feature_pb2.GetOnlineFeaturesRequest(
             feature_set=self.path("featureSets", feature_set),
             entities=to_table(entities),
-            layout=feature_pb2.ANSWER_LAYOUT_ROWS if readable else feature_pb2.ANSWER_LAYOUT_COLUMNS,
+            layout=feature_pb2.ANSWER_LAYOUT_ROWS
+            if readable
+            else feature_pb2.ANSWER_LAYOUT_COLUMNS,
         )
         if request_fields is not None:
             request.request_fields.CopyFrom(to_table(request_fields))
@@ -145,11 +201,19 @@ class Client:
             request.as_of.FromDatetime(as_of)
         return await self.feature.GetOnlineFeatures(request)
 
-    async def materialize(self, view: str, progress: Callable[[feature_pb2.Job], None] | None = None) -> feature_pb2.Job:
+    async def materialize(
+        self, view: str, progress: Callable[[feature_pb2.Job], None] | None = None
+    ) -> feature_pb2.Job:
         """Writes a batch view's rows online and waits for the end."""
-        request = feature_pb2.MaterializeViewRequest(view=self.path("views", view), request_id=request_id())
+        request = feature_pb2.MaterializeViewRequest(
+            view=self.path("views", view), request_id=request_id()
+        )
         job = (await self.feature.MaterializeView(request)).job
-        return await self._wait(self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)), "job", progress)
+        return await self._wait(
+            self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)),
+            "job",
+            progress,
+        )
 
     async def build_training_set(
         self,
@@ -168,36 +232,71 @@ class Client:
             request_id=request_id(),
         )
         job = (await self.feature.BuildTrainingSet(request)).job
-        job = await self._wait(self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)), "job", progress)
-        return (await self.feature.GetTrainingSet(feature_pb2.GetTrainingSetRequest(name=job.training_set))).training_set
+        job = await self._wait(
+            self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)),
+            "job",
+            progress,
+        )
+        return (
+            await self.feature.GetTrainingSet(
+                feature_pb2.GetTrainingSetRequest(name=job.training_set)
+            )
+        ).training_set
 
-    async def check_skew(self, predictions_uri: str, *, sample_limit: int = 0) -> feature_pb2.SkewReport:
+    async def check_skew(
+        self, predictions_uri: str, *, sample_limit: int = 0
+    ) -> feature_pb2.SkewReport:
         """Recomputes logged online answers offline and waits for the report."""
         request = feature_pb2.CheckSkewRequest(
-            parent=self.parent, predictions_uri=predictions_uri, sample_limit=sample_limit, request_id=request_id()
+            parent=self.parent,
+            predictions_uri=predictions_uri,
+            sample_limit=sample_limit,
+            request_id=request_id(),
         )
         job = (await self.feature.CheckSkew(request)).job
-        return (await self._wait(self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)), "job")).skew_report
+        return (
+            await self._wait(
+                self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)), "job"
+            )
+        ).skew_report
 
     # training
 
-    async def start_pipeline(self, spec: trainer_pb2.PipelineSpec) -> trainer_pb2.PipelineRun:
+    async def start_pipeline(
+        self, spec: trainer_pb2.PipelineSpec
+    ) -> trainer_pb2.PipelineRun:
         """Starts training set → train → evaluate → register → release → rollout."""
-        request = trainer_pb2.StartPipelineRunRequest(parent=self.parent, spec=spec, request_id=request_id())
+        request = trainer_pb2.StartPipelineRunRequest(
+            parent=self.parent, spec=spec, request_id=request_id()
+        )
         return (await self.trainer.StartPipelineRun(request)).pipeline_run
 
     async def wait_pipeline(
-        self, name: str, progress: Callable[[trainer_pb2.PipelineRun], None] | None = None
+        self,
+        name: str,
+        progress: Callable[[trainer_pb2.PipelineRun], None] | None = None,
     ) -> trainer_pb2.PipelineRun:
         """Follows a pipeline run to its end. Raises JobFailedError."""
-        watch = self.trainer.WatchPipelineRun(trainer_pb2.WatchPipelineRunRequest(name=self.path("pipelineRuns", name)))
+        watch = self.trainer.WatchPipelineRun(
+            trainer_pb2.WatchPipelineRunRequest(name=self.path("pipelineRuns", name))
+        )
         return await self._wait(watch, "pipeline_run", progress)
 
-    async def train(self, spec: trainer_pb2.TrainSpec, progress: Callable[[trainer_pb2.Job], None] | None = None) -> trainer_pb2.Run:
+    async def train(
+        self,
+        spec: trainer_pb2.TrainSpec,
+        progress: Callable[[trainer_pb2.Job], None] | None = None,
+    ) -> trainer_pb2.Run:
         """Runs one TRAIN job and answers its run. Raises JobFailedError."""
-        request = trainer_pb2.SubmitJobRequest(parent=self.parent, job=trainer_pb2.Job(train=spec), request_id=request_id())
+        request = trainer_pb2.SubmitJobRequest(
+            parent=self.parent, job=trainer_pb2.Job(train=spec), request_id=request_id()
+        )
         job = (await self.trainer.SubmitJob(request)).job
-        job = await self._wait(self.trainer.WatchJob(trainer_pb2.WatchJobRequest(name=job.name)), "job", progress)
+        job = await self._wait(
+            self.trainer.WatchJob(trainer_pb2.WatchJobRequest(name=job.name)),
+            "job",
+            progress,
+        )
         return (await self.trainer.GetRun(trainer_pb2.GetRunRequest(name=job.run))).run
 
     # serving
@@ -215,30 +314,57 @@ class Client:
         """One prediction."""
         request = inference_pb2.PredictRequest(
             model=self.path("models", model),
-            entity_keys={name: from_python(value) for name, value in entity_keys.items()},
-            request_fields={name: from_python(value) for name, value in (request_fields or {}).items()},
+            entity_keys={
+                name: from_python(value) for name, value in entity_keys.items()
+            },
+            request_fields={
+                name: from_python(value)
+                for name, value in (request_fields or {}).items()
+            },
             prediction_id=prediction_id,
         )
         if as_of is not None:
             request.as_of.FromDatetime(as_of)
         return await self.inference.Predict(request, timeout=timeout)
 
-    async def record_outcomes(self, model: str, outcomes: Sequence[tuple[str, float, datetime]], *, name: str = "label") -> int:
+    async def record_outcomes(
+        self,
+        model: str,
+        outcomes: Sequence[tuple[str, float, datetime]],
+        *,
+        name: str = "label",
+    ) -> int:
         """Sends (prediction id, value, time at which it became known); answers how many were accepted."""
         accepted = 0
         for start in range(0, len(outcomes), 10_000):
-            request = inference_pb2.RecordOutcomeRequest(model=self.path("models", model))
+            request = inference_pb2.RecordOutcomeRequest(
+                model=self.path("models", model)
+            )
             for prediction, value, moment in outcomes[start : start + 10_000]:
-                request.outcomes.add(prediction_id=prediction, name=name, value=value, event_time=timestamp(moment))
+                request.outcomes.add(
+                    prediction_id=prediction,
+                    name=name,
+                    value=value,
+                    event_time=timestamp(moment),
+                )
             accepted += (await self.inference.RecordOutcome(request)).accepted_count
         return accepted
 
-    async def rollback(self, model: str, reason: str, *, timeout: float = 30.0) -> registry_pb2.RollbackModelResponse:
+    async def rollback(
+        self, model: str, reason: str, *, timeout: float = 30.0
+    ) -> registry_pb2.RollbackModelResponse:
         """Serves the release that served before; answers when every live gateway has acknowledged."""
-        request = registry_pb2.RollbackModelRequest(name=self.path("models", model), reason=reason, request_id=request_id())
+        request = registry_pb2.RollbackModelRequest(
+            name=self.path("models", model), reason=reason, request_id=request_id()
+        )
         return await self.registry.RollbackModel(request, timeout=timeout)
 
-    async def _wait(self, watch: AsyncIterator[Any], field: str, progress: Callable[[Any], None] | None = None) -> Any:
+    async def _wait(
+        self,
+        watch: AsyncIterator[Any],
+        field: str,
+        progress: Callable[[Any], None] | None = None,
+    ) -> Any:
         item = None
         try:
             async for message in watch:
@@ -248,7 +374,11 @@ class Client:
         except grpc.RpcError as error:
             raise from_rpc_error(error) from error
         if item is None or item.state != job_pb2.JOB_STATE_SUCCEEDED:
-            name, reason, text = (item.name, item.error_reason, item.error_message) if item else ("job", "NO_ANSWER", "")
+            name, reason, text = (
+                (item.name, item.error_reason, item.error_message)
+                if item
+                else ("job", "NO_ANSWER", "")
+            )
             raise JobFailedError(name, reason, text)
         return item
 
@@ -263,5 +393,3 @@ def timestamp(moment: datetime) -> Timestamp:
     result = Timestamp()
     result.FromDatetime(moment)
     return result
-
-

@@ -29,7 +29,11 @@ class Metadata:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def texts(self) -> dict[str, object]:
-        return {"description": self.description, "owner": self.owner, "tags": dict(self.tags)}
+        return {
+            "description": self.description,
+            "owner": self.owner,
+            "tags": dict(self.tags),
+        }
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,11 @@ class Entity(Metadata):
     keys: Mapping[str, int]
 
     def proto(self, project: str) -> pb.Entity:
-        return pb.Entity(name=f"projects/{project}/entities/{self.name}", join_keys=fields(self.keys), **self.texts())  # type: ignore[arg-type]
+        return pb.Entity(
+            name=f"projects/{project}/entities/{self.name}",
+            join_keys=fields(self.keys),
+            **self.texts(),
+        )  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -227,7 +235,9 @@ class OnDemandView(View):
     def proto(self, project: str) -> pb.View:
         result = super().proto(project)
         result.on_demand.views.extend(v.proto(project).name for v in self.views)
-        result.on_demand.request_sources.extend(r.proto(project).name for r in self.requests)
+        result.on_demand.request_sources.extend(
+            r.proto(project).name for r in self.requests
+        )
         for name, sql in self.expressions.items():
             expression = result.on_demand.expressions.add(sql=sql)
             expression.feature.name = name
@@ -255,7 +265,10 @@ def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitio
     result, seen = pb.Definitions(), set()
 
     def add(item: object) -> None:
-        if not isinstance(item, Entity | Source | View | FeatureSet) or id(item) in seen:
+        if (
+            not isinstance(item, Entity | Source | View | FeatureSet)
+            or id(item) in seen
+        ):
             return
         seen.add(id(item))
         for name in ("entity", "source"):
@@ -282,7 +295,9 @@ def load_module(path: str | Path) -> ModuleType:
     """Runs a definitions file of the user's, in the user's own process. Raises FileNotFoundError."""
     file = Path(path).resolve()
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is no file; name the Python file that holds your definitions")
+        raise FileNotFoundError(
+            f"{path} is no file; name the Python file that holds your definitions"
+        )
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

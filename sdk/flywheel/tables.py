@@ -21,14 +21,20 @@ def to_table(rows: Any, schema: Mapping[str, int] | None = None) -> column_pb2.T
     """
     table = _arrow(rows)
     names = list(schema) if schema else table.column_names
-    return columns.to_table([_column(name, table.column(name), schema[name] if schema else None) for name in names])
+    return columns.to_table(
+        [
+            _column(name, table.column(name), schema[name] if schema else None)
+            for name in names
+        ]
+    )
 
 
 def to_dict(table: column_pb2.Table) -> dict[str, list[Any]]:
     """name → Python values, None for null; timestamps as integer microseconds."""
     found = columns.from_table(table)
     return {
-        name: [_plain(v) if ok else None for v, ok in zip(values, valid, strict=True)] for name, (values, valid) in found.items()
+        name: [_plain(v) if ok else None for v, ok in zip(values, valid, strict=True)]
+        for name, (values, valid) in found.items()
     }
 
 
@@ -50,7 +56,9 @@ def _arrow(rows: Any) -> pa.Table:
 
 def _values(values: Sequence[Any]) -> Any:
     if len(values) and isinstance(values[0], datetime):
-        return pa.array([None if v is None else micros(v) for v in values]).cast(pa.timestamp("us"))
+        return pa.array([None if v is None else micros(v) for v in values]).cast(
+            pa.timestamp("us")
+        )
     return values
 
 
@@ -59,15 +67,27 @@ def _column(name: str, data: pa.ChunkedArray, kind: int | None) -> column_pb2.Co
     valid = np.asarray(data.is_valid())
     arrow = data.type
     if kind == value_pb2.DATA_TYPE_STRING or (
-        kind is None and (pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow))
+        kind is None
+        and (
+            pa.types.is_string(arrow)
+            or pa.types.is_large_string(arrow)
+            or pa.types.is_string_view(arrow)
+        )
     ):
         return columns.from_texts(name, data.to_pylist())
     if pa.types.is_timestamp(arrow):
-        data, kind = data.cast(pa.timestamp("us")).cast(pa.int64()), kind or value_pb2.DATA_TYPE_TIMESTAMP
-    if kind is None:
-        kind = {"bool": value_pb2.DATA_TYPE_BOOL, "float": value_pb2.DATA_TYPE_FLOAT32, "double": value_pb2.DATA_TYPE_FLOAT64}.get(
-            str(arrow), value_pb2.DATA_TYPE_INT64
+        data, kind = (
+            data.cast(pa.timestamp("us")).cast(pa.int64()),
+            kind or value_pb2.DATA_TYPE_TIMESTAMP,
         )
+    if kind is None:
+        kind = {
+            "bool": value_pb2.DATA_TYPE_BOOL,
+            "float": value_pb2.DATA_TYPE_FLOAT32,
+            "double": value_pb2.DATA_TYPE_FLOAT64,
+        }.get(str(arrow), value_pb2.DATA_TYPE_INT64)
     filler = False if pa.types.is_boolean(arrow) else 0
     values = data.fill_null(filler).to_numpy(zero_copy_only=False)
-    return columns.from_numpy(name, values.astype(columns.DTYPES[kind]), valid, data_type=kind)
+    return columns.from_numpy(
+        name, values.astype(columns.DTYPES[kind]), valid, data_type=kind
+    )
