@@ -132,7 +132,7 @@ class CompiledExpressions:
 def compile_expressions(
     expressions: Iterable[tuple[str, int, str]], input_schema: Mapping[str, int], *, vector_sizes: Mapping[str, int] | None = None
 ) -> CompiledExpressions:
-    """Compile `(name, data type, SQL)` over columns of the given data types (numbers of flywheel.types.v1.DataType).
+    """Compile `(name, data type, SQL)` over columns of the given data types (definitions.DataType or its numbers).
 
     Raises InvalidExpression: bad SQL, unknown column, another row looked at, or a result of another kind than declared
     (any number fits FLOAT32/FLOAT64, only whole ones INT64). Results are cast to the declared type.

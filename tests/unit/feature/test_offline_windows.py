@@ -8,8 +8,8 @@ from typing import Any
 
 import polars as pl
 import pytest
+from flywheel_feature.definitions import AggregationFunction as Function
 from flywheel_feature.offline import windows as windows_module
-from flywheel_feature.offline.window_folds import Function
 from flywheel_feature.offline.windows import WindowFeature, windowed_features
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -136,7 +136,7 @@ spines = st.lists(st.tuples(st.sampled_from(["JFK", "LGA", "EWR", None]), st.one
 
 
 @settings(max_examples=250, deadline=None)
-@given(spine=spines, events=events_of, known_at=st.booleans(), ttl=st.one_of(st.none(), st.integers(0, 40)), pairs=st.sampled_from([5, 4_000_000]))
+@given(spine=spines, events=events_of, known_at=st.booleans(), ttl=st.one_of(st.none(), st.integers(1, 40)), pairs=st.sampled_from([5, 4_000_000]))
 def test_windows_give_what_walking_over_the_events_gives(
     spine: list[Any], events: list[Any], known_at: bool, ttl: int | None, pairs: int
 ) -> None:
@@ -151,7 +151,7 @@ def test_windows_give_what_walking_over_the_events_gives(
             created_time="recorded" if known_at else None,
             event_id="__event_id",
             tile=TILE * MINUTE,
-            ttl=None if ttl is None else ttl * MINUTE,
+            ttl=(ttl or 0) * MINUTE,
             features=FEATURES,
         )
     finally:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
 
 import numpy as np
 import numpy.typing as npt
@@ -43,12 +42,12 @@ def as_of_join(
     spine_time: str,
     event_time: str,
     created_time: str | None = None,
-    ttl: timedelta | None = None,
+    ttl: int = 0,
     columns: Mapping[str, str],
 ) -> pl.DataFrame:
     """Values for every row of `spine`, in its order (see the module's docstring).
 
-    `keys` name equal columns on both sides; `columns` maps columns of `rows` to their names in the answer.
+    `ttl` is in microseconds, 0: none. `keys` name equal columns on both sides; `columns` maps columns of `rows` to their names in the answer.
     Answers those columns and `MATCHED_TIME`, `spine.height` rows; time and memory O((n + m) log m).
     """
     if spine.height == 0 or rows.height == 0:
@@ -144,15 +143,15 @@ def _take_known(
 
 
 def _in_spine_order(
-    height: int, left: pl.DataFrame, taken: pl.DataFrame, columns: Mapping[str, str], ttl: timedelta | None
+    height: int, left: pl.DataFrame, taken: pl.DataFrame, columns: Mapping[str, str], ttl: int
 ) -> pl.DataFrame:
     found = pl.col(MATCHED_TIME)
     valid = found.is_not_null()
-    if ttl is not None:
-        valid = valid & (left.get_column(_T) - found <= round(ttl / timedelta(microseconds=1)))
+    if ttl:
+        valid = valid & (left.get_column(_T) - found <= ttl)
     places: npt.NDArray[np.uint32] = np.empty(height, dtype=np.uint32)
     places[left.get_column(_I).to_numpy()] = np.arange(height, dtype=np.uint32)
-    if ttl is not None:
+    if ttl:
         taken = taken.with_columns(pl.when(valid).then(pl.all()).otherwise(None))
     place = pl.Series(places)
     return taken.select(

@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from flywheel_feature.definitions import AggregationFunction as Function
+
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
-
-
-class Function(enum.IntEnum):
-    """Numbers of flywheel.feature.v1.AggregationFunction."""
-
-    COUNT = 1
-    SUM = 2
-    MEAN = 3
-    MIN = 4
-    MAX = 5
-    STD = 6
-    LAST = 7
-    FIRST = 8
-    LAST_N = 9
-    APPROX_DISTINCT = 10
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,9 +18,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from flywheel_feature.definitions import AggregationFunction, DataType
 from flywheel_feature.offline.datatypes import polars_type
 from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, microseconds
-from flywheel_feature.offline.window_folds import Fold, Function, Ints, fold
+from flywheel_feature.offline.window_folds import Fold, Ints, fold
 
 MAX_PAIRS = 4_000_000
 """Late events are looked at pair by pair with spine rows, this many at a time: bounds the memory."""
@@ -33,11 +34,11 @@ class WindowFeature:
     """One aggregation. `window` is a multiple of the tile; `field` is empty only for COUNT; `kind` is its data type."""
 
     name: str
-    function: Function
+    function: AggregationFunction
     field: str
     window: int
     """Microseconds."""
-    kind: int
+    kind: DataType
     limit: int = 0
 
 
@@ -68,13 +69,13 @@ def windowed_features(
     created_time: str | None = None,
     event_id: str | None = None,
     tile: int,
-    ttl: int | None = None,
+    ttl: int = 0,
     features: Sequence[WindowFeature],
 ) -> pl.DataFrame:
     """Every feature for every spine row, in the spine's order, and `MATCHED_TIME`, the newest event's time.
 
     Null where the entity has no known event at all yet (COUNT too), where its newest event is older than `ttl`
-    (microseconds), or where the window has no value (COUNT then is 0). `tile` is in microseconds.
+    (microseconds, 0: never), or where the window has no value (COUNT then is 0). `tile` is in microseconds.
     """
     newest = as_of_join(
         spine, events, keys=keys, spine_time=spine_time, event_time=event_time, created_time=created_time, columns={}
@@ -100,10 +101,10 @@ def windowed_features(
     )
 
 
-def _seen(spine: pl.DataFrame, newest: pl.DataFrame, spine_time: str, ttl: int | None) -> npt.NDArray[np.bool_]:
+def _seen(spine: pl.DataFrame, newest: pl.DataFrame, spine_time: str, ttl: int) -> npt.NDArray[np.bool_]:
     frame = pl.DataFrame({"t": spine.get_column(spine_time), "e": newest.get_column(MATCHED_TIME)})
     seen = pl.col("e").is_not_null()
-    if ttl is not None:
+    if ttl:
         seen = seen & (microseconds(pl.col("t")) - microseconds(pl.col("e")) <= ttl)
     return frame.select(seen.fill_null(False)).to_series().to_numpy().astype(np.bool_)
 
