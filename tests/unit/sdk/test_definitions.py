@@ -1,0 +1,52 @@
+"""Python definitions compile to the protobuf that `flywheel apply` sends."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+import flywheel as fw
+from flywheel.types import duration
+from flywheel_protos.feature.v1 import definitions_pb2 as pb
+
+carrier = fw.Entity("carrier", {"carrier": fw.STRING})
+arrivals = fw.StreamSource("arrivals", {"carrier": fw.STRING, "landed_at": fw.TIMESTAMP, "delay": fw.FLOAT64}, timestamp="landed_at")
+week = fw.StreamView("week", carrier, arrivals, [fw.mean("delay", "7d"), fw.last_n("delay", 5, "1d", name="recent")], tile="1h", ttl="30d")
+
+
+def test_a_set_brings_nothing_that_it_does_not_name_but_a_view_brings_its_entity_and_source() -> None:
+    found = fw.compile_definitions([week], "shop")
+    assert [e.name for e in found.entities] == ["projects/shop/entities/carrier"]
+    assert [s.name for s in found.sources] == ["projects/shop/sources/arrivals"]
+    assert [v.name for v in found.views] == ["projects/shop/views/week"]
+
+
+def test_each_object_is_compiled_once_however_often_it_is_referred_to() -> None:
+    other = fw.StreamView("other", carrier, arrivals, [fw.count("1d")])
+    found = fw.compile_definitions([week, other, carrier, week], "shop")
+    assert (len(found.entities), len(found.sources), len(found.views)) == (1, 1, 2)
+
+
+def test_windows_functions_and_times_to_live_arrive_as_declared() -> None:
+    view = fw.compile_definitions([week], "shop").views[0]
+    assert view.stream.aggregations[0].function == pb.AGGREGATION_FUNCTION_MEAN
+    assert view.stream.aggregations[0].window.ToTimedelta() == timedelta(days=7)
+    assert (view.stream.aggregations[1].name, view.stream.aggregations[1].limit) == ("recent", 5)
+    assert view.stream.tile.ToTimedelta() == timedelta(hours=1)
+    assert view.ttl.ToTimedelta() == timedelta(days=30)
+
+
+def test_things_that_are_no_definitions_are_passed_over() -> None:
+    assert fw.compile_definitions([1, "text", fw], "shop") == pb.Definitions()
+
+
+@pytest.mark.parametrize("text", ["", "7", "d7", "1.5h", "7 d", "-1h", "1w"])
+def test_a_duration_that_nobody_can_read_is_refused_with_the_form(text: str) -> None:
+    with pytest.raises(ValueError, match="24h"):
+        duration(text)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("24h", 86_400), ("7d", 604_800)])
+def test_durations_are_written_as_people_say_them(text: str, seconds: int) -> None:
+    assert duration(text) == timedelta(seconds=seconds)
