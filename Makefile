@@ -21,9 +21,10 @@ hash = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
 BOOTSTRAP_STAMP := $(STAMPS)/bootstrap-$(call hash,deploy/local/bootstrap.lock)
 VENV_STAMP := $(STAMPS)/venv-$(call hash,requirements.lock)
 MEMBERS_STAMP := $(STAMPS)/members-$(call hash,requirements.lock $(addsuffix /pyproject.toml,$(MEMBERS)) protos/compile_protos.py)
+FETCH_STAMP := $(STAMPS)/fetch-$(call hash,deploy/local/kafka.lock)
 PROTOS_STAMP = $(STAMPS)/protos-$(call hash,protos/compile_protos.py $(sort $(shell find protos -name '*.proto')))
 TRITON_STAMP := $(STAMPS)/triton-$(call hash,deploy/local/triton.lock)
-TRITON_RUNTIME_STAMP := $(STAMPS)/triton-runtime-$(call hash,deploy/local/triton-runtime.lock)
+TRITON_RUNTIME_STAMP := $(STAMPS)/runtime-$(call hash,deploy/local/triton-runtime.lock)
 
 .PHONY: help
 help: ## what can be done here
@@ -36,7 +37,8 @@ setup: ## install everything that is missing (needs python3.11, venv, make, git)
 	@flock $(LOCAL)/setup.lock $(MAKE) --no-print-directory installed
 
 .PHONY: installed
-installed: $(BOOTSTRAP_STAMP) $(VENV_STAMP) $(MEMBERS_STAMP) $(PROTOS_STAMP)
+installed: $(BOOTSTRAP_STAMP) $(VENV_STAMP) $(MEMBERS_STAMP) $(PROTOS_STAMP) $(TRITON_STAMP) $(TRITON_RUNTIME_STAMP) $(FETCH_STAMP)
+	@:
 
 define stamp
 @mkdir -p $(STAMPS) && rm -f $(STAMPS)/$(1)-* && touch $@
@@ -66,6 +68,22 @@ $(PROTOS_STAMP): | $(MEMBERS_STAMP)
 	@$(PY) protos/compile_protos.py
 	$(call stamp,protos)
 
+$(TRITON_STAMP): | $(BOOTSTRAP_STAMP)
+	@echo "set-up: Triton"
+	@rm -rf $(LOCAL)/triton/server
+	@$(UV) pip install -q --python $(PY) --target $(LOCAL)/triton/server --no-deps --require-hashes -r deploy/local/triton.lock
+	$(call stamp,triton)
+
+$(TRITON_RUNTIME_STAMP): | $(BOOTSTRAP_STAMP)
+	@rm -rf $(LOCAL)/triton/runtime && $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/triton/runtime
+	@$(UV) pip sync -q --python $(LOCAL)/triton/runtime/bin/python --require-hashes deploy/local/triton-runtime.lock
+	$(call stamp,runtime)
+
+$(FETCH_STAMP): | $(MEMBERS_STAMP)
+	@echo "set-up: Kafka, libpython"
+	@$(PY) -m flywheel_local fetch
+	$(call stamp,fetch)
+
 .PHONY: protos
 protos: ## compile the .proto files again (after a change)
 	@$(PY) protos/compile_protos.py
@@ -78,3 +96,4 @@ lock: $(BOOTSTRAP_STAMP) ## resolve dependencies again: requirements.lock files 
 	@for s in $(SERVICES); do $(LOCK) -c requirements.lock services/$$s/pyproject.toml protos/pyproject.toml -o services/$$s/requirements.lock || exit 1; done
 	@for f in bootstrap triton-runtime; do $(LOCK) --no-config deploy/local/$$f.in -o deploy/local/$$f.lock || exit 1; done
 	@$(LOCK) --no-config --no-deps deploy/local/triton.in -o deploy/local/triton.lock
+	@$(PY) -m flywheel_local lock

@@ -1,0 +1,26 @@
+"""The one error of this package: what went wrong, and what to do about it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class LocalError(RuntimeError):
+    """Something that a person has to change; ``remedy`` is a sentence that says what."""
+
+    def __init__(self, problem: str, remedy: str, *, log: Path | None = None) -> None:
+        self.problem = problem
+        self.remedy = remedy
+        self.log = log
+        text = f"{problem}\n  remedy: {remedy}"
+        if log is not None:
+            text += f"\n  log: {log}{_tail(log)}"
+        super().__init__(text)
+
+
+def _tail(log: Path, lines: int = 12) -> str:
+    try:
+        last = log.read_text(errors="replace").splitlines()[-lines:]
+    except OSError:
+        return ""
+    return "".join(f"\n    | {line[:300]}" for line in last)

@@ -1,0 +1,100 @@
+"""Ports: fixed and overridable for the platform, free ones for tests."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+from collections.abc import Iterable, Mapping
+
+from flywheel_local.failure import LocalError
+
+DEFAULT_BASE = 7000
+
+# Offsets from the base: x1xx gRPC, x2xx metrics, x3xx backends.
+OFFSETS: Mapping[str, int] = {
+    "feature": 101,
+    "registry": 102,
+    "trainer": 103,
+    "inference": 104,
+    "monitor": 105,
+    "feature_metrics": 201,
+    "registry_metrics": 202,
+    "trainer_metrics": 203,
+    "inference_metrics": 204,
+    "monitor_metrics": 205,
+    "materialize_metrics": 206,
+    "postgres": 301,
+    "redis": 302,
+    "s3": 303,
+    "kafka": 304,
+    "kafka_controller": 305,
+    "triton_http": 306,
+    "triton_grpc": 307,
+    "triton_metrics": 308,
+    "ray": 310,
+    "ray_dashboard": 311,
+}
+
+
+def setting_of(name: str) -> str:
+    """The environment variable that moves one port."""
+    return f"FLYWHEEL_PORT_{name.upper()}"
+
+
+def configured(environment: Mapping[str, str] = os.environ) -> dict[str, int]:
+    """Every port of the platform: ``PORT_BASE`` + offset, or ``FLYWHEEL_PORT_<NAME>``."""
+    base = _number(environment, "PORT_BASE", DEFAULT_BASE)
+    ports = {name: _number(environment, setting_of(name), base + offset) for name, offset in OFFSETS.items()}
+    seen: dict[int, str] = {}
+    for name, port in ports.items():
+        if port in seen:
+            raise LocalError(
+                f"{name} and {seen[port]} are both set to port {port}",
+                f"give one of them another: {setting_of(name)}=… or {setting_of(seen[port])}=…",
+            )
+        seen[port] = name
+    return ports
+
+
+def free(names: Iterable[str]) -> dict[str, int]:
+    """A free port for each name, below the kernel's ephemeral range so that no client socket takes it meanwhile."""
+    taken: dict[str, int] = {}
+    for name in names:
+        for _ in range(2000):
+            port = random.randrange(15000, 32000)
+            if port not in taken.values() and is_free(port):
+                taken[name] = port
+                break
+        else:
+            raise LocalError("no free port between 15000 and 32000", "stop what holds them")
+    return taken
+
+
+def is_free(port: int, host: str = "127.0.0.1") -> bool:
+    for address in (host, "0.0.0.0"):
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, port))
+            except OSError:
+                return False
+    return True
+
+
+def require_free(name: str, port: int) -> None:
+    if not is_free(port):
+        raise LocalError(
+            f"port {port} ({name}) is taken by another process",
+            f"stop that process (ss -ltnp 'sport = :{port}' names it), or choose another port: "
+            f"{setting_of(name)}=… for this one, PORT_BASE=… for all",
+        )
+
+
+def _number(environment: Mapping[str, str], key: str, default: int) -> int:
+    text = environment.get(key, "").strip()
+    if not text:
+        return default
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        raise LocalError(f"{key}={text!r} is not a port", f"set {key} to a number from 1 to 65535, or unset it")
+    return int(text)

