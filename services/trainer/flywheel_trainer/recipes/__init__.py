@@ -1,0 +1,1 @@
+"""Built-in training code: what a TRAIN job runs on the compute engine."""

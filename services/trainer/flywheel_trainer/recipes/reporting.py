@@ -1,0 +1,70 @@
+"""Live metrics from a job to the service. The service may be away: points wait, and the outcome repeats them all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from types import TracebackType
+
+import grpc
+from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
+
+from flywheel_trainer.recipes.outcome import MetricPoint
+
+FLUSH_SECONDS = 0.5
+CALL_SECONDS = 5.0
+
+
+class MetricReporter:
+    """Collects points and sends them from a thread of its own, so that training never waits for the network."""
+
+    def __init__(self, address: str, run: str) -> None:
+        """`address` host:port of the trainer service; empty: points are only collected."""
+        self.points: list[MetricPoint] = []
+        self._run = run
+        self._sent = 0
+        self._stop = threading.Event()
+        self._channel = grpc.insecure_channel(address) if address else None
+        self._thread = threading.Thread(target=self._send_until_stopped, name="metrics", daemon=True)
+
+    def __enter__(self) -> MetricReporter:
+        if self._channel is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        if self._channel is not None:
+            self._thread.join(timeout=2 * CALL_SECONDS)
+            self._channel.close()
+
+    def log(self, step: int, **values: float) -> None:
+        """Add one point per keyword at `step`."""
+        now = time.time_ns() // 1000
+        self.points += [MetricPoint(key, step, value, now) for key, value in values.items()]
+
+    def _send_until_stopped(self) -> None:
+        assert self._channel is not None
+        stub = trainer_pb2_grpc.TrainerServiceStub(self._channel)
+        while True:
+            last = self._stop.wait(FLUSH_SECONDS)
+            batch = self.points[self._sent :]
+            if batch:
+                try:
+                    stub.LogMetrics(
+                        trainer_pb2.LogMetricsRequest(
+                            run=self._run,
+                            keys=[p.key for p in batch],
+                            steps=[p.step for p in batch],
+                            values=[p.value for p in batch],
+                            times=[p.time_us for p in batch],
+                        ),
+                        timeout=CALL_SECONDS,
+                    )
+                    self._sent += len(batch)
+                except grpc.RpcError:
+                    pass  # tried again with the next flush; the outcome carries what never arrives
+            if last:
+                return

@@ -1,0 +1,72 @@
+"""Driver of a TRAIN job: `python -m flywheel_trainer.recipes.tabular s3://bucket/spec.json`, run by Ray."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+
+from flywheel_trainer.recipes import objects
+from flywheel_trainer.recipes.outcome import Outcome
+from flywheel_trainer.recipes.tabular.dataset import UnusableTrainingSet
+from flywheel_trainer.recipes.tabular.spec import TabularSpec
+
+
+def main(spec_uri: str) -> int:
+    """Run the workers; when they fail, leave an outcome that names the cause. Success is written by rank 0."""
+    store = objects.open_store()
+    spec = TabularSpec.from_json(objects.read(store, spec_uri))
+    try:
+        run_group(spec)
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        cause = root_cause(error)
+        reason = "UNUSABLE_TRAINING_SET" if isinstance(cause, UnusableTrainingSet) else "TRAINING_FAILED"
+        message = f"{type(cause).__name__}: {str(cause).strip()}"[:2000]
+        objects.write(store, spec.outcome_uri, Outcome(False, reason, message).to_json())
+        return 1
+
+
+def run_group(spec: TabularSpec) -> None:
+    """One gang of DDP workers, placed by Ray all or none."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from flywheel_trainer.recipes.tabular.training import run_worker
+
+    ray.init(log_to_driver=True, logging_level="warning")
+    gpus = spec.gpus_per_worker
+    with tempfile.TemporaryDirectory(prefix="flywheel-train-") as folder:
+        TorchTrainer(
+            run_worker,
+            train_loop_config={"spec": spec.to_json().decode()},
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=spec.workers,
+                use_gpu=gpus > 0,
+                resources_per_worker={"CPU": spec.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
+            ),
+            run_config=RunConfig(name=spec.job.rsplit("/", 1)[-1], storage_path=folder),
+        ).fit()
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The worker's own exception inside what Ray wraps around it."""
+    seen: set[int] = set()
+    while id(error) not in seen:
+        seen.add(id(error))
+        failures = getattr(error, "worker_failures", None)
+        inner = next(iter(failures.values()), None) if failures else None
+        inner = inner or getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,122 @@
+"""A training set as arrays: what the model sees, in time order, and how rows are split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from flywheel_trainer.recipes.tabular.spec import LABEL, TIME, Column
+
+MAX_VOCABULARY = 200
+NUMERIC = frozenset({"BOOL", "INT64", "FLOAT32", "FLOAT64", "TIMESTAMP"})
+CATEGORICAL = frozenset({"STRING"})
+CALIBRATION_SHARE = 0.4
+"""Share of the holdout, its oldest rows, on which the best epoch, calibration and threshold are chosen."""
+
+
+class UnusableTrainingSet(ValueError):
+    """The training set cannot train this recipe; the message says why."""
+
+
+@dataclass(frozen=True)
+class Input:
+    """One model input in tensor order; a categorical one has a vocabulary, whose indices are what the model sees."""
+
+    name: str
+    data_type: str
+    vocabulary: tuple[str, ...] = ()
+
+    @property
+    def categorical(self) -> bool:
+        return self.data_type in CATEGORICAL
+
+
+@dataclass(frozen=True)
+class Split:
+    """Half-open row ranges of a table in time order: train, calibration, evaluation."""
+
+    train_end: int
+    calibration_end: int
+    rows: int
+
+
+def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
+    """Rows by event time (stable), without unlabelled ones."""
+    for needed in (LABEL, TIME):
+        if needed not in frame.columns:
+            raise UnusableTrainingSet(f"The training set has no column {needed!r}.")
+    return frame.filter(pl.col(LABEL).is_not_null()).sort(TIME, maintain_order=True)
+
+
+def split_by_time(rows: int, holdout_fraction: float) -> Split:
+    """The newest share of rows is the holdout; of it the oldest CALIBRATION_SHARE calibrates, the rest evaluates.
+
+    Every part has at least one row. Raises UnusableTrainingSet for fewer than 10 rows.
+    """
+    if rows < 10:
+        raise UnusableTrainingSet(f"The training set has {rows} labelled rows; at least 10 are needed.")
+    holdout = min(max(round(rows * holdout_fraction), 2), rows - 1)
+    calibration = min(max(round(holdout * CALIBRATION_SHARE), 1), holdout - 1)
+    return Split(train_end=rows - holdout, calibration_end=rows - holdout + calibration, rows=rows)
+
+
+def labels_of(frame: pl.DataFrame) -> npt.NDArray[np.float32]:
+    """0/1 labels. Raises UnusableTrainingSet when a label is anything else, or only one class is there."""
+    labels = np.array(frame[LABEL].cast(pl.Float32), dtype=np.float32)
+    if not np.isin(labels, (0.0, 1.0)).all():
+        raise UnusableTrainingSet("This recipe needs labels that are 0 or 1.")
+    if labels.min() == labels.max():
+        raise UnusableTrainingSet(f"Every label is {labels[0]:g}; there is nothing to learn.")
+    return labels
+
+
+def choose_inputs(
+    columns: Sequence[Column], train: pl.DataFrame, vocabularies: Mapping[str, tuple[str, ...]] | None = None
+) -> tuple[Input, ...]:
+    """Inputs with vocabularies of the training rows' most frequent values (ties by text), or those given."""
+    given = vocabularies or {}
+    chosen = []
+    for column in columns:
+        if column.name not in train.columns:
+            raise UnusableTrainingSet(f"The training set has no column {column.name!r}.")
+        if column.data_type in NUMERIC:
+            chosen.append(Input(column.name, column.data_type))
+        elif column.data_type in CATEGORICAL:
+            chosen.append(
+                Input(column.name, column.data_type, given.get(column.name) or most_frequent(train[column.name]))
+            )
+        else:
+            raise UnusableTrainingSet(
+                f"Feature {column.name!r} has type {column.data_type}: this recipe takes numbers, bools and text."
+            )
+    if not chosen:
+        raise UnusableTrainingSet("The training set has no features.")
+    return tuple(chosen)
+
+
+def most_frequent(values: pl.Series, limit: int = MAX_VOCABULARY) -> tuple[str, ...]:
+    """The `limit` most frequent values in descending order of count, equals by text; nulls do not count."""
+    counts = values.drop_nulls().value_counts(name="n")
+    ranked = counts.sort(["n", values.name], descending=[True, False]).head(limit)
+    return tuple(ranked[values.name].to_list())
+
+
+def encode(frame: pl.DataFrame, inputs: Sequence[Input]) -> npt.NDArray[np.float32]:
+    """The tensor INPUT `[rows, inputs]`: null numbers are NaN, unknown and null categories -1."""
+    tensor = np.empty((frame.height, len(inputs)), dtype=np.float32)
+    for position, one in enumerate(inputs):
+        column = frame[one.name]
+        if one.categorical:
+            index = {value: i for i, value in enumerate(one.vocabulary)}
+            encoded = column.replace_strict(index, default=-1, return_dtype=pl.Int32).fill_null(-1).cast(pl.Float32)
+        elif one.data_type == "TIMESTAMP":
+            encoded = column.dt.epoch("us").cast(pl.Float64) if column.dtype.is_temporal() else column.cast(pl.Float64)
+            encoded = encoded.fill_null(float("nan"))
+        else:
+            encoded = column.cast(pl.Float64).fill_null(float("nan"))
+        tensor[:, position] = encoded.to_numpy()
+    return tensor

@@ -1,0 +1,98 @@
+"""The network: one float32 tensor in, a probability out; all pre-processing is part of the graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+def embedding_size(vocabulary: int) -> int:
+    """Grows with the square root of the vocabulary, between 2 and 16."""
+    return int(min(16, max(2, round((vocabulary + 1) ** 0.5))))
+
+
+class TabularNet(nn.Module):
+    """INPUT `[rows, inputs]` → SCORE `[rows, 1]`.
+
+    Numbers are standardised by the training rows' mean and deviation; a NaN becomes the mean and raises a flag of
+    its own. Categories arrive as their index in the vocabulary; -1, NaN and anything beyond it share the first
+    embedding row.
+    """
+
+    numeric: torch.Tensor
+    categorical: torch.Tensor
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(
+        self,
+        vocabulary_sizes: Sequence[int | None],
+        hidden_sizes: Sequence[int],
+        dropout: float = 0.0,
+    ) -> None:
+        """`vocabulary_sizes` has one entry per input: None for a number, else its vocabulary's length."""
+        super().__init__()
+        numeric = [i for i, size in enumerate(vocabulary_sizes) if size is None]
+        sizes = [(i, size) for i, size in enumerate(vocabulary_sizes) if size is not None]
+        self.numeric_count, self.sizes = len(numeric), [size for _, size in sizes]
+        self.register_buffer("numeric", torch.tensor(numeric, dtype=torch.int64))
+        self.register_buffer("categorical", torch.tensor([i for i, _ in sizes], dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(len(numeric)))
+        self.register_buffer("scale", torch.ones(len(numeric)))
+        self.embeddings = nn.ModuleList(nn.Embedding(n + 1, embedding_size(n)) for n in self.sizes)
+        width = 2 * len(numeric) + sum(embedding_size(n) for n in self.sizes)
+        layers: list[nn.Module] = []
+        for size in hidden_sizes:
+            layers += [nn.Linear(width, size), nn.ReLU()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+            width = size
+        layers.append(nn.Linear(width, 1))
+        self.layers = nn.Sequential(*layers)
+
+    def fit_scaling(self, rows: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        """Take mean and deviation of the numeric inputs from training rows `[rows, inputs]`, NaN left out."""
+        if not self.numeric_count:
+            return
+        values = rows[:, self.numeric.numpy()].astype(np.float64)
+        known = np.isfinite(values)
+        count = np.maximum(known.sum(axis=0), 1)
+        mean = np.where(known, values, 0).sum(axis=0) / count
+        deviation = np.sqrt((np.where(known, values - mean, 0) ** 2).sum(axis=0) / count)
+        self.mean.copy_(torch.from_numpy(mean))
+        self.scale.copy_(torch.from_numpy(np.where(deviation > 1e-12, deviation, 1.0)))
+
+    def logits(self, rows: torch.Tensor) -> torch.Tensor:
+        parts: list[torch.Tensor] = []
+        if self.numeric_count:
+            values = rows.index_select(1, self.numeric)
+            missing = torch.isnan(values)
+            scaled = (torch.where(missing, self.mean, values) - self.mean) / self.scale
+            parts += [scaled.clamp(-10.0, 10.0), missing.to(rows.dtype)]
+        if self.sizes:
+            codes = rows.index_select(1, self.categorical)
+            for position, (embedding, size) in enumerate(zip(self.embeddings, self.sizes, strict=True)):
+                code = codes[:, position]
+                known = (code >= 0) & (code < size)
+                parts.append(embedding(torch.where(known, code + 1, torch.zeros_like(code)).to(torch.int64)))
+        logits: torch.Tensor = self.layers(torch.cat(parts, dim=1))
+        return logits
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        """Logits `[rows, 1]`: what the loss needs; `Scorer` adds the sigmoid."""
+        return self.logits(rows)
+
+
+class Scorer(nn.Module):
+    """The exported graph: probabilities instead of logits."""
+
+    def __init__(self, network: TabularNet) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.network.logits(rows))

@@ -1,0 +1,29 @@
+"""Scores of an ONNX model by ONNX Runtime; no torch, so that the service itself may evaluate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+INPUT, SCORE = "INPUT", "SCORE"
+Tensor = npt.NDArray[np.float32]
+
+
+def open_session(model: bytes, threads: int = 1) -> Any:
+    """An ONNX Runtime session on the CPU."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def onnx_scores(session: Any, rows: Tensor, batch: int = 65_536) -> Tensor:
+    """Scores `[rows]` by ONNX Runtime, in batches that bound memory."""
+    parts = [
+        session.run([SCORE], {INPUT: np.ascontiguousarray(rows[start : start + batch])})[0][:, 0]
+        for start in range(0, len(rows), batch)
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.float32)
