@@ -1,0 +1,167 @@
+"""Who may call what. Open mode (loopback): everyone, everything. JWT mode: bearer tokens, a table method → roles,
+and what the table does not name is denied.
+
+A service's table:
+
+    PERMISSIONS: Permissions = {
+        "/flywheel.registry.v1.RegistryService/GetModel": READ,
+        "/flywheel.registry.v1.RegistryService/PromoteModelVersion": OPERATE,
+    }
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
+
+from flywheel_common.config import ServiceSettings, split_address
+from flywheel_common.context import ANONYMOUS, ROLE_ANY, Principal, actor, current_principal
+from flywheel_common.errors import PermissionDenied, Unauthenticated, Unavailable
+
+__all__ = [
+    "ADMIN", "AUTHENTICATED", "OPERATE", "PUBLIC", "READ", "WRITE", "Authenticator", "OpenAuthenticator", "Permission",
+    "Permissions", "Principal", "actor", "authenticator", "current_principal", "missing_rows", "require_role",
+]
+
+Permission = frozenset[str]
+"""The roles of which the caller needs one."""
+Permissions = Mapping[str, Permission]
+"""Full method (`/package.Service/Method`) → Permission."""
+
+READ: Permission = frozenset({"viewer", "editor", "operator", "admin", "service"})
+WRITE: Permission = frozenset({"editor", "operator", "admin", "service"})
+OPERATE: Permission = frozenset({"operator", "admin", "service"})
+ADMIN: Permission = frozenset({"admin"})
+AUTHENTICATED: Permission = frozenset({ROLE_ANY})
+"""Any authenticated caller, whatever its roles."""
+PUBLIC: Permission = frozenset({ROLE_ANY, "public"})
+"""Without credentials."""
+
+
+class Authenticator(Protocol):
+    """Turns the `authorization` metadata (empty when absent) into a Principal. Called before the request is parsed.
+    Raises Unauthenticated (MISSING_TOKEN, INVALID_TOKEN, EXPIRED_TOKEN)."""
+
+    open: bool
+
+    async def authenticate(self, authorization: str) -> Principal: ...
+
+
+class OpenAuthenticator:
+    """Everyone is ANONYMOUS with every role."""
+
+    open = True
+
+    async def authenticate(self, authorization: str) -> Principal:
+        return ANONYMOUS
+
+
+class JwtAuthenticator:
+    """Verifies signature, audience, issuer and expiry with PyJWT; remembers verified tokens until they expire."""
+
+    open = False
+    _REMEMBERED = 4096
+
+    def __init__(
+        self, *, issuer: str, audience: str, algorithms: Iterable[str], key: str | bytes | None = None, jwks_url: str = "",
+        roles_claim: str = "roles",
+    ) -> None:
+        import jwt
+
+        self._jwt = jwt
+        self._issuer, self._audience, self._algorithms = issuer, audience, list(algorithms)
+        self._key, self._roles_claim = key, roles_claim
+        self._jwks = jwt.PyJWKClient(jwks_url, cache_keys=True, timeout=5) if jwks_url else None
+        self._known: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
+
+    async def authenticate(self, authorization: str) -> Principal:
+        kind, _, token = authorization.partition(" ")
+        if kind.lower() != "bearer" or not token:
+            raise Unauthenticated("Send metadata `authorization: Bearer <token>`.", reason="MISSING_TOKEN")
+        known = self._known.get(token)
+        if known is not None and known[1] > time.time():
+            return known[0]
+        claims = await self._verify(token)
+        roles = claims.get(self._roles_claim) or ()
+        principal = Principal(str(claims["sub"]), frozenset([roles] if isinstance(roles, str) else map(str, roles)) - {ROLE_ANY})
+        self._known[token] = (principal, float(claims["exp"]))
+        if len(self._known) > self._REMEMBERED:
+            self._known.popitem(last=False)
+        return principal
+
+    async def _verify(self, token: str) -> dict[str, Any]:
+        jwt = self._jwt
+        try:
+            key: Any = self._key
+            if self._jwks is not None:
+                import asyncio
+
+                key = (await asyncio.to_thread(self._jwks.get_signing_key_from_jwt, token)).key
+            claims: dict[str, Any] = jwt.decode(
+                token, key, algorithms=self._algorithms, audience=self._audience, issuer=self._issuer,
+                options={"require": ["exp", "sub", "iss", "aud"]},
+            )
+        except jwt.ExpiredSignatureError:
+            raise Unauthenticated("The token has expired: fetch a new one.", reason="EXPIRED_TOKEN") from None
+        except jwt.PyJWKClientConnectionError:
+            raise Unavailable("The signing keys cannot be fetched now: try again.", reason="SIGNING_KEYS_UNAVAILABLE") from None
+        except jwt.PyJWTError:
+            raise Unauthenticated(
+                "The token is not valid here: check its signature, issuer and audience.", reason="INVALID_TOKEN"
+            ) from None
+        return claims
+
+
+def authenticator(settings: ServiceSettings) -> Authenticator:
+    """The authenticator the settings ask for. Raises ValueError with the remedy when they are unsafe or incomplete."""
+    if settings.auth_mode == "open":
+        if not settings.auth_open_anywhere and not _is_loopback(split_address(settings.listen)[0]):
+            raise ValueError(
+                f"auth_mode=open on {settings.listen} would let anyone in: listen on 127.0.0.1, set auth_mode=jwt, or set "
+                "auth_open_anywhere=true inside a closed network."
+            )
+        return OpenAuthenticator()
+    missing = [name for name in ("jwt_issuer", "jwt_audience") if not getattr(settings, name)]
+    if (settings.jwt_key_file is None) == (not settings.jwt_jwks_url):
+        missing.append("exactly one of jwt_key_file and jwt_jwks_url")
+    if missing:
+        raise ValueError(f"auth_mode=jwt needs {', '.join(missing)}.")
+    key = settings.jwt_key_file.read_bytes().strip() if settings.jwt_key_file is not None else None
+    return JwtAuthenticator(
+        issuer=settings.jwt_issuer, audience=settings.jwt_audience, algorithms=settings.jwt_algorithms, key=key,
+        jwks_url=settings.jwt_jwks_url, roles_claim=settings.jwt_roles_claim,
+    )
+
+
+def authorize(principal: Principal, permission: Permission | None, method: str) -> None:
+    """Raises PermissionDenied. `None` (no row in the table) is denied."""
+    if permission is None or (ROLE_ANY not in permission and permission.isdisjoint(principal.roles)):
+        raise PermissionDenied(
+            f"{principal.subject} may not call {method}: it takes one of the roles {sorted(permission or [])}.",
+            reason="ROLE_REQUIRED", method=method,
+        )
+
+
+def require_role(permission: Permission, action: str) -> None:
+    """For decisions inside a method (a gate override). In open mode everyone holds every role. Raises PermissionDenied."""
+    principal = current_principal()
+    if ROLE_ANY in principal.roles or not permission.isdisjoint(principal.roles):
+        return
+    raise PermissionDenied(f"{action} takes one of the roles {sorted(permission)}.", reason="ROLE_REQUIRED", action=action)
+
+
+def missing_rows(methods: Iterable[str], permissions: Permissions) -> list[str]:
+    """Methods that the table does not name: a service's test asserts that there are none."""
+    return sorted(set(methods) - set(permissions))
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,48 @@
+"""Admission: refuse early instead of queueing. Counts calls in flight; health never passes through here."""
+
+from __future__ import annotations
+
+from flywheel_common.errors import ResourceExhausted
+
+
+class Admission:
+    """At most `unary` unary and `streams` streaming calls at once; beyond, RESOURCE_EXHAUSTED OVERLOADED with a
+    retry delay. Used from one event loop only."""
+
+    __slots__ = ("_retry", "streams", "streams_limit", "unary", "unary_limit")
+
+    def __init__(self, unary_limit: int, streams_limit: int, retry_after_seconds: float = 0.1) -> None:
+        self.unary_limit = unary_limit
+        self.streams_limit = streams_limit
+        self.unary = 0
+        self.streams = 0
+        self._retry = retry_after_seconds
+
+    @property
+    def in_flight(self) -> int:
+        return self.unary + self.streams
+
+    def enter(self, streaming: bool) -> None:
+        """Takes a place. Raises ResourceExhausted."""
+        if streaming:
+            if self.streams >= self.streams_limit:
+                raise self._refusal("streams", self.streams_limit)
+            self.streams += 1
+        else:
+            if self.unary >= self.unary_limit:
+                raise self._refusal("calls", self.unary_limit)
+            self.unary += 1
+
+    def leave(self, streaming: bool) -> None:
+        """Gives the place back."""
+        if streaming:
+            self.streams -= 1
+        else:
+            self.unary -= 1
+
+    def _refusal(self, what: str, limit: int) -> ResourceExhausted:
+        return ResourceExhausted(
+            f"The server has its limit of {limit} {what} in flight: retry after the delay, with backoff.",
+            reason="OVERLOADED",
+            retry_after_seconds=self._retry,
+        )

@@ -1,0 +1,136 @@
+"""JSON logs on standard output: structlog for events, a buffered writer for the one line per RPC."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+import sys
+from collections.abc import MutableMapping
+from datetime import UTC, datetime
+from typing import Any, TextIO
+
+import structlog
+
+from flywheel_common.config import redact_dsn
+from flywheel_common.context import current_call
+
+_SECRET_KEY = re.compile(r"password|passwd|secret|token|authorization|api_?key|credential|private_?key|_dsn$|^dsn$", re.IGNORECASE)
+REDACTED = "***"
+
+
+def configure_logs(service: str, level: str = "INFO", stream: TextIO | None = None) -> None:
+    """Sets up structlog and the standard library's logging (drivers) to write JSON lines."""
+    out = stream or sys.stdout
+    numeric = logging.getLevelNamesMapping()[level]
+    structlog.configure(
+        processors=[
+            _add_service(service),
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            _add_call,
+            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)),
+            redact,
+            structlog.processors.JSONRenderer(default=str),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(numeric),
+        logger_factory=structlog.WriteLoggerFactory(file=out),
+        cache_logger_on_first_use=False,
+    )
+    handler = _ToStructlog()
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(numeric, logging.WARNING))
+
+
+def get_logger(name: str) -> Any:
+    """A structlog logger that carries its module's name: `log.info("lease taken", lease=…)`."""
+    return structlog.get_logger(module=name)
+
+
+def redact(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Replaces values whose key looks secret, and passwords inside URLs, at any depth."""
+    for key, value in event.items():
+        event[key] = _redacted(key, value)
+    return event
+
+
+def _redacted(key: str, value: Any) -> Any:
+    if _SECRET_KEY.search(key) and value:
+        return REDACTED
+    if isinstance(value, str):
+        return redact_dsn(value) if "@" in value or "=" in value else value
+    if isinstance(value, dict):
+        return {k: _redacted(str(k), v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_redacted("", v) for v in value]
+    return value
+
+
+def _add_service(service: str) -> Any:
+    def add(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        event["service"] = service
+        return event
+
+    return add
+
+
+def _add_call(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    call = current_call.get()
+    if call is not None:
+        if call.method:
+            event.setdefault("method", call.method)
+        if call.traceparent:
+            event.setdefault("trace_id", call.traceparent[3:35])
+    return event
+
+
+class _ToStructlog(logging.Handler):
+    """Drivers that use the standard library's logging end up in the same stream."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            log = get_logger(record.name)
+            log.log(record.levelno, record.getMessage(), exc_info=record.exc_info)
+        except Exception:  # noqa: BLE001 - logging must not raise
+            self.handleError(record)
+
+
+class RpcLog:
+    """Writes one JSON line per RPC. Lines are gathered and written every `flush_seconds`: a write per call would
+    cost more than the rest of the interceptor. A crash loses at most that much of the RPC log."""
+
+    def __init__(self, service: str, stream: TextIO | None = None, flush_seconds: float = 0.05) -> None:
+        self._head = f'{{"event":"rpc","level":"info","service":{json.dumps(service)},"timestamp":"'
+        self._stream = stream or sys.stdout
+        self._flush_seconds = flush_seconds
+        self._lines: list[str] = []
+        self._second = -1
+        self._stamp = ""
+
+    def write(
+        self, now: float, method: str, principal: str, code: str, seconds: float, request_id: str, trace_id: str, error: str = ""
+    ) -> None:
+        """`now` in Unix seconds. Values that callers choose are escaped."""
+        second = int(now)
+        if second != self._second:
+            self._second = second
+            self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+        escape = json.dumps
+        line = (
+            f'{self._head}{self._stamp}.{int((now - second) * 1000):03d}Z","method":"{method}","principal":{escape(principal)},'
+            f'"code":"{code}","duration_ms":{seconds * 1000:.3f},"request_id":{escape(request_id)},"trace_id":"{trace_id}"'
+        )
+        self._lines.append(f'{line},"reason":{escape(error)}}}\n' if error else line + "}\n")
+        if len(self._lines) == 1:
+            asyncio.get_running_loop().call_later(self._flush_seconds, self.flush)
+        elif len(self._lines) >= 2000:
+            self.flush()
+
+    def flush(self) -> None:
+        """Writes what is gathered."""
+        if self._lines:
+            lines, self._lines = self._lines, []
+            self._stream.write("".join(lines))
+            self._stream.flush()

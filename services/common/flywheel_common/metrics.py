@@ -1,0 +1,56 @@
+"""Prometheus pieces that every service shares: rate, errors, duration (RED) per method, and the /metrics page."""
+
+from __future__ import annotations
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
+
+from flywheel_common.config import split_address
+
+LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
+"""Seconds. 5 ms and 20 ms are edges because the budgets of feature lookup and Predict are."""
+
+
+class RedMetrics:
+    """Counter by method and code, histogram of seconds by method, calls in flight. Children are looked up once."""
+
+    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
+        self._handled = Counter("flywheel_rpc_handled", "RPCs answered", ["method", "code"], registry=registry)
+        self._seconds = Histogram(
+            "flywheel_rpc_seconds", "Seconds from request to answer", ["method"], buckets=LATENCY_BUCKETS, registry=registry
+        )
+        self.in_flight = Gauge("flywheel_rpc_in_flight", "RPCs running now", registry=registry)
+        self._counters: dict[tuple[str, str], Counter] = {}
+        self._histograms: dict[str, Histogram] = {}
+
+    def observe(self, method: str, code: str, seconds: float) -> None:
+        """One answered RPC."""
+        counter = self._counters.get((method, code))
+        if counter is None:
+            counter = self._counters[method, code] = self._handled.labels(method, code)
+            self._histograms.setdefault(method, self._seconds.labels(method))
+        counter.inc()
+        self._histograms[method].observe(seconds)
+
+
+_shared: dict[int, RedMetrics] = {}
+
+
+def red_metrics(registry: CollectorRegistry = REGISTRY) -> RedMetrics:
+    """The RED metrics of a registry, made once (a name can be registered only once)."""
+    if id(registry) not in _shared:
+        _shared[id(registry)] = RedMetrics(registry)
+    return _shared[id(registry)]
+
+
+class MetricsPage:
+    """The /metrics page on host:port, in a thread of its own."""
+
+    def __init__(self, address: str, registry: CollectorRegistry = REGISTRY) -> None:
+        host, port = split_address(address)
+        self._server, self._thread = start_http_server(port, host, registry)
+        self.port: int = self._server.server_port
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join(timeout=5)

@@ -1,0 +1,180 @@
+"""PostgreSQL through asyncpg: a pool that explains itself, transactions whose errors are domain errors.
+
+    async with transaction(pool, translate={"uq_model_name": AlreadyExists("…", reason="MODEL_EXISTS")}) as conn:
+        await conn.execute(INSERT_MODEL, …)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Literal, TypeAlias
+
+import asyncpg
+
+from flywheel_common.config import redact_dsn
+from flywheel_common.context import left_seconds
+from flywheel_common.errors import Aborted, DeadlineExceeded, FailedPrecondition, FlywheelError, Unavailable
+from flywheel_common.logs import get_logger
+
+log = get_logger(__name__)
+
+Connection: TypeAlias = Any
+"""asyncpg.Connection or the pool's proxy of one."""
+Pool: TypeAlias = "asyncpg.Pool[Any]"
+Translation = Mapping[str, FlywheelError | Callable[[], FlywheelError]]
+"""Constraint name → the domain error its violation means."""
+
+ACQUIRE_SECONDS = 5.0
+
+
+@asynccontextmanager
+async def create_pool(
+    dsn: str,
+    *,
+    application_name: str = "flywheel",
+    min_size: int = 1,
+    max_size: int = 10,
+    statement_timeout_seconds: float = 10.0,
+    wait_seconds: float = 30.0,
+    init: Callable[[Connection], Any] | None = None,
+) -> AsyncIterator[Pool]:
+    """A pool, closed at the end. Tries for `wait_seconds` at start; then raises Unavailable POSTGRES_UNAVAILABLE that
+    names the (redacted) address. A wrong password or database is not retried: FailedPrecondition POSTGRES_REFUSED."""
+    pool = await _connect(dsn, application_name, min_size, max_size, statement_timeout_seconds, wait_seconds, init)
+    try:
+        yield pool
+    finally:
+        try:
+            async with asyncio.timeout(5):
+                await pool.close()
+        except (TimeoutError, OSError, asyncpg.PostgresError):
+            pool.terminate()
+
+
+async def _connect(
+    dsn: str, name: str, min_size: int, max_size: int, statement_timeout: float, wait: float, init: Callable[[Connection], Any] | None
+) -> Pool:
+    loop = asyncio.get_running_loop()
+    give_up, delay = loop.time() + wait, 0.1
+    while True:
+        try:
+            return await asyncpg.create_pool(
+                dsn,
+                min_size=min_size,
+                max_size=max_size,
+                timeout=5.0,
+                command_timeout=statement_timeout + 5.0,
+                init=init,
+                server_settings={
+                    "application_name": name,
+                    "statement_timeout": str(int(statement_timeout * 1000)),
+                    "idle_in_transaction_session_timeout": str(int(max(60.0, 2 * statement_timeout) * 1000)),
+                    "timezone": "UTC",
+                },
+            )
+        except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
+            raise FailedPrecondition(
+                f"PostgreSQL at {redact_dsn(dsn)} refuses: {error}. Check the DSN and that the database exists.",
+                reason="POSTGRES_REFUSED",
+            ) from None
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            if loop.time() + delay > give_up:
+                raise Unavailable(
+                    f"PostgreSQL at {redact_dsn(dsn)} did not answer within {wait:g} s: start it or correct the DSN.",
+                    reason="POSTGRES_UNAVAILABLE",
+                ) from error
+            log.warning("waiting for postgres", dsn=redact_dsn(dsn), error=type(error).__name__)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2.0)
+
+
+@asynccontextmanager
+async def connection(pool: Pool, *, translate: Translation | None = None) -> AsyncIterator[Connection]:
+    """A connection for reads, each statement its own transaction; errors become domain errors."""
+    left = left_seconds()
+    patience = ACQUIRE_SECONDS if left is None else max(0.001, min(ACQUIRE_SECONDS, left))
+    try:
+        conn = await pool.acquire(timeout=patience)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise _unavailable() from error
+    except TimeoutError as error:
+        raise Unavailable(
+            "No PostgreSQL connection was free in time: try again.", reason="POSTGRES_UNAVAILABLE"
+        ) from error
+    try:
+        with domain_errors(translate):
+            yield conn
+    finally:
+        await asyncio.shield(_release(pool, conn))
+
+
+@asynccontextmanager
+async def transaction(
+    pool: Pool,
+    *,
+    translate: Translation | None = None,
+    isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed",
+    readonly: bool = False,
+) -> AsyncIterator[Connection]:
+    """One transaction: committed at the end, rolled back by any exception. Raises, besides the translations:
+    Unavailable POSTGRES_UNAVAILABLE (if the connection broke during commit, the effect may have happened),
+    Aborted SERIALIZATION_FAILURE, DeadlineExceeded STATEMENT_TIMEOUT."""
+    async with connection(pool, translate=translate) as conn, conn.transaction(isolation=isolation, readonly=readonly):
+        yield conn
+
+
+@contextmanager
+def domain_errors(translate: Translation | None = None) -> Iterator[None]:
+    """Turns asyncpg's errors into domain errors; a constraint without a translation passes unchanged."""
+    try:
+        yield
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError) as error:
+        mapped = _mapped(error, translate or {})
+        if mapped is None:
+            raise
+        raise mapped from error
+
+
+def _mapped(error: Exception, translate: Translation) -> FlywheelError | None:
+    if isinstance(error, asyncpg.IntegrityConstraintViolationError):
+        found = translate.get(error.constraint_name or "")
+        if found is None:
+            return None
+        return copy.copy(found) if isinstance(found, FlywheelError) else found()
+    if isinstance(error, (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)):
+        return Aborted("Another change came first: read again and retry.", reason="SERIALIZATION_FAILURE")
+    if isinstance(error, asyncpg.QueryCanceledError):
+        return DeadlineExceeded("A database statement took too long and was cancelled.", reason="STATEMENT_TIMEOUT")
+    if is_connection_loss(error):
+        return _unavailable()
+    return None
+
+
+def is_connection_loss(error: BaseException) -> bool:
+    """Whether the database went away (rather than disagreed)."""
+    return isinstance(
+        error,
+        (
+            asyncpg.PostgresConnectionError,
+            asyncpg.AdminShutdownError,
+            asyncpg.CrashShutdownError,
+            asyncpg.CannotConnectNowError,
+            asyncpg.TooManyConnectionsError,
+            asyncpg.IdleInTransactionSessionTimeoutError,
+            ConnectionError,
+        ),
+    ) or (isinstance(error, asyncpg.InterfaceError) and "closed" in str(error))
+
+
+def _unavailable() -> Unavailable:
+    return Unavailable("The database does not answer now: try again.", reason="POSTGRES_UNAVAILABLE")
+
+
+async def _release(pool: Pool, conn: Connection) -> None:
+    try:
+        await pool.release(conn, timeout=5.0)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+        log.warning("a broken database connection was dropped")
