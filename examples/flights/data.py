@@ -10,9 +10,7 @@ from pathlib import Path
 
 import polars as pl
 
-OUTSIDE_AIRPORTS = (
-    "America/Puerto_Rico"  # BQN, PSE, SJU and STT are not in the airports table
-)
+OUTSIDE_AIRPORTS = "America/Puerto_Rico"  # BQN, PSE, SJU and STT are not in the airports table
 
 
 def package_file(name: str) -> Path:
@@ -48,30 +46,22 @@ def flights(one_in: int = 1) -> pl.DataFrame:
             "day",
             "sched_dep_time",
         ),
-        prediction_time=pl.col("time_hour").str.to_datetime(
-            time_unit="us", time_zone="UTC", strict=True
-        ),
+        prediction_time=pl.col("time_hour").str.to_datetime(time_unit="us", time_zone="UTC", strict=True),
     )
     frame = frame.unique("flight_id", keep="first", maintain_order=True)
     if one_in > 1:
-        chosen = [
-            zlib.crc32(text.encode()) % one_in == 0 for text in frame["flight_id"]
-        ]
+        chosen = [zlib.crc32(text.encode()) % one_in == 0 for text in frame["flight_id"]]
         frame = frame.filter(pl.Series(chosen))
-    frame = frame.join(
-        zones, on="dest", how="left", maintain_order="left"
-    ).with_columns(pl.col("tzone").fill_null(OUTSIDE_AIRPORTS))
+    frame = frame.join(zones, on="dest", how="left", maintain_order="left").with_columns(
+        pl.col("tzone").fill_null(OUTSIDE_AIRPORTS)
+    )
     frame = frame.with_columns(
         scheduled_at=pl.col("prediction_time") + pl.duration(minutes="minute"),
     ).with_columns(
-        departed_at=pl.col("scheduled_at")
-        + pl.duration(minutes=pl.col("dep_delay").cast(pl.Int64))
+        departed_at=pl.col("scheduled_at") + pl.duration(minutes=pl.col("dep_delay").cast(pl.Int64))
     )
     frame = pl.concat(
-        [
-            _landing(part, str(zone))
-            for (zone,), part in frame.group_by("tzone", maintain_order=True)
-        ]
+        [_landing(part, str(zone)) for (zone,), part in frame.group_by("tzone", maintain_order=True)]
     )
     return (
         frame.with_columns(
@@ -123,13 +113,8 @@ def weather() -> pl.DataFrame:
         read("weather.csv")
         .select(
             "origin",
-            pl.col("time_hour")
-            .str.to_datetime(time_unit="us", time_zone="UTC")
-            .alias("observed_at"),
-            *[
-                pl.col(c).cast(pl.Float64)
-                for c in ("temp", "humid", "wind_speed", "precip", "visib")
-            ],
+            pl.col("time_hour").str.to_datetime(time_unit="us", time_zone="UTC").alias("observed_at"),
+            *[pl.col(c).cast(pl.Float64) for c in ("temp", "humid", "wind_speed", "precip", "visib")],
         )
         .with_columns(known_at=pl.col("observed_at") + pl.duration(hours=1))
         .drop_nulls(["origin", "observed_at"])

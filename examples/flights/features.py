@@ -5,9 +5,7 @@ flywheel apply examples/flights/features.py
 
 import flywheel as fw
 
-carrier = fw.Entity(
-    "carrier", {"carrier": fw.STRING}, description="Airline, two-letter code"
-)
+carrier = fw.Entity("carrier", {"carrier": fw.STRING}, description="Airline, two-letter code")
 origin = fw.Entity("origin", {"origin": fw.STRING}, description="Airport of departure")
 dest = fw.Entity("dest", {"dest": fw.STRING}, description="Airport of arrival")
 route = fw.Entity(
@@ -15,9 +13,7 @@ route = fw.Entity(
     {"origin": fw.STRING, "dest": fw.STRING},
     description="Origin and destination",
 )
-plane = fw.Entity(
-    "plane", {"tailnum": fw.STRING}, description="Aircraft by tail number"
-)
+plane = fw.Entity("plane", {"tailnum": fw.STRING}, description="Aircraft by tail number")
 
 KEYS = {
     "carrier": fw.STRING,
@@ -79,10 +75,7 @@ sky = fw.StreamView(
     "sky",
     origin,
     weather,
-    [
-        fw.last(f, "6h", name=f)
-        for f in ("temp", "humid", "wind_speed", "precip", "visib")
-    ],
+    [fw.last(f, "6h", name=f) for f in ("temp", "humid", "wind_speed", "precip", "visib")],
 )
 airport_now = fw.StreamView(
     "airport_now",
@@ -138,10 +131,7 @@ late_arrival = fw.FeatureSet(
         *[f"trip_facts:{f}" for f in ("hour", "distance", "age", "worsening")],
         *[f"plane_facts:{f}" for f in ("seats", "engines")],
         *[f"sky:{f}" for f in ("temp", "humid", "wind_speed", "precip", "visib")],
-        *[
-            f"airport_now:{f}"
-            for f in ("delay_1h", "delay_3h", "worst_3h", "departures_3h")
-        ],
+        *[f"airport_now:{f}" for f in ("delay_1h", "delay_3h", "worst_3h", "departures_3h")],
         *[f"carrier_week:{f}" for f in ("delay_1d", "delay_7d", "std_7d")],
         "route_week:delay_7d",
         "dest_now:delay_6h",

@@ -145,9 +145,7 @@ async def set_up(client: fw.Client) -> None:
         cooldown=days(60),
         history=days(90),
     )
-    await client.trainer.SetRetrainingPolicy(
-        trainer_pb2.SetRetrainingPolicyRequest(policy=policy)
-    )
+    await client.trainer.SetRetrainingPolicy(trainer_pb2.SetRetrainingPolicyRequest(policy=policy))
 
 
 async def show_leak(client: fw.Client, story: Story) -> None:
@@ -157,9 +155,7 @@ async def show_leak(client: fw.Client, story: Story) -> None:
         ("point in time", ts.JOIN_MODE_POINT_IN_TIME),
         ("naive join", ts.JOIN_MODE_NAIVE_LATEST),
     ):
-        built = await client.build_training_set(
-            "late_arrival", pipeline().spine, mode=mode
-        )
+        built = await client.build_training_set("late_arrival", pipeline().spine, mode=mode)
         story.line(
             f"training set ({title}): {built.row_count:,} rows in {built.build_duration.ToTimedelta().total_seconds():.1f} s"
         )
@@ -168,20 +164,14 @@ async def show_leak(client: fw.Client, story: Story) -> None:
     cut = int(frames["point in time"].height * 0.8)
     columns = [c for c in frames["naive join"].columns if "__" in c]
     values = {
-        title: frame.select(pl.col(columns).cast(pl.Float64)).to_numpy()
-        for title, frame in frames.items()
+        title: frame.select(pl.col(columns).cast(pl.Float64)).to_numpy() for title, frame in frames.items()
     }
-    labels = {
-        title: frame["label"].cast(pl.Float64).to_numpy()
-        for title, frame in frames.items()
-    }
+    labels = {title: frame["label"].cast(pl.Float64).to_numpy() for title, frame in frames.items()}
     for title in frames:
         model = HistGradientBoostingClassifier(max_iter=80, random_state=0).fit(
             values[title][:cut], labels[title][:cut]
         )
-        believed = roc_auc_score(
-            labels[title][cut:], model.predict_proba(values[title][cut:])[:, 1]
-        )
+        believed = roc_auc_score(labels[title][cut:], model.predict_proba(values[title][cut:])[:, 1])
         real = roc_auc_score(
             labels["point in time"][cut:],
             model.predict_proba(values["point in time"][cut:])[:, 1],
@@ -193,21 +183,14 @@ class Feed:
     """The year's events and flights, handed out up to a moment."""
 
     def __init__(self, flights: pl.DataFrame) -> None:
-        landed = flights.filter(pl.col("landed_at").is_not_null()).sort(
-            "landed_at", "flight_id"
-        )
-        left = flights.filter(pl.col("departed_at").is_not_null()).sort(
-            "departed_at", "flight_id"
-        )
+        landed = flights.filter(pl.col("landed_at").is_not_null()).sort("landed_at", "flight_id")
+        left = flights.filter(pl.col("departed_at").is_not_null()).sort("departed_at", "flight_id")
         self.frames = {
             "weather": data.weather().sort("known_at", "origin"),
             "departures": left,
             "arrivals": landed,
         }
-        self.times = {
-            name: self.frames[name][STREAMS[name].timestamp].to_numpy()
-            for name in STREAMS
-        }
+        self.times = {name: self.frames[name][STREAMS[name].timestamp].to_numpy() for name in STREAMS}
         self.at = dict.fromkeys(STREAMS, 0)
         self.flights = flights
         self.predictions = flights["prediction_time"].to_numpy()
@@ -236,17 +219,13 @@ class Feed:
         return self.flights[int(first) : int(end)].to_dicts()
 
 
-async def push(
-    client: fw.Client, events: dict[str, pl.DataFrame], story: Story | None = None
-) -> None:
+async def push(client: fw.Client, events: dict[str, pl.DataFrame], story: Story | None = None) -> None:
     """Sends events and waits until they show online."""
     offsets = []
     for name, frame in events.items():
         for part in frame.iter_slices(5_000):
             ids = part["flight_id"].to_list() if "flight_id" in part.columns else []
-            offsets.extend(
-                (await client.push(name, part, STREAMS[name].schema, ids=ids)).offsets
-            )
+            offsets.extend((await client.push(name, part, STREAMS[name].schema, ids=ids)).offsets)
             if story:
                 story.advance(part.height)
     await client.wait_applied(offsets, within=120)
@@ -276,17 +255,11 @@ async def replay(client: fw.Client, feed: Feed, until: datetime, story: Story) -
         await push(client, known)
         landed = known["arrivals"].filter(pl.col("prediction_time") >= SPLIT)
         if landed.height:
-            outcomes = zip(
-                landed["flight_id"], landed["late"], landed["landed_at"], strict=True
-            )
+            outcomes = zip(landed["flight_id"], landed["late"], landed["landed_at"], strict=True)
             await client.record_outcomes(MODEL, list(outcomes))
-        await asyncio.gather(
-            *(predict(flight, moment) for flight in feed.departing(moment))
-        )
+        await asyncio.gather(*(predict(flight, moment) for flight in feed.departing(moment)))
         moment += timedelta(hours=1)
-        if (
-            moment.hour == 8
-        ):  # night in New York: let the day's log be read before the next day begins
+        if moment.hour == 8:  # night in New York: let the day's log be read before the next day begins
             await story.end_of_day(client, moment)
 
 
@@ -300,9 +273,7 @@ async def main() -> int:
         buffer = bucket().open_output_stream("flywheel/flights/planes/planes.parquet")
         pq.write_table(data.planes().to_arrow(), buffer)
         buffer.close()
-        plan = await client.apply(
-            fw.compile_definitions(vars(features).values(), client.project)
-        )
+        plan = await client.apply(fw.compile_definitions(vars(features).values(), client.project))
         story.line(
             f"applied {len(plan.changes)} definitions: "
             + ", ".join(c.name.split("/", 2)[2] for c in plan.changes[:4])
@@ -312,9 +283,7 @@ async def main() -> int:
         with story.progress("events pushed", sum(f.height for f in history.values())):
             await push(client, history, story)
         job = await client.materialize("plane_facts")
-        story.line(
-            f"materialized plane_facts: {job.progress.done:,} {job.progress.unit}"
-        )
+        story.line(f"materialized plane_facts: {job.progress.done:,} {job.progress.unit}")
 
         story.chapter("Training set: only what was known at the time")
         await set_up(client)
@@ -324,9 +293,7 @@ async def main() -> int:
         started = await client.start_pipeline(pipeline())
         await story.follow(client, started.name)
         status = await story.serving(client)
-        story.line(
-            f"serving {status.champion_release} at generation {status.generation}"
-        )
+        story.line(f"serving {status.champion_release} at generation {status.generation}")
 
         story.chapter(f"Replay from April, one flight in {one_in}, hour by hour")
         await replay(client, feed, until, story)

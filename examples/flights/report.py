@@ -89,9 +89,7 @@ class Story:
     def answered(self, answer: inference_pb2.PredictResponse, seconds: float) -> None:
         self.latencies.append(seconds * 1000)
         self.sources[
-            prediction_pb2.PredictionSource.Name(answer.source).removeprefix(
-                "PREDICTION_SOURCE_"
-            )
+            prediction_pb2.PredictionSource.Name(answer.source).removeprefix("PREDICTION_SOURCE_")
         ] += 1
         self.lookups.append(answer.timing.features_ms)
 
@@ -110,10 +108,7 @@ class Story:
             for item in run.steps:
                 if item.state == job_pb2.JOB_STATE_SUCCEEDED and item.step not in told:
                     told.add(item.step)
-                    seconds = (
-                        item.ended_at.ToNanoseconds() / 1e9
-                        - item.started_at.ToNanoseconds() / 1e9
-                    )
+                    seconds = item.ended_at.ToNanoseconds() / 1e9 - item.started_at.ToNanoseconds() / 1e9
                     self.line(
                         f"{item.step}: {item.output or 'done'} {item.message} ({seconds:.1f} s)",
                         day,
@@ -124,9 +119,7 @@ class Story:
             while True:
                 await asyncio.sleep(0.5)
                 run = (
-                    await client.trainer.GetPipelineRun(
-                        trainer_pb2.GetPipelineRunRequest(name=name)
-                    )
+                    await client.trainer.GetPipelineRun(trainer_pb2.GetPipelineRunRequest(name=name))
                 ).pipeline_run
                 if not run.run:
                     continue
@@ -134,17 +127,12 @@ class Story:
                     trainer_pb2.ListMetricPointsRequest(run=run.run, page_size=1000)
                 )
                 rows: dict[int, dict[str, float]] = {}
-                for key, at, value in zip(
-                    points.keys, points.steps, points.values, strict=True
-                ):
+                for key, at, value in zip(points.keys, points.steps, points.values, strict=True):
                     rows.setdefault(at, {})[key] = value
                 for at in sorted(rows)[epochs:]:
                     epochs += 1
                     self.line(
-                        f"epoch {at}: "
-                        + "  ".join(
-                            f"{k} {v:.4f}" for k, v in sorted(rows[at].items())
-                        ),
+                        f"epoch {at}: " + "  ".join(f"{k} {v:.4f}" for k, v in sorted(rows[at].items())),
                         day,
                     )
 
@@ -159,20 +147,13 @@ class Story:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
 
-    async def serving(
-        self, client: fw.Client, within: float = 60.0
-    ) -> inference_pb2.ServingStatus:
+    async def serving(self, client: fw.Client, within: float = 60.0) -> inference_pb2.ServingStatus:
         """Waits until the gateway serves a champion that passed its golden rows."""
         async with asyncio.timeout(within):
             while True:
-                answer = await client.inference.GetServingStatus(
-                    inference_pb2.GetServingStatusRequest()
-                )
+                answer = await client.inference.GetServingStatus(inference_pb2.GetServingStatusRequest())
                 for status in answer.models:
-                    if (
-                        status.model == self.name
-                        and status.champion_release in status.ready_releases
-                    ):
+                    if status.model == self.name and status.champion_release in status.ready_releases:
                         return status
                 await asyncio.sleep(0.2)
 
@@ -190,14 +171,10 @@ class Story:
                 f"{len(self.latencies):,} predictions so far, p99 {np.percentile(self.latencies or [0], 99):.1f} ms",
                 moment,
             )
-        alerts = await client.monitor.ListAlerts(
-            monitor_pb2.ListAlertsRequest(parent="projects/default")
-        )
+        alerts = await client.monitor.ListAlerts(monitor_pb2.ListAlertsRequest(parent="projects/default"))
         for alert in alerts.alerts:
             if alert.name not in self.known_alerts:
-                drifted = ", ".join(
-                    f"{f.feature} (PSI {f.psi:.2f})" for f in alert.features[:3]
-                )
+                drifted = ", ".join(f"{f.feature} (PSI {f.psi:.2f})" for f in alert.features[:3])
                 self.line(
                     f"[yellow]alert {alert.kind}[/yellow] {alert.reason} {drifted}",
                     moment,
@@ -216,9 +193,7 @@ class Story:
                 await self.follow(client, run.name, moment)
 
     async def _rollouts(self, client: fw.Client, moment: datetime) -> None:
-        answer = await client.registry.ListRollouts(
-            registry_pb2.ListRolloutsRequest(parent=self.name)
-        )
+        answer = await client.registry.ListRollouts(registry_pb2.ListRolloutsRequest(parent=self.name))
         for rollout in answer.rollouts:
             if self.rollouts.get(rollout.name) != (
                 rollout.state,
@@ -228,9 +203,7 @@ class Story:
                     rollout.state,
                     rollout.challenger_percent,
                 )
-                state = model_pb2.RolloutState.Name(rollout.state).removeprefix(
-                    "ROLLOUT_STATE_"
-                )
+                state = model_pb2.RolloutState.Name(rollout.state).removeprefix("ROLLOUT_STATE_")
                 challenger = rollout.challenger_release.rsplit("/", 1)[1]
                 self.line(
                     f"[cyan]release {challenger}: {state} {rollout.challenger_percent:g} %[/cyan] {rollout.reason}",
@@ -241,18 +214,14 @@ class Story:
         try:
             answer = await client.rollback(self.model, "shown at the end of the story")
         except fw.FlywheelError as error:
-            self.line(
-                f"nothing to roll back to: {error.reason} (no challenger was promoted)"
-            )
+            self.line(f"nothing to roll back to: {error.reason} (no challenger was promoted)")
             return
         self.rollback_seconds = answer.elapsed.ToTimedelta().total_seconds()
         self.line(
             f"{answer.model.production_release} serves again after {self.rollback_seconds:.3f} s on {len(answer.gateways)} gateway(s)"
         )
         if not answer.complete:
-            self.broken.append(
-                "the rollback was not acknowledged by every live gateway"
-            )
+            self.broken.append("the rollback was not acknowledged by every live gateway")
 
     async def summary(self, client: fw.Client) -> int:
         table = Table(
@@ -275,9 +244,7 @@ class Story:
                     monitor_pb2.GetPerformanceRequest(model_version=version.name)
                 )
             except fw.NotFound:
-                table.add_row(
-                    version.name.rsplit("/", 1)[1], stage, "never", "", "", "", ""
-                )
+                table.add_row(version.name.rsplit("/", 1)[1], stage, "never", "", "", "", "")
                 continue
             p = found.performance
             span = f"{p.first_event.ToDatetime():%b %d} – {p.last_event.ToDatetime():%b %d}"
@@ -290,12 +257,8 @@ class Story:
                 *cells,
             )
         self.console.print(table)
-        alerts = Table(
-            "opened by the window until", "kind", "features", title="Drift alerts"
-        )
-        for alert in sorted(
-            self.known_alerts.values(), key=lambda a: a.window_end.ToNanoseconds()
-        ):
+        alerts = Table("opened by the window until", "kind", "features", title="Drift alerts")
+        for alert in sorted(self.known_alerts.values(), key=lambda a: a.window_end.ToNanoseconds()):
             names = ", ".join(f.feature for f in alert.features[:4])
             alerts.add_row(
                 f"{alert.window_end.ToDatetime():%b %d}",
@@ -305,13 +268,10 @@ class Story:
         self.console.print(alerts)
         totals = Table(show_header=False, title="Service")
         for title, believed, real in self.leaks:
-            totals.add_row(
-                f"AUC believed / real, {title}", f"{believed:.3f} / {real:.3f}"
-            )
+            totals.add_row(f"AUC believed / real, {title}", f"{believed:.3f} / {real:.3f}")
         totals.add_row(
             "predictions",
-            f"{len(self.latencies):,}"
-            + (f", failed: {dict(self.errors)}" if self.errors else ", 0 failed"),
+            f"{len(self.latencies):,}" + (f", failed: {dict(self.errors)}" if self.errors else ", 0 failed"),
         )
         for what, values in (
             ("predict, p50 / p99", self.latencies),
@@ -328,9 +288,7 @@ class Story:
         await self._skew(client, totals)
         totals.add_row(
             "rollback",
-            "none"
-            if self.rollback_seconds is None
-            else f"{self.rollback_seconds:.3f} s",
+            "none" if self.rollback_seconds is None else f"{self.rollback_seconds:.3f} s",
         )
         totals.add_row("story", f"{time.monotonic() - self.began:.0f} s")
         self.console.print(totals)
@@ -348,9 +306,7 @@ class Story:
             f"{skew.values:,} online values recomputed offline, {skew.mismatches:,} mismatches",
         )
         if skew.mismatches or not skew.values:
-            self.broken.append(
-                f"online and offline features differ: {skew.mismatches} of {skew.values}"
-            )
+            self.broken.append(f"online and offline features differ: {skew.mismatches} of {skew.values}")
             for feature in skew.features:
                 if feature.mismatch_count:
                     self.line(

@@ -40,7 +40,9 @@ state: dict[str, Any] = {"project": "default", "json": False}
 
 @app.callback()
 def options(
-    project: Annotated[str, typer.Option(envvar="FLYWHEEL_PROJECT", help="Project of short names")] = "default",
+    project: Annotated[
+        str, typer.Option(envvar="FLYWHEEL_PROJECT", help="Project of short names")
+    ] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print messages as JSON")] = False,
 ) -> None:
     state.update(project=project, json=as_json)
@@ -144,7 +146,9 @@ def get_features(
         answer = await client.online_features(feature_set, keys, fields, as_of=as_of, readable=True)
         table = Table("feature", "value", "status")
         for name, value in sorted(answer.rows[0].values.items()):
-            status = feature_pb2.FeatureStatus.Name(answer.rows[0].statuses[name]).removeprefix("FEATURE_STATUS_")
+            status = feature_pb2.FeatureStatus.Name(answer.rows[0].statuses[name]).removeprefix(
+                "FEATURE_STATUS_"
+            )
             table.add_row(name, str(value).strip().split(": ", 1)[-1], status)
         console.print(table)
 
@@ -177,8 +181,12 @@ def training_sets() -> None:
     """Training sets, newest first."""
 
     async def work(client: Client) -> None:
-        answer = await client.feature.ListTrainingSets(feature_pb2.ListTrainingSetsRequest(parent=client.parent))
-        show_all(answer.training_sets, ["name", "row_count", "label_mean", "min_time", "max_time", "content_hash"])
+        answer = await client.feature.ListTrainingSets(
+            feature_pb2.ListTrainingSetsRequest(parent=client.parent)
+        )
+        show_all(
+            answer.training_sets, ["name", "row_count", "label_mean", "min_time", "max_time", "content_hash"]
+        )
 
     call(work)
 
@@ -201,7 +209,10 @@ def list_versions(model: str) -> None:
     async def work(client: Client) -> None:
         request = registry_pb2.ListModelVersionsRequest(parent=client.path("models", model))
         answer = await client.registry.ListModelVersions(request)
-        show_all(answer.model_versions, ["name", "stage", "metrics", "training_dataset", "cause_alert", "registered_at"])
+        show_all(
+            answer.model_versions,
+            ["name", "stage", "metrics", "training_dataset", "cause_alert", "registered_at"],
+        )
 
     call(work)
 
@@ -212,7 +223,10 @@ def history(model: str) -> None:
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListServingHistoryRequest(parent=client.path("models", model))
-        show_all((await client.registry.ListServingHistory(request)).spans, ["release", "model_version", "from", "until", "reason"])
+        show_all(
+            (await client.registry.ListServingHistory(request)).spans,
+            ["release", "model_version", "from", "until", "reason"],
+        )
 
     call(work)
 
@@ -244,7 +258,9 @@ def rollouts(model: str) -> None:
 def _steer(verb: str) -> Callable[[str, str], None]:
     def command(rollout: str, reason: Annotated[str, typer.Option(help="Written to the audit")]) -> None:
         async def work(client: Client) -> None:
-            request = getattr(registry_pb2, f"{verb}Request")(name=rollout, reason=reason, request_id=request_id())
+            request = getattr(registry_pb2, f"{verb}Request")(
+                name=rollout, reason=reason, request_id=request_id()
+            )
             show((await getattr(client.registry, verb)(request)).rollout)
 
         call(work)
@@ -267,7 +283,9 @@ def rollback(model: str, reason: Annotated[str, typer.Option(help="Written to th
 
     async def work(client: Client) -> None:
         answer = await client.rollback(model, reason)
-        console.print(f"{answer.model.production_release} serves after {answer.elapsed.ToTimedelta().total_seconds():.3f} s")
+        console.print(
+            f"{answer.model.production_release} serves after {answer.elapsed.ToTimedelta().total_seconds():.3f} s"
+        )
 
     call(work)
 
@@ -296,7 +314,10 @@ def list_runs(
 
     async def work(client: Client) -> None:
         request = trainer_pb2.ListRunsRequest(parent=client.parent, filter=where, order_by=order_by)
-        show_all((await client.trainer.ListRuns(request)).runs, ["name", "state", "metrics", "params", "training_set", "started_at"])
+        show_all(
+            (await client.trainer.ListRuns(request)).runs,
+            ["name", "state", "metrics", "params", "training_set", "started_at"],
+        )
 
     call(work)
 
@@ -316,8 +337,13 @@ def pipelines() -> None:
     """Pipeline runs, newest first."""
 
     async def work(client: Client) -> None:
-        answer = await client.trainer.ListPipelineRuns(trainer_pb2.ListPipelineRunsRequest(parent=client.parent))
-        show_all(answer.pipeline_runs, ["name", "state", "model_version", "rollout", "cause_alert", "error_message", "created_at"])
+        answer = await client.trainer.ListPipelineRuns(
+            trainer_pb2.ListPipelineRunsRequest(parent=client.parent)
+        )
+        show_all(
+            answer.pipeline_runs,
+            ["name", "state", "model_version", "rollout", "cause_alert", "error_message", "created_at"],
+        )
 
     call(work)
 
@@ -339,7 +365,9 @@ def acknowledge(alert: str) -> None:
     """Say that somebody looks after it."""
 
     async def work(client: Client) -> None:
-        request = monitor_pb2.AcknowledgeAlertRequest(name=client.path("alerts", alert), request_id=request_id())
+        request = monitor_pb2.AcknowledgeAlertRequest(
+            name=client.path("alerts", alert), request_id=request_id()
+        )
         show((await client.monitor.AcknowledgeAlert(request)).alert)
 
     call(work)
@@ -350,7 +378,9 @@ def resolve(alert: str, reason: Annotated[str, typer.Option(help="Kept with the 
     """Close an alert."""
 
     async def work(client: Client) -> None:
-        request = monitor_pb2.ResolveAlertRequest(name=client.path("alerts", alert), reason=reason, request_id=request_id())
+        request = monitor_pb2.ResolveAlertRequest(
+            name=client.path("alerts", alert), reason=reason, request_id=request_id()
+        )
         show((await client.monitor.ResolveAlert(request)).alert)
 
     call(work)
@@ -363,8 +393,12 @@ def drift(model: str) -> None:
     async def work(client: Client) -> None:
         request = monitor_pb2.GetDriftReportRequest(name=client.path("models", model))
         report = (await client.monitor.GetDriftReport(request)).report
-        console.print(f"{report.model_version} {report.window_start.ToDatetime()} – {report.window_end.ToDatetime()}: {report.reason}")
-        show_all(report.features, ["feature", "psi_corrected", "ks", "adjusted_p_value", "mean_shift", "verdict"])
+        console.print(
+            f"{report.model_version} {report.window_start.ToDatetime()} – {report.window_end.ToDatetime()}: {report.reason}"
+        )
+        show_all(
+            report.features, ["feature", "psi_corrected", "ks", "adjusted_p_value", "mean_shift", "verdict"]
+        )
 
     call(work)
 
@@ -386,8 +420,21 @@ def status() -> None:
 
     async def work(client: Client) -> None:
         serving = await client.inference.GetServingStatus(inference_pb2.GetServingStatusRequest())
-        show_all(serving.models, ["model", "generation", "champion_release", "challenger_release", "challenger_percent", "failures"])
-        show(await client.monitor.GetIngestStatus(monitor_pb2.GetIngestStatusRequest(parent=client.parent)), "monitor")
+        show_all(
+            serving.models,
+            [
+                "model",
+                "generation",
+                "champion_release",
+                "challenger_release",
+                "challenger_percent",
+                "failures",
+            ],
+        )
+        show(
+            await client.monitor.GetIngestStatus(monitor_pb2.GetIngestStatusRequest(parent=client.parent)),
+            "monitor",
+        )
 
     call(work)
 

@@ -59,24 +59,26 @@ J = TypeVar("J")
 
 
 class Service:
-    """A stub whose unary calls raise FlywheelError instead of grpc.RpcError, within `timeout` seconds."""
+    """A stub whose unary calls raise FlywheelError instead of grpc.RpcError; response streams are handed on as they are."""
 
-    def __init__(self, stub: Any, timeout: float) -> None:
-        self._stub, self._timeout = stub, timeout
+    def __init__(self, stub: Any) -> None:
+        self._stub = stub
 
     def __getattr__(self, method: str) -> Any:
         call = getattr(self._stub, method)
-        if not isinstance(call, grpc.aio.UnaryUnaryMultiCallable):
-            return call
 
-        async def unary(request: Any, *, timeout: float | None = None) -> Any:
-            try:
-                return await call(request, timeout=timeout or self._timeout)
-            except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
+        def start(request: Any, *, timeout: float | None = None) -> Any:
+            started = call(request, timeout=timeout)
+            return _answer(started) if isinstance(started, grpc.aio.UnaryUnaryCall) else started
 
-        self.__dict__[method] = unary
-        return unary
+        return start
+
+
+async def _answer(call: Any) -> Any:
+    try:
+        return await call
+    except grpc.RpcError as error:
+        raise from_rpc_error(error) from error
 
 
 class Client:
@@ -89,9 +91,7 @@ class Client:
     inference: Service
     monitor: Service
 
-    def __init__(
-        self, project: str = "default", *, timeout: float = 30.0, **addresses: str
-    ) -> None:
+    def __init__(self, project: str = "default", *, timeout: float = 30.0, **addresses: str) -> None:
         self.project, self.parent = project, f"projects/{project}"
         self._timeout = timeout
         self._addresses = {
@@ -103,9 +103,11 @@ class Client:
 
     async def __aenter__(self) -> Self:
         for name, make in STUBS.items():
-            opened = channel(self._addresses[name], client_name="flywheel-sdk")
+            opened = channel(
+                self._addresses[name], client_name="flywheel-sdk", default_timeout_seconds=self._timeout
+            )
             self._channels.append(opened)
-            setattr(self, name, Service(make(opened), self._timeout))
+            setattr(self, name, Service(make(opened)))
         return self
 
     async def __aexit__(
@@ -119,11 +121,7 @@ class Client:
 
     def path(self, collection: str, name: str) -> str:
         """`projects/{project}/{collection}/{name}`, or the name itself when it is already a full one."""
-        return (
-            name
-            if name.startswith("projects/")
-            else f"{self.parent}/{collection}/{name}"
-        )
+        return name if name.startswith("projects/") else f"{self.parent}/{collection}/{name}"
 
     # features
 
@@ -149,15 +147,9 @@ class Client:
         ids: Sequence[str] = (),
     ) -> feature_pb2.PushFeaturesResponse:
         """Sends rows to a stream source, or to a batch view when `target` begins with `views/`."""
-        name = (
-            f"{self.parent}/{target}"
-            if target.startswith("views/")
-            else self.path("sources", target)
-        )
+        name = f"{self.parent}/{target}" if target.startswith("views/") else self.path("sources", target)
         return await self.feature.PushFeatures(
-            feature_pb2.PushFeaturesRequest(
-                target=name, rows=to_table(rows, schema), event_ids=ids
-            )
+            feature_pb2.PushFeaturesRequest(target=name, rows=to_table(rows, schema), event_ids=ids)
         )
 
     async def wait_applied(
@@ -167,9 +159,7 @@ class Client:
         wanted = {(o.source, o.partition): o.next_offset for o in offsets}
         async with asyncio.timeout(within):
             while wanted:
-                answer = await self.feature.GetFreshness(
-                    feature_pb2.GetFreshnessRequest(parent=self.parent)
-                )
+                answer = await self.feature.GetFreshness(feature_pb2.GetFreshnessRequest(parent=self.parent))
                 for fresh in answer.freshness:
                     for applied in fresh.applied:
                         key = (applied.source or fresh.name, applied.partition)
@@ -191,9 +181,7 @@ class Client:
         request = feature_pb2.GetOnlineFeaturesRequest(
             feature_set=self.path("featureSets", feature_set),
             entities=to_table(entities),
-            layout=feature_pb2.ANSWER_LAYOUT_ROWS
-            if readable
-            else feature_pb2.ANSWER_LAYOUT_COLUMNS,
+            layout=feature_pb2.ANSWER_LAYOUT_ROWS if readable else feature_pb2.ANSWER_LAYOUT_COLUMNS,
         )
         if request_fields is not None:
             request.request_fields.CopyFrom(to_table(request_fields))
@@ -205,9 +193,7 @@ class Client:
         self, view: str, progress: Callable[[feature_pb2.Job], None] | None = None
     ) -> feature_pb2.Job:
         """Writes a batch view's rows online and waits for the end."""
-        request = feature_pb2.MaterializeViewRequest(
-            view=self.path("views", view), request_id=request_id()
-        )
+        request = feature_pb2.MaterializeViewRequest(view=self.path("views", view), request_id=request_id())
         job = (await self.feature.MaterializeView(request)).job
         return await self._wait(
             self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)),
@@ -238,14 +224,10 @@ class Client:
             progress,
         )
         return (
-            await self.feature.GetTrainingSet(
-                feature_pb2.GetTrainingSetRequest(name=job.training_set)
-            )
+            await self.feature.GetTrainingSet(feature_pb2.GetTrainingSetRequest(name=job.training_set))
         ).training_set
 
-    async def check_skew(
-        self, predictions_uri: str, *, sample_limit: int = 0
-    ) -> feature_pb2.SkewReport:
+    async def check_skew(self, predictions_uri: str, *, sample_limit: int = 0) -> feature_pb2.SkewReport:
         """Recomputes logged online answers offline and waits for the report."""
         request = feature_pb2.CheckSkewRequest(
             parent=self.parent,
@@ -255,20 +237,14 @@ class Client:
         )
         job = (await self.feature.CheckSkew(request)).job
         return (
-            await self._wait(
-                self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)), "job"
-            )
+            await self._wait(self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)), "job")
         ).skew_report
 
     # training
 
-    async def start_pipeline(
-        self, spec: trainer_pb2.PipelineSpec
-    ) -> trainer_pb2.PipelineRun:
+    async def start_pipeline(self, spec: trainer_pb2.PipelineSpec) -> trainer_pb2.PipelineRun:
         """Starts training set → train → evaluate → register → release → rollout."""
-        request = trainer_pb2.StartPipelineRunRequest(
-            parent=self.parent, spec=spec, request_id=request_id()
-        )
+        request = trainer_pb2.StartPipelineRunRequest(parent=self.parent, spec=spec, request_id=request_id())
         return (await self.trainer.StartPipelineRun(request)).pipeline_run
 
     async def wait_pipeline(
@@ -314,13 +290,8 @@ class Client:
         """One prediction."""
         request = inference_pb2.PredictRequest(
             model=self.path("models", model),
-            entity_keys={
-                name: from_python(value) for name, value in entity_keys.items()
-            },
-            request_fields={
-                name: from_python(value)
-                for name, value in (request_fields or {}).items()
-            },
+            entity_keys={name: from_python(value) for name, value in entity_keys.items()},
+            request_fields={name: from_python(value) for name, value in (request_fields or {}).items()},
             prediction_id=prediction_id,
         )
         if as_of is not None:
@@ -337,9 +308,7 @@ class Client:
         """Sends (prediction id, value, time at which it became known); answers how many were accepted."""
         accepted = 0
         for start in range(0, len(outcomes), 10_000):
-            request = inference_pb2.RecordOutcomeRequest(
-                model=self.path("models", model)
-            )
+            request = inference_pb2.RecordOutcomeRequest(model=self.path("models", model))
             for prediction, value, moment in outcomes[start : start + 10_000]:
                 request.outcomes.add(
                     prediction_id=prediction,
@@ -375,9 +344,7 @@ class Client:
             raise from_rpc_error(error) from error
         if item is None or item.state != job_pb2.JOB_STATE_SUCCEEDED:
             name, reason, text = (
-                (item.name, item.error_reason, item.error_message)
-                if item
-                else ("job", "NO_ANSWER", "")
+                (item.name, item.error_reason, item.error_message) if item else ("job", "NO_ANSWER", "")
             )
             raise JobFailedError(name, reason, text)
         return item

@@ -235,9 +235,7 @@ class OnDemandView(View):
     def proto(self, project: str) -> pb.View:
         result = super().proto(project)
         result.on_demand.views.extend(v.proto(project).name for v in self.views)
-        result.on_demand.request_sources.extend(
-            r.proto(project).name for r in self.requests
-        )
+        result.on_demand.request_sources.extend(r.proto(project).name for r in self.requests)
         for name, sql in self.expressions.items():
             expression = result.on_demand.expressions.add(sql=sql)
             expression.feature.name = name
@@ -265,10 +263,7 @@ def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitio
     result, seen = pb.Definitions(), set()
 
     def add(item: object) -> None:
-        if (
-            not isinstance(item, Entity | Source | View | FeatureSet)
-            or id(item) in seen
-        ):
+        if not isinstance(item, Entity | Source | View | FeatureSet) or id(item) in seen:
             return
         seen.add(id(item))
         for name in ("entity", "source"):
@@ -295,9 +290,7 @@ def load_module(path: str | Path) -> ModuleType:
     """Runs a definitions file of the user's, in the user's own process. Raises FileNotFoundError."""
     file = Path(path).resolve()
     if not file.is_file():
-        raise FileNotFoundError(
-            f"{path} is no file; name the Python file that holds your definitions"
-        )
+        raise FileNotFoundError(f"{path} is no file; name the Python file that holds your definitions")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)

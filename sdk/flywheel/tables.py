@@ -22,10 +22,7 @@ def to_table(rows: Any, schema: Mapping[str, int] | None = None) -> column_pb2.T
     table = _arrow(rows)
     names = list(schema) if schema else table.column_names
     return columns.to_table(
-        [
-            _column(name, table.column(name), schema[name] if schema else None)
-            for name in names
-        ]
+        [_column(name, table.column(name), schema[name] if schema else None) for name in names]
     )
 
 
@@ -56,9 +53,7 @@ def _arrow(rows: Any) -> pa.Table:
 
 def _values(values: Sequence[Any]) -> Any:
     if len(values) and isinstance(values[0], datetime):
-        return pa.array([None if v is None else micros(v) for v in values]).cast(
-            pa.timestamp("us")
-        )
+        return pa.array([None if v is None else micros(v) for v in values]).cast(pa.timestamp("us"))
     return values
 
 
@@ -68,11 +63,7 @@ def _column(name: str, data: pa.ChunkedArray, kind: int | None) -> column_pb2.Co
     arrow = data.type
     if kind == value_pb2.DATA_TYPE_STRING or (
         kind is None
-        and (
-            pa.types.is_string(arrow)
-            or pa.types.is_large_string(arrow)
-            or pa.types.is_string_view(arrow)
-        )
+        and (pa.types.is_string(arrow) or pa.types.is_large_string(arrow) or pa.types.is_string_view(arrow))
     ):
         return columns.from_texts(name, data.to_pylist())
     if pa.types.is_timestamp(arrow):
@@ -88,6 +79,4 @@ def _column(name: str, data: pa.ChunkedArray, kind: int | None) -> column_pb2.Co
         }.get(str(arrow), value_pb2.DATA_TYPE_INT64)
     filler = False if pa.types.is_boolean(arrow) else 0
     values = data.fill_null(filler).to_numpy(zero_copy_only=False)
-    return columns.from_numpy(
-        name, values.astype(columns.DTYPES[kind]), valid, data_type=kind
-    )
+    return columns.from_numpy(name, values.astype(columns.DTYPES[kind]), valid, data_type=kind)

@@ -27,9 +27,7 @@ def duration(text: str | timedelta) -> timedelta:
         return text
     found = re.fullmatch(r"(\d+)([smhd])", text)
     if found is None:
-        raise ValueError(
-            f"{text!r} is no duration: write a whole number and s, m, h or d, such as '24h'"
-        )
+        raise ValueError(f"{text!r} is no duration: write a whole number and s, m, h or d, such as '24h'")
     return timedelta(seconds=int(found[1]) * UNITS[found[2]])
 
 

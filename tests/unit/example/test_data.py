@@ -36,7 +36,10 @@ def test_a_flight_lands_after_it_left_and_is_predicted_before_it_was_scheduled(f
 
 
 def test_only_flights_that_landed_have_a_label(flights: pl.DataFrame) -> None:
-    assert flights.filter(pl.col("landed_at").is_null())["late"].null_count() == flights["landed_at"].null_count()
+    assert (
+        flights.filter(pl.col("landed_at").is_null())["late"].null_count()
+        == flights["landed_at"].null_count()
+    )
     assert flights.filter(pl.col("landed_at").is_not_null())["late"].null_count() == 0
 
 

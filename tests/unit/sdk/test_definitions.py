@@ -11,8 +11,17 @@ from flywheel.types import duration
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
 carrier = fw.Entity("carrier", {"carrier": fw.STRING})
-arrivals = fw.StreamSource("arrivals", {"carrier": fw.STRING, "landed_at": fw.TIMESTAMP, "delay": fw.FLOAT64}, timestamp="landed_at")
-week = fw.StreamView("week", carrier, arrivals, [fw.mean("delay", "7d"), fw.last_n("delay", 5, "1d", name="recent")], tile="1h", ttl="30d")
+arrivals = fw.StreamSource(
+    "arrivals", {"carrier": fw.STRING, "landed_at": fw.TIMESTAMP, "delay": fw.FLOAT64}, timestamp="landed_at"
+)
+week = fw.StreamView(
+    "week",
+    carrier,
+    arrivals,
+    [fw.mean("delay", "7d"), fw.last_n("delay", 5, "1d", name="recent")],
+    tile="1h",
+    ttl="30d",
+)
 
 
 def test_a_set_brings_nothing_that_it_does_not_name_but_a_view_brings_its_entity_and_source() -> None:
