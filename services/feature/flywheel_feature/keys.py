@@ -1,0 +1,33 @@
+"""Redis keys of online values: `project/view@version{len:value…}`.
+
+Every join key value carries its length in front, so no two entities share a key whatever their values hold. What stands in
+braces is the hash tag: all views of one entity live in one slot of a Redis Cluster. (A value that holds a brace ends the tag
+earlier, at the same place for every view of that entity.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flywheel_feature.definitions import DataType, View
+
+
+def key_prefix(view: View) -> bytes:
+    return f"{view.project}/{view.id}@{view.version}{{".encode()
+
+
+def entity_keys(columns: Sequence[tuple[DataType, Sequence[Any]]]) -> list[bytes]:
+    """The part of a key that names the entity, per row; one column of values per join key, none null."""
+    encoded = [_encoded(data_type, values) for data_type, values in columns]
+    if len(encoded) == 1:
+        return [b"%d:%b}" % (len(v), v) for v in encoded[0]]
+    return [b"".join([b"%d:%b" % (len(v), v) for v in row]) + b"}" for row in zip(*encoded, strict=True)]
+
+
+def _encoded(data_type: DataType, values: Sequence[Any]) -> list[bytes]:
+    if data_type == DataType.STRING:
+        return [v.encode() for v in values]
+    if data_type == DataType.BYTES:
+        return [bytes(v) for v in values]
+    return [b"%d" % int(v) for v in values]

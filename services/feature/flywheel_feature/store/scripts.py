@@ -1,0 +1,173 @@
+"""Lua that runs inside Redis: one key each, so that it works on a cluster; atomic, idempotent."""
+
+from __future__ import annotations
+
+WRITE_ROW = """
+-- KEYS[1] row; ARGV: packed value, lifetime in ms (0: none). 1 when written, 0 when an equal or newer row is there.
+local old = redis.call('GETRANGE', KEYS[1], 0, 16)
+if #old == 17 then
+  local event, created = struct.unpack('<i8i8', old, 2)
+  local new_event, new_created = struct.unpack('<i8i8', ARGV[1], 2)
+  if new_event < event or (new_event == event and new_created <= created) then return 0 end
+end
+if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
+return 1
+"""
+
+MERGE_TILES = """
+-- Merges a delta into the state of one entity (layout: aggregation.py), unless the state has seen its events.
+-- KEYS[1] state; ARGV: operations, entries kept per list (a,b,…), partition, first offset, next offset, lifetime in ms,
+-- tiles kept, newest event time, delta. Returns the partition's next offset: at least the one given when there is nothing
+-- left to do, else where the events not yet seen begin (nothing was changed then).
+local ops = ARGV[1]
+local part, first, nxt = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local keep, newest, delta = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local caps = {}
+for cap in string.gmatch(ARGV[2], '%d+') do caps[#caps + 1] = tonumber(cap) end
+local lists, k = #caps, #ops
+local stride = (k + 1) * 8
+local record = '<' .. string.rep('d', k + 1)
+local unpack_, pack_, sub = struct.unpack, struct.pack, string.sub
+
+local old = redis.call('GET', KEYS[1])
+local tiles, counts, tile_at, list_at, offsets, found = 0, {}, 1, 1, {}, false
+if old then
+  local header = {unpack_('<' .. string.rep('d', 4 + lists), old)}
+  newest = math.max(newest, header[2])
+  tiles = header[3]
+  tile_at = (4 + lists) * 8 + 1
+  list_at = tile_at + tiles * stride
+  local at = list_at
+  for l = 1, lists do counts[l] = header[4 + l]; at = at + counts[l] * 32 end
+  for p = 1, header[4] do
+    local id, offset = unpack_('<dd', old, at)
+    at = at + 16
+    if id == part then
+      if nxt <= offset or first < offset then return offset end
+      offset = nxt
+      found = true
+    end
+    offsets[#offsets + 1] = pack_('<dd', id, offset)
+  end
+else
+  old = ''
+  for l = 1, lists do counts[l] = 0 end
+end
+if not found then offsets[#offsets + 1] = pack_('<dd', part, nxt) end
+
+local added = {unpack_('<' .. string.rep('d', 1 + lists), delta)}
+local more = added[1]
+local more_at = (1 + lists) * 8 + 1
+
+local function index_of(s, at, i) return (unpack_('<d', s, at + (i - 1) * stride)) end
+local latest = index_of(delta, more_at, more)
+if tiles > 0 then latest = math.max(latest, index_of(old, tile_at, tiles)) end
+local oldest = latest - keep + 1
+
+local function merged(a, b)
+  local x, y = {unpack_(record, a)}, {unpack_(record, b)}
+  for j = k, 1, -1 do
+    local op, c = sub(ops, j, j), j + 1
+    if op == '+' then x[c] = x[c] + y[c]
+    elseif op == '<' then x[c] = math.min(x[c], y[c])
+    elseif op == '>' then x[c] = math.max(x[c], y[c])
+    elseif op == 'v' then
+      local n, m = x[c - 2], y[c - 2]
+      if n > 0 and m > 0 then
+        local d = y[c - 1] / m - x[c - 1] / n
+        x[c] = x[c] + y[c] + d * d * n * m / (n + m)
+      else
+        x[c] = x[c] + y[c]
+      end
+    elseif op == 'f' then
+      local less = y[c] < x[c]
+      if y[c] == x[c] then
+        less = y[c + 1] < x[c + 1] or (y[c + 1] == x[c + 1] and y[c + 2] < x[c + 2])
+      end
+      if less then for z = c, c + 3 do x[z] = y[z] end end
+    end
+  end
+  x[k + 2] = nil
+  return pack_(record, unpack(x))
+end
+
+-- From the newest tile back; pieces are collected in reverse.
+local pieces, total, rest = {}, 0, tiles
+local function slice(from, to)
+  pieces[#pieces + 1] = sub(old, tile_at + (from - 1) * stride, tile_at + to * stride - 1)
+  total = total + to - from + 1
+end
+for i = more, 1, -1 do
+  local at = more_at + (i - 1) * stride
+  local index = unpack_('<d', delta, at)
+  if index < oldest then break end
+  local j, here = rest, nil
+  while j >= 1 do
+    here = index_of(old, tile_at, j)
+    if here <= index then break end
+    j = j - 1
+  end
+  if j < rest then slice(j + 1, rest) end
+  local piece = sub(delta, at, at + stride - 1)
+  if j >= 1 and here == index then
+    piece = merged(sub(old, tile_at + (j - 1) * stride, tile_at + j * stride - 1), piece)
+    j = j - 1
+  end
+  pieces[#pieces + 1] = piece
+  total = total + 1
+  rest = j
+end
+local from = 1
+while from <= rest and index_of(old, tile_at, from) < oldest do from = from + 1 end
+if from <= rest then slice(from, rest) end
+
+local out = {}
+for i = #pieces, 1, -1 do out[#out + 1] = pieces[i] end
+
+-- Lists: entries are 32 bytes, newest last.
+local function before(a, b)
+  if a[1] ~= b[1] then return a[1] < b[1] end
+  if a[2] ~= b[2] then return a[2] < b[2] end
+  return a[3] < b[3]
+end
+local function entries(s, at, n)
+  local t = {}
+  for i = 0, n - 1 do
+    local time, known, rank = unpack_('<ddd', s, at + i * 32)
+    t[#t + 1] = {time, known, rank, sub(s, at + i * 32, at + i * 32 + 31)}
+  end
+  return t
+end
+local delta_list_at = more_at + more * stride
+for l = 1, lists do
+  local n, m = counts[l], added[1 + l]
+  if m == 0 then
+    out[#out + 1] = sub(old, list_at, list_at + n * 32 - 1)
+  else
+    local a, b = entries(old, list_at, n), entries(delta, delta_list_at, m)
+    for i = 1, m do a[#a + 1] = b[i] end
+    if n > 0 then table.sort(a, before) end
+    local start = math.max(1, #a - caps[l] + 1)
+    for i = start, #a do out[#out + 1] = a[i][4] end
+    counts[l] = #a - start + 1
+  end
+  list_at = list_at + n * 32
+  delta_list_at = delta_list_at + m * 32
+end
+for i = 1, #offsets do out[#out + 1] = offsets[i] end
+
+local header = {2, newest, total, #offsets}
+for l = 1, lists do header[4 + l] = counts[l] end
+local state = pack_('<' .. string.rep('d', #header), unpack(header)) .. table.concat(out)
+if ARGV[6] == '0' then redis.call('SET', KEYS[1], state) else redis.call('SET', KEYS[1], state, 'PX', ARGV[6]) end
+return nxt
+"""
+
+ADVANCE_POSITION = """
+-- KEYS[1] hash of applied positions; ARGV: field, expected value ('' when there must be none), new value.
+-- 1 when stored; 0 when another value is there: Redis lost data, or another member took over.
+local old = redis.call('HGET', KEYS[1], ARGV[1]) or ''
+if old ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
