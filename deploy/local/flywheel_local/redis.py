@@ -48,9 +48,18 @@ class Redis(Backend):
         return Process(self.name, [server, "-"], log=self.log, stdin_text="\n".join(settings) + "\n")
 
     def ready(self) -> bool:
-        with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
-            connection.sendall(f"AUTH {self.secret('password')}\r\nPING\r\n".encode())
+        return self._ask("PING") == b"+PONG"
+
+    def flush(self) -> None:
+        """Empties every database."""
+        if (answer := self._ask("FLUSHALL")) != b"+OK":
+            raise LocalError(f"Redis answered FLUSHALL with {answer!r}", self.remedy(), log=self.log)
+
+    def _ask(self, command: str) -> bytes:
+        """The first line that answers one command without arguments."""
+        with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
+            connection.sendall(f"AUTH {self.secret('password')}\r\n{command}\r\n".encode())
             answer = b""
             while answer.count(b"\r\n") < 2 and (more := connection.recv(512)):
                 answer += more
-            return b"+PONG" in answer
+        return b"".join(answer.split(b"\r\n")[1:2])
