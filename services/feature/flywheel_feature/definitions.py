@@ -10,6 +10,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Literal
 
 SECOND = 1_000_000
 HOUR = 3600 * SECOND
@@ -96,6 +97,7 @@ class TableFormat(enum.IntEnum):
 class ParquetSource:
     uri: str
     format: TableFormat = TableFormat.PARQUET
+    type: Literal["parquet"] = "parquet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +106,12 @@ class StreamSource:
     """Microseconds; 0: any lateness."""
     partitions: int = 0
     """0: the platform's default."""
+    type: Literal["stream"] = "stream"
 
 
 @dataclass(frozen=True, slots=True)
 class RequestSource:
-    kind: str = "request"
+    type: Literal["request"] = "request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +169,7 @@ class BatchView:
     source: str
     """Source id."""
     features: tuple[Feature, ...]
+    type: Literal["batch"] = "batch"
 
 
 class AggregationFunction(enum.IntEnum):
@@ -200,6 +204,7 @@ class StreamView:
     filter: str = ""
     tile: int = 0
     """Microseconds; never 0 in a resolved view."""
+    type: Literal["stream"] = "stream"
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +219,7 @@ class OnDemandView:
     """View ids it reads; `View.inputs` has the versions."""
     request_sources: tuple[str, ...]
     expressions: tuple[Expression, ...]
+    type: Literal["on_demand"] = "on_demand"
 
 
 @dataclass(frozen=True, slots=True, order=True)
