@@ -8,6 +8,7 @@ from typing import Any
 
 import polars as pl
 import pytest
+from flywheel_feature.aggregation import event_ranks
 from flywheel_feature.definitions import AggregationFunction as Function
 from flywheel_feature.offline import windows as windows_module
 from flywheel_feature.offline.windows import WindowFeature, windowed_features
@@ -75,7 +76,7 @@ def oracle(spine: list[Any], events: list[Any], feature: WindowFeature, known_at
                 continue
             known = event[1] + max(event[2] or 0, 0) if known_at else event[1]
             if known <= t:
-                rows.append((event[1], known, f"{(7 * i) % 31:02d}-{i}", event))
+                rows.append((event[1], known, int(event_ranks([f"{(7 * i) % 31:02d}-{i}"])[0]), event))
         rows.sort(key=lambda r: r[:3])
         if not rows or (ttl is not None and t - rows[-1][0] > ttl):
             answers.append(None)

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from flywheel_common.errors import InvalidArgument
 from flywheel_feature.definitions import AggregationFunction as Function
 
 Ints = npt.NDArray[np.int64]
@@ -54,7 +55,9 @@ def fold(function: Function, windows: Fold, values: pl.Series | None, limit: int
         case Function.LAST_N:
             return _last_n(values, windows, limit)
         case Function.APPROX_DISTINCT:
-            return _approx_distinct(values, windows)
+            raise InvalidArgument(
+                "APPROX_DISTINCT is not computed yet: use COUNT, or aggregate in the source.", reason="UNSUPPORTED_AGGREGATION"
+            )
     numbers = values.cast(pl.Int64) if values.dtype.is_integer() or values.dtype == pl.Boolean else values.cast(pl.Float64)
     array = numbers.to_numpy()
     empty = windows.high == windows.low
@@ -175,7 +178,3 @@ def _standard_deviation(array: Floats, windows: Fold) -> Floats:
     count, _, squares = _merge(spread, _moments(array, windows.middle, windows.high))  # type: ignore[arg-type]
     deviation: Floats = np.sqrt(np.maximum(squares, 0.0) / np.maximum(count, 1.0))
     return deviation
-
-
-def _approx_distinct(values: pl.Series, windows: Fold) -> pl.Series:
-    raise NotImplementedError

@@ -1,0 +1,243 @@
+"""Joining every feature of a feature set to a spine: batch rows, stream windows, then on-demand expressions."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from flywheel_common.errors import InvalidArgument
+from flywheel_feature.definitions import (
+    BatchView,
+    DataType,
+    Entity,
+    FeatureSet,
+    Field,
+    OnDemandView,
+    Source,
+    StreamView,
+    VersionRef,
+    View,
+    column_name,
+)
+from flywheel_feature.expressions import CompiledExpressions, compile_expressions, compile_predicate
+from flywheel_feature.offline.datatypes import to_type
+from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, latest_join, latest_rows
+from flywheel_feature.offline.ports import Catalog, JobProgress
+from flywheel_feature.offline.sources import EVENT_ID, SourceReader
+from flywheel_feature.offline.training_sets import JoinMode
+from flywheel_feature.offline.windows import WindowFeature, windowed_features
+
+
+@dataclass(frozen=True, slots=True)
+class StoredView:
+    """A batch or stream view and the features wanted from it."""
+
+    view: View
+    entity: Entity
+    source: Source
+    wanted: tuple[str, ...]
+
+    @property
+    def keys(self) -> list[str]:
+        return [k.name for k in self.entity.join_keys]
+
+
+@dataclass(frozen=True, slots=True)
+class ComputedView:
+    view: View
+    compiled: CompiledExpressions
+    inputs: dict[str, tuple[VersionRef, str]]
+    """Column in an expression → the view version and feature it comes from; other columns are request fields."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinPlan:
+    """Everything a join of one feature set needs, resolved and compiled."""
+
+    feature_set: FeatureSet
+    stored: tuple[StoredView, ...]
+    computed: tuple[ComputedView, ...]
+    outputs: tuple[tuple[VersionRef, str, Field], ...]
+    """Per feature of the set, in order: view version, feature name, column of the answer."""
+
+    @property
+    def stream_sources(self) -> list[Source]:
+        return list({v.source.name: v.source for v in self.stored if v.source.is_stream}.values())
+
+    @property
+    def view_versions(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys([*(v.view.name for v in self.stored), *(v.view.name for v in self.computed)]))
+
+
+@dataclass(slots=True)
+class _Wanted:
+    views: dict[VersionRef, View] = field(default_factory=dict)
+    features: dict[VersionRef, dict[str, None]] = field(default_factory=dict)
+
+    def add(self, view: View, feature: str) -> None:
+        self.views[view.ref] = view
+        self.features.setdefault(view.ref, {})[feature] = None
+
+
+class FeatureJoiner:
+    """Computes feature sets offline. Stateless; one may serve many jobs at once."""
+
+    def __init__(self, catalog: Catalog, reader: SourceReader) -> None:
+        self._catalog = catalog
+        self._reader = reader
+
+    async def plan(self, feature_set: FeatureSet) -> JoinPlan:
+        """Resolve views, entities and sources. Raises NotFound naming what is missing."""
+        project = feature_set.project
+        views = {ref.id: await self._catalog.view(project, ref.id, ref.version) for ref in feature_set.views}
+        wanted, computed_wanted, outputs = _Wanted(), _Wanted(), []
+        for text, column in zip(feature_set.features, feature_set.schema, strict=True):
+            view_id, _, feature = text.partition(":")
+            view = views[view_id]
+            outputs.append((view.ref, feature, column))
+            (computed_wanted if isinstance(view.kind, OnDemandView) else wanted).add(view, feature)
+        computed = [
+            await self._computed(computed_wanted.views[ref], tuple(names), wanted, views)
+            for ref, names in computed_wanted.features.items()
+        ]
+        stored = [await self._stored(wanted.views[ref], tuple(names)) for ref, names in wanted.features.items()]
+        return JoinPlan(feature_set, tuple(stored), tuple(computed), tuple(outputs))
+
+    async def _stored(self, view: View, names: tuple[str, ...]) -> StoredView:
+        assert isinstance(view.kind, (BatchView, StreamView))
+        entity = await self._catalog.entity(view.project, view.entity)
+        return StoredView(view, entity, await self._catalog.source(view.project, view.kind.source), names)
+
+    async def _computed(self, view: View, names: tuple[str, ...], wanted: _Wanted, views: dict[str, View]) -> ComputedView:
+        assert isinstance(view.kind, OnDemandView)
+        schema: dict[str, DataType] = {}
+        origin: dict[str, tuple[VersionRef, str]] = {}
+        inputs: dict[VersionRef, View] = {}
+        for ref in view.inputs:
+            bound = views.get(ref.id)
+            inputs[ref] = bound if bound is not None and bound.ref == ref else await self._catalog.view(view.project, ref.id, ref.version)
+            for feature in inputs[ref].features:
+                schema[column_name(ref.id, feature.name)] = feature.data_type
+                origin[column_name(ref.id, feature.name)] = (ref, feature.name)
+        for source_id in view.kind.request_sources:
+            source = await self._catalog.source(view.project, source_id)
+            schema.update({f.name: f.data_type for f in source.schema})
+        chosen = [(e.feature.name, e.feature.data_type, e.sql) for e in view.kind.expressions if e.feature.name in names]
+        compiled = compile_expressions(chosen, schema)
+        used = {c: origin[c] for c in compiled.input_columns if c in origin}
+        for ref, feature_name in used.values():
+            wanted.add(inputs[ref], feature_name)
+        return ComputedView(view, compiled, used)
+
+    async def join(self, plan: JoinPlan, spine: pl.DataFrame, spine_time: str, mode: JoinMode, job: JobProgress) -> pl.DataFrame:
+        """One column per feature of the set, named `view__feature`, rows as in `spine`.
+
+        `spine` has the join keys, the request fields and `spine_time`, typed as declared.
+        """
+        found: dict[tuple[VersionRef, str], pl.Series] = {}
+        steps = len(plan.stored) + 1
+        for step, stored in enumerate(plan.stored):
+            job.check_cancelled()
+            job.progress(step, steps, "views", f"joining {stored.view.id}")
+            answer = await self._join_one(stored, spine, spine_time, mode)
+            found.update({(stored.view.ref, name): answer.get_column(name) for name in stored.wanted})
+        for computed in plan.computed:
+            job.check_cancelled()
+            columns = {c: found[origin].alias(c) for c, origin in computed.inputs.items()}
+            columns.update({c: spine.get_column(c) for c in computed.compiled.input_columns if c not in columns})
+            answer = await asyncio.to_thread(computed.compiled.evaluate, pl.DataFrame(columns))
+            found.update({(computed.view.ref, name): answer.get_column(name) for name in computed.compiled.names})
+        job.progress(steps, steps, "views", "joined")
+        return pl.DataFrame([found[ref, feature].alias(column.name) for ref, feature, column in plan.outputs])
+
+    async def _join_one(self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode) -> pl.DataFrame:
+        latest = spine.select(pl.col(spine_time).dt.epoch("us").max()).item()
+        high = None if mode == JoinMode.NAIVE_LATEST or latest is None else latest + 1
+        view, source = stored.view, stored.source
+        if isinstance(view.kind, BatchView):
+            fields = {f.name: f for f in view.kind.features if f.name in stored.wanted}
+            low = None
+            if view.ttl and mode == JoinMode.POINT_IN_TIME:
+                earliest = spine.select(pl.col(spine_time).dt.epoch("us").min()).item()
+                low = None if earliest is None else earliest - view.ttl
+            rows = await self._reader.read(source, [*stored.keys, *(f.field or f.name for f in fields.values()), *_created(source)], low=low, high=high)
+            return await asyncio.to_thread(self._join_batch, stored, spine, spine_time, mode, rows)
+        assert isinstance(view.kind, StreamView)
+        predicate = compile_predicate(view.kind.filter, {f.name: f.data_type for f in source.schema}) if view.kind.filter else None
+        chosen = [a for a in view.kind.aggregations if a.name in stored.wanted]
+        columns = [*stored.keys, *(a.field for a in chosen if a.field), *(predicate.input_columns if predicate else ()), *_created(source)]
+        events = await self._reader.read(source, columns, high=high)
+        if predicate is not None:
+            events = events.filter(predicate.evaluate(events).to_series().fill_null(False))
+        return await asyncio.to_thread(self._join_stream, stored, spine, spine_time, mode, events)
+
+    def _join_batch(self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, rows: pl.DataFrame) -> pl.DataFrame:
+        view, source = stored.view, stored.source
+        assert isinstance(view.kind, BatchView)
+        fields = {f.name: f for f in view.kind.features if f.name in stored.wanted}
+        rows = rows.with_columns(
+            to_type(f.field or f.name, rows.schema[f.field or f.name], f.data_type, f.vector_size).alias(_column(name))
+            for name, f in fields.items()
+        )
+        columns = {_column(name): name for name in fields}
+        created = source.created_field or None
+        if mode == JoinMode.NAIVE_LATEST:
+            return latest_join(spine, rows, keys=stored.keys, event_time=source.timestamp_field, created_time=created, columns=columns)
+        return as_of_join(
+            spine, rows, keys=stored.keys, spine_time=spine_time, event_time=source.timestamp_field, created_time=created,
+            ttl=view.ttl, columns=columns,
+        )  # fmt: skip
+
+    def _join_stream(self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, events: pl.DataFrame) -> pl.DataFrame:
+        view, source = stored.view, stored.source
+        assert isinstance(view.kind, StreamView)
+        kinds = {f.name: f.data_type for f in view.features}
+        features = [
+            WindowFeature(a.name, a.function, a.field, a.window, kinds[a.name], a.limit)
+            for a in view.kind.aggregations
+            if a.name in stored.wanted
+        ]
+        if mode == JoinMode.POINT_IN_TIME:
+            return windowed_features(
+                spine, events, keys=stored.keys, spine_time=spine_time, event_time=source.timestamp_field,
+                created_time=source.created_field or None, event_id=EVENT_ID, tile=view.kind.tile, ttl=view.ttl, features=features,
+            )  # fmt: skip
+        # The newest answer each entity ever had: as of its last event, known to everybody at any time.
+        newest = latest_rows(events, keys=stored.keys, event_time=source.timestamp_field).select(*stored.keys, source.timestamp_field)
+        values = windowed_features(
+            newest, events, keys=stored.keys, spine_time=source.timestamp_field, event_time=source.timestamp_field,
+            event_id=EVENT_ID, tile=view.kind.tile, features=features,
+        )  # fmt: skip
+        table = newest.select(stored.keys).hstack(values.drop(MATCHED_TIME))
+        return spine.select(stored.keys).join(table, on=stored.keys, how="left", maintain_order="left").drop(stored.keys)
+
+
+def _column(feature: str) -> str:
+    return f"__feature_{feature}"
+
+
+def _created(source: Source) -> list[str]:
+    return [source.created_field] if source.created_field else []
+
+
+def typed_spine(frame: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
+    """Join keys and request fields cast to their declared types; other columns as they are.
+
+    Raises InvalidArgument WRONG_SPINE naming what is missing or does not fit.
+    """
+    fields = {f.name: f for f in (*plan.feature_set.join_keys, *plan.feature_set.request_fields)}
+    missing = [name for name in fields if name not in frame.columns]
+    if missing:
+        raise InvalidArgument(
+            f"The spine has no column {missing[0]!r}, which {plan.feature_set.name} needs; it needs: {', '.join(fields)}.",
+            reason="WRONG_SPINE",
+            field=missing[0],
+        )
+    try:
+        return frame.with_columns(to_type(n, frame.schema[n], f.data_type, f.vector_size) for n, f in fields.items())
+    except pl.exceptions.PolarsError as error:
+        raise InvalidArgument(
+            f"The spine's columns do not fit their declared types: {str(error).splitlines()[0][:200]}", reason="WRONG_SPINE"
+        ) from error

@@ -1,0 +1,111 @@
+"""What the offline use cases need from the outside."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import polars as pl
+
+from flywheel_feature.definitions import Entity, FeatureSet, Source, View
+from flywheel_feature.offline.training_sets import TrainingSet
+
+
+@dataclass(frozen=True, slots=True)
+class Between:
+    """Rows with low <= column < high, in microseconds; None: no bound. Rows where the column is null are left out."""
+
+    column: str
+    low: int | None = None
+    high: int | None = None
+
+
+class Tables(Protocol):
+    """Parquet on an object store. Methods block and may be called from any thread.
+
+    Raise NotFound UNKNOWN_TABLE when nothing is there, DataLoss CORRUPT_TABLE for a file that is no Parquet, InvalidArgument
+    INVALID_URI for an address that may not be read, Unavailable OBJECT_STORE_DOWN when the store does not answer.
+    """
+
+    def schema(self, uri: str) -> dict[str, pl.DataType]:
+        """Columns and their stored types, hive partition columns included."""
+        ...
+
+    def read(self, uri: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
+        """Rows of every Parquet file at a key or below a prefix ending in `/`: files by path, rows in file order."""
+        ...
+
+    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+        """Rows of these files, in this order. A column that a file lacks is null there."""
+        ...
+
+    def write(self, uri: str, frame: pl.DataFrame) -> None:
+        """One Parquet file, whole or not at all; replaces what was there."""
+        ...
+
+    def bucket_uri(self, key: str) -> str:
+        """`s3://bucket/key` in the service's own bucket."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One archived file of a source: events first_offset … next_offset - 1 of a partition."""
+
+    uri: str
+    partition: int
+    first_offset: int
+    next_offset: int
+    min_event_time: int
+    max_event_time: int
+    """Microseconds."""
+    row_count: int
+
+
+class Archive(Protocol):
+    """The archive of stream sources, and how far it has come."""
+
+    async def segments(self, project: str, source: str) -> Sequence[Segment]:
+        """Committed segments by (partition, first offset); never overlapping."""
+        ...
+
+    async def archived_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """Per partition: every event below this offset is archived. A partition without events may be absent."""
+        ...
+
+    async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """Per partition: where the topic ends now. Raises Unavailable while Kafka is away."""
+        ...
+
+
+class Catalog(Protocol):
+    """Applied definitions. Raise NotFound with UNKNOWN_SOURCE, UNKNOWN_VIEW, UNKNOWN_ENTITY, UNKNOWN_FEATURE_SET."""
+
+    async def source(self, project: str, source_id: str) -> Source: ...
+
+    async def view(self, project: str, view_id: str, version: int) -> View: ...
+
+    async def entity(self, project: str, entity_id: str) -> Entity: ...
+
+    async def feature_set(self, project: str, set_id: str, version: int) -> FeatureSet:
+        """Version 0: the latest."""
+        ...
+
+
+class TrainingSets(Protocol):
+    """Built training sets: a set exists when its row does."""
+
+    async def create(self, training_set: TrainingSet) -> None:
+        """Raises AlreadyExists TRAINING_SET_EXISTS when the name is taken."""
+        ...
+
+    async def get(self, project: str, training_set_id: str) -> TrainingSet | None: ...
+
+
+class JobProgress(Protocol):
+    """The part of jobs.JobContext that long work reports to."""
+
+    def progress(self, done: int, total: int, unit: str = "", message: str = "") -> None: ...
+
+    def check_cancelled(self) -> None: ...

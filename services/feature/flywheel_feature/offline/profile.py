@@ -1,0 +1,80 @@
+"""Column profiles: the distribution of every feature and of the label in a training set, kept as the drift reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import polars as pl
+
+from flywheel_feature.definitions import DataType, Field
+from flywheel_feature.offline.training_sets import ColumnProfile
+
+BINS = 128
+CATEGORIES = 100
+
+
+def profile_columns(frame: pl.DataFrame, fields: Sequence[Field]) -> tuple[ColumnProfile, ...]:
+    """One profile per field. NaN counts as null; lists, vectors, bytes and timestamps are only counted."""
+    return tuple(profile_column(frame.get_column(f.name), f.data_type) for f in fields)
+
+
+def profile_column(values: pl.Series, data_type: DataType) -> ColumnProfile:
+    if data_type in (DataType.INT64, DataType.FLOAT32, DataType.FLOAT64):
+        return _numeric(values, data_type)
+    if data_type in (DataType.STRING, DataType.BOOL):
+        return _categorical(values, data_type)
+    return ColumnProfile(values.name, data_type, len(values), values.null_count())
+
+
+def inner_edges(ordered: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """At most BINS - 1 strictly increasing edges out of sorted finite values: the values at ranks ceil(n i / BINS).
+
+    The maximum is no edge: nothing would lie above it.
+    """
+    if ordered.size == 0:
+        return np.zeros(0)
+    ranks = -(-ordered.size * np.arange(1, BINS) // BINS) - 1
+    edges = np.unique(ordered[ranks])
+    return edges[edges < ordered[-1]]
+
+
+def _numeric(values: pl.Series, data_type: DataType) -> ColumnProfile:
+    numbers = values.cast(pl.Float64).drop_nulls().drop_nans().to_numpy()
+    finite = np.sort(numbers[np.isfinite(numbers)])
+    edges = inner_edges(finite)
+    counts = np.bincount(np.searchsorted(edges, numbers, side="left"), minlength=edges.size + 1)
+    present = finite.size > 0
+    return ColumnProfile(
+        name=values.name,
+        data_type=data_type,
+        count=len(values),
+        null_count=len(values) - numbers.size,
+        mean=float(finite.mean()) if present else 0.0,
+        stddev=float(finite.std()) if present else 0.0,
+        min=float(finite[0]) if present else 0.0,
+        max=float(finite[-1]) if present else 0.0,
+        edges=tuple(edges.tolist()),
+        bin_counts=tuple(counts.tolist()),
+    )
+
+
+def _categorical(values: pl.Series, data_type: DataType) -> ColumnProfile:
+    """Most frequent first; equal counts by text."""
+    counted = (
+        pl.DataFrame({"value": values.cast(pl.String)})
+        .drop_nulls()
+        .group_by("value")
+        .len()
+        .sort(["len", "value"], descending=[True, False])
+    )
+    top = counted.head(CATEGORIES)
+    return ColumnProfile(
+        name=values.name,
+        data_type=data_type,
+        count=len(values),
+        null_count=values.null_count(),
+        categories=tuple(top["value"].to_list()),
+        category_counts=tuple(top["len"].to_list()),
+        other_count=int(counted["len"].sum() - top["len"].sum()),
+    )

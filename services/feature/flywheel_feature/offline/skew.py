@@ -1,0 +1,192 @@
+"""The skew check: features as they were served, recomputed offline as of the same moment, and compared value by value."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import polars as pl
+
+from flywheel_common.clock import Clock
+from flywheel_common.errors import FailedPrecondition, InvalidArgument
+from flywheel_feature.definitions import DataType, Field
+from flywheel_feature.offline.datatypes import TIMESTAMP, to_type
+from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, typed_spine
+from flywheel_feature.offline.ports import Archive, Between, Catalog, JobProgress, Tables
+from flywheel_feature.offline.sources import SourceReader, wait_until_archived
+from flywheel_feature.offline.training_sets import JoinMode
+
+RELATIVE_TOLERANCE = 1e-6
+ABSOLUTE_TOLERANCE = 1e-7
+"""Below it two numbers are equal: sums that cancel to nothing differ by rounding alone."""
+EXAMPLES = 5
+ENTITY_PREFIX, REQUEST_PREFIX = "entity__", "request__"
+MODEL_SOURCES = ("MODEL", "PREDICTION_SOURCE_MODEL", "1")
+_TIME, _ID, _SET, _SOURCE = "event_time", "prediction_id", "feature_set", "source"
+
+
+@dataclass(frozen=True, slots=True)
+class SkewRequest:
+    project: str
+    predictions_uri: str
+    start: int | None = None
+    end: int | None = None
+    """start <= event time < end, microseconds."""
+    sample_limit: int = 0
+    """At most this many predictions, evenly spread in time; 0: all."""
+
+
+@dataclass(slots=True)
+class FeatureSkew:
+    feature: str
+    compared: int = 0
+    mismatches: int = 0
+    examples: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class SkewReport:
+    predictions: int
+    values: int
+    mismatches: int
+    features: tuple[FeatureSkew, ...]
+
+    def to_json(self) -> dict[str, object]:
+        """The job's result: see flywheel.feature.v1.SkewReport."""
+        return {
+            "predictions": self.predictions,
+            "values": self.values,
+            "mismatches": self.mismatches,
+            "features": [
+                {"feature": f.feature, "compared_count": f.compared, "mismatch_count": f.mismatches, "examples": list(f.examples)}
+                for f in self.features
+            ],
+        }
+
+
+class SkewCheck:
+    """Use case of CheckSkew."""
+
+    def __init__(
+        self, *, catalog: Catalog, tables: Tables, archive: Archive, clock: Clock, archive_wait_seconds: float = 60.0
+    ) -> None:
+        self._catalog = catalog
+        self._tables = tables
+        self._archive = archive
+        self._clock = clock
+        self._archive_wait_seconds = archive_wait_seconds
+        self._joiner = FeatureJoiner(catalog, SourceReader(tables, archive))
+
+    async def check(self, request: SkewRequest, job: JobProgress) -> SkewReport:
+        """Compare every logged feature of every prediction that a model answered.
+
+        Raises NotFound UNKNOWN_TABLE when nothing is archived, FailedPrecondition WRONG_ARCHIVE when columns are missing,
+        ARCHIVE_BEHIND, and the errors of the ports.
+        """
+        job.progress(0, 0, "predictions", "reading the predictions")
+        logged = await asyncio.to_thread(self._predictions, request)
+        totals: dict[str, FeatureSkew] = {}
+        for name in logged.get_column(_SET).unique().sort().to_list():
+            rows = logged.filter(pl.col(_SET) == name)
+            plan = await self._plan(request.project, name)
+            await wait_until_archived(
+                self._archive, self._clock, plan.stream_sources, timeout_seconds=self._archive_wait_seconds, job=job
+            )
+            spine = _spine(rows, plan)
+            offline = await self._joiner.join(plan, spine, _TIME, JoinMode.POINT_IN_TIME, job)
+            compared = [f for f in plan.feature_set.schema if f.name in rows.columns]
+            await asyncio.to_thread(_compare, rows, offline, compared, _describe(rows), totals)
+        features = tuple(totals[name] for name in sorted(totals))
+        return SkewReport(logged.height, sum(f.compared for f in features), sum(f.mismatches for f in features), features)
+
+    def _predictions(self, request: SkewRequest) -> pl.DataFrame:
+        stored = self._tables.schema(request.predictions_uri)
+        missing = [c for c in (_ID, _TIME, _SET) if c not in stored]
+        if missing:
+            raise FailedPrecondition(
+                f"{request.predictions_uri} is no prediction archive: it has no column {missing[0]!r}.", reason="WRONG_ARCHIVE"
+            )
+        columns = [c for c in stored if c in (_ID, _TIME, _SET, _SOURCE) or "__" in c]
+        frame = self._tables.read(request.predictions_uri, columns, Between(_TIME, request.start, request.end))
+        if _SOURCE in frame.columns:
+            # A default or a cached answer was not made from these features.
+            frame = frame.filter(pl.col(_SOURCE).cast(pl.String).is_in(MODEL_SOURCES))
+        frame = frame.filter(pl.col(_SET).is_not_null() & (pl.col(_SET) != ""))
+        frame = frame.with_columns(to_type(_TIME, frame.schema[_TIME], DataType.TIMESTAMP)).sort(_TIME, _ID, maintain_order=True)
+        limit = request.sample_limit
+        if limit and frame.height > limit:
+            frame = frame[[i * frame.height // limit for i in range(limit)]]
+        return frame
+
+    async def _plan(self, project: str, name: str) -> JoinPlan:
+        prefix = f"projects/{project}/featureSets/"
+        set_id, _, version = name.removeprefix(prefix).partition("/versions/")
+        if not name.startswith(prefix) or not (version.isdigit() or not version):
+            raise InvalidArgument(f"Predictions name {name!r}, which is no feature set of projects/{project}.", reason="WRONG_ARCHIVE")
+        return await self._joiner.plan(await self._catalog.feature_set(project, set_id, int(version or 0)))
+
+
+def _spine(rows: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
+    wanted = {f.name: ENTITY_PREFIX + f.name for f in plan.feature_set.join_keys}
+    for request_field in plan.feature_set.request_fields:
+        column = REQUEST_PREFIX + request_field.name
+        if column in rows.columns or request_field.name not in wanted:
+            wanted[request_field.name] = column
+    missing = [column for column in wanted.values() if column not in rows.columns]
+    if missing:
+        raise FailedPrecondition(
+            f"The predictions have no column {missing[0]!r}, without which {plan.feature_set.name} cannot be recomputed.",
+            reason="WRONG_ARCHIVE",
+        )
+    return typed_spine(rows.select(pl.col(_TIME).cast(TIMESTAMP), *(pl.col(c).alias(n) for n, c in wanted.items())), plan)
+
+
+def _describe(rows: pl.DataFrame) -> pl.Series:
+    """What a person needs to find the row again."""
+    keys = [c for c in rows.columns if c.startswith(ENTITY_PREFIX)]
+    parts = [pl.col(_ID), pl.lit(" at "), pl.col(_TIME).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")]
+    for key in keys:
+        parts += [pl.lit(f" {key.removeprefix(ENTITY_PREFIX)}="), pl.col(key).cast(pl.String).fill_null("null")]
+    return rows.select(pl.concat_str(parts, ignore_nulls=True)).to_series()
+
+
+def _compare(
+    rows: pl.DataFrame, offline: pl.DataFrame, fields: Sequence[Field], described: pl.Series, totals: dict[str, FeatureSkew]
+) -> None:
+    for declared in fields:
+        served, recomputed = rows.get_column(declared.name), offline.get_column(declared.name)
+        wrong = mismatched(served, recomputed)
+        total = totals.setdefault(declared.name, FeatureSkew(declared.name))
+        total.compared += len(served)
+        total.mismatches += int(wrong.sum())
+        for index in wrong.arg_true()[: EXAMPLES - len(total.examples)].to_list():
+            total.examples.append(f"{described[index]}: online {served[index]!r}, offline {recomputed[index]!r}")
+
+
+def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
+    """True where two columns differ: in null-ness (NaN is null), by more than 1e-6 relative at float32, or as text."""
+    if isinstance(recomputed.dtype, (pl.List, pl.Array)) or isinstance(served.dtype, (pl.List, pl.Array)):
+        pairs = zip(served.to_list(), recomputed.to_list(), strict=True)
+        return pl.Series([_lists_differ(a, b) for a, b in pairs], dtype=pl.Boolean)
+    if served.dtype == pl.String or recomputed.dtype in (pl.String, pl.Binary):
+        kind = pl.Binary if recomputed.dtype == pl.Binary and served.dtype == pl.Binary else pl.String
+        return served.cast(kind).ne_missing(recomputed.cast(kind))
+    if isinstance(recomputed.dtype, pl.Datetime) and isinstance(served.dtype, pl.Datetime):
+        return served.dt.epoch("us").ne_missing(recomputed.dt.epoch("us"))
+    frame = pl.DataFrame({"a": _number(served), "b": _number(recomputed)})
+    a, b = pl.col("a"), pl.col("b")
+    close = (a - b).abs() <= pl.max_horizontal(a.abs(), b.abs()) * RELATIVE_TOLERANCE + ABSOLUTE_TOLERANCE
+    both = a.is_not_null() & b.is_not_null()
+    return frame.select(pl.when(both).then(~(close | (a == b))).otherwise(a.is_null() != b.is_null())).to_series()
+
+
+def _number(values: pl.Series) -> pl.Series:
+    # Through float32, which is what a model sees; compared in float64, so that the comparison itself does not round.
+    return values.cast(pl.Float32).cast(pl.Float64).fill_nan(None)
+
+
+def _lists_differ(a: Sequence[object] | None, b: Sequence[object] | None) -> bool:
+    if a is None or b is None:
+        return (a is None) != (b is None)
+    return len(a) != len(b) or bool(mismatched(pl.Series(list(a), strict=False), pl.Series(list(b), strict=False)).any())

@@ -1,0 +1,153 @@
+"""Parquet on S3 through pyarrow (port: offline.ports.Tables)."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.fs as fs
+import pyarrow.parquet as pq
+
+from flywheel_common.errors import DataLoss, InvalidArgument, NotFound, Unavailable
+from flywheel_feature.offline.ports import Between
+
+T = TypeVar("T")
+_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
+
+
+class S3Tables:
+    """`readable_buckets`: other buckets that sources and spines may name; empty: any that the credentials open."""
+
+    def __init__(
+        self, *, endpoint: str, access_key: str, secret_key: str, bucket: str, readable_buckets: Sequence[str] = (), timeout_seconds: float = 30.0
+    ) -> None:
+        # Stores that are not Amazon's refuse the newer checksums; the client reads this when it is made.
+        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
+        scheme, _, address = endpoint.rpartition("://")
+        self._bucket = bucket
+        self._readable = {bucket, *readable_buckets} if readable_buckets else None
+        self._fs = fs.S3FileSystem(
+            access_key=access_key,
+            secret_key=secret_key,
+            endpoint_override=address,
+            scheme=scheme or "http",
+            region="us-east-1",
+            connect_timeout=5.0,
+            request_timeout=timeout_seconds,
+            allow_bucket_creation=False,
+        )
+
+    def bucket_uri(self, key: str) -> str:
+        return f"s3://{self._bucket}/{key}"
+
+    def schema(self, uri: str) -> dict[str, pl.DataType]:
+        def read() -> dict[str, pl.DataType]:
+            empty = pl.from_arrow(self._dataset(uri).schema.empty_table())
+            assert isinstance(empty, pl.DataFrame)
+            return dict(zip(empty.columns, empty.dtypes, strict=True))
+
+        return self._guard(uri, read)
+
+    def read(self, uri: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
+        def read() -> pl.DataFrame:
+            dataset = self._dataset(uri)
+            return _frame(dataset.to_table(columns=list(dict.fromkeys(columns)), filter=_filter(dataset.schema, where)))
+
+        return self._guard(uri, read)
+
+    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+        wanted = list(dict.fromkeys(columns))
+        if not uris:
+            return pl.DataFrame({c: pl.Series([], dtype=pl.Null) for c in wanted})
+
+        def read() -> pl.DataFrame:
+            parts: list[pa.Table] = []
+            for uri in uris:
+                source = ds.dataset(self._path(uri), filesystem=self._fs, format="parquet")
+                part = source.to_table(columns=[c for c in wanted if c in source.schema.names])
+                parts.append(part)
+            return _frame(pa.concat_tables(parts, promote_options="permissive"))
+
+        return self._guard(uris[0], read)
+
+    def write(self, uri: str, frame: pl.DataFrame) -> None:
+        def write() -> None:
+            # The object appears when the stream is closed, so nobody sees half a file.
+            with self._fs.open_output_stream(self._path(uri)) as stream:
+                pq.write_table(frame.to_arrow(), stream, compression="zstd", row_group_size=131_072)
+
+        self._guard(uri, write)
+
+    def _path(self, uri: str) -> str:
+        match = _URI.fullmatch(uri)
+        if match is None or ".." in match.group(2).split("/"):
+            raise InvalidArgument(f"{uri[:200]!r} is not an address of the form s3://bucket/key.", reason="INVALID_URI")
+        if self._readable is not None and match.group(1) not in self._readable:
+            raise InvalidArgument(f"Bucket {match.group(1)!r} is not one that this service may read.", reason="INVALID_URI")
+        return f"{match.group(1)}/{match.group(2)}"
+
+    def _dataset(self, uri: str) -> ds.Dataset:
+        path = self._path(uri)
+        if not path.endswith("/"):
+            if self._fs.get_file_info(path).type != fs.FileType.File:
+                raise FileNotFoundError(path)
+            return ds.dataset(path, filesystem=self._fs, format="parquet")
+        infos = self._fs.get_file_info(fs.FileSelector(path.rstrip("/"), recursive=True))
+        files = sorted(i.path for i in infos if i.type == fs.FileType.File and i.path.endswith(".parquet"))
+        # What is hidden, like _manifest or .staging, is no data.
+        files = [f for f in files if not any(p.startswith(("_", ".")) for p in f[len(path) :].split("/"))]
+        if not files:
+            raise FileNotFoundError(path)
+        return ds.dataset(
+            files, filesystem=self._fs, format="parquet", partitioning=ds.HivePartitioning.discover(infer_dictionary=False),
+            partition_base_dir=path.rstrip("/"),
+        )  # fmt: skip
+
+    def _guard(self, uri: str, action: Callable[[], T]) -> T:
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise NotFound(f"There is no Parquet at {uri}: check the address, or write it first.", reason="UNKNOWN_TABLE") from error
+        except pa.ArrowInvalid as error:
+            raise DataLoss(f"{uri} cannot be read as Parquet: {str(error)[:200]}", reason="CORRUPT_TABLE") from error
+        except OSError as error:
+            raise _os_error(uri, error) from error
+
+
+def _os_error(uri: str, error: OSError) -> Exception:
+    text = str(error)
+    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "404" in text:
+        return NotFound(f"There is no Parquet at {uri}: the bucket does not exist.", reason="UNKNOWN_TABLE")
+    if "ACCESS_DENIED" in text or "403" in text:
+        return InvalidArgument(f"{uri} may not be read with this service's credentials.", reason="INVALID_URI")
+    if "Parquet" in text or "magic bytes" in text or "Thrift" in text:
+        return DataLoss(f"{uri} is corrupt: {text[:200]}", reason="CORRUPT_TABLE")
+    return Unavailable(f"The object store does not answer for {uri}.", reason="OBJECT_STORE_DOWN")
+
+
+def _frame(table: pa.Table) -> pl.DataFrame:
+    frame = pl.from_arrow(table)
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def _filter(schema: pa.Schema, where: Between | None) -> ds.Expression | None:
+    if where is None:
+        return None
+    kind = schema.field(where.column).type
+    column = ds.field(where.column)
+    condition = column.is_valid()
+    for bound, lower in ((where.low, True), (where.high, False)):
+        if bound is None:
+            continue
+        zone = kind.tz if pa.types.is_timestamp(kind) else None
+        scalar = pa.scalar(bound, pa.timestamp("us", zone))
+        # Compared in microseconds: a bound that seconds or milliseconds cannot hold must not be rounded.
+        left = column.cast(pa.timestamp("us", zone), safe=False) if kind != scalar.type else column
+        condition = condition & (left >= scalar if lower else left < scalar)
+    return condition
