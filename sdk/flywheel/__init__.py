@@ -3,7 +3,7 @@
 import flywheel as fw
 """
 
-from flywheel.client import Client, timestamp
+from flywheel.client import Client, now, timestamp
 from flywheel.definitions import (
     Aggregation,
     BatchView,
@@ -32,5 +32,5 @@ __all__ = [
     "BOOL", "BYTES", "FLOAT32", "FLOAT64", "INT64", "STRING", "TIMESTAMP",
     "Aggregation", "BatchView", "Client", "Entity", "FeatureSet", "FlywheelError", "JobFailedError", "NotFound",
     "OnDemandView", "ParquetSource", "RequestSource", "StreamSource", "StreamView", "Unavailable",
-    "compile_definitions", "count", "last", "last_n", "load_module", "maximum", "mean", "minimum", "std", "timestamp", "total",
+    "compile_definitions", "count", "last", "last_n", "load_module", "maximum", "mean", "minimum", "std", "now", "timestamp", "total",
 ]  # fmt: skip
