@@ -1,0 +1,81 @@
+"""Errors keep their meaning across the wire."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+from flywheel_common import errors
+from flywheel_common.error_details import from_rpc_error, to_status, trailing_metadata
+from google.rpc import error_details_pb2
+
+
+class WireError(grpc.RpcError):
+    """What a client sees: code, details and trailing metadata."""
+
+    def __init__(self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, bytes], ...] = ()) -> None:
+        self._parts = (code, details, trailing)
+
+    def code(self) -> grpc.StatusCode:
+        return self._parts[0]
+
+    def details(self) -> str:
+        return self._parts[1]
+
+    def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
+        return self._parts[2]
+
+
+def every_error() -> list[type[errors.FlywheelError]]:
+    return [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.FlywheelError)]
+
+
+def test_the_table_names_every_error_class_once() -> None:
+    concrete = [cls for cls in every_error() if cls is not errors.FlywheelError]
+    assert {cls.code: cls for cls in concrete} == errors.BY_CODE
+    assert len({cls.code for cls in concrete}) == len(concrete)
+    assert grpc.StatusCode.UNKNOWN not in errors.BY_CODE
+    assert grpc.StatusCode.OK not in errors.BY_CODE
+
+
+@pytest.mark.parametrize("cls", [c for c in every_error() if c is not errors.FlywheelError], ids=lambda c: c.__name__)
+def test_an_error_comes_back_as_it_was_raised(cls: type[errors.FlywheelError]) -> None:
+    raised = cls("do this instead", reason="SOME_REASON", field="x", limit=3)
+    wire = WireError(raised.code, raised.message, trailing_metadata(raised))
+    back = from_rpc_error(wire)
+    assert (type(back), back.message, back.reason, back.metadata) == (
+        cls, "do this instead", "SOME_REASON", {"field": "x", "limit": "3"},
+    )
+
+
+def test_a_retry_delay_travels_as_retry_info() -> None:
+    raised = errors.ResourceExhausted("later", retry_after_seconds=2.5, reason="OVERLOADED")
+    retry = error_details_pb2.RetryInfo()
+    assert to_status(raised).details[1].Unpack(retry)
+    assert (retry.retry_delay.seconds, retry.retry_delay.nanos) == (2, 500_000_000)
+    back = from_rpc_error(WireError(raised.code, "later", trailing_metadata(raised)))
+    assert isinstance(back, errors.ResourceExhausted)
+    assert back.retry_after_seconds == 2.5
+
+
+def test_a_status_without_details_keeps_its_code() -> None:
+    back = from_rpc_error(WireError(grpc.StatusCode.UNAVAILABLE, "failed to connect"))
+    assert (type(back), back.reason, back.message) == (errors.Unavailable, "UNAVAILABLE", "failed to connect")
+
+
+def test_unknown_never_comes_out_of_a_peer_as_unknown() -> None:
+    back = from_rpc_error(WireError(grpc.StatusCode.UNKNOWN, "boom"))
+    assert type(back) is errors.Internal
+
+
+def test_foreign_details_bytes_do_not_hide_the_code() -> None:
+    wire = WireError(grpc.StatusCode.NOT_FOUND, "gone", (("grpc-status-details-bin", b"\xff\xff\xff"),))
+    assert type(from_rpc_error(wire)) is errors.NotFound
+
+
+def test_a_subclass_fixes_its_reason() -> None:
+    class UnknownView(errors.NotFound):
+        reason = "UNKNOWN_VIEW"
+
+    assert UnknownView("x").reason == "UNKNOWN_VIEW"
+    assert UnknownView("x", reason="OTHER").reason == "OTHER"
+    assert UnknownView.reason == "UNKNOWN_VIEW"
