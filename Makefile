@@ -97,3 +97,39 @@ lock: $(BOOTSTRAP_STAMP) ## resolve dependencies again: requirements.lock files 
 	@for f in bootstrap triton-runtime; do $(LOCK) --no-config deploy/local/$$f.in -o deploy/local/$$f.lock || exit 1; done
 	@$(LOCK) --no-config --no-deps deploy/local/triton.in -o deploy/local/triton.lock
 	@$(PY) -m flywheel_local lock
+
+# ---------------------------------------------------------------------------------------------- the platform
+# PORT_BASE=8000 moves every port by 1000, FLYWHEEL_PORT_KAFKA=9092 a single one; SCOPE=year replays every flight.
+export PORT_BASE SCOPE
+LAUNCH := exec $(PY) -m flywheel_local
+
+.PHONY: up down status run
+run: setup ## play examples/flights on a platform of its own, from nothing to the table at the end (SCOPE=year for all of it)
+	@$(LAUNCH) run
+up: setup ## start the platform in the background (PORT_BASE=8000 for other ports)
+	@$(LAUNCH) up
+down: ## stop it; nothing is left running
+	@[ ! -x $(PY) ] || $(LAUNCH) down
+status: ## what runs, where it listens, where it logs
+	@[ -x $(PY) ] || { echo "nothing is installed yet (make up installs and starts)"; exit 1; }; $(LAUNCH) status
+
+# --------------------------------------------------------------------------------------------------- quality
+.PHONY: test check format bench soak
+test: setup ## the whole test suite against real backends (SUITE=tests/unit, ARGS='-k name')
+	@exec $(PY) -m pytest $(or $(SUITE),tests) $(ARGS)
+
+check: setup ## formatting, lint, types, import direction, protos (under 30 s)
+	@$(VENV)/bin/ruff format --check -q . || { echo "run make format"; exit 1; }
+	@$(VENV)/bin/ruff check -q .
+	@$(VENV)/bin/lint-imports --config pyproject.toml --no-logo
+	@cd protos && ../$(VENV)/bin/buf lint
+	@$(VENV)/bin/mypy
+
+format: ## format everything
+	@$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .
+
+bench: setup ## measure against the limits and the peers
+	@exec $(PY) bench/run.py $(ARGS)
+
+soak: setup ## run the story again and again (ROUNDS=5) and watch that nothing grows
+	@for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done

@@ -19,11 +19,12 @@ from typing import TypeVar
 
 import asyncpg
 import pytest
+
 from flywheel_local.backend import Backend
 from flywheel_local.backends import Backends
 from flywheel_local.kafka import Kafka
-from flywheel_local.postgres import Postgres
 from flywheel_local.ports import free
+from flywheel_local.postgres import Postgres
 from flywheel_local.ray import Ray
 from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3

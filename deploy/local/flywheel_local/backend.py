@@ -30,6 +30,8 @@ class Backend(ABC):
         self.ports = {name: ports[name] for name in self.port_names}
         self.process: Process | None = None
         self.started_in_seconds = 0.0
+        self._cancelled = False
+        self._was_ready = False
 
     @abstractmethod
     def spawn(self) -> Process:
@@ -39,13 +41,19 @@ class Backend(ABC):
     def ready(self) -> bool:
         """Whether the server answers a real request; False or OSError while it does not."""
 
+    def cancel(self) -> None:
+        """Makes a start that another thread is in the middle of fail soon."""
+        self._cancelled = True
+
     def begin(self) -> None:
         """Starts the server without waiting for it."""
+        self._go_on()
         for name, port in self.ports.items():
             port_numbers.require_free(name, port)
         self.data.mkdir(parents=True, exist_ok=True)
         self.log.parent.mkdir(parents=True, exist_ok=True)
         self._began = time.monotonic()
+        self._was_ready = False
         self.process = self.spawn()
 
     def wait_ready(self) -> None:
@@ -53,6 +61,7 @@ class Backend(ABC):
         assert self.process is not None, "begin() first"
         deadline = self._began + self.start_seconds
         while True:
+            self._go_on()
             try:
                 if self.ready():
                     break
@@ -66,9 +75,12 @@ class Backend(ABC):
                 )
             if time.monotonic() > deadline:
                 raise LocalError(
-                    f"{self.name} gave no answer within {self.start_seconds:.0f} s", self.remedy(), log=self.log
+                    f"{self.name} gave no answer within {self.start_seconds:.0f} s",
+                    self.remedy(),
+                    log=self.log,
                 )
             time.sleep(0.05)
+        self._was_ready = True
         self.started_in_seconds = time.monotonic() - self._began
 
     def start(self) -> None:
@@ -85,13 +97,18 @@ class Backend(ABC):
         self.start()
 
     def stop(self) -> None:
+        """Clean where it was up; a server in the middle of starting is not waited for."""
         if self.process is not None:
-            self.process.stop()
+            self.process.stop(None if self._was_ready else 1.0)
             self.process = None
 
     def remedy(self) -> str:
         """What a person can do when it does not start."""
         return f"read the log; if its data is broken, stop the platform and remove {self.data}"
+
+    def _go_on(self) -> None:
+        if self._cancelled:
+            raise LocalError(f"the start of {self.name} was cancelled", "start again")
 
     def secret(self, label: str) -> str:
         """A random password made once per data folder and readable by its owner alone."""

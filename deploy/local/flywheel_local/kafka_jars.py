@@ -38,7 +38,9 @@ def fetch() -> None:
     resolved = _resolve()
     missing = sorted(wanted.keys() - resolved.keys())
     if missing:
-        raise LocalError(f"Maven Central offers other jars than kafka.lock: {', '.join(missing)}", "run make lock")
+        raise LocalError(
+            f"Maven Central offers other jars than kafka.lock: {', '.join(missing)}", "run make lock"
+        )
     KAFKA_JARS.mkdir(parents=True, exist_ok=True)
     for name, digest in wanted.items():
         if _digest(resolved[name]) != digest:
@@ -56,7 +58,9 @@ def lock() -> None:
     """Writes ``kafka.lock`` from a fresh resolution."""
     resolved = _resolve()
     lines = [f"{_digest(path)}  {name}\n" for name, path in sorted(resolved.items())]
-    LOCK.write_text("# SHA-256 and name of every jar on Kafka's class path; written by make lock.\n" + "".join(lines))
+    LOCK.write_text(
+        "# SHA-256 and name of every jar on Kafka's class path; written by make lock.\n" + "".join(lines)
+    )
 
 
 def _resolve() -> dict[str, Path]:
@@ -70,7 +74,14 @@ def _resolve() -> dict[str, Path]:
 
 def _resolve_one(coordinate: str) -> list[Path]:
     scratch = _scratch()
-    command = [str(Path(sys.prefix) / "bin" / "jgo"), "--ignore-config", "--timeout", "60", "--resolver", "python"]
+    command = [
+        str(Path(sys.prefix) / "bin" / "jgo"),
+        "--ignore-config",
+        "--timeout",
+        "60",
+        "--resolver",
+        "python",
+    ]
     command += ["--cache-dir", str(scratch / "cache"), "--repo-cache", str(scratch / "repository")]
     command += ["--color", "never", "info", "jars", coordinate]
     for _ in range(3):

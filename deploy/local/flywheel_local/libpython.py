@@ -47,7 +47,11 @@ def _download() -> str:
     scratch = LIBPYTHON.parent / "libpython-download"
     for folder in ("lists/partial", "cache/archives/partial"):
         (scratch / folder).mkdir(parents=True, exist_ok=True)
-    options = [f"-oDir::State::Lists={scratch}/lists", f"-oDir::Cache={scratch}/cache", "-oAPT::Sandbox::User="]
+    options = [
+        f"-oDir::State::Lists={scratch}/lists",
+        f"-oDir::Cache={scratch}/cache",
+        "-oAPT::Sandbox::User=",
+    ]
     options += ["-oDebug::NoLocking=1", "-oAcquire::Retries=3"]
     for command in (["apt-get", *options, "update"], ["apt-get", *options, "download", "libpython3.11"]):
         done = subprocess.run(command, capture_output=True, text=True, cwd=scratch)

@@ -72,7 +72,7 @@ def free(names: Iterable[str]) -> dict[str, int]:
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    for address in (host, "0.0.0.0"):
+    for address in (host, "0.0.0.0"):  # noqa: S104 - a probe; nothing listens
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -96,5 +96,7 @@ def _number(environment: Mapping[str, str], key: str, default: int) -> int:
     if not text:
         return default
     if not text.isdigit() or not 0 < int(text) < 65536:
-        raise LocalError(f"{key}={text!r} is not a port", f"set {key} to a number from 1 to 65535, or unset it")
+        raise LocalError(
+            f"{key}={text!r} is not a port", f"set {key} to a number from 1 to 65535, or unset it"
+        )
     return int(text)

@@ -77,7 +77,9 @@ class Postgres(Backend):
         async def create() -> None:
             connection = await asyncpg.connect(self.dsn())
             try:
-                existing = {row["datname"] for row in await connection.fetch("SELECT datname FROM pg_database")}
+                existing = {
+                    row["datname"] for row in await connection.fetch("SELECT datname FROM pg_database")
+                }
                 for name in names:
                     if name not in existing:
                         await connection.execute(f'CREATE DATABASE "{name}"')
@@ -114,7 +116,9 @@ class Postgres(Backend):
             )
         if done.returncode != 0:
             self.log.write_text(done.stdout + done.stderr)
-            raise LocalError("initdb could not create the PostgreSQL data folder", self.remedy(), log=self.log)
+            raise LocalError(
+                "initdb could not create the PostgreSQL data folder", self.remedy(), log=self.log
+            )
 
     def _let_nobody_in(self) -> None:
         """As root, every folder above the data and the binaries must be traversable for another user."""

@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from flywheel_local import ports as port_numbers
-from flywheel_local.backend import Backend, answers_http, require_tool
+from flywheel_local.backend import Backend, answers_http, fresh_directory, require_tool
 from flywheel_local.process import Process
 
 
@@ -19,6 +19,7 @@ class Ray(Backend):
 
     cpus = 2
     object_store_bytes = 256 * 1024 * 1024
+    _outside: Path | None = None
 
     @property
     def address(self) -> str:
@@ -47,7 +48,9 @@ class Ray(Backend):
 
     def spawn(self) -> Process:
         # Ray's other listeners default to fixed numbers; two heads on one machine would collide.
-        inner = port_numbers.free(["agent", "agent_grpc", "client", "metrics", "node", "objects", "environments"])
+        inner = port_numbers.free(
+            ["agent", "agent_grpc", "client", "metrics", "node", "objects", "environments"]
+        )
         ray = require_tool(Path(sys.prefix) / "bin" / "ray", "Ray")
         command: list[str | Path] = [ray, "start", "--head", "--block", "--disable-usage-stats"]
         command += ["--node-ip-address=127.0.0.1", f"--port={self.ports['ray']}"]
@@ -62,9 +65,7 @@ class Ray(Backend):
         # 0: any free port, instead of a fixed range that may hold one of ours.
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--num-cpus={self.cpus}", f"--object-store-memory={self.object_store_bytes}"]
-        # Sockets lie below this folder and their paths are limited to 107 bytes, so it cannot be the data folder.
-        self._sessions = tempfile.mkdtemp(prefix="fw-ray-")
-        command += [f"--temp-dir={self._sessions}"]
+        command += [f"--temp-dir={self._session_directory()}"]
         return Process(
             self.name,
             command,
@@ -86,4 +87,14 @@ class Ray(Backend):
 
     def stop(self) -> None:
         super().stop()
-        shutil.rmtree(getattr(self, "_sessions", ""), ignore_errors=True)
+        if self._outside is not None:
+            shutil.rmtree(self._outside, ignore_errors=True)
+            self._outside = None
+
+    def _session_directory(self) -> Path:
+        """Ray puts sockets 62 characters below this folder, and their paths are limited to 107."""
+        inside = self.data / "s"
+        if len(str(inside)) <= 107 - 62:
+            return fresh_directory(inside)
+        self._outside = Path(tempfile.mkdtemp(prefix="fw-ray-"))
+        return self._outside

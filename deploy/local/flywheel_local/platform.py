@@ -1,0 +1,131 @@
+"""The whole platform: backends, databases, bucket, then the services, each waited for until it says it serves."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from flywheel_local import ports as port_numbers
+from flywheel_local import services
+from flywheel_local.backend import answers_http
+from flywheel_local.backends import Backends
+from flywheel_local.failure import LocalError
+from flywheel_local.process import Process
+from flywheel_local.services import SERVICES, Service
+
+START_SECONDS = 90.0
+Tell = Callable[[str], None]
+
+
+class Platform:
+    """``with Platform(directory, ports) as platform`` is up inside the block and gone after it."""
+
+    def __init__(
+        self, directory: Path, log: Path, ports: Mapping[str, int], tell: Tell = lambda _: None
+    ) -> None:
+        self.ports = dict(ports)
+        self.log = log
+        self.backends = Backends(directory=directory, log=log, ports=ports)
+        self.processes: dict[str, Process] = {}
+        self._directory = directory
+        self._tell = tell
+
+    def start(self) -> None:
+        for name, port in self.ports.items():
+            port_numbers.require_free(name, port)
+        try:
+            self._tell("starting PostgreSQL, Redis, S3, Kafka, Triton and Ray")
+            self.backends.start()
+            times = ", ".join(f"{b.name} {b.started_in_seconds:.1f}" for b in self.backends)
+            self._tell(f"backends are up after {self.backends.started_in_seconds:.1f} s ({times})")
+            self.backends.postgres.create_databases(services.DATABASES)
+            self.backends.s3.create_bucket(services.BUCKET)
+            began = time.monotonic()
+            for service in SERVICES:
+                self.processes[service.name] = self._spawn(service)
+            for service in SERVICES:
+                self._wait(service)
+            self._tell(f"services are up after {time.monotonic() - began:.1f} s")
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """Services first, so that they can say goodbye to their backends."""
+        for process in self.processes.values():
+            process.signal(signal.SIGTERM)
+        for process in self.processes.values():
+            process.stop()
+        self.backends.stop()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._tell("stopping everything")
+        self.stop()
+
+    def ended(self) -> list[str]:
+        """What has died since, as sentences."""
+        found = [(b.name, b.process) for b in self.backends] + list(self.processes.items())
+        return [
+            f"{name} ended with status {process.exit_code} (log: {process.log})"
+            for name, process in found
+            if process is not None and not process.running
+        ]
+
+    @property
+    def client_environment(self) -> dict[str, str]:
+        return services.client_environment(self.backends, self.ports)
+
+    def _spawn(self, service: Service) -> Process:
+        state = self._directory / "state"
+        (state / service.name).mkdir(parents=True, exist_ok=True)
+        return Process(
+            service.name,
+            service.command,
+            log=self.log / f"{service.name}.log",
+            environment=services.settings(service, self.backends, self.ports, state),
+            directory=state / service.name,
+            grace_seconds=15.0,
+        )
+
+    def _wait(self, service: Service) -> None:
+        process = self.processes[service.name]
+        deadline = time.monotonic() + START_SECONDS
+        while not self._serves(service):
+            if not process.running:
+                problem = f"{service.name} ended while starting (exit status {process.exit_code})"
+                raise LocalError(problem, "read the log", log=process.log)
+            if time.monotonic() > deadline:
+                problem = f"{service.name} did not become ready within {START_SECONDS:.0f} s"
+                raise LocalError(problem, "read the log", log=process.log)
+            time.sleep(0.1)
+
+    def _serves(self, service: Service) -> bool:
+        if service.port is None:
+            try:
+                return answers_http(f"http://127.0.0.1:{self.ports[service.metrics_port]}/metrics")
+            except OSError:
+                return False
+        return serves(f"127.0.0.1:{self.ports[service.port]}")
+
+
+def serves(address: str) -> bool:
+    """Whether ``grpc.health.v1`` there says SERVING."""
+    with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)
+        except grpc.RpcError:
+            return False
+    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

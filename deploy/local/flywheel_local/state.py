@@ -1,0 +1,51 @@
+"""The state file of a platform that runs in the background: who supervises it, and where everything listens."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import psutil
+
+
+@dataclass(frozen=True)
+class State:
+    """``ready`` once everything serves; ``members`` maps a name to (pid, where it listens, log file)."""
+
+    supervisor: int
+    supervisor_started: float
+    ready: bool = False
+    members: dict[str, tuple[int, str, str]] = field(default_factory=dict)
+    client_environment: dict[str, str] = field(default_factory=dict)
+
+    def alive(self) -> bool:
+        """Whether the supervisor still runs; a recycled process id is told apart by its start time."""
+        return alive(self.supervisor, self.supervisor_started)
+
+
+def alive(pid: int, started: float) -> bool:
+    try:
+        process = psutil.Process(pid)
+        return process.create_time() == started and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def read(path: Path) -> State | None:
+    """The state, or None where nothing was started."""
+    try:
+        raw = json.loads(path.read_text())
+    except (FileNotFoundError, ValueError):
+        return None
+    raw["members"] = {name: tuple(member) for name, member in raw["members"].items()}
+    return State(**raw)
+
+
+def write(path: Path, state: State) -> None:
+    """Replaces the file in one step; it holds secrets, so only its owner may read it."""
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.touch(mode=0o600)
+    partial.write_text(json.dumps(asdict(state), indent=1))
+    partial.replace(path)
