@@ -29,7 +29,7 @@ def platform(backends_directory: Path) -> Iterator[Platform]:
     directory = backends_directory / "platform"
     directory.mkdir()
     directory.chmod(0o755)
-    running = Platform(directory / "data", directory / "log", ports.free(list(ports.DEFAULTS)))
+    running = Platform(directory / "data", directory / "log", ports.free(ports.OFFSETS))
     with running:
         yield running
     children = [p for p in psutil.Process().children(recursive=True) if str(directory) in " ".join(p.cmdline())]
