@@ -1,0 +1,62 @@
+"""Labels and business outcomes on their way to Kafka: acknowledged when every replica has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from flywheel_common.errors import InvalidArgument
+
+MAX_OUTCOMES = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRow:
+    """One outcome of one prediction; `event_micros` is when it became known, microseconds since 1970 UTC."""
+
+    prediction_id: str
+    name: str
+    value: float
+    event_micros: int
+    outcome_id: str
+
+
+class OutcomeSink(Protocol):
+    """Returns when Kafka has all rows (acks = all). Raises Unavailable KAFKA_UNAVAILABLE; some rows may be stored then,
+    and a repeat is harmless because consumers dedupe by outcome id."""
+
+    async def record(self, model: str, rows: Sequence[OutcomeRow]) -> None: ...
+
+
+class OutcomeRecorder:
+    """The RecordOutcome use case."""
+
+    def __init__(self, sink: OutcomeSink) -> None:
+        self._sink = sink
+
+    async def record(self, model: str, rows: Sequence[OutcomeRow]) -> int:
+        """How many were accepted: all or, on an error, none is acknowledged. Raises InvalidArgument, Unavailable."""
+        if len(rows) > MAX_OUTCOMES:
+            raise InvalidArgument(
+                f"{len(rows)} outcomes are too many for one call: send at most {MAX_OUTCOMES}.",
+                reason="TOO_MANY_OUTCOMES",
+            )
+        for place, row in enumerate(rows):
+            if not row.prediction_id:
+                raise InvalidArgument(
+                    f"outcomes[{place}] names no prediction.", reason="MISSING_PREDICTION_ID"
+                )
+            if not row.name:
+                raise InvalidArgument(
+                    f"outcomes[{place}] has no name: `label`, or a business metric.", reason="INVALID_VALUE"
+                )
+            if not math.isfinite(row.value):
+                raise InvalidArgument(
+                    f"outcomes[{place}] has the value {row.value}: send a finite number.",
+                    reason="INVALID_VALUE",
+                )
+        if rows:
+            await self._sink.record(model, rows)
+        return len(rows)

@@ -1,0 +1,206 @@
+"""The composition root: builds the gateway from its settings."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import AsyncExitStack
+from functools import partial
+from weakref import WeakSet
+
+from flywheel_common import topics
+from flywheel_common.auth import READ, WRITE, Permissions
+from flywheel_common.errors import Unavailable
+from flywheel_common.grpc_channel import channel
+from flywheel_common.grpc_server import Server
+from flywheel_common.ids import new_id
+from flywheel_common.producer import Producer
+from flywheel_inference.breaker import Breaker
+from flywheel_inference.config import InferenceSettings
+from flywheel_inference.convert import desired_models
+from flywheel_inference.metrics import GatewayMetrics
+from flywheel_inference.outcomes import OutcomeRecorder
+from flywheel_inference.prediction import Predictor
+from flywheel_inference.prediction_log import PredictionLog
+from flywheel_inference.release import Contract, ReleaseSpec
+from flywheel_inference.release_loader import ReleaseLoader
+from flywheel_inference.scoring import Lane, LaneSettings
+from flywheel_inference.servicer import InferenceServicer
+from flywheel_inference.serving import ServingState
+from flywheel_inference.shadow import ShadowCopies
+from flywheel_inference.store.disk import StateFolder
+from flywheel_inference.store.event_log import KafkaLog, KafkaOutcomes
+from flywheel_inference.store.features import FeatureService
+from flywheel_inference.store.registry import Registry
+from flywheel_inference.store.triton import Triton
+from flywheel_protos.inference.v1 import inference_pb2_grpc
+
+SERVICE = "flywheel.inference.v1.InferenceService"
+PERMISSIONS: Permissions = {
+    f"/{SERVICE}/Predict": READ,
+    f"/{SERVICE}/RecordOutcome": WRITE,
+    f"/{SERVICE}/GetServingStatus": READ,
+}
+
+
+def now_micros() -> int:
+    return time.time_ns() // 1_000
+
+
+async def build(
+    settings: InferenceSettings, stack: AsyncExitStack, metrics: GatewayMetrics | None = None
+) -> Server:
+    """A gateway that is ready to `run_until_signal`."""
+    metrics = metrics or GatewayMetrics()
+    folder = await asyncio.to_thread(StateFolder, settings.state_dir)
+    gateway_id = settings.gateway_id or folder.gateway_id(f"gateway-{new_id()}")
+    token = settings.service_token.get_secret_value()
+
+    registry_channel = channel(
+        settings.registry_address, client_name="inference", token=token, health_check=False
+    )
+    stack.push_async_callback(registry_channel.close)
+    # No retries: a batch that fails falls back, and retrying would spend the callers' budget.
+    feature_channel = channel(
+        settings.feature_address, client_name="inference", token=token, health_check=False, retries=False
+    )
+    stack.push_async_callback(feature_channel.close)
+    triton = Triton(settings.triton_url)
+    stack.push_async_callback(triton.close)
+    features = FeatureService(feature_channel)
+    registry = Registry(registry_channel, gateway_id, settings.project)
+
+    log_producer = Producer(settings.kafka_bootstrap, client_id="inference-log", timeout_seconds=10.0)
+    stack.push_async_callback(log_producer.close)
+    outcome_producer = Producer(
+        settings.kafka_bootstrap,
+        client_id="inference-outcomes",
+        timeout_seconds=settings.outcome_timeout_seconds,
+    )
+    stack.push_async_callback(outcome_producer.close)
+    log = PredictionLog(
+        KafkaLog(log_producer, settings.kafka_partitions),
+        flush_seconds=settings.log_flush_seconds,
+        flush_rows=settings.log_flush_rows,
+        max_rows=settings.log_max_rows,
+    )
+    stack.push_async_callback(log.drain, 5.0)
+    shadow = ShadowCopies(
+        log.offer, max_rows=settings.shadow_max_rows, timeout_seconds=settings.shadow_timeout_seconds
+    )
+
+    loader = ReleaseLoader(
+        registry,
+        features,
+        folder,
+        triton,
+        backend=settings.triton_backend,
+        instances=settings.triton_instances,
+    )
+    lanes = _Lanes(settings, features, triton)
+    serving = ServingState(
+        registry,
+        loader,
+        folder,
+        decode=desired_models,
+        make_lane=lanes.make,
+        in_use=shadow.uses,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        boot_wait_seconds=settings.boot_wait_seconds,
+    )
+    cached = None
+    if settings.redis_url.get_secret_value():
+        from flywheel_inference.store.cached_predictions import RedisPredictions
+
+        cached = RedisPredictions(settings.redis_url.get_secret_value())
+        stack.push_async_callback(cached.close)
+    predictor = Predictor(
+        serving,
+        log,
+        shadow,
+        metrics,
+        cached=cached,
+        new_id=new_id,
+        now_micros=now_micros,
+        max_in_flight=settings.max_in_flight,
+        default_budget_seconds=settings.default_budget_seconds,
+        reserve_seconds=settings.answer_reserve_seconds,
+    )
+    lanes.predictor, lanes.serving = predictor, serving
+
+    metrics.watch("in_flight", "Predictions in flight", lambda: predictor.in_flight)
+    metrics.watch(
+        "queue_depth", "Predictions waiting for a batch", lambda: sum(lane.waiting for lane in lanes.made)
+    )
+    metrics.watch("log_held", "Log rows not stored yet", lambda: log.held)
+    metrics.watch("log_dropped", "Log rows dropped", lambda: log.dropped_count)
+    metrics.watch("shadow_dropped", "Shadow copies dropped", lambda: shadow.dropped_count)
+
+    servicer = InferenceServicer(
+        predictor,
+        OutcomeRecorder(KafkaOutcomes(outcome_producer, settings.kafka_partitions)),
+        serving,
+        log,
+        gateway_id=gateway_id,
+        now_micros=now_micros,
+    )
+    server = Server(
+        settings,
+        servicers=[(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)],
+        full_service_names=[SERVICE],
+        permissions=PERMISSIONS,
+        readiness=lambda: serving.settled,
+    )
+    server.add_background("serving", serving.run)
+    server.add_background("prediction log", log.run)
+    server.add_background("shadow", shadow.run)
+    server.add_background("topics", lambda: _ensure_topics(settings))
+    return server
+
+
+class _Lanes:
+    """Makes a lane per release, with breakers of its own: a challenger that fails must not cut off the champion."""
+
+    def __init__(self, settings: InferenceSettings, features: FeatureService, triton: Triton) -> None:
+        self._features = features
+        self._triton = triton
+        self._breaker = partial(
+            Breaker, threshold=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
+        )
+        self._settings = LaneSettings(
+            max_rows=settings.batch_max_rows,
+            slots=settings.batch_slots,
+            max_slots=settings.batch_max_slots,
+            stall_seconds=settings.batch_stall_seconds,
+            cap_seconds=settings.batch_cap_seconds,
+        )
+        self.made: WeakSet[Lane] = WeakSet()
+        self.predictor: Predictor
+        self.serving: ServingState
+
+    def make(self, spec: ReleaseSpec, contract: Contract) -> Lane:
+        lane = Lane(
+            spec,
+            contract,
+            features=self._features,
+            models=self._triton,
+            feature_breaker=self._breaker(),
+            model_breaker=self._breaker(),
+            settings=self._settings,
+            on_scored=self.predictor.scored,
+            on_lost=self.serving.lost,
+        )
+        self.made.add(lane)
+        return lane
+
+
+async def _ensure_topics(settings: InferenceSettings) -> None:
+    names = (topics.PREDICTION_LOGGED, topics.OUTCOME_RECORDED)
+    while True:
+        try:
+            await topics.ensure_topics(
+                settings.kafka_bootstrap, topics.specs(names, settings.kafka_partitions)
+            )
+            return
+        except Unavailable:
+            continue

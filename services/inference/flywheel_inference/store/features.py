@@ -1,0 +1,73 @@
+"""The feature service: contracts of feature sets, and online features in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+import numpy as np
+
+from flywheel_common import columns
+from flywheel_common.errors import Internal
+from flywheel_common.grpc_channel import from_rpc_error
+from flywheel_inference.convert import contract_of
+from flywheel_inference.convert_events import table
+from flywheel_inference.release import Contract
+from flywheel_inference.tensor import FeatureBlock, FeatureColumn
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+from flywheel_protos.feature.v1 import feature_pb2_grpc
+
+
+class FeatureService:
+    """`scoring.FeatureLookup` and `release_loader.Contracts` over the feature service's stub."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = feature_pb2_grpc.FeatureServiceStub(channel)
+
+    async def contract(self, feature_set: str, timeout: float = 5.0) -> Contract:
+        """Raises NotFound UNKNOWN_FEATURE_SET, Unavailable."""
+        try:
+            response = await self._stub.GetFeatureSet(
+                pb.GetFeatureSetRequest(name=feature_set), timeout=timeout
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return contract_of(response.feature_set, feature_set)
+
+    async def online(
+        self,
+        contract: Contract,
+        keys: Sequence[tuple[Any, ...]],
+        fields: Sequence[tuple[Any, ...]],
+        as_of_micros: int | None,
+        timeout: float,
+    ) -> FeatureBlock:
+        request = pb.GetOnlineFeaturesRequest(
+            feature_set=contract.feature_set,
+            entities=table(keys, contract.join_keys),
+            layout=pb.ANSWER_LAYOUT_COLUMNS,
+        )
+        if contract.request_fields:
+            request.request_fields.CopyFrom(table(fields, contract.request_fields))
+        if as_of_micros is not None:
+            request.as_of.FromMicroseconds(as_of_micros)
+        try:
+            response = await self._stub.GetOnlineFeatures(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return _block(response, contract, len(keys))
+
+
+def _block(response: pb.GetOnlineFeaturesResponse, contract: Contract, rows: int) -> FeatureBlock:
+    answered = response.features.columns
+    if len(response.statuses) != len(answered) * rows:
+        raise Internal(
+            f"The feature service answered {len(response.statuses)} statuses for {len(answered)} features of {rows} rows."
+        )
+    found = []
+    for column in answered:
+        values, valid = columns.to_numpy(column, rows)
+        found.append(FeatureColumn(column.name, column.data_type, values, valid))
+    statuses = np.frombuffer(response.statuses, np.uint8).reshape(len(answered), rows)
+    return FeatureBlock(response.feature_set or contract.feature_set, tuple(found), statuses)
