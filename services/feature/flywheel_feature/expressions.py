@@ -5,7 +5,8 @@ look at its own row: aggregates, window functions, subqueries and clocks are ref
 
 Dialect: Polars SQL. Null in, null out, as SQL has it; `COALESCE`, `CASE`, `IS NULL` say otherwise, and `GREATEST`, `LEAST`
 and `CONCAT` skip nulls. `CAST` means `TRY_CAST`: a value that cannot be converted becomes null, so that one bad row cannot
-fail the others. Timestamps are UTC; `TIMESTAMP '2013-01-01 00:00:00'` is read as UTC too.
+fail the others. A result that is not a number (0/0) is null.
+Timestamps are UTC; `TIMESTAMP '2013-01-01 00:00:00'` is read as UTC too.
 """
 
 from __future__ import annotations
@@ -22,16 +23,128 @@ from flywheel_feature.offline.datatypes import TIMESTAMP, polars_type, same_kind
 MAX_SQL_CHARACTERS = 4000
 
 ROW_FUNCTIONS = frozenset(
-    ["ABS", "CEIL", "CEILING", "FLOOR", "ROUND", "SIGN", "SQRT", "CBRT", "EXP", "LN", "LOG", "LOG2", "LOG10", "LOG1P", "POW", "POWER", "MOD", "DIV", "PI", "SIN", "COS", "TAN", "COT", "ASIN", "ACOS", "ATAN", "ATAN2", "SIND", "COSD", "TAND", "DEGREES", "RADIANS", "COALESCE", "IFNULL", "NULLIF", "IF", "GREATEST", "LEAST", "TRY_CAST", "EXTRACT", "DATE_PART", "YEAR", "QUARTER", "MONTH", "WEEK", "DAY", "HOUR", "MINUTE", "SECOND", "STRFTIME", "LENGTH", "LEN", "CHAR_LENGTH", "CHARACTER_LENGTH", "OCTET_LENGTH", "UPPER", "LOWER", "INITCAP", "LTRIM", "RTRIM", "TRIM", "BTRIM", "LEFT", "RIGHT", "SUBSTR", "SUBSTRING", "REPLACE", "REVERSE", "CONCAT", "CONCAT_WS", "STARTS_WITH", "ENDS_WITH", "STRPOS", "SPLIT_PART", "REGEXP_LIKE", "POSITION", "ARRAY_LENGTH", "ARRAY_GET", "ARRAY_CONTAINS", "ARRAY_SUM", "ARRAY_MEAN", "ARRAY_UPPER", "ARRAY_LOWER", "BIT_AND", "BIT_OR", "BIT_XOR", "BIT_COUNT"]
+    [
+        "ABS",
+        "CEIL",
+        "CEILING",
+        "FLOOR",
+        "ROUND",
+        "SIGN",
+        "SQRT",
+        "CBRT",
+        "EXP",
+        "LN",
+        "LOG",
+        "LOG2",
+        "LOG10",
+        "LOG1P",
+        "POW",
+        "POWER",
+        "MOD",
+        "DIV",
+        "PI",
+        "SIN",
+        "COS",
+        "TAN",
+        "COT",
+        "ASIN",
+        "ACOS",
+        "ATAN",
+        "ATAN2",
+        "SIND",
+        "COSD",
+        "TAND",
+        "DEGREES",
+        "RADIANS",
+        "COALESCE",
+        "IFNULL",
+        "NULLIF",
+        "IF",
+        "GREATEST",
+        "LEAST",
+        "TRY_CAST",
+        "EXTRACT",
+        "DATE_PART",
+        "YEAR",
+        "QUARTER",
+        "MONTH",
+        "WEEK",
+        "DAY",
+        "HOUR",
+        "MINUTE",
+        "SECOND",
+        "STRFTIME",
+        "LENGTH",
+        "LEN",
+        "CHAR_LENGTH",
+        "CHARACTER_LENGTH",
+        "OCTET_LENGTH",
+        "UPPER",
+        "LOWER",
+        "INITCAP",
+        "LTRIM",
+        "RTRIM",
+        "TRIM",
+        "BTRIM",
+        "LEFT",
+        "RIGHT",
+        "SUBSTR",
+        "SUBSTRING",
+        "REPLACE",
+        "REVERSE",
+        "CONCAT",
+        "CONCAT_WS",
+        "STARTS_WITH",
+        "ENDS_WITH",
+        "STRPOS",
+        "SPLIT_PART",
+        "REGEXP_LIKE",
+        "POSITION",
+        "ARRAY_LENGTH",
+        "ARRAY_GET",
+        "ARRAY_CONTAINS",
+        "ARRAY_SUM",
+        "ARRAY_MEAN",
+        "ARRAY_UPPER",
+        "ARRAY_LOWER",
+        "BIT_AND",
+        "BIT_OR",
+        "BIT_XOR",
+        "BIT_COUNT",
+    ]
 )
 """Functions of one row. Everything else is refused, so that a new aggregate of the engine is never let in by accident."""
 
 _BEFORE_BRACKET = frozenset(
-    ["AND", "OR", "NOT", "XOR", "IN", "WHEN", "THEN", "ELSE", "CASE", "BETWEEN", "LIKE", "ILIKE", "IS", "END", "FROM", "DECIMAL", "NUMERIC", "VARCHAR", "CHAR"]
+    [
+        "AND",
+        "OR",
+        "NOT",
+        "XOR",
+        "IN",
+        "WHEN",
+        "THEN",
+        "ELSE",
+        "CASE",
+        "BETWEEN",
+        "LIKE",
+        "ILIKE",
+        "IS",
+        "END",
+        "FROM",
+        "DECIMAL",
+        "NUMERIC",
+        "VARCHAR",
+        "CHAR",
+    ]
 )
 _FORBIDDEN_WORDS = {
-    **dict.fromkeys(("OVER", "PARTITION", "WINDOW", "WITHIN", "DISTINCT", "FILTER"), "it looks at other rows"),
-    **dict.fromkeys(("SELECT", "UNION", "WITH", "EXISTS", "UNNEST", "JOIN"), "it is a query, not an expression"),
+    **dict.fromkeys(
+        ("OVER", "PARTITION", "WINDOW", "WITHIN", "DISTINCT", "FILTER"), "it looks at other rows"
+    ),
+    **dict.fromkeys(
+        ("SELECT", "UNION", "WITH", "EXISTS", "UNNEST", "JOIN"), "it is a query, not an expression"
+    ),
     **dict.fromkeys(
         ("CURRENT_TIMESTAMP", "CURRENT_DATE", "CURRENT_TIME", "LOCALTIME", "LOCALTIMESTAMP"),
         "it reads the clock; use a request field for the time of the request",
@@ -55,7 +168,9 @@ def _checked_sql(name: str, sql: str) -> str:
     if not sql.strip():
         raise InvalidExpression(f"{name}: the expression is empty.", expression=name)
     if len(sql) > MAX_SQL_CHARACTERS:
-        raise InvalidExpression(f"{name}: the expression is longer than {MAX_SQL_CHARACTERS} characters.", expression=name)
+        raise InvalidExpression(
+            f"{name}: the expression is longer than {MAX_SQL_CHARACTERS} characters.", expression=name
+        )
     tokens = [(m.lastgroup or "other", m.group()) for m in _TOKEN.finditer(sql)]
     out: list[str] = []
     for index, (kind, text) in enumerate(tokens):
@@ -69,7 +184,9 @@ def _checked_sql(name: str, sql: str) -> str:
         word = text.upper()
         after = next((t for _, t in tokens[index + 1 :] if not t.isspace()), "")
         if word in _FORBIDDEN_WORDS:
-            raise InvalidExpression(f"{name}: {word} is not allowed: {_FORBIDDEN_WORDS[word]}.", expression=name)
+            raise InvalidExpression(
+                f"{name}: {word} is not allowed: {_FORBIDDEN_WORDS[word]}.", expression=name
+            )
         if word == "CAST":
             word = text = "TRY_CAST"
         if after == "(" and word not in ROW_FUNCTIONS and word not in _BEFORE_BRACKET:
@@ -115,13 +232,20 @@ class CompiledExpressions:
             return inputs.select(*self._select)
         except pl.exceptions.ColumnNotFoundError as error:
             missing = [c for c in self.input_columns if c not in frame.columns]
-            raise InvalidExpression(f"Columns {missing} are missing: {', '.join(self.names)} read them.") from error
+            raise InvalidExpression(
+                f"Columns {missing} are missing: {', '.join(self.names)} read them."
+            ) from error
         except pl.exceptions.PolarsError as error:
-            raise InvalidExpression(f"{', '.join(self.names)} cannot be computed: {_first_line(error)}") from error
+            raise InvalidExpression(
+                f"{', '.join(self.names)} cannot be computed: {_first_line(error)}"
+            ) from error
 
 
 def compile_expressions(
-    expressions: Iterable[tuple[str, int, str]], input_schema: Mapping[str, int], *, vector_sizes: Mapping[str, int] | None = None
+    expressions: Iterable[tuple[str, int, str]],
+    input_schema: Mapping[str, int],
+    *,
+    vector_sizes: Mapping[str, int] | None = None,
 ) -> CompiledExpressions:
     """Compile `(name, data type, SQL)` over columns of the given data types (definitions.DataType or its numbers).
 
@@ -162,49 +286,77 @@ def _compile_one(name: str, sql: str, schema: Mapping[str, pl.DataType]) -> tupl
         expr = pl.sql_expr(text)
         roots = list(dict.fromkeys(expr.meta.root_names()))
     except pl.exceptions.PolarsError as error:
-        raise InvalidExpression(f"{name}: {sql!r} is not a valid SQL expression: {_first_line(error)}", expression=name) from error
+        raise InvalidExpression(
+            f"{name}: {sql!r} is not a valid SQL expression: {_first_line(error)}", expression=name
+        ) from error
     unknown = [c for c in roots if c not in schema]
     if unknown:
         raise InvalidExpression(
-            f"{name}: unknown column {unknown[0]!r}; there are: {', '.join(schema) or 'none'}.", expression=name, column=unknown[0]
+            f"{name}: unknown column {unknown[0]!r}; there are: {', '.join(schema) or 'none'}.",
+            expression=name,
+            column=unknown[0],
         )
     if not roots:
-        raise InvalidExpression(f"{name}: {sql!r} reads no column, so it is a constant and no feature.", expression=name)
+        raise InvalidExpression(
+            f"{name}: {sql!r} reads no column, so it is a constant and no feature.", expression=name
+        )
     return expr, roots
 
 
-def _typed(name: str, kind: int, declared: pl.DataType, expr: pl.Expr, schema: Mapping[str, pl.DataType]) -> pl.Expr:
+def _typed(
+    name: str, kind: int, declared: pl.DataType, expr: pl.Expr, schema: Mapping[str, pl.DataType]
+) -> pl.Expr:
     probe = _probe(schema)
     try:
         found = probe.select(expr.alias(name))
     except pl.exceptions.PolarsError as error:
-        raise InvalidExpression(f"{name}: the types do not fit: {_first_line(error)}", expression=name) from error
+        raise InvalidExpression(
+            f"{name}: the types do not fit: {_first_line(error)}", expression=name
+        ) from error
     if found.height != probe.height:
-        raise InvalidExpression(f"{name}: it gives {found.height} rows for {probe.height}: it must look at one row only.", expression=name)
+        raise InvalidExpression(
+            f"{name}: it gives {found.height} rows for {probe.height}: it must look at one row only.",
+            expression=name,
+        )
     actual = found.schema[name]
     if not same_kind(actual, kind):
         raise InvalidExpression(f"{name}: it gives {actual}, but {declared} is declared.", expression=name)
     if isinstance(declared, pl.Datetime):
         return expr.cast(pl.Datetime("us"), strict=False).dt.replace_time_zone("UTC").alias(name)
-    return expr.cast(declared, strict=False).alias(name)
+    result = expr.cast(declared, strict=False)
+    return (result.fill_nan(None) if declared.is_float() else result).alias(name)
 
 
-def compile_predicate(sql: str, input_schema: Mapping[str, int], *, name: str = "filter") -> CompiledExpressions:
+def compile_predicate(
+    sql: str, input_schema: Mapping[str, int], *, name: str = "filter"
+) -> CompiledExpressions:
     """A condition on one row; the result's only column is a BOOL called `name`. Null counts as not true."""
     return compile_expressions([(name, 1, sql)], input_schema)
 
 
 def compile_label(sql: str, input_schema: Mapping[str, int], *, name: str = "label") -> CompiledExpressions:
     """A label: a number or BOOL of one row, answered as FLOAT64 (true = 1). Null means unlabelled."""
-    schema = {n: pl.Datetime("us") if (t := polars_type(k, 0)) == TIMESTAMP else t for n, k in input_schema.items()}
+    schema = {
+        n: pl.Datetime("us") if (t := polars_type(k, 0)) == TIMESTAMP else t for n, k in input_schema.items()
+    }
     expr, roots = _compile_one(name, sql, schema)
     probe = _probe(schema)
     try:
         actual = probe.select(expr.alias(name)).schema[name]
     except pl.exceptions.PolarsError as error:
-        raise InvalidExpression(f"{name}: the types do not fit: {_first_line(error)}", expression=name) from error
+        raise InvalidExpression(
+            f"{name}: the types do not fit: {_first_line(error)}", expression=name
+        ) from error
     if not (actual == pl.Boolean or actual.is_numeric() or actual == pl.Null):
         raise InvalidExpression(f"{name}: it gives {actual}; a label is a number or a BOOL.", expression=name)
-    prepare: Sequence[pl.Expr] = [_as_naive(c) if schema[c] == pl.Datetime("us") else pl.col(c) for c in roots]
+    prepare: Sequence[pl.Expr] = [
+        _as_naive(c) if schema[c] == pl.Datetime("us") else pl.col(c) for c in roots
+    ]
     float64: pl.DataType = pl.Float64()
-    return CompiledExpressions((name,), tuple(roots), {name: float64}, tuple(prepare), (expr.cast(float64).alias(name),))
+    return CompiledExpressions(
+        (name,),
+        tuple(roots),
+        {name: float64},
+        tuple(prepare),
+        (expr.cast(float64).fill_nan(None).alias(name),),
+    )

@@ -7,21 +7,32 @@ from typing import Any
 
 import polars as pl
 import pytest
-from flywheel_common.errors import InvalidArgument
-from flywheel_feature.expressions import compile_expressions, compile_label, compile_predicate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flywheel_common.errors import InvalidArgument
+from flywheel_feature.expressions import compile_expressions, compile_label, compile_predicate
+
 BOOL, INT64, FLOAT32, FLOAT64, STRING, TIMESTAMP = 1, 2, 3, 4, 5, 7
 SCHEMA = {"delay": FLOAT64, "seats": INT64, "origin": STRING, "at": TIMESTAMP, "wet": BOOL}
-FRAME = {"delay": pl.Float64, "seats": pl.Int64, "origin": pl.String, "at": pl.Datetime("us", "UTC"), "wet": pl.Boolean}
+FRAME = {
+    "delay": pl.Float64,
+    "seats": pl.Int64,
+    "origin": pl.String,
+    "at": pl.Datetime("us", "UTC"),
+    "wet": pl.Boolean,
+}
 
 EXPRESSIONS = [
     ("doubled", FLOAT64, "delay * 2"),
     ("late", BOOL, "delay > 15"),
     ("delay_or_zero", FLOAT32, "COALESCE(delay, 0)"),
     ("per_seat", FLOAT64, "delay / NULLIF(seats, 0)"),
-    ("place", STRING, "CASE WHEN origin = 'JFK' THEN 'far' WHEN origin IS NULL THEN 'unknown' ELSE LOWER(origin) END"),
+    (
+        "place",
+        STRING,
+        "CASE WHEN origin = 'JFK' THEN 'far' WHEN origin IS NULL THEN 'unknown' ELSE LOWER(origin) END",
+    ),
     ("hour", INT64, "EXTRACT(HOUR FROM at)"),
     ("as_number", FLOAT64, "CAST(origin AS DOUBLE)"),
     ("worst", FLOAT64, "GREATEST(delay, seats)"),
@@ -34,7 +45,9 @@ rows = st.lists(
             "delay": st.one_of(st.none(), st.floats(-1e6, 1e6)),
             "seats": st.one_of(st.none(), st.integers(-(2**31), 2**31)),
             "origin": st.one_of(st.none(), st.sampled_from(["JFK", "EWR", "", "12.5", "é"])),
-            "at": st.one_of(st.none(), st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))),
+            "at": st.one_of(
+                st.none(), st.datetimes(datetime(1971, 1, 1), datetime(2100, 1, 1), timezones=st.just(UTC))
+            ),
             "wet": st.one_of(st.none(), st.booleans()),
         }
     ),
@@ -55,7 +68,13 @@ def test_one_row_gives_what_it_gives_among_many(rows: list[dict[str, Any]]) -> N
 def test_values_follow_sql_and_nulls_stay_null() -> None:
     frame = pl.DataFrame(
         [
-            {"delay": 20.0, "seats": 4, "origin": "JFK", "at": datetime(2013, 5, 1, 17, 30, tzinfo=UTC), "wet": True},
+            {
+                "delay": 20.0,
+                "seats": 4,
+                "origin": "JFK",
+                "at": datetime(2013, 5, 1, 17, 30, tzinfo=UTC),
+                "wet": True,
+            },
             {"delay": None, "seats": 0, "origin": None, "at": None, "wet": None},
         ],
         schema=FRAME,
@@ -66,10 +85,17 @@ def test_values_follow_sql_and_nulls_stay_null() -> None:
     assert [FRAME["delay"], pl.Boolean, pl.Float32, pl.Float64, pl.String, pl.Int64] == result.dtypes[:6]
 
 
+def test_what_is_no_number_is_null() -> None:
+    compiled = compile_expressions([("x", FLOAT64, "delay / delay")], SCHEMA)
+    assert [None, 1.0] == compiled.evaluate(pl.DataFrame({"delay": [0.0, 2.0]}))["x"].to_list()
+
+
 def test_only_the_columns_that_are_read_are_asked_for() -> None:
     compiled = compile_expressions([("x", FLOAT64, "delay + seats")], SCHEMA)
-    assert ("delay", "seats") == compiled.input_columns
-    assert [3.0] == compiled.evaluate(pl.DataFrame({"seats": [1], "delay": [2.0], "more": ["?"]}))["x"].to_list()
+    assert compiled.input_columns == ("delay", "seats")
+    assert compiled.evaluate(pl.DataFrame({"seats": [1], "delay": [2.0], "more": ["?"]}))["x"].to_list() == [
+        3.0
+    ]
     with pytest.raises(InvalidArgument, match="seats"):
         compiled.evaluate(pl.DataFrame({"delay": [2.0]}))
 
@@ -111,7 +137,8 @@ def test_what_is_not_an_expression_of_one_row_is_refused_with_a_reason(sql: str)
 
 
 @pytest.mark.parametrize(
-    ("kind", "sql"), [(STRING, "delay"), (INT64, "delay"), (BOOL, "seats"), (FLOAT64, "origin"), (TIMESTAMP, "seats")]
+    ("kind", "sql"),
+    [(STRING, "delay"), (INT64, "delay"), (BOOL, "seats"), (FLOAT64, "origin"), (TIMESTAMP, "seats")],
 )
 def test_a_result_of_another_kind_than_declared_is_refused(kind: int, sql: str) -> None:
     with pytest.raises(InvalidArgument, match="declared"):
@@ -119,31 +146,43 @@ def test_a_result_of_another_kind_than_declared_is_refused(kind: int, sql: str) 
 
 
 def test_an_unknown_column_is_named_with_those_that_exist() -> None:
-    with pytest.raises(InvalidArgument, match="unknown column 'arr_delay'.*delay, seats"):
+    with pytest.raises(InvalidArgument, match=r"unknown column 'arr_delay'.*delay, seats"):
         compile_expressions([("x", FLOAT64, "arr_delay + 1")], SCHEMA)
 
 
 def test_words_inside_text_are_not_looked_at() -> None:
-    compiled = compile_expressions([("x", STRING, "CASE WHEN origin = 'SELECT SUM(1) -- CAST(' THEN 'OVER' ELSE origin END")], SCHEMA)
-    assert ["OVER", "JFK"] == compiled.evaluate(pl.DataFrame({"origin": ["SELECT SUM(1) -- CAST(", "JFK"]}))["x"].to_list()
+    compiled = compile_expressions(
+        [("x", STRING, "CASE WHEN origin = 'SELECT SUM(1) -- CAST(' THEN 'OVER' ELSE origin END")], SCHEMA
+    )
+    assert compiled.evaluate(pl.DataFrame({"origin": ["SELECT SUM(1) -- CAST(", "JFK"]}))["x"].to_list() == [
+        "OVER",
+        "JFK",
+    ]
 
 
 def test_a_label_may_be_a_condition_or_a_number() -> None:
     frame = pl.DataFrame({"delay": [20.0, 3.0, None]})
-    assert [1.0, 0.0, None] == compile_label("delay >= 15", SCHEMA).evaluate(frame)["label"].to_list()
-    assert [20.0, 3.0, None] == compile_label("delay", SCHEMA).evaluate(frame)["label"].to_list()
+    assert compile_label("delay >= 15", SCHEMA).evaluate(frame)["label"].to_list() == [1.0, 0.0, None]
+    assert compile_label("delay", SCHEMA).evaluate(frame)["label"].to_list() == [20.0, 3.0, None]
     with pytest.raises(InvalidArgument, match="label"):
         compile_label("origin", SCHEMA)
 
 
 def test_timestamps_are_the_same_instant_in_any_zone() -> None:
-    compiled = compile_expressions([("hour", INT64, "EXTRACT(HOUR FROM at)"), ("after", BOOL, "at > TIMESTAMP '2013-05-01 17:00:00'")], SCHEMA)
+    compiled = compile_expressions(
+        [("hour", INT64, "EXTRACT(HOUR FROM at)"), ("after", BOOL, "at > TIMESTAMP '2013-05-01 17:00:00'")],
+        SCHEMA,
+    )
     utc = pl.DataFrame({"at": [datetime(2013, 5, 1, 17, 30, tzinfo=UTC)]}, schema={"at": FRAME["at"]})
-    for frame in (utc, utc.with_columns(pl.col("at").dt.convert_time_zone("Asia/Tokyo")), utc.with_columns(pl.col("at").dt.replace_time_zone(None))):
-        assert (17, True) == compiled.evaluate(frame).row(0)
+    for frame in (
+        utc,
+        utc.with_columns(pl.col("at").dt.convert_time_zone("Asia/Tokyo")),
+        utc.with_columns(pl.col("at").dt.replace_time_zone(None)),
+    ):
+        assert compiled.evaluate(frame).row(0) == (17, True)
 
 
 def test_a_filter_keeps_rows_where_it_is_true() -> None:
     compiled = compile_predicate("delay > 15 AND NOT wet", SCHEMA)
     frame = pl.DataFrame({"delay": [20.0, 20.0, None], "wet": [False, True, False]})
-    assert [True, False, None] == compiled.evaluate(frame)["filter"].to_list()
+    assert compiled.evaluate(frame)["filter"].to_list() == [True, False, None]

@@ -8,12 +8,13 @@ from typing import Any
 
 import polars as pl
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from flywheel_feature.aggregation import event_ranks
 from flywheel_feature.definitions import AggregationFunction as Function
 from flywheel_feature.offline import windows as windows_module
 from flywheel_feature.offline.windows import WindowFeature, windowed_features
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
 MINUTE = 60_000_000
@@ -36,7 +37,9 @@ NUMERIC = [
     (Function.LAST_N, "delay", FLOAT64_LIST),
 ]
 FEATURES = [
-    WindowFeature(f"{function.name.lower()}_{field}_{window}", function, field, window * MINUTE, kind, limit=3)
+    WindowFeature(
+        f"{function.name.lower()}_{field}_{window}", function, field, window * MINUTE, kind, limit=3
+    )
     for window in WINDOWS
     for function, field, kind in NUMERIC
 ]
@@ -62,11 +65,16 @@ def events_frame(events: list[Any]) -> pl.DataFrame:
 
 def spine_frame(spine: list[Any]) -> pl.DataFrame:
     return pl.DataFrame(
-        {"origin": pl.Series([s[0] for s in spine], dtype=pl.String), "t": pl.Series([at(s[1]) for s in spine], dtype=UTC_US)}
+        {
+            "origin": pl.Series([s[0] for s in spine], dtype=pl.String),
+            "t": pl.Series([at(s[1]) for s in spine], dtype=UTC_US),
+        }
     )
 
 
-def oracle(spine: list[Any], events: list[Any], feature: WindowFeature, known_at: bool, ttl: int | None) -> list[Any]:
+def oracle(
+    spine: list[Any], events: list[Any], feature: WindowFeature, known_at: bool, ttl: int | None
+) -> list[Any]:
     column = {"delay": 3, "seats": 4, "plane": 5}
     answers: list[Any] = []
     for origin, t in spine:
@@ -84,7 +92,11 @@ def oracle(spine: list[Any], events: list[Any], feature: WindowFeature, known_at
         window = feature.window // MINUTE
         tiles = range((t - window) // TILE + 1, t // TILE + 1)
         inside = [r[3] for r in rows if r[0] // TILE in tiles]
-        values = [e[column[feature.field]] for e in inside if e[column[feature.field]] is not None] if feature.field else inside
+        values = (
+            [e[column[feature.field]] for e in inside if e[column[feature.field]] is not None]
+            if feature.field
+            else inside
+        )
         answers.append(aggregate(feature, values))
     return answers
 
@@ -133,11 +145,20 @@ events_of = st.lists(
     ),
     max_size=30,
 )
-spines = st.lists(st.tuples(st.sampled_from(["JFK", "LGA", "EWR", None]), st.one_of(st.none(), st.integers(-20, 130))), max_size=15)
+spines = st.lists(
+    st.tuples(st.sampled_from(["JFK", "LGA", "EWR", None]), st.one_of(st.none(), st.integers(-20, 130))),
+    max_size=15,
+)
 
 
 @settings(max_examples=250, deadline=None)
-@given(spine=spines, events=events_of, known_at=st.booleans(), ttl=st.one_of(st.none(), st.integers(1, 40)), pairs=st.sampled_from([5, 4_000_000]))
+@given(
+    spine=spines,
+    events=events_of,
+    known_at=st.booleans(),
+    ttl=st.one_of(st.none(), st.integers(1, 40)),
+    pairs=st.sampled_from([5, 4_000_000]),
+)
 def test_windows_give_what_walking_over_the_events_gives(
     spine: list[Any], events: list[Any], known_at: bool, ttl: int | None, pairs: int
 ) -> None:
@@ -158,7 +179,9 @@ def test_windows_give_what_walking_over_the_events_gives(
     finally:
         windows_module.MAX_PAIRS = whole
     for feature in FEATURES:
-        expected = oracle(spine, [e if known_at else (*e[:2], None, *e[3:]) for e in events], feature, known_at, ttl)
+        expected = oracle(
+            spine, [e if known_at else (*e[:2], None, *e[3:]) for e in events], feature, known_at, ttl
+        )
         actual = answer[feature.name].to_list()
         assert len(expected) == len(actual)
         assert all(map(same, expected, actual)), (feature.name, expected, actual)
@@ -166,13 +189,25 @@ def test_windows_give_what_walking_over_the_events_gives(
 
 def one(spine_minute: float, event_minutes: list[float], window: int = 15) -> list[Any]:
     frame = pl.DataFrame(
-        {"origin": ["JFK"] * len(event_minutes), "landed": [EPOCH + timedelta(minutes=m) for m in event_minutes]},
+        {
+            "origin": ["JFK"] * len(event_minutes),
+            "landed": [EPOCH + timedelta(minutes=m) for m in event_minutes],
+        },
         schema={"origin": pl.String, "landed": UTC_US},
     )
-    spine = pl.DataFrame({"origin": ["JFK"], "t": [EPOCH + timedelta(minutes=spine_minute)]}, schema={"origin": pl.String, "t": UTC_US})
+    spine = pl.DataFrame(
+        {"origin": ["JFK"], "t": [EPOCH + timedelta(minutes=spine_minute)]},
+        schema={"origin": pl.String, "t": UTC_US},
+    )
     feature = WindowFeature("n", Function.COUNT, "", window * MINUTE, INT64)
     return windowed_features(
-        spine, frame, keys=["origin"], spine_time="t", event_time="landed", tile=5 * MINUTE, features=[feature]
+        spine,
+        frame,
+        keys=["origin"],
+        spine_time="t",
+        event_time="landed",
+        tile=5 * MINUTE,
+        features=[feature],
     )["n"].to_list()
 
 
@@ -197,7 +232,17 @@ def test_the_standard_deviation_does_not_cancel() -> None:
         {"origin": ["JFK"] * 4, "landed": [EPOCH + timedelta(minutes=m) for m in (0, 4, 6, 11)], "v": values},
         schema={"origin": pl.String, "landed": UTC_US, "v": pl.Float64},
     )
-    spine = pl.DataFrame({"origin": ["JFK"], "t": [EPOCH + timedelta(minutes=12)]}, schema={"origin": pl.String, "t": UTC_US})
+    spine = pl.DataFrame(
+        {"origin": ["JFK"], "t": [EPOCH + timedelta(minutes=12)]}, schema={"origin": pl.String, "t": UTC_US}
+    )
     feature = WindowFeature("s", Function.STD, "v", 60 * MINUTE, FLOAT64)
-    answer = windowed_features(spine, frame, keys=["origin"], spine_time="t", event_time="landed", tile=5 * MINUTE, features=[feature])
+    answer = windowed_features(
+        spine,
+        frame,
+        keys=["origin"],
+        spine_time="t",
+        event_time="landed",
+        tile=5 * MINUTE,
+        features=[feature],
+    )
     assert answer["s"][0] == pytest.approx(0.1118033, rel=1e-5)

@@ -7,9 +7,10 @@ from typing import Any
 
 import polars as pl
 import pytest
-from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, latest_join
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, latest_join
 
 EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
 UTC_US = pl.Datetime("us", "UTC")
@@ -41,7 +42,9 @@ def view_frame(rows: list[tuple[Any, Any, Any, Any, Any]]) -> pl.DataFrame:
     )
 
 
-def oracle(spine: list[Any], rows: list[Any], ttl: int | None, known_at: bool) -> list[tuple[float | None, datetime | None]]:
+def oracle(
+    spine: list[Any], rows: list[Any], ttl: int | None, known_at: bool
+) -> list[tuple[float | None, datetime | None]]:
     answers: list[tuple[float | None, datetime | None]] = []
     for carrier, flight, t in spine:
         best = None
@@ -74,7 +77,9 @@ ttls = st.one_of(st.none(), st.integers(1, 6))
 
 @settings(max_examples=400, deadline=None)
 @given(spine=spines, rows=views, ttl=ttls, known_at=st.booleans())
-def test_the_join_gives_what_the_definition_gives(spine: list[Any], rows: list[Any], ttl: int | None, known_at: bool) -> None:
+def test_the_join_gives_what_the_definition_gives(
+    spine: list[Any], rows: list[Any], ttl: int | None, known_at: bool
+) -> None:
     joined = as_of_join(
         spine_frame(spine),
         view_frame(rows),
@@ -91,9 +96,15 @@ def test_the_join_gives_what_the_definition_gives(spine: list[Any], rows: list[A
 
 @settings(max_examples=100, deadline=None)
 @given(spine=spines, rows=views)
-def test_the_naive_join_takes_the_newest_value_whatever_the_spine_time(spine: list[Any], rows: list[Any]) -> None:
+def test_the_naive_join_takes_the_newest_value_whatever_the_spine_time(
+    spine: list[Any], rows: list[Any]
+) -> None:
     joined = latest_join(
-        spine_frame(spine), view_frame(rows), keys=["carrier", "flight"], event_time="happened", columns={"value": "v"}
+        spine_frame(spine),
+        view_frame(rows),
+        keys=["carrier", "flight"],
+        event_time="happened",
+        columns={"value": "v"},
     )
     far = [(c, f, 10_000) for c, f, _ in spine]
     assert oracle(far, rows, None, False) == list(joined.iter_rows())
@@ -127,7 +138,7 @@ def test_time_zones_and_units_name_the_same_instant() -> None:
             event_time="happened",
             columns={"value": "value"},
         )
-        assert [1.0, 1.0, 2.0] == joined["value"].to_list()
+        assert joined["value"].to_list() == [1.0, 1.0, 2.0]
 
 
 def test_duplicate_spine_rows_stay_and_keep_their_places() -> None:
@@ -140,7 +151,7 @@ def test_duplicate_spine_rows_stay_and_keep_their_places() -> None:
         event_time="happened",
         columns={"value": "value"},
     )
-    assert [4.0, 3.0, 4.0, None, 3.0] == joined["value"].to_list()
+    assert joined["value"].to_list() == [4.0, 3.0, 4.0, None, 3.0]
 
 
 def test_an_empty_view_gives_nulls_of_the_right_type_for_every_spine_row() -> None:
@@ -153,4 +164,4 @@ def test_an_empty_view_gives_nulls_of_the_right_type_for_every_spine_row() -> No
         columns={"value": "value"},
     )
     assert {"value": pl.Float64, MATCHED_TIME: UTC_US} == dict(joined.schema)
-    assert [None] == joined["value"].to_list()
+    assert joined["value"].to_list() == [None]

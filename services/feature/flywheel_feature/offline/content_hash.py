@@ -28,7 +28,12 @@ def _update(digest: hashlib._Hash, column: pl.Series) -> None:
     if isinstance(dtype, (pl.List, pl.Array)):
         lists = column.cast(pl.List(dtype.inner))
         digest.update(lists.list.len().fill_null(0).to_numpy().astype("<u4").tobytes())
-        _update(digest, lists.drop_nulls().list.explode(empty_as_null=False, keep_nulls=False) if len(lists) else lists.list.explode())
+        _update(
+            digest,
+            lists.drop_nulls().list.explode(empty_as_null=False, keep_nulls=False)
+            if len(lists)
+            else lists.list.explode(),
+        )
         return
     if dtype == pl.String or dtype == pl.Binary:
         blobs = column.cast(pl.Binary).fill_null(b"")

@@ -39,7 +39,7 @@ def same_kind(actual: pl.DataType, kind: int) -> bool:
     if declared.is_list:
         return isinstance(actual, pl.List) and same_kind(actual.inner, declared.element)  # type: ignore[arg-type]
     if declared.is_vector:
-        return isinstance(actual, (pl.Array, pl.List)) and actual.inner.is_numeric()  # type: ignore[union-attr]
+        return isinstance(actual, (pl.Array, pl.List)) and actual.inner.is_numeric()
     if declared in (DataType.FLOAT32, DataType.FLOAT64):
         return actual.is_numeric()
     if declared == DataType.INT64:
@@ -63,12 +63,15 @@ def fits(actual: pl.DataType, kind: int) -> bool:
 
 
 def to_type(column: str, actual: pl.DataType, kind: int, vector_size: int = 0) -> pl.Expr:
-    """A column cast to a data type. A value that does not fit raises when the frame is computed."""
+    """A column cast to a data type; NaN becomes null, as it does on its way to the online store.
+
+    A value that does not fit raises when the frame is computed.
+    """
     expr, wanted = pl.col(column), polars_type(kind, vector_size)
+    if actual.is_float() and (wanted.is_float() or wanted == pl.Int64):
+        expr = expr.fill_nan(None)
     if actual == wanted:
         return expr
     if wanted == TIMESTAMP and getattr(actual, "time_zone", None) is None:
         return expr.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    if actual.is_float() and wanted == pl.Int64:
-        return pl.when(expr.is_not_nan()).then(expr).cast(pl.Int64)
     return expr.cast(wanted)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 import polars as pl
 
 from flywheel_common.errors import InvalidArgument
+from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
     BatchView,
-    DataType,
     Entity,
     FeatureSet,
     Field,
@@ -24,7 +25,7 @@ from flywheel_feature.definitions import (
 from flywheel_feature.expressions import CompiledExpressions, compile_expressions, compile_predicate
 from flywheel_feature.offline.datatypes import to_type
 from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, latest_join, latest_rows
-from flywheel_feature.offline.ports import Catalog, JobProgress
+from flywheel_feature.offline.ports import JobProgress
 from flywheel_feature.offline.sources import EVENT_ID, SourceReader
 from flywheel_feature.offline.training_sets import JoinMode
 from flywheel_feature.offline.windows import WindowFeature, windowed_features
@@ -68,7 +69,9 @@ class JoinPlan:
 
     @property
     def view_versions(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys([*(v.view.name for v in self.stored), *(v.view.name for v in self.computed)]))
+        return tuple(
+            dict.fromkeys([*(v.view.name for v in self.stored), *(v.view.name for v in self.computed)])
+        )
 
 
 @dataclass(slots=True)
@@ -81,57 +84,62 @@ class _Wanted:
         self.features.setdefault(view.ref, {})[feature] = None
 
 
+def plan_join(catalog: Catalog, feature_set: FeatureSet) -> JoinPlan:
+    """Resolve views, entities and sources, compile expressions. Raises NotFound naming what is missing."""
+    views = {ref.id: catalog.view(ref.id, ref.version) for ref in feature_set.views}
+    wanted, computed_wanted = _Wanted(), _Wanted()
+    outputs: list[tuple[VersionRef, str, Field]] = []
+    for text, column in zip(feature_set.features, feature_set.schema, strict=True):
+        view_id, _, feature = text.partition(":")
+        view = views[view_id]
+        outputs.append((view.ref, feature, column))
+        (computed_wanted if isinstance(view.kind, OnDemandView) else wanted).add(view, feature)
+    computed = [
+        _computed(catalog, computed_wanted.views[ref], names, wanted)
+        for ref, names in computed_wanted.features.items()
+    ]
+    stored = [_stored(catalog, wanted.views[ref], names) for ref, names in wanted.features.items()]
+    return JoinPlan(feature_set, tuple(stored), tuple(computed), tuple(outputs))
+
+
+def _stored(catalog: Catalog, view: View, names: Iterable[str]) -> StoredView:
+    assert isinstance(view.kind, (BatchView, StreamView))
+    return StoredView(view, catalog.entity(view.entity), catalog.source(view.kind.source), tuple(names))
+
+
+def _computed(catalog: Catalog, view: View, names: Collection[str], wanted: _Wanted) -> ComputedView:
+    assert isinstance(view.kind, OnDemandView)
+    schema: dict[str, int] = {}
+    sizes: dict[str, int] = {}
+    origin: dict[str, tuple[VersionRef, str]] = {}
+    for ref in view.inputs:
+        for feature in catalog.view(ref.id, ref.version).features:
+            column = column_name(ref.id, feature.name)
+            schema[column], sizes[column] = feature.data_type, feature.vector_size
+            origin[column] = (ref, feature.name)
+    for source_id in view.kind.request_sources:
+        for f in catalog.source(source_id).schema:
+            schema[f.name], sizes[f.name] = f.data_type, f.vector_size
+    chosen = [e for e in view.kind.expressions if e.feature.name in names]
+    sizes.update({e.feature.name: e.feature.vector_size for e in chosen})
+    compiled = compile_expressions(
+        [(e.feature.name, e.feature.data_type, e.sql) for e in chosen], schema, vector_sizes=sizes
+    )
+    used = {c: origin[c] for c in compiled.input_columns if c in origin}
+    for ref, feature_name in used.values():
+        wanted.add(catalog.view(ref.id, ref.version), feature_name)
+    return ComputedView(view, compiled, used)
+
+
 class FeatureJoiner:
     """Computes feature sets offline. Stateless; one may serve many jobs at once."""
 
-    def __init__(self, catalog: Catalog, reader: SourceReader) -> None:
-        self._catalog = catalog
+    def __init__(self, reader: SourceReader) -> None:
         self._reader = reader
 
-    async def plan(self, feature_set: FeatureSet) -> JoinPlan:
-        """Resolve views, entities and sources. Raises NotFound naming what is missing."""
-        project = feature_set.project
-        views = {ref.id: await self._catalog.view(project, ref.id, ref.version) for ref in feature_set.views}
-        wanted, computed_wanted, outputs = _Wanted(), _Wanted(), []
-        for text, column in zip(feature_set.features, feature_set.schema, strict=True):
-            view_id, _, feature = text.partition(":")
-            view = views[view_id]
-            outputs.append((view.ref, feature, column))
-            (computed_wanted if isinstance(view.kind, OnDemandView) else wanted).add(view, feature)
-        computed = [
-            await self._computed(computed_wanted.views[ref], tuple(names), wanted, views)
-            for ref, names in computed_wanted.features.items()
-        ]
-        stored = [await self._stored(wanted.views[ref], tuple(names)) for ref, names in wanted.features.items()]
-        return JoinPlan(feature_set, tuple(stored), tuple(computed), tuple(outputs))
-
-    async def _stored(self, view: View, names: tuple[str, ...]) -> StoredView:
-        assert isinstance(view.kind, (BatchView, StreamView))
-        entity = await self._catalog.entity(view.project, view.entity)
-        return StoredView(view, entity, await self._catalog.source(view.project, view.kind.source), names)
-
-    async def _computed(self, view: View, names: tuple[str, ...], wanted: _Wanted, views: dict[str, View]) -> ComputedView:
-        assert isinstance(view.kind, OnDemandView)
-        schema: dict[str, DataType] = {}
-        origin: dict[str, tuple[VersionRef, str]] = {}
-        inputs: dict[VersionRef, View] = {}
-        for ref in view.inputs:
-            bound = views.get(ref.id)
-            inputs[ref] = bound if bound is not None and bound.ref == ref else await self._catalog.view(view.project, ref.id, ref.version)
-            for feature in inputs[ref].features:
-                schema[column_name(ref.id, feature.name)] = feature.data_type
-                origin[column_name(ref.id, feature.name)] = (ref, feature.name)
-        for source_id in view.kind.request_sources:
-            source = await self._catalog.source(view.project, source_id)
-            schema.update({f.name: f.data_type for f in source.schema})
-        chosen = [(e.feature.name, e.feature.data_type, e.sql) for e in view.kind.expressions if e.feature.name in names]
-        compiled = compile_expressions(chosen, schema)
-        used = {c: origin[c] for c in compiled.input_columns if c in origin}
-        for ref, feature_name in used.values():
-            wanted.add(inputs[ref], feature_name)
-        return ComputedView(view, compiled, used)
-
-    async def join(self, plan: JoinPlan, spine: pl.DataFrame, spine_time: str, mode: JoinMode, job: JobProgress) -> pl.DataFrame:
+    async def join(
+        self, plan: JoinPlan, spine: pl.DataFrame, spine_time: str, mode: JoinMode, job: JobProgress
+    ) -> pl.DataFrame:
         """One column per feature of the set, named `view__feature`, rows as in `spine`.
 
         `spine` has the join keys, the request fields and `spine_time`, typed as declared.
@@ -146,13 +154,19 @@ class FeatureJoiner:
         for computed in plan.computed:
             job.check_cancelled()
             columns = {c: found[origin].alias(c) for c, origin in computed.inputs.items()}
-            columns.update({c: spine.get_column(c) for c in computed.compiled.input_columns if c not in columns})
+            columns.update(
+                {c: spine.get_column(c) for c in computed.compiled.input_columns if c not in columns}
+            )
             answer = await asyncio.to_thread(computed.compiled.evaluate, pl.DataFrame(columns))
-            found.update({(computed.view.ref, name): answer.get_column(name) for name in computed.compiled.names})
+            found.update(
+                {(computed.view.ref, name): answer.get_column(name) for name in computed.compiled.names}
+            )
         job.progress(steps, steps, "views", "joined")
         return pl.DataFrame([found[ref, feature].alias(column.name) for ref, feature, column in plan.outputs])
 
-    async def _join_one(self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode) -> pl.DataFrame:
+    async def _join_one(
+        self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode
+    ) -> pl.DataFrame:
         latest = spine.select(pl.col(spine_time).dt.epoch("us").max()).item()
         high = None if mode == JoinMode.NAIVE_LATEST or latest is None else latest + 1
         view, source = stored.view, stored.source
@@ -162,35 +176,62 @@ class FeatureJoiner:
             if view.ttl and mode == JoinMode.POINT_IN_TIME:
                 earliest = spine.select(pl.col(spine_time).dt.epoch("us").min()).item()
                 low = None if earliest is None else earliest - view.ttl
-            rows = await self._reader.read(source, [*stored.keys, *(f.field or f.name for f in fields.values()), *_created(source)], low=low, high=high)
+            rows = await self._reader.read(
+                source,
+                [*stored.keys, *(f.field or f.name for f in fields.values()), *_created(source)],
+                low=low,
+                high=high,
+            )
             return await asyncio.to_thread(self._join_batch, stored, spine, spine_time, mode, rows)
         assert isinstance(view.kind, StreamView)
-        predicate = compile_predicate(view.kind.filter, {f.name: f.data_type for f in source.schema}) if view.kind.filter else None
+        predicate = (
+            compile_predicate(view.kind.filter, {f.name: f.data_type for f in source.schema})
+            if view.kind.filter
+            else None
+        )
         chosen = [a for a in view.kind.aggregations if a.name in stored.wanted]
-        columns = [*stored.keys, *(a.field for a in chosen if a.field), *(predicate.input_columns if predicate else ()), *_created(source)]
+        columns = [
+            *stored.keys,
+            *(a.field for a in chosen if a.field),
+            *(predicate.input_columns if predicate else ()),
+            *_created(source),
+        ]
         events = await self._reader.read(source, columns, high=high)
         if predicate is not None:
             events = events.filter(predicate.evaluate(events).to_series().fill_null(False))
         return await asyncio.to_thread(self._join_stream, stored, spine, spine_time, mode, events)
 
-    def _join_batch(self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, rows: pl.DataFrame) -> pl.DataFrame:
+    def _join_batch(
+        self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, rows: pl.DataFrame
+    ) -> pl.DataFrame:
         view, source = stored.view, stored.source
         assert isinstance(view.kind, BatchView)
         fields = {f.name: f for f in view.kind.features if f.name in stored.wanted}
         rows = rows.with_columns(
-            to_type(f.field or f.name, rows.schema[f.field or f.name], f.data_type, f.vector_size).alias(_column(name))
+            to_type(f.field or f.name, rows.schema[f.field or f.name], f.data_type, f.vector_size).alias(
+                _column(name)
+            )
             for name, f in fields.items()
         )
         columns = {_column(name): name for name in fields}
         created = source.created_field or None
         if mode == JoinMode.NAIVE_LATEST:
-            return latest_join(spine, rows, keys=stored.keys, event_time=source.timestamp_field, created_time=created, columns=columns)
+            return latest_join(
+                spine,
+                rows,
+                keys=stored.keys,
+                event_time=source.timestamp_field,
+                created_time=created,
+                columns=columns,
+            )
         return as_of_join(
             spine, rows, keys=stored.keys, spine_time=spine_time, event_time=source.timestamp_field, created_time=created,
             ttl=view.ttl, columns=columns,
         )  # fmt: skip
 
-    def _join_stream(self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, events: pl.DataFrame) -> pl.DataFrame:
+    def _join_stream(
+        self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, events: pl.DataFrame
+    ) -> pl.DataFrame:
         view, source = stored.view, stored.source
         assert isinstance(view.kind, StreamView)
         kinds = {f.name: f.data_type for f in view.features}
@@ -205,13 +246,19 @@ class FeatureJoiner:
                 created_time=source.created_field or None, event_id=EVENT_ID, tile=view.kind.tile, ttl=view.ttl, features=features,
             )  # fmt: skip
         # The newest answer each entity ever had: as of its last event, known to everybody at any time.
-        newest = latest_rows(events, keys=stored.keys, event_time=source.timestamp_field).select(*stored.keys, source.timestamp_field)
+        newest = latest_rows(events, keys=stored.keys, event_time=source.timestamp_field).select(
+            *stored.keys, source.timestamp_field
+        )
         values = windowed_features(
             newest, events, keys=stored.keys, spine_time=source.timestamp_field, event_time=source.timestamp_field,
             event_id=EVENT_ID, tile=view.kind.tile, features=features,
         )  # fmt: skip
         table = newest.select(stored.keys).hstack(values.drop(MATCHED_TIME))
-        return spine.select(stored.keys).join(table, on=stored.keys, how="left", maintain_order="left").drop(stored.keys)
+        return (
+            spine.select(stored.keys)
+            .join(table, on=stored.keys, how="left", maintain_order="left")
+            .drop(stored.keys)
+        )
 
 
 def _column(feature: str) -> str:
@@ -236,8 +283,11 @@ def typed_spine(frame: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
             field=missing[0],
         )
     try:
-        return frame.with_columns(to_type(n, frame.schema[n], f.data_type, f.vector_size) for n, f in fields.items())
+        return frame.with_columns(
+            to_type(n, frame.schema[n], f.data_type, f.vector_size) for n, f in fields.items()
+        )
     except pl.exceptions.PolarsError as error:
         raise InvalidArgument(
-            f"The spine's columns do not fit their declared types: {str(error).splitlines()[0][:200]}", reason="WRONG_SPINE"
+            f"The spine's columns do not fit their declared types: {str(error).splitlines()[0][:200]}",
+            reason="WRONG_SPINE",
         ) from error

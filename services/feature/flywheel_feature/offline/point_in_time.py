@@ -13,7 +13,6 @@ over rows in the order in which they became known.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -77,12 +76,18 @@ def latest_join(
     if spine.height == 0 or rows.height == 0:
         return _nothing(spine.height, rows, columns)
     latest = latest_rows(rows, keys=keys, event_time=event_time, created_time=created_time)
-    picked = latest.select(*keys, microseconds(pl.col(event_time)).alias(_T), *(pl.col(a).alias(b) for a, b in columns.items()))
+    picked = latest.select(
+        *keys, microseconds(pl.col(event_time)).alias(_T), *(pl.col(a).alias(b) for a, b in columns.items())
+    )
     joined = spine.select(keys).join(picked, on=list(keys), how="left", maintain_order="left")
-    return joined.select(*columns.values(), pl.from_epoch(_T, "us").dt.replace_time_zone("UTC").alias(MATCHED_TIME))
+    return joined.select(
+        *columns.values(), pl.from_epoch(_T, "us").dt.replace_time_zone("UTC").alias(MATCHED_TIME)
+    )
 
 
-def latest_rows(rows: pl.DataFrame, *, keys: Sequence[str], event_time: str, created_time: str | None = None) -> pl.DataFrame:
+def latest_rows(
+    rows: pl.DataFrame, *, keys: Sequence[str], event_time: str, created_time: str | None = None
+) -> pl.DataFrame:
     """The row per key that an unlimited as-of join would take; null keys and null event times left out. Order not defined."""
     known = rows.filter(pl.col(event_time).is_not_null(), *(pl.col(k).is_not_null() for k in keys))
     order = [pl.col(event_time)]
@@ -101,10 +106,8 @@ def _spine_side(spine: pl.DataFrame, keys: Sequence[str], spine_time: str) -> pl
 
 
 def _asof(left: pl.DataFrame, right: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    with warnings.catch_warnings():
-        # Polars cannot check sortedness within groups and says so; both sides were sorted above.
-        warnings.filterwarnings("ignore", message="Sortedness of columns cannot be checked")
-        return left.join_asof(right, on=_T, by=list(keys), strategy="backward", check_sortedness=False)
+    # Both sides were sorted above; within groups Polars could not check it anyway.
+    return left.join_asof(right, on=_T, by=list(keys), strategy="backward", check_sortedness=False)
 
 
 def _take_latest(
@@ -120,7 +123,12 @@ def _take_latest(
 
 
 def _take_known(
-    left: pl.DataFrame, rows: pl.DataFrame, keys: Sequence[str], event_time: str, created_time: str, columns: Mapping[str, str]
+    left: pl.DataFrame,
+    rows: pl.DataFrame,
+    keys: Sequence[str],
+    event_time: str,
+    created_time: str,
+    columns: Mapping[str, str],
 ) -> pl.DataFrame:
     event = microseconds(pl.col(event_time))
     ordered = (

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
 import polars as pl
 
-from flywheel_feature.definitions import Entity, FeatureSet, Source, View
+from flywheel_feature.catalog import Catalog
 from flywheel_feature.offline.training_sets import TrainingSet
 
 
@@ -57,17 +58,17 @@ class Segment:
     partition: int
     first_offset: int
     next_offset: int
-    min_event_time: int
-    max_event_time: int
-    """Microseconds."""
-    row_count: int
+    min_time: int
+    max_time: int
+    """Event times of the earliest and the latest event, microseconds."""
+    event_count: int
 
 
 class Archive(Protocol):
     """The archive of stream sources, and how far it has come."""
 
     async def segments(self, project: str, source: str) -> Sequence[Segment]:
-        """Committed segments by (partition, first offset); never overlapping."""
+        """Committed segments. Each event of the source is in one of them, once."""
         ...
 
     async def archived_offsets(self, project: str, source: str) -> Mapping[int, int]:
@@ -79,18 +80,8 @@ class Archive(Protocol):
         ...
 
 
-class Catalog(Protocol):
-    """Applied definitions. Raise NotFound with UNKNOWN_SOURCE, UNKNOWN_VIEW, UNKNOWN_ENTITY, UNKNOWN_FEATURE_SET."""
-
-    async def source(self, project: str, source_id: str) -> Source: ...
-
-    async def view(self, project: str, view_id: str, version: int) -> View: ...
-
-    async def entity(self, project: str, entity_id: str) -> Entity: ...
-
-    async def feature_set(self, project: str, set_id: str, version: int) -> FeatureSet:
-        """Version 0: the latest."""
-        ...
+Catalogs = Callable[[str], Awaitable[Catalog]]
+"""The applied definitions of a project."""
 
 
 class TrainingSets(Protocol):
@@ -101,6 +92,20 @@ class TrainingSets(Protocol):
         ...
 
     async def get(self, project: str, training_set_id: str) -> TrainingSet | None: ...
+
+    async def list(
+        self,
+        project: str,
+        *,
+        feature_set: str = "",
+        before: tuple[datetime, str] | None = None,
+        limit: int = 100,
+    ) -> list[TrainingSet]:
+        """Newest first by (created_at, id); `feature_set` is a resource name with or without version, empty: all.
+
+        `before` is (created_at, id) of the last one seen.
+        """
+        ...
 
 
 class JobProgress(Protocol):

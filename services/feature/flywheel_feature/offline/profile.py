@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from flywheel_feature.definitions import DataType, Field
 from flywheel_feature.offline.training_sets import ColumnProfile
+
+Floats = npt.NDArray[np.float64]
 
 BINS = 128
 CATEGORIES = 100
@@ -27,7 +30,9 @@ def profile_column(values: pl.Series, data_type: DataType) -> ColumnProfile:
     return ColumnProfile(values.name, data_type, len(values), values.null_count())
 
 
-def inner_edges(ordered: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+def inner_edges(
+    ordered: Floats,
+) -> Floats:
     """At most BINS - 1 strictly increasing edges out of sorted finite values: the values at ranks ceil(n i / BINS).
 
     The maximum is no edge: nothing would lie above it.
@@ -35,8 +40,9 @@ def inner_edges(ordered: np.ndarray[tuple[int], np.dtype[np.float64]]) -> np.nda
     if ordered.size == 0:
         return np.zeros(0)
     ranks = -(-ordered.size * np.arange(1, BINS) // BINS) - 1
-    edges = np.unique(ordered[ranks])
-    return edges[edges < ordered[-1]]
+    edges: Floats = np.unique(ordered[ranks])
+    inner: Floats = edges[edges < ordered[-1]]
+    return inner
 
 
 def _numeric(values: pl.Series, data_type: DataType) -> ColumnProfile:
@@ -76,5 +82,5 @@ def _categorical(values: pl.Series, data_type: DataType) -> ColumnProfile:
         null_count=values.null_count(),
         categories=tuple(top["value"].to_list()),
         category_counts=tuple(top["len"].to_list()),
-        other_count=int(counted["len"].sum() - top["len"].sum()),
+        other_count=sum(counted["len"].to_list()[CATEGORIES:]),
     )

@@ -12,8 +12,8 @@ from flywheel_common.clock import Clock
 from flywheel_common.errors import FailedPrecondition, InvalidArgument
 from flywheel_feature.definitions import DataType, Field
 from flywheel_feature.offline.datatypes import TIMESTAMP, to_type
-from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, typed_spine
-from flywheel_feature.offline.ports import Archive, Between, Catalog, JobProgress, Tables
+from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
+from flywheel_feature.offline.ports import Archive, Between, Catalogs, JobProgress, Tables
 from flywheel_feature.offline.sources import SourceReader, wait_until_archived
 from flywheel_feature.offline.training_sets import JoinMode
 
@@ -59,7 +59,12 @@ class SkewReport:
             "values": self.values,
             "mismatches": self.mismatches,
             "features": [
-                {"feature": f.feature, "compared_count": f.compared, "mismatch_count": f.mismatches, "examples": list(f.examples)}
+                {
+                    "feature": f.feature,
+                    "compared_count": f.compared,
+                    "mismatch_count": f.mismatches,
+                    "examples": list(f.examples),
+                }
                 for f in self.features
             ],
         }
@@ -69,14 +74,20 @@ class SkewCheck:
     """Use case of CheckSkew."""
 
     def __init__(
-        self, *, catalog: Catalog, tables: Tables, archive: Archive, clock: Clock, archive_wait_seconds: float = 60.0
+        self,
+        *,
+        catalogs: Catalogs,
+        tables: Tables,
+        archive: Archive,
+        clock: Clock,
+        archive_wait_seconds: float = 60.0,
     ) -> None:
-        self._catalog = catalog
+        self._catalogs = catalogs
         self._tables = tables
         self._archive = archive
         self._clock = clock
         self._archive_wait_seconds = archive_wait_seconds
-        self._joiner = FeatureJoiner(catalog, SourceReader(tables, archive))
+        self._joiner = FeatureJoiner(SourceReader(tables, archive))
 
     async def check(self, request: SkewRequest, job: JobProgress) -> SkewReport:
         """Compare every logged feature of every prediction that a model answered.
@@ -91,29 +102,40 @@ class SkewCheck:
             rows = logged.filter(pl.col(_SET) == name)
             plan = await self._plan(request.project, name)
             await wait_until_archived(
-                self._archive, self._clock, plan.stream_sources, timeout_seconds=self._archive_wait_seconds, job=job
+                self._archive,
+                self._clock,
+                plan.stream_sources,
+                timeout_seconds=self._archive_wait_seconds,
+                job=job,
             )
             spine = _spine(rows, plan)
             offline = await self._joiner.join(plan, spine, _TIME, JoinMode.POINT_IN_TIME, job)
             compared = [f for f in plan.feature_set.schema if f.name in rows.columns]
             await asyncio.to_thread(_compare, rows, offline, compared, _describe(rows), totals)
         features = tuple(totals[name] for name in sorted(totals))
-        return SkewReport(logged.height, sum(f.compared for f in features), sum(f.mismatches for f in features), features)
+        return SkewReport(
+            logged.height, sum(f.compared for f in features), sum(f.mismatches for f in features), features
+        )
 
     def _predictions(self, request: SkewRequest) -> pl.DataFrame:
         stored = self._tables.schema(request.predictions_uri)
         missing = [c for c in (_ID, _TIME, _SET) if c not in stored]
         if missing:
             raise FailedPrecondition(
-                f"{request.predictions_uri} is no prediction archive: it has no column {missing[0]!r}.", reason="WRONG_ARCHIVE"
+                f"{request.predictions_uri} is no prediction archive: it has no column {missing[0]!r}.",
+                reason="WRONG_ARCHIVE",
             )
         columns = [c for c in stored if c in (_ID, _TIME, _SET, _SOURCE) or "__" in c]
-        frame = self._tables.read(request.predictions_uri, columns, Between(_TIME, request.start, request.end))
+        frame = self._tables.read(
+            request.predictions_uri, columns, Between(_TIME, request.start, request.end)
+        )
         if _SOURCE in frame.columns:
             # A default or a cached answer was not made from these features.
             frame = frame.filter(pl.col(_SOURCE).cast(pl.String).is_in(MODEL_SOURCES))
         frame = frame.filter(pl.col(_SET).is_not_null() & (pl.col(_SET) != ""))
-        frame = frame.with_columns(to_type(_TIME, frame.schema[_TIME], DataType.TIMESTAMP)).sort(_TIME, _ID, maintain_order=True)
+        frame = frame.with_columns(to_type(_TIME, frame.schema[_TIME], DataType.TIMESTAMP)).sort(
+            _TIME, _ID, maintain_order=True
+        )
         limit = request.sample_limit
         if limit and frame.height > limit:
             frame = frame[[i * frame.height // limit for i in range(limit)]]
@@ -123,8 +145,12 @@ class SkewCheck:
         prefix = f"projects/{project}/featureSets/"
         set_id, _, version = name.removeprefix(prefix).partition("/versions/")
         if not name.startswith(prefix) or not (version.isdigit() or not version):
-            raise InvalidArgument(f"Predictions name {name!r}, which is no feature set of projects/{project}.", reason="WRONG_ARCHIVE")
-        return await self._joiner.plan(await self._catalog.feature_set(project, set_id, int(version or 0)))
+            raise InvalidArgument(
+                f"Predictions name {name!r}, which is no feature set of projects/{project}.",
+                reason="WRONG_ARCHIVE",
+            )
+        catalog = await self._catalogs(project)
+        return plan_join(catalog, catalog.feature_set(set_id, int(version or 0)))
 
 
 def _spine(rows: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
@@ -139,7 +165,9 @@ def _spine(rows: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
             f"The predictions have no column {missing[0]!r}, without which {plan.feature_set.name} cannot be recomputed.",
             reason="WRONG_ARCHIVE",
         )
-    return typed_spine(rows.select(pl.col(_TIME).cast(TIMESTAMP), *(pl.col(c).alias(n) for n, c in wanted.items())), plan)
+    return typed_spine(
+        rows.select(pl.col(_TIME).cast(TIMESTAMP), *(pl.col(c).alias(n) for n, c in wanted.items())), plan
+    )
 
 
 def _describe(rows: pl.DataFrame) -> pl.Series:
@@ -147,12 +175,19 @@ def _describe(rows: pl.DataFrame) -> pl.Series:
     keys = [c for c in rows.columns if c.startswith(ENTITY_PREFIX)]
     parts = [pl.col(_ID), pl.lit(" at "), pl.col(_TIME).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")]
     for key in keys:
-        parts += [pl.lit(f" {key.removeprefix(ENTITY_PREFIX)}="), pl.col(key).cast(pl.String).fill_null("null")]
+        parts += [
+            pl.lit(f" {key.removeprefix(ENTITY_PREFIX)}="),
+            pl.col(key).cast(pl.String).fill_null("null"),
+        ]
     return rows.select(pl.concat_str(parts, ignore_nulls=True)).to_series()
 
 
 def _compare(
-    rows: pl.DataFrame, offline: pl.DataFrame, fields: Sequence[Field], described: pl.Series, totals: dict[str, FeatureSkew]
+    rows: pl.DataFrame,
+    offline: pl.DataFrame,
+    fields: Sequence[Field],
+    described: pl.Series,
+    totals: dict[str, FeatureSkew],
 ) -> None:
     for declared in fields:
         served, recomputed = rows.get_column(declared.name), offline.get_column(declared.name)
@@ -161,7 +196,9 @@ def _compare(
         total.compared += len(served)
         total.mismatches += int(wrong.sum())
         for index in wrong.arg_true()[: EXAMPLES - len(total.examples)].to_list():
-            total.examples.append(f"{described[index]}: online {served[index]!r}, offline {recomputed[index]!r}")
+            total.examples.append(
+                f"{described[index]}: online {served[index]!r}, offline {recomputed[index]!r}"
+            )
 
 
 def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
@@ -178,7 +215,9 @@ def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
     a, b = pl.col("a"), pl.col("b")
     close = (a - b).abs() <= pl.max_horizontal(a.abs(), b.abs()) * RELATIVE_TOLERANCE + ABSOLUTE_TOLERANCE
     both = a.is_not_null() & b.is_not_null()
-    return frame.select(pl.when(both).then(~(close | (a == b))).otherwise(a.is_null() != b.is_null())).to_series()
+    return frame.select(
+        pl.when(both).then(~(close | (a == b))).otherwise(a.is_null() != b.is_null())
+    ).to_series()
 
 
 def _number(values: pl.Series) -> pl.Series:
@@ -189,4 +228,6 @@ def _number(values: pl.Series) -> pl.Series:
 def _lists_differ(a: Sequence[object] | None, b: Sequence[object] | None) -> bool:
     if a is None or b is None:
         return (a is None) != (b is None)
-    return len(a) != len(b) or bool(mismatched(pl.Series(list(a), strict=False), pl.Series(list(b), strict=False)).any())
+    return len(a) != len(b) or bool(
+        mismatched(pl.Series(list(a), strict=False), pl.Series(list(b), strict=False)).any()
+    )

@@ -38,7 +38,9 @@ class SourceReader:
         self._tables = tables
         self._archive = archive
 
-    async def read(self, source: Source, fields: Sequence[str], *, low: int | None = None, high: int | None = None) -> pl.DataFrame:
+    async def read(
+        self, source: Source, fields: Sequence[str], *, low: int | None = None, high: int | None = None
+    ) -> pl.DataFrame:
         """`fields` of every row with low <= event time < high (microseconds), typed as declared, in a fixed order.
 
         A stream's events come once each, by (partition, offset), with `EVENT_ID` as one more column.
@@ -55,10 +57,14 @@ class SourceReader:
         if source.is_stream:
             return await self._read_stream(source, names, low, high)
         if not isinstance(source.kind, ParquetSource):
-            raise InvalidArgument(f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE")
+            raise InvalidArgument(
+                f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE"
+            )
         return await asyncio.to_thread(self._read_table, source, source.kind, names, low, high)
 
-    async def read_batch_rows(self, view: View, entity: Entity, source: Source, start: int | None, end: int | None) -> pl.DataFrame:
+    async def read_batch_rows(
+        self, view: View, entity: Entity, source: Source, start: int | None, end: int | None
+    ) -> pl.DataFrame:
         """Rows of a batch view with start <= event time < end, for materialization.
 
         Columns: join keys, features by name, `ROW_EVENT_TIME`, `ROW_CREATED_TIME` (the event time where the source has none).
@@ -67,20 +73,28 @@ class SourceReader:
         assert isinstance(view.kind, BatchView)
         keys = [k.name for k in entity.join_keys]
         created = source.created_field or source.timestamp_field
-        frame = await self.read(source, [*keys, *(f.field or f.name for f in view.kind.features), created], low=start, high=end)
+        frame = await self.read(
+            source, [*keys, *(f.field or f.name for f in view.kind.features), created], low=start, high=end
+        )
         frame = frame.filter(pl.all_horizontal(pl.col(k).is_not_null() for k in keys))
         return frame.select(
             *keys,
             *(
-                to_type(f.field or f.name, frame.schema[f.field or f.name], f.data_type, f.vector_size).alias(f.name)
+                to_type(f.field or f.name, frame.schema[f.field or f.name], f.data_type, f.vector_size).alias(
+                    f.name
+                )
                 for f in view.kind.features
             ),
             pl.col(source.timestamp_field).alias(ROW_EVENT_TIME),
             pl.coalesce(created, source.timestamp_field).alias(ROW_CREATED_TIME),
         )
 
-    async def _read_stream(self, source: Source, names: list[str], low: int | None, high: int | None) -> pl.DataFrame:
-        segments = [s for s in await self._archive.segments(source.project, source.id) if _overlaps(s, low, high)]
+    async def _read_stream(
+        self, source: Source, names: list[str], low: int | None, high: int | None
+    ) -> pl.DataFrame:
+        segments = [
+            s for s in await self._archive.segments(source.project, source.id) if _overlaps(s, low, high)
+        ]
         return await asyncio.to_thread(self._read_segments, source, names, segments, low, high)
 
     def _read_segments(
@@ -88,7 +102,10 @@ class SourceReader:
     ) -> pl.DataFrame:
         uris = [s.uri for s in sorted(segments, key=lambda s: (s.partition, s.first_offset))]
         if not uris:
-            empty = {n: pl.Series([], dtype=polars_type(f.data_type, f.vector_size)) for n, f in _fields(source, names)}
+            empty = {
+                n: pl.Series([], dtype=polars_type(f.data_type, f.vector_size))
+                for n, f in _fields(source, names)
+            }
             return pl.DataFrame({**empty, EVENT_ID: pl.Series([], dtype=pl.String)})
         frame = self._tables.read_files(uris, [*names, EVENT_ID, PARTITION, OFFSET])
         frame = (
@@ -96,12 +113,17 @@ class SourceReader:
             .unique(subset=[EVENT_ID], keep="first", maintain_order=True)
             .drop(PARTITION, OFFSET)
         )
-        return _in_range(_as_declared(source, names, frame, extra=[EVENT_ID]), source.timestamp_field, low, high)
+        return _in_range(
+            _as_declared(source, names, frame, extra=[EVENT_ID]), source.timestamp_field, low, high
+        )
 
-    def _read_table(self, source: Source, kind: ParquetSource, names: list[str], low: int | None, high: int | None) -> pl.DataFrame:
+    def _read_table(
+        self, source: Source, kind: ParquetSource, names: list[str], low: int | None, high: int | None
+    ) -> pl.DataFrame:
         if kind.format != TableFormat.PARQUET:
             raise InvalidArgument(
-                f"Source {source.id!r} is a {kind.format.name} table; only PARQUET can be read so far.", reason="UNSUPPORTED_FORMAT"
+                f"Source {source.id!r} is a {kind.format.name} table; only PARQUET can be read so far.",
+                reason="UNSUPPORTED_FORMAT",
             )
         stored = self._tables.schema(kind.uri)
         _check_stored(source, names, stored)
@@ -125,7 +147,9 @@ async def wait_until_archived(
     for source in streams:
         while True:
             job.check_cancelled()
-            missing = _missing(targets[source.name], await archive.archived_offsets(source.project, source.id))
+            missing = _missing(
+                targets[source.name], await archive.archived_offsets(source.project, source.id)
+            )
             if not missing:
                 break
             if clock.monotonic() >= deadline:
@@ -145,7 +169,7 @@ def _missing(target: Mapping[int, int], archived: Mapping[int, int]) -> int:
 
 
 def _overlaps(segment: Segment, low: int | None, high: int | None) -> bool:
-    return (low is None or segment.max_event_time >= low) and (high is None or segment.min_event_time < high)
+    return (low is None or segment.max_time >= low) and (high is None or segment.min_time < high)
 
 
 def _in_range(frame: pl.DataFrame, column: str, low: int | None, high: int | None) -> pl.DataFrame:
@@ -167,20 +191,33 @@ def _check_stored(source: Source, names: Sequence[str], stored: Mapping[str, pl.
         if name not in stored:
             raise _mismatch(source, f"the files have no column {name!r}")
         if not (fits(stored[name], field.data_type) or stored[name] == pl.Null):
-            raise _mismatch(source, f"column {name!r} is stored as {stored[name]}, declared as {DataType(field.data_type).name}")
+            raise _mismatch(
+                source,
+                f"column {name!r} is stored as {stored[name]}, declared as {DataType(field.data_type).name}",
+            )
 
 
-def _as_declared(source: Source, names: Sequence[str], frame: pl.DataFrame, extra: Sequence[str] = ()) -> pl.DataFrame:
+def _as_declared(
+    source: Source, names: Sequence[str], frame: pl.DataFrame, extra: Sequence[str] = ()
+) -> pl.DataFrame:
     fields = _fields(source, names)
     try:
-        return frame.select(*(to_type(n, frame.schema[n], f.data_type, f.vector_size) for n, f in fields), *extra)
+        return frame.select(
+            *(to_type(n, frame.schema[n], f.data_type, f.vector_size) for n, f in fields), *extra
+        )
     except pl.exceptions.ColumnNotFoundError as error:
         raise _mismatch(source, f"a column is missing: {str(error).splitlines()[0]}") from error
     except KeyError as error:
         raise _mismatch(source, f"the files have no column {error}") from error
     except pl.exceptions.PolarsError as error:
-        raise _mismatch(source, f"a value does not fit its declared type: {str(error).splitlines()[0][:200]}") from error
+        raise _mismatch(
+            source, f"a value does not fit its declared type: {str(error).splitlines()[0][:200]}"
+        ) from error
 
 
 def _mismatch(source: Source, why: str) -> FailedPrecondition:
-    return FailedPrecondition(f"Source {source.id!r} is not what its schema says: {why}.", reason="SOURCE_MISMATCH", source=source.name)
+    return FailedPrecondition(
+        f"Source {source.id!r} is not what its schema says: {why}.",
+        reason="SOURCE_MISMATCH",
+        source=source.name,
+    )

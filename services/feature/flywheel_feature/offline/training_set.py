@@ -8,12 +8,13 @@ import polars as pl
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import AlreadyExists, InvalidArgument
+from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import DataType, Field, Source
 from flywheel_feature.expressions import compile_label
 from flywheel_feature.offline.content_hash import content_hash
 from flywheel_feature.offline.datatypes import TIMESTAMP, to_type
-from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, typed_spine
-from flywheel_feature.offline.ports import Archive, Catalog, JobProgress, Tables, TrainingSets
+from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
+from flywheel_feature.offline.ports import Archive, Catalogs, JobProgress, Tables, TrainingSets
 from flywheel_feature.offline.profile import profile_columns
 from flywheel_feature.offline.sources import SourceReader, wait_until_archived
 from flywheel_feature.offline.training_sets import (
@@ -21,6 +22,7 @@ from flywheel_feature.offline.training_sets import (
     LABEL,
     FileSpine,
     SourceSpine,
+    Spine,
     TrainingSet,
     TrainingSetRequest,
 )
@@ -32,29 +34,27 @@ class TrainingSetBuilder:
     """Use case of BuildTrainingSet: `validate` when it is asked for, `build` in the job."""
 
     def __init__(
-        self, *, catalog: Catalog, tables: Tables, archive: Archive, training_sets: TrainingSets, clock: Clock,
+        self, *, catalogs: Catalogs, tables: Tables, archive: Archive, training_sets: TrainingSets, clock: Clock,
         archive_wait_seconds: float = 60.0,
     ) -> None:  # fmt: skip
-        self._catalog = catalog
+        self._catalogs = catalogs
         self._tables = tables
         self._archive = archive
         self._training_sets = training_sets
         self._clock = clock
         self._archive_wait_seconds = archive_wait_seconds
         self._reader = SourceReader(tables, archive)
-        self._joiner = FeatureJoiner(catalog, self._reader)
+        self._joiner = FeatureJoiner(self._reader)
 
     async def validate(self, request: TrainingSetRequest) -> None:
         """Everything that can be known before the job runs. Reads no rows.
 
-        Raises NotFound UNKNOWN_FEATURE_SET, UNKNOWN_SOURCE; InvalidArgument WRONG_SPINE, UNKNOWN_FIELD, INVALID_EXPRESSION;
-        AlreadyExists TRAINING_SET_EXISTS.
+        Raises NotFound UNKNOWN_FEATURE_SET, UNKNOWN_SOURCE; InvalidArgument WRONG_SPINE, UNKNOWN_FIELD, INVALID_EXPRESSION.
         """
-        if await self._training_sets.get(request.project, request.training_set_id) is not None:
-            raise AlreadyExists(f"{request.name} exists: training sets are immutable, choose another id.", reason="TRAINING_SET_EXISTS")
-        plan = await self._plan(request)
+        catalog = await self._catalogs(request.project)
+        plan = _plan(catalog, request)
         if isinstance(request.spine, SourceSpine):
-            self._check_source_spine(plan, request.spine, await self._catalog.source(request.project, request.spine.source))
+            self._check_source_spine(plan, request.spine, catalog.source(request.spine.source))
         else:
             stored = await asyncio.to_thread(self._tables.schema, request.spine.uri)
             self._check_file_spine(plan, request.spine, stored)
@@ -65,39 +65,37 @@ class TrainingSetBuilder:
         Raises what `validate` raises, FailedPrecondition ARCHIVE_BEHIND, SOURCE_MISMATCH, and the errors of the ports.
         """
         started = self._clock.monotonic()
-        plan = await self._plan(request)
+        catalog = await self._catalogs(request.project)
+        plan = _plan(catalog, request)
+        existing = await self._training_sets.get(request.project, request.training_set_id)
+        if existing is not None:
+            return _same(request, plan, existing)
         sources = plan.stream_sources
         if isinstance(request.spine, SourceSpine):
-            sources = [*sources, await self._catalog.source(request.project, request.spine.source)]
+            sources = [*sources, catalog.source(request.spine.source)]
         unique = {s.name: s for s in sources}.values()
-        await wait_until_archived(self._archive, self._clock, unique, timeout_seconds=self._archive_wait_seconds, job=job)
+        await wait_until_archived(
+            self._archive, self._clock, unique, timeout_seconds=self._archive_wait_seconds, job=job
+        )
         job.progress(0, 0, "rows", "reading the spine")
-        spine, unlabelled = await self._spine(request, plan)
+        spine, unlabelled = await self._spine(request.spine, plan, catalog)
         features = await self._joiner.join(plan, spine, EVENT_TIMESTAMP, request.mode, job)
         frame = _assemble(plan, spine, features)
         training_set = await self._store(request, plan, frame, unlabelled, started, job)
-        return await self._register(training_set)
-
-    async def _plan(self, request: TrainingSetRequest) -> JoinPlan:
-        feature_set = await self._catalog.feature_set(request.project, request.feature_set, request.feature_set_version)
-        taken = {f.name for f in feature_set.join_keys} | {f.name for f in feature_set.schema}
-        for field in (*feature_set.join_keys, *feature_set.request_fields):
-            if field.name in (EVENT_TIMESTAMP, LABEL):
-                raise InvalidArgument(f"{field.name!r} is a column of every training set and cannot be a join key or request field.", reason="WRONG_SPINE")
-        clash = [f.name for f in feature_set.request_fields if f.name in taken and f not in feature_set.join_keys]
-        if clash and any(f.name == clash[0] for f in feature_set.schema):
-            raise InvalidArgument(f"Request field {clash[0]!r} has the name of a feature.", reason="WRONG_SPINE")
-        return await self._joiner.plan(feature_set)
+        return await self._register(request, plan, training_set)
 
     def _check_source_spine(self, plan: JoinPlan, spine: SourceSpine, source: Source) -> None:
         if not source.timestamp_field:
-            raise InvalidArgument(f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE")
+            raise InvalidArgument(
+                f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE"
+            )
         if spine.start >= spine.end:
             raise InvalidArgument("The spine's start_time must be before its end_time.", reason="WRONG_SPINE")
         wanted = source.field(spine.timestamp_field)
         if wanted is None or wanted.data_type != DataType.TIMESTAMP:
             raise InvalidArgument(
-                f"timestamp_field {spine.timestamp_field!r} is not a TIMESTAMP field of source {source.id!r}.", reason="UNKNOWN_FIELD"
+                f"timestamp_field {spine.timestamp_field!r} is not a TIMESTAMP field of source {source.id!r}.",
+                reason="UNKNOWN_FIELD",
             )
         for field in _spine_fields(plan):
             if source.field(field.name) is None:
@@ -110,33 +108,56 @@ class TrainingSetBuilder:
             compile_label(spine.label, {f.name: f.data_type for f in source.schema})
 
     def _check_file_spine(self, plan: JoinPlan, spine: FileSpine, stored: dict[str, pl.DataType]) -> None:
-        needed = [spine.timestamp_field, *(f.name for f in _spine_fields(plan)), *([spine.label_field] if spine.label_field else [])]
+        needed = [
+            spine.timestamp_field,
+            *(f.name for f in _spine_fields(plan)),
+            *([spine.label_field] if spine.label_field else []),
+        ]
         missing = [name for name in needed if name not in stored]
         if missing:
-            raise InvalidArgument(f"{spine.uri} has no column {missing[0]!r}; it needs: {', '.join(needed)}.", reason="WRONG_SPINE", field=missing[0])
+            raise InvalidArgument(
+                f"{spine.uri} has no column {missing[0]!r}; it needs: {', '.join(needed)}.",
+                reason="WRONG_SPINE",
+                field=missing[0],
+            )
         if not isinstance(stored[spine.timestamp_field], (pl.Datetime, pl.Date)):
-            raise InvalidArgument(f"Column {spine.timestamp_field!r} of {spine.uri} is no timestamp.", reason="WRONG_SPINE")
-        if spine.label_field and not (stored[spine.label_field].is_numeric() or stored[spine.label_field] == pl.Boolean):
-            raise InvalidArgument(f"Column {spine.label_field!r} of {spine.uri} is no number or bool.", reason="WRONG_SPINE")
+            raise InvalidArgument(
+                f"Column {spine.timestamp_field!r} of {spine.uri} is no timestamp.", reason="WRONG_SPINE"
+            )
+        if spine.label_field and not (
+            stored[spine.label_field].is_numeric() or stored[spine.label_field] == pl.Boolean
+        ):
+            raise InvalidArgument(
+                f"Column {spine.label_field!r} of {spine.uri} is no number or bool.", reason="WRONG_SPINE"
+            )
 
-    async def _spine(self, request: TrainingSetRequest, plan: JoinPlan) -> tuple[pl.DataFrame, int]:
+    async def _spine(self, spine: Spine, plan: JoinPlan, catalog: Catalog) -> tuple[pl.DataFrame, int]:
         """Keys, request fields, EVENT_TIMESTAMP and LABEL in canonical order; and how many rows had no label."""
         names = [f.name for f in _spine_fields(plan)]
-        if isinstance(request.spine, SourceSpine):
-            frame = await self._source_rows(request, request.spine, plan, names)
+        if isinstance(spine, SourceSpine):
+            frame = await self._source_rows(spine, plan, names, catalog.source(spine.source))
         else:
-            frame = await self._file_rows(request.spine, plan, names)
-        labelled = frame.filter(pl.col(LABEL).is_not_null() & pl.col(LABEL).is_not_nan()) if LABEL in frame.columns else frame
+            frame = await self._file_rows(spine, plan, names)
+        labelled = (
+            frame.filter(pl.col(LABEL).is_not_null() & pl.col(LABEL).is_not_nan())
+            if LABEL in frame.columns
+            else frame
+        )
         # Sorted by every column, rows that tie are equal: the order does not depend on how the source was read.
         order = [EVENT_TIMESTAMP, *names, *([LABEL] if LABEL in frame.columns else [])]
         return await asyncio.to_thread(labelled.sort, order), frame.height - labelled.height
 
-    async def _source_rows(self, request: TrainingSetRequest, spine: SourceSpine, plan: JoinPlan, names: list[str]) -> pl.DataFrame:
-        source = await self._catalog.source(request.project, spine.source)
+    async def _source_rows(
+        self, spine: SourceSpine, plan: JoinPlan, names: list[str], source: Source
+    ) -> pl.DataFrame:
         self._check_source_spine(plan, spine, source)
-        label = compile_label(spine.label, {f.name: f.data_type for f in source.schema}) if spine.label else None
+        label = (
+            compile_label(spine.label, {f.name: f.data_type for f in source.schema}) if spine.label else None
+        )
         known = spine.known_before + 1 if spine.known_before else None
-        rows = await self._reader.read(source, [*names, spine.timestamp_field, *(label.input_columns if label else ())], high=known)
+        rows = await self._reader.read(
+            source, [*names, spine.timestamp_field, *(label.input_columns if label else ())], high=known
+        )
         time = pl.col(spine.timestamp_field)
         rows = rows.filter(time.dt.epoch("us").is_between(spine.start, spine.end, closed="left"))
         frame = rows.select(*names, time.alias(EVENT_TIMESTAMP))
@@ -150,25 +171,44 @@ class TrainingSetBuilder:
         columns = [*names, spine.timestamp_field, *([spine.label_field] if spine.label_field else [])]
         rows = await asyncio.to_thread(self._tables.read, spine.uri, columns)
         if rows.get_column(spine.timestamp_field).null_count():
-            raise InvalidArgument(f"Column {spine.timestamp_field!r} of {spine.uri} has nulls: every spine row needs a time.", reason="WRONG_SPINE")
-        time = to_type(spine.timestamp_field, rows.schema[spine.timestamp_field], DataType.TIMESTAMP).alias(EVENT_TIMESTAMP)
+            raise InvalidArgument(
+                f"Column {spine.timestamp_field!r} of {spine.uri} has nulls: every spine row needs a time.",
+                reason="WRONG_SPINE",
+            )
+        time = to_type(spine.timestamp_field, rows.schema[spine.timestamp_field], DataType.TIMESTAMP).alias(
+            EVENT_TIMESTAMP
+        )
         label = [pl.col(spine.label_field).cast(pl.Float64).alias(LABEL)] if spine.label_field else []
         return typed_spine(rows.select(*names, time, *label), plan)
 
     async def _store(
-        self, request: TrainingSetRequest, plan: JoinPlan, frame: pl.DataFrame, unlabelled: int, started: float, job: JobProgress
+        self,
+        request: TrainingSetRequest,
+        plan: JoinPlan,
+        frame: pl.DataFrame,
+        unlabelled: int,
+        started: float,
+        job: JobProgress,
     ) -> TrainingSet:
         fields = _fields(plan, frame)
-        uri = self._tables.bucket_uri(f"training-sets/{request.project}/{request.training_set_id}/")
         digest = await asyncio.to_thread(content_hash, frame)
+        # The hash in the address keeps two jobs that race for one id from overwriting each other's files.
+        uri = self._tables.bucket_uri(
+            f"training-sets/{request.project}/{request.training_set_id}/{digest[:16]}/"
+        )
         for part, offset in enumerate(range(0, max(frame.height, 1), ROWS_PER_FILE)):
             job.check_cancelled()
             job.progress(offset, frame.height, "rows", f"writing part {part}")
-            await asyncio.to_thread(self._tables.write, f"{uri}part-{part:05d}.parquet", frame.slice(offset, ROWS_PER_FILE))
+            await asyncio.to_thread(
+                self._tables.write, f"{uri}part-{part:05d}.parquet", frame.slice(offset, ROWS_PER_FILE)
+            )
         job.progress(frame.height, frame.height, "rows", "profiling columns")
         profiled = [f for f in fields if f.name == LABEL or f in plan.feature_set.schema]
         profile = await asyncio.to_thread(profile_columns, frame, profiled)
-        low, high = frame.select(pl.col(EVENT_TIMESTAMP).dt.epoch("us").min().alias("low"), pl.col(EVENT_TIMESTAMP).dt.epoch("us").max().alias("high")).row(0)
+        low, high = frame.select(
+            pl.col(EVENT_TIMESTAMP).dt.epoch("us").min().alias("low"),
+            pl.col(EVENT_TIMESTAMP).dt.epoch("us").max().alias("high"),
+        ).row(0)
         mean = frame.get_column(LABEL).mean() if LABEL in frame.columns and frame.height else None
         return TrainingSet(
             project=request.project,
@@ -190,16 +230,41 @@ class TrainingSetBuilder:
             build_seconds=self._clock.monotonic() - started,
         )
 
-    async def _register(self, training_set: TrainingSet) -> TrainingSet:
+    async def _register(
+        self, request: TrainingSetRequest, plan: JoinPlan, training_set: TrainingSet
+    ) -> TrainingSet:
         try:
             await self._training_sets.create(training_set)
         except AlreadyExists:
-            # The process may have died between the commit and the end of the job.
-            existing = await self._training_sets.get(training_set.project, training_set.id)
-            if existing is None or existing.content_hash != training_set.content_hash:
+            existing = await self._training_sets.get(request.project, request.training_set_id)
+            if existing is None:
                 raise
-            return existing
+            return _same(request, plan, existing)
         return training_set
+
+
+def _same(request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet) -> TrainingSet:
+    """The set that exists, if it is what was asked for: the process may have died between commit and the job's end."""
+    asked = (plan.feature_set.name, request.spine, request.mode)
+    if asked != (existing.feature_set, existing.spine, existing.mode):
+        raise AlreadyExists(
+            f"{request.name} exists and differs: training sets are immutable, choose another id.",
+            reason="TRAINING_SET_EXISTS",
+        )
+    return existing
+
+
+def _plan(catalog: Catalog, request: TrainingSetRequest) -> JoinPlan:
+    feature_set = catalog.feature_set(request.feature_set, request.feature_set_version)
+    taken = {EVENT_TIMESTAMP, LABEL, *(f.name for f in feature_set.schema)}
+    for field in (*feature_set.join_keys, *feature_set.request_fields):
+        if field.name in taken:
+            raise InvalidArgument(
+                f"{field.name!r} is the name of a join key or request field and of another column of the training set: rename it.",
+                reason="WRONG_SPINE",
+                field=field.name,
+            )
+    return plan_join(catalog, feature_set)
 
 
 def _spine_fields(plan: JoinPlan) -> list[Field]:

@@ -32,7 +32,14 @@ class Fold:
     def without_nulls(self, present: npt.NDArray[np.bool_]) -> Fold:
         """The same windows over the events that are `present`."""
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(present, dtype=np.int64)])
-        return Fold(None, self.owner[present], self.tile[present], before[self.low], before[self.middle], before[self.high])
+        return Fold(
+            None,
+            self.owner[present],
+            self.tile[present],
+            before[self.low],
+            before[self.middle],
+            before[self.high],
+        )
 
 
 def fold(function: Function, windows: Fold, values: pl.Series | None, limit: int = 0) -> pl.Series:
@@ -56,9 +63,14 @@ def fold(function: Function, windows: Fold, values: pl.Series | None, limit: int
             return _last_n(values, windows, limit)
         case Function.APPROX_DISTINCT:
             raise InvalidArgument(
-                "APPROX_DISTINCT is not computed yet: use COUNT, or aggregate in the source.", reason="UNSUPPORTED_AGGREGATION"
+                "APPROX_DISTINCT is not computed yet: use COUNT, or aggregate in the source.",
+                reason="UNSUPPORTED_AGGREGATION",
             )
-    numbers = values.cast(pl.Int64) if values.dtype.is_integer() or values.dtype == pl.Boolean else values.cast(pl.Float64)
+    numbers = (
+        values.cast(pl.Int64)
+        if values.dtype.is_integer() or values.dtype == pl.Boolean
+        else values.cast(pl.Float64)
+    )
     array = numbers.to_numpy()
     empty = windows.high == windows.low
     match function:
@@ -69,7 +81,9 @@ def fold(function: Function, windows: Fold, values: pl.Series | None, limit: int
         case Function.MAX:
             result = _by_tiles(np.maximum, array, windows)
         case Function.MEAN:
-            result = _by_tiles(np.add, array.astype(np.float64), windows) / np.maximum(windows.high - windows.low, 1)
+            result = _by_tiles(np.add, array.astype(np.float64), windows) / np.maximum(
+                windows.high - windows.low, 1
+            )
         case Function.STD:
             result = _standard_deviation(array.astype(np.float64), windows)
         case _:
@@ -87,10 +101,16 @@ def _last_n(values: pl.Series, windows: Fold, limit: int) -> pl.Series:
     back = np.arange(row.size) - np.repeat(np.cumsum(lengths) - lengths, lengths)
     flat = pl.DataFrame({"row": row, "value": values.gather(windows.high[row] - 1 - back)})
     lists = flat.group_by("row", maintain_order=True).agg("value")
-    return pl.DataFrame({"row": np.arange(lengths.size)}).join(lists, on="row", how="left", maintain_order="left").get_column("value")
+    return (
+        pl.DataFrame({"row": np.arange(lengths.size)})
+        .join(lists, on="row", how="left", maintain_order="left")
+        .get_column("value")
+    )
 
 
-def reduce_ranges(ufunc: np.ufunc, array: npt.NDArray[np.generic], low: Ints, high: Ints) -> npt.NDArray[np.generic]:
+def reduce_ranges(
+    ufunc: np.ufunc, array: npt.NDArray[np.generic], low: Ints, high: Ints
+) -> npt.NDArray[np.generic]:
     """`ufunc` folded over array[low:high] per row, left to right; 0 where the range is empty. O(sum of range lengths)."""
     result = np.zeros(low.size, dtype=array.dtype)
     rows = np.flatnonzero(high > low)
@@ -125,7 +145,9 @@ class _Tiles:
         ranges = np.stack([before[windows.low], before[windows.middle]], axis=1)
         width = starts.size + 1
         unique, inverse = np.unique(ranges[:, 0] * width + ranges[:, 1], return_inverse=True)
-        return cls(starts, np.append(starts[1:], count), unique // width, unique % width, inverse.astype(np.int64))
+        return cls(
+            starts, np.append(starts[1:], count), unique // width, unique % width, inverse.astype(np.int64)
+        )
 
 
 def _by_tiles(ufunc: np.ufunc, array: npt.NDArray[np.generic], windows: Fold) -> npt.NDArray[np.generic]:
@@ -145,11 +167,15 @@ def _moments(array: Floats, low: Ints, high: Ints) -> tuple[Floats, Floats, Floa
     lengths = high - low
     row = np.repeat(np.arange(low.size), lengths)
     index = np.arange(row.size) - np.repeat(np.cumsum(lengths) - lengths, lengths) + low[row]
-    squares = np.bincount(row, weights=(array[index] - mean[row]) ** 2, minlength=low.size)
+    squares: Floats = np.bincount(row, weights=(array[index] - mean[row]) ** 2, minlength=low.size).astype(
+        np.float64
+    )
     return count, mean, squares
 
 
-def _merge(a: tuple[Floats, Floats, Floats], b: tuple[Floats, Floats, Floats]) -> tuple[Floats, Floats, Floats]:
+def _merge(
+    a: tuple[Floats, Floats, Floats], b: tuple[Floats, Floats, Floats]
+) -> tuple[Floats, Floats, Floats]:
     """Chan, Golub, LeVeque 1979: moments of two sets together; an empty set changes nothing."""
     count = a[0] + b[0]
     safe = np.maximum(count, 1.0)

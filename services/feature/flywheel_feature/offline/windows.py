@@ -89,7 +89,10 @@ def windowed_features(
     for window in dict.fromkeys(f.window for f in features):
         wanted = [f for f in features if f.window == window]
         parts = [
-            {f.name: _typed(f, fold(f.function, layout, _values(prepared, f, layout), f.limit)) for f in wanted}
+            {
+                f.name: _typed(f, fold(f.function, layout, _values(prepared, f, layout), f.limit))
+                for f in wanted
+            }
             for layout in _layouts(prepared, codes, times, window, tile)
         ]
         for feature in wanted:
@@ -98,7 +101,10 @@ def windowed_features(
     places[rows] = np.arange(rows.size)
     index = pl.Series(places).replace(-1, None)
     return pl.DataFrame(
-        {**{f.name: answers[f.name].gather(index).alias(f.name) for f in features}, MATCHED_TIME: newest[MATCHED_TIME]}
+        {
+            **{f.name: answers[f.name].gather(index).alias(f.name) for f in features},
+            MATCHED_TIME: newest[MATCHED_TIME],
+        }
     )
 
 
@@ -111,12 +117,21 @@ def _seen(spine: pl.DataFrame, newest: pl.DataFrame, spine_time: str, ttl: int) 
 
 
 def _prepare(
-    spine: pl.DataFrame, events: pl.DataFrame, keys: Sequence[str], event_time: str, created_time: str | None, event_id: str | None
+    spine: pl.DataFrame,
+    events: pl.DataFrame,
+    keys: Sequence[str],
+    event_time: str,
+    created_time: str | None,
+    event_id: str | None,
 ) -> tuple[_Events, Ints]:
     entities = spine.select(keys).unique(maintain_order=True).with_row_index(_CODE)
-    codes = spine.select(keys).join(entities, on=list(keys), how="left", maintain_order="left").get_column(_CODE)
+    codes = (
+        spine.select(keys).join(entities, on=list(keys), how="left", maintain_order="left").get_column(_CODE)
+    )
     event = microseconds(pl.col(event_time))
-    known = pl.max_horizontal(event, microseconds(pl.col(created_time))) if created_time is not None else event
+    known = (
+        pl.max_horizontal(event, microseconds(pl.col(created_time))) if created_time is not None else event
+    )
     ordered = (
         events.filter(pl.col(event_time).is_not_null())
         .join(entities, on=list(keys), how="inner", maintain_order="left")
@@ -128,7 +143,9 @@ def _prepare(
     times = ordered.get_column(_TIME).to_numpy().astype(np.int64)
     knowns = ordered.get_column(_KNOWN).to_numpy().astype(np.int64)
     late = bool((knowns > times).any())
-    prepared = _Events(ordered, ordered.get_column(_CODE).to_numpy().astype(np.int64), times, knowns if late else None)
+    prepared = _Events(
+        ordered, ordered.get_column(_CODE).to_numpy().astype(np.int64), times, knowns if late else None
+    )
     return prepared, codes.to_numpy().astype(np.int64)
 
 
@@ -140,7 +157,9 @@ def _break_ties(ordered: pl.DataFrame, event_id: str) -> pl.DataFrame:
     ranks = np.zeros(ordered.height, dtype=np.int64)
     mask = tied.to_numpy()
     ranks[mask] = event_ranks(ordered.get_column(event_id).filter(tied).to_list())
-    return ordered.with_columns(pl.Series(_RANK, ranks)).sort([_CODE, _TIME, _KNOWN, _RANK], maintain_order=True)
+    return ordered.with_columns(pl.Series(_RANK, ranks)).sort(
+        [_CODE, _TIME, _KNOWN, _RANK], maintain_order=True
+    )
 
 
 def _layouts(events: _Events, codes: Ints, times: Ints, window: int, tile: int) -> Iterator[Fold]:

@@ -24,7 +24,14 @@ class S3Tables:
     """`readable_buckets`: other buckets that sources and spines may name; empty: any that the credentials open."""
 
     def __init__(
-        self, *, endpoint: str, access_key: str, secret_key: str, bucket: str, readable_buckets: Sequence[str] = (), timeout_seconds: float = 30.0
+        self,
+        *,
+        endpoint: str,
+        access_key: str,
+        secret_key: str,
+        bucket: str,
+        readable_buckets: Sequence[str] = (),
+        timeout_seconds: float = 30.0,
     ) -> None:
         # Stores that are not Amazon's refuse the newer checksums; the client reads this when it is made.
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
@@ -56,7 +63,9 @@ class S3Tables:
     def read(self, uri: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
         def read() -> pl.DataFrame:
             dataset = self._dataset(uri)
-            return _frame(dataset.to_table(columns=list(dict.fromkeys(columns)), filter=_filter(dataset.schema, where)))
+            return _frame(
+                dataset.to_table(columns=list(dict.fromkeys(columns)), filter=_filter(dataset.schema, where))
+            )
 
         return self._guard(uri, read)
 
@@ -86,9 +95,13 @@ class S3Tables:
     def _path(self, uri: str) -> str:
         match = _URI.fullmatch(uri)
         if match is None or ".." in match.group(2).split("/"):
-            raise InvalidArgument(f"{uri[:200]!r} is not an address of the form s3://bucket/key.", reason="INVALID_URI")
+            raise InvalidArgument(
+                f"{uri[:200]!r} is not an address of the form s3://bucket/key.", reason="INVALID_URI"
+            )
         if self._readable is not None and match.group(1) not in self._readable:
-            raise InvalidArgument(f"Bucket {match.group(1)!r} is not one that this service may read.", reason="INVALID_URI")
+            raise InvalidArgument(
+                f"Bucket {match.group(1)!r} is not one that this service may read.", reason="INVALID_URI"
+            )
         return f"{match.group(1)}/{match.group(2)}"
 
     def _dataset(self, uri: str) -> ds.Dataset:
@@ -112,9 +125,13 @@ class S3Tables:
         try:
             return action()
         except FileNotFoundError as error:
-            raise NotFound(f"There is no Parquet at {uri}: check the address, or write it first.", reason="UNKNOWN_TABLE") from error
+            raise NotFound(
+                f"There is no Parquet at {uri}: check the address, or write it first.", reason="UNKNOWN_TABLE"
+            ) from error
         except pa.ArrowInvalid as error:
-            raise DataLoss(f"{uri} cannot be read as Parquet: {str(error)[:200]}", reason="CORRUPT_TABLE") from error
+            raise DataLoss(
+                f"{uri} cannot be read as Parquet: {str(error)[:200]}", reason="CORRUPT_TABLE"
+            ) from error
         except OSError as error:
             raise _os_error(uri, error) from error
 
@@ -124,7 +141,9 @@ def _os_error(uri: str, error: OSError) -> Exception:
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "404" in text:
         return NotFound(f"There is no Parquet at {uri}: the bucket does not exist.", reason="UNKNOWN_TABLE")
     if "ACCESS_DENIED" in text or "403" in text:
-        return InvalidArgument(f"{uri} may not be read with this service's credentials.", reason="INVALID_URI")
+        return InvalidArgument(
+            f"{uri} may not be read with this service's credentials.", reason="INVALID_URI"
+        )
     if "Parquet" in text or "magic bytes" in text or "Thrift" in text:
         return DataLoss(f"{uri} is corrupt: {text[:200]}", reason="CORRUPT_TABLE")
     return Unavailable(f"The object store does not answer for {uri}.", reason="OBJECT_STORE_DOWN")

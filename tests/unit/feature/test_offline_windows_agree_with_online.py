@@ -1,0 +1,112 @@
+"""One tile arithmetic: what the online store reads at t is what history recomputes for t."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flywheel_feature.aggregation import Events, TileLayout, event_ranks, feature_type
+from flywheel_feature.definitions import Aggregation, AggregationFunction
+from flywheel_feature.offline.windows import WindowFeature, windowed_features
+
+F = AggregationFunction
+MINUTE = 60_000_000
+TILE = 5 * MINUTE
+EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
+BASE = round(EPOCH.timestamp()) * 1_000_000
+AGGREGATIONS = [
+    Aggregation(
+        f"{function.name}_{window}", function, "" if function == F.COUNT else "v", window * MINUTE, limit=3
+    )
+    for window in (5, 15, 60)
+    for function in (F.COUNT, F.SUM, F.MEAN, F.MIN, F.MAX, F.STD, F.LAST, F.FIRST, F.LAST_N)
+] + [Aggregation("values", F.COUNT, "v", 15 * MINUTE)]
+
+events_of = st.lists(
+    st.tuples(
+        st.sampled_from(["JFK", "LGA"]),
+        st.integers(-30, 120),
+        st.one_of(st.none(), st.floats(-1000, 1000).map(lambda x: round(x, 2))),
+    ),
+    max_size=25,
+)
+
+
+def online(events: list[Any], origin: str, minute: int) -> list[Any]:
+    """The state of the entity after exactly the events up to the time, read as of that time."""
+    layout = TileLayout(AGGREGATIONS, TILE)
+    chosen = [(i, e) for i, e in enumerate(events) if e[0] == origin and e[1] <= minute]
+    count = len(chosen)
+    time = np.array([BASE + e[1] * MINUTE for _, e in chosen], np.int64)
+    present = np.array([e[2] is not None for _, e in chosen], np.bool_)
+    value = np.array([e[2] or 0.0 for _, e in chosen], np.float64)
+    batch = Events(
+        np.zeros(count, np.int64),
+        time,
+        time,
+        event_ranks([f"e{i}" for i, _ in chosen]),
+        {"v": (value, present)},
+    )
+    deltas = layout.partials(batch)
+    state = layout.state_of(deltas[0], {0: count}) if deltas else None
+    values = layout.read([state], np.array([BASE + minute * MINUTE], np.int64))
+    row = [column[0] if mask[0] else None for column, mask in values.columns]
+    return [v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for v in row]
+
+
+def close(a: Any, b: Any) -> bool:
+    if isinstance(a, list) or isinstance(b, list):
+        return bool((a or None) == (b or None))
+    if a is None or b is None:
+        return a is b
+    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-7)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    events=events_of,
+    spine=st.lists(st.tuples(st.sampled_from(["JFK", "LGA"]), st.integers(-30, 130)), max_size=6),
+)
+def test_history_recomputes_what_the_online_store_would_have_answered(
+    events: list[Any], spine: list[Any]
+) -> None:
+    frame = pl.DataFrame(
+        {
+            "origin": [e[0] for e in events],
+            "t": [EPOCH + timedelta(minutes=e[1]) for e in events],
+            "v": [e[2] for e in events],
+            "id": [f"e{i}" for i in range(len(events))],
+        },
+        schema={"origin": pl.String, "t": pl.Datetime("us", "UTC"), "v": pl.Float64, "id": pl.String},
+    )
+    asked = pl.DataFrame(
+        {"origin": [s[0] for s in spine], "at": [EPOCH + timedelta(minutes=s[1]) for s in spine]},
+        schema={"origin": pl.String, "at": pl.Datetime("us", "UTC")},
+    )
+    features = [
+        WindowFeature(a.name, a.function, a.field, a.window, feature_type(a.function), a.limit)
+        for a in AGGREGATIONS
+    ]
+    offline = windowed_features(
+        asked,
+        frame,
+        keys=["origin"],
+        spine_time="at",
+        event_time="t",
+        event_id="id",
+        tile=TILE,
+        features=features,
+    )
+    for row, (origin, minute) in enumerate(spine):
+        expected = online(events, origin, minute)
+        actual = list(offline.row(row))[:-1]
+        differing = [
+            (a.name, x, y) for a, x, y in zip(AGGREGATIONS, expected, actual, strict=True) if not close(x, y)
+        ]
+        assert not differing
