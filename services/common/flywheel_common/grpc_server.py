@@ -58,7 +58,7 @@ class Server(Worker):
         readiness: Callable[[], Any] | None = None,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
-        super().__init__(settings)
+        super().__init__(settings, registry=registry)
         self.health = Health(full_service_names)
         self.methods: list[str] = []
         self.port = 0

@@ -73,31 +73,44 @@ class Lease:
 
     async def _hold(self, token: int, work: Callable[[int], Awaitable[None]]) -> None:
         log.info("lease taken", lease=self.name, fencing_token=token)
+        loop = asyncio.get_running_loop()
+        renewed = [loop.time()]
         task = asyncio.ensure_future(work(token))
-        renewed = asyncio.get_running_loop().time()
+        renewer = asyncio.ensure_future(self._keep(token, renewed))
         try:
-            while True:
-                await asyncio.wait({task}, timeout=self.ttl_seconds / 3)
-                if task.done():
-                    return await task
-                try:
-                    async with asyncio.timeout(self.ttl_seconds / 3):
-                        held = await self.renew(token)
-                except (FlywheelError, TimeoutError):
-                    held = asyncio.get_running_loop().time() - renewed < self.ttl_seconds * 2 / 3
-                else:
-                    renewed = asyncio.get_running_loop().time()
-                if not held:
-                    log.warning("lease lost", lease=self.name)
-                    return None
+            while not task.done() and not renewer.done():
+                # Gone at two thirds of the TTL without a renewal, so that work has ended before another can start.
+                left = renewed[0] + self.ttl_seconds * 2 / 3 - loop.time()
+                if left <= 0:
+                    break
+                await asyncio.wait({task, renewer}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                await task
+            else:
+                log.warning("lease lost", lease=self.name)
         finally:
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            renewer.cancel()
+            await asyncio.gather(renewer, return_exceptions=True)
             try:
-                await self.release(token)
-            except FlywheelError:
+                async with asyncio.timeout(self.ttl_seconds / 3):
+                    await self.release(token)
+            except (FlywheelError, TimeoutError):
                 log.warning("lease not released; it runs out", lease=self.name)
+
+    async def _keep(self, token: int, renewed: list[float]) -> None:
+        """Renews until it is lost; notes when each renewal that succeeded was begun."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(self.ttl_seconds / 4)
+            begun = loop.time()
+            try:
+                if not await self.renew(token):
+                    return
+                renewed[0] = begun
+            except FlywheelError as error:
+                log.warning("lease not renewed yet", lease=self.name, reason=error.reason)
 
 
 async def fence(conn: Connection, name: str, token: int) -> None:

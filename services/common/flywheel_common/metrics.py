@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from weakref import WeakKeyDictionary
+
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
 from flywheel_common.config import split_address
@@ -32,14 +34,14 @@ class RedMetrics:
         self._histograms[method].observe(seconds)
 
 
-_shared: dict[int, RedMetrics] = {}
+_shared: WeakKeyDictionary[CollectorRegistry, RedMetrics] = WeakKeyDictionary()
 
 
 def red_metrics(registry: CollectorRegistry = REGISTRY) -> RedMetrics:
     """The RED metrics of a registry, made once (a name can be registered only once)."""
-    if id(registry) not in _shared:
-        _shared[id(registry)] = RedMetrics(registry)
-    return _shared[id(registry)]
+    if registry not in _shared:
+        _shared[registry] = RedMetrics(registry)
+    return _shared[registry]
 
 
 class MetricsPage:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, Literal, TypeAlias
 
 import asyncpg
@@ -91,24 +91,33 @@ async def _connect(
             delay = min(delay * 2, 2.0)
 
 
-@asynccontextmanager
-async def connection(pool: Pool, *, translate: Translation | None = None) -> AsyncIterator[Connection]:
-    """A connection for reads, each statement its own transaction; errors become domain errors."""
+async def _acquire(pool: Pool) -> Connection:
     left = left_seconds()
     patience = ACQUIRE_SECONDS if left is None else max(0.001, min(ACQUIRE_SECONDS, left))
     try:
-        conn = await pool.acquire(timeout=patience)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise _unavailable() from error
-    except TimeoutError as error:
+        return await pool.acquire(timeout=patience)
+    except TimeoutError as error:  # before OSError, of which it is one
         raise Unavailable(
             "No PostgreSQL connection was free in time: try again.", reason="POSTGRES_UNAVAILABLE"
         ) from error
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise _unavailable() from error
+
+
+@asynccontextmanager
+async def connection(pool: Pool, *, translate: Translation | None = None) -> AsyncIterator[Connection]:
+    """A connection for reads, each statement its own transaction; errors become domain errors."""
+    conn = await _acquire(pool)
     try:
         with domain_errors(translate):
             yield conn
-    finally:
-        await asyncio.shield(_release(pool, conn))
+    except (asyncio.CancelledError, GeneratorExit):
+        _clean_up_later(pool, conn, None)
+        raise
+    except BaseException:
+        await _release(pool, conn)
+        raise
+    await _release(pool, conn)
 
 
 @asynccontextmanager
@@ -122,8 +131,27 @@ async def transaction(
     """One transaction: committed at the end, rolled back by any exception. Raises, besides the translations:
     Unavailable POSTGRES_UNAVAILABLE (if the connection broke during commit, the effect may have happened),
     Aborted SERIALIZATION_FAILURE, DeadlineExceeded STATEMENT_TIMEOUT."""
-    async with connection(pool, translate=translate) as conn, conn.transaction(isolation=isolation, readonly=readonly):
-        yield conn
+    conn = await _acquire(pool)
+    try:
+        with domain_errors(translate):
+            begun = conn.transaction(isolation=isolation, readonly=readonly)
+            await begun.start()
+            try:
+                yield conn
+            except (asyncio.CancelledError, GeneratorExit):
+                raise
+            except BaseException:
+                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await begun.rollback()
+                raise
+            await begun.commit()
+    except (asyncio.CancelledError, GeneratorExit):
+        _clean_up_later(pool, conn, begun)
+        raise
+    except BaseException:
+        await _release(pool, conn)
+        raise
+    await _release(pool, conn)
 
 
 @contextmanager
@@ -173,8 +201,30 @@ def _unavailable() -> Unavailable:
     return Unavailable("The database does not answer now: try again.", reason="POSTGRES_UNAVAILABLE")
 
 
+_cleaning: set[asyncio.Task[None]] = set()
+CLEAN_UP_SECONDS = 2.0
+
+
+def _clean_up_later(pool: Pool, conn: Connection, begun: Any) -> None:
+    """Whoever was cancelled must not wait for a database that may have stalled: the roll-back is done aside, and
+    the connection is dropped when it takes too long."""
+    task = asyncio.create_task(_clean_up(pool, conn, begun), name="postgres clean-up")
+    _cleaning.add(task)
+    task.add_done_callback(_cleaning.discard)
+
+
+async def _clean_up(pool: Pool, conn: Connection, begun: Any) -> None:
+    try:
+        async with asyncio.timeout(CLEAN_UP_SECONDS):
+            if begun is not None:
+                await begun.rollback()
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        conn.terminate()
+    await _release(pool, conn)
+
+
 async def _release(pool: Pool, conn: Connection) -> None:
     try:
-        await pool.release(conn, timeout=5.0)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+        await pool.release(conn, timeout=CLEAN_UP_SECONDS)
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
         log.warning("a broken database connection was dropped")

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Self
 
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from flywheel_common.config import ServiceSettings
 from flywheel_common.logs import get_logger
 from flywheel_common.metrics import MetricsPage
@@ -39,8 +41,9 @@ class BackgroundCrashed(RuntimeError):
 class Worker:
     """A process without gRPC (`flywheel-feature materialize`); `Server` builds on it."""
 
-    def __init__(self, settings: ServiceSettings) -> None:
+    def __init__(self, settings: ServiceSettings, *, registry: CollectorRegistry = REGISTRY) -> None:
         self._settings = settings
+        self._registry = registry
         self._background: list[tuple[str, Work]] = []
         self._metrics_page: MetricsPage | None = None
         self._stop_asked = asyncio.Event()
@@ -60,7 +63,7 @@ class Worker:
         address = self._settings.metrics_listen
         if address:
             try:
-                self._metrics_page = MetricsPage(address)
+                self._metrics_page = MetricsPage(address, self._registry)
             except OSError:
                 raise PortTaken(address, "metrics_listen") from None
             self.metrics_port = self._metrics_page.port

@@ -1,0 +1,167 @@
+"""Every failure leaves the server as a documented status with a reason, and nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+import pytest
+from flywheel_common import errors
+from flywheel_common.grpc_channel import from_rpc_error
+from flywheel_common.testing import eventually
+from flywheel_common.testing.echo import SERVICE
+from flywheel_protos.types.v1.value_pb2 import Value
+
+
+async def failure(call: Any) -> errors.FlywheelError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return from_rpc_error(caught.value)
+
+
+def text(value: str) -> Value:
+    return Value(string_value=value)
+
+
+async def test_an_answer_is_an_answer(running: Any) -> None:
+    assert await running.stub.Echo(text("hello")) == text("hello")
+
+
+async def test_a_domain_error_arrives_with_reason_and_metadata(running: Any) -> None:
+    error = await failure(running.stub.Echo(text("not found")))
+    assert type(error) is errors.NotFound
+    assert (error.reason, error.metadata, error.message) == (
+        "NO_SUCH_THING", {"thing": "x"}, "There is no such thing: make it first.",
+    )
+
+
+async def test_an_unknown_exception_shows_an_id_and_no_text(running: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await running.stub.Echo(text("bug"))
+    error = from_rpc_error(caught.value)
+    assert type(error) is errors.Internal
+    assert len(error.metadata["error_id"]) == 36
+    assert "hunter2" not in f"{caught.value!r} {caught.value.trailing_metadata()!r}"
+
+
+async def test_malformed_bytes_are_an_invalid_argument(running: Any) -> None:
+    raw = running.channel.unary_unary(f"/{SERVICE}/Echo")
+    error = await failure(raw(b"\xff\xff\xff\xff"))
+    assert (type(error), error.reason) == (errors.InvalidArgument, "MALFORMED_REQUEST")
+
+
+async def test_malformed_bytes_inside_a_stream_are_an_invalid_argument(running: Any) -> None:
+    raw = running.channel.stream_unary(f"/{SERVICE}/Sum")
+    error = await failure(raw(iter([Value(int64_value=1).SerializeToString(), b"\xff\xff"])))
+    assert (type(error), error.reason) == (errors.InvalidArgument, "MALFORMED_REQUEST")
+
+
+async def test_a_large_message_is_refused_with_the_limit(start: Any) -> None:
+    running = await start(max_message_bytes=1000)
+    error = await failure(running.stub.Echo(text("x" * 1500)))
+    assert (type(error), error.reason, error.metadata["limit_bytes"]) == (errors.InvalidArgument, "MESSAGE_TOO_LARGE", "1000")
+    assert await running.stub.Echo(text("x" * 900)) == text("x" * 900)
+
+
+async def test_a_servicer_may_abort_by_hand(running: Any) -> None:
+    error = await failure(running.stub.Echo(text("abort")))
+    assert (type(error), error.message) == (errors.FailedPrecondition, "by hand")
+
+
+async def test_a_timeout_inside_is_a_deadline_exceeded(running: Any) -> None:
+    assert type(await failure(running.stub.Echo(text("timeout")))) is errors.DeadlineExceeded
+
+
+async def test_a_call_without_a_deadline_gets_the_default(start: Any) -> None:
+    running = await start(default_deadline_seconds=0.1)
+    plain = running.channel._inner.unary_unary(f"/{SERVICE}/Echo", Value.SerializeToString, Value.FromString)
+    began = time.monotonic()
+    error = await failure(plain(text("wait")))
+    assert type(error) is errors.DeadlineExceeded
+    assert time.monotonic() - began < 5
+    assert (await plain(text("left"))).double_value == pytest.approx(0.1, abs=0.09)
+
+
+async def test_a_method_may_have_its_own_default_deadline(start: Any) -> None:
+    running = await start(server_options={"deadlines": {f"/{SERVICE}/Echo": None}})
+    plain = running.channel._inner.unary_unary(f"/{SERVICE}/Echo", Value.SerializeToString, Value.FromString)
+    assert (await plain(text("left"))).double_value == -1.0
+
+
+async def test_the_clients_deadline_is_the_budget_inside(running: Any) -> None:
+    left = (await running.stub.Echo(text("left"), timeout=3.0)).double_value
+    assert 2.0 < left <= 3.0
+
+
+async def test_a_call_that_its_client_gave_up_is_cancelled_inside(running: Any) -> None:
+    error = await failure(running.stub.Echo(text("wait"), timeout=0.1))
+    assert type(error) is errors.DeadlineExceeded
+    await eventually(lambda: running.echo.cancelled == 1 and running.server.admission.in_flight == 0)
+
+
+async def test_all_four_kinds_of_call_work(running: Any) -> None:
+    assert [v.int64_value async for v in running.stub.Count(Value(int64_value=3))] == [0, 1, 2]
+    assert [v.int64_value async for v in running.stub.Write(Value(int64_value=3))] == [0, 1, 2]
+    numbers = [Value(int64_value=i) for i in (1, 2, 3)]
+    assert (await running.stub.Sum(iter(numbers))).int64_value == 6
+    assert [v.int64_value async for v in running.stub.Double(iter(numbers))] == [2, 4, 6]
+
+
+async def test_a_stream_that_fails_delivers_what_it_sent_and_then_the_error(running: Any) -> None:
+    seen: list[int] = []
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        async for value in running.stub.Double(iter([Value(int64_value=1), Value(int64_value=-1)])):
+            seen.append(value.int64_value)
+    assert seen == [2]
+    assert from_rpc_error(caught.value).reason == "NEGATIVE"
+
+
+async def test_overload_is_refused_at_once_and_health_still_answers(start: Any) -> None:
+    running = await start(max_concurrent_rpcs=2, channel_options={"retries": False})
+    waiting = [asyncio.ensure_future(running.stub.Echo(text("wait"))) for _ in range(2)]
+    await eventually(lambda: running.echo.running == 2)
+    error = await failure(running.stub.Echo(text("x")))
+    assert isinstance(error, errors.ResourceExhausted)
+    assert (error.reason, error.retry_after_seconds) == ("OVERLOADED", 0.1)
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    answer = await health_pb2_grpc.HealthStub(running.channel).Check(health_pb2.HealthCheckRequest())
+    assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    running.echo.release.set()
+    await asyncio.gather(*waiting)
+    assert await running.stub.Echo(text("x")) == text("x")
+    assert running.server.admission.in_flight == 0
+
+
+async def test_each_call_is_counted_by_method_and_code(running: Any) -> None:
+    await running.stub.Echo(text("x"))
+    await failure(running.stub.Echo(text("not found")))
+    await failure(running.stub.Echo(text("bug")))
+
+    def handled(code: str) -> float | None:
+        return running.registry.get_sample_value("flywheel_rpc_handled_total", {"method": f"/{SERVICE}/Echo", "code": code})
+
+    assert (handled("OK"), handled("NOT_FOUND"), handled("INTERNAL")) == (1.0, 1.0, 1.0)
+    assert running.registry.get_sample_value("flywheel_rpc_seconds_count", {"method": f"/{SERVICE}/Echo"}) == 3.0
+
+
+async def test_reflection_lists_the_service(running: Any) -> None:
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    stub = reflection_pb2_grpc.ServerReflectionStub(running.channel)
+    call = stub.ServerReflectionInfo(iter([reflection_pb2.ServerReflectionRequest(list_services="")]))
+    async for answer in call:
+        assert SERVICE in [s.name for s in answer.list_services_response.service]
+
+
+async def test_a_caller_in_open_mode_names_itself_for_the_audit_only(running: Any) -> None:
+    answer = await running.channel._inner.unary_unary(f"/{SERVICE}/Echo", Value.SerializeToString, Value.FromString)(
+        text("who"), metadata=[("x-flywheel-actor", "ada")]
+    )
+    assert answer.string_value == "anonymous/ada"
+
+
+async def test_our_channel_says_which_client_calls(running: Any) -> None:
+    assert (await running.stub.Echo(text("who"))).string_value == "anonymous/test"
