@@ -1,0 +1,65 @@
+"""`flywheel-registry serve | migrate | verify-audit`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+
+from flywheel_common import runtime
+from flywheel_common.config import load
+from flywheel_common.logs import configure_logs
+from flywheel_common.migrate import migrate as apply_migrations
+from flywheel_common.postgres import create_pool
+from flywheel_registry import convert
+from flywheel_registry.config import RegistrySettings
+from flywheel_registry.server import MIGRATIONS, build
+from flywheel_registry.store.records import PostgresStore
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
+
+
+@app.command()
+def serve() -> None:
+    """Run the service until SIGTERM."""
+    runtime.main("registry", RegistrySettings, build)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database to this version's schema (serve does so too)."""
+    settings = load(RegistrySettings)
+    configure_logs("flywheel-registry", settings.log_level)
+
+    async def work() -> int:
+        async with create_pool(settings.dsn, application_name="flywheel-registry") as pool:
+            return await apply_migrations(pool, MIGRATIONS)
+
+    typer.echo(f"{asyncio.run(work())} migration(s) applied")
+
+
+@app.command("verify-audit")
+def verify_audit() -> None:
+    """Check every model's audit chain; exit status 1 when one does not hold."""
+    settings = load(RegistrySettings)
+    configure_logs("flywheel-registry", settings.log_level)
+
+    async def work() -> list[str]:
+        async with create_pool(settings.dsn, application_name="flywheel-registry") as pool:
+            return await PostgresStore(pool, convert.to_event).broken_audits()
+
+    broken = asyncio.run(work())
+    for sentence in broken:
+        typer.echo(sentence, err=True)
+    if broken:
+        raise typer.Exit(1)
+    typer.echo("the audit holds")
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

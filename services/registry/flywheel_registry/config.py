@@ -1,0 +1,34 @@
+"""Settings of the registry: `FLYWHEEL_REGISTRY_<FIELD>`."""
+
+from __future__ import annotations
+
+from pydantic_settings import SettingsConfigDict
+
+from flywheel_common.config import KafkaSettings, PostgresSettings, S3Settings, ServiceSettings
+
+
+class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settings):
+    """Everything the process needs to know."""
+
+    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_REGISTRY_")
+
+    listen: str = "127.0.0.1:7102"
+    """host:port of the gRPC server."""
+    metrics_listen: str = "127.0.0.1:7202"
+    """host:port of the Prometheus /metrics page; empty for none."""
+    s3_bucket: str = "flywheel"
+    """Bucket of the artifacts."""
+    s3_prefix: str = "registry/"
+    """Prefix of the artifacts' keys."""
+    monitor_address: str = "127.0.0.1:7105"
+    """host:port of the monitor, which is asked for the evidence of rollouts."""
+    monitor_timeout_seconds: float = 2.0
+    """How long a tick waits for the monitor before it holds."""
+    tick_seconds: float = 0.3
+    """Wall time between two looks at the active rollouts."""
+    tick_lease_seconds: float = 3.0
+    """How long a dead replica keeps others from ticking."""
+    max_artifact_bytes: int = 4 * 1024 * 1024 * 1024
+    """Largest artifact."""
+    rollback_wait_seconds: float = 30.0
+    """How long a rollback waits for gateways when its caller sets no deadline."""

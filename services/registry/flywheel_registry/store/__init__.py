@@ -1,0 +1,1 @@
+"""PostgreSQL behind the registry's ports: named SQL beside the code that runs it."""

@@ -1,0 +1,66 @@
+"""`watching.Notices` by LISTEN on a connection of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+
+from flywheel_common.errors import Unavailable
+from flywheel_common.postgres import Pool, connection
+from flywheel_registry.store import statements as sql
+
+CHANNEL = "flywheel_serving"
+
+
+class PostgresNotices:
+    """Close it at the end."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._conn: Any = None
+        self._waiting: set[str] = set()
+        self._woken = asyncio.Event()
+
+    async def next(self, timeout_seconds: float) -> set[str] | None:
+        if self._conn is None or self._conn.is_closed():
+            await self.close()
+            await self._listen()
+            return None
+        with suppress(TimeoutError):
+            async with asyncio.timeout(timeout_seconds):
+                await self._woken.wait()
+        self._woken.clear()
+        found, self._waiting = self._waiting, set()
+        return found
+
+    async def _listen(self) -> None:
+        try:
+            async with asyncio.timeout(5):
+                conn = await self._pool.acquire()
+                conn.add_termination_listener(lambda *_: self._woken.set())
+                await conn.add_listener(CHANNEL, self._heard)
+        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+            raise Unavailable(
+                "The database does not answer now: try again.", reason="POSTGRES_UNAVAILABLE"
+            ) from error
+        self._conn = conn
+
+    def _heard(self, _conn: object, _pid: int, _channel: str, payload: object) -> None:
+        self._waiting.add(str(payload))
+        self._woken.set()
+
+    async def generations(self) -> dict[str, int]:
+        async with connection(self._pool) as conn:
+            return {row["model"]: row["generation"] for row in await conn.fetch(sql.GENERATIONS)}
+
+    async def close(self) -> None:
+        """Gives the connection back."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                if not conn.is_closed():
+                    await conn.remove_listener(CHANNEL, self._heard)
+                await self._pool.release(conn, timeout=2.0)
