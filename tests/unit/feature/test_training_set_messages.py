@@ -1,0 +1,139 @@
+"""Training-set requests and answers as messages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+from google.protobuf import text_format
+
+from flywheel_common.errors import InvalidArgument
+from flywheel_feature.convert_offline import (
+    skew_report_to_proto,
+    training_set_request,
+    training_set_to_proto,
+    with_training_set_id,
+)
+from flywheel_feature.definitions import DataType, Field
+from flywheel_feature.offline.skew import FeatureSkew, SkewReport
+from flywheel_feature.offline.training_sets import (
+    ColumnProfile,
+    FileSpine,
+    JoinMode,
+    SourceSpine,
+    TrainingSet,
+)
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+
+ASKED = """
+parent: "projects/p" training_set_id: "winter" feature_set: "projects/p/featureSets/flights/versions/3"
+spine { source { source: "projects/p/sources/landings" timestamp_field: "scheduled" label: "delay >= 15"
+                 start_time { seconds: 1 } end_time { seconds: 2 nanos: 5000 } } }
+"""
+
+
+def asked(**change: object) -> pb.BuildTrainingSetRequest:
+    message = text_format.Parse(ASKED, pb.BuildTrainingSetRequest())
+    for name, value in change.items():
+        setattr(message, name, value)
+    return message
+
+
+def test_a_request_reads_as_written() -> None:
+    request = training_set_request(asked())
+    assert ("p", "winter", "flights", 3) == (
+        request.project,
+        request.training_set_id,
+        request.feature_set,
+        request.feature_set_version,
+    )
+    assert SourceSpine("landings", "scheduled", "delay >= 15", 1_000_000, 2_000_005) == request.spine
+    assert JoinMode.POINT_IN_TIME == request.mode
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"parent": "default"}, "INVALID_NAME"),
+        ({"feature_set": "flights"}, "INVALID_NAME"),
+        ({"feature_set": "projects/q/featureSets/flights"}, "INVALID_NAME"),
+        ({"training_set_id": "No"}, "INVALID_ID"),
+        ({"mode": 9}, "WRONG_SPINE"),
+    ],
+)
+def test_a_wrong_request_is_refused_with_its_reason(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(InvalidArgument) as refused:
+        training_set_request(asked(**change))
+    assert reason == refused.value.reason
+
+
+def test_a_request_without_a_spine_is_refused() -> None:
+    message = asked()
+    message.ClearField("spine")
+    with pytest.raises(InvalidArgument) as refused:
+        training_set_request(message)
+    assert "WRONG_SPINE" == refused.value.reason
+
+
+def test_a_repeated_request_gets_the_same_id() -> None:
+    unnamed = asked(training_set_id="", request_id="r1")
+    first, second = with_training_set_id(unnamed, "a"), with_training_set_id(unnamed, "b")
+    assert first == second
+    assert training_set_request(first).training_set_id.startswith("ts-")
+    assert with_training_set_id(asked(training_set_id=""), "a") != with_training_set_id(
+        asked(training_set_id=""), "b"
+    )
+    assert "winter" == with_training_set_id(asked(), "a").training_set_id
+
+
+def test_a_set_answers_what_was_built() -> None:
+    built = TrainingSet(
+        project="p",
+        id="winter",
+        feature_set="projects/p/featureSets/flights/versions/2",
+        view_versions=("projects/p/views/weather/versions/1",),
+        spine=SourceSpine("landings", "scheduled", "delay >= 15", 1, 2, 3),
+        mode=JoinMode.NAIVE_LATEST,
+        uri="s3://b/x/",
+        content_hash="0123",
+        row_count=7,
+        label_mean=0.25,
+        min_time=1_500_000,
+        max_time=2_000_000,
+        schema=(Field("weather__wind", DataType.FLOAT64),),
+        profile=(ColumnProfile("weather__wind", DataType.FLOAT64, 7, 1, edges=(0.0,), bin_counts=(3, 3)),),
+        unlabelled_count=2,
+        created_at=datetime(2026, 1, 1, tzinfo=UTC),
+        build_seconds=1.5,
+    )
+    message = training_set_to_proto(built)
+    assert "projects/p/trainingSets/winter" == message.name
+    assert ("projects/p/sources/landings", 3000) == (
+        message.spine.source.source,
+        message.spine.source.known_before.nanos,
+    )
+    assert (1, 500_000_000, 1500) == (
+        message.min_time.seconds,
+        message.min_time.nanos,
+        message.build_duration.ToMilliseconds(),
+    )
+    assert ([0.0], [3, 3], DataType.FLOAT64) == (
+        list(message.profile[0].edges),
+        list(message.profile[0].bin_counts),
+        message.profile[0].data_type,
+    )
+    assert (
+        "s3://b/k" == training_set_to_proto(replace(built, spine=FileSpine("s3://b/k", "t"))).spine.file.uri
+    )
+
+
+def test_a_skew_report_survives_being_kept_as_json() -> None:
+    report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, ["p1: online 1.0, offline 2.0"]),))
+    message = skew_report_to_proto(report.to_json())
+    assert (2, 4, 1) == (message.predictions, message.values, message.mismatches)
+    assert ("v__f", 4, 1) == (
+        message.features[0].feature,
+        message.features[0].compared_count,
+        message.features[0].mismatch_count,
+    )
