@@ -94,6 +94,7 @@ LOCK := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-hea
 lock: $(BOOTSTRAP_STAMP) ## resolve dependencies again: requirements.lock files with hashes (UPGRADE=1 takes newer ones)
 	@$(LOCK) $(if $(UPGRADE),--upgrade) --all-extras --group dev pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS)) examples/flights/pyproject.toml -o requirements.lock
 	@for s in $(SERVICES); do $(LOCK) -c requirements.lock services/$$s/pyproject.toml protos/pyproject.toml -o services/$$s/requirements.lock || exit 1; done
+	@$(LOCK) -c requirements.lock services/build.in -o services/build.lock
 	@for f in bootstrap triton-runtime; do $(LOCK) --no-config deploy/local/$$f.in -o deploy/local/$$f.lock || exit 1; done
 	@$(LOCK) --no-config --no-deps deploy/local/triton.in -o deploy/local/triton.lock
 	@$(PY) -m flywheel_local lock
