@@ -1,0 +1,90 @@
+"""Decoded events: answers and outcomes in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from flywheel_monitor.arrays import F64, I64, Array, Mask
+
+
+class Role(IntEnum):
+    """Numbers equal `PredictionRole` of the events."""
+
+    UNSPECIFIED = 0
+    CHAMPION = 1
+    CHALLENGER = 2
+    SHADOW = 3
+
+
+class Source(IntEnum):
+    """Numbers equal `PredictionSource` of the events."""
+
+    UNSPECIFIED = 0
+    MODEL = 1
+    CACHED = 2
+    DEFAULT = 3
+    ERROR = 4
+
+
+@dataclass(frozen=True)
+class VariantKey:
+    """What the rows of a batch share."""
+
+    model: str
+    model_version: str
+    release: str
+    rollout: str
+    role: Role
+
+
+@dataclass(frozen=True)
+class PredictionColumns:
+    """A `PredictionBatch`, n rows. `failed`: the model should have answered and did not, so the row is an error or a
+    fallback with a reason. `segments` has n entries. `payload` is the batch as it came, for the archive."""
+
+    key: VariantKey
+    ids: list[str]
+    event_times: I64
+    scores: F64
+    decisions: Mask
+    sources: I64
+    latencies_ms: F64
+    failed: Mask
+    segments: tuple[str, ...]
+    features: Mapping[str, tuple[Array, Mask]]
+    payload: bytes
+
+    @property
+    def shadow(self) -> bool:
+        return self.key.role == Role.SHADOW
+
+
+@dataclass(frozen=True)
+class OutcomeColumns:
+    """An `OutcomeBatch`, n rows. `name` is `label` for the value that the model predicts."""
+
+    model: str
+    name: str
+    prediction_ids: list[str]
+    outcome_ids: list[str]
+    event_times: I64
+    values: F64
+
+
+LABEL = "label"
+
+
+def pack_kept(kept: Mask) -> bytes:
+    """A bitmap of rows; empty when all are kept."""
+    return b"" if bool(kept.all()) else np.packbits(kept, bitorder="little").tobytes()
+
+
+def unpack_kept(packed: bytes, rows: int) -> Mask:
+    """[rows] from `pack_kept`."""
+    if not packed:
+        return np.ones(rows, np.bool_)
+    return np.unpackbits(np.frombuffer(packed, np.uint8), count=rows, bitorder="little").astype(np.bool_)

@@ -1,0 +1,43 @@
+"""Settings of the monitor: `FLYWHEEL_MONITOR_<FIELD>`."""
+
+from __future__ import annotations
+
+from pydantic import Field
+from pydantic_settings import SettingsConfigDict
+
+from flywheel_common.config import KafkaSettings, PostgresSettings, S3Settings, ServiceSettings
+
+
+class MonitorSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settings):
+    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_MONITOR_")
+
+    listen: str = "127.0.0.1:7105"
+    """host:port of the gRPC server; port 0 picks a free one."""
+    metrics_listen: str = "127.0.0.1:7205"
+    """host:port of the Prometheus /metrics page; empty for none."""
+    registry_address: str = "127.0.0.1:7102"
+    """host:port of the registry: which training set a version comes from."""
+    feature_address: str = "127.0.0.1:7101"
+    """host:port of the feature service: the training set's profile."""
+    consumer_group: str = "flywheel-monitor"
+    """Kafka group; its positions are in PostgreSQL."""
+    pane_seconds: int = Field(60, ge=1, le=86_400)
+    """Width of the panes that counts are kept in, event time. Must not change once there are counts."""
+    out_of_order_seconds: float = Field(0.0, ge=0)
+    """Event time that a window stays open after the watermark has passed its end."""
+    watch_poll_seconds: float = Field(0.25, gt=0)
+    """How often due windows are looked for."""
+    keep_days: float = Field(400.0, gt=0)
+    """Event time for which single answers and labels are kept; counts, reports and the archive stay."""
+    batch_records: int = Field(200, ge=1)
+    """Most records of one partition in one transaction."""
+    archive_prefix: str = "predictions"
+    """Key prefix of the prediction archive in s3_bucket."""
+    archive_rows: int = Field(50_000, ge=1)
+    """Rows after which an archive segment is cut."""
+    archive_idle_seconds: float = Field(1.0, ge=0)
+    """Wall time without new predictions after which what waits is archived."""
+    archive_age_seconds: float = Field(30.0, gt=0)
+    """Wall time after which the oldest waiting prediction is archived."""
+    lease_ttl_seconds: float = Field(10.0, gt=0)
+    """How long a crashed replica's work waits before another takes it."""

@@ -1,0 +1,48 @@
+"""Records of the two topics → columns → the store. What cannot be decoded is poison and goes to the dead-letter topic."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from flywheel_common import topics
+from flywheel_common.consumer import PoisonError, Record
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.events import payload_of
+from flywheel_common.postgres import Connection
+from flywheel_monitor.batches import OutcomeColumns, PredictionColumns
+from flywheel_monitor.convert import outcome_columns, prediction_columns
+from flywheel_monitor.store.ingest import Ingest
+from flywheel_protos.events.v1 import prediction_pb2
+
+
+class Intake:
+    """The handler of the consumer loop."""
+
+    def __init__(self, ingest: Ingest) -> None:
+        self._ingest = ingest
+
+    async def handle(self, conn: Connection, records: Sequence[Record]) -> None:
+        """Records of one partition of one topic, in the transaction that moves the position. Raises PoisonError naming
+        every record that cannot be decoded: the loop parks them and comes again with the rest."""
+        answers: list[PredictionColumns] = []
+        outcomes: list[OutcomeColumns] = []
+        poison: list[Record] = []
+        why = ""
+        for record in records:
+            try:
+                assert record.event is not None
+                if record.topic == topics.PREDICTION_LOGGED:
+                    batch = payload_of(record.event, prediction_pb2.PredictionBatch)
+                    answers.append(prediction_columns(batch, record.event.payload))
+                else:
+                    outcomes.append(outcome_columns(payload_of(record.event, prediction_pb2.OutcomeBatch)))
+            except InvalidArgument as error:
+                poison.append(record)
+                why = why or error.message
+        if poison:
+            raise PoisonError(why, poison)
+        partition = records[0].partition
+        if answers:
+            await self._ingest.predictions(conn, partition, answers)
+        if outcomes:
+            await self._ingest.outcomes(conn, partition, outcomes)

@@ -1,0 +1,62 @@
+"""Population stability index.
+
+psi = Σ (p_i - q_i) ln(p_i / q_i), p the window's and q the reference's share of bin i (Siddiqi, Credit Risk Scorecards,
+2006), with Jeffreys' prior: share = (count + 0.5) / (n + 0.5 B). Without drift its expectation is about
+(B - 1)(1/n + 1/m) (Yurdakul, Statistical Properties of Population Stability Index, 2018), which is subtracted.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flywheel_monitor.arrays import I64
+from flywheel_monitor.bins import FeatureBins, Special
+
+PRIOR = 0.5
+DECILES = 10
+
+
+def psi(window: I64, reference: I64) -> float:
+    """PSI of two count vectors [B] over the same bins, dimensionless, natural logarithm. Bins empty on both sides are
+    left out. 0 when either side has no rows."""
+    used = (window > 0) | (reference > 0)
+    a, b = window[used].astype(np.float64), reference[used].astype(np.float64)
+    n, m = a.sum(), b.sum()
+    if n == 0 or m == 0:
+        return 0.0
+    p = (a + PRIOR) / (n + PRIOR * len(a))
+    q = (b + PRIOR) / (m + PRIOR * len(b))
+    return float(np.sum((p - q) * np.log(p / q)))
+
+
+def corrected(value: float, window: I64, reference: I64) -> float:
+    """`value` less its expectation under no drift, not below 0."""
+    bins = int(np.count_nonzero((window > 0) | (reference > 0)))
+    n, m = float(window.sum()), float(reference.sum())
+    if n == 0 or m == 0:
+        return 0.0
+    return max(0.0, value - (bins - 1) * (1 / n + 1 / m))
+
+
+def decile_groups(reference: I64, groups: int = DECILES) -> I64:
+    """[B] group of each bin: neighbouring bins joined so that each group holds about 1/groups of the reference."""
+    total = int(reference.sum())
+    if total == 0:
+        return np.zeros(len(reference), np.int64)
+    middle = np.cumsum(reference) - reference / 2
+    group = np.minimum((middle * groups / total).astype(np.int64), groups - 1)
+    return np.unique(group, return_inverse=True)[1].astype(np.int64)
+
+
+def coarse(bins: FeatureBins, counts: I64) -> I64:
+    """The counts that PSI is taken over. Numeric: reference deciles, then null, non-finite, below, above (with far) and
+    malformed as bins of their own. Categorical: as they are."""
+    if not bins.numeric:
+        return counts
+    groups = decile_groups(bins.reference_counts[: bins.regular])
+    deciles = np.bincount(groups, weights=counts[: bins.regular].astype(np.float64), minlength=int(groups.max(initial=0)) + 1)
+    special = counts[bins.regular :].copy()
+    # Far values keep their side's share of "outside": one bin for both sides is enough to be seen.
+    special[Special.ABOVE] += special[Special.FAR]
+    special[Special.FAR] = 0
+    return np.concatenate([np.rint(deciles).astype(np.int64), special])

@@ -1,0 +1,266 @@
+"""Answers and outcomes into PostgreSQL: each has its effect once, in the transaction that moves the consumer's position.
+
+One consumer at a time works on a partition, and both topics are partitioned by prediction id: an answer and its label
+never race. Rows are written in bulk; the counts follow from what was new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flywheel_common.postgres import Connection
+from flywheel_monitor.arrays import F64, I64, Mask
+from flywheel_monitor.batches import LABEL, OutcomeColumns, PredictionColumns, pack_kept
+from flywheel_monitor.layout import usable_scores
+from flywheel_monitor.panes import PaneAccumulator, Rows
+from flywheel_monitor.references import WatchedVersion
+from flywheel_monitor.store.pane_rows import merge_panes
+from flywheel_monitor.store.versions import Versions
+
+_INSERT = """
+INSERT INTO prediction (prediction_id, shadow, variant_id, event_time, score, decision, failed, source, latency_ms, segment, partition)
+SELECT *, $11 FROM unnest($1::text[], $2::boolean[], $3::integer[], $4::bigint[], $5::float8[], $6::boolean[], $7::boolean[],
+    $8::smallint[], $9::real[], $10::text[])
+ON CONFLICT DO NOTHING RETURNING prediction_id, shadow
+"""
+_LABELS = "SELECT prediction_id, value, event_time, outcome_id FROM label WHERE prediction_id = ANY($1::text[])"
+_ORPHANS = "SELECT coalesce(sum(orphans), 0) FROM ingest_count WHERE partition = $1"
+_ADD_LABELS = """
+INSERT INTO label (prediction_id, value, event_time, outcome_id, partition)
+SELECT *, $5 FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[])
+ON CONFLICT DO NOTHING RETURNING prediction_id
+"""
+_CORRECT_LABELS = """
+UPDATE label l SET value = n.value, event_time = n.event_time, outcome_id = n.outcome_id
+FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[]) AS n (prediction_id, value, event_time, outcome_id)
+WHERE l.prediction_id = n.prediction_id
+"""
+_LABELLED_ROWS = """
+SELECT prediction_id, shadow, variant_id, event_time, score, source, segment FROM prediction WHERE prediction_id = ANY($1::text[])
+"""
+_ADD_OUTCOMES = """
+INSERT INTO outcome (outcome_id, prediction_id, value, event_time, model_id, name)
+SELECT *, $5, $6 FROM unnest($1::text[], $2::text[], $3::float8[], $4::bigint[]) ON CONFLICT DO NOTHING RETURNING true
+"""
+_PROGRESS = """
+INSERT INTO progress (model_id, partition, newest_us) VALUES ($1, $2, $3)
+ON CONFLICT (model_id, partition) DO UPDATE SET newest_us = greatest(progress.newest_us, excluded.newest_us)
+"""
+_SEEN = "UPDATE variant SET last_event = greatest(last_event, $2) WHERE id = $1"
+_COUNT = """
+INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orphans, duplicates) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (model_id, partition) DO UPDATE SET predictions = c.predictions + $3, outcomes = c.outcomes + $4,
+    orphans = c.orphans + $5, duplicates = c.duplicates + $6
+"""
+_ARCHIVE = "INSERT INTO archive_queue (model_id, rows, kept, payload) VALUES ($1, $2, $3, $4)"
+
+
+@dataclass
+class _Tally:
+    predictions: int = 0
+    outcomes: int = 0
+    orphans: int = 0
+    duplicates: int = 0
+
+
+class _Label:
+    """A label as it competes with others of its prediction: the newest (event_time, outcome_id) wins."""
+
+    __slots__ = ("outcome_id", "time", "value")
+
+    def __init__(self, value: float, time: int, outcome_id: str) -> None:
+        self.value, self.time, self.outcome_id = value, time, outcome_id
+
+    def newer_than(self, other: _Label) -> bool:
+        return (self.time, self.outcome_id) > (other.time, other.outcome_id)
+
+
+class Ingest:
+    """Applies decoded batches of one partition."""
+
+    def __init__(self, versions: Versions, pane_us: int) -> None:
+        self._versions = versions
+        self._pane_us = pane_us
+
+    async def predictions(self, conn: Connection, partition: int, batches: Sequence[PredictionColumns]) -> None:
+        """Stores the answers that are new, counts them in their panes, gives them the labels that came before them, and
+        queues them for the archive. Raises a retryable FlywheelError while a new version's reference cannot be had."""
+        variants = [await self._versions.variant(b.key) for b in batches]
+        kept = await self._insert(conn, partition, batches, [v for v, _ in variants])
+        waiting = await conn.fetchval(_ORPHANS, partition) > 0
+        work = _Panes(self._pane_us)
+        tallies: dict[int, _Tally] = {}
+        newest: dict[int, int] = {}
+        early = [i for b, new in zip(batches, kept, strict=True) if waiting or b.shadow for i in _some(b.ids, new)]
+        labels = {r["prediction_id"]: r["value"] for r in await conn.fetch(_LABELS, early)} if early else {}
+        for batch, (variant_id, version), new in zip(batches, variants, kept, strict=True):
+            tally = tallies.setdefault(version.model_id, _Tally())
+            count = int(new.sum())
+            tally.duplicates += len(new) - count
+            if count == 0:
+                continue
+            if not batch.shadow:
+                tally.predictions += count
+            rows = _rows(batch, new)
+            work.of(version).add_rows(rows)
+            if labels:
+                tally.orphans -= _label_rows(work.of(version), rows, _some(batch.ids, new), labels)
+            latest = int(rows.event_times.max())
+            newest[version.model_id] = max(newest.get(version.model_id, latest), latest)
+            await conn.execute(_SEEN, variant_id, latest)
+            await conn.execute(_ARCHIVE, version.model_id, count, pack_kept(new), batch.payload)
+        await work.write(conn, partition)
+        await self._count(conn, partition, tallies)
+        for model_id, latest in newest.items():
+            await conn.execute(_PROGRESS, model_id, partition, latest)
+
+    async def outcomes(self, conn: Connection, partition: int, batches: Sequence[OutcomeColumns]) -> None:
+        """Stores outcomes; labels are counted in the panes of their predictions, or wait for them."""
+        work = _Panes(self._pane_us)
+        tallies: dict[int, _Tally] = {}
+        for batch in batches:
+            model_id = await self._versions.model_id(batch.model)
+            tally = tallies.setdefault(model_id, _Tally())
+            if batch.name == LABEL:
+                await self._labels(conn, partition, batch, tally, work)
+                continue
+            columns = (batch.outcome_ids, batch.prediction_ids, batch.values.tolist(), batch.event_times.tolist())
+            new = len(await conn.fetch(_ADD_OUTCOMES, *columns, model_id, batch.name))
+            tally.outcomes += new
+            tally.duplicates += len(batch.outcome_ids) - new
+        await work.write(conn, partition)
+        await self._count(conn, partition, tallies)
+
+    async def _insert(
+        self, conn: Connection, partition: int, batches: Sequence[PredictionColumns], variant_ids: Sequence[int]
+    ) -> list[Mask]:
+        """Which rows of each batch are new; of two equal ones in here the first is."""
+        columns: list[list[object]] = [[] for _ in range(10)]
+        for batch, variant_id in zip(batches, variant_ids, strict=True):
+            n = len(batch.ids)
+            for column, part in zip(
+                columns,
+                (
+                    batch.ids, [batch.shadow] * n, [variant_id] * n, batch.event_times.tolist(), batch.scores.tolist(),
+                    batch.decisions.tolist(), batch.failed.tolist(), batch.sources.tolist(), batch.latencies_ms.tolist(), batch.segments,
+                ),
+                strict=True,
+            ):
+                column.extend(part)
+        inserted = await conn.fetch(_INSERT, *columns, partition)
+        if len(inserted) == len(columns[0]):
+            return [np.ones(len(b.ids), np.bool_) for b in batches]
+        fresh = {(r[0], r[1]) for r in inserted}
+        kept = []
+        for batch in batches:
+            new = np.zeros(len(batch.ids), np.bool_)
+            for i, prediction_id in enumerate(batch.ids):
+                if (prediction_id, batch.shadow) in fresh:
+                    fresh.remove((prediction_id, batch.shadow))
+                    new[i] = True
+            kept.append(new)
+        return kept
+
+    async def _labels(self, conn: Connection, partition: int, batch: OutcomeColumns, tally: _Tally, work: _Panes) -> None:
+        latest: dict[str, _Label] = {}
+        rows = zip(batch.prediction_ids, batch.values.tolist(), batch.event_times.tolist(), batch.outcome_ids, strict=True)
+        for prediction_id, value, time, outcome_id in rows:
+            label = _Label(value, time, outcome_id)
+            other = latest.get(prediction_id)
+            if other is None or label.newer_than(other):
+                latest[prediction_id] = label
+        ids = list(latest)
+        added = {r[0] for r in await conn.fetch(_ADD_LABELS, ids, *_fields(latest, ids), partition)}
+        tally.outcomes += len(added)
+        tally.duplicates += len(batch.prediction_ids) - len(added)
+        known = [i for i in ids if i not in added]
+        corrected: dict[str, _Label] = {}
+        if known:
+            stored = {r[0]: _Label(r[1], r[2], r[3]) for r in await conn.fetch(_LABELS, known)}
+            corrected = {i: stored[i] for i in known if latest[i].newer_than(stored[i])}
+            if corrected:
+                await conn.execute(_CORRECT_LABELS, list(corrected), *_fields(latest, list(corrected)))
+        found = await conn.fetch(_LABELLED_ROWS, [*added, *corrected])
+        tally.orphans += len(added) - len({r["prediction_id"] for r in found if not r["shadow"]} & added)
+        groups: dict[tuple[int, bool], list[tuple[object, ...]]] = {}
+        for r in found:
+            if not (np.isfinite(r["score"]) and r["source"] in (1, 2)):
+                continue
+            group = groups.setdefault((r["variant_id"], r["shadow"]), [])
+            group.append((r["event_time"], r["segment"], r["score"], latest[r["prediction_id"]].value, 1))
+            old = corrected.get(r["prediction_id"])
+            if old is not None:
+                group.append((r["event_time"], r["segment"], r["score"], old.value, -1))
+        for (variant_id, shadow), entries in groups.items():
+            version = await self._versions.version_of_variant(variant_id)
+            times, segments, scores, values, weights = zip(*entries, strict=True)
+            work.of(version).add_labels(
+                np.array(times, np.int64), tuple(str(s) for s in segments), shadow,
+                np.array(scores, np.float64), np.array(values, np.float64), np.array(weights, np.int64),
+            )
+
+    @staticmethod
+    async def _count(conn: Connection, partition: int, tallies: dict[int, _Tally]) -> None:
+        for model_id, t in sorted(tallies.items()):
+            await conn.execute(_COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates)
+
+
+class _Panes:
+    """The accumulators of one transaction."""
+
+    def __init__(self, pane_us: int) -> None:
+        self._pane_us = pane_us
+        self._found: dict[int, tuple[WatchedVersion, PaneAccumulator]] = {}
+
+    def of(self, version: WatchedVersion) -> PaneAccumulator:
+        if version.id not in self._found:
+            self._found[version.id] = (version, PaneAccumulator(version.layout, self._pane_us))
+        return self._found[version.id][1]
+
+    async def write(self, conn: Connection, partition: int) -> None:
+        for version_id, (_, added) in sorted(self._found.items()):
+            if added:
+                await merge_panes(conn, version_id, partition, added)
+
+
+def _fields(labels: dict[str, _Label], ids: Sequence[str]) -> tuple[list[float], list[int], list[str]]:
+    chosen = [labels[i] for i in ids]
+    return [c.value for c in chosen], [c.time for c in chosen], [c.outcome_id for c in chosen]
+
+
+def _some(ids: Sequence[str], keep: Mask) -> list[str]:
+    return list(ids) if bool(keep.all()) else [i for i, k in zip(ids, keep.tolist(), strict=True) if k]
+
+
+def _rows(batch: PredictionColumns, keep: Mask) -> Rows:
+    rows = Rows(
+        batch.event_times, batch.scores, batch.sources, batch.latencies_ms, batch.failed, batch.segments, batch.features, batch.shadow
+    )
+    if bool(keep.all()):
+        return rows
+    return replace(
+        rows,
+        event_times=rows.event_times[keep],
+        scores=rows.scores[keep],
+        sources=rows.sources[keep],
+        latencies_ms=rows.latencies_ms[keep],
+        failed=rows.failed[keep],
+        segments=tuple(s for s, k in zip(rows.segments, keep.tolist(), strict=True) if k),
+        features={name: (values[keep], valid[keep]) for name, (values, valid) in rows.features.items()},
+    )
+
+
+def _label_rows(panes: PaneAccumulator, rows: Rows, ids: Sequence[str], labels: dict[str, float]) -> int:
+    """Counts labels that came before their predictions; returns how many orphans found theirs (shadow rows find none)."""
+    has = np.array([i in labels for i in ids], np.bool_)
+    if not has.any():
+        return 0
+    at: Mask = has & usable_scores(rows.scores, rows.sources)
+    values: F64 = np.array([labels.get(i, 0.0) for i in ids], np.float64)
+    weights: I64 = np.ones(int(at.sum()), np.int64)
+    segments = tuple(s for s, k in zip(rows.segments, at.tolist(), strict=True) if k)
+    panes.add_labels(rows.event_times[at], segments, rows.shadow, rows.scores[at], values[at], weights)
+    return 0 if rows.shadow else int(has.sum())

@@ -1,0 +1,97 @@
+"""How far the consumers are behind the broker: ends from Kafka, positions from PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from flywheel_common.kafka import kafka_errors
+from flywheel_common.postgres import Pool, connection
+from flywheel_common.topics import dead_letter
+
+_POSITIONS = "SELECT topic, partition, next_offset FROM consumer_offset WHERE consumer_group = $1"
+
+
+@dataclass(frozen=True)
+class Lag:
+    """Records not yet processed per (topic, partition), and records in the dead-letter topic."""
+
+    records: dict[tuple[str, int], int] = field(default_factory=dict)
+    dead_letters: int = 0
+
+    @property
+    def total(self) -> int:
+        return sum(self.records.values())
+
+    def behind(self, topic: str) -> set[int]:
+        """Partitions of a topic with records to read."""
+        return {partition for (name, partition), lag in self.records.items() if name == topic and lag > 0}
+
+
+class LagProbe:
+    """Asks at most every `fresh_seconds`; in between it answers what it knows."""
+
+    def __init__(self, bootstrap: str, pool: Pool, group: str, topics: Sequence[str], *, fresh_seconds: float = 0.2) -> None:
+        self._bootstrap = bootstrap
+        self._pool = pool
+        self._group = group
+        self._topics = tuple(topics)
+        self._fresh = fresh_seconds
+        self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
+        self._asked = float("-inf")
+        self.last = Lag()
+
+    async def read(self) -> Lag:
+        """Raises Unavailable KAFKA_UNAVAILABLE or POSTGRES_UNAVAILABLE; `last` keeps what was known."""
+        async with self._lock:
+            now = asyncio.get_running_loop().time()
+            if now - self._asked >= self._fresh:
+                try:
+                    with kafka_errors():
+                        async with asyncio.timeout(10):
+                            self.last = await self._ask()
+                except BaseException:
+                    await self._drop()
+                    raise
+                self._asked = asyncio.get_running_loop().time()
+            return self.last
+
+    async def close(self) -> None:
+        await self._drop()
+
+    async def _ask(self) -> Lag:
+        if self._consumer is None:
+            consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, client_id=f"{self._group}-lag", metadata_max_age_ms=5_000)
+            self._consumer = consumer
+            await consumer.start()
+        consumer, dead = self._consumer, dead_letter(self._group)
+        known = await consumer.topics()
+        wanted = [TopicPartition(t, p) for t in (*self._topics, dead) if t in known for p in consumer.partitions_for_topic(t) or ()]
+        if not wanted:
+            return Lag()
+        # Positions before ends: a record written in between then counts as lag, never as read.
+        async with connection(self._pool) as conn:
+            rows = await conn.fetch(_POSITIONS, self._group)
+        positions = {(r["topic"], r["partition"]): r["next_offset"] for r in rows}
+        begins = await consumer.beginning_offsets(wanted)
+        ends = await consumer.end_offsets(wanted)
+        records, parked = {}, 0
+        for tp in wanted:
+            if tp.topic == dead:
+                parked += ends[tp] - begins[tp]
+                continue
+            position = positions.get((tp.topic, tp.partition))
+            records[(tp.topic, tp.partition)] = max(0, ends[tp] - (begins[tp] if position is None else position))
+        return Lag(records, parked)
+
+    async def _drop(self) -> None:
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(5):
+                    await consumer.stop()
