@@ -78,3 +78,18 @@ def _loss(x: Floats, y: Floats, beta: Floats) -> float:
 
 def _separable(y: Floats, z: Floats) -> bool:
     return bool(z[y == 1].min() >= z[y == 0].max() or z[y == 1].max() <= z[y == 0].min())
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """Piecewise linear through (x, y), constant outside; x increases."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def apply(self, scores: npt.ArrayLike) -> Floats:
+        """Calibrated probabilities of raw scores."""
+        return np.interp(np.asarray(scores, dtype=np.float64), self.x, self.y)
+
+
+Calibration = Platt | Isotonic

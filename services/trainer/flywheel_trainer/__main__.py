@@ -1,0 +1,39 @@
+"""`flywheel-trainer serve | migrate`."""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+from flywheel_common.config import load
+from flywheel_common.runtime import main as run_process
+
+from flywheel_trainer.config import TrainerSettings
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Training runs, jobs and pipelines.")
+
+
+@app.command()
+def serve() -> None:
+    """Serve the API, supervise jobs, drive pipelines, react to drift."""
+    from flywheel_trainer.server import build
+
+    run_process("trainer", TrainerSettings, build)
+
+
+@app.command()
+def migrate() -> None:
+    """Bring the database's schema up to date, and leave."""
+    from flywheel_trainer.server import migrate_database
+
+    applied = asyncio.run(migrate_database(load(TrainerSettings)))
+    typer.echo(f"{applied} migration(s) applied")
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
