@@ -98,4 +98,5 @@ async def test_sets_are_listed_newest_first_page_by_page(sets: TrainingSets) -> 
     assert ["s1"] == [
         s.id for s in await sets.list("p", feature_set="projects/p/featureSets/flights/versions/2")
     ]
+    assert ["s4"] == [s.id for s in await sets.list("p", text="S4")]
     assert [] == await sets.list("q")

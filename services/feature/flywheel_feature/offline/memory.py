@@ -31,6 +31,7 @@ class MemoryTrainingSets:
         project: str,
         *,
         feature_set: str = "",
+        text: str = "",
         before: tuple[datetime, str] | None = None,
         limit: int = 100,
     ) -> list[TrainingSet]:
@@ -43,6 +44,7 @@ class MemoryTrainingSets:
                 or s.feature_set == feature_set
                 or s.feature_set.startswith(f"{feature_set}/versions/")
             )
+            and text.lower() in s.id
             and (before is None or (s.created_at, s.id) < before)
         ]
         return sorted(found, key=lambda s: (s.created_at, s.id), reverse=True)[:limit]

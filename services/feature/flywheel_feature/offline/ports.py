@@ -98,10 +98,12 @@ class TrainingSets(Protocol):
         project: str,
         *,
         feature_set: str = "",
+        text: str = "",
         before: tuple[datetime, str] | None = None,
         limit: int = 100,
     ) -> list[TrainingSet]:
         """Newest first by (created_at, id); `feature_set` is a resource name with or without version, empty: all.
+        `text`: only sets whose id contains it.
 
         `before` is (created_at, id) of the last one seen.
         """

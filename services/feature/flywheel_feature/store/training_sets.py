@@ -20,7 +20,7 @@ _GET = "SELECT body FROM training_set WHERE project = $1 AND id = $2"
 _LIST = """
 SELECT body FROM training_set
 WHERE project = $1 AND ($2 = '' OR feature_set = $2 OR feature_set LIKE $2 || '/versions/%')
-    AND ($3::timestamptz IS NULL OR (created_at, id) < ($3, $4))
+    AND ($3::timestamptz IS NULL OR (created_at, id) < ($3, $4)) AND position(lower($6) IN id) > 0
 ORDER BY created_at DESC, id DESC LIMIT $5
 """
 
@@ -56,11 +56,12 @@ class PostgresTrainingSets:
         project: str,
         *,
         feature_set: str = "",
+        text: str = "",
         before: tuple[datetime, str] | None = None,
         limit: int = 100,
     ) -> list[TrainingSet]:
         """Newest first; `feature_set` is a resource name with or without version; `before` the last one seen."""
         moment, last = before or (None, "")
         async with connection(self._pool) as conn:
-            rows = await conn.fetch(_LIST, project, feature_set, moment, last, limit)
+            rows = await conn.fetch(_LIST, project, feature_set, moment, last, limit, text)
         return [_BODY.validate_json(row["body"]) for row in rows]
