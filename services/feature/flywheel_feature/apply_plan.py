@@ -9,7 +9,6 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
-
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definition_rules import (
     Scope,

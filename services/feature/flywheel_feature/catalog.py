@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flywheel_common.errors import NotFound
-
 from flywheel_feature.definitions import Entity, FeatureSet, Source, StreamView, VersionRef, View
 
 T = TypeVar("T")

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from flywheel_common.errors import InvalidArgument
-
 from flywheel_feature.aggregation import (
     MAXIMUM_TILES,
     MAXIMUM_WINDOW,

@@ -79,7 +79,7 @@ class Job:
         return f"projects/{self.project}/jobs/{self.id}"
 
 
-class JobCancelled(Exception):  # noqa: N818 - not an error: somebody asked for it
+class JobCancelled(Exception):
     """Raised by `JobContext.check_cancelled` inside a handler; the runner ends the job as CANCELLED."""
 
 

@@ -17,6 +17,10 @@ def key_prefix(view: View) -> bytes:
     return f"{view.project}/{view.id}@{view.version}{{".encode()
 
 
+NO_ENTITY = b"!}"
+"""Stands for a null join key: no entity has it, because theirs begin with a digit."""
+
+
 def entity_keys(columns: Sequence[tuple[DataType, Sequence[Any]]]) -> list[bytes]:
     """The part of a key that names the entity, per row; one column of values per join key, none null."""
     encoded = [_encoded(data_type, values) for data_type, values in columns]

@@ -55,8 +55,8 @@ CREATE TABLE seen_event (
     PRIMARY KEY (source, id_hash)
 );
 
--- The archive of stream sources on S3. A segment that is not in this table does not exist; it holds, for each partition range
--- in `ranges` ([partition, first offset, next offset]), every event once.
+-- The archive of stream sources on S3. A segment that is not in this table does not exist; it holds every event of
+-- first_offset … next_offset - 1 of a partition once. Times are microseconds.
 CREATE TABLE archive_segment (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     project     text        NOT NULL,
@@ -65,16 +65,19 @@ CREATE TABLE archive_segment (
     event_count bigint      NOT NULL,
     min_time    bigint      NOT NULL,
     max_time    bigint      NOT NULL,
-    ranges      jsonb       NOT NULL,
-    created_at  timestamptz NOT NULL DEFAULT now()
+    partition    integer    NOT NULL,
+    first_offset bigint     NOT NULL,
+    next_offset  bigint     NOT NULL,
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (project, source, partition, first_offset)
 );
-CREATE INDEX archive_segment_source ON archive_segment (project, source, id);
 
 CREATE TABLE archive_position (
     project     text    NOT NULL,
     source      text    NOT NULL,
     partition   integer NOT NULL,
     next_offset bigint  NOT NULL,
+    event_count bigint  NOT NULL DEFAULT 0,
     PRIMARY KEY (project, source, partition)
 );
 

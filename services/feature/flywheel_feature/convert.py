@@ -1,0 +1,246 @@
+"""Requests and answers: flywheel.feature.v1 ↔ domain (definitions are in convert_definitions)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from flywheel_common.columns import from_lists, from_numpy, row_count, to_numpy
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.names import parse_project
+from flywheel_common.value import from_python
+from flywheel_feature.convert_definitions import VIEW, plain_name
+from flywheel_feature.definitions import DataType, Field
+from flywheel_feature.frames import Columns
+from flywheel_feature.freshness import Freshness
+from flywheel_feature.jobs import Job
+from flywheel_feature.keys import NO_ENTITY, entity_keys
+from flywheel_feature.materialization import MaterializeRequest
+from flywheel_feature.online import MAXIMUM_ROWS, Lookup
+from flywheel_feature.read_plan import Answer, ReadPlan
+from flywheel_feature.rows import wrong_type
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+from flywheel_protos.types.v1 import column_pb2, job_pb2
+
+_WIDER = {
+    (DataType.INT64, DataType.FLOAT64),
+    (DataType.INT64, DataType.FLOAT32),
+    (DataType.FLOAT32, DataType.FLOAT64),
+    (DataType.FLOAT64, DataType.FLOAT32),
+    (DataType.INT64, DataType.TIMESTAMP),
+}
+"""(sent, declared): numbers that are taken for one another."""
+
+
+def micros(timestamp: Timestamp) -> int:
+    return timestamp.seconds * 1_000_000 + timestamp.nanos // 1000
+
+
+def to_timestamp(value: int) -> Timestamp:
+    return Timestamp(seconds=value // 1_000_000, nanos=value % 1_000_000 * 1000)
+
+
+def now_micros() -> int:
+    return int(datetime.now(UTC).timestamp() * 1_000_000)
+
+
+def read_column(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any, Any]:
+    """Values and mask of a column that must be of a field's type. Raises InvalidArgument WRONG_TYPE or INVALID_COLUMN."""
+    declared = field.data_type
+    if column.data_type == 0:
+        column.data_type = int(declared)  # type: ignore[assignment]
+        column.vector_size = field.vector_size
+    if column.data_type != declared:
+        sent = DataType(column.data_type) if column.data_type in DataType._value2member_map_ else None
+        if sent is None or (sent, declared) not in _WIDER:
+            raise wrong_type(field, sent.name if sent else f"type {column.data_type}")
+    if rows and row_count(column) == 0 and column.WhichOneof("values") is None and not column.offsets:
+        raise InvalidArgument(f"Column {field.name!r} has no values.", reason="INVALID_COLUMN", column=field.name)
+    values, valid = to_numpy(column, rows)
+    if column.data_type != declared:
+        values = values.astype(np.float32 if declared == DataType.FLOAT32 else np.int64 if declared == DataType.TIMESTAMP else np.float64)
+    if declared.is_vector and values.shape[1] != field.vector_size:
+        raise wrong_type(field, f"a vector of {values.shape[1]} where {field.vector_size} are declared")
+    return values, valid
+
+
+def read_rows(table: column_pb2.Table, fields: Sequence[Field]) -> Columns:
+    """Every field of a schema out of a table. Raises InvalidArgument PARTIAL_ROW, UNKNOWN_FIELD, WRONG_TYPE, INVALID_COLUMN."""
+    by_name = {c.name: c for c in table.columns}
+    if len(by_name) != len(table.columns):
+        raise InvalidArgument("A column is there twice.", reason="INVALID_COLUMN")
+    missing = [f.name for f in fields if f.name not in by_name]
+    if missing:
+        raise InvalidArgument(
+            f"Columns {missing} are missing: rows are written whole; send null where there is no value.", reason="PARTIAL_ROW"
+        )
+    unknown = sorted(set(by_name) - {f.name for f in fields})
+    if unknown:
+        raise InvalidArgument(
+            f"Columns {unknown} are not in the schema, which has: {', '.join(f.name for f in fields)}.", reason="UNKNOWN_FIELD"
+        )
+    return {f.name: read_column(by_name[f.name], f, table.row_count) for f in fields}
+
+
+def row_total(table: column_pb2.Table) -> int:
+    """Rows of a table; taken from its first column where the sender left row_count out."""
+    return table.row_count or (row_count(table.columns[0]) if table.columns else 0)
+
+
+def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
+    """Raises InvalidArgument MISSING_JOIN_KEY, MISSING_REQUEST_FIELD, WRONG_TYPE, ROW_COUNT_MISMATCH, TOO_MANY_ROWS."""
+    rows = row_total(request.entities) or row_total(request.request_fields)
+    if rows > MAXIMUM_ROWS:
+        raise InvalidArgument(
+            f"{rows} rows were asked for, at most {MAXIMUM_ROWS} are answered: split the request.", reason="TOO_MANY_ROWS"
+        )
+    sent = {c.name: c for c in request.entities.columns}
+    keys: dict[str, tuple[Field, Any, Any]] = {}
+    for field in plan.join_keys:
+        column = sent.get(field.name)
+        if column is None:
+            raise InvalidArgument(
+                f"Join key {field.name!r} is missing; these features need: {', '.join(k.name for k in plan.join_keys)}.",
+                reason="MISSING_JOIN_KEY",
+                key=field.name,
+            )
+        if row_count(column) != rows:
+            raise _mismatch(field.name, row_count(column), rows)
+        keys[field.name] = (field, *read_column(column, field, rows))
+    entities = [_encode([keys[k.name] for k in group], rows) for group in plan.key_groups]
+    return Lookup(entities, _request_fields(request, plan, rows), _as_of(request, rows))
+
+
+def _encode(columns: Sequence[tuple[Field, Any, Any]], rows: int) -> list[bytes]:
+    valid = columns[0][2]
+    for _, _, also in columns[1:]:
+        valid = valid & also
+    if valid.all():
+        return entity_keys([(f.data_type, values.tolist()) for f, values, _ in columns])
+    known = iter(entity_keys([(f.data_type, values[valid].tolist()) for f, values, _ in columns]) if valid.any() else [])
+    return [next(known) if ok else NO_ENTITY for ok in valid.tolist()]
+
+
+def _request_fields(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan, rows: int) -> Columns:
+    if not plan.request_fields:
+        return {}
+    sent = {c.name: c for c in request.request_fields.columns}
+    found: Columns = {}
+    for field in plan.request_fields:
+        column = sent.get(field.name)
+        if column is None:
+            raise InvalidArgument(
+                f"Request field {field.name!r} is missing; these features need: {', '.join(f.name for f in plan.request_fields)}.",
+                reason="MISSING_REQUEST_FIELD",
+                field=field.name,
+            )
+        if row_count(column) != rows:
+            raise _mismatch(field.name, row_count(column), rows)
+        found[field.name] = read_column(column, field, rows)
+    return found
+
+
+def _as_of(request: pb.GetOnlineFeaturesRequest, rows: int) -> Any:
+    return np.full(rows, micros(request.as_of) if request.HasField("as_of") else now_micros(), np.int64)
+
+
+def _mismatch(name: str, has: int, rows: int) -> InvalidArgument:
+    return InvalidArgument(f"Column {name!r} has {has} rows, the request {rows}.", reason="ROW_COUNT_MISMATCH", column=name)
+
+
+def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnlineFeaturesResponse:
+    rows = answer.event_times.shape[1] if len(answer.event_times) else answer.statuses.shape[1]
+    response = pb.GetOnlineFeaturesResponse(
+        statuses=answer.statuses.tobytes(),
+        view_versions=plan.view_versions,
+        event_times=np.ascontiguousarray(answer.event_times, "<i8").tobytes(),
+        feature_set=plan.feature_set,
+    )
+    if layout == pb.ANSWER_LAYOUT_ROWS:
+        for i in range(rows):
+            row = response.rows.add()
+            for field, (values, valid), statuses in zip(plan.fields, answer.columns, answer.statuses, strict=True):
+                row.values[field.name].CopyFrom(from_python(_readable(values[i], field.data_type) if valid[i] else None))
+                row.statuses[field.name] = int(statuses[i])  # type: ignore[assignment]
+        return response
+    response.features.row_count = rows
+    response.features.columns.extend(
+        to_column(field, values, valid) for field, (values, valid) in zip(plan.fields, answer.columns, strict=True)
+    )
+    return response
+
+
+def _readable(value: Any, data_type: DataType) -> Any:
+    if data_type == DataType.TIMESTAMP:
+        return datetime.fromtimestamp(int(value) / 1e6, UTC)
+    return value
+
+
+def to_column(field: Field, values: Any, valid: Any) -> column_pb2.Column:
+    if field.data_type.is_list:
+        return from_lists(field.name, [v if ok else None for v, ok in zip(values, valid, strict=True)], int(field.data_type))
+    return from_numpy(field.name, values, valid, data_type=int(field.data_type))
+
+
+_STATES = {name.removeprefix("JOB_STATE_"): number for name, number in job_pb2.JobState.items()}
+
+
+def job_to_proto(job: Job) -> pb.Job:
+    message = pb.Job(
+        name=job.name,
+        kind=job.kind,
+        state=_STATES[str(job.state)],  # type: ignore[arg-type]
+        error_reason=job.error_reason,
+        error_message=job.error_message,
+        training_set=job.training_set,
+    )
+    p = job.progress
+    message.progress.done, message.progress.total, message.progress.unit, message.progress.message = p.done, p.total, p.unit, p.message
+    message.created_at.FromDatetime(job.created_at)
+    if job.ended_at is not None:
+        message.ended_at.FromDatetime(job.ended_at)
+    if job.kind == "SKEW_CHECK" and job.result:
+        json_format.ParseDict(dict(job.result), message.skew_report, ignore_unknown_fields=True)
+    return message
+
+
+def job_filter(text: str) -> tuple[str, str]:
+    """(kind, state) of `kind=MATERIALIZE`, `state=RUNNING` or both, separated by a space."""
+    found = {"kind": "", "state": ""}
+    for part in text.split():
+        key, equals, value = part.partition("=")
+        if not equals or key not in found:
+            raise InvalidArgument(f"{text[:100]!r} is no job filter: expected kind=… or state=….", reason="INVALID_FILTER")
+        found[key] = value
+    return found["kind"], found["state"]
+
+
+def to_materialize(request: pb.MaterializeViewRequest) -> MaterializeRequest:
+    project, view = plain_name(request.view, VIEW) if request.view else (parse_project(request.parent), "")
+    return MaterializeRequest(
+        project,
+        view,
+        micros(request.start_time) if request.HasField("start_time") else None,
+        micros(request.end_time) if request.HasField("end_time") else None,
+    )
+
+
+def freshness_to_proto(item: Freshness) -> pb.Freshness:
+    return pb.Freshness(
+        name=item.name,
+        watermark=to_timestamp(item.watermark) if item.watermark else None,
+        applied=[pb.AppliedOffset(source=item.name, partition=p, next_offset=o) for p, o in item.applied.items()],
+        lag_events=item.lag_events,
+        archived_events=item.archived_events,
+        freshness_sla=convert_duration(item.freshness_sla),
+    )
+
+
+def convert_duration(value: int) -> Duration | None:
+    return Duration(seconds=value // 1_000_000, nanos=value % 1_000_000 * 1000) if value else None

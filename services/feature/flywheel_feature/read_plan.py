@@ -1,0 +1,237 @@
+"""How a list of features is read online: compiled once per feature set, used for every request."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_common.errors import InvalidArgument, NotFound
+from flywheel_feature.aggregation import TileLayout
+from flywheel_feature.catalog import Catalog
+from flywheel_feature.definitions import (
+    FeatureSet,
+    Field,
+    OnDemandView,
+    RequestSource,
+    StreamView,
+    View,
+    column_name,
+)
+from flywheel_feature.expressions import CompiledExpressions, compile_expressions
+from flywheel_feature.frames import Columns, from_series, to_frame
+from flywheel_feature.keys import key_prefix
+from flywheel_feature.row_encoding import RowLayout
+
+PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class ViewValues:
+    """A stored view's values for n rows; `columns` one per feature of the view."""
+
+    base: npt.NDArray[np.uint8]
+    """Status of a value that is there, per row: PRESENT, STALE or NOT_FOUND."""
+    event: Ints
+    columns: list[tuple[Array, Mask]]
+
+
+class StoredRead:
+    """One batch or stream view version."""
+
+    def __init__(self, view: View, keys: tuple[Field, ...]) -> None:
+        self.view = view
+        self.keys = keys
+        self.prefix = key_prefix(view)
+        if isinstance(view.kind, StreamView):
+            self.tiles: TileLayout | None = TileLayout(view.kind.aggregations, view.kind.tile)
+            self.rows = None
+        else:
+            self.tiles, self.rows = None, RowLayout(view.features)
+
+    def decode(self, blobs: Sequence[bytes | None], as_of: Ints) -> ViewValues:
+        if self.tiles is not None:
+            read = self.tiles.read(blobs, as_of)
+            found, event, columns = read.found, read.newest, read.columns
+        else:
+            assert self.rows is not None
+            rows = self.rows.decode(blobs)
+            found, event, columns = rows.found, rows.event, rows.columns
+        base = np.where(found, np.uint8(PRESENT), np.uint8(NOT_FOUND))
+        if self.view.ttl:
+            base[found & (as_of - event > self.view.ttl)] = STALE
+        return ViewValues(base, event, columns)
+
+
+class OnDemandRead:
+    """One on-demand view version: expressions over columns of stored reads and request fields."""
+
+    def __init__(self, view: View, inputs: Sequence[tuple[int, View]], requests: Sequence[Field]) -> None:
+        assert isinstance(view.kind, OnDemandView)
+        self.view = view
+        self._stored: dict[str, tuple[int, int, Field]] = {}
+        for place, read in inputs:
+            for i, f in enumerate(read.features):
+                name = column_name(read.id, f.name)
+                self._stored[name] = place, i, Field(name, f.data_type, f.vector_size)
+        self._requests = {f.name: f for f in requests}
+        fields = [*(s[2] for s in self._stored.values()), *self._requests.values()]
+        outputs = [e.feature for e in view.kind.expressions]
+        self._compiled: CompiledExpressions = compile_expressions(
+            [(e.feature.name, int(e.feature.data_type), e.sql) for e in view.kind.expressions],
+            {f.name: int(f.data_type) for f in fields},
+            vector_sizes={f.name: f.vector_size for f in [*fields, *outputs]},
+        )
+        self._fields = [self._stored[c][2] if c in self._stored else self._requests[c] for c in self._compiled.input_columns]
+        self._places = sorted({self._stored[c][0] for c in self._compiled.input_columns if c in self._stored})
+
+    def evaluate(self, stored: Sequence[ViewValues], requests: Columns, rows: int) -> ViewValues:
+        columns: Columns = {}
+        for f in self._fields:
+            if f.name in self._stored:
+                place, i, _ = self._stored[f.name]
+                columns[f.name] = stored[place].columns[i]
+            else:
+                columns[f.name] = requests[f.name]
+        answer = self._compiled.evaluate(to_frame(self._fields, columns, rows))
+        base = np.full(rows, PRESENT, np.uint8)
+        for place in self._places:
+            base[stored[place].base == STALE] = STALE
+        outputs = [from_series(answer.get_column(f.name), f.data_type) for f in self.view.features]
+        return ViewValues(base, np.zeros(rows, np.int64), outputs)
+
+
+@dataclass(slots=True)
+class Answer:
+    """n rows of the plan's features."""
+
+    columns: list[tuple[Array, Mask]]
+    """One per feature, in the order asked."""
+    statuses: npt.NDArray[np.uint8]
+    """[features, rows]."""
+    event_times: Ints
+    """[stored views, rows], microseconds, 0 where never written."""
+
+    def rows(self, low: int, high: int) -> Answer:
+        columns = [(v[low:high], m[low:high]) for v, m in self.columns]
+        return Answer(columns, self.statuses[:, low:high], self.event_times[:, low:high])
+
+
+class ReadPlan:
+    """Everything about a list of features that does not depend on the request."""
+
+    def __init__(self, catalog: Catalog, wanted: Sequence[tuple[View, str]], feature_set: FeatureSet | None = None) -> None:
+        self.project = catalog.project
+        self.feature_set = feature_set.name if feature_set is not None else ""
+        self.stored: list[StoredRead] = []
+        self.on_demand: list[OnDemandRead] = []
+        self.fields: list[Field] = []
+        keys: dict[str, Field] = {}
+        requests: dict[str, Field] = {}
+        places: dict[Any, tuple[bool, int]] = {}
+
+        def stored_place(view: View) -> int:
+            if view.ref not in places:
+                own = catalog.entity(view.entity).join_keys
+                keys.update({k.name: k for k in own})
+                places[view.ref] = False, len(self.stored)
+                self.stored.append(StoredRead(view, own))
+            return places[view.ref][1]
+
+        self._picks: list[tuple[bool, int, int]] = []
+        for view, name in wanted:
+            if isinstance(view.kind, OnDemandView):
+                if view.ref not in places:
+                    inputs = [catalog.view(ref.id, ref.version) for ref in view.inputs]
+                    own_requests = [f for s in view.kind.request_sources for f in _request_fields(catalog, s)]
+                    requests.update({f.name: f for f in own_requests})
+                    step = OnDemandRead(view, [(stored_place(v), v) for v in inputs], own_requests)
+                    places[view.ref] = True, len(self.on_demand)
+                    self.on_demand.append(step)
+            else:
+                stored_place(view)
+            feature = view.feature(name)
+            assert feature is not None
+            computed, place = places[view.ref]
+            self._picks.append((computed, place, [f.name for f in view.features].index(name)))
+            self.fields.append(Field(column_name(view.id, name), feature.data_type, feature.vector_size))
+        self.join_keys = tuple(keys.values())
+        self.request_fields = tuple(requests.values())
+        self.view_versions = tuple(s.view.name for s in self.stored)
+        groups: dict[tuple[str, ...], int] = {}
+        self.key_groups: list[tuple[Field, ...]] = []
+        """Distinct lists of join keys; views of one entity share theirs."""
+        self._group_of: list[int] = []
+        for read in self.stored:
+            names = tuple(k.name for k in read.keys)
+            if names not in groups:
+                groups[names] = len(self.key_groups)
+                self.key_groups.append(read.keys)
+            self._group_of.append(groups[names])
+
+    def redis_keys(self, entities: Sequence[Sequence[bytes]]) -> list[bytes]:
+        """Keys of all values, view by view; `entities` has one list of encoded entities per key group."""
+        keys: list[bytes] = []
+        for read, group in zip(self.stored, self._group_of, strict=True):
+            prefix = read.prefix
+            keys += [prefix + e for e in entities[group]]
+        return keys
+
+    def decode(self, blobs: Sequence[bytes | None], as_of: Ints, requests: Columns) -> Answer:
+        """The answer for n = len(as_of) rows out of what `redis_keys` named."""
+        n = len(as_of)
+        stored = [read.decode(blobs[i * n : (i + 1) * n], as_of) for i, read in enumerate(self.stored)]
+        computed = [step.evaluate(stored, requests, n) for step in self.on_demand]
+        statuses = np.empty((len(self._picks), n), np.uint8)
+        columns: list[tuple[Array, Mask]] = []
+        for row, (is_computed, place, i) in enumerate(self._picks):
+            source = computed[place] if is_computed else stored[place]
+            values, valid = source.columns[i]
+            columns.append((values, valid))
+            statuses[row] = np.where(valid | (source.base == NOT_FOUND), source.base, np.uint8(NULL))
+        times = np.stack([s.event for s in stored]) if stored else np.zeros((0, n), np.int64)
+        return Answer(columns, statuses, times)
+
+
+def _request_fields(catalog: Catalog, source_id: str) -> tuple[Field, ...]:
+    source = catalog.source(source_id)
+    assert isinstance(source.kind, RequestSource)
+    return source.schema
+
+
+def plan_of_set(catalog: Catalog, feature_set: FeatureSet) -> ReadPlan:
+    """Reads a feature set with the view versions that it is bound to."""
+    versions: Mapping[str, int] = {ref.id: ref.version for ref in feature_set.views}
+    wanted = []
+    for text in feature_set.features:
+        view_id, _, name = text.partition(":")
+        wanted.append((catalog.view(view_id, versions[view_id]), name))
+    return ReadPlan(catalog, wanted, feature_set)
+
+
+def plan_of_features(catalog: Catalog, features: Sequence[str]) -> ReadPlan:
+    """Reads `view:feature` and `view:*` of the latest view versions."""
+    wanted: list[tuple[View, str]] = []
+    for text in features:
+        view_id, colon, name = text.partition(":")
+        if not colon or not name:
+            raise InvalidArgument(f"{text[:100]!r} is not of the form view:feature or view:*.", reason="INVALID_NAME")
+        view = catalog.view(view_id)
+        if name == "*":
+            wanted += [(view, f.name) for f in view.features]
+        elif view.feature(name) is None:
+            raise NotFound(
+                f"View {view_id!r} has no feature {name!r}; it has: {', '.join(f.name for f in view.features)}.",
+                reason="UNKNOWN_FEATURE",
+            )
+        else:
+            wanted.append((view, name))
+    if not wanted:
+        raise InvalidArgument("Name a feature_set or at least one feature.", reason="NO_FEATURES")
+    return ReadPlan(catalog, wanted)

@@ -1,0 +1,234 @@
+"""Builds the feature service: the only place that knows which implementation stands behind which port."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import asyncpg
+
+from flywheel_common.clock import SystemClock
+from flywheel_common.errors import FlywheelError
+from flywheel_common.grpc_server import Server
+from flywheel_common.idempotency import Idempotency
+from flywheel_common.ids import SystemIds
+from flywheel_common.logs import get_logger
+from flywheel_common.migrate import migrate
+from flywheel_common.postgres import Pool, create_pool
+from flywheel_common.process import Worker
+from flywheel_common.producer import Producer
+from flywheel_common.s3 import object_store
+from flywheel_common.topics import feature_source
+from flywheel_feature import convert_events, convert_offline
+from flywheel_feature.archiving import Archiver
+from flywheel_feature.config import FeatureSettings, MaterializeSettings
+from flywheel_feature.freshness import FreshnessReader
+from flywheel_feature.jobs import JobRunner
+from flywheel_feature.materialization import KIND, Materializing
+from flywheel_feature.offline.skew import SkewCheck
+from flywheel_feature.offline.sources import SourceReader
+from flywheel_feature.offline.training_set import TrainingSetBuilder
+from flywheel_feature.online import OnlineFeatures
+from flywheel_feature.permissions import PERMISSIONS, SERVICE
+from flywheel_feature.pushing import Pushing
+from flywheel_feature.servicer import FeatureServicer
+from flywheel_feature.store.archive import PostgresArchive
+from flywheel_feature.store.definitions import DefinitionStore
+from flywheel_feature.store.jobs import PostgresJobs
+from flywheel_feature.store.materialized import PostgresMaterialized
+from flywheel_feature.store.online_store import OnlineStore
+from flywheel_feature.store.redis_pipe import RedisPipe
+from flywheel_feature.store.source_topics import SourceTopics
+from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.training_sets import PostgresTrainingSets
+from flywheel_feature.stream_materialization import StreamMaterializer
+from flywheel_feature.stream_tiles import SourceTiles
+from flywheel_feature.stream_worker import StreamWorker
+from flywheel_protos.feature.v1.feature_pb2_grpc import add_FeatureServiceServicer_to_server
+
+log = get_logger(__name__)
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+GROUP = "flywheel-feature-materialize"
+HOUSEKEEPING_SECONDS = 3600.0
+
+
+async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
+    """The gRPC service; `stack` closes what it opened, in reverse."""
+    clock, ids = SystemClock(), SystemIds()
+    pool = await _database(settings, stack, "flywheel-feature")
+    definitions = DefinitionStore(pool)
+    await definitions.refresh()
+    store = await _online_store(settings, stack)
+    topics = await _topics(settings, stack)
+    tables = _tables(settings)
+    archive = PostgresArchive(pool, settings.s3_bucket)
+    history = _History(archive, topics)
+    materialized = PostgresMaterialized(pool)
+    training_sets = PostgresTrainingSets(pool)
+    builder = TrainingSetBuilder(
+        catalogs=definitions.current, tables=tables, archive=history, training_sets=training_sets, clock=clock
+    )
+    skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
+    materializing = Materializing(definitions.current, SourceReader(tables, history), store, materialized)
+    jobs = JobRunner(PostgresJobs(pool), ids, clock.now, concurrency=settings.job_concurrency)
+    jobs.register(KIND, materializing.run)
+    jobs.register(convert_offline.TRAINING_SET_JOB, convert_offline.training_set_handler(builder))
+    jobs.register(convert_offline.SKEW_JOB, convert_offline.skew_handler(skew))
+    idempotency = Idempotency(pool)
+    servicer = FeatureServicer(
+        definitions=definitions,
+        idempotency=idempotency,
+        online=OnlineFeatures(definitions, store),
+        pushing=Pushing(topics, store, _encode_event),
+        topics=topics,
+        materializing=materializing,
+        freshness=FreshnessReader(store, archive, materialized, topics),
+        jobs=jobs,
+        clock=clock,
+        builder=builder,
+        training_sets=training_sets,
+        ids=ids,
+    )
+
+    async def ready() -> bool:
+        return await store.ping() and await _database_answers(pool)
+
+    server = Server(
+        settings,
+        servicers=[(add_FeatureServiceServicer_to_server, servicer)],
+        full_service_names=[SERVICE],
+        permissions=PERMISSIONS,
+        readiness=ready,
+    )
+
+    async def housekeeping() -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            try:
+                await idempotency.trim()
+            except FlywheelError as error:
+                log.warning("housekeeping put off", reason=error.reason)
+
+    objects = await stack.enter_async_context(object_store(settings))
+    server.add_background("definitions", definitions.follow)
+    server.add_background("jobs", jobs.run)
+    server.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
+    server.add_background("housekeeping", housekeeping)
+    return server
+
+
+async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> Worker:
+    """The stream worker: tiles and archive."""
+    ids = SystemIds()
+    pool = await _database(settings, stack, "flywheel-feature-materialize")
+    definitions = DefinitionStore(pool)
+    await definitions.refresh()
+    store = await _online_store(settings, stack)
+    archive = PostgresArchive(pool, settings.s3_bucket)
+    objects = await stack.enter_async_context(object_store(settings))
+    archiver = Archiver(
+        archive,
+        _tables(settings),
+        ids.new,
+        flush_rows=settings.archive_flush_rows,
+        flush_seconds=settings.archive_flush_seconds,
+        idle_seconds=settings.archive_idle_seconds,
+    )
+    materializer = StreamMaterializer(archive, archive, SourceTiles(store), archiver)
+    prefix = settings.topic_prefix
+    stream = StreamWorker(definitions, materializer, lambda p, s: prefix + topic_name(p, s))
+    loop = stream.loop(
+        bootstrap=settings.kafka_bootstrap,
+        group=prefix + GROUP,
+        pattern="^" + (prefix + feature_source("")).replace(".", r"\.") + ".+",
+    )
+    worker = Worker(settings)
+    worker.add_background("definitions", definitions.follow)
+    worker.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
+    worker.add_background("streams", loop.run)
+    worker.add_background("archive", archiver.run)
+    return worker
+
+
+def topic_name(project: str, source: str) -> str:
+    """The default project's topics carry the source's id alone."""
+    return feature_source(source if project == "default" else f"{project}.{source}")
+
+
+class _History:
+    """The archive and where its topics end (port: offline.ports.Archive)."""
+
+    def __init__(self, archive: PostgresArchive, topics: SourceTopics) -> None:
+        self.segments = archive.segments
+        self.archived_offsets = archive.archived_offsets
+        self.end_offsets = topics.end_offsets
+
+
+def _encode_event(source, columns, event_ids, partition) -> bytes:  # type: ignore[no-untyped-def]
+    return convert_events.to_event(source, columns, event_ids, partition).SerializeToString()
+
+
+async def _database(settings: FeatureSettings, stack: AsyncExitStack, name: str) -> Pool:
+    pool = await stack.enter_async_context(
+        create_pool(
+            settings.dsn,
+            application_name=name,
+            max_size=settings.postgres_pool_size,
+            statement_timeout_seconds=settings.postgres_statement_timeout_seconds,
+        )
+    )
+    await migrate(pool, MIGRATIONS)
+    return pool
+
+
+async def _online_store(settings: FeatureSettings, stack: AsyncExitStack) -> OnlineStore:
+    pipe = RedisPipe(settings.redis)
+    stack.push_async_callback(pipe.close)
+    return OnlineStore(pipe)
+
+
+async def _topics(settings: FeatureSettings, stack: AsyncExitStack) -> SourceTopics:
+    producer = Producer(settings.kafka_bootstrap, client_id="flywheel-feature")
+    stack.push_async_callback(producer.close)
+    topics = SourceTopics(
+        settings.kafka_bootstrap,
+        producer,
+        topic_of=lambda p, s: settings.topic_prefix + topic_name(p, s),
+        partitions=settings.kafka_partitions,
+    )
+    stack.push_async_callback(topics.close)
+    return topics
+
+
+def _tables(settings: FeatureSettings) -> S3Tables:
+    return S3Tables(
+        endpoint=settings.s3_endpoint,
+        access_key=settings.s3_access_key.get_secret_value(),
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        bucket=settings.s3_bucket,
+    )
+
+
+async def _database_answers(pool: Pool) -> bool:
+    try:
+        return bool(await pool.fetchval("SELECT true"))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        return False
+
+
+async def _until_done(work: Callable[[], Awaitable[object]]) -> None:
+    """Again and again while a dependency is away."""
+    delay = 0.2
+    while True:
+        try:
+            await work()
+            return
+        except FlywheelError as error:
+            if not error.retryable:
+                raise
+            log.warning("start-up work waits", reason=error.reason)
+        await asyncio.sleep(delay)
+        delay = min(delay * 2, 5.0)

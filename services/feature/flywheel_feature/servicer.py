@@ -1,0 +1,231 @@
+"""FeatureService at the edge: each method converts, awaits a use case, converts back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from flywheel_common.clock import Clock
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.idempotency import Idempotency
+from flywheel_common.names import Pattern, parse_project
+from flywheel_common.paging import decode_token, encode_token, page_size
+from flywheel_feature import convert, convert_definitions
+from flywheel_feature.apply_plan import ApplyPlan
+from flywheel_feature.convert_definitions import (
+    ENTITY,
+    FEATURE_SET,
+    FEATURE_SET_VERSION,
+    SOURCE,
+    VIEW,
+    VIEW_VERSION,
+    plain_name,
+    versioned_name,
+)
+from flywheel_feature.definitions import BatchView
+from flywheel_feature.freshness import FreshnessReader
+from flywheel_feature.jobs import Job, JobRunner
+from flywheel_feature.materialization import KIND, Materializing
+from flywheel_feature.offline_methods import OfflineMethods
+from flywheel_feature.online import OnlineFeatures, SharedRead
+from flywheel_feature.paging import page_of
+from flywheel_feature.pushing import Pushing
+from flywheel_feature.store.definitions import DefinitionStore
+from flywheel_feature.store.source_topics import SourceTopics
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+from flywheel_protos.feature.v1 import feature_pb2_grpc
+
+JOB = Pattern("projects/{project}/jobs/{job:any}")
+_STREAM_TARGETS = (pb.PUSH_TARGET_UNSPECIFIED, pb.PUSH_TARGET_ONLINE_AND_OFFLINE)
+_BATCH_TARGETS = (pb.PUSH_TARGET_UNSPECIFIED, pb.PUSH_TARGET_ONLINE)
+
+
+class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
+    def __init__(
+        self,
+        *,
+        definitions: DefinitionStore,
+        idempotency: Idempotency,
+        online: OnlineFeatures,
+        pushing: Pushing,
+        topics: SourceTopics,
+        materializing: Materializing,
+        freshness: FreshnessReader,
+        jobs: JobRunner,
+        clock: Clock,
+        **offline: Any,
+    ) -> None:
+        super().__init__(jobs=jobs, **offline)
+        self._definitions = definitions
+        self._idempotency = idempotency
+        self._online = online
+        self._pushing = pushing
+        self._topics = topics
+        self._materializing = materializing
+        self._freshness = freshness
+        self._jobs = jobs
+        self._clock = clock
+
+    # ------------------------------------------------------------------------------------------ definitions
+    async def ApplyDefinitions(self, request: pb.ApplyDefinitionsRequest, context: Any) -> pb.ApplyDefinitionsResponse:
+        project = parse_project(request.parent)
+        declared, unreadable = convert_definitions.declared(project, request.definitions)
+        deletes = list(request.delete_names)
+        if request.validate_only:
+            plan = await self._definitions.plan(project, declared, deletes, self._clock.now())
+            plan.violations[:0] = unreadable
+            return convert_definitions.plan_to_proto(plan)
+        ApplyPlan(violations=unreadable).raise_violations()
+
+        async def effect(conn: Any) -> pb.ApplyDefinitionsResponse:
+            plan = await self._definitions.apply(conn, project, declared, deletes, self._clock.now())
+            return convert_definitions.plan_to_proto(plan)
+
+        answer = await self._idempotency.run(
+            "ApplyDefinitions", request.request_id, request, pb.ApplyDefinitionsResponse, effect
+        )
+        await self._definitions.refresh()
+        await self._topics.prepare(s for s in self._definitions.catalog(project).sources.values() if s.is_stream)
+        return answer
+
+    async def GetEntity(self, request: pb.GetEntityRequest, context: Any) -> pb.GetEntityResponse:
+        project, item = plain_name(request.name, ENTITY)
+        catalog = await self._definitions.current(project)
+        return pb.GetEntityResponse(entity=convert_definitions.entity_to_proto(catalog.entity(item)))
+
+    async def ListEntities(self, request: pb.ListEntitiesRequest, context: Any) -> pb.ListEntitiesResponse:
+        items = (await self._definitions.current(parse_project(request.parent))).entities.values()
+        page = page_of(items, parent=request.parent, text=request.filter, size=request.page_size, token=request.page_token)
+        return pb.ListEntitiesResponse(
+            entities=map(convert_definitions.entity_to_proto, page.items), next_page_token=page.next_page_token
+        )
+
+    async def GetSource(self, request: pb.GetSourceRequest, context: Any) -> pb.GetSourceResponse:
+        project, item = plain_name(request.name, SOURCE)
+        catalog = await self._definitions.current(project)
+        return pb.GetSourceResponse(source=convert_definitions.source_to_proto(catalog.source(item)))
+
+    async def ListSources(self, request: pb.ListSourcesRequest, context: Any) -> pb.ListSourcesResponse:
+        items = (await self._definitions.current(parse_project(request.parent))).sources.values()
+        page = page_of(items, parent=request.parent, text=request.filter, size=request.page_size, token=request.page_token)
+        return pb.ListSourcesResponse(
+            sources=map(convert_definitions.source_to_proto, page.items), next_page_token=page.next_page_token
+        )
+
+    async def GetView(self, request: pb.GetViewRequest, context: Any) -> pb.GetViewResponse:
+        project, item, version = versioned_name(request.name, VIEW, VIEW_VERSION)
+        catalog = await self._definitions.current(project)
+        return pb.GetViewResponse(view=convert_definitions.view_to_proto(catalog.view(item, version)))
+
+    async def ListViews(self, request: pb.ListViewsRequest, context: Any) -> pb.ListViewsResponse:
+        items = (await self._definitions.current(parse_project(request.parent))).latest_views.values()
+        page = page_of(items, parent=request.parent, text=request.filter, size=request.page_size, token=request.page_token)
+        return pb.ListViewsResponse(views=map(convert_definitions.view_to_proto, page.items), next_page_token=page.next_page_token)
+
+    async def GetFeatureSet(self, request: pb.GetFeatureSetRequest, context: Any) -> pb.GetFeatureSetResponse:
+        project, item, version = versioned_name(request.name, FEATURE_SET, FEATURE_SET_VERSION)
+        catalog = await self._definitions.current(project)
+        found = catalog.feature_set(item, version)
+        return pb.GetFeatureSetResponse(feature_set=convert_definitions.feature_set_to_proto(found))
+
+    async def ListFeatureSets(self, request: pb.ListFeatureSetsRequest, context: Any) -> pb.ListFeatureSetsResponse:
+        items = (await self._definitions.current(parse_project(request.parent))).latest_feature_sets.values()
+        page = page_of(items, parent=request.parent, text=request.filter, size=request.page_size, token=request.page_token)
+        return pb.ListFeatureSetsResponse(
+            feature_sets=map(convert_definitions.feature_set_to_proto, page.items), next_page_token=page.next_page_token
+        )
+
+    # ----------------------------------------------------------------------------------------------- online
+    async def GetOnlineFeatures(self, request: pb.GetOnlineFeaturesRequest, context: Any) -> pb.GetOnlineFeaturesResponse:
+        shared = await self._shared_read(request)
+        answer = await shared.read(convert.to_lookup(request, shared.plan))
+        return convert.answer_to_proto(answer, shared.plan, request.layout)
+
+    async def _shared_read(self, request: pb.GetOnlineFeaturesRequest) -> SharedRead:
+        if request.feature_set:
+            if request.features:
+                raise InvalidArgument("Name a feature_set or features, not both.", reason="INVALID_REQUEST", field="features")
+            return await self._online.of_set(*versioned_name(request.feature_set, FEATURE_SET, FEATURE_SET_VERSION))
+        return await self._online.of_features(parse_project(request.parent), tuple(request.features))
+
+    async def PushFeatures(self, request: pb.PushFeaturesRequest, context: Any) -> pb.PushFeaturesResponse:
+        rows = convert.row_total(request.rows)
+        request.rows.row_count = rows
+        if VIEW.match(request.target) is not None:
+            return await self._push_to_view(request, rows)
+        project, source_id = plain_name(request.target, SOURCE)
+        catalog = await self._definitions.knowing(project, lambda c: c.source(source_id))
+        source = catalog.source(source_id)
+        if not source.is_stream:
+            raise InvalidArgument(
+                f"{source.name} is no stream source: push to one, or to a batch view.", reason="NOT_A_STREAM_SOURCE"
+            )
+        _check_target(request.push_target, _STREAM_TARGETS, "a stream source's rows go online and offline")
+        columns = convert.read_rows(request.rows, source.schema)
+        pushed = await self._pushing.to_source(catalog, source, columns, rows, request.event_ids)
+        return pb.PushFeaturesResponse(
+            accepted_count=pushed.accepted,
+            offsets=[
+                pb.AppliedOffset(source=source.name, partition=p, next_offset=o) for p, o in sorted(pushed.next_offsets.items())
+            ],
+        )
+
+    async def _push_to_view(self, request: pb.PushFeaturesRequest, rows: int) -> pb.PushFeaturesResponse:
+        project, view_id = plain_name(request.target, VIEW)
+        catalog = await self._definitions.knowing(project, lambda c: c.view(view_id))
+        view = catalog.view(view_id)
+        if not isinstance(view.kind, BatchView):
+            raise InvalidArgument(f"{view.base_name} is no batch view: push to its stream source.", reason="NOT_A_BATCH_VIEW")
+        _check_target(request.push_target, _BATCH_TARGETS, "rows pushed to a batch view go online only")
+        source = catalog.source(view.kind.source)
+        columns = convert.read_rows(request.rows, source.schema)
+        pushed = await self._pushing.to_view(catalog, view, source, columns, rows)
+        return pb.PushFeaturesResponse(accepted_count=pushed.accepted)
+
+    async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Any) -> pb.GetFreshnessResponse:
+        catalog = self._definitions.catalog(parse_project(request.parent))
+        return pb.GetFreshnessResponse(freshness=map(convert.freshness_to_proto, await self._freshness.read(catalog)))
+
+    # ------------------------------------------------------------------------------------------------- jobs
+    async def MaterializeView(self, request: pb.MaterializeViewRequest, context: Any) -> pb.MaterializeViewResponse:
+        materialize = convert.to_materialize(request)
+        await self._materializing.validate(materialize)
+        job = await self._jobs.submit(KIND, materialize.dump(), request.request_id, project=materialize.project)
+        return pb.MaterializeViewResponse(job=convert.job_to_proto(job))
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
+        return pb.GetJobResponse(job=convert.job_to_proto(await self._jobs.get(*_job_name(request.name))))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
+        query = f"{request.parent}\n{request.filter}"
+        after = decode_token(request.page_token, query=query)
+        size = page_size(request.page_size, default=100)
+        kind, state = convert.job_filter(request.filter)
+        found = await self._jobs.list(
+            parse_project(request.parent), kind=kind, state=state, before=str(after[0]) if after else "", limit=size + 1
+        )
+        more = encode_token([found[size - 1].id], query=query) if len(found) > size else ""
+        return pb.ListJobsResponse(jobs=map(convert.job_to_proto, found[:size]), next_page_token=more)
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
+        async for job in self._jobs.watch(*_job_name(request.name)):
+            yield pb.WatchJobResponse(job=convert.job_to_proto(job))
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
+        job: Job = await self._jobs.cancel(*_job_name(request.name))
+        return pb.CancelJobResponse(job=convert.job_to_proto(job))
+
+
+def _job_name(name: str) -> tuple[str, str]:
+    parts = JOB.parse(name)
+    return str(parts["project"]), str(parts["job"])
+
+
+def _check_target(target: int, allowed: tuple[int, ...], why: str) -> None:
+    if target not in allowed:
+        raise InvalidArgument(
+            f"push_target {pb.PushTarget.Name(target)} is not possible here: {why}.",  # type: ignore[arg-type]
+            reason="UNSUPPORTED_PUSH_TARGET",
+        )
+
+

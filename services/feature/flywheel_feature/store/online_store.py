@@ -1,0 +1,89 @@
+"""Rows and tiles in Redis."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import hiredis
+
+from flywheel_feature.aggregation import Delta, TileLayout
+from flywheel_feature.store.redis_pipe import Argument, RedisPipe, RedisReplyError, down
+from flywheel_feature.store.scripts import ADVANCE_POSITION, MERGE_TILES, WRITE_ROW
+
+_SHA = {s: hashlib.sha1(s.encode(), usedforsecurity=False).hexdigest() for s in (WRITE_ROW, MERGE_TILES, ADVANCE_POSITION)}
+
+
+class OnlineStore:
+    """Every write is atomic per key and may be repeated. Raises Unavailable ONLINE_STORE_DOWN."""
+
+    def __init__(self, pipe: RedisPipe) -> None:
+        self._pipe = pipe
+
+    async def ping(self) -> bool:
+        return bool(await self._pipe.call("PING"))
+
+    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of all keys in one round trip, None where there is none."""
+        if not keys:
+            return []
+        values: list[bytes | None] = await self._pipe.call("MGET", *keys)
+        return values
+
+    async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int:
+        """Each row unless an equal or newer one is there; how many were written."""
+        lifetime = str(lifetime_ms)
+        answers = await self._run(WRITE_ROW, [(k, (r, lifetime)) for k, r in zip(keys, rows, strict=True)])
+        return sum(answers)
+
+    async def merge_tiles(
+        self,
+        layout: TileLayout,
+        deltas: Sequence[tuple[bytes, Delta, int, int]],
+        partition: int,
+        lifetime_ms: int,
+    ) -> list[int]:
+        """Merge (key, delta, first offset, next offset) of one partition. Per delta the offset up to which the key has
+        now seen the partition: less than its next offset when part of its events had been seen (nothing was merged)."""
+        lists = ",".join(str(n) for n in layout.lists.values())
+        calls = [
+            (
+                key,
+                (
+                    layout.operations, lists, partition, first, following, lifetime_ms, layout.kept_tiles, delta.newest, delta.body,
+                ),
+            )
+            for key, delta, first, following in deltas
+        ]  # fmt: skip
+        return await self._run(MERGE_TILES, calls)
+
+    async def positions(self, project: str, source: str) -> dict[str, str]:
+        """Applied positions of a source: `view@version/partition` → text."""
+        flat = await self._pipe.call("HGETALL", position_key(project, source))
+        return {k.decode(): v.decode() for k, v in zip(flat[::2], flat[1::2], strict=True)}
+
+    async def advance(self, project: str, source: str, moves: Mapping[str, tuple[str, str]]) -> list[bool]:
+        """Per field from an expected value to a new one; False where another value was found."""
+        key = position_key(project, source)
+        return [bool(a) for a in await self._run(ADVANCE_POSITION, [(key, (f, old, new)) for f, (old, new) in moves.items()])]
+
+    async def _run(self, script: str, calls: Sequence[tuple[bytes, tuple[Argument, ...]]]) -> list[Any]:
+        commands: list[tuple[Argument, ...]] = [("EVALSHA", _SHA[script], 1, key, *arguments) for key, arguments in calls]
+        answers = await self._pipe.calls(commands)
+        missing = [i for i, a in enumerate(answers) if isinstance(a, hiredis.HiredisError) and str(a).startswith("NOSCRIPT")]
+        if missing:
+            await self._pipe.call("SCRIPT", "LOAD", script)
+            again = await self._pipe.calls([commands[i] for i in missing])
+            for i, answer in zip(missing, again, strict=True):
+                answers[i] = answer
+        for answer in answers:
+            if isinstance(answer, hiredis.HiredisError):
+                if str(answer).startswith(("LOADING", "READONLY", "OOM", "MASTERDOWN", "NOREPLICAS")):
+                    raise down()
+                raise RedisReplyError(f"Redis refused a script: {answer}")
+        return answers
+
+
+def position_key(project: str, source: str) -> bytes:
+    return f"{project}/{source}:applied".encode()

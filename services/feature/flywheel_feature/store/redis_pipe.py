@@ -1,0 +1,158 @@
+"""One Redis connection shared by every caller: commands go out as they come, answers come back in order.
+
+redis-py lends a connection to one command at a time; a read path with hundreds of calls in flight wants one write for whatever
+is there and one parse for whatever came. This is the protocol around hiredis that does it, with reconnection and nothing more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import hiredis
+
+from flywheel_common.errors import Internal, Unavailable
+from flywheel_common.logs import get_logger
+
+log = get_logger(__name__)
+
+CONNECT_SECONDS = 2.0
+Argument = bytes | str | int
+
+
+def down() -> Unavailable:
+    return Unavailable("The online store does not answer now: try again.", reason="ONLINE_STORE_DOWN")
+
+
+class RedisReplyError(Internal):
+    """Redis refused a command."""
+
+
+class _Link(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.waiting: deque[asyncio.Future[Any]] = deque()
+        self.transport: asyncio.Transport | None = None
+        self._reader = hiredis.Reader()
+        self._out: list[bytes] = []
+        self._loop = asyncio.get_running_loop()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._reader.feed(data)
+        # hiredis says False when no whole reply is there; Redis itself never answers False in RESP2.
+        while (reply := self._reader.gets()) is not False:
+            future = self.waiting.popleft()
+            if not future.done():
+                future.set_result(reply)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.transport = None
+        waiting, self.waiting = self.waiting, deque()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(down())
+
+    def send(self, packed: bytes) -> asyncio.Future[Any]:
+        """Everything sent in one turn of the event loop leaves in one write."""
+        future: asyncio.Future[Any] = self._loop.create_future()
+        self.waiting.append(future)
+        if not self._out:
+            self._loop.call_soon(self._flush)
+        self._out.append(packed)
+        return future
+
+    def _flush(self) -> None:
+        out, self._out = self._out, []
+        if self.transport is not None:
+            self.transport.write(b"".join(out))
+
+
+class RedisPipe:
+    """`call` raises Unavailable ONLINE_STORE_DOWN while Redis is away; the next call connects again."""
+
+    def __init__(self, url: str, *, timeout_seconds: float = 5.0) -> None:
+        self._url = urlsplit(url)
+        self._timeout = timeout_seconds
+        self._link: _Link | None = None
+        self._connecting = asyncio.Lock()
+
+    async def call(self, *arguments: Argument) -> Any:
+        """One command. Raises RedisReplyError when Redis refuses it."""
+        link = self._link
+        if link is None or link.transport is None:
+            link = await self._connected()
+        return _checked(await self._answer(link.send(hiredis.pack_command(arguments))))
+
+    async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
+        """Many commands in one write. Answers may be exceptions of hiredis, one per refused command."""
+        link = self._link
+        if link is None or link.transport is None:
+            link = await self._connected()
+        futures = [link.send(hiredis.pack_command(c)) for c in commands]
+        if futures:
+            # Answers come in order: with the last one all are there.
+            await self._answer(futures[-1])
+        return [f.result() for f in futures]
+
+    async def close(self) -> None:
+        if self._link is not None and self._link.transport is not None:
+            self._link.transport.close()
+
+    async def _answer(self, future: asyncio.Future[Any]) -> Any:
+        try:
+            async with asyncio.timeout(self._timeout):
+                return await future
+        except TimeoutError:
+            # A connection that stopped answering would hold every later call: start anew.
+            if self._link is not None and self._link.transport is not None:
+                self._link.transport.abort()
+            raise down() from None
+
+    async def _connected(self) -> _Link:
+        async with self._connecting:
+            if self._link is not None and self._link.transport is not None:
+                return self._link
+            loop = asyncio.get_running_loop()
+            tls = ssl.create_default_context() if self._url.scheme == "rediss" else None
+            try:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    _, link = await loop.create_connection(
+                        _Link, self._url.hostname or "127.0.0.1", self._url.port or 6379, ssl=tls
+                    )
+                    await self._greet(link)
+            except (OSError, TimeoutError) as error:
+                raise down() from error
+            self._link = link
+            return link
+
+    async def _greet(self, link: _Link) -> None:
+        hello: list[tuple[Argument, ...]] = []
+        if self._url.password:
+            user = (unquote(self._url.username),) if self._url.username else ()
+            hello.append(("AUTH", *user, unquote(self._url.password)))
+        database = self._url.path.strip("/")
+        if database and database != "0":
+            hello.append(("SELECT", database))
+        hello.append(("PING",))
+        try:
+            for reply in [await link.send(hiredis.pack_command(c)) for c in hello]:
+                _checked(reply)
+        except RedisReplyError as error:
+            with suppress(Exception):
+                assert link.transport is not None
+                link.transport.close()
+            raise down() from error
+
+
+def _checked(reply: Any) -> Any:
+    if isinstance(reply, hiredis.HiredisError):
+        raise RedisReplyError(f"Redis refused a command: {reply}")
+    return reply

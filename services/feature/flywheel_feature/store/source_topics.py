@@ -1,0 +1,112 @@
+"""Topics of stream sources in Kafka: made, written, measured."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from flywheel_common.errors import Unavailable
+from flywheel_common.kafka import kafka_errors
+from flywheel_common.logs import get_logger
+from flywheel_common.producer import Producer
+from flywheel_common.topics import TopicSpec, ensure_topics
+from flywheel_feature.definitions import Source, StreamSource
+
+log = get_logger(__name__)
+
+END_SECONDS = 1.0
+"""How long an answer about where a topic ends may be used again for lag."""
+
+
+class SourceTopics:
+    """Raises Unavailable KAFKA_UNAVAILABLE while Kafka is away."""
+
+    def __init__(
+        self, bootstrap: str, producer: Producer, *, topic_of: Callable[[str, str], str], partitions: int
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._producer = producer
+        self._topic_of = topic_of
+        self._partitions = partitions
+        self._ready: dict[str, int] = {}
+        self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
+        self._ends: dict[str, tuple[float, dict[int, int]]] = {}
+
+    def topic(self, project: str, source: str) -> str:
+        return self._topic_of(project, source)
+
+    async def ensure(self, source: Source) -> int:
+        """Create the topic where it is missing; its number of partitions."""
+        topic = self.topic(source.project, source.id)
+        if topic not in self._ready:
+            assert isinstance(source.kind, StreamSource)
+            wanted = source.kind.partitions or self._partitions
+            await ensure_topics(self._bootstrap, [TopicSpec(topic, wanted)], timeout_seconds=5.0)
+            self._ready[topic] = wanted
+        return self._ready[topic]
+
+    async def prepare(self, sources: Iterable[Source]) -> None:
+        """Create missing topics now rather than at the first push; Kafka may be away, then it happens then."""
+        try:
+            for source in sources:
+                await self.ensure(source)
+        except Unavailable as error:
+            log.warning("topics are made later", reason=error.reason)
+
+    async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
+        """(partition, value) each; answers (partition, offset) once all replicas have them."""
+        topic = self.topic(source.project, source.id)
+        sends = [self._producer.send(topic, value, key=str(p), partition=p) for p, value in events]
+        return list(await asyncio.gather(*sends)) if len(sends) > 1 else [await sends[0]] if sends else []
+
+    async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """Per partition where the topic ends now; empty when there is no topic."""
+        topic = self.topic(project, source)
+        async with self._lock:
+            with kafka_errors():
+                async with asyncio.timeout(10.0):
+                    consumer = await self._connected()
+                    partitions = consumer.partitions_for_topic(topic)
+                    if not partitions:
+                        # An unknown topic must be asked for: metadata of all is fetched only now and then.
+                        await consumer._client.force_metadata_update()
+                        partitions = consumer.partitions_for_topic(topic) or await self._asked(consumer, topic)
+                    if not partitions:
+                        return {}
+                    ends = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
+        found = {tp.partition: int(end) for tp, end in ends.items()}
+        self._ends[topic] = time.monotonic(), found
+        return found
+
+    async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """Like `end_offsets`, at most a second old."""
+        at, found = self._ends.get(self.topic(project, source), (0.0, {}))
+        return found if found and time.monotonic() - at < END_SECONDS else await self.end_offsets(project, source)
+
+    async def close(self) -> None:
+        if self._consumer is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(2.0):
+                    await self._consumer.stop()
+
+    async def _connected(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, group_id=None, metadata_max_age_ms=30_000)
+            try:
+                await consumer.start()
+            except BaseException:
+                with suppress(Exception):
+                    await consumer.stop()
+                raise
+            self._consumer = consumer
+        return self._consumer
+
+    @staticmethod
+    async def _asked(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
+        await consumer.topics()
+        return set(consumer.partitions_for_topic(topic) or ())

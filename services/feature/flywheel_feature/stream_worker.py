@@ -1,0 +1,102 @@
+"""The loop around the stream materializer: Kafka records in, positions asked for when a partition comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from flywheel_common.consumer import ConsumerLoop, PoisonError, Record, TopicPartition
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.logs import get_logger
+from flywheel_feature.catalog import Catalog
+from flywheel_feature.convert_events import from_event
+from flywheel_feature.definitions import Source
+from flywheel_feature.frames import Columns
+from flywheel_feature.store.definitions import DefinitionStore
+from flywheel_feature.stream_materialization import PositionLost, StreamMaterializer, joined
+
+log = get_logger(__name__)
+
+
+class StreamWorker:
+    """`topic_of(project, source)` names topics; only topics of applied sources are acted on."""
+
+    def __init__(
+        self, definitions: DefinitionStore, materializer: StreamMaterializer, topic_of: Callable[[str, str], str]
+    ) -> None:
+        self._definitions = definitions
+        self._materializer = materializer
+        self._topic_of = topic_of
+        self._loop: ConsumerLoop | None = None
+        self._live: frozenset[str] = frozenset()
+
+    def loop(self, **settings: Any) -> ConsumerLoop:
+        """The consumer to run."""
+        self._loop = ConsumerLoop(handler=self._handle, positions=self._positions, commit_to_kafka=False, **settings)
+        self._live = self._live_views()
+        self._definitions.on_change(self._definitions_changed)
+        return self._loop
+
+    def _live_views(self) -> frozenset[str]:
+        return frozenset(
+            v.name for c in self._definitions.projects() for s in c.sources.values() if s.is_stream for v in c.stream_views(s.id)
+        ) | frozenset(s.name for c in self._definitions.projects() for s in c.sources.values() if s.is_stream)
+
+    def _definitions_changed(self) -> None:
+        live = self._live_views()
+        added, self._live = live - self._live, live
+        if added and self._loop is not None:
+            log.info("streams read again for new definitions", views=sorted(added))
+            self._loop.rewind()
+
+    def _find(self, topic: str) -> tuple[Catalog, Source] | None:
+        for catalog in self._definitions.projects():
+            for source in catalog.sources.values():
+                if source.is_stream and self._topic_of(catalog.project, source.id) == topic:
+                    return catalog, source
+        return None
+
+    async def _positions(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        await self._definitions.refresh()
+        found: dict[TopicPartition, int | None] = {}
+        for tp in partitions:
+            known = self._find(tp.topic)
+            offset = await self._materializer.begin(*known, tp.partition) if known is not None else 0
+            # 0 as None: the beginning is where Kafka still has records.
+            found[tp] = offset or None
+        return found
+
+    async def _handle(self, conn: Any, records: Sequence[Record]) -> None:
+        known = self._find(records[0].topic)
+        if known is None:
+            await self._definitions.refresh()
+            if self._find(records[0].topic) is not None:
+                self._forget()
+            # Else nobody applied such a source here: these events are not ours.
+            return
+        catalog, source = known
+        parts: list[tuple[int, Columns, Sequence[str]]] = []
+        poison: list[Record] = []
+        why = ""
+        for record in records:
+            try:
+                assert record.event is not None
+                parts.append((record.offset, *from_event(record.event, source)))
+            except InvalidArgument as error:
+                poison.append(record)
+                why = error.message
+        if poison:
+            raise PoisonError(why, poison)
+        if not parts:
+            return
+        try:
+            await self._materializer.apply(catalog, joined(source, records[0].partition, parts, records[-1].offset + 1))
+        except PositionLost:
+            log.warning("positions changed under this member: it starts again from them", source=source.name)
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._loop is not None:
+            self._loop.rewind()
+
+
