@@ -54,8 +54,8 @@ def settings(service: Service, backends: Backends, ports: Mapping[str, int], sta
         "triton_url": backends.triton.grpc_url,
         "ray_address": backends.ray.jobs_url,
         "ray_auth_token": backends.ray.token,
-        "ray_python": sys.executable,
-        "state_directory": str(state / service.name),
+        "job_python": sys.executable,
+        "state_dir": str(state / service.name),
         **{f"{peer}_address": f"127.0.0.1:{ports[peer]}" for peer in NAMES if peer != service.service},
     }
     if service.port is not None:
@@ -63,7 +63,7 @@ def settings(service: Service, backends: Backends, ports: Mapping[str, int], sta
     if service.service != "inference":
         fields["postgres_dsn"] = backends.postgres.dsn(f"flywheel_{service.service}")
     if service.service == "trainer":
-        fields["dbos_dsn"] = backends.postgres.dsn("flywheel_trainer_dbos")
+        fields["workflow_dsn"] = backends.postgres.dsn("flywheel_trainer_dbos")
     prefix = f"FLYWHEEL_{service.service.upper()}_"
     return {**{prefix + key.upper(): value for key, value in fields.items()}, **S3_CLIENTS}
 
