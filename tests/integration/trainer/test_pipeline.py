@@ -1,0 +1,144 @@
+"""The pipeline from a spine to a rollout, through kill -9 of the trainer, with a real training job."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import numpy as np
+import onnxruntime
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from flywheel_common.testing import eventually
+from flywheel_protos.events.v1.event_pb2 import Event
+from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
+from flywheel_protos.feature.v1 import training_set_pb2
+from flywheel_protos.registry.v1 import model_pb2
+from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_protos.types.v1 import job_pb2
+
+MODEL = "projects/default/models/late"
+FEATURE_SET = "projects/default/featureSets/late/versions/1"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+
+def request(request_id: str, *, epochs: int = 3) -> pb.StartPipelineRunRequest:
+    spine = training_set_pb2.Spine(
+        source=training_set_pb2.SourceSpine(
+            source="projects/default/sources/landed",
+            timestamp_field="scheduled",
+            label="delay > 15",
+            start_time=Timestamp(seconds=1_357_000_000),
+            end_time=Timestamp(seconds=1_365_000_000),
+        )
+    )
+    return pb.StartPipelineRunRequest(
+        parent="projects/default",
+        request_id=request_id,
+        spec=pb.PipelineSpec(
+            model=MODEL,
+            feature_set=FEATURE_SET,
+            spine=spine,
+            train=pb.TrainSpec(
+                experiment="projects/default/experiments/late",
+                tabular=pb.TabularRecipe(epochs=epochs, hidden_sizes=[16], learning_rate=3e-3),
+                workers=1,
+            ),
+            fallback=model_pb2.Fallback(default_score=0.2),
+            segment_keys=["carrier"],
+            start_rollout=True,
+        ),
+    )
+
+
+async def test_a_pipeline_killed_in_every_wait_completes_after_restarts_with_each_effect_once(
+    trainer_settings: dict[str, str],
+    with_peers: dict[str, str],
+    with_ray: dict[str, str],
+    peers: Any,
+    database: str,
+    start_trainer: Callable[[dict[str, str]], Awaitable[Any]],
+) -> None:
+    peers.feature.looks = 15
+    trainer = await start_trainer(trainer_settings | with_peers | with_ray)
+    connection, stub = trainer.stub()
+    async with connection:
+        await stub.CreateExperiment(pb.CreateExperimentRequest(parent="projects/default", experiment_id="late"))
+        first = await stub.StartPipelineRun(request("once"))
+        again = await stub.StartPipelineRun(request("once"))
+        assert again.pipeline_run.name == first.pipeline_run.name
+        name = first.pipeline_run.name
+        await eventually(lambda: peers.effects.calls["GetJob"] >= 3, within=60)
+
+    trainer.kill()  # while the training set is being built
+    await trainer.start()
+    connection, stub = trainer.stub()
+    async with connection:
+
+        async def training() -> bool:
+            jobs = (await stub.ListJobs(pb.ListJobsRequest(parent="projects/default"))).jobs
+            return bool(jobs) and jobs[0].state == job_pb2.JOB_STATE_RUNNING
+
+        await eventually(training, within=90, every=0.3)
+
+    trainer.kill()  # while the job is running
+    await trainer.start()
+    connection, stub = trainer.stub()
+    async with connection:
+
+        async def ended() -> pb.PipelineRun | None:
+            run = (await stub.GetPipelineRun(pb.GetPipelineRunRequest(name=name))).pipeline_run
+            return run if run.HasField("ended_at") else None
+
+        run = await eventually(ended, within=250, every=0.5)
+        assert run.state == job_pb2.JOB_STATE_SUCCEEDED, run.error_message
+        jobs = (await stub.ListJobs(pb.ListJobsRequest(parent="projects/default"))).jobs
+        tracked = (await stub.GetRun(pb.GetRunRequest(name=run.run))).run
+        points = await stub.ListMetricPoints(pb.ListMetricPointsRequest(run=run.run, key="train_loss"))
+
+    assert [(s.step, s.state) for s in run.steps] == [
+        (step, job_pb2.JOB_STATE_SUCCEEDED)
+        for step in ("training_set", "train", "evaluate", "register", "release", "rollout")
+    ]
+    assert run.gate_passed
+    assert len(jobs) == 1
+    assert peers.effects.conflicts == []
+    assert dict(peers.effects.effects) == dict.fromkeys(
+        ("BuildTrainingSet", "CreateModelVersion", "PromoteModelVersion", "CreateRelease", "StartRollout"), 1
+    )
+    assert list(points.steps) == [1, 2, 3]
+    assert tracked.state == pb.RUN_STATE_SUCCEEDED
+    assert tracked.code_version
+    assert tracked.environment["torch"]
+
+    version = peers.registry.versions[run.model_version]
+    assert version.pipeline_run == name
+    assert version.metrics["auc"] > 0.75
+    assert {a.name for a in version.artifacts} == {"model.onnx", "weights.pt", "report.json"}
+    golden = version.golden_rows
+    inputs = np.frombuffer(golden.inputs, "<f4").reshape(golden.row_count, len(version.signature.inputs))
+    session = onnxruntime.InferenceSession(peers.registry.files[version.name, "model.onnx"])
+    scores = session.run(["SCORE"], {"INPUT": inputs})[0]
+    assert scores.shape == (golden.row_count, 1)
+    np.testing.assert_allclose(scores[:, 0], np.frombuffer(golden.scores, "<f4"), atol=1e-5)
+    release = peers.registry.releases[run.release]
+    assert release.calibration.platt.slope > 0
+    assert release.fallback.default_score == 0.2
+    assert list(release.segment_keys) == ["carrier"]
+    assert 0 < release.threshold < 1
+
+    events = await outbox(database)
+    assert [e.type for e in events] == ["flywheel.events.v1.TrainingCompleted"]
+    completed = TrainingCompleted.FromString(events[0].payload)
+    assert (completed.pipeline_run, completed.succeeded, completed.model_version) == (name, True, version.name)
+
+
+async def outbox(database: str) -> list[Event]:
+    connection = await asyncpg.connect(database)
+    try:
+        return [Event.FromString(row["value"]) for row in await connection.fetch("SELECT value FROM outbox ORDER BY id")]
+    finally:
+        await connection.close()
