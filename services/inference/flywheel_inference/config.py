@@ -71,6 +71,8 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Rows that are sent without waiting."""
     log_max_rows: int = 50_000
     """Rows held in memory until Kafka has them; beyond, they are dropped and counted."""
+    log_drain_seconds: float = 5.0
+    """At the end of the process: how long to wait for Kafka to take the rows that are left."""
     outcome_timeout_seconds: float = 5.0
     """Most that RecordOutcome waits for Kafka."""
     heartbeat_seconds: float = 0.25

@@ -45,6 +45,7 @@ class ModelControl(Protocol):
     async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None: ...
     async def unload(self, name: str, timeout: float) -> None: ...
     async def is_loaded(self, name: str, timeout: float) -> bool: ...
+    async def loaded_digest(self, name: str, timeout: float) -> str: ...
     async def infer(
         self, name: str, tensor: npt.NDArray[np.float32], timeout: float
     ) -> npt.NDArray[np.float32]: ...
@@ -79,18 +80,14 @@ class ReleaseLoader:
         retryable when a peer does not answer."""
         contract = await self.contract(spec.feature_set)
         async with self._locks.setdefault(spec.triton_model, asyncio.Lock()):
-            if not await self._models.is_loaded(spec.triton_model, 5.0):
-                await self._load(spec, await self._verified_model(spec))
+            artifact = _model_file(spec)
+            if await self._models.loaded_digest(spec.triton_model, 5.0) != artifact.sha256:
+                await self._load(spec, artifact, await self._verified(spec, artifact))
             try:
                 await self._check_golden(spec)
             except DataLoss:
-                # Whatever answers under this name is not this version: replace it once, then judge.
-                await self._load(spec, await self._verified_model(spec))
-                try:
-                    await self._check_golden(spec)
-                except DataLoss:
-                    await self._models.unload(spec.triton_model, self._load_seconds)
-                    raise
+                await self._models.unload(spec.triton_model, self._load_seconds)
+                raise
         return contract
 
     async def contract(self, feature_set: str) -> Contract:
@@ -112,12 +109,7 @@ class ReleaseLoader:
         """Raises Unavailable or DeadlineExceeded when the model server does not answer."""
         return await self._models.is_loaded(triton_model, 1.0)
 
-    async def _verified_model(self, spec: ReleaseSpec) -> bytes:
-        artifact = next((a for a in spec.artifacts if a.name == MODEL_FILE), None)
-        if artifact is None:
-            raise FailedPrecondition(
-                f"{spec.model_version} has no file {MODEL_FILE}.", reason="NO_MODEL_FILE"
-            )
+    async def _verified(self, spec: ReleaseSpec, artifact: ArtifactSpec) -> bytes:
         content = await asyncio.to_thread(self._kept.load_artifact, artifact.sha256)
         if content is None:
             content = await self._artifacts.download(spec.model_version, artifact, self._load_seconds)
@@ -130,12 +122,13 @@ class ReleaseLoader:
             await asyncio.to_thread(self._kept.save_artifact, artifact.sha256, content)
         return content
 
-    async def _load(self, spec: ReleaseSpec, onnx: bytes) -> None:
+    async def _load(self, spec: ReleaseSpec, artifact: ArtifactSpec, onnx: bytes) -> None:
         for backend in ("onnxruntime", "python") if self._backend is None else (self._backend,):
             config, files = load_request(
                 spec.triton_model,
                 len(spec.inputs),
                 onnx,
+                artifact.sha256,
                 backend=backend,
                 instances=self._instances,  # type: ignore[arg-type]
             )
@@ -167,3 +160,10 @@ class ReleaseLoader:
                     f"{golden.tolerance:.3g} is allowed.",
                     reason="GOLDEN_ROWS_MISMATCH",
                 )
+
+
+def _model_file(spec: ReleaseSpec) -> ArtifactSpec:
+    artifact = next((a for a in spec.artifacts if a.name == MODEL_FILE), None)
+    if artifact is None:
+        raise FailedPrecondition(f"{spec.model_version} has no file {MODEL_FILE}.", reason="NO_MODEL_FILE")
+    return artifact

@@ -8,6 +8,8 @@ from contextlib import AsyncExitStack
 from functools import partial
 from weakref import WeakSet
 
+from prometheus_client import REGISTRY, CollectorRegistry
+
 from flywheel_common import topics
 from flywheel_common.auth import READ, WRITE, Permissions
 from flywheel_common.errors import Unavailable
@@ -48,10 +50,10 @@ def now_micros() -> int:
 
 
 async def build(
-    settings: InferenceSettings, stack: AsyncExitStack, metrics: GatewayMetrics | None = None
+    settings: InferenceSettings, stack: AsyncExitStack, prometheus: CollectorRegistry = REGISTRY
 ) -> Server:
     """A gateway that is ready to `run_until_signal`."""
-    metrics = metrics or GatewayMetrics()
+    metrics = GatewayMetrics(prometheus)
     folder = await asyncio.to_thread(StateFolder, settings.state_dir)
     gateway_id = settings.gateway_id or folder.gateway_id(f"gateway-{new_id()}")
     token = settings.service_token.get_secret_value()
@@ -84,7 +86,7 @@ async def build(
         flush_rows=settings.log_flush_rows,
         max_rows=settings.log_max_rows,
     )
-    stack.push_async_callback(log.drain, 5.0)
+    stack.push_async_callback(log.drain, settings.log_drain_seconds)
     shadow = ShadowCopies(
         log.offer, max_rows=settings.shadow_max_rows, timeout_seconds=settings.shadow_timeout_seconds
     )
@@ -150,6 +152,7 @@ async def build(
         full_service_names=[SERVICE],
         permissions=PERMISSIONS,
         readiness=lambda: serving.settled,
+        registry=prometheus,
     )
     server.add_background("serving", serving.run)
     server.add_background("prediction log", log.run)

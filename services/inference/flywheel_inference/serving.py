@@ -265,7 +265,10 @@ class ServingState:
             error = caught if isinstance(caught, FlywheelError) else Internal(f"loading failed: {caught!r}")
             if error is not caught:
                 log.error("release cannot be loaded", release=loaded.spec.name, exc_info=caught)
-            loaded.failure, loaded.refused = f"{error.reason}: {error.message}", not error.retryable
+            loaded.failure, loaded.refused = (
+                f"{error.reason}: {error.message}",
+                (not error.retryable and error is caught),
+            )
             wait = (
                 REFUSED_RETRY_SECONDS
                 if loaded.refused

@@ -14,6 +14,14 @@ INPUT = "INPUT"
 SCORE = "SCORE"
 MODEL_FILE = "model.onnx"
 MAX_BATCH_ROWS = 1024
+DIGEST = "sha256"
+"""Config parameter: hex SHA-256 of the model file."""
+ONE_THREAD: dict[str, object] = {
+    "intra_op_thread_count": {"string_value": "1"},
+    "inter_op_thread_count": {"string_value": "1"},
+}
+THREADS: dict[Backend, dict[str, object]] = {"onnxruntime": ONE_THREAD, "python": {}}
+"""One thread per instance: requests run side by side instead."""
 
 
 def model_name(project: str, model: str, version: int) -> str:
@@ -22,10 +30,13 @@ def model_name(project: str, model: str, version: int) -> str:
 
 
 def load_request(
-    name: str, inputs: int, onnx: bytes, *, backend: Backend, instances: int = 1
+    name: str, inputs: int, onnx: bytes, sha256: str, *, backend: Backend, instances: int = 1
 ) -> tuple[str, dict[str, bytes]]:
     """The config (JSON) and the files of a RepositoryModelLoad request. Batching is dynamic without a queue delay:
-    whatever waits while an instance is busy forms its next batch."""
+    whatever waits while an instance is busy forms its next batch.
+
+    The digest stands in the config because Triton keeps a loaded model whose config is the same, whatever the files say.
+    """
     config: dict[str, object] = {
         "name": name,
         "max_batch_size": MAX_BATCH_ROWS,
@@ -33,6 +44,7 @@ def load_request(
         "output": [{"name": SCORE, "data_type": "TYPE_FP32", "dims": [1]}],
         "instance_group": [{"kind": "KIND_CPU", "count": instances}],
         "dynamic_batching": {},
+        "parameters": {DIGEST: {"string_value": sha256}, **THREADS[backend]},
     }
     files = {f"file:1/{MODEL_FILE}": onnx}
     if backend == "python":
@@ -41,10 +53,6 @@ def load_request(
     else:
         config["backend"] = "onnxruntime"
         config["default_model_filename"] = MODEL_FILE
-        config["parameters"] = {
-            "intra_op_thread_count": {"string_value": "1"},
-            "inter_op_thread_count": {"string_value": "1"},
-        }
     return json.dumps(config), files
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 from pathlib import Path
 
 from flywheel_inference.release import Contract, FieldSpec
@@ -85,7 +86,7 @@ class StateFolder:
 
 
 def _write(file: Path, content: bytes) -> None:
-    beside = file.with_name(f"{file.name}.{os.getpid()}.new")
+    beside = file.with_name(f"{file.name}.{secrets.token_hex(6)}.new")
     with beside.open("wb") as opened:
         opened.write(content)
         opened.flush()

@@ -11,7 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from flywheel_common.errors import DeadlineExceeded, FailedPrecondition, FlywheelError, NotFound, Unavailable
-from flywheel_inference.triton_model import INPUT, SCORE
+from flywheel_inference.triton_model import DIGEST, INPUT, SCORE
 
 _ABSENT = ("unknown model", "is not found", "is not ready", "not loaded", "has no available versions")
 
@@ -80,6 +80,23 @@ class Triton:
             translated = _translated(error, name)
             if not isinstance(translated, NotFound):
                 raise translated from None
+
+    async def loaded_digest(self, name: str, timeout: float) -> str:
+        """The digest of the file that a loaded model was made of; empty when it is not loaded, or loaded by others."""
+        if not await self.is_loaded(name, timeout):
+            return ""
+        try:
+            response = await self._stub.ModelConfig(pb.ModelConfigRequest(name=name), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            translated = _translated(error, name)
+            if isinstance(translated, NotFound):
+                return ""
+            raise translated from None
+        return (
+            str(response.config.parameters[DIGEST].string_value)
+            if DIGEST in response.config.parameters
+            else ""
+        )
 
     async def is_loaded(self, name: str, timeout: float) -> bool:
         """Raises Unavailable or DeadlineExceeded when Triton does not answer."""
