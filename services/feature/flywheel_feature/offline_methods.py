@@ -1,5 +1,6 @@
 """The offline methods of FeatureService: training sets and the skew check."""
 
+# ruff: noqa: N802, ARG002 - the names and parameters of gRPC methods
 from __future__ import annotations
 
 from datetime import datetime
@@ -18,13 +19,17 @@ from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 
 class OfflineMethods:
-    def __init__(self, *, jobs: JobRunner, builder: TrainingSetBuilder, training_sets: TrainingSets, ids: Ids) -> None:
+    def __init__(
+        self, *, jobs: JobRunner, builder: TrainingSetBuilder, training_sets: TrainingSets, ids: Ids
+    ) -> None:
         self._offline_jobs = jobs
         self._builder = builder
         self._training_sets = training_sets
         self._ids = ids
 
-    async def BuildTrainingSet(self, request: pb.BuildTrainingSetRequest, context: Any) -> pb.BuildTrainingSetResponse:
+    async def BuildTrainingSet(
+        self, request: pb.BuildTrainingSetRequest, context: Any
+    ) -> pb.BuildTrainingSetResponse:
         named = convert_offline.with_training_set_id(request, self._ids.new())
         wanted = convert_offline.training_set_request(named)
         await self._builder.validate(wanted)
@@ -37,20 +42,29 @@ class OfflineMethods:
         )
         return pb.BuildTrainingSetResponse(job=convert.job_to_proto(job))
 
-    async def GetTrainingSet(self, request: pb.GetTrainingSetRequest, context: Any) -> pb.GetTrainingSetResponse:
+    async def GetTrainingSet(
+        self, request: pb.GetTrainingSetRequest, context: Any
+    ) -> pb.GetTrainingSetResponse:
         parts = TRAINING_SET.parse(request.name)
         found = await self._training_sets.get(str(parts["project"]), str(parts["id"]))
         if found is None:
-            raise NotFound(f"{request.name} does not exist: look it up with ListTrainingSets.", reason="UNKNOWN_TRAINING_SET")
+            raise NotFound(
+                f"{request.name} does not exist: look it up with ListTrainingSets.",
+                reason="UNKNOWN_TRAINING_SET",
+            )
         return pb.GetTrainingSetResponse(training_set=convert_offline.training_set_to_proto(found))
 
-    async def ListTrainingSets(self, request: pb.ListTrainingSetsRequest, context: Any) -> pb.ListTrainingSetsResponse:
+    async def ListTrainingSets(
+        self, request: pb.ListTrainingSetsRequest, context: Any
+    ) -> pb.ListTrainingSetsResponse:
         query = f"{request.parent}\n{request.filter}"
         after = decode_token(request.page_token, query=query)
         size = page_size(request.page_size, default=100)
         key, _, feature_set = request.filter.partition("=")
         if request.filter and key != "feature_set":
-            raise InvalidArgument(f"{request.filter[:100]!r} is no filter: expected feature_set=NAME.", reason="INVALID_FILTER")
+            raise InvalidArgument(
+                f"{request.filter[:100]!r} is no filter: expected feature_set=NAME.", reason="INVALID_FILTER"
+            )
         before = (datetime.fromisoformat(str(after[0])), str(after[1])) if after else None
         found = await self._training_sets.list(
             parse_project(request.parent), feature_set=feature_set, before=before, limit=size + 1

@@ -53,7 +53,9 @@ class _Link(asyncio.Protocol):
             if not future.done():
                 future.set_result(reply)
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:
+        # Whatever the cause, the caller's answer is the same.
+        del exc
         self.transport = None
         waiting, self.waiting = self.waiting, deque()
         for future in waiting:
