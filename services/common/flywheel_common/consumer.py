@@ -115,7 +115,7 @@ class ConsumerLoop:
         self._claims: dict[TopicPartition, Claim] = {}
         self._consumer: AIOKafkaConsumer | None = None
         self._producer = Producer(bootstrap, client_id=f"{group}-dead-letters")
-        self._dead_letters = DeadLetters(self._producer, group, poison_limit)
+        self._dead_letters = DeadLetters(bootstrap, self._producer, group, poison_limit)
         self._trimmed = 0.0
 
     @property

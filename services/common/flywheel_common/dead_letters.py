@@ -8,7 +8,7 @@ from flywheel_common.errors import Internal
 from flywheel_common.logs import get_logger
 from flywheel_common.producer import Producer
 from flywheel_common.records import Record
-from flywheel_common.topics import dead_letter
+from flywheel_common.topics import TopicSpec, dead_letter, ensure_topics
 
 log = get_logger(__name__)
 
@@ -33,8 +33,10 @@ class DeadLetters:
     """Parks records of a group in `dead-letter.<group>`: original key, value and headers, and `x-…` headers with
     origin and error. A crash between parking and moving the position parks a record twice."""
 
-    def __init__(self, producer: Producer, group: str, limit: int) -> None:
+    def __init__(self, bootstrap: str, producer: Producer, group: str, limit: int) -> None:
+        self._bootstrap = bootstrap
         self._producer = producer
+        self._topic_exists = False
         self._group = group
         self._limit = limit
         self._in_a_row = 0
@@ -47,6 +49,10 @@ class DeadLetters:
         """Returns once Kafka has them. Raises Unavailable, or TooMuchPoison at `limit` in a row."""
         if self._in_a_row + len(poison.records) > self._limit:
             raise TooMuchPoison(f"{self._limit} records of {self._group} in a row could not be processed: {poison.why}")
+        if not self._topic_exists:
+            spec = TopicSpec(dead_letter(self._group), partitions=1, retention_days=30)
+            await ensure_topics(self._bootstrap, [spec], timeout_seconds=5)
+            self._topic_exists = True
         for record in poison.records:
             headers = [
                 *record.headers,
