@@ -80,7 +80,7 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         store=store,
         idempotency=idempotency,
         catalog=Catalog(clock, settings.max_artifact_bytes),
-        transfers=Transfers(store, objects, clock),
+        transfers=Transfers(store, objects, clock, objects.ensure_bucket),
         promotions=Promotions(clock),
         rollouts=rollouts,
         rollbacks=Rollbacks(clock, rollouts, gateways),
@@ -115,7 +115,6 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
     server.add_background("serving board", board.run)
     server.add_background("rollout ticker", lambda: lease.run(lambda _: ticker.run()))
     server.add_background("outbox relay", relay_events)
-    server.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
     server.add_background("housekeeping", housekeeping)
     return server
 

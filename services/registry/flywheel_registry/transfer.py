@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
@@ -20,8 +20,12 @@ CHUNK_BYTES = 1024 * 1024
 
 
 class Transfers:
-    def __init__(self, store: Store, objects: ObjectStore, clock: Clock) -> None:
+    """`prepare` makes sure that the object store can be written to (its bucket exists); asked until it succeeds once."""
+
+    def __init__(self, store: Store, objects: ObjectStore, clock: Clock, prepare: Callable[[], Awaitable[None]]) -> None:
         self._store = store
+        self._prepare = prepare
+        self._prepared = False
         self._objects = objects
         self._clock = clock
 
@@ -32,6 +36,9 @@ class Transfers:
         store makes it visible: a wrong byte keeps nothing. Uploading again what is there is checked all the same.
         Raises DataLoss DIGEST_MISMATCH, FailedPrecondition NOT_DECLARED, InvalidArgument TOO_LARGE."""
         declared = await self._declared(name, artifact_name)
+        if not self._prepared:
+            await self._prepare()
+            self._prepared = True
         async with self._store.reading() as records:
             known = await records.digest_stored(declared.sha256)
         checked = _checked(declared, chunks)

@@ -1,0 +1,58 @@
+"""The registry's whole server in this process, on real PostgreSQL, S3 and Kafka, and a monitor that says what a test wants."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import pytest_asyncio
+
+from flywheel_local.s3 import S3
+from flywheel_registry.config import RegistrySettings
+from flywheel_registry.testing import FakeMonitor, Story, running, serving_monitor
+
+
+@pytest_asyncio.fixture
+async def monitor() -> AsyncIterator[FakeMonitor]:
+    async with serving_monitor() as fake:
+        yield fake
+
+
+@pytest.fixture
+def settings(database: str, bucket: str, s3: S3) -> Callable[..., RegistrySettings]:
+    """Settings on the real backends; keyword arguments override. Without Kafka, but for tests about events: that it is
+    down must stop nothing else."""
+
+    def make(**overrides: Any) -> RegistrySettings:
+        values: dict[str, Any] = {
+            "listen": "127.0.0.1:0",
+            "metrics_listen": "",
+            "drain_seconds": 0.0,
+            "grace_seconds": 0.2,
+            "log_rpcs": False,
+            "postgres_dsn": database,
+            "kafka_bootstrap": "127.0.0.1:1",
+            "s3_endpoint": s3.endpoint,
+            "s3_access_key": s3.access_key,
+            "s3_secret_key": s3.secret_key,
+            "s3_bucket": bucket,
+            "monitor_address": "127.0.0.1:1",
+            "tick_seconds": 0.05,
+            "tick_lease_seconds": 1.0,
+            **overrides,
+        }
+        return RegistrySettings(**values)
+
+    return make
+
+
+@pytest_asyncio.fixture
+async def registry(settings: Callable[..., RegistrySettings], monitor: FakeMonitor) -> AsyncIterator[Any]:
+    async with running(settings(monitor_address=monitor.address)) as stub:
+        yield stub
+
+
+@pytest_asyncio.fixture
+async def story(registry: Any) -> Story:
+    return Story(registry)
