@@ -119,12 +119,14 @@ status: ## what runs, where it listens, where it logs
 test: setup ## the whole test suite against real backends (SUITE=tests/unit, ARGS='-k name')
 	@exec $(PY) -m pytest $(or $(SUITE),tests) $(ARGS)
 
+# Each tool runs even where an earlier one complained, so that one run shows all there is to mend.
 check: setup ## formatting, lint, types, import direction, protos (under 30 s)
-	@$(VENV)/bin/ruff format --check -q . || { echo "run make format"; exit 1; }
-	@$(VENV)/bin/ruff check -q .
-	@$(VENV)/bin/lint-imports --config pyproject.toml --no-logo
-	@cd protos && ../$(VENV)/bin/buf lint
-	@$(VENV)/bin/mypy
+	@failed=""; try() { "$${@:2}" || failed="$$failed $$1"; }; cd protos && try protos ../$(VENV)/bin/buf lint; cd ..; \
+	try format $(VENV)/bin/ruff format --check -q --output-format concise .; \
+	try lint $(VENV)/bin/ruff check -q --output-format concise .; \
+	try imports $(VENV)/bin/lint-imports --no-logo; \
+	try types $(VENV)/bin/mypy --no-error-summary; \
+	[ -z "$$failed" ] || { echo "make check: not clean:$$failed (make format mends formatting and what lint can fix)"; exit 1; }
 
 format: ## format everything
 	@$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .

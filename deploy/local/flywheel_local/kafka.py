@@ -31,7 +31,7 @@ logger.server.level = INFO
 class Kafka(Backend):
     name = "kafka"
     port_names = ("kafka", "kafka_controller")
-    start_seconds = 120.0
+    start_seconds = 180.0
 
     @property
     def port(self) -> int:

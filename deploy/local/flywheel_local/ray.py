@@ -15,7 +15,7 @@ from flywheel_local.process import Process
 class Ray(Backend):
     name = "ray"
     port_names = ("ray", "ray_dashboard")
-    start_seconds = 120.0
+    start_seconds = 180.0
 
     cpus = 2
     object_store_bytes = 256 * 1024 * 1024

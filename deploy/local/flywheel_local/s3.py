@@ -33,7 +33,15 @@ class S3(Backend):
         objects.mkdir(exist_ok=True)
         configuration = self.data / "rclone.conf"
         configuration.touch()
-        command: list[str | Path] = [rclone, "serve", "s3", "--addr", f"127.0.0.1:{self.port}", "--config", configuration]
+        command: list[str | Path] = [
+            rclone,
+            "serve",
+            "s3",
+            "--addr",
+            f"127.0.0.1:{self.port}",
+            "--config",
+            configuration,
+        ]
         command += ["--cache-dir", self.data / "cache", objects]
         # As a variable, because other users can read a command line.
         key = f'"{self.access_key},{self.secret_key}"'

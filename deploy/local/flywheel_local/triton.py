@@ -37,7 +37,13 @@ class Triton(Backend):
         repository = self.data / "models"
         repository.mkdir(exist_ok=True)
         libraries = [TRITON_SERVER / "nvidia_pytriton.libs", libpython.fetch()]
-        command: list[str | Path] = [server, "--model-repository", repository, "--model-control-mode", "explicit"]
+        command: list[str | Path] = [
+            server,
+            "--model-repository",
+            repository,
+            "--model-control-mode",
+            "explicit",
+        ]
         command += ["--backend-directory", _SERVER / "backends", "--exit-on-error", "false"]
         command += ["--strict-readiness", "false", "--log-verbose", "0", "--disable-auto-complete-config"]
         for kind in ("http", "grpc"):
