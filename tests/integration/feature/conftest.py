@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import flywheel as fw
+import pyarrow.fs as fs
 import pytest
 import pytest_asyncio
 from flywheel_common.grpc_server import Server
@@ -19,6 +21,21 @@ from flywheel_feature.config import FeatureSettings
 from flywheel_feature.server import build
 from flywheel_local.kafka import Kafka
 from flywheel_local.s3 import S3
+
+
+@pytest.fixture
+def bucket(s3: S3) -> str:
+    """A new bucket, made through the API: rclone sees folders that appear beside it only minutes later."""
+    name = f"test-{uuid.uuid4().hex[:16]}"
+    files = fs.S3FileSystem(
+        access_key=s3.access_key,
+        secret_key=s3.secret_key,
+        endpoint_override=s3.endpoint.removeprefix("http://"),
+        scheme="http",
+        allow_bucket_creation=True,
+    )
+    files.create_dir(name)
+    return name
 
 
 @pytest.fixture

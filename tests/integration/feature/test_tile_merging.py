@@ -1,0 +1,121 @@
+"""Tiles merged inside Redis equal tiles computed at once, whatever the cuts, the order and the repetitions."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import numpy as np
+from flywheel_feature.aggregation import Events, TileLayout, event_ranks
+from flywheel_feature.definitions import (
+    HOUR,
+    SECOND,
+    Aggregation,
+    AggregationFunction as F,
+    DataType,
+    Field,
+    Source,
+    StreamSource,
+    StreamView,
+    View,
+)
+from flywheel_feature.store.online_store import OnlineStore
+from flywheel_feature.store.redis_pipe import RedisPipe
+from flywheel_feature.stream_tiles import SourceRows, ViewTiles
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+TILE = 600 * SECOND
+START = 1_357_000_000 * SECOND
+KEY = Field("airport", DataType.STRING)
+SCHEMA = (KEY, Field("at", DataType.TIMESTAMP), Field("x", DataType.FLOAT64))
+SOURCE = Source("default", "events", SCHEMA, "at", "", StreamSource())
+AGGREGATIONS = tuple(
+    Aggregation(f"{f.name}_{w}", f, "x", w, 3) for f in F if f != F.APPROX_DISTINCT for w in (HOUR, 4 * HOUR)
+)
+
+EVENT = st.tuples(
+    st.sampled_from("AB"),
+    st.integers(0, 5 * 60),
+    st.one_of(st.none(), st.integers(-20, 20).map(float)),
+    st.integers(0, 1),
+)
+
+
+def rows_of(events: list[Any], partition: int, low: int, high: int) -> SourceRows:
+    """Events of a partition with low <= offset < high; an event's offset is its place in its partition."""
+    mine = [(i, e) for i, e in enumerate([e for e in events if e[3] == partition]) if low <= i < high]
+    airports = np.array([e[0] for _, e in mine], dtype=object)
+    times = np.array([START + e[1] * 60 * SECOND for _, e in mine], np.int64)
+    x = np.array([0.0 if e[2] is None else e[2] for _, e in mine], np.float64)
+    there = np.array([e[2] is not None for _, e in mine], bool)
+    everywhere = np.ones(len(mine), bool)
+    columns = {"airport": (airports, everywhere), "at": (times, everywhere), "x": (x, there)}
+    ids = [f"{partition}-{i}" for i, _ in mine]
+    return SourceRows(SOURCE, partition, columns, ids, np.array([i for i, _ in mine], np.int64), high)
+
+
+def at_once(layout: TileLayout, events: list[Any]) -> list[bytes | None]:
+    parts = [rows_of(events, p, 0, len(events)) for p in (0, 1)]
+    airport = np.concatenate([p.columns["airport"][0] for p in parts])
+    code = np.array([0 if a == "A" else 1 for a in airport], np.int64)
+    time = np.concatenate([p.columns["at"][0] for p in parts])
+    rank = event_ranks([i for p in parts for i in p.event_ids])
+    x = tuple(np.concatenate([p.columns["x"][k] for p in parts]) for k in (0, 1))
+    deltas = layout.partials(Events(code, time, time, rank, {"x": x}))  # type: ignore[arg-type]
+    return [layout.state_of(deltas[c], {}) if c in deltas else None for c in (0, 1)]
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(EVENT, min_size=1, max_size=50), st.lists(st.tuples(st.integers(0, 49), st.integers(1, 50)), max_size=6))
+def test_any_cuts_and_repetitions_give_the_same_windows(
+    redis_url: str, events: list[Any], repeats: list[tuple[int, int]]
+) -> None:
+    view = View("default", f"v{uuid.uuid4().hex[:12]}", "airport", StreamView("events", AGGREGATIONS, "", TILE), version=1)
+    tiles = ViewTiles(view, (KEY,), SCHEMA)
+    as_of = np.full(2, START + max(e[1] for e in events) * 60 * SECOND, np.int64)
+
+    async def merged() -> list[bytes | None]:
+        pipe = RedisPipe(redis_url)
+        store = OnlineStore(pipe)
+        for partition in (0, 1):
+            total = sum(e[3] == partition for e in events)
+            # Ranges that overlap what was applied, as after a crash, then everything that is left.
+            reached = 0
+            for low, size in [*repeats, (0, total)]:
+                low = min(low, reached)
+                reached = max(reached, min(total, low + size))
+                await tiles.apply(rows_of(events, partition, low, min(total, low + size)), store)
+        prefix = f"default/{view.id}@1{{1:".encode()
+        found = await store.read([prefix + b"A}", prefix + b"B}"])
+        await pipe.close()
+        return found
+
+    got = tiles.layout.read(asyncio.run(merged()), as_of)
+    want = tiles.layout.read(at_once(tiles.layout, events), as_of)
+    assert got.found.tolist() == want.found.tolist()
+    assert got.newest.tolist() == want.newest.tolist()
+    for aggregation, (values, valid), (expected, there) in zip(AGGREGATIONS, got.columns, want.columns, strict=True):
+        assert valid.tolist() == there.tolist(), aggregation.name
+        for row in np.flatnonzero(there):
+            np.testing.assert_allclose(values[row], expected[row], rtol=1e-9, atol=1e-9, err_msg=aggregation.name)
+
+
+async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(redis_url: str) -> None:
+    from flywheel_feature.definitions import Feature
+    from flywheel_feature.row_encoding import RowLayout
+
+    layout = RowLayout([Feature("x", DataType.FLOAT64)])
+    store = OnlineStore(pipe := RedisPipe(redis_url))
+    versions = [(5, 5, 1.0), (7, 7, 2.0), (6, 9, 3.0), (7, 8, 4.0), (7, 7, 5.0), (7, 8, 6.0)]
+    rows = layout.encode(
+        {"x": (np.array([v[2] for v in versions]), np.ones(len(versions), bool))},
+        np.array([v[0] for v in versions], np.int64),
+        np.array([v[1] for v in versions], np.int64),
+    )
+    assert await store.write_rows([b"k"] * len(rows), rows, 0) == 3
+    decoded = layout.decode(await store.read([b"k", b"absent"]))
+    assert decoded.columns[0][0].tolist() == [4.0, 0.0]
+    assert decoded.found.tolist() == [True, False]
+    await pipe.close()

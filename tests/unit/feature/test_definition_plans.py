@@ -1,0 +1,174 @@
+"""What an apply changes: versions for definitions, updates for words, violations for mistakes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from flywheel_common.errors import FailedPrecondition, InvalidArgument
+from flywheel_feature.apply_plan import Action, ApplyPlan, Declared, make_plan
+from flywheel_feature.catalog import Catalog
+from flywheel_feature.definitions import (
+    HOUR,
+    Aggregation,
+    AggregationFunction,
+    BatchView,
+    DataType,
+    Entity,
+    Expression,
+    Feature,
+    FeatureSet,
+    Field,
+    Metadata,
+    OnDemandView,
+    ParquetSource,
+    RequestSource,
+    Source,
+    StreamSource,
+    StreamView,
+    VersionRef,
+    View,
+)
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+P = "default"
+plane = Entity(P, "plane", (Field("tailnum", DataType.STRING),))
+planes = Source(
+    P, "planes", (Field("tailnum", DataType.STRING), Field("at", DataType.TIMESTAMP), Field("built", DataType.FLOAT64)),
+    "at", "", ParquetSource("s3://bucket/planes/"),
+)  # fmt: skip
+landings = Source(
+    P, "landings", (Field("tailnum", DataType.STRING), Field("at", DataType.TIMESTAMP), Field("delay", DataType.FLOAT64)),
+    "at", "", StreamSource(),
+)  # fmt: skip
+trip = Source(P, "trip", (Field("distance", DataType.FLOAT64),), "", "", RequestSource())
+facts = View(P, "facts", "plane", BatchView("planes", (Feature("built", DataType.FLOAT64),)))
+recent = View(
+    P, "recent", "plane", StreamView("landings", (Aggregation("", AggregationFunction.MEAN, "delay", 3 * HOUR),))
+)
+age = View(
+    P, "age", "", OnDemandView(("facts",), ("trip",), (Expression(Feature("years", DataType.FLOAT64), "2013 - facts__built"),))
+)
+late = FeatureSet(P, "late", ("facts:built", "recent:*", "age:years"))
+EVERYTHING = Declared((plane,), (planes, landings, trip), (age, facts, recent), (late,))
+
+
+def applied(catalog: Catalog, plan: ApplyPlan) -> Catalog:
+    """The project after a plan, put together by hand."""
+    assert not plan.violations
+    entities, sources = dict(catalog.entities), dict(catalog.sources)
+    views, sets = dict(catalog.views), dict(catalog.feature_sets)
+    latest, latest_sets = dict(catalog.latest_views), dict(catalog.latest_feature_sets)
+    for change in plan.changes:
+        match change.definition:
+            case Entity() as e:
+                entities[e.id] = e
+            case Source() as s:
+                sources[s.id] = s
+            case View() as v:
+                views[VersionRef(v.id, v.version)] = latest[v.id] = v
+            case FeatureSet() as f:
+                sets[VersionRef(f.id, f.version)] = latest_sets[f.id] = f
+    return Catalog(P, catalog.revision + 1, entities, sources, views, sets, latest, latest_sets)
+
+
+def plan(catalog: Catalog, declared: Declared, *deletes: str) -> ApplyPlan:
+    return make_plan(catalog, declared, list(deletes), NOW)
+
+
+def actions(made: ApplyPlan) -> dict[str, Action]:
+    return {c.name.partition(f"projects/{P}/")[2]: c.action for c in made.changes if c.action is not Action.UNCHANGED}
+
+
+@pytest.fixture
+def catalog() -> Catalog:
+    return applied(Catalog(P), plan(Catalog(P), EVERYTHING))
+
+
+def test_a_first_apply_resolves_types_names_tiles_and_inputs(catalog: Catalog) -> None:
+    view = catalog.view("recent")
+    assert [(f.name, f.data_type) for f in view.features] == [("mean_delay_3h", DataType.FLOAT64)]
+    assert isinstance(view.kind, StreamView) and view.kind.tile == 900 * 1_000_000
+    bound = catalog.feature_set("late")
+    assert bound.features == ("facts:built", "recent:mean_delay_3h", "age:years")
+    assert [f.name for f in bound.join_keys] == ["tailnum"]
+    assert [f.name for f in bound.request_fields] == ["distance"]
+    assert [f.name for f in bound.schema] == ["facts__built", "recent__mean_delay_3h", "age__years"]
+    assert catalog.view("age").inputs == (VersionRef("facts", 1),)
+
+
+def test_applying_the_same_again_changes_nothing(catalog: Catalog) -> None:
+    assert actions(plan(catalog, EVERYTHING)) == {}
+
+
+def test_words_update_in_place_and_definitions_make_versions(catalog: Catalog) -> None:
+    described = replace(facts, metadata=Metadata("Built when"))
+    assert actions(plan(catalog, Declared(views=(described,)))) == {"views/facts/versions/1": Action.UPDATE}
+    longer = replace(facts, ttl=HOUR)
+    made = plan(catalog, Declared(views=(longer,)))
+    assert actions(made) == {"views/facts/versions/2": Action.NEW_VERSION}
+    assert made.changes[0].readers == (
+        "projects/default/featureSets/late/versions/1", "projects/default/views/age/versions/1",
+    )  # fmt: skip
+    assert "ttl: 0 -> 3600000000" in made.changes[0].differences
+
+
+def test_a_set_stays_with_its_versions_until_it_is_applied_again(catalog: Catalog) -> None:
+    changed = applied(catalog, plan(catalog, Declared(views=(replace(facts, ttl=HOUR),))))
+    assert changed.feature_set("late").views[0] == VersionRef("facts", 1)
+    assert {v.name.rpartition("views/")[2] for v in changed.live_views()} >= {"facts/versions/1", "facts/versions/2"}
+    again = applied(changed, plan(changed, Declared(views=(age,), feature_sets=(late,))))
+    assert again.feature_set("late").version == 2
+    assert again.feature_set("late").views[0] == VersionRef("facts", 2)
+    assert again.view("age").inputs == (VersionRef("facts", 2),)
+
+
+@pytest.mark.parametrize(
+    ("declared", "reason", "path"),
+    [
+        (Declared(views=(replace(facts, entity="ghost"),)), "UNKNOWN_REFERENCE", "entity"),
+        (Declared(views=(replace(facts, kind=BatchView("ghost", ())),)), "UNKNOWN_REFERENCE", "batch.source"),
+        (Declared(feature_sets=(replace(late, features=("facts:ghost",)),)), "UNKNOWN_REFERENCE", "features[0]"),
+        (Declared(entities=(replace(plane, join_keys=()),)), "INVALID_DEFINITION", "join_keys"),
+        (
+            Declared(views=(replace(recent, kind=StreamView("landings", (Aggregation("m", AggregationFunction.SUM, "tailnum", HOUR),))),)),
+            "INVALID_DEFINITION",
+            "stream.aggregations[0].field",
+        ),
+        (
+            Declared(views=(replace(recent, kind=StreamView("landings", (Aggregation("m", AggregationFunction.COUNT, "", 1),))),)),
+            "INVALID_DEFINITION",
+            "stream.aggregations[0].window",
+        ),
+        (
+            Declared(views=(replace(age, kind=OnDemandView(("facts",), (), (Expression(Feature("y", DataType.FLOAT64), "1 +"),))),)),
+            "INVALID_DEFINITION",
+            "on_demand.expressions[0].sql",
+        ),
+    ],
+)  # fmt: skip
+def test_a_mistake_names_the_object_and_the_field(catalog: Catalog, declared: Declared, reason: str, path: str) -> None:
+    made = plan(catalog, declared)
+    assert path in [v.field for v in made.violations]
+    with pytest.raises(InvalidArgument) as raised:
+        made.raise_violations()
+    assert raised.value.reason == reason
+
+
+def test_a_source_that_views_read_keeps_its_fields(catalog: Catalog) -> None:
+    narrower = replace(landings, schema=landings.schema[:2])
+    assert [v.field for v in plan(catalog, Declared(sources=(narrower,))).violations] == ["schema"]
+    wider = replace(landings, schema=(*landings.schema, Field("gate", DataType.STRING)))
+    assert actions(plan(catalog, Declared(sources=(wider,)))) == {"sources/landings": Action.UPDATE}
+
+
+def test_what_is_read_is_not_deleted_unless_its_readers_go_too(catalog: Catalog) -> None:
+    with pytest.raises(FailedPrecondition) as raised:
+        plan(catalog, Declared(), "projects/default/views/facts")
+    assert raised.value.reason == "IN_USE"
+    names = [f"projects/default/{n}" for n in ("views/facts", "views/age", "featureSets/late")]
+    assert set(actions(plan(catalog, Declared(), *names)).values()) == {Action.DELETE}
+
+
