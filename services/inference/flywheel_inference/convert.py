@@ -34,7 +34,7 @@ from flywheel_protos.types.v1 import value_pb2
 
 VERSION_NAME = Pattern("projects/{project}/models/{model}/versions/{version:int}")
 
-_KINDS = {
+_KINDS: dict[int, str] = {
     value_pb2.DATA_TYPE_BOOL: "bool_value",
     value_pb2.DATA_TYPE_INT64: "int64_value",
     value_pb2.DATA_TYPE_FLOAT64: "double_value",
@@ -164,7 +164,6 @@ def to_status_response(
 def desired_models(content: bytes) -> tuple[list[DesiredModel], dict[str, str]]:
     """From a serialized WatchServingResponse: the models that can be understood, and for each release that cannot: release → why."""
     response = registry_pb2.WatchServingResponse.FromString(content)
-    models: list[DesiredModel] = []
     failures: dict[str, str] = {}
 
     def spec(message: model_pb2.ServingRelease) -> ReleaseSpec | None:
@@ -176,19 +175,19 @@ def desired_models(content: bytes) -> tuple[list[DesiredModel], dict[str, str]]:
             failures[message.release.name] = f"The release cannot be served: {error}."
             return None
 
-    for model in response.models:
-        models.append(
-            DesiredModel(
-                model=model.model,
-                generation=model.generation,
-                champion=spec(model.champion),
-                challenger=spec(model.challenger),
-                rollout=model.rollout,
-                shadow_percent=model.shadow_percent,
-                challenger_percent=model.challenger_percent,
-                warm=tuple(s for s in map(spec, model.warm) if s is not None),
-            )
+    models = [
+        DesiredModel(
+            model=model.model,
+            generation=model.generation,
+            champion=spec(model.champion),
+            challenger=spec(model.challenger),
+            rollout=model.rollout,
+            shadow_percent=model.shadow_percent,
+            challenger_percent=model.challenger_percent,
+            warm=tuple(s for s in map(spec, model.warm) if s is not None),
         )
+        for model in response.models
+    ]
     return models, failures
 
 

@@ -141,6 +141,7 @@ class PredictionLog:
                     self._recorded -= record.rows
                     self.logged_count += record.rows
                 if stored < len(sending):
+                    self._filled.set()
                     log.warning("prediction log waits", rows=self.held, dropped=self.dropped_count)
                     return False
             return True

@@ -130,7 +130,7 @@ class ReleaseLoader:
                 onnx,
                 artifact.sha256,
                 backend=backend,
-                instances=self._instances,  # type: ignore[arg-type]
+                instances=self._instances,
             )
             try:
                 await self._models.load(spec.triton_model, config, files, self._load_seconds)
@@ -138,7 +138,7 @@ class ReleaseLoader:
                 if backend == "onnxruntime" and self._backend is None and "backend library" in error.message:
                     continue
                 raise
-            self._backend = backend  # type: ignore[assignment]
+            self._backend = backend
             log.info("model loaded", model=spec.triton_model, backend=backend)
             return
 

@@ -77,6 +77,7 @@ class Features(feature_pb2_grpc.FeatureServiceServicer):
         self.outage: grpc.StatusCode | None = None
         self.hold: asyncio.Event | None = None
         self.batches: list[int] = []
+        self.broken_lookups = 0
         self.as_ofs: list[int | None] = []
 
     async def GetFeatureSet(self, request: Any, context: Any) -> Any:
@@ -99,13 +100,19 @@ class Features(feature_pb2_grpc.FeatureServiceServicer):
             await self.hold.wait()
         if self.outage is not None:
             await context.abort(self.outage, "down")
+        if "broken" in request.feature_set:
+            self.broken_lookups += 1
+            await context.abort(grpc.StatusCode.INTERNAL, "broken")
         sent = columns.from_table(request.entities)
         fields = columns.from_table(request.request_fields)
         carriers = list(sent["carrier"][0])
         self.batches.append(len(carriers))
         self.as_ofs.append(request.as_of.ToMicroseconds() if request.HasField("as_of") else None)
         found = [self.delays.get(c) for c in carriers]
-        status = [1 if v is not None else (2 if c in self.delays else 3) for c, v in zip(carriers, found, strict=True)]
+        status = [
+            1 if v is not None else (2 if c in self.delays else 3)
+            for c, v in zip(carriers, found, strict=True)
+        ]
         valid = np.array([v is not None for v in found])
         delay = columns.from_numpy("hist__delay", np.array([v or 0.0 for v in found]), valid)
         miles = columns.from_numpy("trip__miles", *fields["miles"])
@@ -167,10 +174,16 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         version = f"{MODEL}/versions/{number}"
         self.artifacts[version, "model.onnx"] = content[:-1] + b"?" if corrupt else content
         rows = np.array([[1, 2, 0], [0.5, -1, 2], [np.nan, 1, -1]], np.float32)
-        scores = np.array([expected_score(weights, bias, row) for row in rows.tolist()], np.float32) + golden_shift
+        scores = (
+            np.array([expected_score(weights, bias, row) for row in rows.tolist()], np.float32) + golden_shift
+        )
         types = {"route__origin": T.DATA_TYPE_STRING}
         release = model_pb2.Release(
-            name=f"{MODEL}/releases/{number}", model_version=version, feature_set=feature_set, threshold=0.5, **fields
+            name=f"{MODEL}/releases/{number}",
+            model_version=version,
+            feature_set=feature_set,
+            threshold=0.5,
+            **fields,
         )
         if default_score is not None:
             release.fallback.default_score = default_score
@@ -227,7 +240,13 @@ class Gateway:
         self.stub = inference_pb2_grpc.InferenceServiceStub(channel)
 
     async def predict(
-        self, carrier: str = "UA", miles: float = 1.0, origin: str = "JFK", *, timeout: float = 5.0, **fields: Any
+        self,
+        carrier: str = "UA",
+        miles: float = 1.0,
+        origin: str = "JFK",
+        *,
+        timeout: float = 5.0,
+        **fields: Any,
     ) -> Any:
         value = value_pb2.Value
         request = inference_pb2.PredictRequest(
@@ -304,9 +323,15 @@ class World:
         gateway.close = own.aclose  # type: ignore[attr-defined]
         return gateway
 
-    async def logged(self, topic: str, ids: set[str], within: float = 20.0) -> dict[str, list[tuple[int, Any, int]]]:
+    async def logged(
+        self, topic: str, ids: set[str], within: float = 20.0
+    ) -> dict[str, list[tuple[int, Any, int]]]:
         """prediction id → (partition, batch, row) of every record that names it, once each id was seen."""
-        kind = prediction_pb2.PredictionBatch if topic == topics.PREDICTION_LOGGED else prediction_pb2.OutcomeBatch
+        kind = (
+            prediction_pb2.PredictionBatch
+            if topic == topics.PREDICTION_LOGGED
+            else prediction_pb2.OutcomeBatch
+        )
         consumer = AIOKafkaConsumer(bootstrap_servers=self.kafka_bootstrap, auto_offset_reset="earliest")
         await consumer.start()
         found: dict[str, list[tuple[int, Any, int]]] = {}

@@ -34,7 +34,9 @@ async def refused(call: Any) -> Any:
 
 
 async def test_answers_the_models_calibrated_score_for_the_features_as_served(world: Any) -> None:
-    release = world.registry.release(1, W, calibration=model_pb2.Calibration(platt={"slope": 2.0, "intercept": -0.5}))
+    release = world.registry.release(
+        1, W, calibration=model_pb2.Calibration(platt={"slope": 2.0, "intercept": -0.5})
+    )
     generation = world.registry.want(champion=release)
     gateway = await world.gateway()
     await gateway.serves(generation)
@@ -84,7 +86,9 @@ async def test_predictions_as_of_different_times_are_looked_up_as_of_their_own(w
             request["as_of"] = {"seconds": 1_000 + i % 3}
         calls.append(gateway.predict("UA", **request))
     answers = await asyncio.gather(*calls)
-    assert [a.score for a in answers] == pytest.approx([score(W, 0.0, 2.0, float(i), 0.0) for i in range(20)], abs=1e-5)
+    assert [a.score for a in answers] == pytest.approx(
+        [score(W, 0.0, 2.0, float(i), 0.0) for i in range(20)], abs=1e-5
+    )
     assert set(world.features.as_ofs) == {None, 1_001_000_000, 1_002_000_000}
 
 
@@ -99,13 +103,21 @@ async def test_a_callers_mistakes_are_named(world: Any) -> None:
     }
 
     async def reason(**changes: Any) -> tuple[str, str]:
-        error = await refused(gateway.stub.Predict(inference_pb2.PredictRequest(**{**good, **changes}), timeout=5))
+        error = await refused(
+            gateway.stub.Predict(inference_pb2.PredictRequest(**{**good, **changes}), timeout=5)
+        )
         return error.code.name, error.reason
 
     assert await reason(entity_keys={}) == ("INVALID_ARGUMENT", "MISSING_JOIN_KEY")
     assert await reason(entity_keys={"carrier": value()}) == ("INVALID_ARGUMENT", "MISSING_JOIN_KEY")
-    assert await reason(request_fields={"miles": value(double_value=1.0)}) == ("INVALID_ARGUMENT", "MISSING_REQUEST_FIELD")
-    assert await reason(entity_keys={"carrier": value(double_value=1.5)}) == ("INVALID_ARGUMENT", "WRONG_TYPE")
+    assert await reason(request_fields={"miles": value(double_value=1.0)}) == (
+        "INVALID_ARGUMENT",
+        "MISSING_REQUEST_FIELD",
+    )
+    assert await reason(entity_keys={"carrier": value(double_value=1.5)}) == (
+        "INVALID_ARGUMENT",
+        "WRONG_TYPE",
+    )
     wrong = {"miles": value(string_value="far"), "origin": value(string_value="JFK")}
     assert await reason(request_fields=wrong) == ("INVALID_ARGUMENT", "WRONG_TYPE")
     assert await reason(model="projects/test/models/unknown") == ("NOT_FOUND", "UNKNOWN_MODEL")
@@ -120,7 +132,11 @@ async def test_more_calls_than_it_admits_are_refused_with_a_delay(world: Any) ->
     calls = [asyncio.create_task(gateway.predict()) for _ in range(12)]
     await eventually(lambda: sum(call.done() for call in calls) == 8)
     world.features.hold.set()
-    refusals = [from_rpc_error(r) for r in await asyncio.gather(*calls, return_exceptions=True) if isinstance(r, Exception)]
+    refusals = [
+        from_rpc_error(r)
+        for r in await asyncio.gather(*calls, return_exceptions=True)
+        if isinstance(r, Exception)
+    ]
     assert [(e.code, e.reason) for e in refusals] == [(grpc.StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED")] * 8
     assert all(0 < e.retry_after_seconds < 1 for e in refusals)
     assert not any(call.result().degraded for call in calls if call.exception() is None)
@@ -131,7 +147,9 @@ async def test_every_answer_is_logged_in_the_partition_of_its_id(world_with_kafk
     release = world.registry.release(1, W, segment_keys=["carrier"])
     gateway = await world.gateway()
     await gateway.serves(world.registry.want(champion=release))
-    answers = await asyncio.gather(*(gateway.predict("UA", float(i), as_of={"seconds": 5_000 + i}) for i in range(30)))
+    answers = await asyncio.gather(
+        *(gateway.predict("UA", float(i), as_of={"seconds": 5_000 + i}) for i in range(30))
+    )
     ids = {a.prediction_id: i for i, a in enumerate(answers)}
     found = await world.logged(topics.PREDICTION_LOGGED, set(ids))
     for prediction, i in ids.items():
@@ -160,7 +178,10 @@ async def test_outcomes_are_in_kafka_when_they_are_acknowledged(world_with_kafka
     ids = [f"outcome-test-{i}" for i in range(20)]
     request = inference_pb2.RecordOutcomeRequest(
         model=MODEL,
-        outcomes=[outcome(prediction_id=p, name="label", value=i % 2, event_time={"seconds": 60 + i}) for i, p in enumerate(ids)]
+        outcomes=[
+            outcome(prediction_id=p, name="label", value=i % 2, event_time={"seconds": 60 + i})
+            for i, p in enumerate(ids)
+        ]
         + [outcome(prediction_id=ids[0], name="revenue", value=9.5)],
     )
     assert (await gateway.stub.RecordOutcome(request, timeout=20)).accepted_count == 21
@@ -180,7 +201,10 @@ async def test_outcomes_are_in_kafka_when_they_are_acknowledged(world_with_kafka
         return error.code.name, error.reason
 
     assert await reason(name="label", value=1) == ("INVALID_ARGUMENT", "MISSING_PREDICTION_ID")
-    assert await reason(prediction_id="x", name="label", value=float("nan")) == ("INVALID_ARGUMENT", "INVALID_VALUE")
+    assert await reason(prediction_id="x", name="label", value=float("nan")) == (
+        "INVALID_ARGUMENT",
+        "INVALID_VALUE",
+    )
 
 
 async def test_without_kafka_outcomes_are_refused_and_predictions_go_on(world: Any) -> None:
@@ -194,12 +218,17 @@ async def test_without_kafka_outcomes_are_refused_and_predictions_go_on(world: A
     assert not (await gateway.predict()).degraded
 
 
-async def test_the_shadow_sees_what_the_champion_saw_and_nobody_sees_its_answer(world_with_kafka: Any) -> None:
+async def test_the_shadow_sees_what_the_champion_saw_and_nobody_sees_its_answer(
+    world_with_kafka: Any,
+) -> None:
     world = world_with_kafka
     other = (-1.0, 0.5, 0.25)
     gateway = await world.gateway()
     generation = world.registry.want(
-        champion=world.registry.release(1, W), challenger=world.registry.release(2, other), rollout="projects/test/r", shadow_percent=100
+        champion=world.registry.release(1, W),
+        challenger=world.registry.release(2, other),
+        rollout="projects/test/r",
+        shadow_percent=100,
     )
     await gateway.serves(generation)
     answers = await asyncio.gather(*(gateway.predict("UA", float(i) / 10) for i in range(20)))
@@ -215,17 +244,24 @@ async def test_the_shadow_sees_what_the_champion_saw_and_nobody_sees_its_answer(
         assert set(by_role) == {CHAMPION, SHADOW}
         batch, row = by_role[SHADOW]
         assert batch.release == f"{MODEL}/releases/2" and batch.rollout == "projects/test/r"
-        assert np.frombuffer(batch.scores, "<f8")[row] == pytest.approx(score(other, 0.0, 2.0, i / 10, 0.0), abs=1e-5)
+        assert np.frombuffer(batch.scores, "<f8")[row] == pytest.approx(
+            score(other, 0.0, 2.0, i / 10, 0.0), abs=1e-5
+        )
     assert lookups == 20, "the shadow uses the champion's features again"
 
 
 async def test_a_canary_answers_its_share_and_a_subject_stays_where_it_is(world: Any) -> None:
     gateway = await world.gateway()
-    releases = {"champion": world.registry.release(1, W), "challenger": world.registry.release(2, (0.0, 0.0, 0.0), 3.0)}
+    releases = {
+        "champion": world.registry.release(1, W),
+        "challenger": world.registry.release(2, (0.0, 0.0, 0.0), 3.0),
+    }
     answered: dict[float, set[str]] = {}
     subjects = [f"subject-{i}" for i in range(200)]
     for percent in (20.0, 50.0):
-        await gateway.serves(world.registry.want(**releases, rollout="projects/test/r", challenger_percent=percent))
+        await gateway.serves(
+            world.registry.want(**releases, rollout="projects/test/r", challenger_percent=percent)
+        )
         answers = await asyncio.gather(*(gateway.predict(subject=s) for s in subjects))
         for answer in answers:
             challenged = answer.role == CHALLENGER

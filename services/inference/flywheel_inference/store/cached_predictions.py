@@ -40,7 +40,7 @@ class RedisPredictions:
                 value = await self._redis.get(key_of(model, subject))
         except (RedisError, OSError, TimeoutError):
             return None
-        if value is None or len(value) != _VALUE.size:
+        if not isinstance(value, bytes) or len(value) != _VALUE.size:
             return None
         return CachedPrediction(*_VALUE.unpack(value))
 

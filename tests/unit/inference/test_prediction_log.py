@@ -1,0 +1,168 @@
+"""The log never slows an answer, loses nothing through an outage that fits its buffer, and counts what it must drop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from flywheel_common import columns, topics
+from flywheel_common.events import parse_event, payload_of
+from flywheel_common.testing import eventually
+from flywheel_inference.convert_events import prediction_records
+from flywheel_inference.prediction_log import LogRecord, LogRows, PredictionLog
+from flywheel_inference.release import Contract, FieldSpec, GoldenRows, InputSpec, ReleaseSpec
+from flywheel_inference.request import Item
+from flywheel_inference.tensor import FeatureColumn
+from flywheel_protos.events.v1 import prediction_pb2
+from flywheel_protos.types.v1 import value_pb2 as t
+
+CONTRACT = Contract(
+    "fs", (FieldSpec("tail", t.DATA_TYPE_STRING),), (FieldSpec("miles", t.DATA_TYPE_FLOAT64),)
+)
+SPEC = ReleaseSpec(
+    name="releases/1",
+    model="models/m",
+    model_version="versions/1",
+    triton_model="m",
+    feature_set="fs",
+    inputs=(InputSpec("a__x", t.DATA_TYPE_FLOAT64), InputSpec("a__c", t.DATA_TYPE_STRING, ("u", "v"))),
+    artifacts=(),
+    golden=GoldenRows(np.zeros((0, 2), np.float32), np.zeros(0, np.float32)),
+)
+
+
+def item(number: int) -> Item:
+    return Item(
+        call=None,
+        prediction_id=f"id-{number}",
+        keys=(f"N{number}",),
+        fields=(None if number % 2 else float(number),),  # type: ignore[arg-type]
+        as_of_micros=None,
+        event_micros=number,
+        subject=f"s{number}",
+        segment="",
+        started=0.0,
+    )
+
+
+def rows(numbers: Sequence[int], *, read: bool = True, role: int = 1) -> LogRows:
+    n = len(numbers)
+    features = (
+        FeatureColumn(
+            "a__x", t.DATA_TYPE_FLOAT64, np.array(numbers, np.float64), np.array([i % 3 > 0 for i in numbers])
+        ),
+        FeatureColumn(
+            "a__c", t.DATA_TYPE_STRING, np.array([f"c{i}" for i in numbers], object), np.ones(n, np.bool_)
+        ),
+    )
+    return LogRows(
+        spec=SPEC, contract=CONTRACT, rollout="", role=role, feature_set="fs", items=[item(i) for i in numbers],
+        features=features if read else None, scores=np.array([i / 100 for i in numbers]),
+        decisions=np.array([i > 50 for i in numbers]), sources=np.full(n, 1 if read else 3, np.uint8),
+        latencies_ms=np.array(numbers, np.float32), reasons=[] if read else ["MODEL_UNAVAILABLE"] * n,
+    )  # fmt: skip
+
+
+class Sink:
+    """Takes what it is given; while `down`, nothing."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.stored: list[str] = []
+
+    def encode(self, group: Sequence[LogRows]) -> list[LogRecord]:
+        ids = [i.prediction_id for part in group for i in part.items]
+        return [LogRecord(0, ",".join(ids).encode(), len(ids))]
+
+    async def publish(self, records: Sequence[LogRecord]) -> int:
+        await asyncio.sleep(0)
+        if self.down:
+            return 0
+        for record in records:
+            self.stored += record.value.decode().split(",")
+        return len(records)
+
+
+async def running(log: PredictionLog, check: Any) -> None:
+    task = asyncio.create_task(log.run())
+    try:
+        await eventually(check, within=5)
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_rows_that_come_close_together_leave_together() -> None:
+    sink = Sink()
+    log = PredictionLog(sink, flush_seconds=0.01)
+    for number in range(5):
+        log.offer(rows([number]))
+    await running(log, lambda: len(sink.stored) == 5)
+    assert sink.stored == [f"id-{i}" for i in range(5)]
+    assert (log.logged_count, log.dropped_count, log.held) == (5, 0, 0)
+
+
+async def test_an_outage_is_waited_out_and_what_does_not_fit_is_counted() -> None:
+    sink = Sink()
+    sink.down = True
+    log = PredictionLog(sink, flush_seconds=0.001, max_rows=10, retry_seconds=0.01)
+    for number in range(14):
+        log.offer(rows([number]))
+    assert (log.held, log.dropped_count) == (10, 4)
+    assert not await log.flush()
+    log.offer(rows([99]))
+    assert (log.held, log.dropped_count) == (10, 5)
+    sink.down = False
+    await running(log, lambda: len(sink.stored) == 10)
+    assert sink.stored == [f"id-{i}" for i in range(10)]
+    log.offer(rows([100]))
+    assert log.held == 1
+
+
+async def test_at_the_end_it_stores_what_is_left_or_counts_it() -> None:
+    sink = Sink()
+    log = PredictionLog(sink)
+    log.offer(rows([1, 2]))
+    await log.drain(1.0)
+    assert (sink.stored, log.dropped_count) == (["id-1", "id-2"], 0)
+    sink.down = True
+    log.offer(rows([3]))
+    await log.drain(0.05)
+    assert log.dropped_count == 1
+
+
+def test_records_hold_only_ids_of_their_partition_and_every_column_in_the_order_of_its_ids() -> None:
+    records = prediction_records([rows(list(range(0, 30))), rows(list(range(30, 60)))], 4)
+    seen = []
+    for record in records:
+        event = parse_event(record.value)
+        batch = payload_of(event, prediction_pb2.PredictionBatch)
+        assert event.key == str(record.partition) and record.rows == len(batch.prediction_ids)
+        numbers = [int(p.removeprefix("id-")) for p in batch.prediction_ids]
+        seen += numbers
+        assert all(topics.partition_for(p, 4) == record.partition for p in batch.prediction_ids)
+        assert np.frombuffer(batch.event_times, "<i8").tolist() == numbers
+        assert np.frombuffer(batch.scores, "<f8").tolist() == [n / 100 for n in numbers]
+        assert list(batch.decisions) == [int(n > 50) for n in numbers]
+        features = columns.from_table(batch.features)
+        assert features["a__x"][1].tolist() == [n % 3 > 0 for n in numbers]
+        assert [v for v, ok in zip(*features["a__x"], strict=True) if ok] == [n for n in numbers if n % 3 > 0]
+        assert features["a__c"][0].tolist() == [f"c{n}" for n in numbers]
+        assert columns.from_table(batch.entities)["tail"][0].tolist() == [f"N{n}" for n in numbers]
+        assert columns.from_table(batch.request_fields)["miles"][1].tolist() == [n % 2 == 0 for n in numbers]
+        assert not batch.error_reasons
+    assert sorted(seen) == list(range(60))
+
+
+def test_rows_without_features_are_logged_with_nulls_and_their_reason() -> None:
+    (record,) = prediction_records([rows([5], read=False)], 1)
+    batch = payload_of(parse_event(record.value), prediction_pb2.PredictionBatch)
+    features = columns.from_table(batch.features)
+    assert [(name, valid.tolist()) for name, (_, valid) in features.items()] == [
+        ("a__x", [False]),
+        ("a__c", [False]),
+    ]
+    assert list(batch.error_reasons) == ["MODEL_UNAVAILABLE"]
+    assert list(batch.sources) == [prediction_pb2.PREDICTION_SOURCE_DEFAULT]

@@ -1,0 +1,72 @@
+"""The sticky hash is the documented one, uniform, and keeps a subject where it is while a percentage grows."""
+
+from __future__ import annotations
+
+import hashlib
+
+import pytest
+from flywheel_inference.routing import Route, bucket
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def route(**changes: object) -> Route[str]:
+    return Route(
+        **{"model": "m", "generation": 1, "champion": "old", "challenger": "new", "rollout": "r1", **changes}
+    )  # type: ignore[arg-type]
+
+
+def test_the_bucket_is_the_documented_hash() -> None:
+    digest = hashlib.sha256(b"projects/p/models/m/rollouts/1/UA|JFK").hexdigest()
+    assert bucket("projects/p/models/m/rollouts/1", "UA|JFK") == int(digest[:16], 16) % 10_000
+
+
+def test_the_bucket_of_a_known_subject_never_changes() -> None:
+    assert [bucket("salt", s) for s in ("a", "b", "ü")] == [
+        int.from_bytes(hashlib.sha256(f"salt/{s}".encode()).digest()[:8], "big") % 10_000
+        for s in ("a", "b", "ü")
+    ]
+
+
+def test_subjects_spread_evenly_over_the_buckets() -> None:
+    counts = [0] * 20
+    for i in range(40_000):
+        counts[bucket("r", f"subject-{i}") // 500] += 1
+    chi_squared = sum((c - 2_000) ** 2 / 2_000 for c in counts)
+    assert chi_squared < 43.8  # 0.999 quantile of chi-squared with 19 degrees of freedom
+
+
+def test_different_rollouts_choose_independently() -> None:
+    both = sum(bucket("r1", f"s{i}") < 2_000 and bucket("r2", f"s{i}") < 2_000 for i in range(20_000))
+    assert both == pytest.approx(20_000 * 0.04, rel=0.15)
+
+
+@given(subject=st.text(max_size=40), percents=st.lists(st.floats(0, 100), min_size=2, max_size=6))
+def test_who_is_in_stays_in_while_the_percentage_grows(subject: str, percents: list[float]) -> None:
+    answers = [route(challenger_percent=p).choose(subject).challenger for p in sorted(percents)]
+    assert answers == sorted(answers)
+
+
+@pytest.mark.parametrize(("percent", "expected"), [(0.0, 0), (5.0, 500), (20.0, 2_000), (100.0, 10_000)])
+def test_the_challenger_gets_its_share(percent: float, expected: int) -> None:
+    chosen = sum(route(challenger_percent=percent).choose(f"s{i}").challenger for i in range(10_000))
+    assert chosen == pytest.approx(expected, abs=150 if 0 < percent < 100 else 0)
+
+
+def test_in_shadow_the_champion_answers_and_the_challenger_gets_the_copy() -> None:
+    choice = route(shadow_percent=100.0).choose("anybody")
+    assert (choice.release, choice.challenger, choice.shadow) == ("old", False, "new")
+
+
+def test_shadow_copies_only_its_share() -> None:
+    copies = sum(route(shadow_percent=30.0).choose(f"s{i}").shadow == "new" for i in range(10_000))
+    assert copies == pytest.approx(3_000, abs=150)
+
+
+def test_an_answer_by_the_challenger_is_not_copied_to_it() -> None:
+    assert route(challenger_percent=100.0, shadow_percent=100.0).choose("x").shadow is None
+
+
+def test_without_a_challenger_the_champion_answers_everybody() -> None:
+    choice = route(challenger=None, challenger_percent=50.0).choose("x")
+    assert (choice.release, choice.challenger, choice.shadow) == ("old", False, None)

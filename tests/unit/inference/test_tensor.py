@@ -1,0 +1,81 @@
+"""The tensor that the model sees is the signature's, column by column."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from flywheel_inference.release import InputSpec
+from flywheel_inference.tensor import FeatureBlock, FeatureColumn, MissingFeature, TensorBuilder, join
+from flywheel_protos.types.v1 import value_pb2 as t
+
+
+def column(name: str, values: list[object], kind: int, valid: list[bool] | None = None) -> FeatureColumn:
+    dtype = {t.DATA_TYPE_STRING: object, t.DATA_TYPE_INT64: "<i8", t.DATA_TYPE_BOOL: "?"}.get(kind, "<f8")
+    mask = np.array(valid if valid is not None else [True] * len(values))
+    return FeatureColumn(name, kind, np.array(values, dtype=dtype), mask)
+
+
+def block(*columns: FeatureColumn) -> FeatureBlock:
+    rows = len(columns[0].values)
+    return FeatureBlock("fs", columns, np.ones((len(columns), rows), np.uint8))
+
+
+DELAY = column("a__delay", [1.5, 0.0, 3.0], t.DATA_TYPE_FLOAT64, [True, False, True])
+ORIGIN = column("a__origin", ["JFK", "???", ""], t.DATA_TYPE_STRING, [True, True, False])
+COUNT = column("a__count", [7, 8, 9], t.DATA_TYPE_INT64)
+LATE = column("a__late", [True, False, True], t.DATA_TYPE_BOOL)
+
+
+def test_columns_follow_the_signature_null_is_nan_and_unknown_is_minus_one() -> None:
+    builder = TensorBuilder(
+        [
+            InputSpec("a__origin", t.DATA_TYPE_STRING, ("LGA", "JFK")),
+            InputSpec("a__count", t.DATA_TYPE_INT64),
+            InputSpec("a__delay", t.DATA_TYPE_FLOAT64),
+            InputSpec("a__late", t.DATA_TYPE_BOOL),
+        ]
+    )
+    tensor = builder.build(block(DELAY, ORIGIN, COUNT, LATE))
+    assert tensor.dtype == np.float32 and tensor.flags.c_contiguous
+    np.testing.assert_array_equal(tensor, [[1, 7, 1.5, 1], [-1, 8, np.nan, 0], [-1, 9, 3.0, 1]])
+
+
+def test_the_order_of_the_answer_does_not_matter_even_when_it_changes() -> None:
+    builder = TensorBuilder(
+        [InputSpec("a__count", t.DATA_TYPE_INT64), InputSpec("a__delay", t.DATA_TYPE_FLOAT64)]
+    )
+    first, second = builder.build(block(DELAY, COUNT)), builder.build(block(COUNT, ORIGIN, DELAY))
+    np.testing.assert_array_equal(first, second)
+
+
+def test_numbers_and_truths_may_be_categories() -> None:
+    builder = TensorBuilder(
+        [
+            InputSpec("a__count", t.DATA_TYPE_INT64, ("9", "7")),
+            InputSpec("a__late", t.DATA_TYPE_BOOL, ("false", "true")),
+        ]
+    )
+    np.testing.assert_array_equal(builder.build(block(COUNT, LATE)), [[1, 1], [-1, 0], [0, 1]])
+    served = builder.served(block(COUNT, LATE))
+    assert [c.values.tolist() for c in served] == [["7", "8", "9"], ["true", "false", "true"]]
+
+
+def test_an_input_that_is_not_answered_is_named() -> None:
+    builder = TensorBuilder(
+        [InputSpec("a__count", t.DATA_TYPE_INT64), InputSpec("b__gone", t.DATA_TYPE_FLOAT64)]
+    )
+    with pytest.raises(MissingFeature, match="b__gone"):
+        builder.build(block(COUNT))
+
+
+def test_text_without_a_vocabulary_is_refused() -> None:
+    with pytest.raises(MissingFeature, match="a__origin"):
+        TensorBuilder([InputSpec("a__origin", t.DATA_TYPE_STRING)]).build(block(ORIGIN))
+
+
+def test_answers_join_and_split_row_by_row() -> None:
+    whole = join([block(DELAY, ORIGIN), block(DELAY, ORIGIN)])
+    assert whole.rows == 6
+    part = whole.take(np.array([4, 0]))
+    assert part.columns[1].values.tolist() == ["???", "JFK"]
+    assert part.columns[0].valid.tolist() == [False, True]
