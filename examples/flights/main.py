@@ -28,6 +28,7 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 
 import flywheel as fw
+from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -221,14 +222,19 @@ class Feed:
 
 async def push(client: fw.Client, events: dict[str, pl.DataFrame], story: Story | None = None) -> None:
     """Sends events and waits until they show online."""
-    offsets = []
-    for name, frame in events.items():
-        for part in frame.iter_slices(5_000):
-            ids = part["flight_id"].to_list() if "flight_id" in part.columns else []
-            offsets.extend((await client.push(name, part, STREAMS[name].schema, ids=ids)).offsets)
-            if story:
-                story.advance(part.height)
-    await client.wait_applied(offsets, within=120)
+
+    async def send(name: str, part: pl.DataFrame) -> list[feature_pb2.AppliedOffset]:
+        ids = part["flight_id"].to_list() if "flight_id" in part.columns else []
+        answer = await client.push(name, part, STREAMS[name].schema, ids=ids)
+        if story:
+            story.advance(part.height)
+        return list(answer.offsets)
+
+    parts = [
+        (name, part) for name, frame in events.items() if frame.height for part in frame.iter_slices(5_000)
+    ]
+    offsets = await asyncio.gather(*(send(name, part) for name, part in parts))
+    await client.wait_applied([offset for found in offsets for offset in found], within=120)
 
 
 async def replay(client: fw.Client, feed: Feed, until: datetime, story: Story) -> None:

@@ -118,17 +118,24 @@ class Story:
             nonlocal epochs
             while True:
                 await asyncio.sleep(0.5)
-                run = (
+                pipeline = (
                     await client.trainer.GetPipelineRun(trainer_pb2.GetPipelineRunRequest(name=name))
                 ).pipeline_run
-                if not run.run:
+                newest = (
+                    await client.trainer.ListRuns(
+                        trainer_pb2.ListRunsRequest(parent="projects/default", page_size=1)
+                    )
+                ).runs
+                if not newest or newest[0].training_set != pipeline.training_set:
                     continue
+                run = newest[0].name
                 points = await client.trainer.ListMetricPoints(
-                    trainer_pb2.ListMetricPointsRequest(run=run.run, page_size=1000)
+                    trainer_pb2.ListMetricPointsRequest(run=run, page_size=1000)
                 )
                 rows: dict[int, dict[str, float]] = {}
                 for key, at, value in zip(points.keys, points.steps, points.values, strict=True):
-                    rows.setdefault(at, {})[key] = value
+                    if key in ("train_loss", "val_loss", "val_auc"):
+                        rows.setdefault(at, {})[key] = value
                 for at in sorted(rows)[epochs:]:
                     epochs += 1
                     self.line(
