@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flywheel_common.errors import FlywheelError, NotFound, Unavailable
 
-__all__ = ["FlywheelError", "NotFound", "Unavailable", "JobFailedError"]
+__all__ = ["FlywheelError", "JobFailedError", "NotFound", "Unavailable"]
 
 
 class JobFailedError(Exception):

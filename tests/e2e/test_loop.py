@@ -10,10 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from flywheel_local import ports
-from flywheel_local.platform import Platform
 
 import flywheel as fw
+from flywheel_local import ports
+from flywheel_local.platform import Platform
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -32,7 +32,9 @@ def platform(backends_directory: Path) -> Iterator[Platform]:
     running = Platform(directory / "data", directory / "log", ports.free(ports.OFFSETS))
     with running:
         yield running
-    children = [p for p in psutil.Process().children(recursive=True) if str(directory) in " ".join(p.cmdline())]
+    children = [
+        p for p in psutil.Process().children(recursive=True) if str(directory) in " ".join(p.cmdline())
+    ]
     assert children == [], "processes of the platform are left"
 
 
@@ -41,7 +43,12 @@ def story(platform: Platform) -> str:
     """What the story printed; it must end well."""
     environment = {**os.environ, **platform.client_environment, "SCOPE": "slice"}
     done = subprocess.run(
-        [sys.executable, str(STORY)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=800
+        [sys.executable, str(STORY)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=800,
     )
     assert done.returncode == 0, done.stdout[-6000:]
     return done.stdout
@@ -49,26 +56,39 @@ def story(platform: Platform) -> str:
 
 @pytest.fixture
 def addresses(platform: Platform) -> dict[str, str]:
-    return {name: f"127.0.0.1:{platform.ports[name]}" for name in ("feature", "registry", "trainer", "inference", "monitor")}
+    return {
+        name: f"127.0.0.1:{platform.ports[name]}"
+        for name in ("feature", "registry", "trainer", "inference", "monitor")
+    }
 
 
-async def test_the_first_model_reaches_production_with_its_lineage(story: str, addresses: dict[str, str]) -> None:
+async def test_the_first_model_reaches_production_with_its_lineage(
+    story: str, addresses: dict[str, str]
+) -> None:
     async with fw.Client(**addresses) as client:
         model = (await client.registry.GetModel(registry_pb2.GetModelRequest(name=MODEL))).model
         request = registry_pb2.GetModelVersionRequest(name=model.production_version)
         version = (await client.registry.GetModelVersion(request)).model_version
         assert version.stage == model_pb2.STAGE_PRODUCTION
-        training_set = await client.feature.GetTrainingSet(feature_pb2.GetTrainingSetRequest(name=version.training_dataset))
+        training_set = await client.feature.GetTrainingSet(
+            feature_pb2.GetTrainingSetRequest(name=version.training_dataset)
+        )
         assert training_set.training_set.row_count > 1000
         assert len(version.artifacts) >= 1
         assert version.metrics["auc"] > 0.55
 
 
-async def test_every_answer_is_logged_and_labels_meet_their_predictions(story: str, addresses: dict[str, str]) -> None:
+async def test_every_answer_is_logged_and_labels_meet_their_predictions(
+    story: str, addresses: dict[str, str]
+) -> None:
     async with fw.Client(**addresses) as client:
-        versions = await client.registry.ListModelVersions(registry_pb2.ListModelVersionsRequest(parent=MODEL))
+        versions = await client.registry.ListModelVersions(
+            registry_pb2.ListModelVersionsRequest(parent=MODEL)
+        )
         first = versions.model_versions[-1].name
-        found = (await client.monitor.GetPerformance(monitor_pb2.GetPerformanceRequest(model_version=first))).performance
+        found = (
+            await client.monitor.GetPerformance(monitor_pb2.GetPerformanceRequest(model_version=first))
+        ).performance
         assert found.predictions > 500
         assert found.coverage > 0.8
         assert 0.4 < found.auc <= 1.0
@@ -76,7 +96,9 @@ async def test_every_answer_is_logged_and_labels_meet_their_predictions(story: s
 
 async def test_online_answers_are_what_offline_recomputes(story: str, addresses: dict[str, str]) -> None:
     async with fw.Client(**addresses) as client:
-        archive = await client.monitor.GetPredictionArchive(monitor_pb2.GetPredictionArchiveRequest(model=MODEL))
+        archive = await client.monitor.GetPredictionArchive(
+            monitor_pb2.GetPredictionArchiveRequest(model=MODEL)
+        )
         report = await client.check_skew(archive.uri)
         assert report.predictions > 500
         assert report.mismatches == 0, [f for f in report.features if f.mismatch_count]
