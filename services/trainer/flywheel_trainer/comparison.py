@@ -49,7 +49,10 @@ def comparing(read: TableReader) -> Compare:
     """A Compare that reads with `read`, off the event loop."""
 
     async def run(
-        training_set: TrainingSet, report: Mapping[str, Any], challenger: bytes, champion: ChampionModel | None
+        training_set: TrainingSet,
+        report: Mapping[str, Any],
+        challenger: bytes,
+        champion: ChampionModel | None,
     ) -> Comparison:
         return await asyncio.to_thread(_compare, read, training_set.uri, report, challenger, champion)
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from flywheel_common.config import KafkaSettings, PostgresSettings, S3Settings, ServiceSettings
 from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
+
+from flywheel_common.config import KafkaSettings, PostgresSettings, S3Settings, ServiceSettings
 
 
 class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settings):

@@ -6,14 +6,14 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
-from flywheel_common.errors import InvalidArgument
-from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected
-from flywheel_protos.trainer.v1 import trainer_pb2 as pb
-from flywheel_protos.types.v1 import job_pb2
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from flywheel_common.errors import InvalidArgument
+from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected
+from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer import jobs, pipelines, policies, retraining, runs
 from flywheel_trainer.names import ExperimentName, PolicyName
 from flywheel_trainer.recipes.outcome import Produced
@@ -39,7 +39,10 @@ def duration(value: timedelta) -> Duration:
 
 def experiment_to_proto(value: runs.Experiment) -> pb.Experiment:
     return pb.Experiment(
-        name=str(value.name), description=value.description, tags=value.tags, created_at=timestamp(value.created_at)
+        name=str(value.name),
+        description=value.description,
+        tags=value.tags,
+        created_at=timestamp(value.created_at),
     )
 
 
@@ -50,7 +53,11 @@ def produced_from(artifacts: Iterable[pb.RunArtifact]) -> tuple[Produced, ...]:
 def run_from_proto(request: pb.CreateRunRequest, name: object) -> runs.Run:
     """The run to create; its name is given by the use case."""
     run = request.run
-    lease = request.lease.ToTimedelta().total_seconds() if request.HasField("lease") else runs.DEFAULT_LEASE_SECONDS
+    lease = (
+        request.lease.ToTimedelta().total_seconds()
+        if request.HasField("lease")
+        else runs.DEFAULT_LEASE_SECONDS
+    )
     return runs.Run(
         name=name,  # type: ignore[arg-type]
         experiment=experiment_id(run.experiment),
@@ -74,7 +81,7 @@ def run_to_proto(run: runs.Run) -> pb.Run:
     return pb.Run(
         name=str(run.name),
         experiment=str(ExperimentName(run.name.project, run.experiment)),
-        state=pb.RunState.Value(f"RUN_STATE_{run.state}"),
+        state=f"RUN_STATE_{run.state}",
         params=run.params,
         metrics=run.metrics,
         tags=run.tags,
@@ -94,7 +101,11 @@ def run_update_from(request: pb.UpdateRunRequest) -> runs.RunUpdate:
     if request.state != pb.RUN_STATE_UNSPECIFIED:
         state = runs.RunState(pb.RunState.Name(request.state).removeprefix("RUN_STATE_"))
     return runs.RunUpdate(
-        dict(request.params), dict(request.tags), produced_from(request.artifacts), state, request.error_message
+        dict(request.params),
+        dict(request.tags),
+        produced_from(request.artifacts),
+        state,
+        request.error_message,
     )
 
 
@@ -131,8 +142,9 @@ def train_to_proto(spec: jobs.TrainSpec, project: str) -> pb.TrainSpec:
     )
 
 
-def job_state(state: jobs.JobState) -> job_pb2.JobState:
-    return job_pb2.JobState.Value(f"JOB_STATE_{state}")
+def job_state(state: jobs.JobState) -> str:
+    """Enum fields take the value's name too."""
+    return f"JOB_STATE_{state}"
 
 
 def job_to_proto(job: jobs.Job) -> pb.Job:

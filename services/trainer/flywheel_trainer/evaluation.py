@@ -28,7 +28,9 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     _, inverse, counts = np.unique(s, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     mid_ranks = last - (counts - 1) / 2.0
-    return float((mid_ranks[inverse][y == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives))
+    return float(
+        (mid_ranks[inverse][y == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives)
+    )
 
 
 def log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
@@ -110,7 +112,9 @@ def _pair(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats]
     y = np.asarray(labels, dtype=np.float64)
     s = np.asarray(scores, dtype=np.float64)
     if y.ndim != 1 or y.shape != s.shape or len(y) == 0:
-        raise ValueError(f"labels {y.shape} and scores {s.shape} must be equally long, one-dimensional and not empty")
+        raise ValueError(
+            f"labels {y.shape} and scores {s.shape} must be equally long, one-dimensional and not empty"
+        )
     if not np.isfinite(s).all():
         raise ValueError("scores must be finite")
     return y, s

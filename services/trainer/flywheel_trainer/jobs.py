@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -13,7 +13,6 @@ from flywheel_common.clock import Clock
 from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_common.ids import Ids
 from flywheel_common.paging import Page
-
 from flywheel_trainer.names import JobName, ModelName, RunName
 from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.recipes.tabular.spec import Column, Hyperparameters
@@ -83,7 +82,9 @@ class JobStore(Protocol):
     UNKNOWN_EXPERIMENT. `end` writes the end of job and run at once and only if the job has not ended; it answers
     whether it did. `request_cancel` raises NotFound UNKNOWN_JOB and FailedPrecondition JOB_ENDED."""
 
-    async def create(self, job: Job, details: Mapping[str, Any], request_id: str, body: bytes, now: datetime) -> Job: ...
+    async def create(
+        self, job: Job, details: Mapping[str, Any], request_id: str, body: bytes, now: datetime
+    ) -> Job: ...
 
     async def by_request(self, request_id: str, body: bytes) -> Job | None: ...
 
@@ -93,7 +94,7 @@ class JobStore(Protocol):
 
     async def request_cancel(self, name: JobName) -> Job: ...
 
-    async def active(self) -> list[tuple[Job, Mapping[str, Any]]]: ...
+    async def active(self) -> Sequence[tuple[Job, Mapping[str, Any]]]: ...
 
     async def started(self, name: JobName, now: datetime) -> None: ...
 
@@ -127,7 +128,13 @@ class Jobs:
     """Use cases of jobs. What happens on the engine is `supervision`'s."""
 
     def __init__(
-        self, store: JobStore, training_sets: TrainingSets, weights: Weights, logs: JobLogs, ids: Ids, clock: Clock
+        self,
+        store: JobStore,
+        training_sets: TrainingSets,
+        weights: Weights,
+        logs: JobLogs,
+        ids: Ids,
+        clock: Clock,
     ) -> None:
         self._store, self._training_sets, self._weights = store, training_sets, weights
         self._logs, self._ids, self._clock = logs, ids, clock
@@ -144,11 +151,14 @@ class Jobs:
             found = await self._weights.of(spec.warm_start)
             if found is None:
                 raise InvalidArgument(
-                    f"{spec.warm_start} has no weights to start from: leave warm_start empty.", reason="INVALID_SPEC"
+                    f"{spec.warm_start} has no weights to start from: leave warm_start empty.",
+                    reason="INVALID_SPEC",
                 )
             warm = {"version": spec.warm_start, "uri": found[0], "sha256": found[1]}
         number = self._ids.new()
-        job = Job(JobName(project, f"job-{number}"), spec, RunName(project, f"run-{number}"), priority=priority)
+        job = Job(
+            JobName(project, f"job-{number}"), spec, RunName(project, f"run-{number}"), priority=priority
+        )
         details = {
             "uri": training_set.uri,
             "columns": [[c.name, c.data_type] for c in training_set.columns],
@@ -170,7 +180,9 @@ class Jobs:
         """Ask for the end of every process of the job; it is CANCELLED once they are gone."""
         return await self._store.request_cancel(name)
 
-    async def watch(self, name: JobName, log_offset: int, poll_seconds: float) -> AsyncIterator[tuple[Job, bytes, int]]:
+    async def watch(
+        self, name: JobName, log_offset: int, poll_seconds: float
+    ) -> AsyncIterator[tuple[Job, bytes, int]]:
         """(job, new log bytes, offset after them) now and at every change, until the job has ended."""
         last: Job | None = None
         offset = log_offset
@@ -193,7 +205,11 @@ def check_spec(spec: TrainSpec) -> None:
         (not spec.experiment, "experiment", "names the experiment of the run"),
         (not spec.training_set, "training_set", "names a training set"),
         (not 1 <= spec.workers <= MAX_WORKERS, "workers", f"is between 1 and {MAX_WORKERS}"),
-        (not all(1 <= size <= 65_536 for size in hyper.hidden_sizes), "tabular.hidden_sizes", "are between 1 and 65536"),
+        (
+            not all(1 <= size <= 65_536 for size in hyper.hidden_sizes),
+            "tabular.hidden_sizes",
+            "are between 1 and 65536",
+        ),
         (len(hyper.hidden_sizes) > 32, "tabular.hidden_sizes", "has at most 32 layers"),
         (not 1 <= hyper.epochs <= 100_000, "tabular.epochs", "is between 1 and 100000"),
         (hyper.batch_size < 1, "tabular.batch_size", "is at least 1"),

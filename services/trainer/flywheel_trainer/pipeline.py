@@ -17,7 +17,6 @@ from typing import Any, Protocol
 from flywheel_common.clock import Clock
 from flywheel_common.errors import DataLoss, FailedPrecondition, FlywheelError, Internal
 from flywheel_common.objects import ObjectStore
-
 from flywheel_trainer.calibration import Platt
 from flywheel_trainer.comparison import ChampionModel, Compare
 from flywheel_trainer.jobs import ENDED, Jobs, JobState, TrainingSet, TrainSpec
@@ -37,7 +36,9 @@ class FeaturePeer(Protocol):
     """The feature service. `build` is idempotent by request_id and answers a job's name; `job` answers (state, training
     set, progress or error in one line)."""
 
-    async def build(self, project: str, feature_set: str, spine: Mapping[str, Any], request_id: str) -> str: ...
+    async def build(
+        self, project: str, feature_set: str, spine: Mapping[str, Any], request_id: str
+    ) -> str: ...
 
     async def job(self, name: str) -> tuple[JobState, str, str]: ...
 
@@ -59,7 +60,9 @@ class RegistryPeer(Protocol):
 
     async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str: ...
 
-    async def start_rollout(self, model: str, release: str, reason: str, request_id: str) -> tuple[str, str]: ...
+    async def start_rollout(
+        self, model: str, release: str, reason: str, request_id: str
+    ) -> tuple[str, str]: ...
 
 
 class Pipeline:
@@ -82,7 +85,7 @@ class Pipeline:
         self._jobs, self._runs, self._objects, self._compare = jobs, runs, objects, compare
         self._clock, self._poll = clock, poll_seconds
 
-    async def training_set(self, workflow: str, seen: Mapping[str, Result]) -> Result:
+    async def training_set(self, workflow: str, _seen: Mapping[str, Result]) -> Result:
         """Have the feature service join the spine; wait until it has."""
         run = await self._begin(workflow, "training_set")
         job = await self._feature.build(
@@ -93,11 +96,15 @@ class Pipeline:
             if state is JobState.SUCCEEDED:
                 break
             if state in ENDED:
-                raise FailedPrecondition(f"The training set was not built: {message}", reason="TRAINING_SET_FAILED")
+                raise FailedPrecondition(
+                    f"The training set was not built: {message}", reason="TRAINING_SET_FAILED"
+                )
             await self._pause(workflow)
         training_set = await self._feature.get(name)
         if training_set.naive:
-            raise FailedPrecondition("A naive join leaks the future: it trains nothing.", reason="LEAKING_TRAINING_SET")
+            raise FailedPrecondition(
+                "A naive join leaks the future: it trains nothing.", reason="LEAKING_TRAINING_SET"
+            )
         return await self._end(
             run, "training_set", name, f"{training_set.row_count:,} rows, hash {training_set.content_hash[:12]}",
             {"training_set": name}, {"name": name, "feature_set": training_set.feature_set},
@@ -118,7 +125,8 @@ class Pipeline:
             job = await self._jobs.get(job.name)
         if job.state is not JobState.SUCCEEDED:
             raise FailedPrecondition(
-                f"{job.name} ended as {job.state}: {job.error_message}", reason=job.error_reason or "TRAINING_FAILED"
+                f"{job.name} ended as {job.state}: {job.error_message}",
+                reason=job.error_reason or "TRAINING_FAILED",
             )
         trained = await self._runs.get(job.run)
         loss = trained.metrics.get("val_loss", math.nan)
@@ -141,7 +149,9 @@ class Pipeline:
         metrics = {**report["metrics"], **compared.challenger, "threshold": report["threshold"]}
         metrics |= {f"champion_{key}": value for key, value in compared.champion.items()}
         metrics = {key: value for key, value in metrics.items() if math.isfinite(value)}
-        message = f"AUC {metrics.get('auc', math.nan):.4f}, log-loss {metrics['log_loss']:.4f}; {compared.note}"
+        message = (
+            f"AUC {metrics.get('auc', math.nan):.4f}, log-loss {metrics['log_loss']:.4f}; {compared.note}"
+        )
         return await self._end(
             run, "evaluate", seen["train"]["run"], message, {},
             {"metrics": metrics, "champion": champion.version if champion else "", "note": compared.note},
@@ -176,7 +186,11 @@ class Pipeline:
             await self._registry.upload(version, artifact.name, await self._content(artifact))
         compared = {k: v for k, v in metrics.items() if k.startswith("champion_")}
         passed, findings = await self._registry.promote_to_staging(
-            version, metrics, [seen["evaluate"]["note"]], "offline evaluation by the pipeline", f"{run.name.run}:gate"
+            version,
+            metrics,
+            [seen["evaluate"]["note"]],
+            "offline evaluation by the pipeline",
+            f"{run.name.run}:gate",
         )
         message = "; ".join(findings) or ("offline gate passed" if passed else "offline gate refused")
         return await self._end(
@@ -204,7 +218,11 @@ class Pipeline:
             f"{run.name.run}:release",
         )
         return await self._end(
-            run, "release", release, f"threshold {threshold:.4f}", {"release": release},
+            run,
+            "release",
+            release,
+            f"threshold {threshold:.4f}",
+            {"release": release},
             {"release": release, "start_rollout": run.spec.start_rollout},
         )
 
@@ -215,7 +233,9 @@ class Pipeline:
         rollout, state = await self._registry.start_rollout(
             run.spec.model, seen["release"]["release"], f"{cause} {run.name.run}", f"{run.name.run}:rollout"
         )
-        return await self._end(run, "rollout", rollout, f"{state}", {"rollout": rollout}, {"rollout": rollout})
+        return await self._end(
+            run, "rollout", rollout, f"{state}", {"rollout": rollout}, {"rollout": rollout}
+        )
 
     async def finish(self, workflow: str, state: JobState, reason: str, message: str) -> None:
         """The end, with its event."""
@@ -266,7 +286,9 @@ async def read_verified(objects: ObjectStore, sha256: str) -> bytes:
     """An artifact by digest. Raises DataLoss DIGEST_MISMATCH when its bytes are others."""
     data = await objects.get(artifact_key(sha256))
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise DataLoss(f"The bytes of artifact {sha256[:12]} do not match their digest.", reason="DIGEST_MISMATCH")
+        raise DataLoss(
+            f"The bytes of artifact {sha256[:12]} do not match their digest.", reason="DIGEST_MISMATCH"
+        )
     return data
 
 

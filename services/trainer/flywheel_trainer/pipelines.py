@@ -12,7 +12,6 @@ from flywheel_common.clock import Clock
 from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_common.ids import Ids
 from flywheel_common.paging import Page
-
 from flywheel_trainer.jobs import ENDED, JobState, TrainSpec, check_spec
 from flywheel_trainer.names import ModelName, PipelineRunName
 from flywheel_trainer.recipes.tabular.spec import Hyperparameters
@@ -96,7 +95,13 @@ class PipelineStore(Protocol):
     async def begin_step(self, name: PipelineRunName, step: str, now: datetime) -> None: ...
 
     async def end_step(
-        self, name: PipelineRunName, step: str, output: str, message: str, facts: Mapping[str, Any], now: datetime
+        self,
+        name: PipelineRunName,
+        step: str,
+        output: str,
+        message: str,
+        facts: Mapping[str, Any],
+        now: datetime,
     ) -> None: ...
 
     async def finish(
@@ -156,7 +161,11 @@ def check_pipeline(spec: PipelineSpec, project: str) -> None:
             field="spec.feature_set",
         )
     if not spec.spine:
-        raise InvalidArgument("spine says which rows to learn from: set source or file.", reason="INVALID_SPEC", field="spec.spine")
+        raise InvalidArgument(
+            "spine says which rows to learn from: set source or file.",
+            reason="INVALID_SPEC",
+            field="spec.spine",
+        )
     if not 0 <= spec.threshold <= 1:
         raise InvalidArgument("threshold is between 0 and 1.", reason="INVALID_SPEC", field="spec.threshold")
     filled = TrainSpec(**{**spec.train.__dict__, "training_set": "set by the pipeline"})
@@ -164,4 +173,6 @@ def check_pipeline(spec: PipelineSpec, project: str) -> None:
 
 
 def unknown_pipeline_run(name: PipelineRunName) -> NotFound:
-    return NotFound(f"Pipeline run {str(name)!r} does not exist.", reason="UNKNOWN_PIPELINE_RUN", pipeline_run=name)
+    return NotFound(
+        f"Pipeline run {str(name)!r} does not exist.", reason="UNKNOWN_PIPELINE_RUN", pipeline_run=name
+    )

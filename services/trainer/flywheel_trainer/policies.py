@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from flywheel_common.clock import Clock
 from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_common.paging import Page
-
 from flywheel_trainer.names import PipelineRunName, PolicyName
 from flywheel_trainer.pipelines import PipelineRun, PipelineSpec, check_pipeline
 from flywheel_trainer.retraining import DATA_QUALITY, KINDS, Drift, Policy, Reason, time_range
@@ -56,20 +55,32 @@ class Policies:
             (policy.cooldown < timedelta(0), "cooldown", "is not negative"),
             (policy.history <= timedelta(0), "history", "is above zero"),
             (policy.daily_budget < 1, "daily_budget", "is at least 1"),
-            (DATA_QUALITY in policy.trigger_kinds, "trigger_kinds", "cannot hold DATA_QUALITY: bad data is no reason to train"),
+            (
+                DATA_QUALITY in policy.trigger_kinds,
+                "trigger_kinds",
+                "cannot hold DATA_QUALITY: bad data is no reason to train",
+            ),
             (not set(policy.trigger_kinds) <= set(KINDS), "trigger_kinds", f"holds only {', '.join(KINDS)}"),
-            ("source" not in spec.spine, "pipeline.spine", "is a source spine: its time range is set by the policy"),
+            (
+                "source" not in spec.spine,
+                "pipeline.spine",
+                "is a source spine: its time range is set by the policy",
+            ),
         ]
         for wrong, field, rule in problems:
             if wrong:
-                raise InvalidArgument(f"policy.{field} {rule}.", reason="INVALID_POLICY", field=f"policy.{field}")
+                raise InvalidArgument(
+                    f"policy.{field} {rule}.", reason="INVALID_POLICY", field=f"policy.{field}"
+                )
         return await self._store.set(policy, request_id, body, self._clock.now())
 
     async def get(self, name: PolicyName) -> Policy:
         """Raises NotFound UNKNOWN_POLICY."""
         policy = await self._store.get(name)
         if policy is None:
-            raise NotFound(f"There is no policy {str(name)!r}: set one first.", reason="UNKNOWN_POLICY", policy=name)
+            raise NotFound(
+                f"There is no policy {str(name)!r}: set one first.", reason="UNKNOWN_POLICY", policy=name
+            )
         return policy
 
     async def decisions(self, name: PolicyName, size: int, token: str) -> Page[Decision]:

@@ -9,7 +9,9 @@ from typing import Literal
 from flywheel_common.errors import InvalidArgument
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
-_TERM = re.compile(r"(experiment|state|params\.[A-Za-z0-9_.{}=/-]+?|metrics\.[^<>!=\s]+?|tags\.[A-Za-z0-9_./-]+?)\s*(<=|>=|!=|=|<|>)\s*(.+)")
+_TERM = re.compile(
+    r"(experiment|state|params\.[A-Za-z0-9_.{}=/-]+?|metrics\.[^<>!=\s]+?|tags\.[A-Za-z0-9_./-]+?)\s*(<=|>=|!=|=|<|>)\s*(.+)"
+)
 _ORDER = re.compile(r"(-?)metrics\.(\S+)")
 STATES = ("RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "LOST")
 
@@ -44,7 +46,8 @@ def parse_order(text: str) -> Order | None:
     found = _ORDER.fullmatch(text.strip())
     if found is None:
         raise InvalidArgument(
-            f"order_by {text[:80]!r} is not understood: write metrics.KEY or -metrics.KEY.", reason="INVALID_ORDER"
+            f"order_by {text[:80]!r} is not understood: write metrics.KEY or -metrics.KEY.",
+            reason="INVALID_ORDER",
         )
     return Order(found.group(2), descending=bool(found.group(1)))
 
@@ -52,7 +55,9 @@ def parse_order(text: str) -> Order | None:
 def _term(text: str) -> Term:
     found = _TERM.fullmatch(text)
     if found is None:
-        raise _invalid(text, "write experiment=…, state=…, params.KEY=VALUE, tags.KEY=VALUE or metrics.KEY>0.7")
+        raise _invalid(
+            text, "write experiment=…, state=…, params.KEY=VALUE, tags.KEY=VALUE or metrics.KEY>0.7"
+        )
     left, operator, value = found.groups()
     field, _, key = left.partition(".")
     if field == "metrics":
@@ -70,4 +75,6 @@ def _term(text: str) -> Term:
 
 
 def _invalid(text: str, advice: str) -> InvalidArgument:
-    return InvalidArgument(f"Filter {text[:120]!r} is not understood: {advice}.", reason="INVALID_FILTER", field="filter")
+    return InvalidArgument(
+        f"Filter {text[:120]!r} is not understood: {advice}.", reason="INVALID_FILTER", field="filter"
+    )

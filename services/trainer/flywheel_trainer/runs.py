@@ -14,7 +14,6 @@ from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_common.ids import Ids
 from flywheel_common.names import check_id
 from flywheel_common.paging import Page
-
 from flywheel_trainer.names import ExperimentName, RunName
 from flywheel_trainer.recipes.outcome import MetricPoint, Produced
 from flywheel_trainer.run_query import Order, Term
@@ -86,7 +85,9 @@ class RunStore(Protocol):
     lease as LOST, counting from `not_before` at the earliest, and answers their names.
     """
 
-    async def create_experiment(self, experiment: Experiment, request_id: str, body: bytes, now: datetime) -> Experiment: ...
+    async def create_experiment(
+        self, experiment: Experiment, request_id: str, body: bytes, now: datetime
+    ) -> Experiment: ...
 
     async def list_experiments(self, project: str, size: int, token: str) -> Page[Experiment]: ...
 
@@ -134,7 +135,12 @@ class Runs:
         return run
 
     async def log_metrics(
-        self, name: RunName, keys: Sequence[str], steps: Sequence[int], values: Sequence[float], times: Sequence[int]
+        self,
+        name: RunName,
+        keys: Sequence[str],
+        steps: Sequence[int],
+        values: Sequence[float],
+        times: Sequence[int],
     ) -> int:
         """Store points given in columns of equal length; answers how many were new."""
         if not len(keys) == len(steps) == len(values) == len(times):
@@ -143,10 +149,14 @@ class Runs:
                 reason="UNEQUAL_COLUMNS",
             )
         if len(keys) > MAX_POINTS:
-            raise InvalidArgument(f"At most {MAX_POINTS} points a call; got {len(keys)}.", reason="TOO_MANY_POINTS")
+            raise InvalidArgument(
+                f"At most {MAX_POINTS} points a call; got {len(keys)}.", reason="TOO_MANY_POINTS"
+            )
         for key in set(keys):
             if _KEY.fullmatch(key) is None:
-                raise InvalidArgument(f"Metric key {key[:80]!r} must match {_KEY.pattern}.", reason="INVALID_METRIC_KEY")
+                raise InvalidArgument(
+                    f"Metric key {key[:80]!r} must match {_KEY.pattern}.", reason="INVALID_METRIC_KEY"
+                )
         points = [MetricPoint(*point) for point in zip(keys, steps, values, times, strict=True)]
         return await self._store.log(name, points, self._clock.now())
 
@@ -158,7 +168,8 @@ class Runs:
         """Heartbeat, additions, and the end when a state is given. FailedPrecondition RUN_ENDED."""
         if update.state is RunState.RUNNING or update.state is RunState.LOST:
             raise InvalidArgument(
-                "A run is ended as SUCCEEDED, FAILED or CANCELLED; leave state unset for a heartbeat.", reason="INVALID_STATE"
+                "A run is ended as SUCCEEDED, FAILED or CANCELLED; leave state unset for a heartbeat.",
+                reason="INVALID_STATE",
             )
         return await self._store.update(name, update, self._clock.now())
 

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
+
 from flywheel_common import topics
 from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.consumer import ConsumerLoop
@@ -22,7 +23,6 @@ from flywheel_common.postgres import Pool, connection, create_pool
 from flywheel_common.producer import Producer
 from flywheel_common.s3 import arrow_filesystem, object_store
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
-
 from flywheel_trainer.comparison import comparing
 from flywheel_trainer.config import TrainerSettings
 from flywheel_trainer.jobs import Jobs
@@ -66,10 +66,14 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     engine = RayJobs(session, settings.ray_address, settings.ray_auth_token.get_secret_value())
     token = settings.service_token.get_secret_value()
     feature = GrpcFeature(
-        await stack.enter_async_context(channel(settings.feature_address, client_name="flywheel-trainer", token=token))
+        await stack.enter_async_context(
+            channel(settings.feature_address, client_name="flywheel-trainer", token=token)
+        )
     )
     registry = GrpcRegistry(
-        await stack.enter_async_context(channel(settings.registry_address, client_name="flywheel-trainer", token=token))
+        await stack.enter_async_context(
+            channel(settings.registry_address, client_name="flywheel-trainer", token=token)
+        )
     )
     weights = RegisteredWeights(registry, objects, settings.s3_bucket)
     job_store, pipeline_store = PostgresJobs(pool), PostgresPipelines(pool)
@@ -98,7 +102,9 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
             version=settings.pipeline_version,
         )
     )
-    producer = await stack.enter_async_context(Producer(settings.kafka_bootstrap, client_id="flywheel-trainer"))
+    producer = await stack.enter_async_context(
+        Producer(settings.kafka_bootstrap, client_id="flywheel-trainer")
+    )
     server = Server(
         settings,
         servicers=[
@@ -111,9 +117,11 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         permissions=PERMISSIONS,
         readiness=lambda: _database_answers(pool),
     )
-    supervisor = Supervisor(job_store, engine, objects, launch(settings, server), clock)
+    supervisor = Supervisor(job_store, engine, objects, launch(settings), clock)
     supervising = Lease(pool, "job-supervisor", holder=settings.executor_id)
-    server.add_background("job supervisor", lambda: supervising.run(lambda _: supervisor.run(settings.job_poll_seconds)))
+    server.add_background(
+        "job supervisor", lambda: supervising.run(lambda _: supervisor.run(settings.job_poll_seconds))
+    )
     server.add_background("pipelines", lambda: workflows.drive(settings.pipeline_poll_seconds))
     server.add_background("run leases", lambda: _expire(runs, settings.lease_check_seconds, clock))
     server.add_background("outbox relay", Relay(pool, producer).run)
@@ -130,7 +138,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     return server
 
 
-def launch(settings: TrainerSettings, server: Server) -> Launch:
+def launch(settings: TrainerSettings) -> Launch:
     """How jobs are started."""
     return Launch(
         bucket=settings.s3_bucket,
@@ -175,7 +183,10 @@ async def _expire(runs: Runs, every_seconds: float, clock: Clock) -> None:
 async def _consume(settings: TrainerSettings, consumer: ConsumerLoop) -> None:
     while True:
         try:
-            wanted = [topics.TopicSpec(name, settings.kafka_partitions) for name in (settings.drift_topic, topics.TRAINING_COMPLETED)]
+            wanted = [
+                topics.TopicSpec(name, settings.kafka_partitions)
+                for name in (settings.drift_topic, topics.TRAINING_COMPLETED)
+            ]
             await topics.ensure_topics(settings.kafka_bootstrap, wanted)
             break
         except FlywheelError as error:

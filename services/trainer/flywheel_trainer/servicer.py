@@ -1,17 +1,18 @@
 """The edge: convert, await the use case, convert."""
 
+
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from typing import Any
+
+from google.protobuf.message import Message
 
 from flywheel_common.auth import OPERATE, READ, WRITE, Permissions
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
-from google.protobuf.message import Message
-
 from flywheel_trainer import convert
 from flywheel_trainer.jobs import Jobs
 from flywheel_trainer.names import ExperimentName, JobName, PipelineRunName, PolicyName, RunName
@@ -27,7 +28,9 @@ _ROLES = {
     WRITE: "CreateExperiment CreateRun LogMetrics UpdateRun SubmitJob CancelJob StartPipelineRun CancelPipelineRun",
     OPERATE: "SetRetrainingPolicy",
 }
-PERMISSIONS: Permissions = {f"/{SERVICE}/{method}": role for role, methods in _ROLES.items() for method in methods.split()}
+PERMISSIONS: Permissions = {
+    f"/{SERVICE}/{method}": role for role, methods in _ROLES.items() for method in methods.split()
+}
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
@@ -39,13 +42,17 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
         self._poll = poll_seconds
 
-    async def CreateExperiment(self, request: pb.CreateExperimentRequest, context: Any) -> pb.CreateExperimentResponse:
+    async def CreateExperiment(
+        self, request: pb.CreateExperimentRequest, context: Any
+    ) -> pb.CreateExperimentResponse:
         name = ExperimentName(parse_project(request.parent), request.experiment_id)
         wanted = Experiment(name, request.experiment.description, dict(request.experiment.tags))
         made = await self._runs.create_experiment(wanted, request.request_id, _body(request))
         return pb.CreateExperimentResponse(experiment=convert.experiment_to_proto(made))
 
-    async def ListExperiments(self, request: pb.ListExperimentsRequest, context: Any) -> pb.ListExperimentsResponse:
+    async def ListExperiments(
+        self, request: pb.ListExperimentsRequest, context: Any
+    ) -> pb.ListExperimentsResponse:
         project = parse_project(request.parent)
         page = await self._runs.list_experiments(project, page_size(request.page_size), request.page_token)
         return pb.ListExperimentsResponse(
@@ -66,14 +73,20 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             parse_project(request.parent), parse_filter(request.filter), parse_order(request.order_by),
             page_size(request.page_size), request.page_token,
         )  # fmt: skip
-        return pb.ListRunsResponse(runs=map(convert.run_to_proto, page.items), next_page_token=page.next_page_token)
+        return pb.ListRunsResponse(
+            runs=map(convert.run_to_proto, page.items), next_page_token=page.next_page_token
+        )
 
     async def LogMetrics(self, request: pb.LogMetricsRequest, context: Any) -> pb.LogMetricsResponse:
         name = RunName.parse(request.run)
-        stored = await self._runs.log_metrics(name, request.keys, request.steps, request.values, request.times)
+        stored = await self._runs.log_metrics(
+            name, request.keys, request.steps, request.values, request.times
+        )
         return pb.LogMetricsResponse(stored_count=stored)
 
-    async def ListMetricPoints(self, request: pb.ListMetricPointsRequest, context: Any) -> pb.ListMetricPointsResponse:
+    async def ListMetricPoints(
+        self, request: pb.ListMetricPointsRequest, context: Any
+    ) -> pb.ListMetricPointsResponse:
         size = page_size(request.page_size, default=1000, maximum=100_000)
         page = await self._runs.points(RunName.parse(request.run), request.key, size, request.page_token)
         return pb.ListMetricPointsResponse(
@@ -98,28 +111,44 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         return pb.GetJobResponse(job=convert.job_to_proto(await self._jobs.get(JobName.parse(request.name))))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
-        page = await self._jobs.list(parse_project(request.parent), page_size(request.page_size), request.page_token)
-        return pb.ListJobsResponse(jobs=map(convert.job_to_proto, page.items), next_page_token=page.next_page_token)
+        page = await self._jobs.list(
+            parse_project(request.parent), page_size(request.page_size), request.page_token
+        )
+        return pb.ListJobsResponse(
+            jobs=map(convert.job_to_proto, page.items), next_page_token=page.next_page_token
+        )
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
-        async for job, log, offset in self._jobs.watch(JobName.parse(request.name), request.log_offset, self._poll):
+        async for job, log, offset in self._jobs.watch(
+            JobName.parse(request.name), request.log_offset, self._poll
+        ):
             yield pb.WatchJobResponse(
                 job=convert.job_to_proto(job), log=log.decode(errors="replace"), log_offset=offset
             )
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
-        return pb.CancelJobResponse(job=convert.job_to_proto(await self._jobs.cancel(JobName.parse(request.name))))
+        return pb.CancelJobResponse(
+            job=convert.job_to_proto(await self._jobs.cancel(JobName.parse(request.name)))
+        )
 
-    async def StartPipelineRun(self, request: pb.StartPipelineRunRequest, context: Any) -> pb.StartPipelineRunResponse:
+    async def StartPipelineRun(
+        self, request: pb.StartPipelineRunRequest, context: Any
+    ) -> pb.StartPipelineRunResponse:
         spec = convert.pipeline_from(request.spec)
-        run = await self._pipelines.start(parse_project(request.parent), spec, request.request_id, _body(request))
+        run = await self._pipelines.start(
+            parse_project(request.parent), spec, request.request_id, _body(request)
+        )
         return pb.StartPipelineRunResponse(pipeline_run=convert.pipeline_run_to_proto(run))
 
-    async def GetPipelineRun(self, request: pb.GetPipelineRunRequest, context: Any) -> pb.GetPipelineRunResponse:
+    async def GetPipelineRun(
+        self, request: pb.GetPipelineRunRequest, context: Any
+    ) -> pb.GetPipelineRunResponse:
         run = await self._pipelines.get(PipelineRunName.parse(request.name))
         return pb.GetPipelineRunResponse(pipeline_run=convert.pipeline_run_to_proto(run))
 
-    async def ListPipelineRuns(self, request: pb.ListPipelineRunsRequest, context: Any) -> pb.ListPipelineRunsResponse:
+    async def ListPipelineRuns(
+        self, request: pb.ListPipelineRunsRequest, context: Any
+    ) -> pb.ListPipelineRunsResponse:
         page = await self._pipelines.list(
             parse_project(request.parent), page_size(request.page_size), request.page_token
         )
@@ -142,7 +171,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def SetRetrainingPolicy(
         self, request: pb.SetRetrainingPolicyRequest, context: Any
     ) -> pb.SetRetrainingPolicyResponse:
-        policy = await self._policies.set(convert.policy_from(request.policy), request.request_id, _body(request))
+        policy = await self._policies.set(
+            convert.policy_from(request.policy), request.request_id, _body(request)
+        )
         return pb.SetRetrainingPolicyResponse(policy=convert.policy_to_proto(policy))
 
     async def GetRetrainingPolicy(

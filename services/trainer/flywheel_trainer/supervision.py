@@ -15,7 +15,6 @@ from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError, NotFound
 from flywheel_common.logs import get_logger
 from flywheel_common.objects import ObjectStore
-
 from flywheel_trainer.engine import Engine, EngineJob, EngineState
 from flywheel_trainer.jobs import Job, JobState, JobStore
 from flywheel_trainer.names import JobName
@@ -27,7 +26,9 @@ log = get_logger(__name__)
 LOG_TAIL_BYTES = 4000
 ARTIFACTS = "artifacts"
 OUTCOME, LOG = "outcome.json", "log.txt"
-ENDED_ON_ENGINE = frozenset({EngineState.SUCCEEDED, EngineState.FAILED, EngineState.STOPPED, EngineState.UNKNOWN})
+ENDED_ON_ENGINE = frozenset(
+    {EngineState.SUCCEEDED, EngineState.FAILED, EngineState.STOPPED, EngineState.UNKNOWN}
+)
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ class Launch:
 class Supervisor:
     """Moves every active job one step at each `tick`."""
 
-    def __init__(self, store: JobStore, engine: Engine, objects: ObjectStore, launch: Launch, clock: Clock) -> None:
+    def __init__(
+        self, store: JobStore, engine: Engine, objects: ObjectStore, launch: Launch, clock: Clock
+    ) -> None:
         self._store, self._engine, self._objects = store, engine, objects
         self._launch, self._clock = launch, clock
 
@@ -96,7 +99,9 @@ class Supervisor:
             message = "The compute engine no longer knows the job, and it left no outcome: it was lost with its machine."
             await self._end(job, JobState.LOST, Outcome(False, "JOB_LOST", message))
         else:
-            await self._end(job, JobState.FAILED, Outcome(False, "JOB_CRASHED", await self._cause(job, known)))
+            await self._end(
+                job, JobState.FAILED, Outcome(False, "JOB_CRASHED", await self._cause(job, known))
+            )
 
     async def _cancel(self, job: Job) -> None:
         known = await self._engine.state(job.name.job)

@@ -1,5 +1,7 @@
 """A real trainer process on real PostgreSQL, S3, Kafka and Ray, and peers that keep their answers by request id."""
 
+
+
 from __future__ import annotations
 
 import asyncio
@@ -74,8 +76,7 @@ class Healthy(health_pb2_grpc.HealthServicer):
 
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[health_pb2.HealthCheckResponse]:
         yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
-        while not context.cancelled():
-            await asyncio.sleep(0.1)
+        await asyncio.Event().wait()
 
 
 @dataclass
@@ -111,7 +112,9 @@ class FeaturePeer(feature_pb2_grpc.FeatureServiceServicer):
     async def BuildTrainingSet(self, request: Any, context: Any) -> feature_pb2.BuildTrainingSetResponse:
         self.spines.append(request.spine)
         job = feature_pb2.Job(name="projects/default/jobs/build-1", state=job_pb2.JOB_STATE_QUEUED)
-        return self.seen.once("BuildTrainingSet", request, lambda: feature_pb2.BuildTrainingSetResponse(job=job))
+        return self.seen.once(
+            "BuildTrainingSet", request, lambda: feature_pb2.BuildTrainingSetResponse(job=job)
+        )
 
     async def GetJob(self, request: Any, context: Any) -> feature_pb2.GetJobResponse:
         self.seen.calls["GetJob"] += 1
@@ -152,7 +155,9 @@ class RegistryPeer(registry_pb2_grpc.RegistryServiceServicer):
         self.gate_passes = True
 
     async def GetModel(self, request: Any, context: Any) -> registry_pb2.GetModelResponse:
-        return registry_pb2.GetModelResponse(model=model_pb2.Model(name=request.name, production_release=self.production))
+        return registry_pb2.GetModelResponse(
+            model=model_pb2.Model(name=request.name, production_release=self.production)
+        )
 
     async def GetRelease(self, request: Any, context: Any) -> registry_pb2.GetReleaseResponse:
         return registry_pb2.GetReleaseResponse(release=self.releases[request.name])
@@ -184,17 +189,22 @@ class RegistryPeer(registry_pb2_grpc.RegistryServiceServicer):
         self.files[target.model_version, target.artifact] = content.getvalue()
         return registry_pb2.UploadArtifactResponse(model_version=self.versions[target.model_version])
 
-    async def DownloadArtifact(self, request: Any, context: Any) -> AsyncIterator[registry_pb2.DownloadArtifactResponse]:
+    async def DownloadArtifact(
+        self, request: Any, context: Any
+    ) -> AsyncIterator[registry_pb2.DownloadArtifactResponse]:
         content = self.files[request.model_version, request.artifact]
         for start in range(0, len(content), 10_000):
             yield registry_pb2.DownloadArtifactResponse(data=content[start : start + 10_000])
 
-    async def PromoteModelVersion(self, request: Any, context: Any) -> registry_pb2.PromoteModelVersionResponse:
+    async def PromoteModelVersion(
+        self, request: Any, context: Any
+    ) -> registry_pb2.PromoteModelVersionResponse:
         def make() -> registry_pb2.PromoteModelVersionResponse:
             self.evidence.append(request.evidence)
             findings = ["auc 0.8 >= 0.7"] if self.gate_passes else ["auc 0.8 < 0.99"]
             return registry_pb2.PromoteModelVersionResponse(
-                passed=self.gate_passes, evidence=model_pb2.Evidence(findings=findings, passed=self.gate_passes)
+                passed=self.gate_passes,
+                evidence=model_pb2.Evidence(findings=findings, passed=self.gate_passes),
             )
 
         return self.seen.once("PromoteModelVersion", request, make)
@@ -260,7 +270,7 @@ class TrainerProcess:
     async def start(self) -> None:
         environment = {**os.environ, **self.settings, "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED"}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
+            self.process = subprocess.Popen(  # noqa: ASYNC220 - it must outlive this test's loop to be stopped
                 [sys.executable, "-m", "flywheel_trainer", "serve"], env=environment, stdout=log, stderr=log
             )
         await eventually(self.healthy, within=60, every=0.2)
@@ -271,7 +281,9 @@ class TrainerProcess:
             pytest.fail(f"the trainer ended: {self.log.read_text()[-4000:]}")
         async with grpc.aio.insecure_channel(self.address) as connection:
             try:
-                answer = await health_pb2_grpc.HealthStub(connection).Check(health_pb2.HealthCheckRequest(), timeout=1)
+                answer = await health_pb2_grpc.HealthStub(connection).Check(
+                    health_pb2.HealthCheckRequest(), timeout=1
+                )
             except grpc.RpcError:
                 return False
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)

@@ -66,7 +66,9 @@ async def test_a_pipeline_killed_in_every_wait_completes_after_restarts_with_eac
     trainer = await start_trainer(trainer_settings | with_peers | with_ray)
     connection, stub = trainer.stub()
     async with connection:
-        await stub.CreateExperiment(pb.CreateExperimentRequest(parent="projects/default", experiment_id="late"))
+        await stub.CreateExperiment(
+            pb.CreateExperimentRequest(parent="projects/default", experiment_id="late")
+        )
         first = await stub.StartPipelineRun(request("once"))
         again = await stub.StartPipelineRun(request("once"))
         assert again.pipeline_run.name == first.pipeline_run.name
@@ -133,12 +135,19 @@ async def test_a_pipeline_killed_in_every_wait_completes_after_restarts_with_eac
     events = await outbox(database)
     assert [e.type for e in events] == ["flywheel.events.v1.TrainingCompleted"]
     completed = TrainingCompleted.FromString(events[0].payload)
-    assert (completed.pipeline_run, completed.succeeded, completed.model_version) == (name, True, version.name)
+    assert (completed.pipeline_run, completed.succeeded, completed.model_version) == (
+        name,
+        True,
+        version.name,
+    )
 
 
 async def outbox(database: str) -> list[Event]:
     connection = await asyncpg.connect(database)
     try:
-        return [Event.FromString(row["value"]) for row in await connection.fetch("SELECT value FROM outbox ORDER BY id")]
+        return [
+            Event.FromString(row["value"])
+            for row in await connection.fetch("SELECT value FROM outbox ORDER BY id")
+        ]
     finally:
         await connection.close()

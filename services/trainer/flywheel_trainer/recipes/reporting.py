@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from types import TracebackType
+from typing import Self
 
 import grpc
-from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
+from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from flywheel_trainer.recipes.outcome import MetricPoint
 
 FLUSH_SECONDS = 0.5
@@ -27,7 +28,7 @@ class MetricReporter:
         self._channel = grpc.insecure_channel(address) if address else None
         self._thread = threading.Thread(target=self._send_until_stopped, name="metrics", daemon=True)
 
-    def __enter__(self) -> MetricReporter:
+    def __enter__(self) -> Self:
         if self._channel is not None:
             self._thread.start()
         return self

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import grpc
+from google.protobuf.json_format import ParseDict
+
 from flywheel_common.errors import NotFound
 from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc, training_set_pb2
 from flywheel_protos.types.v1 import job_pb2, value_pb2
-from google.protobuf.json_format import ParseDict
-
 from flywheel_trainer.jobs import JobState, TrainingSet
 from flywheel_trainer.recipes.tabular.spec import LABEL, Column
 from flywheel_trainer.store.peer_calls import answer
@@ -45,7 +45,9 @@ class GrpcFeature:
                 f"Training set {name!r} does not exist: build it first.", reason="UNKNOWN_TRAINING_SET"
             ) from error
         found = described.training_set
-        features = {column.name for column in found.profile} or {f.name for f in found.schema if "__" in f.name}
+        features = {column.name for column in found.profile} or {
+            f.name for f in found.schema if "__" in f.name
+        }
         return TrainingSet(
             name=found.name,
             uri=found.uri,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -11,7 +11,6 @@ from flywheel_common.errors import FailedPrecondition, NotFound
 from flywheel_common.idempotency import idempotent
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres import Connection, Pool, connection, transaction
-
 from flywheel_trainer.jobs import ENDED, TRAIN, Job, JobState, TrainSpec, unknown_job
 from flywheel_trainer.names import JobName, RunName
 from flywheel_trainer.recipes.outcome import Outcome
@@ -48,9 +47,12 @@ class PostgresJobs:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def create(self, job: Job, details: Mapping[str, Any], request_id: str, body: bytes, now: datetime) -> Job:
+    async def create(
+        self, job: Job, details: Mapping[str, Any], request_id: str, body: bytes, now: datetime
+    ) -> Job:
         unknown = NotFound(
-            f"Experiment {job.spec.experiment!r} does not exist: create it first.", reason="UNKNOWN_EXPERIMENT"
+            f"Experiment {job.spec.experiment!r} does not exist: create it first.",
+            reason="UNKNOWN_EXPERIMENT",
         )
         async with (
             transaction(self._pool, translate={"run_experiment": unknown}) as conn,
@@ -112,7 +114,7 @@ class PostgresJobs:
             raise unknown_job(name)
         raise FailedPrecondition(f"Job {str(name)!r} has ended as {row['state']}.", reason="JOB_ENDED")
 
-    async def active(self) -> list[tuple[Job, Mapping[str, Any]]]:
+    async def active(self) -> Sequence[tuple[Job, Mapping[str, Any]]]:
         async with connection(self._pool) as conn:
             return [(_job(row), row["spec"]["details"]) for row in await conn.fetch(_ACTIVE)]
 
@@ -133,7 +135,9 @@ class PostgresJobs:
     async def end(self, name: JobName, state: JobState, outcome: Outcome, now: datetime) -> bool:
         assert state in ENDED
         async with transaction(self._pool) as conn:
-            run_id = await conn.fetchval(_END, name.job, state, outcome.error_reason, outcome.error_message, now)
+            run_id = await conn.fetchval(
+                _END, name.job, state, outcome.error_reason, outcome.error_message, now
+            )
             if run_id is None:
                 return False
             await conclude_run(conn, run_id, outcome, RunState(state), now)

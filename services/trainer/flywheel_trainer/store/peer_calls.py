@@ -6,6 +6,7 @@ from collections.abc import Awaitable
 from typing import TypeVar
 
 import grpc
+
 from flywheel_common.error_details import from_rpc_error
 
 Answer = TypeVar("Answer")

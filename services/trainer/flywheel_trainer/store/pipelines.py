@@ -15,7 +15,6 @@ from flywheel_common.outbox import enqueue
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres import Connection, Pool, connection, transaction
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
-
 from flywheel_trainer.jobs import ENDED, JobState
 from flywheel_trainer.names import PipelineRunName
 from flywheel_trainer.pipelines import STEPS, PipelineRun, PipelineSpec, Step, unknown_pipeline_run
@@ -71,7 +70,14 @@ _SKIP_STEPS = "UPDATE pipeline_step SET state = 'CANCELLED', message = 'not run'
 async def insert_pipeline_run(conn: Connection, run: PipelineRun, now: datetime) -> None:
     """Inside the caller's transaction (a retraining decision and its run are made together)."""
     await conn.execute(
-        _INSERT, run.name.run, run.name.project, run.spec.model, asdict(run.spec), run.cause_alert, run.event_time, now
+        _INSERT,
+        run.name.run,
+        run.name.project,
+        run.spec.model,
+        asdict(run.spec),
+        run.cause_alert,
+        run.event_time,
+        now,
     )
     await conn.execute(_INSERT_STEPS, run.name.run, list(STEPS))
 
@@ -127,13 +133,21 @@ class PostgresPipelines:
             await conn.execute(_BEGIN_STEP, name.run, step, now)
 
     async def end_step(
-        self, name: PipelineRunName, step: str, output: str, message: str, facts: Mapping[str, Any], now: datetime
+        self,
+        name: PipelineRunName,
+        step: str,
+        output: str,
+        message: str,
+        facts: Mapping[str, Any],
+        now: datetime,
     ) -> None:
         async with transaction(self._pool) as conn:
             await conn.execute(_END_STEP, name.run, step, output, message, now)
             await conn.execute(_FACTS, name.run, dict(facts))
 
-    async def finish(self, name: PipelineRunName, state: JobState, reason: str, message: str, now: datetime) -> None:
+    async def finish(
+        self, name: PipelineRunName, state: JobState, reason: str, message: str, now: datetime
+    ) -> None:
         assert state in ENDED
         failed = state is not JobState.SUCCEEDED
         async with transaction(self._pool) as conn:

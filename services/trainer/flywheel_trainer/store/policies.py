@@ -16,7 +16,6 @@ from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres import Connection, Pool, connection, transaction
 from flywheel_common.records import Record
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected
-
 from flywheel_trainer.convert import drift_from
 from flywheel_trainer.names import ModelName, PolicyName
 from flywheel_trainer.policies import Decision, triggered_run

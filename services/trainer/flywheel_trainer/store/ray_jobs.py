@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
-from flywheel_common.errors import Unavailable
 
+from flywheel_common.errors import Unavailable
 from flywheel_trainer.engine import EngineJob, EngineState
 
 CALL_SECONDS = 15.0

@@ -7,13 +7,13 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
+from google.protobuf.json_format import ParseDict
+
 from flywheel_common.error_details import from_rpc_error
 from flywheel_common.errors import DataLoss, NotFound
 from flywheel_common.objects import ObjectStore
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
-from google.protobuf.json_format import ParseDict
-
 from flywheel_trainer.calibration import IDENTITY, Calibration, Isotonic, Platt
 from flywheel_trainer.comparison import ChampionModel
 from flywheel_trainer.pipeline import artifact_key
@@ -39,7 +39,9 @@ class GrpcRegistry:
         release = (await answer(self._stub.GetRelease(asked))).release
         version = await self.version(release.model_version)
         inputs = tuple(
-            Input(i.name, value_pb2.DataType.Name(i.data_type).removeprefix("DATA_TYPE_"), tuple(i.vocabulary))
+            Input(
+                i.name, value_pb2.DataType.Name(i.data_type).removeprefix("DATA_TYPE_"), tuple(i.vocabulary)
+            )
             for i in version.signature.inputs
         )
         content = await self.download(version, MODEL)
@@ -60,7 +62,9 @@ class GrpcRegistry:
         content = b"".join(parts)
         declared = next((a.sha256 for a in version.artifacts if a.name == artifact), None)
         if hashlib.sha256(content).hexdigest() != declared:
-            raise DataLoss(f"{artifact} of {version.name} arrived with other bytes.", reason="DIGEST_MISMATCH")
+            raise DataLoss(
+                f"{artifact} of {version.name} arrived with other bytes.", reason="DIGEST_MISMATCH"
+            )
         return content
 
     async def create_version(self, model: str, version: Mapping[str, Any], request_id: str) -> str:
@@ -74,21 +78,27 @@ class GrpcRegistry:
                 inputs=[
                     model_pb2.SignatureInput(
                         name=i["name"],
-                        data_type=value_pb2.DataType.Value(f"DATA_TYPE_{i['data_type']}"),
+                        data_type=f"DATA_TYPE_{i['data_type']}",
                         vocabulary=i["vocabulary"],
                     )
                     for i in version["inputs"]
                 ]
             ),
-            artifacts=[model_pb2.Artifact(name=n, size_bytes=s, sha256=d) for n, s, d in version["artifacts"]],
+            artifacts=[
+                model_pb2.Artifact(name=n, size_bytes=s, sha256=d) for n, s, d in version["artifacts"]
+            ],
             golden_rows=model_pb2.GoldenRows(
-                row_count=version["golden_rows"], inputs=version["golden_inputs"], scores=version["golden_scores"]
+                row_count=version["golden_rows"],
+                inputs=version["golden_inputs"],
+                scores=version["golden_scores"],
             ),
             parent_version=version["parent_version"],
             cause_alert=version["cause_alert"],
             pipeline_run=version["pipeline_run"],
         )
-        request = registry_pb2.CreateModelVersionRequest(parent=model, model_version=message, request_id=request_id)
+        request = registry_pb2.CreateModelVersionRequest(
+            parent=model, model_version=message, request_id=request_id
+        )
         return str((await answer(self._stub.CreateModelVersion(request))).model_version.name)
 
     async def upload(self, version: str, artifact: str, data: bytes) -> None:
@@ -107,7 +117,9 @@ class GrpcRegistry:
             name=version,
             to_stage=model_pb2.STAGE_STAGING,
             reason=reason,
-            evidence=model_pb2.Evidence(kind="OFFLINE", model_version=version, values=values, findings=findings),
+            evidence=model_pb2.Evidence(
+                kind="OFFLINE", model_version=version, values=values, findings=findings
+            ),
             request_id=request_id,
         )
         promoted = await answer(self._stub.PromoteModelVersion(request))
@@ -132,7 +144,10 @@ class GrpcRegistry:
             parent=model, challenger_release=release, reason=reason, request_id=request_id
         )
         rollout = (await answer(self._stub.StartRollout(request))).rollout
-        return rollout.name, f"{model_pb2.RolloutState.Name(rollout.state).removeprefix('ROLLOUT_STATE_')} {rollout.reason}".strip()
+        return (
+            rollout.name,
+            f"{model_pb2.RolloutState.Name(rollout.state).removeprefix('ROLLOUT_STATE_')} {rollout.reason}".strip(),
+        )
 
 
 class RegisteredWeights:
@@ -145,7 +160,9 @@ class RegisteredWeights:
         try:
             version = await self._registry.version(model_version)
         except NotFound as error:
-            raise NotFound(f"Model version {model_version!r} does not exist.", reason="UNKNOWN_MODEL_VERSION") from error
+            raise NotFound(
+                f"Model version {model_version!r} does not exist.", reason="UNKNOWN_MODEL_VERSION"
+            ) from error
         declared = next((a.sha256 for a in version.artifacts if a.name == WEIGHTS), None)
         if declared is None:
             return None

@@ -11,7 +11,6 @@ from flywheel_common.errors import AlreadyExists, FailedPrecondition, NotFound
 from flywheel_common.idempotency import idempotent
 from flywheel_common.paging import Key, Page, cut, decode_token
 from flywheel_common.postgres import Connection, Pool, connection, transaction
-
 from flywheel_trainer.names import ExperimentName, RunName
 from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
 from flywheel_trainer.run_query import Order, Term
@@ -45,7 +44,9 @@ WITH added AS (
 )
 SELECT count(*) FROM added
 """
-_ALIVE = "UPDATE run SET heartbeat_at = $3 WHERE id = $1 AND project = $2 AND state = 'RUNNING' RETURNING true"
+_ALIVE = (
+    "UPDATE run SET heartbeat_at = $3 WHERE id = $1 AND project = $2 AND state = 'RUNNING' RETURNING true"
+)
 _POINTS = """
 SELECT key, step, value, time_us FROM metric_point
 WHERE run_id = $1 AND ($2 = '' OR key = $2) AND (key, step) > ($3, $4) ORDER BY key, step LIMIT $5
@@ -78,7 +79,9 @@ async def insert_run(conn: Connection, run: Run, now: datetime) -> None:
     )  # fmt: skip
 
 
-async def conclude_run(conn: Connection, run_id: str, outcome: Outcome, state: RunState, now: datetime) -> None:
+async def conclude_run(
+    conn: Connection, run_id: str, outcome: Outcome, state: RunState, now: datetime
+) -> None:
     """Write what a job left: points that never arrived, files, provenance and the end. Repeating it changes nothing."""
     await _insert_points(conn, run_id, outcome.points)
     await conn.execute(
@@ -93,14 +96,18 @@ class PostgresRuns:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def create_experiment(self, experiment: Experiment, request_id: str, body: bytes, now: datetime) -> Experiment:
+    async def create_experiment(
+        self, experiment: Experiment, request_id: str, body: bytes, now: datetime
+    ) -> Experiment:
         key = (experiment.name.project, experiment.name.experiment)
         async with (
             transaction(self._pool) as conn,
             idempotent(conn, "CreateExperiment", request_id, body) as once,
         ):
             if once.replay is None:
-                await conn.execute(_INSERT_EXPERIMENT, *key, experiment.description, dict(experiment.tags), now)
+                await conn.execute(
+                    _INSERT_EXPERIMENT, *key, experiment.description, dict(experiment.tags), now
+                )
                 once.store(str(experiment.name).encode())
             stored = _experiment(await conn.fetchrow(_GET_EXPERIMENT, *key))
             if (stored.description, stored.tags) != (experiment.description, dict(experiment.tags)):
@@ -132,7 +139,9 @@ class PostgresRuns:
 
     async def get_run(self, name: RunName) -> Run | None:
         async with connection(self._pool) as conn:
-            row = await conn.fetchrow(_SELECT_RUN + "WHERE r.id = $1 AND r.project = $2", name.run, name.project)
+            row = await conn.fetchrow(
+                _SELECT_RUN + "WHERE r.id = $1 AND r.project = $2", name.run, name.project
+            )
         return None if row is None else _run(row)
 
     async def list_runs(
@@ -220,9 +229,14 @@ def _search(
         missing, direction = ("'-Infinity'", "DESC") if order.descending else ("'Infinity'", "ASC")
         value = f"coalesce(o.value, {missing}::float8)"
         if after:
-            where.append(f"({value}, r.id) {'<' if order.descending else '>'} ({bind(float(str(after[0])))}, {bind(after[1])})")
+            where.append(
+                f"({value}, r.id) {'<' if order.descending else '>'} ({bind(float(str(after[0])))}, {bind(after[1])})"
+            )
         ordering = f"{value} {direction}, r.id {direction}"
-    return f"{_SELECT_RUN}{join}WHERE {' AND '.join(where)} ORDER BY {ordering} LIMIT {bind(limit)}", parameters
+    return (
+        f"{_SELECT_RUN}{join}WHERE {' AND '.join(where)} ORDER BY {ordering} LIMIT {bind(limit)}",
+        parameters,
+    )
 
 
 async def _existing(conn: Connection, name: RunName) -> Run:
@@ -230,14 +244,20 @@ async def _existing(conn: Connection, name: RunName) -> Run:
 
 
 async def _why_not(conn: Connection, name: RunName) -> Exception:
-    state = await conn.fetchval("SELECT state FROM run WHERE id = $1 AND project = $2", name.run, name.project)
+    state = await conn.fetchval(
+        "SELECT state FROM run WHERE id = $1 AND project = $2", name.run, name.project
+    )
     if state is None:
         return unknown_run(name)
-    return FailedPrecondition(f"Run {str(name)!r} has ended as {state}: start a new one.", reason="RUN_ENDED", state=state)
+    return FailedPrecondition(
+        f"Run {str(name)!r} has ended as {state}: start a new one.", reason="RUN_ENDED", state=state
+    )
 
 
 def _experiment(row: Any) -> Experiment:
-    return Experiment(ExperimentName(row["project"], row["id"]), row["description"], row["tags"], row["created_at"])
+    return Experiment(
+        ExperimentName(row["project"], row["id"]), row["description"], row["tags"], row["created_at"]
+    )
 
 
 def _run(row: Any) -> Run:

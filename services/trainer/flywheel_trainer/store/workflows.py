@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, SetWorkflowID
+from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, SetWorkflowID, StepOptions
 from dbos import error as dbos_errors
+
 from flywheel_common.errors import FlywheelError
 from flywheel_common.logs import get_logger
-
 from flywheel_trainer.jobs import JobState
 from flywheel_trainer.names import PipelineRunName
 from flywheel_trainer.pipeline import Cancelled, Pipeline, Result, is_worth_retrying
@@ -20,7 +20,7 @@ from flywheel_trainer.pipelines import STEPS, PipelineStore
 log = get_logger(__name__)
 
 CLASS, INSTANCE, WORKFLOW = "flywheel_pipelines", "trainer", "flywheel_pipeline"
-RETRIES: Mapping[str, Any] = {
+RETRIES: StepOptions = {
     "retries_allowed": True,
     "interval_seconds": 1.0,
     "backoff_rate": 1.5,
@@ -48,7 +48,7 @@ class Workflows(DBOSConfiguredInstance):
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         state, reason, message = await self._steps(name)
-        await DBOS.run_step_async({"name": "finish", **RETRIES}, self._pipeline.finish, name, state, reason, message)
+        await DBOS.run_step_async(_options("finish"), self._pipeline.finish, name, state, reason, message)
         return message
 
     async def _steps(self, name: str) -> tuple[JobState, str, str]:
@@ -57,8 +57,14 @@ class Workflows(DBOSConfiguredInstance):
         try:
             for step in STEPS:
                 if step == "rollout" and not start_rollout:
-                    return JobState.SUCCEEDED, "", f"released as {seen['release']['release']}; no rollout was asked for"
-                seen[step] = await DBOS.run_step_async({"name": step, **RETRIES}, getattr(self._pipeline, step), name, seen)
+                    return (
+                        JobState.SUCCEEDED,
+                        "",
+                        f"released as {seen['release']['release']}; no rollout was asked for",
+                    )
+                seen[step] = await DBOS.run_step_async(
+                    _options(step), getattr(self._pipeline, step), name, seen
+                )
                 if step == "register" and not seen[step]["passed"]:
                     return JobState.SUCCEEDED, "", f"offline gate refused: {seen[step]['message']}"
                 if step == "release":
@@ -127,6 +133,10 @@ async def durable(
     finally:
         await workflows.stop()
         await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+
+
+def _options(step: str) -> StepOptions:
+    return {**RETRIES, "name": step}
 
 
 def _cause(error: BaseException) -> tuple[str, str]:

@@ -20,7 +20,7 @@ def main(spec_uri: str) -> int:
     try:
         run_group(spec)
         return 0
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it was, the outcome names it
         traceback.print_exc()
         cause = root_cause(error)
         reason = "UNUSABLE_TRAINING_SET" if isinstance(cause, UnusableTrainingSet) else "TRAINING_FAILED"

@@ -87,7 +87,9 @@ def choose_inputs(
             chosen.append(Input(column.name, column.data_type))
         elif column.data_type in CATEGORICAL:
             chosen.append(
-                Input(column.name, column.data_type, given.get(column.name) or most_frequent(train[column.name]))
+                Input(
+                    column.name, column.data_type, given.get(column.name) or most_frequent(train[column.name])
+                )
             )
         else:
             raise UnusableTrainingSet(
@@ -112,9 +114,15 @@ def encode(frame: pl.DataFrame, inputs: Sequence[Input]) -> npt.NDArray[np.float
         column = frame[one.name]
         if one.categorical:
             index = {value: i for i, value in enumerate(one.vocabulary)}
-            encoded = column.replace_strict(index, default=-1, return_dtype=pl.Int32).fill_null(-1).cast(pl.Float32)
+            encoded = (
+                column.replace_strict(index, default=-1, return_dtype=pl.Int32).fill_null(-1).cast(pl.Float32)
+            )
         elif one.data_type == "TIMESTAMP":
-            encoded = column.dt.epoch("us").cast(pl.Float64) if column.dtype.is_temporal() else column.cast(pl.Float64)
+            encoded = (
+                column.dt.epoch("us").cast(pl.Float64)
+                if column.dtype.is_temporal()
+                else column.cast(pl.Float64)
+            )
             encoded = encoded.fill_null(float("nan"))
         else:
             encoded = column.cast(pl.Float64).fill_null(float("nan"))

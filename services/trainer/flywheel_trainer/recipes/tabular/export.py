@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +23,14 @@ class ParityError(RuntimeError):
 
 def to_onnx(network: TabularNet, example: Tensor) -> bytes:
     """The graph INPUT `[rows, inputs]` → SCORE `[rows, 1]` with a free number of rows."""
+    for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
     scorer = Scorer(network).eval()
-    rows = torch.from_numpy(np.ascontiguousarray(example[:3] if len(example) >= 3 else np.repeat(example, 3, axis=0)))
-    with tempfile.TemporaryDirectory() as folder:
+    rows = torch.from_numpy(
+        np.ascontiguousarray(example[:3] if len(example) >= 3 else np.repeat(example, 3, axis=0))
+    )
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             scorer,
@@ -56,5 +63,7 @@ def check_parity(network: TabularNet, model: bytes, rows: Tensor) -> float:
         max(np.abs(onnx_scores(session, rows) - expected).max(), np.abs(alone - expected[: len(alone)]).max())
     )
     if not worst <= PARITY_TOLERANCE:
-        raise ParityError(f"ONNX and torch differ by {worst:g} on {len(rows)} rows; at most {PARITY_TOLERANCE:g} is allowed.")
+        raise ParityError(
+            f"ONNX and torch differ by {worst:g} on {len(rows)} rows; at most {PARITY_TOLERANCE:g} is allowed."
+        )
     return worst

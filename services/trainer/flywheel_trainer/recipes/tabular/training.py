@@ -80,7 +80,7 @@ def run_worker(config: dict[str, str]) -> None:
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         device=ray.train.torch.get_device(),
-        distribute=lambda network: ray.train.torch.prepare_model(network),
+        distribute=ray.train.torch.prepare_model,
     )
     if outcome is not None:
         objects.write(objects.open_store(), spec.outcome_uri, outcome.to_json())
@@ -103,7 +103,9 @@ def train(
     hyper = spec.hyperparameters
     torch.manual_seed(hyper.seed)
     network = TabularNet(
-        [len(one.vocabulary) if one.categorical else None for one in data.inputs], hyper.hidden_sizes, hyper.dropout
+        [len(one.vocabulary) if one.categorical else None for one in data.inputs],
+        hyper.hidden_sizes,
+        hyper.dropout,
     )
     end = data.split.train_end
     network.fit_scaling(data.rows[:end])
@@ -116,7 +118,9 @@ def train(
     labels = torch.from_numpy(data.labels[:end, None]).to(device)
     batch = max(1, min(hyper.batch_size, end // world))
     plan = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=3 * hyper.learning_rate, total_steps=hyper.epochs * math.ceil((end // world) / batch)
+        optimizer,
+        max_lr=3 * hyper.learning_rate,
+        total_steps=hyper.epochs * math.ceil((end // world) / batch),
     )
     best_loss, best_epoch, best_state = math.inf, 0, network.state_dict()
     with MetricReporter(spec.trainer_address if rank == 0 else "", spec.run) as reporter:
@@ -139,12 +143,16 @@ def train(
                 continue
             train_loss = float(total) / (len(mine) * world)
             if not math.isfinite(train_loss):
-                raise FloatingPointError(f"the loss became {train_loss} in epoch {epoch}: lower the learning rate")
+                raise FloatingPointError(
+                    f"the loss became {train_loss} in epoch {epoch}: lower the learning rate"
+                )
             held = slice(end, data.split.calibration_end)
             scores = _scores(network, data.rows[held], device)
             val_loss, val_auc = log_loss(data.labels[held], scores), auc(data.labels[held], scores)
             reporter.log(epoch, train_loss=train_loss, val_loss=val_loss, val_auc=val_auc)
-            print(f"epoch {epoch}/{hyper.epochs} train_loss {train_loss:.5f} val_loss {val_loss:.5f} val_auc {val_auc:.4f}")
+            sys.stdout.write(
+                f"epoch {epoch}/{hyper.epochs} train_loss {train_loss:.5f} val_loss {val_loss:.5f} val_auc {val_auc:.4f}\n"
+            )
             sys.stdout.flush()
             if val_loss < best_loss:
                 best_loss, best_epoch = val_loss, epoch
@@ -164,7 +172,8 @@ def train(
         succeeded=True,
         artifacts=tuple(produced),
         points=points,
-        params={k: str(v) for k, v in asdict(hyper).items()} | {"workers": str(world), "warm_start": start.note},
+        params={k: str(v) for k, v in asdict(hyper).items()}
+        | {"workers": str(world), "warm_start": start.note},
         code_version=code_version(),
         environment=environment() | {"device": str(device)},
     )

@@ -1,0 +1,181 @@
+"""TRAIN jobs on a real Ray cluster."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import polars as pl
+import psutil
+import pytest
+import torch
+
+from flywheel_common.testing import eventually
+from flywheel_local.s3 import S3
+from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_protos.types.v1 import job_pb2
+from flywheel_trainer.recipes.tabular.dataset import Input, encode
+from flywheel_trainer.recipes.tabular.network import Scorer, TabularNet
+
+TRAINING_SET = "projects/default/trainingSets/one"
+PROJECT = "projects/default"
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+Start = Callable[[dict[str, str]], Awaitable[Any]]
+
+
+def submission(
+    request_id: str, *, epochs: int, workers: int = 2, training_set: str = TRAINING_SET
+) -> pb.SubmitJobRequest:
+    recipe = pb.TabularRecipe(epochs=epochs, hidden_sizes=[16, 8], seed=7, learning_rate=3e-3)
+    train = pb.TrainSpec(experiment="late", training_set=training_set, tabular=recipe, workers=workers)
+    return pb.SubmitJobRequest(parent=PROJECT, job=pb.Job(train=train), request_id=request_id)
+
+
+async def test_two_ddp_workers_train_through_a_restart_of_the_coordinator_to_a_graph_that_scores_as_torch(
+    trainer_settings: dict[str, str],
+    with_peers: dict[str, str],
+    with_ray: dict[str, str],
+    peers: Any,
+    s3: S3,
+    bucket: str,
+    start_trainer: Start,
+) -> None:
+    trainer = await start_trainer(trainer_settings | with_peers | with_ray)
+    connection, stub = trainer.stub()
+    async with connection:
+        await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
+        job = (await stub.SubmitJob(submission("one", epochs=4))).job
+        assert (await stub.SubmitJob(submission("one", epochs=4))).job.name == job.name
+
+        async def running() -> bool:
+            return (await stub.GetJob(pb.GetJobRequest(name=job.name))).job.state == job_pb2.JOB_STATE_RUNNING
+
+        await eventually(running, within=60)
+    trainer.kill()
+    await trainer.start()
+    connection, stub = trainer.stub()
+    log = ""
+    async with connection:
+        async for update in stub.WatchJob(pb.WatchJobRequest(name=job.name)):
+            job, log = update.job, log + update.log
+        assert job.state == job_pb2.JOB_STATE_SUCCEEDED, (job.error_message, log[-3000:])
+        run = (await stub.GetRun(pb.GetRunRequest(name=job.run))).run
+        losses = await stub.ListMetricPoints(pb.ListMetricPointsRequest(run=job.run, key="train_loss"))
+        refused = await trained_twice(stub)
+
+    assert "epoch 4/4" in log
+    assert list(losses.steps) == [1, 2, 3, 4]
+    assert losses.values[-1] < losses.values[0]
+    assert run.params["workers"] == "2"
+    assert run.metrics["auc"] > 0.7
+    assert refused == "UNKNOWN_TRAINING_SET"
+
+    def content(name: str) -> bytes:
+        artifact = next(a for a in run.artifacts if a.name == name)
+        return (s3.data / "objects" / artifact.uri.removeprefix("s3://")).read_bytes()
+
+    weights = torch.load(io.BytesIO(content("weights.pt")), weights_only=True)
+    inputs = tuple(Input(i["name"], i["data_type"], tuple(i["vocabulary"])) for i in weights["inputs"])
+    network = TabularNet(
+        [len(i.vocabulary) if i.categorical else None for i in inputs], weights["hidden_sizes"]
+    )
+    network.load_state_dict(weights["state"])
+    rows = encode(
+        pl.read_parquet(Path(s3.data / "objects" / bucket / "sets" / "one" / "part-0.parquet")), inputs
+    )
+    session = onnxruntime.InferenceSession(content("model.onnx"))
+    with torch.no_grad():
+        expected = Scorer(network).eval()(torch.from_numpy(rows)).numpy()
+    np.testing.assert_allclose(session.run(["SCORE"], {"INPUT": rows})[0], expected, atol=1e-6)
+    report = json.loads(content("report.json"))
+    assert [i["name"] for i in report["inputs"]] == ["v__x", "v__z", "v__c", "v__b"]
+    assert report["metrics"]["rows"] + report["split"]["calibration_end"] == len(rows)
+
+
+async def trained_twice(stub: Any) -> str:
+    """The reason for which an unknown training set is refused."""
+    from flywheel_common.grpc_channel import from_rpc_error
+
+    try:
+        await stub.SubmitJob(submission("two", epochs=1, training_set="projects/default/trainingSets/none"))
+    except Exception as error:
+        return from_rpc_error(error).reason  # type: ignore[arg-type]
+    return "accepted"
+
+
+async def test_cancel_ends_every_process_of_the_job(
+    trainer_settings: dict[str, str],
+    with_peers: dict[str, str],
+    with_ray: dict[str, str],
+    peers: Any,
+    start_trainer: Start,
+) -> None:
+    trainer = await start_trainer(trainer_settings | with_peers | with_ray)
+    connection, stub = trainer.stub()
+    async with connection:
+        await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
+        job = (await stub.SubmitJob(submission("long", epochs=100_000, workers=1))).job
+
+        async def learning() -> bool:
+            found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
+            return found.progress.done >= 2 or found.HasField("ended_at")
+
+        await eventually(learning, within=150, every=0.3)
+        tree = processes_of(job.name)
+        assert len(tree) >= 2, "driver and worker"
+        await stub.CancelJob(pb.CancelJobRequest(name=job.name))
+
+        async def cancelled() -> bool:
+            found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
+            return found.state == job_pb2.JOB_STATE_CANCELLED
+
+        await eventually(cancelled, within=30, every=0.2)
+        run = (await stub.GetRun(pb.GetRunRequest(name=job.run))).run
+    assert run.state == pb.RUN_STATE_CANCELLED
+    await eventually(
+        lambda: not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], within=15
+    )
+
+
+def processes_of(job: str) -> list[psutil.Process]:
+    """Processes that carry the job's id: its driver by the command line, its workers by their environment."""
+    number = job.rsplit("/", 1)[1]
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = " ".join(process.cmdline()) + " ".join(process.environ().values())
+            if number in told or ("TrainWorker" in process.name()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+async def test_a_job_that_cannot_start_fails_with_its_cause(
+    trainer_settings: dict[str, str],
+    with_peers: dict[str, str],
+    with_ray: dict[str, str],
+    peers: Any,
+    start_trainer: Start,
+) -> None:
+    broken = {"FLYWHEEL_TRAINER_JOB_PYTHON": "/no/such/python"}
+    trainer = await start_trainer(trainer_settings | with_peers | with_ray | broken)
+    connection, stub = trainer.stub()
+    async with connection:
+        await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
+        job = (await stub.SubmitJob(submission("broken", epochs=1))).job
+
+        async def ended() -> pb.Job | None:
+            found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
+            return found if found.HasField("ended_at") else None
+
+        job = await eventually(ended, within=60, every=0.2)
+    assert (job.state, job.error_reason) == (job_pb2.JOB_STATE_FAILED, "JOB_CRASHED")
+    assert "/no/such/python" in job.error_message

@@ -1,0 +1,121 @@
+"""When a drift event starts a training."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flywheel_trainer.jobs import TrainSpec
+from flywheel_trainer.pipelines import PipelineSpec
+from flywheel_trainer.policies import triggered_run
+from flywheel_trainer.retraining import KINDS, Drift, Policy, Reason, decide, time_range
+
+DAY = timedelta(days=1)
+T = datetime(2013, 6, 1, 12, tzinfo=UTC)
+SPEC = PipelineSpec(
+    model="projects/default/models/late",
+    feature_set="projects/default/featureSets/late",
+    spine={"source": {"source": "projects/default/sources/landed", "label": "late"}},
+    train=TrainSpec("late", ""),
+)
+POLICY = Policy("default", "late", asdict(SPEC), cooldown=7 * DAY, daily_budget=1)
+DRIFT = Drift("projects/default/alerts/a1", SPEC.model, "DATA_DRIFT", T)
+
+moments = st.datetimes(datetime(2013, 1, 1), datetime(2013, 12, 31), timezones=st.just(UTC))
+policies = st.builds(
+    replace,
+    st.just(POLICY),
+    trigger_kinds=st.lists(st.sampled_from(KINDS), unique=True).map(tuple),
+    cooldown=st.timedeltas(timedelta(0), 20 * DAY),
+    daily_budget=st.integers(1, 3),
+    dry_run=st.booleans(),
+    disabled=st.booleans(),
+)
+drifts = st.builds(
+    replace,
+    st.just(DRIFT),
+    kind=st.sampled_from((*KINDS, "DATA_QUALITY")),
+    window_end=moments,
+    data_quality_cause=st.booleans(),
+)
+
+
+@pytest.mark.parametrize(
+    ("policy", "drift", "started", "active", "reason"),
+    [
+        (POLICY, DRIFT, [], False, Reason.STARTED),
+        (replace(POLICY, disabled=True), DRIFT, [], False, Reason.DISABLED),
+        (POLICY, replace(DRIFT, kind="DATA_QUALITY"), [], False, Reason.DATA_QUALITY),
+        (POLICY, replace(DRIFT, data_quality_cause=True), [], False, Reason.DATA_QUALITY),
+        (replace(POLICY, trigger_kinds=("CONCEPT_DRIFT",)), DRIFT, [], False, Reason.KIND_NOT_LISTED),
+        (POLICY, DRIFT, [], True, Reason.RUN_ACTIVE),
+        (POLICY, DRIFT, [T - 7 * DAY + timedelta(seconds=1)], False, Reason.COOLDOWN),
+        (POLICY, DRIFT, [T - 7 * DAY], False, Reason.STARTED),
+        (POLICY, DRIFT, [T + DAY], False, Reason.COOLDOWN),
+        (replace(POLICY, cooldown=timedelta(0)), DRIFT, [T - timedelta(hours=2)], False, Reason.BUDGET),
+        (
+            replace(POLICY, cooldown=timedelta(0), daily_budget=2),
+            DRIFT,
+            [T - timedelta(hours=2)],
+            False,
+            Reason.STARTED,
+        ),
+        (replace(POLICY, dry_run=True), DRIFT, [], False, Reason.DRY_RUN),
+    ],
+)
+def test_each_rule_speaks_for_itself(
+    policy: Policy, drift: Drift, started: list[datetime], active: bool, reason: Reason
+) -> None:
+    assert decide(policy, drift, started, active) == reason
+
+
+@given(policies, drifts, st.booleans())
+def test_bad_data_never_starts_anything(policy: Policy, drift: Drift, active: bool) -> None:
+    for bad in (replace(drift, kind="DATA_QUALITY"), replace(drift, data_quality_cause=True)):
+        assert decide(policy, bad, [], active) in (Reason.DATA_QUALITY, Reason.DISABLED)
+
+
+@given(policies, st.lists(drifts, max_size=40))
+def test_started_runs_keep_their_distance_and_their_daily_budget_in_whatever_order_events_come(
+    policy: Policy, events: list[Drift]
+) -> None:
+    started: list[datetime] = []
+    for event in events:
+        if decide(policy, event, started, run_active=False) is Reason.STARTED:
+            started.append(event.window_end)
+    in_order = sorted(started)
+    assert all(b - a >= policy.cooldown for a, b in itertools.pairwise(in_order))
+    days = [at.date() for at in started]
+    assert all(days.count(day) <= policy.daily_budget for day in days)
+
+
+@given(policies, drifts)
+def test_a_run_in_progress_or_a_dry_run_starts_nothing(policy: Policy, drift: Drift) -> None:
+    assert decide(policy, drift, [], run_active=True) is not Reason.STARTED
+    assert decide(replace(policy, dry_run=True), drift, [], run_active=False) is not Reason.STARTED
+
+
+def test_the_spine_covers_the_history_before_the_window_and_nothing_known_later() -> None:
+    policy = replace(POLICY, history=90 * DAY)
+    assert time_range(policy, DRIFT) == (T - 90 * DAY, T)
+    run = triggered_run(policy, DRIFT)
+    assert run.spec.spine["source"] == {
+        "source": "projects/default/sources/landed",
+        "label": "late",
+        "start_time": "2013-03-03T12:00:00Z",
+        "end_time": "2013-06-01T12:00:00Z",
+        "known_before": "2013-06-01T12:00:00Z",
+    }
+    assert run.cause_alert == DRIFT.alert
+    assert run.event_time == T
+
+
+def test_an_alert_names_its_run_so_that_it_starts_at_most_one() -> None:
+    other = replace(DRIFT, alert="projects/default/alerts/a2")
+    assert triggered_run(POLICY, DRIFT).name == triggered_run(POLICY, DRIFT).name
+    assert triggered_run(POLICY, DRIFT).name != triggered_run(POLICY, other).name

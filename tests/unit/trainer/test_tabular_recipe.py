@@ -1,0 +1,206 @@
+"""The tabular recipe: encoding, splitting, the network and its exported graph."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import polars as pl
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from flywheel_trainer.calibration import Platt
+from flywheel_trainer.comparison import ChampionModel, comparing
+from flywheel_trainer.jobs import TrainingSet
+from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
+from flywheel_trainer.recipes.tabular.dataset import (
+    Input,
+    UnusableTrainingSet,
+    choose_inputs,
+    encode,
+    in_time_order,
+    labels_of,
+    most_frequent,
+    split_by_time,
+)
+from flywheel_trainer.recipes.tabular.export import check_parity, to_onnx, torch_scores
+from flywheel_trainer.recipes.tabular.network import TabularNet
+from flywheel_trainer.recipes.tabular.scoring import onnx_scores, open_session
+from flywheel_trainer.recipes.tabular.spec import Column, Hyperparameters, TabularSpec, WarmStart
+from flywheel_trainer.recipes.tabular.training import shard
+
+START = datetime(2013, 1, 1, tzinfo=UTC)
+
+
+def test_null_numbers_are_nan_and_unknown_or_null_categories_are_minus_one() -> None:
+    frame = pl.DataFrame({"v__n": [1.5, None], "v__c": ["b", "z"], "v__d": [None, "a"], "v__f": [True, None]})
+    inputs = (
+        Input("v__c", "STRING", ("a", "b")),
+        Input("v__n", "FLOAT64"),
+        Input("v__f", "BOOL"),
+        Input("v__d", "STRING", ("a",)),
+    )
+    nan = np.nan
+    np.testing.assert_array_equal(encode(frame, inputs), np.float32([[1, 1.5, 1, -1], [-1, nan, nan, 0]]))
+
+
+def test_a_vocabulary_holds_the_most_frequent_values_of_the_training_rows_ties_by_text() -> None:
+    values = pl.Series("c", ["x", "b", "a", "x", None, None, None, "b", "a", "c"])
+    assert most_frequent(values, limit=3) == ("a", "b", "x")
+    many = pl.Series("c", [f"v{i:04d}" for i in range(500)])
+    assert len(most_frequent(many)) == 200
+
+
+def test_features_of_other_types_and_labels_of_other_values_are_refused_with_their_name() -> None:
+    frame = pl.DataFrame({"v__l": [[1.0], [2.0]], "label": [0, 2]})
+    with pytest.raises(UnusableTrainingSet, match="v__l"):
+        choose_inputs([Column("v__l", "FLOAT64_LIST")], frame)
+    with pytest.raises(UnusableTrainingSet, match="0 or 1"):
+        labels_of(frame)
+    with pytest.raises(UnusableTrainingSet, match="Every label is 1"):
+        labels_of(pl.DataFrame({"label": [1, 1]}))
+
+
+def test_rows_without_a_label_are_left_out_and_the_rest_is_in_time_order() -> None:
+    frame = pl.DataFrame({"event_timestamp": [3, 1, 2], "label": [1, 0, None]})
+    assert in_time_order(frame)["event_timestamp"].to_list() == [1, 3]
+
+
+@given(st.integers(10, 100_000), st.floats(0.01, 0.99))
+def test_the_holdout_is_the_newest_share_and_every_part_has_rows(rows: int, fraction: float) -> None:
+    split = split_by_time(rows, fraction)
+    assert 0 < split.train_end < split.calibration_end < split.rows == rows
+    assert abs((rows - split.train_end) - rows * fraction) <= 2
+
+
+@given(st.integers(1, 500), st.integers(1, 8), st.integers(0, 1000), st.integers(1, 50))
+def test_ranks_share_every_epoch_without_overlap_and_equally(
+    rows: int, world: int, seed: int, epoch: int
+) -> None:
+    shards = [shard(rows, world, rank, seed, epoch).tolist() for rank in range(world)]
+    together = [row for one in shards for row in one]
+    assert len({len(one) for one in shards}) == 1
+    assert len(together) == len(set(together)) == rows - rows % world
+    assert set(together) <= set(range(rows))
+
+
+def test_scaling_is_the_mean_and_deviation_of_the_known_values() -> None:
+    rows = np.float32([[1, 0, 10], [3, 1, np.nan], [np.nan, 0, 10]])
+    network = TabularNet([None, 2, None], [4])
+    network.fit_scaling(rows)
+    np.testing.assert_allclose(network.mean.numpy(), [2, 10])
+    np.testing.assert_allclose(network.scale.numpy(), [1, 1])  # a constant column is not divided by zero
+
+
+def test_unknown_categories_share_one_embedding_and_a_missing_number_is_not_the_mean() -> None:
+    torch.manual_seed(1)
+    network = TabularNet([None, 3], [8])
+    network.fit_scaling(np.float32([[1, 0], [3, 1]]))
+    unknown, beyond, nothing, known = torch_scores(
+        network, np.float32([[2, -1], [2, 7], [2, np.nan], [2, 1]])
+    )
+    assert unknown == beyond == nothing != known
+    missing, mean = torch_scores(network, np.float32([[np.nan, 0], [2, 0]]))
+    assert missing != mean
+
+
+def random_rows(rows: int, seed: int) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    table = np.column_stack(
+        [random.normal(5, 3, rows), random.integers(-1, 3, rows), random.random(rows)]
+    ).astype(np.float32)
+    table[random.random(rows) < 0.2, 0] = np.nan
+    return table
+
+
+@pytest.mark.parametrize("sizes", [[None, 3, None], [None, None, None], [2, 3, 2]])
+def test_the_exported_graph_scores_as_torch_does_for_any_number_of_rows(sizes: list[int | None]) -> None:
+    torch.manual_seed(2)
+    network = TabularNet(sizes, [16, 8])
+    rows = random_rows(300, 1)
+    network.fit_scaling(rows)
+    model = to_onnx(network, rows)
+    session = open_session(model)
+    assert [(i.name, i.shape[1:]) for i in session.get_inputs()] == [("INPUT", [3])]
+    assert [(o.name, o.shape[1:]) for o in session.get_outputs()] == [("SCORE", [1])]
+    for count in (1, 2, 7, 300):
+        np.testing.assert_allclose(
+            onnx_scores(session, rows[:count]), torch_scores(network, rows[:count]), atol=1e-6
+        )
+    assert check_parity(network, model, rows) <= 1e-6
+
+
+async def test_challenger_and_champion_are_scored_on_the_same_rows_with_their_own_inputs_and_calibration() -> (
+    None
+):
+    rows = 200
+    random = np.random.default_rng(4)
+    frame = pl.DataFrame(
+        {
+            "event_timestamp": [START + timedelta(hours=i) for i in range(rows)],
+            "v__a": random.normal(size=rows),
+            "v__b": random.normal(size=rows),
+            "v__c": random.choice(["x", "y"], size=rows),
+            "label": random.integers(0, 2, rows),
+        }
+    )
+    torch.manual_seed(3)
+    ours, theirs = TabularNet([None, None], [4]), TabularNet([2, None], [4])
+    challenger = to_onnx(ours, np.zeros((3, 2), np.float32))
+    champion = ChampionModel(
+        "projects/p/models/m/versions/1",
+        to_onnx(theirs, np.zeros((3, 2), np.float32)),
+        (Input("v__c", "STRING", ("x", "y")), Input("v__b", "FLOAT64")),
+        Platt(2.0, -0.5),
+    )
+    report = {
+        "inputs": [
+            {"name": "v__a", "data_type": "FLOAT64", "vocabulary": []},
+            {"name": "v__b", "data_type": "FLOAT64", "vocabulary": []},
+        ],
+        "split": {"train_end": 100, "calibration_end": 150, "rows": rows},
+        "calibration": {"slope": 1.0, "intercept": 0.0},
+    }
+    compare = comparing(lambda _uri, columns: frame.select([c for c in columns if c in frame.columns]))
+    described = TrainingSet("projects/p/trainingSets/t", "s3://b/t", (), rows, "h", "f")
+    found = await compare(described, report, challenger, champion)
+
+    held = frame.slice(150)
+    labels = held["label"].to_numpy()
+    mine = torch_scores(ours, held.select("v__a", "v__b").to_numpy().astype(np.float32))
+    codes = np.column_stack(
+        [held["v__c"].replace_strict({"x": 0, "y": 1}).to_numpy(), held["v__b"].to_numpy()]
+    )
+    raw = torch_scores(theirs, codes.astype(np.float32)).astype(float)
+    calibrated = 1 / (1 + np.exp(-(2.0 * np.log(raw / (1 - raw)) - 0.5)))
+    assert found.challenger["auc"] == pytest.approx(sk.roc_auc_score(labels, mine), abs=1e-6)
+    assert found.champion["auc"] == pytest.approx(sk.roc_auc_score(labels, raw), abs=1e-6)
+    assert found.champion["log_loss"] == pytest.approx(sk.log_loss(labels, calibrated), abs=1e-5)
+    assert found.champion["rows"] == 50
+
+    gone = ChampionModel("projects/p/models/m/versions/2", b"", (Input("v__gone", "FLOAT64"),), Platt())
+    alone = await compare(described, report, challenger, gone)
+    assert alone.champion == {}
+    assert "v__gone" in alone.note
+
+
+def test_specifications_and_outcomes_survive_their_way_through_json() -> None:
+    spec = TabularSpec(
+        "projects/p/jobs/j", "projects/p/runs/r", "projects/p/trainingSets/t", "s3://b/t/", (Column("v__a", "BOOL"),),
+        "s3://b/artifacts", "s3://b/outcome.json", workers=2,
+        hyperparameters=Hyperparameters(hidden_sizes=(3,), epochs=2), warm_start=WarmStart("v", "s3://b/w", "00"),
+    )  # fmt: skip
+    assert TabularSpec.from_json(spec.to_json()) == spec
+    outcome = Outcome(
+        True,
+        artifacts=(Produced("m", 3, "ab", "s3://b/ab"),),
+        points=(MetricPoint("loss", 1, 0.5, 7),),
+        params={"a": "b"},
+    )
+    assert Outcome.from_json(outcome.to_json()) == outcome
+    for half in (b"", outcome.to_json()[:-5], b"{}", b"[]"):
+        with pytest.raises(ValueError, match=r".*"):
+            Outcome.from_json(half)
