@@ -14,7 +14,9 @@ from flywheel_common.runtime import main as run_service
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.server import MIGRATIONS, build
 
-app = typer.Typer(help="Drift, performance and experiment evidence.", no_args_is_help=True, add_completion=False)
+app = typer.Typer(
+    help="Drift, performance and experiment evidence.", no_args_is_help=True, add_completion=False
+)
 
 
 @app.command()

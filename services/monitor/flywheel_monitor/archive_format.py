@@ -42,7 +42,11 @@ def batch_table(payload: bytes, kept: Mask) -> tuple[str, pa.Table]:
         "latency_ms": pa.array(decoded.latencies_ms.astype(np.float32)),
         "subject": pa.array(list(batch.subjects) if len(batch.subjects) == n else [""] * n, pa.string()),
     }
-    for prefix, table in (("", batch.features), ("entity__", batch.entities), ("request__", batch.request_fields)):
+    for prefix, table in (
+        ("", batch.features),
+        ("entity__", batch.entities),
+        ("request__", batch.request_fields),
+    ):
         for column in table.columns:
             columns[prefix + column.name] = _column(column, n)
     table = pa.table(columns)
@@ -56,7 +60,9 @@ def by_day(tables: Iterable[pa.Table]) -> dict[int, pa.Table]:
     found = {}
     for day in np.unique(days):
         part = whole.filter(pa.array(days == day))
-        found[int(day)] = part.sort_by([("event_time", "ascending"), ("prediction_id", "ascending"), ("role", "ascending")])
+        found[int(day)] = part.sort_by(
+            [("event_time", "ascending"), ("prediction_id", "ascending"), ("role", "ascending")]
+        )
     return found
 
 
@@ -86,4 +92,6 @@ def _rows(values: Array, valid: Mask) -> list[Any]:
 
 
 def _object_type(column: column_pb2.Column) -> pa.DataType | None:
-    return {value_pb2.DATA_TYPE_STRING: pa.string(), value_pb2.DATA_TYPE_BYTES: pa.binary()}.get(column.data_type)
+    return {value_pb2.DATA_TYPE_STRING: pa.string(), value_pb2.DATA_TYPE_BYTES: pa.binary()}.get(
+        column.data_type
+    )

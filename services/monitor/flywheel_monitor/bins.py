@@ -58,7 +58,9 @@ class ColumnReference:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> ColumnReference:
-        loaded: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
+        loaded: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()
+        }
         return cls(**loaded)
 
     def problem(self) -> str | None:
@@ -172,7 +174,13 @@ class FeatureBins:
         """[rows] (x - reference mean) / reference stddev, clipped to ±1e6; 0 where x is null, not finite or no number,
         and for a constant reference."""
         spread = self.reference.stddev
-        if values is None or not self.numeric or not spread > 0 or values.ndim != 1 or values.dtype.kind not in "biuf":
+        if (
+            values is None
+            or not self.numeric
+            or not spread > 0
+            or values.ndim != 1
+            or values.dtype.kind not in "biuf"
+        ):
             return np.zeros(rows)
         with np.errstate(invalid="ignore", over="ignore"):
             z = (values.astype(np.float64, copy=False) - self.reference.mean) / spread
@@ -182,7 +190,11 @@ class FeatureBins:
 
 def null_rate(bins: FeatureBins, counts: I64) -> float:
     """Share of rows that are null, NaN, infinite or of a wrong type."""
-    bad = counts[bins.regular + Special.NULL] + counts[bins.regular + Special.NON_FINITE] + counts[bins.regular + Special.MALFORMED]
+    bad = (
+        counts[bins.regular + Special.NULL]
+        + counts[bins.regular + Special.NON_FINITE]
+        + counts[bins.regular + Special.MALFORMED]
+    )
     return float(bad) / max(1, int(counts.sum()))
 
 

@@ -126,9 +126,14 @@ def compare(champion: VariantRows, challenger: VariantRows, *, is_paired: bool, 
         known = np.isfinite(champion.labels[at])
         at, bt = at[known], bt[known]
         labels = champion.labels[at]
-        bounds = paired(log_loss_terms(challenger.scores[bt], labels) - log_loss_terms(champion.scores[at], labels), alpha)
+        bounds = paired(
+            log_loss_terms(challenger.scores[bt], labels) - log_loss_terms(champion.scores[at], labels), alpha
+        )
         return Comparison(a, b, len(at), bounds, disagreement, shift)
-    ours, theirs = (log_loss_terms(r.scores[k], r.labels[k]) for r, k in ((r, r.has_label()) for r in (challenger, champion)))
+    ours, theirs = (
+        log_loss_terms(r.scores[k], r.labels[k])
+        for r, k in ((r, r.has_label()) for r in (challenger, champion))
+    )
     shift = _shift(champion.scored(), challenger.scored())
     return Comparison(a, b, min(a.labelled, b.labelled), welch(ours, theirs, alpha), None, shift)
 

@@ -48,7 +48,11 @@ def prediction_columns(batch: prediction_pb2.PredictionBatch, payload: bytes) ->
         raise _malformed("the role is not set")
     sources = _packed(batch.sources, "u1", n, "sources").astype(np.int64)
     scores = _packed(batch.scores, "<f8", n, "scores").astype(np.float64)
-    reasons = np.array([bool(r) for r in batch.error_reasons], np.bool_) if batch.error_reasons else np.zeros(n, np.bool_)
+    reasons = (
+        np.array([bool(r) for r in batch.error_reasons], np.bool_)
+        if batch.error_reasons
+        else np.zeros(n, np.bool_)
+    )
     if len(reasons) != n or (batch.segments and len(batch.segments) != n):
         raise _malformed("error_reasons or segments have another length than prediction_ids")
     if n and (not all(batch.prediction_ids) or (sources > 4).any()):
@@ -75,12 +79,22 @@ def outcome_columns(batch: prediction_pb2.OutcomeBatch) -> OutcomeColumns:
     n = len(batch.prediction_ids)
     ModelName.parse(batch.model)
     values = _packed(batch.values, "<f8", n, "values").astype(np.float64)
-    if not batch.name or len(batch.outcome_ids) != n or not all(batch.prediction_ids) or not all(batch.outcome_ids):
+    if (
+        not batch.name
+        or len(batch.outcome_ids) != n
+        or not all(batch.prediction_ids)
+        or not all(batch.outcome_ids)
+    ):
         raise _malformed("the name or an id is empty, or outcome_ids have another length than prediction_ids")
     if not np.isfinite(values).all():
         raise _malformed("a value is not finite")
     return OutcomeColumns(
-        batch.model, batch.name, list(batch.prediction_ids), list(batch.outcome_ids), _times(batch.event_times, n), values
+        batch.model,
+        batch.name,
+        list(batch.prediction_ids),
+        list(batch.outcome_ids),
+        _times(batch.event_times, n),
+        values,
     )
 
 
@@ -119,7 +133,9 @@ def column_references(
     for p in profile:
         if p.name not in inputs:
             continue
-        numeric = p.data_type in _NUMERIC or (p.data_type in _CATEGORICAL and bool(p.bin_counts) and not p.categories)
+        numeric = p.data_type in _NUMERIC or (
+            p.data_type in _CATEGORICAL and bool(p.bin_counts) and not p.categories
+        )
         if not numeric and p.data_type not in _CATEGORICAL:
             continue
         found.append(
@@ -220,8 +236,6 @@ def micros_of(message: object, field: str) -> int | None:
 
 def datetime_of(micros: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
-
-
 
 
 def drift_detected(
@@ -356,7 +370,9 @@ def variant_to_proto(release: str, v: Variant) -> monitor_pb2.VariantStatistics:
     )
 
 
-def comparison_to_proto(champion: str, challenger: str, found: VariantComparison) -> monitor_pb2.CompareVariantsResponse:
+def comparison_to_proto(
+    champion: str, challenger: str, found: VariantComparison
+) -> monitor_pb2.CompareVariantsResponse:
     c = found.comparison
     return monitor_pb2.CompareVariantsResponse(
         champion=variant_to_proto(champion, c.champion),

@@ -106,17 +106,25 @@ def judge_features(
 def _judge(bins: FeatureBins, counts: I64, d: FeatureDrift, policy: MonitorPolicy) -> FeatureDrift:
     rows = int(counts.sum())
     if rows < policy.min_predictions:
-        return replace(d, verdict=Verdict.INSUFFICIENT, reason=f"{rows} rows, {policy.min_predictions} needed")
+        return replace(
+            d, verdict=Verdict.INSUFFICIENT, reason=f"{rows} rows, {policy.min_predictions} needed"
+        )
     if d.null_rate - d.reference_null_rate > policy.data_quality_rate:
         reason = f"{d.null_rate:.0%} of values are missing or unusable, {d.reference_null_rate:.0%} in the reference"
         return replace(d, verdict=Verdict.DATA_QUALITY, reason=reason)
     broken = broken_rate(bins, counts) - broken_rate(bins, bins.reference_counts)
     if broken > policy.data_quality_rate:
-        what = "lie far outside the reference's range" if bins.numeric else "are categories that the reference does not have"
+        what = (
+            "lie far outside the reference's range"
+            if bins.numeric
+            else "are categories that the reference does not have"
+        )
         return replace(d, verdict=Verdict.DATA_QUALITY, reason=f"{broken:.0%} of values {what}")
     shift = abs(d.mean_shift or 0.0)
     significant = d.adjusted_p_value <= policy.fdr
-    numbers = f"PSI {d.psi_corrected:.3f}" + (f", mean {d.mean_shift:+.2f} sigma" if d.mean_shift is not None else "")
+    numbers = f"PSI {d.psi_corrected:.3f}" + (
+        f", mean {d.mean_shift:+.2f} sigma" if d.mean_shift is not None else ""
+    )
     if not significant:
         return replace(d, reason=f"not significant (p {d.adjusted_p_value:.3g}); {numbers}")
     if d.psi_corrected >= policy.psi_alert:

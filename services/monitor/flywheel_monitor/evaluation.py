@@ -62,7 +62,9 @@ def feature_from_json(stored: Mapping[str, Any]) -> FeatureDrift:
     return FeatureDrift(**{**stored, "verdict": Verdict(stored["verdict"])})
 
 
-def report_on(version: WatchedVersion, span: Span, window: Window, quality: Quality, policy: MonitorPolicy) -> Report:
+def report_on(
+    version: WatchedVersion, span: Span, window: Window, quality: Quality, policy: MonitorPolicy
+) -> Report:
     """The report on a window, from its counts; `quality` may be that of no labels."""
     layout = version.layout
     shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
@@ -81,7 +83,16 @@ def report_on(version: WatchedVersion, span: Span, window: Window, quality: Qual
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
     return Report(
-        version.name, span, window.predictions, tuple(features), score, verdict, reason, version.reference.hash, quality, shift
+        version.name,
+        span,
+        window.predictions,
+        tuple(features),
+        score,
+        verdict,
+        reason,
+        version.reference.hash,
+        quality,
+        shift,
     )
 
 
@@ -101,8 +112,14 @@ def verdicts(
             found[kind] = report.verdict, report.reason
         elif kind == Kind.DATA_QUALITY:
             bad = report.bad_data
-            found[kind] = (Verdict.DATA_QUALITY, report.reason) if bad else (Verdict.NO_DRIFT, "data is as expected")
+            found[kind] = (
+                (Verdict.DATA_QUALITY, report.reason) if bad else (Verdict.NO_DRIFT, "data is as expected")
+            )
         else:
             good = [d for d in report.features if d.verdict != Verdict.DATA_QUALITY]
-            found[kind] = judge_window(good, report.predictions, policy) if good else (Verdict.INSUFFICIENT, report.reason)
+            found[kind] = (
+                judge_window(good, report.predictions, policy)
+                if good
+                else (Verdict.INSUFFICIENT, report.reason)
+            )
     return found

@@ -12,13 +12,36 @@ FEATURES_SHOWN = 50
 class Gauges:
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         by_version = ["model_version"]
-        self._psi = Gauge("flywheel_feature_psi", "Bias-corrected PSI of a feature", [*by_version, "feature"], registry=registry)
-        self._shift = Gauge("flywheel_score_shift", "Mean score shift, reference standard deviations", by_version, registry=registry)
-        self._auc = Gauge("flywheel_window_auc", "AUC of the newest labelled window", by_version, registry=registry)
-        self._log_loss = Gauge("flywheel_window_log_loss", "Log-loss of the newest labelled window", by_version, registry=registry)
-        self._windows = Counter("flywheel_windows_judged", "Windows judged", [*by_version, "verdict"], registry=registry)
-        self._alerts = Gauge("flywheel_alerts_open", "Unresolved alerts", ["model", "kind"], registry=registry)
-        self._watermark = Gauge("flywheel_watermark_seconds", "Event time processed, Unix seconds", ["model"], registry=registry)
+        self._psi = Gauge(
+            "flywheel_feature_psi",
+            "Bias-corrected PSI of a feature",
+            [*by_version, "feature"],
+            registry=registry,
+        )
+        self._shift = Gauge(
+            "flywheel_score_shift",
+            "Mean score shift, reference standard deviations",
+            by_version,
+            registry=registry,
+        )
+        self._auc = Gauge(
+            "flywheel_window_auc", "AUC of the newest labelled window", by_version, registry=registry
+        )
+        self._log_loss = Gauge(
+            "flywheel_window_log_loss",
+            "Log-loss of the newest labelled window",
+            by_version,
+            registry=registry,
+        )
+        self._windows = Counter(
+            "flywheel_windows_judged", "Windows judged", [*by_version, "verdict"], registry=registry
+        )
+        self._alerts = Gauge(
+            "flywheel_alerts_open", "Unresolved alerts", ["model", "kind"], registry=registry
+        )
+        self._watermark = Gauge(
+            "flywheel_watermark_seconds", "Event time processed, Unix seconds", ["model"], registry=registry
+        )
         self._lag = Gauge("flywheel_ingest_lag_records", "Records not yet processed", registry=registry)
         self._archive = Gauge("flywheel_archive_waiting_rows", "Rows not yet archived", registry=registry)
         self._shown: dict[str, set[str]] = {}

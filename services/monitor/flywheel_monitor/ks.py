@@ -19,7 +19,9 @@ from flywheel_monitor.bins import FeatureBins, Special
 def ordered(bins: FeatureBins, counts: I64) -> I64:
     """The counts of the finite values from low to high: below, regular bins, above; FAR is on neither side and left out."""
     specials = counts[bins.regular :]
-    return np.concatenate([[specials[Special.BELOW]], counts[: bins.regular], [specials[Special.ABOVE]]]).astype(np.int64)
+    return np.concatenate(
+        [[specials[Special.BELOW]], counts[: bins.regular], [specials[Special.ABOVE]]]
+    ).astype(np.int64)
 
 
 def ks_statistic(a: I64, b: I64) -> float:

@@ -92,7 +92,7 @@ class PaneAccumulator:
     def __bool__(self) -> bool:
         return bool(self._groups)
 
-    def keys(self) -> list[PaneKey]:
+    def touched(self) -> list[PaneKey]:
         """The panes touched."""
         return list(self._groups)
 
@@ -128,7 +128,13 @@ class PaneAccumulator:
             self._rows.append(groups if keep is None else groups[keep])
 
     def add_labels(
-        self, event_times: I64, segments: tuple[str, ...], shadow: bool, scores: F64, labels: F64, weights: I64
+        self,
+        event_times: I64,
+        segments: tuple[str, ...],
+        shadow: bool,
+        scores: F64,
+        labels: F64,
+        weights: I64,
     ) -> None:
         """Counts n labels in the panes of their predictions; weight -1 takes a corrected label back. Scores must be
         usable ones; labels other than 0 and 1 count by `label > 0.5`."""
@@ -165,7 +171,9 @@ class PaneAccumulator:
             weights.append(values)
             sums[group] += np.frombuffer(pane.sums, "<i8")
             rows[group] += pane.predictions
-        for groups, columns, values in zip(self._sum_groups, self._sum_columns, self._sum_values, strict=True):
+        for groups, columns, values in zip(
+            self._sum_groups, self._sum_columns, self._sum_values, strict=True
+        ):
             np.add.at(sums, (groups, columns), values)
         for groups in self._rows:
             rows += np.bincount(groups, minlength=len(rows))
@@ -178,7 +186,9 @@ class PaneAccumulator:
             merged[key] = PackedPane(counts, sums[group].astype("<i8").tobytes(), int(rows[group]))
         return merged
 
-    def _assign(self, event_times: I64, segments: tuple[str, ...], shadow: bool) -> Iterable[tuple[I64, Mask | None]]:
+    def _assign(
+        self, event_times: I64, segments: tuple[str, ...], shadow: bool
+    ) -> Iterable[tuple[I64, Mask | None]]:
         """(group of each row, rows that belong) once for all rows and once for the rows with a named segment."""
         panes = event_times // self._pane_us * self._pane_us
         distinct, inverse = np.unique(panes, return_inverse=True)
@@ -233,7 +243,11 @@ def _total(keys: I64, weights: I64, size: int) -> tuple[I64, I64]:
         return where, dense[where]
     order = np.argsort(keys, kind="stable")
     keys, weights = keys[order], weights[order]
-    starts = np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]])) if len(keys) else np.zeros(0, np.int64)
+    starts = (
+        np.flatnonzero(np.concatenate([[True], keys[1:] != keys[:-1]]))
+        if len(keys)
+        else np.zeros(0, np.int64)
+    )
     totals = np.add.reduceat(weights, starts) if len(keys) else np.zeros(0, np.int64)
     kept = totals != 0
     return keys[starts][kept], totals[kept]

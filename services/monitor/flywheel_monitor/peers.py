@@ -42,7 +42,9 @@ class PeerReferences:
             return Reference(metrics=metrics, reason=f"the training set cannot be read: {error.message}")
         training_set = found.training_set
         metrics.setdefault("label_mean", training_set.label_mean)
-        inputs = {i.name for i in version.signature.inputs} or {p.name for p in training_set.profile if "__" in p.name}
+        inputs = {i.name for i in version.signature.inputs} or {
+            p.name for p in training_set.profile if "__" in p.name
+        }
         return replace(usable(column_references(training_set.profile, inputs)), metrics=metrics)
 
     @staticmethod

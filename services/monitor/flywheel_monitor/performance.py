@@ -82,7 +82,14 @@ def quality_of_rows(scores: F64, labels: F64) -> Quality:
         np.bincount(bins, weights=positive, minlength=CALIBRATION_BINS),
         np.bincount(bins, weights=scores, minlength=CALIBRATION_BINS),
     )
-    return Quality(len(scores), auc(scores, labels), log_loss(scores, labels), brier(scores, labels), ece, float(positive.mean()))
+    return Quality(
+        len(scores),
+        auc(scores, labels),
+        log_loss(scores, labels),
+        brier(scores, labels),
+        ece,
+        float(positive.mean()),
+    )
 
 
 def quality_of_window(window: Window) -> Quality:
@@ -99,7 +106,9 @@ def quality_of_window(window: Window) -> Quality:
         auc=auc_from_counts(positives, negatives),
         log_loss=window.total(Sums.LOG_LOSS) / n,
         brier=window.total(Sums.BRIER) / n,
-        calibration_error=calibration_error(counts, positives.reshape(CALIBRATION_BINS, by_ten).sum(axis=1), sums),
+        calibration_error=calibration_error(
+            counts, positives.reshape(CALIBRATION_BINS, by_ten).sum(axis=1), sums
+        ),
         label_mean=window.total(Sums.LABEL) / n,
     )
 
@@ -113,14 +122,24 @@ class QualityReference:
     label_mean: float | None = None
 
 
-def judge_concept(quality: Quality, reference: QualityReference, policy: MonitorPolicy) -> tuple[Verdict, str]:
+def judge_concept(
+    quality: Quality, reference: QualityReference, policy: MonitorPolicy
+) -> tuple[Verdict, str]:
     """Concept drift: does the model rank or calibrate worse than it promised?"""
     if quality.labelled < policy.min_labels:
         return Verdict.INSUFFICIENT, f"{quality.labelled} labels, {policy.min_labels} needed"
     found = []
-    if quality.auc is not None and reference.auc is not None and quality.auc < reference.auc - policy.auc_drop:
+    if (
+        quality.auc is not None
+        and reference.auc is not None
+        and quality.auc < reference.auc - policy.auc_drop
+    ):
         found.append(f"AUC {quality.auc:.3f} against {reference.auc:.3f}")
-    if quality.log_loss is not None and reference.log_loss and quality.log_loss > reference.log_loss * policy.log_loss_ratio:
+    if (
+        quality.log_loss is not None
+        and reference.log_loss
+        and quality.log_loss > reference.log_loss * policy.log_loss_ratio
+    ):
         found.append(f"log-loss {quality.log_loss:.3f} against {reference.log_loss:.3f}")
     if found:
         return Verdict.DRIFT, " and ".join(found) + f" on {quality.labelled} labels"

@@ -54,7 +54,9 @@ def coarse(bins: FeatureBins, counts: I64) -> I64:
     if not bins.numeric:
         return counts
     groups = decile_groups(bins.reference_counts[: bins.regular])
-    deciles = np.bincount(groups, weights=counts[: bins.regular].astype(np.float64), minlength=int(groups.max(initial=0)) + 1)
+    deciles = np.bincount(
+        groups, weights=counts[: bins.regular].astype(np.float64), minlength=int(groups.max(initial=0)) + 1
+    )
     special = counts[bins.regular :].copy()
     # Far values keep their side's share of "outside": one bin for both sides is enough to be seen.
     special[Special.ABOVE] += special[Special.FAR]

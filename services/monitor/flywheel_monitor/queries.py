@@ -50,7 +50,9 @@ class VariantComparison:
 class Queries:
     """Read only."""
 
-    def __init__(self, pool: Pool, versions: Versions, evaluations: Evaluations, rows: PredictionRows, pane_us: int) -> None:
+    def __init__(
+        self, pool: Pool, versions: Versions, evaluations: Evaluations, rows: PredictionRows, pane_us: int
+    ) -> None:
         self._pool = pool
         self._versions = versions
         self._evaluations = evaluations
@@ -62,14 +64,18 @@ class Queries:
         NO_PREDICTIONS, NO_REFERENCE."""
         version = await self._find(name)
         if not version.reference.columns:
-            raise NotFound(f"{version.name} has no reference to compare with: {version.reference.reason}.", reason="NO_REFERENCE")
+            raise NotFound(
+                f"{version.name} has no reference to compare with: {version.reference.reason}.",
+                reason="NO_REFERENCE",
+            )
         policy = await self._versions.policy(version.model)
         assert policy is not None
         if start_us is None and end_us is None:
             newest = await self._evaluations.newest_report(version.id)
             if newest is None:
                 raise NotFound(
-                    f"No window of {version.name} is closed yet: give start_time and end_time, or wait.", reason="NO_PREDICTIONS"
+                    f"No window of {version.name} is closed yet: give start_time and end_time, or wait.",
+                    reason="NO_PREDICTIONS",
                 )
             if not segment:
                 return newest
@@ -81,7 +87,9 @@ class Queries:
             raise NotFound(f"{version.name} answered nobody in this range.", reason="NO_PREDICTIONS")
         return report_on(version, span, window, quality, policy)
 
-    async def performance(self, name: str, start_us: int | None, end_us: int | None, segment: str) -> ServedPerformance:
+    async def performance(
+        self, name: str, start_us: int | None, end_us: int | None, segment: str
+    ) -> ServedPerformance:
         """Raises NotFound NO_PREDICTIONS for a version that never answered."""
         VersionName.parse(name)
         version = await self._find(name)
@@ -104,17 +112,28 @@ class Queries:
         )
 
     async def compare(
-        self, rollout: str, champion: str, challenger: str, *, shadow: bool, start_us: int | None, alpha: float
+        self,
+        rollout: str,
+        champion: str,
+        challenger: str,
+        *,
+        shadow: bool,
+        start_us: int | None,
+        alpha: float,
     ) -> VariantComparison:
         """Both variants of a rollout since `start_us`."""
         RolloutName.parse(rollout)
         alpha = alpha or 0.05
         if not 0 < alpha < 1:
-            raise InvalidArgument("alpha must lie between 0 and 1; 0 means 0.05.", reason="INVALID_ALPHA", field="alpha")
+            raise InvalidArgument(
+                "alpha must lie between 0 and 1; 0 means 0.05.", reason="INVALID_ALPHA", field="alpha"
+            )
         if not champion or not challenger or champion == challenger:
             raise InvalidArgument("Give two different releases to compare.", reason="INVALID_RELEASES")
         since = EVER.start_us if start_us is None else start_us
-        ours = await self._rows.variant(rollout, challenger, Role.SHADOW if shadow else Role.CHALLENGER, since)
+        ours = await self._rows.variant(
+            rollout, challenger, Role.SHADOW if shadow else Role.CHALLENGER, since
+        )
         theirs = await self._rows.variant(rollout, champion, Role.CHAMPION, since)
         times = [int(f(r.event_times)) for r in (ours, theirs) if len(r.event_times) for f in (min, max)]
         found = compare(theirs, ours, is_paired=shadow, alpha=alpha)
@@ -136,7 +155,9 @@ class Queries:
 
     async def _window(self, version: WatchedVersion, span: Span, segment: str) -> tuple[Window, Quality]:
         async with connection(self._pool) as conn:
-            window = await read_window(conn, version.id, version.layout, span.start_us, span.end_us, segment=segment)
+            window = await read_window(
+                conn, version.id, version.layout, span.start_us, span.end_us, segment=segment
+            )
             return window, await self._evaluations.quality(conn, version.id, span, window, segment)
 
     def _span(self, start_us: int | None, end_us: int | None) -> Span:

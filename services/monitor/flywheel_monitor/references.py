@@ -67,7 +67,9 @@ class WatchedVersion:
         metrics = self.reference.metrics
         counts = self.first_window.counts if self.first_window else ()
         if "score_mean" in metrics and metrics.get("score_stddev", 0.0) > 0:
-            return ScoreReference(metrics["score_mean"], metrics["score_stddev"], int(metrics.get("rows", 0)), counts)
+            return ScoreReference(
+                metrics["score_mean"], metrics["score_stddev"], int(metrics.get("rows", 0)), counts
+            )
         return self.first_window
 
 
@@ -82,7 +84,12 @@ def usable(columns: Sequence[ColumnReference]) -> Reference:
 
 
 def score_reference_to_json(reference: ScoreReference) -> dict[str, Any]:
-    return {"mean": reference.mean, "stddev": reference.stddev, "count": reference.count, "counts": list(reference.counts)}
+    return {
+        "mean": reference.mean,
+        "stddev": reference.stddev,
+        "count": reference.count,
+        "counts": list(reference.counts),
+    }
 
 
 def score_reference_from_json(stored: Mapping[str, Any]) -> ScoreReference:

@@ -47,22 +47,40 @@ def score_psi(window: I64, reference: I64) -> float:
     """PSI of two score histograms [SCORE_BINS] over the reference's deciles."""
     groups = psi.decile_groups(reference)
     size = int(groups.max(initial=0)) + 1
-    grouped = [np.rint(np.bincount(groups, weights=c, minlength=size)).astype(np.int64) for c in (window, reference)]
+    grouped = [
+        np.rint(np.bincount(groups, weights=c, minlength=size)).astype(np.int64) for c in (window, reference)
+    ]
     return psi.psi(grouped[0], grouped[1])
 
 
 def score_shift(
-    mean: float, stddev: float, count: int, counts: I64, reference: ScoreReference | None, policy: MonitorPolicy
+    mean: float,
+    stddev: float,
+    count: int,
+    counts: I64,
+    reference: ScoreReference | None,
+    policy: MonitorPolicy,
 ) -> ScoreShift:
     """The shift of `count` scores with these moments and histogram."""
     if reference is None:
         return ScoreShift(mean, stddev, verdict=Verdict.INSUFFICIENT, reason="no reference scores yet")
-    found = {"mean": mean, "stddev": stddev, "reference_mean": reference.mean, "reference_stddev": reference.stddev}
+    found = {
+        "mean": mean,
+        "stddev": stddev,
+        "reference_mean": reference.mean,
+        "reference_stddev": reference.stddev,
+    }
     if count == 0 or not reference.stddev > 0:
         return ScoreShift(**found, verdict=Verdict.INSUFFICIENT, reason="no scores to compare")
     shift = (mean - reference.mean) / reference.stddev
     variance = stddev**2 / count + (reference.stddev**2 / reference.count if reference.count else 0.0)
-    z = (mean - reference.mean) / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, shift) if shift else 0.0
+    z = (
+        (mean - reference.mean) / math.sqrt(variance)
+        if variance > 0
+        else math.copysign(math.inf, shift)
+        if shift
+        else 0.0
+    )
     known = len(reference.counts) == SCORE_BINS
     value = score_psi(counts, np.asarray(reference.counts, np.int64)) if known else 0.0
     if count < policy.min_predictions:

@@ -44,7 +44,13 @@ PERMISSIONS: Permissions = {
     **{
         f"/{SERVICE}/{method}": READ
         for method in (
-            "GetMonitorPolicy", "GetDriftReport", "GetPerformance", "CompareVariants", "GetAlert", "ListAlerts", "GetIngestStatus",
+            "GetMonitorPolicy",
+            "GetDriftReport",
+            "GetPerformance",
+            "CompareVariants",
+            "GetAlert",
+            "ListAlerts",
+            "GetIngestStatus",
             "GetPredictionArchive",
         )
     },
@@ -69,11 +75,16 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
     channels = {}
     for peer, address in (("registry", settings.registry_address), ("feature", settings.feature_address)):
         channels[peer] = grpc_channel.channel(
-            address, client_name="monitor", token=settings.service_token.get_secret_value(), default_timeout_seconds=5.0
+            address,
+            client_name="monitor",
+            token=settings.service_token.get_secret_value(),
+            default_timeout_seconds=5.0,
         )
         stack.push_async_callback(channels[peer].close)
     objects = await stack.enter_async_context(object_store(settings))
-    producer = await stack.enter_async_context(Producer(settings.kafka_bootstrap, client_id="flywheel-monitor"))
+    producer = await stack.enter_async_context(
+        Producer(settings.kafka_bootstrap, client_id="flywheel-monitor")
+    )
 
     pane_us = settings.pane_seconds * 1_000_000
     gauges = Gauges()
@@ -85,7 +96,11 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         pool,
         objects,
         ArchiveSettings(
-            settings.s3_bucket, settings.archive_prefix, settings.archive_rows, settings.archive_idle_seconds, settings.archive_age_seconds
+            settings.s3_bucket,
+            settings.archive_prefix,
+            settings.archive_rows,
+            settings.archive_idle_seconds,
+            settings.archive_age_seconds,
         ),
         gauges,
     )
@@ -96,8 +111,15 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         return found.behind(topics.PREDICTION_LOGGED)
 
     watch = Watch(
-        pool, versions, evaluations, alerts, gauges, SystemIds(), behind=behind,
-        delay_us=int(settings.out_of_order_seconds * 1e6), poll_seconds=settings.watch_poll_seconds,
+        pool,
+        versions,
+        evaluations,
+        alerts,
+        gauges,
+        SystemIds(),
+        behind=behind,
+        delay_us=int(settings.out_of_order_seconds * 1e6),
+        poll_seconds=settings.watch_poll_seconds,
     )
     consumer = ConsumerLoop(
         bootstrap=settings.kafka_bootstrap,
@@ -108,8 +130,15 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         batch_records=settings.batch_records,
     )
     servicer = MonitorServicer(
-        queries=Queries(pool, versions, evaluations, rows, pane_us), versions=versions, alerts=alerts, evaluations=evaluations,
-        rows=rows, archive=archive, lag=lag, idempotency=Idempotency(pool), pane_us=pane_us,
+        queries=Queries(pool, versions, evaluations, rows, pane_us),
+        versions=versions,
+        alerts=alerts,
+        evaluations=evaluations,
+        rows=rows,
+        archive=archive,
+        lag=lag,
+        idempotency=Idempotency(pool),
+        pane_us=pane_us,
     )
     server = Server(
         settings,
@@ -124,11 +153,17 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         await archive.run()
 
     async def consume() -> None:
-        await topics.ensure_topics(settings.kafka_bootstrap, topics.specs((*consumed, topics.DRIFT_DETECTED), settings.kafka_partitions))
+        await topics.ensure_topics(
+            settings.kafka_bootstrap,
+            topics.specs((*consumed, topics.DRIFT_DETECTED), settings.kafka_partitions),
+        )
         await consumer.run()
 
     ttl = settings.lease_ttl_seconds
-    watch_lease, archive_lease = Lease(pool, "watch", ttl_seconds=ttl), Lease(pool, "archive", ttl_seconds=ttl)
+    watch_lease, archive_lease = (
+        Lease(pool, "watch", ttl_seconds=ttl),
+        Lease(pool, "archive", ttl_seconds=ttl),
+    )
     server.add_background("consumer", lambda: _outlast(consume))
     server.add_background("watch", lambda: watch_lease.run(lambda _: watch.run()))
     server.add_background("archive", lambda: archive_lease.run(lambda _: archive_log()))

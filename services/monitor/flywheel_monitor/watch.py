@@ -41,8 +41,17 @@ class Watch:
     """`run` for ever, or `pass_once` for one round."""
 
     def __init__(
-        self, pool: Pool, versions: Versions, evaluations: Evaluations, alerts: Alerts, gauges: Gauges, ids: Ids, *,
-        behind: Behind, delay_us: int, poll_seconds: float,
+        self,
+        pool: Pool,
+        versions: Versions,
+        evaluations: Evaluations,
+        alerts: Alerts,
+        gauges: Gauges,
+        ids: Ids,
+        *,
+        behind: Behind,
+        delay_us: int,
+        poll_seconds: float,
     ) -> None:
         self._pool = pool
         self._versions = versions
@@ -78,7 +87,9 @@ class Watch:
             name, policy = policies[frontier.model_id]
             self._gauges.watermark(name, mark)
             count += await self._advance(frontier, mark, policy)
-            await self._alerts.retire(frontier.version_id, mark - self._delay_us - (policy.m_windows + 1) * policy.window_us)
+            await self._alerts.retire(
+                frontier.version_id, mark - self._delay_us - (policy.m_windows + 1) * policy.window_us
+            )
         self._gauges.alerts(await self._alerts.open_counts())
         return count
 
@@ -91,7 +102,9 @@ class Watch:
             until = (mark - delay) // width * width
             if until <= since:
                 continue
-            for span in await self._evaluations.windows(frontier.version_id, since // width * width, until, width):
+            for span in await self._evaluations.windows(
+                frontier.version_id, since // width * width, until, width
+            ):
                 if span.end_us > since:
                     await self._judge(frontier.version_id, span, policy, labels=labels)
                     count += 1
@@ -118,11 +131,19 @@ class Watch:
             await self._evaluations.close(conn, version_id, span.end_us, labels=labels)
         self._gauges.report(report)
         log.info(
-            "window judged", version=version.name, start=span.start_us, end=span.end_us, labels=labels,
-            predictions=report.predictions, verdict=report.verdict.name, score_shift=round(report.score.shift, 3),
+            "window judged",
+            version=version.name,
+            start=span.start_us,
+            end=span.end_us,
+            labels=labels,
+            predictions=report.predictions,
+            verdict=report.verdict.name,
+            score_shift=round(report.score.shift, 3),
         )
 
-    async def _act(self, conn: Connection, version: WatchedVersion, kind: Kind, report: Report, policy: MonitorPolicy) -> None:
+    async def _act(
+        self, conn: Connection, version: WatchedVersion, kind: Kind, report: Report, policy: MonitorPolicy
+    ) -> None:
         """What the newest verdicts of a kind mean for its alert."""
         recent = await self._evaluations.recent(conn, version.id, kind, policy.m_windows)
         if all(j.span != report.span for j in recent):
@@ -133,26 +154,44 @@ class Watch:
         features = evidence(kind, report)
         name = unresolved.name if unresolved else ""
         if todo.open:
-            name = await self._alerts.open(conn, self._ids.new(), version.model, version.id, kind, newest.span, features, newest.reason)
-            log.warning("alert opened", alert=name, version=version.name, kind=kind.value, reason=newest.reason)
+            name = await self._alerts.open(
+                conn, self._ids.new(), version.model, version.id, kind, newest.span, features, newest.reason
+            )
+            log.warning(
+                "alert opened", alert=name, version=version.name, kind=kind.value, reason=newest.reason
+            )
         elif todo.confirm and newest.span == report.span:
             await self._alerts.confirm(conn, version.id, kind, newest.span, features, newest.reason)
         elif todo.resolve:
-            await self._alerts.resolve(conn, version.id, kind, f"{policy.m_windows} windows without it: {newest.reason}")
+            await self._alerts.resolve(
+                conn, version.id, kind, f"{policy.m_windows} windows without it: {newest.reason}"
+            )
             log.info("alert resolved", alert=name, version=version.name, kind=kind.value)
         if todo.announce and name:
             await self._announce(conn, version, kind, name, newest, features, report)
 
     async def _announce(
-        self, conn: Connection, version: WatchedVersion, kind: Kind, alert: str, newest: Judged,
-        features: Sequence[FeatureDrift], report: Report,
+        self,
+        conn: Connection,
+        version: WatchedVersion,
+        kind: Kind,
+        alert: str,
+        newest: Judged,
+        features: Sequence[FeatureDrift],
+        report: Report,
     ) -> None:
         reference = version.reference.hash
         if not await self._alerts.first_announcement(conn, version.id, kind, reference, newest.span):
             return
         event = drift_detected(
-            alert=alert, model=version.model, model_version=version.name, span=newest.span, kind=kind,
-            data_quality_cause=kind == Kind.DATA_QUALITY or report.bad_data, features=features, summary=newest.reason,
+            alert=alert,
+            model=version.model,
+            model_version=version.name,
+            span=newest.span,
+            kind=kind,
+            data_quality_cause=kind == Kind.DATA_QUALITY or report.bad_data,
+            features=features,
+            summary=newest.reason,
             reference_hash=reference,
         )
         await enqueue(conn, topics.DRIFT_DETECTED, event)

@@ -17,7 +17,9 @@ from flywheel_monitor.evaluation import feature_from_json
 from flywheel_monitor.resource_names import AlertName
 from flywheel_monitor.windows import Span
 
-_COLUMNS = "SELECT a.*, v.name AS version_name FROM alert a JOIN model_version v ON v.id = a.model_version_id "
+_COLUMNS = (
+    "SELECT a.*, v.name AS version_name FROM alert a JOIN model_version v ON v.id = a.model_version_id "
+)
 _UNRESOLVED = _COLUMNS + "WHERE a.model_version_id = $1 AND a.kind = $2 AND a.state <> 3 FOR UPDATE OF a"
 _OPEN = """
 INSERT INTO alert (id, project, model, model_version_id, kind, state, window_start_us, window_end_us, last_window_end_us,
@@ -46,10 +48,13 @@ _SET_STATE = "UPDATE alert SET state = 2, acknowledged_by = $3 WHERE project = $
 _RESOLVE_BY_NAME = """
 UPDATE alert SET state = 3, resolved_at = clock_timestamp(), resolved_reason = $3 WHERE project = $1 AND id = $2 AND state <> 3
 """
-_LIST = _COLUMNS + """
+_LIST = (
+    _COLUMNS
+    + """
 WHERE a.project = $1 AND ($2::bigint IS NULL OR a.serial < $2) AND ($3 = '' OR a.model = $3)
   AND ($4 = 0 OR a.state = $4) AND ($5 = '' OR a.kind = $5) ORDER BY a.serial DESC LIMIT $6
 """
+)
 _OPEN_COUNTS = "SELECT model, kind, count(*) AS n FROM alert WHERE state <> 3 GROUP BY model, kind"
 
 
@@ -63,18 +68,40 @@ class Alerts:
         return None if row is None else _alert(row)
 
     async def open(
-        self, conn: Connection, alert_id: str, model: str, version_id: int, kind: Kind, span: Span,
-        features: Sequence[FeatureDrift], reason: str,
+        self,
+        conn: Connection,
+        alert_id: str,
+        model: str,
+        version_id: int,
+        kind: Kind,
+        span: Span,
+        features: Sequence[FeatureDrift],
+        reason: str,
     ) -> str:
         """The new alert's name. The caller has seen that none is unresolved, under the version's lock."""
         project = model.split("/")[1]
         await conn.execute(
-            _OPEN, alert_id, project, model, version_id, kind.value, span.start_us, span.end_us, _features(features), reason
+            _OPEN,
+            alert_id,
+            project,
+            model,
+            version_id,
+            kind.value,
+            span.start_us,
+            span.end_us,
+            _features(features),
+            reason,
         )
         return str(AlertName(project, alert_id))
 
     async def confirm(
-        self, conn: Connection, version_id: int, kind: Kind, span: Span, features: Sequence[FeatureDrift], reason: str
+        self,
+        conn: Connection,
+        version_id: int,
+        kind: Kind,
+        span: Span,
+        features: Sequence[FeatureDrift],
+        reason: str,
     ) -> None:
         await conn.execute(_CONFIRM, version_id, kind.value, span.end_us, _features(features), reason)
 
@@ -86,9 +113,13 @@ class Alerts:
         async with connection(self._pool) as conn:
             await conn.execute(_RETIRE, version_id, silent_since_us)
 
-    async def first_announcement(self, conn: Connection, version_id: int, kind: Kind, reference_hash: str, span: Span) -> bool:
+    async def first_announcement(
+        self, conn: Connection, version_id: int, kind: Kind, reference_hash: str, span: Span
+    ) -> bool:
         """True once per (version, kind, reference, window)."""
-        return bool(await conn.fetchval(_ANNOUNCE, version_id, kind.value, reference_hash, span.start_us, span.end_us))
+        return bool(
+            await conn.fetchval(_ANNOUNCE, version_id, kind.value, reference_hash, span.start_us, span.end_us)
+        )
 
     async def get(self, name: AlertName, conn: Connection | None = None) -> Alert:
         """Raises NotFound UNKNOWN_ALERT."""
@@ -97,7 +128,11 @@ class Alerts:
                 return await self.get(name, own)
         row = await conn.fetchrow(_GET, name.project, name.alert)
         if row is None:
-            raise NotFound(f"Alert {name} does not exist: ListAlerts names those that do.", reason="UNKNOWN_ALERT", alert=name)
+            raise NotFound(
+                f"Alert {name} does not exist: ListAlerts names those that do.",
+                reason="UNKNOWN_ALERT",
+                alert=name,
+            )
         return _alert(row)
 
     async def acknowledge(self, conn: Connection, name: AlertName, by: str) -> Alert:
@@ -105,7 +140,9 @@ class Alerts:
         await conn.execute(_SET_STATE, name.project, name.alert, by)
         alert = await self.get(name, conn)
         if alert.state == AlertState.RESOLVED:
-            raise FailedPrecondition(f"Alert {name} is resolved already: nothing to acknowledge.", reason="ALERT_RESOLVED")
+            raise FailedPrecondition(
+                f"Alert {name} is resolved already: nothing to acknowledge.", reason="ALERT_RESOLVED"
+            )
         return alert
 
     async def resolve_by_name(self, conn: Connection, name: AlertName, reason: str) -> Alert:
@@ -121,7 +158,13 @@ class Alerts:
         state = AlertState[wanted["state"]] if "state" in wanted else 0
         async with connection(self._pool) as conn:
             rows = await conn.fetch(
-                _LIST, project, key[0] if key else None, wanted.get("model", ""), int(state), wanted.get("kind", ""), size + 1
+                _LIST,
+                project,
+                key[0] if key else None,
+                wanted.get("model", ""),
+                int(state),
+                wanted.get("kind", ""),
+                size + 1,
             )
         page = cut(rows, size, lambda r: [r["serial"]], query=query)
         return Page([_alert(r) for r in page.items], page.next_page_token)

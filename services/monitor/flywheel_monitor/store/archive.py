@@ -31,12 +31,16 @@ SELECT q.model_id, sum(q.rows) AS rows, extract(epoch FROM clock_timestamp() - m
     extract(epoch FROM clock_timestamp() - min(q.enqueued_at)) AS age
 FROM archive_queue q WHERE q.segment_id IS NULL GROUP BY q.model_id
 """
-_CANDIDATES = "SELECT id, rows FROM archive_queue WHERE segment_id IS NULL AND model_id = $1 ORDER BY id LIMIT 20000"
+_CANDIDATES = (
+    "SELECT id, rows FROM archive_queue WHERE segment_id IS NULL AND model_id = $1 ORDER BY id LIMIT 20000"
+)
 _ADD_SEGMENT = "INSERT INTO archive_segment (model_id, rows) VALUES ($1, $2) RETURNING id"
 _ASSIGN = "UPDATE archive_queue SET segment_id = $1 WHERE id = ANY($2::bigint[]) AND segment_id IS NULL"
 _PENDING = "SELECT s.id, m.name FROM archive_segment s JOIN model m ON m.id = s.model_id WHERE NOT s.complete ORDER BY s.id"
 _BATCHES = "SELECT kept, payload FROM archive_queue WHERE segment_id = $1 ORDER BY id"
-_COMPLETE = "UPDATE archive_segment SET complete = true, objects = $2, last_event = $3, rows = $4 WHERE id = $1"
+_COMPLETE = (
+    "UPDATE archive_segment SET complete = true, objects = $2, last_event = $3, rows = $4 WHERE id = $1"
+)
 _FORGET = "DELETE FROM archive_queue WHERE segment_id = $1"
 _STATUS = """
 SELECT coalesce(sum(s.rows), 0) AS rows, max(s.last_event) AS last_event
@@ -103,7 +107,12 @@ class Archive:
             waiting = await conn.fetch(_WAITING)
         self._gauges.archive_waiting(sum(int(w["rows"]) for w in waiting))
         for w in waiting:
-            if now or w["rows"] >= limits.rows or w["idle"] >= limits.idle_seconds or w["age"] >= limits.age_seconds:
+            if (
+                now
+                or w["rows"] >= limits.rows
+                or w["idle"] >= limits.idle_seconds
+                or w["age"] >= limits.age_seconds
+            ):
                 async with transaction(self._pool) as conn:
                     ids, rows = [], 0
                     for candidate in await conn.fetch(_CANDIDATES, w["model_id"]):

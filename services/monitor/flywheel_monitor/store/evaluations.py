@@ -83,12 +83,17 @@ class Evaluations:
             rows = await conn.fetch(_PROGRESS)
         found: dict[int, list[PartitionProgress]] = {}
         for r in rows:
-            found.setdefault(r["model_id"], []).append(PartitionProgress(r["newest_us"], r["partition"] not in behind))
+            found.setdefault(r["model_id"], []).append(
+                PartitionProgress(r["newest_us"], r["partition"] not in behind)
+            )
         return found
 
     async def frontiers(self) -> list[Frontier]:
         async with connection(self._pool) as conn:
-            return [Frontier(r["id"], r["model_id"], r["closed_until"], r["labelled_until"]) for r in await conn.fetch(_FRONTIERS)]
+            return [
+                Frontier(r["id"], r["model_id"], r["closed_until"], r["labelled_until"])
+                for r in await conn.fetch(_FRONTIERS)
+            ]
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
         """Windows in [start, end) that served anybody, oldest first."""
@@ -100,7 +105,9 @@ class Evaluations:
         """One evaluation of a version at a time."""
         await conn.execute(_LOCK, version_id)
 
-    async def quality(self, conn: Connection, version_id: int, span: Span, window: Window, segment: str = "") -> Quality:
+    async def quality(
+        self, conn: Connection, version_id: int, span: Span, window: Window, segment: str = ""
+    ) -> Quality:
         """From the window's counts; the AUC from the stored rows while all of them are still kept."""
         quality = quality_of_window(window)
         if quality.labelled == 0:
@@ -113,12 +120,21 @@ class Evaluations:
 
     async def put(self, conn: Connection, version_id: int, report: Report) -> None:
         await conn.execute(
-            _PUT_REPORT, version_id, report.span.start_us, report.span.end_us, report.predictions, report.quality.labelled,
+            _PUT_REPORT,
+            version_id,
+            report.span.start_us,
+            report.span.end_us,
+            report.predictions,
+            report.quality.labelled,
             json.dumps(report.to_json()),
         )
 
-    async def put_verdict(self, conn: Connection, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str) -> None:
-        await conn.execute(_PUT_VERDICT, version_id, kind.value, span.start_us, span.end_us, int(verdict), reason)
+    async def put_verdict(
+        self, conn: Connection, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str
+    ) -> None:
+        await conn.execute(
+            _PUT_VERDICT, version_id, kind.value, span.start_us, span.end_us, int(verdict), reason
+        )
 
     async def recent(self, conn: Connection, version_id: int, kind: Kind, limit: int) -> list[Judged]:
         """Newest first, without windows that had too few rows."""
@@ -138,5 +154,3 @@ class Evaluations:
         """Windows evaluated so far."""
         async with connection(self._pool) as conn:
             return int(await conn.fetchval(_EVALUATED, project))
-
-

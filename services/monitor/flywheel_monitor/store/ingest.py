@@ -26,7 +26,9 @@ SELECT *, $11 FROM unnest($1::text[], $2::boolean[], $3::integer[], $4::bigint[]
     $8::smallint[], $9::real[], $10::text[])
 ON CONFLICT DO NOTHING RETURNING prediction_id, shadow
 """
-_LABELS = "SELECT prediction_id, value, event_time, outcome_id FROM label WHERE prediction_id = ANY($1::text[])"
+_LABELS = (
+    "SELECT prediction_id, value, event_time, outcome_id FROM label WHERE prediction_id = ANY($1::text[])"
+)
 _ORPHANS = "SELECT coalesce(sum(orphans), 0) FROM ingest_count WHERE partition = $1"
 _ADD_LABELS = """
 INSERT INTO label (prediction_id, value, event_time, outcome_id, partition)
@@ -85,7 +87,9 @@ class Ingest:
         self._versions = versions
         self._pane_us = pane_us
 
-    async def predictions(self, conn: Connection, partition: int, batches: Sequence[PredictionColumns]) -> None:
+    async def predictions(
+        self, conn: Connection, partition: int, batches: Sequence[PredictionColumns]
+    ) -> None:
         """Stores the answers that are new, counts them in their panes, gives them the labels that came before them, and
         queues them for the archive. Raises a retryable FlywheelError while a new version's reference cannot be had."""
         variants = [await self._versions.variant(b.key) for b in batches]
@@ -94,7 +98,9 @@ class Ingest:
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         newest: dict[int, int] = {}
-        early = [i for b, new in zip(batches, kept, strict=True) if waiting or b.shadow for i in _some(b.ids, new)]
+        early = [
+            i for b, new in zip(batches, kept, strict=True) if waiting or b.shadow for i in _some(b.ids, new)
+        ]
         labels = {r["prediction_id"]: r["value"] for r in await conn.fetch(_LABELS, early)} if early else {}
         for batch, (variant_id, version), new in zip(batches, variants, kept, strict=True):
             tally = tallies.setdefault(version.model_id, _Tally())
@@ -127,7 +133,12 @@ class Ingest:
             if batch.name == LABEL:
                 await self._labels(conn, partition, batch, tally, work)
                 continue
-            columns = (batch.outcome_ids, batch.prediction_ids, batch.values.tolist(), batch.event_times.tolist())
+            columns = (
+                batch.outcome_ids,
+                batch.prediction_ids,
+                batch.values.tolist(),
+                batch.event_times.tolist(),
+            )
             new = len(await conn.fetch(_ADD_OUTCOMES, *columns, model_id, batch.name))
             tally.outcomes += new
             tally.duplicates += len(batch.outcome_ids) - new
@@ -135,7 +146,11 @@ class Ingest:
         await self._count(conn, partition, tallies)
 
     async def _insert(
-        self, conn: Connection, partition: int, batches: Sequence[PredictionColumns], variant_ids: Sequence[int]
+        self,
+        conn: Connection,
+        partition: int,
+        batches: Sequence[PredictionColumns],
+        variant_ids: Sequence[int],
     ) -> list[Mask]:
         """Which rows of each batch are new; of two equal ones in here the first is."""
         columns: list[list[object]] = [[] for _ in range(10)]
@@ -144,8 +159,16 @@ class Ingest:
             for column, part in zip(
                 columns,
                 (
-                    batch.ids, [batch.shadow] * n, [variant_id] * n, batch.event_times.tolist(), batch.scores.tolist(),
-                    batch.decisions.tolist(), batch.failed.tolist(), batch.sources.tolist(), batch.latencies_ms.tolist(), batch.segments,
+                    batch.ids,
+                    [batch.shadow] * n,
+                    [variant_id] * n,
+                    batch.event_times.tolist(),
+                    batch.scores.tolist(),
+                    batch.decisions.tolist(),
+                    batch.failed.tolist(),
+                    batch.sources.tolist(),
+                    batch.latencies_ms.tolist(),
+                    batch.segments,
                 ),
                 strict=True,
             ):
@@ -164,9 +187,17 @@ class Ingest:
             kept.append(new)
         return kept
 
-    async def _labels(self, conn: Connection, partition: int, batch: OutcomeColumns, tally: _Tally, work: _Panes) -> None:
+    async def _labels(
+        self, conn: Connection, partition: int, batch: OutcomeColumns, tally: _Tally, work: _Panes
+    ) -> None:
         latest: dict[str, _Label] = {}
-        rows = zip(batch.prediction_ids, batch.values.tolist(), batch.event_times.tolist(), batch.outcome_ids, strict=True)
+        rows = zip(
+            batch.prediction_ids,
+            batch.values.tolist(),
+            batch.event_times.tolist(),
+            batch.outcome_ids,
+            strict=True,
+        )
         for prediction_id, value, time, outcome_id in rows:
             label = _Label(value, time, outcome_id)
             other = latest.get(prediction_id)
@@ -198,14 +229,20 @@ class Ingest:
             version = await self._versions.version_of_variant(variant_id)
             times, segments, scores, values, weights = zip(*entries, strict=True)
             work.of(version).add_labels(
-                np.array(times, np.int64), tuple(str(s) for s in segments), shadow,
-                np.array(scores, np.float64), np.array(values, np.float64), np.array(weights, np.int64),
+                np.array(times, np.int64),
+                tuple(str(s) for s in segments),
+                shadow,
+                np.array(scores, np.float64),
+                np.array(values, np.float64),
+                np.array(weights, np.int64),
             )
 
     @staticmethod
     async def _count(conn: Connection, partition: int, tallies: dict[int, _Tally]) -> None:
         for model_id, t in sorted(tallies.items()):
-            await conn.execute(_COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates)
+            await conn.execute(
+                _COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates
+            )
 
 
 class _Panes:
@@ -237,7 +274,14 @@ def _some(ids: Sequence[str], keep: Mask) -> list[str]:
 
 def _rows(batch: PredictionColumns, keep: Mask) -> Rows:
     rows = Rows(
-        batch.event_times, batch.scores, batch.sources, batch.latencies_ms, batch.failed, batch.segments, batch.features, batch.shadow
+        batch.event_times,
+        batch.scores,
+        batch.sources,
+        batch.latencies_ms,
+        batch.failed,
+        batch.segments,
+        batch.features,
+        batch.shadow,
     )
     if bool(keep.all()):
         return rows

@@ -35,7 +35,9 @@ class Lag:
 class LagProbe:
     """Asks at most every `fresh_seconds`; in between it answers what it knows."""
 
-    def __init__(self, bootstrap: str, pool: Pool, group: str, topics: Sequence[str], *, fresh_seconds: float = 0.2) -> None:
+    def __init__(
+        self, bootstrap: str, pool: Pool, group: str, topics: Sequence[str], *, fresh_seconds: float = 0.2
+    ) -> None:
         self._bootstrap = bootstrap
         self._pool = pool
         self._group = group
@@ -66,12 +68,19 @@ class LagProbe:
 
     async def _ask(self) -> Lag:
         if self._consumer is None:
-            consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, client_id=f"{self._group}-lag", metadata_max_age_ms=5_000)
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=self._bootstrap, client_id=f"{self._group}-lag", metadata_max_age_ms=5_000
+            )
             self._consumer = consumer
             await consumer.start()
         consumer, dead = self._consumer, dead_letter(self._group)
         known = await consumer.topics()
-        wanted = [TopicPartition(t, p) for t in (*self._topics, dead) if t in known for p in consumer.partitions_for_topic(t) or ()]
+        wanted = [
+            TopicPartition(t, p)
+            for t in (*self._topics, dead)
+            if t in known
+            for p in consumer.partitions_for_topic(t) or ()
+        ]
         if not wanted:
             return Lag()
         # Positions before ends: a record written in between then counts as lag, never as read.
@@ -86,7 +95,9 @@ class LagProbe:
                 parked += ends[tp] - begins[tp]
                 continue
             position = positions.get((tp.topic, tp.partition))
-            records[(tp.topic, tp.partition)] = max(0, ends[tp] - (begins[tp] if position is None else position))
+            records[(tp.topic, tp.partition)] = max(
+                0, ends[tp] - (begins[tp] if position is None else position)
+            )
         return Lag(records, parked)
 
     async def _drop(self) -> None:

@@ -28,21 +28,37 @@ WHERE model_version_id = $1 AND shadow = $2 AND segment = $3 AND start_us >= $4 
 
 async def merge_panes(conn: Connection, version_id: int, partition: int, added: PaneAccumulator) -> None:
     """Adds to the stored panes. Only the partition's consumer writes them, so no row is lost between read and write."""
-    keys = added.keys()
+    keys = added.touched()
     columns = ([k.shadow for k in keys], [k.segment for k in keys], [k.start_us for k in keys])
     rows = await conn.fetch(_READ, version_id, partition, *columns)
     stored = {
-        PaneKey(r["shadow"], r["segment"], r["start_us"]): PackedPane(r["counts"], r["sums"], r["predictions"]) for r in rows
+        PaneKey(r["shadow"], r["segment"], r["start_us"]): PackedPane(
+            r["counts"], r["sums"], r["predictions"]
+        )
+        for r in rows
     }
     merged = added.merge(stored)
     panes: Sequence[PackedPane] = [merged[k] for k in keys]
     await conn.execute(
-        _WRITE, version_id, partition, *columns, [p.predictions for p in panes], [p.counts for p in panes], [p.sums for p in panes]
+        _WRITE,
+        version_id,
+        partition,
+        *columns,
+        [p.predictions for p in panes],
+        [p.counts for p in panes],
+        [p.sums for p in panes],
     )
 
 
 async def read_window(
-    conn: Connection, version_id: int, layout: Layout, start_us: int, end_us: int, *, segment: str = "", shadow: bool = False
+    conn: Connection,
+    version_id: int,
+    layout: Layout,
+    start_us: int,
+    end_us: int,
+    *,
+    segment: str = "",
+    shadow: bool = False,
 ) -> Window:
     """The sum of the panes that begin in [start, end), over all partitions."""
     rows = await conn.fetch(_RANGE, version_id, shadow, segment, start_us, end_us)

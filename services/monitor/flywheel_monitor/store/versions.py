@@ -38,7 +38,9 @@ _ADD_VARIANT = """
 INSERT INTO variant (model_version_id, release, rollout, role) VALUES ($1, $2, $3, $4)
 ON CONFLICT (model_version_id, release, rollout, role) DO NOTHING
 """
-_VARIANT = "SELECT id FROM variant WHERE model_version_id = $1 AND release = $2 AND rollout = $3 AND role = $4"
+_VARIANT = (
+    "SELECT id FROM variant WHERE model_version_id = $1 AND release = $2 AND rollout = $3 AND role = $4"
+)
 _VARIANT_VERSION = "SELECT model_version_id FROM variant WHERE id = $1"
 _POLICY = "SELECT policy FROM model WHERE name = $1"
 _SET_POLICY = """
@@ -112,13 +114,21 @@ class Versions:
             name: str | None = await conn.fetchval(_CHAMPION, model)
         return name
 
-    async def set_first_window(self, conn: Connection, version: WatchedVersion, reference: ScoreReference) -> WatchedVersion:
+    async def set_first_window(
+        self, conn: Connection, version: WatchedVersion, reference: ScoreReference
+    ) -> WatchedVersion:
         """Keeps the first window's scores as reference, in the caller's transaction; the cache learns them on the next read."""
         await conn.execute(_FIRST_WINDOW, version.id, json.dumps(score_reference_to_json(reference)))
         self._by_id.pop(version.id, None)
         self._versions.pop(version.name, None)
         return WatchedVersion(
-            version.id, version.name, version.model_id, version.model, version.reference, version.layout, reference
+            version.id,
+            version.name,
+            version.model_id,
+            version.model,
+            version.reference,
+            version.layout,
+            reference,
         )
 
     async def policies(self) -> list[tuple[int, str, MonitorPolicy]]:
@@ -143,7 +153,13 @@ class Versions:
         columns = json.dumps([c.to_json() for c in reference.columns])
         async with transaction(self._pool) as conn:
             await conn.execute(
-                _ADD_VERSION, model_id, key.model_version, reference.hash, columns, reference.reason, json.dumps(dict(reference.metrics))
+                _ADD_VERSION,
+                model_id,
+                key.model_version,
+                reference.hash,
+                columns,
+                reference.reason,
+                json.dumps(dict(reference.metrics)),
             )
         found = await self.version(key.model_version)
         assert found is not None

@@ -1,0 +1,124 @@
+"""What callers' mistakes are answered with, and that every method has its row in the permission table."""
+
+from __future__ import annotations
+
+import pytest
+
+from flywheel_common.auth import missing_rows
+from flywheel_common.errors import InvalidArgument
+from flywheel_monitor import convert
+from flywheel_monitor.policy import MonitorPolicy
+from flywheel_monitor.server import PERMISSIONS, SERVICE
+from flywheel_protos.events.v1 import prediction_pb2
+from flywheel_protos.monitor.v1 import monitor_pb2
+
+VERSION = "projects/p/models/late/versions/1"
+
+
+def good_batch() -> prediction_pb2.PredictionBatch:
+    return prediction_pb2.PredictionBatch(
+        model="projects/p/models/late",
+        model_version=VERSION,
+        release="projects/p/models/late/releases/1",
+        role=1,
+        prediction_ids=["a", "b"],
+        event_times=(1).to_bytes(8, "little") * 2,
+        scores=bytes(16),
+        decisions=bytes(2),
+        sources=b"\1\1",
+        latencies_ms=bytes(8),
+    )
+
+
+def test_every_method_has_a_permission() -> None:
+    methods = [
+        f"/{SERVICE}/{m.name}" for m in monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"].methods
+    ]
+    assert missing_rows(methods, PERMISSIONS) == []
+
+
+def test_a_good_batch_is_read() -> None:
+    columns = convert.prediction_columns(good_batch(), b"")
+    assert (columns.ids, columns.event_times[0], columns.shadow) == (
+        ["a", "b"],
+        int.from_bytes(b"\1" + bytes(7), "little"),
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"scores": bytes(15)},
+        {"event_times": bytes(8)},
+        {"sources": b"\1\7"},
+        {"role": 0},
+        {"model": "projects/p/models/other"},
+        {"model_version": "late/1"},
+        {"prediction_ids": ["a", ""]},
+        {"error_reasons": ["x"]},
+        {"segments": ["x", "y", "z"]},
+        {"event_times": b"\xff" * 7 + b"\x7f" + bytes(8)},
+    ],
+)
+def test_a_damaged_batch_is_refused(damage: dict[str, object]) -> None:
+    batch = good_batch()
+    for field, value in damage.items():
+        if isinstance(value, list):
+            del getattr(batch, field)[:]
+            getattr(batch, field).extend(value)
+        else:
+            setattr(batch, field, value)
+    with pytest.raises(InvalidArgument):
+        convert.prediction_columns(batch, b"")
+
+
+@pytest.mark.parametrize(
+    "damage", [{"values": b"\0" * 7}, {"name": ""}, {"values": b"\0\0\0\0\0\0\xf8\x7f"}, {"model": "x"}]
+)
+def test_a_damaged_outcome_batch_is_refused(damage: dict[str, object]) -> None:
+    fields: dict[str, object] = {
+        "model": "projects/p/models/late",
+        "prediction_ids": ["a"],
+        "event_times": bytes(8),
+        "name": "label",
+        "values": bytes(8),
+        "outcome_ids": ["o"],
+    }
+    assert convert.outcome_columns(prediction_pb2.OutcomeBatch(**fields)).values.tolist() == [0.0]
+    with pytest.raises(InvalidArgument):
+        convert.outcome_columns(prediction_pb2.OutcomeBatch(**{**fields, **damage}))
+
+
+def test_an_empty_policy_takes_the_documented_defaults() -> None:
+    policy = convert.policy_from_proto(monitor_pb2.MonitorPolicy(model="projects/p/models/late")).checked(
+        60_000_000
+    )
+    back = convert.policy_to_proto("projects/p/models/late", policy)
+    assert back.window.ToSeconds() == 24 * 3600
+    assert back.lateness.ToSeconds() == 24 * 3600
+    assert (back.min_predictions, back.min_labels) == (500, 500)
+    assert (back.psi_warning, back.psi_alert, back.fdr) == (0.1, 0.2, 0.01)
+    assert (back.k_of, back.m_windows) == (2, 3)
+    assert (back.score_shift, back.auc_drop, back.log_loss_ratio) == (2.0, 0.05, 1.2)
+    assert (back.data_quality_rate, back.label_shift) == (0.2, 0.05)
+    assert convert.policy_from_proto(back) == policy
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"window_us": 61_000_000},
+        {"window_us": 0},
+        {"psi_warning": 0.3},
+        {"fdr": 1.5},
+        {"k_of": 4},
+        {"log_loss_ratio": 0.9},
+        {"lateness_us": -1},
+        {"auc_drop": float("nan")},
+    ],
+)
+def test_a_policy_that_cannot_hold_is_refused(fields: dict[str, float]) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        MonitorPolicy(**fields).checked(60_000_000)  # type: ignore[arg-type]
+    assert caught.value.reason == "INVALID_POLICY"

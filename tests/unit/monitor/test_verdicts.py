@@ -1,0 +1,222 @@
+"""Drift verdicts, windows and alerts: rules as pure functions, and how often they are wrong."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flywheel_monitor.alerts import Step, step
+from flywheel_monitor.bins import ColumnReference, FeatureBins, Special
+from flywheel_monitor.drift import Verdict, judge_features, judge_window
+from flywheel_monitor.performance import Quality, QualityReference, judge_concept, judge_labels
+from flywheel_monitor.policy import MonitorPolicy
+from flywheel_monitor.score_shift import ScoreReference, score_shift
+from flywheel_monitor.windows import PartitionProgress, Span, closed, watermark, window_of
+
+POLICY = MonitorPolicy()
+RNG = np.random.default_rng(11)
+TRAINING = RNG.normal(size=50_000)
+
+
+def reference(name: str = "v__x", **changes: object) -> FeatureBins:
+    edges = np.quantile(TRAINING, np.linspace(0, 1, 129)[1:-1])
+    counts = np.bincount(np.searchsorted(edges, TRAINING, side="left"), minlength=128)
+    column = ColumnReference(
+        name,
+        True,
+        tuple(counts.tolist()),
+        edges=tuple(edges.tolist()),
+        mean=float(TRAINING.mean()),
+        stddev=float(TRAINING.std()),
+        minimum=float(TRAINING.min()),
+        maximum=float(TRAINING.max()),
+    )
+    return FeatureBins(replace(column, **changes))
+
+
+def judge(bins: FeatureBins, values: np.ndarray, valid: np.ndarray | None = None) -> Verdict:
+    valid = np.ones(len(values), np.bool_) if valid is None else valid
+    counts = np.bincount(bins.assign(values, valid, len(values)), minlength=bins.size)
+    shift = float((values[valid] - bins.reference.mean).mean() / bins.reference.stddev)
+    (found,) = judge_features([bins], {bins.name: counts}, {bins.name: shift}, POLICY)
+    return found.verdict
+
+
+def test_the_same_distribution_is_no_drift() -> None:
+    assert judge(reference(), RNG.normal(size=2000)) == Verdict.NO_DRIFT
+
+
+def test_a_shift_of_one_sigma_is_major_drift() -> None:
+    assert judge(reference(), RNG.normal(1.0, 1, size=2000)) == Verdict.DRIFT
+
+
+def test_a_shift_of_a_third_of_a_sigma_is_some_drift() -> None:
+    assert judge(reference(), RNG.normal(0.3, 1, size=2000)) in (Verdict.WARNING, Verdict.DRIFT)
+
+
+def test_too_few_rows_give_no_verdict() -> None:
+    assert judge(reference(), RNG.normal(3, 1, size=400)) == Verdict.INSUFFICIENT
+
+
+def test_a_half_null_window_is_bad_data() -> None:
+    values = RNG.normal(size=2000)
+    assert judge(reference(), values, np.arange(2000) % 2 == 0) == Verdict.DATA_QUALITY
+
+
+def test_a_unit_change_is_bad_data() -> None:
+    assert judge(reference(), RNG.normal(size=2000) * 1000) == Verdict.DATA_QUALITY
+
+
+def test_a_moderate_move_out_of_the_range_is_drift_and_not_bad_data() -> None:
+    assert judge(reference(), RNG.normal(6.0, 1, size=2000)) == Verdict.DRIFT
+
+
+def test_new_categories_are_bad_data_and_rare_ones_in_the_reference_are_not() -> None:
+    bins = FeatureBins(ColumnReference("v__c", False, (500, 500), categories=("a", "b")))
+    counts = np.array([400, 200, *[0] * 7])
+    counts[2 + Special.UNSEEN] = 400
+    (found,) = judge_features([bins], {"v__c": counts}, {}, POLICY)
+    assert found.verdict == Verdict.DATA_QUALITY
+    assert found.unseen_rate == pytest.approx(0.4)
+    rare = FeatureBins(ColumnReference("v__c", False, (300, 300), categories=("a", "b"), other_count=400))
+    same = np.array([300, 300, *[0] * 7])
+    same[2 + Special.UNSEEN] = 400
+    (found,) = judge_features([rare], {"v__c": same}, {}, POLICY)
+    assert found.verdict == Verdict.NO_DRIFT
+
+
+def test_a_huge_window_with_a_tiny_shift_is_significant_but_no_drift() -> None:
+    assert judge(reference(), RNG.normal(0.03, 1, size=200_000)) == Verdict.NO_DRIFT
+
+
+def test_a_constant_feature_is_no_drift() -> None:
+    column = ColumnReference("v__k", True, (1000,), mean=4.0, stddev=0.0, minimum=4.0, maximum=4.0)
+    bins = FeatureBins(column)
+    counts = np.bincount(bins.assign(np.full(800, 4.0), np.ones(800, np.bool_), 800), minlength=bins.size)
+    (found,) = judge_features([bins], {"v__k": counts}, {}, POLICY)
+    assert found.verdict == Verdict.NO_DRIFT
+    assert found.psi == pytest.approx(0.0, abs=1e-9)
+
+
+def test_bad_data_is_named_before_drift() -> None:
+    bins = [reference("v__a"), reference("v__b")]
+    every = np.ones(1000, np.bool_)
+    shifted, broken = RNG.normal(2, 1, 1000), np.full(1000, np.nan)
+    counts = {
+        b.name: np.bincount(b.assign(x, every, 1000), minlength=b.size)
+        for b, x in zip(bins, (shifted, broken), strict=True)
+    }
+    features = judge_features(bins, counts, {}, POLICY)
+    verdict, reason = judge_window(features, 1000, POLICY)
+    assert verdict == Verdict.DATA_QUALITY
+    assert "v__b" in reason
+
+
+def test_no_drift_streams_alarm_at_most_once_per_twenty_features_and_hundred_windows() -> None:
+    rng = np.random.default_rng(21)
+    bins = [reference(f"v__f{i}") for i in range(20)]
+    alarms = 0
+    for _ in range(100):
+        counts = {
+            b.name: np.bincount(
+                b.assign(rng.normal(size=1000), np.ones(1000, np.bool_), 1000), minlength=b.size
+            )
+            for b in bins
+        }
+        judged = judge_features(bins, counts, {}, POLICY)
+        alarms += any(d.verdict != Verdict.NO_DRIFT for d in judged)
+    assert alarms <= 1
+
+
+def test_a_shift_of_a_third_of_a_sigma_in_one_of_twenty_features_is_found_within_three_windows() -> None:
+    rng = np.random.default_rng(22)
+    bins = [reference(f"v__f{i}") for i in range(20)]
+    found = 0
+    for _ in range(20):
+        verdicts = []
+        for _ in range(3):
+            values = {b.name: rng.normal(0.3 if b.name == "v__f7" else 0.0, 1, 1000) for b in bins}
+            counts = {
+                b.name: np.bincount(b.assign(values[b.name], np.ones(1000, np.bool_), 1000), minlength=b.size)
+                for b in bins
+            }
+            judged = judge_features(
+                bins, counts, {name: float(v.mean()) for name, v in values.items()}, POLICY
+            )
+            verdicts.append(next(d.verdict for d in judged if d.feature == "v__f7"))
+        found += step(False, verdicts, POLICY).open
+    assert found == 20
+
+
+def test_score_shift_alarms_on_effect_and_not_on_traffic() -> None:
+    known = ScoreReference(0.3, 0.1, 10_000)
+    nothing = np.zeros(200, np.int64)
+    assert score_shift(0.31, 0.1, 10**6, nothing, known, POLICY).verdict == Verdict.NO_DRIFT
+    moved = score_shift(0.55, 0.1, 1000, nothing, known, POLICY)
+    assert moved.verdict == Verdict.DRIFT
+    assert moved.shift == pytest.approx(2.5)
+    assert moved.z == pytest.approx(0.25 / np.sqrt(0.01 / 1000 + 0.01 / 10_000))
+    assert score_shift(0.55, 0.1, 10, nothing, known, POLICY).verdict == Verdict.INSUFFICIENT
+    assert score_shift(0.55, 0.1, 1000, nothing, None, POLICY).verdict == Verdict.INSUFFICIENT
+
+
+def test_concept_drift_needs_labels_and_a_worse_model() -> None:
+    promised = QualityReference(auc=0.8, log_loss=0.4, label_mean=0.3)
+    good = Quality(labelled=1000, auc=0.79, log_loss=0.41, label_mean=0.31)
+    assert judge_concept(good, promised, POLICY)[0] == Verdict.NO_DRIFT
+    assert judge_concept(replace(good, auc=0.70), promised, POLICY)[0] == Verdict.DRIFT
+    assert judge_concept(replace(good, log_loss=0.60), promised, POLICY)[0] == Verdict.DRIFT
+    assert judge_concept(replace(good, labelled=100, auc=0.5), promised, POLICY)[0] == Verdict.INSUFFICIENT
+    assert judge_labels(good, promised, POLICY)[0] == Verdict.NO_DRIFT
+    assert judge_labels(replace(good, label_mean=0.45), promised, POLICY)[0] == Verdict.DRIFT
+
+
+D, N, W, X = Verdict.DRIFT, Verdict.NO_DRIFT, Verdict.WARNING, Verdict.INSUFFICIENT
+
+
+@pytest.mark.parametrize(
+    ("unresolved", "recent", "expected"),
+    [
+        (False, [D], Step()),
+        (False, [D, N, N], Step()),
+        (False, [D, D], Step(open=True, announce=True)),
+        (False, [D, N, D], Step(open=True, announce=True)),
+        (False, [W, W, N], Step(open=True)),
+        (False, [D, W], Step(open=True)),
+        (False, [N, D, D], Step()),
+        (False, [X, D, D], Step()),
+        (True, [D, N, N], Step(confirm=True)),
+        (True, [N, N, D], Step()),
+        (True, [N, N, N], Step(resolve=True)),
+        (True, [N, N], Step()),
+        (True, [], Step()),
+    ],
+)
+def test_alert_steps(unresolved: bool, recent: list[Verdict], expected: Step) -> None:
+    assert step(unresolved, recent, POLICY) == expected
+
+
+@given(st.integers(-(10**15), 10**15), st.integers(1, 10**12))
+def test_every_event_lies_in_exactly_its_window(event: int, width: int) -> None:
+    span = window_of(event, width)
+    assert span.start_us <= event < span.end_us
+    assert span.end_us - span.start_us == width
+    assert span.start_us % width == 0
+
+
+def test_the_slowest_partition_that_is_behind_holds_the_watermark() -> None:
+    assert watermark([]) is None
+    assert (
+        watermark([PartitionProgress(50, False), PartitionProgress(90, True), PartitionProgress(70, False)])
+        == 50
+    )
+    assert watermark([PartitionProgress(50, True), PartitionProgress(90, True)]) == 90
+
+
+def test_windows_close_in_order_once_the_watermark_is_past() -> None:
+    spans = [Span(20, 30), Span(0, 10), Span(10, 20)]
+    assert closed(spans, 25, 5) == [Span(0, 10), Span(10, 20)]
