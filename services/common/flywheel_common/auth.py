@@ -22,8 +22,22 @@ from flywheel_common.context import ANONYMOUS, ROLE_ANY, Principal, actor, curre
 from flywheel_common.errors import PermissionDenied, Unauthenticated, Unavailable
 
 __all__ = [
-    "ADMIN", "AUTHENTICATED", "OPERATE", "PUBLIC", "READ", "WRITE", "Authenticator", "OpenAuthenticator", "Permission",
-    "Permissions", "Principal", "actor", "authenticator", "current_principal", "missing_rows", "require_role",
+    "ADMIN",
+    "AUTHENTICATED",
+    "OPERATE",
+    "PUBLIC",
+    "READ",
+    "WRITE",
+    "Authenticator",
+    "OpenAuthenticator",
+    "Permission",
+    "Permissions",
+    "Principal",
+    "actor",
+    "authenticator",
+    "current_principal",
+    "missing_rows",
+    "require_role",
 ]
 
 Permission = frozenset[str]
@@ -66,7 +80,13 @@ class JwtAuthenticator:
     _REMEMBERED = 4096
 
     def __init__(
-        self, *, issuer: str, audience: str, algorithms: Iterable[str], key: str | bytes | None = None, jwks_url: str = "",
+        self,
+        *,
+        issuer: str,
+        audience: str,
+        algorithms: Iterable[str],
+        key: str | bytes | None = None,
+        jwks_url: str = "",
         roles_claim: str = "roles",
     ) -> None:
         import jwt
@@ -86,7 +106,9 @@ class JwtAuthenticator:
             return known[0]
         claims = await self._verify(token)
         roles = claims.get(self._roles_claim) or ()
-        principal = Principal(str(claims["sub"]), frozenset([roles] if isinstance(roles, str) else map(str, roles)) - {ROLE_ANY})
+        principal = Principal(
+            str(claims["sub"]), frozenset([roles] if isinstance(roles, str) else map(str, roles)) - {ROLE_ANY}
+        )
         self._known[token] = (principal, float(claims["exp"]))
         if len(self._known) > self._REMEMBERED:
             self._known.popitem(last=False)
@@ -101,16 +123,23 @@ class JwtAuthenticator:
 
                 key = (await asyncio.to_thread(self._jwks.get_signing_key_from_jwt, token)).key
             claims: dict[str, Any] = jwt.decode(
-                token, key, algorithms=self._algorithms, audience=self._audience, issuer=self._issuer,
+                token,
+                key,
+                algorithms=self._algorithms,
+                audience=self._audience,
+                issuer=self._issuer,
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
         except jwt.ExpiredSignatureError:
             raise Unauthenticated("The token has expired: fetch a new one.", reason="EXPIRED_TOKEN") from None
         except jwt.PyJWKClientConnectionError:
-            raise Unavailable("The signing keys cannot be fetched now: try again.", reason="SIGNING_KEYS_UNAVAILABLE") from None
+            raise Unavailable(
+                "The signing keys cannot be fetched now: try again.", reason="SIGNING_KEYS_UNAVAILABLE"
+            ) from None
         except jwt.PyJWTError:
             raise Unauthenticated(
-                "The token is not valid here: check its signature, issuer and audience.", reason="INVALID_TOKEN"
+                "The token is not valid here: check its signature, issuer and audience.",
+                reason="INVALID_TOKEN",
             ) from None
         return claims
 
@@ -131,8 +160,12 @@ def authenticator(settings: ServiceSettings) -> Authenticator:
         raise ValueError(f"auth_mode=jwt needs {', '.join(missing)}.")
     key = settings.jwt_key_file.read_bytes().strip() if settings.jwt_key_file is not None else None
     return JwtAuthenticator(
-        issuer=settings.jwt_issuer, audience=settings.jwt_audience, algorithms=settings.jwt_algorithms, key=key,
-        jwks_url=settings.jwt_jwks_url, roles_claim=settings.jwt_roles_claim,
+        issuer=settings.jwt_issuer,
+        audience=settings.jwt_audience,
+        algorithms=settings.jwt_algorithms,
+        key=key,
+        jwks_url=settings.jwt_jwks_url,
+        roles_claim=settings.jwt_roles_claim,
     )
 
 
@@ -141,7 +174,8 @@ def authorize(principal: Principal, permission: Permission | None, method: str) 
     if permission is None or (ROLE_ANY not in permission and permission.isdisjoint(principal.roles)):
         raise PermissionDenied(
             f"{principal.subject} may not call {method}: it takes one of the roles {sorted(permission or [])}.",
-            reason="ROLE_REQUIRED", method=method,
+            reason="ROLE_REQUIRED",
+            method=method,
         )
 
 
@@ -150,7 +184,9 @@ def require_role(permission: Permission, action: str) -> None:
     principal = current_principal()
     if ROLE_ANY in principal.roles or not permission.isdisjoint(principal.roles):
         return
-    raise PermissionDenied(f"{action} takes one of the roles {sorted(permission)}.", reason="ROLE_REQUIRED", action=action)
+    raise PermissionDenied(
+        f"{action} takes one of the roles {sorted(permission)}.", reason="ROLE_REQUIRED", action=action
+    )
 
 
 def missing_rows(methods: Iterable[str], permissions: Permissions) -> list[str]:

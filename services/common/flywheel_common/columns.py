@@ -34,7 +34,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
 """Element type of every fixed-width data type; TIMESTAMP is microseconds since 1970 UTC."""
 
 VECTORS = {value_pb2.DATA_TYPE_FLOAT32_VECTOR, value_pb2.DATA_TYPE_FLOAT64_VECTOR}
-ELEMENT_OF = {
+ELEMENT_OF: dict[int, Any] = {
     value_pb2.DATA_TYPE_BOOL_LIST: value_pb2.DATA_TYPE_BOOL,
     value_pb2.DATA_TYPE_INT64_LIST: value_pb2.DATA_TYPE_INT64,
     value_pb2.DATA_TYPE_FLOAT32_LIST: value_pb2.DATA_TYPE_FLOAT32,
@@ -73,7 +73,9 @@ def valid_mask(column: Column, rows: int) -> Mask:
     if not column.validity:
         return np.ones(rows, dtype=np.bool_)
     if len(column.validity) != (rows + 7) // 8:
-        raise _invalid(column, f"validity has {len(column.validity)} bytes where {rows} rows need {(rows + 7) // 8}")
+        raise _invalid(
+            column, f"validity has {len(column.validity)} bytes where {rows} rows need {(rows + 7) // 8}"
+        )
     bits = np.unpackbits(np.frombuffer(column.validity, np.uint8), count=rows, bitorder="little")
     return bits.astype(np.bool_)
 
@@ -83,12 +85,16 @@ def pack_mask(valid: Mask) -> bytes:
     return b"" if bool(valid.all()) else np.packbits(valid, bitorder="little").tobytes()
 
 
-def from_numpy(name: str, values: Array, valid: Mask | None = None, *, data_type: int | None = None) -> Column:
+def from_numpy(
+    name: str, values: Array, valid: Mask | None = None, *, data_type: int | None = None
+) -> Column:
     """A packed column from [n] bool, integer, float32, float64 or datetime64, or [n, k] float vectors.
     `data_type` overrides the one that follows from the dtype. Arrays of str or bytes objects become text or blobs."""
     values = np.asarray(values)
     if values.dtype.kind in "OU":
-        if data_type == value_pb2.DATA_TYPE_BYTES or (data_type is None and any(isinstance(v, bytes) for v in values)):
+        if data_type == value_pb2.DATA_TYPE_BYTES or (
+            data_type is None and any(isinstance(v, bytes) for v in values)
+        ):
             return from_blobs(name, list(values), valid)
         return from_texts(name, list(values), valid)
     if values.dtype.kind == "M":
@@ -109,7 +115,9 @@ def from_numpy(name: str, values: Array, valid: Mask | None = None, *, data_type
 
 def from_texts(name: str, texts: Sequence[str | None], valid: Mask | None = None) -> Column:
     """A STRING column; None (or an invalid row) is null."""
-    mask = np.array([t is not None for t in texts], np.bool_) if valid is None else np.asarray(valid, np.bool_)
+    mask = (
+        np.array([t is not None for t in texts], np.bool_) if valid is None else np.asarray(valid, np.bool_)
+    )
     strings = [str(t) if ok else "" for t, ok in zip(texts, mask, strict=True)]
     return Column(
         name=name,
@@ -121,7 +129,9 @@ def from_texts(name: str, texts: Sequence[str | None], valid: Mask | None = None
 
 def from_blobs(name: str, blobs: Sequence[bytes | None], valid: Mask | None = None) -> Column:
     """A BYTES column; None (or an invalid row) is null."""
-    mask = np.array([b is not None for b in blobs], np.bool_) if valid is None else np.asarray(valid, np.bool_)
+    mask = (
+        np.array([b is not None for b in blobs], np.bool_) if valid is None else np.asarray(valid, np.bool_)
+    )
     values = [b if ok and b is not None else b"" for b, ok in zip(blobs, mask, strict=True)]
     return Column(
         name=name,
@@ -226,7 +236,7 @@ def _lists(column: Column) -> Array:
     if len(column.offsets) % 4 or not column.offsets:
         raise _invalid(column, "offsets must be n + 1 little-endian uint32")
     offsets = np.frombuffer(column.offsets, "<u4").astype(np.int64)
-    flat_column = Column(name=column.name, data_type=ELEMENT_OF[column.data_type])  # type: ignore[arg-type]
+    flat_column = Column(name=column.name, data_type=ELEMENT_OF[column.data_type])
     which = column.WhichOneof("values")
     if which is not None:
         field = getattr(column, which)
@@ -245,7 +255,11 @@ def _lists(column: Column) -> Array:
 
 def _type_of(values: Array) -> int:
     if values.ndim == 2:
-        return value_pb2.DATA_TYPE_FLOAT32_VECTOR if values.dtype == np.float32 else value_pb2.DATA_TYPE_FLOAT64_VECTOR
+        return (
+            value_pb2.DATA_TYPE_FLOAT32_VECTOR
+            if values.dtype == np.float32
+            else value_pb2.DATA_TYPE_FLOAT64_VECTOR
+        )
     if values.ndim != 1:
         raise ValueError(f"a column has 1 or 2 dimensions, not {values.ndim}")
     if values.dtype.kind == "b":
@@ -260,4 +274,6 @@ def _type_of(values: Array) -> int:
 
 
 def _invalid(column: Column, why: str) -> InvalidArgument:
-    return InvalidArgument(f"Column {column.name!r} is malformed: {why}.", reason="INVALID_COLUMN", column=column.name)
+    return InvalidArgument(
+        f"Column {column.name!r} is malformed: {why}.", reason="INVALID_COLUMN", column=column.name
+    )

@@ -1,11 +1,11 @@
 """Typed settings from the environment: `FLYWHEEL_<SERVICE>_<FIELD>`, all problems listed, secrets redacted.
 
-    class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings):
-        model_config = SettingsConfigDict(env_prefix="FLYWHEEL_FEATURE_")
-        listen: str = "127.0.0.1:7101"
-        metrics_listen: str = "127.0.0.1:7201"
+class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings):
+    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_FEATURE_")
+    listen: str = "127.0.0.1:7101"
+    metrics_listen: str = "127.0.0.1:7201"
 
-    settings = load(FeatureSettings)
+settings = load(FeatureSettings)
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ EXIT_BAD_SETTINGS = 2
 class Settings(BaseSettings):
     """Base of every group of settings: frozen, documented by docstrings under the fields."""
 
-    model_config = SettingsConfigDict(frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
+    )
 
 
 class ServiceSettings(Settings):
@@ -151,11 +153,12 @@ def load(settings: type[S], **overrides: Any) -> S:
         return settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
         prefix = str(settings.model_config.get("env_prefix", ""))
-        print(f"The settings of {settings.__name__} have {error.error_count()} problem(s):", file=sys.stderr)
+        lines = [f"The settings of {settings.__name__} have {error.error_count()} problem(s):"]
         for problem in error.errors(include_url=False, include_input=False):
             name = prefix + "_".join(str(part) for part in problem["loc"]).upper()
             meaning = _meaning(settings, problem["loc"])
-            print(f"  {name}: {problem['msg']}{meaning}", file=sys.stderr)
+            lines.append(f"  {name}: {problem['msg']}{meaning}")
+        sys.stderr.write("\n".join(lines) + "\n")
         raise SystemExit(EXIT_BAD_SETTINGS) from None
 
 

@@ -23,7 +23,14 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import IllegalStateError, KafkaError
 from prometheus_client import Counter, Gauge
 
-from flywheel_common.consumer_offsets import Claim, Fenced, claim_partitions, fresh_events, move_position, trim_events
+from flywheel_common.consumer_offsets import (
+    Claim,
+    Fenced,
+    claim_partitions,
+    fresh_events,
+    move_position,
+    trim_events,
+)
 from flywheel_common.context import ANONYMOUS, Call, current_call
 from flywheel_common.dead_letters import DeadLetters, PoisonError, TooMuchPoison
 from flywheel_common.errors import FlywheelError
@@ -45,9 +52,13 @@ Positions = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartitio
 """Where to begin, for a loop whose handler stores its own offsets; None = the beginning."""
 
 records_total = Counter("flywheel_consumer_records", "Records whose effect is committed", ["group", "topic"])
-poison_total = Counter("flywheel_consumer_poison", "Records parked in the dead-letter topic", ["group", "topic"])
+poison_total = Counter(
+    "flywheel_consumer_poison", "Records parked in the dead-letter topic", ["group", "topic"]
+)
 retries_total = Counter("flywheel_consumer_retries", "Batches tried again", ["group", "reason"])
-lag_records = Gauge("flywheel_consumer_lag", "Records between the position and the end", ["group", "topic", "partition"])
+lag_records = Gauge(
+    "flywheel_consumer_lag", "Records between the position and the end", ["group", "topic", "partition"]
+)
 
 ISOLATION_ATTEMPTS = 3
 
@@ -237,7 +248,11 @@ class ConsumerLoop:
             self._claims.clear()
             return
         self.stats.assignments += 1
-        log.info("partitions claimed", group=self.group, partitions=[f"{tp.topic}/{tp.partition}" for tp in sorted(claims)])
+        log.info(
+            "partitions claimed",
+            group=self.group,
+            partitions=[f"{tp.topic}/{tp.partition}" for tp in sorted(claims)],
+        )
 
     async def _process(self, tp: TopicPartition, claim: Claim, raw: Sequence[Any]) -> None:
         async with self._slots:
@@ -253,7 +268,9 @@ class ConsumerLoop:
                 records.append(record)
             await self._apply(tp, claim, records, raw[-1].offset + 1)
 
-    async def _apply(self, tp: TopicPartition, claim: Claim, records: list[Record], next_offset: int, attempts: int = 0) -> None:
+    async def _apply(
+        self, tp: TopicPartition, claim: Claim, records: list[Record], next_offset: int, attempts: int = 0
+    ) -> None:
         """Runs the handler over the records and moves the position to `next_offset`, however often it takes."""
         delay = 0.1
         while self._claims.get(tp) is claim:
@@ -262,7 +279,12 @@ class ConsumerLoop:
             except Fenced:
                 self.stats.fenced += 1
                 self._claims.pop(tp, None)
-                log.warning("partition was claimed by another member", group=self.group, topic=tp.topic, partition=tp.partition)
+                log.warning(
+                    "partition was claimed by another member",
+                    group=self.group,
+                    topic=tp.topic,
+                    partition=tp.partition,
+                )
             except PoisonError as poison:
                 await self._park(tp, claim, poison)
                 parked = {record.offset for record in poison.records}
@@ -270,7 +292,7 @@ class ConsumerLoop:
                 if len(left) == len(records):
                     raise RuntimeError("PoisonError must name records of the batch") from poison
                 records = left
-            except Exception as error:  # noqa: BLE001 - sorted below: transient, or the fault of some record
+            except Exception as error:
                 if _is_transient(error):
                     reason = getattr(error, "reason", type(error).__name__)
                     retries_total.labels(self.group, reason).inc()
@@ -279,7 +301,14 @@ class ConsumerLoop:
                     delay = min(delay * 2, 5.0)
                     continue
                 attempts += 1
-                log.error("handler failed", group=self.group, topic=tp.topic, records=len(records), attempt=attempts, exc_info=error)
+                log.error(
+                    "handler failed",
+                    group=self.group,
+                    topic=tp.topic,
+                    records=len(records),
+                    attempt=attempts,
+                    exc_info=error,
+                )
                 if len(records) > 1:
                     middle = len(records) // 2
                     await self._apply(tp, claim, records[:middle], records[middle].offset)
@@ -296,7 +325,9 @@ class ConsumerLoop:
                     self._dead_letters.progress()
                 return
 
-    async def _attempt(self, tp: TopicPartition, claim: Claim, records: list[Record], next_offset: int) -> None:
+    async def _attempt(
+        self, tp: TopicPartition, claim: Claim, records: list[Record], next_offset: int
+    ) -> None:
         token = current_call.set(_call_of(self.group, tp.topic, records))
         try:
             if self._pool is None:
@@ -335,7 +366,7 @@ class ConsumerLoop:
             await trim_events(self._pool, self.group, self._keep_days)
 
 
-class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
+class _Listener(ConsumerRebalanceListener):
     """Only forgets: positions are read by the loop itself, because SQL in here would stall heartbeats."""
 
     def __init__(self, loop: ConsumerLoop) -> None:
@@ -349,7 +380,9 @@ class _Listener(ConsumerRebalanceListener):  # type: ignore[misc]
 
 
 def _call_of(group: str, topic: str, records: Sequence[Record]) -> Call:
-    traced = next((r.event.trace_parent for r in reversed(records) if r.event is not None and r.event.trace_parent), "")
+    traced = next(
+        (r.event.trace_parent for r in reversed(records) if r.event is not None and r.event.trace_parent), ""
+    )
     return Call(f"consume {topic}", ANONYMOUS, group, None, traced)
 
 
@@ -357,5 +390,3 @@ def _is_transient(error: BaseException) -> bool:
     if isinstance(error, FlywheelError):
         return error.retryable
     return isinstance(error, (TimeoutError, KafkaError, OSError)) or is_connection_loss(error)
-
-

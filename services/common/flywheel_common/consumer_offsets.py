@@ -39,7 +39,9 @@ class Claim:
     epoch: int
 
 
-async def claim_partitions(pool: Pool, group: str, owner: str, partitions: Sequence[TopicPartition]) -> dict[TopicPartition, Claim]:
+async def claim_partitions(
+    pool: Pool, group: str, owner: str, partitions: Sequence[TopicPartition]
+) -> dict[TopicPartition, Claim]:
     """Takes the partitions over and reads where they stand. Waits for a commit in progress of the previous owner."""
     claims = {}
     async with transaction(pool) as conn:
@@ -72,7 +74,8 @@ async def stored_positions(pool: Pool, group: str) -> dict[TopicPartition, int]:
     """Where a group stands, for status pages and tests."""
     async with connection(pool) as conn:
         rows = await conn.fetch(
-            "SELECT topic, partition, next_offset FROM consumer_offset WHERE consumer_group = $1 AND next_offset IS NOT NULL", group
+            "SELECT topic, partition, next_offset FROM consumer_offset WHERE consumer_group = $1 AND next_offset IS NOT NULL",
+            group,
         )
     return {TopicPartition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 

@@ -93,5 +93,7 @@ def call_timeout(default_seconds: float, *, reserve_seconds: float = 0.0) -> flo
         return default_seconds
     left -= reserve_seconds
     if left <= 0:
-        raise DeadlineExceeded("The call's budget is used up before its next step could start: give it a longer deadline.")
+        raise DeadlineExceeded(
+            "The call's budget is used up before its next step could start: give it a longer deadline."
+        )
     return min(left, default_seconds)

@@ -48,7 +48,9 @@ class DeadLetters:
     async def park(self, poison: PoisonError) -> None:
         """Returns once Kafka has them. Raises Unavailable, or TooMuchPoison at `limit` in a row."""
         if self._in_a_row + len(poison.records) > self._limit:
-            raise TooMuchPoison(f"{self._limit} records of {self._group} in a row could not be processed: {poison.why}")
+            raise TooMuchPoison(
+                f"{self._limit} records of {self._group} in a row could not be processed: {poison.why}"
+            )
         if not self._topic_exists:
             spec = TopicSpec(dead_letter(self._group), partitions=1, retention_days=30)
             await ensure_topics(self._bootstrap, [spec], timeout_seconds=5)
@@ -62,8 +64,15 @@ class DeadLetters:
                 ("x-group", self._group.encode()),
                 ("x-error", poison.why.encode()[:1000]),
             ]
-            await self._producer.send(dead_letter(self._group), record.value, key=record.key or None, headers=headers)
+            await self._producer.send(
+                dead_letter(self._group), record.value, key=record.key or None, headers=headers
+            )
             log.error(
-                "record parked", group=self._group, topic=record.topic, partition=record.partition, offset=record.offset, error=poison.why
+                "record parked",
+                group=self._group,
+                topic=record.topic,
+                partition=record.partition,
+                offset=record.offset,
+                error=poison.why,
             )
         self._in_a_row += len(poison.records)

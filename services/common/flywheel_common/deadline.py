@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-import time
 
 from flywheel_common.context import Call, call_timeout, current_call, left_seconds
 
@@ -26,7 +26,11 @@ def budget(seconds: float) -> Iterator[None]:
     deadline = time.monotonic() + seconds
     if outer is not None and outer.deadline is not None:
         deadline = min(deadline, outer.deadline)
-    call = Call() if outer is None else Call(outer.method, outer.principal, outer.actor, None, outer.traceparent, outer.request_id)
+    call = (
+        Call()
+        if outer is None
+        else Call(outer.method, outer.principal, outer.actor, None, outer.traceparent, outer.request_id)
+    )
     call.deadline = deadline
     token = current_call.set(call)
     try:

@@ -39,7 +39,9 @@ def parse_event(value: bytes) -> Event:
     try:
         event = Event.FromString(value)
     except DecodeError:
-        raise InvalidArgument("The record is not a flywheel.events.v1.Event.", reason="MALFORMED_EVENT") from None
+        raise InvalidArgument(
+            "The record is not a flywheel.events.v1.Event.", reason="MALFORMED_EVENT"
+        ) from None
     if not event.id or not event.type:
         raise InvalidArgument("The event has no id or no type.", reason="MALFORMED_EVENT")
     return event

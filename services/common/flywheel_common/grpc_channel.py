@@ -87,7 +87,10 @@ def channel(
     else:
         if tls.server_name:
             options.append(("grpc.ssl_target_name_override", tls.server_name))
-        read = [path.read_bytes() if path is not None else None for path in (tls.ca_file, tls.key_file, tls.cert_file)]
+        read = [
+            path.read_bytes() if path is not None else None
+            for path in (tls.ca_file, tls.key_file, tls.cert_file)
+        ]
         inner = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*read), options=options)
     return _Channel(inner, client_name, token, default_timeout_seconds, reserve_seconds)
 
@@ -96,7 +99,12 @@ class _Channel(grpc.aio.Channel):
     """Delegates to a channel; its callables add metadata and timeouts."""
 
     def __init__(
-        self, inner: grpc.aio.Channel, client_name: str, token: str | Callable[[], str], timeout: float, reserve: float
+        self,
+        inner: grpc.aio.Channel,
+        client_name: str,
+        token: str | Callable[[], str],
+        timeout: float,
+        reserve: float,
     ) -> None:
         self._inner = inner
         self._client_name = client_name
@@ -119,7 +127,9 @@ class _Channel(grpc.aio.Channel):
     def _callable(self, method: Any, target: Any, bounded: bool) -> Any:
         name = method.decode() if isinstance(method, bytes) else str(method)
 
-        def call(request: Any = None, *, timeout: float | None = None, metadata: Any = None, **kwargs: Any) -> Any:
+        def call(
+            request: Any = None, *, timeout: float | None = None, metadata: Any = None, **kwargs: Any
+        ) -> Any:
             if timeout is None and bounded:
                 timeout = call_timeout(self._timeout, reserve_seconds=self._reserve)
             pairs, span = self._metadata(name)
@@ -162,7 +172,7 @@ class _Channel(grpc.aio.Channel):
     async def __aenter__(self) -> grpc.aio.Channel:
         return self
 
-    async def __aexit__(self, *_: Any) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 

@@ -1,14 +1,14 @@
 """The gRPC server of a service: pipeline, health, reflection, drain.
 
-    server = Server(
-        settings,
-        servicers=[(registry_pb2_grpc.add_RegistryServiceServicer_to_server, servicer)],
-        full_service_names=["flywheel.registry.v1.RegistryService"],
-        permissions=PERMISSIONS,
-    )
-    server.add_background("outbox relay", relay.run)
-    server.health.set_ready()
-    await server.run_until_signal()
+server = Server(
+    settings,
+    servicers=[(registry_pb2_grpc.add_RegistryServiceServicer_to_server, servicer)],
+    full_service_names=["flywheel.registry.v1.RegistryService"],
+    permissions=PERMISSIONS,
+)
+server.add_background("outbox relay", relay.run)
+server.health.set_ready()
+await server.run_until_signal()
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ class Server(Worker):
         )
         self._server = grpc.aio.server(interceptors=tuple(interceptors), options=_options(settings))
         for add, servicer in servicers:
-            add(servicer, _Registrar(self))
+            add(servicer, _Registrar(self._server, self._pipeline, self.methods))
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         if settings.reflection:
             names = (*full_service_names, health_module.SERVICE_NAME, _REFLECTION)
             reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
-                reflection_aio.ReflectionServicer(names), _Registrar(self, listed=False)
+                reflection_aio.ReflectionServicer(names), _Registrar(self._server, self._pipeline, [])
             )
         self._drained = False
         if readiness is not None:
@@ -106,7 +106,9 @@ class Server(Worker):
             await super().stop()
             raise PortTaken(address, "listen")
         await self._server.start()
-        log.info("serving", address=f"{split_address(address)[0]}:{self.port}", metrics_port=self.metrics_port)
+        log.info(
+            "serving", address=f"{split_address(address)[0]}:{self.port}", metrics_port=self.metrics_port
+        )
 
     async def drain(self) -> None:
         """NOT_SERVING, then a moment in which calls are still answered, so that clients look elsewhere."""
@@ -139,19 +141,20 @@ class Server(Worker):
 class _Registrar:
     """Stands in for the server in generated `add_…Servicer_to_server`, wrapping every handler."""
 
-    def __init__(self, server: Server, listed: bool = True) -> None:
-        self._owner = server
-        self._listed = listed
+    def __init__(self, server: grpc.aio.Server, pipeline: Pipeline, methods: list[str]) -> None:
+        self._server = server
+        self._pipeline = pipeline
+        self._methods = methods
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
         """The same handlers follow by name in `add_registered_method_handlers`."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        owner = self._owner
-        wrapped = {name: owner._pipeline.wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()}
-        if self._listed:
-            owner.methods.extend(f"/{service}/{name}" for name in handlers)
-        owner._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+        wrapped = {
+            name: self._pipeline.wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()
+        }
+        self._methods.extend(f"/{service}/{name}" for name in handlers)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:

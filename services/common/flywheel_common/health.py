@@ -19,7 +19,7 @@ SERVICE_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 SERVICE_NAME = "grpc.health.v1.Health"
 
 
-class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+class Health(health_pb2_grpc.HealthServicer):
     """The handle that says which services are ready. The empty name is the whole process: it is SERVING while
     every named service is. After `drain` nothing becomes SERVING again."""
 
@@ -52,11 +52,13 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
     def status(self, service: str = "") -> int:
         return self._statuses.get(service, SERVICE_UNKNOWN)
 
-    async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> health_pb2.HealthCheckResponse:
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, context: Any
+    ) -> health_pb2.HealthCheckResponse:
         status = self._statuses.get(request.service)
         if status is None:
             await context.abort(grpc.StatusCode.NOT_FOUND, f"No service {request.service!r} here.")
-        return health_pb2.HealthCheckResponse(status=status)  # type: ignore[arg-type]
+        return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(
         self, request: health_pb2.HealthCheckRequest, context: Any
@@ -66,7 +68,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             changed, status = self._changed, self.status(request.service)
             if status != last:
                 last = status
-                yield health_pb2.HealthCheckResponse(status=status)  # type: ignore[arg-type]
+                yield health_pb2.HealthCheckResponse(status=status)
                 continue
             await changed.wait()
 

@@ -1,10 +1,10 @@
 """Mutations that may be repeated: same request_id and body → the first answer, without a second effect.
 
-    async with transaction(pool) as conn, idempotent(conn, "CreateModel", request_id, body) as once:
-        if once.replay is not None:
-            return Model.FromString(once.replay)
-        model = …effect on conn…
-        once.store(model.SerializeToString())
+async with transaction(pool) as conn, idempotent(conn, "CreateModel", request_id, body) as once:
+    if once.replay is not None:
+        return Model.FromString(once.replay)
+    model = …effect on conn…
+    once.store(model.SerializeToString())
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ async def idempotent(
         yield Once(None)
         return
     if len(request_id) > MAX_REQUEST_ID:
-        raise InvalidArgument(f"request_id is longer than {MAX_REQUEST_ID} characters.", reason="INVALID_REQUEST_ID")
+        raise InvalidArgument(
+            f"request_id is longer than {MAX_REQUEST_ID} characters.", reason="INVALID_REQUEST_ID"
+        )
     data = body if isinstance(body, bytes) else body.SerializeToString(deterministic=True)
     digest = hashlib.sha256(data).digest()
     key = (current_principal().subject if scope is None else scope, method, request_id)
@@ -98,12 +100,14 @@ class Idempotency:
     ) -> M:
         """The answer of `effect(conn)`, or the first answer when it is a repeat. The effect must use `conn` alone:
         taking another connection while 100 repeats wait for this one could exhaust the pool."""
-        async with transaction(self._pool, translate=translate) as conn:
-            async with idempotent(conn, method, request_id, request, scope=scope) as once:
-                if once.replay is not None:
-                    return response_type.FromString(once.replay)
-                answer = await effect(conn)
-                once.store(answer.SerializeToString())
+        async with (
+            transaction(self._pool, translate=translate) as conn,
+            idempotent(conn, method, request_id, request, scope=scope) as once,
+        ):
+            if once.replay is not None:
+                return response_type.FromString(once.replay)
+            answer = await effect(conn)
+            once.store(answer.SerializeToString())
         return answer
 
     async def trim(self, older_than_days: float = 7.0) -> None:

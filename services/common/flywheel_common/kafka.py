@@ -28,7 +28,9 @@ def kafka_errors() -> Iterator[None]:
 
 def unavailable(error: BaseException) -> Unavailable:
     """The domain error for a broker that does not answer."""
-    return Unavailable("Kafka does not answer now: try again.", reason="KAFKA_UNAVAILABLE", cause=type(error).__name__)
+    return Unavailable(
+        "Kafka does not answer now: try again.", reason="KAFKA_UNAVAILABLE", cause=type(error).__name__
+    )
 
 
 async def create_topics(bootstrap: str, specs: Sequence[TopicSpec], *, timeout_seconds: float = 30.0) -> None:

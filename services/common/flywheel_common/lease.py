@@ -34,7 +34,9 @@ _FENCE = "SELECT true FROM lease WHERE name = $1 AND token = $2 AND expires_at >
 class Lease:
     """A claim to `name` for `ttl_seconds`, renewed thrice in that time while `run` works."""
 
-    def __init__(self, pool: Pool, name: str, *, holder: str | None = None, ttl_seconds: float = 10.0) -> None:
+    def __init__(
+        self, pool: Pool, name: str, *, holder: str | None = None, ttl_seconds: float = 10.0
+    ) -> None:
         self.name = name
         self.holder = holder or new_id()
         self.ttl_seconds = ttl_seconds

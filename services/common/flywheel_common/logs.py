@@ -16,7 +16,9 @@ import structlog
 from flywheel_common.config import redact_dsn
 from flywheel_common.context import current_call
 
-_SECRET_KEY = re.compile(r"password|passwd|secret|token|authorization|api_?key|credential|private_?key|_dsn$|^dsn$", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"password|passwd|secret|token|authorization|api_?key|credential|private_?key|_dsn$|^dsn$", re.IGNORECASE
+)
 REDACTED = "***"
 
 
@@ -30,7 +32,9 @@ def configure_logs(service: str, level: str = "INFO", stream: TextIO | None = No
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             _add_call,
-            structlog.processors.ExceptionRenderer(structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)),
+            structlog.processors.ExceptionRenderer(
+                structlog.tracebacks.ExceptionDictTransformer(show_locals=False, max_frames=20)
+            ),
             redact,
             structlog.processors.JSONRenderer(default=str),
         ],
@@ -110,7 +114,15 @@ class RpcLog:
         self._stamp = ""
 
     def write(
-        self, now: float, method: str, principal: str, code: str, seconds: float, request_id: str, trace_id: str, error: str = ""
+        self,
+        now: float,
+        method: str,
+        principal: str,
+        code: str,
+        seconds: float,
+        request_id: str,
+        trace_id: str,
+        error: str = "",
     ) -> None:
         """`now` in Unix seconds. Values that callers choose are escaped."""
         second = int(now)

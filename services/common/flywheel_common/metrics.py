@@ -16,9 +16,15 @@ class RedMetrics:
     """Counter by method and code, histogram of seconds by method, calls in flight. Children are looked up once."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        self._handled = Counter("flywheel_rpc_handled", "RPCs answered", ["method", "code"], registry=registry)
+        self._handled = Counter(
+            "flywheel_rpc_handled", "RPCs answered", ["method", "code"], registry=registry
+        )
         self._seconds = Histogram(
-            "flywheel_rpc_seconds", "Seconds from request to answer", ["method"], buckets=LATENCY_BUCKETS, registry=registry
+            "flywheel_rpc_seconds",
+            "Seconds from request to answer",
+            ["method"],
+            buckets=LATENCY_BUCKETS,
+            registry=registry,
         )
         self.in_flight = Gauge("flywheel_rpc_in_flight", "RPCs running now", registry=registry)
         self._counters: dict[tuple[str, str], Counter] = {}

@@ -43,9 +43,19 @@ def read_migrations(directory: Path) -> list[Migration]:
         if match is None:
             raise FailedPrecondition(f"{path.name} is not named NNNN_name.sql.", reason="INVALID_MIGRATIONS")
         data = path.read_bytes()
-        found.append(Migration(directory.parent.name, int(match[1]), match[2], data.decode(), hashlib.sha256(data).hexdigest()))
+        found.append(
+            Migration(
+                directory.parent.name,
+                int(match[1]),
+                match[2],
+                data.decode(),
+                hashlib.sha256(data).hexdigest(),
+            )
+        )
     if [m.number for m in found] != list(range(1, len(found) + 1)):
-        raise FailedPrecondition(f"Migrations in {directory} are not numbered 1, 2, 3, ….", reason="INVALID_MIGRATIONS")
+        raise FailedPrecondition(
+            f"Migrations in {directory} are not numbered 1, 2, 3, ….", reason="INVALID_MIGRATIONS"
+        )
     return found
 
 
@@ -67,7 +77,9 @@ async def migrate(pool: Pool, *directories: Path | str) -> int:
 
 async def _apply(conn: Connection, migrations: list[Migration]) -> int:
     await conn.execute(_TABLE)
-    applied = {(r["package"], r["number"]): r["sha256"] for r in await conn.fetch("SELECT * FROM schema_migration")}
+    applied = {
+        (r["package"], r["number"]): r["sha256"] for r in await conn.fetch("SELECT * FROM schema_migration")
+    }
     known = {(m.package, m.number) for m in migrations}
     packages = {m.package for m in migrations}
     if ahead := sorted(key for key in applied if key[0] in packages and key not in known):
@@ -89,7 +101,10 @@ async def _apply(conn: Connection, migrations: list[Migration]) -> int:
             await conn.execute(m.sql)
             await conn.execute(
                 "INSERT INTO schema_migration (package, number, name, sha256) VALUES ($1, $2, $3, $4)",
-                m.package, m.number, m.name, m.sha256,
+                m.package,
+                m.number,
+                m.name,
+                m.sha256,
             )
         log.info("migrated", package=m.package, number=m.number, name=m.name)
         count += 1

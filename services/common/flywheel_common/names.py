@@ -1,14 +1,14 @@
 """Resource names: `projects/{project}/models/{model}/versions/{version:int}`, parsed and formatted strictly.
 
-    @dataclass(frozen=True, slots=True)
-    class VersionName(ResourceName):
-        PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/models/{model}/versions/{version:int}")
-        project: str
-        model: str
-        version: int
+@dataclass(frozen=True, slots=True)
+class VersionName(ResourceName):
+    PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/models/{model}/versions/{version:int}")
+    project: str
+    model: str
+    version: int
 
-    VersionName.parse("projects/default/models/late/versions/3").version == 3
-    str(VersionName("default", "late", 3)) == "projects/default/models/late/versions/3"
+VersionName.parse("projects/default/models/late/versions/3").version == 3
+str(VersionName("default", "late", 3)) == "projects/default/models/late/versions/3"
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ from flywheel_common.errors import InvalidArgument
 ID_RULE = "[a-z][a-z0-9_-]{0,62}"
 _ID = re.compile(ID_RULE)
 _FIELD = re.compile(r"\{(\w+)(?::(int|any))?\}")
-_KINDS = {"": f"(?P<%s>{ID_RULE})", "int": "(?P<%s>[1-9][0-9]{0,17})", "any": "(?P<%s>[A-Za-z0-9][A-Za-z0-9._-]{0,127})"}
+_KINDS = {
+    "": f"(?P<%s>{ID_RULE})",
+    "int": "(?P<%s>[1-9][0-9]{0,17})",
+    "any": "(?P<%s>[A-Za-z0-9][A-Za-z0-9._-]{0,127})",
+}
 
 
 class Pattern:
@@ -92,7 +96,11 @@ class ResourceName:
 def check_id(value: str, field: str = "id") -> str:
     """The id itself. Raises InvalidArgument INVALID_ID naming the field and the rule."""
     if _ID.fullmatch(value) is None:
-        raise InvalidArgument(f"{field} {value[:80]!r} is not a valid id: it must match {ID_RULE}.", reason="INVALID_ID", field=field)
+        raise InvalidArgument(
+            f"{field} {value[:80]!r} is not a valid id: it must match {ID_RULE}.",
+            reason="INVALID_ID",
+            field=field,
+        )
     return value
 
 

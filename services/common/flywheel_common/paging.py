@@ -50,13 +50,13 @@ def decode_token(token: str, *, query: str = "") -> list[Key] | None:
     if not token:
         return None
     try:
-        raw = base64.b64decode(token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True)
+        raw = base64.b64decode(
+            token.encode("ascii") + b"=" * (-len(token) % 4), altchars=b"-_", validate=True
+        )
         digest, body = raw[:12], raw[12:]
         if digest != _digest(body, query):
             raise ValueError
-        key = json.loads(body)
-        if not isinstance(key, list):
-            raise ValueError
+        key: list[Key] = json.loads(body)
     except ValueError:
         raise InvalidArgument(
             "page_token does not belong to this request: pass the next_page_token of the previous answer with the "

@@ -1,7 +1,7 @@
 """PostgreSQL through asyncpg: a pool that explains itself, transactions whose errors are domain errors.
 
-    async with transaction(pool, translate={"uq_model_name": AlreadyExists("…", reason="MODEL_EXISTS")}) as conn:
-        await conn.execute(INSERT_MODEL, …)
+async with transaction(pool, translate={"uq_model_name": AlreadyExists("…", reason="MODEL_EXISTS")}) as conn:
+    await conn.execute(INSERT_MODEL, …)
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ async def create_pool(
 ) -> AsyncIterator[Pool]:
     """A pool, closed at the end. Tries for `wait_seconds` at start; then raises Unavailable POSTGRES_UNAVAILABLE that
     names the (redacted) address. A wrong password or database is not retried: FailedPrecondition POSTGRES_REFUSED."""
-    pool = await _connect(dsn, application_name, min_size, max_size, statement_timeout_seconds, wait_seconds, init)
+    pool = await _connect(
+        dsn, application_name, min_size, max_size, statement_timeout_seconds, wait_seconds, init
+    )
     try:
         yield pool
     finally:
@@ -55,7 +57,13 @@ async def create_pool(
 
 
 async def _connect(
-    dsn: str, name: str, min_size: int, max_size: int, statement_timeout: float, wait: float, init: Callable[[Connection], Any] | None
+    dsn: str,
+    name: str,
+    min_size: int,
+    max_size: int,
+    statement_timeout: float,
+    wait: float,
+    init: Callable[[Connection], Any] | None,
 ) -> Pool:
     loop = asyncio.get_running_loop()
     give_up, delay = loop.time() + wait, 0.1
@@ -172,10 +180,14 @@ def _mapped(error: Exception, translate: Translation) -> FlywheelError | None:
         if found is None:
             return None
         return copy.copy(found) if isinstance(found, FlywheelError) else found()
-    if isinstance(error, (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)):
+    if isinstance(
+        error, (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+    ):
         return Aborted("Another change came first: read again and retry.", reason="SERIALIZATION_FAILURE")
     if isinstance(error, asyncpg.QueryCanceledError):
-        return DeadlineExceeded("A database statement took too long and was cancelled.", reason="STATEMENT_TIMEOUT")
+        return DeadlineExceeded(
+            "A database statement took too long and was cancelled.", reason="STATEMENT_TIMEOUT"
+        )
     if is_connection_loss(error):
         return _unavailable()
     return None

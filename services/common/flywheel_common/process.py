@@ -81,7 +81,9 @@ class Worker:
         await self.start()
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.stop()
 
     async def run_until_signal(self) -> None:
@@ -107,7 +109,7 @@ class Worker:
         tasks = {asyncio.create_task(self._run(work), name=name): name for name, work in self._background}
         crashed: str | None = None
         try:
-            pending: set[asyncio.Task[object]] = {stop, *tasks}  # type: ignore[arg-type]
+            pending: set[asyncio.Task[object]] = {stop, *tasks}
             while not stop.done() and crashed is None:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {stop}:

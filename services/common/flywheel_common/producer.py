@@ -23,7 +23,9 @@ log = get_logger(__name__)
 Outgoing = tuple[str, bytes, str | None, int | None]
 """(topic, value, key, partition); partition None = by the key's hash."""
 
-dropped_total = Counter("flywheel_producer_dropped", "Records given up because the queue was full", ["producer"])
+dropped_total = Counter(
+    "flywheel_producer_dropped", "Records given up because the queue was full", ["producer"]
+)
 sent_total = Counter("flywheel_producer_sent", "Records acknowledged", ["producer"])
 
 
@@ -32,8 +34,15 @@ class Producer:
     stops nobody; every failure is Unavailable KAFKA_UNAVAILABLE, after which the record may or may not be there."""
 
     def __init__(
-        self, bootstrap: str, *, client_id: str, linger_ms: int = 0, timeout_seconds: float = 10.0, compression: str | None = None,
-        max_batch_bytes: int = 256 * 1024, max_record_bytes: int = 8 * 1024 * 1024,
+        self,
+        bootstrap: str,
+        *,
+        client_id: str,
+        linger_ms: int = 0,
+        timeout_seconds: float = 10.0,
+        compression: str | None = None,
+        max_batch_bytes: int = 256 * 1024,
+        max_record_bytes: int = 8 * 1024 * 1024,
     ) -> None:
         self.client_id = client_id
         self._timeout = timeout_seconds
@@ -54,7 +63,12 @@ class Producer:
         self._lock = asyncio.Lock()
 
     async def send(
-        self, topic: str, value: bytes | Event, *, key: str | None = None, partition: int | None = None,
+        self,
+        topic: str,
+        value: bytes | Event,
+        *,
+        key: str | None = None,
+        partition: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
     ) -> tuple[int, int]:
         """Returns (partition, offset) once Kafka has it. An Event brings its own key. Raises Unavailable."""
@@ -65,7 +79,11 @@ class Producer:
             async with asyncio.timeout(self._timeout):
                 inner = await self._connected()
                 future = await inner.send(
-                    topic, value, key=None if key is None else key.encode(), partition=partition, headers=list(headers)
+                    topic,
+                    value,
+                    key=None if key is None else key.encode(),
+                    partition=partition,
+                    headers=list(headers),
                 )
                 metadata = await asyncio.shield(future)
         except (KafkaError, OSError, TimeoutError) as error:
@@ -82,7 +100,11 @@ class Producer:
             async with asyncio.timeout(self._timeout):
                 inner = await self._connected()
                 for topic, value, key, partition in records:
-                    futures.append(await inner.send(topic, value, key=None if key is None else key.encode(), partition=partition))
+                    futures.append(
+                        await inner.send(
+                            topic, value, key=None if key is None else key.encode(), partition=partition
+                        )
+                    )
                 await asyncio.wait(futures)
         except (KafkaError, OSError, TimeoutError) as error:
             failure = error
@@ -113,7 +135,9 @@ class Producer:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         await self.close()
 
     async def _connected(self) -> AIOKafkaProducer:
@@ -165,7 +189,9 @@ class LossyProducer:
     def __len__(self) -> int:
         return len(self._queue)
 
-    def offer(self, topic: str, value: bytes | Event, *, key: str | None = None, partition: int | None = None) -> bool:
+    def offer(
+        self, topic: str, value: bytes | Event, *, key: str | None = None, partition: int | None = None
+    ) -> bool:
         """False when the record was dropped because the queue is full."""
         if len(self._queue) >= self._capacity:
             self.dropped += 1
@@ -195,7 +221,12 @@ class LossyProducer:
             if failure is None:
                 delay = 0.1
                 continue
-            log.warning("log records wait for kafka", producer=self._name, waiting=len(self._queue), dropped=self.dropped)
+            log.warning(
+                "log records wait for kafka",
+                producer=self._name,
+                waiting=len(self._queue),
+                dropped=self.dropped,
+            )
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
 
@@ -207,5 +238,3 @@ class LossyProducer:
         except TimeoutError:
             return False
         return True
-
-

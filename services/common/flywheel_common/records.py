@@ -25,4 +25,12 @@ class Record:
     def of(cls, item: Any) -> Record:
         """From an aiokafka ConsumerRecord."""
         key = item.key.decode("utf-8", "replace") if item.key is not None else ""
-        return cls(item.topic, item.partition, item.offset, key, item.value or b"", tuple(item.headers), item.timestamp)
+        return cls(
+            item.topic,
+            item.partition,
+            item.offset,
+            key,
+            item.value or b"",
+            tuple(item.headers),
+            item.timestamp,
+        )

@@ -1,12 +1,12 @@
 """The one way a process of Flywheel starts.
 
-    def serve() -> None:
-        main("registry", RegistrySettings, build)
+def serve() -> None:
+    main("registry", RegistrySettings, build)
 
-    async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
-        pool = await stack.enter_async_context(postgres.create_pool(settings.dsn, application_name="flywheel-registry"))
-        ...
-        return server
+async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
+    pool = await stack.enter_async_context(postgres.create_pool(settings.dsn, application_name="flywheel-registry"))
+    ...
+    return server
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def main(service_name: str, settings: type[S] | S, build: Build[S]) -> NoReturn:
         code = _complain(f"Background task {error} crashed; its traceback is in the log.", EXIT_CRASH)
     except KeyboardInterrupt:
         code = 130
-    except Exception as error:  # noqa: BLE001 - the last line of defence: log it, exit non-zero
+    except Exception as error:
         log.error("crashed", exc_info=error)
         code = EXIT_CRASH
     sys.stdout.flush()
@@ -70,5 +70,6 @@ async def run(service_name: str, settings: S, build: Build[S]) -> None:
 
 
 def _complain(message: str, code: int) -> int:
-    print(message, file=sys.stderr, flush=True)
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
     return code

@@ -14,9 +14,27 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from flywheel_common.config import S3Settings
 from flywheel_common.errors import FailedPrecondition, Unavailable
-from flywheel_common.objects import CHUNK_BYTES, Digest, MemoryObjectStore, ObjectInfo, ObjectStore, check_key, object_not_found, put_content
+from flywheel_common.objects import (
+    CHUNK_BYTES,
+    Digest,
+    MemoryObjectStore,
+    ObjectInfo,
+    ObjectStore,
+    check_key,
+    object_not_found,
+    put_content,
+)
 
-__all__ = ["MemoryObjectStore", "ObjectInfo", "ObjectStore", "S3ObjectStore", "arrow_filesystem", "object_store", "put_content", "s3_client"]
+__all__ = [
+    "MemoryObjectStore",
+    "ObjectInfo",
+    "ObjectStore",
+    "S3ObjectStore",
+    "arrow_filesystem",
+    "object_store",
+    "put_content",
+    "s3_client",
+]
 
 PART_BYTES = 8 * 1024 * 1024
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
@@ -89,7 +107,9 @@ class S3ObjectStore:
                     upload = (await self._client.create_multipart_upload(**where))["UploadId"]
                 number = len(parts) + 1
                 body = bytes(buffer)
-                answer = await self._client.upload_part(**where, UploadId=upload, PartNumber=number, Body=body)
+                answer = await self._client.upload_part(
+                    **where, UploadId=upload, PartNumber=number, Body=body
+                )
             parts.append({"PartNumber": number, "ETag": answer["ETag"]})
             buffer.clear()
 
@@ -106,7 +126,9 @@ class S3ObjectStore:
                 if buffer:
                     await send_part()
                 with _s3_errors(key):
-                    await self._client.complete_multipart_upload(**where, UploadId=upload, MultipartUpload={"Parts": parts})
+                    await self._client.complete_multipart_upload(
+                        **where, UploadId=upload, MultipartUpload={"Parts": parts}
+                    )
         except BaseException:
             if upload is not None:
                 with _s3_errors(key):
@@ -147,7 +169,9 @@ class S3ObjectStore:
         while True:
             with _s3_errors(prefix):
                 more = {"ContinuationToken": token} if token else {}
-                page = await self._client.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **more)
+                page = await self._client.list_objects_v2(
+                    Bucket=self._bucket, Prefix=self._prefix + prefix, **more
+                )
             for item in page.get("Contents", ()):
                 yield ObjectInfo(item["Key"].removeprefix(self._prefix), item["Size"], item["LastModified"])
             if not page.get("IsTruncated"):
@@ -165,7 +189,9 @@ class S3ObjectStore:
     async def copy(self, source: str, target: str) -> None:
         with _s3_errors(source):
             await self._client.copy_object(
-                Bucket=self._bucket, Key=self._at(target), CopySource={"Bucket": self._bucket, "Key": self._at(source)}
+                Bucket=self._bucket,
+                Key=self._at(target),
+                CopySource={"Bucket": self._bucket, "Key": self._at(source)},
             )
 
     def _at(self, key: str) -> str:
@@ -188,9 +214,13 @@ def _s3_errors(key: str) -> Iterator[None]:
             raise FailedPrecondition(
                 f"S3 refuses ({code}): check the bucket and the access key.", reason="S3_REFUSED", code=code
             ) from None
-        raise Unavailable("The object store does not answer now: try again.", reason="S3_UNAVAILABLE", code=code) from error
+        raise Unavailable(
+            "The object store does not answer now: try again.", reason="S3_UNAVAILABLE", code=code
+        ) from error
     except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise Unavailable("The object store does not answer now: try again.", reason="S3_UNAVAILABLE") from error
+        raise Unavailable(
+            "The object store does not answer now: try again.", reason="S3_UNAVAILABLE"
+        ) from error
 
 
 def arrow_filesystem(settings: S3Settings) -> Any:

@@ -56,31 +56,40 @@ class Tracing:
             self._provider.shutdown()
 
 
-_current = Tracing()
+_current = [Tracing()]
 
 
 def tracing() -> Tracing:
     """The process's tracing; without spans until `configure_telemetry` was called with an endpoint."""
-    return _current
+    return _current[0]
 
 
-def configure_telemetry(service: str, otlp_endpoint: str = "", ratio: float = 0.01, exporter: Any = None) -> Tracing:
+def configure_telemetry(
+    service: str, otlp_endpoint: str = "", ratio: float = 0.01, exporter: Any = None
+) -> Tracing:
     """Sets up the SDK and the OTLP exporter if an endpoint (or an exporter, in tests) is given."""
-    global _current
     if not otlp_endpoint and exporter is None:
-        _current = Tracing(ratio=ratio)
-        return _current
+        _current[0] = Tracing(ratio=ratio)
+        return _current[0]
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
-    from opentelemetry.sdk.trace.sampling import Decision, ParentBased, Sampler, SamplingResult, TraceIdRatioBased
+    from opentelemetry.sdk.trace.sampling import (
+        Decision,
+        ParentBased,
+        Sampler,
+        SamplingResult,
+        TraceIdRatioBased,
+    )
 
     class DecidedOrRatio(Sampler):
         """A root that `start_server_span` drew is sampled; other roots draw by trace id."""
 
         _by_ratio = TraceIdRatioBased(ratio)
 
-        def should_sample(self, parent_context: Any, trace_id: int, name: str, *args: Any, **kwargs: Any) -> SamplingResult:
+        def should_sample(
+            self, parent_context: Any, trace_id: int, name: str, *args: Any, **kwargs: Any
+        ) -> SamplingResult:
             if otel_context.get_value(_FORCE, parent_context):
                 return SamplingResult(Decision.RECORD_AND_SAMPLE)
             return self._by_ratio.should_sample(parent_context, trace_id, name, *args, **kwargs)
@@ -89,7 +98,9 @@ def configure_telemetry(service: str, otlp_endpoint: str = "", ratio: float = 0.
             return f"DecidedOrRatio({ratio})"
 
     provider = TracerProvider(
-        resource=Resource.create({"service.name": service}), sampler=ParentBased(DecidedOrRatio()), shutdown_on_exit=False
+        resource=Resource.create({"service.name": service}),
+        sampler=ParentBased(DecidedOrRatio()),
+        shutdown_on_exit=False,
     )
     if exporter is not None:
         provider.add_span_processor(SimpleSpanProcessor(exporter))
@@ -97,10 +108,12 @@ def configure_telemetry(service: str, otlp_endpoint: str = "", ratio: float = 0.
         from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
         provider.add_span_processor(
-            BatchSpanProcessor(OTLPSpanExporter(endpoint=otlp_endpoint, insecure=not otlp_endpoint.startswith("https")))
+            BatchSpanProcessor(
+                OTLPSpanExporter(endpoint=otlp_endpoint, insecure=not otlp_endpoint.startswith("https"))
+            )
         )
-    _current = Tracing(provider.get_tracer("flywheel"), ratio, provider)
-    return _current
+    _current[0] = Tracing(provider.get_tracer("flywheel"), ratio, provider)
+    return _current[0]
 
 
 def parse_traceparent(text: str) -> SpanContext | None:
@@ -109,7 +122,9 @@ def parse_traceparent(text: str) -> SpanContext | None:
     if len(parts) < 4 or len(parts[1]) != 32 or len(parts[2]) != 16 or len(parts[3]) != 2:
         return None
     try:
-        context = SpanContext(int(parts[1], 16), int(parts[2], 16), is_remote=True, trace_flags=TraceFlags(int(parts[3], 16)))
+        context = SpanContext(
+            int(parts[1], 16), int(parts[2], 16), is_remote=True, trace_flags=TraceFlags(int(parts[3], 16))
+        )
     except ValueError:
         return None
     return context if context.is_valid else None

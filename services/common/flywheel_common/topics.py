@@ -72,7 +72,9 @@ def specs(names: Iterable[str], partitions: int = DEFAULT_PARTITIONS) -> list[To
     return [TopicSpec(name, partitions) for name in names]
 
 
-async def ensure_topics(bootstrap: str, wanted: Iterable[TopicSpec], *, timeout_seconds: float = 30.0) -> None:
+async def ensure_topics(
+    bootstrap: str, wanted: Iterable[TopicSpec], *, timeout_seconds: float = 30.0
+) -> None:
     """Creates the topics that are missing; leaves others as they are. Raises Unavailable KAFKA_UNAVAILABLE when the
     broker does not answer in time, FailedPrecondition when an existing topic has fewer partitions."""
     from flywheel_common.kafka import create_topics

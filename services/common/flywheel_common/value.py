@@ -77,7 +77,9 @@ def coerce(value: Value, data_type: int, field: str) -> Any:
         if not isinstance(plain, list):
             raise _wrong(field, data_type, plain)
         element = ELEMENT_OF.get(data_type) or (
-            value_pb2.DATA_TYPE_FLOAT32 if data_type == value_pb2.DATA_TYPE_FLOAT32_VECTOR else value_pb2.DATA_TYPE_FLOAT64
+            value_pb2.DATA_TYPE_FLOAT32
+            if data_type == value_pb2.DATA_TYPE_FLOAT32_VECTOR
+            else value_pb2.DATA_TYPE_FLOAT64
         )
         return [_scalar(v, element, field) for v in plain]
     return _scalar(plain, data_type, field)
@@ -91,7 +93,9 @@ def _scalar(plain: Any, data_type: int, field: str) -> Any:
             return plain
         case value_pb2.DATA_TYPE_INT64, float() if plain.is_integer() and abs(plain) < 2**53:
             return int(plain)
-        case (value_pb2.DATA_TYPE_FLOAT32 | value_pb2.DATA_TYPE_FLOAT64), (int() | float()) if not isinstance(plain, bool):
+        case ((value_pb2.DATA_TYPE_FLOAT32 | value_pb2.DATA_TYPE_FLOAT64), (int() | float())) if (
+            not isinstance(plain, bool)
+        ):
             return float(plain)
         case value_pb2.DATA_TYPE_STRING, str():
             return plain
@@ -111,7 +115,10 @@ def _scalar(plain: Any, data_type: int, field: str) -> Any:
 
 
 def _wrong(field: str, data_type: int, plain: Any) -> InvalidArgument:
-    expected = value_pb2.DataType.Name(data_type).removeprefix("DATA_TYPE_")  # type: ignore[arg-type]
+    expected = value_pb2.DataType.Name(data_type).removeprefix("DATA_TYPE_")
     return InvalidArgument(
-        f"{field} is a {type(plain).__name__} where {expected} is declared.", reason="WRONG_TYPE", field=field, expected=expected
+        f"{field} is a {type(plain).__name__} where {expected} is declared.",
+        reason="WRONG_TYPE",
+        field=field,
+        expected=expected,
     )

@@ -9,11 +9,12 @@ from typing import Any
 
 import grpc
 import pytest
+from prometheus_client import CollectorRegistry
+
 from flywheel_common.config import ServiceSettings
 from flywheel_common.grpc_channel import channel
 from flywheel_common.grpc_server import Server
 from flywheel_common.testing.echo import SERVICE, Echo, EchoStub, add_echo
-from prometheus_client import CollectorRegistry
 
 
 @dataclass
@@ -34,7 +35,12 @@ Start = Callable[..., Awaitable[Running]]
 
 def test_settings(**changes: Any) -> ServiceSettings:
     values: dict[str, Any] = {
-        "listen": "127.0.0.1:0", "metrics_listen": "", "drain_seconds": 0.05, "grace_seconds": 1.0, "log_rpcs": False, **changes,
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "",
+        "drain_seconds": 0.05,
+        "grace_seconds": 1.0,
+        "log_rpcs": False,
+        **changes,
     }
     return ServiceSettings(**values)
 
@@ -47,11 +53,17 @@ async def start() -> AsyncIterator[Start]:
     async with AsyncExitStack() as stack:
 
         async def begin(
-            *, channel_options: dict[str, Any] | None = None, server_options: dict[str, Any] | None = None, **settings: Any
+            *,
+            channel_options: dict[str, Any] | None = None,
+            server_options: dict[str, Any] | None = None,
+            **settings: Any,
         ) -> Running:
             echo, registry = Echo(), CollectorRegistry()
             server = Server(
-                test_settings(**settings), servicers=[(add_echo, echo)], full_service_names=[SERVICE], registry=registry,
+                test_settings(**settings),
+                servicers=[(add_echo, echo)],
+                full_service_names=[SERVICE],
+                registry=registry,
                 **(server_options or {}),
             )
             await stack.enter_async_context(server)

@@ -11,6 +11,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+
 from flywheel_common import errors
 from flywheel_common.auth import AUTHENTICATED, OPERATE, PUBLIC, READ, authenticator, missing_rows
 from flywheel_common.config import ServiceSettings
@@ -24,27 +25,44 @@ OTHER_KEY = ec.generate_private_key(ec.SECP256R1())
 
 def token(key: Any = KEY, algorithm: str = "ES256", **changes: Any) -> str:
     claims = {
-        "sub": "ada", "iss": "https://issuer", "aud": "flywheel", "exp": time.time() + 60, "roles": ["viewer"], **changes,
+        "sub": "ada",
+        "iss": "https://issuer",
+        "aud": "flywheel",
+        "exp": time.time() + 60,
+        "roles": ["viewer"],
+        **changes,
     }
     return jwt.encode({k: v for k, v in claims.items() if v is not None}, key, algorithm=algorithm)
 
 
 @pytest.fixture
 def jwt_settings(tmp_path: Path) -> dict[str, Any]:
-    public = KEY.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    public = KEY.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
     path = tmp_path / "key.pem"
     path.write_bytes(public)
-    return {"auth_mode": "jwt", "jwt_issuer": "https://issuer", "jwt_audience": "flywheel", "jwt_key_file": path}
+    return {
+        "auth_mode": "jwt",
+        "jwt_issuer": "https://issuer",
+        "jwt_audience": "flywheel",
+        "jwt_key_file": path,
+    }
 
 
 PERMISSIONS = {
-    f"/{SERVICE}/Echo": READ, f"/{SERVICE}/Sum": OPERATE, f"/{SERVICE}/Count": PUBLIC, f"/{SERVICE}/Double": AUTHENTICATED,
+    f"/{SERVICE}/Echo": READ,
+    f"/{SERVICE}/Sum": OPERATE,
+    f"/{SERVICE}/Count": PUBLIC,
+    f"/{SERVICE}/Double": AUTHENTICATED,
 }
 
 
 @pytest.fixture
 async def running(start: Any, jwt_settings: dict[str, Any]) -> Any:
-    return await start(server_options={"permissions": PERMISSIONS}, channel_options={"retries": False}, **jwt_settings)
+    return await start(
+        server_options={"permissions": PERMISSIONS}, channel_options={"retries": False}, **jwt_settings
+    )
 
 
 async def outcome(running: Any, credential: str, method: str = "Echo") -> str:
@@ -66,14 +84,46 @@ async def outcome(running: Any, credential: str, method: str = "Echo") -> str:
 @pytest.mark.parametrize(
     ("roles", "expected"),
     [
-        (["viewer"], {"Echo": "OK", "Sum": "ROLE_REQUIRED", "Count": "OK", "Double": "OK", "Write": "ROLE_REQUIRED"}),
+        (
+            ["viewer"],
+            {"Echo": "OK", "Sum": "ROLE_REQUIRED", "Count": "OK", "Double": "OK", "Write": "ROLE_REQUIRED"},
+        ),
         (["operator"], {"Echo": "OK", "Sum": "OK", "Count": "OK", "Double": "OK", "Write": "ROLE_REQUIRED"}),
-        ([], {"Echo": "ROLE_REQUIRED", "Sum": "ROLE_REQUIRED", "Count": "OK", "Double": "OK", "Write": "ROLE_REQUIRED"}),
-        (["*"], {"Echo": "ROLE_REQUIRED", "Sum": "ROLE_REQUIRED", "Count": "OK", "Double": "OK", "Write": "ROLE_REQUIRED"}),
-        (None, {"Echo": "MISSING_TOKEN", "Sum": "MISSING_TOKEN", "Count": "OK", "Double": "MISSING_TOKEN", "Write": "MISSING_TOKEN"}),
+        (
+            [],
+            {
+                "Echo": "ROLE_REQUIRED",
+                "Sum": "ROLE_REQUIRED",
+                "Count": "OK",
+                "Double": "OK",
+                "Write": "ROLE_REQUIRED",
+            },
+        ),
+        (
+            ["*"],
+            {
+                "Echo": "ROLE_REQUIRED",
+                "Sum": "ROLE_REQUIRED",
+                "Count": "OK",
+                "Double": "OK",
+                "Write": "ROLE_REQUIRED",
+            },
+        ),
+        (
+            None,
+            {
+                "Echo": "MISSING_TOKEN",
+                "Sum": "MISSING_TOKEN",
+                "Count": "OK",
+                "Double": "MISSING_TOKEN",
+                "Write": "MISSING_TOKEN",
+            },
+        ),
     ],
 )
-async def test_the_matrix_is_roles_by_methods_and_denies_by_default(running: Any, roles: list[str] | None, expected: dict[str, str]) -> None:
+async def test_the_matrix_is_roles_by_methods_and_denies_by_default(
+    running: Any, roles: list[str] | None, expected: dict[str, str]
+) -> None:
     credential = "" if roles is None else token(roles=roles)
     assert {method: await outcome(running, credential, method) for method in expected} == expected
 
@@ -113,7 +163,8 @@ async def test_credentials_are_checked_before_the_bytes_are_parsed(running: Any)
 async def test_the_subject_of_the_token_is_the_actor_whatever_the_caller_claims(running: Any) -> None:
     plain = running.channel._inner.unary_unary(f"/{SERVICE}/Echo", Value.SerializeToString, Value.FromString)
     answer = await plain(
-        Value(string_value="who"), metadata=[("authorization", f"Bearer {token()}"), ("x-flywheel-actor", "root")]
+        Value(string_value="who"),
+        metadata=[("authorization", f"Bearer {token()}"), ("x-flywheel-actor", "root")],
     )
     assert answer.string_value == "ada/ada"
 
@@ -122,7 +173,9 @@ async def test_health_needs_no_token_and_reflection_does(running: Any) -> None:
     from grpc_health.v1 import health_pb2, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-    answer = await health_pb2_grpc.HealthStub(running.channel).Check(health_pb2.HealthCheckRequest(service=SERVICE))
+    answer = await health_pb2_grpc.HealthStub(running.channel).Check(
+        health_pb2.HealthCheckRequest(service=SERVICE)
+    )
     assert answer.status == health_pb2.HealthCheckResponse.SERVING
     call = reflection_pb2_grpc.ServerReflectionStub(running.channel).ServerReflectionInfo(
         iter([reflection_pb2.ServerReflectionRequest(list_services="")])
@@ -145,5 +198,7 @@ def test_open_mode_refuses_an_address_others_can_reach() -> None:
 
 
 def test_jwt_mode_lists_what_it_lacks() -> None:
-    with pytest.raises(ValueError, match=r"jwt_issuer, jwt_audience, exactly one of jwt_key_file and jwt_jwks_url"):
+    with pytest.raises(
+        ValueError, match=r"jwt_issuer, jwt_audience, exactly one of jwt_key_file and jwt_jwks_url"
+    ):
         authenticator(ServiceSettings(auth_mode="jwt"))

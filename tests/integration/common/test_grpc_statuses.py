@@ -8,6 +8,7 @@ from typing import Any
 
 import grpc
 import pytest
+
 from flywheel_common import errors
 from flywheel_common.grpc_channel import from_rpc_error
 from flywheel_common.testing import eventually
@@ -33,11 +34,15 @@ async def test_a_domain_error_arrives_with_reason_and_metadata(running: Any) -> 
     error = await failure(running.stub.Echo(text("not found")))
     assert type(error) is errors.NotFound
     assert (error.reason, error.metadata, error.message) == (
-        "NO_SUCH_THING", {"thing": "x"}, "There is no such thing: make it first.",
+        "NO_SUCH_THING",
+        {"thing": "x"},
+        "There is no such thing: make it first.",
     )
 
 
-async def test_an_unknown_exception_shows_an_id_and_no_text(running: Any, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_an_unknown_exception_shows_an_id_and_no_text(
+    running: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await running.stub.Echo(text("bug"))
     error = from_rpc_error(caught.value)
@@ -61,7 +66,11 @@ async def test_malformed_bytes_inside_a_stream_are_an_invalid_argument(running: 
 async def test_a_large_message_is_refused_with_the_limit(start: Any) -> None:
     running = await start(max_message_bytes=1000)
     error = await failure(running.stub.Echo(text("x" * 1500)))
-    assert (type(error), error.reason, error.metadata["limit_bytes"]) == (errors.InvalidArgument, "MESSAGE_TOO_LARGE", "1000")
+    assert (type(error), error.reason, error.metadata["limit_bytes"]) == (
+        errors.InvalidArgument,
+        "MESSAGE_TOO_LARGE",
+        "1000",
+    )
     assert await running.stub.Echo(text("x" * 900)) == text("x" * 900)
 
 
@@ -113,7 +122,7 @@ async def test_a_stream_that_fails_delivers_what_it_sent_and_then_the_error(runn
     seen: list[int] = []
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for value in running.stub.Double(iter([Value(int64_value=1), Value(int64_value=-1)])):
-            seen.append(value.int64_value)
+            seen.append(value.int64_value)  # noqa: PERF401 - what came before a failure counts
     assert seen == [2]
     assert from_rpc_error(caught.value).reason == "NEGATIVE"
 
@@ -141,10 +150,14 @@ async def test_each_call_is_counted_by_method_and_code(running: Any) -> None:
     await failure(running.stub.Echo(text("bug")))
 
     def handled(code: str) -> float | None:
-        return running.registry.get_sample_value("flywheel_rpc_handled_total", {"method": f"/{SERVICE}/Echo", "code": code})
+        return running.registry.get_sample_value(
+            "flywheel_rpc_handled_total", {"method": f"/{SERVICE}/Echo", "code": code}
+        )
 
     assert (handled("OK"), handled("NOT_FOUND"), handled("INTERNAL")) == (1.0, 1.0, 1.0)
-    assert running.registry.get_sample_value("flywheel_rpc_seconds_count", {"method": f"/{SERVICE}/Echo"}) == 3.0
+    assert (
+        running.registry.get_sample_value("flywheel_rpc_seconds_count", {"method": f"/{SERVICE}/Echo"}) == 3.0
+    )
 
 
 async def test_reflection_lists_the_service(running: Any) -> None:
@@ -157,9 +170,9 @@ async def test_reflection_lists_the_service(running: Any) -> None:
 
 
 async def test_a_caller_in_open_mode_names_itself_for_the_audit_only(running: Any) -> None:
-    answer = await running.channel._inner.unary_unary(f"/{SERVICE}/Echo", Value.SerializeToString, Value.FromString)(
-        text("who"), metadata=[("x-flywheel-actor", "ada")]
-    )
+    answer = await running.channel._inner.unary_unary(
+        f"/{SERVICE}/Echo", Value.SerializeToString, Value.FromString
+    )(text("who"), metadata=[("x-flywheel-actor", "ada")])
     assert answer.string_value == "anonymous/ada"
 
 

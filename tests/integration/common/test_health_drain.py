@@ -10,34 +10,47 @@ from typing import Any
 
 import grpc
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+
 from flywheel_common.grpc_channel import channel
 from flywheel_common.grpc_server import Server
 from flywheel_common.process import BackgroundCrashed, PortTaken
 from flywheel_common.testing import eventually, free_port
 from flywheel_common.testing.echo import SERVICE, Echo, EchoStub, add_echo
 from flywheel_protos.types.v1.value_pb2 import Value
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from prometheus_client import CollectorRegistry
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 def make_server(settings: Any, **options: Any) -> Server:
-    return Server(settings, servicers=[(add_echo, Echo())], full_service_names=[SERVICE], registry=CollectorRegistry(), **options)
+    return Server(
+        settings,
+        servicers=[(add_echo, Echo())],
+        full_service_names=[SERVICE],
+        registry=CollectorRegistry(),
+        **options,
+    )
 
 
 def settings(**changes: Any) -> Any:
     from flywheel_common.config import ServiceSettings
 
-    values = {"listen": "127.0.0.1:0", "metrics_listen": "", "drain_seconds": 0.3, "grace_seconds": 2.0, "log_rpcs": False}
+    values = {
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "",
+        "drain_seconds": 0.3,
+        "grace_seconds": 2.0,
+        "log_rpcs": False,
+    }
     return ServiceSettings(**{**values, **changes})
 
 
 async def watch(stub: Any, seen: list[int], service: str = "") -> None:
     with contextlib.suppress(grpc.aio.AioRpcError):
         async for answer in stub.Watch(health_pb2.HealthCheckRequest(service=service)):
-            seen.append(answer.status)
+            seen.append(answer.status)  # noqa: PERF401 - what came before a failure counts
 
 
 async def test_every_watcher_sees_every_lasting_change_also_after_another_left(running: Any) -> None:
@@ -84,7 +97,7 @@ async def test_the_process_is_ready_when_all_its_services_are() -> None:
 
 async def test_readiness_is_asked_and_followed() -> None:
     ready = asyncio.Event()
-    server = make_server(settings(drain_seconds=0.0), readiness=lambda: ready.is_set())
+    server = make_server(settings(drain_seconds=0.0), readiness=ready.is_set)
     task = asyncio.create_task(server.run_until_signal())
     await eventually(lambda: server.port)
     assert server.health.status() == NOT_SERVING
@@ -137,7 +150,12 @@ async def test_a_real_sigterm_ends_the_run() -> None:
 
 async def test_running_calls_finish_within_the_grace() -> None:
     echo = Echo()
-    server = Server(settings(drain_seconds=0.0), servicers=[(add_echo, echo)], full_service_names=[SERVICE], registry=CollectorRegistry())
+    server = Server(
+        settings(drain_seconds=0.0),
+        servicers=[(add_echo, echo)],
+        full_service_names=[SERVICE],
+        registry=CollectorRegistry(),
+    )
     task = asyncio.create_task(server.run_until_signal())
     await eventually(lambda: server.port)
     server.health.set_ready()
@@ -189,5 +207,7 @@ async def test_the_metrics_page_shows_red_metrics() -> None:
 
     address = f"127.0.0.1:{free_port()}"
     async with make_server(settings(metrics_listen=address)):
-        page = await asyncio.to_thread(lambda: urllib.request.urlopen(f"http://{address}/metrics").read().decode())  # noqa: S310
+        page = await asyncio.to_thread(
+            lambda: urllib.request.urlopen(f"http://{address}/metrics").read().decode()
+        )
     assert "flywheel_rpc_in_flight 0.0" in page

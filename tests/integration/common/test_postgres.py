@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from flywheel_common import errors
 from flywheel_common.idempotency import Idempotency, idempotent
 from flywheel_common.lease import Lease, fence
@@ -22,13 +23,15 @@ async def pool(database: str) -> AsyncIterator[Pool]:
     async with create_pool(database, max_size=8, statement_timeout_seconds=5) as opened:
         await migrate(opened)
         async with connection(opened) as conn:
-            await conn.execute("CREATE TABLE thing (name text CONSTRAINT uq_thing_name PRIMARY KEY, n int CHECK (n > 0))")
+            await conn.execute(
+                "CREATE TABLE thing (name text CONSTRAINT uq_thing_name PRIMARY KEY, n int CHECK (n > 0))"
+            )
         yield opened
 
 
 async def count(pool: Pool, table: str) -> int:
     async with connection(pool) as conn:
-        return int(await conn.fetchval(f"SELECT count(*) FROM {table}"))  # noqa: S608
+        return int(await conn.fetchval(f"SELECT count(*) FROM {table}"))
 
 
 # ------------------------------------------------------------------------------------------- transactions
@@ -78,22 +81,24 @@ async def test_a_slow_statement_is_a_deadline_exceeded(database: str) -> None:
 
 
 async def test_a_lost_database_is_unavailable_and_comes_back_by_itself(database: str, postgres: Any) -> None:
-    host, port = "127.0.0.1", int(database.rsplit(":", 1)[1].split("/")[0])
-    async with FaultProxy(host, port) as proxy:
-        async with create_pool(database.replace(f":{port}/", f":{proxy.port}/"), max_size=2) as pool:
+    host, port = "127.0.0.1", int(database.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
+    async with (
+        FaultProxy(host, port) as proxy,
+        create_pool(database.replace(f":{port}/", f":{proxy.port}/"), max_size=2) as pool,
+    ):
+        async with connection(pool) as conn:
+            assert await conn.fetchval("SELECT 1") == 1
+        with pytest.raises(errors.Unavailable) as caught:
+            async with transaction(pool) as conn:
+                proxy.cut()
+                await conn.fetchval("SELECT pg_sleep(1)")
+        assert caught.value.reason == "POSTGRES_UNAVAILABLE"
+        with pytest.raises(errors.Unavailable):
             async with connection(pool) as conn:
-                assert await conn.fetchval("SELECT 1") == 1
-            with pytest.raises(errors.Unavailable) as caught:
-                async with transaction(pool) as conn:
-                    proxy.cut()
-                    await conn.fetchval("SELECT pg_sleep(1)")
-            assert caught.value.reason == "POSTGRES_UNAVAILABLE"
-            with pytest.raises(errors.Unavailable):
-                async with connection(pool) as conn:
-                    await conn.fetchval("SELECT 1")
-            proxy.heal()
-            async with connection(pool) as conn:
-                assert await conn.fetchval("SELECT 2") == 2
+                await conn.fetchval("SELECT 1")
+        proxy.heal()
+        async with connection(pool) as conn:
+            assert await conn.fetchval("SELECT 2") == 2
 
 
 async def test_an_exhausted_pool_is_unavailable_within_the_budget(database: str) -> None:
@@ -134,7 +139,10 @@ def write(folder: Path, **files: str) -> Path:
 
 
 async def test_migrations_apply_once_however_many_processes_start(database: str, tmp_path: Path) -> None:
-    folder = write(tmp_path, **{"0001_a": "CREATE TABLE a (x int)", "0002_b": "CREATE TABLE b (x int); INSERT INTO b VALUES (1)"})
+    folder = write(
+        tmp_path,
+        **{"0001_a": "CREATE TABLE a (x int)", "0002_b": "CREATE TABLE b (x int); INSERT INTO b VALUES (1)"},
+    )
     async with create_pool(database, max_size=8) as pool:
         applied = await asyncio.gather(*(migrate(pool, folder) for _ in range(5)))
         assert sorted(applied)[:4] == [0, 0, 0, 0]
@@ -187,11 +195,15 @@ async def test_misnamed_migrations_are_refused(tmp_path: Path, name: str) -> Non
 async def create(pool: Pool, request_id: str, name: str, scope: str | None = None) -> str:
     async def effect(conn: Any) -> Value:
         await asyncio.sleep(0.005)
-        n = await conn.fetchval("INSERT INTO thing VALUES ($1, (SELECT count(*) + 1 FROM thing)) RETURNING n", name)
+        n = await conn.fetchval(
+            "INSERT INTO thing VALUES ($1, (SELECT count(*) + 1 FROM thing)) RETURNING n", name
+        )
         return Value(string_value=f"{name}:{n}")
 
     request = Value(string_value=name)
-    return (await Idempotency(pool).run("Create", request_id, request, Value, effect, scope=scope)).string_value
+    return (
+        await Idempotency(pool).run("Create", request_id, request, Value, effect, scope=scope)
+    ).string_value
 
 
 async def test_a_hundred_concurrent_equal_requests_have_one_effect_and_equal_answers(pool: Pool) -> None:
@@ -264,7 +276,10 @@ async def test_one_of_many_gets_the_lease(pool: Pool) -> None:
 
 
 async def test_the_token_rises_with_every_change_of_holder(pool: Pool) -> None:
-    one, two = Lease(pool, "ticker", holder="one", ttl_seconds=0.2), Lease(pool, "ticker", holder="two", ttl_seconds=30)
+    one, two = (
+        Lease(pool, "ticker", holder="one", ttl_seconds=0.2),
+        Lease(pool, "ticker", holder="two", ttl_seconds=30),
+    )
     assert await one.try_acquire() == 1
     assert await two.try_acquire() is None
     assert await eventually(two.try_acquire, within=5) == 2
@@ -275,7 +290,10 @@ async def test_the_token_rises_with_every_change_of_holder(pool: Pool) -> None:
 
 
 async def test_a_holder_that_lost_the_lease_cannot_commit(pool: Pool) -> None:
-    one, two = Lease(pool, "ticker", holder="one", ttl_seconds=0.1), Lease(pool, "ticker", holder="two", ttl_seconds=30)
+    one, two = (
+        Lease(pool, "ticker", holder="one", ttl_seconds=0.1),
+        Lease(pool, "ticker", holder="two", ttl_seconds=30),
+    )
     token = await one.try_acquire()
     assert token == 1
     await eventually(two.try_acquire, within=5)
@@ -314,7 +332,7 @@ async def test_work_moves_to_another_member_when_its_holder_stops(pool: Pool) ->
 
 
 async def test_work_is_cancelled_before_another_can_start_when_the_database_stalls(database: str) -> None:
-    port = int(database.rsplit(":", 1)[1].split("/")[0])
+    port = int(database.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
     async with create_pool(database) as direct, FaultProxy("127.0.0.1", port) as proxy:
         await migrate(direct)
         async with create_pool(database.replace(f":{port}/", f":{proxy.port}/")) as stalled:

@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 import pytest
-from flywheel_common.config import PostgresSettings, S3Settings, ServiceSettings, load, redact_dsn, split_address
 from pydantic import ValidationError
 from pydantic_settings import SettingsConfigDict
+
+from flywheel_common.config import (
+    PostgresSettings,
+    S3Settings,
+    ServiceSettings,
+    load,
+    redact_dsn,
+    split_address,
+)
 
 
 class ExampleSettings(ServiceSettings, PostgresSettings, S3Settings):
@@ -14,8 +22,11 @@ class ExampleSettings(ServiceSettings, PostgresSettings, S3Settings):
 
 
 GOOD = {
-    "POSTGRES_DSN": "postgresql://flywheel:hunter2@127.0.0.1:7301/x", "S3_ENDPOINT": "http://127.0.0.1:7303",
-    "S3_ACCESS_KEY": "flywheel", "S3_SECRET_KEY": "hunter3", "S3_BUCKET": "b",
+    "POSTGRES_DSN": "postgresql://flywheel:hunter2@127.0.0.1:7301/x",
+    "S3_ENDPOINT": "http://127.0.0.1:7303",
+    "S3_ACCESS_KEY": "flywheel",
+    "S3_SECRET_KEY": "hunter3",
+    "S3_BUCKET": "b",
 }
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import grpc
 import pytest
+from google.rpc import error_details_pb2
+
 from flywheel_common import errors
 from flywheel_common.error_details import from_rpc_error, to_status, trailing_metadata
-from google.rpc import error_details_pb2
 
 
 class WireError(grpc.RpcError):
     """What a client sees: code, details and trailing metadata."""
 
-    def __init__(self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, bytes], ...] = ()) -> None:
+    def __init__(
+        self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, bytes], ...] = ()
+    ) -> None:
         self._parts = (code, details, trailing)
 
     def code(self) -> grpc.StatusCode:
@@ -26,7 +29,11 @@ class WireError(grpc.RpcError):
 
 
 def every_error() -> list[type[errors.FlywheelError]]:
-    return [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, errors.FlywheelError)]
+    return [
+        cls
+        for cls in vars(errors).values()
+        if isinstance(cls, type) and issubclass(cls, errors.FlywheelError)
+    ]
 
 
 def test_the_table_names_every_error_class_once() -> None:
@@ -37,13 +44,18 @@ def test_the_table_names_every_error_class_once() -> None:
     assert grpc.StatusCode.OK not in errors.BY_CODE
 
 
-@pytest.mark.parametrize("cls", [c for c in every_error() if c is not errors.FlywheelError], ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "cls", [c for c in every_error() if c is not errors.FlywheelError], ids=lambda c: c.__name__
+)
 def test_an_error_comes_back_as_it_was_raised(cls: type[errors.FlywheelError]) -> None:
     raised = cls("do this instead", reason="SOME_REASON", field="x", limit=3)
     wire = WireError(raised.code, raised.message, trailing_metadata(raised))
     back = from_rpc_error(wire)
     assert (type(back), back.message, back.reason, back.metadata) == (
-        cls, "do this instead", "SOME_REASON", {"field": "x", "limit": "3"},
+        cls,
+        "do this instead",
+        "SOME_REASON",
+        {"field": "x", "limit": "3"},
     )
 
 

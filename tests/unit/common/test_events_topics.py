@@ -6,6 +6,7 @@ import zlib
 from datetime import UTC, datetime
 
 import pytest
+
 from flywheel_common import topics
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.events import build_event, event_time_of, parse_event, payload_of
@@ -16,7 +17,13 @@ MOMENT = datetime(2013, 9, 1, 12, 30, tzinfo=UTC)
 
 
 def test_an_event_carries_its_payload_type_key_and_time() -> None:
-    sent = build_event(OutcomeBatch(model="projects/p/models/m"), source="flywheel-inference", key="3", event_time=MOMENT, event_id="e1")
+    sent = build_event(
+        OutcomeBatch(model="projects/p/models/m"),
+        source="flywheel-inference",
+        key="3",
+        event_time=MOMENT,
+        event_id="e1",
+    )
     event = parse_event(sent.SerializeToString())
     assert (event.id, event.type, event.key) == ("e1", "flywheel.events.v1.OutcomeBatch", "3")
     assert event_time_of(event) == MOMENT
@@ -39,7 +46,7 @@ def test_bytes_that_are_no_event_are_refused(value: bytes) -> None:
 
 def test_an_event_time_without_a_zone_is_a_bug() -> None:
     with pytest.raises(ValueError, match="time zone"):
-        build_event(OutcomeBatch(), source="s", key="k", event_time=datetime(2013, 1, 1))  # noqa: DTZ001
+        build_event(OutcomeBatch(), source="s", key="k", event_time=datetime(2013, 1, 1))
 
 
 def test_predictions_and_outcomes_have_equal_partition_counts() -> None:

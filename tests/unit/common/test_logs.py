@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+
 from flywheel_common.logs import RpcLog, configure_logs, get_logger
 
 
@@ -33,13 +34,20 @@ def test_an_event_is_one_json_line_with_service_and_level(stream: io.StringIO) -
     get_logger("flywheel_x").debug("not shown")
     (line,) = lines(stream)
     assert {k: line[k] for k in ("event", "level", "service", "lease", "module")} == {
-        "event": "lease taken", "level": "info", "service": "flywheel-test", "lease": "ticker", "module": "flywheel_x",
+        "event": "lease taken",
+        "level": "info",
+        "service": "flywheel-test",
+        "lease": "ticker",
+        "module": "flywheel_x",
     }
 
 
 def test_secrets_are_redacted_at_any_depth(stream: io.StringIO) -> None:
     get_logger("m").warning(
-        "x", s3_secret_key="hunter2", nested={"password": "hunter2", "urls": ["redis://:hunter2@h:1"]}, dsn="postgresql://u:hunter2@h/d",
+        "x",
+        s3_secret_key="hunter2",
+        nested={"password": "hunter2", "urls": ["redis://:hunter2@h:1"]},
+        dsn="postgresql://u:hunter2@h/d",
         error="cannot connect to postgresql://u:hunter2@h/d",
     )
     assert "hunter2" not in stream.getvalue()
@@ -69,7 +77,15 @@ async def test_rpc_lines_are_valid_json_whatever_callers_send() -> None:
     await asyncio.sleep(0.01)
     first, second = lines(out)
     assert first == {
-        "event": "rpc", "level": "info", "service": "flywheel-test", "timestamp": "2023-11-14T22:13:20.250Z", "method": "/a.B/C",
-        "principal": 'ev"il\n{', "code": "OK", "duration_ms": 1.5, "request_id": "ä\0", "trace_id": "0" * 32,
+        "event": "rpc",
+        "level": "info",
+        "service": "flywheel-test",
+        "timestamp": "2023-11-14T22:13:20.250Z",
+        "method": "/a.B/C",
+        "principal": 'ev"il\n{',
+        "code": "OK",
+        "duration_ms": 1.5,
+        "request_id": "ä\0",
+        "trace_id": "0" * 32,
     }
     assert second["reason"] == "UNKNOWN_VIEW"

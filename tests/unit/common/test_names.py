@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import pytest
+
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.names import Pattern, ResourceName, check_id
 
@@ -27,11 +28,21 @@ def test_a_name_is_parsed_into_typed_parts_and_back() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        "", "projects/default", "projects/Default/models/m/versions/1", "projects/d/models/m/versions/0",
-        "projects/d/models/m/versions/01", "projects/d/models/m/versions/-1", "projects/d/models/m/versions/1/",
-        "projects/d/models/m/versions/1\n", "projects/../models/m/versions/1", "/projects/d/models/m/versions/1",
-        "projects/" + "a" * 64 + "/models/m/versions/1", "projects/d/models/m/versions/" + "9" * 30, "projects/d\0/models/m/versions/1",
-        "projects/ä/models/m/versions/1", "projects/d/models/m/versions/١",
+        "",
+        "projects/default",
+        "projects/Default/models/m/versions/1",
+        "projects/d/models/m/versions/0",
+        "projects/d/models/m/versions/01",
+        "projects/d/models/m/versions/-1",
+        "projects/d/models/m/versions/1/",
+        "projects/d/models/m/versions/1\n",
+        "projects/../models/m/versions/1",
+        "/projects/d/models/m/versions/1",
+        "projects/" + "a" * 64 + "/models/m/versions/1",
+        "projects/d/models/m/versions/" + "9" * 30,
+        "projects/d\0/models/m/versions/1",
+        "projects/ä/models/m/versions/1",
+        "projects/d/models/m/versions/١",
     ],
 )
 def test_another_form_is_refused_naming_the_expected_one(bad: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import base64
 
 import pytest
-from flywheel_common.errors import InvalidArgument
-from flywheel_common.paging import cut, decode_token, encode_token, page_size
 from hypothesis import given
 from hypothesis import strategies as st
+
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.paging import cut, decode_token, encode_token, page_size
 
 KEYS = st.lists(st.one_of(st.text(), st.integers(), st.booleans(), st.none()), min_size=1, max_size=4)
 
@@ -36,7 +37,9 @@ def test_every_changed_byte_is_noticed() -> None:
         changed = bytearray(raw)
         changed[position] ^= 1
         with pytest.raises(InvalidArgument):
-            decode_token(base64.urlsafe_b64encode(bytes(changed)).decode().rstrip("="), query="projects/default")
+            decode_token(
+                base64.urlsafe_b64encode(bytes(changed)).decode().rstrip("="), query="projects/default"
+            )
 
 
 def test_a_token_of_another_query_is_refused() -> None:

@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.value import coerce, from_python, micros, to_python
 from flywheel_protos.types.v1 import value_pb2
 
 
 @pytest.mark.parametrize(
-    "value", [None, True, 0, -(2**63), 1.5, "", "ä", b"\x00", datetime(2013, 1, 1, tzinfo=UTC), [1, "a", [None, 2.0]]]
+    "value",
+    [None, True, 0, -(2**63), 1.5, "", "ä", b"\x00", datetime(2013, 1, 1, tzinfo=UTC), [1, "a", [None, 2.0]]],
 )
 def test_values_come_back_with_their_type(value: Any) -> None:
     back = to_python(from_python(value))
@@ -54,10 +56,16 @@ def test_values_widen_to_the_declared_type(value: Any, kind: int, expected: Any)
 @pytest.mark.parametrize(
     ("value", "kind"),
     [
-        ("3", value_pb2.DATA_TYPE_INT64), (3.5, value_pb2.DATA_TYPE_INT64), (True, value_pb2.DATA_TYPE_INT64),
-        (True, value_pb2.DATA_TYPE_FLOAT64), (1, value_pb2.DATA_TYPE_BOOL), (1, value_pb2.DATA_TYPE_STRING),
-        ("yesterday", value_pb2.DATA_TYPE_TIMESTAMP), (1.0, value_pb2.DATA_TYPE_FLOAT64_LIST),
-        (float("nan"), value_pb2.DATA_TYPE_INT64), (float("inf"), value_pb2.DATA_TYPE_INT64),
+        ("3", value_pb2.DATA_TYPE_INT64),
+        (3.5, value_pb2.DATA_TYPE_INT64),
+        (True, value_pb2.DATA_TYPE_INT64),
+        (True, value_pb2.DATA_TYPE_FLOAT64),
+        (1, value_pb2.DATA_TYPE_BOOL),
+        (1, value_pb2.DATA_TYPE_STRING),
+        ("yesterday", value_pb2.DATA_TYPE_TIMESTAMP),
+        (1.0, value_pb2.DATA_TYPE_FLOAT64_LIST),
+        (float("nan"), value_pb2.DATA_TYPE_INT64),
+        (float("inf"), value_pb2.DATA_TYPE_INT64),
     ],
 )
 def test_other_types_are_refused_naming_the_field(value: Any, kind: int) -> None:

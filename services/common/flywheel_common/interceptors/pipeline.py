@@ -67,10 +67,18 @@ class Pipeline:
             behavior = handler.unary_stream if handler.response_streaming else handler.unary_unary
         if handler.response_streaming:
             wrapped = self._streaming(method, behavior, parse, handler.request_streaming)
-            make = grpc.stream_stream_rpc_method_handler if handler.request_streaming else grpc.unary_stream_rpc_method_handler
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
         else:
             wrapped = self._single(method, behavior, parse, handler.request_streaming)
-            make = grpc.stream_unary_rpc_method_handler if handler.request_streaming else grpc.unary_unary_rpc_method_handler
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
         return make(wrapped, request_deserializer=None, response_serializer=handler.response_serializer)
 
     def _single(self, method: str, behavior: Any, parse: Any, request_streaming: bool) -> Any:
@@ -90,7 +98,7 @@ class Pipeline:
                     async with asyncio.timeout(default):
                         return await behavior(request, context)
                 return await behavior(request, context)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - _fail always raises
                 await self._fail(state, error, context)
             finally:
                 self._leave(state)
@@ -118,7 +126,7 @@ class Pipeline:
             except GeneratorExit:
                 state.code = "CANCELLED"
                 raise
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 - _fail always raises
                 await self._fail(state, error, context)
             finally:
                 self._leave(state)
@@ -190,7 +198,9 @@ class Pipeline:
             error_id = new_id()
             log.error("unhandled exception", error_id=error_id, exc_info=error)
             mapped = Internal(
-                f"Something went wrong inside the service: report error id {error_id}.", reason="INTERNAL", error_id=error_id
+                f"Something went wrong inside the service: report error id {error_id}.",
+                reason="INTERNAL",
+                error_id=error_id,
             )
         if isinstance(mapped, Internal) and mapped is error:
             log.error("internal error", reason=mapped.reason, exc_info=error)
@@ -210,8 +220,14 @@ class Pipeline:
             state.span.end()
         if self._rpc_log is not None and call is not None:
             self._rpc_log.write(
-                time.time(), state.method, call.actor or call.principal.subject, state.code, seconds, call.request_id,
-                call.traceparent[3:35], state.reason,
+                time.time(),
+                state.method,
+                call.actor or call.principal.subject,
+                state.code,
+                seconds,
+                call.request_id,
+                call.traceparent[3:35],
+                state.reason,
             )
 
 

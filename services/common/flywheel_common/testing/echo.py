@@ -94,7 +94,9 @@ class EchoStub:
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         codec: dict[str, Any] = {
-            "request_serializer": Value.SerializeToString, "response_deserializer": Value.FromString, "_registered_method": True,
+            "request_serializer": Value.SerializeToString,
+            "response_deserializer": Value.FromString,
+            "_registered_method": True,
         }
         self.Echo = channel.unary_unary(f"/{SERVICE}/Echo", **codec)
         self.Count = channel.unary_stream(f"/{SERVICE}/Count", **codec)

@@ -1,0 +1,162 @@
+"""One law for every object store: memory and the real S3."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from flywheel_common import errors
+from flywheel_common.config import S3Settings
+from flywheel_common.objects import MemoryObjectStore, ObjectStore, content_key, put_content
+from flywheel_common.s3 import PART_BYTES, S3ObjectStore, object_store
+
+
+@pytest.fixture(params=["memory", "s3"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[ObjectStore]:
+    if request.param == "memory":
+        yield MemoryObjectStore()
+        return
+    async with object_store(s3_settings(request), prefix="below/") as opened:
+        await opened.ensure_bucket()
+        await opened.ensure_bucket()
+        yield opened
+
+
+def s3_settings(request: pytest.FixtureRequest, **changes: Any) -> S3Settings:
+    server, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
+    values = {
+        "s3_endpoint": server.endpoint,
+        "s3_access_key": server.access_key,
+        "s3_secret_key": server.secret_key,
+        "s3_bucket": bucket,
+    }
+    return S3Settings(**{**values, **changes})
+
+
+async def chunks(*parts: bytes) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
+
+
+async def keys(store: ObjectStore, prefix: str = "") -> list[str]:
+    return [info.key async for info in store.list(prefix)]
+
+
+async def test_what_was_put_is_got(store: ObjectStore) -> None:
+    digest = await store.put("a/b", b"hello")
+    assert await store.get("a/b") == b"hello"
+    assert (digest.size, digest.sha256) == (5, hashlib.sha256(b"hello").hexdigest())
+
+
+async def test_the_last_put_wins(store: ObjectStore) -> None:
+    await store.put("a", b"one")
+    await store.put("a", b"two")
+    assert await store.get("a") == b"two"
+
+
+async def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
+    await store.put("empty", b"")
+    assert await store.get("empty") == b""
+    assert [c async for c in store.stream("empty")] == []
+    info = await store.head("empty")
+    assert info is not None
+    assert info.size == 0
+
+
+async def test_what_is_absent_is_not_found(store: ObjectStore) -> None:
+    for read in (store.get("nope"), store.stream("nope").__anext__()):
+        with pytest.raises(errors.NotFound) as caught:
+            await read
+        assert caught.value.reason == "OBJECT_NOT_FOUND"
+    assert await store.head("nope") is None
+    await store.delete("nope")
+
+
+async def test_a_stream_larger_than_a_part_arrives_whole_with_its_digest(store: ObjectStore) -> None:
+    data = os.urandom(2 * PART_BYTES + 12_345)
+    pieces = [data[i : i + 700_001] for i in range(0, len(data), 700_001)]
+    digest = await store.put_stream("big", chunks(*pieces))
+    assert (digest.size, digest.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+    back = [c async for c in store.stream("big", 1_000_000)]
+    assert b"".join(back) == data
+    assert max(map(len, back)) <= 1_000_000
+
+
+async def test_a_stream_that_breaks_leaves_nothing(store: ObjectStore) -> None:
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x" * (PART_BYTES + 1)
+        raise RuntimeError("client went away")
+
+    with pytest.raises(RuntimeError, match="went away"):
+        await store.put_stream("broken", broken())
+    assert await store.head("broken") is None
+    assert await keys(store) == []
+
+
+async def test_listing_is_by_prefix_in_key_order(store: ObjectStore) -> None:
+    for key in ("b/2", "a/1", "b/1", "c"):
+        await store.put(key, b"x")
+    assert await keys(store) == ["a/1", "b/1", "b/2", "c"]
+    assert await keys(store, "b/") == ["b/1", "b/2"]
+    assert await keys(store, "nope/") == []
+
+
+async def test_copy_and_delete(store: ObjectStore) -> None:
+    await store.put("a", b"x")
+    await store.copy("a", "b/c")
+    await store.delete("a")
+    assert await keys(store) == ["b/c"]
+    assert await store.get("b/c") == b"x"
+    with pytest.raises(errors.NotFound):
+        await store.copy("a", "d")
+
+
+async def test_content_lives_under_its_digest(store: ObjectStore) -> None:
+    sha = hashlib.sha256(b"weights").hexdigest()
+    for _ in range(2):
+        key, digest = await put_content(store, b"weights", prefix="models/")
+        assert (key, digest.sha256) == (f"models/sha256/{sha[:2]}/{sha[2:4]}/{sha}", sha)
+    assert await keys(store) == [f"models/{content_key(sha)}"]
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a//b", "../a", "a/../b", "a/.", "a/", "x" * 1000, "a\0b"])
+async def test_keys_that_could_lead_elsewhere_are_refused(store: ObjectStore, key: str) -> None:
+    for act in (store.put(key, b"x"), store.get(key), store.head(key), store.delete(key)):
+        with pytest.raises(errors.InvalidArgument) as caught:
+            await act
+        assert caught.value.reason == "INVALID_OBJECT_KEY"
+
+
+async def test_a_store_that_is_away_is_unavailable(request: pytest.FixtureRequest, free_port: Any) -> None:
+    async with object_store(s3_settings(request, s3_endpoint=f"http://127.0.0.1:{free_port()}")) as away:
+        with pytest.raises(errors.Unavailable) as caught:
+            await away.get("a")
+    assert caught.value.reason == "S3_UNAVAILABLE"
+
+
+async def test_a_wrong_key_is_refused_not_retried(request: pytest.FixtureRequest) -> None:
+    async with object_store(s3_settings(request, s3_secret_key="wrong-secret")) as refused:
+        with pytest.raises(errors.FailedPrecondition) as caught:
+            await refused.get("a")
+    assert caught.value.reason == "S3_REFUSED"
+    assert isinstance(refused, S3ObjectStore)
+
+
+async def test_pyarrow_reads_what_the_store_wrote_and_back(request: pytest.FixtureRequest) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from flywheel_common.s3 import arrow_filesystem
+
+    settings = s3_settings(request)
+    table = pa.table({"x": [1, 2, 3]})
+    async with object_store(settings) as store:
+        await store.ensure_bucket()
+        filesystem = arrow_filesystem(settings)
+        pq.write_table(table, f"{settings.s3_bucket}/t/a.parquet", filesystem=filesystem)
+        await store.put("t/b.parquet", await store.get("t/a.parquet"))
+    assert pq.read_table(f"{settings.s3_bucket}/t/b.parquet", filesystem=filesystem).equals(table)
