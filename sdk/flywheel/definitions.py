@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -28,7 +29,7 @@ class Metadata:
     owner: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
-    def texts(self) -> dict[str, object]:
+    def texts(self) -> dict[str, Any]:
         return {
             "description": self.description,
             "owner": self.owner,
@@ -48,7 +49,7 @@ class Entity(Metadata):
             name=f"projects/{project}/entities/{self.name}",
             join_keys=fields(self.keys),
             **self.texts(),
-        )  # type: ignore[arg-type]
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Source(Metadata):
             schema=fields(self.schema),
             timestamp_field=self.timestamp,
             created_field=self.created,
-            **self.texts(),  # type: ignore[arg-type]
+            **self.texts(),
         )
 
 
@@ -121,7 +122,7 @@ class Aggregation:
     def proto(self) -> pb.Aggregation:
         return pb.Aggregation(
             name=self.name,
-            function=self.function,  # type: ignore[arg-type]
+            function=self.function,
             field=self.field,
             window=_duration(self.window),
             limit=self.limit,
@@ -177,7 +178,7 @@ class View(Metadata):
     freshness_sla: str | timedelta | None = field(default=None, kw_only=True)
 
     def proto(self, project: str) -> pb.View:
-        result = pb.View(name=f"projects/{project}/views/{self.name}", **self.texts())  # type: ignore[arg-type]
+        result = pb.View(name=f"projects/{project}/views/{self.name}", **self.texts())
         if self.ttl is not None:
             result.ttl.CopyFrom(_duration(self.ttl))
         if self.freshness_sla is not None:
@@ -198,7 +199,7 @@ class BatchView(View):
         result.entity = self.entity.proto(project).name
         result.batch.source = self.source.proto(project).name
         for name, kind in self.features.items():
-            result.batch.features.add(name=name, data_type=kind)  # type: ignore[arg-type]
+            result.batch.features.add(name=name, data_type=kind)
         return result
 
 
@@ -254,7 +255,7 @@ class FeatureSet(Metadata):
         return pb.FeatureSet(
             name=f"projects/{project}/featureSets/{self.name}",
             features=list(self.features),
-            **self.texts(),  # type: ignore[arg-type]
+            **self.texts(),
         )
 
 
