@@ -230,9 +230,9 @@ def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
         training_dataset=value.training_dataset,
         signature=pb.Signature(
             inputs=[
-                pb.SignatureInput(name=i.name, data_type=i.data_type, vocabulary=i.vocabulary)
+                pb.SignatureInput(name=i.name, data_type=i.data_type, vocabulary=i.vocabulary)  # type: ignore[arg-type]
                 for i in value.signature
-            ]  # type: ignore[arg-type]
+            ]
         ),
         artifacts=[
             pb.Artifact(name=a.name, size_bytes=a.size_bytes, sha256=a.sha256) for a in value.artifacts

@@ -115,9 +115,7 @@ def check_release(release: Release) -> None:
                     "An isotonic calibration needs equally many finite x and y, at least one.",
                     reason="INVALID_CALIBRATION",
                 )
-            if any(a >= b for a, b in pairwise(x)) or any(
-                a > b for a, b in pairwise(y)
-            ):
+            if any(a >= b for a, b in pairwise(x)) or any(a > b for a, b in pairwise(y)):
                 raise InvalidArgument(
                     "An isotonic calibration needs rising x and non-falling y.", reason="INVALID_CALIBRATION"
                 )

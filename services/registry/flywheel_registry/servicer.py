@@ -1,6 +1,5 @@
 """The edge: protobuf in, a use case, protobuf out."""
 
-# ruff: noqa: N802, ARG002 - the names and signatures are those of the protos
 from __future__ import annotations
 
 import time

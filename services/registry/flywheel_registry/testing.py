@@ -48,7 +48,9 @@ def comparison(*, labelled: int = 1000, predictions: int = 2000, delta: float = 
     """Evidence over `days` of event time, with delta ± half."""
     answer = monitor_pb2.CompareVariantsResponse(
         champion=monitor_pb2.VariantStatistics(predictions=predictions, labelled=labelled, score_stddev=0.1),
-        challenger=monitor_pb2.VariantStatistics(predictions=predictions, labelled=labelled, error_rate=error_rate, score_stddev=0.1),
+        challenger=monitor_pb2.VariantStatistics(
+            predictions=predictions, labelled=labelled, error_rate=error_rate, score_stddev=0.1
+        ),
         labelled=labelled,
         log_loss_delta=delta,
         log_loss_delta_upper=delta + half,
@@ -83,7 +85,7 @@ async def running(settings: RegistrySettings) -> AsyncIterator[Any]:
             while server.port == 0 and not task.done():
                 await asyncio.sleep(0.01)
             async with channel(f"127.0.0.1:{server.port}", client_name="tests", health_check=False) as peer:
-                stub = registry_pb2_grpc.RegistryServiceStub(peer)
+                stub: Any = registry_pb2_grpc.RegistryServiceStub(peer)
                 stub.address = f"127.0.0.1:{server.port}"
                 stub.methods = server.methods
                 yield stub
@@ -102,21 +104,37 @@ class Story:
     async def create(self, **policy: Any) -> model_pb2.Model:
         model = model_pb2.Model(**policy)
         model_id = self.model.rsplit("/", 1)[1]
-        return (await self.stub.CreateModel(registry_pb2.CreateModelRequest(parent="projects/default", model_id=model_id, model=model))).model
+        return (
+            await self.stub.CreateModel(
+                registry_pb2.CreateModelRequest(parent="projects/default", model_id=model_id, model=model)
+            )
+        ).model
 
-    async def version(self, content: bytes = b"onnx bytes", upload: bool = True, **metrics: float) -> model_pb2.ModelVersion:
+    async def version(
+        self, content: bytes = b"onnx bytes", upload: bool = True, **metrics: float
+    ) -> model_pb2.ModelVersion:
         """A registered version with one uploaded file."""
         declared = model_pb2.ModelVersion(
             metrics=metrics or {"auc": 0.75, "rows": 1000},
-            artifacts=[model_pb2.Artifact(name="model.onnx", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())],
-            signature=model_pb2.Signature(inputs=[model_pb2.SignatureInput(name="view__a", data_type=3)]),
-            golden_rows=model_pb2.GoldenRows(row_count=1, inputs=struct.pack("<f", 1.0), scores=struct.pack("<f", 0.5)),
+            artifacts=[
+                model_pb2.Artifact(
+                    name="model.onnx", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+                )
+            ],
+            signature=model_pb2.Signature(
+                inputs=[model_pb2.SignatureInput(name="view__a", data_type="DATA_TYPE_FLOAT64")]
+            ),
+            golden_rows=model_pb2.GoldenRows(
+                row_count=1, inputs=struct.pack("<f", 1.0), scores=struct.pack("<f", 0.5)
+            ),
         )
         request = registry_pb2.CreateModelVersionRequest(parent=self.model, model_version=declared)
         version = (await self.stub.CreateModelVersion(request)).model_version
         return await self.upload(version.name, content) if upload else version
 
-    async def upload(self, version: str, content: bytes, artifact: str = "model.onnx", chunk: int = 1 << 20) -> model_pb2.ModelVersion:
+    async def upload(
+        self, version: str, content: bytes, artifact: str = "model.onnx", chunk: int = 1 << 20
+    ) -> model_pb2.ModelVersion:
         def messages() -> Any:
             target = registry_pb2.UploadArtifactRequest.Target(model_version=version, artifact=artifact)
             yield registry_pb2.UploadArtifactRequest(target=target)
@@ -130,7 +148,9 @@ class Story:
         return b"".join([part.data async for part in self.stub.DownloadArtifact(request)])
 
     async def promote(self, version: str, **fields: Any) -> registry_pb2.PromoteModelVersionResponse:
-        return await self.stub.PromoteModelVersion(registry_pb2.PromoteModelVersionRequest(name=version, **fields))
+        return await self.stub.PromoteModelVersion(
+            registry_pb2.PromoteModelVersionRequest(name=version, **fields)
+        )
 
     async def stage(self, version: str) -> str:
         found = await self.stub.GetModelVersion(registry_pb2.GetModelVersionRequest(name=version))
@@ -138,9 +158,15 @@ class Story:
 
     async def release(self, version: str, **fields: Any) -> model_pb2.Release:
         release = model_pb2.Release(model_version=version, threshold=fields.pop("threshold", 0.5), **fields)
-        return (await self.stub.CreateRelease(registry_pb2.CreateReleaseRequest(parent=self.model, release=release))).release
+        return (
+            await self.stub.CreateRelease(
+                registry_pb2.CreateReleaseRequest(parent=self.model, release=release)
+            )
+        ).release
 
-    async def staged(self, content: bytes = b"onnx bytes") -> tuple[model_pb2.ModelVersion, model_pb2.Release]:
+    async def staged(
+        self, content: bytes = b"onnx bytes"
+    ) -> tuple[model_pb2.ModelVersion, model_pb2.Release]:
         """A version in STAGING and its release."""
         version = await self.version(content)
         assert (await self.promote(version.name)).passed
@@ -161,10 +187,10 @@ class Story:
 
     async def audit(self) -> list[model_pb2.AuditEntry]:
         """Oldest first."""
-        found = await self.stub.ListAuditEntries(registry_pb2.ListAuditEntriesRequest(parent=self.model, page_size=1000))
+        found = await self.stub.ListAuditEntries(
+            registry_pb2.ListAuditEntriesRequest(parent=self.model, page_size=1000)
+        )
         return list(reversed(found.entries))
-
-
 
 
 class Refusal:
@@ -182,6 +208,8 @@ def refused(code: str, reason: str) -> Iterator[Refusal]:
     except grpc.RpcError as error:
         mapped = from_rpc_error(error)
         seen.message = mapped.message
-        assert (mapped.code.name, mapped.reason) == (code, reason), f"{mapped.code.name} {mapped.reason}: {mapped.message}"
+        assert (mapped.code.name, mapped.reason) == (code, reason), (
+            f"{mapped.code.name} {mapped.reason}: {mapped.message}"
+        )
     else:
         raise AssertionError(f"not refused with {code} {reason}")

@@ -22,7 +22,9 @@ CHUNK_BYTES = 1024 * 1024
 class Transfers:
     """`prepare` makes sure that the object store can be written to (its bucket exists); asked until it succeeds once."""
 
-    def __init__(self, store: Store, objects: ObjectStore, clock: Clock, prepare: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, store: Store, objects: ObjectStore, clock: Clock, prepare: Callable[[], Awaitable[None]]
+    ) -> None:
         self._store = store
         self._prepare = prepare
         self._prepared = False

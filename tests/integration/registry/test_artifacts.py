@@ -18,7 +18,9 @@ async def keys(s3: S3, bucket: str) -> dict[str, int]:
     from flywheel_common.config import S3Settings
     from flywheel_common.s3 import object_store
 
-    chosen = S3Settings(s3_endpoint=s3.endpoint, s3_access_key=s3.access_key, s3_secret_key=s3.secret_key, s3_bucket=bucket)
+    chosen = S3Settings(
+        s3_endpoint=s3.endpoint, s3_access_key=s3.access_key, s3_secret_key=s3.secret_key, s3_bucket=bucket
+    )
     async with object_store(chosen) as store:
         return {info.key: info.size async for info in store.list()}
 
@@ -33,7 +35,9 @@ async def test_bytes_come_back_as_they_went_in(story: Story, size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [100, 20_000_000])
-async def test_a_wrong_byte_keeps_nothing_and_the_right_bytes_may_follow(story: Story, s3: S3, bucket: str, size: int) -> None:
+async def test_a_wrong_byte_keeps_nothing_and_the_right_bytes_may_follow(
+    story: Story, s3: S3, bucket: str, size: int
+) -> None:
     await story.create()
     content = os.urandom(size)
     version = await story.version(content, upload=False)
@@ -48,7 +52,9 @@ async def test_a_wrong_byte_keeps_nothing_and_the_right_bytes_may_follow(story: 
     assert ready.artifact_state == model_pb2.ARTIFACT_STATE_READY
 
 
-async def test_corrupt_bytes_in_the_store_are_never_served_whole_and_an_upload_repairs_them(story: Story, s3: S3, bucket: str) -> None:
+async def test_corrupt_bytes_in_the_store_are_never_served_whole_and_an_upload_repairs_them(
+    story: Story, s3: S3, bucket: str
+) -> None:
     from flywheel_common.config import S3Settings
     from flywheel_common.s3 import object_store
 
@@ -56,7 +62,9 @@ async def test_corrupt_bytes_in_the_store_are_never_served_whole_and_an_upload_r
     content = os.urandom(3_000_000)
     version = await story.version(content)
     (key,) = await keys(s3, bucket)
-    chosen = S3Settings(s3_endpoint=s3.endpoint, s3_access_key=s3.access_key, s3_secret_key=s3.secret_key, s3_bucket=bucket)
+    chosen = S3Settings(
+        s3_endpoint=s3.endpoint, s3_access_key=s3.access_key, s3_secret_key=s3.secret_key, s3_bucket=bucket
+    )
     async with object_store(chosen) as store:
         await store.put(key, content[:-1] + bytes([content[-1] ^ 1]))
         with refused("DATA_LOSS", "DIGEST_MISMATCH"):
@@ -68,14 +76,33 @@ async def test_corrupt_bytes_in_the_store_are_never_served_whole_and_an_upload_r
     assert await story.download(version.name) == content
 
 
-TRICKS = ["", ".", "..", "../x", "a/b", "/etc/passwd", "a\\b", "%2e%2e%2fx", "a#b", "a;b", "a b", "\u2024\u2024", "a\nb", "a\0b", "s3://b/k", "x" * 129]
+TRICKS = [
+    "",
+    ".",
+    "..",
+    "../x",
+    "a/b",
+    "/etc/passwd",
+    "a\\b",
+    "%2e%2e%2fx",
+    "a#b",
+    "a;b",
+    "a b",
+    "\u2024\u2024",
+    "a\nb",
+    "a\0b",
+    "s3://b/k",
+    "x" * 129,
+]
 
 
 @pytest.mark.parametrize("name", TRICKS)
 async def test_path_tricks_in_artifact_names_are_refused(story: Story, name: str) -> None:
     await story.create()
     artifact = model_pb2.Artifact(name=name, size_bytes=1, sha256="a" * 64)
-    request = registry_pb2.CreateModelVersionRequest(parent=story.model, model_version=model_pb2.ModelVersion(artifacts=[artifact]))
+    request = registry_pb2.CreateModelVersionRequest(
+        parent=story.model, model_version=model_pb2.ModelVersion(artifacts=[artifact])
+    )
     with refused("INVALID_ARGUMENT", "INVALID_TEXT" if "\0" in name else "INVALID_ARTIFACT_NAME"):
         await story.stub.CreateModelVersion(request)
     version = await story.version()

@@ -14,7 +14,9 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_registry.testing import Story, refused
 
 
-async def test_a_first_release_is_promoted_on_its_offline_gate_alone_and_the_audit_says_so(story: Story) -> None:
+async def test_a_first_release_is_promoted_on_its_offline_gate_alone_and_the_audit_says_so(
+    story: Story,
+) -> None:
     await story.create()
     version, release = await story.staged()
     rollout = await story.start(release.name, reason="go")
@@ -55,7 +57,9 @@ async def test_an_override_needs_a_reason_and_leaves_its_mark(story: Story) -> N
 
 
 async def test_registered_metrics_cannot_be_talked_away_at_the_gate(story: Story) -> None:
-    await story.create(gate_policy=model_pb2.GatePolicy(offline=[model_pb2.MetricThreshold(metric="auc", min=0.8)]))
+    await story.create(
+        gate_policy=model_pb2.GatePolicy(offline=[model_pb2.MetricThreshold(metric="auc", min=0.8)])
+    )
     version = await story.version(auc=0.75)
     with refused("INVALID_ARGUMENT", "EVIDENCE_CONFLICT"):
         await story.promote(version.name, evidence=model_pb2.Evidence(values={"auc": 0.9}))
@@ -75,7 +79,9 @@ async def test_illegal_transitions_name_the_legal_ones(story: Story) -> None:
     await story.create()
     champion, _ = await story.champion()
     with refused("FAILED_PRECONDITION", "ILLEGAL_TRANSITION") as error:
-        await story.stub.RejectModelVersion(registry_pb2.RejectModelVersionRequest(name=champion.name, reason="bad"))
+        await story.stub.RejectModelVersion(
+            registry_pb2.RejectModelVersionRequest(name=champion.name, reason="bad")
+        )
     assert "ARCHIVED" in error.message
     other = await story.version(b"other")
     await story.stub.RejectModelVersion(registry_pb2.RejectModelVersionRequest(name=other.name, reason="bad"))
@@ -106,7 +112,7 @@ async def test_a_hundred_racing_promotions_leave_one_champion(story: Story, data
         try:
             return (await story.promote(name, to_stage=model_pb2.STAGE_PRODUCTION)).passed
         except grpc.RpcError as error:
-            assert from_rpc_error(error).reason == "ILLEGAL_TRANSITION"
+            assert from_rpc_error(error).reason == "ILLEGAL_TRANSITION"  # noqa: PT017 - some win, the others must fail so
             return False
 
     won = await asyncio.gather(*(race(name) for name in versions))
@@ -129,15 +135,21 @@ async def test_a_hundred_racing_promotions_leave_one_champion(story: Story, data
         registry_pb2.ListModelVersionsRequest(parent=story.model, filter="stage=PRODUCTION")
     )
     assert len(production.model_versions) == 1
-    history = await story.stub.ListServingHistory(registry_pb2.ListServingHistoryRequest(parent=story.model, page_size=1000))
+    history = await story.stub.ListServingHistory(
+        registry_pb2.ListServingHistoryRequest(parent=story.model, page_size=1000)
+    )
     assert len(history.spans) == 100
     assert [span.HasField("until") for span in history.spans] == [False] + [True] * 99
 
 
 async def test_a_hundred_concurrent_equal_request_ids_make_one_version(story: Story) -> None:
     await story.create()
-    version = model_pb2.ModelVersion(artifacts=[model_pb2.Artifact(name="model.onnx", size_bytes=1, sha256="a" * 64)])
-    request = registry_pb2.CreateModelVersionRequest(parent=story.model, model_version=version, request_id="wf:register")
+    version = model_pb2.ModelVersion(
+        artifacts=[model_pb2.Artifact(name="model.onnx", size_bytes=1, sha256="a" * 64)]
+    )
+    request = registry_pb2.CreateModelVersionRequest(
+        parent=story.model, model_version=version, request_id="wf:register"
+    )
     answers = await asyncio.gather(*(story.stub.CreateModelVersion(request, timeout=60) for _ in range(100)))
     assert {a.model_version.name for a in answers} == {f"{story.model}/versions/1"}
     listed = await story.stub.ListModelVersions(registry_pb2.ListModelVersionsRequest(parent=story.model))
@@ -179,31 +191,56 @@ async def test_pages_of_versions_are_whole_and_newest_first(story: Story) -> Non
     [
         ("GetModel", registry_pb2.GetModelRequest(name="projects/default/models/none"), "NOT_FOUND", "UNKNOWN_MODEL"),
         ("GetModel", registry_pb2.GetModelRequest(name="projects/../models/x"), "INVALID_ARGUMENT", "INVALID_NAME"),
-        ("GetModelVersion", registry_pb2.GetModelVersionRequest(name="projects/default/models/late/versions/99999999999999999"), "NOT_FOUND", "UNKNOWN_MODEL_VERSION"),
+        (
+            "GetModelVersion",
+            registry_pb2.GetModelVersionRequest(name="projects/default/models/late/versions/99999999999999999"),
+            "NOT_FOUND", "UNKNOWN_MODEL_VERSION",
+        ),
         ("GetRelease", registry_pb2.GetReleaseRequest(name="projects/default/models/late/releases/1"), "NOT_FOUND", "UNKNOWN_RELEASE"),
         ("GetRollout", registry_pb2.GetRolloutRequest(name="projects/default/models/late/rollouts/1"), "NOT_FOUND", "UNKNOWN_ROLLOUT"),
         ("GetEvidence", registry_pb2.GetEvidenceRequest(name="projects/default/models/late/evidence/1"), "NOT_FOUND", "UNKNOWN_EVIDENCE"),
         ("CreateModel", registry_pb2.CreateModelRequest(parent="projects/default", model_id="late"), "ALREADY_EXISTS", "MODEL_EXISTS"),
-        ("CreateModel", registry_pb2.CreateModelRequest(parent="projects/default", model_id="m", model=model_pb2.Model(owner="a\0b")), "INVALID_ARGUMENT", "INVALID_TEXT"),
+        (
+            "CreateModel",
+            registry_pb2.CreateModelRequest(parent="projects/default", model_id="m", model=model_pb2.Model(owner="a\0b")),
+            "INVALID_ARGUMENT", "INVALID_TEXT",
+        ),
         ("CreateModel", registry_pb2.CreateModelRequest(parent="projects/default", model_id="m", model=model_pb2.Model(
             rollout_policy=model_pb2.RolloutPolicy(canary_percents=[50, 20]))), "INVALID_ARGUMENT", "INVALID_POLICY"),
-        ("ListModelVersions", registry_pb2.ListModelVersionsRequest(parent="projects/default/models/late", filter="colour=red"), "INVALID_ARGUMENT", "INVALID_FILTER"),
-        ("ListModelVersions", registry_pb2.ListModelVersionsRequest(parent="projects/default/models/late", page_token="xx"), "INVALID_ARGUMENT", "INVALID_PAGE_TOKEN"),
+        (
+            "ListModelVersions",
+            registry_pb2.ListModelVersionsRequest(parent="projects/default/models/late", filter="colour=red"),
+            "INVALID_ARGUMENT", "INVALID_FILTER",
+        ),
+        (
+            "ListModelVersions",
+            registry_pb2.ListModelVersionsRequest(parent="projects/default/models/late", page_token="xx"),
+            "INVALID_ARGUMENT", "INVALID_PAGE_TOKEN",
+        ),
         ("RollbackModel", registry_pb2.RollbackModelRequest(name="projects/default/models/late"), "FAILED_PRECONDITION", "NOTHING_TO_ROLL_BACK_TO"),
     ],
 )  # fmt: skip
-async def test_bad_requests_get_the_documented_status(story: Story, method: str, request_: Any, code: str, reason: str) -> None:
+async def test_bad_requests_get_the_documented_status(
+    story: Story, method: str, request_: Any, code: str, reason: str
+) -> None:
     await story.create()
     with refused(code, reason):
         await getattr(story.stub, method)(request_)
 
 
-async def test_the_audit_chain_is_kept_by_the_database_and_shows_tampering(story: Story, database: str) -> None:
+async def test_the_audit_chain_is_kept_by_the_database_and_shows_tampering(
+    story: Story, database: str
+) -> None:
     await story.create()
     await story.champion()
     conn = await asyncpg.connect(database)
     try:
-        for statement in ("UPDATE audit SET reason = 'x'", "DELETE FROM audit", "TRUNCATE audit", "UPDATE release SET version = 2"):
+        for statement in (
+            "UPDATE audit SET reason = 'x'",
+            "DELETE FROM audit",
+            "TRUNCATE audit",
+            "UPDATE release SET version = 2",
+        ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await conn.execute(statement)
         from flywheel_common.postgres import create_pool

@@ -37,7 +37,9 @@ class FakeGateway:
     async def _report(self) -> None:
         while True:
             seen = [model_pb2.ObservedModel(model=m, generation=g) for m, g in self.applied.items()]
-            await self.stub.ReportServing(registry_pb2.ReportServingRequest(gateway_id=self.name, models=seen))
+            await self.stub.ReportServing(
+                registry_pb2.ReportServingRequest(gateway_id=self.name, models=seen)
+            )
             await asyncio.sleep(0.05)
 
 
@@ -82,9 +84,13 @@ async def test_a_rollback_answers_when_every_live_gateway_applies_it(story: Stor
         assert [w.release.name for w in serving.warm] == [releases[1].name]
     assert answer.model.production_release == releases[0].name
     assert [await story.stage(v.name) for v in versions] == ["PRODUCTION", "ARCHIVED"]
-    history = (await story.stub.ListServingHistory(registry_pb2.ListServingHistoryRequest(parent=story.model))).spans
+    history = (
+        await story.stub.ListServingHistory(registry_pb2.ListServingHistoryRequest(parent=story.model))
+    ).spans
     assert [span.release for span in history] == [releases[0].name, releases[1].name, releases[0].name]
-    assert [(e.action, e.subject) for e in await story.audit() if e.action == "ROLLBACK"] == [("ROLLBACK", versions[0].name)]
+    assert [(e.action, e.subject) for e in await story.audit() if e.action == "ROLLBACK"] == [
+        ("ROLLBACK", versions[0].name)
+    ]
 
 
 async def test_a_gateway_that_never_applies_makes_it_incomplete_but_the_rollback_stands(story: Story) -> None:
@@ -123,7 +129,9 @@ async def test_a_repeated_request_id_rolls_back_once(story: Story) -> None:
     await story.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="test")
     answers = await asyncio.gather(*(roll_back(story, request_id="incident-1") for _ in range(10)))
     assert {a.model.production_release for a in answers} == {releases[1].name}
-    history = (await story.stub.ListServingHistory(registry_pb2.ListServingHistoryRequest(parent=story.model))).spans
+    history = (
+        await story.stub.ListServingHistory(registry_pb2.ListServingHistoryRequest(parent=story.model))
+    ).spans
     assert len(history) == 4
 
 
@@ -141,7 +149,9 @@ async def test_a_rollback_ends_an_active_rollout(story: Story) -> None:
     assert (await story.rollout(rollout.name)).state == model_pb2.ROLLOUT_STATE_ABORTED
 
 
-async def test_watchers_of_every_replica_see_a_change_made_at_another(settings: Callable[..., RegistrySettings]) -> None:
+async def test_watchers_of_every_replica_see_a_change_made_at_another(
+    settings: Callable[..., RegistrySettings],
+) -> None:
     async with running(settings()) as one, running(settings()) as two:
         story = Story(one)
         _, releases = await replaced(story)

@@ -13,11 +13,18 @@ from flywheel_registry.config import RegistrySettings
 from flywheel_registry.testing import START, FakeMonitor, Story, comparison, refused, running, serving_monitor
 
 SHADOW, CANARY = 1, 2
-POLICY = model_pb2.RolloutPolicy(shadow_min_labelled=200, shadow_max_log_loss_delta=0.0, canary_min_predictions=100, canary_max_log_loss_delta=0.02)
+POLICY = model_pb2.RolloutPolicy(
+    shadow_min_labelled=200,
+    shadow_max_log_loss_delta=0.0,
+    canary_min_predictions=100,
+    canary_max_log_loss_delta=0.02,
+)
 POLICY.min_bake.FromSeconds(86_400)
 
 
-async def challenge(story: Story, **policy: Any) -> tuple[model_pb2.ModelVersion, model_pb2.ModelVersion, model_pb2.Rollout]:
+async def challenge(
+    story: Story, **policy: Any
+) -> tuple[model_pb2.ModelVersion, model_pb2.ModelVersion, model_pb2.Rollout]:
     """A champion, and a challenger in shadow."""
     await story.create(rollout_policy=POLICY)
     champion, _ = await story.champion()
@@ -35,16 +42,25 @@ async def ended(story: Story, rollout: str, state: str) -> model_pb2.Rollout:
     return found
 
 
-async def test_a_better_challenger_goes_through_shadow_and_canary_to_production(story: Story, monitor: FakeMonitor) -> None:
+async def test_a_better_challenger_goes_through_shadow_and_canary_to_production(
+    story: Story, monitor: FakeMonitor
+) -> None:
     champion, challenger, rollout = await challenge(story)
     assert rollout.state == model_pb2.ROLLOUT_STATE_SHADOW
     monitor.answers = {SHADOW: comparison(), CANARY: comparison(predictions=150, labelled=40)}
     done = await ended(story, rollout.name, "PROMOTED")
-    states = [(model_pb2.RolloutState.Name(s.state).removeprefix("ROLLOUT_STATE_"), s.challenger_percent) for s in done.history]
+    states = [
+        (model_pb2.RolloutState.Name(s.state).removeprefix("ROLLOUT_STATE_"), s.challenger_percent)
+        for s in done.history
+    ]
     assert states == [("SHADOW", 0), ("CANARY", 5), ("CANARY", 20), ("CANARY", 100), ("PROMOTED", 100)]
     assert await story.stage(challenger.name) == "PRODUCTION"
     assert await story.stage(champion.name) == "ARCHIVED"
-    moves = [(e.subject, e.from_state, e.to_state) for e in await story.audit() if e.subject in (challenger.name, champion.name) and e.from_state]
+    moves = [
+        (e.subject, e.from_state, e.to_state)
+        for e in await story.audit()
+        if e.subject in (challenger.name, champion.name) and e.from_state
+    ]
     assert moves[-4:] == [
         (challenger.name, "NONE", "STAGING"),
         (challenger.name, "STAGING", "CANDIDATE"),
@@ -81,12 +97,17 @@ async def test_missing_evidence_and_a_dead_monitor_hold(story: Story, monitor: F
     assert (await story.rollout(rollout.name)).step_started_at == comparison().first_event
 
 
-async def test_a_canary_that_breaks_a_guardrail_is_rolled_back_but_may_try_again(story: Story, monitor: FakeMonitor) -> None:
+async def test_a_canary_that_breaks_a_guardrail_is_rolled_back_but_may_try_again(
+    story: Story, monitor: FakeMonitor
+) -> None:
     policy = model_pb2.RolloutPolicy()
     policy.CopyFrom(POLICY)
     policy.max_error_rate = 0.01
     champion, challenger, rollout = await challenge(story, policy=policy)
-    monitor.answers = {SHADOW: comparison(), CANARY: comparison(predictions=50, labelled=0, days=0.0, error_rate=0.2)}
+    monitor.answers = {
+        SHADOW: comparison(),
+        CANARY: comparison(predictions=50, labelled=0, days=0.0, error_rate=0.2),
+    }
     done = await ended(story, rollout.name, "ROLLED_BACK")
     assert "error rate 0.2" in done.reason
     assert done.challenger_percent == 0
@@ -94,16 +115,22 @@ async def test_a_canary_that_breaks_a_guardrail_is_rolled_back_but_may_try_again
     assert await story.stage(champion.name) == "PRODUCTION"
 
 
-async def test_a_canary_of_worse_quality_is_rolled_back_and_rejected(story: Story, monitor: FakeMonitor) -> None:
+async def test_a_canary_of_worse_quality_is_rolled_back_and_rejected(
+    story: Story, monitor: FakeMonitor
+) -> None:
     _, challenger, rollout = await challenge(story)
     monitor.answers = {SHADOW: comparison(), CANARY: comparison(delta=0.05, half=0.01)}
     await ended(story, rollout.name, "ROLLED_BACK")
     assert await story.stage(challenger.name) == "REJECTED"
 
 
-async def test_a_paused_rollout_decides_nothing_until_it_is_resumed(story: Story, monitor: FakeMonitor) -> None:
+async def test_a_paused_rollout_decides_nothing_until_it_is_resumed(
+    story: Story, monitor: FakeMonitor
+) -> None:
     _, _, rollout = await challenge(story)
-    paused = (await story.stub.PauseRollout(registry_pb2.PauseRolloutRequest(name=rollout.name, reason="wait"))).rollout
+    paused = (
+        await story.stub.PauseRollout(registry_pb2.PauseRolloutRequest(name=rollout.name, reason="wait"))
+    ).rollout
     assert paused.state == model_pb2.ROLLOUT_STATE_PAUSED
     asked = len(monitor.asked)
     monitor.answers = {SHADOW: comparison(), CANARY: comparison()}
@@ -119,10 +146,16 @@ async def test_steps_can_be_skipped_with_a_reason_and_a_rollout_aborted(story: S
     champion, challenger, rollout = await challenge(story)
     with refused("INVALID_ARGUMENT", "REASON_REQUIRED"):
         await story.stub.SkipRolloutStep(registry_pb2.SkipRolloutStepRequest(name=rollout.name))
-    skipped = (await story.stub.SkipRolloutStep(registry_pb2.SkipRolloutStepRequest(name=rollout.name, reason="known"))).rollout
+    skipped = (
+        await story.stub.SkipRolloutStep(
+            registry_pb2.SkipRolloutStepRequest(name=rollout.name, reason="known")
+        )
+    ).rollout
     assert (skipped.state, skipped.challenger_percent) == (model_pb2.ROLLOUT_STATE_CANARY, 5)
     assert await story.stage(challenger.name) == "CANDIDATE"
-    aborted = (await story.stub.AbortRollout(registry_pb2.AbortRolloutRequest(name=rollout.name, reason="enough"))).rollout
+    aborted = (
+        await story.stub.AbortRollout(registry_pb2.AbortRolloutRequest(name=rollout.name, reason="enough"))
+    ).rollout
     assert aborted.state == model_pb2.ROLLOUT_STATE_ABORTED
     assert await story.stage(champion.name) == "PRODUCTION"
 
@@ -140,7 +173,9 @@ async def test_one_rollout_at_a_time_and_only_of_staged_versions(story: Story) -
         await story.start(bundle.name)
 
 
-async def test_a_new_release_of_the_serving_version_can_be_rolled_out(story: Story, monitor: FakeMonitor) -> None:
+async def test_a_new_release_of_the_serving_version_can_be_rolled_out(
+    story: Story, monitor: FakeMonitor
+) -> None:
     await story.create(rollout_policy=POLICY)
     version, first = await story.champion()
     second = await story.release(version.name, threshold=0.4)
@@ -154,7 +189,9 @@ async def test_a_new_release_of_the_serving_version_can_be_rolled_out(story: Sto
     assert model.production_release == second.name
 
 
-async def test_a_rollout_goes_on_after_a_restart_and_waits_for_a_monitor_that_is_down(settings: Callable[..., RegistrySettings]) -> None:
+async def test_a_rollout_goes_on_after_a_restart_and_waits_for_a_monitor_that_is_down(
+    settings: Callable[..., RegistrySettings],
+) -> None:
     port = free_port()
     chosen = settings(monitor_address=f"127.0.0.1:{port}", monitor_timeout_seconds=0.5)
     async with running(chosen) as stub:

@@ -1,0 +1,157 @@
+"""The real process: events in Kafka, kill -9 in the middle of a rollout, the command line."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from aiokafka import AIOKafkaConsumer
+
+from flywheel_common.events import parse_event, payload_of
+from flywheel_common.grpc_channel import channel, from_rpc_error
+from flywheel_common.testing import eventually, free_port
+from flywheel_local.kafka import Kafka
+from flywheel_protos.events.v1.lifecycle_pb2 import ModelStageChanged, RolloutChanged
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
+from flywheel_registry.config import RegistrySettings
+from flywheel_registry.testing import FakeMonitor, Story, comparison
+
+COMMAND = [sys.executable, "-m", "flywheel_registry"]
+
+
+def environment(settings: RegistrySettings) -> dict[str, str]:
+    values = settings.model_dump()
+    wanted = (
+        "listen",
+        "metrics_listen",
+        "kafka_bootstrap",
+        "s3_endpoint",
+        "s3_bucket",
+        "monitor_address",
+        "tick_seconds",
+        "tick_lease_seconds",
+    )
+    secrets = {
+        "postgres_dsn": settings.dsn,
+        "s3_access_key": settings.s3_access_key.get_secret_value(),
+        "s3_secret_key": settings.s3_secret_key.get_secret_value(),
+    }
+    fields = {name: str(values[name]) for name in wanted} | secrets
+    return {**os.environ, **{f"FLYWHEEL_REGISTRY_{name.upper()}": value for name, value in fields.items()}}
+
+
+def command(env: dict[str, str], verb: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, verb], env=env, capture_output=True, text=True, timeout=60, check=False)
+
+
+@contextmanager
+def process(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with log.open("ab") as out:
+        running = subprocess.Popen([*COMMAND, "serve"], env=env, stdout=out, stderr=out)
+        try:
+            yield running
+        finally:
+            running.kill()
+            running.wait()
+
+
+async def events_of(kafka: Kafka, topic: str, model: str, count: int) -> list[Any]:
+    """The first `count` events of a model, in order."""
+    found: list[Any] = []
+    consumer = AIOKafkaConsumer(
+        topic, bootstrap_servers=kafka.bootstrap, auto_offset_reset="earliest", group_id=None
+    )
+    await consumer.start()
+    try:
+        async with asyncio.timeout(30):
+            while len(found) < count:
+                record = await consumer.getone()
+                event = parse_event(record.value)
+                if event.key == model:
+                    assert record.key == model.encode()
+                    found.append(event)
+    finally:
+        await consumer.stop()
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_a_killed_registry_goes_on_with_its_rollout_and_every_change_is_one_event_in_order(
+    settings: Callable[..., RegistrySettings], monitor: FakeMonitor, kafka: Kafka, tmp_path: Path
+) -> None:
+    port = free_port()
+    env = environment(
+        settings(listen=f"127.0.0.1:{port}", kafka_bootstrap=kafka.bootstrap, monitor_address=monitor.address)
+    )
+    async with channel(f"127.0.0.1:{port}", client_name="tests") as peer:
+        story = Story(registry_pb2_grpc.RegistryServiceStub(peer), model=f"m{os.getpid()}-{port}")
+        with process(env, tmp_path / "log") as first:
+
+            async def created() -> bool:
+                try:
+                    await story.stub.ListModels(registry_pb2.ListModelsRequest(parent="projects/default"))
+                except grpc.RpcError as error:
+                    assert from_rpc_error(error).code is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - anything else is a failure
+                    return False
+                return True
+
+            await asyncio.wait_for(eventually(created, within=60), 60)
+            await story.create(rollout_policy=model_pb2.RolloutPolicy(canary_percents=[10, 100]))
+            champion, _ = await story.champion()
+            challenger, release = await story.staged(b"second")
+            rollout = await story.start(release.name)
+            monitor.answers = {1: comparison()}
+
+            async def in_canary() -> bool:
+                return (await story.rollout(rollout.name)).challenger_percent == 10
+
+            await eventually(in_canary, within=20)
+            first.send_signal(signal.SIGKILL)
+            first.wait()
+        with process(env, tmp_path / "log") as second:
+            monitor.answers = {2: comparison()}
+            # Between the two processes calls answer UNAVAILABLE; the channel finds the new one by itself.
+            await asyncio.wait_for(eventually(created, within=60), 60)
+
+            async def promoted() -> bool:
+                return (await story.rollout(rollout.name)).state == model_pb2.ROLLOUT_STATE_PROMOTED
+
+            await eventually(promoted, within=60)
+            stages = [
+                payload_of(e, ModelStageChanged)
+                for e in await events_of(kafka, "model.stage_changed", story.model, 7)
+            ]
+            changes = [
+                payload_of(e, RolloutChanged)
+                for e in await events_of(kafka, "rollout.changed", story.model, 5)
+            ]
+            second.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(second.wait, 20) == 0
+    one, two = champion.name, challenger.name
+    assert [(e.model_version, e.to_stage) for e in stages] == [
+        (one, "STAGING"), (one, "CANDIDATE"), (one, "PRODUCTION"), (two, "STAGING"), (two, "CANDIDATE"), (one, "ARCHIVED"), (two, "PRODUCTION"),
+    ]  # fmt: skip
+    assert stages[-1].release == release.name
+    assert [(e.state, e.challenger_percent) for e in changes] == [
+        ("PROMOTED", 100), ("SHADOW", 0), ("CANARY", 10), ("CANARY", 100), ("PROMOTED", 100),
+    ]  # fmt: skip
+    checked = await asyncio.to_thread(command, env, "verify-audit")
+    assert (checked.returncode, checked.stdout.strip()) == (0, "the audit holds")
+
+
+def test_migrating_twice_changes_nothing(settings: Callable[..., RegistrySettings]) -> None:
+    env = environment(settings())
+    outputs = [command(env, "migrate").stdout for _ in range(2)]
+    assert [line.splitlines()[-1] for line in outputs][1] == "0 migration(s) applied"
+    assert "migration(s) applied" in outputs[0]
+    assert outputs[0] != outputs[1]
