@@ -143,6 +143,8 @@ async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> 
     loop = stream.loop(
         bootstrap=settings.kafka_bootstrap,
         group=prefix + GROUP,
+        batch_records=settings.stream_batch_records,
+        session_timeout_seconds=settings.stream_session_seconds,
         pattern="^" + (prefix + feature_source("")).replace(".", r"\.") + ".+",
     )
     worker = Worker(settings)

@@ -55,6 +55,8 @@ def environment(
         "S3_BUCKET": bucket,
         "TOPIC_PREFIX": topic_prefix,
         "KAFKA_PARTITIONS": "2",
+        # The least that brokers allow: a killed worker's partitions are free again soon.
+        "STREAM_SESSION_SECONDS": "6",
         "DRAIN_SECONDS": "0",
         "GRACE_SECONDS": "1",
     }
@@ -86,7 +88,7 @@ class StreamWorkers:
     """Worker processes of one platform."""
 
     def __init__(self, environment: dict[str, str], directory: Path) -> None:
-        self._environment = {**os.environ, **environment}
+        self.environment = {**os.environ, **environment}
         self._directory = directory
         self.running: list[subprocess.Popen[bytes]] = []
         self._count = 0
@@ -95,7 +97,7 @@ class StreamWorkers:
         self._count += 1
         with (self._directory / f"worker-{self._count}.log").open("wb") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "flywheel_feature", "materialize"], env=self._environment, stdout=log, stderr=log
+                [sys.executable, "-m", "flywheel_feature", "materialize"], env=self.environment, stdout=log, stderr=log
             )
         self.running.append(worker)
         return worker
