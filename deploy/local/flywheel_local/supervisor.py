@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -147,18 +148,33 @@ def down(wait_seconds: float = 60.0) -> bool:
 
 def run(story: Path, scope: str | None) -> int:
     """A platform with empty stores, the story on it, and nothing left; the story's exit status."""
+    ports = port_numbers.configured()
     state = state_file.read(STATE)
-    if state is not None and state.alive():
+    if state is not None and state.alive() and not all(map(port_numbers.is_free, ports.values())):
         raise LocalError(
             "a platform is running in the background", "make down first, or use other ports: PORT_BASE=…"
         )
     directory = LOCAL / "run"
-    shutil.rmtree(directory, ignore_errors=True)
-    with Platform(directory / "data", directory / "log", port_numbers.configured(), tell) as platform:
+    with _alone(directory), Platform(directory / "data", directory / "log", ports, tell) as platform:
         environment = {**os.environ, **platform.client_environment}
         if scope:
             environment["SCOPE"] = scope
         return play(story, environment, platform)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """An empty folder that no other run uses meanwhile."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LocalError(
+                "make run is running already in this checkout", "wait for it, or stop it"
+            ) from error
+        shutil.rmtree(directory, ignore_errors=True)
+        yield
 
 
 def play(story: Path, environment: Mapping[str, str], platform: Platform) -> int:
