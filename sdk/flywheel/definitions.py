@@ -122,7 +122,7 @@ class Aggregation:
     def proto(self) -> pb.Aggregation:
         return pb.Aggregation(
             name=self.name,
-            function=self.function,
+            function=self.function,  # type: ignore[arg-type]
             field=self.field,
             window=_duration(self.window),
             limit=self.limit,
