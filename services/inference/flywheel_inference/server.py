@@ -30,6 +30,7 @@ from flywheel_inference.scoring import Lane, LaneSettings
 from flywheel_inference.servicer import InferenceServicer
 from flywheel_inference.serving import ServingState
 from flywheel_inference.shadow import ShadowCopies
+from flywheel_inference.store.cached_predictions import RedisPredictions
 from flywheel_inference.store.disk import StateFolder
 from flywheel_inference.store.event_log import KafkaLog, KafkaOutcomes
 from flywheel_inference.store.features import FeatureService
@@ -58,14 +59,10 @@ async def build(
     gateway_id = settings.gateway_id or folder.gateway_id(f"gateway-{new_id()}")
     token = settings.service_token.get_secret_value()
 
-    registry_channel = channel(
-        settings.registry_address, client_name="inference", token=token, health_check=False
-    )
+    registry_channel = channel(settings.registry_address, client_name="inference", token=token)
     stack.push_async_callback(registry_channel.close)
     # No retries: a batch that fails falls back, and retrying would spend the callers' budget.
-    feature_channel = channel(
-        settings.feature_address, client_name="inference", token=token, health_check=False, retries=False
-    )
+    feature_channel = channel(settings.feature_address, client_name="inference", token=token, retries=False)
     stack.push_async_callback(feature_channel.close)
     triton = Triton(settings.triton_url)
     stack.push_async_callback(triton.close)
@@ -112,9 +109,9 @@ async def build(
     )
     cached = None
     if settings.redis_url.get_secret_value():
-        from flywheel_inference.store.cached_predictions import RedisPredictions
-
-        cached = RedisPredictions(settings.redis_url.get_secret_value())
+        cached = RedisPredictions(
+            settings.redis_url.get_secret_value(), timeout_seconds=settings.answer_reserve_seconds
+        )
         stack.push_async_callback(cached.close)
     predictor = Predictor(
         serving,
@@ -158,6 +155,8 @@ async def build(
     server.add_background("prediction log", log.run)
     server.add_background("shadow", shadow.run)
     server.add_background("topics", lambda: _ensure_topics(settings))
+    if cached is not None:
+        server.add_background("cached predictions", cached.connect)
     return server
 
 

@@ -204,11 +204,17 @@ class ServingState:
                 async for content in self._registry.watch():
                     delay = 0.1
                     self._accept(content)
-                    await asyncio.to_thread(self._kept.save_desired, content)
+                    await self._keep(content)
             except FlywheelError as error:
                 log.warning("registry away: serving the last desired state", reason=error.reason)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
+
+    async def _keep(self, content: bytes) -> None:
+        try:
+            await asyncio.to_thread(self._kept.save_desired, content)
+        except OSError as error:
+            log.error("desired state not kept: the next boot needs the registry", exc_info=error)
 
     async def _heartbeat(self) -> None:
         while True:
@@ -346,7 +352,10 @@ class ServingState:
                 group.create_task(self._unload(loaded.spec.triton_model))
         if retired:
             keep = {a.sha256 for loaded in self._releases.values() for a in loaded.spec.artifacts}
-            self._kept.keep_artifacts(keep)
+            try:
+                self._kept.keep_artifacts(keep)
+            except OSError as error:
+                log.warning("old artifacts stay on disk", error=str(error))
 
     async def _unload(self, triton_model: str) -> None:
         try:

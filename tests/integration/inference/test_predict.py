@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from flywheel_common import columns, topics
+from flywheel_common.auth import missing_rows
 from flywheel_common.error_details import from_rpc_error
 from flywheel_common.testing import eventually
+from flywheel_inference.server import PERMISSIONS
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.registry.v1 import model_pb2
@@ -272,3 +274,8 @@ async def test_a_canary_answers_its_share_and_a_subject_stays_where_it_is(world:
     assert 20 <= len(answered[20.0]) <= 60
     assert 75 <= len(answered[50.0]) <= 125
     assert answered[20.0] <= answered[50.0]
+
+
+async def test_every_rpc_has_a_row_in_the_permission_table(world: Any) -> None:
+    gateway = await world.gateway()
+    assert missing_rows(gateway.server.methods, PERMISSIONS) == []

@@ -8,10 +8,11 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2
+
 from flywheel_common.error_details import from_rpc_error
 from flywheel_common.testing import eventually
 from flywheel_protos.events.v1 import prediction_pb2
-from grpc_health.v1 import health_pb2
 
 MODEL = "projects/test/models/late"
 W = (0.5, -0.25, 1.0)
@@ -270,8 +271,9 @@ async def test_a_gateway_with_nothing_to_serve_and_no_registry_is_ready(world: A
 
 
 async def test_a_cached_batch_prediction_answers_before_the_default(world: Any, redis_url: str) -> None:
-    from flywheel_inference.store.cached_predictions import encode, key_of
     from redis.asyncio import Redis
+
+    from flywheel_inference.store.cached_predictions import encode, key_of
 
     redis = Redis.from_url(redis_url)
     await redis.set(key_of(MODEL, "UA"), encode(0.875, 1_000_000_000))

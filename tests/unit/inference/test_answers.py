@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from flywheel_inference.breaker import Breaker
 from flywheel_inference.calibration import Identity, Isotonic, Platt
 from flywheel_inference.fallback import CACHED, DEFAULT, CachedPrediction, fall_back
 from flywheel_inference.release import FallbackPolicy
-from hypothesis import given
-from hypothesis import strategies as st
 
 DAY = 86_400_000_000
 

@@ -6,9 +6,10 @@ import asyncio
 from typing import Any
 
 import pytest
-from flywheel_inference.coalescing import BadBatch, Coalescer, Entry, Expired
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from flywheel_inference.coalescing import BadBatch, Coalescer, Entry, Expired
 
 
 def soon() -> float:
@@ -207,7 +208,7 @@ def test_any_interleaving_returns_each_caller_its_own_row(
                 await asyncio.sleep(0)
             assert len(batch) <= max_rows
             if any(kind == "bad" for _, kind in (entry.item for entry in batch)):
-                raise BadBatch(ValueError([n for n, kind in (e.item for e in batch) if kind == "bad"][0]))
+                raise BadBatch(ValueError(next(n for n, kind in (e.item for e in batch) if kind == "bad")))
             return [
                 ValueError(n) if kind == "fail" else (n, "answered") for n, kind in (e.item for e in batch)
             ]

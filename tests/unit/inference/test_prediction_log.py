@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
 from flywheel_common import columns, topics
 from flywheel_common.events import parse_event, payload_of
 from flywheel_common.testing import eventually
@@ -134,7 +135,7 @@ async def test_at_the_end_it_stores_what_is_left_or_counts_it() -> None:
 
 
 def test_records_hold_only_ids_of_their_partition_and_every_column_in_the_order_of_its_ids() -> None:
-    records = prediction_records([rows(list(range(0, 30))), rows(list(range(30, 60)))], 4)
+    records = prediction_records([rows(list(range(30))), rows(list(range(30, 60)))], 4)
     seen = []
     for record in records:
         event = parse_event(record.value)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from flywheel_inference.routing import Route, bucket
 from hypothesis import given
 from hypothesis import strategies as st
+
+from flywheel_inference.routing import Route, bucket
 
 
 def route(**changes: object) -> Route[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from flywheel_inference.release import InputSpec
 from flywheel_inference.tensor import FeatureBlock, FeatureColumn, MissingFeature, TensorBuilder, join
 from flywheel_protos.types.v1 import value_pb2 as t

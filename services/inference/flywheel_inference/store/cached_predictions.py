@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import struct
+import time
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from flywheel_inference.breaker import Breaker
 from flywheel_inference.fallback import CachedPrediction
 
 _VALUE = struct.Struct("<dq")
@@ -28,21 +30,44 @@ def encode(score: float, scored_at_micros: int) -> bytes:
 
 
 class RedisPredictions:
-    """`prediction.CachedPredictions`."""
+    """`prediction.CachedPredictions`. A read that is late is not waited for, but goes on, so that a connection that was
+    slow to open is there for the next; a Redis that is down is left alone by a breaker."""
 
-    def __init__(self, url: str, *, timeout_seconds: float = 0.005) -> None:
-        self._redis = Redis.from_url(url, socket_connect_timeout=1.0)
+    def __init__(self, url: str, *, timeout_seconds: float) -> None:
+        self._redis = Redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=1.0)
         self._timeout = timeout_seconds
+        self._breaker = Breaker(threshold=5, open_seconds=1.0)
+        self._reads: set[asyncio.Task[CachedPrediction | None]] = set()
 
     async def get(self, model: str, subject: str) -> CachedPrediction | None:
-        try:
-            async with asyncio.timeout(self._timeout):
-                value = await self._redis.get(key_of(model, subject))
-        except (RedisError, OSError, TimeoutError):
+        if not self._breaker.allows(time.monotonic()):
             return None
+        read = asyncio.create_task(self._read(model, subject))
+        self._reads.add(read)
+        read.add_done_callback(self._reads.discard)
+        done, _ = await asyncio.wait({read}, timeout=self._timeout)
+        return read.result() if done else None
+
+    async def connect(self) -> None:
+        """Opens a connection ahead of the first fallback; a Redis that is down is no error."""
+        try:
+            await self._redis.ping()
+        except (RedisError, OSError):
+            self._breaker.failed(time.monotonic())
+
+    async def close(self) -> None:
+        for read in self._reads:
+            read.cancel()
+        await asyncio.gather(*self._reads, return_exceptions=True)
+        await self._redis.aclose()
+
+    async def _read(self, model: str, subject: str) -> CachedPrediction | None:
+        try:
+            value = await self._redis.get(key_of(model, subject))
+        except (RedisError, OSError):
+            self._breaker.failed(time.monotonic())
+            return None
+        self._breaker.succeeded()
         if not isinstance(value, bytes) or len(value) != _VALUE.size:
             return None
         return CachedPrediction(*_VALUE.unpack(value))
-
-    async def close(self) -> None:
-        await self._redis.aclose()

@@ -1,0 +1,32 @@
+"""What Triton is asked to load."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from flywheel_inference.triton_model import load_request, model_name
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+def test_both_backends_get_the_same_tensors_batching_without_delay_and_the_files_digest(backend: str) -> None:
+    config, files = load_request("p.m.v3", 7, b"onnx", "abc", backend=backend, instances=2)  # type: ignore[arg-type]
+    parsed = json.loads(config)
+    assert (parsed["name"], parsed["backend"]) == ("p.m.v3", backend)
+    assert parsed["input"] == [{"name": "INPUT", "data_type": "TYPE_FP32", "dims": [7]}]
+    assert parsed["output"] == [{"name": "SCORE", "data_type": "TYPE_FP32", "dims": [1]}]
+    assert parsed["dynamic_batching"] == {}
+    assert parsed["instance_group"] == [{"kind": "KIND_CPU", "count": 2}]
+    assert parsed["parameters"]["sha256"] == {"string_value": "abc"}
+    assert files["file:1/model.onnx"] == b"onnx"
+    assert ("file:1/model.py" in files) == (backend == "python")
+
+
+def test_the_model_py_is_python() -> None:
+    _, files = load_request("p.m.v3", 7, b"onnx", "abc", backend="python")
+    compile(files["file:1/model.py"], "model.py", "exec")
+
+
+def test_a_model_version_has_one_name() -> None:
+    assert model_name("default", "late-arrival", 42) == "default.late-arrival.v42"
