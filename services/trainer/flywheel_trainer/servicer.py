@@ -1,6 +1,5 @@
 """The edge: convert, await the use case, convert."""
 
-
 from __future__ import annotations
 
 from collections.abc import AsyncIterator

@@ -1,7 +1,5 @@
 """A real trainer process on real PostgreSQL, S3, Kafka and Ray, and peers that keep their answers by request id."""
 
-
-
 from __future__ import annotations
 
 import asyncio

@@ -25,7 +25,7 @@ from flywheel_trainer.recipes.tabular.network import Scorer, TabularNet
 TRAINING_SET = "projects/default/trainingSets/one"
 PROJECT = "projects/default"
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
 
 Start = Callable[[dict[str, str]], Awaitable[Any]]
 
@@ -57,7 +57,7 @@ async def test_two_ddp_workers_train_through_a_restart_of_the_coordinator_to_a_g
         async def running() -> bool:
             return (await stub.GetJob(pb.GetJobRequest(name=job.name))).job.state == job_pb2.JOB_STATE_RUNNING
 
-        await eventually(running, within=60)
+        await eventually(running, within=120, every=0.3)
     trainer.kill()
     await trainer.start()
     connection, stub = trainer.stub()
@@ -127,7 +127,7 @@ async def test_cancel_ends_every_process_of_the_job(
             found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
             return found.progress.done >= 2 or found.HasField("ended_at")
 
-        await eventually(learning, within=150, every=0.3)
+        await eventually(learning, within=240, every=0.3)
         tree = processes_of(job.name)
         assert len(tree) >= 2, "driver and worker"
         await stub.CancelJob(pb.CancelJobRequest(name=job.name))
@@ -136,12 +136,22 @@ async def test_cancel_ends_every_process_of_the_job(
             found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
             return found.state == job_pb2.JOB_STATE_CANCELLED
 
-        await eventually(cancelled, within=30, every=0.2)
+        await eventually(cancelled, within=60, every=0.3)
         run = (await stub.GetRun(pb.GetRunRequest(name=job.run))).run
     assert run.state == pb.RUN_STATE_CANCELLED
-    await eventually(
-        lambda: not [p for p in tree if p.is_running() and p.status() != psutil.STATUS_ZOMBIE], within=15
-    )
+    await eventually(lambda: not alive(tree), within=30)
+
+
+def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
+    """Those that still run; a zombie does not."""
+    found = []
+    for process in processes:
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
 def processes_of(job: str) -> list[psutil.Process]:
@@ -151,7 +161,7 @@ def processes_of(job: str) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             told = " ".join(process.cmdline()) + " ".join(process.environ().values())
-            if number in told or ("TrainWorker" in process.name()):
+            if number in told:
                 found.append(process)
         except psutil.Error:
             continue
@@ -176,6 +186,6 @@ async def test_a_job_that_cannot_start_fails_with_its_cause(
             found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
             return found if found.HasField("ended_at") else None
 
-        job = await eventually(ended, within=60, every=0.2)
+        job = await eventually(ended, within=120, every=0.3)
     assert (job.state, job.error_reason) == (job_pb2.JOB_STATE_FAILED, "JOB_CRASHED")
     assert "/no/such/python" in job.error_message

@@ -10,7 +10,7 @@ import aiohttp
 from flywheel_common.errors import Unavailable
 from flywheel_trainer.engine import EngineJob, EngineState
 
-CALL_SECONDS = 15.0
+CALL_SECONDS = 30.0
 
 
 class RayJobs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -132,6 +133,8 @@ async def durable(
         yield workflows
     finally:
         await workflows.stop()
+        # The engine made its own thread pool the loop's, and takes it away with itself.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="trainer"))
         await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
 
 
