@@ -90,7 +90,8 @@ def _show(state: State) -> bool:
         total += size
         shown = os.path.relpath(log) if log.startswith(str(LOCAL)) else log
         table.add_row(name, str(pid) if running else "DEAD", f"{size:.0f}", where, shown)
-    Console().print(table)
+    # Addresses and paths are for copying: never broken, however narrow the terminal.
+    Console(soft_wrap=True, width=max(Console().width, 150)).print(table)
     print(f"{total:.0f} MiB in all")
     return everything
 
