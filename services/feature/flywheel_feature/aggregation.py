@@ -78,7 +78,9 @@ def default_name(function: AggregationFunction, field: str, window: int) -> str:
 
 def event_ranks(event_ids: Sequence[str]) -> Ints:
     """[n] numbers below 2^52 that order events of equal times: the first bits of BLAKE2b of the id."""
-    ranks = [int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big") >> 12 for i in event_ids]
+    ranks = [
+        int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big") >> 12 for i in event_ids
+    ]
     return np.array(ranks, dtype=np.int64)
 
 
@@ -205,7 +207,9 @@ class TileLayout:
     ) -> list[Floats]:
         values, present = events.values[field]
         stacked = np.stack([events.time, events.known, events.rank, values], axis=1).astype("<f8")
-        return [stacked[a:b][present[a:b]][-keep:] for a, b in zip(first.tolist(), last.tolist(), strict=True)]
+        return [
+            stacked[a:b][present[a:b]][-keep:] for a, b in zip(first.tolist(), last.tolist(), strict=True)
+        ]
 
     def state_of(self, delta: Delta, offsets: Mapping[int, int]) -> bytes:
         """The state of an entity whose only events are those of `delta`."""
@@ -246,7 +250,9 @@ class _Reading:
         self.tile_counts = np.zeros(self.rows, np.int64)
         self.tile_counts[self.found] = self.data[here + 2]
         self.owner = np.repeat(np.arange(self.rows), self.tile_counts)
-        within = np.arange(self.owner.size) - np.repeat(np.cumsum(self.tile_counts) - self.tile_counts, self.tile_counts)
+        within = np.arange(self.owner.size) - np.repeat(
+            np.cumsum(self.tile_counts) - self.tile_counts, self.tile_counts
+        )
         base = self.starts[self.owner] + layout.header + within * layout.stride
         self.tiles = self.data[base[:, None] + np.arange(layout.stride)]
         self.age = self.current[self.owner] - self.tiles[:, 0]
@@ -272,7 +278,10 @@ class _Reading:
         def total(name: str) -> Floats:
             if (field, name) not in cache:
                 column = tiles[:, self.layout.column[field, name]]
-                cache[field, name] = np.bincount(owner, weights=column, minlength=self.rows)
+                sums: Floats = np.bincount(owner, weights=column, minlength=self.rows).astype(
+                    np.float64, copy=False
+                )
+                cache[field, name] = sums
             return cache[field, name]
 
         if function in (F.LAST, F.LAST_N):
@@ -338,7 +347,9 @@ class _Reading:
         starts = np.searchsorted(owner, np.arange(self.rows), "left")
         present = ends > starts
         if aggregation.function == F.LAST:
-            return np.where(present, np.append(values, 0.0)[np.where(present, ends - 1, values.size)], 0.0), present
+            return np.where(
+                present, np.append(values, 0.0)[np.where(present, ends - 1, values.size)], 0.0
+            ), present
         lists = np.empty(self.rows, dtype=object)
         for row in range(self.rows):
             lists[row] = values[max(starts[row], ends[row] - aggregation.limit) : ends[row]][::-1]

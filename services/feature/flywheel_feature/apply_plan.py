@@ -25,6 +25,7 @@ from flywheel_feature.definitions import (
     OnDemandView,
     RequestSource,
     Source,
+    VersionRef,
     View,
 )
 
@@ -112,6 +113,8 @@ def make_plan(catalog: Catalog, declared: Declared, delete_names: Sequence[str],
 
 def definition_only(value: Any) -> Any:
     """A definition without what makes no new version: metadata, descriptions, version, creation time, SLA."""
+    if isinstance(value, VersionRef):
+        return value
     if is_dataclass(value) and not isinstance(value, type):
         cleared: dict[str, Any] = {}
         for f in fields(value):
@@ -125,8 +128,6 @@ def definition_only(value: Any) -> Any:
                 cleared[f.name] = None
             else:
                 cleared[f.name] = definition_only(getattr(value, f.name))
-        if value.__class__.__name__ == "VersionRef":
-            cleared["version"] = value.version
         return replace(value, **cleared)
     if isinstance(value, tuple):
         return tuple(definition_only(v) for v in value)
@@ -139,10 +140,16 @@ def differences(old: Any, new: Any, path: str = "") -> list[str]:
         lines: list[str] = []
         for f in fields(old):
             if f.name not in ("version", "created_at"):
-                lines += differences(getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}" if path else f.name)
+                lines += differences(
+                    getattr(old, f.name), getattr(new, f.name), f"{path}.{f.name}" if path else f.name
+                )
         return lines
     if isinstance(old, tuple) and isinstance(new, tuple) and len(old) == len(new):
-        return [line for i, (a, b) in enumerate(zip(old, new, strict=True)) for line in differences(a, b, f"{path}[{i}]")]
+        return [
+            line
+            for i, (a, b) in enumerate(zip(old, new, strict=True))
+            for line in differences(a, b, f"{path}[{i}]")
+        ]
     return [] if old == new else [f"{path}: {_short(old)} -> {_short(new)}"]
 
 
@@ -155,7 +162,9 @@ def _once(items: Sequence[Any], plan: ApplyPlan) -> list[Any]:
     kept: dict[str, Any] = {}
     for item in items:
         if item.id in kept:
-            plan.violations.append(Violation(getattr(item, "base_name", item.name), "name", "it is defined twice"))
+            plan.violations.append(
+                Violation(getattr(item, "base_name", item.name), "name", "it is defined twice")
+            )
         kept[item.id] = item
     return list(kept.values())
 
@@ -207,7 +216,9 @@ def _breaking(old: Any, new: Any) -> list[tuple[str, str]]:
     return found
 
 
-def _compare_versioned(plan: ApplyPlan, old: Any, new: Any, last: int, readers: Sequence[str], now: datetime) -> Any:
+def _compare_versioned(
+    plan: ApplyPlan, old: Any, new: Any, last: int, readers: Sequence[str], now: datetime
+) -> Any:
     if old is None:
         created = replace(new, version=last + 1, created_at=now)
         plan.changes.append(Change(Action.CREATE, created.name, definition=created))
@@ -231,7 +242,9 @@ def _plan_deletions(plan: ApplyPlan, catalog: Catalog, names: Sequence[str]) -> 
         readers = [r for r in _readers_of_name(catalog, name) if r.rpartition("/versions/")[0] not in doomed]
         if readers:
             raise FailedPrecondition(
-                f"{name} is read by {', '.join(readers[:5])}: delete these first, or in the same call.", reason="IN_USE", name=name
+                f"{name} is read by {', '.join(readers[:5])}: delete these first, or in the same call.",
+                reason="IN_USE",
+                name=name,
             )
         plan.changes.append(Change(Action.DELETE, name))
 

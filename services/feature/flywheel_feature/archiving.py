@@ -137,7 +137,10 @@ class Archiver:
 
     async def _flush(self, held: _Gathering) -> None:
         async with self._lock:
-            if self._gathering.get((held.source.name, held.partition)) is not held or held.end <= held.next_offset:
+            if (
+                self._gathering.get((held.source.name, held.partition)) is not held
+                or held.end <= held.next_offset
+            ):
                 return
             frames, first, end = list(held.frames), held.next_offset, held.end
             segment = await self._write(held, frames, first, end)
@@ -147,7 +150,9 @@ class Archiver:
             if not committed:
                 # Another member archives this partition now.
                 del self._gathering[held.source.name, held.partition]
-                log.warning("segment dropped", source=held.source.name, partition=held.partition, first_offset=first)
+                log.warning(
+                    "segment dropped", source=held.source.name, partition=held.partition, first_offset=first
+                )
                 return
             del held.frames[: len(frames)]
             held.rows -= segment.event_count
@@ -159,11 +164,14 @@ class Archiver:
         if not frames:
             return NewSegment(source, held.partition, first, end, "", 0, 0, 0)
         frame = pl.concat(frames)
-        key = f"sources/{source.project}/{source.id}/{held.partition:05d}-{first:020d}-{self._new_id()}.parquet"
+        key = (
+            f"sources/{source.project}/{source.id}/{held.partition:05d}-{first:020d}-{self._new_id()}.parquet"
+        )
         await asyncio.to_thread(self._writer.write, self._writer.bucket_uri(key), frame)
         times = frame.get_column(EVENT_TIME).dt.epoch("us")
         low, high = times.min(), times.max()
-        assert isinstance(low, int) and isinstance(high, int)
+        assert isinstance(low, int)
+        assert isinstance(high, int)
         return NewSegment(source, held.partition, first, end, key, frame.height, low, high)
 
 

@@ -28,10 +28,20 @@ class Catalog:
 
     def entity(self, entity_id: str) -> Entity:
         """Raises NotFound UNKNOWN_ENTITY; so do the others, each with its reason."""
-        return _found(self.entities.get(entity_id), "UNKNOWN_ENTITY", f"projects/{self.project}/entities/{entity_id}", "ListEntities")
+        return _found(
+            self.entities.get(entity_id),
+            "UNKNOWN_ENTITY",
+            f"projects/{self.project}/entities/{entity_id}",
+            "ListEntities",
+        )
 
     def source(self, source_id: str) -> Source:
-        return _found(self.sources.get(source_id), "UNKNOWN_SOURCE", f"projects/{self.project}/sources/{source_id}", "ListSources")
+        return _found(
+            self.sources.get(source_id),
+            "UNKNOWN_SOURCE",
+            f"projects/{self.project}/sources/{source_id}",
+            "ListSources",
+        )
 
     def view(self, view_id: str, version: int = 0) -> View:
         """The latest version when `version` is 0."""
@@ -40,7 +50,11 @@ class Catalog:
         return _found(found, "UNKNOWN_VIEW", f"projects/{self.project}/views/{view_id}{suffix}", "ListViews")
 
     def feature_set(self, set_id: str, version: int = 0) -> FeatureSet:
-        found = self.feature_sets.get(VersionRef(set_id, version)) if version else self.latest_feature_sets.get(set_id)
+        found = (
+            self.feature_sets.get(VersionRef(set_id, version))
+            if version
+            else self.latest_feature_sets.get(set_id)
+        )
         suffix = f"/versions/{version}" if version else ""
         return _found(
             found, "UNKNOWN_FEATURE_SET", f"projects/{self.project}/featureSets/{set_id}{suffix}", "ListFeatureSets"
@@ -66,12 +80,16 @@ class Catalog:
 
     def readers_of_view(self, view_id: str) -> list[str]:
         """Resource names of the latest sets and on-demand views that read a view."""
-        sets = [s.name for s in self.latest_feature_sets.values() if any(ref.id == view_id for ref in s.views)]
+        sets = [
+            s.name for s in self.latest_feature_sets.values() if any(ref.id == view_id for ref in s.views)
+        ]
         views = [v.name for v in self.latest_views.values() if any(ref.id == view_id for ref in v.inputs)]
         return sorted(sets + views)
 
 
 def _found(value: T | None, reason: str, name: str, listing: str) -> T:
     if value is None:
-        raise NotFound(f"{name} does not exist: apply it first, or look it up with {listing}.", reason=reason, name=name)
+        raise NotFound(
+            f"{name} does not exist: apply it first, or look it up with {listing}.", reason=reason, name=name
+        )
     return value

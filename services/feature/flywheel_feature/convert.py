@@ -24,6 +24,7 @@ from flywheel_feature.keys import NO_ENTITY, entity_keys
 from flywheel_feature.materialization import MaterializeRequest
 from flywheel_feature.online import MAXIMUM_ROWS, Lookup
 from flywheel_feature.read_plan import Answer, ReadPlan
+from flywheel_feature.row_encoding import DTYPES
 from flywheel_feature.rows import wrong_type
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2, job_pb2
@@ -36,6 +37,7 @@ _WIDER = {
     (DataType.INT64, DataType.TIMESTAMP),
 }
 """(sent, declared): numbers that are taken for one another."""
+_DATA_TYPES = frozenset(int(t) for t in DataType)
 
 
 def micros(timestamp: Timestamp) -> int:
@@ -56,15 +58,18 @@ def read_column(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any
     if column.data_type == 0:
         column.data_type = int(declared)  # type: ignore[assignment]
         column.vector_size = field.vector_size
-    if column.data_type != declared:
-        sent = DataType(column.data_type) if column.data_type in DataType._value2member_map_ else None
+    given = int(column.data_type)
+    if given != int(declared):
+        sent = DataType(given) if given in _DATA_TYPES else None
         if sent is None or (sent, declared) not in _WIDER:
-            raise wrong_type(field, sent.name if sent else f"type {column.data_type}")
+            raise wrong_type(field, sent.name if sent else f"type {given}")
     if rows and row_count(column) == 0 and column.WhichOneof("values") is None and not column.offsets:
-        raise InvalidArgument(f"Column {field.name!r} has no values.", reason="INVALID_COLUMN", column=field.name)
+        raise InvalidArgument(
+            f"Column {field.name!r} has no values.", reason="INVALID_COLUMN", column=field.name
+        )
     values, valid = to_numpy(column, rows)
-    if column.data_type != declared:
-        values = values.astype(np.float32 if declared == DataType.FLOAT32 else np.int64 if declared == DataType.TIMESTAMP else np.float64)
+    if given != int(declared):
+        values = values.astype(DTYPES[declared])
     if declared.is_vector and values.shape[1] != field.vector_size:
         raise wrong_type(field, f"a vector of {values.shape[1]} where {field.vector_size} are declared")
     return values, valid
@@ -78,12 +83,14 @@ def read_rows(table: column_pb2.Table, fields: Sequence[Field]) -> Columns:
     missing = [f.name for f in fields if f.name not in by_name]
     if missing:
         raise InvalidArgument(
-            f"Columns {missing} are missing: rows are written whole; send null where there is no value.", reason="PARTIAL_ROW"
+            f"Columns {missing} are missing: rows are written whole; send null where there is no value.",
+            reason="PARTIAL_ROW",
         )
     unknown = sorted(set(by_name) - {f.name for f in fields})
     if unknown:
         raise InvalidArgument(
-            f"Columns {unknown} are not in the schema, which has: {', '.join(f.name for f in fields)}.", reason="UNKNOWN_FIELD"
+            f"Columns {unknown} are not in the schema, which has: {', '.join(f.name for f in fields)}.",
+            reason="UNKNOWN_FIELD",
         )
     return {f.name: read_column(by_name[f.name], f, table.row_count) for f in fields}
 
@@ -98,7 +105,8 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
     rows = row_total(request.entities) or row_total(request.request_fields)
     if rows > MAXIMUM_ROWS:
         raise InvalidArgument(
-            f"{rows} rows were asked for, at most {MAXIMUM_ROWS} are answered: split the request.", reason="TOO_MANY_ROWS"
+            f"{rows} rows were asked for, at most {MAXIMUM_ROWS} are answered: split the request.",
+            reason="TOO_MANY_ROWS",
         )
     sent = {c.name: c for c in request.entities.columns}
     keys: dict[str, tuple[Field, Any, Any]] = {}
@@ -113,17 +121,21 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
         if row_count(column) != rows:
             raise _mismatch(field.name, row_count(column), rows)
         keys[field.name] = (field, *read_column(column, field, rows))
-    entities = [_encode([keys[k.name] for k in group], rows) for group in plan.key_groups]
+    entities = [_encode([keys[k.name] for k in group]) for group in plan.key_groups]
     return Lookup(entities, _request_fields(request, plan, rows), _as_of(request, rows))
 
 
-def _encode(columns: Sequence[tuple[Field, Any, Any]], rows: int) -> list[bytes]:
+def _encode(columns: Sequence[tuple[Field, Any, Any]]) -> list[bytes]:
     valid = columns[0][2]
     for _, _, also in columns[1:]:
         valid = valid & also
     if valid.all():
         return entity_keys([(f.data_type, values.tolist()) for f, values, _ in columns])
-    known = iter(entity_keys([(f.data_type, values[valid].tolist()) for f, values, _ in columns]) if valid.any() else [])
+    known = iter(
+        entity_keys([(f.data_type, values[valid].tolist()) for f, values, _ in columns])
+        if valid.any()
+        else []
+    )
     return [next(known) if ok else NO_ENTITY for ok in valid.tolist()]
 
 
@@ -151,7 +163,9 @@ def _as_of(request: pb.GetOnlineFeaturesRequest, rows: int) -> Any:
 
 
 def _mismatch(name: str, has: int, rows: int) -> InvalidArgument:
-    return InvalidArgument(f"Column {name!r} has {has} rows, the request {rows}.", reason="ROW_COUNT_MISMATCH", column=name)
+    return InvalidArgument(
+        f"Column {name!r} has {has} rows, the request {rows}.", reason="ROW_COUNT_MISMATCH", column=name
+    )
 
 
 def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnlineFeaturesResponse:
@@ -165,13 +179,18 @@ def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnline
     if layout == pb.ANSWER_LAYOUT_ROWS:
         for i in range(rows):
             row = response.rows.add()
-            for field, (values, valid), statuses in zip(plan.fields, answer.columns, answer.statuses, strict=True):
-                row.values[field.name].CopyFrom(from_python(_readable(values[i], field.data_type) if valid[i] else None))
+            for field, (values, valid), statuses in zip(
+                plan.fields, answer.columns, answer.statuses, strict=True
+            ):
+                row.values[field.name].CopyFrom(
+                    from_python(_readable(values[i], field.data_type) if valid[i] else None)
+                )
                 row.statuses[field.name] = int(statuses[i])  # type: ignore[assignment]
         return response
     response.features.row_count = rows
     response.features.columns.extend(
-        to_column(field, values, valid) for field, (values, valid) in zip(plan.fields, answer.columns, strict=True)
+        to_column(field, values, valid)
+        for field, (values, valid) in zip(plan.fields, answer.columns, strict=True)
     )
     return response
 
@@ -184,7 +203,9 @@ def _readable(value: Any, data_type: DataType) -> Any:
 
 def to_column(field: Field, values: Any, valid: Any) -> column_pb2.Column:
     if field.data_type.is_list:
-        return from_lists(field.name, [v if ok else None for v, ok in zip(values, valid, strict=True)], int(field.data_type))
+        return from_lists(
+            field.name, [v if ok else None for v, ok in zip(values, valid, strict=True)], int(field.data_type)
+        )
     return from_numpy(field.name, values, valid, data_type=int(field.data_type))
 
 
@@ -201,7 +222,12 @@ def job_to_proto(job: Job) -> pb.Job:
         training_set=job.training_set,
     )
     p = job.progress
-    message.progress.done, message.progress.total, message.progress.unit, message.progress.message = p.done, p.total, p.unit, p.message
+    message.progress.done, message.progress.total, message.progress.unit, message.progress.message = (
+        p.done,
+        p.total,
+        p.unit,
+        p.message,
+    )
     message.created_at.FromDatetime(job.created_at)
     if job.ended_at is not None:
         message.ended_at.FromDatetime(job.ended_at)
@@ -216,7 +242,9 @@ def job_filter(text: str) -> tuple[str, str]:
     for part in text.split():
         key, equals, value = part.partition("=")
         if not equals or key not in found:
-            raise InvalidArgument(f"{text[:100]!r} is no job filter: expected kind=… or state=….", reason="INVALID_FILTER")
+            raise InvalidArgument(
+                f"{text[:100]!r} is no job filter: expected kind=… or state=….", reason="INVALID_FILTER"
+            )
         found[key] = value
     return found["kind"], found["state"]
 
@@ -235,7 +263,9 @@ def freshness_to_proto(item: Freshness) -> pb.Freshness:
     return pb.Freshness(
         name=item.name,
         watermark=to_timestamp(item.watermark) if item.watermark else None,
-        applied=[pb.AppliedOffset(source=item.name, partition=p, next_offset=o) for p, o in item.applied.items()],
+        applied=[
+            pb.AppliedOffset(source=item.name, partition=p, next_offset=o) for p, o in item.applied.items()
+        ],
         lag_events=item.lag_events,
         archived_events=item.archived_events,
         freshness_sla=convert_duration(item.freshness_sla),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -98,7 +98,8 @@ def _type(number: int, path: str) -> DataType:
 
 def _fields(items: Iterable[value_pb2.Field], path: str) -> tuple[Field, ...]:
     return tuple(
-        Field(f.name, _type(f.data_type, f"{path}[{i}].data_type"), f.vector_size, f.description) for i, f in enumerate(items)
+        Field(f.name, _type(f.data_type, f"{path}[{i}].data_type"), f.vector_size, f.description)
+        for i, f in enumerate(items)
     )
 
 
@@ -137,7 +138,9 @@ def _rule(rule: pb.ValidationRule) -> ValidationRule:
 
 def _feature(item: pb.Feature, path: str) -> Feature:
     kind = _type(item.data_type, f"{path}.data_type")
-    return Feature(item.name, kind, item.vector_size, item.description, tuple(_rule(r) for r in item.rules), item.field)
+    return Feature(
+        item.name, kind, item.vector_size, item.description, tuple(_rule(r) for r in item.rules), item.field
+    )
 
 
 def _view(project: str, item_id: str, item: pb.View) -> View:
@@ -149,13 +152,19 @@ def _view(project: str, item_id: str, item: pb.View) -> View:
         case "stream":
             kind = StreamView(
                 _own_id(item.stream.source, SOURCE, project, "stream.source"),
-                tuple(_aggregation(a, f"stream.aggregations[{i}]") for i, a in enumerate(item.stream.aggregations)),
+                tuple(
+                    _aggregation(a, f"stream.aggregations[{i}]")
+                    for i, a in enumerate(item.stream.aggregations)
+                ),
                 item.stream.filter,
                 _micros(item.stream.tile),
             )
         case "on_demand":
             kind = OnDemandView(
-                tuple(_own_id(v, VIEW, project, f"on_demand.views[{i}]") for i, v in enumerate(item.on_demand.views)),
+                tuple(
+                    _own_id(v, VIEW, project, f"on_demand.views[{i}]")
+                    for i, v in enumerate(item.on_demand.views)
+                ),
                 tuple(
                     _own_id(s, SOURCE, project, f"on_demand.request_sources[{i}]")
                     for i, s in enumerate(item.on_demand.request_sources)
@@ -170,7 +179,9 @@ def _view(project: str, item_id: str, item: pb.View) -> View:
     entity = _own_id(item.entity, ENTITY, project, "entity") if item.entity else ""
     if not entity and not isinstance(kind, OnDemandView):
         raise _Mistake("entity", "name the entity that the view describes")
-    return View(project, item_id, entity, kind, _micros(item.ttl), _micros(item.freshness_sla), _metadata(item))
+    return View(
+        project, item_id, entity, kind, _micros(item.ttl), _micros(item.freshness_sla), _metadata(item)
+    )
 
 
 def _aggregation(item: pb.Aggregation, path: str) -> Aggregation:
@@ -187,7 +198,8 @@ def _feature_set(project: str, item_id: str, item: pb.FeatureSet) -> FeatureSet:
 
 # ------------------------------------------------------------------------------------------------- to proto
 def field_to_proto(f: Field) -> value_pb2.Field:
-    return value_pb2.Field(name=f.name, data_type=int(f.data_type), vector_size=f.vector_size, description=f.description)  # type: ignore[arg-type]
+    kind = cast("value_pb2.DataType", int(f.data_type))
+    return value_pb2.Field(name=f.name, data_type=kind, vector_size=f.vector_size, description=f.description)
 
 
 def _duration(micros: int) -> Duration | None:
@@ -199,7 +211,9 @@ def _texts(metadata: Metadata) -> dict[str, Any]:
 
 
 def entity_to_proto(entity: Entity) -> pb.Entity:
-    return pb.Entity(name=entity.name, join_keys=[field_to_proto(f) for f in entity.join_keys], **_texts(entity.metadata))
+    return pb.Entity(
+        name=entity.name, join_keys=[field_to_proto(f) for f in entity.join_keys], **_texts(entity.metadata)
+    )
 
 
 def source_to_proto(source: Source) -> pb.Source:
@@ -224,10 +238,16 @@ def source_to_proto(source: Source) -> pb.Source:
 
 
 def _feature_to_proto(f: Feature) -> pb.Feature:
-    message = pb.Feature(name=f.name, data_type=int(f.data_type), vector_size=f.vector_size, description=f.description, field=f.field)  # type: ignore[arg-type]
+    message = pb.Feature(
+        name=f.name,
+        data_type=int(f.data_type),  # type: ignore[arg-type]
+        vector_size=f.vector_size,
+        description=f.description,
+        field=f.field,
+    )
     for rule in f.rules:
         message.rules.add(
-            min=rule.min, max=rule.max, max_null_rate=rule.max_null_rate, allowed=rule.allowed, action=int(rule.action)  # type: ignore[arg-type]
+            min=rule.min, max=rule.max, max_null_rate=rule.max_null_rate, allowed=rule.allowed, action=int(rule.action)
         )  # fmt: skip
     return message
 
@@ -255,12 +275,14 @@ def view_to_proto(view: View) -> pb.View:
             message.stream.tile.CopyFrom(_duration(stream.tile) or Duration())
             for a in stream.aggregations:
                 message.stream.aggregations.add(
-                    name=a.name, function=int(a.function), field=a.field, window=_duration(a.window), limit=a.limit,  # type: ignore[arg-type]
+                    name=a.name, function=int(a.function), field=a.field, window=_duration(a.window), limit=a.limit,
                     description=a.description,
                 )  # fmt: skip
         case OnDemandView() as on_demand:
             message.on_demand.views.extend(f"{prefix}/views/{v}" for v in on_demand.views)
-            message.on_demand.request_sources.extend(f"{prefix}/sources/{s}" for s in on_demand.request_sources)
+            message.on_demand.request_sources.extend(
+                f"{prefix}/sources/{s}" for s in on_demand.request_sources
+            )
             for e in on_demand.expressions:
                 message.on_demand.expressions.add(feature=_feature_to_proto(e.feature), sql=e.sql)
     return message
@@ -287,14 +309,20 @@ _ACTIONS = {action: feature_pb2.PlannedChange.Action.Value(f"ACTION_{action}") f
 
 def change_to_proto(change: Change) -> feature_pb2.PlannedChange:
     return feature_pb2.PlannedChange(
-        action=_ACTIONS[change.action], name=change.name, differences=change.differences, readers=change.readers
+        action=_ACTIONS[change.action],  # type: ignore[arg-type]
+        name=change.name,
+        differences=change.differences,
+        readers=change.readers,
     )
 
 
 def plan_to_proto(plan: ApplyPlan) -> feature_pb2.ApplyDefinitionsResponse:
     return feature_pb2.ApplyDefinitionsResponse(
         changes=[change_to_proto(c) for c in plan.changes],
-        violations=[feature_pb2.DefinitionViolation(name=v.name, field=v.field, message=v.message) for v in plan.violations],
+        violations=[
+            feature_pb2.DefinitionViolation(name=v.name, field=v.field, message=v.message)
+            for v in plan.violations
+        ],
     )
 
 

@@ -66,7 +66,9 @@ def _payload(event: Event) -> SourceEvent | SourceEventBatch:
 def _with_absent_fields(payload: SourceEventBatch, source: Source) -> Columns:
     # A field that the schema got since is null in older events; one that it lost is ignored.
     names = {f.name for f in source.schema}
-    table = column_pb2.Table(row_count=payload.rows.row_count, columns=[c for c in payload.rows.columns if c.name in names])
+    table = column_pb2.Table(
+        row_count=payload.rows.row_count, columns=[c for c in payload.rows.columns if c.name in names]
+    )
     given = {c.name for c in table.columns}
     columns = read_rows(table, [f for f in source.schema if f.name in given])
     for field in source.schema:
@@ -102,7 +104,9 @@ def _one_value(field: Field, value: Any) -> tuple[Any, Any]:
         if isinstance(value, datetime):
             value = int(value.timestamp() * 1_000_000)
         if kind in (DataType.STRING, DataType.BYTES) or kind.is_list:
-            if kind in (DataType.STRING, DataType.BYTES) and not isinstance(value, str if kind == DataType.STRING else bytes):
+            if kind in (DataType.STRING, DataType.BYTES) and not isinstance(
+                value, str if kind == DataType.STRING else bytes
+            ):
                 raise TypeError
             values = np.empty(1, dtype=object)
             values[0] = value

@@ -136,7 +136,9 @@ def resolve_view(view: View, scope: Scope) -> tuple[View, list[Violation]]:
     found.identifier("name", view.id)
     if isinstance(view.kind, OnDemandView):
         if view.entity:
-            found.add("entity", "an on-demand view takes its entities from the views it reads: leave it empty")
+            found.add(
+                "entity", "an on-demand view takes its entities from the views it reads: leave it empty"
+            )
         return _resolve_on_demand(view, view.kind, scope, found), found.violations
     entity = scope.entities.get(view.entity)
     if entity is None:
@@ -151,7 +153,10 @@ def resolve_view(view: View, scope: Scope) -> tuple[View, list[Violation]]:
         if given is None:
             found.add(f"{kind}.source", f"source {source.id!r} has no field for the join key {key.name!r}")
         elif given.data_type != key.data_type:
-            found.add(f"{kind}.source", f"join key {key.name!r} is {key.data_type.name}, in the source {given.data_type.name}")
+            found.add(
+                f"{kind}.source",
+                f"join key {key.name!r} is {key.data_type.name}, in the source {given.data_type.name}",
+            )
     if isinstance(view.kind, BatchView):
         return _resolve_batch(view, view.kind, source, found), found.violations
     return _resolve_stream(view, view.kind, source, found), found.violations
@@ -172,7 +177,9 @@ def _resolve_batch(view: View, batch: BatchView, source: Source, found: Findings
         if given is None:
             found.add(f"{path}.field", f"source {source.id!r} has no field {name!r}", unknown=True)
         elif (given.data_type, given.vector_size) != (feature.data_type, feature.vector_size):
-            found.add(f"{path}.data_type", f"it is {feature.data_type.name}, in the source {given.data_type.name}")
+            found.add(
+                f"{path}.data_type", f"it is {feature.data_type.name}, in the source {given.data_type.name}"
+            )
         features.append(replace(feature, field=name))
     return replace(view, kind=replace(batch, features=tuple(features)), features=tuple(features))
 
@@ -183,7 +190,9 @@ def _resolve_stream(view: View, stream: StreamView, source: Source, found: Findi
     if not stream.aggregations:
         found.add("stream.aggregations", "a view has at least one aggregation")
         return view
-    named = tuple(replace(a, name=a.name or default_name(a.function, a.field, a.window)) for a in stream.aggregations)
+    named = tuple(
+        replace(a, name=a.name or default_name(a.function, a.field, a.window)) for a in stream.aggregations
+    )
     found.unique("stream.aggregations", [a.name for a in named])
     for i, aggregation in enumerate(named):
         _check_aggregation(found, f"stream.aggregations[{i}]", aggregation, source)
@@ -223,7 +232,9 @@ def _check_aggregation(found: Findings, path: str, aggregation: Aggregation, sou
     if given is None:
         found.add(f"{path}.field", f"source {source.id!r} has no field {aggregation.field!r}", unknown=True)
     elif given.data_type not in NUMERIC_TYPES and function != AggregationFunction.COUNT:
-        found.add(f"{path}.field", f"{function.name} needs numbers; {aggregation.field!r} is {given.data_type.name}")
+        found.add(
+            f"{path}.field", f"{function.name} needs numbers; {aggregation.field!r} is {given.data_type.name}"
+        )
 
 
 def _resolve_on_demand(view: View, kind: OnDemandView, scope: Scope, found: Findings) -> View:
@@ -297,9 +308,11 @@ def resolve_feature_set(declared: FeatureSet, scope: Scope) -> tuple[FeatureSet,
     schema: list[Field] = []
     for name in names:
         view_id, _, feature_name = name.partition(":")
-        feature = scope.views[view_id].feature(feature_name)
-        assert feature is not None
-        schema.append(Field(column_name(view_id, feature_name), feature.data_type, feature.vector_size, feature.description))
+        given = scope.views[view_id].feature(feature_name)
+        assert given is not None
+        schema.append(
+            Field(column_name(view_id, feature_name), given.data_type, given.vector_size, given.description)
+        )
     keys, requests = inputs_of(used, scope, found)
     resolved = replace(
         declared,
@@ -312,7 +325,9 @@ def resolve_feature_set(declared: FeatureSet, scope: Scope) -> tuple[FeatureSet,
     return resolved, found.violations
 
 
-def inputs_of(views: list[View], scope: Scope, found: Findings) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
+def inputs_of(
+    views: list[View], scope: Scope, found: Findings
+) -> tuple[tuple[Field, ...], tuple[Field, ...]]:
     """Join keys and request fields that a caller must send to read these views."""
     keys: dict[str, Field] = {}
     requests: dict[str, Field] = {}

@@ -23,7 +23,10 @@ def to_series(field: Field, values: Array, valid: Mask) -> pl.Series:
     """[n] values of a field; rows that are not valid become null."""
     dtype = polars_type(int(field.data_type), field.vector_size)
     if values.dtype == object or values.ndim > 1:
-        rows = [(v.tolist() if isinstance(v, np.ndarray) else v) if ok else None for v, ok in zip(values, valid, strict=True)]
+        rows = [
+            (v.tolist() if isinstance(v, np.ndarray) else v) if ok else None
+            for v, ok in zip(values, valid, strict=True)
+        ]
         if field.data_type.element == DataType.TIMESTAMP:
             return pl.Series(field.name, rows, dtype=pl.List(pl.Int64)).cast(dtype)
         return pl.Series(field.name, rows, dtype=dtype)
@@ -53,10 +56,10 @@ def from_series(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
         for i, v in enumerate(series.to_list()):
             values[i] = empty if v is None else v
         return values, present
-    present = series.is_not_null()
+    there = series.is_not_null()
     if data_type in _FLOATS:
-        present = present & series.is_not_nan().fill_null(False)
-    mask: Mask = present.to_numpy()
+        there = there & series.is_not_nan().fill_null(False)
+    mask: Mask = there.to_numpy()
     if series.null_count():
         series = series.fill_null(False if data_type == DataType.BOOL else 0)
     numbers: Array = series.to_numpy().astype(DTYPES[data_type], copy=False)

@@ -43,7 +43,9 @@ class Ends(Protocol):
 
 
 class FreshnessReader:
-    def __init__(self, positions: Positions, archived: Archived, materialized: Materialized, ends: Ends) -> None:
+    def __init__(
+        self, positions: Positions, archived: Archived, materialized: Materialized, ends: Ends
+    ) -> None:
         self._positions = positions
         self._archived = archived
         self._materialized = materialized
@@ -52,20 +54,26 @@ class FreshnessReader:
     async def read(self, catalog: Catalog) -> list[Freshness]:
         """Sources by name, then views by name."""
         streams = [s for s in catalog.sources.values() if s.is_stream]
-        archived, newest, *positions = await asyncio.gather(
+        archived, newest, positions = await asyncio.gather(
             self._archived.archived(catalog.project),
             self._materialized.newest(catalog.project),
-            *(self._positions.positions(catalog.project, s.id) for s in streams),
+            asyncio.gather(*(self._positions.positions(catalog.project, s.id) for s in streams)),
         )
         by_source: dict[str, dict[str, str]] = dict(zip((s.id for s in streams), positions, strict=True))
         sources = await asyncio.gather(
             *(self._source(catalog, s, by_source[s.id], archived.get(s.id, {})) for s in streams)
         )
         views = [_view(v, by_source, newest) for v in catalog.latest_views.values()]
-        return sorted(sources, key=lambda f: f.name) + sorted((v for v in views if v is not None), key=lambda f: f.name)
+        return sorted(sources, key=lambda f: f.name) + sorted(
+            (v for v in views if v is not None), key=lambda f: f.name
+        )
 
     async def _source(
-        self, catalog: Catalog, source: Source, positions: Mapping[str, str], archived: Mapping[int, tuple[int, int]]
+        self,
+        catalog: Catalog,
+        source: Source,
+        positions: Mapping[str, str],
+        archived: Mapping[int, tuple[int, int]],
     ) -> Freshness:
         views = catalog.stream_views(source.id)
         partitions = set(archived) | {int(f.rpartition("/")[2]) for f in positions}
@@ -75,7 +83,9 @@ class FreshnessReader:
             stored = [positions.get(position_field(v.ref, partition), "0") for v in views]
             found = [Position.parse(text) for text in stored]
             # A source that no view reads is applied when it is archived.
-            applied[partition] = min((p.next_offset for p in found), default=archived.get(partition, (0, 0))[0])
+            applied[partition] = min(
+                (p.next_offset for p in found), default=archived.get(partition, (0, 0))[0]
+            )
             watermark = max(watermark, *(p.watermark for p in found), 0)
         try:
             ends = await self._ends.recent_end_offsets(source.project, source.id)
@@ -85,7 +95,9 @@ class FreshnessReader:
         return Freshness(source.name, watermark, applied, lag, sum(n for _, n in archived.values()))
 
 
-def _view(view: View, by_source: Mapping[str, Mapping[str, str]], newest: Mapping[tuple[str, int], int]) -> Freshness | None:
+def _view(
+    view: View, by_source: Mapping[str, Mapping[str, str]], newest: Mapping[tuple[str, int], int]
+) -> Freshness | None:
     match view.kind:
         case BatchView():
             watermark = newest.get((view.id, view.version), 0)

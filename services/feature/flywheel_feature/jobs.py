@@ -134,7 +134,7 @@ class JobContext:
         """What `save_checkpoint` stored last, also by an earlier process; empty at the first start."""
         self._owner = owner
         self._store = store
-        self._cancelled = False
+        self.cancelled = False
         self._progress = job.progress
 
     @property
@@ -155,7 +155,7 @@ class JobContext:
 
     def check_cancelled(self) -> None:
         """Raises JobCancelled when the job should stop. Callable from any thread, for work outside the event loop."""
-        if self._cancelled:
+        if self.cancelled:
             raise JobCancelled
 
     async def save_checkpoint(self, checkpoint: bytes) -> None:
@@ -163,8 +163,9 @@ class JobContext:
         await self._store.save_checkpoint(self.job, self._owner, checkpoint)
         self.checkpoint = checkpoint
 
-    def _stop(self) -> None:
-        self._cancelled = True
+    def stop(self) -> None:
+        """Make `check_cancelled` raise from now on."""
+        self.cancelled = True
 
 
 Handler = Callable[[JobContext], Awaitable[Mapping[str, object] | None]]
@@ -173,7 +174,9 @@ Handler = Callable[[JobContext], Awaitable[Mapping[str, object] | None]]
 class JobRunner:
     """Submits, runs and watches jobs. Any number of processes may run one over the same store."""
 
-    def __init__(self, store: JobStore, ids: Ids, now: Callable[[], datetime], *, concurrency: int = 2) -> None:
+    def __init__(
+        self, store: JobStore, ids: Ids, now: Callable[[], datetime], *, concurrency: int = 2
+    ) -> None:
         self._store = store
         self._ids = ids
         self._now = now
@@ -187,7 +190,9 @@ class JobRunner:
             raise ValueError(f"kind {kind} has a handler already")
         self._handlers[kind] = handler
 
-    async def submit(self, kind: str, request: bytes, request_id: str = "", *, project: str, training_set: str = "") -> Job:
+    async def submit(
+        self, kind: str, request: bytes, request_id: str = "", *, project: str, training_set: str = ""
+    ) -> Job:
         """Queue a job. The same request_id and request answer the first job; another request is INVALID_ARGUMENT."""
         job = Job(project, self._ids.new(), kind, request, self._now(), training_set=training_set)
         digest = hashlib.sha256(request).digest()
@@ -198,14 +203,18 @@ class JobRunner:
     async def get(self, project: str, job_id: str) -> Job:
         return _known(await self._store.get(project, job_id), project, job_id)
 
-    async def list(self, project: str, *, kind: str = "", state: str = "", before: str = "", limit: int = 50) -> list[Job]:
+    async def list(
+        self, project: str, *, kind: str = "", state: str = "", before: str = "", limit: int = 50
+    ) -> list[Job]:
         return await self._store.list(project, kind=kind, state=state, before=before, limit=limit)
 
     async def cancel(self, project: str, job_id: str) -> Job:
         """Ask a job to stop. Raises FailedPrecondition JOB_ENDED when it has ended by itself."""
         job = _known(await self._store.request_cancel(project, job_id), project, job_id)
         if job.state in (JobState.SUCCEEDED, JobState.FAILED, JobState.LOST):
-            raise FailedPrecondition(f"{job.name} has ended as {job.state}: there is nothing to cancel.", reason="JOB_ENDED")
+            raise FailedPrecondition(
+                f"{job.name} has ended as {job.state}: there is nothing to cancel.", reason="JOB_ENDED"
+            )
         return job
 
     async def watch(self, project: str, job_id: str) -> AsyncIterator[Job]:
@@ -265,10 +274,14 @@ class JobRunner:
             self._slots.release()
             self._wake.set()
 
-    async def _outcome(self, job: Job, context: JobContext, handling: asyncio.Future[Mapping[str, object] | None]) -> Job | None:
+    async def _outcome(
+        self, job: Job, context: JobContext, handling: asyncio.Future[Mapping[str, object] | None]
+    ) -> Job | None:
         """The ended job; None when it was given back or taken away."""
 
-        def ended(state: JobState, reason: str = "", message: str = "", result: Mapping[str, object] | None = None) -> Job:
+        def ended(
+            state: JobState, reason: str = "", message: str = "", result: Mapping[str, object] | None = None
+        ) -> Job:
             return replace(
                 job, state=state, progress=context.current_progress, ended_at=self._now(), error_reason=reason,
                 error_message=message, result=result or {},
@@ -277,7 +290,7 @@ class JobRunner:
         # asyncio.wait does not raise what the handler raised, and is cancelled only when this task is.
         await asyncio.wait([handling])
         if handling.cancelled():
-            return ended(JobState.CANCELLED) if context._cancelled else None
+            return ended(JobState.CANCELLED) if context.cancelled else None
         error = handling.exception()
         if error is None:
             return ended(JobState.SUCCEEDED, result=handling.result())
@@ -293,13 +306,17 @@ class JobRunner:
         log.error("job %s failed, error id %s", job.name, error_id, exc_info=error)
         return ended(JobState.FAILED, "INTERNAL", f"An internal error ended the job (error id {error_id}).")
 
-    async def _beat(self, job: Job, context: JobContext, handling: asyncio.Future[Mapping[str, object] | None]) -> None:
+    async def _beat(
+        self, job: Job, context: JobContext, handling: asyncio.Future[Mapping[str, object] | None]
+    ) -> None:
         while not handling.done():
             with suppress(Unavailable):
-                answer = await self._store.heartbeat(job, self._owner, context.current_progress, LEASE_SECONDS)
+                answer = await self._store.heartbeat(
+                    job, self._owner, context.current_progress, LEASE_SECONDS
+                )
                 if answer is not False:
                     if answer:
-                        context._stop()
+                        context.stop()
                     handling.cancel()
                     return
             await asyncio.sleep(HEARTBEAT_SECONDS)
@@ -308,13 +325,18 @@ class JobRunner:
         """Repeat a write while the database is away; the lease decides if that takes too long."""
         for wait in (0.2, 0.5, 1.0, 2.0, 4.0):
             try:
-                return await write()
+                await write()
             except Unavailable:
                 await asyncio.sleep(wait)
+            else:
+                return
         await write()
 
 
 def _known(job: Job | None, project: str, job_id: str) -> Job:
     if job is None:
-        raise NotFound(f"projects/{project}/jobs/{job_id} does not exist: look it up with ListJobs.", reason="UNKNOWN_JOB")
+        raise NotFound(
+            f"projects/{project}/jobs/{job_id} does not exist: look it up with ListJobs.",
+            reason="UNKNOWN_JOB",
+        )
     return job

@@ -40,7 +40,9 @@ class MaterializeRequest:
 
 
 class BatchRows(Protocol):
-    async def read_batch_rows(self, view: View, entity: Entity, source: Source, start: int | None, end: int | None) -> pl.DataFrame:
+    async def read_batch_rows(
+        self, view: View, entity: Entity, source: Source, start: int | None, end: int | None
+    ) -> pl.DataFrame:
         """Join keys, features by name, EVENT_TIME and CREATED_TIME of rows with start <= event time < end."""
         ...
 
@@ -53,7 +55,11 @@ class Progress(Protocol):
 
 class Materializing:
     def __init__(
-        self, catalogs: Callable[[str], Awaitable[Catalog]], reader: BatchRows, online: Rows, progress: Progress
+        self,
+        catalogs: Callable[[str], Awaitable[Catalog]],
+        reader: BatchRows,
+        online: Rows,
+        progress: Progress,
     ) -> None:
         self._catalogs = catalogs
         self._reader = reader
@@ -75,7 +81,9 @@ class Materializing:
         """The job's handler. Rows that are there already are left alone, so it may start again at any view."""
         request = MaterializeRequest.load(job.request)
         catalog = await self._catalogs(request.project)
-        views = [v for v in catalog.live_views() if isinstance(v.kind, BatchView) and request.view in ("", v.id)]
+        views = [
+            v for v in catalog.live_views() if isinstance(v.kind, BatchView) and request.view in ("", v.id)
+        ]
         finished: list[str] = json.loads(job.checkpoint) if job.checkpoint else []
         written = read = 0
         for view in views:
@@ -85,7 +93,12 @@ class Materializing:
             frame, newest = await self._latest(catalog, view, request)
             for at in range(0, frame.height, CHUNK_ROWS):
                 written += await self._write(catalog, view, frame[at : at + CHUNK_ROWS])
-                job.progress(read + min(at + CHUNK_ROWS, frame.height), read + frame.height, "rows", f"writing {view.id}")
+                job.progress(
+                    read + min(at + CHUNK_ROWS, frame.height),
+                    read + frame.height,
+                    "rows",
+                    f"writing {view.id}",
+                )
             read += frame.height
             if newest is not None:
                 end = request.end if request.end is not None else newest + 1
@@ -95,16 +108,22 @@ class Materializing:
         job.progress(read, read, "rows", f"{written} of {read} rows were new")
         return {"rows": read, "written": written}
 
-    async def _latest(self, catalog: Catalog, view: View, request: MaterializeRequest) -> tuple[pl.DataFrame, int | None]:
+    async def _latest(
+        self, catalog: Catalog, view: View, request: MaterializeRequest
+    ) -> tuple[pl.DataFrame, int | None]:
         assert isinstance(view.kind, BatchView)
         start = request.start
         if start is None:
             start = await self._progress.end_time(request.project, view.id, view.version)
         entity = catalog.entity(view.entity)
-        frame = await self._reader.read_batch_rows(view, entity, catalog.source(view.kind.source), start, request.end)
+        frame = await self._reader.read_batch_rows(
+            view, entity, catalog.source(view.kind.source), start, request.end
+        )
         keys = [k.name for k in entity.join_keys]
         latest = await asyncio.to_thread(
-            lambda: frame.sort(EVENT_TIME, CREATED_TIME, maintain_order=True).unique(subset=keys, keep="last", maintain_order=True)
+            lambda: frame.sort(EVENT_TIME, CREATED_TIME, maintain_order=True).unique(
+                subset=keys, keep="last", maintain_order=True
+            )
         )
         newest = frame.get_column(EVENT_TIME).dt.epoch("us").max() if frame.height else None
         assert newest is None or isinstance(newest, int)

@@ -1,6 +1,5 @@
 """The offline methods of FeatureService: training sets and the skew check."""
 
-# ruff: noqa: N802, ARG002 - the names and parameters of gRPC methods
 from __future__ import annotations
 
 from datetime import datetime

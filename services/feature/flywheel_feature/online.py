@@ -29,7 +29,11 @@ _SECONDS = Histogram(
     "flywheel_feature_lookup_seconds", "Seconds of an online lookup inside the service",
     buckets=(0.00025, 0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 1.0),
 )  # fmt: skip
-_BATCH = Histogram("flywheel_feature_lookup_batch_rows", "Rows read together", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024))
+_BATCH = Histogram(
+    "flywheel_feature_lookup_batch_rows",
+    "Rows read together",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024),
+)
 _VALUES = Counter("flywheel_feature_online_rows", "Rows of a view looked up online", ["view", "result"])
 
 
@@ -85,7 +89,9 @@ class SharedRead:
     def _launch(self) -> None:
         while self._waiting and self._out < OUT_AT_ONCE:
             taken, rows = 0, 0
-            while taken < len(self._waiting) and (taken == 0 or rows + len(self._waiting[taken][0].as_of) <= BATCH_ROWS):
+            while taken < len(self._waiting) and (
+                taken == 0 or rows + len(self._waiting[taken][0].as_of) <= BATCH_ROWS
+            ):
                 rows += len(self._waiting[taken][0].as_of)
                 taken += 1
             batch, self._waiting = self._waiting[:taken], self._waiting[taken:]

@@ -47,7 +47,9 @@ class Pushing:
         self._online = online
         self._encode = encode
 
-    async def to_source(self, catalog: Catalog, source: Source, columns: Columns, rows: int, event_ids: Sequence[str]) -> Pushed:
+    async def to_source(
+        self, catalog: Catalog, source: Source, columns: Columns, rows: int, event_ids: Sequence[str]
+    ) -> Pushed:
         """Returns once Kafka has every row. Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW, ROW_COUNT_MISMATCH; Unavailable."""
         check_rows(source.schema, columns)
         required(columns, [source.timestamp_field], "every event needs its time")
@@ -64,7 +66,9 @@ class Pushing:
             following[partition] = max(offset + 1, following.get(partition, 0))
         return Pushed(rows, following)
 
-    def _records(self, source: Source, columns: Columns, ids: list[str], rows: np.ndarray, partition: int) -> list[tuple[int, bytes]]:
+    def _records(
+        self, source: Source, columns: Columns, ids: list[str], rows: np.ndarray, partition: int
+    ) -> list[tuple[int, bytes]]:
         picked = {name: (v[rows], m[rows]) for name, (v, m) in columns.items()}
         value = self._encode(source, picked, [ids[i] for i in rows.tolist()], partition)
         if len(value) <= MAXIMUM_RECORD_BYTES or len(rows) == 1:
@@ -75,7 +79,9 @@ class Pushing:
             *self._records(source, columns, ids, rows[middle:], partition),
         ]
 
-    async def to_view(self, catalog: Catalog, view: View, source: Source, columns: Columns, rows: int) -> Pushed:
+    async def to_view(
+        self, catalog: Catalog, view: View, source: Source, columns: Columns, rows: int
+    ) -> Pushed:
         """Writes rows online unless newer ones are there. Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW; Unavailable."""
         check_rows(source.schema, columns)
         keys = [k.name for k in catalog.entity(view.entity).join_keys]
@@ -103,7 +109,9 @@ class RowWriter:
         # A row shows as STALE for as long as it was fresh (an hour at least), then it goes.
         self._lifetime_ms = (view.ttl + max(view.ttl, 3_600_000_000)) // 1000 if view.ttl else 0
 
-    async def write(self, keys: Columns, features: Columns, event: np.ndarray, created: np.ndarray, online: Rows) -> int:
+    async def write(
+        self, keys: Columns, features: Columns, event: np.ndarray, created: np.ndarray, online: Rows
+    ) -> int:
         """How many rows were newer than what was there. No key is null."""
         names = entity_keys([(k.data_type, keys[k.name][0].tolist()) for k in self._keys])
         rows = self._layout.encode(features, event, created)
@@ -119,14 +127,22 @@ def _ids(fields: Sequence[Field], columns: Columns, rows: int, given: Sequence[s
     if not given:
         return row_ids(fields, columns, rows)
     if len(given) != rows:
-        raise InvalidArgument(f"{len(given)} event ids for {rows} rows: give one per row or none.", reason="ROW_COUNT_MISMATCH")
+        raise InvalidArgument(
+            f"{len(given)} event ids for {rows} rows: give one per row or none.", reason="ROW_COUNT_MISMATCH"
+        )
     for event_id in given:
         if not 0 < len(event_id) <= MAXIMUM_ID_CHARACTERS:
-            raise InvalidArgument(f"An event id has 1 to {MAXIMUM_ID_CHARACTERS} characters.", reason="OUT_OF_RANGE", field="event_ids")
+            raise InvalidArgument(
+                f"An event id has 1 to {MAXIMUM_ID_CHARACTERS} characters.",
+                reason="OUT_OF_RANGE",
+                field="event_ids",
+            )
     return list(given)
 
 
-def _partitions(catalog: Catalog, source: Source, columns: Columns, ids: Sequence[str], partitions: int) -> list[int]:
+def _partitions(
+    catalog: Catalog, source: Source, columns: Columns, ids: Sequence[str], partitions: int
+) -> list[int]:
     """By the entity of the first view that reads the source, so that an entity's events stay together; else by event id."""
     views = sorted(catalog.stream_views(source.id), key=lambda v: v.ref)
     if views:

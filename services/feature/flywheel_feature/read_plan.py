@@ -82,13 +82,17 @@ class OnDemandRead:
                 self._stored[name] = place, i, Field(name, f.data_type, f.vector_size)
         self._requests = {f.name: f for f in requests}
         fields = [*(s[2] for s in self._stored.values()), *self._requests.values()]
-        outputs = [e.feature for e in view.kind.expressions]
+        sizes = {f.name: f.vector_size for f in fields}
+        sizes.update({e.feature.name: e.feature.vector_size for e in view.kind.expressions})
         self._compiled: CompiledExpressions = compile_expressions(
             [(e.feature.name, int(e.feature.data_type), e.sql) for e in view.kind.expressions],
             {f.name: int(f.data_type) for f in fields},
-            vector_sizes={f.name: f.vector_size for f in [*fields, *outputs]},
+            vector_sizes=sizes,
         )
-        self._fields = [self._stored[c][2] if c in self._stored else self._requests[c] for c in self._compiled.input_columns]
+        self._fields = [
+            self._stored[c][2] if c in self._stored else self._requests[c]
+            for c in self._compiled.input_columns
+        ]
         self._places = sorted({self._stored[c][0] for c in self._compiled.input_columns if c in self._stored})
 
     def evaluate(self, stored: Sequence[ViewValues], requests: Columns, rows: int) -> ViewValues:
@@ -126,7 +130,9 @@ class Answer:
 class ReadPlan:
     """Everything about a list of features that does not depend on the request."""
 
-    def __init__(self, catalog: Catalog, wanted: Sequence[tuple[View, str]], feature_set: FeatureSet | None = None) -> None:
+    def __init__(
+        self, catalog: Catalog, wanted: Sequence[tuple[View, str]], feature_set: FeatureSet | None = None
+    ) -> None:
         self.project = catalog.project
         self.feature_set = feature_set.name if feature_set is not None else ""
         self.stored: list[StoredRead] = []
@@ -221,7 +227,9 @@ def plan_of_features(catalog: Catalog, features: Sequence[str]) -> ReadPlan:
     for text in features:
         view_id, colon, name = text.partition(":")
         if not colon or not name:
-            raise InvalidArgument(f"{text[:100]!r} is not of the form view:feature or view:*.", reason="INVALID_NAME")
+            raise InvalidArgument(
+                f"{text[:100]!r} is not of the form view:feature or view:*.", reason="INVALID_NAME"
+            )
         view = catalog.view(view_id)
         if name == "*":
             wanted += [(view, f.name) for f in view.features]

@@ -47,7 +47,12 @@ class RowLayout:
     def __init__(self, features: Sequence[Feature]) -> None:
         self.features = tuple(features)
         self._bitmap_bytes = (len(features) + 7) // 8
-        parts: list[Any] = [("format", "u1"), ("event", "<i8"), ("created", "<i8"), ("nulls", "u1", (self._bitmap_bytes,))]
+        parts: list[Any] = [
+            ("format", "u1"),
+            ("event", "<i8"),
+            ("created", "<i8"),
+            ("nulls", "u1", (self._bitmap_bytes,)),
+        ]
         for i, feature in enumerate(features):
             if is_variable(feature.data_type):
                 parts.append((f"f{i}", _VARIABLE))
@@ -59,7 +64,9 @@ class RowLayout:
         self._variable = [i for i, f in enumerate(features) if is_variable(f.data_type)]
         self._absent = bytes(self.dtype.itemsize)
 
-    def encode(self, columns: Columns, event: npt.NDArray[np.int64], created: npt.NDArray[np.int64]) -> list[bytes]:
+    def encode(
+        self, columns: Columns, event: npt.NDArray[np.int64], created: npt.NDArray[np.int64]
+    ) -> list[bytes]:
         """One packed value per row; `columns` by feature name."""
         rows = len(event)
         fixed = np.zeros(rows, dtype=self.dtype)
@@ -71,7 +78,8 @@ class RowLayout:
             nulls[:, i] = ~valid
             if i in self._variable:
                 parts = [
-                    _variable_bytes(v, feature.data_type) if ok else b"" for v, ok in zip(values, valid.tolist(), strict=True)
+                    _variable_bytes(v, feature.data_type) if ok else b""
+                    for v, ok in zip(values, valid.tolist(), strict=True)
                 ]
                 fixed[f"f{i}"] = [len(p) for p in parts]
                 tails.append(parts)
@@ -135,10 +143,20 @@ def _variable_bytes(value: Any, data_type: DataType) -> bytes:
 
 
 def _variable_values(
-    rows: Sequence[bytes | None], starts: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], valid: Mask, data_type: DataType
+    rows: Sequence[bytes | None],
+    starts: npt.NDArray[np.int64],
+    lengths: npt.NDArray[np.int64],
+    valid: Mask,
+    data_type: DataType,
 ) -> Array:
     values = np.empty(len(rows), dtype=object)
-    empty: Any = "" if data_type == DataType.STRING else b"" if data_type == DataType.BYTES else _list_of(b"", data_type)
+    empty: Any = (
+        ""
+        if data_type == DataType.STRING
+        else b""
+        if data_type == DataType.BYTES
+        else _list_of(b"", data_type)
+    )
     for i, row in enumerate(rows):
         if row is None or not valid[i]:
             values[i] = empty

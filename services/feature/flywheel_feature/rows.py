@@ -25,7 +25,9 @@ Ints = npt.NDArray[np.int64]
 
 def wrong_type(field: Field, given: str) -> InvalidArgument:
     return InvalidArgument(
-        f"Column {field.name!r} must be {field.data_type.name}, not {given}.", reason="WRONG_TYPE", column=field.name
+        f"Column {field.name!r} must be {field.data_type.name}, not {given}.",
+        reason="WRONG_TYPE",
+        column=field.name,
     )
 
 
@@ -70,7 +72,11 @@ def row_ids(fields: Sequence[Field], columns: Columns, rows: int) -> list[str]:
     for field in fields:
         values, valid = columns[field.name]
         fixed = values.dtype != object
-        data = np.ascontiguousarray(values).astype(DTYPES[field.data_type.element], copy=False) if fixed else values
+        data = (
+            np.ascontiguousarray(values).astype(DTYPES[field.data_type.element], copy=False)
+            if fixed
+            else values
+        )
         for i, h in enumerate(hashes):
             if not valid[i]:
                 h.update(b"\0")

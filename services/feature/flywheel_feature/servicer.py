@@ -67,7 +67,9 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         self._clock = clock
 
     # ------------------------------------------------------------------------------------------ definitions
-    async def ApplyDefinitions(self, request: pb.ApplyDefinitionsRequest, context: Any) -> pb.ApplyDefinitionsResponse:
+    async def ApplyDefinitions(
+        self, request: pb.ApplyDefinitionsRequest, context: Any
+    ) -> pb.ApplyDefinitionsResponse:
         project = parse_project(request.parent)
         declared, unreadable = convert_definitions.declared(project, request.definitions)
         deletes = list(request.delete_names)
@@ -85,7 +87,9 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
             "ApplyDefinitions", request.request_id, request, pb.ApplyDefinitionsResponse, effect
         )
         await self._definitions.refresh()
-        await self._topics.prepare(s for s in self._definitions.catalog(project).sources.values() if s.is_stream)
+        await self._topics.prepare(
+            s for s in self._definitions.catalog(project).sources.values() if s.is_stream
+        )
         return answer
 
     async def GetEntity(self, request: pb.GetEntityRequest, context: Any) -> pb.GetEntityResponse:
@@ -95,9 +99,16 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
 
     async def ListEntities(self, request: pb.ListEntitiesRequest, context: Any) -> pb.ListEntitiesResponse:
         items = (await self._definitions.current(parse_project(request.parent))).entities.values()
-        page = page_of(items, parent=request.parent, text=request.filter, size=request.page_size, token=request.page_token)
+        page = page_of(
+            items,
+            parent=request.parent,
+            text=request.filter,
+            size=request.page_size,
+            token=request.page_token,
+        )
         return pb.ListEntitiesResponse(
-            entities=map(convert_definitions.entity_to_proto, page.items), next_page_token=page.next_page_token
+            entities=map(convert_definitions.entity_to_proto, page.items),
+            next_page_token=page.next_page_token,
         )
 
     async def GetSource(self, request: pb.GetSourceRequest, context: Any) -> pb.GetSourceResponse:
@@ -107,7 +118,13 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
 
     async def ListSources(self, request: pb.ListSourcesRequest, context: Any) -> pb.ListSourcesResponse:
         items = (await self._definitions.current(parse_project(request.parent))).sources.values()
-        page = page_of(items, parent=request.parent, text=request.filter, size=request.page_size, token=request.page_token)
+        page = page_of(
+            items,
+            parent=request.parent,
+            text=request.filter,
+            size=request.page_size,
+            token=request.page_token,
+        )
         return pb.ListSourcesResponse(
             sources=map(convert_definitions.source_to_proto, page.items), next_page_token=page.next_page_token
         )
@@ -119,8 +136,16 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
 
     async def ListViews(self, request: pb.ListViewsRequest, context: Any) -> pb.ListViewsResponse:
         items = (await self._definitions.current(parse_project(request.parent))).latest_views.values()
-        page = page_of(items, parent=request.parent, text=request.filter, size=request.page_size, token=request.page_token)
-        return pb.ListViewsResponse(views=map(convert_definitions.view_to_proto, page.items), next_page_token=page.next_page_token)
+        page = page_of(
+            items,
+            parent=request.parent,
+            text=request.filter,
+            size=request.page_size,
+            token=request.page_token,
+        )
+        return pb.ListViewsResponse(
+            views=map(convert_definitions.view_to_proto, page.items), next_page_token=page.next_page_token
+        )
 
     async def GetFeatureSet(self, request: pb.GetFeatureSetRequest, context: Any) -> pb.GetFeatureSetResponse:
         project, item, version = versioned_name(request.name, FEATURE_SET, FEATURE_SET_VERSION)
@@ -128,15 +153,26 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         found = catalog.feature_set(item, version)
         return pb.GetFeatureSetResponse(feature_set=convert_definitions.feature_set_to_proto(found))
 
-    async def ListFeatureSets(self, request: pb.ListFeatureSetsRequest, context: Any) -> pb.ListFeatureSetsResponse:
+    async def ListFeatureSets(
+        self, request: pb.ListFeatureSetsRequest, context: Any
+    ) -> pb.ListFeatureSetsResponse:
         items = (await self._definitions.current(parse_project(request.parent))).latest_feature_sets.values()
-        page = page_of(items, parent=request.parent, text=request.filter, size=request.page_size, token=request.page_token)
+        page = page_of(
+            items,
+            parent=request.parent,
+            text=request.filter,
+            size=request.page_size,
+            token=request.page_token,
+        )
         return pb.ListFeatureSetsResponse(
-            feature_sets=map(convert_definitions.feature_set_to_proto, page.items), next_page_token=page.next_page_token
+            feature_sets=map(convert_definitions.feature_set_to_proto, page.items),
+            next_page_token=page.next_page_token,
         )
 
     # ----------------------------------------------------------------------------------------------- online
-    async def GetOnlineFeatures(self, request: pb.GetOnlineFeaturesRequest, context: Any) -> pb.GetOnlineFeaturesResponse:
+    async def GetOnlineFeatures(
+        self, request: pb.GetOnlineFeaturesRequest, context: Any
+    ) -> pb.GetOnlineFeaturesResponse:
         shared = await self._shared_read(request)
         answer = await shared.read(convert.to_lookup(request, shared.plan))
         return convert.answer_to_proto(answer, shared.plan, request.layout)
@@ -144,8 +180,12 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
     async def _shared_read(self, request: pb.GetOnlineFeaturesRequest) -> SharedRead:
         if request.feature_set:
             if request.features:
-                raise InvalidArgument("Name a feature_set or features, not both.", reason="INVALID_REQUEST", field="features")
-            return await self._online.of_set(*versioned_name(request.feature_set, FEATURE_SET, FEATURE_SET_VERSION))
+                raise InvalidArgument(
+                    "Name a feature_set or features, not both.", reason="INVALID_REQUEST", field="features"
+                )
+            return await self._online.of_set(
+                *versioned_name(request.feature_set, FEATURE_SET, FEATURE_SET_VERSION)
+            )
         return await self._online.of_features(parse_project(request.parent), tuple(request.features))
 
     async def PushFeatures(self, request: pb.PushFeaturesRequest, context: Any) -> pb.PushFeaturesResponse:
@@ -158,7 +198,8 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         source = catalog.source(source_id)
         if not source.is_stream:
             raise InvalidArgument(
-                f"{source.name} is no stream source: push to one, or to a batch view.", reason="NOT_A_STREAM_SOURCE"
+                f"{source.name} is no stream source: push to one, or to a batch view.",
+                reason="NOT_A_STREAM_SOURCE",
             )
         _check_target(request.push_target, _STREAM_TARGETS, "a stream source's rows go online and offline")
         columns = convert.read_rows(request.rows, source.schema)
@@ -166,7 +207,8 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         return pb.PushFeaturesResponse(
             accepted_count=pushed.accepted,
             offsets=[
-                pb.AppliedOffset(source=source.name, partition=p, next_offset=o) for p, o in sorted(pushed.next_offsets.items())
+                pb.AppliedOffset(source=source.name, partition=p, next_offset=o)
+                for p, o in sorted(pushed.next_offsets.items())
             ],
         )
 
@@ -175,7 +217,9 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         catalog = await self._definitions.knowing(project, lambda c: c.view(view_id))
         view = catalog.view(view_id)
         if not isinstance(view.kind, BatchView):
-            raise InvalidArgument(f"{view.base_name} is no batch view: push to its stream source.", reason="NOT_A_BATCH_VIEW")
+            raise InvalidArgument(
+                f"{view.base_name} is no batch view: push to its stream source.", reason="NOT_A_BATCH_VIEW"
+            )
         _check_target(request.push_target, _BATCH_TARGETS, "rows pushed to a batch view go online only")
         source = catalog.source(view.kind.source)
         columns = convert.read_rows(request.rows, source.schema)
@@ -184,13 +228,19 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
 
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Any) -> pb.GetFreshnessResponse:
         catalog = self._definitions.catalog(parse_project(request.parent))
-        return pb.GetFreshnessResponse(freshness=map(convert.freshness_to_proto, await self._freshness.read(catalog)))
+        return pb.GetFreshnessResponse(
+            freshness=map(convert.freshness_to_proto, await self._freshness.read(catalog))
+        )
 
     # ------------------------------------------------------------------------------------------------- jobs
-    async def MaterializeView(self, request: pb.MaterializeViewRequest, context: Any) -> pb.MaterializeViewResponse:
+    async def MaterializeView(
+        self, request: pb.MaterializeViewRequest, context: Any
+    ) -> pb.MaterializeViewResponse:
         materialize = convert.to_materialize(request)
         await self._materializing.validate(materialize)
-        job = await self._jobs.submit(KIND, materialize.dump(), request.request_id, project=materialize.project)
+        job = await self._jobs.submit(
+            KIND, materialize.dump(), request.request_id, project=materialize.project
+        )
         return pb.MaterializeViewResponse(job=convert.job_to_proto(job))
 
     async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
@@ -202,7 +252,11 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         size = page_size(request.page_size, default=100)
         kind, state = convert.job_filter(request.filter)
         found = await self._jobs.list(
-            parse_project(request.parent), kind=kind, state=state, before=str(after[0]) if after else "", limit=size + 1
+            parse_project(request.parent),
+            kind=kind,
+            state=state,
+            before=str(after[0]) if after else "",
+            limit=size + 1,
         )
         more = encode_token([found[size - 1].id], query=query) if len(found) > size else ""
         return pb.ListJobsResponse(jobs=map(convert.job_to_proto, found[:size]), next_page_token=more)
@@ -224,8 +278,6 @@ def _job_name(name: str) -> tuple[str, str]:
 def _check_target(target: int, allowed: tuple[int, ...], why: str) -> None:
     if target not in allowed:
         raise InvalidArgument(
-            f"push_target {pb.PushTarget.Name(target)} is not possible here: {why}.",  # type: ignore[arg-type]
+            f"push_target {pb.PushTarget.Name(target)} is not possible here: {why}.",
             reason="UNSUPPORTED_PUSH_TARGET",
         )
-
-

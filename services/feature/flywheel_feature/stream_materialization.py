@@ -22,7 +22,9 @@ _NEWEST = Gauge("flywheel_feature_watermark_seconds", "Newest event time applied
 
 
 class SeenEvents(Protocol):
-    async def first_seen(self, source: str, event_ids: Sequence[str], partition: int, offsets: Sequence[int]) -> list[bool]:
+    async def first_seen(
+        self, source: str, event_ids: Sequence[str], partition: int, offsets: Sequence[int]
+    ) -> list[bool]:
         """Per row whether this place is where its id was seen first; remembers the ids not seen before.
 
         Rows come in order; the answer for a place never changes. Raises Unavailable.
@@ -37,7 +39,9 @@ class ArchivePositions(Protocol):
 class StreamMaterializer:
     """One member's work. `begin` before the first rows of a partition and after every loss of it."""
 
-    def __init__(self, seen: SeenEvents, archived: ArchivePositions, tiles: SourceTiles, archiver: Archiver) -> None:
+    def __init__(
+        self, seen: SeenEvents, archived: ArchivePositions, tiles: SourceTiles, archiver: Archiver
+    ) -> None:
         self._seen = seen
         self._archived = archived
         self._tiles = tiles
@@ -55,7 +59,8 @@ class StreamMaterializer:
         offsets = rows.offset.tolist()
         if offsets:
             first = np.array(
-                await self._seen.first_seen(rows.source.name, rows.event_ids, rows.partition, offsets), np.bool_
+                await self._seen.first_seen(rows.source.name, rows.event_ids, rows.partition, offsets),
+                np.bool_,
             )
             if not first.all():
                 _ROWS.labels(rows.source.id, "duplicate").inc(int((~first).sum()))
@@ -71,13 +76,18 @@ class StreamMaterializer:
         return self._tiles.views(source, views, {v.entity: catalog.entity(v.entity).join_keys for v in views})
 
 
-def joined(source: Source, partition: int, parts: Sequence[tuple[int, Columns, Sequence[str]]], next_offset: int) -> SourceRows:
+def joined(
+    source: Source, partition: int, parts: Sequence[tuple[int, Columns, Sequence[str]]], next_offset: int
+) -> SourceRows:
     """Rows of several records, (offset, columns, ids) each, as one."""
     offsets = np.repeat(np.array([p[0] for p in parts], np.int64), [len(p[2]) for p in parts])
     if len(parts) == 1:
         return SourceRows(source, partition, parts[0][1], list(parts[0][2]), offsets, next_offset)
     columns: Columns = {
-        f.name: (np.concatenate([p[1][f.name][0] for p in parts]), np.concatenate([p[1][f.name][1] for p in parts]))
+        f.name: (
+            np.concatenate([p[1][f.name][0] for p in parts]),
+            np.concatenate([p[1][f.name][1] for p in parts]),
+        )
         for f in source.schema
     }
     return SourceRows(source, partition, columns, [i for p in parts for i in p[2]], offsets, next_offset)

@@ -51,12 +51,18 @@ class SourceRows:
 
 class TileStore(Protocol):
     async def merge_tiles(
-        self, layout: TileLayout, deltas: Sequence[tuple[bytes, Delta, int, int]], partition: int, lifetime_ms: int
+        self,
+        layout: TileLayout,
+        deltas: Sequence[tuple[bytes, Delta, int, int]],
+        partition: int,
+        lifetime_ms: int,
     ) -> list[int]: ...
 
     async def positions(self, project: str, source: str) -> dict[str, str]: ...
 
-    async def advance(self, project: str, source: str, moves: Mapping[str, tuple[str, str]]) -> list[bool]: ...
+    async def advance(
+        self, project: str, source: str, moves: Mapping[str, tuple[str, str]]
+    ) -> list[bool]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +98,14 @@ class ViewTiles:
         self.layout = TileLayout(view.kind.aggregations, view.kind.tile)
         self._keys = keys
         self._prefix = key_prefix(view)
-        self._filter = compile_predicate(view.kind.filter, {f.name: int(f.data_type) for f in schema}) if view.kind.filter else None
-        self._filter_fields = [f for f in schema if self._filter is not None and f.name in self._filter.input_columns]
+        self._filter = (
+            compile_predicate(view.kind.filter, {f.name: int(f.data_type) for f in schema})
+            if view.kind.filter
+            else None
+        )
+        self._filter_fields = [
+            f for f in schema if self._filter is not None and f.name in self._filter.input_columns
+        ]
         kept_ms = self.layout.kept_tiles * self.layout.tile // 1000
         self.lifetime_ms = max(MINIMUM_LIFETIME_MS, kept_ms + 2 * view.ttl // 1000)
 
@@ -111,7 +123,9 @@ class ViewTiles:
         events = Events(code, event, known, event_ranks(chosen.event_ids), values)
         await self._merge(events, chosen.offset, list(codes), rows.partition, store)
 
-    async def _merge(self, events: Events, offset: Ints, names: list[bytes], partition: int, store: TileStore) -> None:
+    async def _merge(
+        self, events: Events, offset: Ints, names: list[bytes], partition: int, store: TileStore
+    ) -> None:
         while events.code.size:
             order = np.argsort(events.code, kind="stable")
             codes, starts = np.unique(events.code[order], return_index=True)
@@ -122,7 +136,9 @@ class ViewTiles:
                 (self._prefix + names[c], deltas[c], f, n)
                 for c, f, n in zip(codes.tolist(), first.tolist(), following.tolist(), strict=True)
             ]
-            seen = np.array(await store.merge_tiles(self.layout, calls, partition, self.lifetime_ms), np.int64)
+            seen = np.array(
+                await store.merge_tiles(self.layout, calls, partition, self.lifetime_ms), np.int64
+            )
             # A key that had seen part of its events answers where the unseen ones begin: only those go again.
             begin = np.zeros(len(names), np.int64)
             begin[codes] = np.where(seen >= following, np.iinfo(np.int64).max, seen)
@@ -156,7 +172,9 @@ class SourceTiles:
         self._views: dict[tuple[str, VersionRef], ViewTiles] = {}
         self._positions: dict[tuple[str, str], str] = {}
 
-    def views(self, source: Source, views: Sequence[View], join_keys: Mapping[str, tuple[Field, ...]]) -> list[ViewTiles]:
+    def views(
+        self, source: Source, views: Sequence[View], join_keys: Mapping[str, tuple[Field, ...]]
+    ) -> list[ViewTiles]:
         found: list[ViewTiles] = []
         for view in views:
             key = source.project, view.ref

@@ -22,7 +22,10 @@ class StreamWorker:
     """`topic_of(project, source)` names topics; only topics of applied sources are acted on."""
 
     def __init__(
-        self, definitions: DefinitionStore, materializer: StreamMaterializer, topic_of: Callable[[str, str], str]
+        self,
+        definitions: DefinitionStore,
+        materializer: StreamMaterializer,
+        topic_of: Callable[[str, str], str],
     ) -> None:
         self._definitions = definitions
         self._materializer = materializer
@@ -32,14 +35,20 @@ class StreamWorker:
 
     def loop(self, **settings: Any) -> ConsumerLoop:
         """The consumer to run."""
-        self._loop = ConsumerLoop(handler=self._handle, positions=self._positions, commit_to_kafka=False, **settings)
+        self._loop = ConsumerLoop(
+            handler=self._handle, positions=self._positions, commit_to_kafka=False, **settings
+        )
         self._live = self._live_views()
         self._definitions.on_change(self._definitions_changed)
         return self._loop
 
     def _live_views(self) -> frozenset[str]:
         return frozenset(
-            v.name for c in self._definitions.projects() for s in c.sources.values() if s.is_stream for v in c.stream_views(s.id)
+            v.name
+            for c in self._definitions.projects()
+            for s in c.sources.values()
+            if s.is_stream
+            for v in c.stream_views(s.id)
         ) | frozenset(s.name for c in self._definitions.projects() for s in c.sources.values() if s.is_stream)
 
     def _definitions_changed(self) -> None:
@@ -90,7 +99,9 @@ class StreamWorker:
         if not parts:
             return
         try:
-            await self._materializer.apply(catalog, joined(source, records[0].partition, parts, records[-1].offset + 1))
+            await self._materializer.apply(
+                catalog, joined(source, records[0].partition, parts, records[-1].offset + 1)
+            )
         except PositionLost:
             log.warning("positions changed under this member: it starts again from them", source=source.name)
             self._forget()
@@ -98,5 +109,3 @@ class StreamWorker:
     def _forget(self) -> None:
         if self._loop is not None:
             self._loop.rewind()
-
-

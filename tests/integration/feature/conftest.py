@@ -12,10 +12,11 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import flywheel as fw
 import pyarrow.fs as fs
 import pytest
 import pytest_asyncio
+
+import flywheel as fw
 from flywheel_common.grpc_server import Server
 from flywheel_feature.config import FeatureSettings
 from flywheel_feature.server import build
@@ -97,7 +98,10 @@ class StreamWorkers:
         self._count += 1
         with (self._directory / f"worker-{self._count}.log").open("wb") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", "flywheel_feature", "materialize"], env=self.environment, stdout=log, stderr=log
+                [sys.executable, "-m", "flywheel_feature", "materialize"],
+                env=self.environment,
+                stdout=log,
+                stderr=log,
             )
         self.running.append(worker)
         return worker
@@ -119,4 +123,3 @@ def workers(environment: dict[str, str], tmp_path: Path) -> Iterator[StreamWorke
     started = StreamWorkers(environment, tmp_path)
     yield started
     started.stop()
-

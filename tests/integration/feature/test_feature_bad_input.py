@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import flywheel as fw
 import pytest
+
+import flywheel as fw
 from flywheel.tables import to_dict, to_table
 from flywheel_common.errors import FlywheelError, InvalidArgument, NotFound, Unavailable
 from flywheel_local.redis import Redis
@@ -58,17 +59,33 @@ async def test_every_wrong_read_says_what_is_wrong(client: fw.Client) -> None:
     text.strings.values.append("N1")
     cases: list[tuple[pb.GetOnlineFeaturesRequest, type[FlywheelError], str]] = [
         (reading(feature_set="projects/default/featureSets/ghost"), NotFound, "UNKNOWN_FEATURE_SET"),
-        (reading(feature_set="projects/default/featureSets/both/versions/9"), NotFound, "UNKNOWN_FEATURE_SET"),
+        (
+            reading(feature_set="projects/default/featureSets/both/versions/9"),
+            NotFound,
+            "UNKNOWN_FEATURE_SET",
+        ),
         (reading(feature_set="both"), InvalidArgument, "INVALID_NAME"),
         (reading(feature_set="", parent="projects/default", features=["ghost:x"]), NotFound, "UNKNOWN_VIEW"),
-        (reading(feature_set="", parent="projects/default", features=["facts:x"]), NotFound, "UNKNOWN_FEATURE"),
+        (
+            reading(feature_set="", parent="projects/default", features=["facts:x"]),
+            NotFound,
+            "UNKNOWN_FEATURE",
+        ),
         (reading(feature_set="", parent="projects/default"), InvalidArgument, "NO_FEATURES"),
         (reading(entities=to_table({"tailnum": ["N1"]})), InvalidArgument, "MISSING_JOIN_KEY"),
         (reading(request_fields=None), InvalidArgument, "MISSING_REQUEST_FIELD"),
         (reading(request_fields=to_table({"distance": [1.0, 2.0]})), InvalidArgument, "ROW_COUNT_MISMATCH"),
         (reading(entities=to_table({"tailnum": [1], "deck": [1]})), InvalidArgument, "WRONG_TYPE"),
-        (reading(entities=column_pb2.Table(row_count=1, columns=[text, half])), InvalidArgument, "INVALID_COLUMN"),
-        (reading(entities=to_table({"tailnum": ["N"] * 1001, "deck": [1] * 1001})), InvalidArgument, "TOO_MANY_ROWS"),
+        (
+            reading(entities=column_pb2.Table(row_count=1, columns=[text, half])),
+            InvalidArgument,
+            "INVALID_COLUMN",
+        ),
+        (
+            reading(entities=to_table({"tailnum": ["N"] * 1001, "deck": [1] * 1001})),
+            InvalidArgument,
+            "TOO_MANY_ROWS",
+        ),
     ]
     for request, kind, reason in cases:
         with pytest.raises(kind) as raised:
@@ -85,7 +102,9 @@ async def test_every_wrong_push_is_refused_whole(client: fw.Client, rows: dict[s
     def push(target: str = source, ids: list[str] | None = None, **changes: Any) -> pb.PushFeaturesRequest:
         sent = {**rows, **changes}
         return pb.PushFeaturesRequest(
-            target=target, rows=to_table({k: v for k, v in sent.items() if v is not None}), event_ids=ids or []
+            target=target,
+            rows=to_table({k: v for k, v in sent.items() if v is not None}),
+            event_ids=ids or [],
         )
 
     two = {"tailnum": ["N1", "N2"], "deck": [1, 2], "at": [T0, T0]}
@@ -116,6 +135,16 @@ async def test_every_wrong_push_is_refused_whole(client: fw.Client, rows: dict[s
     assert to_dict(answer.features)["facts__weight"] == [None]
 
 
+async def test_events_that_no_worker_has_applied_are_lag(
+    client: fw.Client, rows: dict[str, list[Any]]
+) -> None:
+    await apply(client)
+    for i in range(3):
+        await client.push("weighings", rows, SCHEMA, ids=[f"event-{i}"])
+    fresh = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent="projects/default"))
+    assert [f.lag_events for f in fresh.freshness if f.name.endswith("sources/weighings")] == [3]
+
+
 async def test_a_row_pushed_to_a_batch_view_is_read_back_and_older_ones_change_nothing(
     client: fw.Client, rows: dict[str, list[Any]]
 ) -> None:
@@ -133,7 +162,9 @@ async def test_a_definition_that_refers_to_nothing_applies_nothing(client: fw.Cl
         await client.apply(message)
     assert raised.value.reason == "UNKNOWN_REFERENCE"
     planned = await client.apply(message, plan=True)
-    assert [(v.name, v.field) for v in planned.violations] == [("projects/default/views/recent", "stream.source")]
+    assert [(v.name, v.field) for v in planned.violations] == [
+        ("projects/default/views/recent", "stream.source")
+    ]
     listed = await client.feature.ListEntities(pb.ListEntitiesRequest(parent="projects/default"))
     assert list(listed.entities) == []
 

@@ -6,10 +6,11 @@ import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import flywheel as fw
 import numpy as np
 import polars as pl
 import pytest
+
+import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_feature.store.tables import S3Tables
 from flywheel_local.s3 import S3
@@ -43,7 +44,9 @@ airport_now = fw.StreamView(
 
 
 def definitions(bucket: str) -> Any:
-    planes = fw.ParquetSource("planes", planes_schema, timestamp="registered_at", uri=f"s3://{bucket}/planes/")
+    planes = fw.ParquetSource(
+        "planes", planes_schema, timestamp="registered_at", uri=f"s3://{bucket}/planes/"
+    )
     facts = fw.BatchView("plane_facts", plane, planes, {"built": fw.FLOAT64, "model": fw.STRING}, ttl="365d")
     computed = fw.OnDemandView(
         "computed",
@@ -79,9 +82,7 @@ def statuses(answer: Any, rows: int) -> dict[str, list[int]]:
 
 @pytest.fixture
 def planes_table(s3: S3, bucket: str) -> None:
-    tables = S3Tables(
-        endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
-    )
+    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
     frame = pl.DataFrame(
         {
             "tailnum": ["N1", "N1", "N2", "N3"],
@@ -103,7 +104,9 @@ async def test_values_of_every_kind_of_view_come_back_as_they_were_written(
     assert job.progress.done == 3
     pushed = await client.push(
         "departures",
-        departures_rows(("JFK", "N1", 0, 10.0), ("JFK", "N2", 30, 20.0), ("JFK", "N3", 40, None), ("LGA", "N2", -170, 5.0)),
+        departures_rows(
+            ("JFK", "N1", 0, 10.0), ("JFK", "N2", 30, 20.0), ("JFK", "N3", 40, None), ("LGA", "N2", -170, 5.0)
+        ),
         SCHEMA,
         ids=["a", "b", "c", "d"],
     )
@@ -147,7 +150,10 @@ async def test_pushed_events_count_once_and_are_archived_once(
         pushed = await client.push("departures", rows, SCHEMA, ids=["a", "b"])
     await client.wait_applied(pushed.offsets, within=30)
     answer = await client.online_features(
-        "everything", {"tailnum": ["N1"], "origin": ["JFK"]}, {"distance": [1.0]}, as_of=T0 + timedelta(minutes=2)
+        "everything",
+        {"tailnum": ["N1"], "origin": ["JFK"]},
+        {"distance": [1.0]},
+        as_of=T0 + timedelta(minutes=2),
     )
     values = to_dict(answer.features)
     assert values["airport_now__n_3h"] == [2]

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
-import flywheel as fw
 import polars as pl
 import pytest
+
+import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_feature.store.tables import S3Tables
 from flywheel_local.s3 import S3
@@ -30,7 +31,11 @@ def view(name: str, entity: fw.Entity) -> fw.StreamView:
         name,
         entity,
         landings,
-        [fw.count("7d", name="n"), fw.total("delay", "7d", name="sum"), fw.last("delay", "7d", name="latest")],
+        [
+            fw.count("7d", name="n"),
+            fw.total("delay", "7d", name="sum"),
+            fw.last("delay", "7d", name="latest"),
+        ],
         tile="1h",
     )
 
@@ -119,9 +124,7 @@ async def check_archive(environment: dict[str, str], bucket: str, s3: S3) -> Non
         keys = [r["key"] for r in await connection.fetch("SELECT key FROM archive_segment")]
     finally:
         await connection.close()
-    tables = S3Tables(
-        endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
-    )
+    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
     archived = tables.read_files([f"s3://{bucket}/{key}" for key in keys], ["__event_id", "delay"])
     assert archived.height == ROWS
     assert archived.get_column("__event_id").n_unique() == ROWS

@@ -7,12 +7,14 @@ import uuid
 from typing import Any
 
 import numpy as np
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from flywheel_feature.aggregation import Events, TileLayout, event_ranks
 from flywheel_feature.definitions import (
     HOUR,
     SECOND,
     Aggregation,
-    AggregationFunction as F,
     DataType,
     Field,
     Source,
@@ -20,11 +22,12 @@ from flywheel_feature.definitions import (
     StreamView,
     View,
 )
+from flywheel_feature.definitions import (
+    AggregationFunction as F,
+)
 from flywheel_feature.store.online_store import OnlineStore
 from flywheel_feature.store.redis_pipe import RedisPipe
 from flywheel_feature.stream_tiles import SourceRows, ViewTiles
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 TILE = 600 * SECOND
 START = 1_357_000_000 * SECOND
@@ -68,11 +71,20 @@ def at_once(layout: TileLayout, events: list[Any]) -> list[bytes | None]:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(EVENT, min_size=1, max_size=50), st.lists(st.tuples(st.integers(0, 49), st.integers(1, 50)), max_size=6))
+@given(
+    st.lists(EVENT, min_size=1, max_size=50),
+    st.lists(st.tuples(st.integers(0, 49), st.integers(1, 50)), max_size=6),
+)
 def test_any_cuts_and_repetitions_give_the_same_windows(
     redis_url: str, events: list[Any], repeats: list[tuple[int, int]]
 ) -> None:
-    view = View("default", f"v{uuid.uuid4().hex[:12]}", "airport", StreamView("events", AGGREGATIONS, "", TILE), version=1)
+    view = View(
+        "default",
+        f"v{uuid.uuid4().hex[:12]}",
+        "airport",
+        StreamView("events", AGGREGATIONS, "", TILE),
+        version=1,
+    )
     tiles = ViewTiles(view, (KEY,), SCHEMA)
     as_of = np.full(2, START + max(e[1] for e in events) * 60 * SECOND, np.int64)
 
@@ -96,10 +108,14 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
     want = tiles.layout.read(at_once(tiles.layout, events), as_of)
     assert got.found.tolist() == want.found.tolist()
     assert got.newest.tolist() == want.newest.tolist()
-    for aggregation, (values, valid), (expected, there) in zip(AGGREGATIONS, got.columns, want.columns, strict=True):
+    for aggregation, (values, valid), (expected, there) in zip(
+        AGGREGATIONS, got.columns, want.columns, strict=True
+    ):
         assert valid.tolist() == there.tolist(), aggregation.name
         for row in np.flatnonzero(there):
-            np.testing.assert_allclose(values[row], expected[row], rtol=1e-9, atol=1e-9, err_msg=aggregation.name)
+            np.testing.assert_allclose(
+                values[row], expected[row], rtol=1e-9, atol=1e-9, err_msg=aggregation.name
+            )
 
 
 async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(redis_url: str) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
+
 from flywheel_common.errors import FailedPrecondition, InvalidArgument
 from flywheel_feature.apply_plan import Action, ApplyPlan, Declared, make_plan
 from flywheel_feature.catalog import Catalog
@@ -46,10 +46,18 @@ landings = Source(
 trip = Source(P, "trip", (Field("distance", DataType.FLOAT64),), "", "", RequestSource())
 facts = View(P, "facts", "plane", BatchView("planes", (Feature("built", DataType.FLOAT64),)))
 recent = View(
-    P, "recent", "plane", StreamView("landings", (Aggregation("", AggregationFunction.MEAN, "delay", 3 * HOUR),))
+    P,
+    "recent",
+    "plane",
+    StreamView("landings", (Aggregation("", AggregationFunction.MEAN, "delay", 3 * HOUR),)),
 )
 age = View(
-    P, "age", "", OnDemandView(("facts",), ("trip",), (Expression(Feature("years", DataType.FLOAT64), "2013 - facts__built"),))
+    P,
+    "age",
+    "",
+    OnDemandView(
+        ("facts",), ("trip",), (Expression(Feature("years", DataType.FLOAT64), "2013 - facts__built"),)
+    ),
 )
 late = FeatureSet(P, "late", ("facts:built", "recent:*", "age:years"))
 EVERYTHING = Declared((plane,), (planes, landings, trip), (age, facts, recent), (late,))
@@ -79,7 +87,11 @@ def plan(catalog: Catalog, declared: Declared, *deletes: str) -> ApplyPlan:
 
 
 def actions(made: ApplyPlan) -> dict[str, Action]:
-    return {c.name.partition(f"projects/{P}/")[2]: c.action for c in made.changes if c.action is not Action.UNCHANGED}
+    return {
+        c.name.partition(f"projects/{P}/")[2]: c.action
+        for c in made.changes
+        if c.action is not Action.UNCHANGED
+    }
 
 
 @pytest.fixture
@@ -118,7 +130,10 @@ def test_words_update_in_place_and_definitions_make_versions(catalog: Catalog) -
 def test_a_set_stays_with_its_versions_until_it_is_applied_again(catalog: Catalog) -> None:
     changed = applied(catalog, plan(catalog, Declared(views=(replace(facts, ttl=HOUR),))))
     assert changed.feature_set("late").views[0] == VersionRef("facts", 1)
-    assert {v.name.rpartition("views/")[2] for v in changed.live_views()} >= {"facts/versions/1", "facts/versions/2"}
+    assert {v.name.rpartition("views/")[2] for v in changed.live_views()} >= {
+        "facts/versions/1",
+        "facts/versions/2",
+    }
     again = applied(changed, plan(changed, Declared(views=(age,), feature_sets=(late,))))
     assert again.feature_set("late").version == 2
     assert again.feature_set("late").views[0] == VersionRef("facts", 2)
@@ -149,7 +164,9 @@ def test_a_set_stays_with_its_versions_until_it_is_applied_again(catalog: Catalo
         ),
     ],
 )  # fmt: skip
-def test_a_mistake_names_the_object_and_the_field(catalog: Catalog, declared: Declared, reason: str, path: str) -> None:
+def test_a_mistake_names_the_object_and_the_field(
+    catalog: Catalog, declared: Declared, reason: str, path: str
+) -> None:
     made = plan(catalog, declared)
     assert path in [v.field for v in made.violations]
     with pytest.raises(InvalidArgument) as raised:
@@ -170,5 +187,3 @@ def test_what_is_read_is_not_deleted_unless_its_readers_go_too(catalog: Catalog)
     assert raised.value.reason == "IN_USE"
     names = [f"projects/default/{n}" for n in ("views/facts", "views/age", "featureSets/late")]
     assert set(actions(plan(catalog, Declared(), *names)).values()) == {Action.DELETE}
-
-

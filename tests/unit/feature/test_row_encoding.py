@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from flywheel_feature.definitions import DataType as T
 from flywheel_feature.definitions import Feature
 from flywheel_feature.keys import entity_keys
 from flywheel_feature.row_encoding import RowLayout
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 VALUES: dict[T, st.SearchStrategy[Any]] = {
     T.BOOL: st.booleans(),
@@ -25,7 +26,14 @@ VALUES: dict[T, st.SearchStrategy[Any]] = {
     T.STRING_LIST: st.lists(st.text(max_size=5), max_size=4),
     T.FLOAT32_VECTOR: st.lists(st.floats(width=32, allow_nan=False), min_size=3, max_size=3),
 }
-DTYPES = {T.BOOL: "?", T.INT64: "i8", T.FLOAT32: "f4", T.FLOAT64: "f8", T.TIMESTAMP: "i8", T.FLOAT32_VECTOR: "f4"}
+DTYPES = {
+    T.BOOL: "?",
+    T.INT64: "i8",
+    T.FLOAT32: "f4",
+    T.FLOAT64: "f8",
+    T.TIMESTAMP: "i8",
+    T.FLOAT32_VECTOR: "f4",
+}
 
 
 @st.composite
@@ -65,7 +73,9 @@ def test_rows_of_any_types_come_back(table: tuple[list[T], list[list[Any]]]) -> 
                 assert (found.tolist() if isinstance(found, np.ndarray) else found) == v
 
 
-@given(st.lists(st.tuples(st.binary(max_size=6), st.binary(max_size=6)), min_size=2, max_size=20, unique=True))
+@given(
+    st.lists(st.tuples(st.binary(max_size=6), st.binary(max_size=6)), min_size=2, max_size=20, unique=True)
+)
 def test_two_entities_never_share_a_key(pairs: list[tuple[bytes, bytes]]) -> None:
     keys = entity_keys([(T.BYTES, [p[0] for p in pairs]), (T.BYTES, [p[1] for p in pairs])])
     assert len(set(keys)) == len(pairs)

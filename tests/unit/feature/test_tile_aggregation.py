@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from flywheel_feature.aggregation import Events, TileLayout, choose_tile, default_name, event_ranks
-from flywheel_feature.definitions import DAY, HOUR, SECOND, Aggregation, AggregationFunction as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from flywheel_feature.aggregation import Events, TileLayout, choose_tile, default_name, event_ranks
+from flywheel_feature.definitions import DAY, HOUR, SECOND, Aggregation
+from flywheel_feature.definitions import AggregationFunction as F
 
 TILE = 600 * SECOND
 WINDOWS = (HOUR, 6 * HOUR)
@@ -35,7 +37,13 @@ def arrays(events: list[tuple[int, int, float | None, float | None]], ids: list[
         return np.array([0.0 if v is None else v for v in raw]), np.array([v is not None for v in raw], bool)
 
     times = np.array([e[1] for e in events], np.int64)
-    return Events(np.array([e[0] for e in events], np.int64), times, times, event_ranks(ids), {"x": column(2), "y": column(3)})
+    return Events(
+        np.array([e[0] for e in events], np.int64),
+        times,
+        times,
+        event_ranks(ids),
+        {"x": column(2), "y": column(3)},
+    )
 
 
 def expected(aggregation: Aggregation, events: list[Any], ranks: list[int], entity: int, as_of: int) -> Any:
@@ -101,7 +109,11 @@ def test_reads_equal_a_brute_force_over_the_events(events: list[Any], minutes_af
 def test_a_window_that_moved_past_every_event_counts_zero_and_has_no_mean() -> None:
     layout = TileLayout([Aggregation("n", F.COUNT, "", HOUR), Aggregation("m", F.MEAN, "x", HOUR)], TILE)
     events = Events(
-        np.zeros(1, np.int64), np.array([HOUR]), np.array([HOUR]), np.zeros(1, np.int64), {"x": (np.array([4.0]), np.array([True]))}
+        np.zeros(1, np.int64),
+        np.array([HOUR]),
+        np.array([HOUR]),
+        np.zeros(1, np.int64),
+        {"x": (np.array([4.0]), np.array([True]))},
     )
     state = layout.state_of(layout.partials(events)[0], {0: 1})
     read = layout.read([state, state], np.array([HOUR, 3 * HOUR]))

@@ -28,7 +28,9 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 _POSITION = "SELECT next_offset FROM archive_position WHERE project = $1 AND source = $2 AND partition = $3"
 _POSITIONS = "SELECT source, partition, next_offset, event_count FROM archive_position WHERE project = $1"
-_SEGMENTS = "SELECT * FROM archive_segment WHERE project = $1 AND source = $2 ORDER BY partition, first_offset"
+_SEGMENTS = (
+    "SELECT * FROM archive_segment WHERE project = $1 AND source = $2 ORDER BY partition, first_offset"
+)
 
 
 class PostgresArchive:
@@ -36,8 +38,13 @@ class PostgresArchive:
         self._pool = pool
         self._bucket = bucket
 
-    async def first_seen(self, source: str, event_ids: Sequence[str], partition: int, offsets: Sequence[int]) -> list[bool]:
-        hashes = [int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big", signed=True) for i in event_ids]
+    async def first_seen(
+        self, source: str, event_ids: Sequence[str], partition: int, offsets: Sequence[int]
+    ) -> list[bool]:
+        hashes = [
+            int.from_bytes(hashlib.blake2b(i.encode(), digest_size=8).digest(), "big", signed=True)
+            for i in event_ids
+        ]
         places: list[int] = []
         place, last = 0, -1
         for offset in offsets:

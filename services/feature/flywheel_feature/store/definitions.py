@@ -100,20 +100,30 @@ class DefinitionStore:
         """Read what changed since the last time."""
         async with connection(self._pool) as conn:
             revisions = {r["project"]: r["revision"] for r in await conn.fetch(_REVISIONS)}
-            stale = [p for p, revision in revisions.items() if self.catalog(p).revision != revision or p not in self._catalogs]
+            stale = [
+                p
+                for p, revision in revisions.items()
+                if self.catalog(p).revision != revision or p not in self._catalogs
+            ]
             rows = await conn.fetch(_LOAD, stale) if stale else []
         for project in stale:
-            self._catalogs[project] = _catalog(project, revisions[project], [r for r in rows if r["project"] == project])
+            self._catalogs[project] = _catalog(
+                project, revisions[project], [r for r in rows if r["project"] == project]
+            )
         if stale:
             for listener in self._listeners:
                 listener()
 
-    async def plan(self, project: str, declared: Declared, delete_names: list[str], now: datetime) -> ApplyPlan:
+    async def plan(
+        self, project: str, declared: Declared, delete_names: list[str], now: datetime
+    ) -> ApplyPlan:
         """What an apply would do, against the database."""
         async with transaction(self._pool, isolation="repeatable_read", readonly=True) as conn:
             return make_plan(await _read(conn, project), declared, delete_names, now)
 
-    async def apply(self, conn: Connection, project: str, declared: Declared, delete_names: list[str], now: datetime) -> ApplyPlan:
+    async def apply(
+        self, conn: Connection, project: str, declared: Declared, delete_names: list[str], now: datetime
+    ) -> ApplyPlan:
         """Plan and write inside the caller's transaction; applies of one project take turns. Raises for violations."""
         await conn.fetchval(_LOCK, project)
         plan = make_plan(await _read(conn, project), declared, delete_names, now)

@@ -63,7 +63,15 @@ class PostgresJobs:
     async def create(self, job: Job, request_id: str, request_hash: bytes) -> Job:
         async with transaction(self._pool) as conn:
             row = await conn.fetchrow(
-                _INSERT, job.project, job.id, job.kind, job.request, request_id, request_hash, job.created_at, job.training_set
+                _INSERT,
+                job.project,
+                job.id,
+                job.kind,
+                job.request,
+                request_id,
+                request_hash,
+                job.created_at,
+                job.training_set,
             )
             if row is None:
                 row = await conn.fetchrow(_BY_REQUEST, job.project, job.kind, request_id)
@@ -84,7 +92,15 @@ class PostgresJobs:
     async def heartbeat(self, job: Job, owner: str, progress: Progress, lease_seconds: float) -> bool | None:
         async with connection(self._pool) as conn:
             answer: bool | None = await conn.fetchval(
-                _HEARTBEAT, job.project, job.id, owner, lease_seconds, progress.done, progress.total, progress.unit, progress.message
+                _HEARTBEAT,
+                job.project,
+                job.id,
+                owner,
+                lease_seconds,
+                progress.done,
+                progress.total,
+                progress.unit,
+                progress.message,
             )
         return answer
 

@@ -12,7 +12,10 @@ from flywheel_feature.aggregation import Delta, TileLayout
 from flywheel_feature.store.redis_pipe import Argument, RedisPipe, RedisReplyError, down
 from flywheel_feature.store.scripts import ADVANCE_POSITION, MERGE_TILES, WRITE_ROW
 
-_SHA = {s: hashlib.sha1(s.encode(), usedforsecurity=False).hexdigest() for s in (WRITE_ROW, MERGE_TILES, ADVANCE_POSITION)}
+_SHA = {
+    s: hashlib.sha1(s.encode(), usedforsecurity=False).hexdigest()
+    for s in (WRITE_ROW, MERGE_TILES, ADVANCE_POSITION)
+}
 
 
 class OnlineStore:
@@ -66,12 +69,23 @@ class OnlineStore:
     async def advance(self, project: str, source: str, moves: Mapping[str, tuple[str, str]]) -> list[bool]:
         """Per field from an expected value to a new one; False where another value was found."""
         key = position_key(project, source)
-        return [bool(a) for a in await self._run(ADVANCE_POSITION, [(key, (f, old, new)) for f, (old, new) in moves.items()])]
+        return [
+            bool(a)
+            for a in await self._run(
+                ADVANCE_POSITION, [(key, (f, old, new)) for f, (old, new) in moves.items()]
+            )
+        ]
 
     async def _run(self, script: str, calls: Sequence[tuple[bytes, tuple[Argument, ...]]]) -> list[Any]:
-        commands: list[tuple[Argument, ...]] = [("EVALSHA", _SHA[script], 1, key, *arguments) for key, arguments in calls]
+        commands: list[tuple[Argument, ...]] = [
+            ("EVALSHA", _SHA[script], 1, key, *arguments) for key, arguments in calls
+        ]
         answers = await self._pipe.calls(commands)
-        missing = [i for i, a in enumerate(answers) if isinstance(a, hiredis.HiredisError) and str(a).startswith("NOSCRIPT")]
+        missing = [
+            i
+            for i, a in enumerate(answers)
+            if isinstance(a, hiredis.HiredisError) and str(a).startswith("NOSCRIPT")
+        ]
         if missing:
             await self._pipe.call("SCRIPT", "LOAD", script)
             again = await self._pipe.calls([commands[i] for i in missing])

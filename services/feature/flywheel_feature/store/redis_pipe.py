@@ -43,7 +43,7 @@ class _Link(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # uvloop's transports implement asyncio.Transport without inheriting from it.
-        self.transport = cast(asyncio.Transport, transport)
+        self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)
@@ -91,14 +91,14 @@ class RedisPipe:
         link = self._link
         if link is None or link.transport is None:
             link = await self._connected()
-        return _checked(await self._answer(link.send(hiredis.pack_command(arguments))))
+        return _checked(await self._answer(link.send(_packed(arguments))))
 
     async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         """Many commands in one write. Answers may be exceptions of hiredis, one per refused command."""
         link = self._link
         if link is None or link.transport is None:
             link = await self._connected()
-        futures = [link.send(hiredis.pack_command(c)) for c in commands]
+        futures = [link.send(_packed(c)) for c in commands]
         if futures:
             # Answers come in order: with the last one all are there.
             await self._answer(futures[-1])
@@ -145,13 +145,19 @@ class RedisPipe:
             hello.append(("SELECT", database))
         hello.append(("PING",))
         try:
-            for reply in [await link.send(hiredis.pack_command(c)) for c in hello]:
+            for reply in [await link.send(_packed(c)) for c in hello]:
                 _checked(reply)
         except RedisReplyError as error:
             with suppress(Exception):
                 assert link.transport is not None
                 link.transport.close()
             raise down() from error
+
+
+def _packed(command: tuple[Argument, ...]) -> bytes:
+    # The stub knows tuples of one element only.
+    packed: bytes = hiredis.pack_command(command)  # type: ignore[arg-type]
+    return packed
 
 
 def _checked(reply: Any) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.kafka import kafka_errors
@@ -33,6 +34,7 @@ class SourceTopics:
         self._topic_of = topic_of
         self._partitions = partitions
         self._ready: dict[str, int] = {}
+        self._counted: dict[str, int] = {}
         self._consumer: AIOKafkaConsumer | None = None
         self._lock = asyncio.Lock()
         self._ends: dict[str, tuple[float, dict[int, int]]] = {}
@@ -70,15 +72,11 @@ class SourceTopics:
         async with self._lock:
             with kafka_errors():
                 async with asyncio.timeout(10.0):
-                    consumer = await self._connected()
-                    partitions = consumer.partitions_for_topic(topic)
-                    if not partitions:
-                        # An unknown topic must be asked for: metadata of all is fetched only now and then.
-                        await consumer._client.force_metadata_update()
-                        partitions = consumer.partitions_for_topic(topic) or await self._asked(consumer, topic)
+                    partitions = await self._partitions_of(topic)
                     if not partitions:
                         return {}
-                    ends = await consumer.end_offsets([TopicPartition(topic, p) for p in partitions])
+                    consumer = await self._connected()
+                    ends = await consumer.end_offsets([TopicPartition(topic, p) for p in range(partitions)])
         found = {tp.partition: int(end) for tp, end in ends.items()}
         self._ends[topic] = time.monotonic(), found
         return found
@@ -86,7 +84,27 @@ class SourceTopics:
     async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
         """Like `end_offsets`, at most a second old."""
         at, found = self._ends.get(self.topic(project, source), (0.0, {}))
-        return found if found and time.monotonic() - at < END_SECONDS else await self.end_offsets(project, source)
+        return (
+            found
+            if found and time.monotonic() - at < END_SECONDS
+            else await self.end_offsets(project, source)
+        )
+
+    async def _partitions_of(self, topic: str) -> int:
+        """0 when there is no such topic."""
+        if topic not in self._counted:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
+            try:
+                await admin.start()
+                described = await admin.describe_topics([topic])
+            finally:
+                with suppress(Exception):
+                    await admin.close()
+            count = len(described[0]["partitions"]) if described else 0
+            if not count:
+                return 0
+            self._counted[topic] = count
+        return self._counted[topic]
 
     async def close(self) -> None:
         if self._consumer is not None:
@@ -96,7 +114,9 @@ class SourceTopics:
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._consumer is None:
-            consumer = AIOKafkaConsumer(bootstrap_servers=self._bootstrap, group_id=None, metadata_max_age_ms=30_000)
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=self._bootstrap, group_id=None, metadata_max_age_ms=30_000
+            )
             try:
                 await consumer.start()
             except BaseException:
@@ -105,8 +125,3 @@ class SourceTopics:
                 raise
             self._consumer = consumer
         return self._consumer
-
-    @staticmethod
-    async def _asked(consumer: AIOKafkaConsumer, topic: str) -> set[int]:
-        await consumer.topics()
-        return set(consumer.partitions_for_topic(topic) or ())
