@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from flywheel_common import topics
 from flywheel_common.consumer import PoisonError, Record
@@ -13,6 +13,23 @@ from flywheel_monitor.batches import OutcomeColumns, PredictionColumns
 from flywheel_monitor.convert import outcome_columns, prediction_columns
 from flywheel_monitor.store.ingest import Ingest
 from flywheel_protos.events.v1 import prediction_pb2
+
+STATEMENT_ROWS = 10_000
+"""Rows after which another statement begins, so that none outlives the statement timeout on a busy machine."""
+
+
+def in_parts(batches: Sequence[PredictionColumns], rows: int) -> Iterator[list[PredictionColumns]]:
+    """The batches in order, in groups of at most `rows` rows (or of one larger batch)."""
+    part: list[PredictionColumns] = []
+    count = 0
+    for batch in batches:
+        if part and count + len(batch.ids) > rows:
+            yield part
+            part, count = [], 0
+        part.append(batch)
+        count += len(batch.ids)
+    if part:
+        yield part
 
 
 class Intake:
@@ -42,7 +59,7 @@ class Intake:
         if poison:
             raise PoisonError(why, poison)
         partition = records[0].partition
-        if answers:
-            await self._ingest.predictions(conn, partition, answers)
+        for part in in_parts(answers, STATEMENT_ROWS):
+            await self._ingest.predictions(conn, partition, part)
         if outcomes:
             await self._ingest.outcomes(conn, partition, outcomes)

@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from flywheel_common.error_details import from_rpc_error
-from flywheel_common.errors import FlywheelError, InvalidArgument, NotFound
+from flywheel_common.errors import FlywheelError, InvalidArgument, NotFound, Unavailable
 from flywheel_monitor.convert import column_references
 from flywheel_monitor.references import Reference, usable
 from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc
@@ -53,4 +53,9 @@ class PeerReferences:
             return await method(request)
         except grpc.RpcError as error:
             mapped: FlywheelError = from_rpc_error(error)
-            raise mapped from error
+            if mapped.retryable or isinstance(mapped, (NotFound, InvalidArgument)):
+                raise mapped from error
+            # A bug or a missing permission over there is no fault of the predictions: they wait until it is mended.
+            raise Unavailable(
+                f"A peer answers {mapped.reason}.", reason="PEER_FAILED", peer_reason=mapped.reason
+            ) from error

@@ -34,6 +34,7 @@ from flywheel_monitor.store.lag import LagProbe
 from flywheel_monitor.store.prediction_rows import PredictionRows
 from flywheel_monitor.store.versions import Versions
 from flywheel_monitor.watch import Watch
+from flywheel_monitor.windows import Behind
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 
 log = get_logger(__name__)
@@ -105,10 +106,10 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         gauges,
     )
 
-    async def behind() -> set[int]:
+    async def behind() -> Behind:
         found = await lag.read()
         gauges.lag(found.total)
-        return found.behind(topics.PREDICTION_LOGGED)
+        return Behind(found.behind(topics.PREDICTION_LOGGED), found.behind(topics.OUTCOME_RECORDED))
 
     watch = Watch(
         pool,

@@ -29,12 +29,9 @@ from flywheel_monitor.store.alert_rows import Alerts
 from flywheel_monitor.store.evaluations import Evaluations, Frontier, Judged
 from flywheel_monitor.store.pane_rows import read_window
 from flywheel_monitor.store.versions import Versions
-from flywheel_monitor.windows import Span, watermark
+from flywheel_monitor.windows import Behind, Marks, Span
 
 log = get_logger(__name__)
-
-Behind = Callable[[], Awaitable[set[int]]]
-"""Partitions with records that the broker holds and the monitor has not read."""
 
 
 class Watch:
@@ -49,7 +46,7 @@ class Watch:
         gauges: Gauges,
         ids: Ids,
         *,
-        behind: Behind,
+        behind: Callable[[], Awaitable[Behind]],
         delay_us: int,
         poll_seconds: float,
     ) -> None:
@@ -62,6 +59,7 @@ class Watch:
         self._behind = behind
         self._delay_us = delay_us
         self._poll = poll_seconds
+        self._done: dict[int, tuple[Marks, MonitorPolicy]] = {}
 
     async def run(self) -> None:
         """Waits out outages of PostgreSQL and Kafka."""
@@ -77,28 +75,34 @@ class Watch:
 
     async def pass_once(self) -> int:
         """Judges every window that is due; returns how many judgements were made."""
-        progress = await self._evaluations.progress(await self._behind())
+        known = await self._evaluations.marks(await self._behind())
         policies = {model_id: (name, policy) for model_id, name, policy in await self._versions.policies()}
         count = 0
         for frontier in await self._evaluations.frontiers():
-            mark = watermark(progress.get(frontier.model_id, ()))
-            if mark is None:
+            marks = known.get(frontier.model_id)
+            if marks is None:
                 continue
             name, policy = policies[frontier.model_id]
-            self._gauges.watermark(name, mark)
-            count += await self._advance(frontier, mark, policy)
+            if self._done.get(frontier.version_id) == (marks, policy):
+                continue
+            self._gauges.watermark(name, marks.answers)
+            count += await self._advance(frontier, marks, policy)
             await self._alerts.retire(
-                frontier.version_id, mark - self._delay_us - (policy.m_windows + 1) * policy.window_us
+                frontier.version_id,
+                marks.answers - self._delay_us - (policy.m_windows + 1) * policy.window_us,
             )
+            self._done[frontier.version_id] = (marks, policy)
         self._gauges.alerts(await self._alerts.open_counts())
         return count
 
-    async def _advance(self, frontier: Frontier, mark: int, policy: MonitorPolicy) -> int:
+    async def _advance(self, frontier: Frontier, marks: Marks, policy: MonitorPolicy) -> int:
         count, width = 0, policy.window_us
-        for labels, since, delay in (
-            (False, frontier.closed_until, self._delay_us),
-            (True, frontier.labelled_until, max(self._delay_us, policy.lateness_us)),
+        for labels, since, mark, delay in (
+            (False, frontier.closed_until, marks.answers, self._delay_us),
+            (True, frontier.labelled_until, marks.labels, max(self._delay_us, policy.lateness_us)),
         ):
+            if mark is None:
+                continue
             until = (mark - delay) // width * width
             if until <= since:
                 continue

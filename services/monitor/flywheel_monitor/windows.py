@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -38,6 +38,25 @@ def watermark(partitions: Iterable[PartitionProgress]) -> int | None:
     return min(behind) if behind else max(p.newest_us for p in known)
 
 
-def closed(windows: Sequence[Span], watermark_us: int, delay_us: int) -> list[Span]:
-    """The windows whose end lies at least `delay_us` behind the watermark, oldest first."""
-    return sorted(w for w in windows if w.end_us + delay_us <= watermark_us)
+@dataclass(frozen=True)
+class Behind:
+    """Partitions of each topic that hold records not yet read."""
+
+    answers: frozenset[int] = frozenset()
+    outcomes: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Event time up to which a model's answers, and its answers and labels, are read; labels None: not known yet."""
+
+    answers: int
+    labels: int | None
+
+
+def progress(newest: Mapping[int, int], behind: frozenset[int]) -> list[PartitionProgress]:
+    """What is known of a model's partitions (number → newest event time). Nothing, while a partition that is behind has
+    shown nothing of the model: what waits in there may be older than all that was read."""
+    if not behind <= newest.keys():
+        return []
+    return [PartitionProgress(time, partition not in behind) for partition, time in newest.items()]

@@ -15,7 +15,7 @@ from flywheel_monitor.drift import Verdict, judge_features, judge_window
 from flywheel_monitor.performance import Quality, QualityReference, judge_concept, judge_labels
 from flywheel_monitor.policy import MonitorPolicy
 from flywheel_monitor.score_shift import ScoreReference, score_shift
-from flywheel_monitor.windows import PartitionProgress, Span, closed, watermark, window_of
+from flywheel_monitor.windows import PartitionProgress, progress, watermark, window_of
 
 POLICY = MonitorPolicy()
 RNG = np.random.default_rng(11)
@@ -217,6 +217,9 @@ def test_the_slowest_partition_that_is_behind_holds_the_watermark() -> None:
     assert watermark([PartitionProgress(50, True), PartitionProgress(90, True)]) == 90
 
 
-def test_windows_close_in_order_once_the_watermark_is_past() -> None:
-    spans = [Span(20, 30), Span(0, 10), Span(10, 20)]
-    assert closed(spans, 25, 5) == [Span(0, 10), Span(10, 20)]
+def test_a_partition_that_is_behind_and_has_shown_nothing_holds_everything() -> None:
+    assert progress({0: 10, 1: 20}, frozenset({2})) == []
+    assert progress({0: 10, 1: 20}, frozenset({1})) == [
+        PartitionProgress(10, True),
+        PartitionProgress(20, False),
+    ]

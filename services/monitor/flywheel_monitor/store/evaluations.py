@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,9 +14,10 @@ from flywheel_monitor.drift import Verdict
 from flywheel_monitor.evaluation import Report
 from flywheel_monitor.layout import Window
 from flywheel_monitor.performance import Quality, auc, quality_of_window
-from flywheel_monitor.windows import PartitionProgress, Span
+from flywheel_monitor.windows import Behind, Marks, Span, progress, watermark
 
 _PROGRESS = "SELECT model_id, partition, newest_us FROM progress"
+_LABEL_PROGRESS = "SELECT model_id, partition, newest_us FROM label_progress"
 _FRONTIERS = "SELECT id, model_id, closed_until, labelled_until FROM model_version ORDER BY id"
 _WINDOWS = """
 SELECT DISTINCT start_us / $4 * $4 AS w FROM pane
@@ -77,15 +79,20 @@ class Evaluations:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def progress(self, behind: set[int]) -> dict[int, list[PartitionProgress]]:
-        """model id → its partitions; `behind` names those with records not yet read."""
+    async def marks(self, behind: Behind) -> dict[int, Marks]:
+        """model id → how far its stream is read, for the models of which that is known."""
         async with connection(self._pool) as conn:
-            rows = await conn.fetch(_PROGRESS)
-        found: dict[int, list[PartitionProgress]] = {}
-        for r in rows:
-            found.setdefault(r["model_id"], []).append(
-                PartitionProgress(r["newest_us"], r["partition"] not in behind)
+            answers = _by_model(await conn.fetch(_PROGRESS))
+            labels = _by_model(await conn.fetch(_LABEL_PROGRESS))
+        found: dict[int, Marks] = {}
+        for model_id, newest in answers.items():
+            mark = watermark(progress(newest, behind.answers))
+            if mark is None:
+                continue
+            label_mark = (
+                watermark(progress(labels.get(model_id, {}), behind.outcomes)) if behind.outcomes else mark
             )
+            found[model_id] = Marks(mark, None if label_mark is None else min(mark, label_mark))
         return found
 
     async def frontiers(self) -> list[Frontier]:
@@ -154,3 +161,11 @@ class Evaluations:
         """Windows evaluated so far."""
         async with connection(self._pool) as conn:
             return int(await conn.fetchval(_EVALUATED, project))
+
+
+def _by_model(rows: Sequence[Mapping[str, int]]) -> dict[int, dict[int, int]]:
+    """model id → partition → newest event time."""
+    found: dict[int, dict[int, int]] = {}
+    for r in rows:
+        found.setdefault(r["model_id"], {})[r["partition"]] = r["newest_us"]
+    return found

@@ -51,6 +51,10 @@ _PROGRESS = """
 INSERT INTO progress (model_id, partition, newest_us) VALUES ($1, $2, $3)
 ON CONFLICT (model_id, partition) DO UPDATE SET newest_us = greatest(progress.newest_us, excluded.newest_us)
 """
+_LABEL_PROGRESS = """
+INSERT INTO label_progress (model_id, partition, newest_us) VALUES ($1, $2, $3)
+ON CONFLICT (model_id, partition) DO UPDATE SET newest_us = greatest(label_progress.newest_us, excluded.newest_us)
+"""
 _SEEN = "UPDATE variant SET last_event = greatest(last_event, $2) WHERE id = $1"
 _COUNT = """
 INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orphans, duplicates) VALUES ($1, $2, $3, $4, $5, $6)
@@ -128,7 +132,10 @@ class Ingest:
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         for batch in batches:
+            if not batch.prediction_ids:
+                continue
             model_id = await self._versions.model_id(batch.model)
+            await conn.execute(_LABEL_PROGRESS, model_id, partition, int(batch.event_times.max()))
             tally = tallies.setdefault(model_id, _Tally())
             if batch.name == LABEL:
                 await self._labels(conn, partition, batch, tally, work)

@@ -27,40 +27,35 @@ class Lag:
     def total(self) -> int:
         return sum(self.records.values())
 
-    def behind(self, topic: str) -> set[int]:
+    def behind(self, topic: str) -> frozenset[int]:
         """Partitions of a topic with records to read."""
-        return {partition for (name, partition), lag in self.records.items() if name == topic and lag > 0}
+        return frozenset(
+            partition for (name, partition), lag in self.records.items() if name == topic and lag > 0
+        )
 
 
 class LagProbe:
-    """Asks at most every `fresh_seconds`; in between it answers what it knows."""
+    """Asks the broker on every `read`; callers wait for each other."""
 
-    def __init__(
-        self, bootstrap: str, pool: Pool, group: str, topics: Sequence[str], *, fresh_seconds: float = 0.2
-    ) -> None:
+    def __init__(self, bootstrap: str, pool: Pool, group: str, topics: Sequence[str]) -> None:
         self._bootstrap = bootstrap
         self._pool = pool
         self._group = group
         self._topics = tuple(topics)
-        self._fresh = fresh_seconds
         self._consumer: AIOKafkaConsumer | None = None
         self._lock = asyncio.Lock()
-        self._asked = float("-inf")
         self.last = Lag()
 
     async def read(self) -> Lag:
         """Raises Unavailable KAFKA_UNAVAILABLE or POSTGRES_UNAVAILABLE; `last` keeps what was known."""
         async with self._lock:
-            now = asyncio.get_running_loop().time()
-            if now - self._asked >= self._fresh:
-                try:
-                    with kafka_errors():
-                        async with asyncio.timeout(10):
-                            self.last = await self._ask()
-                except BaseException:
-                    await self._drop()
-                    raise
-                self._asked = asyncio.get_running_loop().time()
+            try:
+                with kafka_errors():
+                    async with asyncio.timeout(10):
+                        self.last = await self._ask()
+            except BaseException:
+                await self._drop()
+                raise
             return self.last
 
     async def close(self) -> None:
