@@ -14,6 +14,9 @@ from flywheel_registry.policy import GatePolicy, MetricThreshold
 
 ROWS = "rows"
 """Metric that holds the number of evaluation rows."""
+SAME_ROWS = "champion_"
+"""Prefix of the champion's metrics on the very rows the version was evaluated on. Where they are there they are what a
+difference is taken from: two holdouts of different months are not comparable."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +96,9 @@ def _deltas(
     if champion is None:
         findings.append((True, f"{name} against the champion: skipped, there is no champion"))
         return
-    value, base = _finite(metrics.get(name)), _finite(champion.get(name))
+    value = _finite(metrics.get(name))
+    paired = f"{SAME_ROWS}{name}"
+    base = _finite(metrics[paired] if paired in metrics else champion.get(name))
     rule = _range(threshold.min_delta, threshold.max_delta)
     if value is None or base is None:
         who = "the version" if value is None else "the champion"

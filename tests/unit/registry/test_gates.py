@@ -73,3 +73,11 @@ def test_a_slice_is_just_another_metric() -> None:
 def test_policies_that_make_no_sense_are_refused(policy: GatePolicy | RolloutPolicy) -> None:
     with pytest.raises(InvalidPolicy):
         policy.check()
+
+
+def test_the_champion_measured_on_the_same_rows_is_the_fairer_comparison() -> None:
+    policy = GatePolicy((MetricThreshold("auc", min_delta=-0.01),))
+    own_evaluation = {"auc": 0.9}
+    assert evaluate_offline(policy, {"auc": 0.7, "champion_auc": 0.65}, own_evaluation).passed
+    assert not evaluate_offline(policy, {"auc": 0.7, "champion_auc": 0.75}, {"auc": 0.5}).passed
+    assert not evaluate_offline(policy, {"auc": 0.7, "champion_auc": math.nan}, {"auc": 0.5}).passed
