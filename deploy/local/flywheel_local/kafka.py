@@ -77,7 +77,8 @@ class Kafka(Backend):
     def _format(self, java: list[str], settings: Path) -> None:
         command = [*java, "kafka.tools.StorageTool", "format", "--standalone", "--ignore-formatted"]
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        command += ["-t", cluster, "-c", str(settings)]
+        # As one word: an id may begin with a dash.
+        command += [f"--cluster-id={cluster}", "-c", str(settings)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.data)
         if done.returncode != 0:
             self.log.write_text(done.stdout + done.stderr)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import botocore.session
+from botocore.config import Config
+
 from flywheel_local.backend import Backend, answers_http, require_tool
 from flywheel_local.process import Process
 
@@ -53,4 +56,15 @@ class S3(Backend):
         return answers_http(self.endpoint, any_status=True)
 
     def create_bucket(self, name: str) -> None:
-        (self.data / "objects" / name).mkdir(exist_ok=True)
+        """Through the API: rclone does not see at once what is made behind its back."""
+        session = botocore.session.get_session()
+        client = session.create_client(
+            "s3",
+            region_name="us-east-1",
+            endpoint_url=self.endpoint,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 5}),
+        )
+        client.create_bucket(Bucket=name)
+        client.close()
