@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import pyarrow as pa
 
 from flywheel_feature.definitions import DataType, Field
 from flywheel_feature.offline.datatypes import polars_type
@@ -30,9 +31,13 @@ def to_series(field: Field, values: Array, valid: Mask) -> pl.Series:
         if field.data_type.element == DataType.TIMESTAMP:
             return pl.Series(field.name, rows, dtype=pl.List(pl.Int64)).cast(dtype)
         return pl.Series(field.name, rows, dtype=dtype)
-    series = pl.Series(field.name, values)
-    if not valid.all():
-        series = series.set(pl.Series(~valid), None)
+    if valid.all():
+        series = pl.Series(field.name, values)
+    else:
+        # Through Arrow: Polars' own way of setting nulls plans and runs a query.
+        masked = pl.from_arrow(pa.array(values, mask=~valid))
+        assert isinstance(masked, pl.Series)
+        series = masked.rename(field.name)
     if field.data_type == DataType.TIMESTAMP:
         return series.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     return series if series.dtype == dtype else series.cast(dtype)
@@ -56,6 +61,8 @@ def from_series(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
         for i, v in enumerate(series.to_list()):
             values[i] = empty if v is None else v
         return values, present
+    if data_type in DTYPES and data_type != DataType.BOOL and series.dtype == polars_type(int(data_type)):
+        return _numbers(series, data_type)
     there = series.is_not_null()
     if data_type in _FLOATS:
         there = there & series.is_not_nan().fill_null(False)
@@ -64,6 +71,25 @@ def from_series(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
         series = series.fill_null(False if data_type == DataType.BOOL else 0)
     numbers: Array = series.to_numpy().astype(DTYPES[data_type], copy=False)
     return (numbers if mask.all() else np.where(mask, numbers, numbers.dtype.type(0))), mask
+
+
+def _numbers(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
+    """Like `from_series` for fixed-width numbers, straight from the buffers."""
+    dtype, rows = DTYPES[data_type], len(series)
+    if series.null_count() == 0:
+        values: Array = series.to_numpy()
+        mask: Mask = np.ones(rows, np.bool_)
+    else:
+        array = series.to_arrow()
+        bits, data = array.buffers()
+        start = array.offset
+        mask = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")[start : start + rows].astype(
+            np.bool_
+        )
+        values = np.frombuffer(data, dtype)[start : start + rows]
+    if data_type in _FLOATS:
+        mask = mask & ~np.isnan(values)
+    return (values if mask.all() else np.where(mask, values, dtype.type(0))), mask
 
 
 def to_frame(fields: list[Field], columns: Columns, rows: int) -> pl.DataFrame:

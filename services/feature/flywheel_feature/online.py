@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -43,6 +43,12 @@ class OnlineRows(Protocol):
         ...
 
 
+class Encoder(Protocol):
+    """Writes answers of one plan for the wire."""
+
+    def encode(self, answer: Answer) -> bytes: ...
+
+
 class Catalogs(Protocol):
     def catalog(self, project: str) -> Catalog: ...
 
@@ -62,8 +68,9 @@ class Lookup:
 class SharedRead:
     """Reads of one plan."""
 
-    def __init__(self, plan: ReadPlan, store: OnlineRows) -> None:
+    def __init__(self, plan: ReadPlan, store: OnlineRows, encoder: Callable[[ReadPlan], Encoder]) -> None:
         self.plan = plan
+        self.encoder = encoder(plan)
         self._store = store
         self._waiting: list[tuple[Lookup, asyncio.Future[Answer]]] = []
         self._out = 0
@@ -157,7 +164,8 @@ class SharedRead:
 class OnlineFeatures:
     """The use case: which plan, then through its batcher."""
 
-    def __init__(self, catalogs: Catalogs, store: OnlineRows) -> None:
+    def __init__(self, catalogs: Catalogs, store: OnlineRows, encoder: Callable[[ReadPlan], Encoder]) -> None:
+        self._encoder = encoder
         self._catalogs = catalogs
         self._store = store
         self._reads: OrderedDict[tuple[object, ...], SharedRead] = OrderedDict()
@@ -184,7 +192,7 @@ class OnlineFeatures:
             if fresh.revision == catalog.revision:
                 raise
             return await self._shared(project, what)
-        found = self._reads[key] = SharedRead(plan, self._store)
+        found = self._reads[key] = SharedRead(plan, self._store, self._encoder)
         while len(self._reads) > PLANS_KEPT:
             self._reads.popitem(last=False)
         return found

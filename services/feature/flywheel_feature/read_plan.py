@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_feature.aggregation import TileLayout
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
+    DataType,
     FeatureSet,
     Field,
     OnDemandView,
@@ -30,6 +31,7 @@ PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
+_WIDE = frozenset({DataType.FLOAT64, DataType.INT64, DataType.TIMESTAMP})
 
 
 @dataclass(slots=True)
@@ -115,16 +117,43 @@ class OnDemandRead:
 class Answer:
     """n rows of the plan's features."""
 
-    columns: list[tuple[Array, Mask]]
+    columns: Sequence[tuple[Array, Mask]]
     """One per feature, in the order asked."""
     statuses: npt.NDArray[np.uint8]
     """[features, rows]."""
     event_times: Ints
     """[stored views, rows], microseconds, 0 where never written."""
+    wide: Ints
+    """[columns of 8-byte numbers, rows]: their bits, in the order asked, 0 where there is no value."""
 
     def rows(self, low: int, high: int) -> Answer:
-        columns = [(v[low:high], m[low:high]) for v, m in self.columns]
-        return Answer(columns, self.statuses[:, low:high], self.event_times[:, low:high])
+        return Answer(
+            _Columns(self.columns, low, high),
+            self.statuses[:, low:high],
+            self.event_times[:, low:high],
+            self.wide[:, low:high],
+        )
+
+
+class _Columns(Sequence[tuple[Array, Mask]]):
+    """Some rows of columns, cut only where they are looked at."""
+
+    def __init__(self, whole: Sequence[tuple[Array, Mask]], low: int, high: int) -> None:
+        self._whole = whole
+        self._low, self._high = low, high
+
+    def __len__(self) -> int:
+        return len(self._whole)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Array, Mask]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Array, Mask]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[Array, Mask] | list[tuple[Array, Mask]]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        values, valid = self._whole[index]
+        return values[self._low : self._high], valid[self._low : self._high]
 
 
 class ReadPlan:
@@ -167,6 +196,7 @@ class ReadPlan:
             computed, place = places[view.ref]
             self._picks.append((computed, place, [f.name for f in view.features].index(name)))
             self.fields.append(Field(column_name(view.id, name), feature.data_type, feature.vector_size))
+        self._wide = [i for i, f in enumerate(self.fields) if f.data_type in _WIDE]
         self.join_keys = tuple(keys.values())
         self.request_fields = tuple(requests.values())
         self.view_versions = tuple(s.view.name for s in self.stored)
@@ -202,7 +232,19 @@ class ReadPlan:
             columns.append((values, valid))
             statuses[row] = np.where(valid | (source.base == NOT_FOUND), source.base, np.uint8(NULL))
         times = np.stack([s.event for s in stored]) if stored else np.zeros((0, n), np.int64)
-        return Answer(columns, statuses, times)
+        return Answer(columns, statuses, times, _wide(self._wide, columns, n))
+
+
+def _wide(places: Sequence[int], columns: Sequence[tuple[Array, Mask]], rows: int) -> Ints:
+    bits = np.zeros((len(places), rows), "<i8")
+    for row, place in enumerate(places):
+        values, valid = columns[place]
+        np.copyto(
+            bits[row],
+            values.view("<i8") if values.strides == (8,) else values.copy().view("<i8"),
+            where=valid,
+        )
+    return bits
 
 
 def _request_fields(catalog: Catalog, source_id: str) -> tuple[Field, ...]:

@@ -24,6 +24,7 @@ from flywheel_common.topics import feature_source
 from flywheel_feature import convert_events, convert_offline
 from flywheel_feature.archiving import Archiver
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
+from flywheel_feature.convert_answer import AnswerEncoder
 from flywheel_feature.freshness import FreshnessReader
 from flywheel_feature.jobs import JobRunner
 from flywheel_feature.materialization import KIND, Materializing
@@ -33,7 +34,7 @@ from flywheel_feature.offline.training_set import TrainingSetBuilder
 from flywheel_feature.online import OnlineFeatures
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
 from flywheel_feature.pushing import Pushing
-from flywheel_feature.servicer import FeatureServicer
+from flywheel_feature.servicer import FeatureServicer, add_to_server
 from flywheel_feature.store.archive import PostgresArchive
 from flywheel_feature.store.definitions import DefinitionStore
 from flywheel_feature.store.jobs import PostgresJobs
@@ -46,7 +47,6 @@ from flywheel_feature.store.training_sets import PostgresTrainingSets
 from flywheel_feature.stream_materialization import StreamMaterializer
 from flywheel_feature.stream_tiles import SourceTiles
 from flywheel_feature.stream_worker import StreamWorker
-from flywheel_protos.feature.v1.feature_pb2_grpc import add_FeatureServiceServicer_to_server
 
 log = get_logger(__name__)
 
@@ -81,7 +81,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     servicer = FeatureServicer(
         definitions=definitions,
         idempotency=idempotency,
-        online=OnlineFeatures(definitions, store),
+        online=OnlineFeatures(definitions, store, AnswerEncoder),
         pushing=Pushing(topics, store, _encode_event),
         topics=topics,
         materializing=materializing,
@@ -98,7 +98,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
 
     server = Server(
         settings,
-        servicers=[(add_FeatureServiceServicer_to_server, servicer)],
+        servicers=[(add_to_server, servicer)],
         full_service_names=[SERVICE],
         permissions=PERMISSIONS,
         readiness=ready,

@@ -40,6 +40,27 @@ _STREAM_TARGETS = (pb.PUSH_TARGET_UNSPECIFIED, pb.PUSH_TARGET_ONLINE_AND_OFFLINE
 _BATCH_TARGETS = (pb.PUSH_TARGET_UNSPECIFIED, pb.PUSH_TARGET_ONLINE)
 
 
+def add_to_server(servicer: FeatureServicer, server: Any) -> None:
+    """Registers the servicer; GetOnlineFeatures may answer bytes that are serialized already."""
+    feature_pb2_grpc.add_FeatureServiceServicer_to_server(servicer, _RawAnswers(server))
+
+
+class _RawAnswers:
+    def __init__(self, server: Any) -> None:
+        self._server = server
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        self._server.add_generic_rpc_handlers(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        raw = handlers["GetOnlineFeatures"]._replace(response_serializer=_serialized)
+        self._server.add_registered_method_handlers(service, {**handlers, "GetOnlineFeatures": raw})
+
+
+def _serialized(answer: pb.GetOnlineFeaturesResponse | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
 class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
     def __init__(
         self,
@@ -172,10 +193,12 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
     # ----------------------------------------------------------------------------------------------- online
     async def GetOnlineFeatures(
         self, request: pb.GetOnlineFeaturesRequest, context: Any
-    ) -> pb.GetOnlineFeaturesResponse:
+    ) -> pb.GetOnlineFeaturesResponse | bytes:
         shared = await self._shared_read(request)
         answer = await shared.read(convert.to_lookup(request, shared.plan))
-        return convert.answer_to_proto(answer, shared.plan, request.layout)
+        if request.layout == pb.ANSWER_LAYOUT_ROWS:
+            return convert.answer_to_proto(answer, shared.plan, request.layout)
+        return shared.encoder.encode(answer)
 
     async def _shared_read(self, request: pb.GetOnlineFeaturesRequest) -> SharedRead:
         if request.feature_set:

@@ -1,0 +1,70 @@
+"""Answers written as bytes say what answers built as messages say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flywheel.tables import to_dict
+from flywheel_feature.catalog import Catalog
+from flywheel_feature.convert import answer_to_proto
+from flywheel_feature.convert_answer import AnswerEncoder
+from flywheel_feature.definitions import BatchView, DataType, Entity, Feature, Field, VersionRef, View
+from flywheel_feature.read_plan import Answer, ReadPlan, plan_of_features
+from flywheel_feature.row_encoding import RowLayout
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+
+T = DataType
+FEATURES = (
+    Feature("a", T.FLOAT64), Feature("b", T.INT64), Feature("c", T.BOOL), Feature("d", T.FLOAT32), Feature("e", T.STRING),
+    Feature("f", T.FLOAT64_LIST), Feature("g", T.FLOAT32_VECTOR, 2), Feature("h", T.TIMESTAMP), Feature("i", T.BYTES),
+)  # fmt: skip
+
+
+def objects(*values: Any) -> Any:
+    packed = np.empty(len(values), dtype=object)
+    packed[:] = values
+    return packed
+
+
+@pytest.fixture
+def plan() -> ReadPlan:
+    view = View("default", "v", "e", BatchView("s", FEATURES), version=3, features=FEATURES)
+    entity = Entity("default", "e", (Field("k", T.STRING),))
+    catalog = Catalog("default", 1, {"e": entity}, {}, {VersionRef("v", 3): view}, {}, {"v": view})
+    return plan_of_features(catalog, ["v:*"])
+
+
+def answer(plan: ReadPlan, rows: int) -> Answer:
+    n = 3
+    valid = np.array([True, False, True])
+    columns = {
+        "a": (np.array([1.5, 9.0, -0.0]), valid), "b": (np.array([1, 9, -(2**62)]), valid), "c": (np.array([True, True, False]), valid),
+        "d": (np.array([1.5, 9.0, 2.5], "f4"), valid), "e": (objects("x", "", "ü"), valid), "f": (objects([1.0], [], [2.0, 3.0]), valid),
+        "g": (np.array([[1, 2], [0, 0], [3, 4]], "f4"), valid), "h": (np.array([5, 9, 7]), valid), "i": (objects(b"\0", b"", b"yz"), valid),
+    }  # fmt: skip
+    stored = RowLayout(FEATURES).encode(columns, np.array([11, 12, 13]), np.array([11, 12, 13]))
+    blobs = [*stored, None][:rows] + [None] * (rows - n - 1)
+    return plan.decode(blobs, np.full(rows, 20, np.int64), {})
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4, 9, 200])
+def test_bytes_and_messages_agree(plan: ReadPlan, rows: int) -> None:
+    given = answer(plan, rows)
+    message = pb.GetOnlineFeaturesResponse.FromString(AnswerEncoder(plan).encode(given))
+    wanted = answer_to_proto(given, plan, pb.ANSWER_LAYOUT_COLUMNS)
+    assert to_dict(message.features) == to_dict(wanted.features)
+    assert [c.data_type for c in message.features.columns] == [c.data_type for c in wanted.features.columns]
+    for field in ("statuses", "event_times", "view_versions", "feature_set"):
+        assert getattr(message, field) == getattr(wanted, field)
+
+
+def test_part_of_a_shared_answer_is_encoded_as_if_it_were_alone(plan: ReadPlan) -> None:
+    whole = answer(plan, 4)
+    encoder = AnswerEncoder(plan)
+    part = pb.GetOnlineFeaturesResponse.FromString(encoder.encode(whole.rows(2, 4)))
+    assert to_dict(part.features)["v__a"] == [-0.0, None]
+    assert to_dict(part.features)["v__e"] == ["ü", None]
+    assert list(part.statuses[:2]) == [1, 3]
