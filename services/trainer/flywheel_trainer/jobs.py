@@ -80,7 +80,7 @@ class Job:
 class JobStore(Protocol):
     """Keeps jobs. `create` makes the job and its run in one transaction, idempotent by request_id, and raises NotFound
     UNKNOWN_EXPERIMENT. `end` writes the end of job and run at once and only if the job has not ended; it answers
-    whether it did. `request_cancel` raises NotFound UNKNOWN_JOB and FailedPrecondition JOB_ENDED."""
+    whether it did. `waits` says in the progress what an active job waits for. `request_cancel` raises NotFound UNKNOWN_JOB and FailedPrecondition JOB_ENDED."""
 
     async def create(
         self, job: Job, details: Mapping[str, Any], request_id: str, body: bytes, now: datetime
@@ -97,6 +97,8 @@ class JobStore(Protocol):
     async def active(self) -> Sequence[tuple[Job, Mapping[str, Any]]]: ...
 
     async def started(self, name: JobName, now: datetime) -> None: ...
+
+    async def waits(self, name: JobName, message: str) -> None: ...
 
     async def alive(self, name: JobName, progress: Mapping[str, Any], now: datetime) -> None: ...
 

@@ -21,7 +21,7 @@ from flywheel_common.migrate import migrate
 from flywheel_common.outbox import Relay
 from flywheel_common.postgres import Pool, connection, create_pool
 from flywheel_common.producer import Producer
-from flywheel_common.s3 import arrow_filesystem, object_store
+from flywheel_common.s3 import S3ObjectStore, arrow_filesystem, object_store
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.comparison import comparing
 from flywheel_trainer.config import TrainerSettings
@@ -62,6 +62,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     )
     await migrate(pool, MIGRATIONS)
     objects = await stack.enter_async_context(object_store(settings))
+    await _make_bucket(objects)
     session = await stack.enter_async_context(aiohttp.ClientSession())
     engine = RayJobs(session, settings.ray_address, settings.ray_auth_token.get_secret_value())
     token = settings.service_token.get_secret_value()
@@ -163,6 +164,14 @@ async def migrate_database(settings: TrainerSettings) -> int:
     """Apply missing migrations; answers how many."""
     async with create_pool(settings.dsn, application_name="flywheel-trainer", max_size=2) as pool:
         return await migrate(pool, MIGRATIONS)
+
+
+async def _make_bucket(objects: S3ObjectStore) -> None:
+    """An object store that is away delays jobs, not the start."""
+    try:
+        await objects.ensure_bucket()
+    except FlywheelError as error:
+        log.warning("bucket not checked", reason=error.reason, error=error.message)
 
 
 async def _database_answers(pool: Pool) -> bool:

@@ -76,6 +76,7 @@ class Supervisor:
                     await self._start(job, details)
             except FlywheelError as error:
                 log.warning("job waits", job=str(job.name), reason=error.reason, error=error.message)
+                await self._store.waits(job.name, f"waits: {error.message}")
 
     async def _start(self, job: Job, details: Mapping[str, Any]) -> None:
         spec = self._spec(job, details)

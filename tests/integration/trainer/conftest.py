@@ -22,8 +22,11 @@ import polars as pl
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import SecretStr
 
+from flywheel_common.config import S3Settings
 from flywheel_common.grpc_channel import channel
+from flywheel_common.s3 import object_store
 from flywheel_common.testing import eventually
 from flywheel_local.kafka import Kafka
 from flywheel_local.postgres import Postgres
@@ -241,9 +244,17 @@ class Peers:
 @pytest_asyncio.fixture
 async def peers(s3: S3, bucket: str) -> AsyncIterator[Peers]:
     rows = learnable(4000)
-    folder = s3.data / "objects" / bucket / "sets" / "one"
-    folder.mkdir(parents=True)
-    rows.write_parquet(folder / "part-0.parquet")
+    content = io.BytesIO()
+    rows.write_parquet(content)
+    settings = S3Settings(
+        s3_endpoint=s3.endpoint,
+        s3_access_key=SecretStr(s3.access_key),
+        s3_secret_key=SecretStr(s3.secret_key),
+        s3_bucket=bucket,
+    )
+    async with object_store(settings) as store:
+        await store.ensure_bucket()
+        await store.put("sets/one/part-0.parquet", content.getvalue())
     effects = Effects()
     feature = FeaturePeer(f"s3://{bucket}/sets/one/", rows.height, effects)
     registry = RegistryPeer(effects)

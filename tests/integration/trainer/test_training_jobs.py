@@ -155,16 +155,16 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def processes_of(job: str) -> list[psutil.Process]:
-    """Processes that carry the job's id: its driver by the command line, its workers by their environment."""
+    """The job's driver, told by its command line, and the training workers of this session's cluster."""
     number = job.rsplit("/", 1)[1]
     found = []
-    for process in psutil.process_iter():
+    for process in psutil.Process().children(recursive=True):
         try:
-            told = " ".join(process.cmdline()) + " ".join(process.environ().values())
-            if number in told:
-                found.append(process)
+            command = " ".join(process.cmdline())
         except psutil.Error:
             continue
+        if number in command or "RayTrainWorker" in command:
+            found.append(process)
     return found
 
 

@@ -33,6 +33,9 @@ _STARTED = """
 UPDATE job SET state = 'RUNNING', started_at = coalesce(started_at, $2) WHERE id = $1 AND state = 'QUEUED'
 """
 _PROGRESS = "UPDATE job SET progress = $2 WHERE id = $1 AND state = 'RUNNING' AND progress <> $2::jsonb"
+_WAITS = """
+UPDATE job SET progress = progress || jsonb_build_object('message', $2::text) WHERE id = $1 AND state IN ('QUEUED', 'RUNNING')
+"""
 _HEARTBEAT = "UPDATE run SET heartbeat_at = $2 WHERE id = $1 AND state = 'RUNNING'"
 _END = """
 UPDATE job SET state = $2, error_reason = $3, error_message = $4, ended_at = $5
@@ -121,6 +124,10 @@ class PostgresJobs:
     async def started(self, name: JobName, now: datetime) -> None:
         async with connection(self._pool) as conn:
             await conn.execute(_STARTED, name.job, now)
+
+    async def waits(self, name: JobName, message: str) -> None:
+        async with connection(self._pool) as conn:
+            await conn.execute(_WAITS, name.job, message)
 
     async def alive(self, name: JobName, progress: Mapping[str, Any], now: datetime) -> None:
         async with transaction(self._pool) as conn:
