@@ -1,0 +1,1 @@
+"""Drivers: PostgreSQL, Redis, Kafka, S3."""
