@@ -25,7 +25,7 @@ FEATURE_SET = "projects/default/featureSets/late/versions/1"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(800)]
 
 
-def request(request_id: str, *, epochs: int = 3) -> pb.StartPipelineRunRequest:
+def request(request_id: str, *, epochs: int = 3, warm_start: str = "") -> pb.StartPipelineRunRequest:
     spine = training_set_pb2.Spine(
         source=training_set_pb2.SourceSpine(
             source="projects/default/sources/landed",
@@ -44,7 +44,9 @@ def request(request_id: str, *, epochs: int = 3) -> pb.StartPipelineRunRequest:
             spine=spine,
             train=pb.TrainSpec(
                 experiment="projects/default/experiments/late",
-                tabular=pb.TabularRecipe(epochs=epochs, hidden_sizes=[16], learning_rate=3e-3),
+                tabular=pb.TabularRecipe(
+                    epochs=epochs, hidden_sizes=[16], learning_rate=3e-3, warm_start=warm_start
+                ),
                 workers=1,
             ),
             fallback=model_pb2.Fallback(default_score=0.2),
@@ -132,14 +134,35 @@ async def test_a_pipeline_killed_in_every_wait_completes_after_restarts_with_eac
     assert list(release.segment_keys) == ["carrier"]
     assert 0 < release.threshold < 1
 
+    # The next one starts from the champion, is compared with it on the same rows, and its gate refuses it.
+    peers.registry.gate_passes = False
+    connection, stub = trainer.stub()
+    async with connection:
+        second = await stub.StartPipelineRun(request("second", epochs=2, warm_start=version.name))
+        name = second.pipeline_run.name
+        refused = await eventually(ended, within=400, every=0.5)
+    assert (refused.state, refused.gate_passed) == (job_pb2.JOB_STATE_SUCCEEDED, False)
+    states = {s.step: s.state for s in refused.steps}
+    assert states["register"] == job_pb2.JOB_STATE_SUCCEEDED
+    assert states["release"] == states["rollout"] == job_pb2.JOB_STATE_CANCELLED
+    challenger = peers.registry.versions[refused.model_version]
+    assert challenger.parent_version == version.name
+    # The champion was evaluated on these very rows when it was made: the figures must be the same again.
+    for metric in ("auc", "log_loss", "rows"):
+        assert challenger.metrics[f"champion_{metric}"] == pytest.approx(version.metrics[metric], abs=1e-9)
+    assert dict(peers.registry.evidence[-1].values) == dict(challenger.metrics)
+    assert peers.effects.effects["CreateRelease"] == 1
+
     events = await outbox(database)
-    assert [e.type for e in events] == ["flywheel.events.v1.TrainingCompleted"]
-    completed = TrainingCompleted.FromString(events[0].payload)
+    assert [e.type for e in events] == ["flywheel.events.v1.TrainingCompleted"] * 2
+    completed, told = (TrainingCompleted.FromString(e.payload) for e in events)
     assert (completed.pipeline_run, completed.succeeded, completed.model_version) == (
-        name,
+        run.name,
         True,
         version.name,
     )
+    assert (told.pipeline_run, told.succeeded) == (refused.name, True)
+    assert "auc 0.8 < 0.99" in told.message
 
 
 async def outbox(database: str) -> list[Event]:

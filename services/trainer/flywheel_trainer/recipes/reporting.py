@@ -25,7 +25,9 @@ class MetricReporter:
         self._run = run
         self._sent = 0
         self._stop = threading.Event()
-        self._channel = grpc.insecure_channel(address) if address else None
+        self._channel = (
+            grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) if address else None
+        )
         self._thread = threading.Thread(target=self._send_until_stopped, name="metrics", daemon=True)
 
     def __enter__(self) -> Self:
