@@ -1,3 +1,4 @@
+# ruff: noqa: INP001, T201 - a script that prints
 """CPU microseconds of the pipeline's own code per unary call, without a network: the best of several rounds."""
 
 from __future__ import annotations
@@ -9,13 +10,14 @@ from typing import Any
 
 import grpc
 import uvloop
+from prometheus_client import CollectorRegistry
+
 from flywheel_common.auth import OpenAuthenticator
 from flywheel_common.interceptors import Admission, Pipeline
 from flywheel_common.logs import RpcLog
 from flywheel_common.metrics import RedMetrics
 from flywheel_common.telemetry import Tracing
 from flywheel_protos.types.v1.value_pb2 import Value
-from prometheus_client import CollectorRegistry
 
 CALLS, ROUNDS = 20_000, 7
 

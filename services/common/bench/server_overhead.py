@@ -1,3 +1,4 @@
+# ruff: noqa: INP001, T201, PTH123 - a script that prints
 """What the pipeline costs: CPU microseconds of the server process per unary call, bare and with each part.
 
     python services/common/bench/server_overhead.py [calls]
@@ -17,6 +18,7 @@ from typing import Any
 
 import grpc
 import uvloop
+
 from flywheel_common.config import ServiceSettings
 from flywheel_common.grpc_server import Server
 from flywheel_common.telemetry import configure_telemetry
@@ -62,7 +64,7 @@ async def serve(variant: str, ready: int) -> None:
             from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
             class Null(SpanExporter):
-                def export(self, spans: Any) -> SpanExportResult:  # noqa: ARG002
+                def export(self, spans: Any) -> SpanExportResult:
                     return SpanExportResult.SUCCESS
 
             configure_telemetry("bench", ratio=settings.trace_ratio, exporter=Null())

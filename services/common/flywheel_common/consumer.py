@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +35,7 @@ from flywheel_common.dead_letters import DeadLetters, PoisonError, TooMuchPoison
 from flywheel_common.errors import FlywheelError
 from flywheel_common.events import parse_event
 from flywheel_common.ids import new_id
-from flywheel_common.kafka import unavailable
+from flywheel_common.kafka import stop_consumer, unavailable
 from flywheel_common.logs import get_logger
 from flywheel_common.postgres import Connection, Pool, is_connection_loss, transaction
 from flywheel_common.producer import Producer
@@ -197,9 +196,7 @@ class ConsumerLoop:
         finally:
             self._consumer = None
             self._claims.clear()
-            with suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(5):
-                    await consumer.stop()
+            await stop_consumer(consumer, seconds=5)
 
     async def _step(self, consumer: AIOKafkaConsumer) -> None:
         unclaimed = [tp for tp in consumer.assignment() if tp not in self._claims]

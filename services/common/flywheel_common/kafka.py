@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
 
@@ -31,6 +32,45 @@ def unavailable(error: BaseException) -> Unavailable:
     return Unavailable(
         "Kafka does not answer now: try again.", reason="KAFKA_UNAVAILABLE", cause=type(error).__name__
     )
+
+
+async def stop_producer(inner: AIOKafkaProducer, *, flush_seconds: float) -> None:
+    """Sends what is buffered, for at most `flush_seconds`; then gives it up. Always closes the connections, which
+    aiokafka's own `stop` does not when it is interrupted while it flushes. Never raises."""
+    stopping = asyncio.ensure_future(inner.stop())
+    try:
+        await asyncio.wait({stopping}, timeout=flush_seconds)
+    finally:
+        if not stopping.done():
+            await _abandon(inner, stopping)
+        elif not stopping.cancelled() and stopping.exception() is not None:
+            await inner.client.close()
+
+
+async def _abandon(inner: AIOKafkaProducer, stopping: asyncio.Future[None]) -> None:
+    """In the order in which its parts wait for each other: sender, connections, buffered records."""
+    sending = inner._sender.sender_task if inner._sender is not None else None  # noqa: SLF001 - no public way
+    stopping.cancel()
+    if sending is not None:
+        sending.cancel()
+    await inner.client.close()
+    await asyncio.wait({task for task in (stopping, sending) if task is not None}, timeout=1.0)
+    inner._message_accumulator.fail_all(KafkaError("given up"))  # noqa: SLF001 - no public way
+    for task in (stopping, sending):
+        if task is not None and task.done() and not task.cancelled():
+            task.exception()
+
+
+async def stop_consumer(inner: AIOKafkaConsumer, *, seconds: float) -> None:
+    """Leaves the group, within `seconds`; always closes the connections. Never raises."""
+    stopping = asyncio.ensure_future(inner.stop())
+    try:
+        await asyncio.wait({stopping}, timeout=seconds)
+    finally:
+        failed = stopping.done() and not stopping.cancelled() and stopping.exception() is not None
+        if not stopping.done() or failed:
+            stopping.cancel()
+            await inner._client.close()  # noqa: SLF001 - there is no public way
 
 
 async def create_topics(bootstrap: str, specs: Sequence[TopicSpec], *, timeout_seconds: float = 30.0) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import asyncpg
 from prometheus_client import Counter, Gauge
 
-from flywheel_common.errors import FlywheelError
+from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.lease import Lease
 from flywheel_common.logs import get_logger
 from flywheel_common.postgres import Connection, Pool, connection
 from flywheel_common.producer import Producer
+from flywheel_common.topics import MAX_RECORD_BYTES
 from flywheel_protos.events.v1.event_pb2 import Event
 
 log = get_logger(__name__)
@@ -38,9 +39,13 @@ waiting = Gauge("flywheel_outbox_waiting", "Outbox events not yet sent")
 
 
 async def enqueue(conn: Connection, topic: str, event: Event, *, partition: int | None = None) -> None:
-    """Puts the event into the caller's transaction. The record key is `event.key`."""
+    """Puts the event into the caller's transaction. The record key is `event.key`. Raises InvalidArgument
+    EVENT_TOO_LARGE: such an event could never leave."""
+    value = event.SerializeToString()
+    if len(value) > MAX_RECORD_BYTES - 1024:
+        raise InvalidArgument(f"An event of {len(value)} bytes is too large.", reason="EVENT_TOO_LARGE")
     await conn.execute(_LOCK, f"{topic}\0{event.key}".replace("\0", "/"))
-    await conn.execute(_INSERT, topic, event.key, event.id, partition, event.SerializeToString())
+    await conn.execute(_INSERT, topic, event.key, event.id, partition, value)
 
 
 class Relay:

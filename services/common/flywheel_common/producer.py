@@ -10,12 +10,13 @@ from types import TracebackType
 from typing import Any, Self
 
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from prometheus_client import Counter
 
-from flywheel_common.errors import Unavailable
-from flywheel_common.kafka import unavailable
+from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.kafka import stop_producer, unavailable
 from flywheel_common.logs import get_logger
+from flywheel_common.topics import MAX_RECORD_BYTES
 from flywheel_protos.events.v1.event_pb2 import Event
 
 log = get_logger(__name__)
@@ -31,7 +32,8 @@ sent_total = Counter("flywheel_producer_sent", "Records acknowledged", ["produce
 
 class Producer:
     """acks=all, idempotent. Connects on first use and again after a fatal error, so a broker that is down at start
-    stops nobody; every failure is Unavailable KAFKA_UNAVAILABLE, after which the record may or may not be there."""
+    stops nobody; every failure is Unavailable
+    KAFKA_UNAVAILABLE, after which the record may or may not be there, but for EVENT_TOO_LARGE."""
 
     def __init__(
         self,
@@ -42,7 +44,7 @@ class Producer:
         timeout_seconds: float = 10.0,
         compression: str | None = None,
         max_batch_bytes: int = 256 * 1024,
-        max_record_bytes: int = 8 * 1024 * 1024,
+        max_record_bytes: int = MAX_RECORD_BYTES,
     ) -> None:
         self.client_id = client_id
         self._timeout = timeout_seconds
@@ -75,62 +77,67 @@ class Producer:
         if isinstance(value, Event):
             key = value.key if key is None else key
             value = value.SerializeToString()
+        inner = None
         try:
             async with asyncio.timeout(self._timeout):
                 inner = await self._connected()
                 future = await inner.send(
-                    topic,
-                    value,
-                    key=None if key is None else key.encode(),
-                    partition=partition,
-                    headers=list(headers),
+                    topic, value, key=_bytes(key), partition=partition, headers=list(headers)
                 )
+                future.add_done_callback(_ignore_result)  # it may end after we have given up
                 metadata = await asyncio.shield(future)
+        except MessageSizeTooLargeError:
+            raise _too_large(topic, value) from None
         except (KafkaError, OSError, TimeoutError) as error:
-            await self._reset(error)
+            await self._reset(inner, error)
             raise unavailable(error) from error
         sent_total.labels(self.client_id).inc()
         return metadata.partition, metadata.offset
 
-    async def send_in_order(self, records: Sequence[Outgoing]) -> tuple[int, Unavailable | None]:
-        """Sends many; returns how many at the front were acknowledged without a gap, and what stopped the rest."""
+    async def send_in_order(self, records: Sequence[Outgoing]) -> tuple[int, FlywheelError | None]:
+        """Sends many; returns how many at the front were acknowledged without a gap, and what stopped the rest:
+        Unavailable, or InvalidArgument EVENT_TOO_LARGE for the first one that was not sent."""
         futures: list[Any] = []
         failure: BaseException | None = None
+        inner = None
         try:
             async with asyncio.timeout(self._timeout):
                 inner = await self._connected()
                 for topic, value, key, partition in records:
-                    futures.append(
-                        await inner.send(
-                            topic, value, key=None if key is None else key.encode(), partition=partition
-                        )
-                    )
-                await asyncio.wait(futures)
+                    try:
+                        futures.append(await inner.send(topic, value, key=_bytes(key), partition=partition))
+                    except MessageSizeTooLargeError:
+                        failure = _too_large(topic, value)
+                        break
+                if futures:
+                    await asyncio.wait(futures)
         except (KafkaError, OSError, TimeoutError) as error:
             failure = error
         done = 0
         for future in futures:
             if not future.done() or future.cancelled() or future.exception() is not None:
-                if future.done() and not future.cancelled():
-                    failure = failure or future.exception()
                 break
             done += 1
+        if done < len(futures) and isinstance(failure, FlywheelError):
+            failure = None  # what came before it failed, too: that is to be mended first
         for future in futures[done:]:
             future.add_done_callback(_ignore_result)
+            if failure is None and future.done() and not future.cancelled():
+                failure = future.exception()
         sent_total.labels(self.client_id).inc(done)
         if done == len(records):
             return done, None
+        if isinstance(failure, FlywheelError):
+            return done, failure
         failure = failure or TimeoutError()
-        await self._reset(failure)
+        await self._reset(inner, failure)
         return done, unavailable(failure)
 
     async def close(self) -> None:
         """Sends what is buffered (bounded by the timeout) and disconnects."""
         inner, self._inner = self._inner, None
         if inner is not None:
-            with suppress(KafkaError, OSError, TimeoutError):
-                async with asyncio.timeout(self._timeout):
-                    await inner.stop()
+            await stop_producer(inner, flush_seconds=self._timeout)
 
     async def __aenter__(self) -> Self:
         return self
@@ -155,14 +162,25 @@ class Producer:
                 self._inner = inner
         return self._inner
 
-    async def _reset(self, error: BaseException) -> None:
-        """A failed idempotent batch leaves a gap in the sequence: only a new producer can go on."""
+    async def _reset(self, failed: AIOKafkaProducer | None, error: BaseException) -> None:
+        """A failed idempotent batch leaves a gap in the sequence: only a new producer can go on. Of many calls that
+        failed with one producer, the first replaces it."""
+        if failed is None or self._inner is not failed:
+            return
         log.warning("producer reconnects", producer=self.client_id, error=type(error).__name__)
-        inner, self._inner = self._inner, None
-        if inner is not None:
-            with suppress(Exception):
-                async with asyncio.timeout(1.0):
-                    await inner.stop()
+        self._inner = None
+        await stop_producer(failed, flush_seconds=0.0)
+
+
+def _bytes(key: str | None) -> bytes | None:
+    return None if key is None else key.encode()
+
+
+def _too_large(topic: str, value: bytes) -> InvalidArgument:
+    return InvalidArgument(
+        f"An event of {len(value)} bytes is too large for {topic}: send it in smaller pieces.",
+        reason="EVENT_TOO_LARGE",
+    )
 
 
 def _ignore_result(future: Any) -> None:
@@ -194,8 +212,7 @@ class LossyProducer:
     ) -> bool:
         """False when the record was dropped because the queue is full."""
         if len(self._queue) >= self._capacity:
-            self.dropped += 1
-            dropped_total.labels(self._name).inc()
+            self._drop()
             return False
         if isinstance(value, Event):
             key = value.key if key is None else key
@@ -221,6 +238,11 @@ class LossyProducer:
             if failure is None:
                 delay = 0.1
                 continue
+            if not failure.retryable:
+                self._queue.popleft()
+                self._drop()
+                log.error("log record given up", producer=self._name, reason=failure.reason)
+                continue
             log.warning(
                 "log records wait for kafka",
                 producer=self._name,
@@ -229,6 +251,10 @@ class LossyProducer:
             )
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        dropped_total.labels(self._name).inc()
 
     async def flush(self, seconds: float = 5.0) -> bool:
         """Waits until the queue is empty; False when it is not in time. `run` must be running."""

@@ -23,6 +23,9 @@ _SOURCE_PREFIX = "feature.source."
 _DEAD_LETTER_PREFIX = "dead-letter."
 _DAY_MILLISECONDS = 86_400_000
 
+MAX_RECORD_BYTES = 8 * 1024 * 1024
+"""Largest record that producers send and topics take."""
+
 
 def feature_source(name: str) -> str:
     """The topic of a stream source."""
@@ -45,7 +48,10 @@ class TopicSpec:
 
     @property
     def configs(self) -> dict[str, str]:
-        return {"retention.ms": str(int(self.retention_days * _DAY_MILLISECONDS))}
+        return {
+            "retention.ms": str(int(self.retention_days * _DAY_MILLISECONDS)),
+            "max.message.bytes": str(MAX_RECORD_BYTES + 64 * 1024),
+        }
 
 
 STANDARD: tuple[TopicSpec, ...] = tuple(

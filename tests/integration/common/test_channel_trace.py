@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
 from flywheel_common import errors
 from flywheel_common.context import Call, Principal, current_call
 from flywheel_common.deadline import budget, call_timeout
 from flywheel_common.telemetry import configure_telemetry, parse_traceparent
 from flywheel_protos.types.v1.value_pb2 import Value
-from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = PARENT[:-1] + "0"
@@ -99,7 +100,16 @@ async def test_the_draw_follows_the_ratio(start: Any) -> None:
     configure_telemetry("test")
 
 
-@pytest.mark.parametrize("bad", ["", "x", "00-1-2-3", "00-" + "0" * 32 + "-" + "0" * 16 + "-01", "00-" + "g" * 32 + "-" + "1" * 16 + "-01"])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "",
+        "x",
+        "00-1-2-3",
+        "00-" + "0" * 32 + "-" + "0" * 16 + "-01",
+        "00-" + "g" * 32 + "-" + "1" * 16 + "-01",
+    ],
+)
 def test_malformed_trace_contexts_are_ignored(bad: str) -> None:
     assert parse_traceparent(bad) is None
 

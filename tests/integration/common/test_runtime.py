@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from flywheel_common.grpc_channel import channel
 from flywheel_common.testing import eventually, free_port
 from flywheel_common.testing.echo import EchoStub
@@ -78,12 +79,18 @@ async def test_a_process_serves_logs_each_call_and_ends_with_0_on_sigterm(tmp_pa
     process = await start(tmp_path)
     async with channel(f"127.0.0.1:{process.port}", client_name="ada") as opened:
         await opened.channel_ready()
-        assert (await EchoStub(opened).Echo(Value(string_value="secret payload"))).string_value == "secret payload"
+        assert (
+            await EchoStub(opened).Echo(Value(string_value="secret payload"))
+        ).string_value == "secret payload"
     process.inner.send_signal(signal.SIGTERM)
     code, logs, errors = await process.end()
     assert code == 0
     (rpc,) = [line for line in logs if line["event"] == "rpc"]
-    assert (rpc["method"], rpc["principal"], rpc["code"]) == ("/flywheel.testing.v1.EchoService/Echo", "ada", "OK")
+    assert (rpc["method"], rpc["principal"], rpc["code"]) == (
+        "/flywheel.testing.v1.EchoService/Echo",
+        "ada",
+        "OK",
+    )
     assert "secret payload" not in json.dumps(logs)
     assert "closed" in errors
 
@@ -122,7 +129,9 @@ async def test_what_keeps_it_from_running_is_said_once_with_its_exit_code(
 async def test_a_killed_replica_costs_no_call_through_our_channel(tmp_path: Path) -> None:
     replicas = [await start(tmp_path, LOG_RPCS="false") for _ in range(2)]
     answered, failed, stop = 0, [], asyncio.Event()
-    async with channel(f"ipv4:127.0.0.1:{replicas[0].port},127.0.0.1:{replicas[1].port}", client_name="load") as opened:
+    async with channel(
+        f"ipv4:127.0.0.1:{replicas[0].port},127.0.0.1:{replicas[1].port}", client_name="load"
+    ) as opened:
         await opened.channel_ready()
         stub = EchoStub(opened)
 
@@ -132,7 +141,7 @@ async def test_a_killed_replica_costs_no_call_through_our_channel(tmp_path: Path
                 try:
                     await stub.Echo(Value(int64_value=1))
                     answered += 1
-                except Exception as error:  # noqa: BLE001 - any failure counts
+                except Exception as error:
                     failed.append(error)
 
         loaders = [asyncio.create_task(load()) for _ in range(4)]
