@@ -256,14 +256,17 @@ async def replay(client: fw.Client, feed: Feed, until: datetime, story: Story) -
             except fw.FlywheelError as error:
                 story.failed(error)
 
-    while moment < until:
-        known = feed.until(moment)
-        await push(client, known)
-        landed = known["arrivals"].filter(pl.col("prediction_time") >= SPLIT)
+    async def label(arrivals: pl.DataFrame) -> None:
+        landed = arrivals.filter(pl.col("prediction_time") >= SPLIT)
         if landed.height:
             outcomes = zip(landed["flight_id"], landed["late"], landed["landed_at"], strict=True)
             await client.record_outcomes(MODEL, list(outcomes))
-        await asyncio.gather(*(predict(flight, moment) for flight in feed.departing(moment)))
+
+    while moment < until:
+        if departing := feed.departing(moment):
+            known = feed.until(moment)
+            await asyncio.gather(push(client, known), label(known["arrivals"]))
+            await asyncio.gather(*(predict(flight, moment) for flight in departing))
         moment += timedelta(hours=1)
         if moment.hour == 8:  # night in New York: let the day's log be read before the next day begins
             await story.end_of_day(client, moment)
