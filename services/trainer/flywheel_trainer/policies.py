@@ -18,7 +18,7 @@ from flywheel_trainer.retraining import DATA_QUALITY, KINDS, Drift, Policy, Reas
 
 @dataclass(frozen=True)
 class Decision:
-    """What one policy did about one alert."""
+    """What one policy did about one drifting window of an alert."""
 
     policy: PolicyName
     alert: str
@@ -89,8 +89,10 @@ class Policies:
 
 
 def triggered_run(policy: Policy, drift: Drift) -> PipelineRun:
-    """The run that a decision starts. Its id is made of the alert's name, so that an alert starts at most one."""
-    digest = hashlib.sha256(f"{policy.id}/{drift.alert}".encode()).hexdigest()[:24]
+    """The run that a decision starts. Its id is made of the alert's name and the window's end: a window starts at most one,
+    and an alert that goes on drifting may start another when the cooldown is over."""
+    cause = f"{policy.id}/{drift.alert}/{drift.window_end.isoformat()}"
+    digest = hashlib.sha256(cause.encode()).hexdigest()[:24]
     start, end = time_range(policy, drift)
     spec = PipelineSpec.from_row(policy.pipeline)
     spine: dict[str, Any] = {

@@ -115,7 +115,13 @@ def test_the_spine_covers_the_history_before_the_window_and_nothing_known_later(
     assert run.event_time == T
 
 
-def test_an_alert_names_its_run_so_that_it_starts_at_most_one() -> None:
+def test_a_window_of_an_alert_names_its_run_so_that_it_starts_at_most_one() -> None:
     other = replace(DRIFT, alert="projects/default/alerts/a2")
     assert triggered_run(POLICY, DRIFT).name == triggered_run(POLICY, DRIFT).name
     assert triggered_run(POLICY, DRIFT).name != triggered_run(POLICY, other).name
+
+
+def test_an_alert_that_goes_on_drifting_may_start_another_run_later() -> None:
+    later = replace(DRIFT, window_end=DRIFT.window_end + timedelta(days=70))
+    assert triggered_run(POLICY, later).name != triggered_run(POLICY, DRIFT).name
+    assert triggered_run(POLICY, later).cause_alert == DRIFT.alert

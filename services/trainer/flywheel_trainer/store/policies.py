@@ -36,7 +36,7 @@ ORDER BY created_at DESC, id DESC LIMIT $5
 """
 _STARTED = "SELECT event_time FROM retraining_decision WHERE project = $1 AND policy = $2 AND started"
 _ACTIVE = "SELECT EXISTS (SELECT 1 FROM pipeline_run WHERE model = $1 AND state IN ('QUEUED', 'RUNNING'))"
-_SEEN = "SELECT true FROM retraining_decision WHERE project = $1 AND policy = $2 AND alert = $3"
+_SEEN = "SELECT true FROM retraining_decision WHERE project = $1 AND policy = $2 AND alert = $3 AND event_time = $4"
 _DECIDE = """
 INSERT INTO retraining_decision (id, project, policy, alert, model, event_time, started, reason, pipeline_run, created_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, clock_timestamp())
@@ -98,7 +98,7 @@ class DriftHandler:
         key = (policy.project, policy.id)
         # Events of one model are decided one after another, also when they come from several partitions.
         await conn.execute(_LOCK, "/".join(key))
-        if await conn.fetchval(_SEEN, *key, drift.alert):
+        if await conn.fetchval(_SEEN, *key, drift.alert, drift.window_end):
             return
         started = [row["event_time"] for row in await conn.fetch(_STARTED, *key)]
         reason = decide(policy, drift, started, await conn.fetchval(_ACTIVE, drift.model))
