@@ -102,7 +102,7 @@ async def set_up(client: fw.Client) -> None:
         description="Arrives at least 15 minutes late",
         gate_policy=model_pb2.GatePolicy(
             offline=[
-                model_pb2.MetricThreshold(metric="auc", min=0.6, min_delta=-0.02),
+                model_pb2.MetricThreshold(metric="auc", min=0.55, min_delta=-0.02),
                 model_pb2.MetricThreshold(metric="log_loss", max=0.65),
             ],
             min_evaluation_rows=200,
@@ -143,7 +143,7 @@ async def set_up(client: fw.Client) -> None:
     policy = trainer_pb2.RetrainingPolicy(
         name=f"projects/default/retrainingPolicies/{MODEL}",
         pipeline=pipeline(),
-        cooldown=days(60),
+        cooldown=days(80),
         history=days(90),
     )
     await client.trainer.SetRetrainingPolicy(trainer_pb2.SetRetrainingPolicyRequest(policy=policy))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import polars as pl
@@ -17,6 +18,8 @@ from flywheel_common.errors import DataLoss, InvalidArgument, NotFound, Unavaila
 from flywheel_feature.offline.ports import Between
 
 T = TypeVar("T")
+READERS = 8
+"""Files asked for at once."""
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
 
 
@@ -74,12 +77,14 @@ class S3Tables:
         if not uris:
             return pl.DataFrame({c: pl.Series([], dtype=pl.Null) for c in wanted})
 
+        def one(uri: str) -> pa.Table:
+            source = ds.dataset(self._path(uri), filesystem=self._fs, format="parquet")
+            return source.to_table(columns=[c for c in wanted if c in source.schema.names], use_threads=False)
+
         def read() -> pl.DataFrame:
-            parts: list[pa.Table] = []
-            for uri in uris:
-                source = ds.dataset(self._path(uri), filesystem=self._fs, format="parquet")
-                part = source.to_table(columns=[c for c in wanted if c in source.schema.names])
-                parts.append(part)
+            # An archive has many small files: what takes time is asking for them.
+            with ThreadPoolExecutor(READERS) as readers:
+                parts = list(readers.map(one, uris))
             return _frame(pa.concat_tables(parts, promote_options="permissive"))
 
         return self._guard(uris[0], read)
