@@ -104,13 +104,15 @@ lock: $(BOOTSTRAP_STAMP) ## resolve dependencies again: requirements.lock files 
 export PORT_BASE SCOPE
 LAUNCH := exec $(PY) -m flywheel_local
 
-.PHONY: up down status run
+.PHONY: up down status env run
 run: setup ## play examples/flights on a platform of its own, from nothing to the table at the end (SCOPE=year for all of it)
 	@$(LAUNCH) run
 up: setup ## start the platform in the background (PORT_BASE=8000 for other ports)
 	@$(LAUNCH) up
 down: ## stop it; nothing is left running
 	@[ ! -x $(PY) ] || $(LAUNCH) down
+env: ## what a client needs to reach it, as shell exports: eval "$(make env)"
+	@[ -x $(PY) ] || { echo "nothing is installed yet (make up installs and starts)" >&2; exit 1; }; $(LAUNCH) env
 status: ## what runs, where it listens, where it logs
 	@[ -x $(PY) ] || { echo "nothing is installed yet (make up installs and starts)"; exit 1; }; $(LAUNCH) status
 

@@ -26,7 +26,9 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, Unavailable
+from flywheel.report import alerts_table, versions_table
 from flywheel.types import BOOL, BYTES, FLOAT32, FLOAT64, INT64, STRING, TIMESTAMP
+from flywheel.watching import ModelWatch, News
 
 __all__ = [
     "BOOL",
@@ -43,6 +45,8 @@ __all__ = [
     "FeatureSet",
     "FlywheelError",
     "JobFailedError",
+    "ModelWatch",
+    "News",
     "NotFound",
     "OnDemandView",
     "ParquetSource",
@@ -50,6 +54,7 @@ __all__ = [
     "StreamSource",
     "StreamView",
     "Unavailable",
+    "alerts_table",
     "compile_definitions",
     "count",
     "last",
@@ -62,4 +67,5 @@ __all__ = [
     "std",
     "timestamp",
     "total",
+    "versions_table",
 ]  # fmt: skip
