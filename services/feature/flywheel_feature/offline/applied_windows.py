@@ -126,7 +126,8 @@ def _states(entities: list[int], applied: pl.Series) -> _States:
     order = np.lexsort((total, np.array(entities, np.int64)))
     lists = [flat[e - c : e].tolist() for e, c in zip(ends.tolist(), counts.tolist(), strict=True)]
     chain = np.zeros(len(entities), np.int64)
-    number, before, entity = -1, {}, None
+    number, entity = -1, -1
+    before: dict[int, int] = {}
     for row in order.tolist():
         state = dict(lists[row])
         if entities[row] != entity or any(state.get(p, 0) < n for p, n in before.items()):
