@@ -15,6 +15,7 @@ from flywheel_common.columns import from_lists, from_numpy, row_count, to_numpy
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.names import parse_project
 from flywheel_common.value import from_python
+from flywheel_feature.applied_offsets import AppliedOffsets, applied_name
 from flywheel_feature.convert_definitions import VIEW, plain_name
 from flywheel_feature.definitions import DataType, Field
 from flywheel_feature.frames import Columns
@@ -122,7 +123,9 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
             raise _mismatch(field.name, row_count(column), rows)
         keys[field.name] = (field, *read_column(column, field, rows))
     entities = [_encode([keys[k.name] for k in group]) for group in plan.key_groups]
-    return Lookup(entities, _request_fields(request, plan, rows), _as_of(request, rows))
+    return Lookup(
+        entities, _request_fields(request, plan, rows), _as_of(request, rows), request.with_applied_offsets
+    )
 
 
 def _encode(columns: Sequence[tuple[Field, Any, Any]]) -> list[bytes]:
@@ -176,6 +179,8 @@ def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnline
         event_times=np.ascontiguousarray(answer.event_times, "<i8").tobytes(),
         feature_set=plan.feature_set,
     )
+    if answer.applied:
+        response.applied_offsets.CopyFrom(applied_table(answer.applied))
     if layout == pb.ANSWER_LAYOUT_ROWS:
         for i in range(rows):
             row = response.rows.add()
@@ -193,6 +198,22 @@ def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnline
         for field, (values, valid) in zip(plan.fields, answer.columns, strict=True)
     )
     return response
+
+
+def applied_table(applied: Sequence[AppliedOffsets]) -> column_pb2.Table:
+    """One INT64_LIST column per stream view: partition, next offset, partition, next offset …"""
+    return column_pb2.Table(
+        row_count=len(applied[0].bounds) - 1,
+        columns=[
+            column_pb2.Column(
+                name=applied_name(view.view),
+                data_type=int(DataType.INT64_LIST),  # type: ignore[arg-type]
+                offsets=(2 * view.bounds).astype("<u4").tobytes(),
+                packed=view.pairs.astype("<i8", copy=False).tobytes(),
+            )
+            for view in applied
+        ],
+    )
 
 
 def _readable(value: Any, data_type: DataType) -> Any:

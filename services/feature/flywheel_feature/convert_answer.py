@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_feature.convert import to_column
+from flywheel_feature.convert import applied_table, to_column
 from flywheel_feature.definitions import Field
 from flywheel_feature.read_plan import Answer, ReadPlan
 from flywheel_feature.row_encoding import DTYPES, is_variable
@@ -66,6 +66,13 @@ class _Layout:
         ).SerializeToString()
 
 
+def _applied(answer: Answer) -> tuple[bytes, ...]:
+    if not answer.applied:
+        return ()
+    table = applied_table(answer.applied).SerializeToString()
+    return _prefix(_RESPONSE["applied_offsets"], len(table)), table
+
+
 def packs_alone(field: Field) -> bool:
     """Whether a column is written as a message of its own: texts, lists, vectors."""
     return is_variable(field.data_type) or field.data_type.is_vector
@@ -114,6 +121,7 @@ class AnswerEncoder:
                 layout.event_times,
                 answer.event_times.tobytes(),
                 layout.tail,
+                *_applied(answer),
             )
         )
 

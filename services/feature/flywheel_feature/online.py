@@ -16,6 +16,7 @@ import numpy as np
 from prometheus_client import Counter, Histogram
 
 from flywheel_common.errors import NotFound, Unavailable
+from flywheel_feature.applied_offsets import applied_offsets
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.frames import Columns
 from flywheel_feature.read_plan import Answer, Ints, ReadPlan, plan_of_features, plan_of_set
@@ -63,6 +64,7 @@ class Lookup:
     """Encoded entities, one list per key group of the plan."""
     requests: Columns
     as_of: Ints
+    with_applied_offsets: bool = False
 
 
 class SharedRead:
@@ -134,7 +136,10 @@ class SharedRead:
         for lookup, future in batch:
             high = low + len(lookup.as_of)
             if not future.done():
-                future.set_result(whole.rows(low, high) if len(batch) > 1 else whole)
+                part = whole.rows(low, high) if len(batch) > 1 else whole
+                if part.applied and not lookup.with_applied_offsets:
+                    part.applied = ()
+                future.set_result(part)
             low = high
 
     async def _lookup(self, lookups: list[Lookup]) -> Answer:
@@ -150,10 +155,17 @@ class SharedRead:
                 )
                 for f in plan.request_fields
             }
-            merged = Lookup(entities, requests, np.concatenate([x.as_of for x in lookups]))
+            merged = Lookup(
+                entities,
+                requests,
+                np.concatenate([x.as_of for x in lookups]),
+                any(x.with_applied_offsets for x in lookups),
+            )
         _BATCH.observe(len(merged.as_of))
         blobs = await self._store.read(plan.redis_keys(merged.entities))
         answer = plan.decode(blobs, merged.as_of, merged.requests)
+        if merged.with_applied_offsets:
+            answer.applied = applied_offsets(plan.stored, blobs, len(merged.as_of))
         for (hit, miss), times in zip(self._hits, answer.event_times, strict=True):
             missed = int(np.count_nonzero(times == 0))
             hit.inc(len(times) - missed)

@@ -31,7 +31,9 @@ class Topics(Protocol):
 
 
 class Rows(Protocol):
-    async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int: ...
+    async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int:
+        """Each row unless one with an equal or later (event time, created time) is there; how many were written."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)

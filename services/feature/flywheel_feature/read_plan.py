@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_feature.aggregation import TileLayout
+from flywheel_feature.applied_offsets import AppliedOffsets
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
     DataType,
@@ -125,6 +126,8 @@ class Answer:
     """[stored views, rows], microseconds, 0 where never written."""
     wide: Ints
     """[columns of 8-byte numbers, rows]: their bits, in the order asked, 0 where there is no value."""
+    applied: tuple[AppliedOffsets, ...] = ()
+    """One per stream view, for those who ask."""
 
     def rows(self, low: int, high: int) -> Answer:
         return Answer(
@@ -132,6 +135,7 @@ class Answer:
             self.statuses[:, low:high],
             self.event_times[:, low:high],
             self.wide[:, low:high],
+            tuple(view.rows(low, high) for view in self.applied),
         )
 
 

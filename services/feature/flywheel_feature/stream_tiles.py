@@ -50,19 +50,29 @@ class SourceRows:
 
 
 class TileStore(Protocol):
+    """States of entities and applied positions. Every write is atomic per key and may be repeated. Raises Unavailable."""
+
     async def merge_tiles(
         self,
         layout: TileLayout,
         deltas: Sequence[tuple[bytes, Delta, int, int]],
         partition: int,
         lifetime_ms: int,
-    ) -> list[int]: ...
+    ) -> list[int]:
+        """Merge (key, delta, first offset, next offset) of one partition, each key's events once.
 
-    async def positions(self, project: str, source: str) -> dict[str, str]: ...
+        Per delta the offset up to which the key has now seen the partition. It is less than the next offset when the key had
+        seen a part of the events: nothing was merged then, and the unseen ones begin there.
+        """
+        ...
 
-    async def advance(
-        self, project: str, source: str, moves: Mapping[str, tuple[str, str]]
-    ) -> list[bool]: ...
+    async def positions(self, project: str, source: str) -> dict[str, str]:
+        """Applied positions of a source by field."""
+        ...
+
+    async def advance(self, project: str, source: str, moves: Mapping[str, tuple[str, str]]) -> list[bool]:
+        """Per field from an expected value ("": none) to a new one; False where another value was found."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
