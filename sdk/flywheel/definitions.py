@@ -164,6 +164,16 @@ def last(field: str, window: str, name: str = "") -> Aggregation:
     return Aggregation(pb.AGGREGATION_FUNCTION_LAST, field, window, name)
 
 
+def first(field: str, window: str, name: str = "") -> Aggregation:
+    """Oldest value of a field by event time."""
+    return Aggregation(pb.AGGREGATION_FUNCTION_FIRST, field, window, name)
+
+
+def approx_distinct(field: str, window: str, name: str = "") -> Aggregation:
+    """How many different values a field had, estimated (HyperLogLog, standard error 2.3 %, nearly exact for small counts)."""
+    return Aggregation(pb.AGGREGATION_FUNCTION_APPROX_DISTINCT, field, window, name)
+
+
 def last_n(field: str, n: int, window: str, name: str = "") -> Aggregation:
     """The newest `n` values of a field, newest first."""
     return Aggregation(pb.AGGREGATION_FUNCTION_LAST_N, field, window, name, limit=n)

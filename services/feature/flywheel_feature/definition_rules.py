@@ -41,6 +41,8 @@ from flywheel_feature.definitions import (
 )
 from flywheel_feature.expressions import compile_expressions, compile_predicate
 
+MAXIMUM_DISTINCT_TILES = 256
+"""APPROX_DISTINCT keeps up to 16 KiB per tile."""
 IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 RESERVED = "__"
 
@@ -201,25 +203,35 @@ def _resolve_stream(view: View, stream: StreamView, source: Source, found: Findi
     for i, aggregation in enumerate(named):
         if tile <= 0 or aggregation.window % tile:
             found.add(f"stream.aggregations[{i}].window", "a window is a multiple of the view's tile")
-        elif aggregation.window // tile > MAXIMUM_TILES:
+        elif aggregation.window // tile > _most_tiles(aggregation):
             found.add(
                 f"stream.aggregations[{i}].window",
-                f"the window has {aggregation.window // tile} tiles, more than {MAXIMUM_TILES}: widen the tile or split the view",
+                f"the window has {aggregation.window // tile} tiles, more than {_most_tiles(aggregation)}: widen the tile or split "
+                "the view",
             )
     if stream.filter:
         try:
             compile_predicate(stream.filter, {f.name: int(f.data_type) for f in source.schema})
         except InvalidArgument as error:
             found.add("stream.filter", error.message)
-    features = tuple(Feature(a.name, feature_type(a.function), description=a.description) for a in named)
+    types = {f.name: f.data_type for f in source.schema}
+    features = tuple(
+        Feature(
+            a.name, feature_type(a.function, types.get(a.field, DataType.FLOAT64)), description=a.description
+        )
+        for a in named
+    )
     return replace(view, kind=replace(stream, aggregations=named, tile=tile), features=features)
+
+
+def _most_tiles(aggregation: Aggregation) -> int:
+    distinct = aggregation.function == AggregationFunction.APPROX_DISTINCT
+    return MAXIMUM_DISTINCT_TILES if distinct else MAXIMUM_TILES
 
 
 def _check_aggregation(found: Findings, path: str, aggregation: Aggregation, source: Source) -> None:
     found.identifier(f"{path}.name", aggregation.name)
     function = aggregation.function
-    if function == AggregationFunction.APPROX_DISTINCT:
-        found.add(f"{path}.function", "APPROX_DISTINCT is not available yet")
     if not MINIMUM_WINDOW <= aggregation.window <= MAXIMUM_WINDOW:
         found.add(f"{path}.window", "a window is 5 minutes to 90 days")
     if function == AggregationFunction.LAST_N and not 1 <= aggregation.limit <= 100:
@@ -231,10 +243,28 @@ def _check_aggregation(found: Findings, path: str, aggregation: Aggregation, sou
     given = source.field(aggregation.field)
     if given is None:
         found.add(f"{path}.field", f"source {source.id!r} has no field {aggregation.field!r}", unknown=True)
-    elif given.data_type not in NUMERIC_TYPES and function != AggregationFunction.COUNT:
+    elif given.data_type not in _AGGREGATED[function]:
         found.add(
-            f"{path}.field", f"{function.name} needs numbers; {aggregation.field!r} is {given.data_type.name}"
+            f"{path}.field",
+            f"{function.name} takes {_listed(_AGGREGATED[function])}; {aggregation.field!r} is {given.data_type.name}",
         )
+
+
+_SCALARS = frozenset(t for t in DataType if t == t.element)
+_AGGREGATED: dict[AggregationFunction, frozenset[DataType]] = {
+    **dict.fromkeys(AggregationFunction, NUMERIC_TYPES),
+    AggregationFunction.COUNT: frozenset(DataType),
+    AggregationFunction.APPROX_DISTINCT: _SCALARS,
+    AggregationFunction.LAST: _SCALARS,
+    # Tiles are of a fixed size, so the first value of one is a number; and there is no list of bytes.
+    AggregationFunction.FIRST: NUMERIC_TYPES | {DataType.TIMESTAMP},
+    AggregationFunction.LAST_N: _SCALARS - {DataType.BYTES},
+}
+"""Types of the fields that a function can be of."""
+
+
+def _listed(types: frozenset[DataType]) -> str:
+    return ", ".join(t.name for t in sorted(types))
 
 
 def _resolve_on_demand(view: View, kind: OnDemandView, scope: Scope, found: Findings) -> View:

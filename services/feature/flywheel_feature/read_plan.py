@@ -53,7 +53,8 @@ class StoredRead:
         self.keys = keys
         self.prefix = key_prefix(view)
         if isinstance(view.kind, StreamView):
-            self.tiles: TileLayout | None = TileLayout(view.kind.aggregations, view.kind.tile)
+            kinds = [f.data_type for f in view.features]
+            self.tiles: TileLayout | None = TileLayout(view.kind.aggregations, view.kind.tile, kinds)
             self.rows = None
         else:
             self.tiles, self.rows = None, RowLayout(view.features)

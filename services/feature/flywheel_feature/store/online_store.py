@@ -50,11 +50,13 @@ class OnlineStore:
         """Merge (key, delta, first offset, next offset) of one partition. Per delta the offset up to which the key has
         now seen the partition: less than its next offset when part of its events had been seen (nothing was merged)."""
         lists = ",".join(str(n) for n in layout.lists.values())
+        kinds = "".join("t" if f in layout.texts else "l" for f in layout.lists) + "s" * len(layout.sketches)
         calls = [
             (
                 key,
                 (
                     layout.operations, lists, partition, first, following, lifetime_ms, layout.kept_tiles, delta.newest, delta.body,
+                    delta.texts, kinds,
                 ),
             )
             for key, delta, first, following in deltas
