@@ -194,12 +194,12 @@ async def served(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[A
             )
         processes.append(process)
         client = fw.Client(feature=f"127.0.0.1:{port}")
-        clients.append(client)
+        clients.append(await client.__aenter__())
         return process, client
 
     yield start
     for client in clients:
-        await client.close()
+        await client.__aexit__(None, None, None)
     for process in processes:
         if process.poll() is None:
             process.terminate()
