@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -57,8 +57,6 @@ class FrameWriter(Protocol):
 
     def write(self, uri: str, frame: pl.DataFrame) -> None: ...
 
-    def delete(self, uri: str) -> None: ...
-
 
 @dataclass
 class _Gathering:
@@ -83,6 +81,7 @@ class Archiver:
         writer: FrameWriter,
         new_id: Callable[[], str],
         erased: Erased,
+        delete: Callable[[str], Awaitable[None]],
         *,
         flush_rows: int = 20_000,
         flush_seconds: float = 10.0,
@@ -92,6 +91,7 @@ class Archiver:
         self._writer = writer
         self._new_id = new_id
         self._erased = erased
+        self._delete = delete
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
         self._idle_seconds = idle_seconds
@@ -152,7 +152,7 @@ class Archiver:
             segment = await self._write(held, frames, first, end)
             committed = await self._segments.commit(segment)
             if not committed and segment.key:
-                await asyncio.to_thread(self._writer.delete, self._writer.bucket_uri(segment.key))
+                await self._delete(segment.key)
             if self._gathering.get((held.source.name, held.partition)) is not held:
                 return
             if not committed:

@@ -95,8 +95,6 @@ class Objects(Protocol):
 
     def write(self, uri: str, frame: pl.DataFrame) -> None: ...
 
-    def delete(self, uri: str) -> None: ...
-
     def files(self, uri: str) -> list[TableFile]: ...
 
     def older_than(self, uri: str, seconds: float) -> list[str]:
@@ -123,7 +121,8 @@ class TrainingSetList(Protocol):
 
 
 class Erasing:
-    """`predictions`: key prefix of the prediction log in the bucket, without a slash at the end."""
+    """`delete` removes an object by its key. `predictions`: key prefix of the prediction log in the bucket, without a slash at
+    the end."""
 
     def __init__(
         self,
@@ -137,6 +136,7 @@ class Erasing:
         training_sets: TrainingSetList,
         clock: Clock,
         new_id: Callable[[], str],
+        delete: Callable[[str], Awaitable[None]],
         *,
         predictions: str,
     ) -> None:
@@ -150,6 +150,7 @@ class Erasing:
         self._training_sets = training_sets
         self._clock = clock
         self._new_id = new_id
+        self._delete = delete
         self._predictions = predictions
 
     async def run(self, job: JobContext) -> Mapping[str, object]:
@@ -258,7 +259,7 @@ class Erasing:
             if frame.height:
                 await asyncio.to_thread(self._objects.write, file.uri, frame)
             else:
-                await asyncio.to_thread(self._objects.delete, file.uri)
+                await self._delete(_key(file.uri))
             report.predictions += removed
             report.objects += 1
 
@@ -272,7 +273,7 @@ class Erasing:
             await self._stones.add_garbage(orphans)
             report.objects += len(orphans)
         for key in await self._stones.garbage():
-            await asyncio.to_thread(self._objects.delete, self._objects.bucket_uri(key))
+            await self._delete(key)
             await self._stones.deleted(key)
 
     def _without(

@@ -80,6 +80,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     push_log = PushLog(pushed, tables, ids.new)
     history = _History(archive, topics, push_log)
     materialized = PostgresMaterialized(pool)
+    objects = await stack.enter_async_context(object_store(settings))
     stones = PostgresTombstones(pool)
     await stones.refresh()
     erased = Erased(definitions.catalog, stones.of)
@@ -98,7 +99,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     )
     erasing = Erasing(
         definitions.current, store, archive, pushed, tables, stones, topics, training_sets, clock, ids.new,
-        predictions=settings.prediction_log_prefix,
+        objects.delete, predictions=settings.prediction_log_prefix,
     )  # fmt: skip
     jobs = JobRunner(PostgresJobs(pool), ids, clock.now, concurrency=settings.job_concurrency)
     jobs.register(MATERIALIZE, materializing.run)
@@ -141,7 +142,6 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
             except FlywheelError as error:
                 log.warning("housekeeping put off", reason=error.reason)
 
-    objects = await stack.enter_async_context(object_store(settings))
     server.add_background("definitions", definitions.follow)
     server.add_background("tombstones", stones.follow)
     server.add_background("jobs", jobs.run)
@@ -168,6 +168,7 @@ async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> 
         tables,
         ids.new,
         erased,
+        objects.delete,
         flush_rows=settings.archive_flush_rows,
         flush_seconds=settings.archive_flush_seconds,
         idle_seconds=settings.archive_idle_seconds,

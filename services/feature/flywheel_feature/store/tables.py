@@ -99,15 +99,6 @@ class S3Tables:
 
         self._guard(uri, write)
 
-    def delete(self, uri: str) -> None:
-        """The file is gone afterwards, whether it was there or not."""
-
-        def delete() -> None:
-            if self._fs.get_file_info(self._path(uri)).type == fs.FileType.File:
-                self._fs.delete_file(self._path(uri))
-
-        self._guard(uri, delete)
-
     def _path(self, uri: str) -> str:
         match = _URI.fullmatch(uri)
         if match is None or ".." in match.group(2).split("/"):
