@@ -28,6 +28,10 @@ class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSet
     """Oldest that an event grows before it is archived while others keep coming."""
     archive_idle_seconds: float = 1.0
     """An event is archived when nothing followed it for so long."""
+    materialize_rows_per_second: int = 0
+    """Most rows a second that one materialization writes online; 0: no limit."""
+    prediction_log_prefix: str = "predictions"
+    """Key prefix of the monitor's archive of predictions in the bucket, which an erasure cleans."""
 
 
 class MaterializeSettings(FeatureSettings):

@@ -12,7 +12,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.columns import from_lists, from_numpy, row_count, to_numpy
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.names import parse_project
 from flywheel_common.value import from_python
 from flywheel_feature.applied_offsets import AppliedOffsets, applied_name
@@ -254,6 +254,8 @@ def job_to_proto(job: Job) -> pb.Job:
         message.ended_at.FromDatetime(job.ended_at)
     if job.kind == "SKEW_CHECK" and job.result:
         json_format.ParseDict(dict(job.result), message.skew_report, ignore_unknown_fields=True)
+    if job.kind == "ERASE" and job.result:
+        json_format.ParseDict(dict(job.result), message.erase_report, ignore_unknown_fields=True)
     return message
 
 
@@ -277,6 +279,13 @@ def to_materialize(request: pb.MaterializeViewRequest) -> MaterializeRequest:
         view,
         micros(request.start_time) if request.HasField("start_time") else None,
         micros(request.end_time) if request.HasField("end_time") else None,
+        request.rows_per_second,
+    )
+
+
+def push_error(error: FlywheelError) -> pb.PushError:
+    return pb.PushError(
+        code=error.code.value[0], reason=error.reason, message=error.message, retryable=error.retryable
     )
 
 

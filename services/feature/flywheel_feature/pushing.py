@@ -30,6 +30,12 @@ class Topics(Protocol):
     async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]: ...
 
 
+class Log(Protocol):
+    async def append(self, view: View, source: Source, columns: Columns, rows: int) -> None:
+        """Durable when it returns. Raises Unavailable."""
+        ...
+
+
 class Rows(Protocol):
     async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int:
         """Each row unless one with an equal or later (event time, created time) is there; how many were written."""
@@ -44,9 +50,10 @@ class Pushed:
 
 
 class Pushing:
-    def __init__(self, topics: Topics, online: Rows, encode: Encode) -> None:
+    def __init__(self, topics: Topics, online: Rows, log: Log, encode: Encode) -> None:
         self._topics = topics
         self._online = online
+        self._log = log
         self._encode = encode
 
     async def to_source(
@@ -82,13 +89,27 @@ class Pushing:
         ]
 
     async def to_view(
-        self, catalog: Catalog, view: View, source: Source, columns: Columns, rows: int
+        self,
+        catalog: Catalog,
+        view: View,
+        source: Source,
+        columns: Columns,
+        rows: int,
+        *,
+        offline: bool = True,
+        online: bool = True,
     ) -> Pushed:
-        """Writes rows online unless newer ones are there. Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW; Unavailable."""
+        """Appends rows to the view's push log, then writes them online unless newer ones are there.
+
+        Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW; Unavailable: then some of it may have happened, and a repetition is
+        harmless.
+        """
         check_rows(source.schema, columns)
         keys = [k.name for k in catalog.entity(view.entity).join_keys]
         required(columns, [*keys, source.timestamp_field], "a row needs its join keys and its time")
-        if rows:
+        if rows and offline:
+            await self._log.append(view, source, columns, rows)
+        if rows and online:
             writer = RowWriter(catalog, view)
             event = columns[source.timestamp_field][0].astype(np.int64)
             created = event

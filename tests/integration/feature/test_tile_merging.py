@@ -120,7 +120,7 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
             for low, size in [*repeats, (0, total)]:
                 low = min(low, reached)
                 reached = max(reached, min(total, low + size))
-                await tiles.apply(rows_of(events, partition, low, min(total, low + size)), store)
+                await tiles.apply(rows_of(events, partition, low, min(total, low + size)), store, 1)
         prefix = f"default/{view.id}@1{{1:".encode()
         found = await store.read([prefix + b"A}", prefix + b"B}"])
         await pipe.close()
@@ -145,7 +145,9 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
             )
 
 
-async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(redis_url: str) -> None:
+async def test_of_racing_rows_the_newest_by_event_then_created_time_then_arrival_stays(
+    redis_url: str,
+) -> None:
     from flywheel_feature.row_encoding import RowLayout
 
     layout = RowLayout([Feature("x", DataType.FLOAT64)])
@@ -156,8 +158,9 @@ async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(redis_
         np.array([v[0] for v in versions], np.int64),
         np.array([v[1] for v in versions], np.int64),
     )
-    assert await store.write_rows([b"k"] * len(rows), rows, 0) == 3
+    assert await store.write_rows([b"k"] * len(rows), rows, 0) == 4
+    assert await store.write_rows([b"k"], [rows[-1]], 0) == 0
     decoded = layout.decode(await store.read([b"k", b"absent"]))
-    assert decoded.columns[0][0].tolist() == [4.0, 0.0]
+    assert decoded.columns[0][0].tolist() == [6.0, 0.0]
     assert decoded.found.tolist() == [True, False]
     await pipe.close()

@@ -195,6 +195,7 @@ class FeatureJoiner:
                 [*stored.keys, *(f.field or f.name for f in fields.values()), *_created(source)],
                 low=low,
                 high=high,
+                pushed_to=view,
             )
             return await asyncio.to_thread(self._join_batch, stored, spine, spine_time, mode, rows)
         assert isinstance(view.kind, StreamView)

@@ -79,6 +79,10 @@ class Archive(Protocol):
         """Per partition: where the topic ends now. Raises Unavailable while Kafka is away."""
         ...
 
+    async def pushed_uris(self, project: str, view: str) -> Sequence[str]:
+        """Files of rows pushed to a batch view, in the order in which they were acknowledged."""
+        ...
+
 
 Catalogs = Callable[[str], Awaitable[Catalog]]
 """The applied definitions of a project."""

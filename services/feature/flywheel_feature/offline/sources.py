@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import polars as pl
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import FailedPrecondition, InvalidArgument
+from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
 from flywheel_feature.definitions import (
     BatchView,
     DataType,
@@ -46,11 +46,13 @@ class SourceReader:
         low: int | None = None,
         high: int | None = None,
         positions: bool = False,
+        pushed_to: View | None = None,
     ) -> pl.DataFrame:
         """`fields` of every row with low <= event time < high (microseconds), typed as declared, in a fixed order.
 
         A stream's events come once each, by (partition, offset), with `EVENT_ID` as one more column (and, with `positions`,
-        `PARTITION` and `OFFSET`).
+        `PARTITION` and `OFFSET`). After the rows of a Parquet source come those pushed to the batch view `pushed_to`, in the
+        order in which they were pushed.
         Raises FailedPrecondition SOURCE_MISMATCH when the files do not hold what the schema says.
         """
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
@@ -67,7 +69,19 @@ class SourceReader:
             raise InvalidArgument(
                 f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE"
             )
-        return await asyncio.to_thread(self._read_table, source, source.kind, names, low, high)
+        uris: Sequence[str] = ()
+        if pushed_to is not None:
+            uris = await self._archive.pushed_uris(pushed_to.project, pushed_to.id)
+        try:
+            rows = await asyncio.to_thread(self._read_table, source, source.kind, names, low, high)
+        except NotFound:
+            if not uris:
+                raise
+            # Everything that the view has was pushed.
+            rows = pl.DataFrame(
+                schema={n: polars_type(f.data_type, f.vector_size) for n, f in _fields(source, names)}
+            )
+        return await asyncio.to_thread(self._with_pushed, source, names, rows, uris, low, high)
 
     async def read_batch_rows(
         self, view: View, entity: Entity, source: Source, start: int | None, end: int | None
@@ -77,24 +91,10 @@ class SourceReader:
         Columns: join keys, features by name, `ROW_EVENT_TIME`, `ROW_CREATED_TIME` (the event time where the source has none).
         Rows are in the order in which a later one of equal times wins; null keys and null event times are left out.
         """
-        assert isinstance(view.kind, BatchView)
-        keys = [k.name for k in entity.join_keys]
-        created = source.created_field or source.timestamp_field
         frame = await self.read(
-            source, [*keys, *(f.field or f.name for f in view.kind.features), created], low=start, high=end
+            source, batch_fields(view, entity, source), low=start, high=end, pushed_to=view
         )
-        frame = frame.filter(pl.all_horizontal(pl.col(k).is_not_null() for k in keys))
-        return frame.select(
-            *keys,
-            *(
-                to_type(f.field or f.name, frame.schema[f.field or f.name], f.data_type, f.vector_size).alias(
-                    f.name
-                )
-                for f in view.kind.features
-            ),
-            pl.col(source.timestamp_field).alias(ROW_EVENT_TIME),
-            pl.coalesce(created, source.timestamp_field).alias(ROW_CREATED_TIME),
-        )
+        return batch_rows(frame, view, entity, source)
 
     async def _read_stream(
         self, source: Source, names: list[str], low: int | None, high: int | None, positions: bool
@@ -103,6 +103,14 @@ class SourceReader:
             s for s in await self._archive.segments(source.project, source.id) if _overlaps(s, low, high)
         ]
         return await asyncio.to_thread(self._read_segments, source, names, segments, low, high, positions)
+
+    def _with_pushed(
+        self, source: Source, names: list[str], rows: pl.DataFrame, uris: Sequence[str], low: int | None, high: int | None
+    ) -> pl.DataFrame:  # fmt: skip
+        if not uris:
+            return rows
+        pushed = _as_declared(source, names, self._tables.read_files(uris, names))
+        return pl.concat([rows, _in_range(pushed, source.timestamp_field, low, high)])
 
     def _read_segments(
         self,
@@ -145,6 +153,43 @@ class SourceReader:
         where = Between(source.timestamp_field, low, high) if pushed else None
         frame = _as_declared(source, names, self._tables.read(kind.uri, names, where))
         return _in_range(frame, source.timestamp_field, low, high)
+
+
+def batch_fields(view: View, entity: Entity, source: Source) -> list[str]:
+    """The fields of a source that the rows of a batch view are made of."""
+    assert isinstance(view.kind, BatchView)
+    names = [k.name for k in entity.join_keys] + [f.field or f.name for f in view.kind.features]
+    return list(
+        dict.fromkeys([*names, source.created_field or source.timestamp_field, source.timestamp_field])
+    )
+
+
+def batch_rows(frame: pl.DataFrame, view: View, entity: Entity, source: Source) -> pl.DataFrame:
+    """Rows of a batch view (see `SourceReader.read_batch_rows`) out of rows of its source, typed as declared."""
+    assert isinstance(view.kind, BatchView)
+    keys = [k.name for k in entity.join_keys]
+    frame = frame.filter(pl.all_horizontal(pl.col(k).is_not_null() for k in keys))
+    return frame.select(
+        *keys,
+        *(
+            to_type(f.field or f.name, frame.schema[f.field or f.name], f.data_type, f.vector_size).alias(
+                f.name
+            )
+            for f in view.kind.features
+        ),
+        pl.col(source.timestamp_field).alias(ROW_EVENT_TIME),
+        pl.coalesce(source.created_field or source.timestamp_field, source.timestamp_field).alias(
+            ROW_CREATED_TIME
+        ),
+    )
+
+
+def declared_rows(
+    source: Source, names: Sequence[str], frame: pl.DataFrame, low: int | None = None, high: int | None = None
+) -> pl.DataFrame:
+    """Rows of a source as stored → typed as declared, with low <= event time < high. Raises FailedPrecondition SOURCE_MISMATCH."""
+    _check_stored(source, names, frame.schema)
+    return _in_range(_as_declared(source, names, frame), source.timestamp_field, low, high)
 
 
 async def wait_until_archived(
