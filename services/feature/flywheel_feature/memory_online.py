@@ -1,6 +1,7 @@
 """The online store in memory, for unit tests: rows and tiles as store/online_store.py keeps them, held to the same contract suite.
 
-Ports: online.OnlineRows, pushing.Rows, stream_tiles.TileStore. Lifetimes are ignored: nothing expires.
+Ports: online.OnlineRows, pushing.Rows, stream_tiles.TileStore. Lifetimes are ignored: nothing expires. Tiles of numbers only: no
+texts, no APPROX_DISTINCT.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flywheel_feature.aggregation import ENTRY, FORMAT, GENERATION, Delta, Floats, TileLayout
+from flywheel_feature.aggregation import FORMAT, GENERATION, Delta, TileLayout
+from flywheel_feature.tile_reading import ENTRY, Floats
 
 
 class MemoryOnlineStore:
@@ -92,6 +94,8 @@ class _State:
     """A state taken apart (layout: aggregation.py)."""
 
     def __init__(self, layout: TileLayout) -> None:
+        assert not layout.texts
+        assert not layout.sketches
         self.layout = layout
         self.newest = -float("inf")
         self.tiles: dict[float, Floats] = {}

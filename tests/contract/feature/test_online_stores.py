@@ -80,7 +80,11 @@ async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(store:
     written = await asyncio.gather(*(store.write_rows([b"k"], [row(*v)], 60_000) for v in versions * 2))
     assert 1 <= sum(written) <= 9
     assert [22.0] == ROWS.decode(await store.read([b"k"])).columns[0][0].tolist()
-    assert 0 == await store.write_rows([b"k"], [row(2, 2, 99.0)], 0)
+    assert 0 == await store.write_rows([b"k"], [row(2, 2, 22.0)], 0), "a repeated row writes nothing"
+    assert 0 == await store.write_rows([b"k"], [row(2, 1, 99.0)], 0)
+    assert 1 == await store.write_rows([b"k"], [row(2, 2, 99.0)], 0), (
+        "of equal times the last one written stays"
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
