@@ -19,22 +19,24 @@ from flywheel_common.runtime import main
 SERVICE = "flywheel.bench.v1.EchoService"
 
 
-def add_answers(answers: dict[str, bytes], server: Any) -> None:
+def add_answers(answers: dict[str, str], server: Any) -> None:
     """Like a generated `add_…Servicer_to_server`: each method answers its own bytes whatever it was sent."""
 
-    def handler(answer: bytes) -> Any:
-        async def call(request: bytes, context: Any) -> bytes:
+    def handler(path: str) -> Any:
+        answer = Path(path).read_bytes()
+
+        async def call(_: bytes, __: Any) -> bytes:
             return answer
 
         return grpc.unary_unary_rpc_method_handler(call, bytes, bytes)
 
-    handlers = {name: handler(answer) for name, answer in answers.items()}
+    handlers = {name: handler(path) for name, path in answers.items()}
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
     server.add_registered_method_handlers(SERVICE, handlers)
 
 
-async def build(settings: ServiceSettings, stack: AsyncExitStack) -> Server:
-    answers = {name: Path(path).read_bytes() for name, path in (a.split("=", 1) for a in sys.argv[2:])}
+async def build(settings: ServiceSettings, _: AsyncExitStack) -> Server:
+    answers = dict(a.split("=", 1) for a in sys.argv[2:])
     server = Server(settings, servicers=[(add_answers, answers)], full_service_names=[SERVICE])
     server.health.set_ready()
     return server

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.feature import online
+from bench.feature import join, materialize, online, stream
 from bench.feature.room import Room
 from bench.h2load import ToolMissing
 
 Part = Callable[[Room], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"online": online.run}
+PARTS: dict[str, Part] = {
+    "online": online.run,
+    "stream": stream.run,
+    "materialize": materialize.run,
+    "join": join.run,
+}
+"""Materialization empties the online store, so what reads it comes first."""
 
 
 def run(only: str) -> list[measure.Row]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -82,13 +83,14 @@ def wide_rows(rows: int) -> pl.DataFrame:
     )
 
 
-def ride_rows(first_event: int, events: int, entities: int, span: timedelta) -> dict[str, object]:
-    """Events in order of time over `span`, which ends now; their drivers come in a fixed shuffle."""
-    generator = np.random.default_rng(first_event)
-    at = int(NOW.timestamp() * 1e6) - int(span.total_seconds() * 1e6) + first_event
+def ride_rows(
+    seed: int, events: int, entities: int, start: datetime, step: timedelta
+) -> dict[str, list[Any]]:
+    """One event every `step` from `start` on, each of a driver drawn by chance."""
+    generator = np.random.default_rng(seed)
     return {
         "driver": [f"driver-{i:08d}" for i in generator.integers(0, entities, events).tolist()],
-        "at": pl.Series(np.arange(events) + at).cast(pl.Datetime("us", "UTC")).to_list(),
+        "at": [start + i * step for i in range(events)],
         "fare": (generator.random(events) * 40).round(2).tolist(),
         "distance": (generator.random(events) * 20).round(2).tolist(),
     }

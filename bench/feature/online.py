@@ -136,22 +136,17 @@ async def _prepare(client: fw.Client) -> dict[str, Question]:
 
 def fill(room: Room) -> None:
     """Definitions, batch rows of the drivers, and some rides of each."""
-    from flywheel_feature.store.tables import S3Tables
-    from flywheel_local.services import BUCKET
-
-    s3 = room.backends.s3
-    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=BUCKET)
-    tables.write(d.WIDE_URI + "part.parquet", d.wide_rows(STORED))
+    room.write_table(d.WIDE_URI + "part.parquet", d.wide_rows(STORED))
     worker = room.start_worker()
 
     async def work(client: fw.Client) -> None:
         await client.apply(d.definitions())
         for view in ("fifty", "first", "second"):
             await client.materialize(view)
-        events = d.ride_rows(0, 20 * STORED, STORED, timedelta(seconds=1))
+        events = d.ride_rows(0, 20 * STORED, STORED, d.NOW - timedelta(hours=20), timedelta(seconds=1.7))
         pushed = await client.push("rides", events, d.EVENT_SCHEMA)
         # Every driver of the questions has rides, whatever the shuffle was.
-        again = {name: column[:STORED] for name, column in events.items()} | {"driver": d.drivers(STORED)}
+        again = {name: column[-STORED:] for name, column in events.items()} | {"driver": d.drivers(STORED)}
         pushed = await client.push("rides", again, d.EVENT_SCHEMA)
         await client.wait_applied(pushed.offsets, within=60)
         await asyncio.sleep(0.5)

@@ -12,7 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
+import polars as pl
+
 import flywheel as fw
+from flywheel_feature.store.tables import S3Tables
 from flywheel_local import ports
 from flywheel_local.backends import Backends
 from flywheel_local.layout import LOCAL
@@ -105,6 +108,13 @@ class Room:
                 return await work(client)
 
         return asyncio.run(run())
+
+    def write_table(self, uri: str, frame: pl.DataFrame) -> None:
+        """A Parquet file on S3, written as other systems would."""
+        s3 = self.backends.s3
+        S3Tables(
+            endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=BUCKET
+        ).write(uri, frame)
 
     def redis(self) -> Any:
         """A redis-py client of the online store."""
