@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from flywheel_feature.convert import to_column
 from flywheel_feature.definitions import Field
-from flywheel_feature.read_plan import Answer, ReadPlan
-from flywheel_feature.row_encoding import DTYPES, WIDE, is_variable
+from flywheel_feature.read_plan import Answer, ReadPlan, wide_features
+from flywheel_feature.row_encoding import DTYPES, is_variable
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2
 
@@ -50,27 +50,18 @@ class _Layout:
     """
 
     __slots__ = (
-        "bitmap",
-        "event_times",
-        "others",
-        "parts",
-        "row_count",
-        "single",
-        "statuses",
-        "tail",
-        "wide_width",
-        "width",
-    )
+        "bitmap", "event_times", "length", "others", "parts", "row_count", "rows", "single", "statuses", "tail", "wide", "wide_width",
+    )  # fmt: skip
 
     def __init__(self, plan: ReadPlan, rows: int) -> None:
         self.bitmap = (rows + 7) // 8
         self.parts: list[bytes] = []
-        self.others: list[int] = []
-        """Features that are not of eight bytes, whose values come one by one."""
+        self.rows = rows
+        self.wide = wide_features(plan.fields)
+        """Features of eight bytes; the others' values come one by one."""
+        self.others = [i for i in range(len(plan.fields)) if i not in set(self.wide)]
         self.wide_width = 8 * rows
-        for i, field in enumerate(plan.fields):
-            if field.data_type not in WIDE:
-                self.others.append(i)
+        for field in plan.fields:
             width = 0 if packs_alone(field) else rows * DTYPES[field.data_type].itemsize
             head = column_pb2.Column(name=field.name, data_type=int(field.data_type)).SerializeToString()  # type: ignore[arg-type]
             head += _prefix(_COLUMN["validity"], self.bitmap)
@@ -83,6 +74,9 @@ class _Layout:
                 bytes(width),
             )
         self.row_count = column_pb2.Table(row_count=rows).SerializeToString()
+        alone = any(packs_alone(f) for f in plan.fields)
+        self.length = 0 if alone else len(self.row_count) + sum(map(len, self.parts))
+        """Bytes of the table; 0 when they depend on the values."""
         self.statuses = _prefix(_RESPONSE["statuses"], len(plan.fields) * rows)
         self.event_times = _prefix(_RESPONSE["event_times"], len(plan.stored) * rows * 8)
         self.tail = pb.GetOnlineFeaturesResponse(
@@ -91,9 +85,12 @@ class _Layout:
         self.single = _Single(self, plan) if rows == 1 and not self.others else None
 
     def enclose(self, columns: Sequence[bytes], statuses: bytes, event_times: bytes) -> bytes:
-        body = b"".join((self.row_count, *columns))
+        length = self.length or len(self.row_count) + sum(map(len, columns))
         return b"".join(
-            (_prefix(_RESPONSE["features"], len(body)), body, self.statuses, statuses, self.event_times, event_times, self.tail)
+            (
+                _prefix(_RESPONSE["features"], length), self.row_count, *columns, self.statuses, statuses, self.event_times,
+                event_times, self.tail,
+            )
         )  # fmt: skip
 
 
@@ -135,6 +132,11 @@ def has_value(statuses: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
     return (statuses == 1) | (statuses == 4)
 
 
+def _by_part(matrix: npt.NDArray[Any], parts: int, rows: int) -> npt.NDArray[Any]:
+    """[columns, parts × rows] whose memory lies row by row → [parts, columns, rows], as messages want it."""
+    return np.ascontiguousarray(matrix.T.reshape(parts, rows, -1).transpose(0, 2, 1))
+
+
 def packs_alone(field: Field) -> bool:
     """Whether a column is written as a message of its own: texts, lists, vectors."""
     return is_variable(field.data_type) or field.data_type.is_vector
@@ -148,51 +150,63 @@ class AnswerEncoder:
         self._layouts: OrderedDict[int, _Layout] = OrderedDict()
 
     def encode_parts(self, answer: Answer, rows: Sequence[int]) -> list[bytes]:
-        """One message for each part of so many rows."""
-        if len(rows) == answer.statuses.shape[1]:
-            layout = self._layouts.get(1) or self._lay_out(1)
-            if layout.single is not None and min(rows) == 1:
-                return layout.single.write(answer)
-        if len(rows) == 1:
-            return [self.encode(answer)]
+        """One GetOnlineFeaturesResponse with ANSWER_LAYOUT_COLUMNS for each part of so many rows."""
+        if min(rows) == max(rows):
+            return self._equal_parts(answer, len(rows), rows[0])
         parts, low = [], 0
         for count in rows:
-            parts.append(self.encode(answer.rows(low, low + count)))
+            parts += self._equal_parts(answer.rows(low, low + count), 1, count)
             low += count
         return parts
 
     def encode(self, answer: Answer) -> bytes:
-        """A serialized GetOnlineFeaturesResponse with ANSWER_LAYOUT_COLUMNS."""
-        rows = answer.statuses.shape[1]
+        """The whole answer as one message."""
+        (message,) = self.encode_parts(answer, [answer.statuses.shape[1]])
+        return message
+
+    def _equal_parts(self, answer: Answer, parts: int, rows: int) -> list[bytes]:
         if rows == 0:
-            return pb.GetOnlineFeaturesResponse(
+            empty = pb.GetOnlineFeaturesResponse(
                 view_versions=self._plan.view_versions, feature_set=self._plan.feature_set
-            ).SerializeToString()
+            )
+            return [empty.SerializeToString()] * parts
         layout = self._layouts.get(rows) or self._lay_out(rows)
-        bitmaps = np.packbits(has_value(answer.statuses), axis=1, bitorder="little").tobytes()
+        if layout.single is not None:
+            return layout.single.write(answer)
+        statuses = _by_part(answer.statuses, parts, rows)
+        bitmaps = np.packbits(has_value(statuses), axis=2, bitorder="little").reshape(parts, -1)
+        wide = _by_part(answer.wide, parts, rows).reshape(parts, -1)
+        times = _by_part(answer.event_times, parts, rows)
+        return [
+            layout.enclose(
+                self._columns(layout, answer, i * rows, bitmaps[i].tobytes(), wide[i].tobytes()),
+                statuses[i].tobytes(),
+                times[i].tobytes(),
+            )
+            for i in range(parts)
+        ]
+
+    def _columns(self, layout: _Layout, answer: Answer, low: int, bitmaps: bytes, wide: bytes) -> list[bytes]:
         width, size = layout.wide_width, layout.bitmap
-        wide = answer.wide.tobytes()
         values = [wide[at : at + width] for at in range(0, len(wide), width)]
         columns = layout.parts.copy()
         columns[1::4] = [bitmaps[at : at + size] for at in range(0, len(bitmaps), size)]
         if not layout.others:
             columns[3::4] = values
-        else:
-            following = iter(values)
-            others = set(layout.others)
-            for i in range(len(self._plan.fields)):
-                if i not in others:
-                    columns[4 * i + 3] = next(following)
-            for i in layout.others:
-                columns[4 * i : 4 * i + 4] = self._other(i, answer, columns[4 * i : 4 * i + 4])
-        return layout.enclose(columns, answer.statuses.tobytes(), answer.event_times.tobytes())
+            return columns
+        for i, value in zip(layout.wide, values, strict=True):
+            columns[4 * i + 3] = value
+        part = answer.columns.rows(low, low + layout.rows)
+        for i in layout.others:
+            columns[4 * i : 4 * i + 4] = self._other(i, part[i], columns[4 * i : 4 * i + 4])
+        return columns
 
-    def _other(self, i: int, answer: Answer, parts: list[bytes]) -> list[bytes]:
+    def _other(self, i: int, column: tuple[Any, Any], parts: list[bytes]) -> list[bytes]:
         field = self._plan.fields[i]
-        values, valid = answer.columns[i]
+        values, valid = column
         if packs_alone(field):
-            column = to_column(field, values, valid).SerializeToString()
-            return [_prefix(_TABLE["columns"], len(column)), column, b"", b""]
+            message = to_column(field, values, valid).SerializeToString()
+            return [_prefix(_TABLE["columns"], len(message)), message, b"", b""]
         packed = np.where(valid, values, values.dtype.type(0)).astype(DTYPES[field.data_type], copy=False)
         return [*parts[:3], packed.tobytes()]
 

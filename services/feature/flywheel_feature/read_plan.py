@@ -277,7 +277,7 @@ class ReadPlan:
         return Answer(PickedColumns(views, self._picks, 0, n), statuses.T, times, bits.T)
 
 
-def wide_features(features: Sequence[Feature]) -> list[int]:
+def wide_features(features: Sequence[Feature | Field]) -> list[int]:
     """Places of the features of eight bytes."""
     return [i for i, f in enumerate(features) if f.data_type in WIDE]
 
