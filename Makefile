@@ -135,8 +135,8 @@ check: setup ## formatting, lint, types, import direction, protos and what they 
 format: ## format everything
 	@$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .
 
-bench: setup ## measure against the limits and the peers
-	@exec $(PY) bench/run.py $(ARGS)
+bench: setup ## measure against the limits and the peers (SUITE=feature, ARGS='--only join')
+	@exec $(PY) -m bench.run $(SUITE) $(ARGS)
 
 soak: setup ## run the story again and again (ROUNDS=5) and watch that nothing grows
 	@for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done

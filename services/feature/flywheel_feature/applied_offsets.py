@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from flywheel_feature.aggregation import GENERATION, Ints, TileLayout
+from flywheel_feature.aggregation import GENERATION, TileLayout
 from flywheel_feature.definitions import VersionRef, View
+from flywheel_feature.tile_reading import Ints
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -38,6 +39,7 @@ _WIDER = {
     (DataType.INT64, DataType.TIMESTAMP),
 }
 """(sent, declared): numbers that are taken for one another."""
+_TEXT = (0, int(DataType.STRING))
 _DATA_TYPES = frozenset(int(t) for t in DataType)
 
 
@@ -47,10 +49,6 @@ def micros(timestamp: Timestamp) -> int:
 
 def to_timestamp(value: int) -> Timestamp:
     return Timestamp(seconds=value // 1_000_000, nanos=value % 1_000_000 * 1000)
-
-
-def now_micros() -> int:
-    return int(datetime.now(UTC).timestamp() * 1_000_000)
 
 
 def read_column(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any, Any]:
@@ -110,7 +108,7 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
             reason="TOO_MANY_ROWS",
         )
     sent = {c.name: c for c in request.entities.columns}
-    keys: dict[str, tuple[Field, Any, Any]] = {}
+    keys: dict[str, tuple[Field, list[Any], Any]] = {}
     for field in plan.join_keys:
         column = sent.get(field.name)
         if column is None:
@@ -119,27 +117,41 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
                 reason="MISSING_JOIN_KEY",
                 key=field.name,
             )
-        if row_count(column) != rows:
-            raise _mismatch(field.name, row_count(column), rows)
-        keys[field.name] = (field, *read_column(column, field, rows))
+        keys[field.name] = (field, *_read_key(column, field, rows))
     entities = [_encode([keys[k.name] for k in group]) for group in plan.key_groups]
     return Lookup(
-        entities, _request_fields(request, plan, rows), _as_of(request, rows), request.with_applied_offsets
+        entities, _request_fields(request, plan, rows), _as_of(request), rows, request.with_applied_offsets
     )
 
 
-def _encode(columns: Sequence[tuple[Field, Any, Any]]) -> list[bytes]:
-    valid = columns[0][2]
-    for _, _, also in columns[1:]:
-        valid = valid & also
-    if valid.all():
-        return entity_keys([(f.data_type, values.tolist()) for f, values, _ in columns])
-    known = iter(
-        entity_keys([(f.data_type, values[valid].tolist()) for f, values, _ in columns])
-        if valid.any()
-        else []
-    )
-    return [next(known) if ok else NO_ENTITY for ok in valid.tolist()]
+def _read_key(column: column_pb2.Column, field: Field, rows: int) -> tuple[list[Any], Any]:
+    """Values, and the mask of those that are there; no mask when all are."""
+    if (
+        field.data_type == DataType.STRING
+        and column.data_type in _TEXT
+        and not column.validity
+        and column.HasField("strings")
+    ):
+        texts = list(column.strings.values)
+        if len(texts) != rows:
+            raise _mismatch(field.name, len(texts), rows)
+        return texts, None
+    if row_count(column) != rows:
+        raise _mismatch(field.name, row_count(column), rows)
+    values, valid = read_column(column, field, rows)
+    return values.tolist(), None if valid.all() else valid
+
+
+def _encode(columns: Sequence[tuple[Field, list[Any], Any]]) -> list[bytes]:
+    masks = [valid for _, _, valid in columns if valid is not None]
+    if not masks:
+        return entity_keys([(f.data_type, values) for f, values, _ in columns])
+    there = np.flatnonzero(np.logical_and.reduce(masks)).tolist()
+    known = entity_keys([(f.data_type, [values[i] for i in there]) for f, values, _ in columns])
+    encoded = [NO_ENTITY] * len(masks[0])
+    for i, key in zip(there, known, strict=True):
+        encoded[i] = key
+    return encoded
 
 
 def _request_fields(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan, rows: int) -> Columns:
@@ -161,8 +173,8 @@ def _request_fields(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan, rows: 
     return found
 
 
-def _as_of(request: pb.GetOnlineFeaturesRequest, rows: int) -> Any:
-    return np.full(rows, micros(request.as_of) if request.HasField("as_of") else now_micros(), np.int64)
+def _as_of(request: pb.GetOnlineFeaturesRequest) -> int:
+    return micros(request.as_of) if request.HasField("as_of") else time.time_ns() // 1000
 
 
 def _mismatch(name: str, has: int, rows: int) -> InvalidArgument:
