@@ -12,6 +12,7 @@ from flywheel.definitions import (
     OnDemandView,
     ParquetSource,
     RequestSource,
+    Rule,
     StreamSource,
     StreamView,
     approx_distinct,
@@ -28,16 +29,37 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, Unavailable
-from flywheel.types import BOOL, BYTES, FLOAT32, FLOAT64, INT64, STRING, TIMESTAMP
+from flywheel.types import (
+    BOOL,
+    BOOL_LIST,
+    BYTES,
+    FLOAT32,
+    FLOAT32_LIST,
+    FLOAT64,
+    FLOAT64_LIST,
+    INT64,
+    INT64_LIST,
+    STRING,
+    STRING_LIST,
+    TIMESTAMP,
+    TIMESTAMP_LIST,
+    vector,
+)
 
 __all__ = [
     "BOOL",
+    "BOOL_LIST",
     "BYTES",
     "FLOAT32",
+    "FLOAT32_LIST",
     "FLOAT64",
+    "FLOAT64_LIST",
     "INT64",
+    "INT64_LIST",
     "STRING",
+    "STRING_LIST",
     "TIMESTAMP",
+    "TIMESTAMP_LIST",
     "Aggregation",
     "BatchView",
     "Client",
@@ -49,6 +71,7 @@ __all__ = [
     "OnDemandView",
     "ParquetSource",
     "RequestSource",
+    "Rule",
     "StreamSource",
     "StreamView",
     "Unavailable",
@@ -66,4 +89,5 @@ __all__ = [
     "std",
     "timestamp",
     "total",
+    "vector",
 ]  # fmt: skip

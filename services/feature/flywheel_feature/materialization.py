@@ -16,6 +16,8 @@ from flywheel_feature.definitions import BatchView, Entity, Field, Source, View
 from flywheel_feature.frames import from_series
 from flywheel_feature.jobs import JobContext
 from flywheel_feature.pushing import Rows, RowWriter
+from flywheel_feature.validating import Validating, report_to_json
+from flywheel_feature.validation import Report
 
 KIND = "MATERIALIZE"
 CHUNK_ROWS = 2_000
@@ -60,11 +62,13 @@ class Materializing:
         reader: BatchRows,
         online: Rows,
         progress: Progress,
+        validating: Validating,
     ) -> None:
         self._catalogs = catalogs
         self._reader = reader
         self._online = online
         self._progress = progress
+        self._validating = validating
 
     async def validate(self, request: MaterializeRequest) -> None:
         """Raises NotFound UNKNOWN_VIEW; InvalidArgument NOT_A_BATCH_VIEW, INVALID_RANGE."""
@@ -86,11 +90,12 @@ class Materializing:
         ]
         finished: list[str] = json.loads(job.checkpoint) if job.checkpoint else []
         written = read = 0
+        report = Report()
         for view in views:
             if view.name in finished:
                 continue
             job.progress(read, read, "rows", f"reading {view.id}")
-            frame, newest = await self._latest(catalog, view, request)
+            frame, newest, report = await self._latest(catalog, view, request, report)
             for at in range(0, frame.height, CHUNK_ROWS):
                 written += await self._write(catalog, view, frame[at : at + CHUNK_ROWS])
                 job.progress(
@@ -106,11 +111,11 @@ class Materializing:
             finished.append(view.name)
             await job.save_checkpoint(json.dumps(finished).encode())
         job.progress(read, read, "rows", f"{written} of {read} rows were new")
-        return {"rows": read, "written": written}
+        return {"rows": read, "written": written, "validation": report_to_json(report)}
 
     async def _latest(
-        self, catalog: Catalog, view: View, request: MaterializeRequest
-    ) -> tuple[pl.DataFrame, int | None]:
+        self, catalog: Catalog, view: View, request: MaterializeRequest, report: Report
+    ) -> tuple[pl.DataFrame, int | None, Report]:
         assert isinstance(view.kind, BatchView)
         start = request.start
         if start is None:
@@ -119,15 +124,17 @@ class Materializing:
         frame = await self._reader.read_batch_rows(
             view, entity, catalog.source(view.kind.source), start, request.end
         )
+        newest = frame.get_column(EVENT_TIME).dt.epoch("us").max() if frame.height else None
+        assert newest is None or isinstance(newest, int)
+        # Before the latest row is chosen: behind one that is left out the one before it counts.
+        frame, report = await self._validating.materialized(view, frame, report)
         keys = [k.name for k in entity.join_keys]
         latest = await asyncio.to_thread(
             lambda: frame.sort(EVENT_TIME, CREATED_TIME, maintain_order=True).unique(
                 subset=keys, keep="last", maintain_order=True
             )
         )
-        newest = frame.get_column(EVENT_TIME).dt.epoch("us").max() if frame.height else None
-        assert newest is None or isinstance(newest, int)
-        return latest, newest
+        return latest, newest, report
 
     async def _write(self, catalog: Catalog, view: View, frame: pl.DataFrame) -> int:
         keys: tuple[Field, ...] = catalog.entity(view.entity).join_keys

@@ -47,6 +47,7 @@ from flywheel_feature.store.training_sets import PostgresTrainingSets
 from flywheel_feature.stream_materialization import StreamMaterializer
 from flywheel_feature.stream_tiles import SourceTiles
 from flywheel_feature.stream_worker import StreamWorker
+from flywheel_feature.validating import Validating
 
 log = get_logger(__name__)
 
@@ -72,7 +73,10 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         catalogs=definitions.current, tables=tables, archive=history, training_sets=training_sets, clock=clock
     )
     skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
-    materializing = Materializing(definitions.current, SourceReader(tables, history), store, materialized)
+    validating = Validating(tables)
+    materializing = Materializing(
+        definitions.current, SourceReader(tables, history), store, materialized, validating
+    )
     jobs = JobRunner(PostgresJobs(pool), ids, clock.now, concurrency=settings.job_concurrency)
     jobs.register(KIND, materializing.run)
     jobs.register(convert_offline.TRAINING_SET_JOB, convert_offline.training_set_handler(builder))
@@ -82,7 +86,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         definitions=definitions,
         idempotency=idempotency,
         online=OnlineFeatures(definitions, store, AnswerEncoder),
-        pushing=Pushing(topics, store, _encode_event),
+        pushing=Pushing(topics, store, _encode_event, validating),
         topics=topics,
         materializing=materializing,
         freshness=FreshnessReader(store, archive, materialized, topics),

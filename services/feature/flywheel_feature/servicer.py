@@ -227,13 +227,7 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         _check_target(request.push_target, _STREAM_TARGETS, "a stream source's rows go online and offline")
         columns = convert.read_rows(request.rows, source.schema)
         pushed = await self._pushing.to_source(catalog, source, columns, rows, request.event_ids)
-        return pb.PushFeaturesResponse(
-            accepted_count=pushed.accepted,
-            offsets=[
-                pb.AppliedOffset(source=source.name, partition=p, next_offset=o)
-                for p, o in sorted(pushed.next_offsets.items())
-            ],
-        )
+        return convert.pushed_to_proto(source.name, pushed)
 
     async def _push_to_view(self, request: pb.PushFeaturesRequest, rows: int) -> pb.PushFeaturesResponse:
         project, view_id = plain_name(request.target, VIEW)
@@ -247,7 +241,7 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         source = catalog.source(view.kind.source)
         columns = convert.read_rows(request.rows, source.schema)
         pushed = await self._pushing.to_view(catalog, view, source, columns, rows)
-        return pb.PushFeaturesResponse(accepted_count=pushed.accepted)
+        return convert.pushed_to_proto(source.name, pushed)
 
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Any) -> pb.GetFreshnessResponse:
         catalog = self._definitions.catalog(parse_project(request.parent))
