@@ -12,6 +12,7 @@ from flywheel.definitions import (
     OnDemandView,
     ParquetSource,
     RequestSource,
+    Rule,
     StreamSource,
     StreamView,
     approx_distinct,
@@ -29,17 +30,38 @@ from flywheel.definitions import (
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, Unavailable
 from flywheel.report import alerts_table, versions_table
-from flywheel.types import BOOL, BYTES, FLOAT32, FLOAT64, INT64, STRING, TIMESTAMP
+from flywheel.types import (
+    BOOL,
+    BOOL_LIST,
+    BYTES,
+    FLOAT32,
+    FLOAT32_LIST,
+    FLOAT64,
+    FLOAT64_LIST,
+    INT64,
+    INT64_LIST,
+    STRING,
+    STRING_LIST,
+    TIMESTAMP,
+    TIMESTAMP_LIST,
+    vector,
+)
 from flywheel.watching import ModelWatch, News
 
 __all__ = [
     "BOOL",
+    "BOOL_LIST",
     "BYTES",
     "FLOAT32",
+    "FLOAT32_LIST",
     "FLOAT64",
+    "FLOAT64_LIST",
     "INT64",
+    "INT64_LIST",
     "STRING",
+    "STRING_LIST",
     "TIMESTAMP",
+    "TIMESTAMP_LIST",
     "Aggregation",
     "BatchView",
     "Client",
@@ -53,6 +75,7 @@ __all__ = [
     "OnDemandView",
     "ParquetSource",
     "RequestSource",
+    "Rule",
     "StreamSource",
     "StreamView",
     "Unavailable",
@@ -71,5 +94,6 @@ __all__ = [
     "std",
     "timestamp",
     "total",
+    "vector",
     "versions_table",
 ]  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,11 @@ from flywheel_feature.jobs import Job
 from flywheel_feature.keys import NO_ENTITY, entity_keys
 from flywheel_feature.materialization import MaterializeRequest
 from flywheel_feature.online import MAXIMUM_ROWS, Lookup
+from flywheel_feature.pushing import Pushed
 from flywheel_feature.read_plan import Answer, ReadPlan
 from flywheel_feature.row_encoding import DTYPES
 from flywheel_feature.rows import wrong_type
+from flywheel_feature.validating import report_to_json
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2, job_pb2
 
@@ -40,6 +42,7 @@ _WIDER = {
 }
 """(sent, declared): numbers that are taken for one another."""
 _TEXT = (0, int(DataType.STRING))
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DATA_TYPES = frozenset(int(t) for t in DataType)
 
 
@@ -230,7 +233,9 @@ def applied_table(applied: Sequence[AppliedOffsets]) -> column_pb2.Table:
 
 def _readable(value: Any, data_type: DataType) -> Any:
     if data_type == DataType.TIMESTAMP:
-        return datetime.fromtimestamp(int(value) / 1e6, UTC)
+        return EPOCH + timedelta(microseconds=int(value))
+    if data_type == DataType.TIMESTAMP_LIST:
+        return [EPOCH + timedelta(microseconds=int(v)) for v in value]
     return value
 
 
@@ -268,6 +273,22 @@ def job_to_proto(job: Job) -> pb.Job:
         json_format.ParseDict(dict(job.result), message.skew_report, ignore_unknown_fields=True)
     if job.kind == "ERASE" and job.result:
         json_format.ParseDict(dict(job.result), message.erase_report, ignore_unknown_fields=True)
+    validation = job.result.get("validation")
+    if isinstance(validation, dict):
+        json_format.ParseDict(validation, message.validation_report)
+    return message
+
+
+def pushed_to_proto(source: str, pushed: Pushed) -> pb.PushFeaturesResponse:
+    message = pb.PushFeaturesResponse(
+        accepted_count=pushed.accepted,
+        offsets=[
+            pb.AppliedOffset(source=source, partition=p, next_offset=o)
+            for p, o in sorted(pushed.next_offsets.items())
+        ],
+    )
+    if pushed.validation.breaches:
+        json_format.ParseDict(report_to_json(pushed.validation), message.validation)
     return message
 
 

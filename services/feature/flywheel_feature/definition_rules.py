@@ -35,11 +35,13 @@ from flywheel_feature.definitions import (
     Source,
     StreamView,
     TableFormat,
+    ValidationRule,
     VersionRef,
     View,
     column_name,
 )
 from flywheel_feature.expressions import compile_expressions, compile_predicate
+from flywheel_feature.validation import mistakes
 
 MAXIMUM_DISTINCT_TILES = 256
 """APPROX_DISTINCT keeps up to 16 KiB per tile."""
@@ -75,6 +77,10 @@ class Findings:
         for i, name in enumerate(names):
             if name in names[:i]:
                 self.add(f"{path}[{i}]", f"{name!r} is there twice")
+
+    def rule(self, path: str, rule: ValidationRule, data_type: DataType) -> None:
+        for mistake in mistakes(rule, data_type):
+            self.add(path, mistake)
 
 
 def check_fields(found: Findings, path: str, fields: tuple[Field, ...]) -> None:
@@ -119,6 +125,14 @@ def check_source(source: Source) -> list[Violation]:
             found.add("parquet.uri", "expected s3://bucket/prefix/ or s3://bucket/key.parquet")
         if source.kind.format != TableFormat.PARQUET:
             found.add("parquet.format", "only plain Parquet can be read so far")
+    if source.rules and not source.is_stream:
+        found.add("rules", "rules of a source are for streams: say those of a table at the view's features")
+    for i, ruled in enumerate(source.rules):
+        given = source.field(ruled.field)
+        if given is None:
+            found.add(f"rules[{i}].field", f"the schema has no field {ruled.field!r}", unknown=True)
+        else:
+            found.rule(f"rules[{i}].rule", ruled.rule, given.data_type)
     return found.violations
 
 
@@ -182,6 +196,8 @@ def _resolve_batch(view: View, batch: BatchView, source: Source, found: Findings
             found.add(
                 f"{path}.data_type", f"it is {feature.data_type.name}, in the source {given.data_type.name}"
             )
+        for k, rule in enumerate(feature.rules):
+            found.rule(f"{path}.rules[{k}]", rule, feature.data_type)
         features.append(replace(feature, field=name))
     return replace(view, kind=replace(batch, features=tuple(features)), features=tuple(features))
 
@@ -300,6 +316,10 @@ def _resolve_on_demand(view: View, kind: OnDemandView, scope: Scope, found: Find
         path = f"on_demand.expressions[{i}]"
         feature = expression.feature
         found.identifier(f"{path}.feature.name", feature.name)
+        if feature.rules:
+            found.add(
+                f"{path}.feature.rules", "rules apply to what is written; this is computed when it is read"
+            )
         try:
             compile_expressions(
                 [(feature.name, int(feature.data_type), expression.sql)],
