@@ -182,6 +182,7 @@ async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> 
         group=prefix + GROUP,
         batch_records=settings.stream_batch_records,
         session_timeout_seconds=settings.stream_session_seconds,
+        member=settings.stream_member,
         pattern="^" + (prefix + feature_source("")).replace(".", r"\.") + ".+",
     )
     worker = Worker(settings)

@@ -106,7 +106,12 @@ async def test_an_erased_entity_is_nowhere_and_everybody_else_is_where_they_were
 
     report = await client.erase_entity("person", {"person": "anna"})
     assert report.entity == "projects/default/entities/person"
-    assert (report.online_keys, report.archived_events, report.pushed_rows, report.predictions) == (3, 3, 1, 1)
+    assert (report.online_keys, report.archived_events, report.pushed_rows, report.predictions) == (
+        3,
+        3,
+        1,
+        1,
+    )
     assert await values(client) == {"spent__n": [None, 1, 1], "facts__age": [None, 32, 43]}
     assert any("people" in s and "owner" in s for s in report.not_erased)
     assert any("Kafka topic" in s for s in report.not_erased)
@@ -116,7 +121,10 @@ async def test_an_erased_entity_is_nowhere_and_everybody_else_is_where_they_were
     left = tables.read(log, ["prediction_id", "entity__person", "subject", "score"])
     assert left.rows() == [("p2", "bert", "bert", 0.2)]
     connection = await asyncpg.connect(environment["FLYWHEEL_FEATURE_POSTGRES_DSN"])
-    names = [r["tablename"] for r in await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")]
+    names = [
+        r["tablename"]
+        for r in await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    ]
     for name in names:
         rows = await connection.fetch(f'SELECT t::text AS row FROM "{name}" AS t')
         assert not [r for r in rows if "anna" in r["row"] or b"anna".hex() in r["row"]], name

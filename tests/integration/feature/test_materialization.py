@@ -25,7 +25,13 @@ from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 
 T0 = datetime(2013, 3, 1, 12, tzinfo=UTC)
-SCHEMA = {"tailnum": fw.STRING, "at": fw.TIMESTAMP, "known_at": fw.TIMESTAMP, "weight": fw.FLOAT64, "note": fw.STRING}
+SCHEMA = {
+    "tailnum": fw.STRING,
+    "at": fw.TIMESTAMP,
+    "known_at": fw.TIMESTAMP,
+    "weight": fw.FLOAT64,
+    "note": fw.STRING,
+}
 plane = fw.Entity("plane", {"tailnum": fw.STRING})
 
 pytestmark = pytest.mark.timeout(120)
@@ -45,7 +51,9 @@ class Table:
         facts = fw.BatchView("facts", plane, source, {"weight": fw.FLOAT64, "note": fw.STRING})
         return fw.compile_definitions([facts, fw.FeatureSet("all", ["facts:*"])], "default")
 
-    def write(self, file: str, *rows: tuple[str, float, float | None, str], known: float | None = None) -> None:
+    def write(
+        self, file: str, *rows: tuple[str, float, float | None, str], known: float | None = None
+    ) -> None:
         """(tailnum, hours after T0, weight, note)."""
         at = [T0 + timedelta(hours=r[1]) for r in rows]
         known_at = at if known is None else [T0 + timedelta(hours=known)] * len(rows)
@@ -189,7 +197,7 @@ async def served(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[A
     async def start(port: int) -> tuple[subprocess.Popen[bytes], fw.Client]:
         settings = {**os.environ, **environment, "FLYWHEEL_FEATURE_LISTEN": f"127.0.0.1:{port}"}
         with (tmp_path / f"serve-{len(processes)}.log").open("wb") as log:
-            process = subprocess.Popen(
+            process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
                 [sys.executable, "-m", "flywheel_feature", "serve"], env=settings, stdout=log, stderr=log
             )
         processes.append(process)
