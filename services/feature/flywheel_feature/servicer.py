@@ -27,6 +27,7 @@ from flywheel_feature.jobs import Job, JobRunner
 from flywheel_feature.materialization import Materializing
 from flywheel_feature.offline_methods import OfflineMethods
 from flywheel_feature.online import OnlineFeatures, SharedRead
+from flywheel_feature.online_metrics import ReadCounters
 from flywheel_feature.online_write_methods import OnlineWriteMethods
 from flywheel_feature.paging import page_of
 from flywheel_feature.pushing import Pushing
@@ -82,6 +83,7 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         self._idempotency = idempotency
         self._online = online
         self._topics = topics
+        self._reads = ReadCounters()
         self._freshness = freshness
         self._jobs = jobs
         self._clock = clock
@@ -195,6 +197,7 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
     ) -> pb.GetOnlineFeaturesResponse | bytes:
         shared = await self._shared_read(request)
         answer = await shared.read(convert.to_lookup(request, shared.plan))
+        self._reads.count(shared.plan.view_versions, answer.event_times)
         if request.layout == pb.ANSWER_LAYOUT_ROWS:
             return convert.answer_to_proto(answer, shared.plan, request.layout)
         return shared.encoder.encode(answer)
