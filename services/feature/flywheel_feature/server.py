@@ -116,7 +116,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         definitions=definitions,
         idempotency=idempotency,
         online=OnlineFeatures(definitions, store, AnswerEncoder),
-        pushing=Pushing(topics, store, push_log, _encode_event),
+        pushing=Pushing(topics, store, push_log, materialized, _encode_event),
         topics=topics,
         materializing=materializing,
         freshness=freshness,

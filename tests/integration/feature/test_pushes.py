@@ -185,7 +185,6 @@ async def test_hits_misses_and_lag_are_metrics_and_a_row_expires_after_its_time_
     await pipe.close()
     # Fresh for an hour, STALE for another one, then gone.
     assert 7_100_000 < left <= 7_200_000
-    await client.materialize("facts")
     async with asyncio.timeout(25):
         gauge = {"view": "projects/default/views/facts"}
         while not REGISTRY.get_sample_value("flywheel_feature_freshness_lag_seconds", gauge):
