@@ -138,5 +138,6 @@ format: ## format everything
 bench: setup ## measure against the limits and the peers (SUITE=feature, ARGS='--only join')
 	@exec $(PY) -m bench.run $(SUITE) $(ARGS)
 
-soak: setup ## run the story again and again (ROUNDS=5) and watch that nothing grows
-	@for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done
+soak: setup ## run the story again and again (ROUNDS=5) and watch that nothing grows; SUITE=feature kills stream workers over EVENTS=200000
+	@[ "$(SUITE)" != feature ] || { FLYWHEEL_SOAK_EVENTS=$${EVENTS:-200000} exec $(PY) -m pytest -s --show-capture=no tests/robustness/feature; }; \
+	[ "$(SUITE)" = feature ] || for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done

@@ -179,8 +179,11 @@ class Client:
             async for push in pushes:
                 yield feature_pb2.StreamPushFeaturesRequest(push=push)
 
-        async for answer in self.feature.StreamPushFeatures(wrapped()):
-            yield answer
+        try:
+            async for answer in self.feature.StreamPushFeatures(wrapped()):
+                yield answer
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
 
     async def wait_applied(
         self, offsets: Sequence[feature_pb2.AppliedOffset], *, within: float = 60.0

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
+import numpy as np
 import polars as pl
 
 from flywheel_feature.archiving import EVENT_ID, OFFSET
@@ -16,6 +18,9 @@ from flywheel_feature.offline.ports import Segment
 from flywheel_feature.stream_tiles import SourceRows
 
 BATCH_EVENTS = 40_000
+"""Read at once, unless one segment has more."""
+APPLIED_EVENTS = 4_000
+"""Applied at once: a process that also answers requests is not held up for longer than that takes."""
 
 
 class Segments(Protocol):
@@ -55,11 +60,23 @@ class ArchiveReplay:
                 frame = await asyncio.to_thread(
                     self._files.read_files, [s.uri for s in group], [*names, EVENT_ID, OFFSET]
                 )
-                yield source_rows(source, partition, frame, group[-1].next_offset)
+                for part in cut(source_rows(source, partition, frame, group[-1].next_offset)):
+                    yield part
                 group = []
             if segment is not None:
                 group.append(segment)
         yield source_rows(source, partition, None, end)
+
+
+def cut(rows: SourceRows) -> Iterator[SourceRows]:
+    """Pieces of about APPLIED_EVENTS; rows that came in one record stay together."""
+    offset, start = rows.offset, 0
+    while start < len(offset):
+        end = min(start + APPLIED_EVENTS, len(offset))
+        end = int(np.searchsorted(offset, offset[end - 1], "right"))
+        following = int(offset[end]) if end < len(offset) else rows.next_offset
+        yield replace(rows.take(np.arange(start, end)), next_offset=following)
+        start = end
 
 
 def source_rows(source: Source, partition: int, frame: pl.DataFrame | None, next_offset: int) -> SourceRows:

@@ -16,12 +16,13 @@ from time import perf_counter
 from typing import Protocol
 
 import numpy as np
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 
 from flywheel_common.errors import NotFound, Unavailable
 from flywheel_feature.applied_offsets import AppliedOffsets, applied_offsets
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.frames import Columns
+from flywheel_feature.online_metrics import ReadCounters
 from flywheel_feature.read_plan import Answer, ReadPlan, plan_of_features, plan_of_set
 
 MAXIMUM_ROWS = 1000
@@ -40,7 +41,6 @@ _BATCH = Histogram(
     "Rows read together",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024),
 )
-_VALUES = Counter("flywheel_feature_online_rows", "Rows of a view looked up online", ["view", "result"])
 
 
 class OnlineRows(Protocol):
@@ -88,9 +88,7 @@ class SharedRead:
         self._store = store
         self._waiting: list[tuple[Lookup, asyncio.Future[bytes]]] = []
         self._reading: asyncio.Task[None] | None = None
-        self._hits = [
-            (_VALUES.labels(s.view.id, "hit"), _VALUES.labels(s.view.id, "miss")) for s in plan.stored
-        ]  # fmt: skip
+        self._counters = ReadCounters()
 
     async def read(self, lookup: Lookup) -> bytes:
         """The encoded answer. Raises Unavailable ONLINE_STORE_DOWN; InvalidArgument when an expression cannot be computed."""
@@ -192,11 +190,7 @@ class SharedRead:
         answer = plan.decode(blobs, as_of, requests)
         if any(x.with_applied_offsets for x in lookups):
             answer.applied = applied_offsets(plan.stored, blobs, len(as_of))
-        for (hit, miss), times in zip(self._hits, answer.event_times, strict=True):
-            found = int(np.count_nonzero(times))
-            hit.inc(found)
-            if found < len(times):
-                miss.inc(len(times) - found)
+        self._counters.count(plan.view_versions, answer.event_times)
         return answer
 
 

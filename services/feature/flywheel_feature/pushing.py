@@ -23,6 +23,9 @@ MAXIMUM_ID_CHARACTERS = 128
 MAXIMUM_RECORD_BYTES = 512 * 1024
 """A record of more is split: brokers refuse records beyond 1 MiB by default."""
 
+SHOWN_MICROSECONDS = 1_000_000
+"""Freshness of a view is told in steps of so much event time."""
+
 Encode = Callable[[Source, Columns, list[str], int], bytes]
 
 
@@ -35,6 +38,12 @@ class Topics(Protocol):
 class Log(Protocol):
     async def append(self, view: View, source: Source, columns: Columns, rows: int) -> None:
         """Durable when it returns. Raises Unavailable."""
+        ...
+
+
+class Shown(Protocol):
+    async def done(self, project: str, view: str, version: int, end_time: int, newest: int) -> None:
+        """The newest event time online of a view version; never back."""
         ...
 
 
@@ -54,11 +63,13 @@ class Pushed:
 
 class Pushing:
     def __init__(
-        self, topics: Topics, online: Rows, log: Log, encode: Encode, validating: Validating
+        self, topics: Topics, online: Rows, log: Log, shown: Shown, encode: Encode, validating: Validating
     ) -> None:
         self._topics = topics
         self._online = online
         self._log = log
+        self._shown = shown
+        self._newest: dict[str, int] = {}
         self._encode = encode
         self._validating = validating
 
@@ -130,7 +141,13 @@ class Pushing:
                 created = np.where(valid, given, event).astype(np.int64)
             by_feature = {f.name: columns[f.field] for f in view.features}
             await writer.write({k: columns[k] for k in keys}, by_feature, event, created, self._online)
+            await self._show(view, int(event.max()))
         return Pushed(rows, {}, report)
+
+    async def _show(self, view: View, newest: int) -> None:
+        if newest > self._newest.get(view.name, 0) + SHOWN_MICROSECONDS:
+            await self._shown.done(view.project, view.id, view.version, newest + 1, newest)
+            self._newest[view.name] = newest
 
 
 class RowWriter:

@@ -37,6 +37,7 @@ from flywheel_feature.materialization import Materializing
 from flywheel_feature.offline.skew import SkewCheck
 from flywheel_feature.offline.training_set import TrainingSetBuilder
 from flywheel_feature.online import OnlineFeatures
+from flywheel_feature.online_metrics import FreshnessGauges
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
 from flywheel_feature.push_log import PushLog
 from flywheel_feature.pushing import Pushing
@@ -50,7 +51,8 @@ from flywheel_feature.store.jobs import PostgresJobs
 from flywheel_feature.store.materialized import PostgresMaterialized
 from flywheel_feature.store.online_store import OnlineStore
 from flywheel_feature.store.push_log import PostgresPushLog
-from flywheel_feature.store.redis_pipe import RedisPipe
+from flywheel_feature.store.redis_cluster import ClusterPipe
+from flywheel_feature.store.redis_pipe import Pipe, RedisPipe
 from flywheel_feature.store.source_topics import SourceTopics
 from flywheel_feature.store.table_files import S3TableFiles
 from flywheel_feature.store.tombstones import PostgresTombstones
@@ -110,14 +112,16 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     jobs.register(convert_offline.TRAINING_SET_JOB, convert_offline.training_set_handler(builder))
     jobs.register(convert_offline.SKEW_JOB, convert_offline.skew_handler(skew))
     idempotency = Idempotency(pool)
+    freshness = FreshnessReader(store, archive, materialized, topics)
+    gauges = FreshnessGauges(freshness, definitions.projects, clock)
     servicer = FeatureServicer(
         definitions=definitions,
         idempotency=idempotency,
         online=OnlineFeatures(definitions, store, AnswerEncoder),
-        pushing=Pushing(topics, store, push_log, _encode_event, validating),
+        pushing=Pushing(topics, store, push_log, materialized, _encode_event, validating),
         topics=topics,
         materializing=materializing,
-        freshness=FreshnessReader(store, archive, materialized, topics),
+        freshness=freshness,
         jobs=jobs,
         clock=clock,
         builder=builder,
@@ -147,6 +151,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     server.add_background("definitions", definitions.follow)
     server.add_background("tombstones", stones.follow)
     server.add_background("jobs", jobs.run)
+    server.add_background("freshness", gauges.run)
     server.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
     server.add_background("housekeeping", housekeeping)
     return server
@@ -184,6 +189,7 @@ async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> 
         group=prefix + GROUP,
         batch_records=settings.stream_batch_records,
         session_timeout_seconds=settings.stream_session_seconds,
+        member=settings.stream_member,
         pattern="^" + (prefix + feature_source("")).replace(".", r"\.") + ".+",
     )
     worker = Worker(settings)
@@ -242,7 +248,8 @@ async def _database(settings: FeatureSettings, stack: AsyncExitStack, name: str)
 
 
 async def _online_store(settings: FeatureSettings, stack: AsyncExitStack) -> OnlineStore:
-    pipe = RedisPipe(settings.redis)
+    clustered = settings.redis.split("://", 1)[0].endswith("+cluster")
+    pipe: Pipe = ClusterPipe(settings.redis) if clustered else RedisPipe(settings.redis)
     stack.push_async_callback(pipe.close)
     return OnlineStore(pipe)
 

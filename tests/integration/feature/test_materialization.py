@@ -197,7 +197,7 @@ async def served(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[A
     async def start(port: int) -> tuple[subprocess.Popen[bytes], fw.Client]:
         settings = {**os.environ, **environment, "FLYWHEEL_FEATURE_LISTEN": f"127.0.0.1:{port}"}
         with (tmp_path / f"serve-{len(processes)}.log").open("wb") as log:
-            process = subprocess.Popen(  # noqa: ASYNC220 - forking takes a moment, and the loop does nothing else then
+            process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
                 [sys.executable, "-m", "flywheel_feature", "serve"], env=settings, stdout=log, stderr=log
             )
         processes.append(process)

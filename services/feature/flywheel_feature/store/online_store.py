@@ -9,7 +9,7 @@ from typing import Any
 import hiredis
 
 from flywheel_feature.aggregation import Delta, TileLayout
-from flywheel_feature.store.redis_pipe import Argument, RedisPipe, RedisReplyError, down
+from flywheel_feature.store.redis_pipe import Argument, Pipe, RedisReplyError, down
 from flywheel_feature.store.scripts import (
     ADVANCE_POSITION,
     MARK_GENERATION,
@@ -30,7 +30,7 @@ MARKERS = [f"flywheel:generation:{{{i}}}".encode() for i in range(64)]
 class OnlineStore:
     """Every write is atomic per key and may be repeated. Raises Unavailable ONLINE_STORE_DOWN."""
 
-    def __init__(self, pipe: RedisPipe) -> None:
+    def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
 
     async def ping(self) -> bool:
