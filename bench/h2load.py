@@ -38,32 +38,59 @@ def require() -> str:
 
 
 def load(
-    address: str, method: str, message: bytes, answer_bytes: int, *, concurrent: int, calls: int
+    address: str, method: str, message: bytes, answer_bytes: int | None, *, concurrent: int, calls: int
 ) -> Load:
     """`calls` unary gRPC calls, `concurrent` at a time (up to four connections). Raises WrongAnswers unless each was answered 200 with a
-    message of `answer_bytes`: an error has no message, so it cannot pass for a fast answer."""
+    message of `answer_bytes`: an error has no message, so it cannot pass for a fast answer. Without a length every answer must have
+    the average one of at least a byte."""
     connections = min(4, concurrent)
+    body = b"\0" + len(message).to_bytes(4, "big") + message
+    headers = ["content-type: application/grpc", "te: trailers", "grpc-timeout: 5S"]
+    expected = None if answer_bytes is None else answer_bytes + 5
+    return _run(
+        f"http://{address}{method}",
+        body,
+        headers,
+        ["-c", connections, "-m", concurrent // connections],
+        calls,
+        expected,
+    )
+
+
+def load_http(address: str, path: str, body: bytes, *, concurrent: int, calls: int) -> Load:
+    """The same with HTTP/1.1 POSTs of JSON, a connection for each at a time."""
+    return _run(
+        f"http://{address}{path}",
+        body,
+        ["content-type: application/json"],
+        ["--h1", "-c", concurrent],
+        calls,
+        None,
+    )
+
+
+def _run(
+    url: str, body: bytes, headers: list[str], how: list[object], calls: int, answer_bytes: int | None
+) -> Load:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
-        body, log = Path(folder) / "body", Path(folder) / "log"
-        body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
-        done = subprocess.run(
-            [
-                require(), "-n", str(calls), "-c", str(connections), "-m", str(concurrent // connections), "-t", "1",
-                "-d", str(body), "--log-file", str(log), "-H", "content-type: application/grpc", "-H", "te: trailers",
-                "-H", "grpc-timeout: 5S", f"http://{address}{method}",
-            ],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        data, log = Path(folder) / "body", Path(folder) / "log"
+        data.write_bytes(body)
+        command = [
+            require(), "-n", calls, *how, "-t", 1, "-d", data, "--log-file", log, *(x for h in headers for x in ("-H", h)), url,
+        ]  # fmt: skip
+        done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         micros = np.loadtxt(log, usecols=2)
     text = done.stdout
     rate = re.search(r"finished in [^,]+, ([\d.]+) req/s", text)
     good = re.search(r"status codes: (\d+) 2xx", text)
-    data = re.search(r"space savings [^)]*\), [^(]+\((\d+)\) data", text)
-    if rate is None or good is None or data is None:
+    data_bytes = re.search(r"space savings [^)]*\), [^(]+\((\d+)\) data", text)
+    if rate is None or good is None or data_bytes is None:
         raise WrongAnswers(text)
-    if int(good[1]) != calls or int(data[1]) != calls * (answer_bytes + 5):
+    found, total = int(good[1]), int(data_bytes[1])
+    wanted = calls * answer_bytes if answer_bytes is not None else max(total // calls, 6) * calls
+    if found != calls or total != wanted:
         raise WrongAnswers(
-            f"{good[1]} of {calls} calls were answered 200, with {data[1]} bytes; {calls * (answer_bytes + 5)} were expected"
+            f"{found} of {calls} calls were answered 200, with {total} bytes; {wanted} were expected"
         )
     return Load(
         float(rate[1]), float(np.percentile(micros, 50)) / 1e3, float(np.percentile(micros, 99)) / 1e3

@@ -34,9 +34,9 @@ class Question:
 
 def run(room: Room) -> Iterable[measure.Row]:
     h2load.require()
-    questions = room.ask(_prepare)
+    asked = room.ask(questions)
     answers = []
-    for name, question in questions.items():
+    for name, question in asked.items():
         path = room.folder / f"{name}.answer"
         path.write_bytes(question.answer)
         answers.append(f"{name}={path}")
@@ -44,16 +44,16 @@ def run(room: Room) -> Iterable[measure.Row]:
     room.start("echo", ["-m", "bench.echo", address, *answers], address=address)
 
     def ours(name: str, concurrent: int, calls: int) -> h2load.Load:
-        q = questions[name]
+        q = asked[name]
         return h2load.load(room.address, METHOD, q.message, len(q.answer), concurrent=concurrent, calls=calls)
 
     def theirs(name: str, concurrent: int, calls: int) -> h2load.Load:
-        q = questions[name]
+        q = asked[name]
         return h2load.load(
             address, f"/{echo.SERVICE}/{name}", q.message, len(q.answer), concurrent=concurrent, calls=calls
         )
 
-    for name in questions:  # connections, code paths, caches
+    for name in asked:  # connections, code paths, caches
         ours(name, 16, 1000)
         theirs(name, 16, 1000)
     yield from _throughput(ours, theirs)
@@ -113,7 +113,9 @@ def _beside_redis(room: Room, ours) -> measure.Row:  # type: ignore[no-untyped-d
     )  # fmt: skip
 
 
-async def _prepare(client: fw.Client) -> dict[str, Question]:
+async def questions(
+    client: fw.Client, names: Iterable[str] = ("fifty_1", "fifty_100", "mixed_1")
+) -> dict[str, Question]:
     found = {}
     ids = d.drivers(STORED)
     for name, feature_set, entities, fields in (
@@ -121,6 +123,8 @@ async def _prepare(client: fw.Client) -> dict[str, Question]:
         ("fifty_100", "fifty_set", ids[:100], None),
         ("mixed_1", "mixed_set", ids[:1], {"price": [12.5]}),
     ):
+        if name not in names:
+            continue
         request = pb.GetOnlineFeaturesRequest(
             feature_set=client.path("featureSets", feature_set),
             entities=to_table({"driver": entities}, {"driver": fw.STRING}),

@@ -88,12 +88,17 @@ class Room:
             environment=environment,
             directory=Path(__file__).parents[2],
         )
-        self._stack.callback(process.stop)
+        self.keep(process)
         deadline = time.monotonic() + START_SECONDS
         while address and not serves(address):
             if not process.running or time.monotonic() > deadline:
                 raise RuntimeError(f"{name} did not start: {process.log}")
             time.sleep(0.1)
+        return process
+
+    def keep(self, process: Process) -> Process:
+        """Stopped with the room."""
+        self._stack.callback(process.stop)
         return process
 
     def start_worker(self) -> Process:
