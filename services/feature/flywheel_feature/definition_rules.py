@@ -115,8 +115,8 @@ def check_source(source: Source) -> list[Violation]:
     if isinstance(source.kind, ParquetSource):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}/.+", source.kind.uri):
             found.add("parquet.uri", "expected s3://bucket/prefix/ or s3://bucket/key.parquet")
-        if source.kind.format != TableFormat.PARQUET:
-            found.add("parquet.format", "only plain Parquet can be read so far")
+        if source.kind.format == TableFormat.ICEBERG:
+            found.add("parquet.format", "ICEBERG tables cannot be read: use PARQUET or DELTA")
     return found.violations
 
 
