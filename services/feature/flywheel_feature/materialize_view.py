@@ -52,8 +52,8 @@ class TableFile:
 class TableFiles(Protocol):
     """Blocks; may be called from any thread. Errors as offline.ports.Tables."""
 
-    def files(self, uri: str) -> list[TableFile]:
-        """The Parquet files of a table by path. NotFound UNKNOWN_TABLE when there is none."""
+    def files(self, uri: str, table_format: TableFormat) -> list[TableFile]:
+        """The Parquet files of a table as it is now, by path. NotFound UNKNOWN_TABLE when there is none."""
         ...
 
     def row_counts(self, uris: Sequence[str]) -> list[int | FlywheelError]:
@@ -208,14 +208,9 @@ class ViewRun:
         due = self._due
         kind = due.source.kind
         assert isinstance(kind, ParquetSource)
-        if kind.format != TableFormat.PARQUET:
-            raise InvalidArgument(
-                f"Source {due.source.id!r} is a {kind.format.name} table; only PARQUET can be materialized so far.",
-                reason="UNSUPPORTED_FORMAT",
-            )
         pushed = await self._pushed.pushed(due.view.project, due.view.id)
         try:
-            found = await asyncio.to_thread(self._files.files, kind.uri)
+            found = await asyncio.to_thread(self._files.files, kind.uri, kind.format)
         except NotFound:
             if not pushed:
                 raise

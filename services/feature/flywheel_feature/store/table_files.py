@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from flywheel_common.errors import DataLoss, FlywheelError, NotFound
+from flywheel_feature.definitions import TableFormat
 from flywheel_feature.materialize_view import TableFile
 from flywheel_feature.offline.ports import Between
 from flywheel_feature.store.tables import READERS, S3Tables, arrow_filter, to_frame
@@ -19,8 +20,11 @@ from flywheel_feature.store.tables import READERS, S3Tables, arrow_filter, to_fr
 class S3TableFiles(S3Tables):
     """A file's stamp is its size and time of change: S3 has no cheaper word for whether it was written again."""
 
-    def files(self, uri: str) -> list[TableFile]:
+    def files(self, uri: str, table_format: TableFormat = TableFormat.PARQUET) -> list[TableFile]:
         path = self._path(uri)
+        if table_format == TableFormat.DELTA:
+            # A file of a Delta table is never written again.
+            return [TableFile(file.uri, uri, "delta") for file in self.snapshot(uri, table_format).files]
 
         def found() -> list[TableFile]:
             return [TableFile(f"s3://{i.path}", uri, f"{i.size}-{i.mtime_ns}") for i in self._files(path)]

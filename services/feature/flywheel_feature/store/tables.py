@@ -15,7 +15,9 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from flywheel_common.errors import DataLoss, InvalidArgument, NotFound, Unavailable
-from flywheel_feature.offline.ports import Between
+from flywheel_feature.definitions import TableFormat
+from flywheel_feature.offline.ports import Between, Piece, TableSnapshot
+from flywheel_feature.store import delta, snapshots
 
 T = TypeVar("T")
 READERS = 8
@@ -40,6 +42,7 @@ class S3Tables:
         os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
         scheme, _, address = endpoint.rpartition("://")
         self._bucket = bucket
+        self._delta_options = delta.storage_options(endpoint, access_key, secret_key, timeout_seconds)
         self._readable = {bucket, *readable_buckets} if readable_buckets else None
         self._fs = fs.S3FileSystem(
             access_key=access_key,
@@ -73,6 +76,40 @@ class S3Tables:
             )
 
         return self._guard(uri, read)
+
+    def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
+        path = self._path(uri)
+
+        def look() -> TableSnapshot:
+            if table_format == TableFormat.DELTA:
+                return delta.snapshot(f"s3://{path.rstrip('/')}", self._delta_options, version)
+            files = [info.path for info in self._files(path)]
+            base = path if path.endswith("/") else path.rpartition("/")[0] + "/"
+            return snapshots.of_files(self._fs, files, base)
+
+        return self._guard(uri, look)
+
+    def pieces(self, files: Sequence[Piece], most_rows: int) -> list[Piece]:
+        def cut(piece: Piece) -> list[Piece]:
+            path = self._path(piece.uri)
+            return self._guard(piece.uri, lambda: snapshots.cut(self._fs, path, piece, most_rows))
+
+        with ThreadPoolExecutor(READERS) as readers:
+            return [piece for pieces in readers.map(cut, files) for piece in pieces]
+
+    def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
+        path = self._path(piece.uri)
+        wanted = list(dict.fromkeys(columns))
+
+        def read() -> pl.DataFrame:
+            fragment = snapshots.fragment(self._fs, path, piece)
+            schema = fragment.physical_schema
+            held = [c for c in wanted if c in schema.names]
+            pushed = where if where is not None and where.column in held else None
+            table = fragment.to_table(columns=held, filter=arrow_filter(schema, pushed))
+            return snapshots.with_partition(to_frame(table), table.num_rows, piece, wanted)
+
+        return self._guard(piece.uri, read)
 
     def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
         wanted = list(dict.fromkeys(columns))
