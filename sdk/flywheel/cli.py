@@ -20,6 +20,8 @@ from rich.table import Table
 from flywheel.client import Client, request_id
 from flywheel.definitions import compile_definitions, load_module
 from flywheel.errors import FlywheelError, JobFailedError
+from flywheel.report import alerts_table, versions_table
+from flywheel.watching import ModelWatch
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
@@ -244,6 +246,34 @@ def list_models() -> None:
         show_all(answer.models, ["name", "production_version", "production_release", "owner"])
 
     call(work)
+
+
+@models.command("report")
+def report(model: str) -> None:
+    """What each version was worth on what it served, and what was alerted."""
+
+    async def work(client: Client) -> None:
+        console.print(await versions_table(client, model))
+        console.print(await alerts_table(client, model))
+
+    call(work)
+
+
+@models.command("watch")
+def watch(model: str, seconds: Annotated[float, typer.Option(help="Pause between two looks")] = 1.0) -> None:
+    """Tell alerts, trainings and rollouts as they happen, until Ctrl-C."""
+
+    async def work(client: Client) -> None:
+        watched = ModelWatch(client, model)
+        while True:
+            for news in await watched.poll():
+                console.print(f"[bold]{news.kind:>8}[/bold] {news.text}", highlight=False)
+            await asyncio.sleep(seconds)
+
+    try:
+        call(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
 
 
 @models.command("versions")

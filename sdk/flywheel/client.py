@@ -30,8 +30,8 @@ from flywheel_protos.feature.v1 import (
     training_set_pb2,
 )
 from flywheel_protos.inference.v1 import inference_pb2, inference_pb2_grpc
-from flywheel_protos.monitor.v1 import monitor_pb2_grpc
-from flywheel_protos.registry.v1 import registry_pb2, registry_pb2_grpc
+from flywheel_protos.monitor.v1 import monitor_pb2, monitor_pb2_grpc
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from flywheel_protos.types.v1 import job_pb2
 
@@ -309,6 +309,46 @@ class Client:
             await self._wait(self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)), "job")
         ).skew_report
 
+    async def prediction_archive(self, model: str, *, rows: int = 0, within: float = 120.0) -> str:
+        """Address of a model's archived prediction log, once it holds at least `rows` answers (shadow answers count).
+        Raises TimeoutError."""
+        request = monitor_pb2.GetPredictionArchiveRequest(model=self.path("models", model))
+        async with asyncio.timeout(within):
+            while (archive := await self.monitor.GetPredictionArchive(request)).rows < rows:
+                await asyncio.sleep(0.2)
+        return archive.uri
+
+    # models and the rules that decide about them; `fields` are those of the message named in each docstring
+
+    async def create_model(self, model: str, **fields: Any) -> model_pb2.Model:
+        """registry.v1.Model: gate policy, rollout policy, description."""
+        request = registry_pb2.CreateModelRequest(
+            parent=self.parent, model_id=model, model=model_pb2.Model(**fields), request_id=request_id()
+        )
+        return (await self.registry.CreateModel(request)).model
+
+    async def set_monitor_policy(self, model: str, **fields: Any) -> monitor_pb2.MonitorPolicy:
+        """monitor.v1.MonitorPolicy: windows, thresholds."""
+        policy = monitor_pb2.MonitorPolicy(model=self.path("models", model), **fields)
+        request = monitor_pb2.SetMonitorPolicyRequest(policy=policy, request_id=request_id())
+        return (await self.monitor.SetMonitorPolicy(request)).policy
+
+    async def set_retraining_policy(self, model: str, **fields: Any) -> trainer_pb2.RetrainingPolicy:
+        """trainer.v1.RetrainingPolicy: pipeline, triggers, cooldown, budget."""
+        policy = trainer_pb2.RetrainingPolicy(name=self.path("retrainingPolicies", model), **fields)
+        request = trainer_pb2.SetRetrainingPolicyRequest(policy=policy, request_id=request_id())
+        return (await self.trainer.SetRetrainingPolicy(request)).policy
+
+    async def create_experiment(self, experiment: str, **fields: Any) -> trainer_pb2.Experiment:
+        """trainer.v1.Experiment: description, tags."""
+        request = trainer_pb2.CreateExperimentRequest(
+            parent=self.parent,
+            experiment_id=experiment,
+            experiment=trainer_pb2.Experiment(**fields),
+            request_id=request_id(),
+        )
+        return (await self.trainer.CreateExperiment(request)).experiment
+
     # training
 
     async def start_pipeline(self, spec: trainer_pb2.PipelineSpec) -> trainer_pb2.PipelineRun:
@@ -387,6 +427,27 @@ class Client:
                 )
             accepted += (await self.inference.RecordOutcome(request)).accepted_count
         return accepted
+
+    async def wait_serving(self, model: str, *, within: float = 60.0) -> inference_pb2.ServingStatus:
+        """What the gateway serves, once it is the registry's production release with its golden rows reproduced.
+        Raises TimeoutError."""
+        name = self.path("models", model)
+        async with asyncio.timeout(within):
+            while True:
+                wanted = (await self.registry.GetModel(registry_pb2.GetModelRequest(name=name))).model
+                answer = await self.inference.GetServingStatus(inference_pb2.GetServingStatusRequest())
+                for status in answer.models:
+                    ready = status.model == name and status.champion_release in status.ready_releases
+                    if ready and status.champion_release == wanted.production_release:
+                        return status
+                await asyncio.sleep(0.1)
+
+    async def wait_monitored(self, *, within: float = 60.0) -> None:
+        """Returns when the monitor has read every prediction and outcome logged so far. Raises TimeoutError."""
+        request = monitor_pb2.GetIngestStatusRequest(parent=self.parent)
+        async with asyncio.timeout(within):
+            while (await self.monitor.GetIngestStatus(request)).lag_records:
+                await asyncio.sleep(0.05)
 
     async def rollback(
         self, model: str, reason: str, *, timeout: float = 30.0

@@ -29,6 +29,7 @@ from flywheel_feature.materialize_view import (
 )
 from flywheel_feature.offline.sources import ROW_CREATED_TIME, ROW_EVENT_TIME
 from flywheel_feature.pushing import Rows, RowWriter
+from flywheel_feature.validating import Validating, report_to_json
 
 KIND = "MATERIALIZE"
 
@@ -68,6 +69,7 @@ class Materializing:
         online: Rows,
         materialized: Materialized,
         erased: Erased,
+        validating: Validating,
         clock: Clock,
         *,
         rows_per_second: int = 0,
@@ -79,6 +81,7 @@ class Materializing:
         self._online = online
         self._materialized = materialized
         self._erased = erased
+        self._validating = validating
         self._clock = clock
         self._limit = rows_per_second
 
@@ -97,7 +100,8 @@ class Materializing:
         """The job's handler (see materialize_view)."""
         standing = Standing.load(job.checkpoint)
         await self.views(MaterializeRequest.load(job.request), standing, job)
-        return {"rows": standing.read, "written": standing.written}
+        validation = report_to_json(standing.report)
+        return {"rows": standing.read, "written": standing.written, "validation": validation}
 
     async def views(self, request: MaterializeRequest, standing: Standing, job: Running) -> None:
         """Every view asked for, from where `standing` is. Raises DataLoss FILES_LEFT_OUT when all else is done."""
@@ -114,7 +118,7 @@ class Materializing:
             entity, source = catalog.entity(view.entity), catalog.source(view.kind.source)
             due = Due(view, entity, source, request.start, request.end)
             write = partial(self._write, catalog, view)
-            run = ViewRun(due, self._files, self._seen, self._pushed, self._erased, write)
+            run = ViewRun(due, self._files, self._seen, self._pushed, self._erased, self._validating, write)
             try:
                 await run.run(standing, pace, job)
             except FlywheelError as error:

@@ -31,6 +31,8 @@ from flywheel_feature.offline.sources import (
     declared_rows,
 )
 from flywheel_feature.rows import EARLIEST, LATEST, MAXIMUM_VALUE_BYTES
+from flywheel_feature.validating import Validating
+from flywheel_feature.validation import Report
 
 BATCH_ROWS = 65_536
 CHUNK_ROWS = 2_000
@@ -106,13 +108,18 @@ class Standing:
     written: int = 0
     newest: int = 0
     failures: list[str] = field(default_factory=list)
+    report: Report = field(default_factory=Report)
+    """What rows broke."""
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def load(cls, data: bytes) -> Standing:
-        return cls(**json.loads(data)) if data else cls()
+        if not data:
+            return cls()
+        values = json.loads(data)
+        return cls(**{**values, "report": Report.load(values["report"])})
 
 
 class Pace:
@@ -160,6 +167,7 @@ class ViewRun:
         seen: SeenFiles,
         pushed: PushedFiles,
         erased: Erased,
+        validating: Validating,
         write: Callable[[pl.DataFrame], Awaitable[int]],
     ) -> None:
         self._due = due
@@ -167,6 +175,7 @@ class ViewRun:
         self._seen = seen
         self._pushed = pushed
         self._erased = erased
+        self._validating = validating
         self._write = write
         self._keys = [k.name for k in due.entity.join_keys]
 
@@ -227,6 +236,9 @@ class ViewRun:
             number, raw = found
             frame, all_of_it = await asyncio.to_thread(self._prepared, file, names, raw)
             whole = whole and all_of_it
+            # Before the latest row is chosen: behind one that is left out the one before it counts.
+            frame, standing.report = await self._validating.materialized(ref, frame, standing.report)
+            frame = await asyncio.to_thread(self._latest, frame)
             for low in range(0, frame.height, pace.chunk):
                 job.check_cancelled()
                 chunk = frame[low : low + pace.chunk]
@@ -249,7 +261,7 @@ class ViewRun:
     def _prepared(
         self, file: TableFile, names: Sequence[str], raw: pl.DataFrame
     ) -> tuple[pl.DataFrame, bool]:
-        """The latest row per entity of a batch, checked; and whether no row lies beyond the range's end."""
+        """The rows of a batch, checked; and whether no row lies beyond the range's end."""
         due = self._due
         if file.pushed:
             # A field that the schema got since is null in what was pushed before.
@@ -265,10 +277,13 @@ class ViewRun:
             known = frame.get_column(ROW_CREATED_TIME).dt.epoch("us").to_numpy()
             kept = self._erased.batch_rows(due.source, known, frame)
             frame = frame if kept is None else frame.filter(pl.Series(kept))
-        latest = frame.sort(ROW_EVENT_TIME, ROW_CREATED_TIME, maintain_order=True).unique(
+        return frame, whole
+
+    def _latest(self, frame: pl.DataFrame) -> pl.DataFrame:
+        """The latest row per entity of a batch."""
+        return frame.sort(ROW_EVENT_TIME, ROW_CREATED_TIME, maintain_order=True).unique(
             subset=self._keys, keep="last", maintain_order=True
         )
-        return latest, whole
 
 
 def _check(frame: pl.DataFrame, features: Sequence[Feature]) -> None:

@@ -51,13 +51,7 @@ class OnlineWriteMethods:
             )
         columns = convert.read_rows(request.rows, source.schema)
         pushed = await self._pushing.to_source(catalog, source, columns, rows, request.event_ids)
-        return pb.PushFeaturesResponse(
-            accepted_count=pushed.accepted,
-            offsets=[
-                pb.AppliedOffset(source=source.name, partition=p, next_offset=o)
-                for p, o in sorted(pushed.next_offsets.items())
-            ],
-        )
+        return convert.pushed_to_proto(source.name, pushed)
 
     async def _push_to_view(self, request: pb.PushFeaturesRequest, rows: int) -> pb.PushFeaturesResponse:
         project, view_id = plain_name(request.target, VIEW)
@@ -78,7 +72,7 @@ class OnlineWriteMethods:
             offline=request.push_target != pb.PUSH_TARGET_ONLINE,
             online=request.push_target != pb.PUSH_TARGET_OFFLINE,
         )
-        return pb.PushFeaturesResponse(accepted_count=pushed.accepted)
+        return convert.pushed_to_proto(source.name, pushed)
 
     async def StreamPushFeatures(
         self, requests: AsyncIterable[pb.StreamPushFeaturesRequest], context: Any

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import asdict
 
 from flywheel_feature.archive_replay import ArchiveReplay
 from flywheel_feature.catalog import Catalog
@@ -49,10 +48,10 @@ class Rebuilding:
             for view in catalog.live_views():
                 if isinstance(view.kind, BatchView):
                     await self._seen.forget_files(project, view.id, view.version)
-            state = {"batch": asdict(Standing())}
+            state = {"batch": json.loads(Standing().dump())}
             await job.save_checkpoint(json.dumps(state).encode())
         events = await self._fill_tiles(job)
-        standing = Standing(**state["batch"])
+        standing = Standing.load(json.dumps(state["batch"]).encode())
         await self._materializing.views(MaterializeRequest(project, ""), standing, _Nested(job))
         return {"events": events, "rows": standing.read, "written": standing.written}
 

@@ -60,6 +60,7 @@ from flywheel_feature.store.training_sets import PostgresTrainingSets
 from flywheel_feature.stream_materialization import StreamMaterializer, TileFilling
 from flywheel_feature.stream_tiles import SourceTiles
 from flywheel_feature.stream_worker import StreamWorker
+from flywheel_feature.validating import Validating
 
 log = get_logger(__name__)
 
@@ -92,8 +93,9 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         catalogs=definitions.current, tables=tables, archive=history, training_sets=training_sets, clock=clock
     )
     skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
+    validating = Validating(tables)
     materializing = Materializing(
-        definitions.current, tables, materialized, push_log, store, materialized, erased, clock,
+        definitions.current, tables, materialized, push_log, store, materialized, erased, validating, clock,
         rows_per_second=settings.materialize_rows_per_second,
     )  # fmt: skip
     rebuilding = Rebuilding(
@@ -116,7 +118,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         definitions=definitions,
         idempotency=idempotency,
         online=OnlineFeatures(definitions, store, AnswerEncoder),
-        pushing=Pushing(topics, store, push_log, materialized, _encode_event),
+        pushing=Pushing(topics, store, push_log, materialized, _encode_event, validating),
         topics=topics,
         materializing=materializing,
         freshness=freshness,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import Any
 
 from flywheel_common.clock import Clock
@@ -27,7 +28,6 @@ from flywheel_feature.jobs import Job, JobRunner
 from flywheel_feature.materialization import Materializing
 from flywheel_feature.offline_methods import OfflineMethods
 from flywheel_feature.online import OnlineFeatures, SharedRead
-from flywheel_feature.online_metrics import ReadCounters
 from flywheel_feature.online_write_methods import OnlineWriteMethods
 from flywheel_feature.paging import page_of
 from flywheel_feature.pushing import Pushing
@@ -83,7 +83,6 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         self._idempotency = idempotency
         self._online = online
         self._topics = topics
-        self._reads = ReadCounters()
         self._freshness = freshness
         self._jobs = jobs
         self._clock = clock
@@ -196,11 +195,10 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         self, request: pb.GetOnlineFeaturesRequest, context: Any
     ) -> pb.GetOnlineFeaturesResponse | bytes:
         shared = await self._shared_read(request)
-        answer = await shared.read(convert.to_lookup(request, shared.plan))
-        self._reads.count(shared.plan.view_versions, answer.event_times)
+        lookup = convert.to_lookup(request, shared.plan)
         if request.layout == pb.ANSWER_LAYOUT_ROWS:
-            return convert.answer_to_proto(answer, shared.plan, request.layout)
-        return shared.encoder.encode(answer)
+            return convert.answer_to_proto(await shared.answer(lookup), shared.plan, request.layout)
+        return await shared.read(lookup)
 
     async def _shared_read(self, request: pb.GetOnlineFeaturesRequest) -> SharedRead:
         if request.feature_set:
@@ -208,9 +206,7 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
                 raise InvalidArgument(
                     "Name a feature_set or features, not both.", reason="INVALID_REQUEST", field="features"
                 )
-            return await self._online.of_set(
-                *versioned_name(request.feature_set, FEATURE_SET, FEATURE_SET_VERSION)
-            )
+            return await self._online.of_set(*_feature_set_name(request.feature_set))
         return await self._online.of_features(parse_project(request.parent), tuple(request.features))
 
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Any) -> pb.GetFreshnessResponse:
@@ -245,6 +241,12 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
         job: Job = await self._jobs.cancel(*_job_name(request.name))
         return pb.CancelJobResponse(job=convert.job_to_proto(job))
+
+
+@lru_cache(4096)
+def _feature_set_name(name: str) -> tuple[str, str, int]:
+    """Names are parsed once: the hot path sees few of them again and again."""
+    return versioned_name(name, FEATURE_SET, FEATURE_SET_VERSION)
 
 
 def _job_name(name: str) -> tuple[str, str]:

@@ -16,11 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flywheel_feature.aggregation import Delta, Events, Floats, Ints, Mask, TileLayout, event_ranks
+from flywheel_feature import distinct
+from flywheel_feature.aggregation import Delta, Events, TileLayout, event_ranks
 from flywheel_feature.definitions import Field, Source, StreamView, VersionRef, View
 from flywheel_feature.expressions import compile_predicate
 from flywheel_feature.frames import Columns, to_frame
 from flywheel_feature.keys import entity_keys, key_prefix
+from flywheel_feature.tile_reading import Floats, Ints, Mask
 
 MINIMUM_LIFETIME_MS = 24 * 3600 * 1000
 
@@ -51,6 +53,8 @@ class SourceRows:
 
 
 class TileStore(Protocol):
+    """States of entities and applied positions. Every write is atomic per key and may be repeated. Raises Unavailable."""
+
     async def merge_tiles(
         self,
         layout: TileLayout,
@@ -58,13 +62,24 @@ class TileStore(Protocol):
         partition: int,
         lifetime_ms: int,
         generation: int,
-    ) -> list[int]: ...
+    ) -> list[int]:
+        """Merge (key, delta, first offset, next offset) of one partition, each key's events once, in a generation.
 
-    async def take_positions(self, project: str, source: str, generation: int) -> dict[str, str]: ...
+        Per delta the offset up to which the key has now seen the partition. It is less than the next offset when the key had
+        seen a part of the events: nothing was merged then, and the unseen ones begin there. A state of an older generation
+        counts as absent; -1 when the key is of a newer one.
+        """
+        ...
+
+    async def take_positions(self, project: str, source: str, generation: int) -> dict[str, str]:
+        """Applied positions of a source by field; those of an older generation are forgotten."""
+        ...
 
     async def advance(
         self, project: str, source: str, moves: Mapping[str, tuple[str, str]], generation: int
-    ) -> list[bool]: ...
+    ) -> list[bool]:
+        """Per field from an expected value ("": none) to a new one; False where another value, or another generation, was found."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +112,7 @@ class ViewTiles:
     def __init__(self, view: View, keys: tuple[Field, ...], schema: tuple[Field, ...]) -> None:
         assert isinstance(view.kind, StreamView)
         self.view = view
-        self.layout = TileLayout(view.kind.aggregations, view.kind.tile)
+        self.layout = TileLayout(view.kind.aggregations, view.kind.tile, [f.data_type for f in view.features])
         self._keys = keys
         self._prefix = key_prefix(view)
         self._filter = (
@@ -122,7 +137,10 @@ class ViewTiles:
         code = np.fromiter((codes.setdefault(n, len(codes)) for n in names), np.int64, len(names))
         event, known = chosen.times()
         values = {f: _as_floats(*chosen.columns[f]) for f in self.layout.fields}
-        events = Events(code, event, known, event_ranks(chosen.event_ids), values)
+        observed = {f: distinct.observations(chosen.columns[f][0]) for f in self.layout.sketches}
+        texts = {f: _as_bytes(*chosen.columns[f]) for f in self.layout.texts}
+        values.update({f: (_lengths(t), chosen.columns[f][1]) for f, t in texts.items()})
+        events = Events(code, event, known, event_ranks(chosen.event_ids), values, observed, texts)
         await self._merge(events, chosen.offset, list(codes), rows.partition, store, generation)
 
     async def _merge(
@@ -168,10 +186,21 @@ class ViewTiles:
 
 
 def _as_floats(values: npt.NDArray[Any], valid: Mask) -> tuple[Floats, Mask]:
-    if values.dtype == object:
+    if values.dtype == object or values.ndim > 1:
         # Counted by presence only.
         return np.zeros(len(values)), valid
     return np.where(valid, values, values.dtype.type(0)).astype(np.float64), valid
+
+
+def _as_bytes(values: npt.NDArray[Any], valid: Mask) -> npt.NDArray[Any]:
+    found = np.full(len(values), b"", dtype=object)
+    for i in np.flatnonzero(valid).tolist():
+        found[i] = values[i].encode() if isinstance(values[i], str) else bytes(values[i])
+    return found
+
+
+def _lengths(texts: npt.NDArray[Any]) -> Floats:
+    return np.fromiter(map(len, texts), np.float64, len(texts))
 
 
 class SourceTiles:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -23,10 +23,11 @@ from flywheel_feature.definitions import (
     column_name,
 )
 from flywheel_feature.expressions import CompiledExpressions, compile_expressions, compile_predicate
+from flywheel_feature.offline.applied_windows import Stream, applied_features
 from flywheel_feature.offline.datatypes import to_type
 from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, latest_join, latest_rows
 from flywheel_feature.offline.ports import JobProgress
-from flywheel_feature.offline.sources import EVENT_ID, SourceReader
+from flywheel_feature.offline.sources import EVENT_ID, OFFSET, PARTITION, SourceReader
 from flywheel_feature.offline.training_sets import JoinMode
 from flywheel_feature.offline.windows import WindowFeature, windowed_features
 
@@ -138,18 +139,26 @@ class FeatureJoiner:
         self._reader = reader
 
     async def join(
-        self, plan: JoinPlan, spine: pl.DataFrame, spine_time: str, mode: JoinMode, job: JobProgress
+        self,
+        plan: JoinPlan,
+        spine: pl.DataFrame,
+        spine_time: str,
+        mode: JoinMode,
+        job: JobProgress,
+        applied: Mapping[VersionRef, pl.Series] | None = None,
     ) -> pl.DataFrame:
         """One column per feature of the set, named `view__feature`, rows as in `spine`.
 
-        `spine` has the join keys, the request fields and `spine_time`, typed as declared.
+        `spine` has the join keys, the request fields and `spine_time`, typed as declared. Stream views in `applied` are
+        computed from exactly the events named there (see applied_windows), not from those up to `spine_time`.
         """
         found: dict[tuple[VersionRef, str], pl.Series] = {}
         steps = len(plan.stored) + 1
         for step, stored in enumerate(plan.stored):
             job.check_cancelled()
             job.progress(step, steps, "views", f"joining {stored.view.id}")
-            answer = await self._join_one(stored, spine, spine_time, mode)
+            exact = (applied or {}).get(stored.view.ref)
+            answer = await self._join_one(stored, spine, spine_time, mode, exact)
             found.update({(stored.view.ref, name): answer.get_column(name) for name in stored.wanted})
         for computed in plan.computed:
             job.check_cancelled()
@@ -165,7 +174,12 @@ class FeatureJoiner:
         return pl.DataFrame([found[ref, feature].alias(column.name) for ref, feature, column in plan.outputs])
 
     async def _join_one(
-        self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode
+        self,
+        stored: StoredView,
+        spine: pl.DataFrame,
+        spine_time: str,
+        mode: JoinMode,
+        applied: pl.Series | None,
     ) -> pl.DataFrame:
         latest = spine.select(pl.col(spine_time).dt.epoch("us").max()).item()
         high = None if mode == JoinMode.NAIVE_LATEST or latest is None else latest + 1
@@ -197,9 +211,14 @@ class FeatureJoiner:
             *(predicate.input_columns if predicate else ()),
             *_created(source),
         ]
-        events = await self._reader.read(source, columns, high=high)
+        if applied is not None:
+            # Applied is applied, whatever its time: the current tile and the newest event reach beyond the spine's.
+            high = None
+        events = await self._reader.read(source, columns, high=high, positions=applied is not None)
         if predicate is not None:
             events = events.filter(predicate.evaluate(events).to_series().fill_null(False))
+        if applied is not None:
+            return await asyncio.to_thread(_join_applied, stored, spine, spine_time, applied, events)
         return await asyncio.to_thread(self._join_stream, stored, spine, spine_time, mode, events)
 
     def _join_batch(
@@ -235,12 +254,7 @@ class FeatureJoiner:
     ) -> pl.DataFrame:
         view, source = stored.view, stored.source
         assert isinstance(view.kind, StreamView)
-        kinds = {f.name: f.data_type for f in view.features}
-        features = [
-            WindowFeature(a.name, a.function, a.field, a.window, kinds[a.name], a.limit)
-            for a in view.kind.aggregations
-            if a.name in stored.wanted
-        ]
+        features = _window_features(stored, view.kind)
         if mode == JoinMode.POINT_IN_TIME:
             return windowed_features(
                 spine, events, keys=stored.keys, spine_time=spine_time, event_time=source.timestamp_field,
@@ -260,6 +274,29 @@ class FeatureJoiner:
             .join(table, on=stored.keys, how="left", maintain_order="left")
             .drop(stored.keys)
         )
+
+
+def _window_features(stored: StoredView, kind: StreamView) -> list[WindowFeature]:
+    kinds = {f.name: f.data_type for f in stored.view.features}
+    return [
+        WindowFeature(a.name, a.function, a.field, a.window, kinds[a.name], a.limit)
+        for a in kind.aggregations
+        if a.name in stored.wanted
+    ]
+
+
+def _join_applied(
+    stored: StoredView, spine: pl.DataFrame, spine_time: str, applied: pl.Series, events: pl.DataFrame
+) -> pl.DataFrame:
+    view, source = stored.view, stored.source
+    assert isinstance(view.kind, StreamView)
+    stream = Stream(
+        events, stored.keys, source.timestamp_field, source.created_field or None, EVENT_ID, PARTITION, OFFSET
+    )
+    return applied_features(
+        spine, applied, stream, spine_time=spine_time, tile=view.kind.tile, ttl=view.ttl,
+        features=_window_features(stored, view.kind),
+    )  # fmt: skip
 
 
 def _column(feature: str) -> str:

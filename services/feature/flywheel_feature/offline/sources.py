@@ -45,12 +45,14 @@ class SourceReader:
         *,
         low: int | None = None,
         high: int | None = None,
+        positions: bool = False,
         pushed_to: View | None = None,
     ) -> pl.DataFrame:
         """`fields` of every row with low <= event time < high (microseconds), typed as declared, in a fixed order.
 
-        A stream's events come once each, by (partition, offset), with `EVENT_ID` as one more column. After the rows of a Parquet
-        source come those pushed to the batch view `pushed_to`, in the order in which they were pushed.
+        A stream's events come once each, by (partition, offset), with `EVENT_ID` as one more column (and, with `positions`,
+        `PARTITION` and `OFFSET`). After the rows of a Parquet source come those pushed to the batch view `pushed_to`, in the
+        order in which they were pushed.
         Raises FailedPrecondition SOURCE_MISMATCH when the files do not hold what the schema says.
         """
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
@@ -62,7 +64,7 @@ class SourceReader:
                 field=unknown[0],
             )
         if source.is_stream:
-            return await self._read_stream(source, names, low, high)
+            return await self._read_stream(source, names, low, high, positions)
         if not isinstance(source.kind, ParquetSource):
             raise InvalidArgument(
                 f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE"
@@ -95,12 +97,12 @@ class SourceReader:
         return batch_rows(frame, view, entity, source)
 
     async def _read_stream(
-        self, source: Source, names: list[str], low: int | None, high: int | None
+        self, source: Source, names: list[str], low: int | None, high: int | None, positions: bool
     ) -> pl.DataFrame:
         segments = [
             s for s in await self._archive.segments(source.project, source.id) if _overlaps(s, low, high)
         ]
-        return await asyncio.to_thread(self._read_segments, source, names, segments, low, high)
+        return await asyncio.to_thread(self._read_segments, source, names, segments, low, high, positions)
 
     def _with_pushed(
         self, source: Source, names: list[str], rows: pl.DataFrame, uris: Sequence[str], low: int | None, high: int | None
@@ -111,23 +113,29 @@ class SourceReader:
         return pl.concat([rows, _in_range(pushed, source.timestamp_field, low, high)])
 
     def _read_segments(
-        self, source: Source, names: list[str], segments: Sequence[Segment], low: int | None, high: int | None
+        self,
+        source: Source,
+        names: list[str],
+        segments: Sequence[Segment],
+        low: int | None,
+        high: int | None,
+        positions: bool,
     ) -> pl.DataFrame:
+        places = {PARTITION: pl.Int32, OFFSET: pl.Int64} if positions else {}
         uris = [s.uri for s in sorted(segments, key=lambda s: (s.partition, s.first_offset))]
         if not uris:
             empty = {
                 n: pl.Series([], dtype=polars_type(f.data_type, f.vector_size))
                 for n, f in _fields(source, names)
             }
-            return pl.DataFrame({**empty, EVENT_ID: pl.Series([], dtype=pl.String)})
+            extra = {EVENT_ID: pl.String, **places}
+            return pl.DataFrame({**empty, **{n: pl.Series([], dtype=t) for n, t in extra.items()}})
         frame = self._tables.read_files(uris, [*names, EVENT_ID, PARTITION, OFFSET])
-        frame = (
-            frame.sort(PARTITION, OFFSET, maintain_order=True)
-            .unique(subset=[EVENT_ID], keep="first", maintain_order=True)
-            .drop(PARTITION, OFFSET)
+        frame = frame.sort(PARTITION, OFFSET, maintain_order=True).unique(
+            subset=[EVENT_ID], keep="first", maintain_order=True
         )
         return _in_range(
-            _as_declared(source, names, frame, extra=[EVENT_ID]), source.timestamp_field, low, high
+            _as_declared(source, names, frame, extra=[EVENT_ID, *places]), source.timestamp_field, low, high
         )
 
     def _read_table(

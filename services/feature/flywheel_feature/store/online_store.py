@@ -61,11 +61,13 @@ class OnlineStore:
         now seen the partition: less than its next offset when part of its events had been seen (nothing was merged), -1
         when the key is of a newer generation."""
         lists = ",".join(str(n) for n in layout.lists.values())
+        kinds = "".join("t" if f in layout.texts else "l" for f in layout.lists) + "s" * len(layout.sketches)
         calls = [
             (
                 key,
                 (
-                    layout.operations, lists, partition, first, following, lifetime_ms, layout.kept_tiles, delta.newest, delta.body, generation,
+                    layout.operations, lists, partition, first, following, lifetime_ms, layout.kept_tiles, delta.newest, delta.body,
+                    delta.texts, kinds, generation,
                 ),
             )
             for key, delta, first, following in deltas
