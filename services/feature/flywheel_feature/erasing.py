@@ -60,6 +60,7 @@ class EraseReport:
     archived_events: int = 0
     pushed_rows: int = 0
     predictions: int = 0
+    quarantined_rows: int = 0
     objects: int = 0
     not_erased: list[str] = field(default_factory=list)
 
@@ -177,6 +178,7 @@ class Erasing:
             ("online", lambda: self._erase_online(catalog, about, report)),
             ("events", lambda: self._erase_events(streams, state["barriers"], about, report)),
             ("pushes", lambda: self._erase_pushes(catalog, about, report)),
+            ("quarantine", lambda: self._erase_quarantine(catalog, sources, about, report)),
             ("predictions", lambda: self._erase_predictions(request.project, about, report)),
             ("garbage", lambda: self._clear_away(streams, report)),
         ]
@@ -246,13 +248,32 @@ class Erasing:
 
     async def _erase_predictions(self, project: str, about: _About, report: EraseReport) -> None:
         """Rows go as a whole: the features as served say as much about a person as the key does."""
-        prefix = self._objects.bucket_uri(f"{self._predictions}/{project}/")
+        folder = f"{self._predictions}/{project}/"
+        report.predictions += await self._erase_in_place(folder, about, report, prefix="entity__")
+
+    async def _erase_quarantine(
+        self, catalog: Catalog, sources: Sequence[Source], about: _About, report: EraseReport
+    ) -> None:
+        """What validating.Validating set aside of the sources that speak of the entity and of the views on them."""
+        ids = {s.id for s in sources}
+        views = {
+            v.id for v in catalog.views.values() if isinstance(v.kind, BatchView) and v.kind.source in ids
+        }
+        for name in sorted(views | {f"source.{s}" for s in ids}):
+            folder = f"quarantine/{catalog.project}/{name}/"
+            report.quarantined_rows += await self._erase_in_place(folder, about, report)
+
+    async def _erase_in_place(
+        self, folder: str, about: _About, report: EraseReport, *, prefix: str = ""
+    ) -> int:
+        """Rows removed from the files below a key prefix, each under the name that it had."""
         try:
-            files = await asyncio.to_thread(self._objects.files, prefix)
+            files = await asyncio.to_thread(self._objects.files, self._objects.bucket_uri(folder))
         except NotFound:
-            return
+            return 0
+        total = 0
         for file in files:
-            kept = await asyncio.to_thread(self._without, file.uri, about, prefix="entity__")
+            kept = await asyncio.to_thread(self._without, file.uri, about, prefix=prefix)
             if kept is None:
                 continue
             frame, removed = kept
@@ -260,8 +281,9 @@ class Erasing:
                 await asyncio.to_thread(self._objects.write, file.uri, frame)
             else:
                 await self._delete(_key(file.uri))
-            report.predictions += removed
+            total += removed
             report.objects += 1
+        return total
 
     async def _clear_away(self, streams: Sequence[Source], report: EraseReport) -> None:
         """Objects that were replaced, and those that a process left unregistered when it died."""

@@ -181,12 +181,22 @@ async def test_older_code_refuses_a_newer_database(database: str, tmp_path: Path
         assert caught.value.reason == "SCHEMA_TOO_NEW"
 
 
-@pytest.mark.parametrize("name", ["1_a", "0002_gap", "0001-a", "0001_A"])
+@pytest.mark.parametrize("name", ["1_a", "0001-a", "0001_A"])
 async def test_misnamed_migrations_are_refused(tmp_path: Path, name: str) -> None:
     from flywheel_common.migrate import read_migrations
 
     with pytest.raises(errors.FailedPrecondition):
         read_migrations(write(tmp_path, **{name: "SELECT 1"}))
+
+
+def test_numbers_may_be_left_out_but_not_used_twice(tmp_path: Path) -> None:
+    from flywheel_common.migrate import read_migrations
+
+    folder = write(tmp_path, **{"0001_a": "SELECT 1", "0007_b": "SELECT 1"})
+    assert [m.number for m in read_migrations(folder)] == [1, 7]
+    with pytest.raises(errors.FailedPrecondition) as caught:
+        read_migrations(write(tmp_path, **{"0007_c": "SELECT 1"}))
+    assert caught.value.reason == "INVALID_MIGRATIONS"
 
 
 # --------------------------------------------------------------------------------------------- request ids

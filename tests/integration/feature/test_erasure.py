@@ -92,6 +92,8 @@ async def test_an_erased_entity_is_nowhere_and_everybody_else_is_where_they_were
     )  # fmt: skip
     log = f"s3://{bucket}/predictions/default/late/date=2013-01-01/segment-1-v1.parquet"
     tables.write(log, logged)
+    aside = f"s3://{bucket}/quarantine/default/facts/1.parquet"
+    tables.write(aside, table.with_columns(__broken=pl.lit("age: max")))
     # A second version of the view: the first one's tiles are still there.
     await client.apply(definitions(bucket, "3d"))
     worker = workers.start()
@@ -118,6 +120,8 @@ async def test_an_erased_entity_is_nowhere_and_everybody_else_is_where_they_were
     assert any("views/sales" in s for s in report.not_erased)
     held = everything_on_s3(s3, bucket)
     assert [path for path, data in held.items() if b"anna" in data] == [f"{bucket}/people/a.parquet"]
+    assert report.quarantined_rows == 1
+    assert tables.read(aside, ["person"]).get_column("person").to_list() == ["bert", "carl"]
     left = tables.read(log, ["prediction_id", "entity__person", "subject", "score"])
     assert left.rows() == [("p2", "bert", "bert", 0.2)]
     connection = await asyncpg.connect(environment["FLYWHEEL_FEATURE_POSTGRES_DSN"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,6 +13,7 @@ from prometheus_client import REGISTRY
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.testing.eventually import eventually
 from flywheel_feature.store.tables import S3Tables
 from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3
@@ -126,42 +126,16 @@ async def test_a_stream_of_pushes_is_answered_in_order_and_a_bad_one_harms_no_ot
                 yield client.push_request("views/facts", row(f"N{i}", 0, float(i)), SCHEMA)
 
     answers = [answer async for answer in client.push_stream(pushes())]
+    assert not [a.error for a in answers if a.error.retryable]
     assert [a.sequence for a in answers] == list(range(60))
-    errors = {
-        a.sequence: (a.error.reason, a.error.code, a.error.retryable) for a in answers if a.HasField("error")
-    }
-    assert errors == {20: ("UNKNOWN_VIEW", 5, False), 30: ("OUT_OF_RANGE", 3, False)}
+    errors = {a.sequence: (a.error.reason, a.error.code) for a in answers if a.HasField("error")}
+    assert errors == {20: ("UNKNOWN_VIEW", 5), 30: ("OUT_OF_RANGE", 3)}
     assert all(a.accepted.accepted_count == 1 for a in answers if a.HasField("accepted"))
     assert await online(client, *(f"N{i}" for i in range(0, 60, 2))) == [
         None if i in (20, 30) else float(i) for i in range(0, 60, 2)
     ]
     fresh = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent="projects/default"))
     assert [f.lag_events for f in fresh.freshness if f.name.endswith("weighings")] == [30]
-
-
-async def test_a_sender_that_does_not_listen_is_held_back(
-    client: fw.Client, tables: S3Tables, bucket: str
-) -> None:
-    await client.apply(definitions(bucket))
-    sent = 0
-
-    async def pushes() -> AsyncIterator[pb.PushFeaturesRequest]:
-        nonlocal sent
-        while True:
-            sent += 1
-            # Large enough that transport buffers hold few of them.
-            many = {k: v * 2_000 for k, v in row("N" * 100, 0, 1.0).items()}
-            yield client.push_request("views/facts", many, SCHEMA, to=pb.PUSH_TARGET_ONLINE)
-
-    answers = client.push_stream(pushes())
-    await anext(answers)
-    for _ in range(100):
-        before = sent
-        await asyncio.sleep(0.1)
-        if before == sent:
-            break
-    assert sent == before < 200
-    await answers.aclose()
 
 
 async def test_hits_misses_and_lag_are_metrics_and_a_row_expires_after_its_time_to_live(
@@ -185,9 +159,11 @@ async def test_hits_misses_and_lag_are_metrics_and_a_row_expires_after_its_time_
     await pipe.close()
     # Fresh for an hour, STALE for another one, then gone.
     assert 7_100_000 < left <= 7_200_000
-    async with asyncio.timeout(25):
-        gauge = {"view": "projects/default/views/facts"}
-        while not REGISTRY.get_sample_value("flywheel_feature_freshness_lag_seconds", gauge):
-            await asyncio.sleep(0.1)
-    lag = REGISTRY.get_sample_value("flywheel_feature_freshness_lag_seconds", gauge)
-    assert lag == pytest.approx((datetime.now(UTC) - T0).total_seconds(), abs=60)
+    gauge = {"view": "projects/default/views/facts"}
+
+    def lag_is_told() -> bool:
+        # Other services of this process had a view of that name.
+        lag = REGISTRY.get_sample_value("flywheel_feature_freshness_lag_seconds", gauge)
+        return lag is not None and abs(lag - (datetime.now(UTC) - T0).total_seconds()) < 60
+
+    await eventually(lag_is_told, within=25)

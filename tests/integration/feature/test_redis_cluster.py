@@ -56,6 +56,8 @@ class Cluster:
             cluster-node-timeout 2000
             cluster-require-full-coverage no
             save ""
+            appendonly yes
+            appendfsync always
             """
         server = str(Path(spec.origin).parent / "bin" / "redis-server")
         process = subprocess.Popen([server, "-"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
@@ -204,6 +206,24 @@ async def test_one_node_that_lost_its_data_begins_a_new_generation(
     await node.close()
     assert not await generations.holds(1)
     assert [await generations.current() for _ in range(2)] == [2, 2]
+
+
+async def test_a_node_that_restarted_may_lack_the_last_writes_and_begins_a_new_generation(
+    cluster: Cluster, store: OnlineStore
+) -> None:
+    generations = Generations(store, _Counter())
+    assert [await generations.current() for _ in range(2)] == [1, 1]
+    cluster.kill(cluster.ports[1])
+    cluster.start(cluster.ports[1])
+
+    async def noticed() -> bool:
+        try:
+            return await generations.current() == 2
+        except Unavailable:
+            return False
+
+    await eventually(noticed, within=20)
+    assert await generations.holds(2)
 
 
 @given(st.binary(max_size=40))

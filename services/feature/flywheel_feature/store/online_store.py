@@ -23,6 +23,7 @@ _SHA = {
     for s in (WRITE_ROW, MERGE_TILES, ADVANCE_POSITION, TAKE_POSITIONS, MARK_GENERATION)
 }
 GENERATION = "generation"
+IDENTITY = b"flywheel:identity"
 MARKERS = [f"flywheel:generation:{{{i}}}".encode() for i in range(64)]
 """Spread over the slots of a cluster: one of them goes where a node lost its data."""
 
@@ -102,11 +103,20 @@ class OnlineStore:
         """The generation that everything in Redis belongs to; None when Redis lost data since it was marked."""
         found = set(await self.read(MARKERS))
         (marker, *others) = found
-        return int(marker) if marker is not None and not others else None
+        if marker is None or others:
+            return None
+        identity = await self._pipe.identity()
+        if identity and await self._pipe.call("GET", IDENTITY) != identity.encode():
+            return None
+        return int(marker)
 
     async def mark_generation(self, generation: int) -> None:
         """From now on this is the generation, unless a newer one is marked."""
+        identity = await self._pipe.identity()
         await self._run(MARK_GENERATION, [(m, (generation,)) for m in MARKERS])
+        if identity:
+            # Last: a member that dies before leaves a difference, and the next one begins another generation.
+            await self._pipe.call("SET", IDENTITY, identity)
 
     async def _run(self, script: str, calls: Sequence[tuple[bytes, tuple[Argument, ...]]]) -> list[Any]:
         commands: list[tuple[Argument, ...]] = [

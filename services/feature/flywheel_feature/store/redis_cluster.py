@@ -85,6 +85,14 @@ class ClusterPipe:
                 await asyncio.sleep(0.05 * (turn + 1))
         raise down()
 
+    async def identity(self) -> str:
+        """The run ids of all masters: one that restarted, or took over from another, may lack the last writes."""
+        await self._topology(again=True)
+        masters = sorted(set(self._slots))
+        told = await asyncio.gather(*(self._node(m).call("INFO", "server") for m in masters))
+        ids = [line for info in told for line in info.decode().splitlines() if line.startswith("run_id:")]
+        return " ".join(sorted(ids))
+
     async def close(self) -> None:
         for node in self._nodes.values():
             await node.close()

@@ -42,6 +42,10 @@ class Pipe(Protocol):
 
     async def close(self) -> None: ...
 
+    async def identity(self) -> str:
+        """Changes when a part of the store may have fallen back behind the others; empty where there is only one part."""
+        ...
+
 
 class _Link(asyncio.Protocol):
     def __init__(self) -> None:
@@ -113,6 +117,10 @@ class RedisPipe:
             # Answers come in order: with the last one all are there.
             await self._answer(futures[-1])
         return [f.result() for f in futures]
+
+    async def identity(self) -> str:
+        """One server that falls back does so as a whole: positions and tiles stay true to one another."""
+        return ""
 
     async def close(self) -> None:
         if self._link is not None and self._link.transport is not None:
