@@ -53,7 +53,8 @@ async def test_the_actor_of_a_call_goes_along_to_the_next_service(running: Any) 
 
 async def test_an_explicit_timeout_wins(running: Any) -> None:
     with budget(5.0):
-        assert (await running.stub.Echo(text("left"), timeout=0.3)).double_value <= 0.3
+        # gRPC rounds a timeout up on the wire.
+        assert (await running.stub.Echo(text("left"), timeout=0.3)).double_value < 0.4
 
 
 @pytest.fixture

@@ -101,7 +101,8 @@ async def test_a_method_may_have_its_own_default_deadline(start: Any) -> None:
 
 async def test_the_clients_deadline_is_the_budget_inside(running: Any) -> None:
     left = (await running.stub.Echo(text("left"), timeout=3.0)).double_value
-    assert 2.0 < left <= 3.0
+    # gRPC rounds a timeout up on the wire.
+    assert 2.0 < left < 3.1
 
 
 async def test_a_call_that_its_client_gave_up_is_cancelled_inside(running: Any) -> None:
