@@ -289,8 +289,15 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
             yield pb.WatchJobResponse(job=convert.job_to_proto(job))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
-        job: Job = await self._jobs.cancel(*_job_name(request.name))
-        return pb.CancelJobResponse(job=convert.job_to_proto(job))
+        async def effect(conn: Any) -> pb.CancelJobResponse:
+            # Cancelling twice is cancelling once: it needs no transaction with the answer.
+            del conn
+            job: Job = await self._jobs.cancel(*_job_name(request.name))
+            return pb.CancelJobResponse(job=convert.job_to_proto(job))
+
+        return await self._idempotency.run(
+            "CancelJob", request.request_id, request, pb.CancelJobResponse, effect
+        )
 
 
 def _job_name(name: str) -> tuple[str, str]:
