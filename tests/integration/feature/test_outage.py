@@ -63,7 +63,7 @@ async def test_reads_go_on_while_postgresql_is_down_and_the_rest_comes_back(
     apply_ = pb.ApplyDefinitionsRequest(parent="projects/default", definitions=definitions)
     await refused(client.feature.ApplyDefinitions(apply_, timeout=5.0), "POSTGRES_UNAVAILABLE")
     assert await seen(client) is None
-    postgres.restart()
+    await asyncio.to_thread(postgres.restart)
 
     async def back() -> bool:
         try:

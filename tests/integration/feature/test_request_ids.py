@@ -54,7 +54,7 @@ async def test_a_request_id_stands_for_one_request_of_its_method(client: fw.Clie
             pb.MaterializeViewRequest(view=view, request_id="one"),
             pb.MaterializeViewRequest(parent=PARENT, request_id="one"),
         ),
-        (stub.BuildTrainingSet, training_set("one", "s3://a/b"), training_set("one", "s3://a/c")),
+        (stub.BuildTrainingSet, training_set("one", "s3://bucket/b"), training_set("one", "s3://bucket/c")),
         (
             stub.CheckSkew,
             pb.CheckSkewRequest(parent=PARENT, predictions_uri=uri, request_id="one"),

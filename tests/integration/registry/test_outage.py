@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 
 import grpc
@@ -25,7 +26,7 @@ async def test_calls_fail_within_their_deadline_and_work_again_by_themselves(
             await call(request, timeout=5)
         assert time.monotonic() - began < 5
         assert len(refusal.message) > 15
-    postgres.restart()
+    await asyncio.to_thread(postgres.restart)
 
     async def back() -> bool:
         try:

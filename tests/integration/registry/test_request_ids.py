@@ -40,7 +40,8 @@ async def test_a_request_id_stands_for_one_request_of_its_method(story: Story, d
     update = pb.UpdateModelRequest(model=model_pb2.Model(name=story.model, owner="ann"))
     update.update_mask.paths.append("owner")
     await once("UpdateModel", update, model=model_pb2.Model(name=story.model, owner="bob"))
-    declared = model_pb2.ModelVersion(description="a")
+    file = model_pb2.Artifact(name="model.onnx", size_bytes=1, sha256="a" * 64)
+    declared = model_pb2.ModelVersion(description="a", artifacts=[file])
     await once(
         "CreateModelVersion",
         pb.CreateModelVersionRequest(parent=story.model, model_version=declared),
