@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -73,6 +74,27 @@ async def test_reads_go_on_while_postgresql_is_down_and_the_rest_comes_back(
         return True
 
     await eventually(back, within=20)
+
+
+@pytest.mark.timeout(120)
+async def test_a_stream_worker_outlives_postgresql_and_counts_what_came_meanwhile(
+    client: fw.Client, workers: Any, postgres: Postgres, tmp_path: Path
+) -> None:
+    await apply(client)
+    worker = workers.start()
+    await client.push("weighings", ROWS, SCHEMA, ids=["before"])
+
+    async def counted(wanted: int) -> bool:
+        return await seen(client) == wanted
+
+    await eventually(lambda: counted(1), within=60)
+    postgres.kill()
+    await client.push("weighings", ROWS, SCHEMA, ids=["meanwhile"])
+    await eventually(lambda: b"POSTGRES_UNAVAILABLE" in (tmp_path / "worker-1.log").read_bytes(), within=30)
+    assert await seen(client) == 1
+    await asyncio.to_thread(postgres.restart)
+    await eventually(lambda: counted(2), within=60)
+    assert worker.poll() is None, "it went on by itself"
 
 
 @pytest.mark.timeout(120)

@@ -18,4 +18,3 @@ async def test_every_method_refuses_nonsense_as_documented(world: Any) -> None:
         service = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"]
         seen = await refusals(channel, service, lambda: row_counts(world.dsn))
     assert seen["INVALID_ARGUMENT"] > len(service.methods)
-    assert seen["NOT_FOUND"]
