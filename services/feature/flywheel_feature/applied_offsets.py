@@ -12,8 +12,9 @@ from typing import Protocol
 
 import numpy as np
 
-from flywheel_feature.aggregation import Ints, TileLayout
+from flywheel_feature.aggregation import GENERATION, TileLayout
 from flywheel_feature.definitions import VersionRef, View
+from flywheel_feature.tile_reading import Ints
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +58,13 @@ def applied_offsets(
 
 
 def positions_of(states: Sequence[bytes | None]) -> tuple[Ints, Ints]:
-    """Bounds and pairs, as in AppliedOffsets, out of states: their positions are what they end with."""
+    """Bounds and pairs, as in AppliedOffsets, out of states: their positions are what they end with, after the generation."""
     held = [state for state in states if state]
     filled = np.fromiter((bool(state) for state in states), np.bool_, len(states))
     counts = np.zeros(len(states), np.int64)
     counts[filled] = [int(np.frombuffer(state, "<f8", 1, 24)[0]) for state in held]
     tails = [state[len(state) - 16 * n :] for state, n in zip(held, counts[filled].tolist(), strict=True)]
     pairs = np.frombuffer(b"".join(tails), "<f8").astype(np.int64).reshape(-1, 2)
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), pairs
+    partition = pairs[:, 0] != GENERATION
+    counts -= np.bincount(np.repeat(np.arange(len(states)), counts)[~partition], minlength=len(states))
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), pairs[partition]

@@ -1,6 +1,7 @@
 """The online store in memory, for unit tests: rows and tiles as store/online_store.py keeps them, held to the same contract suite.
 
-Ports: online.OnlineRows, pushing.Rows, stream_tiles.TileStore. Lifetimes are ignored: nothing expires.
+Ports: online.OnlineRows, pushing.Rows, stream_tiles.TileStore. Lifetimes are ignored: nothing expires. Tiles of numbers only: no
+texts, no APPROX_DISTINCT.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from flywheel_feature.aggregation import ENTRY, FORMAT, Delta, Floats, TileLayout
+from flywheel_feature.aggregation import FORMAT, GENERATION, Delta, TileLayout
+from flywheel_feature.tile_reading import ENTRY, Floats
 
 
 class MemoryOnlineStore:
     def __init__(self) -> None:
         self._values: dict[bytes, bytes] = {}
         self._positions: dict[tuple[str, str], dict[str, str]] = {}
+        self._generations: dict[tuple[str, str], int] = {}
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self._values.get(key) for key in keys]
@@ -25,7 +28,8 @@ class MemoryOnlineStore:
         written = 0
         for key, row in zip(keys, rows, strict=True):
             old = self._values.get(key)
-            if old is None or struct.unpack_from("<qq", row, 1) > struct.unpack_from("<qq", old, 1):
+            times, held = (struct.unpack_from("<qq", r, 1) if r else (-(2**63),) for r in (row, old))
+            if times > held or (times == held and row != old):
                 self._values[key] = row
                 written += 1
         return written
@@ -36,11 +40,19 @@ class MemoryOnlineStore:
         deltas: Sequence[tuple[bytes, Delta, int, int]],
         partition: int,
         lifetime_ms: int,
+        generation: int,
     ) -> list[int]:
         answers = []
         for key, delta, first, following in deltas:
             added = _State.parse(layout, layout.state_of(delta, {}))
             state = _State.parse(layout, self._values.get(key))
+            born = state.offsets.setdefault(GENERATION, generation)
+            if born > generation:
+                answers.append(-1)
+                continue
+            if born < generation:
+                state = _State.parse(layout, None)
+                state.offsets[GENERATION] = generation
             seen = state.offsets.get(partition)
             if seen is not None and (following <= seen or first < seen):
                 answers.append(seen)
@@ -54,7 +66,20 @@ class MemoryOnlineStore:
     async def positions(self, project: str, source: str) -> dict[str, str]:
         return dict(self._positions.get((project, source), {}))
 
-    async def advance(self, project: str, source: str, moves: Mapping[str, tuple[str, str]]) -> list[bool]:
+    async def take_positions(self, project: str, source: str, generation: int) -> dict[str, str]:
+        born = self._generations.get((project, source), 0)
+        if born > generation:
+            return {}
+        if born < generation:
+            self._positions.pop((project, source), None)
+        self._generations[project, source] = generation
+        return await self.positions(project, source)
+
+    async def advance(
+        self, project: str, source: str, moves: Mapping[str, tuple[str, str]], generation: int
+    ) -> list[bool]:
+        if self._generations.get((project, source)) != generation:
+            return [False] * len(moves)
         held = self._positions.setdefault((project, source), {})
         answers = []
         for name, (old, new) in moves.items():
@@ -69,6 +94,8 @@ class _State:
     """A state taken apart (layout: aggregation.py)."""
 
     def __init__(self, layout: TileLayout) -> None:
+        assert not layout.texts
+        assert not layout.sketches
         self.layout = layout
         self.newest = -float("inf")
         self.tiles: dict[float, Floats] = {}

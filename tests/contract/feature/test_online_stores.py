@@ -80,7 +80,11 @@ async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(store:
     written = await asyncio.gather(*(store.write_rows([b"k"], [row(*v)], 60_000) for v in versions * 2))
     assert 1 <= sum(written) <= 9
     assert [22.0] == ROWS.decode(await store.read([b"k"])).columns[0][0].tolist()
-    assert 0 == await store.write_rows([b"k"], [row(2, 2, 99.0)], 0)
+    assert 0 == await store.write_rows([b"k"], [row(2, 2, 22.0)], 0), "a repeated row writes nothing"
+    assert 0 == await store.write_rows([b"k"], [row(2, 1, 99.0)], 0)
+    assert 1 == await store.write_rows([b"k"], [row(2, 2, 99.0)], 0), (
+        "of equal times the last one written stays"
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -92,7 +96,7 @@ async def test_tiles_merged_in_any_order_are_the_tiles_of_all_events(store: Any,
     for number, (low, high) in enumerate(pairwise(cuts)):
         partition = number % 2
         assert [high] == await store.merge_tiles(
-            LAYOUT, [(b"k", delta(range(low, high), minutes), low, high)], partition, 60_000
+            LAYOUT, [(b"k", delta(range(low, high), minutes), low, high)], partition, 60_000, 1
         )
     (state,) = await store.read([b"k"])
     whole = LAYOUT.state_of(delta(range(40), minutes), {})
@@ -108,7 +112,7 @@ async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
 
     async def merge(low: int, high: int) -> int:
         (answer,) = await store.merge_tiles(
-            LAYOUT, [(b"k", delta(range(low, high), minutes), low, high)], 0, 0
+            LAYOUT, [(b"k", delta(range(low, high), minutes), low, high)], 0, 0, 1
         )
         return int(answer)
 
@@ -128,25 +132,48 @@ async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
 async def test_tiles_older_than_a_state_keeps_are_dropped(store: Any) -> None:
     days = [0, 60 * 24, 60 * 24 + 1]
     for i in (0, 1, 2):
-        await store.merge_tiles(LAYOUT, [(b"k", delta([i], days), i, i + 1)], 0, 0)
+        await store.merge_tiles(LAYOUT, [(b"k", delta([i], days), i, i + 1)], 0, 0, 1)
     late = [*days, 5]
-    assert [4] == await store.merge_tiles(LAYOUT, [(b"k", delta([3], late), 3, 4)], 0, 0)
+    assert [4] == await store.merge_tiles(LAYOUT, [(b"k", delta([3], late), 3, 4)], 0, 0, 1)
     (state,) = await store.read([b"k"])
     assert state is not None
     count = windows(state, days[2])[list(F).index(F.COUNT)]
     assert (2, 1.0) == (count, np.frombuffer(state, "<f8")[2])
 
 
+async def test_a_state_of_an_older_generation_counts_as_absent(store: Any) -> None:
+    minutes = list(range(20))
+    assert [10] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(10), minutes), 0, 10)], 0, 0, 1)
+    # The same events again, since what the first generation held may be lost in part.
+    assert [5] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(5), minutes), 0, 5)], 0, 0, 2)
+    (state,) = await store.read([b"k"])
+    whole = LAYOUT.state_of(delta(range(5), minutes), {})
+    assert windows(state, 20) == pytest.approx(windows(whole, 20), rel=1e-9)
+    assert [[0, 5]] == positions_of([state])[1].tolist()
+    assert [-1] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(5, 9), minutes), 5, 9)], 0, 0, 1)
+    assert [state] == await store.read([b"k"])
+
+
 async def test_a_position_moves_only_from_the_value_that_is_there(store: Any) -> None:
-    assert {} == await store.positions("p", "s")
-    assert [True, True] == await store.advance("p", "s", {"v@1/0": ("", "5:1"), "v@1/1": ("", "7:1")})
-    assert [False, True] == await store.advance("p", "s", {"v@1/0": ("", "6:1"), "v@1/1": ("7:1", "8:2")})
+    assert {} == await store.take_positions("p", "s", 1)
+    assert [True, True] == await store.advance("p", "s", {"v@1/0": ("", "5:1"), "v@1/1": ("", "7:1")}, 1)
+    assert [False, True] == await store.advance("p", "s", {"v@1/0": ("", "6:1"), "v@1/1": ("7:1", "8:2")}, 1)
     assert {"v@1/0": "5:1", "v@1/1": "8:2"} == await store.positions("p", "s")
     assert {} == await store.positions("p", "other")
     racing = await asyncio.gather(
-        *(store.advance("p", "s", {"v@1/0": ("5:1", f"{i}:1")}) for i in range(6, 16))
+        *(store.advance("p", "s", {"v@1/0": ("5:1", f"{i}:1")}, 1) for i in range(6, 16))
     )
     assert 1 == sum(moved for (moved,) in racing)
+
+
+async def test_positions_of_an_older_generation_are_forgotten_and_move_no_more(store: Any) -> None:
+    await store.take_positions("p", "s", 1)
+    assert [True] == await store.advance("p", "s", {"v@1/0": ("", "5:1")}, 1)
+    assert {} == await store.take_positions("p", "s", 2)
+    assert [False] == await store.advance("p", "s", {"v@1/0": ("", "9:1")}, 1)
+    assert [True] == await store.advance("p", "s", {"v@1/0": ("", "3:1")}, 2)
+    assert {} == await store.take_positions("p", "s", 1)
+    assert {"v@1/0": "3:1"} == await store.take_positions("p", "s", 2)
 
 
 async def test_a_store_that_is_away_is_unavailable(free_port: Any) -> None:
