@@ -1,7 +1,8 @@
 """What the stream worker keeps in PostgreSQL, in memory: ids seen, archived segments and positions. For unit tests; held to the same
 contract suite as store/archive.py.
 
-Ports: stream_materialization.SeenEvents and ArchivePositions, archiving.SegmentStore, and the segments of offline.ports.Archive.
+Ports: stream_materialization.SeenEvents and ArchivePositions, archiving.SegmentStore, archive_replay.Segments,
+generations.GenerationCounter.
 """
 
 from __future__ import annotations
@@ -18,6 +19,14 @@ class MemoryStreams:
         self._seen: dict[tuple[str, str], tuple[int, int, int]] = {}
         self._archived: dict[tuple[str, str], dict[int, int]] = {}
         self._segments: dict[tuple[str, str], list[Segment]] = {}
+        self._generation = 0
+
+    async def generation(self) -> int:
+        return self._generation
+
+    async def next_generation(self, after: int) -> int:
+        self._generation += self._generation == after
+        return self._generation
 
     async def first_seen(
         self, source: str, event_ids: Sequence[str], partition: int, offsets: Sequence[int]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flywheel_feature.archive_replay import ArchiveReplay
 from flywheel_feature.archiving import Archiver
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
@@ -26,10 +29,12 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
+from flywheel_feature.erased import Erased
+from flywheel_feature.generations import Generations
 from flywheel_feature.keys import entity_keys, key_prefix
 from flywheel_feature.memory_online import MemoryOnlineStore
 from flywheel_feature.memory_streams import MemoryStreams
-from flywheel_feature.stream_materialization import PositionLost, StreamMaterializer
+from flywheel_feature.stream_materialization import PositionLost, StreamMaterializer, TileFilling
 from flywheel_feature.stream_tiles import SourceRows, SourceTiles, ViewTiles
 
 KEY = Field("airport", DataType.STRING)
@@ -56,6 +61,12 @@ class Files:
 
     def write(self, uri: str, frame: pl.DataFrame) -> None:
         self.written[uri] = frame
+
+    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+        return pl.concat([self.written[uri] for uri in uris]).select(columns)
+
+    async def delete(self, key: str) -> None:
+        del self.written[self.bucket_uri(key)]
 
 
 class Mortal:
@@ -96,8 +107,12 @@ async def live(
     """One process's work on the partition; False when it died."""
     left = [life]
     store, kept = Mortal(online, left), Mortal(streams, left)
-    archiver = Archiver(kept, files, lambda: f"{life}-{len(files.written)}", flush_rows=5)
-    worker = StreamMaterializer(kept, kept, SourceTiles(store), archiver)
+    erased = Erased(lambda _: CATALOG, lambda _: {})
+    tiles = SourceTiles(store)
+    names = (f"{life}-{i}" for i in count(len(files.written)))
+    archiver = Archiver(kept, files, lambda: next(names), erased, files.delete, flush_rows=5)
+    filling = TileFilling(Generations(store, kept), ArchiveReplay(kept, files), tiles, erased)
+    worker = StreamMaterializer(kept, kept, tiles, archiver, filling)
     try:
         at = await worker.begin(CATALOG, SOURCE, 0)
         while at < len(events):
