@@ -16,7 +16,7 @@ from prometheus_client import Counter, Gauge
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.lease import Lease
 from flywheel_common.logs import get_logger
-from flywheel_common.postgres import Connection, Pool, connection
+from flywheel_common.postgres import Connection, Pool, alive, connection
 from flywheel_common.producer import Producer
 from flywheel_common.topics import MAX_RECORD_BYTES
 from flywheel_protos.events.v1.event_pb2 import Event
@@ -82,7 +82,7 @@ class Relay:
             while True:
                 woken.clear()
                 try:
-                    if listener is None or listener.is_closed():
+                    if not alive(listener):
                         listener = await self._listen(woken)
                     sent = await self.send_batch()
                     if loop.time() - trimmed > 60:
@@ -99,7 +99,7 @@ class Relay:
                         async with asyncio.timeout(self._poll):
                             await woken.wait()
         finally:
-            if listener is not None and not listener.is_closed():
+            if alive(listener):
                 with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
                     await self._pool.release(listener, timeout=2.0)
 

@@ -56,6 +56,15 @@ async def create_pool(
             pool.terminate()
 
 
+def alive(conn: Connection | None) -> bool:
+    """Whether a connection that is held for long, as listeners are, can still be used. A pool takes back those whose server went
+    away, and to ask one of these whether it is closed raises."""
+    try:
+        return conn is not None and not conn.is_closed()
+    except asyncpg.InterfaceError:
+        return False
+
+
 async def _connect(
     dsn: str,
     name: str,

@@ -1,6 +1,6 @@
 """The online store in memory, for unit tests: rows and tiles as store/online_store.py keeps them, held to the same contract suite.
 
-Ports: online.OnlineRows, pushing.Rows, stream_tiles.TileStore. Lifetimes are ignored: nothing expires. Tiles of numbers only: no
+Ports: online.OnlineRows, pushing.Rows, stream_tiles.TileStore, generations.Markers. Lifetimes are ignored: nothing expires. Tiles of numbers only: no
 texts, no APPROX_DISTINCT.
 """
 
@@ -20,6 +20,13 @@ class MemoryOnlineStore:
         self._values: dict[bytes, bytes] = {}
         self._positions: dict[tuple[str, str], dict[str, str]] = {}
         self._generations: dict[tuple[str, str], int] = {}
+        self._marked: int | None = None
+
+    async def generation(self) -> int | None:
+        return self._marked
+
+    async def mark_generation(self, generation: int) -> None:
+        self._marked = generation if self._marked is None else max(generation, self._marked)
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         return [self._values.get(key) for key in keys]

@@ -239,8 +239,15 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
             yield pb.WatchJobResponse(job=convert.job_to_proto(job))
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
-        job: Job = await self._jobs.cancel(*_job_name(request.name))
-        return pb.CancelJobResponse(job=convert.job_to_proto(job))
+        async def effect(conn: Any) -> pb.CancelJobResponse:
+            # Cancelling twice is cancelling once: it needs no transaction with the answer.
+            del conn
+            job: Job = await self._jobs.cancel(*_job_name(request.name))
+            return pb.CancelJobResponse(job=convert.job_to_proto(job))
+
+        return await self._idempotency.run(
+            "CancelJob", request.request_id, request, pb.CancelJobResponse, effect
+        )
 
 
 @lru_cache(4096)

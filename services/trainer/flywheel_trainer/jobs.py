@@ -80,7 +80,8 @@ class Job:
 class JobStore(Protocol):
     """Keeps jobs. `create` makes the job and its run in one transaction, idempotent by request_id, and raises NotFound
     UNKNOWN_EXPERIMENT. `end` writes the end of job and run at once and only if the job has not ended; it answers
-    whether it did. `waits` says in the progress what an active job waits for. `request_cancel` raises NotFound UNKNOWN_JOB and FailedPrecondition JOB_ENDED."""
+    whether it did. `waits` says in the progress what an active job waits for.
+    `request_cancel` is idempotent by request_id and raises NotFound UNKNOWN_JOB and FailedPrecondition JOB_ENDED."""
 
     async def create(
         self, job: Job, details: Mapping[str, Any], request_id: str, body: bytes, now: datetime
@@ -92,7 +93,7 @@ class JobStore(Protocol):
 
     async def list(self, project: str, size: int, token: str) -> Page[Job]: ...
 
-    async def request_cancel(self, name: JobName) -> Job: ...
+    async def request_cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job: ...
 
     async def active(self) -> Sequence[tuple[Job, Mapping[str, Any]]]: ...
 
@@ -178,9 +179,10 @@ class Jobs:
     async def list(self, project: str, size: int, token: str) -> Page[Job]:
         return await self._store.list(project, size, token)
 
-    async def cancel(self, name: JobName) -> Job:
-        """Ask for the end of every process of the job; it is CANCELLED once they are gone."""
-        return await self._store.request_cancel(name)
+    async def cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job:
+        """Ask for the end of every process of the job; it is CANCELLED once they are gone. A repeat of a request that was heard
+        answers the job as it is now, ended or not."""
+        return await self._store.request_cancel(name, request_id, body)
 
     async def watch(
         self, name: JobName, log_offset: int, poll_seconds: float

@@ -235,13 +235,16 @@ class MemoryJobs:
         )
         return cut(rows[: size + 1], size, lambda j: (j.name.job,), query=project)
 
-    async def request_cancel(self, name: JobName) -> Job:
+    async def request_cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job:
+        if self._held.replay("CancelJob", request_id, body) is not None:
+            return self._held.jobs[name][0]
         job = await self.get(name)
         if job is None:
             raise unknown_job(name)
         if job.state in ENDED:
             raise FailedPrecondition(f"Job {str(name)!r} has ended as {job.state}.", reason="JOB_ENDED")
         self._held.jobs[name] = replace(job, cancel_requested=True), self._held.jobs[name][1]
+        self._held.answered("CancelJob", request_id, body, name)
         return self._held.jobs[name][0]
 
     async def active(self) -> Sequence[tuple[Job, Mapping[str, Any]]]:

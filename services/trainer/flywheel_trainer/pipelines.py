@@ -78,7 +78,7 @@ class PipelineRun:
 
 
 class PipelineStore(Protocol):
-    """Keeps pipeline runs. `create` is idempotent by request_id. `begin_step`, `note`, `end_step` and `finish` may be
+    """Keeps pipeline runs. `create` and `request_cancel` are idempotent by request_id. `begin_step`, `note`, `end_step` and `finish` may be
     repeated after a crash: they write the same rows again. `note` and `end_step` set fields of the run (`facts`).
     `finish` ends a run that has not ended, closes its open steps and puts `training.completed` into the outbox, in one
     transaction. `unfinished` are the runs to be driven."""
@@ -91,7 +91,9 @@ class PipelineStore(Protocol):
 
     async def unfinished(self) -> Sequence[PipelineRunName]: ...
 
-    async def request_cancel(self, name: PipelineRunName) -> PipelineRun: ...
+    async def request_cancel(
+        self, name: PipelineRunName, request_id: str = "", body: bytes = b""
+    ) -> PipelineRun: ...
 
     async def begin_step(self, name: PipelineRunName, step: str, now: datetime) -> None: ...
 
@@ -135,10 +137,10 @@ class Pipelines:
     async def list(self, project: str, size: int, token: str) -> Page[PipelineRun]:
         return await self._store.list(project, size, token)
 
-    async def cancel(self, name: PipelineRunName) -> PipelineRun:
+    async def cancel(self, name: PipelineRunName, request_id: str = "", body: bytes = b"") -> PipelineRun:
         """Ask for the end after the step in progress; a training job in progress is stopped. FailedPrecondition
-        PIPELINE_RUN_ENDED."""
-        return await self._store.request_cancel(name)
+        PIPELINE_RUN_ENDED. A repeat of a request that was heard answers the run as it is now, ended or not."""
+        return await self._store.request_cancel(name, request_id, body)
 
     async def watch(self, name: PipelineRunName, poll_seconds: float) -> AsyncIterator[PipelineRun]:
         """The run now and at every change, until it has ended."""

@@ -126,9 +126,8 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             )
 
     async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
-        return pb.CancelJobResponse(
-            job=convert.job_to_proto(await self._jobs.cancel(JobName.parse(request.name)))
-        )
+        job = await self._jobs.cancel(JobName.parse(request.name), request.request_id, _body(request))
+        return pb.CancelJobResponse(job=convert.job_to_proto(job))
 
     async def StartPipelineRun(
         self, request: pb.StartPipelineRunRequest, context: Any
@@ -164,7 +163,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def CancelPipelineRun(
         self, request: pb.CancelPipelineRunRequest, context: Any
     ) -> pb.CancelPipelineRunResponse:
-        run = await self._pipelines.cancel(PipelineRunName.parse(request.name))
+        run = await self._pipelines.cancel(
+            PipelineRunName.parse(request.name), request.request_id, _body(request)
+        )
         return pb.CancelPipelineRunResponse(pipeline_run=convert.pipeline_run_to_proto(run))
 
     async def SetRetrainingPolicy(

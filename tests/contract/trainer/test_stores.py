@@ -299,6 +299,16 @@ async def test_cancelling_is_a_wish_until_the_job_has_ended(stores: Stores) -> N
     with pytest.raises(FailedPrecondition) as over:
         await stores.jobs.request_cancel(job.name)
     assert "JOB_ENDED" == over.value.reason
+    other = await stores.job("2")
+    heard = await stores.jobs.request_cancel(other.name, "once", b"body")
+    with pytest.raises(InvalidArgument) as reused:
+        await stores.jobs.request_cancel(other.name, "once", b"another")
+    assert "REQUEST_ID_REUSED" == reused.value.reason
+    assert heard == await stores.jobs.request_cancel(other.name, "once", b"body")
+    await stores.jobs.end(other.name, JobState.CANCELLED, Outcome(False, "CANCELLED", "asked"), AT)
+    # Who asks again because no answer came is told how it ended.
+    again = await stores.jobs.request_cancel(other.name, "once", b"body")
+    assert JobState.CANCELLED == again.state
     with pytest.raises(NotFound) as unknown:
         await stores.jobs.request_cancel(JobName("p", "none"))
     assert "UNKNOWN_JOB" == unknown.value.reason

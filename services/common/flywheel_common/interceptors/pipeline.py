@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Span, Status, StatusCode
 
 from flywheel_common.auth import PUBLIC, Authenticator, Permissions, authorize
@@ -22,6 +22,7 @@ from flywheel_common.context import ANONYMOUS, Call, current_call
 from flywheel_common.error_details import trailing_metadata
 from flywheel_common.errors import DeadlineExceeded, FlywheelError, Internal, InvalidArgument
 from flywheel_common.ids import new_id
+from flywheel_common.impossible import impossible_value
 from flywheel_common.interceptors.admission import Admission
 from flywheel_common.logs import RpcLog, get_logger
 from flywheel_common.metrics import RedMetrics
@@ -91,7 +92,7 @@ class Pipeline:
                 if request_streaming:
                     request = self._parsed(raw, parse)
                 else:
-                    request = self._parse(raw, parse)
+                    request = state.request = self._parse(raw, parse)
                     call.request_id = getattr(request, "request_id", "")
                 if call.deadline is None and default is not None:
                     call.deadline = time.monotonic() + default
@@ -115,7 +116,7 @@ class Pipeline:
                 if request_streaming:
                     request = self._parsed(raw, parse)
                 else:
-                    request = self._parse(raw, parse)
+                    request = state.request = self._parse(raw, parse)
                     call.request_id = getattr(request, "request_id", "")
                 produced = behavior(request, context)
                 if yields or hasattr(produced, "__aiter__"):
@@ -194,6 +195,9 @@ class Pipeline:
             mapped: FlywheelError = DeadlineExceeded("The call took longer than its deadline allows.")
         elif isinstance(error, FlywheelError):
             mapped = error
+        elif isinstance(state.request, Message) and (refusal := impossible_value(state.request)) is not None:
+            log.warning("impossible value", method=state.method, reason=refusal.reason, exc_info=error)
+            mapped = refusal
         else:
             error_id = new_id()
             log.error("unhandled exception", error_id=error_id, exc_info=error)
@@ -234,7 +238,7 @@ class Pipeline:
 class _Running:
     """The bookkeeping of one call."""
 
-    __slots__ = ("admitted", "call", "code", "method", "reason", "span", "started", "streaming")
+    __slots__ = ("admitted", "call", "code", "method", "reason", "request", "span", "started", "streaming")
 
     def __init__(self, method: str, streaming: bool) -> None:
         self.method = method
@@ -243,6 +247,7 @@ class _Running:
         self.admitted = False
         self.code = "OK"
         self.reason = ""
+        self.request: Any = None
         self.span: Span | None = None
         self.call: Call | None = None
 

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.postgres import Pool, connection
+from flywheel_common.postgres import Pool, alive, connection
 from flywheel_registry.store import statements as sql
 
 CHANNEL = "flywheel_serving"
@@ -25,7 +25,7 @@ class PostgresNotices:
         self._woken = asyncio.Event()
 
     async def next(self, timeout_seconds: float) -> set[str] | None:
-        if self._conn is None or self._conn.is_closed():
+        if not alive(self._conn):
             await self.close()
             await self._listen()
             return None
@@ -61,6 +61,6 @@ class PostgresNotices:
         conn, self._conn = self._conn, None
         if conn is not None:
             with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-                if not conn.is_closed():
+                if alive(conn):
                     await conn.remove_listener(CHANNEL, self._heard)
                 await self._pool.release(conn, timeout=2.0)

@@ -107,15 +107,23 @@ class PostgresJobs:
             rows = await conn.fetch(_LIST, project, after[0], size + 1)
         return cut([_job(row) for row in rows], size, lambda j: (j.name.job,), query=project)
 
-    async def request_cancel(self, name: JobName) -> Job:
-        async with transaction(self._pool) as conn:
-            row = await conn.fetchrow(_CANCEL, name.job, name.project)
-            if row is not None:
-                return _job(row)
-            row = await conn.fetchrow(_GET, name.job, name.project)
-        if row is None:
-            raise unknown_job(name)
-        raise FailedPrecondition(f"Job {str(name)!r} has ended as {row['state']}.", reason="JOB_ENDED")
+    async def request_cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job:
+        async with (
+            transaction(self._pool) as conn,
+            idempotent(conn, "CancelJob", request_id, body) as once,
+        ):
+            if once.replay is not None:
+                return await _existing(conn, name)
+            done = await conn.fetchrow(_CANCEL, name.job, name.project)
+            row = done or await conn.fetchrow(_GET, name.job, name.project)
+            if row is None:
+                raise unknown_job(name)
+            if done is None:
+                raise FailedPrecondition(
+                    f"Job {str(name)!r} has ended as {row['state']}.", reason="JOB_ENDED"
+                )
+            once.store(str(name).encode())
+            return _job(row)
 
     async def active(self) -> Sequence[tuple[Job, Mapping[str, Any]]]:
         async with connection(self._pool) as conn:

@@ -115,17 +115,24 @@ class PostgresPipelines:
         async with connection(self._pool) as conn:
             return [PipelineRunName(row["project"], row["id"]) for row in await conn.fetch(_UNFINISHED)]
 
-    async def request_cancel(self, name: PipelineRunName) -> PipelineRun:
-        async with transaction(self._pool) as conn:
-            done = await conn.fetchval(_CANCEL, name.run, name.project)
+    async def request_cancel(
+        self, name: PipelineRunName, request_id: str = "", body: bytes = b""
+    ) -> PipelineRun:
+        async with (
+            transaction(self._pool) as conn,
+            idempotent(conn, "CancelPipelineRun", request_id, body) as once,
+        ):
+            done = once.replay is not None or await conn.fetchval(_CANCEL, name.run, name.project)
             row = await conn.fetchrow(_GET, name.run, name.project)
-        if row is None:
-            raise unknown_pipeline_run(name)
-        if not done:
-            raise FailedPrecondition(
-                f"Pipeline run {str(name)!r} has ended as {row['state']}.", reason="PIPELINE_RUN_ENDED"
-            )
-        return _run(row)
+            if row is None:
+                raise unknown_pipeline_run(name)
+            if not done:
+                raise FailedPrecondition(
+                    f"Pipeline run {str(name)!r} has ended as {row['state']}.", reason="PIPELINE_RUN_ENDED"
+                )
+            if once.replay is None:
+                once.store(str(name).encode())
+            return _run(row)
 
     async def begin_step(self, name: PipelineRunName, step: str, now: datetime) -> None:
         async with transaction(self._pool) as conn:

@@ -1,0 +1,64 @@
+"""Values that a message can carry and nothing behind it can hold: NUL in text, times and durations beyond their range.
+
+Looked for only after a call has failed without a reason of its own: the good path pays nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from flywheel_common.errors import InvalidArgument
+
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
+"""The years 1 to 9999: the range of google.protobuf.Timestamp."""
+_LONGEST_SECONDS = 315_576_000_000
+_NANOS = 1_000_000_000
+
+
+def impossible_value(message: Message) -> InvalidArgument | None:
+    """The refusal that names the first such field; None when the message holds none."""
+    return next(_found(message, ""), None)
+
+
+def _found(message: Message, prefix: str) -> Iterator[InvalidArgument]:
+    for field, value in message.ListFields():
+        path = f"{prefix}{field.name}"
+        for part in _parts(field, value):
+            if isinstance(part, str):
+                if "\0" in part:
+                    yield InvalidArgument(
+                        f"{path} holds a NUL character: leave it out.", reason="INVALID_TEXT", field=path
+                    )
+            elif isinstance(part, Timestamp):
+                if not (_FIRST_SECOND <= part.seconds <= _LAST_SECOND and 0 <= part.nanos < _NANOS):
+                    yield InvalidArgument(
+                        f"{path} is no time between the years 1 and 9999.",
+                        reason="INVALID_TIMESTAMP",
+                        field=path,
+                    )
+            elif isinstance(part, Duration):
+                if not (abs(part.seconds) <= _LONGEST_SECONDS and abs(part.nanos) < _NANOS) or (
+                    part.seconds * part.nanos < 0
+                ):
+                    yield InvalidArgument(
+                        f"{path} is no duration of at most 10,000 years.",
+                        reason="INVALID_DURATION",
+                        field=path,
+                    )
+            elif isinstance(part, Message):
+                yield from _found(part, f"{path}.")
+
+
+def _parts(field: Any, value: Any) -> Iterator[Any]:
+    if field.message_type is not None and field.message_type.GetOptions().map_entry:
+        yield from value.keys()
+        yield from value.values()
+    elif field.is_repeated:
+        yield from value
+    else:
+        yield value

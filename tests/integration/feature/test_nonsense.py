@@ -1,0 +1,20 @@
+"""Whatever a request holds, every method refuses what has no sense as documented, and a refusal changes nothing."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from flywheel_common.grpc_server import Server
+from flywheel_common.testing.nonsense import refusals
+from flywheel_common.testing.row_counts import row_counts
+from flywheel_protos.feature.v1 import feature_pb2
+
+
+@pytest.mark.timeout(180)
+async def test_every_method_refuses_nonsense_as_documented(server: Server, database: str) -> None:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        service = feature_pb2.DESCRIPTOR.services_by_name["FeatureService"]
+        seen = await refusals(channel, service, lambda: row_counts(database))
+    assert seen["INVALID_ARGUMENT"] > len(service.methods)
+    assert seen["NOT_FOUND"]

@@ -1,0 +1,88 @@
+"""Every mutation of the feature service under one request_id: the same answer again, and another body is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+import flywheel as fw
+from flywheel_common.errors import InvalidArgument
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+from flywheel_protos.types.v1 import job_pb2
+
+PARENT = "projects/default"
+
+
+@pytest.fixture
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """Jobs wait for ever, so that none has ended when a test looks."""
+    return {**environment, "FLYWHEEL_FEATURE_JOB_CONCURRENCY": "0"}
+
+
+place = fw.Entity("place", {"code": fw.STRING})
+SCHEMA = {"code": fw.STRING, "at": fw.TIMESTAMP, "height": fw.FLOAT64}
+heights = fw.ParquetSource("heights", SCHEMA, timestamp="at", uri="s3://nowhere/heights/")
+facts = fw.BatchView("facts", place, heights, {"height": fw.FLOAT64})
+tall = fw.FeatureSet("tall", ["facts:height"])
+
+
+def training_set(request_id: str, uri: str) -> pb.BuildTrainingSetRequest:
+    request = pb.BuildTrainingSetRequest(
+        parent=PARENT, feature_set=f"{PARENT}/featureSets/tall", request_id=request_id
+    )
+    request.spine.file.uri = uri
+    request.spine.file.timestamp_field = "at"
+    return request
+
+
+async def test_a_request_id_stands_for_one_request_of_its_method(client: fw.Client) -> None:
+    stub: Any = client.feature
+    definitions = fw.compile_definitions([facts, tall], "default")
+    none = fw.compile_definitions([], "default")
+    view = f"{PARENT}/views/facts"
+    await stub.ApplyDefinitions(pb.ApplyDefinitionsRequest(parent=PARENT, definitions=definitions))
+    uri = "s3://nowhere/predictions/"
+    cases: list[tuple[Any, Any, Any]] = [
+        (
+            stub.ApplyDefinitions,
+            pb.ApplyDefinitionsRequest(parent=PARENT, definitions=definitions, request_id="one"),
+            pb.ApplyDefinitionsRequest(parent=PARENT, definitions=none, request_id="one"),
+        ),
+        (
+            stub.MaterializeView,
+            pb.MaterializeViewRequest(view=view, request_id="one"),
+            pb.MaterializeViewRequest(parent=PARENT, request_id="one"),
+        ),
+        (stub.BuildTrainingSet, training_set("one", "s3://bucket/b"), training_set("one", "s3://bucket/c")),
+        (
+            stub.CheckSkew,
+            pb.CheckSkewRequest(parent=PARENT, predictions_uri=uri, request_id="one"),
+            pb.CheckSkewRequest(parent=PARENT, predictions_uri=uri, sample_limit=1, request_id="one"),
+        ),
+    ]
+    for method, first, other in cases:
+        answer = await method(first)
+        again = await method(first)
+        if hasattr(answer, "job"):
+            assert answer.job.name == again.job.name
+        else:
+            assert answer == again
+        with pytest.raises(InvalidArgument) as refused:
+            await method(other)
+        assert "REQUEST_ID_REUSED" == refused.value.reason, other
+
+
+async def test_who_cancels_again_because_no_answer_came_is_answered_as_before(client: fw.Client) -> None:
+    stub: Any = client.feature
+    await stub.ApplyDefinitions(
+        pb.ApplyDefinitionsRequest(parent=PARENT, definitions=fw.compile_definitions([facts], "default"))
+    )
+    started = await stub.MaterializeView(pb.MaterializeViewRequest(view=f"{PARENT}/views/facts"))
+    request = pb.CancelJobRequest(name=started.job.name, request_id="one")
+    first = await stub.CancelJob(request)
+    assert job_pb2.JOB_STATE_CANCELLED == first.job.state
+    assert first == await stub.CancelJob(request)
+    with pytest.raises(InvalidArgument) as refused:
+        await stub.CancelJob(pb.CancelJobRequest(name=f"{PARENT}/jobs/other", request_id="one"))
+    assert "REQUEST_ID_REUSED" == refused.value.reason

@@ -1,0 +1,20 @@
+"""Whatever a request holds, every method refuses what has no sense as documented, and a refusal changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from flywheel_common.testing.nonsense import refusals
+from flywheel_common.testing.row_counts import row_counts
+from flywheel_protos.monitor.v1 import monitor_pb2
+
+
+@pytest.mark.timeout(180)
+async def test_every_method_refuses_nonsense_as_documented(world: Any) -> None:
+    async with grpc.aio.insecure_channel(world.monitor.address) as channel:
+        service = monitor_pb2.DESCRIPTOR.services_by_name["MonitorService"]
+        seen = await refusals(channel, service, lambda: row_counts(world.dsn))
+    assert seen["INVALID_ARGUMENT"] > len(service.methods)

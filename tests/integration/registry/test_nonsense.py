@@ -1,0 +1,21 @@
+"""Whatever a request holds, every method refuses what has no sense as documented, and a refusal changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from flywheel_common.testing.nonsense import refusals
+from flywheel_common.testing.row_counts import row_counts
+from flywheel_protos.registry.v1 import registry_pb2
+
+
+@pytest.mark.timeout(180)
+async def test_every_method_refuses_nonsense_as_documented(registry: Any, database: str) -> None:
+    async with grpc.aio.insecure_channel(registry.address) as channel:
+        service = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"]
+        seen = await refusals(channel, service, lambda: row_counts(database))
+    assert seen["INVALID_ARGUMENT"] > len(service.methods)
+    assert seen["NOT_FOUND"]

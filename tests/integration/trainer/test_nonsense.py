@@ -1,0 +1,24 @@
+"""Whatever a request holds, every method refuses what has no sense as documented, and a refusal changes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+import pytest
+
+from flywheel_common.testing.nonsense import refusals
+from flywheel_common.testing.row_counts import row_counts
+from flywheel_protos.trainer.v1 import trainer_pb2
+
+
+@pytest.mark.timeout(180)
+async def test_every_method_refuses_nonsense_as_documented(
+    start_trainer: Any, trainer_settings: dict[str, str], database: str
+) -> None:
+    trainer = await start_trainer(trainer_settings)
+    async with grpc.aio.insecure_channel(trainer.address) as channel:
+        service = trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"]
+        seen = await refusals(channel, service, lambda: row_counts(database))
+    assert seen["INVALID_ARGUMENT"] > len(service.methods)
+    assert seen["NOT_FOUND"]

@@ -1,0 +1,159 @@
+"""The stream worker over stores in memory: whatever dies or is lost whenever, each event counts once, online and in the archive."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from itertools import count
+from typing import Any
+
+import numpy as np
+import polars as pl
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flywheel_feature.archive_replay import ArchiveReplay
+from flywheel_feature.archiving import Archiver
+from flywheel_feature.catalog import Catalog
+from flywheel_feature.definitions import (
+    HOUR,
+    SECOND,
+    Aggregation,
+    AggregationFunction,
+    DataType,
+    Entity,
+    Field,
+    Source,
+    StreamSource,
+    StreamView,
+    VersionRef,
+    View,
+)
+from flywheel_feature.erased import Erased
+from flywheel_feature.generations import Generations
+from flywheel_feature.keys import entity_keys, key_prefix
+from flywheel_feature.memory_online import MemoryOnlineStore
+from flywheel_feature.memory_streams import MemoryStreams
+from flywheel_feature.stream_materialization import PositionLost, StreamMaterializer, TileFilling
+from flywheel_feature.stream_tiles import SourceRows, SourceTiles, ViewTiles
+
+KEY = Field("airport", DataType.STRING)
+SCHEMA = (KEY, Field("at", DataType.TIMESTAMP), Field("x", DataType.FLOAT64))
+SOURCE = Source("default", "events", SCHEMA, "at", "", StreamSource())
+KIND = StreamView("events", (Aggregation("sum", AggregationFunction.SUM, "x", 6 * HOUR),), "", 600 * SECOND)
+VIEW = View("default", "sums", "airport", KIND, version=1)
+CATALOG = Catalog(
+    "default", 1, {"airport": Entity("default", "airport", (KEY,))}, {"events": SOURCE}, {VersionRef("sums", 1): VIEW}, {},
+    {"sums": VIEW},
+)  # fmt: skip
+
+
+class Dies(Exception):
+    """The process ends here."""
+
+
+class Files:
+    def __init__(self) -> None:
+        self.written: dict[str, pl.DataFrame] = {}
+
+    def bucket_uri(self, key: str) -> str:
+        return f"s3://memory/{key}"
+
+    def write(self, uri: str, frame: pl.DataFrame) -> None:
+        self.written[uri] = frame
+
+    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+        return pl.concat([self.written[uri] for uri in uris]).select(columns)
+
+    async def delete(self, key: str) -> None:
+        del self.written[self.bucket_uri(key)]
+
+
+class Mortal:
+    """A port whose calls kill the process after a number of them: before their effect, or after it but before the answer."""
+
+    def __init__(self, inner: Any, life: list[int]) -> None:
+        self._inner = inner
+        self._life = life
+
+    def __getattr__(self, name: str) -> Any:
+        async def call(*args: Any) -> Any:
+            self._life[0] -= 1
+            if self._life[0] == 0:
+                raise Dies
+            answer = await getattr(self._inner, name)(*args)
+            if self._life[0] == 1 and len(args) % 2:
+                raise Dies
+            return answer
+
+        return call
+
+
+def records(events: list[tuple[str, int]], low: int, high: int) -> SourceRows:
+    """Events low <= offset < high: (airport, id), each of value id + 1."""
+    mine = events[low:high]
+    everywhere = np.ones(len(mine), bool)
+    airports = np.empty(len(mine), object)
+    airports[:] = [a for a, _ in mine]
+    values = np.array([i + 1.0 for _, i in mine])
+    times = np.array([i * 60 * SECOND for _, i in mine], np.int64)
+    columns = {"airport": (airports, everywhere), "at": (times, everywhere), "x": (values, everywhere)}
+    return SourceRows(SOURCE, 0, columns, [str(i) for _, i in mine], np.arange(low, high), high)
+
+
+async def live(
+    events: list[tuple[str, int]], step: int, life: int, online: Any, streams: Any, files: Files
+) -> bool:
+    """One process's work on the partition; False when it died."""
+    left = [life]
+    store, kept = Mortal(online, left), Mortal(streams, left)
+    erased = Erased(lambda _: CATALOG, lambda _: {})
+    tiles = SourceTiles(store)
+    names = (f"{life}-{i}" for i in count(len(files.written)))
+    archiver = Archiver(kept, files, lambda: next(names), erased, files.delete, flush_rows=5)
+    filling = TileFilling(Generations(store, kept), ArchiveReplay(kept, files), tiles, erased)
+    worker = StreamMaterializer(kept, kept, tiles, archiver, filling)
+    try:
+        at = await worker.begin(CATALOG, SOURCE, 0)
+        while at < len(events):
+            following = min(at + step, len(events))
+            await worker.apply(CATALOG, records(events, at, following))
+            at = following
+        await archiver.flush_all()
+    except (Dies, PositionLost):
+        return False
+    return True
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    events=st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 30)), min_size=1, max_size=30),
+    lives=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(0, 4)), max_size=8),
+)
+def test_each_event_counts_once_wherever_processes_die(
+    events: list[tuple[str, int]], lives: list[tuple[int, int, int]]
+) -> None:
+    # The same id always comes with the same airport: a repeated event.
+    events = [("AB"[i % 2], i) for _, i in events]
+    online, streams, files = MemoryOnlineStore(), MemoryStreams(), Files()
+
+    async def story() -> tuple[list[bytes | None], list[str]]:
+        nonlocal online
+        for life, step, luck in lives:
+            if luck == 0:
+                # The online store lost everything; the archive did not.
+                online = MemoryOnlineStore()
+            await live(events, step, life, online, streams, files)
+        assert await live(events, 7, 10_000, online, streams, files)
+        names = entity_keys([(DataType.STRING, ["A", "B"])])
+        states = await online.read([key_prefix(VIEW) + n for n in names])
+        segments = await streams.segments("default", "events")
+        return states, [segment.uri for segment in segments]
+
+    states, uris = asyncio.run(story())
+    layout = ViewTiles(VIEW, (KEY,), SCHEMA).layout
+    (sums,) = layout.read(states, np.full(2, 40 * 60 * SECOND, np.int64)).columns
+    expected = [sum(i + 1.0 for i in {i for a, i in events if a == airport}) for airport in "AB"]
+    assert expected == [float(v) if ok else 0.0 for v, ok in zip(*sums, strict=True)]
+    archived = [i for uri in uris for i in files.written[uri]["__event_id"].to_list()]
+    assert sorted({str(i) for _, i in events}) == sorted(archived)

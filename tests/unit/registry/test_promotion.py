@@ -1,0 +1,123 @@
+"""Whatever is promoted, overridden or rejected in whatever order, what serves, the stages and the audit agree."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flywheel_common.clock import ManualClock
+from flywheel_common.errors import FailedPrecondition, FlywheelError, InvalidArgument
+from flywheel_registry.audit import first_break
+from flywheel_registry.memory import MemoryStore
+from flywheel_registry.names import VersionName
+from flywheel_registry.policy import GatePolicy, MetricThreshold
+from flywheel_registry.promotion import Promotion, Promotions
+from flywheel_registry.resources import Model, ModelVersion, Release, StageChanged
+from flywheel_registry.stages import LEGAL, Stage
+
+LATE = "projects/p/models/late"
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+GATE = GatePolicy((MetricThreshold("auc", min=0.6, min_delta=0.0),))
+
+
+async def a_model(*aucs: float, releases: bool = True) -> MemoryStore:
+    store = MemoryStore()
+    async with store.transaction() as records:
+        await records.add_model(Model(LATE, gate_policy=GATE, created_at=AT))
+        for auc in aucs:
+            version = await records.add_version(ModelVersion(LATE, metrics={"auc": auc}, registered_at=AT))
+            if releases:
+                await records.add_release(Release(LATE, version.number, created_at=AT))
+    return store
+
+
+async def promote(store: MemoryStore, number: int, to: Stage | None, **changes: Any) -> Promotion:
+    wanted: dict[str, Any] = {"override": False, "added": {}, **changes}
+    async with store.transaction() as records:
+        name = VersionName.parse(f"{LATE}/versions/{number}")
+        return await Promotions(ManualClock(AT)).promote(records, name, to, "because", "ann", **wanted)
+
+
+async def stages_of(store: MemoryStore) -> dict[int, Stage]:
+    async with store.reading() as records:
+        return {v.number: v.stage for v in await records.versions(LATE, 1 << 30, None, {}, 99)}
+
+
+async def test_the_first_version_serves_on_its_offline_gate_alone() -> None:
+    store = await a_model(0.7)
+    done = await promote(store, 1, Stage.PRODUCTION)
+    assert (True, Stage.PRODUCTION) == (done.passed, done.version.stage)
+    async with store.reading() as records:
+        model = await records.model(LATE)
+        assert model is not None
+        assert (1, 1) == (model.production_release, model.production_version)
+        assert "no champion to compare with" in (await records.audit(LATE, 99, 1))[0].reason
+
+
+async def test_a_failed_gate_is_an_answer_that_is_kept_and_moves_nothing() -> None:
+    store = await a_model(0.5)
+    refused = await promote(store, 1, None)
+    assert (False, Stage.NONE) == (refused.passed, refused.version.stage)
+    async with store.reading() as records:
+        (entry,) = await records.audit(LATE, 99, 9)
+        assert ("GATE_FAILED", refused.evidence.name) == (entry.action, entry.evidence)
+    assert [] == store.events
+    with pytest.raises(InvalidArgument) as talked_away:
+        await promote(store, 1, None, added={"auc": 0.9})
+    assert "EVIDENCE_CONFLICT" == talked_away.value.reason
+    overridden = await promote(store, 1, None, override=True)
+    assert (False, Stage.STAGING) == (overridden.passed, overridden.version.stage)
+
+
+async def test_without_a_release_nothing_can_serve() -> None:
+    store = await a_model(0.7, releases=False)
+    with pytest.raises(FailedPrecondition) as bare:
+        await promote(store, 1, Stage.PRODUCTION)
+    assert "NO_RELEASE" == bare.value.reason
+    assert {1: Stage.NONE} == await stages_of(store)
+
+
+STEP = st.tuples(st.integers(1, 4), st.sampled_from([None, *Stage, "reject"]), st.booleans())
+
+
+@settings(max_examples=100, deadline=None)
+@given(steps=st.lists(STEP, max_size=14))
+def test_what_serves_the_stages_and_the_audit_agree(steps: list[Any]) -> None:
+    async def story() -> None:
+        store = await a_model(0.7, 0.5, 0.8, 0.65)
+        promotions = Promotions(ManualClock(AT))
+        for number, to, override in steps:
+            before = await stages_of(store), len(store.events)
+            try:
+                if to == "reject":
+                    async with store.transaction() as records:
+                        name = VersionName.parse(f"{LATE}/versions/{number}")
+                        await promotions.reject(records, name, "bad", "bob")
+                else:
+                    await promote(store, number, to, override=override)
+            except FlywheelError:
+                assert before == (await stages_of(store), len(store.events)), "a refusal changes nothing"
+            await check(store, before[0])
+
+    async def check(store: MemoryStore, before: dict[int, Stage]) -> None:
+        now = await stages_of(store)
+        serving = [n for n, stage in now.items() if stage is Stage.PRODUCTION]
+        assert len(serving) <= 1
+        async with store.reading() as records:
+            model = await records.model(LATE)
+            assert model is not None
+            assert (serving[0] if serving else None) == model.production_version
+            spans = await records.spans(LATE)
+            assert [s.version for s in spans if s.until is None] == serving
+            assert first_break(LATE, (await records.audit(LATE, 1 << 30, 999))[::-1]) is None
+        moved = [e for e, _ in store.events if isinstance(e, StageChanged)]
+        assert all(e.to_stage in LEGAL[e.from_stage] for e in moved)
+        last = {e.version: e.to_stage for e in moved}
+        assert {n: last.get(n, Stage.NONE) for n in before} == now
+
+    asyncio.run(story())
