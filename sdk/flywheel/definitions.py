@@ -17,6 +17,8 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from flywheel.errors import DefinitionError
+from flywheel.places import here, made_at, place_in, place_of
 from flywheel.types import FLOAT64, duration, fields, vector_size
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
@@ -28,6 +30,9 @@ class Metadata:
     description: str = ""
     owner: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_made_at", here())
 
     def texts(self) -> dict[str, Any]:
         return {
@@ -164,6 +169,9 @@ class Aggregation:
     window: str | timedelta
     name: str = ""
     limit: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_made_at", here())
 
     def proto(self) -> pb.Aggregation:
         return pb.Aggregation(
@@ -325,9 +333,10 @@ class FeatureSet(Metadata):
         )
 
 
-def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitions:
-    """The definitions among `objects`, and what they refer to, each once, in the order found."""
-    result, seen = pb.Definitions(), set()
+def definitions_in(objects: Iterable[object]) -> list[Entity | Source | View | FeatureSet]:
+    """The definitions among `objects` and what they refer to, each once; what is referred to comes first."""
+    found: list[Entity | Source | View | FeatureSet] = []
+    seen: set[int] = set()
 
     def add(item: object) -> None:
         if not isinstance(item, Entity | Source | View | FeatureSet) or id(item) in seen:
@@ -338,23 +347,43 @@ def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitio
         for name in ("views", "requests"):
             for other in getattr(item, name, ()):
                 add(other)
-        match item:
-            case Entity():
-                result.entities.append(item.proto(project))
-            case Source():
-                result.sources.append(item.proto(project))
-            case View():
-                result.views.append(item.proto(project))
-            case FeatureSet():
-                result.feature_sets.append(item.proto(project))
+        found.append(item)
 
     for item in objects:
         add(item)
+    return found
+
+
+def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitions:
+    """`definitions_in(objects)` as protobuf. Raises DefinitionError that names file and line."""
+    result = pb.Definitions()
+    for item in definitions_in(objects):
+        try:
+            match item:
+                case Entity():
+                    result.entities.append(item.proto(project))
+                case Source():
+                    result.sources.append(item.proto(project))
+                case View():
+                    result.views.append(item.proto(project))
+                case FeatureSet():
+                    result.feature_sets.append(item.proto(project))
+        except (ValueError, TypeError) as error:
+            raise DefinitionError(f"{made_at(item)}: {type(item).__name__} {item.name!r}: {error}") from error
     return result
 
 
+def place_of_violation(objects: Iterable[object], project: str, name: str, path: str) -> str:
+    """`file:line` of the definition with the resource name `name`, or of the part of it that `path` names; empty: not known."""
+    for item in definitions_in(objects):
+        if item.proto(project).name == name:
+            return place_of(item, path)
+    return ""
+
+
 def load_module(path: str | Path) -> ModuleType:
-    """Runs a definitions file of the user's, in the user's own process. Raises FileNotFoundError."""
+    """Runs a definitions file of the user's, in the user's own process. Raises FileNotFoundError, and DefinitionError that names
+    the line for whatever the file raises."""
     file = Path(path).resolve()
     if not file.is_file():
         raise FileNotFoundError(f"{path} is no file; name the Python file that holds your definitions")
@@ -363,7 +392,10 @@ def load_module(path: str | Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise DefinitionError(f"{place_in(str(file), error)}: {type(error).__name__}: {error}") from error
     return module
 
 

@@ -52,9 +52,7 @@ def definitions(ttl: str = "1d") -> Any:
 
 
 async def version(story: Story, feature_set: str) -> str:
-    declared = model_pb2.ModelVersion(feature_set=feature_set, metrics={"auc": 0.7, "rows": 10})
-    request = registry_pb2.CreateModelVersionRequest(parent=story.model, model_version=declared)
-    return str((await story.stub.CreateModelVersion(request)).model_version.name)
+    return (await story.version(upload=False, feature_set=feature_set)).name
 
 
 async def delete(client: fw.Client, *names: str) -> Any:
