@@ -11,7 +11,7 @@ import pytest_asyncio
 import flywheel as fw
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
-from flywheel_protos.registry.v1 import model_pb2, registry_pb2
+from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.testing import Story, running
 
@@ -127,3 +127,14 @@ async def test_while_the_registry_is_down_deletions_wait_and_new_versions_do_not
     assert raised.value.reason == "REGISTRY_DOWN"
     again = await client.apply(definitions("3d"))
     assert f"{PARENT}/views/facts/versions/2" in {c.name for c in again.changes}
+
+
+async def test_a_plan_says_exactly_what_the_apply_does(client: fw.Client) -> None:
+    for ttl, owner in (("1d", ""), ("1d", ""), ("2d", ""), ("2d", "ops"), ("1d", "data"), ("1d", "data")):
+        sent = definitions(ttl)
+        for item in (*sent.views, *sent.entities, *sent.feature_sets):
+            item.owner = owner
+        planned, done = await client.apply(sent, plan=True), await client.apply(sent)
+        assert list(planned.changes) == list(done.changes)
+        again = await client.apply(sent)
+        assert {c.action for c in again.changes} == {pb.PlannedChange.ACTION_UNCHANGED}
