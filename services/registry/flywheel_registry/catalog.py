@@ -211,7 +211,7 @@ def _use_after(token: str, query: str) -> tuple[str, int, str]:
         case None:
             return "", 0, ""
         case [str(model), int(number), str(feature_set)] if "\0" not in model + feature_set:
-            return model, min(number, NEWEST), feature_set
+            return model, max(0, min(number, NEWEST)), feature_set
     raise InvalidArgument(
         "page_token does not belong to this request.", reason="INVALID_PAGE_TOKEN", field="page_token"
     )
