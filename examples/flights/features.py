@@ -5,43 +5,26 @@ flywheel apply examples/flights/features.py
 
 import flywheel as fw
 
+WEATHER = ("temp", "humid", "wind_speed", "precip", "visib")
+KEYS = dict.fromkeys(("carrier", "tailnum", "origin", "dest"), fw.STRING)
+REQUEST = {"hour": fw.INT64, "distance": fw.FLOAT64}
+PLANE = dict.fromkeys(("built", "seats", "engines"), fw.FLOAT64)
+
 carrier = fw.Entity("carrier", {"carrier": fw.STRING}, description="Airline, two-letter code")
 origin = fw.Entity("origin", {"origin": fw.STRING}, description="Airport of departure")
 dest = fw.Entity("dest", {"dest": fw.STRING}, description="Airport of arrival")
-route = fw.Entity(
-    "route",
-    {"origin": fw.STRING, "dest": fw.STRING},
-    description="Origin and destination",
-)
+route = fw.Entity("route", {"origin": fw.STRING, "dest": fw.STRING}, description="Origin and destination")
 plane = fw.Entity("plane", {"tailnum": fw.STRING}, description="Aircraft by tail number")
-
-KEYS = {
-    "carrier": fw.STRING,
-    "tailnum": fw.STRING,
-    "origin": fw.STRING,
-    "dest": fw.STRING,
-}
-REQUEST = {"hour": fw.INT64, "distance": fw.FLOAT64}
 
 planes = fw.ParquetSource(
     "planes",
-    {
-        "tailnum": fw.STRING,
-        "registered_at": fw.TIMESTAMP,
-        "built": fw.FLOAT64,
-        "seats": fw.FLOAT64,
-        "engines": fw.FLOAT64,
-    },
+    {"tailnum": fw.STRING, "registered_at": fw.TIMESTAMP, **PLANE},
     timestamp="registered_at",
     uri="s3://flywheel/flights/planes/",
 )
 weather = fw.StreamSource(
     "weather",
-    {
-        "origin": fw.STRING,
-        "known_at": fw.TIMESTAMP,
-        **dict.fromkeys(["temp", "humid", "wind_speed", "precip", "visib"], fw.FLOAT64),
-    },
+    {"origin": fw.STRING, "known_at": fw.TIMESTAMP, **dict.fromkeys(WEATHER, fw.FLOAT64)},
     timestamp="known_at",
     description="Hourly observations, known one hour after they were made",
 )
@@ -53,30 +36,14 @@ departures = fw.StreamSource(
 )
 arrivals = fw.StreamSource(
     "arrivals",
-    {
-        **KEYS,
-        **REQUEST,
-        "landed_at": fw.TIMESTAMP,
-        "prediction_time": fw.TIMESTAMP,
-        "arr_delay": fw.FLOAT64,
-    },
+    {**KEYS, **REQUEST, "landed_at": fw.TIMESTAMP, "prediction_time": fw.TIMESTAMP, "arr_delay": fw.FLOAT64},
     timestamp="landed_at",
     description="Landings: the arrival delay is known from here on, and with it the label",
 )
 trip = fw.RequestSource("trip", REQUEST, description="Sent with every request")
 
-plane_facts = fw.BatchView(
-    "plane_facts",
-    plane,
-    planes,
-    {"built": fw.FLOAT64, "seats": fw.FLOAT64, "engines": fw.FLOAT64},
-)
-sky = fw.StreamView(
-    "sky",
-    origin,
-    weather,
-    [fw.last(f, "6h", name=f) for f in ("temp", "humid", "wind_speed", "precip", "visib")],
-)
+plane_facts = fw.BatchView("plane_facts", plane, planes, PLANE)
+sky = fw.StreamView("sky", origin, weather, [fw.last(name, "6h", name=name) for name in WEATHER])
 airport_now = fw.StreamView(
     "airport_now",
     origin,
@@ -101,18 +68,10 @@ carrier_week = fw.StreamView(
     tile="1h",
 )
 route_week = fw.StreamView(
-    "route_week",
-    route,
-    arrivals,
-    [fw.mean("arr_delay", "7d", name="delay_7d")],
-    tile="1h",
+    "route_week", route, arrivals, [fw.mean("arr_delay", "7d", name="delay_7d")], tile="1h"
 )
 dest_now = fw.StreamView(
-    "dest_now",
-    dest,
-    arrivals,
-    [fw.mean("arr_delay", "6h", name="delay_6h")],
-    tile="30m",
+    "dest_now", dest, arrivals, [fw.mean("arr_delay", "6h", name="delay_6h")], tile="30m"
 )
 trip_facts = fw.OnDemandView(
     "trip_facts",
@@ -130,11 +89,10 @@ late_arrival = fw.FeatureSet(
     [
         *[f"trip_facts:{f}" for f in ("hour", "distance", "age", "worsening")],
         *[f"plane_facts:{f}" for f in ("seats", "engines")],
-        *[f"sky:{f}" for f in ("temp", "humid", "wind_speed", "precip", "visib")],
+        *[f"sky:{f}" for f in WEATHER],
         *[f"airport_now:{f}" for f in ("delay_1h", "delay_3h", "worst_3h", "departures_3h")],
         *[f"carrier_week:{f}" for f in ("delay_1d", "delay_7d", "std_7d")],
-        "route_week:delay_7d",
-        "dest_now:delay_6h",
+        *["route_week:delay_7d", "dest_now:delay_6h"],
     ],
     description="What is known about a flight at the top of its scheduled departure hour",
 )

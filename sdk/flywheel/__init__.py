@@ -12,7 +12,6 @@ from flywheel.definitions import (
     OnDemandView,
     ParquetSource,
     RequestSource,
-    Rule,
     StreamSource,
     StreamView,
     approx_distinct,
@@ -29,6 +28,8 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, Unavailable
+from flywheel.report import alerts_table, versions_table
+from flywheel.rules import Rule
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -45,6 +46,7 @@ from flywheel.types import (
     TIMESTAMP_LIST,
     vector,
 )
+from flywheel.watching import ModelWatch, News
 
 __all__ = [
     "BOOL",
@@ -67,6 +69,8 @@ __all__ = [
     "FeatureSet",
     "FlywheelError",
     "JobFailedError",
+    "ModelWatch",
+    "News",
     "NotFound",
     "OnDemandView",
     "ParquetSource",
@@ -75,6 +79,7 @@ __all__ = [
     "StreamSource",
     "StreamView",
     "Unavailable",
+    "alerts_table",
     "approx_distinct",
     "compile_definitions",
     "count",
@@ -90,4 +95,5 @@ __all__ = [
     "timestamp",
     "total",
     "vector",
+    "versions_table",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ Every answer is a table for people, or with `--json` the protobuf message as JSO
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -14,13 +15,16 @@ import typer
 from rich.table import Table
 
 from flywheel import cli_definitions
-from flywheel.cli_output import call, console, show, show_all, state
+from flywheel.cli_output import call, console, errors, show, show_all, state
 from flywheel.client import Client, request_id
+from flywheel.report import alerts_table, versions_table
+from flywheel.watching import ModelWatch
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2
+from flywheel_protos.types.v1 import value_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Declare features, train, release and watch models on Flywheel.")
 features = typer.Typer(no_args_is_help=True, help="Online features, freshness, training sets.")
@@ -67,13 +71,56 @@ def get_features(
 
 
 @features.command("materialize")
-def materialize(view: str) -> None:
+def materialize(
+    view: str,
+    start: Annotated[datetime | None, typer.Option(help="Event time to begin at; else what is new")] = None,
+    end: Annotated[datetime | None, typer.Option(help="Event time to end before")] = None,
+    rows_per_second: Annotated[int, typer.Option(help="At most so many; 0: no limit of yours")] = 0,
+) -> None:
     """Write a batch view's new rows online."""
 
     async def work(client: Client) -> None:
-        show(await client.materialize(view))
+        job = await client.materialize(
+            view, show_progress, start=start, end=end, rows_per_second=rows_per_second
+        )
+        show(job)
 
     call(work)
+
+
+@features.command("rebuild")
+def rebuild() -> None:
+    """Fill an online store that lost its contents from the archives on S3."""
+
+    async def work(client: Client) -> None:
+        show(await client.rebuild_online_store(show_progress))
+
+    call(work)
+
+
+@features.command("erase")
+def erase(
+    entity: str, keys: Annotated[list[str], typer.Argument(help="key=value of every join key")]
+) -> None:
+    """Erase one entity everywhere and show what is left to others."""
+
+    async def work(client: Client) -> None:
+        described = (
+            await client.feature.GetEntity(feature_pb2.GetEntityRequest(name=client.path("entities", entity)))
+        ).entity
+        numbers = {k.name for k in described.join_keys if k.data_type == value_pb2.DATA_TYPE_INT64}
+        given = dict(pair.split("=", 1) for pair in keys)
+        typed = {k: int(v) if k in numbers else v for k, v in given.items()}
+        show(await client.erase_entity(entity, typed, show_progress))
+
+    call(work)
+
+
+def show_progress(job: feature_pb2.Job) -> None:
+    """One line on standard error per change."""
+    errors.print(
+        f"{job.progress.done:,} of {job.progress.total:,} {job.progress.unit}: {job.progress.message}"
+    )
 
 
 @features.command("freshness")
@@ -111,6 +158,34 @@ def list_models() -> None:
         show_all(answer.models, ["name", "production_version", "production_release", "owner"])
 
     call(work)
+
+
+@models.command("report")
+def report(model: str) -> None:
+    """What each version was worth on what it served, and what was alerted."""
+
+    async def work(client: Client) -> None:
+        console.print(await versions_table(client, model))
+        console.print(await alerts_table(client, model))
+
+    call(work)
+
+
+@models.command("watch")
+def watch(model: str, seconds: Annotated[float, typer.Option(help="Pause between two looks")] = 1.0) -> None:
+    """Tell alerts, trainings and rollouts as they happen, until Ctrl-C."""
+
+    async def work(client: Client) -> None:
+        watched = ModelWatch(client, model)
+        while True:
+            for news in await watched.poll():
+                console.print(f"[bold]{news.kind:>8}[/bold] {news.text}", highlight=False)
+            await asyncio.sleep(seconds)
+
+    try:
+        call(work)
+    except KeyboardInterrupt:
+        raise typer.Exit(0) from None
 
 
 @models.command("versions")

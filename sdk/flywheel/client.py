@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -30,8 +30,8 @@ from flywheel_protos.feature.v1 import (
     training_set_pb2,
 )
 from flywheel_protos.inference.v1 import inference_pb2, inference_pb2_grpc
-from flywheel_protos.monitor.v1 import monitor_pb2_grpc
-from flywheel_protos.registry.v1 import registry_pb2, registry_pb2_grpc
+from flywheel_protos.monitor.v1 import monitor_pb2, monitor_pb2_grpc
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 from flywheel_protos.types.v1 import job_pb2
 
@@ -163,12 +163,45 @@ class Client:
         schema: Mapping[str, int] | None = None,
         *,
         ids: Sequence[str] = (),
+        to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
     ) -> feature_pb2.PushFeaturesResponse:
-        """Sends rows to a stream source, or to a batch view when `target` begins with `views/`."""
+        """Sends rows to a stream source, or to a batch view when `target` begins with `views/` (then `to` may say online or
+        offline only)."""
+        return await self.feature.PushFeatures(self.push_request(target, rows, schema, ids=ids, to=to))
+
+    def push_request(
+        self,
+        target: str,
+        rows: Any,
+        schema: Mapping[str, int] | None = None,
+        *,
+        ids: Sequence[str] = (),
+        to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
+    ) -> feature_pb2.PushFeaturesRequest:
+        """One push, for `push_stream`."""
         name = f"{self.parent}/{target}" if target.startswith("views/") else self.path("sources", target)
-        return await self.feature.PushFeatures(
-            feature_pb2.PushFeaturesRequest(target=name, rows=to_table(rows, schema), event_ids=ids)
+        return feature_pb2.PushFeaturesRequest(
+            target=name,
+            rows=to_table(rows, schema),
+            event_ids=ids,
+            push_target=to,  # type: ignore[arg-type]
         )
+
+    async def push_stream(
+        self, pushes: AsyncIterable[feature_pb2.PushFeaturesRequest]
+    ) -> AsyncIterator[feature_pb2.StreamPushFeaturesResponse]:
+        """An answer per push, in order, once its rows are durable; a refused one has its `error` set and harms no other. The
+        service takes more pushes only as fast as it answers."""
+
+        async def wrapped() -> AsyncIterator[feature_pb2.StreamPushFeaturesRequest]:
+            async for push in pushes:
+                yield feature_pb2.StreamPushFeaturesRequest(push=push)
+
+        try:
+            async for answer in self.feature.StreamPushFeatures(wrapped()):
+                yield answer
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
 
     async def wait_applied(
         self, offsets: Sequence[feature_pb2.AppliedOffset], *, within: float = 60.0
@@ -208,16 +241,52 @@ class Client:
         return await self.feature.GetOnlineFeatures(request)
 
     async def materialize(
-        self, view: str, progress: Callable[[feature_pb2.Job], None] | None = None
+        self,
+        view: str,
+        progress: Callable[[feature_pb2.Job], None] | None = None,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        rows_per_second: int = 0,
     ) -> feature_pb2.Job:
-        """Writes a batch view's rows online and waits for the end."""
-        request = feature_pb2.MaterializeViewRequest(view=self.path("views", view), request_id=request_id())
-        job = (await self.feature.MaterializeView(request)).job
-        return await self._wait(
-            self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)),
-            "job",
-            progress,
+        """Writes a batch view's rows online and waits for the end: with `start` those of a range of event time, else what the
+        view has not seen yet."""
+        request = feature_pb2.MaterializeViewRequest(
+            view=self.path("views", view), request_id=request_id(), rows_per_second=rows_per_second
         )
+        if start is not None:
+            request.start_time.FromDatetime(start)
+        if end is not None:
+            request.end_time.FromDatetime(end)
+        return await self._feature_job((await self.feature.MaterializeView(request)).job, progress)
+
+    async def rebuild_online_store(
+        self, progress: Callable[[feature_pb2.Job], None] | None = None
+    ) -> feature_pb2.Job:
+        """Fills an online store that lost its contents from the archives on S3, and waits for the end."""
+        request = feature_pb2.RebuildOnlineStoreRequest(parent=self.parent, request_id=request_id())
+        return await self._feature_job((await self.feature.RebuildOnlineStore(request)).job, progress)
+
+    async def erase_entity(
+        self,
+        entity: str,
+        join_keys: Mapping[str, Any],
+        progress: Callable[[feature_pb2.Job], None] | None = None,
+    ) -> feature_pb2.EraseReport:
+        """Erases one entity everywhere and waits for the report."""
+        request = feature_pb2.EraseEntityRequest(
+            entity=self.path("entities", entity),
+            join_keys={k: from_python(v) for k, v in join_keys.items()},
+            request_id=request_id(),
+        )
+        return (await self._feature_job((await self.feature.EraseEntity(request)).job, progress)).erase_report
+
+    async def _feature_job(
+        self, job: feature_pb2.Job, progress: Callable[[feature_pb2.Job], None] | None
+    ) -> feature_pb2.Job:
+        watched = self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name))
+        ended: feature_pb2.Job = await self._wait(watched, "job", progress)
+        return ended
 
     async def build_training_set(
         self,
@@ -257,6 +326,46 @@ class Client:
         return (
             await self._wait(self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)), "job")
         ).skew_report
+
+    async def prediction_archive(self, model: str, *, rows: int = 0, within: float = 120.0) -> str:
+        """Address of a model's archived prediction log, once it holds at least `rows` answers (shadow answers count).
+        Raises TimeoutError."""
+        request = monitor_pb2.GetPredictionArchiveRequest(model=self.path("models", model))
+        async with asyncio.timeout(within):
+            while (archive := await self.monitor.GetPredictionArchive(request)).rows < rows:
+                await asyncio.sleep(0.2)
+        return archive.uri
+
+    # models and the rules that decide about them; `fields` are those of the message named in each docstring
+
+    async def create_model(self, model: str, **fields: Any) -> model_pb2.Model:
+        """registry.v1.Model: gate policy, rollout policy, description."""
+        request = registry_pb2.CreateModelRequest(
+            parent=self.parent, model_id=model, model=model_pb2.Model(**fields), request_id=request_id()
+        )
+        return (await self.registry.CreateModel(request)).model
+
+    async def set_monitor_policy(self, model: str, **fields: Any) -> monitor_pb2.MonitorPolicy:
+        """monitor.v1.MonitorPolicy: windows, thresholds."""
+        policy = monitor_pb2.MonitorPolicy(model=self.path("models", model), **fields)
+        request = monitor_pb2.SetMonitorPolicyRequest(policy=policy, request_id=request_id())
+        return (await self.monitor.SetMonitorPolicy(request)).policy
+
+    async def set_retraining_policy(self, model: str, **fields: Any) -> trainer_pb2.RetrainingPolicy:
+        """trainer.v1.RetrainingPolicy: pipeline, triggers, cooldown, budget."""
+        policy = trainer_pb2.RetrainingPolicy(name=self.path("retrainingPolicies", model), **fields)
+        request = trainer_pb2.SetRetrainingPolicyRequest(policy=policy, request_id=request_id())
+        return (await self.trainer.SetRetrainingPolicy(request)).policy
+
+    async def create_experiment(self, experiment: str, **fields: Any) -> trainer_pb2.Experiment:
+        """trainer.v1.Experiment: description, tags."""
+        request = trainer_pb2.CreateExperimentRequest(
+            parent=self.parent,
+            experiment_id=experiment,
+            experiment=trainer_pb2.Experiment(**fields),
+            request_id=request_id(),
+        )
+        return (await self.trainer.CreateExperiment(request)).experiment
 
     # training
 
@@ -336,6 +445,27 @@ class Client:
                 )
             accepted += (await self.inference.RecordOutcome(request)).accepted_count
         return accepted
+
+    async def wait_serving(self, model: str, *, within: float = 60.0) -> inference_pb2.ServingStatus:
+        """What the gateway serves, once it is the registry's production release with its golden rows reproduced.
+        Raises TimeoutError."""
+        name = self.path("models", model)
+        async with asyncio.timeout(within):
+            while True:
+                wanted = (await self.registry.GetModel(registry_pb2.GetModelRequest(name=name))).model
+                answer = await self.inference.GetServingStatus(inference_pb2.GetServingStatusRequest())
+                for status in answer.models:
+                    ready = status.model == name and status.champion_release in status.ready_releases
+                    if ready and status.champion_release == wanted.production_release:
+                        return status
+                await asyncio.sleep(0.1)
+
+    async def wait_monitored(self, *, within: float = 60.0) -> None:
+        """Returns when the monitor has read every prediction and outcome logged so far. Raises TimeoutError."""
+        request = monitor_pb2.GetIngestStatusRequest(parent=self.parent)
+        async with asyncio.timeout(within):
+            while (await self.monitor.GetIngestStatus(request)).lag_records:
+                await asyncio.sleep(0.05)
 
     async def rollback(
         self, model: str, reason: str, *, timeout: float = 30.0

@@ -19,6 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from flywheel.errors import DefinitionError
 from flywheel.places import here, made_at, place_in, place_of
+from flywheel.rules import Rules, check_ruled, rules_of
 from flywheel.types import FLOAT64, duration, fields, vector_size
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
@@ -55,47 +56,6 @@ class Entity(Metadata):
             join_keys=fields(self.keys),
             **self.texts(),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What values must be when they are written. `action` says what happens to a row that breaks it: "reject" refuses the push
-    (a materialization leaves the row out), "quarantine" keeps it aside as Parquet, "flag" serves and counts it."""
-
-    min: float | None = None
-    max: float | None = None
-    max_null_rate: float | None = None
-    allowed: Sequence[str] = ()
-    action: str = "reject"
-
-    def proto(self) -> pb.ValidationRule:
-        """Raises ValueError for an action that does not exist."""
-        name = f"VALIDATION_ACTION_{self.action.upper()}"
-        action = pb.ValidationAction.DESCRIPTOR.values_by_name.get(name)
-        if action is None:
-            raise ValueError(f"{self.action!r} is no action: say reject, quarantine or flag")
-        return pb.ValidationRule(
-            min=self.min,
-            max=self.max,
-            max_null_rate=self.max_null_rate,
-            allowed=self.allowed,
-            action=action.number,  # type: ignore[arg-type]
-        )
-
-
-Rules = Mapping[str, Rule | Sequence[Rule]]
-"""Name of a feature or field → its rule or rules."""
-
-
-def _rules(rules: Rules, name: str) -> list[pb.ValidationRule]:
-    found = rules.get(name, ())
-    return [rule.proto() for rule in ([found] if isinstance(found, Rule) else found)]
-
-
-def _check_ruled(rules: Rules, names: Iterable[str], of: str) -> None:
-    unknown = set(rules) - set(names)
-    if unknown:
-        raise ValueError(f"{of} has rules for {', '.join(sorted(unknown))}, which it does not have")
 
 
 @dataclass(frozen=True)
@@ -143,9 +103,9 @@ class StreamSource(Source):
         lateness = duration(self.allowed_lateness)
         if lateness:
             result.stream.allowed_lateness.FromTimedelta(lateness)
-        _check_ruled(self.rules, self.schema, f"source {self.name!r}")
+        check_ruled(self.rules, self.schema, f"source {self.name!r}")
         for name in self.rules:
-            for rule in _rules(self.rules, name):
+            for rule in rules_of(self.rules, name):
                 result.rules.add(field=name, rule=rule)
         return result
 
@@ -264,13 +224,13 @@ class BatchView(View):
         result = super().proto(project)
         result.entity = self.entity.proto(project).name
         result.batch.source = self.source.proto(project).name
-        _check_ruled(self.rules, self.features, f"view {self.name!r}")
+        check_ruled(self.rules, self.features, f"view {self.name!r}")
         for name, kind in self.features.items():
             result.batch.features.add(
                 name=name,
                 data_type=int(kind),
                 vector_size=vector_size(kind),
-                rules=_rules(self.rules, name),
+                rules=rules_of(self.rules, name),
             )
         return result
 

@@ -17,6 +17,7 @@ from flywheel_local.platform import Platform
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
+from flywheel_protos.trainer.v1 import trainer_pb2
 
 STORY = Path(__file__).parents[2] / "examples" / "flights" / "main.py"
 MODEL = "projects/default/models/late-arrival"
@@ -94,16 +95,33 @@ async def test_every_answer_is_logged_and_labels_meet_their_predictions(
         assert 0.4 < found.auc <= 1.0
 
 
+async def test_drift_that_is_there_is_found_and_starts_a_training_by_itself(
+    story: str, addresses: dict[str, str]
+) -> None:
+    async with fw.Client(**addresses) as client:
+        alerts = await client.monitor.ListAlerts(
+            monitor_pb2.ListAlertsRequest(parent="projects/default", filter=f"model={MODEL}")
+        )
+        drifted = next(a for a in alerts.alerts if a.kind == "DATA_DRIFT")
+        assert "sky__temp" in [f.feature for f in drifted.features], "April is warmer than the winter"
+        runs = await client.trainer.ListPipelineRuns(
+            trainer_pb2.ListPipelineRunsRequest(parent="projects/default")
+        )
+        caused = [r for r in runs.pipeline_runs if r.cause_alert]
+        assert [r.cause_alert for r in caused] == [drifted.name]
+        challenger = await client.registry.GetModelVersion(
+            registry_pb2.GetModelVersionRequest(name=caused[0].model_version)
+        )
+        assert challenger.model_version.cause_alert == drifted.name
+
+
 async def test_online_answers_are_what_offline_recomputes(story: str, addresses: dict[str, str]) -> None:
     async with fw.Client(**addresses) as client:
-        archive = await client.monitor.GetPredictionArchive(
-            monitor_pb2.GetPredictionArchiveRequest(model=MODEL)
-        )
-        report = await client.check_skew(archive.uri)
+        report = await client.check_skew(await client.prediction_archive("late-arrival", rows=900))
         assert report.predictions > 500
         assert report.mismatches == 0, [f for f in report.features if f.mismatch_count]
 
 
 async def test_the_story_ends_with_its_table(story: str) -> None:
-    for row in ("Model versions", "predictions", "skew check", "rollback"):
+    for row in ("calibration error", "most drifted", "predictions", "skew", "rollback", "naive join"):
         assert row in story

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 import psutil
@@ -45,6 +46,16 @@ def status() -> None:
         raise typer.Exit(1)
     if not _show(state):
         raise typer.Exit(1)
+
+
+@app.command()
+def env() -> None:
+    """Print what a client needs to reach the running platform, as shell exports."""
+    state = state_file.read(STATE)
+    if state is None or not state.alive() or not state.ready:
+        raise LocalError("the platform is not running", "make up starts it")
+    for name, value in state.client_environment.items():
+        print(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()

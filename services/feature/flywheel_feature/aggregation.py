@@ -10,8 +10,8 @@ State of one (view version, entity) is one array of little-endian doubles (integ
     index  component 0 … component k-1                              per tile, index ascending
     time  known  rank  value                                        per list entry, lists in order, newest last
     index × OBSERVATIONS + register × 64 + rank                     per register hit, sketches in order, ascending
-    partition  next offset                                          per partition applied
     texts of the entries of lists of texts, in order                bytes, filled up to a multiple of 8
+    partition  next offset                                          per partition applied: what a state ends with
 
 `newest` is the newest event time. Components: n, sum, m2 (sum of squared deviations from the tile's mean), min, max of a field's
 values; m2 follows sum follows n. FIRST takes four: time, known, rank, value. LAST and LAST_N need no tiles: lists keep the newest
@@ -40,6 +40,8 @@ from flywheel_feature.tile_reading import Floats, Ints, Mask, Reading, WindowVal
 F = AggregationFunction
 
 FORMAT = 2.0
+GENERATION = -1
+"""The partition that stands for the generation of a state (generations.py) among its positions."""
 _INF = float("inf")
 _TILES = tuple(
     x * SECOND for x in (1, 2, 5, 10, 15, 30, 60, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
@@ -278,9 +280,9 @@ class TileLayout:
             (
                 np.array(head, "<f8").tobytes(),
                 body[1 + self.sections :].tobytes(),
-                np.array(tail, "<f8").tobytes(),
                 delta.texts,
                 bytes(-len(delta.texts) % 8),
+                np.array(tail, "<f8").tobytes(),
             )
         )
 

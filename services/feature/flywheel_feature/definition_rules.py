@@ -123,8 +123,8 @@ def check_source(source: Source) -> list[Violation]:
     if isinstance(source.kind, ParquetSource):
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}/.+", source.kind.uri):
             found.add("parquet.uri", "expected s3://bucket/prefix/ or s3://bucket/key.parquet")
-        if source.kind.format != TableFormat.PARQUET:
-            found.add("parquet.format", "only plain Parquet can be read so far")
+        if source.kind.format == TableFormat.ICEBERG:
+            found.add("parquet.format", "ICEBERG tables cannot be read: use PARQUET or DELTA")
     if source.rules and not source.is_stream:
         found.add("rules", "rules of a source are for streams: say those of a table at the view's features")
     for i, ruled in enumerate(source.rules):

@@ -23,6 +23,9 @@ MAXIMUM_ID_CHARACTERS = 128
 MAXIMUM_RECORD_BYTES = 512 * 1024
 """A record of more is split: brokers refuse records beyond 1 MiB by default."""
 
+SHOWN_MICROSECONDS = 1_000_000
+"""Freshness of a view is told in steps of so much event time."""
+
 Encode = Callable[[Source, Columns, list[str], int], bytes]
 
 
@@ -32,8 +35,22 @@ class Topics(Protocol):
     async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]: ...
 
 
+class Log(Protocol):
+    async def append(self, view: View, source: Source, columns: Columns, rows: int) -> None:
+        """Durable when it returns. Raises Unavailable."""
+        ...
+
+
+class Shown(Protocol):
+    async def done(self, project: str, view: str, version: int, end_time: int, newest: int) -> None:
+        """The newest event time online of a view version; never back."""
+        ...
+
+
 class Rows(Protocol):
-    async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int: ...
+    async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int:
+        """Each row unless one with an equal or later (event time, created time) is there; how many were written."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +62,14 @@ class Pushed:
 
 
 class Pushing:
-    def __init__(self, topics: Topics, online: Rows, encode: Encode, validating: Validating) -> None:
+    def __init__(
+        self, topics: Topics, online: Rows, log: Log, shown: Shown, encode: Encode, validating: Validating
+    ) -> None:
         self._topics = topics
         self._online = online
+        self._log = log
+        self._shown = shown
+        self._newest: dict[str, int] = {}
         self._encode = encode
         self._validating = validating
 
@@ -87,16 +109,30 @@ class Pushing:
         ]
 
     async def to_view(
-        self, catalog: Catalog, view: View, source: Source, columns: Columns, rows: int
+        self,
+        catalog: Catalog,
+        view: View,
+        source: Source,
+        columns: Columns,
+        rows: int,
+        *,
+        offline: bool = True,
+        online: bool = True,
     ) -> Pushed:
-        """Writes rows online unless newer ones are there. Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW; Unavailable."""
+        """Appends rows to the view's push log, then writes them online unless newer ones are there.
+
+        Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW; Unavailable: then some of it may have happened, and a repetition is
+        harmless.
+        """
         check_rows(source.schema, columns)
         keys = [k.name for k in catalog.entity(view.entity).join_keys]
         required(columns, [*keys, source.timestamp_field], "a row needs its join keys and its time")
         kept, report = await self._validating.pushed_to_view(view, source, columns, rows)
         if kept is not None:
             columns, rows = pick(columns, kept), int(kept.sum())
-        if rows:
+        if rows and offline:
+            await self._log.append(view, source, columns, rows)
+        if rows and online:
             writer = RowWriter(catalog, view)
             event = columns[source.timestamp_field][0].astype(np.int64)
             created = event
@@ -105,7 +141,13 @@ class Pushing:
                 created = np.where(valid, given, event).astype(np.int64)
             by_feature = {f.name: columns[f.field] for f in view.features}
             await writer.write({k: columns[k] for k in keys}, by_feature, event, created, self._online)
+            await self._show(view, int(event.max()))
         return Pushed(rows, {}, report)
+
+    async def _show(self, view: View, newest: int) -> None:
+        if newest > self._newest.get(view.name, 0) + SHOWN_MICROSECONDS:
+            await self._shown.done(view.project, view.id, view.version, newest + 1, newest)
+            self._newest[view.name] = newest
 
 
 class RowWriter:

@@ -65,7 +65,7 @@ class Reading:
         self.counts[self.found] = self.data[here[:, None] + 4 + np.arange(layout.sections)]
         begin = self.starts + layout.header + self.tile_counts * layout.stride
         self.begins = np.column_stack([begin, begin[:, None] + np.cumsum(self.counts * self.widths, axis=1)])
-        """Where every list and sketch begins, and after them the offsets, [rows, sections + 1]."""
+        """Where every list and sketch begins, and after them the texts, [rows, sections + 1]."""
         self._sections: dict[int, tuple[Ints, Floats]] = {}
 
     def values(self) -> WindowValues:
@@ -185,11 +185,9 @@ class Reading:
         return lists, present
 
     def _texts(self, number: int, kind: DataType, chosen: Mask) -> npt.NDArray[Any]:
-        """Texts of a list's chosen entries. All lists of texts of a row lie one after the other behind its offsets."""
+        """Texts of a list's chosen entries. All lists of texts of a row lie one after the other behind all sections."""
         owner, entries = self._section(number)
-        here = self.begins[:, -1].copy()
-        here[self.found] += 2 * self.data[self.starts[self.found] + 3].astype(np.int64)
-        here *= 8
+        here = self.begins[:, -1] * 8
         for earlier, field in enumerate(list(self.layout.lists)[:number]):
             if field in self.layout.texts:
                 rows, lengths = self._section(earlier)

@@ -8,8 +8,9 @@ does. A row that breaks several rules meets the hardest action: REJECT, then QUA
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,12 @@ class Report:
     quarantined: int = 0
     flagged: int = 0
     breaches: tuple[Breach, ...] = ()
+
+    @classmethod
+    def load(cls, values: Mapping[str, Any]) -> Report:
+        """What dataclasses.asdict made, by way of JSON."""
+        breaches = (Breach(**{**b, "action": ValidationAction(b["action"])}) for b in values["breaches"])
+        return cls(**{**values, "breaches": tuple(breaches)})
 
     def plus(self, verdict: Verdict) -> Report:
         merged = {(b.feature, b.rule, b.action): b for b in self.breaches}

@@ -16,6 +16,8 @@ from flywheel_monitor import performance
 from flywheel_monitor.arrays import F64, I64, Mask
 from flywheel_monitor.layout import log_loss_terms
 
+LARGEST_SHIFT = 1e6
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -147,10 +149,11 @@ def _pairs(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[I64, I64]:
 
 
 def _shift(champion: F64, challenger: F64) -> float:
-    """|difference of means| in champion standard deviations; 0 when either has no scores."""
-    if len(champion) == 0 or len(challenger) == 0:
+    """|difference of means| in champion standard deviations, at most 1e6 (a champion that always says the same);
+    0 when the challenger has no scores, or the champion too few to have a deviation."""
+    if len(champion) < 2 or len(challenger) == 0:
         return 0.0
     difference, spread = abs(float(challenger.mean() - champion.mean())), float(champion.std())
-    if spread == 0:
-        return 0.0 if difference == 0 else math.inf
-    return difference / spread
+    if difference == 0:
+        return 0.0
+    return min(difference / spread, LARGEST_SHIFT) if spread else LARGEST_SHIFT

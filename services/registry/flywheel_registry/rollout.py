@@ -120,7 +120,7 @@ class Comparison:
         return (self.last_event - self.first_event).total_seconds()
 
     def values(self) -> dict[str, float]:
-        """The numbers by name, to be frozen as evidence."""
+        """The numbers by name, to be frozen as evidence; a bound that is infinite proves nothing and is left out."""
         numbers: dict[str, float] = {
             "labelled": self.labelled,
             "bake_seconds": self.bake_seconds,
@@ -140,7 +140,7 @@ class Comparison:
             }
             if variant.log_loss is not None:
                 numbers[f"{side}.log_loss"] = variant.log_loss
-        return {name: float(value) for name, value in numbers.items()}
+        return {name: float(value) for name, value in numbers.items() if not math.isinf(value)}
 
 
 @dataclass(frozen=True, slots=True)

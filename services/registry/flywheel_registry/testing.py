@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
@@ -45,7 +46,8 @@ class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer, health_pb2_grpc.Healt
 
 def comparison(*, labelled: int = 1000, predictions: int = 2000, delta: float = -0.02, half: float = 0.01, days: float = 3.0,
                error_rate: float = 0.0) -> monitor_pb2.CompareVariantsResponse:  # fmt: skip
-    """Evidence over `days` of event time, with delta ± half."""
+    """Evidence over `days` of event time, with delta ± half; infinite bounds below two labels, as the monitor answers."""
+    half = half if labelled > 1 else math.inf
     answer = monitor_pb2.CompareVariantsResponse(
         champion=monitor_pb2.VariantStatistics(predictions=predictions, labelled=labelled, score_stddev=0.1),
         challenger=monitor_pb2.VariantStatistics(

@@ -116,6 +116,8 @@ class Pipeline:
         spec = TrainSpec(**{**run.spec.train.__dict__, "training_set": seen["training_set"]["name"]})
         request_id = f"{run.name.run}:train"
         job = await self._jobs.submit(run.name.project, spec, 0, request_id, repr(spec).encode())
+        # Known from here on: whoever watches the pipeline sees its losses while it trains.
+        await self._store.note(run.name, {"run": str(job.run)})
         while job.state not in ENDED:
             try:
                 await self._pause(workflow)

@@ -78,9 +78,10 @@ class PipelineRun:
 
 
 class PipelineStore(Protocol):
-    """Keeps pipeline runs. `create` is idempotent by request_id. `begin_step`, `end_step` and `finish` may be repeated
-    after a crash: they write the same rows again. `finish` ends a run that has not ended, closes its open steps and
-    puts `training.completed` into the outbox, in one transaction. `unfinished` are the runs to be driven."""
+    """Keeps pipeline runs. `create` is idempotent by request_id. `begin_step`, `note`, `end_step` and `finish` may be
+    repeated after a crash: they write the same rows again. `note` and `end_step` set fields of the run (`facts`).
+    `finish` ends a run that has not ended, closes its open steps and puts `training.completed` into the outbox, in one
+    transaction. `unfinished` are the runs to be driven."""
 
     async def create(self, run: PipelineRun, request_id: str, body: bytes, now: datetime) -> PipelineRun: ...
 
@@ -93,6 +94,8 @@ class PipelineStore(Protocol):
     async def request_cancel(self, name: PipelineRunName) -> PipelineRun: ...
 
     async def begin_step(self, name: PipelineRunName, step: str, now: datetime) -> None: ...
+
+    async def note(self, name: PipelineRunName, facts: Mapping[str, Any]) -> None: ...
 
     async def end_step(
         self,

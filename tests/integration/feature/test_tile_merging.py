@@ -7,6 +7,7 @@ import uuid
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +30,7 @@ from flywheel_feature.definitions import (
 from flywheel_feature.distinct import observations
 from flywheel_feature.store.online_store import OnlineStore
 from flywheel_feature.store.redis_pipe import RedisPipe
-from flywheel_feature.stream_tiles import SourceRows, ViewTiles
+from flywheel_feature.stream_tiles import PositionLost, SourceRows, ViewTiles
 
 TILE = 600 * SECOND
 START = 1_357_000_000 * SECOND
@@ -120,7 +121,7 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
             for low, size in [*repeats, (0, total)]:
                 low = min(low, reached)
                 reached = max(reached, min(total, low + size))
-                await tiles.apply(rows_of(events, partition, low, min(total, low + size)), store)
+                await tiles.apply(rows_of(events, partition, low, min(total, low + size)), store, 1)
         prefix = f"default/{view.id}@1{{1:".encode()
         found = await store.read([prefix + b"A}", prefix + b"B}"])
         await pipe.close()
@@ -145,7 +146,9 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
             )
 
 
-async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(redis_url: str) -> None:
+async def test_of_racing_rows_the_newest_by_event_then_created_time_then_arrival_stays(
+    redis_url: str,
+) -> None:
     from flywheel_feature.row_encoding import RowLayout
 
     layout = RowLayout([Feature("x", DataType.FLOAT64)])
@@ -156,8 +159,45 @@ async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(redis_
         np.array([v[0] for v in versions], np.int64),
         np.array([v[1] for v in versions], np.int64),
     )
-    assert await store.write_rows([b"k"] * len(rows), rows, 0) == 3
+    assert await store.write_rows([b"k"] * len(rows), rows, 0) == 4
+    assert await store.write_rows([b"k"], [rows[-1]], 0) == 0
     decoded = layout.decode(await store.read([b"k", b"absent"]))
-    assert decoded.columns[0][0].tolist() == [4.0, 0.0]
+    assert decoded.columns[0][0].tolist() == [6.0, 0.0]
     assert decoded.found.tolist() == [True, False]
+    await pipe.close()
+
+
+async def test_a_state_of_an_older_generation_counts_for_nothing_and_one_of_a_newer_refuses(
+    redis_url: str,
+) -> None:
+    view = View(
+        "default", "generations", "airport", StreamView("events", AGGREGATIONS, "", TILE), version=1
+    )  # fmt: skip
+    tiles = ViewTiles(view, (KEY,), SCHEMA)
+    events = [("A", i, float(i), 0) for i in range(10)]
+    store = OnlineStore(pipe := RedisPipe(redis_url))
+    as_of = np.full(1, START + 600 * SECOND, np.int64)
+
+    async def count() -> list[int]:
+        states = await store.read([b"default/generations@1{1:A}"])
+        values = dict(
+            zip((a.name for a in AGGREGATIONS), tiles.layout.read(states, as_of).columns, strict=True)
+        )
+        return values[f"COUNT_{HOUR}"][0].tolist()
+
+    # Redis lost its data: a member that does not know wrote events 6 to 9 and with them the claim to have seen all before.
+    await tiles.apply(rows_of(events, 0, 6, 10), store, 1)
+    assert await count() == [4]
+    await tiles.apply(rows_of(events, 0, 0, 10), store, 2)
+    assert await count() == [10]
+    with pytest.raises(PositionLost):
+        await tiles.apply(rows_of(events, 0, 6, 10), store, 1)
+    assert await count() == [10]
+    # Positions too are of one generation.
+    assert await store.take_positions("default", "events", 2) == {}
+    assert await store.advance("default", "events", {"v@1/0": ("", "10:5")}, 1) == [False]
+    assert await store.advance("default", "events", {"v@1/0": ("", "10:5")}, 2) == [True]
+    assert await store.take_positions("default", "events", 2) == {"v@1/0": "10:5"}
+    assert await store.take_positions("default", "events", 3) == {}
+    assert await store.advance("default", "events", {"v@1/0": ("10:5", "11:5")}, 2) == [False]
     await pipe.close()

@@ -97,6 +97,19 @@ async def test_missing_evidence_and_a_dead_monitor_hold(story: Story, monitor: F
     assert (await story.rollout(rollout.name)).step_started_at == comparison().first_event
 
 
+async def test_evidence_without_labels_counts_its_answers_while_it_holds(
+    story: Story, monitor: FakeMonitor
+) -> None:
+    _, _, rollout = await challenge(story)
+    monitor.answers = {SHADOW: comparison(), CANARY: comparison(predictions=7, labelled=0)}
+
+    async def held() -> bool:
+        found = await story.rollout(rollout.name)
+        return found.last_decision == model_pb2.ROLLOUT_DECISION_HOLD and "7 of" in found.reason
+
+    await eventually(held)
+
+
 async def test_a_canary_that_breaks_a_guardrail_is_rolled_back_but_may_try_again(
     story: Story, monitor: FakeMonitor
 ) -> None:

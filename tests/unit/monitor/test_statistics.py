@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn import metrics
 
 from flywheel_monitor import chi_square, fdr, ks, performance, psi
-from flywheel_monitor.comparison import paired, welch
+from flywheel_monitor.comparison import _shift, paired, welch
 
 counts = st.lists(st.integers(0, 500), min_size=2, max_size=40)
 
@@ -180,3 +180,11 @@ def test_too_few_rows_prove_nothing() -> None:
     one = paired(np.array([0.3]), 0.05)
     assert (one.lower, one.upper) == (-np.inf, np.inf)
     assert welch(np.array([0.3]), np.ones(50), 0.05).upper == np.inf
+
+
+def test_a_score_shift_is_a_number_however_few_or_constant_the_scores() -> None:
+    champion, challenger = np.array([0.2, 0.4, 0.6]), np.array([0.5])
+    assert _shift(champion, challenger) == pytest.approx(0.1 / np.std([0.2, 0.4, 0.6]))
+    assert _shift(np.array([0.2]), challenger) == 0.0, "one answer has no deviation"
+    assert _shift(np.full(5, 0.2), challenger) == 1e6
+    assert _shift(np.full(5, 0.5), challenger) == 0.0

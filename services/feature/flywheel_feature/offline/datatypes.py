@@ -75,3 +75,13 @@ def to_type(column: str, actual: pl.DataType, kind: int, vector_size: int = 0) -
     if wanted == TIMESTAMP and getattr(actual, "time_zone", None) is None:
         return expr.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
     return expr.cast(wanted)
+
+
+def from_text(column: str, kind: int) -> pl.Expr:
+    """A column of texts, as folders are named, as a data type. A text that does not fit raises when the frame is computed."""
+    expr, declared = pl.col(column), DataType(kind)
+    if declared == DataType.BOOL:
+        return expr.str.to_lowercase().replace_strict({"true": True, "false": False}, return_dtype=pl.Boolean)
+    if declared == DataType.TIMESTAMP:
+        return expr.str.to_datetime(time_unit="us", time_zone="UTC")
+    return expr.cast(polars_type(kind))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -12,7 +12,6 @@ from flywheel_common.errors import InvalidArgument
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
     BatchView,
-    Entity,
     FeatureSet,
     Field,
     OnDemandView,
@@ -22,27 +21,12 @@ from flywheel_feature.definitions import (
     View,
     column_name,
 )
-from flywheel_feature.expressions import CompiledExpressions, compile_expressions, compile_predicate
+from flywheel_feature.expressions import CompiledExpressions, compile_expressions
 from flywheel_feature.offline.datatypes import to_type
-from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, latest_join, latest_rows
 from flywheel_feature.offline.ports import JobProgress
-from flywheel_feature.offline.sources import EVENT_ID, SourceReader
+from flywheel_feature.offline.sources import SourceReader
+from flywheel_feature.offline.stored_join import StoredView
 from flywheel_feature.offline.training_sets import JoinMode
-from flywheel_feature.offline.windows import WindowFeature, windowed_features
-
-
-@dataclass(frozen=True, slots=True)
-class StoredView:
-    """A batch or stream view and the features wanted from it."""
-
-    view: View
-    entity: Entity
-    source: Source
-    wanted: tuple[str, ...]
-
-    @property
-    def keys(self) -> list[str]:
-        return [k.name for k in self.entity.join_keys]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,135 +122,70 @@ class FeatureJoiner:
         self._reader = reader
 
     async def join(
-        self, plan: JoinPlan, spine: pl.DataFrame, spine_time: str, mode: JoinMode, job: JobProgress
+        self,
+        plan: JoinPlan,
+        spine: pl.DataFrame,
+        spine_time: str,
+        mode: JoinMode,
+        job: JobProgress,
+        applied: Mapping[VersionRef, pl.Series] | None = None,
     ) -> pl.DataFrame:
         """One column per feature of the set, named `view__feature`, rows as in `spine`.
 
-        `spine` has the join keys, the request fields and `spine_time`, typed as declared.
+        `spine` has the join keys, the request fields and `spine_time`, typed as declared. Stream views in `applied` are
+        computed from exactly the events named there (see applied_windows), not from those up to `spine_time`.
         """
         found: dict[tuple[VersionRef, str], pl.Series] = {}
         steps = len(plan.stored) + 1
         for step, stored in enumerate(plan.stored):
             job.check_cancelled()
             job.progress(step, steps, "views", f"joining {stored.view.id}")
-            answer = await self._join_one(stored, spine, spine_time, mode)
-            found.update({(stored.view.ref, name): answer.get_column(name) for name in stored.wanted})
-        for computed in plan.computed:
-            job.check_cancelled()
-            columns = {c: found[origin].alias(c) for c, origin in computed.inputs.items()}
-            columns.update(
-                {c: spine.get_column(c) for c in computed.compiled.input_columns if c not in columns}
-            )
-            answer = await asyncio.to_thread(computed.compiled.evaluate, pl.DataFrame(columns))
-            found.update(
-                {(computed.view.ref, name): answer.get_column(name) for name in computed.compiled.names}
-            )
+            exact = (applied or {}).get(stored.view.ref)
+            joined = await self._join_one(stored, spine, spine_time, mode, exact)
+            found.update({(stored.view.ref, name): joined.get_column(name) for name in stored.wanted})
+        answer = await asyncio.to_thread(with_computed, plan, found, spine)
         job.progress(steps, steps, "views", "joined")
-        return pl.DataFrame([found[ref, feature].alias(column.name) for ref, feature, column in plan.outputs])
+        return answer
 
     async def _join_one(
-        self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode
+        self,
+        stored: StoredView,
+        spine: pl.DataFrame,
+        spine_time: str,
+        mode: JoinMode,
+        applied: pl.Series | None,
     ) -> pl.DataFrame:
-        latest = spine.select(pl.col(spine_time).dt.epoch("us").max()).item()
-        high = None if mode == JoinMode.NAIVE_LATEST or latest is None else latest + 1
-        view, source = stored.view, stored.source
-        if isinstance(view.kind, BatchView):
-            fields = {f.name: f for f in view.kind.features if f.name in stored.wanted}
-            low = None
-            if view.ttl and mode == JoinMode.POINT_IN_TIME:
-                earliest = spine.select(pl.col(spine_time).dt.epoch("us").min()).item()
-                low = None if earliest is None else earliest - view.ttl
-            rows = await self._reader.read(
-                source,
-                [*stored.keys, *(f.field or f.name for f in fields.values()), *_created(source)],
-                low=low,
-                high=high,
+        times = spine.select(
+            pl.col(spine_time).dt.epoch("us").min().alias("low"),
+            pl.col(spine_time).dt.epoch("us").max().alias("high"),
+        )
+        earliest, latest = times.row(0)
+        low, high = stored.between(earliest, latest, mode)
+        if applied is not None:
+            # Applied is applied, whatever its time: the current tile and the newest event reach beyond the spine's.
+            events = await self._reader.read(stored.source, stored.fields, positions=True)
+            return await asyncio.to_thread(
+                lambda: stored.join_applied(spine, spine_time, applied, stored.kept(events))
             )
-            return await asyncio.to_thread(self._join_batch, stored, spine, spine_time, mode, rows)
-        assert isinstance(view.kind, StreamView)
-        predicate = (
-            compile_predicate(view.kind.filter, {f.name: f.data_type for f in source.schema})
-            if view.kind.filter
-            else None
+        rows = await self._reader.read(
+            stored.source, stored.fields, low=low, high=high, pushed_to=stored.pushed_to
         )
-        chosen = [a for a in view.kind.aggregations if a.name in stored.wanted]
-        columns = [
-            *stored.keys,
-            *(a.field for a in chosen if a.field),
-            *(predicate.input_columns if predicate else ()),
-            *_created(source),
-        ]
-        events = await self._reader.read(source, columns, high=high)
-        if predicate is not None:
-            events = events.filter(predicate.evaluate(events).to_series().fill_null(False))
-        return await asyncio.to_thread(self._join_stream, stored, spine, spine_time, mode, events)
-
-    def _join_batch(
-        self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, rows: pl.DataFrame
-    ) -> pl.DataFrame:
-        view, source = stored.view, stored.source
-        assert isinstance(view.kind, BatchView)
-        fields = {f.name: f for f in view.kind.features if f.name in stored.wanted}
-        rows = rows.with_columns(
-            to_type(f.field or f.name, rows.schema[f.field or f.name], f.data_type, f.vector_size).alias(
-                _column(name)
-            )
-            for name, f in fields.items()
-        )
-        columns = {_column(name): name for name in fields}
-        created = source.created_field or None
-        if mode == JoinMode.NAIVE_LATEST:
-            return latest_join(
-                spine,
-                rows,
-                keys=stored.keys,
-                event_time=source.timestamp_field,
-                created_time=created,
-                columns=columns,
-            )
-        return as_of_join(
-            spine, rows, keys=stored.keys, spine_time=spine_time, event_time=source.timestamp_field, created_time=created,
-            ttl=view.ttl, columns=columns,
-        )  # fmt: skip
-
-    def _join_stream(
-        self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, events: pl.DataFrame
-    ) -> pl.DataFrame:
-        view, source = stored.view, stored.source
-        assert isinstance(view.kind, StreamView)
-        kinds = {f.name: f.data_type for f in view.features}
-        features = [
-            WindowFeature(a.name, a.function, a.field, a.window, kinds[a.name], a.limit)
-            for a in view.kind.aggregations
-            if a.name in stored.wanted
-        ]
-        if mode == JoinMode.POINT_IN_TIME:
-            return windowed_features(
-                spine, events, keys=stored.keys, spine_time=spine_time, event_time=source.timestamp_field,
-                created_time=source.created_field or None, event_id=EVENT_ID, tile=view.kind.tile, ttl=view.ttl, features=features,
-            )  # fmt: skip
-        # The newest answer each entity ever had: as of its last event, known to everybody at any time.
-        newest = latest_rows(events, keys=stored.keys, event_time=source.timestamp_field).select(
-            *stored.keys, source.timestamp_field
-        )
-        values = windowed_features(
-            newest, events, keys=stored.keys, spine_time=source.timestamp_field, event_time=source.timestamp_field,
-            event_id=EVENT_ID, tile=view.kind.tile, features=features,
-        )  # fmt: skip
-        table = newest.select(stored.keys).hstack(values.drop(MATCHED_TIME))
-        return (
-            spine.select(stored.keys)
-            .join(table, on=stored.keys, how="left", maintain_order="left")
-            .drop(stored.keys)
-        )
+        return await asyncio.to_thread(lambda: stored.join(spine, spine_time, mode, stored.kept(rows)))
 
 
-def _column(feature: str) -> str:
-    return f"__feature_{feature}"
+Found = dict[tuple[VersionRef, str], pl.Series]
+"""Per view version and feature the values, rows as in the spine."""
 
 
-def _created(source: Source) -> list[str]:
-    return [source.created_field] if source.created_field else []
+def with_computed(plan: JoinPlan, stored: Found, spine: pl.DataFrame) -> pl.DataFrame:
+    """One column per feature of the set; on-demand features are computed row by row from the stored ones and the spine."""
+    found = dict(stored)
+    for computed in plan.computed:
+        columns = {c: found[origin].alias(c) for c, origin in computed.inputs.items()}
+        columns.update({c: spine.get_column(c) for c in computed.compiled.input_columns if c not in columns})
+        answer = computed.compiled.evaluate(pl.DataFrame(columns))
+        found.update({(computed.view.ref, name): answer.get_column(name) for name in computed.compiled.names})
+    return pl.DataFrame([found[ref, feature].alias(column.name) for ref, feature, column in plan.outputs])
 
 
 def typed_spine(frame: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:

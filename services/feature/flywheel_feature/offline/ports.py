@@ -10,6 +10,7 @@ from typing import Protocol
 import polars as pl
 
 from flywheel_feature.catalog import Catalog
+from flywheel_feature.definitions import TableFormat
 from flywheel_feature.offline.training_sets import TrainingSet
 
 
@@ -20,6 +21,29 @@ class Between:
     column: str
     low: int | None = None
     high: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Some row groups of one Parquet file: the smallest thing that is read at a time."""
+
+    uri: str
+    rows: int = 0
+    groups: tuple[int, ...] = ()
+    """Row groups in file order; empty: the whole file."""
+    partition: tuple[tuple[str, str | None], ...] = ()
+    """Columns that the file does not hold, with their text: hive folders and Delta partitions."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableSnapshot:
+    """The files of a table at one moment, in the order in which their rows come. Reading it twice gives the same rows."""
+
+    files: tuple[Piece, ...]
+    stored: Mapping[str, pl.DataType]
+    """Columns and their stored types; partition columns are text."""
+    version: int = -1
+    """The version of a Delta table; -1: the table has none."""
 
 
 class Tables(Protocol):
@@ -35,6 +59,21 @@ class Tables(Protocol):
 
     def read(self, uri: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
         """Rows of every Parquet file at a key or below a prefix ending in `/`: files by path, rows in file order."""
+        ...
+
+    def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
+        """The table as it is now, or as it was in a version. Reads no rows.
+
+        Raises also FailedPrecondition UNSUPPORTED_FORMAT for a table that asks for more of its readers than is known here.
+        """
+        ...
+
+    def pieces(self, files: Sequence[Piece], most_rows: int) -> list[Piece]:
+        """The same rows in the same order, in pieces of at most `most_rows` rows (a row group is never cut)."""
+        ...
+
+    def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
+        """Rows of a piece; a column that it lacks is null. `where` may name a column only where it holds timestamps."""
         ...
 
     def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
@@ -77,6 +116,10 @@ class Archive(Protocol):
 
     async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
         """Per partition: where the topic ends now. Raises Unavailable while Kafka is away."""
+        ...
+
+    async def pushed_uris(self, project: str, view: str) -> Sequence[str]:
+        """Files of rows pushed to a batch view, in the order in which they were acknowledged."""
         ...
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from flywheel_feature.distinct import OBSERVATIONS
 
 WRITE_ROW = """
--- KEYS[1] row; ARGV: packed value, lifetime in ms (0: none). 1 when written, 0 when an equal or newer row is there.
+-- KEYS[1] row; ARGV: packed value, lifetime in ms (0: none). 1 when written, 0 when a newer or the same row is there.
+-- Of different rows with equal times the one written last stays, as offline the one read last does.
 local old = redis.call('GETRANGE', KEYS[1], 0, 16)
 if #old == 17 then
   local event, created = struct.unpack('<i8i8', old, 2)
   local new_event, new_created = struct.unpack('<i8i8', ARGV[1], 2)
-  if new_event < event or (new_event == event and new_created <= created) then return 0 end
+  if new_event < event or (new_event == event and new_created < created) then return 0 end
+  if new_event == event and new_created == created and redis.call('GET', KEYS[1]) == ARGV[1] then return 0 end
 end
 if ARGV[2] == '0' then redis.call('SET', KEYS[1], ARGV[1]) else redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2]) end
 return 1
@@ -19,12 +21,13 @@ return 1
 _MERGE_TILES = """
 -- Merges a delta into the state of one entity (layout: aggregation.py), unless the state has seen its events.
 -- KEYS[1] state; ARGV: operations, entries kept per list (a,b,…), partition, first offset, next offset, lifetime in ms,
--- tiles kept, newest event time, delta, its texts, a letter per list and sketch (l; t: list of texts; s). Returns the partition's
--- next offset: at least the one given when there is nothing left to do, else where the events not yet seen begin (nothing was
--- changed then).
+-- tiles kept, newest event time, delta, its texts, a letter per list and sketch (l; t: list of texts; s), generation. Returns the
+-- partition's next offset: at least the one given when there is nothing left to do, else where the events not yet seen begin
+-- (nothing was changed then). A state of an older generation counts as absent; -1 when the state is of a newer one. Among the
+-- offsets partition -1 stands for the generation.
 local ops = ARGV[1]
 local part, first, nxt = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local keep, newest, delta = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local keep, newest, delta, generation = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[12])
 local caps = {}
 for cap in string.gmatch(ARGV[2], '%d+') do caps[#caps + 1] = tonumber(cap) end
 local kinds, texts = ARGV[11], ARGV[10]
@@ -36,6 +39,16 @@ local unpack_, pack_, sub = struct.unpack, struct.pack, string.sub
 local old = redis.call('GET', KEYS[1])
 local tiles, counts, tile_at, list_at, text_at, offsets, found = 0, {}, 1, 1, 1, {}, false
 if old then
+  local pairs_of = unpack_('<d', old, 25)
+  local born = 0
+  for at = #old - pairs_of * 16 + 1, #old, 16 do
+    local id, value = unpack_('<dd', old, at)
+    if id == -1 then born = value end
+  end
+  if born > generation then return -1 end
+  if born < generation then old = false end
+end
+if old then
   local header = {unpack_('<' .. string.rep('d', 4 + lists), old)}
   newest = math.max(newest, header[2])
   tiles = header[3]
@@ -46,6 +59,8 @@ if old then
     counts[l] = header[4 + l]
     at = at + counts[l] * (sub(kinds, l, l) == 's' and 8 or 32)
   end
+  text_at = at
+  at = #old - header[4] * 16 + 1
   for p = 1, header[4] do
     local id, offset = unpack_('<dd', old, at)
     at = at + 16
@@ -56,12 +71,12 @@ if old then
     end
     offsets[#offsets + 1] = pack_('<dd', id, offset)
   end
-  text_at = at
 else
   old = ''
   for l = 1, lists do counts[l] = 0 end
 end
 if not found then offsets[#offsets + 1] = pack_('<dd', part, nxt) end
+if old == '' then offsets[#offsets + 1] = pack_('<dd', -1, generation) end
 
 local added = {unpack_('<' .. string.rep('d', 1 + lists), delta)}
 local more = added[1]
@@ -218,13 +233,13 @@ for l = 1, lists do
   list_at = list_at + n * width
   delta_list_at = delta_list_at + m * width
 end
-for i = 1, #offsets do out[#out + 1] = offsets[i] end
 
 local header = {2, newest, total, #offsets}
 for l = 1, lists do header[4 + l] = counts[l] end
 local last = table.concat(tail)
 local fill = string.rep('\\0', -#last % 8)
 local state = pack_('<' .. string.rep('d', #header), unpack(header)) .. table.concat(out) .. last .. fill
+  .. table.concat(offsets)
 if ARGV[6] == '0' then redis.call('SET', KEYS[1], state) else redis.call('SET', KEYS[1], state, 'PX', ARGV[6]) end
 return nxt
 """
@@ -232,10 +247,29 @@ return nxt
 MERGE_TILES = _MERGE_TILES.replace("OBSERVATIONS", str(OBSERVATIONS))
 
 ADVANCE_POSITION = """
--- KEYS[1] hash of applied positions; ARGV: field, expected value ('' when there must be none), new value.
--- 1 when stored; 0 when another value is there: Redis lost data, or another member took over.
+-- KEYS[1] hash of applied positions; ARGV: field, expected value ('' when there must be none), new value, generation.
+-- 1 when stored; 0 when another value is there, or another generation: Redis lost data, or another member took over.
+if redis.call('HGET', KEYS[1], 'generation') ~= ARGV[4] then return 0 end
 local old = redis.call('HGET', KEYS[1], ARGV[1]) or ''
 if old ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
+TAKE_POSITIONS = """
+-- KEYS[1] hash of applied positions; ARGV: generation. The hash as it is in this generation: positions of an older one are
+-- forgotten. Of a newer one nothing is answered.
+local born = tonumber(redis.call('HGET', KEYS[1], 'generation') or '0')
+if born > tonumber(ARGV[1]) then return {} end
+if born < tonumber(ARGV[1]) then
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'generation', ARGV[1])
+end
+return redis.call('HGETALL', KEYS[1])
+"""
+
+MARK_GENERATION = """
+-- KEYS[1] marker; ARGV: generation. Never back to an older one.
+if tonumber(redis.call('GET', KEYS[1]) or '0') < tonumber(ARGV[1]) then redis.call('SET', KEYS[1], ARGV[1]) end
 return 1
 """

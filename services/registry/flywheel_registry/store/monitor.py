@@ -33,19 +33,19 @@ class MonitorPeer:
             self._note(rollout, mapped)
             return None
         comparison = convert.comparison(answer)
-        if not all(map(math.isfinite, comparison.values().values())):
+        if any(map(math.isnan, comparison.values().values())):
             self._note(rollout, None)
             return None
         self._trouble.pop(rollout.name, None)
         return comparison
 
     def _note(self, rollout: Rollout, error: FlywheelError | None) -> None:
-        reason = error.reason if error is not None else "NOT_FINITE"
+        reason = error.reason if error is not None else "NOT_A_NUMBER"
         if self._trouble.get(rollout.name) != reason:
             self._trouble[rollout.name] = reason
             log.warning(
                 "no evidence",
                 rollout=rollout.name,
                 reason=reason,
-                message=error.message if error else "a number is not finite",
+                message=error.message if error else "a statistic is not a number",
             )

@@ -132,6 +132,10 @@ class PostgresPipelines:
             await conn.execute(_BEGIN_RUN, name.run)
             await conn.execute(_BEGIN_STEP, name.run, step, now)
 
+    async def note(self, name: PipelineRunName, facts: Mapping[str, Any]) -> None:
+        async with connection(self._pool) as conn:
+            await conn.execute(_FACTS, name.run, dict(facts))
+
     async def end_step(
         self,
         name: PipelineRunName,
