@@ -12,7 +12,6 @@ from flywheel.definitions import (
     OnDemandView,
     ParquetSource,
     RequestSource,
-    Rule,
     StreamSource,
     StreamView,
     approx_distinct,
@@ -30,6 +29,7 @@ from flywheel.definitions import (
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, Unavailable
 from flywheel.report import alerts_table, versions_table
+from flywheel.rules import Rule
 from flywheel.types import (
     BOOL,
     BOOL_LIST,

@@ -7,19 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from google.protobuf.json_format import MessageToJson
-from google.protobuf.message import Message
-from rich.console import Console
 from rich.table import Table
 
+from flywheel import cli_definitions
+from flywheel.cli_output import call, console, errors, show, show_all, state
 from flywheel.client import Client, request_id
-from flywheel.definitions import compile_definitions, load_module
-from flywheel.errors import FlywheelError, JobFailedError
 from flywheel.report import alerts_table, versions_table
 from flywheel.watching import ModelWatch
 from flywheel_protos.feature.v1 import feature_pb2
@@ -36,9 +33,7 @@ runs = typer.Typer(no_args_is_help=True, help="Experiment runs, jobs, pipelines.
 alerts = typer.Typer(no_args_is_help=True, help="Drift, performance and alerts.")
 for name, group in {"features": features, "models": models, "runs": runs, "alerts": alerts}.items():
     app.add_typer(group, name=name)
-
-console, errors = Console(), Console(stderr=True)
-state: dict[str, Any] = {"project": "default", "json": False}
+cli_definitions.add_commands(app, features)
 
 
 @app.callback()
@@ -49,89 +44,6 @@ def options(
     as_json: Annotated[bool, typer.Option("--json", help="Print messages as JSON")] = False,
 ) -> None:
     state.update(project=project, json=as_json)
-
-
-def call(work: Callable[[Client], Awaitable[None]]) -> None:
-    """Runs one command against the platform; a service's error becomes one sentence and exit code 1."""
-
-    async def run() -> None:
-        async with Client(state["project"]) as client:
-            await work(client)
-
-    try:
-        asyncio.run(run())
-    except FlywheelError as error:
-        errors.print(f"[red]{error.reason}[/red] {error.message}", highlight=False)
-        raise typer.Exit(1) from error
-    except (JobFailedError, FileNotFoundError, ValueError) as error:
-        errors.print(f"[red]{error}[/red]", highlight=False)
-        raise typer.Exit(1) from error
-
-
-def show(message: Message, title: str = "") -> None:
-    """One message, its set fields as rows."""
-    if state["json"]:
-        console.print_json(MessageToJson(message, preserving_proto_field_name=True))
-        return
-    table = Table(show_header=False, title=title or None)
-    for field, _ in message.ListFields():
-        table.add_row(field.name, _text(message, field.name))
-    console.print(table)
-
-
-def show_all(items: Any, columns: list[str]) -> None:
-    """Messages as rows with the named fields."""
-    if state["json"]:
-        for item in items:
-            console.print_json(MessageToJson(item, preserving_proto_field_name=True))
-        return
-    table = Table(*columns)
-    for item in items:
-        table.add_row(*[_text(item, column) for column in columns])
-    console.print(table)
-
-
-def _text(message: Message, name: str) -> str:
-    value, field = getattr(message, name), message.DESCRIPTOR.fields_by_name[name]
-    if field.message_type and field.message_type.full_name == "google.protobuf.Timestamp":
-        return f"{value.ToDatetime():%Y-%m-%d %H:%M:%S}" if message.HasField(name) else ""
-    if field.enum_type and isinstance(value, int):
-        text = field.enum_type.values_by_number[value].name
-        prefix = "".join("_" + c if c.isupper() else c for c in field.enum_type.name).upper().strip("_") + "_"
-        return text.removeprefix(prefix)
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    if isinstance(value, Message):
-        return MessageToJson(value, preserving_proto_field_name=True)
-    if not isinstance(value, str | int | bytes):
-        return "\n".join(
-            f"{key}: {value[key]}" if hasattr(value, "items") else str(key).strip() for key in value
-        )
-    return str(value)
-
-
-@app.command()
-def plan(file: str) -> None:
-    """Compare the definitions in FILE with what is applied; change nothing."""
-    call(lambda client: _apply(client, file, plan=True))
-
-
-@app.command()
-def apply(file: str, yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")] = False) -> None:
-    """Show the plan for the definitions in FILE, then apply it."""
-    call(lambda client: _apply(client, file, plan=True))
-    if yes or typer.confirm("Apply?"):
-        call(lambda client: _apply(client, file, plan=False))
-
-
-async def _apply(client: Client, file: str, *, plan: bool) -> None:
-    definitions = compile_definitions(vars(load_module(file)).values(), client.project)
-    answer = await client.apply(definitions, plan=plan)
-    for violation in answer.violations:
-        errors.print(f"[red]{violation.name}[/red] {violation.field}: {violation.message}", highlight=False)
-    if answer.violations:
-        raise typer.Exit(1)
-    show_all(answer.changes, ["action", "name", "differences", "readers"])
 
 
 @features.command("get")

@@ -123,6 +123,10 @@ class Client:
         """`projects/{project}/{collection}/{name}`, or the name itself when it is already a full one."""
         return name if name.startswith("projects/") else f"{self.parent}/{collection}/{name}"
 
+    def full(self, name: str) -> str:
+        """`views/facts` with the project before it; a full name as it is."""
+        return name if name.startswith("projects/") else f"{self.parent}/{name}"
+
     # features
 
     async def apply(
@@ -136,6 +140,20 @@ class Client:
                 validate_only=plan,
                 request_id=request_id(),
             )
+        )
+
+    async def delete(self, *names: str) -> feature_pb2.ApplyDefinitionsResponse:
+        """Deletes definitions by name: `views/facts`, `featureSets/late`, …; what reads them must go in the same call."""
+        return await self.feature.ApplyDefinitions(
+            feature_pb2.ApplyDefinitionsRequest(
+                parent=self.parent, delete_names=[self.full(n) for n in names], request_id=request_id()
+            )
+        )
+
+    async def lineage(self, name: str) -> feature_pb2.GetLineageResponse:
+        """What feeds `views/facts`, `models/late/versions/7`, … and what reads it."""
+        return await self.feature.GetLineage(
+            feature_pb2.GetLineageRequest(name=self.full(name), parent=self.parent)
         )
 
     async def push(

@@ -17,6 +17,9 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from flywheel.errors import DefinitionError
+from flywheel.places import here, made_at, place_in, place_of
+from flywheel.rules import Rules, check_ruled, rules_of
 from flywheel.types import FLOAT64, duration, fields, vector_size
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
@@ -28,6 +31,9 @@ class Metadata:
     description: str = ""
     owner: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_made_at", here())
 
     def texts(self) -> dict[str, Any]:
         return {
@@ -50,47 +56,6 @@ class Entity(Metadata):
             join_keys=fields(self.keys),
             **self.texts(),
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """What values must be when they are written. `action` says what happens to a row that breaks it: "reject" refuses the push
-    (a materialization leaves the row out), "quarantine" keeps it aside as Parquet, "flag" serves and counts it."""
-
-    min: float | None = None
-    max: float | None = None
-    max_null_rate: float | None = None
-    allowed: Sequence[str] = ()
-    action: str = "reject"
-
-    def proto(self) -> pb.ValidationRule:
-        """Raises ValueError for an action that does not exist."""
-        name = f"VALIDATION_ACTION_{self.action.upper()}"
-        action = pb.ValidationAction.DESCRIPTOR.values_by_name.get(name)
-        if action is None:
-            raise ValueError(f"{self.action!r} is no action: say reject, quarantine or flag")
-        return pb.ValidationRule(
-            min=self.min,
-            max=self.max,
-            max_null_rate=self.max_null_rate,
-            allowed=self.allowed,
-            action=action.number,  # type: ignore[arg-type]
-        )
-
-
-Rules = Mapping[str, Rule | Sequence[Rule]]
-"""Name of a feature or field → its rule or rules."""
-
-
-def _rules(rules: Rules, name: str) -> list[pb.ValidationRule]:
-    found = rules.get(name, ())
-    return [rule.proto() for rule in ([found] if isinstance(found, Rule) else found)]
-
-
-def _check_ruled(rules: Rules, names: Iterable[str], of: str) -> None:
-    unknown = set(rules) - set(names)
-    if unknown:
-        raise ValueError(f"{of} has rules for {', '.join(sorted(unknown))}, which it does not have")
 
 
 @dataclass(frozen=True)
@@ -138,9 +103,9 @@ class StreamSource(Source):
         lateness = duration(self.allowed_lateness)
         if lateness:
             result.stream.allowed_lateness.FromTimedelta(lateness)
-        _check_ruled(self.rules, self.schema, f"source {self.name!r}")
+        check_ruled(self.rules, self.schema, f"source {self.name!r}")
         for name in self.rules:
-            for rule in _rules(self.rules, name):
+            for rule in rules_of(self.rules, name):
                 result.rules.add(field=name, rule=rule)
         return result
 
@@ -164,6 +129,9 @@ class Aggregation:
     window: str | timedelta
     name: str = ""
     limit: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_made_at", here())
 
     def proto(self) -> pb.Aggregation:
         return pb.Aggregation(
@@ -256,13 +224,13 @@ class BatchView(View):
         result = super().proto(project)
         result.entity = self.entity.proto(project).name
         result.batch.source = self.source.proto(project).name
-        _check_ruled(self.rules, self.features, f"view {self.name!r}")
+        check_ruled(self.rules, self.features, f"view {self.name!r}")
         for name, kind in self.features.items():
             result.batch.features.add(
                 name=name,
                 data_type=int(kind),
                 vector_size=vector_size(kind),
-                rules=_rules(self.rules, name),
+                rules=rules_of(self.rules, name),
             )
         return result
 
@@ -325,9 +293,10 @@ class FeatureSet(Metadata):
         )
 
 
-def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitions:
-    """The definitions among `objects`, and what they refer to, each once, in the order found."""
-    result, seen = pb.Definitions(), set()
+def definitions_in(objects: Iterable[object]) -> list[Entity | Source | View | FeatureSet]:
+    """The definitions among `objects` and what they refer to, each once; what is referred to comes first."""
+    found: list[Entity | Source | View | FeatureSet] = []
+    seen: set[int] = set()
 
     def add(item: object) -> None:
         if not isinstance(item, Entity | Source | View | FeatureSet) or id(item) in seen:
@@ -338,23 +307,43 @@ def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitio
         for name in ("views", "requests"):
             for other in getattr(item, name, ()):
                 add(other)
-        match item:
-            case Entity():
-                result.entities.append(item.proto(project))
-            case Source():
-                result.sources.append(item.proto(project))
-            case View():
-                result.views.append(item.proto(project))
-            case FeatureSet():
-                result.feature_sets.append(item.proto(project))
+        found.append(item)
 
     for item in objects:
         add(item)
+    return found
+
+
+def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitions:
+    """`definitions_in(objects)` as protobuf. Raises DefinitionError that names file and line."""
+    result = pb.Definitions()
+    for item in definitions_in(objects):
+        try:
+            match item:
+                case Entity():
+                    result.entities.append(item.proto(project))
+                case Source():
+                    result.sources.append(item.proto(project))
+                case View():
+                    result.views.append(item.proto(project))
+                case FeatureSet():
+                    result.feature_sets.append(item.proto(project))
+        except (ValueError, TypeError) as error:
+            raise DefinitionError(f"{made_at(item)}: {type(item).__name__} {item.name!r}: {error}") from error
     return result
 
 
+def place_of_violation(objects: Iterable[object], project: str, name: str, path: str) -> str:
+    """`file:line` of the definition with the resource name `name`, or of the part of it that `path` names; empty: not known."""
+    for item in definitions_in(objects):
+        if item.proto(project).name == name:
+            return place_of(item, path)
+    return ""
+
+
 def load_module(path: str | Path) -> ModuleType:
-    """Runs a definitions file of the user's, in the user's own process. Raises FileNotFoundError."""
+    """Runs a definitions file of the user's, in the user's own process. Raises FileNotFoundError, and DefinitionError that names
+    the line for whatever the file raises."""
     file = Path(path).resolve()
     if not file.is_file():
         raise FileNotFoundError(f"{path} is no file; name the Python file that holds your definitions")
@@ -363,7 +352,10 @@ def load_module(path: str | Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[file.stem] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise DefinitionError(f"{place_in(str(file), error)}: {type(error).__name__}: {error}") from error
     return module
 
 

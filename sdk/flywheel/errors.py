@@ -13,3 +13,7 @@ class JobFailedError(Exception):
     def __init__(self, name: str, reason: str, message: str) -> None:
         super().__init__(f"{name} ended: {reason}: {message}")
         self.name, self.reason = name, reason
+
+
+class DefinitionError(ValueError):
+    """A definition cannot be; the message begins with its file and line."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
+from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definition_rules import (
     Scope,
@@ -28,7 +28,10 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
+from flywheel_feature.lineage import ModelUses
 
+NO_USES = ModelUses()
+REGISTRY_DOWN = "The model registry does not answer: which models read the old versions is not known."
 Definition = Entity | Source | View | FeatureSet
 SHOWN_VIOLATIONS = 10
 
@@ -65,6 +68,7 @@ class Change:
 class ApplyPlan:
     changes: list[Change] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def raise_violations(self) -> None:
         """Raises InvalidArgument UNKNOWN_REFERENCE or INVALID_DEFINITION when there is any."""
@@ -81,9 +85,18 @@ class ApplyPlan:
         )
 
 
-def make_plan(catalog: Catalog, declared: Declared, delete_names: Sequence[str], now: datetime) -> ApplyPlan:
-    """Compare; raises FailedPrecondition IN_USE or NotFound for deletions that cannot be."""
+def make_plan(
+    catalog: Catalog,
+    declared: Declared,
+    delete_names: Sequence[str],
+    now: datetime,
+    uses: ModelUses = NO_USES,
+) -> ApplyPlan:
+    """Compare; raises FailedPrecondition IN_USE or NotFound for deletions that cannot be, Unavailable for deletions while nobody
+    can say what models use."""
     plan = ApplyPlan()
+    if not uses.asked:
+        plan.warnings.append(REGISTRY_DOWN)
     entities, sources = dict(catalog.entities), dict(catalog.sources)
     for entity in _once(declared.entities, plan):
         plan.violations += check_entity(entity)
@@ -101,13 +114,17 @@ def make_plan(catalog: Catalog, declared: Declared, delete_names: Sequence[str],
         old = catalog.latest_views.get(view.id)
         last = max((ref.version for ref in catalog.views if ref.id == view.id), default=0)
         readers = catalog.readers_of_view(view.id)
+        if old is not None:
+            readers = [*readers, *uses.of_view(catalog, view.id, old.version)]
         views[view.id] = _compare_versioned(plan, old, resolved, last, readers, now)
     for feature_set in _once(declared.feature_sets, plan):
         bound, violations = resolve_feature_set(feature_set, Scope(entities, sources, views))
         plan.violations += violations
         last = max((ref.version for ref in catalog.feature_sets if ref.id == feature_set.id), default=0)
-        _compare_versioned(plan, catalog.latest_feature_sets.get(feature_set.id), bound, last, [], now)
-    _plan_deletions(plan, catalog, delete_names)
+        before = catalog.latest_feature_sets.get(feature_set.id)
+        readers = uses.of_sets([before.ref]) if before is not None else []
+        _compare_versioned(plan, before, bound, last, readers, now)
+    _plan_deletions(plan, catalog, delete_names, uses)
     return plan
 
 
@@ -236,17 +253,41 @@ def _compare_versioned(
     return updated
 
 
-def _plan_deletions(plan: ApplyPlan, catalog: Catalog, names: Sequence[str]) -> None:
+def _plan_deletions(plan: ApplyPlan, catalog: Catalog, names: Sequence[str], uses: ModelUses) -> None:
+    if names and not uses.asked:
+        raise Unavailable(
+            "The model registry does not answer, so nobody can say whether models use what is to be deleted: try again later.",
+            reason="REGISTRY_DOWN",
+        )
     doomed = set(names)
     for name in dict.fromkeys(names):
         readers = [r for r in _readers_of_name(catalog, name) if r.rpartition("/versions/")[0] not in doomed]
+        models = _models_of_name(catalog, name, uses)
+        if models:
+            raise FailedPrecondition(
+                f"{name} is used by {', '.join(models[:5])}: archive or reject these first.",
+                reason="IN_USE",
+                name=name,
+                readers=",".join(models[:5]),
+            )
         if readers:
             raise FailedPrecondition(
                 f"{name} is read by {', '.join(readers[:5])}: delete these first, or in the same call.",
                 reason="IN_USE",
                 name=name,
+                readers=",".join(readers[:5]),
             )
         plan.changes.append(Change(Action.DELETE, name))
+
+
+def _models_of_name(catalog: Catalog, name: str, uses: ModelUses) -> list[str]:
+    """Model versions that use any version of a view or feature set."""
+    collection, _, item = name.removeprefix(f"projects/{catalog.project}/").partition("/")
+    if collection == "views":
+        return uses.of_view(catalog, item)
+    if collection == "featureSets":
+        return uses.of_sets([ref for ref in catalog.feature_sets if ref.id == item])
+    return []
 
 
 def _readers_of_name(catalog: Catalog, name: str) -> list[str]:

@@ -16,6 +16,8 @@ class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSet
     """host:port of the Prometheus /metrics page; empty for none."""
     topic_prefix: str = ""
     """Put before every topic and consumer group name, so that several platforms can share one Kafka."""
+    registry_address: str = ""
+    """host:port of the model registry, asked which models read what; empty: there is none, so nothing keeps definitions from deletion."""
     job_concurrency: int = 2
     """Jobs that one process carries out at a time."""
     stream_batch_records: int = 200

@@ -34,6 +34,7 @@ from flywheel_feature.definitions import (
     ValidationRule,
     View,
 )
+from flywheel_feature.lineage import Lineage
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.types.v1 import value_pb2
@@ -337,6 +338,15 @@ def plan_to_proto(plan: ApplyPlan) -> feature_pb2.ApplyDefinitionsResponse:
             feature_pb2.DefinitionViolation(name=v.name, field=v.field, message=v.message)
             for v in plan.violations
         ],
+        warnings=plan.warnings,
+    )
+
+
+def lineage_to_proto(lineage: Lineage, warnings: Iterable[str]) -> feature_pb2.GetLineageResponse:
+    return feature_pb2.GetLineageResponse(
+        upstream=[feature_pb2.LineageEdge(read=a, reader=b) for a, b in lineage.upstream],
+        downstream=[feature_pb2.LineageEdge(read=a, reader=b) for a, b in lineage.downstream],
+        warnings=warnings,
     )
 
 
@@ -357,6 +367,6 @@ def plain_name(name: str, pattern: Pattern) -> tuple[str, str]:
 
 __all__ = [
     "ENTITY", "FEATURE_SET", "FEATURE_SET_VERSION", "SOURCE", "VIEW", "VIEW_VERSION", "InvalidArgument",
-    "change_to_proto", "declared", "entity_to_proto", "feature_set_to_proto", "field_to_proto", "plain_name",
+    "change_to_proto", "declared", "entity_to_proto", "feature_set_to_proto", "field_to_proto", "lineage_to_proto", "plain_name",
     "plan_to_proto", "source_to_proto", "versioned_name", "view_to_proto",
 ]  # fmt: skip

@@ -298,6 +298,10 @@ class FeatureSet:
     def name(self) -> str:
         return f"{self.base_name}/versions/{self.version}" if self.version else self.base_name
 
+    @property
+    def ref(self) -> VersionRef:
+        return VersionRef(self.id, self.version)
+
     def view_version(self, view_id: str) -> int:
         """The version a view is bound to. Raises KeyError."""
         return next(ref.version for ref in self.views if ref.id == view_id) if view_id else 0

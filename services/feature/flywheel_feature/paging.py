@@ -2,31 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
+from flywheel_common.errors import InvalidArgument
 from flywheel_common.paging import Page, cut, decode_token, page_size
-from flywheel_feature.definitions import Metadata
 
 T = TypeVar("T")
 
 
-def matches(item: Any, text: str) -> bool:
-    """`tag:key=value`, or text in the id, description or owner, in any case; empty: everything."""
-    metadata: Metadata = item.metadata
-    if text.startswith("tag:"):
-        key, _, value = text.removeprefix("tag:").partition("=")
-        return metadata.tags.get(key) == value
-    lowered = text.lower()
-    return any(lowered in part.lower() for part in (item.id, metadata.description, metadata.owner))
+def parse_filter(text: str) -> Callable[[Any], bool]:
+    """Terms joined by ` AND `: `tag:key=value`, `tag:key` (with any value), `owner:name` (the whole of it), anything else: text in
+    id, description or owner. Case counts in tags only; no term: everything. Raises InvalidArgument INVALID_FILTER."""
+    terms = [_term(part.strip()) for part in text.split(" AND ") if part.strip()]
+    return lambda item: all(term(item) for term in terms)
+
+
+def _term(text: str) -> Callable[[Any], bool]:
+    field, colon, value = text.partition(":")
+    if not colon or field not in ("tag", "owner"):
+        wanted = text.lower()
+        return lambda item: any(
+            wanted in part.lower() for part in (item.id, item.metadata.description, item.metadata.owner)
+        )
+    key, equals, tag = value.partition("=")
+    if not key:
+        raise InvalidArgument(
+            f"The filter term {text[:80]!r} says nothing: use tag:key=value, tag:key, owner:name or text, joined by AND.",
+            reason="INVALID_FILTER",
+        )
+    if field == "owner":
+        owner = value.lower()
+        return lambda item: bool(item.metadata.owner.lower() == owner)
+    if equals:
+        return lambda item: bool(item.metadata.tags.get(key) == tag)
+    return lambda item: key in item.metadata.tags
 
 
 def page_of(items: Iterable[T], *, parent: str, text: str, size: int, token: str) -> Page[T]:
-    """One page by id. Raises InvalidArgument INVALID_PAGE_TOKEN, INVALID_PAGE_SIZE."""
+    """One page by id. Raises InvalidArgument INVALID_PAGE_TOKEN, INVALID_PAGE_SIZE, INVALID_FILTER."""
     query = f"{parent}\n{text}"
     after = decode_token(token, query=query)
     wanted = page_size(size, default=100)
-    found: list[Any] = sorted((i for i in items if matches(i, text)), key=lambda i: i.id)
+    matches = parse_filter(text)
+    found: list[Any] = sorted((i for i in items if matches(i)), key=lambda i: i.id)
     if after is not None:
         found = [i for i in found if i.id > str(after[0])]
     return cut(found[: wanted + 1], wanted, lambda i: [i.id], query=query)

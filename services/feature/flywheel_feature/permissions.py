@@ -9,7 +9,7 @@ SERVICE = "flywheel.feature.v1.FeatureService"
 _ROLES: dict[Permission, tuple[str, ...]] = {
     READ: (
         "GetEntity", "ListEntities", "GetSource", "ListSources", "GetView", "ListViews", "GetFeatureSet", "ListFeatureSets",
-        "GetOnlineFeatures", "GetTrainingSet", "ListTrainingSets", "GetFreshness", "GetJob", "ListJobs", "WatchJob",
+        "GetOnlineFeatures", "GetTrainingSet", "ListTrainingSets", "GetFreshness", "GetLineage", "GetJob", "ListJobs", "WatchJob",
     ),
     WRITE: ("ApplyDefinitions", "PushFeatures", "StreamPushFeatures", "MaterializeView", "BuildTrainingSet", "CheckSkew", "CancelJob"),
     OPERATE: ("RebuildOnlineStore", "EraseEntity"),

@@ -11,6 +11,7 @@ import asyncpg
 
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FlywheelError
+from flywheel_common.grpc_channel import channel
 from flywheel_common.grpc_server import Server
 from flywheel_common.idempotency import Idempotency
 from flywheel_common.ids import SystemIds
@@ -32,6 +33,7 @@ from flywheel_feature.erasing import Erasing
 from flywheel_feature.freshness import FreshnessReader
 from flywheel_feature.generations import Generations
 from flywheel_feature.jobs import JobRunner
+from flywheel_feature.lineage import Models
 from flywheel_feature.materialization import KIND as MATERIALIZE
 from flywheel_feature.materialization import Materializing
 from flywheel_feature.offline.skew import SkewCheck
@@ -49,6 +51,7 @@ from flywheel_feature.store.definitions import DefinitionStore
 from flywheel_feature.store.generations import PostgresGenerations
 from flywheel_feature.store.jobs import PostgresJobs
 from flywheel_feature.store.materialized import PostgresMaterialized
+from flywheel_feature.store.model_uses import NoModels, RegistryModels
 from flywheel_feature.store.online_store import OnlineStore
 from flywheel_feature.store.push_log import PostgresPushLog
 from flywheel_feature.store.redis_cluster import ClusterPipe
@@ -123,6 +126,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         materializing=materializing,
         freshness=freshness,
         jobs=jobs,
+        models=await _models(settings, stack),
         clock=clock,
         builder=builder,
         training_sets=training_sets,
@@ -265,6 +269,14 @@ async def _topics(settings: FeatureSettings, stack: AsyncExitStack) -> SourceTop
     )
     stack.push_async_callback(topics.close)
     return topics
+
+
+async def _models(settings: FeatureSettings, stack: AsyncExitStack) -> Models:
+    if not settings.registry_address:
+        return NoModels()
+    token = settings.service_token.get_secret_value()
+    opened = channel(settings.registry_address, client_name="flywheel-feature", token=token)
+    return RegistryModels(await stack.enter_async_context(opened))
 
 
 def _tables(settings: FeatureSettings) -> S3TableFiles:

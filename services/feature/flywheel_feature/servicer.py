@@ -7,12 +7,13 @@ from functools import lru_cache
 from typing import Any
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.idempotency import Idempotency
+from flywheel_common.logs import get_logger
 from flywheel_common.names import Pattern, parse_project
 from flywheel_common.paging import decode_token, encode_token, page_size
 from flywheel_feature import convert, convert_definitions
-from flywheel_feature.apply_plan import ApplyPlan
+from flywheel_feature.apply_plan import REGISTRY_DOWN, ApplyPlan
 from flywheel_feature.convert_definitions import (
     ENTITY,
     FEATURE_SET,
@@ -25,6 +26,7 @@ from flywheel_feature.convert_definitions import (
 )
 from flywheel_feature.freshness import FreshnessReader
 from flywheel_feature.jobs import Job, JobRunner
+from flywheel_feature.lineage import Models, ModelUses, lineage_of
 from flywheel_feature.materialization import Materializing
 from flywheel_feature.offline_methods import OfflineMethods
 from flywheel_feature.online import OnlineFeatures, SharedRead
@@ -35,6 +37,8 @@ from flywheel_feature.store.definitions import DefinitionStore
 from flywheel_feature.store.source_topics import SourceTopics
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2_grpc
+
+log = get_logger(__name__)
 
 JOB = Pattern("projects/{project}/jobs/{job:any}")
 
@@ -72,6 +76,7 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         materializing: Materializing,
         freshness: FreshnessReader,
         jobs: JobRunner,
+        models: Models,
         clock: Clock,
         **offline: Any,
     ) -> None:
@@ -85,6 +90,7 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         self._topics = topics
         self._freshness = freshness
         self._jobs = jobs
+        self._models = models
         self._clock = clock
 
     # ------------------------------------------------------------------------------------------ definitions
@@ -94,14 +100,15 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         project = parse_project(request.parent)
         declared, unreadable = convert_definitions.declared(project, request.definitions)
         deletes = list(request.delete_names)
+        uses = await self._model_uses(project)
         if request.validate_only:
-            plan = await self._definitions.plan(project, declared, deletes, self._clock.now())
+            plan = await self._definitions.plan(project, declared, deletes, self._clock.now(), uses)
             plan.violations[:0] = unreadable
             return convert_definitions.plan_to_proto(plan)
         ApplyPlan(violations=unreadable).raise_violations()
 
         async def effect(conn: Any) -> pb.ApplyDefinitionsResponse:
-            plan = await self._definitions.apply(conn, project, declared, deletes, self._clock.now())
+            plan = await self._definitions.apply(conn, project, declared, deletes, self._clock.now(), uses)
             return convert_definitions.plan_to_proto(plan)
 
         answer = await self._idempotency.run(
@@ -112,6 +119,19 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
             s for s in self._definitions.catalog(project).sources.values() if s.is_stream
         )
         return answer
+
+    async def GetLineage(self, request: pb.GetLineageRequest, context: Any) -> pb.GetLineageResponse:
+        project = parse_project(request.parent or "/".join(request.name.split("/")[:2]))
+        uses = await self._model_uses(project)
+        lineage = lineage_of(await self._definitions.current(project), uses, request.name)
+        return convert_definitions.lineage_to_proto(lineage, () if uses.asked else (REGISTRY_DOWN,))
+
+    async def _model_uses(self, project: str) -> ModelUses:
+        try:
+            return ModelUses(tuple(await self._models.feature_uses(project)))
+        except FlywheelError as error:
+            log.warning("models could not be asked", reason=error.reason)
+            return ModelUses(asked=False)
 
     async def GetEntity(self, request: pb.GetEntityRequest, context: Any) -> pb.GetEntityResponse:
         project, item = plain_name(request.name, ENTITY)

@@ -14,7 +14,7 @@ from flywheel_registry.changes import Changes
 from flywheel_registry.declaration import check_release, check_version
 from flywheel_registry.names import VersionName
 from flywheel_registry.ports import Records
-from flywheel_registry.resources import ArtifactState, Model, ModelVersion, Release, Rollout
+from flywheel_registry.resources import ArtifactState, FeatureUse, Model, ModelVersion, Release, Rollout
 from flywheel_registry.serving import Span
 from flywheel_registry.stages import Stage
 
@@ -125,6 +125,15 @@ class Catalog:
         found = await records.versions(model, before, conditions.stage, conditions.tags, size + 1)
         return cut(found, size, lambda v: [v.number], query=query)
 
+    async def list_feature_uses(
+        self, records: Records, project: str, size: int, token: str
+    ) -> Page[FeatureUse]:
+        """By model, version and set. Raises InvalidArgument INVALID_PAGE_TOKEN, INVALID_PAGE_SIZE."""
+        query = f"feature uses {project}"
+        after, size = _use_after(token, query), page_size(size, default=PAGE)
+        found = await records.feature_uses(f"projects/{project}/featureSets/", after, size + 1)
+        return cut(found, size, lambda u: [u.model, u.number, u.feature_set], query=query)
+
     async def create_release(self, records: Records, release: Release, by: str) -> Release:
         """Raises InvalidArgument, UnknownModelVersion, FailedPrecondition ARTIFACTS_PENDING, REJECTED_VERSION."""
         check_release(release)
@@ -195,6 +204,17 @@ def parse_filter(text: str, fields: Sequence[str]) -> Filter:
                 reason="INVALID_FILTER",
             )
     return result
+
+
+def _use_after(token: str, query: str) -> tuple[str, int, str]:
+    match decode_token(token, query=query):
+        case None:
+            return "", 0, ""
+        case [str(model), int(number), str(feature_set)] if "\0" not in model + feature_set:
+            return model, max(0, min(number, NEWEST)), feature_set
+    raise InvalidArgument(
+        "page_token does not belong to this request.", reason="INVALID_PAGE_TOKEN", field="page_token"
+    )
 
 
 def _before(token: str, query: str) -> int:

@@ -22,6 +22,7 @@ from flywheel_registry.policy import GatePolicy, InvalidPolicy, MetricThreshold,
 from flywheel_registry.resources import (
     Artifact,
     Evidence,
+    FeatureUse,
     Gateway,
     GoldenRows,
     Isotonic,
@@ -215,6 +216,14 @@ def version(message: pb.ModelVersion, model_name: str) -> ModelVersion:
         cause_alert=message.cause_alert,
         pipeline_run=message.pipeline_run,
         registered_by=message.registered_by,
+    )
+
+
+def feature_use_to_proto(use: FeatureUse) -> registry_pb2.FeatureUse:
+    return registry_pb2.FeatureUse(
+        feature_set=use.feature_set,
+        model_version=VersionName.of(use.model, use.number),
+        stage=stage_to_proto(use.stage),
     )
 
 

@@ -8,7 +8,7 @@ SERVICE = "flywheel.registry.v1.RegistryService"
 
 _ROLES: dict[Permission, tuple[str, ...]] = {
     READ: (
-        "GetModel", "ListModels", "GetModelVersion", "ListModelVersions", "DownloadArtifact", "GetRelease", "ListReleases", "GetRollout",
+        "GetModel", "ListModels", "GetModelVersion", "ListModelVersions", "ListFeatureUses", "DownloadArtifact", "GetRelease", "ListReleases", "GetRollout",
         "ListRollouts", "ListServingHistory", "GetEvidence", "ListAuditEntries", "ListGateways",
     ),
     WRITE: ("CreateModel", "UpdateModel", "CreateModelVersion", "UploadArtifact", "PromoteModelVersion", "CreateRelease"),

@@ -10,6 +10,7 @@ from typing import Protocol
 from flywheel_registry.audit import AuditEntry
 from flywheel_registry.resources import (
     Evidence,
+    FeatureUse,
     Gateway,
     Model,
     ModelVersion,
@@ -57,6 +58,10 @@ class Records(Protocol):
         self, model: str, before: int, stage: Stage | None, tags: Mapping[str, str], limit: int
     ) -> list[ModelVersion]:
         """Newest first, those below `before`."""
+        ...
+
+    async def feature_uses(self, prefix: str, after: tuple[str, int, str], limit: int) -> list[FeatureUse]:
+        """Uses of feature sets whose name begins with `prefix`, by (model, number, feature set), those after `after`."""
         ...
 
     async def champion(self, model: str) -> ModelVersion | None:

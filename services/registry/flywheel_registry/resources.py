@@ -121,6 +121,16 @@ class Isotonic:
 
 
 @dataclass(frozen=True, slots=True)
+class FeatureUse:
+    """A model version that was trained on a feature set, or is released with it."""
+
+    model: str
+    number: int
+    stage: Stage
+    feature_set: str
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """`version` is the number of a version of the same model; None of a calibration: identity; `cached_max_age_seconds`
     None: no cached answers."""

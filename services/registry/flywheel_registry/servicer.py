@@ -150,6 +150,15 @@ class RegistryServicer(RegistryServiceServicer):
         versions = map(convert.version_to_proto, page.items)
         return pb.ListModelVersionsResponse(model_versions=versions, next_page_token=page.next_page_token)
 
+    async def ListFeatureUses(
+        self, request: pb.ListFeatureUsesRequest, context: Any
+    ) -> pb.ListFeatureUsesResponse:
+        asked = parse_project(request.parent), request.page_size, request.page_token
+        async with self._store.reading() as records:
+            page = await self._catalog.list_feature_uses(records, *asked)
+        uses = map(convert.feature_use_to_proto, page.items)
+        return pb.ListFeatureUsesResponse(uses=uses, next_page_token=page.next_page_token)
+
     async def UploadArtifact(
         self, requests: AsyncIterator[pb.UploadArtifactRequest], context: Any
     ) -> pb.UploadArtifactResponse:

@@ -113,11 +113,12 @@ class Story:
         ).model
 
     async def version(
-        self, content: bytes = b"onnx bytes", upload: bool = True, **metrics: float
+        self, content: bytes = b"onnx bytes", upload: bool = True, *, feature_set: str = "", **metrics: float
     ) -> model_pb2.ModelVersion:
         """A registered version with one uploaded file."""
         declared = model_pb2.ModelVersion(
             metrics=metrics or {"auc": 0.75, "rows": 1000},
+            feature_set=feature_set,
             artifacts=[
                 model_pb2.Artifact(
                     name="model.onnx", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()

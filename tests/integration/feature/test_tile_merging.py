@@ -171,7 +171,7 @@ async def test_a_state_of_an_older_generation_counts_for_nothing_and_one_of_a_ne
     redis_url: str,
 ) -> None:
     view = View(
-        "default", "generations", "airport", StreamView("events", AGGREGATIONS, "", TILE), version=1
+        "default", "generations", "airport", StreamView("events", AGGREGATIONS, "", TILE), version=1, features=FEATURES
     )  # fmt: skip
     tiles = ViewTiles(view, (KEY,), SCHEMA)
     events = [("A", i, float(i), 0, None) for i in range(10)]

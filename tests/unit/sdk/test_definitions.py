@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
 import flywheel as fw
+from flywheel.definitions import place_of_violation
+from flywheel.errors import DefinitionError
 from flywheel.types import duration
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
@@ -59,3 +62,75 @@ def test_a_duration_that_nobody_can_read_is_refused_with_the_form(text: str) -> 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("24h", 86_400), ("7d", 604_800)])
 def test_durations_are_written_as_people_say_them(text: str, seconds: int) -> None:
     assert duration(text) == timedelta(seconds=seconds)
+
+
+def test_definitions_remember_where_they_were_made_down_to_the_aggregation() -> None:
+    source = fw.StreamSource("s", {"k": fw.STRING, "at": fw.TIMESTAMP, "x": fw.FLOAT64}, timestamp="at")
+    entity = fw.Entity("e", {"k": fw.STRING})
+    view = fw.StreamView(
+        "v",
+        entity,
+        source,
+        [
+            fw.mean("x", "1h"),
+            fw.total("x", "1h"),
+        ],
+    )
+    first, second = (
+        place_of_violation([view], "p", "projects/p/views/v", f"stream.aggregations[{i}].field")
+        for i in (0, 1)
+    )
+    file, _, line = first.partition(":")
+    assert file.endswith("test_definitions.py")
+    assert second == f"{file}:{int(line) + 1}"
+    whole = place_of_violation([view], "p", "projects/p/views/v", "entity")
+    assert int(whole.rpartition(":")[2]) < int(line)
+    assert place_of_violation([view], "p", "projects/p/sources/s", "schema[0]") != ""
+    assert place_of_violation([view], "p", "projects/p/sources/other", "schema") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("import flywheel as fw\n\nfw.vector(0)\n", 3, "ValueError: a vector has 1 or more elements"),
+        ("import flywheel as fw\nx = (\n", 2, "SyntaxError"),
+        ("x = 1\ny = nothing\n", 2, "NameError"),
+    ],
+)
+def test_a_file_that_cannot_be_run_names_the_line(tmp_path: Path, text: str, line: int, says: str) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text(text)
+    with pytest.raises(DefinitionError) as raised:
+        fw.load_module(file)
+    assert f"broken.py:{line}: " in str(raised.value) and says in str(raised.value)
+
+
+def test_a_definition_that_cannot_be_compiled_names_its_line() -> None:
+    entity = fw.Entity("e", {"k": fw.STRING})
+    table = fw.ParquetSource("t", {"k": fw.STRING, "at": fw.TIMESTAMP}, timestamp="at", uri="s3://bucket/t/")
+    for wrong in (
+        fw.BatchView("v", entity, table, {"x": fw.FLOAT64}, ttl="3 days"),
+        fw.BatchView("v", entity, table, {"x": fw.FLOAT64}, rules={"x": fw.Rule(min=0, action="drop")}),
+        fw.BatchView("v", entity, table, {"x": fw.FLOAT64}, rules={"y": fw.Rule(min=0)}),
+    ):
+        with pytest.raises(DefinitionError, match=r"test_definitions\.py:\d+: BatchView 'v': "):
+            fw.compile_definitions([wrong], "p")
+
+
+def test_rules_and_vectors_arrive_as_declared() -> None:
+    entity = fw.Entity("e", {"k": fw.STRING})
+    table = fw.ParquetSource(
+        "t", {"k": fw.STRING, "at": fw.TIMESTAMP, "v": fw.vector(3)}, timestamp="at", uri="s3://bucket/t/"
+    )
+    rule = fw.Rule(min=-1, max_null_rate=0.1, action="flag")
+    found = fw.compile_definitions(
+        [fw.BatchView("v", entity, table, {"v": fw.vector(3)}, rules={"v": rule})], "p"
+    )
+    assert found.sources[0].schema[2].vector_size == 3
+    (feature,) = found.views[0].batch.features
+    assert (feature.vector_size, feature.rules[0].min, feature.rules[0].action) == (
+        3,
+        -1.0,
+        pb.VALIDATION_ACTION_FLAG,
+    )
+    assert not feature.rules[0].HasField("max")

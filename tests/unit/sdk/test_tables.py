@@ -35,3 +35,46 @@ def test_a_schema_selects_orders_and_types_the_columns() -> None:
 def test_columns_of_different_length_are_refused() -> None:
     with pytest.raises(Exception, match="length"):
         to_table({"a": [1], "b": [1, 2]})
+
+
+def test_lists_vectors_and_bytes_come_back_with_their_nulls_and_empty_lists() -> None:
+    moment = datetime(2026, 1, 1, tzinfo=UTC)
+    rows = {
+        "texts": [["a", ""], [], None],
+        "moments": [[moment], [], None],
+        "pair": [[0.5, 1.5], None, [0.0, 0.0]],
+        "raw": [b"\0", b"", None],
+        "nothing": [None, None, None],
+    }
+    schema = {
+        "texts": fw.STRING_LIST,
+        "moments": fw.TIMESTAMP_LIST,
+        "pair": fw.vector(2),
+        "raw": fw.BYTES,
+        "nothing": fw.vector(4, fw.FLOAT64),
+    }
+    table = to_table(rows, schema)
+    assert [c.vector_size for c in table.columns] == [0, 0, 2, 0, 4]
+    wanted = {**rows, "moments": [[int(moment.timestamp()) * 1_000_000], [], None]}
+    assert to_dict(table) == wanted
+
+
+def test_types_of_frames_follow_from_their_columns() -> None:
+    frame = pl.DataFrame(
+        {"v": [[0.5, 1.0]], "l": [[1, 2]], "b": [b"x"], "f": [[True]]},
+        schema={
+            "v": pl.Array(pl.Float32, 2),
+            "l": pl.List(pl.Int64),
+            "b": pl.Binary,
+            "f": pl.List(pl.Boolean),
+        },
+    )
+    kinds = {c.name: c.data_type for c in to_table(frame).columns}
+    assert kinds == {
+        "v": int(fw.vector(2)), "l": fw.INT64_LIST, "b": fw.BYTES, "f": fw.BOOL_LIST,
+    }  # fmt: skip
+
+
+def test_vectors_of_differing_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="one size"):
+        to_table({"v": [[1.0], [1.0, 2.0]]}, {"v": fw.vector(1)})

@@ -23,6 +23,7 @@ from flywheel_common.postgres import Connection, Pool, connection, transaction
 from flywheel_feature.apply_plan import Action, ApplyPlan, Declared, Definition, make_plan
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import Entity, FeatureSet, Source, VersionRef, View
+from flywheel_feature.lineage import ModelUses
 
 log = get_logger(__name__)
 
@@ -115,18 +116,24 @@ class DefinitionStore:
                 listener()
 
     async def plan(
-        self, project: str, declared: Declared, delete_names: list[str], now: datetime
+        self, project: str, declared: Declared, delete_names: list[str], now: datetime, uses: ModelUses
     ) -> ApplyPlan:
         """What an apply would do, against the database."""
         async with transaction(self._pool, isolation="repeatable_read", readonly=True) as conn:
-            return make_plan(await _read(conn, project), declared, delete_names, now)
+            return make_plan(await _read(conn, project), declared, delete_names, now, uses)
 
     async def apply(
-        self, conn: Connection, project: str, declared: Declared, delete_names: list[str], now: datetime
+        self,
+        conn: Connection,
+        project: str,
+        declared: Declared,
+        delete_names: list[str],
+        now: datetime,
+        uses: ModelUses,
     ) -> ApplyPlan:
         """Plan and write inside the caller's transaction; applies of one project take turns. Raises for violations."""
         await conn.fetchval(_LOCK, project)
-        plan = make_plan(await _read(conn, project), declared, delete_names, now)
+        plan = make_plan(await _read(conn, project), declared, delete_names, now, uses)
         plan.raise_violations()
         changed = [c for c in plan.changes if c.action is not Action.UNCHANGED]
         for change in changed:

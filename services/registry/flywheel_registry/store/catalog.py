@@ -9,7 +9,7 @@ from datetime import datetime
 from flywheel_common.errors import Aborted
 from flywheel_common.postgres import Connection
 from flywheel_registry.policy import gate_to_dict, rollout_to_dict
-from flywheel_registry.resources import Model, ModelVersion, Release
+from flywheel_registry.resources import FeatureUse, Model, ModelVersion, Release
 from flywheel_registry.stages import Stage
 from flywheel_registry.store import rows
 from flywheel_registry.store import statements as sql
@@ -76,6 +76,10 @@ class Catalog:
             sql.LIST_VERSIONS, model, before, stage.value if stage else "", rows.dumps(dict(tags)), limit
         )
         return [rows.version(row) for row in found]
+
+    async def feature_uses(self, prefix: str, after: tuple[str, int, str], limit: int) -> list[FeatureUse]:
+        found = await self._conn.fetch(sql.LIST_FEATURE_USES, prefix, *after, limit)
+        return [FeatureUse(r["model"], r["number"], Stage(r["stage"]), r["feature_set"]) for r in found]
 
     async def champion(self, model: str) -> ModelVersion | None:
         row = await self._conn.fetchrow(sql.SELECT_PRODUCTION, model)

@@ -54,6 +54,15 @@ SELECT {VERSION_COLUMNS} FROM model_version v
 WHERE v.model = $1 AND v.number < $2 AND ($3 = '' OR v.stage = $3) AND v.tags @> $4::text::jsonb
 ORDER BY v.number DESC LIMIT $5
 """
+LIST_FEATURE_USES = """
+SELECT u.model, u.number, u.stage, u.feature_set FROM (
+  SELECT v.model, v.number, v.stage, v.feature_set FROM model_version v
+  UNION
+  SELECT r.model, r.version, v.stage, r.feature_set FROM release r JOIN model_version v ON v.model = r.model AND v.number = r.version
+) u
+WHERE starts_with(u.feature_set, $1) AND (u.model, u.number, u.feature_set) > ($2, $3, $4)
+ORDER BY u.model, u.number, u.feature_set LIMIT $5
+"""
 MOVE_VERSION = """
 UPDATE model_version SET stage = $3, promoted_at = $4, promoted_by = $5 WHERE model = $1 AND number = $2 AND stage = $6 RETURNING 1
 """

@@ -1,0 +1,78 @@
+"""How commands run and print: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import typer
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+from rich.console import Console
+from rich.table import Table
+
+from flywheel.client import Client
+from flywheel.errors import FlywheelError, JobFailedError
+
+console, errors = Console(), Console(stderr=True)
+state: dict[str, Any] = {"project": "default", "json": False}
+
+
+def call(work: Callable[[Client], Awaitable[None]]) -> None:
+    """Runs one command against the platform; a service's error becomes one sentence and exit code 1."""
+
+    async def run() -> None:
+        async with Client(state["project"]) as client:
+            await work(client)
+
+    try:
+        asyncio.run(run())
+    except FlywheelError as error:
+        errors.print(f"[red]{error.reason}[/red] {error.message}", highlight=False)
+        raise typer.Exit(1) from error
+    except (JobFailedError, FileNotFoundError, ValueError) as error:
+        errors.print(f"[red]{error}[/red]", highlight=False)
+        raise typer.Exit(1) from error
+
+
+def show(message: Message, title: str = "") -> None:
+    """One message, its set fields as rows."""
+    if state["json"]:
+        console.print_json(MessageToJson(message, preserving_proto_field_name=True))
+        return
+    table = Table(show_header=False, title=title or None)
+    for field, _ in message.ListFields():
+        table.add_row(field.name, _text(message, field.name))
+    console.print(table)
+
+
+def show_all(items: Any, columns: list[str]) -> None:
+    """Messages as rows with the named fields."""
+    if state["json"]:
+        for item in items:
+            console.print_json(MessageToJson(item, preserving_proto_field_name=True))
+        return
+    table = Table(*columns)
+    for item in items:
+        table.add_row(*[_text(item, column) for column in columns])
+    console.print(table)
+
+
+def _text(message: Message, name: str) -> str:
+    value, field = getattr(message, name), message.DESCRIPTOR.fields_by_name[name]
+    if field.message_type and field.message_type.full_name == "google.protobuf.Timestamp":
+        return f"{value.ToDatetime():%Y-%m-%d %H:%M:%S}" if message.HasField(name) else ""
+    if field.enum_type and isinstance(value, int):
+        text = field.enum_type.values_by_number[value].name
+        prefix = "".join("_" + c if c.isupper() else c for c in field.enum_type.name).upper().strip("_") + "_"
+        return text.removeprefix(prefix)
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, Message):
+        return MessageToJson(value, preserving_proto_field_name=True)
+    if not isinstance(value, str | int | bytes):
+        return "\n".join(
+            f"{key}: {value[key]}" if hasattr(value, "items") else str(key).strip() for key in value
+        )
+    return str(value)
