@@ -67,6 +67,7 @@ def training_set_request(request: pb.BuildTrainingSetRequest) -> TrainingSetRequ
         mode=JoinMode(request.mode or JoinMode.POINT_IN_TIME)
         if request.mode in (0, 1, 2)
         else _unknown_mode(request.mode),
+        short_feature_names=request.short_feature_names,
     )
 
 
@@ -117,6 +118,8 @@ def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
         schema=[field_to_proto(f) for f in built.schema],
         profile=[_profile_to_proto(p) for p in built.profile],
         unlabelled_count=built.unlabelled_count,
+        short_feature_names=built.short_feature_names,
+        table_versions=built.table_versions,
     )
     if built.row_count:
         message.min_time.CopyFrom(to_timestamp(built.min_time))
@@ -188,7 +191,9 @@ def training_set_handler(builder: TrainingSetBuilder) -> Handler:
 
     async def handle(job: JobContext) -> Mapping[str, object]:
         built = await builder.build(
-            training_set_request(pb.BuildTrainingSetRequest.FromString(job.request)), job
+            training_set_request(pb.BuildTrainingSetRequest.FromString(job.request)),
+            job,
+            reached=job.current_progress.done,
         )
         return {"training_set": built.name}
 

@@ -64,7 +64,8 @@ class Tables(Protocol):
     def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
         """The table as it is now, or as it was in a version. Reads no rows.
 
-        Raises also FailedPrecondition UNSUPPORTED_FORMAT for a table that asks for more of its readers than is known here.
+        Raises also FailedPrecondition UNSUPPORTED_FORMAT for a table that asks for more of its readers than is known here,
+        TABLE_CHANGED for a version that is gone.
         """
         ...
 
@@ -73,7 +74,10 @@ class Tables(Protocol):
         ...
 
     def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        """Rows of a piece; a column that it lacks is null. `where` may name a column only where it holds timestamps."""
+        """Rows of a piece; a column that it lacks is null. `where` may name a column only where it holds timestamps.
+
+        Raises FailedPrecondition TABLE_CHANGED when the file of the piece is gone; as DataLoss does, it names the file.
+        """
         ...
 
     def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
@@ -82,6 +86,10 @@ class Tables(Protocol):
 
     def write(self, uri: str, frame: pl.DataFrame) -> None:
         """One Parquet file, whole or not at all; replaces what was there."""
+        ...
+
+    def remove(self, uri: str, *, keep: str = "") -> None:
+        """Remove every file below a prefix ending in `/`, but for those below `keep`. Nothing there: nothing happens."""
         ...
 
     def bucket_uri(self, key: str) -> str:
@@ -155,3 +163,14 @@ class JobProgress(Protocol):
     def progress(self, done: int, total: int, unit: str = "", message: str = "") -> None: ...
 
     def check_cancelled(self) -> None: ...
+
+
+class ResumableJob(JobProgress, Protocol):
+    """The part of jobs.JobContext that lets work start again where an earlier process began."""
+
+    checkpoint: bytes
+    """What was saved last, also by an earlier process; empty at the first start."""
+
+    async def save_checkpoint(self, checkpoint: bytes) -> None:
+        """It is kept when this returns."""
+        ...

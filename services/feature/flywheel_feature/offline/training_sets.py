@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from flywheel_feature.definitions import DataType, Field
@@ -54,6 +55,8 @@ class TrainingSetRequest:
     """0: the latest."""
     spine: Spine
     mode: JoinMode = JoinMode.POINT_IN_TIME
+    short_feature_names: bool = False
+    """Columns are called `feature` instead of `view__feature`."""
 
     @property
     def name(self) -> str:
@@ -100,6 +103,9 @@ class TrainingSet:
     unlabelled_count: int
     created_at: datetime
     build_seconds: float
+    short_feature_names: bool = False
+    table_versions: Mapping[str, int] = field(default_factory=dict)
+    """Resource name of a source → the version of its Delta table that was read."""
 
     @property
     def name(self) -> str:
