@@ -50,6 +50,8 @@ def test_a_request_reads_as_written() -> None:
     )
     assert SourceSpine("landings", "scheduled", "delay >= 15", 1_000_000, 2_000_005) == request.spine
     assert JoinMode.POINT_IN_TIME == request.mode
+    assert not request.short_feature_names
+    assert training_set_request(asked(short_feature_names=True)).short_feature_names
 
 
 @pytest.mark.parametrize(
@@ -106,6 +108,8 @@ def test_a_set_answers_what_was_built() -> None:
         unlabelled_count=2,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         build_seconds=1.5,
+        short_feature_names=True,
+        table_versions={"projects/p/sources/weather": 4},
     )
     message = training_set_to_proto(built)
     assert "projects/p/trainingSets/winter" == message.name
@@ -113,6 +117,8 @@ def test_a_set_answers_what_was_built() -> None:
         message.spine.source.source,
         message.spine.source.known_before.nanos,
     )
+    assert message.short_feature_names
+    assert {"projects/p/sources/weather": 4} == dict(message.table_versions)
     assert (1, 500_000_000, 1500) == (
         message.min_time.seconds,
         message.min_time.nanos,
