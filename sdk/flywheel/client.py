@@ -207,14 +207,19 @@ class Client:
         spine: training_set_pb2.Spine,
         *,
         mode: int = training_set_pb2.JOIN_MODE_POINT_IN_TIME,
+        short_feature_names: bool = False,
+        compute: int = training_set_pb2.COMPUTE_UNSPECIFIED,
         progress: Callable[[feature_pb2.Job], None] | None = None,
     ) -> training_set_pb2.TrainingSet:
-        """Joins a spine with a feature set and waits for the manifest."""
+        """Joins a spine with a feature set and waits for the manifest. `short_feature_names`: columns `feature` instead of
+        `view__feature`; `compute`: where it is joined, by its size unless you say."""
         request = feature_pb2.BuildTrainingSetRequest(
             parent=self.parent,
             feature_set=self.path("featureSets", feature_set),
             spine=spine,
             mode=mode,  # type: ignore[arg-type]
+            short_feature_names=short_feature_names,
+            compute=compute,  # type: ignore[arg-type]
             request_id=request_id(),
         )
         job = (await self.feature.BuildTrainingSet(request)).job

@@ -74,14 +74,34 @@ class Source(Metadata):
 
 @dataclass(frozen=True)
 class ParquetSource(Source):
-    """Parquet files below an `s3://bucket/prefix/`."""
+    """Parquet files below an `s3://bucket/prefix/`; folders called `key=value` are columns. `format`: `parquet` or `delta`."""
 
     uri: str = ""
+    format: str = "parquet"
 
     def proto(self, project: str) -> pb.Source:
         result = super().proto(project)
         result.parquet.uri = self.uri
+        result.parquet.format = _table_format(self.format)
         return result
+
+
+@dataclass(frozen=True)
+class DeltaSource(ParquetSource):
+    """A Delta Lake table at `s3://bucket/prefix/`: its newest version when a job begins."""
+
+    format: str = "delta"
+
+
+def _table_format(name: str) -> pb.TableFormat:
+    known = {
+        "parquet": pb.TABLE_FORMAT_UNSPECIFIED,
+        "delta": pb.TABLE_FORMAT_DELTA,
+        "iceberg": pb.TABLE_FORMAT_ICEBERG,
+    }
+    if name not in known:
+        raise ValueError(f"{name!r} is no table format: use parquet or delta")
+    return known[name]
 
 
 @dataclass(frozen=True)

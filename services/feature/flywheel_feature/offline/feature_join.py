@@ -146,7 +146,8 @@ class FeatureJoiner:
             pl.col(spine_time).dt.epoch("us").min().alias("low"),
             pl.col(spine_time).dt.epoch("us").max().alias("high"),
         )
-        low, high = stored.between(*times.row(0), mode)
+        earliest, latest = times.row(0)
+        low, high = stored.between(earliest, latest, mode)
         rows = await self._reader.read(stored.source, stored.fields, low=low, high=high)
         return await asyncio.to_thread(lambda: stored.join(spine, spine_time, mode, stored.kept(rows)))
 
