@@ -101,6 +101,13 @@ class ParquetSource(Source):
 
 
 @dataclass(frozen=True)
+class DeltaSource(ParquetSource):
+    """A Delta table at `s3://bucket/prefix/`: a ParquetSource whose format is "delta"."""
+
+    format: Literal["parquet", "delta"] = "delta"
+
+
+@dataclass(frozen=True)
 class StreamSource(Source):
     """Events pushed to the topic `feature.source.<name>`."""
 

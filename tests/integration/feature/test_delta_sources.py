@@ -145,7 +145,7 @@ async def test_a_training_set_and_the_online_store_hold_what_a_delta_table_holds
     rows = lake.tables.read(built.uri, ["origin", "event_timestamp", "weather__wind"]).rows()
     assert {(o, at(h)): wind for (o, h), wind in EXPECTED.items()} == {(r[0], r[1]): r[2] for r in rows}
     assert len(EXPECTED) == len(rows) == built.row_count
-    assert {SOURCE: 3} == dict(built.table_versions)
+    assert {SOURCE: 3} == dict(built.source_versions)
 
     short = await client.build_training_set("flights", spine, full_feature_names=False)
     assert ["origin", "event_timestamp", "wind"] == [f.name for f in short.schema]
@@ -251,9 +251,9 @@ async def test_a_job_that_starts_again_reads_the_version_that_it_began_with(lake
     await asyncio.to_thread(lake.write, "append", ("BOS", 2, 2.0))
     resumed = await sets.builder.build(sets.request("resumed"), Job(dying.checkpoint))
     assert undisturbed.content_hash == resumed.content_hash
-    assert {SOURCE: 3} == resumed.table_versions
+    assert {SOURCE: 3} == resumed.source_versions
     later = await sets.builder.build(sets.request("later"), Job())
-    assert {SOURCE: 4} == later.table_versions
+    assert {SOURCE: 4} == later.source_versions
     assert undisturbed.content_hash != later.content_hash
     again = await sets.builder.build(sets.request("again"), Job())
     assert later.content_hash == again.content_hash

@@ -109,7 +109,7 @@ def test_a_set_answers_what_was_built() -> None:
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         build_seconds=1.5,
         short_feature_names=True,
-        table_versions={"projects/p/sources/weather": 4},
+        source_versions={"projects/p/sources/weather": 4},
     )
     message = training_set_to_proto(built)
     assert "projects/p/trainingSets/winter" == message.name
@@ -118,7 +118,7 @@ def test_a_set_answers_what_was_built() -> None:
         message.spine.source.known_before.nanos,
     )
     assert message.short_feature_names
-    assert {"projects/p/sources/weather": 4} == dict(message.table_versions)
+    assert {"projects/p/sources/weather": 4} == dict(message.source_versions)
     assert (1, 500_000_000, 1500) == (
         message.min_time.seconds,
         message.min_time.nanos,

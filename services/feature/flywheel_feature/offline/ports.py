@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -124,6 +124,60 @@ class Archive(Protocol):
 
     async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
         """Per partition: where the topic ends now. Raises Unavailable while Kafka is away."""
+        ...
+
+
+class Workspace(Protocol):
+    """Files of one piece of work, below one folder. Methods block; each raises Unavailable OBJECT_STORE_DOWN while the store is away.
+
+    A file appears whole or not at all. Two processes that write one key at a time leave one of the two files.
+    """
+
+    def keys(self, prefix: str = "") -> list[str]: ...
+
+    def write(self, key: str, frame: pl.DataFrame, groups: Sequence[int]) -> None:
+        """Parquet with row groups of these numbers of rows."""
+        ...
+
+    def read(self, prefix: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
+        """Rows of the Parquet files whose key begins so: by key, rows in file order. `where` skips row groups by their statistics.
+
+        Raises NotFound when there is no file.
+        """
+        ...
+
+    def write_json(self, key: str, value: object) -> None: ...
+
+    def read_json(self, key: str) -> Any:
+        """None when there is no such file."""
+        ...
+
+    def write_bytes(self, key: str, content: bytes) -> None: ...
+
+    def read_bytes(self, key: str) -> bytes | None:
+        """None when there is no such file."""
+        ...
+
+    def delete(self) -> None:
+        """Everything; nothing when there is nothing."""
+        ...
+
+
+class PartitionEngine(Protocol):
+    """Where joins in partitions are computed."""
+
+    name: str
+
+    def workspace(self, name: str) -> Workspace:
+        """The folder of one piece of work, which every process of this engine can reach; it need not exist."""
+        ...
+
+    async def run(self, name: str, job: JobProgress) -> None:
+        """Carry out the spec in a workspace until its result or its error is there; finished tasks are not done again.
+
+        Work that was begun by an earlier process goes on. When this is cancelled because the job is, the work is stopped.
+        Raises Unavailable ENGINE_UNAVAILABLE when the engine does not answer or the work died.
+        """
         ...
 
 

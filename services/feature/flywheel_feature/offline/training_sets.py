@@ -18,6 +18,14 @@ class JoinMode(enum.IntEnum):
     NAIVE_LATEST = 2
 
 
+class Compute(enum.IntEnum):
+    """Where a join is computed. The result is the same."""
+
+    BY_SIZE = 0
+    LOCAL = 1
+    RAY = 2
+
+
 @dataclass(frozen=True, slots=True)
 class SourceSpine:
     """Rows of a source's history with start <= timestamp_field < end (microseconds)."""
@@ -56,7 +64,8 @@ class TrainingSetRequest:
     spine: Spine
     mode: JoinMode = JoinMode.POINT_IN_TIME
     short_feature_names: bool = False
-    """Columns are called `feature` instead of `view__feature`."""
+    """Columns `feature` instead of `view__feature`."""
+    compute: Compute = Compute.BY_SIZE
 
     @property
     def name(self) -> str:
@@ -104,7 +113,7 @@ class TrainingSet:
     created_at: datetime
     build_seconds: float
     short_feature_names: bool = False
-    table_versions: Mapping[str, int] = field(default_factory=dict)
+    source_versions: Mapping[str, int] = field(default_factory=dict)
     """Resource name of a source → the version of its Delta table that was read."""
 
     @property

@@ -31,7 +31,7 @@ async def unfinished(tables: Tables, uri: str) -> AsyncIterator[None]:
     try:
         yield
     except BaseException:
-        await _removed(tables, uri)
+        await remove(tables, uri)
         raise
 
 
@@ -49,14 +49,15 @@ async def undisturbed(work: Callable[[], None]) -> None:
 async def remove_others(tables: Tables, registered: TrainingSet) -> None:
     """Remove what attempts at this set left that were killed, or came second. Only for a set whose row is written."""
     folder = tables.bucket_uri(_folder(registered.project, registered.id))
-    await _removed(tables, folder, keep=registered.uri)
+    await remove(tables, folder, keep=registered.uri)
 
 
 def _folder(project: str, training_set_id: str) -> str:
     return f"training-sets/{project}/{training_set_id}/"
 
 
-async def _removed(tables: Tables, uri: str, keep: str = "") -> None:
+async def remove(tables: Tables, uri: str, keep: str = "") -> None:
+    """Remove files that are nobody's, but for those below `keep`; where the store is away they stay."""
     try:
         await undisturbed(lambda: tables.remove(uri, keep=keep))
     except FlywheelError as error:
