@@ -10,14 +10,17 @@ import asyncio
 import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow.fs as fs
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel_common.clock import SystemClock
+from flywheel_common.errors import DataLoss, FlywheelError, Unavailable
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
     Aggregation,
@@ -297,3 +300,57 @@ def _archive(tables: FrameTables, archive: MemoryArchive, events: list[Any], fil
             archive.add(
                 "p", "stream", Segment(uri, 0, i * size, i * size + part.height, low, high, part.height), {}
             )
+
+
+class Failing(FrameTables):
+    """Written parts cannot be read again, while `error` is set."""
+
+    error: FlywheelError | None = None
+
+    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+        if self.error is not None and "training-sets" in uris[0]:
+            raise self.error
+        return super().read_files(uris, columns)
+
+    def parts(self) -> list[str]:
+        return self._below("s3://own/training-sets/")
+
+
+@pytest.mark.parametrize(
+    ("error", "left"),
+    [
+        # Nobody goes on with it.
+        (DataLoss("A part is corrupt.", reason="CORRUPT_TABLE"), 0),
+        # Another attempt goes on with what is written.
+        (Unavailable("The object store does not answer.", reason="OBJECT_STORE_DOWN"), 1),
+    ],
+    ids=["for good", "for now"],
+)
+async def test_partitions_that_fail_for_good_leave_no_part(
+    error: FlywheelError, left: int, tmp_path: Path
+) -> None:
+    tables = Failing()
+    carrier: dict[str, Any] = {"carrier": pl.String}
+    in_files(tables, "s3://in/spine/", frame([("AA", 1, 7)], **carrier, flight=pl.Int64, t=UTC_US), 1)
+    pair = frame([("AA", 1, 5, 5, 2.5)], **carrier, flight=pl.Int64, t=UTC_US, c=UTC_US, v=pl.Float64)
+    in_files(tables, "s3://in/pairs/", pair, 1)
+    in_files(tables, "s3://in/singles/", frame([("AA", 6, 3)], **carrier, t=UTC_US, seats=pl.Int64), 1)
+
+    async def catalogs(_: str) -> Catalog:
+        return definitions()
+
+    registered = MemoryTrainingSets()
+    builder = TrainingSetBuilder(
+        catalogs=catalogs, tables=tables, archive=MemoryArchive(), training_sets=registered, clock=SystemClock(),
+        engines=[InThisProcess(tables, str(tmp_path))], limits=JoinLimits(100),
+    )  # fmt: skip
+    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"))
+    tables.error = error
+    with pytest.raises(type(error)):
+        await builder.build(wanted, Quiet(), "job")
+    assert left == len(tables.parts())
+    assert await registered.get("p", "one") is None
+    tables.error = None
+    built = await builder.build(wanted, Quiet(), "job")
+    assert [f"{built.uri}part-00000.parquet"] == tables.parts()
+    assert [(2.5, 3)] == tables.read(built.uri, ["pairs__v", "singles__seats"]).rows()

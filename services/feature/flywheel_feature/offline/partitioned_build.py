@@ -93,8 +93,8 @@ class PartitionedBuild:
             engine, workspace = begun
         try:
             await engine.run(name, job)
-        except BaseException:
-            if _cancelled(job):
+        except BaseException as error:
+            if _cancelled(job) or (isinstance(error, FlywheelError) and not error.retryable):
                 await asyncio.shield(asyncio.to_thread(workspace.delete))
             raise
         return await asyncio.to_thread(_answer, workspace)
