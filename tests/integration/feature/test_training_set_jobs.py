@@ -13,13 +13,13 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-import grpc
 import polars as pl
 import pyarrow.fs as fs
 import pytest
 
 import flywheel as fw
 from flywheel_common.clock import SystemClock
+from flywheel_common.errors import FlywheelError
 from flywheel_common.testing.eventually import eventually
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.jobs import LEASE_SECONDS
@@ -324,7 +324,7 @@ def serve(environment: dict[str, str], free_port: Callable[[], int], tmp_path: P
 
 
 async def reached(client: fw.Client) -> bool:
-    with suppress(grpc.aio.AioRpcError):
+    with suppress(FlywheelError):
         await client.feature.ListJobs(pb.ListJobsRequest(parent=PARENT))
         return True
     return False
