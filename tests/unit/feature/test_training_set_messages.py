@@ -134,9 +134,14 @@ def test_a_set_answers_what_was_built() -> None:
 
 
 def test_a_skew_report_survives_being_kept_as_json() -> None:
-    report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, ["p1: online 1.0, offline 2.0"]),))
+    report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, ["p1: online 1.0, offline 2.0"]),), 2)
     message = skew_report_to_proto(report.to_json())
-    assert (2, 4, 1) == (message.predictions, message.values, message.mismatches)
+    assert (2, 4, 1, 2) == (
+        message.predictions,
+        message.values,
+        message.mismatches,
+        message.exact_predictions,
+    )
     assert ("v__f", 4, 1) == (
         message.features[0].feature,
         message.features[0].compared_count,
