@@ -96,6 +96,7 @@ lock: $(BOOTSTRAP_STAMP) ## resolve dependencies again: requirements.lock files 
 	@for s in $(SERVICES); do $(LOCK) -c requirements.lock services/$$s/pyproject.toml protos/pyproject.toml -o services/$$s/requirements.lock || exit 1; done
 	@$(LOCK) -c requirements.lock services/build.in -o services/build.lock
 	@for f in bootstrap triton-runtime; do $(LOCK) --no-config deploy/local/$$f.in -o deploy/local/$$f.lock || exit 1; done
+	@$(LOCK) --no-config bench/peers.in -o bench/peers.lock
 	@$(LOCK) --no-config --no-deps deploy/local/triton.in -o deploy/local/triton.lock
 	@$(PY) -m flywheel_local lock
 
@@ -117,7 +118,7 @@ status: ## what runs, where it listens, where it logs
 	@[ -x $(PY) ] || { echo "nothing is installed yet (make up installs and starts)"; exit 1; }; $(LAUNCH) status
 
 # --------------------------------------------------------------------------------------------------- quality
-.PHONY: test check format bench soak
+.PHONY: test check format bench bench-peers soak
 test: setup ## the whole test suite against real backends (SUITE=tests/unit, ARGS='-k name')
 	@exec $(PY) -m pytest $(or $(SUITE),tests) $(ARGS)
 
@@ -135,8 +136,14 @@ check: setup ## formatting, lint, types, import direction, protos and what they 
 format: ## format everything
 	@$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .
 
-bench: setup ## measure against the limits and the peers
-	@exec $(PY) bench/run.py $(ARGS)
+bench: setup ## measure against the limits and the peers (SUITE=feature, ARGS='--only join')
+	@exec $(PY) -m bench.run $(SUITE) $(ARGS)
 
-soak: setup ## run the story again and again (ROUNDS=5) and watch that nothing grows
-	@for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done
+bench-peers: setup ## install what the benchmark compares with (an environment of its own), then measure with it
+	@[ -x $(LOCAL)/peers/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/peers
+	@$(UV) pip sync -q --python $(LOCAL)/peers/bin/python --require-hashes bench/peers.lock
+	@exec $(PY) -m bench.run $(SUITE) --only feast $(ARGS)
+
+soak: setup ## run the story again and again (ROUNDS=5) and watch that nothing grows; SUITE=feature kills stream workers over EVENTS=200000
+	@[ "$(SUITE)" != feature ] || { FLYWHEEL_SOAK_EVENTS=$${EVENTS:-200000} exec $(PY) -m pytest -s --show-capture=no tests/robustness/feature; }; \
+	[ "$(SUITE)" = feature ] || for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done

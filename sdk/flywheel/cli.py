@@ -27,6 +27,7 @@ from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2
+from flywheel_protos.types.v1 import value_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Declare features, train, release and watch models on Flywheel.")
 features = typer.Typer(no_args_is_help=True, help="Online features, freshness, training sets.")
@@ -158,13 +159,56 @@ def get_features(
 
 
 @features.command("materialize")
-def materialize(view: str) -> None:
+def materialize(
+    view: str,
+    start: Annotated[datetime | None, typer.Option(help="Event time to begin at; else what is new")] = None,
+    end: Annotated[datetime | None, typer.Option(help="Event time to end before")] = None,
+    rows_per_second: Annotated[int, typer.Option(help="At most so many; 0: no limit of yours")] = 0,
+) -> None:
     """Write a batch view's new rows online."""
 
     async def work(client: Client) -> None:
-        show(await client.materialize(view))
+        job = await client.materialize(
+            view, show_progress, start=start, end=end, rows_per_second=rows_per_second
+        )
+        show(job)
 
     call(work)
+
+
+@features.command("rebuild")
+def rebuild() -> None:
+    """Fill an online store that lost its contents from the archives on S3."""
+
+    async def work(client: Client) -> None:
+        show(await client.rebuild_online_store(show_progress))
+
+    call(work)
+
+
+@features.command("erase")
+def erase(
+    entity: str, keys: Annotated[list[str], typer.Argument(help="key=value of every join key")]
+) -> None:
+    """Erase one entity everywhere and show what is left to others."""
+
+    async def work(client: Client) -> None:
+        described = (
+            await client.feature.GetEntity(feature_pb2.GetEntityRequest(name=client.path("entities", entity)))
+        ).entity
+        numbers = {k.name for k in described.join_keys if k.data_type == value_pb2.DATA_TYPE_INT64}
+        given = dict(pair.split("=", 1) for pair in keys)
+        typed = {k: int(v) if k in numbers else v for k, v in given.items()}
+        show(await client.erase_entity(entity, typed, show_progress))
+
+    call(work)
+
+
+def show_progress(job: feature_pb2.Job) -> None:
+    """One line on standard error per change."""
+    errors.print(
+        f"{job.progress.done:,} of {job.progress.total:,} {job.progress.unit}: {job.progress.message}"
+    )
 
 
 @features.command("freshness")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -145,12 +145,45 @@ class Client:
         schema: Mapping[str, int] | None = None,
         *,
         ids: Sequence[str] = (),
+        to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
     ) -> feature_pb2.PushFeaturesResponse:
-        """Sends rows to a stream source, or to a batch view when `target` begins with `views/`."""
+        """Sends rows to a stream source, or to a batch view when `target` begins with `views/` (then `to` may say online or
+        offline only)."""
+        return await self.feature.PushFeatures(self.push_request(target, rows, schema, ids=ids, to=to))
+
+    def push_request(
+        self,
+        target: str,
+        rows: Any,
+        schema: Mapping[str, int] | None = None,
+        *,
+        ids: Sequence[str] = (),
+        to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
+    ) -> feature_pb2.PushFeaturesRequest:
+        """One push, for `push_stream`."""
         name = f"{self.parent}/{target}" if target.startswith("views/") else self.path("sources", target)
-        return await self.feature.PushFeatures(
-            feature_pb2.PushFeaturesRequest(target=name, rows=to_table(rows, schema), event_ids=ids)
+        return feature_pb2.PushFeaturesRequest(
+            target=name,
+            rows=to_table(rows, schema),
+            event_ids=ids,
+            push_target=to,  # type: ignore[arg-type]
         )
+
+    async def push_stream(
+        self, pushes: AsyncIterable[feature_pb2.PushFeaturesRequest]
+    ) -> AsyncIterator[feature_pb2.StreamPushFeaturesResponse]:
+        """An answer per push, in order, once its rows are durable; a refused one has its `error` set and harms no other. The
+        service takes more pushes only as fast as it answers."""
+
+        async def wrapped() -> AsyncIterator[feature_pb2.StreamPushFeaturesRequest]:
+            async for push in pushes:
+                yield feature_pb2.StreamPushFeaturesRequest(push=push)
+
+        try:
+            async for answer in self.feature.StreamPushFeatures(wrapped()):
+                yield answer
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
 
     async def wait_applied(
         self, offsets: Sequence[feature_pb2.AppliedOffset], *, within: float = 60.0
@@ -190,16 +223,52 @@ class Client:
         return await self.feature.GetOnlineFeatures(request)
 
     async def materialize(
-        self, view: str, progress: Callable[[feature_pb2.Job], None] | None = None
+        self,
+        view: str,
+        progress: Callable[[feature_pb2.Job], None] | None = None,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        rows_per_second: int = 0,
     ) -> feature_pb2.Job:
-        """Writes a batch view's rows online and waits for the end."""
-        request = feature_pb2.MaterializeViewRequest(view=self.path("views", view), request_id=request_id())
-        job = (await self.feature.MaterializeView(request)).job
-        return await self._wait(
-            self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)),
-            "job",
-            progress,
+        """Writes a batch view's rows online and waits for the end: with `start` those of a range of event time, else what the
+        view has not seen yet."""
+        request = feature_pb2.MaterializeViewRequest(
+            view=self.path("views", view), request_id=request_id(), rows_per_second=rows_per_second
         )
+        if start is not None:
+            request.start_time.FromDatetime(start)
+        if end is not None:
+            request.end_time.FromDatetime(end)
+        return await self._feature_job((await self.feature.MaterializeView(request)).job, progress)
+
+    async def rebuild_online_store(
+        self, progress: Callable[[feature_pb2.Job], None] | None = None
+    ) -> feature_pb2.Job:
+        """Fills an online store that lost its contents from the archives on S3, and waits for the end."""
+        request = feature_pb2.RebuildOnlineStoreRequest(parent=self.parent, request_id=request_id())
+        return await self._feature_job((await self.feature.RebuildOnlineStore(request)).job, progress)
+
+    async def erase_entity(
+        self,
+        entity: str,
+        join_keys: Mapping[str, Any],
+        progress: Callable[[feature_pb2.Job], None] | None = None,
+    ) -> feature_pb2.EraseReport:
+        """Erases one entity everywhere and waits for the report."""
+        request = feature_pb2.EraseEntityRequest(
+            entity=self.path("entities", entity),
+            join_keys={k: from_python(v) for k, v in join_keys.items()},
+            request_id=request_id(),
+        )
+        return (await self._feature_job((await self.feature.EraseEntity(request)).job, progress)).erase_report
+
+    async def _feature_job(
+        self, job: feature_pb2.Job, progress: Callable[[feature_pb2.Job], None] | None
+    ) -> feature_pb2.Job:
+        watched = self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name))
+        ended: feature_pb2.Job = await self._wait(watched, "job", progress)
+        return ended
 
     async def build_training_set(
         self,

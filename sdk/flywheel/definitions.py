@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from google.protobuf.duration_pb2 import Duration
 
-from flywheel.types import FLOAT64, duration, fields
+from flywheel.types import FLOAT64, duration, fields, vector_size
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
 
@@ -50,6 +50,47 @@ class Entity(Metadata):
             join_keys=fields(self.keys),
             **self.texts(),
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What values must be when they are written. `action` says what happens to a row that breaks it: "reject" refuses the push
+    (a materialization leaves the row out), "quarantine" keeps it aside as Parquet, "flag" serves and counts it."""
+
+    min: float | None = None
+    max: float | None = None
+    max_null_rate: float | None = None
+    allowed: Sequence[str] = ()
+    action: str = "reject"
+
+    def proto(self) -> pb.ValidationRule:
+        """Raises ValueError for an action that does not exist."""
+        name = f"VALIDATION_ACTION_{self.action.upper()}"
+        action = pb.ValidationAction.DESCRIPTOR.values_by_name.get(name)
+        if action is None:
+            raise ValueError(f"{self.action!r} is no action: say reject, quarantine or flag")
+        return pb.ValidationRule(
+            min=self.min,
+            max=self.max,
+            max_null_rate=self.max_null_rate,
+            allowed=self.allowed,
+            action=action.number,  # type: ignore[arg-type]
+        )
+
+
+Rules = Mapping[str, Rule | Sequence[Rule]]
+"""Name of a feature or field → its rule or rules."""
+
+
+def _rules(rules: Rules, name: str) -> list[pb.ValidationRule]:
+    found = rules.get(name, ())
+    return [rule.proto() for rule in ([found] if isinstance(found, Rule) else found)]
+
+
+def _check_ruled(rules: Rules, names: Iterable[str], of: str) -> None:
+    unknown = set(rules) - set(names)
+    if unknown:
+        raise ValueError(f"{of} has rules for {', '.join(sorted(unknown))}, which it does not have")
 
 
 @dataclass(frozen=True)
@@ -109,9 +150,10 @@ class DeltaSource(ParquetSource):
 
 @dataclass(frozen=True)
 class StreamSource(Source):
-    """Events pushed to the topic `feature.source.<name>`."""
+    """Events pushed to the topic `feature.source.<name>`. `rules`: what their fields must be when they are pushed."""
 
     allowed_lateness: str | timedelta = timedelta(0)
+    rules: Rules = field(default_factory=dict, kw_only=True)
 
     def proto(self, project: str) -> pb.Source:
         result = super().proto(project)
@@ -119,6 +161,10 @@ class StreamSource(Source):
         lateness = duration(self.allowed_lateness)
         if lateness:
             result.stream.allowed_lateness.FromTimedelta(lateness)
+        _check_ruled(self.rules, self.schema, f"source {self.name!r}")
+        for name in self.rules:
+            for rule in _rules(self.rules, name):
+                result.rules.add(field=name, rule=rule)
         return result
 
 
@@ -187,6 +233,16 @@ def last(field: str, window: str, name: str = "") -> Aggregation:
     return Aggregation(pb.AGGREGATION_FUNCTION_LAST, field, window, name)
 
 
+def first(field: str, window: str, name: str = "") -> Aggregation:
+    """Oldest value of a field by event time."""
+    return Aggregation(pb.AGGREGATION_FUNCTION_FIRST, field, window, name)
+
+
+def approx_distinct(field: str, window: str, name: str = "") -> Aggregation:
+    """How many different values a field had, estimated (HyperLogLog, standard error 2.3 %, nearly exact for small counts)."""
+    return Aggregation(pb.AGGREGATION_FUNCTION_APPROX_DISTINCT, field, window, name)
+
+
 def last_n(field: str, n: int, window: str, name: str = "") -> Aggregation:
     """The newest `n` values of a field, newest first."""
     return Aggregation(pb.AGGREGATION_FUNCTION_LAST_N, field, window, name, limit=n)
@@ -211,18 +267,26 @@ class View(Metadata):
 
 @dataclass(frozen=True)
 class BatchView(View):
-    """The latest row per entity of a Parquet source; `features` maps names (= source fields) to data types."""
+    """The latest row per entity of a Parquet source; `features` maps names (= source fields) to data types, `rules` names to what
+    their values must be."""
 
     entity: Entity
     source: ParquetSource
     features: Mapping[str, int]
+    rules: Rules = field(default_factory=dict, kw_only=True)
 
     def proto(self, project: str) -> pb.View:
         result = super().proto(project)
         result.entity = self.entity.proto(project).name
         result.batch.source = self.source.proto(project).name
+        _check_ruled(self.rules, self.features, f"view {self.name!r}")
         for name, kind in self.features.items():
-            result.batch.features.add(name=name, data_type=kind)
+            result.batch.features.add(
+                name=name,
+                data_type=int(kind),
+                vector_size=vector_size(kind),
+                rules=_rules(self.rules, name),
+            )
         return result
 
 
@@ -263,7 +327,9 @@ class OnDemandView(View):
         for name, sql in self.expressions.items():
             expression = result.on_demand.expressions.add(sql=sql)
             expression.feature.name = name
-            expression.feature.data_type = self.types.get(name, FLOAT64)  # type: ignore[assignment]
+            kind = self.types.get(name, FLOAT64)
+            expression.feature.data_type = int(kind)  # type: ignore[assignment]
+            expression.feature.vector_size = vector_size(kind)
         return result
 
 

@@ -184,6 +184,22 @@ def from_table(table: Table) -> dict[str, tuple[Array, Mask]]:
     return found
 
 
+def check_table(table: Table, rows: int) -> None:
+    """Raises InvalidArgument INVALID_COLUMN where `from_table` would, or where a length is not `rows`; cuts no lists."""
+    names = set()
+    for column in table.columns:
+        if not column.name or column.name in names:
+            raise _invalid(column, "its name is empty or appears twice")
+        names.add(column.name)
+        if column.data_type not in ELEMENT_OF:
+            to_numpy(column, rows)
+            continue
+        bounds, _ = _list_elements(column)
+        if len(bounds) - 1 != rows:
+            raise _invalid(column, f"it has {len(bounds) - 1} rows where {rows} are expected")
+        valid_mask(column, rows)
+
+
 def to_table(columns: Sequence[Column]) -> Table:
     """A table of equally long columns."""
     counts = {row_count(column) for column in columns}
@@ -233,6 +249,15 @@ def _objects(column: Column, wanted: str) -> Array:
 
 
 def _lists(column: Column) -> Array:
+    offsets, flat = _list_elements(column)
+    rows = np.empty(len(offsets) - 1, dtype=object)
+    for i in range(len(rows)):
+        rows[i] = flat[offsets[i] : offsets[i + 1]]
+    return rows
+
+
+def _list_elements(column: Column) -> tuple[Array, Array]:
+    """Bounds of the rows, [n + 1], and the elements of all."""
     if len(column.offsets) % 4 or not column.offsets:
         raise _invalid(column, "offsets must be n + 1 little-endian uint32")
     offsets = np.frombuffer(column.offsets, "<u4").astype(np.int64)
@@ -247,10 +272,7 @@ def _lists(column: Column) -> Array:
     flat, _ = to_numpy(flat_column)
     if offsets[0] != 0 or offsets[-1] != len(flat) or bool((np.diff(offsets) < 0).any()):
         raise _invalid(column, f"offsets must rise from 0 to the {len(flat)} elements")
-    rows = np.empty(len(offsets) - 1, dtype=object)
-    for i in range(len(rows)):
-        rows[i] = flat[offsets[i] : offsets[i + 1]]
-    return rows
+    return offsets, flat
 
 
 def _type_of(values: Array) -> int:

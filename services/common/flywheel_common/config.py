@@ -111,7 +111,7 @@ class RedisSettings(Settings):
     """A service that uses Redis."""
 
     redis_url: SecretStr
-    """redis://[:password@]host:port/db."""
+    """redis://[:password@]host:port/db; the feature service also takes redis+cluster://[:password@]host:port[,host:port…]."""
 
     @property
     def redis(self) -> str:

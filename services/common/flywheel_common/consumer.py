@@ -78,7 +78,8 @@ class ConsumerLoop:
     With `pool`, positions are stored with the effect. Without, the handler stores its own: `positions` says where to
     begin (default: Kafka's commits), after each batch the offsets are committed to Kafka if `commit_to_kafka`, else
     by `commit(...)`. `dedupe` passes each event id to the handler once per group. `decode_events=False` leaves
-    `record.event` None for topics that hold no envelopes.
+    `record.event` None for topics that hold no envelopes. `member` names a member that comes back under its name (of a
+    StatefulSet, say): started again within the session timeout it has its partitions at once, without a rebalance.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class ConsumerLoop:
         session_timeout_seconds: float = 10.0,
         keep_event_ids_days: float = 7.0,
         poison_limit: int = 1000,
+        member: str = "",
     ) -> None:
         if bool(topics) == bool(pattern):
             raise ValueError("give either topics or a pattern")
@@ -120,6 +122,7 @@ class ConsumerLoop:
         self._max_record_bytes = max_record_bytes
         self._session_timeout = session_timeout_seconds
         self._keep_days = keep_event_ids_days
+        self._member = member or None
         self._owner = new_id()
         self._slots = asyncio.Semaphore(concurrency)
         self._claims: dict[TopicPartition, Claim] = {}
@@ -176,6 +179,7 @@ class ConsumerLoop:
             bootstrap_servers=self._bootstrap,
             group_id=self.group,
             client_id=f"{self.group}-{self._owner[-6:]}",
+            group_instance_id=self._member,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             partition_assignment_strategy=[RangePartitionAssignor],

@@ -6,14 +6,17 @@ An entity without any event has no state: all its features, COUNT too, are null 
 
 State of one (view version, entity) is one array of little-endian doubles (integers below 2^53 are exact):
 
-    FORMAT  newest  tiles  partitions  count of list 0 …           header
+    FORMAT  newest  tiles  partitions  count of list 0 …  count of sketch 0 …        header
     index  component 0 … component k-1                              per tile, index ascending
     time  known  rank  value                                        per list entry, lists in order, newest last
-    partition  next offset                                          per partition applied
+    index × OBSERVATIONS + register × 64 + rank                     per register hit, sketches in order, ascending
+    texts of the entries of lists of texts, in order                bytes, filled up to a multiple of 8
+    partition  next offset                                          per partition applied: what a state ends with
 
 `newest` is the newest event time. Components: n, sum, m2 (sum of squared deviations from the tile's mean), min, max of a field's
 values; m2 follows sum follows n. FIRST takes four: time, known, rank, value. LAST and LAST_N need no tiles: lists keep the newest
-values, twice as many as asked, so that reads a little in the past are right too.
+values, twice as many as asked, so that reads a little in the past are right too. The value of a list of texts is the length of its
+text in bytes. APPROX_DISTINCT keeps the registers of a HyperLogLog per tile (distinct.py).
 
 Ties of event time are broken by known time, max(event time, created time), then by `rank`, a hash of the event id.
 """
@@ -23,21 +26,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from dataclasses import field as default
 from math import gcd
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from flywheel_feature import distinct
 from flywheel_feature.definitions import DAY, HOUR, SECOND, Aggregation, AggregationFunction, DataType
+from flywheel_feature.tile_reading import Floats, Ints, Mask, Reading, WindowValues
 
 F = AggregationFunction
-Ints = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
-Mask = npt.NDArray[np.bool_]
 
 FORMAT = 2.0
-ENTRY = 4
+GENERATION = -1
+"""The partition that stands for the generation of a state (generations.py) among its positions."""
 _INF = float("inf")
 _TILES = tuple(
     x * SECOND for x in (1, 2, 5, 10, 15, 30, 60, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400)
@@ -56,11 +60,20 @@ def choose_tile(windows: Iterable[int]) -> int:
     return fitting[-1] if fitting else gcd(common, MINIMUM_WINDOW // 12)
 
 
-def feature_type(function: AggregationFunction) -> DataType:
-    """COUNT and APPROX_DISTINCT are INT64, LAST_N is FLOAT64_LIST, everything else FLOAT64."""
+NEWEST = frozenset({F.LAST, F.LAST_N})
+_KEPT_AS_IS = frozenset({DataType.BOOL, DataType.TIMESTAMP, DataType.STRING, DataType.BYTES})
+TEXTS = frozenset({DataType.STRING, DataType.BYTES})
+
+
+def feature_type(function: AggregationFunction, field: DataType = DataType.FLOAT64) -> DataType:
+    """COUNT and APPROX_DISTINCT are INT64. LAST, FIRST and LAST_N keep BOOL, TIMESTAMP, STRING and BYTES (LAST_N as a list; of
+    bytes there is none). Everything else is FLOAT64."""
     if function in (F.COUNT, F.APPROX_DISTINCT):
         return DataType.INT64
-    return DataType.FLOAT64_LIST if function == F.LAST_N else DataType.FLOAT64
+    kept = field if function in (F.LAST, F.FIRST, F.LAST_N) and field in _KEPT_AS_IS else DataType.FLOAT64
+    if function != F.LAST_N:
+        return kept
+    return next((t for t in DataType if t.is_list and t.element == kept), DataType.FLOAT64_LIST)
 
 
 def window_text(window: int) -> str:
@@ -86,17 +99,26 @@ def event_ranks(event_ids: Sequence[str]) -> Ints:
 
 @dataclass(frozen=True, slots=True)
 class Events:
-    """Events of one view, any order. `code` numbers the entity of each; values are float64 with a mask of those present."""
+    """Events of one view, any order. `code` numbers the entity of each; values are float64 with a mask of those present.
+
+    `observed` has distinct.observations of fields that are counted so; `texts` has UTF-8 or bytes [n] of fields whose newest texts are
+    kept: their values are the lengths.
+    """
 
     code: Ints
     time: Ints
     known: Ints
     rank: Ints
     values: Mapping[str, tuple[Floats, Mask]]
+    observed: Mapping[str, Ints] = default(default_factory=dict)
+    texts: Mapping[str, npt.NDArray[Any]] = default(default_factory=dict)
 
     def take(self, rows: npt.NDArray[Any]) -> Events:
         values = {name: (v[rows], m[rows]) for name, (v, m) in self.values.items()}
-        return Events(self.code[rows], self.time[rows], self.known[rows], self.rank[rows], values)
+        observed = {name: o[rows] for name, o in self.observed.items()}
+        texts = {name: t[rows] for name, t in self.texts.items()}
+        times = self.time[rows], self.known[rows]
+        return Events(self.code[rows], *times, self.rank[rows], values, observed, texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,28 +127,39 @@ class Delta:
 
     newest: int
     body: bytes
-    """Doubles: tiles, count per list, then tiles and list entries as in a state."""
+    """Doubles: tiles, count per list and sketch, then tiles, list entries and registers as in a state."""
+    texts: bytes = b""
 
 
 class TileLayout:
-    """What a view's state holds, from its aggregations."""
+    """What a view's state holds, from its aggregations; `kinds` are the data types of its features, in order (none: numbers)."""
 
-    def __init__(self, aggregations: Sequence[Aggregation], tile: int) -> None:
+    def __init__(
+        self, aggregations: Sequence[Aggregation], tile: int, kinds: Sequence[DataType] = ()
+    ) -> None:
         self.aggregations = tuple(aggregations)
         self.tile = tile
+        self.kinds = tuple(kinds) or tuple(feature_type(a.function) for a in aggregations)
         self.components: list[tuple[str, str]] = []
         """(field, operation) in order; operation is n, sum, m2, min, max, or first followed by three blanks."""
         self.lists: dict[str, int] = {}
         """Field → entries kept."""
+        self.sketches = tuple(dict.fromkeys(a.field for a in aggregations if a.function == F.APPROX_DISTINCT))
+        self.texts = frozenset(
+            a.field
+            for a, kind in zip(aggregations, self.kinds, strict=True)
+            if a.function in NEWEST and kind.element in TEXTS
+        )
+        """Fields whose list has texts."""
         wanted: dict[str, set[AggregationFunction]] = {}
         for aggregation in aggregations:
             wanted.setdefault(aggregation.field, set()).add(aggregation.function)
-            if aggregation.function in (F.LAST, F.LAST_N):
+            if aggregation.function in NEWEST:
                 keep = max(2 * max(aggregation.limit, 1), 8)
                 self.lists[aggregation.field] = max(keep, self.lists.get(aggregation.field, 0))
         for field, functions in wanted.items():
             moments = functions & {F.COUNT, F.SUM, F.MEAN, F.STD}
-            names = ["n"] if functions - {F.LAST, F.LAST_N, F.FIRST} else []
+            names = ["n"] if functions - {F.LAST, F.LAST_N, F.FIRST, F.APPROX_DISTINCT} else []
             names += ["sum"] if moments - {F.COUNT} else []
             names += ["m2"] if F.STD in functions else []
             names += ["min"] if F.MIN in functions else []
@@ -138,7 +171,8 @@ class TileLayout:
         self.fields = tuple(f for f in wanted if f)
         self.windows = tuple(sorted({a.window for a in aggregations}))
         self.stride = 1 + len(self.components)
-        self.header = 4 + len(self.lists)
+        self.sections = len(self.lists) + len(self.sketches)
+        self.header = 4 + self.sections
         self.kept_tiles = self.windows[-1] // tile + max(2, self.windows[-1] // tile // 4)
         """Tiles that a state keeps, counted back from its newest: a quarter more than the longest window."""
 
@@ -163,12 +197,16 @@ class TileLayout:
         tile_low = np.searchsorted(starts, first, "left")
         tile_high = np.searchsorted(starts, last, "left")
         entries = [self._entries(events, field, keep, first, last) for field, keep in self.lists.items()]
+        entries += [self._registers(events, field, index, codes) for field in self.sketches]
+        texts = [
+            self._texts(events, f, keep, first, last) for f, keep in self.lists.items() if f in self.texts
+        ]
         deltas: dict[int, Delta] = {}
         for i, code in enumerate(codes.tolist()):
             own = [e[i] for e in entries]
             head = np.array([tile_high[i] - tile_low[i], *(len(e) for e in own)], dtype="<f8")
             body = [head.tobytes(), tiles[tile_low[i] : tile_high[i]].tobytes(), *(e.tobytes() for e in own)]
-            deltas[code] = Delta(int(events.time[last[i] - 1]), b"".join(body))
+            deltas[code] = Delta(int(events.time[last[i] - 1]), b"".join(body), b"".join(t[i] for t in texts))
         return deltas
 
     def _tile_rows(self, events: Events, index: Ints, starts: npt.NDArray[np.intp]) -> Floats:
@@ -211,146 +249,43 @@ class TileLayout:
             stacked[a:b][present[a:b]][-keep:] for a, b in zip(first.tolist(), last.tolist(), strict=True)
         ]
 
+    def _texts(
+        self, events: Events, field: str, keep: int, first: npt.NDArray[np.intp], last: npt.NDArray[np.intp]
+    ) -> list[bytes]:
+        texts, present = events.texts[field], events.values[field][1]
+        return [
+            b"".join(texts[a:b][present[a:b]][-keep:])
+            for a, b in zip(first.tolist(), last.tolist(), strict=True)
+        ]
+
+    def _registers(self, events: Events, field: str, index: Ints, codes: Ints) -> list[Floats]:
+        """Per code the highest rank of every register hit, tile by tile."""
+        present = events.values[field][1]
+        code = events.code[present]
+        keys = index[present] * distinct.OBSERVATIONS + events.observed[field][present]
+        order = np.lexsort((keys, code))
+        code, keys = code[order], keys[order]
+        kept = distinct.highest(keys)
+        kept[:-1] |= code[1:] != code[:-1]
+        code, keys = code[kept], keys[kept]
+        ends = np.searchsorted(code, codes, "right")
+        return np.split(keys.astype("<f8"), ends[:-1])
+
     def state_of(self, delta: Delta, offsets: Mapping[int, int]) -> bytes:
         """The state of an entity whose only events are those of `delta`."""
         body = np.frombuffer(delta.body, "<f8")
-        lists = len(self.lists)
-        head = [FORMAT, delta.newest, body[0], len(offsets), *body[1 : 1 + lists]]
+        head = [FORMAT, delta.newest, body[0], len(offsets), *body[1 : 1 + self.sections]]
         tail = [x for pair in sorted(offsets.items()) for x in pair]
-        return np.array(head, "<f8").tobytes() + body[1 + lists :].tobytes() + np.array(tail, "<f8").tobytes()
+        return b"".join(
+            (
+                np.array(head, "<f8").tobytes(),
+                body[1 + self.sections :].tobytes(),
+                delta.texts,
+                bytes(-len(delta.texts) % 8),
+                np.array(tail, "<f8").tobytes(),
+            )
+        )
 
     def read(self, states: Sequence[bytes | None], as_of: Ints) -> WindowValues:
         """Every aggregation of every entity as of its time (microseconds), n states and n times."""
-        return _Reading(self, states, as_of).values()
-
-
-@dataclass(frozen=True, slots=True)
-class WindowValues:
-    """`columns`: one (values [n], mask of those with a value [n]) per aggregation; LAST_N values are arrays in an object array."""
-
-    found: Mask
-    newest: Ints
-    """Newest event time, 0 where not found."""
-    columns: list[tuple[npt.NDArray[Any], Mask]]
-
-
-class _Reading:
-    def __init__(self, layout: TileLayout, states: Sequence[bytes | None], as_of: Ints) -> None:
-        self.layout = layout
-        self.rows = len(states)
-        blobs = [s or b"" for s in states]
-        lengths = np.fromiter(map(len, blobs), np.int64, self.rows) // 8
-        self.data = np.frombuffer(b"".join(blobs), "<f8")
-        self.found = lengths > 0
-        self.starts = np.cumsum(lengths) - lengths
-        self.current = np.floor_divide(as_of, layout.tile)
-        here = self.starts[self.found]
-        self.newest = np.zeros(self.rows, np.int64)
-        self.newest[self.found] = self.data[here + 1]
-        self.tile_counts = np.zeros(self.rows, np.int64)
-        self.tile_counts[self.found] = self.data[here + 2]
-        self.owner = np.repeat(np.arange(self.rows), self.tile_counts)
-        within = np.arange(self.owner.size) - np.repeat(
-            np.cumsum(self.tile_counts) - self.tile_counts, self.tile_counts
-        )
-        base = self.starts[self.owner] + layout.header + within * layout.stride
-        self.tiles = self.data[base[:, None] + np.arange(layout.stride)]
-        self.age = self.current[self.owner] - self.tiles[:, 0]
-        """Tiles back from the current one; a window of c tiles holds ages 0 … c - 1."""
-        self._lists: dict[str, tuple[Ints, Floats]] = {}
-
-    def values(self) -> WindowValues:
-        columns: list[tuple[npt.NDArray[Any], Mask] | None] = [None] * len(self.layout.aggregations)
-        for window in self.layout.windows:
-            inside = (self.age >= 0) & (self.age < window // self.layout.tile)
-            owner, tiles = self.owner[inside], self.tiles[inside]
-            cache: dict[tuple[str, str], Floats] = {}
-            for i, aggregation in enumerate(self.layout.aggregations):
-                if aggregation.window == window:
-                    columns[i] = self._one(aggregation, owner, tiles, cache)
-        return WindowValues(self.found, self.newest, [c for c in columns if c is not None])
-
-    def _one(
-        self, aggregation: Aggregation, owner: Ints, tiles: Floats, cache: dict[tuple[str, str], Floats]
-    ) -> tuple[npt.NDArray[Any], Mask]:
-        field, function = aggregation.field, aggregation.function
-
-        def total(name: str) -> Floats:
-            if (field, name) not in cache:
-                column = tiles[:, self.layout.column[field, name]]
-                sums: Floats = np.bincount(owner, weights=column, minlength=self.rows).astype(
-                    np.float64, copy=False
-                )
-                cache[field, name] = sums
-            return cache[field, name]
-
-        if function in (F.LAST, F.LAST_N):
-            return self._newest_values(aggregation)
-        if function == F.FIRST:
-            return self._first(field, owner, tiles)
-        n = total("n")
-        if function == F.COUNT:
-            return n.astype(np.int64), self.found
-        present = n > 0
-        if function == F.SUM:
-            return total("sum"), present
-        if function == F.MEAN:
-            return total("sum") / np.maximum(n, 1.0), present
-        if function == F.STD:
-            return self._deviation(field, n, total("sum"), owner, tiles), present
-        ufunc, empty = (np.minimum, _INF) if function == F.MIN else (np.maximum, -_INF)
-        result = np.full(self.rows, empty)
-        ufunc.at(result, owner, tiles[:, self.layout.column[field, "min" if function == F.MIN else "max"]])
-        return np.where(present, result, 0.0), present
-
-    def _deviation(self, field: str, n: Floats, sums: Floats, owner: Ints, tiles: Floats) -> Floats:
-        """Chan, Golub, LeVeque 1979, all tiles at once: within tiles, plus between their means and the mean of all."""
-        column = self.layout.column[field, "m2"]
-        count, total, within = tiles[:, column - 2], tiles[:, column - 1], tiles[:, column]
-        mean = sums / np.maximum(n, 1.0)
-        off = np.where(count > 0, total / np.maximum(count, 1.0) - mean[owner], 0.0)
-        squares = np.bincount(owner, weights=within + count * off * off, minlength=self.rows)
-        deviation: Floats = np.sqrt(np.maximum(squares, 0.0) / np.maximum(n, 1.0))
-        return deviation
-
-    def _first(self, field: str, owner: Ints, tiles: Floats) -> tuple[Floats, Mask]:
-        column = self.layout.column[field, "first"]
-        order = np.lexsort((tiles[:, 0], owner))
-        order = order[np.isfinite(tiles[order, column])]
-        rows, place = np.unique(owner[order], return_index=True)
-        values, present = np.zeros(self.rows), np.zeros(self.rows, np.bool_)
-        values[rows], present[rows] = tiles[order[place], column + 3], True
-        return values, present
-
-    def _entries(self, field: str) -> tuple[Ints, Floats]:
-        """Owners and entries [m, 4] of a list, owners ascending, newest last."""
-        if field not in self._lists:
-            number = list(self.layout.lists).index(field)
-            here = self.starts[self.found]
-            counts = np.zeros((self.rows, number + 1), np.int64)
-            counts[self.found] = self.data[here[:, None] + 4 + np.arange(number + 1)]
-            begin = self.starts + self.layout.header + self.tile_counts * self.layout.stride
-            begin += counts[:, :number].sum(axis=1) * ENTRY
-            own = counts[:, number]
-            owner = np.repeat(np.arange(self.rows), own)
-            within = np.arange(owner.size) - np.repeat(np.cumsum(own) - own, own)
-            base = begin[owner] + within * ENTRY
-            self._lists[field] = owner, self.data[base[:, None] + np.arange(ENTRY)]
-        return self._lists[field]
-
-    def _newest_values(self, aggregation: Aggregation) -> tuple[npt.NDArray[Any], Mask]:
-        owner, entries = self._entries(aggregation.field)
-        age = self.current[owner] - np.floor_divide(entries[:, 0], self.layout.tile)
-        inside = (age >= 0) & (age < aggregation.window // self.layout.tile)
-        owner, values = owner[inside], entries[inside, 3]
-        ends = np.searchsorted(owner, np.arange(self.rows), "right")
-        starts = np.searchsorted(owner, np.arange(self.rows), "left")
-        present = ends > starts
-        if aggregation.function == F.LAST:
-            return np.where(
-                present, np.append(values, 0.0)[np.where(present, ends - 1, values.size)], 0.0
-            ), present
-        lists = np.empty(self.rows, dtype=object)
-        for row in range(self.rows):
-            lists[row] = values[max(starts[row], ends[row] - aggregation.limit) : ends[row]][::-1]
-        return lists, present
+        return Reading(self, states, as_of).values()

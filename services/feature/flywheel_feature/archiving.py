@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.logs import get_logger
 from flywheel_feature.aggregation import event_ranks
 from flywheel_feature.definitions import Source
+from flywheel_feature.erased import Erased
 from flywheel_feature.frames import to_frame
 from flywheel_feature.stream_tiles import SourceRows
 
@@ -79,6 +80,8 @@ class Archiver:
         segments: SegmentStore,
         writer: FrameWriter,
         new_id: Callable[[], str],
+        erased: Erased,
+        delete: Callable[[str], Awaitable[None]],
         *,
         flush_rows: int = 20_000,
         flush_seconds: float = 10.0,
@@ -87,6 +90,8 @@ class Archiver:
         self._segments = segments
         self._writer = writer
         self._new_id = new_id
+        self._erased = erased
+        self._delete = delete
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
         self._idle_seconds = idle_seconds
@@ -143,8 +148,11 @@ class Archiver:
             ):
                 return
             frames, first, end = list(held.frames), held.next_offset, held.end
+            rows = sum(f.height for f in frames)
             segment = await self._write(held, frames, first, end)
             committed = await self._segments.commit(segment)
+            if not committed and segment.key:
+                await self._delete(segment.key)
             if self._gathering.get((held.source.name, held.partition)) is not held:
                 return
             if not committed:
@@ -155,15 +163,17 @@ class Archiver:
                 )
                 return
             del held.frames[: len(frames)]
-            held.rows -= segment.event_count
+            held.rows -= rows
             held.next_offset = end
             held.since = time.monotonic()
 
     async def _write(self, held: _Gathering, frames: list[pl.DataFrame], first: int, end: int) -> NewSegment:
         source = held.source
-        if not frames:
+        # Whoever was erased since these rows were gathered is left out here.
+        kept = [self._erased.frame(source, held.partition, OFFSET, f) for f in frames]
+        frame = pl.concat(kept) if kept else pl.DataFrame()
+        if not frame.height:
             return NewSegment(source, held.partition, first, end, "", 0, 0, 0)
-        frame = pl.concat(frames)
         key = (
             f"sources/{source.project}/{source.id}/{held.partition:05d}-{first:020d}-{self._new_id()}.parquet"
         )

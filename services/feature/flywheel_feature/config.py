@@ -23,12 +23,19 @@ class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSet
     """Most records of a source that the stream worker applies at once."""
     stream_session_seconds: float = 10.0
     """A stream worker that Kafka has not heard of for so long loses its partitions to others."""
+    stream_member: str = ""
+    """Name that a stream worker keeps over restarts, unique among the members (a StatefulSet's pod name): it then has its
+    partitions again at once. Empty: the others take them over when the session has ended."""
     archive_flush_rows: int = 20_000
     """Events of a partition that make a segment of the archive at once."""
     archive_flush_seconds: float = 10.0
     """Oldest that an event grows before it is archived while others keep coming."""
     archive_idle_seconds: float = 1.0
     """An event is archived when nothing followed it for so long."""
+    materialize_rows_per_second: int = 0
+    """Most rows a second that one materialization writes online; 0: no limit."""
+    prediction_log_prefix: str = "predictions"
+    """Key prefix of the monitor's archive of predictions in the bucket, which an erasure cleans."""
 
     join_memory_mebibytes: int = 2048
     """What a training set's join may take of memory; a larger one is computed in partitions that spill to disk."""

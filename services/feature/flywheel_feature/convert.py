@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.columns import from_lists, from_numpy, row_count, to_numpy
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.names import parse_project
 from flywheel_common.value import from_python
+from flywheel_feature.applied_offsets import AppliedOffsets, applied_name
 from flywheel_feature.convert_definitions import VIEW, plain_name
 from flywheel_feature.definitions import DataType, Field
 from flywheel_feature.frames import Columns
@@ -23,9 +25,11 @@ from flywheel_feature.jobs import Job
 from flywheel_feature.keys import NO_ENTITY, entity_keys
 from flywheel_feature.materialization import MaterializeRequest
 from flywheel_feature.online import MAXIMUM_ROWS, Lookup
+from flywheel_feature.pushing import Pushed
 from flywheel_feature.read_plan import Answer, ReadPlan
 from flywheel_feature.row_encoding import DTYPES
 from flywheel_feature.rows import wrong_type
+from flywheel_feature.validating import report_to_json
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2, job_pb2
 
@@ -37,6 +41,8 @@ _WIDER = {
     (DataType.INT64, DataType.TIMESTAMP),
 }
 """(sent, declared): numbers that are taken for one another."""
+_TEXT = (0, int(DataType.STRING))
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DATA_TYPES = frozenset(int(t) for t in DataType)
 
 
@@ -46,10 +52,6 @@ def micros(timestamp: Timestamp) -> int:
 
 def to_timestamp(value: int) -> Timestamp:
     return Timestamp(seconds=value // 1_000_000, nanos=value % 1_000_000 * 1000)
-
-
-def now_micros() -> int:
-    return int(datetime.now(UTC).timestamp() * 1_000_000)
 
 
 def read_column(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any, Any]:
@@ -109,7 +111,7 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
             reason="TOO_MANY_ROWS",
         )
     sent = {c.name: c for c in request.entities.columns}
-    keys: dict[str, tuple[Field, Any, Any]] = {}
+    keys: dict[str, tuple[Field, list[Any], Any]] = {}
     for field in plan.join_keys:
         column = sent.get(field.name)
         if column is None:
@@ -118,25 +120,41 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
                 reason="MISSING_JOIN_KEY",
                 key=field.name,
             )
-        if row_count(column) != rows:
-            raise _mismatch(field.name, row_count(column), rows)
-        keys[field.name] = (field, *read_column(column, field, rows))
+        keys[field.name] = (field, *_read_key(column, field, rows))
     entities = [_encode([keys[k.name] for k in group]) for group in plan.key_groups]
-    return Lookup(entities, _request_fields(request, plan, rows), _as_of(request, rows))
-
-
-def _encode(columns: Sequence[tuple[Field, Any, Any]]) -> list[bytes]:
-    valid = columns[0][2]
-    for _, _, also in columns[1:]:
-        valid = valid & also
-    if valid.all():
-        return entity_keys([(f.data_type, values.tolist()) for f, values, _ in columns])
-    known = iter(
-        entity_keys([(f.data_type, values[valid].tolist()) for f, values, _ in columns])
-        if valid.any()
-        else []
+    return Lookup(
+        entities, _request_fields(request, plan, rows), _as_of(request), rows, request.with_applied_offsets
     )
-    return [next(known) if ok else NO_ENTITY for ok in valid.tolist()]
+
+
+def _read_key(column: column_pb2.Column, field: Field, rows: int) -> tuple[list[Any], Any]:
+    """Values, and the mask of those that are there; no mask when all are."""
+    if (
+        field.data_type == DataType.STRING
+        and column.data_type in _TEXT
+        and not column.validity
+        and column.HasField("strings")
+    ):
+        texts = list(column.strings.values)
+        if len(texts) != rows:
+            raise _mismatch(field.name, len(texts), rows)
+        return texts, None
+    if row_count(column) != rows:
+        raise _mismatch(field.name, row_count(column), rows)
+    values, valid = read_column(column, field, rows)
+    return values.tolist(), None if valid.all() else valid
+
+
+def _encode(columns: Sequence[tuple[Field, list[Any], Any]]) -> list[bytes]:
+    masks = [valid for _, _, valid in columns if valid is not None]
+    if not masks:
+        return entity_keys([(f.data_type, values) for f, values, _ in columns])
+    there = np.flatnonzero(np.logical_and.reduce(masks)).tolist()
+    known = entity_keys([(f.data_type, [values[i] for i in there]) for f, values, _ in columns])
+    encoded = [NO_ENTITY] * len(masks[0])
+    for i, key in zip(there, known, strict=True):
+        encoded[i] = key
+    return encoded
 
 
 def _request_fields(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan, rows: int) -> Columns:
@@ -158,8 +176,8 @@ def _request_fields(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan, rows: 
     return found
 
 
-def _as_of(request: pb.GetOnlineFeaturesRequest, rows: int) -> Any:
-    return np.full(rows, micros(request.as_of) if request.HasField("as_of") else now_micros(), np.int64)
+def _as_of(request: pb.GetOnlineFeaturesRequest) -> int:
+    return micros(request.as_of) if request.HasField("as_of") else time.time_ns() // 1000
 
 
 def _mismatch(name: str, has: int, rows: int) -> InvalidArgument:
@@ -176,6 +194,8 @@ def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnline
         event_times=np.ascontiguousarray(answer.event_times, "<i8").tobytes(),
         feature_set=plan.feature_set,
     )
+    if answer.applied:
+        response.applied_offsets.CopyFrom(applied_table(answer.applied))
     if layout == pb.ANSWER_LAYOUT_ROWS:
         for i in range(rows):
             row = response.rows.add()
@@ -195,9 +215,27 @@ def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnline
     return response
 
 
+def applied_table(applied: Sequence[AppliedOffsets]) -> column_pb2.Table:
+    """One INT64_LIST column per stream view: partition, next offset, partition, next offset …"""
+    return column_pb2.Table(
+        row_count=len(applied[0].bounds) - 1,
+        columns=[
+            column_pb2.Column(
+                name=applied_name(view.view),
+                data_type=int(DataType.INT64_LIST),  # type: ignore[arg-type]
+                offsets=(2 * view.bounds).astype("<u4").tobytes(),
+                packed=view.pairs.astype("<i8", copy=False).tobytes(),
+            )
+            for view in applied
+        ],
+    )
+
+
 def _readable(value: Any, data_type: DataType) -> Any:
     if data_type == DataType.TIMESTAMP:
-        return datetime.fromtimestamp(int(value) / 1e6, UTC)
+        return EPOCH + timedelta(microseconds=int(value))
+    if data_type == DataType.TIMESTAMP_LIST:
+        return [EPOCH + timedelta(microseconds=int(v)) for v in value]
     return value
 
 
@@ -233,6 +271,24 @@ def job_to_proto(job: Job) -> pb.Job:
         message.ended_at.FromDatetime(job.ended_at)
     if job.kind == "SKEW_CHECK" and job.result:
         json_format.ParseDict(dict(job.result), message.skew_report, ignore_unknown_fields=True)
+    if job.kind == "ERASE" and job.result:
+        json_format.ParseDict(dict(job.result), message.erase_report, ignore_unknown_fields=True)
+    validation = job.result.get("validation")
+    if isinstance(validation, dict):
+        json_format.ParseDict(validation, message.validation_report)
+    return message
+
+
+def pushed_to_proto(source: str, pushed: Pushed) -> pb.PushFeaturesResponse:
+    message = pb.PushFeaturesResponse(
+        accepted_count=pushed.accepted,
+        offsets=[
+            pb.AppliedOffset(source=source, partition=p, next_offset=o)
+            for p, o in sorted(pushed.next_offsets.items())
+        ],
+    )
+    if pushed.validation.breaches:
+        json_format.ParseDict(report_to_json(pushed.validation), message.validation)
     return message
 
 
@@ -256,6 +312,13 @@ def to_materialize(request: pb.MaterializeViewRequest) -> MaterializeRequest:
         view,
         micros(request.start_time) if request.HasField("start_time") else None,
         micros(request.end_time) if request.HasField("end_time") else None,
+        request.rows_per_second,
+    )
+
+
+def push_error(error: FlywheelError) -> pb.PushError:
+    return pb.PushError(
+        code=error.code.value[0], reason=error.reason, message=error.message, retryable=error.retryable
     )
 
 

@@ -1,20 +1,24 @@
 """GetOnlineFeaturesResponse in columns, written as wire bytes.
 
 Fifty columns as message objects cost more than everything else a lookup does. What does not depend on the values (names, types,
-lengths) is laid out once per plan and row count; an answer is then a join of these pieces with slices of a few matrices.
+lengths) is laid out once per plan and row count; an answer is then a join of these pieces with slices of a few matrices. One row of numbers, the usual answer,
+is a template into which the values of a whole batch are written.
 `answer_to_proto` in convert says the same in messages; a test holds the two together.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from flywheel_feature.convert import to_column
+from flywheel_feature.applied_offsets import AppliedOffsets
+from flywheel_feature.convert import applied_table, to_column
 from flywheel_feature.definitions import Field
-from flywheel_feature.read_plan import Answer, ReadPlan
+from flywheel_feature.read_plan import Answer, ReadPlan, wide_features
 from flywheel_feature.row_encoding import DTYPES, is_variable
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2
@@ -40,30 +44,98 @@ def _prefix(field: Any, length: int) -> bytes:
 
 
 class _Layout:
-    """The pieces of an answer of n rows: `pieces[i]` goes before the validity, then `between[i]`, then the values."""
+    """What an answer of n rows is made of: an alternation of constant bytes and of places for values.
 
-    __slots__ = ("between", "bitmap", "event_times", "pieces", "row_count", "statuses", "tail", "widths")
+    `parts` holds, per feature, the head of its column, a place for its validity, the head of its values and a place for these; a
+    column that packs alone takes all four. Around them: `before` and, after the columns, the statuses and event times.
+    """
+
+    __slots__ = (
+        "bitmap", "event_times", "length", "others", "parts", "row_count", "rows", "single", "statuses", "tail", "wide", "wide_width",
+    )  # fmt: skip
 
     def __init__(self, plan: ReadPlan, rows: int) -> None:
         self.bitmap = (rows + 7) // 8
-        self.pieces: list[bytes] = []
-        self.between: list[bytes] = []
-        self.widths: list[int] = []
+        self.parts: list[bytes] = []
+        self.rows = rows
+        self.wide = wide_features(plan.fields)
+        """Features of eight bytes; the others' values come one by one."""
+        self.others = [i for i in range(len(plan.fields)) if i not in set(self.wide)]
+        self.wide_width = 8 * rows
         for field in plan.fields:
             width = 0 if packs_alone(field) else rows * DTYPES[field.data_type].itemsize
             head = column_pb2.Column(name=field.name, data_type=int(field.data_type)).SerializeToString()  # type: ignore[arg-type]
             head += _prefix(_COLUMN["validity"], self.bitmap)
             between = _prefix(_COLUMN["packed"], width)
             length = len(head) + self.bitmap + len(between) + width
-            self.pieces.append(_prefix(_TABLE["columns"], length) + head)
-            self.between.append(between)
-            self.widths.append(width)
+            self.parts += (
+                _prefix(_TABLE["columns"], length) + head,
+                bytes(self.bitmap),
+                between,
+                bytes(width),
+            )
         self.row_count = column_pb2.Table(row_count=rows).SerializeToString()
+        alone = any(packs_alone(f) for f in plan.fields)
+        self.length = 0 if alone else len(self.row_count) + sum(map(len, self.parts))
+        """Bytes of the table; 0 when they depend on the values."""
         self.statuses = _prefix(_RESPONSE["statuses"], len(plan.fields) * rows)
         self.event_times = _prefix(_RESPONSE["event_times"], len(plan.stored) * rows * 8)
         self.tail = pb.GetOnlineFeaturesResponse(
             view_versions=plan.view_versions, feature_set=plan.feature_set
         ).SerializeToString()
+        self.single = _Single(self, plan) if rows == 1 and not self.others else None
+
+    def enclose(self, columns: Sequence[bytes], statuses: bytes, event_times: bytes) -> bytes:
+        length = self.length or len(self.row_count) + sum(map(len, columns))
+        return b"".join(
+            (
+                _prefix(_RESPONSE["features"], length), self.row_count, *columns, self.statuses, statuses, self.event_times,
+                event_times, self.tail,
+            )
+        )  # fmt: skip
+
+
+class _Single:
+    """Answers of one row and eight-byte features alone all have one length, and every value its place: many are written at once."""
+
+    __slots__ = ("event_times", "length", "statuses", "template", "validity", "values")
+
+    def __init__(self, layout: _Layout, plan: ReadPlan) -> None:
+        features, views = len(plan.fields), len(plan.stored)
+        whole = layout.enclose(layout.parts, bytes(features), bytes(8 * views))
+        self.length = len(whole)
+        self.template = np.frombuffer(whole, np.uint8)
+        end = self.length - len(layout.tail)
+        self.event_times = slice(end - 8 * views, end)
+        end -= 8 * views + len(layout.event_times)
+        self.statuses = slice(end - features, end)
+        end -= features + len(layout.statuses)
+        ends = end - sum(map(len, layout.parts)) + np.cumsum([len(p) for p in layout.parts])
+        self.validity = ends[1::4] - 1
+        self.values = (ends[3::4, None] - 8 + np.arange(8)).ravel()
+
+    def write(self, answer: Answer) -> list[bytes]:
+        statuses = answer.statuses.T
+        rows = len(statuses)
+        out = np.empty((rows, self.length), np.uint8)
+        out[:] = self.template
+        out[:, self.validity] = has_value(statuses)
+        out[:, self.values] = np.ascontiguousarray(answer.wide.T).view(np.uint8).reshape(rows, -1)
+        out[:, self.statuses] = statuses
+        times = np.ascontiguousarray(answer.event_times.T)
+        out[:, self.event_times] = times.view(np.uint8).reshape(rows, -1)
+        flat, length = out.tobytes(), self.length
+        return [flat[at : at + length] for at in range(0, rows * length, length)]
+
+
+def has_value(statuses: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+    """1 PRESENT and 4 STALE have a value, 2 NULL and 3 NOT_FOUND have none."""
+    return (statuses == 1) | (statuses == 4)
+
+
+def _by_part(matrix: npt.NDArray[Any], parts: int, rows: int) -> npt.NDArray[Any]:
+    """[columns, parts × rows] whose memory lies row by row → [parts, columns, rows], as messages want it."""
+    return np.ascontiguousarray(matrix.T.reshape(parts, rows, -1).transpose(0, 2, 1))
 
 
 def packs_alone(field: Field) -> bool:
@@ -78,53 +150,71 @@ class AnswerEncoder:
         self._plan = plan
         self._layouts: OrderedDict[int, _Layout] = OrderedDict()
 
-    def encode(self, answer: Answer) -> bytes:
-        """A serialized GetOnlineFeaturesResponse with ANSWER_LAYOUT_COLUMNS."""
-        rows = answer.statuses.shape[1]
-        if rows == 0:
-            return pb.GetOnlineFeaturesResponse(
-                view_versions=self._plan.view_versions, feature_set=self._plan.feature_set
-            ).SerializeToString()
-        layout = self._layouts.get(rows) or self._lay_out(rows)
-        # 1 PRESENT and 4 STALE have a value, 2 NULL and 3 NOT_FOUND have none.
-        valid = (answer.statuses == 1) | (answer.statuses == 4)
-        bitmaps = np.packbits(valid, axis=1, bitorder="little").tobytes()
-        wide = answer.wide.tobytes()
-        table = [layout.row_count]
-        at = low = 0
-        for i, width in enumerate(layout.widths):
-            if width == 8 * rows:
-                table += (
-                    layout.pieces[i],
-                    bitmaps[at : at + layout.bitmap],
-                    layout.between[i],
-                    wide[low : low + width],
-                )
-                low += width
-            else:
-                table += self._other(i, answer, layout, bitmaps[at : at + layout.bitmap])
-            at += layout.bitmap
-        body = b"".join(table)
-        return b"".join(
-            (
-                _prefix(_RESPONSE["features"], len(body)),
-                body,
-                layout.statuses,
-                answer.statuses.tobytes(),
-                layout.event_times,
-                answer.event_times.tobytes(),
-                layout.tail,
-            )
-        )
+    def encode_parts(self, answer: Answer, rows: Sequence[int]) -> list[bytes]:
+        """One GetOnlineFeaturesResponse with ANSWER_LAYOUT_COLUMNS for each part of so many rows."""
+        if min(rows) == max(rows):
+            return self._equal_parts(answer, len(rows), rows[0])
+        parts, low = [], 0
+        for count in rows:
+            parts += self._equal_parts(answer.rows(low, low + count), 1, count)
+            low += count
+        return parts
 
-    def _other(self, i: int, answer: Answer, layout: _Layout, bitmap: bytes) -> tuple[bytes, ...]:
+    def encode_applied(self, applied: Sequence[AppliedOffsets]) -> bytes:
+        """The field applied_offsets: behind a message it is part of it."""
+        table = applied_table(applied).SerializeToString()
+        return _prefix(_RESPONSE["applied_offsets"], len(table)) + table
+
+    def encode(self, answer: Answer) -> bytes:
+        """The whole answer as one message."""
+        (message,) = self.encode_parts(answer, [answer.statuses.shape[1]])
+        return message + self.encode_applied(answer.applied) if answer.applied else message
+
+    def _equal_parts(self, answer: Answer, parts: int, rows: int) -> list[bytes]:
+        if rows == 0:
+            empty = pb.GetOnlineFeaturesResponse(
+                view_versions=self._plan.view_versions, feature_set=self._plan.feature_set
+            )
+            return [empty.SerializeToString()] * parts
+        layout = self._layouts.get(rows) or self._lay_out(rows)
+        if layout.single is not None:
+            return layout.single.write(answer)
+        statuses = _by_part(answer.statuses, parts, rows)
+        bitmaps = np.packbits(has_value(statuses), axis=2, bitorder="little").reshape(parts, -1)
+        wide = _by_part(answer.wide, parts, rows).reshape(parts, -1)
+        times = _by_part(answer.event_times, parts, rows)
+        return [
+            layout.enclose(
+                self._columns(layout, answer, i * rows, bitmaps[i].tobytes(), wide[i].tobytes()),
+                statuses[i].tobytes(),
+                times[i].tobytes(),
+            )
+            for i in range(parts)
+        ]
+
+    def _columns(self, layout: _Layout, answer: Answer, low: int, bitmaps: bytes, wide: bytes) -> list[bytes]:
+        width, size = layout.wide_width, layout.bitmap
+        values = [wide[at : at + width] for at in range(0, len(wide), width)]
+        columns = layout.parts.copy()
+        columns[1::4] = [bitmaps[at : at + size] for at in range(0, len(bitmaps), size)]
+        if not layout.others:
+            columns[3::4] = values
+            return columns
+        for i, value in zip(layout.wide, values, strict=True):
+            columns[4 * i + 3] = value
+        part = answer.columns.rows(low, low + layout.rows)
+        for i in layout.others:
+            columns[4 * i : 4 * i + 4] = self._other(i, part[i], columns[4 * i : 4 * i + 4])
+        return columns
+
+    def _other(self, i: int, column: tuple[Any, Any], parts: list[bytes]) -> list[bytes]:
         field = self._plan.fields[i]
-        values, valid = answer.columns[i]
+        values, valid = column
         if packs_alone(field):
-            column = to_column(field, values, valid).SerializeToString()
-            return _prefix(_TABLE["columns"], len(column)), column
+            message = to_column(field, values, valid).SerializeToString()
+            return [_prefix(_TABLE["columns"], len(message)), message, b"", b""]
         packed = np.where(valid, values, values.dtype.type(0)).astype(DTYPES[field.data_type], copy=False)
-        return layout.pieces[i], bitmap, layout.between[i], packed.tobytes()
+        return [*parts[:3], packed.tobytes()]
 
     def _lay_out(self, rows: int) -> _Layout:
         layout = self._layouts[rows] = _Layout(self._plan, rows)

@@ -21,6 +21,7 @@ from flywheel_feature.definitions import (
     Feature,
     FeatureSet,
     Field,
+    FieldRule,
     Metadata,
     OnDemandView,
     ParquetSource,
@@ -115,7 +116,11 @@ def _source(project: str, item_id: str, item: pb.Source) -> Source:
     kind: ParquetSource | StreamSource | RequestSource
     match item.WhichOneof("kind"):
         case "parquet":
-            kind = ParquetSource(item.parquet.uri, TableFormat(item.parquet.format or TableFormat.PARQUET))
+            try:
+                table = TableFormat(item.parquet.format or TableFormat.PARQUET)
+            except ValueError:
+                raise _Mistake("parquet.format", f"{item.parquet.format} is no table format") from None
+            kind = ParquetSource(item.parquet.uri, table)
         case "stream":
             kind = StreamSource(_micros(item.stream.allowed_lateness), item.stream.partitions)
         case "request":
@@ -123,24 +128,29 @@ def _source(project: str, item_id: str, item: pb.Source) -> Source:
         case _:
             raise _Mistake("kind", "set one of parquet, stream and request")
     schema = _fields(item.schema, "schema")
-    return Source(project, item_id, schema, item.timestamp_field, item.created_field, kind, _metadata(item))
+    times = item.timestamp_field, item.created_field
+    rules = tuple(FieldRule(r.field, _rule(r.rule, f"rules[{i}].rule")) for i, r in enumerate(item.rules))
+    return Source(project, item_id, schema, *times, kind, _metadata(item), rules)
 
 
-def _rule(rule: pb.ValidationRule) -> ValidationRule:
+def _rule(rule: pb.ValidationRule, path: str) -> ValidationRule:
+    try:
+        action = ValidationAction(rule.action or ValidationAction.REJECT)
+    except ValueError:
+        raise _Mistake(f"{path}.action", f"{rule.action} is no action") from None
     return ValidationRule(
         rule.min if rule.HasField("min") else None,
         rule.max if rule.HasField("max") else None,
         rule.max_null_rate if rule.HasField("max_null_rate") else None,
         tuple(rule.allowed),
-        ValidationAction(rule.action or ValidationAction.REJECT),
+        action,
     )
 
 
 def _feature(item: pb.Feature, path: str) -> Feature:
     kind = _type(item.data_type, f"{path}.data_type")
-    return Feature(
-        item.name, kind, item.vector_size, item.description, tuple(_rule(r) for r in item.rules), item.field
-    )
+    rules = tuple(_rule(r, f"{path}.rules[{i}]") for i, r in enumerate(item.rules))
+    return Feature(item.name, kind, item.vector_size, item.description, rules, item.field)
 
 
 def _view(project: str, item_id: str, item: pb.View) -> View:
@@ -222,6 +232,7 @@ def source_to_proto(source: Source) -> pb.Source:
         schema=[field_to_proto(f) for f in source.schema],
         timestamp_field=source.timestamp_field,
         created_field=source.created_field,
+        rules=[pb.FieldRule(field=r.field, rule=_rule_to_proto(r.rule)) for r in source.rules],
         **_texts(source.metadata),
     )
     match source.kind:
@@ -245,11 +256,14 @@ def _feature_to_proto(f: Feature) -> pb.Feature:
         description=f.description,
         field=f.field,
     )
-    for rule in f.rules:
-        message.rules.add(
-            min=rule.min, max=rule.max, max_null_rate=rule.max_null_rate, allowed=rule.allowed, action=int(rule.action)
-        )  # fmt: skip
+    message.rules.extend(map(_rule_to_proto, f.rules))
     return message
+
+
+def _rule_to_proto(rule: ValidationRule) -> pb.ValidationRule:
+    return pb.ValidationRule(
+        min=rule.min, max=rule.max, max_null_rate=rule.max_null_rate, allowed=rule.allowed, action=int(rule.action)  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 def view_to_proto(view: View) -> pb.View:

@@ -35,12 +35,16 @@ from flywheel_feature.definitions import (
     Source,
     StreamView,
     TableFormat,
+    ValidationRule,
     VersionRef,
     View,
     column_name,
 )
 from flywheel_feature.expressions import compile_expressions, compile_predicate
+from flywheel_feature.validation import mistakes
 
+MAXIMUM_DISTINCT_TILES = 256
+"""APPROX_DISTINCT keeps up to 16 KiB per tile."""
 IDENTIFIER = re.compile(r"[a-z][a-z0-9_]{0,62}")
 RESERVED = "__"
 
@@ -73,6 +77,10 @@ class Findings:
         for i, name in enumerate(names):
             if name in names[:i]:
                 self.add(f"{path}[{i}]", f"{name!r} is there twice")
+
+    def rule(self, path: str, rule: ValidationRule, data_type: DataType) -> None:
+        for mistake in mistakes(rule, data_type):
+            self.add(path, mistake)
 
 
 def check_fields(found: Findings, path: str, fields: tuple[Field, ...]) -> None:
@@ -120,6 +128,14 @@ def check_source(source: Source) -> list[Violation]:
                 "parquet.format",
                 "ICEBERG tables cannot be read: write the table as DELTA or as PARQUET files, and name that",
             )
+    if source.rules and not source.is_stream:
+        found.add("rules", "rules of a source are for streams: say those of a table at the view's features")
+    for i, ruled in enumerate(source.rules):
+        given = source.field(ruled.field)
+        if given is None:
+            found.add(f"rules[{i}].field", f"the schema has no field {ruled.field!r}", unknown=True)
+        else:
+            found.rule(f"rules[{i}].rule", ruled.rule, given.data_type)
     return found.violations
 
 
@@ -183,6 +199,8 @@ def _resolve_batch(view: View, batch: BatchView, source: Source, found: Findings
             found.add(
                 f"{path}.data_type", f"it is {feature.data_type.name}, in the source {given.data_type.name}"
             )
+        for k, rule in enumerate(feature.rules):
+            found.rule(f"{path}.rules[{k}]", rule, feature.data_type)
         features.append(replace(feature, field=name))
     return replace(view, kind=replace(batch, features=tuple(features)), features=tuple(features))
 
@@ -204,25 +222,35 @@ def _resolve_stream(view: View, stream: StreamView, source: Source, found: Findi
     for i, aggregation in enumerate(named):
         if tile <= 0 or aggregation.window % tile:
             found.add(f"stream.aggregations[{i}].window", "a window is a multiple of the view's tile")
-        elif aggregation.window // tile > MAXIMUM_TILES:
+        elif aggregation.window // tile > _most_tiles(aggregation):
             found.add(
                 f"stream.aggregations[{i}].window",
-                f"the window has {aggregation.window // tile} tiles, more than {MAXIMUM_TILES}: widen the tile or split the view",
+                f"the window has {aggregation.window // tile} tiles, more than {_most_tiles(aggregation)}: widen the tile or split "
+                "the view",
             )
     if stream.filter:
         try:
             compile_predicate(stream.filter, {f.name: int(f.data_type) for f in source.schema})
         except InvalidArgument as error:
             found.add("stream.filter", error.message)
-    features = tuple(Feature(a.name, feature_type(a.function), description=a.description) for a in named)
+    types = {f.name: f.data_type for f in source.schema}
+    features = tuple(
+        Feature(
+            a.name, feature_type(a.function, types.get(a.field, DataType.FLOAT64)), description=a.description
+        )
+        for a in named
+    )
     return replace(view, kind=replace(stream, aggregations=named, tile=tile), features=features)
+
+
+def _most_tiles(aggregation: Aggregation) -> int:
+    distinct = aggregation.function == AggregationFunction.APPROX_DISTINCT
+    return MAXIMUM_DISTINCT_TILES if distinct else MAXIMUM_TILES
 
 
 def _check_aggregation(found: Findings, path: str, aggregation: Aggregation, source: Source) -> None:
     found.identifier(f"{path}.name", aggregation.name)
     function = aggregation.function
-    if function == AggregationFunction.APPROX_DISTINCT:
-        found.add(f"{path}.function", "APPROX_DISTINCT is not available yet")
     if not MINIMUM_WINDOW <= aggregation.window <= MAXIMUM_WINDOW:
         found.add(f"{path}.window", "a window is 5 minutes to 90 days")
     if function == AggregationFunction.LAST_N and not 1 <= aggregation.limit <= 100:
@@ -234,10 +262,28 @@ def _check_aggregation(found: Findings, path: str, aggregation: Aggregation, sou
     given = source.field(aggregation.field)
     if given is None:
         found.add(f"{path}.field", f"source {source.id!r} has no field {aggregation.field!r}", unknown=True)
-    elif given.data_type not in NUMERIC_TYPES and function != AggregationFunction.COUNT:
+    elif given.data_type not in _AGGREGATED[function]:
         found.add(
-            f"{path}.field", f"{function.name} needs numbers; {aggregation.field!r} is {given.data_type.name}"
+            f"{path}.field",
+            f"{function.name} takes {_listed(_AGGREGATED[function])}; {aggregation.field!r} is {given.data_type.name}",
         )
+
+
+_SCALARS = frozenset(t for t in DataType if t == t.element)
+_AGGREGATED: dict[AggregationFunction, frozenset[DataType]] = {
+    **dict.fromkeys(AggregationFunction, NUMERIC_TYPES),
+    AggregationFunction.COUNT: frozenset(DataType),
+    AggregationFunction.APPROX_DISTINCT: _SCALARS,
+    AggregationFunction.LAST: _SCALARS,
+    # Tiles are of a fixed size, so the first value of one is a number; and there is no list of bytes.
+    AggregationFunction.FIRST: NUMERIC_TYPES | {DataType.TIMESTAMP},
+    AggregationFunction.LAST_N: _SCALARS - {DataType.BYTES},
+}
+"""Types of the fields that a function can be of."""
+
+
+def _listed(types: frozenset[DataType]) -> str:
+    return ", ".join(t.name for t in sorted(types))
 
 
 def _resolve_on_demand(view: View, kind: OnDemandView, scope: Scope, found: Findings) -> View:
@@ -273,6 +319,10 @@ def _resolve_on_demand(view: View, kind: OnDemandView, scope: Scope, found: Find
         path = f"on_demand.expressions[{i}]"
         feature = expression.feature
         found.identifier(f"{path}.feature.name", feature.name)
+        if feature.rules:
+            found.add(
+                f"{path}.feature.rules", "rules apply to what is written; this is computed when it is read"
+            )
         try:
             compile_expressions(
                 [(feature.name, int(feature.data_type), expression.sql)],

@@ -114,30 +114,6 @@ class RequestSource:
     type: Literal["request"] = "request"
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    project: str
-    id: str
-    schema: tuple[Field, ...]
-    timestamp_field: str
-    """Empty for request sources."""
-    created_field: str
-    """Empty: a row is known at its event time."""
-    kind: ParquetSource | StreamSource | RequestSource
-    metadata: Metadata = Metadata()
-
-    @property
-    def name(self) -> str:
-        return f"projects/{self.project}/sources/{self.id}"
-
-    @property
-    def is_stream(self) -> bool:
-        return isinstance(self.kind, StreamSource)
-
-    def field(self, name: str) -> Field | None:
-        return next((f for f in self.schema if f.name == name), None)
-
-
 class ValidationAction(enum.IntEnum):
     REJECT = 1
     QUARANTINE = 2
@@ -151,6 +127,40 @@ class ValidationRule:
     max_null_rate: float | None = None
     allowed: tuple[str, ...] = ()
     action: ValidationAction = ValidationAction.REJECT
+
+
+@dataclass(frozen=True, slots=True)
+class FieldRule:
+    """A rule on a field of a stream source."""
+
+    field: str
+    rule: ValidationRule
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    project: str
+    id: str
+    schema: tuple[Field, ...]
+    timestamp_field: str
+    """Empty for request sources."""
+    created_field: str
+    """Empty: a row is known at its event time."""
+    kind: ParquetSource | StreamSource | RequestSource
+    metadata: Metadata = Metadata()
+    rules: tuple[FieldRule, ...] = ()
+    """Applied when rows are pushed; stream sources only."""
+
+    @property
+    def name(self) -> str:
+        return f"projects/{self.project}/sources/{self.id}"
+
+    @property
+    def is_stream(self) -> bool:
+        return isinstance(self.kind, StreamSource)
+
+    def field(self, name: str) -> Field | None:
+        return next((f for f in self.schema if f.name == name), None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -208,6 +208,10 @@ def _probe(schema: Mapping[str, pl.DataType]) -> pl.DataFrame:
     return pl.DataFrame({name: pl.Series([None] * 3, dtype=dtype) for name, dtype in schema.items()})
 
 
+IN_TURN_ROWS = 4096
+"""Up to so many rows expressions are computed one after the other: waking threads for them takes longer than the work."""
+
+
 @dataclass(frozen=True, slots=True)
 class CompiledExpressions:
     """Expressions ready to run. Immutable and safe to share between threads."""
@@ -228,8 +232,11 @@ class CompiledExpressions:
         if not self.names:
             return pl.DataFrame(height=frame.height)
         try:
-            inputs = frame.select(*self._prepare) if self._prepare else frame
-            return inputs.select(*self._select)
+            if frame.height > IN_TURN_ROWS:
+                inputs = frame.select(*self._prepare) if self._prepare else frame
+                return inputs.select(*self._select)
+            inputs = frame.select_seq(*self._prepare) if self._prepare else frame
+            return inputs.select_seq(*self._select)
         except pl.exceptions.ColumnNotFoundError as error:
             missing = [c for c in self.input_columns if c not in frame.columns]
             raise InvalidExpression(

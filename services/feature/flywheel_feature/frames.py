@@ -47,6 +47,8 @@ def from_series(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
     """Values (0 or empty where null) and the mask of those present. NaN counts as null."""
     if data_type == DataType.TIMESTAMP:
         series = series.dt.epoch("us") if isinstance(series.dtype, pl.Datetime) else series
+    if data_type == DataType.TIMESTAMP_LIST and series.dtype != pl.List(pl.Int64):
+        series = series.list.eval(pl.element().dt.epoch("us"))
     if data_type.is_vector:
         present = series.is_not_null().to_numpy()
         size = series.dtype.size if isinstance(series.dtype, pl.Array) else 0

@@ -106,6 +106,10 @@ class JobStore(Protocol):
 
     async def save_checkpoint(self, job: Job, owner: str, checkpoint: bytes) -> None: ...
 
+    async def forget_request(self, job: Job, owner: str) -> None:
+        """Empty the request; its hash stays, so that a repeated request_id is still recognized."""
+        ...
+
     async def finish(self, job: Job, owner: str) -> None:
         """Store state, progress, error and result of an ended job, if `owner` still holds it."""
         ...
@@ -162,6 +166,10 @@ class JobContext:
         """Remember where to resume; it is in the database when this returns."""
         await self._store.save_checkpoint(self.job, self._owner, checkpoint)
         self.checkpoint = checkpoint
+
+    async def forget_request(self) -> None:
+        """Leave nothing of what was asked for in the database. A later start of the handler finds an empty request."""
+        await self._store.forget_request(self.job, self._owner)
 
     def stop(self) -> None:
         """Make `check_cancelled` raise from now on."""

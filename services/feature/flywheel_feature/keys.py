@@ -17,6 +17,10 @@ def key_prefix(view: View) -> bytes:
     return f"{view.project}/{view.id}@{view.version}{{".encode()
 
 
+_SHORT = 256
+_LENGTHS = [b"%d:" % n for n in range(_SHORT)]
+"""Formatting a number costs more than the rest of a key."""
+
 NO_ENTITY = b"!}"
 """Stands for a null join key: no entity has it, because theirs begin with a digit."""
 
@@ -25,8 +29,14 @@ def entity_keys(columns: Sequence[tuple[DataType, Sequence[Any]]]) -> list[bytes
     """The part of a key that names the entity, per row; one column of values per join key, none null."""
     encoded = [_encoded(data_type, values) for data_type, values in columns]
     if len(encoded) == 1:
-        return [b"%d:%b}" % (len(v), v) for v in encoded[0]]
-    return [b"".join([b"%d:%b" % (len(v), v) for v in row]) + b"}" for row in zip(*encoded, strict=True)]
+        return [
+            _LENGTHS[len(v)] + v + b"}" if len(v) < _SHORT else _with_length(v) + b"}" for v in encoded[0]
+        ]
+    return [b"".join(map(_with_length, row)) + b"}" for row in zip(*encoded, strict=True)]
+
+
+def _with_length(value: bytes) -> bytes:
+    return b"%d:%b" % (len(value), value)
 
 
 def _encoded(data_type: DataType, values: Sequence[Any]) -> list[bytes]:
@@ -34,4 +44,4 @@ def _encoded(data_type: DataType, values: Sequence[Any]) -> list[bytes]:
         return [v.encode() for v in values]
     if data_type == DataType.BYTES:
         return [bytes(v) for v in values]
-    return [b"%d" % int(v) for v in values]
+    return [str(int(v)).encode() for v in values]

@@ -1,25 +1,37 @@
-"""MATERIALIZE jobs: the latest row per entity of a batch view, from its Parquet source to the online store."""
+"""MATERIALIZE jobs: the latest row per entity of batch views, from their Parquet sources to the online store."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Protocol
 
 import polars as pl
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.clock import Clock
+from flywheel_common.errors import DataLoss, FlywheelError, InvalidArgument
 from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import BatchView, Entity, Field, Source, View
+from flywheel_feature.definitions import BatchView, Field, View
+from flywheel_feature.erased import Erased
 from flywheel_feature.frames import from_series
 from flywheel_feature.jobs import JobContext
+from flywheel_feature.materialize_view import (
+    Due,
+    Pace,
+    PushedFiles,
+    Running,
+    SeenFiles,
+    Standing,
+    TableFiles,
+    ViewRun,
+)
+from flywheel_feature.offline.sources import ROW_CREATED_TIME, ROW_EVENT_TIME
 from flywheel_feature.pushing import Rows, RowWriter
+from flywheel_feature.validating import Validating, report_to_json
 
 KIND = "MATERIALIZE"
-CHUNK_ROWS = 2_000
-EVENT_TIME, CREATED_TIME = "__event_time", "__created_time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +40,10 @@ class MaterializeRequest:
     view: str
     """View id; empty: every batch view."""
     start: int | None = None
-    """Microseconds; None: from where the last run ended."""
+    """Microseconds; None: every file that was not materialized as it is now (incremental)."""
     end: int | None = None
+    rows_per_second: int = 0
+    """0: the service's own limit."""
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
@@ -39,32 +53,37 @@ class MaterializeRequest:
         return cls(**json.loads(data))
 
 
-class BatchRows(Protocol):
-    async def read_batch_rows(
-        self, view: View, entity: Entity, source: Source, start: int | None, end: int | None
-    ) -> pl.DataFrame:
-        """Join keys, features by name, EVENT_TIME and CREATED_TIME of rows with start <= event time < end."""
-        ...
-
-
-class Progress(Protocol):
-    async def end_time(self, project: str, view: str, version: int) -> int | None: ...
-
+class Materialized(Protocol):
     async def done(self, project: str, view: str, version: int, end_time: int, newest: int) -> None: ...
 
 
 class Materializing:
+    """`rows_per_second`: the limit of every job that asks for no lower one; 0: none."""
+
     def __init__(
         self,
         catalogs: Callable[[str], Awaitable[Catalog]],
-        reader: BatchRows,
+        files: TableFiles,
+        seen: SeenFiles,
+        pushed: PushedFiles,
         online: Rows,
-        progress: Progress,
+        materialized: Materialized,
+        erased: Erased,
+        validating: Validating,
+        clock: Clock,
+        *,
+        rows_per_second: int = 0,
     ) -> None:
         self._catalogs = catalogs
-        self._reader = reader
+        self._files = files
+        self._seen = seen
+        self._pushed = pushed
         self._online = online
-        self._progress = progress
+        self._materialized = materialized
+        self._erased = erased
+        self._validating = validating
+        self._clock = clock
+        self._limit = rows_per_second
 
     async def validate(self, request: MaterializeRequest) -> None:
         """Raises NotFound UNKNOWN_VIEW; InvalidArgument NOT_A_BATCH_VIEW, INVALID_RANGE."""
@@ -78,61 +97,51 @@ class Materializing:
             raise InvalidArgument("start_time must be before end_time.", reason="INVALID_RANGE")
 
     async def run(self, job: JobContext) -> Mapping[str, object]:
-        """The job's handler. Rows that are there already are left alone, so it may start again at any view."""
-        request = MaterializeRequest.load(job.request)
-        catalog = await self._catalogs(request.project)
-        views = [
-            v for v in catalog.live_views() if isinstance(v.kind, BatchView) and request.view in ("", v.id)
-        ]
-        finished: list[str] = json.loads(job.checkpoint) if job.checkpoint else []
-        written = read = 0
-        for view in views:
-            if view.name in finished:
-                continue
-            job.progress(read, read, "rows", f"reading {view.id}")
-            frame, newest = await self._latest(catalog, view, request)
-            for at in range(0, frame.height, CHUNK_ROWS):
-                written += await self._write(catalog, view, frame[at : at + CHUNK_ROWS])
-                job.progress(
-                    read + min(at + CHUNK_ROWS, frame.height),
-                    read + frame.height,
-                    "rows",
-                    f"writing {view.id}",
-                )
-            read += frame.height
-            if newest is not None:
-                end = request.end if request.end is not None else newest + 1
-                await self._progress.done(request.project, view.id, view.version, end, newest)
-            finished.append(view.name)
-            await job.save_checkpoint(json.dumps(finished).encode())
-        job.progress(read, read, "rows", f"{written} of {read} rows were new")
-        return {"rows": read, "written": written}
+        """The job's handler (see materialize_view)."""
+        standing = Standing.load(job.checkpoint)
+        await self.views(MaterializeRequest.load(job.request), standing, job)
+        validation = report_to_json(standing.report)
+        return {"rows": standing.read, "written": standing.written, "validation": validation}
 
-    async def _latest(
-        self, catalog: Catalog, view: View, request: MaterializeRequest
-    ) -> tuple[pl.DataFrame, int | None]:
-        assert isinstance(view.kind, BatchView)
-        start = request.start
-        if start is None:
-            start = await self._progress.end_time(request.project, view.id, view.version)
-        entity = catalog.entity(view.entity)
-        frame = await self._reader.read_batch_rows(
-            view, entity, catalog.source(view.kind.source), start, request.end
-        )
-        keys = [k.name for k in entity.join_keys]
-        latest = await asyncio.to_thread(
-            lambda: frame.sort(EVENT_TIME, CREATED_TIME, maintain_order=True).unique(
-                subset=keys, keep="last", maintain_order=True
+    async def views(self, request: MaterializeRequest, standing: Standing, job: Running) -> None:
+        """Every view asked for, from where `standing` is. Raises DataLoss FILES_LEFT_OUT when all else is done."""
+        catalog = await self._catalogs(request.project)
+        limits = [n for n in (request.rows_per_second, self._limit) if n]
+        pace = Pace(min(limits, default=0), self._clock)
+        for view in catalog.live_views():
+            if (
+                not isinstance(view.kind, BatchView)
+                or request.view not in ("", view.id)
+                or view.name in standing.finished
+            ):
+                continue
+            entity, source = catalog.entity(view.entity), catalog.source(view.kind.source)
+            due = Due(view, entity, source, request.start, request.end)
+            write = partial(self._write, catalog, view)
+            run = ViewRun(due, self._files, self._seen, self._pushed, self._erased, self._validating, write)
+            try:
+                await run.run(standing, pace, job)
+            except FlywheelError as error:
+                if error.retryable or request.view:
+                    raise
+                standing.failures.append(error.message)
+            if standing.newest:
+                end = request.end if request.end is not None else standing.newest + 1
+                await self._materialized.done(request.project, view.id, view.version, end, standing.newest)
+            standing.finished.append(view.name)
+            standing.uri, standing.stamp, standing.batches, standing.newest = "", "", 0, 0
+            await job.save_checkpoint(standing.dump())
+        job.progress(standing.read, standing.read, "rows", f"{standing.written} rows were new")
+        if standing.failures:
+            raise DataLoss(
+                f"{len(standing.failures)} files were left out, all others are online: {'; '.join(standing.failures[:3])[:800]}",
+                reason="FILES_LEFT_OUT",
             )
-        )
-        newest = frame.get_column(EVENT_TIME).dt.epoch("us").max() if frame.height else None
-        assert newest is None or isinstance(newest, int)
-        return latest, newest
 
     async def _write(self, catalog: Catalog, view: View, frame: pl.DataFrame) -> int:
         keys: tuple[Field, ...] = catalog.entity(view.entity).join_keys
-        event = frame.get_column(EVENT_TIME).dt.epoch("us").to_numpy()
-        created = frame.get_column(CREATED_TIME).dt.epoch("us").fill_null(0).to_numpy()
+        event = frame.get_column(ROW_EVENT_TIME).dt.epoch("us").to_numpy()
+        created = frame.get_column(ROW_CREATED_TIME).dt.epoch("us").fill_null(0).to_numpy()
         return await RowWriter(catalog, view).write(
             {k.name: from_series(frame.get_column(k.name), k.data_type) for k in keys},
             {f.name: from_series(frame.get_column(f.name), f.data_type) for f in view.features},

@@ -1,7 +1,9 @@
 """GetOnlineFeatures: requests that come together are read together.
 
-Per plan, one batch is out at a time for as long as Redis answers at once; what arrives meanwhile forms the next. A lone request
-leaves immediately, and a crowd shares one MGET, one decode and one evaluation of the expressions.
+Per plan one batch is out at a time; what arrives meanwhile forms the next, and a batch that follows a crowd leaves when the trickle
+of its requests ends. A lone request leaves immediately; a crowd shares one MGET, one decode, one evaluation of the expressions and
+one writing of answers. A second batch out at once would only cut the first
+in two: Redis answers one connection in order, and one thread decodes.
 """
 
 from __future__ import annotations
@@ -10,19 +12,24 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
-from prometheus_client import Counter, Histogram
+from prometheus_client import Histogram
 
 from flywheel_common.errors import NotFound, Unavailable
+from flywheel_feature.applied_offsets import AppliedOffsets, applied_offsets
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.frames import Columns
-from flywheel_feature.read_plan import Answer, Ints, ReadPlan, plan_of_features, plan_of_set
+from flywheel_feature.online_metrics import ReadCounters
+from flywheel_feature.read_plan import Answer, ReadPlan, plan_of_features, plan_of_set
 
 MAXIMUM_ROWS = 1000
 BATCH_ROWS = 2000
-OUT_AT_ONCE = 2
+QUIET_TURNS = 4
+"""A gRPC server takes up one call every other turn of the event loop, so a crowd is a trickle: measured at 16 calls in flight, waiting
+for one quiet turn makes batches of 3, for three or four batches of 8 to 10, for more none larger."""
 PLANS_KEPT = 256
 
 _SECONDS = Histogram(
@@ -34,7 +41,6 @@ _BATCH = Histogram(
     "Rows read together",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 1024),
 )
-_VALUES = Counter("flywheel_feature_online_rows", "Rows of a view looked up online", ["view", "result"])
 
 
 class OnlineRows(Protocol):
@@ -46,7 +52,13 @@ class OnlineRows(Protocol):
 class Encoder(Protocol):
     """Writes answers of one plan for the wire."""
 
-    def encode(self, answer: Answer) -> bytes: ...
+    def encode_parts(self, answer: Answer, rows: Sequence[int]) -> list[bytes]:
+        """The answer cut into parts of so many rows each."""
+        ...
+
+    def encode_applied(self, applied: Sequence[AppliedOffsets]) -> bytes:
+        """What makes a part say from which events it is, put behind it."""
+        ...
 
 
 class Catalogs(Protocol):
@@ -62,7 +74,9 @@ class Lookup:
     entities: list[list[bytes]]
     """Encoded entities, one list per key group of the plan."""
     requests: Columns
-    as_of: Ints
+    as_of: int
+    rows: int
+    with_applied_offsets: bool = False
 
 
 class SharedRead:
@@ -70,56 +84,65 @@ class SharedRead:
 
     def __init__(self, plan: ReadPlan, store: OnlineRows, encoder: Callable[[ReadPlan], Encoder]) -> None:
         self.plan = plan
-        self.encoder = encoder(plan)
+        self._encoder = encoder(plan)
         self._store = store
-        self._waiting: list[tuple[Lookup, asyncio.Future[Answer]]] = []
-        self._out = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._hits = [
-            (_VALUES.labels(s.view.id, "hit"), _VALUES.labels(s.view.id, "miss")) for s in plan.stored
-        ]  # fmt: skip
+        self._waiting: list[tuple[Lookup, asyncio.Future[bytes]]] = []
+        self._reading: asyncio.Task[None] | None = None
+        self._counters = ReadCounters()
 
-    async def read(self, lookup: Lookup) -> Answer:
-        """Raises Unavailable ONLINE_STORE_DOWN; InvalidArgument when an expression cannot be computed."""
-        with _SECONDS.time():
-            return await self._submit(lookup)
-
-    def _submit(self, lookup: Lookup) -> asyncio.Future[Answer]:
+    async def read(self, lookup: Lookup) -> bytes:
+        """The encoded answer. Raises Unavailable ONLINE_STORE_DOWN; InvalidArgument when an expression cannot be computed."""
+        began = perf_counter()
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
+        future: asyncio.Future[bytes] = loop.create_future()
         self._waiting.append((lookup, future))
-        if len(self._waiting) == 1 and self._out < OUT_AT_ONCE:
-            # After the callbacks of this turn: requests that arrived together go together.
-            loop.call_soon(self._launch)
-        return future
-
-    def _launch(self) -> None:
-        while self._waiting and self._out < OUT_AT_ONCE:
-            taken, rows = 0, 0
-            while taken < len(self._waiting) and (
-                taken == 0 or rows + len(self._waiting[taken][0].as_of) <= BATCH_ROWS
-            ):
-                rows += len(self._waiting[taken][0].as_of)
-                taken += 1
-            batch, self._waiting = self._waiting[:taken], self._waiting[taken:]
-            batch = [b for b in batch if not b[1].done()]
-            if not batch:
-                continue
-            self._out += 1
-            task = asyncio.get_running_loop().create_task(self._read(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _read(self, batch: list[tuple[Lookup, asyncio.Future[Answer]]]) -> None:
+        if self._reading is None:
+            self._reading = loop.create_task(self._read_all())
         try:
-            await self._answer(batch)
+            return await future
         finally:
-            self._out -= 1
-            self._launch()
+            _SECONDS.observe(perf_counter() - began)
 
-    async def _answer(self, batch: list[tuple[Lookup, asyncio.Future[Answer]]]) -> None:
+    async def answer(self, lookup: Lookup) -> Answer:
+        """The answer itself, read alone. Raises as `read` does."""
+        with _SECONDS.time():
+            return await self._lookup([lookup])
+
+    async def _read_all(self) -> None:
+        """Batch after batch until nobody waits."""
+        try:
+            crowd = False
+            while self._waiting:
+                await self._gather(QUIET_TURNS if crowd else 1)
+                batch = self._take()
+                crowd = len(batch) > 1
+                if batch:
+                    await self._answer(batch)
+        finally:
+            self._reading = None
+
+    async def _gather(self, quiet_turns: int) -> None:
+        """Returns when so many turns of the event loop in a row brought no further request. No timer: a turn takes microseconds."""
+        quiet, seen = 0, len(self._waiting)
+        while quiet < quiet_turns:
+            await asyncio.sleep(0)
+            quiet = quiet + 1 if len(self._waiting) == seen else 0
+            seen = len(self._waiting)
+
+    def _take(self) -> list[tuple[Lookup, asyncio.Future[bytes]]]:
+        taken = rows = 0
+        for lookup, _ in self._waiting:
+            rows += lookup.rows
+            if taken and rows > BATCH_ROWS:
+                break
+            taken += 1
+        batch, self._waiting = self._waiting[:taken], self._waiting[taken:]
+        return [b for b in batch if not b[1].done()]
+
+    async def _answer(self, batch: list[tuple[Lookup, asyncio.Future[bytes]]]) -> None:
         try:
             whole = await self._lookup([lookup for lookup, _ in batch])
+            answers = self._encode([lookup for lookup, _ in batch], whole)
         except Exception as error:  # noqa: BLE001 - handed to the callers
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 # One bad row must not fail the others.
@@ -130,34 +153,44 @@ class SharedRead:
                 if not future.done():
                     future.set_exception(error)
             return
-        low = 0
-        for lookup, future in batch:
-            high = low + len(lookup.as_of)
+        for (_, future), answer in zip(batch, answers, strict=True):
             if not future.done():
-                future.set_result(whole.rows(low, high) if len(batch) > 1 else whole)
-            low = high
+                future.set_result(answer)
+
+    def _encode(self, lookups: Sequence[Lookup], whole: Answer) -> list[bytes]:
+        answers = self._encoder.encode_parts(whole, [lookup.rows for lookup in lookups])
+        if not whole.applied:
+            return answers
+        low = 0
+        for i, lookup in enumerate(lookups):
+            if lookup.with_applied_offsets:
+                cut = [view.rows(low, low + lookup.rows) for view in whole.applied]
+                answers[i] += self._encoder.encode_applied(cut)
+            low += lookup.rows
+        return answers
 
     async def _lookup(self, lookups: list[Lookup]) -> Answer:
         plan = self.plan
         if len(lookups) == 1:
-            merged = lookups[0]
+            (one,) = lookups
+            entities, requests = one.entities, one.requests
+            as_of = np.full(one.rows, one.as_of, np.int64)
         else:
             entities = [[e for x in lookups for e in x.entities[g]] for g in range(len(plan.key_groups))]
-            requests: Columns = {
+            requests = {
                 f.name: (
                     np.concatenate([x.requests[f.name][0] for x in lookups]),
                     np.concatenate([x.requests[f.name][1] for x in lookups]),
                 )
                 for f in plan.request_fields
             }
-            merged = Lookup(entities, requests, np.concatenate([x.as_of for x in lookups]))
-        _BATCH.observe(len(merged.as_of))
-        blobs = await self._store.read(plan.redis_keys(merged.entities))
-        answer = plan.decode(blobs, merged.as_of, merged.requests)
-        for (hit, miss), times in zip(self._hits, answer.event_times, strict=True):
-            missed = int(np.count_nonzero(times == 0))
-            hit.inc(len(times) - missed)
-            miss.inc(missed)
+            as_of = np.repeat(np.array([x.as_of for x in lookups], np.int64), [x.rows for x in lookups])
+        _BATCH.observe(len(as_of))
+        blobs = await self._store.read(plan.redis_keys(entities))
+        answer = plan.decode(blobs, as_of, requests)
+        if any(x.with_applied_offsets for x in lookups):
+            answer.applied = applied_offsets(plan.stored, blobs, len(as_of))
+        self._counters.count(plan.view_versions, answer.event_times)
         return answer
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.auth import READ, WRITE, Permission, Permissions
+from flywheel_common.auth import OPERATE, READ, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.feature.v1.FeatureService"
 
@@ -11,7 +11,8 @@ _ROLES: dict[Permission, tuple[str, ...]] = {
         "GetEntity", "ListEntities", "GetSource", "ListSources", "GetView", "ListViews", "GetFeatureSet", "ListFeatureSets",
         "GetOnlineFeatures", "GetTrainingSet", "ListTrainingSets", "GetFreshness", "GetJob", "ListJobs", "WatchJob",
     ),
-    WRITE: ("ApplyDefinitions", "PushFeatures", "MaterializeView", "BuildTrainingSet", "CheckSkew", "CancelJob"),
+    WRITE: ("ApplyDefinitions", "PushFeatures", "StreamPushFeatures", "MaterializeView", "BuildTrainingSet", "CheckSkew", "CancelJob"),
+    OPERATE: ("RebuildOnlineStore", "EraseEntity"),
 }  # fmt: skip
 
 PERMISSIONS: Permissions = {

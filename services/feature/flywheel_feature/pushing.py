@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -16,10 +16,15 @@ from flywheel_feature.frames import Columns
 from flywheel_feature.keys import entity_keys, key_prefix
 from flywheel_feature.row_encoding import RowLayout
 from flywheel_feature.rows import check_values, required, row_ids
+from flywheel_feature.validating import Validating
+from flywheel_feature.validation import Report
 
 MAXIMUM_ID_CHARACTERS = 128
 MAXIMUM_RECORD_BYTES = 512 * 1024
 """A record of more is split: brokers refuse records beyond 1 MiB by default."""
+
+SHOWN_MICROSECONDS = 1_000_000
+"""Freshness of a view is told in steps of so much event time."""
 
 Encode = Callable[[Source, Columns, list[str], int], bytes]
 
@@ -30,8 +35,22 @@ class Topics(Protocol):
     async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]: ...
 
 
+class Log(Protocol):
+    async def append(self, view: View, source: Source, columns: Columns, rows: int) -> None:
+        """Durable when it returns. Raises Unavailable."""
+        ...
+
+
+class Shown(Protocol):
+    async def done(self, project: str, view: str, version: int, end_time: int, newest: int) -> None:
+        """The newest event time online of a view version; never back."""
+        ...
+
+
 class Rows(Protocol):
-    async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int: ...
+    async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int:
+        """Each row unless one with an equal or later (event time, created time) is there; how many were written."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +58,20 @@ class Pushed:
     accepted: int
     next_offsets: Mapping[int, int]
     """Partition → position after the rows; empty for a batch view."""
+    validation: Report = field(default_factory=Report)
 
 
 class Pushing:
-    def __init__(self, topics: Topics, online: Rows, encode: Encode) -> None:
+    def __init__(
+        self, topics: Topics, online: Rows, log: Log, shown: Shown, encode: Encode, validating: Validating
+    ) -> None:
         self._topics = topics
         self._online = online
+        self._log = log
+        self._shown = shown
+        self._newest: dict[str, int] = {}
         self._encode = encode
+        self._validating = validating
 
     async def to_source(
         self, catalog: Catalog, source: Source, columns: Columns, rows: int, event_ids: Sequence[str]
@@ -54,8 +80,12 @@ class Pushing:
         check_rows(source.schema, columns)
         required(columns, [source.timestamp_field], "every event needs its time")
         ids = _ids(source.schema, columns, rows, event_ids)
+        kept, report = await self._validating.pushed_to_source(source, columns, rows)
+        if kept is not None:
+            columns, rows = pick(columns, kept), int(kept.sum())
+            ids = [event_id for event_id, ok in zip(ids, kept.tolist(), strict=True) if ok]
         if not rows:
-            return Pushed(0, {})
+            return Pushed(0, {}, report)
         partitions = await self._topics.ensure(source)
         places = np.array(_partitions(catalog, source, columns, ids, partitions))
         events: list[tuple[int, bytes]] = []
@@ -64,13 +94,12 @@ class Pushing:
         following: dict[int, int] = {}
         for partition, offset in await self._topics.send(source, events):
             following[partition] = max(offset + 1, following.get(partition, 0))
-        return Pushed(rows, following)
+        return Pushed(rows, following, report)
 
     def _records(
         self, source: Source, columns: Columns, ids: list[str], rows: np.ndarray, partition: int
     ) -> list[tuple[int, bytes]]:
-        picked = {name: (v[rows], m[rows]) for name, (v, m) in columns.items()}
-        value = self._encode(source, picked, [ids[i] for i in rows.tolist()], partition)
+        value = self._encode(source, pick(columns, rows), [ids[i] for i in rows.tolist()], partition)
         if len(value) <= MAXIMUM_RECORD_BYTES or len(rows) == 1:
             return [(partition, value)]
         middle = len(rows) // 2
@@ -80,13 +109,30 @@ class Pushing:
         ]
 
     async def to_view(
-        self, catalog: Catalog, view: View, source: Source, columns: Columns, rows: int
+        self,
+        catalog: Catalog,
+        view: View,
+        source: Source,
+        columns: Columns,
+        rows: int,
+        *,
+        offline: bool = True,
+        online: bool = True,
     ) -> Pushed:
-        """Writes rows online unless newer ones are there. Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW; Unavailable."""
+        """Appends rows to the view's push log, then writes them online unless newer ones are there.
+
+        Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW; Unavailable: then some of it may have happened, and a repetition is
+        harmless.
+        """
         check_rows(source.schema, columns)
         keys = [k.name for k in catalog.entity(view.entity).join_keys]
         required(columns, [*keys, source.timestamp_field], "a row needs its join keys and its time")
-        if rows:
+        kept, report = await self._validating.pushed_to_view(view, source, columns, rows)
+        if kept is not None:
+            columns, rows = pick(columns, kept), int(kept.sum())
+        if rows and offline:
+            await self._log.append(view, source, columns, rows)
+        if rows and online:
             writer = RowWriter(catalog, view)
             event = columns[source.timestamp_field][0].astype(np.int64)
             created = event
@@ -95,7 +141,13 @@ class Pushing:
                 created = np.where(valid, given, event).astype(np.int64)
             by_feature = {f.name: columns[f.field] for f in view.features}
             await writer.write({k: columns[k] for k in keys}, by_feature, event, created, self._online)
-        return Pushed(rows, {})
+            await self._show(view, int(event.max()))
+        return Pushed(rows, {}, report)
+
+    async def _show(self, view: View, newest: int) -> None:
+        if newest > self._newest.get(view.name, 0) + SHOWN_MICROSECONDS:
+            await self._shown.done(view.project, view.id, view.version, newest + 1, newest)
+            self._newest[view.name] = newest
 
 
 class RowWriter:
@@ -118,9 +170,14 @@ class RowWriter:
         return await online.write_rows([self._prefix + n for n in names], rows, self._lifetime_ms)
 
 
+def pick(columns: Columns, rows: np.ndarray) -> Columns:
+    """Some rows of columns."""
+    return {name: (v[rows], m[rows]) for name, (v, m) in columns.items()}
+
+
 def check_rows(fields: Sequence[Field], columns: Columns) -> None:
-    for field in fields:
-        check_values(field, *columns[field.name])
+    for f in fields:
+        check_values(f, *columns[f.name])
 
 
 def _ids(fields: Sequence[Field], columns: Columns, rows: int, given: Sequence[str]) -> list[str]:

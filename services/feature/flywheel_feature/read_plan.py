@@ -11,9 +11,10 @@ import numpy.typing as npt
 
 from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_feature.aggregation import TileLayout
+from flywheel_feature.applied_offsets import AppliedOffsets
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
-    DataType,
+    Feature,
     FeatureSet,
     Field,
     OnDemandView,
@@ -25,23 +26,44 @@ from flywheel_feature.definitions import (
 from flywheel_feature.expressions import CompiledExpressions, compile_expressions
 from flywheel_feature.frames import Columns, from_series, to_frame
 from flywheel_feature.keys import key_prefix
-from flywheel_feature.row_encoding import RowLayout
+from flywheel_feature.row_encoding import WIDE, RowLayout
 
 PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Ints = npt.NDArray[np.int64]
-_WIDE = frozenset({DataType.FLOAT64, DataType.INT64, DataType.TIMESTAMP})
 
 
 @dataclass(slots=True)
 class ViewValues:
-    """A stored view's values for n rows; `columns` one per feature of the view."""
+    """A view's values for n rows."""
 
     base: npt.NDArray[np.uint8]
     """Status of a value that is there, per row: PRESENT, STALE or NOT_FOUND."""
     event: Ints
-    columns: list[tuple[Array, Mask]]
+    valid: Mask
+    """[n, features]."""
+    bits: Ints
+    """[n, features of eight bytes]: their bits, 0 where there is no value."""
+    columns: Sequence[tuple[Array, Mask]]
+    """One per feature of the view."""
+
+    @classmethod
+    def of_columns(
+        cls, base: npt.NDArray[np.uint8], event: Ints, columns: list[tuple[Array, Mask]], wide: Sequence[int]
+    ) -> ViewValues:
+        valid = np.empty((len(base), len(columns)), np.bool_)
+        for i, (_, mask) in enumerate(columns):
+            valid[:, i] = mask
+        bits = np.zeros((len(base), len(wide)), "<i8")
+        for place, i in enumerate(wide):
+            np.copyto(bits[:, place], columns[i][0].view("<i8"), where=columns[i][1])
+        return cls(base, event, valid, bits, columns)
+
+    def statuses(self) -> npt.NDArray[np.uint8]:
+        """[n, features]."""
+        without = np.where(self.base == NOT_FOUND, np.uint8(NOT_FOUND), np.uint8(NULL))
+        return np.where(self.valid, self.base[:, None], without[:, None])
 
 
 class StoredRead:
@@ -51,8 +73,10 @@ class StoredRead:
         self.view = view
         self.keys = keys
         self.prefix = key_prefix(view)
+        self._wide = wide_features(view.features)
         if isinstance(view.kind, StreamView):
-            self.tiles: TileLayout | None = TileLayout(view.kind.aggregations, view.kind.tile)
+            kinds = [f.data_type for f in view.features]
+            self.tiles: TileLayout | None = TileLayout(view.kind.aggregations, view.kind.tile, kinds)
             self.rows = None
         else:
             self.tiles, self.rows = None, RowLayout(view.features)
@@ -60,15 +84,17 @@ class StoredRead:
     def decode(self, blobs: Sequence[bytes | None], as_of: Ints) -> ViewValues:
         if self.tiles is not None:
             read = self.tiles.read(blobs, as_of)
-            found, event, columns = read.found, read.newest, read.columns
-        else:
-            assert self.rows is not None
-            rows = self.rows.decode(blobs)
-            found, event, columns = rows.found, rows.event, rows.columns
+            base = self._base(read.found, read.newest, as_of)
+            return ViewValues.of_columns(base, read.newest, read.columns, self._wide)
+        assert self.rows is not None
+        rows = self.rows.decode(blobs)
+        return ViewValues(self._base(rows.found, rows.event, as_of), rows.event, rows.valid, rows.bits, rows)
+
+    def _base(self, found: Mask, event: Ints, as_of: Ints) -> npt.NDArray[np.uint8]:
         base = np.where(found, np.uint8(PRESENT), np.uint8(NOT_FOUND))
         if self.view.ttl:
             base[found & (as_of - event > self.view.ttl)] = STALE
-        return ViewValues(base, event, columns)
+        return base
 
 
 class OnDemandRead:
@@ -77,6 +103,7 @@ class OnDemandRead:
     def __init__(self, view: View, inputs: Sequence[tuple[int, View]], requests: Sequence[Field]) -> None:
         assert isinstance(view.kind, OnDemandView)
         self.view = view
+        self._wide = wide_features(view.features)
         self._stored: dict[str, tuple[int, int, Field]] = {}
         for place, read in inputs:
             for i, f in enumerate(read.features):
@@ -110,14 +137,14 @@ class OnDemandRead:
         for place in self._places:
             base[stored[place].base == STALE] = STALE
         outputs = [from_series(answer.get_column(f.name), f.data_type) for f in self.view.features]
-        return ViewValues(base, np.zeros(rows, np.int64), outputs)
+        return ViewValues.of_columns(base, np.zeros(rows, np.int64), outputs, self._wide)
 
 
 @dataclass(slots=True)
 class Answer:
-    """n rows of the plan's features."""
+    """n rows of the plan's features. The matrices lie in memory row by row, so that a row is one piece."""
 
-    columns: Sequence[tuple[Array, Mask]]
+    columns: PickedColumns
     """One per feature, in the order asked."""
     statuses: npt.NDArray[np.uint8]
     """[features, rows]."""
@@ -125,25 +152,35 @@ class Answer:
     """[stored views, rows], microseconds, 0 where never written."""
     wide: Ints
     """[columns of 8-byte numbers, rows]: their bits, in the order asked, 0 where there is no value."""
+    applied: tuple[AppliedOffsets, ...] = ()
+    """One per stream view, for those who ask."""
 
     def rows(self, low: int, high: int) -> Answer:
         return Answer(
-            _Columns(self.columns, low, high),
+            self.columns.rows(low, high),
             self.statuses[:, low:high],
             self.event_times[:, low:high],
             self.wide[:, low:high],
+            tuple(view.rows(low, high) for view in self.applied),
         )
 
 
-class _Columns(Sequence[tuple[Array, Mask]]):
-    """Some rows of columns, cut only where they are looked at."""
+class PickedColumns(Sequence[tuple[Array, Mask]]):
+    """(values, valid) of features of several views, for some rows; made where they are looked at."""
 
-    def __init__(self, whole: Sequence[tuple[Array, Mask]], low: int, high: int) -> None:
-        self._whole = whole
+    __slots__ = ("_high", "_low", "_picks", "_views")
+
+    def __init__(
+        self, views: Sequence[ViewValues], picks: Sequence[tuple[int, int]], low: int, high: int
+    ) -> None:
+        self._views, self._picks = views, picks
         self._low, self._high = low, high
 
+    def rows(self, low: int, high: int) -> PickedColumns:
+        return PickedColumns(self._views, self._picks, self._low + low, self._low + high)
+
     def __len__(self) -> int:
-        return len(self._whole)
+        return len(self._picks)
 
     @overload
     def __getitem__(self, index: int) -> tuple[Array, Mask]: ...
@@ -152,7 +189,8 @@ class _Columns(Sequence[tuple[Array, Mask]]):
     def __getitem__(self, index: int | slice) -> tuple[Array, Mask] | list[tuple[Array, Mask]]:
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        values, valid = self._whole[index]
+        view, feature = self._picks[index]
+        values, valid = self._views[view].columns[feature]
         return values[self._low : self._high], valid[self._low : self._high]
 
 
@@ -179,7 +217,7 @@ class ReadPlan:
                 self.stored.append(StoredRead(view, own))
             return places[view.ref][1]
 
-        self._picks: list[tuple[bool, int, int]] = []
+        picks: list[tuple[bool, int, int]] = []
         for view, name in wanted:
             if isinstance(view.kind, OnDemandView):
                 if view.ref not in places:
@@ -194,9 +232,9 @@ class ReadPlan:
             feature = view.feature(name)
             assert feature is not None
             computed, place = places[view.ref]
-            self._picks.append((computed, place, [f.name for f in view.features].index(name)))
+            picks.append((computed, place, [f.name for f in view.features].index(name)))
             self.fields.append(Field(column_name(view.id, name), feature.data_type, feature.vector_size))
-        self._wide = [i for i, f in enumerate(self.fields) if f.data_type in _WIDE]
+        self._pick(picks)
         self.join_keys = tuple(keys.values())
         self.request_fields = tuple(requests.values())
         self.view_versions = tuple(s.view.name for s in self.stored)
@@ -219,32 +257,44 @@ class ReadPlan:
             keys += [prefix + e for e in entities[group]]
         return keys
 
+    def _pick(self, picks: Sequence[tuple[bool, int, int]]) -> None:
+        """Where the wanted features lie once all views stand side by side, computed ones last."""
+        views = [*(s.view for s in self.stored), *(s.view for s in self.on_demand)]
+        self._picks = [(len(self.stored) + place if computed else place, i) for computed, place, i in picks]
+        first, first_wide = [0], [0]
+        wide = [{i: n for n, i in enumerate(wide_features(v.features))} for v in views]
+        for view, own in zip(views, wide, strict=True):
+            first.append(first[-1] + len(view.features))
+            first_wide.append(first_wide[-1] + len(own))
+        self._features = _places([first[v] + i for v, i in self._picks], first[-1])
+        self._wide = _places(
+            [first_wide[v] + wide[v][i] for v, i in self._picks if i in wide[v]], first_wide[-1]
+        )
+
     def decode(self, blobs: Sequence[bytes | None], as_of: Ints, requests: Columns) -> Answer:
         """The answer for n = len(as_of) rows out of what `redis_keys` named."""
         n = len(as_of)
         stored = [read.decode(blobs[i * n : (i + 1) * n], as_of) for i, read in enumerate(self.stored)]
-        computed = [step.evaluate(stored, requests, n) for step in self.on_demand]
-        statuses = np.empty((len(self._picks), n), np.uint8)
-        columns: list[tuple[Array, Mask]] = []
-        for row, (is_computed, place, i) in enumerate(self._picks):
-            source = computed[place] if is_computed else stored[place]
-            values, valid = source.columns[i]
-            columns.append((values, valid))
-            statuses[row] = np.where(valid | (source.base == NOT_FOUND), source.base, np.uint8(NULL))
-        times = np.stack([s.event for s in stored]) if stored else np.zeros((0, n), np.int64)
-        return Answer(columns, statuses, times, _wide(self._wide, columns, n))
+        views = stored + [step.evaluate(stored, requests, n) for step in self.on_demand]
+        statuses = _beside([v.statuses() for v in views], self._features)
+        bits = _beside([v.bits for v in views], self._wide)
+        times = np.array([s.event for s in stored]) if stored else np.zeros((0, n), np.int64)
+        return Answer(PickedColumns(views, self._picks, 0, n), statuses.T, times, bits.T)
 
 
-def _wide(places: Sequence[int], columns: Sequence[tuple[Array, Mask]], rows: int) -> Ints:
-    bits = np.zeros((len(places), rows), "<i8")
-    for row, place in enumerate(places):
-        values, valid = columns[place]
-        np.copyto(
-            bits[row],
-            values.view("<i8") if values.strides == (8,) else values.copy().view("<i8"),
-            where=valid,
-        )
-    return bits
+def wide_features(features: Sequence[Feature | Field]) -> list[int]:
+    """Places of the features of eight bytes."""
+    return [i for i, f in enumerate(features) if f.data_type in WIDE]
+
+
+def _places(wanted: list[int], total: int) -> npt.NDArray[np.intp] | None:
+    """None when everything is wanted as it lies."""
+    return None if wanted == list(range(total)) else np.array(wanted, np.intp)
+
+
+def _beside(matrices: Sequence[Array], places: npt.NDArray[np.intp] | None) -> Array:
+    whole = matrices[0] if len(matrices) == 1 else np.concatenate(matrices, axis=1)
+    return whole if places is None else whole[:, places]
 
 
 def _request_fields(catalog: Catalog, source_id: str) -> tuple[Field, ...]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,7 @@ DTYPES: dict[DataType, np.dtype[Any]] = {
     DataType.FLOAT64: np.dtype("<f8"),
     DataType.TIMESTAMP: np.dtype("<i8"),
 }
+WIDE = frozenset({DataType.FLOAT64, DataType.INT64, DataType.TIMESTAMP})
 _VARIABLE = np.dtype("<u4")
 
 
@@ -61,8 +62,19 @@ class RowLayout:
             else:
                 parts.append((f"f{i}", DTYPES[feature.data_type]))
         self.dtype = np.dtype(parts)
-        self._variable = [i for i, f in enumerate(features) if is_variable(f.data_type)]
-        self._absent = bytes(self.dtype.itemsize)
+        self.variable = [i for i, f in enumerate(features) if is_variable(f.data_type)]
+        self.absent = bytes(self.dtype.itemsize)
+        self.bitmap = slice(HEADER_BYTES, HEADER_BYTES + self._bitmap_bytes)
+        self.wide = [i for i, f in enumerate(features) if f.data_type in WIDE]
+        """Features of eight bytes."""
+        assert self.dtype.fields is not None
+        starts = [self.dtype.fields[f"f{i}"][1] for i in self.wide]
+        self.wide_bytes: slice | npt.NDArray[np.intp]
+        if not starts or starts[-1] - starts[0] == 8 * (len(starts) - 1):
+            first = starts[0] if starts else 0
+            self.wide_bytes = slice(first, first + 8 * len(starts))
+        else:
+            self.wide_bytes = (np.array(starts)[:, None] + np.arange(8)).ravel()
 
     def encode(
         self, columns: Columns, event: npt.NDArray[np.int64], created: npt.NDArray[np.int64]
@@ -76,7 +88,7 @@ class RowLayout:
         for i, feature in enumerate(self.features):
             values, valid = columns[feature.name]
             nulls[:, i] = ~valid
-            if i in self._variable:
+            if i in self.variable:
                 parts = [
                     _variable_bytes(v, feature.data_type) if ok else b""
                     for v, ok in zip(values, valid.tolist(), strict=True)
@@ -96,39 +108,73 @@ class RowLayout:
 
     def decode(self, rows: Sequence[bytes | None]) -> DecodedRows:
         """Columns of n rows; absent rows are null everywhere with event time 0."""
-        size = self.dtype.itemsize
-        if self._variable:
-            flat = b"".join([self._absent if r is None else r[:size] for r in rows])
-        else:
-            flat = b"".join([self._absent if r is None else r for r in rows])
-        fixed = np.frombuffer(flat, dtype=self.dtype)
-        found: Mask = fixed["format"] == FORMAT
-        if self.features:
-            bits = np.unpackbits(fixed["nulls"], axis=1, count=len(self.features), bitorder="little")
-            valid = (bits == 0) & found[:, None]
-        else:
-            valid = np.zeros((len(rows), 0), np.bool_)
-        columns: list[tuple[Array, Mask]] = []
-        ends = np.full(len(rows), size, dtype=np.int64)
-        for i, feature in enumerate(self.features):
-            values: Array = fixed[f"f{i}"]
-            if i in self._variable:
-                lengths = values.astype(np.int64)
-                values = _variable_values(rows, ends, lengths, valid[:, i], feature.data_type)
-                ends += lengths
-            columns.append((values, valid[:, i]))
-        return DecodedRows(found, fixed["event"].astype(np.int64), columns)
+        return DecodedRows(self, rows)
 
 
-class DecodedRows:
-    """`columns`: one (values, valid) per feature, in the view's order."""
+class DecodedRows(Sequence[tuple[Array, Mask]]):
+    """One (values, valid) per feature, in the view's order, made when it is asked for.
 
-    __slots__ = ("columns", "event", "found")
+    The usual features, numbers of eight bytes, are all there at once: `bits`.
+    """
 
-    def __init__(self, found: Mask, event: npt.NDArray[np.int64], columns: list[tuple[Array, Mask]]) -> None:
-        self.found = found
-        self.event = event
-        self.columns = columns
+    __slots__ = ("_begins", "_fixed", "_layout", "_rows", "bits", "event", "found", "valid")
+
+    def __init__(self, layout: RowLayout, rows: Sequence[bytes | None]) -> None:
+        self._layout, self._rows = layout, rows
+        size = layout.dtype.itemsize
+        heads = [r[:size] if r is not None else None for r in rows] if layout.variable else rows
+        flat = b"".join([layout.absent if r is None else r for r in heads])
+        self._fixed = np.frombuffer(flat, dtype=layout.dtype)
+        raw = np.frombuffer(flat, np.uint8).reshape(len(rows), size)
+        self.found: Mask = raw[:, 0] == FORMAT
+        self.event: npt.NDArray[np.int64] = self._fixed["event"].astype(np.int64)
+        count = len(layout.features)
+        nulls = np.unpackbits(raw[:, layout.bitmap], axis=1, count=count, bitorder="little")
+        self.valid: Mask = (nulls == 0) & self.found[:, None]
+        """[n, features]."""
+        bits = raw[:, layout.wide_bytes].copy().view("<i8")
+        if not self.valid.all():
+            bits *= self.valid[:, layout.wide]
+        self.bits: npt.NDArray[np.int64] = bits
+        """[n, layout.wide]: the bits of features of eight bytes, 0 where there is no value."""
+        self._begins: list[npt.NDArray[np.int64]] | None = None
+
+    @property
+    def columns(self) -> Sequence[tuple[Array, Mask]]:
+        return self
+
+    def __len__(self) -> int:
+        return len(self._layout.features)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Array, Mask]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Array, Mask]]: ...
+    def __getitem__(self, index: int | slice) -> tuple[Array, Mask] | list[tuple[Array, Mask]]:
+        layout = self._layout
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        valid = self.valid[:, index]
+        values: Array = self._fixed[f"f{index}"]
+        if index in layout.variable:
+            place = layout.variable.index(index)
+            lengths = values.astype(np.int64)
+            values = _variable_values(
+                self._rows, self._starts()[place], lengths, valid, layout.features[index].data_type
+            )
+        return values, valid
+
+    def _starts(self) -> list[npt.NDArray[np.int64]]:
+        """Where the parts of every variable feature begin, row by row."""
+        if self._begins is None:
+            at = np.full(len(self._rows), self._layout.dtype.itemsize, dtype=np.int64)
+            self._begins = []
+            for i in self._layout.variable:
+                self._begins.append(at)
+                at = at + self._fixed[f"f{i}"].astype(np.int64)
+        return self._begins
 
 
 def _variable_bytes(value: Any, data_type: DataType) -> bytes:

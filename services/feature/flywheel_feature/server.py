@@ -24,35 +24,49 @@ from flywheel_common.producer import Producer
 from flywheel_common.s3 import arrow_filesystem, object_store
 from flywheel_common.topics import feature_source
 from flywheel_feature import convert_events, convert_offline
+from flywheel_feature.archive_replay import ArchiveReplay
 from flywheel_feature.archiving import Archiver
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
 from flywheel_feature.convert_answer import AnswerEncoder
+from flywheel_feature.erased import Erased
+from flywheel_feature.erasing import KIND as ERASE
+from flywheel_feature.erasing import Erasing
 from flywheel_feature.freshness import FreshnessReader
+from flywheel_feature.generations import Generations
 from flywheel_feature.jobs import JobRunner
-from flywheel_feature.materialization import KIND, Materializing
+from flywheel_feature.materialization import KIND as MATERIALIZE
+from flywheel_feature.materialization import Materializing
 from flywheel_feature.offline.partitioned_build import MEBIBYTE, JoinLimits
 from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.offline.skew import SkewCheck
-from flywheel_feature.offline.sources import SourceReader
 from flywheel_feature.offline.training_set import TrainingSetBuilder
 from flywheel_feature.online import OnlineFeatures
+from flywheel_feature.online_metrics import FreshnessGauges
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
+from flywheel_feature.push_log import PushLog
 from flywheel_feature.pushing import Pushing
+from flywheel_feature.rebuilding import KIND as REBUILD
+from flywheel_feature.rebuilding import Rebuilding
 from flywheel_feature.servicer import FeatureServicer, add_to_server
 from flywheel_feature.store.archive import PostgresArchive
 from flywheel_feature.store.definitions import DefinitionStore
+from flywheel_feature.store.generations import PostgresGenerations
 from flywheel_feature.store.jobs import PostgresJobs
 from flywheel_feature.store.materialized import PostgresMaterialized
 from flywheel_feature.store.online_store import OnlineStore
 from flywheel_feature.store.partition_process import PartitionProcess
 from flywheel_feature.store.partition_ray import PartitionRay
-from flywheel_feature.store.redis_pipe import RedisPipe
+from flywheel_feature.store.push_log import PostgresPushLog
+from flywheel_feature.store.redis_cluster import ClusterPipe
+from flywheel_feature.store.redis_pipe import Pipe, RedisPipe
 from flywheel_feature.store.source_topics import SourceTopics
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.table_files import S3TableFiles
+from flywheel_feature.store.tombstones import PostgresTombstones
 from flywheel_feature.store.training_sets import PostgresTrainingSets
-from flywheel_feature.stream_materialization import StreamMaterializer
+from flywheel_feature.stream_materialization import StreamMaterializer, TileFilling
 from flywheel_feature.stream_tiles import SourceTiles
 from flywheel_feature.stream_worker import StreamWorker
+from flywheel_feature.validating import Validating
 
 log = get_logger(__name__)
 
@@ -71,8 +85,15 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     topics = await _topics(settings, stack)
     tables = _tables(settings)
     archive = PostgresArchive(pool, settings.s3_bucket)
-    history = _History(archive, topics)
+    pushed = PostgresPushLog(pool)
+    push_log = PushLog(pushed, tables, ids.new)
+    history = _History(archive, topics, push_log)
     materialized = PostgresMaterialized(pool)
+    objects = await stack.enter_async_context(object_store(settings))
+    stones = PostgresTombstones(pool)
+    await stones.refresh()
+    erased = Erased(definitions.catalog, stones.of)
+    generations, replay, filling = _filling(pool, store, archive, tables, SourceTiles(store), erased)
     training_sets = PostgresTrainingSets(pool)
     builder = TrainingSetBuilder(
         catalogs=definitions.current,
@@ -84,20 +105,35 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         limits=JoinLimits(settings.join_memory_mebibytes * MEBIBYTE, settings.ray_join_rows),
     )
     skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
-    materializing = Materializing(definitions.current, SourceReader(tables, history), store, materialized)
+    validating = Validating(tables)
+    materializing = Materializing(
+        definitions.current, tables, materialized, push_log, store, materialized, erased, validating, clock,
+        rows_per_second=settings.materialize_rows_per_second,
+    )  # fmt: skip
+    rebuilding = Rebuilding(
+        definitions.current, definitions.projects, generations, replay, filling, materializing, materialized
+    )
+    erasing = Erasing(
+        definitions.current, store, archive, pushed, tables, stones, topics, training_sets, clock, ids.new,
+        objects.delete, predictions=settings.prediction_log_prefix,
+    )  # fmt: skip
     jobs = JobRunner(PostgresJobs(pool), ids, clock.now, concurrency=settings.job_concurrency)
-    jobs.register(KIND, materializing.run)
+    jobs.register(MATERIALIZE, materializing.run)
+    jobs.register(REBUILD, rebuilding.run)
+    jobs.register(ERASE, erasing.run)
     jobs.register(convert_offline.TRAINING_SET_JOB, convert_offline.training_set_handler(builder))
     jobs.register(convert_offline.SKEW_JOB, convert_offline.skew_handler(skew))
     idempotency = Idempotency(pool)
+    freshness = FreshnessReader(store, archive, materialized, topics)
+    gauges = FreshnessGauges(freshness, definitions.projects, clock)
     servicer = FeatureServicer(
         definitions=definitions,
         idempotency=idempotency,
         online=OnlineFeatures(definitions, store, AnswerEncoder),
-        pushing=Pushing(topics, store, _encode_event),
+        pushing=Pushing(topics, store, push_log, materialized, _encode_event, validating),
         topics=topics,
         materializing=materializing,
-        freshness=FreshnessReader(store, archive, materialized, topics),
+        freshness=freshness,
         jobs=jobs,
         clock=clock,
         builder=builder,
@@ -124,9 +160,10 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
             except FlywheelError as error:
                 log.warning("housekeeping put off", reason=error.reason)
 
-    objects = await stack.enter_async_context(object_store(settings))
     server.add_background("definitions", definitions.follow)
+    server.add_background("tombstones", stones.follow)
     server.add_background("jobs", jobs.run)
+    server.add_background("freshness", gauges.run)
     server.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
     server.add_background("housekeeping", housekeeping)
     return server
@@ -141,26 +178,36 @@ async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> 
     store = await _online_store(settings, stack)
     archive = PostgresArchive(pool, settings.s3_bucket)
     objects = await stack.enter_async_context(object_store(settings))
+    tables, tiles = _tables(settings), SourceTiles(store)
+    stones = PostgresTombstones(pool)
+    await stones.refresh()
+    erased = Erased(definitions.catalog, stones.of)
     archiver = Archiver(
         archive,
-        _tables(settings),
+        tables,
         ids.new,
+        erased,
+        objects.delete,
         flush_rows=settings.archive_flush_rows,
         flush_seconds=settings.archive_flush_seconds,
         idle_seconds=settings.archive_idle_seconds,
     )
-    materializer = StreamMaterializer(archive, archive, SourceTiles(store), archiver)
+    generations, _, filling = _filling(pool, store, archive, tables, tiles, erased)
+    materializer = StreamMaterializer(archive, archive, tiles, archiver, filling)
     prefix = settings.topic_prefix
-    stream = StreamWorker(definitions, materializer, lambda p, s: prefix + topic_name(p, s))
+    stream = StreamWorker(definitions, materializer, generations, lambda p, s: prefix + topic_name(p, s))
     loop = stream.loop(
         bootstrap=settings.kafka_bootstrap,
         group=prefix + GROUP,
         batch_records=settings.stream_batch_records,
         session_timeout_seconds=settings.stream_session_seconds,
+        member=settings.stream_member,
         pattern="^" + (prefix + feature_source("")).replace(".", r"\.") + ".+",
     )
     worker = Worker(settings)
     worker.add_background("definitions", definitions.follow)
+    worker.add_background("tombstones", stones.follow)
+    worker.add_background("online-store", stream.watch)
     worker.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
     worker.add_background("streams", loop.run)
     worker.add_background("archive", archiver.run)
@@ -175,10 +222,24 @@ def topic_name(project: str, source: str) -> str:
 class _History:
     """The archive and where its topics end (port: offline.ports.Archive)."""
 
-    def __init__(self, archive: PostgresArchive, topics: SourceTopics) -> None:
+    def __init__(self, archive: PostgresArchive, topics: SourceTopics, pushes: PushLog) -> None:
         self.segments = archive.segments
         self.archived_offsets = archive.archived_offsets
         self.end_offsets = topics.end_offsets
+        self.pushed_uris = pushes.pushed_uris
+
+
+def _filling(
+    pool: Pool,
+    store: OnlineStore,
+    archive: PostgresArchive,
+    tables: S3TableFiles,
+    tiles: SourceTiles,
+    erased: Erased,
+) -> tuple[Generations, ArchiveReplay, TileFilling]:
+    generations = Generations(store, PostgresGenerations(pool))
+    replay = ArchiveReplay(archive, tables)
+    return generations, replay, TileFilling(generations, replay, tiles, erased)
 
 
 def _encode_event(source, columns, event_ids, partition) -> bytes:  # type: ignore[no-untyped-def]
@@ -199,7 +260,8 @@ async def _database(settings: FeatureSettings, stack: AsyncExitStack, name: str)
 
 
 async def _online_store(settings: FeatureSettings, stack: AsyncExitStack) -> OnlineStore:
-    pipe = RedisPipe(settings.redis)
+    clustered = settings.redis.split("://", 1)[0].endswith("+cluster")
+    pipe: Pipe = ClusterPipe(settings.redis) if clustered else RedisPipe(settings.redis)
     stack.push_async_callback(pipe.close)
     return OnlineStore(pipe)
 
@@ -217,8 +279,8 @@ async def _topics(settings: FeatureSettings, stack: AsyncExitStack) -> SourceTop
     return topics
 
 
-def _tables(settings: FeatureSettings) -> S3Tables:
-    return S3Tables(
+def _tables(settings: FeatureSettings) -> S3TableFiles:
+    return S3TableFiles(
         endpoint=settings.s3_endpoint,
         access_key=settings.s3_access_key.get_secret_value(),
         secret_key=settings.s3_secret_key.get_secret_value(),

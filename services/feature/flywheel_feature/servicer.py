@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import lru_cache
 from typing import Any
 
 from flywheel_common.clock import Clock
@@ -22,12 +23,12 @@ from flywheel_feature.convert_definitions import (
     plain_name,
     versioned_name,
 )
-from flywheel_feature.definitions import BatchView
 from flywheel_feature.freshness import FreshnessReader
 from flywheel_feature.jobs import Job, JobRunner
-from flywheel_feature.materialization import KIND, Materializing
+from flywheel_feature.materialization import Materializing
 from flywheel_feature.offline_methods import OfflineMethods
 from flywheel_feature.online import OnlineFeatures, SharedRead
+from flywheel_feature.online_write_methods import OnlineWriteMethods
 from flywheel_feature.paging import page_of
 from flywheel_feature.pushing import Pushing
 from flywheel_feature.store.definitions import DefinitionStore
@@ -36,8 +37,6 @@ from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 
 JOB = Pattern("projects/{project}/jobs/{job:any}")
-_STREAM_TARGETS = (pb.PUSH_TARGET_UNSPECIFIED, pb.PUSH_TARGET_ONLINE_AND_OFFLINE)
-_BATCH_TARGETS = (pb.PUSH_TARGET_UNSPECIFIED, pb.PUSH_TARGET_ONLINE)
 
 
 def add_to_server(servicer: FeatureServicer, server: Any) -> None:
@@ -61,7 +60,7 @@ def _serialized(answer: pb.GetOnlineFeaturesResponse | bytes) -> bytes:
     return answer if isinstance(answer, bytes) else answer.SerializeToString()
 
 
-class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
+class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.FeatureServiceServicer):
     def __init__(
         self,
         *,
@@ -76,13 +75,14 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         clock: Clock,
         **offline: Any,
     ) -> None:
-        super().__init__(jobs=jobs, **offline)
+        OfflineMethods.__init__(self, jobs=jobs, **offline)
+        OnlineWriteMethods.__init__(
+            self, definitions=definitions, pushing=pushing, materializing=materializing, jobs=jobs
+        )
         self._definitions = definitions
         self._idempotency = idempotency
         self._online = online
-        self._pushing = pushing
         self._topics = topics
-        self._materializing = materializing
         self._freshness = freshness
         self._jobs = jobs
         self._clock = clock
@@ -195,10 +195,10 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         self, request: pb.GetOnlineFeaturesRequest, context: Any
     ) -> pb.GetOnlineFeaturesResponse | bytes:
         shared = await self._shared_read(request)
-        answer = await shared.read(convert.to_lookup(request, shared.plan))
+        lookup = convert.to_lookup(request, shared.plan)
         if request.layout == pb.ANSWER_LAYOUT_ROWS:
-            return convert.answer_to_proto(answer, shared.plan, request.layout)
-        return shared.encoder.encode(answer)
+            return convert.answer_to_proto(await shared.answer(lookup), shared.plan, request.layout)
+        return await shared.read(lookup)
 
     async def _shared_read(self, request: pb.GetOnlineFeaturesRequest) -> SharedRead:
         if request.feature_set:
@@ -206,48 +206,8 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
                 raise InvalidArgument(
                     "Name a feature_set or features, not both.", reason="INVALID_REQUEST", field="features"
                 )
-            return await self._online.of_set(
-                *versioned_name(request.feature_set, FEATURE_SET, FEATURE_SET_VERSION)
-            )
+            return await self._online.of_set(*_feature_set_name(request.feature_set))
         return await self._online.of_features(parse_project(request.parent), tuple(request.features))
-
-    async def PushFeatures(self, request: pb.PushFeaturesRequest, context: Any) -> pb.PushFeaturesResponse:
-        rows = convert.row_total(request.rows)
-        request.rows.row_count = rows
-        if VIEW.match(request.target) is not None:
-            return await self._push_to_view(request, rows)
-        project, source_id = plain_name(request.target, SOURCE)
-        catalog = await self._definitions.knowing(project, lambda c: c.source(source_id))
-        source = catalog.source(source_id)
-        if not source.is_stream:
-            raise InvalidArgument(
-                f"{source.name} is no stream source: push to one, or to a batch view.",
-                reason="NOT_A_STREAM_SOURCE",
-            )
-        _check_target(request.push_target, _STREAM_TARGETS, "a stream source's rows go online and offline")
-        columns = convert.read_rows(request.rows, source.schema)
-        pushed = await self._pushing.to_source(catalog, source, columns, rows, request.event_ids)
-        return pb.PushFeaturesResponse(
-            accepted_count=pushed.accepted,
-            offsets=[
-                pb.AppliedOffset(source=source.name, partition=p, next_offset=o)
-                for p, o in sorted(pushed.next_offsets.items())
-            ],
-        )
-
-    async def _push_to_view(self, request: pb.PushFeaturesRequest, rows: int) -> pb.PushFeaturesResponse:
-        project, view_id = plain_name(request.target, VIEW)
-        catalog = await self._definitions.knowing(project, lambda c: c.view(view_id))
-        view = catalog.view(view_id)
-        if not isinstance(view.kind, BatchView):
-            raise InvalidArgument(
-                f"{view.base_name} is no batch view: push to its stream source.", reason="NOT_A_BATCH_VIEW"
-            )
-        _check_target(request.push_target, _BATCH_TARGETS, "rows pushed to a batch view go online only")
-        source = catalog.source(view.kind.source)
-        columns = convert.read_rows(request.rows, source.schema)
-        pushed = await self._pushing.to_view(catalog, view, source, columns, rows)
-        return pb.PushFeaturesResponse(accepted_count=pushed.accepted)
 
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Any) -> pb.GetFreshnessResponse:
         catalog = self._definitions.catalog(parse_project(request.parent))
@@ -256,16 +216,6 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         )
 
     # ------------------------------------------------------------------------------------------------- jobs
-    async def MaterializeView(
-        self, request: pb.MaterializeViewRequest, context: Any
-    ) -> pb.MaterializeViewResponse:
-        materialize = convert.to_materialize(request)
-        await self._materializing.validate(materialize)
-        job = await self._jobs.submit(
-            KIND, materialize.dump(), request.request_id, project=materialize.project
-        )
-        return pb.MaterializeViewResponse(job=convert.job_to_proto(job))
-
     async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
         return pb.GetJobResponse(job=convert.job_to_proto(await self._jobs.get(*_job_name(request.name))))
 
@@ -293,14 +243,12 @@ class FeatureServicer(OfflineMethods, feature_pb2_grpc.FeatureServiceServicer):
         return pb.CancelJobResponse(job=convert.job_to_proto(job))
 
 
+@lru_cache(4096)
+def _feature_set_name(name: str) -> tuple[str, str, int]:
+    """Names are parsed once: the hot path sees few of them again and again."""
+    return versioned_name(name, FEATURE_SET, FEATURE_SET_VERSION)
+
+
 def _job_name(name: str) -> tuple[str, str]:
     parts = JOB.parse(name)
     return str(parts["project"]), str(parts["job"])
-
-
-def _check_target(target: int, allowed: tuple[int, ...], why: str) -> None:
-    if target not in allowed:
-        raise InvalidArgument(
-            f"push_target {pb.PushTarget.Name(target)} is not possible here: {why}.",
-            reason="UNSUPPORTED_PUSH_TARGET",
-        )

@@ -3,7 +3,8 @@
 Three things make that hold under crashes and rebalances. A row whose id was seen elsewhere first is a duplicate, wherever the
 stream is read from. A key's state knows up to which offset it has seen each partition. A view's position moves only after its
 keys have it, from the value this member knows: when Redis lost data or another member came, the move fails and the member starts
-again from what Redis says.
+again from what Redis says. And every state belongs to a generation of Redis's contents: what a member wrote into a Redis that had
+just lost its data, and with it the claim to have seen all earlier events, counts for nothing in the next one.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flywheel_feature.aggregation import Delta, Events, Floats, Ints, Mask, TileLayout, event_ranks
+from flywheel_feature import distinct
+from flywheel_feature.aggregation import Delta, Events, TileLayout, event_ranks
 from flywheel_feature.definitions import Field, Source, StreamView, VersionRef, View
 from flywheel_feature.expressions import compile_predicate
 from flywheel_feature.frames import Columns, to_frame
 from flywheel_feature.keys import entity_keys, key_prefix
+from flywheel_feature.tile_reading import Floats, Ints, Mask
 
 MINIMUM_LIFETIME_MS = 24 * 3600 * 1000
 
@@ -50,19 +53,33 @@ class SourceRows:
 
 
 class TileStore(Protocol):
+    """States of entities and applied positions. Every write is atomic per key and may be repeated. Raises Unavailable."""
+
     async def merge_tiles(
         self,
         layout: TileLayout,
         deltas: Sequence[tuple[bytes, Delta, int, int]],
         partition: int,
         lifetime_ms: int,
-    ) -> list[int]: ...
+        generation: int,
+    ) -> list[int]:
+        """Merge (key, delta, first offset, next offset) of one partition, each key's events once, in a generation.
 
-    async def positions(self, project: str, source: str) -> dict[str, str]: ...
+        Per delta the offset up to which the key has now seen the partition. It is less than the next offset when the key had
+        seen a part of the events: nothing was merged then, and the unseen ones begin there. A state of an older generation
+        counts as absent; -1 when the key is of a newer one.
+        """
+        ...
+
+    async def take_positions(self, project: str, source: str, generation: int) -> dict[str, str]:
+        """Applied positions of a source by field; those of an older generation are forgotten."""
+        ...
 
     async def advance(
-        self, project: str, source: str, moves: Mapping[str, tuple[str, str]]
-    ) -> list[bool]: ...
+        self, project: str, source: str, moves: Mapping[str, tuple[str, str]], generation: int
+    ) -> list[bool]:
+        """Per field from an expected value ("": none) to a new one; False where another value, or another generation, was found."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +112,7 @@ class ViewTiles:
     def __init__(self, view: View, keys: tuple[Field, ...], schema: tuple[Field, ...]) -> None:
         assert isinstance(view.kind, StreamView)
         self.view = view
-        self.layout = TileLayout(view.kind.aggregations, view.kind.tile)
+        self.layout = TileLayout(view.kind.aggregations, view.kind.tile, [f.data_type for f in view.features])
         self._keys = keys
         self._prefix = key_prefix(view)
         self._filter = (
@@ -109,8 +126,8 @@ class ViewTiles:
         kept_ms = self.layout.kept_tiles * self.layout.tile // 1000
         self.lifetime_ms = max(MINIMUM_LIFETIME_MS, kept_ms + 2 * view.ttl // 1000)
 
-    async def apply(self, rows: SourceRows, store: TileStore) -> None:
-        """Merge what the keys have not seen. May be repeated with the same or other cuts of the partition."""
+    async def apply(self, rows: SourceRows, store: TileStore, generation: int) -> None:
+        """Merge what the keys have not seen. May be repeated with the same or other cuts of the partition. Raises PositionLost."""
         counted = self._counted(rows)
         if not counted.any():
             return
@@ -120,11 +137,20 @@ class ViewTiles:
         code = np.fromiter((codes.setdefault(n, len(codes)) for n in names), np.int64, len(names))
         event, known = chosen.times()
         values = {f: _as_floats(*chosen.columns[f]) for f in self.layout.fields}
-        events = Events(code, event, known, event_ranks(chosen.event_ids), values)
-        await self._merge(events, chosen.offset, list(codes), rows.partition, store)
+        observed = {f: distinct.observations(chosen.columns[f][0]) for f in self.layout.sketches}
+        texts = {f: _as_bytes(*chosen.columns[f]) for f in self.layout.texts}
+        values.update({f: (_lengths(t), chosen.columns[f][1]) for f, t in texts.items()})
+        events = Events(code, event, known, event_ranks(chosen.event_ids), values, observed, texts)
+        await self._merge(events, chosen.offset, list(codes), rows.partition, store, generation)
 
     async def _merge(
-        self, events: Events, offset: Ints, names: list[bytes], partition: int, store: TileStore
+        self,
+        events: Events,
+        offset: Ints,
+        names: list[bytes],
+        partition: int,
+        store: TileStore,
+        generation: int,
     ) -> None:
         while events.code.size:
             order = np.argsort(events.code, kind="stable")
@@ -137,8 +163,10 @@ class ViewTiles:
                 for c, f, n in zip(codes.tolist(), first.tolist(), following.tolist(), strict=True)
             ]
             seen = np.array(
-                await store.merge_tiles(self.layout, calls, partition, self.lifetime_ms), np.int64
+                await store.merge_tiles(self.layout, calls, partition, self.lifetime_ms, generation), np.int64
             )
+            if (seen < 0).any():
+                raise PositionLost
             # A key that had seen part of its events answers where the unseen ones begin: only those go again.
             begin = np.zeros(len(names), np.int64)
             begin[codes] = np.where(seen >= following, np.iinfo(np.int64).max, seen)
@@ -158,10 +186,21 @@ class ViewTiles:
 
 
 def _as_floats(values: npt.NDArray[Any], valid: Mask) -> tuple[Floats, Mask]:
-    if values.dtype == object:
+    if values.dtype == object or values.ndim > 1:
         # Counted by presence only.
         return np.zeros(len(values)), valid
     return np.where(valid, values, values.dtype.type(0)).astype(np.float64), valid
+
+
+def _as_bytes(values: npt.NDArray[Any], valid: Mask) -> npt.NDArray[Any]:
+    found = np.full(len(values), b"", dtype=object)
+    for i in np.flatnonzero(valid).tolist():
+        found[i] = values[i].encode() if isinstance(values[i], str) else bytes(values[i])
+    return found
+
+
+def _lengths(texts: npt.NDArray[Any]) -> Floats:
+    return np.fromiter(map(len, texts), np.float64, len(texts))
 
 
 class SourceTiles:
@@ -171,6 +210,7 @@ class SourceTiles:
         self._store = store
         self._views: dict[tuple[str, VersionRef], ViewTiles] = {}
         self._positions: dict[tuple[str, str], str] = {}
+        self._generations: dict[tuple[str, int], int] = {}
 
     def views(
         self, source: Source, views: Sequence[View], join_keys: Mapping[str, tuple[Field, ...]]
@@ -183,9 +223,11 @@ class SourceTiles:
             found.append(self._views[key])
         return found
 
-    async def load(self, source: Source, partition: int, views: Sequence[View]) -> int:
-        """Take up the stored positions of a partition; the offset from which some view needs events."""
-        stored = await self._store.positions(source.project, source.id)
+    async def load(self, source: Source, partition: int, views: Sequence[View], generation: int) -> int:
+        """Take up the stored positions of a partition in a generation; the offset from which some view needs events, -1
+        when there is no view."""
+        stored = await self._store.take_positions(source.project, source.id, generation)
+        self._generations[source.name, partition] = generation
         begin: list[int] = []
         for view in views:
             field = position_field(view.ref, partition)
@@ -197,6 +239,7 @@ class SourceTiles:
     async def apply(self, rows: SourceRows, views: Sequence[ViewTiles]) -> None:
         """Apply rows to every view and move the positions. Raises PositionLost."""
         source, moves = rows.source, {}
+        generation = self._generations.get((source.name, rows.partition), 0)
         newest = int(rows.times()[0].max()) if len(rows.event_ids) else 0
         for view in views:
             field = position_field(view.view.ref, rows.partition)
@@ -206,11 +249,11 @@ class SourceTiles:
                 continue
             fresh = rows.offset >= position.next_offset
             if fresh.any():
-                await view.apply(rows if fresh.all() else rows.take(fresh), self._store)
+                await view.apply(rows if fresh.all() else rows.take(fresh), self._store, generation)
             moves[field] = old, str(Position(rows.next_offset, max(newest, position.watermark)))
         if not moves:
             return
-        moved = await self._store.advance(source.project, source.id, moves)
+        moved = await self._store.advance(source.project, source.id, moves, generation)
         if not all(moved):
             raise PositionLost
         for field, (_, new) in moves.items():

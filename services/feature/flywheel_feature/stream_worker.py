@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from flywheel_common.consumer import ConsumerLoop, PoisonError, Record, TopicPartition
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.logs import get_logger
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.convert_events import from_event
 from flywheel_feature.definitions import Source
 from flywheel_feature.frames import Columns
+from flywheel_feature.generations import Generations
 from flywheel_feature.store.definitions import DefinitionStore
 from flywheel_feature.stream_materialization import PositionLost, StreamMaterializer, joined
 
 log = get_logger(__name__)
+
+WATCH_SECONDS = 2.0
+"""How soon a Redis that lost its data is noticed though no event comes."""
 
 
 class StreamWorker:
@@ -25,10 +30,12 @@ class StreamWorker:
         self,
         definitions: DefinitionStore,
         materializer: StreamMaterializer,
+        generations: Generations,
         topic_of: Callable[[str, str], str],
     ) -> None:
         self._definitions = definitions
         self._materializer = materializer
+        self._generations = generations
         self._topic_of = topic_of
         self._loop: ConsumerLoop | None = None
         self._live: frozenset[str] = frozenset()
@@ -41,6 +48,20 @@ class StreamWorker:
         self._live = self._live_views()
         self._definitions.on_change(self._definitions_changed)
         return self._loop
+
+    async def watch(self) -> None:
+        """Begin again when Redis lost its data, until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            generation = self._materializer.generation
+            try:
+                if generation and not await self._generations.holds(generation):
+                    log.warning(
+                        "the online store is another one: streams are taken up again", generation=generation
+                    )
+                    self._forget()
+            except FlywheelError as error:
+                log.warning("the online store is not watched", reason=error.reason)
 
     def _live_views(self) -> frozenset[str]:
         return frozenset(

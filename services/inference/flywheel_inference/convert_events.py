@@ -13,6 +13,7 @@ from flywheel_common.events import build_event
 from flywheel_inference.outcomes import OutcomeRow
 from flywheel_inference.prediction_log import LogRecord, LogRows
 from flywheel_inference.release import FieldSpec
+from flywheel_inference.tensor import FeatureColumn, join_columns
 from flywheel_protos.events.v1 import prediction_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2, value_pb2
 
@@ -76,17 +77,10 @@ class _Joined:
         self._reasons: list[str] = []
         if any(part.reasons for part in rows):
             self._reasons = [reason for part in rows for reason in part.reasons or [""] * len(part.items)]
-        self._features: list[tuple[str, int, Any, Any]] | None = None
+        self._features: tuple[FeatureColumn, ...] | None = None
         if self._first.features is not None:
-            self._features = [
-                (
-                    column.name,
-                    column.data_type,
-                    np.concatenate([part.features[i].values for part in rows if part.features is not None]),
-                    np.concatenate([part.features[i].valid for part in rows if part.features is not None]),
-                )
-                for i, column in enumerate(self._first.features)
-            ]
+            self._features = join_columns([part.features for part in rows if part.features is not None])
+        self._applied = join_columns([part.applied for part in rows])
 
     def batch(self, index: Any) -> pb.PredictionBatch:
         first, items = self._first, [self._items[i] for i in index.tolist()]
@@ -110,6 +104,7 @@ class _Joined:
             entities=table([item.keys for item in items], first.contract.join_keys),
             request_fields=table([item.fields for item in items], first.contract.request_fields),
             feature_set=first.feature_set,
+            applied_offsets=_as_table(self._applied, index) if self._applied else None,
         )
 
     def _served(self, index: Any) -> column_pb2.Table:
@@ -122,16 +117,21 @@ class _Joined:
                     for s in self._first.spec.inputs
                 ],
             )
-        return column_pb2.Table(
-            row_count=len(index),
-            columns=[
-                columns.from_numpy(name, values[index], valid[index], data_type=kind)
-                for name, kind, values, valid in self._features
-            ],
-        )
+        return _as_table(self._features, index)
 
 
 TEXT = value_pb2.DATA_TYPE_STRING
+
+
+def _as_table(parts: Sequence[FeatureColumn], index: Any) -> column_pb2.Table:
+    return column_pb2.Table(row_count=len(index), columns=[_packed(part.take(index)) for part in parts])
+
+
+def _packed(part: FeatureColumn) -> column_pb2.Column:
+    if part.data_type in columns.ELEMENT_OF:
+        rows = [row if ok else None for row, ok in zip(part.values, part.valid.tolist(), strict=True)]
+        return columns.from_lists(part.name, rows, part.data_type)
+    return columns.from_numpy(part.name, part.values, part.valid, data_type=part.data_type)
 
 
 def table(rows: Sequence[tuple[Any, ...]], specs: Sequence[FieldSpec]) -> column_pb2.Table:

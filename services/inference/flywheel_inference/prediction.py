@@ -167,6 +167,7 @@ class Predictor:
                     sources=sources[index],
                     latencies_ms=latencies[index],
                     reasons=[],
+                    applied=tuple(column.take(index) for column in batch.block.applied),
                 )
             )
         for (challenger, rollout), rows in _grouped(items, lambda item: (item.copy_to, item.rollout)).items():

@@ -27,10 +27,13 @@ CHAMPION, CHALLENGER, SHADOW = 1, 2, 3
 """Numbers of events.v1.PredictionRole."""
 
 
+Group = tuple[str, str, int, str, bool, tuple[str, ...]]
+
+
 @dataclass(frozen=True, slots=True)
 class LogRows:
     """Answers of one release in one role. `features` None: none were read. Arrays are [rows]; latencies in ms;
-    `reasons` is empty when no row has one."""
+    `reasons` is empty when no row has one; `applied` is that of the FeatureBlock."""
 
     spec: ReleaseSpec
     contract: Contract
@@ -44,11 +47,13 @@ class LogRows:
     sources: npt.NDArray[np.uint8]
     latencies_ms: npt.NDArray[np.float32]
     reasons: list[str]
+    applied: tuple[FeatureColumn, ...] = ()
 
     @property
-    def group(self) -> tuple[str, str, int, str, bool]:
+    def group(self) -> Group:
         """Rows of one group can share a batch."""
-        return self.spec.name, self.rollout, self.role, self.feature_set, self.features is None
+        applied = tuple(column.name for column in self.applied)
+        return self.spec.name, self.rollout, self.role, self.feature_set, self.features is None, applied
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ class PredictionLog:
         rows, self._buffer, self._buffered = self._buffer, [], 0
         self._filled.clear()
         self._full.clear()
-        groups: dict[tuple[str, str, int, str, bool], list[LogRows]] = {}
+        groups: dict[Group, list[LogRows]] = {}
         for part in rows:
             groups.setdefault(part.group, []).append(part)
         for group in groups.values():

@@ -138,4 +138,5 @@ def _rows(
         sources=np.where(good, fallback.MODEL, fallback.ERROR).astype(np.uint8),
         latencies_ms=np.full(count, milliseconds, np.float32),
         reasons=reasons,
+        applied=batch.block.applied if batch is not None else (),
     )

@@ -40,11 +40,12 @@ class FeatureColumn:
 @dataclass(frozen=True, slots=True)
 class FeatureBlock:
     """The features of a batch. `statuses` [features, rows] holds PRESENT, NULL, NOT_FOUND or STALE; `feature_set` is the
-    version that answered."""
+    version that answered; `applied` says of which stream events they are made (lists: partition, next offset, …), for the log."""
 
     feature_set: str
     columns: tuple[FeatureColumn, ...]
     statuses: npt.NDArray[np.uint8]
+    applied: tuple[FeatureColumn, ...] = ()
 
     @property
     def rows(self) -> int:
@@ -53,7 +54,10 @@ class FeatureBlock:
     def take(self, rows: Array) -> FeatureBlock:
         """The rows at these indices, in that order."""
         return FeatureBlock(
-            self.feature_set, tuple(c.take(rows) for c in self.columns), self.statuses[:, rows]
+            self.feature_set,
+            tuple(c.take(rows) for c in self.columns),
+            self.statuses[:, rows],
+            tuple(c.take(rows) for c in self.applied),
         )
 
 
@@ -61,18 +65,24 @@ def join(blocks: Sequence[FeatureBlock]) -> FeatureBlock:
     """The rows of several answers of one feature set, one after the other."""
     if len(blocks) == 1:
         return blocks[0]
-    first = blocks[0]
-    columns = tuple(
+    return FeatureBlock(
+        blocks[0].feature_set,
+        join_columns([block.columns for block in blocks]),
+        np.concatenate([block.statuses for block in blocks], axis=1),
+        join_columns([block.applied for block in blocks]),
+    )
+
+
+def join_columns(parts: Sequence[Sequence[FeatureColumn]]) -> tuple[FeatureColumn, ...]:
+    """The same columns of several blocks, one after the other."""
+    return tuple(
         FeatureColumn(
             column.name,
             column.data_type,
-            np.concatenate([block.columns[i].values for block in blocks]),
-            np.concatenate([block.columns[i].valid for block in blocks]),
+            np.concatenate([part[i].values for part in parts]),
+            np.concatenate([part[i].valid for part in parts]),
         )
-        for i, column in enumerate(first.columns)
-    )
-    return FeatureBlock(
-        first.feature_set, columns, np.concatenate([block.statuses for block in blocks], axis=1)
+        for i, column in enumerate(parts[0])
     )
 
 

@@ -19,11 +19,20 @@ from flywheel_protos.types.v1 import column_pb2, value_pb2
 
 DAY_US = 86_400_000_000
 _TIME = pa.timestamp("us", tz="UTC")
+_OBJECTS = {
+    value_pb2.DATA_TYPE_STRING: pa.string(),
+    value_pb2.DATA_TYPE_BYTES: pa.binary(),
+    value_pb2.DATA_TYPE_INT64_LIST: pa.list_(pa.int64()),
+    value_pb2.DATA_TYPE_FLOAT32_LIST: pa.list_(pa.float32()),
+    value_pb2.DATA_TYPE_FLOAT64_LIST: pa.list_(pa.float64()),
+    value_pb2.DATA_TYPE_STRING_LIST: pa.list_(pa.string()),
+}
 
 
 def batch_table(payload: bytes, kept: Mask) -> tuple[str, pa.Table]:
     """(model version, the kept rows of a batch). Columns: what the log carries for every answer, then the features as
-    served (`view__feature`), `entity__<join key>` and `request__<field>`."""
+    served (`view__feature`), `entity__<join key>`, `request__<field>`, and `applied__<view>@<version>`: the stream events that
+    the features are made of, a list of partition, next offset, partition, next offset … (null: not logged)."""
     batch = prediction_pb2.PredictionBatch.FromString(payload)
     decoded = prediction_columns(batch, payload)
     n = len(decoded.ids)
@@ -46,6 +55,7 @@ def batch_table(payload: bytes, kept: Mask) -> tuple[str, pa.Table]:
         ("", batch.features),
         ("entity__", batch.entities),
         ("request__", batch.request_fields),
+        ("applied__", batch.applied_offsets),
     ):
         for column in table.columns:
             columns[prefix + column.name] = _column(column, n)
@@ -92,6 +102,5 @@ def _rows(values: Array, valid: Mask) -> list[Any]:
 
 
 def _object_type(column: column_pb2.Column) -> pa.DataType | None:
-    return {value_pb2.DATA_TYPE_STRING: pa.string(), value_pb2.DATA_TYPE_BYTES: pa.binary()}.get(
-        column.data_type
-    )
+    """Named, because rows that are all null or all empty do not tell it."""
+    return _OBJECTS.get(column.data_type)

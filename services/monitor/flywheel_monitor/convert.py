@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from flywheel_common.columns import from_table
+from flywheel_common.columns import check_table, from_table
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.events import build_event
 from flywheel_monitor.alert import Alert
@@ -59,6 +59,9 @@ def prediction_columns(batch: prediction_pb2.PredictionBatch, payload: bytes) ->
         raise _malformed("an id is empty or a source unknown")
     if batch.features.columns and batch.features.row_count != n:
         raise _malformed("features have another length than prediction_ids")
+    for table in (batch.entities, batch.request_fields, batch.applied_offsets):
+        # Only the archive looks into these, where it is too late to refuse the batch.
+        check_table(table, n)
     return PredictionColumns(
         key=VariantKey(batch.model, batch.model_version, batch.release, batch.rollout, Role(role)),
         ids=list(batch.prediction_ids),

@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 
 from flywheel_common.auth import missing_rows
+from flywheel_common.columns import from_lists, from_texts
 from flywheel_common.errors import InvalidArgument
 from flywheel_monitor import convert
 from flywheel_monitor.policy import MonitorPolicy
 from flywheel_monitor.server import PERMISSIONS, SERVICE
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
+from flywheel_protos.types.v1.column_pb2 import Column
+from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_INT64, DATA_TYPE_INT64_LIST
 
 VERSION = "projects/p/models/late/versions/1"
 
@@ -69,6 +72,26 @@ def test_a_damaged_batch_is_refused(damage: dict[str, object]) -> None:
             getattr(batch, field).extend(value)
         else:
             setattr(batch, field, value)
+    with pytest.raises(InvalidArgument):
+        convert.prediction_columns(batch, b"")
+
+
+@pytest.mark.parametrize("table", ["entities", "request_fields", "applied_offsets"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        from_texts("a", ["x"]),
+        from_lists("a", [[1], [2], [3]], DATA_TYPE_INT64_LIST),
+        Column(name="a", data_type=DATA_TYPE_INT64_LIST, offsets=bytes(12), packed=bytes(8)),
+        Column(name="a", data_type=DATA_TYPE_INT64_LIST, offsets=bytes(12), validity=bytes(2)),
+        Column(name="a", data_type=DATA_TYPE_INT64, packed=bytes(15)),
+        Column(name="", data_type=DATA_TYPE_INT64, packed=bytes(16)),
+        Column(name="a"),
+    ],
+)
+def test_a_batch_that_could_not_be_archived_is_refused_before_it_counts(table: str, column: Column) -> None:
+    batch = good_batch()
+    getattr(batch, table).columns.append(column)
     with pytest.raises(InvalidArgument):
         convert.prediction_columns(batch, b"")
 

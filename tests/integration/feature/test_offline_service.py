@@ -14,6 +14,7 @@ import numpy as np
 import polars as pl
 import pytest
 from google.protobuf import text_format
+from prometheus_client import REGISTRY
 
 from flywheel_common.columns import from_numpy, from_texts, to_numpy, to_table
 from flywheel_common.errors import NotFound
@@ -149,7 +150,9 @@ def landings(count: int) -> list[tuple[str, datetime, datetime, int, float | Non
     return sorted(rows, key=lambda r: r[1])
 
 
-async def push(platform: Platform, rows: list[tuple[str, datetime, datetime, int, float | None]]) -> None:
+async def push(
+    platform: Platform, rows: list[tuple[str, datetime, datetime, int, float | None]], *, wait: bool = True
+) -> None:
     delays = [r[4] for r in rows]
     table = to_table(
         [
@@ -168,7 +171,8 @@ async def push(platform: Platform, rows: list[tuple[str, datetime, datetime, int
         )
     )
 
-    await eventually(lambda: platform.applied(list(answer.offsets)), within=30)
+    if wait:
+        await eventually(lambda: platform.applied(list(answer.offsets)), within=30)
 
 
 async def replay(platform: Platform) -> tuple[pl.DataFrame, int]:
@@ -247,6 +251,102 @@ async def test_what_was_answered_online_is_recomputed_offline_without_a_mismatch
     assert {"weather__wind"} == {f.feature for f in again.features if f.mismatch_count}
 
     await build_twice(platform, flights)
+
+
+async def ask(
+    platform: Platform, number: int, moment: datetime, origins: list[str]
+) -> list[dict[str, object]]:
+    """Rows of the log, as the archive holds them."""
+    request = pb.GetOnlineFeaturesRequest(
+        feature_set=f"{PARENT}/featureSets/flights", with_applied_offsets=True
+    )
+    request.entities.CopyFrom(to_table([from_texts("origin", origins)]))
+    request.request_fields.CopyFrom(to_table([from_numpy("distance", np.full(len(origins), 900))]))
+    request.as_of.FromDatetime(moment)
+    answer = await platform.stub.GetOnlineFeatures(request)
+    found = {
+        prefix + column.name: to_numpy(column, len(origins))
+        for prefix, table in (("", answer.features), ("applied__", answer.applied_offsets))
+        for column in table.columns
+    }
+    return [
+        {
+            "prediction_id": f"p{number:03d}-{origin}", "event_time": moment, "feature_set": answer.feature_set,
+            "entity__origin": origin, "request__distance": 900,
+            **{name: values[i].tolist() if valid[i] else None for name, (values, valid) in found.items()},
+        }
+        for i, origin in enumerate(origins)
+    ]  # fmt: skip
+
+
+@pytest.mark.timeout(180)
+async def test_answers_given_while_the_stream_lags_behind_are_recomputed_without_a_mismatch(
+    platform: Platform,
+) -> None:
+    text = DEFINITIONS.replace(
+        'features: "weather:*" features: "traffic:*" features: "computed:strain"', 'features: "traffic:*"'
+    )
+    definitions = text_format.Parse(
+        text.replace("BUCKET", platform.bucket), pb.ApplyDefinitionsRequest().definitions
+    )
+    await platform.stub.ApplyDefinitions(pb.ApplyDefinitionsRequest(parent=PARENT, definitions=definitions))
+    flights = landings(400)
+    chance = random.Random(3)
+    # A tenth arrives up to a hundred places late, the rest in order; nobody waits for the stream.
+    arriving = [
+        flight
+        for _, flight in sorted(
+            ((i + (chance.randrange(100) if chance.random() < 0.1 else 0)), f) for i, f in enumerate(flights)
+        )
+    ]
+    log: list[dict[str, object]] = []
+    for number, done in enumerate(range(0, len(arriving), 10)):
+        await push(platform, arriving[done : done + 10], wait=False)
+        moment = max(f[1] for f in arriving[: done + 10])
+        log += await ask(platform, number, moment, ["JFK", "LGA", "EWR"])
+    await push(platform, arriving[-10:])
+    log += await ask(platform, 999, flights[-1][1], ["JFK", "LGA", "EWR"])
+    frame = pl.DataFrame(
+        log,
+        infer_schema_length=None,
+        schema_overrides={"event_time": UTC_US, "applied__traffic@1": pl.List(pl.Int64)},
+    )
+    uri = f"s3://{platform.bucket}/predictions/"
+    platform.tables.write(f"{uri}part-0.parquet", frame)
+    check = pb.CheckSkewRequest(parent=PARENT, predictions_uri=uri)
+    report = (await platform.job((await platform.stub.CheckSkew(check)).job)).skew_report
+    assert [] == [e for f in report.features for e in f.examples]
+    assert (len(log), len(log), len(log) * 4, 0) == (
+        report.predictions, report.exact_predictions, report.values, report.mismatches,
+    )  # fmt: skip
+    assert frame["applied__traffic@1"].list.len().max() == 2
+
+    # By event time alone the lag looks like skew; half a log with offsets is half exact.
+    platform.tables.write(f"{uri}part-0.parquet", frame.drop("applied__traffic@1"))
+    lagging = (await platform.job((await platform.stub.CheckSkew(check)).job)).skew_report
+    assert 0 == lagging.exact_predictions
+    assert 0 < lagging.mismatches
+    half = pl.when(pl.col("entity__origin") == "JFK").then("applied__traffic@1").alias("applied__traffic@1")
+    wrong = frame.with_columns(half, pl.col("traffic__count_3h") + (pl.col("entity__origin") == "JFK"))
+    platform.tables.write(f"{uri}part-0.parquet", wrong)
+    found = (await platform.job((await platform.stub.CheckSkew(check)).job)).skew_report
+    assert len(log) // 3 == found.exact_predictions
+    counts = {f.feature: f for f in found.features}["traffic__count_3h"]
+    served = wrong.filter(pl.col("entity__origin") == "JFK")["traffic__count_3h"]
+    assert counts.mismatch_count >= len(served) - served.null_count()
+    scraped = metrics()
+    assert scraped["traffic__count_3h", "mismatch"] >= counts.mismatch_count
+
+
+def metrics() -> dict[tuple[str, str], float]:
+    """Values checked so far, by feature and result."""
+    return {
+        (sample.labels["feature"], sample.labels["result"]): sample.value
+        for metric in REGISTRY.collect()
+        if metric.name == "flywheel_feature_skew_values"
+        for sample in metric.samples
+        if sample.name.endswith("_total")
+    }
 
 
 async def build_twice(platform: Platform, flights: int) -> None:

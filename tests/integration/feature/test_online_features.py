@@ -101,7 +101,7 @@ async def test_values_of_every_kind_of_view_come_back_as_they_were_written(
     workers.start()
     await client.apply(definitions(bucket))
     job = await client.materialize("plane_facts")
-    assert job.progress.done == 3
+    assert job.progress.done == 4
     pushed = await client.push(
         "departures",
         departures_rows(

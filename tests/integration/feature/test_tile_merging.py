@@ -7,15 +7,17 @@ import uuid
 from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.aggregation import Events, TileLayout, event_ranks
+from flywheel_feature.aggregation import Events, TileLayout, event_ranks, feature_type
 from flywheel_feature.definitions import (
     HOUR,
     SECOND,
     Aggregation,
     DataType,
+    Feature,
     Field,
     Source,
     StreamSource,
@@ -25,17 +27,26 @@ from flywheel_feature.definitions import (
 from flywheel_feature.definitions import (
     AggregationFunction as F,
 )
+from flywheel_feature.distinct import observations
 from flywheel_feature.store.online_store import OnlineStore
 from flywheel_feature.store.redis_pipe import RedisPipe
-from flywheel_feature.stream_tiles import SourceRows, ViewTiles
+from flywheel_feature.stream_tiles import PositionLost, SourceRows, ViewTiles
 
 TILE = 600 * SECOND
 START = 1_357_000_000 * SECOND
 KEY = Field("airport", DataType.STRING)
-SCHEMA = (KEY, Field("at", DataType.TIMESTAMP), Field("x", DataType.FLOAT64))
+SCHEMA = (KEY, Field("at", DataType.TIMESTAMP), Field("x", DataType.FLOAT64), Field("s", DataType.STRING))
 SOURCE = Source("default", "events", SCHEMA, "at", "", StreamSource())
-AGGREGATIONS = tuple(
-    Aggregation(f"{f.name}_{w}", f, "x", w, 3) for f in F if f != F.APPROX_DISTINCT for w in (HOUR, 4 * HOUR)
+AGGREGATIONS = (
+    *(Aggregation(f"{f.name}_{w}", f, "x", w, 3) for f in F for w in (HOUR, 4 * HOUR)),
+    *(
+        Aggregation(f"s_{f.name}", f, "s", 4 * HOUR, 3)
+        for f in (F.LAST, F.LAST_N, F.APPROX_DISTINCT, F.COUNT)
+    ),
+)
+FEATURES = tuple(
+    Feature(a.name, feature_type(a.function, DataType.STRING if a.field == "s" else DataType.FLOAT64))
+    for a in AGGREGATIONS
 )
 
 EVENT = st.tuples(
@@ -43,6 +54,7 @@ EVENT = st.tuples(
     st.integers(0, 5 * 60),
     st.one_of(st.none(), st.integers(-20, 20).map(float)),
     st.integers(0, 1),
+    st.one_of(st.none(), st.sampled_from(["", "a", "äöü", "long" * 9])),
 )
 
 
@@ -54,19 +66,29 @@ def rows_of(events: list[Any], partition: int, low: int, high: int) -> SourceRow
     x = np.array([0.0 if e[2] is None else e[2] for _, e in mine], np.float64)
     there = np.array([e[2] is not None for _, e in mine], bool)
     everywhere = np.ones(len(mine), bool)
-    columns = {"airport": (airports, everywhere), "at": (times, everywhere), "x": (x, there)}
+    texts = np.array([*(e[4] or "" for _, e in mine), None], dtype=object)[:-1]
+    named = np.array([e[4] is not None for _, e in mine], bool)
+    columns = {
+        "airport": (airports, everywhere), "at": (times, everywhere), "x": (x, there), "s": (texts, named),
+    }  # fmt: skip
     ids = [f"{partition}-{i}" for i, _ in mine]
     return SourceRows(SOURCE, partition, columns, ids, np.array([i for i, _ in mine], np.int64), high)
 
 
-def at_once(layout: TileLayout, events: list[Any]) -> list[bytes | None]:
-    parts = [rows_of(events, p, 0, len(events)) for p in (0, 1)]
+def at_once(layout: TileLayout, sent: list[Any]) -> list[bytes | None]:
+    parts = [rows_of(sent, p, 0, len(sent)) for p in (0, 1)]
     airport = np.concatenate([p.columns["airport"][0] for p in parts])
     code = np.array([0 if a == "A" else 1 for a in airport], np.int64)
     time = np.concatenate([p.columns["at"][0] for p in parts])
     rank = event_ranks([i for p in parts for i in p.event_ids])
     x = tuple(np.concatenate([p.columns["x"][k] for p in parts]) for k in (0, 1))
-    deltas = layout.partials(Events(code, time, time, rank, {"x": x}))  # type: ignore[arg-type]
+    texts = np.concatenate([p.columns["s"][0] for p in parts])
+    raw = np.array([*(t.encode() for t in texts), None], dtype=object)[:-1]
+    named = np.concatenate([p.columns["s"][1] for p in parts])
+    lengths = np.array([len(t) for t in raw], np.float64)
+    observed = {"x": observations(x[0]), "s": observations(texts)}
+    events = Events(code, time, time, rank, {"x": x, "s": (lengths, named)}, observed, {"s": raw})  # type: ignore[dict-item]
+    deltas = layout.partials(events)
     return [layout.state_of(deltas[c], {}) if c in deltas else None for c in (0, 1)]
 
 
@@ -84,6 +106,7 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
         "airport",
         StreamView("events", AGGREGATIONS, "", TILE),
         version=1,
+        features=FEATURES,
     )
     tiles = ViewTiles(view, (KEY,), SCHEMA)
     as_of = np.full(2, START + max(e[1] for e in events) * 60 * SECOND, np.int64)
@@ -98,7 +121,7 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
             for low, size in [*repeats, (0, total)]:
                 low = min(low, reached)
                 reached = max(reached, min(total, low + size))
-                await tiles.apply(rows_of(events, partition, low, min(total, low + size)), store)
+                await tiles.apply(rows_of(events, partition, low, min(total, low + size)), store, 1)
         prefix = f"default/{view.id}@1{{1:".encode()
         found = await store.read([prefix + b"A}", prefix + b"B}"])
         await pipe.close()
@@ -113,13 +136,19 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
     ):
         assert valid.tolist() == there.tolist(), aggregation.name
         for row in np.flatnonzero(there):
+            if aggregation.field == "s":
+                assert list(np.atleast_1d(values[row])) == list(np.atleast_1d(expected[row])), (
+                    aggregation.name
+                )
+                continue
             np.testing.assert_allclose(
                 values[row], expected[row], rtol=1e-9, atol=1e-9, err_msg=aggregation.name
             )
 
 
-async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(redis_url: str) -> None:
-    from flywheel_feature.definitions import Feature
+async def test_of_racing_rows_the_newest_by_event_then_created_time_then_arrival_stays(
+    redis_url: str,
+) -> None:
     from flywheel_feature.row_encoding import RowLayout
 
     layout = RowLayout([Feature("x", DataType.FLOAT64)])
@@ -130,8 +159,45 @@ async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(redis_
         np.array([v[0] for v in versions], np.int64),
         np.array([v[1] for v in versions], np.int64),
     )
-    assert await store.write_rows([b"k"] * len(rows), rows, 0) == 3
+    assert await store.write_rows([b"k"] * len(rows), rows, 0) == 4
+    assert await store.write_rows([b"k"], [rows[-1]], 0) == 0
     decoded = layout.decode(await store.read([b"k", b"absent"]))
-    assert decoded.columns[0][0].tolist() == [4.0, 0.0]
+    assert decoded.columns[0][0].tolist() == [6.0, 0.0]
     assert decoded.found.tolist() == [True, False]
+    await pipe.close()
+
+
+async def test_a_state_of_an_older_generation_counts_for_nothing_and_one_of_a_newer_refuses(
+    redis_url: str,
+) -> None:
+    view = View(
+        "default", "generations", "airport", StreamView("events", AGGREGATIONS, "", TILE), version=1
+    )  # fmt: skip
+    tiles = ViewTiles(view, (KEY,), SCHEMA)
+    events = [("A", i, float(i), 0) for i in range(10)]
+    store = OnlineStore(pipe := RedisPipe(redis_url))
+    as_of = np.full(1, START + 600 * SECOND, np.int64)
+
+    async def count() -> list[int]:
+        states = await store.read([b"default/generations@1{1:A}"])
+        values = dict(
+            zip((a.name for a in AGGREGATIONS), tiles.layout.read(states, as_of).columns, strict=True)
+        )
+        return values[f"COUNT_{HOUR}"][0].tolist()
+
+    # Redis lost its data: a member that does not know wrote events 6 to 9 and with them the claim to have seen all before.
+    await tiles.apply(rows_of(events, 0, 6, 10), store, 1)
+    assert await count() == [4]
+    await tiles.apply(rows_of(events, 0, 0, 10), store, 2)
+    assert await count() == [10]
+    with pytest.raises(PositionLost):
+        await tiles.apply(rows_of(events, 0, 6, 10), store, 1)
+    assert await count() == [10]
+    # Positions too are of one generation.
+    assert await store.take_positions("default", "events", 2) == {}
+    assert await store.advance("default", "events", {"v@1/0": ("", "10:5")}, 1) == [False]
+    assert await store.advance("default", "events", {"v@1/0": ("", "10:5")}, 2) == [True]
+    assert await store.take_positions("default", "events", 2) == {"v@1/0": "10:5"}
+    assert await store.take_positions("default", "events", 3) == {}
+    assert await store.advance("default", "events", {"v@1/0": ("10:5", "11:5")}, 2) == [False]
     await pipe.close()

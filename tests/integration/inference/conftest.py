@@ -117,11 +117,17 @@ class Features(feature_pb2_grpc.FeatureServiceServicer):
         delay = columns.from_numpy("hist__delay", np.array([v or 0.0 for v in found]), valid)
         miles = columns.from_numpy("trip__miles", *fields["miles"])
         origin = columns.from_texts("route__origin", list(fields["origin"][0]))
-        return feature_pb2.GetOnlineFeaturesResponse(
+        answer = feature_pb2.GetOnlineFeaturesResponse(
             features=columns.to_table([delay, miles, origin]),
             statuses=bytes(status) + b"\x01" * (2 * len(carriers)),
             feature_set=SET,
         )
+        if request.with_applied_offsets:
+            # Partition 0, and a next offset that tells one request from another.
+            positions = [[0, int(m)] for m in fields["miles"][0]]
+            applied = columns.from_lists("hist@1", positions, T.DATA_TYPE_INT64_LIST)
+            answer.applied_offsets.CopyFrom(columns.to_table([applied]))
+        return answer
 
 
 class Registry(registry_pb2_grpc.RegistryServiceServicer):

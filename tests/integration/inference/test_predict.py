@@ -171,6 +171,8 @@ async def test_every_answer_is_logged_in_the_partition_of_its_id(world_with_kafk
         assert columns.to_numpy(batch.entities.columns[0])[0][row] == "UA"
         fields = {c.name: columns.to_numpy(c)[0][row] for c in batch.request_fields.columns}
         assert fields == {"miles": float(i), "origin": "JFK"}
+        (applied,) = batch.applied_offsets.columns
+        assert (applied.name, columns.to_numpy(applied)[0][row].tolist()) == ("hist@1", [0, i])
 
 
 async def test_outcomes_are_in_kafka_when_they_are_acknowledged(world_with_kafka: Any) -> None:
@@ -249,6 +251,8 @@ async def test_the_shadow_sees_what_the_champion_saw_and_nobody_sees_its_answer(
         assert np.frombuffer(batch.scores, "<f8")[row] == pytest.approx(
             score(other, 0.0, 2.0, i / 10, 0.0), abs=1e-5
         )
+        (applied,) = batch.applied_offsets.columns
+        assert columns.to_numpy(applied)[0][row].tolist() == [0, i // 10]
     assert lookups == 20, "the shadow uses the champion's features again"
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 
 from flywheel_common import topics
-from flywheel_common.columns import from_numpy, from_texts, to_table
+from flywheel_common.columns import from_lists, from_numpy, from_texts, to_table
 from flywheel_common.events import build_event
 from flywheel_common.grpc_channel import channel
 from flywheel_common.producer import Producer
@@ -33,6 +33,7 @@ from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
+from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_INT64_LIST
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
 HOUR_US = 3_600_000_000
@@ -279,6 +280,10 @@ class World:
                     request_fields=to_table([from_numpy("distance", delays[at] * 2)]),
                     feature_set=f"projects/{self.project}/featureSets/f/versions/1",
                 )
+                if partition:
+                    # Partition 0 comes from a gateway that does not log them.
+                    applied = from_lists("w@2", [[3, i] * (i % 2) for i in at], DATA_TYPE_INT64_LIST)
+                    batch.applied_offsets.CopyFrom(to_table([applied]))
                 await self.send(topics.PREDICTION_LOGGED, batch, partition)
 
     async def label(

@@ -318,3 +318,7 @@ async def test_the_archive_holds_each_prediction_once(world: Any, killed: bool) 
     assert int(row["event_time"].timestamp() * 1e6) == pytest.approx(r["times"][7], abs=1)
     assert (row["role"], row["source"], row["subject"]) == ("CHAMPION", "MODEL", "s7")
     assert row["model_version"] == world.version_name()
+    applied = dict(zip(table["prediction_id"].to_pylist(), table["applied__w@2"].to_pylist(), strict=True))
+    for i, prediction in enumerate(r["ids"]):
+        logged = topics.partition_for(prediction) != 0
+        assert applied[prediction] == ([3, i] * (i % 2) if logged else None)

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from flywheel.tables import to_dict
+from flywheel_common.columns import to_numpy
+from flywheel_feature.applied_offsets import AppliedOffsets
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.convert import answer_to_proto
 from flywheel_feature.convert_answer import AnswerEncoder
@@ -68,3 +70,23 @@ def test_part_of_a_shared_answer_is_encoded_as_if_it_were_alone(plan: ReadPlan) 
     assert to_dict(part.features)["v__a"] == [-0.0, None]
     assert to_dict(part.features)["v__e"] == ["ü", None]
     assert list(part.statuses[:2]) == [1, 3]
+
+
+def test_applied_offsets_are_lists_of_partition_and_next_offset(plan: ReadPlan) -> None:
+    whole = answer(plan, 4)
+    whole.applied = (
+        AppliedOffsets(
+            VersionRef("w", 2), np.array([0, 1, 1, 3, 3]), np.array([[0, 7], [0, 9], [3, 2**52]], np.int64)
+        ),
+    )
+    for given, wanted in (
+        (whole, [[0, 7], [], [0, 9, 3, 2**52], []]),
+        (whole.rows(1, 3), [[], [0, 9, 3, 2**52]]),
+    ):
+        encoded = pb.GetOnlineFeaturesResponse.FromString(AnswerEncoder(plan).encode(given))
+        assert (
+            encoded.applied_offsets == answer_to_proto(given, plan, pb.ANSWER_LAYOUT_COLUMNS).applied_offsets
+        )
+        (column,) = encoded.applied_offsets.columns
+        values, valid = to_numpy(column, len(wanted))
+        assert (column.name, wanted, True) == ("w@2", [v.tolist() for v in values], bool(valid.all()))

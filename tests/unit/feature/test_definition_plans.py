@@ -185,6 +185,62 @@ def test_a_source_may_become_a_delta_table(catalog: Catalog) -> None:
     assert actions(plan(catalog, Declared(sources=(moved,)))) == {"sources/planes": Action.UPDATE}
 
 
+events = Source(
+    P, "events",
+    (Field("tailnum", DataType.STRING), Field("at", DataType.TIMESTAMP), Field("raw", DataType.BYTES), Field("on", DataType.BOOL),
+     Field("tags", DataType.STRING_LIST), Field("x", DataType.INT64)),
+    "at", "", StreamSource(),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("function", "field", "kind"),
+    [
+        (AggregationFunction.COUNT, "tags", DataType.INT64),
+        (AggregationFunction.APPROX_DISTINCT, "raw", DataType.INT64),
+        (AggregationFunction.LAST, "tailnum", DataType.STRING),
+        (AggregationFunction.LAST, "raw", DataType.BYTES),
+        (AggregationFunction.LAST_N, "tailnum", DataType.STRING_LIST),
+        (AggregationFunction.LAST_N, "at", DataType.TIMESTAMP_LIST),
+        (AggregationFunction.FIRST, "on", DataType.BOOL),
+        (AggregationFunction.FIRST, "at", DataType.TIMESTAMP),
+        (AggregationFunction.LAST, "x", DataType.FLOAT64),
+        (AggregationFunction.LAST_N, "x", DataType.FLOAT64_LIST),
+        (AggregationFunction.MEAN, "on", DataType.FLOAT64),
+    ],
+)
+def test_an_aggregation_has_the_type_of_what_it_keeps(
+    function: AggregationFunction, field: str, kind: DataType
+) -> None:
+    view = View(P, "v", "plane", StreamView("events", (Aggregation("f", function, field, HOUR, 3),)))
+    made = plan(Catalog(P), Declared((plane,), (events,), (view,)))
+    assert made.violations == []
+    (resolved,) = [c.definition for c in made.changes if isinstance(c.definition, View)]
+    assert [f.data_type for f in resolved.features] == [kind]
+
+
+@pytest.mark.parametrize(
+    ("function", "field", "says"),
+    [
+        (AggregationFunction.FIRST, "tailnum", "FIRST takes BOOL, INT64, FLOAT32, FLOAT64, TIMESTAMP"),
+        (AggregationFunction.LAST_N, "raw", "'raw' is BYTES"),
+        (AggregationFunction.APPROX_DISTINCT, "tags", "'tags' is STRING_LIST"),
+        (AggregationFunction.MAX, "at", "'at' is TIMESTAMP"),
+    ],
+)
+def test_what_a_function_cannot_take_is_said(function: AggregationFunction, field: str, says: str) -> None:
+    view = View(P, "v", "plane", StreamView("events", (Aggregation("f", function, field, HOUR, 3),)))
+    (violation,) = plan(Catalog(P), Declared((plane,), (events,), (view,))).violations
+    assert says in violation.message and violation.field == "stream.aggregations[0].field"
+
+
+def test_distinct_counts_have_a_bound_on_their_tiles() -> None:
+    wide = Aggregation("d", AggregationFunction.APPROX_DISTINCT, "x", 90 * 24 * HOUR)
+    view = View(P, "v", "plane", StreamView("events", (wide,), "", HOUR))
+    (violation,) = plan(Catalog(P), Declared((plane,), (events,), (view,))).violations
+    assert "2160 tiles, more than 256" in violation.message
+
+
 def test_a_source_that_views_read_keeps_its_fields(catalog: Catalog) -> None:
     narrower = replace(landings, schema=landings.schema[:2])
     assert [v.field for v in plan(catalog, Declared(sources=(narrower,))).violations] == ["schema"]

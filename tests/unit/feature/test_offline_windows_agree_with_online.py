@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from flywheel_feature.aggregation import Events, TileLayout, event_ranks, feature_type
 from flywheel_feature.definitions import Aggregation, AggregationFunction
+from flywheel_feature.distinct import observations
 from flywheel_feature.offline.windows import WindowFeature, windowed_features
 
 F = AggregationFunction
@@ -26,7 +27,11 @@ AGGREGATIONS = [
     )
     for window in (5, 15, 60)
     for function in (F.COUNT, F.SUM, F.MEAN, F.MIN, F.MAX, F.STD, F.LAST, F.FIRST, F.LAST_N)
-] + [Aggregation("values", F.COUNT, "v", 15 * MINUTE)]
+] + [
+    Aggregation("values", F.COUNT, "v", 15 * MINUTE),
+    Aggregation("different", F.APPROX_DISTINCT, "v", 15 * MINUTE),
+    Aggregation("different_long", F.APPROX_DISTINCT, "v", 60 * MINUTE),
+]
 
 events_of = st.lists(
     st.tuples(
@@ -52,6 +57,7 @@ def online(events: list[Any], origin: str, minute: int) -> list[Any]:
         time,
         event_ranks([f"e{i}" for i, _ in chosen]),
         {"v": (value, present)},
+        {"v": observations(value)},
     )
     deltas = layout.partials(batch)
     state = layout.state_of(deltas[0], {0: count}) if deltas else None

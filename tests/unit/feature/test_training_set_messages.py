@@ -19,6 +19,7 @@ from flywheel_feature.definitions import DataType, Field
 from flywheel_feature.offline.skew import FeatureSkew, SkewReport
 from flywheel_feature.offline.training_sets import (
     ColumnProfile,
+    Compute,
     FileSpine,
     JoinMode,
     SourceSpine,
@@ -50,14 +51,16 @@ def test_a_request_reads_as_written() -> None:
     )
     assert SourceSpine("landings", "scheduled", "delay >= 15", 1_000_000, 2_000_005) == request.spine
     assert JoinMode.POINT_IN_TIME == request.mode
-    assert not request.short_feature_names
-    assert training_set_request(asked(short_feature_names=True)).short_feature_names
+    assert (False, Compute.BY_SIZE) == (request.short_feature_names, request.compute)
+    changed = training_set_request(asked(short_feature_names=True, compute=2))
+    assert (True, Compute.RAY) == (changed.short_feature_names, changed.compute)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"parent": "default"}, "INVALID_NAME"),
+        ({"compute": 9}, "WRONG_COMPUTE"),
         ({"feature_set": "flights"}, "INVALID_NAME"),
         ({"feature_set": "projects/q/featureSets/flights"}, "INVALID_NAME"),
         ({"training_set_id": "No"}, "INVALID_ID"),
@@ -135,9 +138,14 @@ def test_a_set_answers_what_was_built() -> None:
 
 
 def test_a_skew_report_survives_being_kept_as_json() -> None:
-    report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, ["p1: online 1.0, offline 2.0"]),))
+    report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, ["p1: online 1.0, offline 2.0"]),), 2)
     message = skew_report_to_proto(report.to_json())
-    assert (2, 4, 1) == (message.predictions, message.values, message.mismatches)
+    assert (2, 4, 1, 2) == (
+        message.predictions,
+        message.values,
+        message.mismatches,
+        message.exact_predictions,
+    )
     assert ("v__f", 4, 1) == (
         message.features[0].feature,
         message.features[0].compared_count,

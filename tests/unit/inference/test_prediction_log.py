@@ -48,8 +48,15 @@ def item(number: int) -> Item:
     )
 
 
+def lists(name: str, values: Sequence[list[int]]) -> FeatureColumn:
+    filled = np.empty(len(values), object)
+    filled[:] = [np.array(v, np.int64) for v in values]
+    return FeatureColumn(name, t.DATA_TYPE_INT64_LIST, filled, np.ones(len(values), np.bool_))
+
+
 def rows(numbers: Sequence[int], *, read: bool = True, role: int = 1) -> LogRows:
     n = len(numbers)
+    applied = (lists("h@1", [[0, i] * (i % 3) for i in numbers]), lists("w@2", [[1, i] for i in numbers]))
     features = (
         FeatureColumn(
             "a__x", t.DATA_TYPE_FLOAT64, np.array(numbers, np.float64), np.array([i % 3 > 0 for i in numbers])
@@ -63,6 +70,7 @@ def rows(numbers: Sequence[int], *, read: bool = True, role: int = 1) -> LogRows
         features=features if read else None, scores=np.array([i / 100 for i in numbers]),
         decisions=np.array([i > 50 for i in numbers]), sources=np.full(n, 1 if read else 3, np.uint8),
         latencies_ms=np.array(numbers, np.float32), reasons=[] if read else ["MODEL_UNAVAILABLE"] * n,
+        applied=applied if read else (),
     )  # fmt: skip
 
 
@@ -154,6 +162,9 @@ def test_records_hold_only_ids_of_their_partition_and_every_column_in_the_order_
         assert columns.from_table(batch.entities)["tail"][0].tolist() == [f"N{n}" for n in numbers]
         assert columns.from_table(batch.request_fields)["miles"][1].tolist() == [n % 2 == 0 for n in numbers]
         assert not batch.error_reasons
+        applied = columns.from_table(batch.applied_offsets)
+        assert [v.tolist() for v in applied["h@1"][0]] == [[0, n] * (n % 3) for n in numbers]
+        assert [v.tolist() for v in applied["w@2"][0]] == [[1, n] for n in numbers]
     assert sorted(seen) == list(range(60))
 
 
@@ -166,4 +177,5 @@ def test_rows_without_features_are_logged_with_nulls_and_their_reason() -> None:
         ("a__c", [False]),
     ]
     assert list(batch.error_reasons) == ["MODEL_UNAVAILABLE"]
+    assert not batch.applied_offsets.columns
     assert list(batch.sources) == [prediction_pb2.PREDICTION_SOURCE_DEFAULT]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -122,25 +122,38 @@ class FeatureJoiner:
         self._reader = reader
 
     async def join(
-        self, plan: JoinPlan, spine: pl.DataFrame, spine_time: str, mode: JoinMode, job: JobProgress
+        self,
+        plan: JoinPlan,
+        spine: pl.DataFrame,
+        spine_time: str,
+        mode: JoinMode,
+        job: JobProgress,
+        applied: Mapping[VersionRef, pl.Series] | None = None,
     ) -> pl.DataFrame:
         """One column per feature of the set, named `view__feature`, rows as in `spine`.
 
-        `spine` has the join keys, the request fields and `spine_time`, typed as declared.
+        `spine` has the join keys, the request fields and `spine_time`, typed as declared. Stream views in `applied` are
+        computed from exactly the events named there (see applied_windows), not from those up to `spine_time`.
         """
         found: dict[tuple[VersionRef, str], pl.Series] = {}
         steps = len(plan.stored) + 1
         for step, stored in enumerate(plan.stored):
             job.check_cancelled()
             job.progress(step, steps, "views", f"joining {stored.view.id}")
-            joined = await self._join_one(stored, spine, spine_time, mode)
+            exact = (applied or {}).get(stored.view.ref)
+            joined = await self._join_one(stored, spine, spine_time, mode, exact)
             found.update({(stored.view.ref, name): joined.get_column(name) for name in stored.wanted})
         answer = await asyncio.to_thread(with_computed, plan, found, spine)
         job.progress(steps, steps, "views", "joined")
         return answer
 
     async def _join_one(
-        self, stored: StoredView, spine: pl.DataFrame, spine_time: str, mode: JoinMode
+        self,
+        stored: StoredView,
+        spine: pl.DataFrame,
+        spine_time: str,
+        mode: JoinMode,
+        applied: pl.Series | None,
     ) -> pl.DataFrame:
         times = spine.select(
             pl.col(spine_time).dt.epoch("us").min().alias("low"),
@@ -148,7 +161,15 @@ class FeatureJoiner:
         )
         earliest, latest = times.row(0)
         low, high = stored.between(earliest, latest, mode)
-        rows = await self._reader.read(stored.source, stored.fields, low=low, high=high)
+        if applied is not None:
+            # Applied is applied, whatever its time: the current tile and the newest event reach beyond the spine's.
+            events = await self._reader.read(stored.source, stored.fields, positions=True)
+            return await asyncio.to_thread(
+                lambda: stored.join_applied(spine, spine_time, applied, stored.kept(events))
+            )
+        rows = await self._reader.read(
+            stored.source, stored.fields, low=low, high=high, pushed_to=stored.pushed_to
+        )
         return await asyncio.to_thread(lambda: stored.join(spine, spine_time, mode, stored.kept(rows)))
 
 

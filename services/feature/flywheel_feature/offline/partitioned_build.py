@@ -124,7 +124,9 @@ class PartitionedBuild:
         histories = []
         for stored in plan.stored:
             wide = _width(f for f in stored.source.schema if f.name in stored.fields)
-            pieces = await reader.pieces(stored.source, stored.fields, self._task_rows(wide))
+            pieces = await reader.pieces(
+                stored.source, stored.fields, self._task_rows(wide), pushed_to=stored.pushed_to
+            )
             histories.append(_Input(pieces, wide))
         return _Input(rows, width), histories
 

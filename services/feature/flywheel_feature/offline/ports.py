@@ -126,6 +126,10 @@ class Archive(Protocol):
         """Per partition: where the topic ends now. Raises Unavailable while Kafka is away."""
         ...
 
+    async def pushed_uris(self, project: str, view: str) -> Sequence[str]:
+        """Files of rows pushed to a batch view, in the order in which they were acknowledged."""
+        ...
+
 
 class Workspace(Protocol):
     """Files of one piece of work, below one folder. Methods block; each raises Unavailable OBJECT_STORE_DOWN while the store is away.

@@ -1,16 +1,22 @@
-"""The skew check: features as they were served, recomputed offline as of the same moment, and compared value by value."""
+"""The skew check: features as they were served, recomputed offline as of the same moment, and compared value by value.
+
+Where the log says which stream events an answer was made of (`applied__` columns), stream features are recomputed from exactly
+those; else from the events up to the prediction's time, which is the same only if the streams had been applied that far.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
+from prometheus_client import Counter
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FailedPrecondition, InvalidArgument
-from flywheel_feature.definitions import DataType, Field
+from flywheel_feature.applied_offsets import applied_name
+from flywheel_feature.definitions import DataType, Field, VersionRef
 from flywheel_feature.offline.datatypes import TIMESTAMP, to_type
 from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
 from flywheel_feature.offline.ports import Archive, Between, Catalogs, JobProgress, Tables
@@ -21,9 +27,15 @@ RELATIVE_TOLERANCE = 1e-6
 ABSOLUTE_TOLERANCE = 1e-7
 """Below it two numbers are equal: sums that cancel to nothing differ by rounding alone."""
 EXAMPLES = 5
-ENTITY_PREFIX, REQUEST_PREFIX = "entity__", "request__"
+ENTITY_PREFIX, REQUEST_PREFIX, APPLIED_PREFIX = "entity__", "request__", "applied__"
 MODEL_SOURCES = ("MODEL", "PREDICTION_SOURCE_MODEL", "1")
 _TIME, _ID, _SET, _SOURCE = "event_time", "prediction_id", "feature_set", "source"
+
+_VALUES = Counter(
+    "flywheel_feature_skew_values",
+    "Served values that skew checks recomputed offline",
+    ["project", "feature", "result"],
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +63,8 @@ class SkewReport:
     values: int
     mismatches: int
     features: tuple[FeatureSkew, ...]
+    exact_predictions: int
+    """Of the predictions, those recomputed from exactly the stream events that their answers were made of."""
 
     def to_json(self) -> dict[str, object]:
         """The job's result: see flywheel.feature.v1.SkewReport."""
@@ -58,6 +72,7 @@ class SkewReport:
             "predictions": self.predictions,
             "values": self.values,
             "mismatches": self.mismatches,
+            "exact_predictions": self.exact_predictions,
             "features": [
                 {
                     "feature": f.feature,
@@ -98,6 +113,7 @@ class SkewCheck:
         job.progress(0, 0, "predictions", "reading the predictions")
         logged = await asyncio.to_thread(self._predictions, request)
         totals: dict[str, FeatureSkew] = {}
+        exact = 0
         for name in logged.get_column(_SET).unique().sort().to_list():
             rows = logged.filter(pl.col(_SET) == name)
             plan = await self._plan(request.project, name)
@@ -108,13 +124,23 @@ class SkewCheck:
                 timeout_seconds=self._archive_wait_seconds,
                 job=job,
             )
-            spine = _spine(rows, plan)
-            offline = await self._joiner.join(plan, spine, _TIME, JoinMode.POINT_IN_TIME, job)
             compared = [f for f in plan.feature_set.schema if f.name in rows.columns]
-            await asyncio.to_thread(_compare, rows, offline, compared, _describe(rows), totals)
+            logs_offsets = _logs_offsets(rows, plan)
+            exact += int(logs_offsets.sum())
+            for part, applied in _parts(rows, plan, logs_offsets):
+                spine = _spine(part, plan)
+                offline = await self._joiner.join(plan, spine, _TIME, JoinMode.POINT_IN_TIME, job, applied)
+                await asyncio.to_thread(_compare, part, offline, compared, _describe(part), totals)
         features = tuple(totals[name] for name in sorted(totals))
+        for total in features:
+            _VALUES.labels(request.project, total.feature, "mismatch").inc(total.mismatches)
+            _VALUES.labels(request.project, total.feature, "match").inc(total.compared - total.mismatches)
         return SkewReport(
-            logged.height, sum(f.compared for f in features), sum(f.mismatches for f in features), features
+            logged.height,
+            sum(f.compared for f in features),
+            sum(f.mismatches for f in features),
+            features,
+            exact,
         )
 
     def _predictions(self, request: SkewRequest) -> pl.DataFrame:
@@ -151,6 +177,32 @@ class SkewCheck:
             )
         catalog = await self._catalogs(project)
         return plan_join(catalog, catalog.feature_set(set_id, int(version or 0)))
+
+
+def _applied_columns(plan: JoinPlan) -> dict[VersionRef, str]:
+    return {v.view.ref: APPLIED_PREFIX + applied_name(v.view.ref) for v in plan.stored if v.source.is_stream}
+
+
+def _logs_offsets(rows: pl.DataFrame, plan: JoinPlan) -> pl.Series:
+    """True where a row says of every stream view of the set which events it was made of."""
+    columns = list(_applied_columns(plan).values())
+    if any(c not in rows.columns for c in columns):
+        return pl.Series([False]).new_from_index(0, rows.height)
+    return rows.select(
+        pl.repeat(True, rows.height, dtype=pl.Boolean).and_(*(pl.col(c).is_not_null() for c in columns))
+    ).to_series()
+
+
+def _parts(
+    rows: pl.DataFrame, plan: JoinPlan, exact: pl.Series
+) -> Iterator[tuple[pl.DataFrame, dict[VersionRef, pl.Series]]]:
+    """Rows to recompute together, and the events to do it from."""
+    if exact.any():
+        part = rows.filter(exact)
+        lists = {ref: part.get_column(c).cast(pl.List(pl.Int64)) for ref, c in _applied_columns(plan).items()}
+        yield part, lists
+    if not exact.all():
+        yield rows.filter(~exact), {}
 
 
 def _spine(rows: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import FailedPrecondition, InvalidArgument
+from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
 from flywheel_feature.definitions import (
     BatchView,
     DataType,
@@ -54,11 +54,20 @@ class SourceReader:
         self._pins = pins
 
     async def read(
-        self, source: Source, fields: Sequence[str], *, low: int | None = None, high: int | None = None
+        self,
+        source: Source,
+        fields: Sequence[str],
+        *,
+        low: int | None = None,
+        high: int | None = None,
+        positions: bool = False,
+        pushed_to: View | None = None,
     ) -> pl.DataFrame:
         """`fields` of every row with low <= event time < high (microseconds), typed as declared, in a fixed order.
 
-        A stream's events come once each, by (partition, offset), with `EVENT_ID` as one more column.
+        A stream's events come once each, by (partition, offset), with `EVENT_ID` as one more column (and, with `positions`,
+        `PARTITION` and `OFFSET`). After the rows of a Parquet source come those pushed to the batch view `pushed_to`, in the
+        order in which they were pushed.
         Raises FailedPrecondition SOURCE_MISMATCH when the files do not hold what the schema says.
         """
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
@@ -70,12 +79,22 @@ class SourceReader:
                 field=unknown[0],
             )
         if source.is_stream:
-            return await self._read_stream(source, names, low, high)
+            return await self._read_stream(source, names, low, high, positions)
         if not isinstance(source.kind, ParquetSource):
             raise InvalidArgument(
                 f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE"
             )
-        return await asyncio.to_thread(self._read_table, source, source.kind, names, low, high)
+        uris: Sequence[str] = ()
+        if pushed_to is not None:
+            uris = await self._archive.pushed_uris(pushed_to.project, pushed_to.id)
+        try:
+            rows = await asyncio.to_thread(self._read_table, source, source.kind, names, low, high)
+        except NotFound:
+            if not uris:
+                raise
+            # Everything that the view has was pushed.
+            rows = empty_rows(source, names)
+        return await asyncio.to_thread(self._with_pushed, source, names, rows, uris, low, high)
 
     async def read_batch_rows(
         self, view: View, entity: Entity, source: Source, start: int | None, end: int | None
@@ -85,42 +104,47 @@ class SourceReader:
         Columns: join keys, features by name, `ROW_EVENT_TIME`, `ROW_CREATED_TIME` (the event time where the source has none).
         Rows are in the order in which a later one of equal times wins; null keys and null event times are left out.
         """
-        assert isinstance(view.kind, BatchView)
-        keys = [k.name for k in entity.join_keys]
-        created = source.created_field or source.timestamp_field
         frame = await self.read(
-            source, [*keys, *(f.field or f.name for f in view.kind.features), created], low=start, high=end
+            source, batch_fields(view, entity, source), low=start, high=end, pushed_to=view
         )
-        frame = frame.filter(pl.all_horizontal(pl.col(k).is_not_null() for k in keys))
-        return frame.select(
-            *keys,
-            *(
-                to_type(f.field or f.name, frame.schema[f.field or f.name], f.data_type, f.vector_size).alias(
-                    f.name
-                )
-                for f in view.kind.features
-            ),
-            pl.col(source.timestamp_field).alias(ROW_EVENT_TIME),
-            pl.coalesce(created, source.timestamp_field).alias(ROW_CREATED_TIME),
-        )
+        return batch_rows(frame, view, entity, source)
 
     async def _read_stream(
-        self, source: Source, names: list[str], low: int | None, high: int | None
+        self, source: Source, names: list[str], low: int | None, high: int | None, positions: bool
     ) -> pl.DataFrame:
         segments = [
             s for s in await self._archive.segments(source.project, source.id) if _overlaps(s, low, high)
         ]
-        return await asyncio.to_thread(self._read_segments, source, names, segments, low, high)
+        return await asyncio.to_thread(self._read_segments, source, names, segments, low, high, positions)
+
+    def _with_pushed(
+        self, source: Source, names: list[str], rows: pl.DataFrame, uris: Sequence[str], low: int | None, high: int | None
+    ) -> pl.DataFrame:  # fmt: skip
+        if not uris:
+            return rows
+        pushed = _as_declared(source, names, self._tables.read_files(uris, names))
+        return pl.concat([rows, _in_range(pushed, source.timestamp_field, low, high)])
 
     def _read_segments(
-        self, source: Source, names: list[str], segments: Sequence[Segment], low: int | None, high: int | None
+        self,
+        source: Source,
+        names: list[str],
+        segments: Sequence[Segment],
+        low: int | None,
+        high: int | None,
+        positions: bool,
     ) -> pl.DataFrame:
         uris = [s.uri for s in _in_order(segments)]
         if not uris:
-            return events_in_order(empty_rows(source, names))
+            return events_in_order(empty_rows(source, names), positions=positions)
         frame = self._tables.read_files(uris, [*names, EVENT_ID, PARTITION, OFFSET])
         return _in_range(
-            _as_declared(source, names, events_in_order(frame), extra=[EVENT_ID]),
+            _as_declared(
+                source,
+                names,
+                events_in_order(frame, positions=positions),
+                extra=STREAM_COLUMNS if positions else [EVENT_ID],
+            ),
             source.timestamp_field,
             low,
             high,
@@ -156,7 +180,8 @@ class SourceReader:
         return SourceReader(self._tables, self._archive, pins)
 
     async def pieces(
-        self, source: Source, fields: Sequence[str], most_rows: int, *, low: int | None = None, high: int | None = None
+        self, source: Source, fields: Sequence[str], most_rows: int, *, low: int | None = None, high: int | None = None,
+        pushed_to: View | None = None,
     ) -> list[Piece]:  # fmt: skip
         """What `read` would read, in order, to be read piece by piece with `read_pieces`. Checks what `read` checks of the files."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
@@ -164,8 +189,16 @@ class SourceReader:
             segments = await self._archive.segments(source.project, source.id)
             return [Piece(s.uri, s.event_count) for s in _in_order(segments) if _overlaps(s, low, high)]
         assert isinstance(source.kind, ParquetSource)
-        snapshot = await asyncio.to_thread(self._snapshot, source, source.kind, names)
-        return await asyncio.to_thread(self._tables.pieces, snapshot.files, most_rows)
+        uris: Sequence[str] = ()
+        if pushed_to is not None:
+            uris = await self._archive.pushed_uris(pushed_to.project, pushed_to.id)
+        try:
+            files = (await asyncio.to_thread(self._snapshot, source, source.kind, names)).files
+        except NotFound:
+            if not uris:
+                raise
+            files = ()
+        return await asyncio.to_thread(self._tables.pieces, [*files, *map(Piece, uris)], most_rows)
 
     def read_pieces(
         self, source: Source, fields: Sequence[str], pieces: Sequence[Piece], low: int | None = None, high: int | None = None
@@ -208,17 +241,53 @@ def empty_rows(source: Source, names: Sequence[str]) -> pl.DataFrame:
     return pl.DataFrame(schema={**columns, **extra})
 
 
-def events_in_order(frame: pl.DataFrame) -> pl.DataFrame:
-    """Events by (partition, offset), each event id once; the two columns are gone."""
-    return (
-        frame.sort(PARTITION, OFFSET, maintain_order=True)
-        .unique(subset=[EVENT_ID], keep="first", maintain_order=True)
-        .drop(PARTITION, OFFSET)
+def events_in_order(frame: pl.DataFrame, *, positions: bool = False) -> pl.DataFrame:
+    """Events by (partition, offset), each event id once; the two columns are gone, or kept with `positions`."""
+    events = frame.sort(PARTITION, OFFSET, maintain_order=True).unique(
+        subset=[EVENT_ID], keep="first", maintain_order=True
     )
+    return events if positions else events.drop(PARTITION, OFFSET)
 
 
 def _in_order(segments: Iterable[Segment]) -> list[Segment]:
     return sorted(segments, key=lambda s: (s.partition, s.first_offset))
+
+
+def batch_fields(view: View, entity: Entity, source: Source) -> list[str]:
+    """The fields of a source that the rows of a batch view are made of."""
+    assert isinstance(view.kind, BatchView)
+    names = [k.name for k in entity.join_keys] + [f.field or f.name for f in view.kind.features]
+    return list(
+        dict.fromkeys([*names, source.created_field or source.timestamp_field, source.timestamp_field])
+    )
+
+
+def batch_rows(frame: pl.DataFrame, view: View, entity: Entity, source: Source) -> pl.DataFrame:
+    """Rows of a batch view (see `SourceReader.read_batch_rows`) out of rows of its source, typed as declared."""
+    assert isinstance(view.kind, BatchView)
+    keys = [k.name for k in entity.join_keys]
+    frame = frame.filter(pl.all_horizontal(pl.col(k).is_not_null() for k in keys))
+    return frame.select(
+        *keys,
+        *(
+            to_type(f.field or f.name, frame.schema[f.field or f.name], f.data_type, f.vector_size).alias(
+                f.name
+            )
+            for f in view.kind.features
+        ),
+        pl.col(source.timestamp_field).alias(ROW_EVENT_TIME),
+        pl.coalesce(source.created_field or source.timestamp_field, source.timestamp_field).alias(
+            ROW_CREATED_TIME
+        ),
+    )
+
+
+def declared_rows(
+    source: Source, names: Sequence[str], frame: pl.DataFrame, low: int | None = None, high: int | None = None
+) -> pl.DataFrame:
+    """Rows of a source as stored → typed as declared, with low <= event time < high. Raises FailedPrecondition SOURCE_MISMATCH."""
+    _check_stored(source, names, frame.schema)
+    return _in_range(_as_declared(source, names, frame), source.timestamp_field, low, high)
 
 
 async def wait_until_archived(

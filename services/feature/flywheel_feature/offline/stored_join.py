@@ -8,9 +8,10 @@ import polars as pl
 
 from flywheel_feature.definitions import BatchView, Entity, Source, StreamView, View
 from flywheel_feature.expressions import CompiledExpressions, compile_predicate
+from flywheel_feature.offline.applied_windows import Stream, applied_features
 from flywheel_feature.offline.datatypes import to_type
 from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, latest_join, latest_rows
-from flywheel_feature.offline.sources import EVENT_ID
+from flywheel_feature.offline.sources import EVENT_ID, OFFSET, PARTITION
 from flywheel_feature.offline.training_sets import JoinMode
 from flywheel_feature.offline.windows import WindowFeature, windowed_features
 
@@ -49,6 +50,22 @@ class StoredView:
             return None
         return compile_predicate(kind.filter, {f.name: f.data_type for f in self.source.schema})
 
+    @property
+    def pushed_to(self) -> View | None:
+        """The view whose pushed rows count besides those of its source."""
+        return self.view if isinstance(self.view.kind, BatchView) else None
+
+    @property
+    def windows(self) -> list[WindowFeature]:
+        kind = self.view.kind
+        assert isinstance(kind, StreamView)
+        kinds = {f.name: f.data_type for f in self.view.features}
+        return [
+            WindowFeature(a.name, a.function, a.field, a.window, kinds[a.name], a.limit)
+            for a in kind.aggregations
+            if a.name in self.wanted
+        ]
+
     def between(
         self, earliest: int | None, latest: int | None, mode: JoinMode
     ) -> tuple[int | None, int | None]:
@@ -71,6 +88,31 @@ class StoredView:
             return _join_batch(self, self.view.kind, spine, spine_time, mode, rows)
         assert isinstance(self.view.kind, StreamView)
         return _join_stream(self, self.view.kind, spine, spine_time, mode, rows)
+
+    def join_applied(
+        self, spine: pl.DataFrame, spine_time: str, applied: pl.Series, events: pl.DataFrame
+    ) -> pl.DataFrame:
+        """As `join`, from exactly the events that `applied` names; `events` have their `PARTITION` and `OFFSET`."""
+        source, kind = self.source, self.view.kind
+        assert isinstance(kind, StreamView)
+        stream = Stream(
+            events,
+            self.keys,
+            source.timestamp_field,
+            source.created_field or None,
+            EVENT_ID,
+            PARTITION,
+            OFFSET,
+        )
+        return applied_features(
+            spine,
+            applied,
+            stream,
+            spine_time=spine_time,
+            tile=kind.tile,
+            ttl=self.view.ttl,
+            features=self.windows,
+        )
 
 
 def _join_batch(
@@ -105,12 +147,7 @@ def _join_stream(
     stored: StoredView, kind: StreamView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, events: pl.DataFrame
 ) -> pl.DataFrame:  # fmt: skip
     view, source = stored.view, stored.source
-    kinds = {f.name: f.data_type for f in view.features}
-    features = [
-        WindowFeature(a.name, a.function, a.field, a.window, kinds[a.name], a.limit)
-        for a in kind.aggregations
-        if a.name in stored.wanted
-    ]
+    features = stored.windows
     if mode == JoinMode.POINT_IN_TIME:
         return windowed_features(
             spine, events, keys=stored.keys, spine_time=spine_time, event_time=source.timestamp_field,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_feature import distinct
 from flywheel_feature.definitions import AggregationFunction as Function
 
 Ints = npt.NDArray[np.int64]
@@ -62,10 +62,7 @@ def fold(function: Function, windows: Fold, values: pl.Series | None, limit: int
         case Function.LAST_N:
             return _last_n(values, windows, limit)
         case Function.APPROX_DISTINCT:
-            raise InvalidArgument(
-                "APPROX_DISTINCT is not computed yet: use COUNT, or aggregate in the source.",
-                reason="UNSUPPORTED_AGGREGATION",
-            )
+            return _distinct(values, windows)
     numbers = (
         values.cast(pl.Int64)
         if values.dtype.is_integer() or values.dtype == pl.Boolean
@@ -106,6 +103,41 @@ def _last_n(values: pl.Series, windows: Fold, limit: int) -> pl.Series:
         .join(lists, on="row", how="left", maintain_order="left")
         .get_column("value")
     )
+
+
+PAIRS = 4_000_000
+ROWS = 65_536
+"""APPROX_DISTINCT looks at so many values and windows at once: bounds the memory."""
+
+
+def _distinct(values: pl.Series, windows: Fold) -> pl.Series:
+    """Registers of a window are the maximum over its values, whatever the tiles; equal windows are folded once."""
+    seen = _observed(values)
+    width = len(seen) + 1
+    ranges, inverse = np.unique(windows.low * width + windows.high, return_inverse=True)
+    low, high = ranges // width, ranges % width
+    lengths = high - low
+    found = np.zeros(ranges.size, np.int64)
+    part = np.maximum(np.cumsum(lengths) // PAIRS, np.arange(ranges.size) // ROWS)
+    for rows in np.split(np.arange(ranges.size), np.flatnonzero(np.diff(part)) + 1):
+        if rows.size:
+            owner = np.repeat(np.arange(rows.size), lengths[rows])
+            back = np.arange(owner.size) - np.repeat(np.cumsum(lengths[rows]) - lengths[rows], lengths[rows])
+            found[rows] = distinct.counts(owner, seen[low[rows][owner] + back], rows.size)
+    return pl.select(pl.when(pl.Series((lengths > 0)[inverse])).then(pl.Series(found[inverse]))).to_series()
+
+
+def _observed(values: pl.Series) -> Ints:
+    """What distinct.observations makes of the same values online; every text is hashed once."""
+    if values.dtype in (pl.String, pl.Binary):
+        known = values.unique()
+        observed = distinct.observations(np.array([*known.to_list(), None], object)[:-1])
+        pairs = pl.DataFrame({"value": known, "observed": observed})
+        joined = pl.DataFrame({"value": values}).join(pairs, on="value", how="left", maintain_order="left")
+        return joined.get_column("observed").to_numpy().astype(np.int64)
+    if isinstance(values.dtype, pl.Datetime):
+        values = values.dt.epoch("us")
+    return distinct.observations(values.to_numpy())
 
 
 def reduce_ranges(

@@ -31,6 +31,15 @@ _POSITIONS = "SELECT source, partition, next_offset, event_count FROM archive_po
 _SEGMENTS = (
     "SELECT * FROM archive_segment WHERE project = $1 AND source = $2 ORDER BY partition, first_offset"
 )
+_REPLACE = """
+UPDATE archive_segment AS s SET key = $2, event_count = $3, min_time = $4, max_time = $5 FROM archive_segment AS old
+WHERE old.key = $1 AND s.id = old.id RETURNING s.project, s.source, s.partition, old.event_count
+"""
+_REMOVE = "DELETE FROM archive_segment WHERE key = $1 RETURNING project, source, partition, event_count"
+_FEWER = """
+UPDATE archive_position SET event_count = event_count - $4 WHERE project = $1 AND source = $2 AND partition = $3
+"""
+_GARBAGE = "INSERT INTO object_garbage (key) VALUES ($1) ON CONFLICT DO NOTHING"
 
 
 class PostgresArchive:
@@ -100,3 +109,16 @@ class PostgresArchive:
                     s.first_offset, s.next_offset,
                 )  # fmt: skip
         return True
+
+    async def replace_segment(self, old: str, new: str, events: int, min_time: int, max_time: int) -> None:
+        """The object `new` stands in the place of `old`, which becomes garbage; no events: nothing does."""
+        async with transaction(self._pool) as conn:
+            row = (
+                await conn.fetchrow(_REPLACE, old, new, events, min_time, max_time)
+                if events
+                else await conn.fetchrow(_REMOVE, old)
+            )
+            if row is not None:
+                gone = row["event_count"] - events
+                await conn.execute(_FEWER, row["project"], row["source"], row["partition"], gone)
+                await conn.execute(_GARBAGE, old)

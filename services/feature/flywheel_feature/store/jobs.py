@@ -35,6 +35,7 @@ UPDATE job SET lease_until = now() + $4 * interval '1 second', done = $5, total 
 WHERE project = $1 AND id = $2 AND owner = $3 AND state = 'RUNNING' RETURNING cancel_requested
 """
 _CHECKPOINT = "UPDATE job SET checkpoint = $4 WHERE project = $1 AND id = $2 AND owner = $3"
+_FORGET = "UPDATE job SET request = '' WHERE project = $1 AND id = $2 AND owner = $3"
 _FINISH = """
 UPDATE job SET state = $4, done = $5, total = $6, unit = $7, message = $8, ended_at = $9, error_reason = $10,
     error_message = $11, result = $12::jsonb, owner = NULL, lease_until = NULL
@@ -107,6 +108,10 @@ class PostgresJobs:
     async def save_checkpoint(self, job: Job, owner: str, checkpoint: bytes) -> None:
         async with connection(self._pool) as conn:
             await conn.execute(_CHECKPOINT, job.project, job.id, owner, checkpoint)
+
+    async def forget_request(self, job: Job, owner: str) -> None:
+        async with connection(self._pool) as conn:
+            await conn.execute(_FORGET, job.project, job.id, owner)
 
     async def finish(self, job: Job, owner: str) -> None:
         p = job.progress

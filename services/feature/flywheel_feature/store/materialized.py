@@ -1,10 +1,17 @@
-"""How far batch views were materialized, in PostgreSQL."""
+"""How far batch views were materialized and from which files, in PostgreSQL."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from flywheel_common.postgres import Pool, connection
 
-_GET = "SELECT end_time FROM materialized WHERE project = $1 AND view = $2 AND version = $3"
+_SEEN = "SELECT uri, stamp FROM materialized_file WHERE project = $1 AND view = $2 AND version = $3"
+_MARK = """
+INSERT INTO materialized_file (project, view, version, uri, stamp) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (project, view, version, uri) DO UPDATE SET stamp = $5
+"""
+_FORGET = "DELETE FROM materialized_file WHERE project = $1 AND view = $2 AND version = $3"
 _LIST = "SELECT view, version, newest FROM materialized WHERE project = $1"
 _PUT = """
 INSERT INTO materialized AS m (project, view, version, end_time, newest) VALUES ($1, $2, $3, $4, $5)
@@ -16,12 +23,6 @@ class PostgresMaterialized:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def end_time(self, project: str, view: str, version: int) -> int | None:
-        """Microseconds; None when it was never materialized."""
-        async with connection(self._pool) as conn:
-            found: int | None = await conn.fetchval(_GET, project, view, version)
-        return found
-
     async def newest(self, project: str) -> dict[tuple[str, int], int]:
         async with connection(self._pool) as conn:
             return {(r["view"], r["version"]): r["newest"] for r in await conn.fetch(_LIST, project)}
@@ -29,3 +30,17 @@ class PostgresMaterialized:
     async def done(self, project: str, view: str, version: int, end_time: int, newest: int) -> None:
         async with connection(self._pool) as conn:
             await conn.execute(_PUT, project, view, version, end_time, newest)
+
+    async def seen(self, project: str, view: str, version: int) -> Mapping[str, str]:
+        """uri → stamp of the files whose rows are online."""
+        async with connection(self._pool) as conn:
+            return {r["uri"]: r["stamp"] for r in await conn.fetch(_SEEN, project, view, version)}
+
+    async def mark_seen(self, project: str, view: str, version: int, uri: str, stamp: str) -> None:
+        async with connection(self._pool) as conn:
+            await conn.execute(_MARK, project, view, version, uri, stamp)
+
+    async def forget_files(self, project: str, view: str, version: int) -> None:
+        """Every file is due again."""
+        async with connection(self._pool) as conn:
+            await conn.execute(_FORGET, project, view, version)

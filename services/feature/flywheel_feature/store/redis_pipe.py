@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import hiredis
@@ -31,6 +31,16 @@ def down() -> Unavailable:
 
 class RedisReplyError(Internal):
     """Redis refused a command."""
+
+
+class Pipe(Protocol):
+    """One Redis, or a cluster of them: see RedisPipe."""
+
+    async def call(self, *arguments: Argument) -> Any: ...
+
+    async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]: ...
+
+    async def close(self) -> None: ...
 
 
 class _Link(asyncio.Protocol):
@@ -91,7 +101,7 @@ class RedisPipe:
         link = self._link
         if link is None or link.transport is None:
             link = await self._connected()
-        return _checked(await self._answer(link.send(_packed(arguments))))
+        return checked(await self._answer(link.send(_packed(arguments))))
 
     async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         """Many commands in one write. Answers may be exceptions of hiredis, one per refused command."""
@@ -146,7 +156,7 @@ class RedisPipe:
         hello.append(("PING",))
         try:
             for reply in [await link.send(_packed(c)) for c in hello]:
-                _checked(reply)
+                checked(reply)
         except RedisReplyError as error:
             with suppress(Exception):
                 assert link.transport is not None
@@ -160,7 +170,8 @@ def _packed(command: tuple[Argument, ...]) -> bytes:
     return packed
 
 
-def _checked(reply: Any) -> Any:
+def checked(reply: Any) -> Any:
+    """The reply, unless Redis refused. Raises RedisReplyError."""
     if isinstance(reply, hiredis.HiredisError):
         raise RedisReplyError(f"Redis refused a command: {reply}")
     return reply

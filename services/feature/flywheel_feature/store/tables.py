@@ -75,8 +75,10 @@ class S3Tables:
     def read(self, uri: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
         def read() -> pl.DataFrame:
             dataset = self._dataset(uri)
-            return _frame(
-                dataset.to_table(columns=list(dict.fromkeys(columns)), filter=_filter(dataset.schema, where))
+            return to_frame(
+                dataset.to_table(
+                    columns=list(dict.fromkeys(columns)), filter=arrow_filter(dataset.schema, where)
+                )
             )
 
         return self._guard(uri, read)
@@ -87,7 +89,7 @@ class S3Tables:
         def look() -> TableSnapshot:
             if table_format == TableFormat.DELTA:
                 return delta.snapshot(f"s3://{path.rstrip('/')}", self._delta_options, version)
-            files = self._data_files(path)
+            files = [info.path for info in self._files(path)]
             base = path if path.endswith("/") else path.rpartition("/")[0] + "/"
             return self._guard_file(f"s3://{files[0]}", lambda: snapshots.of_files(self._fs, files, base))
 
@@ -110,8 +112,8 @@ class S3Tables:
             schema = fragment.physical_schema
             held = [c for c in wanted if c in schema.names]
             pushed = where if where is not None and where.column in held else None
-            table = fragment.to_table(columns=held, filter=_filter(schema, pushed))
-            return snapshots.with_partition(_frame(table), table.num_rows, piece, wanted)
+            table = fragment.to_table(columns=held, filter=arrow_filter(schema, pushed))
+            return snapshots.with_partition(to_frame(table), table.num_rows, piece, wanted)
 
         return self._guard_file(piece.uri, read)
 
@@ -128,7 +130,7 @@ class S3Tables:
             # An archive has many small files: what takes time is asking for them.
             with ThreadPoolExecutor(READERS) as readers:
                 parts = list(readers.map(one, uris))
-            return _frame(pa.concat_tables(parts, promote_options="permissive"))
+            return to_frame(pa.concat_tables(parts, promote_options="permissive"))
 
         return self._guard(uris[0], read)
 
@@ -174,27 +176,33 @@ class S3Tables:
 
     def _dataset(self, uri: str) -> ds.Dataset:
         path = self._path(uri)
-        files = self._data_files(path)
+        return self._dataset_of([info.path for info in self._files(path)], path)
+
+    def _files(self, path: str) -> list[fs.FileInfo]:
+        """Parquet files at a key or below a prefix, by path."""
+        if not path.endswith("/"):
+            info = self._fs.get_file_info(path)
+            if info.type != fs.FileType.File:
+                raise FileNotFoundError(path)
+            return [info]
+        infos = self._fs.get_file_info(fs.FileSelector(path.rstrip("/"), recursive=True))
+        files = [i for i in infos if i.type == fs.FileType.File and i.path.endswith(".parquet")]
+        # What is hidden, like _manifest or .staging, is no data.
+        files = [
+            f for f in files if not any(p.startswith(("_", ".")) for p in f.path[len(path) :].split("/"))
+        ]
+        if not files:
+            raise FileNotFoundError(path)
+        return sorted(files, key=lambda f: str(f.path))
+
+    def _dataset_of(self, files: Sequence[str], path: str) -> ds.Dataset:
+        """Some files of the table at `path`."""
         if not path.endswith("/"):
             return ds.dataset(path, filesystem=self._fs, format="parquet")
         return ds.dataset(
-            files, filesystem=self._fs, format="parquet", partitioning=ds.HivePartitioning.discover(infer_dictionary=False),
+            list(files), filesystem=self._fs, format="parquet", partitioning=ds.HivePartitioning.discover(infer_dictionary=False),
             partition_base_dir=path.rstrip("/"),
         )  # fmt: skip
-
-    def _data_files(self, path: str) -> list[str]:
-        """The file at a key, or the Parquet files below a prefix by path."""
-        if not path.endswith("/"):
-            if self._fs.get_file_info(path).type != fs.FileType.File:
-                raise FileNotFoundError(path)
-            return [path]
-        infos = self._fs.get_file_info(fs.FileSelector(path.rstrip("/"), recursive=True))
-        files = sorted(i.path for i in infos if i.type == fs.FileType.File and i.path.endswith(".parquet"))
-        # What is hidden, like _manifest or .staging, is no data.
-        files = [f for f in files if not any(p.startswith(("_", ".")) for p in f[len(path) :].split("/"))]
-        if not files:
-            raise FileNotFoundError(path)
-        return files
 
     def _guard_file(self, uri: str, action: Callable[[], T]) -> T:
         """For a file that was there when its table was listed."""
@@ -235,13 +243,13 @@ def _os_error(uri: str, error: OSError) -> Exception:
     return Unavailable(f"The object store does not answer for {uri}.", reason="OBJECT_STORE_DOWN")
 
 
-def _frame(table: pa.Table) -> pl.DataFrame:
+def to_frame(table: pa.Table) -> pl.DataFrame:
     frame = pl.from_arrow(table)
     assert isinstance(frame, pl.DataFrame)
     return frame
 
 
-def _filter(schema: pa.Schema, where: Between | None) -> ds.Expression | None:
+def arrow_filter(schema: pa.Schema, where: Between | None) -> ds.Expression | None:
     if where is None:
         return None
     kind = schema.field(where.column).type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import grpc
@@ -17,6 +17,7 @@ from flywheel_inference.release import Contract
 from flywheel_inference.tensor import FeatureBlock, FeatureColumn
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2_grpc
+from flywheel_protos.types.v1 import column_pb2
 
 
 class FeatureService:
@@ -47,6 +48,7 @@ class FeatureService:
             feature_set=contract.feature_set,
             entities=table(keys, contract.join_keys),
             layout=pb.ANSWER_LAYOUT_COLUMNS,
+            with_applied_offsets=True,
         )
         if contract.request_fields:
             request.request_fields.CopyFrom(table(fields, contract.request_fields))
@@ -65,9 +67,16 @@ def _block(response: pb.GetOnlineFeaturesResponse, contract: Contract, rows: int
         raise Internal(
             f"The feature service answered {len(response.statuses)} statuses for {len(answered)} features of {rows} rows."
         )
-    found = []
-    for column in answered:
-        values, valid = columns.to_numpy(column, rows)
-        found.append(FeatureColumn(column.name, column.data_type, values, valid))
     statuses = np.frombuffer(response.statuses, np.uint8).reshape(len(answered), rows)
-    return FeatureBlock(response.feature_set or contract.feature_set, tuple(found), statuses)
+    return FeatureBlock(
+        response.feature_set or contract.feature_set,
+        _columns(answered, rows),
+        statuses,
+        _columns(response.applied_offsets.columns, rows),
+    )
+
+
+def _columns(answered: Iterable[column_pb2.Column], rows: int) -> tuple[FeatureColumn, ...]:
+    return tuple(
+        FeatureColumn(column.name, column.data_type, *columns.to_numpy(column, rows)) for column in answered
+    )

@@ -104,7 +104,7 @@ def release(row: Row) -> Release:
     if "platt" in body:
         calibration = Platt(*body["platt"])
     elif "isotonic" in body:
-        calibration = Isotonic(*body["isotonic"])
+        calibration = Isotonic(*map(tuple, body["isotonic"]))
     return Release(
         model=row["model"],
         number=row["number"],

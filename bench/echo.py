@@ -1,0 +1,46 @@
+"""A server that does nothing but what every service must: the same interceptors, then prepared bytes.
+
+python -m bench.echo ADDRESS METHOD=FILE …
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from flywheel_common.config import ServiceSettings
+from flywheel_common.grpc_server import Server
+from flywheel_common.runtime import main
+
+SERVICE = "flywheel.bench.v1.EchoService"
+
+
+def add_answers(answers: dict[str, str], server: Any) -> None:
+    """Like a generated `add_…Servicer_to_server`: each method answers its own bytes whatever it was sent."""
+
+    def handler(path: str) -> Any:
+        answer = Path(path).read_bytes()
+
+        async def call(_: bytes, __: Any) -> bytes:
+            return answer
+
+        return grpc.unary_unary_rpc_method_handler(call, bytes, bytes)
+
+    handlers = {name: handler(path) for name, path in answers.items()}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
+    server.add_registered_method_handlers(SERVICE, handlers)
+
+
+async def build(settings: ServiceSettings, _: AsyncExitStack) -> Server:
+    answers = dict(a.split("=", 1) for a in sys.argv[2:])
+    server = Server(settings, servicers=[(add_answers, answers)], full_service_names=[SERVICE])
+    server.health.set_ready()
+    return server
+
+
+if __name__ == "__main__":
+    main("echo", ServiceSettings(listen=sys.argv[1], metrics_listen=""), build)

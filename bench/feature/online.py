@@ -1,0 +1,159 @@
+"""GetOnlineFeatures against what it cannot beat: an echo of equal bytes behind the same interceptors, and Redis alone."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+
+import numpy as np
+
+import flywheel as fw
+from bench import echo, h2load, measure
+from bench.feature import definitions as d
+from bench.feature.room import Room
+from flywheel.tables import to_table
+from flywheel_local import ports
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+
+METHOD = "/flywheel.feature.v1.FeatureService/GetOnlineFeatures"
+ROUNDS = 7
+CALLS = {1: 6_000, 100: 2_500}
+STORED = 2_000
+
+
+class Question:
+    """One request, and how many bytes its right answer has."""
+
+    def __init__(self, client_answer: bytes, request: pb.GetOnlineFeaturesRequest) -> None:
+        self.message = request.SerializeToString()
+        self.answer = client_answer
+
+
+def run(room: Room) -> Iterable[measure.Row]:
+    h2load.require()
+    asked = room.ask(questions)
+    answers = []
+    for name, question in asked.items():
+        path = room.folder / f"{name}.answer"
+        path.write_bytes(question.answer)
+        answers.append(f"{name}={path}")
+    address = f"127.0.0.1:{ports.free(['echo'])['echo']}"
+    room.start("echo", ["-m", "bench.echo", address, *answers], address=address)
+
+    def ours(name: str, concurrent: int, calls: int) -> h2load.Load:
+        q = asked[name]
+        return h2load.load(room.address, METHOD, q.message, len(q.answer), concurrent=concurrent, calls=calls)
+
+    def theirs(name: str, concurrent: int, calls: int) -> h2load.Load:
+        q = asked[name]
+        return h2load.load(
+            address, f"/{echo.SERVICE}/{name}", q.message, len(q.answer), concurrent=concurrent, calls=calls
+        )
+
+    for name in asked:  # connections, code paths, caches
+        ours(name, 16, 1000)
+        theirs(name, 16, 1000)
+    yield from _throughput(ours, theirs)
+    yield from _latency(ours, theirs)
+    yield _beside_redis(room, ours)
+
+
+def _throughput(ours, theirs) -> Iterable[measure.Row]:  # type: ignore[no-untyped-def]
+    for entities, bound in ((1, 0.7), (100, 0.5)):
+        name, calls = f"fifty_{entities}", CALLS[entities]
+        pairs = measure.alternating(
+            ROUNDS,
+            lambda name=name, calls=calls: ours(name, 16, calls).per_second,
+            lambda name=name, calls=calls: theirs(name, 16, calls).per_second,
+        )
+        label = "entity" if entities == 1 else "entities"
+        yield measure.compared(
+            f"GetOnlineFeatures, 50 features, {entities} {label}, 16 concurrent", "requests/s",
+            "echo of equal bytes, same interceptors", pairs, measure.at_least(bound),
+        )  # fmt: skip
+
+
+def _latency(ours, theirs) -> Iterable[measure.Row]:  # type: ignore[no-untyped-def]
+    at_4 = [(ours("mixed_1", 4, 3000), theirs("mixed_1", 4, 3000)) for _ in range(ROUNDS)]
+    at_16 = [(ours("mixed_1", 16, 6000), theirs("mixed_1", 16, 6000)) for _ in range(ROUNDS)]
+    what = "three views and an on-demand view, 50 features"
+    yield measure.compared(
+        f"p99 at 4 concurrent, {what}", "ms", "echo", [(a.p99, b.p99) for a, b in at_4],
+        measure.at_most(5.0, of_value=True),
+    )  # fmt: skip
+    yield measure.compared(
+        f"p99 at 16 concurrent, {what}", "ms", "echo", [(a.p99, b.p99) for a, b in at_16], measure.at_most(1.5)
+    )  # fmt: skip
+    yield measure.compared(
+        f"requests/s at 16 concurrent, {what}", "requests/s", "echo",
+        [(a.per_second, b.per_second) for a, b in at_16], None,
+    )  # fmt: skip
+
+
+def _beside_redis(room: Room, ours) -> measure.Row:  # type: ignore[no-untyped-def]
+    redis = room.redis()
+    key = next(iter(redis.scan_iter(match=f"default/fifty@*{d.drivers(1)[0]}*", count=10_000)))
+
+    def mget() -> float:
+        found = []
+        for _ in range(2000):
+            began = time.perf_counter()
+            (value,) = redis.mget([key])
+            found.append(time.perf_counter() - began)
+            assert value
+        return float(np.percentile(found, 50)) * 1e3
+
+    pairs = measure.alternating(ROUNDS, lambda: ours("fifty_1", 1, 2000).p50, mget)
+    a, b = (statistics.median(side) for side in zip(*pairs, strict=True))
+    return measure.Row(
+        "p50 of 1 entity, 1 concurrent", a, "ms", "redis-py MGET of the same bytes", b, a / b, "≤ + 1 ms", a - b <= 1.0
+    )  # fmt: skip
+
+
+async def questions(
+    client: fw.Client, names: Iterable[str] = ("fifty_1", "fifty_100", "mixed_1")
+) -> dict[str, Question]:
+    found = {}
+    ids = d.drivers(STORED)
+    for name, feature_set, entities, fields in (
+        ("fifty_1", "fifty_set", ids[:1], None),
+        ("fifty_100", "fifty_set", ids[:100], None),
+        ("mixed_1", "mixed_set", ids[:1], {"price": [12.5]}),
+    ):
+        if name not in names:
+            continue
+        request = pb.GetOnlineFeaturesRequest(
+            feature_set=client.path("featureSets", feature_set),
+            entities=to_table({"driver": entities}, {"driver": fw.STRING}),
+        )
+        if fields is not None:
+            request.request_fields.CopyFrom(to_table(fields, {"price": fw.FLOAT64}))
+        answer = await client.feature.GetOnlineFeatures(request)
+        if set(answer.statuses) != {1}:
+            raise RuntimeError(f"{name}: not every value is PRESENT ({sorted(set(answer.statuses))})")
+        found[name] = Question(answer.SerializeToString(), request)
+    return found
+
+
+def fill(room: Room) -> None:
+    """Definitions, batch rows of the drivers, and some rides of each."""
+    room.write_table(d.WIDE_URI + "part.parquet", d.wide_rows(STORED))
+    worker = room.start_worker()
+
+    async def work(client: fw.Client) -> None:
+        await client.apply(d.definitions())
+        for view in ("fifty", "first", "second"):
+            await client.materialize(view)
+        events = d.ride_rows(0, 20 * STORED, STORED, d.NOW - timedelta(hours=20), timedelta(seconds=1.7))
+        await client.push("rides", events, d.EVENT_SCHEMA)
+        # Every driver has a ride of the last hour, whatever the draw was.
+        recent = d.ride_rows(1, STORED, STORED, d.NOW, timedelta(0)) | {"driver": d.drivers(STORED)}
+        pushed = await client.push("rides", recent, d.EVENT_SCHEMA)
+        await client.wait_applied(pushed.offsets, within=60)
+        await asyncio.sleep(0.5)
+
+    room.ask(work)
+    worker.stop()

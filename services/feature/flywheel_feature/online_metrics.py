@@ -1,0 +1,79 @@
+"""What operators watch of the online store, per view: how often an entity is found, and how old the newest value is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from prometheus_client import Counter, Gauge
+
+from flywheel_common.clock import Clock
+from flywheel_common.errors import FlywheelError
+from flywheel_common.logs import get_logger
+from flywheel_feature.catalog import Catalog
+from flywheel_feature.freshness import FreshnessReader
+
+log = get_logger(__name__)
+
+PUBLISH_SECONDS = 10.0
+
+_READS = Counter(
+    "flywheel_feature_online_reads", "Entities looked up per view, found (hit) or never written (miss)", ["view", "result"]
+)  # fmt: skip
+_LAG = Gauge(
+    "flywheel_feature_freshness_lag_seconds", "Now less the newest event time that is online", ["view"]
+)
+_SLA = Gauge("flywheel_feature_freshness_sla_seconds", "Promised lag; 0: none", ["view"])
+_BEHIND = Gauge(
+    "flywheel_feature_source_lag_events", "Records of a stream source that are not applied", ["source"]
+)
+
+
+class ReadCounters:
+    """Counts answers; hit ratio = hit / (hit + miss)."""
+
+    def __init__(self) -> None:
+        self._counters: dict[str, tuple[Any, Any]] = {}
+
+    def count(self, view_versions: Iterable[str], event_times: npt.NDArray[np.int64]) -> None:
+        """`event_times` [views, rows], 0 where an entity was never written."""
+        rows = event_times.shape[1]
+        for view, found in zip(view_versions, np.count_nonzero(event_times, axis=1).tolist(), strict=True):
+            counters = self._counters.get(view)
+            if counters is None:
+                counters = self._counters[view] = _READS.labels(view, "hit"), _READS.labels(view, "miss")
+            if found:
+                counters[0].inc(found)
+            if found < rows:
+                counters[1].inc(rows - found)
+
+
+class FreshnessGauges:
+    def __init__(
+        self, reader: FreshnessReader, projects: Callable[[], Iterable[Catalog]], clock: Clock
+    ) -> None:
+        self._reader = reader
+        self._projects = projects
+        self._clock = clock
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            try:
+                await self.publish()
+            except FlywheelError as error:
+                log.warning("freshness is not published", reason=error.reason)
+            await asyncio.sleep(PUBLISH_SECONDS)
+
+    async def publish(self) -> None:
+        now = self._clock.now().timestamp()
+        for catalog in self._projects():
+            for fresh in await self._reader.read(catalog):
+                if "/sources/" in fresh.name:
+                    _BEHIND.labels(fresh.name).set(fresh.lag_events)
+                elif fresh.watermark:
+                    _LAG.labels(fresh.name).set(max(0.0, now - fresh.watermark / 1e6))
+                    _SLA.labels(fresh.name).set(fresh.freshness_sla / 1e6)

@@ -1,0 +1,189 @@
+"""One law for the feature service's jobs, in memory and in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+import flywheel_feature
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.migrate import migrate
+from flywheel_common.postgres import create_pool
+from flywheel_common.testing.eventually import eventually
+from flywheel_feature.jobs import MAX_ATTEMPTS, Job, JobState, JobStore, Progress
+from flywheel_feature.memory_jobs import MemoryJobs
+from flywheel_feature.store.jobs import PostgresJobs
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+JOB = Job("p", "a", "BUILD", b"\x00request", AT, training_set="projects/p/trainingSets/t")
+
+
+@pytest.fixture(params=["memory", "postgres"])
+def dsn(request: pytest.FixtureRequest) -> str:
+    """Empty for the store in memory."""
+    return str(request.getfixturevalue("database")) if request.param == "postgres" else ""
+
+
+@pytest.fixture
+async def jobs(dsn: str) -> AsyncIterator[JobStore]:
+    if not dsn:
+        yield MemoryJobs()
+        return
+    async with create_pool(dsn) as pool:
+        await migrate(pool, Path(flywheel_feature.__file__).parent / "migrations")
+        yield PostgresJobs(pool)
+
+
+async def claimed(jobs: JobStore, owner: str = "one", lease_seconds: float = 60.0) -> Job:
+    job = await jobs.claim(owner, ["BUILD"], lease_seconds)
+    assert job is not None
+    return job
+
+
+async def silent(jobs: JobStore, owner: str) -> Job:
+    """Claim as soon as the lease of whoever holds the job has run out."""
+
+    async def free() -> Job | None:
+        return await jobs.claim(owner, ["BUILD"], 0.0)
+
+    found = await eventually(free, within=5)
+    assert found is not None
+    return found
+
+
+async def test_a_job_reads_back_in_its_project_alone(jobs: JobStore) -> None:
+    assert JOB == await jobs.create(JOB, "", b"h")
+    assert JOB == await jobs.get("p", "a")
+    assert await jobs.get("q", "a") is None
+    assert await jobs.get("p", "b") is None
+
+
+async def test_equal_request_ids_make_one_job_and_another_body_is_refused(jobs: JobStore) -> None:
+    made = await asyncio.gather(*(jobs.create(replace(JOB, id=f"j{i}"), "once", b"h") for i in range(20)))
+    assert 1 == len({j.id for j in made})
+    with pytest.raises(InvalidArgument) as reused:
+        await jobs.create(replace(JOB, id="other"), "once", b"another")
+    assert "REQUEST_ID_REUSED" == reused.value.reason
+    for i, changed in enumerate(
+        [replace(JOB, project="q"), replace(JOB, kind="CHECK"), replace(JOB, id="no-id-1")]
+    ):
+        job = replace(changed, id=f"new{i}")
+        assert job == await jobs.create(job, "once" if i < 2 else "", b"h")
+    assert 2 == len(await jobs.list("p", kind="BUILD", state="", before="", limit=99))
+
+
+async def test_two_claimers_never_get_the_same_job_and_the_oldest_comes_first(jobs: JobStore) -> None:
+    for i in range(6):
+        await jobs.create(replace(JOB, id=f"j{i}", created_at=AT - timedelta(seconds=i)), "", b"h")
+    await jobs.create(replace(JOB, id="k", kind="CHECK"), "", b"h")
+    first = await claimed(jobs)
+    assert ("j5", JobState.RUNNING, 1) == (first.id, first.state, first.attempt)
+    rest = await asyncio.gather(*(jobs.claim(f"o{i}", ["BUILD"], 60.0) for i in range(9)))
+    assert [f"j{i}" for i in range(5)] == sorted(j.id for j in rest if j is not None)
+    check = await jobs.claim("one", ["BUILD", "CHECK"], 60.0)
+    assert check is not None and "k" == check.id
+
+
+async def test_only_who_holds_a_job_writes_to_it(jobs: JobStore) -> None:
+    await jobs.create(JOB, "", b"h")
+    job = await claimed(jobs)
+    progress = Progress(3, 9, "rows", "working")
+    assert await jobs.heartbeat(job, "one", progress, 60.0) is False
+    assert await jobs.heartbeat(job, "two", Progress(), 60.0) is None
+    await jobs.save_checkpoint(job, "one", b"here")
+    for owner in ("two", ""):
+        await jobs.save_checkpoint(job, owner, b"elsewhere")
+        await jobs.requeue(job, owner, 0.0)
+        await jobs.finish(replace(job, state=JobState.FAILED), owner)
+    found = await jobs.get("p", "a")
+    assert replace(job, progress=progress, checkpoint=b"here") == found
+    done = replace(
+        job,
+        state=JobState.SUCCEEDED,
+        progress=Progress(9, 9),
+        ended_at=AT,
+        result={"rows": 9, "list": [1, "x"]},
+    )
+    await jobs.finish(done, "one")
+    assert replace(done, checkpoint=b"here") == await jobs.get("p", "a")
+    assert await jobs.heartbeat(job, "one", progress, 60.0) is None
+    assert await jobs.claim("two", ["BUILD"], 60.0) is None
+
+
+async def test_a_job_whose_holder_fell_silent_goes_on_elsewhere_from_its_checkpoint(jobs: JobStore) -> None:
+    await jobs.create(JOB, "", b"h")
+    job = await claimed(jobs, lease_seconds=0.05)
+    await jobs.save_checkpoint(job, "one", b"here")
+    again = await silent(jobs, "two")
+    assert (b"here", 2, JobState.RUNNING) == (again.checkpoint, again.attempt, again.state)
+    await jobs.finish(replace(job, state=JobState.SUCCEEDED, ended_at=AT), "one")
+    found = await jobs.get("p", "a")
+    assert found is not None and JobState.RUNNING == found.state
+
+
+async def test_a_job_that_kills_every_holder_is_lost(jobs: JobStore) -> None:
+    await jobs.create(JOB, "", b"h")
+    await claimed(jobs, lease_seconds=0.0)
+    for _ in range(MAX_ATTEMPTS - 1):
+        await silent(jobs, "next")
+
+    async def lost() -> bool:
+        assert await jobs.claim("last", ["BUILD"], 60.0) is None
+        found = await jobs.get("p", "a")
+        return found is not None and found.state is JobState.LOST
+
+    await eventually(lost, within=5)
+    found = await jobs.get("p", "a")
+    assert found is not None
+    assert "JOB_LOST" == found.error_reason
+    assert found.ended_at is not None
+
+
+async def test_a_job_given_back_waits_for_its_delay(jobs: JobStore) -> None:
+    await jobs.create(JOB, "", b"h")
+    job = await claimed(jobs)
+    await jobs.requeue(job, "one", 3600.0)
+    assert await jobs.claim("two", ["BUILD"], 60.0) is None
+    found = await jobs.get("p", "a")
+    assert found is not None and JobState.QUEUED == found.state
+    await jobs.create(replace(JOB, id="b"), "", b"h")
+    second = await claimed(jobs)
+    await jobs.requeue(second, "one", 0.0)
+    assert 2 == (await claimed(jobs, "two")).attempt
+
+
+async def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_told(jobs: JobStore) -> None:
+    await jobs.create(JOB, "", b"h")
+    cancelled = await jobs.request_cancel("p", "a")
+    assert cancelled is not None
+    assert (JobState.CANCELLED, True) == (cancelled.state, cancelled.ended_at is not None)
+    assert await jobs.claim("one", ["BUILD"], 60.0) is None
+    await jobs.create(replace(JOB, id="b"), "", b"h")
+    running = await claimed(jobs)
+    told = await jobs.request_cancel("p", "b")
+    assert told is not None and JobState.RUNNING == told.state
+    assert await jobs.heartbeat(running, "one", Progress(), 60.0) is True
+    await jobs.finish(replace(running, state=JobState.SUCCEEDED, ended_at=AT), "one")
+    after = await jobs.request_cancel("p", "b")
+    assert after is not None and JobState.SUCCEEDED == after.state
+    assert await jobs.request_cancel("p", "none") is None
+
+
+async def test_jobs_are_listed_newest_first_by_kind_and_state(jobs: JobStore) -> None:
+    for i, kind in enumerate(["BUILD", "CHECK", "BUILD"]):
+        await jobs.create(replace(JOB, id=f"j{i}", kind=kind, created_at=AT + timedelta(seconds=i)), "", b"h")
+    await jobs.create(replace(JOB, project="q"), "", b"h")
+    await claimed(jobs)
+
+    async def ids(kind: str = "", state: str = "", before: str = "", limit: int = 9) -> list[str]:
+        return [j.id for j in await jobs.list("p", kind=kind, state=state, before=before, limit=limit)]
+
+    assert ["j2", "j1", "j0"] == await ids()
+    assert ["j2", "j0"] == await ids("BUILD")
+    assert ["j0"] == await ids(state="RUNNING")
+    assert ["j1"] == await ids(before="j2", limit=1)

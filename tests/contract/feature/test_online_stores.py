@@ -1,0 +1,184 @@
+"""One law for rows, tiles and applied positions, in memory and in Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flywheel_common.errors import Unavailable
+from flywheel_feature.aggregation import Delta, Events, TileLayout, event_ranks
+from flywheel_feature.applied_offsets import positions_of
+from flywheel_feature.definitions import HOUR, SECOND, Aggregation, AggregationFunction, DataType, Feature
+from flywheel_feature.memory_online import MemoryOnlineStore
+from flywheel_feature.row_encoding import RowLayout
+from flywheel_feature.store.online_store import OnlineStore
+from flywheel_feature.store.redis_pipe import RedisPipe
+
+F = AggregationFunction
+TILE = 600 * SECOND
+START = 1_357_000_000 * SECOND // TILE * TILE
+LAYOUT = TileLayout([Aggregation(f.name, f, "x", 2 * HOUR, 3) for f in F if f != F.APPROX_DISTINCT], TILE)
+ROWS = RowLayout([Feature("x", DataType.FLOAT64)])
+
+
+@pytest.fixture(params=["memory", "redis"])
+def url(request: pytest.FixtureRequest) -> str:
+    """Empty for the store in memory."""
+    return str(request.getfixturevalue("redis_url")) if request.param == "redis" else ""
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[OnlineStore | MemoryOnlineStore]:
+    if not url:
+        yield MemoryOnlineStore()
+        return
+    pipe = RedisPipe(url)
+    yield OnlineStore(pipe)
+    await pipe.close()
+
+
+def row(event: int, created: int, x: float) -> bytes:
+    (packed,) = ROWS.encode({"x": (np.array([x]), np.ones(1, bool))}, np.array([event]), np.array([created]))
+    return packed
+
+
+def delta(places: range | list[int], minutes: list[int]) -> Delta:
+    """What the events at these places of a partition add; place i lies at minutes[i] and has the value i."""
+    chosen = np.array(list(places), np.int64)
+    time = START + np.array(minutes, np.int64)[chosen] * 60 * SECOND
+    values = {"x": (chosen.astype(np.float64), chosen % 5 != 4)}
+    ranks = event_ranks([str(i) for i in chosen.tolist()])
+    return LAYOUT.partials(Events(np.zeros(chosen.size, np.int64), time, time, ranks, values))[0]
+
+
+def windows(state: bytes | None, minute: int) -> list[Any]:
+    read = LAYOUT.read([state], np.array([START + minute * 60 * SECOND], np.int64))
+    values = [column[0] if mask[0] else None for column, mask in read.columns]
+    flat: list[Any] = []
+    for value in values:
+        flat += value.tolist() if isinstance(value, np.ndarray) else [value]
+    return flat
+
+
+async def test_rows_are_read_in_the_order_asked(store: Any) -> None:
+    assert 2 == await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
+    found = await store.read([b"b", b"absent", b"a", b"b"])
+    assert [2.0, 0.0, 1.0, 2.0] == ROWS.decode(found).columns[0][0].tolist()
+    assert [True, False, True, True] == ROWS.decode(found).found.tolist()
+    assert [] == await store.read([])
+
+
+async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(store: Any) -> None:
+    versions = [(e, c, float(10 * e + c)) for e in range(3) for c in range(3)]
+    random.Random(5).shuffle(versions)
+    written = await asyncio.gather(*(store.write_rows([b"k"], [row(*v)], 60_000) for v in versions * 2))
+    assert 1 <= sum(written) <= 9
+    assert [22.0] == ROWS.decode(await store.read([b"k"])).columns[0][0].tolist()
+    assert 0 == await store.write_rows([b"k"], [row(2, 2, 22.0)], 0), "a repeated row writes nothing"
+    assert 0 == await store.write_rows([b"k"], [row(2, 1, 99.0)], 0)
+    assert 1 == await store.write_rows([b"k"], [row(2, 2, 99.0)], 0), (
+        "of equal times the last one written stays"
+    )
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_tiles_merged_in_any_order_are_the_tiles_of_all_events(store: Any, seed: int) -> None:
+    chance = random.Random(seed)
+    minutes = [chance.randrange(0, 300) for _ in range(40)]
+    cuts = sorted({0, 40, *(chance.randrange(40) for _ in range(6))})
+    # Partitions of one entity in turn: their events interleave in time.
+    for number, (low, high) in enumerate(pairwise(cuts)):
+        partition = number % 2
+        assert [high] == await store.merge_tiles(
+            LAYOUT, [(b"k", delta(range(low, high), minutes), low, high)], partition, 60_000, 1
+        )
+    (state,) = await store.read([b"k"])
+    whole = LAYOUT.state_of(delta(range(40), minutes), {})
+    for minute in (max(minutes), max(minutes) + 60):
+        assert windows(state, minute) == pytest.approx(windows(whole, minute), rel=1e-9, nan_ok=True)
+    reached = {n % 2: high for n, (_, high) in enumerate(pairwise(cuts))}
+    _, pairs = positions_of([state])
+    assert reached == dict(pairs.tolist())
+
+
+async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
+    minutes = list(range(20))
+
+    async def merge(low: int, high: int) -> int:
+        (answer,) = await store.merge_tiles(
+            LAYOUT, [(b"k", delta(range(low, high), minutes), low, high)], 0, 0, 1
+        )
+        return int(answer)
+
+    assert 10 == await merge(0, 10)
+    before = await store.read([b"k"])
+    assert 10 == await merge(0, 10)
+    assert 10 == await merge(2, 5)
+    # Part of it is new: nothing is done, and the answer says where the new part begins.
+    assert 10 == await merge(5, 15)
+    assert before == await store.read([b"k"])
+    assert 15 == await merge(10, 15)
+    assert windows(LAYOUT.state_of(delta(range(15), minutes), {}), 20) == pytest.approx(
+        windows((await store.read([b"k"]))[0], 20), rel=1e-9
+    )
+
+
+async def test_tiles_older_than_a_state_keeps_are_dropped(store: Any) -> None:
+    days = [0, 60 * 24, 60 * 24 + 1]
+    for i in (0, 1, 2):
+        await store.merge_tiles(LAYOUT, [(b"k", delta([i], days), i, i + 1)], 0, 0, 1)
+    late = [*days, 5]
+    assert [4] == await store.merge_tiles(LAYOUT, [(b"k", delta([3], late), 3, 4)], 0, 0, 1)
+    (state,) = await store.read([b"k"])
+    assert state is not None
+    count = windows(state, days[2])[list(F).index(F.COUNT)]
+    assert (2, 1.0) == (count, np.frombuffer(state, "<f8")[2])
+
+
+async def test_a_state_of_an_older_generation_counts_as_absent(store: Any) -> None:
+    minutes = list(range(20))
+    assert [10] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(10), minutes), 0, 10)], 0, 0, 1)
+    # The same events again, since what the first generation held may be lost in part.
+    assert [5] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(5), minutes), 0, 5)], 0, 0, 2)
+    (state,) = await store.read([b"k"])
+    whole = LAYOUT.state_of(delta(range(5), minutes), {})
+    assert windows(state, 20) == pytest.approx(windows(whole, 20), rel=1e-9)
+    assert [[0, 5]] == positions_of([state])[1].tolist()
+    assert [-1] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(5, 9), minutes), 5, 9)], 0, 0, 1)
+    assert [state] == await store.read([b"k"])
+
+
+async def test_a_position_moves_only_from_the_value_that_is_there(store: Any) -> None:
+    assert {} == await store.take_positions("p", "s", 1)
+    assert [True, True] == await store.advance("p", "s", {"v@1/0": ("", "5:1"), "v@1/1": ("", "7:1")}, 1)
+    assert [False, True] == await store.advance("p", "s", {"v@1/0": ("", "6:1"), "v@1/1": ("7:1", "8:2")}, 1)
+    assert {"v@1/0": "5:1", "v@1/1": "8:2"} == await store.positions("p", "s")
+    assert {} == await store.positions("p", "other")
+    racing = await asyncio.gather(
+        *(store.advance("p", "s", {"v@1/0": ("5:1", f"{i}:1")}, 1) for i in range(6, 16))
+    )
+    assert 1 == sum(moved for (moved,) in racing)
+
+
+async def test_positions_of_an_older_generation_are_forgotten_and_move_no_more(store: Any) -> None:
+    await store.take_positions("p", "s", 1)
+    assert [True] == await store.advance("p", "s", {"v@1/0": ("", "5:1")}, 1)
+    assert {} == await store.take_positions("p", "s", 2)
+    assert [False] == await store.advance("p", "s", {"v@1/0": ("", "9:1")}, 1)
+    assert [True] == await store.advance("p", "s", {"v@1/0": ("", "3:1")}, 2)
+    assert {} == await store.take_positions("p", "s", 1)
+    assert {"v@1/0": "3:1"} == await store.take_positions("p", "s", 2)
+
+
+async def test_a_store_that_is_away_is_unavailable(free_port: Any) -> None:
+    pipe = RedisPipe(f"redis://127.0.0.1:{free_port()}/0")
+    with pytest.raises(Unavailable) as away:
+        await OnlineStore(pipe).read([b"k"])
+    assert "ONLINE_STORE_DOWN" == away.value.reason
+    await pipe.close()

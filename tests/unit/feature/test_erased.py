@@ -1,0 +1,77 @@
+"""Tombstones: which events and rows of an erased entity are passed over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import polars as pl
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flywheel_feature.catalog import Catalog
+from flywheel_feature.definitions import DataType, Entity, Field, ParquetSource, Source, StreamSource
+from flywheel_feature.erased import Erased, Tombstone, key_hash, speaks_of
+from flywheel_feature.keys import entity_keys
+
+PERSON, SHOP = Field("person", DataType.STRING), Field("shop", DataType.INT64)
+AT = Field("at", DataType.TIMESTAMP)
+PLACE = Entity("p", "place", (PERSON, SHOP))
+VISITS = Source("p", "visits", (PERSON, SHOP, AT), "at", "", StreamSource())
+TABLE = Source("p", "table", (PERSON, SHOP, AT), "at", "", ParquetSource("s3://bucket/table/"))
+
+ROW = st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 2), st.integers(0, 30))
+BURIED = st.dictionaries(
+    st.tuples(st.sampled_from("ab"), st.integers(0, 2)), st.integers(0, 30), max_size=4
+)  # fmt: skip
+
+
+def erased(stones: dict[tuple[str, int], Tombstone]) -> Erased:
+    held = {}
+    for (person, shop), stone in stones.items():
+        (name,) = entity_keys([(DataType.STRING, [person]), (DataType.INT64, [shop])])
+        held[key_hash(PLACE, name)] = stone
+    catalog = Catalog("p", entities={"place": PLACE})
+    return Erased(lambda _: catalog, lambda _: {"place": held} if held else {})
+
+
+def columns(rows: list[Any]) -> Any:
+    people = np.array([r[0] or "" for r in rows], dtype=object)
+    known = np.array([r[0] is not None for r in rows], bool)
+    shops = np.array([r[1] for r in rows], np.int64)
+    return {"person": (people, known), "shop": (shops, np.ones(len(rows), bool))}
+
+
+@given(st.lists(ROW, max_size=20), BURIED, st.integers(0, 1))
+def test_events_below_the_barrier_of_their_entity_go_and_no_others(
+    rows: list[Any], buried: dict[tuple[str, int], int], partition: int
+) -> None:
+    offset = np.sort(np.array([r[2] for r in rows], np.int64))
+    stones = {key: Tombstone(0, {"visits": {0: barrier}}) for key, barrier in buried.items()}
+    kept = erased(stones).events(VISITS, partition, offset, columns(rows))
+    wanted = [
+        not (partition == 0 and (r[0], r[1]) in buried and o < buried[r[0], r[1]])
+        for r, o in zip(rows, offset, strict=True)
+    ]
+    assert (kept.tolist() if kept is not None else [True] * len(rows)) == wanted
+
+
+@given(st.lists(ROW, max_size=20), BURIED)
+def test_rows_of_a_table_that_were_known_before_the_erasure_go(
+    rows: list[Any], buried: dict[tuple[str, int], int]
+) -> None:
+    known = np.array([r[2] for r in rows], np.int64)
+    frame = pl.DataFrame(
+        {"person": [r[0] for r in rows], "shop": [r[1] for r in rows]},
+        schema={"person": pl.String, "shop": pl.Int64},
+    )
+    kept = erased({key: Tombstone(at) for key, at in buried.items()}).batch_rows(TABLE, known, frame)
+    wanted = [not ((r[0], r[1]) in buried and r[2] <= buried[r[0], r[1]]) for r in rows]
+    assert (kept.tolist() if kept is not None else [True] * len(rows)) == wanted
+
+
+def test_a_source_speaks_of_an_entity_when_it_has_all_its_keys_in_their_types() -> None:
+    assert speaks_of(VISITS, PLACE)
+    other_type = Source("p", "x", (PERSON, Field("shop", DataType.STRING), AT), "at", "", StreamSource())
+    assert not speaks_of(other_type, PLACE)
+    assert not speaks_of(Source("p", "x", (PERSON, AT), "at", "", StreamSource()), PLACE)
