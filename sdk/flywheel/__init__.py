@@ -7,6 +7,7 @@ from flywheel.client import Client, now, timestamp
 from flywheel.definitions import (
     Aggregation,
     BatchView,
+    DeltaSource,
     Entity,
     FeatureSet,
     OnDemandView,
@@ -65,6 +66,7 @@ __all__ = [
     "Aggregation",
     "BatchView",
     "Client",
+    "DeltaSource",
     "Entity",
     "FeatureSet",
     "FlywheelError",

@@ -294,14 +294,22 @@ class Client:
         spine: training_set_pb2.Spine,
         *,
         mode: int = training_set_pb2.JOIN_MODE_POINT_IN_TIME,
+        full_feature_names: bool = True,
+        compute: int = training_set_pb2.COMPUTE_UNSPECIFIED,
         progress: Callable[[feature_pb2.Job], None] | None = None,
     ) -> training_set_pb2.TrainingSet:
-        """Joins a spine with a feature set and waits for the manifest."""
+        """Joins a spine with a feature set and waits for the manifest.
+
+        `full_feature_names=False` calls columns `feature` instead of `view__feature`: for reading them elsewhere, as models
+        are trained on the full names. `compute`: where it is joined, by its size unless you say.
+        """
         request = feature_pb2.BuildTrainingSetRequest(
             parent=self.parent,
             feature_set=self.path("featureSets", feature_set),
             spine=spine,
             mode=mode,  # type: ignore[arg-type]
+            short_feature_names=not full_feature_names,
+            compute=compute,  # type: ignore[arg-type]
             request_id=request_id(),
         )
         job = (await self.feature.BuildTrainingSet(request)).job

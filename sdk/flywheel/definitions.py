@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from google.protobuf.duration_pb2 import Duration
 
@@ -78,16 +78,39 @@ class Source(Metadata):
         )
 
 
+FORMATS = {"parquet": pb.TABLE_FORMAT_PARQUET, "delta": pb.TABLE_FORMAT_DELTA}
+"""How the files of a ParquetSource are read."""
+
+
 @dataclass(frozen=True)
 class ParquetSource(Source):
-    """Parquet files below an `s3://bucket/prefix/`."""
+    """Parquet on S3: every file below an `s3://bucket/prefix/` (folders like `day=2013-01-01` are columns), or one file.
+
+    `format="delta"`: the folder of a Delta table. Each job reads one version of it, whatever is written meanwhile; the
+    manifest of a training set names that version.
+    """
 
     uri: str = ""
+    format: Literal["parquet", "delta"] = "parquet"
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(
+                f"source {self.name!r}: format is one of {', '.join(FORMATS)}, not {self.format!r}"
+            )
 
     def proto(self, project: str) -> pb.Source:
         result = super().proto(project)
         result.parquet.uri = self.uri
+        result.parquet.format = FORMATS[self.format]
         return result
+
+
+@dataclass(frozen=True)
+class DeltaSource(ParquetSource):
+    """A Delta table at `s3://bucket/prefix/`: a ParquetSource whose format is "delta"."""
+
+    format: Literal["parquet", "delta"] = "delta"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pydantic import SecretStr
 from pydantic_settings import SettingsConfigDict
 
 from flywheel_common.config import KafkaSettings, PostgresSettings, RedisSettings, S3Settings, ServiceSettings
@@ -37,6 +38,20 @@ class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSet
     """Most rows a second that one materialization writes online; 0: no limit."""
     prediction_log_prefix: str = "predictions"
     """Key prefix of the monitor's archive of predictions in the bucket, which an erasure cleans."""
+
+    join_memory_mebibytes: int = 2048
+    """What a training set's join may take of memory; a larger one is computed in partitions that spill to disk."""
+    spill_directory: str = ""
+    """Where joins in partitions keep their working files, about the size of the inputs; empty: the system's temporary folder.
+    A join goes on after a restart where it finds them again."""
+    ray_address: str = ""
+    """http(s)://host:port of a Ray cluster's Jobs API, for joins beyond one machine; empty: there is none."""
+    ray_auth_token: SecretStr = SecretStr("")
+    """Token of the cluster; empty: it asks for none."""
+    ray_python: str = "python"
+    """The interpreter on the cluster that has this service's code and Ray."""
+    ray_join_rows: int = 200_000_000
+    """Joins that read more rows go to Ray."""
 
 
 class MaterializeSettings(FeatureSettings):

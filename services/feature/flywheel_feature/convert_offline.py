@@ -24,6 +24,7 @@ from flywheel_feature.offline.skew import SkewCheck, SkewRequest
 from flywheel_feature.offline.training_set import TrainingSetBuilder
 from flywheel_feature.offline.training_sets import (
     ColumnProfile,
+    Compute,
     FileSpine,
     JoinMode,
     SourceSpine,
@@ -67,11 +68,23 @@ def training_set_request(request: pb.BuildTrainingSetRequest) -> TrainingSetRequ
         mode=JoinMode(request.mode or JoinMode.POINT_IN_TIME)
         if request.mode in (0, 1, 2)
         else _unknown_mode(request.mode),
+        short_feature_names=request.short_feature_names,
+        compute=_compute(request.compute),
     )
 
 
 def _unknown_mode(number: int) -> JoinMode:
     raise InvalidArgument(f"{number} is no JoinMode: use POINT_IN_TIME.", reason="WRONG_SPINE", field="mode")
+
+
+def _compute(number: int) -> Compute:
+    if number not in tuple(Compute):
+        raise InvalidArgument(
+            f"{number} is no Compute: leave it out, or use LOCAL or RAY.",
+            reason="WRONG_COMPUTE",
+            field="compute",
+        )
+    return Compute(number)
 
 
 def _own(project: str, owner: str, name: str) -> None:
@@ -117,6 +130,8 @@ def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
         schema=[field_to_proto(f) for f in built.schema],
         profile=[_profile_to_proto(p) for p in built.profile],
         unlabelled_count=built.unlabelled_count,
+        short_feature_names=built.short_feature_names,
+        source_versions=dict(built.source_versions),
     )
     if built.row_count:
         message.min_time.CopyFrom(to_timestamp(built.min_time))
@@ -188,7 +203,10 @@ def training_set_handler(builder: TrainingSetBuilder) -> Handler:
 
     async def handle(job: JobContext) -> Mapping[str, object]:
         built = await builder.build(
-            training_set_request(pb.BuildTrainingSetRequest.FromString(job.request)), job
+            training_set_request(pb.BuildTrainingSetRequest.FromString(job.request)),
+            job,
+            job.job.id,
+            reached=job.current_progress.done,
         )
         return {"training_set": built.name}
 

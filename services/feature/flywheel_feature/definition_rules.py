@@ -124,7 +124,10 @@ def check_source(source: Source) -> list[Violation]:
         if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}/.+", source.kind.uri):
             found.add("parquet.uri", "expected s3://bucket/prefix/ or s3://bucket/key.parquet")
         if source.kind.format == TableFormat.ICEBERG:
-            found.add("parquet.format", "ICEBERG tables cannot be read: use PARQUET or DELTA")
+            found.add(
+                "parquet.format",
+                "ICEBERG tables cannot be read: write the table as DELTA or as PARQUET files, and name that",
+            )
     if source.rules and not source.is_stream:
         found.add("rules", "rules of a source are for streams: say those of a table at the view's features")
     for i, ruled in enumerate(source.rules):

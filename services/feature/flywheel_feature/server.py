@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import aiohttp
 import asyncpg
 
 from flywheel_common.clock import SystemClock
@@ -20,7 +22,7 @@ from flywheel_common.migrate import migrate
 from flywheel_common.postgres import Pool, create_pool
 from flywheel_common.process import Worker
 from flywheel_common.producer import Producer
-from flywheel_common.s3 import object_store
+from flywheel_common.s3 import arrow_filesystem, object_store
 from flywheel_common.topics import feature_source
 from flywheel_feature import convert_events, convert_offline
 from flywheel_feature.archive_replay import ArchiveReplay
@@ -36,6 +38,8 @@ from flywheel_feature.jobs import JobRunner
 from flywheel_feature.lineage import Models
 from flywheel_feature.materialization import KIND as MATERIALIZE
 from flywheel_feature.materialization import Materializing
+from flywheel_feature.offline.partitioned_build import MEBIBYTE, JoinLimits
+from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.offline.skew import SkewCheck
 from flywheel_feature.offline.training_set import TrainingSetBuilder
 from flywheel_feature.online import OnlineFeatures
@@ -53,6 +57,8 @@ from flywheel_feature.store.jobs import PostgresJobs
 from flywheel_feature.store.materialized import PostgresMaterialized
 from flywheel_feature.store.model_uses import NoModels, RegistryModels
 from flywheel_feature.store.online_store import OnlineStore
+from flywheel_feature.store.partition_process import PartitionProcess
+from flywheel_feature.store.partition_ray import PartitionRay
 from flywheel_feature.store.push_log import PostgresPushLog
 from flywheel_feature.store.redis_cluster import ClusterPipe
 from flywheel_feature.store.redis_pipe import Pipe, RedisPipe
@@ -93,7 +99,13 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     generations, replay, filling = _filling(pool, store, archive, tables, SourceTiles(store), erased)
     training_sets = PostgresTrainingSets(pool)
     builder = TrainingSetBuilder(
-        catalogs=definitions.current, tables=tables, archive=history, training_sets=training_sets, clock=clock
+        catalogs=definitions.current,
+        tables=tables,
+        archive=history,
+        training_sets=training_sets,
+        clock=clock,
+        engines=await _partition_engines(settings, stack),
+        limits=JoinLimits(settings.join_memory_mebibytes * MEBIBYTE, settings.ray_join_rows),
     )
     skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
     validating = Validating(tables)
@@ -286,6 +298,31 @@ def _tables(settings: FeatureSettings) -> S3TableFiles:
         secret_key=settings.s3_secret_key.get_secret_value(),
         bucket=settings.s3_bucket,
     )
+
+
+async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -> list[PartitionEngine]:
+    environment = {
+        "FLYWHEEL_FEATURE_S3_ENDPOINT": settings.s3_endpoint,
+        "FLYWHEEL_FEATURE_S3_ACCESS_KEY": settings.s3_access_key.get_secret_value(),
+        "FLYWHEEL_FEATURE_S3_SECRET_KEY": settings.s3_secret_key.get_secret_value(),
+        "FLYWHEEL_FEATURE_S3_BUCKET": settings.s3_bucket,
+        "FLYWHEEL_FEATURE_S3_REGION": settings.s3_region,
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
+    }
+    spill = settings.spill_directory or str(Path(tempfile.gettempdir()) / "flywheel-feature")
+    engines: list[PartitionEngine] = [PartitionProcess(spill, environment)]
+    if settings.ray_address:
+        ray = PartitionRay(
+            await stack.enter_async_context(aiohttp.ClientSession()),
+            address=settings.ray_address,
+            token=settings.ray_auth_token.get_secret_value(),
+            python=settings.ray_python,
+            files=arrow_filesystem(settings),
+            root=f"{settings.s3_bucket}/joins",
+            environment=environment,
+        )
+        engines.append(ray)
+    return engines
 
 
 async def _database_answers(pool: Pool) -> bool:

@@ -109,7 +109,8 @@ class JobStore(Protocol):
 
 
 class TrainingSets(Protocol):
-    """The feature service's training sets. Raises NotFound UNKNOWN_TRAINING_SET, Unavailable."""
+    """The feature service's training sets. Raises NotFound UNKNOWN_TRAINING_SET, FailedPrecondition
+    SHORT_FEATURE_NAMES, Unavailable."""
 
     async def get(self, name: str) -> TrainingSet: ...
 

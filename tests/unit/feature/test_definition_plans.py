@@ -28,6 +28,7 @@ from flywheel_feature.definitions import (
     Source,
     StreamSource,
     StreamView,
+    TableFormat,
     VersionRef,
     View,
 )
@@ -148,6 +149,11 @@ def test_a_set_stays_with_its_versions_until_it_is_applied_again(catalog: Catalo
         (Declared(feature_sets=(replace(late, features=("facts:ghost",)),)), "UNKNOWN_REFERENCE", "features[0]"),
         (Declared(entities=(replace(plane, join_keys=()),)), "INVALID_DEFINITION", "join_keys"),
         (
+            Declared(sources=(replace(planes, kind=ParquetSource("s3://bucket/planes/", TableFormat.ICEBERG)),)),
+            "INVALID_DEFINITION",
+            "parquet.format",
+        ),
+        (
             Declared(views=(replace(recent, kind=StreamView("landings", (Aggregation("m", AggregationFunction.SUM, "tailnum", HOUR),))),)),
             "INVALID_DEFINITION",
             "stream.aggregations[0].field",
@@ -172,6 +178,11 @@ def test_a_mistake_names_the_object_and_the_field(
     with pytest.raises(InvalidArgument) as raised:
         made.raise_violations()
     assert raised.value.reason == reason
+
+
+def test_a_source_may_become_a_delta_table(catalog: Catalog) -> None:
+    moved = replace(planes, kind=ParquetSource("s3://lake/planes/", TableFormat.DELTA))
+    assert actions(plan(catalog, Declared(sources=(moved,)))) == {"sources/planes": Action.UPDATE}
 
 
 events = Source(

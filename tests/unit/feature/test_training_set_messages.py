@@ -19,6 +19,7 @@ from flywheel_feature.definitions import DataType, Field
 from flywheel_feature.offline.skew import FeatureSkew, SkewReport
 from flywheel_feature.offline.training_sets import (
     ColumnProfile,
+    Compute,
     FileSpine,
     JoinMode,
     SourceSpine,
@@ -50,12 +51,16 @@ def test_a_request_reads_as_written() -> None:
     )
     assert SourceSpine("landings", "scheduled", "delay >= 15", 1_000_000, 2_000_005) == request.spine
     assert JoinMode.POINT_IN_TIME == request.mode
+    assert (False, Compute.BY_SIZE) == (request.short_feature_names, request.compute)
+    changed = training_set_request(asked(short_feature_names=True, compute=2))
+    assert (True, Compute.RAY) == (changed.short_feature_names, changed.compute)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
         ({"parent": "default"}, "INVALID_NAME"),
+        ({"compute": 9}, "WRONG_COMPUTE"),
         ({"feature_set": "flights"}, "INVALID_NAME"),
         ({"feature_set": "projects/q/featureSets/flights"}, "INVALID_NAME"),
         ({"training_set_id": "No"}, "INVALID_ID"),
@@ -106,6 +111,8 @@ def test_a_set_answers_what_was_built() -> None:
         unlabelled_count=2,
         created_at=datetime(2026, 1, 1, tzinfo=UTC),
         build_seconds=1.5,
+        short_feature_names=True,
+        source_versions={"projects/p/sources/weather": 4},
     )
     message = training_set_to_proto(built)
     assert "projects/p/trainingSets/winter" == message.name
@@ -113,6 +120,8 @@ def test_a_set_answers_what_was_built() -> None:
         message.spine.source.source,
         message.spine.source.known_before.nanos,
     )
+    assert message.short_feature_names
+    assert {"projects/p/sources/weather": 4} == dict(message.source_versions)
     assert (1, 500_000_000, 1500) == (
         message.min_time.seconds,
         message.min_time.nanos,

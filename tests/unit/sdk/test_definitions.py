@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,19 @@ def test_each_object_is_compiled_once_however_often_it_is_referred_to() -> None:
     other = fw.StreamView("other", carrier, arrivals, [fw.count("1d")])
     found = fw.compile_definitions([week, other, carrier, week], "shop")
     assert (len(found.entities), len(found.sources), len(found.views)) == (1, 1, 2)
+
+
+def test_a_table_says_how_its_files_are_read() -> None:
+    def compiled(**options: Any) -> pb.ParquetSource:
+        source = fw.ParquetSource(
+            "planes", {"at": fw.TIMESTAMP}, timestamp="at", uri="s3://b/planes/", **options
+        )
+        return fw.compile_definitions([source], "shop").sources[0].parquet
+
+    assert compiled().format == pb.TABLE_FORMAT_PARQUET
+    assert compiled(format="delta") == pb.ParquetSource(uri="s3://b/planes/", format=pb.TABLE_FORMAT_DELTA)
+    with pytest.raises(ValueError, match="one of parquet, delta"):
+        compiled(format="iceberg")
 
 
 def test_windows_functions_and_times_to_live_arrive_as_declared() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import numpy as np
@@ -19,13 +19,17 @@ BLOCK_ROWS: Final = 50_000
 
 def content_hash(frame: pl.DataFrame) -> str:
     """SHA-256, hex, over the number of rows, column names and types, and the digest of every block."""
-    return combined_hash(frame.height, frame.schema, block_digests(frame))
+    return combined_hash(frame.height, named_types(frame), block_digests(frame))
 
 
-def combined_hash(rows: int, schema: Mapping[str, pl.DataType], blocks: Iterable[str]) -> str:
-    """The hash of a table with these blocks, in order."""
+def named_types(frame: pl.DataFrame) -> list[tuple[str, str]]:
+    return [(name, str(dtype)) for name, dtype in frame.schema.items()]
+
+
+def combined_hash(rows: int, columns: Iterable[Sequence[str]], blocks: Iterable[str]) -> str:
+    """The hash of a table with these (name, type) columns and blocks, in order."""
     digest = hashlib.sha256()
-    header = {"rows": rows, "columns": [[name, str(dtype)] for name, dtype in schema.items()]}
+    header = {"rows": rows, "columns": [list(column) for column in columns]}
     digest.update(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
     for block in blocks:
         digest.update(bytes.fromhex(block))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 import polars as pl
 
@@ -64,7 +64,8 @@ class Tables(Protocol):
     def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
         """The table as it is now, or as it was in a version. Reads no rows.
 
-        Raises also FailedPrecondition UNSUPPORTED_FORMAT for a table that asks for more of its readers than is known here.
+        Raises also FailedPrecondition UNSUPPORTED_FORMAT for a table that asks for more of its readers than is known here,
+        TABLE_CHANGED for a version that is gone.
         """
         ...
 
@@ -73,7 +74,10 @@ class Tables(Protocol):
         ...
 
     def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        """Rows of a piece; a column that it lacks is null. `where` may name a column only where it holds timestamps."""
+        """Rows of a piece; a column that it lacks is null. `where` may name a column only where it holds timestamps.
+
+        Raises FailedPrecondition TABLE_CHANGED when the file of the piece is gone; as DataLoss does, it names the file.
+        """
         ...
 
     def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
@@ -82,6 +86,10 @@ class Tables(Protocol):
 
     def write(self, uri: str, frame: pl.DataFrame) -> None:
         """One Parquet file, whole or not at all; replaces what was there."""
+        ...
+
+    def remove(self, uri: str, *, keep: str = "") -> None:
+        """Remove every file below a prefix ending in `/`, but for those below `keep`. Nothing there: nothing happens."""
         ...
 
     def bucket_uri(self, key: str) -> str:
@@ -123,6 +131,60 @@ class Archive(Protocol):
         ...
 
 
+class Workspace(Protocol):
+    """Files of one piece of work, below one folder. Methods block; each raises Unavailable OBJECT_STORE_DOWN while the store is away.
+
+    A file appears whole or not at all. Two processes that write one key at a time leave one of the two files.
+    """
+
+    def keys(self, prefix: str = "") -> list[str]: ...
+
+    def write(self, key: str, frame: pl.DataFrame, groups: Sequence[int]) -> None:
+        """Parquet with row groups of these numbers of rows."""
+        ...
+
+    def read(self, prefix: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
+        """Rows of the Parquet files whose key begins so: by key, rows in file order. `where` skips row groups by their statistics.
+
+        Raises NotFound when there is no file.
+        """
+        ...
+
+    def write_json(self, key: str, value: object) -> None: ...
+
+    def read_json(self, key: str) -> Any:
+        """None when there is no such file."""
+        ...
+
+    def write_bytes(self, key: str, content: bytes) -> None: ...
+
+    def read_bytes(self, key: str) -> bytes | None:
+        """None when there is no such file."""
+        ...
+
+    def delete(self) -> None:
+        """Everything; nothing when there is nothing."""
+        ...
+
+
+class PartitionEngine(Protocol):
+    """Where joins in partitions are computed."""
+
+    name: str
+
+    def workspace(self, name: str) -> Workspace:
+        """The folder of one piece of work, which every process of this engine can reach; it need not exist."""
+        ...
+
+    async def run(self, name: str, job: JobProgress) -> None:
+        """Carry out the spec in a workspace until its result or its error is there; finished tasks are not done again.
+
+        Work that was begun by an earlier process goes on. When this is cancelled because the job is, the work is stopped.
+        Raises Unavailable ENGINE_UNAVAILABLE when the engine does not answer or the work died.
+        """
+        ...
+
+
 Catalogs = Callable[[str], Awaitable[Catalog]]
 """The applied definitions of a project."""
 
@@ -159,3 +221,14 @@ class JobProgress(Protocol):
     def progress(self, done: int, total: int, unit: str = "", message: str = "") -> None: ...
 
     def check_cancelled(self) -> None: ...
+
+
+class ResumableJob(JobProgress, Protocol):
+    """The part of jobs.JobContext that lets work start again where an earlier process began."""
+
+    checkpoint: bytes
+    """What was saved last, also by an earlier process; empty at the first start."""
+
+    async def save_checkpoint(self, checkpoint: bytes) -> None:
+        """It is kept when this returns."""
+        ...

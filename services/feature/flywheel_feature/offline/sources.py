@@ -17,6 +17,7 @@ from flywheel_feature.definitions import (
     Field,
     ParquetSource,
     Source,
+    TableFormat,
     View,
 )
 from flywheel_feature.offline.datatypes import fits, from_text, polars_type, to_type
@@ -162,6 +163,21 @@ class SourceReader:
     def pinned(self) -> SourceReader:
         """A reader for one job: a table that is read twice is read at one version."""
         return SourceReader(self._tables, self._archive, {})
+
+    async def pinned_at(self, sources: Iterable[Source], versions: Mapping[str, int]) -> SourceReader:
+        """A pinned reader that holds the Delta tables among `sources` now: at `versions` (see the property) where one is given
+        there, else as they are. So a job that starts again reads what it read before.
+
+        Raises what Tables.snapshot raises.
+        """
+        pins: dict[str, TableSnapshot] = {}
+        for source in sources:
+            if isinstance(source.kind, ParquetSource) and source.kind.format == TableFormat.DELTA:
+                version = versions.get(source.name, -1)
+                pins[source.name] = await asyncio.to_thread(
+                    self._tables.snapshot, source.kind.uri, source.kind.format, version
+                )
+        return SourceReader(self._tables, self._archive, pins)
 
     async def pieces(
         self, source: Source, fields: Sequence[str], most_rows: int, *, low: int | None = None, high: int | None = None,

@@ -3,31 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import json
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import polars as pl
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import AlreadyExists, InvalidArgument
+from flywheel_common.errors import AlreadyExists, FlywheelError
 from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import DataType, Field, Source
-from flywheel_feature.expressions import compile_label
+from flywheel_feature.definitions import ParquetSource, Source, TableFormat
+from flywheel_feature.offline import spines
+from flywheel_feature.offline.assembly import assemble, check_names
 from flywheel_feature.offline.content_hash import content_hash
-from flywheel_feature.offline.datatypes import TIMESTAMP, to_type
-from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
-from flywheel_feature.offline.ports import Archive, Catalogs, JobProgress, Tables, TrainingSets
-from flywheel_feature.offline.profile import profile_columns
-from flywheel_feature.offline.sources import SourceReader, wait_until_archived
+from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, plan_join
+from flywheel_feature.offline.manifest import ROWS_PER_FILE, BuiltFiles, of_frame
+from flywheel_feature.offline.partitioned_build import BuiltInputs, JoinLimits, PartitionedBuild
+from flywheel_feature.offline.ports import (
+    Archive,
+    Catalogs,
+    PartitionEngine,
+    ResumableJob,
+    Tables,
+    TrainingSets,
+)
+from flywheel_feature.offline.sources import READERS, SourceReader, wait_until_archived
+from flywheel_feature.offline.stages import Stages
 from flywheel_feature.offline.training_sets import (
     EVENT_TIMESTAMP,
-    LABEL,
     FileSpine,
     SourceSpine,
-    Spine,
     TrainingSet,
     TrainingSetRequest,
 )
+from flywheel_feature.offline.unfinished import attempt_uri, remove, remove_others, undisturbed, unfinished
 
-ROWS_PER_FILE = 250_000
+_VERSIONS = "source_versions"
 
 
 class TrainingSetBuilder:
@@ -35,7 +47,7 @@ class TrainingSetBuilder:
 
     def __init__(
         self, *, catalogs: Catalogs, tables: Tables, archive: Archive, training_sets: TrainingSets, clock: Clock,
-        archive_wait_seconds: float = 60.0,
+        archive_wait_seconds: float = 60.0, engines: Sequence[PartitionEngine] = (), limits: JoinLimits | None = None,
     ) -> None:  # fmt: skip
         self._catalogs = catalogs
         self._tables = tables
@@ -44,7 +56,7 @@ class TrainingSetBuilder:
         self._clock = clock
         self._archive_wait_seconds = archive_wait_seconds
         self._reader = SourceReader(tables, archive)
-        self._joiner = FeatureJoiner(self._reader)
+        self._partitioned = PartitionedBuild(tables, engines, limits or JoinLimits())
 
     async def validate(self, request: TrainingSetRequest) -> None:
         """Everything that can be known before the job runs. Reads no rows.
@@ -54,13 +66,24 @@ class TrainingSetBuilder:
         catalog = await self._catalogs(request.project)
         plan = _plan(catalog, request)
         if isinstance(request.spine, SourceSpine):
-            self._check_source_spine(plan, request.spine, catalog.source(request.spine.source))
+            spines.check_source_spine(plan, request.spine, catalog.source(request.spine.source))
         else:
-            stored = await asyncio.to_thread(self._tables.schema, request.spine.uri)
-            self._check_file_spine(plan, request.spine, stored)
+            await asyncio.to_thread(self._check_file_spine, plan, request.spine)
+        self._partitioned.check(request)
 
-    async def build(self, request: TrainingSetRequest, job: JobProgress) -> TrainingSet:
+    def _check_file_spine(self, plan: JoinPlan, spine: FileSpine) -> None:
+        stored = self._tables.snapshot(spine.uri, TableFormat.PARQUET).stored
+        spines.check_file_spine(plan, spine, stored)
+
+    async def build(
+        self, request: TrainingSetRequest, job: ResumableJob, work: str = "", *, reached: int = 0
+    ) -> TrainingSet:
         """Build and register the set. Starting again after a crash gives the same set (equal inputs, equal bytes).
+
+        Delta tables are read at the versions that the job's first start found. A build that fails or is cancelled leaves no
+        file. `reached`: the percentage that an earlier start of the job has told.
+
+        `work` names this piece of work: a build in partitions that is begun again by the same name goes on where it stopped.
 
         Raises what `validate` raises, FailedPrecondition ARCHIVE_BEHIND, SOURCE_MISMATCH, and the errors of the ports.
         """
@@ -69,147 +92,56 @@ class TrainingSetBuilder:
         plan = _plan(catalog, request)
         existing = await self._training_sets.get(request.project, request.training_set_id)
         if existing is not None:
-            return _same(request, plan, existing)
-        sources = plan.stream_sources
+            return await self._found(request, plan, existing)
+        stages = Stages(job, reached)
+        sources = [view.source for view in plan.stored]
         if isinstance(request.spine, SourceSpine):
             sources = [*sources, catalog.source(request.spine.source)]
         unique = {s.name: s for s in sources}.values()
+        reader = await self._pinned(unique, job)
         await wait_until_archived(
-            self._archive, self._clock, unique, timeout_seconds=self._archive_wait_seconds, job=job
+            self._archive, self._clock, unique, timeout_seconds=self._archive_wait_seconds, job=stages
         )
-        job.progress(0, 0, "rows", "reading the spine")
-        spine, unlabelled = await self._spine(request.spine, plan, catalog)
-        features = await self._joiner.join(plan, spine, EVENT_TIMESTAMP, request.mode, job)
-        frame = _assemble(plan, spine, features)
-        training_set = await self._store(request, plan, frame, unlabelled, started, job)
-        return await self._register(request, plan, training_set)
-
-    def _check_source_spine(self, plan: JoinPlan, spine: SourceSpine, source: Source) -> None:
-        if not source.timestamp_field:
-            raise InvalidArgument(
-                f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE"
-            )
-        if spine.start >= spine.end:
-            raise InvalidArgument("The spine's start_time must be before its end_time.", reason="WRONG_SPINE")
-        wanted = source.field(spine.timestamp_field)
-        if wanted is None or wanted.data_type != DataType.TIMESTAMP:
-            raise InvalidArgument(
-                f"timestamp_field {spine.timestamp_field!r} is not a TIMESTAMP field of source {source.id!r}.",
-                reason="UNKNOWN_FIELD",
-            )
-        for field in _spine_fields(plan):
-            if source.field(field.name) is None:
-                raise InvalidArgument(
-                    f"Source {source.id!r} has no field {field.name!r}, which {plan.feature_set.name} needs: add it to the source.",
-                    reason="WRONG_SPINE",
-                    field=field.name,
-                )
-        if spine.label:
-            compile_label(spine.label, {f.name: f.data_type for f in source.schema})
-
-    def _check_file_spine(self, plan: JoinPlan, spine: FileSpine, stored: dict[str, pl.DataType]) -> None:
-        needed = [
-            spine.timestamp_field,
-            *(f.name for f in _spine_fields(plan)),
-            *([spine.label_field] if spine.label_field else []),
-        ]
-        missing = [name for name in needed if name not in stored]
-        if missing:
-            raise InvalidArgument(
-                f"{spine.uri} has no column {missing[0]!r}; it needs: {', '.join(needed)}.",
-                reason="WRONG_SPINE",
-                field=missing[0],
-            )
-        if not isinstance(stored[spine.timestamp_field], (pl.Datetime, pl.Date)):
-            raise InvalidArgument(
-                f"Column {spine.timestamp_field!r} of {spine.uri} is no timestamp.", reason="WRONG_SPINE"
-            )
-        if spine.label_field and not (
-            stored[spine.label_field].is_numeric() or stored[spine.label_field] == pl.Boolean
-        ):
-            raise InvalidArgument(
-                f"Column {spine.label_field!r} of {spine.uri} is no number or bool.", reason="WRONG_SPINE"
-            )
-
-    async def _spine(self, spine: Spine, plan: JoinPlan, catalog: Catalog) -> tuple[pl.DataFrame, int]:
-        """Keys, request fields, EVENT_TIMESTAMP and LABEL in canonical order; and how many rows had no label."""
-        names = [f.name for f in _spine_fields(plan)]
-        if isinstance(spine, SourceSpine):
-            frame = await self._source_rows(spine, plan, names, catalog.source(spine.source))
+        if isinstance(request.spine, SourceSpine):
+            spines.check_source_spine(plan, request.spine, catalog.source(request.spine.source))
         else:
-            frame = await self._file_rows(spine, plan, names)
-        labelled = (
-            frame.filter(pl.col(LABEL).is_not_null() & pl.col(LABEL).is_not_nan())
-            if LABEL in frame.columns
-            else frame
-        )
-        # Sorted by every column, rows that tie are equal: the order does not depend on how the source was read.
-        order = [EVENT_TIMESTAMP, *names, *([LABEL] if LABEL in frame.columns else [])]
-        return await asyncio.to_thread(labelled.sort, order), frame.height - labelled.height
+            await asyncio.to_thread(self._check_file_spine, plan, request.spine)
+        name = f"feature-{request.project}-{work or request.training_set_id}"
+        built = await self._in_partitions(request, plan, catalog, reader, name, stages)
+        if built is None:
+            files = await self._in_memory(request, plan, catalog, reader, stages)
+            built = BuiltInputs(files, reader.versions)
+        registered = await self._register(request, plan, self._training_set(request, plan, built, started))
+        stages.begin(until=100)
+        stages.progress(1, 1, "training sets", "registered")
+        return registered
 
-    async def _source_rows(
-        self, spine: SourceSpine, plan: JoinPlan, names: list[str], source: Source
-    ) -> pl.DataFrame:
-        self._check_source_spine(plan, spine, source)
-        label = (
-            compile_label(spine.label, {f.name: f.data_type for f in source.schema}) if spine.label else None
-        )
-        known = spine.known_before + 1 if spine.known_before else None
-        rows = await self._reader.read(
-            source, [*names, spine.timestamp_field, *(label.input_columns if label else ())], high=known
-        )
-        time = pl.col(spine.timestamp_field)
-        rows = rows.filter(time.dt.epoch("us").is_between(spine.start, spine.end, closed="left"))
-        frame = rows.select(*names, time.alias(EVENT_TIMESTAMP))
-        if label is not None:
-            frame = frame.hstack(label.evaluate(rows).rename({label.names[0]: LABEL}))
-        return typed_spine(frame, plan)
+    async def _pinned(self, sources: Collection[Source], job: ResumableJob) -> SourceReader:
+        """Delta versions are remembered by the job before anything is read, so that whoever goes on reads the same."""
+        if not any(isinstance(s.kind, ParquetSource) and s.kind.format == TableFormat.DELTA for s in sources):
+            return self._reader.pinned()
+        known = json.loads(job.checkpoint)[_VERSIONS] if job.checkpoint else {}
+        reader = await self._reader.pinned_at(sources, known)
+        if not job.checkpoint:
+            await job.save_checkpoint(json.dumps({_VERSIONS: reader.versions}).encode())
+        return reader
 
-    async def _file_rows(self, spine: FileSpine, plan: JoinPlan, names: list[str]) -> pl.DataFrame:
-        stored = await asyncio.to_thread(self._tables.schema, spine.uri)
-        self._check_file_spine(plan, spine, stored)
-        columns = [*names, spine.timestamp_field, *([spine.label_field] if spine.label_field else [])]
-        rows = await asyncio.to_thread(self._tables.read, spine.uri, columns)
-        if rows.get_column(spine.timestamp_field).null_count():
-            raise InvalidArgument(
-                f"Column {spine.timestamp_field!r} of {spine.uri} has nulls: every spine row needs a time.",
-                reason="WRONG_SPINE",
-            )
-        time = to_type(spine.timestamp_field, rows.schema[spine.timestamp_field], DataType.TIMESTAMP).alias(
-            EVENT_TIMESTAMP
-        )
-        label = [pl.col(spine.label_field).cast(pl.Float64).alias(LABEL)] if spine.label_field else []
-        return typed_spine(rows.select(*names, time, *label), plan)
+    async def _in_partitions(
+        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader, name: str, job: Stages
+    ) -> BuiltInputs | None:  # fmt: skip
+        job.begin(until=95)
+        try:
+            return await self._partitioned.build(request, plan, catalog, reader, name, job)
+        except BaseException as error:
+            # What another process is to go on with stays; what nobody will is removed.
+            if job.cancelled or (isinstance(error, FlywheelError) and not error.retryable):
+                await remove(self._tables, self._partitioned.uri(request, name))
+            raise
 
-    async def _store(
-        self,
-        request: TrainingSetRequest,
-        plan: JoinPlan,
-        frame: pl.DataFrame,
-        unlabelled: int,
-        started: float,
-        job: JobProgress,
+    def _training_set(
+        self, request: TrainingSetRequest, plan: JoinPlan, built: BuiltInputs, started: float
     ) -> TrainingSet:
-        fields = _fields(plan, frame)
-        digest = await asyncio.to_thread(content_hash, frame)
-        # The hash in the address keeps two jobs that race for one id from overwriting each other's files.
-        uri = self._tables.bucket_uri(
-            f"training-sets/{request.project}/{request.training_set_id}/{digest[:16]}/"
-        )
-        for part, offset in enumerate(range(0, max(frame.height, 1), ROWS_PER_FILE)):
-            job.check_cancelled()
-            job.progress(offset, frame.height, "rows", f"writing part {part}")
-            await asyncio.to_thread(
-                self._tables.write, f"{uri}part-{part:05d}.parquet", frame.slice(offset, ROWS_PER_FILE)
-            )
-        job.progress(frame.height, frame.height, "rows", "profiling columns")
-        profiled = [f for f in fields if f.name == LABEL or f in plan.feature_set.schema]
-        profile = await asyncio.to_thread(profile_columns, frame, profiled)
-        low, high = frame.select(
-            pl.col(EVENT_TIMESTAMP).dt.epoch("us").min().alias("low"),
-            pl.col(EVENT_TIMESTAMP).dt.epoch("us").max().alias("high"),
-        ).row(0)
-        mean = frame.get_column(LABEL).mean() if LABEL in frame.columns and frame.height else None
+        files = built.files
         return TrainingSet(
             project=request.project,
             id=request.training_set_id,
@@ -217,18 +149,63 @@ class TrainingSetBuilder:
             view_versions=plan.view_versions,
             spine=request.spine,
             mode=request.mode,
-            uri=uri,
-            content_hash=digest,
-            row_count=frame.height,
-            label_mean=float(mean) if isinstance(mean, (int, float)) else 0.0,
-            min_time=low or 0,
-            max_time=high or 0,
-            schema=tuple(fields),
-            profile=profile,
-            unlabelled_count=unlabelled,
+            uri=files.uri,
+            content_hash=files.content_hash,
+            row_count=files.row_count,
+            label_mean=files.label_mean,
+            min_time=files.min_time,
+            max_time=files.max_time,
+            schema=files.schema,
+            profile=files.profile,
+            unlabelled_count=files.unlabelled_count,
             created_at=self._clock.now(),
             build_seconds=self._clock.monotonic() - started,
+            short_feature_names=request.short_feature_names,
+            source_versions=built.source_versions,
         )
+
+    async def _spine(
+        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader
+    ) -> tuple[pl.DataFrame, int]:
+        """Keys, request fields, EVENT_TIMESTAMP and LABEL in canonical order; and how many rows had no label."""
+        spine = request.spine
+        if isinstance(spine, SourceSpine):
+            source = catalog.source(spine.source)
+            high = spine.known_before + 1 if spine.known_before else None
+            rows = await reader.read(source, spines.source_columns(plan, spine, source), high=high)
+            frame = await asyncio.to_thread(spines.from_source, plan, spine, source, rows)
+        else:
+            frame = await asyncio.to_thread(self._file_rows, plan, spine)
+        labelled = spines.labelled(frame)
+        return await asyncio.to_thread(spines.in_order, labelled), frame.height - labelled.height
+
+    def _file_rows(self, plan: JoinPlan, spine: FileSpine) -> pl.DataFrame:
+        files = self._tables.snapshot(spine.uri, TableFormat.PARQUET).files
+        columns = spines.file_columns(plan, spine)
+        with ThreadPoolExecutor(READERS) as readers:
+            rows = readers.map(lambda file: self._tables.read_piece(file, columns), files)
+            return pl.concat([spines.from_file(plan, spine, part) for part in rows])
+
+    async def _in_memory(
+        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader, job: Stages
+    ) -> BuiltFiles:  # fmt: skip
+        job.begin(until=10, since=0)
+        job.progress(0, 0, message="reading the spine")
+        spine, unlabelled = await self._spine(request, plan, catalog, reader)
+        job.begin(until=70)
+        features = await FeatureJoiner(reader).join(plan, spine, EVENT_TIMESTAMP, request.mode, job)
+        frame = assemble(plan, request, spine, features)
+        digest = await asyncio.to_thread(content_hash, frame)
+        uri = attempt_uri(self._tables, request, digest)
+        job.begin(until=95)
+        async with unfinished(self._tables, uri):
+            for part, offset in enumerate(range(0, max(frame.height, 1), ROWS_PER_FILE)):
+                job.check_cancelled()
+                job.progress(offset, frame.height, "rows", f"writing part {part}")
+                rows = frame.slice(offset, ROWS_PER_FILE)
+                await undisturbed(partial(self._tables.write, f"{uri}part-{part:05d}.parquet", rows))
+            job.progress(frame.height, frame.height, "rows", "profiling columns")
+            return await asyncio.to_thread(of_frame, plan, request, frame, uri, unlabelled, digest)
 
     async def _register(
         self, request: TrainingSetRequest, plan: JoinPlan, training_set: TrainingSet
@@ -239,14 +216,21 @@ class TrainingSetBuilder:
             existing = await self._training_sets.get(request.project, request.training_set_id)
             if existing is None:
                 raise
-            return _same(request, plan, existing)
+            return await self._found(request, plan, existing)
+        await remove_others(self._tables, training_set)
         return training_set
+
+    async def _found(self, request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet) -> TrainingSet:
+        """The set that exists; what other attempts at it left is removed."""
+        same = _same(request, plan, existing)
+        await remove_others(self._tables, same)
+        return same
 
 
 def _same(request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet) -> TrainingSet:
     """The set that exists, if it is what was asked for: the process may have died between commit and the job's end."""
-    asked = (plan.feature_set.name, request.spine, request.mode)
-    if asked != (existing.feature_set, existing.spine, existing.mode):
+    asked = (plan.feature_set.name, request.spine, request.mode, request.short_feature_names)
+    if asked != (existing.feature_set, existing.spine, existing.mode, existing.short_feature_names):
         raise AlreadyExists(
             f"{request.name} exists and differs: training sets are immutable, choose another id.",
             reason="TRAINING_SET_EXISTS",
@@ -255,35 +239,6 @@ def _same(request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet) ->
 
 
 def _plan(catalog: Catalog, request: TrainingSetRequest) -> JoinPlan:
-    feature_set = catalog.feature_set(request.feature_set, request.feature_set_version)
-    taken = {EVENT_TIMESTAMP, LABEL, *(f.name for f in feature_set.schema)}
-    for field in (*feature_set.join_keys, *feature_set.request_fields):
-        if field.name in taken:
-            raise InvalidArgument(
-                f"{field.name!r} is the name of a join key or request field and of another column of the training set: rename it.",
-                reason="WRONG_SPINE",
-                field=field.name,
-            )
-    return plan_join(catalog, feature_set)
-
-
-def _spine_fields(plan: JoinPlan) -> list[Field]:
-    """Join keys, then the request fields that are not join keys too."""
-    keys = plan.feature_set.join_keys
-    return [*keys, *(f for f in plan.feature_set.request_fields if f.name not in {k.name for k in keys})]
-
-
-def _assemble(plan: JoinPlan, spine: pl.DataFrame, features: pl.DataFrame) -> pl.DataFrame:
-    keys = [f.name for f in plan.feature_set.join_keys]
-    request = [f.name for f in _spine_fields(plan) if f.name not in keys]
-    parts = [spine.select(*keys, pl.col(EVENT_TIMESTAMP).cast(TIMESTAMP), *request), features]
-    if LABEL in spine.columns:
-        parts.append(spine.select(LABEL))
-    return pl.concat(parts, how="horizontal")
-
-
-def _fields(plan: JoinPlan, frame: pl.DataFrame) -> list[Field]:
-    known = {f.name: f for f in (*_spine_fields(plan), *plan.feature_set.schema)}
-    known[EVENT_TIMESTAMP] = Field(EVENT_TIMESTAMP, DataType.TIMESTAMP)
-    known[LABEL] = Field(LABEL, DataType.FLOAT64)
-    return [known[name] for name in frame.columns]
+    plan = plan_join(catalog, catalog.feature_set(request.feature_set, request.feature_set_version))
+    check_names(plan, request)
+    return plan

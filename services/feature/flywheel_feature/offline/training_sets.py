@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from flywheel_feature.definitions import DataType, Field
@@ -15,6 +16,14 @@ LABEL = "label"
 class JoinMode(enum.IntEnum):
     POINT_IN_TIME = 1
     NAIVE_LATEST = 2
+
+
+class Compute(enum.IntEnum):
+    """Where a join is computed. The result is the same."""
+
+    BY_SIZE = 0
+    LOCAL = 1
+    RAY = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +63,9 @@ class TrainingSetRequest:
     """0: the latest."""
     spine: Spine
     mode: JoinMode = JoinMode.POINT_IN_TIME
+    short_feature_names: bool = False
+    """Columns `feature` instead of `view__feature`."""
+    compute: Compute = Compute.BY_SIZE
 
     @property
     def name(self) -> str:
@@ -100,6 +112,9 @@ class TrainingSet:
     unlabelled_count: int
     created_at: datetime
     build_seconds: float
+    short_feature_names: bool = False
+    source_versions: Mapping[str, int] = field(default_factory=dict)
+    """Resource name of a source → the version of its Delta table that was read."""
 
     @property
     def name(self) -> str:

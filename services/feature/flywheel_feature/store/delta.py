@@ -10,7 +10,7 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from flywheel_common.errors import FailedPrecondition, NotFound, Unavailable
+from flywheel_common.errors import DataLoss, FailedPrecondition, NotFound
 from flywheel_feature.offline.ports import Piece, TableSnapshot
 from flywheel_feature.store.snapshots import stored_types
 
@@ -34,7 +34,11 @@ def storage_options(
 
 
 def snapshot(uri: str, options: Mapping[str, str], version: int) -> TableSnapshot:
-    """Files by path, as the transaction log has them at a version (-1: the newest)."""
+    """Files by path, as the transaction log has them at a version (-1: the newest).
+
+    Raises NotFound UNKNOWN_TABLE, FailedPrecondition UNSUPPORTED_FORMAT, TABLE_CHANGED for a version that is gone, DataLoss
+    CORRUPT_TABLE for a log that is none, OSError when the store refuses or does not answer.
+    """
     try:
         table = DeltaTable(uri, version=None if version < 0 else version, storage_options=dict(options))
         _check_protocol(uri, table)
@@ -45,7 +49,7 @@ def snapshot(uri: str, options: Mapping[str, str], version: int) -> TableSnapsho
         raise NotFound(
             f"There is no Delta table at {uri}: check the address, or write it first.", reason="UNKNOWN_TABLE"
         ) from error
-    except (DeltaError, OSError) as error:
+    except DeltaError as error:
         raise _refused(uri, version, error) from error
     pieces = [
         Piece(
@@ -80,10 +84,11 @@ def _text(value: Any) -> str | None:
     return None if value is None else str(value)
 
 
-def _refused(uri: str, version: int, error: Exception) -> Exception:
-    text = str(error)
-    if version >= 0 and ("ersion" in text or "not found" in text.lower()):
-        return NotFound(f"{uri} has no version {version} any more: {text[:160]}", reason="UNKNOWN_TABLE")
-    return Unavailable(
-        f"The object store does not answer for {uri}: {text[:160]}", reason="OBJECT_STORE_DOWN"
-    )
+def _refused(uri: str, version: int, error: DeltaError) -> Exception:
+    why = str(error).splitlines()[0][:160]
+    if version >= 0:
+        return FailedPrecondition(
+            f"Version {version} of {uri}, at which the job began to read, cannot be had any more ({why}): ask again.",
+            reason="TABLE_CHANGED",
+        )
+    return DataLoss(f"The Delta log of {uri} cannot be read: {why}", reason="CORRUPT_TABLE")

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import TypeVar
 
 import polars as pl
@@ -14,7 +15,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from flywheel_common.errors import DataLoss, InvalidArgument, NotFound, Unavailable
+from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from flywheel_feature.definitions import TableFormat
 from flywheel_feature.offline.ports import Between, Piece, TableSnapshot
 from flywheel_feature.store import delta, snapshots
@@ -23,6 +24,11 @@ T = TypeVar("T")
 READERS = 8
 """Files asked for at once."""
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
+
+
+_FROM_STORE = re.compile(r"AWS Error|S3 error")
+_CORRUPT = re.compile(r"Parquet|magic bytes|[Tt]hrift|[Dd]ecompress|[Cc]orrupt|[Uu]nexpected end of stream")
+"""How readers of pages say that bytes are not what was written; their errors are of the class that a broken connection has."""
 
 
 class S3Tables:
@@ -85,14 +91,14 @@ class S3Tables:
                 return delta.snapshot(f"s3://{path.rstrip('/')}", self._delta_options, version)
             files = [info.path for info in self._files(path)]
             base = path if path.endswith("/") else path.rpartition("/")[0] + "/"
-            return snapshots.of_files(self._fs, files, base)
+            return self._guard_file(f"s3://{files[0]}", lambda: snapshots.of_files(self._fs, files, base))
 
         return self._guard(uri, look)
 
     def pieces(self, files: Sequence[Piece], most_rows: int) -> list[Piece]:
         def cut(piece: Piece) -> list[Piece]:
             path = self._path(piece.uri)
-            return self._guard(piece.uri, lambda: snapshots.cut(self._fs, path, piece, most_rows))
+            return self._guard_file(piece.uri, lambda: snapshots.cut(self._fs, path, piece, most_rows))
 
         with ThreadPoolExecutor(READERS) as readers:
             return [piece for pieces in readers.map(cut, files) for piece in pieces]
@@ -109,7 +115,7 @@ class S3Tables:
             table = fragment.to_table(columns=held, filter=arrow_filter(schema, pushed))
             return snapshots.with_partition(to_frame(table), table.num_rows, piece, wanted)
 
-        return self._guard(piece.uri, read)
+        return self._guard_file(piece.uri, read)
 
     def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
         wanted = list(dict.fromkeys(columns))
@@ -135,6 +141,26 @@ class S3Tables:
                 pq.write_table(frame.to_arrow(), stream, compression="zstd", row_group_size=131_072)
 
         self._guard(uri, write)
+
+    def remove(self, uri: str, *, keep: str = "") -> None:
+        path = self._path(uri).rstrip("/")
+        kept = self._path(keep) if keep else None
+
+        def remove() -> None:
+            # Another process may remove the same files now.
+            with suppress(FileNotFoundError):
+                if kept is None:
+                    self._fs.delete_dir(path)
+                    return
+                for info in self._fs.get_file_info(fs.FileSelector(path)):
+                    if kept.startswith(f"{info.path}/") or info.path == kept:
+                        continue
+                    if info.type == fs.FileType.Directory:
+                        self._fs.delete_dir(info.path)
+                    else:
+                        self._fs.delete_file(info.path)
+
+        self._guard(uri, remove)
 
     def _path(self, uri: str) -> str:
         match = _URI.fullmatch(uri)
@@ -178,6 +204,17 @@ class S3Tables:
             partition_base_dir=path.rstrip("/"),
         )  # fmt: skip
 
+    def _guard_file(self, uri: str, action: Callable[[], T]) -> T:
+        """For a file that was there when its table was listed."""
+        try:
+            return self._guard(uri, action)
+        except NotFound as error:
+            raise FailedPrecondition(
+                f"{uri} went away while its table was read: ask again when the writer of the table is done, or let it keep "
+                "the files of older versions for as long as jobs run.",
+                reason="TABLE_CHANGED",
+            ) from error
+
     def _guard(self, uri: str, action: Callable[[], T]) -> T:
         try:
             return action()
@@ -195,14 +232,14 @@ class S3Tables:
 
 def _os_error(uri: str, error: OSError) -> Exception:
     text = str(error)
+    if not _FROM_STORE.search(text) and _CORRUPT.search(text):
+        return DataLoss(f"{uri} is corrupt: {text[:200]}", reason="CORRUPT_TABLE")
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "404" in text:
         return NotFound(f"There is no Parquet at {uri}: the bucket does not exist.", reason="UNKNOWN_TABLE")
     if "ACCESS_DENIED" in text or "403" in text:
         return InvalidArgument(
             f"{uri} may not be read with this service's credentials.", reason="INVALID_URI"
         )
-    if "Parquet" in text or "magic bytes" in text or "Thrift" in text:
-        return DataLoss(f"{uri} is corrupt: {text[:200]}", reason="CORRUPT_TABLE")
     return Unavailable(f"The object store does not answer for {uri}.", reason="OBJECT_STORE_DOWN")
 
 

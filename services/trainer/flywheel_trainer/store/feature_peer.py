@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf.json_format import ParseDict
 
-from flywheel_common.errors import NotFound
+from flywheel_common.errors import FailedPrecondition, NotFound
 from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc, training_set_pb2
 from flywheel_protos.types.v1 import job_pb2, value_pb2
 from flywheel_trainer.jobs import JobState, TrainingSet
@@ -45,6 +45,11 @@ class GrpcFeature:
                 f"Training set {name!r} does not exist: build it first.", reason="UNKNOWN_TRAINING_SET"
             ) from error
         found = described.training_set
+        if found.short_feature_names:
+            raise FailedPrecondition(
+                f"Training set {name!r} has short feature names, which no signature can name: build it with the full ones.",
+                reason="SHORT_FEATURE_NAMES",
+            )
         features = {column.name for column in found.profile} or {
             f.name for f in found.schema if "__" in f.name
         }
