@@ -9,6 +9,7 @@ import numpy as np
 from prometheus_client import Counter, Gauge
 
 from flywheel_common.logs import get_logger
+from flywheel_feature.aggregation import Ints
 from flywheel_feature.archiving import Archiver
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import Source, View
@@ -76,14 +77,17 @@ class StreamMaterializer:
         return self._tiles.views(source, views, {v.entity: catalog.entity(v.entity).join_keys for v in views})
 
 
-def joined(
-    source: Source, partition: int, parts: Sequence[tuple[int, Columns, Sequence[str]]], next_offset: int
-) -> SourceRows:
-    """Rows of several records, (offset, columns, ids) each, as one."""
-    offsets = np.repeat(np.array([p[0] for p in parts], np.int64), [len(p[2]) for p in parts])
+Part = tuple[Ints, Columns, Sequence[str]]
+"""Rows of one or more records: the offset each row came in, columns, ids."""
+
+
+def joined(source: Source, partition: int, parts: Sequence[Part], next_offset: int) -> SourceRows:
+    """Rows of several parts as one."""
     if len(parts) == 1:
-        return SourceRows(source, partition, parts[0][1], list(parts[0][2]), offsets, next_offset)
-    columns: Columns = {
+        offsets, columns, ids = parts[0]
+        return SourceRows(source, partition, columns, list(ids), offsets, next_offset)
+    offsets = np.concatenate([p[0] for p in parts])
+    columns = {
         f.name: (
             np.concatenate([p[1][f.name][0] for p in parts]),
             np.concatenate([p[1][f.name][1] for p in parts]),
@@ -93,4 +97,4 @@ def joined(
     return SourceRows(source, partition, columns, [i for p in parts for i in p[2]], offsets, next_offset)
 
 
-__all__ = ["PositionLost", "StreamMaterializer", "joined"]
+__all__ = ["Part", "PositionLost", "StreamMaterializer", "joined"]
