@@ -65,7 +65,7 @@ def from_single_events(events: Sequence[Event], source: Source) -> tuple[Columns
     columns: Columns = {}
     for field in source.schema:
         name = field.name
-        values = [to_python(p.fields[name]) if name in p.fields else None for p in payloads]
+        values = [None if (v := p.fields.get(name)) is None else to_python(v) for p in payloads]
         columns[name] = _many_values(field, values)
         check_values(field, *columns[name])
     required(columns, [source.timestamp_field], "every event has a time")
@@ -120,7 +120,9 @@ def _single(payload: SourceEvent, source: Source) -> Columns:
 
 def _many_values(field: Field, values: list[Any]) -> tuple[Any, Any]:
     kind = field.data_type
-    if kind.is_list or kind.is_vector or kind in (DataType.STRING, DataType.BYTES):
+    if kind in (DataType.STRING, DataType.BYTES):
+        return _many_texts(field, values)
+    if kind.is_list or kind.is_vector:
         cells = [_nulls(field, 1) if v is None else _one_value(field, v) for v in values]
         return np.concatenate([c[0] for c in cells]), np.concatenate([c[1] for c in cells])
     there = np.array([v is not None for v in values], np.bool_)
@@ -133,6 +135,17 @@ def _many_values(field: Field, values: list[Any]) -> tuple[Any, Any]:
         return np.array(numbers, DTYPES[kind]), there
     except (TypeError, ValueError, OverflowError):
         raise InvalidArgument(f"Field {field.name!r} is no {kind.name}.", reason="WRONG_TYPE") from None
+
+
+def _many_texts(field: Field, values: list[Any]) -> tuple[Any, Any]:
+    wanted: type[Any] = str if field.data_type == DataType.STRING else bytes
+    packed, there = _nulls(field, len(values))
+    for i, value in enumerate(values):
+        if isinstance(value, wanted):
+            packed[i], there[i] = value, True
+        elif value is not None:
+            raise InvalidArgument(f"Field {field.name!r} is no {field.data_type.name}.", reason="WRONG_TYPE")
+    return packed, there
 
 
 def _one_value(field: Field, value: Any) -> tuple[Any, Any]:
