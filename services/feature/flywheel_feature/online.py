@@ -190,7 +190,22 @@ class OnlineFeatures:
         self._encoder = encoder
         self._catalogs = catalogs
         self._store = store
+        self._by_name: dict[str, tuple[Catalog, SharedRead]] = {}
         self._reads: OrderedDict[tuple[object, ...], SharedRead] = OrderedDict()
+
+    def recent(self, set_name: str) -> SharedRead | None:
+        """What `remember` was told about a feature set's name, unless definitions have changed since."""
+        found = self._by_name.get(set_name)
+        return (
+            found[1]
+            if found is not None and self._catalogs.catalog(found[1].plan.project) is found[0]
+            else None
+        )
+
+    def remember(self, set_name: str, shared: SharedRead) -> None:
+        if len(self._by_name) >= PLANS_KEPT:
+            self._by_name.clear()
+        self._by_name[set_name] = self._catalogs.catalog(shared.plan.project), shared
 
     async def of_set(self, project: str, set_id: str, version: int) -> SharedRead:
         """Raises NotFound UNKNOWN_FEATURE_SET."""
