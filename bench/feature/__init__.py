@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.feature import feast, join, materialize, online, stream
+from bench.feature import beside_feast, join, materialize, online, stream
 from bench.feature.room import Room
 from bench.h2load import ToolMissing
 
@@ -15,8 +15,8 @@ PARTS: dict[str, Part] = {
     "stream": stream.run,
     "materialize": materialize.run,
     "join": join.run,
-    "feast-online": feast.run_online,
-    "feast-offline": feast.run_offline,
+    "feast-online": beside_feast.run_online,
+    "feast-offline": beside_feast.run_offline,
 }
 """Materialization empties the online store, so what reads it comes first."""
 

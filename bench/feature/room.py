@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sys
 import time
@@ -31,12 +32,12 @@ class Room:
     """``with Room() as room``: PostgreSQL, Redis, S3, Kafka and `flywheel-feature serve`."""
 
     def __init__(self) -> None:
-        self.folder = LOCAL / "bench" / "feature"
+        self.folder = LOCAL / "bench" / f"feature-{os.getpid()}"
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
-        shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
+        self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
         try:
             self.backends = self._stack.enter_context(
                 Backends(

@@ -5,49 +5,51 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import timedelta
+from typing import Any
+
+from aiokafka import AIOKafkaProducer
 
 import flywheel as fw
 from bench import measure
 from bench.feature import definitions as d
 from bench.feature.room import Room
+from flywheel_common.events import build_event
+from flywheel_common.topics import feature_source
+from flywheel_common.value import from_python
 from flywheel_feature.store.online_store import position_key
+from flywheel_protos.events.v1.source_pb2 import SourceEvent
 
 EVENTS = 200_000
+SINGLE_EVENTS = 60_000
 PUSHED_TOGETHER = 200
 ENTITIES = 2_000
 ROUNDS = 3
+Rows = dict[str, list[Any]]
+Send = Callable[[Room, Rows, int], int]
 SPAN = timedelta(hours=20)
 
 
 def run(room: Room) -> Iterable[measure.Row]:
-    rates = [_once(room, number) for number in range(1, ROUNDS + 1)]
-    yield measure.row(
-        f"stream materialization, two windows, {ENTITIES:,} entities",
-        statistics.median(rates), "events/s per process", measure.at_least(20_000, of_value=True),
-    )  # fmt: skip
+    what = f"stream materialization, two windows, {ENTITIES:,} entities"
+    for number, (how, send, events) in enumerate(
+        (
+            (f"pushed {PUSHED_TOGETHER} together", _pushed, EVENTS),
+            ("one event a record", _produced, SINGLE_EVENTS),
+        )
+    ):
+        rates = [_once(room, number * ROUNDS + i, send, events) for i in range(1, ROUNDS + 1)]
+        yield measure.row(
+            f"{what}, {how}", statistics.median(rates), "events/s per process",
+            measure.at_least(20_000, of_value=True),
+        )  # fmt: skip
 
 
-def _once(room: Room, number: int) -> float:
+def _once(room: Room, number: int, send: Send, events: int) -> float:
     """Events a second between the first and the last effect of a backlog."""
-
-    step = SPAN / EVENTS
-    start = d.NOW - SPAN + number * timedelta(seconds=1)
-
-    async def push(client: fw.Client) -> int:
-        end, together = 0, 40 * PUSHED_TOGETHER
-        for at in range(0, EVENTS, together):
-            many = d.ride_rows(number * EVENTS + at, together, ENTITIES, start + at * step, step)
-            parts = [
-                {name: column[i : i + PUSHED_TOGETHER] for name, column in many.items()}
-                for i in range(0, together, PUSHED_TOGETHER)
-            ]
-            for pushed in await asyncio.gather(*(client.push("rides", p, d.EVENT_SCHEMA) for p in parts)):
-                end = max(end, *(o.next_offset for o in pushed.offsets))
-        return end
-
-    end = room.ask(push)
+    rows = d.ride_rows(number, events, ENTITIES, d.NOW - SPAN + number * timedelta(seconds=1), SPAN / events)
+    end = send(room, rows, number)
     redis = room.redis()
     key = position_key("default", "rides")
 
@@ -68,4 +70,44 @@ def _once(room: Room, number: int) -> float:
         seconds = time.perf_counter() - began
     finally:
         worker.stop()
-    return (end - first) / (end - start) * EVENTS / seconds
+    return (end - first) / (end - start) * events / seconds
+
+
+def _pushed(room: Room, rows: Rows, _: int) -> int:
+    """Through PushFeatures; the offset after the last record."""
+    parts = [
+        {name: column[i : i + PUSHED_TOGETHER] for name, column in rows.items()}
+        for i in range(0, len(rows["at"]), PUSHED_TOGETHER)
+    ]
+
+    async def push(client: fw.Client) -> int:
+        end = 0
+        for at in range(0, len(parts), 40):
+            pushes = (client.push("rides", p, d.EVENT_SCHEMA) for p in parts[at : at + 40])
+            for pushed in await asyncio.gather(*pushes):
+                end = max(end, *(o.next_offset for o in pushed.offsets))
+        return end
+
+    return room.ask(push)
+
+
+def _produced(room: Room, rows: Rows, number: int) -> int:
+    """As another team's producer would: an envelope for each event, straight to the topic."""
+
+    async def produce() -> int:
+        producer = AIOKafkaProducer(bootstrap_servers=room.backends.kafka.bootstrap, linger_ms=5)
+        await producer.start()
+        try:
+            last: Any = None
+            for i, values in enumerate(zip(*rows.values(), strict=True)):
+                fields = {name: from_python(v) for name, v in zip(rows, values, strict=True)}
+                event = build_event(
+                    SourceEvent(source="projects/default/sources/rides", fields=fields),
+                    source="bench", key="0", event_time=values[1], event_id=f"single-{number}-{i}",
+                )  # fmt: skip
+                last = await producer.send(feature_source("rides"), event.SerializeToString(), partition=0)
+            return int((await last).offset) + 1
+        finally:
+            await producer.stop()
+
+    return asyncio.run(produce())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ from flywheel_protos.events.v1.source_pb2 import SourceEvent, SourceEventBatch
 from flywheel_protos.types.v1 import column_pb2
 
 PRODUCER = "flywheel-feature"
+_SINGLE = SourceEvent.DESCRIPTOR.full_name
 
 
 def to_event(source: Source, columns: Columns, event_ids: list[str], partition: int) -> Event:
@@ -57,8 +59,26 @@ def from_event(event: Event, source: Source) -> tuple[Columns, list[str]]:
     return columns, ids
 
 
+def from_single_events(events: Sequence[Event], source: Source) -> tuple[Columns, list[str]]:
+    """Rows of many events that carry one each, as `from_event` reads them one by one; raises InvalidArgument when any does not fit."""
+    payloads = [payload_of(event, SourceEvent) for event in events]
+    columns: Columns = {}
+    for field in source.schema:
+        name = field.name
+        values = [None if (v := p.fields.get(name)) is None else to_python(v) for p in payloads]
+        columns[name] = _many_values(field, values)
+        check_values(field, *columns[name])
+    required(columns, [source.timestamp_field], "every event has a time")
+    return columns, [event.id for event in events]
+
+
+def carries_one(event: Event) -> bool:
+    """Whether an event is a SourceEvent: one row."""
+    return event.type == _SINGLE
+
+
 def _payload(event: Event) -> SourceEvent | SourceEventBatch:
-    if event.type == SourceEvent.DESCRIPTOR.full_name:
+    if carries_one(event):
         return payload_of(event, SourceEvent)
     return payload_of(event, SourceEventBatch)
 
@@ -98,6 +118,36 @@ def _single(payload: SourceEvent, source: Source) -> Columns:
     return columns
 
 
+def _many_values(field: Field, values: list[Any]) -> tuple[Any, Any]:
+    kind = field.data_type
+    if kind in (DataType.STRING, DataType.BYTES):
+        return _many_texts(field, values)
+    if kind.is_list or kind.is_vector:
+        cells = [_nulls(field, 1) if v is None else _one_value(field, v) for v in values]
+        return np.concatenate([c[0] for c in cells]), np.concatenate([c[1] for c in cells])
+    there = np.array([v is not None for v in values], np.bool_)
+    numbers = [
+        0 if v is None else int(v.timestamp() * 1_000_000) if isinstance(v, datetime) else v for v in values
+    ]
+    try:
+        if any(isinstance(v, (str, bytes, list)) for v in numbers):
+            raise TypeError
+        return np.array(numbers, DTYPES[kind]), there
+    except (TypeError, ValueError, OverflowError):
+        raise InvalidArgument(f"Field {field.name!r} is no {kind.name}.", reason="WRONG_TYPE") from None
+
+
+def _many_texts(field: Field, values: list[Any]) -> tuple[Any, Any]:
+    wanted: type[Any] = str if field.data_type == DataType.STRING else bytes
+    packed, there = _nulls(field, len(values))
+    for i, value in enumerate(values):
+        if isinstance(value, wanted):
+            packed[i], there[i] = value, True
+        elif value is not None:
+            raise InvalidArgument(f"Field {field.name!r} is no {field.data_type.name}.", reason="WRONG_TYPE")
+    return packed, there
+
+
 def _one_value(field: Field, value: Any) -> tuple[Any, Any]:
     kind = field.data_type
     try:
@@ -111,7 +161,7 @@ def _one_value(field: Field, value: Any) -> tuple[Any, Any]:
             values = np.empty(1, dtype=object)
             values[0] = value
         else:
-            if isinstance(value, (str, bytes)):
+            if isinstance(value, (str, bytes)) or isinstance(value, list) != kind.is_vector:
                 raise TypeError
             values = np.array([value], DTYPES[kind.element])
     except (TypeError, ValueError, OverflowError):
@@ -119,4 +169,4 @@ def _one_value(field: Field, value: Any) -> tuple[Any, Any]:
     return values, np.ones(1, np.bool_)
 
 
-__all__ = ["FlywheelError", "from_event", "source_name", "to_event"]
+__all__ = ["FlywheelError", "carries_one", "from_event", "from_single_events", "source_name", "to_event"]

@@ -26,7 +26,9 @@ from flywheel_feature.online_metrics import ReadCounters
 from flywheel_feature.read_plan import Answer, ReadPlan, plan_of_features, plan_of_set
 
 MAXIMUM_ROWS = 1000
-BATCH_ROWS = 2000
+FULL_ROWS = 2000
+CROWD = 64
+"""Requests that are not kept waiting for more."""
 QUIET_TURNS = 4
 """A gRPC server takes up one call every other turn of the event loop, so a crowd is a trickle: measured at 16 calls in flight, waiting
 for one quiet turn makes batches of 3, for three or four batches of 8 to 10, for more none larger."""
@@ -122,9 +124,10 @@ class SharedRead:
             self._reading = None
 
     async def _gather(self, quiet_turns: int) -> None:
-        """Returns when so many turns of the event loop in a row brought no further request. No timer: a turn takes microseconds."""
+        """Returns when so many turns of the event loop in a row brought no further request, or a crowd is there. No timer: a turn takes
+        microseconds."""
         quiet, seen = 0, len(self._waiting)
-        while quiet < quiet_turns:
+        while quiet < quiet_turns and seen < CROWD:
             await asyncio.sleep(0)
             quiet = quiet + 1 if len(self._waiting) == seen else 0
             seen = len(self._waiting)
@@ -133,7 +136,7 @@ class SharedRead:
         taken = rows = 0
         for lookup, _ in self._waiting:
             rows += lookup.rows
-            if taken and rows > BATCH_ROWS:
+            if taken and rows > FULL_ROWS:
                 break
             taken += 1
         batch, self._waiting = self._waiting[:taken], self._waiting[taken:]
@@ -201,7 +204,22 @@ class OnlineFeatures:
         self._encoder = encoder
         self._catalogs = catalogs
         self._store = store
+        self._by_name: dict[str, tuple[Catalog, SharedRead]] = {}
         self._reads: OrderedDict[tuple[object, ...], SharedRead] = OrderedDict()
+
+    def recent(self, set_name: str) -> SharedRead | None:
+        """What `remember` was told about a feature set's name, unless definitions have changed since."""
+        found = self._by_name.get(set_name)
+        return (
+            found[1]
+            if found is not None and self._catalogs.catalog(found[1].plan.project) is found[0]
+            else None
+        )
+
+    def remember(self, set_name: str, shared: SharedRead) -> None:
+        if len(self._by_name) >= PLANS_KEPT:
+            self._by_name.clear()
+        self._by_name[set_name] = self._catalogs.catalog(shared.plan.project), shared
 
     async def of_set(self, project: str, set_id: str, version: int) -> SharedRead:
         """Raises NotFound UNKNOWN_FEATURE_SET."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from functools import lru_cache
 from typing import Any
 
 from flywheel_common.clock import Clock
@@ -214,7 +213,9 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
     async def GetOnlineFeatures(
         self, request: pb.GetOnlineFeaturesRequest, context: Any
     ) -> pb.GetOnlineFeaturesResponse | bytes:
-        shared = await self._shared_read(request)
+        shared = self._online.recent(request.feature_set)
+        if shared is None or request.features:
+            shared = await self._shared_read(request)
         lookup = convert.to_lookup(request, shared.plan)
         if request.layout == pb.ANSWER_LAYOUT_ROWS:
             return convert.answer_to_proto(await shared.answer(lookup), shared.plan, request.layout)
@@ -226,7 +227,11 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
                 raise InvalidArgument(
                     "Name a feature_set or features, not both.", reason="INVALID_REQUEST", field="features"
                 )
-            return await self._online.of_set(*_feature_set_name(request.feature_set))
+            shared = await self._online.of_set(
+                *versioned_name(request.feature_set, FEATURE_SET, FEATURE_SET_VERSION)
+            )
+            self._online.remember(request.feature_set, shared)
+            return shared
         return await self._online.of_features(parse_project(request.parent), tuple(request.features))
 
     async def GetFreshness(self, request: pb.GetFreshnessRequest, context: Any) -> pb.GetFreshnessResponse:
@@ -268,12 +273,6 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         return await self._idempotency.run(
             "CancelJob", request.request_id, request, pb.CancelJobResponse, effect
         )
-
-
-@lru_cache(4096)
-def _feature_set_name(name: str) -> tuple[str, str, int]:
-    """Names are parsed once: the hot path sees few of them again and again."""
-    return versioned_name(name, FEATURE_SET, FEATURE_SET_VERSION)
 
 
 def _job_name(name: str) -> tuple[str, str]:

@@ -19,6 +19,7 @@ from flywheel_feature.erased import Erased
 from flywheel_feature.frames import Columns
 from flywheel_feature.generations import Generations
 from flywheel_feature.stream_tiles import PositionLost, SourceRows, SourceTiles, ViewTiles
+from flywheel_feature.tile_reading import Ints
 
 log = get_logger(__name__)
 
@@ -140,14 +141,17 @@ class StreamMaterializer:
             _NEWEST.labels(rows.source.id).set(int(rows.times()[0].max()) / 1e6)
 
 
-def joined(
-    source: Source, partition: int, parts: Sequence[tuple[int, Columns, Sequence[str]]], next_offset: int
-) -> SourceRows:
-    """Rows of several records, (offset, columns, ids) each, as one."""
-    offsets = np.repeat(np.array([p[0] for p in parts], np.int64), [len(p[2]) for p in parts])
+Part = tuple[Ints, Columns, Sequence[str]]
+"""Rows of one or more records: the offset each row came in, columns, ids."""
+
+
+def joined(source: Source, partition: int, parts: Sequence[Part], next_offset: int) -> SourceRows:
+    """Rows of several parts as one."""
     if len(parts) == 1:
-        return SourceRows(source, partition, parts[0][1], list(parts[0][2]), offsets, next_offset)
-    columns: Columns = {
+        offsets, columns, ids = parts[0]
+        return SourceRows(source, partition, columns, list(ids), offsets, next_offset)
+    offsets = np.concatenate([p[0] for p in parts])
+    columns = {
         f.name: (
             np.concatenate([p[1][f.name][0] for p in parts]),
             np.concatenate([p[1][f.name][1] for p in parts]),
@@ -157,4 +161,4 @@ def joined(
     return SourceRows(source, partition, columns, [i for p in parts for i in p[2]], offsets, next_offset)
 
 
-__all__ = ["PositionLost", "StreamMaterializer", "TileFilling", "joined"]
+__all__ = ["Part", "PositionLost", "StreamMaterializer", "TileFilling", "joined"]

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from typing import Any
+
+import numpy as np
 
 from flywheel_common.consumer import ConsumerLoop, PoisonError, Record, TopicPartition
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.logs import get_logger
 from flywheel_feature.catalog import Catalog
-from flywheel_feature.convert_events import from_event
+from flywheel_feature.convert_events import carries_one, from_event, from_single_events
 from flywheel_feature.definitions import Source
-from flywheel_feature.frames import Columns
 from flywheel_feature.generations import Generations
 from flywheel_feature.store.definitions import DefinitionStore
-from flywheel_feature.stream_materialization import PositionLost, StreamMaterializer, joined
+from flywheel_feature.stream_materialization import Part, PositionLost, StreamMaterializer, joined
 
 log = get_logger(__name__)
 
@@ -105,16 +107,7 @@ class StreamWorker:
             # Else nobody applied such a source here: these events are not ours.
             return
         catalog, source = known
-        parts: list[tuple[int, Columns, Sequence[str]]] = []
-        poison: list[Record] = []
-        why = ""
-        for record in records:
-            try:
-                assert record.event is not None
-                parts.append((record.offset, *from_event(record.event, source)))
-            except InvalidArgument as error:
-                poison.append(record)
-                why = error.message
+        parts, poison, why = _rows_of(records, source)
         if poison:
             raise PoisonError(why, poison)
         if not parts:
@@ -130,3 +123,34 @@ class StreamWorker:
     def _forget(self) -> None:
         if self._loop is not None:
             self._loop.rewind()
+
+
+def _rows_of(records: Sequence[Record], source: Source) -> tuple[list[Part], list[Record], str]:
+    """Rows of the records in order, the records that hold none, and why the last of them does not."""
+    parts: list[Part] = []
+    poison: list[Record] = []
+    why = ""
+    for single, together in groupby(records, _is_single):
+        run = list(together)
+        if single and len(run) > 1:
+            try:
+                columns, ids = from_single_events([r.event for r in run if r.event is not None], source)
+            except InvalidArgument:
+                # One of them: it is found one by one.
+                pass
+            else:
+                parts.append((np.array([r.offset for r in run], np.int64), columns, ids))
+                continue
+        for record in run:
+            try:
+                assert record.event is not None
+                columns, ids = from_event(record.event, source)
+                parts.append((np.full(len(ids), record.offset, np.int64), columns, ids))
+            except InvalidArgument as error:
+                poison.append(record)
+                why = error.message
+    return parts, poison, why
+
+
+def _is_single(record: Record) -> bool:
+    return record.event is not None and carries_one(record.event)

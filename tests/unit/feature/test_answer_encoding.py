@@ -31,12 +31,16 @@ def objects(*values: Any) -> Any:
     return packed
 
 
-@pytest.fixture
-def plan() -> ReadPlan:
+def plan_of(features: list[str]) -> ReadPlan:
     view = View("default", "v", "e", BatchView("s", FEATURES), version=3, features=FEATURES)
     entity = Entity("default", "e", (Field("k", T.STRING),))
     catalog = Catalog("default", 1, {"e": entity}, {}, {VersionRef("v", 3): view}, {}, {"v": view})
-    return plan_of_features(catalog, ["v:*"])
+    return plan_of_features(catalog, features)
+
+
+@pytest.fixture
+def plan() -> ReadPlan:
+    return plan_of(["v:*"])
 
 
 def answer(plan: ReadPlan, rows: int) -> Answer:
@@ -90,3 +94,22 @@ def test_applied_offsets_are_lists_of_partition_and_next_offset(plan: ReadPlan) 
         (column,) = encoded.applied_offsets.columns
         values, valid = to_numpy(column, len(wanted))
         assert (column.name, wanted, True) == ("w@2", [v.tolist() for v in values], bool(valid.all()))
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 2], [1, 2, 1], [4], [0, 3, 1], [1, 3, 0]])
+@pytest.mark.parametrize("features", [["v:*"], ["v:h", "v:a", "v:b"], ["v:b"], ["v:c", "v:a"]])
+def test_a_shared_answer_is_cut_into_what_each_asked_for(sizes: list[int], features: list[str]) -> None:
+    read = plan_of(features)
+    whole = answer(read, 4)
+    messages = AnswerEncoder(read).encode_parts(whole, sizes)
+    low = 0
+    for size, message in zip(sizes, messages, strict=True):
+        wanted = answer_to_proto(whole.rows(low, low + size), read, pb.ANSWER_LAYOUT_COLUMNS)
+        got = pb.GetOnlineFeaturesResponse.FromString(message)
+        low += size
+        assert got.statuses == wanted.statuses
+        assert got.event_times == wanted.event_times
+        assert size == got.features.row_count
+        if size:
+            assert to_dict(wanted.features) == to_dict(got.features)
+            assert [c.name for c in wanted.features.columns] == [c.name for c in got.features.columns]

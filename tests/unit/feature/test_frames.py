@@ -10,7 +10,7 @@ import pytest
 
 from flywheel_feature.definitions import DataType as T
 from flywheel_feature.definitions import Field
-from flywheel_feature.frames import from_series, to_series
+from flywheel_feature.frames import from_series, to_frame, to_series
 
 CASES: list[tuple[T, Any, Any]] = [
     (T.BOOL, np.array([True, False, True]), [True, None, True]),
@@ -43,3 +43,16 @@ def test_not_a_number_is_no_value() -> None:
     values, mask = from_series(pl.Series("x", [1.0, float("nan"), None]), T.FLOAT64)
     assert mask.tolist() == [True, False, False]
     assert values.tolist() == [1.0, 0.0, 0.0]
+
+
+def test_a_frame_of_numbers_equals_its_series_one_by_one() -> None:
+    valid = np.array([True, False, True])
+    columns = {kind.name: (values, valid) for kind, values, _ in CASES[:4]}
+    # A column of packed rows is no contiguous array.
+    rows = np.zeros(3, [("head", "u1"), ("number", "<f8")])
+    rows["number"] = [1.5, 0.0, float("nan")]
+    columns["packed"] = rows["number"], np.ones(3, np.bool_)
+    fields = [*(Field(kind.name, kind) for kind, _, _ in CASES[:4]), Field("packed", T.FLOAT64)]
+    wanted = pl.DataFrame([to_series(f, *columns[f.name]) for f in fields])
+    assert wanted.equals(to_frame(fields, columns, 3))
+    assert wanted.schema == to_frame(fields, columns, 3).schema

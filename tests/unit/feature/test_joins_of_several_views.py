@@ -259,7 +259,7 @@ def test_every_view_answers_what_its_definition_says_in_memory_and_in_partitions
             engines=engines, limits=JoinLimits(memory),
         )  # fmt: skip
 
-    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"))
+    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"), compute=Compute.RAY)
     whole = asyncio.run(builder().build(wanted, Quiet()))
     expected = sorted(
         (
@@ -347,7 +347,7 @@ async def test_partitions_that_fail_for_good_leave_no_part(
         catalogs=catalogs, tables=tables, archive=MemoryArchive(), training_sets=registered, clock=SystemClock(),
         engines=[InThisProcess(tables, str(tmp_path))], limits=JoinLimits(100),
     )  # fmt: skip
-    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"))
+    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"), compute=Compute.RAY)
     tables.error = error
     with pytest.raises(type(error)):
         await builder.build(wanted, Quiet(), "job")

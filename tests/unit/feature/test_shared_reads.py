@@ -1,4 +1,4 @@
-"""Requests that are read together get their own rows, and only what they asked for."""
+"""Online requests that come together are read together, and each gets what it would have got alone."""
 
 from __future__ import annotations
 
@@ -6,83 +6,174 @@ import asyncio
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
-from flywheel_common.columns import from_table
-from flywheel_feature.aggregation import Events, TileLayout, event_ranks
+from flywheel.tables import to_dict
+from flywheel_common.errors import InvalidArgument, Unavailable
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.convert_answer import AnswerEncoder
-from flywheel_feature.definitions import (
-    Aggregation,
-    AggregationFunction,
-    DataType,
-    Entity,
-    Feature,
-    Field,
-    StreamView,
-    VersionRef,
-    View,
-)
+from flywheel_feature.definitions import BatchView, DataType, Entity, Feature, Field, VersionRef, View
 from flywheel_feature.keys import entity_keys
-from flywheel_feature.online import Lookup, SharedRead
-from flywheel_feature.read_plan import plan_of_features
+from flywheel_feature.online import FULL_ROWS, Lookup, SharedRead
+from flywheel_feature.read_plan import ReadPlan, plan_of_features
+from flywheel_feature.row_encoding import RowLayout
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
-MINUTE = 60_000_000
-AGGREGATIONS = (Aggregation("flights", AggregationFunction.COUNT, "", 60 * MINUTE),)
-LAYOUT = TileLayout(AGGREGATIONS, 5 * MINUTE)
-
-
-def state(count: int, offsets: dict[int, int]) -> bytes:
-    times = np.zeros(count, np.int64)
-    ranks = event_ranks([str(i) for i in range(count)])
-    return LAYOUT.state_of(LAYOUT.partials(Events(times, times, times, ranks, {}))[0], offsets)
+T = DataType
+FEATURES = (Feature("a", T.FLOAT64), Feature("b", T.INT64))
+NOW = 1_000_000
 
 
 class Store:
-    """States by entity, and how many keys each read asked for."""
+    """Rows of the entities 0 … 99 under their keys; counts round trips and waits as long as it is told to."""
 
-    def __init__(self, states: dict[bytes, bytes]) -> None:
-        self._states = states
+    def __init__(self, plan: ReadPlan) -> None:
+        numbers = np.arange(100)
+        there = np.ones(100, np.bool_)
+        columns = {"a": (numbers / 2, there), "b": (numbers * 3, numbers % 7 != 0)}
+        rows = RowLayout(FEATURES).encode(columns, numbers + 1, numbers + 1)
+        self.rows = dict(zip(plan.redis_keys([keys(range(100))]), rows, strict=True))
         self.asked: list[int] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.error: Exception | None = None
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         self.asked.append(len(keys))
-        await asyncio.sleep(0)
-        return [next((v for k, v in self._states.items() if key.endswith(k)), None) for key in keys]
+        await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return [self.rows.get(k) for k in keys]
 
 
-def lookup(*origins: str, with_applied_offsets: bool) -> Lookup:
-    entities = entity_keys([(DataType.STRING, origins)])
-    return Lookup([entities], {}, MINUTE, len(origins), with_applied_offsets)
+def keys(numbers: Sequence[int] | range) -> list[bytes]:
+    return entity_keys([(T.STRING, [f"e{n}" for n in numbers])])
 
 
-def opened(answer: bytes) -> tuple[int, list[list[int]] | None]:
-    """The last row's count of flights, and the offsets of every row."""
+def lookup(*numbers: int) -> Lookup:
+    return Lookup([keys(numbers)], {}, NOW, len(numbers))
+
+
+def values(answer: bytes) -> tuple[list[float | None], list[int | None], list[int], list[int]]:
+    """The two columns, the statuses of the first, and the event times."""
     message = pb.GetOnlineFeaturesResponse.FromString(answer)
-    count = int(from_table(message.features)["traffic__flights"][0][-1])
-    if not message.HasField("applied_offsets"):
-        return count, None
-    lists, _ = from_table(message.applied_offsets)["traffic@3"]
-    return count, [row.tolist() for row in lists]
+    columns, rows = to_dict(message.features), message.features.row_count
+    times = np.frombuffer(message.event_times, "<i8").tolist()
+    return columns["v__a"], columns["v__b"], list(message.statuses[:rows]), times
 
 
-async def test_only_who_asks_gets_the_offsets_of_its_own_rows() -> None:
-    features = (Feature("flights", DataType.INT64),)
-    kind = StreamView("landings", aggregations=AGGREGATIONS, tile=5 * MINUTE)
-    view = View("default", "traffic", "origin", kind, version=3, features=features)
-    entity = Entity("default", "origin", (Field("origin", DataType.STRING),))
-    catalog = Catalog(
-        "default", 1, {"origin": entity}, {}, {VersionRef("traffic", 3): view}, {}, {"traffic": view}
+def expected(*numbers: int) -> tuple[list[float | None], list[int | None], list[int], list[int]]:
+    known = [n if 0 <= n < 100 else None for n in numbers]
+    return (
+        [None if n is None else n / 2 for n in known],
+        [None if n is None or n % 7 == 0 else n * 3 for n in known],
+        [3 if n is None else 1 for n in known],
+        [0 if n is None else n + 1 for n in known],
     )
-    store = Store({b"{3:JFK}"[1:]: state(2, {0: 7, 1: 9}), b"{3:LGA}"[1:]: state(4, {1: 11})})
-    shared = SharedRead(plan_of_features(catalog, ["traffic:*"]), store, AnswerEncoder)
-    one, two, three = await asyncio.gather(
-        shared.read(lookup("EWR", "JFK", with_applied_offsets=True)),
-        shared.read(lookup("JFK", with_applied_offsets=False)),
-        shared.read(lookup("LGA", with_applied_offsets=True)),
+
+
+@pytest.fixture
+def plan() -> ReadPlan:
+    view = View("default", "v", "e", BatchView("s", FEATURES), version=1, features=FEATURES)
+    entity = Entity("default", "e", (Field("k", T.STRING),))
+    catalog = Catalog("default", 1, {"e": entity}, {}, {VersionRef("v", 1): view}, {}, {"v": view})
+    return plan_of_features(catalog, ["v:*"])
+
+
+async def test_a_crowd_shares_a_round_trip_and_each_gets_its_own_rows(plan: ReadPlan) -> None:
+    store = Store(plan)
+    shared = SharedRead(plan, store, AnswerEncoder)
+    wanted = [(1,), (50,), (7,), (999,), (3,)]
+    answers = await asyncio.gather(*(shared.read(lookup(*w)) for w in wanted))
+    assert [expected(*w) for w in wanted] == [values(a) for a in answers]
+    assert [5] == store.asked
+
+
+async def test_requests_of_different_sizes_may_share(plan: ReadPlan) -> None:
+    store = Store(plan)
+    shared = SharedRead(plan, store, AnswerEncoder)
+    wanted = [(1, 2, 3), (50,), (7, 999), (), tuple(range(40))]
+    answers = await asyncio.gather(*(shared.read(lookup(*w)) for w in wanted))
+    assert [expected(*w) for w in wanted if w] == [
+        values(a) for a, w in zip(answers, wanted, strict=True) if w
+    ]
+    assert pb.GetOnlineFeaturesResponse.FromString(answers[3]).features.row_count == 0
+    assert [46] == store.asked
+
+
+async def test_what_arrives_while_a_batch_is_out_forms_the_next(plan: ReadPlan) -> None:
+    store = Store(plan)
+    shared = SharedRead(plan, store, AnswerEncoder)
+    store.gate.clear()
+    first = asyncio.create_task(shared.read(lookup(1)))
+    while not store.asked:
+        await asyncio.sleep(0)
+    later = [asyncio.create_task(shared.read(lookup(n))) for n in range(2, 12)]
+    await asyncio.sleep(0.01)
+    assert [1] == store.asked
+    store.gate.set()
+    answers = await asyncio.gather(first, *later)
+    assert [expected(n) for n in range(1, 12)] == [values(a) for a in answers]
+    assert [1, 10] == store.asked
+
+
+async def test_a_batch_ends_where_it_is_full(plan: ReadPlan) -> None:
+    store = Store(plan)
+    shared = SharedRead(plan, store, AnswerEncoder)
+    many = tuple(range(100)) * (FULL_ROWS // 200)
+    answers = await asyncio.gather(*(shared.read(lookup(*many)) for _ in range(5)))
+    assert [expected(*many)] * 5 == [values(a) for a in answers]
+    assert [2 * len(many), 2 * len(many), len(many)] == store.asked
+
+
+async def test_who_gave_up_is_left_out_and_the_others_are_answered(plan: ReadPlan) -> None:
+    store = Store(plan)
+    shared = SharedRead(plan, store, AnswerEncoder)
+    store.gate.clear()
+    tasks = [asyncio.create_task(shared.read(lookup(n))) for n in (1, 2, 3)]
+    while not store.asked:
+        await asyncio.sleep(0)
+    late = asyncio.create_task(shared.read(lookup(4)))
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    late.cancel()
+    store.gate.set()
+    answers = await asyncio.gather(*tasks, late, return_exceptions=True)
+    assert expected(1) == values(answers[0])  # type: ignore[arg-type]
+    assert expected(3) == values(answers[2])  # type: ignore[arg-type]
+    assert isinstance(answers[1], asyncio.CancelledError)
+    assert isinstance(answers[3], asyncio.CancelledError)
+    assert expected(5) == values(await shared.read(lookup(5)))
+    assert [3, 1] == store.asked
+
+
+async def test_a_store_that_is_down_fails_the_batch_and_not_the_next(plan: ReadPlan) -> None:
+    store = Store(plan)
+    shared = SharedRead(plan, store, AnswerEncoder)
+    store.error = Unavailable("away", reason="ONLINE_STORE_DOWN")
+    answers = await asyncio.gather(*(shared.read(lookup(n)) for n in (1, 2)), return_exceptions=True)
+    assert ["ONLINE_STORE_DOWN"] * 2 == [getattr(a, "reason", a) for a in answers]
+    assert [2] == store.asked
+    store.error = None
+    assert expected(6) == values(await shared.read(lookup(6)))
+
+
+async def test_one_bad_request_does_not_fail_its_neighbours(
+    plan: ReadPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = SharedRead(plan, Store(plan), AnswerEncoder)
+    decode = plan.decode
+
+    def refusing(blobs, as_of, requests):  # type: ignore[no-untyped-def]
+        if (as_of == 13).any():
+            raise InvalidArgument("no", reason="INVALID_EXPRESSION")
+        return decode(blobs, as_of, requests)
+
+    monkeypatch.setattr(plan, "decode", refusing)
+    bad = Lookup([keys([2])], {}, 13, 1)
+    answers = await asyncio.gather(
+        shared.read(lookup(1)), shared.read(bad), shared.read(lookup(3)), return_exceptions=True
     )
-    assert [4] == store.asked
-    assert (2, [[], [0, 7, 1, 9]]) == opened(one)
-    assert (2, None) == opened(two)
-    assert (4, [[1, 11]]) == opened(three)
-    assert (2, None) == opened(await shared.read(lookup("JFK", with_applied_offsets=False)))
+    assert expected(1) == values(answers[0])  # type: ignore[arg-type]
+    assert getattr(answers[1], "reason", "") == "INVALID_EXPRESSION"
+    assert expected(3) == values(answers[2])  # type: ignore[arg-type]

@@ -84,6 +84,7 @@ class Pipeline:
 
     def _single(self, method: str, behavior: Any, parse: Any, request_streaming: bool) -> Any:
         default = self._deadlines.get(method, None if request_streaming else self._default_deadline)
+        mutates = _carries_request_id(parse)
 
         async def answer(raw: Any, context: Any) -> Any:
             state = _Running(method, request_streaming)
@@ -93,7 +94,8 @@ class Pipeline:
                     request = self._parsed(raw, parse)
                 else:
                     request = state.request = self._parse(raw, parse)
-                    call.request_id = getattr(request, "request_id", "")
+                    if mutates:
+                        call.request_id = getattr(request, "request_id", "")
                 if call.deadline is None and default is not None:
                     call.deadline = time.monotonic() + default
                     async with asyncio.timeout(default):
@@ -250,6 +252,12 @@ class _Running:
         self.request: Any = None
         self.span: Span | None = None
         self.call: Call | None = None
+
+
+def _carries_request_id(parse: Any) -> bool:
+    """Whether messages that `parse` makes may have a request_id. Asking each message that has none costs an exception."""
+    descriptor = getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
+    return descriptor is None or "request_id" in descriptor.fields_by_name
 
 
 def _code_name(code: Any) -> str:

@@ -5,6 +5,7 @@ Feast lives in an environment of its own: `make bench-peers` makes it. Its Redis
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import time
 from collections.abc import Iterable
@@ -27,6 +28,7 @@ ROWS = 20_000
 ROUNDS = 3
 GRPC = "/GrpcFeatureServer/GetOnlineFeatures"
 JOIN_SECONDS = 200
+START_SECONDS = 60
 ENVIRONMENT = {"FEAST_USAGE": "False", "PYTHONWARNINGS": "ignore", "PATH": f"{PEERS}:/usr/bin:/bin"}
 
 
@@ -61,7 +63,6 @@ def _servers(room: Room, folder: Path) -> Iterable[measure.Row]:
     questions = room.ask(lambda client: online.questions(client, ("fifty_1", "fifty_100")))
     addresses = {kind: f"127.0.0.1:{ports.free([kind])[kind]}" for kind in ("http", "grpc")}
     processes = [_serve(room, folder, kind, address) for kind, address in addresses.items()]
-    time.sleep(15)
     for entities, bound in ((1, 6), (100, 40)):
         q = questions[f"fifty_{entities}"]
         calls = 2_000 if entities == 1 else 300
@@ -126,21 +127,34 @@ def _side(*arguments: object, seconds: float = 280) -> str:
     command = [str(PEERS / "python"), str(SIDE), *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=seconds)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(map(str, arguments))}: {done.stderr[-2000:]}")
+        raise RuntimeError(f"Feast, {arguments[0]}: {done.stderr[-2000:]}")
     return done.stdout
 
 
 def _serve(room: Room, folder: Path, kind: str, address: str) -> Process:
-    """One worker process, its registry cached, no access log: its own best case."""
+    """One process that listens, its registry cached, no access log: its own best case."""
     host, port = address.split(":")
-    return room.keep(
-        Process(
-            f"feast-{kind}",
-            [
-                PEERS / "feast", "-c", folder, "serve", "--host", host, "--port", port, "--type", kind, "--no-access-log",
-                "--workers", "1", "--max-requests", "0", "--max-requests-jitter", "0", "--registry_ttl_sec", "3600",
-            ],
-            log=room.folder / "log" / f"feast-{kind}.log",
-            environment=ENVIRONMENT,
-        )
-    )  # fmt: skip
+    how: dict[str, list[str]] = {
+        "http": [
+            "serve", "--host", host, "--port", port, "--no-access-log", "--workers", "1", "--max-requests", "0",
+            "--max-requests-jitter", "0", "--registry_ttl_sec", "3600",
+        ],
+        "grpc": ["listen", "--address", address, "--registry_ttl_sec", "3600"],
+    }  # fmt: skip
+    process = Process(
+        f"feast-{kind}",
+        [PEERS / "feast", "-c", folder, *how[kind]],
+        log=room.folder / "log" / f"feast-{kind}.log",
+        environment=ENVIRONMENT,
+    )
+    room.keep(process)
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            socket.create_connection((host, int(port)), 1).close()
+        except OSError:
+            if not process.running or time.monotonic() > deadline:
+                raise RuntimeError(f"Feast's {kind} server did not start: {process.log}") from None
+            time.sleep(0.2)
+        else:
+            return process

@@ -1,0 +1,108 @@
+"""Events that carry one row each are read together as they are read one by one, and a bad one spoils only itself."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.events import build_event
+from flywheel_common.records import Record
+from flywheel_common.value import from_python
+from flywheel_feature.convert_events import from_event, from_single_events, to_event
+from flywheel_feature.definitions import DataType, Field, Source, StreamSource
+from flywheel_feature.stream_worker import _rows_of
+from flywheel_protos.events.v1.event_pb2 import Event
+from flywheel_protos.events.v1.source_pb2 import SourceEvent
+
+T = DataType
+NOW = datetime(2013, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+SOURCE = Source(
+    "default",
+    "rides",
+    kind=StreamSource(),
+    created_field="",
+    timestamp_field="at",
+    schema=(
+        Field("at", T.TIMESTAMP), Field("driver", T.STRING), Field("fare", T.FLOAT64), Field("seats", T.INT64), Field("late", T.BOOL),
+        Field("near", T.FLOAT32), Field("blob", T.BYTES), Field("stops", T.FLOAT64_LIST), Field("place", T.FLOAT32_VECTOR, 2),
+    ),
+)  # fmt: skip
+
+
+def single(number: int, **fields: Any) -> Event:
+    values = {"at": NOW + timedelta(seconds=number)} | fields
+    payload = SourceEvent(source=SOURCE.name, fields={n: from_python(v) for n, v in values.items()})
+    return build_event(payload, source="t", key="0", event_time=NOW, event_id=f"id-{number}")
+
+
+GOOD = [
+    single(
+        0,
+        driver="ü",
+        fare=1.5,
+        seats=2,
+        late=True,
+        near=0.25,
+        blob=b"\0x",
+        stops=[1.0, 2.0],
+        place=[1.0, 2.0],
+    ),
+    single(1),
+    single(2, driver="", fare=3, seats=-(2**62), late=False, stops=[]),
+    single(3, fare=None, seats=7, near=2, place=[0.5, -1.0]),
+]
+
+
+def record(offset: int, event: Event) -> Record:
+    return Record("t", 0, offset, "", event.SerializeToString(), (), 0, event)
+
+
+def cells(columns: Any, row: int) -> dict[str, Any]:
+    found = {}
+    for name, (values, valid) in columns.items():
+        value = values[row]
+        found[name] = (
+            (value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value) if valid[row] else None
+        )
+    return found
+
+
+def test_read_together_as_one_by_one() -> None:
+    columns, ids = from_single_events(GOOD, SOURCE)
+    alone = [from_event(event, SOURCE) for event in GOOD]
+    assert [a[1][0] for a in alone] == ids
+    assert [cells(a[0], 0) for a in alone] == [cells(columns, row) for row in range(len(GOOD))]
+    assert {n: v.dtype for n, (v, _) in alone[0][0].items()} == {n: v.dtype for n, (v, _) in columns.items()}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        single(9, fare="a lot"), single(9, seats=float("inf")), single(9, at=None), single(9, fare=[1.0]),
+        single(9, fare=float("nan")), single(9, driver=3),
+    ],
+)  # fmt: skip
+def test_a_bad_event_spoils_only_itself(bad: Event) -> None:
+    with pytest.raises(InvalidArgument):
+        from_single_events([*GOOD, bad], SOURCE)
+    records = [record(10 + i, e) for i, e in enumerate([GOOD[0], bad, *GOOD[1:]])]
+    parts, poison, why = _rows_of(records, SOURCE)
+    assert [11] == [r.offset for r in poison]
+    assert why
+    assert [10, 12, 13, 14] == [o for p in parts for o in p[0].tolist()]
+    assert ["id-0", "id-1", "id-2", "id-3"] == [i for p in parts for i in p[2]]
+
+
+def test_single_events_and_batches_may_alternate() -> None:
+    columns, ids = from_single_events(GOOD, SOURCE)
+    batch = to_event(SOURCE, columns, [f"b{i}" for i in range(len(ids))], 0)
+    parts, poison, _ = _rows_of(
+        [record(5, GOOD[0]), record(6, batch), record(8, GOOD[1]), record(9, GOOD[2])], SOURCE
+    )
+    assert not poison
+    assert [[5], [6, 6, 6, 6], [8, 9]] == [p[0].tolist() for p in parts]
+    assert ["id-0", "b0", "b1", "b2", "b3", "id-1", "id-2"] == [i for p in parts for i in p[2]]
