@@ -261,7 +261,7 @@ def test_every_view_answers_what_its_definition_says_in_memory_and_in_partitions
             engines=engines, limits=JoinLimits(memory),
         )  # fmt: skip
 
-    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"), compute=Compute.RAY)
+    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"))
     whole = asyncio.run(builder().build(wanted, Quiet()))
     expected = sorted(
         (
