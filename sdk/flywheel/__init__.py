@@ -3,7 +3,8 @@
 import flywheel as fw
 """
 
-from flywheel.client import Client, now, timestamp
+from flywheel.client import Client
+from flywheel.connection import now, timestamp
 from flywheel.definitions import (
     Aggregation,
     BatchView,

@@ -1,0 +1,226 @@
+"""What needs more than one call, or packed columns, of the feature service."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import grpc
+
+from flywheel.connection import Connection, request_id
+from flywheel.tables import to_table
+from flywheel_common.error_details import from_rpc_error
+from flywheel_common.value import from_python
+from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, training_set_pb2
+
+
+class FeatureCalls(Connection):
+    """Definitions, pushes, online reads, jobs."""
+
+    async def apply(
+        self, definitions: definitions_pb2.Definitions, *, plan: bool = False
+    ) -> feature_pb2.ApplyDefinitionsResponse:
+        """Applies (or with `plan` only compares) definitions."""
+        return await self.feature.ApplyDefinitions(
+            feature_pb2.ApplyDefinitionsRequest(
+                parent=self.parent,
+                definitions=definitions,
+                validate_only=plan,
+                request_id=request_id(),
+            )
+        )
+
+    async def delete(self, *names: str) -> feature_pb2.ApplyDefinitionsResponse:
+        """Deletes definitions by name: `views/facts`, `featureSets/late`, …; what reads them must go in the same call."""
+        return await self.feature.ApplyDefinitions(
+            feature_pb2.ApplyDefinitionsRequest(
+                parent=self.parent, delete_names=[self.full(n) for n in names], request_id=request_id()
+            )
+        )
+
+    async def lineage(self, name: str) -> feature_pb2.GetLineageResponse:
+        """What feeds `views/facts`, `models/late/versions/7`, … and what reads it."""
+        return await self.feature.GetLineage(
+            feature_pb2.GetLineageRequest(name=self.full(name), parent=self.parent)
+        )
+
+    async def push(
+        self,
+        target: str,
+        rows: Any,
+        schema: Mapping[str, int] | None = None,
+        *,
+        ids: Sequence[str] = (),
+        to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
+    ) -> feature_pb2.PushFeaturesResponse:
+        """Sends rows to a stream source, or to a batch view when `target` begins with `views/` (then `to` may say online or
+        offline only)."""
+        return await self.feature.PushFeatures(self.push_request(target, rows, schema, ids=ids, to=to))
+
+    def push_request(
+        self,
+        target: str,
+        rows: Any,
+        schema: Mapping[str, int] | None = None,
+        *,
+        ids: Sequence[str] = (),
+        to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
+    ) -> feature_pb2.PushFeaturesRequest:
+        """One push, for `push_stream`."""
+        name = f"{self.parent}/{target}" if target.startswith("views/") else self.path("sources", target)
+        return feature_pb2.PushFeaturesRequest(
+            target=name,
+            rows=to_table(rows, schema),
+            event_ids=ids,
+            push_target=to,  # type: ignore[arg-type]
+        )
+
+    async def push_stream(
+        self, pushes: AsyncIterable[feature_pb2.PushFeaturesRequest]
+    ) -> AsyncIterator[feature_pb2.StreamPushFeaturesResponse]:
+        """An answer per push, in order, once its rows are durable; a refused one has its `error` set and harms no other. The
+        service takes more pushes only as fast as it answers."""
+
+        async def wrapped() -> AsyncIterator[feature_pb2.StreamPushFeaturesRequest]:
+            async for push in pushes:
+                yield feature_pb2.StreamPushFeaturesRequest(push=push)
+
+        try:
+            async for answer in self.feature.StreamPushFeatures(wrapped()):
+                yield answer
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
+    async def wait_applied(
+        self, offsets: Sequence[feature_pb2.AppliedOffset], *, within: float = 60.0
+    ) -> None:
+        """Returns when pushed rows show online, that is when every position is applied. Raises TimeoutError."""
+        wanted = {(o.source, o.partition): o.next_offset for o in offsets}
+        async with asyncio.timeout(within):
+            while wanted:
+                answer = await self.feature.GetFreshness(feature_pb2.GetFreshnessRequest(parent=self.parent))
+                for fresh in answer.freshness:
+                    for applied in fresh.applied:
+                        key = (applied.source or fresh.name, applied.partition)
+                        if applied.next_offset >= wanted.get(key, float("inf")):
+                            del wanted[key]
+                if wanted:
+                    await asyncio.sleep(0.003)
+
+    async def online_features(
+        self,
+        feature_set: str,
+        entities: Any,
+        request_fields: Any = None,
+        *,
+        as_of: datetime | None = None,
+        readable: bool = False,
+    ) -> feature_pb2.GetOnlineFeaturesResponse:
+        """Feature values of one or many entities; `entities` is a frame or a dict join key → values."""
+        request = feature_pb2.GetOnlineFeaturesRequest(
+            feature_set=self.path("featureSets", feature_set),
+            entities=to_table(entities),
+            layout=feature_pb2.ANSWER_LAYOUT_ROWS if readable else feature_pb2.ANSWER_LAYOUT_COLUMNS,
+        )
+        if request_fields is not None:
+            request.request_fields.CopyFrom(to_table(request_fields))
+        if as_of is not None:
+            request.as_of.FromDatetime(as_of)
+        return await self.feature.GetOnlineFeatures(request)
+
+    async def materialize(
+        self,
+        view: str,
+        progress: Callable[[feature_pb2.Job], None] | None = None,
+        *,
+        start: datetime | None = None,
+        end: datetime | None = None,
+        rows_per_second: int = 0,
+    ) -> feature_pb2.Job:
+        """Writes a batch view's rows online and waits for the end: with `start` those of a range of event time, else what the
+        view has not seen yet."""
+        request = feature_pb2.MaterializeViewRequest(
+            view=self.path("views", view), request_id=request_id(), rows_per_second=rows_per_second
+        )
+        if start is not None:
+            request.start_time.FromDatetime(start)
+        if end is not None:
+            request.end_time.FromDatetime(end)
+        return await self._feature_job((await self.feature.MaterializeView(request)).job, progress)
+
+    async def rebuild_online_store(
+        self, progress: Callable[[feature_pb2.Job], None] | None = None
+    ) -> feature_pb2.Job:
+        """Fills an online store that lost its contents from the archives on S3, and waits for the end."""
+        request = feature_pb2.RebuildOnlineStoreRequest(parent=self.parent, request_id=request_id())
+        return await self._feature_job((await self.feature.RebuildOnlineStore(request)).job, progress)
+
+    async def erase_entity(
+        self,
+        entity: str,
+        join_keys: Mapping[str, Any],
+        progress: Callable[[feature_pb2.Job], None] | None = None,
+    ) -> feature_pb2.EraseReport:
+        """Erases one entity everywhere and waits for the report."""
+        request = feature_pb2.EraseEntityRequest(
+            entity=self.path("entities", entity),
+            join_keys={k: from_python(v) for k, v in join_keys.items()},
+            request_id=request_id(),
+        )
+        return (await self._feature_job((await self.feature.EraseEntity(request)).job, progress)).erase_report
+
+    async def _feature_job(
+        self, job: feature_pb2.Job, progress: Callable[[feature_pb2.Job], None] | None
+    ) -> feature_pb2.Job:
+        watched = self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name))
+        ended: feature_pb2.Job = await self.wait(watched, "job", progress)
+        return ended
+
+    async def build_training_set(
+        self,
+        feature_set: str,
+        spine: training_set_pb2.Spine,
+        *,
+        mode: int = training_set_pb2.JOIN_MODE_POINT_IN_TIME,
+        full_feature_names: bool = True,
+        compute: int = training_set_pb2.COMPUTE_UNSPECIFIED,
+        progress: Callable[[feature_pb2.Job], None] | None = None,
+    ) -> training_set_pb2.TrainingSet:
+        """Joins a spine with a feature set and waits for the manifest.
+
+        `full_feature_names=False` calls columns `feature` instead of `view__feature`: for reading them elsewhere, as models
+        are trained on the full names. `compute`: where it is joined, by its size unless you say.
+        """
+        request = feature_pb2.BuildTrainingSetRequest(
+            parent=self.parent,
+            feature_set=self.path("featureSets", feature_set),
+            spine=spine,
+            mode=mode,  # type: ignore[arg-type]
+            short_feature_names=not full_feature_names,
+            compute=compute,  # type: ignore[arg-type]
+            request_id=request_id(),
+        )
+        job = (await self.feature.BuildTrainingSet(request)).job
+        job = await self.wait(
+            self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)),
+            "job",
+            progress,
+        )
+        return (
+            await self.feature.GetTrainingSet(feature_pb2.GetTrainingSetRequest(name=job.training_set))
+        ).training_set
+
+    async def check_skew(self, predictions_uri: str, *, sample_limit: int = 0) -> feature_pb2.SkewReport:
+        """Recomputes logged online answers offline and waits for the report."""
+        request = feature_pb2.CheckSkewRequest(
+            parent=self.parent,
+            predictions_uri=predictions_uri,
+            sample_limit=sample_limit,
+            request_id=request_id(),
+        )
+        job = (await self.feature.CheckSkew(request)).job
+        return (
+            await self.wait(self.feature.WatchJob(feature_pb2.WatchJobRequest(name=job.name)), "job")
+        ).skew_report

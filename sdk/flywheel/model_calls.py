@@ -1,0 +1,166 @@
+"""Calls about models: the rules that decide about them, training, serving, monitoring."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from flywheel.connection import Connection, request_id, timestamp
+from flywheel_common.value import from_python
+from flywheel_protos.inference.v1 import inference_pb2
+from flywheel_protos.monitor.v1 import monitor_pb2
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2
+from flywheel_protos.trainer.v1 import trainer_pb2
+
+
+class ModelCalls(Connection):
+    """`**fields` are those of the message named in each docstring."""
+
+    async def create_model(self, model: str, **fields: Any) -> model_pb2.Model:
+        """registry.v1.Model: gate policy, rollout policy, description."""
+        request = registry_pb2.CreateModelRequest(
+            parent=self.parent, model_id=model, model=model_pb2.Model(**fields), request_id=request_id()
+        )
+        return (await self.registry.CreateModel(request)).model
+
+    async def set_monitor_policy(self, model: str, **fields: Any) -> monitor_pb2.MonitorPolicy:
+        """monitor.v1.MonitorPolicy: windows, thresholds."""
+        policy = monitor_pb2.MonitorPolicy(model=self.path("models", model), **fields)
+        request = monitor_pb2.SetMonitorPolicyRequest(policy=policy, request_id=request_id())
+        return (await self.monitor.SetMonitorPolicy(request)).policy
+
+    async def set_retraining_policy(self, model: str, **fields: Any) -> trainer_pb2.RetrainingPolicy:
+        """trainer.v1.RetrainingPolicy: pipeline, triggers, cooldown, budget."""
+        policy = trainer_pb2.RetrainingPolicy(name=self.path("retrainingPolicies", model), **fields)
+        request = trainer_pb2.SetRetrainingPolicyRequest(policy=policy, request_id=request_id())
+        return (await self.trainer.SetRetrainingPolicy(request)).policy
+
+    async def create_experiment(self, experiment: str, **fields: Any) -> trainer_pb2.Experiment:
+        """trainer.v1.Experiment: description, tags."""
+        request = trainer_pb2.CreateExperimentRequest(
+            parent=self.parent,
+            experiment_id=experiment,
+            experiment=trainer_pb2.Experiment(**fields),
+            request_id=request_id(),
+        )
+        return (await self.trainer.CreateExperiment(request)).experiment
+
+    # training
+
+    async def start_pipeline(self, spec: trainer_pb2.PipelineSpec) -> trainer_pb2.PipelineRun:
+        """Starts training set → train → evaluate → register → release → rollout."""
+        request = trainer_pb2.StartPipelineRunRequest(parent=self.parent, spec=spec, request_id=request_id())
+        return (await self.trainer.StartPipelineRun(request)).pipeline_run
+
+    async def wait_pipeline(
+        self,
+        name: str,
+        progress: Callable[[trainer_pb2.PipelineRun], None] | None = None,
+    ) -> trainer_pb2.PipelineRun:
+        """Follows a pipeline run to its end. Raises JobFailedError."""
+        watch = self.trainer.WatchPipelineRun(
+            trainer_pb2.WatchPipelineRunRequest(name=self.path("pipelineRuns", name))
+        )
+        return await self.wait(watch, "pipeline_run", progress)
+
+    async def train(
+        self,
+        spec: trainer_pb2.TrainSpec,
+        progress: Callable[[trainer_pb2.Job], None] | None = None,
+    ) -> trainer_pb2.Run:
+        """Runs one TRAIN job and answers its run. Raises JobFailedError."""
+        request = trainer_pb2.SubmitJobRequest(
+            parent=self.parent, job=trainer_pb2.Job(train=spec), request_id=request_id()
+        )
+        job = (await self.trainer.SubmitJob(request)).job
+        job = await self.wait(
+            self.trainer.WatchJob(trainer_pb2.WatchJobRequest(name=job.name)),
+            "job",
+            progress,
+        )
+        return (await self.trainer.GetRun(trainer_pb2.GetRunRequest(name=job.run))).run
+
+    # serving
+
+    async def predict(
+        self,
+        model: str,
+        entity_keys: Mapping[str, Any],
+        request_fields: Mapping[str, Any] | None = None,
+        *,
+        as_of: datetime | None = None,
+        prediction_id: str = "",
+        timeout: float | None = None,
+    ) -> inference_pb2.PredictResponse:
+        """One prediction."""
+        request = inference_pb2.PredictRequest(
+            model=self.path("models", model),
+            entity_keys={name: from_python(value) for name, value in entity_keys.items()},
+            request_fields={name: from_python(value) for name, value in (request_fields or {}).items()},
+            prediction_id=prediction_id,
+        )
+        if as_of is not None:
+            request.as_of.FromDatetime(as_of)
+        return await self.inference.Predict(request, timeout=timeout)
+
+    async def record_outcomes(
+        self,
+        model: str,
+        outcomes: Sequence[tuple[str, float, datetime]],
+        *,
+        name: str = "label",
+    ) -> int:
+        """Sends (prediction id, value, time at which it became known); answers how many were accepted."""
+        accepted = 0
+        for start in range(0, len(outcomes), 10_000):
+            request = inference_pb2.RecordOutcomeRequest(model=self.path("models", model))
+            for prediction, value, moment in outcomes[start : start + 10_000]:
+                request.outcomes.add(
+                    prediction_id=prediction,
+                    name=name,
+                    value=value,
+                    event_time=timestamp(moment),
+                )
+            accepted += (await self.inference.RecordOutcome(request)).accepted_count
+        return accepted
+
+    async def wait_serving(self, model: str, *, within: float = 60.0) -> inference_pb2.ServingStatus:
+        """What the gateway serves, once it is the registry's production release with its golden rows reproduced.
+        Raises TimeoutError."""
+        name = self.path("models", model)
+        async with asyncio.timeout(within):
+            while True:
+                wanted = (await self.registry.GetModel(registry_pb2.GetModelRequest(name=name))).model
+                answer = await self.inference.GetServingStatus(inference_pb2.GetServingStatusRequest())
+                for status in answer.models:
+                    ready = status.model == name and status.champion_release in status.ready_releases
+                    if ready and status.champion_release == wanted.production_release:
+                        return status
+                await asyncio.sleep(0.1)
+
+    async def wait_monitored(self, *, within: float = 60.0) -> None:
+        """Returns when the monitor has read every prediction and outcome logged so far. Raises TimeoutError."""
+        request = monitor_pb2.GetIngestStatusRequest(parent=self.parent)
+        async with asyncio.timeout(within):
+            while (await self.monitor.GetIngestStatus(request)).lag_records:
+                await asyncio.sleep(0.05)
+
+    async def prediction_archive(self, model: str, *, rows: int = 0, within: float = 120.0) -> str:
+        """Address of a model's archived prediction log, once it holds at least `rows` answers (shadow answers count).
+        Raises TimeoutError."""
+        request = monitor_pb2.GetPredictionArchiveRequest(model=self.path("models", model))
+        async with asyncio.timeout(within):
+            while (archive := await self.monitor.GetPredictionArchive(request)).rows < rows:
+                await asyncio.sleep(0.2)
+        return archive.uri
+
+    async def rollback(
+        self, model: str, reason: str, *, timeout: float = 30.0
+    ) -> registry_pb2.RollbackModelResponse:
+        """Serves the release that served before; answers when every live gateway has acknowledged."""
+        request = registry_pb2.RollbackModelRequest(
+            name=self.path("models", model), reason=reason, request_id=request_id()
+        )
+        return await self.registry.RollbackModel(request, timeout=timeout)
