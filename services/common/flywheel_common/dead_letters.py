@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flywheel_common.errors import Internal
+from flywheel_common.kafka import ensure_topics
 from flywheel_common.logs import get_logger
 from flywheel_common.producer import Producer
 from flywheel_common.records import Record
-from flywheel_common.topics import TopicSpec, dead_letter, ensure_topics
+from flywheel_common.topics import TopicSpec, dead_letter
 
 log = get_logger(__name__)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
@@ -73,13 +73,15 @@ async def stop_consumer(inner: AIOKafkaConsumer, *, seconds: float) -> None:
             await inner._client.close()  # noqa: SLF001 - there is no public way
 
 
-async def create_topics(bootstrap: str, specs: Sequence[TopicSpec], *, timeout_seconds: float = 30.0) -> None:
-    """See `topics.ensure_topics`."""
+async def ensure_topics(bootstrap: str, specs: Iterable[TopicSpec], *, timeout_seconds: float = 30.0) -> None:
+    """Creates the topics that are missing; leaves others as they are. Raises Unavailable KAFKA_UNAVAILABLE when the
+    broker does not answer in time, FailedPrecondition when an existing topic has fewer partitions."""
+    wanted = tuple(specs)
     loop = asyncio.get_running_loop()
     give_up = loop.time() + timeout_seconds
     while True:
         try:
-            await _create(bootstrap, specs)
+            await _create(bootstrap, wanted)
             return
         except (KafkaError, OSError, TimeoutError) as error:
             if loop.time() > give_up:

@@ -76,13 +76,3 @@ def partition_for(key: str, partitions: int = DEFAULT_PARTITIONS) -> int:
 def specs(names: Iterable[str], partitions: int = DEFAULT_PARTITIONS) -> list[TopicSpec]:
     """Specs of the same shape for several names."""
     return [TopicSpec(name, partitions) for name in names]
-
-
-async def ensure_topics(
-    bootstrap: str, wanted: Iterable[TopicSpec], *, timeout_seconds: float = 30.0
-) -> None:
-    """Creates the topics that are missing; leaves others as they are. Raises Unavailable KAFKA_UNAVAILABLE when the
-    broker does not answer in time, FailedPrecondition when an existing topic has fewer partitions."""
-    from flywheel_common.kafka import create_topics
-
-    await create_topics(bootstrap, tuple(wanted), timeout_seconds=timeout_seconds)

@@ -16,6 +16,7 @@ from flywheel_common.errors import Unavailable
 from flywheel_common.grpc_channel import channel
 from flywheel_common.grpc_server import Server
 from flywheel_common.ids import new_id
+from flywheel_common.kafka import ensure_topics
 from flywheel_common.producer import Producer
 from flywheel_inference.breaker import Breaker
 from flywheel_inference.config import InferenceSettings
@@ -200,9 +201,7 @@ async def _ensure_topics(settings: InferenceSettings) -> None:
     names = (topics.PREDICTION_LOGGED, topics.OUTCOME_RECORDED)
     while True:
         try:
-            await topics.ensure_topics(
-                settings.kafka_bootstrap, topics.specs(names, settings.kafka_partitions)
-            )
+            await ensure_topics(settings.kafka_bootstrap, topics.specs(names, settings.kafka_partitions))
             return
         except Unavailable:
             continue

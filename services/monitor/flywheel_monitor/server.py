@@ -14,6 +14,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc_server import Server
 from flywheel_common.idempotency import Idempotency
 from flywheel_common.ids import SystemIds
+from flywheel_common.kafka import ensure_topics
 from flywheel_common.lease import Lease
 from flywheel_common.logs import get_logger
 from flywheel_common.migrate import migrate
@@ -154,7 +155,7 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         await archive.run()
 
     async def consume() -> None:
-        await topics.ensure_topics(
+        await ensure_topics(
             settings.kafka_bootstrap,
             topics.specs((*consumed, topics.DRIFT_DETECTED), settings.kafka_partitions),
         )

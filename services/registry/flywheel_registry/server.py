@@ -13,6 +13,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc_channel import channel
 from flywheel_common.grpc_server import Server
 from flywheel_common.idempotency import Idempotency
+from flywheel_common.kafka import ensure_topics
 from flywheel_common.lease import Lease
 from flywheel_common.logs import get_logger
 from flywheel_common.migrate import migrate
@@ -121,7 +122,7 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
 
 async def _prepare_topics(settings: RegistrySettings) -> None:
     wanted = topics.specs([topics.MODEL_STAGE_CHANGED, topics.ROLLOUT_CHANGED], settings.kafka_partitions)
-    await topics.ensure_topics(settings.kafka_bootstrap, wanted)
+    await ensure_topics(settings.kafka_bootstrap, wanted)
 
 
 async def _until_done(work: Callable[[], Awaitable[None]]) -> None:

@@ -15,6 +15,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc_channel import channel
 from flywheel_common.grpc_server import Server
 from flywheel_common.ids import SystemIds
+from flywheel_common.kafka import ensure_topics
 from flywheel_common.lease import Lease
 from flywheel_common.logs import get_logger
 from flywheel_common.migrate import migrate
@@ -196,7 +197,7 @@ async def _consume(settings: TrainerSettings, consumer: ConsumerLoop) -> None:
                 topics.TopicSpec(name, settings.kafka_partitions)
                 for name in (settings.drift_topic, topics.TRAINING_COMPLETED)
             ]
-            await topics.ensure_topics(settings.kafka_bootstrap, wanted)
+            await ensure_topics(settings.kafka_bootstrap, wanted)
             break
         except FlywheelError as error:
             log.warning("drift events wait", reason=error.reason)

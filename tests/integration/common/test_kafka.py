@@ -15,12 +15,13 @@ from flywheel_common import errors
 from flywheel_common.consumer import ConsumerLoop, PoisonError, Record
 from flywheel_common.consumer_offsets import Fenced, claim_partitions, move_position, stored_positions
 from flywheel_common.events import build_event
+from flywheel_common.kafka import ensure_topics
 from flywheel_common.migrate import migrate
 from flywheel_common.outbox import Relay, enqueue
 from flywheel_common.postgres import Pool, connection, create_pool, transaction
 from flywheel_common.producer import LossyProducer, Producer
 from flywheel_common.testing import FaultProxy, eventually, free_port
-from flywheel_common.topics import TopicSpec, dead_letter, ensure_topics, partition_for
+from flywheel_common.topics import TopicSpec, dead_letter, partition_for
 from flywheel_protos.types.v1.value_pb2 import Value
 
 pytestmark = pytest.mark.timeout(120)

@@ -23,6 +23,7 @@ from flywheel_common import topics
 from flywheel_common.columns import from_lists, from_numpy, from_texts, to_table
 from flywheel_common.events import build_event
 from flywheel_common.grpc_channel import channel
+from flywheel_common.kafka import ensure_topics
 from flywheel_common.producer import Producer
 from flywheel_common.testing.eventually import eventually
 from flywheel_local.kafka import Kafka
@@ -342,7 +343,7 @@ async def world(
     tmp_path: Path,
     peers: Peers,
 ) -> AsyncIterator[World]:
-    await topics.ensure_topics(kafka.bootstrap, topics.STANDARD)
+    await ensure_topics(kafka.bootstrap, topics.STANDARD)
     project = f"p{uuid.uuid4().hex[:10]}"
     address = f"127.0.0.1:{free_port()}"
     settings = {

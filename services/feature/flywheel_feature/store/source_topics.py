@@ -11,10 +11,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.kafka import kafka_errors
+from flywheel_common.kafka import ensure_topics, kafka_errors
 from flywheel_common.logs import get_logger
 from flywheel_common.producer import Producer
-from flywheel_common.topics import TopicSpec, ensure_topics
+from flywheel_common.topics import TopicSpec
 from flywheel_feature.definitions import Source, StreamSource
 
 log = get_logger(__name__)
