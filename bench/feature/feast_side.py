@@ -2,7 +2,7 @@
 
     feast_side.py materialize FOLDER REDIS ROWS      → rows a second, into an empty store
     feast_side.py questions FOLDER                   → writes the bodies of the requests that the servers get
-    feast_side.py join FOLDER duckdb|dask            → seconds of get_historical_features, and the sum of the first value
+    feast_side.py join FOLDER duckdb|dask            → seconds of get_historical_features, and the rows it answered
 
 FOLDER holds wide.parquet (materialize) or spine.parquet and rows.parquet (join).
 """
@@ -83,8 +83,7 @@ def join(folder: Path, engine: str) -> None:
     job = store.get_historical_features(entity_df=spine, features=[f"wide:{n}" for n in JOINED])
     table = job.to_arrow()
     seconds = time.perf_counter() - began
-    assert table.num_rows == len(spine), (table.num_rows, len(spine))
-    print(seconds, table.column("v0").to_pandas().sum())
+    print(seconds, table.num_rows)
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from flywheel_feature.row_encoding import DTYPES
 from flywheel_feature.rows import check_values, required
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.source_pb2 import SourceEvent, SourceEventBatch
-from flywheel_protos.types.v1 import column_pb2
+from flywheel_protos.types.v1 import column_pb2, value_pb2
 
 PRODUCER = "flywheel-feature"
 _SINGLE = SourceEvent.DESCRIPTOR.full_name
@@ -65,7 +65,7 @@ def from_single_events(events: Sequence[Event], source: Source) -> tuple[Columns
     columns: Columns = {}
     for field in source.schema:
         name = field.name
-        values = [None if (v := p.fields.get(name)) is None else to_python(v) for p in payloads]
+        values = [None if (v := p.fields.get(name)) is None else _readable(v) for p in payloads]
         columns[name] = _many_values(field, values)
         check_values(field, *columns[name])
     required(columns, [source.timestamp_field], "every event has a time")
@@ -110,12 +110,20 @@ def _nulls(field: Field, rows: int) -> tuple[Any, Any]:
 def _single(payload: SourceEvent, source: Source) -> Columns:
     columns: Columns = {}
     for field in source.schema:
-        value = to_python(payload.fields[field.name]) if field.name in payload.fields else None
+        value = _readable(payload.fields[field.name]) if field.name in payload.fields else None
         if value is None:
             columns[field.name] = _nulls(field, 1)
             continue
         columns[field.name] = _one_value(field, value)
     return columns
+
+
+def _readable(value: value_pb2.Value) -> Any:
+    """A Python value; a timestamp as whole microseconds, whatever its year."""
+    if value.WhichOneof("kind") == "timestamp_value":
+        time = value.timestamp_value
+        return time.seconds * 1_000_000 + time.nanos // 1000
+    return to_python(value)
 
 
 def _many_values(field: Field, values: list[Any]) -> tuple[Any, Any]:
@@ -126,13 +134,10 @@ def _many_values(field: Field, values: list[Any]) -> tuple[Any, Any]:
         cells = [_nulls(field, 1) if v is None else _one_value(field, v) for v in values]
         return np.concatenate([c[0] for c in cells]), np.concatenate([c[1] for c in cells])
     there = np.array([v is not None for v in values], np.bool_)
-    numbers = [
-        0 if v is None else int(v.timestamp() * 1_000_000) if isinstance(v, datetime) else v for v in values
-    ]
     try:
-        if any(isinstance(v, (str, bytes, list)) for v in numbers):
+        if any(isinstance(v, (str, bytes, list)) for v in values):
             raise TypeError
-        return np.array(numbers, DTYPES[kind]), there
+        return np.array([0 if v is None else v for v in values], DTYPES[kind]), there
     except (TypeError, ValueError, OverflowError):
         raise InvalidArgument(f"Field {field.name!r} is no {kind.name}.", reason="WRONG_TYPE") from None
 
@@ -151,8 +156,6 @@ def _many_texts(field: Field, values: list[Any]) -> tuple[Any, Any]:
 def _one_value(field: Field, value: Any) -> tuple[Any, Any]:
     kind = field.data_type
     try:
-        if isinstance(value, datetime):
-            value = int(value.timestamp() * 1_000_000)
         if kind in (DataType.STRING, DataType.BYTES) or kind.is_list:
             if kind in (DataType.STRING, DataType.BYTES) and not isinstance(
                 value, str if kind == DataType.STRING else bytes

@@ -79,11 +79,19 @@ def test_read_together_as_one_by_one() -> None:
     assert {n: v.dtype for n, (v, _) in alone[0][0].items()} == {n: v.dtype for n, (v, _) in columns.items()}
 
 
+def test_times_are_read_to_the_microsecond() -> None:
+    moments = [NOW + timedelta(microseconds=k) for k in range(1, 200)]
+    events = [single(i, at=moment) for i, moment in enumerate(moments)]
+    wanted = [1_362_139_200_250_000 + k for k in range(1, 200)]
+    assert wanted == from_single_events(events, SOURCE)[0]["at"][0].tolist()
+    assert wanted == [int(from_event(event, SOURCE)[0]["at"][0][0]) for event in events]
+
+
 @pytest.mark.parametrize(
     "bad",
     [
         single(9, fare="a lot"), single(9, seats=float("inf")), single(9, at=None), single(9, fare=[1.0]),
-        single(9, fare=float("nan")), single(9, driver=3),
+        single(9, fare=float("nan")), single(9, driver=3), single(9, at=datetime(9999, 12, 31, tzinfo=UTC)),
     ],
 )  # fmt: skip
 def test_a_bad_event_spoils_only_itself(bad: Event) -> None:
