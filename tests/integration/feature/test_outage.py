@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,6 @@ from aiokafka import AIOKafkaConsumer
 
 import flywheel as fw
 from flywheel.tables import to_dict, to_table
-from flywheel_common.errors import FlywheelError, Unavailable
 from flywheel_common.producer import Producer
 from flywheel_common.testing.eventually import eventually
 from flywheel_common.topics import dead_letter
@@ -42,38 +40,6 @@ async def apply(client: fw.Client) -> None:
 async def seen(client: fw.Client) -> int | None:
     count = to_dict((await client.feature.GetOnlineFeatures(READ)).features)["recent__n"][0]
     return None if count is None else int(count)
-
-
-async def refused(call: Any, reason: str, within: float = 5.0) -> None:
-    began = time.monotonic()
-    with pytest.raises(Unavailable) as refusal:
-        await call
-    assert reason == refusal.value.reason
-    assert time.monotonic() - began < within
-
-
-async def test_reads_go_on_while_postgresql_is_down_and_the_rest_comes_back(
-    client: fw.Client, postgres: Postgres
-) -> None:
-    await apply(client)
-    assert await seen(client) is None
-    postgres.kill()
-    jobs = pb.ListJobsRequest(parent="projects/default")
-    await refused(client.feature.ListJobs(jobs, timeout=5.0), "POSTGRES_UNAVAILABLE")
-    definitions = fw.compile_definitions([recent], "default")
-    apply_ = pb.ApplyDefinitionsRequest(parent="projects/default", definitions=definitions)
-    await refused(client.feature.ApplyDefinitions(apply_, timeout=5.0), "POSTGRES_UNAVAILABLE")
-    assert await seen(client) is None
-    await asyncio.to_thread(postgres.restart)
-
-    async def back() -> bool:
-        try:
-            await client.feature.ListJobs(jobs, timeout=5.0)
-        except FlywheelError:
-            return False
-        return True
-
-    await eventually(back, within=20)
 
 
 @pytest.mark.timeout(120)
