@@ -34,6 +34,8 @@ from flywheel_local.triton import Triton
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
 os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "WHEN_REQUIRED")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+# Backends are started while gRPC runs in this process: its handlers around a fork crash the child before it becomes the backend.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 
 _Kind = TypeVar("_Kind", bound=Backend)

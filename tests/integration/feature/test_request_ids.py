@@ -27,15 +27,6 @@ facts = fw.BatchView("facts", place, heights, {"height": fw.FLOAT64})
 tall = fw.FeatureSet("tall", ["facts:height"])
 
 
-def training_set(request_id: str, uri: str) -> pb.BuildTrainingSetRequest:
-    request = pb.BuildTrainingSetRequest(
-        parent=PARENT, feature_set=f"{PARENT}/featureSets/tall", request_id=request_id
-    )
-    request.spine.file.uri = uri
-    request.spine.file.timestamp_field = "at"
-    return request
-
-
 async def test_a_request_id_stands_for_one_request_of_its_method(client: fw.Client) -> None:
     stub: Any = client.feature
     definitions = fw.compile_definitions([facts, tall], "default")
@@ -54,7 +45,6 @@ async def test_a_request_id_stands_for_one_request_of_its_method(client: fw.Clie
             pb.MaterializeViewRequest(view=view, request_id="one"),
             pb.MaterializeViewRequest(parent=PARENT, request_id="one"),
         ),
-        (stub.BuildTrainingSet, training_set("one", "s3://bucket/b"), training_set("one", "s3://bucket/c")),
         (
             stub.CheckSkew,
             pb.CheckSkewRequest(parent=PARENT, predictions_uri=uri, request_id="one"),
