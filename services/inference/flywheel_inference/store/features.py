@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 
 from flywheel_common import columns
 from flywheel_common.errors import Internal
@@ -14,7 +16,7 @@ from flywheel_common.grpc_channel import from_rpc_error
 from flywheel_inference.convert import contract_of
 from flywheel_inference.convert_events import table
 from flywheel_inference.release import Contract
-from flywheel_inference.tensor import FeatureBlock, FeatureColumn
+from flywheel_inference.tensor import STALE, FeatureBlock, FeatureColumn
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.types.v1 import column_pb2
@@ -61,6 +63,14 @@ class FeatureService:
         return _block(response, contract, len(keys))
 
 
+def _fresh(columns: tuple[FeatureColumn, ...], statuses: npt.NDArray[np.uint8]) -> tuple[FeatureColumn, ...]:
+    """A value older than its view's TTL is null for the model, as it is in a training set."""
+    stale = statuses == STALE
+    if not stale.any():
+        return columns
+    return tuple(replace(c, valid=c.valid & ~old) for c, old in zip(columns, stale, strict=True))
+
+
 def _block(response: pb.GetOnlineFeaturesResponse, contract: Contract, rows: int) -> FeatureBlock:
     answered = response.features.columns
     if len(response.statuses) != len(answered) * rows:
@@ -70,7 +80,7 @@ def _block(response: pb.GetOnlineFeaturesResponse, contract: Contract, rows: int
     statuses = np.frombuffer(response.statuses, np.uint8).reshape(len(answered), rows)
     return FeatureBlock(
         response.feature_set or contract.feature_set,
-        _columns(answered, rows),
+        _fresh(_columns(answered, rows), statuses),
         statuses,
         _columns(response.applied_offsets.columns, rows),
     )
