@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from flywheel_trainer.jobs import ENDED, Job, JobState, unknown_job
 from flywheel_trainer.names import ExperimentName, JobName, RunName
 from flywheel_trainer.recipes.outcome import MetricPoint, Outcome
 from flywheel_trainer.run_query import Order, Term
-from flywheel_trainer.runs import Experiment, Run, RunState, RunUpdate, unknown_run
+from flywheel_trainer.runs import Experiment, Run, RunState, RunUpdate, rank, unknown_run
 
 A = TypeVar("A")
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -133,8 +134,7 @@ class MemoryRuns:
         def key(run: Run) -> tuple[Key, ...]:
             if order is None:
                 return (run.name.run,)
-            missing = float("-inf" if order.descending else "inf")
-            return (run.metrics.get(order.metric, missing), run.name.run)
+            return (rank(run, order), run.name.run)
 
         descending = order is None or order.descending
         found = [h.run for h in self._held.runs.values() if h.run.name.project == project]
@@ -187,7 +187,8 @@ class MemoryRuns:
 def _fits(run: Run, term: Term) -> bool:
     compare = _COMPARE[term.operator]
     if term.field == "metrics":
-        return term.key in run.metrics and compare(run.metrics[term.key], term.value)
+        value = run.metrics.get(term.key, math.nan)
+        return not math.isnan(value) and compare(value, term.value)
     if term.field in ("params", "tags"):
         held: Mapping[str, str] = getattr(run, term.field)
         return compare(held.get(term.key), term.value)

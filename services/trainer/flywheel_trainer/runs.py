@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -189,3 +190,9 @@ class Runs:
 
 def unknown_run(name: RunName) -> NotFound:
     return NotFound(f"Run {str(name)!r} does not exist.", reason="UNKNOWN_RUN", run=name)
+
+
+def rank(run: Run, order: Order) -> float:
+    """Where a run stands in an order by a metric; without it, and with one that is not a number, it comes last."""
+    value = run.metrics.get(order.metric, math.nan)
+    return value if not math.isnan(value) else math.inf * (-1 if order.descending else 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -197,7 +198,7 @@ async def test_a_run_without_a_heartbeat_within_its_lease_is_lost(stores: Stores
 
 
 async def test_runs_are_found_by_what_they_are_and_ordered_by_a_metric(stores: Stores) -> None:
-    for i, auc in enumerate([0.5, 0.75, None, 0.75]):
+    for i, auc in enumerate([0.5, 0.75, None, 0.75, math.nan]):
         name = (await stores.run(f"run-{i}", params={"lr": str(i % 2)}, tags={"n": str(i)})).name
         if auc is not None:
             await stores.runs.log(name, [point("auc", 1, auc)], AT)
@@ -213,14 +214,15 @@ async def test_runs_are_found_by_what_they_are_and_ordered_by_a_metric(stores: S
                 return names
 
     for size in (1, 3, 99):
-        assert ["3", "2", "1", "0"] == await found(size=size)
-        assert ["0", "1", "3", "2"] == await found(order="metrics.auc", size=size)
-        assert ["3", "1", "0", "2"] == await found(order="-metrics.auc", size=size)
+        assert ["4", "3", "2", "1", "0"] == await found(size=size)
+        assert ["0", "1", "3", "2", "4"] == await found(order="metrics.auc", size=size)
+        assert ["3", "1", "0", "4", "2"] == await found(order="-metrics.auc", size=size)
     assert ["3", "1"] == await found("params.lr=1 AND metrics.auc>0.6")
-    assert ["3", "2", "1"] == await found("state=RUNNING")
-    assert ["2", "1", "0"] == await found("tags.n!=3")
+    assert ["3", "1", "0"] == await found("metrics.auc>0"), "what is not a number is above nothing"
+    assert ["4", "3", "2", "1"] == await found("state=RUNNING")
+    assert ["4", "2", "1", "0"] == await found("tags.n!=3")
     assert ["0"] == await found("metrics.auc!=0.75")
-    assert ["3", "2", "1", "0"] == await found("experiment=late AND params.none!=x")
+    assert ["4", "3", "2", "1", "0"] == await found("experiment=late AND params.none!=x")
     assert [] == await found("experiment=other")
 
 

@@ -14,7 +14,7 @@ from flywheel_common.postgres import Connection, Pool, connection, transaction
 from flywheel_trainer.names import ExperimentName, RunName
 from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
 from flywheel_trainer.run_query import Order, Term
-from flywheel_trainer.runs import Experiment, Run, RunState, RunUpdate, unknown_run
+from flywheel_trainer.runs import Experiment, Run, RunState, RunUpdate, rank, unknown_run
 
 _INSERT_EXPERIMENT = """
 INSERT INTO experiment (project, id, description, tags, created_at) VALUES ($1, $2, $3, $4, $5)
@@ -155,8 +155,7 @@ class PostgresRuns:
         def key(run: Run) -> tuple[Key, ...]:
             if order is None:
                 return (run.name.run,)
-            missing = "-Infinity" if order.descending else "Infinity"
-            return (str(run.metrics.get(order.metric, missing)), run.name.run)
+            return (str(rank(run, order)), run.name.run)
 
         return cut([_run(row) for row in rows], size, key, query=query)
 
@@ -213,7 +212,7 @@ def _search(
         if term.field == "metrics":
             where.append(
                 f"EXISTS (SELECT 1 FROM run_metric m WHERE m.run_id = r.id AND m.key = {bind(term.key)} "
-                f"AND m.value {term.operator} {bind(term.value)})"
+                f"AND m.value {term.operator} {bind(term.value)} AND m.value <> 'NaN')"
             )
         elif term.field in ("params", "tags"):
             negation = "NOT " if term.operator == "!=" else ""
@@ -227,7 +226,7 @@ def _search(
     else:
         join = f"LEFT JOIN run_metric o ON o.run_id = r.id AND o.key = {bind(order.metric)} "
         missing, direction = ("'-Infinity'", "DESC") if order.descending else ("'Infinity'", "ASC")
-        value = f"coalesce(o.value, {missing}::float8)"
+        value = f"coalesce(nullif(o.value, 'NaN'), {missing}::float8)"
         if after:
             where.append(
                 f"({value}, r.id) {'<' if order.descending else '>'} ({bind(float(str(after[0])))}, {bind(after[1])})"
