@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ from flywheel_feature.offline.partition_spec import ERROR, RESULT, SPEC, History
 from flywheel_feature.offline.ports import JobProgress, PartitionEngine, Piece, Tables, Workspace
 from flywheel_feature.offline.sources import SourceReader
 from flywheel_feature.offline.training_sets import Compute, FileSpine, SourceSpine, TrainingSetRequest
+
+log = logging.getLogger(__name__)
 
 MEBIBYTE = 1024 * 1024
 JOIN_COPIES = 5
@@ -95,7 +98,7 @@ class PartitionedBuild:
             await engine.run(name, job)
         except BaseException as error:
             if _cancelled(job) or (isinstance(error, FlywheelError) and not error.retryable):
-                await asyncio.shield(asyncio.to_thread(workspace.delete))
+                await asyncio.shield(asyncio.to_thread(_clear, workspace))
             raise
         return await asyncio.to_thread(_answer, workspace)
 
@@ -216,12 +219,20 @@ def _answer(workspace: Workspace) -> BuiltInputs:
     result = workspace.read_bytes(RESULT)
     if result:
         versions = TypeAdapter(dict[str, int]).validate_python(workspace.read_json(VERSIONS) or {})
-        workspace.delete()
+        _clear(workspace)
         return BuiltInputs(BuiltFiles.from_json(result), versions)
     error: FlywheelError = restored(workspace.read_json(ERROR))
     if not error.retryable:
-        workspace.delete()
+        _clear(workspace)
     raise error
+
+
+def _clear(workspace: Workspace) -> None:
+    """Files that cannot be deleted now cost room, and no answer."""
+    try:
+        workspace.delete()
+    except FlywheelError as error:
+        log.warning("working files of a join are left over: %s", error.message)
 
 
 def _cancelled(job: JobProgress) -> bool:

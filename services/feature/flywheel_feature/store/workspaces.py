@@ -84,6 +84,16 @@ class FileWorkspace:
             self._fs.delete_dir(self._root)
         except FileNotFoundError:
             return
+        except OSError:
+            # Some stores hold folders for real and refuse to delete them as if they were objects.
+            self._delete_files()
+
+    def _delete_files(self) -> None:
+        try:
+            for key in self.keys():
+                self._fs.delete_file(f"{self._root}/{key}")
+        except FileNotFoundError:
+            return
         except OSError as error:
             raise _away(error) from error
 
