@@ -347,7 +347,7 @@ async def test_partitions_that_fail_for_good_leave_no_part(
     registered = MemoryTrainingSets()
     builder = TrainingSetBuilder(
         catalogs=catalogs, tables=tables, archive=MemoryArchive(), training_sets=registered, clock=SystemClock(),
-        engines=[InThisProcess(tables, str(tmp_path))], limits=JoinLimits(100),
+        engines=[InThisProcess(tables, str(tmp_path))], limits=JoinLimits(10_000),
     )  # fmt: skip
     wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"), compute=Compute.RAY)
     tables.error = error

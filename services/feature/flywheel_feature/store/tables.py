@@ -147,18 +147,13 @@ class S3Tables:
         kept = self._path(keep) if keep else None
 
         def remove() -> None:
-            # Another process may remove the same files now.
-            with suppress(FileNotFoundError):
-                if kept is None:
-                    self._fs.delete_dir(path)
-                    return
-                for info in self._fs.get_file_info(fs.FileSelector(path)):
-                    if kept.startswith(f"{info.path}/") or info.path == kept:
-                        continue
-                    if info.type == fs.FileType.Directory:
-                        self._fs.delete_dir(info.path)
-                    else:
-                        self._fs.delete_file(info.path)
+            # File by file: some stores hold folders for real and refuse to delete them as if they were objects.
+            for info in self._fs.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
+                if info.type != fs.FileType.File or (kept is not None and info.path.startswith(kept)):
+                    continue
+                # Another process may remove the same files now.
+                with suppress(FileNotFoundError):
+                    self._fs.delete_file(info.path)
 
         self._guard(uri, remove)
 
