@@ -165,8 +165,7 @@ class Vanishing(S3Tables):
     def snapshot(self, *args: Any, **kwargs: Any) -> Any:
         found = super().snapshot(*args, **kwargs)
         if "weather" in args[0]:
-            with suppress(FileNotFoundError):
-                self._fs.delete_file(found.files[-1].uri.removeprefix("s3://"))
+            self._deletion.delete([found.files[-1].uri.removeprefix("s3://")])
         return found
 
 

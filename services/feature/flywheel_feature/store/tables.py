@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 import polars as pl
@@ -19,6 +18,7 @@ from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument
 from flywheel_feature.definitions import TableFormat
 from flywheel_feature.offline.ports import Between, Piece, TableSnapshot
 from flywheel_feature.store import delta, snapshots
+from flywheel_feature.store.s3_deletion import S3Deletion
 
 T = TypeVar("T")
 READERS = 8
@@ -49,6 +49,7 @@ class S3Tables:
         scheme, _, address = endpoint.rpartition("://")
         self._bucket = bucket
         self._delta_options = delta.storage_options(endpoint, access_key, secret_key, timeout_seconds)
+        self._deletion = S3Deletion(endpoint, access_key, secret_key, timeout_seconds)
         self._readable = {bucket, *readable_buckets} if readable_buckets else None
         self._fs = fs.S3FileSystem(
             access_key=access_key,
@@ -146,16 +147,12 @@ class S3Tables:
         path = self._path(uri).rstrip("/")
         kept = self._path(keep) if keep else None
 
-        def remove() -> None:
-            # File by file: some stores hold folders for real and refuse to delete them as if they were objects.
-            for info in self._fs.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True)):
-                if info.type != fs.FileType.File or (kept is not None and info.path.startswith(kept)):
-                    continue
-                # Another process may remove the same files now.
-                with suppress(FileNotFoundError):
-                    self._fs.delete_file(info.path)
+        def found() -> list[str]:
+            infos = self._fs.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+            files = [i.path for i in infos if i.type == fs.FileType.File]
+            return [f for f in files if kept is None or not f.startswith(kept)]
 
-        self._guard(uri, remove)
+        self._deletion.delete(self._guard(uri, found))
 
     def _path(self, uri: str) -> str:
         match = _URI.fullmatch(uri)
