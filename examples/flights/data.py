@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import zlib
 from pathlib import Path
 
 import polars as pl
+from pyarrow import fs
 
 OUTSIDE_AIRPORTS = "America/Puerto_Rico"  # BQN, PSE, SJU and STT are not in the airports table
 
@@ -24,6 +26,15 @@ def read(name: str) -> pl.DataFrame:
             zipfile.ZipFile(path).read(path.stem), null_values=["NA", ""], infer_schema_length=None
         )
     return pl.read_csv(path, null_values=["NA", ""], infer_schema_length=None)
+
+
+def lake() -> fs.S3FileSystem:
+    access, secret, endpoint = (
+        os.environ[f"FLYWHEEL_S3_{k}"] for k in ("ACCESS_KEY", "SECRET_KEY", "ENDPOINT")
+    )
+    return fs.S3FileSystem(
+        access_key=access, secret_key=secret, endpoint_override=endpoint, region="us-east-1"
+    )
 
 
 def utc(column: str) -> pl.Expr:

@@ -8,28 +8,17 @@ from flywheel_protos.trainer.v1.trainer_pb2 import PipelineSpec
 
 NAME = "late-arrival"
 START, SPLIT = datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 4, 1, tzinfo=UTC)
-GATE = {
-    "offline": [
-        {"metric": "auc", "min": 0.55, "min_delta": -0.02},
-        {"metric": "log_loss", "max": 0.65},
-    ],
-    "min_evaluation_rows": 200,
-}
-ROLLOUT = {
-    "shadow_min_labelled": 400,
-    "shadow_max_log_loss_delta": 0.01,
-    "canary_min_predictions": 40,
-    "canary_max_log_loss_delta": 0.05,
-    "min_bake": timedelta(days=3),
-    "max_step": timedelta(days=45),
-    "max_error_rate": 0.02,
-}
+BETTER = [{"metric": "auc", "min": 0.55, "min_delta": -0.02}, {"metric": "log_loss", "max": 0.65}]
+SHADOW = {"shadow_min_labelled": 400, "shadow_max_log_loss_delta": 0.01, "min_bake": timedelta(days=3)}
+CANARY = {"canary_min_predictions": 40, "canary_max_log_loss_delta": 0.05, "max_error_rate": 0.02}
 WATCH = {
     "window": timedelta(days=7),
     "lateness": timedelta(days=1),
     "min_predictions": 250,
     "min_labels": 250,
 }
+RETRAIN = {"cooldown": timedelta(days=80), "history": timedelta(days=90)}
+NETWORK = {"hidden_sizes": [64, 32], "dropout": 0.1, "epochs": 8, "batch_size": 256, "learning_rate": 2e-3}
 
 
 def spine(moment: str = "prediction_time") -> Spine:
@@ -44,22 +33,12 @@ def spine(moment: str = "prediction_time") -> Spine:
 
 def pipeline() -> PipelineSpec:
     """Training set → train → evaluate → register → release → rollout; the retraining policy moves the spine's range."""
-    network = {
-        "hidden_sizes": [64, 32],
-        "dropout": 0.1,
-        "epochs": 8,
-        "batch_size": 256,
-        "learning_rate": 2e-3,
-    }
+    network = {**NETWORK, "weight_decay": 1e-4, "seed": 2013}
     return PipelineSpec(
         model=f"projects/default/models/{NAME}",
         feature_set="projects/default/featureSets/late_arrival",
         spine=spine(),
-        train={
-            "experiment": "projects/default/experiments/flights",
-            "tabular": {**network, "weight_decay": 1e-4, "seed": 2013},
-            "workers": 2,
-        },
+        train={"experiment": "projects/default/experiments/flights", "tabular": network, "workers": 2},
         fallback={"default_score": 0.24},
         segment_keys=["origin"],
         start_rollout=True,
@@ -67,10 +46,9 @@ def pipeline() -> PipelineSpec:
 
 
 async def declare(client: fw.Client) -> None:
-    await client.create_model(
-        NAME, gate_policy=GATE, rollout_policy=ROLLOUT, description="Arrives 15 minutes late"
-    )
+    gates = {"offline": BETTER, "min_evaluation_rows": 200}
+    rollout = {**SHADOW, **CANARY, "max_step": timedelta(days=45)}
+    await client.create_model(NAME, gate_policy=gates, rollout_policy=rollout, description="15 minutes late")
     await client.set_monitor_policy(NAME, **WATCH)
     await client.create_experiment("flights")
-    history = {"cooldown": timedelta(days=80), "history": timedelta(days=90)}
-    await client.set_retraining_policy(NAME, pipeline=pipeline(), **history)
+    await client.set_retraining_policy(NAME, pipeline=pipeline(), **RETRAIN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -39,6 +41,15 @@ class ModelWatch:
 
     async def poll(self) -> list[News]:
         return [*await self._alerts(), *await self._pipelines(), *await self._rollouts()]
+
+    async def until_idle(self, tell: Callable[[News], None], *, pause: float = 0.5) -> None:
+        """Tells what is new, and goes on until no training of the model is under way."""
+        while True:
+            for news in await self.poll():
+                tell(news)
+            if not self.training:
+                return
+            await asyncio.sleep(pause)
 
     def _once(
         self, kind: Literal["alert", "pipeline", "rollout"], subject: str, state: object, text: str
