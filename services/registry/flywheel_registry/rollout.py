@@ -18,7 +18,8 @@ The rules, per step (all bounds one-sided at `alpha`):
   on when the upper bound is at most that, or when predictions and bake suffice and nothing is breached. The second
   is deliberate: with 5 % of the subjects an interval is too wide to prove non-inferiority in any reasonable time (its
   power is small), so a canary step only has to leave it unrefuted; the proof was made in shadow, on paired rows.
-* At 100 % the champion answers nobody, so the last step is decided by guardrails, predictions and bake alone.
+* At 100 % the champion answers nobody: its last answers are of other hours and other weather, and prove nothing about the
+  challenger's. The last step is decided by error rate, p99, predictions and bake alone.
 
 Bounds are looked at repeatedly without a correction for peeking; `min_bake` and the minimal counts keep the first look late.
 """
@@ -164,7 +165,7 @@ def tick(evidence: Comparison | None, policy: RolloutPolicy, progress: Progress)
         )
     shadow = progress.state is RolloutState.SHADOW
     back = Decision.REFUSE if shadow else Decision.ROLL_BACK
-    findings = guardrail_findings(evidence, policy)
+    findings = guardrail_findings(evidence, policy, compared=not _alone(progress))
     breaches = [line for ok, line in findings if not ok]
     if breaches:
         return Verdict(
@@ -181,8 +182,15 @@ def tick(evidence: Comparison | None, policy: RolloutPolicy, progress: Progress)
     return verdict
 
 
-def guardrail_findings(evidence: Comparison, policy: RolloutPolicy) -> list[tuple[bool, str]]:
-    """(holds, line with the numbers) per guardrail that the policy sets."""
+def _alone(progress: Progress) -> bool:
+    """Whether the challenger answers everybody, so that nothing of the same hours is there to compare with."""
+    return progress.state is RolloutState.CANARY and progress.challenger_percent >= 100
+
+
+def guardrail_findings(
+    evidence: Comparison, policy: RolloutPolicy, *, compared: bool = True
+) -> list[tuple[bool, str]]:
+    """(holds, line with the numbers) per guardrail that the policy sets; without `compared` only those that need no champion."""
     z = NormalDist().inv_cdf(1 - policy.level)
     challenger, champion = evidence.challenger, evidence.champion
     n = challenger.predictions
@@ -204,7 +212,13 @@ def guardrail_findings(evidence: Comparison, policy: RolloutPolicy) -> list[tupl
                 f"p99 latency {p99:.4g} ms over {n} answers, at most {policy.max_p99_ms:g} ms",
             )
         )
-    if policy.max_score_shift and n > 1 and champion.predictions > 1 and champion.score_stddev > 0:
+    if (
+        compared
+        and policy.max_score_shift
+        and n > 1
+        and champion.predictions > 1
+        and champion.score_stddev > 0
+    ):
         ratio = challenger.score_stddev / champion.score_stddev
         error = math.sqrt(1 / champion.predictions + ratio * ratio / n)
         lower = evidence.score_shift - z * error
@@ -263,12 +277,14 @@ def _canary(
 ) -> Verdict:
     at = f"at {progress.challenger_percent:g} %"
     limit = policy.canary_max_log_loss_delta
-    bounded = evidence.labelled >= MIN_LABELLED_FOR_BOUND
-    numbers = (
-        _delta(evidence, policy)
-        if bounded
-        else f"{evidence.labelled} labelled rows are too few for a log-loss bound"
-    )
+    alone = _alone(progress)
+    bounded = evidence.labelled >= MIN_LABELLED_FOR_BOUND and not alone
+    if alone:
+        numbers = "the champion answers nobody to compare with"
+    elif bounded:
+        numbers = _delta(evidence, policy)
+    else:
+        numbers = f"{evidence.labelled} labelled rows are too few for a log-loss bound"
     if bounded and evidence.log_loss_delta_lower > limit:
         findings.append((False, f"{numbers}: lower bound above {limit:g}"))
         return Verdict(
@@ -289,11 +305,10 @@ def _canary(
             f"Not inferior {at} after {got} answers: {numbers}, allowed {limit:g}.",
             _lines(findings),
         )
-    findings.append((True, f"{numbers}: non-inferiority within {limit:g} not refuted"))
+    unrefuted = "" if alone else f"; non-inferiority within {limit:g} is not refuted"
+    findings.append((True, f"{numbers}{unrefuted}"))
     return Verdict(
-        Decision.ADVANCE,
-        f"No breach {at} after {got} answers: {numbers}; non-inferiority within {limit:g} is not refuted.",
-        _lines(findings),
+        Decision.ADVANCE, f"No breach {at} after {got} answers: {numbers}{unrefuted}.", _lines(findings)
     )
 
 

@@ -33,6 +33,7 @@ POLICY = RolloutPolicy(
     canary_max_log_loss_delta=0.02,
 )
 SHADOW, CANARY = Progress(), Progress(RolloutState.CANARY, 5.0, 1)
+EVERYBODY = Progress(RolloutState.CANARY, 100.0, 3)
 
 
 def evidence(
@@ -70,6 +71,9 @@ def evidence(
         (CANARY, evidence(lower=0.021, upper=0.05, days=0.1, predictions=40), Decision.ROLL_BACK, "Worse at 5 %"),
         # With 29 labels a bound means nothing, whatever it says.
         (CANARY, evidence(lower=0.9, upper=1.0, labelled=29), Decision.ADVANCE, "29 labelled rows are too few"),
+        # At 100 % what the champion answered before is of other hours: no comparison, whatever its bounds say.
+        (EVERYBODY, evidence(lower=0.9, upper=1.0), Decision.ADVANCE, "answers nobody to compare with"),
+        (EVERYBODY, evidence(lower=0.9, upper=1.0, predictions=99), Decision.HOLD, "99 of 100"),
         (Progress(RolloutState.PAUSED, 5, 2, RolloutState.CANARY), evidence(lower=1, upper=2), Decision.HOLD, "nothing to decide"),
     ],
 )  # fmt: skip
@@ -105,6 +109,8 @@ def test_guardrails_take_back_in_shadow_and_in_canary(
     verdict = tick(bad, policy, CANARY)
     assert verdict.decision is Decision.ROLL_BACK
     assert verdict.by_guardrail
+    alone = tick(bad, policy, EVERYBODY).decision
+    assert alone is (Decision.ADVANCE if field == "max_score_shift" else Decision.ROLL_BACK)
 
 
 def test_two_errors_in_ten_prove_nothing_but_half_of_fifty_do() -> None:
@@ -133,7 +139,7 @@ def test_a_step_without_enough_evidence_ends_after_max_step_of_event_time(
 
 @given(
     st.floats(-1, 1), st.floats(0, 1), st.integers(0, 3000), st.integers(0, 3000), st.floats(0, 30), st.floats(0, 1),
-    st.sampled_from([SHADOW, CANARY, Progress(RolloutState.CANARY, 100.0, 3)]),
+    st.sampled_from([SHADOW, CANARY, EVERYBODY]),
 )  # fmt: skip
 def test_no_evidence_whatever_breaks_the_rules(
     delta: float, half: float, labelled: int, predictions: int, days: float, errors: float, progress: Progress
@@ -151,7 +157,7 @@ def test_no_evidence_whatever_breaks_the_rules(
             assert delta + half <= 0.01
         else:
             assert predictions >= 100
-            assert labelled < 30 or delta - half <= 0.02
+            assert labelled < 30 or delta - half <= 0.02 or progress == EVERYBODY
     if verdict.decision is Decision.REFUSE:
         assert progress.state is RolloutState.SHADOW
     if verdict.decision is Decision.ROLL_BACK:
