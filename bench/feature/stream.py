@@ -54,7 +54,8 @@ def _once(room: Room, number: int, send: Send, events: int) -> float:
     key = position_key("default", "rides")
 
     def applied() -> int:
-        return min((int(v.split(b":")[0]) for v in redis.hvals(key)), default=0)
+        positions = (v for field, v in redis.hgetall(key).items() if b"/" in field)
+        return min((int(v.split(b":")[0]) for v in positions), default=0)
 
     start = applied()
     worker = room.start_worker()
