@@ -302,10 +302,6 @@ class FeatureSet:
     def ref(self) -> VersionRef:
         return VersionRef(self.id, self.version)
 
-    def view_version(self, view_id: str) -> int:
-        """The version a view is bound to. Raises KeyError."""
-        return next(ref.version for ref in self.views if ref.id == view_id) if view_id else 0
-
 
 def column_name(view_id: str, feature: str) -> str:
     """`view__feature`: how a feature is called in tables, answers and expressions."""

@@ -109,7 +109,9 @@ def applied_features(
         back[rows[np.concatenate([p for p, _ in parts])]] = np.arange(rows.size)
         index = pl.Series(back).replace(-1, None)
         for f in wanted:
-            values = [fold(f.function, layout, _values(events, f, layout), f.limit) for _, layout in parts]
+            values = [
+                fold(f.function, layout, layout.values(events.frame, f.field), f.limit) for _, layout in parts
+            ]
             typed = pl.concat([v.cast(polars_type(f.kind), strict=False) for v in values])
             answers[f.name] = typed.gather(index).alias(f.name)
     return pl.DataFrame([answers[f.name] for f in features])
@@ -203,23 +205,9 @@ def _folds(
     if rows.size:
         chunk = np.cumsum((high - low)[rows]) // MAX_PAIRS
         for part in np.split(rows, np.flatnonzero(np.diff(chunk)) + 1):
-            yield part, _one_by_one(events, low[part], middle[part], high[part], moment[part], tile)
-
-
-def _one_by_one(events: _Events, low: Ints, middle: Ints, high: Ints, moment: Ints, tile: int) -> Fold:
-    lengths = high - low
-    row = np.repeat(np.arange(lengths.size), lengths)
-    index = np.arange(row.size) - np.repeat(np.cumsum(lengths) - lengths, lengths) + low[row]
-    there = events.appeared[index] <= moment[row]
-    row, index = row[there], index[there]
-    ends = np.cumsum(np.bincount(row, minlength=lengths.size)).astype(np.int64)
-    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
-    before = np.bincount(row[index < middle[row]], minlength=lengths.size)
-    return Fold(index, row.astype(np.int64), events.times[index] // tile, starts, starts + before, ends)
-
-
-def _values(events: _Events, feature: WindowFeature, layout: Fold) -> pl.Series | None:
-    if not feature.field:
-        return None
-    values = events.frame.get_column(feature.field)
-    return values if layout.take is None else values.gather(layout.take)
+            yield (
+                part,
+                Fold.of_pairs(
+                    events.times, events.appeared, tile, low[part], middle[part], high[part], moment[part]
+                ),
+            )

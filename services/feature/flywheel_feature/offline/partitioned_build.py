@@ -17,7 +17,14 @@ from flywheel_feature.offline.failures import restored
 from flywheel_feature.offline.feature_join import JoinPlan
 from flywheel_feature.offline.manifest import BuiltFiles
 from flywheel_feature.offline.partition_spec import ERROR, RESULT, SPEC, History, PartitionSpec, Pieces
-from flywheel_feature.offline.ports import JobProgress, PartitionEngine, Piece, Tables, Workspace
+from flywheel_feature.offline.ports import (
+    JobProgress,
+    PartitionEngine,
+    Piece,
+    Tables,
+    Workspace,
+    is_cancelled,
+)
 from flywheel_feature.offline.sources import SourceReader
 from flywheel_feature.offline.training_sets import Compute, FileSpine, SourceSpine, TrainingSetRequest
 
@@ -97,7 +104,7 @@ class PartitionedBuild:
         try:
             await engine.run(name, job)
         except BaseException as error:
-            if _cancelled(job) or (isinstance(error, FlywheelError) and not error.retryable):
+            if is_cancelled(job) or (isinstance(error, FlywheelError) and not error.retryable):
                 await asyncio.shield(asyncio.to_thread(_clear, workspace))
             raise
         return await asyncio.to_thread(_answer, workspace)
@@ -233,11 +240,3 @@ def _clear(workspace: Workspace) -> None:
         workspace.delete()
     except FlywheelError as error:
         log.warning("working files of a join are left over: %s", error.message)
-
-
-def _cancelled(job: JobProgress) -> bool:
-    try:
-        job.check_cancelled()
-    except Exception:  # noqa: BLE001 - whatever it raises, it says that the job is to stop
-        return True
-    return False

@@ -232,3 +232,12 @@ class ResumableJob(JobProgress, Protocol):
     async def save_checkpoint(self, checkpoint: bytes) -> None:
         """It is kept when this returns."""
         ...
+
+
+def is_cancelled(job: JobProgress) -> bool:
+    """Whether `check_cancelled` would raise."""
+    try:
+        job.check_cancelled()
+    except Exception:  # noqa: BLE001 - whatever it raises, it says that the job is to stop
+        return True
+    return False

@@ -29,6 +29,29 @@ class Fold:
     middle: Ints
     high: Ints
 
+    @classmethod
+    def of_pairs(
+        cls, times: Ints, since: Ints, tile: int, low: Ints, middle: Ints, high: Ints, at: Ints
+    ) -> Fold:
+        """The events of each row's window that the row may see, laid out row by row: those with since <= at. `times` and
+        `since` have one entry per event, the rest one per row. For windows that are no ranges of all events."""
+        lengths = high - low
+        row = np.repeat(np.arange(lengths.size), lengths)
+        index = np.arange(row.size) - np.repeat(np.cumsum(lengths) - lengths, lengths) + low[row]
+        seen = since[index] <= at[row]
+        row, index = row[seen], index[seen]
+        ends = np.cumsum(np.bincount(row, minlength=lengths.size)).astype(np.int64)
+        starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
+        whole = np.bincount(row[index < middle[row]], minlength=lengths.size)
+        return cls(index, row.astype(np.int64), times[index] // tile, starts, starts + whole, ends)
+
+    def values(self, events: pl.DataFrame, field: str) -> pl.Series | None:
+        """A field of the picked events; None for no field."""
+        if not field:
+            return None
+        values = events.get_column(field)
+        return values if self.take is None else values.gather(self.take)
+
     def without_nulls(self, present: npt.NDArray[np.bool_]) -> Fold:
         """The same windows over the events that are `present`."""
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(present, dtype=np.int64)])

@@ -90,7 +90,7 @@ def windowed_features(
         wanted = [f for f in features if f.window == window]
         parts = [
             {
-                f.name: _typed(f, fold(f.function, layout, _values(prepared, f, layout), f.limit))
+                f.name: _typed(f, fold(f.function, layout, layout.values(prepared.frame, f.field), f.limit))
                 for f in wanted
             }
             for layout in _layouts(prepared, codes, times, window, tile)
@@ -178,28 +178,9 @@ def _layouts(events: _Events, codes: Ints, times: Ints, window: int, tile: int) 
         return
     chunk = np.cumsum(lengths) // MAX_PAIRS
     for part in np.split(np.arange(times.size), np.flatnonzero(np.diff(chunk)) + 1):
-        yield _known_pairs(events, low[part], middle[part], high[part], times[part], tile)
-
-
-def _known_pairs(events: _Events, low: Ints, middle: Ints, high: Ints, times: Ints, tile: int) -> Fold:
-    """The events of each row's window that were known at its time, laid out row by row."""
-    assert events.known is not None
-    lengths = high - low
-    row = np.repeat(np.arange(times.size), lengths)
-    index = np.arange(row.size) - np.repeat(np.cumsum(lengths) - lengths, lengths) + low[row]
-    visible = events.known[index] <= times[row]
-    row, index = row[visible], index[visible]
-    ends = np.cumsum(np.bincount(row, minlength=times.size)).astype(np.int64)
-    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]])
-    whole = np.bincount(row[index < middle[row]], minlength=times.size)
-    return Fold(index, row.astype(np.int64), events.times[index] // tile, starts, starts + whole, ends)
-
-
-def _values(events: _Events, feature: WindowFeature, layout: Fold) -> pl.Series | None:
-    if not feature.field:
-        return None
-    values = events.frame.get_column(feature.field)
-    return values if layout.take is None else values.gather(layout.take)
+        yield Fold.of_pairs(
+            events.times, events.known, tile, low[part], middle[part], high[part], times[part]
+        )
 
 
 def _typed(feature: WindowFeature, values: pl.Series) -> pl.Series:

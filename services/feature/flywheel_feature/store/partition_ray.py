@@ -13,7 +13,7 @@ import pyarrow.fs as fs
 from flywheel_common.errors import Unavailable
 from flywheel_common.logs import get_logger
 from flywheel_feature.offline.partition_spec import ERROR, PROGRESS, RESULT
-from flywheel_feature.offline.ports import JobProgress, Workspace
+from flywheel_feature.offline.ports import JobProgress, Workspace, is_cancelled
 from flywheel_feature.store.workspaces import FileWorkspace
 
 log = get_logger(__name__)
@@ -51,7 +51,7 @@ class PartitionRay:
             await self._follow(workspace, submission, job)
         except BaseException:
             # A service that stops leaves the work to itself; a job that is cancelled takes it along.
-            if _cancelled(job):
+            if is_cancelled(job):
                 await asyncio.shield(self._call("POST", f"{submission}/stop"))
             raise
         answered = [await asyncio.to_thread(workspace.read_bytes, key) for key in (RESULT, ERROR)]
@@ -117,14 +117,6 @@ class PartitionRay:
             raise Unavailable(
                 f"Ray does not answer at {self._jobs}: {type(error).__name__}.", reason="ENGINE_UNAVAILABLE"
             ) from error
-
-
-def _cancelled(job: JobProgress) -> bool:
-    try:
-        job.check_cancelled()
-    except Exception:  # noqa: BLE001 - whatever it raises, it says that the job is to stop
-        return True
-    return False
 
 
 def _short(answer: Any) -> str:
