@@ -24,6 +24,7 @@ Ties of event time are broken by known time, max(event time, created time), then
 from __future__ import annotations
 
 import hashlib
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from dataclasses import field as default
@@ -35,6 +36,7 @@ import numpy.typing as npt
 
 from flywheel_feature import distinct
 from flywheel_feature.definitions import DAY, HOUR, SECOND, Aggregation, AggregationFunction, DataType
+from flywheel_feature.tile_moments import Moments
 from flywheel_feature.tile_reading import Floats, Ints, Mask, Reading, WindowValues
 
 F = AggregationFunction
@@ -173,8 +175,14 @@ class TileLayout:
         self.stride = 1 + len(self.components)
         self.sections = len(self.lists) + len(self.sketches)
         self.header = 4 + self.sections
+        self.head = struct.Struct(f"<{self.header}d")
+        self.absent = bytes(self.head.size)
+        """Stands for no state."""
         self.kept_tiles = self.windows[-1] // tile + max(2, self.windows[-1] // tile // 4)
         """Tiles that a state keeps, counted back from its newest: a quarter more than the longest window."""
+        self.moments = Moments(self)
+        self.others = [i for i in range(len(self.aggregations)) if i not in set(self.moments.places)]
+        """Aggregations that are not folded tile by tile: lists, sketches, FIRST."""
 
     @property
     def operations(self) -> str:

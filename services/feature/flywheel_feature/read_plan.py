@@ -55,15 +55,7 @@ class ViewValues:
         valid = np.empty((len(base), len(columns)), np.bool_)
         for i, (_, mask) in enumerate(columns):
             valid[:, i] = mask
-        bits = np.zeros((len(base), len(wide)), "<i8")
-        for place, i in enumerate(wide):
-            np.copyto(bits[:, place], columns[i][0].view("<i8"), where=columns[i][1])
-        return cls(base, event, valid, bits, columns)
-
-    def statuses(self) -> npt.NDArray[np.uint8]:
-        """[n, features]."""
-        without = np.where(self.base == NOT_FOUND, np.uint8(NOT_FOUND), np.uint8(NULL))
-        return np.where(self.valid, self.base[:, None], without[:, None])
+        return cls(base, event, valid, _bits(columns, wide), columns)
 
 
 class StoredRead:
@@ -85,7 +77,8 @@ class StoredRead:
         if self.tiles is not None:
             read = self.tiles.read(blobs, as_of)
             base = self._base(read.found, read.newest, as_of)
-            return ViewValues.of_columns(base, read.newest, read.columns, self._wide)
+            bits = _bits(read.columns, self._wide) if self.tiles.others else read.bits
+            return ViewValues(base, read.newest, read.valid, bits, read.columns)
         assert self.rows is not None
         rows = self.rows.decode(blobs)
         return ViewValues(self._base(rows.found, rows.event, as_of), rows.event, rows.valid, rows.bits, rows)
@@ -132,7 +125,7 @@ class OnDemandRead:
                 columns[f.name] = stored[place].columns[i]
             else:
                 columns[f.name] = requests[f.name]
-        answer = self._compiled.evaluate(to_frame(self._fields, columns, rows))
+        answer = self._compiled.compute(to_frame(self._fields, columns, rows))
         base = np.full(rows, PRESENT, np.uint8)
         for place in self._places:
             base[stored[place].base == STALE] = STALE
@@ -267,6 +260,7 @@ class ReadPlan:
             first.append(first[-1] + len(view.features))
             first_wide.append(first_wide[-1] + len(own))
         self._features = _places([first[v] + i for v, i in self._picks], first[-1])
+        self._view_of = np.array([v for v, _ in self._picks], np.intp)
         self._wide = _places(
             [first_wide[v] + wide[v][i] for v, i in self._picks if i in wide[v]], first_wide[-1]
         )
@@ -276,15 +270,33 @@ class ReadPlan:
         n = len(as_of)
         stored = [read.decode(blobs[i * n : (i + 1) * n], as_of) for i, read in enumerate(self.stored)]
         views = stored + [step.evaluate(stored, requests, n) for step in self.on_demand]
-        statuses = _beside([v.statuses() for v in views], self._features)
         bits = _beside([v.bits for v in views], self._wide)
         times = np.array([s.event for s in stored]) if stored else np.zeros((0, n), np.int64)
-        return Answer(PickedColumns(views, self._picks, 0, n), statuses.T, times, bits.T)
+        return Answer(PickedColumns(views, self._picks, 0, n), self._statuses(views).T, times, bits.T)
+
+    def _statuses(self, views: Sequence[ViewValues]) -> npt.NDArray[np.uint8]:
+        """[n, features]."""
+        bases = np.array([v.base for v in views]).T
+        valid = _beside([v.valid for v in views], self._features)
+        given = bases[:, self._view_of]
+        if valid.all():
+            return given
+        without = np.where(bases == NOT_FOUND, np.uint8(NOT_FOUND), np.uint8(NULL))
+        return np.where(valid, given, without[:, self._view_of])
 
 
 def wide_features(features: Sequence[Feature | Field]) -> list[int]:
     """Places of the features of eight bytes."""
     return [i for i, f in enumerate(features) if f.data_type in WIDE]
+
+
+def _bits(columns: Sequence[tuple[Array, Mask]], wide: Sequence[int]) -> Ints:
+    """[n, wide]: the bits of features of eight bytes, 0 where there is no value."""
+    bits = np.zeros((len(columns[0][1]) if columns else 0, len(wide)), "<i8")
+    for place, i in enumerate(wide):
+        values, mask = columns[i]
+        np.copyto(bits[:, place], values.view("<i8"), where=mask)
+    return bits
 
 
 def _places(wanted: list[int], total: int) -> npt.NDArray[np.intp] | None:
