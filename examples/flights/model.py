@@ -23,12 +23,12 @@ NETWORK = {"hidden_sizes": [64, 32], "dropout": 0.1, "epochs": 8, "batch_size": 
 
 def spine(moment: str = "prediction_time") -> Spine:
     """Every flight that landed in the first quarter, its features as of `moment`."""
-    source = {
+    flights = {
         "source": "projects/default/sources/arrivals",
         "timestamp_field": moment,
         "label": "arr_delay >= 15",
     }
-    return Spine(source={**source, "start_time": START, "end_time": SPLIT, "known_before": SPLIT})
+    return Spine(source={**flights, "start_time": START, "end_time": SPLIT, "known_before": SPLIT})
 
 
 def pipeline() -> PipelineSpec:

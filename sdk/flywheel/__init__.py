@@ -30,8 +30,10 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, Unavailable
+from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.rules import Rule
+from flywheel.storage import storage
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -69,6 +71,7 @@ __all__ = [
     "Client",
     "DeltaSource",
     "Entity",
+    "Events",
     "FeatureSet",
     "FlywheelError",
     "JobFailedError",
@@ -77,7 +80,9 @@ __all__ = [
     "NotFound",
     "OnDemandView",
     "ParquetSource",
+    "Replay",
     "RequestSource",
+    "Requests",
     "Rule",
     "StreamSource",
     "StreamView",
@@ -95,6 +100,7 @@ __all__ = [
     "minimum",
     "now",
     "std",
+    "storage",
     "timestamp",
     "total",
     "vector",

@@ -15,12 +15,23 @@ from flywheel_common.value import micros
 from flywheel_protos.types.v1 import column_pb2, value_pb2
 
 
+def to_arrow(rows: Any) -> pa.Table:
+    """A pyarrow table of a Polars or pandas frame, of a dict name → values, or of itself."""
+    if isinstance(rows, pa.Table):
+        return rows
+    if isinstance(rows, Mapping):
+        return pa.table({name: _values(values) for name, values in rows.items()})
+    if hasattr(rows, "to_arrow"):
+        return rows.to_arrow()
+    return pa.Table.from_pandas(rows, preserve_index=False)
+
+
 def to_table(rows: Any, schema: Mapping[str, int] | None = None) -> column_pb2.Table:
     """A Polars or pandas frame, a pyarrow table, or a dict name → values as packed columns.
 
     `schema` (name → data type) selects, orders and types the columns; without it types follow from the values.
     """
-    table = _arrow(rows)
+    table = to_arrow(rows)
     names = list(schema) if schema else table.column_names
     return columns.to_table(
         [_column(name, table.column(name), schema[name] if schema else None) for name in names]
@@ -40,16 +51,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return value.tolist()
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _arrow(rows: Any) -> pa.Table:
-    if isinstance(rows, pa.Table):
-        return rows
-    if isinstance(rows, Mapping):
-        return pa.table({name: _values(values) for name, values in rows.items()})
-    if hasattr(rows, "to_arrow"):
-        return rows.to_arrow()
-    return pa.Table.from_pandas(rows, preserve_index=False)
 
 
 def _values(values: Sequence[Any]) -> Any:
