@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import aiohttp
 import asyncpg
 
 from flywheel_common.clock import SystemClock
@@ -22,6 +21,7 @@ from flywheel_common.migrate import migrate
 from flywheel_common.postgres import Pool, create_pool
 from flywheel_common.process import Worker
 from flywheel_common.producer import Producer
+from flywheel_common.ray_jobs import ray_jobs
 from flywheel_common.s3 import arrow_filesystem, object_store
 from flywheel_common.topics import feature_source
 from flywheel_feature import convert_events, convert_offline
@@ -62,6 +62,7 @@ from flywheel_feature.store.partition_ray import PartitionRay
 from flywheel_feature.store.push_log import PostgresPushLog
 from flywheel_feature.store.redis_cluster import ClusterPipe
 from flywheel_feature.store.redis_pipe import Pipe, RedisPipe
+from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.source_topics import SourceTopics
 from flywheel_feature.store.table_files import S3TableFiles
 from flywheel_feature.store.tombstones import PostgresTombstones
@@ -313,11 +314,16 @@ async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -
     engines: list[PartitionEngine] = [PartitionProcess(spill, environment)]
     if settings.ray_address:
         ray = PartitionRay(
-            await stack.enter_async_context(aiohttp.ClientSession()),
-            address=settings.ray_address,
-            token=settings.ray_auth_token.get_secret_value(),
+            await stack.enter_async_context(
+                ray_jobs(settings.ray_address, settings.ray_auth_token.get_secret_value())
+            ),
             python=settings.ray_python,
             files=arrow_filesystem(settings),
+            deletion=S3Deletion(
+                settings.s3_endpoint,
+                settings.s3_access_key.get_secret_value(),
+                settings.s3_secret_key.get_secret_value(),
+            ),
             root=f"{settings.s3_bucket}/joins",
             environment=environment,
         )

@@ -12,13 +12,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import aiohttp
 import polars as pl
 import pyarrow.fs as fs
 import pytest
 
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument
+from flywheel_common.ray_jobs import ray_jobs
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
     DAY,
@@ -56,6 +56,7 @@ from flywheel_feature.offline.training_sets import (
 )
 from flywheel_feature.store.partition_process import PartitionProcess
 from flywheel_feature.store.partition_ray import PartitionRay
+from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.tables import S3Tables
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
@@ -415,10 +416,11 @@ async def test_ray_is_refused_where_there_is_none(world: World) -> None:
 
 @pytest.fixture
 async def on_ray(world: World, ray: Ray) -> AsyncIterator[PartitionRay]:
-    async with aiohttp.ClientSession() as session:
+    async with ray_jobs(ray.jobs_url, ray.token) as jobs:
         yield PartitionRay(
-            session, address=ray.jobs_url, token=ray.token, python=sys.executable, files=world.files,
-            root=f"{world.bucket}/joins", environment={**world.environment, **ray.environment},
+            jobs, python=sys.executable, files=world.files, root=f"{world.bucket}/joins",
+            deletion=S3Deletion(world.s3.endpoint, world.s3.access_key, world.s3.secret_key),
+            environment={**world.environment, **ray.environment},
         )  # fmt: skip
 
 

@@ -114,6 +114,9 @@ class InThisProcess:
     def workspace(self, name: str) -> Workspace:
         return FileWorkspace(fs.LocalFileSystem(), f"{self._folder}/{name}")
 
+    async def discard(self, name: str) -> None:
+        self.workspace(name).delete()
+
     async def run(self, name: str, job: JobProgress) -> None:
         workspace = self.workspace(name)
         spec = PartitionSpec.from_json(workspace.read_bytes(SPEC) or b"")

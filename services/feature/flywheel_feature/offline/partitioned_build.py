@@ -103,11 +103,13 @@ class PartitionedBuild:
             engine, workspace = begun
         try:
             await engine.run(name, job)
+            built = await asyncio.to_thread(_answer, workspace)
         except BaseException as error:
             if is_cancelled(job) or (isinstance(error, FlywheelError) and not error.retryable):
-                await asyncio.shield(asyncio.to_thread(_clear, workspace))
+                await asyncio.shield(_discard(engine, name))
             raise
-        return await asyncio.to_thread(_answer, workspace)
+        await _discard(engine, name)
+        return built
 
     async def _begun(self, name: str) -> tuple[PartitionEngine, Workspace] | None:
         """Where an earlier process began this work."""
@@ -226,17 +228,13 @@ def _answer(workspace: Workspace) -> BuiltInputs:
     result = workspace.read_bytes(RESULT)
     if result:
         versions = TypeAdapter(dict[str, int]).validate_python(workspace.read_json(VERSIONS) or {})
-        _clear(workspace)
         return BuiltInputs(BuiltFiles.from_json(result), versions)
-    error: FlywheelError = restored(workspace.read_json(ERROR))
-    if not error.retryable:
-        _clear(workspace)
-    raise error
+    raise restored(workspace.read_json(ERROR))
 
 
-def _clear(workspace: Workspace) -> None:
+async def _discard(engine: PartitionEngine, name: str) -> None:
     """Files that cannot be deleted now cost room, and no answer."""
     try:
-        workspace.delete()
+        await engine.discard(name)
     except FlywheelError as error:
         log.warning("working files of a join are left over: %s", error.message)
