@@ -38,6 +38,7 @@ from flywheel_feature.jobs import JobRunner
 from flywheel_feature.lineage import Models
 from flywheel_feature.materialization import KIND as MATERIALIZE
 from flywheel_feature.materialization import Materializing
+from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.offline.partitioned_build import MEBIBYTE, JoinLimits
 from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.offline.skew import SkewCheck
@@ -99,13 +100,14 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     erased = Erased(definitions.catalog, stones.of)
     generations, replay, filling = _filling(pool, store, archive, tables, SourceTiles(store), erased)
     training_sets = PostgresTrainingSets(pool)
+    engines = await _partition_engines(settings, stack)
     builder = TrainingSetBuilder(
         catalogs=definitions.current,
         tables=tables,
         archive=history,
         training_sets=training_sets,
         clock=clock,
-        engines=await _partition_engines(settings, stack),
+        engines=engines,
         limits=JoinLimits(settings.join_memory_mebibytes * MEBIBYTE, settings.ray_join_rows),
     )
     skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
@@ -121,12 +123,14 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         definitions.current, store, archive, pushed, tables, stones, topics, training_sets, clock, ids.new,
         objects.delete, predictions=settings.prediction_log_prefix,
     )  # fmt: skip
-    jobs = JobRunner(PostgresJobs(pool), ids, clock.now, concurrency=settings.job_concurrency)
+    job_store = PostgresJobs(pool)
+    jobs = JobRunner(job_store, ids, clock.now, concurrency=settings.job_concurrency)
     jobs.register(MATERIALIZE, materializing.run)
     jobs.register(REBUILD, rebuilding.run)
     jobs.register(ERASE, erasing.run)
     jobs.register(convert_offline.TRAINING_SET_JOB, convert_offline.training_set_handler(builder))
     jobs.register(convert_offline.SKEW_JOB, convert_offline.skew_handler(skew))
+    leftovers = Leftovers(job_store, convert_offline.TRAINING_SET_JOB, training_sets, tables, engines, clock)
     idempotency = Idempotency(pool)
     freshness = FreshnessReader(store, archive, materialized, topics)
     gauges = FreshnessGauges(freshness, definitions.projects, clock)
@@ -171,6 +175,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     server.add_background("freshness", gauges.run)
     server.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
     server.add_background("housekeeping", housekeeping)
+    server.add_background("leftovers", leftovers.run)
     return server
 
 

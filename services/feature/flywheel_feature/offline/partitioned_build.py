@@ -27,6 +27,7 @@ from flywheel_feature.offline.ports import (
 )
 from flywheel_feature.offline.sources import SourceReader
 from flywheel_feature.offline.training_sets import Compute, FileSpine, SourceSpine, TrainingSetRequest
+from flywheel_feature.offline.unfinished import work_uri
 
 log = logging.getLogger(__name__)
 
@@ -191,7 +192,7 @@ class PartitionedBuild:
 
     def uri(self, request: TrainingSetRequest, name: str) -> str:
         """Where the parts of this work are written; who goes on with the work goes on with them."""
-        return self._tables.bucket_uri(f"training-sets/{request.project}/{request.training_set_id}/{name}/")
+        return f"{work_uri(self._tables, request.project, request.training_set_id, name)}parts/"
 
     def _buckets(self, history: _Input, spine: _Input) -> int:
         most = self._limits.memory_bytes // TASK_SHARE
