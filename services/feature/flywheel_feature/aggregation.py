@@ -16,7 +16,8 @@ State of one (view version, entity) is one array of little-endian doubles (integ
 `newest` is the newest event time. Components: n, sum, m2 (sum of squared deviations from the tile's mean), min, max of a field's
 values; m2 follows sum follows n. FIRST takes four: time, known, rank, value. LAST and LAST_N need no tiles: lists keep the newest
 values, twice as many as asked, so that reads a little in the past are right too. The value of a list of texts is the length of its
-text in bytes. APPROX_DISTINCT keeps the registers of a HyperLogLog per tile (distinct.py).
+text in bytes; the first and the newest values of an INT64 field are its 8 bytes as they are, which nothing computes with.
+APPROX_DISTINCT keeps the registers of a HyperLogLog per tile (distinct.py).
 
 Ties of event time are broken by known time, max(event time, created time), then by `rank`, a hash of the event id.
 """
@@ -63,12 +64,12 @@ def choose_tile(windows: Iterable[int]) -> int:
 
 
 NEWEST = frozenset({F.LAST, F.LAST_N})
-_KEPT_AS_IS = frozenset({DataType.BOOL, DataType.TIMESTAMP, DataType.STRING, DataType.BYTES})
+_KEPT_AS_IS = frozenset({DataType.BOOL, DataType.INT64, DataType.TIMESTAMP, DataType.STRING, DataType.BYTES})
 TEXTS = frozenset({DataType.STRING, DataType.BYTES})
 
 
 def feature_type(function: AggregationFunction, field: DataType = DataType.FLOAT64) -> DataType:
-    """COUNT and APPROX_DISTINCT are INT64. LAST, FIRST and LAST_N keep BOOL, TIMESTAMP, STRING and BYTES (LAST_N as a list; of
+    """COUNT and APPROX_DISTINCT are INT64. LAST, FIRST and LAST_N keep BOOL, INT64, TIMESTAMP, STRING and BYTES (LAST_N as a list; of
     bytes there is none). Everything else is FLOAT64."""
     if function in (F.COUNT, F.APPROX_DISTINCT):
         return DataType.INT64
@@ -104,7 +105,7 @@ class Events:
     """Events of one view, any order. `code` numbers the entity of each; values are float64 with a mask of those present.
 
     `observed` has distinct.observations of fields that are counted so; `texts` has UTF-8 or bytes [n] of fields whose newest texts are
-    kept: their values are the lengths.
+    kept: their values are the lengths. `bits` has INT64 values [n], seen as doubles, of fields whose first or newest ones are kept.
     """
 
     code: Ints
@@ -114,13 +115,19 @@ class Events:
     values: Mapping[str, tuple[Floats, Mask]]
     observed: Mapping[str, Ints] = default(default_factory=dict)
     texts: Mapping[str, npt.NDArray[Any]] = default(default_factory=dict)
+    bits: Mapping[str, Floats] = default(default_factory=dict)
 
     def take(self, rows: npt.NDArray[Any]) -> Events:
         values = {name: (v[rows], m[rows]) for name, (v, m) in self.values.items()}
         observed = {name: o[rows] for name, o in self.observed.items()}
         texts = {name: t[rows] for name, t in self.texts.items()}
+        bits = {name: b[rows] for name, b in self.bits.items()}
         times = self.time[rows], self.known[rows]
-        return Events(self.code[rows], *times, self.rank[rows], values, observed, texts)
+        return Events(self.code[rows], *times, self.rank[rows], values, observed, texts, bits)
+
+    def kept(self, field: str) -> Floats:
+        """The values of a field as FIRST, LAST and LAST_N keep them."""
+        return self.bits[field] if field in self.bits else self.values[field][0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +160,12 @@ class TileLayout:
             if a.function in NEWEST and kind.element in TEXTS
         )
         """Fields whose list has texts."""
+        self.bits = frozenset(
+            a.field
+            for a, kind in zip(aggregations, self.kinds, strict=True)
+            if a.function in NEWEST | {F.FIRST} and kind.element == DataType.INT64
+        )
+        """Fields whose first and newest values are kept as the 8 bytes of an integer."""
         wanted: dict[str, set[AggregationFunction]] = {}
         for aggregation in aggregations:
             wanted.setdefault(aggregation.field, set()).add(aggregation.function)
@@ -244,15 +257,15 @@ class TileLayout:
                 found = place < index.size
                 chosen = place[found]
                 rows[:, column] = _INF
-                for k, source in enumerate((events.time, events.known, events.rank, values)):
+                for k, source in enumerate((events.time, events.known, events.rank, events.kept(field))):
                     rows[found, column + k] = source[chosen]
         return rows
 
     def _entries(
         self, events: Events, field: str, keep: int, first: npt.NDArray[np.intp], last: npt.NDArray[np.intp]
     ) -> list[Floats]:
-        values, present = events.values[field]
-        stacked = np.stack([events.time, events.known, events.rank, values], axis=1).astype("<f8")
+        present = events.values[field][1]
+        stacked = np.stack([events.time, events.known, events.rank, events.kept(field)], axis=1).astype("<f8")
         return [
             stacked[a:b][present[a:b]][-keep:] for a, b in zip(first.tolist(), last.tolist(), strict=True)
         ]

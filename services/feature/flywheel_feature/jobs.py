@@ -124,6 +124,10 @@ class JobStore(Protocol):
         """Newest first; `kind` and `state` empty: all; only ids smaller than `before` unless that is empty."""
         ...
 
+    async def ended_since(self, kind: str, since: datetime) -> Sequence[Job]:
+        """Jobs of every project that ended then or later, in whatever state, the first to end first."""
+        ...
+
     async def request_cancel(self, project: str, job_id: str) -> Job | None:
         """A queued job becomes CANCELLED, a running one is marked; None when there is no such job."""
         ...

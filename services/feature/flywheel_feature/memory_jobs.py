@@ -108,6 +108,14 @@ class MemoryJobs:
         ]
         return sorted(found, key=lambda j: j.id, reverse=True)[:limit]
 
+    async def ended_since(self, kind: str, since: datetime) -> Sequence[Job]:
+        ended = [
+            (h.job.ended_at, h.job.id, h.job)
+            for h in self._jobs.values()
+            if h.job.kind == kind and h.job.ended_at
+        ]
+        return [job for at, _, job in sorted(ended, key=lambda e: e[:2]) if at >= since]
+
     async def request_cancel(self, project: str, job_id: str) -> Job | None:
         held = self._jobs.get((project, job_id))
         if held is None:

@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import aiohttp
 import asyncpg
 
 from flywheel_common.clock import SystemClock
@@ -22,6 +21,7 @@ from flywheel_common.migrate import migrate
 from flywheel_common.postgres import Pool, create_pool
 from flywheel_common.process import Worker
 from flywheel_common.producer import Producer
+from flywheel_common.ray_jobs import ray_jobs
 from flywheel_common.s3 import arrow_filesystem, object_store
 from flywheel_common.topics import feature_source
 from flywheel_feature import convert_events, convert_offline
@@ -38,6 +38,7 @@ from flywheel_feature.jobs import JobRunner
 from flywheel_feature.lineage import Models
 from flywheel_feature.materialization import KIND as MATERIALIZE
 from flywheel_feature.materialization import Materializing
+from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.offline.partitioned_build import MEBIBYTE, JoinLimits
 from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.offline.skew import SkewCheck
@@ -62,6 +63,7 @@ from flywheel_feature.store.partition_ray import PartitionRay
 from flywheel_feature.store.push_log import PostgresPushLog
 from flywheel_feature.store.redis_cluster import ClusterPipe
 from flywheel_feature.store.redis_pipe import Pipe, RedisPipe
+from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.source_topics import SourceTopics
 from flywheel_feature.store.table_files import S3TableFiles
 from flywheel_feature.store.tombstones import PostgresTombstones
@@ -98,13 +100,14 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     erased = Erased(definitions.catalog, stones.of)
     generations, replay, filling = _filling(pool, store, archive, tables, SourceTiles(store), erased)
     training_sets = PostgresTrainingSets(pool)
+    engines = await _partition_engines(settings, stack)
     builder = TrainingSetBuilder(
         catalogs=definitions.current,
         tables=tables,
         archive=history,
         training_sets=training_sets,
         clock=clock,
-        engines=await _partition_engines(settings, stack),
+        engines=engines,
         limits=JoinLimits(settings.join_memory_mebibytes * MEBIBYTE, settings.ray_join_rows),
     )
     skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
@@ -120,12 +123,14 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         definitions.current, store, archive, pushed, tables, stones, topics, training_sets, clock, ids.new,
         objects.delete, predictions=settings.prediction_log_prefix,
     )  # fmt: skip
-    jobs = JobRunner(PostgresJobs(pool), ids, clock.now, concurrency=settings.job_concurrency)
+    job_store = PostgresJobs(pool)
+    jobs = JobRunner(job_store, ids, clock.now, concurrency=settings.job_concurrency)
     jobs.register(MATERIALIZE, materializing.run)
     jobs.register(REBUILD, rebuilding.run)
     jobs.register(ERASE, erasing.run)
     jobs.register(convert_offline.TRAINING_SET_JOB, convert_offline.training_set_handler(builder))
     jobs.register(convert_offline.SKEW_JOB, convert_offline.skew_handler(skew))
+    leftovers = Leftovers(job_store, convert_offline.TRAINING_SET_JOB, training_sets, tables, engines, clock)
     idempotency = Idempotency(pool)
     freshness = FreshnessReader(store, archive, materialized, topics)
     gauges = FreshnessGauges(freshness, definitions.projects, clock)
@@ -170,6 +175,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     server.add_background("freshness", gauges.run)
     server.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
     server.add_background("housekeeping", housekeeping)
+    server.add_background("leftovers", leftovers.run)
     return server
 
 
@@ -313,11 +319,16 @@ async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -
     engines: list[PartitionEngine] = [PartitionProcess(spill, environment)]
     if settings.ray_address:
         ray = PartitionRay(
-            await stack.enter_async_context(aiohttp.ClientSession()),
-            address=settings.ray_address,
-            token=settings.ray_auth_token.get_secret_value(),
+            await stack.enter_async_context(
+                ray_jobs(settings.ray_address, settings.ray_auth_token.get_secret_value())
+            ),
             python=settings.ray_python,
             files=arrow_filesystem(settings),
+            deletion=S3Deletion(
+                settings.s3_endpoint,
+                settings.s3_access_key.get_secret_value(),
+                settings.s3_secret_key.get_secret_value(),
+            ),
             root=f"{settings.s3_bucket}/joins",
             environment=environment,
         )

@@ -140,7 +140,8 @@ class ViewTiles:
         observed = {f: distinct.observations(chosen.columns[f][0]) for f in self.layout.sketches}
         texts = {f: _as_bytes(*chosen.columns[f]) for f in self.layout.texts}
         values.update({f: (_lengths(t), chosen.columns[f][1]) for f, t in texts.items()})
-        events = Events(code, event, known, event_ranks(chosen.event_ids), values, observed, texts)
+        bits = {f: _as_bits(*chosen.columns[f]) for f in self.layout.bits}
+        events = Events(code, event, known, event_ranks(chosen.event_ids), values, observed, texts, bits)
         await self._merge(events, chosen.offset, list(codes), rows.partition, store, generation)
 
     async def _merge(
@@ -190,6 +191,11 @@ def _as_floats(values: npt.NDArray[Any], valid: Mask) -> tuple[Floats, Mask]:
         # Counted by presence only.
         return np.zeros(len(values)), valid
     return np.where(valid, values, values.dtype.type(0)).astype(np.float64), valid
+
+
+def _as_bits(values: npt.NDArray[Any], valid: Mask) -> Floats:
+    """Integers as the doubles that have their bytes."""
+    return np.where(valid, values, 0).astype("<i8").view("<f8")
 
 
 def _as_bytes(values: npt.NDArray[Any], valid: Mask) -> npt.NDArray[Any]:

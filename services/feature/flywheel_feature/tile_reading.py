@@ -187,6 +187,8 @@ _EMPTY: dict[DataType, Any] = {DataType.STRING: "", DataType.BYTES: b""}
 
 
 def _typed(values: Floats, kind: DataType) -> npt.NDArray[Any]:
+    if kind.element == DataType.INT64:
+        return np.ascontiguousarray(values).view(np.int64)
     if kind.element == DataType.BOOL:
         return values != 0
     return values.astype(np.int64) if kind.element == DataType.TIMESTAMP else values

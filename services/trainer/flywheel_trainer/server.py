@@ -6,8 +6,6 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import aiohttp
-
 from flywheel_common import topics
 from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.consumer import ConsumerLoop
@@ -22,6 +20,7 @@ from flywheel_common.migrate import migrate
 from flywheel_common.outbox import Relay
 from flywheel_common.postgres import Pool, connection, create_pool
 from flywheel_common.producer import Producer
+from flywheel_common.ray_jobs import ray_jobs
 from flywheel_common.s3 import S3ObjectStore, arrow_filesystem, object_store
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.comparison import comparing
@@ -38,7 +37,7 @@ from flywheel_trainer.store.feature_peer import GrpcFeature
 from flywheel_trainer.store.jobs import PostgresJobs
 from flywheel_trainer.store.pipelines import PostgresPipelines
 from flywheel_trainer.store.policies import DriftHandler, PostgresPolicies
-from flywheel_trainer.store.ray_jobs import RayJobs
+from flywheel_trainer.store.ray_engine import RayEngine
 from flywheel_trainer.store.registry_peer import GrpcRegistry, RegisteredWeights
 from flywheel_trainer.store.runs import PostgresRuns
 from flywheel_trainer.store.workflows import durable
@@ -64,8 +63,11 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     await migrate(pool, MIGRATIONS)
     objects = await stack.enter_async_context(object_store(settings))
     await _make_bucket(objects)
-    session = await stack.enter_async_context(aiohttp.ClientSession())
-    engine = RayJobs(session, settings.ray_address, settings.ray_auth_token.get_secret_value())
+    engine = RayEngine(
+        await stack.enter_async_context(
+            ray_jobs(settings.ray_address, settings.ray_auth_token.get_secret_value())
+        )
+    )
     token = settings.service_token.get_secret_value()
     feature = GrpcFeature(
         await stack.enter_async_context(

@@ -187,3 +187,23 @@ async def test_jobs_are_listed_newest_first_by_kind_and_state(jobs: JobStore) ->
     assert ["j2", "j0"] == await ids("BUILD")
     assert ["j0"] == await ids(state="RUNNING")
     assert ["j1"] == await ids(before="j2", limit=1)
+
+
+async def test_ended_jobs_of_all_projects_are_told_in_the_order_of_their_ends(jobs: JobStore) -> None:
+    """However they ended; the store's own ends (a queued job cancelled, one lost) bear the time of now."""
+    for name, project in (("late", "p"), ("early", "q"), ("before", "p"), ("open", "p")):
+        await jobs.create(replace(JOB, id=name, project=project), "", b"h")
+    await jobs.create(replace(JOB, id="other", kind="CHECK"), "", b"h")
+    ends = {"late": AT + timedelta(seconds=2), "early": AT, "before": AT - timedelta(microseconds=1)}
+    for _ in range(4):
+        job = await claimed(jobs)
+        if job.id in ends:
+            await jobs.finish(replace(job, state=JobState.FAILED, ended_at=ends[job.id]), "one")
+    await jobs.request_cancel("p", "other")
+    await jobs.create(replace(JOB, id="cancelled"), "", b"h")
+    await jobs.request_cancel("p", "cancelled")
+    found = await jobs.ended_since("BUILD", AT)
+    assert ["early", "late", "cancelled"] == [j.id for j in found]
+    assert [JobState.FAILED, JobState.FAILED, JobState.CANCELLED] == [j.state for j in found]
+    assert ["other"] == [j.id for j in await jobs.ended_since("CHECK", AT)]
+    assert [] == await jobs.ended_since("BUILD", datetime.now(UTC) + timedelta(hours=1))

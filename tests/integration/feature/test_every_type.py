@@ -140,17 +140,19 @@ async def test_events_of_every_type_go_through_the_stream_and_its_newest_values_
     workers.start()
     source = fw.StreamSource("events", SCHEMA, timestamp="at")
     thing = fw.Entity("thing", {"k": fw.STRING})
-    scalars = ["flag", "double", "text", "raw", "moment"]
+    scalars = ["flag", "whole", "double", "text", "raw", "moment"]
     view = fw.StreamView(
         "recent",
         thing,
         source,
         [
             *(fw.last(name, "1d", name=name) for name in scalars),
-            *(fw.approx_distinct(name, "1d", name=f"different_{name}") for name in [*scalars, "whole"]),
+            *(fw.approx_distinct(name, "1d", name=f"different_{name}") for name in scalars),
             *(fw.count("1d", name, name=f"n_{name}") for name in VALUES),
             fw.last_n("text", 3, "1d", name="newest_texts"),
             fw.last_n("moment", 3, "1d", name="newest_moments"),
+            fw.last_n("whole", 3, "1d", name="newest_wholes"),
+            fw.first("whole", "1d", name="first_whole"),
             fw.first("flag", "1d", name="first_flag"),
         ],
     )
@@ -164,10 +166,13 @@ async def test_events_of_every_type_go_through_the_stream_and_its_newest_values_
     answer = await client.online_features("recent", {"k": ["A", "B"]}, as_of=T0 + timedelta(minutes=5))
     found = {k.removeprefix("recent__"): v for k, v in to_dict(answer.features).items()}
     assert {name: found[name] for name in scalars} == {
-        "flag": [False, None], "double": [1e100, None], "text": ["", None], "raw": [b"", None], "moment": [plain(T1), None],
+        "flag": [False, None], "whole": [-(2**63), None], "double": [1e100, None], "text": ["", None], "raw": [b"", None],
+        "moment": [plain(T1), None],
     }  # fmt: skip
-    assert {found[f"different_{name}"][0] for name in [*scalars, "whole"]} == {2}
+    assert {found[f"different_{name}"][0] for name in scalars} == {2}
     assert {found[f"n_{name}"][0] for name in VALUES} == {2}
     assert found["newest_texts"] == [["", "ä"], None]
     assert found["newest_moments"] == [[plain(T1), plain(T0)], None]
     assert found["first_flag"] == [True, None]
+    assert found["newest_wholes"] == [[-(2**63), 2**53 + 1], None]
+    assert found["first_whole"] == [2**53 + 1, None]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest_asyncio
 
 import flywheel as fw
 from flywheel.tables import to_dict
+from flywheel_feature.materialize_view import BATCH_ROWS
 from flywheel_feature.store.tables import S3Tables
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
@@ -122,6 +124,30 @@ async def test_of_rows_with_equal_times_the_last_in_the_files_stays_as_it_does_o
     table.write("b.parquet", ("N1", 1, 3.0, "third"))
     await client.materialize("facts")
     assert await weights(client, "N1") == [3.0]
+
+
+async def test_the_last_row_of_an_entity_wins_in_whichever_batch_of_a_file_it_lies(
+    client: fw.Client, table: Table
+) -> None:
+    """Each batch writes its own latest row of an entity; which of them stays, Redis decides: by event time, created time, place."""
+    chance = random.Random(17)
+    rows, entities = 2 * BATCH_ROWS + 20_000, 300
+    names = [f"N{chance.randrange(entities)}" for _ in range(rows)]
+    # Few different times: many entities have their latest times in several batches, and the place in the file decides.
+    at = [T0 + timedelta(hours=chance.randrange(100)) for _ in range(rows)]
+    known = [t + timedelta(hours=chance.randrange(2)) for t in at]
+    weights_of = [float(i) for i in range(rows)]
+    columns = (names, at, known, weights_of, [""] * rows)
+    table.tables.write(f"{table.uri}a.parquet", pl.DataFrame(dict(zip(SCHEMA, columns, strict=True))))
+    best: dict[str, tuple[datetime, datetime, float]] = {}
+    for name, *row in zip(names, at, known, weights_of, strict=True):
+        best[name] = max(best.get(name, (T0 - timedelta(days=1), T0, 0.0)), (row[0], row[1], row[2]))
+    batches = [int(place) // BATCH_ROWS for *_, place in best.values()]
+    assert all(batches.count(batch) >= 20 for batch in range(3)), "every batch has winners"
+    await client.apply(table.definitions())
+    assert rows == (await client.materialize("facts")).progress.done
+    expected = [best[f"N{i}"][2] for i in range(entities)]
+    assert expected == await weights(client, *(f"N{i}" for i in range(entities)))
 
 
 async def test_a_range_reads_only_its_rows_and_remembers_nothing(client: fw.Client, table: Table) -> None:

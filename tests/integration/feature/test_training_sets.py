@@ -544,6 +544,44 @@ async def test_answers_without_a_model_are_not_compared_and_samples_are_spread(w
     assert "UNKNOWN_TABLE" == nothing.value.reason
 
 
+async def test_features_are_compared_in_the_logs_of_the_model_versions_that_have_them(world: World) -> None:
+    """The first version logs two features, in the file that is listed first; the second one logs all five."""
+    path = f"s3://{world.bucket}/predictions/"
+
+    def first(frame: pl.DataFrame) -> pl.DataFrame:
+        return frame.drop("traffic__mean_delay", "computed__headwind", "computed__far").with_columns(
+            model_version=pl.lit("1")
+        )
+
+    def second(frame: pl.DataFrame) -> pl.DataFrame:
+        wrong = pl.when(pl.col("prediction_id") == "p4").then(pl.lit("near")).otherwise("computed__far")
+        # A column of that name has another type, and the columns another order.
+        return frame.select(reversed(frame.columns)).with_columns(
+            wrong.alias("computed__far"),
+            pl.col("traffic__flights").cast(pl.Float64),
+            model_version=pl.lit("2"),
+        )
+
+    predictions(world, second)
+    whole = f"{path}day=1/a.parquet"
+    later = world.tables.read_files([whole], list(world.tables.schema(whole)))
+    world.tables.write(f"{path}day=1/b.parquet", later)
+    predictions(world, first)
+    report = await world.skew().check(SkewRequest("p", path), Quiet())
+    assert (10, 5 * 2 + 5 * 5, 1) == (report.predictions, report.values, report.mismatches)
+    assert {
+        "weather__wind": (10, 0),
+        "traffic__flights": (10, 0),
+        "traffic__mean_delay": (5, 0),
+        "computed__headwind": (5, 0),
+        "computed__far": (5, 1),
+    } == {f.feature: (f.compared, f.mismatches) for f in report.features}
+    assert "p4 at" in report.features[0].examples[0]
+    some = await world.skew().check(SkewRequest("p", path, sample_limit=4), Quiet())
+    # In order of time the versions take turns: p0 p0 p1 p1 p2 p2 …, of which the 1st, 3rd, 6th and 8th are taken.
+    assert (4, 2 * 2 + 2 * 5) == (some.predictions, some.values)
+
+
 async def test_time_that_stands_still_does_not_make_a_difference(world: World) -> None:
     built: Awaitable[Any] = world.builder(clock=ManualClock()).build(request(), Quiet())
     assert 5 == (await built).row_count

@@ -204,8 +204,9 @@ events = Source(
         (AggregationFunction.LAST_N, "at", DataType.TIMESTAMP_LIST),
         (AggregationFunction.FIRST, "on", DataType.BOOL),
         (AggregationFunction.FIRST, "at", DataType.TIMESTAMP),
-        (AggregationFunction.LAST, "x", DataType.FLOAT64),
-        (AggregationFunction.LAST_N, "x", DataType.FLOAT64_LIST),
+        (AggregationFunction.LAST, "x", DataType.INT64),
+        (AggregationFunction.LAST_N, "x", DataType.INT64_LIST),
+        (AggregationFunction.MAX, "x", DataType.FLOAT64),
         (AggregationFunction.MEAN, "on", DataType.FLOAT64),
     ],
 )

@@ -29,6 +29,7 @@ from flywheel_feature.offline.partition_spec import ERROR, SPEC, PartitionSpec, 
 from flywheel_feature.offline.partition_tasks import PartitionTasks
 from flywheel_feature.offline.ports import Workspace
 from flywheel_feature.offline.sources import SourceReader
+from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.tables import S3Tables
 from flywheel_feature.store.workspaces import FileWorkspace
 
@@ -42,7 +43,12 @@ class TaskSettings(S3Settings):
 
 def open_workspace(root: str, settings: S3Settings) -> FileWorkspace:
     if root.startswith("s3://"):
-        return FileWorkspace(arrow_filesystem(settings), root.removeprefix("s3://"))
+        deletion = S3Deletion(
+            settings.s3_endpoint,
+            settings.s3_access_key.get_secret_value(),
+            settings.s3_secret_key.get_secret_value(),
+        )
+        return FileWorkspace(arrow_filesystem(settings), root.removeprefix("s3://"), deletion)
     return FileWorkspace(fs.LocalFileSystem(), root)
 
 

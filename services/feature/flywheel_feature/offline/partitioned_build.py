@@ -27,6 +27,7 @@ from flywheel_feature.offline.ports import (
 )
 from flywheel_feature.offline.sources import SourceReader
 from flywheel_feature.offline.training_sets import Compute, FileSpine, SourceSpine, TrainingSetRequest
+from flywheel_feature.offline.unfinished import work_uri
 
 log = logging.getLogger(__name__)
 
@@ -103,11 +104,13 @@ class PartitionedBuild:
             engine, workspace = begun
         try:
             await engine.run(name, job)
+            built = await asyncio.to_thread(_answer, workspace)
         except BaseException as error:
             if is_cancelled(job) or (isinstance(error, FlywheelError) and not error.retryable):
-                await asyncio.shield(asyncio.to_thread(_clear, workspace))
+                await asyncio.shield(_discard(engine, name))
             raise
-        return await asyncio.to_thread(_answer, workspace)
+        await _discard(engine, name)
+        return built
 
     async def _begun(self, name: str) -> tuple[PartitionEngine, Workspace] | None:
         """Where an earlier process began this work."""
@@ -189,7 +192,7 @@ class PartitionedBuild:
 
     def uri(self, request: TrainingSetRequest, name: str) -> str:
         """Where the parts of this work are written; who goes on with the work goes on with them."""
-        return self._tables.bucket_uri(f"training-sets/{request.project}/{request.training_set_id}/{name}/")
+        return f"{work_uri(self._tables, request.project, request.training_set_id, name)}parts/"
 
     def _buckets(self, history: _Input, spine: _Input) -> int:
         most = self._limits.memory_bytes // TASK_SHARE
@@ -226,17 +229,13 @@ def _answer(workspace: Workspace) -> BuiltInputs:
     result = workspace.read_bytes(RESULT)
     if result:
         versions = TypeAdapter(dict[str, int]).validate_python(workspace.read_json(VERSIONS) or {})
-        _clear(workspace)
         return BuiltInputs(BuiltFiles.from_json(result), versions)
-    error: FlywheelError = restored(workspace.read_json(ERROR))
-    if not error.retryable:
-        _clear(workspace)
-    raise error
+    raise restored(workspace.read_json(ERROR))
 
 
-def _clear(workspace: Workspace) -> None:
+async def _discard(engine: PartitionEngine, name: str) -> None:
     """Files that cannot be deleted now cost room, and no answer."""
     try:
-        workspace.delete()
+        await engine.discard(name)
     except FlywheelError as error:
         log.warning("working files of a join are left over: %s", error.message)

@@ -179,8 +179,15 @@ class PartitionEngine(Protocol):
     async def run(self, name: str, job: JobProgress) -> None:
         """Carry out the spec in a workspace until its result or its error is there; finished tasks are not done again.
 
-        Work that was begun by an earlier process goes on. When this is cancelled because the job is, the work is stopped.
+        Work that was begun by an earlier process goes on.
         Raises Unavailable ENGINE_UNAVAILABLE when the engine does not answer or the work died.
+        """
+        ...
+
+    async def discard(self, name: str) -> None:
+        """Nobody wants this work any more: end it where it still runs, then remove its folder. Nothing there: nothing happens.
+
+        Raises Unavailable ENGINE_UNAVAILABLE, OBJECT_STORE_DOWN; what is left then goes when it is called again.
         """
         ...
 

@@ -7,7 +7,7 @@ those; else from the events up to the prediction's time, which is the same only 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import polars as pl
@@ -16,10 +16,11 @@ from prometheus_client import Counter
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FailedPrecondition, InvalidArgument
 from flywheel_feature.applied_offsets import applied_name
-from flywheel_feature.definitions import DataType, Field, VersionRef
-from flywheel_feature.offline.datatypes import TIMESTAMP, to_type
+from flywheel_feature.definitions import Field, VersionRef
+from flywheel_feature.offline.datatypes import TIMESTAMP
 from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
-from flywheel_feature.offline.ports import Archive, Between, Catalogs, JobProgress, Tables
+from flywheel_feature.offline.ports import Archive, Catalogs, JobProgress, Tables
+from flywheel_feature.offline.prediction_log import EVENT_TIME, FEATURE_SET, PREDICTION_ID, read_answers
 from flywheel_feature.offline.sources import SourceReader, wait_until_archived
 from flywheel_feature.offline.training_sets import JoinMode
 
@@ -28,8 +29,6 @@ ABSOLUTE_TOLERANCE = 1e-7
 """Below it two numbers are equal: sums that cancel to nothing differ by rounding alone."""
 EXAMPLES = 5
 ENTITY_PREFIX, REQUEST_PREFIX, APPLIED_PREFIX = "entity__", "request__", "applied__"
-MODEL_SOURCES = ("MODEL", "PREDICTION_SOURCE_MODEL", "1")
-_TIME, _ID, _SET, _SOURCE = "event_time", "prediction_id", "feature_set", "source"
 
 _VALUES = Counter(
     "flywheel_feature_skew_values",
@@ -105,17 +104,23 @@ class SkewCheck:
         self._joiner = FeatureJoiner(SourceReader(tables, archive))
 
     async def check(self, request: SkewRequest, job: JobProgress) -> SkewReport:
-        """Compare every logged feature of every prediction that a model answered.
+        """Compare every feature that the log of a prediction has, of every prediction that a model answered.
 
         Raises NotFound UNKNOWN_TABLE when nothing is archived, FailedPrecondition WRONG_ARCHIVE when columns are missing,
         ARCHIVE_BEHIND, and the errors of the ports.
         """
         job.progress(0, 0, "predictions", "reading the predictions")
-        logged = await asyncio.to_thread(self._predictions, request)
+        logged = await asyncio.to_thread(
+            read_answers,
+            self._tables,
+            request.predictions_uri,
+            request.start,
+            request.end,
+            request.sample_limit,
+        )
         totals: dict[str, FeatureSkew] = {}
         exact = 0
-        for name in logged.get_column(_SET).unique().sort().to_list():
-            rows = logged.filter(pl.col(_SET) == name)
+        for name, rows in _by_feature_set(logged):
             plan = await self._plan(request.project, name)
             await wait_until_archived(
                 self._archive,
@@ -129,43 +134,21 @@ class SkewCheck:
             exact += int(logs_offsets.sum())
             for part, applied in _parts(rows, plan, logs_offsets):
                 spine = _spine(part, plan)
-                offline = await self._joiner.join(plan, spine, _TIME, JoinMode.POINT_IN_TIME, job, applied)
+                offline = await self._joiner.join(
+                    plan, spine, EVENT_TIME, JoinMode.POINT_IN_TIME, job, applied
+                )
                 await asyncio.to_thread(_compare, part, offline, compared, _describe(part), totals)
         features = tuple(totals[name] for name in sorted(totals))
         for total in features:
             _VALUES.labels(request.project, total.feature, "mismatch").inc(total.mismatches)
             _VALUES.labels(request.project, total.feature, "match").inc(total.compared - total.mismatches)
         return SkewReport(
-            logged.height,
+            sum(rows.height for rows in logged),
             sum(f.compared for f in features),
             sum(f.mismatches for f in features),
             features,
             exact,
         )
-
-    def _predictions(self, request: SkewRequest) -> pl.DataFrame:
-        stored = self._tables.schema(request.predictions_uri)
-        missing = [c for c in (_ID, _TIME, _SET) if c not in stored]
-        if missing:
-            raise FailedPrecondition(
-                f"{request.predictions_uri} is no prediction archive: it has no column {missing[0]!r}.",
-                reason="WRONG_ARCHIVE",
-            )
-        columns = [c for c in stored if c in (_ID, _TIME, _SET, _SOURCE) or "__" in c]
-        frame = self._tables.read(
-            request.predictions_uri, columns, Between(_TIME, request.start, request.end)
-        )
-        if _SOURCE in frame.columns:
-            # A default or a cached answer was not made from these features.
-            frame = frame.filter(pl.col(_SOURCE).cast(pl.String).is_in(MODEL_SOURCES))
-        frame = frame.filter(pl.col(_SET).is_not_null() & (pl.col(_SET) != ""))
-        frame = frame.with_columns(to_type(_TIME, frame.schema[_TIME], DataType.TIMESTAMP)).sort(
-            _TIME, _ID, maintain_order=True
-        )
-        limit = request.sample_limit
-        if limit and frame.height > limit:
-            frame = frame[[i * frame.height // limit for i in range(limit)]]
-        return frame
 
     async def _plan(self, project: str, name: str) -> JoinPlan:
         prefix = f"projects/{project}/featureSets/"
@@ -177,6 +160,12 @@ class SkewCheck:
             )
         catalog = await self._catalogs(project)
         return plan_join(catalog, catalog.feature_set(set_id, int(version or 0)))
+
+
+def _by_feature_set(logged: Iterable[pl.DataFrame]) -> Iterator[tuple[str, pl.DataFrame]]:
+    for rows in logged:
+        for name in rows.get_column(FEATURE_SET).unique().sort().to_list():
+            yield name, rows.filter(pl.col(FEATURE_SET) == name)
 
 
 def _applied_columns(plan: JoinPlan) -> dict[VersionRef, str]:
@@ -218,14 +207,15 @@ def _spine(rows: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
             reason="WRONG_ARCHIVE",
         )
     return typed_spine(
-        rows.select(pl.col(_TIME).cast(TIMESTAMP), *(pl.col(c).alias(n) for n, c in wanted.items())), plan
+        rows.select(pl.col(EVENT_TIME).cast(TIMESTAMP), *(pl.col(c).alias(n) for n, c in wanted.items())),
+        plan,
     )
 
 
 def _describe(rows: pl.DataFrame) -> pl.Series:
     """What a person needs to find the row again."""
     keys = [c for c in rows.columns if c.startswith(ENTITY_PREFIX)]
-    parts = [pl.col(_ID), pl.lit(" at "), pl.col(_TIME).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")]
+    parts = [pl.col(PREDICTION_ID), pl.lit(" at "), pl.col(EVENT_TIME).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")]
     for key in keys:
         parts += [
             pl.lit(f" {key.removeprefix(ENTITY_PREFIX)}="),

@@ -37,7 +37,14 @@ from flywheel_feature.offline.training_sets import (
     TrainingSet,
     TrainingSetRequest,
 )
-from flywheel_feature.offline.unfinished import attempt_uri, remove, remove_others, undisturbed, unfinished
+from flywheel_feature.offline.unfinished import (
+    attempt_uri,
+    remove,
+    remove_others,
+    undisturbed,
+    unfinished,
+    work_name,
+)
 
 _VERSIONS = "source_versions"
 
@@ -106,10 +113,10 @@ class TrainingSetBuilder:
             spines.check_source_spine(plan, request.spine, catalog.source(request.spine.source))
         else:
             await asyncio.to_thread(self._check_file_spine, plan, request.spine)
-        name = f"feature-{request.project}-{work or request.training_set_id}"
+        name = work_name(request.project, work or request.training_set_id)
         built = await self._in_partitions(request, plan, catalog, reader, name, stages)
         if built is None:
-            files = await self._in_memory(request, plan, catalog, reader, stages)
+            files = await self._in_memory(request, plan, catalog, reader, name, stages)
             built = BuiltInputs(files, reader.versions)
         registered = await self._register(request, plan, self._training_set(request, plan, built, started))
         stages.begin(until=100)
@@ -187,7 +194,7 @@ class TrainingSetBuilder:
             return pl.concat([spines.from_file(plan, spine, part) for part in rows])
 
     async def _in_memory(
-        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader, job: Stages
+        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader, name: str, job: Stages
     ) -> BuiltFiles:  # fmt: skip
         job.begin(until=10, since=0)
         job.progress(0, 0, message="reading the spine")
@@ -196,7 +203,7 @@ class TrainingSetBuilder:
         features = await FeatureJoiner(reader).join(plan, spine, EVENT_TIMESTAMP, request.mode, job)
         frame = assemble(plan, request, spine, features)
         digest = await asyncio.to_thread(content_hash, frame)
-        uri = attempt_uri(self._tables, request, digest)
+        uri = attempt_uri(self._tables, request, name, digest)
         job.begin(until=95)
         async with unfinished(self._tables, uri):
             for part, offset in enumerate(range(0, max(frame.height, 1), ROWS_PER_FILE)):

@@ -15,11 +15,20 @@ from flywheel_feature.offline.training_sets import TrainingSet, TrainingSetReque
 log = get_logger(__name__)
 
 
-def attempt_uri(tables: Tables, request: TrainingSetRequest, digest: str) -> str:
+def work_name(project: str, work: str) -> str:
+    """What a piece of work (a job, by its id) is called wherever it leaves files."""
+    return f"feature-{project}-{work}"
+
+
+def work_uri(tables: Tables, project: str, training_set_id: str, name: str) -> str:
+    """The folder of all that one piece of work writes of a set, and nobody else does."""
+    return tables.bucket_uri(f"{_folder(project, training_set_id)}{name}/")
+
+
+def attempt_uri(tables: Tables, request: TrainingSetRequest, name: str, digest: str) -> str:
     """A new folder. Two attempts at one set, in one process or in two, never write or remove each other's files."""
-    return tables.bucket_uri(
-        f"{_folder(request.project, request.training_set_id)}{digest[:16]}-{new_id()[-12:]}/"
-    )
+    uri = work_uri(tables, request.project, request.training_set_id, name)
+    return f"{uri}{digest[:16]}-{new_id()[-12:]}/"
 
 
 @asynccontextmanager

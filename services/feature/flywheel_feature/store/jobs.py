@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from flywheel_common.errors import InvalidArgument
@@ -50,6 +51,7 @@ _LIST = """
 SELECT * FROM job WHERE project = $1 AND ($2 = '' OR kind = $2) AND ($3 = '' OR state = $3) AND ($4 = '' OR id < $4)
 ORDER BY id DESC LIMIT $5
 """
+_ENDED = "SELECT * FROM job WHERE kind = $1 AND ended_at >= $2 ORDER BY ended_at, id"
 _CANCEL = """
 UPDATE job SET cancel_requested = true, state = CASE WHEN state = 'QUEUED' THEN 'CANCELLED' ELSE state END,
     ended_at = CASE WHEN state = 'QUEUED' THEN now() ELSE ended_at END
@@ -134,6 +136,10 @@ class PostgresJobs:
         async with connection(self._pool) as conn:
             rows = await conn.fetch(_LIST, project, kind, state, before, limit)
         return [_job(row) for row in rows]
+
+    async def ended_since(self, kind: str, since: datetime) -> Sequence[Job]:
+        async with connection(self._pool) as conn:
+            return [_job(row) for row in await conn.fetch(_ENDED, kind, since)]
 
     async def request_cancel(self, project: str, job_id: str) -> Job | None:
         async with connection(self._pool) as conn:

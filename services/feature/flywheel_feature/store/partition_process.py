@@ -40,6 +40,10 @@ class PartitionProcess:
     def _root(self, name: str) -> str:
         return str(Path(self._directory) / name)
 
+    async def discard(self, name: str) -> None:
+        # A process ends with the service that began it: it is only files that can be left.
+        await asyncio.to_thread(self.workspace(name).delete)
+
     async def run(self, name: str, job: JobProgress) -> None:
         workspace = self.workspace(name)
         process = await asyncio.create_subprocess_exec(

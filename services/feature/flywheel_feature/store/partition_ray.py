@@ -4,85 +4,93 @@ from __future__ import annotations
 
 import asyncio
 import shlex
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 
-import aiohttp
 import pyarrow.fs as fs
 
-from flywheel_common.errors import Unavailable
+from flywheel_common.errors import FlywheelError, Unavailable
 from flywheel_common.logs import get_logger
+from flywheel_common.ray_jobs import OPEN, RayJobs
 from flywheel_feature.offline.partition_spec import ERROR, PROGRESS, RESULT
-from flywheel_feature.offline.ports import JobProgress, Workspace, is_cancelled
+from flywheel_feature.offline.ports import JobProgress, Workspace
+from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.workspaces import FileWorkspace
 
 log = get_logger(__name__)
 
-CALL_SECONDS = 30.0
 POLL_SECONDS = 1.0
-OPEN = frozenset({"PENDING", "RUNNING"})
+STOP_SECONDS = 60.0
+"""How long the processes of a job that is told to stop may take to end."""
+LOG_CHARACTERS = 2000
 
 
 class PartitionRay:
-    """The n-th try at a piece of work has the submission id `{name}-{n}`, so that a service that starts again finds it."""
+    """The n-th try at a piece of work has the submission id `{name}-{n}`, so that a service that starts again finds it.
+
+    A service that stops leaves the work to itself.
+    """
 
     name = "ray"
 
     def __init__(
-        self, session: aiohttp.ClientSession, *, address: str, token: str, python: str, files: fs.FileSystem,
-        root: str, environment: Mapping[str, str],
+        self, ray: RayJobs, *, python: str, files: fs.FileSystem, deletion: S3Deletion, root: str, environment: Mapping[str, str],
     ) -> None:  # fmt: skip
         """`root` is `bucket/prefix`; `python` the interpreter on the cluster that has this service's code and Ray."""
-        self._session = session
-        self._jobs = f"{address.rstrip('/')}/api/jobs/"
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._ray = ray
         self._python = python
         self._files = files
+        self._deletion = deletion
         self._folder = root.strip("/")
         self._environment = dict(environment)
 
     def workspace(self, name: str) -> Workspace:
-        return FileWorkspace(self._files, f"{self._folder}/{name}")
+        return FileWorkspace(self._files, f"{self._folder}/{name}", self._deletion)
 
     async def run(self, name: str, job: JobProgress) -> None:
         workspace = self.workspace(name)
         submission = await self._begun(name)
-        try:
-            await self._follow(workspace, submission, job)
-        except BaseException:
-            # A service that stops leaves the work to itself; a job that is cancelled takes it along.
-            if is_cancelled(job):
-                await asyncio.shield(self._call("POST", f"{submission}/stop"))
-            raise
+        await self._follow(workspace, submission, job)
         answered = [await asyncio.to_thread(workspace.read_bytes, key) for key in (RESULT, ERROR)]
         if not any(answered):
-            status, answer = await self._call("GET", f"{submission}/logs")
-            log.error("a join on Ray died", submission=submission, status=status, output=_short(answer))
+            output = (await self._ray.log(submission))[-LOG_CHARACTERS:]
+            log.error("a join on Ray died", submission=submission, output=output)
             raise Unavailable(
                 f"The Ray job {submission} ended without a result.", reason="ENGINE_UNAVAILABLE"
             )
 
-    async def _begun(self, name: str) -> str:
-        """The open try at this work, or a new one."""
+    async def discard(self, name: str) -> None:
+        async for submission, state in self._tries(name):
+            if state in OPEN:
+                await self._stop(submission)
+        await asyncio.to_thread(self.workspace(name).delete)
+
+    async def _tries(self, name: str) -> AsyncIterator[tuple[str, str | None]]:
+        """Submission id and state of each try, and at last the id that the next one would have, with None."""
         attempt = 0
-        while True:
+        state: str | None = ""
+        while state is not None:
             submission = f"{name}-{attempt}"
             state = await self._state(submission)
+            yield submission, state
+            attempt += 1
+
+    async def _begun(self, name: str) -> str:
+        """The open try at this work, or a new one."""
+        submission = ""
+        async for submission, state in self._tries(name):
             if state in OPEN:
                 return submission
-            if state is None:
-                break
-            attempt += 1
-        root = f"s3://{self._folder}/{name}"
-        body = {
-            "entrypoint": f"{shlex.quote(self._python)} -m flywheel_feature.offline.partition_task --ray {shlex.quote(root)}",
-            "submission_id": submission,
-            "entrypoint_num_cpus": 0,
-            "runtime_env": {"env_vars": self._environment},
-        }
-        status, answer = await self._call("POST", "", body)
-        if status >= 400 and "already exists" not in str(answer):
-            raise Unavailable(f"Ray refused the join: {_short(answer)}", reason="ENGINE_UNAVAILABLE")
+        root = shlex.quote(f"s3://{self._folder}/{name}")
+        command = f"{shlex.quote(self._python)} -m flywheel_feature.offline.partition_task --ray {root}"
+        submitting = asyncio.ensure_future(self._ray.submit(submission, command, self._environment))
+        try:
+            await asyncio.shield(submitting)
+        except asyncio.CancelledError:
+            # It reaches Ray all the same, and whoever stops this work must find it there.
+            with suppress(FlywheelError):
+                await submitting
+            raise
         return submission
 
     async def _follow(self, workspace: Workspace, submission: str, job: JobProgress) -> None:
@@ -93,31 +101,18 @@ class PartitionRay:
                 job.progress(told["done"], told["total"], "tasks", f"{told['message']} on Ray")
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _state(self, submission: str) -> str | None:
-        status, answer = await self._call("GET", submission)
-        if status == 404:
-            return None
-        if status >= 400:
-            raise Unavailable(f"Ray answered {status}: {_short(answer)}", reason="ENGINE_UNAVAILABLE")
-        return str(answer["status"])
-
-    async def _call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
+    async def _stop(self, submission: str) -> None:
+        """Return when the job's processes are gone: what they wrote later would be left over."""
+        await self._ray.stop(submission)
         try:
-            async with self._session.request(
-                method,
-                self._jobs + path,
-                json=body,
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=CALL_SECONDS),
-            ) as response:
-                if response.content_type == "application/json":
-                    return response.status, await response.json()
-                return response.status, await response.text()
-        except (aiohttp.ClientError, TimeoutError) as error:
+            async with asyncio.timeout(STOP_SECONDS):
+                while await self._state(submission) in OPEN:
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError as error:
             raise Unavailable(
-                f"Ray does not answer at {self._jobs}: {type(error).__name__}.", reason="ENGINE_UNAVAILABLE"
+                f"The Ray job {submission} does not stop.", reason="ENGINE_UNAVAILABLE"
             ) from error
 
-
-def _short(answer: Any) -> str:
-    return str(answer)[-500:]
+    async def _state(self, submission: str) -> str | None:
+        found = await self._ray.job(submission)
+        return None if found is None else found.state

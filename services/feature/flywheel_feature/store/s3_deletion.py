@@ -17,7 +17,9 @@ from flywheel_common.errors import Unavailable
 class S3Deletion:
     """Blocks; may be called from any thread."""
 
-    def __init__(self, endpoint: str, access_key: str, secret_key: str, timeout_seconds: float) -> None:
+    def __init__(
+        self, endpoint: str, access_key: str, secret_key: str, timeout_seconds: float = 30.0
+    ) -> None:
         self._endpoint = endpoint if "://" in endpoint else f"http://{endpoint}"
         self._credentials = {"aws_access_key_id": access_key, "aws_secret_access_key": secret_key}
         self._config = Config(

@@ -17,15 +17,16 @@ import pyarrow.parquet as pq
 
 from flywheel_common.errors import FlywheelError, NotFound, ResourceExhausted, Unavailable
 from flywheel_feature.offline.ports import Between
+from flywheel_feature.store.s3_deletion import S3Deletion
 
 
 class FileWorkspace:
-    """A folder of a disk or of an object store."""
+    """A folder of a disk, or of an object store: that one has its `deletion`."""
 
-    def __init__(self, files: fs.FileSystem, root: str) -> None:
+    def __init__(self, files: fs.FileSystem, root: str, deletion: S3Deletion | None = None) -> None:
         self._fs = files
         self._root = root.rstrip("/")
-        self._local = isinstance(files, fs.LocalFileSystem)
+        self._deletion = deletion
 
     def keys(self, prefix: str = "") -> list[str]:
         try:
@@ -80,18 +81,11 @@ class FileWorkspace:
             raise _away(error) from error
 
     def delete(self) -> None:
+        if self._deletion is not None:
+            self._deletion.delete(f"{self._root}/{key}" for key in self.keys())
+            return
         try:
             self._fs.delete_dir(self._root)
-        except FileNotFoundError:
-            return
-        except OSError:
-            # Some stores hold folders for real and refuse to delete them as if they were objects.
-            self._delete_files()
-
-    def _delete_files(self) -> None:
-        try:
-            for key in self.keys():
-                self._fs.delete_file(f"{self._root}/{key}")
         except FileNotFoundError:
             return
         except OSError as error:
@@ -100,7 +94,7 @@ class FileWorkspace:
     def _put(self, key: str, write: Any) -> None:
         path = f"{self._root}/{key}"
         try:
-            if not self._local:
+            if self._deletion is not None:
                 # The object appears when the stream is closed.
                 with self._fs.open_output_stream(path) as stream:
                     write(stream)

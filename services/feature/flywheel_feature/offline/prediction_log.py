@@ -1,0 +1,74 @@
+"""The archive of predictions as the skew check reads it: what models answered, in frames whose rows log the same columns.
+
+A model version logs the features of its own feature set. What its files have no column for was not served as null by it: it was
+not served, and is not compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import polars as pl
+
+from flywheel_common.errors import FailedPrecondition
+from flywheel_feature.definitions import DataType, TableFormat
+from flywheel_feature.offline.datatypes import to_type
+from flywheel_feature.offline.ports import Between, Piece, Tables
+
+PREDICTION_ID, EVENT_TIME, FEATURE_SET = "prediction_id", "event_time", "feature_set"
+_SOURCE = "source"
+_FROM_MODEL = ("MODEL", "PREDICTION_SOURCE_MODEL", "1")
+READERS = 8
+"""Files read at once."""
+
+
+def read_answers(
+    tables: Tables, uri: str, start: int | None, end: int | None, limit: int
+) -> list[pl.DataFrame]:
+    """Answers that a model gave with a feature set, start <= event time < end (microseconds), at most `limit` (0: all) of them,
+    evenly spread in time. Each frame is in order of event time, ties by prediction id.
+
+    Raises FailedPrecondition WRONG_ARCHIVE for a file that is no prediction log, and the errors of `Tables`.
+    """
+    files = tables.snapshot(uri, TableFormat.PARQUET).files
+    where = Between(EVENT_TIME, start, end)
+    alike: dict[tuple[object, ...], list[pl.DataFrame]] = {}
+    with ThreadPoolExecutor(READERS) as readers:
+        for frame in readers.map(lambda file: _answers(tables, file, where), files):
+            if frame.height:
+                alike.setdefault(tuple(frame.schema.items()), []).append(frame)
+    order = [EVENT_TIME, PREDICTION_ID]
+    return _spread([pl.concat(frames).sort(order, maintain_order=True) for frames in alike.values()], limit)
+
+
+def _answers(tables: Tables, file: Piece, where: Between) -> pl.DataFrame:
+    own = (PREDICTION_ID, EVENT_TIME, FEATURE_SET)
+    stored = {*tables.schema(file.uri), *(name for name, _ in file.partition)}
+    missing = [c for c in own if c not in stored]
+    if missing:
+        raise FailedPrecondition(
+            f"{file.uri} is no prediction archive: it has no column {missing[0]!r}.", reason="WRONG_ARCHIVE"
+        )
+    columns = sorted(c for c in stored if c in (*own, _SOURCE) or "__" in c)
+    frame = tables.read_piece(file, columns, where)
+    if _SOURCE in columns:
+        # A default or a cached answer was not made from these features.
+        frame = frame.filter(pl.col(_SOURCE).cast(pl.String).is_in(_FROM_MODEL))
+    return frame.filter(pl.col(FEATURE_SET).is_not_null() & (pl.col(FEATURE_SET) != "")).with_columns(
+        to_type(EVENT_TIME, frame.schema[EVENT_TIME], DataType.TIMESTAMP),
+        pl.col(PREDICTION_ID).cast(pl.String),
+    )
+
+
+def _spread(frames: Sequence[pl.DataFrame], limit: int) -> list[pl.DataFrame]:
+    rows = sum(f.height for f in frames)
+    if not limit or rows <= limit:
+        return list(frames)
+    places = pl.concat(
+        f.select(EVENT_TIME, PREDICTION_ID, frame=pl.lit(i), row=pl.int_range(pl.len()))
+        for i, f in enumerate(frames)
+    ).sort(EVENT_TIME, PREDICTION_ID, maintain_order=True)
+    chosen = places[[i * rows // limit for i in range(limit)]]
+    parts = [f[chosen.filter(pl.col("frame") == i).get_column("row")] for i, f in enumerate(frames)]
+    return [part for part in parts if part.height]

@@ -1,0 +1,272 @@
+"""Joins in partitions on a real Ray cluster, as jobs: cancelled, given back, and with processes that die in the middle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.fs as fs
+import pytest
+
+import flywheel_feature
+from flywheel_common.clock import ManualClock, SystemClock
+from flywheel_common.ids import SystemIds
+from flywheel_common.migrate import migrate
+from flywheel_common.postgres import Pool, create_pool
+from flywheel_common.ray_jobs import OPEN, RayJobs, ray_jobs
+from flywheel_common.testing.eventually import eventually
+from flywheel_feature.convert_offline import TRAINING_SET_JOB
+from flywheel_feature.jobs import Job, JobContext, JobRunner, JobState
+from flywheel_feature.offline.leftovers import Leftovers
+from flywheel_feature.offline.partitioned_build import JoinLimits
+from flywheel_feature.offline.training_sets import Compute
+from flywheel_feature.store.jobs import PostgresJobs
+from flywheel_feature.store.partition_ray import PartitionRay
+from flywheel_feature.store.s3_deletion import S3Deletion
+from flywheel_local.ray import Ray
+from flywheel_local.s3 import S3
+from tests.integration.feature.partitioned_joins import Watched, World, request, told
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+MANY_TASKS = JoinLimits(memory_bytes=250_000, ray_rows=10**12)
+"""A join takes some seconds, so that it can be met in the middle."""
+
+
+@pytest.fixture
+def world(s3: S3, tmp_path: Path) -> World:
+    return World(s3, f"test-{uuid.uuid4().hex[:16]}", tmp_path / "spill")
+
+
+@pytest.fixture
+async def cluster(ray: Ray) -> AsyncIterator[RayJobs]:
+    async with ray_jobs(ray.jobs_url, ray.token) as jobs:
+        yield jobs
+
+
+@pytest.fixture
+def on_ray(world: World, ray: Ray, cluster: RayJobs) -> PartitionRay:
+    return PartitionRay(
+        cluster, python=sys.executable, files=world.files, root=f"{world.bucket}/joins",
+        deletion=S3Deletion(world.s3.endpoint, world.s3.access_key, world.s3.secret_key),
+        environment={**world.environment, **ray.environment},
+    )  # fmt: skip
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    async with create_pool(database) as pool:
+        await migrate(pool, Path(flywheel_feature.__file__).parent / "migrations")
+        yield pool
+
+
+class Service:
+    """The part of feature processes that carries out jobs; `running` is one process."""
+
+    def __init__(self, world: World, on_ray: PartitionRay, pool: Pool) -> None:
+        self.world, self.on_ray = world, on_ray
+        self.store = PostgresJobs(pool)
+        self.runner = self._runner()
+
+    def _runner(self) -> JobRunner:
+        async def handle(job: JobContext) -> dict[str, object]:
+            builder = self.world.builder(self.world.process, self.on_ray, limits=MANY_TASKS)
+            built = await builder.build(request(job.request.decode(), compute=Compute.RAY), job, job.job.id)
+            return {"training_set": built.name}
+
+        runner = JobRunner(self.store, SystemIds(), SystemClock().now)
+        runner.register(TRAINING_SET_JOB, handle)
+        return runner
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Leaving stops the process, which gives back what it holds."""
+        process = asyncio.create_task(self._runner().run())
+        try:
+            yield
+        finally:
+            process.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await process
+
+    async def submit(self, training_set_id: str) -> Job:
+        name = f"projects/p/trainingSets/{training_set_id}"
+        return await self.runner.submit(
+            TRAINING_SET_JOB, training_set_id.encode(), project="p", training_set=name
+        )
+
+    async def ended(self, job: Job) -> Job:
+        async def look() -> Job | None:
+            now = await self.runner.get("p", job.id)
+            return now if now.state.ended else None
+
+        found = await eventually(look, within=120, every=0.1)
+        assert found is not None
+        return found
+
+    def work(self, job: Job) -> str:
+        return f"feature-p-{job.id}"
+
+    def files(self, folder: str = "") -> dict[str, int]:
+        """Keys below a folder of the bucket, and when they were written."""
+        root = f"{self.world.bucket}/{folder}"
+        found = self.world.files.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+        return {i.path.removeprefix(f"{root}/"): i.mtime_ns for i in found if i.type == fs.FileType.File}
+
+    async def joined(self, job: Job) -> dict[str, int]:
+        """The joins that are finished, once there are some."""
+
+        async def look() -> dict[str, int]:
+            written = await asyncio.to_thread(self.files, f"joins/{self.work(job)}")
+            assert not (await self.runner.get("p", job.id)).state.ended
+            return {key: at for key, at in written.items() if "/joined-" in key}
+
+        return await eventually(look, within=60, every=0.02)
+
+    async def tries(self, job: Job) -> list[str]:
+        """What Ray says of each try at the work."""
+        states: list[str] = []
+        while (found := await self.on_ray._ray.job(f"{self.work(job)}-{len(states)}")) is not None:
+            states.append(found.state)
+        return states
+
+
+@pytest.fixture
+def service(world: World, on_ray: PartitionRay, pool: Pool) -> Service:
+    return Service(world, on_ray, pool)
+
+
+def processes(world: World, wanted: Callable[[psutil.Process], bool]) -> Iterator[psutil.Process]:
+    """Processes of Ray that work for this test."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get("FLYWHEEL_FEATURE_S3_BUCKET") == world.bucket and wanted(process):
+                yield process
+
+
+def is_driver(process: psutil.Process) -> bool:
+    command = process.cmdline()
+    return "flywheel_feature.offline.partition_task" in command and "python" in command[0]
+
+
+def is_at_work(process: psutil.Process) -> bool:
+    return process.cmdline()[0] == "ray::run_task"
+
+
+async def whole(world: World) -> Any:
+    return told(await world.builder().build(request("whole"), Watched()))
+
+
+async def test_ray_gives_the_same_set_bit_for_bit(world: World, on_ray: PartitionRay) -> None:
+    job = Watched()
+    on_cluster = await world.builder(world.process, on_ray).build(
+        request("cluster", compute=Compute.RAY), job, uuid.uuid4().hex
+    )
+    assert await whole(world) == told(on_cluster)
+    assert any(m.endswith("on Ray") for m in job.messages)
+    left = fs.FileSelector(f"{world.bucket}/joins", recursive=True, allow_not_found=True)
+    assert [] == [i.path for i in world.files.get_file_info(left) if i.type == fs.FileType.File]
+
+
+async def nothing_is_left(service: Service, job: Job) -> None:
+    """No process of the work, and no file, now and when every process that was told to end has ended."""
+    assert {} == service.files("joins")
+
+    async def gone() -> bool:
+        return not list(processes(service.world, lambda _: True))
+
+    await eventually(gone, within=60, every=0.5)
+    assert {} == service.files("joins")
+    assert {} == service.files("training-sets")
+    assert None is await service.world.training_sets.get("p", job.training_set.rpartition("/")[2])
+
+
+async def test_a_cancelled_job_stops_on_ray_and_leaves_no_file(service: Service) -> None:
+    async with service.running():
+        job = await service.submit("stopped")
+        await service.joined(job)
+        await service.runner.cancel("p", job.id)
+        assert JobState.CANCELLED == (await service.ended(job)).state
+        assert ["STOPPED"] == await service.tries(job)
+    await nothing_is_left(service, job)
+
+
+async def test_a_job_that_its_process_gives_back_goes_on_meanwhile_and_the_next_process_takes_its_result(
+    world: World, service: Service
+) -> None:
+    async with service.running():
+        job = await service.submit("resumed")
+        await service.joined(job)
+    assert JobState.QUEUED == (await service.runner.get("p", job.id)).state
+    async with service.running():
+        assert JobState.SUCCEEDED == (await service.ended(job)).state
+    assert ["SUCCEEDED"] == await service.tries(job)
+    assert await whole(world) == told(await world.training_sets.get("p", "resumed"))
+    assert {} == service.files("joins")
+
+
+async def test_a_driver_that_is_killed_is_followed_by_another_that_goes_on_where_it_was(
+    world: World, service: Service
+) -> None:
+    async with service.running():
+        job = await service.submit("killed")
+        before = await service.joined(job)
+        (driver,) = processes(world, is_driver)
+        driver.kill()
+
+        async def second_try() -> bool:
+            return len(await service.tries(job)) == 2
+
+        await eventually(second_try, within=60, every=0.1)
+        folder = f"joins/{service.work(job)}"
+        seen: dict[str, int] = {}
+        while not (await service.runner.get("p", job.id)).state.ended:
+            seen |= await asyncio.to_thread(service.files, folder)
+            await asyncio.sleep(0.05)
+        ended = await service.ended(job)
+        assert (JobState.SUCCEEDED, 2) == (ended.state, ended.attempt)
+    assert ["FAILED", "SUCCEEDED"] == await service.tries(job)
+    assert before == {key: seen[key] for key in before}, "what was finished was done again"
+    assert await whole(world) == told(await world.training_sets.get("p", "killed"))
+    assert {} == service.files("joins")
+
+
+async def test_a_worker_that_is_killed_costs_its_task_a_second_start(world: World, service: Service) -> None:
+    async with service.running():
+        job = await service.submit("killed")
+
+        async def at_work() -> list[psutil.Process]:
+            return list(processes(world, is_at_work))
+
+        for worker in await eventually(at_work, within=60, every=0.01):
+            worker.kill()
+        ended = await service.ended(job)
+        assert (JobState.SUCCEEDED, 1) == (ended.state, ended.attempt)
+    assert ["SUCCEEDED"] == await service.tries(job)
+    assert await whole(world) == told(await world.training_sets.get("p", "killed"))
+
+
+async def test_what_a_job_left_on_ray_goes_that_was_cancelled_while_no_process_held_it(
+    world: World, service: Service
+) -> None:
+    async with service.running():
+        job = await service.submit("abandoned")
+        await service.joined(job)
+    assert set(await service.tries(job)) <= OPEN
+    clock = ManualClock(SystemClock().now())
+    leftovers = Leftovers(
+        service.store, TRAINING_SET_JOB, world.training_sets, world.tables, [world.process, service.on_ray], clock
+    )  # fmt: skip
+    await leftovers.sweep()
+    assert set(await service.tries(job)) <= OPEN, "a job that waits for its next process is not left over"
+    await service.runner.cancel("p", job.id)
+    clock.advance(120)
+    await leftovers.sweep()
+    assert ["STOPPED"] == await service.tries(job)
+    await nothing_is_left(service, job)
