@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from flywheel_common.grpc_channel import channel, from_rpc_error
+from flywheel_common.grpc_server import Server
 from flywheel_protos.monitor.v1 import monitor_pb2, monitor_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_registry.config import RegistrySettings
@@ -80,20 +81,25 @@ async def serving_monitor(port: int = 0) -> AsyncIterator[FakeMonitor]:
 @asynccontextmanager
 async def running(settings: RegistrySettings) -> AsyncIterator[Any]:
     """The server with its background work, and a stub to it. Leaving is a clean stop."""
-    async with AsyncExitStack() as stack:
-        server = await build(settings, stack)
-        task = asyncio.create_task(server.run_until_signal())
-        try:
-            while server.port == 0 and not task.done():
-                await asyncio.sleep(0.01)
-            async with channel(f"127.0.0.1:{server.port}", client_name="tests", health_check=False) as peer:
-                stub: Any = registry_pb2_grpc.RegistryServiceStub(peer)
-                stub.address = f"127.0.0.1:{server.port}"
-                stub.methods = server.methods
-                yield stub
-        finally:
-            server.request_stop()
-            await task
+    async with AsyncExitStack() as stack, serving(await build(settings, stack)) as stub:
+        yield stub
+
+
+@asynccontextmanager
+async def serving(server: Server) -> AsyncIterator[Any]:
+    """A stub to a server while it runs."""
+    task = asyncio.create_task(server.run_until_signal())
+    try:
+        while server.port == 0 and not task.done():
+            await asyncio.sleep(0.01)
+        async with channel(f"127.0.0.1:{server.port}", client_name="tests", health_check=False) as peer:
+            stub: Any = registry_pb2_grpc.RegistryServiceStub(peer)
+            stub.address = f"127.0.0.1:{server.port}"
+            stub.methods = server.methods
+            yield stub
+    finally:
+        server.request_stop()
+        await task
 
 
 class Story:
