@@ -78,6 +78,27 @@ async def serving_monitor(port: int = 0) -> AsyncIterator[FakeMonitor]:
         await server.stop(0)
 
 
+def settings_for_tests(**changes: Any) -> RegistrySettings:
+    """A registry on a free port that leaves at once; a backend that `changes` do not name is one that does not answer."""
+    values: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "",
+        "drain_seconds": 0.0,
+        "grace_seconds": 0.2,
+        "log_rpcs": False,
+        "postgres_dsn": "postgresql://127.0.0.1:1/none",
+        "kafka_bootstrap": "127.0.0.1:1",
+        "s3_endpoint": "http://127.0.0.1:1",
+        "s3_access_key": "none",
+        "s3_secret_key": "none",
+        "s3_bucket": "none",
+        "monitor_address": "127.0.0.1:1",
+        "tick_seconds": 0.05,
+        "tick_lease_seconds": 1.0,
+    }
+    return RegistrySettings(**{**values, **changes})
+
+
 @asynccontextmanager
 async def running(settings: RegistrySettings) -> AsyncIterator[Any]:
     """The server with its background work, and a stub to it. Leaving is a clean stop."""

@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import flywheel_registry
 from flywheel_common.errors import Aborted
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import create_pool
-from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_registry.audit import AuditEntry, first_break
-from flywheel_registry.memory import MemoryStore
 from flywheel_registry.policy import GatePolicy, MetricThreshold, RolloutPolicy
 from flywheel_registry.ports import Records, Store
 from flywheel_registry.resources import (
     Artifact,
     Evidence,
+    FeatureUse,
     GoldenRows,
     Isotonic,
     Model,
@@ -39,7 +34,6 @@ from flywheel_registry.resources import (
 from flywheel_registry.rollout import Decision, Progress, RolloutState
 from flywheel_registry.serving import Routing, Span
 from flywheel_registry.stages import Stage
-from flywheel_registry.store.records import PostgresStore
 
 AT = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
 LATE, OTHER = "projects/p/models/late", "projects/p/models/other"
@@ -70,43 +64,6 @@ ROLLOUT = Rollout(
     created_at=AT,
     created_by="ann",
 )
-
-
-@dataclass
-class Backed:
-    store: Store
-    emitted: Callable[[], Awaitable[list[str]]]
-    """Kinds of the events that left, in order."""
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def dsn(request: pytest.FixtureRequest) -> str:
-    """Empty for the store in memory."""
-    return str(request.getfixturevalue("database")) if request.param == "postgres" else ""
-
-
-@pytest.fixture
-async def backed(dsn: str) -> AsyncIterator[Backed]:
-    if not dsn:
-        memory = MemoryStore()
-
-        async def left() -> list[str]:
-            return [type(event).__name__ for event, _ in memory.events]
-
-        yield Backed(memory, left)
-        return
-    async with create_pool(dsn) as pool:
-        await migrate(pool, Path(flywheel_registry.__file__).parent / "migrations")
-
-        async def sent() -> list[str]:
-            return [row["topic"] for row in await pool.fetch("SELECT topic FROM outbox ORDER BY id")]
-
-        yield Backed(PostgresStore(pool, lambda event, at: (type(event).__name__, Event(id=str(at)))), sent)
-
-
-@pytest.fixture
-def store(backed: Backed) -> Store:
-    return backed.store
 
 
 async def with_model(store: Store, name: str = LATE, versions: int = 1) -> None:
@@ -159,7 +116,7 @@ async def test_models_are_listed_by_name_and_tags_within_a_project(store: Store)
         assert [] == await names("", 10, n="2")
 
 
-async def test_a_transaction_commits_whole_or_not_at_all(backed: Backed) -> None:
+async def test_a_transaction_commits_whole_or_not_at_all(backed: Any) -> None:
     await with_model(backed.store)
 
     async def change(records: Records) -> None:
@@ -222,6 +179,40 @@ async def test_versions_read_back_and_are_numbered_without_gaps_whatever_races_o
     async with store.reading() as records:
         assert replace(VERSION, number=8) == await records.version(LATE, 8)
         assert await records.version(LATE, 9) is None
+
+
+async def test_a_read_sees_what_was_committed_since_it_began(store: Store) -> None:
+    async with store.reading() as records:
+        assert await records.model(LATE) is None
+        await with_model(store)
+        assert await records.model(LATE) is not None
+    async with store.transaction() as unfinished, store.reading() as records:
+        await unfinished.add_model(Model(OTHER, created_at=AT))
+        assert await records.model(OTHER) is None
+
+
+async def test_feature_sets_are_used_by_those_trained_on_them_and_those_released_with_them(
+    store: Store,
+) -> None:
+    sets = [f"projects/p/featureSets/{name}/versions/1" for name in ("a", "b")]
+    await with_model(store, OTHER, versions=0)
+    await with_model(store, versions=0)
+    async with store.transaction() as records:
+        for model, trained in ((OTHER, sets[0]), (LATE, sets[0]), (LATE, "projects/q/featureSets/a")):
+            await records.add_version(replace(VERSION, model=model, feature_set=trained))
+        for released in (sets[1], sets[0]):
+            await records.add_release(Release(LATE, 1, feature_set=released, created_at=AT))
+        second = await records.version(LATE, 2)
+        assert second is not None
+        await records.move_version(second, Stage.STAGING, AT, "ann")
+    uses = [
+        FeatureUse(LATE, 1, Stage.NONE, sets[0]), FeatureUse(LATE, 1, Stage.NONE, sets[1]), FeatureUse(OTHER, 1, Stage.NONE, sets[0]),
+    ]  # fmt: skip
+    async with store.reading() as records:
+        assert uses == await records.feature_uses("projects/p/featureSets/", ("", 0, ""), 9)
+        assert uses[1:2] == await records.feature_uses("projects/p/featureSets/", (LATE, 1, sets[0]), 1)
+        moved = [FeatureUse(LATE, 2, Stage.STAGING, "projects/q/featureSets/a")]
+        assert moved == await records.feature_uses("projects/q/featureSets/", ("", 0, ""), 9)
 
 
 async def test_versions_are_listed_newest_first_by_stage_and_tags(store: Store) -> None:
@@ -346,7 +337,7 @@ async def test_the_audit_is_one_chain_per_model(store: Store) -> None:
         assert [3, 2] == [e.sequence for e in await records.audit(LATE, 4, 2)]
 
 
-async def test_a_model_has_one_active_rollout_and_keeps_its_history(backed: Backed) -> None:
+async def test_a_model_has_one_active_rollout_and_keeps_its_history(backed: Any) -> None:
     store = backed.store
     await with_model(store)
     async with store.transaction() as records:
