@@ -64,7 +64,8 @@ class MemoryState:
 
 class MemoryModels:
     """`release_loader.ModelControl` and `scoring.ModelServer`. `run` makes [rows] scores of a model file and [rows, inputs];
-    it is tried when a model is loaded, and raises ValueError for a file that is no model of so many inputs. `down`: nothing answers."""
+    it is tried when a model is loaded, and raises ValueError for a file that is no model of so many inputs. `down`: it does
+    not answer."""
 
     def __init__(self, run: Callable[[bytes, Floats], Floats]) -> None:
         self._run = run
@@ -75,10 +76,7 @@ class MemoryModels:
         self._answering()
         declared = json.loads(config)
         file = files[f"file:1/{MODEL_FILE}"]
-        try:
-            self._run(file, np.zeros((1, *declared["input"][0]["dims"]), np.float32))
-        except ValueError as error:
-            raise FailedPrecondition(f"{name} cannot be loaded: {error}", reason="MODEL_REFUSED") from None
+        self._scores(name, file, np.zeros((1, *declared["input"][0]["dims"]), np.float32))
         self._loaded[name] = declared["parameters"][DIGEST]["string_value"], file
 
     async def unload(self, name: str, timeout: float) -> None:
@@ -97,7 +95,13 @@ class MemoryModels:
         self._answering()
         if name not in self._loaded:
             raise NotFound(f"There is no model {name}.", reason="MODEL_NOT_LOADED")
-        return self._run(self._loaded[name][1], tensor)
+        return self._scores(name, self._loaded[name][1], tensor)
+
+    def _scores(self, name: str, file: bytes, tensor: Floats) -> Floats:
+        try:
+            return self._run(file, tensor)
+        except ValueError as error:
+            raise FailedPrecondition(f"{name} cannot be run: {error}", reason="MODEL_REFUSED") from None
 
     def _answering(self) -> None:
         if self.down:

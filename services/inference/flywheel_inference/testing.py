@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ from flywheel_common import columns
 from flywheel_common.grpc_server import Server
 from flywheel_common.testing import eventually
 from flywheel_inference.config import InferenceSettings
+from flywheel_inference.prediction_log import LogRows
+from flywheel_inference.release import Contract, FieldSpec, GoldenRows, InputSpec, ReleaseSpec
+from flywheel_inference.request import Item
+from flywheel_inference.tensor import FeatureColumn
 from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2_grpc
 from flywheel_protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
@@ -269,6 +273,74 @@ class Gateway:
             return status if status is not None and status.generation == generation else None
 
         return await eventually(applied, within=within)
+
+
+LOG_CONTRACT = Contract(
+    "fs", (FieldSpec("tail", value_pb2.DATA_TYPE_STRING),), (FieldSpec("miles", value_pb2.DATA_TYPE_FLOAT64),)
+)
+LOG_SPEC = ReleaseSpec(
+    name="releases/1",
+    model="models/m",
+    model_version="versions/1",
+    triton_model="m",
+    feature_set="fs",
+    inputs=(
+        InputSpec("a__x", value_pb2.DATA_TYPE_FLOAT64),
+        InputSpec("a__c", value_pb2.DATA_TYPE_STRING, ("u", "v")),
+    ),
+    artifacts=(),
+    golden=GoldenRows(np.zeros((0, 2), np.float32), np.zeros(0, np.float32)),
+)
+
+
+def log_item(number: int, subject: str = "") -> Item:
+    """Prediction `id-{number}` of a subject (`s{number}` where none is named)."""
+    return Item(
+        call=None,  # type: ignore[arg-type]
+        prediction_id=f"id-{number}",
+        keys=(f"N{number}",),
+        fields=(None if number % 2 else float(number),),
+        as_of_micros=None,
+        event_micros=number,
+        subject=subject or f"s{number}",
+        segment="",
+        started=0.0,
+    )
+
+
+def _lists(name: str, values: Sequence[list[int]]) -> FeatureColumn:
+    filled = np.empty(len(values), object)
+    filled[:] = [np.array(v, np.int64) for v in values]
+    return FeatureColumn(name, value_pb2.DATA_TYPE_INT64_LIST, filled, np.ones(len(values), np.bool_))
+
+
+def log_rows(
+    numbers: Sequence[int], *, read: bool = True, role: int = 1, subjects: Mapping[int, str] | None = None
+) -> LogRows:
+    """Answers whose every column follows from their numbers; with `read` False they had no features."""
+    n, named = len(numbers), subjects or {}
+    applied = (_lists("h@1", [[0, i] * (i % 3) for i in numbers]), _lists("w@2", [[1, i] for i in numbers]))
+    features = (
+        FeatureColumn(
+            "a__x",
+            value_pb2.DATA_TYPE_FLOAT64,
+            np.array(numbers, np.float64),
+            np.array([i % 3 > 0 for i in numbers]),
+        ),
+        FeatureColumn(
+            "a__c",
+            value_pb2.DATA_TYPE_STRING,
+            np.array([f"c{i}" for i in numbers], object),
+            np.ones(n, np.bool_),
+        ),
+    )
+    return LogRows(
+        spec=LOG_SPEC, contract=LOG_CONTRACT, rollout="", role=role, feature_set="fs", items=[log_item(i, named.get(i, "")) for i in numbers],
+        features=features if read else None, scores=np.array([i / 100 for i in numbers]),
+        decisions=np.array([i > 50 for i in numbers]), sources=np.full(n, 1 if read else 3, np.uint8),
+        latencies_ms=np.array(numbers, np.float32), reasons=[] if read else ["MODEL_UNAVAILABLE"] * n,
+        applied=applied if read else (),
+    )  # fmt: skip
 
 
 def settings_for_tests(**changes: Any) -> InferenceSettings:
