@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import numpy.typing as npt
 
 from flywheel_common import columns
 from flywheel_common.grpc_server import Server
@@ -65,6 +66,18 @@ def onnx_model(weights: tuple[float, ...], bias: float) -> bytes:
 def expected_score(weights: tuple[float, ...], bias: float, inputs: list[float]) -> float:
     x = np.nan_to_num(np.array(inputs, np.float64), nan=0.0)
     return float(1 / (1 + np.exp(-(x @ np.array(weights) + bias))))
+
+
+def run_onnx(file: bytes, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """What `memory.MemoryModels` runs: the model in this process."""
+    import onnxruntime
+
+    try:
+        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        (scores,) = session.run(["SCORE"], {"INPUT": rows})
+    except Exception as error:  # noqa: BLE001 - whatever it is, the file is no such model
+        raise ValueError(str(error)) from None
+    return np.ascontiguousarray(scores[:, 0], np.float32)
 
 
 class Features(feature_pb2_grpc.FeatureServiceServicer):
