@@ -92,6 +92,8 @@ class Features(feature_pb2_grpc.FeatureServiceServicer):
         self.as_ofs: list[int | None] = []
 
     async def GetFeatureSet(self, request: Any, context: Any) -> Any:
+        if "unknown" in request.name:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
         field = value_pb2.Field
         return feature_pb2.GetFeatureSetResponse(
             feature_set=definitions_pb2.FeatureSet(
@@ -169,7 +171,10 @@ class Registry(registry_pb2_grpc.RegistryServiceServicer):
         return registry_pb2.ReportServingResponse()
 
     async def DownloadArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:
-        content = self.artifacts[request.model_version, request.artifact]
+        content = self.artifacts.get((request.model_version, request.artifact))
+        if content is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
+            return
         for start in range(0, len(content), 100):
             yield registry_pb2.DownloadArtifactResponse(data=content[start : start + 100])
 
