@@ -45,8 +45,8 @@ def dsn(request: pytest.FixtureRequest, over: str) -> str:
 @dataclass
 class Backed:
     store: Store
-    emitted: Callable[[], Awaitable[list[str]]]
-    """Kinds of the events that left, in order."""
+    emitted: Callable[[], Awaitable[list[tuple[str, str]]]]
+    """Kind and reason of the events that left, in order."""
 
 
 @pytest.fixture
@@ -54,18 +54,21 @@ async def backed(dsn: str) -> AsyncIterator[Backed]:
     if not dsn:
         memory = MemoryStore()
 
-        async def left() -> list[str]:
-            return [type(event).__name__ for event, _ in memory.events]
+        async def left() -> list[tuple[str, str]]:
+            return [(type(event).__name__, event.reason) for event, _ in memory.events]
 
         yield Backed(memory, left)
         return
     async with create_pool(dsn) as pool:
         await migrate(pool, MIGRATIONS)
 
-        async def sent() -> list[str]:
-            return [row["topic"] for row in await pool.fetch("SELECT topic FROM outbox ORDER BY id")]
+        async def sent() -> list[tuple[str, str]]:
+            found = await pool.fetch("SELECT topic, event_id FROM outbox ORDER BY id")
+            return [(row["topic"], row["event_id"]) for row in found]
 
-        yield Backed(PostgresStore(pool, lambda event, at: (type(event).__name__, Event(id=str(at)))), sent)
+        yield Backed(
+            PostgresStore(pool, lambda event, at: (type(event).__name__, Event(id=event.reason))), sent
+        )
 
 
 @pytest.fixture

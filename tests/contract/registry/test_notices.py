@@ -1,4 +1,4 @@
-"""One law for notices of changed routing, in memory and in PostgreSQL. Gateways hear of them by WatchServing: test_laws_at_the_edge.py."""
+"""One law for notices of changed routing, in memory and in PostgreSQL. Gateways hear of them by WatchServing: test_serving_at_the_edge.py."""
 
 from __future__ import annotations
 

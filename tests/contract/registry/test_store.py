@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -25,14 +24,10 @@ from flywheel_registry.resources import (
     ModelVersion,
     Platt,
     Release,
-    Rollout,
-    RolloutChanged,
-    RolloutStep,
     SignatureInput,
     StageChanged,
 )
-from flywheel_registry.rollout import Decision, Progress, RolloutState
-from flywheel_registry.serving import Routing, Span
+from flywheel_registry.serving import Routing
 from flywheel_registry.stages import Stage
 
 AT = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
@@ -54,16 +49,6 @@ VERSION = ModelVersion(
     registered_by="ann",
 )
 ENTRY = AuditEntry(LATE, 0, AT, "ann", "PROMOTE", f"{LATE}/versions/1", "NONE", "STAGING", "gate passed", "")
-ROLLOUT = Rollout(
-    LATE,
-    challenger=1,
-    challenger_version=1,
-    policy=RolloutPolicy(canary_percents=(10.0, 100.0), min_bake_seconds=60.0),
-    reason="started",
-    history=(RolloutStep("SHADOW", 0.0, AT, "started"),),
-    created_at=AT,
-    created_by="ann",
-)
 
 
 async def with_model(store: Store, name: str = LATE, versions: int = 1) -> None:
@@ -146,7 +131,7 @@ async def test_a_transaction_commits_whole_or_not_at_all(backed: Any) -> None:
         model = await records.model(LATE)
         assert model is not None
         assert (1, 1) == (model.production_release, model.production_version)
-    assert ["StageChanged"] == await backed.emitted()
+    assert [("StageChanged", "why")] == await backed.emitted()
 
 
 async def test_whoever_locks_a_model_keeps_the_others_out_until_it_ends(store: Store) -> None:
@@ -337,85 +322,26 @@ async def test_the_audit_is_one_chain_per_model(store: Store) -> None:
         assert [3, 2] == [e.sequence for e in await records.audit(LATE, 4, 2)]
 
 
-async def test_a_model_has_one_active_rollout_and_keeps_its_history(backed: Any) -> None:
-    store = backed.store
-    await with_model(store)
-    async with store.transaction() as records:
-        assert await records.active_rollout(LATE) is None
-        assert replace(ROLLOUT, number=1) == await records.add_rollout(ROLLOUT)
-    with pytest.raises(Aborted) as refused:
-        await in_transaction(store, lambda r: r.add_rollout(ROLLOUT))
-    assert "ROLLOUT_STARTED" == refused.value.reason
-    step = RolloutStep("CANARY", 10.0, AT + timedelta(hours=1), "shadow passed", 4)
-    moved = replace(
-        ROLLOUT, number=1, progress=Progress(RolloutState.CANARY, 10.0, 1), step_started_at=AT, reason="shadow passed",
-        last_decision=Decision.ADVANCE,
-    )  # fmt: skip
+async def test_a_models_events_leave_in_the_order_of_its_audit_and_only_those_of_what_was_kept(
+    backed: Any,
+) -> None:
+    await with_model(backed.store)
+    await with_model(backed.store, OTHER)
 
-    async def change(records: Records) -> None:
-        await records.change_rollout(moved, step)
-        await records.emit(RolloutChanged(moved, "shadow passed"), AT)
+    async def change(model: str, fail: bool) -> None:
+        async with backed.store.transaction() as records:
+            await records.lock(model)
+            line = await records.add_audit(replace(ENTRY, model=model))
+            said = f"{model} {line.sequence}"
+            if fail:
+                said = f"{said} undone"
+            await records.emit(StageChanged(model, 1, Stage.NONE, Stage.STAGING, "ann", said), AT)
+            if fail:
+                raise RuntimeError
 
-    await in_transaction(store, change)
-    expected = replace(moved, history=(*ROLLOUT.history, step))
-    async with store.reading() as records:
-        assert expected == await records.rollout(LATE, 1) == await records.active_rollout(LATE)
-        assert [expected] == await records.undecided_rollouts()
-    assert ["RolloutChanged"] == await backed.emitted()
-    ended = replace(moved, progress=Progress(RolloutState.ABORTED, 0.0, 2), ended_at=AT)
-    last = RolloutStep("ABORTED", 0.0, AT, "enough")
-    await in_transaction(store, lambda r: r.change_rollout(ended, last))
-    await in_transaction(store, lambda r: r.add_rollout(ROLLOUT))
-    async with store.reading() as records:
-        assert [2, 1] == [r.number for r in await records.rollouts(LATE, 99, 9)]
-        assert [1] == [r.number for r in await records.rollouts(LATE, 2, 9)]
-        active = await records.active_rollout(LATE)
-        assert active is not None and 2 == active.number
-
-
-async def test_a_hold_is_noted_only_where_the_rollout_still_is(store: Store) -> None:
-    await with_model(store)
-    rollout = await in_transaction(store, lambda r: r.add_rollout(ROLLOUT))
-    waiting = replace(rollout, reason="too few labels", step_started_at=AT)
-    await in_transaction(store, lambda r: r.note_hold(waiting, Progress(step=1)))
-    async with store.reading() as records:
-        assert rollout == await records.rollout(LATE, 1)
-    await in_transaction(store, lambda r: r.note_hold(waiting, rollout.progress))
-    async with store.reading() as records:
-        assert replace(waiting, last_decision=Decision.HOLD) == await records.rollout(LATE, 1)
-
-
-async def test_a_paused_rollout_is_active_and_no_tick_may_move_it(store: Store) -> None:
-    await with_model(store)
-    rollout = await in_transaction(store, lambda r: r.add_rollout(ROLLOUT))
-    paused = replace(rollout, progress=Progress(RolloutState.PAUSED, 0.0, 1, RolloutState.SHADOW))
-    await in_transaction(store, lambda r: r.change_rollout(paused, RolloutStep("PAUSED", 0.0, AT, "why")))
-    async with store.reading() as records:
-        assert [] == await records.undecided_rollouts()
-        active = await records.active_rollout(LATE)
-    assert active is not None and paused.progress == active.progress
-
-
-async def test_routing_is_what_was_set_last(store: Store) -> None:
-    await with_model(store)
-    async with store.reading() as records:
-        assert Routing() == await records.routing(LATE)
-    for routing in (Routing(1, champion=1), Routing(2, 1, 1, 1, 100.0, 12.5)):
-        await in_transaction(store, lambda r, routing=routing: r.set_routing(LATE, routing))
-        async with store.reading() as records:
-            assert routing == await records.routing(LATE)
-
-
-async def test_a_new_span_ends_the_open_one(store: Store) -> None:
-    await with_model(store, versions=2)
-    spans = [
-        Span(1 + i % 2, 1 + i % 2, AT + timedelta(hours=i), None, f"reason {i}", i == 2) for i in range(3)
-    ]
-    for span in spans:
-        await in_transaction(store, lambda r, span=span: r.begin_span(LATE, span))
-    ended = [replace(s, until=n.since) for s, n in pairwise(spans)] + [spans[-1]]
-    async with store.reading() as records:
-        assert ended == await records.spans(LATE)
-        assert [(3, ended[2]), (2, ended[1])] == await records.page_of_spans(LATE, 99, 2)
-        assert [(1, ended[0])] == await records.page_of_spans(LATE, 2, 2)
-        assert [] == await records.spans(OTHER)
+    await asyncio.gather(
+        *(change(m, i % 3 == 0) for i in range(12) for m in (LATE, OTHER)), return_exceptions=True
+    )
+    emitted = [reason for _, reason in await backed.emitted()]
+    for model in (LATE, OTHER):
+        assert [f"{model} {n}" for n in range(1, 9)] == [r for r in emitted if r.startswith(f"{model} ")]
