@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -113,10 +112,8 @@ async def test_a_redis_that_stalls_is_not_waited_for_and_one_that_is_down_is_no_
 
         assert written == await eventually(read)
         proxy.stall()
-        began = time.monotonic()
         assert await read() is None
-        # A tenth of a second was allowed; the driver itself would wait ten times as long.
-        assert time.monotonic() - began < 0.8
+        assert 1 == len(cached._reads), "the read goes on while its caller has his answer"
         proxy.cut()
         for _ in range(10):
             assert await read() is None
