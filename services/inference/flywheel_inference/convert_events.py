@@ -10,6 +10,8 @@ import numpy as np
 
 from flywheel_common import columns, topics
 from flywheel_common.events import build_event
+from flywheel_common.logs import get_logger
+from flywheel_common.topics import MAX_RECORD_BYTES
 from flywheel_inference.outcomes import OutcomeRow
 from flywheel_inference.prediction_log import LogRecord, LogRows
 from flywheel_inference.release import FieldSpec
@@ -17,25 +19,37 @@ from flywheel_inference.tensor import FeatureColumn, join_columns
 from flywheel_protos.events.v1 import prediction_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2, value_pb2
 
+log = get_logger(__name__)
+
 SOURCE = "flywheel-inference"
+OVERHEAD_BYTES = 1024
+"""Key, headers and framing of a Kafka record."""
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def prediction_records(rows: Sequence[LogRows], partitions: int) -> list[LogRecord]:
-    """One record per partition for rows of one group (`LogRows.group`)."""
+def prediction_records(
+    rows: Sequence[LogRows], partitions: int, max_bytes: int = MAX_RECORD_BYTES - OVERHEAD_BYTES
+) -> list[LogRecord]:
+    """Records of one partition each for rows of one group (`LogRows.group`), none larger than `max_bytes`: one per partition
+    where that suffices. A row that is larger alone is left out."""
     items = [item for part in rows for item in part.items]
     by_partition: dict[int, list[int]] = {}
     for row, item in enumerate(items):
         by_partition.setdefault(topics.partition_for(item.prediction_id, partitions), []).append(row)
     whole = _Joined(rows)
-    return [
-        LogRecord(
-            partition,
-            _event(whole.batch(np.array(places)), partition, max(items[p].event_micros for p in places)),
-            len(places),
-        )
-        for partition, places in by_partition.items()
-    ]
+
+    def fitting(partition: int, places: list[int]) -> list[LogRecord]:
+        newest = max(items[place].event_micros for place in places)
+        value = _event(whole.batch(np.array(places)), partition, newest)
+        if len(value) <= max_bytes:
+            return [LogRecord(partition, value, len(places))]
+        if len(places) == 1:
+            log.error("prediction too large to be logged", release=rows[0].spec.name, bytes=len(value))
+            return []
+        middle = len(places) // 2
+        return [*fitting(partition, places[:middle]), *fitting(partition, places[middle:])]
+
+    return [record for partition, places in by_partition.items() for record in fitting(partition, places)]
 
 
 def outcome_records(model: str, outcomes: Sequence[OutcomeRow], partitions: int) -> list[tuple[int, bytes]]:

@@ -24,8 +24,9 @@ class OutcomeRow:
 
 
 class OutcomeSink(Protocol):
-    """Returns when Kafka has all rows (acks = all). Raises Unavailable KAFKA_UNAVAILABLE; some rows may be stored then,
-    and a repeat is harmless because consumers dedupe by outcome id."""
+    """Returns when Kafka has all rows (acks = all), those of one prediction in their order. Raises Unavailable KAFKA_UNAVAILABLE,
+    InvalidArgument EVENT_TOO_LARGE; some rows may be stored then. Equal rows are kept as often as they come, which is harmless
+    because consumers dedupe by outcome id."""
 
     async def record(self, model: str, rows: Sequence[OutcomeRow]) -> None: ...
 

@@ -31,7 +31,8 @@ class Routes(Protocol):
 
 
 class CachedPredictions(Protocol):
-    """Batch predictions by model and entity keys. Never raises: no answer in time is None."""
+    """Batch predictions by model and entity keys (`request.subject_of`); the last one written is read. Never raises and never
+    waits for long: what is absent, cannot be read or does not come in time is None."""
 
     async def get(self, model: str, subject: str) -> CachedPrediction | None: ...
 

@@ -1,7 +1,8 @@
 """The prediction log: every answer, in columns, without ever slowing one.
 
 Rows wait in memory for `flush_seconds` or until `flush_rows` are there, then leave as one batch per release, role and
-partition. At most `max_rows` are held, those on their way to Kafka included; beyond, rows are dropped and counted.
+partition, or several where one would be larger than the log takes. At most `max_rows` are held, those on their way to Kafka
+included; beyond, rows are dropped and counted.
 """
 
 from __future__ import annotations
@@ -66,10 +67,12 @@ class LogRecord:
 
 
 class LogSink(Protocol):
-    """Where the log goes."""
+    """Where the log goes. It keeps records in the order in which they were published; equal ids are kept as often as they come:
+    consumers dedupe."""
 
     def encode(self, rows: Sequence[LogRows]) -> list[LogRecord]:
-        """Rows of one group, one record per partition."""
+        """Rows of one group as records that hold ids of their own partition only. No record is larger than the log takes; a
+        row that is too large alone is left out."""
         ...
 
     async def publish(self, records: Sequence[LogRecord]) -> int:
@@ -170,8 +173,11 @@ class PredictionLog:
         for group in groups.values():
             count = sum(len(part.items) for part in group)
             try:
-                self._records.extend(self._sink.encode(group))
-                self._recorded += count
+                records = self._sink.encode(group)
+                self._records.extend(records)
+                recorded = sum(record.rows for record in records)
+                self._recorded += recorded
+                self.dropped_count += count - recorded
             except Exception as error:
                 log.error("prediction log rows lost", rows=count, exc_info=error)
                 self.dropped_count += count

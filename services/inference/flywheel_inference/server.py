@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 from weakref import WeakSet
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -22,14 +24,14 @@ from flywheel_inference.breaker import Breaker
 from flywheel_inference.config import InferenceSettings
 from flywheel_inference.convert import desired_models
 from flywheel_inference.metrics import GatewayMetrics
-from flywheel_inference.outcomes import OutcomeRecorder
-from flywheel_inference.prediction import Predictor
-from flywheel_inference.prediction_log import PredictionLog
+from flywheel_inference.outcomes import OutcomeRecorder, OutcomeSink
+from flywheel_inference.prediction import CachedPredictions, Predictor
+from flywheel_inference.prediction_log import LogSink, PredictionLog
 from flywheel_inference.release import Contract, ReleaseSpec
-from flywheel_inference.release_loader import ReleaseLoader
-from flywheel_inference.scoring import Lane, LaneSettings
+from flywheel_inference.release_loader import ArtifactSource, Contracts, Kept, ModelControl, ReleaseLoader
+from flywheel_inference.scoring import FeatureLookup, Lane, LaneSettings, ModelServer
 from flywheel_inference.servicer import InferenceServicer
-from flywheel_inference.serving import ServingState
+from flywheel_inference.serving import KeptState, RegistryPort, ServingState
 from flywheel_inference.shadow import ShadowCopies
 from flywheel_inference.store.cached_predictions import RedisPredictions
 from flywheel_inference.store.disk import StateFolder
@@ -55,7 +57,6 @@ async def build(
     settings: InferenceSettings, stack: AsyncExitStack, prometheus: CollectorRegistry = REGISTRY
 ) -> Server:
     """A gateway that is ready to `run_until_signal`."""
-    metrics = GatewayMetrics(prometheus)
     folder = await asyncio.to_thread(StateFolder, settings.state_dir)
     gateway_id = settings.gateway_id or folder.gateway_id(f"gateway-{new_id()}")
     token = settings.service_token.get_secret_value()
@@ -78,8 +79,65 @@ async def build(
         timeout_seconds=settings.outcome_timeout_seconds,
     )
     stack.push_async_callback(outcome_producer.close)
+    cached = None
+    if settings.redis_url.get_secret_value():
+        cached = RedisPredictions(
+            settings.redis_url.get_secret_value(), timeout_seconds=settings.answer_reserve_seconds
+        )
+        stack.push_async_callback(cached.close)
+    ports = Ports(
+        registry=registry,
+        features=features,
+        models=triton,
+        kept=folder,
+        log=KafkaLog(log_producer, settings.kafka_partitions),
+        outcomes=KafkaOutcomes(outcome_producer, settings.kafka_partitions),
+        cached=cached,
+    )
+    server = wire(settings, stack, ports, gateway_id=gateway_id, prometheus=prometheus)
+    server.add_background("topics", lambda: _ensure_topics(settings))
+    if cached is not None:
+        server.add_background("cached predictions", cached.connect)
+    return server
+
+
+class RegistryPeer(RegistryPort, ArtifactSource, Protocol):
+    """What the gateway needs of the registry."""
+
+
+class FeaturePeer(FeatureLookup, Contracts, Protocol):
+    """What the gateway needs of the feature service."""
+
+
+class State(KeptState, Kept, Protocol):
+    """What the gateway keeps."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """What a gateway stands on; `cached` None: it has no batch predictions."""
+
+    registry: RegistryPeer
+    features: FeaturePeer
+    models: ModelControl
+    kept: State
+    log: LogSink
+    outcomes: OutcomeSink
+    cached: CachedPredictions | None
+
+
+def wire(
+    settings: InferenceSettings,
+    stack: AsyncExitStack,
+    ports: Ports,
+    *,
+    gateway_id: str,
+    prometheus: CollectorRegistry,
+) -> Server:
+    """The gateway over these ports; `stack` stores at the end what the prediction log still holds."""
+    metrics = GatewayMetrics(prometheus)
     log = PredictionLog(
-        KafkaLog(log_producer, settings.kafka_partitions),
+        ports.log,
         flush_seconds=settings.log_flush_seconds,
         flush_rows=settings.log_flush_rows,
         max_rows=settings.log_max_rows,
@@ -90,36 +148,30 @@ async def build(
     )
 
     loader = ReleaseLoader(
-        registry,
-        features,
-        folder,
-        triton,
+        ports.registry,
+        ports.features,
+        ports.kept,
+        ports.models,
         backend=settings.triton_backend,
         instances=settings.triton_instances,
     )
-    lanes = _Lanes(settings, features, triton)
+    lanes = _Lanes(settings, ports.features, ports.models)
     serving = ServingState(
-        registry,
+        ports.registry,
         loader,
-        folder,
+        ports.kept,
         decode=desired_models,
         make_lane=lanes.make,
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,
         boot_wait_seconds=settings.boot_wait_seconds,
     )
-    cached = None
-    if settings.redis_url.get_secret_value():
-        cached = RedisPredictions(
-            settings.redis_url.get_secret_value(), timeout_seconds=settings.answer_reserve_seconds
-        )
-        stack.push_async_callback(cached.close)
     predictor = Predictor(
         serving,
         log,
         shadow,
         metrics,
-        cached=cached,
+        cached=ports.cached,
         new_id=new_id,
         now_micros=now_micros,
         max_in_flight=settings.max_in_flight,
@@ -138,7 +190,7 @@ async def build(
 
     servicer = InferenceServicer(
         predictor,
-        OutcomeRecorder(KafkaOutcomes(outcome_producer, settings.kafka_partitions)),
+        OutcomeRecorder(ports.outcomes),
         serving,
         log,
         gateway_id=gateway_id,
@@ -155,18 +207,15 @@ async def build(
     server.add_background("serving", serving.run)
     server.add_background("prediction log", log.run)
     server.add_background("shadow", shadow.run)
-    server.add_background("topics", lambda: _ensure_topics(settings))
-    if cached is not None:
-        server.add_background("cached predictions", cached.connect)
     return server
 
 
 class _Lanes:
     """Makes a lane per release, with breakers of its own: a challenger that fails must not cut off the champion."""
 
-    def __init__(self, settings: InferenceSettings, features: FeatureService, triton: Triton) -> None:
+    def __init__(self, settings: InferenceSettings, features: FeatureLookup, models: ModelServer) -> None:
         self._features = features
-        self._triton = triton
+        self._models = models
         self._breaker = partial(
             Breaker, threshold=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
         )
@@ -186,7 +235,7 @@ class _Lanes:
             spec,
             contract,
             features=self._features,
-            models=self._triton,
+            models=self._models,
             feature_breaker=self._breaker(),
             model_breaker=self._breaker(),
             settings=self._settings,

@@ -30,14 +30,17 @@ REFUSED_RETRY_SECONDS = 30.0
 
 
 class RegistryPort(Protocol):
-    """`watch` yields the whole desired state until the stream breaks; `report` is one heartbeat."""
+    """`watch` yields the whole desired state, at once and at every change, until the stream breaks or ends; `report` is one
+    heartbeat. Both raise FlywheelError."""
 
     def watch(self) -> AsyncIterator[bytes]: ...
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None: ...
 
 
 class KeptState(Protocol):
-    """The last desired state, on disk."""
+    """What a gateway boots from while its peers are away: the desired state saved last, whole even where the process died while
+    it was saved, None where there is none or it is damaged. `keep_artifacts` drops the files that are not wanted. Blocking;
+    raises OSError."""
 
     def save_desired(self, content: bytes) -> None: ...
     def load_desired(self) -> bytes | None: ...

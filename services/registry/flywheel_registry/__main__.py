@@ -11,8 +11,8 @@ from flywheel_common.config import load
 from flywheel_common.logs import configure_logs
 from flywheel_common.migrate import migrate as apply_migrations
 from flywheel_common.postgres import create_pool
-from flywheel_registry import convert
 from flywheel_registry.config import RegistrySettings
+from flywheel_registry.convert_events import to_event
 from flywheel_registry.server import MIGRATIONS, build
 from flywheel_registry.store.records import PostgresStore
 
@@ -46,7 +46,7 @@ def verify_audit() -> None:
 
     async def work() -> list[str]:
         async with create_pool(settings.dsn, application_name="flywheel-registry") as pool:
-            return await PostgresStore(pool, convert.to_event).broken_audits()
+            return await PostgresStore(pool, to_event).broken_audits()
 
     broken = asyncio.run(work())
     for sentence in broken:

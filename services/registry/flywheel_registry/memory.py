@@ -1,19 +1,23 @@
-"""`ports.Store` in memory, for unit tests of the use cases. Held to the same contract suite as PostgreSQL."""
+"""`ports.Store` in memory, for tests of the use cases. Held to the same contract suite as PostgreSQL."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import TypeVar
 
-from flywheel_common.errors import Aborted
+from flywheel_common.context import current_principal
+from flywheel_common.errors import Aborted, InvalidArgument
+from flywheel_common.idempotency import MAX_REQUEST_ID
 from flywheel_registry.audit import AuditEntry, entry_hash, genesis
+from flywheel_registry.ports import Records
 from flywheel_registry.resources import (
     Artifact,
     Evidence,
+    FeatureUse,
     Model,
     ModelVersion,
     Release,
@@ -44,17 +48,20 @@ class _Data:
     routing: dict[str, Routing] = field(default_factory=dict)
     spans: dict[Numbered, Span] = field(default_factory=dict)
     events: dict[int, tuple[StageChanged | RolloutChanged, datetime]] = field(default_factory=dict)
+    answers: dict[tuple[str, str, str], tuple[bytes, bytes]] = field(default_factory=dict)
+    """(caller, method, request id) → (body, answer)."""
 
     def copy(self) -> _Data:
         return _Data(*(dict(getattr(self, f.name)) for f in fields(self)))
 
 
 class MemoryStore:
-    """`ports.Store`: transactions run one after the other."""
+    """`ports.Store`: transactions run one after the other. `on_routed` are told which models' routing a commit changed."""
 
     def __init__(self) -> None:
         self._data = _Data()
         self._turn = asyncio.Lock()
+        self.on_routed: list[Callable[[set[str]], None]] = []
 
     @property
     def events(self) -> list[tuple[StageChanged | RolloutChanged, datetime]]:
@@ -64,20 +71,58 @@ class MemoryStore:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryRecords]:
         async with self._turn:
-            changed = self._data.copy()
-            yield MemoryRecords(changed)
+            before, changed = self._data, self._data.copy()
+            yield MemoryRecords(lambda: changed)
             self._data = changed
+        if routed := {m for m, routing in changed.routing.items() if routing != before.routing.get(m)}:
+            for tell in self.on_routed:
+                tell(routed)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[MemoryRecords]:
-        yield MemoryRecords(self._data)
+        yield MemoryRecords(lambda: self._data)
+
+    async def once(
+        self, method: str, request_id: str, body: bytes, effect: Callable[[Records], Awaitable[bytes]]
+    ) -> bytes:
+        if len(request_id) > MAX_REQUEST_ID:
+            raise InvalidArgument(
+                f"request_id is longer than {MAX_REQUEST_ID} characters.", reason="INVALID_REQUEST_ID"
+            )
+        async with self.transaction() as records:
+            return await records.once((current_principal().subject, method, request_id), body, effect)
+
+    def generations(self) -> dict[str, int]:
+        """Model → generation of its routing."""
+        return {model: routing.generation for model, routing in self._data.routing.items()}
 
 
 class MemoryRecords:
-    """`ports.Records` on one copy of the data."""
+    """`ports.Records` on a transaction's copy of the data, or on whatever is committed when a statement is made."""
 
-    def __init__(self, data: _Data) -> None:
-        self._data = data
+    def __init__(self, now: Callable[[], _Data]) -> None:
+        self._now = now
+
+    @property
+    def _data(self) -> _Data:
+        return self._now()
+
+    async def once(
+        self, key: tuple[str, str, str], body: bytes, effect: Callable[[Records], Awaitable[bytes]]
+    ) -> bytes:
+        """`ports.Store.once` inside a transaction."""
+        _, method, request_id = key
+        first_body, answer = self._data.answers.get(key, (body, None)) if request_id else (body, None)
+        if first_body != body:
+            raise InvalidArgument(
+                f"request_id {request_id!r} was used for another {method} request: use a new id for a new request.",
+                reason="REQUEST_ID_REUSED",
+                request_id=request_id,
+            )
+        if answer is None:
+            answer = await effect(self)
+            self._data.answers[key] = body, answer
+        return answer
 
     async def lock(self, model: str) -> bool:
         return model in self._data.models
@@ -133,6 +178,12 @@ class MemoryRecords:
             if stage in (None, v.stage) and tags.items() <= v.tags.items()
         ]
         return found[:limit]
+
+    async def feature_uses(self, prefix: str, after: tuple[str, int, str], limit: int) -> list[FeatureUse]:
+        trained = {(v.model, v.number, v.feature_set) for v in self._data.versions.values()}
+        released = {(r.model, r.version, r.feature_set) for r in self._data.releases.values()}
+        found = sorted(use for use in trained | released if use[2].startswith(prefix) and use > after)
+        return [FeatureUse(m, n, self._data.versions[m, n].stage, name) for m, n, name in found[:limit]]
 
     async def champion(self, model: str) -> ModelVersion | None:
         mine = (v for (of, _), v in self._data.versions.items() if of == model)

@@ -6,9 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
 from flywheel_common import topics
-from flywheel_common.clock import SystemClock
+from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc_channel import channel
 from flywheel_common.grpc_server import Server
@@ -22,10 +23,11 @@ from flywheel_common.postgres import create_pool
 from flywheel_common.producer import Producer
 from flywheel_common.s3 import object_store
 from flywheel_protos.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
-from flywheel_registry import convert
 from flywheel_registry.catalog import Catalog
 from flywheel_registry.config import RegistrySettings
+from flywheel_registry.convert_events import to_event
 from flywheel_registry.permissions import PERMISSIONS, SERVICE
+from flywheel_registry.ports import Gateways, Store
 from flywheel_registry.promotion import Promotions
 from flywheel_registry.rollback import Rollbacks
 from flywheel_registry.rollouts import Rollouts
@@ -36,7 +38,7 @@ from flywheel_registry.store.notices import PostgresNotices
 from flywheel_registry.store.records import PostgresStore
 from flywheel_registry.ticker import Ticker
 from flywheel_registry.transfer import Transfers
-from flywheel_registry.watching import ServingBoard
+from flywheel_registry.watching import Notices, ServingBoard
 
 log = get_logger(__name__)
 
@@ -67,34 +69,20 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
     )
     stack.push_async_callback(monitor_channel.close)
 
-    store = PostgresStore(pool, convert.to_event)
+    store = PostgresStore(pool, to_event)
     gateways = PostgresGateways(pool)
     notices = PostgresNotices(pool)
     stack.push_async_callback(notices.close)
-    board = ServingBoard(store, notices)
-    rollouts = Rollouts(clock)
+    monitor = MonitorPeer(monitor_channel, settings.monitor_timeout_seconds)
+    ticker = Ticker(store, Rollouts(clock), monitor, settings.tick_seconds)
     idempotency = Idempotency(pool)
-    ticker = Ticker(
-        store, rollouts, MonitorPeer(monitor_channel, settings.monitor_timeout_seconds), settings.tick_seconds
-    )
-    servicer = RegistryServicer(
-        store=store,
-        idempotency=idempotency,
-        catalog=Catalog(clock, settings.max_artifact_bytes),
-        transfers=Transfers(store, objects, clock, objects.ensure_bucket),
-        promotions=Promotions(clock),
-        rollouts=rollouts,
-        rollbacks=Rollbacks(clock, rollouts, gateways),
-        board=board,
-        gateways=gateways,
-        rollback_wait_seconds=settings.rollback_wait_seconds,
-    )
-    server = Server(
+    server = wire(
         settings,
-        servicers=[(add_RegistryServiceServicer_to_server, servicer)],
-        full_service_names=[SERVICE],
-        permissions=PERMISSIONS,
-        deadlines={f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + 5.0},
+        clock,
+        store=store,
+        gateways=gateways,
+        notices=notices,
+        transfers=Transfers(store, objects, clock, objects.ensure_bucket),
         readiness=store.ready,
     )
     lease = Lease(pool, "rollout-ticker", ttl_seconds=settings.tick_lease_seconds)
@@ -113,10 +101,45 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
             except FlywheelError as error:
                 log.warning("housekeeping put off", reason=error.reason)
 
-    server.add_background("serving board", board.run)
     server.add_background("rollout ticker", lambda: lease.run(lambda _: ticker.run()))
     server.add_background("outbox relay", relay_events)
     server.add_background("housekeeping", housekeeping)
+    return server
+
+
+def wire(
+    settings: RegistrySettings,
+    clock: Clock,
+    *,
+    store: Store,
+    gateways: Gateways,
+    notices: Notices,
+    transfers: Transfers,
+    readiness: Callable[[], Any],
+) -> Server:
+    """The server over these stores: use cases, servicer, and the serving board that its streams need."""
+    board = ServingBoard(store, notices)
+    rollouts = Rollouts(clock)
+    servicer = RegistryServicer(
+        store=store,
+        catalog=Catalog(clock, settings.max_artifact_bytes),
+        transfers=transfers,
+        promotions=Promotions(clock),
+        rollouts=rollouts,
+        rollbacks=Rollbacks(clock, rollouts, gateways),
+        board=board,
+        gateways=gateways,
+        rollback_wait_seconds=settings.rollback_wait_seconds,
+    )
+    server = Server(
+        settings,
+        servicers=[(add_RegistryServiceServicer_to_server, servicer)],
+        full_service_names=[SERVICE],
+        permissions=PERMISSIONS,
+        deadlines={f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + 5.0},
+        readiness=readiness,
+    )
+    server.add_background("serving board", board.run)
     return server
 
 

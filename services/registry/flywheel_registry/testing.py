@@ -15,6 +15,7 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from flywheel_common.grpc_channel import channel, from_rpc_error
+from flywheel_common.grpc_server import Server
 from flywheel_protos.monitor.v1 import monitor_pb2, monitor_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_registry.config import RegistrySettings
@@ -77,23 +78,49 @@ async def serving_monitor(port: int = 0) -> AsyncIterator[FakeMonitor]:
         await server.stop(0)
 
 
+def settings_for_tests(**changes: Any) -> RegistrySettings:
+    """A registry on a free port that leaves at once; a backend that `changes` do not name is one that does not answer."""
+    values: dict[str, Any] = {
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "",
+        "drain_seconds": 0.0,
+        "grace_seconds": 0.2,
+        "log_rpcs": False,
+        "postgres_dsn": "postgresql://127.0.0.1:1/none",
+        "kafka_bootstrap": "127.0.0.1:1",
+        "s3_endpoint": "http://127.0.0.1:1",
+        "s3_access_key": "none",
+        "s3_secret_key": "none",
+        "s3_bucket": "none",
+        "monitor_address": "127.0.0.1:1",
+        "tick_seconds": 0.05,
+        "tick_lease_seconds": 1.0,
+    }
+    return RegistrySettings(**{**values, **changes})
+
+
 @asynccontextmanager
 async def running(settings: RegistrySettings) -> AsyncIterator[Any]:
     """The server with its background work, and a stub to it. Leaving is a clean stop."""
-    async with AsyncExitStack() as stack:
-        server = await build(settings, stack)
-        task = asyncio.create_task(server.run_until_signal())
-        try:
-            while server.port == 0 and not task.done():
-                await asyncio.sleep(0.01)
-            async with channel(f"127.0.0.1:{server.port}", client_name="tests", health_check=False) as peer:
-                stub: Any = registry_pb2_grpc.RegistryServiceStub(peer)
-                stub.address = f"127.0.0.1:{server.port}"
-                stub.methods = server.methods
-                yield stub
-        finally:
-            server.request_stop()
-            await task
+    async with AsyncExitStack() as stack, serving(await build(settings, stack)) as stub:
+        yield stub
+
+
+@asynccontextmanager
+async def serving(server: Server) -> AsyncIterator[Any]:
+    """A stub to a server while it runs."""
+    task = asyncio.create_task(server.run_until_signal())
+    try:
+        while server.port == 0 and not task.done():
+            await asyncio.sleep(0.01)
+        async with channel(f"127.0.0.1:{server.port}", client_name="tests", health_check=False) as peer:
+            stub: Any = registry_pb2_grpc.RegistryServiceStub(peer)
+            stub.address = f"127.0.0.1:{server.port}"
+            stub.methods = server.methods
+            yield stub
+    finally:
+        server.request_stop()
+        await task
 
 
 class Story:

@@ -3,43 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
-import flywheel_registry
 from flywheel_common.errors import Aborted
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import create_pool
-from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_registry.audit import AuditEntry, first_break
-from flywheel_registry.memory import MemoryStore
 from flywheel_registry.policy import GatePolicy, MetricThreshold, RolloutPolicy
 from flywheel_registry.ports import Records, Store
 from flywheel_registry.resources import (
     Artifact,
     Evidence,
+    FeatureUse,
     GoldenRows,
     Isotonic,
     Model,
     ModelVersion,
     Platt,
     Release,
-    Rollout,
-    RolloutChanged,
-    RolloutStep,
     SignatureInput,
     StageChanged,
 )
-from flywheel_registry.rollout import Decision, Progress, RolloutState
-from flywheel_registry.serving import Routing, Span
+from flywheel_registry.serving import Routing
 from flywheel_registry.stages import Stage
-from flywheel_registry.store.records import PostgresStore
 
 AT = datetime(2026, 1, 1, 12, 0, 0, 123456, tzinfo=UTC)
 LATE, OTHER = "projects/p/models/late", "projects/p/models/other"
@@ -60,53 +49,6 @@ VERSION = ModelVersion(
     registered_by="ann",
 )
 ENTRY = AuditEntry(LATE, 0, AT, "ann", "PROMOTE", f"{LATE}/versions/1", "NONE", "STAGING", "gate passed", "")
-ROLLOUT = Rollout(
-    LATE,
-    challenger=1,
-    challenger_version=1,
-    policy=RolloutPolicy(canary_percents=(10.0, 100.0), min_bake_seconds=60.0),
-    reason="started",
-    history=(RolloutStep("SHADOW", 0.0, AT, "started"),),
-    created_at=AT,
-    created_by="ann",
-)
-
-
-@dataclass
-class Backed:
-    store: Store
-    emitted: Callable[[], Awaitable[list[str]]]
-    """Kinds of the events that left, in order."""
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def dsn(request: pytest.FixtureRequest) -> str:
-    """Empty for the store in memory."""
-    return str(request.getfixturevalue("database")) if request.param == "postgres" else ""
-
-
-@pytest.fixture
-async def backed(dsn: str) -> AsyncIterator[Backed]:
-    if not dsn:
-        memory = MemoryStore()
-
-        async def left() -> list[str]:
-            return [type(event).__name__ for event, _ in memory.events]
-
-        yield Backed(memory, left)
-        return
-    async with create_pool(dsn) as pool:
-        await migrate(pool, Path(flywheel_registry.__file__).parent / "migrations")
-
-        async def sent() -> list[str]:
-            return [row["topic"] for row in await pool.fetch("SELECT topic FROM outbox ORDER BY id")]
-
-        yield Backed(PostgresStore(pool, lambda event, at: (type(event).__name__, Event(id=str(at)))), sent)
-
-
-@pytest.fixture
-def store(backed: Backed) -> Store:
-    return backed.store
 
 
 async def with_model(store: Store, name: str = LATE, versions: int = 1) -> None:
@@ -159,7 +101,7 @@ async def test_models_are_listed_by_name_and_tags_within_a_project(store: Store)
         assert [] == await names("", 10, n="2")
 
 
-async def test_a_transaction_commits_whole_or_not_at_all(backed: Backed) -> None:
+async def test_a_transaction_commits_whole_or_not_at_all(backed: Any) -> None:
     await with_model(backed.store)
 
     async def change(records: Records) -> None:
@@ -189,7 +131,7 @@ async def test_a_transaction_commits_whole_or_not_at_all(backed: Backed) -> None
         model = await records.model(LATE)
         assert model is not None
         assert (1, 1) == (model.production_release, model.production_version)
-    assert ["StageChanged"] == await backed.emitted()
+    assert [("StageChanged", "why")] == await backed.emitted()
 
 
 async def test_whoever_locks_a_model_keeps_the_others_out_until_it_ends(store: Store) -> None:
@@ -222,6 +164,40 @@ async def test_versions_read_back_and_are_numbered_without_gaps_whatever_races_o
     async with store.reading() as records:
         assert replace(VERSION, number=8) == await records.version(LATE, 8)
         assert await records.version(LATE, 9) is None
+
+
+async def test_a_read_sees_what_was_committed_since_it_began(store: Store) -> None:
+    async with store.reading() as records:
+        assert await records.model(LATE) is None
+        await with_model(store)
+        assert await records.model(LATE) is not None
+    async with store.transaction() as unfinished, store.reading() as records:
+        await unfinished.add_model(Model(OTHER, created_at=AT))
+        assert await records.model(OTHER) is None
+
+
+async def test_feature_sets_are_used_by_those_trained_on_them_and_those_released_with_them(
+    store: Store,
+) -> None:
+    sets = [f"projects/p/featureSets/{name}/versions/1" for name in ("a", "b")]
+    await with_model(store, OTHER, versions=0)
+    await with_model(store, versions=0)
+    async with store.transaction() as records:
+        for model, trained in ((OTHER, sets[0]), (LATE, sets[0]), (LATE, "projects/q/featureSets/a")):
+            await records.add_version(replace(VERSION, model=model, feature_set=trained))
+        for released in (sets[1], sets[0]):
+            await records.add_release(Release(LATE, 1, feature_set=released, created_at=AT))
+        second = await records.version(LATE, 2)
+        assert second is not None
+        await records.move_version(second, Stage.STAGING, AT, "ann")
+    uses = [
+        FeatureUse(LATE, 1, Stage.NONE, sets[0]), FeatureUse(LATE, 1, Stage.NONE, sets[1]), FeatureUse(OTHER, 1, Stage.NONE, sets[0]),
+    ]  # fmt: skip
+    async with store.reading() as records:
+        assert uses == await records.feature_uses("projects/p/featureSets/", ("", 0, ""), 9)
+        assert uses[1:2] == await records.feature_uses("projects/p/featureSets/", (LATE, 1, sets[0]), 1)
+        moved = [FeatureUse(LATE, 2, Stage.STAGING, "projects/q/featureSets/a")]
+        assert moved == await records.feature_uses("projects/q/featureSets/", ("", 0, ""), 9)
 
 
 async def test_versions_are_listed_newest_first_by_stage_and_tags(store: Store) -> None:
@@ -346,85 +322,26 @@ async def test_the_audit_is_one_chain_per_model(store: Store) -> None:
         assert [3, 2] == [e.sequence for e in await records.audit(LATE, 4, 2)]
 
 
-async def test_a_model_has_one_active_rollout_and_keeps_its_history(backed: Backed) -> None:
-    store = backed.store
-    await with_model(store)
-    async with store.transaction() as records:
-        assert await records.active_rollout(LATE) is None
-        assert replace(ROLLOUT, number=1) == await records.add_rollout(ROLLOUT)
-    with pytest.raises(Aborted) as refused:
-        await in_transaction(store, lambda r: r.add_rollout(ROLLOUT))
-    assert "ROLLOUT_STARTED" == refused.value.reason
-    step = RolloutStep("CANARY", 10.0, AT + timedelta(hours=1), "shadow passed", 4)
-    moved = replace(
-        ROLLOUT, number=1, progress=Progress(RolloutState.CANARY, 10.0, 1), step_started_at=AT, reason="shadow passed",
-        last_decision=Decision.ADVANCE,
-    )  # fmt: skip
+async def test_a_models_events_leave_in_the_order_of_its_audit_and_only_those_of_what_was_kept(
+    backed: Any,
+) -> None:
+    await with_model(backed.store)
+    await with_model(backed.store, OTHER)
 
-    async def change(records: Records) -> None:
-        await records.change_rollout(moved, step)
-        await records.emit(RolloutChanged(moved, "shadow passed"), AT)
+    async def change(model: str, fail: bool) -> None:
+        async with backed.store.transaction() as records:
+            await records.lock(model)
+            line = await records.add_audit(replace(ENTRY, model=model))
+            said = f"{model} {line.sequence}"
+            if fail:
+                said = f"{said} undone"
+            await records.emit(StageChanged(model, 1, Stage.NONE, Stage.STAGING, "ann", said), AT)
+            if fail:
+                raise RuntimeError
 
-    await in_transaction(store, change)
-    expected = replace(moved, history=(*ROLLOUT.history, step))
-    async with store.reading() as records:
-        assert expected == await records.rollout(LATE, 1) == await records.active_rollout(LATE)
-        assert [expected] == await records.undecided_rollouts()
-    assert ["RolloutChanged"] == await backed.emitted()
-    ended = replace(moved, progress=Progress(RolloutState.ABORTED, 0.0, 2), ended_at=AT)
-    last = RolloutStep("ABORTED", 0.0, AT, "enough")
-    await in_transaction(store, lambda r: r.change_rollout(ended, last))
-    await in_transaction(store, lambda r: r.add_rollout(ROLLOUT))
-    async with store.reading() as records:
-        assert [2, 1] == [r.number for r in await records.rollouts(LATE, 99, 9)]
-        assert [1] == [r.number for r in await records.rollouts(LATE, 2, 9)]
-        active = await records.active_rollout(LATE)
-        assert active is not None and 2 == active.number
-
-
-async def test_a_hold_is_noted_only_where_the_rollout_still_is(store: Store) -> None:
-    await with_model(store)
-    rollout = await in_transaction(store, lambda r: r.add_rollout(ROLLOUT))
-    waiting = replace(rollout, reason="too few labels", step_started_at=AT)
-    await in_transaction(store, lambda r: r.note_hold(waiting, Progress(step=1)))
-    async with store.reading() as records:
-        assert rollout == await records.rollout(LATE, 1)
-    await in_transaction(store, lambda r: r.note_hold(waiting, rollout.progress))
-    async with store.reading() as records:
-        assert replace(waiting, last_decision=Decision.HOLD) == await records.rollout(LATE, 1)
-
-
-async def test_a_paused_rollout_is_active_and_no_tick_may_move_it(store: Store) -> None:
-    await with_model(store)
-    rollout = await in_transaction(store, lambda r: r.add_rollout(ROLLOUT))
-    paused = replace(rollout, progress=Progress(RolloutState.PAUSED, 0.0, 1, RolloutState.SHADOW))
-    await in_transaction(store, lambda r: r.change_rollout(paused, RolloutStep("PAUSED", 0.0, AT, "why")))
-    async with store.reading() as records:
-        assert [] == await records.undecided_rollouts()
-        active = await records.active_rollout(LATE)
-    assert active is not None and paused.progress == active.progress
-
-
-async def test_routing_is_what_was_set_last(store: Store) -> None:
-    await with_model(store)
-    async with store.reading() as records:
-        assert Routing() == await records.routing(LATE)
-    for routing in (Routing(1, champion=1), Routing(2, 1, 1, 1, 100.0, 12.5)):
-        await in_transaction(store, lambda r, routing=routing: r.set_routing(LATE, routing))
-        async with store.reading() as records:
-            assert routing == await records.routing(LATE)
-
-
-async def test_a_new_span_ends_the_open_one(store: Store) -> None:
-    await with_model(store, versions=2)
-    spans = [
-        Span(1 + i % 2, 1 + i % 2, AT + timedelta(hours=i), None, f"reason {i}", i == 2) for i in range(3)
-    ]
-    for span in spans:
-        await in_transaction(store, lambda r, span=span: r.begin_span(LATE, span))
-    ended = [replace(s, until=n.since) for s, n in pairwise(spans)] + [spans[-1]]
-    async with store.reading() as records:
-        assert ended == await records.spans(LATE)
-        assert [(3, ended[2]), (2, ended[1])] == await records.page_of_spans(LATE, 99, 2)
-        assert [(1, ended[0])] == await records.page_of_spans(LATE, 2, 2)
-        assert [] == await records.spans(OTHER)
+    await asyncio.gather(
+        *(change(m, i % 3 == 0) for i in range(12) for m in (LATE, OTHER)), return_exceptions=True
+    )
+    emitted = [reason for _, reason in await backed.emitted()]
+    for model in (LATE, OTHER):
+        assert [f"{model} {n}" for n in range(1, 9)] == [r for r in emitted if r.startswith(f"{model} ")]

@@ -10,7 +10,7 @@ import pytest_asyncio
 
 from flywheel_local.s3 import S3
 from flywheel_registry.config import RegistrySettings
-from flywheel_registry.testing import FakeMonitor, Story, running, serving_monitor
+from flywheel_registry.testing import FakeMonitor, Story, running, serving_monitor, settings_for_tests
 
 
 @pytest_asyncio.fixture
@@ -25,24 +25,14 @@ def settings(database: str, bucket: str, s3: S3) -> Callable[..., RegistrySettin
     down must stop nothing else."""
 
     def make(**overrides: Any) -> RegistrySettings:
-        values: dict[str, Any] = {
-            "listen": "127.0.0.1:0",
-            "metrics_listen": "",
-            "drain_seconds": 0.0,
-            "grace_seconds": 0.2,
-            "log_rpcs": False,
+        backends: dict[str, Any] = {
             "postgres_dsn": database,
-            "kafka_bootstrap": "127.0.0.1:1",
             "s3_endpoint": s3.endpoint,
             "s3_access_key": s3.access_key,
             "s3_secret_key": s3.secret_key,
             "s3_bucket": bucket,
-            "monitor_address": "127.0.0.1:1",
-            "tick_seconds": 0.05,
-            "tick_lease_seconds": 1.0,
-            **overrides,
         }
-        return RegistrySettings(**values)
+        return settings_for_tests(**{**backends, **overrides})
 
     return make
 

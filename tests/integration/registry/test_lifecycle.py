@@ -244,7 +244,7 @@ async def test_the_audit_chain_is_kept_by_the_database_and_shows_tampering(
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await conn.execute(statement)
         from flywheel_common.postgres import create_pool
-        from flywheel_registry.convert import to_event
+        from flywheel_registry.convert_events import to_event
         from flywheel_registry.store.records import PostgresStore
 
         async with create_pool(database) as pool:

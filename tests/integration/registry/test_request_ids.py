@@ -2,24 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from flywheel_common.testing.row_counts import row_counts
+from flywheel_common.testing.row_counts import row_digests
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
-from flywheel_registry.testing import Story, refused
+from flywheel_registry.config import RegistrySettings
+from flywheel_registry.testing import Story, refused, running
+
+MUTATIONS = {
+    method.name
+    for method in pb.DESCRIPTOR.services_by_name["RegistryService"].methods
+    if "request_id" in method.input_type.fields_by_name
+}
 
 
-async def test_a_request_id_stands_for_one_request_of_its_method(story: Story, database: str) -> None:
-    stub = story.stub
+class Repeating:
+    """Sends a mutation three times, the last time with something changed."""
 
-    async def once(method: str, request: Any, **changed: Any) -> Any:
-        """The answer to a request that is sent three times, the last time with something changed."""
+    def __init__(self, stub: Any, database: str) -> None:
+        self._stub = stub
+        self._database = database
+        self.tried: set[str] = set()
+
+    async def __call__(self, method: str, request: Any, **changed: Any) -> Any:
+        """The first answer."""
+        self.tried.add(method)
         request.request_id = "one"
-        call = getattr(stub, method)
+        call = getattr(self._stub, method)
         first = await call(request)
-        before = await row_counts(database)
-        assert first == await call(request), method
+        before = await row_digests(self._database)
+        assert _lasting(first) == _lasting(await call(request)), method
         other = type(request)()
         other.CopyFrom(request)
         for name, value in changed.items():
@@ -28,44 +42,66 @@ async def test_a_request_id_stands_for_one_request_of_its_method(story: Story, d
             )
         with refused("INVALID_ARGUMENT", "REQUEST_ID_REUSED"):
             await call(other)
-        assert before == await row_counts(database), method
+        assert before == await row_digests(self._database), method
         return first
 
-    plain, owned = model_pb2.Model(), model_pb2.Model(owner="bob")
-    await once(
-        "CreateModel",
-        pb.CreateModelRequest(parent="projects/default", model_id="late", model=plain),
-        model=owned,
-    )
-    update = pb.UpdateModelRequest(model=model_pb2.Model(name=story.model, owner="ann"))
-    update.update_mask.paths.append("owner")
-    await once("UpdateModel", update, model=model_pb2.Model(name=story.model, owner="bob"))
-    file = model_pb2.Artifact(name="model.onnx", size_bytes=1, sha256="a" * 64)
-    declared = model_pb2.ModelVersion(description="a", artifacts=[file])
-    await once(
-        "CreateModelVersion",
-        pb.CreateModelVersionRequest(parent=story.model, model_version=declared),
-        model_version=model_pb2.ModelVersion(description="b"),
-    )
-    rejected = f"{story.model}/versions/1"
-    await once("RejectModelVersion", pb.RejectModelVersionRequest(name=rejected, reason="a"), reason="b")
-    first, second = await story.version(b"one"), await story.version(b"two")
-    for version in (first, second):
-        request = pb.PromoteModelVersionRequest(name=version.name)
-        if version is first:
-            await once("PromoteModelVersion", request, reason="another")
-        else:
-            await stub.PromoteModelVersion(request)
-    release = model_pb2.Release(model_version=first.name, threshold=0.5)
-    other = model_pb2.Release(model_version=first.name, threshold=0.75)
-    champion = await once(
-        "CreateRelease", pb.CreateReleaseRequest(parent=story.model, release=release), release=other
-    )
-    start = pb.StartRolloutRequest(parent=story.model, challenger_release=champion.release.name, reason="a")
-    await once("StartRollout", start, reason="b")
-    challenger = await story.release(second.name)
-    rollout = (await story.start(challenger.name)).name
-    await once("PauseRollout", pb.PauseRolloutRequest(name=rollout, reason="a"), reason="b")
-    await once("ResumeRollout", pb.ResumeRolloutRequest(name=rollout, reason="a"), reason="b")
-    await once("SkipRolloutStep", pb.SkipRolloutStepRequest(name=rollout, reason="a"), reason="b")
-    await once("AbortRollout", pb.AbortRolloutRequest(name=rollout, reason="a"), reason="b")
+
+def _lasting(answer: Any) -> Any:
+    """A rollback's answer but for how long gateways took this time."""
+    if isinstance(answer, pb.RollbackModelResponse):
+        return answer.model, answer.complete, list(answer.gateways)
+    return answer
+
+
+async def test_a_request_id_stands_for_one_request_of_its_method(
+    settings: Callable[..., RegistrySettings], database: str
+) -> None:
+    # No tick may change a rollout between two looks at the database.
+    async with running(settings(tick_seconds=3600.0)) as stub:
+        story, once = Story(stub), Repeating(stub, database)
+        plain, owned = model_pb2.Model(), model_pb2.Model(owner="bob")
+        create = pb.CreateModelRequest(parent="projects/default", model_id="late", model=plain)
+        await once("CreateModel", create, model=owned)
+        update = pb.UpdateModelRequest(model=model_pb2.Model(name=story.model, owner="ann"))
+        update.update_mask.paths.append("owner")
+        await once("UpdateModel", update, model=model_pb2.Model(name=story.model, owner="bob"))
+        file = model_pb2.Artifact(name="model.onnx", size_bytes=1, sha256="a" * 64)
+        declare = pb.CreateModelVersionRequest(
+            parent=story.model, model_version=model_pb2.ModelVersion(description="a", artifacts=[file])
+        )
+        await once(
+            "CreateModelVersion",
+            declare,
+            model_version=model_pb2.ModelVersion(description="b", artifacts=[file]),
+        )
+        rejected = f"{story.model}/versions/1"
+        await once("RejectModelVersion", pb.RejectModelVersionRequest(name=rejected, reason="a"), reason="b")
+
+        first, second, third = [await story.version(content) for content in (b"one", b"two", b"three")]
+        await once("PromoteModelVersion", pb.PromoteModelVersionRequest(name=first.name), reason="another")
+        for version in (second, third):
+            await story.promote(version.name)
+        champion = (
+            await once(
+                "CreateRelease",
+                pb.CreateReleaseRequest(
+                    parent=story.model, release=model_pb2.Release(model_version=first.name, threshold=0.5)
+                ),
+                release=model_pb2.Release(model_version=first.name, threshold=0.75),
+            )
+        ).release
+        start = pb.StartRolloutRequest(parent=story.model, challenger_release=champion.name, reason="a")
+        await once("StartRollout", start, reason="b")
+
+        rollout = (await story.start((await story.release(second.name)).name)).name
+        await once("PauseRollout", pb.PauseRolloutRequest(name=rollout, reason="a"), reason="b")
+        await once("ResumeRollout", pb.ResumeRolloutRequest(name=rollout, reason="a"), reason="b")
+        await once("SkipRolloutStep", pb.SkipRolloutStepRequest(name=rollout, reason="a"), reason="b")
+        await once("AbortRollout", pb.AbortRolloutRequest(name=rollout, reason="a"), reason="b")
+
+        await story.release(third.name)
+        await story.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="a")
+        back = pb.RollbackModelRequest(name=story.model, reason="a")
+        answer = await once("RollbackModel", back, to_release=champion.name)
+        assert champion.name == answer.model.production_release
+    assert MUTATIONS == once.tried

@@ -135,6 +135,18 @@ async def test_a_repeated_request_id_rolls_back_once(story: Story) -> None:
     assert len(history) == 4
 
 
+async def test_a_rollback_asked_for_again_after_another_promotion_takes_nothing_back(story: Story) -> None:
+    _, releases = await replaced(story)
+    first = await roll_back(story, request_id="incident-1")
+    third, c = await story.staged(b"third")
+    await story.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="mended")
+    again = await roll_back(story, request_id="incident-1")
+    assert again.model == first.model
+    assert again.model.production_release == releases[0].name
+    serving = (await story.stub.GetModel(registry_pb2.GetModelRequest(name=story.model))).model
+    assert serving.production_release == c.name
+
+
 async def test_a_rollback_ends_an_active_rollout(story: Story) -> None:
     _, releases = await replaced(story)
     _, release = await story.staged(b"third")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,86 +11,18 @@ from flywheel_common import columns, topics
 from flywheel_common.events import parse_event, payload_of
 from flywheel_common.testing import eventually
 from flywheel_inference.convert_events import prediction_records
-from flywheel_inference.prediction_log import LogRecord, LogRows, PredictionLog
-from flywheel_inference.release import Contract, FieldSpec, GoldenRows, InputSpec, ReleaseSpec
-from flywheel_inference.request import Item
-from flywheel_inference.tensor import FeatureColumn
+from flywheel_inference.memory import MemoryLog
+from flywheel_inference.prediction_log import PredictionLog
+from flywheel_inference.testing import log_rows
 from flywheel_protos.events.v1 import prediction_pb2
-from flywheel_protos.types.v1 import value_pb2 as t
-
-CONTRACT = Contract(
-    "fs", (FieldSpec("tail", t.DATA_TYPE_STRING),), (FieldSpec("miles", t.DATA_TYPE_FLOAT64),)
-)
-SPEC = ReleaseSpec(
-    name="releases/1",
-    model="models/m",
-    model_version="versions/1",
-    triton_model="m",
-    feature_set="fs",
-    inputs=(InputSpec("a__x", t.DATA_TYPE_FLOAT64), InputSpec("a__c", t.DATA_TYPE_STRING, ("u", "v"))),
-    artifacts=(),
-    golden=GoldenRows(np.zeros((0, 2), np.float32), np.zeros(0, np.float32)),
-)
 
 
-def item(number: int) -> Item:
-    return Item(
-        call=None,
-        prediction_id=f"id-{number}",
-        keys=(f"N{number}",),
-        fields=(None if number % 2 else float(number),),  # type: ignore[arg-type]
-        as_of_micros=None,
-        event_micros=number,
-        subject=f"s{number}",
-        segment="",
-        started=0.0,
+def logged(sink: MemoryLog) -> list[str]:
+    """Ids of the predictions that it took, in order."""
+    batches = (
+        payload_of(parse_event(record.value), prediction_pb2.PredictionBatch) for record in sink.stored
     )
-
-
-def lists(name: str, values: Sequence[list[int]]) -> FeatureColumn:
-    filled = np.empty(len(values), object)
-    filled[:] = [np.array(v, np.int64) for v in values]
-    return FeatureColumn(name, t.DATA_TYPE_INT64_LIST, filled, np.ones(len(values), np.bool_))
-
-
-def rows(numbers: Sequence[int], *, read: bool = True, role: int = 1) -> LogRows:
-    n = len(numbers)
-    applied = (lists("h@1", [[0, i] * (i % 3) for i in numbers]), lists("w@2", [[1, i] for i in numbers]))
-    features = (
-        FeatureColumn(
-            "a__x", t.DATA_TYPE_FLOAT64, np.array(numbers, np.float64), np.array([i % 3 > 0 for i in numbers])
-        ),
-        FeatureColumn(
-            "a__c", t.DATA_TYPE_STRING, np.array([f"c{i}" for i in numbers], object), np.ones(n, np.bool_)
-        ),
-    )
-    return LogRows(
-        spec=SPEC, contract=CONTRACT, rollout="", role=role, feature_set="fs", items=[item(i) for i in numbers],
-        features=features if read else None, scores=np.array([i / 100 for i in numbers]),
-        decisions=np.array([i > 50 for i in numbers]), sources=np.full(n, 1 if read else 3, np.uint8),
-        latencies_ms=np.array(numbers, np.float32), reasons=[] if read else ["MODEL_UNAVAILABLE"] * n,
-        applied=applied if read else (),
-    )  # fmt: skip
-
-
-class Sink:
-    """Takes what it is given; while `down`, nothing."""
-
-    def __init__(self) -> None:
-        self.down = False
-        self.stored: list[str] = []
-
-    def encode(self, group: Sequence[LogRows]) -> list[LogRecord]:
-        ids = [i.prediction_id for part in group for i in part.items]
-        return [LogRecord(0, ",".join(ids).encode(), len(ids))]
-
-    async def publish(self, records: Sequence[LogRecord]) -> int:
-        await asyncio.sleep(0)
-        if self.down:
-            return 0
-        for record in records:
-            self.stored += record.value.decode().split(",")
-        return len(records)
+    return [prediction for batch in batches for prediction in batch.prediction_ids]
 
 
 async def running(log: PredictionLog, check: Any) -> None:
@@ -104,46 +35,46 @@ async def running(log: PredictionLog, check: Any) -> None:
 
 
 async def test_rows_that_come_close_together_leave_together() -> None:
-    sink = Sink()
+    sink = MemoryLog(1)
     log = PredictionLog(sink, flush_seconds=0.01)
     for number in range(5):
-        log.offer(rows([number]))
-    await running(log, lambda: len(sink.stored) == 5)
-    assert sink.stored == [f"id-{i}" for i in range(5)]
+        log.offer(log_rows([number]))
+    await running(log, lambda: len(logged(sink)) == 5)
+    assert logged(sink) == [f"id-{i}" for i in range(5)]
     assert (log.logged_count, log.dropped_count, log.held) == (5, 0, 0)
 
 
 async def test_an_outage_is_waited_out_and_what_does_not_fit_is_counted() -> None:
-    sink = Sink()
+    sink = MemoryLog(1)
     sink.down = True
     log = PredictionLog(sink, flush_seconds=0.001, max_rows=10, retry_seconds=0.01)
     for number in range(14):
-        log.offer(rows([number]))
+        log.offer(log_rows([number]))
     assert (log.held, log.dropped_count) == (10, 4)
     assert not await log.flush()
-    log.offer(rows([99]))
+    log.offer(log_rows([99]))
     assert (log.held, log.dropped_count) == (10, 5)
     sink.down = False
-    await running(log, lambda: len(sink.stored) == 10)
-    assert sink.stored == [f"id-{i}" for i in range(10)]
-    log.offer(rows([100]))
+    await running(log, lambda: len(logged(sink)) == 10)
+    assert logged(sink) == [f"id-{i}" for i in range(10)]
+    log.offer(log_rows([100]))
     assert log.held == 1
 
 
 async def test_at_the_end_it_stores_what_is_left_or_counts_it() -> None:
-    sink = Sink()
+    sink = MemoryLog(1)
     log = PredictionLog(sink)
-    log.offer(rows([1, 2]))
+    log.offer(log_rows([1, 2]))
     await log.drain(1.0)
-    assert (sink.stored, log.dropped_count) == (["id-1", "id-2"], 0)
+    assert (logged(sink), log.dropped_count) == (["id-1", "id-2"], 0)
     sink.down = True
-    log.offer(rows([3]))
+    log.offer(log_rows([3]))
     await log.drain(0.05)
     assert log.dropped_count == 1
 
 
 def test_records_hold_only_ids_of_their_partition_and_every_column_in_the_order_of_its_ids() -> None:
-    records = prediction_records([rows(list(range(30))), rows(list(range(30, 60)))], 4)
+    records = prediction_records([log_rows(list(range(30))), log_rows(list(range(30, 60)))], 4)
     seen = []
     for record in records:
         event = parse_event(record.value)
@@ -169,7 +100,7 @@ def test_records_hold_only_ids_of_their_partition_and_every_column_in_the_order_
 
 
 def test_rows_without_features_are_logged_with_nulls_and_their_reason() -> None:
-    (record,) = prediction_records([rows([5], read=False)], 1)
+    (record,) = prediction_records([log_rows([5], read=False)], 1)
     batch = payload_of(parse_event(record.value), prediction_pb2.PredictionBatch)
     features = columns.from_table(batch.features)
     assert [(name, valid.tolist()) for name, (_, valid) in features.items()] == [

@@ -10,7 +10,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc_channel import from_rpc_error
 from flywheel_common.logs import get_logger
 from flywheel_protos.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
-from flywheel_registry import convert
+from flywheel_registry import convert_rollouts
 from flywheel_registry.resources import Rollout
 from flywheel_registry.rollout import Comparison
 
@@ -27,12 +27,14 @@ class MonitorPeer:
 
     async def compare(self, rollout: Rollout) -> Comparison | None:
         try:
-            answer = await self._stub.CompareVariants(convert.compare_request(rollout), timeout=self._timeout)
+            answer = await self._stub.CompareVariants(
+                convert_rollouts.compare_request(rollout), timeout=self._timeout
+            )
         except grpc.RpcError as error:
             mapped = from_rpc_error(error)
             self._note(rollout, mapped)
             return None
-        comparison = convert.comparison(answer)
+        comparison = convert_rollouts.comparison(answer)
         if any(map(math.isnan, comparison.values().values())):
             self._note(rollout, None)
             return None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from flywheel_common.errors import Aborted
+from flywheel_common.idempotency import idempotent
 from flywheel_common.postgres import Connection, Pool, Translation, connection, transaction
 from flywheel_registry.audit import first_break
+from flywheel_registry.ports import Records
 from flywheel_registry.store import rows
 from flywheel_registry.store import statements as sql
 from flywheel_registry.store.catalog import Catalog
@@ -43,19 +45,28 @@ class PostgresStore:
         self._pool = pool
         self._to_event = to_event
 
-    def on(self, conn: Connection) -> PostgresRecords:
-        """Records of a transaction that somebody else began."""
-        return PostgresRecords(conn, self._to_event)
-
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresRecords]:
         async with transaction(self._pool, translate=TRANSLATE) as conn:
-            yield self.on(conn)
+            yield PostgresRecords(conn, self._to_event)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[PostgresRecords]:
         async with connection(self._pool) as conn:
-            yield self.on(conn)
+            yield PostgresRecords(conn, self._to_event)
+
+    async def once(
+        self, method: str, request_id: str, body: bytes, effect: Callable[[Records], Awaitable[bytes]]
+    ) -> bytes:
+        async with (
+            transaction(self._pool, translate=TRANSLATE) as conn,
+            idempotent(conn, method, request_id, body) as once,
+        ):
+            if once.replay is not None:
+                return once.replay
+            answer = await effect(PostgresRecords(conn, self._to_event))
+            once.store(answer)
+        return answer
 
     async def ready(self) -> bool:
         """Whether the database answers."""
