@@ -80,9 +80,16 @@ class EventArchive(Protocol):
 
 
 class PushArchive(Protocol):
-    async def keys(self, project: str, view: str) -> list[tuple[int, str]]: ...
+    async def keys(self, project: str, view: str) -> list[tuple[int, str]]:
+        """(number, object key) in order."""
+        ...
 
-    async def replace(self, old: str, new: str, rows: int) -> None: ...
+    async def replace(self, old: str, new: str, rows: int) -> None:
+        """The object `new` (a key) stands in the place of `old`, under its number; `old` becomes garbage; no rows: nothing does.
+
+        Repeating it changes nothing.
+        """
+        ...
 
 
 class Objects(Protocol):
@@ -104,13 +111,23 @@ class Objects(Protocol):
 
 
 class Stones(Protocol):
-    async def put(self, project: str, entity: str, key_hash: bytes, stone: Tombstone) -> None: ...
+    """Tombstones, and the objects that nothing refers to any more. Raises Unavailable."""
 
-    async def add_garbage(self, keys: list[str]) -> None: ...
+    async def put(self, project: str, entity: str, key_hash: bytes, stone: Tombstone) -> None:
+        """Seen by this process when it returns, by others soon. Of two of one entity the later time stands, and the barriers put last."""
+        ...
 
-    async def garbage(self) -> list[str]: ...
+    async def add_garbage(self, keys: list[str]) -> None:
+        """Objects to delete, remembered until they are. A key that is there already is there once."""
+        ...
 
-    async def deleted(self, key: str) -> None: ...
+    async def garbage(self) -> list[str]:
+        """By key; whatever named it: an erasure, a replaced segment or a replaced file of the push log."""
+        ...
+
+    async def deleted(self, key: str) -> None:
+        """The object is gone: no garbage any more. A key that is none changes nothing."""
+        ...
 
 
 class TopicEnds(Protocol):
