@@ -1,7 +1,7 @@
 """What an erasure keeps and changes in PostgreSQL, in memory, for unit tests: tombstones, garbage, the push log. Held to the same contract
 suites as store/tombstones.py and store/push_log.py.
 
-Ports: erasing.Stones and PushArchive, push_log.PushedSegments.
+Ports: erasure_ports.Stones and PushArchive, push_log.PushedSegments.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 contract suite as store/archive.py.
 
 Ports: stream_materialization.SeenEvents and ArchivePositions, archiving.SegmentStore, archive_replay.Segments, freshness.Archived,
-erasing.EventArchive, generations.GenerationCounter.
+erasure_ports.EventArchive, generations.GenerationCounter.
 """
 
 from __future__ import annotations

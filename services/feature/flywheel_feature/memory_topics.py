@@ -1,6 +1,6 @@
 """Topics of stream sources in memory, for unit tests. Held to the same contract suite as Kafka.
 
-Ports: pushing.Topics, erasing.TopicEnds, freshness.Ends.
+Ports: pushing.Topics, erasure_ports.TopicEnds, freshness.Ends.
 """
 
 from __future__ import annotations
