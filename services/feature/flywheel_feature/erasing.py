@@ -33,9 +33,6 @@ from flywheel_feature.erasure_ports import (
 )
 from flywheel_feature.jobs import JobContext
 from flywheel_feature.keys import key_prefix
-from flywheel_feature.materialize_view import TableFile
-from flywheel_feature.offline.ports import Segment
-from flywheel_feature.offline.training_sets import TrainingSet
 
 KIND = "ERASE"
 LEARN_SECONDS = 2.5

@@ -31,7 +31,7 @@ class GrpcMaterialized:
         for fresh in answer.freshness:
             _, _, collection, view, *rest = fresh.name.split("/")
             if collection == "views" and fresh.HasField("watermark"):
-                found[view, int(rest[1])] = micros(fresh.watermark)
+                found[view, int(rest[1]) if rest else 1] = micros(fresh.watermark)
         return found
 
     async def seen(self, project: str, view: str, version: int) -> Mapping[str, str]:

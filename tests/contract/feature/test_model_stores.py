@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.grpc_channel import channel
-from flywheel_feature.lineage import ModelUse, Models
+from flywheel_feature.lineage import Models, ModelUse
 from flywheel_feature.memory_models import MemoryModels
 from flywheel_feature.store.model_uses import RegistryModels
 from flywheel_local.s3 import S3

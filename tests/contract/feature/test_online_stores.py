@@ -96,6 +96,14 @@ def windows(state: bytes | None, minute: int) -> list[Any]:
     return flat
 
 
+@pytest.fixture
+def tiles(backing: str, request: pytest.FixtureRequest) -> MergedTiles | GrpcTiles:
+    if backing == "grpc":
+        served: GrpcTiles = request.getfixturevalue("streams")
+        return served
+    return MergedTiles(request.getfixturevalue("store"))
+
+
 class MergedTiles:
     """Events as the worker hands them to a store: in partials, by offset."""
 
@@ -167,12 +175,8 @@ async def test_the_newest_generation_marked_stands(store: Any) -> None:
 
 
 async def test_events_pushed_in_any_order_give_the_windows_of_all_of_them(
-    backing: str, request: pytest.FixtureRequest
+    tiles: MergedTiles | GrpcTiles,
 ) -> None:
-    if backing == "grpc":
-        tiles: MergedTiles | GrpcTiles = request.getfixturevalue("streams")
-    else:
-        tiles = MergedTiles(request.getfixturevalue("store"))
     for seed in range(4):
         chance = random.Random(seed)
         key, ids = f"k{seed}".encode(), f"{seed}/"
