@@ -90,7 +90,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     archive = PostgresArchive(pool, settings.s3_bucket)
     pushed = PostgresPushLog(pool)
     push_log = PushLog(pushed, tables, ids.new)
-    history = _History(archive, topics, push_log)
+    history = History(archive, topics, push_log)
     materialized = PostgresMaterialized(pool)
     objects = await stack.enter_async_context(object_store(settings))
     stones = PostgresTombstones(pool)
@@ -225,7 +225,7 @@ def topic_name(project: str, source: str) -> str:
     return feature_source(source if project == "default" else f"{project}.{source}")
 
 
-class _History:
+class History:
     """The archive and where its topics end (port: offline.ports.Archive)."""
 
     def __init__(self, archive: PostgresArchive, topics: SourceTopics, pushes: PushLog) -> None:
