@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -205,11 +206,16 @@ async def test_while_kafka_is_away_events_are_refused_in_time_and_rows_are_taken
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.parametrize("harm", ["killed", "stalled"])
 async def test_while_s3_is_away_a_row_that_should_also_go_offline_goes_nowhere(
-    client: fw.Client, s3: S3, database: str
+    client: fw.Client, s3: S3, database: str, harm: str
 ) -> None:
     await apply(client)
-    await asyncio.to_thread(s3.kill)
+    assert s3.process is not None
+    if harm == "killed":
+        await asyncio.to_thread(s3.kill)
+    else:
+        s3.process.signal(signal.SIGSTOP)
     await push_weight(client, 0, 1.0, pb.PUSH_TARGET_ONLINE)
     for target in (pb.PUSH_TARGET_OFFLINE, pb.PUSH_TARGET_ONLINE_AND_OFFLINE, pb.PUSH_TARGET_UNSPECIFIED):
         with pytest.raises(Unavailable) as away:
@@ -219,7 +225,10 @@ async def test_while_s3_is_away_a_row_that_should_also_go_offline_goes_nowhere(
     async with create_pool(database) as pool:
         log = PostgresPushLog(pool)
         assert [] == await log.keys("default", "facts")
-        await asyncio.to_thread(s3.restart)
+        if harm == "killed":
+            await asyncio.to_thread(s3.restart)
+        else:
+            s3.process.signal(signal.SIGCONT)
 
         async def taken() -> bool:
             with suppress(Unavailable):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import count
 from typing import Any
 from uuid import uuid4
 
@@ -92,8 +91,7 @@ async def live(
     store, kept = Mortal(online, left), Mortal(streams, left)
     erased = Erased(lambda _: CATALOG, lambda _: {})
     tiles = SourceTiles(store)
-    names = (uuid4().hex for _ in count())
-    archiver = Archiver(kept, files, lambda: next(names), erased, files.delete, flush_rows=5)
+    archiver = Archiver(kept, files, lambda: uuid4().hex, erased, files.delete, flush_rows=5)
     filling = TileFilling(Generations(store, kept), ArchiveReplay(kept, files), tiles, erased)
     worker = StreamMaterializer(kept, kept, tiles, archiver, filling)
     try:
