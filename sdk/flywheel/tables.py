@@ -70,6 +70,8 @@ def _column(name: str, data: pa.ChunkedArray, kind: int | None) -> column_pb2.Co
     if kind in columns.ELEMENT_OF:
         return columns.from_lists(name, [_elements(row) for row in data.to_pylist()], kind)
     valid = np.asarray(data.is_valid())
+    if pa.types.is_null(data.type):
+        data = pa.nulls(len(data), pa.int64())
     if kind in columns.VECTORS:
         return columns.from_numpy(name, _vectors(name, data.to_pylist(), kind, size), valid, data_type=kind)
     if pa.types.is_timestamp(data.type):

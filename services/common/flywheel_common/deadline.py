@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from flywheel_common.context import Call, call_timeout, current_call, left_seconds
+from flywheel_common.errors import FlywheelError
 
-__all__ = ["budget", "call_timeout", "left_seconds", "remaining"]
+__all__ = ["budget", "call_timeout", "in_time", "left_seconds", "remaining"]
+
+ANSWER_SECONDS = 0.3
+"""What an answer is given to reach the caller before its deadline."""
 
 
 def remaining(context: Any, reserve: float = 0.0) -> float | None:
@@ -37,3 +42,17 @@ def budget(seconds: float) -> Iterator[None]:
         yield
     finally:
         current_call.reset(token)
+
+
+@asynccontextmanager
+async def in_time(late: Callable[[], FlywheelError]) -> AsyncIterator[None]:
+    """Interrupts the block shortly before the running call's deadline and raises `late()`: the caller hears what does not answer,
+    where DEADLINE_EXCEEDED would not say it. Without a deadline the block takes its time."""
+    left = left_seconds()
+    try:
+        async with asyncio.timeout(None if left is None else max(left - ANSWER_SECONDS, left / 2)) as limit:
+            yield
+    except TimeoutError as error:
+        if not limit.expired():
+            raise
+        raise late() from error

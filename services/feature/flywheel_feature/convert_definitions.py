@@ -105,8 +105,11 @@ def _fields(items: Iterable[value_pb2.Field], path: str) -> tuple[Field, ...]:
     )
 
 
-def _micros(duration: Duration) -> int:
-    return duration.seconds * 1_000_000 + duration.nanos // 1000
+def _micros(duration: Duration, path: str) -> int:
+    micros = duration.seconds * 1_000_000 + duration.nanos // 1000
+    if micros < 0:
+        raise _Mistake(path, "a duration is not negative")
+    return micros
 
 
 def _entity(project: str, item_id: str, item: pb.Entity) -> Entity:
@@ -123,7 +126,9 @@ def _source(project: str, item_id: str, item: pb.Source) -> Source:
                 raise _Mistake("parquet.format", f"{item.parquet.format} is no table format") from None
             kind = ParquetSource(item.parquet.uri, table)
         case "stream":
-            kind = StreamSource(_micros(item.stream.allowed_lateness), item.stream.partitions)
+            kind = StreamSource(
+                _micros(item.stream.allowed_lateness, "stream.allowed_lateness"), item.stream.partitions
+            )
         case "request":
             kind = RequestSource()
         case _:
@@ -168,7 +173,7 @@ def _view(project: str, item_id: str, item: pb.View) -> View:
                     for i, a in enumerate(item.stream.aggregations)
                 ),
                 item.stream.filter,
-                _micros(item.stream.tile),
+                _micros(item.stream.tile, "stream.tile"),
             )
         case "on_demand":
             kind = OnDemandView(
@@ -190,9 +195,8 @@ def _view(project: str, item_id: str, item: pb.View) -> View:
     entity = _own_id(item.entity, ENTITY, project, "entity") if item.entity else ""
     if not entity and not isinstance(kind, OnDemandView):
         raise _Mistake("entity", "name the entity that the view describes")
-    return View(
-        project, item_id, entity, kind, _micros(item.ttl), _micros(item.freshness_sla), _metadata(item)
-    )
+    ttl, freshness_sla = _micros(item.ttl, "ttl"), _micros(item.freshness_sla, "freshness_sla")
+    return View(project, item_id, entity, kind, ttl, freshness_sla, _metadata(item))
 
 
 def _aggregation(item: pb.Aggregation, path: str) -> Aggregation:
@@ -200,7 +204,9 @@ def _aggregation(item: pb.Aggregation, path: str) -> Aggregation:
         function = AggregationFunction(item.function)
     except ValueError:
         raise _Mistake(f"{path}.function", "name an aggregation function") from None
-    return Aggregation(item.name, function, item.field, _micros(item.window), item.limit, item.description)
+    return Aggregation(
+        item.name, function, item.field, _micros(item.window, f"{path}.window"), item.limit, item.description
+    )
 
 
 def _feature_set(project: str, item_id: str, item: pb.FeatureSet) -> FeatureSet:

@@ -12,7 +12,7 @@ import base64
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import polars as pl
 
@@ -22,11 +22,17 @@ from flywheel_feature.archiving import EVENT_TIME, OFFSET
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import BatchView, Entity, ParquetSource, Source, StreamView, View
 from flywheel_feature.erased import Tombstone, key_columns, key_hash, rows_of, speaks_of
+from flywheel_feature.erasure_ports import (
+    EventArchive,
+    Objects,
+    OnlineKeys,
+    PushArchive,
+    Stones,
+    TopicEnds,
+    TrainingSetList,
+)
 from flywheel_feature.jobs import JobContext
 from flywheel_feature.keys import key_prefix
-from flywheel_feature.materialize_view import TableFile
-from flywheel_feature.offline.ports import Segment
-from flywheel_feature.offline.training_sets import TrainingSet
 
 KIND = "ERASE"
 LEARN_SECONDS = 2.5
@@ -63,62 +69,6 @@ class EraseReport:
     quarantined_rows: int = 0
     objects: int = 0
     not_erased: list[str] = field(default_factory=list)
-
-
-class OnlineKeys(Protocol):
-    async def delete(self, keys: Sequence[bytes]) -> int:
-        """How many were there."""
-        ...
-
-
-class EventArchive(Protocol):
-    async def segments(self, project: str, source: str) -> Sequence[Segment]: ...
-
-    async def replace_segment(self, old: str, new: str, events: int, min_time: int, max_time: int) -> None:
-        """The object `new` (a key) stands in the place of `old`, which becomes garbage; no events: nothing does."""
-        ...
-
-
-class PushArchive(Protocol):
-    async def keys(self, project: str, view: str) -> list[tuple[int, str]]: ...
-
-    async def replace(self, old: str, new: str, rows: int) -> None: ...
-
-
-class Objects(Protocol):
-    """Parquet and other objects on S3; blocks (offline.ports.Tables)."""
-
-    def bucket_uri(self, key: str) -> str: ...
-
-    def schema(self, uri: str) -> dict[str, pl.DataType]: ...
-
-    def read(self, uri: str, columns: Sequence[str]) -> pl.DataFrame: ...
-
-    def write(self, uri: str, frame: pl.DataFrame) -> None: ...
-
-    def files(self, uri: str) -> list[TableFile]: ...
-
-    def older_than(self, uri: str, seconds: float) -> list[str]:
-        """Addresses of all Parquet files below a prefix that were written longer ago."""
-        ...
-
-
-class Stones(Protocol):
-    async def put(self, project: str, entity: str, key_hash: bytes, stone: Tombstone) -> None: ...
-
-    async def add_garbage(self, keys: list[str]) -> None: ...
-
-    async def garbage(self) -> list[str]: ...
-
-    async def deleted(self, key: str) -> None: ...
-
-
-class TopicEnds(Protocol):
-    async def end_offsets(self, project: str, source: str) -> Mapping[int, int]: ...
-
-
-class TrainingSetList(Protocol):
-    async def list(self, project: str, *, limit: int = 100) -> list[TrainingSet]: ...
 
 
 class Erasing:

@@ -31,15 +31,21 @@ class Positions(Protocol):
 
 
 class Archived(Protocol):
-    async def archived(self, project: str) -> dict[str, dict[int, tuple[int, int]]]: ...
+    async def archived(self, project: str) -> dict[str, dict[int, tuple[int, int]]]:
+        """Source id → partition → (next offset, events archived)."""
+        ...
 
 
 class Materialized(Protocol):
-    async def newest(self, project: str) -> dict[tuple[str, int], int]: ...
+    async def newest(self, project: str) -> dict[tuple[str, int], int]:
+        """(view id, version) → newest event time online, microseconds."""
+        ...
 
 
 class Ends(Protocol):
-    async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]: ...
+    async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """Per partition where the topic ended a moment ago; empty when there is no topic."""
+        ...
 
 
 class FreshnessReader:

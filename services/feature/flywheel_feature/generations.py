@@ -25,7 +25,9 @@ class Markers(Protocol):
 
 
 class GenerationCounter(Protocol):
-    async def generation(self) -> int: ...
+    async def generation(self) -> int:
+        """0 before the first one began."""
+        ...
 
     async def next_generation(self, after: int) -> int:
         """The counter, one higher if it still was `after`. Of racing callers one raises it."""

@@ -93,6 +93,10 @@ class JobStore(Protocol):
         """
         ...
 
+    async def repeated(self, project: str, kind: str, request_id: str, request_hash: bytes) -> Job | None:
+        """The job that `create` would answer because this request_id made it; None when it would make a new one. Raises as `create`."""
+        ...
+
     async def claim(self, owner: str, kinds: Sequence[str], lease_seconds: float) -> Job | None:
         """The oldest due job that nobody holds, now RUNNING and held by `owner`. Two claimers never get the same job.
 
@@ -203,11 +207,25 @@ class JobRunner:
         self._handlers[kind] = handler
 
     async def submit(
-        self, kind: str, request: bytes, request_id: str = "", *, project: str, training_set: str = ""
+        self,
+        kind: str,
+        request: bytes,
+        request_id: str = "",
+        *,
+        project: str,
+        training_set: str = "",
+        check: Callable[[], Awaitable[None]] | None = None,
     ) -> Job:
-        """Queue a job. The same request_id and request answer the first job; another request is INVALID_ARGUMENT."""
-        job = Job(project, self._ids.new(), kind, request, self._now(), training_set=training_set)
+        """Queue a job. The same request_id and request answer the first job; another request is INVALID_ARGUMENT. `check` refuses what
+        cannot be carried out by raising; who repeats a request gets the first answer whatever has changed since, so it is not asked then.
+        """
         digest = hashlib.sha256(request).digest()
+        if check is not None:
+            before = await self._store.repeated(project, kind, request_id, digest)
+            if before is not None:
+                return before
+            await check()
+        job = Job(project, self._ids.new(), kind, request, self._now(), training_set=training_set)
         stored = await self._store.create(job, request_id, digest)
         self._wake.set()
         return stored

@@ -54,7 +54,9 @@ class MaterializeRequest:
 
 
 class Materialized(Protocol):
-    async def done(self, project: str, view: str, version: int, end_time: int, newest: int) -> None: ...
+    async def done(self, project: str, view: str, version: int, end_time: int, newest: int) -> None:
+        """The newest event time online of a view version; never back."""
+        ...
 
 
 class Materializing:

@@ -29,19 +29,25 @@ class MemoryJobs:
         self._requests: dict[tuple[str, str, str], tuple[str, str]] = {}
 
     async def create(self, job: Job, request_id: str, request_hash: bytes) -> Job:
-        asked = job.project, job.kind, request_id
-        if request_id and asked in self._requests:
-            first = self._jobs[self._requests[asked]]
-            if first.request_hash != request_hash:
-                raise InvalidArgument(
-                    f"request_id {request_id!r} was used for another {job.kind} request: use a new id for a new request.",
-                    reason="REQUEST_ID_REUSED",
-                    request_id=request_id,
-                )
-            return first.job
-        self._requests[asked] = job.project, job.id
+        before = await self.repeated(job.project, job.kind, request_id, request_hash)
+        if before is not None:
+            return before
+        self._requests[job.project, job.kind, request_id] = job.project, job.id
         self._jobs[job.project, job.id] = _Held(job, request_hash, self._now())
         return job
+
+    async def repeated(self, project: str, kind: str, request_id: str, request_hash: bytes) -> Job | None:
+        asked = project, kind, request_id
+        if not request_id or asked not in self._requests:
+            return None
+        first = self._jobs[self._requests[asked]]
+        if first.request_hash != request_hash:
+            raise InvalidArgument(
+                f"request_id {request_id!r} was used for another {kind} request: use a new id for a new request.",
+                reason="REQUEST_ID_REUSED",
+                request_id=request_id,
+            )
+        return first.job
 
     async def claim(self, owner: str, kinds: Sequence[str], lease_seconds: float) -> Job | None:
         now = self._now()

@@ -1,7 +1,7 @@
 """The online store in memory, for unit tests: rows and tiles as store/online_store.py keeps them, held to the same contract suite.
 
-Ports: online.OnlineRows, pushing.Rows, stream_tiles.TileStore, generations.Markers. Lifetimes are ignored: nothing expires. Tiles of numbers only: no
-texts, no APPROX_DISTINCT.
+Ports: online.OnlineRows, pushing.Rows, stream_tiles.TileStore, freshness.Positions, erasure_ports.OnlineKeys, generations.Markers.
+Lifetimes are ignored: nothing expires. Tiles of numbers only: no texts, no APPROX_DISTINCT.
 """
 
 from __future__ import annotations
@@ -40,6 +40,9 @@ class MemoryOnlineStore:
                 self._values[key] = row
                 written += 1
         return written
+
+    async def delete(self, keys: Sequence[bytes]) -> int:
+        return sum(self._values.pop(key, None) is not None for key in keys)
 
     async def merge_tiles(
         self,

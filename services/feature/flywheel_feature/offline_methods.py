@@ -31,13 +31,13 @@ class OfflineMethods:
     ) -> pb.BuildTrainingSetResponse:
         named = convert_offline.with_training_set_id(request, self._ids.new())
         wanted = convert_offline.training_set_request(named)
-        await self._builder.validate(wanted)
         job = await self._offline_jobs.submit(
             TRAINING_SET_JOB,
             named.SerializeToString(deterministic=True),
             request.request_id,
             project=wanted.project,
             training_set=wanted.name,
+            check=lambda: self._builder.validate(wanted),
         )
         return pb.BuildTrainingSetResponse(job=convert.job_to_proto(job))
 

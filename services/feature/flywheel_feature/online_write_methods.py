@@ -9,13 +9,13 @@ from typing import Any
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.names import parse_project
 from flywheel_feature import convert, convert_erasure, erasing, materialization, rebuilding
+from flywheel_feature.applied_definitions import AppliedDefinitions
 from flywheel_feature.convert_definitions import ENTITY, SOURCE, VIEW, plain_name
 from flywheel_feature.definitions import BatchView
 from flywheel_feature.jobs import JobRunner
 from flywheel_feature.materialization import Materializing
 from flywheel_feature.push_stream import answered_in_order
 from flywheel_feature.pushing import Pushing
-from flywheel_feature.store.definitions import DefinitionStore
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 _STREAM_TARGETS = (pb.PUSH_TARGET_UNSPECIFIED, pb.PUSH_TARGET_ONLINE_AND_OFFLINE)
@@ -23,7 +23,12 @@ _STREAM_TARGETS = (pb.PUSH_TARGET_UNSPECIFIED, pb.PUSH_TARGET_ONLINE_AND_OFFLINE
 
 class OnlineWriteMethods:
     def __init__(
-        self, *, definitions: DefinitionStore, pushing: Pushing, materializing: Materializing, jobs: JobRunner
+        self,
+        *,
+        definitions: AppliedDefinitions,
+        pushing: Pushing,
+        materializing: Materializing,
+        jobs: JobRunner,
     ) -> None:
         self._written_definitions = definitions
         self._pushing = pushing
@@ -91,9 +96,12 @@ class OnlineWriteMethods:
         self, request: pb.MaterializeViewRequest, context: Any
     ) -> pb.MaterializeViewResponse:
         materialize = convert.to_materialize(request)
-        await self._materializing.validate(materialize)
         job = await self._write_jobs.submit(
-            materialization.KIND, materialize.dump(), request.request_id, project=materialize.project
+            materialization.KIND,
+            materialize.dump(),
+            request.request_id,
+            project=materialize.project,
+            check=lambda: self._materializing.validate(materialize),
         )
         return pb.MaterializeViewResponse(job=convert.job_to_proto(job))
 

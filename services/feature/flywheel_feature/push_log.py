@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import polars as pl
 
+from flywheel_feature.blocking import answered_in_time
 from flywheel_feature.definitions import Source, View
 from flywheel_feature.frames import Columns, to_frame
 from flywheel_feature.materialize_view import TableFile
@@ -40,7 +41,7 @@ class PushLog:
     async def append(self, view: View, source: Source, columns: Columns, rows: int) -> None:
         key = f"pushes/{view.project}/{view.id}/{self._new_id()}.parquet"
         frame = to_frame(list(source.schema), columns, rows)
-        await asyncio.to_thread(self._writer.write, self._writer.bucket_uri(key), frame)
+        await answered_in_time(partial(self._writer.write, self._writer.bucket_uri(key), frame))
         await self._segments.add(view.project, view.id, key, rows)
 
     async def pushed(self, project: str, view: str) -> list[TableFile]:

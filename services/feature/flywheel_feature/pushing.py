@@ -30,9 +30,15 @@ Encode = Callable[[Source, Columns, list[str], int], bytes]
 
 
 class Topics(Protocol):
-    async def ensure(self, source: Source) -> int: ...
+    """Raises Unavailable KAFKA_UNAVAILABLE; then an event that was sent may be there or not."""
 
-    async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]: ...
+    async def ensure(self, source: Source) -> int:
+        """The topic is there; its number of partitions."""
+        ...
+
+    async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
+        """(partition, value) each; answers (partition, offset) once they are durable. Events of a partition keep their order."""
+        ...
 
 
 class Log(Protocol):

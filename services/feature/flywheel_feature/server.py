@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-import asyncpg
-
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc_channel import channel
@@ -25,6 +23,7 @@ from flywheel_common.ray_jobs import ray_jobs
 from flywheel_common.s3 import arrow_filesystem, object_store
 from flywheel_common.topics import feature_source
 from flywheel_feature import convert_events, convert_offline
+from flywheel_feature.applied_definitions import AppliedDefinitions
 from flywheel_feature.archive_replay import ArchiveReplay
 from flywheel_feature.archiving import Archiver
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
@@ -52,7 +51,7 @@ from flywheel_feature.rebuilding import KIND as REBUILD
 from flywheel_feature.rebuilding import Rebuilding
 from flywheel_feature.servicer import FeatureServicer, add_to_server
 from flywheel_feature.store.archive import PostgresArchive
-from flywheel_feature.store.definitions import DefinitionStore
+from flywheel_feature.store.definitions import PostgresDefinitions
 from flywheel_feature.store.generations import PostgresGenerations
 from flywheel_feature.store.jobs import PostgresJobs
 from flywheel_feature.store.materialized import PostgresMaterialized
@@ -84,7 +83,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     """The gRPC service; `stack` closes what it opened, in reverse."""
     clock, ids = SystemClock(), SystemIds()
     pool = await _database(settings, stack, "flywheel-feature")
-    definitions = DefinitionStore(pool)
+    definitions = AppliedDefinitions(PostgresDefinitions(pool))
     await definitions.refresh()
     store = await _online_store(settings, stack)
     topics = await _topics(settings, stack)
@@ -92,7 +91,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     archive = PostgresArchive(pool, settings.s3_bucket)
     pushed = PostgresPushLog(pool)
     push_log = PushLog(pushed, tables, ids.new)
-    history = _History(archive, topics, push_log)
+    history = History(archive, topics, push_log)
     materialized = PostgresMaterialized(pool)
     objects = await stack.enter_async_context(object_store(settings))
     stones = PostgresTombstones(pool)
@@ -151,7 +150,9 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     )
 
     async def ready() -> bool:
-        return await store.ping() and await _database_answers(pool)
+        # Features are read from Redis by the definitions in memory: a replica that can do that keeps its traffic while PostgreSQL is
+        # away (all replicas would lose it together), and what does need the database answers UNAVAILABLE by itself.
+        return await store.ping()
 
     server = Server(
         settings,
@@ -183,7 +184,7 @@ async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> 
     """The stream worker: tiles and archive."""
     ids = SystemIds()
     pool = await _database(settings, stack, "flywheel-feature-materialize")
-    definitions = DefinitionStore(pool)
+    definitions = AppliedDefinitions(PostgresDefinitions(pool))
     await definitions.refresh()
     store = await _online_store(settings, stack)
     archive = PostgresArchive(pool, settings.s3_bucket)
@@ -229,7 +230,7 @@ def topic_name(project: str, source: str) -> str:
     return feature_source(source if project == "default" else f"{project}.{source}")
 
 
-class _History:
+class History:
     """The archive and where its topics end (port: offline.ports.Archive)."""
 
     def __init__(self, archive: PostgresArchive, topics: SourceTopics, pushes: PushLog) -> None:
@@ -334,13 +335,6 @@ async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -
         )
         engines.append(ray)
     return engines
-
-
-async def _database_answers(pool: Pool) -> bool:
-    try:
-        return bool(await pool.fetchval("SELECT true"))
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
-        return False
 
 
 async def _until_done(work: Callable[[], Awaitable[object]]) -> None:

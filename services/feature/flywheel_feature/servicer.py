@@ -12,6 +12,7 @@ from flywheel_common.logs import get_logger
 from flywheel_common.names import Pattern, parse_project
 from flywheel_common.paging import decode_token, encode_token, page_size
 from flywheel_feature import convert, convert_definitions
+from flywheel_feature.applied_definitions import AppliedDefinitions
 from flywheel_feature.apply_plan import REGISTRY_DOWN, ApplyPlan
 from flywheel_feature.convert_definitions import (
     ENTITY,
@@ -32,7 +33,6 @@ from flywheel_feature.online import OnlineFeatures, SharedRead
 from flywheel_feature.online_write_methods import OnlineWriteMethods
 from flywheel_feature.paging import page_of
 from flywheel_feature.pushing import Pushing
-from flywheel_feature.store.definitions import DefinitionStore
 from flywheel_feature.store.source_topics import SourceTopics
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2_grpc
@@ -67,7 +67,7 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
     def __init__(
         self,
         *,
-        definitions: DefinitionStore,
+        definitions: AppliedDefinitions,
         idempotency: Idempotency,
         online: OnlineFeatures,
         pushing: Pushing,
@@ -107,7 +107,8 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         ApplyPlan(violations=unreadable).raise_violations()
 
         async def effect(conn: Any) -> pb.ApplyDefinitionsResponse:
-            plan = await self._definitions.apply(conn, project, declared, deletes, self._clock.now(), uses)
+            now = self._clock.now()
+            plan = await self._definitions.apply(project, declared, deletes, now, uses, within=conn)
             return convert_definitions.plan_to_proto(plan)
 
         answer = await self._idempotency.run(

@@ -12,11 +12,11 @@ import numpy as np
 from flywheel_common.consumer import ConsumerLoop, PoisonError, Record, TopicPartition
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.logs import get_logger
+from flywheel_feature.applied_definitions import AppliedDefinitions
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.convert_events import carries_one, from_event, from_single_events
 from flywheel_feature.definitions import Source
 from flywheel_feature.generations import Generations
-from flywheel_feature.store.definitions import DefinitionStore
 from flywheel_feature.stream_materialization import Part, PositionLost, StreamMaterializer, joined
 
 log = get_logger(__name__)
@@ -30,7 +30,7 @@ class StreamWorker:
 
     def __init__(
         self,
-        definitions: DefinitionStore,
+        definitions: AppliedDefinitions,
         materializer: StreamMaterializer,
         generations: Generations,
         topic_of: Callable[[str, str], str],

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Protocol
 
 import polars as pl
 from prometheus_client import Counter
 
 from flywheel_common.errors import InvalidArgument
+from flywheel_feature.blocking import answered_in_time
 from flywheel_feature.definitions import BatchView, Source, ValidationAction, View
 from flywheel_feature.frames import Columns, to_frame
 from flywheel_feature.offline.content_hash import content_hash
@@ -89,7 +91,7 @@ class Validating:
         reasons = pl.Series(BROKEN, list(map(list, verdict.reasons)), dtype=pl.List(pl.String))
         aside = frame.filter(pl.Series(verdict.quarantined)).with_columns(reasons)
         uri = self._files.bucket_uri(f"quarantine/{project}/{of}/{content_hash(aside)[:32]}.parquet")
-        await asyncio.to_thread(self._files.write, uri, aside)
+        await answered_in_time(partial(self._files.write, uri, aside))
 
 
 def report_to_json(report: Report) -> dict[str, object]:

@@ -1,42 +1,47 @@
-"""One law for the feature service's jobs, in memory and in PostgreSQL."""
+"""One law for the feature service's jobs, in memory, in PostgreSQL and through gRPC."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
-import flywheel_feature
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import create_pool
 from flywheel_common.testing.eventually import eventually
 from flywheel_feature.jobs import MAX_ATTEMPTS, Job, JobState, JobStore, Progress
 from flywheel_feature.memory_jobs import MemoryJobs
 from flywheel_feature.store.jobs import PostgresJobs
+from tests.contract.feature.grpc_jobs import GrpcJobs
+from tests.contract.feature.over_grpc import no_rpc
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job("p", "a", "BUILD", b"\x00request", AT, training_set="projects/p/trainingSets/t")
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def dsn(request: pytest.FixtureRequest) -> str:
-    """Empty for the store in memory."""
-    return str(request.getfixturevalue("database")) if request.param == "postgres" else ""
+ASKED = Job("p", "a", "MATERIALIZE", b"1", AT)
+OTHER = "SKEW_CHECK"
+CLAIMING = "claiming a job, which is for the processes that carry it out"
 
 
 @pytest.fixture
-async def jobs(dsn: str) -> AsyncIterator[JobStore]:
-    if not dsn:
-        yield MemoryJobs()
-        return
-    async with create_pool(dsn) as pool:
-        await migrate(pool, Path(flywheel_feature.__file__).parent / "migrations")
-        yield PostgresJobs(pool)
+def environment(environment: dict[str, str]) -> dict[str, str]:
+    """Nobody carries the jobs out."""
+    return {**environment, "FLYWHEEL_FEATURE_JOB_CONCURRENCY": "0"}
+
+
+@pytest.fixture
+def jobs(backing: str, request: pytest.FixtureRequest) -> JobStore:
+    if backing == "memory":
+        return MemoryJobs()
+    if backing == "postgres":
+        return PostgresJobs(request.getfixturevalue("pool"))
+    return GrpcJobs(request.getfixturevalue("client").feature)
+
+
+async def ask(jobs: JobStore, job: Job, request_id: str = "") -> Job:
+    return await jobs.create(job, request_id, b"hash of " + job.request)
 
 
 async def claimed(jobs: JobStore, owner: str = "one", lease_seconds: float = 60.0) -> Job:
@@ -56,27 +61,50 @@ async def silent(jobs: JobStore, owner: str) -> Job:
     return found
 
 
-async def test_a_job_reads_back_in_its_project_alone(jobs: JobStore) -> None:
+async def test_what_was_asked_for_waits_and_is_found_in_its_project_alone(jobs: JobStore) -> None:
+    made = await ask(jobs, ASKED)
+    assert ("p", "MATERIALIZE", JobState.QUEUED) == (made.project, made.kind, made.state)
+    assert made == await jobs.get("p", made.id)
+    assert await jobs.get("q", made.id) is None
+    assert await jobs.get("p", "none") is None
+
+
+@no_rpc("ids, times and requests are the server's")
+async def test_a_job_reads_back_whole(jobs: JobStore) -> None:
     assert JOB == await jobs.create(JOB, "", b"h")
     assert JOB == await jobs.get("p", "a")
-    assert await jobs.get("q", "a") is None
-    assert await jobs.get("p", "b") is None
 
 
 async def test_equal_request_ids_make_one_job_and_another_body_is_refused(jobs: JobStore) -> None:
-    made = await asyncio.gather(*(jobs.create(replace(JOB, id=f"j{i}"), "once", b"h") for i in range(20)))
+    made = await asyncio.gather(*(ask(jobs, replace(ASKED, id=f"j{i}"), "once") for i in range(20)))
     assert 1 == len({j.id for j in made})
     with pytest.raises(InvalidArgument) as reused:
-        await jobs.create(replace(JOB, id="other"), "once", b"another")
+        await ask(jobs, replace(ASKED, id="other", request=b"2"), "once")
     assert "REQUEST_ID_REUSED" == reused.value.reason
-    for i, changed in enumerate(
-        [replace(JOB, project="q"), replace(JOB, kind="CHECK"), replace(JOB, id="no-id-1")]
-    ):
-        job = replace(changed, id=f"new{i}")
-        assert job == await jobs.create(job, "once" if i < 2 else "", b"h")
-    assert 2 == len(await jobs.list("p", kind="BUILD", state="", before="", limit=99))
+    elsewhere = [
+        await ask(jobs, replace(ASKED, id="of-q", project="q"), "once"),
+        await ask(jobs, replace(ASKED, id="of-kind", kind=OTHER), "once"),
+        *[await ask(jobs, replace(ASKED, id=f"no-id-{i}")) for i in range(2)],
+    ]
+    assert 5 == len({j.id for j in (made[0], *elsewhere)})
+    assert 3 == len(await jobs.list("p", kind="MATERIALIZE", state="", before="", limit=99))
 
 
+@no_rpc("asking for a repeat without repeating")
+async def test_a_repeat_is_known_before_anything_is_made(jobs: JobStore) -> None:
+    assert await jobs.repeated("p", "BUILD", "once", b"h") is None
+    made = await jobs.create(JOB, "once", b"h")
+    await jobs.create(replace(JOB, id="b"), "", b"h")
+    assert made == await jobs.repeated("p", "BUILD", "once", b"h")
+    with pytest.raises(InvalidArgument) as reused:
+        await jobs.repeated("p", "BUILD", "once", b"another")
+    assert "REQUEST_ID_REUSED" == reused.value.reason
+    for project, kind, request_id in (("q", "BUILD", "once"), ("p", "CHECK", "once"), ("p", "BUILD", "")):
+        assert await jobs.repeated(project, kind, request_id, b"h") is None
+    assert 2 == len(await jobs.list("p", kind="", state="", before="", limit=99))
+
+
+@no_rpc(CLAIMING)
 async def test_two_claimers_never_get_the_same_job_and_the_oldest_comes_first(jobs: JobStore) -> None:
     for i in range(6):
         await jobs.create(replace(JOB, id=f"j{i}", created_at=AT - timedelta(seconds=i)), "", b"h")
@@ -89,6 +117,7 @@ async def test_two_claimers_never_get_the_same_job_and_the_oldest_comes_first(jo
     assert check is not None and "k" == check.id
 
 
+@no_rpc(CLAIMING)
 async def test_only_who_holds_a_job_writes_to_it(jobs: JobStore) -> None:
     await jobs.create(JOB, "", b"h")
     job = await claimed(jobs)
@@ -115,6 +144,7 @@ async def test_only_who_holds_a_job_writes_to_it(jobs: JobStore) -> None:
     assert await jobs.claim("two", ["BUILD"], 60.0) is None
 
 
+@no_rpc(CLAIMING)
 async def test_a_job_whose_holder_fell_silent_goes_on_elsewhere_from_its_checkpoint(jobs: JobStore) -> None:
     await jobs.create(JOB, "", b"h")
     job = await claimed(jobs, lease_seconds=0.05)
@@ -126,6 +156,7 @@ async def test_a_job_whose_holder_fell_silent_goes_on_elsewhere_from_its_checkpo
     assert found is not None and JobState.RUNNING == found.state
 
 
+@no_rpc(CLAIMING)
 async def test_a_job_that_kills_every_holder_is_lost(jobs: JobStore) -> None:
     await jobs.create(JOB, "", b"h")
     await claimed(jobs, lease_seconds=0.0)
@@ -144,6 +175,7 @@ async def test_a_job_that_kills_every_holder_is_lost(jobs: JobStore) -> None:
     assert found.ended_at is not None
 
 
+@no_rpc(CLAIMING)
 async def test_a_job_given_back_waits_for_its_delay(jobs: JobStore) -> None:
     await jobs.create(JOB, "", b"h")
     job = await claimed(jobs)
@@ -157,11 +189,20 @@ async def test_a_job_given_back_waits_for_its_delay(jobs: JobStore) -> None:
     assert 2 == (await claimed(jobs, "two")).attempt
 
 
-async def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_told(jobs: JobStore) -> None:
-    await jobs.create(JOB, "", b"h")
-    cancelled = await jobs.request_cancel("p", "a")
+async def test_a_queued_job_is_cancelled_at_once(jobs: JobStore) -> None:
+    made = await ask(jobs, ASKED)
+    cancelled = await jobs.request_cancel("p", made.id)
     assert cancelled is not None
     assert (JobState.CANCELLED, True) == (cancelled.state, cancelled.ended_at is not None)
+    assert cancelled == await jobs.get("p", made.id) == await jobs.request_cancel("p", made.id)
+    assert await jobs.request_cancel("p", "none") is None
+    assert await jobs.request_cancel("q", made.id) is None
+
+
+@no_rpc(CLAIMING)
+async def test_a_cancelled_job_is_claimed_by_nobody_and_a_running_one_is_told(jobs: JobStore) -> None:
+    await jobs.create(JOB, "", b"h")
+    await jobs.request_cancel("p", "a")
     assert await jobs.claim("one", ["BUILD"], 60.0) is None
     await jobs.create(replace(JOB, id="b"), "", b"h")
     running = await claimed(jobs)
@@ -171,24 +212,27 @@ async def test_a_queued_job_is_cancelled_at_once_and_a_running_one_is_told(jobs:
     await jobs.finish(replace(running, state=JobState.SUCCEEDED, ended_at=AT), "one")
     after = await jobs.request_cancel("p", "b")
     assert after is not None and JobState.SUCCEEDED == after.state
-    assert await jobs.request_cancel("p", "none") is None
 
 
 async def test_jobs_are_listed_newest_first_by_kind_and_state(jobs: JobStore) -> None:
-    for i, kind in enumerate(["BUILD", "CHECK", "BUILD"]):
-        await jobs.create(replace(JOB, id=f"j{i}", kind=kind, created_at=AT + timedelta(seconds=i)), "", b"h")
-    await jobs.create(replace(JOB, project="q"), "", b"h")
-    await claimed(jobs)
+    kinds = ["MATERIALIZE", OTHER, "MATERIALIZE"]
+    made = [await ask(jobs, replace(ASKED, id=f"j{i}", kind=kind)) for i, kind in enumerate(kinds)]
+    await ask(jobs, replace(ASKED, project="q"))
+    j0, j1, j2 = (j.id for j in made)
+    await jobs.request_cancel("p", j0)
 
     async def ids(kind: str = "", state: str = "", before: str = "", limit: int = 9) -> list[str]:
         return [j.id for j in await jobs.list("p", kind=kind, state=state, before=before, limit=limit)]
 
-    assert ["j2", "j1", "j0"] == await ids()
-    assert ["j2", "j0"] == await ids("BUILD")
-    assert ["j0"] == await ids(state="RUNNING")
-    assert ["j1"] == await ids(before="j2", limit=1)
+    assert [j2, j1, j0] == await ids()
+    assert [j2, j0] == await ids("MATERIALIZE")
+    assert [j0] == await ids(state="CANCELLED")
+    assert [j2] == await ids("MATERIALIZE", "QUEUED")
+    assert [j1] == await ids(before=j2, limit=1)
+    assert [j2, j1] == await ids(limit=2)
 
 
+@no_rpc("what ended jobs left is cleared up inside the service")
 async def test_ended_jobs_of_all_projects_are_told_in_the_order_of_their_ends(jobs: JobStore) -> None:
     """However they ended; the store's own ends (a queued job cancelled, one lost) bear the time of now."""
     for name, project in (("late", "p"), ("early", "q"), ("before", "p"), ("open", "p")):

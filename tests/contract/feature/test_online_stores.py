@@ -1,4 +1,4 @@
-"""One law for rows, tiles and applied positions, in memory and in Redis."""
+"""One law for rows, tiles and applied positions, in memory, in Redis and through gRPC."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import flywheel as fw
 from flywheel_common.errors import Unavailable
 from flywheel_feature.aggregation import Delta, Events, TileLayout, event_ranks
 from flywheel_feature.applied_offsets import positions_of
@@ -19,41 +20,70 @@ from flywheel_feature.memory_online import MemoryOnlineStore
 from flywheel_feature.row_encoding import RowLayout
 from flywheel_feature.store.online_store import OnlineStore
 from flywheel_feature.store.redis_pipe import RedisPipe
+from tests.contract.feature.grpc_online import GrpcRows, GrpcTiles
+from tests.contract.feature.over_grpc import no_rpc
 
 F = AggregationFunction
 TILE = 600 * SECOND
 START = 1_357_000_000 * SECOND // TILE * TILE
-LAYOUT = TileLayout([Aggregation(f.name, f, "x", 2 * HOUR, 3) for f in F if f != F.APPROX_DISTINCT], TILE)
+AGGREGATIONS = [
+    Aggregation(f.name.lower(), f, "x", 2 * HOUR, 3 if f == F.LAST_N else 0)
+    for f in F
+    if f != F.APPROX_DISTINCT
+]
+LAYOUT = TileLayout(AGGREGATIONS, TILE)
+BY_WORKERS = "offsets, positions and generations, which are between the stream worker and its store"
 ROWS = RowLayout([Feature("x", DataType.FLOAT64)])
 
 
-@pytest.fixture(params=["memory", "redis"])
-def url(request: pytest.FixtureRequest) -> str:
-    """Empty for the store in memory."""
-    return str(request.getfixturevalue("redis_url")) if request.param == "redis" else ""
+@pytest.fixture(params=["memory", "redis", "grpc"])
+def backing(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-async def store(url: str) -> AsyncIterator[OnlineStore | MemoryOnlineStore]:
-    if not url:
-        yield MemoryOnlineStore()
-        return
-    pipe = RedisPipe(url)
+def store(backing: str, request: pytest.FixtureRequest) -> Any:
+    if backing == "memory":
+        return MemoryOnlineStore()
+    return request.getfixturevalue("in_redis" if backing == "redis" else "over_grpc")
+
+
+@pytest.fixture
+async def in_redis(redis_url: str) -> AsyncIterator[OnlineStore]:
+    pipe = RedisPipe(redis_url)
     yield OnlineStore(pipe)
     await pipe.close()
 
 
+@pytest.fixture
+async def over_grpc(client: fw.Client) -> GrpcRows:
+    rows = GrpcRows(client, ROWS)
+    await rows.apply()
+    return rows
+
+
+@pytest.fixture
+async def streams(client: fw.Client, workers: Any) -> GrpcTiles:
+    """A service with a stream worker."""
+    tiles = GrpcTiles(client, AGGREGATIONS, TILE)
+    await tiles.apply()
+    workers.start()
+    return tiles
+
+
 def row(event: int, created: int, x: float) -> bytes:
-    (packed,) = ROWS.encode({"x": (np.array([x]), np.ones(1, bool))}, np.array([event]), np.array([created]))
+    """Times in seconds after START."""
+    times = (np.array([START + seconds * SECOND]) for seconds in (event, created))
+    (packed,) = ROWS.encode({"x": (np.array([x]), np.ones(1, bool))}, *times)
     return packed
 
 
-def delta(places: range | list[int], minutes: list[int]) -> Delta:
+def delta(places: range | list[int], minutes: list[int], ids: str = "") -> Delta:
     """What the events at these places of a partition add; place i lies at minutes[i] and has the value i."""
     chosen = np.array(list(places), np.int64)
     time = START + np.array(minutes, np.int64)[chosen] * 60 * SECOND
     values = {"x": (chosen.astype(np.float64), chosen % 5 != 4)}
-    ranks = event_ranks([str(i) for i in chosen.tolist()])
+    ranks = event_ranks([f"{ids}{i}" for i in chosen.tolist()])
     return LAYOUT.partials(Events(np.zeros(chosen.size, np.int64), time, time, ranks, values))[0]
 
 
@@ -66,8 +96,36 @@ def windows(state: bytes | None, minute: int) -> list[Any]:
     return flat
 
 
+@pytest.fixture
+def tiles(backing: str, request: pytest.FixtureRequest) -> MergedTiles | GrpcTiles:
+    if backing == "grpc":
+        served: GrpcTiles = request.getfixturevalue("streams")
+        return served
+    return MergedTiles(request.getfixturevalue("store"))
+
+
+class MergedTiles:
+    """Events as the worker hands them to a store: in partials, by offset."""
+
+    def __init__(self, store: Any) -> None:
+        self._store = store
+        self._next: dict[bytes, int] = {}
+
+    async def push(self, key: bytes, places: list[int], minutes: list[int], ids: str) -> None:
+        first = self._next.get(key, 0)
+        self._next[key] = following = first + len(places)
+        added = delta(places, minutes, ids)
+        assert [following] == await self._store.merge_tiles(
+            LAYOUT, [(key, added, first, following)], 0, 60_000, 1
+        )
+
+    async def windows(self, key: bytes, minute: int) -> list[Any]:
+        (state,) = await self._store.read([key])
+        return windows(state, minute)
+
+
 async def test_rows_are_read_in_the_order_asked(store: Any) -> None:
-    assert 2 == await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
+    await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
     found = await store.read([b"b", b"absent", b"a", b"b"])
     assert [2.0, 0.0, 1.0, 2.0] == ROWS.decode(found).columns[0][0].tolist()
     assert [True, False, True, True] == ROWS.decode(found).found.tolist()
@@ -77,16 +135,63 @@ async def test_rows_are_read_in_the_order_asked(store: Any) -> None:
 async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(store: Any) -> None:
     versions = [(e, c, float(10 * e + c)) for e in range(3) for c in range(3)]
     random.Random(5).shuffle(versions)
-    written = await asyncio.gather(*(store.write_rows([b"k"], [row(*v)], 60_000) for v in versions * 2))
-    assert 1 <= sum(written) <= 9
-    assert [22.0] == ROWS.decode(await store.read([b"k"])).columns[0][0].tolist()
-    assert 0 == await store.write_rows([b"k"], [row(2, 2, 22.0)], 0), "a repeated row writes nothing"
-    assert 0 == await store.write_rows([b"k"], [row(2, 1, 99.0)], 0)
-    assert 1 == await store.write_rows([b"k"], [row(2, 2, 99.0)], 0), (
-        "of equal times the last one written stays"
+    await asyncio.gather(*(store.write_rows([b"k"], [row(*v)], 60_000) for v in versions * 2))
+
+    async def value() -> float:
+        (found,) = ROWS.decode(await store.read([b"k"])).columns[0][0].tolist()
+        return float(found)
+
+    assert 22.0 == await value()
+    await store.write_rows([b"k"], [row(2, 1, 99.0)], 0)
+    await store.write_rows([b"k"], [row(1, 5, 99.0)], 0)
+    assert 22.0 == await value()
+    await store.write_rows([b"k"], [row(2, 2, 23.0)], 0)
+    assert 23.0 == await value(), "of equal times the last one written stays"
+
+
+@no_rpc("how many rows were newer: PushFeatures tells how many it accepted", real="redis")
+async def test_a_write_tells_how_many_rows_were_newer(store: Any) -> None:
+    assert 2 == await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
+    assert 0 == await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 0, 9.0)], 0), (
+        "a repeated row writes nothing"
     )
+    assert 1 == await store.write_rows([b"a", b"c"], [row(0, 9, 1.0), row(1, 1, 1.0)], 0)
 
 
+@no_rpc("deleting keys: EraseEntity deletes those of one entity", real="redis")
+async def test_deleted_keys_are_gone_and_counted(store: Any) -> None:
+    await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
+    assert 1 == await store.delete([b"a", b"absent"])
+    assert [None, row(1, 1, 2.0)] == await store.read([b"a", b"b"])
+    assert 0 == await store.delete([])
+
+
+@no_rpc("generations", real="redis")
+async def test_the_newest_generation_marked_stands(store: Any) -> None:
+    assert await store.generation() is None, "nothing is marked in an empty store"
+    await store.mark_generation(3)
+    await store.mark_generation(2)
+    assert 3 == await store.generation()
+
+
+async def test_events_pushed_in_any_order_give_the_windows_of_all_of_them(
+    tiles: MergedTiles | GrpcTiles,
+) -> None:
+    for seed in range(4):
+        chance = random.Random(seed)
+        key, ids = f"k{seed}".encode(), f"{seed}/"
+        minutes = [chance.randrange(0, 300) for _ in range(40)]
+        shuffled = chance.sample(range(40), 40)
+        cuts = sorted({0, 40, *(chance.randrange(40) for _ in range(6))})
+        for low, high in pairwise(cuts):
+            await tiles.push(key, shuffled[low:high], minutes, ids)
+        whole = LAYOUT.state_of(delta(range(40), minutes, ids), {})
+        for minute in (max(minutes), max(minutes) + 60):
+            found = await tiles.windows(key, minute)
+            assert windows(whole, minute) == pytest.approx(found, rel=1e-9, nan_ok=True), (seed, minute)
+
+
+@no_rpc(BY_WORKERS, real="redis")
 @pytest.mark.parametrize("seed", range(4))
 async def test_tiles_merged_in_any_order_are_the_tiles_of_all_events(store: Any, seed: int) -> None:
     chance = random.Random(seed)
@@ -107,6 +212,7 @@ async def test_tiles_merged_in_any_order_are_the_tiles_of_all_events(store: Any,
     assert reached == dict(pairs.tolist())
 
 
+@no_rpc(BY_WORKERS, real="redis")
 async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
     minutes = list(range(20))
 
@@ -129,6 +235,7 @@ async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
     )
 
 
+@no_rpc(BY_WORKERS, real="redis")
 async def test_tiles_older_than_a_state_keeps_are_dropped(store: Any) -> None:
     days = [0, 60 * 24, 60 * 24 + 1]
     for i in (0, 1, 2):
@@ -141,6 +248,7 @@ async def test_tiles_older_than_a_state_keeps_are_dropped(store: Any) -> None:
     assert (2, 1.0) == (count, np.frombuffer(state, "<f8")[2])
 
 
+@no_rpc(BY_WORKERS, real="redis")
 async def test_a_state_of_an_older_generation_counts_as_absent(store: Any) -> None:
     minutes = list(range(20))
     assert [10] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(10), minutes), 0, 10)], 0, 0, 1)
@@ -154,6 +262,7 @@ async def test_a_state_of_an_older_generation_counts_as_absent(store: Any) -> No
     assert [state] == await store.read([b"k"])
 
 
+@no_rpc(BY_WORKERS, real="redis")
 async def test_a_position_moves_only_from_the_value_that_is_there(store: Any) -> None:
     assert {} == await store.take_positions("p", "s", 1)
     assert [True, True] == await store.advance("p", "s", {"v@1/0": ("", "5:1"), "v@1/1": ("", "7:1")}, 1)
@@ -166,6 +275,7 @@ async def test_a_position_moves_only_from_the_value_that_is_there(store: Any) ->
     assert 1 == sum(moved for (moved,) in racing)
 
 
+@no_rpc(BY_WORKERS, real="redis")
 async def test_positions_of_an_older_generation_are_forgotten_and_move_no_more(store: Any) -> None:
     await store.take_positions("p", "s", 1)
     assert [True] == await store.advance("p", "s", {"v@1/0": ("", "5:1")}, 1)

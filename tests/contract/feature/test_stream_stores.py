@@ -1,42 +1,58 @@
-"""One law for the ids, segments and positions of streams, in memory and in PostgreSQL."""
+"""One law for the ids, segments, positions and generations of streams, in memory and in PostgreSQL. No RPC names any of them: what they
+are for shows in the tiles (test_online_stores.py)."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import flywheel_feature
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import create_pool
 from flywheel_feature.archiving import NewSegment
 from flywheel_feature.definitions import DataType, Field, Source, StreamSource
+from flywheel_feature.erasure_ports import Stones
+from flywheel_feature.generations import GenerationCounter
+from flywheel_feature.memory_erasure import Garbage, MemoryTombstones
 from flywheel_feature.memory_streams import MemoryStreams
 from flywheel_feature.offline.ports import Segment
 from flywheel_feature.store.archive import PostgresArchive
+from flywheel_feature.store.generations import PostgresGenerations
+from flywheel_feature.store.tombstones import PostgresTombstones
 
 SOURCE = Source("p", "landings", (Field("at", DataType.TIMESTAMP),), "at", "", StreamSource())
 FIRST = NewSegment(SOURCE, 0, 0, 10, "sources/a.parquet", 9, 100, 200)
 
 
 @pytest.fixture(params=["memory", "postgres"])
-def dsn(request: pytest.FixtureRequest) -> str:
-    """Empty for the store in memory."""
-    return str(request.getfixturevalue("database")) if request.param == "postgres" else ""
+def backing(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture
-async def streams(dsn: str) -> AsyncIterator[Any]:
-    if not dsn:
-        yield MemoryStreams("bucket")
-        return
-    async with create_pool(dsn) as pool:
-        await migrate(pool, Path(flywheel_feature.__file__).parent / "migrations")
-        yield PostgresArchive(pool, "bucket")
+def garbage() -> Garbage:
+    return {}
+
+
+@pytest.fixture
+def streams(backing: str, garbage: Garbage, request: pytest.FixtureRequest) -> Any:
+    if backing == "memory":
+        return MemoryStreams("bucket", garbage)
+    return PostgresArchive(request.getfixturevalue("pool"), "bucket")
+
+
+@pytest.fixture
+def stones(backing: str, garbage: Garbage, request: pytest.FixtureRequest) -> Stones:
+    return (
+        MemoryTombstones(garbage)
+        if backing == "memory"
+        else PostgresTombstones(request.getfixturevalue("pool"))
+    )
+
+
+@pytest.fixture
+def counter(backing: str, request: pytest.FixtureRequest) -> GenerationCounter:
+    return MemoryStreams() if backing == "memory" else PostgresGenerations(request.getfixturevalue("pool"))
 
 
 async def test_an_id_is_first_seen_in_one_place_and_the_answer_for_a_place_never_changes(
@@ -93,3 +109,41 @@ async def test_of_members_that_race_for_a_range_one_archives_it(streams: Any) ->
     )
     assert 1 == sum(done)
     assert 1 == len(await streams.segments("p", "landings"))
+
+
+async def test_what_is_archived_is_told_by_source_and_partition(streams: Any) -> None:
+    assert {} == await streams.archived("p")
+    await streams.commit(FIRST)
+    await streams.commit(replace(FIRST, first_offset=10, next_offset=12, key="", event_count=0))
+    await streams.commit(replace(FIRST, partition=1, key="sources/b.parquet", event_count=4))
+    other = replace(FIRST, source=replace(SOURCE, id="starts"), key="sources/c.parquet")
+    await streams.commit(other)
+    assert {"landings": {0: (12, 9), 1: (10, 4)}, "starts": {0: (10, 9)}} == await streams.archived("p")
+    assert {} == await streams.archived("q")
+
+
+async def test_a_segment_may_be_replaced_by_one_with_fewer_events_and_the_old_object_is_garbage(
+    streams: Any, stones: Stones
+) -> None:
+    await streams.commit(FIRST)
+    await streams.commit(
+        replace(FIRST, first_offset=10, next_offset=15, key="sources/b.parquet", event_count=2)
+    )
+    for _ in range(2):
+        # Again, as an erasure that died may.
+        await streams.replace_segment("sources/a.parquet", "sources/less.parquet", 7, 110, 190)
+        await streams.replace_segment("sources/b.parquet", "", 0, 0, 0)
+        assert [Segment("s3://bucket/sources/less.parquet", 0, 0, 10, 110, 190, 7)] == list(
+            await streams.segments("p", "landings")
+        )
+        assert {"landings": {0: (15, 7)}} == await streams.archived("p")
+        assert ["sources/a.parquet", "sources/b.parquet"] == await stones.garbage()
+    assert not await streams.commit(replace(FIRST, key="sources/again.parquet")), "the position stays"
+
+
+async def test_of_members_that_race_for_a_generation_all_come_to_the_same(counter: GenerationCounter) -> None:
+    assert 0 == await counter.generation()
+    assert {1} == set(await asyncio.gather(*(counter.next_generation(0) for _ in range(8))))
+    assert 1 == await counter.next_generation(0), "who comes late joins"
+    assert 2 == await counter.next_generation(1)
+    assert 2 == await counter.generation()

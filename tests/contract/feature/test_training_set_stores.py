@@ -1,19 +1,14 @@
-"""One law for training sets, in memory and in PostgreSQL."""
+"""One law for training sets, in memory, in PostgreSQL and through gRPC."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 import pytest
 
-import flywheel_feature
 from flywheel_common.errors import AlreadyExists
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import create_pool
 from flywheel_feature.definitions import DataType, Field
 from flywheel_feature.offline.memory import MemoryTrainingSets
 from flywheel_feature.offline.ports import TrainingSets
@@ -25,6 +20,8 @@ from flywheel_feature.offline.training_sets import (
     TrainingSet,
 )
 from flywheel_feature.store.training_sets import PostgresTrainingSets
+from tests.contract.feature.grpc_training_sets import GrpcTrainingSets
+from tests.contract.feature.over_grpc import no_rpc
 
 BUILT = TrainingSet(
     project="p",
@@ -47,20 +44,16 @@ BUILT = TrainingSet(
 )
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def dsn(request: pytest.FixtureRequest) -> str:
-    """Empty for the store in memory."""
-    return str(request.getfixturevalue("database")) if request.param == "postgres" else ""
-
-
 @pytest.fixture
-async def sets(dsn: str) -> AsyncIterator[TrainingSets]:
-    if not dsn:
-        yield MemoryTrainingSets()
-        return
-    async with create_pool(dsn) as pool:
-        await migrate(pool, Path(flywheel_feature.__file__).parent / "migrations")
-        yield PostgresTrainingSets(pool)
+def sets(backing: str, request: pytest.FixtureRequest) -> TrainingSets:
+    if backing == "memory":
+        return MemoryTrainingSets()
+    stored = PostgresTrainingSets(request.getfixturevalue("pool"))
+    return (
+        stored
+        if backing == "postgres"
+        else GrpcTrainingSets(request.getfixturevalue("client").feature, stored)
+    )
 
 
 async def test_what_was_created_reads_back_whole(sets: TrainingSets) -> None:
@@ -75,6 +68,7 @@ async def test_what_was_created_reads_back_whole(sets: TrainingSets) -> None:
     assert await sets.get("p", "summer") is None
 
 
+@no_rpc("creating: a set is made by its job (see test_request_ids and test_training_sets)")
 async def test_a_name_is_taken_once(sets: TrainingSets) -> None:
     answers = await asyncio.gather(
         *(sets.create(replace(BUILT, row_count=n)) for n in range(10)), return_exceptions=True
@@ -98,5 +92,11 @@ async def test_sets_are_listed_newest_first_page_by_page(sets: TrainingSets) -> 
     assert ["s1"] == [
         s.id for s in await sets.list("p", feature_set="projects/p/featureSets/flights/versions/2")
     ]
-    assert ["s4"] == [s.id for s in await sets.list("p", text="S4")]
     assert [] == await sets.list("q")
+
+
+@no_rpc("a text to look for")
+async def test_sets_are_found_by_a_part_of_their_id(sets: TrainingSets) -> None:
+    for name in ("winter-a", "winter-b", "summer"):
+        await sets.create(replace(BUILT, id=name))
+    assert ["winter-b", "winter-a"] == [s.id for s in await sets.list("p", text="INTER")]

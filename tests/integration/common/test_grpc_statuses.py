@@ -40,6 +40,13 @@ async def test_a_domain_error_arrives_with_reason_and_metadata(running: Any) -> 
     )
 
 
+async def test_what_is_away_is_asked_for_again_but_not_in_the_last_second_of_a_deadline(running: Any) -> None:
+    assert "AWAY" == (await failure(running.stub.Echo(text("away"), timeout=10.0))).reason
+    assert 4 == running.echo.refused
+    assert "AWAY" == (await failure(running.stub.Echo(text("away"), timeout=0.9))).reason
+    assert 5 == running.echo.refused
+
+
 async def test_an_unknown_exception_shows_an_id_and_no_text(
     running: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

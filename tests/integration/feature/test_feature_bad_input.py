@@ -169,6 +169,22 @@ async def test_a_definition_that_refers_to_nothing_applies_nothing(client: fw.Cl
     assert list(listed.entities) == []
 
 
+async def test_a_negative_duration_is_refused_where_it_stands(client: fw.Client) -> None:
+    message = fw.compile_definitions([recent, facts], "default")
+    (batch,) = [v for v in message.views if v.HasField("batch")]
+    (stream,) = [v for v in message.views if v.HasField("stream")]
+    batch.ttl.FromSeconds(-1)
+    stream.stream.aggregations[0].window.FromSeconds(-3600)
+    planned = await client.apply(message, plan=True)
+    assert {
+        ("projects/default/views/facts", "ttl"),
+        ("projects/default/views/recent", "stream.aggregations[0].window"),
+    } <= {(v.name, v.field) for v in planned.violations}
+    with pytest.raises(InvalidArgument) as raised:
+        await client.apply(message)
+    assert raised.value.reason == "INVALID_DEFINITION"
+
+
 async def test_a_request_id_is_one_request(client: fw.Client) -> None:
     await apply(client)
     first = pb.MaterializeViewRequest(view="projects/default/views/facts", request_id="one")

@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 from aiokafka import AIOKafkaConsumer
 
 import flywheel as fw
 from flywheel.tables import to_dict, to_table
 from flywheel_common.errors import Unavailable
+from flywheel_common.grpc_server import Server
+from flywheel_common.health import SERVING
+from flywheel_common.postgres import create_pool
 from flywheel_common.producer import Producer
 from flywheel_common.testing.eventually import eventually
 from flywheel_common.topics import dead_letter
+from flywheel_feature.definitions import TableFormat
 from flywheel_feature.server import GROUP, topic_name
+from flywheel_feature.store.push_log import PostgresPushLog
+from flywheel_feature.store.tables import S3Tables
 from flywheel_local.kafka import Kafka
 from flywheel_local.postgres import Postgres
+from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
+from flywheel_protos.feature.v1 import training_set_pb2 as ts
+from flywheel_protos.types.v1 import job_pb2
 
 T0 = datetime(2013, 3, 1, tzinfo=UTC)
 plane = fw.Entity("plane", {"tailnum": fw.STRING})
@@ -35,8 +46,28 @@ READ = pb.GetOnlineFeaturesRequest(
 READ.as_of.FromDatetime(T0)
 
 
-async def apply(client: fw.Client) -> None:
-    await client.apply(fw.compile_definitions([recent, weighed], "default"))
+PARENT = "projects/default"
+TARGETS = [pb.PUSH_TARGET_ONLINE, pb.PUSH_TARGET_OFFLINE, pb.PUSH_TARGET_ONLINE_AND_OFFLINE]
+
+
+async def apply(client: fw.Client, bucket: str = "nowhere") -> None:
+    """A stream view, and a batch view `facts` with the sets `heavy` and `same`."""
+    weights = fw.ParquetSource("weights", SCHEMA, timestamp="at", uri=f"s3://{bucket}/weights/")
+    facts = fw.BatchView("facts", plane, weights, {"weight": fw.FLOAT64})
+    sets = [fw.FeatureSet(name, ["facts:weight"]) for name in ("heavy", "same")]
+    await client.apply(fw.compile_definitions([recent, weighed, facts, *sets], "default"))
+
+
+async def weight(client: fw.Client, feature_set: str = "heavy") -> Any:
+    answer = await client.online_features(feature_set, {"tailnum": ["N1"]})
+    return to_dict(answer.features)["facts__weight"][0]
+
+
+async def push_weight(client: fw.Client, hours: int, value: float, to: int, timeout: float = 4.0) -> None:
+    rows = {"tailnum": ["N1"], "at": [T0 + timedelta(hours=hours)], "weight": [value]}
+    await client.feature.PushFeatures(
+        client.push_request("views/facts", rows, SCHEMA, to=to), timeout=timeout
+    )
 
 
 async def seen(client: fw.Client) -> int | None:
@@ -53,10 +84,7 @@ async def test_a_stream_worker_outlives_postgresql_and_counts_what_came_meanwhil
     await client.push("weighings", ROWS, SCHEMA, ids=["before"])
 
     async def counted(wanted: int) -> bool:
-        # While the database is away the service's health says so, and the channel keeps away from it.
-        with suppress(Unavailable):
-            return await seen(client) == wanted
-        return False
+        return await seen(client) == wanted
 
     await eventually(lambda: counted(1), within=60)
     postgres.kill()
@@ -98,3 +126,172 @@ async def test_a_poison_event_is_parked_and_the_events_around_it_count(
         await consumer.stop()
     assert {b"\xff\xfenot an event"} == {record.value for record in parked}
     assert {b"poison"} == {record.key for record in parked}
+
+
+@pytest.mark.timeout(120)
+async def test_features_are_read_and_the_replica_stays_ready_while_postgresql_is_away(
+    client: fw.Client, server: Server, postgres: Postgres
+) -> None:
+    await apply(client)
+    await push_weight(client, 0, 2.5, pb.PUSH_TARGET_ONLINE)
+    assert 2.5 == await weight(client)
+    await asyncio.to_thread(postgres.kill)
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 4.0
+    # Readiness is asked every second.
+    while loop.time() < end:
+        assert SERVING == server.health.status()
+        assert 2.5 == await weight(client)
+        await asyncio.sleep(0.05)
+    assert 2.5 == await weight(client, "same"), "also what nobody had asked for before"
+    definitions = fw.compile_definitions([fw.Entity("pilot", {"name": fw.STRING})], "default")
+    for call, request in (
+        (client.feature.ApplyDefinitions, pb.ApplyDefinitionsRequest(parent=PARENT, definitions=definitions)),
+        (client.feature.ListViews, pb.ListViewsRequest(parent=PARENT)),
+        (client.feature.MaterializeView, pb.MaterializeViewRequest(view=f"{PARENT}/views/facts")),
+    ):
+        with pytest.raises(Unavailable) as away:
+            await call(request, timeout=5.0)
+        assert "POSTGRES_UNAVAILABLE" == away.value.reason
+    assert SERVING == server.health.status()
+    await asyncio.to_thread(postgres.restart)
+
+    async def applied() -> bool:
+        with suppress(Unavailable):
+            await client.apply(definitions)
+            return True
+        return False
+
+    await eventually(applied, within=30)
+    listed = await client.feature.ListEntities(pb.ListEntitiesRequest(parent=PARENT))
+    assert [f"{PARENT}/entities/pilot", f"{PARENT}/entities/plane"] == [e.name for e in listed.entities]
+    assert 2.5 == await weight(client)
+
+
+@pytest.mark.timeout(180)
+async def test_while_kafka_is_away_events_are_refused_in_time_and_rows_are_taken(
+    client: fw.Client, workers: Any, kafka: Kafka
+) -> None:
+    await apply(client)
+    workers.start()
+    await client.push("weighings", ROWS, SCHEMA, ids=["before"])
+
+    async def counted(wanted: int) -> bool:
+        return await seen(client) == wanted
+
+    await eventually(lambda: counted(1), within=60)
+    await asyncio.to_thread(kafka.kill)
+    event = client.push_request("weighings", ROWS, SCHEMA, ids=["meanwhile"])
+    for _ in range(2):
+        with pytest.raises(Unavailable) as away:
+            await client.feature.PushFeatures(event, timeout=3.0)
+        assert "KAFKA_UNAVAILABLE" == away.value.reason
+    for hour, target in enumerate(TARGETS):
+        await push_weight(client, hour, float(hour), target)
+    assert 2.0 == await weight(client)
+    assert await counted(1)
+    await asyncio.to_thread(kafka.restart)
+
+    async def taken() -> bool:
+        # Whether Kafka had the event before or not: under its id it counts once.
+        with suppress(Unavailable):
+            await client.feature.PushFeatures(event, timeout=10.0)
+            return True
+        return False
+
+    await eventually(taken, within=60)
+    await eventually(lambda: counted(2), within=60)
+    await client.push("weighings", ROWS, SCHEMA, ids=["after"])
+    await eventually(lambda: counted(3), within=60)
+
+
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("harm", ["killed", "stalled"])
+async def test_while_s3_is_away_a_row_that_should_also_go_offline_goes_nowhere(
+    client: fw.Client, s3: S3, database: str, harm: str
+) -> None:
+    await apply(client)
+    assert s3.process is not None
+    if harm == "killed":
+        await asyncio.to_thread(s3.kill)
+    else:
+        s3.process.signal(signal.SIGSTOP)
+    await push_weight(client, 0, 1.0, pb.PUSH_TARGET_ONLINE)
+    for target in (pb.PUSH_TARGET_OFFLINE, pb.PUSH_TARGET_ONLINE_AND_OFFLINE, pb.PUSH_TARGET_UNSPECIFIED):
+        with pytest.raises(Unavailable) as away:
+            await push_weight(client, 1, 2.0, target)
+        assert "OBJECT_STORE_DOWN" == away.value.reason
+    assert 1.0 == await weight(client)
+    async with create_pool(database) as pool:
+        log = PostgresPushLog(pool)
+        assert [] == await log.keys("default", "facts")
+        if harm == "killed":
+            await asyncio.to_thread(s3.restart)
+        else:
+            s3.process.signal(signal.SIGCONT)
+
+        async def taken() -> bool:
+            with suppress(Unavailable):
+                await push_weight(client, 2, 3.0, pb.PUSH_TARGET_ONLINE_AND_OFFLINE)
+                return True
+            return False
+
+        await eventually(taken, within=60)
+        assert 1 == len(await log.keys("default", "facts"))
+    assert 3.0 == await weight(client)
+
+
+@pytest.mark.timeout(240)
+async def test_jobs_wait_for_s3_and_leave_nothing_half_written(
+    client: fw.Client, s3: S3, bucket: str, database: str
+) -> None:
+    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
+    tables.write(f"s3://{bucket}/weights/1.parquet", pl.DataFrame(ROWS))
+    await apply(client, bucket)
+    await asyncio.to_thread(s3.kill)
+    source = ts.SourceSpine(source=f"{PARENT}/sources/weights", timestamp_field="at", label="weight > 1")
+    source.start_time.FromDatetime(T0)
+    source.end_time.FromDatetime(T0 + timedelta(days=1))
+    build = pb.BuildTrainingSetRequest(
+        parent=PARENT, training_set_id="march", feature_set=f"{PARENT}/featureSets/heavy", spine=ts.Spine(source=source)
+    )  # fmt: skip
+    file = ts.FileSpine(uri=f"s3://{bucket}/weights/1.parquet", timestamp_field="at", label_field="weight")
+    of_file = pb.BuildTrainingSetRequest(
+        parent=PARENT, feature_set=f"{PARENT}/featureSets/heavy", spine=ts.Spine(file=file)
+    )
+    with pytest.raises(Unavailable) as away:
+        await client.feature.BuildTrainingSet(of_file, timeout=4.0)
+    assert "OBJECT_STORE_DOWN" == away.value.reason
+    materialize = pb.MaterializeViewRequest(view=f"{PARENT}/views/facts")
+    jobs = [
+        (await client.feature.MaterializeView(materialize)).job.name,
+        (await client.feature.BuildTrainingSet(build)).job.name,
+    ]
+
+    async def states() -> set[int]:
+        return {(await client.feature.GetJob(pb.GetJobRequest(name=name))).job.state for name in jobs}
+
+    async with create_pool(database) as pool:
+
+        async def tried_again() -> bool:
+            return bool(await pool.fetchval("SELECT min(attempt) >= 2 FROM job"))
+
+        await eventually(tried_again, within=90)
+    assert await states() <= {job_pb2.JOB_STATE_QUEUED, job_pb2.JOB_STATE_RUNNING}
+    assert await weight(client) is None
+    sets = pb.ListTrainingSetsRequest(parent=PARENT)
+    assert [] == list((await client.feature.ListTrainingSets(sets)).training_sets)
+    await asyncio.to_thread(s3.restart)
+
+    async def done() -> bool:
+        return await states() == {job_pb2.JOB_STATE_SUCCEEDED}
+
+    await eventually(done, within=90)
+    assert 2.5 == await weight(client)
+    (built,) = (await client.feature.ListTrainingSets(sets)).training_sets
+    assert 1 == built.row_count
+    written = [
+        file.uri for file in tables.snapshot(f"s3://{bucket}/training-sets/", TableFormat.PARQUET).files
+    ]
+    assert written
+    assert all(uri.startswith(built.uri) for uri in written)

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 import flywheel as fw
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_protos.feature.v1 import feature_pb2 as pb
+from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from flywheel_protos.types.v1 import job_pb2
 
 PARENT = "projects/default"
@@ -76,3 +77,50 @@ async def test_who_cancels_again_because_no_answer_came_is_answered_as_before(cl
     with pytest.raises(InvalidArgument) as refused:
         await stub.CancelJob(pb.CancelJobRequest(name=f"{PARENT}/jobs/other", request_id="one"))
     assert "REQUEST_ID_REUSED" == refused.value.reason
+
+
+async def test_a_training_set_asked_for_again_is_the_first_one_whatever_changed_since(
+    client: fw.Client,
+) -> None:
+    stub: Any = client.feature
+    await client.apply(fw.compile_definitions([facts, tall], "default"))
+    source = ts.SourceSpine(source=f"{PARENT}/sources/heights", timestamp_field="at", label="height > 1")
+    source.start_time.FromSeconds(1_357_000_000)
+    source.end_time.FromSeconds(1_358_000_000)
+    asked = pb.BuildTrainingSetRequest(
+        parent=PARENT,
+        feature_set=f"{PARENT}/featureSets/tall",
+        spine=ts.Spine(source=source),
+        request_id="one",
+    )
+    first = await stub.BuildTrainingSet(asked)
+    assert first.job.training_set.startswith(f"{PARENT}/trainingSets/ts-"), "the server names the set"
+    assert first == await stub.BuildTrainingSet(asked)
+    later = pb.BuildTrainingSetRequest()
+    later.CopyFrom(asked)
+    later.spine.source.end_time.FromSeconds(1_359_000_000)
+    others = [
+        later,
+        _changed(asked, mode=ts.JOIN_MODE_NAIVE_LATEST),
+        _changed(asked, training_set_id="mine"),
+        _changed(asked, feature_set=f"{PARENT}/featureSets/tall/versions/1"),
+    ]
+    for other in others:
+        with pytest.raises(InvalidArgument) as refused:
+            await stub.BuildTrainingSet(other)
+        assert "REQUEST_ID_REUSED" == refused.value.reason, other
+    await client.delete("featureSets/tall")
+    assert first == await stub.BuildTrainingSet(asked)
+    with pytest.raises(NotFound):
+        await stub.BuildTrainingSet(_changed(asked, request_id="two"))
+    jobs = (await stub.ListJobs(pb.ListJobsRequest(parent=PARENT))).jobs
+    assert [first.job.name] == [job.name for job in jobs]
+    assert [first.job] == list(jobs), "nothing of it changed"
+
+
+def _changed(request: pb.BuildTrainingSetRequest, **fields: Any) -> pb.BuildTrainingSetRequest:
+    changed = pb.BuildTrainingSetRequest()
+    changed.CopyFrom(request)
+    for name, value in fields.items():
+        setattr(changed, name, value)
+    return changed

@@ -26,7 +26,7 @@ from flywheel_feature.jobs import LEASE_SECONDS
 from flywheel_feature.offline.memory import MemoryArchive, MemoryTrainingSets
 from flywheel_feature.offline.training_set import TrainingSetBuilder
 from flywheel_feature.offline.training_sets import FileSpine, TrainingSetRequest
-from flywheel_feature.store.definitions import DefinitionStore
+from flywheel_feature.store.definitions import PostgresDefinitions
 from flywheel_feature.store.tables import S3Tables
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
@@ -214,9 +214,7 @@ async def current(client: fw.Client, bucket: str, database: str) -> Any:
 
     await client.apply(definitions(bucket))
     async with create_pool(database, application_name="test") as pool:
-        store = DefinitionStore(pool)
-        await store.refresh()
-        catalog: Catalog = await store.current("default")
+        (catalog,) = await PostgresDefinitions(pool).changed({})
 
         async def answer(project: str) -> Catalog:
             return catalog

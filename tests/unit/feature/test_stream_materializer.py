@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from itertools import count
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
-import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -34,6 +32,7 @@ from flywheel_feature.generations import Generations
 from flywheel_feature.keys import entity_keys, key_prefix
 from flywheel_feature.memory_online import MemoryOnlineStore
 from flywheel_feature.memory_streams import MemoryStreams
+from flywheel_feature.memory_tables import MemoryTables
 from flywheel_feature.stream_materialization import PositionLost, StreamMaterializer, TileFilling
 from flywheel_feature.stream_tiles import SourceRows, SourceTiles, ViewTiles
 
@@ -50,23 +49,6 @@ CATALOG = Catalog(
 
 class Dies(Exception):
     """The process ends here."""
-
-
-class Files:
-    def __init__(self) -> None:
-        self.written: dict[str, pl.DataFrame] = {}
-
-    def bucket_uri(self, key: str) -> str:
-        return f"s3://memory/{key}"
-
-    def write(self, uri: str, frame: pl.DataFrame) -> None:
-        self.written[uri] = frame
-
-    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
-        return pl.concat([self.written[uri] for uri in uris]).select(columns)
-
-    async def delete(self, key: str) -> None:
-        del self.written[self.bucket_uri(key)]
 
 
 class Mortal:
@@ -102,15 +84,14 @@ def records(events: list[tuple[str, int]], low: int, high: int) -> SourceRows:
 
 
 async def live(
-    events: list[tuple[str, int]], step: int, life: int, online: Any, streams: Any, files: Files
+    events: list[tuple[str, int]], step: int, life: int, online: Any, streams: Any, files: MemoryTables
 ) -> bool:
     """One process's work on the partition; False when it died."""
     left = [life]
     store, kept = Mortal(online, left), Mortal(streams, left)
     erased = Erased(lambda _: CATALOG, lambda _: {})
     tiles = SourceTiles(store)
-    names = (f"{life}-{i}" for i in count(len(files.written)))
-    archiver = Archiver(kept, files, lambda: next(names), erased, files.delete, flush_rows=5)
+    archiver = Archiver(kept, files, lambda: uuid4().hex, erased, files.delete, flush_rows=5)
     filling = TileFilling(Generations(store, kept), ArchiveReplay(kept, files), tiles, erased)
     worker = StreamMaterializer(kept, kept, tiles, archiver, filling)
     try:
@@ -135,7 +116,7 @@ def test_each_event_counts_once_wherever_processes_die(
 ) -> None:
     # The same id always comes with the same airport: a repeated event.
     events = [("AB"[i % 2], i) for _, i in events]
-    online, streams, files = MemoryOnlineStore(), MemoryStreams(), Files()
+    online, streams, files = MemoryOnlineStore(), MemoryStreams(), MemoryTables()
 
     async def story() -> tuple[list[bytes | None], list[str]]:
         nonlocal online
@@ -155,5 +136,5 @@ def test_each_event_counts_once_wherever_processes_die(
     (sums,) = layout.read(states, np.full(2, 40 * 60 * SECOND, np.int64)).columns
     expected = [sum(i + 1.0 for i in {i for a, i in events if a == airport}) for airport in "AB"]
     assert expected == [float(v) if ok else 0.0 for v, ok in zip(*sums, strict=True)]
-    archived = [i for uri in uris for i in files.written[uri]["__event_id"].to_list()]
+    archived = [i for uri in uris for i in files.read_files([uri], ["__event_id"])["__event_id"].to_list()]
     assert sorted({str(i) for _, i in events}) == sorted(archived)

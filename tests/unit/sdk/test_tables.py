@@ -19,6 +19,14 @@ def test_a_dict_of_values_comes_back_as_it_was() -> None:
     assert to_dict(to_table(rows)) == rows
 
 
+def test_a_column_without_any_value_has_the_type_of_the_schema() -> None:
+    schema = {"real": fw.FLOAT64, "flag": fw.BOOL, "at": fw.TIMESTAMP, "whole": fw.INT64, "text": fw.STRING}
+    rows = {name: [None, None] for name in schema}
+    table = to_table(rows, schema)
+    assert [int(kind) for kind in schema.values()] == [c.data_type for c in table.columns]
+    assert to_dict(table) == rows
+
+
 def test_times_travel_as_microseconds_since_1970() -> None:
     assert to_dict(to_table({"at": [MOMENT, None]})) == {"at": [MICROS, None]}
     frame = pl.DataFrame({"at": [MOMENT]}, schema={"at": pl.Datetime("us", "UTC")})

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Span, Status, StatusCode
 
 from flywheel_common.auth import PUBLIC, Authenticator, Permissions, authorize
-from flywheel_common.context import ANONYMOUS, Call, current_call
+from flywheel_common.context import ANONYMOUS, Call, current_call, left_seconds
 from flywheel_common.error_details import trailing_metadata
 from flywheel_common.errors import DeadlineExceeded, FlywheelError, Internal, InvalidArgument
 from flywheel_common.ids import new_id
@@ -30,6 +30,9 @@ from flywheel_common.telemetry import Tracing
 
 log = get_logger(__name__)
 _MAX_ACTOR = 200
+RETRY_SECONDS = 1.0
+NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+"""With less time left than RETRY_SECONDS a client's retry would end as DEADLINE_EXCEEDED and hide why the call failed."""
 
 
 class Pipeline:
@@ -211,7 +214,11 @@ class Pipeline:
         if isinstance(mapped, Internal) and mapped is error:
             log.error("internal error", reason=mapped.reason, exc_info=error)
         state.code, state.reason = mapped.code.name, mapped.reason
-        await context.abort(mapped.code, mapped.message, trailing_metadata(mapped))
+        metadata: tuple[tuple[str, str | bytes], ...] = trailing_metadata(mapped)
+        left = left_seconds()
+        if left is not None and left < RETRY_SECONDS:
+            metadata = (*metadata, NO_RETRY)
+        await context.abort(mapped.code, mapped.message, metadata)
 
     def _leave(self, state: _Running) -> None:
         if state.admitted:

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 
 from flywheel_common.context import actor, current_principal, left_seconds
-from flywheel_common.errors import InvalidArgument, NotFound
+from flywheel_common.errors import InvalidArgument, NotFound, Unavailable
 from flywheel_protos.types.v1.value_pb2 import Value
 
 SERVICE = "flywheel.testing.v1.EchoService"
@@ -24,6 +24,7 @@ class Echo:
     def __init__(self) -> None:
         self.running = 0
         self.cancelled = 0
+        self.refused = 0
         self.release = asyncio.Event()
 
     async def Echo(self, request: Value, context: Any) -> Value:
@@ -40,6 +41,9 @@ class Echo:
         match request.string_value:
             case "not found":
                 raise NotFound("There is no such thing: make it first.", reason="NO_SUCH_THING", thing="x")
+            case "away":
+                self.refused += 1
+                raise Unavailable("What stands behind does not answer now: try again.", reason="AWAY")
             case "bug":
                 raise RuntimeError("the password is hunter2")
             case "abort":

@@ -57,6 +57,7 @@ class MemoryArchive:
         self._segments: dict[tuple[str, str], list[Segment]] = {}
         self._archived: dict[tuple[str, str], dict[int, int]] = {}
         self._ends: dict[tuple[str, str], dict[int, int]] = {}
+        self._pushed: dict[tuple[str, str], list[str]] = {}
 
     def add(self, project: str, source: str, segment: Segment, offsets: Mapping[int, int]) -> None:
         """A committed segment; `offsets` has the next offset of each partition it reaches."""
@@ -65,6 +66,10 @@ class MemoryArchive:
 
     def topic_ends(self, project: str, source: str, offsets: Mapping[int, int]) -> None:
         self._ends[(project, source)] = dict(offsets)
+
+    def push(self, project: str, view: str, uri: str) -> None:
+        """A file of rows pushed to a batch view."""
+        self._pushed.setdefault((project, view), []).append(uri)
 
     async def segments(self, project: str, source: str) -> Sequence[Segment]:
         return tuple(self._segments.get((project, source), ()))
@@ -77,5 +82,4 @@ class MemoryArchive:
         return dict(known if known is not None else self._archived.get((project, source), {}))
 
     async def pushed_uris(self, project: str, view: str) -> Sequence[str]:
-        del project, view
-        return ()
+        return tuple(self._pushed.get((project, view), ()))

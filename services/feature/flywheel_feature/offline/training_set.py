@@ -12,6 +12,7 @@ import polars as pl
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import AlreadyExists, FlywheelError
+from flywheel_feature.blocking import answered_in_time
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import ParquetSource, Source, TableFormat
 from flywheel_feature.offline import spines
@@ -75,7 +76,7 @@ class TrainingSetBuilder:
         if isinstance(request.spine, SourceSpine):
             spines.check_source_spine(plan, request.spine, catalog.source(request.spine.source))
         else:
-            await asyncio.to_thread(self._check_file_spine, plan, request.spine)
+            await answered_in_time(partial(self._check_file_spine, plan, request.spine))
         self._partitioned.check(request)
 
     def _check_file_spine(self, plan: JoinPlan, spine: FileSpine) -> None:

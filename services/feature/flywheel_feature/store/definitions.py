@@ -1,15 +1,10 @@
-"""Definitions in PostgreSQL, and the copy of them in memory that every read uses.
-
-An apply bumps its project's revision and notifies; every process listens, and compares revisions now and then besides, so that a
-lost notification costs seconds, not correctness. While PostgreSQL is away the copy goes on serving.
-"""
+"""Definitions in PostgreSQL (port: applied_definitions.DefinitionStore)."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -17,19 +12,14 @@ from typing import Any
 import asyncpg
 from pydantic import TypeAdapter
 
-from flywheel_common.errors import FlywheelError, NotFound
-from flywheel_common.logs import get_logger
-from flywheel_common.postgres import Connection, Pool, connection, transaction
+from flywheel_common.postgres import Connection, Pool, alive, connection, transaction
 from flywheel_feature.apply_plan import Action, ApplyPlan, Declared, Definition, make_plan
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import Entity, FeatureSet, Source, VersionRef, View
 from flywheel_feature.lineage import ModelUses
 
-log = get_logger(__name__)
-
 CHANNEL = "flywheel_feature_catalog"
 POLL_SECONDS = 2.0
-MISS_SECONDS = 0.2
 
 _LOAD = "SELECT project, kind, id, version, body, deleted_at FROM definition WHERE project = ANY($1)"
 _REVISIONS = "SELECT project, revision FROM catalog_revision"
@@ -53,122 +43,79 @@ _KINDS: dict[str, tuple[type[Any], TypeAdapter[Any]]] = {
 _COLLECTIONS = {"entities": "entity", "sources": "source", "views": "view", "featureSets": "feature_set"}
 
 
-class DefinitionStore:
-    """Definitions and their cache. `catalog` and `find` never wait for PostgreSQL when the cache knows the answer."""
+class PostgresDefinitions:
+    """`poll_seconds`: how often `changes` tells that something may have changed though nothing was heard."""
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._pool = pool
-        self._catalogs: dict[str, Catalog] = {}
-        self._changed = asyncio.Event()
-        self._missed_at = 0.0
-        self._listeners: list[Callable[[], None]] = []
-
-    def catalog(self, project: str) -> Catalog:
-        """The project as last read; empty when there is none."""
-        return self._catalogs.get(project) or Catalog(project)
-
-    def projects(self) -> list[Catalog]:
-        return list(self._catalogs.values())
-
-    def on_change(self, listener: Callable[[], None]) -> None:
-        """`listener()` is called after the cache took in a change."""
-        self._listeners.append(listener)
-
-    async def after_miss(self, project: str) -> Catalog:
-        """The project read again, for a name that the cache lacks; at most five times a second."""
-        now = time.monotonic()
-        if now - self._missed_at > MISS_SECONDS:
-            self._missed_at = now
-            with suppress(FlywheelError):
-                await self.refresh()
-        return self.catalog(project)
-
-    async def knowing(self, project: str, look: Callable[[Catalog], object]) -> Catalog:
-        """The cached project, read again when `look` raises NotFound."""
-        catalog = self.catalog(project)
-        try:
-            look(catalog)
-        except NotFound:
-            return await self.after_miss(project)
-        return catalog
-
-    async def current(self, project: str) -> Catalog:
-        """The project with every committed change. Raises Unavailable while PostgreSQL is away."""
-        await self.refresh()
-        return self.catalog(project)
-
-    async def refresh(self) -> None:
-        """Read what changed since the last time."""
-        async with connection(self._pool) as conn:
-            revisions = {r["project"]: r["revision"] for r in await conn.fetch(_REVISIONS)}
-            stale = [
-                p
-                for p, revision in revisions.items()
-                if self.catalog(p).revision != revision or p not in self._catalogs
-            ]
-            rows = await conn.fetch(_LOAD, stale) if stale else []
-        for project in stale:
-            self._catalogs[project] = _catalog(
-                project, revisions[project], [r for r in rows if r["project"] == project]
-            )
-        if stale:
-            for listener in self._listeners:
-                listener()
+        self._poll_seconds = poll_seconds
 
     async def plan(
         self, project: str, declared: Declared, delete_names: list[str], now: datetime, uses: ModelUses
     ) -> ApplyPlan:
-        """What an apply would do, against the database."""
         async with transaction(self._pool, isolation="repeatable_read", readonly=True) as conn:
             return make_plan(await _read(conn, project), declared, delete_names, now, uses)
 
     async def apply(
         self,
-        conn: Connection,
         project: str,
         declared: Declared,
         delete_names: list[str],
         now: datetime,
         uses: ModelUses,
+        *,
+        within: Connection | None = None,
     ) -> ApplyPlan:
-        """Plan and write inside the caller's transaction; applies of one project take turns. Raises for violations."""
-        await conn.fetchval(_LOCK, project)
-        plan = make_plan(await _read(conn, project), declared, delete_names, now, uses)
-        plan.raise_violations()
-        changed = [c for c in plan.changes if c.action is not Action.UNCHANGED]
-        for change in changed:
-            if change.definition is not None:
-                await conn.execute(_PUT, *_record(change.definition))
-            else:
-                collection, _, item = change.name.removeprefix(f"projects/{project}/").partition("/")
-                await conn.execute(_DELETE, project, _COLLECTIONS[collection], item)
-        if changed:
-            await conn.execute(_BUMP, project)
-            await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, project)
-        return plan
+        if within is not None:
+            return await _apply(within, project, declared, delete_names, now, uses)
+        async with transaction(self._pool) as conn:
+            return await _apply(conn, project, declared, delete_names, now, uses)
 
-    async def follow(self) -> None:
-        """Keep the cache current until cancelled."""
-        while True:
+    async def changed(self, known: Mapping[str, int]) -> list[Catalog]:
+        # An apply that commits between the two statements is read a second time, by its revision, at the next question.
+        async with connection(self._pool) as conn:
+            revisions = {r["project"]: r["revision"] for r in await conn.fetch(_REVISIONS)}
+            stale = [p for p, revision in revisions.items() if known.get(p) != revision]
+            rows = await conn.fetch(_LOAD, stale) if stale else []
+        return [_catalog(p, revisions[p], [r for r in rows if r["project"] == p]) for p in stale]
+
+    async def changes(self) -> AsyncGenerator[None]:
+        notified = asyncio.Event()
+
+        def hear(*_: Any) -> None:
+            notified.set()
+
+        async with connection(self._pool) as conn:
+            await conn.add_listener(CHANNEL, hear)
             try:
-                async with connection(self._pool) as conn:
-                    await conn.add_listener(CHANNEL, self._notified)
-                    try:
-                        while not conn.is_closed():
-                            self._changed.clear()
-                            await self.refresh()
-                            with suppress(TimeoutError):
-                                async with asyncio.timeout(POLL_SECONDS):
-                                    await self._changed.wait()
-                    finally:
-                        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                            await conn.remove_listener(CHANNEL, self._notified)
-            except FlywheelError as error:
-                log.warning("definitions not refreshed", reason=error.reason)
-            await asyncio.sleep(0.5)
+                while alive(conn):
+                    notified.clear()
+                    yield
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._poll_seconds):
+                            await notified.wait()
+            finally:
+                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                    await conn.remove_listener(CHANNEL, hear)
 
-    def _notified(self, *_: Any) -> None:
-        self._changed.set()
+
+async def _apply(
+    conn: Connection, project: str, declared: Declared, delete_names: list[str], now: datetime, uses: ModelUses
+) -> ApplyPlan:  # fmt: skip
+    await conn.fetchval(_LOCK, project)
+    plan = make_plan(await _read(conn, project), declared, delete_names, now, uses)
+    plan.raise_violations()
+    changed = [c for c in plan.changes if c.action is not Action.UNCHANGED]
+    for change in changed:
+        if change.definition is not None:
+            await conn.execute(_PUT, *_record(change.definition))
+        else:
+            collection, _, item = change.name.removeprefix(f"projects/{project}/").partition("/")
+            await conn.execute(_DELETE, project, _COLLECTIONS[collection], item)
+    if changed:
+        await conn.execute(_BUMP, project)
+        await conn.execute("SELECT pg_notify($1, $2)", CHANNEL, project)
+    return plan
 
 
 async def _read(conn: Connection, project: str) -> Catalog:
@@ -182,7 +129,7 @@ def _record(item: Definition) -> tuple[str, str, str, int, str]:
     return item.project, kind, item.id, getattr(item, "version", 0), body
 
 
-def _catalog(project: str, revision: int, rows: list[Any]) -> Catalog:
+def _catalog(project: str, revision: int, rows: Sequence[Any]) -> Catalog:
     items: dict[str, list[tuple[Any, bool]]] = {kind: [] for kind in _KINDS}
     for row in rows:
         value = _KINDS[row["kind"]][1].validate_python(json.loads(row["body"]))

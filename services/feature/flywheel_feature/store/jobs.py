@@ -78,13 +78,15 @@ class PostgresJobs:
             )
             if row is None:
                 row = await conn.fetchrow(_BY_REQUEST, job.project, job.kind, request_id)
-                if bytes(row["request_hash"]) != request_hash:
-                    raise InvalidArgument(
-                        f"request_id {request_id!r} was used for another {job.kind} request: use a new id for a new request.",
-                        reason="REQUEST_ID_REUSED",
-                        request_id=request_id,
-                    )
+                return _same(row, request_id, request_hash)
         return _job(row)
+
+    async def repeated(self, project: str, kind: str, request_id: str, request_hash: bytes) -> Job | None:
+        if not request_id:
+            return None
+        async with connection(self._pool) as conn:
+            row = await conn.fetchrow(_BY_REQUEST, project, kind, request_id)
+        return None if row is None else _same(row, request_id, request_hash)
 
     async def claim(self, owner: str, kinds: Sequence[str], lease_seconds: float) -> Job | None:
         async with transaction(self._pool) as conn:
@@ -145,6 +147,17 @@ class PostgresJobs:
         async with connection(self._pool) as conn:
             row = await conn.fetchrow(_CANCEL, project, job_id) or await conn.fetchrow(_GET, project, job_id)
         return None if row is None else _job(row)
+
+
+def _same(row: Any, request_id: str, request_hash: bytes) -> Job:
+    """The job of a request_id, if the request was the same."""
+    if bytes(row["request_hash"]) != request_hash:
+        raise InvalidArgument(
+            f"request_id {request_id!r} was used for another {row['kind']} request: use a new id for a new request.",
+            reason="REQUEST_ID_REUSED",
+            request_id=request_id,
+        )
+    return _job(row)
 
 
 def _job(row: Any) -> Job:

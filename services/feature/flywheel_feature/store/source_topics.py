@@ -10,6 +10,7 @@ from contextlib import suppress
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
+from flywheel_common.deadline import in_time
 from flywheel_common.errors import Unavailable
 from flywheel_common.kafka import ensure_topics, kafka_errors
 from flywheel_common.logs import get_logger
@@ -48,7 +49,8 @@ class SourceTopics:
         if topic not in self._ready:
             assert isinstance(source.kind, StreamSource)
             wanted = source.kind.partitions or self._partitions
-            await ensure_topics(self._bootstrap, [TopicSpec(topic, wanted)], timeout_seconds=5.0)
+            async with in_time(_away):
+                await ensure_topics(self._bootstrap, [TopicSpec(topic, wanted)], timeout_seconds=5.0)
             self._ready[topic] = wanted
         return self._ready[topic]
 
@@ -64,7 +66,8 @@ class SourceTopics:
         """(partition, value) each; answers (partition, offset) once all replicas have them."""
         topic = self.topic(source.project, source.id)
         sends = [self._producer.send(topic, value, key=str(p), partition=p) for p, value in events]
-        return list(await asyncio.gather(*sends)) if len(sends) > 1 else [await sends[0]] if sends else []
+        async with in_time(_away):
+            return list(await asyncio.gather(*sends)) if len(sends) > 1 else [await sends[0]] if sends else []
 
     async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
         """Per partition where the topic ends now; empty when there is no topic."""
@@ -125,3 +128,9 @@ class SourceTopics:
                 raise
             self._consumer = consumer
         return self._consumer
+
+
+def _away() -> Unavailable:
+    return Unavailable(
+        "Kafka does not answer now: try again, under the same event ids.", reason="KAFKA_UNAVAILABLE"
+    )

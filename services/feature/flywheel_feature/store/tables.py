@@ -112,7 +112,7 @@ class S3Tables:
             fragment = snapshots.fragment(self._fs, path, piece)
             schema = fragment.physical_schema
             held = [c for c in wanted if c in schema.names]
-            pushed = where if where is not None and where.column in held else None
+            pushed = where if where is not None and where.column in schema.names else None
             table = fragment.to_table(columns=held, filter=arrow_filter(schema, pushed))
             return snapshots.with_partition(to_frame(table), table.num_rows, piece, wanted)
 

@@ -1,0 +1,31 @@
+"""What the suites run over: stores in memory, real stores, and the whole service behind a real channel.
+
+A suite asks for `backing` and makes its port of it. A law that uses an operation which no RPC reaches says so with `no_rpc`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+import flywheel_feature
+from flywheel_common.migrate import migrate
+from flywheel_common.postgres import Pool, create_pool
+from tests.integration.feature.conftest import StreamWorkers, bucket, client, environment, server, workers
+
+__all__ = ["StreamWorkers", "bucket", "client", "environment", "server", "workers"]
+
+
+@pytest.fixture(params=["memory", "postgres", "grpc"])
+def backing(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    """A database with the service's tables."""
+    async with create_pool(database) as opened:
+        await migrate(opened, Path(flywheel_feature.__file__).parent / "migrations")
+        yield opened

@@ -1,0 +1,53 @@
+"""One law for the topics of stream sources, in memory and in Kafka. PushFeatures answers the offsets (tests/integration/feature)."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flywheel_common.producer import Producer
+from flywheel_feature.definitions import DataType, Field, Source, StreamSource
+from flywheel_feature.memory_topics import MemoryTopics
+from flywheel_feature.store.source_topics import SourceTopics
+from flywheel_local.kafka import Kafka
+
+LANDINGS = Source("p", "landings", (Field("at", DataType.TIMESTAMP),), "at", "", StreamSource())
+STARTS = replace(LANDINGS, id="starts", kind=StreamSource(partitions=3))
+
+
+@pytest.fixture(params=["memory", "kafka"])
+def topics(request: pytest.FixtureRequest) -> Any:
+    return MemoryTopics(2) if request.param == "memory" else request.getfixturevalue("in_kafka")
+
+
+@pytest.fixture
+async def in_kafka(kafka: Kafka, topic_prefix: str) -> AsyncIterator[SourceTopics]:
+    async with Producer(kafka.bootstrap, client_id="test") as producer:
+        opened = SourceTopics(
+            kafka.bootstrap, producer, topic_of=lambda p, s: f"{topic_prefix}{p}.{s}", partitions=2
+        )
+        yield opened
+        await opened.close()
+        await producer.close()
+
+
+async def test_a_topic_is_made_once_with_the_partitions_of_its_source(topics: Any) -> None:
+    assert {} == await topics.end_offsets("p", "landings")
+    assert {2} == set(await asyncio.gather(*(topics.ensure(LANDINGS) for _ in range(4))))
+    assert 3 == await topics.ensure(STARTS)
+    assert {0: 0, 1: 0} == await topics.end_offsets("p", "landings")
+    assert {0: 0, 1: 0, 2: 0} == await topics.end_offsets("p", "starts")
+
+
+async def test_events_take_the_offsets_of_their_partition_in_order(topics: Any) -> None:
+    await topics.ensure(LANDINGS)
+    assert [(0, 0), (1, 0), (0, 1)] == await topics.send(LANDINGS, [(0, b"a"), (1, b"b"), (0, b"c")])
+    assert [] == await topics.send(LANDINGS, [])
+    assert [(1, 1)] == await topics.send(LANDINGS, [(1, b"d")])
+    assert {0: 2, 1: 2} == await topics.end_offsets("p", "landings")
+    assert {0: 2, 1: 2} == await topics.recent_end_offsets("p", "landings")
+    assert {} == await topics.end_offsets("p", "starts")
