@@ -12,6 +12,7 @@ import pytest
 
 from flywheel_common.errors import NotFound, Unavailable
 from flywheel_feature.offline.ports import Between, Workspace
+from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.workspaces import FileWorkspace
 from flywheel_local.s3 import S3
 
@@ -21,13 +22,11 @@ def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
     if request.param == "disk":
         return FileWorkspace(fs.LocalFileSystem(), str(tmp_path / "join"))
     s3: S3 = request.getfixturevalue("s3")
-    return FileWorkspace(
-        on_s3(s3.endpoint, s3.access_key, s3.secret_key), request.getfixturevalue("bucket") + "/join"
-    )
+    return on_s3(s3.endpoint, s3.access_key, s3.secret_key, request.getfixturevalue("bucket") + "/join")
 
 
-def on_s3(endpoint: str, access_key: str, secret_key: str) -> fs.S3FileSystem:
-    return fs.S3FileSystem(
+def on_s3(endpoint: str, access_key: str, secret_key: str, root: str) -> FileWorkspace:
+    files = fs.S3FileSystem(
         access_key=access_key,
         secret_key=secret_key,
         endpoint_override=endpoint.rpartition("://")[2],
@@ -36,6 +35,7 @@ def on_s3(endpoint: str, access_key: str, secret_key: str) -> fs.S3FileSystem:
         connect_timeout=1.0,
         request_timeout=5.0,
     )
+    return FileWorkspace(files, root, S3Deletion(endpoint, access_key, secret_key))
 
 
 def rows(first: int, count: int) -> pl.DataFrame:
@@ -83,7 +83,7 @@ async def test_of_two_that_write_one_key_at_a_time_one_file_stays_whole(workspac
 
 
 def test_a_store_that_is_away_is_unavailable(free_port: Any) -> None:
-    workspace = FileWorkspace(on_s3(f"http://127.0.0.1:{free_port()}", "a", "b"), "bucket/join")
+    workspace = on_s3(f"http://127.0.0.1:{free_port()}", "a", "b", "bucket/join")
     with pytest.raises(Unavailable) as away:
         workspace.read_bytes("x")
     assert "OBJECT_STORE_DOWN" == away.value.reason
