@@ -12,6 +12,7 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -37,6 +38,9 @@ def main(service_name: str, settings: type[S] | S, build: Build[S]) -> NoReturn:
     configure_logs(f"flywheel-{service_name}", loaded.log_level)
     log = get_logger(__name__)
     code = 0
+    # What was imported lives as long as the process. Walking its 200,000 objects again and again made 90 ms pauses.
+    gc.collect()
+    gc.freeze()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(run(service_name, loaded, build))
