@@ -181,6 +181,9 @@ class TileLayout:
             names += ["max"] if F.MAX in functions else []
             names += ["first", "", "", ""] if F.FIRST in functions else []
             self.components += [(field, name) for name in names]
+        letters = {"n": "+", "sum": "+", "m2": "v", "min": "<", "max": ">", "first": "f", "": "."}
+        self.operations = "".join(letters[name] for _, name in self.components)
+        """One letter per component, for the script that merges: + sum, v m2, < min, > max, f first, . rest of first."""
         self.column = {c: i + 1 for i, c in enumerate(self.components) if c[1]}
         """(field, operation) → column in a tile's row of doubles; column 0 is the tile's index."""
         self.fields = tuple(f for f in wanted if f)
@@ -196,12 +199,6 @@ class TileLayout:
         self.moments = Moments(self)
         self.others = [i for i in range(len(self.aggregations)) if i not in set(self.moments.places)]
         """Aggregations that are not folded tile by tile: lists, sketches, FIRST."""
-
-    @property
-    def operations(self) -> str:
-        """One letter per component, for the script that merges: + sum, v m2, < min, > max, f first, . rest of first."""
-        letters = {"n": "+", "sum": "+", "m2": "v", "min": "<", "max": ">", "first": "f", "": "."}
-        return "".join(letters[name] for _, name in self.components)
 
     def partials(self, events: Events) -> dict[int, Delta]:
         """Per entity code what its events add."""
@@ -222,12 +219,18 @@ class TileLayout:
         texts = [
             self._texts(events, f, keep, first, last) for f, keep in self.lists.items() if f in self.texts
         ]
+        heads = np.empty((codes.size, 1 + self.sections), "<f8")
+        heads[:, 0] = tile_high - tile_low
+        for section, own in enumerate(entries, start=1):
+            heads[:, section] = [len(e) for e in own]
+        # Bytes are cut, not arrays: an array costs more than the few numbers of one entity.
+        head, width = heads.tobytes(), heads.shape[1] * 8
+        body, low, high = tiles.tobytes(), tile_low * self.stride * 8, tile_high * self.stride * 8
+        cuts = zip(codes.tolist(), low.tolist(), high.tolist(), events.time[last - 1].tolist(), strict=True)
         deltas: dict[int, Delta] = {}
-        for i, code in enumerate(codes.tolist()):
-            own = [e[i] for e in entries]
-            head = np.array([tile_high[i] - tile_low[i], *(len(e) for e in own)], dtype="<f8")
-            body = [head.tobytes(), tiles[tile_low[i] : tile_high[i]].tobytes(), *(e.tobytes() for e in own)]
-            deltas[code] = Delta(int(events.time[last[i] - 1]), b"".join(body), b"".join(t[i] for t in texts))
+        for i, (code, begin, end, newest) in enumerate(cuts):
+            pieces = [head[i * width : (i + 1) * width], body[begin:end], *(e[i].tobytes() for e in entries)]
+            deltas[code] = Delta(newest, b"".join(pieces), b"".join(t[i] for t in texts))
         return deltas
 
     def _tile_rows(self, events: Events, index: Ints, starts: npt.NDArray[np.intp]) -> Floats:

@@ -17,7 +17,6 @@ import polars as pl
 
 from flywheel_common.errors import FlywheelError
 from flywheel_common.logs import get_logger
-from flywheel_feature.aggregation import event_ranks
 from flywheel_feature.definitions import Source
 from flywheel_feature.erased import Erased
 from flywheel_feature.frames import to_frame
@@ -192,7 +191,7 @@ def segment_frame(rows: SourceRows) -> pl.DataFrame:
     return frame.with_columns(
         pl.Series(EVENT_ID, list(rows.event_ids), dtype=pl.String),
         pl.Series(EVENT_TIME, event).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
-        pl.Series(EVENT_RANK, event_ranks(rows.event_ids)),
+        pl.Series(EVENT_RANK, rows.ranks),
         pl.lit(rows.partition, dtype=pl.Int32).alias(PARTITION),
         pl.Series(OFFSET, rows.offset),
     )

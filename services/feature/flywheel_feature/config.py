@@ -21,8 +21,9 @@ class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSet
     """host:port of the model registry, asked which models read what; empty: there is none, so nothing keeps definitions from deletion."""
     job_concurrency: int = 2
     """Jobs that one process carries out at a time."""
-    stream_batch_records: int = 2000
-    """Most records of a source that the stream worker applies at once; a record may hold many events, 8 MiB of them in all."""
+    stream_batch_records: int = 8000
+    """Most records of a source that the stream worker applies at once, which it does only when it is behind; a record may hold many
+    events, 8 MiB of them in all. Redis is written once per entity and batch; a worker that is killed does its batch again."""
     stream_session_seconds: float = 10.0
     """A stream worker that Kafka has not heard of for so long loses its partitions to others."""
     stream_member: str = ""

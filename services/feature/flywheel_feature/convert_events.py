@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.events import build_event, payload_of
@@ -22,6 +23,17 @@ from flywheel_protos.types.v1 import column_pb2, value_pb2
 
 PRODUCER = "flywheel-feature"
 _SINGLE = SourceEvent.DESCRIPTOR.full_name
+_NUMBER = frozenset({None, "double_value", "int64_value"})
+_USUAL = {
+    DataType.BOOL: frozenset({None, "bool_value"}),
+    DataType.INT64: frozenset({None, "int64_value"}),
+    DataType.FLOAT32: _NUMBER,
+    DataType.FLOAT64: _NUMBER,
+    DataType.STRING: frozenset({None, "string_value"}),
+    DataType.BYTES: frozenset({None, "bytes_value"}),
+    DataType.TIMESTAMP: frozenset({None, "timestamp_value"}),
+}
+"""The kinds of Value (None: null) that a type's values come in: such a column is read without a look at each value's own type."""
 
 
 def to_event(source: Source, columns: Columns, event_ids: list[str], partition: int) -> Event:
@@ -61,12 +73,12 @@ def from_event(event: Event, source: Source) -> tuple[Columns, list[str]]:
 
 def from_single_events(events: Sequence[Event], source: Source) -> tuple[Columns, list[str]]:
     """Rows of many events that carry one each, as `from_event` reads them one by one; raises InvalidArgument when any does not fit."""
-    payloads = [payload_of(event, SourceEvent) for event in events]
+    # Asking a message for its map costs as much as a look-up in it.
+    given = [payload_of(event, SourceEvent).fields for event in events]
     columns: Columns = {}
     for field in source.schema:
         name = field.name
-        values = [None if (v := p.fields.get(name)) is None else _readable(v) for p in payloads]
-        columns[name] = _many_values(field, values)
+        columns[name] = _many_values(field, [fields.get(name) for fields in given])
         check_values(field, *columns[name])
     required(columns, [source.timestamp_field], "every event has a time")
     return columns, [event.id for event in events]
@@ -121,35 +133,34 @@ def _single(payload: SourceEvent, source: Source) -> Columns:
 def _readable(value: value_pb2.Value) -> Any:
     """A Python value; a timestamp as whole microseconds, whatever its year."""
     if value.WhichOneof("kind") == "timestamp_value":
-        time = value.timestamp_value
-        return time.seconds * 1_000_000 + time.nanos // 1000
+        return _micros(value.timestamp_value)
     return to_python(value)
 
 
-def _many_values(field: Field, values: list[Any]) -> tuple[Any, Any]:
-    kind = field.data_type
-    if kind in (DataType.STRING, DataType.BYTES):
-        return _many_texts(field, values)
-    if kind.is_list or kind.is_vector:
-        cells = [_nulls(field, 1) if v is None else _one_value(field, v) for v in values]
-        return np.concatenate([c[0] for c in cells]), np.concatenate([c[1] for c in cells])
-    there = np.array([v is not None for v in values], np.bool_)
+def _micros(time: Timestamp) -> int:
+    return time.seconds * 1_000_000 + time.nanos // 1000
+
+
+def _many_values(field: Field, cells: Sequence[value_pb2.Value | None]) -> tuple[Any, Any]:
+    kinds = [None if cell is None else cell.WhichOneof("kind") for cell in cells]
+    if not set(kinds) <= _USUAL.get(field.data_type, frozenset()):
+        alone = [
+            _nulls(field, 1) if cell is None or kind is None else _one_value(field, _readable(cell))
+            for cell, kind in zip(cells, kinds, strict=True)
+        ]
+        return np.concatenate([values for values, _ in alone]), np.concatenate([there for _, there in alone])
+    present = [(cell, kind) for cell, kind in zip(cells, kinds, strict=True) if kind is not None]
+    values = [getattr(cell, kind) for cell, kind in present]
+    if field.data_type == DataType.TIMESTAMP:
+        values = [_micros(time) for time in values]
+    packed, there = _nulls(field, len(cells))
+    there[:] = [kind is not None for kind in kinds]
     try:
-        if any(isinstance(v, (str, bytes, list)) for v in values):
-            raise TypeError
-        return np.array([0 if v is None else v for v in values], DTYPES[kind]), there
-    except (TypeError, ValueError, OverflowError):
-        raise InvalidArgument(f"Field {field.name!r} is no {kind.name}.", reason="WRONG_TYPE") from None
-
-
-def _many_texts(field: Field, values: list[Any]) -> tuple[Any, Any]:
-    wanted: type[Any] = str if field.data_type == DataType.STRING else bytes
-    packed, there = _nulls(field, len(values))
-    for i, value in enumerate(values):
-        if isinstance(value, wanted):
-            packed[i], there[i] = value, True
-        elif value is not None:
-            raise InvalidArgument(f"Field {field.name!r} is no {field.data_type.name}.", reason="WRONG_TYPE")
+        packed[there] = values
+    except OverflowError:
+        raise InvalidArgument(
+            f"Field {field.name!r} is no {field.data_type.name}.", reason="WRONG_TYPE"
+        ) from None
     return packed, there
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -42,6 +43,11 @@ class SourceRows:
         columns = {name: (v[rows], m[rows]) for name, (v, m) in self.columns.items()}
         ids = [self.event_ids[i] for i in np.arange(len(self.event_ids))[rows].tolist()]
         return SourceRows(self.source, self.partition, columns, ids, self.offset[rows], self.next_offset)
+
+    @cached_property
+    def ranks(self) -> Ints:
+        """aggregation.event_ranks of the ids: every view and the archive want them."""
+        return event_ranks(self.event_ids)
 
     def times(self) -> tuple[Ints, Ints]:
         """Event time and known time, max(event time, created time), of every row."""
@@ -131,7 +137,7 @@ class ViewTiles:
         counted = self._counted(rows)
         if not counted.any():
             return
-        chosen = rows.take(counted)
+        chosen = rows if counted.all() else rows.take(counted)
         names = entity_keys([(k.data_type, chosen.columns[k.name][0].tolist()) for k in self._keys])
         codes: dict[bytes, int] = {}
         code = np.fromiter((codes.setdefault(n, len(codes)) for n in names), np.int64, len(names))
@@ -141,7 +147,7 @@ class ViewTiles:
         texts = {f: _as_bytes(*chosen.columns[f]) for f in self.layout.texts}
         values.update({f: (_lengths(t), chosen.columns[f][1]) for f, t in texts.items()})
         bits = {f: _as_bits(*chosen.columns[f]) for f in self.layout.bits}
-        events = Events(code, event, known, event_ranks(chosen.event_ids), values, observed, texts, bits)
+        events = Events(code, event, known, rows.ranks[counted], values, observed, texts, bits)
         await self._merge(events, chosen.offset, list(codes), rows.partition, store, generation)
 
     async def _merge(

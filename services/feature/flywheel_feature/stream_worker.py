@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
@@ -23,6 +24,9 @@ log = get_logger(__name__)
 
 WATCH_SECONDS = 2.0
 """How soon a Redis that lost its data is noticed though no event comes."""
+READ_TOGETHER = 1000
+"""Events of one row each that are decoded together: what they unpack to still fits a processor's cache, and a bad one among them is
+soon found."""
 
 
 class StreamWorker:
@@ -132,24 +136,38 @@ def _rows_of(records: Sequence[Record], source: Source) -> tuple[list[Part], lis
     why = ""
     for single, together in groupby(records, _is_single):
         run = list(together)
-        if single and len(run) > 1:
-            try:
-                columns, ids = from_single_events([r.event for r in run if r.event is not None], source)
-            except InvalidArgument:
-                # One of them: it is found one by one.
-                pass
-            else:
-                parts.append((np.array([r.offset for r in run], np.int64), columns, ids))
-                continue
-        for record in run:
-            try:
-                assert record.event is not None
-                columns, ids = from_event(record.event, source)
-                parts.append((np.full(len(ids), record.offset, np.int64), columns, ids))
-            except InvalidArgument as error:
-                poison.append(record)
-                why = error.message
+        size = READ_TOGETHER if single else 1
+        for low in range(0, len(run), size):
+            for found in _read(run[low : low + size], source):
+                if isinstance(found, _Poison):
+                    poison.append(found.record)
+                    why = found.why
+                else:
+                    parts.append(found)
     return parts, poison, why
+
+
+@dataclass(frozen=True, slots=True)
+class _Poison:
+    record: Record
+    why: str
+
+
+def _read(run: list[Record], source: Source) -> Iterator[Part | _Poison]:
+    """Rows of records that are read together; where one of them holds none, it is looked for by halves."""
+    events = [r.event for r in run if r.event is not None]
+    try:
+        columns, ids = from_event(events[0], source) if len(run) == 1 else from_single_events(events, source)
+    except InvalidArgument as error:
+        if len(run) == 1:
+            yield _Poison(run[0], error.message)
+            return
+        middle = len(run) // 2
+        yield from _read(run[:middle], source)
+        yield from _read(run[middle:], source)
+    else:
+        offsets = [r.offset for r in run] if len(run) > 1 else [run[0].offset] * len(ids)
+        yield np.array(offsets, np.int64), columns, ids
 
 
 def _is_single(record: Record) -> bool:

@@ -105,6 +105,31 @@ def test_a_bad_event_spoils_only_itself(bad: Event) -> None:
     assert ["id-0", "id-1", "id-2", "id-3"] == [i for p in parts for i in p[2]]
 
 
+def test_values_of_any_kind_that_fits_are_read_together_as_one_by_one() -> None:
+    # Whole numbers for fractions, a time as microseconds, text that ends in NUL: what producers in other languages send.
+    events = [
+        single(0, fare=2, near=3, driver="a\0", blob=b"\0\0"),
+        single(1, fare=0.5, near=0.25, at=1_362_139_200_000_000),
+        single(2, fare=True, seats=True, driver=None),
+    ]
+    columns, _ = from_single_events(events, SOURCE)
+    assert [cells(from_event(e, SOURCE)[0], 0) for e in events] == [cells(columns, row) for row in range(3)]
+    assert ["a\0", "", ""] == columns["driver"][0].tolist()
+    assert [b"\0\0", b"", b""] == columns["blob"][0].tolist()
+    assert [2.0, 0.5, 1.0] == columns["fare"][0].tolist()
+
+
+def test_of_thousands_read_together_the_bad_ones_are_found_and_the_others_kept_in_order() -> None:
+    bad = {0, 1, 777, 1999, 2000, 2499}
+    records = [record(i, single(i, fare="a lot" if i in bad else 1.0)) for i in range(2500)]
+    parts, poison, why = _rows_of(records, SOURCE)
+    assert sorted(bad) == [r.offset for r in poison]
+    assert "Field 'fare' is no FLOAT64." == why
+    kept = [i for i in range(2500) if i not in bad]
+    assert kept == [o for p in parts for o in p[0].tolist()]
+    assert [f"id-{i}" for i in kept] == [i for p in parts for i in p[2]]
+
+
 def test_single_events_and_batches_may_alternate() -> None:
     columns, ids = from_single_events(GOOD, SOURCE)
     batch = to_event(SOURCE, columns, [f"b{i}" for i in range(len(ids))], 0)

@@ -28,13 +28,16 @@ _MERGE_TILES = """
 local ops = ARGV[1]
 local part, first, nxt = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local keep, newest, delta, generation = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9], tonumber(ARGV[12])
-local caps = {}
-for cap in string.gmatch(ARGV[2], '%d+') do caps[#caps + 1] = tonumber(cap) end
+local unpack_, pack_, sub, min, max = struct.unpack, struct.pack, string.sub, math.min, math.max
 local kinds, texts = ARGV[11], ARGV[10]
 local lists, k = #kinds, #ops
+local caps, operation = {}, {}
+if lists > 0 then
+  for cap in string.gmatch(ARGV[2], '%d+') do caps[#caps + 1] = tonumber(cap) end
+end
+for j = 1, k do operation[j] = sub(ops, j, j) end
 local stride = (k + 1) * 8
 local record = '<' .. string.rep('d', k + 1)
-local unpack_, pack_, sub = struct.unpack, struct.pack, string.sub
 
 local old = redis.call('GET', KEYS[1])
 local tiles, counts, tile_at, list_at, text_at, offsets, found = 0, {}, 1, 1, 1, {}, false
@@ -50,7 +53,7 @@ if old then
 end
 if old then
   local header = {unpack_('<' .. string.rep('d', 4 + lists), old)}
-  newest = math.max(newest, header[2])
+  newest = max(newest, header[2])
   tiles = header[3]
   tile_at = (4 + lists) * 8 + 1
   list_at = tile_at + tiles * stride
@@ -84,16 +87,16 @@ local more_at = (1 + lists) * 8 + 1
 
 local function index_of(s, at, i) return (unpack_('<d', s, at + (i - 1) * stride)) end
 local latest = index_of(delta, more_at, more)
-if tiles > 0 then latest = math.max(latest, index_of(old, tile_at, tiles)) end
+if tiles > 0 then latest = max(latest, index_of(old, tile_at, tiles)) end
 local oldest = latest - keep + 1
 
 local function merged(a, b)
   local x, y = {unpack_(record, a)}, {unpack_(record, b)}
   for j = k, 1, -1 do
-    local op, c = sub(ops, j, j), j + 1
+    local op, c = operation[j], j + 1
     if op == '+' then x[c] = x[c] + y[c]
-    elseif op == '<' then x[c] = math.min(x[c], y[c])
-    elseif op == '>' then x[c] = math.max(x[c], y[c])
+    elseif op == '<' then x[c] = min(x[c], y[c])
+    elseif op == '>' then x[c] = max(x[c], y[c])
     elseif op == 'v' then
       local n, m = x[c - 2], y[c - 2]
       if n > 0 and m > 0 then
@@ -124,11 +127,16 @@ for i = more, 1, -1 do
   local at = more_at + (i - 1) * stride
   local index = unpack_('<d', delta, at)
   if index < oldest then break end
-  local j, here = rest, nil
-  while j >= 1 do
-    here = index_of(old, tile_at, j)
-    if here <= index then break end
-    j = j - 1
+  local j = rest
+  local here = j >= 1 and index_of(old, tile_at, j)
+  if here and here > index then
+    -- Late: the last tile that is no newer, by halves.
+    local low = 0
+    while low < j do
+      local middle = math.ceil((low + j) / 2)
+      if index_of(old, tile_at, middle) <= index then low = middle else j = middle - 1 end
+    end
+    here = j >= 1 and index_of(old, tile_at, j)
   end
   if j < rest then slice(j + 1, rest) end
   local piece = sub(delta, at, at + stride - 1)
@@ -144,7 +152,8 @@ local from = 1
 while from <= rest and index_of(old, tile_at, from) < oldest do from = from + 1 end
 if from <= rest then slice(from, rest) end
 
-local out = {}
+-- The header, when it is known, then everything else.
+local out = {''}
 for i = #pieces, 1, -1 do out[#out + 1] = pieces[i] end
 
 -- Lists: entries are 32 bytes, newest last; the texts of theirs follow the offsets, in the same order.
@@ -176,7 +185,7 @@ local function merge_list(l, n, at, m, more_at, cap)
   text_at = entries(a, old, at, n, with_texts and old, text_at) or text_at
   new_text_at = entries(a, delta, more_at, m, with_texts and texts, new_text_at) or new_text_at
   if n > 0 and m > 0 then table.sort(a, before) end
-  local start = math.max(1, #a - cap + 1)
+  local start = max(1, #a - cap + 1)
   for i = start, #a do
     out[#out + 1] = a[i][4]
     if with_texts then tail[#tail + 1] = a[i][5] end
@@ -236,10 +245,11 @@ end
 
 local header = {2, newest, total, #offsets}
 for l = 1, lists do header[4 + l] = counts[l] end
+out[1] = pack_('<' .. string.rep('d', #header), unpack(header))
 local last = table.concat(tail)
-local fill = string.rep('\\0', -#last % 8)
-local state = pack_('<' .. string.rep('d', #header), unpack(header)) .. table.concat(out) .. last .. fill
-  .. table.concat(offsets)
+out[#out + 1] = last .. string.rep('\\0', -#last % 8)
+for p = 1, #offsets do out[#out + 1] = offsets[p] end
+local state = table.concat(out)
 if ARGV[6] == '0' then redis.call('SET', KEYS[1], state) else redis.call('SET', KEYS[1], state, 'PX', ARGV[6]) end
 return nxt
 """
