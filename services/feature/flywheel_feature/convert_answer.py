@@ -1,8 +1,8 @@
 """GetOnlineFeaturesResponse in columns, written as wire bytes.
 
 Fifty columns as message objects cost more than everything else a lookup does. What does not depend on the values (names, types,
-lengths) is laid out once per plan and row count; an answer is then a join of these pieces with slices of a few matrices. One row of numbers, the usual answer,
-is a template into which the values of a whole batch are written.
+lengths) is laid out once per plan and row count. Answers of fixed-width values, the usual ones, are a template into which the values of a whole batch are
+written; where texts, lists or vectors decide the length, an answer is a join of the pieces.
 `answer_to_proto` in convert says the same in messages; a test holds the two together.
 """
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from flywheel_feature.applied_offsets import AppliedOffsets
 from flywheel_feature.convert import applied_table, to_column
 from flywheel_feature.definitions import Field
-from flywheel_feature.read_plan import Answer, ReadPlan, wide_features
+from flywheel_feature.read_plan import PRESENT, STALE, Answer, ReadPlan, wide_features
 from flywheel_feature.row_encoding import DTYPES, is_variable
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2
@@ -51,7 +51,7 @@ class _Layout:
     """
 
     __slots__ = (
-        "bitmap", "event_times", "length", "others", "parts", "row_count", "rows", "single", "statuses", "tail", "wide", "wide_width",
+        "bitmap", "event_times", "length", "others", "parts", "row_count", "rows", "statuses", "tail", "template", "wide", "wide_width",
     )  # fmt: skip
 
     def __init__(self, plan: ReadPlan, rows: int) -> None:
@@ -83,7 +83,9 @@ class _Layout:
         self.tail = pb.GetOnlineFeaturesResponse(
             view_versions=plan.view_versions, feature_set=plan.feature_set
         ).SerializeToString()
-        self.single = _Single(self, plan) if rows == 1 and not self.others else None
+        self.template: _Single | _Several | None = None
+        if not alone:
+            self.template = _Single(self, plan) if rows == 1 and not self.others else _Several(self, plan)
 
     def enclose(self, columns: Sequence[bytes], statuses: bytes, event_times: bytes) -> bytes:
         length = self.length or len(self.row_count) + sum(map(len, columns))
@@ -114,7 +116,8 @@ class _Single:
         self.validity = ends[1::4] - 1
         self.values = (ends[3::4, None] - 8 + np.arange(8)).ravel()
 
-    def write(self, answer: Answer) -> list[bytes]:
+    def write(self, answer: Answer, parts: int) -> list[bytes]:
+        del parts  # as many as rows
         statuses = answer.statuses.T
         rows = len(statuses)
         out = np.empty((rows, self.length), np.uint8)
@@ -128,9 +131,70 @@ class _Single:
         return [flat[at : at + length] for at in range(0, rows * length, length)]
 
 
+class _Several:
+    """The same for answers of several rows, or with features of other widths. What a column holds is one piece of memory, so whole columns are written;
+    columns that follow one another at one distance are written together: names of one length make them so."""
+
+    __slots__ = ("event_times", "length", "others", "rows", "runs", "statuses", "template", "validity")
+
+    def __init__(self, layout: _Layout, plan: ReadPlan) -> None:
+        features, views, rows = len(plan.fields), len(plan.stored), layout.rows
+        columns = layout.parts.copy()
+        columns[1::4] = [np.packbits(np.ones(rows, np.bool_), bitorder="little").tobytes()] * features
+        whole = layout.enclose(columns, bytes([PRESENT]) * features * rows, bytes(8 * views * rows))
+        self.rows, self.length = rows, len(whole)
+        self.template = np.frombuffer(whole, np.uint8)
+        """Every value is there: validity and statuses are written where that is not so."""
+        end = self.length - len(layout.tail)
+        self.event_times = slice(end - 8 * views * rows, end)
+        end -= 8 * views * rows + len(layout.event_times)
+        self.statuses = slice(end - features * rows, end)
+        end -= features * rows + len(layout.statuses)
+        ends = end - sum(map(len, columns)) + np.cumsum([len(c) for c in columns])
+        self.validity = (ends[1::4, None] - layout.bitmap + np.arange(layout.bitmap)).ravel()
+        starts = ends[2::4].tolist()
+        self.others = [(i, slice(starts[i], int(ends[4 * i + 3]))) for i in layout.others]
+        self.runs = _runs([starts[i] for i in layout.wide])
+
+    def write(self, answer: Answer, parts: int) -> list[bytes]:
+        rows, length = self.rows, self.length
+        out = np.empty((parts, length), np.uint8)
+        out[:] = self.template
+        if not (answer.statuses == PRESENT).all():
+            statuses = _by_part(answer.statuses, parts, rows)
+            out[:, self.statuses] = statuses.reshape(parts, -1)
+            bitmaps = np.packbits(has_value(statuses), axis=2, bitorder="little")
+            out[:, self.validity] = bitmaps.reshape(parts, -1)
+        wide = answer.wide.T.reshape(parts, rows, -1).transpose(0, 2, 1)
+        first = 0
+        for start, distance, columns in self.runs:
+            place = np.ndarray((parts, columns, rows), "<i8", out, start, (length, distance, 8))
+            place[:] = wide[:, first : first + columns]
+            first += columns
+        for i, where in self.others:
+            values, valid = answer.columns[i]
+            packed = np.where(valid, values, values.dtype.type(0)).reshape(parts, rows)
+            out[:, where] = packed.view(np.uint8)
+        out[:, self.event_times] = _by_part(answer.event_times, parts, rows).view(np.uint8).reshape(parts, -1)
+        return [one.tobytes() for one in out]
+
+
+def _runs(starts: Sequence[int]) -> list[tuple[int, int, int]]:
+    """(first, distance, how many) of what follows one another at one distance, all together in the order given."""
+    runs: list[tuple[int, int, int]] = []
+    for at in starts:
+        if runs:
+            first, distance, count = runs[-1]
+            if count == 1 or at == first + count * distance:
+                runs[-1] = first, (at - first) // count, count + 1
+                continue
+        runs.append((at, 0, 1))
+    return runs
+
+
 def has_value(statuses: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """1 PRESENT and 4 STALE have a value, 2 NULL and 3 NOT_FOUND have none."""
-    return (statuses == 1) | (statuses == 4)
+    """PRESENT and STALE have a value, NULL and NOT_FOUND have none."""
+    return (statuses == PRESENT) | (statuses == STALE)
 
 
 def _by_part(matrix: npt.NDArray[Any], parts: int, rows: int) -> npt.NDArray[Any]:
@@ -177,8 +241,8 @@ class AnswerEncoder:
             )
             return [empty.SerializeToString()] * parts
         layout = self._layouts.get(rows) or self._lay_out(rows)
-        if layout.single is not None:
-            return layout.single.write(answer)
+        if layout.template is not None:
+            return layout.template.write(answer, parts)
         statuses = _by_part(answer.statuses, parts, rows)
         bitmaps = np.packbits(has_value(statuses), axis=2, bitorder="little").reshape(parts, -1)
         wide = _by_part(answer.wide, parts, rows).reshape(parts, -1)
@@ -197,9 +261,6 @@ class AnswerEncoder:
         values = [wide[at : at + width] for at in range(0, len(wide), width)]
         columns = layout.parts.copy()
         columns[1::4] = [bitmaps[at : at + size] for at in range(0, len(bitmaps), size)]
-        if not layout.others:
-            columns[3::4] = values
-            return columns
         for i, value in zip(layout.wide, values, strict=True):
             columns[4 * i + 3] = value
         part = answer.columns.rows(low, low + layout.rows)

@@ -62,6 +62,8 @@ class ViewValues:
 
     def statuses(self) -> npt.NDArray[np.uint8]:
         """[n, features]."""
+        if self.valid.all():
+            return np.repeat(self.base[:, None], self.valid.shape[1], axis=1)
         without = np.where(self.base == NOT_FOUND, np.uint8(NOT_FOUND), np.uint8(NULL))
         return np.where(self.valid, self.base[:, None], without[:, None])
 

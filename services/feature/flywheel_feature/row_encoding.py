@@ -132,9 +132,10 @@ class DecodedRows(Sequence[tuple[Array, Mask]]):
         nulls = np.unpackbits(raw[:, layout.bitmap], axis=1, count=count, bitorder="little")
         self.valid: Mask = (nulls == 0) & self.found[:, None]
         """[n, features]."""
-        bits = raw[:, layout.wide_bytes].copy().view("<i8")
+        wide = layout.wide_bytes
+        bits = (raw[:, wide] if isinstance(wide, slice) else raw.take(wide, axis=1)).view("<i8")
         if not self.valid.all():
-            bits *= self.valid[:, layout.wide]
+            bits = bits * self.valid[:, layout.wide]
         self.bits: npt.NDArray[np.int64] = bits
         """[n, layout.wide]: the bits of features of eight bytes, 0 where there is no value."""
         self._begins: list[npt.NDArray[np.int64]] | None = None

@@ -15,7 +15,7 @@ from flywheel_feature.convert import answer_to_proto
 from flywheel_feature.convert_answer import AnswerEncoder
 from flywheel_feature.definitions import BatchView, DataType, Entity, Feature, Field, VersionRef, View
 from flywheel_feature.read_plan import Answer, ReadPlan, plan_of_features
-from flywheel_feature.row_encoding import RowLayout
+from flywheel_feature.row_encoding import DTYPES, RowLayout
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 T = DataType
@@ -31,8 +31,17 @@ def objects(*values: Any) -> Any:
     return packed
 
 
-def plan_of(features: list[str]) -> ReadPlan:
-    view = View("default", "v", "e", BatchView("s", FEATURES), version=3, features=FEATURES)
+NUMBERS = tuple(
+    Feature(name, kind)
+    for name, kind in (
+        ("a", T.FLOAT64), ("b", T.INT64), ("c", T.FLOAT32), ("d", T.FLOAT64), ("a_long_name_of_a_feature", T.FLOAT64), ("eee", T.BOOL),
+        ("fff", T.INT64), ("gggg", T.TIMESTAMP),
+    )
+)  # fmt: skip
+
+
+def plan_of(features: list[str], of: tuple[Feature, ...] = FEATURES) -> ReadPlan:
+    view = View("default", "v", "e", BatchView("s", of), version=3, features=of, ttl=1000)
     entity = Entity("default", "e", (Field("k", T.STRING),))
     catalog = Catalog("default", 1, {"e": entity}, {}, {VersionRef("v", 3): view}, {}, {"v": view})
     return plan_of_features(catalog, features)
@@ -94,6 +103,29 @@ def test_applied_offsets_are_lists_of_partition_and_next_offset(plan: ReadPlan) 
         (column,) = encoded.applied_offsets.columns
         values, valid = to_numpy(column, len(wanted))
         assert (column.name, wanted, True) == ("w@2", [v.tolist() for v in values], bool(valid.all()))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize("late", [False, True])
+def test_numbers_under_names_of_any_length_stand_in_the_column_of_their_name(parts: int, late: bool) -> None:
+    read = plan_of(["v:*"], NUMBERS)
+    rows = 20 * parts
+    columns = {
+        f.name: ((np.arange(rows) * (i + 3) % 251).astype(DTYPES[f.data_type]), np.ones(rows, np.bool_))
+        for i, f in enumerate(NUMBERS)
+    }
+    event = np.arange(1, rows + 1)
+    too_late = np.arange(rows) % 3 == 0 if late else np.zeros(rows, np.bool_)
+    blobs = RowLayout(NUMBERS).encode(columns, event, event)
+    whole = read.decode(blobs, event + np.where(too_late, 1001, 1000), {})
+    for i, encoded in enumerate(AnswerEncoder(read).encode_parts(whole, [20] * parts)):
+        message = pb.GetOnlineFeaturesResponse.FromString(encoded)
+        here = slice(20 * i, 20 * i + 20)
+        assert {f"v__{name}": values[here].tolist() for name, (values, _) in columns.items()} == to_dict(
+            message.features
+        )
+        assert [4 if old else 1 for old in too_late[here]] * len(NUMBERS) == list(message.statuses)
+        assert event[here].tolist() == np.frombuffer(message.event_times, "<i8").tolist()
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 2], [1, 2, 1], [4], [0, 3, 1], [1, 3, 0]])
