@@ -39,10 +39,7 @@ class OnlineStore:
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
         """Values of all keys in one round trip, None where there is none."""
-        if not keys:
-            return []
-        values: list[bytes | None] = await self._pipe.call("MGET", *keys)
-        return values
+        return await self._pipe.mget(keys) if keys else []
 
     async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int:
         """Each row unless a newer or the same one is there; how many were written."""

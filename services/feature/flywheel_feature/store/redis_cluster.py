@@ -1,7 +1,7 @@
 """A Redis Cluster behind the interface of one Redis: each command goes to the node that owns its key's slot, all commands for a
 node in one write, all nodes at once. What moved meanwhile is asked for again where it went.
 
-Every command here has one key (MGET is spread), so that nothing depends on keys sharing a slot.
+Every command here has one key (`mget` is spread), so that nothing depends on keys sharing a slot.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ class ClusterPipe:
 
     async def call(self, *arguments: Argument) -> Any:
         """One command; PING and SCRIPT go to every master. Raises RedisReplyError when Redis refuses it."""
-        match arguments[0]:
-            case "PING" | "SCRIPT":
-                await self._topology()
-                answers = await asyncio.gather(
-                    *(self._node(n).call(*arguments) for n in sorted(set(self._slots)))
-                )
-                return answers[0]
-            case "MGET":
-                return [checked(a) for a in await self.calls([("GET", key) for key in arguments[1:]])]
+        if arguments[0] in ("PING", "SCRIPT"):
+            await self._topology()
+            answers = await asyncio.gather(
+                *(self._node(n).call(*arguments) for n in sorted(set(self._slots)))
+            )
+            return answers[0]
         (answer,) = await self.calls([arguments])
         return checked(answer)
+
+    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        """Values of all keys, None where there is none."""
+        return [checked(a) for a in await self.calls([("GET", key) for key in keys])]
 
     async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
         """Many commands; answers may be exceptions of hiredis, one per refused command."""
