@@ -18,6 +18,7 @@ import hiredis
 
 from flywheel_common.errors import Internal, Unavailable
 from flywheel_common.logs import get_logger
+from flywheel_feature.equal_keys import EqualKeys
 
 log = get_logger(__name__)
 
@@ -194,6 +195,8 @@ _HEADS = [b"\r\n$%d\r\n" % n for n in range(512)]
 
 def _packed_mget(keys: Sequence[bytes]) -> bytes:
     """What hiredis would pack, at a third of the price."""
+    if isinstance(keys, EqualKeys):
+        return b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys) + 1, keys.written(lambda n: b"$%d\r\n" % n, b"\r\n"))
     if max(map(len, keys)) >= len(_HEADS):
         return _packed(("MGET", *keys))
     heads = _HEADS
