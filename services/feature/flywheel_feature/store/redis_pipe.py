@@ -23,6 +23,9 @@ from flywheel_feature.equal_keys import EqualKeys
 log = get_logger(__name__)
 
 CONNECT_SECONDS = 2.0
+KEPT_BYTES = 4 << 20
+"""What a connection's buffer may keep. hiredis gives back more than 16 KiB after every reply, and the kernel then maps and clears each page
+again for the next one: half of what a reply of 600 KB costs."""
 Argument = bytes | str | int
 
 
@@ -55,6 +58,7 @@ class _Link(asyncio.Protocol):
         self.waiting: deque[asyncio.Future[Any]] = deque()
         self.transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
+        self._reader.setmaxbuf(KEPT_BYTES)
         self._out: list[bytes] = []
         self._loop = asyncio.get_running_loop()
 
