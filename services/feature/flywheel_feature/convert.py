@@ -19,6 +19,7 @@ from flywheel_common.value import from_python
 from flywheel_feature.applied_offsets import AppliedOffsets, applied_name
 from flywheel_feature.convert_definitions import VIEW, plain_name
 from flywheel_feature.definitions import DataType, Field
+from flywheel_feature.equal_keys import MANY, EqualTexts
 from flywheel_feature.frames import Columns
 from flywheel_feature.freshness import Freshness
 from flywheel_feature.jobs import Job
@@ -111,30 +112,40 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
             reason="TOO_MANY_ROWS",
         )
     sent = {c.name: c for c in request.entities.columns}
-    keys: dict[str, tuple[Field, list[Any], Any]] = {}
     for field in plan.join_keys:
-        column = sent.get(field.name)
-        if column is None:
+        if field.name not in sent:
             raise InvalidArgument(
                 f"Join key {field.name!r} is missing; these features need: {', '.join(k.name for k in plan.join_keys)}.",
                 reason="MISSING_JOIN_KEY",
                 key=field.name,
             )
-        keys[field.name] = (field, *_read_key(column, field, rows))
-    entities = [_encode([keys[k.name] for k in group]) for group in plan.key_groups]
+    entities = [_entities(group, sent, rows) for group in plan.key_groups]
     return Lookup(
         entities, _request_fields(request, plan, rows), _as_of(request), rows, request.with_applied_offsets
     )
 
 
-def _read_key(column: column_pb2.Column, field: Field, rows: int) -> tuple[list[Any], Any]:
-    """Values, and the mask of those that are there; no mask when all are."""
-    if (
+def _entities(keys: Sequence[Field], sent: dict[str, column_pb2.Column], rows: int) -> Sequence[bytes]:
+    if len(keys) == 1 and rows >= MANY and _is_texts(sent[keys[0].name], keys[0]):
+        equal = EqualTexts.of(sent[keys[0].name].strings.SerializeToString(), rows)
+        if equal is not None:
+            return equal
+    return _encode([(k, *_read_key(sent[k.name], k, rows)) for k in keys])
+
+
+def _is_texts(column: column_pb2.Column, field: Field) -> bool:
+    """Whether nothing needs to be looked at but the texts themselves."""
+    return (
         field.data_type == DataType.STRING
         and column.data_type in _TEXT
         and not column.validity
         and column.HasField("strings")
-    ):
+    )
+
+
+def _read_key(column: column_pb2.Column, field: Field, rows: int) -> tuple[list[Any], Any]:
+    """Values, and the mask of those that are there; no mask when all are."""
+    if _is_texts(column, field):
         texts = list(column.strings.values)
         if len(texts) != rows:
             raise _mismatch(field.name, len(texts), rows)

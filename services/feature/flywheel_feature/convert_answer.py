@@ -1,8 +1,8 @@
 """GetOnlineFeaturesResponse in columns, written as wire bytes.
 
 Fifty columns as message objects cost more than everything else a lookup does. What does not depend on the values (names, types,
-lengths) is laid out once per plan and row count. Answers of fixed-width values, the usual ones, are a template into which the values of a whole batch are
-written; where texts, lists or vectors decide the length, an answer is a join of the pieces.
+lengths) is laid out once per plan and row count. Answers of fixed-width values, the usual ones, are a template into which the values
+of a whole batch are written; where texts, lists or vectors decide the length, an answer is a join of the pieces.
 `answer_to_proto` in convert says the same in messages; a test holds the two together.
 """
 
@@ -86,6 +86,7 @@ class _Layout:
         self.template: _Single | _Several | None = None
         if not alone:
             self.template = _Single(self, plan) if rows == 1 and not self.others else _Several(self, plan)
+            self.parts.clear()  # the template holds them
 
     def enclose(self, columns: Sequence[bytes], statuses: bytes, event_times: bytes) -> bytes:
         length = self.length or len(self.row_count) + sum(map(len, columns))
@@ -132,8 +133,8 @@ class _Single:
 
 
 class _Several:
-    """The same for answers of several rows, or with features of other widths. What a column holds is one piece of memory, so whole columns are written;
-    columns that follow one another at one distance are written together: names of one length make them so."""
+    """The same for answers of several rows, or with features of other widths. Whole columns are written, because a column's values lie side
+    by side; columns at one distance from one another, as names of one length make them, are written together."""
 
     __slots__ = ("event_times", "length", "others", "rows", "runs", "statuses", "template", "validity")
 
@@ -153,7 +154,10 @@ class _Several:
         ends = end - sum(map(len, columns)) + np.cumsum([len(c) for c in columns])
         self.validity = (ends[1::4, None] - layout.bitmap + np.arange(layout.bitmap)).ravel()
         starts = ends[2::4].tolist()
-        self.others = [(i, slice(starts[i], int(ends[4 * i + 3]))) for i in layout.others]
+        self.others = [
+            (i, DTYPES[plan.fields[i].data_type], slice(starts[i], int(ends[4 * i + 3])))
+            for i in layout.others
+        ]
         self.runs = _runs([starts[i] for i in layout.wide])
 
     def write(self, answer: Answer, parts: int) -> list[bytes]:
@@ -171,10 +175,10 @@ class _Several:
             place = np.ndarray((parts, columns, rows), "<i8", out, start, (length, distance, 8))
             place[:] = wide[:, first : first + columns]
             first += columns
-        for i, where in self.others:
+        for i, dtype, where in self.others:
             values, valid = answer.columns[i]
-            packed = np.where(valid, values, values.dtype.type(0)).reshape(parts, rows)
-            out[:, where] = packed.view(np.uint8)
+            packed = np.where(valid, values, values.dtype.type(0)).astype(dtype, copy=False)
+            out[:, where] = packed.reshape(parts, rows).view(np.uint8)
         out[:, self.event_times] = _by_part(answer.event_times, parts, rows).view(np.uint8).reshape(parts, -1)
         return [one.tobytes() for one in out]
 

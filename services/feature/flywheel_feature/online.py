@@ -21,6 +21,7 @@ from prometheus_client import Histogram
 from flywheel_common.errors import NotFound, Unavailable
 from flywheel_feature.applied_offsets import AppliedOffsets, applied_offsets
 from flywheel_feature.catalog import Catalog
+from flywheel_feature.equal_keys import joined
 from flywheel_feature.frames import Columns
 from flywheel_feature.online_metrics import ReadCounters
 from flywheel_feature.read_plan import Answer, ReadPlan, plan_of_features, plan_of_set
@@ -77,7 +78,7 @@ class Catalogs(Protocol):
 class Lookup:
     """What one request asks of a plan; every list and array has one entry per row."""
 
-    entities: list[list[bytes]]
+    entities: Sequence[Sequence[bytes]]
     """Encoded entities, one list per key group of the plan."""
     requests: Columns
     as_of: int
@@ -183,7 +184,7 @@ class SharedRead:
             entities, requests = one.entities, one.requests
             as_of = np.full(one.rows, one.as_of, np.int64)
         else:
-            entities = [[e for x in lookups for e in x.entities[g]] for g in range(len(plan.key_groups))]
+            entities = [joined([x.entities[g] for x in lookups]) for g in range(len(plan.key_groups))]
             requests = {
                 f.name: (
                     np.concatenate([x.requests[f.name][0] for x in lookups]),

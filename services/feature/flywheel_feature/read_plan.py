@@ -23,6 +23,7 @@ from flywheel_feature.definitions import (
     View,
     column_name,
 )
+from flywheel_feature.equal_keys import keys_of
 from flywheel_feature.expressions import CompiledExpressions, compile_expressions
 from flywheel_feature.frames import Columns, from_series, to_frame
 from flywheel_feature.keys import key_prefix
@@ -242,13 +243,9 @@ class ReadPlan:
                 self.key_groups.append(read.keys)
             self._group_of.append(groups[names])
 
-    def redis_keys(self, entities: Sequence[Sequence[bytes]]) -> list[bytes]:
+    def redis_keys(self, entities: Sequence[Sequence[bytes]]) -> Sequence[bytes]:
         """Keys of all values, view by view; `entities` has one list of encoded entities per key group."""
-        keys: list[bytes] = []
-        for read, group in zip(self.stored, self._group_of, strict=True):
-            prefix = read.prefix
-            keys += [prefix + e for e in entities[group]]
-        return keys
+        return keys_of([(r.prefix, entities[g]) for r, g in zip(self.stored, self._group_of, strict=True)])
 
     def _pick(self, picks: Sequence[tuple[bool, int, int]]) -> None:
         """Where the wanted features lie once all views stand side by side, computed ones last."""

@@ -16,6 +16,7 @@ from flywheel_common.errors import Unavailable
 from flywheel_feature.aggregation import Delta, Events, TileLayout, event_ranks
 from flywheel_feature.applied_offsets import positions_of
 from flywheel_feature.definitions import HOUR, SECOND, Aggregation, AggregationFunction, DataType, Feature
+from flywheel_feature.equal_keys import EqualTexts, keys_of
 from flywheel_feature.memory_online import MemoryOnlineStore
 from flywheel_feature.row_encoding import RowLayout
 from flywheel_feature.store.online_store import OnlineStore
@@ -130,6 +131,22 @@ async def test_rows_are_read_in_the_order_asked(store: Any) -> None:
     assert [2.0, 0.0, 1.0, 2.0] == ROWS.decode(found).columns[0][0].tolist()
     assert [True, False, True, True] == ROWS.decode(found).found.tolist()
     assert [] == await store.read([])
+
+
+async def test_keys_written_in_one_piece_are_read_like_any_others(store: Any) -> None:
+    texts = EqualTexts.of(b"".join(b"\n\x02%02d" % i for i in range(40)), 40)
+    assert texts is not None
+    keys = keys_of([(b"p/v@1{", texts), (b"p/w@1{", texts)])
+    stored = [b"p/%b@1{2:%02d}" % (view, i) for view in (b"v", b"w") for i in range(40)]
+    known = [(key, row(1, 1, float(i))) for i, key in enumerate(stored) if i % 3]
+    assert len(known) == await store.write_rows([k for k, _ in known], [r for _, r in known], 0)
+    assert [dict(known).get(key) for key in stored] == await store.read(keys)
+
+
+async def test_a_key_of_any_length_is_read(store: Any) -> None:
+    keys = [b"k" * n for n in (1, 511, 512, 70_000)]
+    assert 4 == await store.write_rows(keys, [row(1, 1, float(i)) for i in range(4)], 0)
+    assert [0.0, 1.0, 2.0, 3.0] == ROWS.decode(await store.read(keys)).columns[0][0].tolist()
 
 
 async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(store: Any) -> None:

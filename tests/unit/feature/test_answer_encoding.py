@@ -129,7 +129,7 @@ def test_numbers_under_names_of_any_length_stand_in_the_column_of_their_name(par
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 2], [1, 2, 1], [4], [0, 3, 1], [1, 3, 0]])
-@pytest.mark.parametrize("features", [["v:*"], ["v:h", "v:a", "v:b"], ["v:b"], ["v:c", "v:a"]])
+@pytest.mark.parametrize("features", [["v:*"], ["v:h", "v:a", "v:b"], ["v:b"], ["v:c", "v:a"], ["v:d"]])
 def test_a_shared_answer_is_cut_into_what_each_asked_for(sizes: list[int], features: list[str]) -> None:
     read = plan_of(features)
     whole = answer(read, 4)
