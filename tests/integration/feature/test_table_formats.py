@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -17,7 +18,7 @@ from flywheel_feature.definitions import DataType, Field, ParquetSource, Source,
 from flywheel_feature.offline.memory import MemoryArchive
 from flywheel_feature.offline.sources import SourceReader
 from flywheel_feature.store.delta import storage_options
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.tables import SMALL_BYTES, S3Tables
 from flywheel_local.s3 import S3
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -166,3 +167,25 @@ async def test_a_hive_folder_that_is_no_value_of_its_type_is_a_mismatch(lake: La
     with pytest.raises(FailedPrecondition) as mismatch:
         await lake.reader.read(lake.source(TableFormat.PARQUET, year=D.INT64), ["year"])
     assert "SOURCE_MISMATCH" == mismatch.value.reason
+
+
+async def test_files_of_any_size_are_read_in_the_order_asked_and_what_one_lacks_is_null(lake: Lake) -> None:
+    """Small files are fetched as a whole, large ones a column at a time."""
+    rows = SMALL_BYTES // 4
+    chance = random.Random(3)
+    large = pl.DataFrame(
+        {"n": range(rows), "noise": [chance.random() for _ in range(rows)], "l": [[1, None]] * rows}
+    )
+    small = pl.DataFrame({"l": [[2], None], "s": ["a", "b"], "n": [-1, -2]})
+    uris = [f"s3://{lake.bucket}/files/{name}.parquet" for name in ("b", "a")]
+    lake.tables.write(uris[0], large)
+    lake.tables.write(uris[1], small)
+    sizes = {i.path: i.size for i in lake.tables._fs.get_file_info([u.removeprefix("s3://") for u in uris])}
+    assert [True, False] == [size > SMALL_BYTES for size in sizes.values()]
+    read = lake.tables.read_files([uris[0], uris[1], uris[1]], ["s", "l", "n", "nowhere"])
+    assert [*range(rows), -1, -2, -1, -2] == read["n"].to_list()
+    assert [None, None, "a", "b", "a", "b"] == read["s"].to_list()[rows - 2 :]
+    assert [[1, None], [2], None, [2], None] == read["l"].to_list()[rows - 1 :]
+    assert {"s", "l", "n"} == set(read.columns)
+    with pytest.raises(NotFound):
+        lake.tables.read_files([f"s3://{lake.bucket}/files/none.parquet"], ["n"])
