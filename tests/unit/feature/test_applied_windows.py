@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flywheel_feature.aggregation import Events, TileLayout, event_ranks, feature_type
@@ -133,6 +133,12 @@ def assert_agree(arrivals: list[Arrival], reads: list[Read]) -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(arrivals=arrivals_of, reads=reads_of)
+# The second event came after the read, into a tile that was over.
+@example(arrivals=[("JFK", 0, 0.0, 0), ("JFK", 0, 1.0, 0)], reads=[("JFK", 5, 1)])
+@example(
+    arrivals=[("JFK", -5, 3.0, 0), ("JFK", 0, 2.0, 0), ("JFK", 2, 1.0, 0)],
+    reads=[("JFK", 60, 2), ("JFK", 5, 1)],
+)
 def test_every_answer_is_recomputed_whatever_had_arrived_by_then(
     arrivals: list[Arrival], reads: list[Read]
 ) -> None:

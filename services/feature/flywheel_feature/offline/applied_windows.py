@@ -200,7 +200,11 @@ def _folds(
     whole = np.maximum(there, low) >= np.minimum(absent, high)
     rows = np.flatnonzero(whole)
     end = np.minimum(high, np.maximum(low, there))[rows]
-    yield rows, Fold(None, events.chain, events.times // tile, low[rows], np.minimum(middle[rows], end), end)
+    whole_tiles = middle[rows]
+    # Where the range ends within an earlier tile, the rest of that one came later: a part of a tile is folded last, as the current one is.
+    cut = np.flatnonzero(end < whole_tiles)
+    whole_tiles[cut] = events.positions(chain[rows][cut], events.times[end[cut]] // tile * tile)
+    yield rows, Fold(None, events.chain, events.times // tile, low[rows], whole_tiles, end)
     rows = np.flatnonzero(~whole)
     if rows.size:
         chunk = np.cumsum((high - low)[rows]) // MAX_PAIRS
