@@ -81,7 +81,7 @@ def _numbers(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
     dtype, rows = DTYPES[data_type], len(series)
     if series.null_count() == 0:
         values: Array = series.to_numpy()
-        mask: Mask = np.ones(rows, np.bool_)
+        mask: Mask = ~np.isnan(values) if data_type in _FLOATS else np.ones(rows, np.bool_)
     else:
         array = series.to_arrow()
         bits, data = array.buffers()
@@ -90,8 +90,8 @@ def _numbers(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
             np.bool_
         )
         values = np.frombuffer(data, dtype)[start : start + rows]
-    if data_type in _FLOATS:
-        mask = mask & ~np.isnan(values)
+        if data_type in _FLOATS:
+            mask = mask & ~np.isnan(values)
     return (values if mask.all() else np.where(mask, values, dtype.type(0))), mask
 
 

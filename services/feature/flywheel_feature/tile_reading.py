@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -35,9 +35,32 @@ class WindowValues:
     """[n, aggregations]: which have a value."""
     bits: Ints
     """[n, moments]: the bits of the values of COUNT, SUM, MEAN, STD, MIN and MAX (layout.moments.places), 0 where there is none."""
-    columns: list[tuple[npt.NDArray[Any], Mask]]
+    columns: Sequence[tuple[npt.NDArray[Any], Mask]]
     """One (values [n] of the feature's type, mask of those with a value [n]) per aggregation; LAST_N values are arrays in an object
     array, texts are str or bytes in one."""
+
+
+class _Numbers(Sequence[tuple[npt.NDArray[Any], Mask]]):
+    """Columns of a layout's moments, made where they are looked at."""
+
+    def __init__(self, layout: TileLayout, numbers: Floats, present: Mask) -> None:
+        self._whole = layout.moments.counts
+        self._numbers, self._present = numbers, present
+
+    def __len__(self) -> int:
+        return self._numbers.shape[1]
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[Any], Mask]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[npt.NDArray[Any], Mask]]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        values: npt.NDArray[Any] = self._numbers[:, index]
+        return values.view(np.int64) if index in self._whole else values, self._present[:, index]
 
 
 class Reading:
@@ -90,14 +113,13 @@ class Reading:
         numbers, present = moments.values(self.found, self.tile_counts, self.owner, self.age, self.tiles)
         bits = numbers.view(np.int64)
         bits[:, moments.counts] = numbers[:, moments.counts]
+        if not layout.others:
+            return WindowValues(self.found, self.newest, present, bits, _Numbers(layout, numbers, present))
         valid = np.empty((self.rows, len(layout.aggregations)), np.bool_)
         valid[:, moments.places] = present
-        columns: list[tuple[npt.NDArray[Any], Mask]] = [(bits, present)] * len(layout.aggregations)
-        for place, i in enumerate(moments.places):
-            whole = layout.kinds[i] == DataType.INT64
-            columns[i] = (bits if whole else numbers)[:, place], present[:, place]
+        columns = list(_Numbers(layout, numbers, present))
         for i in layout.others:
-            columns[i] = self._other(layout.aggregations[i], layout.kinds[i])
+            columns.insert(i, self._other(layout.aggregations[i], layout.kinds[i]))
             valid[:, i] = columns[i][1]
         return WindowValues(self.found, self.newest, valid, bits, columns)
 
