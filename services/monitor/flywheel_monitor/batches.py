@@ -78,6 +78,17 @@ class OutcomeColumns:
 LABEL = "label"
 
 
+@dataclass(frozen=True)
+class IngestCounts:
+    """What was counted: served answers, outcomes (one per labelled prediction), labels whose prediction is not known (yet), and rows
+    that were there already or came to correct a label."""
+
+    predictions: int = 0
+    outcomes: int = 0
+    orphans: int = 0
+    duplicates: int = 0
+
+
 def pack_kept(kept: Mask) -> bytes:
     """A bitmap of rows; empty when all are kept."""
     return b"" if bool(kept.all()) else np.packbits(kept, bitorder="little").tobytes()
