@@ -5,7 +5,7 @@ Times are event time in microseconds. A version is known by its number in the st
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -217,4 +217,14 @@ class Store(Protocol):
 
     def reading(self) -> AbstractAsyncContextManager[Records]:
         """For reads: every statement sees the newest committed state."""
+        ...
+
+    async def once(
+        self, method: str, request_id: str, body: bytes, effect: Callable[[Records], Awaitable[bytes]]
+    ) -> bytes:
+        """A transaction that its caller may ask for again: effect and answer commit together, and a repeat of method,
+        request_id and body gets the first answer without a second effect. Equal calls that come while the first is at work
+        wait for it; when it fails, the next takes its place. Ids are apart per caller and method; without one every call has
+        its effect. Raises InvalidArgument REQUEST_ID_REUSED (another body), INVALID_REQUEST_ID (too long), and what `effect`
+        raises."""
         ...

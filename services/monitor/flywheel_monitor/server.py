@@ -12,7 +12,6 @@ from flywheel_common.auth import READ, WRITE, Permissions
 from flywheel_common.consumer import ConsumerLoop
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc_server import Server
-from flywheel_common.idempotency import Idempotency
 from flywheel_common.ids import SystemIds
 from flywheel_common.kafka import ensure_topics
 from flywheel_common.lease import Lease
@@ -130,7 +129,6 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         queries=Queries(store, pane_us),
         archive=archive,
         lag=lag,
-        idempotency=Idempotency(pool),
         pane_us=pane_us,
     )
     server = Server(

@@ -9,17 +9,15 @@ from google.protobuf.message import Message
 
 from flywheel_common.context import actor
 from flywheel_common.errors import FlywheelError, InvalidArgument
-from flywheel_common.idempotency import Idempotency
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
 from flywheel_monitor import convert
 from flywheel_monitor.alert import parse_filter
-from flywheel_monitor.ports import Records
+from flywheel_monitor.ports import Records, Store
 from flywheel_monitor.queries import Queries
 from flywheel_monitor.resource_names import AlertName, ModelName
 from flywheel_monitor.store.archive import Archive
 from flywheel_monitor.store.lag import LagProbe
-from flywheel_monitor.store.records import PostgresStore
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 
@@ -30,27 +28,28 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
     def __init__(
         self,
         *,
-        store: PostgresStore,
+        store: Store,
         queries: Queries,
         archive: Archive,
         lag: LagProbe,
-        idempotency: Idempotency,
         pane_us: int,
     ) -> None:
         self._store = store
         self._queries = queries
         self._archive = archive
         self._lag = lag
-        self._idempotency = idempotency
         self._pane_us = pane_us
 
     async def _mutate(
         self, method: str, request: Any, answer: type[M], effect: Callable[[Records], Awaitable[M]]
     ) -> M:
         """One transaction: the effect and the answer that a repeat gets."""
-        return await self._idempotency.run(
-            method, request.request_id, request, answer, lambda conn: effect(self._store.on(conn))
-        )
+
+        async def answered(records: Records) -> bytes:
+            return (await effect(records)).SerializeToString()
+
+        body = request.SerializeToString(deterministic=True)
+        return answer.FromString(await self._store.once(method, request.request_id, body, answered))
 
     async def SetMonitorPolicy(
         self, request: pb.SetMonitorPolicyRequest, context: Any

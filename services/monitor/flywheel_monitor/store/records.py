@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from flywheel_common.idempotency import idempotent
 from flywheel_common.postgres import Connection, Pool, connection, transaction
+from flywheel_monitor.ports import Records
 from flywheel_monitor.store.alert_rows import AlertRows
 from flywheel_monitor.store.answer_rows import AnswerRows
 from flywheel_monitor.store.ingest import IngestRows
@@ -43,6 +45,19 @@ class PostgresStore:
     async def reading(self) -> AsyncIterator[PostgresRecords]:
         async with connection(self._pool) as conn:
             yield self.on(conn)
+
+    async def once(
+        self, method: str, request_id: str, body: bytes, effect: Callable[[Records], Awaitable[bytes]]
+    ) -> bytes:
+        async with (
+            transaction(self._pool) as conn,
+            idempotent(conn, method, request_id, body) as once,
+        ):
+            if once.replay is not None:
+                return once.replay
+            answer = await effect(self.on(conn))
+            once.store(answer)
+        return answer
 
     async def ready(self) -> bool:
         """Whether the database answers."""
