@@ -10,7 +10,7 @@ from typing import Any
 
 from flywheel_common.clock import Clock
 from flywheel_common.context import current_principal
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidArgument, Unavailable
 from flywheel_common.idempotency import MAX_REQUEST_ID
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_monitor.alert import Alert, AlertFilter, Announcement, already_resolved, unknown_alert
@@ -21,7 +21,7 @@ from flywheel_monitor.evaluation import Judged, Report
 from flywheel_monitor.memory_answers import Data, MemoryAnswers
 from flywheel_monitor.policy import MonitorPolicy
 from flywheel_monitor.ports import Records
-from flywheel_monitor.references import ReferenceSource, WatchedVersion
+from flywheel_monitor.references import Reference, ReferenceSource, WatchedVersion
 from flywheel_monitor.resource_names import AlertName, ModelName
 from flywheel_monitor.score_shift import ScoreReference
 from flywheel_monitor.windows import Frontier, Newest, Span, window_of
@@ -269,3 +269,17 @@ def _by_model(newest: dict[tuple[int, int], int]) -> dict[int, dict[int, int]]:
     for (model, partition), time in newest.items():
         found.setdefault(model, {})[partition] = time
     return found
+
+
+class MemoryReferences:
+    """`references.ReferenceSource` out of a dictionary; `away`: nobody answers."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, Reference] = {}
+        self.away = False
+
+    async def fetch(self, model_version: str) -> Reference:
+        if self.away:
+            raise Unavailable("Nobody answers.", reason="UNAVAILABLE")
+        unknown = Reference(reason="the version is not known")
+        return self.known.get(model_version, unknown)
