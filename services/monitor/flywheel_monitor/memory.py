@@ -220,7 +220,10 @@ class MemoryRecords(MemoryAnswers):
 
     async def announce(self, drift: Announcement) -> bool:
         key = drift.version_id, drift.kind, drift.reference_hash, drift.span
-        return self._data.announced.setdefault(key, drift) is drift
+        if key in self._data.announced:
+            return False
+        self._data.announced[key] = drift
+        return True
 
     async def alert(self, name: AlertName) -> Alert:
         return self._data.alerts[self._serial(name)][1]
