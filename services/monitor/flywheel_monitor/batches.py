@@ -75,6 +75,24 @@ class OutcomeColumns:
     values: F64
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """Batches of a model that wait for the archive: their rows, and the wall time since the newest and the oldest came."""
+
+    model: str
+    rows: int
+    idle_seconds: float
+    age_seconds: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some batches of a model that are archived together."""
+
+    id: int
+    model: str
+
+
 LABEL = "label"
 
 

@@ -19,6 +19,7 @@ from flywheel_monitor.batches import Role
 from flywheel_monitor.drift import FeatureDrift, Verdict
 from flywheel_monitor.evaluation import Judged, Report
 from flywheel_monitor.memory_answers import Data, MemoryAnswers
+from flywheel_monitor.memory_archive import MemoryArchive
 from flywheel_monitor.policy import MonitorPolicy
 from flywheel_monitor.ports import Records
 from flywheel_monitor.references import Reference, ReferenceSource, WatchedVersion
@@ -62,7 +63,7 @@ class MemoryStore:
             return await records.once((current_principal().subject, method, request_id), body, effect)
 
 
-class MemoryRecords(MemoryAnswers):
+class MemoryRecords(MemoryAnswers, MemoryArchive):
     """`ports.Records` on one copy of the data."""
 
     def __init__(self, data: Data, source: ReferenceSource, pane_us: int, clock: Clock) -> None:

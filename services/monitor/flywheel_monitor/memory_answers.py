@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
+from datetime import datetime
 
 import numpy as np
 
+from flywheel_common.clock import Clock
 from flywheel_monitor.alert import Alert, Announcement
 from flywheel_monitor.alerts import Kind
 from flywheel_monitor.arrays import F64
@@ -16,7 +18,9 @@ from flywheel_monitor.batches import (
     OutcomeColumns,
     PredictionColumns,
     Role,
+    Segment,
     VariantKey,
+    pack_kept,
 )
 from flywheel_monitor.comparison import VariantRows
 from flywheel_monitor.evaluation import Judged, Report
@@ -60,6 +64,18 @@ class Answer:
         return self.batch.segments[self.row]
 
 
+@dataclass(frozen=True)
+class Queued:
+    """A batch on its way to the archive."""
+
+    model_id: int
+    rows: int
+    kept: bytes
+    payload: bytes
+    since: datetime
+    segment: int | None = None
+
+
 @dataclass
 class Data:
     """Values are immutable, so copying the dictionaries copies everything."""
@@ -74,6 +90,10 @@ class Data:
     outcomes: dict[str, int] = field(default_factory=dict)
     counts: dict[int, IngestCounts] = field(default_factory=dict)
     """Per model; the orphans are looked for when they are asked for."""
+    queue: dict[int, Queued] = field(default_factory=dict)
+    """Oldest first."""
+    segments: dict[int, tuple[Segment, tuple[int, int] | None]] = field(default_factory=dict)
+    """With rows and newest event time once they are archived."""
     newest: dict[tuple[int, int], int] = field(default_factory=dict)
     newest_labels: dict[tuple[int, int], int] = field(default_factory=dict)
     """Of each (model, partition)."""
@@ -108,6 +128,7 @@ class MemoryAnswers:
     _data: Data
     _source: ReferenceSource
     _pane_us: int
+    _clock: Clock
 
     async def version(self, name: str) -> WatchedVersion | None:
         return next((v for v in self._data.versions.values() if v.name == name), None)
@@ -128,14 +149,20 @@ class MemoryAnswers:
         data = self._data
         for batch in batches:
             version = await self._admit(batch.key)
+            new = np.zeros(len(batch.ids), np.bool_)
             for row in range(len(batch.ids)):
                 answer = Answer(batch, row, version.id)
                 if data.answers.setdefault((answer.id, batch.shadow), answer) is not answer:
                     self._count(version.model_id, duplicates=1)
                     continue
+                new[row] = True
                 self._count(version.model_id, predictions=int(not batch.shadow))
                 data.variants[batch.key] = max(data.variants[batch.key], answer.time)
                 _raise(data.newest, (version.model_id, partition), answer.time)
+            if new.any():
+                data.queue[max(data.queue, default=0) + 1] = Queued(
+                    version.model_id, int(new.sum()), pack_kept(new), batch.payload, self._clock.now()
+                )
 
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
         data = self._data

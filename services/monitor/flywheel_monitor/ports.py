@@ -12,7 +12,7 @@ from typing import Protocol
 from flywheel_common.paging import Page
 from flywheel_monitor.alert import Alert, AlertFilter, Announcement
 from flywheel_monitor.alerts import Kind
-from flywheel_monitor.batches import IngestCounts, OutcomeColumns, PredictionColumns, Role
+from flywheel_monitor.batches import IngestCounts, OutcomeColumns, PredictionColumns, Role, Segment, Waiting
 from flywheel_monitor.comparison import VariantRows
 from flywheel_monitor.drift import FeatureDrift, Verdict
 from flywheel_monitor.evaluation import Judged, Report
@@ -101,6 +101,38 @@ class Answers(Protocol):
 
     async def prune(self, keep_us: int) -> int:
         """Forgets some answers (and their labels) more than `keep_us` behind their model's newest; answers how many."""
+        ...
+
+
+class ArchiveQueue(Protocol):
+    """Prediction batches on their way to the archive, put there by the transaction that counted them, with a bitmap of the rows
+    that were new (`batches.pack_kept`); a batch without any is not there. A segment is cut before its objects are written, and
+    completed after: what comes in between may be repeated and finds the same batches. One replica at a time works here."""
+
+    async def waiting(self) -> list[Waiting]:
+        """What is in no segment yet, per model."""
+        ...
+
+    async def cut_segment(self, model: str, at_least: int) -> None:
+        """Puts the batches that have waited longest into a segment, until it has so many rows or none is left."""
+        ...
+
+    async def pending_segments(self) -> list[Segment]:
+        """Those that are not completed, oldest first."""
+        ...
+
+    async def segment_batches(self, segment: int) -> list[tuple[bytes, bytes]]:
+        """(payload, bitmap) in the order in which they came."""
+        ...
+
+    async def complete_segment(
+        self, segment: int, objects: Sequence[str], rows: int, last_event_us: int
+    ) -> None:
+        """The segment is archived under these keys; its batches are forgotten."""
+        ...
+
+    async def archived(self, model: str) -> tuple[int, int | None]:
+        """(rows in completed segments, newest event time among them)."""
         ...
 
 
@@ -204,7 +236,7 @@ class Alerts(Protocol):
         ...
 
 
-class Records(Policies, Versions, Ingestion, Answers, Reports, Alerts, Protocol):
+class Records(Policies, Versions, Ingestion, Answers, ArchiveQueue, Reports, Alerts, Protocol):
     """The monitor's rows as one transaction sees them: what changes through one `Records` commits together or not at all."""
 
 

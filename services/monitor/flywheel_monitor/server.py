@@ -20,13 +20,13 @@ from flywheel_common.migrate import migrate
 from flywheel_common.outbox import Relay
 from flywheel_common.producer import Producer
 from flywheel_common.s3 import object_store
+from flywheel_monitor.archive import Archive, ArchiveSettings
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.consume import Intake
 from flywheel_monitor.gauges import Gauges
 from flywheel_monitor.peers import PeerReferences
 from flywheel_monitor.queries import Queries
 from flywheel_monitor.servicer import MonitorServicer
-from flywheel_monitor.store.archive import Archive, ArchiveSettings
 from flywheel_monitor.store.lag import LagProbe
 from flywheel_monitor.store.records import PostgresStore
 from flywheel_monitor.store.versions import Versions
@@ -91,7 +91,7 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
     lag = LagProbe(settings.kafka_bootstrap, pool, settings.consumer_group, consumed)
     stack.push_async_callback(lag.close)
     archive = Archive(
-        pool,
+        store,
         objects,
         ArchiveSettings(
             settings.s3_bucket,

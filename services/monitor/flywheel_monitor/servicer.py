@@ -13,10 +13,10 @@ from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
 from flywheel_monitor import convert
 from flywheel_monitor.alert import parse_filter
+from flywheel_monitor.archive import Archive
 from flywheel_monitor.ports import Records, Store
 from flywheel_monitor.queries import Queries
 from flywheel_monitor.resource_names import AlertName, ModelName
-from flywheel_monitor.store.archive import Archive
 from flywheel_monitor.store.lag import LagProbe
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc

@@ -31,6 +31,7 @@ from flywheel_common.postgres import create_pool
 from flywheel_monitor import convert
 from flywheel_monitor.alert import Alert, parse_filter
 from flywheel_monitor.alerts import AlertState, Kind
+from flywheel_monitor.archive import Archive, ArchiveSettings
 from flywheel_monitor.batches import IngestCounts, OutcomeColumns, PredictionColumns
 from flywheel_monitor.bins import ColumnReference
 from flywheel_monitor.config import MonitorSettings
@@ -44,7 +45,6 @@ from flywheel_monitor.references import Reference
 from flywheel_monitor.resource_names import AlertName
 from flywheel_monitor.server import MIGRATIONS, PERMISSIONS, SERVICE
 from flywheel_monitor.servicer import MonitorServicer
-from flywheel_monitor.store.archive import Archive, ArchiveSettings
 from flywheel_monitor.store.lag import LagProbe
 from flywheel_monitor.store.records import PostgresStore
 from flywheel_monitor.store.versions import Versions
@@ -100,6 +100,11 @@ class Direct:
                 await records.newest(project),
                 await records.evaluated(project),
             )
+
+    async def archived(self, model: str = MODEL) -> tuple[int, int | None]:
+        """Rows in the archive, and the newest event time among them."""
+        async with self._store.reading() as records:
+            return await records.archived(model)
 
     async def performance(
         self, version: str, start_us: int | None = None, end_us: int | None = None, segment: str = ""
@@ -170,6 +175,11 @@ class OverGrpc:
         answer = await self._call("GetIngestStatus", pb.GetIngestStatusRequest(parent=f"projects/{project}"))
         counts = IngestCounts(answer.predictions, answer.outcomes, answer.orphan_outcomes, answer.duplicates)
         return counts, convert.micros_of(answer, "watermark"), answer.windows_evaluated
+
+    async def archived(self, model: str = MODEL) -> tuple[int, int | None]:
+        answer = await self._call("GetPredictionArchive", pb.GetPredictionArchiveRequest(model=model))
+        assert f"s3://b/predictions/{model.split('/')[1]}/{model.split('/')[3]}/" == answer.uri
+        return answer.rows, convert.micros_of(answer, "last_event")
 
     async def performance(
         self, version: str, start_us: int | None = None, end_us: int | None = None, segment: str = ""
@@ -391,7 +401,7 @@ async def served(
     servicer = MonitorServicer(
         store=store,
         queries=Queries(store, PANE_US),
-        archive=Archive(pool, MemoryObjectStore(), ArchiveSettings("b"), gauges),
+        archive=Archive(store, MemoryObjectStore(), ArchiveSettings("b"), gauges),
         lag=lag,
         pane_us=PANE_US,
     )

@@ -10,12 +10,13 @@ from flywheel_common.postgres import Connection, Pool, connection, transaction
 from flywheel_monitor.ports import Records
 from flywheel_monitor.store.alert_rows import AlertRows
 from flywheel_monitor.store.answer_rows import AnswerRows
+from flywheel_monitor.store.archive_rows import ArchiveRows
 from flywheel_monitor.store.ingest import IngestRows
 from flywheel_monitor.store.report_rows import ReportRows
 from flywheel_monitor.store.versions import VersionRows, Versions
 
 
-class PostgresRecords(VersionRows, IngestRows, AnswerRows, ReportRows, AlertRows):
+class PostgresRecords(VersionRows, IngestRows, AnswerRows, ArchiveRows, ReportRows, AlertRows):
     """`ports.Records` on one connection."""
 
     def __init__(self, conn: Connection, versions: Versions, pane_us: int) -> None:
