@@ -46,7 +46,7 @@ class MemoryStore:
         async with self._turn:
             changed = self._data.copy()
             yield MemoryRecords(changed, self._source, self._pane_us, self._clock)
-            self._data = changed
+            vars(self._data).update(vars(changed))  # readers that are at work see it from here on
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[MemoryRecords]:

@@ -48,6 +48,13 @@ async def test_a_policy_that_is_not_committed_was_never_set(monitor: Any) -> Non
     assert await monitor.asks.policy(monitor.model) is None
 
 
+async def test_who_reads_sees_what_was_committed_meanwhile(monitor: Any) -> None:
+    async with monitor.store.reading() as records:
+        assert await records.policy(monitor.model) is None
+        await monitor.asks.set_policy(monitor.model, STRICT)
+        assert STRICT == await records.policy(monitor.model)
+
+
 @pytest.mark.without_grpc("only the watch asks for the policies of all models")
 async def test_every_known_model_has_its_policy_in_the_list(monitor: Any) -> None:
     await monitor.asks.set_policy("projects/q/models/b", STRICT)
