@@ -64,9 +64,12 @@ class Watch:
 
     async def pass_once(self) -> int:
         """Judges every window that is due; returns how many judgements were made."""
-        behind = await self._behind()
         async with self._store.reading() as records:
-            known = marks(await records.read_up_to(), behind)
+            newest = await records.read_up_to()
+        # The broker is asked after that: an answer counted later may be ahead of older ones that came meanwhile and wait unread
+        # in another partition, and would close their window without them.
+        known = marks(newest, await self._behind())
+        async with self._store.reading() as records:
             policies = {model_id: (name, policy) for model_id, name, policy in await records.policies()}
             frontiers = await records.frontiers()
         count = 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
@@ -40,12 +42,17 @@ class World:
         references.known = {VERSION: Reference((column,), {"auc": 0.9, "label_mean": 0.5})}
         self.store = MemoryStore(references, 60_000_000, ManualClock())
         self.behind = Behind()
+        self.meanwhile: Callable[[], Awaitable[None]] | None = None
+        """What happens while the broker is asked."""
         self.watch = Watch(
             self.store, Gauges(CollectorRegistry()), SequentialIds("alert"), behind=self._behind, delay_us=0, poll_seconds=1.0
         )  # fmt: skip
 
     async def _behind(self) -> Behind:
-        return self.behind
+        found = self.behind
+        if self.meanwhile is not None:
+            await self.meanwhile()
+        return found
 
     async def hour(self, number: int, shift: float = 0.0, n: int = 200, *, labelled: bool = False) -> None:
         """n answers spread over an hour, their feature shifted; labels say nothing of the scores."""
@@ -143,3 +150,12 @@ async def test_nothing_is_judged_while_a_partition_that_is_behind_has_shown_noth
     assert 0 == await world.watch.pass_once()
     world.behind = Behind()
     assert 2 == await world.watch.pass_once()
+
+
+async def test_an_answer_that_comes_while_the_broker_is_asked_closes_no_window(world: World) -> None:
+    """Nothing waited when the broker was asked; then an hour was sent to two partitions, of which one was read at once."""
+    await world.hour(10)
+    world.meanwhile = lambda: world.hour(11)
+    assert 0 == await world.watch.pass_once()
+    world.meanwhile = None
+    assert 1 == await world.watch.pass_once()
