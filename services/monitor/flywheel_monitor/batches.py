@@ -75,7 +75,36 @@ class OutcomeColumns:
     values: F64
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """Batches of a model that wait for the archive: their rows, and the wall time since the newest and the oldest came."""
+
+    model: str
+    rows: int
+    idle_seconds: float
+    age_seconds: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Some batches of a model that are archived together."""
+
+    id: int
+    model: str
+
+
 LABEL = "label"
+
+
+@dataclass(frozen=True)
+class IngestCounts:
+    """What was counted: served answers, outcomes (one per labelled prediction), labels whose prediction is not known (yet), and rows
+    that were there already or came to correct a label."""
+
+    predictions: int = 0
+    outcomes: int = 0
+    orphans: int = 0
+    duplicates: int = 0
 
 
 def pack_kept(kept: Mask) -> bytes:

@@ -1,8 +1,8 @@
-"""Records of the two topics → columns → the store. What cannot be decoded is poison and goes to the dead-letter topic."""
+"""Records of the two topics → columns → what counts them. What cannot be decoded is poison and goes to the dead-letter topic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from flywheel_common import topics
 from flywheel_common.consumer import PoisonError, Record
@@ -11,7 +11,7 @@ from flywheel_common.events import payload_of
 from flywheel_common.postgres import Connection
 from flywheel_monitor.batches import OutcomeColumns, PredictionColumns
 from flywheel_monitor.convert import outcome_columns, prediction_columns
-from flywheel_monitor.store.ingest import Ingest
+from flywheel_monitor.ports import Ingestion
 from flywheel_protos.events.v1 import prediction_pb2
 
 STATEMENT_ROWS = 10_000
@@ -33,10 +33,10 @@ def in_parts(batches: Sequence[PredictionColumns], rows: int) -> Iterator[list[P
 
 
 class Intake:
-    """The handler of the consumer loop."""
+    """The handler of the consumer loop. `on` gives what counts inside the loop's transaction."""
 
-    def __init__(self, ingest: Ingest) -> None:
-        self._ingest = ingest
+    def __init__(self, on: Callable[[Connection], Ingestion]) -> None:
+        self._on = on
 
     async def handle(self, conn: Connection, records: Sequence[Record]) -> None:
         """Records of one partition of one topic, in the transaction that moves the position. Raises PoisonError naming
@@ -58,8 +58,8 @@ class Intake:
                 why = why or error.message
         if poison:
             raise PoisonError(why, poison)
-        partition = records[0].partition
+        ingestion, partition = self._on(conn), records[0].partition
         for part in in_parts(answers, STATEMENT_ROWS):
-            await self._ingest.predictions(conn, partition, part)
+            await ingestion.add_predictions(partition, part)
         if outcomes:
-            await self._ingest.outcomes(conn, partition, outcomes)
+            await ingestion.add_outcomes(partition, outcomes)

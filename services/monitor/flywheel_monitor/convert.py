@@ -13,8 +13,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from flywheel_common.columns import check_table, from_table
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.events import build_event
-from flywheel_monitor.alert import Alert
-from flywheel_monitor.alerts import Kind
+from flywheel_monitor.alert import Alert, Announcement
 from flywheel_monitor.arrays import I64, Array
 from flywheel_monitor.batches import OutcomeColumns, PredictionColumns, Role, VariantKey
 from flywheel_monitor.bins import ColumnReference
@@ -24,7 +23,6 @@ from flywheel_monitor.evaluation import Report
 from flywheel_monitor.policy import MonitorPolicy
 from flywheel_monitor.queries import ServedPerformance, VariantComparison
 from flywheel_monitor.resource_names import ModelName, VersionName
-from flywheel_monitor.windows import Span
 from flywheel_protos.events.v1 import lifecycle_pb2, prediction_pb2
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.feature.v1 import training_set_pb2
@@ -241,36 +239,28 @@ def datetime_of(micros: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
 
 
-def drift_detected(
-    *,
-    alert: str,
-    model: str,
-    model_version: str,
-    span: Span,
-    kind: Kind,
-    data_quality_cause: bool,
-    features: Sequence[FeatureDrift],
-    summary: str,
-    reference_hash: str,
-) -> Event:
+def drift_detected(drift: Announcement) -> Event:
     """The event, its id made of what it is about, so that a repeat carries the same one."""
+    span = drift.span
     payload = lifecycle_pb2.DriftDetected(
-        alert=alert,
-        model=model,
-        model_version=model_version,
+        alert=drift.alert,
+        model=drift.model,
+        model_version=drift.model_version,
         window_start=timestamp(span.start_us),
         window_end=timestamp(span.end_us),
-        kind=kind.value,
-        data_quality_cause=data_quality_cause,
-        features=[lifecycle_pb2.DriftedFeature(feature=f.feature, psi=f.psi, ks=f.ks) for f in features],
-        summary=summary,
-        reference_hash=reference_hash,
+        kind=drift.kind.value,
+        data_quality_cause=drift.data_quality_cause,
+        features=[
+            lifecycle_pb2.DriftedFeature(feature=f.feature, psi=f.psi, ks=f.ks) for f in drift.features
+        ],
+        summary=drift.summary,
+        reference_hash=drift.reference_hash,
     )
-    about = f"{model_version}/{kind.value}/{reference_hash}/{span.start_us}-{span.end_us}"
+    about = f"{drift.model_version}/{drift.kind.value}/{drift.reference_hash}/{span.start_us}-{span.end_us}"
     return build_event(
         payload,
         source="flywheel-monitor",
-        key=model,
+        key=drift.model,
         event_time=datetime_of(span.end_us),
         event_id=str(uuid.uuid5(_EVENTS, about)),
     )

@@ -58,6 +58,15 @@ class Report:
         )
 
 
+@dataclass(frozen=True)
+class Judged:
+    """The verdict of one kind on one window."""
+
+    verdict: Verdict
+    span: Span
+    reason: str
+
+
 def feature_from_json(stored: Mapping[str, Any]) -> FeatureDrift:
     return FeatureDrift(**{**stored, "verdict": Verdict(stored["verdict"])})
 

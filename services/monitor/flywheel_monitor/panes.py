@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from flywheel_monitor.arrays import F64, I64, Array, Mask
+from flywheel_monitor.batches import PredictionColumns
 from flywheel_monitor.layout import (
     CALIBRATION_BINS,
     SCORE_BINS,
@@ -61,6 +62,32 @@ class Rows:
     segments: tuple[str, ...]
     features: Mapping[str, tuple[Array, Mask]]
     shadow: bool
+
+
+def rows_of(batch: PredictionColumns, keep: Mask) -> Rows:
+    """The rows of a batch that are kept."""
+    rows = Rows(
+        batch.event_times,
+        batch.scores,
+        batch.sources,
+        batch.latencies_ms,
+        batch.failed,
+        batch.segments,
+        batch.features,
+        batch.shadow,
+    )
+    if bool(keep.all()):
+        return rows
+    return replace(
+        rows,
+        event_times=rows.event_times[keep],
+        scores=rows.scores[keep],
+        sources=rows.sources[keep],
+        latencies_ms=rows.latencies_ms[keep],
+        failed=rows.failed[keep],
+        segments=tuple(s for s, k in zip(rows.segments, keep.tolist(), strict=True) if k),
+        features={name: (values[keep], valid[keep]) for name, (values, valid) in rows.features.items()},
+    )
 
 
 def pack(indices: I64, values: I64) -> bytes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -111,6 +111,13 @@ def quality_of_window(window: Window) -> Quality:
         ),
         label_mean=window.total(Sums.LABEL) / n,
     )
+
+
+def with_kept_rows(quality: Quality, scores: F64, labels: F64) -> Quality:
+    """The AUC from the rows themselves, if all that were labelled are still kept: [n] scores and labels."""
+    if len(scores) == 0 or len(scores) != quality.labelled:
+        return quality
+    return replace(quality, auc=auc(scores, labels))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ from flywheel_common.auth import READ, WRITE, Permissions
 from flywheel_common.consumer import ConsumerLoop
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc_server import Server
-from flywheel_common.idempotency import Idempotency
 from flywheel_common.ids import SystemIds
 from flywheel_common.kafka import ensure_topics
 from flywheel_common.lease import Lease
@@ -21,18 +20,15 @@ from flywheel_common.migrate import migrate
 from flywheel_common.outbox import Relay
 from flywheel_common.producer import Producer
 from flywheel_common.s3 import object_store
+from flywheel_monitor.archive import Archive, ArchiveSettings
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.consume import Intake
 from flywheel_monitor.gauges import Gauges
 from flywheel_monitor.peers import PeerReferences
 from flywheel_monitor.queries import Queries
 from flywheel_monitor.servicer import MonitorServicer
-from flywheel_monitor.store.alert_rows import Alerts
-from flywheel_monitor.store.archive import Archive, ArchiveSettings
-from flywheel_monitor.store.evaluations import Evaluations
-from flywheel_monitor.store.ingest import Ingest
 from flywheel_monitor.store.lag import LagProbe
-from flywheel_monitor.store.prediction_rows import PredictionRows
+from flywheel_monitor.store.records import PostgresStore
 from flywheel_monitor.store.versions import Versions
 from flywheel_monitor.watch import Watch
 from flywheel_monitor.windows import Behind
@@ -91,11 +87,11 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
     pane_us = settings.pane_seconds * 1_000_000
     gauges = Gauges()
     versions = Versions(pool, PeerReferences(channels["registry"], channels["feature"]))
-    evaluations, alerts, rows = Evaluations(pool), Alerts(pool), PredictionRows(pool)
+    store = PostgresStore(pool, versions, pane_us)
     lag = LagProbe(settings.kafka_bootstrap, pool, settings.consumer_group, consumed)
     stack.push_async_callback(lag.close)
     archive = Archive(
-        pool,
+        store,
         objects,
         ArchiveSettings(
             settings.s3_bucket,
@@ -113,10 +109,7 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         return Behind(found.behind(topics.PREDICTION_LOGGED), found.behind(topics.OUTCOME_RECORDED))
 
     watch = Watch(
-        pool,
-        versions,
-        evaluations,
-        alerts,
+        store,
         gauges,
         SystemIds(),
         behind=behind,
@@ -127,19 +120,15 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         bootstrap=settings.kafka_bootstrap,
         group=settings.consumer_group,
         topics=consumed,
-        handler=Intake(Ingest(versions, pane_us)).handle,
+        handler=Intake(store.on).handle,
         pool=pool,
         batch_records=settings.batch_records,
     )
     servicer = MonitorServicer(
-        queries=Queries(pool, versions, evaluations, rows, pane_us),
-        versions=versions,
-        alerts=alerts,
-        evaluations=evaluations,
-        rows=rows,
+        store=store,
+        queries=Queries(store, pane_us),
         archive=archive,
         lag=lag,
-        idempotency=Idempotency(pool),
         pane_us=pane_us,
     )
     server = Server(
@@ -147,7 +136,7 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         servicers=[(monitor_pb2_grpc.add_MonitorServiceServicer_to_server, servicer)],
         full_service_names=[SERVICE],
         permissions=PERMISSIONS,
-        readiness=lambda: _answers(pool),
+        readiness=store.ready,
     )
 
     async def archive_log() -> None:
@@ -170,13 +159,8 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
     server.add_background("watch", lambda: watch_lease.run(lambda _: watch.run()))
     server.add_background("archive", lambda: archive_lease.run(lambda _: archive_log()))
     server.add_background("outbox relay", Relay(pool, producer).run)
-    server.add_background("prune", lambda: _prune(rows, int(settings.keep_days * 86_400_000_000)))
+    server.add_background("prune", lambda: _prune(store, int(settings.keep_days * 86_400_000_000)))
     return server
-
-
-async def _answers(pool: postgres.Pool) -> bool:
-    async with postgres.connection(pool) as conn:
-        return bool(await conn.fetchval("SELECT true"))
 
 
 async def _outlast(work: Callable[[], Awaitable[None]]) -> None:
@@ -192,10 +176,11 @@ async def _outlast(work: Callable[[], Awaitable[None]]) -> None:
             await asyncio.sleep(1.0)
 
 
-async def _prune(rows: PredictionRows, keep_us: int) -> None:
+async def _prune(store: PostgresStore, keep_us: int) -> None:
     while True:
         try:
-            pruned = await rows.prune(keep_us)
+            async with store.transaction() as records:
+                pruned = await records.prune(keep_us)
         except FlywheelError as error:
             if not error.retryable:
                 raise

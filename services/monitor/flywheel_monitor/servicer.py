@@ -2,50 +2,54 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
 
 from flywheel_common.context import actor
-from flywheel_common.errors import FlywheelError, InvalidArgument, NotFound
-from flywheel_common.idempotency import Idempotency
+from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
-from flywheel_common.postgres import Connection
 from flywheel_monitor import convert
+from flywheel_monitor.alert import parse_filter
+from flywheel_monitor.archive import Archive
+from flywheel_monitor.ports import Records, Store
 from flywheel_monitor.queries import Queries
 from flywheel_monitor.resource_names import AlertName, ModelName
-from flywheel_monitor.store.alert_rows import Alerts
-from flywheel_monitor.store.archive import Archive
-from flywheel_monitor.store.evaluations import Evaluations
 from flywheel_monitor.store.lag import LagProbe
-from flywheel_monitor.store.prediction_rows import PredictionRows
-from flywheel_monitor.store.versions import Versions
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
+
+M = TypeVar("M", bound=Message)
 
 
 class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
     def __init__(
         self,
         *,
+        store: Store,
         queries: Queries,
-        versions: Versions,
-        alerts: Alerts,
-        evaluations: Evaluations,
-        rows: PredictionRows,
         archive: Archive,
         lag: LagProbe,
-        idempotency: Idempotency,
         pane_us: int,
     ) -> None:
+        self._store = store
         self._queries = queries
-        self._versions = versions
-        self._alerts = alerts
-        self._evaluations = evaluations
-        self._rows = rows
         self._archive = archive
         self._lag = lag
-        self._idempotency = idempotency
         self._pane_us = pane_us
+
+    async def _mutate(
+        self, method: str, request: Any, answer: type[M], effect: Callable[[Records], Awaitable[M]]
+    ) -> M:
+        """One transaction: the effect and the answer that a repeat gets."""
+
+        async def answered(records: Records) -> bytes:
+            return (await effect(records)).SerializeToString()
+
+        body = request.SerializeToString(deterministic=True)
+        return answer.FromString(await self._store.once(method, request.request_id, body, answered))
 
     async def SetMonitorPolicy(
         self, request: pb.SetMonitorPolicyRequest, context: Any
@@ -53,25 +57,17 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         model = str(ModelName.parse(request.policy.model))
         policy = convert.policy_from_proto(request.policy).checked(self._pane_us)
 
-        async def effect(conn: Connection) -> pb.SetMonitorPolicyResponse:
-            await self._versions.set_policy(conn, model, policy)
+        async def effect(records: Records) -> pb.SetMonitorPolicyResponse:
+            await records.set_policy(model, policy)
             return pb.SetMonitorPolicyResponse(policy=convert.policy_to_proto(model, policy))
 
-        return await self._idempotency.run(
-            "SetMonitorPolicy", request.request_id, request, pb.SetMonitorPolicyResponse, effect
-        )
+        return await self._mutate("SetMonitorPolicy", request, pb.SetMonitorPolicyResponse, effect)
 
     async def GetMonitorPolicy(
         self, request: pb.GetMonitorPolicyRequest, context: Any
     ) -> pb.GetMonitorPolicyResponse:
         model = str(ModelName.parse(request.model))
-        policy = await self._versions.policy(model)
-        if policy is None:
-            raise NotFound(
-                f"Model {model} was never seen here: set a policy, or let it answer.",
-                reason="UNKNOWN_MODEL",
-                model=model,
-            )
+        policy = await self._queries.policy(model)
         return pb.GetMonitorPolicyResponse(policy=convert.policy_to_proto(model, policy))
 
     async def GetDriftReport(
@@ -108,15 +104,15 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         return convert.comparison_to_proto(request.champion_release, request.challenger_release, found)
 
     async def GetAlert(self, request: pb.GetAlertRequest, context: Any) -> pb.GetAlertResponse:
-        return pb.GetAlertResponse(
-            alert=convert.alert_to_proto(await self._alerts.get(AlertName.parse(request.name)))
-        )
+        async with self._store.reading() as records:
+            alert = await records.alert(AlertName.parse(request.name))
+        return pb.GetAlertResponse(alert=convert.alert_to_proto(alert))
 
     async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
+        project, wanted = parse_project(request.parent), parse_filter(request.filter)
         size = page_size(request.page_size, default=100)
-        page = await self._alerts.list(
-            parse_project(request.parent), request.filter, size, request.page_token
-        )
+        async with self._store.reading() as records:
+            page = await records.alerts(project, wanted, size, request.page_token)
         return pb.ListAlertsResponse(
             alerts=[convert.alert_to_proto(a) for a in page.items], next_page_token=page.next_page_token
         )
@@ -126,14 +122,11 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
     ) -> pb.AcknowledgeAlertResponse:
         name = AlertName.parse(request.name)
 
-        async def effect(conn: Connection) -> pb.AcknowledgeAlertResponse:
-            return pb.AcknowledgeAlertResponse(
-                alert=convert.alert_to_proto(await self._alerts.acknowledge(conn, name, actor()))
-            )
+        async def effect(records: Records) -> pb.AcknowledgeAlertResponse:
+            alert = await records.acknowledge_alert(name, actor())
+            return pb.AcknowledgeAlertResponse(alert=convert.alert_to_proto(alert))
 
-        return await self._idempotency.run(
-            "AcknowledgeAlert", request.request_id, request, pb.AcknowledgeAlertResponse, effect
-        )
+        return await self._mutate("AcknowledgeAlert", request, pb.AcknowledgeAlertResponse, effect)
 
     async def ResolveAlert(self, request: pb.ResolveAlertRequest, context: Any) -> pb.ResolveAlertResponse:
         name = AlertName.parse(request.name)
@@ -142,13 +135,11 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
                 "Say why the alert is resolved: reason is empty.", reason="REASON_REQUIRED", field="reason"
             )
 
-        async def effect(conn: Connection) -> pb.ResolveAlertResponse:
-            alert = await self._alerts.resolve_by_name(conn, name, request.reason)
+        async def effect(records: Records) -> pb.ResolveAlertResponse:
+            alert = await records.resolve_alert(name, request.reason)
             return pb.ResolveAlertResponse(alert=convert.alert_to_proto(alert))
 
-        return await self._idempotency.run(
-            "ResolveAlert", request.request_id, request, pb.ResolveAlertResponse, effect
-        )
+        return await self._mutate("ResolveAlert", request, pb.ResolveAlertResponse, effect)
 
     async def GetIngestStatus(
         self, request: pb.GetIngestStatusRequest, context: Any
@@ -160,16 +151,18 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
             if error.reason != "KAFKA_UNAVAILABLE":
                 raise
             lag = self._lag.last
-        counts = await self._rows.counts(project)
+        async with self._store.reading() as records:
+            counts, newest = await records.counts(project), await records.newest(project)
+            evaluated = await records.evaluated(project)
         return pb.GetIngestStatusResponse(
             lag_records=lag.total,
-            predictions=counts["predictions"],
-            outcomes=counts["outcomes"],
-            orphan_outcomes=counts["orphans"],
-            duplicates=counts["duplicates"],
+            predictions=counts.predictions,
+            outcomes=counts.outcomes,
+            orphan_outcomes=counts.orphans,
+            duplicates=counts.duplicates,
             dead_letters=lag.dead_letters,
-            watermark=convert.timestamp(await self._rows.newest(project)),
-            windows_evaluated=await self._evaluations.evaluated(project),
+            watermark=convert.timestamp(newest),
+            windows_evaluated=evaluated,
         )
 
     async def GetPredictionArchive(

@@ -60,3 +60,35 @@ def progress(newest: Mapping[int, int], behind: frozenset[int]) -> list[Partitio
     if not behind <= newest.keys():
         return []
     return [PartitionProgress(time, partition not in behind) for partition, time in newest.items()]
+
+
+@dataclass(frozen=True)
+class Newest:
+    """How far a store has read. model id → partition → newest event time of an answer (`answers`) and newest time at which an
+    outcome became known (`labels`)."""
+
+    answers: Mapping[int, Mapping[int, int]]
+    labels: Mapping[int, Mapping[int, int]]
+
+
+def marks(newest: Newest, behind: Behind) -> dict[int, Marks]:
+    """model id → how far its stream is read, for the models of which that is known."""
+    found: dict[int, Marks] = {}
+    for model_id, answers in newest.answers.items():
+        mark = watermark(progress(answers, behind.answers))
+        if mark is None:
+            continue
+        labels = newest.labels.get(model_id, {})
+        label_mark = watermark(progress(labels, behind.outcomes)) if behind.outcomes else mark
+        found[model_id] = Marks(mark, None if label_mark is None else min(mark, label_mark))
+    return found
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """How far the windows of a version were evaluated, microseconds of event time."""
+
+    version_id: int
+    model_id: int
+    closed_until: int
+    labelled_until: int

@@ -93,6 +93,7 @@ def run_to_proto(run: runs.Run) -> pb.Run:
         ended_at=timestamp(run.ended_at),
         error_message=run.error_message,
         job=run.job,
+        lease=duration(timedelta(seconds=run.lease_seconds)),
     )
 
 
@@ -161,6 +162,7 @@ def job_to_proto(job: jobs.Job) -> pb.Job:
         started_at=timestamp(job.started_at),
         ended_at=timestamp(job.ended_at),
         priority=job.priority,
+        cancel_requested=job.cancel_requested,
     )
 
 
@@ -222,6 +224,8 @@ def pipeline_run_to_proto(run: pipelines.PipelineRun) -> pb.PipelineRun:
         cause_alert=run.cause_alert,
         created_at=timestamp(run.created_at),
         ended_at=timestamp(run.ended_at),
+        cancel_requested=run.cancel_requested,
+        event_time=timestamp(run.event_time),
     )
 
 

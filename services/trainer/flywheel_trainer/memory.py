@@ -1,4 +1,5 @@
-"""`runs.RunStore` and `jobs.JobStore` in memory, for unit tests of the use cases. Held to the same contract suite as PostgreSQL."""
+"""`runs.RunStore` and `jobs.JobStore` in memory, for unit tests of the use cases. Held to the same contract suite as PostgreSQL.
+Pipelines and policies are in `memory_pipelines`."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 from flywheel_common.context import current_principal
 from flywheel_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from flywheel_common.paging import Key, Page, cut, decode_token
-from flywheel_trainer.jobs import ENDED, Job, JobState, unknown_job
+from flywheel_trainer.jobs import ENDED, Job, JobState, TrainingSet, unknown_job
 from flywheel_trainer.names import ExperimentName, JobName, RunName
 from flywheel_trainer.recipes.outcome import MetricPoint, Outcome
 from flywheel_trainer.run_query import Order, Term
@@ -41,13 +42,10 @@ class _HeldRun:
         return len(self.points) - before
 
 
-class MemoryTracking:
-    """What runs and jobs share: a job and its run are made and ended together."""
+class MemoryRequests:
+    """Request ids that were seen, with what they named."""
 
     def __init__(self) -> None:
-        self.experiments: dict[ExperimentName, Experiment] = {}
-        self.runs: dict[RunName, _HeldRun] = {}
-        self.jobs: dict[JobName, tuple[Job, Mapping[str, Any]]] = {}
         self._answers: dict[tuple[str, str, str], tuple[bytes, Any]] = {}
 
     def replay(self, method: str, request_id: str, body: bytes) -> Any:
@@ -65,6 +63,16 @@ class MemoryTracking:
         if request_id:
             self._answers[current_principal().subject, method, request_id] = body, name
         return name
+
+
+class MemoryTracking(MemoryRequests):
+    """What runs and jobs share: a job and its run are made and ended together."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.experiments: dict[ExperimentName, Experiment] = {}
+        self.runs: dict[RunName, _HeldRun] = {}
+        self.jobs: dict[JobName, tuple[Job, Mapping[str, Any]]] = {}
 
     def add_run(self, run: Run, now: datetime) -> Run:
         if ExperimentName(run.name.project, run.experiment) not in self.experiments:
@@ -288,3 +296,15 @@ class MemoryJobs:
     async def progress(self, run: RunName) -> int:
         held = self._held.runs.get(run)
         return max((step for key, step in held.points if key == "train_loss"), default=0) if held else 0
+
+
+class MemoryTrainingSets:
+    """`jobs.TrainingSets` out of a dictionary."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, TrainingSet] = {}
+
+    async def get(self, name: str) -> TrainingSet:
+        if name not in self.known:
+            raise NotFound(f"Training set {name!r} does not exist.", reason="UNKNOWN_TRAINING_SET")
+        return self.known[name]

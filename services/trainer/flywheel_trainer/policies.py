@@ -30,13 +30,23 @@ class Decision:
 
 
 class PolicyStore(Protocol):
-    """Keeps policies and decisions. `set` replaces; newest wins."""
+    """Keeps policies, and shows what they did. `set` replaces: the newest wins. It is idempotent by request_id: a repeat answers the
+    policy and changes nothing, also when another was set since; InvalidArgument REQUEST_ID_REUSED for another body. `decisions`
+    come newest first."""
 
     async def set(self, policy: Policy, request_id: str, body: bytes, now: datetime) -> Policy: ...
 
     async def get(self, name: PolicyName) -> Policy | None: ...
 
     async def decisions(self, name: PolicyName, size: int, token: str) -> Page[Decision]: ...
+
+
+class Decisions(Protocol):
+    """What policies do about drift. `decide` makes the decision on one window of an alert, as `retraining.decide` has it, and the run that
+    it starts: both, or none, in one transaction. It answers None, and does nothing, when the model has no policy or the window
+    was decided before. Decisions of a policy are made one after another, so that each sees what those before it started."""
+
+    async def decide(self, drift: Drift, now: datetime) -> Decision | None: ...
 
 
 class Policies:
@@ -86,6 +96,21 @@ class Policies:
     async def decisions(self, name: PolicyName, size: int, token: str) -> Page[Decision]:
         await self.get(name)
         return await self._store.decisions(name, size, token)
+
+
+def made(policy: Policy, drift: Drift, reason: Reason) -> tuple[Decision, PipelineRun | None]:
+    """The decision, and the run if it starts one."""
+    run = triggered_run(policy, drift) if reason is Reason.STARTED else None
+    decision = Decision(
+        policy=PolicyName(policy.project, policy.id),
+        alert=drift.alert,
+        model=drift.model,
+        event_time=drift.window_end,
+        started=run is not None,
+        reason=reason,
+        pipeline_run=str(run.name) if run is not None else "",
+    )
+    return decision, run
 
 
 def triggered_run(policy: Policy, drift: Drift) -> PipelineRun:

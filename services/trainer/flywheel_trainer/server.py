@@ -25,6 +25,7 @@ from flywheel_common.s3 import S3ObjectStore, arrow_filesystem, object_store
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.comparison import comparing
 from flywheel_trainer.config import TrainerSettings
+from flywheel_trainer.drift_events import DriftHandler
 from flywheel_trainer.jobs import Jobs
 from flywheel_trainer.pipeline import Pipeline
 from flywheel_trainer.pipelines import Pipelines
@@ -36,7 +37,7 @@ from flywheel_trainer.store.connection import prepare
 from flywheel_trainer.store.feature_peer import GrpcFeature
 from flywheel_trainer.store.jobs import PostgresJobs
 from flywheel_trainer.store.pipelines import PostgresPipelines
-from flywheel_trainer.store.policies import DriftHandler, PostgresPolicies
+from flywheel_trainer.store.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.ray_engine import RayEngine
 from flywheel_trainer.store.registry_peer import GrpcRegistry, RegisteredWeights
 from flywheel_trainer.store.runs import PostgresRuns
@@ -134,7 +135,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
             bootstrap=settings.kafka_bootstrap,
             group=settings.consumer_group,
             topics=[settings.drift_topic],
-            handler=DriftHandler(clock),
+            handler=DriftHandler(PostgresDecisions, clock),
             pool=pool,
             dedupe=True,
         )

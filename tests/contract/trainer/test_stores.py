@@ -1,34 +1,26 @@
-"""One law for runs and jobs, in memory and in PostgreSQL."""
+"""One law for runs and jobs, in memory, in PostgreSQL and through gRPC."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-import flywheel_trainer
 from flywheel_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import create_pool
-from flywheel_trainer.jobs import Job, JobState, JobStore, TrainSpec
-from flywheel_trainer.memory import MemoryJobs, MemoryRuns, MemoryTracking
+from flywheel_trainer.jobs import Job, JobState, TrainSpec
 from flywheel_trainer.names import ExperimentName, JobName, RunName
 from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
 from flywheel_trainer.recipes.tabular.spec import Hyperparameters
 from flywheel_trainer.run_query import parse_filter, parse_order
-from flywheel_trainer.runs import Experiment, Run, RunState, RunStore, RunUpdate
-from flywheel_trainer.store.connection import prepare
-from flywheel_trainer.store.jobs import PostgresJobs
-from flywheel_trainer.store.runs import PostgresRuns
+from flywheel_trainer.runs import Experiment, Run, RunState, RunUpdate
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
+EPOCH = {"done": 1, "total": 3, "unit": "epoch"}
 LATE = Experiment(ExperimentName("p", "late"), "why", {"a": "b"})
 FILE = Produced("model.onnx", 10, "ab" * 32, "s3://b/k")
 SPEC = TrainSpec(
@@ -36,49 +28,31 @@ SPEC = TrainSpec(
 )
 
 
-@dataclass
-class Stores:
-    runs: RunStore
-    jobs: JobStore
-
-    async def run(self, run: str = "run-1", **fields: Any) -> Run:
-        wanted = Run(RunName(fields.pop("project", "p"), run), "late", **fields)
-        return await self.runs.create_run(wanted, "", b"", AT)
-
-    async def job(self, number: str = "1", request_id: str = "", body: bytes = b"b", **fields: Any) -> Job:
-        job = Job(JobName("p", f"job-{number}"), SPEC, RunName("p", f"run-{number}"), **fields)
-        return await self.jobs.create(
-            job, {"uri": f"s3://b/{number}"}, request_id, body, fields.get("created_at", AT)
-        )
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def dsn(request: pytest.FixtureRequest) -> str:
-    """Empty for the stores in memory."""
-    return str(request.getfixturevalue("database")) if request.param == "postgres" else ""
-
-
 @pytest.fixture
-async def stores(dsn: str) -> AsyncIterator[Stores]:
+async def stores(stores: Any) -> Any:
     """With an experiment."""
-    if not dsn:
-        tracking = MemoryTracking()
-        made = Stores(MemoryRuns(tracking), MemoryJobs(tracking))
-        await made.runs.create_experiment(LATE, "", b"", AT)
-        yield made
-        return
-    async with create_pool(dsn, init=prepare) as pool:
-        await migrate(pool, Path(flywheel_trainer.__file__).parent / "migrations")
-        made = Stores(PostgresRuns(pool), PostgresJobs(pool))
-        await made.runs.create_experiment(LATE, "", b"", AT)
-        yield made
+    await stores.runs.create_experiment(LATE, "", b"", AT)
+    return stores
+
+
+async def a_run(stores: Any, run: str = "run-1", **fields: Any) -> Run:
+    wanted = Run(RunName(fields.pop("project", "p"), run), "late", **fields)
+    return await stores.runs.create_run(wanted, "", b"", AT)
+
+
+async def a_job(
+    stores: Any, number: str = "1", request_id: str = "", body: bytes = b"b", **fields: Any
+) -> Job:
+    job = Job(JobName("p", f"job-{number}"), SPEC, RunName("p", f"run-{number}"), **fields)
+    details = {"uri": f"s3://b/{number}"}
+    return await stores.jobs.create(job, details, request_id, body, fields.get("created_at", AT))
 
 
 def point(key: str, step: int, value: float) -> MetricPoint:
     return MetricPoint(key, step, value, step * 1000)
 
 
-async def test_an_experiment_exists_once_and_a_different_one_is_refused(stores: Stores) -> None:
+async def test_an_experiment_exists_once_and_a_different_one_is_refused(stores: Any) -> None:
     stored = replace(LATE, created_at=AT)
     assert stored == await stores.runs.create_experiment(LATE, "", b"", AT + SECOND)
     for other in (replace(LATE, description="x"), replace(LATE, tags={})):
@@ -95,7 +69,7 @@ async def test_an_experiment_exists_once_and_a_different_one_is_refused(stores: 
         await stores.runs.list_experiments("p", 2, first.next_page_token)
 
 
-async def test_runs_read_back_in_their_project_and_need_their_experiment(stores: Stores) -> None:
+async def test_runs_read_back_in_their_project_and_need_their_experiment(stores: Any) -> None:
     run = Run(
         RunName("p", "run-1"), "late", params={"lr": "0.1"}, tags={"t": "ü"}, artifacts=(FILE,), code_version="c0ffee",
         environment={"python": "3.11"}, training_set="projects/p/trainingSets/t", job="j", lease_seconds=5.0,
@@ -104,12 +78,12 @@ async def test_runs_read_back_in_their_project_and_need_their_experiment(stores:
     assert replace(run, started_at=AT) == await stores.runs.get_run(run.name)
     assert await stores.runs.get_run(RunName("q", "run-1")) is None
     with pytest.raises(NotFound) as unknown:
-        await stores.runs.create_run(replace(run, name=RunName("p", "r2"), experiment="none"), "", b"", AT)
+        await stores.runs.create_run(replace(run, name=RunName("p", "run-2"), experiment="none"), "", b"", AT)
     assert "UNKNOWN_EXPERIMENT" == unknown.value.reason
-    assert await stores.runs.get_run(RunName("p", "r2")) is None
+    assert await stores.runs.get_run(RunName("p", "run-2")) is None
 
 
-async def test_equal_request_ids_make_one_run_or_job_and_another_body_is_refused(stores: Stores) -> None:
+async def test_equal_request_ids_make_one_run_or_job_and_another_body_is_refused(stores: Any) -> None:
     runs = await asyncio.gather(
         *(
             stores.runs.create_run(Run(RunName("p", f"run-a{i}"), "late"), "once", b"body", AT)
@@ -117,25 +91,35 @@ async def test_equal_request_ids_make_one_run_or_job_and_another_body_is_refused
         )
     )
     assert 1 == len({r.name for r in runs})
-    jobs = await asyncio.gather(*(stores.job(f"b{i}", "once") for i in range(10)))
+    jobs = await asyncio.gather(*(a_job(stores, f"b{i}", "once") for i in range(10)))
     assert 1 == len({j.name for j in jobs})
-    assert jobs[0] == await stores.jobs.by_request("once", b"b")
-    assert await stores.jobs.by_request("never", b"b") is None
-    assert await stores.jobs.by_request("", b"b") is None
+    before = [await stores.runs.get_run(runs[0].name), await stores.jobs.get(jobs[0].name)]
+    assert [runs[0], jobs[0]] == before
     for reuse in (
-        stores.runs.create_run(Run(RunName("p", "x"), "late"), "once", b"other", AT),
-        stores.job("x", "once", b"other"),
-        stores.jobs.by_request("once", b"other"),
+        stores.runs.create_run(Run(RunName("p", "run-x"), "late", tags={"a": "other"}), "once", b"other", AT),
+        a_job(stores, "x", "once", b"other", priority=9),
     ):
         with pytest.raises(InvalidArgument) as reused:
             await reuse
         assert "REQUEST_ID_REUSED" == reused.value.reason
     listed = await stores.runs.list_runs("p", (), None, 99, "")
     assert 2 == len(listed.items)
+    assert before == [await stores.runs.get_run(runs[0].name), await stores.jobs.get(jobs[0].name)]
 
 
-async def test_the_first_value_of_a_step_stays_and_the_last_step_is_the_runs_metric(stores: Stores) -> None:
-    name = (await stores.run()).name
+@pytest.mark.without_grpc("only the use case asks whether a request was heard before")
+async def test_a_job_is_found_by_the_request_that_made_it(stores: Any) -> None:
+    job = await a_job(stores, "1", "once")
+    assert job == await stores.jobs.by_request("once", b"b")
+    assert await stores.jobs.by_request("never", b"b") is None
+    assert await stores.jobs.by_request("", b"b") is None
+    with pytest.raises(InvalidArgument) as reused:
+        await stores.jobs.by_request("once", b"other")
+    assert "REQUEST_ID_REUSED" == reused.value.reason
+
+
+async def test_the_first_value_of_a_step_stays_and_the_last_step_is_the_runs_metric(stores: Any) -> None:
+    name = (await a_run(stores)).name
     assert 3 == await stores.runs.log(
         name, [point("loss", 1, 0.5), point("loss", 3, 0.25), point("auc", 1, 0.75)], AT
     )
@@ -158,8 +142,8 @@ async def test_the_first_value_of_a_step_stays_and_the_last_step_is_the_runs_met
     assert "UNKNOWN_RUN" == unknown.value.reason
 
 
-async def test_an_update_adds_and_a_run_that_has_ended_stays_as_it_is(stores: Stores) -> None:
-    name = (await stores.run(params={"lr": "0.1"}, tags={"a": "1"})).name
+async def test_an_update_adds_and_a_run_that_has_ended_stays_as_it_is(stores: Any) -> None:
+    name = (await a_run(stores, params={"lr": "0.1"}, tags={"a": "1"})).name
     run = await stores.runs.update(
         name, RunUpdate({"lr": "9", "seed": "7"}, {"a": "2", "b": "3"}, (FILE,)), AT + SECOND
     )
@@ -182,9 +166,9 @@ async def test_an_update_adds_and_a_run_that_has_ended_stays_as_it_is(stores: St
         await stores.runs.update(RunName("p", "none"), RunUpdate(), AT)
 
 
-async def test_a_run_without_a_heartbeat_within_its_lease_is_lost(stores: Stores) -> None:
+async def test_a_run_without_a_heartbeat_within_its_lease_is_lost(stores: Any) -> None:
     for number, lease in (("1", 10.0), ("2", 10.0), ("3", 100.0)):
-        await stores.run(f"run-{number}", lease_seconds=lease)
+        await a_run(stores, f"run-{number}", lease_seconds=lease)
     await stores.runs.update(RunName("p", "run-2"), RunUpdate(), AT + 5 * SECOND)
     assert [] == await stores.runs.expire(AT + 10 * SECOND, AT)
     # A process that was away until second 20 could hear nobody before.
@@ -197,9 +181,9 @@ async def test_a_run_without_a_heartbeat_within_its_lease_is_lost(stores: Stores
     assert [] == await stores.runs.expire(AT + 24 * SECOND, AT)
 
 
-async def test_runs_are_found_by_what_they_are_and_ordered_by_a_metric(stores: Stores) -> None:
+async def test_runs_are_found_by_what_they_are_and_ordered_by_a_metric(stores: Any) -> None:
     for i, auc in enumerate([0.5, 0.75, None, 0.75, math.nan]):
-        name = (await stores.run(f"run-{i}", params={"lr": str(i % 2)}, tags={"n": str(i)})).name
+        name = (await a_run(stores, f"run-{i}", params={"lr": str(i % 2)}, tags={"n": str(i)})).name
         if auc is not None:
             await stores.runs.log(name, [point("auc", 1, auc)], AT)
     await stores.runs.update(RunName("p", "run-0"), RunUpdate(state=RunState.SUCCEEDED), AT)
@@ -226,8 +210,8 @@ async def test_runs_are_found_by_what_they_are_and_ordered_by_a_metric(stores: S
     assert [] == await found("experiment=other")
 
 
-async def test_a_job_is_made_with_its_run_or_not_at_all(stores: Stores) -> None:
-    job = await stores.job(priority=3)
+async def test_a_job_is_made_with_its_run_or_not_at_all(stores: Any) -> None:
+    job = await a_job(stores, priority=3)
     assert (JobState.QUEUED, AT, SPEC, {}) == (job.state, job.created_at, job.spec, job.progress)
     assert job == await stores.jobs.get(job.name)
     run = await stores.runs.get_run(job.run)
@@ -241,30 +225,36 @@ async def test_a_job_is_made_with_its_run_or_not_at_all(stores: Stores) -> None:
     assert await stores.jobs.get(JobName("q", "job-1")) is None
 
 
-async def test_active_jobs_come_by_priority_then_age_with_their_details(stores: Stores) -> None:
+@pytest.mark.without_grpc("only the supervisor asks for the jobs that have not ended")
+async def test_active_jobs_come_by_priority_then_age_with_their_details(stores: Any) -> None:
     for number, priority, age in (("1", 0, 0), ("2", 5, 1), ("3", 5, 2), ("4", 0, 3)):
-        await stores.job(number, priority=priority, created_at=AT - age * SECOND)
+        await a_job(stores, number, priority=priority, created_at=AT - age * SECOND)
     await stores.jobs.end(JobName("p", "job-1"), JobState.CANCELLED, Outcome(False), AT)
     active = await stores.jobs.active()
     assert ["job-3", "job-2", "job-4"] == [j.name.job for j, _ in active]
     assert {"uri": "s3://b/3"} == active[0][1]
+
+
+async def test_jobs_are_listed_newest_first_page_by_page(stores: Any) -> None:
+    for number in ("2", "1", "4", "3"):
+        await a_job(stores, number)
     first = await stores.jobs.list("p", 3, "")
     rest = await stores.jobs.list("p", 3, first.next_page_token)
     assert ["job-4", "job-3", "job-2", "job-1"] == [j.name.job for j in (*first.items, *rest.items)]
 
 
-async def test_a_job_runs_reports_and_ends_once_together_with_its_run(stores: Stores) -> None:
-    job = await stores.job()
+async def test_a_job_runs_reports_and_ends_once_together_with_its_run(stores: Any) -> None:
+    job = await a_job(stores)
     await stores.jobs.waits(job.name, "waiting for a free slot")
-    await stores.jobs.alive(job.name, {"epoch": 1}, AT)
+    await stores.jobs.alive(job.name, EPOCH, AT)
     queued = await stores.jobs.get(job.name)
     assert queued is not None and {"message": "waiting for a free slot"} == queued.progress
     await stores.jobs.started(job.name, AT + SECOND)
     await stores.jobs.started(job.name, AT + 9 * SECOND)
-    await stores.jobs.alive(job.name, {"epoch": 1}, AT + 50 * SECOND)
+    await stores.jobs.alive(job.name, EPOCH, AT + 50 * SECOND)
     running = await stores.jobs.get(job.name)
     assert running is not None
-    assert (JobState.RUNNING, AT + SECOND, {"epoch": 1}) == (
+    assert (JobState.RUNNING, AT + SECOND, EPOCH) == (
         running.state,
         running.started_at,
         running.progress,
@@ -292,8 +282,8 @@ async def test_a_job_runs_reports_and_ends_once_together_with_its_run(stores: St
     assert [point("train_loss", 2, 0.5), point("train_loss", 3, 0.25)] == list(kept)
 
 
-async def test_cancelling_is_a_wish_until_the_job_has_ended(stores: Stores) -> None:
-    job = await stores.job()
+async def test_cancelling_is_a_wish_until_the_job_has_ended(stores: Any) -> None:
+    job = await a_job(stores)
     asked = await stores.jobs.request_cancel(job.name)
     assert (True, JobState.QUEUED) == (asked.cancel_requested, asked.state)
     assert asked == await stores.jobs.request_cancel(job.name)
@@ -301,10 +291,10 @@ async def test_cancelling_is_a_wish_until_the_job_has_ended(stores: Stores) -> N
     with pytest.raises(FailedPrecondition) as over:
         await stores.jobs.request_cancel(job.name)
     assert "JOB_ENDED" == over.value.reason
-    other = await stores.job("2")
+    other = await a_job(stores, "2")
     heard = await stores.jobs.request_cancel(other.name, "once", b"body")
     with pytest.raises(InvalidArgument) as reused:
-        await stores.jobs.request_cancel(other.name, "once", b"another")
+        await stores.jobs.request_cancel(job.name, "once", b"another")
     assert "REQUEST_ID_REUSED" == reused.value.reason
     assert heard == await stores.jobs.request_cancel(other.name, "once", b"body")
     await stores.jobs.end(other.name, JobState.CANCELLED, Outcome(False, "CANCELLED", "asked"), AT)

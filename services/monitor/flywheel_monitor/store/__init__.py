@@ -1,1 +1,1 @@
-"""The monitor's state in PostgreSQL and its archive in S3."""
+"""The monitor's state in PostgreSQL."""

@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
+from flywheel_common import topics
+from flywheel_common.outbox import enqueue
 from flywheel_common.paging import Page, cut, decode_token
-from flywheel_common.postgres import Connection, Pool, connection
-from flywheel_monitor.alert import Alert
+from flywheel_common.postgres import Connection
+from flywheel_monitor.alert import Alert, AlertFilter, Announcement, already_resolved, unknown_alert
 from flywheel_monitor.alerts import AlertState, Kind
+from flywheel_monitor.convert import drift_detected
 from flywheel_monitor.drift import FeatureDrift
 from flywheel_monitor.evaluation import feature_from_json
-from flywheel_monitor.resource_names import AlertName
+from flywheel_monitor.references import WatchedVersion
+from flywheel_monitor.resource_names import AlertName, ModelName
 from flywheel_monitor.windows import Span
 
 _COLUMNS = (
@@ -30,7 +33,7 @@ _CONFIRM = """
 UPDATE alert SET last_window_end_us = greatest(last_window_end_us, $3), features = $4, reason = $5
 WHERE model_version_id = $1 AND kind = $2 AND state <> 3
 """
-_RESOLVE = """
+_END = """
 UPDATE alert SET state = 3, resolved_at = clock_timestamp(), resolved_reason = $3
 WHERE model_version_id = $1 AND kind = $2 AND state <> 3
 """
@@ -44,8 +47,8 @@ INSERT INTO announcement (model_version_id, kind, reference_hash, start_us, end_
 ON CONFLICT DO NOTHING RETURNING true
 """
 _GET = _COLUMNS + "WHERE a.project = $1 AND a.id = $2"
-_SET_STATE = "UPDATE alert SET state = 2, acknowledged_by = $3 WHERE project = $1 AND id = $2 AND state = 1"
-_RESOLVE_BY_NAME = """
+_ACKNOWLEDGE = "UPDATE alert SET state = 2, acknowledged_by = $3 WHERE project = $1 AND id = $2 AND state = 1"
+_RESOLVE = """
 UPDATE alert SET state = 3, resolved_at = clock_timestamp(), resolved_reason = $3 WHERE project = $1 AND id = $2 AND state <> 3
 """
 _LIST = (
@@ -58,34 +61,31 @@ WHERE a.project = $1 AND ($2::bigint IS NULL OR a.serial < $2) AND ($3 = '' OR a
 _OPEN_COUNTS = "SELECT model, kind, count(*) AS n FROM alert WHERE state <> 3 GROUP BY model, kind"
 
 
-class Alerts:
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+class AlertRows:
+    """Part of `Records`; `_conn` is the transaction's connection."""
 
-    async def unresolved(self, conn: Connection, version_id: int, kind: Kind) -> Alert | None:
-        """Locked until the caller's transaction ends."""
-        row = await conn.fetchrow(_UNRESOLVED, version_id, kind.value)
+    _conn: Connection
+
+    async def unresolved(self, version_id: int, kind: Kind) -> Alert | None:
+        row = await self._conn.fetchrow(_UNRESOLVED, version_id, kind.value)
         return None if row is None else _alert(row)
 
-    async def open(
+    async def open_alert(
         self,
-        conn: Connection,
         alert_id: str,
-        model: str,
-        version_id: int,
+        version: WatchedVersion,
         kind: Kind,
         span: Span,
         features: Sequence[FeatureDrift],
         reason: str,
     ) -> str:
-        """The new alert's name. The caller has seen that none is unresolved, under the version's lock."""
-        project = model.split("/")[1]
-        await conn.execute(
+        project = ModelName.parse(version.model).project
+        await self._conn.execute(
             _OPEN,
             alert_id,
             project,
-            model,
-            version_id,
+            version.model,
+            version.id,
             kind.value,
             span.start_us,
             span.end_us,
@@ -94,101 +94,59 @@ class Alerts:
         )
         return str(AlertName(project, alert_id))
 
-    async def confirm(
-        self,
-        conn: Connection,
-        version_id: int,
-        kind: Kind,
-        span: Span,
-        features: Sequence[FeatureDrift],
-        reason: str,
+    async def confirm_alert(
+        self, version_id: int, kind: Kind, span: Span, features: Sequence[FeatureDrift], reason: str
     ) -> None:
-        await conn.execute(_CONFIRM, version_id, kind.value, span.end_us, _features(features), reason)
+        await self._conn.execute(_CONFIRM, version_id, kind.value, span.end_us, _features(features), reason)
 
-    async def resolve(self, conn: Connection, version_id: int, kind: Kind, reason: str) -> None:
-        await conn.execute(_RESOLVE, version_id, kind.value, reason)
+    async def end_alert(self, version_id: int, kind: Kind, reason: str) -> None:
+        await self._conn.execute(_END, version_id, kind.value, reason)
 
-    async def retire(self, version_id: int, silent_since_us: int) -> None:
-        """Resolves the alerts of a version that answered nobody since."""
-        async with connection(self._pool) as conn:
-            await conn.execute(_RETIRE, version_id, silent_since_us)
+    async def retire_alerts(self, version_id: int, silent_since_us: int) -> None:
+        await self._conn.execute(_RETIRE, version_id, silent_since_us)
 
-    async def first_announcement(
-        self, conn: Connection, version_id: int, kind: Kind, reference_hash: str, span: Span
-    ) -> bool:
-        """True once per (version, kind, reference, window)."""
-        return bool(
-            await conn.fetchval(_ANNOUNCE, version_id, kind.value, reference_hash, span.start_us, span.end_us)
-        )
+    async def announce(self, drift: Announcement) -> bool:
+        window = (drift.span.start_us, drift.span.end_us)
+        key = (drift.version_id, drift.kind.value, drift.reference_hash, *window)
+        if not await self._conn.fetchval(_ANNOUNCE, *key):
+            return False
+        await enqueue(self._conn, topics.DRIFT_DETECTED, drift_detected(drift))
+        return True
 
-    async def get(self, name: AlertName, conn: Connection | None = None) -> Alert:
-        """Raises NotFound UNKNOWN_ALERT."""
-        if conn is None:
-            async with connection(self._pool) as own:
-                return await self.get(name, own)
-        row = await conn.fetchrow(_GET, name.project, name.alert)
+    async def alert(self, name: AlertName) -> Alert:
+        row = await self._conn.fetchrow(_GET, name.project, name.alert)
         if row is None:
-            raise NotFound(
-                f"Alert {name} does not exist: ListAlerts names those that do.",
-                reason="UNKNOWN_ALERT",
-                alert=name,
-            )
+            raise unknown_alert(name)
         return _alert(row)
 
-    async def acknowledge(self, conn: Connection, name: AlertName, by: str) -> Alert:
-        """Raises NotFound UNKNOWN_ALERT, FailedPrecondition ALERT_RESOLVED; repeating it keeps the first name."""
-        await conn.execute(_SET_STATE, name.project, name.alert, by)
-        alert = await self.get(name, conn)
-        if alert.state == AlertState.RESOLVED:
-            raise FailedPrecondition(
-                f"Alert {name} is resolved already: nothing to acknowledge.", reason="ALERT_RESOLVED"
-            )
-        return alert
-
-    async def resolve_by_name(self, conn: Connection, name: AlertName, reason: str) -> Alert:
-        """Raises NotFound UNKNOWN_ALERT; resolving a resolved alert changes nothing."""
-        await conn.execute(_RESOLVE_BY_NAME, name.project, name.alert, reason)
-        return await self.get(name, conn)
-
-    async def list(self, project: str, filter_text: str, size: int, token: str) -> Page[Alert]:
-        """Newest first. Raises InvalidArgument INVALID_FILTER, INVALID_PAGE_TOKEN."""
-        wanted = _parse_filter(filter_text)
-        query = f"{project}\n{filter_text}"
+    async def alerts(self, project: str, wanted: AlertFilter, size: int, token: str) -> Page[Alert]:
+        query = repr((project, wanted))
         key = decode_token(token, query=query)
-        state = AlertState[wanted["state"]] if "state" in wanted else 0
-        async with connection(self._pool) as conn:
-            rows = await conn.fetch(
-                _LIST,
-                project,
-                key[0] if key else None,
-                wanted.get("model", ""),
-                int(state),
-                wanted.get("kind", ""),
-                size + 1,
-            )
+        rows = await self._conn.fetch(
+            _LIST,
+            project,
+            key[0] if key else None,
+            wanted.model,
+            int(wanted.state or 0),
+            wanted.kind or "",
+            size + 1,
+        )
         page = cut(rows, size, lambda r: [r["serial"]], query=query)
         return Page([_alert(r) for r in page.items], page.next_page_token)
 
-    async def open_counts(self) -> dict[tuple[str, str], int]:
-        """(model, kind) → unresolved alerts."""
-        async with connection(self._pool) as conn:
-            return {(r["model"], r["kind"]): r["n"] for r in await conn.fetch(_OPEN_COUNTS)}
+    async def acknowledge_alert(self, name: AlertName, by: str) -> Alert:
+        await self._conn.execute(_ACKNOWLEDGE, name.project, name.alert, by)
+        alert = await self.alert(name)
+        if alert.state == AlertState.RESOLVED:
+            raise already_resolved(name)
+        return alert
 
+    async def resolve_alert(self, name: AlertName, reason: str) -> Alert:
+        await self._conn.execute(_RESOLVE, name.project, name.alert, reason)
+        return await self.alert(name)
 
-def _parse_filter(text: str) -> dict[str, str]:
-    allowed = {"model": None, "state": {s.name for s in AlertState}, "kind": {k.value for k in Kind}}
-    found: dict[str, str] = {}
-    for term in (t.strip() for t in text.split(" AND ")) if text.strip() else ():
-        key, equals, value = (part.strip().strip('"') for part in term.partition("="))
-        choices = allowed.get(key, set()) if key in allowed else set()
-        if not equals or key not in allowed or (choices is not None and value not in choices):
-            raise InvalidArgument(
-                f"{term!r} is not a filter: use model=…, state=OPEN|ACKNOWLEDGED|RESOLVED or kind=…, joined by AND.",
-                reason="INVALID_FILTER",
-                field="filter",
-            )
-        found[key] = value
-    return found
+    async def open_alerts(self) -> dict[tuple[str, str], int]:
+        return {(r["model"], r["kind"]): r["n"] for r in await self._conn.fetch(_OPEN_COUNTS)}
 
 
 def _features(features: Sequence[FeatureDrift]) -> str:

@@ -7,7 +7,7 @@ never race. Rows are written in bulk; the counts follow from what was new.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from flywheel_common.postgres import Connection
 from flywheel_monitor.arrays import F64, I64, Mask
 from flywheel_monitor.batches import LABEL, OutcomeColumns, PredictionColumns, pack_kept
 from flywheel_monitor.layout import usable_scores
-from flywheel_monitor.panes import PaneAccumulator, Rows
+from flywheel_monitor.panes import PaneAccumulator, Rows, rows_of
 from flywheel_monitor.references import WatchedVersion
 from flywheel_monitor.store.pane_rows import merge_panes
 from flywheel_monitor.store.versions import Versions
@@ -84,20 +84,19 @@ class _Label:
         return (self.time, self.outcome_id) > (other.time, other.outcome_id)
 
 
-class Ingest:
-    """Applies decoded batches of one partition."""
+class IngestRows:
+    """Part of `Records`; `_conn` is the transaction's connection."""
 
-    def __init__(self, versions: Versions, pane_us: int) -> None:
-        self._versions = versions
-        self._pane_us = pane_us
+    _conn: Connection
+    _versions: Versions
+    _pane_us: int
 
-    async def predictions(
-        self, conn: Connection, partition: int, batches: Sequence[PredictionColumns]
-    ) -> None:
+    async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None:
         """Stores the answers that are new, counts them in their panes, gives them the labels that came before them, and
-        queues them for the archive. Raises a retryable FlywheelError while a new version's reference cannot be had."""
+        queues them for the archive."""
+        conn = self._conn
         variants = [await self._versions.variant(b.key) for b in batches]
-        kept = await self._insert(conn, partition, batches, [v for v, _ in variants])
+        kept = await self._insert(partition, batches, [v for v, _ in variants])
         waiting = await conn.fetchval(_ORPHANS, partition) > 0
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
@@ -114,7 +113,7 @@ class Ingest:
                 continue
             if not batch.shadow:
                 tally.predictions += count
-            rows = _rows(batch, new)
+            rows = rows_of(batch, new)
             work.of(version).add_rows(rows)
             if labels:
                 tally.orphans -= _label_rows(work.of(version), rows, _some(batch.ids, new), labels)
@@ -123,12 +122,13 @@ class Ingest:
             await conn.execute(_SEEN, variant_id, latest)
             await conn.execute(_ARCHIVE, version.model_id, count, pack_kept(new), batch.payload)
         await work.write(conn, partition)
-        await self._count(conn, partition, tallies)
+        await self._count(partition, tallies)
         for model_id, latest in newest.items():
             await conn.execute(_PROGRESS, model_id, partition, latest)
 
-    async def outcomes(self, conn: Connection, partition: int, batches: Sequence[OutcomeColumns]) -> None:
+    async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
         """Stores outcomes; labels are counted in the panes of their predictions, or wait for them."""
+        conn = self._conn
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         for batch in batches:
@@ -138,7 +138,7 @@ class Ingest:
             await conn.execute(_LABEL_PROGRESS, model_id, partition, int(batch.event_times.max()))
             tally = tallies.setdefault(model_id, _Tally())
             if batch.name == LABEL:
-                await self._labels(conn, partition, batch, tally, work)
+                await self._labels(partition, batch, tally, work)
                 continue
             columns = (
                 batch.outcome_ids,
@@ -150,14 +150,10 @@ class Ingest:
             tally.outcomes += new
             tally.duplicates += len(batch.outcome_ids) - new
         await work.write(conn, partition)
-        await self._count(conn, partition, tallies)
+        await self._count(partition, tallies)
 
     async def _insert(
-        self,
-        conn: Connection,
-        partition: int,
-        batches: Sequence[PredictionColumns],
-        variant_ids: Sequence[int],
+        self, partition: int, batches: Sequence[PredictionColumns], variant_ids: Sequence[int]
     ) -> list[Mask]:
         """Which rows of each batch are new; of two equal ones in here the first is."""
         columns: list[list[object]] = [[] for _ in range(10)]
@@ -180,7 +176,7 @@ class Ingest:
                 strict=True,
             ):
                 column.extend(part)
-        inserted = await conn.fetch(_INSERT, *columns, partition)
+        inserted = await self._conn.fetch(_INSERT, *columns, partition)
         if len(inserted) == len(columns[0]):
             return [np.ones(len(b.ids), np.bool_) for b in batches]
         fresh = {(r[0], r[1]) for r in inserted}
@@ -194,9 +190,8 @@ class Ingest:
             kept.append(new)
         return kept
 
-    async def _labels(
-        self, conn: Connection, partition: int, batch: OutcomeColumns, tally: _Tally, work: _Panes
-    ) -> None:
+    async def _labels(self, partition: int, batch: OutcomeColumns, tally: _Tally, work: _Panes) -> None:
+        conn = self._conn
         latest: dict[str, _Label] = {}
         rows = zip(
             batch.prediction_ids,
@@ -233,7 +228,7 @@ class Ingest:
             if old is not None:
                 group.append((r["event_time"], r["segment"], r["score"], old.value, -1))
         for (variant_id, shadow), entries in groups.items():
-            version = await self._versions.version_of_variant(variant_id)
+            version = await self._versions.of_variant(variant_id)
             times, segments, scores, values, weights = zip(*entries, strict=True)
             work.of(version).add_labels(
                 np.array(times, np.int64),
@@ -244,10 +239,9 @@ class Ingest:
                 np.array(weights, np.int64),
             )
 
-    @staticmethod
-    async def _count(conn: Connection, partition: int, tallies: dict[int, _Tally]) -> None:
+    async def _count(self, partition: int, tallies: dict[int, _Tally]) -> None:
         for model_id, t in sorted(tallies.items()):
-            await conn.execute(
+            await self._conn.execute(
                 _COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates
             )
 
@@ -277,31 +271,6 @@ def _fields(labels: dict[str, _Label], ids: Sequence[str]) -> tuple[list[float],
 
 def _some(ids: Sequence[str], keep: Mask) -> list[str]:
     return list(ids) if bool(keep.all()) else [i for i, k in zip(ids, keep.tolist(), strict=True) if k]
-
-
-def _rows(batch: PredictionColumns, keep: Mask) -> Rows:
-    rows = Rows(
-        batch.event_times,
-        batch.scores,
-        batch.sources,
-        batch.latencies_ms,
-        batch.failed,
-        batch.segments,
-        batch.features,
-        batch.shadow,
-    )
-    if bool(keep.all()):
-        return rows
-    return replace(
-        rows,
-        event_times=rows.event_times[keep],
-        scores=rows.scores[keep],
-        sources=rows.sources[keep],
-        latencies_ms=rows.latencies_ms[keep],
-        failed=rows.failed[keep],
-        segments=tuple(s for s, k in zip(rows.segments, keep.tolist(), strict=True) if k),
-        features={name: (values[keep], valid[keep]) for name, (values, valid) in rows.features.items()},
-    )
 
 
 def _label_rows(panes: PaneAccumulator, rows: Rows, ids: Sequence[str], labels: dict[str, float]) -> int:

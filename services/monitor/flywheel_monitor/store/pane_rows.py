@@ -1,12 +1,11 @@
-"""Panes in PostgreSQL: read, merged and written in bulk inside the consumer's transaction."""
+"""Panes in PostgreSQL: merged and written in bulk inside the consumer's transaction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 from flywheel_common.postgres import Connection
-from flywheel_monitor.layout import Layout, Window
-from flywheel_monitor.panes import PackedPane, PaneAccumulator, PaneKey, add_panes
+from flywheel_monitor.panes import PackedPane, PaneAccumulator, PaneKey
 
 _READ = """
 SELECT p.shadow, p.segment, p.start_us, p.predictions, p.counts, p.sums
@@ -19,10 +18,6 @@ INSERT INTO pane (model_version_id, partition, shadow, segment, start_us, predic
 SELECT $1, $2, * FROM unnest($3::boolean[], $4::text[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[])
 ON CONFLICT (model_version_id, shadow, segment, start_us, partition)
 DO UPDATE SET predictions = excluded.predictions, counts = excluded.counts, sums = excluded.sums
-"""
-_RANGE = """
-SELECT predictions, counts, sums FROM pane
-WHERE model_version_id = $1 AND shadow = $2 AND segment = $3 AND start_us >= $4 AND start_us < $5
 """
 
 
@@ -48,18 +43,3 @@ async def merge_panes(conn: Connection, version_id: int, partition: int, added: 
         [p.counts for p in panes],
         [p.sums for p in panes],
     )
-
-
-async def read_window(
-    conn: Connection,
-    version_id: int,
-    layout: Layout,
-    start_us: int,
-    end_us: int,
-    *,
-    segment: str = "",
-    shadow: bool = False,
-) -> Window:
-    """The sum of the panes that begin in [start, end), over all partitions."""
-    rows = await conn.fetch(_RANGE, version_id, shadow, segment, start_us, end_us)
-    return add_panes(layout, [PackedPane(r["counts"], r["sums"], r["predictions"]) for r in rows])

@@ -1,5 +1,4 @@
-"""Models, versions with their references, and variants: small, cached, and stored in transactions of their own, so that
-an id in the cache is always an id in the database."""
+"""Models, their policies, versions with their references, and variants, in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -28,12 +27,11 @@ _ADD_VERSION = """
 INSERT INTO model_version (model_id, name, reference_hash, reference, reference_reason, metrics)
 VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (name) DO NOTHING
 """
-_VERSION_COLUMNS = """
+SELECT_VERSION = """
 SELECT v.id, v.name, v.model_id, m.name AS model, v.reference_hash, v.reference, v.reference_reason, v.metrics, v.score_reference
 FROM model_version v JOIN model m ON m.id = v.model_id
 """
-_VERSION = _VERSION_COLUMNS + "WHERE v.name = $1"
-_VERSION_BY_ID = _VERSION_COLUMNS + "WHERE v.id = $1"
+_VERSION = SELECT_VERSION + "WHERE v.name = $1"
 _ADD_VARIANT = """
 INSERT INTO variant (model_version_id, release, rollout, role) VALUES ($1, $2, $3, $4)
 ON CONFLICT (model_version_id, release, rollout, role) DO NOTHING
@@ -41,7 +39,7 @@ ON CONFLICT (model_version_id, release, rollout, role) DO NOTHING
 _VARIANT = (
     "SELECT id FROM variant WHERE model_version_id = $1 AND release = $2 AND rollout = $3 AND role = $4"
 )
-_VARIANT_VERSION = "SELECT model_version_id FROM variant WHERE id = $1"
+_VERSION_OF_VARIANT = SELECT_VERSION + "JOIN variant t ON t.model_version_id = v.id WHERE t.id = $1"
 _POLICY = "SELECT policy FROM model WHERE name = $1"
 _SET_POLICY = """
 INSERT INTO model (name, project, policy) VALUES ($1, $2, $3) ON CONFLICT (name) DO UPDATE SET policy = excluded.policy
@@ -53,20 +51,49 @@ WHERE m.name = $1 AND t.role = 1 ORDER BY t.last_event DESC, t.id DESC LIMIT 1
 """
 
 
+class VersionRows:
+    """Part of `Records`; `_conn` is the transaction's connection."""
+
+    _conn: Connection
+
+    async def set_policy(self, model: str, policy: MonitorPolicy) -> None:
+        await self._conn.execute(
+            _SET_POLICY, model, ModelName.parse(model).project, json.dumps(policy.to_json())
+        )
+
+    async def policy(self, model: str) -> MonitorPolicy | None:
+        row = await self._conn.fetchrow(_POLICY, model)
+        return None if row is None else _policy(row["policy"])
+
+    async def policies(self) -> list[tuple[int, str, MonitorPolicy]]:
+        return [(r["id"], r["name"], _policy(r["policy"])) for r in await self._conn.fetch(_MODELS)]
+
+    async def version(self, name: str) -> WatchedVersion | None:
+        row = await self._conn.fetchrow(_VERSION, name)
+        return None if row is None else watched_version(row)
+
+    async def champion(self, model: str) -> str | None:
+        name: str | None = await self._conn.fetchval(_CHAMPION, model)
+        return name
+
+    async def set_first_window(self, version_id: int, reference: ScoreReference) -> None:
+        await self._conn.execute(_FIRST_WINDOW, version_id, json.dumps(score_reference_to_json(reference)))
+
+
 class Versions:
-    """What the monitor knows about models and their versions."""
+    """What a batch names, made when it is new. Small, cached, and stored in transactions of their own, so that an id in the
+    cache is always an id in the database."""
 
     def __init__(self, pool: Pool, source: ReferenceSource) -> None:
         self._pool = pool
         self._source = source
         self._models: dict[str, int] = {}
         self._versions: dict[str, WatchedVersion] = {}
-        self._by_id: dict[int, WatchedVersion] = {}
         self._variants: dict[VariantKey, int] = {}
-        self._variant_versions: dict[int, int] = {}
+        self._of_variants: dict[int, WatchedVersion] = {}
 
     async def model_id(self, name: str) -> int:
-        """The id of a model, made when it is new."""
+        """The id of a model."""
         if name not in self._models:
             async with transaction(self._pool) as conn:
                 await conn.execute(_ADD_MODEL, name, ModelName.parse(name).project)
@@ -76,76 +103,29 @@ class Versions:
     async def variant(self, key: VariantKey) -> tuple[int, WatchedVersion]:
         """The id of a variant and its version; a new version's reference is asked of the peers first. Raises a
         retryable FlywheelError while they do not answer."""
-        version = await self.version(key.model_version) or await self._admit(key)
+        version = await self._version(key)
         if key not in self._variants:
             async with transaction(self._pool) as conn:
                 fields = (version.id, key.release, key.rollout, int(key.role))
                 await conn.execute(_ADD_VARIANT, *fields)
-                variant_id = await conn.fetchval(_VARIANT, *fields)
-            self._variants[key] = variant_id
-            self._variant_versions[variant_id] = version.id
+                self._variants[key] = await conn.fetchval(_VARIANT, *fields)
         return self._variants[key], version
 
-    async def version(self, name: str) -> WatchedVersion | None:
-        """A version that was seen, or None."""
+    async def of_variant(self, variant_id: int) -> WatchedVersion:
+        """The version of a variant that answered."""
+        if variant_id not in self._of_variants:
+            async with connection(self._pool) as conn:
+                row = await conn.fetchrow(_VERSION_OF_VARIANT, variant_id)
+            self._of_variants[variant_id] = watched_version(row)
+        return self._of_variants[variant_id]
+
+    async def _version(self, key: VariantKey) -> WatchedVersion:
+        name = key.model_version
         if name not in self._versions:
             async with connection(self._pool) as conn:
                 row = await conn.fetchrow(_VERSION, name)
-            if row is None:
-                return None
-            self._keep(_version(row))
+            self._versions[name] = await self._admit(key) if row is None else watched_version(row)
         return self._versions[name]
-
-    async def version_by_id(self, version_id: int, *, fresh: bool = False) -> WatchedVersion:
-        if fresh or version_id not in self._by_id:
-            async with connection(self._pool) as conn:
-                self._keep(_version(await conn.fetchrow(_VERSION_BY_ID, version_id)))
-        return self._by_id[version_id]
-
-    async def version_of_variant(self, variant_id: int) -> WatchedVersion:
-        if variant_id not in self._variant_versions:
-            async with connection(self._pool) as conn:
-                self._variant_versions[variant_id] = await conn.fetchval(_VARIANT_VERSION, variant_id)
-        return await self.version_by_id(self._variant_versions[variant_id])
-
-    async def champion(self, model: str) -> str | None:
-        """The version that answered last as champion."""
-        async with connection(self._pool) as conn:
-            name: str | None = await conn.fetchval(_CHAMPION, model)
-        return name
-
-    async def set_first_window(
-        self, conn: Connection, version: WatchedVersion, reference: ScoreReference
-    ) -> WatchedVersion:
-        """Keeps the first window's scores as reference, in the caller's transaction; the cache learns them on the next read."""
-        await conn.execute(_FIRST_WINDOW, version.id, json.dumps(score_reference_to_json(reference)))
-        self._by_id.pop(version.id, None)
-        self._versions.pop(version.name, None)
-        return WatchedVersion(
-            version.id,
-            version.name,
-            version.model_id,
-            version.model,
-            version.reference,
-            version.layout,
-            reference,
-        )
-
-    async def policies(self) -> list[tuple[int, str, MonitorPolicy]]:
-        """(id, name, policy) of every model."""
-        async with connection(self._pool) as conn:
-            rows = await conn.fetch(_MODELS)
-        return [(r["id"], r["name"], _policy(r["policy"])) for r in rows]
-
-    async def policy(self, model: str) -> MonitorPolicy | None:
-        """The policy of a model, the default one when it was only seen; None when it was never seen nor set."""
-        async with connection(self._pool) as conn:
-            row = await conn.fetchrow(_POLICY, model)
-        return None if row is None else _policy(row["policy"])
-
-    async def set_policy(self, conn: Connection, model: str, policy: MonitorPolicy) -> None:
-        """In the caller's transaction."""
-        await conn.execute(_SET_POLICY, model, ModelName.parse(model).project, json.dumps(policy.to_json()))
 
     async def _admit(self, key: VariantKey) -> WatchedVersion:
         reference = await self._source.fetch(key.model_version)
@@ -161,20 +141,14 @@ class Versions:
                 reference.reason,
                 json.dumps(dict(reference.metrics)),
             )
-        found = await self.version(key.model_version)
-        assert found is not None
-        return found
-
-    def _keep(self, version: WatchedVersion) -> None:
-        self._versions[version.name] = version
-        self._by_id[version.id] = version
+            return watched_version(await conn.fetchrow(_VERSION, key.model_version))
 
 
 def _policy(stored: str | None) -> MonitorPolicy:
     return MonitorPolicy() if stored is None else MonitorPolicy.from_json(json.loads(stored))
 
 
-def _version(row: Mapping[str, object]) -> WatchedVersion:
+def watched_version(row: Mapping[str, object]) -> WatchedVersion:
     columns = tuple(ColumnReference.from_json(c) for c in json.loads(str(row["reference"])))
     first = row["score_reference"]
     return WatchedVersion(

@@ -1,28 +1,19 @@
-"""Retraining policies and decisions in PostgreSQL, and the handler of `drift.detected`."""
+"""Retraining policies and decisions in PostgreSQL."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from flywheel_common.clock import Clock
-from flywheel_common.dead_letters import PoisonError
-from flywheel_common.errors import FlywheelError
-from flywheel_common.events import payload_of
 from flywheel_common.idempotency import idempotent
-from flywheel_common.logs import get_logger
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres import Connection, Pool, connection, transaction
-from flywheel_common.records import Record
-from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected
-from flywheel_trainer.convert import drift_from
 from flywheel_trainer.names import ModelName, PolicyName
-from flywheel_trainer.policies import Decision, triggered_run
+from flywheel_trainer.pipelines import PipelineSpec
+from flywheel_trainer.policies import Decision, made, triggered_run
 from flywheel_trainer.retraining import Drift, Policy, Reason, decide
 from flywheel_trainer.store.pipelines import insert_pipeline_run
-
-log = get_logger(__name__)
 
 _SET = """
 INSERT INTO retraining_policy (project, id, body, updated_at) VALUES ($1, $2, $3, $4)
@@ -74,43 +65,33 @@ class PostgresPolicies:
         return Page([_decision(row) for row in page.items], page.next_page_token)
 
 
-class DriftHandler:
-    """Decides about every drift event inside the consumer's transaction: decision and run appear together, once."""
+class PostgresDecisions:
+    """The Decisions of the product, inside a transaction that somebody else began."""
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
+    def __init__(self, conn: Connection) -> None:
+        self._conn = conn
 
-    async def __call__(self, conn: Connection, records: Sequence[Record]) -> None:
-        for record in records:
-            assert record.event is not None
-            try:
-                drift = drift_from(payload_of(record.event, DriftDetected))
-                model = ModelName.parse(drift.model)
-            except FlywheelError as error:
-                raise PoisonError(error.message, [record]) from error
-            policy = await read_policy(conn, model.project, model.model)
-            if policy is None:
-                log.info("drift without a policy", model=drift.model, alert=drift.alert)
-                continue
-            await self._decide(conn, policy, drift)
-
-    async def _decide(self, conn: Connection, policy: Policy, drift: Drift) -> None:
+    async def decide(self, drift: Drift, now: datetime) -> Decision | None:
+        conn, model = self._conn, ModelName.parse(drift.model)
+        policy = await read_policy(conn, model.project, model.model)
+        if policy is None:
+            return None
         key = (policy.project, policy.id)
-        # Events of one model are decided one after another, also when they come from several partitions.
+        # Also when their events come from several partitions.
         await conn.execute(_LOCK, "/".join(key))
         if await conn.fetchval(_SEEN, *key, drift.alert, drift.window_end):
-            return
+            return None
         started = [row["event_time"] for row in await conn.fetch(_STARTED, *key)]
         reason = decide(policy, drift, started, await conn.fetchval(_ACTIVE, drift.model))
-        run = triggered_run(policy, drift) if reason is Reason.STARTED else None
+        decision, run = made(policy, drift, reason)
         if run is not None:
-            await insert_pipeline_run(conn, run, self._clock.now())
-        decision = triggered_run(policy, drift).name.run.replace("pipe-", "decision-", 1)
+            await insert_pipeline_run(conn, run, now)
+        decision_id = triggered_run(policy, drift).name.run.replace("pipe-", "decision-", 1)
         await conn.execute(
-            _DECIDE, decision, *key, drift.alert, drift.model, drift.window_end, run is not None, reason,
-            str(run.name) if run else "",
+            _DECIDE, decision_id, *key, drift.alert, drift.model, drift.window_end, decision.started, reason,
+            decision.pipeline_run,
         )  # fmt: skip
-        log.info("retraining decided", model=drift.model, alert=drift.alert, reason=str(reason))
+        return decision
 
 
 async def read_policy(conn: Connection, project: str, policy_id: str) -> Policy | None:
@@ -121,7 +102,7 @@ async def read_policy(conn: Connection, project: str, policy_id: str) -> Policy 
     return Policy(
         project=project,
         id=policy_id,
-        pipeline=body["pipeline"],
+        pipeline=asdict(PipelineSpec.from_row(body["pipeline"])),
         trigger_kinds=tuple(body["trigger_kinds"]),
         cooldown=timedelta(seconds=body["cooldown_seconds"]),
         daily_budget=body["daily_budget"],

@@ -1,15 +1,28 @@
-"""Stored answers, read for comparisons and ranges, and forgotten after their time."""
+"""What was counted, read from PostgreSQL: windows out of panes, and the single answers until they are forgotten."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from flywheel_common.postgres import Pool, connection
-from flywheel_monitor.batches import Role
+from flywheel_common.postgres import Connection
+from flywheel_monitor.batches import IngestCounts, Role
 from flywheel_monitor.comparison import VariantRows
-from flywheel_monitor.layout import usable_scores
+from flywheel_monitor.layout import Window, usable_scores
+from flywheel_monitor.panes import PackedPane, add_panes
+from flywheel_monitor.performance import Quality, quality_of_window, with_kept_rows
+from flywheel_monitor.references import WatchedVersion
 from flywheel_monitor.windows import Span
 
+_PANES = """
+SELECT predictions, counts, sums FROM pane
+WHERE model_version_id = $1 AND NOT shadow AND segment = $2 AND start_us >= $3 AND start_us < $4
+"""
+_LABELLED = """
+SELECT array_agg(p.score) AS scores, array_agg(l.value) AS labels
+FROM prediction p JOIN label l USING (prediction_id) JOIN variant t ON t.id = p.variant_id
+WHERE t.model_version_id = $1 AND NOT p.shadow AND p.event_time >= $2 AND p.event_time < $3
+  AND p.source IN (1, 2) AND p.score <> 'NaN' AND abs(p.score) <> 'Infinity' AND ($4 = '' OR p.segment = $4)
+"""
 _VARIANT = """
 SELECT array_agg(p.prediction_id) AS ids, array_agg(p.event_time) AS times, array_agg(p.score) AS scores,
     array_agg(coalesce(l.value, 'NaN')) AS labels, array_agg(p.decision) AS decisions, array_agg(p.latency_ms) AS latencies,
@@ -38,14 +51,27 @@ FROM ingest_count c JOIN model m ON m.id = c.model_id WHERE m.project = $1
 _WATERMARK = "SELECT max(newest_us) FROM progress p JOIN model m ON m.id = p.model_id WHERE m.project = $1"
 
 
-class PredictionRows:
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
+class AnswerRows:
+    """Part of `Records`; `_conn` is the transaction's connection."""
 
-    async def variant(self, rollout: str, release: str, role: Role, since_us: int) -> VariantRows:
-        """The answers of one variant of a rollout with event time >= `since_us`, with the labels that have come."""
-        async with connection(self._pool) as conn:
-            row = await conn.fetchrow(_VARIANT, rollout, release, int(role), since_us)
+    _conn: Connection
+
+    async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> Window:
+        rows = await self._conn.fetch(_PANES, version.id, segment, span.start_us, span.end_us)
+        panes = [PackedPane(r["counts"], r["sums"], r["predictions"]) for r in rows]
+        return add_panes(version.layout, panes)
+
+    async def quality(self, version_id: int, span: Span, window: Window, segment: str = "") -> Quality:
+        quality = quality_of_window(window)
+        if quality.labelled == 0:
+            return quality
+        row = await self._conn.fetchrow(_LABELLED, version_id, span.start_us, span.end_us, segment)
+        return with_kept_rows(
+            quality, np.array(row["scores"] or [], np.float64), np.array(row["labels"] or [], np.float64)
+        )
+
+    async def variant_rows(self, rollout: str, release: str, role: Role, since_us: int) -> VariantRows:
+        row = await self._conn.fetchrow(_VARIANT, rollout, release, int(role), since_us)
         scores = np.array(row["scores"] or [], np.float64)
         sources = np.array(row["sources"] or [], np.int64)
         return VariantRows(
@@ -60,24 +86,17 @@ class PredictionRows:
         )
 
     async def event_range(self, version_id: int, span: Span, segment: str) -> tuple[int | None, int | None]:
-        """Event time of the first and last served answer that is still kept."""
-        async with connection(self._pool) as conn:
-            row = await conn.fetchrow(_EVENT_RANGE, version_id, span.start_us, span.end_us, segment)
+        row = await self._conn.fetchrow(_EVENT_RANGE, version_id, span.start_us, span.end_us, segment)
         return row[0], row[1]
 
     async def prune(self, keep_us: int) -> int:
-        """Forgets some answers (and their labels) more than `keep_us` of event time behind their model's newest; returns
-        how many. Their counts stay."""
-        async with connection(self._pool) as conn:
-            return int(await conn.fetchval(_PRUNE, keep_us))
+        return int(await self._conn.fetchval(_PRUNE, keep_us))
 
-    async def counts(self, project: str) -> dict[str, int]:
-        """predictions, outcomes, orphans and duplicates of a project."""
-        async with connection(self._pool) as conn:
-            return {key: int(value) for key, value in (await conn.fetchrow(_STATUS, project)).items()}
+    async def counts(self, project: str) -> IngestCounts:
+        return IngestCounts(
+            **{name: int(n) for name, n in (await self._conn.fetchrow(_STATUS, project)).items()}
+        )
 
     async def newest(self, project: str) -> int | None:
-        """Newest event time processed, microseconds."""
-        async with connection(self._pool) as conn:
-            found: int | None = await conn.fetchval(_WATERMARK, project)
+        found: int | None = await self._conn.fetchval(_WATERMARK, project)
         return found

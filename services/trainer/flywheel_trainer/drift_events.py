@@ -1,0 +1,38 @@
+"""`drift.detected` → what a policy does about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from flywheel_common.clock import Clock
+from flywheel_common.dead_letters import PoisonError
+from flywheel_common.errors import FlywheelError
+from flywheel_common.events import payload_of
+from flywheel_common.logs import get_logger
+from flywheel_common.postgres import Connection
+from flywheel_common.records import Record
+from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected
+from flywheel_trainer.convert import drift_from
+from flywheel_trainer.names import ModelName
+from flywheel_trainer.policies import Decisions
+
+log = get_logger(__name__)
+
+
+class DriftHandler:
+    """The handler of the consumer loop. `on` gives what decides inside the loop's transaction."""
+
+    def __init__(self, on: Callable[[Connection], Decisions], clock: Clock) -> None:
+        self._on, self._clock = on, clock
+
+    async def __call__(self, conn: Connection, records: Sequence[Record]) -> None:
+        for record in records:
+            assert record.event is not None
+            try:
+                drift = drift_from(payload_of(record.event, DriftDetected))
+                ModelName.parse(drift.model)
+            except FlywheelError as error:
+                raise PoisonError(error.message, [record]) from error
+            made = await self._on(conn).decide(drift, self._clock.now())
+            reason = str(made.reason) if made is not None else "no policy, or decided before"
+            log.info("retraining decided", model=drift.model, alert=drift.alert, reason=reason)

@@ -1,0 +1,166 @@
+"""A mutation that is asked for again: the first answer, no second effect; under another body, a refusal that changes nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+
+from flywheel_common.context import Call, Principal, current_call
+from flywheel_common.error_details import from_rpc_error
+from flywheel_common.errors import FailedPrecondition, InvalidArgument
+from flywheel_common.testing.row_counts import row_counts
+from flywheel_monitor.alerts import Kind
+from flywheel_monitor.policy import MonitorPolicy
+from flywheel_monitor.windows import Span
+from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+
+MODEL = "projects/p/models/late"
+MUTATIONS = ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert")
+
+
+async def alert(monitor: Any, alert_id: str, kind: Kind) -> str:
+    await monitor.predicted(monitor.batch([alert_id]))
+    async with monitor.store.transaction() as records:
+        version = await records.version(monitor.version())
+        return await records.open_alert(alert_id, version, kind, Span(0, 1), [], "drift")
+
+
+def policy(least: int, model: str = MODEL) -> pb.MonitorPolicy:
+    return pb.MonitorPolicy(model=model, min_predictions=least)
+
+
+async def refused(call: Any) -> str:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    error = from_rpc_error(caught.value)
+    return f"{error.code.name} {error.reason}"
+
+
+def test_every_method_that_takes_a_request_id_is_tried_here() -> None:
+    methods = pb.DESCRIPTOR.services_by_name["MonitorService"].methods
+    assert set(MUTATIONS) == {m.name for m in methods if "request_id" in m.input_type.fields_by_name}
+
+
+@pytest.mark.parametrize("method", MUTATIONS)
+async def test_equal_requests_get_the_first_answer_and_have_one_effect(
+    edge: Any, database: str, method: str
+) -> None:
+    stub = edge.asks.stub
+    first, second = await alert(edge, "a1", Kind.DATA_DRIFT), await alert(edge, "a2", Kind.LABEL_DRIFT)
+    request, undo = {
+        "SetMonitorPolicy": (
+            pb.SetMonitorPolicyRequest(policy=policy(7), request_id="once"),
+            lambda: stub.SetMonitorPolicy(pb.SetMonitorPolicyRequest(policy=policy(8))),
+        ),
+        "AcknowledgeAlert": (
+            pb.AcknowledgeAlertRequest(name=first, request_id="once"),
+            lambda: stub.ResolveAlert(pb.ResolveAlertRequest(name=first, reason="over")),
+        ),
+        "ResolveAlert": (
+            pb.ResolveAlertRequest(name=first, reason="why", request_id="once"),
+            lambda: stub.AcknowledgeAlert(pb.AcknowledgeAlertRequest(name=second)),
+        ),
+    }[method]
+    answers = await asyncio.gather(*(getattr(stub, method)(request, timeout=20) for _ in range(20)))
+    assert [answers[0]] * 20 == answers
+    await undo()
+    before = await row_counts(database), await state(stub, first, second)
+    assert answers[0] == await getattr(stub, method)(request), "also when things have moved on since"
+    assert before == (await row_counts(database), await state(stub, first, second))
+    assert 1 == before[0]["idempotent_request"]
+
+
+async def state(stub: Any, *alerts: str) -> list[Any]:
+    """Everything that these methods change."""
+    held = [(await stub.GetMonitorPolicy(pb.GetMonitorPolicyRequest(model=MODEL))).policy]
+    return held + [(await stub.GetAlert(pb.GetAlertRequest(name=name))).alert for name in alerts]
+
+
+@pytest.mark.parametrize("method", MUTATIONS)
+async def test_another_body_under_a_known_request_id_is_refused_and_changes_nothing(
+    edge: Any, database: str, method: str
+) -> None:
+    stub = edge.asks.stub
+    first, second = await alert(edge, "a1", Kind.DATA_DRIFT), await alert(edge, "a2", Kind.LABEL_DRIFT)
+    request, others = {
+        "SetMonitorPolicy": (
+            pb.SetMonitorPolicyRequest(policy=policy(7), request_id="once"),
+            [
+                pb.SetMonitorPolicyRequest(policy=policy(8), request_id="once"),
+                pb.SetMonitorPolicyRequest(policy=policy(7, "projects/p/models/new"), request_id="once"),
+            ],
+        ),
+        "AcknowledgeAlert": (
+            pb.AcknowledgeAlertRequest(name=first, request_id="once"),
+            [
+                pb.AcknowledgeAlertRequest(name=second, request_id="once"),
+                pb.AcknowledgeAlertRequest(name="projects/p/alerts/none", request_id="once"),
+            ],
+        ),
+        "ResolveAlert": (
+            pb.ResolveAlertRequest(name=first, reason="why", request_id="once"),
+            [
+                pb.ResolveAlertRequest(name=first, reason="another", request_id="once"),
+                pb.ResolveAlertRequest(name=second, reason="why", request_id="once"),
+            ],
+        ),
+    }[method]
+    answer = await getattr(stub, method)(request)
+    before = await row_counts(database), await state(stub, first, second)
+    for other in others:
+        assert "INVALID_ARGUMENT REQUEST_ID_REUSED" == await refused(getattr(stub, method)(other))
+    assert before == (await row_counts(database), await state(stub, first, second))
+    assert answer == await getattr(stub, method)(request)
+
+
+async def test_a_request_that_failed_may_be_mended_under_its_id(edge: Any) -> None:
+    stub, name = edge.asks.stub, await alert(edge, "a1", Kind.DATA_DRIFT)
+    wrong = pb.SetMonitorPolicyRequest(policy=policy(7), request_id="once")
+    wrong.policy.fdr = 2.0
+    assert "INVALID_ARGUMENT INVALID_POLICY" == await refused(stub.SetMonitorPolicy(wrong))
+    mended = pb.SetMonitorPolicyRequest(policy=policy(7), request_id="once")
+    assert 7 == (await stub.SetMonitorPolicy(mended)).policy.min_predictions
+    unknown = pb.AcknowledgeAlertRequest(name="projects/p/alerts/none", request_id="once")
+    assert "NOT_FOUND UNKNOWN_ALERT" == await refused(stub.AcknowledgeAlert(unknown))
+    asked = pb.AcknowledgeAlertRequest(name=name, request_id="once")
+    assert pb.ALERT_STATE_ACKNOWLEDGED == (await stub.AcknowledgeAlert(asked)).alert.state
+    long = pb.ResolveAlertRequest(name=name, reason="why", request_id="x" * 201)
+    assert "INVALID_ARGUMENT INVALID_REQUEST_ID" == await refused(stub.ResolveAlert(long))
+
+
+@pytest.mark.without_grpc("the same law stands above, method by method")
+async def test_the_store_runs_a_mutation_once(monitor: Any) -> None:
+    effects: list[str] = []
+
+    async def once(body: bytes, *, request_id: str = "once", method: str = "M", fails: bool = False) -> bytes:
+        async def effect(records: Any) -> bytes:
+            await records.set_policy(f"projects/p/models/m{len(effects)}", MonitorPolicy())
+            if fails:
+                raise FailedPrecondition("no", reason="NO")
+            effects.append(body.decode())
+            return f"answer {len(effects)}".encode()
+
+        return await monitor.store.once(method, request_id, body, effect)
+
+    with pytest.raises(FailedPrecondition):
+        await once(b"a", fails=True)
+    async with monitor.store.reading() as records:
+        assert [] == await records.policies(), "what fails leaves nothing, and its id is free"
+    assert [b"answer 1"] * 10 == await asyncio.gather(*(once(b"b") for _ in range(10)))
+    with pytest.raises(InvalidArgument) as reused:
+        await once(b"a")
+    assert "REQUEST_ID_REUSED" == reused.value.reason
+    with pytest.raises(InvalidArgument) as long:
+        await once(b"a", request_id="x" * 201)
+    assert "INVALID_REQUEST_ID" == long.value.reason
+    assert b"answer 2" == await once(b"a", method="N")
+    assert [b"answer 3", b"answer 4"] == [await once(b"a", request_id=""), await once(b"a", request_id="")]
+    token = current_call.set(Call("M", Principal("ann")))
+    try:
+        assert b"answer 5" == await once(b"a"), "another caller's ids are other ids"
+    finally:
+        current_call.reset(token)
+    assert ["b", "a", "a", "a", "a"] == effects
