@@ -6,6 +6,7 @@ import asyncio
 import shlex
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
+from typing import Any
 
 import pyarrow.fs as fs
 
@@ -23,6 +24,14 @@ POLL_SECONDS = 1.0
 STOP_SECONDS = 60.0
 """How long the processes of a job that is told to stop may take to end."""
 LOG_CHARACTERS = 2000
+
+
+def _progress(workspace: Workspace) -> Any:
+    """What the driver told last; None where it is written again while it is read, and a part of it came."""
+    try:
+        return workspace.read_json(PROGRESS)
+    except ValueError:
+        return None
 
 
 class PartitionRay:
@@ -96,7 +105,7 @@ class PartitionRay:
     async def _follow(self, workspace: Workspace, submission: str, job: JobProgress) -> None:
         while await self._state(submission) in OPEN:
             job.check_cancelled()
-            told = await asyncio.to_thread(workspace.read_json, PROGRESS)
+            told = await asyncio.to_thread(_progress, workspace)
             if told is not None:
                 job.progress(told["done"], told["total"], "tasks", f"{told['message']} on Ray")
             await asyncio.sleep(POLL_SECONDS)
