@@ -5,10 +5,10 @@ Times are event time in microseconds. A version is known by its number in the st
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Protocol, TypeAlias
 
+from flywheel_common import transactions
 from flywheel_common.paging import Page
 from flywheel_monitor.alert import Alert, AlertFilter, Announcement
 from flywheel_monitor.alerts import Kind
@@ -240,23 +240,4 @@ class Records(Policies, Versions, Ingestion, Answers, ArchiveQueue, Reports, Ale
     """The monitor's rows as one transaction sees them: what changes through one `Records` commits together or not at all."""
 
 
-class Store(Protocol):
-    """Where `Records` come from."""
-
-    def transaction(self) -> AbstractAsyncContextManager[Records]:
-        """Committed at the end of the block, undone by any exception. Raises Unavailable when the store is down."""
-        ...
-
-    def reading(self) -> AbstractAsyncContextManager[Records]:
-        """For reads: every statement sees the newest committed state."""
-        ...
-
-    async def once(
-        self, method: str, request_id: str, body: bytes, effect: Callable[[Records], Awaitable[bytes]]
-    ) -> bytes:
-        """A transaction that its caller may ask for again: effect and answer commit together, and a repeat of method,
-        request_id and body gets the first answer without a second effect. Equal calls that come while the first is at work
-        wait for it; when it fails, the next takes its place. Ids are apart per caller and method; without one every call has
-        its effect. Raises InvalidArgument REQUEST_ID_REUSED (another body), INVALID_REQUEST_ID (too long), and what `effect`
-        raises."""
-        ...
+Store: TypeAlias = transactions.Store[Records]
