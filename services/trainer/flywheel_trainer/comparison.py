@@ -40,7 +40,8 @@ Compare = Callable[[TrainingSet, Mapping[str, Any], bytes, ChampionModel | None]
 
 
 class TableReader(Protocol):
-    """Reads columns of a training set's Parquet; absent columns are left out. Blocks."""
+    """Reads columns of a training set's Parquet, in the order asked, each once; absent columns are left out. Raises
+    FileNotFoundError when there is nothing at `uri`. Blocks."""
 
     def __call__(self, uri: str, columns: list[str]) -> pl.DataFrame: ...
 

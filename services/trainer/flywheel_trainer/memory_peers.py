@@ -1,0 +1,218 @@
+"""The trainer's peers in memory, for unit tests of the pipeline. Held to the same contract suite as their RPCs."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from flywheel_common.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
+from flywheel_common.objects import ObjectStore
+from flywheel_trainer.calibration import Platt
+from flywheel_trainer.comparison import ChampionModel
+from flywheel_trainer.jobs import JobState, TrainingSet
+from flywheel_trainer.memory import MemoryRequests, MemoryTrainingSets
+from flywheel_trainer.pipeline import artifact_key
+from flywheel_trainer.recipes.outcome import MODEL, WEIGHTS
+from flywheel_trainer.recipes.tabular.dataset import Input
+
+
+class MemoryFeature(MemoryTrainingSets):
+    """`pipeline.FeaturePeer` and `jobs.TrainingSets`. Every feature set of `builds` becomes the training set that it names, after
+    `looks` looks at the job, unless there is a `failure`. Sets in `short` have short feature names. `down`: it does not answer."""
+
+    def __init__(self, builds: Mapping[str, str], looks: int = 0) -> None:
+        super().__init__()
+        self.builds, self.looks = dict(builds), looks
+        self.failure = ""
+        self.short: set[str] = set()
+        self.down = False
+        self._requests = MemoryRequests()
+        self._jobs: dict[str, tuple[str, int]] = {}
+
+    async def build(self, project: str, feature_set: str, spine: Mapping[str, Any], request_id: str) -> str:
+        self._answering()
+        body = repr((project, feature_set, spine)).encode()
+        first: str | None = self._requests.replay("build", request_id, body)
+        if first is not None:
+            return first
+        if feature_set not in self.builds:
+            raise NotFound(f"{feature_set} does not exist.", reason="UNKNOWN_NAME")
+        name = f"projects/{project}/jobs/build-{len(self._jobs) + 1}"
+        self._jobs[name] = (self.builds[feature_set], 0)
+        self._requests.answered("build", request_id, body, name)
+        return name
+
+    async def job(self, name: str) -> tuple[JobState, str, str]:
+        self._answering()
+        if name not in self._jobs:
+            raise NotFound(f"{name} does not exist.", reason="UNKNOWN_JOB")
+        training_set, seen = self._jobs[name]
+        self._jobs[name] = (training_set, seen + 1)
+        if seen < self.looks:
+            return JobState.RUNNING, "", ""
+        if self.failure:
+            return JobState.FAILED, "", self.failure
+        return JobState.SUCCEEDED, training_set, ""
+
+    async def get(self, name: str) -> TrainingSet:
+        self._answering()
+        found = await super().get(name)
+        if name in self.short:
+            raise FailedPrecondition(
+                f"Training set {name!r} has short feature names.", reason="SHORT_FEATURE_NAMES"
+            )
+        return found
+
+    def _answering(self) -> None:
+        if self.down:
+            raise Unavailable("The feature service does not answer.", reason="UNAVAILABLE")
+
+
+class MemoryRegistry:
+    """`pipeline.RegistryPeer` of some models. The first rollout of a model promotes at once, later ones begin in shadow.
+    `versions` and `files` are what it was sent; `gate_passes` is the offline gate. `down`: it does not answer."""
+
+    def __init__(self, models: Sequence[str]) -> None:
+        self.versions: dict[str, Mapping[str, Any]] = {}
+        self.files: dict[tuple[str, str], bytes] = {}
+        self.gate_passes = True
+        self.down = False
+        self._production = dict.fromkeys(models, "")
+        self._releases: dict[str, Mapping[str, Any]] = {}
+        self._rejected: set[str] = set()
+        self._rollouts = 0
+        self._requests = MemoryRequests()
+
+    async def champion(self, model: str) -> ChampionModel | None:
+        self._answering()
+        self._known(model, self._production)
+        if not self._production[model]:
+            return None
+        release = self._releases[self._production[model]]
+        name = release["model_version"]
+        inputs = self.versions[name]["inputs"]
+        return ChampionModel(
+            name,
+            self.download(name, MODEL),
+            tuple(Input(i["name"], i["data_type"], tuple(i["vocabulary"])) for i in inputs),
+            Platt(release["slope"], release["intercept"]),
+        )
+
+    def declared(self, version: str) -> dict[str, str]:
+        """SHA-256 of a version's files by name. Raises NotFound."""
+        self._answering()
+        self._known(version, self.versions)
+        return {name: sha256 for name, _, sha256 in self.versions[version]["artifacts"]}
+
+    def download(self, version: str, artifact: str) -> bytes:
+        """A file's bytes. Raises DataLoss DIGEST_MISMATCH, NotFound."""
+        declared = self.declared(version)
+        self._known((version, artifact), self.files)
+        return _checked(self.files[version, artifact], declared.get(artifact))
+
+    async def create_version(self, model: str, version: Mapping[str, Any], request_id: str) -> str:
+        self._answering()
+        self._known(model, self._production)
+        body = repr((model, version)).encode()
+        first: str | None = self._requests.replay("create_version", request_id, body)
+        if first is None:
+            first = f"{model}/versions/{len(self.versions) + 1}"
+            self.versions[first] = version
+            self._requests.answered("create_version", request_id, body, first)
+        return first
+
+    async def upload(self, version: str, artifact: str, data: bytes) -> None:
+        self.files[version, artifact] = _checked(data, self.declared(version).get(artifact))
+
+    async def promote_to_staging(
+        self, version: str, values: Mapping[str, float], findings: list[str], reason: str, request_id: str
+    ) -> tuple[bool, list[str]]:
+        self._answering()
+        self._known(version, self.versions)
+        body = repr((version, values, findings, reason)).encode()
+        first: tuple[bool, list[str]] | None = self._requests.replay("promote_to_staging", request_id, body)
+        if first is None:
+            passed = self.gate_passes
+            if not passed:
+                self._rejected.add(version)
+            first = passed, ["the gate is passed" if passed else "the gate is not passed"]
+            self._requests.answered("promote_to_staging", request_id, body, first)
+        return first
+
+    async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str:
+        self._answering()
+        self._known(release["model_version"], self.versions)
+        if release["model_version"] in self._rejected:
+            raise FailedPrecondition(
+                f"{release['model_version']} was refused by its gate.", reason="REJECTED_VERSION"
+            )
+        body = repr((model, release)).encode()
+        first: str | None = self._requests.replay("create_release", request_id, body)
+        if first is None:
+            first = f"{model}/releases/{len(self._releases) + 1}"
+            self._releases[first] = release
+            self._requests.answered("create_release", request_id, body, first)
+        return first
+
+    async def start_rollout(self, model: str, release: str, reason: str, request_id: str) -> tuple[str, str]:
+        self._answering()
+        self._known(release, self._releases)
+        body = repr((model, release, reason)).encode()
+        first: tuple[str, str] | None = self._requests.replay("start_rollout", request_id, body)
+        if first is None:
+            self._rollouts += 1
+            first = f"{model}/rollouts/{self._rollouts}", "SHADOW" if self._production[model] else "PROMOTED"
+            self._production[model] = self._production[model] or release
+            self._requests.answered("start_rollout", request_id, body, first)
+        return first
+
+    def _known(self, name: object, among: Mapping[Any, object]) -> None:
+        if name not in among:
+            raise NotFound(f"{name} does not exist.", reason="UNKNOWN_NAME")
+
+    def _answering(self) -> None:
+        if self.down:
+            raise Unavailable("The registry does not answer.", reason="UNAVAILABLE")
+
+
+class MemoryWeights:
+    """`jobs.Weights` of a registry in memory."""
+
+    def __init__(self, registry: MemoryRegistry, objects: ObjectStore, bucket: str) -> None:
+        self._registry, self._objects, self._bucket = registry, objects, bucket
+
+    async def of(self, model_version: str) -> tuple[str, str] | None:
+        try:
+            declared = self._registry.declared(model_version).get(WEIGHTS)
+        except NotFound as error:
+            raise NotFound(
+                f"Model version {model_version!r} does not exist.", reason="UNKNOWN_MODEL_VERSION"
+            ) from error
+        if declared is None:
+            return None
+        key = artifact_key(declared)
+        if await self._objects.head(key) is None:
+            await self._objects.put(key, self._registry.download(model_version, WEIGHTS))
+        return f"s3://{self._bucket}/{key}", declared
+
+
+class MemoryTables:
+    """`comparison.TableReader` out of a dictionary by address."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, pl.DataFrame] = {}
+
+    def __call__(self, uri: str, columns: list[str]) -> pl.DataFrame:
+        if uri not in self.known:
+            raise FileNotFoundError(uri)
+        frame = self.known[uri]
+        return frame.select([name for name in dict.fromkeys(columns) if name in frame.columns])
+
+
+def _checked(data: bytes, declared: str | None) -> bytes:
+    if hashlib.sha256(data).hexdigest() != declared:
+        raise DataLoss("These are other bytes than declared.", reason="DIGEST_MISMATCH")
+    return data

@@ -1,0 +1,58 @@
+"""One law for the reader of training sets: in memory, and from Parquet on S3."""
+
+from __future__ import annotations
+
+import io
+
+import polars as pl
+import pytest
+from pydantic import SecretStr
+
+from flywheel_common.config import S3Settings
+from flywheel_common.s3 import arrow_filesystem, object_store
+from flywheel_trainer.comparison import TableReader
+from flywheel_trainer.memory_peers import MemoryTables
+from flywheel_trainer.recipes.objects import read_table
+
+FRAME = pl.DataFrame({"v__x": [1.5, None, -2.0], "v__c": ["AA", "ü", None], "label": [0, 1, 1]})
+
+
+@pytest.fixture(params=["memory", "s3"])
+async def where(request: pytest.FixtureRequest) -> tuple[TableReader, str]:
+    """The reader, and the bucket in which sets/one/ holds FRAME in two files."""
+    if request.param == "memory":
+        tables = MemoryTables()
+        tables.known["s3://b/sets/one/"] = FRAME
+        return tables, "b"
+    s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
+    settings = S3Settings(
+        s3_endpoint=s3.endpoint,
+        s3_access_key=SecretStr(s3.access_key),
+        s3_secret_key=SecretStr(s3.secret_key),
+        s3_bucket=bucket,
+    )
+    async with object_store(settings) as objects:
+        for number, rows in enumerate((FRAME[:2], FRAME[2:])):
+            content = io.BytesIO()
+            rows.write_parquet(content)
+            await objects.put(f"sets/one/part-{number}.parquet", content.getvalue())
+    files = arrow_filesystem(settings)
+    return lambda uri, columns: read_table(files, uri, columns), bucket
+
+
+def test_columns_come_in_the_order_asked_each_once_and_without_those_that_are_absent(
+    where: tuple[TableReader, str],
+) -> None:
+    read, bucket = where
+    found = read(f"s3://{bucket}/sets/one/", ["label", "v__none", "v__x", "label"])
+    assert ["label", "v__x"] == found.columns
+    assert FRAME.select("label", "v__x").to_dict(as_series=False) == found.to_dict(as_series=False)
+    assert FRAME.to_dict(as_series=False) == read(f"s3://{bucket}/sets/one/", FRAME.columns).to_dict(
+        as_series=False
+    )
+
+
+def test_nothing_there_is_a_file_that_is_not_found(where: tuple[TableReader, str]) -> None:
+    read, bucket = where
+    with pytest.raises(FileNotFoundError):
+        read(f"s3://{bucket}/sets/none/", ["label"])
