@@ -28,8 +28,9 @@ class EngineJob:
 
 class Engine(Protocol):
     """Runs one process group per job id. `submit` of an id it knows changes nothing. `stop` asks for the end of every
-    process; the state becomes STOPPED when they are gone. `log` is the whole text so far. Every method raises
-    Unavailable ENGINE_UNAVAILABLE when the engine does not answer."""
+    process; the state becomes STOPPED when they are gone; a job that has ended, or is unknown, stays as it is. `log` is
+    the whole text so far, with lines of the engine's own among the job's, and empty for an unknown job. Every method
+    raises Unavailable ENGINE_UNAVAILABLE when the engine does not answer."""
 
     async def submit(self, job_id: str, command: str, environment: Mapping[str, str]) -> None: ...
 
