@@ -339,6 +339,13 @@ async def test_other_bytes_than_declared_are_taken_neither_to_the_registry_nor_f
     assert "DIGEST_MISMATCH" == received.value.reason
 
 
+async def test_a_champion_whose_file_is_gone_is_not_found(registry: Registry) -> None:
+    version = await promoted(registry)
+    del registry.files[version, MODEL_FILE]
+    with pytest.raises(NotFound):
+        await registry.port.champion(MODEL)
+
+
 async def test_a_registry_that_is_away_is_unavailable_whatever_is_asked(registry: Registry) -> None:
     version = await promoted(registry)
     await registry.go()

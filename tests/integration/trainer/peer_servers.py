@@ -61,6 +61,9 @@ class Effects:
         self.calls[method] += 1
         body = request.SerializeToString(deterministic=True)
         key = (method, request.request_id)
+        if not request.request_id:
+            self.effects[method] += 1
+            return make()
         if key not in self.answers:
             self.effects[method] += 1
             self.answers[key] = (body, make())
@@ -186,6 +189,8 @@ class RegistryPeer(registry_pb2_grpc.RegistryServiceServicer):
     async def DownloadArtifact(
         self, request: Any, context: Any
     ) -> AsyncIterator[registry_pb2.DownloadArtifactResponse]:
+        if (request.model_version, request.artifact) not in self.files:
+            await refuse(context, NotFound(f"{request.artifact} is not there.", reason="UNKNOWN_NAME"))
         content = self.files[request.model_version, request.artifact]
         for start in range(0, len(content), 10_000):
             yield registry_pb2.DownloadArtifactResponse(data=content[start : start + 10_000])
