@@ -31,7 +31,11 @@ from flywheel_inference.store import features as feature_peer
 from flywheel_inference.store import registry as registry_peer
 from flywheel_inference.store.cached_predictions import encode, key_of
 from flywheel_inference.store.triton import Triton
-from flywheel_inference.testing import (
+from flywheel_protos.events.v1 import prediction_pb2
+from flywheel_protos.feature.v1 import feature_pb2_grpc
+from flywheel_protos.inference.v1 import inference_pb2 as pb
+from flywheel_protos.registry.v1 import registry_pb2_grpc
+from tests.integration.inference.gateway_peers import (
     MODEL,
     ORIGINS,
     Features,
@@ -43,10 +47,6 @@ from flywheel_inference.testing import (
     serving,
     settings_for_tests,
 )
-from flywheel_protos.events.v1 import prediction_pb2
-from flywheel_protos.feature.v1 import feature_pb2_grpc
-from flywheel_protos.inference.v1 import inference_pb2 as pb
-from flywheel_protos.registry.v1 import registry_pb2_grpc
 
 PARTITIONS = 4
 W, V = (0.5, -0.25, 1.0), (-1.0, 0.5, 0.25)

@@ -15,8 +15,8 @@ from flywheel_common.errors import DeadlineExceeded, FailedPrecondition, NotFoun
 from flywheel_inference.memory import MemoryModels
 from flywheel_inference.release_loader import ModelControl
 from flywheel_inference.store.triton import Triton
-from flywheel_inference.testing import NOBODY, expected_score, onnx_model, run_onnx
 from flywheel_inference.triton_model import load_request
+from tests.integration.inference.gateway_peers import NOBODY, expected_score, onnx_model, run_onnx
 
 PATIENT = 60.0
 W, V = (0.5, -0.25, 1.0), (-1.0, 0.5, 0.25)

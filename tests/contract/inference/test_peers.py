@@ -21,10 +21,10 @@ from flywheel_inference.release import ArtifactSpec, Contract, FieldSpec, Observ
 from flywheel_inference.store.features import FeatureService
 from flywheel_inference.store.registry import Registry as RegistryByRpc
 from flywheel_inference.tensor import NOT_FOUND, NULL, PRESENT
-from flywheel_inference.testing import MODEL, SET, Features, Peer, Registry
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_FLOAT64, DATA_TYPE_STRING
+from tests.integration.inference.gateway_peers import MODEL, SET, Features, Peer, Registry
 
 PATIENT = 10.0
 VERSION = f"{MODEL}/versions/1"

@@ -19,8 +19,8 @@ from flywheel_inference.memory import MemoryLog, MemoryOutcomes
 from flywheel_inference.outcomes import OutcomeRow, OutcomeSink
 from flywheel_inference.prediction_log import LogRows, LogSink, PredictionLog
 from flywheel_inference.store.event_log import KafkaLog, KafkaOutcomes
-from flywheel_inference.testing import NOBODY, log_rows
 from flywheel_protos.events.v1.prediction_pb2 import OutcomeBatch, PredictionBatch
+from tests.integration.inference.gateway_peers import NOBODY, log_rows
 
 PARTITIONS = 4
 MODEL = "projects/p/models/late"

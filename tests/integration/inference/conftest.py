@@ -15,12 +15,20 @@ from prometheus_client import CollectorRegistry
 from flywheel_common import topics
 from flywheel_common.events import parse_event, payload_of
 from flywheel_inference.server import build
-from flywheel_inference.testing import NOBODY, Features, Gateway, Peer, Registry, serving, settings_for_tests
 from flywheel_local.kafka import Kafka
 from flywheel_local.triton import Triton
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.registry.v1 import registry_pb2_grpc
+from tests.integration.inference.gateway_peers import (
+    NOBODY,
+    Features,
+    Gateway,
+    Peer,
+    Registry,
+    serving,
+    settings_for_tests,
+)
 
 
 class World:

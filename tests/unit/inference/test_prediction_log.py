@@ -13,8 +13,8 @@ from flywheel_common.testing import eventually
 from flywheel_inference.convert_events import prediction_records
 from flywheel_inference.memory import MemoryLog
 from flywheel_inference.prediction_log import PredictionLog
-from flywheel_inference.testing import log_rows
 from flywheel_protos.events.v1 import prediction_pb2
+from tests.integration.inference.gateway_peers import log_rows
 
 
 def logged(sink: MemoryLog) -> list[str]:

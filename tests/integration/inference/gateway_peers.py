@@ -1,4 +1,4 @@
-"""For tests: a gateway's peers that say what a test wants, small models, and short ways through the API."""
+"""A gateway's peers that say what a test wants, small models, and short ways through the API."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def run_onnx(file: bytes, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float
     try:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         (scores,) = session.run(["SCORE"], {"INPUT": rows})
-    except Exception as error:  # noqa: BLE001 - whatever it is, the file is no such model
+    except Exception as error:
         raise ValueError(str(error)) from None
     return np.ascontiguousarray(scores[:, 0], np.float32)
 
