@@ -11,19 +11,17 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import grpc
 import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
 
 from flywheel_common import topics
 from flywheel_common.clock import SystemClock
 from flywheel_common.columns import from_numpy, from_texts, to_table
-from flywheel_common.grpc_server import Server
 from flywheel_common.migrate import migrate
 from flywheel_common.objects import MemoryObjectStore
 from flywheel_common.postgres import create_pool
+from flywheel_common.testing import serving
 from flywheel_monitor import convert
 from flywheel_monitor.archive import Archive, ArchiveSettings
 from flywheel_monitor.batches import OutcomeColumns, PredictionColumns
@@ -212,28 +210,9 @@ async def served(
         lag=lag,
         pane_us=PANE_US,
     )
-    settings = MonitorSettings(
-        listen="127.0.0.1:0",
-        metrics_listen="",
-        drain_seconds=0,
-        grace_seconds=1,
-        postgres_dsn=SecretStr("postgresql://unused"),
-        kafka_bootstrap="127.0.0.1:1",
-        s3_endpoint="http://127.0.0.1:1",
-        s3_access_key=SecretStr("none"),
-        s3_secret_key=SecretStr("none"),
-        s3_bucket="b",
-    )
-    server = Server(
-        settings,
-        servicers=[(monitor_pb2_grpc.add_MonitorServiceServicer_to_server, servicer)],
-        full_service_names=[SERVICE],
-        permissions=PERMISSIONS,
-        registry=CollectorRegistry(),
-    )
-    await server.start()
-    stack.push_async_callback(server.stop)
-    channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
+    channel = await serving.served(
+        stack, MonitorSettings, monitor_pb2_grpc.add_MonitorServiceServicer_to_server, servicer, service=SERVICE, permissions=PERMISSIONS,
+    )  # fmt: skip
     return monitor_pb2_grpc.MonitorServiceStub(channel)
 
 

@@ -10,17 +10,14 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-import grpc
 import pytest
-from prometheus_client import CollectorRegistry
-from pydantic import SecretStr
 
 from flywheel_common import topics
 from flywheel_common.events import build_event
-from flywheel_common.grpc_server import Server
 from flywheel_common.migrate import migrate
 from flywheel_common.postgres import create_pool, transaction
 from flywheel_common.records import Record
+from flywheel_common.testing import serving
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected, TrainingCompleted
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
@@ -111,28 +108,9 @@ async def over_grpc(stack: AsyncExitStack, behind: Stores) -> tuple[Stores, Any]
         Policies(behind.policies, told),
         poll_seconds=0.1,
     )
-    settings = TrainerSettings(
-        listen="127.0.0.1:0",
-        metrics_listen="",
-        drain_seconds=0,
-        grace_seconds=1,
-        postgres_dsn=SecretStr("postgresql://unused"),
-        kafka_bootstrap="127.0.0.1:1",
-        s3_endpoint="http://127.0.0.1:1",
-        s3_access_key=SecretStr("none"),
-        s3_secret_key=SecretStr("none"),
-        s3_bucket="b",
-    )
-    server = Server(
-        settings,
-        servicers=[(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)],
-        full_service_names=[SERVICE],
-        permissions=PERMISSIONS,
-        registry=CollectorRegistry(),
-    )
-    await server.start()
-    stack.push_async_callback(server.stop)
-    channel = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
+    channel = await serving.served(
+        stack, TrainerSettings, trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer, service=SERVICE, permissions=PERMISSIONS,
+    )  # fmt: skip
     stub = trainer_pb2_grpc.TrainerServiceStub(channel)
     calls = Calls(stub, told)
     stores = replace(
