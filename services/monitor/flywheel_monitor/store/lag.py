@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from flywheel_common.errors import Unavailable
 from flywheel_common.kafka import kafka_errors
 from flywheel_common.postgres import Pool, connection
 from flywheel_common.topics import dead_letter
@@ -69,19 +70,23 @@ class LagProbe:
             self._consumer = consumer
             await consumer.start()
         consumer, dead = self._consumer, dead_letter(self._group)
-        known = await consumer.topics()
+        # Asked anew: the consumer's own copy is empty until its first refresh, and what it lacks would count as read.
+        cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - there is no public way
         wanted = [
             TopicPartition(t, p)
             for t in (*self._topics, dead)
-            if t in known
-            for p in consumer.partitions_for_topic(t) or ()
+            for p in sorted(cluster.partitions_for_topic(t) or ())
         ]
-        if not wanted:
-            return Lag()
         # Positions before ends: a record written in between then counts as lag, never as read.
         async with connection(self._pool) as conn:
             rows = await conn.fetch(_POSITIONS, self._group)
-        positions = {(r["topic"], r["partition"]): r["next_offset"] for r in rows}
+        positions = {TopicPartition(r["topic"], r["partition"]): r["next_offset"] for r in rows}
+        if {tp for tp in positions if tp.topic in self._topics} - set(wanted):
+            raise Unavailable(
+                "The broker does not name every partition that is read: try again.",
+                reason="KAFKA_UNAVAILABLE",
+                cause="StaleMetadata",
+            )
         begins = await consumer.beginning_offsets(wanted)
         ends = await consumer.end_offsets(wanted)
         records, parked = {}, 0
@@ -89,7 +94,7 @@ class LagProbe:
             if tp.topic == dead:
                 parked += ends[tp] - begins[tp]
                 continue
-            position = positions.get((tp.topic, tp.partition))
+            position = positions.get(tp)
             records[(tp.topic, tp.partition)] = max(
                 0, ends[tp] - (begins[tp] if position is None else position)
             )
