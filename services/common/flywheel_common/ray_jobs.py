@@ -65,9 +65,9 @@ class RayJobs:
         await self._known("POST", f"{submission_id}/stop")
 
     async def log(self, submission_id: str) -> str:
-        """The whole text so far; empty where Ray has none (any more)."""
-        status, answer = await self._call("GET", f"{submission_id}/logs")
-        return str(answer.get("logs") or "") if status == 200 else ""
+        """The whole text so far; empty where Ray knows no such job (any more)."""
+        answer = await self._known("GET", f"{submission_id}/logs")
+        return "" if answer is None else str(answer.get("logs") or "")
 
     async def _known(self, method: str, path: str) -> Any:
         status, answer = await self._call(method, path)

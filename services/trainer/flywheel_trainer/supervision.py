@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_common.errors import FlywheelError, NotFound, Unavailable
 from flywheel_common.logs import get_logger
 from flywheel_common.objects import ObjectStore
 from flywheel_trainer.engine import Engine, EngineJob, EngineState
@@ -116,7 +116,7 @@ class Supervisor:
             await self._engine.stop(job.name.job)
 
     async def _end(self, job: Job, state: JobState, outcome: Outcome) -> None:
-        text = await self._engine.log(job.name.job)
+        text = await self._text(job.name)
         if text:
             await self._objects.put(_key(job.name, LOG), text)
         if await self._store.end(job.name, state, outcome, self._clock.now()):
@@ -129,8 +129,16 @@ class Supervisor:
             return None
 
     async def _cause(self, job: Job, known: EngineJob) -> str:
-        tail = (await self._engine.log(job.name.job))[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        tail = (await self._text(job.name))[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
         return f"The job's process ended without an outcome. {known.message[:500]}\n{tail[-1500:]}".strip()
+
+    async def _text(self, name: JobName) -> bytes:
+        """What an ended job printed. A text that is lost with its machine keeps no job open."""
+        try:
+            return await self._engine.log(name.job)
+        except Unavailable as error:
+            log.warning("log not kept", job=str(name), error=error.message)
+            return b""
 
     def _uri(self, name: JobName, file: str) -> str:
         return f"s3://{self._launch.bucket}/{_key(name, file)}"
