@@ -13,6 +13,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from prometheus_client import CollectorRegistry
 
 from flywheel_common import topics
+from flywheel_common.errors import InvalidArgument
 from flywheel_common.events import parse_event, payload_of
 from flywheel_inference.server import build
 from flywheel_local.kafka import Kafka
@@ -81,7 +82,10 @@ class World:
                 while not ids <= found.keys():
                     for partition, records in (await consumer.getmany(timeout_ms=200)).items():
                         for record in records:
-                            batch = payload_of(parse_event(record.value), kind)
+                            try:
+                                batch = payload_of(parse_event(record.value), kind)
+                            except InvalidArgument:  # poison that another suite left on the topic
+                                continue
                             for row, prediction in enumerate(batch.prediction_ids):
                                 if prediction in ids:
                                     found.setdefault(prediction, []).append((partition.partition, batch, row))
