@@ -11,7 +11,7 @@ from typing import Any
 from flywheel_common.context import Call, call_timeout, current_call, left_seconds
 from flywheel_common.errors import FlywheelError
 
-__all__ = ["budget", "call_timeout", "in_time", "left_seconds", "remaining"]
+__all__ = ["budget", "call_timeout", "in_time", "left_seconds", "remaining", "seconds_to_answer"]
 
 ANSWER_SECONDS = 0.3
 """What an answer is given to reach the caller before its deadline."""
@@ -44,13 +44,18 @@ def budget(seconds: float) -> Iterator[None]:
         current_call.reset(token)
 
 
+def seconds_to_answer() -> float | None:
+    """How long the running call may still work so that its answer is there before the deadline; None when it has none."""
+    left = left_seconds()
+    return None if left is None else max(left - ANSWER_SECONDS, left / 2)
+
+
 @asynccontextmanager
 async def in_time(late: Callable[[], FlywheelError]) -> AsyncIterator[None]:
     """Interrupts the block shortly before the running call's deadline and raises `late()`: the caller hears what does not answer,
     where DEADLINE_EXCEEDED would not say it. Without a deadline the block takes its time."""
-    left = left_seconds()
     try:
-        async with asyncio.timeout(None if left is None else max(left - ANSWER_SECONDS, left / 2)) as limit:
+        async with asyncio.timeout(seconds_to_answer()) as limit:
             yield
     except TimeoutError as error:
         if not limit.expired():

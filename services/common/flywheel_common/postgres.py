@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias
 import asyncpg
 
 from flywheel_common.config import redact_dsn
-from flywheel_common.context import left_seconds
+from flywheel_common.deadline import in_time, seconds_to_answer
 from flywheel_common.errors import Aborted, DeadlineExceeded, FailedPrecondition, FlywheelError, Unavailable
 from flywheel_common.logs import get_logger
 
@@ -28,6 +28,8 @@ Translation = Mapping[str, FlywheelError | Callable[[], FlywheelError]]
 """Constraint name → the domain error its violation means."""
 
 ACQUIRE_SECONDS = 5.0
+GRACE_SECONDS = 5.0
+"""How much longer than the server a client waits for a statement that the server should have cancelled."""
 
 
 @asynccontextmanager
@@ -83,7 +85,7 @@ async def _connect(
                 min_size=min_size,
                 max_size=max_size,
                 timeout=5.0,
-                command_timeout=statement_timeout + 5.0,
+                command_timeout=statement_timeout + GRACE_SECONDS,
                 init=init,
                 server_settings={
                     "application_name": name,
@@ -109,7 +111,7 @@ async def _connect(
 
 
 async def _acquire(pool: Pool) -> Connection:
-    left = left_seconds()
+    left = seconds_to_answer()
     patience = ACQUIRE_SECONDS if left is None else max(0.001, min(ACQUIRE_SECONDS, left))
     try:
         return await pool.acquire(timeout=patience)
@@ -123,17 +125,19 @@ async def _acquire(pool: Pool) -> Connection:
 
 @asynccontextmanager
 async def connection(pool: Pool, *, translate: Translation | None = None) -> AsyncIterator[Connection]:
-    """A connection for reads, each statement its own transaction; errors become domain errors."""
+    """A connection for reads, each statement its own transaction; errors become domain errors. A call that has a deadline hears
+    Unavailable POSTGRES_UNAVAILABLE before it."""
     conn = await _acquire(pool)
-    try:
-        with domain_errors(translate):
-            yield conn
-    except (asyncio.CancelledError, GeneratorExit):
-        _clean_up_later(pool, conn, None)
-        raise
-    except BaseException:
-        await _release(pool, conn)
-        raise
+    async with in_time(_unavailable):
+        try:
+            with domain_errors(translate):
+                yield conn
+        except (asyncio.CancelledError, GeneratorExit):
+            _clean_up_later(pool, conn, None)
+            raise
+        except BaseException:
+            await _release(pool, conn)
+            raise
     await _release(pool, conn)
 
 
@@ -146,28 +150,29 @@ async def transaction(
     readonly: bool = False,
 ) -> AsyncIterator[Connection]:
     """One transaction: committed at the end, rolled back by any exception. Raises, besides the translations:
-    Unavailable POSTGRES_UNAVAILABLE (if the connection broke during commit, the effect may have happened),
-    Aborted SERIALIZATION_FAILURE, DeadlineExceeded STATEMENT_TIMEOUT."""
+    Unavailable POSTGRES_UNAVAILABLE (if the connection broke during commit, or a call's deadline came, the effect may have
+    happened), Aborted SERIALIZATION_FAILURE, DeadlineExceeded STATEMENT_TIMEOUT."""
     conn = await _acquire(pool)
-    try:
-        with domain_errors(translate):
-            begun = conn.transaction(isolation=isolation, readonly=readonly)
-            await begun.start()
-            try:
-                yield conn
-            except (asyncio.CancelledError, GeneratorExit):
-                raise
-            except BaseException:
-                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                    await begun.rollback()
-                raise
-            await begun.commit()
-    except (asyncio.CancelledError, GeneratorExit):
-        _clean_up_later(pool, conn, begun)
-        raise
-    except BaseException:
-        await _release(pool, conn)
-        raise
+    async with in_time(_unavailable):
+        try:
+            with domain_errors(translate):
+                begun = conn.transaction(isolation=isolation, readonly=readonly)
+                await begun.start()
+                try:
+                    yield conn
+                except (asyncio.CancelledError, GeneratorExit):
+                    raise
+                except BaseException:
+                    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                        await begun.rollback()
+                    raise
+                await begun.commit()
+        except (asyncio.CancelledError, GeneratorExit):
+            _clean_up_later(pool, conn, begun)
+            raise
+        except BaseException:
+            await _release(pool, conn)
+            raise
     await _release(pool, conn)
 
 
@@ -176,7 +181,7 @@ def domain_errors(translate: Translation | None = None) -> Iterator[None]:
     """Turns asyncpg's errors into domain errors; a constraint without a translation passes unchanged."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError) as error:
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, TimeoutError) as error:
         mapped = _mapped(error, translate or {})
         if mapped is None:
             raise
@@ -214,6 +219,7 @@ def is_connection_loss(error: BaseException) -> bool:
             asyncpg.TooManyConnectionsError,
             asyncpg.IdleInTransactionSessionTimeoutError,
             ConnectionError,
+            TimeoutError,  # of a statement: the server would have cancelled it earlier
         ),
     ) or (isinstance(error, asyncpg.InterfaceError) and "closed" in str(error))
 

@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 
 from flywheel_common import errors
+from flywheel_common import postgres as postgres_module
+from flywheel_common.context import left_seconds
+from flywheel_common.deadline import budget
 from flywheel_common.idempotency import Idempotency, idempotent
 from flywheel_common.lease import Lease, fence
 from flywheel_common.migrate import migrate
@@ -101,9 +104,49 @@ async def test_a_lost_database_is_unavailable_and_comes_back_by_itself(database:
             assert await conn.fetchval("SELECT 2") == 2
 
 
-async def test_an_exhausted_pool_is_unavailable_within_the_budget(database: str) -> None:
-    from flywheel_common.deadline import budget
+async def test_a_stalled_database_is_unavailable_before_the_deadline_and_comes_back_by_itself(
+    database: str,
+) -> None:
+    port = int(database.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
+    async with (
+        FaultProxy("127.0.0.1", port) as proxy,
+        create_pool(database.replace(f":{port}/", f":{proxy.port}/"), max_size=2) as pool,
+    ):
+        for opened in (connection, transaction):
+            proxy.stall()
+            with budget(1.0):
+                with pytest.raises(errors.Unavailable) as caught:
+                    async with opened(pool) as conn:
+                        await conn.fetchval("SELECT 1")
+                left = left_seconds()
+            assert caught.value.reason == "POSTGRES_UNAVAILABLE"
+            assert left is not None
+            assert left > 0
+            proxy.heal()
+            async with opened(pool) as conn:
+                assert await conn.fetchval("SELECT 2") == 2
 
+
+async def test_a_statement_without_a_deadline_does_not_wait_for_ever(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "GRACE_SECONDS", 0.0)
+    port = int(database.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
+    async with (
+        FaultProxy("127.0.0.1", port) as proxy,
+        create_pool(
+            database.replace(f":{port}/", f":{proxy.port}/"), max_size=1, statement_timeout_seconds=0.5
+        ) as pool,
+    ):
+        proxy.stall()
+        with pytest.raises(errors.Unavailable) as caught:
+            async with connection(pool) as conn:
+                await conn.fetchval("SELECT 1")
+        assert caught.value.reason == "POSTGRES_UNAVAILABLE"
+        proxy.heal()
+
+
+async def test_an_exhausted_pool_is_unavailable_within_the_budget(database: str) -> None:
     async with create_pool(database, max_size=1) as pool, connection(pool):
         began = asyncio.get_running_loop().time()
         with budget(0.2), pytest.raises(errors.Unavailable, match="free in time"):
