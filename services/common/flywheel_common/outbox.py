@@ -7,6 +7,7 @@ One relay at a time, under a lease, sends them: at least once, each key in order
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -75,6 +76,10 @@ class Relay:
 
     async def _relay(self) -> None:
         woken = asyncio.Event()
+
+        def wake(*_: Any) -> None:
+            woken.set()
+
         trimmed = 0.0
         loop = asyncio.get_running_loop()
         listener: Any = None
@@ -83,7 +88,8 @@ class Relay:
                 woken.clear()
                 try:
                     if not alive(listener):
-                        listener = await self._listen(woken)
+                        listener = await self._listen(wake)
+                        woken.set()
                     sent = await self.send_batch()
                     if loop.time() - trimmed > 60:
                         trimmed = loop.time()
@@ -101,7 +107,9 @@ class Relay:
         finally:
             if alive(listener):
                 with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
-                    await self._pool.release(listener, timeout=2.0)
+                    async with asyncio.timeout(2.0):
+                        await listener.remove_listener(CHANNEL, wake)
+                        await self._pool.release(listener)
 
     async def send_batch(self) -> int:
         """Sends up to a batch; returns how many. Marks what was acknowledged before the first failure, so that a
@@ -127,12 +135,12 @@ class Relay:
             await conn.execute(_TRIM, self._keep)
             waiting.set(await conn.fetchval(_WAITING))
 
-    async def _listen(self, woken: asyncio.Event) -> Any:
+    async def _listen(self, wake: Callable[..., None]) -> Any:
+        """A connection of its own, None while there is none to be had."""
         async with asyncio.timeout(5):
             try:
                 conn = await self._pool.acquire()
-                await conn.add_listener(CHANNEL, lambda *_: woken.set())
+                await conn.add_listener(CHANNEL, wake)
             except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
                 return None
-        woken.set()
         return conn

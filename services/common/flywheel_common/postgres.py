@@ -87,6 +87,7 @@ async def _connect(
                 timeout=5.0,
                 command_timeout=statement_timeout + GRACE_SECONDS,
                 init=init,
+                reset=_as_it_is,
                 server_settings={
                     "application_name": name,
                     "statement_timeout": str(int(statement_timeout * 1000)),
@@ -108,6 +109,10 @@ async def _connect(
             log.warning("waiting for postgres", dsn=redact_dsn(dsn), error=type(error).__name__)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
+
+
+async def _as_it_is(_: Connection) -> None:
+    """Whoever changes a session (a listener, a migration) changes it back: asyncpg would ask the server to, after every use."""
 
 
 async def _acquire(pool: Pool) -> Connection:

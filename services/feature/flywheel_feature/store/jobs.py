@@ -18,19 +18,20 @@ ON CONFLICT (project, kind, request_id) WHERE request_id <> '' DO NOTHING
 RETURNING *
 """
 _BY_REQUEST = "SELECT * FROM job WHERE project = $1 AND kind = $2 AND request_id = $3"
-_LOSE = """
-UPDATE job SET state = 'LOST', ended_at = now(), owner = NULL, error_reason = 'JOB_LOST',
-    error_message = 'Every process that ran the job died: look at their logs and submit it again.'
-WHERE state = 'RUNNING' AND lease_until < now() AND attempt >= $1
-"""
 _CLAIM = """
+WITH lost AS (
+    UPDATE job SET state = 'LOST', ended_at = now(), owner = NULL, error_reason = 'JOB_LOST',
+        error_message = 'Every process that ran the job died: look at their logs and submit it again.'
+    WHERE state = 'RUNNING' AND lease_until < now() AND attempt >= $4)
 UPDATE job SET state = 'RUNNING', owner = $1, lease_until = now() + $3 * interval '1 second', attempt = attempt + 1
 WHERE (project, id) = (
     SELECT project, id FROM job
-    WHERE kind = ANY($2) AND due_at <= now() AND (state = 'QUEUED' OR (state = 'RUNNING' AND lease_until < now()))
+    WHERE kind = ANY($2) AND due_at <= now()
+      AND (state = 'QUEUED' OR (state = 'RUNNING' AND lease_until < now() AND attempt < $4))
     ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING *
 """
+"""One statement: an idle service asks every second."""
 _HEARTBEAT = """
 UPDATE job SET lease_until = now() + $4 * interval '1 second', done = $5, total = $6, unit = $7, message = $8
 WHERE project = $1 AND id = $2 AND owner = $3 AND state = 'RUNNING' RETURNING cancel_requested
@@ -89,9 +90,8 @@ class PostgresJobs:
         return None if row is None else _same(row, request_id, request_hash)
 
     async def claim(self, owner: str, kinds: Sequence[str], lease_seconds: float) -> Job | None:
-        async with transaction(self._pool) as conn:
-            await conn.execute(_LOSE, MAX_ATTEMPTS)
-            row = await conn.fetchrow(_CLAIM, owner, list(kinds), lease_seconds)
+        async with connection(self._pool) as conn:
+            row = await conn.fetchrow(_CLAIM, owner, list(kinds), lease_seconds, MAX_ATTEMPTS)
         return None if row is None else _job(row)
 
     async def heartbeat(self, job: Job, owner: str, progress: Progress, lease_seconds: float) -> bool | None:
