@@ -12,8 +12,10 @@ import numpy.typing as npt
 from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_feature.aggregation import TileLayout
 from flywheel_feature.applied_offsets import AppliedOffsets
+from flywheel_feature.arithmetic import arithmetic
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
+    DataType,
     Feature,
     FeatureSet,
     Field,
@@ -104,34 +106,58 @@ class OnDemandRead:
                 name = column_name(read.id, f.name)
                 self._stored[name] = place, i, Field(name, f.data_type, f.vector_size)
         self._requests = {f.name: f for f in requests}
-        fields = [*(s[2] for s in self._stored.values()), *self._requests.values()]
-        sizes = {f.name: f.vector_size for f in fields}
+        fields = {f.name: f for f in (*(s[2] for s in self._stored.values()), *self._requests.values())}
+        numbers = {name for name, f in fields.items() if f.data_type == DataType.FLOAT64}
+        plain = {
+            e.feature.name: arithmetic(e.sql, numbers)
+            for e in view.kind.expressions
+            if e.feature.data_type == DataType.FLOAT64
+        }
+        self._arithmetic = {name: found for name, found in plain.items() if found is not None}
+        sizes = {f.name: f.vector_size for f in fields.values()}
         sizes.update({e.feature.name: e.feature.vector_size for e in view.kind.expressions})
         self._compiled: CompiledExpressions = compile_expressions(
-            [(e.feature.name, int(e.feature.data_type), e.sql) for e in view.kind.expressions],
-            {f.name: int(f.data_type) for f in fields},
+            [
+                (e.feature.name, int(e.feature.data_type), e.sql)
+                for e in view.kind.expressions
+                if e.feature.name not in self._arithmetic
+            ],
+            {f.name: int(f.data_type) for f in fields.values()},
             vector_sizes=sizes,
         )
-        self._fields = [
-            self._stored[c][2] if c in self._stored else self._requests[c]
-            for c in self._compiled.input_columns
-        ]
-        self._places = sorted({self._stored[c][0] for c in self._compiled.input_columns if c in self._stored})
+        self._framed = [fields[c] for c in self._compiled.input_columns]
+        self._read = tuple(
+            dict.fromkeys(
+                [*self._compiled.input_columns, *(c for a in self._arithmetic.values() for c in a.columns)]
+            )
+        )
+        self._places = sorted({self._stored[c][0] for c in self._read if c in self._stored})
 
     def evaluate(self, stored: Sequence[ViewValues], requests: Columns, rows: int) -> ViewValues:
         columns: Columns = {}
-        for f in self._fields:
-            if f.name in self._stored:
-                place, i, _ = self._stored[f.name]
-                columns[f.name] = stored[place].columns[i]
+        for name in self._read:
+            if name in self._stored:
+                place, i, _ = self._stored[name]
+                columns[name] = stored[place].columns[i]
             else:
-                columns[f.name] = requests[f.name]
-        answer = self._compiled.compute(to_frame(self._fields, columns, rows))
+                columns[name] = requests[name]
         base = np.full(rows, PRESENT, np.uint8)
         for place in self._places:
             base[stored[place].base == STALE] = STALE
-        outputs = [from_series(answer.get_column(f.name), f.data_type) for f in self.view.features]
+        outputs = self._computed(columns, rows)
         return ViewValues.of_columns(base, np.zeros(rows, np.int64), outputs, self._wide)
+
+    def _computed(self, columns: Columns, rows: int) -> list[tuple[Array, Mask]]:
+        """One per feature."""
+        found = {name: step.compute(columns) for name, step in self._arithmetic.items()}
+        if self._compiled.names:
+            frame = self._compiled.compute(to_frame(self._framed, columns, rows))
+            found.update(
+                (f.name, from_series(frame.get_column(f.name), f.data_type))
+                for f in self.view.features
+                if f.name not in self._arithmetic
+            )
+        return [found[f.name] for f in self.view.features]
 
 
 @dataclass(slots=True)

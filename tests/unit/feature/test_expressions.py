@@ -38,6 +38,7 @@ EXPRESSIONS = [
     ("worst", FLOAT64, "GREATEST(delay, seats)"),
     ("dry", BOOL, "NOT wet"),
     ("listed", BOOL, "origin IN ('JFK', 'EWR')"),
+    ("third", FLOAT64, "delay / 3"),
 ]
 rows = st.lists(
     st.fixed_dictionaries(
@@ -80,8 +81,8 @@ def test_values_follow_sql_and_nulls_stay_null() -> None:
         schema=FRAME,
     )
     result = compile_expressions(EXPRESSIONS, SCHEMA).evaluate(frame)
-    assert result.row(0) == (40.0, True, 20.0, 5.0, "far", 17, None, 20.0, False, True)
-    assert result.row(1) == (None, None, 0.0, None, "unknown", None, None, 0.0, None, None)
+    assert result.row(0) == (40.0, True, 20.0, 5.0, "far", 17, None, 20.0, False, True, 20 * (1 / 3))
+    assert result.row(1) == (None, None, 0.0, None, "unknown", None, None, 0.0, None, None, None)
     assert [FRAME["delay"], pl.Boolean, pl.Float32, pl.Float64, pl.String, pl.Int64] == result.dtypes[:6]
 
 
