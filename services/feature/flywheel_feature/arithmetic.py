@@ -69,7 +69,7 @@ def _node(tree: ast.expr, columns: Collection[str]) -> Node:
     match tree:
         case ast.Name(id=name) if name in columns:
             return name
-        case ast.Constant(value=value) if type(value) in (int, float) and value:
+        case ast.Constant(value=int() | float() as value) if value and not isinstance(value, bool):
             return float(value)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             return np.negative, _computed(_node(operand, columns))
