@@ -20,7 +20,7 @@ from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 METHOD = "/flywheel.feature.v1.FeatureService/GetOnlineFeatures"
 ROUNDS = 7
-CALLS = {1: 6_000, 100: 2_500}
+CALLS = {1: 6_000, 100: 6_000}
 TAIL_CALLS = 20_000
 """For a p99 that is not decided by four batches."""
 STORED = 2_000
