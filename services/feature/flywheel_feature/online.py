@@ -50,7 +50,7 @@ _BATCH = Histogram(
 
 
 class OnlineRows(Protocol):
-    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Values of all keys in one round trip. Raises Unavailable ONLINE_STORE_DOWN."""
         ...
 

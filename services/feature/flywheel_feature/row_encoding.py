@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_feature.definitions import DataType, Feature
+from flywheel_feature.equal_values import EqualValues
 
 FORMAT = 1
 HEADER_BYTES = 17
@@ -122,10 +123,13 @@ class DecodedRows(Sequence[tuple[Array, Mask]]):
     def __init__(self, layout: RowLayout, rows: Sequence[bytes | None]) -> None:
         self._layout, self._rows = layout, rows
         size = layout.dtype.itemsize
-        heads = [r[:size] if r is not None else None for r in rows] if layout.variable else rows
-        flat = b"".join([layout.absent if r is None else r for r in heads])
-        self._fixed = np.frombuffer(flat, dtype=layout.dtype)
-        raw = np.frombuffer(flat, np.uint8).reshape(len(rows), size)
+        if isinstance(rows, EqualValues) and rows.size == size:
+            raw = rows.matrix
+        else:
+            heads = [r[:size] if r is not None else None for r in rows] if layout.variable else rows
+            flat = b"".join([layout.absent if r is None else r for r in heads])
+            raw = np.frombuffer(flat, np.uint8).reshape(len(rows), size)
+        self._fixed = raw.view(layout.dtype)[:, 0]
         self.found: Mask = raw[:, 0] == FORMAT
         self.event: npt.NDArray[np.int64] = self._fixed["event"].astype(np.int64)
         count = len(layout.features)

@@ -37,7 +37,7 @@ class OnlineStore:
     async def ping(self) -> bool:
         return bool(await self._pipe.call("PING"))
 
-    async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def read(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Values of all keys in one round trip, None where there is none."""
         return await self._pipe.mget(keys) if keys else []
 

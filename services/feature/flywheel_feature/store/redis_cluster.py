@@ -51,7 +51,7 @@ class ClusterPipe:
         (answer,) = await self.calls([arguments])
         return checked(answer)
 
-    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Values of all keys, None where there is none."""
         return [checked(a) for a in await self.calls([("GET", key) for key in keys])]
 

@@ -19,6 +19,7 @@ import hiredis
 from flywheel_common.errors import Internal, Unavailable
 from flywheel_common.logs import get_logger
 from flywheel_feature.equal_keys import EqualKeys
+from flywheel_feature.equal_values import MANY, EqualReply
 
 log = get_logger(__name__)
 
@@ -44,7 +45,7 @@ class Pipe(Protocol):
 
     async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]: ...
 
-    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
+    async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """Values of at least one key in the order asked, None where there is none; not one moment's view of all of them."""
         ...
 
@@ -57,10 +58,12 @@ class Pipe(Protocol):
 
 class _Link(asyncio.Protocol):
     def __init__(self) -> None:
-        self.waiting: deque[asyncio.Future[Any]] = deque()
+        self.waiting: deque[tuple[asyncio.Future[Any], int]] = deque()
+        """Each with how many values of one length its reply may be; 0: any reply."""
         self.transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._reader.setmaxbuf(KEPT_BYTES)
+        self._equal: EqualReply | None = None
         self._out: list[bytes] = []
         self._loop = asyncio.get_running_loop()
 
@@ -69,26 +72,46 @@ class _Link(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
+        while data:
+            if self._equal is None and self.waiting and self.waiting[0][1] and not self._reader.has_data():
+                self._equal = EqualReply(self.waiting[0][1])
+            if self._equal is None:
+                self._parse(data)
+                return
+            if not self._equal.add(data):
+                received, self._equal = bytes(self._equal.received), None
+                self._parse(received)
+                return
+            if not self._equal.whole:
+                return
+            equal, self._equal = self._equal, None
+            self._answer(equal.values)
+            data = equal.rest
+
+    def _parse(self, data: bytes) -> None:
         self._reader.feed(data)
         # hiredis says False when no whole reply is there; Redis itself never answers False in RESP2.
         while (reply := self._reader.gets()) is not False:
-            future = self.waiting.popleft()
-            if not future.done():
-                future.set_result(reply)
+            self._answer(reply)
+
+    def _answer(self, reply: Any) -> None:
+        future, _ = self.waiting.popleft()
+        if not future.done():
+            future.set_result(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
         # Whatever the cause, the caller's answer is the same.
         del exc
         self.transport = None
         waiting, self.waiting = self.waiting, deque()
-        for future in waiting:
+        for future, _ in waiting:
             if not future.done():
                 future.set_exception(down())
 
-    def send(self, packed: bytes) -> asyncio.Future[Any]:
+    def send(self, packed: bytes, equal: int = 0) -> asyncio.Future[Any]:
         """Everything sent in one turn of the event loop leaves in one write."""
         future: asyncio.Future[Any] = self._loop.create_future()
-        self.waiting.append(future)
+        self.waiting.append((future, equal))
         if not self._out:
             self._loop.call_soon(self._flush)
         self._out.append(packed)
@@ -116,12 +139,13 @@ class RedisPipe:
             link = await self._connected()
         return checked(await self._answer(link.send(_packed(arguments))))
 
-    async def mget(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        """Values of at least one key, None where there is none."""
+    async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
+        """Values of at least one key, None where there is none; EqualValues of many that are there and of one length."""
         link = self._link
         if link is None or link.transport is None:
             link = await self._connected()
-        values: list[bytes | None] = checked(await self._answer(link.send(_packed_mget(keys))))
+        equal = len(keys) if len(keys) >= MANY else 0
+        values: Sequence[bytes | None] = checked(await self._answer(link.send(_packed_mget(keys), equal)))
         return values
 
     async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:

@@ -1,0 +1,82 @@
+"""Replies of values of one length, against hiredis, however they are cut on their way."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import hiredis
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flywheel_feature.equal_values import EqualReply, EqualValues
+from flywheel_feature.store.redis_pipe import _Link
+
+
+def reply(values: list[bytes | None]) -> bytes:
+    parts = [b"$-1\r\n" if v is None else b"$%d\r\n%b\r\n" % (len(v), v) for v in values]
+    return b"*%d\r\n%b" % (len(values), b"".join(parts))
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    at = sorted({0, len(data), *(p % (len(data) + 1) for p in places)})
+    return [data[a:b] for a, b in zip(at, at[1:], strict=False)]
+
+
+# Values that look like heads are the ones that could be taken for them.
+alike = st.sampled_from([b"$3\r\n", b"$-1\r\n", b"\r\n$3", b"abc", b"abcd", b"$", b"", b"$3\r\nabc\r\n"])
+values = st.lists(st.one_of(st.none(), alike, st.binary(max_size=5)), min_size=1, max_size=12)
+equal = st.lists(st.binary(min_size=3, max_size=3), min_size=1, max_size=12)
+places = st.lists(st.integers(0, 400), max_size=6)
+
+
+@settings(max_examples=500, deadline=None)
+@given(replies=st.lists(st.one_of(values, equal), min_size=1, max_size=4), places=places)
+def test_every_reply_is_what_hiredis_makes_of_it(
+    replies: list[list[bytes | None]], places: list[int]
+) -> None:
+    async def answered() -> list[Any]:
+        link = _Link()
+        futures = [link.send(b"", len(r)) for r in replies]
+        link._out.clear()
+        for data in cut(b"".join(map(reply, replies)) + reply([b"more"])[:3], places):
+            link.data_received(data)
+        assert all(f.done() for f in futures), "whatever came whole is answered"
+        return [list(f.result()) for f in futures]
+
+    reader = hiredis.Reader()
+    reader.feed(b"".join(map(reply, replies)))
+    assert [reader.gets() for _ in replies] == asyncio.run(answered())
+
+
+@settings(max_examples=300, deadline=None)
+@given(rows=equal, places=places)
+def test_values_of_one_length_stay_where_they_came(rows: list[bytes], places: list[int]) -> None:
+    collected = EqualReply(len(rows))
+    for data in cut(reply(list(rows)), places):
+        assert not collected.whole
+        assert collected.add(data)
+    assert collected.whole
+    assert collected.rest == b""
+    found = collected.values
+    assert rows == list(found)
+    assert rows[::-1] == list(found[::-1])
+    assert rows[1:3] == list(found[1:3])
+    assert rows[-1] == found[-1]
+    assert [list(r) for r in rows] == found.matrix.tolist()
+    with pytest.raises(IndexError):
+        found[len(rows)]
+
+
+def test_an_error_is_given_to_the_parser() -> None:
+    assert not EqualReply(3).add(b"-LOADING Redis is loading\r\n")
+    assert not EqualReply(3).add(b"*4\r\n$1\r\n")
+    assert not EqualReply(3).add(b"*3\r\n:1\r\n")
+
+
+def test_a_slice_looks_at_the_same_memory() -> None:
+    values = EqualValues(bytearray(b"..ab--cd--ef"), 2, 2, 4, 3)
+    assert [b"ab", b"cd", b"ef"] == list(values)
+    assert np.shares_memory(values.matrix, values[1:].matrix)
