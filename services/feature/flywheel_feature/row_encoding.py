@@ -133,12 +133,18 @@ class DecodedRows(Sequence[tuple[Array, Mask]]):
         self.found: Mask = raw[:, 0] == FORMAT
         self.event: npt.NDArray[np.int64] = self._fixed["event"].astype(np.int64)
         count = len(layout.features)
-        nulls = np.unpackbits(raw[:, layout.bitmap], axis=1, count=count, bitorder="little")
-        self.valid: Mask = (nulls == 0) & self.found[:, None]
+        bitmaps = raw[:, layout.bitmap]
+        complete = bool(self.found.all()) and not bitmaps.any()
+        self.valid: Mask
         """[n, features]."""
+        if complete:
+            self.valid = np.ones((len(rows), count), np.bool_)
+        else:
+            nulls = np.unpackbits(bitmaps, axis=1, count=count, bitorder="little")
+            self.valid = (nulls == 0) & self.found[:, None]
         wide = layout.wide_bytes
         bits = (raw[:, wide] if isinstance(wide, slice) else raw.take(wide, axis=1)).view("<i8")
-        if not self.valid.all():
+        if not complete:
             bits = bits * self.valid[:, layout.wide]
         self.bits: npt.NDArray[np.int64] = bits
         """[n, layout.wide]: the bits of features of eight bytes, 0 where there is no value."""
