@@ -18,7 +18,7 @@ from flywheel_local.services import S3_CLIENTS
 
 ROWS = 1_000_000
 ENTITIES = 50_000
-ROUNDS = 5
+ROUNDS = 9
 REPOSITORY = Path(__file__).parents[2]
 
 
