@@ -25,8 +25,10 @@ from flywheel_feature.row_encoding import RowLayout
 from flywheel_feature.store.online_store import OnlineStore
 from flywheel_feature.store.redis_cluster import ClusterPipe, _slot
 from flywheel_feature.store.redis_pipe import RedisPipe
+from flywheel_local.ports import is_free
 
 PASSWORD = "cluster-secret"
+LENT_FROM = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 LAYOUT = RowLayout([Feature("x", DataType.FLOAT64)])
 
 
@@ -80,6 +82,13 @@ class Cluster:
 
     async def form(self) -> None:
         pipes = [self.node(p) for p in self.ports]
+        try:
+            await self._form(pipes)
+        finally:
+            for pipe in pipes:
+                await pipe.close()
+
+    async def _form(self, pipes: list[RedisPipe]) -> None:
         for pipe in pipes:
             await eventually(lambda pipe=pipe: _answers(pipe), within=10)  # type: ignore[misc]
         bounds = [0, 5461, 10923, 16384]
@@ -95,8 +104,6 @@ class Cluster:
             return all(b"cluster_state:ok" in s for s in states) and all(len(o) == 3 for o in owners)
 
         await eventually(formed, within=20)
-        for pipe in pipes:
-            await pipe.close()
 
 
 async def _answers(pipe: RedisPipe) -> bool:
@@ -111,8 +118,9 @@ def nodes(tmp_path: Path, free_port: Callable[[], int]) -> Iterator[Cluster]:
     ports: list[int] = []
     while len(ports) < 3:
         port = free_port()
-        # The nodes talk to each other on a port 10,000 higher.
-        if port < 55_000 and port not in ports:
+        # The nodes talk to each other on a port 10,000 higher, which must not be one that the kernel lends to clients.
+        bus = port + 10_000
+        if bus < LENT_FROM and is_free(bus) and not {port, bus} & {q + d for q in ports for d in (0, 10_000)}:
             ports.append(port)
     cluster = Cluster(tmp_path, ports)
     for port in ports:
