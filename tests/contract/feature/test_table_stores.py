@@ -152,6 +152,13 @@ def test_only_what_was_written_long_enough_ago_is_old(tables: Any) -> None:
     assert [f"{base}a.parquet"] == tables.older_than(base, -3600.0)
 
 
+def test_every_file_is_as_young_as_it_is(tables: Any) -> None:
+    base = tables.bucket_uri("young/")
+    for n in range(60):
+        tables.write(f"{base}{n}.parquet", rows(n))
+    assert [] == tables.older_than(base, 3600.0)
+
+
 def test_what_is_not_there_and_what_is_no_address_is_refused(tables: Any) -> None:
     for uri in (tables.bucket_uri("none/"), tables.bucket_uri("none.parquet")):
         for read in (

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flywheel_feature.offline import point_in_time
 from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, latest_join
 
 EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
@@ -92,6 +93,31 @@ def test_the_join_gives_what_the_definition_gives(
     )
     assert joined.columns == ["view__value", MATCHED_TIME]
     assert oracle(spine, rows, ttl, known_at) == list(joined.iter_rows())
+
+
+@pytest.mark.parametrize("keys", [["carrier", "flight"], ["carrier"]])
+@pytest.mark.parametrize("alike", ["all", "some", "none"])
+@settings(max_examples=100, deadline=None)
+@given(spine=spines, rows=views, known_at=st.booleans())
+def test_keys_whose_hashes_are_alike_are_told_apart(
+    alike: str, keys: list[str], spine: list[Any], rows: list[Any], known_at: bool
+) -> None:
+    hashes = {"all": pl.lit(0, pl.UInt64), "some": pl.col("carrier").hash() % 2}
+    if keys == ["carrier"]:
+        spine, rows = [(c, 1, t) for c, _, t in spine], [(c, 1, *rest) for c, _, *rest in rows]
+    with pytest.MonkeyPatch.context() as patch:
+        if alike in hashes:
+            patch.setattr(point_in_time, "_hash", lambda _: hashes[alike])
+        joined = as_of_join(
+            spine_frame(spine),
+            view_frame(rows),
+            keys=keys,
+            spine_time="t",
+            event_time="happened",
+            created_time="created" if known_at else None,
+            columns={"value": "value"},
+        )
+    assert oracle(spine, rows, None, known_at) == list(joined.iter_rows())
 
 
 @settings(max_examples=100, deadline=None)

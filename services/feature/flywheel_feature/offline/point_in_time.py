@@ -25,7 +25,7 @@ MATCHED_TIME = "__event_time"
 """Column of the answer: event time of the row taken, null where none was."""
 
 _NEVER = np.iinfo(np.int64).min
-_I, _T, _R = "__row", "__time", "__rank"
+_I, _T, _R, _K = "__row", "__time", "__rank", "__key"
 
 
 def microseconds(column: pl.Expr) -> pl.Expr:
@@ -106,8 +106,37 @@ def _spine_side(spine: pl.DataFrame, keys: Sequence[str], spine_time: str) -> pl
 
 
 def _asof(left: pl.DataFrame, right: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    # Both sides were sorted above; within groups Polars could not check it anyway.
-    return left.join_asof(right, on=_T, by=list(keys), strategy="backward", check_sortedness=False)
+    """Joined on `_T` within equal keys; both sides are sorted by it. Keys of texts, or of several columns, are joined by their hash, which
+    is twice as fast; were a row of another key with the same hash found, or could one hide another, the keys themselves are joined."""
+    if not _hashable(left, right, keys):
+        return _exact_asof(left, right, keys)
+    key = _hash(keys)
+    found = {k: f"__found_{k}" for k in keys}
+    joined = _exact_asof(
+        left.with_columns(key.alias(_K)), right.with_columns(key.alias(_K)).rename(found), [_K]
+    )
+    other = [pl.col(f).is_not_null() & pl.col(k).ne_missing(pl.col(f)) for k, f in found.items()]
+    if joined.select(pl.any_horizontal(other).any()).item():
+        return _exact_asof(left, right, keys)
+    return joined.drop(_K, *found.values())
+
+
+def _hash(keys: Sequence[str]) -> pl.Expr:
+    return pl.col(keys[0]).hash() if len(keys) == 1 else pl.struct(keys).hash()
+
+
+def _exact_asof(left: pl.DataFrame, right: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
+    # Within groups Polars could not check that both are sorted.
+    return left.join_asof(right, on=_T, by=list(by), strategy="backward", check_sortedness=False)
+
+
+def _hashable(left: pl.DataFrame, right: pl.DataFrame, keys: Sequence[str]) -> bool:
+    types = [left.schema[k] for k in keys]
+    return (
+        types == [right.schema[k] for k in keys]
+        and all(t in (pl.String, pl.Binary) or t.is_integer() for t in types)
+        and (len(keys) > 1 or not types[0].is_integer())
+    )
 
 
 def _take_latest(
