@@ -19,7 +19,9 @@ from typing import TypeVar
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
+from flywheel_common.config import S3Settings
 from flywheel_local.backend import Backend
 from flywheel_local.backends import Backends
 from flywheel_local.kafka import Kafka
@@ -143,6 +145,17 @@ def bucket(s3: S3) -> str:
     name = f"test-{uuid.uuid4().hex[:16]}"
     s3.create_bucket(name)
     return name
+
+
+@pytest.fixture
+def s3_settings(s3: S3, bucket: str) -> S3Settings:
+    """How a service reaches that bucket."""
+    return S3Settings(
+        s3_endpoint=s3.endpoint,
+        s3_access_key=SecretStr(s3.access_key),
+        s3_secret_key=SecretStr(s3.secret_key),
+        s3_bucket=bucket,
+    )
 
 
 @pytest.fixture

@@ -77,7 +77,7 @@ def _servers(room: Room, folder: Path) -> Iterable[measure.Row]:
                     q.message,
                     len(q.answer),
                     concurrent=16,
-                    calls=online.CALLS[entities],
+                    calls=online.CALLS,
                 ).per_second
             )
             by_http.append(

@@ -6,9 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 
 import pytest
-from pydantic import SecretStr
 
-from flywheel_common.config import S3Settings
 from flywheel_common.s3 import object_store
 from flywheel_trainer.jobs import JobLogs
 from flywheel_trainer.memory_engine import MemoryEngine, MemoryJobLogs
@@ -41,15 +39,8 @@ async def logs(request: pytest.FixtureRequest) -> AsyncIterator[Logs]:
 
         yield Logs(memory, prints, ends)
         return
-    s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
-    settings = S3Settings(
-        s3_endpoint=s3.endpoint,
-        s3_access_key=SecretStr(s3.access_key),
-        s3_secret_key=SecretStr(s3.secret_key),
-        s3_bucket=bucket,
-    )
     engine = MemoryEngine({"talk": lambda _: (TEXT, 0)})
-    async with object_store(settings) as objects:
+    async with object_store(request.getfixturevalue("s3_settings")) as objects:
 
         async def runs() -> None:
             await engine.submit(JOB.job, "talk", {})

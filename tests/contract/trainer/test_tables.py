@@ -6,7 +6,6 @@ import io
 
 import polars as pl
 import pytest
-from pydantic import SecretStr
 
 from flywheel_common.config import S3Settings
 from flywheel_common.s3 import arrow_filesystem, object_store
@@ -24,20 +23,14 @@ async def where(request: pytest.FixtureRequest) -> tuple[TableReader, str]:
         tables = MemoryTables()
         tables.known["s3://b/sets/one/"] = FRAME
         return tables, "b"
-    s3, bucket = request.getfixturevalue("s3"), request.getfixturevalue("bucket")
-    settings = S3Settings(
-        s3_endpoint=s3.endpoint,
-        s3_access_key=SecretStr(s3.access_key),
-        s3_secret_key=SecretStr(s3.secret_key),
-        s3_bucket=bucket,
-    )
+    settings: S3Settings = request.getfixturevalue("s3_settings")
     async with object_store(settings) as objects:
         for number, rows in enumerate((FRAME[:2], FRAME[2:])):
             content = io.BytesIO()
             rows.write_parquet(content)
             await objects.put(f"sets/one/part-{number}.parquet", content.getvalue())
     files = arrow_filesystem(settings)
-    return lambda uri, columns: read_table(files, uri, columns), bucket
+    return lambda uri, columns: read_table(files, uri, columns), settings.s3_bucket
 
 
 def test_columns_come_in_the_order_asked_each_once_and_without_those_that_are_absent(

@@ -18,7 +18,6 @@ import polars as pl
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from pydantic import SecretStr
 
 from flywheel_common.config import S3Settings
 from flywheel_common.grpc_channel import channel
@@ -56,17 +55,11 @@ def learnable(rows: int, seed: int = 0) -> pl.DataFrame:
 
 
 @pytest_asyncio.fixture
-async def peers(s3: S3, bucket: str) -> AsyncIterator[Peers]:
+async def peers(s3_settings: S3Settings, bucket: str) -> AsyncIterator[Peers]:
     rows = learnable(4000)
     content = io.BytesIO()
     rows.write_parquet(content)
-    settings = S3Settings(
-        s3_endpoint=s3.endpoint,
-        s3_access_key=SecretStr(s3.access_key),
-        s3_secret_key=SecretStr(s3.secret_key),
-        s3_bucket=bucket,
-    )
-    async with object_store(settings) as store:
+    async with object_store(s3_settings) as store:
         await store.ensure_bucket()
         await store.put("sets/one/part-0.parquet", content.getvalue())
     effects = Effects()
