@@ -37,9 +37,8 @@ def flights(one_in: int = 1) -> pl.DataFrame:
     zones = read("airports.csv").select(dest="faa", zone="tzone")
     frame = frame.filter(pl.Series(chosen)).join(zones, on="dest", how="left")
     scheduled = pl.col("prediction_time") + pl.duration(minutes="minute")
-    frame = frame.with_columns(
-        scheduled_at=scheduled, departed_at=scheduled + pl.duration(minutes="dep_delay")
-    )
+    departed = scheduled + pl.duration(minutes="dep_delay")
+    frame = frame.with_columns(scheduled_at=scheduled, departed_at=departed)
     zone = pl.col("zone").fill_null(OUTSIDE_AIRPORTS)
     parts = frame.with_columns(zone).group_by("zone", maintain_order=True)
     return pl.concat([landing(part, str(zone)) for (zone,), part in parts]).select(
@@ -67,8 +66,6 @@ def planes() -> pl.DataFrame:
 def weather() -> pl.DataFrame:
     """Hourly observations by origin airport; an observation is known one hour after it was made."""
     numbers = pl.col("temp", "humid", "wind_speed", "precip", "visib").cast(pl.Float64)
-    known = utc("time_hour") + pl.duration(hours=1)
-    observed = (
-        read("weather.csv").select("origin", numbers, known_at=known).drop_nulls(["origin", "known_at"])
-    )
-    return observed.unique(["origin", "known_at"], keep="first").sort("known_at", "origin")
+    observed = read("weather.csv").select("origin", numbers, known_at=utc("time_hour") + pl.duration(hours=1))
+    key = ["known_at", "origin"]
+    return observed.drop_nulls(key).unique(key, keep="first").sort(key)

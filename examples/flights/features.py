@@ -5,6 +5,7 @@ flywheel apply examples/flights/features.py
 
 import flywheel as fw
 
+PLANES_URI = "s3://flywheel/flights/planes/"
 WEATHER = ("temp", "humid", "wind_speed", "precip", "visib")
 KEYS = dict.fromkeys(("carrier", "tailnum", "origin", "dest"), fw.STRING)
 REQUEST = {"hour": fw.INT64, "distance": fw.FLOAT64}
@@ -19,7 +20,7 @@ plane = fw.Entity("plane", {"tailnum": fw.STRING}, description="Aircraft by tail
 
 planes = fw.ParquetSource(
     "planes", {"tailnum": fw.STRING, "registered_at": fw.TIMESTAMP, **PLANE}, timestamp="registered_at",
-    uri="s3://flywheel/flights/planes/",
+    uri=PLANES_URI,
 )  # fmt: skip
 weather = fw.StreamSource(
     "weather", {"origin": fw.STRING, "known_at": fw.TIMESTAMP, **dict.fromkeys(WEATHER, fw.FLOAT64)},
@@ -37,6 +38,7 @@ trip = fw.RequestSource("trip", REQUEST, description="Sent with every request")
 
 delays = [fw.mean("dep_delay", "1h", name="delay_1h"), fw.mean("dep_delay", "3h", name="delay_3h")]
 worst = [fw.maximum("dep_delay", "3h", name="worst_3h"), fw.count("3h", name="departures_3h")]
+recent = [fw.mean("arr_delay", "6h", name="delay_6h")]
 week = [fw.mean("arr_delay", "7d", name="delay_7d")]
 carrier_days = [fw.mean("arr_delay", "1d", name="delay_1d"), *week, fw.std("arr_delay", "7d", name="std_7d")]
 
@@ -45,20 +47,13 @@ sky = fw.StreamView("sky", origin, weather, [fw.last(name, "6h", name=name) for 
 airport_now = fw.StreamView("airport_now", origin, departures, [*delays, *worst], tile="5m")
 carrier_week = fw.StreamView("carrier_week", carrier, arrivals, carrier_days, tile="1h")
 route_week = fw.StreamView("route_week", route, arrivals, week, tile="1h")
-dest_now = fw.StreamView(
-    "dest_now", dest, arrivals, [fw.mean("arr_delay", "6h", name="delay_6h")], tile="30m"
-)
+dest_now = fw.StreamView("dest_now", dest, arrivals, recent, tile="30m")
 trip_facts = fw.OnDemandView(
     "trip_facts",
-    {
-        "hour": "CAST(hour AS DOUBLE)",
-        "distance": "distance",
-        "age": "2013.0 - plane_facts__built",
-        "worsening": "airport_now__delay_1h - airport_now__delay_3h",
-    },
-    views=[plane_facts, airport_now],
-    requests=[trip],
-)
+    {"hour": "CAST(hour AS DOUBLE)", "distance": "distance", "age": "2013.0 - plane_facts__built",
+     "worsening": "airport_now__delay_1h - airport_now__delay_3h"},
+    views=[plane_facts, airport_now], requests=[trip],
+)  # fmt: skip
 late_arrival = fw.FeatureSet(
     "late_arrival",
     [

@@ -18,7 +18,6 @@ from datetime import UTC, datetime, timedelta
 import data
 import features
 import polars as pl
-import pyarrow.parquet as pq
 from model import NAME, SPLIT, declare, pipeline, spine
 from rich.console import Console
 from rich.progress import Progress
@@ -30,6 +29,7 @@ import flywheel as fw
 
 END = datetime(2014, 1, 1, tzinfo=UTC)
 SCOPES = {"sample": (10, END), "year": (1, END), "slice": (20, datetime(2013, 4, 22, tzinfo=UTC))}
+NUMBERS = pl.selectors.numeric() | pl.selectors.boolean()
 console, began = Console(width=120, highlight=False), time.monotonic()
 
 
@@ -45,9 +45,7 @@ async def compare_joins(client: fw.Client) -> list[tuple[str, str]]:
         built = await client.build_training_set("late_arrival", spine(moment))
         seconds = built.build_duration.ToTimedelta().total_seconds()
         tell(f"{title}: {built.row_count:,} rows in {seconds:.1f} s")
-        frame = pl.from_arrow(pq.read_table(built.uri.removeprefix("s3://"), filesystem=fw.storage()))
-        numbers = {pl.selectors.numeric() | pl.selectors.boolean(): pl.Float64}
-        frame = frame.sort("event_timestamp").cast(numbers)
+        frame = pl.from_arrow(fw.read_table(built.uri)).sort("event_timestamp").cast({NUMBERS: pl.Float64})
         rows[title] = frame.select("^.*__.*$").to_numpy(), frame["label"].to_numpy()
     known, labels = rows["point in time"]
     cut = int(len(labels) * 0.8)
@@ -61,14 +59,13 @@ async def compare_joins(client: fw.Client) -> list[tuple[str, str]]:
 
 
 def replay_of(client: fw.Client, flights: pl.DataFrame) -> fw.Replay:
-    events = [fw.Events(s, flights, "flight_id") for s in (features.departures, features.arrivals)]
+    events = [fw.Events(features.weather, data.weather())]
+    events += [fw.Events(s, flights, "flight_id") for s in (features.departures, features.arrivals)]
     requests = fw.Requests(
         flights, at="prediction_time", id="flight_id", entity_keys=features.KEYS, request_fields=features.REQUEST,
         label="late", labelled_at="landed_at",
     )  # fmt: skip
-    return fw.Replay(
-        client, NAME, [fw.Events(features.weather, data.weather()), *events], requests, start=SPLIT
-    )
+    return fw.Replay(client, NAME, events, requests, start=SPLIT)
 
 
 async def end_day(client: fw.Client, watch: fw.ModelWatch, day: datetime) -> None:
@@ -92,9 +89,7 @@ async def main() -> int:
     async with fw.Client() as client:
         replay, watch = replay_of(client, data.flights(one_in)), fw.ModelWatch(client, NAME)
         console.rule("Data and features")
-        pq.write_table(
-            data.planes().to_arrow(), "flywheel/flights/planes/planes.parquet", filesystem=fw.storage()
-        )
+        fw.write_table(f"{features.PLANES_URI}planes.parquet", data.planes().to_arrow())
         plan = await client.apply(fw.compile_definitions(vars(features).values(), client.project))
         tell(f"applied {len(plan.changes)} definitions")
         with Progress(console=console) as bars:
@@ -120,11 +115,9 @@ async def main() -> int:
         console.rule("Rollback, skew check, and the year in one table")
         totals = [*replay.summary(), *leaks, ("rollback", await roll_back(client))]
         skew = await client.check_skew(await client.prediction_archive(NAME, rows=len(replay.answers)))
-        totals += [
-            ("skew", f"{skew.values:,} online values recomputed offline, {skew.mismatches} mismatches")
-        ]
+        checked = f"{skew.values:,} online values recomputed offline, {skew.mismatches} mismatches"
         table = Table(show_header=False)
-        for row in [*totals, ("story", f"{time.monotonic() - began:.0f} s")]:
+        for row in [*totals, ("skew", checked), ("story", f"{time.monotonic() - began:.0f} s")]:
             table.add_row(*row)
         console.print(await fw.versions_table(client, NAME), await fw.alerts_table(client, NAME), table)
     for error in replay.failures[:10]:

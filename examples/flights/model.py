@@ -8,27 +8,20 @@ from flywheel_protos.trainer.v1.trainer_pb2 import PipelineSpec
 
 NAME = "late-arrival"
 START, SPLIT = datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 4, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
 BETTER = [{"metric": "auc", "min": 0.55, "min_delta": -0.02}, {"metric": "log_loss", "max": 0.65}]
-SHADOW = {"shadow_min_labelled": 400, "shadow_max_log_loss_delta": 0.01, "min_bake": timedelta(days=3)}
+SHADOW = {"shadow_min_labelled": 400, "shadow_max_log_loss_delta": 0.01, "min_bake": 3 * DAY}
 CANARY = {"canary_min_predictions": 40, "canary_max_log_loss_delta": 0.05, "max_error_rate": 0.02}
-WATCH = {
-    "window": timedelta(days=7),
-    "lateness": timedelta(days=1),
-    "min_predictions": 250,
-    "min_labels": 250,
-}
-RETRAIN = {"cooldown": timedelta(days=80), "history": timedelta(days=90)}
+WATCH = {"window": 7 * DAY, "lateness": DAY, "min_predictions": 250, "min_labels": 250}
+RETRAIN = {"cooldown": 80 * DAY, "history": 90 * DAY}
 NETWORK = {"hidden_sizes": [64, 32], "dropout": 0.1, "epochs": 8, "batch_size": 256, "learning_rate": 2e-3}
 
 
 def spine(moment: str = "prediction_time") -> Spine:
     """Every flight that landed in the first quarter, its features as of `moment`."""
-    flights = {
-        "source": "projects/default/sources/arrivals",
-        "timestamp_field": moment,
-        "label": "arr_delay >= 15",
-    }
-    return Spine(source={**flights, "start_time": START, "end_time": SPLIT, "known_before": SPLIT})
+    label = {"timestamp_field": moment, "label": "arr_delay >= 15"}
+    quarter = {"start_time": START, "end_time": SPLIT, "known_before": SPLIT}
+    return Spine(source={"source": "projects/default/sources/arrivals", **label, **quarter})
 
 
 def pipeline() -> PipelineSpec:
@@ -47,7 +40,7 @@ def pipeline() -> PipelineSpec:
 
 async def declare(client: fw.Client) -> None:
     gates = {"offline": BETTER, "min_evaluation_rows": 200}
-    rollout = {**SHADOW, **CANARY, "max_step": timedelta(days=45)}
+    rollout = {**SHADOW, **CANARY, "max_step": 45 * DAY}
     await client.create_model(NAME, gate_policy=gates, rollout_policy=rollout, description="15 minutes late")
     await client.set_monitor_policy(NAME, **WATCH)
     await client.create_experiment("flights")

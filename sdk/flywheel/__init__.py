@@ -33,7 +33,7 @@ from flywheel.errors import FlywheelError, JobFailedError, NotFound, Unavailable
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.rules import Rule
-from flywheel.storage import storage
+from flywheel.storage import read_table, storage, write_table
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -99,10 +99,12 @@ __all__ = [
     "mean",
     "minimum",
     "now",
+    "read_table",
     "std",
     "storage",
     "timestamp",
     "total",
     "vector",
     "versions_table",
+    "write_table",
 ]  # fmt: skip

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pyarrow import fs
 
 
@@ -19,3 +21,13 @@ def storage() -> fs.S3FileSystem:
         secret_key=given["SECRET_KEY"] or None,
         region=os.environ.get("FLYWHEEL_S3_REGION", "us-east-1"),
     )
+
+
+def read_table(uri: str) -> pa.Table:
+    """The Parquet at `s3://bucket/key`, or below a prefix ending in `/`, as that of a training set is."""
+    return pq.read_table(uri.removeprefix("s3://"), filesystem=storage())
+
+
+def write_table(uri: str, table: pa.Table) -> None:
+    """One Parquet file at `s3://bucket/key`; replaces what was there."""
+    pq.write_table(table, uri.removeprefix("s3://"), filesystem=storage())
