@@ -61,7 +61,7 @@ from flywheel_feature.store.partition_process import PartitionProcess
 from flywheel_feature.store.partition_ray import PartitionRay
 from flywheel_feature.store.push_log import PostgresPushLog
 from flywheel_feature.store.redis_cluster import ClusterPipe
-from flywheel_feature.store.redis_pipe import Pipe, RedisPipe
+from flywheel_feature.store.redis_pipe import RedisPipe
 from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.source_topics import SourceTopics
 from flywheel_feature.store.table_files import S3TableFiles
@@ -272,7 +272,7 @@ async def _database(settings: FeatureSettings, stack: AsyncExitStack, name: str)
 
 async def _online_store(settings: FeatureSettings, stack: AsyncExitStack) -> OnlineStore:
     clustered = settings.redis.split("://", 1)[0].endswith("+cluster")
-    pipe: Pipe = ClusterPipe(settings.redis) if clustered else RedisPipe(settings.redis)
+    pipe = ClusterPipe(settings.redis) if clustered else RedisPipe(settings.redis)
     stack.push_async_callback(pipe.close)
     return OnlineStore(pipe)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 
-def no_rpc(why: str, real: str = "postgres") -> pytest.MarkDecorator:
-    """Marks a law that uses what no RPC reaches: it is held over memory and the real store alone."""
+def no_rpc(why: str, *real: str) -> pytest.MarkDecorator:
+    """Marks a law that uses what no RPC reaches: it is held over memory and the real ones (PostgreSQL unless told) alone."""
     unreachable = pytest.param("grpc", marks=pytest.mark.skip(reason=f"no RPC: {why}"))
-    return pytest.mark.parametrize("backing", ["memory", real, unreachable], indirect=True)
+    kinds = ["memory", *(real or ("postgres",)), unreachable]
+    return pytest.mark.parametrize("backing", kinds, indirect=True)

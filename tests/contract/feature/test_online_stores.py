@@ -1,10 +1,10 @@
-"""One law for rows, tiles and applied positions, in memory, in Redis and through gRPC."""
+"""One law for rows, tiles and applied positions: in memory, in one Redis, in a Redis Cluster and through gRPC."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -20,9 +20,11 @@ from flywheel_feature.equal_keys import EqualTexts, keys_of
 from flywheel_feature.memory_online import MemoryOnlineStore
 from flywheel_feature.row_encoding import RowLayout
 from flywheel_feature.store.online_store import OnlineStore
+from flywheel_feature.store.redis_cluster import ClusterPipe
 from flywheel_feature.store.redis_pipe import RedisPipe
 from tests.contract.feature.grpc_online import GrpcRows, GrpcTiles
 from tests.contract.feature.over_grpc import no_rpc
+from tests.integration.feature.redis_cluster import Cluster, three_nodes
 
 F = AggregationFunction
 TILE = 600 * SECOND
@@ -33,11 +35,12 @@ AGGREGATIONS = [
     if f != F.APPROX_DISTINCT
 ]
 LAYOUT = TileLayout(AGGREGATIONS, TILE)
+REDIS = "redis", "cluster"
 BY_WORKERS = "offsets, positions and generations, which are between the stream worker and its store"
 ROWS = RowLayout([Feature("x", DataType.FLOAT64)])
 
 
-@pytest.fixture(params=["memory", "redis", "grpc"])
+@pytest.fixture(params=["memory", "redis", "cluster", "grpc"])
 def backing(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -46,12 +49,33 @@ def backing(request: pytest.FixtureRequest) -> str:
 def store(backing: str, request: pytest.FixtureRequest) -> Any:
     if backing == "memory":
         return MemoryOnlineStore()
-    return request.getfixturevalue("in_redis" if backing == "redis" else "over_grpc")
+    return request.getfixturevalue(
+        {"redis": "in_redis", "cluster": "in_cluster", "grpc": "over_grpc"}[backing]
+    )
 
 
 @pytest.fixture
 async def in_redis(redis_url: str) -> AsyncIterator[OnlineStore]:
     pipe = RedisPipe(redis_url)
+    yield OnlineStore(pipe)
+    await pipe.close()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with three_nodes(tmp_path_factory.mktemp("cluster")) as nodes:
+        asyncio.run(nodes.form())
+        yield nodes
+
+
+@pytest.fixture
+async def in_cluster(cluster: Cluster) -> AsyncIterator[OnlineStore]:
+    """Emptied."""
+    for port in cluster.ports:
+        node = cluster.node(port)
+        await node.call("FLUSHALL")
+        await node.close()
+    pipe = ClusterPipe(cluster.url)
     yield OnlineStore(pipe)
     await pipe.close()
 
@@ -169,7 +193,7 @@ async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(store:
     assert 23.0 == await value(), "of equal times the last one written stays"
 
 
-@no_rpc("how many rows were newer: PushFeatures tells how many it accepted", real="redis")
+@no_rpc("how many rows were newer: PushFeatures tells how many it accepted", *REDIS)
 async def test_a_write_tells_how_many_rows_were_newer(store: Any) -> None:
     assert 2 == await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
     assert 0 == await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 0, 9.0)], 0), (
@@ -178,7 +202,7 @@ async def test_a_write_tells_how_many_rows_were_newer(store: Any) -> None:
     assert 1 == await store.write_rows([b"a", b"c"], [row(0, 9, 1.0), row(1, 1, 1.0)], 0)
 
 
-@no_rpc("deleting keys: EraseEntity deletes those of one entity", real="redis")
+@no_rpc("deleting keys: EraseEntity deletes those of one entity", *REDIS)
 async def test_deleted_keys_are_gone_and_counted(store: Any) -> None:
     await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
     assert 1 == await store.delete([b"a", b"absent"])
@@ -186,7 +210,7 @@ async def test_deleted_keys_are_gone_and_counted(store: Any) -> None:
     assert 0 == await store.delete([])
 
 
-@no_rpc("generations", real="redis")
+@no_rpc("generations", *REDIS)
 async def test_the_newest_generation_marked_stands(store: Any) -> None:
     assert await store.generation() is None, "nothing is marked in an empty store"
     await store.mark_generation(3)
@@ -211,7 +235,7 @@ async def test_events_pushed_in_any_order_give_the_windows_of_all_of_them(
             assert windows(whole, minute) == pytest.approx(found, rel=1e-9, nan_ok=True), (seed, minute)
 
 
-@no_rpc(BY_WORKERS, real="redis")
+@no_rpc(BY_WORKERS, *REDIS)
 @pytest.mark.parametrize("seed", range(4))
 async def test_tiles_merged_in_any_order_are_the_tiles_of_all_events(store: Any, seed: int) -> None:
     chance = random.Random(seed)
@@ -232,7 +256,7 @@ async def test_tiles_merged_in_any_order_are_the_tiles_of_all_events(store: Any,
     assert reached == dict(pairs.tolist())
 
 
-@no_rpc(BY_WORKERS, real="redis")
+@no_rpc(BY_WORKERS, *REDIS)
 async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
     minutes = list(range(20))
 
@@ -255,7 +279,7 @@ async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
     )
 
 
-@no_rpc(BY_WORKERS, real="redis")
+@no_rpc(BY_WORKERS, *REDIS)
 async def test_tiles_older_than_a_state_keeps_are_dropped(store: Any) -> None:
     days = [0, 60 * 24, 60 * 24 + 1]
     for i in (0, 1, 2):
@@ -268,7 +292,7 @@ async def test_tiles_older_than_a_state_keeps_are_dropped(store: Any) -> None:
     assert (2, 1.0) == (count, np.frombuffer(state, "<f8")[2])
 
 
-@no_rpc(BY_WORKERS, real="redis")
+@no_rpc(BY_WORKERS, *REDIS)
 async def test_a_state_of_an_older_generation_counts_as_absent(store: Any) -> None:
     minutes = list(range(20))
     assert [10] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(10), minutes), 0, 10)], 0, 0, 1)
@@ -282,7 +306,7 @@ async def test_a_state_of_an_older_generation_counts_as_absent(store: Any) -> No
     assert [state] == await store.read([b"k"])
 
 
-@no_rpc(BY_WORKERS, real="redis")
+@no_rpc(BY_WORKERS, *REDIS)
 async def test_a_position_moves_only_from_the_value_that_is_there(store: Any) -> None:
     assert {} == await store.take_positions("p", "s", 1)
     assert [True, True] == await store.advance("p", "s", {"v@1/0": ("", "5:1"), "v@1/1": ("", "7:1")}, 1)
@@ -295,7 +319,7 @@ async def test_a_position_moves_only_from_the_value_that_is_there(store: Any) ->
     assert 1 == sum(moved for (moved,) in racing)
 
 
-@no_rpc(BY_WORKERS, real="redis")
+@no_rpc(BY_WORKERS, *REDIS)
 async def test_positions_of_an_older_generation_are_forgotten_and_move_no_more(store: Any) -> None:
     await store.take_positions("p", "s", 1)
     assert [True] == await store.advance("p", "s", {"v@1/0": ("", "5:1")}, 1)
@@ -306,8 +330,9 @@ async def test_positions_of_an_older_generation_are_forgotten_and_move_no_more(s
     assert {"v@1/0": "3:1"} == await store.take_positions("p", "s", 2)
 
 
-async def test_a_store_that_is_away_is_unavailable(free_port: Any) -> None:
-    pipe = RedisPipe(f"redis://127.0.0.1:{free_port()}/0")
+@pytest.mark.parametrize(("opened", "scheme"), [(RedisPipe, "redis"), (ClusterPipe, "redis+cluster")])
+async def test_a_store_that_is_away_is_unavailable(opened: Any, scheme: str, free_port: Any) -> None:
+    pipe = opened(f"{scheme}://127.0.0.1:{free_port()}")
     with pytest.raises(Unavailable) as away:
         await OnlineStore(pipe).read([b"k"])
     assert "ONLINE_STORE_DOWN" == away.value.reason

@@ -9,7 +9,8 @@ from typing import Any
 import hiredis
 
 from flywheel_feature.aggregation import Delta, TileLayout
-from flywheel_feature.store.redis_pipe import Argument, Pipe, RedisReplyError, down
+from flywheel_feature.store.redis_cluster import Pipe
+from flywheel_feature.store.redis_pipe import Argument, RedisReplyError, down
 from flywheel_feature.store.scripts import (
     ADVANCE_POSITION,
     MARK_GENERATION,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from binascii import crc_hqx
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
 import hiredis
@@ -52,7 +52,7 @@ class ClusterPipe:
         return checked(answer)
 
     async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Values of all keys, None where there is none."""
+        """Values of at least one key in the order asked, None where there is none; not one moment's view of all of them."""
         return [checked(a) for a in await self.calls([("GET", key) for key in keys])]
 
     async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
@@ -155,6 +155,10 @@ class ClusterPipe:
         """host:port of a node; one that does not know its own host is where it was asked."""
         host, _, port = target.decode().rpartition(":")
         return f"{host or asked.removeprefix('?').rpartition(':')[0]}:{port}"
+
+
+Pipe: TypeAlias = RedisPipe | ClusterPipe
+"""What the online store is reached through."""
 
 
 def _slot(command: tuple[Argument, ...]) -> int:

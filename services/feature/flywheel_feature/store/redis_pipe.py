@@ -11,7 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Protocol, cast
+from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import hiredis
@@ -36,24 +36,6 @@ def down() -> Unavailable:
 
 class RedisReplyError(Internal):
     """Redis refused a command."""
-
-
-class Pipe(Protocol):
-    """One Redis, or a cluster of them: see RedisPipe."""
-
-    async def call(self, *arguments: Argument) -> Any: ...
-
-    async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]: ...
-
-    async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Values of at least one key in the order asked, None where there is none; not one moment's view of all of them."""
-        ...
-
-    async def close(self) -> None: ...
-
-    async def identity(self) -> str:
-        """Changes when a part of the store may have fallen back behind the others; empty where there is only one part."""
-        ...
 
 
 class _Link(asyncio.Protocol):
@@ -140,7 +122,8 @@ class RedisPipe:
         return checked(await self._answer(link.send(_packed(arguments))))
 
     async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Values of at least one key, None where there is none; EqualValues of many that are there and of one length."""
+        """Values of at least one key in the order asked, None where there is none; EqualValues of many that are there and of one
+        length."""
         link = self._link
         if link is None or link.transport is None:
             link = await self._connected()
