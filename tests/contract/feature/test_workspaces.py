@@ -1,4 +1,4 @@
-"""One law for the working files of joins in partitions, on a disk and on S3: both are real, so there is no stand-in."""
+"""One law for the working files of joins in partitions: in memory, on a disk and on S3. No RPC shows them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ import pyarrow.fs as fs
 import pytest
 
 from flywheel_common.errors import NotFound, Unavailable
+from flywheel_feature.memory_partitions import MemoryWorkspace
 from flywheel_feature.offline.ports import Between, Workspace
 from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.workspaces import FileWorkspace
 from flywheel_local.s3 import S3
 
 
-@pytest.fixture(params=["disk", "s3"])
+@pytest.fixture(params=["memory", "disk", "s3"])
 def workspace(request: pytest.FixtureRequest, tmp_path: Path) -> Workspace:
+    if request.param == "memory":
+        return MemoryWorkspace()
     if request.param == "disk":
         return FileWorkspace(fs.LocalFileSystem(), str(tmp_path / "join"))
     s3: S3 = request.getfixturevalue("s3")

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import random
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import psutil
 import pyarrow.fs as fs
 
 from flywheel_common.clock import SystemClock
+from flywheel_common.ray_jobs import RayJobs
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
     DAY,
@@ -36,14 +41,17 @@ from flywheel_feature.definitions import (
 from flywheel_feature.jobs import JobCancelled
 from flywheel_feature.offline.memory import MemoryArchive, MemoryTrainingSets
 from flywheel_feature.offline.partitioned_build import JoinLimits
-from flywheel_feature.offline.ports import PartitionEngine, Segment
+from flywheel_feature.offline.ports import PartitionEngine, Segment, Tables
 from flywheel_feature.offline.training_set import TrainingSetBuilder
 from flywheel_feature.offline.training_sets import (
     SourceSpine,
     TrainingSetRequest,
 )
 from flywheel_feature.store.partition_process import PartitionProcess
+from flywheel_feature.store.partition_ray import PartitionRay
+from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.tables import S3Tables
+from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 
 D = DataType
@@ -57,7 +65,7 @@ ORIGINS = [f"A{i:02d}" for i in range(40)]
 class Watched:
     """A job; `stop_at` cancels it once a message begins so."""
 
-    def __init__(self, stop_at: str = "never") -> None:
+    def __init__(self, stop_at: str | tuple[str, ...] = "never") -> None:
         self.messages: list[str] = []
         self.progressed: list[tuple[int, int]] = []
         self._stop_at = stop_at
@@ -146,26 +154,12 @@ def definitions(bucket: str) -> Catalog:
 
 
 class World:
-    def __init__(self, s3: S3, bucket: str, spill: Path) -> None:
-        self.s3, self.bucket, self.spill = s3, bucket, spill
-        self.tables = S3Tables(
-            endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
-        )
-        self.files = fs.S3FileSystem(
-            access_key=s3.access_key, secret_key=s3.secret_key, scheme="http", allow_bucket_creation=True,
-            endpoint_override=s3.endpoint.removeprefix("http://"),
-        )  # fmt: skip
-        self.files.create_dir(bucket)
+    """The views' rows and events, in tables of a bucket."""
+
+    def __init__(self, tables: Tables, bucket: str) -> None:
+        self.tables, self.bucket = tables, bucket
         self.catalog = definitions(bucket)
         self.archive = MemoryArchive()
-        self.environment = {
-            "FLYWHEEL_FEATURE_S3_ENDPOINT": s3.endpoint,
-            "FLYWHEEL_FEATURE_S3_ACCESS_KEY": s3.access_key,
-            "FLYWHEEL_FEATURE_S3_SECRET_KEY": s3.secret_key,
-            "FLYWHEEL_FEATURE_S3_BUCKET": bucket,
-            "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
-        }
-        self.process = PartitionProcess(str(spill), self.environment)
         self.training_sets = MemoryTrainingSets()
         self._fill()
 
@@ -233,6 +227,50 @@ class World:
 
     def read(self, uri: str, columns: list[str]) -> pl.DataFrame:
         return self.tables.read(uri, columns)
+
+
+class S3World(World):
+    """The same on S3, and the engine of this machine, which spills to a folder."""
+
+    def __init__(self, s3: S3, bucket: str, spill: Path) -> None:
+        self.s3, self.spill = s3, spill
+        self.files = fs.S3FileSystem(
+            access_key=s3.access_key, secret_key=s3.secret_key, scheme="http", allow_bucket_creation=True,
+            endpoint_override=s3.endpoint.removeprefix("http://"),
+        )  # fmt: skip
+        self.files.create_dir(bucket)
+        self.environment = {
+            "FLYWHEEL_FEATURE_S3_ENDPOINT": s3.endpoint,
+            "FLYWHEEL_FEATURE_S3_ACCESS_KEY": s3.access_key,
+            "FLYWHEEL_FEATURE_S3_SECRET_KEY": s3.secret_key,
+            "FLYWHEEL_FEATURE_S3_BUCKET": bucket,
+            "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
+        }
+        self.process = PartitionProcess(str(spill), self.environment)
+        tables = S3Tables(
+            endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
+        )
+        super().__init__(tables, bucket)
+
+    def on_ray(self, ray: Ray, jobs: RayJobs) -> PartitionRay:
+        return PartitionRay(
+            jobs, python=sys.executable, files=self.files, root=f"{self.bucket}/joins",
+            deletion=S3Deletion(self.s3.endpoint, self.s3.access_key, self.s3.secret_key),
+            environment={**self.environment, **ray.environment},
+        )  # fmt: skip
+
+    def processes(self, wanted: Callable[[psutil.Process], bool]) -> Iterator[psutil.Process]:
+        """Those that work for this world."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if process.environ().get("FLYWHEEL_FEATURE_S3_BUCKET") == self.bucket and wanted(process):
+                    yield process
+
+
+def carries_out(process: psutil.Process) -> bool:
+    """Whether it drives a join."""
+    command = process.cmdline()
+    return "flywheel_feature.offline.partition_task" in command and "python" in command[0]
 
 
 def request(training_set_id: str, **changes: Any) -> TrainingSetRequest:

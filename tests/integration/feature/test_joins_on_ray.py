@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import sys
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,9 @@ from flywheel_feature.offline.partitioned_build import JoinLimits
 from flywheel_feature.offline.training_sets import Compute
 from flywheel_feature.store.jobs import PostgresJobs
 from flywheel_feature.store.partition_ray import PartitionRay
-from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
-from tests.integration.feature.partitioned_joins import Watched, World, request, told
+from tests.integration.feature.partitioned_joins import S3World, Watched, carries_out, request, told
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -40,8 +38,8 @@ MANY_TASKS = JoinLimits(memory_bytes=250_000, ray_rows=10**12)
 
 
 @pytest.fixture
-def world(s3: S3, tmp_path: Path) -> World:
-    return World(s3, f"test-{uuid.uuid4().hex[:16]}", tmp_path / "spill")
+def world(s3: S3, tmp_path: Path) -> S3World:
+    return S3World(s3, f"test-{uuid.uuid4().hex[:16]}", tmp_path / "spill")
 
 
 @pytest.fixture
@@ -51,12 +49,8 @@ async def cluster(ray: Ray) -> AsyncIterator[RayJobs]:
 
 
 @pytest.fixture
-def on_ray(world: World, ray: Ray, cluster: RayJobs) -> PartitionRay:
-    return PartitionRay(
-        cluster, python=sys.executable, files=world.files, root=f"{world.bucket}/joins",
-        deletion=S3Deletion(world.s3.endpoint, world.s3.access_key, world.s3.secret_key),
-        environment={**world.environment, **ray.environment},
-    )  # fmt: skip
+def on_ray(world: S3World, ray: Ray, cluster: RayJobs) -> PartitionRay:
+    return world.on_ray(ray, cluster)
 
 
 @pytest.fixture
@@ -69,7 +63,7 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 class Service:
     """The part of feature processes that carries out jobs; `running` is one process."""
 
-    def __init__(self, world: World, on_ray: PartitionRay, pool: Pool) -> None:
+    def __init__(self, world: S3World, on_ray: PartitionRay, pool: Pool) -> None:
         self.world, self.on_ray = world, on_ray
         self.store = PostgresJobs(pool)
         self.runner = self._runner()
@@ -138,40 +132,16 @@ class Service:
 
 
 @pytest.fixture
-def service(world: World, on_ray: PartitionRay, pool: Pool) -> Service:
+def service(world: S3World, on_ray: PartitionRay, pool: Pool) -> Service:
     return Service(world, on_ray, pool)
-
-
-def processes(world: World, wanted: Callable[[psutil.Process], bool]) -> Iterator[psutil.Process]:
-    """Processes of Ray that work for this test."""
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if process.environ().get("FLYWHEEL_FEATURE_S3_BUCKET") == world.bucket and wanted(process):
-                yield process
-
-
-def is_driver(process: psutil.Process) -> bool:
-    command = process.cmdline()
-    return "flywheel_feature.offline.partition_task" in command and "python" in command[0]
 
 
 def is_at_work(process: psutil.Process) -> bool:
     return process.cmdline()[0] == "ray::run_task"
 
 
-async def whole(world: World) -> Any:
+async def whole(world: S3World) -> Any:
     return told(await world.builder().build(request("whole"), Watched()))
-
-
-async def test_ray_gives_the_same_set_bit_for_bit(world: World, on_ray: PartitionRay) -> None:
-    job = Watched()
-    on_cluster = await world.builder(world.process, on_ray).build(
-        request("cluster", compute=Compute.RAY), job, uuid.uuid4().hex
-    )
-    assert await whole(world) == told(on_cluster)
-    assert any(m.endswith("on Ray") for m in job.messages)
-    left = fs.FileSelector(f"{world.bucket}/joins", recursive=True, allow_not_found=True)
-    assert [] == [i.path for i in world.files.get_file_info(left) if i.type == fs.FileType.File]
 
 
 async def nothing_is_left(service: Service, job: Job) -> None:
@@ -179,7 +149,7 @@ async def nothing_is_left(service: Service, job: Job) -> None:
     assert {} == service.files("joins")
 
     async def gone() -> bool:
-        return not list(processes(service.world, lambda _: True))
+        return not list(service.world.processes(lambda _: True))
 
     await eventually(gone, within=60, every=0.5)
     assert {} == service.files("joins")
@@ -198,7 +168,7 @@ async def test_a_cancelled_job_stops_on_ray_and_leaves_no_file(service: Service)
 
 
 async def test_a_job_that_its_process_gives_back_goes_on_meanwhile_and_the_next_process_takes_its_result(
-    world: World, service: Service
+    world: S3World, service: Service
 ) -> None:
     async with service.running():
         job = await service.submit("resumed")
@@ -212,12 +182,12 @@ async def test_a_job_that_its_process_gives_back_goes_on_meanwhile_and_the_next_
 
 
 async def test_a_driver_that_is_killed_is_followed_by_another_that_goes_on_where_it_was(
-    world: World, service: Service
+    world: S3World, service: Service
 ) -> None:
     async with service.running():
         job = await service.submit("killed")
         before = await service.joined(job)
-        (driver,) = processes(world, is_driver)
+        (driver,) = world.processes(carries_out)
         driver.kill()
 
         async def second_try() -> bool:
@@ -237,12 +207,14 @@ async def test_a_driver_that_is_killed_is_followed_by_another_that_goes_on_where
     assert {} == service.files("joins")
 
 
-async def test_a_worker_that_is_killed_costs_its_task_a_second_start(world: World, service: Service) -> None:
+async def test_a_worker_that_is_killed_costs_its_task_a_second_start(
+    world: S3World, service: Service
+) -> None:
     async with service.running():
         job = await service.submit("killed")
 
         async def at_work() -> list[psutil.Process]:
-            return list(processes(world, is_at_work))
+            return list(world.processes(is_at_work))
 
         for worker in await eventually(at_work, within=60, every=0.01):
             worker.kill()
@@ -253,7 +225,7 @@ async def test_a_worker_that_is_killed_costs_its_task_a_second_start(world: Worl
 
 
 async def test_what_a_job_left_on_ray_goes_that_was_cancelled_while_no_process_held_it(
-    world: World, service: Service
+    world: S3World, service: Service
 ) -> None:
     async with service.running():
         job = await service.submit("abandoned")

@@ -21,14 +21,14 @@ from flywheel_feature.memory_jobs import MemoryJobs
 from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.store.partition_process import PartitionProcess
 from flywheel_local.s3 import S3
-from tests.integration.feature.partitioned_joins import Watched, World, request
+from tests.integration.feature.partitioned_joins import S3World, Watched, request
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @pytest.fixture
-def world(s3: S3, tmp_path: Path) -> World:
-    return World(s3, f"test-{uuid.uuid4().hex[:16]}", tmp_path / "spill")
+def world(s3: S3, tmp_path: Path) -> S3World:
+    return S3World(s3, f"test-{uuid.uuid4().hex[:16]}", tmp_path / "spill")
 
 
 class Ended:
@@ -47,18 +47,18 @@ class Ended:
             await self.store.finish(replace(held, state=state, ended_at=at), "one")
 
 
-def files(world: World) -> set[str]:
+def files(world: S3World) -> set[str]:
     """Keys of training sets' files."""
     root = f"{world.bucket}/training-sets"
     found = world.files.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
     return {i.path.removeprefix(f"{root}/") for i in found if i.type == fs.FileType.File}
 
 
-def leftovers(world: World, ended: Ended, clock: ManualClock) -> Leftovers:
+def leftovers(world: S3World, ended: Ended, clock: ManualClock) -> Leftovers:
     return Leftovers(ended.store, KIND, world.training_sets, world.tables, [world.process], clock)
 
 
-async def die_in_the_middle(world: World, training_set: str, job_id: str) -> None:
+async def die_in_the_middle(world: S3World, training_set: str, job_id: str) -> None:
     """What kill -9 does: nobody waits for the join any more, and nothing is cleared up."""
     building = asyncio.create_task(
         world.builder(world.process).build(request(training_set), Watched(), job_id)
@@ -72,7 +72,7 @@ async def die_in_the_middle(world: World, training_set: str, job_id: str) -> Non
 
 
 @pytest.mark.parametrize("state", [JobState.LOST, JobState.FAILED, JobState.CANCELLED])
-async def test_files_of_a_job_that_ended_without_a_set_go(world: World, state: JobState) -> None:
+async def test_files_of_a_job_that_ended_without_a_set_go(world: S3World, state: JobState) -> None:
     await die_in_the_middle(world, "one", "dead")
     part = pl.DataFrame({"half": [1]})
     for key in ("one/feature-p-dead/parts/part-0", "one/feature-p-dead/0123-45/part-0"):
@@ -93,7 +93,7 @@ async def test_files_of_a_job_that_ended_without_a_set_go(world: World, state: J
     assert others == files(world)
 
 
-async def test_a_registered_set_stays_however_its_job_ended(world: World) -> None:
+async def test_a_registered_set_stays_however_its_job_ended(world: S3World) -> None:
     await world.builder(world.process).build(request("parts"), Watched(), "first")
     built = await world.builder().build(request("whole"), Watched(), "second")
     kept = files(world)
@@ -121,7 +121,7 @@ class Away(PartitionProcess):
 
 
 async def test_what_cannot_be_removed_now_waits_for_the_next_sweep_and_holds_nothing_else_up(
-    world: World,
+    world: S3World,
 ) -> None:
     ended, clock, engine = Ended(), ManualClock(NOW), Away(world.process)
     await ended.job("long-ago", "old", JobState.LOST, NOW - timedelta(days=8))

@@ -14,46 +14,37 @@ import pytest
 
 from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument
 from flywheel_feature.definitions import DAY, HOUR
-from flywheel_feature.jobs import JobCancelled
-from flywheel_feature.offline.content_hash import content_hash
 from flywheel_feature.offline.partitioned_build import JoinLimits
 from flywheel_feature.offline.training_sets import (
     Compute,
     FileSpine,
-    JoinMode,
     SourceSpine,
 )
 from flywheel_local.s3 import S3
-from tests.integration.feature.partitioned_joins import ORIGINS, START, UTC_US, Watched, World, request, told
+from tests.integration.feature.partitioned_joins import (
+    ORIGINS,
+    START,
+    UTC_US,
+    S3World,
+    Watched,
+    request,
+    told,
+)
 
 
 @pytest.fixture
-def world(s3: S3, tmp_path: Path) -> World:
-    return World(s3, f"test-{uuid.uuid4().hex[:16]}", tmp_path / "spill")
+def world(s3: S3, tmp_path: Path) -> S3World:
+    return S3World(s3, f"test-{uuid.uuid4().hex[:16]}", tmp_path / "spill")
 
 
-@pytest.mark.parametrize("mode", list(JoinMode))
-async def test_a_set_built_in_partitions_is_the_set_built_in_memory(world: World, mode: JoinMode) -> None:
-    whole = await world.builder().build(request("whole", mode=mode), Watched())
-    job = Watched()
-    parts = await world.builder(world.process).build(request("parts", mode=mode), job)
-    assert told(whole) == told(parts)
-    assert 2500 < parts.row_count
-    columns = [f.name for f in parts.schema]
-    assert content_hash(world.read(parts.uri, columns)) == parts.content_hash
-    assert world.read(parts.uri, columns).equals(world.read(whole.uri, columns))
-    assert any("joining" == m for m in job.messages)
-    assert [] == list(world.spill.glob("*")), "working files are left over"
-
-
-async def test_a_small_join_stays_in_memory(world: World) -> None:
+async def test_a_small_join_stays_in_memory(world: S3World) -> None:
     job = Watched()
     built = await world.builder(world.process, limits=JoinLimits()).build(request("small"), job)
     assert "writing part 0" in job.messages
     assert built.uri.split("/")[-2].startswith(f"{built.content_hash[:16]}-")
 
 
-async def test_a_spine_file_is_joined_in_partitions_too(world: World) -> None:
+async def test_a_spine_file_is_joined_in_partitions_too(world: S3World) -> None:
     chance = random.Random(5)
     rows = [
         (chance.choice([*ORIGINS, "elsewhere", None]), chance.choice([1, 2, None]), START + chance.randrange(400) * HOUR, 500,
@@ -76,7 +67,7 @@ async def test_a_spine_file_is_joined_in_partitions_too(world: World) -> None:
     assert 3000 == parts.row_count + parts.unlabelled_count
 
 
-async def test_an_empty_spine_gives_an_empty_set_in_partitions(world: World) -> None:
+async def test_an_empty_spine_gives_an_empty_set_in_partitions(world: S3World) -> None:
     spine = SourceSpine("landings", "scheduled", "delay >= 15", START + 300 * DAY, START + 301 * DAY)
     whole = await world.builder().build(request("whole", spine=spine), Watched())
     parts = await world.builder(world.process).build(request("parts", spine=spine), Watched())
@@ -84,7 +75,7 @@ async def test_an_empty_spine_gives_an_empty_set_in_partitions(world: World) -> 
     assert told(whole) == told(parts)
 
 
-async def test_a_join_whose_process_is_killed_goes_on_where_it_was(world: World) -> None:
+async def test_a_join_whose_process_is_killed_goes_on_where_it_was(world: S3World) -> None:
     whole = await world.builder().build(request("whole"), Watched())
     building = asyncio.create_task(world.builder(world.process).build(request("parts"), Watched(), "job1"))
     joined: list[Path] = []
@@ -107,15 +98,7 @@ async def test_a_join_whose_process_is_killed_goes_on_where_it_was(world: World)
     assert before == seen, "what was finished was done again"
 
 
-async def test_a_cancelled_join_leaves_no_process_and_no_working_files(world: World) -> None:
-    job = Watched(stop_at="spreading")
-    with pytest.raises(JobCancelled):
-        await world.builder(world.process).build(request("parts"), job)
-    assert [] == list(world.spill.glob("*"))
-    assert None is await world.training_sets.get("p", "parts")
-
-
-async def test_a_half_written_file_ends_the_join_with_its_reason(world: World) -> None:
+async def test_a_half_written_file_ends_the_join_with_its_reason(world: S3World) -> None:
     with world.files.open_output_stream(f"{world.bucket}/weather/year=2013/part-2.parquet") as stream:
         stream.write(b"PAR1 half a file")
     with pytest.raises(DataLoss) as corrupt:
@@ -124,17 +107,7 @@ async def test_a_half_written_file_ends_the_join_with_its_reason(world: World) -
     assert None is await world.training_sets.get("p", "parts")
 
 
-async def test_an_error_of_a_task_is_the_error_of_the_build(world: World) -> None:
-    world.write(
-        "weather/year=2013/part-9.parquet", [("A01", "windy")], {"origin": pl.String, "wind": pl.String}
-    )
-    with pytest.raises(FailedPrecondition) as mismatch:
-        await world.builder(world.process).build(request("parts"), Watched())
-    assert "SOURCE_MISMATCH" == mismatch.value.reason
-    assert [] == list(world.spill.glob("*"))
-
-
-async def test_short_names_are_the_same_set_under_other_names(world: World) -> None:
+async def test_short_names_are_the_same_set_under_other_names(world: S3World) -> None:
     long = await world.builder().build(request("long"), Watched())
     short = await world.builder().build(request("short", short_feature_names=True), Watched())
     parts = await world.builder(world.process).build(request("parts", short_feature_names=True), Watched())
@@ -158,7 +131,7 @@ async def test_short_names_are_the_same_set_under_other_names(world: World) -> N
     assert renamed.equals(world.read(short.uri, names))
 
 
-async def test_short_names_that_collide_are_refused_before_anything_runs(world: World) -> None:
+async def test_short_names_that_collide_are_refused_before_anything_runs(world: S3World) -> None:
     first = world.catalog.feature_set("flights")
     twice = dataclasses.replace(
         first,
@@ -172,7 +145,7 @@ async def test_short_names_that_collide_are_refused_before_anything_runs(world: 
     assert "DUPLICATE_COLUMN" == refused.value.reason
 
 
-async def test_ray_is_refused_where_there_is_none(world: World) -> None:
+async def test_ray_is_refused_where_there_is_none(world: S3World) -> None:
     with pytest.raises(FailedPrecondition) as refused:
         await world.builder(world.process).validate(request("x", compute=Compute.RAY))
     assert "NO_RAY" == refused.value.reason

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import tempfile
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import polars as pl
-import pyarrow.fs as fs
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,21 +33,16 @@ from flywheel_feature.definitions import (
     Source,
     StreamSource,
     StreamView,
-    TableFormat,
     VersionRef,
     View,
 )
+from flywheel_feature.memory_partitions import MemoryPartitions
+from flywheel_feature.memory_tables import MemoryTables
 from flywheel_feature.offline.memory import MemoryArchive, MemoryTrainingSets
-from flywheel_feature.offline.partition_run import PartitionRun
-from flywheel_feature.offline.partition_spec import SPEC, PartitionSpec
-from flywheel_feature.offline.partition_task import OneByOne
-from flywheel_feature.offline.partition_tasks import PartitionTasks
-from flywheel_feature.offline.partitioned_build import JoinLimits
-from flywheel_feature.offline.ports import Between, JobProgress, Piece, Segment, TableSnapshot, Workspace
-from flywheel_feature.offline.sources import SourceReader
+from flywheel_feature.offline.partitioned_build import RAY, JoinLimits
+from flywheel_feature.offline.ports import PartitionEngine, Segment
 from flywheel_feature.offline.training_set import TrainingSetBuilder
 from flywheel_feature.offline.training_sets import Compute, FileSpine, TrainingSetRequest
-from flywheel_feature.store.workspaces import FileWorkspace
 
 EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
 MINUTE = 60_000_000
@@ -62,66 +54,6 @@ KEY = (Field("carrier", D.STRING), Field("flight", D.INT64))
 
 def at(minute: int | None) -> datetime | None:
     return None if minute is None else EPOCH + timedelta(minutes=minute)
-
-
-class FrameTables:
-    """Tables whose files are frames."""
-
-    def __init__(self) -> None:
-        self.frames: dict[str, pl.DataFrame] = {}
-
-    def _below(self, uri: str) -> list[str]:
-        return sorted(u for u in self.frames if u.startswith(uri))
-
-    def schema(self, uri: str) -> dict[str, pl.DataType]:
-        return dict(self.frames[self._below(uri)[0]].schema)
-
-    def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
-        return TableSnapshot(tuple(Piece(u) for u in self._below(uri)), self.schema(uri))
-
-    def pieces(self, files: Sequence[Piece], most_rows: int) -> list[Piece]:
-        return [Piece(f.uri, self.frames[f.uri].height) for f in files if self.frames[f.uri].height]
-
-    def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        return self.frames[piece.uri].select(columns)
-
-    def read(self, uri: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        return pl.concat([self.frames[u] for u in self._below(uri)]).select(columns)
-
-    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
-        return pl.concat([self.frames[u].select(columns) for u in uris])
-
-    def write(self, uri: str, frame: pl.DataFrame) -> None:
-        self.frames[uri] = frame
-
-    def remove(self, uri: str, *, keep: str = "") -> None:
-        for key in self._below(uri):
-            if not keep or not key.startswith(keep):
-                del self.frames[key]
-
-    def bucket_uri(self, key: str) -> str:
-        return f"s3://own/{key}"
-
-
-class InThisProcess:
-    """An engine that carries the tasks out here, over a folder. It stands in for the one that is used whatever the size."""
-
-    name = "ray"
-
-    def __init__(self, tables: FrameTables, folder: str) -> None:
-        self._tables, self._folder = tables, folder
-
-    def workspace(self, name: str) -> Workspace:
-        return FileWorkspace(fs.LocalFileSystem(), f"{self._folder}/{name}")
-
-    async def discard(self, name: str) -> None:
-        self.workspace(name).delete()
-
-    async def run(self, name: str, job: JobProgress) -> None:
-        workspace = self.workspace(name)
-        spec = PartitionSpec.from_json(workspace.read_bytes(SPEC) or b"")
-        tasks = PartitionTasks(spec, self._tables, SourceReader(self._tables, MemoryArchive()), workspace)
-        PartitionRun(tasks, OneByOne(tasks)).run()
 
 
 class Quiet:
@@ -136,8 +68,8 @@ def definitions() -> Catalog:
     time, created, value = Field("t", D.TIMESTAMP), Field("c", D.TIMESTAMP), Field("v", D.FLOAT64)
     seats = Field("seats", D.INT64)
     sources = [
-        Source("p", "pairs", (*KEY, time, created, value), "t", "c", ParquetSource("s3://in/pairs/")),
-        Source("p", "singles", (KEY[0], time, seats), "t", "", ParquetSource("s3://in/singles/")),
+        Source("p", "pairs", (*KEY, time, created, value), "t", "c", ParquetSource("s3://inputs/pairs/")),
+        Source("p", "singles", (KEY[0], time, seats), "t", "", ParquetSource("s3://inputs/singles/")),
         Source("p", "stream", (KEY[0], time, created, seats), "t", "c", StreamSource()),
     ]
     v, s = Feature("v", D.FLOAT64, field="v"), Feature("seats", D.INT64, field="seats")
@@ -232,10 +164,10 @@ def frame(rows: Sequence[tuple[Any, ...]], **types: Any) -> pl.DataFrame:
     return pl.DataFrame(columns, schema=types)
 
 
-def in_files(tables: FrameTables, prefix: str, whole: pl.DataFrame, files: int) -> None:
+def in_files(tables: MemoryTables, prefix: str, whole: pl.DataFrame, files: int) -> None:
     size = -(-max(whole.height, 1) // files)
     for i in range(files):
-        tables.frames[f"{prefix}{i}.parquet"] = whole.slice(i * size, size)
+        tables.write(f"{prefix}{i}.parquet", whole.slice(i * size, size))
 
 
 @settings(max_examples=40, deadline=None)
@@ -246,25 +178,25 @@ def in_files(tables: FrameTables, prefix: str, whole: pl.DataFrame, files: int) 
 def test_every_view_answers_what_its_definition_says_in_memory_and_in_partitions(
     spine: list[Any], pair_rows: list[Any], single_rows: list[Any], events: list[Any], files: int, memory: int
 ) -> None:
-    tables, archive = FrameTables(), MemoryArchive()
+    tables, archive = MemoryTables(), MemoryArchive()
     carrier: dict[str, Any] = {"carrier": pl.String}
-    in_files(tables, "s3://in/spine/", frame(spine, **carrier, flight=pl.Int64, t=UTC_US), files)
+    in_files(tables, "s3://inputs/spine/", frame(spine, **carrier, flight=pl.Int64, t=UTC_US), files)
     in_files(
-        tables, "s3://in/pairs/", frame(pair_rows, **carrier, flight=pl.Int64, t=UTC_US, c=UTC_US, v=pl.Float64), files
+        tables, "s3://inputs/pairs/", frame(pair_rows, **carrier, flight=pl.Int64, t=UTC_US, c=UTC_US, v=pl.Float64), files
     )  # fmt: skip
-    in_files(tables, "s3://in/singles/", frame(single_rows, **carrier, t=UTC_US, seats=pl.Int64), files)
+    in_files(tables, "s3://inputs/singles/", frame(single_rows, **carrier, t=UTC_US, seats=pl.Int64), files)
     _archive(tables, archive, events, files)
 
     async def catalogs(_: str) -> Catalog:
         return definitions()
 
-    def builder(*engines: InThisProcess) -> TrainingSetBuilder:
+    def builder(*engines: PartitionEngine) -> TrainingSetBuilder:
         return TrainingSetBuilder(
             catalogs=catalogs, tables=tables, archive=archive, training_sets=MemoryTrainingSets(), clock=SystemClock(),
             engines=engines, limits=JoinLimits(memory),
         )  # fmt: skip
 
-    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"))
+    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://inputs/spine/", "t"))
     whole = asyncio.run(builder().build(wanted, Quiet()))
     expected = sorted(
         (
@@ -278,16 +210,15 @@ def test_every_view_answers_what_its_definition_says_in_memory_and_in_partitions
     answered = tables.read(whole.uri, columns)
     # Columns: carrier, flight, event_timestamp, features.
     assert [(at(r[0]), *r[1:]) for r in expected] == [(r[2], r[0], r[1], *r[3:]) for r in answered.rows()]
-    with tempfile.TemporaryDirectory() as folder:
-        anyway = dataclasses.replace(wanted, compute=Compute.RAY)
-        parts = asyncio.run(builder(InThisProcess(tables, folder)).build(anyway, Quiet()))
+    anyway = dataclasses.replace(wanted, compute=Compute.RAY)
+    parts = asyncio.run(builder(MemoryPartitions(tables, RAY)).build(anyway, Quiet()))
     assert parts.uri.endswith("/feature-p-one/parts/"), "it was joined in memory"
     assert whole.content_hash == parts.content_hash
     assert whole.profile == parts.profile
     assert answered.equals(tables.read(parts.uri, columns))
 
 
-def _archive(tables: FrameTables, archive: MemoryArchive, events: list[Any], files: int) -> None:
+def _archive(tables: MemoryTables, archive: MemoryArchive, events: list[Any], files: int) -> None:
     """Events in the order drawn, over segments; the first segment comes twice."""
     types = {"carrier": pl.String, "t": UTC_US, "c": UTC_US, "seats": pl.Int64}
     whole = frame(events, **types).with_columns(
@@ -296,11 +227,11 @@ def _archive(tables: FrameTables, archive: MemoryArchive, events: list[Any], fil
         __offset=pl.int_range(pl.len(), dtype=pl.Int64),
     )
     size = -(-max(whole.height, 1) // files)
-    for i in [*range(files), 0]:
+    for number, i in enumerate([*range(files), 0]):
         part = whole.slice(i * size, size)
         if part.height:
-            uri = f"s3://own/archive/{len(tables.frames)}.parquet"
-            tables.frames[uri] = part
+            uri = f"s3://memory/archive/{number}.parquet"
+            tables.write(uri, part)
             times = part.get_column("t").dt.epoch("us")
             low, high = times.min(), times.max()
             assert isinstance(low, int)
@@ -310,7 +241,7 @@ def _archive(tables: FrameTables, archive: MemoryArchive, events: list[Any], fil
             )
 
 
-class Failing(FrameTables):
+class Failing(MemoryTables):
     """Written parts cannot be read again, while `error` is set."""
 
     error: FlywheelError | None = None
@@ -321,7 +252,7 @@ class Failing(FrameTables):
         return super().read_files(uris, columns)
 
     def parts(self) -> list[str]:
-        return self._below("s3://own/training-sets/")
+        return self.older_than("s3://memory/training-sets/", -60)
 
 
 @pytest.mark.parametrize(
@@ -334,15 +265,13 @@ class Failing(FrameTables):
     ],
     ids=["for good", "for now"],
 )
-async def test_partitions_that_fail_for_good_leave_no_part(
-    error: FlywheelError, left: int, tmp_path: Path
-) -> None:
+async def test_partitions_that_fail_for_good_leave_no_part(error: FlywheelError, left: int) -> None:
     tables = Failing()
     carrier: dict[str, Any] = {"carrier": pl.String}
-    in_files(tables, "s3://in/spine/", frame([("AA", 1, 7)], **carrier, flight=pl.Int64, t=UTC_US), 1)
+    in_files(tables, "s3://inputs/spine/", frame([("AA", 1, 7)], **carrier, flight=pl.Int64, t=UTC_US), 1)
     pair = frame([("AA", 1, 5, 5, 2.5)], **carrier, flight=pl.Int64, t=UTC_US, c=UTC_US, v=pl.Float64)
-    in_files(tables, "s3://in/pairs/", pair, 1)
-    in_files(tables, "s3://in/singles/", frame([("AA", 6, 3)], **carrier, t=UTC_US, seats=pl.Int64), 1)
+    in_files(tables, "s3://inputs/pairs/", pair, 1)
+    in_files(tables, "s3://inputs/singles/", frame([("AA", 6, 3)], **carrier, t=UTC_US, seats=pl.Int64), 1)
 
     async def catalogs(_: str) -> Catalog:
         return definitions()
@@ -350,9 +279,11 @@ async def test_partitions_that_fail_for_good_leave_no_part(
     registered = MemoryTrainingSets()
     builder = TrainingSetBuilder(
         catalogs=catalogs, tables=tables, archive=MemoryArchive(), training_sets=registered, clock=SystemClock(),
-        engines=[InThisProcess(tables, str(tmp_path))], limits=JoinLimits(10_000),
+        engines=[MemoryPartitions(tables, RAY)], limits=JoinLimits(10_000),
     )  # fmt: skip
-    wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://in/spine/", "t"), compute=Compute.RAY)
+    wanted = TrainingSetRequest(
+        "p", "one", "set", 0, FileSpine("s3://inputs/spine/", "t"), compute=Compute.RAY
+    )
     tables.error = error
     with pytest.raises(type(error)):
         await builder.build(wanted, Quiet(), "job")

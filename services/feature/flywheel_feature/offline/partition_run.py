@@ -8,10 +8,13 @@ from typing import Protocol
 
 import numpy as np
 
+from flywheel_common.errors import FlywheelError
 from flywheel_feature.offline.content_hash import combined_hash
+from flywheel_feature.offline.failures import described
 from flywheel_feature.offline.manifest import ROWS_PER_FILE, BuiltFiles, label_mean, profile_files
-from flywheel_feature.offline.partition_spec import PROGRESS, RESULT, Kind, Task
-from flywheel_feature.offline.partition_tasks import PartitionTasks
+from flywheel_feature.offline.partition_spec import ERROR, PROGRESS, RESULT, Kind, Task
+from flywheel_feature.offline.partition_tasks import PartitionTasks, open_tasks
+from flywheel_feature.offline.ports import Tables, Workspace
 from flywheel_feature.offline.training_sets import JoinMode
 
 
@@ -19,6 +22,31 @@ class Workers(Protocol):
     def carry_out(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
         """Return when all are done, calling `done` after each. Raises what a task raised; others may still be done then."""
         ...
+
+
+class OneByOne:
+    """Tasks in this process: at most one task's rows are in memory."""
+
+    def __init__(self, tasks: PartitionTasks) -> None:
+        self._tasks = tasks
+
+    def carry_out(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
+        for task in tasks:
+            self._tasks.run(task)
+            done(task)
+
+
+def carry_out(workspace: Workspace, tables: Tables, workers: Callable[[PartitionTasks], Workers]) -> bool:
+    """The spec of a workspace. Whether the result is there now; where it is not, the error that ended the work is."""
+    # What ended an earlier try is not what ends this one.
+    workspace.write_bytes(ERROR, b"")
+    try:
+        tasks = open_tasks(workspace, tables)
+        PartitionRun(tasks, workers(tasks)).run()
+    except FlywheelError as error:
+        workspace.write_json(ERROR, described(error))
+        return False
+    return True
 
 
 class PartitionRun:

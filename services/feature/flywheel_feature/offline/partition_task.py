@@ -20,15 +20,12 @@ import pyarrow.fs as fs
 from pydantic_settings import SettingsConfigDict
 
 from flywheel_common.config import S3Settings
-from flywheel_common.errors import FlywheelError, Unavailable
+from flywheel_common.errors import FlywheelError
 from flywheel_common.s3 import arrow_filesystem
 from flywheel_feature.offline.failures import described, restored
-from flywheel_feature.offline.memory import MemoryArchive
-from flywheel_feature.offline.partition_run import PartitionRun, Workers
-from flywheel_feature.offline.partition_spec import ERROR, SPEC, PartitionSpec, Task
-from flywheel_feature.offline.partition_tasks import PartitionTasks
-from flywheel_feature.offline.ports import Workspace
-from flywheel_feature.offline.sources import SourceReader
+from flywheel_feature.offline.partition_run import OneByOne, Workers, carry_out
+from flywheel_feature.offline.partition_spec import Task
+from flywheel_feature.offline.partition_tasks import PartitionTasks, open_tasks
 from flywheel_feature.store.s3_deletion import S3Deletion
 from flywheel_feature.store.tables import S3Tables
 from flywheel_feature.store.workspaces import FileWorkspace
@@ -52,36 +49,20 @@ def open_workspace(root: str, settings: S3Settings) -> FileWorkspace:
     return FileWorkspace(fs.LocalFileSystem(), root)
 
 
-@functools.lru_cache(maxsize=2)
-def open_tasks(root: str) -> PartitionTasks:
-    """The tasks of a spec, with everything that they need. Kept, as a worker carries out many tasks of one spec."""
-    settings = TaskSettings()
-    workspace = open_workspace(root, settings)
-    text = workspace.read_bytes(SPEC)
-    if text is None:
-        raise Unavailable(f"There is no spec at {root} (any more).", reason="ENGINE_UNAVAILABLE")
-    tables = S3Tables(
+def open_tables(settings: S3Settings) -> S3Tables:
+    return S3Tables(
         endpoint=settings.s3_endpoint,
         access_key=settings.s3_access_key.get_secret_value(),
         secret_key=settings.s3_secret_key.get_secret_value(),
         bucket=settings.s3_bucket,
     )
-    # The spec names every file: nothing is looked up in the archive.
-    return PartitionTasks(
-        PartitionSpec.from_json(text), tables, SourceReader(tables, MemoryArchive()), workspace
-    )
 
 
-class OneByOne:
-    """Tasks in this process: at most one task's rows are in memory."""
-
-    def __init__(self, tasks: PartitionTasks) -> None:
-        self._tasks = tasks
-
-    def carry_out(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
-        for task in tasks:
-            self._tasks.run(task)
-            done(task)
+@functools.lru_cache(maxsize=2)
+def opened(root: str) -> PartitionTasks:
+    """The tasks of the spec at `root`. Kept, as a worker carries out many tasks of one spec."""
+    settings = TaskSettings()
+    return open_tasks(open_workspace(root, settings), open_tables(settings))
 
 
 class RayTasks:
@@ -108,22 +89,10 @@ class RayTasks:
 def run_task(root: str, task: Task) -> dict[str, str] | None:
     """One task; answers what `described` makes of a domain error."""
     try:
-        open_tasks(root).run(task)
+        opened(root).run(task)
     except FlywheelError as error:
         return described(error)
     return None
-
-
-def carry_out(root: str, workers: Callable[[PartitionTasks], Workers], workspace: Workspace) -> int:
-    # What ended an earlier try is not what ends this one.
-    workspace.write_bytes(ERROR, b"")
-    try:
-        tasks = open_tasks(root)
-        PartitionRun(tasks, workers(tasks)).run()
-    except FlywheelError as error:
-        workspace.write_json(ERROR, described(error))
-        return 1
-    return 0
 
 
 def _end_with_parent() -> None:
@@ -141,11 +110,15 @@ def main() -> int:
     parser.add_argument("root")
     parser.add_argument("--ray", action="store_true", help="be the driver of a Ray job")
     arguments = parser.parse_args()
-    workspace = open_workspace(arguments.root, TaskSettings())
-    if arguments.ray:
-        return carry_out(arguments.root, lambda _: RayTasks(arguments.root), workspace)
-    _end_with_parent()
-    return carry_out(arguments.root, OneByOne, workspace)
+    settings = TaskSettings()
+    if not arguments.ray:
+        _end_with_parent()
+
+    def workers(tasks: PartitionTasks) -> Workers:
+        return RayTasks(arguments.root) if arguments.ray else OneByOne(tasks)
+
+    done = carry_out(open_workspace(arguments.root, settings), open_tables(settings), workers)
+    return 0 if done else 1
 
 
 if __name__ == "__main__":

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from flywheel_common.errors import Unavailable
 from flywheel_feature.offline import spines
 from flywheel_feature.offline.assembly import assemble
 from flywheel_feature.offline.content_hash import block_digests, named_types
 from flywheel_feature.offline.feature_join import Found, JoinPlan, with_computed
-from flywheel_feature.offline.partition_spec import BUCKET, ROW, TIME, Kind, PartitionSpec, Task
+from flywheel_feature.offline.memory import MemoryArchive
+from flywheel_feature.offline.partition_spec import BUCKET, ROW, SPEC, TIME, Kind, PartitionSpec, Task
 from flywheel_feature.offline.ports import Between, Piece, Tables, Workspace
 from flywheel_feature.offline.sources import SourceReader, events_in_order
 from flywheel_feature.offline.training_sets import EVENT_TIMESTAMP, FileSpine
@@ -167,6 +169,16 @@ class PartitionTasks:
 
     def _note(self, task: Task, **values: object) -> None:
         self.workspace.write_json(task.output, {"index": task.index, **values})
+
+
+def open_tasks(workspace: Workspace, tables: Tables) -> PartitionTasks:
+    """The tasks of the spec in a workspace. Raises Unavailable ENGINE_UNAVAILABLE when there is none."""
+    text = workspace.read_bytes(SPEC)
+    if text is None:
+        raise Unavailable("The spec of the work is not there (any more).", reason="ENGINE_UNAVAILABLE")
+    # The spec names every file: nothing is looked up in the archive.
+    reader = SourceReader(tables, MemoryArchive())
+    return PartitionTasks(PartitionSpec.from_json(text), tables, reader, workspace)
 
 
 def _groups(height: int) -> list[int]:
