@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.testing.eventually import eventually
-
-sums = pytest.mark.without_grpc("GetIngestStatus tells the sum over topics and partitions")
+from tests.contract.monitor.streams import Stream
 
 
 async def test_the_first_answer_already_counts_what_nobody_has_claimed(consumed: Any) -> None:
@@ -60,7 +60,7 @@ async def test_what_was_parked_is_counted_and_does_not_wait(consumed: Any) -> No
     assert (1, 2) == await consumed.asks.waiting()
 
 
-@sums
+@pytest.mark.without_grpc("GetIngestStatus tells the sum over topics and partitions")
 async def test_each_partition_of_each_topic_is_told_apart(consumed: Any) -> None:
     stream, lag = consumed.stream, consumed.asks.lag
     await stream.write(stream.outcomes, 0)
@@ -113,28 +113,43 @@ async def test_a_partition_that_the_broker_does_not_name_is_not_taken_for_read(c
     assert (1, 0) == await consumed.asks.known()
 
 
+async def test_before_the_first_answer_nothing_is_known(consumed: Any) -> None:
+    stream = consumed.stream
+    await stream.read(stream.answers, 2, 1)
+    assert (0, 0) == await consumed.asks.known()
+
+
 @pytest.mark.timeout(120)
 async def test_while_the_broker_is_away_what_was_known_last_stays(consumed: Any) -> None:
     stream = consumed.stream
     await stream.write(stream.answers, 0, 3)
     await stream.park(1)
     assert (3, 1) == await consumed.asks.waiting()
-    await stream.go_away()
-    try:
+    async with away(stream):
         await stream.read(stream.answers, 0, 1)
         assert (3, 1) == await consumed.asks.known()
+    await eventually(lambda: answers(consumed, (2, 1)), within=30)
+
+
+@pytest.mark.timeout(120)
+async def test_a_broker_that_was_away_at_the_first_question_is_asked_again(consumed: Any) -> None:
+    stream = consumed.stream
+    await stream.write(stream.answers, 0, 3)
+    async with away(stream):
+        assert (0, 0) == await consumed.asks.known()
+    await eventually(lambda: answers(consumed, (3, 0)), within=30)
+
+
+@asynccontextmanager
+async def away(stream: Stream) -> AsyncIterator[None]:
+    await stream.go_away()
+    try:
+        yield
     finally:
         await stream.come_back()
 
-    async def anew() -> bool:
-        with suppress(Unavailable):
-            return (2, 1) == await consumed.asks.waiting()
-        return False
 
-    await eventually(anew, within=30)
-
-
-async def test_before_the_first_answer_nothing_is_known(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.read(stream.answers, 2, 1)
-    assert (0, 0) == await consumed.asks.known()
+async def answers(consumed: Any, expected: tuple[int, int]) -> bool:
+    with suppress(Unavailable):
+        return expected == await consumed.asks.waiting()
+    return False
