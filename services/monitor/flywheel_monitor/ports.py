@@ -1,4 +1,4 @@
-"""What the use cases need from the store. Each docstring is the law that every implementation must keep.
+"""What the use cases need from the store and the broker. Each docstring is the law that every implementation must keep.
 
 Times are event time in microseconds. A version is known by its number in the store (`version_id`) once it has answered.
 """
@@ -16,6 +16,7 @@ from flywheel_monitor.batches import IngestCounts, OutcomeColumns, PredictionCol
 from flywheel_monitor.comparison import VariantRows
 from flywheel_monitor.drift import FeatureDrift, Verdict
 from flywheel_monitor.evaluation import Judged, Report
+from flywheel_monitor.lag import Lag
 from flywheel_monitor.layout import Window
 from flywheel_monitor.performance import Quality
 from flywheel_monitor.policy import MonitorPolicy
@@ -241,3 +242,22 @@ class Records(Policies, Versions, Ingestion, Answers, ArchiveQueue, Reports, Ale
 
 
 Store: TypeAlias = transactions.Store[Records]
+
+
+class ConsumerLag(Protocol):
+    """What waits at the broker for the group that counts answers and outcomes.
+
+    A partition without a position waits whole, from the first record that the broker still holds: one that nobody has
+    claimed, and one that was claimed and has committed nothing. What is committed as processed waits no more, nor does what
+    the broker dropped unread. A partition is never told to hold less than at any moment while it was asked: a record that
+    is written meanwhile counts as lag, never as read, for windows are closed by this. May be asked by several at once."""
+
+    @property
+    def last(self) -> Lag:
+        """What the last successful `read` answered; an empty one before it."""
+        ...
+
+    async def read(self) -> Lag:
+        """Asks now. Raises Unavailable KAFKA_UNAVAILABLE while the broker does not answer, or does not name a partition that
+        has been claimed, and POSTGRES_UNAVAILABLE while the positions cannot be had; `last` then stays."""
+        ...

@@ -25,6 +25,7 @@ from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.consume import Intake
 from flywheel_monitor.gauges import Gauges
 from flywheel_monitor.peers import PeerReferences
+from flywheel_monitor.ports import ConsumerLag
 from flywheel_monitor.queries import Queries
 from flywheel_monitor.servicer import MonitorServicer
 from flywheel_monitor.store.lag import LagProbe
@@ -103,16 +104,11 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         gauges,
     )
 
-    async def behind() -> Behind:
-        found = await lag.read()
-        gauges.lag(found.total)
-        return Behind(found.behind(topics.PREDICTION_LOGGED), found.behind(topics.OUTCOME_RECORDED))
-
     watch = Watch(
         store,
         gauges,
         SystemIds(),
-        behind=behind,
+        behind=lambda: _behind(lag, gauges),
         delay_us=int(settings.out_of_order_seconds * 1e6),
         poll_seconds=settings.watch_poll_seconds,
     )
@@ -161,6 +157,12 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
     server.add_background("outbox relay", Relay(pool, producer).run)
     server.add_background("prune", lambda: _prune(store, int(settings.keep_days * 86_400_000_000)))
     return server
+
+
+async def _behind(lag: ConsumerLag, gauges: Gauges) -> Behind:
+    found = await lag.read()
+    gauges.lag(found.total)
+    return Behind(found.behind(topics.PREDICTION_LOGGED), found.behind(topics.OUTCOME_RECORDED))
 
 
 async def _outlast(work: Callable[[], Awaitable[None]]) -> None:

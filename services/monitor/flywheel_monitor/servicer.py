@@ -14,10 +14,9 @@ from flywheel_common.paging import page_size
 from flywheel_monitor import convert
 from flywheel_monitor.alert import parse_filter
 from flywheel_monitor.archive import Archive
-from flywheel_monitor.ports import Records, Store
+from flywheel_monitor.ports import ConsumerLag, Records, Store
 from flywheel_monitor.queries import Queries
 from flywheel_monitor.resource_names import AlertName, ModelName
-from flywheel_monitor.store.lag import LagProbe
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 
@@ -31,7 +30,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         store: Store,
         queries: Queries,
         archive: Archive,
-        lag: LagProbe,
+        lag: ConsumerLag,
         pane_us: int,
     ) -> None:
         self._store = store

@@ -21,6 +21,7 @@ from flywheel_common.columns import from_numpy, from_texts, to_table
 from flywheel_common.migrate import migrate
 from flywheel_common.objects import MemoryObjectStore
 from flywheel_common.postgres import create_pool
+from flywheel_common.producer import Producer
 from flywheel_common.testing import serving
 from flywheel_monitor import convert
 from flywheel_monitor.archive import Archive, ArchiveSettings
@@ -29,7 +30,8 @@ from flywheel_monitor.bins import ColumnReference
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.gauges import Gauges
 from flywheel_monitor.memory import MemoryReferences, MemoryStore
-from flywheel_monitor.ports import Store
+from flywheel_monitor.memory_lag import MemoryLag
+from flywheel_monitor.ports import ConsumerLag, Store
 from flywheel_monitor.queries import Queries
 from flywheel_monitor.references import Reference
 from flywheel_monitor.server import MIGRATIONS, PERMISSIONS, SERVICE
@@ -42,6 +44,7 @@ from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 from tests.contract.monitor.asks import MODEL, PANE_US, Direct, OverGrpc
+from tests.contract.monitor.streams import Asked, AskedOverGrpc, KafkaStream, MemoryStream, Stream
 
 START_US = 1_364_774_400_000_000  # 2013-04-01
 
@@ -192,16 +195,14 @@ async def on_postgres(dsn: str, *, over_grpc: bool) -> AsyncIterator[Monitor]:
             assert {r["topic"] for r in rows} <= {topics.DRIFT_DETECTED}
             return [DriftDetected.FromString(Event.FromString(r["value"]).payload).alert for r in rows]
 
-        asks = OverGrpc(await served(stack, store, pool)) if over_grpc else Direct(store)
+        asks = OverGrpc(await served(stack, store, MemoryLag())) if over_grpc else Direct(store)
         yield Monitor(store, references, asks, left)
 
 
 async def served(
-    stack: AsyncExitStack, store: PostgresStore, pool: Any
+    stack: AsyncExitStack, store: PostgresStore, lag: ConsumerLag
 ) -> monitor_pb2_grpc.MonitorServiceStub:
-    """The servicer behind its real server; there is no broker, so that it knows of no lag."""
-    lag = LagProbe("127.0.0.1:1", pool, "none", [])
-    stack.push_async_callback(lag.close)
+    """The servicer behind its real server."""
     gauges = Gauges(CollectorRegistry())
     servicer = MonitorServicer(
         store=store,
@@ -216,14 +217,54 @@ async def served(
     return monitor_pb2_grpc.MonitorServiceStub(channel)
 
 
+@dataclass
+class Consumed:
+    """A stream, and the way in which what waits in it is asked."""
+
+    stream: Stream
+    asks: Asked | AskedOverGrpc
+
+
+@pytest.fixture
+def lag_way(request: pytest.FixtureRequest) -> tuple[str, Any, str]:
+    """memory, kafka (with the positions in PostgreSQL) or grpc (with both behind it), and the two unless it is memory."""
+    if request.param == "memory":
+        return request.param, None, ""
+    return request.param, request.getfixturevalue("kafka"), request.getfixturevalue("database")
+
+
+@pytest.fixture
+async def consumed(lag_way: tuple[str, Any, str]) -> AsyncIterator[Consumed]:
+    """By the way that the parameter names."""
+    kind, kafka, dsn = lag_way
+    if kind == "memory":
+        memory = MemoryStream()
+        yield Consumed(memory, Asked(memory.lag))
+        return
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(create_pool(dsn))
+        await migrate(pool, MIGRATIONS)
+        producer = await stack.enter_async_context(Producer(kafka.bootstrap, client_id="test"))
+        stream = KafkaStream(kafka, pool, producer)
+        await stream.create()
+        probe = LagProbe(kafka.bootstrap, pool, stream.group, (stream.answers, stream.outcomes))
+        stack.push_async_callback(probe.close)
+        if kind == "kafka":
+            yield Consumed(stream, Asked(probe))
+        else:
+            store = PostgresStore(pool, Versions(pool, with_reference()), PANE_US)
+            yield Consumed(stream, AskedOverGrpc(await served(stack, store, probe)))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "without_grpc(why): no RPC does what this law is about")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Every law is run over all three, but for one that says why no RPC reaches it."""
-    if "way" in metafunc.fixturenames:
-        without = metafunc.definition.get_closest_marker("without_grpc")
-        marks = [pytest.mark.skip(reason=without.args[0])] if without else []
-        kinds = ["memory", "postgres", pytest.param("grpc", marks=marks)]
-        metafunc.parametrize("way", kinds, indirect=True)
+    for fixture, store in (("way", "postgres"), ("lag_way", "kafka")):
+        if fixture in metafunc.fixturenames:
+            without = metafunc.definition.get_closest_marker("without_grpc")
+            marks = [pytest.mark.skip(reason=without.args[0])] if without else []
+            kinds = ["memory", store, pytest.param("grpc", marks=marks)]
+            metafunc.parametrize(fixture, kinds, indirect=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
@@ -13,30 +12,13 @@ from flywheel_common.errors import Unavailable
 from flywheel_common.kafka import kafka_errors
 from flywheel_common.postgres import Pool, connection
 from flywheel_common.topics import dead_letter
+from flywheel_monitor.lag import Lag, unread
 
 _POSITIONS = "SELECT topic, partition, next_offset FROM consumer_offset WHERE consumer_group = $1"
 
 
-@dataclass(frozen=True)
-class Lag:
-    """Records not yet processed per (topic, partition), and records in the dead-letter topic."""
-
-    records: dict[tuple[str, int], int] = field(default_factory=dict)
-    dead_letters: int = 0
-
-    @property
-    def total(self) -> int:
-        return sum(self.records.values())
-
-    def behind(self, topic: str) -> frozenset[int]:
-        """Partitions of a topic with records to read."""
-        return frozenset(
-            partition for (name, partition), lag in self.records.items() if name == topic and lag > 0
-        )
-
-
 class LagProbe:
-    """Asks the broker on every `read`; callers wait for each other."""
+    """`ports.ConsumerLag`: asks the broker on every `read`; callers wait for each other."""
 
     def __init__(self, bootstrap: str, pool: Pool, group: str, topics: Sequence[str]) -> None:
         self._bootstrap = bootstrap
@@ -48,7 +30,6 @@ class LagProbe:
         self.last = Lag()
 
     async def read(self) -> Lag:
-        """Raises Unavailable KAFKA_UNAVAILABLE or POSTGRES_UNAVAILABLE; `last` keeps what was known."""
         async with self._lock:
             try:
                 with kafka_errors():
@@ -94,10 +75,7 @@ class LagProbe:
             if tp.topic == dead:
                 parked += ends[tp] - begins[tp]
                 continue
-            position = positions.get(tp)
-            records[(tp.topic, tp.partition)] = max(
-                0, ends[tp] - (begins[tp] if position is None else position)
-            )
+            records[(tp.topic, tp.partition)] = unread(begins[tp], ends[tp], positions.get(tp))
         return Lag(records, parked)
 
     async def _drop(self) -> None:
