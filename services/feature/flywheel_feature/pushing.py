@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidArgument, Unavailable
+from flywheel_common.logs import get_logger
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import BatchView, Field, Source, View
 from flywheel_feature.frames import Columns
@@ -18,6 +19,8 @@ from flywheel_feature.row_encoding import RowLayout
 from flywheel_feature.rows import check_values, required, row_ids
 from flywheel_feature.validating import Validating
 from flywheel_feature.validation import Report
+
+log = get_logger(__name__)
 
 MAXIMUM_ID_CHARACTERS = 128
 MAXIMUM_RECORD_BYTES = 512 * 1024
@@ -78,6 +81,14 @@ class Pushing:
         self._newest: dict[str, int] = {}
         self._encode = encode
         self._validating = validating
+
+    async def prepare(self, sources: Iterable[Source]) -> None:
+        """Topics are made now rather than at the first push; Kafka may be away, then it happens then."""
+        try:
+            for source in sources:
+                await self._topics.ensure(source)
+        except Unavailable as error:
+            log.warning("topics are made later", reason=error.reason)
 
     async def to_source(
         self, catalog: Catalog, source: Source, columns: Columns, rows: int, event_ids: Sequence[str]

@@ -138,7 +138,6 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         idempotency=idempotency,
         online=OnlineFeatures(definitions, store, AnswerEncoder),
         pushing=Pushing(topics, store, push_log, materialized, _encode_event, validating),
-        topics=topics,
         materializing=materializing,
         freshness=freshness,
         jobs=jobs,

@@ -33,7 +33,6 @@ from flywheel_feature.online import OnlineFeatures, SharedRead
 from flywheel_feature.online_write_methods import OnlineWriteMethods
 from flywheel_feature.paging import page_of
 from flywheel_feature.pushing import Pushing
-from flywheel_feature.store.source_topics import SourceTopics
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 
@@ -71,7 +70,6 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         idempotency: Idempotency,
         online: OnlineFeatures,
         pushing: Pushing,
-        topics: SourceTopics,
         materializing: Materializing,
         freshness: FreshnessReader,
         jobs: JobRunner,
@@ -86,7 +84,6 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         self._definitions = definitions
         self._idempotency = idempotency
         self._online = online
-        self._topics = topics
         self._freshness = freshness
         self._jobs = jobs
         self._models = models
@@ -115,7 +112,7 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
             "ApplyDefinitions", request.request_id, request, pb.ApplyDefinitionsResponse, effect
         )
         await self._definitions.refresh()
-        await self._topics.prepare(
+        await self._pushing.prepare(
             s for s in self._definitions.catalog(project).sources.values() if s.is_stream
         )
         return answer

@@ -258,6 +258,7 @@ class ConsumerLag(Protocol):
         ...
 
     async def read(self) -> Lag:
-        """Asks now. Raises Unavailable KAFKA_UNAVAILABLE while the broker does not answer, or does not name a partition that
-        has been claimed, and POSTGRES_UNAVAILABLE while the positions cannot be had; `last` then stays."""
+        """Asks now. Raises Unavailable KAFKA_UNAVAILABLE while the broker does not answer, before the running call's deadline
+        where it has one, or does not name a partition that has been claimed, and POSTGRES_UNAVAILABLE while the positions
+        cannot be had; `last` then stays."""
         ...

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from flywheel_common.context import actor
+from flywheel_common.deadline import budget
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
@@ -21,6 +22,9 @@ from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 
 M = TypeVar("M", bound=Message)
+
+LAG_SECONDS = 2.0
+"""How long the broker may take to say what waits; after that it is told as it was known last."""
 
 
 class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
@@ -145,7 +149,8 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
     ) -> pb.GetIngestStatusResponse:
         project = parse_project(request.parent)
         try:
-            lag = await self._lag.read()
+            with budget(LAG_SECONDS):
+                lag = await self._lag.read()
         except FlywheelError as error:
             if error.reason != "KAFKA_UNAVAILABLE":
                 raise

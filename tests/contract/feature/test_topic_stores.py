@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from flywheel_common.deadline import budget, left_seconds
+from flywheel_common.errors import Unavailable
 from flywheel_common.producer import Producer
+from flywheel_common.testing.eventually import eventually
 from flywheel_feature.definitions import DataType, Field, Source, StreamSource
 from flywheel_feature.memory_topics import MemoryTopics
 from flywheel_feature.store.source_topics import SourceTopics
@@ -51,3 +56,29 @@ async def test_events_take_the_offsets_of_their_partition_in_order(topics: Any) 
     assert {0: 2, 1: 2} == await topics.end_offsets("p", "landings")
     assert {0: 2, 1: 2} == await topics.recent_end_offsets("p", "landings")
     assert {} == await topics.end_offsets("p", "starts")
+
+
+async def test_a_broker_that_hangs_is_not_waited_for_beyond_the_deadline(
+    in_kafka: SourceTopics, kafka: Kafka
+) -> None:
+    await in_kafka.ensure(LANDINGS)
+    assert {0: 0, 1: 0} == await in_kafka.end_offsets("p", "landings")
+    assert kafka.process is not None
+    kafka.process.signal(signal.SIGSTOP)
+    try:
+        with budget(1.0):
+            asked = (in_kafka.end_offsets("p", "landings") for _ in range(3))
+            answers = await asyncio.gather(*asked, return_exceptions=True)
+            left = left_seconds()
+        assert {"KAFKA_UNAVAILABLE"} == {a.reason for a in answers if isinstance(a, Unavailable)}
+        assert left is not None
+        assert left > 0
+    finally:
+        kafka.process.signal(signal.SIGCONT)
+
+    async def again() -> bool:
+        with suppress(Unavailable):
+            return {0: 0, 1: 0} == await in_kafka.end_offsets("p", "landings")
+        return False
+
+    await eventually(again, within=30)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import uuid
 from typing import Protocol
 
@@ -49,6 +50,12 @@ class Stream(Protocol):
 
     async def come_back(self) -> None: ...
 
+    def hang(self) -> None:
+        """The broker takes questions and answers none."""
+        ...
+
+    def go_on(self) -> None: ...
+
 
 class MemoryStream:
     answers, outcomes = "answers", "outcomes"
@@ -75,6 +82,12 @@ class MemoryStream:
         self.lag.away = True
 
     async def come_back(self) -> None:
+        self.lag.away = False
+
+    def hang(self) -> None:
+        self.lag.away = True
+
+    def go_on(self) -> None:
         self.lag.away = False
 
 
@@ -121,6 +134,14 @@ class KafkaStream:
 
     async def come_back(self) -> None:
         await asyncio.to_thread(self._kafka.restart)
+
+    def hang(self) -> None:
+        assert self._kafka.process is not None
+        self._kafka.process.signal(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        assert self._kafka.process is not None
+        self._kafka.process.signal(signal.SIGCONT)
 
 
 class Asked:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import Unavailable
 from flywheel_common.testing.eventually import eventually
 from tests.contract.monitor.streams import Stream
@@ -137,6 +138,24 @@ async def test_a_broker_that_was_away_at_the_first_question_is_asked_again(consu
     await stream.write(stream.answers, 0, 3)
     async with away(stream):
         assert (0, 0) == await consumed.asks.known()
+    await eventually(lambda: answers(consumed, (3, 0)), within=30)
+
+
+@pytest.mark.timeout(120)
+async def test_a_broker_that_hangs_is_not_waited_for_beyond_the_deadline(consumed: Any) -> None:
+    stream = consumed.stream
+    await stream.write(stream.answers, 0, 3)
+    assert (3, 0) == await consumed.asks.waiting()
+    stream.hang()
+    try:
+        with budget(2.0):
+            for known in await asyncio.gather(*(consumed.asks.known() for _ in range(4))):
+                assert (3, 0) == known
+            left = left_seconds()
+        assert left is not None
+        assert left > 0
+    finally:
+        stream.go_on()
     await eventually(lambda: answers(consumed, (3, 0)), within=30)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -13,12 +13,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 from flywheel_common.deadline import in_time
 from flywheel_common.errors import Unavailable
 from flywheel_common.kafka import ensure_topics, kafka_errors
-from flywheel_common.logs import get_logger
 from flywheel_common.producer import Producer
 from flywheel_common.topics import TopicSpec
 from flywheel_feature.definitions import Source, StreamSource
-
-log = get_logger(__name__)
 
 END_SECONDS = 1.0
 """How long an answer about where a topic ends may be used again for lag."""
@@ -54,14 +51,6 @@ class SourceTopics:
             self._ready[topic] = wanted
         return self._ready[topic]
 
-    async def prepare(self, sources: Iterable[Source]) -> None:
-        """Create missing topics now rather than at the first push; Kafka may be away, then it happens then."""
-        try:
-            for source in sources:
-                await self.ensure(source)
-        except Unavailable as error:
-            log.warning("topics are made later", reason=error.reason)
-
     async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
         """(partition, value) each; answers (partition, offset) once all replicas have them."""
         topic = self.topic(source.project, source.id)
@@ -72,7 +61,7 @@ class SourceTopics:
     async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
         """Per partition where the topic ends now; empty when there is no topic."""
         topic = self.topic(project, source)
-        async with self._lock:
+        async with in_time(_away), self._lock:
             with kafka_errors():
                 async with asyncio.timeout(10.0):
                     partitions = await self._partitions_of(topic)

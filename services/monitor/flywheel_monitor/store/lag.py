@@ -8,8 +8,9 @@ from contextlib import suppress
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
+from flywheel_common.deadline import in_time
 from flywheel_common.errors import Unavailable
-from flywheel_common.kafka import kafka_errors
+from flywheel_common.kafka import kafka_errors, unavailable
 from flywheel_common.postgres import Pool, connection
 from flywheel_common.topics import dead_letter
 from flywheel_monitor.lag import Lag, unread
@@ -26,22 +27,24 @@ class LagProbe:
         self._group = group
         self._topics = tuple(topics)
         self._consumer: AIOKafkaConsumer | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._lock = asyncio.Lock()
         self.last = Lag()
 
     async def read(self) -> Lag:
-        async with self._lock:
+        async with in_time(_away), self._lock:
             try:
                 with kafka_errors():
                     async with asyncio.timeout(10):
                         self.last = await self._ask()
             except BaseException:
-                await self._drop()
+                self._drop()
                 raise
             return self.last
 
     async def close(self) -> None:
-        await self._drop()
+        self._drop()
+        await asyncio.gather(*self._closing)
 
     async def _ask(self) -> Lag:
         if self._consumer is None:
@@ -78,9 +81,20 @@ class LagProbe:
             records[(tp.topic, tp.partition)] = unread(begins[tp], ends[tp], positions.get(tp))
         return Lag(records, parked)
 
-    async def _drop(self) -> None:
+    def _drop(self) -> None:
+        """The next question is asked by another consumer. Nobody waits until this one is closed, which a broker that hangs delays."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with suppress(Exception):
-                async with asyncio.timeout(5):
-                    await consumer.stop()
+            closing = asyncio.create_task(_closed(consumer))
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+
+async def _closed(consumer: AIOKafkaConsumer) -> None:
+    with suppress(Exception):
+        async with asyncio.timeout(5):
+            await consumer.stop()
+
+
+def _away() -> Unavailable:
+    return unavailable(TimeoutError())
