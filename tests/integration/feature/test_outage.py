@@ -28,6 +28,7 @@ from flywheel_feature.store.push_log import PostgresPushLog
 from flywheel_feature.store.tables import S3Tables
 from flywheel_local.kafka import Kafka
 from flywheel_local.postgres import Postgres
+from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
@@ -166,6 +167,45 @@ async def test_features_are_read_and_the_replica_stays_ready_while_postgresql_is
     listed = await client.feature.ListEntities(pb.ListEntitiesRequest(parent=PARENT))
     assert [f"{PARENT}/entities/pilot", f"{PARENT}/entities/plane"] == [e.name for e in listed.entities]
     assert 2.5 == await weight(client)
+
+
+async def test_while_redis_hangs_reads_and_rows_are_refused_in_time(client: fw.Client, redis: Redis) -> None:
+    await apply(client)
+    await push_weight(client, 0, 1.0, pb.PUSH_TARGET_ONLINE)
+    columns = pb.GetOnlineFeaturesRequest(
+        feature_set=f"{PARENT}/featureSets/heavy", entities=to_table({"tailnum": ["N1"]})
+    )
+    rows = pb.GetOnlineFeaturesRequest()
+    rows.CopyFrom(columns)
+    rows.layout = pb.ANSWER_LAYOUT_ROWS
+    push = client.push_request(
+        "views/facts",
+        {"tailnum": ["N1"], "at": [T0], "weight": [9.0]},
+        SCHEMA,
+        to=pb.PUSH_TARGET_ONLINE,
+    )
+    assert redis.process is not None
+    redis.process.signal(signal.SIGSTOP)
+    try:
+        calls = [
+            *(client.feature.GetOnlineFeatures(r, timeout=1.0) for r in (columns, columns, rows)),
+            client.feature.GetFreshness(pb.GetFreshnessRequest(parent=PARENT), timeout=1.0),
+            client.feature.PushFeatures(push, timeout=1.0),
+        ]
+        refused = await asyncio.gather(*calls, return_exceptions=True)
+    finally:
+        redis.process.signal(signal.SIGCONT)
+    assert [(Unavailable, "ONLINE_STORE_DOWN")] * 5 == [(type(r), getattr(r, "reason", r)) for r in refused]
+
+    async def answered() -> bool:
+        with suppress(Unavailable):
+            # Whether Redis took the row or not: it is pushed again.
+            await client.feature.PushFeatures(push, timeout=4.0)
+            return True
+        return False
+
+    await eventually(answered, within=20)
+    assert 9.0 == await weight(client)
 
 
 @pytest.mark.timeout(180)

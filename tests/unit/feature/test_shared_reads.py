@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from flywheel.tables import to_dict
+from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import InvalidArgument, Unavailable
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.convert_answer import AnswerEncoder
@@ -145,6 +146,28 @@ async def test_who_gave_up_is_left_out_and_the_others_are_answered(plan: ReadPla
     assert isinstance(answers[3], asyncio.CancelledError)
     assert expected(5) == values(await shared.read(lookup(5)))
     assert [3, 1] == store.asked
+
+
+async def test_who_has_a_deadline_hears_of_a_store_that_hangs_before_it(plan: ReadPlan) -> None:
+    store = Store(plan)
+    shared = SharedRead(plan, store, AnswerEncoder)
+    store.gate.clear()
+    patient = asyncio.create_task(shared.read(lookup(1)))
+    while not store.asked:
+        await asyncio.sleep(0)
+    for ask in (shared.read, shared.read, shared.answer):
+        with budget(0.2):
+            with pytest.raises(Unavailable) as down:
+                await ask(lookup(2))
+            left = left_seconds()
+        assert "ONLINE_STORE_DOWN" == down.value.reason
+        assert left is not None
+        assert left > 0
+    store.gate.set()
+    assert expected(1) == values(await patient)
+    with budget(5.0):
+        assert expected(2) == values(await shared.read(lookup(2)))
+    assert [1, 1, 1] == store.asked, "read for those who gave up while they waited"
 
 
 async def test_a_store_that_is_down_fails_the_batch_and_not_the_next(plan: ReadPlan) -> None:

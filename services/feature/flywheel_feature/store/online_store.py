@@ -8,9 +8,11 @@ from typing import Any
 
 import hiredis
 
+from flywheel_common.deadline import in_time
 from flywheel_feature.aggregation import Delta, TileLayout
+from flywheel_feature.online import store_down
 from flywheel_feature.store.redis_cluster import Pipe
-from flywheel_feature.store.redis_pipe import Argument, RedisReplyError, down
+from flywheel_feature.store.redis_pipe import Argument, RedisReplyError
 from flywheel_feature.store.scripts import (
     ADVANCE_POSITION,
     MARK_GENERATION,
@@ -30,7 +32,8 @@ MARKERS = [f"flywheel:generation:{{{i}}}".encode() for i in range(64)]
 
 
 class OnlineStore:
-    """Every write is atomic per key and may be repeated. Raises Unavailable ONLINE_STORE_DOWN."""
+    """Every write is atomic per key and may be repeated. Raises Unavailable ONLINE_STORE_DOWN, all but `read` before the running
+    call's deadline where it has one: who reads in a crowd waits for itself (online.py)."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
@@ -75,7 +78,8 @@ class OnlineStore:
 
     async def positions(self, project: str, source: str) -> dict[str, str]:
         """Applied positions of a source: `view@version/partition` → text."""
-        return _positions(await self._pipe.call("HGETALL", position_key(project, source)))
+        async with in_time(store_down):
+            return _positions(await self._pipe.call("HGETALL", position_key(project, source)))
 
     async def take_positions(self, project: str, source: str, generation: int) -> dict[str, str]:
         """The same in a generation; positions of an older one are forgotten."""
@@ -94,7 +98,8 @@ class OnlineStore:
 
     async def delete(self, keys: Sequence[bytes]) -> int:
         """How many of the keys were there."""
-        answers = await self._pipe.calls([("UNLINK", key) for key in keys])
+        async with in_time(store_down):
+            answers = await self._pipe.calls([("UNLINK", key) for key in keys])
         return sum(_number(a) for a in answers)
 
     async def generation(self) -> int | None:
@@ -120,21 +125,22 @@ class OnlineStore:
         commands: list[tuple[Argument, ...]] = [
             ("EVALSHA", _SHA[script], 1, key, *arguments) for key, arguments in calls
         ]
-        answers = await self._pipe.calls(commands)
-        missing = [
-            i
-            for i, a in enumerate(answers)
-            if isinstance(a, hiredis.HiredisError) and str(a).startswith("NOSCRIPT")
-        ]
-        if missing:
-            await self._pipe.call("SCRIPT", "LOAD", script)
-            again = await self._pipe.calls([commands[i] for i in missing])
-            for i, answer in zip(missing, again, strict=True):
-                answers[i] = answer
+        async with in_time(store_down):
+            answers = await self._pipe.calls(commands)
+            missing = [
+                i
+                for i, a in enumerate(answers)
+                if isinstance(a, hiredis.HiredisError) and str(a).startswith("NOSCRIPT")
+            ]
+            if missing:
+                await self._pipe.call("SCRIPT", "LOAD", script)
+                again = await self._pipe.calls([commands[i] for i in missing])
+                for i, answer in zip(missing, again, strict=True):
+                    answers[i] = answer
         for answer in answers:
             if isinstance(answer, hiredis.HiredisError):
                 if str(answer).startswith(("LOADING", "READONLY", "OOM", "MASTERDOWN", "NOREPLICAS")):
-                    raise down()
+                    raise store_down()
                 raise RedisReplyError(f"Redis refused a script: {answer}")
         return answers
 

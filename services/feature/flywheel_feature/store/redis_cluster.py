@@ -16,7 +16,8 @@ import hiredis
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.logs import get_logger
-from flywheel_feature.store.redis_pipe import Argument, RedisPipe, RedisReplyError, checked, down
+from flywheel_feature.online import store_down
+from flywheel_feature.store.redis_pipe import Argument, RedisPipe, RedisReplyError, checked
 
 log = get_logger(__name__)
 
@@ -84,7 +85,7 @@ class ClusterPipe:
                 await self._topology(again=True)
             if waiting:
                 await asyncio.sleep(0.05 * (turn + 1))
-        raise down()
+        raise store_down()
 
     async def identity(self) -> str:
         """The run ids of all masters: one that restarted, or took over from another, may lack the last writes."""
@@ -149,7 +150,7 @@ class ClusterPipe:
                 if all(slots):
                     self._slots = slots
                     return
-            raise down()
+            raise store_down()
 
     def _address(self, target: bytes, asked: str) -> str:
         """host:port of a node; one that does not know its own host is where it was asked."""

@@ -10,16 +10,16 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, cast
 from urllib.parse import unquote, urlsplit
 
 import hiredis
 
-from flywheel_common.errors import Internal, Unavailable
+from flywheel_common.errors import Internal
 from flywheel_common.logs import get_logger
 from flywheel_feature.equal_keys import EqualKeys
 from flywheel_feature.equal_values import MANY, EqualReply
+from flywheel_feature.online import store_down
 
 log = get_logger(__name__)
 
@@ -28,10 +28,6 @@ KEPT_BYTES = 4 << 20
 """What a connection's buffer may keep. hiredis gives back more than 16 KiB after every reply, and the kernel then maps and clears each page
 again for the next one: half of what a reply of 600 KB costs."""
 Argument = bytes | str | int
-
-
-def down() -> Unavailable:
-    return Unavailable("The online store does not answer now: try again.", reason="ONLINE_STORE_DOWN")
 
 
 class RedisReplyError(Internal):
@@ -88,7 +84,9 @@ class _Link(asyncio.Protocol):
         waiting, self.waiting = self.waiting, deque()
         for future, _ in waiting:
             if not future.done():
-                future.set_exception(down())
+                future.set_exception(store_down())
+                # Of many commands only the last is waited for.
+                future.exception()
 
     def send(self, packed: bytes, equal: int = 0) -> asyncio.Future[Any]:
         """Everything sent in one turn of the event loop leaves in one write."""
@@ -158,7 +156,7 @@ class RedisPipe:
             # A connection that stopped answering would hold every later call: start anew.
             if self._link is not None and self._link.transport is not None:
                 self._link.transport.abort()
-            raise down() from None
+            raise store_down() from None
 
     async def _connected(self) -> _Link:
         async with self._connecting:
@@ -168,12 +166,16 @@ class RedisPipe:
             tls = ssl.create_default_context() if self._url.scheme == "rediss" else None
             try:
                 async with asyncio.timeout(CONNECT_SECONDS):
-                    _, link = await loop.create_connection(
+                    transport, link = await loop.create_connection(
                         _Link, self._url.hostname or "127.0.0.1", self._url.port or 6379, ssl=tls
                     )
-                    await self._greet(link)
+                    try:
+                        await self._greet(link)
+                    except BaseException:
+                        transport.abort()
+                        raise
             except (OSError, TimeoutError) as error:
-                raise down() from error
+                raise store_down() from error
             self._link = link
             return link
 
@@ -190,10 +192,7 @@ class RedisPipe:
             for reply in [await link.send(_packed(c)) for c in hello]:
                 checked(reply)
         except RedisReplyError as error:
-            with suppress(Exception):
-                assert link.transport is not None
-                link.transport.close()
-            raise down() from error
+            raise store_down() from error
 
 
 def _packed(command: tuple[Argument, ...]) -> bytes:
