@@ -59,6 +59,11 @@ class MemoryRequests:
             )
         return stored[1]
 
+    def once(self, method: str, request_id: str, body: bytes, make: Callable[[], A]) -> A:
+        """The first answer to an equal request; what `make` answers when there was none."""
+        first: A | None = self.replay(method, request_id, body)
+        return self.answered(method, request_id, body, make()) if first is None else first
+
     def answered(self, method: str, request_id: str, body: bytes, name: A) -> A:
         if request_id:
             self._answers[current_principal().subject, method, request_id] = body, name

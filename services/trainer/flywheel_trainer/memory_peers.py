@@ -34,16 +34,15 @@ class MemoryFeature(MemoryTrainingSets):
 
     async def build(self, project: str, feature_set: str, spine: Mapping[str, Any], request_id: str) -> str:
         self._answering()
-        body = repr((project, feature_set, spine)).encode()
-        first: str | None = self._requests.replay("build", request_id, body)
-        if first is not None:
-            return first
-        if feature_set not in self.builds:
-            raise NotFound(f"{feature_set} does not exist.", reason="UNKNOWN_NAME")
-        name = f"projects/{project}/jobs/build-{len(self._jobs) + 1}"
-        self._jobs[name] = (self.builds[feature_set], 0)
-        self._requests.answered("build", request_id, body, name)
-        return name
+
+        def begin() -> str:
+            if feature_set not in self.builds:
+                raise NotFound(f"{feature_set} does not exist.", reason="UNKNOWN_NAME")
+            name = f"projects/{project}/jobs/build-{len(self._jobs) + 1}"
+            self._jobs[name] = (self.builds[feature_set], 0)
+            return name
+
+        return self._requests.once("build", request_id, _body(project, feature_set, spine), begin)
 
     async def job(self, name: str) -> tuple[JobState, str, str]:
         self._answering()
@@ -116,13 +115,13 @@ class MemoryRegistry:
     async def create_version(self, model: str, version: Mapping[str, Any], request_id: str) -> str:
         self._answering()
         self._known(model, self._production)
-        body = repr((model, version)).encode()
-        first: str | None = self._requests.replay("create_version", request_id, body)
-        if first is None:
-            first = f"{model}/versions/{len(self.versions) + 1}"
-            self.versions[first] = version
-            self._requests.answered("create_version", request_id, body, first)
-        return first
+
+        def create() -> str:
+            name = f"{model}/versions/{len(self.versions) + 1}"
+            self.versions[name] = version
+            return name
+
+        return self._requests.once("create_version", request_id, _body(model, version), create)
 
     async def upload(self, version: str, artifact: str, data: bytes) -> None:
         self.files[version, artifact] = _checked(data, self.declared(version).get(artifact))
@@ -132,15 +131,15 @@ class MemoryRegistry:
     ) -> tuple[bool, list[str]]:
         self._answering()
         self._known(version, self.versions)
-        body = repr((version, values, findings, reason)).encode()
-        first: tuple[bool, list[str]] | None = self._requests.replay("promote_to_staging", request_id, body)
-        if first is None:
-            passed = self.gate_passes
-            if not passed:
-                self._rejected.add(version)
-            first = passed, ["the gate is passed" if passed else "the gate is not passed"]
-            self._requests.answered("promote_to_staging", request_id, body, first)
-        return first
+
+        def judge() -> tuple[bool, list[str]]:
+            if self.gate_passes:
+                return True, ["the gate is passed"]
+            self._rejected.add(version)
+            return False, ["the gate is not passed"]
+
+        body = _body(version, values, findings, reason)
+        return self._requests.once("promote_to_staging", request_id, body, judge)
 
     async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str:
         self._answering()
@@ -149,25 +148,25 @@ class MemoryRegistry:
             raise FailedPrecondition(
                 f"{release['model_version']} was refused by its gate.", reason="REJECTED_VERSION"
             )
-        body = repr((model, release)).encode()
-        first: str | None = self._requests.replay("create_release", request_id, body)
-        if first is None:
-            first = f"{model}/releases/{len(self._releases) + 1}"
-            self._releases[first] = release
-            self._requests.answered("create_release", request_id, body, first)
-        return first
+
+        def create() -> str:
+            name = f"{model}/releases/{len(self._releases) + 1}"
+            self._releases[name] = release
+            return name
+
+        return self._requests.once("create_release", request_id, _body(model, release), create)
 
     async def start_rollout(self, model: str, release: str, reason: str, request_id: str) -> tuple[str, str]:
         self._answering()
         self._known(release, self._releases)
-        body = repr((model, release, reason)).encode()
-        first: tuple[str, str] | None = self._requests.replay("start_rollout", request_id, body)
-        if first is None:
+
+        def start() -> tuple[str, str]:
             self._rollouts += 1
-            first = f"{model}/rollouts/{self._rollouts}", "SHADOW" if self._production[model] else "PROMOTED"
+            first = not self._production[model]
             self._production[model] = self._production[model] or release
-            self._requests.answered("start_rollout", request_id, body, first)
-        return first
+            return f"{model}/rollouts/{self._rollouts}", "PROMOTED" if first else "SHADOW"
+
+        return self._requests.once("start_rollout", request_id, _body(model, release, reason), start)
 
     def _known(self, name: object, among: Mapping[Any, object]) -> None:
         if name not in among:
@@ -210,6 +209,10 @@ class MemoryTables:
             raise FileNotFoundError(uri)
         frame = self.known[uri]
         return frame.select([name for name in dict.fromkeys(columns) if name in frame.columns])
+
+
+def _body(*sent: object) -> bytes:
+    return repr(sent).encode()
 
 
 def _checked(data: bytes, declared: str | None) -> bytes:
