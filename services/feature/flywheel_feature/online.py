@@ -12,6 +12,7 @@ import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from time import perf_counter
 from typing import Protocol
 
@@ -90,9 +91,12 @@ class Lookup:
     with_applied_offsets: bool = False
 
 
-def _give_up(future: asyncio.Future[bytes]) -> None:
-    if not future.done():
-        future.set_exception(store_down())
+@dataclass(slots=True)
+class _Asked:
+    lookup: Lookup
+    answer: asyncio.Future[bytes]
+    give_up_at: float
+    """On the loop's clock."""
 
 
 class SharedRead:
@@ -102,7 +106,12 @@ class SharedRead:
         self.plan = plan
         self._encoder = encoder(plan)
         self._store = store
-        self._waiting: list[tuple[Lookup, asyncio.Future[bytes]]] = []
+        self._waiting: list[_Asked] = []
+        self._out: list[_Asked] = []
+        """The batch that is read now."""
+        self._wakes_at = inf
+        """When somebody who was asking may have to give up."""
+        self._timer: asyncio.TimerHandle | None = None
         self._reading: asyncio.Task[None] | None = None
         self._counters = ReadCounters()
         self._expected = 1.0
@@ -112,24 +121,37 @@ class SharedRead:
         """The encoded answer. Raises Unavailable ONLINE_STORE_DOWN, before the running call's deadline where it has one;
         InvalidArgument when an expression cannot be computed."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[bytes] = loop.create_future()
-        self._waiting.append((lookup, future))
+        left = seconds_to_answer()
+        asked = _Asked(lookup, loop.create_future(), inf if left is None else loop.time() + left)
+        self._waiting.append(asked)
         if self._reading is None:
             self._reading = loop.create_task(self._read_all())
-        left = seconds_to_answer()
-        if left is None:
-            return await future
-        # What `in_time` does, at half its price.
-        timer = loop.call_later(left, _give_up, future)
-        try:
-            return await future
-        finally:
-            timer.cancel()
+        if asked.give_up_at < self._wakes_at:
+            self._wake_at(asked.give_up_at)
+        return await asked.answer
 
     async def answer(self, lookup: Lookup) -> Answer:
         """The answer itself, read alone. Raises as `read` does."""
         async with in_time(store_down):
             return await self._lookup([lookup])
+
+    def _wake_at(self, moment: float) -> None:
+        """One timer for all who ask: to set one for each, and to take it back, costs a twentieth of a read."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._wakes_at = moment
+        self._timer = None if moment == inf else asyncio.get_running_loop().call_at(moment, self._give_up)
+
+    def _give_up(self) -> None:
+        moment, later = self._wakes_at, inf
+        for asked in (*self._out, *self._waiting):
+            if asked.answer.done():
+                continue
+            if asked.give_up_at <= moment:
+                asked.answer.set_exception(store_down())
+            else:
+                later = min(later, asked.give_up_at)
+        self._wake_at(later)
 
     async def _read_all(self) -> None:
         """Batch after batch until nobody waits."""
@@ -139,7 +161,9 @@ class SharedRead:
                 batch = self._take()
                 self._expected = max(len(batch), self._expected * FORGET)
                 if batch:
+                    self._out = batch
                     await self._answer(batch)
+                    self._out = []
         finally:
             self._reading = None
 
@@ -151,33 +175,34 @@ class SharedRead:
             quiet = quiet + 1 if len(self._waiting) == seen else 0
             seen = len(self._waiting)
 
-    def _take(self) -> list[tuple[Lookup, asyncio.Future[bytes]]]:
+    def _take(self) -> list[_Asked]:
         taken = rows = 0
-        for lookup, _ in self._waiting:
-            rows += lookup.rows
+        for asked in self._waiting:
+            rows += asked.lookup.rows
             if taken and rows > FULL_ROWS:
                 break
             taken += 1
         batch, self._waiting = self._waiting[:taken], self._waiting[taken:]
-        return [b for b in batch if not b[1].done()]
+        return [asked for asked in batch if not asked.answer.done()]
 
-    async def _answer(self, batch: list[tuple[Lookup, asyncio.Future[bytes]]]) -> None:
+    async def _answer(self, batch: list[_Asked]) -> None:
+        lookups = [asked.lookup for asked in batch]
         try:
-            whole = await self._lookup([lookup for lookup, _ in batch])
-            answers = self._encode([lookup for lookup, _ in batch], whole)
+            whole = await self._lookup(lookups)
+            answers = self._encode(lookups, whole)
         except Exception as error:  # noqa: BLE001 - handed to the callers
             if len(batch) > 1 and not isinstance(error, Unavailable):
                 # One bad row must not fail the others.
                 for one in batch:
                     await self._answer([one])
                 return
-            for _, future in batch:
-                if not future.done():
-                    future.set_exception(error)
+            for asked in batch:
+                if not asked.answer.done():
+                    asked.answer.set_exception(error)
             return
-        for (_, future), answer in zip(batch, answers, strict=True):
-            if not future.done():
-                future.set_result(answer)
+        for asked, answer in zip(batch, answers, strict=True):
+            if not asked.answer.done():
+                asked.answer.set_result(answer)
 
     def _encode(self, lookups: Sequence[Lookup], whole: Answer) -> list[bytes]:
         answers = self._encoder.encode_parts(whole, [lookup.rows for lookup in lookups])
