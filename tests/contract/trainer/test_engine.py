@@ -71,10 +71,11 @@ async def reaches(engine: Engine, job_id: str, *wanted: EngineState) -> EngineJo
 
 
 async def printed(engine: Engine, job_id: str, *wanted: str) -> list[str]:
-    """The log's lines, once it has those wanted: Ray says things of its own between them."""
+    """The log's lines, once it has those wanted: Ray says things of its own between them, and one in the middle of a line."""
 
     async def written() -> Any:
-        lines = (await engine.log(job_id)).decode().splitlines()
+        text = (await engine.log(job_id)).decode()
+        lines = re.sub(r"Running entrypoint for job .*\n", "", text).splitlines()
         return lines if set(wanted) <= set(lines) else None
 
     lines: list[str] = await eventually(written, within=PATIENT)
