@@ -6,8 +6,6 @@ from __future__ import annotations
 import time
 from contextvars import ContextVar
 
-from flywheel_common.errors import DeadlineExceeded
-
 ROLE_ANY = "*"
 
 
@@ -83,17 +81,3 @@ def left_seconds() -> float | None:
     if call is None or call.deadline is None:
         return None
     return call.deadline - time.monotonic()
-
-
-def call_timeout(default_seconds: float, *, reserve_seconds: float = 0.0) -> float:
-    """The timeout for an outgoing call: what is left less a reserve for our own answer, at most the default.
-    Raises DeadlineExceeded when nothing is left, so that no hopeless call is sent."""
-    left = left_seconds()
-    if left is None:
-        return default_seconds
-    left -= reserve_seconds
-    if left <= 0:
-        raise DeadlineExceeded(
-            "The call's budget is used up before its next step could start: give it a longer deadline."
-        )
-    return min(left, default_seconds)

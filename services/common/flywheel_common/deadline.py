@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from flywheel_common.context import Call, call_timeout, current_call, left_seconds
-from flywheel_common.errors import FlywheelError
+from flywheel_common.context import Call, current_call, left_seconds
+from flywheel_common.errors import DeadlineExceeded, FlywheelError
 
 __all__ = ["budget", "call_timeout", "in_time", "left_seconds", "remaining", "seconds_to_answer"]
 
@@ -48,6 +48,19 @@ def seconds_to_answer() -> float | None:
     """How long the running call may still work so that its answer is there before the deadline; None when it has none."""
     left = left_seconds()
     return None if left is None else max(left - ANSWER_SECONDS, left / 2)
+
+
+def call_timeout(most_seconds: float) -> float:
+    """The timeout for an outgoing call: at most `most_seconds`, and no longer than the running call may still work, so that its
+    caller can be told when the peer hangs. Raises DeadlineExceeded when nothing is left, so that no hopeless call is sent."""
+    left = seconds_to_answer()
+    if left is None:
+        return most_seconds
+    if left <= 0:
+        raise DeadlineExceeded(
+            "The call's budget is used up before its next step could start: give it a longer deadline."
+        )
+    return min(left, most_seconds)
 
 
 @asynccontextmanager

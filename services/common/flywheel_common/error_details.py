@@ -6,9 +6,17 @@ import grpc
 from google.protobuf import duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 
-from flywheel_common.errors import BY_CODE, DOMAIN, FlywheelError, Internal, ResourceExhausted
+from flywheel_common.errors import (
+    BY_CODE,
+    DOMAIN,
+    FlywheelError,
+    Internal,
+    ResourceExhausted,
+    Unavailable,
+)
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+_NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def to_status(error: FlywheelError) -> status_pb2.Status:
@@ -28,11 +36,12 @@ def trailing_metadata(error: FlywheelError) -> tuple[tuple[str, bytes], ...]:
     return ((STATUS_DETAILS_KEY, to_status(error).SerializeToString()),)
 
 
-def from_rpc_error(error: grpc.RpcError) -> FlywheelError:
+def from_rpc_error(error: grpc.RpcError, *, peer: str = "") -> FlywheelError:
     """The domain error that a peer raised: same class, message, reason and metadata.
 
     A status without our details (made by the transport: connection refused, deadline) keeps its code, with
-    the code's name as the reason. A code that never leaves a service (UNKNOWN) becomes Internal.
+    the code's name as the reason. A code that never leaves a service (UNKNOWN) becomes Internal. Where `peer` (a service's name)
+    is given, one that is down or hangs is Unavailable {PEER}_UNAVAILABLE: whose deadline passed there was the outgoing call's.
     """
     code = _code_of(error)
     message = (error.details() if hasattr(error, "details") else None) or code.name
@@ -53,6 +62,10 @@ def from_rpc_error(error: grpc.RpcError) -> FlywheelError:
                 reason, metadata = info.reason, dict(info.metadata)
             elif detail.Unpack(retry):
                 retry_after = retry.retry_delay.ToNanoseconds() / 1e9
+    if peer and reason is None and code in _NO_ANSWER:
+        return Unavailable(
+            f"The {peer} service does not answer now: try again.", reason=f"{peer.upper()}_UNAVAILABLE"
+        )
     cls = BY_CODE.get(code, Internal)
     if cls is ResourceExhausted:
         result: FlywheelError = ResourceExhausted(message, retry_after_seconds=retry_after, reason=reason)

@@ -7,14 +7,15 @@ a task per call.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 
-from flywheel_common.context import call_timeout, current_call
+from flywheel_common.context import current_call
+from flywheel_common.deadline import call_timeout
 from flywheel_common.error_details import from_rpc_error
 from flywheel_common.telemetry import tracing
 
@@ -60,14 +61,13 @@ def channel(
     tls: ClientTls | None = None,
     token: str | Callable[[], str] = "",
     default_timeout_seconds: float = 10.0,
-    reserve_seconds: float = 0.0,
     max_message_bytes: int = 64 * 1024 * 1024,
     health_check: bool = True,
     retries: bool = True,
 ) -> grpc.aio.Channel:
     """A channel to `host:port`, `dns:///name:port` or `ipv4:a:p,b:p`. `client_name` is the actor of calls made
-    outside any call. Unary calls get `timeout=` as given, else what is left of the running call's budget less
-    `reserve_seconds`, at most `default_timeout_seconds`; response streams are unbounded unless told.
+    outside any call. Unary calls get `timeout=` as given, else what `deadline.call_timeout` leaves them of the running call's
+    budget, at most `default_timeout_seconds`; streams are unbounded unless told.
     Set `health_check=False` for a server without grpc.health.v1."""
     options: list[tuple[str, Any]] = [
         ("grpc.service_config", service_config(health_check=health_check, max_attempts=4 if retries else 2)),
@@ -92,7 +92,7 @@ def channel(
             for path in (tls.ca_file, tls.key_file, tls.cert_file)
         ]
         inner = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*read), options=options)
-    return _Channel(inner, client_name, token, default_timeout_seconds, reserve_seconds)
+    return _Channel(inner, client_name, token, default_timeout_seconds)
 
 
 class _Channel(grpc.aio.Channel):
@@ -104,13 +104,11 @@ class _Channel(grpc.aio.Channel):
         client_name: str,
         token: str | Callable[[], str],
         timeout: float,
-        reserve: float,
     ) -> None:
         self._inner = inner
         self._client_name = client_name
         self._token = token
         self._timeout = timeout
-        self._reserve = reserve
 
     def unary_unary(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         return self._callable(method, self._inner.unary_unary(method, *args, **kwargs), bounded=True)
@@ -119,7 +117,9 @@ class _Channel(grpc.aio.Channel):
         return self._callable(method, self._inner.unary_stream(method, *args, **kwargs), bounded=False)
 
     def stream_unary(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._callable(method, self._inner.stream_unary(method, *args, **kwargs), bounded=False)
+        target = self._inner.stream_unary(method, *args, **kwargs)
+        call = self._callable(method, target, bounded=False)
+        return lambda *args, **kwargs: _Sending(call(*args, **kwargs))
 
     def stream_stream(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         return self._callable(method, self._inner.stream_stream(method, *args, **kwargs), bounded=False)
@@ -131,7 +131,7 @@ class _Channel(grpc.aio.Channel):
             request: Any = None, *, timeout: float | None = None, metadata: Any = None, **kwargs: Any
         ) -> Any:
             if timeout is None and bounded:
-                timeout = call_timeout(self._timeout, reserve_seconds=self._reserve)
+                timeout = call_timeout(self._timeout)
             pairs, span = self._metadata(name)
             if metadata:
                 pairs.extend(metadata)
@@ -174,6 +174,44 @@ class _Channel(grpc.aio.Channel):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+
+_LOCAL_FAILURE = "Internal error from Core"
+"""Details of the status that gRPC makes of a message that it could not send."""
+
+
+class _Sending:
+    """A call that streams in, and fails as its peer said. gRPC's own may say INTERNAL instead when the peer ended it while a message
+    was still on its way (grpc/grpc#36066): both are told to whoever waits for the end, in any order."""
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._said: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._note)
+
+    def _note(self, call: Any) -> None:
+        code, details = _at_once(call.code()), _at_once(call.details())
+        if code is not grpc.StatusCode.OK and details != _LOCAL_FAILURE:
+            trailing = _at_once(call.trailing_metadata())
+            self._said = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details)
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        try:
+            return (yield from self._call.__await__())
+        except grpc.aio.AioRpcError as error:
+            raise self._said or error from None
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._call, name)
+
+
+def _at_once(answer: Coroutine[Any, Any, Any]) -> Any:
+    """What a coroutine returns that has nothing to wait for: a call that is done knows its status."""
+    try:
+        answer.send(None)
+    except StopIteration as done:
+        return done.value
+    raise RuntimeError("the call is not done")
 
 
 def _ascii(text: str) -> str:

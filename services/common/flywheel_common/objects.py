@@ -34,7 +34,8 @@ class ObjectStore(Protocol):
     """Whole objects; a put is visible entirely or not at all, and the last of two racing puts wins (S3 here has no
     preconditions: let PostgreSQL arbitrate, or use content-addressed keys). Reads see completed puts. Raises
     NotFound OBJECT_NOT_FOUND for an absent key (get, stream), Unavailable S3_UNAVAILABLE when the store does not
-    answer. delete of an absent key does nothing. Keys are relative, without empty, `.` or `..` parts."""
+    answer: before the running call's deadline if it has one, and then a change may have happened. delete of an absent key
+    does nothing. Keys are relative, without empty, `.` or `..` parts."""
 
     async def put(self, key: str, data: bytes) -> Digest: ...
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import aiohttp
 
+from flywheel_common.deadline import in_time
 from flywheel_common.errors import Unavailable
 
 CALL_SECONDS = 30.0
@@ -27,7 +28,8 @@ class RayJob:
 class RayJobs:
     """Jobs by submission id, which the caller chooses: a process that starts again finds what it submitted.
 
-    Every method raises Unavailable ENGINE_UNAVAILABLE when Ray does not answer, or refuses.
+    Every method raises Unavailable ENGINE_UNAVAILABLE when Ray does not answer, or refuses: before the running call's deadline
+    if it has one, and then a job may have been submitted or stopped.
     """
 
     def __init__(self, session: aiohttp.ClientSession, address: str, token: str) -> None:
@@ -79,20 +81,24 @@ class RayJobs:
 
     async def _call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         try:
-            async with self._session.request(
-                method,
-                self._jobs + path,
-                json=body,
-                headers=self._headers,
-                timeout=aiohttp.ClientTimeout(total=CALL_SECONDS),
-            ) as response:
+            async with (
+                in_time(lambda: self._unavailable("not in time")),
+                self._session.request(
+                    method,
+                    self._jobs + path,
+                    json=body,
+                    headers=self._headers,
+                    timeout=aiohttp.ClientTimeout(total=CALL_SECONDS),
+                ) as response,
+            ):
                 if response.content_type == "application/json":
                     return response.status, await response.json()
                 return response.status, await response.text()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise Unavailable(
-                f"Ray does not answer at {self._jobs}: {type(error).__name__}.", reason="ENGINE_UNAVAILABLE"
-            ) from error
+            raise self._unavailable(type(error).__name__) from error
+
+    def _unavailable(self, why: str) -> Unavailable:
+        return Unavailable(f"Ray does not answer at {self._jobs}: {why}.", reason="ENGINE_UNAVAILABLE")
 
 
 @asynccontextmanager

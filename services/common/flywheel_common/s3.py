@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -13,7 +14,9 @@ from aiobotocore.session import get_session
 from botocore.exceptions import BotoCoreError, ClientError
 
 from flywheel_common.config import S3Settings
-from flywheel_common.errors import FailedPrecondition, Unavailable
+from flywheel_common.deadline import in_time
+from flywheel_common.errors import FailedPrecondition, FlywheelError, Unavailable
+from flywheel_common.logs import get_logger
 from flywheel_common.objects import (
     CHUNK_BYTES,
     Digest,
@@ -36,7 +39,13 @@ __all__ = [
     "s3_client",
 ]
 
+log = get_logger(__name__)
+
 PART_BYTES = 8 * 1024 * 1024
+CLEAN_UP_SECONDS = 60.0
+"""How long the parts of an upload that failed are tried to be removed."""
+CLOSE_SECONDS = 2.0
+"""How long closing waits for such removals."""
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -68,7 +77,11 @@ async def s3_client(settings: S3Settings, *, max_connections: int = 32) -> Async
 async def object_store(settings: S3Settings, *, prefix: str = "") -> AsyncIterator[S3ObjectStore]:
     """The service's objects, below `prefix`."""
     async with s3_client(settings) as client:
-        yield S3ObjectStore(client, settings.s3_bucket, prefix)
+        store = S3ObjectStore(client, settings.s3_bucket, prefix)
+        try:
+            yield store
+        finally:
+            await store.close()
 
 
 class S3ObjectStore:
@@ -78,10 +91,19 @@ class S3ObjectStore:
         self._client = client
         self._bucket = bucket
         self._prefix = prefix
+        self._removing: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Ends what goes on aside; the client stays open."""
+        if self._removing:
+            await asyncio.wait(self._removing, timeout=CLOSE_SECONDS)
+        for task in self._removing:
+            task.cancel()
+        await asyncio.gather(*self._removing, return_exceptions=True)
 
     async def ensure_bucket(self) -> None:
         """Creates the bucket if it is absent."""
-        with _s3_errors(self._bucket):
+        async with _answering(self._bucket):
             try:
                 await self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
@@ -90,7 +112,7 @@ class S3ObjectStore:
                 await self._client.create_bucket(Bucket=self._bucket)
 
     async def put(self, key: str, data: bytes) -> Digest:
-        with _s3_errors(key):
+        async with _answering(key):
             await self._client.put_object(Bucket=self._bucket, Key=self._at(key), Body=data)
         return Digest(len(data), hashlib.sha256(data).hexdigest())
 
@@ -102,7 +124,7 @@ class S3ObjectStore:
 
         async def send_part() -> None:
             nonlocal upload
-            with _s3_errors(key):
+            async with _answering(key):
                 if upload is None:
                     upload = (await self._client.create_multipart_upload(**where))["UploadId"]
                 number = len(parts) + 1
@@ -125,37 +147,36 @@ class S3ObjectStore:
             else:
                 if buffer:
                     await send_part()
-                with _s3_errors(key):
+                async with _answering(key):
                     await self._client.complete_multipart_upload(
                         **where, UploadId=upload, MultipartUpload={"Parts": parts}
                     )
         except BaseException:
             if upload is not None:
-                with _s3_errors(key):
-                    await self._client.abort_multipart_upload(**where, UploadId=upload)
+                self._remove_later(key, {**where, "UploadId": upload})
             raise
         return Digest(size, sha.hexdigest())
 
     async def get(self, key: str) -> bytes:
-        with _s3_errors(key):
+        async with _answering(key):
             answer = await self._client.get_object(Bucket=self._bucket, Key=self._at(key))
             async with answer["Body"] as body:
                 data: bytes = await body.read()
         return data
 
     async def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> AsyncIterator[bytes]:
-        with _s3_errors(key):
+        async with _answering(key):
             answer = await self._client.get_object(Bucket=self._bucket, Key=self._at(key))
         async with answer["Body"] as body:
             while True:
-                with _s3_errors(key):
+                async with _answering(key):
                     chunk = await body.read(chunk_bytes)
                 if not chunk:
                     return
                 yield chunk
 
     async def head(self, key: str) -> ObjectInfo | None:
-        with _s3_errors(key):
+        async with _answering(key):
             try:
                 answer = await self._client.head_object(Bucket=self._bucket, Key=self._at(key))
             except ClientError as error:
@@ -167,7 +188,7 @@ class S3ObjectStore:
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         token: str | None = None
         while True:
-            with _s3_errors(prefix):
+            async with _answering(prefix):
                 more = {"ContinuationToken": token} if token else {}
                 page = await self._client.list_objects_v2(
                     Bucket=self._bucket, Prefix=self._prefix + prefix, **more
@@ -179,7 +200,7 @@ class S3ObjectStore:
             token = page["NextContinuationToken"]
 
     async def delete(self, key: str) -> None:
-        with _s3_errors(key):
+        async with _answering(key):
             try:
                 await self._client.delete_object(Bucket=self._bucket, Key=self._at(key))
             except ClientError as error:
@@ -187,12 +208,26 @@ class S3ObjectStore:
                     raise
 
     async def copy(self, source: str, target: str) -> None:
-        with _s3_errors(source):
+        async with _answering(source):
             await self._client.copy_object(
                 Bucket=self._bucket,
                 Key=self._at(target),
                 CopySource={"Bucket": self._bucket, "Key": self._at(source)},
             )
+
+    def _remove_later(self, key: str, upload: dict[str, str]) -> None:
+        """Whoever's upload failed must not wait for an object store that may be the reason: its parts are removed aside."""
+        task = asyncio.create_task(self._remove(key, upload), name="s3 clean-up")
+        self._removing.add(task)
+        task.add_done_callback(self._removing.discard)
+
+    async def _remove(self, key: str, upload: dict[str, str]) -> None:
+        try:
+            with _s3_errors(key):
+                async with asyncio.timeout(CLEAN_UP_SECONDS):
+                    await self._client.abort_multipart_upload(**upload)
+        except FlywheelError as error:
+            log.warning("parts of a failed upload are left", key=key, reason=error.reason)
 
     def _at(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -200,6 +235,14 @@ class S3ObjectStore:
 
 def _code(error: ClientError) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
+
+
+@asynccontextmanager
+async def _answering(key: str) -> AsyncIterator[None]:
+    """One question to S3, whose failures are domain errors. A call that has a deadline hears of an S3 that hangs before it."""
+    async with in_time(_unavailable):
+        with _s3_errors(key):
+            yield
 
 
 @contextmanager
@@ -214,13 +257,15 @@ def _s3_errors(key: str) -> Iterator[None]:
             raise FailedPrecondition(
                 f"S3 refuses ({code}): check the bucket and the access key.", reason="S3_REFUSED", code=code
             ) from None
-        raise Unavailable(
-            "The object store does not answer now: try again.", reason="S3_UNAVAILABLE", code=code
-        ) from error
+        raise _unavailable(code=code) from error
     except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise Unavailable(
-            "The object store does not answer now: try again.", reason="S3_UNAVAILABLE"
-        ) from error
+        raise _unavailable() from error
+
+
+def _unavailable(**metadata: str) -> Unavailable:
+    return Unavailable(
+        "The object store does not answer now: try again.", reason="S3_UNAVAILABLE", **metadata
+    )
 
 
 def arrow_filesystem(settings: S3Settings) -> Any:

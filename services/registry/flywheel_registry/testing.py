@@ -163,7 +163,12 @@ class Story:
         return await self.upload(version.name, content) if upload else version
 
     async def upload(
-        self, version: str, content: bytes, artifact: str = "model.onnx", chunk: int = 1 << 20
+        self,
+        version: str,
+        content: bytes,
+        artifact: str = "model.onnx",
+        chunk: int = 1 << 20,
+        timeout: float | None = None,
     ) -> model_pb2.ModelVersion:
         def messages() -> Any:
             target = registry_pb2.UploadArtifactRequest.Target(model_version=version, artifact=artifact)
@@ -171,11 +176,13 @@ class Story:
             for start in range(0, len(content), chunk):
                 yield registry_pb2.UploadArtifactRequest(data=content[start : start + chunk])
 
-        return (await self.stub.UploadArtifact(messages())).model_version
+        return (await self.stub.UploadArtifact(messages(), timeout=timeout)).model_version
 
-    async def download(self, version: str, artifact: str = "model.onnx") -> bytes:
+    async def download(
+        self, version: str, artifact: str = "model.onnx", timeout: float | None = None
+    ) -> bytes:
         request = registry_pb2.DownloadArtifactRequest(model_version=version, artifact=artifact)
-        return b"".join([part.data async for part in self.stub.DownloadArtifact(request)])
+        return b"".join([part.data async for part in self.stub.DownloadArtifact(request, timeout=timeout)])
 
     async def promote(self, version: str, **fields: Any) -> registry_pb2.PromoteModelVersionResponse:
         return await self.stub.PromoteModelVersion(

@@ -110,20 +110,21 @@ class JobStore(Protocol):
 
 class TrainingSets(Protocol):
     """The feature service's training sets. Raises NotFound UNKNOWN_TRAINING_SET, FailedPrecondition
-    SHORT_FEATURE_NAMES, Unavailable."""
+    SHORT_FEATURE_NAMES, Unavailable FEATURE_UNAVAILABLE."""
 
     async def get(self, name: str) -> TrainingSet: ...
 
 
 class Weights(Protocol):
     """Weights of registered versions. Answers (uri, sha256) of a version's weights on this service's S3, or None when
-    it has none. Raises NotFound UNKNOWN_MODEL_VERSION, DataLoss."""
+    it has none. Raises NotFound UNKNOWN_MODEL_VERSION, DataLoss, Unavailable REGISTRY_UNAVAILABLE or S3_UNAVAILABLE."""
 
     async def of(self, model_version: str) -> tuple[str, str] | None: ...
 
 
 class JobLogs(Protocol):
-    """Log text of a job, whole, as bytes; empty when there is none (yet)."""
+    """Log text of a job, whole, as bytes; empty when there is none (yet), or what keeps it does not answer: a job can be watched
+    all the same."""
 
     async def read(self, job: JobName) -> bytes: ...
 
@@ -144,7 +145,8 @@ class Jobs:
         self._logs, self._ids, self._clock = logs, ids, clock
 
     async def submit(self, project: str, spec: TrainSpec, priority: int, request_id: str, body: bytes) -> Job:
-        """Queue a TRAIN job. InvalidArgument INVALID_SPEC; NotFound UNKNOWN_TRAINING_SET, UNKNOWN_EXPERIMENT."""
+        """Queue a TRAIN job. InvalidArgument INVALID_SPEC; NotFound UNKNOWN_TRAINING_SET, UNKNOWN_EXPERIMENT; Unavailable while
+        what it needs to know of its training set and weights cannot be asked."""
         known = await self._store.by_request(request_id, body)
         if known is not None:
             return known

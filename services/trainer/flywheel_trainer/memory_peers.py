@@ -67,7 +67,7 @@ class MemoryFeature(MemoryTrainingSets):
 
     def _answering(self) -> None:
         if self.down:
-            raise Unavailable("The feature service does not answer.", reason="UNAVAILABLE")
+            raise Unavailable("The feature service does not answer.", reason="FEATURE_UNAVAILABLE")
 
 
 class MemoryRegistry:
@@ -174,7 +174,7 @@ class MemoryRegistry:
 
     def _answering(self) -> None:
         if self.down:
-            raise Unavailable("The registry does not answer.", reason="UNAVAILABLE")
+            raise Unavailable("The registry does not answer.", reason="REGISTRY_UNAVAILABLE")
 
 
 class MemoryWeights:

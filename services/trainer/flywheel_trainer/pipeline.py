@@ -35,7 +35,7 @@ class Cancelled(Exception):
 class FeaturePeer(Protocol):
     """The feature service. `build` is idempotent by request_id and answers a job's name; `job` answers (state, training
     set, progress or error in one line); `get` is `jobs.TrainingSets`. Raises NotFound for what it does not know,
-    InvalidArgument REQUEST_ID_REUSED, Unavailable."""
+    InvalidArgument REQUEST_ID_REUSED, Unavailable FEATURE_UNAVAILABLE when it does not answer."""
 
     async def build(
         self, project: str, feature_set: str, spine: Mapping[str, Any], request_id: str
@@ -50,7 +50,7 @@ class RegistryPeer(Protocol):
     """The registry. Every mutation is idempotent by request_id: an equal one is answered as the first was, another raises
     InvalidArgument REQUEST_ID_REUSED. `upload` of the same bytes changes nothing. Raises NotFound for what it does not
     know, FailedPrecondition for a release of a rejected version, DataLoss DIGEST_MISMATCH for other bytes than declared
-    (sent or received), Unavailable."""
+    (sent or received), Unavailable REGISTRY_UNAVAILABLE when it does not answer."""
 
     async def champion(self, model: str) -> ChampionModel | None: ...
 

@@ -63,7 +63,6 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     )
     await migrate(pool, MIGRATIONS)
     objects = await stack.enter_async_context(object_store(settings))
-    await _make_bucket(objects)
     engine = RayEngine(
         await stack.enter_async_context(
             ray_jobs(settings.ray_address, settings.ray_auth_token.get_secret_value())
@@ -127,6 +126,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     server.add_background(
         "job supervisor", lambda: supervising.run(lambda _: supervisor.run(settings.job_poll_seconds))
     )
+    server.add_background("bucket", lambda: _make_bucket(objects))
     server.add_background("pipelines", lambda: workflows.drive(settings.pipeline_poll_seconds))
     server.add_background("run leases", lambda: _expire(runs, settings.lease_check_seconds, clock))
     server.add_background("outbox relay", Relay(pool, producer).run)
@@ -171,11 +171,14 @@ async def migrate_database(settings: TrainerSettings) -> int:
 
 
 async def _make_bucket(objects: S3ObjectStore) -> None:
-    """An object store that is away delays jobs, not the start."""
-    try:
-        await objects.ensure_bucket()
-    except FlywheelError as error:
-        log.warning("bucket not checked", reason=error.reason, error=error.message)
+    """Asked until it is there: an object store that is away, or hangs, delays jobs, not the start."""
+    while True:
+        try:
+            await objects.ensure_bucket()
+            return
+        except FlywheelError as error:
+            log.warning("bucket not checked", reason=error.reason, error=error.message)
+            await asyncio.sleep(2)
 
 
 async def _database_answers(pool: Pool) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flywheel_common.clock import Clock
+from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import FlywheelError, NotFound, Unavailable
 from flywheel_common.logs import get_logger
 from flywheel_common.objects import ObjectStore
@@ -24,6 +25,8 @@ from flywheel_trainer.recipes.tabular.spec import Column, TabularSpec, WarmStart
 log = get_logger(__name__)
 
 LOG_TAIL_BYTES = 4000
+LOG_SECONDS = 5.0
+"""How long what keeps a log may take to answer: whoever watches a job is told of it also while that hangs."""
 ARTIFACTS = "artifacts"
 OUTCOME, LOG = "outcome.json", "log.txt"
 ENDED_ON_ENGINE = frozenset(
@@ -169,12 +172,15 @@ class KeptLogs:
         self._objects, self._engine = objects, engine
 
     async def read(self, job: JobName) -> bytes:
+        left = left_seconds()
         try:
-            return await self._objects.get(_key(job, LOG))
+            with budget(LOG_SECONDS if left is None else min(LOG_SECONDS, left / 2)):
+                return await self._objects.get(_key(job, LOG))
         except FlywheelError:
             pass
         try:
-            return await self._engine.log(job.job)
+            with budget(LOG_SECONDS):
+                return await self._engine.log(job.job)
         except FlywheelError:
             return b""
 

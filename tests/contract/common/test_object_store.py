@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
 from flywheel_common import errors
 from flywheel_common.config import S3Settings
+from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.objects import MemoryObjectStore, ObjectStore, content_key, put_content
-from flywheel_common.s3 import PART_BYTES, S3ObjectStore, object_store
+from flywheel_common.s3 import PART_BYTES, S3ObjectStore, object_store, s3_client
+from flywheel_common.testing import FaultProxy, eventually
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -136,6 +140,99 @@ async def test_a_store_that_is_away_is_unavailable(request: pytest.FixtureReques
         with pytest.raises(errors.Unavailable) as caught:
             await away.get("a")
     assert caught.value.reason == "S3_UNAVAILABLE"
+
+
+@dataclass
+class Shaky:
+    store: S3ObjectStore
+    proxy: FaultProxy
+    client: Any
+    """Of the same bucket, past the proxy."""
+
+    async def uploads(self) -> int:
+        """Uploads in parts that were begun and not ended."""
+        found = await self.client.list_multipart_uploads(Bucket=self.store._bucket)
+        return len(found.get("Uploads", ()))
+
+
+@pytest.fixture
+async def shaky(request: pytest.FixtureRequest) -> AsyncIterator[Shaky]:
+    """S3 behind a line that can be cut and stall: what memory cannot. The keys "a" and "b" are there."""
+    settings = s3_settings(request)
+    address = urlsplit(settings.s3_endpoint)
+    assert address.hostname is not None and address.port is not None
+    async with FaultProxy(address.hostname, address.port) as proxy, s3_client(settings) as client:
+        way = s3_settings(request, s3_endpoint=f"http://{proxy.address}")
+        async with object_store(way) as store:
+            await store.ensure_bucket()
+            await store.put("a", b"first")
+            await store.put("b", b"x" * 40_000_000)
+            yield Shaky(store, proxy, client)
+            proxy.heal()
+
+
+async def said_in_time(call: Callable[[], Awaitable[object]]) -> None:
+    """The call hears before its deadline that S3 does not answer."""
+    with budget(1.0):
+        with pytest.raises(errors.Unavailable) as away:
+            await call()
+        left = left_seconds()
+    assert "S3_UNAVAILABLE" == away.value.reason
+    assert left is not None and left > 0
+
+
+@pytest.mark.parametrize("fault", ["stall", "cut"])
+async def test_whatever_is_asked_of_an_s3_that_hangs_or_is_down_is_unavailable_before_the_deadline(
+    shaky: Shaky, fault: str
+) -> None:
+    store = shaky.store
+    getattr(shaky.proxy, fault)()
+    for call in (
+        store.ensure_bucket,
+        lambda: store.put("c", b"x"),
+        lambda: store.put_stream("d", chunks(b"x")),
+        lambda: store.put_stream("e", chunks(b"x" * PART_BYTES, b"x")),
+        lambda: store.get("a"),
+        lambda: anext(store.stream("a")),
+        lambda: store.head("a"),
+        lambda: anext(store.list()),
+        lambda: store.delete("f"),
+        lambda: store.copy("a", "g"),
+    ):
+        await said_in_time(call)
+    shaky.proxy.heal()
+    with budget(10.0):
+        assert await store.get("a") == b"first"
+
+
+async def test_an_s3_that_hangs_amid_a_transfer_is_said_before_the_deadline_and_no_parts_stay(
+    shaky: Shaky,
+) -> None:
+    async def hanging() -> AsyncIterator[bytes]:
+        yield b"x" * PART_BYTES
+        assert 1 == await shaky.uploads()
+        shaky.proxy.stall()
+        yield b"x" * PART_BYTES
+
+    with budget(10.0):
+        down = shaky.store.stream("b", 1_000_000)
+        assert await anext(down)
+    await said_in_time(lambda: shaky.store.put_stream("c", hanging()))
+
+    async def rest() -> None:
+        async for _ in down:
+            pass
+
+    await said_in_time(rest)
+    shaky.proxy.heal()
+
+    async def none_left() -> bool:
+        return await shaky.uploads() == 0
+
+    await eventually(none_left, within=20)
+    with budget(10.0):
+        assert await shaky.store.head("c") is None
+        assert (await shaky.store.put_stream("c", chunks(b"x"))).size == 1
 
 
 async def test_a_wrong_key_is_refused_not_retried(request: pytest.FixtureRequest) -> None:

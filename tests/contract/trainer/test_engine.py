@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import Unavailable
 from flywheel_common.ray_jobs import ray_jobs
-from flywheel_common.testing import eventually
+from flywheel_common.testing import FaultProxy, eventually
+from flywheel_local.ray import Ray
 from flywheel_trainer.engine import Engine, EngineJob, EngineState
 from flywheel_trainer.memory_engine import MemoryEngine
 from flywheel_trainer.store.ray_engine import RayEngine
@@ -68,10 +71,11 @@ async def reaches(engine: Engine, job_id: str, *wanted: EngineState) -> EngineJo
 
 
 async def printed(engine: Engine, job_id: str, *wanted: str) -> list[str]:
-    """The log's lines, once it has those wanted: Ray says things of its own between them."""
+    """The log's lines, once it has those wanted: Ray says things of its own between them, and one in the middle of a line."""
 
     async def written() -> Any:
-        lines = (await engine.log(job_id)).decode().splitlines()
+        text = (await engine.log(job_id)).decode()
+        lines = re.sub(r"Running entrypoint for job .*\n", "", text).splitlines()
         return lines if set(wanted) <= set(lines) else None
 
     lines: list[str] = await eventually(written, within=PATIENT)
@@ -144,6 +148,36 @@ async def test_an_engine_that_is_away_is_unavailable_whatever_is_asked(engines: 
         with pytest.raises(Unavailable) as away:
             await call
         assert "ENGINE_UNAVAILABLE" == away.value.reason
+
+
+async def test_a_ray_that_hangs_is_unavailable_before_the_deadline_whatever_is_asked(
+    ray: Ray, job_id: str
+) -> None:
+    address = urlsplit(ray.jobs_url)
+    assert address.hostname is not None and address.port is not None
+    async with (
+        FaultProxy(address.hostname, address.port) as proxy,
+        ray_jobs(f"http://{proxy.address}", ray.token) as jobs,
+    ):
+        engine = RayEngine(jobs)
+        assert EngineJob(EngineState.UNKNOWN) == await engine.state(job_id)
+        proxy.stall()
+        for call in (
+            lambda: engine.submit(job_id, OTHER, {}),
+            lambda: engine.state(job_id),
+            lambda: engine.stop(job_id),
+            lambda: engine.log(job_id),
+        ):
+            with budget(1.0):
+                with pytest.raises(Unavailable) as hangs:
+                    await call()
+                left = left_seconds()
+            assert "ENGINE_UNAVAILABLE" == hangs.value.reason
+            assert left is not None and left > 0
+        proxy.heal()
+        with budget(PATIENT):
+            await engine.submit(job_id, OTHER, {})
+            await reaches(engine, job_id, EngineState.SUCCEEDED)
 
 
 @pytest.mark.parametrize(

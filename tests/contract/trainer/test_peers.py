@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,9 +11,11 @@ from typing import Any
 import grpc
 import pytest
 
+from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from flywheel_common.grpc_channel import channel
 from flywheel_common.objects import MemoryObjectStore
+from flywheel_common.testing import FaultProxy
 from flywheel_protos.feature.v1 import feature_pb2_grpc, training_set_pb2
 from flywheel_protos.registry.v1 import registry_pb2_grpc
 from flywheel_trainer.calibration import Platt
@@ -156,8 +158,9 @@ async def test_a_feature_service_that_is_away_is_unavailable_whatever_is_asked(f
         features.port.job("projects/default/jobs/build-1"),
         features.port.get(TRAINING_SET),
     ):
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable) as away:
             await call
+        assert "FEATURE_UNAVAILABLE" == away.value.reason
 
 
 # -------------------------------------------------------------------------------------------------- the registry
@@ -358,8 +361,9 @@ async def test_a_registry_that_is_away_is_unavailable_whatever_is_asked(registry
         registry.port.start_rollout(MODEL, f"{MODEL}/releases/1", "why", "r"),
         registry.weights.of(version),
     ):
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable) as away:
             await call
+        assert "REGISTRY_UNAVAILABLE" == away.value.reason
 
 
 async def test_weights_are_brought_here_under_their_digest_and_once(registry: Registry) -> None:
@@ -387,3 +391,47 @@ async def test_a_version_has_weights_or_none_or_is_not_known_and_other_bytes_are
         await registry.weights.of(version)
     assert "DIGEST_MISMATCH" == other.value.reason
     assert [] == [info async for info in registry.objects.list()]
+
+
+# -------------------------------------------------------------------------------------------- peers that hang
+
+
+async def test_a_peer_that_hangs_is_unavailable_by_its_name_before_the_deadline_and_heard_when_it_is_back() -> (
+    None
+):
+    """In memory nothing hangs."""
+    server = grpc.aio.server()
+    feature_pb2_grpc.add_FeatureServiceServicer_to_server(FeaturePeer(URI, 7, Effects()), server)
+    registry_pb2_grpc.add_RegistryServiceServicer_to_server(RegistryPeer(Effects()), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with (
+        FaultProxy("127.0.0.1", port) as proxy,
+        channel(proxy.address, client_name="tests", health_check=False) as way,
+    ):
+        feature, registry = GrpcFeature(way), GrpcRegistry(way)
+        weights = RegisteredWeights(registry, MemoryObjectStore(), "b")
+        name = await registry.create_version(MODEL, a_version(), "r")
+        await registry.upload(name, WEIGHTS, START)
+        version = await registry.version(name)
+        calls: dict[Callable[[], Awaitable[Any]], str] = {
+            lambda: feature.get(TRAINING_SET): "FEATURE_UNAVAILABLE",
+            lambda: feature.build("default", FEATURE_SET, SPINE, "r"): "FEATURE_UNAVAILABLE",
+            lambda: registry.champion(MODEL): "REGISTRY_UNAVAILABLE",
+            lambda: registry.download(version, WEIGHTS): "REGISTRY_UNAVAILABLE",
+            lambda: registry.upload(name, WEIGHTS, START): "REGISTRY_UNAVAILABLE",
+            lambda: weights.of(name): "REGISTRY_UNAVAILABLE",
+        }
+        proxy.stall()
+        for call, reason in calls.items():
+            with budget(1.0):
+                with pytest.raises(Unavailable) as hangs:
+                    await call()
+                left = left_seconds()
+            assert reason == hangs.value.reason
+            assert left is not None and left > 0
+        proxy.heal()
+        with budget(10.0):
+            assert await registry.download(version, WEIGHTS) == START
+            assert BUILT == await feature.get(TRAINING_SET)
+    await server.stop(None)

@@ -36,14 +36,18 @@ async def test_no_call_is_sent_when_nothing_is_left(running: Any) -> None:
         await running.stub.Echo(text("x"))
 
 
-def test_a_reserve_is_kept_and_budgets_never_grow() -> None:
+def test_time_to_answer_is_kept_and_budgets_never_grow() -> None:
     assert call_timeout(5.0) == 5.0
+    with budget(10.0):
+        assert call_timeout(5.0) == 5.0
     with budget(1.0):
-        assert 0.6 < call_timeout(5.0, reserve_seconds=0.3) <= 0.7
+        assert 0.6 < call_timeout(5.0) <= 0.7
         with budget(100.0):
-            assert call_timeout(5.0) <= 1.0
-        with pytest.raises(errors.DeadlineExceeded):
-            call_timeout(5.0, reserve_seconds=2.0)
+            assert call_timeout(5.0) <= 0.7
+    with budget(0.2), pytest.raises(errors.DeadlineExceeded):
+        assert 0 < call_timeout(5.0) <= 0.1
+        with budget(-1.0):
+            call_timeout(5.0)
 
 
 async def test_the_actor_of_a_call_goes_along_to_the_next_service(running: Any) -> None:

@@ -70,6 +70,14 @@ async def test_malformed_bytes_inside_a_stream_are_an_invalid_argument(running: 
     assert (type(error), error.reason) == (errors.InvalidArgument, "MALFORMED_REQUEST")
 
 
+async def test_a_refusal_is_heard_by_a_client_that_still_sends(running: Any) -> None:
+    raw = running.channel.stream_unary(f"/{SERVICE}/Sum")
+    much = [text("x" * 1_000_000).SerializeToString()] * 20
+    for _ in range(30):
+        error = await failure(raw(iter([*much[:1], b"\xff\xff", *much])))
+        assert (type(error), error.reason) == (errors.InvalidArgument, "MALFORMED_REQUEST")
+
+
 async def test_a_large_message_is_refused_with_the_limit(start: Any) -> None:
     running = await start(max_message_bytes=1000)
     error = await failure(running.stub.Echo(text("x" * 1500)))

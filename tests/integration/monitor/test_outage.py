@@ -1,4 +1,4 @@
-"""While PostgreSQL is down the monitor says so in time and loses nothing; when it is back, so is the monitor."""
+"""While what the monitor needs is down or hangs it answers in time and loses nothing; when that is back, so is the monitor."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import asyncio
 import time
 from contextlib import suppress
 from typing import Any
+from urllib.parse import urlsplit
 
 import grpc
 import pytest
 
 from flywheel_common.grpc_channel import from_rpc_error
-from flywheel_common.testing.eventually import eventually
+from flywheel_common.testing import FaultProxy, eventually
 from flywheel_local.postgres import Postgres
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 
@@ -42,3 +43,40 @@ async def test_calls_fail_within_their_deadline_and_events_count_afterwards(
     await eventually(back, within=30)
     await world.processed(400)
     assert world.monitor.process.returncode is None, "it went on by itself"
+
+
+@pytest.mark.timeout(120)
+async def test_peers_and_an_s3_that_hang_hold_up_no_call_and_lose_no_event(world: Any) -> None:
+    """No method asks them: what they hold up is done in the background. It starts while they hang."""
+    peers_port = int(world.peers.address.rpartition(":")[2])
+    s3_port = urlsplit(world.s3.endpoint).port
+    async with FaultProxy("127.0.0.1", peers_port) as peers, FaultProxy("127.0.0.1", s3_port) as s3:
+        await world.monitor.kill()
+        changed = {
+            "S3_ENDPOINT": f"http://{s3.address}",
+            "REGISTRY_ADDRESS": peers.address,
+            "FEATURE_ADDRESS": peers.address,
+        }
+        world.monitor.environment.update({f"FLYWHEEL_MONITOR_{k}": v for k, v in changed.items()})
+        peers.stall()
+        s3.stall()
+        await world.monitor.start()
+        world.register()
+        await world.predict(**world.rows(200))
+        archived = pb.GetPredictionArchiveRequest(model=world.model)
+        stub, parent = world.monitor.stub, f"projects/{world.project}"
+        for _ in range(3):
+            status = await stub.GetIngestStatus(pb.GetIngestStatusRequest(parent=parent), timeout=2)
+            assert status.predictions == 0
+            assert (await stub.GetPredictionArchive(archived, timeout=2)).rows == 0
+            assert not (await stub.ListAlerts(pb.ListAlertsRequest(parent=parent), timeout=2)).alerts
+        peers.heal()
+        await world.processed(200)
+        assert (await stub.GetPredictionArchive(archived, timeout=2)).rows == 0
+        s3.heal()
+
+        async def kept() -> bool:
+            return bool((await stub.GetPredictionArchive(archived, timeout=5)).rows == 200)
+
+        await eventually(kept, within=60)
+        await world.monitor.stop()

@@ -1,4 +1,4 @@
-"""While PostgreSQL is down the registry says so in time; when it is back, so is the registry."""
+"""While what the registry needs is down or hangs it says so in time; when that is back, so is the registry."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import grpc
 from flywheel_common.testing import FaultProxy
 from flywheel_common.testing.eventually import eventually
 from flywheel_local.postgres import Postgres
+from flywheel_local.s3 import S3
+from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.testing import Story, refused, running
 
@@ -68,3 +70,35 @@ async def test_a_database_that_stalls_is_said_within_the_deadline_too(
                     return True
 
                 await eventually(back, within=20)
+
+
+async def test_an_s3_that_hangs_is_said_within_the_deadline_and_keeps_only_bytes_waiting(
+    settings: Callable[..., Any], s3: S3
+) -> None:
+    address = urlsplit(s3.endpoint)
+    assert address.hostname and address.port
+    content = bytes(range(256)) * 80_000  # more than one part, and than what is on its way at once
+    async with (
+        FaultProxy(address.hostname, address.port) as proxy,
+        running(settings(s3_endpoint=f"http://{proxy.address}")) as stub,
+    ):
+        story = Story(stub)
+        await story.create(owner="ann")
+        proxy.stall()
+        version = await story.version(content, upload=False)
+        for _ in range(2):
+            with refused("UNAVAILABLE", "S3_UNAVAILABLE"):
+                await story.upload(version.name, content, timeout=2)
+            read = await stub.GetModelVersion(pb.GetModelVersionRequest(name=version.name), timeout=2)
+            assert read.model_version.artifact_state == model_pb2.ARTIFACT_STATE_PENDING
+        proxy.heal()
+        uploaded = await story.upload(version.name, content, timeout=60)
+        assert uploaded.artifact_state == model_pb2.ARTIFACT_STATE_READY
+        proxy.stall()
+        with refused("UNAVAILABLE", "S3_UNAVAILABLE"):
+            await story.download(version.name, timeout=2)
+        with refused("UNAVAILABLE", "S3_UNAVAILABLE"):
+            await story.upload(version.name, content, timeout=2)
+        assert (await story.promote(version.name)).passed, "what needs no bytes goes on"
+        proxy.heal()
+        assert await story.download(version.name, timeout=60) == content

@@ -74,6 +74,18 @@ def test_a_status_without_details_keeps_its_code() -> None:
     assert (type(back), back.reason, back.message) == (errors.Unavailable, "UNAVAILABLE", "failed to connect")
 
 
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED])
+def test_a_peer_that_is_down_or_hangs_is_unavailable_by_its_name_and_one_that_answers_is_heard(
+    code: grpc.StatusCode,
+) -> None:
+    away = from_rpc_error(WireError(code, "ipv4:10.0.0.1:7102: failed"), peer="registry")
+    assert (type(away), away.reason) == (errors.Unavailable, "REGISTRY_UNAVAILABLE")
+    assert "10.0.0.1" not in away.message
+    said = errors.BY_CODE[code]("It does not answer.", reason="OTHERS_FAULT")
+    heard = from_rpc_error(WireError(code, said.message, trailing_metadata(said)), peer="registry")
+    assert (type(heard), heard.reason) == (type(said), "OTHERS_FAULT")
+
+
 def test_unknown_never_comes_out_of_a_peer_as_unknown() -> None:
     back = from_rpc_error(WireError(grpc.StatusCode.UNKNOWN, "boom"))
     assert type(back) is errors.Internal

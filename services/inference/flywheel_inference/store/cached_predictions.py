@@ -13,6 +13,7 @@ import time
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
+from flywheel_common.deadline import left_seconds
 from flywheel_inference.breaker import Breaker
 from flywheel_inference.fallback import CachedPrediction
 
@@ -30,8 +31,9 @@ def encode(score: float, scored_at_micros: int) -> bytes:
 
 
 class RedisPredictions:
-    """`prediction.CachedPredictions`. A read that is late is not waited for, but goes on, so that a connection that was
-    slow to open is there for the next; a Redis that is down is left alone by a breaker."""
+    """`prediction.CachedPredictions`. A read is waited for at most `timeout_seconds` and half of what the running call has left. One
+    that is late goes on, so that a connection that was slow to open is there for the next; a Redis that is down is left alone by
+    a breaker."""
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         self._redis = Redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=1.0)
@@ -45,7 +47,9 @@ class RedisPredictions:
         read = asyncio.create_task(self._read(model, subject))
         self._reads.add(read)
         read.add_done_callback(self._reads.discard)
-        done, _ = await asyncio.wait({read}, timeout=self._timeout)
+        left = left_seconds()
+        patience = self._timeout if left is None else max(0.0, min(self._timeout, left / 2))
+        done, _ = await asyncio.wait({read}, timeout=patience)
         return read.result() if done else None
 
     async def connect(self) -> None:

@@ -15,6 +15,8 @@ from flywheel_trainer.jobs import JobState, TrainingSet
 from flywheel_trainer.recipes.tabular.spec import LABEL, Column
 from flywheel_trainer.store.peer_calls import answer
 
+PEER = "feature"
+
 
 class GrpcFeature:
     """FeaturePeer and TrainingSets over the stub."""
@@ -29,17 +31,19 @@ class GrpcFeature:
             spine=ParseDict(dict(spine), training_set_pb2.Spine()),
             request_id=request_id,
         )
-        return str((await answer(self._stub.BuildTrainingSet(request))).job.name)
+        return str((await answer(PEER, self._stub.BuildTrainingSet(request))).job.name)
 
     async def job(self, name: str) -> tuple[JobState, str, str]:
-        job = (await answer(self._stub.GetJob(feature_pb2.GetJobRequest(name=name)))).job
+        job = (await answer(PEER, self._stub.GetJob(feature_pb2.GetJobRequest(name=name)))).job
         state = JobState(job_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_"))
         error = f"{job.error_reason}: {job.error_message}" if job.error_reason else job.progress.message
         return state, job.training_set, error
 
     async def get(self, name: str) -> TrainingSet:
         try:
-            described = await answer(self._stub.GetTrainingSet(feature_pb2.GetTrainingSetRequest(name=name)))
+            described = await answer(
+                PEER, self._stub.GetTrainingSet(feature_pb2.GetTrainingSetRequest(name=name))
+            )
         except NotFound as error:
             raise NotFound(
                 f"Training set {name!r} does not exist: build it first.", reason="UNKNOWN_TRAINING_SET"

@@ -12,9 +12,9 @@ from flywheel_common.error_details import from_rpc_error
 Answer = TypeVar("Answer")
 
 
-async def answer(call: Awaitable[Answer]) -> Answer:
-    """The answer of a call; raises the FlywheelError that the peer raised."""
+async def answer(peer: str, call: Awaitable[Answer]) -> Answer:
+    """The answer of a call; raises the FlywheelError that the peer raised, Unavailable {PEER}_UNAVAILABLE if it does not answer."""
     try:
         return await call
     except grpc.RpcError as error:
-        raise from_rpc_error(error) from error
+        raise from_rpc_error(error, peer=peer) from error

@@ -9,6 +9,7 @@ from typing import Any
 import grpc
 from google.protobuf.json_format import ParseDict
 
+from flywheel_common.deadline import call_timeout
 from flywheel_common.error_details import from_rpc_error
 from flywheel_common.errors import DataLoss, NotFound
 from flywheel_common.objects import ObjectStore
@@ -21,6 +22,7 @@ from flywheel_trainer.recipes.outcome import MODEL, WEIGHTS
 from flywheel_trainer.recipes.tabular.dataset import Input
 from flywheel_trainer.store.peer_calls import answer
 
+PEER = "registry"
 CHUNK_BYTES = 512 * 1024
 UPLOAD_SECONDS = 300.0
 
@@ -32,11 +34,11 @@ class GrpcRegistry:
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
 
     async def champion(self, model: str) -> ChampionModel | None:
-        found = (await answer(self._stub.GetModel(registry_pb2.GetModelRequest(name=model)))).model
+        found = (await answer(PEER, self._stub.GetModel(registry_pb2.GetModelRequest(name=model)))).model
         if not found.production_release:
             return None
         asked = registry_pb2.GetReleaseRequest(name=found.production_release)
-        release = (await answer(self._stub.GetRelease(asked))).release
+        release = (await answer(PEER, self._stub.GetRelease(asked))).release
         version = await self.version(release.model_version)
         inputs = tuple(
             Input(
@@ -50,15 +52,16 @@ class GrpcRegistry:
     async def version(self, name: str) -> model_pb2.ModelVersion:
         """Raises NotFound UNKNOWN_MODEL_VERSION."""
         request = registry_pb2.GetModelVersionRequest(name=name)
-        return (await answer(self._stub.GetModelVersion(request))).model_version
+        return (await answer(PEER, self._stub.GetModelVersion(request))).model_version
 
     async def download(self, version: model_pb2.ModelVersion, artifact: str) -> bytes:
         """The file's bytes. Raises DataLoss DIGEST_MISMATCH, NotFound."""
         request = registry_pb2.DownloadArtifactRequest(model_version=version.name, artifact=artifact)
+        call = self._stub.DownloadArtifact(request, timeout=call_timeout(UPLOAD_SECONDS))
         try:
-            parts = [part.data async for part in self._stub.DownloadArtifact(request, timeout=UPLOAD_SECONDS)]
+            parts = [part.data async for part in call]
         except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+            raise from_rpc_error(error, peer=PEER) from error
         content = b"".join(parts)
         declared = next((a.sha256 for a in version.artifacts if a.name == artifact), None)
         if hashlib.sha256(content).hexdigest() != declared:
@@ -99,7 +102,7 @@ class GrpcRegistry:
         request = registry_pb2.CreateModelVersionRequest(
             parent=model, model_version=message, request_id=request_id
         )
-        return str((await answer(self._stub.CreateModelVersion(request))).model_version.name)
+        return str((await answer(PEER, self._stub.CreateModelVersion(request))).model_version.name)
 
     async def upload(self, version: str, artifact: str, data: bytes) -> None:
         async def parts() -> AsyncIterator[registry_pb2.UploadArtifactRequest]:
@@ -108,7 +111,7 @@ class GrpcRegistry:
             for start in range(0, len(data), CHUNK_BYTES):
                 yield registry_pb2.UploadArtifactRequest(data=data[start : start + CHUNK_BYTES])
 
-        await answer(self._stub.UploadArtifact(parts(), timeout=UPLOAD_SECONDS))
+        await answer(PEER, self._stub.UploadArtifact(parts(), timeout=call_timeout(UPLOAD_SECONDS)))
 
     async def promote_to_staging(
         self, version: str, values: Mapping[str, float], findings: list[str], reason: str, request_id: str
@@ -122,7 +125,7 @@ class GrpcRegistry:
             ),
             request_id=request_id,
         )
-        promoted = await answer(self._stub.PromoteModelVersion(request))
+        promoted = await answer(PEER, self._stub.PromoteModelVersion(request))
         return promoted.passed, list(promoted.evidence.findings)
 
     async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str:
@@ -137,13 +140,13 @@ class GrpcRegistry:
         if release["fallback"] is not None:
             ParseDict(dict(release["fallback"]), message.fallback)
         request = registry_pb2.CreateReleaseRequest(parent=model, release=message, request_id=request_id)
-        return str((await answer(self._stub.CreateRelease(request))).release.name)
+        return str((await answer(PEER, self._stub.CreateRelease(request))).release.name)
 
     async def start_rollout(self, model: str, release: str, reason: str, request_id: str) -> tuple[str, str]:
         request = registry_pb2.StartRolloutRequest(
             parent=model, challenger_release=release, reason=reason, request_id=request_id
         )
-        rollout = (await answer(self._stub.StartRollout(request))).rollout
+        rollout = (await answer(PEER, self._stub.StartRollout(request))).rollout
         return (
             rollout.name,
             f"{model_pb2.RolloutState.Name(rollout.state).removeprefix('ROLLOUT_STATE_')} {rollout.reason}".strip(),
