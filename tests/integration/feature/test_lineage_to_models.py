@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -30,9 +31,13 @@ async def story(database: str, bucket: str, s3: S3, environment: dict[str, str])
         yield Story(stub)
 
 
-@pytest.fixture
-def no_registry(environment: dict[str, str]) -> None:
-    environment["FLYWHEEL_FEATURE_REGISTRY_ADDRESS"] = "127.0.0.1:1"
+@pytest.fixture(params=["down", "hangs"])
+def no_registry(request: pytest.FixtureRequest, environment: dict[str, str]) -> Iterator[None]:
+    """Nobody listens, or nobody answers who is let in."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1] if request.param == "hangs" else 1
+        environment["FLYWHEEL_FEATURE_REGISTRY_ADDRESS"] = f"127.0.0.1:{port}"
+        yield
 
 
 @pytest_asyncio.fixture
@@ -57,7 +62,7 @@ async def version(story: Story, feature_set: str) -> str:
 
 async def delete(client: fw.Client, *names: str) -> Any:
     return await client.feature.ApplyDefinitions(
-        pb.ApplyDefinitionsRequest(parent=PARENT, delete_names=[f"{PARENT}/{n}" for n in names])
+        pb.ApplyDefinitionsRequest(parent=PARENT, delete_names=[f"{PARENT}/{n}" for n in names]), timeout=2.0
     )
 
 

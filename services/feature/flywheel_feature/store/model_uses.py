@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 
+from flywheel_common.deadline import call_timeout
 from flywheel_common.grpc_channel import from_rpc_error
 from flywheel_common.names import Pattern
 from flywheel_feature.lineage import ModelUse
@@ -28,9 +29,9 @@ class RegistryModels:
         request = registry_pb2.ListFeatureUsesRequest(parent=f"projects/{project}", page_size=PAGE)
         while True:
             try:
-                answer = await self._stub.ListFeatureUses(request, timeout=TIMEOUT_SECONDS)
+                answer = await self._stub.ListFeatureUses(request, timeout=call_timeout(TIMEOUT_SECONDS))
             except grpc.RpcError as error:
-                raise from_rpc_error(error) from error
+                raise from_rpc_error(error, peer="registry") from error
             found += [use for u in answer.uses if (use := _use(u)) is not None]
             if not answer.next_page_token:
                 return found
