@@ -53,7 +53,9 @@ def show_all(items: Any, columns: list[str]) -> None:
         for item in items:
             console.print_json(MessageToJson(item, preserving_proto_field_name=True))
         return
-    table = Table(*columns)
+    table = Table()
+    for column in columns:
+        table.add_column(column, overflow="fold")
     for item in items:
         table.add_row(*[_text(item, column) for column in columns])
     console.print(table)

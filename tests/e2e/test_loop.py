@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
@@ -125,3 +127,25 @@ async def test_online_answers_are_what_offline_recomputes(story: str, addresses:
 async def test_the_story_ends_with_its_table(story: str) -> None:
     for row in ("calibration error", "most drifted", "predictions", "skew", "rollback", "naive join"):
         assert row in story
+
+
+async def test_a_platform_that_was_stopped_goes_on_with_all_it_had(
+    story: str, platform: Platform, addresses: dict[str, str]
+) -> None:
+    keys = {"carrier": "UA", "tailnum": "N14228", "origin": "EWR", "dest": "IAH"}
+    april = datetime(2013, 4, 10, 12, tzinfo=UTC)
+
+    async def answered() -> tuple[object, ...]:
+        async with fw.Client(**addresses) as client:
+            predicted = await client.predict(
+                "late-arrival", keys, {"hour": 8, "distance": 1400.0}, as_of=april
+            )
+            assert not predicted.degraded
+            found = monitor_pb2.ListAlertsRequest(parent="projects/default")
+            alerts = sorted(a.name for a in (await client.monitor.ListAlerts(found)).alerts)
+            return predicted.score, predicted.model_version, alerts
+
+    before = await answered()
+    await asyncio.to_thread(platform.stop)
+    await asyncio.to_thread(platform.start)
+    assert before == await answered()

@@ -56,7 +56,7 @@ class S3(Backend):
         return answers_http(self.endpoint, any_status=True)
 
     def create_bucket(self, name: str) -> None:
-        """Through the API: rclone does not see at once what is made behind its back."""
+        """Unless it is there. Through the API: rclone does not see at once what is made behind its back."""
         session = botocore.session.get_session()
         client = session.create_client(
             "s3",
@@ -66,5 +66,9 @@ class S3(Backend):
             aws_secret_access_key=self.secret_key,
             config=Config(s3={"addressing_style": "path"}, retries={"max_attempts": 5}),
         )
-        client.create_bucket(Bucket=name)
-        client.close()
+        try:
+            client.create_bucket(Bucket=name)
+        except (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
+            pass
+        finally:
+            client.close()

@@ -109,7 +109,15 @@ class S3ObjectStore:
             except ClientError as error:
                 if _code(error) not in {*_ABSENT, "NoSuchBucket"}:
                     raise
-                await self._client.create_bucket(Bucket=self._bucket)
+                await self._create_bucket()
+
+    async def _create_bucket(self) -> None:
+        try:
+            await self._client.create_bucket(Bucket=self._bucket)
+        except ClientError as error:
+            # Another process made it meanwhile.
+            if _code(error) not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
+                raise
 
     async def put(self, key: str, data: bytes) -> Digest:
         async with _answering(key):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -257,3 +258,12 @@ async def test_pyarrow_reads_what_the_store_wrote_and_back(request: pytest.Fixtu
         pq.write_table(table, f"{settings.s3_bucket}/t/a.parquet", filesystem=filesystem)
         await store.put("t/b.parquet", await store.get("t/a.parquet"))
     assert pq.read_table(f"{settings.s3_bucket}/t/b.parquet", filesystem=filesystem).equals(table)
+
+
+async def test_many_that_make_a_bucket_at_once_find_it_made(request: pytest.FixtureRequest) -> None:
+    settings = s3_settings(request)
+    settings = s3_settings(request, s3_bucket=f"{settings.s3_bucket}-new")
+    async with object_store(settings) as opened:
+        await asyncio.gather(*(opened.ensure_bucket() for _ in range(16)))
+        await opened.put("a", b"1")
+        assert await opened.get("a") == b"1"
