@@ -6,20 +6,19 @@ Ports: offline.ports.PartitionEngine and Workspace.
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import polars as pl
 
 from flywheel_common.errors import FlywheelError, NotFound, Unavailable
+from flywheel_feature.memory_tables import within
 from flywheel_feature.offline.partition_run import OneByOne, Workers, carry_out
 from flywheel_feature.offline.partition_spec import PROGRESS, Task
 from flywheel_feature.offline.partition_tasks import PartitionTasks
 from flywheel_feature.offline.ports import Between, JobProgress, Tables, Workspace
 
 
-class MemoryWorkspace:
+class MemoryWorkspace(Workspace):
     def __init__(self) -> None:
         self._files: dict[str, bytes | pl.DataFrame] = {}
 
@@ -32,17 +31,10 @@ class MemoryWorkspace:
 
     def read(self, prefix: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
         files = (self._files[key] for key in self.keys(prefix))
-        frames = [_within(f, where).select(columns) for f in files if isinstance(f, pl.DataFrame)]
+        frames = [within(f, where).select(columns) for f in files if isinstance(f, pl.DataFrame)]
         if not frames:
             raise NotFound(f"There is no working file {prefix}.", reason="UNKNOWN_TABLE")
         return pl.concat(frames)
-
-    def write_json(self, key: str, value: object) -> None:
-        self.write_bytes(key, json.dumps(value).encode())
-
-    def read_json(self, key: str) -> Any:
-        content = self.read_bytes(key)
-        return None if content is None else json.loads(content)
 
     def write_bytes(self, key: str, content: bytes) -> None:
         self._files[key] = content
@@ -54,18 +46,6 @@ class MemoryWorkspace:
 
     def delete(self) -> None:
         self._files.clear()
-
-
-def _within(frame: pl.DataFrame, where: Between | None) -> pl.DataFrame:
-    if where is None:
-        return frame
-    value = pl.col(where.column).to_physical()
-    kept = value.is_not_null()
-    if where.low is not None:
-        kept &= value >= where.low
-    if where.high is not None:
-        kept &= value < where.high
-    return frame.filter(kept)
 
 
 class _Stopped(Exception):

@@ -63,7 +63,8 @@ class MemoryTables:
         return found
 
     def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        frame = _within(self._file(piece.uri).frame, where)
+        frame = self._file(piece.uri).frame
+        frame = within(frame, where if where is not None and where.column in frame.columns else None)
         partition = dict(piece.partition)
         wanted = []
         for name in dict.fromkeys(columns):
@@ -115,7 +116,7 @@ class MemoryTables:
         whole = self._file(file.uri, gone=False).frame
         whole = whole.with_columns(pl.lit(v, pl.String).alias(n) for n, v in partition.items())
         timed = where is not None and isinstance(whole.schema.get(where.column), pl.Datetime)
-        cut = _within(whole, where if timed else None).select(c for c in columns if c in whole.columns)
+        cut = within(whole, where if timed else None).select(c for c in columns if c in whole.columns)
         for number, offset in enumerate(range(0, cut.height, rows), start=1):
             if number > skip:
                 yield number, cut.slice(offset, rows)
@@ -161,13 +162,16 @@ def _hive(path: str) -> Partition:
     return tuple((n, None if v == "__HIVE_DEFAULT_PARTITION__" else unquote(v)) for n, _, v in folders)
 
 
-def _within(frame: pl.DataFrame, where: Between | None) -> pl.DataFrame:
-    if where is None or where.column not in frame.columns:
+def within(frame: pl.DataFrame, where: Between | None) -> pl.DataFrame:
+    """Rows whose column lies there: a time in microseconds, or a whole number."""
+    if where is None:
         return frame
-    time_of = pl.col(where.column).dt.epoch("us")
-    kept = time_of.is_not_null()
+    value = pl.col(where.column)
+    if isinstance(frame.schema[where.column], pl.Datetime):
+        value = value.dt.epoch("us")
+    kept = value.is_not_null()
     if where.low is not None:
-        kept &= time_of >= where.low
+        kept &= value >= where.low
     if where.high is not None:
-        kept &= time_of < where.high
+        kept &= value < where.high
     return frame.filter(kept)

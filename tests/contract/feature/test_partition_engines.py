@@ -40,6 +40,8 @@ from tests.integration.feature.partitioned_joins import S3World, Watched, World,
 pytestmark = pytest.mark.timeout(120)
 
 WEATHER = ["origin", "hour", "written", "wind", "tags"]
+WINDY = [("A01", "windy")], {"origin": pl.String, "wind": pl.String}
+"""A row, and types that are not those of the source."""
 STAGES = ("reading the spine", "ordering", "spreading", "joining", "writing parts")
 JOINED = Task(Kind.JOIN, 0, view=0).output
 in_workspaces = no_rpc("the working files of a join", "local", "ray")
@@ -238,8 +240,7 @@ async def test_a_set_built_in_partitions_is_the_set_built_in_memory(
 
 
 async def test_an_error_of_a_task_is_the_error_of_the_build(joins: Joins | Served) -> None:
-    windy = [("A01", "windy")], {"origin": pl.String, "wind": pl.String}
-    joins.world.write("weather/year=2013/part-9.parquet", *windy)
+    joins.world.write("weather/year=2013/part-9.parquet", *WINDY)
     with pytest.raises((FailedPrecondition, fw.JobFailedError), match="wind") as mismatch:
         await joins.build("parts")
     assert "SOURCE_MISMATCH" == mismatch.value.reason
@@ -289,8 +290,7 @@ async def test_work_that_dies_is_said_and_goes_on_when_it_is_begun_again(joins: 
 
 @in_workspaces
 async def test_what_ended_one_try_does_not_end_the_next(joins: Joins) -> None:
-    windy = [("A01", "windy")], {"origin": pl.String, "wind": pl.String}
-    joins.world.write("weather/year=2013/part-9.parquet", *windy)
+    joins.world.write("weather/year=2013/part-9.parquet", *WINDY)
     workspace = await joins.planned("parts")
     await joins.run("parts")
     assert workspace.read_bytes(RESULT) is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -150,11 +151,13 @@ class Workspace(Protocol):
         """
         ...
 
-    def write_json(self, key: str, value: object) -> None: ...
+    def write_json(self, key: str, value: object) -> None:
+        self.write_bytes(key, json.dumps(value).encode())
 
     def read_json(self, key: str) -> Any:
         """None when there is no such file."""
-        ...
+        content = self.read_bytes(key)
+        return None if content is None else json.loads(content)
 
     def write_bytes(self, key: str, content: bytes) -> None: ...
 

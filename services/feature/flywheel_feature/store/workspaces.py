@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Sequence
@@ -16,11 +15,11 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from flywheel_common.errors import FlywheelError, NotFound, ResourceExhausted, Unavailable
-from flywheel_feature.offline.ports import Between
+from flywheel_feature.offline.ports import Between, Workspace
 from flywheel_feature.store.s3_deletion import S3Deletion
 
 
-class FileWorkspace:
+class FileWorkspace(Workspace):
     """A folder of a disk, or of an object store: that one has its `deletion`."""
 
     def __init__(self, files: fs.FileSystem, root: str, deletion: S3Deletion | None = None) -> None:
@@ -60,13 +59,6 @@ class FileWorkspace:
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         return frame
-
-    def write_json(self, key: str, value: object) -> None:
-        self.write_bytes(key, json.dumps(value).encode())
-
-    def read_json(self, key: str) -> Any:
-        content = self.read_bytes(key)
-        return None if content is None else json.loads(content)
 
     def write_bytes(self, key: str, content: bytes) -> None:
         self._put(key, lambda stream: stream.write(content))
