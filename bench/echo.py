@@ -13,8 +13,8 @@ from typing import Any
 import grpc
 
 from flywheel_common.config import ServiceSettings
-from flywheel_common.grpc_server import Server
-from flywheel_common.runtime import main
+from flywheel_common.grpc.server import Server
+from flywheel_common.process.runtime import main
 
 SERVICE = "flywheel.bench.v1.EchoService"
 

@@ -13,8 +13,8 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel.errors import JobFailedError
-from flywheel_common.error_details import from_rpc_error
-from flywheel_common.grpc_channel import channel
+from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.inference.v1 import inference_pb2_grpc
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc

@@ -11,7 +11,7 @@ import grpc
 
 from flywheel.connection import Connection, request_id
 from flywheel.tables import to_table
-from flywheel_common.error_details import from_rpc_error
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.value import from_python
 from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, training_set_pb2
 

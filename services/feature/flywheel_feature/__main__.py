@@ -6,11 +6,11 @@ import asyncio
 
 import typer
 
-from flywheel_common import runtime
 from flywheel_common.config import load
-from flywheel_common.logs import configure_logs
-from flywheel_common.migrate import migrate as apply_migrations
-from flywheel_common.postgres import create_pool
+from flywheel_common.postgres.migrate import migrate as apply_migrations
+from flywheel_common.postgres.pool import create_pool
+from flywheel_common.process import runtime
+from flywheel_common.telemetry.logs import configure_logs
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
 from flywheel_feature.server import MIGRATIONS, build, build_worker
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from flywheel_common.errors import FlywheelError, NotFound
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.apply_plan import ApplyPlan, Declared
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.lineage import ModelUses

@@ -16,7 +16,7 @@ from typing import Protocol
 import polars as pl
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.definitions import Source
 from flywheel_feature.erased import Erased
 from flywheel_feature.frames import to_frame

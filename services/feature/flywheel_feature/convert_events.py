@@ -10,7 +10,7 @@ import numpy as np
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.errors import FlywheelError, InvalidArgument
-from flywheel_common.events import build_event, payload_of
+from flywheel_common.kafka.envelope import build_event, payload_of
 from flywheel_common.value import to_python
 from flywheel_feature.convert import read_rows, to_column
 from flywheel_feature.definitions import DataType, Field, Source

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 

@@ -12,7 +12,7 @@ from prometheus_client import Counter, Gauge
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.freshness import FreshnessReader
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from flywheel_common.errors import InvalidArgument, Unavailable
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import BatchView, Field, Source, View
 from flywheel_feature.frames import Columns

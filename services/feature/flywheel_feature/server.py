@@ -10,18 +10,18 @@ from pathlib import Path
 
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FlywheelError
-from flywheel_common.grpc_channel import channel
-from flywheel_common.grpc_server import Server
-from flywheel_common.idempotency import Idempotency
+from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
-from flywheel_common.logs import get_logger
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import Pool, create_pool
-from flywheel_common.process import Worker
-from flywheel_common.producer import Producer
-from flywheel_common.ray_jobs import ray_jobs
-from flywheel_common.s3 import arrow_filesystem, object_store
-from flywheel_common.topics import feature_source
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.topics import feature_source
+from flywheel_common.postgres.idempotency import Idempotency
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import Pool, create_pool
+from flywheel_common.process.worker import Worker
+from flywheel_common.ray.jobs import ray_jobs
+from flywheel_common.storage.s3 import arrow_filesystem, object_store
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature import convert_events, convert_offline
 from flywheel_feature.applied_definitions import AppliedDefinitions
 from flywheel_feature.archive_replay import ArchiveReplay

@@ -7,10 +7,10 @@ from typing import Any
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError, InvalidArgument
-from flywheel_common.idempotency import Idempotency
-from flywheel_common.logs import get_logger
 from flywheel_common.names import Pattern, parse_project
 from flywheel_common.paging import decode_token, encode_token, page_size
+from flywheel_common.postgres.idempotency import Idempotency
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature import convert, convert_definitions
 from flywheel_feature.applied_definitions import AppliedDefinitions
 from flywheel_feature.apply_plan import REGISTRY_DOWN, ApplyPlan

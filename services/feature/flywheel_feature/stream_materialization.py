@@ -10,7 +10,7 @@ import numpy as np
 from prometheus_client import Counter, Gauge
 
 from flywheel_common.errors import NotFound, Unavailable
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.archive_replay import ArchiveReplay
 from flywheel_feature.archiving import Archiver
 from flywheel_feature.catalog import Catalog

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_common.consumer import ConsumerLoop, PoisonError, Record, TopicPartition
 from flywheel_common.errors import FlywheelError, InvalidArgument
-from flywheel_common.logs import get_logger
+from flywheel_common.kafka.consumer import ConsumerLoop, PoisonError, Record, TopicPartition
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.applied_definitions import AppliedDefinitions
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.convert_events import carries_one, from_event, from_single_events

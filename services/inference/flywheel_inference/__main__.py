@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from flywheel_common.config import load
-from flywheel_common.runtime import main as run_process
+from flywheel_common.process.runtime import main as run_process
 from flywheel_inference.config import InferenceSettings
 from flywheel_inference.server import build
 

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_common import columns, topics
-from flywheel_common.events import build_event
-from flywheel_common.logs import get_logger
-from flywheel_common.topics import MAX_RECORD_BYTES
+from flywheel_common import columns
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.envelope import build_event
+from flywheel_common.kafka.topics import MAX_RECORD_BYTES
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.outcomes import OutcomeRow
 from flywheel_inference.prediction_log import LogRecord, LogRows
 from flywheel_inference.release import FieldSpec

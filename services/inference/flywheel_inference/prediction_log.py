@@ -17,7 +17,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.release import Contract, ReleaseSpec
 from flywheel_inference.request import Item
 from flywheel_inference.tensor import FeatureColumn

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.errors import DataLoss, FailedPrecondition, FlywheelError
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.release import ArtifactSpec, Contract, ReleaseSpec
 from flywheel_inference.triton_model import MAX_BATCH_ROWS, MODEL_FILE, Backend, load_request
 

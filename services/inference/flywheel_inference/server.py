@@ -12,14 +12,14 @@ from weakref import WeakSet
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from flywheel_common import topics
-from flywheel_common.auth import READ, WRITE, Permissions
 from flywheel_common.errors import Unavailable
-from flywheel_common.grpc_channel import channel
-from flywheel_common.grpc_server import Server
+from flywheel_common.grpc.auth import READ, WRITE, Permissions
+from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.server import Server
 from flywheel_common.ids import new_id
-from flywheel_common.kafka import ensure_topics
-from flywheel_common.producer import Producer
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.producer import Producer
 from flywheel_inference.breaker import Breaker
 from flywheel_inference.config import InferenceSettings
 from flywheel_inference.convert import desired_models

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from flywheel_common.errors import FlywheelError, Internal, NotFound, Unavailable
-from flywheel_common.logs import get_logger
 from flywheel_common.names import Pattern
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.release import Contract, DesiredModel, ObservedModel, ReleaseSpec
 from flywheel_inference.release_loader import ReleaseLoader
 from flywheel_inference.routing import Route

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 
 from flywheel_common.errors import FlywheelError, InvalidArgument
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference import fallback
 from flywheel_inference.fallback import CannotScore
 from flywheel_inference.prediction_log import SHADOW, LogRows

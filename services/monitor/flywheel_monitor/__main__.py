@@ -6,11 +6,11 @@ import asyncio
 
 import typer
 
-from flywheel_common import postgres
 from flywheel_common.config import load
 from flywheel_common.errors import FlywheelError
-from flywheel_common.migrate import migrate as apply_migrations
-from flywheel_common.runtime import main as run_service
+from flywheel_common.postgres.migrate import migrate as apply_migrations
+from flywheel_common.postgres.pool import create_pool
+from flywheel_common.process.runtime import main as run_service
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.server import MIGRATIONS, build
 
@@ -31,7 +31,7 @@ def migrate() -> None:
     settings = load(MonitorSettings)
 
     async def work() -> int:
-        async with postgres.create_pool(settings.dsn, application_name="flywheel-monitor-migrate") as pool:
+        async with create_pool(settings.dsn, application_name="flywheel-monitor-migrate") as pool:
             return await apply_migrations(pool, MIGRATIONS)
 
     try:

@@ -14,8 +14,8 @@ from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.logs import get_logger
-from flywheel_common.objects import ObjectStore
+from flywheel_common.storage.objects import ObjectStore
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_monitor.archive_format import batch_table, by_day, to_parquet
 from flywheel_monitor.batches import Segment, unpack_kept
 from flywheel_monitor.gauges import Gauges

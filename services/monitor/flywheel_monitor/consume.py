@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from flywheel_common import topics
-from flywheel_common.consumer import PoisonError, Record
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.events import payload_of
-from flywheel_common.postgres import Connection
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.consumer import PoisonError, Record
+from flywheel_common.kafka.envelope import payload_of
+from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.batches import OutcomeColumns, PredictionColumns
 from flywheel_monitor.convert import outcome_columns, prediction_columns
 from flywheel_monitor.ports import Ingestion

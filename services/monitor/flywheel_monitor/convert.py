@@ -12,7 +12,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.columns import check_table, from_table
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.events import build_event
+from flywheel_common.kafka.envelope import build_event
 from flywheel_monitor.alert import Alert, Announcement
 from flywheel_monitor.arrays import I64, Array
 from flywheel_monitor.batches import OutcomeColumns, PredictionColumns, Role, VariantKey

@@ -11,8 +11,8 @@ from typing import Any
 from flywheel_common.clock import Clock
 from flywheel_common.context import current_principal
 from flywheel_common.errors import InvalidArgument, Unavailable
-from flywheel_common.idempotency import MAX_REQUEST_ID
 from flywheel_common.paging import Page, cut, decode_token
+from flywheel_common.postgres.idempotency import MAX_REQUEST_ID
 from flywheel_monitor.alert import Alert, AlertFilter, Announcement, already_resolved, unknown_alert
 from flywheel_monitor.alerts import AlertState, Kind
 from flywheel_monitor.batches import Role

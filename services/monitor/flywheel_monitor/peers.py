@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from flywheel_common.error_details import from_rpc_error
 from flywheel_common.errors import FlywheelError, InvalidArgument, NotFound, Unavailable
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_monitor.convert import column_references
 from flywheel_monitor.references import Reference, usable
 from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc

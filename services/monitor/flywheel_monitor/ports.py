@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol, TypeAlias
 
-from flywheel_common import transactions
 from flywheel_common.paging import Page
+from flywheel_common.postgres import transactions
 from flywheel_monitor.alert import Alert, AlertFilter, Announcement
 from flywheel_monitor.alerts import Kind
 from flywheel_monitor.batches import IngestCounts, OutcomeColumns, PredictionColumns, Role, Segment, Waiting

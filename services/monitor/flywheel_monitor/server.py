@@ -7,19 +7,21 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from flywheel_common import grpc_channel, postgres, topics
-from flywheel_common.auth import READ, WRITE, Permissions
-from flywheel_common.consumer import ConsumerLoop
 from flywheel_common.errors import FlywheelError
-from flywheel_common.grpc_server import Server
+from flywheel_common.grpc.auth import READ, WRITE, Permissions
+from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
-from flywheel_common.kafka import ensure_topics
-from flywheel_common.lease import Lease
-from flywheel_common.logs import get_logger
-from flywheel_common.migrate import migrate
-from flywheel_common.outbox import Relay
-from flywheel_common.producer import Producer
-from flywheel_common.s3 import object_store
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.consumer import ConsumerLoop
+from flywheel_common.kafka.outbox import Relay
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.postgres.lease import Lease
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import create_pool
+from flywheel_common.storage.s3 import object_store
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_monitor.archive import Archive, ArchiveSettings
 from flywheel_monitor.config import MonitorSettings
 from flywheel_monitor.consume import Intake
@@ -61,7 +63,7 @@ _PRUNE_SECONDS = 60.0
 async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
     """The whole service, migrated, with its consumer, watch, archive and outbox relay in the background."""
     pool = await stack.enter_async_context(
-        postgres.create_pool(
+        create_pool(
             settings.dsn,
             application_name="flywheel-monitor",
             max_size=settings.postgres_pool_size,
@@ -73,7 +75,7 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
 
     channels = {}
     for peer, address in (("registry", settings.registry_address), ("feature", settings.feature_address)):
-        channels[peer] = grpc_channel.channel(
+        channels[peer] = channel(
             address,
             client_name="monitor",
             token=settings.service_token.get_secret_value(),

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from flywheel_common.errors import FlywheelError
 from flywheel_common.ids import Ids
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_monitor.alert import Announcement
 from flywheel_monitor.alerts import FEATURE_KINDS, LABEL_KINDS, Kind, step
 from flywheel_monitor.drift import FeatureDrift, Verdict

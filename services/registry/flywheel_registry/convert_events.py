@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from flywheel_common import topics
-from flywheel_common.events import build_event
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.envelope import build_event
 from flywheel_protos.events.v1 import lifecycle_pb2
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_registry.names import ReleaseName, VersionName

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from flywheel_common.context import current_principal
 from flywheel_common.errors import Aborted, InvalidArgument
-from flywheel_common.idempotency import MAX_REQUEST_ID
+from flywheel_common.postgres.idempotency import MAX_REQUEST_ID
 from flywheel_registry.audit import AuditEntry, entry_hash, genesis
 from flywheel_registry.ports import Records
 from flywheel_registry.resources import (

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from flywheel_common.auth import OPERATE, actor, require_role
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.grpc.auth import OPERATE, actor, require_role
 from flywheel_common.names import check_id, parse_project
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry import convert, convert_evidence, convert_models

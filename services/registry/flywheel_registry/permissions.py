@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.auth import OPERATE, READ, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.registry.v1.RegistryService"
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Protocol, TypeAlias
 
-from flywheel_common import transactions
+from flywheel_common.postgres import transactions
 from flywheel_registry.audit import AuditEntry
 from flywheel_registry.resources import (
     Evidence,

@@ -6,8 +6,8 @@ import time
 from datetime import timedelta
 from typing import Any
 
-from flywheel_common.auth import OPERATE, actor, require_role
 from flywheel_common.context import left_seconds
+from flywheel_common.grpc.auth import OPERATE, actor, require_role
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry import (
     convert_models,

@@ -8,20 +8,20 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from flywheel_common import topics
 from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.errors import FlywheelError
-from flywheel_common.grpc_channel import channel
-from flywheel_common.grpc_server import Server
-from flywheel_common.idempotency import Idempotency
-from flywheel_common.kafka import ensure_topics
-from flywheel_common.lease import Lease
-from flywheel_common.logs import get_logger
-from flywheel_common.migrate import migrate
-from flywheel_common.outbox import Relay
-from flywheel_common.postgres import create_pool
-from flywheel_common.producer import Producer
-from flywheel_common.s3 import object_store
+from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.server import Server
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.outbox import Relay
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.postgres.idempotency import Idempotency
+from flywheel_common.postgres.lease import Lease
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import create_pool
+from flywheel_common.storage.s3 import object_store
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from flywheel_registry.catalog import Catalog
 from flywheel_registry.config import RegistrySettings

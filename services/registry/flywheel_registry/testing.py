@@ -14,8 +14,8 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from flywheel_common.grpc_channel import channel, from_rpc_error
-from flywheel_common.grpc_server import Server
+from flywheel_common.grpc.channel import channel, from_rpc_error
+from flywheel_common.grpc.server import Server
 from flywheel_protos.monitor.v1 import monitor_pb2, monitor_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_registry.config import RegistrySettings

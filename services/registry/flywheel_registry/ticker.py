@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_registry.ports import Monitor, Store
 from flywheel_registry.resources import Rollout
 from flywheel_registry.rollout import Decision, tick

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from flywheel_common.objects import ObjectStore, content_key
+from flywheel_common.storage.objects import ObjectStore, content_key
 from flywheel_registry.absent import find_version, lock_model
 from flywheel_registry.changes import Changes
 from flywheel_registry.declaration import check_artifact_name

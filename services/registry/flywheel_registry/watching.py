@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import Protocol
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_registry import serving
 from flywheel_registry.ports import Records, Store
 from flywheel_registry.resources import ServedRelease, ServingModel

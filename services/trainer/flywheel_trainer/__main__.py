@@ -7,7 +7,7 @@ import asyncio
 import typer
 
 from flywheel_common.config import load
-from flywheel_common.runtime import main as run_process
+from flywheel_common.process.runtime import main as run_process
 from flywheel_trainer.config import TrainerSettings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Training runs, jobs and pipelines.")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from flywheel_common.clock import Clock
-from flywheel_common.dead_letters import PoisonError
 from flywheel_common.errors import FlywheelError
-from flywheel_common.events import payload_of
-from flywheel_common.logs import get_logger
-from flywheel_common.postgres import Connection
-from flywheel_common.records import Record
+from flywheel_common.kafka.dead_letters import PoisonError
+from flywheel_common.kafka.envelope import payload_of
+from flywheel_common.kafka.record import Record
+from flywheel_common.postgres.pool import Connection
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected
 from flywheel_trainer.convert import drift_from
 from flywheel_trainer.names import ModelName

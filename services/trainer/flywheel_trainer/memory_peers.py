@@ -9,7 +9,7 @@ from typing import Any
 import polars as pl
 
 from flywheel_common.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
-from flywheel_common.objects import ObjectStore
+from flywheel_common.storage.objects import ObjectStore
 from flywheel_trainer.calibration import Platt
 from flywheel_trainer.comparison import ChampionModel
 from flywheel_trainer.jobs import JobState, TrainingSet

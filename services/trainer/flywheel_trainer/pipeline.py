@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import DataLoss, FailedPrecondition, FlywheelError, Internal
-from flywheel_common.objects import ObjectStore
+from flywheel_common.storage.objects import ObjectStore
 from flywheel_trainer.calibration import Platt
 from flywheel_trainer.comparison import ChampionModel, Compare
 from flywheel_trainer.jobs import ENDED, Jobs, JobState, TrainingSet, TrainSpec

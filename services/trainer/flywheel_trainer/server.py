@@ -6,22 +6,22 @@ import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from flywheel_common import topics
 from flywheel_common.clock import Clock, SystemClock
-from flywheel_common.consumer import ConsumerLoop
 from flywheel_common.errors import FlywheelError
-from flywheel_common.grpc_channel import channel
-from flywheel_common.grpc_server import Server
+from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
-from flywheel_common.kafka import ensure_topics
-from flywheel_common.lease import Lease
-from flywheel_common.logs import get_logger
-from flywheel_common.migrate import migrate
-from flywheel_common.outbox import Relay
-from flywheel_common.postgres import Pool, connection, create_pool
-from flywheel_common.producer import Producer
-from flywheel_common.ray_jobs import ray_jobs
-from flywheel_common.s3 import S3ObjectStore, arrow_filesystem, object_store
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.consumer import ConsumerLoop
+from flywheel_common.kafka.outbox import Relay
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.postgres.lease import Lease
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import Pool, connection, create_pool
+from flywheel_common.ray.jobs import ray_jobs
+from flywheel_common.storage.s3 import S3ObjectStore, arrow_filesystem, object_store
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.comparison import comparing
 from flywheel_trainer.config import TrainerSettings

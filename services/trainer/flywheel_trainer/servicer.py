@@ -7,7 +7,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from flywheel_common.auth import OPERATE, READ, WRITE, Permissions
+from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permissions
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb

@@ -14,8 +14,8 @@ from typing import Any
 from flywheel_common.clock import Clock
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import FlywheelError, NotFound, Unavailable
-from flywheel_common.logs import get_logger
-from flywheel_common.objects import ObjectStore
+from flywheel_common.storage.objects import ObjectStore
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_trainer.engine import Engine, EngineJob, EngineState
 from flywheel_trainer.jobs import Job, JobState, JobStore
 from flywheel_trainer.names import JobName

@@ -15,9 +15,11 @@ import pytest
 from flywheel_common import errors
 from flywheel_common.config import S3Settings
 from flywheel_common.deadline import budget, left_seconds
-from flywheel_common.objects import MemoryObjectStore, ObjectStore, content_key, put_content
-from flywheel_common.s3 import PART_BYTES, S3ObjectStore, object_store, s3_client
-from flywheel_common.testing import FaultProxy, eventually
+from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.storage.objects import ObjectStore, content_key, put_content
+from flywheel_common.storage.s3 import PART_BYTES, S3ObjectStore, object_store, s3_client
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -248,7 +250,7 @@ async def test_pyarrow_reads_what_the_store_wrote_and_back(request: pytest.Fixtu
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from flywheel_common.s3 import arrow_filesystem
+    from flywheel_common.storage.s3 import arrow_filesystem
 
     settings = s3_settings(request)
     table = pa.table({"x": [1, 2, 3]})

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 import flywheel_feature
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import Pool, create_pool
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import Pool, create_pool
 from tests.integration.feature.conftest import StreamWorkers, bucket, client, environment, server, workers
 
 __all__ = ["StreamWorkers", "bucket", "client", "environment", "server", "workers"]

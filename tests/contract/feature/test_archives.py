@@ -12,7 +12,7 @@ import pytest
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.ids import SystemIds
-from flywheel_common.producer import Producer
+from flywheel_common.kafka.producer import Producer
 from flywheel_feature.archiving import NewSegment
 from flywheel_feature.definitions import (
     BatchView,

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
-from flywheel_common.postgres import Pool, transaction
+from flywheel_common.postgres.pool import Pool, transaction
 from flywheel_feature.applied_definitions import AppliedDefinitions, DefinitionStore
 from flywheel_feature.apply_plan import NO_USES, Action, ApplyPlan, Declared
 from flywheel_feature.catalog import Catalog

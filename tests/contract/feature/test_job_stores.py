@@ -9,12 +9,12 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.testing.eventually import eventually
 from flywheel_feature.jobs import MAX_ATTEMPTS, Job, JobState, JobStore, Progress
 from flywheel_feature.memory_jobs import MemoryJobs
 from flywheel_feature.store.jobs import PostgresJobs
 from tests.contract.feature.grpc_jobs import GrpcJobs
 from tests.contract.feature.over_grpc import no_rpc
+from tests.support.eventually import eventually
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job("p", "a", "BUILD", b"\x00request", AT, training_set="projects/p/trainingSets/t")

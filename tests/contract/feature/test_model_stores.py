@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.grpc_channel import channel
+from flywheel_common.grpc.channel import channel
 from flywheel_feature.lineage import Models, ModelUse
 from flywheel_feature.memory_models import MemoryModels
 from flywheel_feature.store.model_uses import RegistryModels

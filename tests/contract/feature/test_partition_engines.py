@@ -13,8 +13,7 @@ import pytest
 
 import flywheel as fw
 from flywheel_common.errors import FailedPrecondition, Unavailable
-from flywheel_common.ray_jobs import ray_jobs
-from flywheel_common.testing.eventually import eventually
+from flywheel_common.ray.jobs import ray_jobs
 from flywheel_feature import convert_definitions
 from flywheel_feature.archiving import NewSegment
 from flywheel_feature.jobs import JobCancelled
@@ -36,6 +35,7 @@ from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from tests.contract.feature.grpc_training_sets import GrpcTrainingSets
 from tests.contract.feature.over_grpc import no_rpc
 from tests.integration.feature.partitioned_joins import S3World, Watched, World, carries_out, request, told
+from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -13,12 +13,12 @@ import pytest
 
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import Unavailable
-from flywheel_common.producer import Producer
-from flywheel_common.testing.eventually import eventually
+from flywheel_common.kafka.producer import Producer
 from flywheel_feature.definitions import DataType, Field, Source, StreamSource
 from flywheel_feature.memory_topics import MemoryTopics
 from flywheel_feature.store.source_topics import SourceTopics
 from flywheel_local.kafka import Kafka
+from tests.support.eventually import eventually
 
 LANDINGS = Source("p", "landings", (Field("at", DataType.TIMESTAMP),), "at", "", StreamSource())
 STARTS = replace(LANDINGS, id="starts", kind=StreamSource(partitions=3))

@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 import pytest
 from redis.asyncio import Redis
 
-from flywheel_common.testing import FaultProxy, eventually
 from flywheel_inference.fallback import CachedPrediction
 from flywheel_inference.memory import MemoryPredictions
 from flywheel_inference.prediction import CachedPredictions
 from flywheel_inference.store.cached_predictions import RedisPredictions, encode, key_of
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 
 LATE, OTHER = "projects/p/models/late", "projects/p/models/other"
 # Patient: these tests are about what is read, and the machine may be busy.

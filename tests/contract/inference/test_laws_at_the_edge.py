@@ -18,11 +18,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from flywheel_common import topics
-from flywheel_common.events import parse_event, payload_of
-from flywheel_common.grpc_channel import channel
-from flywheel_common.kafka import ensure_topics
-from flywheel_common.testing import eventually
+from flywheel_common.grpc.channel import channel
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_inference.fallback import CachedPrediction
 from flywheel_inference.memory import MemoryLog, MemoryModels, MemoryOutcomes, MemoryPredictions, MemoryState
 from flywheel_inference.release_loader import ModelControl
@@ -47,6 +46,7 @@ from tests.integration.inference.gateway_peers import (
     serving,
     settings_for_tests,
 )
+from tests.support.eventually import eventually
 
 PARTITIONS = 4
 W, V = (0.5, -0.25, 1.0), (-1.0, 0.5, 0.25)

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from flywheel_common.errors import DataLoss, DeadlineExceeded, FlywheelError, NotFound, Unavailable
-from flywheel_common.grpc_channel import channel
-from flywheel_common.testing import eventually
+from flywheel_common.grpc.channel import channel
 from flywheel_inference.convert import to_observed
 from flywheel_inference.memory_peers import MemoryFeatures, MemoryRegistry
 from flywheel_inference.release import ArtifactSpec, Contract, FieldSpec, ObservedModel
@@ -25,6 +24,7 @@ from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_FLOAT64, DATA_TYPE_STRING
 from tests.integration.inference.gateway_peers import MODEL, SET, Features, Peer, Registry
+from tests.support.eventually import eventually
 
 PATIENT = 10.0
 VERSION = f"{MODEL}/versions/1"

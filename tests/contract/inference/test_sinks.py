@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from flywheel_common import topics
 from flywheel_common.errors import Unavailable
-from flywheel_common.events import parse_event, payload_of
-from flywheel_common.kafka import ensure_topics
-from flywheel_common.producer import Producer
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.envelope import parse_event, payload_of
+from flywheel_common.kafka.producer import Producer
 from flywheel_inference.memory import MemoryLog, MemoryOutcomes
 from flywheel_inference.outcomes import OutcomeRow, OutcomeSink
 from flywheel_inference.prediction_log import LogRows, LogSink, PredictionLog

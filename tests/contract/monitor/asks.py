@@ -8,8 +8,8 @@ from typing import Any
 
 import grpc
 
-from flywheel_common.error_details import from_rpc_error
 from flywheel_common.errors import NotFound
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.paging import Page
 from flywheel_monitor import convert
 from flywheel_monitor.alert import Alert, parse_filter

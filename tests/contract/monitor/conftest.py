@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 from prometheus_client import CollectorRegistry
 
-from flywheel_common import topics
 from flywheel_common.clock import SystemClock
 from flywheel_common.columns import from_numpy, from_texts, to_table
-from flywheel_common.migrate import migrate
-from flywheel_common.objects import MemoryObjectStore
-from flywheel_common.postgres import create_pool
-from flywheel_common.producer import Producer
-from flywheel_common.testing import serving
+from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import create_pool
 from flywheel_monitor import convert
 from flywheel_monitor.archive import Archive, ArchiveSettings
 from flywheel_monitor.batches import OutcomeColumns, PredictionColumns
@@ -45,6 +44,7 @@ from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 from tests.contract.monitor.asks import MODEL, PANE_US, Direct, OverGrpc
 from tests.contract.monitor.streams import Asked, AskedOverGrpc, KafkaStream, MemoryStream, Stream
+from tests.support import serving
 
 START_US = 1_364_774_400_000_000  # 2013-04-01
 

@@ -11,12 +11,12 @@ import pytest
 from aiokafka import TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, RecordsToDelete
 
-from flywheel_common.consumer_offsets import claim_partitions, move_position
 from flywheel_common.errors import Unavailable
-from flywheel_common.kafka import ensure_topics
-from flywheel_common.postgres import Pool, transaction
-from flywheel_common.producer import Producer
-from flywheel_common.topics import TopicSpec, dead_letter
+from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.offsets import claim_partitions, move_position
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.topics import TopicSpec, dead_letter
+from flywheel_common.postgres.pool import Pool, transaction
 from flywheel_local.kafka import Kafka
 from flywheel_monitor.memory_lag import MemoryLag
 from flywheel_monitor.ports import ConsumerLag

@@ -10,7 +10,8 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.objects import Digest, MemoryObjectStore
+from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.storage.objects import Digest
 from flywheel_monitor.archive import Archive, ArchiveSettings
 from flywheel_monitor.gauges import Gauges
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from flywheel_common.auth import missing_rows
 from flywheel_common.columns import from_lists, from_texts
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.grpc.auth import missing_rows
 from flywheel_monitor import convert
 from flywheel_monitor.policy import MonitorPolicy
 from flywheel_monitor.server import PERMISSIONS, SERVICE

@@ -11,8 +11,8 @@ import pytest
 
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import Unavailable
-from flywheel_common.testing.eventually import eventually
 from tests.contract.monitor.streams import Stream
+from tests.support.eventually import eventually
 
 
 async def test_the_first_answer_already_counts_what_nobody_has_claimed(consumed: Any) -> None:

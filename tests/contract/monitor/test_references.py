@@ -11,7 +11,7 @@ import grpc
 import pytest
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.grpc_channel import channel
+from flywheel_common.grpc.channel import channel
 from flywheel_monitor.bins import ColumnReference
 from flywheel_monitor.memory import MemoryReferences
 from flywheel_monitor.peers import PeerReferences

@@ -9,13 +9,13 @@ import grpc
 import pytest
 
 from flywheel_common.context import Call, Principal, current_call
-from flywheel_common.error_details import from_rpc_error
 from flywheel_common.errors import FailedPrecondition, InvalidArgument
-from flywheel_common.testing.row_counts import row_counts
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_monitor.alerts import Kind
 from flywheel_monitor.policy import MonitorPolicy
 from flywheel_monitor.windows import Span
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from tests.support.row_counts import row_counts
 
 MODEL = "projects/p/models/late"
 MUTATIONS = ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert")

@@ -13,9 +13,9 @@ import pytest
 
 import flywheel_registry
 from flywheel_common.clock import SystemClock
-from flywheel_common.migrate import migrate
-from flywheel_common.objects import MemoryObjectStore
-from flywheel_common.postgres import create_pool
+from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import create_pool
 from flywheel_local.s3 import S3
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_registry.config import RegistrySettings

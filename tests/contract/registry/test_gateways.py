@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from flywheel_common.clock import SystemClock
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import create_pool
-from flywheel_common.testing import eventually
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import create_pool
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry import convert_serving
@@ -23,6 +22,7 @@ from flywheel_registry.resources import Gateway, ObservedModel
 from flywheel_registry.server import MIGRATIONS
 from flywheel_registry.store.heartbeats import PostgresGateways
 from flywheel_registry.testing import running
+from tests.support.eventually import eventually
 
 HOUR = 3600.0
 LATE = ObservedModel("projects/p/models/late", 3, ("releases/1", "releases/2"), {"releases/3": "too large"})

@@ -12,7 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from flywheel_common.grpc_channel import from_rpc_error
+from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.audit import AuditEntry, first_break

@@ -12,8 +12,7 @@ from typing import Any
 import grpc
 import pytest
 
-from flywheel_common.grpc_channel import channel
-from flywheel_common.testing import free_port
+from flywheel_common.grpc.channel import channel
 from flywheel_registry import convert_rollouts
 from flywheel_registry.memory_serving import MemoryMonitor
 from flywheel_registry.ports import Monitor
@@ -21,6 +20,7 @@ from flywheel_registry.resources import Rollout
 from flywheel_registry.rollout import Comparison, Progress, RolloutState, Variant
 from flywheel_registry.store.monitor import MonitorPeer
 from flywheel_registry.testing import START, comparison, serving_monitor
+from tests.support.ports import free_port
 
 SHADOW, CANARY = 1, 2
 ROLLOUT = Rollout("projects/p/models/late", challenger=2, challenger_version=2, champion=1, number=7)

@@ -13,9 +13,8 @@ import asyncpg
 import pytest
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import create_pool
-from flywheel_common.testing import FaultProxy
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import create_pool
 from flywheel_registry.convert_events import to_event
 from flywheel_registry.memory import MemoryStore
 from flywheel_registry.memory_serving import MemoryNotices
@@ -26,6 +25,7 @@ from flywheel_registry.serving import Routing
 from flywheel_registry.store.notices import PostgresNotices
 from flywheel_registry.store.records import PostgresStore
 from flywheel_registry.watching import Notices
+from tests.support.fault_proxy import FaultProxy
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 LATE, OTHER = "projects/p/models/late", "projects/q/models/other"

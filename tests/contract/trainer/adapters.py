@@ -10,8 +10,8 @@ import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.clock import SystemClock
-from flywheel_common.error_details import from_rpc_error
 from flywheel_common.errors import NotFound
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.paging import Page
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc

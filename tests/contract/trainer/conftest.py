@@ -12,12 +12,11 @@ from typing import Any
 
 import pytest
 
-from flywheel_common import topics
-from flywheel_common.events import build_event
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import create_pool, transaction
-from flywheel_common.records import Record
-from flywheel_common.testing import serving
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.envelope import build_event
+from flywheel_common.kafka.record import Record
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import create_pool, transaction
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected, TrainingCompleted
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
@@ -38,6 +37,7 @@ from flywheel_trainer.store.pipelines import PostgresPipelines
 from flywheel_trainer.store.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.runs import PostgresRuns
 from tests.contract.trainer.adapters import Calls, GrpcJobs, GrpcPipelines, GrpcPolicies, GrpcRuns, Told
+from tests.support import serving
 
 TRAINING_SET = "projects/p/trainingSets/t"
 

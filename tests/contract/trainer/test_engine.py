@@ -14,12 +14,13 @@ import pytest
 
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import Unavailable
-from flywheel_common.ray_jobs import ray_jobs
-from flywheel_common.testing import FaultProxy, eventually
+from flywheel_common.ray.jobs import ray_jobs
 from flywheel_local.ray import Ray
 from flywheel_trainer.engine import Engine, EngineJob, EngineState
 from flywheel_trainer.memory_engine import MemoryEngine
 from flywheel_trainer.store.ray_engine import RayEngine
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 
 PATIENT = 60.0
 GREET = 'echo "good $PART"'

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from flywheel_common.s3 import object_store
+from flywheel_common.storage.s3 import object_store
 from flywheel_trainer.jobs import JobLogs
 from flywheel_trainer.memory_engine import MemoryEngine, MemoryJobLogs
 from flywheel_trainer.names import JobName

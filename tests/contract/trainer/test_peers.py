@@ -13,9 +13,8 @@ import pytest
 
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from flywheel_common.grpc_channel import channel
-from flywheel_common.objects import MemoryObjectStore
-from flywheel_common.testing import FaultProxy
+from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.grpc.channel import channel
 from flywheel_protos.feature.v1 import feature_pb2_grpc, training_set_pb2
 from flywheel_protos.registry.v1 import registry_pb2_grpc
 from flywheel_trainer.calibration import Platt
@@ -36,6 +35,7 @@ from tests.integration.trainer.peer_servers import (
     FeaturePeer,
     RegistryPeer,
 )
+from tests.support.fault_proxy import FaultProxy
 
 SPINE = {"file": {"uri": "s3://b/spine.parquet"}}
 URI = "s3://b/sets/one/"

@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from flywheel_common.config import S3Settings
-from flywheel_common.s3 import arrow_filesystem, object_store
+from flywheel_common.storage.s3 import arrow_filesystem, object_store
 from flywheel_trainer.comparison import TableReader
 from flywheel_trainer.memory_peers import MemoryTables
 from flywheel_trainer.recipes.objects import read_table

@@ -12,9 +12,9 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from flywheel_common.config import ServiceSettings
-from flywheel_common.grpc_channel import channel
-from flywheel_common.grpc_server import Server
-from flywheel_common.testing.echo import SERVICE, Echo, EchoStub, add_echo
+from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.server import Server
+from tests.support.echo import SERVICE, Echo, EchoStub, add_echo
 
 
 @dataclass

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from flywheel_common import errors
-from flywheel_common.auth import AUTHENTICATED, OPERATE, PUBLIC, READ, authenticator, missing_rows
 from flywheel_common.config import ServiceSettings
-from flywheel_common.grpc_channel import channel, from_rpc_error
-from flywheel_common.testing.echo import SERVICE, EchoStub
+from flywheel_common.grpc.auth import AUTHENTICATED, OPERATE, PUBLIC, READ, authenticator, missing_rows
+from flywheel_common.grpc.channel import channel, from_rpc_error
 from flywheel_protos.types.v1.value_pb2 import Value
+from tests.support.echo import SERVICE, EchoStub
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 OTHER_KEY = ec.generate_private_key(ec.SECP256R1())

@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from flywheel_common import errors
 from flywheel_common.context import Call, Principal, current_call
 from flywheel_common.deadline import budget, call_timeout
-from flywheel_common.telemetry import configure_telemetry, parse_traceparent
+from flywheel_common.telemetry.traces import configure_telemetry, parse_traceparent
 from flywheel_protos.types.v1.value_pb2 import Value
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"

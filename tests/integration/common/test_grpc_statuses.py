@@ -10,10 +10,10 @@ import grpc
 import pytest
 
 from flywheel_common import errors
-from flywheel_common.grpc_channel import from_rpc_error
-from flywheel_common.testing import eventually
-from flywheel_common.testing.echo import SERVICE
+from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_protos.types.v1.value_pb2 import Value
+from tests.support.echo import SERVICE
+from tests.support.eventually import eventually
 
 
 async def failure(call: Any) -> errors.FlywheelError:

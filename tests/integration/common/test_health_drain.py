@@ -13,12 +13,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from prometheus_client import CollectorRegistry
 
-from flywheel_common.grpc_channel import channel
-from flywheel_common.grpc_server import Server
-from flywheel_common.process import BackgroundCrashed, PortTaken
-from flywheel_common.testing import eventually, free_port
-from flywheel_common.testing.echo import SERVICE, Echo, EchoStub, add_echo
+from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.server import Server
+from flywheel_common.process.worker import BackgroundCrashed, PortTaken
 from flywheel_protos.types.v1.value_pb2 import Value
+from tests.support.echo import SERVICE, Echo, EchoStub, add_echo
+from tests.support.eventually import eventually
+from tests.support.ports import free_port
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
@@ -82,7 +83,7 @@ async def test_unknown_services_are_not_found_by_check_and_unknown_to_watch(runn
 
 
 async def test_the_process_is_ready_when_all_its_services_are() -> None:
-    from flywheel_common.health import Health
+    from flywheel_common.grpc.health import Health
 
     health = Health(["a", "b"])
     assert health.status() == NOT_SERVING

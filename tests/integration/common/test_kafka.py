@@ -12,17 +12,19 @@ import pytest
 from aiokafka import AIOKafkaConsumer
 
 from flywheel_common import errors
-from flywheel_common.consumer import ConsumerLoop, PoisonError, Record
-from flywheel_common.consumer_offsets import Fenced, claim_partitions, move_position, stored_positions
-from flywheel_common.events import build_event
-from flywheel_common.kafka import ensure_topics
-from flywheel_common.migrate import migrate
-from flywheel_common.outbox import Relay, enqueue
-from flywheel_common.postgres import Pool, connection, create_pool, transaction
-from flywheel_common.producer import LossyProducer, Producer
-from flywheel_common.testing import FaultProxy, eventually, free_port
-from flywheel_common.topics import TopicSpec, dead_letter, partition_for
+from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.consumer import ConsumerLoop, PoisonError, Record
+from flywheel_common.kafka.envelope import build_event
+from flywheel_common.kafka.offsets import Fenced, claim_partitions, move_position, stored_positions
+from flywheel_common.kafka.outbox import Relay, enqueue
+from flywheel_common.kafka.producer import LossyProducer, Producer
+from flywheel_common.kafka.topics import TopicSpec, dead_letter, partition_for
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import Pool, connection, create_pool, transaction
 from flywheel_protos.types.v1.value_pb2 import Value
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
+from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(120)
 MOMENT = datetime(2013, 1, 1, tzinfo=UTC)
@@ -523,7 +525,7 @@ async def test_an_event_leaves_only_if_its_transaction_commits_and_in_order_per_
 
 
 def _id(record: Any) -> str:
-    from flywheel_common.events import parse_event
+    from flywheel_common.kafka.envelope import parse_event
 
     return parse_event(record.value).id
 

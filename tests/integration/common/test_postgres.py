@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 
 from flywheel_common import errors
-from flywheel_common import postgres as postgres_module
 from flywheel_common.context import left_seconds
 from flywheel_common.deadline import budget
-from flywheel_common.idempotency import Idempotency, idempotent
-from flywheel_common.lease import Lease, fence
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import Pool, connection, create_pool, transaction
-from flywheel_common.testing import FaultProxy, eventually
+from flywheel_common.postgres import pool as postgres_module
+from flywheel_common.postgres.idempotency import Idempotency, idempotent
+from flywheel_common.postgres.lease import Lease, fence
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import Pool, connection, create_pool, transaction
 from flywheel_protos.types.v1.value_pb2 import Value
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 
 
 @pytest.fixture
@@ -226,14 +227,14 @@ async def test_older_code_refuses_a_newer_database(database: str, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["1_a", "0001-a", "0001_A"])
 async def test_misnamed_migrations_are_refused(tmp_path: Path, name: str) -> None:
-    from flywheel_common.migrate import read_migrations
+    from flywheel_common.postgres.migrate import read_migrations
 
     with pytest.raises(errors.FailedPrecondition):
         read_migrations(write(tmp_path, **{name: "SELECT 1"}))
 
 
 def test_numbers_may_be_left_out_but_not_used_twice(tmp_path: Path) -> None:
-    from flywheel_common.migrate import read_migrations
+    from flywheel_common.postgres.migrate import read_migrations
 
     folder = write(tmp_path, **{"0001_a": "SELECT 1", "0007_b": "SELECT 1"})
     assert [m.number for m in read_migrations(folder)] == [1, 7]

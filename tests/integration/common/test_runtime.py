@@ -13,17 +13,18 @@ from typing import Any
 
 import pytest
 
-from flywheel_common.grpc_channel import channel
-from flywheel_common.testing import eventually, free_port
-from flywheel_common.testing.echo import EchoStub
+from flywheel_common.grpc.channel import channel
 from flywheel_protos.types.v1.value_pb2 import Value
+from tests.support.echo import EchoStub
+from tests.support.eventually import eventually
+from tests.support.ports import free_port
 
 PROGRAM = """
 import asyncio, sys
 from flywheel_common.config import ServiceSettings
-from flywheel_common.grpc_server import Server
-from flywheel_common.runtime import main
-from flywheel_common.testing.echo import SERVICE, Echo, add_echo
+from flywheel_common.grpc.server import Server
+from flywheel_common.process.runtime import main
+from tests.support.echo import SERVICE, Echo, add_echo
 from flywheel_common.errors import Unavailable
 from pydantic_settings import SettingsConfigDict
 

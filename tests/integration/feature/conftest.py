@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 import flywheel as fw
-from flywheel_common.grpc_server import Server
+from flywheel_common.grpc.server import Server
 from flywheel_feature.config import FeatureSettings
 from flywheel_feature.server import build
 from flywheel_local.kafka import Kafka

@@ -15,7 +15,7 @@ import psutil
 import pyarrow.fs as fs
 
 from flywheel_common.clock import SystemClock
-from flywheel_common.ray_jobs import RayJobs
+from flywheel_common.ray.jobs import RayJobs
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import (
     DAY,

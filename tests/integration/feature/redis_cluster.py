@@ -9,9 +9,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.testing.eventually import eventually
 from flywheel_feature.store.redis_pipe import RedisPipe
 from flywheel_local.ports import free, is_free
+from tests.support.eventually import eventually
 
 PASSWORD = "cluster-secret"
 LENT_FROM = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])

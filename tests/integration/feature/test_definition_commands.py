@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import flywheel as fw
-from flywheel_common.grpc_server import Server
+from flywheel_common.grpc.server import Server
 
 DEFINITIONS = """import flywheel as fw
 
@@ -60,7 +60,7 @@ def run(server: Server, tmp_path: Path) -> Run:
             "NO_COLOR": "1",
         }
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", "from flywheel.cli import main; main()", *map(str, arguments),
+            sys.executable, "-c", "from flywheel.cli.main import main; main()", *map(str, arguments),
             stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment, cwd=tmp_path,
         )  # fmt: skip
         output, _ = await process.communicate()

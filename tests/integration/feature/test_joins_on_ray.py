@@ -16,10 +16,9 @@ import pytest
 import flywheel_feature
 from flywheel_common.clock import ManualClock, SystemClock
 from flywheel_common.ids import SystemIds
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import Pool, create_pool
-from flywheel_common.ray_jobs import OPEN, RayJobs, ray_jobs
-from flywheel_common.testing.eventually import eventually
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import Pool, create_pool
+from flywheel_common.ray.jobs import OPEN, RayJobs, ray_jobs
 from flywheel_feature.convert_offline import TRAINING_SET_JOB
 from flywheel_feature.jobs import Job, JobContext, JobRunner, JobState
 from flywheel_feature.offline.leftovers import Leftovers
@@ -30,6 +29,7 @@ from flywheel_feature.store.partition_ray import PartitionRay
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 from tests.integration.feature.partitioned_joins import S3World, Watched, carries_out, request, told
+from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import grpc
 import pytest
 
-from flywheel_common.grpc_server import Server
-from flywheel_common.testing.nonsense import refusals
-from flywheel_common.testing.row_counts import row_counts
+from flywheel_common.grpc.server import Server
 from flywheel_protos.feature.v1 import feature_pb2
+from tests.support.mutated_requests import refusals
+from tests.support.row_counts import row_counts
 
 
 @pytest.mark.timeout(180)

@@ -18,9 +18,8 @@ from prometheus_client import REGISTRY
 
 from flywheel_common.columns import from_numpy, from_texts, to_numpy, to_table
 from flywheel_common.errors import NotFound
-from flywheel_common.grpc_channel import channel
-from flywheel_common.process import Worker
-from flywheel_common.testing.eventually import eventually
+from flywheel_common.grpc.channel import channel
+from flywheel_common.process.worker import Worker
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
 from flywheel_feature.server import build, build_worker
 from flywheel_feature.store.tables import S3Tables
@@ -29,6 +28,7 @@ from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1.feature_pb2_grpc import FeatureServiceStub
 from flywheel_protos.types.v1 import job_pb2
+from tests.support.eventually import eventually
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 UTC_US = pl.Datetime("us", "UTC")

@@ -16,12 +16,11 @@ from aiokafka import AIOKafkaConsumer
 import flywheel as fw
 from flywheel.tables import to_dict, to_table
 from flywheel_common.errors import Unavailable
-from flywheel_common.grpc_server import Server
-from flywheel_common.health import SERVING
-from flywheel_common.postgres import create_pool
-from flywheel_common.producer import Producer
-from flywheel_common.testing.eventually import eventually
-from flywheel_common.topics import dead_letter
+from flywheel_common.grpc.health import SERVING
+from flywheel_common.grpc.server import Server
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.topics import dead_letter
+from flywheel_common.postgres.pool import create_pool
 from flywheel_feature.definitions import TableFormat
 from flywheel_feature.server import GROUP, topic_name
 from flywheel_feature.store.push_log import PostgresPushLog
@@ -33,6 +32,7 @@ from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from flywheel_protos.types.v1 import job_pb2
+from tests.support.eventually import eventually
 
 T0 = datetime(2013, 3, 1, tzinfo=UTC)
 plane = fw.Entity("plane", {"tailnum": fw.STRING})

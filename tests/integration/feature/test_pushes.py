@@ -13,12 +13,12 @@ from prometheus_client import REGISTRY
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.testing.eventually import eventually
 from flywheel_feature.store.tables import S3Tables
 from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
+from tests.support.eventually import eventually
 
 T0 = datetime(2013, 3, 1, 12, tzinfo=UTC)
 SCHEMA = {"tailnum": fw.STRING, "at": fw.TIMESTAMP, "known_at": fw.TIMESTAMP, "weight": fw.FLOAT64}

@@ -16,13 +16,13 @@ from redis.crc import key_slot
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_common.errors import Unavailable
-from flywheel_common.testing.eventually import eventually
 from flywheel_feature.definitions import DataType, Feature
 from flywheel_feature.generations import Generations
 from flywheel_feature.row_encoding import RowLayout
 from flywheel_feature.store.online_store import OnlineStore
 from flywheel_feature.store.redis_cluster import ClusterPipe, _slot
 from tests.integration.feature.redis_cluster import PASSWORD, Cluster, three_nodes
+from tests.support.eventually import eventually
 
 LAYOUT = RowLayout([Feature("x", DataType.FLOAT64)])
 

@@ -20,7 +20,6 @@ import pytest
 import flywheel as fw
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FlywheelError
-from flywheel_common.testing.eventually import eventually
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.jobs import LEASE_SECONDS
 from flywheel_feature.offline.memory import MemoryArchive, MemoryTrainingSets
@@ -32,6 +31,7 @@ from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from flywheel_protos.types.v1 import job_pb2
+from tests.support.eventually import eventually
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 PARENT = "projects/default"
@@ -210,7 +210,7 @@ class Builds:
 @pytest.fixture
 async def current(client: fw.Client, bucket: str, database: str) -> Any:
     """Definitions of the project, applied through the service."""
-    from flywheel_common.postgres import create_pool
+    from flywheel_common.postgres.pool import create_pool
 
     await client.apply(definitions(bucket))
     async with create_pool(database, application_name="test") as pool:

@@ -12,9 +12,9 @@ import pytest
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from prometheus_client import CollectorRegistry
 
-from flywheel_common import topics
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.events import parse_event, payload_of
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_inference.server import build
 from flywheel_local.kafka import Kafka
 from flywheel_local.triton import Triton

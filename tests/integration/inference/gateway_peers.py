@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_common import columns
-from flywheel_common.grpc_server import Server
-from flywheel_common.testing import eventually
+from flywheel_common.grpc.server import Server
 from flywheel_inference.config import InferenceSettings
 from flywheel_inference.prediction_log import LogRows
 from flywheel_inference.release import Contract, FieldSpec, GoldenRows, InputSpec, ReleaseSpec
@@ -25,6 +24,7 @@ from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2
 from flywheel_protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
+from tests.support.eventually import eventually
 
 MODEL = "projects/test/models/late"
 SET = "projects/test/featureSets/flights/versions/1"

@@ -7,8 +7,8 @@ from typing import Any
 import grpc
 import pytest
 
-from flywheel_common.testing.nonsense import refusals
 from flywheel_protos.inference.v1 import inference_pb2
+from tests.support.mutated_requests import refusals
 
 
 @pytest.mark.timeout(180)

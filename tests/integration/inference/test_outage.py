@@ -8,8 +8,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from flywheel_common.testing import FaultProxy, eventually
 from flywheel_protos.events.v1 import prediction_pb2
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 
 W = (0.5, -0.25, 1.0)
 DEFAULT = prediction_pb2.PREDICTION_SOURCE_DEFAULT

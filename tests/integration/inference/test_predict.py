@@ -9,15 +9,16 @@ import grpc
 import numpy as np
 import pytest
 
-from flywheel_common import columns, topics
-from flywheel_common.auth import missing_rows
-from flywheel_common.error_details import from_rpc_error
-from flywheel_common.testing import eventually
+from flywheel_common import columns
+from flywheel_common.grpc.auth import missing_rows
+from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.kafka import topics
 from flywheel_inference.server import PERMISSIONS
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.types.v1 import value_pb2
+from tests.support.eventually import eventually
 
 MODEL = "projects/test/models/late"
 W = (0.5, -0.25, 1.0)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2
 
-from flywheel_common.error_details import from_rpc_error
-from flywheel_common.testing import eventually
+from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_protos.events.v1 import prediction_pb2
+from tests.support.eventually import eventually
 
 MODEL = "projects/test/models/late"
 W = (0.5, -0.25, 1.0)

@@ -19,13 +19,12 @@ import grpc
 import numpy as np
 import pytest
 
-from flywheel_common import topics
 from flywheel_common.columns import from_lists, from_numpy, from_texts, to_table
-from flywheel_common.events import build_event
-from flywheel_common.grpc_channel import channel
-from flywheel_common.kafka import ensure_topics
-from flywheel_common.producer import Producer
-from flywheel_common.testing.eventually import eventually
+from flywheel_common.grpc.channel import channel
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.envelope import build_event
+from flywheel_common.kafka.producer import Producer
 from flywheel_local.kafka import Kafka
 from flywheel_local.s3 import S3
 from flywheel_protos.events.v1 import prediction_pb2
@@ -35,6 +34,7 @@ from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
 from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_INT64_LIST
+from tests.support.eventually import eventually
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
 HOUR_US = 3_600_000_000

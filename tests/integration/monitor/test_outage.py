@@ -11,10 +11,11 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 
-from flywheel_common.grpc_channel import from_rpc_error
-from flywheel_common.testing import FaultProxy, eventually
+from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_local.postgres import Postgres
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 
 
 @pytest.mark.timeout(120)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from flywheel_common import topics
-from flywheel_common.testing.eventually import eventually
+from flywheel_common.kafka import topics
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from tests.support.eventually import eventually
 
 HOUR_US = 3_600_000_000
 START_US = 1_364_774_400_000_000  # 2013-04-01

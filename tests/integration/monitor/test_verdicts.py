@@ -16,12 +16,12 @@ from aiobotocore.session import get_session
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from scipy import stats
 
-from flywheel_common import topics
-from flywheel_common.error_details import from_rpc_error
-from flywheel_common.events import parse_event, payload_of
-from flywheel_common.testing.eventually import eventually
+from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_protos.events.v1 import lifecycle_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from tests.support.eventually import eventually
 
 HOUR_US = 3_600_000_000
 START_US = 1_364_774_400_000_000  # 2013-04-01

@@ -16,7 +16,7 @@ from flywheel_registry.testing import Story, refused
 async def keys(s3: S3, bucket: str) -> dict[str, int]:
     """Every object of the bucket: key → size."""
     from flywheel_common.config import S3Settings
-    from flywheel_common.s3 import object_store
+    from flywheel_common.storage.s3 import object_store
 
     chosen = S3Settings(
         s3_endpoint=s3.endpoint, s3_access_key=s3.access_key, s3_secret_key=s3.secret_key, s3_bucket=bucket
@@ -56,7 +56,7 @@ async def test_corrupt_bytes_in_the_store_are_never_served_whole_and_an_upload_r
     story: Story, s3: S3, bucket: str
 ) -> None:
     from flywheel_common.config import S3Settings
-    from flywheel_common.s3 import object_store
+    from flywheel_common.storage.s3 import object_store
 
     await story.create()
     content = os.urandom(3_000_000)

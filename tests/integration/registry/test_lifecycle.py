@@ -9,7 +9,7 @@ import asyncpg
 import grpc
 import pytest
 
-from flywheel_common.grpc_channel import from_rpc_error
+from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_registry.testing import Story, refused
 
@@ -243,7 +243,7 @@ async def test_the_audit_chain_is_kept_by_the_database_and_shows_tampering(
         ):
             with pytest.raises(asyncpg.InsufficientPrivilegeError):
                 await conn.execute(statement)
-        from flywheel_common.postgres import create_pool
+        from flywheel_common.postgres.pool import create_pool
         from flywheel_registry.convert_events import to_event
         from flywheel_registry.store.records import PostgresStore
 
@@ -260,7 +260,7 @@ async def test_the_audit_chain_is_kept_by_the_database_and_shows_tampering(
 
 
 async def test_every_method_has_a_row_in_the_permission_table(story: Story) -> None:
-    from flywheel_common.auth import missing_rows
+    from flywheel_common.grpc.auth import missing_rows
     from flywheel_registry.permissions import PERMISSIONS
 
     assert missing_rows(story.stub.methods, PERMISSIONS) == []

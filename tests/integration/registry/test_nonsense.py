@@ -7,9 +7,9 @@ from typing import Any
 import grpc
 import pytest
 
-from flywheel_common.testing.nonsense import refusals
-from flywheel_common.testing.row_counts import row_counts
 from flywheel_protos.registry.v1 import registry_pb2
+from tests.support.mutated_requests import refusals
+from tests.support.row_counts import row_counts
 
 
 @pytest.mark.timeout(180)

@@ -10,13 +10,13 @@ from urllib.parse import urlsplit
 
 import grpc
 
-from flywheel_common.testing import FaultProxy
-from flywheel_common.testing.eventually import eventually
 from flywheel_local.postgres import Postgres
 from flywheel_local.s3 import S3
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.testing import Story, refused, running
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 
 
 async def test_calls_fail_within_their_deadline_and_work_again_by_themselves(

@@ -16,14 +16,15 @@ import grpc
 import pytest
 from aiokafka import AIOKafkaConsumer
 
-from flywheel_common.events import parse_event, payload_of
-from flywheel_common.grpc_channel import channel, from_rpc_error
-from flywheel_common.testing import eventually, free_port
+from flywheel_common.grpc.channel import channel, from_rpc_error
+from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_local.kafka import Kafka
 from flywheel_protos.events.v1.lifecycle_pb2 import ModelStageChanged, RolloutChanged
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.testing import FakeMonitor, Story, comparison
+from tests.support.eventually import eventually
+from tests.support.ports import free_port
 
 COMMAND = [sys.executable, "-m", "flywheel_registry"]
 

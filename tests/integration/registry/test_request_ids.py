@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flywheel_common.testing.row_counts import row_digests
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.testing import Story, refused, running
+from tests.support.row_counts import row_digests
 
 MUTATIONS = {
     method.name

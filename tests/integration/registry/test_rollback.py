@@ -9,10 +9,10 @@ from typing import Any
 
 import grpc
 
-from flywheel_common.testing import eventually
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.testing import Story, refused, running
+from tests.support.eventually import eventually
 
 
 class FakeGateway:

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from flywheel_common.testing import eventually, free_port
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.testing import START, FakeMonitor, Story, comparison, refused, running, serving_monitor
+from tests.support.eventually import eventually
+from tests.support.ports import free_port
 
 SHADOW, CANARY = 1, 2
 POLICY = model_pb2.RolloutPolicy(

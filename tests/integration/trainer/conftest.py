@@ -20,9 +20,8 @@ import pytest_asyncio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from flywheel_common.config import S3Settings
-from flywheel_common.grpc_channel import channel
-from flywheel_common.s3 import object_store
-from flywheel_common.testing import eventually
+from flywheel_common.grpc.channel import channel
+from flywheel_common.storage.s3 import object_store
 from flywheel_local.kafka import Kafka
 from flywheel_local.postgres import Postgres
 from flywheel_local.ray import Ray
@@ -31,6 +30,7 @@ from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.registry.v1 import registry_pb2_grpc
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from tests.integration.trainer.peer_servers import Effects, FeaturePeer, Healthy, Peers, RegistryPeer
+from tests.support.eventually import eventually
 
 
 def learnable(rows: int, seed: int = 0) -> pl.DataFrame:

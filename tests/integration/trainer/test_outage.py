@@ -12,8 +12,7 @@ from urllib.parse import urlsplit
 import grpc
 import pytest
 
-from flywheel_common.grpc_channel import from_rpc_error
-from flywheel_common.testing import FaultProxy, eventually
+from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_local.postgres import Postgres
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
@@ -22,6 +21,8 @@ from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.recipes.outcome import WEIGHTS
 from tests.integration.trainer.peer_servers import MODEL, TRAINING_SET, Peers
+from tests.support.eventually import eventually
+from tests.support.fault_proxy import FaultProxy
 
 
 async def test_calls_fail_within_their_deadline_and_work_again_by_themselves(

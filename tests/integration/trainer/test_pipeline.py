@@ -11,13 +11,13 @@ import onnxruntime
 import pytest
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from flywheel_common.testing import eventually
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
 from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
+from tests.support.eventually import eventually
 
 MODEL = "projects/default/models/late"
 FEATURE_SET = "projects/default/featureSets/late/versions/1"

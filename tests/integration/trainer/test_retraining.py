@@ -10,15 +10,15 @@ import asyncpg
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
-from flywheel_common.events import build_event
-from flywheel_common.producer import Producer
-from flywheel_common.testing import eventually
+from flywheel_common.kafka.envelope import build_event
+from flywheel_common.kafka.producer import Producer
 from flywheel_local.kafka import Kafka
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected, TrainingCompleted
 from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
+from tests.support.eventually import eventually
 
 MODEL = "projects/default/models/late"
 POLICY = "projects/default/retrainingPolicies/late"

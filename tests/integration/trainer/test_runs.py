@@ -13,8 +13,8 @@ import pytest_asyncio
 from flywheel_common.clock import ManualClock
 from flywheel_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from flywheel_common.ids import SequentialIds
-from flywheel_common.migrate import migrate
-from flywheel_common.postgres import Pool, connection, create_pool
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import Pool, connection, create_pool
 from flywheel_trainer.names import ExperimentName, RunName
 from flywheel_trainer.recipes.outcome import Produced
 from flywheel_trainer.run_query import parse_filter, parse_order

@@ -15,12 +15,12 @@ import psutil
 import pytest
 import torch
 
-from flywheel_common.testing import eventually
 from flywheel_local.s3 import S3
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.recipes.tabular.dataset import Input, encode
 from flywheel_trainer.recipes.tabular.network import Scorer, TabularNet
+from tests.support.eventually import eventually
 
 TRAINING_SET = "projects/default/trainingSets/one"
 PROJECT = "projects/default"
@@ -101,7 +101,7 @@ async def test_two_ddp_workers_train_through_a_restart_of_the_coordinator_to_a_g
 
 async def trained_twice(stub: Any) -> str:
     """The reason for which an unknown training set is refused."""
-    from flywheel_common.grpc_channel import from_rpc_error
+    from flywheel_common.grpc.channel import from_rpc_error
 
     try:
         await stub.SubmitJob(submission("two", epochs=1, training_set="projects/default/trainingSets/none"))

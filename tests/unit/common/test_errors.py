@@ -7,7 +7,7 @@ import pytest
 from google.rpc import error_details_pb2
 
 from flywheel_common import errors
-from flywheel_common.error_details import from_rpc_error, to_status, trailing_metadata
+from flywheel_common.grpc.error_details import from_rpc_error, to_status, trailing_metadata
 
 
 class WireError(grpc.RpcError):

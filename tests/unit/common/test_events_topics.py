@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flywheel_common import topics
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.events import build_event, event_time_of, parse_event, payload_of
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.envelope import build_event, event_time_of, parse_event, payload_of
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.prediction_pb2 import OutcomeBatch, PredictionBatch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf.message import Message
 
-from flywheel_common.impossible import impossible_value
+from flywheel_common.grpc.message_limits import impossible_value
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.types.v1 import value_pb2

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from flywheel_common.logs import RpcLog, configure_logs, get_logger
+from flywheel_common.telemetry.logs import RpcLog, configure_logs, get_logger
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import pytest
 
 from flywheel_common.errors import FailedPrecondition, InvalidArgument, Unavailable
 from flywheel_common.ids import SequentialIds
-from flywheel_common.testing.eventually import eventually
 from flywheel_feature.jobs import Handler, Job, JobContext, JobRunner, JobState
 from flywheel_feature.memory_jobs import MemoryJobs
+from tests.support.eventually import eventually
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.events import build_event
-from flywheel_common.records import Record
+from flywheel_common.kafka.envelope import build_event
+from flywheel_common.kafka.record import Record
 from flywheel_common.value import from_python
 from flywheel_feature.convert_events import from_event, from_single_events, to_event
 from flywheel_feature.definitions import DataType, Field, Source, StreamSource

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_common import columns, topics
-from flywheel_common.events import parse_event, payload_of
-from flywheel_common.testing import eventually
+from flywheel_common import columns
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_inference.convert_events import prediction_records
 from flywheel_inference.memory import MemoryLog
 from flywheel_inference.prediction_log import PredictionLog
 from flywheel_protos.events.v1 import prediction_pb2
 from tests.integration.inference.gateway_peers import log_rows
+from tests.support.eventually import eventually
 
 
 def logged(sink: MemoryLog) -> list[str]:

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from flywheel_common.clock import ManualClock
 from flywheel_common.errors import Unavailable
-from flywheel_common.objects import MemoryObjectStore
+from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_trainer.engine import EngineJob, EngineState
 from flywheel_trainer.jobs import Job, JobState, TrainSpec
 from flywheel_trainer.memory import MemoryJobs, MemoryRuns, MemoryTracking

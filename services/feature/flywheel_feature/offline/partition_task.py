@@ -21,7 +21,7 @@ from pydantic_settings import SettingsConfigDict
 
 from flywheel_common.config import S3Settings
 from flywheel_common.errors import FlywheelError
-from flywheel_common.s3 import arrow_filesystem
+from flywheel_common.storage.s3 import arrow_filesystem
 from flywheel_feature.offline.failures import described, restored
 from flywheel_feature.offline.partition_run import OneByOne, Workers, carry_out
 from flywheel_feature.offline.partition_spec import Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 
-from flywheel_common.postgres import Pool, connection, transaction
+from flywheel_common.postgres.pool import Pool, connection, transaction
 from flywheel_feature.archiving import NewSegment
 from flywheel_feature.offline.ports import Segment
 

@@ -12,7 +12,7 @@ from typing import Any
 import asyncpg
 from pydantic import TypeAdapter
 
-from flywheel_common.postgres import Connection, Pool, alive, connection, transaction
+from flywheel_common.postgres.pool import Connection, Pool, alive, connection, transaction
 from flywheel_feature.apply_plan import Action, ApplyPlan, Declared, Definition, make_plan
 from flywheel_feature.catalog import Catalog
 from flywheel_feature.definitions import Entity, FeatureSet, Source, VersionRef, View

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.postgres import Pool, connection
+from flywheel_common.postgres.pool import Pool, connection
 
 _GET = "SELECT generation FROM online_generation"
 _NEXT = "UPDATE online_generation SET generation = generation + 1 WHERE generation = $1 RETURNING generation"

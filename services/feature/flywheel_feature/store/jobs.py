@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_common.postgres import Pool, connection, transaction
+from flywheel_common.postgres.pool import Pool, connection, transaction
 from flywheel_feature.jobs import MAX_ATTEMPTS, Job, JobState, Progress
 
 _INSERT = """

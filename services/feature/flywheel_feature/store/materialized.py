@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flywheel_common.postgres import Pool, connection
+from flywheel_common.postgres.pool import Pool, connection
 
 _SEEN = "SELECT uri, stamp FROM materialized_file WHERE project = $1 AND view = $2 AND version = $3"
 _MARK = """

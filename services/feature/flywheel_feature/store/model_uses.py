@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 
 from flywheel_common.deadline import call_timeout
-from flywheel_common.grpc_channel import from_rpc_error
+from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_common.names import Pattern
 from flywheel_feature.lineage import ModelUse
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2

@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow.fs as fs
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.offline.partition_spec import ERROR, PROGRESS, RESULT
 from flywheel_feature.offline.ports import JobProgress, Workspace
 from flywheel_feature.store.workspaces import FileWorkspace

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow.fs as fs
 
 from flywheel_common.errors import FlywheelError, Unavailable
-from flywheel_common.logs import get_logger
-from flywheel_common.ray_jobs import OPEN, RayJobs
+from flywheel_common.ray.jobs import OPEN, RayJobs
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.offline.partition_spec import ERROR, PROGRESS, RESULT
 from flywheel_feature.offline.ports import JobProgress, Workspace
 from flywheel_feature.store.s3_deletion import S3Deletion

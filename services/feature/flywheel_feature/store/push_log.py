@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.postgres import Pool, connection, transaction
+from flywheel_common.postgres.pool import Pool, connection, transaction
 
 _ADD = "INSERT INTO pushed_segment (project, view, key, row_count) VALUES ($1, $2, $3, $4)"
 _KEYS = "SELECT id, key FROM pushed_segment WHERE project = $1 AND view = $2 ORDER BY id"

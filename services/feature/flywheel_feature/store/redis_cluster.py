@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import hiredis
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.online import store_down
 from flywheel_feature.store.redis_pipe import Argument, RedisPipe, RedisReplyError, checked
 

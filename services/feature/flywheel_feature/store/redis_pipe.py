@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 import hiredis
 
 from flywheel_common.errors import Internal
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.equal_keys import EqualKeys
 from flywheel_feature.equal_values import MANY, EqualReply
 from flywheel_feature.online import store_down

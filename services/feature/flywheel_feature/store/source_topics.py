@@ -12,9 +12,9 @@ from aiokafka.admin import AIOKafkaAdminClient
 
 from flywheel_common.deadline import in_time
 from flywheel_common.errors import Unavailable
-from flywheel_common.kafka import ensure_topics, kafka_errors
-from flywheel_common.producer import Producer
-from flywheel_common.topics import TopicSpec
+from flywheel_common.kafka.client import ensure_topics, kafka_errors
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.topics import TopicSpec
 from flywheel_feature.definitions import Source, StreamSource
 
 END_SECONDS = 1.0

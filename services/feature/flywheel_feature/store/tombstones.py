@@ -6,8 +6,8 @@ import asyncio
 import json
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.logs import get_logger
-from flywheel_common.postgres import Pool, connection
+from flywheel_common.postgres.pool import Pool, connection
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.erased import Tombstone, Tombstones
 
 log = get_logger(__name__)

@@ -7,7 +7,7 @@ from datetime import datetime
 from pydantic import TypeAdapter
 
 from flywheel_common.errors import AlreadyExists
-from flywheel_common.postgres import Pool, connection
+from flywheel_common.postgres.pool import Pool, connection
 from flywheel_feature.offline.training_sets import TrainingSet
 
 _BODY = TypeAdapter(TrainingSet)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flywheel_common import topics
-from flywheel_common.producer import Producer
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.producer import Producer
 from flywheel_inference.convert_events import outcome_records, prediction_records
 from flywheel_inference.outcomes import OutcomeRow
 from flywheel_inference.prediction_log import LogRecord, LogRows

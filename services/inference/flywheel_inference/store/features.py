@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from flywheel_common import columns
 from flywheel_common.errors import Internal
-from flywheel_common.grpc_channel import from_rpc_error
+from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_inference.convert import contract_of
 from flywheel_inference.convert_events import table
 from flywheel_inference.release import Contract

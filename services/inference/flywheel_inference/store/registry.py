@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 import grpc
 
 from flywheel_common.errors import DataLoss
-from flywheel_common.grpc_channel import from_rpc_error
+from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_inference.convert import to_observed
 from flywheel_inference.release import ArtifactSpec, ObservedModel
 from flywheel_protos.registry.v1 import registry_pb2 as pb

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from flywheel_common import topics
-from flywheel_common.outbox import enqueue
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.outbox import enqueue
 from flywheel_common.paging import Page, cut, decode_token
-from flywheel_common.postgres import Connection
+from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.alert import Alert, AlertFilter, Announcement, already_resolved, unknown_alert
 from flywheel_monitor.alerts import AlertState, Kind
 from flywheel_monitor.convert import drift_detected

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flywheel_common.postgres import Connection
+from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.batches import IngestCounts, Role
 from flywheel_monitor.comparison import VariantRows
 from flywheel_monitor.layout import Window, usable_scores

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flywheel_common.postgres import Connection
+from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.arrays import F64, I64, Mask
 from flywheel_monitor.batches import LABEL, OutcomeColumns, PredictionColumns, pack_kept
 from flywheel_monitor.layout import usable_scores

@@ -10,9 +10,9 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from flywheel_common.deadline import in_time
 from flywheel_common.errors import Unavailable
-from flywheel_common.kafka import kafka_errors, unavailable
-from flywheel_common.postgres import Pool, connection
-from flywheel_common.topics import dead_letter
+from flywheel_common.kafka.client import kafka_errors, unavailable
+from flywheel_common.kafka.topics import dead_letter
+from flywheel_common.postgres.pool import Pool, connection
 from flywheel_monitor.lag import Lag, unread
 
 _POSITIONS = "SELECT topic, partition, next_offset FROM consumer_offset WHERE consumer_group = $1"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flywheel_common.postgres import Connection
+from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.panes import PackedPane, PaneAccumulator, PaneKey
 
 _READ = """

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from flywheel_common.idempotency import idempotent
-from flywheel_common.postgres import Connection, Pool, connection, transaction
+from flywheel_common.postgres.idempotency import idempotent
+from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_monitor.ports import Records
 from flywheel_monitor.store.alert_rows import AlertRows
 from flywheel_monitor.store.answer_rows import AnswerRows

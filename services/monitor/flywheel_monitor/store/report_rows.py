@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-from flywheel_common.postgres import Connection
+from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.alerts import Kind
 from flywheel_monitor.drift import Verdict
 from flywheel_monitor.evaluation import Judged, Report

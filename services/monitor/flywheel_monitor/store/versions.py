@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 
-from flywheel_common.postgres import Connection, Pool, connection, transaction
+from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_monitor.batches import VariantKey
 from flywheel_monitor.bins import ColumnReference
 from flywheel_monitor.layout import Layout

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from flywheel_common.errors import Aborted
-from flywheel_common.postgres import Connection
+from flywheel_common.postgres.pool import Connection
 from flywheel_registry.policy import gate_to_dict, rollout_to_dict
 from flywheel_registry.resources import FeatureUse, Model, ModelVersion, Release
 from flywheel_registry.stages import Stage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from flywheel_common.postgres import Pool, connection
+from flywheel_common.postgres.pool import Pool, connection
 from flywheel_registry.resources import Gateway, ObservedModel
 from flywheel_registry.store import rows
 from flywheel_registry.store import statements as sql

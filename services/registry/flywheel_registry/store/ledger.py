@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime
 
-from flywheel_common.outbox import enqueue
-from flywheel_common.postgres import Connection
+from flywheel_common.kafka.outbox import enqueue
+from flywheel_common.postgres.pool import Connection
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_registry.audit import AuditEntry, entry_hash, genesis
 from flywheel_registry.resources import Evidence, RolloutChanged, StageChanged

@@ -7,8 +7,8 @@ import math
 import grpc
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.grpc_channel import from_rpc_error
-from flywheel_common.logs import get_logger
+from flywheel_common.grpc.channel import from_rpc_error
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
 from flywheel_registry import convert_rollouts
 from flywheel_registry.resources import Rollout

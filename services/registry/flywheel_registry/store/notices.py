@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.postgres import Pool, alive, connection
+from flywheel_common.postgres.pool import Pool, alive, connection
 from flywheel_registry.store import statements as sql
 
 CHANNEL = "flywheel_serving"

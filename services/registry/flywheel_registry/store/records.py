@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from flywheel_common.errors import Aborted
-from flywheel_common.idempotency import idempotent
-from flywheel_common.postgres import Connection, Pool, Translation, connection, transaction
+from flywheel_common.postgres.idempotency import idempotent
+from flywheel_common.postgres.pool import Connection, Pool, Translation, connection, transaction
 from flywheel_registry.audit import first_break
 from flywheel_registry.ports import Records
 from flywheel_registry.store import rows

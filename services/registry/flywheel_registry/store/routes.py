@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flywheel_common.postgres import Connection
+from flywheel_common.postgres.pool import Connection
 from flywheel_registry.policy import rollout_to_dict
 from flywheel_registry.resources import Rollout, RolloutStep
 from flywheel_registry.rollout import Progress

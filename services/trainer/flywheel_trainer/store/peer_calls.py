@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import grpc
 
-from flywheel_common.error_details import from_rpc_error
+from flywheel_common.grpc.error_details import from_rpc_error
 
 Answer = TypeVar("Answer")
 

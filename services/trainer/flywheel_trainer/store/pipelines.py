@@ -7,13 +7,13 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from flywheel_common import topics
 from flywheel_common.errors import FailedPrecondition
-from flywheel_common.events import build_event
-from flywheel_common.idempotency import idempotent
-from flywheel_common.outbox import enqueue
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.envelope import build_event
+from flywheel_common.kafka.outbox import enqueue
 from flywheel_common.paging import Page, cut, decode_token
-from flywheel_common.postgres import Connection, Pool, connection, transaction
+from flywheel_common.postgres.idempotency import idempotent
+from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
 from flywheel_trainer.jobs import ENDED, JobState
 from flywheel_trainer.names import PipelineRunName

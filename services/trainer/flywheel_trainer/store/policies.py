@@ -6,9 +6,9 @@ from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
-from flywheel_common.idempotency import idempotent
 from flywheel_common.paging import Page, cut, decode_token
-from flywheel_common.postgres import Connection, Pool, connection, transaction
+from flywheel_common.postgres.idempotency import idempotent
+from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_trainer.names import ModelName, PolicyName
 from flywheel_trainer.pipelines import PipelineSpec
 from flywheel_trainer.policies import Decision, made, triggered_run

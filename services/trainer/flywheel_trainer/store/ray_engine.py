@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flywheel_common.ray_jobs import RayJobs
+from flywheel_common.ray.jobs import RayJobs
 from flywheel_trainer.engine import EngineJob, EngineState
 
 

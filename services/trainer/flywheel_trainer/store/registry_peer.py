@@ -10,9 +10,9 @@ import grpc
 from google.protobuf.json_format import ParseDict
 
 from flywheel_common.deadline import call_timeout
-from flywheel_common.error_details import from_rpc_error
 from flywheel_common.errors import DataLoss, NotFound
-from flywheel_common.objects import ObjectStore
+from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.storage.objects import ObjectStore
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
 from flywheel_trainer.calibration import IDENTITY, Calibration, Isotonic, Platt

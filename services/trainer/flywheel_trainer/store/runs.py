@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_common.errors import AlreadyExists, FailedPrecondition, NotFound
-from flywheel_common.idempotency import idempotent
 from flywheel_common.paging import Key, Page, cut, decode_token
-from flywheel_common.postgres import Connection, Pool, connection, transaction
+from flywheel_common.postgres.idempotency import idempotent
+from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_trainer.names import ExperimentName, RunName
 from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
 from flywheel_trainer.run_query import Order, Term

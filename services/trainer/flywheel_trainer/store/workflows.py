@@ -12,7 +12,7 @@ from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, SetWorkflowID, StepOp
 from dbos import error as dbos_errors
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.logs import get_logger
+from flywheel_common.telemetry.logs import get_logger
 from flywheel_trainer.jobs import JobState
 from flywheel_trainer.names import PipelineRunName
 from flywheel_trainer.pipeline import Cancelled, Pipeline, Result, is_worth_retrying

@@ -1,0 +1,192 @@
+"""Commands about definitions: plan, apply, diff, delete, list, lineage."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from flywheel.cli.output import call, console, errors, show_all, state
+from flywheel.client import Client
+from flywheel.definitions import compile_definitions, load_module, place_of_violation
+from flywheel.differences import differences
+from flywheel_protos.feature.v1 import feature_pb2
+
+UNCHANGED = feature_pb2.PlannedChange.ACTION_UNCHANGED
+COLLECTIONS = {
+    "entities": ("ListEntities", "entities", ["name", "join_keys", "owner", "description", "tags"]),
+    "sources": ("ListSources", "sources", ["name", "owner", "description", "tags"]),
+    "views": ("ListViews", "views", ["name", "entity", "owner", "description", "tags", "created_at"]),
+    "featureSets": (
+        "ListFeatureSets",
+        "feature_sets",
+        ["name", "view_versions", "owner", "description", "tags", "created_at"],
+    ),
+}
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+
+
+def add_commands(app: typer.Typer, features: typer.Typer) -> None:
+    """Puts the commands where `flywheel --help` shows them."""
+    for command in (plan, apply, diff, delete):
+        app.command()(command)
+    features.command("list")(list_definitions)
+    features.command("lineage")(lineage)
+
+
+def plan(file: str) -> None:
+    """Compare the definitions in FILE with what is applied; change nothing."""
+
+    async def look(client: Client) -> None:
+        await _plan(client, file)
+
+    call(look)
+
+
+def apply(file: str, yes: Yes = False) -> None:
+    """Show the plan for the definitions in FILE, then apply it."""
+    planned: list[int] = []
+
+    async def look(client: Client) -> None:
+        planned.append(await _plan(client, file))
+
+    async def work(client: Client) -> None:
+        answer = await client.apply(_compiled(client, file)[1])
+        done = sum(c.action != UNCHANGED for c in answer.changes)
+        console.print(f"Applied {done} changes.", highlight=False)
+
+    call(look)
+    if planned == [0]:
+        return
+    if yes or typer.confirm("Apply?"):
+        call(work)
+
+
+def diff(
+    target: Annotated[str, typer.Argument(help="A file, or a name such as views/facts or featureSets/late")],
+    old: Annotated[int, typer.Argument(help="Version; default: the one before NEW")] = 0,
+    new: Annotated[int, typer.Argument(help="Version; default: the latest")] = 0,
+) -> None:
+    """What a file would change, or what differs between two versions of a view or feature set."""
+
+    async def work(client: Client) -> None:
+        if target.endswith(".py"):
+            for change in await _planned(client, target):
+                action = feature_pb2.PlannedChange.Action.Name(change.action).removeprefix("ACTION_")
+                _print_lines(f"{change.name} {action}", change.differences or [""])
+            return
+        later = await _version(client, target, new)
+        if later.version == 1 and not old:
+            console.print(f"{later.name} is the first version", highlight=False)
+            return
+        earlier = await _version(client, target, old or later.version - 1)
+        _print_lines(f"{earlier.name} -> {later.name}", differences(earlier, later))
+
+    call(work)
+
+
+def delete(names: list[str], yes: Yes = False) -> None:
+    """Delete definitions: views/facts featureSets/late …; what reads them must go in the same call."""
+    if yes or typer.confirm(f"Delete {', '.join(names)}?"):
+
+        async def work(client: Client) -> None:
+            show_all((await client.delete(*names)).changes, ["action", "name"])
+
+        call(work)
+
+
+def list_definitions(
+    kind: Annotated[str, typer.Argument(help="entities, sources, views or featureSets")] = "views",
+    where: Annotated[
+        str, typer.Option("--filter", help="tag:key=value, owner:name or text, joined by AND")
+    ] = "",
+) -> None:
+    """Entities, sources, views or feature sets."""
+    if kind not in COLLECTIONS:
+        raise typer.BadParameter(f"{kind!r} is none of {', '.join(COLLECTIONS)}")
+    method, field, columns = COLLECTIONS[kind]
+
+    async def work(client: Client) -> None:
+        request = getattr(feature_pb2, f"{method}Request")(parent=client.parent, filter=where, page_size=1000)
+        items: list[Any] = []
+        while True:
+            answer = await getattr(client.feature, method)(request)
+            items += getattr(answer, field)
+            if not answer.next_page_token:
+                break
+            request.page_token = answer.next_page_token
+        show_all(items, columns)
+
+    call(work)
+
+
+def lineage(name: str) -> None:
+    """What feeds NAME (views/facts, models/late/versions/7, …), and what reads it."""
+
+    async def work(client: Client) -> None:
+        answer = await client.lineage(name)
+        _warn(answer.warnings)
+        if state["json"]:
+            show_all([answer], [])
+            return
+        for title, edges in (("upstream", answer.upstream), ("downstream", answer.downstream)):
+            _print_lines(title, [f"{_plain(e.read, client)} -> {_plain(e.reader, client)}" for e in edges])
+
+    call(work)
+
+
+async def _plan(client: Client, file: str) -> int:
+    """Shows what would change; how many objects that are."""
+    changed = await _planned(client, file)
+    if changed or state["json"]:
+        show_all(changed, ["action", "name", "differences", "readers"])
+    else:
+        console.print("Nothing to change: everything is applied as it is in the file.", highlight=False)
+    return len(changed)
+
+
+async def _planned(client: Client, file: str) -> list[feature_pb2.PlannedChange]:
+    """What would change. Exits with 1 for mistakes, each with its file and line."""
+    objects, definitions = _compiled(client, file)
+    answer = await client.apply(definitions, plan=True)
+    _warn(answer.warnings)
+    for v in answer.violations:
+        place = place_of_violation(objects, client.project, v.name, v.field)
+        text = escape(f"{place + ': ' if place else ''}{v.name} {v.field}: {v.message}")
+        errors.print(f"[red]{text}[/red]", highlight=False, soft_wrap=True)
+    if answer.violations:
+        raise typer.Exit(1)
+    return [c for c in answer.changes if c.action != UNCHANGED]
+
+
+def _compiled(client: Client, file: str) -> tuple[list[object], Any]:
+    objects = list(vars(load_module(file)).values())
+    return objects, compile_definitions(objects, client.project)
+
+
+async def _version(client: Client, name: str, version: int) -> Any:
+    full = client.full(name) + (f"/versions/{version}" if version else "")
+    if "/featureSets/" in full:
+        answer = await client.feature.GetFeatureSet(feature_pb2.GetFeatureSetRequest(name=full))
+        return answer.feature_set
+    return (await client.feature.GetView(feature_pb2.GetViewRequest(name=full))).view
+
+
+def _print_lines(title: str, lines: Iterable[str]) -> None:
+    lines = list(lines)
+    if not lines:
+        return
+    console.print(title, highlight=False, markup=False)
+    for line in lines:
+        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _plain(name: str, client: Client) -> str:
+    return name.removeprefix(f"{client.parent}/")
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    for warning in warnings:
+        errors.print(f"[yellow]{warning}[/yellow]", highlight=False)

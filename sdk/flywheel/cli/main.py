@@ -1,0 +1,81 @@
+"""The `flywheel` command: what a data scientist and an on-call person do, one call each.
+
+Every answer is a table for people, or with `--json` the protobuf message as JSON for programs.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import Annotated
+
+import typer
+
+from flywheel.cli import definitions
+from flywheel.cli.features import features
+from flywheel.cli.models import models
+from flywheel.cli.operations import alerts, runs
+from flywheel.cli.output import call, show, show_all, state
+from flywheel.client import Client
+from flywheel_protos.inference.v1 import inference_pb2
+from flywheel_protos.monitor.v1 import monitor_pb2
+
+app = typer.Typer(no_args_is_help=True, help="Declare features, train, release and watch models on Flywheel.")
+for name, group in {"features": features, "models": models, "runs": runs, "alerts": alerts}.items():
+    app.add_typer(group, name=name)
+definitions.add_commands(app, features)
+
+
+@app.callback()
+def options(
+    project: Annotated[
+        str, typer.Option(envvar="FLYWHEEL_PROJECT", help="Project of short names")
+    ] = "default",
+    as_json: Annotated[bool, typer.Option("--json", help="Print messages as JSON")] = False,
+) -> None:
+    state.update(project=project, json=as_json)
+
+
+@app.command()
+def predict(
+    model: str,
+    entities: Annotated[str, typer.Option(help='Join keys as JSON: {"carrier": "UA"}')],
+    request: Annotated[str, typer.Option(help="Request fields as JSON")] = "{}",
+    as_of: Annotated[datetime | None, typer.Option(help="UTC; default now")] = None,
+) -> None:
+    """One prediction."""
+
+    async def work(client: Client) -> None:
+        show(await client.predict(model, json.loads(entities), json.loads(request), as_of=as_of))
+
+    call(work)
+
+
+@app.command()
+def status() -> None:
+    """What the gateway serves and how far the monitor is."""
+
+    async def work(client: Client) -> None:
+        serving = await client.inference.GetServingStatus(inference_pb2.GetServingStatusRequest())
+        show_all(
+            serving.models,
+            [
+                "model",
+                "generation",
+                "champion_release",
+                "challenger_release",
+                "challenger_percent",
+                "failures",
+            ],
+        )
+        show(
+            await client.monitor.GetIngestStatus(monitor_pb2.GetIngestStatusRequest(parent=client.parent)),
+            "monitor",
+        )
+
+    call(work)
+
+
+def main() -> None:
+    """Entry point of `flywheel`."""
+    app()

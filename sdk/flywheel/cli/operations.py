@@ -1,0 +1,125 @@
+"""Commands about what runs and what was noticed: runs, pipelines, alerts, drift, performance."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from flywheel.cli.output import call, console, show, show_all
+from flywheel.client import Client
+from flywheel.connection import request_id
+from flywheel_protos.monitor.v1 import monitor_pb2
+from flywheel_protos.trainer.v1 import trainer_pb2
+
+runs = typer.Typer(no_args_is_help=True, help="Experiment runs, jobs, pipelines.")
+alerts = typer.Typer(no_args_is_help=True, help="Drift, performance and alerts.")
+
+
+@runs.command("list")
+def list_runs(
+    where: Annotated[str, typer.Option(help="e.g. metrics.auc>0.7")] = "",
+    order_by: Annotated[str, typer.Option(help="e.g. -metrics.auc")] = "",
+) -> None:
+    """Runs, newest first or by a metric."""
+
+    async def work(client: Client) -> None:
+        request = trainer_pb2.ListRunsRequest(parent=client.parent, filter=where, order_by=order_by)
+        show_all(
+            (await client.trainer.ListRuns(request)).runs,
+            ["name", "state", "metrics", "params", "training_set", "started_at"],
+        )
+
+    call(work)
+
+
+@runs.command("show")
+def show_run(run: str) -> None:
+    """One run."""
+
+    async def work(client: Client) -> None:
+        show((await client.trainer.GetRun(trainer_pb2.GetRunRequest(name=client.path("runs", run)))).run)
+
+    call(work)
+
+
+@runs.command("pipelines")
+def pipelines() -> None:
+    """Pipeline runs, newest first."""
+
+    async def work(client: Client) -> None:
+        answer = await client.trainer.ListPipelineRuns(
+            trainer_pb2.ListPipelineRunsRequest(parent=client.parent)
+        )
+        show_all(
+            answer.pipeline_runs,
+            ["name", "state", "model_version", "rollout", "cause_alert", "error_message", "created_at"],
+        )
+
+    call(work)
+
+
+@alerts.command("list")
+def list_alerts(where: Annotated[str, typer.Option(help="e.g. state=OPEN")] = "") -> None:
+    """Alerts, newest first."""
+
+    async def work(client: Client) -> None:
+        request = monitor_pb2.ListAlertsRequest(parent=client.parent, filter=where)
+        answer = await client.monitor.ListAlerts(request)
+        show_all(answer.alerts, ["name", "kind", "state", "model_version", "window_end", "reason"])
+
+    call(work)
+
+
+@alerts.command("ack")
+def acknowledge(alert: str) -> None:
+    """Say that somebody looks after it."""
+
+    async def work(client: Client) -> None:
+        request = monitor_pb2.AcknowledgeAlertRequest(
+            name=client.path("alerts", alert), request_id=request_id()
+        )
+        show((await client.monitor.AcknowledgeAlert(request)).alert)
+
+    call(work)
+
+
+@alerts.command("resolve")
+def resolve(alert: str, reason: Annotated[str, typer.Option(help="Kept with the alert")]) -> None:
+    """Close an alert."""
+
+    async def work(client: Client) -> None:
+        request = monitor_pb2.ResolveAlertRequest(
+            name=client.path("alerts", alert), reason=reason, request_id=request_id()
+        )
+        show((await client.monitor.ResolveAlert(request)).alert)
+
+    call(work)
+
+
+@alerts.command("drift")
+def drift(model: str) -> None:
+    """The newest closed window of a model against its reference."""
+
+    async def work(client: Client) -> None:
+        request = monitor_pb2.GetDriftReportRequest(name=client.path("models", model))
+        report = (await client.monitor.GetDriftReport(request)).report
+        console.print(
+            f"{report.model_version} {report.window_start.ToDatetime()} – {report.window_end.ToDatetime()}: {report.reason}"
+        )
+        show_all(
+            report.features, ["feature", "psi_corrected", "ks", "adjusted_p_value", "mean_shift", "verdict"]
+        )
+
+    call(work)
+
+
+@alerts.command("performance")
+def performance(model_version: str) -> None:
+    """AUC, log-loss and calibration of a version's labelled predictions."""
+
+    async def work(client: Client) -> None:
+        request = monitor_pb2.GetPerformanceRequest(model_version=client.path("models", model_version))
+        show((await client.monitor.GetPerformance(request)).performance)
+
+    call(work)

@@ -1,0 +1,50 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterable, AsyncIterator
+from datetime import UTC, datetime
+
+from flywheel_common.storage.objects import CHUNK_BYTES, Digest, ObjectInfo, check_key, object_not_found
+
+
+class MemoryObjectStore:
+    """For unit tests."""
+
+    def __init__(self) -> None:
+        self._objects: dict[str, tuple[bytes, datetime]] = {}
+
+    async def put(self, key: str, data: bytes) -> Digest:
+        self._objects[check_key(key)] = (bytes(data), datetime.now(UTC))
+        return Digest(len(data), hashlib.sha256(data).hexdigest())
+
+    async def put_stream(self, key: str, chunks: AsyncIterable[bytes]) -> Digest:
+        check_key(key)
+        return await self.put(key, b"".join([chunk async for chunk in chunks]))
+
+    async def get(self, key: str) -> bytes:
+        found = self._objects.get(check_key(key))
+        if found is None:
+            raise object_not_found(key)
+        return found[0]
+
+    async def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> AsyncIterator[bytes]:
+        data = await self.get(key)
+        for start in range(0, len(data), chunk_bytes):
+            yield data[start : start + chunk_bytes]
+
+    async def head(self, key: str) -> ObjectInfo | None:
+        found = self._objects.get(check_key(key))
+        return None if found is None else ObjectInfo(key, len(found[0]), found[1])
+
+    async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
+        for key in sorted(self._objects):
+            if key.startswith(prefix):
+                yield ObjectInfo(key, len(self._objects[key][0]), self._objects[key][1])
+
+    async def delete(self, key: str) -> None:
+        self._objects.pop(check_key(key), None)
+
+    async def copy(self, source: str, target: str) -> None:
+        await self.put(target, await self.get(source))

@@ -1,0 +1,1 @@
+"""The gRPC edge of a service and its channels to peers."""

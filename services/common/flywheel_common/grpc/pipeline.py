@@ -1,0 +1,273 @@
+"""One wrapper around every method: authenticate, authorize, admit, parse, run, map errors, measure, log.
+
+Wrapping happens once, at registration, so a call passes through no interceptor chain. Handlers are registered
+without a request deserializer: credentials are checked before a byte is parsed, and malformed bytes become
+INVALID_ARGUMENT instead of UNKNOWN.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from opentelemetry.trace import Span, Status, StatusCode
+
+from flywheel_common.context import ANONYMOUS, Call, current_call, left_seconds
+from flywheel_common.errors import DeadlineExceeded, FlywheelError, Internal, InvalidArgument
+from flywheel_common.grpc.admission import Admission
+from flywheel_common.grpc.auth import PUBLIC, Authenticator, Permissions, authorize
+from flywheel_common.grpc.error_details import trailing_metadata
+from flywheel_common.grpc.message_limits import impossible_value
+from flywheel_common.ids import new_id
+from flywheel_common.telemetry.logs import RpcLog, get_logger
+from flywheel_common.telemetry.metrics import RedMetrics
+from flywheel_common.telemetry.traces import Tracing
+
+log = get_logger(__name__)
+_MAX_ACTOR = 200
+RETRY_SECONDS = 1.0
+NO_RETRY = ("grpc-retry-pushback-ms", "-1")
+"""With less time left than RETRY_SECONDS a client's retry would end as DEADLINE_EXCEEDED and hide why the call failed."""
+
+
+class Pipeline:
+    """Wraps the handlers of a service. `deadlines` gives a method (full name) its own default budget in seconds;
+    None there means unbounded. Streams have no default budget."""
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        permissions: Permissions,
+        admission: Admission,
+        metrics: RedMetrics,
+        tracing: Tracing,
+        rpc_log: RpcLog | None,
+        max_message_bytes: int,
+        default_deadline_seconds: float = 30.0,
+        deadlines: Mapping[str, float | None] | None = None,
+    ) -> None:
+        self._authenticator = authenticator
+        self._permissions = permissions
+        self._admission = admission
+        self._metrics = metrics
+        self._tracing = tracing
+        self._rpc_log = rpc_log
+        self._max_bytes = max_message_bytes
+        self._default_deadline = default_deadline_seconds
+        self._deadlines = deadlines or {}
+
+    def wrap(self, method: str, handler: Any) -> Any:
+        """The handler to register for a full method name, for all four kinds of RPC."""
+        parse = handler.request_deserializer or bytes
+        if handler.request_streaming:
+            behavior = handler.stream_stream if handler.response_streaming else handler.stream_unary
+        else:
+            behavior = handler.unary_stream if handler.response_streaming else handler.unary_unary
+        if handler.response_streaming:
+            wrapped = self._streaming(method, behavior, parse, handler.request_streaming)
+            make = (
+                grpc.stream_stream_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_stream_rpc_method_handler
+            )
+        else:
+            wrapped = self._single(method, behavior, parse, handler.request_streaming)
+            make = (
+                grpc.stream_unary_rpc_method_handler
+                if handler.request_streaming
+                else grpc.unary_unary_rpc_method_handler
+            )
+        return make(wrapped, request_deserializer=None, response_serializer=handler.response_serializer)
+
+    def _single(self, method: str, behavior: Any, parse: Any, request_streaming: bool) -> Any:
+        default = self._deadlines.get(method, None if request_streaming else self._default_deadline)
+        mutates = _carries_request_id(parse)
+
+        async def answer(raw: Any, context: Any) -> Any:
+            state = _Running(method, request_streaming)
+            try:
+                call = await self._enter(state, context)
+                if request_streaming:
+                    request = self._parsed(raw, parse)
+                else:
+                    request = state.request = self._parse(raw, parse)
+                    if mutates:
+                        call.request_id = getattr(request, "request_id", "")
+                if call.deadline is None and default is not None:
+                    call.deadline = time.monotonic() + default
+                    async with asyncio.timeout(default):
+                        return await behavior(request, context)
+                return await behavior(request, context)
+            except BaseException as error:  # noqa: BLE001 - _fail always raises
+                await self._fail(state, error, context)
+            finally:
+                self._leave(state)
+
+        return answer
+
+    def _streaming(self, method: str, behavior: Any, parse: Any, request_streaming: bool) -> Any:
+        yields = inspect.isasyncgenfunction(behavior)
+
+        async def answers(raw: Any, context: Any) -> AsyncIterator[Any]:
+            state = _Running(method, True)
+            try:
+                call = await self._enter(state, context)
+                if request_streaming:
+                    request = self._parsed(raw, parse)
+                else:
+                    request = state.request = self._parse(raw, parse)
+                    call.request_id = getattr(request, "request_id", "")
+                produced = behavior(request, context)
+                if yields or hasattr(produced, "__aiter__"):
+                    async for message in produced:
+                        yield message
+                else:
+                    await produced
+            except GeneratorExit:
+                state.code = "CANCELLED"
+                raise
+            except BaseException as error:  # noqa: BLE001 - _fail always raises
+                await self._fail(state, error, context)
+            finally:
+                self._leave(state)
+
+        return answers
+
+    async def _enter(self, state: _Running, context: Any) -> Call:
+        authorization = traceparent = named = ""
+        for key, value in context.invocation_metadata() or ():
+            if key == "traceparent":
+                traceparent = value
+            elif key == "authorization":
+                authorization = value
+            elif key == "x-flywheel-actor":
+                named = value[:_MAX_ACTOR]
+        traceparent, state.span = self._tracing.start_server_span(state.method, traceparent)
+        call = state.call = Call(state.method, ANONYMOUS, "", None, traceparent)
+        current_call.set(call)
+        if self._authenticator.open:
+            call.actor = named
+        else:
+            permission = self._permissions.get(state.method)
+            if permission != PUBLIC:
+                call.principal = await self._authenticator.authenticate(authorization)
+                call.actor = call.principal.subject
+                authorize(call.principal, permission, state.method)
+        left = context.time_remaining()
+        if left is not None:
+            call.deadline = state.started + left
+        self._admission.enter(state.streaming)
+        state.admitted = True
+        return call
+
+    def _parse(self, raw: bytes, parse: Any) -> Any:
+        if len(raw) > self._max_bytes:
+            raise InvalidArgument(
+                f"The request has {len(raw)} bytes, the limit is {self._max_bytes}: send it in smaller pieces.",
+                reason="MESSAGE_TOO_LARGE",
+                limit_bytes=self._max_bytes,
+            )
+        try:
+            return parse(raw)
+        except (DecodeError, ValueError):
+            raise InvalidArgument(
+                "The bytes are not the request message of this method: check that client and server use the same protos.",
+                reason="MALFORMED_REQUEST",
+            ) from None
+
+    async def _parsed(self, raw: AsyncIterator[bytes], parse: Any) -> AsyncIterator[Any]:
+        async for message in raw:
+            yield self._parse(message, parse)
+
+    async def _fail(self, state: _Running, error: BaseException, context: Any) -> None:
+        """Ends the call with the status of the error; always raises."""
+        if isinstance(error, asyncio.CancelledError):
+            left = context.time_remaining()
+            state.code = "DEADLINE_EXCEEDED" if left is not None and left <= 0 else "CANCELLED"
+            raise error
+        if isinstance(error, grpc.aio.AbortError):
+            state.code = _code_name(context.code())
+            raise error
+        if not isinstance(error, Exception):
+            raise error
+        if isinstance(error, TimeoutError):
+            mapped: FlywheelError = DeadlineExceeded("The call took longer than its deadline allows.")
+        elif isinstance(error, FlywheelError):
+            mapped = error
+        elif isinstance(state.request, Message) and (refusal := impossible_value(state.request)) is not None:
+            log.warning("impossible value", method=state.method, reason=refusal.reason, exc_info=error)
+            mapped = refusal
+        else:
+            error_id = new_id()
+            log.error("unhandled exception", error_id=error_id, exc_info=error)
+            mapped = Internal(
+                f"Something went wrong inside the service: report error id {error_id}.",
+                reason="INTERNAL",
+                error_id=error_id,
+            )
+        if isinstance(mapped, Internal) and mapped is error:
+            log.error("internal error", reason=mapped.reason, exc_info=error)
+        state.code, state.reason = mapped.code.name, mapped.reason
+        metadata: tuple[tuple[str, str | bytes], ...] = trailing_metadata(mapped)
+        left = left_seconds()
+        if left is not None and left < RETRY_SECONDS:
+            metadata = (*metadata, NO_RETRY)
+        await context.abort(mapped.code, mapped.message, metadata)
+
+    def _leave(self, state: _Running) -> None:
+        if state.admitted:
+            self._admission.leave(state.streaming)
+        seconds = time.monotonic() - state.started
+        self._metrics.observe(state.method, state.code, seconds)
+        call = state.call
+        if state.span is not None:
+            state.span.set_attribute("rpc.grpc.status_code", state.code)
+            if state.code != "OK":
+                state.span.set_status(Status(StatusCode.ERROR, state.reason or state.code))
+            state.span.end()
+        if self._rpc_log is not None and call is not None:
+            self._rpc_log.write(
+                time.time(),
+                state.method,
+                call.actor or call.principal.subject,
+                state.code,
+                seconds,
+                call.request_id,
+                call.traceparent[3:35],
+                state.reason,
+            )
+
+
+class _Running:
+    """The bookkeeping of one call."""
+
+    __slots__ = ("admitted", "call", "code", "method", "reason", "request", "span", "started", "streaming")
+
+    def __init__(self, method: str, streaming: bool) -> None:
+        self.method = method
+        self.streaming = streaming
+        self.started = time.monotonic()
+        self.admitted = False
+        self.code = "OK"
+        self.reason = ""
+        self.request: Any = None
+        self.span: Span | None = None
+        self.call: Call | None = None
+
+
+def _carries_request_id(parse: Any) -> bool:
+    """Whether messages that `parse` makes may have a request_id. Asking each message that has none costs an exception."""
+    descriptor = getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
+    return descriptor is None or "request_id" in descriptor.fields_by_name
+
+
+def _code_name(code: Any) -> str:
+    if isinstance(code, grpc.StatusCode):
+        return code.name
+    return next((c.name for c in grpc.StatusCode if c.value[0] == code), "UNKNOWN")

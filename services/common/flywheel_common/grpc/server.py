@@ -1,0 +1,188 @@
+"""The gRPC server of a service: pipeline, health, reflection, drain.
+
+server = Server(
+    settings,
+    servicers=[(registry_pb2_grpc.add_RegistryServiceServicer_to_server, servicer)],
+    full_service_names=["flywheel.registry.v1.RegistryService"],
+    permissions=PERMISSIONS,
+)
+server.add_background("outbox relay", relay.run)
+server.health.set_ready()
+await server.run_until_signal()
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import _async as reflection_aio
+from grpc_reflection.v1alpha import reflection_pb2_grpc
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from flywheel_common.config import ServiceSettings, split_address
+from flywheel_common.grpc import health as health_module
+from flywheel_common.grpc.admission import Admission
+from flywheel_common.grpc.auth import AUTHENTICATED, Permissions, authenticator
+from flywheel_common.grpc.health import Health
+from flywheel_common.grpc.pipeline import Pipeline
+from flywheel_common.process.worker import PortTaken, Worker
+from flywheel_common.telemetry.logs import RpcLog, get_logger
+from flywheel_common.telemetry.metrics import red_metrics
+from flywheel_common.telemetry.traces import tracing
+
+log = get_logger(__name__)
+
+AddServicer = Callable[[Any, Any], None]
+_REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
+_REFLECTION_METHOD = f"/{_REFLECTION}/ServerReflectionInfo"
+
+
+class Server(Worker):
+    """Serves `servicers` on `settings.listen`. `health` starts NOT_SERVING: call `health.set_ready()` when the
+    service's own store is. `port` is known after `start`. `permissions` is the method → roles table (jwt mode denies
+    what it lacks). `deadlines` overrides the default budget per full method. `readiness`, if given, is asked every
+    second and sets the health."""
+
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        servicers: Sequence[tuple[AddServicer, Any]],
+        full_service_names: Sequence[str],
+        permissions: Permissions | None = None,
+        deadlines: Mapping[str, float | None] | None = None,
+        interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
+        readiness: Callable[[], Any] | None = None,
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
+        super().__init__(settings, registry=registry)
+        self.health = Health(full_service_names)
+        self.methods: list[str] = []
+        self.port = 0
+        self.admission = Admission(settings.max_concurrent_rpcs, settings.max_concurrent_streams)
+        metrics = red_metrics(registry)
+        metrics.in_flight.set_function(lambda: self.admission.in_flight)
+        self._rpc_log = RpcLog(_short_name(full_service_names)) if settings.log_rpcs else None
+        self._pipeline = Pipeline(
+            authenticator=authenticator(settings),
+            permissions={_REFLECTION_METHOD: AUTHENTICATED, **(permissions or {})},
+            admission=self.admission,
+            metrics=metrics,
+            tracing=tracing(),
+            rpc_log=self._rpc_log,
+            max_message_bytes=settings.max_message_bytes,
+            default_deadline_seconds=settings.default_deadline_seconds,
+            deadlines=deadlines,
+        )
+        self._server = grpc.aio.server(interceptors=tuple(interceptors), options=_options(settings))
+        for add, servicer in servicers:
+            add(servicer, _Registrar(self._server, self._pipeline, self.methods))
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        if settings.reflection:
+            names = (*full_service_names, health_module.SERVICE_NAME, _REFLECTION)
+            reflection_pb2_grpc.add_ServerReflectionServicer_to_server(
+                reflection_aio.ReflectionServicer(names), _Registrar(self._server, self._pipeline, [])
+            )
+        self._drained = False
+        if readiness is not None:
+            self.add_background("readiness", lambda: self._watch(readiness))
+
+    async def start(self) -> None:
+        """Binds the ports and serves. Raises PortTaken."""
+        await super().start()
+        address = self._settings.listen
+        credentials = _credentials(self._settings)
+        try:
+            if credentials is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError:
+            self.port = 0
+        if self.port == 0:
+            await super().stop()
+            raise PortTaken(address, "listen")
+        await self._server.start()
+        log.info(
+            "serving", address=f"{split_address(address)[0]}:{self.port}", metrics_port=self.metrics_port
+        )
+
+    async def drain(self) -> None:
+        """NOT_SERVING, then a moment in which calls are still answered, so that clients look elsewhere."""
+        if not self._drained:
+            self._drained = True
+            self.health.drain()
+            await asyncio.sleep(self._settings.drain_seconds)
+
+    async def stop(self) -> None:
+        """Refuses new calls, lets running ones finish within the grace, closes."""
+        self.health.drain()
+        await self._server.stop(self._settings.grace_seconds)
+        if self._rpc_log is not None:
+            self._rpc_log.flush()
+        await super().stop()
+
+    async def _watch(self, readiness: Callable[[], Any]) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(2.0):
+                    ready = readiness()
+                    if hasattr(ready, "__await__"):
+                        ready = await ready
+            except Exception:  # noqa: BLE001 - not ready, whatever the cause
+                ready = False
+            self.health.set_ready(bool(ready))
+            await asyncio.sleep(1.0)
+
+
+class _Registrar:
+    """Stands in for the server in generated `add_…Servicer_to_server`, wrapping every handler."""
+
+    def __init__(self, server: grpc.aio.Server, pipeline: Pipeline, methods: list[str]) -> None:
+        self._server = server
+        self._pipeline = pipeline
+        self._methods = methods
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        """The same handlers follow by name in `add_registered_method_handlers`."""
+
+    def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
+        wrapped = {
+            name: self._pipeline.wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()
+        }
+        self._methods.extend(f"/{service}/{name}" for name in handlers)
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, wrapped),))
+
+
+def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
+    # The transport takes twice the limit, so that the pipeline can refuse a large message with a reason.
+    return [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", 2 * settings.max_message_bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+    ]
+
+
+def _credentials(settings: ServiceSettings) -> grpc.ServerCredentials | None:
+    if settings.tls_cert_file is None or settings.tls_key_file is None:
+        return None
+    roots = settings.tls_client_ca_file.read_bytes() if settings.tls_client_ca_file is not None else None
+    pair = (settings.tls_key_file.read_bytes(), settings.tls_cert_file.read_bytes())
+    return grpc.ssl_server_credentials([pair], root_certificates=roots, require_client_auth=roots is not None)
+
+
+def _short_name(full_service_names: Sequence[str]) -> str:
+    """`flywheel.registry.v1.RegistryService` → `flywheel-registry`."""
+    for name in full_service_names:
+        parts = name.split(".")
+        if parts[0] == "flywheel" and len(parts) > 1:
+            return f"flywheel-{parts[1]}"
+    return "flywheel"

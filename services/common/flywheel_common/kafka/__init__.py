@@ -1,0 +1,1 @@
+"""Kafka: topics, envelopes, producers, consumers, the outbox."""

@@ -1,0 +1,146 @@
+"""The transactional outbox: an event leaves if and only if the transaction that caused it committed, in order per key.
+
+`enqueue` takes a lock per (topic, key) until the caller's transaction ends, so ids of one key rise in commit order.
+One relay at a time, under a lease, sends them: at least once, each key in order; consumers dedupe by event id.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+import asyncpg
+from prometheus_client import Counter, Gauge
+
+from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.topics import MAX_RECORD_BYTES
+from flywheel_common.postgres.lease import Lease
+from flywheel_common.postgres.pool import Connection, Pool, alive, connection
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_protos.events.v1.event_pb2 import Event
+
+log = get_logger(__name__)
+
+CHANNEL = "flywheel_outbox"
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 7))"
+_INSERT = """
+WITH added AS (INSERT INTO outbox (topic, key, event_id, partition, value) VALUES ($1, $2, $3, $4, $5) RETURNING id)
+SELECT pg_notify('flywheel_outbox', '') FROM added
+"""
+_UNSENT = "SELECT id, topic, key, partition, value FROM outbox WHERE sent_at IS NULL ORDER BY id LIMIT $1"
+_SENT = "UPDATE outbox SET sent_at = clock_timestamp() WHERE id = ANY($1::bigint[])"
+_TRIM = "DELETE FROM outbox WHERE sent_at < now() - $1 * interval '1 second'"
+_WAITING = "SELECT count(*) FROM outbox WHERE sent_at IS NULL"
+
+sent_total = Counter("flywheel_outbox_sent", "Outbox events acknowledged by Kafka")
+waiting = Gauge("flywheel_outbox_waiting", "Outbox events not yet sent")
+
+
+async def enqueue(conn: Connection, topic: str, event: Event, *, partition: int | None = None) -> None:
+    """Puts the event into the caller's transaction. The record key is `event.key`. Raises InvalidArgument
+    EVENT_TOO_LARGE: such an event could never leave."""
+    value = event.SerializeToString()
+    if len(value) > MAX_RECORD_BYTES - 1024:
+        raise InvalidArgument(f"An event of {len(value)} bytes is too large.", reason="EVENT_TOO_LARGE")
+    await conn.execute(_LOCK, f"{topic}\0{event.key}".replace("\0", "/"))
+    await conn.execute(_INSERT, topic, event.key, event.id, partition, value)
+
+
+class Relay:
+    """Sends the outbox of a database. `run` never ends; start it as a background task in every replica."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        producer: Producer,
+        *,
+        lease_name: str = "outbox-relay",
+        batch: int = 500,
+        poll_seconds: float = 1.0,
+        keep_sent_seconds: float = 3600.0,
+        lease_ttl_seconds: float = 10.0,
+    ) -> None:
+        self._pool = pool
+        self._producer = producer
+        self._lease = Lease(pool, lease_name, ttl_seconds=lease_ttl_seconds)
+        self._batch = batch
+        self._poll = poll_seconds
+        self._keep = keep_sent_seconds
+
+    async def run(self) -> None:
+        """Sends for ever, while this replica holds the lease."""
+        await self._lease.run(lambda _: self._relay())
+
+    async def _relay(self) -> None:
+        woken = asyncio.Event()
+
+        def wake(*_: Any) -> None:
+            woken.set()
+
+        trimmed = 0.0
+        loop = asyncio.get_running_loop()
+        listener: Any = None
+        try:
+            while True:
+                woken.clear()
+                try:
+                    if not alive(listener):
+                        listener = await self._listen(wake)
+                        woken.set()
+                    sent = await self.send_batch()
+                    if loop.time() - trimmed > 60:
+                        trimmed = loop.time()
+                        await self._trim()
+                except FlywheelError as error:
+                    if not error.retryable:
+                        raise
+                    log.warning("outbox waits", reason=error.reason)
+                    await asyncio.sleep(0.5)
+                    continue
+                if sent < self._batch:
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(self._poll):
+                            await woken.wait()
+        finally:
+            if alive(listener):
+                with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                    async with asyncio.timeout(2.0):
+                        await listener.remove_listener(CHANNEL, wake)
+                        await self._pool.release(listener)
+
+    async def send_batch(self) -> int:
+        """Sends up to a batch; returns how many. Marks what was acknowledged before the first failure, so that a
+        retry goes on in order. Raises Unavailable."""
+        async with connection(self._pool) as conn:
+            rows = await conn.fetch(_UNSENT, self._batch)
+        if not rows:
+            waiting.set(0)
+            return 0
+        done, failure = await self._producer.send_in_order(
+            [(row["topic"], row["value"], row["key"], row["partition"]) for row in rows]
+        )
+        if done:
+            async with connection(self._pool) as conn:
+                await conn.execute(_SENT, [row["id"] for row in rows[:done]])
+            sent_total.inc(done)
+        if failure is not None:
+            raise failure
+        return len(rows)
+
+    async def _trim(self) -> None:
+        async with connection(self._pool) as conn:
+            await conn.execute(_TRIM, self._keep)
+            waiting.set(await conn.fetchval(_WAITING))
+
+    async def _listen(self, wake: Callable[..., None]) -> Any:
+        """A connection of its own, None while there is none to be had."""
+        async with asyncio.timeout(5):
+            try:
+                conn = await self._pool.acquire()
+                await conn.add_listener(CHANNEL, wake)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                return None
+        return conn

@@ -1,0 +1,266 @@
+"""Producers: one that waits for every acknowledgement, one that would rather lose a record than slow an answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from aiokafka import AIOKafkaProducer
+from aiokafka.errors import KafkaError, MessageSizeTooLargeError
+from prometheus_client import Counter
+
+from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.kafka.client import stop_producer, unavailable
+from flywheel_common.kafka.topics import MAX_RECORD_BYTES
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_protos.events.v1.event_pb2 import Event
+
+log = get_logger(__name__)
+
+Outgoing = tuple[str, bytes, str | None, int | None]
+"""(topic, value, key, partition); partition None = by the key's hash."""
+
+dropped_total = Counter(
+    "flywheel_producer_dropped", "Records given up because the queue was full", ["producer"]
+)
+sent_total = Counter("flywheel_producer_sent", "Records acknowledged", ["producer"])
+
+
+class Producer:
+    """acks=all, idempotent. Connects on first use and again after a fatal error, so a broker that is down at start
+    stops nobody; every failure is Unavailable
+    KAFKA_UNAVAILABLE, after which the record may or may not be there, but for EVENT_TOO_LARGE."""
+
+    def __init__(
+        self,
+        bootstrap: str,
+        *,
+        client_id: str,
+        linger_ms: int = 0,
+        timeout_seconds: float = 10.0,
+        compression: str | None = None,
+        max_batch_bytes: int = 256 * 1024,
+        max_record_bytes: int = MAX_RECORD_BYTES,
+    ) -> None:
+        self.client_id = client_id
+        self._timeout = timeout_seconds
+        self._settings: dict[str, Any] = {
+            "bootstrap_servers": bootstrap,
+            "client_id": client_id,
+            "acks": "all",
+            "enable_idempotence": True,
+            "linger_ms": linger_ms,
+            "compression_type": compression,
+            "max_batch_size": max_batch_bytes,
+            "max_request_size": max_record_bytes,
+            "request_timeout_ms": int(timeout_seconds * 1000),
+            "retry_backoff_ms": 100,
+            "metadata_max_age_ms": 30_000,
+        }
+        self._inner: AIOKafkaProducer | None = None
+        self._lock = asyncio.Lock()
+
+    async def send(
+        self,
+        topic: str,
+        value: bytes | Event,
+        *,
+        key: str | None = None,
+        partition: int | None = None,
+        headers: Sequence[tuple[str, bytes]] = (),
+    ) -> tuple[int, int]:
+        """Returns (partition, offset) once Kafka has it. An Event brings its own key. Raises Unavailable."""
+        if isinstance(value, Event):
+            key = value.key if key is None else key
+            value = value.SerializeToString()
+        inner = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                inner = await self._connected()
+                future = await inner.send(
+                    topic, value, key=_bytes(key), partition=partition, headers=list(headers)
+                )
+                future.add_done_callback(_ignore_result)  # it may end after we have given up
+                metadata = await asyncio.shield(future)
+        except MessageSizeTooLargeError:
+            raise _too_large(topic, value) from None
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self._reset(inner, error)
+            raise unavailable(error) from error
+        sent_total.labels(self.client_id).inc()
+        return metadata.partition, metadata.offset
+
+    async def send_in_order(self, records: Sequence[Outgoing]) -> tuple[int, FlywheelError | None]:
+        """Sends many; returns how many at the front were acknowledged without a gap, and what stopped the rest:
+        Unavailable, or InvalidArgument EVENT_TOO_LARGE for the first one that was not sent."""
+        futures: list[Any] = []
+        failure: BaseException | None = None
+        inner = None
+        try:
+            async with asyncio.timeout(self._timeout):
+                inner = await self._connected()
+                for topic, value, key, partition in records:
+                    try:
+                        futures.append(await inner.send(topic, value, key=_bytes(key), partition=partition))
+                    except MessageSizeTooLargeError:
+                        failure = _too_large(topic, value)
+                        break
+                if futures:
+                    await asyncio.wait(futures)
+        except (KafkaError, OSError, TimeoutError) as error:
+            failure = error
+        done = 0
+        for future in futures:
+            if not future.done() or future.cancelled() or future.exception() is not None:
+                break
+            done += 1
+        if done < len(futures) and isinstance(failure, FlywheelError):
+            failure = None  # what came before it failed, too: that is to be mended first
+        for future in futures[done:]:
+            future.add_done_callback(_ignore_result)
+            if failure is None and future.done() and not future.cancelled():
+                failure = future.exception()
+        sent_total.labels(self.client_id).inc(done)
+        if done == len(records):
+            return done, None
+        if isinstance(failure, FlywheelError):
+            return done, failure
+        failure = failure or TimeoutError()
+        await self._reset(inner, failure)
+        return done, unavailable(failure)
+
+    async def close(self) -> None:
+        """Sends what is buffered (bounded by the timeout) and disconnects."""
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            await stop_producer(inner, flush_seconds=self._timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def _connected(self) -> AIOKafkaProducer:
+        if self._inner is not None:
+            return self._inner
+        async with self._lock:
+            if self._inner is None:
+                inner = AIOKafkaProducer(**self._settings)
+                try:
+                    await inner.start()
+                except BaseException:
+                    with suppress(Exception):
+                        await inner.stop()
+                    raise
+                self._inner = inner
+        return self._inner
+
+    async def _reset(self, failed: AIOKafkaProducer | None, error: BaseException) -> None:
+        """A failed idempotent batch leaves a gap in the sequence: only a new producer can go on. Of many calls that
+        failed with one producer, the first replaces it."""
+        if failed is None or self._inner is not failed:
+            return
+        log.warning("producer reconnects", producer=self.client_id, error=type(error).__name__)
+        self._inner = None
+        await stop_producer(failed, flush_seconds=0.0)
+
+
+def _bytes(key: str | None) -> bytes | None:
+    return None if key is None else key.encode()
+
+
+def _too_large(topic: str, value: bytes) -> InvalidArgument:
+    return InvalidArgument(
+        f"An event of {len(value)} bytes is too large for {topic}: send it in smaller pieces.",
+        reason="EVENT_TOO_LARGE",
+    )
+
+
+def _ignore_result(future: Any) -> None:
+    if not future.cancelled():
+        future.exception()
+
+
+class LossyProducer:
+    """`offer` never waits: it queues, and drops (and counts) when the queue is full. `run` sends in the background,
+    in order, and keeps what it holds through an outage of Kafka."""
+
+    def __init__(self, producer: Producer, *, name: str, capacity: int = 50_000, batch: int = 1000) -> None:
+        self._producer = producer
+        self._name = name
+        self._capacity = capacity
+        self._batch = batch
+        self._queue: deque[Outgoing] = deque()
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.dropped = 0
+        self.sent = 0
+
+    def __len__(self) -> int:
+        return len(self._queue)
+
+    def offer(
+        self, topic: str, value: bytes | Event, *, key: str | None = None, partition: int | None = None
+    ) -> bool:
+        """False when the record was dropped because the queue is full."""
+        if len(self._queue) >= self._capacity:
+            self._drop()
+            return False
+        if isinstance(value, Event):
+            key = value.key if key is None else key
+            value = value.SerializeToString()
+        self._queue.append((topic, value, key, partition))
+        self._idle.clear()
+        self._wake.set()
+        return True
+
+    async def run(self) -> None:
+        """Sends for ever."""
+        delay = 0.1
+        while True:
+            if not self._queue:
+                self._idle.set()
+                self._wake.clear()
+                await self._wake.wait()
+            batch = [self._queue[i] for i in range(min(self._batch, len(self._queue)))]
+            done, failure = await self._producer.send_in_order(batch)
+            for _ in range(done):
+                self._queue.popleft()
+            self.sent += done
+            if failure is None:
+                delay = 0.1
+                continue
+            if not failure.retryable:
+                self._queue.popleft()
+                self._drop()
+                log.error("log record given up", producer=self._name, reason=failure.reason)
+                continue
+            log.warning(
+                "log records wait for kafka",
+                producer=self._name,
+                waiting=len(self._queue),
+                dropped=self.dropped,
+            )
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2.0)
+
+    def _drop(self) -> None:
+        self.dropped += 1
+        dropped_total.labels(self._name).inc()
+
+    async def flush(self, seconds: float = 5.0) -> bool:
+        """Waits until the queue is empty; False when it is not in time. `run` must be running."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True

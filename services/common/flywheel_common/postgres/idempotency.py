@@ -1,0 +1,116 @@
+"""Mutations that may be repeated: same request_id and body → the first answer, without a second effect.
+
+async with transaction(pool) as conn, idempotent(conn, "CreateModel", request_id, body) as once:
+    if once.replay is not None:
+        return Model.FromString(once.replay)
+    model = …effect on conn…
+    once.store(model.SerializeToString())
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from flywheel_common.context import current_principal
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.postgres.pool import Connection, Pool, Translation, connection, transaction
+
+M = TypeVar("M", bound=Message)
+
+MAX_REQUEST_ID = 200
+
+_TAKE = """
+INSERT INTO idempotent_request (scope, method, request_id, body_sha256) VALUES ($1, $2, $3, $4)
+ON CONFLICT DO NOTHING RETURNING true
+"""
+_READ = "SELECT body_sha256, response FROM idempotent_request WHERE scope = $1 AND method = $2 AND request_id = $3"
+_STORE = "UPDATE idempotent_request SET response = $4 WHERE scope = $1 AND method = $2 AND request_id = $3"
+_TRIM = "DELETE FROM idempotent_request WHERE created_at < now() - $1 * interval '1 day'"
+
+
+class Once:
+    """`replay` holds the first answer's bytes, None when this is the first call: then `store` the answer."""
+
+    __slots__ = ("replay", "response")
+
+    def __init__(self, replay: bytes | None) -> None:
+        self.replay = replay
+        self.response: bytes | None = None
+
+    def store(self, response: bytes) -> None:
+        """The answer that repeats will get."""
+        self.response = response
+
+
+@asynccontextmanager
+async def idempotent(
+    conn: Connection, method: str, request_id: str, body: bytes | Message, *, scope: str | None = None
+) -> AsyncIterator[Once]:
+    """Inside the transaction (read committed) of the effect. Concurrent equal calls wait for the first to commit; if
+    it rolls back, the next one takes its place. An empty request_id means: not idempotent. `scope` defaults to the
+    caller, so that nobody reads another's answers. Raises InvalidArgument REQUEST_ID_REUSED for another body."""
+    if not request_id:
+        yield Once(None)
+        return
+    if len(request_id) > MAX_REQUEST_ID:
+        raise InvalidArgument(
+            f"request_id is longer than {MAX_REQUEST_ID} characters.", reason="INVALID_REQUEST_ID"
+        )
+    data = body if isinstance(body, bytes) else body.SerializeToString(deterministic=True)
+    digest = hashlib.sha256(data).digest()
+    key = (current_principal().subject if scope is None else scope, method, request_id)
+    if not await conn.fetchval(_TAKE, *key, digest):
+        row = await conn.fetchrow(_READ, *key)
+        if row["body_sha256"] != digest:
+            raise InvalidArgument(
+                f"request_id {request_id!r} was used for another {method} request: use a new id for a new request.",
+                reason="REQUEST_ID_REUSED",
+                request_id=request_id,
+            )
+        yield Once(row["response"])
+        return
+    once = Once(None)
+    yield once
+    if once.response is None:
+        raise RuntimeError(f"{method}: an idempotent effect must store its answer")
+    await conn.execute(_STORE, *key, once.response)
+
+
+class Idempotency:
+    """Runs whole mutations: transaction, replay or effect, stored answer."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def run(
+        self,
+        method: str,
+        request_id: str,
+        request: Message | bytes,
+        response_type: type[M],
+        effect: Callable[[Connection], Awaitable[M]],
+        *,
+        translate: Translation | None = None,
+        scope: str | None = None,
+    ) -> M:
+        """The answer of `effect(conn)`, or the first answer when it is a repeat. The effect must use `conn` alone:
+        taking another connection while 100 repeats wait for this one could exhaust the pool."""
+        async with (
+            transaction(self._pool, translate=translate) as conn,
+            idempotent(conn, method, request_id, request, scope=scope) as once,
+        ):
+            if once.replay is not None:
+                return response_type.FromString(once.replay)
+            answer = await effect(conn)
+            once.store(answer.SerializeToString())
+        return answer
+
+    async def trim(self, older_than_days: float = 7.0) -> None:
+        """Forgets old answers: a repeat later than that is a new request."""
+        async with connection(self._pool) as conn:
+            await conn.execute(_TRIM, older_than_days)

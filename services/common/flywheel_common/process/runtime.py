@@ -1,0 +1,89 @@
+"""The one way a process of Flywheel starts.
+
+def serve() -> None:
+    main("registry", RegistrySettings, build)
+
+async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
+    pool = await stack.enter_async_context(postgres.create_pool(settings.dsn, application_name="flywheel-registry"))
+    ...
+    return server
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from typing import NoReturn, TypeVar
+
+import uvloop
+
+from flywheel_common.config import EXIT_BAD_SETTINGS, ServiceSettings, load
+from flywheel_common.errors import FlywheelError
+from flywheel_common.process.worker import EXIT_CRASH, EXIT_DEPENDENCY, BackgroundCrashed, PortTaken, Worker
+from flywheel_common.telemetry.logs import configure_logs, get_logger
+from flywheel_common.telemetry.traces import configure_telemetry
+
+S = TypeVar("S", bound=ServiceSettings)
+Build = Callable[[S, AsyncExitStack], Awaitable[Worker]]
+
+
+def main(service_name: str, settings: type[S] | S, build: Build[S]) -> NoReturn:
+    """Loads the settings (unless given), sets up logs and traces, builds, runs until a signal, closes everything in
+    reverse, and exits: 0 after a signal, 1 after a crash, 2 for bad settings, 3 for a taken port, 4 when a
+    dependency could not be reached at start."""
+    loaded = load(settings) if isinstance(settings, type) else settings
+    configure_logs(f"flywheel-{service_name}", loaded.log_level)
+    log = get_logger(__name__)
+    code = 0
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(run(service_name, loaded, _lasting(build)))
+    except PortTaken as error:
+        code = _complain(str(error), int(error.code or 1))
+    except FlywheelError as error:
+        code = _complain(error.message, EXIT_DEPENDENCY)
+    except ValueError as error:
+        log.error("cannot start", exc_info=error)
+        code = _complain(str(error), EXIT_BAD_SETTINGS)
+    except BackgroundCrashed as error:
+        code = _complain(f"Background task {error} crashed; its traceback is in the log.", EXIT_CRASH)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        log.error("crashed", exc_info=error)
+        code = EXIT_CRASH
+    sys.stdout.flush()
+    raise SystemExit(code)
+
+
+async def run(service_name: str, settings: S, build: Build[S]) -> None:
+    """`main` without the process around it: for tests and embedding."""
+    tracing = configure_telemetry(f"flywheel-{service_name}", settings.otlp_endpoint, settings.trace_ratio)
+    try:
+        async with AsyncExitStack() as stack:
+            process = await build(settings, stack)
+            await process.run_until_signal()
+    finally:
+        await asyncio.to_thread(tracing.close)
+
+
+def _lasting(build: Build[S]) -> Build[S]:
+    """What was imported and built lives as long as the process, so the collector need not walk it. An S3 client alone is tens of thousands
+    of objects: walking them again and again was what the slowest lookups waited for (ADR 0033)."""
+
+    async def built(settings: S, stack: AsyncExitStack) -> Worker:
+        process = await build(settings, stack)
+        gc.collect()
+        gc.freeze()
+        return process
+
+    return built
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+    return code

@@ -1,0 +1,1 @@
+"""Ray's Jobs HTTP API."""

@@ -1,0 +1,1 @@
+"""Object storage: the port and its S3 adapter."""
