@@ -29,8 +29,8 @@ import psutil
 import pyarrow.fs as fs
 
 from flywheel_common.clock import SystemClock
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     DAY,
     BatchView,
     DataType,
@@ -43,12 +43,13 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
-from flywheel_feature.offline.memory import MemoryArchive, MemoryTrainingSets
-from flywheel_feature.offline.partitioned_build import MEBIBYTE, JoinLimits
-from flywheel_feature.offline.training_set import TrainingSetBuilder
-from flywheel_feature.offline.training_sets import FileSpine, TrainingSet, TrainingSetRequest
-from flywheel_feature.store.partition_process import PartitionProcess
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.fakes.training_sets import MemoryTrainingSets
+from flywheel_feature.offline.build import TrainingSetBuilder
+from flywheel_feature.offline.model import FileSpine, TrainingSet, TrainingSetRequest
+from flywheel_feature.offline.partitioned.build import MEBIBYTE, JoinLimits
+from flywheel_feature.store.engines.process import PartitionProcess
+from flywheel_feature.store.s3.tables import S3Tables
+from flywheel_feature.tables.pinned_archive import MemoryArchive
 from flywheel_local.backends import Backends
 from flywheel_local.s3 import S3
 
@@ -131,7 +132,7 @@ def watch_joins() -> Callable[[], float]:
         while not ended.wait(0.05):
             for child in psutil.Process().children():
                 with contextlib.suppress(psutil.Error, OSError):
-                    if "flywheel_feature.offline.partition_task" in child.cmdline():
+                    if "flywheel_feature.join_worker" in child.cmdline():
                         status = Path(f"/proc/{child.pid}/status").read_text()
                         peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
                         highest[0] = max(highest[0], int(peak.split()[1]) / 1024)

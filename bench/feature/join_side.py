@@ -16,7 +16,7 @@ COLUMNS = [f"v{i}" for i in range(10)]
 
 
 def ours(spine: pl.DataFrame, rows: pl.DataFrame, known: bool) -> pl.DataFrame:
-    from flywheel_feature.offline.point_in_time import as_of_join
+    from flywheel_feature.offline.joins.point_in_time import as_of_join
 
     return as_of_join(
         spine, rows, keys=["driver"], spine_time="asked_at", event_time="at", created_time="created" if known else None,

@@ -16,7 +16,7 @@ from typing import Any, Self, TypeVar
 import polars as pl
 
 import flywheel as fw
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local import ports
 from flywheel_local.backends import Backends
 from flywheel_local.layout import LOCAL

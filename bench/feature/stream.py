@@ -18,7 +18,7 @@ from bench.feature.room import Room
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.topics import feature_source
 from flywheel_common.value import from_python
-from flywheel_feature.store.online_store import position_key
+from flywheel_feature.store.redis.online_store import position_key
 from flywheel_protos.events.v1.source_pb2 import SourceEvent
 
 EVENTS = 200_000

@@ -11,13 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from flywheel_common.arrays import Array, Mask
 from flywheel_common.errors import InvalidArgument
 from flywheel_protos.types.v1 import column_pb2, value_pb2
 
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 Column = column_pb2.Column
 Table = column_pb2.Table
 T = value_pb2.DataType

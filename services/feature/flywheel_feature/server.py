@@ -22,55 +22,56 @@ from flywheel_common.process.worker import Worker
 from flywheel_common.ray.jobs import ray_jobs
 from flywheel_common.storage.s3 import arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature import convert_events, convert_offline
-from flywheel_feature.applied_definitions import AppliedDefinitions
-from flywheel_feature.archive_replay import ArchiveReplay
-from flywheel_feature.archiving import Archiver
+from flywheel_feature.api import convert_training_sets
+from flywheel_feature.api.answer_encoding import AnswerEncoder
+from flywheel_feature.api.servicer import FeatureServicer, add_to_server
+from flywheel_feature.apply.applied import AppliedDefinitions
+from flywheel_feature.apply.lineage import Models
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
-from flywheel_feature.convert_answer import AnswerEncoder
-from flywheel_feature.erased import Erased
-from flywheel_feature.erasing import KIND as ERASE
-from flywheel_feature.erasing import Erasing
-from flywheel_feature.freshness import FreshnessReader
-from flywheel_feature.generations import Generations
-from flywheel_feature.jobs import JobRunner
-from flywheel_feature.lineage import Models
-from flywheel_feature.materialization import KIND as MATERIALIZE
-from flywheel_feature.materialization import Materializing
+from flywheel_feature.encoding import event_payloads
+from flywheel_feature.erasure.erase_job import KIND as ERASE
+from flywheel_feature.erasure.erase_job import Erasing
+from flywheel_feature.ingest.archive import Archiver
+from flywheel_feature.ingest.archive_replay import ArchiveReplay
+from flywheel_feature.ingest.freshness import FreshnessReader
+from flywheel_feature.ingest.freshness_metrics import FreshnessGauges
+from flywheel_feature.ingest.generations import Generations
+from flywheel_feature.ingest.materialize_job import KIND as MATERIALIZE
+from flywheel_feature.ingest.materialize_job import Materializing
+from flywheel_feature.ingest.push_log import PushLog
+from flywheel_feature.ingest.pushing import Pushing
+from flywheel_feature.ingest.rebuilding import KIND as REBUILD
+from flywheel_feature.ingest.rebuilding import Rebuilding
+from flywheel_feature.ingest.stream_materialization import StreamMaterializer, TileFilling
+from flywheel_feature.ingest.stream_tiles import SourceTiles
+from flywheel_feature.ingest.stream_worker import StreamWorker
+from flywheel_feature.ingest.tombstones import Erased
+from flywheel_feature.ingest.value_checks import Validating
+from flywheel_feature.jobs.runner import JobRunner
+from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.leftovers import Leftovers
-from flywheel_feature.offline.partitioned_build import MEBIBYTE, JoinLimits
+from flywheel_feature.offline.partitioned.build import MEBIBYTE, JoinLimits
 from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.offline.skew import SkewCheck
-from flywheel_feature.offline.training_set import TrainingSetBuilder
-from flywheel_feature.online import OnlineFeatures
-from flywheel_feature.online_metrics import FreshnessGauges
+from flywheel_feature.online.lookup import OnlineFeatures
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
-from flywheel_feature.push_log import PushLog
-from flywheel_feature.pushing import Pushing
-from flywheel_feature.rebuilding import KIND as REBUILD
-from flywheel_feature.rebuilding import Rebuilding
-from flywheel_feature.servicer import FeatureServicer, add_to_server
-from flywheel_feature.store.archive import PostgresArchive
-from flywheel_feature.store.definitions import PostgresDefinitions
-from flywheel_feature.store.generations import PostgresGenerations
-from flywheel_feature.store.jobs import PostgresJobs
-from flywheel_feature.store.materialized import PostgresMaterialized
+from flywheel_feature.store.engines.process import PartitionProcess
+from flywheel_feature.store.engines.ray import PartitionRay
 from flywheel_feature.store.model_uses import NoModels, RegistryModels
-from flywheel_feature.store.online_store import OnlineStore
-from flywheel_feature.store.partition_process import PartitionProcess
-from flywheel_feature.store.partition_ray import PartitionRay
-from flywheel_feature.store.push_log import PostgresPushLog
-from flywheel_feature.store.redis_cluster import ClusterPipe
-from flywheel_feature.store.redis_pipe import RedisPipe
-from flywheel_feature.store.s3_deletion import S3Deletion
+from flywheel_feature.store.postgres.archive import PostgresArchive
+from flywheel_feature.store.postgres.definitions import PostgresDefinitions
+from flywheel_feature.store.postgres.generations import PostgresGenerations
+from flywheel_feature.store.postgres.jobs import PostgresJobs
+from flywheel_feature.store.postgres.materialized import PostgresMaterialized
+from flywheel_feature.store.postgres.push_log import PostgresPushLog
+from flywheel_feature.store.postgres.tombstones import PostgresTombstones
+from flywheel_feature.store.postgres.training_sets import PostgresTrainingSets
+from flywheel_feature.store.redis.cluster import ClusterPipe
+from flywheel_feature.store.redis.connection import RedisPipe
+from flywheel_feature.store.redis.online_store import OnlineStore
+from flywheel_feature.store.s3.deletion import S3Deletion
+from flywheel_feature.store.s3.table_files import S3TableFiles
 from flywheel_feature.store.source_topics import SourceTopics
-from flywheel_feature.store.table_files import S3TableFiles
-from flywheel_feature.store.tombstones import PostgresTombstones
-from flywheel_feature.store.training_sets import PostgresTrainingSets
-from flywheel_feature.stream_materialization import StreamMaterializer, TileFilling
-from flywheel_feature.stream_tiles import SourceTiles
-from flywheel_feature.stream_worker import StreamWorker
-from flywheel_feature.validating import Validating
 
 log = get_logger(__name__)
 
@@ -127,9 +128,11 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     jobs.register(MATERIALIZE, materializing.run)
     jobs.register(REBUILD, rebuilding.run)
     jobs.register(ERASE, erasing.run)
-    jobs.register(convert_offline.TRAINING_SET_JOB, convert_offline.training_set_handler(builder))
-    jobs.register(convert_offline.SKEW_JOB, convert_offline.skew_handler(skew))
-    leftovers = Leftovers(job_store, convert_offline.TRAINING_SET_JOB, training_sets, tables, engines, clock)
+    jobs.register(convert_training_sets.TRAINING_SET_JOB, convert_training_sets.training_set_handler(builder))
+    jobs.register(convert_training_sets.SKEW_JOB, convert_training_sets.skew_handler(skew))
+    leftovers = Leftovers(
+        job_store, convert_training_sets.TRAINING_SET_JOB, training_sets, tables, engines, clock
+    )
     idempotency = Idempotency(pool)
     freshness = FreshnessReader(store, archive, materialized, topics)
     gauges = FreshnessGauges(freshness, definitions.projects, clock)
@@ -253,7 +256,7 @@ def _filling(
 
 
 def _encode_event(source, columns, event_ids, partition) -> bytes:  # type: ignore[no-untyped-def]
-    return convert_events.to_event(source, columns, event_ids, partition).SerializeToString()
+    return event_payloads.to_event(source, columns, event_ids, partition).SerializeToString()
 
 
 async def _database(settings: FeatureSettings, stack: AsyncExitStack, name: str) -> Pool:

@@ -8,8 +8,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
+from flywheel_common.arrays import Floats
 from flywheel_common.errors import FailedPrecondition, NotFound, Unavailable
 from flywheel_inference.convert_events import prediction_records
 from flywheel_inference.fallback import CachedPrediction
@@ -17,8 +17,6 @@ from flywheel_inference.outcomes import OutcomeRow
 from flywheel_inference.prediction_log import LogRecord, LogRows
 from flywheel_inference.release import Contract
 from flywheel_inference.triton_model import DIGEST, MODEL_FILE
-
-Floats = npt.NDArray[np.float32]
 
 
 class MemoryPredictions:

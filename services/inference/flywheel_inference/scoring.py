@@ -11,6 +11,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from flywheel_common.arrays import Floats
 from flywheel_common.errors import DeadlineExceeded, FlywheelError, InvalidArgument, NotFound
 from flywheel_inference import fallback
 from flywheel_inference.breaker import Breaker
@@ -19,8 +20,6 @@ from flywheel_inference.fallback import CannotScore
 from flywheel_inference.release import Contract, ReleaseSpec
 from flywheel_inference.request import Item
 from flywheel_inference.tensor import PRESENT, FeatureBlock, MissingFeature, TensorBuilder, join
-
-Floats = npt.NDArray[np.float64]
 
 
 class FeatureLookup(Protocol):

@@ -13,10 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flywheel_common.arrays import Array, Mask
 from flywheel_inference.release import InputSpec
-
-Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
 STATUS_NAMES = {PRESENT: "PRESENT", NULL: "NULL", NOT_FOUND: "NOT_FOUND", STALE: "STALE"}

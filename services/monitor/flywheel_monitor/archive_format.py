@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from flywheel_common.arrays import Array, Mask
 from flywheel_common.columns import DTYPES, to_numpy
-from flywheel_monitor.arrays import Array, Mask
 from flywheel_monitor.batches import Role, Source
 from flywheel_monitor.convert import prediction_columns
 from flywheel_protos.events.v1 import prediction_pb2

@@ -8,7 +8,7 @@ from enum import IntEnum
 
 import numpy as np
 
-from flywheel_monitor.arrays import F64, I64, Array, Mask
+from flywheel_common.arrays import Array, Floats, Ints, Mask
 
 
 class Role(IntEnum):
@@ -48,11 +48,11 @@ class PredictionColumns:
 
     key: VariantKey
     ids: list[str]
-    event_times: I64
-    scores: F64
+    event_times: Ints
+    scores: Floats
     decisions: Mask
-    sources: I64
-    latencies_ms: F64
+    sources: Ints
+    latencies_ms: Floats
     failed: Mask
     segments: tuple[str, ...]
     features: Mapping[str, tuple[Array, Mask]]
@@ -71,8 +71,8 @@ class OutcomeColumns:
     name: str
     prediction_ids: list[str]
     outcome_ids: list[str]
-    event_times: I64
-    values: F64
+    event_times: Ints
+    values: Floats
 
 
 @dataclass(frozen=True)

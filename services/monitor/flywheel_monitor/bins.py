@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_monitor.arrays import F64, I64, Array, Mask
+from flywheel_common.arrays import Array, Floats, Ints, Mask
 
 FAR_WIDTHS = 10.0
 """A number more than this many reference ranges (max - min) outside the range is FAR: a broken unit or sensor, not a shift."""
@@ -101,7 +101,7 @@ class FeatureBins:
         return self.regular + SPECIALS
 
     @cached_property
-    def reference_counts(self) -> I64:
+    def reference_counts(self) -> Ints:
         """[size] rows of the training set per bin. The reference's rare categories count as UNSEEN, because a new one
         cannot be told from them."""
         counts = np.zeros(self.size, np.int64)
@@ -111,7 +111,7 @@ class FeatureBins:
         return counts
 
     @cached_property
-    def _edges(self) -> F64:
+    def _edges(self) -> Floats:
         return np.asarray(self.reference.edges, np.float64)
 
     @cached_property
@@ -125,7 +125,7 @@ class FeatureBins:
             return -np.inf, np.inf
         return self.reference.minimum - width, self.reference.maximum + width
 
-    def assign(self, values: Array | None, valid: Mask, rows: int) -> I64:
+    def assign(self, values: Array | None, valid: Mask, rows: int) -> Ints:
         """[rows] bin of each row. `values` None: the column was not logged, every row is NULL."""
         if values is None:
             return np.full(rows, self.regular + Special.NULL, np.int64)
@@ -133,7 +133,7 @@ class FeatureBins:
             return self._assign_numeric(values, valid)
         return self._assign_categories(values, valid)
 
-    def _assign_numeric(self, values: Array, valid: Mask) -> I64:
+    def _assign_numeric(self, values: Array, valid: Mask) -> Ints:
         if values.ndim != 1 or values.dtype.kind not in "biuf":
             bins = np.full(len(values), self.regular + Special.MALFORMED, np.int64)
             bins[~valid] = self.regular + Special.NULL
@@ -155,7 +155,7 @@ class FeatureBins:
             bins[~valid] = self.regular + Special.NULL
         return bins
 
-    def _assign_categories(self, values: Array, valid: Mask) -> I64:
+    def _assign_categories(self, values: Array, valid: Mask) -> Ints:
         unseen = self.regular + int(Special.UNSEEN)
         index = self._index
         if values.ndim != 1 or values.dtype.kind not in "OUbiu":
@@ -170,7 +170,7 @@ class FeatureBins:
             bins[~valid] = self.regular + Special.NULL
         return bins
 
-    def standardized(self, values: Array | None, valid: Mask, rows: int) -> F64:
+    def standardized(self, values: Array | None, valid: Mask, rows: int) -> Floats:
         """[rows] (x - reference mean) / reference stddev, clipped to ±1e6; 0 where x is null, not finite or no number,
         and for a constant reference."""
         spread = self.reference.stddev
@@ -188,7 +188,7 @@ class FeatureBins:
         return np.where(valid & np.isfinite(z), z, 0.0)
 
 
-def null_rate(bins: FeatureBins, counts: I64) -> float:
+def null_rate(bins: FeatureBins, counts: Ints) -> float:
     """Share of rows that are null, NaN, infinite or of a wrong type."""
     bad = (
         counts[bins.regular + Special.NULL]
@@ -198,15 +198,15 @@ def null_rate(bins: FeatureBins, counts: I64) -> float:
     return float(bad) / max(1, int(counts.sum()))
 
 
-def unseen_rate(bins: FeatureBins, counts: I64) -> float:
+def unseen_rate(bins: FeatureBins, counts: Ints) -> float:
     """Share of rows outside the reference's range or with an unlisted category."""
     return _share(bins, counts, (Special.BELOW, Special.ABOVE, Special.FAR, Special.UNSEEN))
 
 
-def broken_rate(bins: FeatureBins, counts: I64) -> float:
+def broken_rate(bins: FeatureBins, counts: Ints) -> float:
     """Share of rows that no shift explains: far outside the range, or an unlisted category."""
     return _share(bins, counts, (Special.FAR, Special.UNSEEN))
 
 
-def _share(bins: FeatureBins, counts: I64, specials: Sequence[Special]) -> float:
+def _share(bins: FeatureBins, counts: Ints, specials: Sequence[Special]) -> float:
     return float(sum(int(counts[bins.regular + s]) for s in specials)) / max(1, int(counts.sum()))

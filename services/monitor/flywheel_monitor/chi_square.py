@@ -9,13 +9,13 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import chdtrc
 
-from flywheel_monitor.arrays import I64
+from flywheel_common.arrays import Ints
 
 MIN_EXPECTED = 5.0
 """Bins with a smaller expected count on either side are pooled (Cochran 1954)."""
 
 
-def pooled(a: I64, b: I64) -> tuple[I64, I64]:
+def pooled(a: Ints, b: Ints) -> tuple[Ints, Ints]:
     """Both vectors with the bins of a small expected count joined into one last bin."""
     total = a + b
     n, m = int(a.sum()), int(b.sum())
@@ -27,7 +27,7 @@ def pooled(a: I64, b: I64) -> tuple[I64, I64]:
     return np.append(a[~small], a[small].sum()), np.append(b[~small], b[small].sum())
 
 
-def chi_square(a: I64, b: I64) -> tuple[float, float]:
+def chi_square(a: Ints, b: Ints) -> tuple[float, float]:
     """(statistic, p-value) of two count vectors [B]; (0, 1) when a side or all but one bin is empty."""
     used = (a + b) > 0
     x, y = a[used].astype(np.float64), b[used].astype(np.float64)

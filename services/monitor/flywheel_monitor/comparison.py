@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import stdtrit
 
+from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_monitor import performance
-from flywheel_monitor.arrays import F64, I64, Mask
 from flywheel_monitor.layout import log_loss_terms
 
 LARGEST_SHIFT = 1e6
@@ -28,7 +28,7 @@ class Bounds:
     upper: float = math.inf
 
 
-def paired(difference: F64, alpha: float) -> Bounds:
+def paired(difference: Floats, alpha: float) -> Bounds:
     """Mean of [n] differences with bounds at level 1 - alpha each."""
     n = len(difference)
     if n < 2:
@@ -38,7 +38,7 @@ def paired(difference: F64, alpha: float) -> Bounds:
     return Bounds(mean, mean - margin, mean + margin)
 
 
-def welch(challenger: F64, champion: F64, alpha: float) -> Bounds:
+def welch(challenger: Floats, champion: Floats, alpha: float) -> Bounds:
     """Difference of means, unequal variances, Welch-Satterthwaite degrees of freedom."""
     n, m = len(challenger), len(champion)
     delta = (float(challenger.mean()) if n else 0.0) - (float(champion.mean()) if m else 0.0)
@@ -58,15 +58,15 @@ class VariantRows:
     `usable` marks scores that the model gave; `failed` answers that the model should have given and did not."""
 
     ids: tuple[str, ...]
-    event_times: I64
-    scores: F64
-    labels: F64
+    event_times: Ints
+    scores: Floats
+    labels: Floats
     decisions: Mask
-    latencies_ms: F64
+    latencies_ms: Floats
     usable: Mask
     failed: Mask
 
-    def scored(self) -> F64:
+    def scored(self) -> Floats:
         return self.scores[self.usable]
 
     def has_label(self) -> Mask:
@@ -140,7 +140,7 @@ def compare(champion: VariantRows, challenger: VariantRows, *, is_paired: bool, 
     return Comparison(a, b, min(a.labelled, b.labelled), welch(ours, theirs, alpha), None, shift)
 
 
-def _pairs(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[I64, I64]:
+def _pairs(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[Ints, Ints]:
     """Positions, in both, of the ids that both have."""
     where = {prediction_id: i for i, prediction_id in enumerate(a)}
     found = [(where[prediction_id], i) for i, prediction_id in enumerate(b) if prediction_id in where]
@@ -148,7 +148,7 @@ def _pairs(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[I64, I64]:
     return pairs[:, 0], pairs[:, 1]
 
 
-def _shift(champion: F64, challenger: F64) -> float:
+def _shift(champion: Floats, challenger: Floats) -> float:
     """|difference of means| in champion standard deviations, at most 1e6 (a champion that always says the same);
     0 when the challenger has no scores, or the champion too few to have a deviation."""
     if len(champion) < 2 or len(challenger) == 0:

@@ -10,11 +10,11 @@ import numpy as np
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from flywheel_common.arrays import Array, Ints
 from flywheel_common.columns import check_table, from_table
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.kafka.envelope import build_event
 from flywheel_monitor.alert import Alert, Announcement
-from flywheel_monitor.arrays import I64, Array
 from flywheel_monitor.batches import OutcomeColumns, PredictionColumns, Role, VariantKey
 from flywheel_monitor.bins import ColumnReference
 from flywheel_monitor.comparison import Variant
@@ -99,7 +99,7 @@ def outcome_columns(batch: prediction_pb2.OutcomeBatch) -> OutcomeColumns:
     )
 
 
-def _times(packed: bytes, n: int) -> I64:
+def _times(packed: bytes, n: int) -> Ints:
     times = _packed(packed, "<i8", n, "event_times").astype(np.int64)
     if n and (times.min() < _EARLIEST_US or times.max() > _LATEST_US):
         raise _malformed("an event time lies outside the years 1 to 9999")

@@ -13,9 +13,9 @@ from enum import IntEnum
 
 import numpy as np
 
+from flywheel_common.arrays import Ints
 from flywheel_monitor import chi_square as chi2
 from flywheel_monitor import fdr, ks, psi
-from flywheel_monitor.arrays import I64
 from flywheel_monitor.bins import FeatureBins, Special, broken_rate, null_rate, unseen_rate
 from flywheel_monitor.policy import MonitorPolicy
 
@@ -53,7 +53,7 @@ class FeatureDrift:
     reason: str = ""
 
 
-def measure(bins: FeatureBins, counts: I64, mean_shift: float | None) -> tuple[FeatureDrift, float]:
+def measure(bins: FeatureBins, counts: Ints, mean_shift: float | None) -> tuple[FeatureDrift, float]:
     """The statistics of one feature and its p-value before adjustment.
 
     Numeric: KS of the finite values and chi-square of present against missing and out of range, the smaller p doubled
@@ -80,7 +80,7 @@ def measure(bins: FeatureBins, counts: I64, mean_shift: float | None) -> tuple[F
     return found, min(1.0, 2 * min(ks_p, special_p))
 
 
-def _kinds(bins: FeatureBins, counts: I64) -> I64:
+def _kinds(bins: FeatureBins, counts: Ints) -> Ints:
     """[present, null or broken, far]: what KS over finite values cannot see."""
     s = counts[bins.regular :]
     missing = s[Special.NULL] + s[Special.NON_FINITE] + s[Special.MALFORMED]
@@ -89,7 +89,7 @@ def _kinds(bins: FeatureBins, counts: I64) -> I64:
 
 def judge_features(
     features: Sequence[FeatureBins],
-    counts: Mapping[str, I64],
+    counts: Mapping[str, Ints],
     mean_shifts: Mapping[str, float],
     policy: MonitorPolicy,
 ) -> list[FeatureDrift]:
@@ -103,7 +103,7 @@ def judge_features(
     return sorted(judged, key=lambda d: (-d.psi_corrected, d.feature))
 
 
-def _judge(bins: FeatureBins, counts: I64, d: FeatureDrift, policy: MonitorPolicy) -> FeatureDrift:
+def _judge(bins: FeatureBins, counts: Ints, d: FeatureDrift, policy: MonitorPolicy) -> FeatureDrift:
     rows = int(counts.sum())
     if rows < policy.min_predictions:
         return replace(

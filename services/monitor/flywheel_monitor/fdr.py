@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flywheel_monitor.arrays import F64
+from flywheel_common.arrays import Floats
 
 
-def adjust(p_values: Sequence[float] | F64) -> F64:
+def adjust(p_values: Sequence[float] | Floats) -> Floats:
     """[n] adjusted p-values: reject those <= q to hold the expected share of false rejections at q."""
     p = np.asarray(p_values, np.float64)
     n = len(p)

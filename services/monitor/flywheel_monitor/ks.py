@@ -12,11 +12,11 @@ import math
 import numpy as np
 from scipy.special import kolmogorov
 
-from flywheel_monitor.arrays import I64
+from flywheel_common.arrays import Ints
 from flywheel_monitor.bins import FeatureBins, Special
 
 
-def ordered(bins: FeatureBins, counts: I64) -> I64:
+def ordered(bins: FeatureBins, counts: Ints) -> Ints:
     """The counts of the finite values from low to high: below, regular bins, above; FAR is on neither side and left out."""
     specials = counts[bins.regular :]
     return np.concatenate(
@@ -24,7 +24,7 @@ def ordered(bins: FeatureBins, counts: I64) -> I64:
     ).astype(np.int64)
 
 
-def ks_statistic(a: I64, b: I64) -> float:
+def ks_statistic(a: Ints, b: Ints) -> float:
     """max |F_a - F_b| of two count vectors [B] over the same ordered bins; 0 when either has no rows."""
     n, m = int(a.sum()), int(b.sum())
     if n == 0 or m == 0:

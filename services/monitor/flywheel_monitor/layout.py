@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from flywheel_monitor.arrays import F64, I64, Mask
+from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_monitor.bins import ColumnReference, FeatureBins
 
 SCORE_BINS = 200
@@ -45,25 +45,25 @@ class Sums(IntEnum):
 SUM_COUNT = int(Sums.CALIBRATION) + CALIBRATION_BINS
 
 
-def log_loss_terms(scores: F64, labels: F64) -> F64:
+def log_loss_terms(scores: Floats, labels: Floats) -> Floats:
     """[n] -ln p(label), probabilities kept 1e-15 away from 0 and 1."""
     p = np.clip(scores, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY)
     return np.where(labels > 0.5, -np.log(p), -np.log1p(-p))
 
 
-def score_bins(scores: F64) -> I64:
+def score_bins(scores: Floats) -> Ints:
     """[n] bin of each finite score; scores outside [0, 1] count in the outermost bins."""
     return np.clip(np.floor(scores * SCORE_BINS), 0, SCORE_BINS - 1).astype(np.int64)
 
 
-def latency_bins(milliseconds: F64) -> I64:
+def latency_bins(milliseconds: Floats) -> Ints:
     """[n] bin of each latency."""
     with np.errstate(divide="ignore", invalid="ignore"):
         exact = np.ceil(np.log(np.maximum(milliseconds, 1e-9) / LATENCY_LOWEST_MS) / np.log(LATENCY_GROWTH))
     return np.clip(np.nan_to_num(exact, nan=0.0), 0, LATENCY_BINS - 1).astype(np.int64)
 
 
-def latency_quantile(counts: I64, q: float) -> float:
+def latency_quantile(counts: Ints, q: float) -> float:
     """Upper edge, in ms, of the bin that holds the q-quantile of [LATENCY_BINS] counts; 0 without rows."""
     total = int(counts.sum())
     if total == 0:
@@ -137,7 +137,7 @@ class Layout:
         return self.common_sums + SUM_COUNT
 
 
-def fixed(values: F64, scale: float) -> I64:
+def fixed(values: Floats, scale: float) -> Ints:
     """[n] values as fixed-point integers."""
     return np.rint(values * scale).astype(np.int64)
 
@@ -147,15 +147,15 @@ class Window:
     """The sum of some panes: [layout.size] counts, [layout.sums] fixed-point sums, and rows in all."""
 
     layout: Layout
-    counts: I64
-    sums: I64
+    counts: Ints
+    sums: Ints
     predictions: int
 
     @classmethod
     def empty(cls, layout: Layout) -> Window:
         return cls(layout, np.zeros(layout.size, np.int64), np.zeros(layout.sums, np.int64), 0)
 
-    def feature(self, bins: FeatureBins) -> I64:
+    def feature(self, bins: FeatureBins) -> Ints:
         """[bins.size] counts."""
         start = self.layout.offsets[bins.name]
         return self.counts[start : start + bins.size]
@@ -172,27 +172,27 @@ class Window:
         finite = int(counts[: bins.regular].sum() + counts[bins.regular + 2 : bins.regular + 5].sum())
         return float(self.sums[at] / Z_SCALE / finite) if finite else None
 
-    def part(self, start: int, length: int) -> I64:
+    def part(self, start: int, length: int) -> Ints:
         return self.counts[start : start + length]
 
     @property
-    def scores(self) -> I64:
+    def scores(self) -> Ints:
         return self.part(self.layout.scores, SCORE_BINS)
 
     @property
-    def positives(self) -> I64:
+    def positives(self) -> Ints:
         return self.part(self.layout.positives, SCORE_BINS)
 
     @property
-    def negatives(self) -> I64:
+    def negatives(self) -> Ints:
         return self.part(self.layout.negatives, SCORE_BINS)
 
     @property
-    def latencies(self) -> I64:
+    def latencies(self) -> Ints:
         return self.part(self.layout.latencies, LATENCY_BINS)
 
     @property
-    def sources(self) -> I64:
+    def sources(self) -> Ints:
         return self.part(self.layout.sources, SOURCES)
 
     @property
@@ -224,11 +224,11 @@ class Window:
 class LabelledRows:
     """Rows whose label arrived (or, with weight -1, was taken back)."""
 
-    scores: F64
-    labels: F64
-    weights: I64
+    scores: Floats
+    labels: Floats
+    weights: Ints
 
 
-def usable_scores(scores: F64, sources: I64) -> Mask:
+def usable_scores(scores: Floats, sources: Ints) -> Mask:
     """[n] rows whose score a model gave: source MODEL (1) or CACHED (2), and finite."""
     return np.isfinite(scores) & ((sources == 1) | (sources == 2))

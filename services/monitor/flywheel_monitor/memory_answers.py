@@ -8,10 +8,10 @@ from datetime import datetime
 
 import numpy as np
 
+from flywheel_common.arrays import Floats
 from flywheel_common.clock import Clock
 from flywheel_monitor.alert import Alert, Announcement
 from flywheel_monitor.alerts import Kind
-from flywheel_monitor.arrays import F64
 from flywheel_monitor.batches import (
     LABEL,
     IngestCounts,
@@ -289,7 +289,7 @@ def _usable(answer: Answer) -> bool:
     return bool(usable_scores(answer.batch.scores[at], answer.batch.sources[at]).all())
 
 
-def _scores(rows: Sequence[tuple[Answer, Label]]) -> tuple[F64, F64]:
+def _scores(rows: Sequence[tuple[Answer, Label]]) -> tuple[Floats, Floats]:
     scores = np.array([a.batch.scores[a.row] for a, _ in rows], np.float64)
     return scores, np.array([label.value for _, label in rows], np.float64)
 

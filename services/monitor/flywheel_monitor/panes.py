@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from flywheel_monitor.arrays import F64, I64, Array, Mask
+from flywheel_common.arrays import Array, Floats, Ints, Mask
 from flywheel_monitor.batches import PredictionColumns
 from flywheel_monitor.layout import (
     CALIBRATION_BINS,
@@ -54,10 +54,10 @@ class PackedPane(NamedTuple):
 class Rows:
     """Decoded answers of one model version, n rows. `features`: name → (values, valid), all of length n."""
 
-    event_times: I64
-    scores: F64
-    sources: I64
-    latencies_ms: F64
+    event_times: Ints
+    scores: Floats
+    sources: Ints
+    latencies_ms: Floats
     failed: Mask
     segments: tuple[str, ...]
     features: Mapping[str, tuple[Array, Mask]]
@@ -90,12 +90,12 @@ def rows_of(batch: PredictionColumns, keep: Mask) -> Rows:
     )
 
 
-def pack(indices: I64, values: I64) -> bytes:
+def pack(indices: Ints, values: Ints) -> bytes:
     """Sparse counts as bytes: u32 n, u32 indices, i32 values. Label corrections may leave no negative total."""
     return _HEADER.pack(len(indices)) + indices.astype("<u4").tobytes() + values.astype("<i4").tobytes()
 
 
-def unpack(packed: bytes) -> tuple[I64, I64]:
+def unpack(packed: bytes) -> tuple[Ints, Ints]:
     """(indices, values) of sparse counts."""
     (n,) = _HEADER.unpack_from(packed)
     indices = np.frombuffer(packed, "<u4", n, 4).astype(np.int64)
@@ -109,12 +109,12 @@ class PaneAccumulator:
         self._layout = layout
         self._pane_us = pane_us
         self._groups: dict[PaneKey, int] = {}
-        self._keys: list[I64] = []
-        self._weights: list[I64] = []
-        self._sum_groups: list[I64] = []
-        self._sum_columns: list[I64] = []
-        self._sum_values: list[I64] = []
-        self._rows: list[I64] = []
+        self._keys: list[Ints] = []
+        self._weights: list[Ints] = []
+        self._sum_groups: list[Ints] = []
+        self._sum_columns: list[Ints] = []
+        self._sum_values: list[Ints] = []
+        self._rows: list[Ints] = []
 
     def __bool__(self) -> bool:
         return bool(self._groups)
@@ -130,7 +130,7 @@ class PaneAccumulator:
             return
         layout = self._layout
         usable = usable_scores(rows.scores, rows.sources)
-        columns: list[tuple[I64, Mask | None]] = []
+        columns: list[tuple[Ints, Mask | None]] = []
         by_model = rows.sources == 1
         for bins in layout.features:
             values, valid = rows.features.get(bins.name, (None, np.zeros(n, np.bool_)))
@@ -139,7 +139,7 @@ class PaneAccumulator:
         columns.append((layout.latencies + latency_bins(rows.latencies_ms), None))
         columns.append((layout.sources + np.clip(rows.sources, 0, 4), None))
         columns.append((np.full(n, layout.failures), rows.failed))
-        sums: list[tuple[int, I64]] = []
+        sums: list[tuple[int, Ints]] = []
         for bins in layout.features:
             if bins.numeric and bins.name in rows.features:
                 z = bins.standardized(*rows.features[bins.name], n)
@@ -156,12 +156,12 @@ class PaneAccumulator:
 
     def add_labels(
         self,
-        event_times: I64,
+        event_times: Ints,
         segments: tuple[str, ...],
         shadow: bool,
-        scores: F64,
-        labels: F64,
-        weights: I64,
+        scores: Floats,
+        labels: Floats,
+        weights: Ints,
     ) -> None:
         """Counts n labels in the panes of their predictions; weight -1 takes a corrected label back. Scores must be
         usable ones; labels other than 0 and 1 count by `label > 0.5`."""
@@ -214,8 +214,8 @@ class PaneAccumulator:
         return merged
 
     def _assign(
-        self, event_times: I64, segments: tuple[str, ...], shadow: bool
-    ) -> Iterable[tuple[I64, Mask | None]]:
+        self, event_times: Ints, segments: tuple[str, ...], shadow: bool
+    ) -> Iterable[tuple[Ints, Mask | None]]:
         """(group of each row, rows that belong) once for all rows and once for the rows with a named segment."""
         panes = event_times // self._pane_us * self._pane_us
         distinct, inverse = np.unique(panes, return_inverse=True)
@@ -229,13 +229,13 @@ class PaneAccumulator:
     def _group(self, key: PaneKey) -> int:
         return self._groups.setdefault(key, len(self._groups))
 
-    def _count(self, groups: I64, indices: I64, keep: Mask | None, weights: I64 | None = None) -> None:
+    def _count(self, groups: Ints, indices: Ints, keep: Mask | None, weights: Ints | None = None) -> None:
         keys = groups * self._layout.size + indices
         weights = np.ones(len(keys), np.int64) if weights is None else weights
         self._keys.append(keys if keep is None else keys[keep])
         self._weights.append(weights if keep is None else weights[keep])
 
-    def _sum(self, groups: I64, column: int | I64, values: I64, keep: Mask | None) -> None:
+    def _sum(self, groups: Ints, column: int | Ints, values: Ints, keep: Mask | None) -> None:
         columns = np.broadcast_to(np.asarray(column, np.int64), groups.shape)
         self._sum_groups.append(groups if keep is None else groups[keep])
         self._sum_columns.append(columns if keep is None else columns[keep])
@@ -261,7 +261,7 @@ def _both(a: Mask | None, b: Mask | None) -> Mask | None:
     return a & b
 
 
-def _total(keys: I64, weights: I64, size: int) -> tuple[I64, I64]:
+def _total(keys: Ints, weights: Ints, size: int) -> tuple[Ints, Ints]:
     """(distinct keys in order, sum of weights of each), without those that sum to 0."""
     if size <= 4 * len(keys):
         dense = np.zeros(size, np.int64)

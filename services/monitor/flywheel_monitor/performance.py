@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from flywheel_monitor.arrays import F64, I64
+from flywheel_common.arrays import Floats, Ints
 from flywheel_monitor.drift import Verdict
 from flywheel_monitor.layout import CALIBRATION_BINS, SCORE_BINS, Sums, Window, log_loss_terms
 from flywheel_monitor.policy import MonitorPolicy
 
 
-def auc(scores: F64, labels: F64) -> float | None:
+def auc(scores: Floats, labels: Floats) -> float | None:
     """Area under the ROC curve: P(score of a positive > of a negative) + half the ties (Mann and Whitney 1947).
     None when a class is missing."""
     positive = labels > 0.5
@@ -26,7 +26,7 @@ def auc(scores: F64, labels: F64) -> float | None:
     return auc_from_counts(above, below)
 
 
-def auc_from_counts(positives: F64 | I64, negatives: F64 | I64) -> float | None:
+def auc_from_counts(positives: Floats | Ints, negatives: Floats | Ints) -> float | None:
     """AUC from counts per score bin in rising order; ties inside a bin count half. From histograms it is off by at most
     Σ p_i n_i / (2 P N)."""
     p, n = float(positives.sum()), float(negatives.sum())
@@ -36,23 +36,23 @@ def auc_from_counts(positives: F64 | I64, negatives: F64 | I64) -> float | None:
     return float(np.sum(positives * (lower + negatives / 2.0)) / (p * n))
 
 
-def auc_error_bound(positives: I64, negatives: I64) -> float:
+def auc_error_bound(positives: Ints, negatives: Ints) -> float:
     """How far `auc_from_counts` can be from the AUC over the rows."""
     p, n = float(positives.sum()), float(negatives.sum())
     return float(np.sum(positives.astype(np.float64) * negatives) / (2 * p * n)) if p and n else 0.0
 
 
-def log_loss(scores: F64, labels: F64) -> float | None:
+def log_loss(scores: Floats, labels: Floats) -> float | None:
     """Mean of -ln p(label); None without rows."""
     return float(log_loss_terms(scores, labels).mean()) if len(scores) else None
 
 
-def brier(scores: F64, labels: F64) -> float | None:
+def brier(scores: Floats, labels: Floats) -> float | None:
     """Mean squared error of the probabilities; None without rows."""
     return float(np.mean((scores - (labels > 0.5)) ** 2)) if len(scores) else None
 
 
-def calibration_error(counts: I64, positives: F64 | I64, score_sums: F64 | I64) -> float | None:
+def calibration_error(counts: Ints, positives: Floats | Ints, score_sums: Floats | Ints) -> float | None:
     """Expected calibration error over equal-width bins: Σ n_b / n |mean score - share of positives| (Naeini et al. 2015)."""
     n = float(counts.sum())
     return float(np.sum(np.abs(score_sums - positives)) / n) if n else None
@@ -70,7 +70,7 @@ class Quality:
     label_mean: float | None = None
 
 
-def quality_of_rows(scores: F64, labels: F64) -> Quality:
+def quality_of_rows(scores: Floats, labels: Floats) -> Quality:
     """Exact, from [n] scores and labels."""
     if len(scores) == 0:
         return Quality()
@@ -113,7 +113,7 @@ def quality_of_window(window: Window) -> Quality:
     )
 
 
-def with_kept_rows(quality: Quality, scores: F64, labels: F64) -> Quality:
+def with_kept_rows(quality: Quality, scores: Floats, labels: Floats) -> Quality:
     """The AUC from the rows themselves, if all that were labelled are still kept: [n] scores and labels."""
     if len(scores) == 0 or len(scores) != quality.labelled:
         return quality

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from flywheel_monitor.arrays import I64
+from flywheel_common.arrays import Ints
 from flywheel_monitor.bins import FeatureBins, Special
 
 PRIOR = 0.5
 DECILES = 10
 
 
-def psi(window: I64, reference: I64) -> float:
+def psi(window: Ints, reference: Ints) -> float:
     """PSI of two count vectors [B] over the same bins, dimensionless, natural logarithm. Bins empty on both sides are
     left out. 0 when either side has no rows."""
     used = (window > 0) | (reference > 0)
@@ -29,7 +29,7 @@ def psi(window: I64, reference: I64) -> float:
     return float(np.sum((p - q) * np.log(p / q)))
 
 
-def corrected(value: float, window: I64, reference: I64) -> float:
+def corrected(value: float, window: Ints, reference: Ints) -> float:
     """`value` less its expectation under no drift, not below 0."""
     bins = int(np.count_nonzero((window > 0) | (reference > 0)))
     n, m = float(window.sum()), float(reference.sum())
@@ -38,7 +38,7 @@ def corrected(value: float, window: I64, reference: I64) -> float:
     return max(0.0, value - (bins - 1) * (1 / n + 1 / m))
 
 
-def decile_groups(reference: I64, groups: int = DECILES) -> I64:
+def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:
     """[B] group of each bin: neighbouring bins joined so that each group holds about 1/groups of the reference."""
     total = int(reference.sum())
     if total == 0:
@@ -48,7 +48,7 @@ def decile_groups(reference: I64, groups: int = DECILES) -> I64:
     return np.unique(group, return_inverse=True)[1].astype(np.int64)
 
 
-def coarse(bins: FeatureBins, counts: I64) -> I64:
+def coarse(bins: FeatureBins, counts: Ints) -> Ints:
     """The counts that PSI is taken over. Numeric: reference deciles, then null, non-finite, below, above (with far) and
     malformed as bins of their own. Categorical: as they are."""
     if not bins.numeric:

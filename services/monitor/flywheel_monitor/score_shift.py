@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flywheel_common.arrays import Ints
 from flywheel_monitor import psi
-from flywheel_monitor.arrays import I64
 from flywheel_monitor.drift import Verdict
 from flywheel_monitor.layout import SCORE_BINS
 from flywheel_monitor.policy import MonitorPolicy
@@ -43,7 +43,7 @@ class ScoreShift:
     reason: str = ""
 
 
-def score_psi(window: I64, reference: I64) -> float:
+def score_psi(window: Ints, reference: Ints) -> float:
     """PSI of two score histograms [SCORE_BINS] over the reference's deciles."""
     groups = psi.decile_groups(reference)
     size = int(groups.max(initial=0)) + 1
@@ -57,7 +57,7 @@ def score_shift(
     mean: float,
     stddev: float,
     count: int,
-    counts: I64,
+    counts: Ints,
     reference: ScoreReference | None,
     policy: MonitorPolicy,
 ) -> ScoreShift:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flywheel_trainer.evaluation import EPSILON, Floats
+from flywheel_common.arrays import Floats
+from flywheel_trainer.evaluation import EPSILON
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from flywheel_common.arrays import Floats
 
 EPSILON = 1e-7
 """Probabilities are kept this far from 0 and 1 before a logarithm; float32 scores resolve about 6e-8."""

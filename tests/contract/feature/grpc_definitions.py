@@ -7,12 +7,12 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
-from flywheel_feature import convert_definitions
-from flywheel_feature.apply_plan import Action, ApplyPlan, Change, Declared
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definition_rules import Violation
-from flywheel_feature.definitions import Entity, Feature, FeatureSet, Field, Source, VersionRef, View
-from flywheel_feature.lineage import ModelUses
+from flywheel_feature.api import convert_definitions
+from flywheel_feature.apply.lineage import ModelUses
+from flywheel_feature.apply.plan import Action, ApplyPlan, Change, Declared
+from flywheel_feature.apply.rules import Violation
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import Entity, Feature, FeatureSet, Field, Source, VersionRef, View
 from flywheel_protos.feature.v1 import definitions_pb2
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
@@ -188,6 +188,6 @@ def _fields(messages: Any) -> tuple[Field, ...]:
 
 
 def _type(message: Any) -> Any:
-    from flywheel_feature.definitions import DataType
+    from flywheel_feature.definitions.model import DataType
 
     return DataType(message.data_type)

@@ -11,8 +11,8 @@ import numpy as np
 
 import flywheel as fw
 from flywheel.tables import to_dict, to_table
-from flywheel_feature import convert_definitions
-from flywheel_feature.definitions import (
+from flywheel_feature.api import convert_definitions
+from flywheel_feature.definitions.model import (
     SECOND,
     Aggregation,
     BatchView,
@@ -27,7 +27,7 @@ from flywheel_feature.definitions import (
     StreamView,
     View,
 )
-from flywheel_feature.row_encoding import RowLayout
+from flywheel_feature.encoding.row_encoding import RowLayout
 from flywheel_protos.feature.v1 import definitions_pb2
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 

@@ -7,10 +7,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from flywheel_common.errors import NotFound
-from flywheel_feature.convert import micros
-from flywheel_feature.definitions import DataType, Field
-from flywheel_feature.offline.ports import TrainingSets
-from flywheel_feature.offline.training_sets import (
+from flywheel_feature.definitions.model import DataType, Field
+from flywheel_feature.encoding.wire_columns import micros
+from flywheel_feature.offline.model import (
     ColumnProfile,
     FileSpine,
     JoinMode,
@@ -18,6 +17,7 @@ from flywheel_feature.offline.training_sets import (
     Spine,
     TrainingSet,
 )
+from flywheel_feature.offline.ports import TrainingSets
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
 

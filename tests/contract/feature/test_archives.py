@@ -13,8 +13,7 @@ import pytest
 from flywheel_common.errors import Unavailable
 from flywheel_common.ids import SystemIds
 from flywheel_common.kafka.producer import Producer
-from flywheel_feature.archiving import NewSegment
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.model import (
     BatchView,
     DataType,
     Feature,
@@ -24,14 +23,15 @@ from flywheel_feature.definitions import (
     StreamSource,
     View,
 )
-from flywheel_feature.memory_tables import MemoryTables
-from flywheel_feature.offline.memory import MemoryArchive
-from flywheel_feature.offline.ports import Archive, Segment
-from flywheel_feature.push_log import PushLog
+from flywheel_feature.fakes.tables import MemoryTables
+from flywheel_feature.ingest.archive import NewSegment
+from flywheel_feature.ingest.push_log import PushLog
 from flywheel_feature.server import History
-from flywheel_feature.store.archive import PostgresArchive
-from flywheel_feature.store.push_log import PostgresPushLog
+from flywheel_feature.store.postgres.archive import PostgresArchive
+from flywheel_feature.store.postgres.push_log import PostgresPushLog
 from flywheel_feature.store.source_topics import SourceTopics
+from flywheel_feature.tables.pinned_archive import MemoryArchive
+from flywheel_feature.tables.ports import Archive, Segment
 from flywheel_local.kafka import Kafka
 
 AT = Field("at", DataType.TIMESTAMP)

@@ -12,10 +12,10 @@ import pytest
 
 from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
 from flywheel_common.postgres.pool import Pool, transaction
-from flywheel_feature.applied_definitions import AppliedDefinitions, DefinitionStore
-from flywheel_feature.apply_plan import NO_USES, Action, ApplyPlan, Declared
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import (
+from flywheel_feature.apply.applied import AppliedDefinitions, DefinitionStore
+from flywheel_feature.apply.plan import NO_USES, Action, ApplyPlan, Declared
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     HOUR,
     SECOND,
     Aggregation,
@@ -37,8 +37,8 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
-from flywheel_feature.memory_definitions import MemoryDefinitions
-from flywheel_feature.store.definitions import PostgresDefinitions
+from flywheel_feature.fakes.definitions import MemoryDefinitions
+from flywheel_feature.store.postgres.definitions import PostgresDefinitions
 from tests.contract.feature.grpc_definitions import GrpcDefinitions
 from tests.contract.feature.over_grpc import no_rpc
 

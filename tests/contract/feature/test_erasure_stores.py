@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from flywheel_feature.erased import Tombstone
-from flywheel_feature.memory_erasure import Garbage, MemoryPushLog, MemoryTombstones
-from flywheel_feature.store.push_log import PostgresPushLog
-from flywheel_feature.store.tombstones import PostgresTombstones
+from flywheel_feature.fakes.streams import Garbage, MemoryPushLog, MemoryTombstones
+from flywheel_feature.ingest.tombstones import Tombstone
+from flywheel_feature.store.postgres.push_log import PostgresPushLog
+from flywheel_feature.store.postgres.tombstones import PostgresTombstones
 
 KEY = b"k" * 32
 

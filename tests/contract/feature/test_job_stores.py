@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_feature.jobs import MAX_ATTEMPTS, Job, JobState, JobStore, Progress
-from flywheel_feature.memory_jobs import MemoryJobs
-from flywheel_feature.store.jobs import PostgresJobs
+from flywheel_feature.fakes.jobs import MemoryJobs
+from flywheel_feature.jobs.runner import MAX_ATTEMPTS, Job, JobState, JobStore, Progress
+from flywheel_feature.store.postgres.jobs import PostgresJobs
 from tests.contract.feature.grpc_jobs import GrpcJobs
 from tests.contract.feature.over_grpc import no_rpc
 from tests.support.eventually import eventually

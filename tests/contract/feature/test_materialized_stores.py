@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 import flywheel as fw
-from flywheel_feature.convert import micros
-from flywheel_feature.memory_materialized import MemoryMaterialized
-from flywheel_feature.store.materialized import PostgresMaterialized
+from flywheel_feature.encoding.wire_columns import micros
+from flywheel_feature.fakes.streams import MemoryMaterialized
+from flywheel_feature.store.postgres.materialized import PostgresMaterialized
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from tests.contract.feature.over_grpc import no_rpc
 

@@ -13,15 +13,23 @@ import pytest
 
 import flywheel as fw
 from flywheel_common.errors import Unavailable
-from flywheel_feature.aggregation import Delta, Events, TileLayout, event_ranks
-from flywheel_feature.applied_offsets import positions_of
-from flywheel_feature.definitions import HOUR, SECOND, Aggregation, AggregationFunction, DataType, Feature
-from flywheel_feature.equal_keys import EqualTexts, keys_of
-from flywheel_feature.memory_online import MemoryOnlineStore
-from flywheel_feature.row_encoding import RowLayout
-from flywheel_feature.store.online_store import OnlineStore
-from flywheel_feature.store.redis_cluster import ClusterPipe
-from flywheel_feature.store.redis_pipe import RedisPipe
+from flywheel_feature.definitions.model import (
+    HOUR,
+    SECOND,
+    Aggregation,
+    AggregationFunction,
+    DataType,
+    Feature,
+)
+from flywheel_feature.encoding.row_encoding import RowLayout
+from flywheel_feature.encoding.same_length_keys import EqualTexts, keys_of
+from flywheel_feature.fakes.online import MemoryOnlineStore
+from flywheel_feature.store.redis.cluster import ClusterPipe
+from flywheel_feature.store.redis.connection import RedisPipe
+from flywheel_feature.store.redis.online_store import OnlineStore
+from flywheel_feature.windows.applied_offsets import positions_of
+from flywheel_feature.windows.tile_layout import TileLayout, event_ranks
+from flywheel_feature.windows.tile_writing import Delta, Events
 from tests.contract.feature.grpc_online import GrpcRows, GrpcTiles
 from tests.contract.feature.over_grpc import no_rpc
 from tests.integration.feature.redis_cluster import Cluster, three_nodes

@@ -14,19 +14,20 @@ import pytest
 import flywheel as fw
 from flywheel_common.errors import FailedPrecondition, Unavailable
 from flywheel_common.ray.jobs import ray_jobs
-from flywheel_feature import convert_definitions
-from flywheel_feature.archiving import NewSegment
-from flywheel_feature.jobs import JobCancelled
-from flywheel_feature.memory_partitions import MemoryPartitions
-from flywheel_feature.memory_tables import MemoryTables
-from flywheel_feature.offline.content_hash import content_hash
-from flywheel_feature.offline.failures import restored
+from flywheel_feature.api import convert_definitions
+from flywheel_feature.fakes.partitions import MemoryPartitions
+from flywheel_feature.fakes.tables import MemoryTables
+from flywheel_feature.ingest.archive import NewSegment
+from flywheel_feature.jobs.progress import JobProgress
+from flywheel_feature.jobs.runner import JobCancelled
 from flywheel_feature.offline.manifest import BuiltFiles
-from flywheel_feature.offline.partition_spec import ERROR, RESULT, ROW, SPEC, Kind, Task
-from flywheel_feature.offline.ports import JobProgress, PartitionEngine, Workspace
-from flywheel_feature.offline.training_sets import Compute, JoinMode, SourceSpine, TrainingSet
+from flywheel_feature.offline.model import Compute, JoinMode, SourceSpine, TrainingSet
+from flywheel_feature.offline.partitioned.run import restored
+from flywheel_feature.offline.partitioned.spec import ERROR, RESULT, ROW, SPEC, Kind, Task
+from flywheel_feature.offline.ports import PartitionEngine, Workspace
 from flywheel_feature.offline.unfinished import work_name
-from flywheel_feature.store.archive import PostgresArchive
+from flywheel_feature.store.postgres.archive import PostgresArchive
+from flywheel_feature.tables.content_hash import content_hash
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import definitions_pb2

@@ -9,16 +9,15 @@ from typing import Any
 
 import pytest
 
-from flywheel_feature.archiving import NewSegment
-from flywheel_feature.definitions import DataType, Field, Source, StreamSource
-from flywheel_feature.erasure_ports import Stones
-from flywheel_feature.generations import GenerationCounter
-from flywheel_feature.memory_erasure import Garbage, MemoryTombstones
-from flywheel_feature.memory_streams import MemoryStreams
-from flywheel_feature.offline.ports import Segment
-from flywheel_feature.store.archive import PostgresArchive
-from flywheel_feature.store.generations import PostgresGenerations
-from flywheel_feature.store.tombstones import PostgresTombstones
+from flywheel_feature.definitions.model import DataType, Field, Source, StreamSource
+from flywheel_feature.erasure.ports import Stones
+from flywheel_feature.fakes.streams import Garbage, MemoryStreams, MemoryTombstones
+from flywheel_feature.ingest.archive import NewSegment
+from flywheel_feature.ingest.generations import GenerationCounter
+from flywheel_feature.store.postgres.archive import PostgresArchive
+from flywheel_feature.store.postgres.generations import PostgresGenerations
+from flywheel_feature.store.postgres.tombstones import PostgresTombstones
+from flywheel_feature.tables.ports import Segment
 
 SOURCE = Source("p", "landings", (Field("at", DataType.TIMESTAMP),), "at", "", StreamSource())
 FIRST = NewSegment(SOURCE, 0, 0, 10, "sources/a.parquet", 9, 100, 200)

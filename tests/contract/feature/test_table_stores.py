@@ -10,10 +10,10 @@ import pytest
 from polars.testing import assert_frame_equal
 
 from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
-from flywheel_feature.definitions import TableFormat
-from flywheel_feature.memory_tables import MemoryTables
-from flywheel_feature.offline.ports import Between
-from flywheel_feature.store.table_files import S3TableFiles
+from flywheel_feature.definitions.model import TableFormat
+from flywheel_feature.fakes.tables import MemoryTables
+from flywheel_feature.store.s3.table_files import S3TableFiles
+from flywheel_feature.tables.ports import Between
 from flywheel_local.s3 import S3
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)

@@ -9,17 +9,17 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from flywheel_common.errors import AlreadyExists
-from flywheel_feature.definitions import DataType, Field
-from flywheel_feature.offline.memory import MemoryTrainingSets
-from flywheel_feature.offline.ports import TrainingSets
-from flywheel_feature.offline.training_sets import (
+from flywheel_feature.definitions.model import DataType, Field
+from flywheel_feature.fakes.training_sets import MemoryTrainingSets
+from flywheel_feature.offline.model import (
     ColumnProfile,
     FileSpine,
     JoinMode,
     SourceSpine,
     TrainingSet,
 )
-from flywheel_feature.store.training_sets import PostgresTrainingSets
+from flywheel_feature.offline.ports import TrainingSets
+from flywheel_feature.store.postgres.training_sets import PostgresTrainingSets
 from tests.contract.feature.grpc_training_sets import GrpcTrainingSets
 from tests.contract.feature.over_grpc import no_rpc
 

@@ -11,10 +11,11 @@ import pyarrow.fs as fs
 import pytest
 
 from flywheel_common.errors import NotFound, Unavailable
-from flywheel_feature.memory_partitions import MemoryWorkspace
-from flywheel_feature.offline.ports import Between, Workspace
-from flywheel_feature.store.s3_deletion import S3Deletion
-from flywheel_feature.store.workspaces import FileWorkspace
+from flywheel_feature.fakes.partitions import MemoryWorkspace
+from flywheel_feature.offline.ports import Workspace
+from flywheel_feature.store.s3.deletion import S3Deletion
+from flywheel_feature.store.s3.workspaces import FileWorkspace
+from flywheel_feature.tables.ports import Between
 from flywheel_local.s3 import S3
 
 

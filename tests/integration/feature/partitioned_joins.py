@@ -16,8 +16,8 @@ import pyarrow.fs as fs
 
 from flywheel_common.clock import SystemClock
 from flywheel_common.ray.jobs import RayJobs
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     DAY,
     HOUR,
     Aggregation,
@@ -38,19 +38,21 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
-from flywheel_feature.jobs import JobCancelled
-from flywheel_feature.offline.memory import MemoryArchive, MemoryTrainingSets
-from flywheel_feature.offline.partitioned_build import JoinLimits
-from flywheel_feature.offline.ports import PartitionEngine, Segment, Tables
-from flywheel_feature.offline.training_set import TrainingSetBuilder
-from flywheel_feature.offline.training_sets import (
+from flywheel_feature.fakes.training_sets import MemoryTrainingSets
+from flywheel_feature.jobs.runner import JobCancelled
+from flywheel_feature.offline.build import TrainingSetBuilder
+from flywheel_feature.offline.model import (
     SourceSpine,
     TrainingSetRequest,
 )
-from flywheel_feature.store.partition_process import PartitionProcess
-from flywheel_feature.store.partition_ray import PartitionRay
-from flywheel_feature.store.s3_deletion import S3Deletion
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.offline.partitioned.build import JoinLimits
+from flywheel_feature.offline.ports import PartitionEngine
+from flywheel_feature.store.engines.process import PartitionProcess
+from flywheel_feature.store.engines.ray import PartitionRay
+from flywheel_feature.store.s3.deletion import S3Deletion
+from flywheel_feature.store.s3.tables import S3Tables
+from flywheel_feature.tables.pinned_archive import MemoryArchive
+from flywheel_feature.tables.ports import Segment, Tables
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 
@@ -270,7 +272,7 @@ class S3World(World):
 def carries_out(process: psutil.Process) -> bool:
     """Whether it drives a join."""
     command = process.cmdline()
-    return "flywheel_feature.offline.partition_task" in command and "python" in command[0]
+    return "flywheel_feature.join_worker" in command and "python" in command[0]
 
 
 def request(training_set_id: str, **changes: Any) -> TrainingSetRequest:

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from flywheel_common.errors import Unavailable
-from flywheel_feature.store.redis_pipe import RedisPipe
+from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_local.ports import free, is_free
 from tests.support.eventually import eventually
 

@@ -18,8 +18,8 @@ import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FailedPrecondition, FlywheelError
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     BatchView,
     DataType,
     Entity,
@@ -32,11 +32,12 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
-from flywheel_feature.offline.memory import MemoryArchive, MemoryTrainingSets
-from flywheel_feature.offline.sources import SourceReader
-from flywheel_feature.offline.training_set import TrainingSetBuilder
-from flywheel_feature.offline.training_sets import FileSpine, TrainingSetRequest
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.fakes.training_sets import MemoryTrainingSets
+from flywheel_feature.offline.build import TrainingSetBuilder
+from flywheel_feature.offline.model import FileSpine, TrainingSetRequest
+from flywheel_feature.store.s3.tables import S3Tables
+from flywheel_feature.tables.pinned_archive import MemoryArchive
+from flywheel_feature.tables.sources import SourceReader
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts

@@ -19,13 +19,13 @@ from flywheel_common.ids import SystemIds
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, create_pool
 from flywheel_common.ray.jobs import OPEN, RayJobs, ray_jobs
-from flywheel_feature.convert_offline import TRAINING_SET_JOB
-from flywheel_feature.jobs import Job, JobContext, JobRunner, JobState
+from flywheel_feature.api.convert_training_sets import TRAINING_SET_JOB
+from flywheel_feature.jobs.runner import Job, JobContext, JobRunner, JobState
 from flywheel_feature.offline.leftovers import Leftovers
-from flywheel_feature.offline.partitioned_build import JoinLimits
-from flywheel_feature.offline.training_sets import Compute
-from flywheel_feature.store.jobs import PostgresJobs
-from flywheel_feature.store.partition_ray import PartitionRay
+from flywheel_feature.offline.model import Compute
+from flywheel_feature.offline.partitioned.build import JoinLimits
+from flywheel_feature.store.engines.ray import PartitionRay
+from flywheel_feature.store.postgres.jobs import PostgresJobs
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 from tests.integration.feature.partitioned_joins import S3World, Watched, carries_out, request, told

@@ -15,11 +15,11 @@ import pytest
 
 from flywheel_common.clock import ManualClock
 from flywheel_common.errors import Unavailable
-from flywheel_feature.convert_offline import TRAINING_SET_JOB as KIND
-from flywheel_feature.jobs import LEASE_SECONDS, Job, JobState
-from flywheel_feature.memory_jobs import MemoryJobs
+from flywheel_feature.api.convert_training_sets import TRAINING_SET_JOB as KIND
+from flywheel_feature.fakes.jobs import MemoryJobs
+from flywheel_feature.jobs.runner import LEASE_SECONDS, Job, JobState
 from flywheel_feature.offline.leftovers import Leftovers
-from flywheel_feature.store.partition_process import PartitionProcess
+from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_local.s3 import S3
 from tests.integration.feature.partitioned_joins import S3World, Watched, request
 

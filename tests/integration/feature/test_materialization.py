@@ -20,8 +20,8 @@ import pytest_asyncio
 
 import flywheel as fw
 from flywheel.tables import to_dict
-from flywheel_feature.materialize_view import BATCH_ROWS
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.ingest.materialize_view import BATCH_ROWS
+from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2

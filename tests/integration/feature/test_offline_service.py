@@ -22,7 +22,7 @@ from flywheel_common.grpc.channel import channel
 from flywheel_common.process.worker import Worker
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
 from flywheel_feature.server import build, build_worker
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.kafka import Kafka
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb

@@ -13,13 +13,13 @@ import polars as pl
 import pytest
 
 from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument
-from flywheel_feature.definitions import DAY, HOUR
-from flywheel_feature.offline.partitioned_build import JoinLimits
-from flywheel_feature.offline.training_sets import (
+from flywheel_feature.definitions.model import DAY, HOUR
+from flywheel_feature.offline.model import (
     Compute,
     FileSpine,
     SourceSpine,
 )
+from flywheel_feature.offline.partitioned.build import JoinLimits
 from flywheel_local.s3 import S3
 from tests.integration.feature.partitioned_joins import (
     ORIGINS,

@@ -13,7 +13,7 @@ from prometheus_client import REGISTRY
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_common.errors import InvalidArgument
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
@@ -152,7 +152,7 @@ async def test_hits_misses_and_lag_are_metrics_and_a_row_expires_after_its_time_
     await client.push("views/facts", row("N1", 0, 1.0), SCHEMA)
     await online(client, "N1", "N2", "N3")
     assert (reads("hit") - hits, reads("miss") - misses) == (1, 2)
-    from flywheel_feature.store.redis_pipe import RedisPipe
+    from flywheel_feature.store.redis.connection import RedisPipe
 
     pipe = RedisPipe(redis_url)
     left = await pipe.call("PTTL", b"default/facts@1{2:N1}")

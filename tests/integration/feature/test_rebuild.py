@@ -16,7 +16,7 @@ from aiokafka.structs import TopicPartition
 
 import flywheel as fw
 from flywheel.tables import to_dict
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.kafka import Kafka
 from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3

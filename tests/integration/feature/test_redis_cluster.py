@@ -16,11 +16,11 @@ from redis.crc import key_slot
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_common.errors import Unavailable
-from flywheel_feature.definitions import DataType, Feature
-from flywheel_feature.generations import Generations
-from flywheel_feature.row_encoding import RowLayout
-from flywheel_feature.store.online_store import OnlineStore
-from flywheel_feature.store.redis_cluster import ClusterPipe, _slot
+from flywheel_feature.definitions.model import DataType, Feature
+from flywheel_feature.encoding.row_encoding import RowLayout
+from flywheel_feature.ingest.generations import Generations
+from flywheel_feature.store.redis.cluster import ClusterPipe, _slot
+from flywheel_feature.store.redis.online_store import OnlineStore
 from tests.integration.feature.redis_cluster import PASSWORD, Cluster, three_nodes
 from tests.support.eventually import eventually
 

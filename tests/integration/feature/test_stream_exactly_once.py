@@ -14,7 +14,7 @@ import pytest
 
 import flywheel as fw
 from flywheel.tables import to_dict
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 

@@ -14,11 +14,11 @@ import pytest
 from deltalake import write_deltalake
 
 from flywheel_common.errors import FailedPrecondition, NotFound
-from flywheel_feature.definitions import DataType, Field, ParquetSource, Source, TableFormat
-from flywheel_feature.offline.memory import MemoryArchive
-from flywheel_feature.offline.sources import SourceReader
-from flywheel_feature.store.delta import storage_options
-from flywheel_feature.store.tables import SMALL_BYTES, S3Tables
+from flywheel_feature.definitions.model import DataType, Field, ParquetSource, Source, TableFormat
+from flywheel_feature.store.s3.delta import storage_options
+from flywheel_feature.store.s3.tables import SMALL_BYTES, S3Tables
+from flywheel_feature.tables.pinned_archive import MemoryArchive
+from flywheel_feature.tables.sources import SourceReader
 from flywheel_local.s3 import S3
 
 START = datetime(2013, 1, 1, tzinfo=UTC)

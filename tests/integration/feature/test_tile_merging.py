@@ -11,8 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.aggregation import Events, TileLayout, event_ranks, feature_type
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.model import (
     HOUR,
     SECOND,
     Aggregation,
@@ -24,13 +23,15 @@ from flywheel_feature.definitions import (
     StreamView,
     View,
 )
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.model import (
     AggregationFunction as F,
 )
-from flywheel_feature.distinct import observations
-from flywheel_feature.store.online_store import OnlineStore
-from flywheel_feature.store.redis_pipe import RedisPipe
-from flywheel_feature.stream_tiles import PositionLost, SourceRows, ViewTiles
+from flywheel_feature.ingest.stream_tiles import PositionLost, SourceRows, ViewTiles
+from flywheel_feature.store.redis.connection import RedisPipe
+from flywheel_feature.store.redis.online_store import OnlineStore
+from flywheel_feature.windows.hyperloglog import observations
+from flywheel_feature.windows.tile_layout import TileLayout, event_ranks, feature_type
+from flywheel_feature.windows.tile_writing import Events
 
 TILE = 600 * SECOND
 START = 1_357_000_000 * SECOND
@@ -149,7 +150,7 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
 async def test_of_racing_rows_the_newest_by_event_then_created_time_then_arrival_stays(
     redis_url: str,
 ) -> None:
-    from flywheel_feature.row_encoding import RowLayout
+    from flywheel_feature.encoding.row_encoding import RowLayout
 
     layout = RowLayout([Feature("x", DataType.FLOAT64)])
     store = OnlineStore(pipe := RedisPipe(redis_url))

@@ -14,8 +14,8 @@ import pytest
 
 from flywheel_common.clock import ManualClock, SystemClock
 from flywheel_common.errors import DataLoss, FailedPrecondition, FlywheelError, InvalidArgument, NotFound
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     DAY,
     HOUR,
     Aggregation,
@@ -36,14 +36,15 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
-from flywheel_feature.offline.content_hash import content_hash
-from flywheel_feature.offline.memory import MemoryArchive, MemoryTrainingSets
-from flywheel_feature.offline.ports import Segment
+from flywheel_feature.fakes.training_sets import MemoryTrainingSets
+from flywheel_feature.offline.build import TrainingSetBuilder
+from flywheel_feature.offline.model import FileSpine, JoinMode, SourceSpine, TrainingSetRequest
 from flywheel_feature.offline.skew import SkewCheck, SkewRequest
-from flywheel_feature.offline.sources import ROW_CREATED_TIME, ROW_EVENT_TIME, SourceReader
-from flywheel_feature.offline.training_set import TrainingSetBuilder
-from flywheel_feature.offline.training_sets import FileSpine, JoinMode, SourceSpine, TrainingSetRequest
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.s3.tables import S3Tables
+from flywheel_feature.tables.content_hash import content_hash
+from flywheel_feature.tables.pinned_archive import MemoryArchive
+from flywheel_feature.tables.ports import Segment
+from flywheel_feature.tables.sources import ROW_CREATED_TIME, ROW_EVENT_TIME, SourceReader
 from flywheel_local.s3 import S3
 
 START = datetime(2013, 1, 1, tzinfo=UTC)

@@ -11,7 +11,7 @@ import pytest
 
 import flywheel as fw
 from flywheel.tables import to_dict
-from flywheel_feature.store.tables import S3Tables
+from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.s3 import S3
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)

@@ -14,8 +14,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.aggregation import event_ranks, feature_type
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.model import (
     HOUR,
     SECOND,
     Aggregation,
@@ -27,12 +26,13 @@ from flywheel_feature.definitions import (
     StreamView,
     View,
 )
-from flywheel_feature.definitions import AggregationFunction as F
-from flywheel_feature.memory_online import MemoryOnlineStore
-from flywheel_feature.offline.windows import WindowFeature, windowed_features
-from flywheel_feature.store.online_store import OnlineStore
-from flywheel_feature.store.redis_pipe import RedisPipe
-from flywheel_feature.stream_tiles import SourceRows, ViewTiles
+from flywheel_feature.definitions.model import AggregationFunction as F
+from flywheel_feature.fakes.online import MemoryOnlineStore
+from flywheel_feature.ingest.stream_tiles import SourceRows, ViewTiles
+from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
+from flywheel_feature.store.redis.connection import RedisPipe
+from flywheel_feature.store.redis.online_store import OnlineStore
+from flywheel_feature.windows.tile_layout import event_ranks, feature_type
 
 MINUTE = 60 * SECOND
 TILE = 10 * MINUTE

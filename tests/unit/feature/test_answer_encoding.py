@@ -9,13 +9,13 @@ import pytest
 
 from flywheel.tables import to_dict
 from flywheel_common.columns import to_numpy
-from flywheel_feature.applied_offsets import AppliedOffsets
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.convert import answer_to_proto
-from flywheel_feature.convert_answer import AnswerEncoder
-from flywheel_feature.definitions import BatchView, DataType, Entity, Feature, Field, VersionRef, View
-from flywheel_feature.read_plan import Answer, ReadPlan, plan_of_features
-from flywheel_feature.row_encoding import DTYPES, RowLayout
+from flywheel_feature.api.answer_encoding import AnswerEncoder
+from flywheel_feature.api.convert_online import answer_to_proto
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import BatchView, DataType, Entity, Feature, Field, VersionRef, View
+from flywheel_feature.encoding.row_encoding import DTYPES, RowLayout
+from flywheel_feature.online.read_plan import Answer, ReadPlan, plan_of_features
+from flywheel_feature.windows.applied_offsets import AppliedOffsets
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 T = DataType

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.aggregation import Events, TileLayout, event_ranks, feature_type
-from flywheel_feature.applied_offsets import positions_of
-from flywheel_feature.definitions import Aggregation, AggregationFunction
-from flywheel_feature.offline import applied_windows
-from flywheel_feature.offline.applied_windows import Stream, applied_features
-from flywheel_feature.offline.windows import WindowFeature
+from flywheel_feature.definitions.model import Aggregation, AggregationFunction
+from flywheel_feature.offline.joins import applied_windows
+from flywheel_feature.offline.joins.applied_windows import Stream, applied_features
+from flywheel_feature.offline.joins.windows import WindowFeature
+from flywheel_feature.windows.applied_offsets import positions_of
+from flywheel_feature.windows.tile_layout import TileLayout, event_ranks, feature_type
+from flywheel_feature.windows.tile_writing import Events
 
 F = AggregationFunction
 MINUTE = 60_000_000

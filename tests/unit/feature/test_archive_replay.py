@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_feature import archive_replay
-from flywheel_feature.definitions import DataType, Field, Source, StreamSource
-from flywheel_feature.stream_tiles import SourceRows
+from flywheel_feature.definitions.model import DataType, Field, Source, StreamSource
+from flywheel_feature.ingest import archive_replay
+from flywheel_feature.ingest.stream_tiles import SourceRows
 
 SOURCE = Source("p", "events", (Field("at", DataType.TIMESTAMP),), "at", "", StreamSource())
 

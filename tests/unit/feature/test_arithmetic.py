@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.arithmetic import arithmetic
-from flywheel_feature.expressions import compile_expressions
+from flywheel_feature.expressions.arithmetic import arithmetic
+from flywheel_feature.expressions.sql import compile_expressions
 
 FLOAT64 = 4
 COLUMNS = ("a", "b", "view__mean_24h")

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 import pytest
 
 from flywheel_common.errors import FailedPrecondition, InvalidArgument
-from flywheel_feature.apply_plan import Action, ApplyPlan, Declared, make_plan
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import (
+from flywheel_feature.apply.plan import Action, ApplyPlan, Declared, make_plan
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     HOUR,
     Aggregation,
     AggregationFunction,

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.aggregation import Events, TileLayout
-from flywheel_feature.definitions import Aggregation, AggregationFunction, DataType
-from flywheel_feature.distinct import REGISTERS, STANDARD_ERROR, counts, observations
-from flywheel_feature.offline.windows import WindowFeature, windowed_features
+from flywheel_feature.definitions.model import Aggregation, AggregationFunction, DataType
+from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
+from flywheel_feature.windows.hyperloglog import REGISTERS, STANDARD_ERROR, counts, observations
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_writing import Events
 
 MINUTE = 60_000_000
 TILE = 5 * MINUTE

@@ -8,12 +8,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.convert import to_lookup
-from flywheel_feature.definitions import BatchView, DataType, Entity, Feature, Field, View
-from flywheel_feature.equal_keys import MANY, EqualTexts, joined, keys_of
-from flywheel_feature.keys import entity_keys
-from flywheel_feature.read_plan import plan_of_features
+from flywheel_feature.api.convert_online import to_lookup
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import BatchView, DataType, Entity, Feature, Field, View
+from flywheel_feature.encoding.keys import entity_keys
+from flywheel_feature.encoding.same_length_keys import MANY, EqualTexts, joined, keys_of
+from flywheel_feature.online.read_plan import plan_of_features
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2
 

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.equal_values import EqualReply, EqualValues
-from flywheel_feature.store.redis_pipe import _Link
+from flywheel_feature.encoding.same_length_values import EqualReply, EqualValues
+from flywheel_feature.store.redis.connection import _Link
 
 
 def reply(values: list[bytes | None]) -> bytes:

@@ -9,10 +9,10 @@ import polars as pl
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import DataType, Entity, Field, ParquetSource, Source, StreamSource
-from flywheel_feature.erased import Erased, Tombstone, key_hash, speaks_of
-from flywheel_feature.keys import entity_keys
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import DataType, Entity, Field, ParquetSource, Source, StreamSource
+from flywheel_feature.encoding.keys import entity_keys
+from flywheel_feature.ingest.tombstones import Erased, Tombstone, key_hash, speaks_of
 
 PERSON, SHOP = Field("person", DataType.STRING), Field("shop", DataType.INT64)
 AT = Field("at", DataType.TIMESTAMP)

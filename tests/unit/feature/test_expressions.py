@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_feature.expressions import compile_expressions, compile_label, compile_predicate
+from flywheel_feature.expressions.sql import compile_expressions, compile_label, compile_predicate
 
 BOOL, INT64, FLOAT32, FLOAT64, STRING, TIMESTAMP = 1, 2, 3, 4, 5, 7
 SCHEMA = {"delay": FLOAT64, "seats": INT64, "origin": STRING, "at": TIMESTAMP, "wet": BOOL}

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_feature.definitions import DataType, FeatureSet, Field, VersionRef
+from flywheel_feature.definitions.model import DataType, FeatureSet, Field, VersionRef
 from flywheel_feature.offline.assembly import check_names, feature_names
-from flywheel_feature.offline.feature_join import JoinPlan
-from flywheel_feature.offline.training_sets import FileSpine, TrainingSetRequest
+from flywheel_feature.offline.joins.feature_join import JoinPlan
+from flywheel_feature.offline.model import FileSpine, TrainingSetRequest
 
 LONG = TrainingSetRequest("p", "t", "s", 0, FileSpine("s3://bucket/spine.parquet", "at"))
 SHORT = replace(LONG, short_feature_names=True)

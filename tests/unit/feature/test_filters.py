@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_feature.definitions import DataType, Entity, Field, Metadata
-from flywheel_feature.paging import page_of
+from flywheel_feature.api.listing import page_of
+from flywheel_feature.definitions.model import DataType, Entity, Field, Metadata
 
 KEYS = (Field("k", DataType.STRING),)
 ITEMS = [

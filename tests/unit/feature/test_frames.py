@@ -8,9 +8,9 @@ import numpy as np
 import polars as pl
 import pytest
 
-from flywheel_feature.definitions import DataType as T
-from flywheel_feature.definitions import Field
-from flywheel_feature.frames import from_series, to_frame, to_series
+from flywheel_feature.definitions.model import DataType as T
+from flywheel_feature.definitions.model import Field
+from flywheel_feature.encoding.frames import from_series, to_frame, to_series
 
 CASES: list[tuple[T, Any, Any]] = [
     (T.BOOL, np.array([True, False, True]), [True, None, True]),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flywheel_feature.jobs import JobCancelled
-from flywheel_feature.offline.stages import Stages
+from flywheel_feature.jobs.progress import Stages
+from flywheel_feature.jobs.runner import JobCancelled
 
 
 class Job:

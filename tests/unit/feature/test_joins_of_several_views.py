@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import DataLoss, FlywheelError, Unavailable
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     Aggregation,
     AggregationFunction,
     BatchView,
@@ -36,13 +36,15 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
-from flywheel_feature.memory_partitions import MemoryPartitions
-from flywheel_feature.memory_tables import MemoryTables
-from flywheel_feature.offline.memory import MemoryArchive, MemoryTrainingSets
-from flywheel_feature.offline.partitioned_build import RAY, JoinLimits
-from flywheel_feature.offline.ports import PartitionEngine, Segment
-from flywheel_feature.offline.training_set import TrainingSetBuilder
-from flywheel_feature.offline.training_sets import Compute, FileSpine, TrainingSetRequest
+from flywheel_feature.fakes.partitions import MemoryPartitions
+from flywheel_feature.fakes.tables import MemoryTables
+from flywheel_feature.fakes.training_sets import MemoryTrainingSets
+from flywheel_feature.offline.build import TrainingSetBuilder
+from flywheel_feature.offline.model import Compute, FileSpine, TrainingSetRequest
+from flywheel_feature.offline.partitioned.build import RAY, JoinLimits
+from flywheel_feature.offline.ports import PartitionEngine
+from flywheel_feature.tables.pinned_archive import MemoryArchive
+from flywheel_feature.tables.ports import Segment
 
 EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
 MINUTE = 60_000_000

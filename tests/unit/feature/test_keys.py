@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from redis.crc import key_slot
 
-from flywheel_feature.definitions import BatchView, DataType, View
-from flywheel_feature.keys import NO_ENTITY, entity_keys, key_prefix
+from flywheel_feature.definitions.model import BatchView, DataType, View
+from flywheel_feature.encoding.keys import NO_ENTITY, entity_keys, key_prefix
 
 TEXT = st.text(alphabet=st.sampled_from("ab1:{}/@!é\0"), max_size=6)
 TYPES = {

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 
 from flywheel_common.errors import FailedPrecondition, NotFound, Unavailable
-from flywheel_feature.apply_plan import Declared, make_plan
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import HOUR, FeatureSet, Metadata, VersionRef
-from flywheel_feature.lineage import ModelUse, ModelUses, lineage_of
+from flywheel_feature.apply.lineage import ModelUse, ModelUses, lineage_of
+from flywheel_feature.apply.plan import Declared, make_plan
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import HOUR, FeatureSet, Metadata, VersionRef
 
 from .test_definition_plans import EVERYTHING, NOW, P, applied, facts, late, plan
 

@@ -11,10 +11,11 @@ import polars as pl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.aggregation import Events, TileLayout, event_ranks, feature_type
-from flywheel_feature.definitions import Aggregation, AggregationFunction
-from flywheel_feature.distinct import observations
-from flywheel_feature.offline.windows import WindowFeature, windowed_features
+from flywheel_feature.definitions.model import Aggregation, AggregationFunction
+from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
+from flywheel_feature.windows.hyperloglog import observations
+from flywheel_feature.windows.tile_layout import TileLayout, event_ranks, feature_type
+from flywheel_feature.windows.tile_writing import Events
 
 F = AggregationFunction
 MINUTE = 60_000_000

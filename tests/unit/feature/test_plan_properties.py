@@ -8,9 +8,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.apply_plan import Action, ApplyPlan, Declared
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import (
+from flywheel_feature.apply.plan import Action, ApplyPlan, Declared
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     HOUR,
     Aggregation,
     AggregationFunction,

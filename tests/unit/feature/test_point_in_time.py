@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.offline import point_in_time
-from flywheel_feature.offline.point_in_time import MATCHED_TIME, as_of_join, latest_join
+from flywheel_feature.offline.joins import point_in_time
+from flywheel_feature.offline.joins.point_in_time import MATCHED_TIME, as_of_join, latest_join
 
 EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
 UTC_US = pl.Datetime("us", "UTC")

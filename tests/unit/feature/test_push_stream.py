@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from flywheel_common.errors import FlywheelError, InvalidArgument
-from flywheel_feature.push_stream import answered_in_order
+from flywheel_feature.api.push_stream import answered_in_order
 
 
 async def numbers(count: int) -> AsyncIterator[int]:

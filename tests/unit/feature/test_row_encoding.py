@@ -8,10 +8,10 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.definitions import DataType as T
-from flywheel_feature.definitions import Feature
-from flywheel_feature.keys import entity_keys
-from flywheel_feature.row_encoding import RowLayout
+from flywheel_feature.definitions.model import DataType as T
+from flywheel_feature.definitions.model import Feature
+from flywheel_feature.encoding.keys import entity_keys
+from flywheel_feature.encoding.row_encoding import RowLayout
 
 VALUES: dict[T, st.SearchStrategy[Any]] = {
     T.BOOL: st.booleans(),

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from flywheel_common.columns import from_table
-from flywheel_feature.aggregation import Events, TileLayout, event_ranks
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.convert_answer import AnswerEncoder
-from flywheel_feature.definitions import (
+from flywheel_feature.api.answer_encoding import AnswerEncoder
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     Aggregation,
     AggregationFunction,
     DataType,
@@ -22,9 +21,11 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
-from flywheel_feature.keys import entity_keys
-from flywheel_feature.online import Lookup, SharedRead
-from flywheel_feature.read_plan import plan_of_features
+from flywheel_feature.encoding.keys import entity_keys
+from flywheel_feature.online.lookup import Lookup, SharedRead
+from flywheel_feature.online.read_plan import plan_of_features
+from flywheel_feature.windows.tile_layout import TileLayout, event_ranks
+from flywheel_feature.windows.tile_writing import Events
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 MINUTE = 60_000_000

@@ -11,13 +11,13 @@ import pytest
 from flywheel.tables import to_dict
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import InvalidArgument, Unavailable
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.convert_answer import AnswerEncoder
-from flywheel_feature.definitions import BatchView, DataType, Entity, Feature, Field, VersionRef, View
-from flywheel_feature.keys import entity_keys
-from flywheel_feature.online import FULL_ROWS, Lookup, SharedRead
-from flywheel_feature.read_plan import ReadPlan, plan_of_features
-from flywheel_feature.row_encoding import RowLayout
+from flywheel_feature.api.answer_encoding import AnswerEncoder
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import BatchView, DataType, Entity, Feature, Field, VersionRef, View
+from flywheel_feature.encoding.keys import entity_keys
+from flywheel_feature.encoding.row_encoding import RowLayout
+from flywheel_feature.online.lookup import FULL_ROWS, Lookup, SharedRead
+from flywheel_feature.online.read_plan import ReadPlan, plan_of_features
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 T = DataType

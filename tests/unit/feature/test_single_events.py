@@ -12,9 +12,9 @@ from flywheel_common.errors import InvalidArgument
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.record import Record
 from flywheel_common.value import from_python
-from flywheel_feature.convert_events import from_event, from_single_events, to_event
-from flywheel_feature.definitions import DataType, Field, Source, StreamSource
-from flywheel_feature.stream_worker import _rows_of
+from flywheel_feature.definitions.model import DataType, Field, Source, StreamSource
+from flywheel_feature.encoding.event_payloads import from_event, from_single_events, to_event
+from flywheel_feature.ingest.stream_worker import _rows_of
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.source_pb2 import SourceEvent
 

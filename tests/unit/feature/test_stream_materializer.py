@@ -10,10 +10,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.archive_replay import ArchiveReplay
-from flywheel_feature.archiving import Archiver
-from flywheel_feature.catalog import Catalog
-from flywheel_feature.definitions import (
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import (
     HOUR,
     SECOND,
     Aggregation,
@@ -27,14 +25,16 @@ from flywheel_feature.definitions import (
     VersionRef,
     View,
 )
-from flywheel_feature.erased import Erased
-from flywheel_feature.generations import Generations
-from flywheel_feature.keys import entity_keys, key_prefix
-from flywheel_feature.memory_online import MemoryOnlineStore
-from flywheel_feature.memory_streams import MemoryStreams
-from flywheel_feature.memory_tables import MemoryTables
-from flywheel_feature.stream_materialization import PositionLost, StreamMaterializer, TileFilling
-from flywheel_feature.stream_tiles import SourceRows, SourceTiles, ViewTiles
+from flywheel_feature.encoding.keys import entity_keys, key_prefix
+from flywheel_feature.fakes.online import MemoryOnlineStore
+from flywheel_feature.fakes.streams import MemoryStreams
+from flywheel_feature.fakes.tables import MemoryTables
+from flywheel_feature.ingest.archive import Archiver
+from flywheel_feature.ingest.archive_replay import ArchiveReplay
+from flywheel_feature.ingest.generations import Generations
+from flywheel_feature.ingest.stream_materialization import PositionLost, StreamMaterializer, TileFilling
+from flywheel_feature.ingest.stream_tiles import SourceRows, SourceTiles, ViewTiles
+from flywheel_feature.ingest.tombstones import Erased
 
 KEY = Field("airport", DataType.STRING)
 SCHEMA = (KEY, Field("at", DataType.TIMESTAMP), Field("x", DataType.FLOAT64))

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.aggregation import Events, TileLayout, choose_tile, default_name, event_ranks
-from flywheel_feature.definitions import DAY, HOUR, SECOND, Aggregation
-from flywheel_feature.definitions import AggregationFunction as F
+from flywheel_feature.definitions.model import DAY, HOUR, SECOND, Aggregation
+from flywheel_feature.definitions.model import AggregationFunction as F
+from flywheel_feature.windows.tile_layout import TileLayout, choose_tile, default_name, event_ranks
+from flywheel_feature.windows.tile_writing import Events
 
 TILE = 600 * SECOND
 WINDOWS = (HOUR, 6 * HOUR)

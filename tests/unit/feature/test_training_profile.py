@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.definitions import DataType
-from flywheel_feature.offline.content_hash import content_hash
+from flywheel_feature.definitions.model import DataType
 from flywheel_feature.offline.profile import profile_column
+from flywheel_feature.tables.content_hash import content_hash
 
 numbers = st.lists(
     st.one_of(

@@ -9,15 +9,14 @@ import pytest
 from google.protobuf import text_format
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_feature.convert_offline import (
+from flywheel_feature.api.convert_training_sets import (
     skew_report_to_proto,
     training_set_request,
     training_set_to_proto,
     with_training_set_id,
 )
-from flywheel_feature.definitions import DataType, Field
-from flywheel_feature.offline.skew import FeatureSkew, SkewReport
-from flywheel_feature.offline.training_sets import (
+from flywheel_feature.definitions.model import DataType, Field
+from flywheel_feature.offline.model import (
     ColumnProfile,
     Compute,
     FileSpine,
@@ -25,6 +24,7 @@ from flywheel_feature.offline.training_sets import (
     SourceSpine,
     TrainingSet,
 )
+from flywheel_feature.offline.skew import FeatureSkew, SkewReport
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 ASKED = """

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_feature.definitions import DataType, ValidationAction, ValidationRule
-from flywheel_feature.validation import Report, mistakes, validate
+from flywheel_feature.definitions.model import DataType, ValidationAction, ValidationRule
+from flywheel_feature.definitions.value_rules import Report, mistakes, validate
 
 REJECT, QUARANTINE, FLAG = ValidationAction.REJECT, ValidationAction.QUARANTINE, ValidationAction.FLAG
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""An object store in memory."""
 
 from __future__ import annotations
 

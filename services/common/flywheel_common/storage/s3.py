@@ -16,28 +16,14 @@ from botocore.exceptions import BotoCoreError, ClientError
 from flywheel_common.config import S3Settings
 from flywheel_common.deadline import in_time
 from flywheel_common.errors import FailedPrecondition, FlywheelError, Unavailable
-from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.storage.objects import (
     CHUNK_BYTES,
     Digest,
     ObjectInfo,
-    ObjectStore,
     check_key,
     object_not_found,
-    put_content,
 )
 from flywheel_common.telemetry.logs import get_logger
-
-__all__ = [
-    "MemoryObjectStore",
-    "ObjectInfo",
-    "ObjectStore",
-    "S3ObjectStore",
-    "arrow_filesystem",
-    "object_store",
-    "put_content",
-    "s3_client",
-]
 
 log = get_logger(__name__)
 

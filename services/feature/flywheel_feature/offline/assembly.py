@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import polars as pl
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_feature.definitions import DataType, Field
-from flywheel_feature.offline.datatypes import TIMESTAMP
-from flywheel_feature.offline.feature_join import JoinPlan
+from flywheel_feature.definitions.frame_types import TIMESTAMP
+from flywheel_feature.definitions.model import DataType, Field
+from flywheel_feature.offline.joins.feature_join import JoinPlan
+from flywheel_feature.offline.model import EVENT_TIMESTAMP, LABEL, TrainingSetRequest
 from flywheel_feature.offline.spines import spine_fields
-from flywheel_feature.offline.training_sets import EVENT_TIMESTAMP, LABEL, TrainingSetRequest
 
 
 def feature_names(plan: JoinPlan, request: TrainingSetRequest) -> list[str]:

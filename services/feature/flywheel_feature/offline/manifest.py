@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import polars as pl
 from pydantic import TypeAdapter
 
-from flywheel_feature.definitions import Field
+from flywheel_feature.definitions.model import Field
 from flywheel_feature.offline.assembly import profiled_fields, set_fields
-from flywheel_feature.offline.feature_join import JoinPlan
-from flywheel_feature.offline.ports import Tables
+from flywheel_feature.offline.joins.feature_join import JoinPlan
+from flywheel_feature.offline.model import EVENT_TIMESTAMP, LABEL, ColumnProfile, TrainingSetRequest
 from flywheel_feature.offline.profile import profile_column, profile_columns
-from flywheel_feature.offline.training_sets import EVENT_TIMESTAMP, LABEL, ColumnProfile, TrainingSetRequest
+from flywheel_feature.tables.ports import Tables
 
 ROWS_PER_FILE = 250_000
 

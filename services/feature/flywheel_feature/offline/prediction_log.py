@@ -12,9 +12,9 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 
 from flywheel_common.errors import FailedPrecondition
-from flywheel_feature.definitions import DataType, TableFormat
-from flywheel_feature.offline.datatypes import to_type
-from flywheel_feature.offline.ports import Between, Piece, Tables
+from flywheel_feature.definitions.frame_types import to_type
+from flywheel_feature.definitions.model import DataType, TableFormat
+from flywheel_feature.tables.ports import Between, Piece, Tables
 
 PREDICTION_ID, EVENT_TIME, FEATURE_SET = "prediction_id", "event_time", "feature_set"
 _SOURCE = "source"

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import numpy.typing as npt
 import polars as pl
 
-from flywheel_feature.definitions import DataType, Field
-from flywheel_feature.offline.training_sets import ColumnProfile
-
-Floats = npt.NDArray[np.float64]
+from flywheel_common.arrays import Floats
+from flywheel_feature.definitions.model import DataType, Field
+from flywheel_feature.offline.model import ColumnProfile
 
 BINS = 128
 CATEGORIES = 100

@@ -15,14 +15,16 @@ from prometheus_client import Counter
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FailedPrecondition, InvalidArgument
-from flywheel_feature.applied_offsets import applied_name
-from flywheel_feature.definitions import Field, VersionRef
-from flywheel_feature.offline.datatypes import TIMESTAMP
-from flywheel_feature.offline.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
-from flywheel_feature.offline.ports import Archive, Catalogs, JobProgress, Tables
+from flywheel_feature.definitions.frame_types import TIMESTAMP
+from flywheel_feature.definitions.model import Field, VersionRef
+from flywheel_feature.jobs.progress import JobProgress
+from flywheel_feature.offline.joins.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
+from flywheel_feature.offline.model import JoinMode
+from flywheel_feature.offline.ports import Catalogs
 from flywheel_feature.offline.prediction_log import EVENT_TIME, FEATURE_SET, PREDICTION_ID, read_answers
-from flywheel_feature.offline.sources import SourceReader, wait_until_archived
-from flywheel_feature.offline.training_sets import JoinMode
+from flywheel_feature.tables.ports import Archive, Tables
+from flywheel_feature.tables.sources import SourceReader, wait_until_archived
+from flywheel_feature.windows.applied_offsets import applied_name
 
 RELATIVE_TOLERANCE = 1e-6
 ABSOLUTE_TOLERANCE = 1e-7

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import polars as pl
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_feature.definitions import DataType, Field, Source
-from flywheel_feature.expressions import CompiledExpressions, compile_label
-from flywheel_feature.offline.datatypes import to_type
-from flywheel_feature.offline.feature_join import JoinPlan, typed_spine
-from flywheel_feature.offline.training_sets import EVENT_TIMESTAMP, LABEL, FileSpine, SourceSpine, Spine
+from flywheel_feature.definitions.frame_types import to_type
+from flywheel_feature.definitions.model import DataType, Field, Source
+from flywheel_feature.expressions.sql import CompiledExpressions, compile_label
+from flywheel_feature.offline.joins.feature_join import JoinPlan, typed_spine
+from flywheel_feature.offline.model import EVENT_TIMESTAMP, LABEL, FileSpine, SourceSpine, Spine
 
 
 def spine_fields(plan: JoinPlan) -> list[Field]:

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from flywheel_common.errors import FlywheelError
 from flywheel_common.ids import new_id
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature.offline.ports import Tables
-from flywheel_feature.offline.training_sets import TrainingSet, TrainingSetRequest
+from flywheel_feature.offline.model import TrainingSet, TrainingSetRequest
+from flywheel_feature.tables.ports import Tables
 
 log = get_logger(__name__)
 

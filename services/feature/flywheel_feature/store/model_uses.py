@@ -7,7 +7,7 @@ import grpc
 from flywheel_common.deadline import call_timeout
 from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_common.names import Pattern
-from flywheel_feature.lineage import ModelUse
+from flywheel_feature.apply.lineage import ModelUse
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.registry.v1.registry_pb2_grpc import RegistryServiceStub
 

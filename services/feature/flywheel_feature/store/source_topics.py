@@ -15,7 +15,7 @@ from flywheel_common.errors import Unavailable
 from flywheel_common.kafka.client import ensure_topics, kafka_errors
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import TopicSpec
-from flywheel_feature.definitions import Source, StreamSource
+from flywheel_feature.definitions.model import Source, StreamSource
 
 END_SECONDS = 1.0
 """How long an answer about where a topic ends may be used again for lag."""

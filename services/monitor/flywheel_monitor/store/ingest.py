@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.arrays import F64, I64, Mask
 from flywheel_monitor.batches import LABEL, OutcomeColumns, PredictionColumns, pack_kept
 from flywheel_monitor.layout import usable_scores
 from flywheel_monitor.panes import PaneAccumulator, Rows, rows_of
@@ -279,8 +279,8 @@ def _label_rows(panes: PaneAccumulator, rows: Rows, ids: Sequence[str], labels: 
     if not has.any():
         return 0
     at: Mask = has & usable_scores(rows.scores, rows.sources)
-    values: F64 = np.array([labels.get(i, 0.0) for i in ids], np.float64)
-    weights: I64 = np.ones(int(at.sum()), np.int64)
+    values: Floats = np.array([labels.get(i, 0.0) for i in ids], np.float64)
+    weights: Ints = np.ones(int(at.sum()), np.int64)
     segments = tuple(s for s, k in zip(rows.segments, at.tolist(), strict=True) if k)
     panes.add_labels(rows.event_times[at], segments, rows.shadow, rows.scores[at], values[at], weights)
     return 0 if rows.shadow else int(has.sum())

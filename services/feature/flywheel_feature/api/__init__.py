@@ -1,0 +1,1 @@
+"""The gRPC edge: servicer, method mixins, conversion between protobuf and domain."""

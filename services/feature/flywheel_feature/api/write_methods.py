@@ -1,0 +1,128 @@
+"""The methods of FeatureService that write online: pushes, and the jobs that fill the online store or erase from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterable, AsyncIterator
+from typing import Any
+
+from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.names import parse_project
+from flywheel_feature.api import convert_jobs, convert_online
+from flywheel_feature.api.convert_definitions import ENTITY, SOURCE, VIEW, plain_name
+from flywheel_feature.api.push_stream import answered_in_order
+from flywheel_feature.apply.applied import AppliedDefinitions
+from flywheel_feature.definitions.model import BatchView
+from flywheel_feature.encoding import wire_columns
+from flywheel_feature.erasure import erase_job
+from flywheel_feature.ingest import materialize_job, rebuilding
+from flywheel_feature.ingest.materialize_job import Materializing
+from flywheel_feature.ingest.pushing import Pushing
+from flywheel_feature.jobs.runner import JobRunner
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+
+_STREAM_TARGETS = (pb.PUSH_TARGET_UNSPECIFIED, pb.PUSH_TARGET_ONLINE_AND_OFFLINE)
+
+
+class OnlineWriteMethods:
+    def __init__(
+        self,
+        *,
+        definitions: AppliedDefinitions,
+        pushing: Pushing,
+        materializing: Materializing,
+        jobs: JobRunner,
+    ) -> None:
+        self._written_definitions = definitions
+        self._pushing = pushing
+        self._materializing = materializing
+        self._write_jobs = jobs
+
+    async def PushFeatures(self, request: pb.PushFeaturesRequest, context: Any) -> pb.PushFeaturesResponse:
+        rows = wire_columns.row_total(request.rows)
+        request.rows.row_count = rows
+        if VIEW.match(request.target) is not None:
+            return await self._push_to_view(request, rows)
+        project, source_id = plain_name(request.target, SOURCE)
+        catalog = await self._written_definitions.knowing(project, lambda c: c.source(source_id))
+        source = catalog.source(source_id)
+        if not source.is_stream:
+            raise InvalidArgument(
+                f"{source.name} is no stream source: push to one, or to a batch view.",
+                reason="NOT_A_STREAM_SOURCE",
+            )
+        if request.push_target not in _STREAM_TARGETS:
+            raise InvalidArgument(
+                f"push_target {pb.PushTarget.Name(request.push_target)} is not possible here: a stream source's rows go online and "
+                "offline.",
+                reason="UNSUPPORTED_PUSH_TARGET",
+            )
+        columns = wire_columns.read_rows(request.rows, source.schema)
+        pushed = await self._pushing.to_source(catalog, source, columns, rows, request.event_ids)
+        return convert_online.pushed_to_proto(source.name, pushed)
+
+    async def _push_to_view(self, request: pb.PushFeaturesRequest, rows: int) -> pb.PushFeaturesResponse:
+        project, view_id = plain_name(request.target, VIEW)
+        catalog = await self._written_definitions.knowing(project, lambda c: c.view(view_id))
+        view = catalog.view(view_id)
+        if not isinstance(view.kind, BatchView):
+            raise InvalidArgument(
+                f"{view.base_name} is no batch view: push to its stream source.", reason="NOT_A_BATCH_VIEW"
+            )
+        source = catalog.source(view.kind.source)
+        columns = wire_columns.read_rows(request.rows, source.schema)
+        pushed = await self._pushing.to_view(
+            catalog,
+            view,
+            source,
+            columns,
+            rows,
+            offline=request.push_target != pb.PUSH_TARGET_ONLINE,
+            online=request.push_target != pb.PUSH_TARGET_OFFLINE,
+        )
+        return convert_online.pushed_to_proto(source.name, pushed)
+
+    async def StreamPushFeatures(
+        self, requests: AsyncIterable[pb.StreamPushFeaturesRequest], context: Any
+    ) -> AsyncIterator[pb.StreamPushFeaturesResponse]:
+        sequence = 0
+        async for outcome in answered_in_order(requests, lambda r: self.PushFeatures(r.push, context)):
+            answer = pb.StreamPushFeaturesResponse(sequence=sequence)
+            if isinstance(outcome, FlywheelError):
+                answer.error.CopyFrom(convert_online.push_error(outcome))
+            else:
+                answer.accepted.CopyFrom(outcome)
+            yield answer
+            sequence += 1
+
+    async def MaterializeView(
+        self, request: pb.MaterializeViewRequest, context: Any
+    ) -> pb.MaterializeViewResponse:
+        materialize = convert_jobs.to_materialize(request)
+        job = await self._write_jobs.submit(
+            materialize_job.KIND,
+            materialize.dump(),
+            request.request_id,
+            project=materialize.project,
+            check=lambda: self._materializing.validate(materialize),
+        )
+        return pb.MaterializeViewResponse(job=convert_jobs.job_to_proto(job))
+
+    async def RebuildOnlineStore(
+        self, request: pb.RebuildOnlineStoreRequest, context: Any
+    ) -> pb.RebuildOnlineStoreResponse:
+        project = parse_project(request.parent)
+        job = await self._write_jobs.submit(
+            rebuilding.KIND,
+            json.dumps({"project": project}).encode(),
+            request.request_id,
+            project=project,
+        )
+        return pb.RebuildOnlineStoreResponse(job=convert_jobs.job_to_proto(job))
+
+    async def EraseEntity(self, request: pb.EraseEntityRequest, context: Any) -> pb.EraseEntityResponse:
+        project, entity_id = plain_name(request.entity, ENTITY)
+        catalog = await self._written_definitions.knowing(project, lambda c: c.entity(entity_id))
+        erase = convert_jobs.to_erase(project, catalog.entity(entity_id), request.join_keys)
+        job = await self._write_jobs.submit(erase_job.KIND, erase.dump(), request.request_id, project=project)
+        return pb.EraseEntityResponse(job=convert_jobs.job_to_proto(job))

@@ -1,0 +1,1 @@
+"""Applying definitions: rules, plan, lineage."""

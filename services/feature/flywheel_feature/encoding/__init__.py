@@ -1,0 +1,1 @@
+"""Keys, rows and columns as bytes and frames."""

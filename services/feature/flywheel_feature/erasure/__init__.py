@@ -1,0 +1,1 @@
+"""Erasing an entity online, offline and in the archive."""

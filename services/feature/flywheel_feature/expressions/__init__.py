@@ -1,0 +1,1 @@
+"""SQL expressions of on-demand views."""

@@ -1,0 +1,35 @@
+"""Topics of stream sources in memory, for unit tests. Held to the same contract suite as Kafka.
+
+Ports: pushing.Topics, erasure_ports.TopicEnds, freshness.Ends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from flywheel_feature.definitions.model import Source, StreamSource
+
+
+class MemoryTopics:
+    def __init__(self, partitions: int) -> None:
+        self._partitions = partitions
+        self._records: dict[tuple[str, str], list[list[bytes]]] = {}
+
+    async def ensure(self, source: Source) -> int:
+        assert isinstance(source.kind, StreamSource)
+        wanted = source.kind.partitions or self._partitions
+        return len(self._records.setdefault((source.project, source.id), [[] for _ in range(wanted)]))
+
+    async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
+        answers = []
+        for partition, value in events:
+            records = self._records[source.project, source.id][partition]
+            answers.append((partition, len(records)))
+            records.append(value)
+        return answers
+
+    async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        return {p: len(records) for p, records in enumerate(self._records.get((project, source), []))}
+
+    async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        return await self.end_offsets(project, source)

@@ -1,0 +1,1 @@
+"""Pushes, stream processing, materialization, the archive."""

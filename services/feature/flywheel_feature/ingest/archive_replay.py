@@ -1,0 +1,92 @@
+"""Events out of the archive, as the stream worker applied them: what fills tiles again when Kafka no longer has them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import polars as pl
+
+from flywheel_feature.definitions.frame_types import to_type
+from flywheel_feature.definitions.model import Source
+from flywheel_feature.encoding.frames import Columns, from_series
+from flywheel_feature.ingest.archive import EVENT_ID, OFFSET
+from flywheel_feature.ingest.stream_tiles import SourceRows
+from flywheel_feature.tables.ports import Segment
+
+BATCH_EVENTS = 40_000
+"""Read at once, unless one segment has more."""
+APPLIED_EVENTS = 4_000
+"""Applied at once: a process that also answers requests is not held up for longer than that takes."""
+
+
+class Segments(Protocol):
+    async def segments(self, project: str, source: str) -> Sequence[Segment]: ...
+
+    async def archived_offsets(self, project: str, source: str) -> Mapping[int, int]: ...
+
+
+class FileReader(Protocol):
+    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame: ...
+
+
+class ArchiveReplay:
+    def __init__(self, segments: Segments, files: FileReader) -> None:
+        self._segments = segments
+        self._files = files
+
+    async def partitions(self, source: Source) -> dict[int, int]:
+        """Partition → where its archive ends."""
+        return dict(sorted((await self._segments.archived_offsets(source.project, source.id)).items()))
+
+    async def rows(self, source: Source, partition: int, first: int, end: int) -> AsyncIterator[SourceRows]:
+        """Events of a partition from offset `first` on, in order, in batches; the last one ends at `end`.
+
+        Raises NotFound UNKNOWN_TABLE when a segment was replaced meanwhile: begin again where the last batch ended.
+        """
+        held = [
+            s
+            for s in await self._segments.segments(source.project, source.id)
+            if s.partition == partition and s.next_offset > first
+        ]
+        names = [f.name for f in source.schema]
+        group: list[Segment] = []
+        for segment in [*held, None]:
+            full = segment is None or sum(s.event_count for s in group) + segment.event_count > BATCH_EVENTS
+            if group and full:
+                frame = await asyncio.to_thread(
+                    self._files.read_files, [s.uri for s in group], [*names, EVENT_ID, OFFSET]
+                )
+                for part in cut(source_rows(source, partition, frame, group[-1].next_offset)):
+                    yield part
+                group = []
+            if segment is not None:
+                group.append(segment)
+        yield source_rows(source, partition, None, end)
+
+
+def cut(rows: SourceRows) -> Iterator[SourceRows]:
+    """Pieces of about APPLIED_EVENTS; rows that came in one record stay together."""
+    offset, start = rows.offset, 0
+    while start < len(offset):
+        end = min(start + APPLIED_EVENTS, len(offset))
+        end = int(np.searchsorted(offset, offset[end - 1], "right"))
+        following = int(offset[end]) if end < len(offset) else rows.next_offset
+        yield replace(rows.take(np.arange(start, end)), next_offset=following)
+        start = end
+
+
+def source_rows(source: Source, partition: int, frame: pl.DataFrame | None, next_offset: int) -> SourceRows:
+    """Archived rows as arrays; None: no rows, the position only."""
+    if frame is None:
+        empty = pl.DataFrame({f.name: [] for f in source.schema})
+        frame = empty.with_columns(pl.lit("").alias(EVENT_ID), pl.lit(0, pl.Int64).alias(OFFSET)).clear()
+    typed = frame.select(
+        to_type(f.name, frame.schema[f.name], f.data_type, f.vector_size) for f in source.schema
+    )
+    columns: Columns = {f.name: from_series(typed.get_column(f.name), f.data_type) for f in source.schema}
+    ids = frame.get_column(EVENT_ID).to_list()
+    return SourceRows(source, partition, columns, ids, frame.get_column(OFFSET).to_numpy(), next_offset)

@@ -1,0 +1,116 @@
+"""GetFreshness: positions that the stream worker and the jobs left, put together. Cheap, because replays poll it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from flywheel_common.errors import Unavailable
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import BatchView, Source, StreamView, View
+from flywheel_feature.ingest.stream_tiles import Position, position_field
+
+
+@dataclass(frozen=True, slots=True)
+class Freshness:
+    """Of a source or a view; times in microseconds, 0: none."""
+
+    name: str
+    watermark: int = 0
+    applied: Mapping[int, int] = field(default_factory=dict)
+    """Stream sources: partition → next offset; every event below is online in all views."""
+    lag_events: int = 0
+    archived_events: int = 0
+    freshness_sla: int = 0
+
+
+class Positions(Protocol):
+    async def positions(self, project: str, source: str) -> dict[str, str]: ...
+
+
+class Archived(Protocol):
+    async def archived(self, project: str) -> dict[str, dict[int, tuple[int, int]]]:
+        """Source id → partition → (next offset, events archived)."""
+        ...
+
+
+class Materialized(Protocol):
+    async def newest(self, project: str) -> dict[tuple[str, int], int]:
+        """(view id, version) → newest event time online, microseconds."""
+        ...
+
+
+class Ends(Protocol):
+    async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """Per partition where the topic ended a moment ago; empty when there is no topic."""
+        ...
+
+
+class FreshnessReader:
+    def __init__(
+        self, positions: Positions, archived: Archived, materialized: Materialized, ends: Ends
+    ) -> None:
+        self._positions = positions
+        self._archived = archived
+        self._materialized = materialized
+        self._ends = ends
+
+    async def read(self, catalog: Catalog) -> list[Freshness]:
+        """Sources by name, then views by name."""
+        streams = [s for s in catalog.sources.values() if s.is_stream]
+        archived, newest, positions = await asyncio.gather(
+            self._archived.archived(catalog.project),
+            self._materialized.newest(catalog.project),
+            asyncio.gather(*(self._positions.positions(catalog.project, s.id) for s in streams)),
+        )
+        by_source: dict[str, dict[str, str]] = dict(zip((s.id for s in streams), positions, strict=True))
+        sources = await asyncio.gather(
+            *(self._source(catalog, s, by_source[s.id], archived.get(s.id, {})) for s in streams)
+        )
+        views = [_view(v, by_source, newest) for v in catalog.latest_views.values()]
+        return sorted(sources, key=lambda f: f.name) + sorted(
+            (v for v in views if v is not None), key=lambda f: f.name
+        )
+
+    async def _source(
+        self,
+        catalog: Catalog,
+        source: Source,
+        positions: Mapping[str, str],
+        archived: Mapping[int, tuple[int, int]],
+    ) -> Freshness:
+        views = catalog.stream_views(source.id)
+        partitions = set(archived) | {int(f.rpartition("/")[2]) for f in positions}
+        applied: dict[int, int] = {}
+        watermark = 0
+        for partition in sorted(partitions):
+            stored = [positions.get(position_field(v.ref, partition), "0") for v in views]
+            found = [Position.parse(text) for text in stored]
+            # A source that no view reads is applied when it is archived.
+            applied[partition] = min(
+                (p.next_offset for p in found), default=archived.get(partition, (0, 0))[0]
+            )
+            watermark = max(watermark, *(p.watermark for p in found), 0)
+        try:
+            ends = await self._ends.recent_end_offsets(source.project, source.id)
+        except Unavailable:
+            ends = {}
+        lag = sum(max(0, end - applied.get(p, 0)) for p, end in ends.items())
+        return Freshness(source.name, watermark, applied, lag, sum(n for _, n in archived.values()))
+
+
+def _view(
+    view: View, by_source: Mapping[str, Mapping[str, str]], newest: Mapping[tuple[str, int], int]
+) -> Freshness | None:
+    match view.kind:
+        case BatchView():
+            watermark = newest.get((view.id, view.version), 0)
+        case StreamView(source=source):
+            prefix = f"{view.id}@{view.version}/"
+            texts = [t for f, t in by_source.get(source, {}).items() if f.startswith(prefix)]
+            watermark = max((Position.parse(t).watermark for t in texts), default=0)
+        case _:
+            return None
+    return Freshness(view.base_name, watermark, freshness_sla=view.freshness_sla)

@@ -1,0 +1,174 @@
+"""The loop around the stream materializer: Kafka records in, positions asked for when a partition comes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.kafka.consumer import ConsumerLoop, PoisonError, Record, TopicPartition
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_feature.apply.applied import AppliedDefinitions
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import Source
+from flywheel_feature.encoding.event_payloads import carries_one, from_event, from_single_events
+from flywheel_feature.ingest.generations import Generations
+from flywheel_feature.ingest.stream_materialization import Part, PositionLost, StreamMaterializer, joined
+
+log = get_logger(__name__)
+
+WATCH_SECONDS = 2.0
+"""How soon a Redis that lost its data is noticed though no event comes."""
+READ_TOGETHER = 1000
+"""Events of one row each that are decoded together: what they unpack to still fits a processor's cache, and a bad one among them is
+soon found."""
+
+
+class StreamWorker:
+    """`topic_of(project, source)` names topics; only topics of applied sources are acted on."""
+
+    def __init__(
+        self,
+        definitions: AppliedDefinitions,
+        materializer: StreamMaterializer,
+        generations: Generations,
+        topic_of: Callable[[str, str], str],
+    ) -> None:
+        self._definitions = definitions
+        self._materializer = materializer
+        self._generations = generations
+        self._topic_of = topic_of
+        self._loop: ConsumerLoop | None = None
+        self._live: frozenset[str] = frozenset()
+
+    def loop(self, **settings: Any) -> ConsumerLoop:
+        """The consumer to run."""
+        self._loop = ConsumerLoop(
+            handler=self._handle, positions=self._positions, commit_to_kafka=False, **settings
+        )
+        self._live = self._live_views()
+        self._definitions.on_change(self._definitions_changed)
+        return self._loop
+
+    async def watch(self) -> None:
+        """Begin again when Redis lost its data, until cancelled."""
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            generation = self._materializer.generation
+            try:
+                if generation and not await self._generations.holds(generation):
+                    log.warning(
+                        "the online store is another one: streams are taken up again", generation=generation
+                    )
+                    self._forget()
+            except FlywheelError as error:
+                log.warning("the online store is not watched", reason=error.reason)
+
+    def _live_views(self) -> frozenset[str]:
+        return frozenset(
+            v.name
+            for c in self._definitions.projects()
+            for s in c.sources.values()
+            if s.is_stream
+            for v in c.stream_views(s.id)
+        ) | frozenset(s.name for c in self._definitions.projects() for s in c.sources.values() if s.is_stream)
+
+    def _definitions_changed(self) -> None:
+        live = self._live_views()
+        added, self._live = live - self._live, live
+        if added and self._loop is not None:
+            log.info("streams read again for new definitions", views=sorted(added))
+            self._loop.rewind()
+
+    def _find(self, topic: str) -> tuple[Catalog, Source] | None:
+        for catalog in self._definitions.projects():
+            for source in catalog.sources.values():
+                if source.is_stream and self._topic_of(catalog.project, source.id) == topic:
+                    return catalog, source
+        return None
+
+    async def _positions(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        await self._definitions.refresh()
+        found: dict[TopicPartition, int | None] = {}
+        for tp in partitions:
+            known = self._find(tp.topic)
+            offset = await self._materializer.begin(*known, tp.partition) if known is not None else 0
+            # 0 as None: the beginning is where Kafka still has records.
+            found[tp] = offset or None
+        return found
+
+    async def _handle(self, conn: Any, records: Sequence[Record]) -> None:
+        known = self._find(records[0].topic)
+        if known is None:
+            await self._definitions.refresh()
+            if self._find(records[0].topic) is not None:
+                self._forget()
+            # Else nobody applied such a source here: these events are not ours.
+            return
+        catalog, source = known
+        parts, poison, why = _rows_of(records, source)
+        if poison:
+            raise PoisonError(why, poison)
+        if not parts:
+            return
+        try:
+            await self._materializer.apply(
+                catalog, joined(source, records[0].partition, parts, records[-1].offset + 1)
+            )
+        except PositionLost:
+            log.warning("positions changed under this member: it starts again from them", source=source.name)
+            self._forget()
+
+    def _forget(self) -> None:
+        if self._loop is not None:
+            self._loop.rewind()
+
+
+def _rows_of(records: Sequence[Record], source: Source) -> tuple[list[Part], list[Record], str]:
+    """Rows of the records in order, the records that hold none, and why the last of them does not."""
+    parts: list[Part] = []
+    poison: list[Record] = []
+    why = ""
+    for single, together in groupby(records, _is_single):
+        run = list(together)
+        size = READ_TOGETHER if single else 1
+        for low in range(0, len(run), size):
+            for found in _read(run[low : low + size], source):
+                if isinstance(found, _Poison):
+                    poison.append(found.record)
+                    why = found.why
+                else:
+                    parts.append(found)
+    return parts, poison, why
+
+
+@dataclass(frozen=True, slots=True)
+class _Poison:
+    record: Record
+    why: str
+
+
+def _read(run: list[Record], source: Source) -> Iterator[Part | _Poison]:
+    """Rows of records that are read together; where one of them holds none, it is looked for by halves."""
+    events = [r.event for r in run if r.event is not None]
+    try:
+        columns, ids = from_event(events[0], source) if len(run) == 1 else from_single_events(events, source)
+    except InvalidArgument as error:
+        if len(run) == 1:
+            yield _Poison(run[0], error.message)
+            return
+        middle = len(run) // 2
+        yield from _read(run[:middle], source)
+        yield from _read(run[middle:], source)
+    else:
+        offsets = [r.offset for r in run] if len(run) > 1 else [run[0].offset] * len(ids)
+        yield np.array(offsets, np.int64), columns, ids
+
+
+def _is_single(record: Record) -> bool:
+    return record.event is not None and carries_one(record.event)

@@ -1,0 +1,246 @@
+"""Building training sets: a spine, the features of a feature set as they were known, a label, a manifest."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import polars as pl
+
+from flywheel_common.clock import Clock
+from flywheel_common.errors import AlreadyExists, FlywheelError
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import ParquetSource, Source, TableFormat
+from flywheel_feature.jobs.progress import ResumableJob, Stages
+from flywheel_feature.offline import spines
+from flywheel_feature.offline.assembly import assemble, check_names
+from flywheel_feature.offline.joins.feature_join import FeatureJoiner, JoinPlan, plan_join
+from flywheel_feature.offline.manifest import ROWS_PER_FILE, BuiltFiles, of_frame
+from flywheel_feature.offline.model import (
+    EVENT_TIMESTAMP,
+    FileSpine,
+    SourceSpine,
+    TrainingSet,
+    TrainingSetRequest,
+)
+from flywheel_feature.offline.partitioned.build import BuiltInputs, JoinLimits, PartitionedBuild
+from flywheel_feature.offline.ports import Catalogs, PartitionEngine, TrainingSets
+from flywheel_feature.offline.unfinished import (
+    attempt_uri,
+    remove,
+    remove_others,
+    undisturbed,
+    unfinished,
+    work_name,
+)
+from flywheel_feature.tables.blocking import answered_in_time
+from flywheel_feature.tables.content_hash import content_hash
+from flywheel_feature.tables.ports import Archive, Tables
+from flywheel_feature.tables.sources import READERS, SourceReader, wait_until_archived
+
+_VERSIONS = "source_versions"
+
+
+class TrainingSetBuilder:
+    """Use case of BuildTrainingSet: `validate` when it is asked for, `build` in the job."""
+
+    def __init__(
+        self, *, catalogs: Catalogs, tables: Tables, archive: Archive, training_sets: TrainingSets, clock: Clock,
+        archive_wait_seconds: float = 60.0, engines: Sequence[PartitionEngine] = (), limits: JoinLimits | None = None,
+    ) -> None:  # fmt: skip
+        self._catalogs = catalogs
+        self._tables = tables
+        self._archive = archive
+        self._training_sets = training_sets
+        self._clock = clock
+        self._archive_wait_seconds = archive_wait_seconds
+        self._reader = SourceReader(tables, archive)
+        self._partitioned = PartitionedBuild(tables, engines, limits or JoinLimits())
+
+    async def validate(self, request: TrainingSetRequest) -> None:
+        """Everything that can be known before the job runs. Reads no rows.
+
+        Raises NotFound UNKNOWN_FEATURE_SET, UNKNOWN_SOURCE; InvalidArgument WRONG_SPINE, UNKNOWN_FIELD, INVALID_EXPRESSION.
+        """
+        catalog = await self._catalogs(request.project)
+        plan = _plan(catalog, request)
+        if isinstance(request.spine, SourceSpine):
+            spines.check_source_spine(plan, request.spine, catalog.source(request.spine.source))
+        else:
+            await answered_in_time(partial(self._check_file_spine, plan, request.spine))
+        self._partitioned.check(request)
+
+    def _check_file_spine(self, plan: JoinPlan, spine: FileSpine) -> None:
+        stored = self._tables.snapshot(spine.uri, TableFormat.PARQUET).stored
+        spines.check_file_spine(plan, spine, stored)
+
+    async def build(
+        self, request: TrainingSetRequest, job: ResumableJob, work: str = "", *, reached: int = 0
+    ) -> TrainingSet:
+        """Build and register the set. Starting again after a crash gives the same set (equal inputs, equal bytes).
+
+        Delta tables are read at the versions that the job's first start found. A build that fails or is cancelled leaves no
+        file. `reached`: the percentage that an earlier start of the job has told.
+
+        `work` names this piece of work: a build in partitions that is begun again by the same name goes on where it stopped.
+
+        Raises what `validate` raises, FailedPrecondition ARCHIVE_BEHIND, SOURCE_MISMATCH, and the errors of the ports.
+        """
+        started = self._clock.monotonic()
+        catalog = await self._catalogs(request.project)
+        plan = _plan(catalog, request)
+        existing = await self._training_sets.get(request.project, request.training_set_id)
+        if existing is not None:
+            return await self._found(request, plan, existing)
+        stages = Stages(job, reached)
+        sources = [view.source for view in plan.stored]
+        if isinstance(request.spine, SourceSpine):
+            sources = [*sources, catalog.source(request.spine.source)]
+        unique = {s.name: s for s in sources}.values()
+        reader = await self._pinned(unique, job)
+        await wait_until_archived(
+            self._archive, self._clock, unique, timeout_seconds=self._archive_wait_seconds, job=stages
+        )
+        if isinstance(request.spine, SourceSpine):
+            spines.check_source_spine(plan, request.spine, catalog.source(request.spine.source))
+        else:
+            await asyncio.to_thread(self._check_file_spine, plan, request.spine)
+        name = work_name(request.project, work or request.training_set_id)
+        built = await self._in_partitions(request, plan, catalog, reader, name, stages)
+        if built is None:
+            files = await self._in_memory(request, plan, catalog, reader, name, stages)
+            built = BuiltInputs(files, reader.versions)
+        registered = await self._register(request, plan, self._training_set(request, plan, built, started))
+        stages.begin(until=100)
+        stages.progress(1, 1, "training sets", "registered")
+        return registered
+
+    async def _pinned(self, sources: Collection[Source], job: ResumableJob) -> SourceReader:
+        """Delta versions are remembered by the job before anything is read, so that whoever goes on reads the same."""
+        if not any(isinstance(s.kind, ParquetSource) and s.kind.format == TableFormat.DELTA for s in sources):
+            return self._reader.pinned()
+        known = json.loads(job.checkpoint)[_VERSIONS] if job.checkpoint else {}
+        reader = await self._reader.pinned_at(sources, known)
+        if not job.checkpoint:
+            await job.save_checkpoint(json.dumps({_VERSIONS: reader.versions}).encode())
+        return reader
+
+    async def _in_partitions(
+        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader, name: str, job: Stages
+    ) -> BuiltInputs | None:  # fmt: skip
+        job.begin(until=95)
+        try:
+            return await self._partitioned.build(request, plan, catalog, reader, name, job)
+        except BaseException as error:
+            # What another process is to go on with stays; what nobody will is removed.
+            if job.cancelled or (isinstance(error, FlywheelError) and not error.retryable):
+                await remove(self._tables, self._partitioned.uri(request, name))
+            raise
+
+    def _training_set(
+        self, request: TrainingSetRequest, plan: JoinPlan, built: BuiltInputs, started: float
+    ) -> TrainingSet:
+        files = built.files
+        return TrainingSet(
+            project=request.project,
+            id=request.training_set_id,
+            feature_set=plan.feature_set.name,
+            view_versions=plan.view_versions,
+            spine=request.spine,
+            mode=request.mode,
+            uri=files.uri,
+            content_hash=files.content_hash,
+            row_count=files.row_count,
+            label_mean=files.label_mean,
+            min_time=files.min_time,
+            max_time=files.max_time,
+            schema=files.schema,
+            profile=files.profile,
+            unlabelled_count=files.unlabelled_count,
+            created_at=self._clock.now(),
+            build_seconds=self._clock.monotonic() - started,
+            short_feature_names=request.short_feature_names,
+            source_versions=built.source_versions,
+        )
+
+    async def _spine(
+        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader
+    ) -> tuple[pl.DataFrame, int]:
+        """Keys, request fields, EVENT_TIMESTAMP and LABEL in canonical order; and how many rows had no label."""
+        spine = request.spine
+        if isinstance(spine, SourceSpine):
+            source = catalog.source(spine.source)
+            high = spine.known_before + 1 if spine.known_before else None
+            rows = await reader.read(source, spines.source_columns(plan, spine, source), high=high)
+            frame = await asyncio.to_thread(spines.from_source, plan, spine, source, rows)
+        else:
+            frame = await asyncio.to_thread(self._file_rows, plan, spine)
+        labelled = spines.labelled(frame)
+        return await asyncio.to_thread(spines.in_order, labelled), frame.height - labelled.height
+
+    def _file_rows(self, plan: JoinPlan, spine: FileSpine) -> pl.DataFrame:
+        files = self._tables.snapshot(spine.uri, TableFormat.PARQUET).files
+        columns = spines.file_columns(plan, spine)
+        with ThreadPoolExecutor(READERS) as readers:
+            rows = readers.map(lambda file: self._tables.read_piece(file, columns), files)
+            return pl.concat([spines.from_file(plan, spine, part) for part in rows])
+
+    async def _in_memory(
+        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader, name: str, job: Stages
+    ) -> BuiltFiles:  # fmt: skip
+        job.begin(until=10, since=0)
+        job.progress(0, 0, message="reading the spine")
+        spine, unlabelled = await self._spine(request, plan, catalog, reader)
+        job.begin(until=70)
+        features = await FeatureJoiner(reader).join(plan, spine, EVENT_TIMESTAMP, request.mode, job)
+        frame = assemble(plan, request, spine, features)
+        digest = await asyncio.to_thread(content_hash, frame)
+        uri = attempt_uri(self._tables, request, name, digest)
+        job.begin(until=95)
+        async with unfinished(self._tables, uri):
+            for part, offset in enumerate(range(0, max(frame.height, 1), ROWS_PER_FILE)):
+                job.check_cancelled()
+                job.progress(offset, frame.height, "rows", f"writing part {part}")
+                rows = frame.slice(offset, ROWS_PER_FILE)
+                await undisturbed(partial(self._tables.write, f"{uri}part-{part:05d}.parquet", rows))
+            job.progress(frame.height, frame.height, "rows", "profiling columns")
+            return await asyncio.to_thread(of_frame, plan, request, frame, uri, unlabelled, digest)
+
+    async def _register(
+        self, request: TrainingSetRequest, plan: JoinPlan, training_set: TrainingSet
+    ) -> TrainingSet:
+        try:
+            await self._training_sets.create(training_set)
+        except AlreadyExists:
+            existing = await self._training_sets.get(request.project, request.training_set_id)
+            if existing is None:
+                raise
+            return await self._found(request, plan, existing)
+        await remove_others(self._tables, training_set)
+        return training_set
+
+    async def _found(self, request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet) -> TrainingSet:
+        """The set that exists; what other attempts at it left is removed."""
+        same = _same(request, plan, existing)
+        await remove_others(self._tables, same)
+        return same
+
+
+def _same(request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet) -> TrainingSet:
+    """The set that exists, if it is what was asked for: the process may have died between commit and the job's end."""
+    asked = (plan.feature_set.name, request.spine, request.mode, request.short_feature_names)
+    if asked != (existing.feature_set, existing.spine, existing.mode, existing.short_feature_names):
+        raise AlreadyExists(
+            f"{request.name} exists and differs: training sets are immutable, choose another id.",
+            reason="TRAINING_SET_EXISTS",
+        )
+    return existing
+
+
+def _plan(catalog: Catalog, request: TrainingSetRequest) -> JoinPlan:
+    plan = plan_join(catalog, catalog.feature_set(request.feature_set, request.feature_set_version))
+    check_names(plan, request)
+    return plan

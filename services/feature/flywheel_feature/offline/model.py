@@ -1,0 +1,121 @@
+"""Training sets as values: what is asked for, and what was built."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from flywheel_feature.definitions.model import DataType, Field
+
+EVENT_TIMESTAMP = "event_timestamp"
+LABEL = "label"
+
+
+class JoinMode(enum.IntEnum):
+    POINT_IN_TIME = 1
+    NAIVE_LATEST = 2
+
+
+class Compute(enum.IntEnum):
+    """Where a join is computed. The result is the same."""
+
+    BY_SIZE = 0
+    LOCAL = 1
+    RAY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSpine:
+    """Rows of a source's history with start <= timestamp_field < end (microseconds)."""
+
+    source: str
+    """Source id."""
+    timestamp_field: str
+    label: str
+    """SQL over source fields."""
+    start: int
+    end: int
+    known_before: int = 0
+    """Only rows whose own event time is not later; 0: no cut."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileSpine:
+    """Rows of Parquet files that the caller wrote."""
+
+    uri: str
+    timestamp_field: str
+    label_field: str = ""
+
+
+Spine = SourceSpine | FileSpine
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSetRequest:
+    project: str
+    training_set_id: str
+    feature_set: str
+    """Feature set id."""
+    feature_set_version: int
+    """0: the latest."""
+    spine: Spine
+    mode: JoinMode = JoinMode.POINT_IN_TIME
+    short_feature_names: bool = False
+    """Columns `feature` instead of `view__feature`."""
+    compute: Compute = Compute.BY_SIZE
+
+    @property
+    def name(self) -> str:
+        return f"projects/{self.project}/trainingSets/{self.training_set_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnProfile:
+    """Distribution of one column: the drift reference (flywheel.feature.v1.ColumnProfile)."""
+
+    name: str
+    data_type: DataType
+    count: int
+    null_count: int
+    mean: float = 0.0
+    stddev: float = 0.0
+    min: float = 0.0
+    max: float = 0.0
+    edges: tuple[float, ...] = ()
+    bin_counts: tuple[int, ...] = ()
+    categories: tuple[str, ...] = ()
+    category_counts: tuple[int, ...] = ()
+    other_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    project: str
+    id: str
+    feature_set: str
+    """Resource name with its version."""
+    view_versions: tuple[str, ...]
+    spine: Spine
+    mode: JoinMode
+    uri: str
+    content_hash: str
+    row_count: int
+    label_mean: float
+    min_time: int
+    max_time: int
+    """Microseconds; 0 when there is no row."""
+    schema: tuple[Field, ...]
+    profile: tuple[ColumnProfile, ...]
+    unlabelled_count: int
+    created_at: datetime
+    build_seconds: float
+    short_feature_names: bool = False
+    source_versions: Mapping[str, int] = field(default_factory=dict)
+    """Resource name of a source → the version of its Delta table that was read."""
+
+    @property
+    def name(self) -> str:
+        return f"projects/{self.project}/trainingSets/{self.id}"

@@ -1,0 +1,1 @@
+"""Online reads: plan and lookup."""

@@ -1,0 +1,1 @@
+"""S3 adapters: tables, Delta, snapshots, working files."""

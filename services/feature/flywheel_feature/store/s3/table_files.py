@@ -1,0 +1,85 @@
+"""The files of Parquet tables on S3, read a batch at a time (port: materialize_view.TableFiles)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pyarrow import fs
+
+from flywheel_common.errors import DataLoss, FlywheelError, NotFound
+from flywheel_feature.definitions.model import TableFormat
+from flywheel_feature.store.s3.tables import READERS, S3Tables, arrow_filter, to_frame
+from flywheel_feature.tables.ports import Between, TableFile
+
+
+class S3TableFiles(S3Tables):
+    """A file's stamp is its size and time of change: S3 has no cheaper word for whether it was written again."""
+
+    def files(self, uri: str, table_format: TableFormat = TableFormat.PARQUET) -> list[TableFile]:
+        path = self._path(uri)
+        if table_format == TableFormat.DELTA:
+            # A file of a Delta table is never written again.
+            return [TableFile(file.uri, uri, "delta") for file in self.snapshot(uri, table_format).files]
+
+        def found() -> list[TableFile]:
+            return [TableFile(f"s3://{i.path}", uri, f"{i.size}-{i.mtime_ns}") for i in self._timed(path)]
+
+        return self._guard(uri, found)
+
+    def older_than(self, uri: str, seconds: float) -> list[str]:
+        limit = time.time_ns() - int(seconds * 1e9)
+
+        def found() -> list[str]:
+            return [f"s3://{i.path}" for i in self._timed(self._path(uri)) if i.mtime_ns < limit]
+
+        try:
+            return self._guard(uri, found)
+        except NotFound:
+            return []
+
+    def _timed(self, path: str) -> list[fs.FileInfo]:
+        """Files with the time of their last change. rclone's listings leave out zeros at the end of its milliseconds, which Arrow cannot
+        read: one file in ten would be of 1970, so it is asked itself."""
+        return [i if i.mtime_ns else self._fs.get_file_info(i.path) for i in self._files(path)]
+
+    def row_counts(self, uris: Sequence[str]) -> list[int | FlywheelError]:
+        def count(uri: str) -> int | FlywheelError:
+            try:
+                return self._guard(
+                    uri, lambda: int(pq.read_metadata(self._path(uri), filesystem=self._fs).num_rows)
+                )
+            except DataLoss as error:
+                return error
+
+        with ThreadPoolExecutor(READERS) as readers:
+            return list(readers.map(count, uris))
+
+    def batches(
+        self, file: TableFile, columns: Sequence[str], where: Between | None, rows: int, skip: int
+    ) -> Iterator[tuple[int, pl.DataFrame]]:
+        def opened() -> Iterator[pa.RecordBatch]:
+            dataset = self._dataset_of([self._path(file.uri)], self._path(file.table))
+            kind = (
+                dataset.schema.field(where.column).type
+                if where and where.column in dataset.schema.names
+                else None
+            )
+            pushed = where if kind is not None and pa.types.is_timestamp(kind) else None
+            # Without read-ahead no more than one row group is held, of the columns asked for.
+            scanner = dataset.scanner(
+                columns=[c for c in columns if c in dataset.schema.names], filter=arrow_filter(dataset.schema, pushed), batch_size=rows,
+                batch_readahead=1, fragment_readahead=1, use_threads=False,
+            )  # fmt: skip
+            return iter(scanner.to_batches())
+
+        source = self._guard(file.uri, opened)
+        number = 0
+        while (batch := self._guard(file.uri, lambda: next(source, None))) is not None:
+            number += 1
+            if number > skip and batch.num_rows:
+                yield number, to_frame(pa.Table.from_batches([batch]))

@@ -1,0 +1,1 @@
+"""Offline tables: sources, files, content hashes."""

@@ -1,0 +1,1 @@
+"""Windowed aggregation: tiles, moments, distinct counts."""
