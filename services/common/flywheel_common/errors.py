@@ -1,15 +1,18 @@
-"""Domain errors: what went wrong, and what the caller should do about it.
+"""Domain errors: what went wrong, and what the caller can do about it.
 
-Use cases raise these; the edge turns them into gRPC statuses (`error_details`). Each class fixes the
-status code; `reason` is an UPPER_SNAKE word that is part of the API, the message is a sentence that says
-what to do, and keyword arguments become the `metadata` of the ErrorInfo.
-
-    raise NotFound("View 'weather' does not exist: apply it first.", reason="UNKNOWN_VIEW", view="weather")
-
-A service may subclass to fix a reason:
+A use case raises one of these; the gRPC edge turns it into a status (`grpc.error_details`). The base classes
+below fix the status code. Each reason is a class of its own, in the `errors.py` of the package that raises it:
 
     class UnknownView(NotFound):
+        '''The view does not exist in this project.'''
+
         reason = "UNKNOWN_VIEW"
+        remedy = "Apply its definition first, or look its name up with ListViews."
+
+    raise UnknownView("View 'weather' does not exist: apply it first.", view="weather")
+
+`reason` is part of the API. The message is one sentence about this case; keyword arguments become the metadata
+of the ErrorInfo. `docs/reference/errors.md` is generated from the docstring (the meaning) and the remedy.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ class FlywheelError(Exception):
     code: ClassVar[grpc.StatusCode] = grpc.StatusCode.INTERNAL
     retryable: ClassVar[bool] = False
     reason: str = "INTERNAL"
+    remedy: ClassVar[str] = ""
+    """What the caller can do, one sentence; empty where the status code says it all."""
 
     def __init__(self, message: str, *, reason: str | None = None, **metadata: object) -> None:
         super().__init__(message)
