@@ -7,6 +7,7 @@ the fresh-machine run prove them.
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -15,14 +16,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import grpc
 import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 
 from flywheel_local.platform import Platform
-from tests.support.servers.platform import client_environment, platform, story
+from tests.support.servers.platform import SERVICES, client_environment, platform, story
 
 __all__ = ["client_environment", "platform", "story"]
 
@@ -117,20 +117,16 @@ def test_a_documented_command_succeeds(
 def _grpcurl(words: list[str], platform: Platform) -> None:
     """Runs grpcurl where it is installed; else sends the same JSON body to the same method."""
     at = next(i for i, word in enumerate(words) if re.fullmatch(r"127\.0\.0\.1:\d+", word))
-    port = {
-        7101 + i: name for i, name in enumerate(("feature", "registry", "trainer", "inference", "monitor"))
-    }
-    address = f"127.0.0.1:{platform.ports[port[int(words[at].split(':')[1])]]}"
+    name = SERVICES[int(words[at].split(":")[1]) - 7101]
+    address = f"127.0.0.1:{platform.ports[name]}"
     if shutil.which("grpcurl"):
         subprocess.run([*words[:at], address, *words[at + 1 :]], check=True, timeout=60)
         return
     service, method = words[at + 1].rsplit("/", 1)
     body = json.loads(words[words.index("-d") + 1]) if "-d" in words else {}
-    described: Any = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
+    importlib.import_module(f"flywheel_protos.{name}.v1.{name}_pb2")
+    described = descriptor_pool.Default().FindServiceByName(service).methods_by_name[method]
     request = json_format.ParseDict(body, message_factory.GetMessageClass(described.input_type)())
     with grpc.insecure_channel(address) as opened:
-        opened.unary_unary(
-            f"/{service}/{method}",
-            request_serializer=lambda m: m.SerializeToString(),
-            response_deserializer=bytes,
-        )(request, timeout=10)
+        call = opened.unary_unary(f"/{service}/{method}", request_serializer=type(request).SerializeToString)
+        call(request, timeout=10)
