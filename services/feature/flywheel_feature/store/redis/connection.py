@@ -17,8 +17,8 @@ import hiredis
 
 from flywheel_common.errors import Internal
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature.encoding.same_length_keys import EqualKeys
-from flywheel_feature.encoding.same_length_values import MANY, EqualReply
+from flywheel_feature.encoding.same_length_keys import SameLengthKeys
+from flywheel_feature.encoding.same_length_values import MANY, SameLengthReply
 from flywheel_feature.online.lookup import store_down
 
 log = get_logger(__name__)
@@ -41,7 +41,7 @@ class _Link(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._reader.setmaxbuf(KEPT_BYTES)
-        self._equal: EqualReply | None = None
+        self._equal: SameLengthReply | None = None
         self._out: list[bytes] = []
         self._loop = asyncio.get_running_loop()
 
@@ -52,7 +52,7 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         while data:
             if self._equal is None and self.waiting and self.waiting[0][1] and not self._reader.has_data():
-                self._equal = EqualReply(self.waiting[0][1])
+                self._equal = SameLengthReply(self.waiting[0][1])
             if self._equal is None:
                 self._parse(data)
                 return
@@ -60,7 +60,7 @@ class _Link(asyncio.Protocol):
                 received, self._equal = bytes(self._equal.received), None
                 self._parse(received)
                 return
-            if not self._equal.whole:
+            if not self._equal.complete:
                 return
             equal, self._equal = self._equal, None
             self._answer(equal.values)
@@ -120,7 +120,7 @@ class RedisPipe:
         return checked(await self._answer(link.send(_packed(arguments))))
 
     async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Values of at least one key in the order asked, None where there is none; EqualValues of many that are there and of one
+        """Values of at least one key in the order asked, None where there is none; SameLengthValues of many that are there and of one
         length."""
         link = self._link
         if link is None or link.transport is None:
@@ -207,7 +207,7 @@ _HEADS = [b"\r\n$%d\r\n" % n for n in range(512)]
 
 def _packed_mget(keys: Sequence[bytes]) -> bytes:
     """What hiredis would pack, at a third of the price."""
-    if isinstance(keys, EqualKeys):
+    if isinstance(keys, SameLengthKeys):
         return b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys) + 1, keys.written(lambda n: b"$%d\r\n" % n, b"\r\n"))
     if max(map(len, keys)) >= len(_HEADS):
         return _packed(("MGET", *keys))
