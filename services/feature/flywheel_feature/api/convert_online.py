@@ -1,4 +1,4 @@
-"""Conversion of online requests and responses (lookups, pushes, freshness): flywheel.feature.v1 to domain and back."""
+"""Conversion of lookups, pushes and freshness: flywheel.feature.v1 to domain and back."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ _ALL_VALID.flags.writeable = False
 
 
 def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
-    """Raises TooManyRows, MissingJoinKey, MissingRequestField, RowCountMismatch, WrongType or InvalidColumn."""
+    """Raises TooManyRows, MissingJoinKey, MissingRequestField, RowCountMismatch, WrongType, InvalidColumn."""
     rows = row_total(request.entities) or row_total(request.request_fields)
     if rows > MAXIMUM_ROWS:
         raise TooManyRows(
@@ -102,9 +102,9 @@ def _request_fields(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan, rows: 
     for field in plan.request_fields:
         column = sent.get(field.name)
         if column is None:
+            names = _names(plan.request_fields)
             raise MissingRequestField(
-                f"Request field {field.name!r} is missing; these features need: {_names(plan.request_fields)}.",
-                field=field.name,
+                f"Request field {field.name!r} is missing; these features need: {names}.", field=field.name
             )
         values, valid = read_request_column(column, field, rows)
         found[field.name] = values, _ALL_VALID[:rows] if valid is None else valid

@@ -30,13 +30,15 @@ RETRY_SECONDS = 0.5
 class DefinitionStore(Protocol):
     """Every version of every definition. Methods raise Unavailable while the database is down.
 
-    Definitions change only through `apply`, which plans (plan.make_plan) against the stored definitions and is
-    atomic. Applies of one project are serialized: of two concurrent applies, the second is planned against the
-    result of the first. So no version number is used twice, no change is lost, and neither apply is refused.
+    Definitions change only through `apply`, which plans (plan.make_plan) against the stored definitions and
+    is atomic. Applies of one project are serialized: of two concurrent applies, the second is planned against
+    the result of the first. So no version number is used twice, no change is lost, and neither apply is
+    refused.
 
-    A version of a view or feature set is immutable except for its metadata, descriptions and freshness SLA, and
-    it remains when its name is deleted. A name that is created again continues after its highest version number.
-    Entities and sources have no versions. An apply raises the project's revision by one if it changes anything.
+    A version of a view or feature set is immutable except for its metadata, descriptions and freshness SLA,
+    and it remains when its name is deleted. A name that is created again continues after its highest version
+    number. Entities and sources have no versions. An apply raises the project's revision by one if it changes
+    anything.
     """
 
     async def plan(
@@ -66,7 +68,7 @@ class DefinitionStore(Protocol):
         ...
 
     def changes(self) -> AsyncGenerator[None]:
-        """Yields when definitions may have changed: at once, soon after every apply by any process, and periodically.
+        """Yields when definitions may have changed: at once, after every apply by any process, periodically.
 
         Ends, or raises Unavailable, when the connection is lost; call it again. The caller closes it.
         """

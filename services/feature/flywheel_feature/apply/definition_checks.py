@@ -1,4 +1,7 @@
-"""Rules for entities and sources. Each function returns the violations that it finds, with the path of the field."""
+"""Rules for entities and sources.
+
+Each function returns the violations that it finds, with the path of the field.
+"""
 
 from __future__ import annotations
 

@@ -265,7 +265,7 @@ def _compare_versioned(
 def _plan_deletions(plan: ApplyPlan, catalog: Catalog, names: Sequence[str], uses: ModelUses) -> None:
     if names and not uses.known:
         raise RegistryDown(
-            "The model registry does not answer, so uses by models cannot be checked: retry the deletion later."
+            "The model registry does not answer, so uses by models cannot be checked: retry later."
         )
     deleted = set(names)
     for name in dict.fromkeys(names):

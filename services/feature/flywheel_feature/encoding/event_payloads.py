@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from flywheel_common.errors import WrongType
 from flywheel_common.kafka.envelope import build_event, payload_of
+from flywheel_common.kafka.errors import MalformedEvent
 from flywheel_common.value import to_python
 from flywheel_feature.definitions.model import DataType, Field, Source
-from flywheel_feature.encoding.errors import MalformedBatch, WrongType
 from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.encoding.row_checks import check_values, required
 from flywheel_feature.encoding.row_encoding import DTYPES
@@ -32,7 +33,7 @@ _USUAL_KINDS = {
     DataType.BYTES: frozenset({None, "bytes_value"}),
     DataType.TIMESTAMP: frozenset({None, "timestamp_value"}),
 }
-"""The kinds of Value (None: null) that a data type usually has: such a column is read without converting each value."""
+"""Kinds of Value (None: null) that a column of a data type usually has; such a column is read in one step."""
 
 
 def to_event(source: Source, columns: Columns, event_ids: list[str], partition: int) -> Event:
@@ -54,7 +55,10 @@ def source_name(event: Event) -> str:
 
 
 def from_event(event: Event, source: Source) -> tuple[Columns, list[str]]:
-    """The rows of an event and their ids. Raises InvalidArgument for a poison event: its rows do not fit the schema."""
+    """The rows of an event and their ids.
+
+    Raises InvalidArgument for a poison event: its rows do not fit the schema.
+    """
     payload = _payload(event)
     if isinstance(payload, SourceEvent):
         columns = _single(payload, source)
@@ -63,7 +67,7 @@ def from_event(event: Event, source: Source) -> tuple[Columns, list[str]]:
         columns = _with_missing_fields(payload, source)
         ids = list(payload.event_ids)
         if len(ids) != payload.rows.row_count or not all(ids):
-            raise MalformedBatch("A batch needs one event id per row.")
+            raise MalformedEvent("A batch needs one event id per row.")
     for field in source.schema:
         check_values(field, *columns[field.name])
     required(columns, [source.timestamp_field], "every event needs a time")

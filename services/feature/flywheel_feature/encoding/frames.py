@@ -1,4 +1,4 @@
-"""Conversion between columns as arrays (values and validity mask) and Polars frames, on which expressions run."""
+"""Conversion between columns as arrays (values and validity mask) and Polars frames."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Redis keys of online values: `project/view@version{len:value…}`.
 
-Every join key value is prefixed with its length, so two entities never share a key. The part in braces is the hash
-tag: all views of an entity are in one slot of a Redis Cluster. A value that contains a brace ends the tag earlier,
-but at the same place for every view of that entity.
+Every join key value is prefixed with its length, so two entities never share a key. The part in braces is the
+hash tag: all views of an entity are in one slot of a Redis Cluster. A value that contains a brace ends the
+tag earlier, but at the same place for every view of that entity.
 """
 
 from __future__ import annotations

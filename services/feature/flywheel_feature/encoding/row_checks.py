@@ -1,4 +1,7 @@
-"""Checks of rows that callers send: every field present, of its type and in range. A failed check refuses all rows."""
+"""Checks of rows that callers send: every field present, of its type and in range.
+
+A failed check refuses all rows.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from flywheel_common.errors import WrongType
 from flywheel_feature.definitions.model import DataType, Field
-from flywheel_feature.encoding.errors import PartialRow, ValueOutOfRange, WrongType
+from flywheel_feature.encoding.errors import PartialRow, ValueOutOfRange
 from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.encoding.row_encoding import DTYPES
 

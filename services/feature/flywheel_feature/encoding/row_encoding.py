@@ -7,7 +7,8 @@
     …        fixed-width part: per feature its value, or the byte length of its variable part as uint32
     …        variable parts, in feature order
 
-Numbers are little-endian, texts UTF-8, lists the packed elements; a list of texts is (uint32 length, UTF-8) per text.
+Numbers are little-endian, texts UTF-8, lists the packed elements; a list of texts is (uint32 length, UTF-8)
+per text.
 """
 
 from __future__ import annotations

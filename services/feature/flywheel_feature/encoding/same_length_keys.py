@@ -1,8 +1,8 @@
-"""Keys of many entities whose names are texts of the same length, as ids usually are, kept in one piece of memory.
+"""Keys of many entities whose names are texts of the same length, kept in one piece of memory.
 
-Making each key separately creates half a dozen small objects per entity. Here the texts stay as the request sent
-them, each after a two-byte mark that occurs nowhere else; replacing the mark turns all of them into keys at once.
-Access to a single name or key gives the same bytes as `keys`.
+Making each key separately creates half a dozen small objects per entity. Here the texts stay as the request
+sent them, each after a two-byte mark that occurs nowhere else; replacing the mark turns all of them into keys
+at once. Access to a single name or key gives the same bytes as `keys`.
 """
 
 from __future__ import annotations

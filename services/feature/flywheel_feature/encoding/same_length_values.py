@@ -1,7 +1,7 @@
 """Values of the same length (rows of numbers), kept in the piece of memory in which Redis sends them.
 
-A reply of 1,600 rows is 700 KB. A parser copies it and makes an object of every value, and the decoder joins them
-again. Here the bytes stay where they were received; consecutive values are one stride apart.
+A reply of 1,600 rows is 700 KB. A parser copies it and makes an object of every value, and the decoder joins
+them again. Here the bytes stay where they were received; consecutive values are one stride apart.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LONGEST_HEAD = 32
 
 
 class SameLengthValues(Sequence[bytes]):
-    """`count` values of `size` bytes; the first starts at `first`, each following one `stride` bytes later."""
+    """`count` values of `size` bytes, the first at `first`, each next one `stride` bytes later."""
 
     def __init__(self, piece: bytearray, first: int, size: int, stride: int, count: int) -> None:
         self._piece, self._first, self._stride, self._count = piece, first, stride, count
@@ -101,7 +101,7 @@ class SameLengthReply:
         return True
 
     def _heads_are_equal(self) -> bool:
-        """Whether every value received so far has the head of the first one, so that it starts where expected."""
+        """Whether every value received so far has the head, and thus the length, of the first one."""
         end = min(len(self.received), self.length) - len(self._start)
         width = len(self._head)
         complete = (end - width) // self._stride + 1

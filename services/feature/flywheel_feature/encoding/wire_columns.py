@@ -10,9 +10,10 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.columns import from_lists, from_numpy, row_count, to_numpy
+from flywheel_common.errors import InvalidColumn
 from flywheel_feature.definitions.errors import UnknownField
 from flywheel_feature.definitions.model import DataType, Field
-from flywheel_feature.encoding.errors import InvalidColumn, PartialRow, RowCountMismatch
+from flywheel_feature.encoding.errors import PartialRow, RowCountMismatch
 from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.encoding.row_checks import wrong_type
 from flywheel_feature.encoding.row_encoding import DTYPES, WIDE

@@ -23,7 +23,10 @@ ROW_FUNCTIONS = frozenset(
         *("ARRAY_LOWER", "BIT_AND", "BIT_OR", "BIT_XOR", "BIT_COUNT"),
     ]
 )
-"""Functions of one row. All others are refused, so that a new aggregate function of Polars is not allowed by accident."""
+"""Functions of one row.
+
+All others are refused, so that a new aggregate function of Polars is not allowed by accident.
+"""
 
 _BEFORE_BRACKET = frozenset(
     [
@@ -79,7 +82,7 @@ def checked_sql(name: str, sql: str) -> str:
             word = text = "TRY_CAST"
         if after == "(" and word not in ROW_FUNCTIONS and word not in _BEFORE_BRACKET:
             raise InvalidExpression(
-                f"{name}: function {word} is not allowed: an expression sees one row and has these functions: "
+                f"{name}: function {word} is not allowed: an expression may use these functions of one row: "
                 f"{', '.join(sorted(ROW_FUNCTIONS))}.",
                 expression=name,
             )

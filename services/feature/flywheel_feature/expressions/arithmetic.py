@@ -1,9 +1,10 @@
 """Arithmetic (+ - * /) on FLOAT64 columns, computed directly on numpy arrays.
 
-Most on-demand features are plain arithmetic. For the few rows of a request, converting to a Polars frame and back
-takes ten times as long as the arithmetic. IEEE 754 defines these operations to the last bit, so the result equals
-that of `sql`, which also compiles every such text. Texts that Polars computes differently are left to it: it
-divides by a constant by multiplying with the inverse, and its addition of 0 keeps the sign of -0.
+Most on-demand features are plain arithmetic. For the few rows of a request, converting to a Polars frame and
+back takes ten times as long as the arithmetic. IEEE 754 defines these operations to the last bit, so the
+result equals that of `sql`, which also compiles every such text. Texts that Polars computes differently are
+left to it: it divides by a constant by multiplying with the inverse, and its addition of 0 keeps the sign of
+-0.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ class Arithmetic:
     _root: Node
 
     def compute(self, columns: Mapping[str, tuple[Array, Mask]]) -> tuple[Array, Mask]:
-        """[n] values (0 where null) and the mask of values that are not null. Null in, null out; NaN becomes null."""
+        """[n] values (0 where null) and the mask of values that are not null.
+
+        Null in, null out; NaN becomes null.
+        """
         with np.errstate(all="ignore"):
             values: Array = _value(self._root, columns)
         valid = ~np.isnan(values)
@@ -49,7 +53,10 @@ class Arithmetic:
 
 
 def arithmetic(sql: str, columns: Collection[str]) -> Arithmetic | None:
-    """Compile a text of + - * / over `columns` and numbers, which SQL and Python parse alike; None for other texts."""
+    """Compile a text of + - * / over `columns` and numbers, which SQL and Python parse alike;
+
+    None for other texts.
+    """
     if not _TEXT.fullmatch(sql) or "**" in sql or "//" in sql or "--" in sql:
         return None
     try:

@@ -1,12 +1,13 @@
 """SQL expressions over the columns of one row: on-demand features, stream filters and labels.
 
-The same compiled expression runs over a training table and over the rows of one request. So an expression reads
-only its own row (no aggregates, window functions, subqueries or clocks), and a row has the same result alone and
-among others.
+The same compiled expression runs over a training table and over the rows of one request. So an expression
+reads only its own row (no aggregates, window functions, subqueries or clocks), and a row has the same result
+alone and among others.
 
 Dialect: Polars SQL. Null in, null out, except for `COALESCE`, `CASE` and `IS NULL`; `GREATEST`, `LEAST` and
-`CONCAT` skip nulls. `CAST` means `TRY_CAST`: a value that cannot be converted becomes null, so that one bad row
-does not fail the others. NaN (0/0) becomes null. Timestamps are UTC, also `TIMESTAMP '2013-01-01 00:00:00'`.
+`CONCAT` skip nulls. `CAST` means `TRY_CAST`: a value that cannot be converted becomes null, so that one bad
+row does not fail the others. NaN (0/0) becomes null. Timestamps are UTC, also `TIMESTAMP '2013-01-01
+00:00:00'`.
 """
 
 from __future__ import annotations
@@ -55,12 +56,12 @@ class CompiledExpressions:
         return result.with_columns(pl.col(floats).fill_nan(None)) if floats else result
 
     def compute(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """As `evaluate`, but NaN stays: replacing it takes longer than the expressions when there are few rows."""
+        """As `evaluate`, but NaN stays: for a few rows, replacing it takes longer than the expressions."""
         if not self.names:
             return pl.DataFrame(height=frame.height)
         if frame.height == 1:
-            # Polars treats a column of one row as a constant and computes it differently: x / 3 of a column is x
-            # times the inverse of 3. Two equal rows give the same bits as many rows.
+            # Polars treats a column of one row as a constant and computes it differently: x / 3 of a column
+            # is x times the inverse of 3. Two equal rows give the same bits as many rows.
             twice = [pl.concat([s, s]) for s in frame.get_columns() if s.name in self.input_columns]
             return self.compute(pl.DataFrame(twice)).head(1)
         try:
@@ -86,11 +87,12 @@ def compile_expressions(
     *,
     vector_sizes: Mapping[str, int] | None = None,
 ) -> CompiledExpressions:
-    """Compile `(name, data type, SQL)` over columns of the given data types (definitions.DataType or its numbers).
+    """Compile `(name, data type, SQL)` over columns of the given data types (definitions.DataType or its
+    numbers).
 
-    Raises InvalidExpression for invalid SQL, an unknown column, an expression over several rows, or a result that
-    does not have the declared type (FLOAT32 and FLOAT64 accept every number, INT64 only integers). Results are
-    cast to the declared type.
+    Raises InvalidExpression for invalid SQL, an unknown column, an expression over several rows, or a result
+    that does not have the declared type (FLOAT32 and FLOAT64 accept every number, INT64 only integers).
+    Results are cast to the declared type.
     """
     sizes = vector_sizes or {}
     schema = {name: polars_type(kind, sizes.get(name, 0)) for name, kind in input_schema.items()}
