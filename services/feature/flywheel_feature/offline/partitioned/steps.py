@@ -17,7 +17,7 @@ from flywheel_feature.offline.model import EVENT_TIMESTAMP, FileSpine
 from flywheel_feature.offline.partitioned.spec import BUCKET, ROW, SPEC, TIME, Kind, PartitionSpec, Task
 from flywheel_feature.offline.ports import Workspace
 from flywheel_feature.tables.content_hash import block_digests, named_types
-from flywheel_feature.tables.pinned_archive import MemoryArchive
+from flywheel_feature.tables.empty_archive import EmptyArchive
 from flywheel_feature.tables.ports import Between, Piece, Tables
 from flywheel_feature.tables.sources import SourceReader, events_in_order
 
@@ -177,8 +177,8 @@ def open_tasks(workspace: Workspace, tables: Tables) -> PartitionTasks:
     text = workspace.read_bytes(SPEC)
     if text is None:
         raise Unavailable("The spec of the work is not there (any more).", reason="ENGINE_UNAVAILABLE")
-    # The spec names every file: nothing is looked up in the archive.
-    reader = SourceReader(tables, MemoryArchive())
+    # The spec lists every file, so that the archive is never read.
+    reader = SourceReader(tables, EmptyArchive())
     return PartitionTasks(PartitionSpec.from_json(text), tables, reader, workspace)
 
 
