@@ -1,8 +1,9 @@
 """`python -m flywheel_feature.join_worker ROOT`: run the join whose spec is at ROOT, as a separate process.
 
-ROOT is a folder of this machine or `s3://bucket/prefix`. The result, or the error that ended the join, is written there.
-Credentials come from the settings of the feature service (FLYWHEEL_FEATURE_S3_…). With `--ray` the process is the driver
-of a Ray job, and every task is a Ray task. Only the cluster needs Ray; the feature service does not.
+ROOT is a folder of this machine or `s3://bucket/prefix`. The result, or the error that ended the join, is
+written there. Credentials come from the settings of the feature service (FLYWHEEL_FEATURE_S3_…). With `--ray`
+the process is the driver of a Ray job, and every task is a Ray task. Only the cluster needs Ray; the feature
+service does not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Definitions in memory, for unit tests (port: apply.applied.DefinitionStore). The contract tests run over it too."""
+"""Definitions in memory, for unit tests (port: apply.applied.DefinitionStore)."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class MemoryJobs:
         first = self._rows[self._requests[key]]
         if first.request_hash != request_hash:
             raise RequestIdReused(
-                f"request_id {request_id!r} was used for another {kind} request: use a new id for a new request.",
+                f"request_id {request_id!r} was used for another {kind} request: use a new id.",
                 request_id=request_id,
             )
         return first.job

@@ -1,7 +1,7 @@
 """The online store in memory, for unit tests; the contract tests run over it too.
 
-Rows and tiles are stored as in store/redis/online_store.py. Lifetimes are ignored: nothing expires. Only tiles of
-numbers are supported: no texts, no APPROX_DISTINCT.
+Rows and tiles are stored as in store/redis/online_store.py. Lifetimes are ignored: nothing expires. Only
+tiles of numbers are supported: no texts, no APPROX_DISTINCT.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ class MemoryPartitions:
 
 
 class _StoppableWorkers:
-    """Runs tasks in this process, reports their progress, and stops when the job is cancelled or `stopped` is true."""
+    """Runs tasks in this process, until the job is cancelled or `stopped` returns true."""
 
     def __init__(self, tasks: PartitionTasks, job: JobProgress, stopped: Callable[[], bool]) -> None:
         self._tasks, self._job, self._stopped = tasks, job, stopped

@@ -1,8 +1,8 @@
 """In-memory versions of the PostgreSQL adapters of ingest and erasure, for unit tests.
 
-The contract tests run over them too. MemoryStreams: seen event ids, archived segments and positions, generation
-(store/postgres/archive.py and generations.py). MemoryTombstones, MemoryPushLog, MemoryMaterialized: as the adapters of
-those names.
+The contract tests run over them too. MemoryStreams: seen event ids, archived segments and positions,
+generation (store/postgres/archive.py and generations.py). MemoryTombstones, MemoryPushLog,
+MemoryMaterialized: as the adapters of those names.
 """
 
 from __future__ import annotations

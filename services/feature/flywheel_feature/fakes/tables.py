@@ -1,6 +1,7 @@
 """Parquet tables in memory, for unit tests: frames by address. The contract tests run over them too.
 
-Ports: tables.ports.Tables and TableFiles, erasure.ports.Objects, and the narrower ports of ingest. No Delta tables.
+Ports: tables.ports.Tables and TableFiles, erasure.ports.Objects, and the narrower ports of ingest. No Delta
+tables.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ class MemoryTables:
         return self._files[uri]
 
     def _found(self, uri: str) -> list[str]:
-        """Files at a key or below a prefix, by path; hidden files, like _manifest or .staging, are not data."""
+        """Files at a key or below a prefix, by path, without hidden files (like _manifest or .staging)."""
         _check_uri(uri)
         if not uri.endswith("/"):
             found = [uri] if uri in self._files else []

@@ -1,4 +1,4 @@
-"""Training sets in memory, for unit tests (port: offline.ports.TrainingSets). The contract tests run over them too."""
+"""Training sets in memory, for unit tests (port: offline.ports.TrainingSets)."""
 
 from __future__ import annotations
 

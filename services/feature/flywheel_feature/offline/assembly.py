@@ -16,7 +16,7 @@ from flywheel_feature.offline.spines import spine_fields
 
 
 def feature_names(plan: JoinPlan, request: TrainingSetRequest) -> list[str]:
-    """The columns of the features, in the order of the feature set: `view__feature`, or `feature` as short name."""
+    """The columns of the features, in the order of the set: `view__feature`, or `feature` as short name."""
     if not request.short_feature_names:
         return [f.name for f in plan.feature_set.schema]
     return [feature for _, feature, _ in plan.outputs]
@@ -25,8 +25,8 @@ def feature_names(plan: JoinPlan, request: TrainingSetRequest) -> list[str]:
 def check_names(plan: JoinPlan, request: TrainingSetRequest) -> None:
     """Check that all columns of a training set have different names.
 
-    Raises InvalidArgument DUPLICATE_COLUMN when a short name is the name of another column, and WRONG_SPINE when a
-    join key or request field has the name of a column that every training set has.
+    Raises InvalidArgument DUPLICATE_COLUMN when a short name is the name of another column, and WRONG_SPINE
+    when a join key or request field has the name of a column that every training set has.
     """
     spine = {f.name for f in (*plan.feature_set.join_keys, *plan.feature_set.request_fields)}
     taken = spine | {EVENT_TIMESTAMP, LABEL} if request.short_feature_names else {EVENT_TIMESTAMP, LABEL}
@@ -40,7 +40,7 @@ def check_names(plan: JoinPlan, request: TrainingSetRequest) -> None:
     reserved = {EVENT_TIMESTAMP, LABEL, *(f.name for f in plan.feature_set.schema)}
     for name in sorted(spine & reserved):
         raise WrongSpine(
-            f"{name!r} is a join key or request field, and another column of the training set has the same name: "
+            f"{name!r} is a join key or request field, and another column of the training set has this name: "
             "rename it.",
             field=name,
         )

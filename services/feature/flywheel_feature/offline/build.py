@@ -1,4 +1,4 @@
-"""Builds training sets: reads a spine, joins the features of a feature set to it, writes files and registers the set."""
+"""Builds training sets: reads a spine, joins features to it, writes the files and registers the set."""
 
 from __future__ import annotations
 
@@ -93,11 +93,12 @@ class TrainingSetBuilder:
         """Build and register the set. A restart after a crash gives the same set (equal inputs, equal bytes).
 
         Delta tables are read in the versions that the first start of the job found. A build that fails or is
-        cancelled leaves no files. `reached` is the percentage that an earlier start of the job reported. `work` names
-        the work: a build in partitions that is started again under the same name continues where it stopped.
+        cancelled leaves no files. `reached` is the percentage that an earlier start of the job reported.
+        `work` names the work: a build in partitions that is started again under the same name continues where
+        it stopped.
 
-        Raises what `validate` raises, FailedPrecondition ARCHIVE_BEHIND and SOURCE_MISMATCH, and the errors of the
-        ports.
+        Raises what `validate` raises, FailedPrecondition ARCHIVE_BEHIND and SOURCE_MISMATCH, and the errors
+        of the ports.
         """
         started = self._clock.monotonic()
         catalog = await self._catalogs(request.project)
@@ -129,7 +130,7 @@ class TrainingSetBuilder:
         return registered
 
     async def _pinned(self, sources: Collection[Source], job: ResumableJob) -> SourceReader:
-        """A pinned reader; the job stores the Delta versions before the first read, so that a resumed job uses them."""
+        """A pinned reader; the job stores its Delta versions before the first read, for the case of a restart."""
         if not any(isinstance(s.kind, ParquetSource) and s.kind.format == TableFormat.DELTA for s in sources):
             return self._reader.pinned()
         known = json.loads(job.checkpoint)[_VERSIONS] if job.checkpoint else {}
@@ -185,7 +186,7 @@ class TrainingSetBuilder:
     async def _spine(
         self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader
     ) -> tuple[pl.DataFrame, int]:
-        """(keys, request fields, EVENT_TIMESTAMP and LABEL in canonical order; number of rows without a label)."""
+        """(keys, request fields, EVENT_TIMESTAMP, LABEL in canonical order; number of rows without label)."""
         spine = request.spine
         if isinstance(spine, SourceSpine):
             source = catalog.source(spine.source)
@@ -247,9 +248,9 @@ class TrainingSetBuilder:
     async def _existing(
         self, request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet
     ) -> TrainingSet:
-        """The existing set, if it is the requested one: an earlier process may have died after registering it.
+        """The existing set; raises AlreadyExists TRAINING_SET_EXISTS when it differs from the requested one.
 
-        Removes the files of other attempts. Raises AlreadyExists TRAINING_SET_EXISTS when the set differs.
+        An earlier process may have died after registering the set. Removes the files of other attempts.
         """
         requested = (plan.feature_set.name, request.spine, request.mode, request.short_feature_names)
         found = (existing.feature_set, existing.spine, existing.mode, existing.short_feature_names)

@@ -1,7 +1,7 @@
 """Removes what ended training set jobs left behind: working files, parts of a set, and running Ray jobs.
 
-A job leaves them when its process died, when it was cancelled while it waited for a process, or when a store was down
-at its end.
+A job leaves them when its process died, when it was cancelled while it waited for a process, or when a store
+was down at its end.
 """
 
 from __future__ import annotations

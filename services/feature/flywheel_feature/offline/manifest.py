@@ -47,7 +47,7 @@ _BUILT = TypeAdapter(BuiltFiles)
 
 
 def label_mean(labels: pl.Series | None) -> float:
-    """The mean of labels without nulls, 0.0 without labels; always summed in the same order, as it must not vary."""
+    """The mean of labels without nulls, 0.0 without labels; summed in row order, so that it never varies."""
     return float(labels.to_numpy().mean()) if labels is not None and len(labels) else 0.0
 
 

@@ -18,8 +18,8 @@ from flywheel_feature.tables.ports import Between
 class Workspace(Protocol):
     """The working files of one join, below one folder.
 
-    Methods block; each raises Unavailable OBJECT_STORE_DOWN while the store is unreachable. A file appears completely
-    or not at all. When two processes write one key at the same time, one of the two files remains.
+    Methods block; each raises Unavailable OBJECT_STORE_DOWN while the store is unreachable. A file appears
+    completely or not at all. When two processes write one key at the same time, one of the two files remains.
     """
 
     def keys(self, prefix: str = "") -> list[str]:
@@ -62,14 +62,14 @@ class PartitionEngine(Protocol):
     name: str
 
     def workspace(self, name: str) -> Workspace:
-        """The working files of a join, in a folder that all processes of this engine can reach; it need not exist."""
+        """The working files of a join, which all processes of this engine can reach; there may be none yet."""
         ...
 
     async def run(self, name: str, job: JobProgress) -> None:
         """Run the join whose spec is in the workspace, until its result or its error is there.
 
-        Continues a join that an earlier process started, without repeating its finished tasks. Raises Unavailable
-        ENGINE_UNAVAILABLE when the engine does not answer or the join died.
+        Continues a join that an earlier process started, without repeating its finished tasks. Raises
+        Unavailable ENGINE_UNAVAILABLE when the engine does not answer or the join died.
         """
         ...
 
@@ -105,7 +105,7 @@ class TrainingSets(Protocol):
     ) -> list[TrainingSet]:
         """Up to `limit` sets, newest first by (created_at, id).
 
-        `feature_set`: a resource name with or without version; empty for all. `text`: a part of the id. `before`:
-        (created_at, id) of the last set of the page before.
+        `feature_set`: a resource name with or without version; empty for all. `text`: a part of the id.
+        `before`: (created_at, id) of the last set of the page before.
         """
         ...

@@ -1,7 +1,7 @@
 """Reads the archive of predictions for the skew check, in frames whose rows have the same columns.
 
-A model version logs the features of its own feature set. A feature without a column was not served, and is not
-compared (as opposed to a feature that was served as null).
+A model version logs the features of its own feature set. A feature without a column was not served, and is
+not compared (as opposed to a feature that was served as null).
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def read_answers(
 ) -> list[pl.DataFrame]:
     """The predictions that a model made with a feature set, with start <= event time < end (microseconds).
 
-    At most `limit` (0: all) are returned, evenly spread in time. Each frame is ordered by event time and prediction
-    id. Raises FailedPrecondition WRONG_ARCHIVE for a file that is not a prediction log, and the errors of `Tables`.
+    At most `limit` (0: all) are returned, evenly spread in time. Each frame is ordered by event time and
+    prediction id. Raises FailedPrecondition WRONG_ARCHIVE for a file that is not a prediction log, and the
+    errors of `Tables`.
     """
     files = tables.snapshot(uri, TableFormat.PARQUET).files
     where = Between(EVENT_TIME, start, end)

@@ -1,4 +1,4 @@
-"""Column profiles: the distributions of the features and of the label of a training set, used as drift reference."""
+"""Column profiles: the distributions of the columns of a training set, used as drift reference."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def profile_column(values: pl.Series, data_type: DataType) -> ColumnProfile:
 
 
 def inner_edges(ordered: Floats) -> Floats:
-    """At most BINS - 1 strictly increasing edges of sorted finite values: the values at ranks ceil(n i / BINS).
+    """At most BINS - 1 strictly increasing edges of sorted finite values.
 
-    The maximum is not an edge, as no value is above it.
+    They are the values at ranks ceil(n i / BINS). The maximum is not an edge, as no value is above it.
     """
     if ordered.size == 0:
         return np.zeros(0)

@@ -1,8 +1,8 @@
 """The skew check: recomputes served features offline as of the same time and compares them value by value.
 
-If the log has the stream offsets of an answer (`applied__` columns), stream features are recomputed from exactly those
-events. Otherwise they are recomputed from the events up to the time of the prediction, which gives the same values only
-if the streams had been applied that far.
+If the log has the stream offsets of an answer (`applied__` columns), stream features are recomputed from
+exactly those events. Otherwise they are recomputed from the events up to the time of the prediction, which
+gives the same values only if the streams had been applied that far.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class SkewReport:
     mismatches: int
     features: tuple[FeatureSkew, ...]
     exact_predictions: int
-    """Predictions whose features were recomputed from exactly the stream events that were applied when served."""
+    """Predictions recomputed from exactly the stream events that were applied when they were made."""
 
     def to_json(self) -> dict[str, object]:
         """The result of the job; see flywheel.feature.v1.SkewReport."""
@@ -109,8 +109,8 @@ class SkewCheck:
     async def check(self, request: SkewRequest, job: JobProgress) -> SkewReport:
         """Compare all logged features of all predictions that a model made.
 
-        Raises NotFound UNKNOWN_TABLE for an empty archive, FailedPrecondition WRONG_ARCHIVE when columns are missing,
-        FailedPrecondition ARCHIVE_BEHIND, and the errors of the ports.
+        Raises NotFound UNKNOWN_TABLE for an empty archive, FailedPrecondition WRONG_ARCHIVE when columns are
+        missing, FailedPrecondition ARCHIVE_BEHIND, and the errors of the ports.
         """
         job.progress(0, 0, "predictions", "reading the predictions")
         logged = await asyncio.to_thread(
@@ -205,7 +205,7 @@ def _spine(rows: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
     missing = [column for column in wanted.values() if column not in rows.columns]
     if missing:
         raise WrongArchive(
-            f"The predictions have no column {missing[0]!r}, which is needed to recompute {plan.feature_set.name}."
+            f"The predictions have no column {missing[0]!r}, which {plan.feature_set.name} needs."
         )
     return typed_spine(
         rows.select(pl.col(EVENT_TIME).cast(TIMESTAMP), *(pl.col(c).alias(n) for n, c in wanted.items())),
@@ -245,7 +245,7 @@ def _compare(
 
 
 def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
-    """True where two columns differ: one is null (NaN is null), more than 1e-6 relative at float32, or as text."""
+    """True where two columns differ: one is null (or NaN), by more than 1e-6 relative at float32, or as text."""
     if isinstance(recomputed.dtype, (pl.List, pl.Array)) or isinstance(served.dtype, (pl.List, pl.Array)):
         pairs = zip(served.to_list(), recomputed.to_list(), strict=True)
         return pl.Series([_lists_differ(a, b) for a, b in pairs], dtype=pl.Boolean)

@@ -1,4 +1,4 @@
-"""The files of training sets that are being written: each attempt has its own folder, which is removed if it fails."""
+"""Files of training sets that are being written: each attempt has a folder, which is removed if it fails."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def attempt_uri(tables: Tables, request: TrainingSetRequest, name: str, digest: 
 async def remove_on_failure(tables: Tables, uri: str) -> AsyncIterator[None]:
     """Remove the files below `uri` when the block fails or is cancelled.
 
-    The row of the training set must not be written inside the block: if the answer to that write is lost, the set may
-    exist, and its files must stay.
+    The row of the training set must not be written inside the block: if the answer to that write is lost, the
+    set may exist, and its files must stay.
     """
     try:
         yield

@@ -15,8 +15,8 @@ T = TypeVar("T")
 async def answered_in_time(work: Callable[[], T]) -> T:
     """Return `work()`, run in a thread.
 
-    Raises what `work` raises, and Unavailable OBJECT_STORE_DOWN shortly before the deadline of the running call. The
-    thread is not stopped then, so that its file may still be written.
+    Raises what `work` raises, and Unavailable OBJECT_STORE_DOWN shortly before the deadline of the running
+    call. The thread is not stopped then, so that its file may still be written.
     """
     async with in_time(_timed_out):
         return await asyncio.to_thread(work)

@@ -1,7 +1,7 @@
 """A hash of the logical content of a table, independent of files, compression and chunks.
 
-Rows are hashed in blocks of BLOCK_ROWS, and the table's hash is the hash of the block digests. Parts of a table that
-does not fit into memory can therefore be hashed separately, in different processes.
+Rows are hashed in blocks of BLOCK_ROWS, and the table's hash is the hash of the block digests. Parts of a
+table that does not fit into memory can therefore be hashed separately, in different processes.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def combined_hash(rows: int, columns: Iterable[Sequence[str]], blocks: Iterable[
 def block_digests(frame: pl.DataFrame) -> list[str]:
     """SHA-256 (hex) of each block: per column the validity bits, then the values in row order.
 
-    A null is a clear validity bit and the value zero. All NaNs are equal, and so are both zeros. Texts and lists are
-    preceded by their lengths.
+    A null is a clear validity bit and the value zero. All NaNs are equal, and so are both zeros. Texts and
+    lists are preceded by their lengths.
     """
     digests = []
     for start in range(0, frame.height, BLOCK_ROWS):

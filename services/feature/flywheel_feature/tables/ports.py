@@ -26,7 +26,7 @@ class TableFile:
 
 
 class TableFiles(Protocol):
-    """Reads the files of a table in batches. Methods block and may be called from any thread; errors as `Tables`."""
+    """Reads files in batches. Methods block, may be called from any thread and raise the errors of `Tables`."""
 
     def files(self, uri: str, table_format: TableFormat) -> list[TableFile]:
         """The Parquet files of a table now, by path. Raises NotFound UNKNOWN_TABLE when there is none."""
@@ -39,10 +39,10 @@ class TableFiles(Protocol):
     def batches(
         self, file: TableFile, columns: Sequence[str], where: Between | None, rows: int, skip: int
     ) -> Iterator[tuple[int, pl.DataFrame]]:
-        """(number of the batch, counted from 1; its rows), at most `rows` rows each, without the first `skip` batches.
+        """(number of the batch from 1, its rows) for all batches of up to `rows` rows after the first `skip`.
 
-        A file is always split into the same batches. Hive partition columns are included; columns that the file
-        lacks are left out.
+        A file is always split into the same batches. Hive partition columns are included; columns that the
+        file lacks are left out.
         """
         ...
 
@@ -73,7 +73,7 @@ class PushedFiles(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """Selects rows with low <= column < high, in microseconds; None is no bound. Rows with null are left out."""
+    """Selects rows with low <= column < high, in microseconds, without nulls; None is no bound."""
 
     column: str
     low: int | None = None
@@ -118,9 +118,9 @@ class FrameWriter(Protocol):
 class Tables(FrameWriter, Protocol):
     """Parquet tables on an object store. Methods block and may be called from any thread.
 
-    All methods raise NotFound UNKNOWN_TABLE for a missing table, DataLoss CORRUPT_TABLE for a file that is not
-    Parquet, InvalidArgument INVALID_URI for an address that may not be read, and Unavailable OBJECT_STORE_DOWN when
-    the store does not answer.
+    All methods raise NotFound UNKNOWN_TABLE for a missing table, DataLoss CORRUPT_TABLE for a file that is
+    not Parquet, InvalidArgument INVALID_URI for an address that may not be read, and Unavailable
+    OBJECT_STORE_DOWN when the store does not answer.
     """
 
     def schema(self, uri: str) -> dict[str, pl.DataType]:
@@ -137,19 +137,20 @@ class Tables(FrameWriter, Protocol):
     def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
         """The table now, or in a version. Reads no rows.
 
-        Also raises FailedPrecondition UNSUPPORTED_FORMAT for a table with reader features that this service does not
-        support, and TABLE_CHANGED for a version that was deleted.
+        Also raises FailedPrecondition UNSUPPORTED_FORMAT for a table with reader features that this service
+        does not support, and TABLE_CHANGED for a version that was deleted.
         """
         ...
 
     def pieces(self, files: Sequence[Piece], most_rows: int) -> list[Piece]:
-        """The same rows in the same order, in pieces of at most `most_rows` rows (a row group is never split)."""
+        """The same rows in the same order, in pieces of up to `most_rows` rows; row groups are not split."""
         ...
 
     def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        """The rows of a piece; a column that it lacks is null. `where` applies only to a column of timestamps.
+        """The rows of a piece; a column that it lacks is null. `where` must name a column of timestamps.
 
-        Raises FailedPrecondition TABLE_CHANGED when the file of the piece was deleted. It and DataLoss name the file.
+        Raises FailedPrecondition TABLE_CHANGED when the file of the piece was deleted. It and DataLoss name
+        the file.
         """
         ...
 
@@ -184,7 +185,7 @@ class Archive(Protocol):
         ...
 
     async def archived_offsets(self, project: str, source: str) -> Mapping[int, int]:
-        """Per partition the offset below which all events are archived. Partitions without events may be missing."""
+        """Per partition the offset below which all events are archived; empty partitions may be missing."""
         ...
 
     async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:

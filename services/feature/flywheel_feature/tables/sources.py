@@ -39,7 +39,7 @@ READERS = 8
 
 
 class SourceReader:
-    """Reads the columns of sources, typed as declared. Files are read in threads, so that the event loop is free.
+    """Reads the columns of sources, typed as declared; files are read in threads.
 
     `pins`: the snapshots that a pinned reader has read (see `pinned`); None for a reader that is not pinned.
     """
@@ -61,11 +61,12 @@ class SourceReader:
         positions: bool = False,
         pushed_to: View | None = None,
     ) -> pl.DataFrame:
-        """`fields` of the rows with low <= event time < high (microseconds), typed as declared, in a fixed order.
+        """`fields` of the rows with low <= event time < high (microseconds), typed as declared, in fixed
+        order.
 
-        The events of a stream are unique and ordered by (partition, offset), with the additional column `EVENT_ID`
-        (and with `positions` also `PARTITION` and `OFFSET`). The rows of a Parquet source are followed by the rows
-        pushed to the batch view `pushed_to`, in the order in which they were pushed.
+        The events of a stream are unique and ordered by (partition, offset), with the additional column
+        `EVENT_ID` (and with `positions` also `PARTITION` and `OFFSET`). The rows of a Parquet source are
+        followed by the rows pushed to the batch view `pushed_to`, in the order in which they were pushed.
         Raises FailedPrecondition SOURCE_MISMATCH when the files do not match the schema.
         """
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
@@ -96,8 +97,9 @@ class SourceReader:
     ) -> pl.DataFrame:
         """The rows of a batch view with start <= event time < end, for materialization.
 
-        Columns: join keys, features by name, `ROW_EVENT_TIME`, `ROW_CREATED_TIME` (the event time if the source has
-        no created field). Of rows with equal times, the last one counts. Null keys and null event times are left out.
+        Columns: join keys, features by name, `ROW_EVENT_TIME`, `ROW_CREATED_TIME` (the event time if the
+        source has no created field). Of rows with equal times, the last one counts. Null keys and null event
+        times are left out.
         """
         fields = batch_fields(view, entity, source)
         frame = await self.read(source, fields, low=start, high=end, pushed_to=view)
@@ -159,8 +161,8 @@ class SourceReader:
     async def pinned_at(self, sources: Iterable[Source], versions: Mapping[str, int]) -> SourceReader:
         """A pinned reader that has taken the snapshots of the Delta tables among `sources`.
 
-        A table is read in its version of `versions` (see the property of that name), else in its newest one. A job
-        that is resumed therefore reads the same rows again. Raises what `Tables.snapshot` raises.
+        A table is read in its version of `versions` (see the property of that name), else in its newest one.
+        A job that is resumed therefore reads the same rows again. Raises what `Tables.snapshot` raises.
         """
         pins: dict[str, TableSnapshot] = {}
         for source in sources:
@@ -181,7 +183,7 @@ class SourceReader:
         high: int | None = None,
         pushed_to: View | None = None,
     ) -> list[Piece]:
-        """The pieces that `read` would read, in order, for `read_pieces`. Makes the same checks of the files."""
+        """The pieces that `read` would read, in order, for `read_pieces`. Checks the files as `read` does."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
         if source.is_stream:
             segments = await self._archive.segments(source.project, source.id)
@@ -206,10 +208,11 @@ class SourceReader:
         low: int | None = None,
         high: int | None = None,
     ) -> pl.DataFrame:
-        """The rows of pieces, in order. The events of a stream keep `PARTITION` and `OFFSET` (`events_in_order`)."""
+        """The rows of pieces, in order; those of streams have `PARTITION` and `OFFSET` (`events_in_order`)."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
         extra = STREAM_COLUMNS if source.is_stream else ()
-        # Only columns of timestamps are filtered while reading; `_in_range` also filters times stored as numbers.
+        # Only columns of timestamps are filtered while reading; `_in_range` also filters times stored as
+        # numbers.
         where = None if low is None and high is None else Between(source.timestamp_field, low, high)
         parts = [empty_rows(source, names)]
         for piece in pieces:
@@ -246,7 +249,7 @@ def empty_rows(source: Source, names: Sequence[str]) -> pl.DataFrame:
 
 
 def events_in_order(frame: pl.DataFrame, *, positions: bool = False) -> pl.DataFrame:
-    """Events ordered by (partition, offset), without duplicate event ids; `positions` keeps the two columns."""
+    """Events by (partition, offset), without duplicate event ids; `positions` keeps the two columns."""
     events = frame.sort(PARTITION, OFFSET, maintain_order=True).unique(
         subset=[EVENT_ID], keep="first", maintain_order=True
     )
@@ -315,8 +318,8 @@ async def wait_until_archived(
                 break
             if clock.monotonic() >= deadline:
                 raise ArchiveBehind(
-                    f"The archive of {source.name} is {missing} events behind its topic after {timeout_seconds:g} s: "
-                    "check that `flywheel-feature materialize` is running, and retry.",
+                    f"The archive of {source.name} is {missing} events behind its topic after "
+                    f"{timeout_seconds:g} s: check that `flywheel-feature materialize` runs, and retry.",
                     source=source.name,
                     missing_events=missing,
                 )
@@ -364,7 +367,7 @@ def _as_declared(
     extra: Sequence[str] = (),
     text: Sequence[tuple[str, Field]] = (),
 ) -> pl.DataFrame:
-    """The columns `names` typed as declared, and the columns `extra`. `text`: fields stored as text of partitions."""
+    """The columns `names` typed as declared, then `extra`. `text`: the fields that are stored as text."""
     fields = _fields(source, names)
     try:
         frame = frame.with_columns(from_text(n, f.data_type) for n, f in text)

@@ -1,4 +1,4 @@
-"""Builds a training set in partitions: decides whether and on which engine, writes the spec, reads the result."""
+"""Builds a training set in partitions: chooses an engine, writes the spec and reads the result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ MEBIBYTE = 1024 * 1024
 JOIN_COPIES = 5
 """Copies of its rows that a join has in memory: read, sorted by time, ordered, known order, gathered."""
 TASK_SHARE = 24
-"""The rows of a task take 1/24 of the memory limit, so that their copies and the libraries stay below the limit."""
+"""The rows of a task take 1/24 of the memory limit; their copies and the libraries need the rest."""
 LOCAL, RAY = "local", "ray"
 VERSIONS = "versions.json"
 
@@ -212,7 +212,7 @@ class PartitionedBuild:
 
 
 def _in_tasks(source: _Input, most_rows: int) -> tuple[Pieces, ...]:
-    """Consecutive pieces grouped into tasks of at most `most_rows` rows; at least one task, which may be empty."""
+    """Consecutive pieces in tasks of at most `most_rows` rows; at least one task, which may be empty."""
     tasks: list[list[Piece]] = [[]]
     rows = 0
     for piece in source.pieces:

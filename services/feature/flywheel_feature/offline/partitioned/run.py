@@ -22,7 +22,7 @@ class Workers(Protocol):
     """Runs the tasks of one stage."""
 
     def run(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
-        """Run all tasks, and call `done` after each. Raises the error of a task; other tasks may still run then."""
+        """Run all tasks and call `done` after each. Raises the error of a task; others may still run then."""
         ...
 
 
@@ -39,7 +39,7 @@ class SequentialWorkers:
 
 
 def run_spec(workspace: Workspace, tables: Tables, workers: Callable[[PartitionTasks], Workers]) -> bool:
-    """Run the join whose spec is in a workspace; False when it failed. Writes the result or the error there."""
+    """Run the join of the spec in a workspace, and write the result or the error there; False when it failed."""
     # Removes the error of an earlier attempt.
     workspace.write_bytes(ERROR, b"")
     try:

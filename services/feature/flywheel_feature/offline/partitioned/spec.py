@@ -1,9 +1,9 @@
 """The spec of a join in partitions, and its tasks.
 
-The spec fixes the files and row groups of all inputs. The rows of the spine and of each view are distributed over
-buckets by a hash of the view's join keys, so that a spine row and the rows it needs are in the same bucket, and each
-bucket is joined separately. The results are then merged in the order of the spine. The result does not depend on the
-number of buckets, on where a task runs or on how often it is started.
+The spec fixes the files and row groups of all inputs. The rows of the spine and of each view are distributed
+over buckets by a hash of the view's join keys, so that a spine row and the rows it needs are in the same
+bucket, and each bucket is joined separately. The results are then merged in the order of the spine. The
+result does not depend on the number of buckets, on where a task runs or on how often it is started.
 
     CHUNK   rows of the spine from some pieces                               → spine/chunk-i
     RANGE   the rows of all chunks in a range of times, in canonical order   → spine/range-r
@@ -98,14 +98,14 @@ _SPEC = TypeAdapter(PartitionSpec)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One step. It may be started more than once: its output appears completely or not at all, and is always equal."""
+    """One step. It may run more than once: its output appears completely or not at all, and is always equal."""
 
     kind: Kind
     index: int
     view: int = -1
     low: int | None = None
     high: int | None = None
-    """The bounds low <= x < high of spine times (RANGE), event times (ROWS) or numbers of spine rows (PART)."""
+    """low <= x < high for x = spine time (RANGE), event time (ROWS) or number of a spine row (PART)."""
     offset: int = 0
     """The number of the first row of the range (KEYS)."""
 

@@ -1,4 +1,4 @@
-"""The tasks of a join in partitions (see spec.py): each reads the outputs of earlier tasks and writes one output."""
+"""The tasks of a join in partitions (see spec.py): each reads outputs of earlier tasks and writes its own."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ class PartitionTasks:
         self._spread(task, pl.concat(parts))
 
     def _spread(self, task: Task, frame: pl.DataFrame) -> None:
-        """Write rows by bucket, in their order within it. Each bucket is a row group, found by its statistics."""
+        """Write rows by bucket, in their order; each bucket is a row group, found by its statistics."""
         stored = self.plan.stored[task.view]
         buckets = self.spec.histories[task.view].buckets
         frame = frame.with_columns(

@@ -1,7 +1,7 @@
 """Runs a join in partitions in a process on this machine (port: offline.ports.PartitionEngine).
 
-A separate process returns its memory to the system when it ends, and the service survives its crash. Intermediate
-rows are written to a folder on the local disk.
+A separate process returns its memory to the system when it ends, and the service survives its crash.
+Intermediate rows are written to a folder on the local disk.
 """
 
 from __future__ import annotations

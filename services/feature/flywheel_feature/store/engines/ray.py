@@ -1,4 +1,4 @@
-"""Runs joins in partitions on a Ray cluster, through its Jobs HTTP API (port: offline.ports.PartitionEngine)."""
+"""Runs joins in partitions on Ray, through its Jobs HTTP API (port: offline.ports.PartitionEngine)."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class PartitionRay:
         root: str,
         environment: Mapping[str, str],
     ) -> None:
-        """`root` is `bucket/prefix`; `python` is the cluster's interpreter that has this service's code and Ray."""
+        """`root`: `bucket/prefix`; `python`: an interpreter on the cluster with this service's code and Ray."""
         self._ray = ray
         self._python = python
         self._files = files

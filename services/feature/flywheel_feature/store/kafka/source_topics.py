@@ -22,7 +22,7 @@ END_SECONDS = 1.0
 
 
 class SourceTopics:
-    """The topics of stream sources. Every method raises Unavailable KAFKA_UNAVAILABLE while Kafka is unreachable."""
+    """The topics of stream sources; methods raise Unavailable KAFKA_UNAVAILABLE while Kafka is unreachable."""
 
     def __init__(
         self, bootstrap: str, producer: Producer, *, topic_of: Callable[[str, str], str], partitions: int
@@ -52,7 +52,7 @@ class SourceTopics:
         return self._ready[topic]
 
     async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
-        """Send (partition, value) events; returns their (partition, offset) when all replicas have stored them."""
+        """Send (partition, value) events; returns their (partition, offset) when all replicas have them."""
         topic = self.topic(source.project, source.id)
         sends = [self._producer.send(topic, value, key=str(p), partition=p) for p, value in events]
         async with in_time(_timed_out):

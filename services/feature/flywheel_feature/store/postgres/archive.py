@@ -120,7 +120,7 @@ class PostgresArchive:
         return True
 
     async def replace_segment(self, old: str, new: str, events: int, min_time: int, max_time: int) -> None:
-        """Replace the object `old`, which becomes garbage, by `new`; without events the segment is removed."""
+        """Replace the object `old`, which becomes garbage, by `new`; without events remove the segment."""
         async with transaction(self._pool) as conn:
             row = (
                 await conn.fetchrow(_REPLACE, old, new, events, min_time, max_time)

@@ -47,7 +47,7 @@ _COLLECTIONS = {"entities": "entity", "sources": "source", "views": "view", "fea
 
 
 class PostgresDefinitions:
-    """`poll_seconds`: how often `changes` yields when no notification arrives, as notifications can be lost."""
+    """`poll_seconds`: how often `changes` yields without a notification, as notifications can be lost."""
 
     def __init__(self, pool: Pool, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._pool = pool
@@ -75,7 +75,7 @@ class PostgresDefinitions:
             return await _apply(conn, project, declared, delete_names, now, uses)
 
     async def changed(self, known: Mapping[str, int]) -> list[Catalog]:
-        # If an apply commits between the two statements, its revision differs at the next call: it is read again.
+        # A project whose apply commits between the two statements is read again by the next call.
         async with connection(self._pool) as conn:
             revisions = {r["project"]: r["revision"] for r in await conn.fetch(_REVISIONS)}
             stale = [p for p, revision in revisions.items() if known.get(p) != revision]

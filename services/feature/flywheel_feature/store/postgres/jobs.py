@@ -23,7 +23,8 @@ WITH lost AS (
     UPDATE job SET state = 'LOST', ended_at = now(), owner = NULL, error_reason = 'JOB_LOST',
         error_message = 'Every process that ran the job died: read their logs and submit it again.'
     WHERE state = 'RUNNING' AND lease_until < now() AND attempt >= $4)
-UPDATE job SET state = 'RUNNING', owner = $1, lease_until = now() + $3 * interval '1 second', attempt = attempt + 1
+UPDATE job
+SET state = 'RUNNING', owner = $1, lease_until = now() + $3 * interval '1 second', attempt = attempt + 1
 WHERE (project, id) = (
     SELECT project, id FROM job
     WHERE kind = ANY($2) AND due_at <= now()
@@ -153,7 +154,7 @@ def _same(row: Any, request_id: str, request_hash: bytes) -> Job:
     """The job of a request_id. Raises InvalidArgument REQUEST_ID_REUSED when its request was another one."""
     if bytes(row["request_hash"]) != request_hash:
         raise RequestIdReused(
-            f"request_id {request_id!r} was used for another {row['kind']} request: use a new id for a new request.",
+            f"request_id {request_id!r} was used for another {row['kind']} request: use a new id.",
             request_id=request_id,
         )
     return _job(row)

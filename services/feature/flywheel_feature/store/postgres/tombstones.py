@@ -1,4 +1,4 @@
-"""Tombstones of erased entities, in PostgreSQL; every process that reads events or rows has a copy in memory."""
+"""Tombstones of erased entities, in PostgreSQL, with a copy in the memory of each process that reads rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ log = get_logger(__name__)
 REFRESH_SECONDS = 1.0
 _ALL = "SELECT project, entity, key_hash, erased_at, barriers FROM erased_entity"
 _PUT = """
-INSERT INTO erased_entity AS e (project, entity, key_hash, erased_at, barriers) VALUES ($1, $2, $3, $4, $5::jsonb)
+INSERT INTO erased_entity AS e (project, entity, key_hash, erased_at, barriers)
+VALUES ($1, $2, $3, $4, $5::jsonb)
 ON CONFLICT (project, entity, key_hash)
 DO UPDATE SET erased_at = greatest(e.erased_at, $4), barriers = $5::jsonb
 """

@@ -1,8 +1,8 @@
 """A Redis Cluster behind the interface of one Redis.
 
-Each command goes to the node that owns its key's slot: one write per node, all nodes at the same time. Commands for
-a slot that moved are sent again to its new owner. Every command has one key (`mget` is split into GETs), so that
-nothing depends on keys sharing a slot.
+Each command goes to the node that owns its key's slot: one write per node, all nodes at the same time.
+Commands for a slot that moved are sent again to its new owner. Every command has one key (`mget` is split
+into GETs), so that nothing depends on keys sharing a slot.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ ROUNDS = 8
 class ClusterPipe:
     """Connections to all masters of a cluster.
 
-    The URL is `redis+cluster://[user:password@]host:port[,host:port…]` (`rediss+cluster` for TLS). It needs one
-    reachable node, which reports the others.
+    The URL is `redis+cluster://[user:password@]host:port[,host:port…]` (`rediss+cluster` for TLS). It needs
+    one reachable node, which reports the others.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float = 5.0) -> None:
@@ -47,7 +47,7 @@ class ClusterPipe:
         self._topology_lock = asyncio.Lock()
 
     async def call(self, *arguments: Argument) -> Any:
-        """Send one command; PING and SCRIPT go to every master. Raises RedisReplyError when Redis refuses it."""
+        """Send one command, PING and SCRIPT to every master. Raises RedisReplyError when Redis refuses it."""
         if arguments[0] in ("PING", "SCRIPT"):
             await self._topology()
             answers = await asyncio.gather(
@@ -176,15 +176,18 @@ def _slot(command: tuple[Argument, ...]) -> int:
 
 
 def slot_of(key: bytes) -> int:
-    """The slot of a key: CRC-16 of its hash tag (the text between the first `{` and the next `}`), or of the whole
-    key if it has none (Redis Cluster specification)."""
+    """The slot of a key, by the Redis Cluster specification.
+
+    It is the CRC-16 of the hash tag (the text between the first `{` and the next `}`), or of a key without
+    one.
+    """
     start = key.find(b"{")
     end = key.find(b"}", start + 1) if start >= 0 else -1
     return crc_hqx(key[start + 1 : end] if end > start + 1 else key, 0) % SLOTS
 
 
 def _redirection(answer: Any) -> tuple[str, bytes]:
-    """(MOVED, host:port), (ASK, host:port), (TRYAGAIN, b""), (CLUSTERDOWN, b""), or ("", b"") for no redirection."""
+    """(MOVED or ASK, host:port), (TRYAGAIN or CLUSTERDOWN, b""), or ("", b"") for no redirection."""
     if not isinstance(answer, hiredis.HiredisError):
         return "", b""
     kind, *rest = str(answer).split()

@@ -1,8 +1,8 @@
 """One Redis connection shared by all callers: commands are pipelined, answers come back in order.
 
-redis-py gives a connection to one command at a time. A read path with hundreds of calls in flight needs one write
-for all pending commands and one parse for all received answers. This module is the asyncio protocol around hiredis
-that does so, with reconnection and nothing else.
+redis-py gives a connection to one command at a time. A read path with hundreds of calls in flight needs one
+write for all pending commands and one parse for all received answers. This module is the asyncio protocol
+around hiredis that does so, with reconnection and nothing else.
 """
 
 from __future__ import annotations
@@ -26,8 +26,9 @@ log = get_logger(__name__)
 
 CONNECT_SECONDS = 2.0
 KEPT_BYTES = 4 << 20
-"""Memory that the buffer of a connection keeps between replies. By default hiredis frees all above 16 KiB after every
-reply, and the kernel maps and clears the pages again for the next one: half the cost of a reply of 600 KB."""
+"""Memory that the buffer of a connection keeps between replies. By default hiredis frees all above 16 KiB
+after every reply, and the kernel maps and clears the pages again for the next one: half the cost of a reply
+of 600 KB."""
 Argument = bytes | str | int
 
 
@@ -109,7 +110,8 @@ class _Link(asyncio.Protocol):
 class RedisPipe:
     """A connection that is opened when needed.
 
-    Every method raises Unavailable ONLINE_STORE_DOWN while Redis is unreachable; the next call connects again.
+    Every method raises Unavailable ONLINE_STORE_DOWN while Redis is unreachable; the next call connects
+    again.
     """
 
     def __init__(self, url: str, *, timeout_seconds: float = 5.0) -> None:
@@ -210,7 +212,7 @@ def _packed(command: tuple[Argument, ...]) -> bytes:
 
 
 _HEADS = [b"\r\n$%d\r\n" % n for n in range(512)]
-"""The separator before an argument of n bytes, by n. Formatting the numbers is most of the cost of packing."""
+"""The separator before an argument of n bytes, by n, as formatting numbers is most of the cost of packing."""
 
 
 def _packed_mget(keys: Sequence[bytes]) -> bytes:

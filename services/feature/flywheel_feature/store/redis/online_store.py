@@ -31,8 +31,8 @@ MARKERS = [f"flywheel:generation:{{{i}}}".encode() for i in range(64)]
 class OnlineStore:
     """Rows and tiles by key; every write is atomic per key and may be repeated.
 
-    Raises Unavailable ONLINE_STORE_DOWN. All methods except `read` raise it before the deadline of the running
-    call; the callers of `read` share batches and apply their own deadline (online/lookup.py).
+    Raises Unavailable ONLINE_STORE_DOWN. All methods except `read` raise it before the deadline of the
+    running call; the callers of `read` share batches and apply their own deadline (online/lookup.py).
     """
 
     def __init__(self, pipe: Pipe) -> None:
@@ -61,9 +61,9 @@ class OnlineStore:
     ) -> list[int]:
         """Merge deltas (key, delta, first offset, next offset) of one partition.
 
-        Returns per delta the offset up to which the key has now seen the partition. It is less than the delta's
-        next offset when the key had seen a part of its events (nothing was merged then), and -1 when the key
-        belongs to a newer generation.
+        Returns per delta the offset up to which the key has now seen the partition. It is less than the
+        delta's next offset when the key had seen a part of its events (nothing was merged then), and -1 when
+        the key belongs to a newer generation.
         """
         lists = ",".join(str(n) for n in layout.lists.values())
         kinds = "".join("t" if f in layout.texts else "l" for f in layout.lists) + "s" * len(layout.sketches)
@@ -120,8 +120,8 @@ class OnlineStore:
         identity = await self._pipe.identity()
         await self._run(MARK_GENERATION, [(m, (generation,)) for m in MARKERS])
         if identity:
-            # Written last: if a member dies before this, the identities differ and the next member begins a new
-            # generation.
+            # Written last: if a member dies before this, the identities differ and the next member begins a
+            # new generation.
             await self._pipe.call("SET", IDENTITY, identity)
 
     async def _run(self, script: Script, calls: Sequence[tuple[bytes, tuple[Argument, ...]]]) -> list[Any]:

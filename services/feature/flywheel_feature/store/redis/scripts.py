@@ -1,6 +1,7 @@
 """The Lua scripts in lua/, which run inside Redis.
 
-Each script touches one key, so that it works on a cluster; it is atomic, and running it twice changes nothing more.
+Each script touches one key, so that it works on a cluster; it is atomic, and running it twice changes nothing
+more.
 """
 
 from __future__ import annotations

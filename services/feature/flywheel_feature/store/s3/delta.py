@@ -37,9 +37,9 @@ def storage_options(
 def snapshot(uri: str, options: Mapping[str, str], version: int) -> TableSnapshot:
     """The files of a version (-1: the newest) in the transaction log, by path.
 
-    Raises NotFound UNKNOWN_TABLE, FailedPrecondition UNSUPPORTED_FORMAT, FailedPrecondition TABLE_CHANGED for a
-    version that was deleted, DataLoss CORRUPT_TABLE for an invalid log, OSError when the store refuses or does not
-    answer.
+    Raises NotFound UNKNOWN_TABLE, FailedPrecondition UNSUPPORTED_FORMAT, FailedPrecondition TABLE_CHANGED for
+    a version that was deleted, DataLoss CORRUPT_TABLE for an invalid log, OSError when the store refuses or
+    does not answer.
     """
     try:
         table = DeltaTable(uri, version=None if version < 0 else version, storage_options=dict(options))
@@ -75,7 +75,7 @@ def _check_protocol(uri: str, table: DeltaTable) -> None:
     if unsupported:
         features = ", ".join(unsupported)
         raise UnsupportedFormat(
-            f"{uri} requires readers to support {features}, and this service does not: write the table without."
+            f"{uri} requires the reader features {features}, which this service lacks: write it without them."
         )
 
 
@@ -90,6 +90,7 @@ def _refused(uri: str, version: int, error: DeltaError) -> FlywheelError:
     why = str(error).splitlines()[0][:160]
     if version >= 0:
         return TableChanged(
-            f"The job began to read version {version} of {uri}, which cannot be read any more ({why}): submit it again."
+            f"The job began to read version {version} of {uri}, which cannot be read any more ({why}): "
+            "submit the job again."
         )
     return CorruptTable(f"The Delta log of {uri} cannot be read: {why}")

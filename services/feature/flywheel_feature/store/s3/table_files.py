@@ -18,7 +18,7 @@ from flywheel_feature.tables.ports import Between, TableFile
 
 
 class S3TableFiles(S3Tables):
-    """The stamp of a file is its size and modification time: the cheapest way to see that S3 has a new version."""
+    """Reads files in batches. The stamp of a file is its size and modification time."""
 
     def files(self, uri: str, table_format: TableFormat = TableFormat.PARQUET) -> list[TableFile]:
         path = self._path(uri)
@@ -46,8 +46,8 @@ class S3TableFiles(S3Tables):
     def _timed(self, path: str) -> list[fs.FileInfo]:
         """Files with their modification times.
 
-        A listing by rclone drops trailing zeros of the milliseconds, which Arrow cannot parse: one file in ten has no
-        time, and is requested separately.
+        A listing by rclone drops trailing zeros of the milliseconds, which Arrow cannot parse: one file in
+        ten has no time, and is requested separately.
         """
         return [i if i.mtime_ns else self._fs.get_file_info(i.path) for i in self._files(path)]
 
