@@ -57,7 +57,8 @@ from flywheel_feature.online.lookup import OnlineFeatures
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
 from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_feature.store.engines.ray import PartitionRay
-from flywheel_feature.store.model_uses import NoModels, RegistryModels
+from flywheel_feature.store.grpc.model_uses import NoModels, RegistryModels
+from flywheel_feature.store.kafka.source_topics import SourceTopics
 from flywheel_feature.store.postgres.archive import PostgresArchive
 from flywheel_feature.store.postgres.definitions import PostgresDefinitions
 from flywheel_feature.store.postgres.generations import PostgresGenerations
@@ -71,7 +72,6 @@ from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_feature.store.redis.online_store import OnlineStore
 from flywheel_feature.store.s3.deletion import S3Deletion
 from flywheel_feature.store.s3.table_files import S3TableFiles
-from flywheel_feature.store.source_topics import SourceTopics
 
 log = get_logger(__name__)
 

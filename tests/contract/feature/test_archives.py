@@ -23,14 +23,14 @@ from flywheel_feature.definitions.model import (
     StreamSource,
     View,
 )
+from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.ingest.archive import NewSegment
 from flywheel_feature.ingest.push_log import PushLog
 from flywheel_feature.server import History
+from flywheel_feature.store.kafka.source_topics import SourceTopics
 from flywheel_feature.store.postgres.archive import PostgresArchive
 from flywheel_feature.store.postgres.push_log import PostgresPushLog
-from flywheel_feature.store.source_topics import SourceTopics
-from flywheel_feature.tables.pinned_archive import MemoryArchive
 from flywheel_feature.tables.ports import Archive, Segment
 from flywheel_local.kafka import Kafka
 

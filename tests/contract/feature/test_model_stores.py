@@ -13,7 +13,7 @@ from flywheel_common.errors import Unavailable
 from flywheel_common.grpc.channel import channel
 from flywheel_feature.apply.lineage import Models, ModelUse
 from flywheel_feature.fakes.definitions import MemoryModels
-from flywheel_feature.store.model_uses import RegistryModels
+from flywheel_feature.store.grpc.model_uses import RegistryModels
 from flywheel_local.s3 import S3
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_registry.config import RegistrySettings

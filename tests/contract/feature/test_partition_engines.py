@@ -22,7 +22,7 @@ from flywheel_feature.jobs.progress import JobProgress
 from flywheel_feature.jobs.runner import JobCancelled
 from flywheel_feature.offline.manifest import BuiltFiles
 from flywheel_feature.offline.model import Compute, JoinMode, SourceSpine, TrainingSet
-from flywheel_feature.offline.partitioned.run import restored
+from flywheel_feature.offline.partitioned.run import error_from_json
 from flywheel_feature.offline.partitioned.spec import ERROR, RESULT, ROW, SPEC, Kind, Task
 from flywheel_feature.offline.ports import PartitionEngine, Workspace
 from flywheel_feature.offline.unfinished import work_name
@@ -295,7 +295,7 @@ async def test_what_ended_one_try_does_not_end_the_next(joins: Joins) -> None:
     workspace = await joins.planned("parts")
     await joins.run("parts")
     assert workspace.read_bytes(RESULT) is None
-    error = restored(workspace.read_json(ERROR))
+    error = error_from_json(workspace.read_json(ERROR))
     assert (FailedPrecondition, "SOURCE_MISMATCH") == (type(error), error.reason)
     calm = joins.world.read(f"s3://{joins.world.bucket}/weather/year=2013/part-0.parquet", WEATHER)
     joins.world.tables.write(f"s3://{joins.world.bucket}/weather/year=2013/part-9.parquet", calm.head(1))
@@ -306,7 +306,7 @@ async def test_what_ended_one_try_does_not_end_the_next(joins: Joins) -> None:
 @in_workspaces
 async def test_work_without_a_spec_ends_with_an_error(joins: Joins) -> None:
     await joins.run("nothing")
-    error = restored(joins.workspace("nothing").read_json(ERROR))
+    error = error_from_json(joins.workspace("nothing").read_json(ERROR))
     assert (Unavailable, "ENGINE_UNAVAILABLE") == (type(error), error.reason)
 
 

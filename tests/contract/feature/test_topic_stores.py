@@ -16,7 +16,7 @@ from flywheel_common.errors import Unavailable
 from flywheel_common.kafka.producer import Producer
 from flywheel_feature.definitions.model import DataType, Field, Source, StreamSource
 from flywheel_feature.fakes.topics import MemoryTopics
-from flywheel_feature.store.source_topics import SourceTopics
+from flywheel_feature.store.kafka.source_topics import SourceTopics
 from flywheel_local.kafka import Kafka
 from tests.support.eventually import eventually
 

@@ -32,11 +32,11 @@ from flywheel_feature.definitions.model import (
     VersionRef,
     View,
 )
+from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.fakes.training_sets import MemoryTrainingSets
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import FileSpine, TrainingSetRequest
 from flywheel_feature.store.s3.tables import S3Tables
-from flywheel_feature.tables.pinned_archive import MemoryArchive
 from flywheel_feature.tables.sources import SourceReader
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb

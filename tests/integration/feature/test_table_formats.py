@@ -15,9 +15,9 @@ from deltalake import write_deltalake
 
 from flywheel_common.errors import FailedPrecondition, NotFound
 from flywheel_feature.definitions.model import DataType, Field, ParquetSource, Source, TableFormat
+from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.store.s3.delta import storage_options
 from flywheel_feature.store.s3.tables import SMALL_BYTES, S3Tables
-from flywheel_feature.tables.pinned_archive import MemoryArchive
 from flywheel_feature.tables.sources import SourceReader
 from flywheel_local.s3 import S3
 

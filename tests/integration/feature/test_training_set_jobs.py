@@ -21,13 +21,13 @@ import flywheel as fw
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FlywheelError
 from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.fakes.training_sets import MemoryTrainingSets
 from flywheel_feature.jobs.runner import LEASE_SECONDS
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import FileSpine, TrainingSetRequest
 from flywheel_feature.store.postgres.definitions import PostgresDefinitions
 from flywheel_feature.store.s3.tables import S3Tables
-from flywheel_feature.tables.pinned_archive import MemoryArchive
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts

@@ -36,13 +36,13 @@ from flywheel_feature.definitions.model import (
     VersionRef,
     View,
 )
+from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.fakes.training_sets import MemoryTrainingSets
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import FileSpine, JoinMode, SourceSpine, TrainingSetRequest
 from flywheel_feature.offline.skew import SkewCheck, SkewRequest
 from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_feature.tables.content_hash import content_hash
-from flywheel_feature.tables.pinned_archive import MemoryArchive
 from flywheel_feature.tables.ports import Segment
 from flywheel_feature.tables.sources import ROW_CREATED_TIME, ROW_EVENT_TIME, SourceReader
 from flywheel_local.s3 import S3

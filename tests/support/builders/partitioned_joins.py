@@ -38,6 +38,7 @@ from flywheel_feature.definitions.model import (
     VersionRef,
     View,
 )
+from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.fakes.training_sets import MemoryTrainingSets
 from flywheel_feature.jobs.runner import JobCancelled
 from flywheel_feature.offline.build import TrainingSetBuilder
@@ -51,7 +52,6 @@ from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_feature.store.engines.ray import PartitionRay
 from flywheel_feature.store.s3.deletion import S3Deletion
 from flywheel_feature.store.s3.tables import S3Tables
-from flywheel_feature.tables.pinned_archive import MemoryArchive
 from flywheel_feature.tables.ports import Segment, Tables
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3

@@ -1,5 +1,8 @@
-"""Deleting objects on S3. pyarrow writes a marker object where the last file of a folder goes; a store that holds folders for
-real takes the marker for a file, or refuses it."""
+"""Deletes objects on S3, through botocore.
+
+pyarrow is not used because it writes a marker object when the last file of a folder is deleted. A store with
+real folders treats the marker as a file, or refuses it.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +14,11 @@ import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from flywheel_common.errors import Unavailable
+from flywheel_feature.tables.errors import ObjectStoreDown
 
 
 class S3Deletion:
-    """Blocks; may be called from any thread."""
+    """Deletes objects of one object store. Blocks; may be called from any thread."""
 
     def __init__(
         self, endpoint: str, access_key: str, secret_key: str, timeout_seconds: float = 30.0
@@ -32,18 +35,16 @@ class S3Deletion:
         self._client: Any = None
 
     def delete(self, paths: Iterable[str]) -> None:
-        """Objects named `bucket/key`; one that is not there counts as deleted. Raises Unavailable OBJECT_STORE_DOWN."""
+        """Delete objects by `bucket/key`; they need not exist. Raises Unavailable OBJECT_STORE_DOWN."""
         for path in paths:
             bucket, _, key = path.partition("/")
             try:
                 self._connected().delete_object(Bucket=bucket, Key=key)
             except (BotoCoreError, ClientError) as error:
-                raise Unavailable(
-                    f"The object store does not delete s3://{path} now.", reason="OBJECT_STORE_DOWN"
-                ) from error
+                raise ObjectStoreDown(f"The object store did not delete s3://{path}: retry.") from error
 
     def _connected(self) -> Any:
-        # Made when it is needed: a client takes a tenth of a second, and most processes delete nothing.
+        # Created when needed: a client takes a tenth of a second, and most processes delete nothing.
         with self._lock:
             if self._client is None:
                 session = botocore.session.get_session()

@@ -1,4 +1,4 @@
-"""Topics of stream sources in Kafka: made, written, measured."""
+"""Creates the Kafka topics of stream sources, writes events to them and reads their end offsets."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
 
 from flywheel_common.deadline import in_time
-from flywheel_common.errors import Unavailable
 from flywheel_common.kafka.client import ensure_topics, kafka_errors
+from flywheel_common.kafka.errors import KafkaUnavailable
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import TopicSpec
 from flywheel_feature.definitions.model import Source, StreamSource
 
 END_SECONDS = 1.0
-"""How long an answer about where a topic ends may be used again for lag."""
+"""How long end offsets may be reused for computing lag."""
 
 
 class SourceTopics:
-    """Raises Unavailable KAFKA_UNAVAILABLE while Kafka is away."""
+    """The topics of stream sources; methods raise Unavailable KAFKA_UNAVAILABLE while Kafka is unreachable."""
 
     def __init__(
         self, bootstrap: str, producer: Producer, *, topic_of: Callable[[str, str], str], partitions: int
@@ -41,27 +41,27 @@ class SourceTopics:
         return self._topic_of(project, source)
 
     async def ensure(self, source: Source) -> int:
-        """Create the topic where it is missing; its number of partitions."""
+        """Create the topic if it is missing; returns its number of partitions."""
         topic = self.topic(source.project, source.id)
         if topic not in self._ready:
             assert isinstance(source.kind, StreamSource)
             wanted = source.kind.partitions or self._partitions
-            async with in_time(_away):
+            async with in_time(_timed_out):
                 await ensure_topics(self._bootstrap, [TopicSpec(topic, wanted)], timeout_seconds=5.0)
             self._ready[topic] = wanted
         return self._ready[topic]
 
     async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
-        """(partition, value) each; answers (partition, offset) once all replicas have them."""
+        """Send (partition, value) events; returns their (partition, offset) when all replicas have them."""
         topic = self.topic(source.project, source.id)
         sends = [self._producer.send(topic, value, key=str(p), partition=p) for p, value in events]
-        async with in_time(_away):
+        async with in_time(_timed_out):
             return list(await asyncio.gather(*sends)) if len(sends) > 1 else [await sends[0]] if sends else []
 
     async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
-        """Per partition where the topic ends now; empty when there is no topic."""
+        """The end offset of each partition now; empty when there is no topic."""
         topic = self.topic(project, source)
-        async with in_time(_away), self._lock:
+        async with in_time(_timed_out), self._lock:
             with kafka_errors():
                 async with asyncio.timeout(10.0):
                     partitions = await self._partitions_of(topic)
@@ -74,16 +74,14 @@ class SourceTopics:
         return found
 
     async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
-        """Like `end_offsets`, at most a second old."""
+        """As `end_offsets`, but up to END_SECONDS old."""
         at, found = self._ends.get(self.topic(project, source), (0.0, {}))
-        return (
-            found
-            if found and time.monotonic() - at < END_SECONDS
-            else await self.end_offsets(project, source)
-        )
+        if found and time.monotonic() - at < END_SECONDS:
+            return found
+        return await self.end_offsets(project, source)
 
     async def _partitions_of(self, topic: str) -> int:
-        """0 when there is no such topic."""
+        """The number of partitions of a topic; 0 when it does not exist."""
         if topic not in self._counted:
             admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
             try:
@@ -119,7 +117,5 @@ class SourceTopics:
         return self._consumer
 
 
-def _away() -> Unavailable:
-    return Unavailable(
-        "Kafka does not answer now: try again, under the same event ids.", reason="KAFKA_UNAVAILABLE"
-    )
+def _timed_out() -> KafkaUnavailable:
+    return KafkaUnavailable("Kafka did not answer before the deadline: retry with the same event ids.")

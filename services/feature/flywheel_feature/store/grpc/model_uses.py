@@ -1,4 +1,4 @@
-"""The model registry by gRPC (port: lineage.Models)."""
+"""Which feature sets model versions use, from the registry service (port: apply.lineage.Models)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = 1000
 
 
 class RegistryModels:
-    """Nothing is dialled before the first question."""
+    """Reads ListFeatureUses page by page; the channel connects with the first call."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = RegistryServiceStub(channel)
@@ -39,7 +39,7 @@ class RegistryModels:
 
 
 class NoModels:
-    """A platform without a registry."""
+    """No uses, for a platform without a registry."""
 
     async def feature_uses(self, project: str) -> list[ModelUse]:
         return []

@@ -1,4 +1,4 @@
-"""The archive as one job pinned it: fixed segments, read from memory."""
+"""An archive of stream sources in memory: tests register its segments and offsets."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flywheel_feature.tables.ports import Segment
 
 
 class MemoryArchive:
-    """An archive whose files were written by whoever calls `add`."""
+    """Segments and offsets as registered (port: tables.ports.Archive)."""
 
     def __init__(self) -> None:
         self._segments: dict[tuple[str, str], list[Segment]] = {}
@@ -17,7 +17,7 @@ class MemoryArchive:
         self._pushed: dict[tuple[str, str], list[str]] = {}
 
     def add(self, project: str, source: str, segment: Segment, offsets: Mapping[int, int]) -> None:
-        """A committed segment; `offsets` has the next offset of each partition it reaches."""
+        """Register a committed segment; `offsets` has the next offset of each partition it reaches."""
         self._segments.setdefault((project, source), []).append(segment)
         self._archived.setdefault((project, source), {}).update(offsets)
 
@@ -25,7 +25,7 @@ class MemoryArchive:
         self._ends[(project, source)] = dict(offsets)
 
     def push(self, project: str, view: str, uri: str) -> None:
-        """A file of rows pushed to a batch view."""
+        """Register a file of rows pushed to a batch view."""
         self._pushed.setdefault((project, view), []).append(uri)
 
     async def segments(self, project: str, source: str) -> Sequence[Segment]:
