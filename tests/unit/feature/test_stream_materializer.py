@@ -35,6 +35,7 @@ from flywheel_feature.ingest.generations import Generations
 from flywheel_feature.ingest.stream_materialization import PositionLost, StreamMaterializer, TileFilling
 from flywheel_feature.ingest.stream_tiles import SourceRows, SourceTiles, ViewTiles
 from flywheel_feature.ingest.tombstones import Erased
+from flywheel_feature.windows.tile_reading import TileReader
 
 KEY = Field("airport", DataType.STRING)
 SCHEMA = (KEY, Field("at", DataType.TIMESTAMP), Field("x", DataType.FLOAT64))
@@ -133,7 +134,7 @@ def test_each_event_counts_once_wherever_processes_die(
 
     states, uris = asyncio.run(story())
     layout = ViewTiles(VIEW, (KEY,), SCHEMA).layout
-    (sums,) = layout.read(states, np.full(2, 40 * 60 * SECOND, np.int64)).columns
+    (sums,) = TileReader(layout).read(states, np.full(2, 40 * 60 * SECOND, np.int64)).columns
     expected = [sum(i + 1.0 for i in {i for a, i in events if a == airport}) for airport in "AB"]
     assert expected == [float(v) if ok else 0.0 for v, ok in zip(*sums, strict=True)]
     archived = [i for uri in uris for i in files.read_files([uri], ["__event_id"])["__event_id"].to_list()]

@@ -27,7 +27,7 @@ log = get_logger(__name__)
 EVENT_ID = "__event_id"
 EVENT_TIME = "__event_time"
 EVENT_RANK = "__event_rank"
-"""aggregation.event_ranks of the id: what breaks ties of time, online and offline."""
+"""event_order.event_ranks of the id: what breaks ties of time, online and offline."""
 PARTITION = "__partition"
 OFFSET = "__offset"
 

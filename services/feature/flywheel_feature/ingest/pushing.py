@@ -13,6 +13,7 @@ from flywheel_common.errors import InvalidArgument, Unavailable
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import BatchView, Field, Source, View
+from flywheel_feature.definitions.ttl import row_lifetime_ms
 from flywheel_feature.definitions.value_rules import Report
 from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.encoding.keys import entity_keys, key_prefix
@@ -175,8 +176,7 @@ class RowWriter:
         self._keys: tuple[Field, ...] = catalog.entity(view.entity).join_keys
         self._prefix = key_prefix(view)
         self._layout = RowLayout(view.features)
-        # A row shows as STALE for as long as it was fresh (an hour at least), then it goes.
-        self._lifetime_ms = (view.ttl + max(view.ttl, 3_600_000_000)) // 1000 if view.ttl else 0
+        self._lifetime_ms = row_lifetime_ms(view.ttl)
 
     async def write(
         self, keys: Columns, features: Columns, event: np.ndarray, created: np.ndarray, online: Rows

@@ -19,14 +19,14 @@ import numpy.typing as npt
 
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_feature.definitions.model import Field, Source, StreamView, VersionRef, View
+from flywheel_feature.definitions.ttl import state_lifetime_ms
 from flywheel_feature.encoding.frames import Columns, to_frame
 from flywheel_feature.encoding.keys import entity_keys, key_prefix
 from flywheel_feature.expressions.sql import compile_predicate
 from flywheel_feature.windows import hyperloglog
-from flywheel_feature.windows.tile_layout import TileLayout, event_ranks
-from flywheel_feature.windows.tile_writing import Delta, Events
-
-MINIMUM_LIFETIME_MS = 24 * 3600 * 1000
+from flywheel_feature.windows.event_order import event_ranks
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_writing import Delta, Events, partials
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class SourceRows:
 
     @cached_property
     def ranks(self) -> Ints:
-        """aggregation.event_ranks of the ids: every view and the archive want them."""
+        """event_order.event_ranks of the ids: every view and the archive want them."""
         return event_ranks(self.event_ids)
 
     def times(self) -> tuple[Ints, Ints]:
@@ -130,8 +130,7 @@ class ViewTiles:
         self._filter_fields = [
             f for f in schema if self._filter is not None and f.name in self._filter.input_columns
         ]
-        kept_ms = self.layout.kept_tiles * self.layout.tile // 1000
-        self.lifetime_ms = max(MINIMUM_LIFETIME_MS, kept_ms + 2 * view.ttl // 1000)
+        self.lifetime_ms = state_lifetime_ms(self.layout.kept_tiles * self.layout.tile, view.ttl)
 
     async def apply(self, rows: SourceRows, store: TileStore, generation: int) -> None:
         """Merge what the keys have not seen. May be repeated with the same or other cuts of the partition. Raises PositionLost."""
@@ -165,7 +164,7 @@ class ViewTiles:
             codes, starts = np.unique(events.code[order], return_index=True)
             first = np.minimum.reduceat(offset[order], starts)
             following = np.maximum.reduceat(offset[order], starts) + 1
-            deltas = self.layout.partials(events)
+            deltas = partials(self.layout, events)
             calls = [
                 (self._prefix + names[c], deltas[c], f, n)
                 for c, f, n in zip(codes.tolist(), first.tolist(), following.tolist(), strict=True)

@@ -26,7 +26,7 @@ from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.encoding.same_length_keys import joined
 from flywheel_feature.online.read_counters import ReadCounters
 from flywheel_feature.online.read_plan import Answer, ReadPlan, plan_of_features, plan_of_set
-from flywheel_feature.windows.applied_offsets import AppliedOffsets, applied_offsets
+from flywheel_feature.windows.applied_offsets import AppliedOffsets
 
 MAXIMUM_ROWS = 1000
 FULL_ROWS = 2000
@@ -236,7 +236,7 @@ class SharedRead:
         blobs = await self._store.read(plan.redis_keys(entities))
         answer = plan.decode(blobs, as_of, requests)
         if any(x.with_applied_offsets for x in lookups):
-            answer.applied = applied_offsets(plan.stored, blobs, len(as_of))
+            answer.applied = plan.applied_offsets(blobs, len(as_of))
         self._counters.count(plan.view_versions, answer.event_times)
         _SECONDS.observe(perf_counter() - began)
         return answer

@@ -23,14 +23,16 @@ from flywheel_feature.definitions.model import (
     View,
     column_name,
 )
+from flywheel_feature.definitions.ttl import is_stale
 from flywheel_feature.encoding.frames import Columns, from_series, to_frame
 from flywheel_feature.encoding.keys import key_prefix
 from flywheel_feature.encoding.row_encoding import WIDE, RowLayout
 from flywheel_feature.encoding.same_length_keys import keys_of
 from flywheel_feature.expressions.arithmetic import arithmetic
 from flywheel_feature.expressions.sql import CompiledExpressions, compile_expressions
-from flywheel_feature.windows.applied_offsets import AppliedOffsets
+from flywheel_feature.windows.applied_offsets import AppliedOffsets, positions_of
 from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_reading import TileReader
 
 PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
 
@@ -69,7 +71,9 @@ class StoredRead:
         self._wide = wide_features(view.features)
         if isinstance(view.kind, StreamView):
             kinds = [f.data_type for f in view.features]
-            self.tiles: TileLayout | None = TileLayout(view.kind.aggregations, view.kind.tile, kinds)
+            self.tiles: TileReader | None = TileReader(
+                TileLayout(view.kind.aggregations, view.kind.tile, kinds)
+            )
             self.rows = None
         else:
             self.tiles, self.rows = None, RowLayout(view.features)
@@ -87,7 +91,7 @@ class StoredRead:
     def _base(self, found: Mask, event: Ints, as_of: Ints) -> npt.NDArray[np.uint8]:
         base = np.where(found, np.uint8(PRESENT), np.uint8(NOT_FOUND))
         if self.view.ttl:
-            base[found & (as_of - event > self.view.ttl)] = STALE
+            base[found & is_stale(as_of, event, self.view.ttl)] = STALE
         return base
 
 
@@ -294,6 +298,14 @@ class ReadPlan:
         bits = _beside([v.bits for v in views], self._wide)
         times = np.array([s.event for s in stored]) if stored else np.zeros((0, n), np.int64)
         return Answer(PickedColumns(views, self._picks, 0, n), self._statuses(views).T, times, bits.T)
+
+    def applied_offsets(self, blobs: Sequence[bytes | None], rows: int) -> tuple[AppliedOffsets, ...]:
+        """The applied offsets of every stream view, from the values that `redis_keys` named for `rows` rows."""
+        return tuple(
+            AppliedOffsets(read.view.ref, *positions_of(blobs[i * rows : (i + 1) * rows]))
+            for i, read in enumerate(self.stored)
+            if read.tiles is not None
+        )
 
     def _statuses(self, views: Sequence[ViewValues]) -> npt.NDArray[np.uint8]:
         """[n, features]."""
