@@ -34,7 +34,7 @@ from flywheel_feature.windows.tile_reading import TileReader
 from flywheel_feature.windows.tile_writing import Delta, Events, partials, state_of
 from tests.contract.feature.grpc_online import GrpcRows, GrpcTiles
 from tests.contract.feature.over_grpc import no_rpc
-from tests.integration.feature.redis_cluster import Cluster, three_nodes
+from tests.support.servers.redis_cluster import Cluster, three_nodes
 
 F = AggregationFunction
 TILE = 600 * SECOND

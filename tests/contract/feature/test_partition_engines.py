@@ -35,7 +35,7 @@ from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from tests.contract.feature.grpc_training_sets import GrpcTrainingSets
 from tests.contract.feature.over_grpc import no_rpc
-from tests.integration.feature.partitioned_joins import S3World, Watched, World, carries_out, request, told
+from tests.support.builders.partitioned_joins import S3World, Watched, World, carries_out, request, told
 from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.timeout(120)

@@ -28,7 +28,7 @@ from flywheel_feature.store.engines.ray import PartitionRay
 from flywheel_feature.store.postgres.jobs import PostgresJobs
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
-from tests.integration.feature.partitioned_joins import S3World, Watched, carries_out, request, told
+from tests.support.builders.partitioned_joins import S3World, Watched, carries_out, request, told
 from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]

@@ -21,7 +21,7 @@ from flywheel_feature.jobs.runner import LEASE_SECONDS, Job, JobState
 from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_local.s3 import S3
-from tests.integration.feature.partitioned_joins import S3World, Watched, request
+from tests.support.builders.partitioned_joins import S3World, Watched, request
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 

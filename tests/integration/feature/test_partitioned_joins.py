@@ -21,7 +21,7 @@ from flywheel_feature.offline.model import (
 )
 from flywheel_feature.offline.partitioned.build import JoinLimits
 from flywheel_local.s3 import S3
-from tests.integration.feature.partitioned_joins import (
+from tests.support.builders.partitioned_joins import (
     ORIGINS,
     START,
     UTC_US,

@@ -21,8 +21,8 @@ from flywheel_feature.encoding.row_encoding import RowLayout
 from flywheel_feature.ingest.generations import Generations
 from flywheel_feature.store.redis.cluster import ClusterPipe, _slot
 from flywheel_feature.store.redis.online_store import OnlineStore
-from tests.integration.feature.redis_cluster import PASSWORD, Cluster, three_nodes
 from tests.support.eventually import eventually
+from tests.support.servers.redis_cluster import PASSWORD, Cluster, three_nodes
 
 LAYOUT = RowLayout([Feature("x", DataType.FLOAT64)])
 

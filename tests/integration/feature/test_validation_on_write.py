@@ -165,6 +165,6 @@ async def test_a_rule_that_cannot_be_is_a_violation_of_the_definition(client: fw
     wrong.views[0].batch.features[0].rules[0].max_null_rate = 7.0
     answer = await client.apply(wrong, plan=True)
     assert {(v.field, v.message) for v in answer.violations} == {
-        ("batch.features[1].rules[0]", "min and max are for numbers; it is STRING"),
-        ("batch.features[0].rules[0]", "max_null_rate is a share: 0 or more and below 1"),
+        ("batch.features[1].rules[0]", "min and max need a number type, not STRING"),
+        ("batch.features[0].rules[0]", "max_null_rate must be at least 0 and below 1"),
     }

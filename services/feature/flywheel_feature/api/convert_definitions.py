@@ -11,7 +11,7 @@ from flywheel_common.errors import InvalidArgument
 from flywheel_common.names import Pattern
 from flywheel_feature.apply.lineage import Lineage
 from flywheel_feature.apply.plan import Action, ApplyPlan, Change, Declared
-from flywheel_feature.apply.rules import Violation
+from flywheel_feature.apply.violations import Violation
 from flywheel_feature.definitions.model import (
     Aggregation,
     AggregationFunction,

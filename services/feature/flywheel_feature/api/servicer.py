@@ -121,14 +121,14 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         project = parse_project(request.parent or "/".join(request.name.split("/")[:2]))
         uses = await self._model_uses(project)
         lineage = lineage_of(await self._definitions.current(project), uses, request.name)
-        return convert_definitions.lineage_to_proto(lineage, () if uses.asked else (REGISTRY_DOWN,))
+        return convert_definitions.lineage_to_proto(lineage, () if uses.known else (REGISTRY_DOWN,))
 
     async def _model_uses(self, project: str) -> ModelUses:
         try:
             return ModelUses(tuple(await self._models.feature_uses(project)))
         except FlywheelError as error:
             log.warning("models could not be asked", reason=error.reason)
-            return ModelUses(asked=False)
+            return ModelUses(known=False)
 
     async def GetEntity(self, request: pb.GetEntityRequest, context: Any) -> pb.GetEntityResponse:
         project, item = plain_name(request.name, ENTITY)

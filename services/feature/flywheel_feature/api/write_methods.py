@@ -44,7 +44,7 @@ class OnlineWriteMethods:
         if VIEW.match(request.target) is not None:
             return await self._push_to_view(request, rows)
         project, source_id = plain_name(request.target, SOURCE)
-        catalog = await self._written_definitions.knowing(project, lambda c: c.source(source_id))
+        catalog = await self._written_definitions.catalog_with(project, lambda c: c.source(source_id))
         source = catalog.source(source_id)
         if not source.is_stream:
             raise InvalidArgument(
@@ -63,7 +63,7 @@ class OnlineWriteMethods:
 
     async def _push_to_view(self, request: pb.PushFeaturesRequest, rows: int) -> pb.PushFeaturesResponse:
         project, view_id = plain_name(request.target, VIEW)
-        catalog = await self._written_definitions.knowing(project, lambda c: c.view(view_id))
+        catalog = await self._written_definitions.catalog_with(project, lambda c: c.view(view_id))
         view = catalog.view(view_id)
         if not isinstance(view.kind, BatchView):
             raise InvalidArgument(
@@ -122,7 +122,7 @@ class OnlineWriteMethods:
 
     async def EraseEntity(self, request: pb.EraseEntityRequest, context: Any) -> pb.EraseEntityResponse:
         project, entity_id = plain_name(request.entity, ENTITY)
-        catalog = await self._written_definitions.knowing(project, lambda c: c.entity(entity_id))
+        catalog = await self._written_definitions.catalog_with(project, lambda c: c.entity(entity_id))
         erase = convert_jobs.to_erase(project, catalog.entity(entity_id), request.join_keys)
         job = await self._write_jobs.submit(erase_job.KIND, erase.dump(), request.request_id, project=project)
         return pb.EraseEntityResponse(job=convert_jobs.job_to_proto(job))
