@@ -53,7 +53,7 @@ from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.offline.partitioned.build import MEBIBYTE, JoinLimits
 from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.offline.skew import SkewCheck
-from flywheel_feature.online.lookup import OnlineFeatures
+from flywheel_feature.online.features import OnlineFeatures
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
 from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_feature.store.engines.ray import PartitionRay

@@ -32,7 +32,8 @@ from flywheel_feature.ingest.freshness import FreshnessReader
 from flywheel_feature.ingest.materialize_job import Materializing
 from flywheel_feature.ingest.pushing import Pushing
 from flywheel_feature.jobs.runner import Job, JobRunner
-from flywheel_feature.online.lookup import OnlineFeatures, SharedRead
+from flywheel_feature.online.features import OnlineFeatures
+from flywheel_feature.online.lookup import SharedRead
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 
