@@ -29,9 +29,10 @@ from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.apply.lineage import Models, ModelUses, lineage_of
 from flywheel_feature.apply.plan import REGISTRY_DOWN, ApplyPlan
 from flywheel_feature.ingest.freshness import FreshnessReader
-from flywheel_feature.ingest.materialize_job import Materializing
-from flywheel_feature.ingest.pushing import Pushing
-from flywheel_feature.jobs.runner import Job, JobRunner
+from flywheel_feature.ingest.materialize_job import MaterializeJob
+from flywheel_feature.ingest.push import Pusher
+from flywheel_feature.jobs.model import Job
+from flywheel_feature.jobs.runner import JobRunner
 from flywheel_feature.online.features import OnlineFeatures
 from flywheel_feature.online.lookup import SharedRead
 from flywheel_protos.feature.v1 import feature_pb2 as pb
@@ -70,8 +71,8 @@ class FeatureServicer(OfflineMethods, OnlineWriteMethods, feature_pb2_grpc.Featu
         definitions: AppliedDefinitions,
         idempotency: Idempotency,
         online: OnlineFeatures,
-        pushing: Pushing,
-        materializing: Materializing,
+        pushing: Pusher,
+        materializing: MaterializeJob,
         freshness: FreshnessReader,
         jobs: JobRunner,
         models: Models,

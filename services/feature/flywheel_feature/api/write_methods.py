@@ -15,9 +15,9 @@ from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.definitions.model import BatchView
 from flywheel_feature.encoding import wire_columns
 from flywheel_feature.erasure import erase_job
-from flywheel_feature.ingest import materialize_job, rebuilding
-from flywheel_feature.ingest.materialize_job import Materializing
-from flywheel_feature.ingest.pushing import Pushing
+from flywheel_feature.ingest import materialize_job, rebuild_job
+from flywheel_feature.ingest.materialize_job import MaterializeJob
+from flywheel_feature.ingest.push import Pusher
 from flywheel_feature.jobs.runner import JobRunner
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
@@ -29,8 +29,8 @@ class OnlineWriteMethods:
         self,
         *,
         definitions: AppliedDefinitions,
-        pushing: Pushing,
-        materializing: Materializing,
+        pushing: Pusher,
+        materializing: MaterializeJob,
         jobs: JobRunner,
     ) -> None:
         self._written_definitions = definitions
@@ -113,7 +113,7 @@ class OnlineWriteMethods:
     ) -> pb.RebuildOnlineStoreResponse:
         project = parse_project(request.parent)
         job = await self._write_jobs.submit(
-            rebuilding.KIND,
+            rebuild_job.KIND,
             json.dumps({"project": project}).encode(),
             request.request_id,
             project=project,

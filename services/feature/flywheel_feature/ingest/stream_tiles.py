@@ -1,10 +1,11 @@
 """From events of a source to tiles of every view that reads it: each event counts once per view and entity.
 
-Three things make that hold under crashes and rebalances. A row whose id was seen elsewhere first is a duplicate, wherever the
-stream is read from. A key's state knows up to which offset it has seen each partition. A view's position moves only after its
-keys have it, from the value this member knows: when Redis lost data or another member came, the move fails and the member starts
-again from what Redis says. And every state belongs to a generation of Redis's contents: what a member wrote into a Redis that had
-just lost its data, and with it the claim to have seen all earlier events, counts for nothing in the next one.
+Three things make that hold under crashes and rebalances. A row whose id was seen elsewhere first is a
+duplicate, wherever the stream is read from. A key's state knows up to which offset it has seen each
+partition. A view's position moves only after its keys have it, from the value this member knows: when Redis
+lost data or another member came, the move fails and the member starts again from what Redis says. And every
+state belongs to a generation of Redis's contents: what a member wrote into a Redis that had just lost its
+data, and with it the claim to have seen all earlier events, counts for nothing in the next one.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class SourceRows:
 
 
 class TileStore(Protocol):
-    """States of entities and applied positions. Every write is atomic per key and may be repeated. Raises Unavailable."""
+    """States of entities and applied positions. Every write is atomic per key and may be repeated. Raises
+    Unavailable."""
 
     async def merge_tiles(
         self,
@@ -70,11 +72,12 @@ class TileStore(Protocol):
         lifetime_ms: int,
         generation: int,
     ) -> list[int]:
-        """Merge (key, delta, first offset, next offset) of one partition, each key's events once, in a generation.
+        """Merge (key, delta, first offset, next offset) of one partition, each key's events once, in a
+        generation.
 
-        Per delta the offset up to which the key has now seen the partition. It is less than the next offset when the key had
-        seen a part of the events: nothing was merged then, and the unseen ones begin there. A state of an older generation
-        counts as absent; -1 when the key is of a newer one.
+        Per delta the offset up to which the key has now seen the partition. It is less than the next offset
+        when the key had seen a part of the events: nothing was merged then, and the unseen ones begin there.
+        A state of an older generation counts as absent; -1 when the key is of a newer one.
         """
         ...
 
@@ -85,7 +88,8 @@ class TileStore(Protocol):
     async def advance(
         self, project: str, source: str, moves: Mapping[str, tuple[str, str]], generation: int
     ) -> list[bool]:
-        """Per field from an expected value ("": none) to a new one; False where another value, or another generation, was found."""
+        """Per field from an expected value ("": none) to a new one; False where another value, or another
+        generation, was found."""
         ...
 
 
@@ -133,7 +137,8 @@ class ViewTiles:
         self.lifetime_ms = state_lifetime_ms(self.layout.kept_tiles * self.layout.tile, view.ttl)
 
     async def apply(self, rows: SourceRows, store: TileStore, generation: int) -> None:
-        """Merge what the keys have not seen. May be repeated with the same or other cuts of the partition. Raises PositionLost."""
+        """Merge what the keys have not seen. May be repeated with the same or other cuts of the partition.
+        Raises PositionLost."""
         counted = self._counted(rows)
         if not counted.any():
             return
@@ -236,8 +241,8 @@ class SourceTiles:
         return found
 
     async def load(self, source: Source, partition: int, views: Sequence[View], generation: int) -> int:
-        """Take up the stored positions of a partition in a generation; the offset from which some view needs events, -1
-        when there is no view."""
+        """Take up the stored positions of a partition in a generation; the offset from which some view needs
+        events, -1 when there is no view."""
         stored = await self._store.take_positions(source.project, source.id, generation)
         self._generations[source.name, partition] = generation
         begin: list[int] = []
