@@ -30,30 +30,30 @@ from flywheel_feature.apply.lineage import Models
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
 from flywheel_feature.encoding import event_payloads
 from flywheel_feature.erasure.erase_job import KIND as ERASE
-from flywheel_feature.erasure.erase_job import Erasing
+from flywheel_feature.erasure.erase_job import EraseJob
 from flywheel_feature.ingest.archive import Archiver
 from flywheel_feature.ingest.archive_replay import ArchiveReplay
 from flywheel_feature.ingest.freshness import FreshnessReader
 from flywheel_feature.ingest.freshness_metrics import FreshnessGauges
 from flywheel_feature.ingest.generations import Generations
 from flywheel_feature.ingest.materialize_job import KIND as MATERIALIZE
-from flywheel_feature.ingest.materialize_job import Materializing
+from flywheel_feature.ingest.materialize_job import MaterializeJob
+from flywheel_feature.ingest.push import Pusher
 from flywheel_feature.ingest.push_log import PushLog
-from flywheel_feature.ingest.pushing import Pushing
-from flywheel_feature.ingest.rebuilding import KIND as REBUILD
-from flywheel_feature.ingest.rebuilding import Rebuilding
-from flywheel_feature.ingest.stream_materialization import StreamMaterializer, TileFilling
+from flywheel_feature.ingest.rebuild_job import KIND as REBUILD
+from flywheel_feature.ingest.rebuild_job import RebuildJob
+from flywheel_feature.ingest.rule_actions import RuleActions
+from flywheel_feature.ingest.stream_materialization import StreamMaterializer, TileFiller
 from flywheel_feature.ingest.stream_tiles import SourceTiles
 from flywheel_feature.ingest.stream_worker import StreamWorker
-from flywheel_feature.ingest.tombstones import Erased
-from flywheel_feature.ingest.value_checks import Validating
+from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.jobs.runner import JobRunner
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.offline.partitioned.build import MEBIBYTE, JoinLimits
 from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.offline.skew import SkewCheck
-from flywheel_feature.online.lookup import OnlineFeatures
+from flywheel_feature.online.features import OnlineFeatures
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
 from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_feature.store.engines.ray import PartitionRay
@@ -97,7 +97,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     objects = await stack.enter_async_context(object_store(settings))
     stones = PostgresTombstones(pool)
     await stones.refresh()
-    erased = Erased(definitions.catalog, stones.of)
+    erased = TombstoneFilter(definitions.catalog, stones.of)
     generations, replay, filling = _filling(pool, store, archive, tables, SourceTiles(store), erased)
     training_sets = PostgresTrainingSets(pool)
     engines = await _partition_engines(settings, stack)
@@ -111,15 +111,15 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         limits=JoinLimits(settings.join_memory_mebibytes * MEBIBYTE, settings.ray_join_rows),
     )
     skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
-    validating = Validating(tables)
-    materializing = Materializing(
+    validating = RuleActions(tables)
+    materializing = MaterializeJob(
         definitions.current, tables, materialized, push_log, store, materialized, erased, validating, clock,
         rows_per_second=settings.materialize_rows_per_second,
     )  # fmt: skip
-    rebuilding = Rebuilding(
+    rebuilding = RebuildJob(
         definitions.current, definitions.projects, generations, replay, filling, materializing, materialized
     )
-    erasing = Erasing(
+    erasing = EraseJob(
         definitions.current, store, archive, pushed, tables, stones, topics, training_sets, clock, ids.new,
         objects.delete, predictions=settings.prediction_log_prefix,
     )  # fmt: skip
@@ -140,7 +140,7 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         definitions=definitions,
         idempotency=idempotency,
         online=OnlineFeatures(definitions, store, AnswerEncoder),
-        pushing=Pushing(topics, store, push_log, materialized, _encode_event, validating),
+        pushing=Pusher(topics, store, push_log, materialized, _encode_event, validating),
         materializing=materializing,
         freshness=freshness,
         jobs=jobs,
@@ -194,7 +194,7 @@ async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> 
     tables, tiles = _tables(settings), SourceTiles(store)
     stones = PostgresTombstones(pool)
     await stones.refresh()
-    erased = Erased(definitions.catalog, stones.of)
+    erased = TombstoneFilter(definitions.catalog, stones.of)
     archiver = Archiver(
         archive,
         tables,
@@ -248,11 +248,11 @@ def _filling(
     archive: PostgresArchive,
     tables: S3TableFiles,
     tiles: SourceTiles,
-    erased: Erased,
-) -> tuple[Generations, ArchiveReplay, TileFilling]:
+    erased: TombstoneFilter,
+) -> tuple[Generations, ArchiveReplay, TileFiller]:
     generations = Generations(store, PostgresGenerations(pool))
     replay = ArchiveReplay(archive, tables)
-    return generations, replay, TileFilling(generations, replay, tiles, erased)
+    return generations, replay, TileFiller(generations, replay, tiles, erased)
 
 
 def _encode_event(source, columns, event_ids, partition) -> bytes:  # type: ignore[no-untyped-def]

@@ -7,7 +7,7 @@ from datetime import UTC
 from typing import Any
 
 from flywheel_common.errors import NotFound
-from flywheel_feature.jobs.runner import Job, JobState, Progress
+from flywheel_feature.jobs.model import Job, JobState, Progress
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 

@@ -28,8 +28,10 @@ from flywheel_feature.store.redis.cluster import ClusterPipe
 from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_feature.store.redis.online_store import OnlineStore
 from flywheel_feature.windows.applied_offsets import positions_of
-from flywheel_feature.windows.tile_layout import TileLayout, event_ranks
-from flywheel_feature.windows.tile_writing import Delta, Events
+from flywheel_feature.windows.event_order import event_ranks
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_reading import TileReader
+from flywheel_feature.windows.tile_writing import Delta, Events, partials, state_of
 from tests.contract.feature.grpc_online import GrpcRows, GrpcTiles
 from tests.contract.feature.over_grpc import no_rpc
 from tests.support.servers.redis_cluster import Cluster, three_nodes
@@ -117,11 +119,11 @@ def delta(places: range | list[int], minutes: list[int], ids: str = "") -> Delta
     time = START + np.array(minutes, np.int64)[chosen] * 60 * SECOND
     values = {"x": (chosen.astype(np.float64), chosen % 5 != 4)}
     ranks = event_ranks([f"{ids}{i}" for i in chosen.tolist()])
-    return LAYOUT.partials(Events(np.zeros(chosen.size, np.int64), time, time, ranks, values))[0]
+    return partials(LAYOUT, Events(np.zeros(chosen.size, np.int64), time, time, ranks, values))[0]
 
 
 def windows(state: bytes | None, minute: int) -> list[Any]:
-    read = LAYOUT.read([state], np.array([START + minute * 60 * SECOND], np.int64))
+    read = TileReader(LAYOUT).read([state], np.array([START + minute * 60 * SECOND], np.int64))
     values = [column[0] if mask[0] else None for column, mask in read.columns]
     flat: list[Any] = []
     for value in values:
@@ -237,7 +239,7 @@ async def test_events_pushed_in_any_order_give_the_windows_of_all_of_them(
         cuts = sorted({0, 40, *(chance.randrange(40) for _ in range(6))})
         for low, high in pairwise(cuts):
             await tiles.push(key, shuffled[low:high], minutes, ids)
-        whole = LAYOUT.state_of(delta(range(40), minutes, ids), {})
+        whole = state_of(LAYOUT, delta(range(40), minutes, ids), {})
         for minute in (max(minutes), max(minutes) + 60):
             found = await tiles.windows(key, minute)
             assert windows(whole, minute) == pytest.approx(found, rel=1e-9, nan_ok=True), (seed, minute)
@@ -256,7 +258,7 @@ async def test_tiles_merged_in_any_order_are_the_tiles_of_all_events(store: Any,
             LAYOUT, [(b"k", delta(range(low, high), minutes), low, high)], partition, 60_000, 1
         )
     (state,) = await store.read([b"k"])
-    whole = LAYOUT.state_of(delta(range(40), minutes), {})
+    whole = state_of(LAYOUT, delta(range(40), minutes), {})
     for minute in (max(minutes), max(minutes) + 60):
         assert windows(state, minute) == pytest.approx(windows(whole, minute), rel=1e-9, nan_ok=True)
     reached = {n % 2: high for n, (_, high) in enumerate(pairwise(cuts))}
@@ -282,7 +284,7 @@ async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
     assert 10 == await merge(5, 15)
     assert before == await store.read([b"k"])
     assert 15 == await merge(10, 15)
-    assert windows(LAYOUT.state_of(delta(range(15), minutes), {}), 20) == pytest.approx(
+    assert windows(state_of(LAYOUT, delta(range(15), minutes), {}), 20) == pytest.approx(
         windows((await store.read([b"k"]))[0], 20), rel=1e-9
     )
 
@@ -307,7 +309,7 @@ async def test_a_state_of_an_older_generation_counts_as_absent(store: Any) -> No
     # The same events again, since what the first generation held may be lost in part.
     assert [5] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(5), minutes), 0, 5)], 0, 0, 2)
     (state,) = await store.read([b"k"])
-    whole = LAYOUT.state_of(delta(range(5), minutes), {})
+    whole = state_of(LAYOUT, delta(range(5), minutes), {})
     assert windows(state, 20) == pytest.approx(windows(whole, 20), rel=1e-9)
     assert [[0, 5]] == positions_of([state])[1].tolist()
     assert [-1] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(5, 9), minutes), 5, 9)], 0, 0, 1)

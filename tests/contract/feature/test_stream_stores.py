@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flywheel_feature.definitions.model import DataType, Field, Source, StreamSource
-from flywheel_feature.erasure.ports import Stones
+from flywheel_feature.erasure.ports import TombstoneStore
 from flywheel_feature.fakes.streams import Garbage, MemoryStreams, MemoryTombstones
 from flywheel_feature.ingest.archive import NewSegment
 from flywheel_feature.ingest.generations import GenerationCounter
@@ -41,7 +41,7 @@ def streams(backing: str, garbage: Garbage, request: pytest.FixtureRequest) -> A
 
 
 @pytest.fixture
-def stones(backing: str, garbage: Garbage, request: pytest.FixtureRequest) -> Stones:
+def stones(backing: str, garbage: Garbage, request: pytest.FixtureRequest) -> TombstoneStore:
     return (
         MemoryTombstones(garbage)
         if backing == "memory"
@@ -122,7 +122,7 @@ async def test_what_is_archived_is_told_by_source_and_partition(streams: Any) ->
 
 
 async def test_a_segment_may_be_replaced_by_one_with_fewer_events_and_the_old_object_is_garbage(
-    streams: Any, stones: Stones
+    streams: Any, stones: TombstoneStore
 ) -> None:
     await streams.commit(FIRST)
     await streams.commit(

@@ -1,4 +1,5 @@
-"""MATERIALIZE jobs: the latest row per entity of batch views, from their Parquet sources to the online store."""
+"""MATERIALIZE jobs: the latest row per entity of batch views, from their Parquet sources to the online
+store."""
 
 from __future__ import annotations
 
@@ -15,10 +16,10 @@ from flywheel_common.errors import DataLoss, FlywheelError, InvalidArgument
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import BatchView, Field, View
 from flywheel_feature.encoding.frames import from_series
-from flywheel_feature.ingest.materialize_view import Due, Pace, Running, Standing, ViewRun
-from flywheel_feature.ingest.pushing import Rows, RowWriter
-from flywheel_feature.ingest.tombstones import Erased
-from flywheel_feature.ingest.value_checks import Validating, report_to_json
+from flywheel_feature.ingest.materialize_view import Due, MaterializeCheckpoint, RateLimit, Running, ViewRun
+from flywheel_feature.ingest.push import Rows, RowWriter
+from flywheel_feature.ingest.rule_actions import RuleActions, report_to_json
+from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.jobs.runner import JobContext
 from flywheel_feature.tables.ports import PushedFiles, SeenFiles, TableFiles
 from flywheel_feature.tables.sources import ROW_CREATED_TIME, ROW_EVENT_TIME
@@ -51,7 +52,7 @@ class Materialized(Protocol):
         ...
 
 
-class Materializing:
+class MaterializeJob:
     """`rows_per_second`: the limit of every job that asks for no lower one; 0: none."""
 
     def __init__(
@@ -62,8 +63,8 @@ class Materializing:
         pushed: PushedFiles,
         online: Rows,
         materialized: Materialized,
-        erased: Erased,
-        validating: Validating,
+        erased: TombstoneFilter,
+        validating: RuleActions,
         clock: Clock,
         *,
         rows_per_second: int = 0,
@@ -92,16 +93,17 @@ class Materializing:
 
     async def run(self, job: JobContext) -> Mapping[str, object]:
         """The job's handler (see materialize_view)."""
-        standing = Standing.load(job.checkpoint)
+        standing = MaterializeCheckpoint.load(job.checkpoint)
         await self.views(MaterializeRequest.load(job.request), standing, job)
         validation = report_to_json(standing.report)
         return {"rows": standing.read, "written": standing.written, "validation": validation}
 
-    async def views(self, request: MaterializeRequest, standing: Standing, job: Running) -> None:
-        """Every view asked for, from where `standing` is. Raises DataLoss FILES_LEFT_OUT when all else is done."""
+    async def views(self, request: MaterializeRequest, standing: MaterializeCheckpoint, job: Running) -> None:
+        """Every view asked for, from where `standing` is. Raises DataLoss FILES_LEFT_OUT when all else is
+        done."""
         catalog = await self._catalogs(request.project)
         limits = [n for n in (request.rows_per_second, self._limit) if n]
-        pace = Pace(min(limits, default=0), self._clock)
+        pace = RateLimit(min(limits, default=0), self._clock)
         for view in catalog.live_views():
             if (
                 not isinstance(view.kind, BatchView)

@@ -1,11 +1,13 @@
 """One view of a MATERIALIZE job: which files of its table are due, and their rows a batch at a time.
 
-An incremental run reads every file that the view has not seen as it is now. So a row counts however old its event time is: late
-data come in new files or in rewritten ones, and a rewritten file is due as a whole. Files go in the order in which offline reads
-them (by path, then what was pushed to the view), so that of different rows with equal times the same one stays. A range run
-(with a start) reads the rows of its range in every file and remembers none. Memory is one row group and one batch.
+An incremental run reads every file that the view has not seen as it is now. So a row counts however old its
+event time is: late data come in new files or in rewritten ones, and a rewritten file is due as a whole. Files
+go in the order in which offline reads them (by path, then what was pushed to the view), so that of different
+rows with equal times the same one stays. A range run (with a start) reads the rows of its range in every file
+and remembers none. Memory is one row group and one batch.
 
-Where it is goes into the job's checkpoint after every batch: file, its stamp, batches done. Another process goes on there.
+Where it is goes into the job's checkpoint after every batch: file, its stamp, batches done. Another process
+goes on there.
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from flywheel_feature.definitions.model import (
 )
 from flywheel_feature.definitions.value_rules import Report
 from flywheel_feature.encoding.row_checks import EARLIEST, LATEST, MAXIMUM_VALUE_BYTES
-from flywheel_feature.ingest.tombstones import Erased
-from flywheel_feature.ingest.value_checks import Validating
+from flywheel_feature.ingest.rule_actions import RuleActions
+from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.tables.ports import Between, PushedFiles, SeenFiles, TableFile, TableFiles
 from flywheel_feature.tables.sources import (
     ROW_CREATED_TIME,
@@ -56,7 +58,7 @@ class Running(Protocol):
 
 
 @dataclass(slots=True)
-class Standing:
+class MaterializeCheckpoint:
     """Where a job is; its checkpoint."""
 
     finished: list[str] = field(default_factory=list)
@@ -76,14 +78,14 @@ class Standing:
         return json.dumps(asdict(self)).encode()
 
     @classmethod
-    def load(cls, data: bytes) -> Standing:
+    def load(cls, data: bytes) -> MaterializeCheckpoint:
         if not data:
             return cls()
         values = json.loads(data)
         return cls(**{**values, "report": Report.load(values["report"])})
 
 
-class Pace:
+class RateLimit:
     """At most so many rows a second on average since the start; 0: no limit."""
 
     def __init__(self, rows_per_second: int, clock: Clock) -> None:
@@ -127,8 +129,8 @@ class ViewRun:
         files: TableFiles,
         seen: SeenFiles,
         pushed: PushedFiles,
-        erased: Erased,
-        validating: Validating,
+        erased: TombstoneFilter,
+        validating: RuleActions,
         write: Callable[[pl.DataFrame], Awaitable[int]],
     ) -> None:
         self._due = due
@@ -140,8 +142,9 @@ class ViewRun:
         self._write = write
         self._keys = [k.name for k in due.entity.join_keys]
 
-    async def run(self, standing: Standing, pace: Pace, job: Running) -> None:
-        """Rows of a file that cannot be read or holds what may not be served are left out; `standing.failures` says so."""
+    async def run(self, standing: MaterializeCheckpoint, pace: RateLimit, job: Running) -> None:
+        """Rows of a file that cannot be read or holds what may not be served are left out;
+        `standing.failures` says so."""
         files = await self._pending()
         job.progress(standing.read, 0, "rows", f"looking at {len(files)} files of {self._due.view.id}")
         counts = await asyncio.to_thread(self._files.row_counts, [f.uri for f in files])
@@ -182,7 +185,9 @@ class ViewRun:
         seen = await self._seen.seen(due.view.project, due.view.id, due.view.version)
         return [f for f in found if not f.stamp or seen.get(f.uri) != f.stamp]
 
-    async def _file(self, file: TableFile, standing: Standing, total: int, pace: Pace, job: Running) -> None:
+    async def _file(
+        self, file: TableFile, standing: MaterializeCheckpoint, total: int, pace: RateLimit, job: Running
+    ) -> None:
         due, ref = self._due, self._due.view
         names = batch_fields(ref, due.entity, due.source)
         where = Between(due.source.timestamp_field, due.start, due.end) if due.start is not None else None
@@ -243,7 +248,8 @@ class ViewRun:
 
 
 def _check(frame: pl.DataFrame, features: Sequence[Feature]) -> None:
-    """Raises InvalidArgument OUT_OF_RANGE as pushes do: infinity, times outside 1642 … 2100, values over 256 KiB. NaN is null."""
+    """Raises InvalidArgument OUT_OF_RANGE as pushes do: infinity, times outside 1642 … 2100, values over 256
+    KiB. NaN is null."""
     for name in (ROW_EVENT_TIME, ROW_CREATED_TIME):
         _check_scalars(name, DataType.TIMESTAMP, frame.get_column(name))
     for feature in features:

@@ -19,7 +19,7 @@ from flywheel_feature.ingest.archive import Archiver
 from flywheel_feature.ingest.archive_replay import ArchiveReplay
 from flywheel_feature.ingest.generations import Generations
 from flywheel_feature.ingest.stream_tiles import PositionLost, SourceRows, SourceTiles, ViewTiles
-from flywheel_feature.ingest.tombstones import Erased
+from flywheel_feature.ingest.tombstones import TombstoneFilter
 
 log = get_logger(__name__)
 
@@ -42,14 +42,15 @@ class ArchivePositions(Protocol):
     async def archived_offset(self, project: str, source: str, partition: int) -> int: ...
 
 
-class TileFilling:
-    """Brings the tiles of a partition to where its archive ends, from the archive alone: after Redis lost data, for a view that
-    is new, and in a rebuild. Any number of members may do it at once: of two that move the same position one begins again."""
+class TileFiller:
+    """Brings the tiles of a partition to where its archive ends, from the archive alone: after Redis lost
+    data, for a view that is new, and in a rebuild. Any number of members may do it at once: of two that move
+    the same position one begins again."""
 
     ATTEMPTS = 20
 
     def __init__(
-        self, generations: Generations, replay: ArchiveReplay, tiles: SourceTiles, erased: Erased
+        self, generations: Generations, replay: ArchiveReplay, tiles: SourceTiles, erased: TombstoneFilter
     ) -> None:
         self._generations = generations
         self._replay = replay
@@ -57,7 +58,8 @@ class TileFilling:
         self._erased = erased
 
     async def fill(self, catalog: Catalog, source: Source, partition: int, archived: int) -> int:
-        """Afterwards every live view has applied the partition up to `archived` at least; the generation it is in.
+        """Afterwards every live view has applied the partition up to `archived` at least; the generation it
+        is in.
 
         Raises Unavailable POSITIONS_CONTESTED.
         """
@@ -105,7 +107,7 @@ class StreamMaterializer:
         archived: ArchivePositions,
         tiles: SourceTiles,
         archiver: Archiver,
-        filling: TileFilling,
+        filling: TileFiller,
     ) -> None:
         self._seen = seen
         self._archived = archived
@@ -159,6 +161,3 @@ def joined(source: Source, partition: int, parts: Sequence[Part], next_offset: i
         for f in source.schema
     }
     return SourceRows(source, partition, columns, [i for p in parts for i in p[2]], offsets, next_offset)
-
-
-__all__ = ["Part", "PositionLost", "StreamMaterializer", "TileFilling", "joined"]

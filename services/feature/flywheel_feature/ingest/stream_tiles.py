@@ -1,10 +1,11 @@
 """From events of a source to tiles of every view that reads it: each event counts once per view and entity.
 
-Three things make that hold under crashes and rebalances. A row whose id was seen elsewhere first is a duplicate, wherever the
-stream is read from. A key's state knows up to which offset it has seen each partition. A view's position moves only after its
-keys have it, from the value this member knows: when Redis lost data or another member came, the move fails and the member starts
-again from what Redis says. And every state belongs to a generation of Redis's contents: what a member wrote into a Redis that had
-just lost its data, and with it the claim to have seen all earlier events, counts for nothing in the next one.
+Three things make that hold under crashes and rebalances. A row whose id was seen elsewhere first is a
+duplicate, wherever the stream is read from. A key's state knows up to which offset it has seen each
+partition. A view's position moves only after its keys have it, from the value this member knows: when Redis
+lost data or another member came, the move fails and the member starts again from what Redis says. And every
+state belongs to a generation of Redis's contents: what a member wrote into a Redis that had just lost its
+data, and with it the claim to have seen all earlier events, counts for nothing in the next one.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import numpy.typing as npt
 
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_feature.definitions.model import Field, Source, StreamView, VersionRef, View
+from flywheel_feature.definitions.ttl import state_lifetime_ms
 from flywheel_feature.encoding.frames import Columns, to_frame
 from flywheel_feature.encoding.keys import entity_keys, key_prefix
 from flywheel_feature.expressions.sql import compile_predicate
 from flywheel_feature.windows import hyperloglog
-from flywheel_feature.windows.tile_layout import TileLayout, event_ranks
-from flywheel_feature.windows.tile_writing import Delta, Events
-
-MINIMUM_LIFETIME_MS = 24 * 3600 * 1000
+from flywheel_feature.windows.event_order import event_ranks
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_writing import Delta, Events, partials
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class SourceRows:
 
     @cached_property
     def ranks(self) -> Ints:
-        """aggregation.event_ranks of the ids: every view and the archive want them."""
+        """event_order.event_ranks of the ids: every view and the archive want them."""
         return event_ranks(self.event_ids)
 
     def times(self) -> tuple[Ints, Ints]:
@@ -60,7 +61,8 @@ class SourceRows:
 
 
 class TileStore(Protocol):
-    """States of entities and applied positions. Every write is atomic per key and may be repeated. Raises Unavailable."""
+    """States of entities and applied positions. Every write is atomic per key and may be repeated. Raises
+    Unavailable."""
 
     async def merge_tiles(
         self,
@@ -70,11 +72,12 @@ class TileStore(Protocol):
         lifetime_ms: int,
         generation: int,
     ) -> list[int]:
-        """Merge (key, delta, first offset, next offset) of one partition, each key's events once, in a generation.
+        """Merge (key, delta, first offset, next offset) of one partition, each key's events once, in a
+        generation.
 
-        Per delta the offset up to which the key has now seen the partition. It is less than the next offset when the key had
-        seen a part of the events: nothing was merged then, and the unseen ones begin there. A state of an older generation
-        counts as absent; -1 when the key is of a newer one.
+        Per delta the offset up to which the key has now seen the partition. It is less than the next offset
+        when the key had seen a part of the events: nothing was merged then, and the unseen ones begin there.
+        A state of an older generation counts as absent; -1 when the key is of a newer one.
         """
         ...
 
@@ -85,7 +88,8 @@ class TileStore(Protocol):
     async def advance(
         self, project: str, source: str, moves: Mapping[str, tuple[str, str]], generation: int
     ) -> list[bool]:
-        """Per field from an expected value ("": none) to a new one; False where another value, or another generation, was found."""
+        """Per field from an expected value ("": none) to a new one; False where another value, or another
+        generation, was found."""
         ...
 
 
@@ -130,11 +134,11 @@ class ViewTiles:
         self._filter_fields = [
             f for f in schema if self._filter is not None and f.name in self._filter.input_columns
         ]
-        kept_ms = self.layout.kept_tiles * self.layout.tile // 1000
-        self.lifetime_ms = max(MINIMUM_LIFETIME_MS, kept_ms + 2 * view.ttl // 1000)
+        self.lifetime_ms = state_lifetime_ms(self.layout.kept_tiles * self.layout.tile, view.ttl)
 
     async def apply(self, rows: SourceRows, store: TileStore, generation: int) -> None:
-        """Merge what the keys have not seen. May be repeated with the same or other cuts of the partition. Raises PositionLost."""
+        """Merge what the keys have not seen. May be repeated with the same or other cuts of the partition.
+        Raises PositionLost."""
         counted = self._counted(rows)
         if not counted.any():
             return
@@ -165,7 +169,7 @@ class ViewTiles:
             codes, starts = np.unique(events.code[order], return_index=True)
             first = np.minimum.reduceat(offset[order], starts)
             following = np.maximum.reduceat(offset[order], starts) + 1
-            deltas = self.layout.partials(events)
+            deltas = partials(self.layout, events)
             calls = [
                 (self._prefix + names[c], deltas[c], f, n)
                 for c, f, n in zip(codes.tolist(), first.tolist(), following.tolist(), strict=True)
@@ -237,8 +241,8 @@ class SourceTiles:
         return found
 
     async def load(self, source: Source, partition: int, views: Sequence[View], generation: int) -> int:
-        """Take up the stored positions of a partition in a generation; the offset from which some view needs events, -1
-        when there is no view."""
+        """Take up the stored positions of a partition in a generation; the offset from which some view needs
+        events, -1 when there is no view."""
         stored = await self._store.take_positions(source.project, source.id, generation)
         self._generations[source.name, partition] = generation
         begin: list[int] = []

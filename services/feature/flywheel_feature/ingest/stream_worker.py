@@ -18,15 +18,16 @@ from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.event_payloads import carries_one, from_event, from_single_events
 from flywheel_feature.ingest.generations import Generations
-from flywheel_feature.ingest.stream_materialization import Part, PositionLost, StreamMaterializer, joined
+from flywheel_feature.ingest.stream_materialization import Part, StreamMaterializer, joined
+from flywheel_feature.ingest.stream_tiles import PositionLost
 
 log = get_logger(__name__)
 
 WATCH_SECONDS = 2.0
 """How soon a Redis that lost its data is noticed though no event comes."""
 READ_TOGETHER = 1000
-"""Events of one row each that are decoded together: what they unpack to still fits a processor's cache, and a bad one among them is
-soon found."""
+"""Events of one row each that are decoded together: what they unpack to still fits a processor's cache, and a
+bad one among them is soon found."""
 
 
 class StreamWorker:

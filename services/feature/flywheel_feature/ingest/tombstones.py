@@ -1,8 +1,9 @@
 """Tombstones of erased entities: what of theirs is passed over when it comes again.
 
-An event counts as erased when its offset lies below where the topic ended at the erasure: a replay of older records brings
-nothing back, while what is sent afterwards counts (a person may come back). A row of a batch source, which the platform cannot
-change, counts as erased when it was known before. A tombstone holds no key, only its SHA-256.
+An event counts as erased when its offset lies below where the topic ended at the erasure: a replay of older
+records brings nothing back, while what is sent afterwards counts (a person may come back). A row of a batch
+source, which the platform cannot change, counts as erased when it was known before. A tombstone holds no key,
+only its SHA-256.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def key_hash(entity: Entity, name: bytes) -> bytes:
     return hashlib.sha256(f"{entity.name}\0".encode() + name).digest()
 
 
-def speaks_of(source: Source, entity: Entity) -> bool:
+def names_entity(source: Source, entity: Entity) -> bool:
     """Whether every row of a source names an entity: all its join keys are fields of the same type."""
     fields = [source.field(k.name) for k in entity.join_keys]
     return all(
@@ -72,7 +73,7 @@ def key_columns(entity: Entity, frame: pl.DataFrame) -> Columns:
     return {k.name: from_series(typed.get_column(k.name), k.data_type) for k in entity.join_keys}
 
 
-class Erased:
+class TombstoneFilter:
     """Which rows are passed over. `catalog` and `tombstones` answer from memory."""
 
     def __init__(self, catalog: Callable[[str], Catalog], tombstones: Callable[[str], Tombstones]) -> None:
@@ -122,7 +123,7 @@ class Erased:
         return [
             (entities[e], stones)
             for e, stones in tombstones.items()
-            if stones and e in entities and speaks_of(source, entities[e])
+            if stones and e in entities and names_entity(source, entities[e])
         ]
 
 

@@ -34,9 +34,9 @@ class Files(Protocol):
         ...
 
 
-class Validating:
-    """Rows set aside lie below `quarantine/{project}/{view}/` (`source.{source}` for pushes to a stream source), in files named
-    by their content, so that a repeated write adds none."""
+class RuleActions:
+    """Rows set aside lie below `quarantine/{project}/{view}/` (`source.{source}` for pushes to a stream
+    source), in files named by their content, so that a repeated write adds none."""
 
     def __init__(self, files: Files) -> None:
         self._files = files
@@ -44,7 +44,8 @@ class Validating:
     async def pushed_to_view(
         self, view: View, source: Source, columns: Columns, rows: int
     ) -> tuple[Mask | None, Report]:
-        """The rows to write (None: all of them). Raises InvalidArgument VALIDATION_FAILED before anything is set aside."""
+        """The rows to write (None: all of them). Raises InvalidArgument VALIDATION_FAILED before anything is
+        set aside."""
         assert isinstance(view.kind, BatchView)
         ruled = [(f.field, rule) for f in view.kind.features for rule in f.rules]
         return await self._pushed(view.project, view.id, ruled, source, columns, rows)

@@ -1,4 +1,5 @@
-"""PushFeatures: rows to a stream source's topic, or to a batch view online. Everything is checked before anything is written."""
+"""PushFeatures: rows to a stream source's topic, or to a batch view online. Everything is checked before
+anything is written."""
 
 from __future__ import annotations
 
@@ -13,12 +14,13 @@ from flywheel_common.errors import InvalidArgument, Unavailable
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import BatchView, Field, Source, View
+from flywheel_feature.definitions.ttl import row_lifetime_ms
 from flywheel_feature.definitions.value_rules import Report
 from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.encoding.keys import entity_keys, key_prefix
 from flywheel_feature.encoding.row_checks import check_values, required, row_ids
 from flywheel_feature.encoding.row_encoding import RowLayout
-from flywheel_feature.ingest.value_checks import Validating
+from flywheel_feature.ingest.rule_actions import RuleActions
 
 log = get_logger(__name__)
 
@@ -40,7 +42,8 @@ class Topics(Protocol):
         ...
 
     async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
-        """(partition, value) each; answers (partition, offset) once they are durable. Events of a partition keep their order."""
+        """(partition, value) each; answers (partition, offset) once they are durable. Events of a partition
+        keep their order."""
         ...
 
 
@@ -58,21 +61,22 @@ class Shown(Protocol):
 
 class Rows(Protocol):
     async def write_rows(self, keys: Sequence[bytes], rows: Sequence[bytes], lifetime_ms: int) -> int:
-        """Each row unless one with an equal or later (event time, created time) is there; how many were written."""
+        """Each row unless one with an equal or later (event time, created time) is there; how many were
+        written."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
-class Pushed:
+class PushResult:
     accepted: int
     next_offsets: Mapping[int, int]
     """Partition → position after the rows; empty for a batch view."""
     validation: Report = field(default_factory=Report)
 
 
-class Pushing:
+class Pusher:
     def __init__(
-        self, topics: Topics, online: Rows, log: Log, shown: Shown, encode: Encode, validating: Validating
+        self, topics: Topics, online: Rows, log: Log, shown: Shown, encode: Encode, validating: RuleActions
     ) -> None:
         self._topics = topics
         self._online = online
@@ -92,8 +96,9 @@ class Pushing:
 
     async def to_source(
         self, catalog: Catalog, source: Source, columns: Columns, rows: int, event_ids: Sequence[str]
-    ) -> Pushed:
-        """Returns once Kafka has every row. Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW, ROW_COUNT_MISMATCH; Unavailable."""
+    ) -> PushResult:
+        """Returns once Kafka has every row. Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW,
+        ROW_COUNT_MISMATCH; Unavailable."""
         check_rows(source.schema, columns)
         required(columns, [source.timestamp_field], "every event needs its time")
         ids = _ids(source.schema, columns, rows, event_ids)
@@ -102,7 +107,7 @@ class Pushing:
             columns, rows = pick(columns, kept), int(kept.sum())
             ids = [event_id for event_id, ok in zip(ids, kept.tolist(), strict=True) if ok]
         if not rows:
-            return Pushed(0, {}, report)
+            return PushResult(0, {}, report)
         partitions = await self._topics.ensure(source)
         places = np.array(_partitions(catalog, source, columns, ids, partitions))
         events: list[tuple[int, bytes]] = []
@@ -111,7 +116,7 @@ class Pushing:
         following: dict[int, int] = {}
         for partition, offset in await self._topics.send(source, events):
             following[partition] = max(offset + 1, following.get(partition, 0))
-        return Pushed(rows, following, report)
+        return PushResult(rows, following, report)
 
     def _records(
         self, source: Source, columns: Columns, ids: list[str], rows: np.ndarray, partition: int
@@ -135,11 +140,11 @@ class Pushing:
         *,
         offline: bool = True,
         online: bool = True,
-    ) -> Pushed:
+    ) -> PushResult:
         """Appends rows to the view's push log, then writes them online unless newer ones are there.
 
-        Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW; Unavailable: then some of it may have happened, and a repetition is
-        harmless.
+        Raises InvalidArgument OUT_OF_RANGE, PARTIAL_ROW; Unavailable: then some of it may have happened, and
+        a repetition is harmless.
         """
         check_rows(source.schema, columns)
         keys = [k.name for k in catalog.entity(view.entity).join_keys]
@@ -159,7 +164,7 @@ class Pushing:
             by_feature = {f.name: columns[f.field] for f in view.features}
             await writer.write({k: columns[k] for k in keys}, by_feature, event, created, self._online)
             await self._show(view, int(event.max()))
-        return Pushed(rows, {}, report)
+        return PushResult(rows, {}, report)
 
     async def _show(self, view: View, newest: int) -> None:
         if newest > self._newest.get(view.name, 0) + SHOWN_MICROSECONDS:
@@ -175,8 +180,7 @@ class RowWriter:
         self._keys: tuple[Field, ...] = catalog.entity(view.entity).join_keys
         self._prefix = key_prefix(view)
         self._layout = RowLayout(view.features)
-        # A row shows as STALE for as long as it was fresh (an hour at least), then it goes.
-        self._lifetime_ms = (view.ttl + max(view.ttl, 3_600_000_000)) // 1000 if view.ttl else 0
+        self._lifetime_ms = row_lifetime_ms(view.ttl)
 
     async def write(
         self, keys: Columns, features: Columns, event: np.ndarray, created: np.ndarray, online: Rows
@@ -217,7 +221,8 @@ def _ids(fields: Sequence[Field], columns: Columns, rows: int, given: Sequence[s
 def _partitions(
     catalog: Catalog, source: Source, columns: Columns, ids: Sequence[str], partitions: int
 ) -> list[int]:
-    """By the entity of the first view that reads the source, so that an entity's events stay together; else by event id."""
+    """By the entity of the first view that reads the source, so that an entity's events stay together; else
+    by event id."""
     views = sorted(catalog.stream_views(source.id), key=lambda v: v.ref)
     if views:
         keys = catalog.entity(views[0].entity).join_keys

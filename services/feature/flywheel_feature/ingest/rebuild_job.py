@@ -9,17 +9,18 @@ from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import BatchView, Source
 from flywheel_feature.ingest.archive_replay import ArchiveReplay
 from flywheel_feature.ingest.generations import Generations
-from flywheel_feature.ingest.materialize_job import MaterializeRequest, Materializing
-from flywheel_feature.ingest.materialize_view import Standing
-from flywheel_feature.ingest.stream_materialization import TileFilling
+from flywheel_feature.ingest.materialize_job import MaterializeJob, MaterializeRequest
+from flywheel_feature.ingest.materialize_view import MaterializeCheckpoint
+from flywheel_feature.ingest.stream_materialization import TileFiller
 from flywheel_feature.jobs.runner import JobContext
 from flywheel_feature.tables.ports import SeenFiles
 
 KIND = "REBUILD"
 
 
-class Rebuilding:
-    """The tiles of every project are filled, because they belong to one generation of one Redis; rows of the job's project."""
+class RebuildJob:
+    """The tiles of every project are filled, because they belong to one generation of one Redis; rows of the
+    job's project."""
 
     def __init__(
         self,
@@ -27,8 +28,8 @@ class Rebuilding:
         projects: Callable[[], Iterable[Catalog]],
         generations: Generations,
         replay: ArchiveReplay,
-        filling: TileFilling,
-        materializing: Materializing,
+        filling: TileFiller,
+        materializing: MaterializeJob,
         seen: SeenFiles,
     ) -> None:
         self._catalogs = catalogs
@@ -49,10 +50,10 @@ class Rebuilding:
             for view in catalog.live_views():
                 if isinstance(view.kind, BatchView):
                     await self._seen.forget_files(project, view.id, view.version)
-            state = {"batch": json.loads(Standing().dump())}
+            state = {"batch": json.loads(MaterializeCheckpoint().dump())}
             await job.save_checkpoint(json.dumps(state).encode())
         events = await self._fill_tiles(job)
-        standing = Standing.load(json.dumps(state["batch"]).encode())
+        standing = MaterializeCheckpoint.load(json.dumps(state["batch"]).encode())
         await self._materializing.views(MaterializeRequest(project, ""), standing, _Nested(job))
         return {"events": events, "rows": standing.read, "written": standing.written}
 
