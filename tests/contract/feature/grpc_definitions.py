@@ -10,7 +10,7 @@ from typing import Any
 from flywheel_feature.api import convert_definitions
 from flywheel_feature.apply.lineage import ModelUses
 from flywheel_feature.apply.plan import Action, ApplyPlan, Change, Declared
-from flywheel_feature.apply.rules import Violation
+from flywheel_feature.apply.violations import Violation
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import Entity, Feature, FeatureSet, Field, Source, VersionRef, View
 from flywheel_protos.feature.v1 import definitions_pb2

@@ -22,7 +22,7 @@ from flywheel_feature.definitions.model import (
     Feature,
 )
 from flywheel_feature.encoding.row_encoding import RowLayout
-from flywheel_feature.encoding.same_length_keys import EqualTexts, keys_of
+from flywheel_feature.encoding.same_length_keys import SameLengthTexts, keys_of
 from flywheel_feature.fakes.online import MemoryOnlineStore
 from flywheel_feature.store.redis.cluster import ClusterPipe
 from flywheel_feature.store.redis.connection import RedisPipe
@@ -166,7 +166,7 @@ async def test_rows_are_read_in_the_order_asked(store: Any) -> None:
 
 
 async def test_keys_written_in_one_piece_are_read_like_any_others(store: Any) -> None:
-    texts = EqualTexts.of(b"".join(b"\n\x02%02d" % i for i in range(40)), 40)
+    texts = SameLengthTexts.of(b"".join(b"\n\x02%02d" % i for i in range(40)), 40)
     assert texts is not None
     keys = keys_of([(b"p/v@1{", texts), (b"p/w@1{", texts)])
     stored = [b"p/%b@1{2:%02d}" % (view, i) for view in (b"v", b"w") for i in range(40)]

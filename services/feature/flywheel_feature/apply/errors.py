@@ -13,17 +13,17 @@ class InvalidDefinition(InvalidArgument):
 
 
 class UnknownReference(InvalidArgument):
-    """A definition refers to an entity, source, view, feature or field that does not exist; nothing was applied."""
+    """A definition or delete_names refers to something that does not exist; nothing was applied."""
 
     reason = "UNKNOWN_REFERENCE"
-    remedy = "Correct the reference, or apply the missing definition first or in the same call."
+    remedy = "Correct the name, or apply the missing definition first or in the same call."
 
 
 class UnknownDeletion(NotFound):
-    """A name in delete_names does not exist; nothing was applied."""
+    """A definition or delete_names refers to something that does not exist; nothing was applied."""
 
     reason = "UNKNOWN_REFERENCE"
-    remedy = "Leave the name out of delete_names."
+    remedy = "Correct the name, or apply the missing definition first or in the same call."
 
 
 class InUse(FailedPrecondition):
@@ -36,7 +36,7 @@ class InUse(FailedPrecondition):
 
 
 class RegistryDown(Unavailable):
-    """The model registry does not answer, so the service cannot check whether models use what is to be deleted."""
+    """The model registry does not answer, so it is not known whether models use what is to be deleted."""
 
     reason = "REGISTRY_DOWN"
     remedy = "Retry when the model registry answers."

@@ -53,7 +53,7 @@ class Catalog:
         return self._found(found, name, UnknownFeatureSet, "ListFeatureSets")
 
     def live_views(self) -> Iterator[View]:
-        """View versions that must stay up to date: the latest ones, and those that an existing set or view reads."""
+        """View versions to keep up to date: the latest ones and those that existing sets or views read."""
         refs = {view.ref for view in self.latest_views.values()}
         for view in self.latest_views.values():
             refs.update(view.inputs)

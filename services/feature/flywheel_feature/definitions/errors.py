@@ -40,13 +40,6 @@ class UnknownField(InvalidArgument):
     remedy = "Use the fields that the message lists, or add the field to the definition."
 
 
-class InvalidName(InvalidArgument):
-    """A resource name has the wrong form, or names another project than the request."""
-
-    reason = "INVALID_NAME"
-    remedy = "Send a name of the form that the message gives, in the project of the request."
-
-
 class InvalidUri(InvalidArgument):
     """An address is not of the form s3://bucket/key, or the service may not read it."""
 

@@ -1,4 +1,7 @@
-"""The Polars type of every definitions.DataType. A timestamp is `Datetime("us", "UTC")`; naive times are UTC."""
+"""The Polars type of every definitions.DataType.
+
+A timestamp is `Datetime("us", "UTC")`; naive times are UTC.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def polars_type(kind: int, vector_size: int = 0) -> pl.DataType:
 
 
 def same_kind(actual: pl.DataType, kind: int) -> bool:
-    """Whether a computed column of type `actual` may be declared as `kind`; an all-null column fits every type."""
+    """Whether a computed column of type `actual` may be declared as `kind`; nulls fit every type."""
     if actual == pl.Null:
         return True
     declared = DataType(kind)

@@ -1,4 +1,4 @@
-"""Definitions that users apply: entities, sources, views, feature sets. Immutable values; times are microseconds.
+"""Definitions that users apply, as immutable values; times are microseconds.
 
 A View or FeatureSet is one resolved version: every feature has its type, every reference its version.
 An id is the last part of a resource name; `name` is the full resource name.

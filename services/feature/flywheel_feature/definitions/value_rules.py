@@ -1,8 +1,9 @@
-"""Validation rules on values, checked when rows are written: which rows break which rule, and the action taken.
+"""Validation rules, checked when rows are written: which rows break which rule, and the action taken.
 
 A null breaks neither bounds nor `allowed`. `max_null_rate` is checked per write (one push, or one batch of a
-job): when a larger share of the rows is null, every null row breaks the rule. A list or vector breaks a rule when
-one element does. A row that breaks several rules gets the most severe action: REJECT, then QUARANTINE, then FLAG.
+job): when a larger share of the rows is null, every null row breaks the rule. A list or vector breaks a rule
+when one element does. A row that breaks several rules gets the most severe action: REJECT, then QUARANTINE,
+then FLAG.
 """
 
 from __future__ import annotations

@@ -1,22 +1,8 @@
-"""Errors about rows and events that do not fit their schema."""
+"""Errors about rows that do not fit their schema; WrongType and InvalidColumn are in flywheel_common."""
 
 from __future__ import annotations
 
 from flywheel_common.errors import InvalidArgument
-
-
-class WrongType(InvalidArgument):
-    """A column or field holds values of another type than its definition declares."""
-
-    reason = "WRONG_TYPE"
-    remedy = "Send values of the declared type."
-
-
-class InvalidColumn(InvalidArgument):
-    """A column is malformed: it appears twice, has no values, or its lengths disagree."""
-
-    reason = "INVALID_COLUMN"
-    remedy = "Send every column once, with one value or null per row."
 
 
 class RowCountMismatch(InvalidArgument):
@@ -34,14 +20,7 @@ class PartialRow(InvalidArgument):
 
 
 class ValueOutOfRange(InvalidArgument):
-    """A value is NaN, infinite, too large, or a time outside the accepted range."""
+    """A value is outside its accepted range, for example NaN, a time after 2100 or more than 256 KiB."""
 
     reason = "OUT_OF_RANGE"
     remedy = "Correct the value in the column that the message names, or send null."
-
-
-class MalformedBatch(InvalidArgument):
-    """An event with several rows does not have one event id per row."""
-
-    reason = "MALFORMED_EVENT"
-    remedy = "Produce the event again with one event id per row."

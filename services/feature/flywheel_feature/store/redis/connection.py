@@ -18,8 +18,8 @@ import hiredis
 
 from flywheel_common.errors import Internal
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature.encoding.same_length_keys import EqualKeys
-from flywheel_feature.encoding.same_length_values import MANY, EqualReply
+from flywheel_feature.encoding.same_length_keys import SameLengthKeys
+from flywheel_feature.encoding.same_length_values import MANY, SameLengthReply
 from flywheel_feature.online.lookup import store_down
 
 log = get_logger(__name__)
@@ -45,7 +45,7 @@ class _Link(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._reader.setmaxbuf(KEPT_BYTES)
-        self._equal: EqualReply | None = None
+        self._equal: SameLengthReply | None = None
         self._out: list[bytes] = []
         self._loop = asyncio.get_running_loop()
 
@@ -56,7 +56,7 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         while data:
             if self._equal is None and self.waiting and self.waiting[0][1] and not self._reader.has_data():
-                self._equal = EqualReply(self.waiting[0][1])
+                self._equal = SameLengthReply(self.waiting[0][1])
             if self._equal is None:
                 self._parse(data)
                 return
@@ -64,7 +64,7 @@ class _Link(asyncio.Protocol):
                 received, self._equal = bytes(self._equal.received), None
                 self._parse(received)
                 return
-            if not self._equal.whole:
+            if not self._equal.complete:
                 return
             equal, self._equal = self._equal, None
             self._answer(equal.values)
@@ -130,7 +130,7 @@ class RedisPipe:
     async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
         """The values of at least one key, in the order of the keys; None for a missing key.
 
-        Many values that all exist and have one length come as `EqualValues`.
+        Many values that all exist and have one length come as `SameLengthValues`.
         """
         link = self._link
         if link is None or link.transport is None:
@@ -217,7 +217,7 @@ _HEADS = [b"\r\n$%d\r\n" % n for n in range(512)]
 
 def _packed_mget(keys: Sequence[bytes]) -> bytes:
     """An MGET command, the same bytes as hiredis packs, at a third of the cost."""
-    if isinstance(keys, EqualKeys):
+    if isinstance(keys, SameLengthKeys):
         return b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys) + 1, keys.written(lambda n: b"$%d\r\n" % n, b"\r\n"))
     if max(map(len, keys)) >= len(_HEADS):
         return _packed(("MGET", *keys))
