@@ -27,7 +27,7 @@ def topic_name(project: str, source: str) -> str:
 
 
 class SourceTopics:
-    """The topics of stream sources; methods raise Unavailable KAFKA_UNAVAILABLE while Kafka is unreachable."""
+    """Topics of stream sources; methods raise Unavailable KAFKA_UNAVAILABLE while Kafka is unreachable."""
 
     def __init__(
         self, bootstrap: str, producer: Producer, *, topic_of: Callable[[str, str], str], partitions: int
