@@ -13,6 +13,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
+from flywheel_common.kafka.consumer import ConsumerLoop
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import feature_source
 from flywheel_common.postgres.idempotency import Idempotency
@@ -113,9 +114,17 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
     validating = RuleActions(tables)
     materializing = MaterializeJob(
-        definitions.current, tables, materialized, push_log, store, materialized, erased, validating, clock,
+        catalogs=definitions.current,
+        files=tables,
+        seen=materialized,
+        pushed=push_log,
+        online=store,
+        materialized=materialized,
+        tombstones=erased,
+        rule_actions=validating,
+        clock=clock,
         rows_per_second=settings.materialize_rows_per_second,
-    )  # fmt: skip
+    )
     rebuilding = RebuildJob(
         definitions.current, definitions.projects, generations, replay, filling, materializing, materialized
     )
@@ -209,7 +218,10 @@ async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> 
     materializer = StreamMaterializer(archive, archive, tiles, archiver, filling)
     prefix = settings.topic_prefix
     stream = StreamWorker(definitions, materializer, generations, lambda p, s: prefix + topic_name(p, s))
-    loop = stream.loop(
+    loop = ConsumerLoop(
+        handler=stream.handle,
+        positions=stream.positions,
+        commit_to_kafka=False,
         bootstrap=settings.kafka_bootstrap,
         group=prefix + GROUP,
         batch_records=settings.stream_batch_records,
@@ -217,6 +229,7 @@ async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> 
         member=settings.stream_member,
         pattern="^" + (prefix + feature_source("")).replace(".", r"\.") + ".+",
     )
+    stream.attach(loop)
     worker = Worker(settings)
     worker.add_background("definitions", definitions.follow)
     worker.add_background("tombstones", stones.follow)
