@@ -235,15 +235,15 @@ def _materialize_job(
     settings: FeatureSettings, ports: Ports, push_log: PushLog, rule_actions: RuleActions
 ) -> MaterializeJob:
     return MaterializeJob(
-        ports.definitions.current,
-        ports.tables,
-        ports.materialized,
-        push_log,
-        ports.online,
-        ports.materialized,
-        _tombstone_filter(ports),
-        rule_actions,
-        SystemClock(),
+        catalogs=ports.definitions.current,
+        files=ports.tables,
+        seen=ports.materialized,
+        pushed=push_log,
+        online=ports.online,
+        materialized=ports.materialized,
+        tombstones=_tombstone_filter(ports),
+        rule_actions=rule_actions,
+        clock=SystemClock(),
         rows_per_second=settings.materialize_rows_per_second,
     )
 
@@ -296,7 +296,10 @@ def _training_set_builder(
 
 def _consumer(settings: MaterializeSettings, stream: StreamWorker) -> ConsumerLoop:
     topics = settings.topic_prefix + feature_source("")
-    return stream.loop(
+    consumer = ConsumerLoop(
+        handler=stream.handle,
+        positions=stream.positions,
+        commit_to_kafka=False,
         bootstrap=settings.kafka_bootstrap,
         group=settings.topic_prefix + GROUP,
         batch_records=settings.stream_batch_records,
@@ -304,6 +307,8 @@ def _consumer(settings: MaterializeSettings, stream: StreamWorker) -> ConsumerLo
         member=settings.stream_member,
         pattern="^" + topics.replace(".", r"\.") + ".+",
     )
+    stream.attach(consumer)
+    return consumer
 
 
 async def _stream_ports(settings: FeatureSettings, stack: AsyncExitStack, pool: Pool) -> StreamPorts:

@@ -26,7 +26,9 @@ from flywheel_feature.definitions.model import (
 from flywheel_feature.definitions.model import (
     AggregationFunction as F,
 )
-from flywheel_feature.ingest.stream_tiles import PositionLost, SourceRows, ViewTiles
+from flywheel_feature.ingest.source_rows import SourceRows
+from flywheel_feature.ingest.stream_tiles import ViewTiles
+from flywheel_feature.ingest.tile_store import PositionLost
 from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_feature.store.redis.online_store import OnlineStore
 from flywheel_feature.windows.aggregations import feature_type

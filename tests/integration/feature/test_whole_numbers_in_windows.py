@@ -28,7 +28,8 @@ from flywheel_feature.definitions.model import (
 )
 from flywheel_feature.definitions.model import AggregationFunction as F
 from flywheel_feature.fakes.online import MemoryOnlineStore
-from flywheel_feature.ingest.stream_tiles import SourceRows, ViewTiles
+from flywheel_feature.ingest.source_rows import SourceRows
+from flywheel_feature.ingest.stream_tiles import ViewTiles
 from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
 from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_feature.store.redis.online_store import OnlineStore

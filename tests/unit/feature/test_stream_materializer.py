@@ -32,8 +32,9 @@ from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.ingest.archive import Archiver
 from flywheel_feature.ingest.archive_replay import ArchiveReplay
 from flywheel_feature.ingest.generations import Generations
+from flywheel_feature.ingest.source_rows import SourceRows
 from flywheel_feature.ingest.stream_materialization import PositionLost, StreamMaterializer, TileFiller
-from flywheel_feature.ingest.stream_tiles import SourceRows, SourceTiles, ViewTiles
+from flywheel_feature.ingest.stream_tiles import SourceTiles, ViewTiles
 from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.windows.tile_reading import TileReader
 

@@ -22,7 +22,7 @@ from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.frames import to_frame
 from flywheel_feature.ingest.ports import FrameWriter
-from flywheel_feature.ingest.stream_tiles import SourceRows
+from flywheel_feature.ingest.source_rows import SourceRows
 from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.tables.ports import Segment
 
@@ -63,8 +63,7 @@ class EventArchive(Protocol):
         ...
 
     async def replace_segment(self, old: str, new: str, events: int, min_time: int, max_time: int) -> None:
-        """Put the object `new` (a key) in the place of `old`, which becomes garbage; without events, put
-        nothing."""
+        """Put the object `new` (a key) in the place of `old`, which becomes garbage; none for no events."""
         ...
 
     async def segments(self, project: str, source: str) -> Sequence[Segment]:
@@ -102,8 +101,10 @@ class _Buffer:
 
 
 class Archiver:
-    """Buffers rows and writes segments. At `flush_rows` rows `gather` waits for the segment: that bounds the
-    memory."""
+    """Buffers rows and writes segments.
+
+    At `flush_rows` rows, `gather` waits until the segment is written; that bounds the memory.
+    """
 
     def __init__(
         self,
@@ -129,8 +130,7 @@ class Archiver:
         self._lock = asyncio.Lock()
 
     def begin(self, source: Source, partition: int, archived: int) -> None:
-        """Start a partition at its stored position; buffered rows are dropped, because they will be read
-        again."""
+        """Start a partition at its stored position; buffered rows are dropped and will be read again."""
         self._buffers[source.name, partition] = _Buffer(source, partition, archived, end=archived)
 
     async def gather(self, rows: SourceRows) -> None:
@@ -213,7 +213,8 @@ class Archiver:
         frame = pl.concat(kept) if kept else pl.DataFrame()
         if not frame.height:
             return NewSegment(source, buffer.partition, first, end, "", 0, 0, 0)
-        key = f"sources/{source.project}/{source.id}/{buffer.partition:05d}-{first:020d}-{self._new_id()}.parquet"
+        name = f"{buffer.partition:05d}-{first:020d}-{self._new_id()}.parquet"
+        key = f"sources/{source.project}/{source.id}/{name}"
         await asyncio.to_thread(self._writer.write, self._writer.bucket_uri(key), frame)
         times = frame.get_column(EVENT_TIME).dt.epoch("us")
         low, high = times.min(), times.max()
@@ -223,8 +224,7 @@ class Archiver:
 
 
 def segment_frame(rows: SourceRows) -> pl.DataFrame:
-    """The rows of a segment: the columns of the schema, then id, time, rank, partition and offset of each
-    event."""
+    """The rows of a segment: the schema's columns and each event's id, time, rank, partition, offset."""
     frame = to_frame(list(rows.source.schema), rows.columns, len(rows.event_ids))
     event, _ = rows.times()
     return frame.with_columns(

@@ -14,7 +14,7 @@ from flywheel_feature.definitions.frame_types import to_type
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.frames import Columns, from_series
 from flywheel_feature.ingest.archive import EVENT_ID, OFFSET, EventArchive
-from flywheel_feature.ingest.stream_tiles import SourceRows
+from flywheel_feature.ingest.source_rows import SourceRows
 from flywheel_feature.tables.ports import Segment
 
 BATCH_EVENTS = 40_000

@@ -1,5 +1,4 @@
-"""GetFreshness: how far sources and views are applied, from stored positions. Cheap, because replays poll
-it."""
+"""GetFreshness: how far sources and views are applied, from stored positions. Cheap, because it is polled."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import BatchView, Source, StreamView, View
 from flywheel_feature.ingest.archive import EventArchive
 from flywheel_feature.ingest.ports import Materialized
-from flywheel_feature.ingest.stream_tiles import Position, position_field
+from flywheel_feature.ingest.tile_store import Position, TileStore, position_field
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,14 +26,6 @@ class Freshness:
     lag_events: int = 0
     archived_events: int = 0
     freshness_sla: int = 0
-
-
-class Positions(Protocol):
-    """Applied positions of stream views. Raises Unavailable."""
-
-    async def positions(self, project: str, source: str) -> dict[str, str]:
-        """stream_tiles.position_field → stream_tiles.Position, as text."""
-        ...
 
 
 class TopicEnds(Protocol):
@@ -53,9 +44,9 @@ class FreshnessReader:
     """Reads the freshness of every source and view of a project."""
 
     def __init__(
-        self, positions: Positions, archive: EventArchive, materialized: Materialized, ends: TopicEnds
+        self, tiles: TileStore, archive: EventArchive, materialized: Materialized, ends: TopicEnds
     ) -> None:
-        self._positions = positions
+        self._tiles = tiles
         self._archive = archive
         self._materialized = materialized
         self._ends = ends
@@ -66,7 +57,7 @@ class FreshnessReader:
         archived, newest, positions = await asyncio.gather(
             self._archive.archived(catalog.project),
             self._materialized.newest(catalog.project),
-            asyncio.gather(*(self._positions.positions(catalog.project, s.id) for s in streams)),
+            asyncio.gather(*(self._tiles.positions(catalog.project, s.id) for s in streams)),
         )
         by_source: dict[str, dict[str, str]] = dict(zip((s.id for s in streams), positions, strict=True))
         sources = await asyncio.gather(

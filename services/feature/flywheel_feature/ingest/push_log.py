@@ -36,8 +36,7 @@ class PushedSegments(Protocol):
 
 
 class PushLog:
-    """Appends pushed rows. They are durable when `append` returns: the file is on S3 and PostgreSQL lists
-    it."""
+    """Appends pushed rows; when `append` returns, the file is on S3 and PostgreSQL lists it."""
 
     def __init__(self, segments: PushedSegments, writer: FrameWriter, new_id: Callable[[], str]) -> None:
         self._segments = segments
@@ -51,8 +50,7 @@ class PushLog:
         await self._segments.add(view.project, view.id, key, rows)
 
     async def pushed(self, project: str, view: str) -> list[TableFile]:
-        """The files in the order of their pushes. Files never change; an erasure puts another file in their
-        place."""
+        """The files in the order of their pushes; a file never changes, but an erasure may replace it."""
         files = []
         for number, key in await self._segments.keys(project, view):
             uri = self._writer.bucket_uri(key)

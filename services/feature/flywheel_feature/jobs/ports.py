@@ -29,8 +29,7 @@ class JobStore(Protocol):
         ...
 
     async def repeated(self, project: str, kind: str, request_id: str, request_hash: bytes) -> Job | None:
-        """The job that `create` would return for this request_id, None if it would insert. Raises as
-        `create`."""
+        """The job that `create` would return, None when it would insert one. Raises as `create`."""
         ...
 
     async def claim(self, owner: str, kinds: Sequence[str], lease_seconds: float) -> Job | None:
@@ -42,8 +41,10 @@ class JobStore(Protocol):
         ...
 
     async def heartbeat(self, job: Job, owner: str, progress: Progress, lease_seconds: float) -> bool | None:
-        """Extend the lease and store progress: True if cancellation is requested, None if `owner` lost the
-        job."""
+        """Extend the lease and store progress.
+
+        Returns whether cancellation is requested, None when `owner` no longer holds the job.
+        """
         ...
 
     async def save_checkpoint(self, job: Job, owner: str, checkpoint: bytes) -> None:
@@ -69,8 +70,7 @@ class JobStore(Protocol):
         ...
 
     async def ended_since(self, kind: str, since: datetime) -> Sequence[Job]:
-        """Jobs of every project that ended at `since` or later, in any state, in the order in which they
-        ended."""
+        """Jobs of every project that ended at `since` or later, in any state, by end time."""
         ...
 
     async def request_cancel(self, project: str, job_id: str) -> Job | None:

@@ -49,8 +49,7 @@ class Stages:
         self._low = self._high = 0
 
     def begin(self, until: int, since: int | None = None) -> None:
-        """Begin a stage that ends at the percentage `until`; it begins at `since`, or where the last one
-        ended."""
+        """Begin a stage from the percentage `since` (where the last one ended, by default) to `until`."""
         self._low, self._high = self._high if since is None else since, until
 
     def progress(self, done: int, total: int, unit: str = "", message: str = "") -> None:

@@ -3,7 +3,8 @@
 A handler is registered per kind and gets a JobContext. Handlers must be able to restart: a process may die at
 any await, and another process then calls the handler again with the checkpoint saved last.
 
-    runner.register("MATERIALIZE", handler)    # async def handler(job: JobContext) -> Mapping[str, object] | None
+    # async def handler(job: JobContext) -> Mapping[str, object] | None
+    runner.register("MATERIALIZE", handler)
     job = await runner.submit("MATERIALIZE", request, request_id, project="default")
 """
 
