@@ -43,13 +43,13 @@ from flywheel_feature.definitions.model import (
     VersionRef,
     View,
 )
+from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.fakes.training_sets import MemoryTrainingSets
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import FileSpine, TrainingSet, TrainingSetRequest
 from flywheel_feature.offline.partitioned.build import MEBIBYTE, JoinLimits
 from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_feature.store.s3.tables import S3Tables
-from flywheel_feature.tables.pinned_archive import MemoryArchive
 from flywheel_local.backends import Backends
 from flywheel_local.s3 import S3
 

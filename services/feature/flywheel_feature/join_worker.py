@@ -1,8 +1,9 @@
-"""`python -m flywheel_feature.join_worker ROOT`: carry out the join whose spec lies at ROOT, in a process of its own.
+"""`python -m flywheel_feature.join_worker ROOT`: run the join whose spec is at ROOT, as a separate process.
 
-ROOT is a folder of this machine or `s3://bucket/prefix`. The result, or the error that ended it, is written there too. Credentials
-come from the settings of the feature service (FLYWHEEL_FEATURE_S3_…). With `--ray` every task is a Ray task: this is then the driver
-of a Ray job, which runs where Ray is installed; the feature service itself needs no Ray.
+ROOT is a folder of this machine or `s3://bucket/prefix`. The result, or the error that ended the join, is
+written there. Credentials come from the settings of the feature service (FLYWHEEL_FEATURE_S3_…). With `--ray`
+the process is the driver of a Ray job, and every task is a Ray task. Only the cluster needs Ray; the feature
+service does not.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ from pydantic_settings import SettingsConfigDict
 from flywheel_common.config import S3Settings
 from flywheel_common.errors import FlywheelError
 from flywheel_common.storage.s3 import arrow_filesystem
-from flywheel_feature.offline.partitioned.run import OneByOne, Workers, carry_out, described, restored
+from flywheel_feature.offline.partitioned.run import (
+    SequentialWorkers,
+    Workers,
+    error_from_json,
+    error_to_json,
+    run_spec,
+)
 from flywheel_feature.offline.partitioned.spec import Task
 from flywheel_feature.offline.partitioned.steps import PartitionTasks, open_tasks
 from flywheel_feature.store.s3.deletion import S3Deletion
@@ -30,7 +37,7 @@ from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_feature.store.s3.workspaces import FileWorkspace
 
 ATTEMPTS = 3
-"""Of a Ray task whose worker died."""
+"""How often Ray runs a task whose worker died."""
 
 
 class TaskSettings(S3Settings):
@@ -39,63 +46,50 @@ class TaskSettings(S3Settings):
 
 def open_workspace(root: str, settings: S3Settings) -> FileWorkspace:
     if root.startswith("s3://"):
-        deletion = S3Deletion(
-            settings.s3_endpoint,
-            settings.s3_access_key.get_secret_value(),
-            settings.s3_secret_key.get_secret_value(),
-        )
+        deletion = S3Deletion.from_settings(settings)
         return FileWorkspace(arrow_filesystem(settings), root.removeprefix("s3://"), deletion)
     return FileWorkspace(fs.LocalFileSystem(), root)
 
 
-def open_tables(settings: S3Settings) -> S3Tables:
-    return S3Tables(
-        endpoint=settings.s3_endpoint,
-        access_key=settings.s3_access_key.get_secret_value(),
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        bucket=settings.s3_bucket,
-    )
-
-
 @functools.lru_cache(maxsize=2)
 def opened(root: str) -> PartitionTasks:
-    """The tasks of the spec at `root`. Kept, as a worker carries out many tasks of one spec."""
+    """The tasks of the spec at `root`; cached, as a worker runs many tasks of one spec."""
     settings = TaskSettings()
-    return open_tasks(open_workspace(root, settings), open_tables(settings))
+    return open_tasks(open_workspace(root, settings), S3Tables.from_settings(settings))
 
 
-class RayTasks:
-    """Each task is a Ray task on one CPU, begun again elsewhere when its worker dies."""
+class RayWorkers:
+    """Runs each task as a Ray task on one CPU; Ray starts it again elsewhere when its worker dies."""
 
     def __init__(self, root: str) -> None:
         self._root = root
-        # Named at run time: where the feature service runs there is no Ray.
+        # Imported at run time, as the feature service runs without Ray.
         self._ray: Any = importlib.import_module("ray")
         self._ray.init(log_to_driver=False)
         self._run = self._ray.remote(num_cpus=1, max_retries=ATTEMPTS, retry_exceptions=False)(run_task)
 
-    def carry_out(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
+    def run(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
         pending = {self._run.remote(self._root, task): task for task in tasks}
         while pending:
             ready, _ = self._ray.wait(list(pending), num_returns=1)
             for reference in ready:
                 failure = self._ray.get(reference)
                 if failure is not None:
-                    raise restored(failure)
+                    raise error_from_json(failure)
                 done(pending.pop(reference))
 
 
-def run_task(root: str, task: Task) -> dict[str, str] | None:
-    """One task; answers what `described` makes of a domain error."""
+def run_task(root: str, task: Task) -> dict[str, Any] | None:
+    """Run one task; returns a domain error as JSON."""
     try:
         opened(root).run(task)
     except FlywheelError as error:
-        return described(error)
+        return error_to_json(error)
     return None
 
 
 def _end_with_parent() -> None:
-    """The parent holds the other end of our input: when that closes, nobody waits for us any more."""
+    """Exit when standard input closes: the parent process has its other end, and has died then."""
 
     def watch() -> None:
         sys.stdin.buffer.read()
@@ -114,12 +108,12 @@ def main() -> int:
         _end_with_parent()
 
     def workers(tasks: PartitionTasks) -> Workers:
-        return RayTasks(arguments.root) if arguments.ray else OneByOne(tasks)
+        return RayWorkers(arguments.root) if arguments.ray else SequentialWorkers(tasks)
 
-    done = carry_out(open_workspace(arguments.root, settings), open_tables(settings), workers)
+    done = run_spec(open_workspace(arguments.root, settings), S3Tables.from_settings(settings), workers)
     return 0 if done else 1
 
 
 if __name__ == "__main__":
-    # Under its real name, so that what Ray ships to its workers is found there by name.
+    # Called under its module name, as Ray workers look up the task function by module and name.
     sys.exit(importlib.import_module("flywheel_feature.join_worker").main())

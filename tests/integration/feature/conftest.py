@@ -1,125 +1,13 @@
-"""A feature service on real backends: the gRPC server in this process, the stream worker as a process of its own."""
+"""Fixtures of the integration tests of the feature service."""
 
-from __future__ import annotations
+from tests.support.servers.feature import (
+    bucket,
+    client,
+    environment,
+    server,
+    service_processes,
+    tables,
+    workers,
+)
 
-import asyncio
-import os
-import signal
-import subprocess
-import sys
-import uuid
-from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
-from pathlib import Path
-
-import pyarrow.fs as fs
-import pytest
-import pytest_asyncio
-
-import flywheel as fw
-from flywheel_common.grpc.server import Server
-from flywheel_feature.config import FeatureSettings
-from flywheel_feature.server import build
-from flywheel_local.kafka import Kafka
-from flywheel_local.s3 import S3
-
-
-@pytest.fixture
-def bucket(s3: S3) -> str:
-    """A new bucket, made through the API: rclone sees folders that appear beside it only minutes later."""
-    name = f"test-{uuid.uuid4().hex[:16]}"
-    files = fs.S3FileSystem(
-        access_key=s3.access_key,
-        secret_key=s3.secret_key,
-        endpoint_override=s3.endpoint.removeprefix("http://"),
-        scheme="http",
-        allow_bucket_creation=True,
-    )
-    files.create_dir(name)
-    return name
-
-
-@pytest.fixture
-def environment(
-    database: str, redis_url: str, bucket: str, s3: S3, kafka: Kafka, topic_prefix: str
-) -> dict[str, str]:
-    """Settings of a platform that no other test sees."""
-    values = {
-        "LISTEN": "127.0.0.1:0",
-        "METRICS_LISTEN": "",
-        "POSTGRES_DSN": database,
-        "REDIS_URL": redis_url,
-        "KAFKA_BOOTSTRAP": kafka.bootstrap,
-        "S3_ENDPOINT": s3.endpoint,
-        "S3_ACCESS_KEY": s3.access_key,
-        "S3_SECRET_KEY": s3.secret_key,
-        "S3_BUCKET": bucket,
-        "TOPIC_PREFIX": topic_prefix,
-        "KAFKA_PARTITIONS": "2",
-        # The least that brokers allow: a killed worker's partitions are free again soon.
-        "STREAM_SESSION_SECONDS": "6",
-        "DRAIN_SECONDS": "0",
-        "GRACE_SECONDS": "1",
-    }
-    return {f"FLYWHEEL_FEATURE_{name}": value for name, value in values.items()}
-
-
-@pytest_asyncio.fixture
-async def server(environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Server]:
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    async with AsyncExitStack() as stack:
-        server = await build(FeatureSettings(), stack)
-        supervised = asyncio.create_task(server.run_until_signal())
-        while not server.port and not supervised.done():
-            await asyncio.sleep(0.01)
-        yield server
-        server.request_stop()
-        await supervised
-
-
-@pytest_asyncio.fixture
-async def client(server: Server) -> AsyncIterator[fw.Client]:
-    """The SDK's client of this service."""
-    async with fw.Client(feature=f"127.0.0.1:{server.port}") as opened:
-        yield opened
-
-
-class StreamWorkers:
-    """Worker processes of one platform."""
-
-    def __init__(self, environment: dict[str, str], directory: Path) -> None:
-        self.environment = {**os.environ, **environment}
-        self._directory = directory
-        self.running: list[subprocess.Popen[bytes]] = []
-        self._count = 0
-
-    def start(self) -> subprocess.Popen[bytes]:
-        self._count += 1
-        with (self._directory / f"worker-{self._count}.log").open("wb") as log:
-            worker = subprocess.Popen(
-                [sys.executable, "-m", "flywheel_feature", "materialize"],
-                env=self.environment,
-                stdout=log,
-                stderr=log,
-            )
-        self.running.append(worker)
-        return worker
-
-    def kill(self, worker: subprocess.Popen[bytes]) -> None:
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
-        self.running.remove(worker)
-
-    def stop(self) -> None:
-        for worker in self.running:
-            worker.terminate()
-        for worker in self.running:
-            worker.wait(20)
-
-
-@pytest.fixture
-def workers(environment: dict[str, str], tmp_path: Path) -> Iterator[StreamWorkers]:
-    started = StreamWorkers(environment, tmp_path)
-    yield started
-    started.stop()
+__all__ = ["bucket", "client", "environment", "server", "service_processes", "tables", "workers"]

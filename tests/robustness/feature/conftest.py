@@ -1,5 +1,5 @@
-"""The platform of the integration tests."""
+"""Fixtures of the robustness tests of the feature service."""
 
-from tests.integration.feature.conftest import StreamWorkers, bucket, client, environment, server, workers
+from tests.support.servers.feature import StreamWorkers, bucket, client, environment, server, workers
 
 __all__ = ["StreamWorkers", "bucket", "client", "environment", "server", "workers"]

@@ -12,7 +12,7 @@ from flywheel_feature.api.convert_online import to_lookup
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import BatchView, DataType, Entity, Feature, Field, View
 from flywheel_feature.encoding.keys import entity_keys
-from flywheel_feature.encoding.same_length_keys import MANY, EqualTexts, joined, keys_of
+from flywheel_feature.encoding.same_length_keys import MANY, SameLengthTexts, joined, keys_of
 from flywheel_feature.online.read_plan import plan_of_features
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2
@@ -21,8 +21,8 @@ PREFIXES = [b"default/one@1{", b"default/another@12{"]
 LETTERS = st.sampled_from("ab\n\x01\x02\x03\x0a\0:{}$\r")
 
 
-def of(texts: list[str]) -> EqualTexts | None:
-    return EqualTexts.of(column_pb2.StringValues(values=texts).SerializeToString(), len(texts))
+def of(texts: list[str]) -> SameLengthTexts | None:
+    return SameLengthTexts.of(column_pb2.StringValues(values=texts).SerializeToString(), len(texts))
 
 
 def names_of(texts: list[str]) -> list[bytes]:

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_feature.encoding.same_length_values import EqualReply, EqualValues
+from flywheel_feature.encoding.same_length_values import SameLengthReply, SameLengthValues
 from flywheel_feature.store.redis.connection import _Link
 
 
@@ -55,11 +55,11 @@ def test_every_reply_is_what_hiredis_makes_of_it(
 @settings(max_examples=300, deadline=None)
 @given(rows=equal, places=places)
 def test_values_of_one_length_stay_where_they_came(rows: list[bytes], places: list[int]) -> None:
-    collected = EqualReply(len(rows))
+    collected = SameLengthReply(len(rows))
     for data in cut(reply(list(rows)), places):
-        assert not collected.whole
+        assert not collected.complete
         assert collected.add(data)
-    assert collected.whole
+    assert collected.complete
     assert collected.rest == b""
     found = collected.values
     assert rows == list(found)
@@ -72,12 +72,12 @@ def test_values_of_one_length_stay_where_they_came(rows: list[bytes], places: li
 
 
 def test_an_error_is_given_to_the_parser() -> None:
-    assert not EqualReply(3).add(b"-LOADING Redis is loading\r\n")
-    assert not EqualReply(3).add(b"*4\r\n$1\r\n")
-    assert not EqualReply(3).add(b"*3\r\n:1\r\n")
+    assert not SameLengthReply(3).add(b"-LOADING Redis is loading\r\n")
+    assert not SameLengthReply(3).add(b"*4\r\n$1\r\n")
+    assert not SameLengthReply(3).add(b"*3\r\n:1\r\n")
 
 
 def test_a_slice_looks_at_the_same_memory() -> None:
-    values = EqualValues(bytearray(b"..ab--cd--ef"), 2, 2, 4, 3)
+    values = SameLengthValues(bytearray(b"..ab--cd--ef"), 2, 2, 4, 3)
     assert [b"ab", b"cd", b"ef"] == list(values)
     assert np.shares_memory(values.matrix, values[1:].matrix)

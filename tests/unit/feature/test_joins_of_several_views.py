@@ -36,6 +36,7 @@ from flywheel_feature.definitions.model import (
     VersionRef,
     View,
 )
+from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.fakes.partitions import MemoryPartitions
 from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.fakes.training_sets import MemoryTrainingSets
@@ -43,7 +44,6 @@ from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import Compute, FileSpine, TrainingSetRequest
 from flywheel_feature.offline.partitioned.build import RAY, JoinLimits
 from flywheel_feature.offline.ports import PartitionEngine
-from flywheel_feature.tables.pinned_archive import MemoryArchive
 from flywheel_feature.tables.ports import Segment
 
 EPOCH = datetime(2013, 1, 1, tzinfo=UTC)

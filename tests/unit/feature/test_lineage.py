@@ -90,7 +90,7 @@ def test_a_model_that_names_no_set_version_keeps_all_of_them(catalog: Catalog) -
 def test_without_the_registry_nothing_is_deleted_but_versions_are_made_and_it_is_said(
     catalog: Catalog,
 ) -> None:
-    unknown = ModelUses(asked=False)
+    unknown = ModelUses(known=False)
     with pytest.raises(Unavailable) as raised:
         make_plan(catalog, Declared(), [f"{P_}/featureSets/late"], NOW, unknown)
     assert raised.value.reason == "REGISTRY_DOWN"

@@ -124,7 +124,7 @@ def test_of_thousands_read_together_the_bad_ones_are_found_and_the_others_kept_i
     records = [record(i, single(i, fare="a lot" if i in bad else 1.0)) for i in range(2500)]
     parts, poison, why = _rows_of(records, SOURCE)
     assert sorted(bad) == [r.offset for r in poison]
-    assert "Field 'fare' is no FLOAT64." == why
+    assert "Field 'fare' must be FLOAT64." == why
     kept = [i for i in range(2500) if i not in bad]
     assert kept == [o for p in parts for o in p[0].tolist()]
     assert [f"id-{i}" for i in kept] == [i for p in parts for i in p[2]]

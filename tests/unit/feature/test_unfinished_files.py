@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from flywheel_common.errors import Unavailable
-from flywheel_feature.offline.unfinished import undisturbed, unfinished
+from flywheel_feature.offline.unfinished import finish_in_thread, remove_on_failure
 
 URI = "s3://b/training-sets/p/t/0-1/"
 
@@ -37,8 +37,8 @@ async def test_a_file_whose_writing_outlives_the_cancellation_is_removed_too() -
         ended.set()
 
     async def build() -> None:
-        async with unfinished(files, URI):  # type: ignore[arg-type]
-            await undisturbed(write)
+        async with remove_on_failure(files, URI):  # type: ignore[arg-type]
+            await finish_in_thread(write)
 
     building = asyncio.ensure_future(build())
     await asyncio.to_thread(begun.wait, 10)
@@ -57,13 +57,13 @@ async def test_a_failure_is_told_as_it_was_even_where_the_files_cannot_be_remove
     for files, left in ((Files(), set()), (Files(away=True), {f"{URI}part-0"})):
         files.keys = {f"{URI}part-0"}
         with pytest.raises(ValueError, match="profile"):
-            async with unfinished(files, URI):  # type: ignore[arg-type]
+            async with remove_on_failure(files, URI):  # type: ignore[arg-type]
                 raise ValueError("profile")
         assert left == files.keys
 
 
 async def test_what_ended_well_stays() -> None:
     files = Files()
-    async with unfinished(files, URI):  # type: ignore[arg-type]
-        await undisturbed(lambda: files.keys.add(f"{URI}part-0"))
+    async with remove_on_failure(files, URI):  # type: ignore[arg-type]
+        await finish_in_thread(lambda: files.keys.add(f"{URI}part-0"))
     assert {f"{URI}part-0"} == files.keys

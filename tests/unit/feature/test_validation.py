@@ -87,12 +87,12 @@ def test_every_row_has_one_fate_and_only_breakers_are_left_out(
 @pytest.mark.parametrize(
     ("rule", "kind", "says"),
     [
-        (ValidationRule(), DataType.FLOAT64, "a rule says"),
-        (ValidationRule(min=2, max=1), DataType.FLOAT64, "min is at most max"),
+        (ValidationRule(), DataType.FLOAT64, "set min, max"),
+        (ValidationRule(min=2, max=1), DataType.FLOAT64, "min must not be greater than max"),
         (ValidationRule(min=float("nan")), DataType.FLOAT64, "finite"),
-        (ValidationRule(min=1), DataType.STRING, "min and max are for numbers; it is STRING"),
-        (ValidationRule(allowed=("a",)), DataType.INT64, "allowed is for texts; it is INT64"),
-        (ValidationRule(max_null_rate=1.0), DataType.BYTES, "a share"),
+        (ValidationRule(min=1), DataType.STRING, "min and max need a number type, not STRING"),
+        (ValidationRule(allowed=("a",)), DataType.INT64, "allowed needs a text type, not INT64"),
+        (ValidationRule(max_null_rate=1.0), DataType.BYTES, "at least 0 and below 1"),
     ],
 )
 def test_rules_that_make_no_sense_are_refused_when_applied(

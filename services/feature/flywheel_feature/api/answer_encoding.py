@@ -1,9 +1,10 @@
-"""GetOnlineFeaturesResponse in columns, written as wire bytes.
+"""Encodes GetOnlineFeaturesResponse in columns directly as wire bytes.
 
-Fifty columns as message objects cost more than everything else a lookup does. What does not depend on the values (names, types,
-lengths) is laid out once per plan and row count. Answers of fixed-width values, the usual ones, are a template into which the values
-of a whole batch are written; where texts, lists or vectors decide the length, an answer is a join of the pieces.
-`answer_to_proto` in convert says the same in messages; a test holds the two together.
+Building fifty columns as message objects takes longer than the rest of a lookup. The parts that do not depend
+on values (names, types, lengths) are laid out once per plan and row count. Most responses have only values of
+fixed width: they are copies of a template into which the values of a whole batch are written. Where texts,
+lists or vectors determine the length, a response is joined from pieces. `convert_online.answer_to_proto`
+builds the same response from messages; a test compares the two.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from flywheel_feature.api.convert_online import applied_table
 from flywheel_feature.definitions.model import Field
 from flywheel_feature.encoding.row_encoding import DTYPES, is_variable
 from flywheel_feature.encoding.wire_columns import to_column
-from flywheel_feature.online.read_plan import PRESENT, STALE, Answer, ReadPlan, wide_features
+from flywheel_feature.online.read_plan import Answer, ReadPlan
+from flywheel_feature.online.view_reads import PRESENT, STALE, wide_features
 from flywheel_feature.windows.applied_offsets import AppliedOffsets
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2
@@ -31,6 +33,7 @@ _COLUMN = column_pb2.Column.DESCRIPTOR.fields_by_name
 
 
 def varint(value: int) -> bytes:
+    """A protobuf varint."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -45,28 +48,32 @@ def _prefix(field: Any, length: int) -> bytes:
 
 
 class _Layout:
-    """What an answer of n rows is made of: an alternation of constant bytes and of places for values.
+    """The parts of a response of n rows: constant bytes alternating with places for values.
 
-    `parts` holds, per feature, the head of its column, a place for its validity, the head of its values and a place for these; a
-    column that packs alone takes all four. Around them: `before` and, after the columns, the statuses and event times.
+    `parts` has four entries per feature: the head of its column, a place for its validity, the head of its
+    values, and a place for these. A column of variable length uses all four for itself. The statuses and
+    event times follow the columns.
     """
 
     __slots__ = (
-        "bitmap", "event_times", "length", "others", "parts", "row_count", "rows", "statuses", "tail", "template", "wide", "wide_width",
-    )  # fmt: skip
+        *("bitmap", "event_times", "length", "others", "parts", "row_count", "rows", "statuses", "tail"),
+        *("template", "wide", "wide_width"),
+    )
 
     def __init__(self, plan: ReadPlan, rows: int) -> None:
         self.bitmap = (rows + 7) // 8
         self.parts: list[bytes] = []
         self.rows = rows
         self.wide = wide_features(plan.fields)
-        """Features of eight bytes; the others' values come one by one."""
+        """Features whose values take eight bytes."""
         self.others = [i for i in range(len(plan.fields)) if i not in set(self.wide)]
+        """All other features; their values are written one feature at a time."""
         self.wide_width = 8 * rows
         for field in plan.fields:
-            width = 0 if packs_alone(field) else rows * DTYPES[field.data_type].itemsize
-            head = column_pb2.Column(name=field.name, data_type=int(field.data_type)).SerializeToString()  # type: ignore[arg-type]
-            head += _prefix(_COLUMN["validity"], self.bitmap)
+            width = 0 if has_variable_length(field) else rows * DTYPES[field.data_type].itemsize
+            data_type = int(field.data_type)
+            column = column_pb2.Column(name=field.name, data_type=data_type)  # type: ignore[arg-type]
+            head = column.SerializeToString() + _prefix(_COLUMN["validity"], self.bitmap)
             between = _prefix(_COLUMN["packed"], width)
             length = len(head) + self.bitmap + len(between) + width
             self.parts += (
@@ -76,39 +83,41 @@ class _Layout:
                 bytes(width),
             )
         self.row_count = column_pb2.Table(row_count=rows).SerializeToString()
-        alone = any(packs_alone(f) for f in plan.fields)
-        self.length = 0 if alone else len(self.row_count) + sum(map(len, self.parts))
+        variable = any(has_variable_length(f) for f in plan.fields)
+        self.length = 0 if variable else len(self.row_count) + sum(map(len, self.parts))
         """Bytes of the table; 0 when they depend on the values."""
         self.statuses = _prefix(_RESPONSE["statuses"], len(plan.fields) * rows)
         self.event_times = _prefix(_RESPONSE["event_times"], len(plan.stored) * rows * 8)
         self.tail = pb.GetOnlineFeaturesResponse(
             view_versions=plan.view_versions, feature_set=plan.feature_set
         ).SerializeToString()
-        self.template: _Single | _Several | None = None
-        if not alone:
-            self.template = _Single(self, plan) if rows == 1 and not self.others else _Several(self, plan)
+        self.template: _RowTemplate | _ColumnTemplate | None = None
+        if not variable:
+            one_row = rows == 1 and not self.others
+            self.template = _RowTemplate(self, plan) if one_row else _ColumnTemplate(self, plan)
             self.parts.clear()  # the template holds them
 
     def enclose(self, columns: Sequence[bytes], statuses: bytes, event_times: bytes) -> bytes:
+        """The response with these columns."""
         length = self.length or len(self.row_count) + sum(map(len, columns))
-        return b"".join(
-            (
-                _prefix(_RESPONSE["features"], length), self.row_count, *columns, self.statuses, statuses, self.event_times,
-                event_times, self.tail,
-            )
-        )  # fmt: skip
+        head = _prefix(_RESPONSE["features"], length)
+        tail = (self.statuses, statuses, self.event_times, event_times, self.tail)
+        return b"".join((head, self.row_count, *columns, *tail))
 
 
-class _Single:
-    """Answers of one row and eight-byte features alone all have one length, and every value its place: many are written at once."""
+class _RowTemplate:
+    """Writes responses of one row that have only eight-byte features.
+
+    They all have one length and each value has a fixed place, so many responses are written at once.
+    """
 
     __slots__ = ("event_times", "length", "statuses", "template", "validity", "values")
 
     def __init__(self, layout: _Layout, plan: ReadPlan) -> None:
         features, views = len(plan.fields), len(plan.stored)
-        whole = layout.enclose(layout.parts, bytes(features), bytes(8 * views))
-        self.length = len(whole)
-        self.template = np.frombuffer(whole, np.uint8)
+        response = layout.enclose(layout.parts, bytes(features), bytes(8 * views))
+        self.length = len(response)
+        self.template = np.frombuffer(response, np.uint8)
         end = self.length - len(layout.tail)
         self.event_times = slice(end - 8 * views, end)
         end -= 8 * views + len(layout.event_times)
@@ -119,7 +128,8 @@ class _Single:
         self.values = (ends[3::4, None] - 8 + np.arange(8)).ravel()
 
     def write(self, answer: Answer, parts: int) -> list[bytes]:
-        del parts  # as many as rows
+        """One response per row; `parts` equals the number of rows."""
+        del parts
         statuses = answer.statuses.T
         rows = len(statuses)
         out = np.empty((rows, self.length), np.uint8)
@@ -133,9 +143,12 @@ class _Single:
         return [flat[at : at + length] for at in range(0, rows * length, length)]
 
 
-class _Several:
-    """The same for answers of several rows, or with features of other widths. Whole columns are written, because a column's values lie side
-    by side; columns at one distance from one another, as names of one length make them, are written together."""
+class _ColumnTemplate:
+    """Writes responses of several rows, or with features of other fixed widths.
+
+    The values of a column are adjacent, so whole columns are written. Columns at equal distances from each
+    other, which result from names of equal length, are written together.
+    """
 
     __slots__ = ("event_times", "length", "others", "rows", "runs", "statuses", "template", "validity")
 
@@ -143,10 +156,10 @@ class _Several:
         features, views, rows = len(plan.fields), len(plan.stored), layout.rows
         columns = layout.parts.copy()
         columns[1::4] = [np.packbits(np.ones(rows, np.bool_), bitorder="little").tobytes()] * features
-        whole = layout.enclose(columns, bytes([PRESENT]) * features * rows, bytes(8 * views * rows))
-        self.rows, self.length = rows, len(whole)
-        self.template = np.frombuffer(whole, np.uint8)
-        """Every value is there: validity and statuses are written where that is not so."""
+        response = layout.enclose(columns, bytes([PRESENT]) * features * rows, bytes(8 * views * rows))
+        self.rows, self.length = rows, len(response)
+        self.template = np.frombuffer(response, np.uint8)
+        """A response in which every value is PRESENT; validity and statuses are written only for others."""
         end = self.length - len(layout.tail)
         self.event_times = slice(end - 8 * views * rows, end)
         end -= 8 * views * rows + len(layout.event_times)
@@ -162,6 +175,7 @@ class _Several:
         self.runs = _runs([starts[i] for i in layout.wide])
 
     def write(self, answer: Answer, parts: int) -> list[bytes]:
+        """`parts` responses of `self.rows` rows each."""
         rows, length = self.rows, self.length
         out = np.empty((parts, length), np.uint8)
         out[:] = self.template
@@ -185,7 +199,7 @@ class _Several:
 
 
 def _runs(starts: Sequence[int]) -> list[tuple[int, int, int]]:
-    """(first, distance, how many) of what follows one another at one distance, all together in the order given."""
+    """(first, distance, count) of consecutive starts at equal distances, in order."""
     runs: list[tuple[int, int, int]] = []
     for at in starts:
         if runs:
@@ -203,24 +217,27 @@ def has_value(statuses: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
 
 
 def _by_part(matrix: npt.NDArray[Any], parts: int, rows: int) -> npt.NDArray[Any]:
-    """[columns, parts × rows] whose memory lies row by row → [parts, columns, rows], as messages want it."""
+    """[columns, parts × rows], stored row by row → [parts, columns, rows], the order in messages."""
     return np.ascontiguousarray(matrix.T.reshape(parts, rows, -1).transpose(0, 2, 1))
 
 
-def packs_alone(field: Field) -> bool:
-    """Whether a column is written as a message of its own: texts, lists, vectors."""
+def has_variable_length(field: Field) -> bool:
+    """Whether a column is encoded as a message of its own: texts, lists, vectors."""
     return is_variable(field.data_type) or field.data_type.is_vector
 
 
 class AnswerEncoder:
-    """Encodes answers of one plan."""
+    """Encodes the answers of one plan."""
 
     def __init__(self, plan: ReadPlan) -> None:
         self._plan = plan
         self._layouts: OrderedDict[int, _Layout] = OrderedDict()
 
     def encode_parts(self, answer: Answer, rows: Sequence[int]) -> list[bytes]:
-        """One GetOnlineFeaturesResponse with ANSWER_LAYOUT_COLUMNS for each part of so many rows."""
+        """One GetOnlineFeaturesResponse with ANSWER_LAYOUT_COLUMNS per part;
+
+        `rows` has the rows of each part.
+        """
         if min(rows) == max(rows):
             return self._equal_parts(answer, len(rows), rows[0])
         parts, low = [], 0
@@ -230,12 +247,12 @@ class AnswerEncoder:
         return parts
 
     def encode_applied(self, applied: Sequence[AppliedOffsets]) -> bytes:
-        """The field applied_offsets: behind a message it is part of it."""
+        """The field applied_offsets; appended to a response, it becomes part of that message."""
         table = applied_table(applied).SerializeToString()
         return _prefix(_RESPONSE["applied_offsets"], len(table)) + table
 
     def encode(self, answer: Answer) -> bytes:
-        """The whole answer as one message."""
+        """The answer as one message."""
         (message,) = self.encode_parts(answer, [answer.statuses.shape[1]])
         return message + self.encode_applied(answer.applied) if answer.applied else message
 
@@ -276,7 +293,7 @@ class AnswerEncoder:
     def _other(self, i: int, column: tuple[Any, Any], parts: list[bytes]) -> list[bytes]:
         field = self._plan.fields[i]
         values, valid = column
-        if packs_alone(field):
+        if has_variable_length(field):
             message = to_column(field, values, valid).SerializeToString()
             return [_prefix(_TABLE["columns"], len(message)), message, b"", b""]
         packed = np.where(valid, values, values.dtype.type(0)).astype(DTYPES[field.data_type], copy=False)

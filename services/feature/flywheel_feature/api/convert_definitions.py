@@ -1,4 +1,4 @@
-"""Definitions: flywheel.feature.v1 ↔ domain."""
+"""Conversion of definitions, plans and lineage: flywheel.feature.v1 to domain and back."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any, TypeVar, cast
 
 from google.protobuf.duration_pb2 import Duration
 
-from flywheel_common.errors import InvalidArgument
 from flywheel_common.names import Pattern
 from flywheel_feature.apply.lineage import Lineage
 from flywheel_feature.apply.plan import Action, ApplyPlan, Change, Declared
-from flywheel_feature.apply.rules import Violation
+from flywheel_feature.apply.violations import Violation
 from flywheel_feature.definitions.model import (
     Aggregation,
     AggregationFunction,
@@ -35,6 +34,7 @@ from flywheel_feature.definitions.model import (
     ValidationRule,
     View,
 )
+from flywheel_feature.encoding.wire_columns import to_duration
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.types.v1 import value_pb2
@@ -48,14 +48,16 @@ VIEW_VERSION = Pattern("projects/{project}/views/{id}/versions/{version:int}")
 FEATURE_SET_VERSION = Pattern("projects/{project}/featureSets/{id}/versions/{version:int}")
 
 
-class _Mistake(Exception):
+class _Unreadable(Exception):
+    """A field that cannot be converted; becomes a violation."""
+
     def __init__(self, path: str, message: str) -> None:
         self.path = path
         self.message = message
 
 
 def declared(project: str, message: pb.Definitions) -> tuple[Declared, list[Violation]]:
-    """What was sent, and what of it cannot even be read."""
+    """The definitions that can be converted, and a violation for each of the others."""
     violations: list[Violation] = []
 
     def each(items: Iterable[Any], pattern: Pattern, read: Callable[[str, str, Any], T]) -> tuple[T, ...]:
@@ -63,8 +65,8 @@ def declared(project: str, message: pb.Definitions) -> tuple[Declared, list[Viol
         for item in items:
             try:
                 found.append(read(project, _own_id(item.name, pattern, project, "name"), item))
-            except _Mistake as mistake:
-                violations.append(Violation(item.name, mistake.path, mistake.message))
+            except _Unreadable as error:
+                violations.append(Violation(item.name, error.path, error.message))
         return tuple(found)
 
     return (
@@ -81,9 +83,9 @@ def declared(project: str, message: pb.Definitions) -> tuple[Declared, list[Viol
 def _own_id(name: str, pattern: Pattern, project: str, path: str) -> str:
     parts = pattern.match(name)
     if parts is None:
-        raise _Mistake(path, f"{name[:200]!r} is not of the form {pattern.form}")
+        raise _Unreadable(path, f"{name[:200]!r} is not of the form {pattern.form}")
     if parts["project"] != project:
-        raise _Mistake(path, f"{name!r} belongs to another project than projects/{project}")
+        raise _Unreadable(path, f"{name!r} belongs to another project than projects/{project}")
     return str(parts["id"])
 
 
@@ -95,7 +97,7 @@ def _type(number: int, path: str) -> DataType:
     try:
         return DataType(number)
     except ValueError:
-        raise _Mistake(path, f"{number} is not a data type that can be used here") from None
+        raise _Unreadable(path, f"{number} is not a data type that can be used here") from None
 
 
 def _fields(items: Iterable[value_pb2.Field], path: str) -> tuple[Field, ...]:
@@ -108,7 +110,7 @@ def _fields(items: Iterable[value_pb2.Field], path: str) -> tuple[Field, ...]:
 def _micros(duration: Duration, path: str) -> int:
     micros = duration.seconds * 1_000_000 + duration.nanos // 1000
     if micros < 0:
-        raise _Mistake(path, "a duration is not negative")
+        raise _Unreadable(path, "a duration is not negative")
     return micros
 
 
@@ -123,7 +125,7 @@ def _source(project: str, item_id: str, item: pb.Source) -> Source:
             try:
                 table = TableFormat(item.parquet.format or TableFormat.PARQUET)
             except ValueError:
-                raise _Mistake("parquet.format", f"{item.parquet.format} is no table format") from None
+                raise _Unreadable("parquet.format", f"{item.parquet.format} is not a table format") from None
             kind = ParquetSource(item.parquet.uri, table)
         case "stream":
             kind = StreamSource(
@@ -132,7 +134,7 @@ def _source(project: str, item_id: str, item: pb.Source) -> Source:
         case "request":
             kind = RequestSource()
         case _:
-            raise _Mistake("kind", "set one of parquet, stream and request")
+            raise _Unreadable("kind", "set one of parquet, stream and request")
     schema = _fields(item.schema, "schema")
     times = item.timestamp_field, item.created_field
     rules = tuple(FieldRule(r.field, _rule(r.rule, f"rules[{i}].rule")) for i, r in enumerate(item.rules))
@@ -143,7 +145,7 @@ def _rule(rule: pb.ValidationRule, path: str) -> ValidationRule:
     try:
         action = ValidationAction(rule.action or ValidationAction.REJECT)
     except ValueError:
-        raise _Mistake(f"{path}.action", f"{rule.action} is no action") from None
+        raise _Unreadable(f"{path}.action", f"{rule.action} is not an action") from None
     return ValidationRule(
         rule.min if rule.HasField("min") else None,
         rule.max if rule.HasField("max") else None,
@@ -191,10 +193,10 @@ def _view(project: str, item_id: str, item: pb.View) -> View:
                 ),
             )
         case _:
-            raise _Mistake("kind", "set one of batch, stream and on_demand")
+            raise _Unreadable("kind", "set one of batch, stream and on_demand")
     entity = _own_id(item.entity, ENTITY, project, "entity") if item.entity else ""
     if not entity and not isinstance(kind, OnDemandView):
-        raise _Mistake("entity", "name the entity that the view describes")
+        raise _Unreadable("entity", "name the entity that the view describes")
     ttl, freshness_sla = _micros(item.ttl, "ttl"), _micros(item.freshness_sla, "freshness_sla")
     return View(project, item_id, entity, kind, ttl, freshness_sla, _metadata(item))
 
@@ -203,7 +205,7 @@ def _aggregation(item: pb.Aggregation, path: str) -> Aggregation:
     try:
         function = AggregationFunction(item.function)
     except ValueError:
-        raise _Mistake(f"{path}.function", "name an aggregation function") from None
+        raise _Unreadable(f"{path}.function", "name an aggregation function") from None
     return Aggregation(
         item.name, function, item.field, _micros(item.window, f"{path}.window"), item.limit, item.description
     )
@@ -213,14 +215,9 @@ def _feature_set(project: str, item_id: str, item: pb.FeatureSet) -> FeatureSet:
     return FeatureSet(project, item_id, tuple(item.features), _metadata(item))
 
 
-# ------------------------------------------------------------------------------------------------- to proto
 def field_to_proto(f: Field) -> value_pb2.Field:
     kind = cast("value_pb2.DataType", int(f.data_type))
     return value_pb2.Field(name=f.name, data_type=kind, vector_size=f.vector_size, description=f.description)
-
-
-def _duration(micros: int) -> Duration | None:
-    return Duration(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000) if micros else None
 
 
 def _texts(metadata: Metadata) -> dict[str, Any]:
@@ -249,7 +246,7 @@ def source_to_proto(source: Source) -> pb.Source:
             message.stream.partitions = partitions
             message.stream.SetInParent()
             if lateness:
-                message.stream.allowed_lateness.CopyFrom(_duration(lateness))  # type: ignore[arg-type]
+                message.stream.allowed_lateness.CopyFrom(to_duration(lateness))  # type: ignore[arg-type]
         case RequestSource():
             message.request.SetInParent()
     return message
@@ -269,8 +266,12 @@ def _feature_to_proto(f: Feature) -> pb.Feature:
 
 def _rule_to_proto(rule: ValidationRule) -> pb.ValidationRule:
     return pb.ValidationRule(
-        min=rule.min, max=rule.max, max_null_rate=rule.max_null_rate, allowed=rule.allowed, action=int(rule.action)  # type: ignore[arg-type]
-    )  # fmt: skip
+        min=rule.min,
+        max=rule.max,
+        max_null_rate=rule.max_null_rate,
+        allowed=rule.allowed,
+        action=int(rule.action),  # type: ignore[arg-type]
+    )
 
 
 def view_to_proto(view: View) -> pb.View:
@@ -279,8 +280,8 @@ def view_to_proto(view: View) -> pb.View:
         name=view.name,
         version=view.version,
         entity=f"{prefix}/entities/{view.entity}" if view.entity else "",
-        ttl=_duration(view.ttl),
-        freshness_sla=_duration(view.freshness_sla),
+        ttl=to_duration(view.ttl),
+        freshness_sla=to_duration(view.freshness_sla),
         features=[_feature_to_proto(f) for f in view.features],
         **_texts(view.metadata),
     )
@@ -293,12 +294,16 @@ def view_to_proto(view: View) -> pb.View:
         case StreamView() as stream:
             message.stream.source = f"{prefix}/sources/{stream.source}"
             message.stream.filter = stream.filter
-            message.stream.tile.CopyFrom(_duration(stream.tile) or Duration())
+            message.stream.tile.CopyFrom(to_duration(stream.tile) or Duration())
             for a in stream.aggregations:
                 message.stream.aggregations.add(
-                    name=a.name, function=int(a.function), field=a.field, window=_duration(a.window), limit=a.limit,
+                    name=a.name,
+                    function=int(a.function),
+                    field=a.field,
+                    window=to_duration(a.window),
+                    limit=a.limit,
                     description=a.description,
-                )  # fmt: skip
+                )
         case OnDemandView() as on_demand:
             message.on_demand.views.extend(f"{prefix}/views/{v}" for v in on_demand.views)
             message.on_demand.request_sources.extend(
@@ -357,22 +362,14 @@ def lineage_to_proto(lineage: Lineage, warnings: Iterable[str]) -> feature_pb2.G
 
 
 def versioned_name(name: str, plain: Pattern, versioned: Pattern) -> tuple[str, str, int]:
-    """(project, id, version) of a name with or without `/versions/{n}`; 0: the latest. Raises InvalidArgument INVALID_NAME."""
+    """(project, id, version) of a name; 0 (the latest) without `/versions/{n}`. Raises InvalidName."""
     parts = versioned.match(name)
     if parts is not None:
         return str(parts["project"]), str(parts["id"]), int(parts["version"])
-    plainly = plain.parse(name)
-    return str(plainly["project"]), str(plainly["id"]), 0
+    return *plain_name(name, plain), 0
 
 
 def plain_name(name: str, pattern: Pattern) -> tuple[str, str]:
-    """(project, id) of a name. Raises InvalidArgument INVALID_NAME."""
+    """(project, id) of a name. Raises InvalidName."""
     parts = pattern.parse(name)
     return str(parts["project"]), str(parts["id"])
-
-
-__all__ = [
-    "ENTITY", "FEATURE_SET", "FEATURE_SET_VERSION", "SOURCE", "VIEW", "VIEW_VERSION", "InvalidArgument",
-    "change_to_proto", "declared", "entity_to_proto", "feature_set_to_proto", "field_to_proto", "lineage_to_proto", "plain_name",
-    "plan_to_proto", "source_to_proto", "versioned_name", "view_to_proto",
-]  # fmt: skip

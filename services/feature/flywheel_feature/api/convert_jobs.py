@@ -1,4 +1,4 @@
-"""Jobs and the requests that start them: protobuf to domain and back."""
+"""Conversion of jobs and of the requests that start them: flywheel.feature.v1 to domain and back."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from collections.abc import Mapping
 
 from google.protobuf import json_format
 
-from flywheel_common.errors import InvalidArgument
 from flywheel_common.names import parse_project
 from flywheel_common.value import coerce
 from flywheel_feature.api.convert_definitions import VIEW, plain_name
+from flywheel_feature.api.errors import InvalidFilter, MissingJoinKey
+from flywheel_feature.definitions.errors import UnknownField
 from flywheel_feature.definitions.model import Entity
 from flywheel_feature.encoding.keys import entity_keys
 from flywheel_feature.encoding.wire_columns import micros
 from flywheel_feature.erasure.erase_job import EraseRequest
 from flywheel_feature.ingest.materialize_job import MaterializeRequest
-from flywheel_feature.jobs.runner import Job
+from flywheel_feature.jobs.model import Job
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_protos.types.v1.value_pb2 import Value
@@ -32,13 +33,9 @@ def job_to_proto(job: Job) -> pb.Job:
         error_message=job.error_message,
         training_set=job.training_set,
     )
-    p = job.progress
-    message.progress.done, message.progress.total, message.progress.unit, message.progress.message = (
-        p.done,
-        p.total,
-        p.unit,
-        p.message,
-    )
+    progress = job.progress
+    message.progress.done, message.progress.total = progress.done, progress.total
+    message.progress.unit, message.progress.message = progress.unit, progress.message
     message.created_at.FromDatetime(job.created_at)
     if job.ended_at is not None:
         message.ended_at.FromDatetime(job.ended_at)
@@ -53,14 +50,12 @@ def job_to_proto(job: Job) -> pb.Job:
 
 
 def job_filter(text: str) -> tuple[str, str]:
-    """(kind, state) of `kind=MATERIALIZE`, `state=RUNNING` or both, separated by a space."""
+    """(kind, state) of a filter such as `kind=MATERIALIZE state=RUNNING`. Raises InvalidFilter."""
     found = {"kind": "", "state": ""}
     for part in text.split():
         key, equals, value = part.partition("=")
         if not equals or key not in found:
-            raise InvalidArgument(
-                f"{text[:100]!r} is no job filter: expected kind=… or state=….", reason="INVALID_FILTER"
-            )
+            raise InvalidFilter(f"{text[:100]!r} is not a job filter: use kind=KIND, state=STATE or both.")
         found[key] = value
     return found["kind"], found["state"]
 
@@ -77,20 +72,17 @@ def to_materialize(request: pb.MaterializeViewRequest) -> MaterializeRequest:
 
 
 def to_erase(project: str, entity: Entity, given: Mapping[str, Value]) -> EraseRequest:
-    """Raises InvalidArgument MISSING_JOIN_KEY, UNKNOWN_FIELD, WRONG_TYPE."""
+    """Raises MissingJoinKey, UnknownField or WrongType."""
     unknown = sorted(set(given) - {k.name for k in entity.join_keys})
     if unknown:
-        raise InvalidArgument(
-            f"{entity.name} has no join key {unknown[0]!r}; it has: {', '.join(k.name for k in entity.join_keys)}.",
-            reason="UNKNOWN_FIELD",
-        )
+        names = ", ".join(k.name for k in entity.join_keys)
+        raise UnknownField(f"{entity.name} has no join key {unknown[0]!r}; it has: {names}.")
     columns = []
     for key in entity.join_keys:
         value = coerce(given[key.name], int(key.data_type), key.name) if key.name in given else None
         if value is None:
-            raise InvalidArgument(
-                f"Join key {key.name!r} of {entity.name} is missing: an entity is erased by all of its keys.",
-                reason="MISSING_JOIN_KEY",
+            raise MissingJoinKey(
+                f"Join key {key.name!r} of {entity.name} is missing: send all join keys of the entity.",
                 key=key.name,
             )
         columns.append((key.data_type, [value]))

@@ -1,61 +1,58 @@
-"""Requests and answers: flywheel.feature.v1 ↔ domain (definitions are in convert_definitions)."""
+"""Conversion of lookups, pushes and freshness: flywheel.feature.v1 to domain and back."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
 from google.protobuf import json_format
 
-from flywheel_common.columns import row_count
-from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.errors import FlywheelError
 from flywheel_common.value import from_python
+from flywheel_feature.api.errors import MissingJoinKey, MissingRequestField, TooManyRows
 from flywheel_feature.definitions.model import DataType, Field
 from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.encoding.keys import NO_ENTITY, entity_keys
-from flywheel_feature.encoding.row_encoding import DTYPES, WIDE
-from flywheel_feature.encoding.same_length_keys import MANY, EqualTexts
+from flywheel_feature.encoding.same_length_keys import MANY, SameLengthTexts
 from flywheel_feature.encoding.wire_columns import (
-    _mismatch,
-    _readable,
-    convert_duration,
+    holds_texts,
     micros,
-    read_column,
+    read_request_column,
+    read_texts,
     row_total,
     to_column,
+    to_duration,
     to_timestamp,
 )
 from flywheel_feature.ingest.freshness import Freshness
-from flywheel_feature.ingest.pushing import Pushed
-from flywheel_feature.ingest.value_checks import report_to_json
+from flywheel_feature.ingest.push import PushResult
+from flywheel_feature.ingest.rule_actions import report_to_json
 from flywheel_feature.online.lookup import MAXIMUM_ROWS, Lookup
 from flywheel_feature.online.read_plan import Answer, ReadPlan
 from flywheel_feature.windows.applied_offsets import AppliedOffsets, applied_name
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2
 
-"""(sent, declared): numbers that are taken for one another."""
-_TEXT = (0, int(DataType.STRING))
-_EVERY = np.ones(MAXIMUM_ROWS, np.bool_)
-_EVERY.flags.writeable = False
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ALL_VALID = np.ones(MAXIMUM_ROWS, np.bool_)
+_ALL_VALID.flags.writeable = False
 
 
 def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
-    """Raises InvalidArgument MISSING_JOIN_KEY, MISSING_REQUEST_FIELD, WRONG_TYPE, ROW_COUNT_MISMATCH, TOO_MANY_ROWS."""
+    """Raises TooManyRows, MissingJoinKey, MissingRequestField, RowCountMismatch, WrongType, InvalidColumn."""
     rows = row_total(request.entities) or row_total(request.request_fields)
     if rows > MAXIMUM_ROWS:
-        raise InvalidArgument(
-            f"{rows} rows were asked for, at most {MAXIMUM_ROWS} are answered: split the request.",
-            reason="TOO_MANY_ROWS",
+        raise TooManyRows(
+            f"The request has {rows} rows, but a call may have at most {MAXIMUM_ROWS}: split it."
         )
     sent = {c.name: c for c in request.entities.columns}
     for field in plan.join_keys:
         if field.name not in sent:
-            raise InvalidArgument(
-                f"Join key {field.name!r} is missing; these features need: {', '.join(k.name for k in plan.join_keys)}.",
-                reason="MISSING_JOIN_KEY",
+            raise MissingJoinKey(
+                f"Join key {field.name!r} is missing; these features need: {_names(plan.join_keys)}.",
                 key=field.name,
             )
     entities = [_entities(group, sent, rows) for group in plan.key_groups]
@@ -64,45 +61,35 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
     )
 
 
+def _names(fields: Sequence[Field]) -> str:
+    return ", ".join(f.name for f in fields)
+
+
 def _entities(keys: Sequence[Field], sent: dict[str, column_pb2.Column], rows: int) -> Sequence[bytes]:
-    if len(keys) == 1 and rows >= MANY and _is_texts(sent[keys[0].name], keys[0]):
-        equal = EqualTexts.of(sent[keys[0].name].strings.SerializeToString(), rows)
-        if equal is not None:
-            return equal
+    """The encoded entity of every row."""
+    if len(keys) == 1 and rows >= MANY and holds_texts(sent[keys[0].name], keys[0]):
+        same_length = SameLengthTexts.of(sent[keys[0].name].strings.SerializeToString(), rows)
+        if same_length is not None:
+            return same_length
     return _encode([(k, *_read_key(sent[k.name], k, rows)) for k in keys])
 
 
-def _is_texts(column: column_pb2.Column, field: Field) -> bool:
-    """Whether nothing needs to be looked at but the texts themselves."""
-    return (
-        field.data_type == DataType.STRING
-        and column.data_type in _TEXT
-        and not column.validity
-        and column.HasField("strings")
-    )
-
-
 def _read_key(column: column_pb2.Column, field: Field, rows: int) -> tuple[list[Any], Any]:
-    """Values, and the mask of those that are there; no mask when all are."""
-    if _is_texts(column, field):
-        texts = list(column.strings.values)
-        if len(texts) != rows:
-            raise _mismatch(field.name, len(texts), rows)
-        return texts, None
-    if row_count(column) != rows:
-        raise _mismatch(field.name, row_count(column), rows)
-    values, valid = read_column(column, field, rows)
-    return values.tolist(), None if valid.all() else valid
+    """The values of a key column, and the mask of those that are not null (None: all of them)."""
+    if holds_texts(column, field):
+        return read_texts(column, field, rows), None
+    values, valid = read_request_column(column, field, rows)
+    return values.tolist(), valid
 
 
 def _encode(columns: Sequence[tuple[Field, list[Any], Any]]) -> list[bytes]:
     masks = [valid for _, _, valid in columns if valid is not None]
     if not masks:
         return entity_keys([(f.data_type, values) for f, values, _ in columns])
-    there = np.flatnonzero(np.logical_and.reduce(masks)).tolist()
-    known = entity_keys([(f.data_type, [values[i] for i in there]) for f, values, _ in columns])
+    present = np.flatnonzero(np.logical_and.reduce(masks)).tolist()
+    keys = entity_keys([(f.data_type, [values[i] for i in present]) for f, values, _ in columns])
     encoded = [NO_ENTITY] * len(masks[0])
-    for i, key in zip(there, known, strict=True):
+    for i, key in zip(present, keys, strict=True):
         encoded[i] = key
     return encoded
 
@@ -115,29 +102,13 @@ def _request_fields(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan, rows: 
     for field in plan.request_fields:
         column = sent.get(field.name)
         if column is None:
-            raise InvalidArgument(
-                f"Request field {field.name!r} is missing; these features need: {', '.join(f.name for f in plan.request_fields)}.",
-                reason="MISSING_REQUEST_FIELD",
-                field=field.name,
+            names = _names(plan.request_fields)
+            raise MissingRequestField(
+                f"Request field {field.name!r} is missing; these features need: {names}.", field=field.name
             )
-        usual = _usual_numbers(column, field, rows)
-        if usual is None and row_count(column) != rows:
-            raise _mismatch(field.name, row_count(column), rows)
-        found[field.name] = usual or read_column(column, field, rows)
+        values, valid = read_request_column(column, field, rows)
+        found[field.name] = values, _ALL_VALID[:rows] if valid is None else valid
     return found
-
-
-def _usual_numbers(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any, Any] | None:
-    """Numbers of eight bytes as they are usually sent, packed and all there, as `read_column` reads them; None for any other column."""
-    packed = column.packed
-    if (
-        len(packed) != 8 * rows
-        or int(column.data_type) != int(field.data_type)
-        or field.data_type not in WIDE
-        or column.validity
-    ):
-        return None
-    return np.frombuffer(packed, DTYPES[field.data_type]), _EVERY[:rows]
 
 
 def _as_of(request: pb.GetOnlineFeaturesRequest) -> int:
@@ -145,6 +116,7 @@ def _as_of(request: pb.GetOnlineFeaturesRequest) -> int:
 
 
 def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnlineFeaturesResponse:
+    """The response message; `AnswerEncoder` writes the same as bytes for the column layout."""
     rows = answer.event_times.shape[1] if len(answer.event_times) else answer.statuses.shape[1]
     response = pb.GetOnlineFeaturesResponse(
         statuses=answer.statuses.tobytes(),
@@ -173,6 +145,15 @@ def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnline
     return response
 
 
+def _readable(value: Any, data_type: DataType) -> Any:
+    """A value for people: times as datetime."""
+    if data_type == DataType.TIMESTAMP:
+        return _EPOCH + timedelta(microseconds=int(value))
+    if data_type == DataType.TIMESTAMP_LIST:
+        return [_EPOCH + timedelta(microseconds=int(v)) for v in value]
+    return value
+
+
 def applied_table(applied: Sequence[AppliedOffsets]) -> column_pb2.Table:
     """One INT64_LIST column per stream view: partition, next offset, partition, next offset …"""
     return column_pb2.Table(
@@ -189,7 +170,7 @@ def applied_table(applied: Sequence[AppliedOffsets]) -> column_pb2.Table:
     )
 
 
-def pushed_to_proto(source: str, pushed: Pushed) -> pb.PushFeaturesResponse:
+def pushed_to_proto(source: str, pushed: PushResult) -> pb.PushFeaturesResponse:
     message = pb.PushFeaturesResponse(
         accepted_count=pushed.accepted,
         offsets=[
@@ -217,5 +198,5 @@ def freshness_to_proto(item: Freshness) -> pb.Freshness:
         ],
         lag_events=item.lag_events,
         archived_events=item.archived_events,
-        freshness_sla=convert_duration(item.freshness_sla),
+        freshness_sla=to_duration(item.freshness_sla),
     )

@@ -1,4 +1,4 @@
-"""Training sets and skew checks: flywheel.feature.v1 ↔ domain, and the job handlers that read a request's bytes."""
+"""Conversion of training sets and skew checks, and the job handlers that decode their requests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from google.protobuf import json_format
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidName
 from flywheel_common.names import Pattern, check_id, parse_project
 from flywheel_feature.api.convert_definitions import (
     FEATURE_SET,
@@ -18,6 +18,8 @@ from flywheel_feature.api.convert_definitions import (
     plain_name,
     versioned_name,
 )
+from flywheel_feature.api.errors import WrongCompute
+from flywheel_feature.definitions.errors import InvalidUri, WrongSpine
 from flywheel_feature.encoding.wire_columns import micros, to_timestamp
 from flywheel_feature.jobs.runner import Handler, JobContext
 from flywheel_feature.offline.build import TrainingSetBuilder
@@ -41,9 +43,9 @@ SKEW_JOB = "SKEW_CHECK"
 
 
 def with_training_set_id(request: pb.BuildTrainingSetRequest, new_id: str) -> pb.BuildTrainingSetRequest:
-    """The request with the id that the server chooses when the caller chose none.
+    """The request with a training_set_id, chosen by the server if the caller chose none.
 
-    Taken from the request_id when there is one, so that a repeated call asks for the same set.
+    The id is derived from the request_id if there is one, so that a retry names the same set.
     """
     if request.training_set_id:
         return request
@@ -55,43 +57,38 @@ def with_training_set_id(request: pb.BuildTrainingSetRequest, new_id: str) -> pb
 
 
 def training_set_request(request: pb.BuildTrainingSetRequest) -> TrainingSetRequest:
-    """Raises InvalidArgument INVALID_NAME, INVALID_ID, WRONG_SPINE."""
+    """Raises InvalidName, InvalidId, WrongSpine or WrongCompute."""
     project = parse_project(request.parent)
     owner, set_id, version = versioned_name(request.feature_set, FEATURE_SET, FEATURE_SET_VERSION)
-    _own(project, owner, request.feature_set)
+    _check_project(project, owner, request.feature_set)
     return TrainingSetRequest(
         project=project,
         training_set_id=check_id(request.training_set_id, "training_set_id"),
         feature_set=set_id,
         feature_set_version=version,
         spine=_spine(project, request.spine),
-        mode=JoinMode(request.mode or JoinMode.POINT_IN_TIME)
-        if request.mode in (0, 1, 2)
-        else _unknown_mode(request.mode),
+        mode=_join_mode(request.mode),
         short_feature_names=request.short_feature_names,
         compute=_compute(request.compute),
     )
 
 
-def _unknown_mode(number: int) -> JoinMode:
-    raise InvalidArgument(f"{number} is no JoinMode: use POINT_IN_TIME.", reason="WRONG_SPINE", field="mode")
+def _join_mode(number: int) -> JoinMode:
+    if number not in (0, *JoinMode):
+        raise WrongSpine(f"{number} is not a JoinMode: use POINT_IN_TIME.", field="mode")
+    return JoinMode(number or JoinMode.POINT_IN_TIME)
 
 
 def _compute(number: int) -> Compute:
     if number not in tuple(Compute):
-        raise InvalidArgument(
-            f"{number} is no Compute: leave it out, or use LOCAL or RAY.",
-            reason="WRONG_COMPUTE",
-            field="compute",
-        )
+        raise WrongCompute(f"{number} is not a Compute: leave it out, or use LOCAL or RAY.", field="compute")
     return Compute(number)
 
 
-def _own(project: str, owner: str, name: str) -> None:
+def _check_project(project: str, owner: str, name: str) -> None:
     if owner != project:
-        raise InvalidArgument(
-            f"{name} belongs to another project than projects/{project}.", reason="INVALID_NAME"
-        )
+        message = f"{name} belongs to another project than projects/{project}."
+        raise InvalidName(message, expected=f"projects/{project}/…")
 
 
 def _spine(project: str, spine: ts.Spine) -> Spine:
@@ -99,9 +96,9 @@ def _spine(project: str, spine: ts.Spine) -> Spine:
         case "source":
             given = spine.source
             owner, source_id = plain_name(given.source, SOURCE)
-            _own(project, owner, given.source)
+            _check_project(project, owner, given.source)
             if not (given.HasField("start_time") and given.HasField("end_time")):
-                raise InvalidArgument("A source spine needs start_time and end_time.", reason="WRONG_SPINE")
+                raise WrongSpine("A source spine needs start_time and end_time.")
             known = micros(given.known_before) if given.HasField("known_before") else 0
             return SourceSpine(
                 source_id,
@@ -113,7 +110,7 @@ def _spine(project: str, spine: ts.Spine) -> Spine:
             )
         case "file":
             return FileSpine(spine.file.uri, spine.file.timestamp_field, spine.file.label_field)
-    raise InvalidArgument("The request names no spine: set spine.source or spine.file.", reason="WRONG_SPINE")
+    raise WrongSpine("The request has no spine: set spine.source or spine.file.")
 
 
 def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
@@ -178,11 +175,9 @@ def _profile_to_proto(profile: ColumnProfile) -> ts.ColumnProfile:
 
 
 def skew_request(request: pb.CheckSkewRequest) -> SkewRequest:
-    """Raises InvalidArgument INVALID_NAME, INVALID_URI."""
+    """Raises InvalidName or InvalidUri."""
     if not request.predictions_uri.startswith("s3://"):
-        raise InvalidArgument(
-            "predictions_uri must be of the form s3://bucket/prefix/.", reason="INVALID_URI"
-        )
+        raise InvalidUri("predictions_uri must be of the form s3://bucket/prefix/.")
     return SkewRequest(
         project=parse_project(request.parent),
         predictions_uri=request.predictions_uri,
@@ -193,13 +188,13 @@ def skew_request(request: pb.CheckSkewRequest) -> SkewRequest:
 
 
 def skew_report_to_proto(result: Mapping[str, Any]) -> pb.SkewReport:
-    """`result` is SkewReport.to_json, as a job keeps it."""
+    """The message of a job's stored result (SkewReport.to_json)."""
     report: pb.SkewReport = json_format.ParseDict(dict(result), pb.SkewReport())
     return report
 
 
 def training_set_handler(builder: TrainingSetBuilder) -> Handler:
-    """Handler of TRAINING_SET jobs: the job's request is a BuildTrainingSetRequest with its id."""
+    """Handler of TRAINING_SET jobs, whose stored request is a BuildTrainingSetRequest with its id."""
 
     async def handle(job: JobContext) -> Mapping[str, object]:
         built = await builder.build(
@@ -214,7 +209,7 @@ def training_set_handler(builder: TrainingSetBuilder) -> Handler:
 
 
 def skew_handler(check: SkewCheck) -> Handler:
-    """Handler of SKEW_CHECK jobs: the job's request is a CheckSkewRequest."""
+    """Handler of SKEW_CHECK jobs, whose stored request is a CheckSkewRequest."""
 
     async def handle(job: JobContext) -> Mapping[str, object]:
         report = await check.check(skew_request(pb.CheckSkewRequest.FromString(job.request)), job)

@@ -1,19 +1,22 @@
-"""Filters and pages over definitions held in memory."""
+"""Filters and pages over definitions in memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from flywheel_common.errors import InvalidArgument
 from flywheel_common.paging import Page, cut, decode_token, page_size
+from flywheel_feature.api.errors import InvalidFilter
 
 T = TypeVar("T")
 
 
 def parse_filter(text: str) -> Callable[[Any], bool]:
-    """Terms joined by ` AND `: `tag:key=value`, `tag:key` (with any value), `owner:name` (the whole of it), anything else: text in
-    id, description or owner. Case counts in tags only; no term: everything. Raises InvalidArgument INVALID_FILTER."""
+    """The predicate of a filter: terms joined by ` AND `; an empty filter matches everything.
+
+    `tag:key=value` and `tag:key` (any value) match tags exactly. `owner:name` matches the owner, any other
+    text a part of id, description or owner, both regardless of case. Raises InvalidFilter.
+    """
     terms = [_term(part.strip()) for part in text.split(" AND ") if part.strip()]
     return lambda item: all(term(item) for term in terms)
 
@@ -27,9 +30,9 @@ def _term(text: str) -> Callable[[Any], bool]:
         )
     key, equals, tag = value.partition("=")
     if not key:
-        raise InvalidArgument(
-            f"The filter term {text[:80]!r} says nothing: use tag:key=value, tag:key, owner:name or text, joined by AND.",
-            reason="INVALID_FILTER",
+        raise InvalidFilter(
+            f"The filter term {text[:80]!r} has no value: "
+            "use tag:key=value, tag:key, owner:name or text, joined by AND."
         )
     if field == "owner":
         owner = value.lower()
@@ -40,7 +43,7 @@ def _term(text: str) -> Callable[[Any], bool]:
 
 
 def page_of(items: Iterable[T], *, parent: str, text: str, size: int, token: str) -> Page[T]:
-    """One page by id. Raises InvalidArgument INVALID_PAGE_TOKEN, INVALID_PAGE_SIZE, INVALID_FILTER."""
+    """One page of the matching items by id. Raises InvalidPageToken, InvalidPageSize or InvalidFilter."""
     query = f"{parent}\n{text}"
     after = decode_token(token, query=query)
     wanted = page_size(size, default=100)

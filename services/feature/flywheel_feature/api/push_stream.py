@@ -1,4 +1,4 @@
-"""A stream of pushes: answered one by one in order, with a bounded number under way."""
+"""Runs a stream of pushes: answers in order, with a bounded number in flight."""
 
 from __future__ import annotations
 
@@ -17,35 +17,36 @@ Answer = TypeVar("Answer")
 async def answered_in_order(
     pushes: AsyncIterable[Push], push: Callable[[Push], Awaitable[Answer]], *, in_flight: int = IN_FLIGHT
 ) -> AsyncIterator[Answer | FlywheelError]:
-    """An answer, or the error that refused it, per push in the order of the pushes; a refused one harms no other.
+    """The answer of each push, or the error that refused it, in order; an error does not affect other pushes.
 
-    At most `in_flight` are under way or answered and not yet taken; nothing more is read meanwhile.
+    At most `in_flight` pushes are running, or answered but not yet taken by the caller; at that limit no more
+    pushes are read.
     """
     slots = asyncio.Semaphore(in_flight)
-    under_way: asyncio.Queue[asyncio.Future[Answer | FlywheelError] | None] = asyncio.Queue()
+    started: asyncio.Queue[asyncio.Future[Answer | FlywheelError] | None] = asyncio.Queue()
 
     async def read() -> None:
         try:
             async for item in pushes:
                 await slots.acquire()
-                under_way.put_nowait(asyncio.ensure_future(_outcome(push(item))))
+                started.put_nowait(asyncio.ensure_future(_outcome(push(item))))
         finally:
-            under_way.put_nowait(None)
+            started.put_nowait(None)
 
     reading = asyncio.ensure_future(read())
     taken: asyncio.Future[Answer | FlywheelError] | None = None
     try:
-        while (taken := await under_way.get()) is not None:
+        while (taken := await started.get()) is not None:
             yield await taken
             slots.release()
         await reading
     finally:
-        # Whoever stops listening stops the pushes that nobody will hear of.
-        left = [reading, taken, *(under_way.get_nowait() for _ in range(under_way.qsize()))]
-        started = [task for task in left if task is not None]
-        for task in started:
+        # When the caller stops reading answers, the pushes that are still running are cancelled.
+        left = [reading, taken, *(started.get_nowait() for _ in range(started.qsize()))]
+        tasks = [task for task in left if task is not None]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*started, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _outcome(pushed: Awaitable[Answer]) -> Answer | FlywheelError:

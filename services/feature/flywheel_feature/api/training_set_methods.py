@@ -1,37 +1,36 @@
-"""The offline methods of FeatureService: training sets and the skew check."""
+"""The methods of FeatureService that build and read training sets and check skew."""
 
 from __future__ import annotations
 
 from datetime import datetime
 from typing import Any
 
-from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_common.ids import Ids
 from flywheel_common.names import parse_project
 from flywheel_common.paging import decode_token, encode_token, page_size
 from flywheel_feature.api import convert_jobs, convert_training_sets
 from flywheel_feature.api.convert_training_sets import SKEW_JOB, TRAINING_SET, TRAINING_SET_JOB
+from flywheel_feature.api.errors import InvalidFilter, UnknownTrainingSet
 from flywheel_feature.jobs.runner import JobRunner
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.ports import TrainingSets
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 
-class OfflineMethods:
-    def __init__(
-        self, *, jobs: JobRunner, builder: TrainingSetBuilder, training_sets: TrainingSets, ids: Ids
-    ) -> None:
-        self._offline_jobs = jobs
-        self._builder = builder
-        self._training_sets = training_sets
-        self._ids = ids
+class TrainingSetMethods:
+    """Mixin of the servicer."""
+
+    _jobs: JobRunner
+    _builder: TrainingSetBuilder
+    _training_sets: TrainingSets
+    _ids: Ids
 
     async def BuildTrainingSet(
         self, request: pb.BuildTrainingSetRequest, context: Any
     ) -> pb.BuildTrainingSetResponse:
         named = convert_training_sets.with_training_set_id(request, self._ids.new())
         wanted = convert_training_sets.training_set_request(named)
-        job = await self._offline_jobs.submit(
+        job = await self._jobs.submit(
             TRAINING_SET_JOB,
             named.SerializeToString(deterministic=True),
             request.request_id,
@@ -47,10 +46,7 @@ class OfflineMethods:
         parts = TRAINING_SET.parse(request.name)
         found = await self._training_sets.get(str(parts["project"]), str(parts["id"]))
         if found is None:
-            raise NotFound(
-                f"{request.name} does not exist: look it up with ListTrainingSets.",
-                reason="UNKNOWN_TRAINING_SET",
-            )
+            raise UnknownTrainingSet(f"{request.name} does not exist: look it up with ListTrainingSets.")
         return pb.GetTrainingSetResponse(training_set=convert_training_sets.training_set_to_proto(found))
 
     async def ListTrainingSets(
@@ -61,8 +57,8 @@ class OfflineMethods:
         size = page_size(request.page_size, default=100)
         key, _, feature_set = request.filter.partition("=")
         if request.filter and key != "feature_set":
-            raise InvalidArgument(
-                f"{request.filter[:100]!r} is no filter: expected feature_set=NAME.", reason="INVALID_FILTER"
+            raise InvalidFilter(
+                f"{request.filter[:100]!r} is not a filter of training sets: use feature_set=NAME."
             )
         before = (datetime.fromisoformat(str(after[0])), str(after[1])) if after else None
         found = await self._training_sets.list(
@@ -76,10 +72,10 @@ class OfflineMethods:
 
     async def CheckSkew(self, request: pb.CheckSkewRequest, context: Any) -> pb.CheckSkewResponse:
         wanted = convert_training_sets.skew_request(request)
-        bare = pb.CheckSkewRequest()
-        bare.CopyFrom(request)
-        bare.request_id = ""
-        job = await self._offline_jobs.submit(
-            SKEW_JOB, bare.SerializeToString(deterministic=True), request.request_id, project=wanted.project
+        stored = pb.CheckSkewRequest()
+        stored.CopyFrom(request)
+        stored.request_id = ""
+        job = await self._jobs.submit(
+            SKEW_JOB, stored.SerializeToString(deterministic=True), request.request_id, project=wanted.project
         )
         return pb.CheckSkewResponse(job=convert_jobs.job_to_proto(job))

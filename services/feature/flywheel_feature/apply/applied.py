@@ -1,7 +1,7 @@
-"""The applied definitions of every project: a store of all their versions, and the copy of them in memory that every read uses.
+"""The applied definitions of every project: the store of all versions, and the copy in memory that reads use.
 
-An apply raises its project's revision; every process hears of it, and compares revisions now and then besides, so that a lost
-notification costs seconds, not correctness. While the store is away the copy goes on serving.
+An apply raises the revision of its project and notifies every process. Each process also compares revisions
+periodically, so a lost notification delays a change by seconds. While the store is down, reads use the copy.
 """
 
 from __future__ import annotations
@@ -22,26 +22,29 @@ from flywheel_feature.definitions.catalog import Catalog
 log = get_logger(__name__)
 
 MISS_SECONDS = 0.2
-AGAIN_SECONDS = 0.5
+"""Shortest time between two refreshes for missing names."""
+RETRY_SECONDS = 0.5
+"""Pause before following the store's changes again."""
 
 
 class DefinitionStore(Protocol):
-    """Every version of every definition. Raises Unavailable while the database is away.
+    """Every version of every definition. Methods raise Unavailable while the database is down.
 
-    Definitions change by `apply` alone. It is planned (apply_plan.make_plan) against what is stored at that moment, and stored
-    whole or not at all. Applies of one project take turns: the later of two that come at once is planned against what the
-    earlier left, so no version number is given twice, no change is lost, and nobody is refused for having come second.
+    Definitions change only through `apply`, which plans (plan.make_plan) against the stored definitions and
+    is atomic. Applies of one project are serialized: of two concurrent applies, the second is planned against
+    the result of the first. So no version number is used twice, no change is lost, and neither apply is
+    refused.
 
-    What defines a version of a view or feature set never changes, and the version stays when its name is deleted; only what
-    people say of it (metadata, descriptions, freshness SLA) may change. A name that comes again goes on with the number after
-    the highest that it ever had. Entities and sources have no versions. An apply that changes anything raises its project's
-    revision by one, another leaves it.
+    A version of a view or feature set is immutable except for its metadata, descriptions and freshness SLA,
+    and it remains when its name is deleted. A name that is created again continues after its highest version
+    number. Entities and sources have no versions. An apply raises the project's revision by one if it changes
+    anything.
     """
 
     async def plan(
         self, project: str, declared: Declared, delete_names: list[str], now: datetime, uses: ModelUses
     ) -> ApplyPlan:
-        """What an apply would do; changes nothing. Violations are in the plan. Raises what make_plan raises."""
+        """The plan of an apply, without applying it. Violations are in the plan. Raises as make_plan does."""
         ...
 
     async def apply(
@@ -54,26 +57,26 @@ class DefinitionStore(Protocol):
         *,
         within: Any = None,
     ) -> ApplyPlan:
-        """Carry the plan out, in a transaction of its own or `within` one of the same database that the caller commits.
+        """Plan and store, in a transaction of its own, or `within` one of the caller, who commits it.
 
-        Raises InvalidArgument INVALID_DEFINITION, UNKNOWN_REFERENCE for violations, and what make_plan raises.
+        Raises InvalidDefinition or UnknownReference for violations, and as make_plan does.
         """
         ...
 
     async def changed(self, known: Mapping[str, int]) -> list[Catalog]:
-        """Every project whose revision is another than the one known, with all that is committed."""
+        """Every project whose revision differs from the one in `known`, with all committed changes."""
         ...
 
     def changes(self) -> AsyncGenerator[None]:
-        """Tells that something may have changed: at once, soon after every apply by any process, and now and then besides.
+        """Yields when definitions may have changed: at once, after every apply by any process, periodically.
 
-        Ends, or raises Unavailable, when the store was lost: ask again. Close it when done.
+        Ends, or raises Unavailable, when the connection is lost; call it again. The caller closes it.
         """
         ...
 
 
 class AppliedDefinitions:
-    """`catalog` and `knowing` never wait for the store when the copy knows the answer."""
+    """The copy in memory of a definition store."""
 
     def __init__(self, store: DefinitionStore) -> None:
         self._store = store
@@ -83,18 +86,18 @@ class AppliedDefinitions:
         self._listeners: list[Callable[[], None]] = []
 
     def catalog(self, project: str) -> Catalog:
-        """The project as last read; empty when there is none."""
+        """The project as last read, without waiting; an empty catalog for an unknown project."""
         return self._catalogs.get(project) or Catalog(project)
 
     def projects(self) -> list[Catalog]:
         return list(self._catalogs.values())
 
     def on_change(self, listener: Callable[[], None]) -> None:
-        """`listener()` is called after the copy took in a change."""
+        """Call `listener()` after every change of the copy."""
         self._listeners.append(listener)
 
     async def after_miss(self, project: str) -> Catalog:
-        """The project read again, for a name that the copy lacks; at most five times a second."""
+        """The project, read again because the copy lacks a name; at most five times a second."""
         now = time.monotonic()
         if now - self._missed_at > MISS_SECONDS:
             self._missed_at = now
@@ -102,22 +105,22 @@ class AppliedDefinitions:
                 await self.refresh()
         return self.catalog(project)
 
-    async def knowing(self, project: str, look: Callable[[Catalog], object]) -> Catalog:
-        """The project from the copy, read again when `look` raises NotFound."""
+    async def catalog_with(self, project: str, find: Callable[[Catalog], object]) -> Catalog:
+        """The project from the copy, or read again when `find` raises NotFound on the copy."""
         catalog = self.catalog(project)
         try:
-            look(catalog)
+            find(catalog)
         except NotFound:
             return await self.after_miss(project)
         return catalog
 
     async def current(self, project: str) -> Catalog:
-        """The project with every committed change. Raises Unavailable while the store is away."""
+        """The project with every committed change. Raises Unavailable while the store is down."""
         await self.refresh()
         return self.catalog(project)
 
     async def refresh(self) -> None:
-        """Read what changed since the last time."""
+        """Read the projects that changed since the last refresh."""
         known = {project: catalog.revision for project, catalog in self._catalogs.items()}
         changed = await self._store.changed(known)
         self._catalogs.update({catalog.project: catalog for catalog in changed})
@@ -134,4 +137,4 @@ class AppliedDefinitions:
                         await self.refresh()
             except FlywheelError as error:
                 log.warning("definitions not refreshed", reason=error.reason)
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)

@@ -1,4 +1,4 @@
-"""What feeds what: sources and entities → views → on-demand views → feature sets → model versions. Pure."""
+"""Lineage: sources and entities → views → on-demand views → feature sets → model versions."""
 
 from __future__ import annotations
 
@@ -6,35 +6,36 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from flywheel_common.errors import NotFound
+from flywheel_feature.apply.errors import UnknownName
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import FeatureSet, OnDemandView, VersionRef, View
 
 Edge = tuple[str, str]
-"""(resource name of what is read, resource name of what reads it); views and sets with their version."""
+"""(resource name that is read, resource name of its reader); names of views and sets include the version."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelUse:
-    """A model version and one feature set that it was trained on or is released with."""
+    """A model version and a feature set that it was trained on or is released with."""
 
     model_version: str
     set_id: str
     set_version: int
-    """0: the model names no version, so it may be any."""
+    """0: the model names no version, so it may use any."""
     retired: bool = False
-    """Archived or rejected: it keeps nothing from being deleted."""
+    """The model version is archived or rejected; it does not prevent a deletion."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelUses:
-    """Every use of a project's feature sets. `asked` is False when the registry did not answer: then nothing is known."""
+    """Every use of a project's feature sets by models."""
 
     uses: tuple[ModelUse, ...] = ()
-    asked: bool = True
+    known: bool = True
+    """False: the registry did not answer, so `uses` is empty."""
 
     def of_sets(self, sets: Iterable[VersionRef], *, retired: bool = False) -> list[str]:
-        """Model versions that use one of these set versions, by name."""
+        """Names of the model versions that use one of these set versions, sorted."""
         wanted = set(sets)
         ids = {ref.id for ref in wanted}
         return sorted(
@@ -51,42 +52,46 @@ class ModelUses:
     def of_view(
         self, catalog: Catalog, view_id: str, version: int = 0, *, retired: bool = False
     ) -> list[str]:
-        """Model versions that read a view version (0: any), directly or through an on-demand view."""
-        reading = {
-            s.ref for s in catalog.feature_sets.values() if any(
-                ref.id == view_id and version in (0, ref.version) for ref in _views_of(catalog, s)
-            )
-        }  # fmt: skip
-        return self.of_sets(reading, retired=retired)
+        """Names of the model versions that read a view version (0: any), also through an on-demand view."""
+
+        def is_view(ref: VersionRef) -> bool:
+            return ref.id == view_id and version in (0, ref.version)
+
+        sets = {s.ref for s in catalog.feature_sets.values() if any(map(is_view, _views_of(catalog, s)))}
+        return self.of_sets(sets, retired=retired)
 
 
 class Models(Protocol):
-    """The model registry."""
+    """The model registry's record of which models use which feature sets."""
 
     async def feature_uses(self, project: str) -> Sequence[ModelUse]:
-        """Every use of the project's feature sets by a model version of any project, rejected ones included.
-        Raises Unavailable when it does not answer."""
+        """Every use of the project's feature sets by a model version of any project, including rejected ones.
+
+        Raises Unavailable when the registry does not answer.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """Both ways from one name, transitively; each edge once, sorted."""
+    """Every edge upstream and downstream of one name, transitively; each edge once, sorted."""
 
     upstream: tuple[Edge, ...]
     downstream: tuple[Edge, ...]
 
 
 def lineage_of(catalog: Catalog, uses: ModelUses, name: str) -> Lineage:
-    """`name` is an entity, source, view, feature set (all versions unless it names one) or model version. Raises NotFound."""
+    """The lineage of an entity, source, view, feature set or model version. Raises UnknownName.
+
+    A view or feature set name without a version stands for all its versions.
+    """
     edges = edges_of(catalog, uses)
     nodes = {node for edge in edges for node in edge} | _names(catalog)
     roots = {n for n in nodes if n == name or n.startswith(f"{name}/versions/")}
     if not roots:
-        raise NotFound(
-            f"{name} is in no lineage: it does not exist, or it is no entity, source, view, feature set or model version of this "
-            "project.",
-            reason="UNKNOWN_NAME",
+        raise UnknownName(
+            f"{name} has no lineage: it is not an entity, source, view, feature set or model version "
+            "of this project.",
             name=name,
         )
     backwards = [(b, a) for a, b in edges]
@@ -96,7 +101,7 @@ def lineage_of(catalog: Catalog, uses: ModelUses, name: str) -> Lineage:
 
 
 def edges_of(catalog: Catalog, uses: ModelUses) -> list[Edge]:
-    """Every edge of the project, deleted versions that something may still read included."""
+    """Every edge of the project, including those of deleted versions that models may still read."""
     prefix = f"projects/{catalog.project}"
     edges: list[Edge] = []
     for view in catalog.views.values():
@@ -139,6 +144,6 @@ def _reached(edges: Sequence[Edge], roots: set[str]) -> set[Edge]:
 
 
 def _views_of(catalog: Catalog, feature_set: FeatureSet) -> list[VersionRef]:
-    """View versions that a set reads, those behind its on-demand views included."""
+    """View versions that a set reads, including the inputs of its on-demand views."""
     direct: list[View] = [catalog.views[r] for r in feature_set.views if r in catalog.views]
     return [ref for view in direct for ref in (view.ref, *view.inputs)]

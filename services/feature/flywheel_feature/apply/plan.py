@@ -1,4 +1,7 @@
-"""From what is applied and what was sent to what changes: pure, so that a plan and an apply cannot differ."""
+"""Compares declared definitions with the applied ones and plans the changes.
+
+A dry run and an apply use the same function, so they cannot differ.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,18 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from flywheel_feature.apply.lineage import ModelUses
-from flywheel_feature.apply.rules import (
-    Scope,
-    Violation,
-    check_entity,
-    check_source,
-    resolve_feature_set,
-    resolve_view,
+from flywheel_feature.apply.definition_checks import check_entity, check_source
+from flywheel_feature.apply.errors import (
+    InUse,
+    InvalidDefinition,
+    RegistryDown,
+    UnknownDeletion,
+    UnknownReference,
 )
+from flywheel_feature.apply.feature_set_resolution import resolve_feature_set
+from flywheel_feature.apply.lineage import ModelUses
+from flywheel_feature.apply.view_resolution import Scope, resolve_view
+from flywheel_feature.apply.violations import Violation
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import (
     Entity,
@@ -31,7 +36,7 @@ from flywheel_feature.definitions.model import (
 )
 
 NO_USES = ModelUses()
-REGISTRY_DOWN = "The model registry does not answer: which models read the old versions is not known."
+REGISTRY_DOWN = "The model registry does not answer, so the models that read the old versions are not listed."
 Definition = Entity | Source | View | FeatureSet
 SHOWN_VIOLATIONS = 10
 
@@ -46,7 +51,7 @@ class Action(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """What one apply says, as sent (unresolved, version 0)."""
+    """The definitions of one apply as sent: unresolved, version 0."""
 
     entities: tuple[Entity, ...] = ()
     sources: tuple[Source, ...] = ()
@@ -61,7 +66,7 @@ class Change:
     differences: tuple[str, ...] = ()
     readers: tuple[str, ...] = ()
     definition: Definition | None = None
-    """What is stored: None for DELETE and UNCHANGED."""
+    """The definition to store; None for DELETE and UNCHANGED."""
 
 
 @dataclass
@@ -71,16 +76,15 @@ class ApplyPlan:
     warnings: list[str] = field(default_factory=list)
 
     def raise_violations(self) -> None:
-        """Raises InvalidArgument UNKNOWN_REFERENCE or INVALID_DEFINITION when there is any."""
+        """Raises UnknownReference or InvalidDefinition when there is a violation."""
         if not self.violations:
             return
         lines = [f"{v.name}: {v.field}: {v.message}" for v in self.violations[:SHOWN_VIOLATIONS]]
         more = len(self.violations) - len(lines)
-        reason = "UNKNOWN_REFERENCE" if any(v.unknown for v in self.violations) else "INVALID_DEFINITION"
-        raise InvalidArgument(
+        error = UnknownReference if any(v.unknown for v in self.violations) else InvalidDefinition
+        raise error(
             f"{len(self.violations)} mistakes in the definitions, nothing was applied: {'; '.join(lines)}"
             + (f"; and {more} more" if more else ""),
-            reason=reason,
             **{f"violation_{i}": line for i, line in enumerate(lines)},
         )
 
@@ -92,10 +96,12 @@ def make_plan(
     now: datetime,
     uses: ModelUses = NO_USES,
 ) -> ApplyPlan:
-    """Compare; raises FailedPrecondition IN_USE or NotFound for deletions that cannot be, Unavailable for deletions while nobody
-    can say what models use."""
+    """Plan an apply; violations are in the plan.
+
+    Deletions raise UnknownDeletion, InUse, or RegistryDown when the uses by models are not known.
+    """
     plan = ApplyPlan()
-    if not uses.asked:
+    if not uses.known:
         plan.warnings.append(REGISTRY_DOWN)
     entities, sources = dict(catalog.entities), dict(catalog.sources)
     for entity in _once(declared.entities, plan):
@@ -129,7 +135,10 @@ def make_plan(
 
 
 def definition_only(value: Any) -> Any:
-    """A definition without what makes no new version: metadata, descriptions, version, creation time, SLA."""
+    """A definition without the fields whose change makes no new version.
+
+    These are metadata, descriptions, version, creation time and freshness SLA.
+    """
     if isinstance(value, VersionRef):
         return value
     if is_dataclass(value) and not isinstance(value, type):
@@ -180,7 +189,7 @@ def _once(items: Sequence[Any], plan: ApplyPlan) -> list[Any]:
     for item in items:
         if item.id in kept:
             plan.violations.append(
-                Violation(getattr(item, "base_name", item.name), "name", "it is defined twice")
+                Violation(getattr(item, "base_name", item.name), "name", "the name is defined twice")
             )
         kept[item.id] = item
     return list(kept.values())
@@ -211,7 +220,7 @@ def _readers(catalog: Catalog, item: Entity | Source) -> list[str]:
 
 
 def _breaking(old: Any, new: Any) -> list[tuple[str, str]]:
-    """What may not change under views that read it: data already written would mean something else."""
+    """Changes that are refused while views read the definition: stored data would change its meaning."""
     advice = "views read it: define a new one under another name"
     if isinstance(old, Entity):
         same = definition_only(old.join_keys) == definition_only(new.join_keys)
@@ -254,26 +263,23 @@ def _compare_versioned(
 
 
 def _plan_deletions(plan: ApplyPlan, catalog: Catalog, names: Sequence[str], uses: ModelUses) -> None:
-    if names and not uses.asked:
-        raise Unavailable(
-            "The model registry does not answer, so nobody can say whether models use what is to be deleted: try again later.",
-            reason="REGISTRY_DOWN",
+    if names and not uses.known:
+        raise RegistryDown(
+            "The model registry does not answer, so uses by models cannot be checked: retry later."
         )
-    doomed = set(names)
+    deleted = set(names)
     for name in dict.fromkeys(names):
-        readers = [r for r in _readers_of_name(catalog, name) if r.rpartition("/versions/")[0] not in doomed]
+        readers = [r for r in _readers_of_name(catalog, name) if r.rpartition("/versions/")[0] not in deleted]
         models = _models_of_name(catalog, name, uses)
         if models:
-            raise FailedPrecondition(
+            raise InUse(
                 f"{name} is used by {', '.join(models[:5])}: archive or reject these first.",
-                reason="IN_USE",
                 name=name,
                 readers=",".join(models[:5]),
             )
         if readers:
-            raise FailedPrecondition(
+            raise InUse(
                 f"{name} is read by {', '.join(readers[:5])}: delete these first, or in the same call.",
-                reason="IN_USE",
                 name=name,
                 readers=",".join(readers[:5]),
             )
@@ -301,4 +307,4 @@ def _readers_of_name(catalog: Catalog, name: str) -> list[str]:
         return catalog.readers_of_view(item)
     if collection == "featureSets" and item in catalog.latest_feature_sets:
         return []
-    raise NotFound(f"{name} does not exist, so it cannot be deleted.", reason="UNKNOWN_REFERENCE", name=name)
+    raise UnknownDeletion(f"{name} does not exist, so it cannot be deleted.", name=name)

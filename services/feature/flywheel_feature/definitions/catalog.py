@@ -1,12 +1,13 @@
-"""Definitions of one project as they stand: what references resolve to. Immutable; a change makes a new one."""
+"""An immutable snapshot of one project's definitions: resolves references. A change makes a new snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from flywheel_common.errors import NotFound
+from flywheel_feature.definitions.errors import UnknownEntity, UnknownFeatureSet, UnknownSource, UnknownView
 from flywheel_feature.definitions.model import Entity, FeatureSet, Source, StreamView, VersionRef, View
 
 T = TypeVar("T")
@@ -14,8 +15,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Catalog:
-    """`views` and `feature_sets` hold every version, also of deleted ones (models may still read them); the `latest_…` maps
-    hold what exists."""
+    """The definitions of a project at one revision.
+
+    `views` and `feature_sets` hold every version, also of deleted names, because models may still read them.
+    The `latest_…` maps hold the newest version of every name that exists.
+    """
 
     project: str
     revision: int = 0
@@ -27,46 +31,34 @@ class Catalog:
     latest_feature_sets: Mapping[str, FeatureSet] = field(default_factory=dict)
 
     def entity(self, entity_id: str) -> Entity:
-        """Raises NotFound UNKNOWN_ENTITY; so do the others, each with its reason."""
-        return _found(
-            self.entities.get(entity_id),
-            "UNKNOWN_ENTITY",
-            f"projects/{self.project}/entities/{entity_id}",
-            "ListEntities",
-        )
+        """Raises UnknownEntity."""
+        found = self.entities.get(entity_id)
+        return self._found(found, f"entities/{entity_id}", UnknownEntity, "ListEntities")
 
     def source(self, source_id: str) -> Source:
-        return _found(
-            self.sources.get(source_id),
-            "UNKNOWN_SOURCE",
-            f"projects/{self.project}/sources/{source_id}",
-            "ListSources",
-        )
+        """Raises UnknownSource."""
+        found = self.sources.get(source_id)
+        return self._found(found, f"sources/{source_id}", UnknownSource, "ListSources")
 
     def view(self, view_id: str, version: int = 0) -> View:
-        """The latest version when `version` is 0."""
+        """The latest version when `version` is 0. Raises UnknownView."""
         found = self.views.get(VersionRef(view_id, version)) if version else self.latest_views.get(view_id)
-        suffix = f"/versions/{version}" if version else ""
-        return _found(found, "UNKNOWN_VIEW", f"projects/{self.project}/views/{view_id}{suffix}", "ListViews")
+        return self._found(found, f"views/{view_id}{_suffix(version)}", UnknownView, "ListViews")
 
     def feature_set(self, set_id: str, version: int = 0) -> FeatureSet:
-        found = (
-            self.feature_sets.get(VersionRef(set_id, version))
-            if version
-            else self.latest_feature_sets.get(set_id)
-        )
-        suffix = f"/versions/{version}" if version else ""
-        return _found(
-            found, "UNKNOWN_FEATURE_SET", f"projects/{self.project}/featureSets/{set_id}{suffix}", "ListFeatureSets"
-        )  # fmt: skip
+        """The latest version when `version` is 0. Raises UnknownFeatureSet."""
+        ref = VersionRef(set_id, version)
+        found = self.feature_sets.get(ref) if version else self.latest_feature_sets.get(set_id)
+        name = f"featureSets/{set_id}{_suffix(version)}"
+        return self._found(found, name, UnknownFeatureSet, "ListFeatureSets")
 
     def live_views(self) -> Iterator[View]:
-        """View versions that must be kept up to date: the latest ones and those that an existing set or view is bound to."""
+        """View versions to keep up to date: the latest ones and those that existing sets or views read."""
         refs = {view.ref for view in self.latest_views.values()}
         for view in self.latest_views.values():
             refs.update(view.inputs)
         for feature_set in self.feature_sets.values():
-            # Models cite set versions, so every version of an existing set stays served.
+            # Models name set versions, so every version of an existing set is served.
             if feature_set.id in self.latest_feature_sets:
                 refs.update(feature_set.views)
         for ref in list(refs):
@@ -86,10 +78,17 @@ class Catalog:
         views = [v.name for v in self.latest_views.values() if any(ref.id == view_id for ref in v.inputs)]
         return sorted(sets + views)
 
+    def _found(self, value: T | None, path: str, error: type[NotFound], list_method: str) -> T:
+        if value is None:
+            name = f"projects/{self.project}/{path}"
+            message = f"{name} does not exist: apply it first, or look it up with {list_method}."
+            raise error(message, name=name)
+        return value
 
-def _found(value: T | None, reason: str, name: str, listing: str) -> T:
-    if value is None:
-        raise NotFound(
-            f"{name} does not exist: apply it first, or look it up with {listing}.", reason=reason, name=name
-        )
-    return value
+
+CatalogReader = Callable[[str], Awaitable[Catalog]]
+"""Reads the definitions of a project with every committed change. Raises Unavailable."""
+
+
+def _suffix(version: int) -> str:
+    return f"/versions/{version}" if version else ""

@@ -1,4 +1,7 @@
-"""How definitions.DataType looks in a frame. Every timestamp in a frame is `Datetime("us", "UTC")`; naive ones are taken as UTC."""
+"""The Polars type of every definitions.DataType.
+
+A timestamp is `Datetime("us", "UTC")`; naive times are UTC.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ _SCALARS: dict[int, pl.DataType] = {
 
 
 def polars_type(kind: int, vector_size: int = 0) -> pl.DataType:
-    """The frame type of a data type. Raises ValueError for one that does not exist."""
+    """The Polars type of a data type. Raises ValueError for an unknown data type."""
     declared = DataType(kind)
     if declared in _SCALARS:
         return _SCALARS[declared]
@@ -32,7 +35,7 @@ def polars_type(kind: int, vector_size: int = 0) -> pl.DataType:
 
 
 def same_kind(actual: pl.DataType, kind: int) -> bool:
-    """Whether a result of type `actual` may stand for `kind` without surprise."""
+    """Whether a computed column of type `actual` may be declared as `kind`; nulls fit every type."""
     if actual == pl.Null:
         return True
     declared = DataType(kind)
@@ -50,7 +53,7 @@ def same_kind(actual: pl.DataType, kind: int) -> bool:
 
 
 def fits(actual: pl.DataType, kind: int) -> bool:
-    """Whether a stored column may be read as a data type: like `same_kind`, and wider storage of the same thing."""
+    """Whether a stored column may be read as a data type: as `same_kind`, or stored in a wider type."""
     if same_kind(actual, kind):
         return True
     declared = DataType(kind)
@@ -58,12 +61,12 @@ def fits(actual: pl.DataType, kind: int) -> bool:
         return isinstance(actual, (pl.Categorical, pl.Enum))
     if declared in (DataType.FLOAT32, DataType.FLOAT64):
         return isinstance(actual, pl.Decimal)
-    # Pandas writes whole numbers with gaps as floats.
+    # pandas writes integer columns that contain nulls as floats.
     return declared == DataType.INT64 and actual.is_float()
 
 
 def to_type(column: str, actual: pl.DataType, kind: int, vector_size: int = 0) -> pl.Expr:
-    """A column cast to a data type; NaN becomes null, as it does on its way to the online store.
+    """A column cast to a data type; NaN becomes null, as in the online store.
 
     A value that does not fit raises when the frame is computed.
     """
@@ -78,7 +81,10 @@ def to_type(column: str, actual: pl.DataType, kind: int, vector_size: int = 0) -
 
 
 def from_text(column: str, kind: int) -> pl.Expr:
-    """A column of texts, as folders are named, as a data type. A text that does not fit raises when the frame is computed."""
+    """A text column (folder names of a partitioned table) parsed as a data type.
+
+    A text that does not parse raises when the frame is computed.
+    """
     expr, declared = pl.col(column), DataType(kind)
     if declared == DataType.BOOL:
         return expr.str.to_lowercase().replace_strict({"true": True, "false": False}, return_dtype=pl.Boolean)

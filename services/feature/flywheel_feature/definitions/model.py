@@ -1,7 +1,7 @@
-"""What users declare: entities, sources, views, feature sets. Plain immutable values; times are microseconds.
+"""Definitions that users apply, as immutable values; times are microseconds.
 
-A View or FeatureSet here is one version of it, resolved: every feature with its type, every reference with the version it is
-bound to. Ids are the last part of a resource name; `name` gives the whole.
+A View or FeatureSet is one resolved version: every feature has its type, every reference its version.
+An id is the last part of a resource name; `name` is the full resource name.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ DAY = 24 * HOUR
 
 
 class DataType(enum.IntEnum):
-    """Numbers of flywheel.types.v1.DataType."""
+    """Type of a value; the numbers are those of flywheel.types.v1.DataType."""
 
     BOOL = 1
     INT64 = 2
@@ -46,7 +46,7 @@ class DataType(enum.IntEnum):
 
     @property
     def element(self) -> DataType:
-        """Type of a list's or vector's elements; a scalar's is itself."""
+        """Type of the elements of a list or vector; a scalar type itself."""
         if self.is_list:
             return DataType.TIMESTAMP if self == DataType.TIMESTAMP_LIST else DataType(self - 11)
         if self.is_vector:
@@ -68,7 +68,7 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Metadata:
-    """What people say about an object; a change of it makes no new version."""
+    """Description, owner and tags of a definition; a change makes no new version."""
 
     description: str = ""
     owner: str = ""
@@ -103,7 +103,7 @@ class ParquetSource:
 @dataclass(frozen=True, slots=True)
 class StreamSource:
     allowed_lateness: int = 0
-    """Microseconds; 0: any lateness."""
+    """Microseconds; 0: no limit."""
     partitions: int = 0
     """0: the platform's default."""
     type: Literal["stream"] = "stream"
@@ -131,7 +131,7 @@ class ValidationRule:
 
 @dataclass(frozen=True, slots=True)
 class FieldRule:
-    """A rule on a field of a stream source."""
+    """A validation rule on a field of a stream source."""
 
     field: str
     rule: ValidationRule
@@ -143,13 +143,13 @@ class Source:
     id: str
     schema: tuple[Field, ...]
     timestamp_field: str
-    """Empty for request sources."""
+    """Field that holds the event time; empty for request sources."""
     created_field: str
-    """Empty: a row is known at its event time."""
+    """Field that holds the time at which a row became known; empty: the event time."""
     kind: ParquetSource | StreamSource | RequestSource
     metadata: Metadata = Metadata()
     rules: tuple[FieldRule, ...] = ()
-    """Applied when rows are pushed; stream sources only."""
+    """Checked when rows are pushed; stream sources only."""
 
     @property
     def name(self) -> str:
@@ -171,7 +171,7 @@ class Feature:
     description: str = ""
     rules: tuple[ValidationRule, ...] = ()
     field: str = ""
-    """Source field that it is read from (never empty in a resolved batch view)."""
+    """Source field that it is read from; never empty in a resolved batch view."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +226,7 @@ class Expression:
 @dataclass(frozen=True, slots=True)
 class OnDemandView:
     views: tuple[str, ...]
-    """View ids it reads; `View.inputs` has the versions."""
+    """Ids of the views that it reads; `View.inputs` has the versions."""
     request_sources: tuple[str, ...]
     expressions: tuple[Expression, ...]
     type: Literal["on_demand"] = "on_demand"
@@ -248,15 +248,15 @@ class View:
     """Entity id; empty for on-demand views."""
     kind: BatchView | StreamView | OnDemandView
     ttl: int = 0
-    """Microseconds; 0: never stale."""
+    """Microseconds after which a value is stale; 0: never."""
     freshness_sla: int = 0
     metadata: Metadata = Metadata()
     version: int = 0
     created_at: datetime | None = None
     features: tuple[Feature, ...] = ()
-    """Every feature with its type, also those of aggregations and expressions."""
+    """Every feature with its type, including those of aggregations and expressions."""
     inputs: tuple[VersionRef, ...] = ()
-    """On-demand views: the view versions it reads."""
+    """View versions that an on-demand view reads."""
 
     @property
     def base_name(self) -> str:
@@ -284,7 +284,7 @@ class FeatureSet:
     version: int = 0
     created_at: datetime | None = None
     views: tuple[VersionRef, ...] = ()
-    """The view versions that the features are bound to, one per view, in order of first use."""
+    """View versions that the features are bound to, one per view, in order of first use."""
     schema: tuple[Field, ...] = ()
     """One field per feature, in order, named `view__feature`."""
     join_keys: tuple[Field, ...] = ()
@@ -304,5 +304,5 @@ class FeatureSet:
 
 
 def column_name(view_id: str, feature: str) -> str:
-    """`view__feature`: how a feature is called in tables, answers and expressions."""
+    """`view__feature`: the name of a feature in tables, responses and expressions."""
     return f"{view_id}__{feature}"

@@ -1,8 +1,9 @@
-"""Rules on values, applied when rows are written: which rows break which rule, and what becomes of them.
+"""Validation rules, checked when rows are written: which rows break which rule, and the action taken.
 
-A null breaks no bound and no set of values. `max_null_rate` looks at one write as a whole (a push, or the rows that a job reads at
-once): when more than this share is null, every row with the null breaks the rule. A list or vector breaks a rule when one element
-does. A row that breaks several rules meets the hardest action: REJECT, then QUARANTINE, then FLAG.
+A null breaks neither bounds nor `allowed`. `max_null_rate` is checked per write (one push, or one batch of a
+job): when a larger share of the rows is null, every null row breaks the rule. A list or vector breaks a rule
+when one element does. A row that breaks several rules gets the most severe action: REJECT, then QUARANTINE,
+then FLAG.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from flywheel_feature.definitions.model import DataType, ValidationAction, Valid
 
 _NUMBERS = frozenset({DataType.INT64, DataType.FLOAT32, DataType.FLOAT64})
 Ruled = Sequence[tuple[str, ValidationRule]]
-"""(column, rule) of everything that is ruled."""
+"""(column, rule) pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Breach:
-    """One broken rule of one feature: `rows` broke it, the first of them is `first`."""
+    """A broken rule of one feature; `rows` counts the rows that broke it, `first` is the first of them."""
 
     feature: str
     rule: str
@@ -36,14 +37,14 @@ class Breach:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Of n rows: `rejected` and `quarantined` exclude each other, `flagged` rows are in neither."""
+    """Masks over n rows. Every row is in at most one of `rejected`, `quarantined` and `flagged`."""
 
     rejected: Mask
     quarantined: Mask
     flagged: Mask
     breaches: tuple[Breach, ...] = ()
     reasons: tuple[tuple[str, ...], ...] = ()
-    """Per quarantined row what it breaks."""
+    """The broken rules of every quarantined row."""
 
     @property
     def kept(self) -> Mask:
@@ -52,7 +53,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Counts over the writes of one request or job."""
+    """Sums over the writes of one request or job."""
 
     rejected: int = 0
     quarantined: int = 0
@@ -61,7 +62,7 @@ class Report:
 
     @classmethod
     def load(cls, values: Mapping[str, Any]) -> Report:
-        """What dataclasses.asdict made, by way of JSON."""
+        """A report from the JSON form of dataclasses.asdict(report)."""
         breaches = (Breach(**{**b, "action": ValidationAction(b["action"])}) for b in values["breaches"])
         return cls(**{**values, "breaches": tuple(breaches)})
 
@@ -80,24 +81,24 @@ class Report:
 
 
 def mistakes(rule: ValidationRule, data_type: DataType) -> list[str]:
-    """What is wrong with a rule for values of a type; sentences for people."""
+    """Messages about what is wrong with a rule for values of a type; empty for a valid rule."""
     found: list[str] = []
     bounds = [b for b in (rule.min, rule.max) if b is not None]
     if not bounds and rule.max_null_rate is None and not rule.allowed:
-        found.append("a rule says min, max, max_null_rate or allowed")
+        found.append("set min, max, max_null_rate or allowed")
     if bounds and data_type.element not in _NUMBERS:
-        found.append(f"min and max are for numbers; it is {data_type.name}")
+        found.append(f"min and max need a number type, not {data_type.name}")
     if not all(map(math.isfinite, bounds)) or (len(bounds) == 2 and bounds[0] > bounds[1]):
-        found.append("min and max are finite, and min is at most max")
+        found.append("min and max must be finite, and min must not be greater than max")
     if rule.max_null_rate is not None and not 0 <= rule.max_null_rate < 1:
-        found.append("max_null_rate is a share: 0 or more and below 1")
+        found.append("max_null_rate must be at least 0 and below 1")
     if rule.allowed and data_type.element != DataType.STRING:
-        found.append(f"allowed is for texts; it is {data_type.name}")
+        found.append(f"allowed needs a text type, not {data_type.name}")
     return found
 
 
 def validate(ruled: Ruled, frame: pl.DataFrame) -> Verdict:
-    """What becomes of every row of `frame`, which has the ruled columns typed as declared."""
+    """Check every row of `frame`, whose columns have the declared types."""
     broken = [
         (name, text, rule.action, mask)
         for name, rule in ruled

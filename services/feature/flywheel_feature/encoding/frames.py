@@ -1,4 +1,4 @@
-"""Columns as arrays (values and a mask of those present) to Polars and back: expressions run on frames."""
+"""Conversion between columns as arrays (values and validity mask) and Polars frames."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from flywheel_feature.definitions.model import DataType, Field
 from flywheel_feature.encoding.row_encoding import DTYPES
 
 Columns = dict[str, tuple[Array, Mask]]
+"""Name → (values, mask of rows that are not null)."""
 
 _PLAIN = frozenset({DataType.BOOL, DataType.INT64, DataType.FLOAT32, DataType.FLOAT64})
 _FLOATS = frozenset({DataType.FLOAT32, DataType.FLOAT64})
@@ -33,7 +34,7 @@ def to_series(field: Field, values: Array, valid: Mask) -> pl.Series:
     if valid.all():
         series = pl.Series(field.name, values)
     else:
-        # Through Arrow: Polars' own way of setting nulls plans and runs a query.
+        # Through Arrow: setting nulls with Polars plans and runs a query.
         masked = pl.from_arrow(pa.array(values, mask=~valid))
         assert isinstance(masked, pl.Series)
         series = masked.rename(field.name)
@@ -43,7 +44,7 @@ def to_series(field: Field, values: Array, valid: Mask) -> pl.Series:
 
 
 def from_series(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
-    """Values (0 or empty where null) and the mask of those present. NaN counts as null."""
+    """Values (0 or empty where null) and the mask of rows that are not null. NaN counts as null."""
     if data_type == DataType.TIMESTAMP:
         series = series.dt.epoch("us") if isinstance(series.dtype, pl.Datetime) else series
     if data_type == DataType.TIMESTAMP_LIST and series.dtype != pl.List(pl.Int64):
@@ -64,10 +65,10 @@ def from_series(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
         return values, present
     if data_type in DTYPES and data_type != DataType.BOOL and series.dtype == polars_type(int(data_type)):
         return _numbers(series, data_type)
-    there = series.is_not_null()
+    not_null = series.is_not_null()
     if data_type in _FLOATS:
-        there = there & series.is_not_nan().fill_null(False)
-    mask: Mask = there.to_numpy()
+        not_null = not_null & series.is_not_nan().fill_null(False)
+    mask: Mask = not_null.to_numpy()
     if series.null_count():
         series = series.fill_null(False if data_type == DataType.BOOL else 0)
     numbers: Array = series.to_numpy().astype(DTYPES[data_type], copy=False)
@@ -75,7 +76,7 @@ def from_series(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
 
 
 def _numbers(series: pl.Series, data_type: DataType) -> tuple[Array, Mask]:
-    """Like `from_series` for fixed-width numbers, straight from the buffers."""
+    """As `from_series`, for fixed-width numbers, read directly from the buffers."""
     dtype, rows = DTYPES[data_type], len(series)
     if series.null_count() == 0:
         values: Array = series.to_numpy()
@@ -98,7 +99,7 @@ def to_frame(fields: list[Field], columns: Columns, rows: int) -> pl.DataFrame:
     if not fields:
         return pl.DataFrame(height=rows)
     if all(f.data_type in _PLAIN and columns[f.name][0].dtype == DTYPES[f.data_type] for f in fields):
-        # All at once: a series made by hand costs as much as the expressions that a few rows are for.
+        # In one step: for a few rows, building each series takes as long as evaluating the expressions.
         arrays = [pa.array(v, mask=None if m.all() else ~m) for v, m in (columns[f.name] for f in fields)]
         return pl.DataFrame(pa.RecordBatch.from_arrays(arrays, names=[f.name for f in fields]))
     return pl.DataFrame([to_series(f, *columns[f.name]) for f in fields])

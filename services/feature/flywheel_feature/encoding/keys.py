@@ -1,8 +1,8 @@
 """Redis keys of online values: `project/view@version{len:value…}`.
 
-Every join key value carries its length in front, so no two entities share a key whatever their values hold. What stands in
-braces is the hash tag: all views of one entity live in one slot of a Redis Cluster. (A value that holds a brace ends the tag
-earlier, at the same place for every view of that entity.)
+Every join key value is prefixed with its length, so two entities never share a key. The part in braces is the
+hash tag: all views of an entity are in one slot of a Redis Cluster. A value that contains a brace ends the
+tag earlier, but at the same place for every view of that entity.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from typing import Any
 
 from flywheel_feature.definitions.model import DataType, View
 
+_SHORT = 256
+_LENGTHS = [b"%d:" % n for n in range(_SHORT)]
+"""Length prefixes of short values: formatting a number takes longer than building the rest of a key."""
+
+NO_ENTITY = b"!}"
+"""Used for a null join key; no entity has it, because the keys of entities begin with a digit."""
+
 
 def key_prefix(view: View) -> bytes:
+    """The part of a key that names the view version."""
     return f"{view.project}/{view.id}@{view.version}{{".encode()
 
 
-_SHORT = 256
-_LENGTHS = [b"%d:" % n for n in range(_SHORT)]
-"""Formatting a number costs more than the rest of a key."""
-
-NO_ENTITY = b"!}"
-"""Stands for a null join key: no entity has it, because theirs begin with a digit."""
-
-
 def entity_keys(columns: Sequence[tuple[DataType, Sequence[Any]]]) -> list[bytes]:
-    """The part of a key that names the entity, per row; one column of values per join key, none null."""
+    """The part of a key that names the entity, per row; one column per join key, without nulls."""
     encoded = [_encoded(data_type, values) for data_type, values in columns]
     if len(encoded) == 1:
         return [

@@ -1,4 +1,7 @@
-"""Rows that callers send, checked against a schema: every field there, of its type, in range, else nothing is written."""
+"""Checks of rows that callers send: every field present, of its type and in range.
+
+A failed check refuses all rows.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import WrongType
 from flywheel_feature.definitions.model import DataType, Field
+from flywheel_feature.encoding.errors import PartialRow, ValueOutOfRange
 from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.encoding.row_encoding import DTYPES
 
 EARLIEST = -62_135_596_800_000_000 // 6
-"""Microseconds; about the year 1642."""
+"""Earliest accepted time in microseconds, about the year 1642."""
 LATEST = 4_102_444_800_000_000
-"""2100-01-01T00:00:00Z in microseconds: later event times are mistakes."""
+"""Latest accepted time in microseconds, 2100-01-01T00:00:00Z: a later event time is a mistake."""
 MAXIMUM_VALUE_BYTES = 256 * 1024
 
 
-def wrong_type(field: Field, given: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"Column {field.name!r} must be {field.data_type.name}, not {given}.",
-        reason="WRONG_TYPE",
-        column=field.name,
-    )
+def wrong_type(field: Field, given: str) -> WrongType:
+    """The error for a column whose values are `given` instead of the declared type."""
+    return WrongType(f"Column {field.name!r} must be {field.data_type.name}, not {given}.", column=field.name)
 
 
 def check_values(field: Field, values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> None:
-    """Raises InvalidArgument OUT_OF_RANGE: NaN or infinity, a time outside 1642 … 2100, a value over 256 KiB."""
+    """Raises ValueOutOfRange for NaN, infinity, a time outside 1642 to 2100, or a value over 256 KiB."""
     element = field.data_type.element
     if element in (DataType.FLOAT32, DataType.FLOAT64):
         flat = _flat(values, valid)
         if flat.size and not np.isfinite(flat).all():
-            raise _out_of_range(field, "NaN and infinity are not values: send null instead")
+            raise _out_of_range(field, "NaN and infinity are not accepted: send null instead")
     elif element == DataType.TIMESTAMP:
         flat = _flat(values, valid)
         if flat.size and (flat.min() < EARLIEST or flat.max() > LATEST):
@@ -53,19 +54,19 @@ def _flat(values: npt.NDArray[Any], valid: npt.NDArray[np.bool_]) -> npt.NDArray
     return present
 
 
-def _out_of_range(field: Field, why: str) -> InvalidArgument:
-    return InvalidArgument(f"Column {field.name!r}: {why}.", reason="OUT_OF_RANGE", column=field.name)
+def _out_of_range(field: Field, why: str) -> ValueOutOfRange:
+    return ValueOutOfRange(f"Column {field.name!r}: {why}.", column=field.name)
 
 
 def required(columns: Columns, fields: Sequence[str], why: str) -> None:
-    """Raises InvalidArgument PARTIAL_ROW when one of these fields is null anywhere."""
+    """Raises PartialRow when one of these fields is null in any row."""
     for name in fields:
         if name and not columns[name][1].all():
-            raise InvalidArgument(f"Column {name!r} has a null: {why}.", reason="PARTIAL_ROW", column=name)
+            raise PartialRow(f"Column {name!r} has a null: {why}.", column=name)
 
 
 def row_ids(fields: Sequence[Field], columns: Columns, rows: int) -> list[str]:
-    """An id per row from its content, the same for the same row: 32 hexadecimal digits of BLAKE2b."""
+    """An id per row that depends only on its content: 32 hexadecimal digits of BLAKE2b."""
     hashes = [hashlib.blake2b(digest_size=16) for _ in range(rows)]
     for field in fields:
         values, valid = columns[field.name]

@@ -1,4 +1,4 @@
-"""A batch view's row in Redis: one packed value per (view version, entity).
+"""Encoding of a batch view's row in Redis: one packed value per (view version, entity).
 
     0        format (1)
     1        event time, int64 microseconds
@@ -7,7 +7,8 @@
     …        fixed-width part: per feature its value, or the byte length of its variable part as uint32
     …        variable parts, in feature order
 
-Everything is little-endian. Texts are UTF-8; lists are their packed elements; lists of texts are (uint32 length, UTF-8) each.
+Numbers are little-endian, texts UTF-8, lists the packed elements; a list of texts is (uint32 length, UTF-8)
+per text.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ import numpy.typing as npt
 
 from flywheel_common.arrays import Array, Mask
 from flywheel_feature.definitions.model import DataType, Feature
-from flywheel_feature.encoding.same_length_values import EqualValues
+from flywheel_feature.encoding.same_length_values import SameLengthValues
 
 FORMAT = 1
 HEADER_BYTES = 17
-Columns = Mapping[str, tuple[Array, Mask]]
 
 DTYPES: dict[DataType, np.dtype[Any]] = {
     DataType.BOOL: np.dtype("?"),
@@ -35,10 +35,12 @@ DTYPES: dict[DataType, np.dtype[Any]] = {
     DataType.TIMESTAMP: np.dtype("<i8"),
 }
 WIDE = frozenset({DataType.FLOAT64, DataType.INT64, DataType.TIMESTAMP})
+"""Types whose values take eight bytes."""
 _VARIABLE = np.dtype("<u4")
 
 
 def is_variable(data_type: DataType) -> bool:
+    """Whether values of a type have different lengths."""
     return data_type.is_list or data_type in (DataType.STRING, DataType.BYTES)
 
 
@@ -66,7 +68,7 @@ class RowLayout:
         self.absent = bytes(self.dtype.itemsize)
         self.bitmap = slice(HEADER_BYTES, HEADER_BYTES + self._bitmap_bytes)
         self.wide = [i for i, f in enumerate(features) if f.data_type in WIDE]
-        """Features of eight bytes."""
+        """Places of the features whose values take eight bytes."""
         assert self.dtype.fields is not None
         starts = [self.dtype.fields[f"f{i}"][1] for i in self.wide]
         self.wide_bytes: slice | npt.NDArray[np.intp]
@@ -77,7 +79,10 @@ class RowLayout:
             self.wide_bytes = (np.array(starts)[:, None] + np.arange(8)).ravel()
 
     def encode(
-        self, columns: Columns, event: npt.NDArray[np.int64], created: npt.NDArray[np.int64]
+        self,
+        columns: Mapping[str, tuple[Array, Mask]],
+        event: npt.NDArray[np.int64],
+        created: npt.NDArray[np.int64],
     ) -> list[bytes]:
         """One packed value per row; `columns` by feature name."""
         rows = len(event)
@@ -107,14 +112,14 @@ class RowLayout:
         return [head + b"".join(rest) for head, rest in zip(heads, zip(*tails, strict=True), strict=True)]
 
     def decode(self, rows: Sequence[bytes | None]) -> DecodedRows:
-        """Columns of n rows; absent rows are null everywhere with event time 0."""
+        """The columns of n rows; a row that is None has only nulls and event time 0."""
         return DecodedRows(self, rows)
 
 
 class DecodedRows(Sequence[tuple[Array, Mask]]):
-    """One (values, valid) per feature, in the view's order, made when it is asked for.
+    """One (values, valid) per feature in the view's order, decoded on access.
 
-    The usual features, numbers of eight bytes, are all there at once: `bits`.
+    Features of eight bytes, the most common ones, are decoded together at once: `bits`.
     """
 
     __slots__ = ("_begins", "_fixed", "_layout", "_rows", "bits", "event", "found", "valid")
@@ -122,7 +127,7 @@ class DecodedRows(Sequence[tuple[Array, Mask]]):
     def __init__(self, layout: RowLayout, rows: Sequence[bytes | None]) -> None:
         self._layout, self._rows = layout, rows
         size = layout.dtype.itemsize
-        if isinstance(rows, EqualValues) and rows.size == size:
+        if isinstance(rows, SameLengthValues) and rows.size == size:
             raw = rows.matrix
         else:
             heads = [r[:size] if r is not None else None for r in rows] if layout.variable else rows
@@ -146,7 +151,7 @@ class DecodedRows(Sequence[tuple[Array, Mask]]):
         if not complete:
             bits = bits * self.valid[:, layout.wide]
         self.bits: npt.NDArray[np.int64] = bits
-        """[n, layout.wide]: the bits of features of eight bytes, 0 where there is no value."""
+        """[n, layout.wide]: the bits of the features of eight bytes, 0 where there is no value."""
         self._begins: list[npt.NDArray[np.int64]] | None = None
 
     @property
@@ -177,7 +182,7 @@ class DecodedRows(Sequence[tuple[Array, Mask]]):
         return values, valid
 
     def _starts(self) -> list[npt.NDArray[np.int64]]:
-        """Where the parts of every variable feature begin, row by row."""
+        """The start of the variable part of every variable feature, per row."""
         if self._begins is None:
             at = np.full(len(self._rows), self._layout.dtype.itemsize, dtype=np.int64)
             self._begins = []

@@ -1,7 +1,7 @@
-"""Values of one length, as rows of numbers are, kept and read as the one piece of memory in which Redis sends them.
+"""Values of the same length (rows of numbers), kept in the piece of memory in which Redis sends them.
 
-A reply of 1,600 rows is 700 KB. A parser copies it, makes an object of every value, and whoever decodes the rows joins them again. Here
-the bytes stay where they came; each value lies one stride behind the one before.
+A reply of 1,600 rows is 700 KB. A parser copies it and makes an object of every value, and the decoder joins
+them again. Here the bytes stay where they were received; consecutive values are one stride apart.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 MANY = 64
-"""Values for which this is cheaper than a list."""
+"""Number of values from which this is faster than a list."""
 _LONGEST_HEAD = 32
+"""Bytes within which the head of a value must end."""
 
 
-class EqualValues(Sequence[bytes]):
-    """`count` values of `size` bytes, the first at `first`, each `stride` behind the one before."""
+class SameLengthValues(Sequence[bytes]):
+    """`count` values of `size` bytes, the first at `first`, each next one `stride` bytes later."""
 
     def __init__(self, piece: bytearray, first: int, size: int, stride: int, count: int) -> None:
         self._piece, self._first, self._stride, self._count = piece, first, stride, count
@@ -30,12 +31,12 @@ class EqualValues(Sequence[bytes]):
     @overload
     def __getitem__(self, index: int) -> bytes: ...
     @overload
-    def __getitem__(self, index: slice) -> EqualValues: ...
-    def __getitem__(self, index: int | slice) -> bytes | EqualValues:
+    def __getitem__(self, index: slice) -> SameLengthValues: ...
+    def __getitem__(self, index: int | slice) -> bytes | SameLengthValues:
         if isinstance(index, slice):
             low, high, step = index.indices(self._count)
             first, stride = self._first + low * self._stride, step * self._stride
-            return EqualValues(self._piece, first, self.size, stride, len(range(low, high, step)))
+            return SameLengthValues(self._piece, first, self.size, stride, len(range(low, high, step)))
         if not -self._count <= index < self._count:
             raise IndexError(index)
         at = self._first + index % self._count * self._stride
@@ -47,13 +48,13 @@ class EqualValues(Sequence[bytes]):
         return np.ndarray((self._count, self.size), np.uint8, self._piece, self._first, (self._stride, 1))
 
 
-class EqualReply:
-    """Collects the reply to an MGET of `count` keys as it comes in, as long as it is one of values of one length."""
+class SameLengthReply:
+    """Collects the reply to an MGET of `count` keys while it consists of values of the same length."""
 
     def __init__(self, count: int) -> None:
         self.received = bytearray()
         self.length = 0
-        """Bytes of the whole reply; 0: not known yet."""
+        """Bytes of the complete reply; 0: not known yet."""
         self._count = count
         self._start = b"*%d\r\n" % count
         self._head = b""
@@ -61,31 +62,31 @@ class EqualReply:
         self._checked = 0
 
     def add(self, data: bytes) -> bool:
-        """False when it is something else: `received` is then what a parser has to be given."""
+        """False when the reply has another form; `received` must then go to a parser."""
         self.received += data
-        if not self.length and not self._begun():
+        if not self.length and not self._read_first_head():
             return False
-        return not self.length or self._as_expected()
+        return not self.length or self._heads_are_equal()
 
     @property
-    def whole(self) -> bool:
+    def complete(self) -> bool:
         return 0 < self.length <= len(self.received)
 
     @property
     def rest(self) -> bytes:
-        """What came behind the reply."""
+        """The bytes received after the reply."""
         return bytes(self.received[self.length :])
 
     @property
-    def values(self) -> EqualValues:
-        """Of a whole reply."""
+    def values(self) -> SameLengthValues:
+        """The values of a complete reply."""
         first = len(self._start) + len(self._head)
-        return EqualValues(
+        return SameLengthValues(
             self.received, first, self._stride - len(self._head) - 2, self._stride, self._count
         )
 
-    def _begun(self) -> bool:
-        """Reads the head of the first value; False when that is not one of a value."""
+    def _read_first_head(self) -> bool:
+        """Read the head of the first value; False when the reply does not begin with a value."""
         begin = bytes(self.received[: len(self._start) + _LONGEST_HEAD])
         if begin[: len(self._start)] != self._start[: len(begin)]:
             return False
@@ -99,8 +100,8 @@ class EqualReply:
         self.length = len(self._start) + self._count * self._stride
         return True
 
-    def _as_expected(self) -> bool:
-        """Whether every value that has begun begins as the first did: then a parser would have found each where it is."""
+    def _heads_are_equal(self) -> bool:
+        """Whether every value received so far has the head, and thus the length, of the first one."""
         end = min(len(self.received), self.length) - len(self._start)
         width = len(self._head)
         complete = (end - width) // self._stride + 1

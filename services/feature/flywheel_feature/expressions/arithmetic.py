@@ -1,9 +1,10 @@
-"""Sums, differences, products and quotients of FLOAT64 columns, computed on arrays as they are.
+"""Arithmetic (+ - * /) on FLOAT64 columns, computed directly on numpy arrays.
 
-Most on-demand features are no more than that, and for the few rows of a request the way into a frame and out of it takes ten times as
-long as the numbers. These operations are exact to the last bit by IEEE 754, so it does not matter who computes them: the result is that
-of `expressions`, which every text must compile with, too. Left to it is what Polars takes short cuts for: division by a number is
-multiplication with the inverse, and adding 0 keeps the sign of -0.
+Most on-demand features are plain arithmetic. For the few rows of a request, converting to a Polars frame and
+back takes ten times as long as the arithmetic. IEEE 754 defines these operations to the last bit, so the
+result equals that of `sql`, which also compiles every such text. Texts that Polars computes differently are
+left to it: it divides by a constant by multiplying with the inverse, and its addition of 0 keeps the sign of
+-0.
 """
 
 from __future__ import annotations
@@ -32,36 +33,42 @@ _OPERATORS: Mapping[type[ast.operator], np.ufunc] = {
 
 @dataclass(frozen=True, slots=True)
 class Arithmetic:
-    """A compiled text; see `arithmetic`."""
+    """A compiled expression; see `arithmetic`."""
 
     columns: tuple[str, ...]
-    """Which it reads, each once."""
+    """The columns that it reads, each once."""
     _root: Node
 
     def compute(self, columns: Mapping[str, tuple[Array, Mask]]) -> tuple[Array, Mask]:
-        """[n] values (0 where there is none) and the mask of those present: null in, null out; what is no number is null."""
+        """[n] values (0 where null) and the mask of values that are not null.
+
+        Null in, null out; NaN becomes null.
+        """
         with np.errstate(all="ignore"):
-            found: Array = _value(self._root, columns)
-        there = ~np.isnan(found)
+            values: Array = _value(self._root, columns)
+        valid = ~np.isnan(values)
         for name in self.columns:
-            there &= columns[name][1]
-        return (found if there.all() else np.where(there, found, 0.0)), there
+            valid &= columns[name][1]
+        return (values if valid.all() else np.where(valid, values, 0.0)), valid
 
 
 def arithmetic(sql: str, columns: Collection[str]) -> Arithmetic | None:
-    """None for a text that is anything else than + - * / over `columns` and numbers. SQL and Python read such a text alike."""
+    """Compile a text of + - * / over `columns` and numbers, which SQL and Python parse alike;
+
+    None for other texts.
+    """
     if not _TEXT.fullmatch(sql) or "**" in sql or "//" in sql or "--" in sql:
         return None
     try:
         root = _node(ast.parse(sql.strip(), mode="eval").body, columns)
-    except (SyntaxError, RecursionError, _OtherText):
+    except (SyntaxError, RecursionError, _NotArithmetic):
         return None
     read = tuple(dict.fromkeys(_columns(root)))
     return Arithmetic(read, root) if read and not isinstance(root, str) else None
 
 
-class _OtherText(Exception):
-    """Not plain arithmetic."""
+class _NotArithmetic(Exception):
+    """The text is not plain arithmetic."""
 
 
 def _node(tree: ast.expr, columns: Collection[str]) -> Node:
@@ -71,21 +78,21 @@ def _node(tree: ast.expr, columns: Collection[str]) -> Node:
         case ast.Constant(value=int() | float() as value) if value and not isinstance(value, bool):
             return float(value)
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            return np.negative, _computed(_node(operand, columns))
+            return np.negative, _not_constant(_node(operand, columns))
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             a, b = _node(left, columns), _node(right, columns)
             if isinstance(b, float):
-                # Of two numbers SQL makes a whole one where it can.
-                _computed(a)
+                # SQL computes an operation on two integers as an integer.
+                _not_constant(a)
                 if isinstance(op, ast.Div):
-                    raise _OtherText
+                    raise _NotArithmetic
             return _OPERATORS[type(op)], a, b
-    raise _OtherText
+    raise _NotArithmetic
 
 
-def _computed(node: Node) -> Node:
+def _not_constant(node: Node) -> Node:
     if isinstance(node, float):
-        raise _OtherText
+        raise _NotArithmetic
     return node
 
 

@@ -1,4 +1,4 @@
-"""`applied_definitions.DefinitionStore` in memory, for unit tests. Held to the same contract suite as PostgreSQL."""
+"""Definitions in memory, for unit tests (port: apply.applied.DefinitionStore)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from flywheel_feature.definitions.model import Entity, FeatureSet, Source, View
 
 
 class MemoryDefinitions:
-    """Knows no transactions: `within` must be None."""
+    """Definitions without transactions: `within` must be None."""
 
     def __init__(self) -> None:
         self._catalogs: dict[str, Catalog] = {}
@@ -49,28 +49,31 @@ class MemoryDefinitions:
         return [c for p, c in self._catalogs.items() if known.get(p) != c.revision]
 
     async def changes(self) -> AsyncGenerator[None]:
-        told = asyncio.Event()
-        self._watchers.add(told)
+        changed = asyncio.Event()
+        self._watchers.add(changed)
         try:
             while True:
-                told.clear()
+                changed.clear()
                 yield
-                await told.wait()
+                await changed.wait()
         finally:
-            self._watchers.discard(told)
+            self._watchers.discard(changed)
 
     def _catalog(self, project: str) -> Catalog:
         return self._catalogs.get(project) or Catalog(project)
 
 
 def _after(catalog: Catalog, changes: list[Change]) -> Catalog:
-    """The catalog with a plan carried out."""
+    """The catalog after a plan."""
     entities, sources = dict(catalog.entities), dict(catalog.sources)
     views, feature_sets = dict(catalog.views), dict(catalog.feature_sets)
     latest_views, latest_sets = dict(catalog.latest_views), dict(catalog.latest_feature_sets)
     existing: dict[str, dict[str, Any]] = {
-        "entities": entities, "sources": sources, "views": latest_views, "featureSets": latest_sets
-    }  # fmt: skip
+        "entities": entities,
+        "sources": sources,
+        "views": latest_views,
+        "featureSets": latest_sets,
+    }
     for change in changes:
         match change.definition:
             case Entity() as entity:
@@ -97,12 +100,14 @@ def _after(catalog: Catalog, changes: list[Change]) -> Catalog:
 
 
 class MemoryModels:
+    """Uses of feature sets by model versions, as registered (port: apply.lineage.Models)."""
+
     def __init__(self) -> None:
         self._uses: list[tuple[str, ModelUse]] = []
 
     def add(self, project: str, use: ModelUse) -> None:
-        """A model version that uses a feature set of `project`."""
+        """Register a model version that uses a feature set of `project`."""
         self._uses.append((project, use))
 
     async def feature_uses(self, project: str) -> Sequence[ModelUse]:
-        return [use for of, use in self._uses if of == project]
+        return [use for used_in, use in self._uses if used_in == project]

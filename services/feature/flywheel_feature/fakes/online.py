@@ -1,7 +1,7 @@
-"""The online store in memory, for unit tests: rows and tiles as store/online_store.py keeps them, held to the same contract suite.
+"""The online store in memory, for unit tests; the contract tests run over it too.
 
-Ports: online.OnlineRows, pushing.Rows, stream_tiles.TileStore, freshness.Positions, erasure_ports.OnlineKeys, generations.Markers.
-Lifetimes are ignored: nothing expires. Tiles of numbers only: no texts, no APPROX_DISTINCT.
+Rows and tiles are stored as in store/redis/online_store.py. Lifetimes are ignored: nothing expires. Only
+tiles of numbers are supported: no texts, no APPROX_DISTINCT.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flywheel_common.arrays import Floats
-from flywheel_feature.windows.tile_layout import FORMAT, GENERATION, TileLayout
-from flywheel_feature.windows.tile_reading import ENTRY
-from flywheel_feature.windows.tile_writing import Delta
+from flywheel_feature.windows.tile_layout import ENTRY, FORMAT, GENERATION, TileLayout
+from flywheel_feature.windows.tile_writing import Delta, state_of
 
 
 class MemoryOnlineStore:
+    """Rows, tiles, applied positions and generation markers in dictionaries."""
+
     def __init__(self) -> None:
         self._values: dict[bytes, bytes] = {}
         self._positions: dict[tuple[str, str], dict[str, str]] = {}
@@ -37,8 +38,8 @@ class MemoryOnlineStore:
         written = 0
         for key, row in zip(keys, rows, strict=True):
             old = self._values.get(key)
-            times, held = (struct.unpack_from("<qq", r, 1) if r else (-(2**63),) for r in (row, old))
-            if times > held or (times == held and row != old):
+            times, old_times = (struct.unpack_from("<qq", r, 1) if r else (-(2**63),) for r in (row, old))
+            if times > old_times or (times == old_times and row != old):
                 self._values[key] = row
                 written += 1
         return written
@@ -56,13 +57,13 @@ class MemoryOnlineStore:
     ) -> list[int]:
         answers = []
         for key, delta, first, following in deltas:
-            added = _State.parse(layout, layout.state_of(delta, {}))
+            added = _State.parse(layout, state_of(layout, delta, {}))
             state = _State.parse(layout, self._values.get(key))
-            born = state.offsets.setdefault(GENERATION, generation)
-            if born > generation:
+            state_generation = state.offsets.setdefault(GENERATION, generation)
+            if state_generation > generation:
                 answers.append(-1)
                 continue
-            if born < generation:
+            if state_generation < generation:
                 state = _State.parse(layout, None)
                 state.offsets[GENERATION] = generation
             seen = state.offsets.get(partition)
@@ -79,10 +80,10 @@ class MemoryOnlineStore:
         return dict(self._positions.get((project, source), {}))
 
     async def take_positions(self, project: str, source: str, generation: int) -> dict[str, str]:
-        born = self._generations.get((project, source), 0)
-        if born > generation:
+        stored = self._generations.get((project, source), 0)
+        if stored > generation:
             return {}
-        if born < generation:
+        if stored < generation:
             self._positions.pop((project, source), None)
         self._generations[project, source] = generation
         return await self.positions(project, source)
@@ -92,18 +93,18 @@ class MemoryOnlineStore:
     ) -> list[bool]:
         if self._generations.get((project, source)) != generation:
             return [False] * len(moves)
-        held = self._positions.setdefault((project, source), {})
+        positions = self._positions.setdefault((project, source), {})
         answers = []
-        for name, (old, new) in moves.items():
-            found = held.get(name, "") == old
-            if found:
-                held[name] = new
-            answers.append(found)
+        for name, (expected, new) in moves.items():
+            matches = positions.get(name, "") == expected
+            if matches:
+                positions[name] = new
+            answers.append(matches)
         return answers
 
 
 class _State:
-    """A state taken apart (layout: aggregation.py)."""
+    """The parts of a state (windows/tile_layout.py documents the layout)."""
 
     def __init__(self, layout: TileLayout) -> None:
         assert not layout.texts
@@ -125,8 +126,8 @@ class _State:
         for _ in range(int(tiles)):
             state.tiles[data[at]] = data[at + 1 : at + layout.stride].copy()
             at += layout.stride
-        for held, count in zip(state.lists, counts, strict=True):
-            held += map(tuple, data[at : at + int(count) * ENTRY].reshape(-1, ENTRY).tolist())
+        for entries, count in zip(state.lists, counts, strict=True):
+            entries += map(tuple, data[at : at + int(count) * ENTRY].reshape(-1, ENTRY).tolist())
             at += int(count) * ENTRY
         for p, offset in data[at : at + int(partitions) * 2].reshape(-1, 2).tolist():
             state.offsets[int(p)] = int(offset)
@@ -149,7 +150,7 @@ class _State:
         flat = [FORMAT, self.newest, len(self.tiles), len(self.offsets), *map(len, self.lists)]
         for index, tile in self.tiles.items():
             flat += [index, *tile.tolist()]
-        flat += [x for held in self.lists for entry in held for x in entry]
+        flat += [x for entries in self.lists for entry in entries for x in entry]
         flat += [x for pair in self.offsets.items() for x in pair]
         return np.array(flat, "<f8").tobytes()
 

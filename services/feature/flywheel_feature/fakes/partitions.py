@@ -1,6 +1,6 @@
-"""Joins in partitions in this process, their working files in memory, for tests. Held to the contract suites of the real ones.
+"""Joins in partitions in this process, with working files in memory, for tests.
 
-Ports: offline.ports.PartitionEngine and Workspace.
+Ports: offline.ports.PartitionEngine and Workspace. The contract tests run over them too.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from collections.abc import Callable, Sequence
 
 import polars as pl
 
-from flywheel_common.errors import FlywheelError, NotFound, Unavailable
+from flywheel_common.errors import FlywheelError
+from flywheel_common.ray.errors import EngineUnavailable
 from flywheel_feature.fakes.tables import within
 from flywheel_feature.jobs.progress import JobProgress
-from flywheel_feature.offline.partitioned.run import OneByOne, Workers, carry_out
+from flywheel_feature.offline.partitioned.run import SequentialWorkers, Workers, run_spec
 from flywheel_feature.offline.partitioned.spec import PROGRESS, Task
 from flywheel_feature.offline.partitioned.steps import PartitionTasks
 from flywheel_feature.offline.ports import Workspace
+from flywheel_feature.tables.errors import UnknownTable
 from flywheel_feature.tables.ports import Between, Tables
 
 
 class MemoryWorkspace(Workspace):
+    """Working files in a dictionary."""
+
     def __init__(self) -> None:
         self._files: dict[str, bytes | pl.DataFrame] = {}
 
@@ -35,7 +39,7 @@ class MemoryWorkspace(Workspace):
         files = (self._files[key] for key in self.keys(prefix))
         frames = [within(f, where).select(columns) for f in files if isinstance(f, pl.DataFrame)]
         if not frames:
-            raise NotFound(f"There is no working file {prefix}.", reason="UNKNOWN_TABLE")
+            raise UnknownTable(f"There is no working file {prefix}.")
         return pl.concat(frames)
 
     def write_bytes(self, key: str, content: bytes) -> None:
@@ -51,15 +55,15 @@ class MemoryWorkspace(Workspace):
 
 
 class _Stopped(Exception):
-    """Nobody waits for the work any more."""
+    """The call of `run` was cancelled."""
 
 
 class _Died(Exception):
-    """A task ended with what is no domain error, as which a process would die."""
+    """A task raised an error that is not a domain error; a join process would die of it."""
 
 
 class MemoryPartitions:
-    """Tasks run in a thread, one by one; who stops waiting stops them after the one at work."""
+    """Runs tasks one by one in a thread. Cancelling `run` stops the work after the current task."""
 
     def __init__(self, tables: Tables, name: str = "local") -> None:
         self.name = name
@@ -70,16 +74,16 @@ class MemoryPartitions:
         return self._workspaces.setdefault(name, MemoryWorkspace())
 
     async def discard(self, name: str) -> None:
-        # Work ends with whoever waits for it: it is only files that can be left.
+        # The work ends with the call of `run`, so only files can be left over.
         self.workspace(name).delete()
 
     async def run(self, name: str, job: JobProgress) -> None:
         workspace, stopped = self.workspace(name), asyncio.Event()
 
         def workers(tasks: PartitionTasks) -> Workers:
-            return _Followed(tasks, job, stopped.is_set)
+            return _StoppableWorkers(tasks, job, stopped.is_set)
 
-        work = asyncio.ensure_future(asyncio.to_thread(carry_out, workspace, self._tables, workers))
+        work = asyncio.ensure_future(asyncio.to_thread(run_spec, workspace, self._tables, workers))
         try:
             await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -87,22 +91,24 @@ class MemoryPartitions:
             await asyncio.gather(work, return_exceptions=True)
             raise
         except _Died as death:
-            raise Unavailable("The work died.", reason="ENGINE_UNAVAILABLE") from death.__cause__
+            raise EngineUnavailable("The work died: retry.") from death.__cause__
 
 
-class _Followed:
+class _StoppableWorkers:
+    """Runs tasks in this process, until the job is cancelled or `stopped` returns true."""
+
     def __init__(self, tasks: PartitionTasks, job: JobProgress, stopped: Callable[[], bool]) -> None:
         self._tasks, self._job, self._stopped = tasks, job, stopped
 
-    def carry_out(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
+    def run(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
         for task in tasks:
-            told = self._tasks.workspace.read_json(PROGRESS)
-            self._job.progress(told["done"], told["total"], "tasks", told["message"])
+            report = self._tasks.workspace.read_json(PROGRESS)
+            self._job.progress(report["done"], report["total"], "tasks", report["message"])
             self._job.check_cancelled()
             if self._stopped():
                 raise _Stopped
             try:
-                OneByOne(self._tasks).carry_out([task], done)
+                SequentialWorkers(self._tasks).run([task], done)
             except FlywheelError:
                 raise
             except Exception as error:

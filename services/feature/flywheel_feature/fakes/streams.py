@@ -1,8 +1,8 @@
-"""What the stream worker keeps in PostgreSQL, in memory: ids seen, archived segments and positions. For unit tests; held to the same
-contract suite as store/archive.py.
+"""In-memory versions of the PostgreSQL adapters of ingest and erasure, for unit tests.
 
-Ports: stream_materialization.SeenEvents and ArchivePositions, archiving.SegmentStore, archive_replay.Segments, freshness.Archived,
-erasure_ports.EventArchive, generations.GenerationCounter.
+The contract tests run over them too. MemoryStreams: seen event ids, archived segments and positions,
+generation (store/postgres/archive.py and generations.py). MemoryTombstones, MemoryPushLog,
+MemoryMaterialized: as the adapters of those names.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ from flywheel_feature.ingest.archive import NewSegment
 from flywheel_feature.ingest.tombstones import Tombstone, Tombstones
 from flywheel_feature.tables.ports import Segment
 
+Garbage = dict[str, None]
+"""Keys of objects to delete, in order; the fakes of one test share it."""
+
 
 class MemoryStreams:
+    """Seen events, the archive and the generation of the online store."""
+
     def __init__(self, bucket: str = "memory", garbage: Garbage | None = None) -> None:
         self._bucket = bucket
         self._garbage: Garbage = {} if garbage is None else garbage
@@ -36,18 +41,18 @@ class MemoryStreams:
         self, source: str, event_ids: Sequence[str], partition: int, offsets: Sequence[int]
     ) -> list[bool]:
         answers = []
-        place, last = 0, -1
+        position, last = 0, -1
         for event_id, offset in zip(event_ids, offsets, strict=True):
-            place, last = (place + 1 if offset == last else 0), offset
-            here = partition, offset, place
-            answers.append(self._seen.setdefault((source, event_id), here) == here)
+            position, last = (position + 1 if offset == last else 0), offset
+            place = partition, offset, position
+            answers.append(self._seen.setdefault((source, event_id), place) == place)
         return answers
 
     async def archived_offset(self, project: str, source: str, partition: int) -> int:
         return self._archived.get((project, source), {}).get(partition, (0, 0))[0]
 
     async def archived(self, project: str) -> dict[str, dict[int, tuple[int, int]]]:
-        return {source: dict(held) for (of, source), held in self._archived.items() if of == project}
+        return {source: dict(offsets) for (p, source), offsets in self._archived.items() if p == project}
 
     async def archived_offsets(self, project: str, source: str) -> Mapping[int, int]:
         return {p: offset for p, (offset, _) in self._archived.get((project, source), {}).items()}
@@ -60,7 +65,7 @@ class MemoryStreams:
         s = segment
         key = s.source.project, s.source.id
         positions = self._archived.setdefault(key, {})
-        # Where nothing is archived yet, Kafka may begin anywhere.
+        # The first segment may begin at any offset, as Kafka may have deleted older events.
         offset, count = positions.get(s.partition, (s.first_offset, 0))
         if offset != s.first_offset:
             return False
@@ -76,34 +81,32 @@ class MemoryStreams:
 
     async def replace_segment(self, old: str, new: str, events: int, min_time: int, max_time: int) -> None:
         uri = f"s3://{self._bucket}/{old}"
-        for key, held in self._segments.items():
-            for segment in [s for s in held if s.uri == uri]:
-                held.remove(segment)
+        for key, segments in self._segments.items():
+            for segment in [s for s in segments if s.uri == uri]:
+                segments.remove(segment)
                 if events:
-                    changed = replace(
-                        segment, uri=f"s3://{self._bucket}/{new}", event_count=events, min_time=min_time, max_time=max_time
-                    )  # fmt: skip
-                    held.append(changed)
+                    times = {"min_time": min_time, "max_time": max_time}
+                    uri_of_new = f"s3://{self._bucket}/{new}"
+                    segments.append(replace(segment, uri=uri_of_new, event_count=events, **times))
                 offset, count = self._archived[key][segment.partition]
                 self._archived[key][segment.partition] = offset, count - segment.event_count + events
                 self._garbage[old] = None
 
 
-Garbage = dict[str, None]
-
-
 class MemoryTombstones:
+    """Tombstones of erased entities, and the objects to delete."""
+
     def __init__(self, garbage: Garbage) -> None:
         self._garbage = garbage
-        self._stones: dict[str, dict[str, dict[bytes, Tombstone]]] = {}
+        self._tombstones: dict[str, dict[str, dict[bytes, Tombstone]]] = {}
 
     def of(self, project: str) -> Tombstones:
-        return self._stones.get(project, {})
+        return self._tombstones.get(project, {})
 
-    async def put(self, project: str, entity: str, key_hash: bytes, stone: Tombstone) -> None:
-        stones = self._stones.setdefault(project, {}).setdefault(entity, {})
-        before = stones.get(key_hash, stone)
-        stones[key_hash] = replace(stone, erased_at=max(stone.erased_at, before.erased_at))
+    async def put(self, project: str, entity: str, key_hash: bytes, tombstone: Tombstone) -> None:
+        tombstones = self._tombstones.setdefault(project, {}).setdefault(entity, {})
+        before = tombstones.get(key_hash, tombstone)
+        tombstones[key_hash] = replace(tombstone, erased_at=max(tombstone.erased_at, before.erased_at))
 
     async def add_garbage(self, keys: list[str]) -> None:
         self._garbage.update(dict.fromkeys(keys))
@@ -116,6 +119,8 @@ class MemoryTombstones:
 
 
 class MemoryPushLog:
+    """The files of rows pushed to batch views."""
+
     def __init__(self, garbage: Garbage) -> None:
         self._garbage = garbage
         self._keys: dict[tuple[str, str], dict[int, str]] = {}
@@ -130,24 +135,27 @@ class MemoryPushLog:
 
     async def replace(self, old: str, new: str, rows: int) -> None:
         self._garbage[old] = None
-        for held in self._keys.values():
-            for number in [n for n, key in held.items() if key == old]:
+        for files in self._keys.values():
+            for number in [n for n, key in files.items() if key == old]:
                 if rows:
-                    held[number] = new
+                    files[number] = new
                 else:
-                    del held[number]
+                    del files[number]
 
 
 ViewVersion = tuple[str, str, int]
+"""(project, view id, version)."""
 
 
 class MemoryMaterialized:
+    """Newest materialized event times and seen files of view versions."""
+
     def __init__(self) -> None:
         self._newest: dict[ViewVersion, int] = {}
         self._seen: dict[ViewVersion, dict[str, str]] = {}
 
     async def newest(self, project: str) -> dict[tuple[str, int], int]:
-        return {(view, version): t for (of, view, version), t in self._newest.items() if of == project}
+        return {(view, version): t for (p, view, version), t in self._newest.items() if p == project}
 
     async def done(self, project: str, view: str, version: int, end_time: int, newest: int) -> None:
         key = project, view, version

@@ -1,7 +1,7 @@
-"""Parquet tables in memory, for unit tests: frames by address. Held to the same contract suite as store/table_files.py.
+"""Parquet tables in memory, for unit tests: frames by address. The contract tests run over them too.
 
-Ports: offline.ports.Tables, materialize_view.TableFiles, erasure_ports.Objects, archive_replay.FileReader, push_log.FrameWriter,
-archiving.FrameWriter, validating.Files. Knows plain Parquet alone: no Delta tables.
+Ports: tables.ports.Tables and TableFiles, erasure.ports.Objects, and the narrower ports of ingest. No Delta
+tables.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from urllib.parse import unquote
 
 import polars as pl
 
-from flywheel_common.errors import FailedPrecondition, FlywheelError, InvalidArgument, NotFound
+from flywheel_common.errors import FlywheelError
+from flywheel_feature.definitions.errors import InvalidUri
 from flywheel_feature.definitions.model import TableFormat
+from flywheel_feature.tables.errors import TableChanged, UnknownTable, UnsupportedFormat
 from flywheel_feature.tables.ports import Between, Piece, TableFile, TableSnapshot
 
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
@@ -30,6 +32,8 @@ class _File:
 
 
 class MemoryTables:
+    """Tables of one bucket, and of any other address that is written to."""
+
     def __init__(self, bucket: str = "memory") -> None:
         self._bucket = bucket
         self._files: dict[str, _File] = {}
@@ -47,7 +51,7 @@ class MemoryTables:
 
     def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
         if table_format != TableFormat.PARQUET:
-            raise FailedPrecondition(f"{uri} is no plain Parquet.", reason="UNSUPPORTED_FORMAT")
+            raise UnsupportedFormat(f"{uri} is not a plain Parquet table.")
         base = len(uri) if uri.endswith("/") else 0
         pieces = tuple(Piece(f, partition=_hive(f[base:]) if base else ()) for f in self._found(uri))
         stored = dict(self._files[pieces[0].uri].frame.schema)
@@ -76,14 +80,16 @@ class MemoryTables:
 
     def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
         wanted = list(dict.fromkeys(columns))
-        frames = [self._file(uri, gone=False).frame for uri in uris]
-        held = [frame.select(c for c in wanted if c in frame.columns) for frame in frames]
-        whole = pl.concat(held, how="diagonal_relaxed") if held else pl.DataFrame()
-        missing = [pl.lit(None, pl.Null).alias(c) for c in wanted if c not in whole.columns]
-        return whole.with_columns(missing).select(wanted) if held else pl.DataFrame({c: [] for c in wanted})
+        if not uris:
+            return pl.DataFrame({c: [] for c in wanted})
+        frames = [self._file(uri, listed=False).frame for uri in uris]
+        parts = [frame.select(c for c in wanted if c in frame.columns) for frame in frames]
+        rows = pl.concat(parts, how="diagonal_relaxed")
+        missing = [pl.lit(None, pl.Null).alias(c) for c in wanted if c not in rows.columns]
+        return rows.with_columns(missing).select(wanted)
 
     def write(self, uri: str, frame: pl.DataFrame) -> None:
-        _checked(uri)
+        _check_uri(uri)
         self._writes += 1
         self._files[uri] = _File(frame, str(self._writes), time.time())
 
@@ -92,7 +98,7 @@ class MemoryTables:
             del self._files[found]
 
     async def delete(self, key: str) -> None:
-        """One object of the own bucket, by its key."""
+        """Delete an object of the own bucket, by its key."""
         self._files.pop(self.bucket_uri(key), None)
 
     def files(self, uri: str, table_format: TableFormat = TableFormat.PARQUET) -> list[TableFile]:
@@ -106,32 +112,33 @@ class MemoryTables:
         return sorted(u for u, f in self._files.items() if u.startswith(uri) and f.written_at < limit)
 
     def row_counts(self, uris: Sequence[str]) -> list[int | FlywheelError]:
-        return [self._file(uri, gone=False).frame.height for uri in uris]
+        return [self._file(uri, listed=False).frame.height for uri in uris]
 
     def batches(
         self, file: TableFile, columns: Sequence[str], where: Between | None, rows: int, skip: int
     ) -> Iterator[tuple[int, pl.DataFrame]]:
         partition = dict(_hive(file.uri[len(file.table) :])) if file.table.endswith("/") else {}
-        whole = self._file(file.uri, gone=False).frame
-        whole = whole.with_columns(pl.lit(v, pl.String).alias(n) for n, v in partition.items())
-        timed = where is not None and isinstance(whole.schema.get(where.column), pl.Datetime)
-        cut = within(whole, where if timed else None).select(c for c in columns if c in whole.columns)
-        for number, offset in enumerate(range(0, cut.height, rows), start=1):
+        frame = self._file(file.uri, listed=False).frame
+        frame = frame.with_columns(pl.lit(v, pl.String).alias(n) for n, v in partition.items())
+        is_timestamp = where is not None and isinstance(frame.schema.get(where.column), pl.Datetime)
+        selected = within(frame, where if is_timestamp else None)
+        selected = selected.select(c for c in columns if c in frame.columns)
+        for number, offset in enumerate(range(0, selected.height, rows), start=1):
             if number > skip:
-                yield number, cut.slice(offset, rows)
+                yield number, selected.slice(offset, rows)
 
-    def _file(self, uri: str, *, gone: bool = True) -> _File:
-        """`gone`: it was there when its table was listed."""
-        _checked(uri)
+    def _file(self, uri: str, *, listed: bool = True) -> _File:
+        """`listed`: the file existed when its table was listed."""
+        _check_uri(uri)
         if uri not in self._files:
-            if gone:
-                raise FailedPrecondition(f"{uri} went away while its table was read.", reason="TABLE_CHANGED")
+            if listed:
+                raise TableChanged(f"{uri} was deleted while its table was read: retry.")
             raise _unknown(uri)
         return self._files[uri]
 
     def _found(self, uri: str) -> list[str]:
-        """Files at a key or below a prefix, by path; what is hidden, like _manifest or .staging, is no data."""
-        _checked(uri)
+        """Files at a key or below a prefix, by path, without hidden files (like _manifest or .staging)."""
+        _check_uri(uri)
         if not uri.endswith("/"):
             found = [uri] if uri in self._files else []
         else:
@@ -142,18 +149,14 @@ class MemoryTables:
         return found
 
 
-def _unknown(uri: str) -> NotFound:
-    return NotFound(
-        f"There is no Parquet at {uri}: check the address, or write it first.", reason="UNKNOWN_TABLE"
-    )
+def _unknown(uri: str) -> UnknownTable:
+    return UnknownTable(f"There is no Parquet at {uri}: check the address, or write it first.")
 
 
-def _checked(uri: str) -> None:
+def _check_uri(uri: str) -> None:
     match = _URI.fullmatch(uri)
     if match is None or ".." in match.group(2).split("/"):
-        raise InvalidArgument(
-            f"{uri[:200]!r} is not an address of the form s3://bucket/key.", reason="INVALID_URI"
-        )
+        raise InvalidUri(f"{uri[:200]!r} is not an address of the form s3://bucket/key.")
 
 
 def _hive(path: str) -> Partition:
@@ -162,7 +165,7 @@ def _hive(path: str) -> Partition:
 
 
 def within(frame: pl.DataFrame, where: Between | None) -> pl.DataFrame:
-    """Rows whose column lies there: a time in microseconds, or a whole number."""
+    """The rows that `where` selects by a column of timestamps or integers."""
     if where is None:
         return frame
     value = pl.col(where.column)

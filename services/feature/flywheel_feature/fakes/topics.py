@@ -1,7 +1,4 @@
-"""Topics of stream sources in memory, for unit tests. Held to the same contract suite as Kafka.
-
-Ports: pushing.Topics, erasure_ports.TopicEnds, freshness.Ends.
-"""
+"""Topics of stream sources in memory, for unit tests; the contract tests run over them too."""
 
 from __future__ import annotations
 
@@ -11,6 +8,8 @@ from flywheel_feature.definitions.model import Source, StreamSource
 
 
 class MemoryTopics:
+    """Records per topic and partition; `partitions` is the default number of partitions."""
+
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions
         self._records: dict[tuple[str, str], list[list[bytes]]] = {}

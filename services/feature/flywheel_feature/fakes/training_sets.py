@@ -1,23 +1,24 @@
-"""In-memory stand-ins for the offline ports, held to the same contract tests as the real stores."""
+"""Training sets in memory, for unit tests (port: offline.ports.TrainingSets)."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from flywheel_common.errors import AlreadyExists
+from flywheel_feature.offline.errors import TrainingSetExists
 from flywheel_feature.offline.model import TrainingSet
 
 
 class MemoryTrainingSets:
+    """Training sets in a dictionary."""
+
     def __init__(self) -> None:
         self._sets: dict[tuple[str, str], TrainingSet] = {}
 
     async def create(self, training_set: TrainingSet) -> None:
         key = (training_set.project, training_set.id)
         if key in self._sets:
-            raise AlreadyExists(
-                f"{training_set.name} exists: training sets are immutable, choose another id.",
-                reason="TRAINING_SET_EXISTS",
+            raise TrainingSetExists(
+                f"{training_set.name} exists: training sets are immutable, choose another id."
             )
         self._sets[key] = training_set
 

@@ -1,1 +1,1 @@
-"""The offline half of the feature service: point-in-time joins, training sets, skew checks."""
+"""Training sets, point-in-time joins and skew checks."""

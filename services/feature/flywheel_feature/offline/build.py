@@ -1,4 +1,4 @@
-"""Building training sets: a spine, the features of a feature set as they were known, a label, a manifest."""
+"""Builds training sets: reads a spine, joins features to it, writes the files and registers the set."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from functools import partial
 import polars as pl
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import AlreadyExists, FlywheelError
-from flywheel_feature.definitions.catalog import Catalog
+from flywheel_common.errors import FlywheelError
+from flywheel_feature.definitions.catalog import Catalog, CatalogReader
 from flywheel_feature.definitions.model import ParquetSource, Source, TableFormat
 from flywheel_feature.jobs.progress import ResumableJob, Stages
 from flywheel_feature.offline import spines
 from flywheel_feature.offline.assembly import assemble, check_names
+from flywheel_feature.offline.errors import TrainingSetExists
 from flywheel_feature.offline.joins.feature_join import FeatureJoiner, JoinPlan, plan_join
 from flywheel_feature.offline.manifest import ROWS_PER_FILE, BuiltFiles, of_frame
 from flywheel_feature.offline.model import (
@@ -27,13 +28,13 @@ from flywheel_feature.offline.model import (
     TrainingSetRequest,
 )
 from flywheel_feature.offline.partitioned.build import BuiltInputs, JoinLimits, PartitionedBuild
-from flywheel_feature.offline.ports import Catalogs, PartitionEngine, TrainingSets
+from flywheel_feature.offline.ports import PartitionEngine, TrainingSets
 from flywheel_feature.offline.unfinished import (
     attempt_uri,
+    finish_in_thread,
     remove,
-    remove_others,
-    undisturbed,
-    unfinished,
+    remove_on_failure,
+    remove_other_attempts,
     work_name,
 )
 from flywheel_feature.tables.blocking import answered_in_time
@@ -45,12 +46,20 @@ _VERSIONS = "source_versions"
 
 
 class TrainingSetBuilder:
-    """Use case of BuildTrainingSet: `validate` when it is asked for, `build` in the job."""
+    """Use case of BuildTrainingSet: `validate` during the call, `build` in the job."""
 
     def __init__(
-        self, *, catalogs: Catalogs, tables: Tables, archive: Archive, training_sets: TrainingSets, clock: Clock,
-        archive_wait_seconds: float = 60.0, engines: Sequence[PartitionEngine] = (), limits: JoinLimits | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        catalogs: CatalogReader,
+        tables: Tables,
+        archive: Archive,
+        training_sets: TrainingSets,
+        clock: Clock,
+        archive_wait_seconds: float = 60.0,
+        engines: Sequence[PartitionEngine] = (),
+        limits: JoinLimits | None = None,
+    ) -> None:
         self._catalogs = catalogs
         self._tables = tables
         self._archive = archive
@@ -61,9 +70,10 @@ class TrainingSetBuilder:
         self._partitioned = PartitionedBuild(tables, engines, limits or JoinLimits())
 
     async def validate(self, request: TrainingSetRequest) -> None:
-        """Everything that can be known before the job runs. Reads no rows.
+        """Check all that can be checked before the job runs, without reading rows.
 
-        Raises NotFound UNKNOWN_FEATURE_SET, UNKNOWN_SOURCE; InvalidArgument WRONG_SPINE, UNKNOWN_FIELD, INVALID_EXPRESSION.
+        Raises NotFound UNKNOWN_FEATURE_SET and UNKNOWN_SOURCE, InvalidArgument WRONG_SPINE, UNKNOWN_FIELD and
+        INVALID_EXPRESSION.
         """
         catalog = await self._catalogs(request.project)
         plan = _plan(catalog, request)
@@ -80,21 +90,22 @@ class TrainingSetBuilder:
     async def build(
         self, request: TrainingSetRequest, job: ResumableJob, work: str = "", *, reached: int = 0
     ) -> TrainingSet:
-        """Build and register the set. Starting again after a crash gives the same set (equal inputs, equal bytes).
+        """Build and register the set. A restart after a crash gives the same set (equal inputs, equal bytes).
 
-        Delta tables are read at the versions that the job's first start found. A build that fails or is cancelled leaves no
-        file. `reached`: the percentage that an earlier start of the job has told.
+        Delta tables are read in the versions that the first start of the job found. A build that fails or is
+        cancelled leaves no files. `reached` is the percentage that an earlier start of the job reported.
+        `work` names the work: a build in partitions that is started again under the same name continues where
+        it stopped.
 
-        `work` names this piece of work: a build in partitions that is begun again by the same name goes on where it stopped.
-
-        Raises what `validate` raises, FailedPrecondition ARCHIVE_BEHIND, SOURCE_MISMATCH, and the errors of the ports.
+        Raises what `validate` raises, FailedPrecondition ARCHIVE_BEHIND and SOURCE_MISMATCH, and the errors
+        of the ports.
         """
         started = self._clock.monotonic()
         catalog = await self._catalogs(request.project)
         plan = _plan(catalog, request)
         existing = await self._training_sets.get(request.project, request.training_set_id)
         if existing is not None:
-            return await self._found(request, plan, existing)
+            return await self._existing(request, plan, existing)
         stages = Stages(job, reached)
         sources = [view.source for view in plan.stored]
         if isinstance(request.spine, SourceSpine):
@@ -119,7 +130,7 @@ class TrainingSetBuilder:
         return registered
 
     async def _pinned(self, sources: Collection[Source], job: ResumableJob) -> SourceReader:
-        """Delta versions are remembered by the job before anything is read, so that whoever goes on reads the same."""
+        """A pinned reader; the job stores its Delta versions before the first read, in case it is resumed."""
         if not any(isinstance(s.kind, ParquetSource) and s.kind.format == TableFormat.DELTA for s in sources):
             return self._reader.pinned()
         known = json.loads(job.checkpoint)[_VERSIONS] if job.checkpoint else {}
@@ -129,13 +140,19 @@ class TrainingSetBuilder:
         return reader
 
     async def _in_partitions(
-        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader, name: str, job: Stages
-    ) -> BuiltInputs | None:  # fmt: skip
+        self,
+        request: TrainingSetRequest,
+        plan: JoinPlan,
+        catalog: Catalog,
+        reader: SourceReader,
+        name: str,
+        job: Stages,
+    ) -> BuiltInputs | None:
         job.begin(until=95)
         try:
             return await self._partitioned.build(request, plan, catalog, reader, name, job)
         except BaseException as error:
-            # What another process is to go on with stays; what nobody will is removed.
+            # If the job may be resumed by another process, its files are kept.
             if job.cancelled or (isinstance(error, FlywheelError) and not error.retryable):
                 await remove(self._tables, self._partitioned.uri(request, name))
             raise
@@ -169,7 +186,7 @@ class TrainingSetBuilder:
     async def _spine(
         self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader
     ) -> tuple[pl.DataFrame, int]:
-        """Keys, request fields, EVENT_TIMESTAMP and LABEL in canonical order; and how many rows had no label."""
+        """(keys, request fields, EVENT_TIMESTAMP, LABEL in canonical order; number of rows without label)."""
         spine = request.spine
         if isinstance(spine, SourceSpine):
             source = catalog.source(spine.source)
@@ -189,8 +206,14 @@ class TrainingSetBuilder:
             return pl.concat([spines.from_file(plan, spine, part) for part in rows])
 
     async def _in_memory(
-        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader, name: str, job: Stages
-    ) -> BuiltFiles:  # fmt: skip
+        self,
+        request: TrainingSetRequest,
+        plan: JoinPlan,
+        catalog: Catalog,
+        reader: SourceReader,
+        name: str,
+        job: Stages,
+    ) -> BuiltFiles:
         job.begin(until=10, since=0)
         job.progress(0, 0, message="reading the spine")
         spine, unlabelled = await self._spine(request, plan, catalog, reader)
@@ -200,12 +223,12 @@ class TrainingSetBuilder:
         digest = await asyncio.to_thread(content_hash, frame)
         uri = attempt_uri(self._tables, request, name, digest)
         job.begin(until=95)
-        async with unfinished(self._tables, uri):
+        async with remove_on_failure(self._tables, uri):
             for part, offset in enumerate(range(0, max(frame.height, 1), ROWS_PER_FILE)):
                 job.check_cancelled()
                 job.progress(offset, frame.height, "rows", f"writing part {part}")
                 rows = frame.slice(offset, ROWS_PER_FILE)
-                await undisturbed(partial(self._tables.write, f"{uri}part-{part:05d}.parquet", rows))
+                await finish_in_thread(partial(self._tables.write, f"{uri}part-{part:05d}.parquet", rows))
             job.progress(frame.height, frame.height, "rows", "profiling columns")
             return await asyncio.to_thread(of_frame, plan, request, frame, uri, unlabelled, digest)
 
@@ -214,30 +237,29 @@ class TrainingSetBuilder:
     ) -> TrainingSet:
         try:
             await self._training_sets.create(training_set)
-        except AlreadyExists:
+        except TrainingSetExists:
             existing = await self._training_sets.get(request.project, request.training_set_id)
             if existing is None:
                 raise
-            return await self._found(request, plan, existing)
-        await remove_others(self._tables, training_set)
+            return await self._existing(request, plan, existing)
+        await remove_other_attempts(self._tables, training_set)
         return training_set
 
-    async def _found(self, request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet) -> TrainingSet:
-        """The set that exists; what other attempts at it left is removed."""
-        same = _same(request, plan, existing)
-        await remove_others(self._tables, same)
-        return same
+    async def _existing(
+        self, request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet
+    ) -> TrainingSet:
+        """The existing set; raises AlreadyExists TRAINING_SET_EXISTS when it differs from the requested one.
 
-
-def _same(request: TrainingSetRequest, plan: JoinPlan, existing: TrainingSet) -> TrainingSet:
-    """The set that exists, if it is what was asked for: the process may have died between commit and the job's end."""
-    asked = (plan.feature_set.name, request.spine, request.mode, request.short_feature_names)
-    if asked != (existing.feature_set, existing.spine, existing.mode, existing.short_feature_names):
-        raise AlreadyExists(
-            f"{request.name} exists and differs: training sets are immutable, choose another id.",
-            reason="TRAINING_SET_EXISTS",
-        )
-    return existing
+        An earlier process may have died after registering the set. Removes the files of other attempts.
+        """
+        requested = (plan.feature_set.name, request.spine, request.mode, request.short_feature_names)
+        found = (existing.feature_set, existing.spine, existing.mode, existing.short_feature_names)
+        if requested != found:
+            raise TrainingSetExists(
+                f"{request.name} exists and differs: training sets are immutable, choose another id."
+            )
+        await remove_other_attempts(self._tables, existing)
+        return existing
 
 
 def _plan(catalog: Catalog, request: TrainingSetRequest) -> JoinPlan:

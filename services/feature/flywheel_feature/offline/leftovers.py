@@ -1,5 +1,8 @@
-"""What jobs of training sets left that ended where nobody could clear up after them: lost with their processes, cancelled while
-they waited for the next one, or ended while a store was away. It is working files, parts of a set, and work that runs on Ray."""
+"""Removes what ended training set jobs left behind: working files, parts of a set, and running Ray jobs.
+
+A job leaves them when its process died, when it was cancelled while it waited for a process, or when a store
+was down at its end.
+"""
 
 from __future__ import annotations
 
@@ -9,29 +12,37 @@ from datetime import timedelta
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature.jobs.runner import LEASE_SECONDS, Job, JobStore
+from flywheel_feature.jobs.model import Job
+from flywheel_feature.jobs.ports import JobStore
+from flywheel_feature.jobs.runner import LEASE_SECONDS
 from flywheel_feature.offline.ports import PartitionEngine, TrainingSets
-from flywheel_feature.offline.unfinished import undisturbed, work_name, work_uri
+from flywheel_feature.offline.unfinished import finish_in_thread, work_name, work_uri
 from flywheel_feature.tables.ports import Tables
 
 log = get_logger(__name__)
 
 SWEEP_SECONDS = 60.0
 LOOK_BACK = timedelta(days=7)
-"""How long ago a job may have ended for a process that starts to clear up after it."""
+"""A process that starts cleans up after the jobs that ended within this time."""
 OVERLAP = timedelta(minutes=10)
-"""So far may the clocks differ that tell when jobs ended."""
+"""The largest difference between the clocks that record the ends of jobs."""
 SETTLED = timedelta(seconds=4 * LEASE_SECONDS)
-"""Who held the job when it ended has noticed by then."""
+"""After this time the process that ran the job has noticed that it ended."""
 
 
 class Leftovers:
-    """Each process sweeps for itself, as each has working files on its own disk. What is swept twice is not there."""
+    """Sweeps up after ended jobs. Every process does so, as each has working files on its own disk."""
 
     def __init__(
-        self, jobs: JobStore, kind: str, training_sets: TrainingSets, tables: Tables, engines: Sequence[PartitionEngine], clock: Clock,
-    ) -> None:  # fmt: skip
-        """`kind`: of the jobs that build training sets."""
+        self,
+        jobs: JobStore,
+        kind: str,
+        training_sets: TrainingSets,
+        tables: Tables,
+        engines: Sequence[PartitionEngine],
+        clock: Clock,
+    ) -> None:
+        """`kind`: the kind of the jobs that build training sets."""
         self._jobs = jobs
         self._kind = kind
         self._training_sets = training_sets
@@ -42,16 +53,16 @@ class Leftovers:
         self._cleared: set[str] = set()
 
     async def run(self) -> None:
-        """Sweep for ever; what cannot be removed now waits for the next time."""
+        """Sweep every SWEEP_SECONDS until cancelled; the next sweep retries what could not be removed."""
         while True:
             try:
                 await self.sweep()
             except FlywheelError as error:
-                log.warning("what ended jobs left stays", reason=error.reason)
+                log.warning("cannot remove what ended jobs left behind", reason=error.reason)
             await self._clock.sleep(SWEEP_SECONDS)
 
     async def sweep(self) -> None:
-        """Clear up after every job that ended since the last sweep. Raises what the first job raised after which it failed."""
+        """Clean up after all jobs that ended since the last sweep; raises the first error at the end."""
         now = self._clock.now()
         ended = await self._jobs.ended_since(self._kind, self._since)
         failure: FlywheelError | None = None
@@ -75,7 +86,8 @@ class Leftovers:
             await engine.discard(name)
         training_set_id = job.training_set.rpartition("/")[2]
         if training_set_id:
-            # The job may have been lost after its set was registered.
+            # The job may have been lost after it registered its set.
             registered = await self._training_sets.get(job.project, training_set_id)
             uri = work_uri(self._tables, job.project, training_set_id, name)
-            await undisturbed(lambda: self._tables.remove(uri, keep=registered.uri if registered else ""))
+            keep = registered.uri if registered else ""
+            await finish_in_thread(lambda: self._tables.remove(uri, keep=keep))

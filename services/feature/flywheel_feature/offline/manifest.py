@@ -1,4 +1,7 @@
-"""What is told about the files of a training set: hash, rows, times, schema, profiles. The same however they were made."""
+"""The description of the files of a training set: hash, row count, times, schema and profiles.
+
+It does not depend on where or how the set was built.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ ROWS_PER_FILE = 250_000
 
 @dataclass(frozen=True, slots=True)
 class BuiltFiles:
-    """See TrainingSet, whose fields these are."""
+    """The fields of TrainingSet that describe its files."""
 
     uri: str
     content_hash: str
@@ -44,13 +47,14 @@ _BUILT = TypeAdapter(BuiltFiles)
 
 
 def label_mean(labels: pl.Series | None) -> float:
-    """Of labels without nulls; summed in one way whatever parts they came in."""
+    """The mean of labels without nulls, 0.0 without labels; summed in row order, so that it never varies."""
     return float(labels.to_numpy().mean()) if labels is not None and len(labels) else 0.0
 
 
 def of_frame(
     plan: JoinPlan, request: TrainingSetRequest, frame: pl.DataFrame, uri: str, unlabelled: int, digest: str
 ) -> BuiltFiles:
+    """The description of a training set that is in memory; `digest` is its content hash."""
     fields = set_fields(plan, request, frame.columns)
     low, high = frame.select(
         pl.col(EVENT_TIMESTAMP).dt.epoch("us").min().alias("low"),
@@ -72,7 +76,7 @@ def of_frame(
 def profile_files(
     plan: JoinPlan, request: TrainingSetRequest, tables: Tables, uris: Sequence[str], columns: Sequence[str]
 ) -> tuple[list[Field], list[ColumnProfile], pl.Series | None]:
-    """Schema, profiles and labels of a set in files: one column in memory at a time."""
+    """(schema, profiles, labels) of a training set in files, with one column in memory at a time."""
     fields = set_fields(plan, request, columns)
     profile, labels = [], None
     for field in profiled_fields(plan, request, fields):

@@ -1,4 +1,4 @@
-"""Training sets as values: what is asked for, and what was built."""
+"""Training sets as values: the request, and the built set."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ LABEL = "label"
 
 
 class JoinMode(enum.IntEnum):
+    """Which feature values a spine row gets: those known at its time, or the latest."""
+
     POINT_IN_TIME = 1
     NAIVE_LATEST = 2
 
 
 class Compute(enum.IntEnum):
-    """Where a join is computed. The result is the same."""
+    """Where a join is computed; the result does not depend on it."""
 
     BY_SIZE = 0
     LOCAL = 1
@@ -28,7 +30,7 @@ class Compute(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SourceSpine:
-    """Rows of a source's history with start <= timestamp_field < end (microseconds)."""
+    """The rows of a source with start <= timestamp_field < end (microseconds)."""
 
     source: str
     """Source id."""
@@ -38,12 +40,12 @@ class SourceSpine:
     start: int
     end: int
     known_before: int = 0
-    """Only rows whose own event time is not later; 0: no cut."""
+    """Only rows whose event time is not later; 0: no limit."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileSpine:
-    """Rows of Parquet files that the caller wrote."""
+    """The rows of Parquet files that the caller wrote."""
 
     uri: str
     timestamp_field: str
@@ -55,6 +57,8 @@ Spine = SourceSpine | FileSpine
 
 @dataclass(frozen=True, slots=True)
 class TrainingSetRequest:
+    """What BuildTrainingSet asks for."""
+
     project: str
     training_set_id: str
     feature_set: str
@@ -64,7 +68,7 @@ class TrainingSetRequest:
     spine: Spine
     mode: JoinMode = JoinMode.POINT_IN_TIME
     short_feature_names: bool = False
-    """Columns `feature` instead of `view__feature`."""
+    """Columns are called `feature` instead of `view__feature`."""
     compute: Compute = Compute.BY_SIZE
 
     @property
@@ -74,7 +78,7 @@ class TrainingSetRequest:
 
 @dataclass(frozen=True, slots=True)
 class ColumnProfile:
-    """Distribution of one column: the drift reference (flywheel.feature.v1.ColumnProfile)."""
+    """The distribution of one column, used as drift reference (flywheel.feature.v1.ColumnProfile)."""
 
     name: str
     data_type: DataType
@@ -93,6 +97,8 @@ class ColumnProfile:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSet:
+    """A built training set."""
+
     project: str
     id: str
     feature_set: str
@@ -106,7 +112,7 @@ class TrainingSet:
     label_mean: float
     min_time: int
     max_time: int
-    """Microseconds; 0 when there is no row."""
+    """Event times of the first and the last row, microseconds; 0 for a set without rows."""
     schema: tuple[Field, ...]
     profile: tuple[ColumnProfile, ...]
     unlabelled_count: int

@@ -1,36 +1,38 @@
-"""What the offline use cases need from the outside."""
+"""Ports of training sets and joins: working files, engines, stored training sets."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
 import polars as pl
 
-from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.jobs.progress import JobProgress
 from flywheel_feature.offline.model import TrainingSet
 from flywheel_feature.tables.ports import Between
 
 
 class Workspace(Protocol):
-    """Files of one piece of work, below one folder. Methods block; each raises Unavailable OBJECT_STORE_DOWN while the store is away.
+    """The working files of one join, below one folder.
 
-    A file appears whole or not at all. Two processes that write one key at a time leave one of the two files.
+    Methods block; each raises Unavailable OBJECT_STORE_DOWN while the store is unreachable. A file appears
+    completely or not at all. When two processes write one key at the same time, one of the two files remains.
     """
 
-    def keys(self, prefix: str = "") -> list[str]: ...
+    def keys(self, prefix: str = "") -> list[str]:
+        """The keys that begin with `prefix`, sorted."""
+        ...
 
     def write(self, key: str, frame: pl.DataFrame, groups: Sequence[int]) -> None:
-        """Parquet with row groups of these numbers of rows."""
+        """Write a Parquet file with row groups of these numbers of rows."""
         ...
 
     def read(self, prefix: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        """Rows of the Parquet files whose key begins so: by key, rows in file order. `where` skips row groups by their statistics.
+        """The rows of the Parquet files whose keys begin with `prefix`, files by key and rows in file order.
 
-        Raises NotFound when there is no file.
+        `where` skips row groups by their statistics. Raises NotFound UNKNOWN_TABLE when there is no file.
         """
         ...
 
@@ -38,55 +40,51 @@ class Workspace(Protocol):
         self.write_bytes(key, json.dumps(value).encode())
 
     def read_json(self, key: str) -> Any:
-        """None when there is no such file."""
+        """The content of a JSON file; None when there is no such file."""
         content = self.read_bytes(key)
         return None if content is None else json.loads(content)
 
     def write_bytes(self, key: str, content: bytes) -> None: ...
 
     def read_bytes(self, key: str) -> bytes | None:
-        """None when there is no such file."""
+        """The content of a file; None when there is no such file."""
         ...
 
     def delete(self) -> None:
-        """Everything; nothing when there is nothing."""
+        """Delete all files; there may be none."""
         ...
 
 
 class PartitionEngine(Protocol):
-    """Where joins in partitions are computed."""
+    """Runs joins in partitions."""
 
     name: str
 
     def workspace(self, name: str) -> Workspace:
-        """The folder of one piece of work, which every process of this engine can reach; it need not exist."""
+        """The working files of a join, which all processes of this engine can reach; there may be none."""
         ...
 
     async def run(self, name: str, job: JobProgress) -> None:
-        """Carry out the spec in a workspace until its result or its error is there; finished tasks are not done again.
+        """Run the join whose spec is in the workspace, until its result or its error is there.
 
-        Work that was begun by an earlier process goes on.
-        Raises Unavailable ENGINE_UNAVAILABLE when the engine does not answer or the work died.
+        Continues a join that an earlier process started, without repeating its finished tasks. Raises
+        Unavailable ENGINE_UNAVAILABLE when the engine does not answer or the join died.
         """
         ...
 
     async def discard(self, name: str) -> None:
-        """Nobody wants this work any more: end it where it still runs, then remove its folder. Nothing there: nothing happens.
+        """Stop a join if it is running, and delete its folder; neither need exist.
 
-        Raises Unavailable ENGINE_UNAVAILABLE, OBJECT_STORE_DOWN; what is left then goes when it is called again.
+        Raises Unavailable ENGINE_UNAVAILABLE or OBJECT_STORE_DOWN; another call then removes the rest.
         """
         ...
 
 
-Catalogs = Callable[[str], Awaitable[Catalog]]
-"""The applied definitions of a project."""
-
-
 class TrainingSets(Protocol):
-    """Built training sets: a set exists when its row does."""
+    """Built training sets. A set exists when its row exists."""
 
     async def create(self, training_set: TrainingSet) -> None:
-        """Raises AlreadyExists TRAINING_SET_EXISTS when the name is taken."""
+        """Register a set. Raises AlreadyExists TRAINING_SET_EXISTS when the name is taken."""
         ...
 
     async def get(self, project: str, training_set_id: str) -> TrainingSet | None: ...
@@ -100,9 +98,9 @@ class TrainingSets(Protocol):
         before: tuple[datetime, str] | None = None,
         limit: int = 100,
     ) -> list[TrainingSet]:
-        """Newest first by (created_at, id); `feature_set` is a resource name with or without version, empty: all.
-        `text`: only sets whose id contains it.
+        """Up to `limit` sets, newest first by (created_at, id).
 
-        `before` is (created_at, id) of the last one seen.
+        `feature_set`: a resource name with or without version; empty for all. `text`: a part of the id.
+        `before`: (created_at, id) of the last set of the page before.
         """
         ...

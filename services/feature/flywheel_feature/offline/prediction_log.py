@@ -1,7 +1,7 @@
-"""The archive of predictions as the skew check reads it: what models answered, in frames whose rows log the same columns.
+"""Reads the archive of predictions for the skew check, in frames whose rows have the same columns.
 
-A model version logs the features of its own feature set. What its files have no column for was not served as null by it: it was
-not served, and is not compared.
+A model version logs the features of its own feature set. A feature without a column was not served, and is
+not compared (as opposed to a feature that was served as null).
 """
 
 from __future__ import annotations
@@ -11,49 +11,49 @@ from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 
-from flywheel_common.errors import FailedPrecondition
 from flywheel_feature.definitions.frame_types import to_type
 from flywheel_feature.definitions.model import DataType, TableFormat
+from flywheel_feature.offline.errors import WrongArchive
 from flywheel_feature.tables.ports import Between, Piece, Tables
 
 PREDICTION_ID, EVENT_TIME, FEATURE_SET = "prediction_id", "event_time", "feature_set"
 _SOURCE = "source"
 _FROM_MODEL = ("MODEL", "PREDICTION_SOURCE_MODEL", "1")
 READERS = 8
-"""Files read at once."""
+"""Files read at the same time."""
 
 
 def read_answers(
     tables: Tables, uri: str, start: int | None, end: int | None, limit: int
 ) -> list[pl.DataFrame]:
-    """Answers that a model gave with a feature set, start <= event time < end (microseconds), at most `limit` (0: all) of them,
-    evenly spread in time. Each frame is in order of event time, ties by prediction id.
+    """The predictions that a model made with a feature set, with start <= event time < end (microseconds).
 
-    Raises FailedPrecondition WRONG_ARCHIVE for a file that is no prediction log, and the errors of `Tables`.
+    At most `limit` (0: all) are returned, evenly spread in time. Each frame is ordered by event time and
+    prediction id. Raises FailedPrecondition WRONG_ARCHIVE for a file that is not a prediction log, and the
+    errors of `Tables`.
     """
     files = tables.snapshot(uri, TableFormat.PARQUET).files
     where = Between(EVENT_TIME, start, end)
-    alike: dict[tuple[object, ...], list[pl.DataFrame]] = {}
+    by_schema: dict[tuple[object, ...], list[pl.DataFrame]] = {}
     with ThreadPoolExecutor(READERS) as readers:
         for frame in readers.map(lambda file: _answers(tables, file, where), files):
             if frame.height:
-                alike.setdefault(tuple(frame.schema.items()), []).append(frame)
+                by_schema.setdefault(tuple(frame.schema.items()), []).append(frame)
     order = [EVENT_TIME, PREDICTION_ID]
-    return _spread([pl.concat(frames).sort(order, maintain_order=True) for frames in alike.values()], limit)
+    frames = [pl.concat(parts).sort(order, maintain_order=True) for parts in by_schema.values()]
+    return _sample(frames, limit)
 
 
 def _answers(tables: Tables, file: Piece, where: Between) -> pl.DataFrame:
-    own = (PREDICTION_ID, EVENT_TIME, FEATURE_SET)
+    required = (PREDICTION_ID, EVENT_TIME, FEATURE_SET)
     stored = {*tables.schema(file.uri), *(name for name, _ in file.partition)}
-    missing = [c for c in own if c not in stored]
+    missing = [c for c in required if c not in stored]
     if missing:
-        raise FailedPrecondition(
-            f"{file.uri} is no prediction archive: it has no column {missing[0]!r}.", reason="WRONG_ARCHIVE"
-        )
-    columns = sorted(c for c in stored if c in (*own, _SOURCE) or "__" in c)
+        raise WrongArchive(f"{file.uri} is not a prediction archive: it has no column {missing[0]!r}.")
+    columns = sorted(c for c in stored if c in (*required, _SOURCE) or "__" in c)
     frame = tables.read_piece(file, columns, where)
     if _SOURCE in columns:
-        # A default or a cached answer was not made from these features.
+        # Default and cached answers were not computed from these features.
         frame = frame.filter(pl.col(_SOURCE).cast(pl.String).is_in(_FROM_MODEL))
     return frame.filter(pl.col(FEATURE_SET).is_not_null() & (pl.col(FEATURE_SET) != "")).with_columns(
         to_type(EVENT_TIME, frame.schema[EVENT_TIME], DataType.TIMESTAMP),
@@ -61,7 +61,8 @@ def _answers(tables: Tables, file: Piece, where: Between) -> pl.DataFrame:
     )
 
 
-def _spread(frames: Sequence[pl.DataFrame], limit: int) -> list[pl.DataFrame]:
+def _sample(frames: Sequence[pl.DataFrame], limit: int) -> list[pl.DataFrame]:
+    """`limit` rows of all frames, evenly spread in time."""
     rows = sum(f.height for f in frames)
     if not limit or rows <= limit:
         return list(frames)

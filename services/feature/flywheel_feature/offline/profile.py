@@ -1,4 +1,4 @@
-"""Column profiles: the distribution of every feature and of the label in a training set, kept as the drift reference."""
+"""Column profiles: the distributions of the columns of a training set, used as drift reference."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ def profile_columns(frame: pl.DataFrame, fields: Sequence[Field]) -> tuple[Colum
 
 
 def profile_column(values: pl.Series, data_type: DataType) -> ColumnProfile:
+    """The profile of one column (see `profile_columns`)."""
     if data_type in (DataType.INT64, DataType.FLOAT32, DataType.FLOAT64):
         return _numeric(values, data_type)
     if data_type in (DataType.STRING, DataType.BOOL):
@@ -28,12 +29,10 @@ def profile_column(values: pl.Series, data_type: DataType) -> ColumnProfile:
     return ColumnProfile(values.name, data_type, len(values), values.null_count())
 
 
-def inner_edges(
-    ordered: Floats,
-) -> Floats:
-    """At most BINS - 1 strictly increasing edges out of sorted finite values: the values at ranks ceil(n i / BINS).
+def inner_edges(ordered: Floats) -> Floats:
+    """At most BINS - 1 strictly increasing edges of sorted finite values.
 
-    The maximum is no edge: nothing would lie above it.
+    They are the values at ranks ceil(n i / BINS). The maximum is not an edge, as no value is above it.
     """
     if ordered.size == 0:
         return np.zeros(0)
@@ -64,7 +63,7 @@ def _numeric(values: pl.Series, data_type: DataType) -> ColumnProfile:
 
 
 def _categorical(values: pl.Series, data_type: DataType) -> ColumnProfile:
-    """Most frequent first; equal counts by text."""
+    """Categories by descending count, ties by text."""
     counted = (
         pl.DataFrame({"value": values.cast(pl.String)})
         .drop_nulls()

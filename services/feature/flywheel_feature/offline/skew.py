@@ -1,7 +1,8 @@
-"""The skew check: features as they were served, recomputed offline as of the same moment, and compared value by value.
+"""The skew check: recomputes served features offline as of the same time and compares them value by value.
 
-Where the log says which stream events an answer was made of (`applied__` columns), stream features are recomputed from exactly
-those; else from the events up to the prediction's time, which is the same only if the streams had been applied that far.
+If the log has the stream offsets of an answer (`applied__` columns), stream features are recomputed from
+exactly those events. Otherwise they are recomputed from the events up to the time of the prediction, which
+gives the same values only if the streams had been applied that far.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import polars as pl
 from prometheus_client import Counter
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import FailedPrecondition, InvalidArgument
+from flywheel_feature.definitions.catalog import CatalogReader
 from flywheel_feature.definitions.frame_types import TIMESTAMP
 from flywheel_feature.definitions.model import Field, VersionRef
 from flywheel_feature.jobs.progress import JobProgress
+from flywheel_feature.offline.errors import InvalidArchiveFeatureSet, WrongArchive
 from flywheel_feature.offline.joins.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
 from flywheel_feature.offline.model import JoinMode
-from flywheel_feature.offline.ports import Catalogs
 from flywheel_feature.offline.prediction_log import EVENT_TIME, FEATURE_SET, PREDICTION_ID, read_answers
 from flywheel_feature.tables.ports import Archive, Tables
 from flywheel_feature.tables.sources import SourceReader, wait_until_archived
@@ -28,7 +29,7 @@ from flywheel_feature.windows.applied_offsets import applied_name
 
 RELATIVE_TOLERANCE = 1e-6
 ABSOLUTE_TOLERANCE = 1e-7
-"""Below it two numbers are equal: sums that cancel to nothing differ by rounding alone."""
+"""Numbers that differ by less are equal: sums that cancel out differ by rounding."""
 EXAMPLES = 5
 ENTITY_PREFIX, REQUEST_PREFIX, APPLIED_PREFIX = "entity__", "request__", "applied__"
 
@@ -65,10 +66,10 @@ class SkewReport:
     mismatches: int
     features: tuple[FeatureSkew, ...]
     exact_predictions: int
-    """Of the predictions, those recomputed from exactly the stream events that their answers were made of."""
+    """Predictions recomputed from exactly the stream events that were applied when they were made."""
 
     def to_json(self) -> dict[str, object]:
-        """The job's result: see flywheel.feature.v1.SkewReport."""
+        """The result of the job; see flywheel.feature.v1.SkewReport."""
         return {
             "predictions": self.predictions,
             "values": self.values,
@@ -92,7 +93,7 @@ class SkewCheck:
     def __init__(
         self,
         *,
-        catalogs: Catalogs,
+        catalogs: CatalogReader,
         tables: Tables,
         archive: Archive,
         clock: Clock,
@@ -106,10 +107,10 @@ class SkewCheck:
         self._joiner = FeatureJoiner(SourceReader(tables, archive))
 
     async def check(self, request: SkewRequest, job: JobProgress) -> SkewReport:
-        """Compare every feature that the log of a prediction has, of every prediction that a model answered.
+        """Compare all logged features of all predictions that a model made.
 
-        Raises NotFound UNKNOWN_TABLE when nothing is archived, FailedPrecondition WRONG_ARCHIVE when columns are missing,
-        ARCHIVE_BEHIND, and the errors of the ports.
+        Raises NotFound UNKNOWN_TABLE for an empty archive, FailedPrecondition WRONG_ARCHIVE when columns are
+        missing, FailedPrecondition ARCHIVE_BEHIND, and the errors of the ports.
         """
         job.progress(0, 0, "predictions", "reading the predictions")
         logged = await asyncio.to_thread(
@@ -156,9 +157,8 @@ class SkewCheck:
         prefix = f"projects/{project}/featureSets/"
         set_id, _, version = name.removeprefix(prefix).partition("/versions/")
         if not name.startswith(prefix) or not (version.isdigit() or not version):
-            raise InvalidArgument(
-                f"Predictions name {name!r}, which is no feature set of projects/{project}.",
-                reason="WRONG_ARCHIVE",
+            raise InvalidArchiveFeatureSet(
+                f"Predictions name {name!r}, which is not a feature set of projects/{project}."
             )
         catalog = await self._catalogs(project)
         return plan_join(catalog, catalog.feature_set(set_id, int(version or 0)))
@@ -175,7 +175,7 @@ def _applied_columns(plan: JoinPlan) -> dict[VersionRef, str]:
 
 
 def _logs_offsets(rows: pl.DataFrame, plan: JoinPlan) -> pl.Series:
-    """True where a row says of every stream view of the set which events it was made of."""
+    """True for the rows that have the applied offsets of all stream views of the feature set."""
     columns = list(_applied_columns(plan).values())
     if any(c not in rows.columns for c in columns):
         return pl.Series([False]).new_from_index(0, rows.height)
@@ -187,7 +187,7 @@ def _logs_offsets(rows: pl.DataFrame, plan: JoinPlan) -> pl.Series:
 def _parts(
     rows: pl.DataFrame, plan: JoinPlan, exact: pl.Series
 ) -> Iterator[tuple[pl.DataFrame, dict[VersionRef, pl.Series]]]:
-    """Rows to recompute together, and the events to do it from."""
+    """(rows to recompute together, applied offsets per stream view; empty if they are not logged)."""
     if exact.any():
         part = rows.filter(exact)
         lists = {ref: part.get_column(c).cast(pl.List(pl.Int64)) for ref, c in _applied_columns(plan).items()}
@@ -204,9 +204,8 @@ def _spine(rows: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
             wanted[request_field.name] = column
     missing = [column for column in wanted.values() if column not in rows.columns]
     if missing:
-        raise FailedPrecondition(
-            f"The predictions have no column {missing[0]!r}, without which {plan.feature_set.name} cannot be recomputed.",
-            reason="WRONG_ARCHIVE",
+        raise WrongArchive(
+            f"The predictions have no column {missing[0]!r}, which {plan.feature_set.name} needs."
         )
     return typed_spine(
         rows.select(pl.col(EVENT_TIME).cast(TIMESTAMP), *(pl.col(c).alias(n) for n, c in wanted.items())),
@@ -215,7 +214,7 @@ def _spine(rows: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
 
 
 def _describe(rows: pl.DataFrame) -> pl.Series:
-    """What a person needs to find the row again."""
+    """The id, time and keys of each row, for the examples of mismatches."""
     keys = [c for c in rows.columns if c.startswith(ENTITY_PREFIX)]
     parts = [pl.col(PREDICTION_ID), pl.lit(" at "), pl.col(EVENT_TIME).dt.strftime("%Y-%m-%dT%H:%M:%S%.fZ")]
     for key in keys:
@@ -246,7 +245,7 @@ def _compare(
 
 
 def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
-    """True where two columns differ: in null-ness (NaN is null), by more than 1e-6 relative at float32, or as text."""
+    """True where two columns differ: in nulls and NaN, by more than 1e-6 relative at float32, or as text."""
     if isinstance(recomputed.dtype, (pl.List, pl.Array)) or isinstance(served.dtype, (pl.List, pl.Array)):
         pairs = zip(served.to_list(), recomputed.to_list(), strict=True)
         return pl.Series([_lists_differ(a, b) for a, b in pairs], dtype=pl.Boolean)
@@ -265,7 +264,7 @@ def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
 
 
 def _number(values: pl.Series) -> pl.Series:
-    # Through float32, which is what a model sees; compared in float64, so that the comparison itself does not round.
+    # Rounded to float32, as models see it; compared in float64, so that the comparison does not round.
     return values.cast(pl.Float32).cast(pl.Float64).fill_nan(None)
 
 

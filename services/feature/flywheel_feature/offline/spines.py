@@ -1,4 +1,4 @@
-"""Spines: the rows that features are joined to, out of a source's history or out of files that a caller wrote."""
+"""Spines: the rows that features are joined to, from the history of a source or from files of the caller."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import polars as pl
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_feature.definitions.errors import UnknownField, WrongSpine
 from flywheel_feature.definitions.frame_types import to_type
 from flywheel_feature.definitions.model import DataType, Field, Source
 from flywheel_feature.expressions.sql import CompiledExpressions, compile_label
@@ -15,19 +15,19 @@ from flywheel_feature.offline.model import EVENT_TIMESTAMP, LABEL, FileSpine, So
 
 
 def spine_fields(plan: JoinPlan) -> list[Field]:
-    """Join keys, then the request fields that are not join keys too."""
+    """The join keys, then the request fields that are not join keys."""
     keys = plan.feature_set.join_keys
     return [*keys, *(f for f in plan.feature_set.request_fields if f.name not in {k.name for k in keys})]
 
 
 def spine_columns(plan: JoinPlan, spine: Spine) -> list[str]:
-    """Columns of a prepared spine. In this order they are what it is sorted by."""
+    """The columns of a prepared spine, in the order in which it is sorted by them."""
     labelled = spine.label if isinstance(spine, SourceSpine) else spine.label_field
     return [EVENT_TIMESTAMP, *(f.name for f in spine_fields(plan)), *([LABEL] if labelled else [])]
 
 
 def source_columns(plan: JoinPlan, spine: SourceSpine, source: Source) -> list[str]:
-    """Fields of the source that its spine is made of."""
+    """The fields of the source that its spine needs."""
     label = _label(spine, source)
     inputs = label.input_columns if label else ()
     names = [f.name for f in spine_fields(plan)]
@@ -35,7 +35,7 @@ def source_columns(plan: JoinPlan, spine: SourceSpine, source: Source) -> list[s
 
 
 def file_columns(plan: JoinPlan, spine: FileSpine) -> list[str]:
-    """Columns of the files that their spine is made of."""
+    """The columns of the files that their spine needs."""
     label = [spine.label_field] if spine.label_field else []
     return [*(f.name for f in spine_fields(plan)), spine.timestamp_field, *label]
 
@@ -54,9 +54,8 @@ def from_source(plan: JoinPlan, spine: SourceSpine, source: Source, rows: pl.Dat
 def from_file(plan: JoinPlan, spine: FileSpine, rows: pl.DataFrame) -> pl.DataFrame:
     """The prepared rows of a spine, in the order of `rows`."""
     if rows.get_column(spine.timestamp_field).null_count():
-        raise InvalidArgument(
-            f"Column {spine.timestamp_field!r} of {spine.uri} has nulls: every spine row needs a time.",
-            reason="WRONG_SPINE",
+        raise WrongSpine(
+            f"Column {spine.timestamp_field!r} of {spine.uri} has nulls: every spine row needs a time."
         )
     time = to_type(spine.timestamp_field, rows.schema[spine.timestamp_field], DataType.TIMESTAMP)
     label = [pl.col(spine.label_field).cast(pl.Float64).alias(LABEL)] if spine.label_field else []
@@ -65,14 +64,14 @@ def from_file(plan: JoinPlan, spine: FileSpine, rows: pl.DataFrame) -> pl.DataFr
 
 
 def labelled(frame: pl.DataFrame) -> pl.DataFrame:
-    """The rows whose label is known."""
+    """The rows with a label; all rows of a spine without labels."""
     if LABEL not in frame.columns:
         return frame
     return frame.filter(pl.col(LABEL).is_not_null() & pl.col(LABEL).is_not_nan())
 
 
 def in_order(frame: pl.DataFrame) -> pl.DataFrame:
-    """Sorted by every column, rows that tie are equal: the order does not depend on how the source was read."""
+    """The spine sorted by all columns, so that its order does not depend on how the source was read."""
     return frame.sort(frame.columns)
 
 
@@ -81,23 +80,21 @@ def _label(spine: SourceSpine, source: Source) -> CompiledExpressions | None:
 
 
 def check_source_spine(plan: JoinPlan, spine: SourceSpine, source: Source) -> None:
+    """Raises InvalidArgument WRONG_SPINE, UNKNOWN_FIELD or INVALID_EXPRESSION."""
     if not source.timestamp_field:
-        raise InvalidArgument(
-            f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE"
-        )
+        raise WrongSpine(f"Source {source.id!r} is a request source: it has no history to read.")
     if spine.start >= spine.end:
-        raise InvalidArgument("The spine's start_time must be before its end_time.", reason="WRONG_SPINE")
+        raise WrongSpine("The spine's start_time must be before its end_time.")
     wanted = source.field(spine.timestamp_field)
     if wanted is None or wanted.data_type != DataType.TIMESTAMP:
-        raise InvalidArgument(
-            f"timestamp_field {spine.timestamp_field!r} is not a TIMESTAMP field of source {source.id!r}.",
-            reason="UNKNOWN_FIELD",
+        raise UnknownField(
+            f"timestamp_field {spine.timestamp_field!r} is not a TIMESTAMP field of source {source.id!r}."
         )
     for field in spine_fields(plan):
         if source.field(field.name) is None:
-            raise InvalidArgument(
-                f"Source {source.id!r} has no field {field.name!r}, which {plan.feature_set.name} needs: add it to the source.",
-                reason="WRONG_SPINE",
+            raise WrongSpine(
+                f"Source {source.id!r} has no field {field.name!r}, which {plan.feature_set.name} needs: "
+                "add it to the source.",
                 field=field.name,
             )
     if spine.label:
@@ -105,6 +102,7 @@ def check_source_spine(plan: JoinPlan, spine: SourceSpine, source: Source) -> No
 
 
 def check_file_spine(plan: JoinPlan, spine: FileSpine, stored: Mapping[str, pl.DataType]) -> None:
+    """Raises InvalidArgument WRONG_SPINE."""
     needed = [
         spine.timestamp_field,
         *(f.name for f in spine_fields(plan)),
@@ -112,18 +110,12 @@ def check_file_spine(plan: JoinPlan, spine: FileSpine, stored: Mapping[str, pl.D
     ]
     missing = [name for name in needed if name not in stored]
     if missing:
-        raise InvalidArgument(
-            f"{spine.uri} has no column {missing[0]!r}; it needs: {', '.join(needed)}.",
-            reason="WRONG_SPINE",
-            field=missing[0],
+        raise WrongSpine(
+            f"{spine.uri} has no column {missing[0]!r}; it needs: {', '.join(needed)}.", field=missing[0]
         )
     if not isinstance(stored[spine.timestamp_field], (pl.Datetime, pl.Date)):
-        raise InvalidArgument(
-            f"Column {spine.timestamp_field!r} of {spine.uri} is no timestamp.", reason="WRONG_SPINE"
-        )
+        raise WrongSpine(f"Column {spine.timestamp_field!r} of {spine.uri} is not a timestamp.")
     if spine.label_field and not (
         stored[spine.label_field].is_numeric() or stored[spine.label_field] == pl.Boolean
     ):
-        raise InvalidArgument(
-            f"Column {spine.label_field!r} of {spine.uri} is no number or bool.", reason="WRONG_SPINE"
-        )
+        raise WrongSpine(f"Column {spine.label_field!r} of {spine.uri} is not a number or bool.")

@@ -1,4 +1,4 @@
-"""Files of training sets that are being written: each attempt has a folder of its own, and leaves nothing when it fails."""
+"""Files of training sets that are being written: each attempt has a folder, which is removed if it fails."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ log = get_logger(__name__)
 
 
 def work_name(project: str, work: str) -> str:
-    """What a piece of work (a job, by its id) is called wherever it leaves files."""
+    """The name of the work of one job (`work` is its id) in all places where it writes files."""
     return f"feature-{project}-{work}"
 
 
 def work_uri(tables: Tables, project: str, training_set_id: str, name: str) -> str:
-    """The folder of all that one piece of work writes of a set, and nobody else does."""
+    """The folder for the files that one job writes of a training set; no other job writes there."""
     return tables.bucket_uri(f"{_folder(project, training_set_id)}{name}/")
 
 
 def attempt_uri(tables: Tables, request: TrainingSetRequest, name: str, digest: str) -> str:
-    """A new folder. Two attempts at one set, in one process or in two, never write or remove each other's files."""
+    """A new folder for one attempt, so that concurrent attempts never write or remove each other's files."""
     uri = work_uri(tables, request.project, request.training_set_id, name)
     return f"{uri}{digest[:16]}-{new_id()[-12:]}/"
 
 
 @asynccontextmanager
-async def unfinished(tables: Tables, uri: str) -> AsyncIterator[None]:
-    """What is below `uri` is removed when the block fails or is cancelled.
+async def remove_on_failure(tables: Tables, uri: str) -> AsyncIterator[None]:
+    """Remove the files below `uri` when the block fails or is cancelled.
 
-    The set's row must not be written inside: an answer that got lost does not tell whether the row, and so the files, are there.
+    The row of the training set must not be written inside the block: if the answer to that write is lost, the
+    set may exist, and its files must stay.
     """
     try:
         yield
@@ -44,8 +45,11 @@ async def unfinished(tables: Tables, uri: str) -> AsyncIterator[None]:
         raise
 
 
-async def undisturbed(work: Callable[[], None]) -> None:
-    """Work in a thread, awaited to its end even when this is cancelled: a thread does not stop, and what it writes must be known."""
+async def finish_in_thread(work: Callable[[], None]) -> None:
+    """Run `work` in a thread and wait for its end, also when cancelled.
+
+    A thread cannot be stopped, and the caller must know what it has written.
+    """
     running = asyncio.ensure_future(asyncio.to_thread(work))
     try:
         await asyncio.shield(running)
@@ -55,8 +59,8 @@ async def undisturbed(work: Callable[[], None]) -> None:
         raise
 
 
-async def remove_others(tables: Tables, registered: TrainingSet) -> None:
-    """Remove what attempts at this set left that were killed, or came second. Only for a set whose row is written."""
+async def remove_other_attempts(tables: Tables, registered: TrainingSet) -> None:
+    """Remove the files of other attempts at a registered training set, which were killed or came second."""
     folder = tables.bucket_uri(_folder(registered.project, registered.id))
     await remove(tables, folder, keep=registered.uri)
 
@@ -66,9 +70,9 @@ def _folder(project: str, training_set_id: str) -> str:
 
 
 async def remove(tables: Tables, uri: str, keep: str = "") -> None:
-    """Remove files that are nobody's, but for those below `keep`; where the store is away they stay."""
+    """Remove the files below `uri`, except those below `keep`. Files stay when the store is unreachable."""
     try:
-        await undisturbed(lambda: tables.remove(uri, keep=keep))
+        await finish_in_thread(lambda: tables.remove(uri, keep=keep))
     except FlywheelError as error:
-        # They cost space and are nobody's data: the next attempt at this set removes them.
-        log.warning("unfinished files stay", uri=uri, reason=error.reason)
+        # They only use space: the next attempt at this set removes them.
+        log.warning("cannot remove unfinished files", uri=uri, reason=error.reason)

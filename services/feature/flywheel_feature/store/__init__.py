@@ -1,1 +1,1 @@
-"""Drivers: PostgreSQL, Redis, Kafka, S3."""
+"""Adapters of the ports, one package per technology."""

@@ -1,7 +1,7 @@
-"""A hash of a table's logical content: the same rows give the same hash, whatever file, compression or chunk they lie in.
+"""A hash of the logical content of a table, independent of files, compression and chunks.
 
-The rows are hashed in blocks of BLOCK_ROWS and the blocks' digests together, so that parts of a table that nobody holds in memory
-whole can be hashed apart, wherever they are.
+Rows are hashed in blocks of BLOCK_ROWS, and the table's hash is the hash of the block digests. Parts of a
+table that does not fit into memory can therefore be hashed separately, in different processes.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ BLOCK_ROWS: Final = 50_000
 
 
 def content_hash(frame: pl.DataFrame) -> str:
-    """SHA-256, hex, over the number of rows, column names and types, and the digest of every block."""
+    """SHA-256 (hex) of the number of rows, the column names and types, and the digest of each block."""
     return combined_hash(frame.height, named_types(frame), block_digests(frame))
 
 
 def named_types(frame: pl.DataFrame) -> list[tuple[str, str]]:
+    """(name, type) of each column."""
     return [(name, str(dtype)) for name, dtype in frame.schema.items()]
 
 
 def combined_hash(rows: int, columns: Iterable[Sequence[str]], blocks: Iterable[str]) -> str:
-    """The hash of a table with these (name, type) columns and blocks, in order."""
+    """The hash of a table with these (name, type) columns and these block digests, in order."""
     digest = hashlib.sha256()
     header = {"rows": rows, "columns": [list(column) for column in columns]}
     digest.update(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode())
@@ -37,10 +38,10 @@ def combined_hash(rows: int, columns: Iterable[Sequence[str]], blocks: Iterable[
 
 
 def block_digests(frame: pl.DataFrame) -> list[str]:
-    """SHA-256 of every block, hex: column by column the validity, then the values of the rows in order.
+    """SHA-256 (hex) of each block: per column the validity bits, then the values in row order.
 
-    Nulls hash as a clear validity bit and a zero; every NaN is the same NaN, and both zeros are the same; text and lists hash their
-    lengths too.
+    A null is a clear validity bit and the value zero. All NaNs are equal, and so are both zeros. Texts and
+    lists are preceded by their lengths.
     """
     digests = []
     for start in range(0, frame.height, BLOCK_ROWS):

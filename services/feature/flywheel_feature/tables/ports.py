@@ -1,4 +1,4 @@
-"""What offline tables are read from: files, snapshots, the archive of pushed events."""
+"""Ports of offline tables: files, snapshots, the archive of events."""
 
 from __future__ import annotations
 
@@ -9,64 +9,71 @@ from typing import Protocol
 import polars as pl
 
 from flywheel_common.errors import FlywheelError
-from flywheel_feature.definitions.model import (
-    TableFormat,
-)
+from flywheel_feature.definitions.model import TableFormat
 
 
 @dataclass(frozen=True, slots=True)
 class TableFile:
-    """`table` is the address of the whole table; equal stamps mean equal contents. An empty stamp is never remembered."""
+    """One file of a table."""
 
     uri: str
     table: str
+    """The address of the table."""
     stamp: str
+    """Equal stamps mean equal contents. A file with an empty stamp is read again each time."""
     pushed: bool = False
-    """Rows pushed to the view, not a file of its source."""
+    """The file has rows that were pushed to the view; it is not a file of its source."""
 
 
 class TableFiles(Protocol):
-    """Blocks; may be called from any thread. Errors as offline.ports.Tables."""
+    """Reads files in batches. Methods block, may be called from any thread, and raise as `Tables` does."""
 
     def files(self, uri: str, table_format: TableFormat) -> list[TableFile]:
-        """The Parquet files of a table as it is now, by path. NotFound UNKNOWN_TABLE when there is none."""
+        """The Parquet files of a table now, by path. Raises NotFound UNKNOWN_TABLE when there is none."""
         ...
 
     def row_counts(self, uris: Sequence[str]) -> list[int | FlywheelError]:
-        """Rows per file; the error where a file is no Parquet."""
+        """The number of rows of each file; an error for a file that is not Parquet."""
         ...
 
     def batches(
         self, file: TableFile, columns: Sequence[str], where: Between | None, rows: int, skip: int
     ) -> Iterator[tuple[int, pl.DataFrame]]:
-        """(number of the batch from 1, its rows), at most `rows` each, after the first `skip` batches; the same file is always
-        cut the same way. Hive partition columns are there; columns that the file lacks are not."""
+        """(number of the batch from 1, its rows) for all batches of up to `rows` rows after the first `skip`.
+
+        A file is always split into the same batches. Hive partition columns are included; columns that the
+        file lacks are left out.
+        """
         ...
 
 
 class SeenFiles(Protocol):
+    """Remembers per view version which files were materialized."""
+
     async def seen(self, project: str, view: str, version: int) -> Mapping[str, str]:
         """uri → stamp of the files whose rows are online."""
         ...
 
     async def mark_seen(self, project: str, view: str, version: int, uri: str, stamp: str) -> None:
-        """The stamp that was marked last stands."""
+        """Remember a file; a later stamp replaces an earlier one."""
         ...
 
     async def forget_files(self, project: str, view: str, version: int) -> None:
-        """Every file of this view version is due again."""
+        """Forget all files of a view version, so that they are materialized again."""
         ...
 
 
 class PushedFiles(Protocol):
+    """The files of rows that were pushed to batch views."""
+
     async def pushed(self, project: str, view: str) -> list[TableFile]:
-        """In the order in which they were acknowledged."""
+        """The files of a view, in the order in which their pushes were acknowledged."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """Rows with low <= column < high, in microseconds; None: no bound. Rows where the column is null are left out."""
+    """Selects rows with low <= column < high, in microseconds, without nulls; None is no bound."""
 
     column: str
     low: int | None = None
@@ -75,81 +82,90 @@ class Between:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Some row groups of one Parquet file: the smallest thing that is read at a time."""
+    """Row groups of one Parquet file: the unit of reading."""
 
     uri: str
     rows: int = 0
     groups: tuple[int, ...] = ()
     """Row groups in file order; empty: the whole file."""
     partition: tuple[tuple[str, str | None], ...] = ()
-    """Columns that the file does not hold, with their text: hive folders and Delta partitions."""
+    """(column, value as text) of columns that are not in the file: Hive folders and Delta partitions."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableSnapshot:
-    """The files of a table at one moment, in the order in which their rows come. Reading it twice gives the same rows."""
+    """The files of a table at one moment, in row order. Reading a snapshot twice gives the same rows."""
 
     files: tuple[Piece, ...]
     stored: Mapping[str, pl.DataType]
-    """Columns and their stored types; partition columns are text."""
+    """The stored types of the columns; partition columns are text."""
     version: int = -1
-    """The version of a Delta table; -1: the table has none."""
+    """The version of a Delta table; -1 for a table without versions."""
 
 
-class Tables(Protocol):
-    """Parquet on an object store. Methods block and may be called from any thread.
-
-    Raise NotFound UNKNOWN_TABLE when nothing is there, DataLoss CORRUPT_TABLE for a file that is no Parquet, InvalidArgument
-    INVALID_URI for an address that may not be read, Unavailable OBJECT_STORE_DOWN when the store does not answer.
-    """
-
-    def schema(self, uri: str) -> dict[str, pl.DataType]:
-        """Columns and their stored types, hive partition columns included."""
-        ...
-
-    def read(self, uri: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        """Rows of every Parquet file at a key or below a prefix ending in `/`: files by path, rows in file order."""
-        ...
-
-    def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
-        """The table as it is now, or as it was in a version. Reads no rows.
-
-        Raises also FailedPrecondition UNSUPPORTED_FORMAT for a table that asks for more of its readers than is known here,
-        TABLE_CHANGED for a version that is gone.
-        """
-        ...
-
-    def pieces(self, files: Sequence[Piece], most_rows: int) -> list[Piece]:
-        """The same rows in the same order, in pieces of at most `most_rows` rows (a row group is never cut)."""
-        ...
-
-    def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        """Rows of a piece; a column that it lacks is null. `where` may name a column only where it holds timestamps.
-
-        Raises FailedPrecondition TABLE_CHANGED when the file of the piece is gone; as DataLoss does, it names the file.
-        """
-        ...
-
-    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
-        """Rows of these files, in this order. A column that a file lacks is null there."""
-        ...
-
-    def write(self, uri: str, frame: pl.DataFrame) -> None:
-        """One Parquet file, whole or not at all; replaces what was there."""
-        ...
-
-    def remove(self, uri: str, *, keep: str = "") -> None:
-        """Remove every file below a prefix ending in `/`, but for those below `keep`. Nothing there: nothing happens."""
-        ...
+class FrameWriter(Protocol):
+    """Writes Parquet files into the service's own bucket. Methods block and may be called from any thread."""
 
     def bucket_uri(self, key: str) -> str:
         """`s3://bucket/key` in the service's own bucket."""
         ...
 
+    def write(self, uri: str, frame: pl.DataFrame) -> None:
+        """Write one Parquet file, completely or not at all; an existing file is replaced."""
+        ...
+
+
+class Tables(FrameWriter, Protocol):
+    """Parquet tables on an object store. Methods block and may be called from any thread.
+
+    All methods raise NotFound UNKNOWN_TABLE for a missing table, DataLoss CORRUPT_TABLE for a file that is
+    not Parquet, InvalidArgument INVALID_URI for an address that may not be read, and Unavailable
+    OBJECT_STORE_DOWN when the store does not answer.
+    """
+
+    def schema(self, uri: str) -> dict[str, pl.DataType]:
+        """The stored types of the columns, including Hive partition columns."""
+        ...
+
+    def read(self, uri: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
+        """The rows of the file at a key, or of all Parquet files below a prefix that ends in `/`.
+
+        Files are in the order of their paths, rows in file order.
+        """
+        ...
+
+    def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
+        """The table now, or in a version. Reads no rows.
+
+        Also raises FailedPrecondition UNSUPPORTED_FORMAT for a table with reader features that this service
+        does not support, and TABLE_CHANGED for a version that was deleted.
+        """
+        ...
+
+    def pieces(self, files: Sequence[Piece], most_rows: int) -> list[Piece]:
+        """The same rows in the same order, in pieces of up to `most_rows` rows; row groups are not split."""
+        ...
+
+    def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
+        """The rows of a piece; a column that it lacks is null. `where` must name a column of timestamps.
+
+        Raises FailedPrecondition TABLE_CHANGED when the file of the piece was deleted. It and DataLoss name
+        the file.
+        """
+        ...
+
+    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+        """The rows of these files, in this order. A column that a file lacks is null."""
+        ...
+
+    def remove(self, uri: str, *, keep: str = "") -> None:
+        """Remove all files below a prefix that ends in `/`, except those below `keep`; there may be none."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """One archived file of a source: events first_offset … next_offset - 1 of a partition."""
+    """One archived file of a source: the events first_offset … next_offset - 1 of a partition."""
 
     uri: str
     partition: int
@@ -162,20 +178,20 @@ class Segment:
 
 
 class Archive(Protocol):
-    """The archive of stream sources, and how far it has come."""
+    """The archived events of stream sources, and the positions up to which they are archived."""
 
     async def segments(self, project: str, source: str) -> Sequence[Segment]:
-        """Committed segments. Each event of the source is in one of them, once."""
+        """The committed segments. Each event of the source is in exactly one of them."""
         ...
 
     async def archived_offsets(self, project: str, source: str) -> Mapping[int, int]:
-        """Per partition: every event below this offset is archived. A partition without events may be absent."""
+        """Per partition the offset below which all events are archived; empty partitions may be missing."""
         ...
 
     async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
-        """Per partition: where the topic ends now. Raises Unavailable while Kafka is away."""
+        """Per partition the end of the topic now. Raises Unavailable while Kafka is unreachable."""
         ...
 
     async def pushed_uris(self, project: str, view: str) -> Sequence[str]:
-        """Files of rows pushed to a batch view, in the order in which they were acknowledged."""
+        """The files of rows pushed to a batch view, in the order in which the pushes were acknowledged."""
         ...

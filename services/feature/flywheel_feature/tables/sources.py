@@ -1,4 +1,4 @@
-"""Reading sources: Parquet tables as they lie on S3, and streams from the archive of their events."""
+"""Reads sources: Parquet and Delta tables on S3, and streams from the archive of their events."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
+from flywheel_common.errors import NotFound
+from flywheel_feature.definitions.errors import UnknownField, WrongSpine
 from flywheel_feature.definitions.frame_types import fits, from_text, polars_type, to_type
 from flywheel_feature.definitions.model import (
     BatchView,
@@ -22,6 +23,7 @@ from flywheel_feature.definitions.model import (
     View,
 )
 from flywheel_feature.jobs.progress import JobProgress
+from flywheel_feature.tables.errors import ArchiveBehind, SourceMismatch
 from flywheel_feature.tables.ports import Archive, Between, Piece, Segment, Tables, TableSnapshot
 
 EVENT_ID, PARTITION, OFFSET = "__event_id", "__partition", "__offset"
@@ -29,15 +31,18 @@ EVENT_ID, PARTITION, OFFSET = "__event_id", "__partition", "__offset"
 STREAM_COLUMNS = (EVENT_ID, PARTITION, OFFSET)
 
 ROW_EVENT_TIME, ROW_CREATED_TIME = "__event_time", "__created_time"
-"""Times of the rows that `read_batch_rows` answers."""
+"""Columns with the times of the rows that `read_batch_rows` returns."""
 
 POLL_SECONDS = 0.2
 READERS = 8
-"""Files read at once."""
+"""Files read at the same time."""
 
 
 class SourceReader:
-    """Reads columns of sources as declared. Work on files happens in threads, so the event loop goes on."""
+    """Reads the columns of sources, typed as declared; files are read in threads.
+
+    `pins`: the snapshots that a pinned reader has read (see `pinned`); None for a reader that is not pinned.
+    """
 
     def __init__(
         self, tables: Tables, archive: Archive, pins: dict[str, TableSnapshot] | None = None
@@ -56,27 +61,25 @@ class SourceReader:
         positions: bool = False,
         pushed_to: View | None = None,
     ) -> pl.DataFrame:
-        """`fields` of every row with low <= event time < high (microseconds), typed as declared, in a fixed order.
+        """`fields` of the rows with low <= event time < high (microseconds), typed as declared, in fixed
+        order.
 
-        A stream's events come once each, by (partition, offset), with `EVENT_ID` as one more column (and, with `positions`,
-        `PARTITION` and `OFFSET`). After the rows of a Parquet source come those pushed to the batch view `pushed_to`, in the
-        order in which they were pushed.
-        Raises FailedPrecondition SOURCE_MISMATCH when the files do not hold what the schema says.
+        The events of a stream are unique and ordered by (partition, offset), with the additional column
+        `EVENT_ID` (and with `positions` also `PARTITION` and `OFFSET`). The rows of a Parquet source are
+        followed by the rows pushed to the batch view `pushed_to`, in the order in which they were pushed.
+        Raises FailedPrecondition SOURCE_MISMATCH when the files do not match the schema.
         """
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
         unknown = [n for n in names if source.field(n) is None]
         if unknown:
-            raise InvalidArgument(
-                f"Source {source.id!r} has no field {unknown[0]!r}; it has: {', '.join(f.name for f in source.schema)}.",
-                reason="UNKNOWN_FIELD",
-                field=unknown[0],
+            known = ", ".join(f.name for f in source.schema)
+            raise UnknownField(
+                f"Source {source.id!r} has no field {unknown[0]!r}; it has: {known}.", field=unknown[0]
             )
         if source.is_stream:
             return await self._read_stream(source, names, low, high, positions)
         if not isinstance(source.kind, ParquetSource):
-            raise InvalidArgument(
-                f"Source {source.id!r} comes with requests and has no history to read.", reason="WRONG_SPINE"
-            )
+            raise WrongSpine(f"Source {source.id!r} is a request source: it has no history to read.")
         uris: Sequence[str] = ()
         if pushed_to is not None:
             uris = await self._archive.pushed_uris(pushed_to.project, pushed_to.id)
@@ -85,21 +88,21 @@ class SourceReader:
         except NotFound:
             if not uris:
                 raise
-            # Everything that the view has was pushed.
+            # All rows of the view were pushed; its source has no files.
             rows = empty_rows(source, names)
         return await asyncio.to_thread(self._with_pushed, source, names, rows, uris, low, high)
 
     async def read_batch_rows(
         self, view: View, entity: Entity, source: Source, start: int | None, end: int | None
     ) -> pl.DataFrame:
-        """Rows of a batch view with start <= event time < end, for materialization.
+        """The rows of a batch view with start <= event time < end, for materialization.
 
-        Columns: join keys, features by name, `ROW_EVENT_TIME`, `ROW_CREATED_TIME` (the event time where the source has none).
-        Rows are in the order in which a later one of equal times wins; null keys and null event times are left out.
+        Columns: join keys, features by name, `ROW_EVENT_TIME`, `ROW_CREATED_TIME` (the event time if the
+        source has no created field). Of rows with equal times, the last one counts. Null keys and null event
+        times are left out.
         """
-        frame = await self.read(
-            source, batch_fields(view, entity, source), low=start, high=end, pushed_to=view
-        )
+        fields = batch_fields(view, entity, source)
+        frame = await self.read(source, fields, low=start, high=end, pushed_to=view)
         return batch_rows(frame, view, entity, source)
 
     async def _read_stream(
@@ -111,8 +114,14 @@ class SourceReader:
         return await asyncio.to_thread(self._read_segments, source, names, segments, low, high, positions)
 
     def _with_pushed(
-        self, source: Source, names: list[str], rows: pl.DataFrame, uris: Sequence[str], low: int | None, high: int | None
-    ) -> pl.DataFrame:  # fmt: skip
+        self,
+        source: Source,
+        names: list[str],
+        rows: pl.DataFrame,
+        uris: Sequence[str],
+        low: int | None,
+        high: int | None,
+    ) -> pl.DataFrame:
         if not uris:
             return rows
         pushed = _as_declared(source, names, self._tables.read_files(uris, names))
@@ -130,18 +139,10 @@ class SourceReader:
         uris = [s.uri for s in _in_order(segments)]
         if not uris:
             return events_in_order(empty_rows(source, names), positions=positions)
-        frame = self._tables.read_files(uris, [*names, EVENT_ID, PARTITION, OFFSET])
-        return _in_range(
-            _as_declared(
-                source,
-                names,
-                events_in_order(frame, positions=positions),
-                extra=STREAM_COLUMNS if positions else [EVENT_ID],
-            ),
-            source.timestamp_field,
-            low,
-            high,
-        )
+        frame = self._tables.read_files(uris, [*names, *STREAM_COLUMNS])
+        extra = STREAM_COLUMNS if positions else (EVENT_ID,)
+        events = _as_declared(source, names, events_in_order(frame, positions=positions), extra)
+        return _in_range(events, source.timestamp_field, low, high)
 
     def _read_table(
         self, source: Source, kind: ParquetSource, names: list[str], low: int | None, high: int | None
@@ -154,14 +155,14 @@ class SourceReader:
             return pl.concat([empty_rows(source, names), *parts])
 
     def pinned(self) -> SourceReader:
-        """A reader for one job: a table that is read twice is read at one version."""
+        """A reader for one job, which reads a table at the same version each time."""
         return SourceReader(self._tables, self._archive, {})
 
     async def pinned_at(self, sources: Iterable[Source], versions: Mapping[str, int]) -> SourceReader:
-        """A pinned reader that holds the Delta tables among `sources` now: at `versions` (see the property) where one is given
-        there, else as they are. So a job that starts again reads what it read before.
+        """A pinned reader that has taken the snapshots of the Delta tables among `sources`.
 
-        Raises what Tables.snapshot raises.
+        A table is read in its version of `versions` (see the property of that name), else in its newest one.
+        A job that is resumed therefore reads the same rows again. Raises what `Tables.snapshot` raises.
         """
         pins: dict[str, TableSnapshot] = {}
         for source in sources:
@@ -173,10 +174,16 @@ class SourceReader:
         return SourceReader(self._tables, self._archive, pins)
 
     async def pieces(
-        self, source: Source, fields: Sequence[str], most_rows: int, *, low: int | None = None, high: int | None = None,
+        self,
+        source: Source,
+        fields: Sequence[str],
+        most_rows: int,
+        *,
+        low: int | None = None,
+        high: int | None = None,
         pushed_to: View | None = None,
-    ) -> list[Piece]:  # fmt: skip
-        """What `read` would read, in order, to be read piece by piece with `read_pieces`. Checks what `read` checks of the files."""
+    ) -> list[Piece]:
+        """The pieces that `read` would read, in order, for `read_pieces`. Checks the files as `read` does."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
         if source.is_stream:
             segments = await self._archive.segments(source.project, source.id)
@@ -194,12 +201,18 @@ class SourceReader:
         return await asyncio.to_thread(self._tables.pieces, [*files, *map(Piece, uris)], most_rows)
 
     def read_pieces(
-        self, source: Source, fields: Sequence[str], pieces: Sequence[Piece], low: int | None = None, high: int | None = None
-    ) -> pl.DataFrame:  # fmt: skip
-        """Rows of pieces, in order. A stream's events still have their `PARTITION` and `OFFSET`: see `events_in_order`."""
+        self,
+        source: Source,
+        fields: Sequence[str],
+        pieces: Sequence[Piece],
+        low: int | None = None,
+        high: int | None = None,
+    ) -> pl.DataFrame:
+        """The rows of pieces, in order; those of streams have PARTITION and OFFSET (see `events_in_order`)."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
         extra = STREAM_COLUMNS if source.is_stream else ()
-        # Timestamps are compared where they are read; numbers that stand for times are not.
+        # Only columns of timestamps are filtered while reading; `_in_range` also filters times stored as
+        # numbers.
         where = None if low is None and high is None else Between(source.timestamp_field, low, high)
         parts = [empty_rows(source, names)]
         for piece in pieces:
@@ -224,18 +237,19 @@ class SourceReader:
 
     @property
     def versions(self) -> dict[str, int]:
-        """Resource name of a source → the version of the Delta table that a pinned reader read."""
+        """Resource name of a source → the version of its Delta table that this pinned reader reads."""
         return {name: s.version for name, s in (self._pins or {}).items() if s.version >= 0}
 
 
 def empty_rows(source: Source, names: Sequence[str]) -> pl.DataFrame:
+    """No rows, with the columns of `SourceReader.read_pieces`."""
     columns = {n: polars_type(f.data_type, f.vector_size) for n, f in _fields(source, names)}
     extra = {EVENT_ID: pl.String(), PARTITION: pl.Int32(), OFFSET: pl.Int64()} if source.is_stream else {}
     return pl.DataFrame(schema={**columns, **extra})
 
 
 def events_in_order(frame: pl.DataFrame, *, positions: bool = False) -> pl.DataFrame:
-    """Events by (partition, offset), each event id once; the two columns are gone, or kept with `positions`."""
+    """Events by (partition, offset), without duplicate event ids; `positions` keeps the two columns."""
     events = frame.sort(PARTITION, OFFSET, maintain_order=True).unique(
         subset=[EVENT_ID], keep="first", maintain_order=True
     )
@@ -247,7 +261,7 @@ def _in_order(segments: Iterable[Segment]) -> list[Segment]:
 
 
 def batch_fields(view: View, entity: Entity, source: Source) -> list[str]:
-    """The fields of a source that the rows of a batch view are made of."""
+    """The fields of a source that a batch view needs."""
     assert isinstance(view.kind, BatchView)
     names = [k.name for k in entity.join_keys] + [f.field or f.name for f in view.kind.features]
     return list(
@@ -256,29 +270,30 @@ def batch_fields(view: View, entity: Entity, source: Source) -> list[str]:
 
 
 def batch_rows(frame: pl.DataFrame, view: View, entity: Entity, source: Source) -> pl.DataFrame:
-    """Rows of a batch view (see `SourceReader.read_batch_rows`) out of rows of its source, typed as declared."""
+    """Rows of a source, typed as declared → rows of a batch view (see `SourceReader.read_batch_rows`)."""
     assert isinstance(view.kind, BatchView)
     keys = [k.name for k in entity.join_keys]
     frame = frame.filter(pl.all_horizontal(pl.col(k).is_not_null() for k in keys))
+    features = []
+    for f in view.kind.features:
+        stored = f.field or f.name
+        features.append(to_type(stored, frame.schema[stored], f.data_type, f.vector_size).alias(f.name))
+    time, created = source.timestamp_field, source.created_field or source.timestamp_field
     return frame.select(
         *keys,
-        *(
-            to_type(f.field or f.name, frame.schema[f.field or f.name], f.data_type, f.vector_size).alias(
-                f.name
-            )
-            for f in view.kind.features
-        ),
-        pl.col(source.timestamp_field).alias(ROW_EVENT_TIME),
-        pl.coalesce(source.created_field or source.timestamp_field, source.timestamp_field).alias(
-            ROW_CREATED_TIME
-        ),
+        *features,
+        pl.col(time).alias(ROW_EVENT_TIME),
+        pl.coalesce(created, time).alias(ROW_CREATED_TIME),
     )
 
 
 def declared_rows(
     source: Source, names: Sequence[str], frame: pl.DataFrame, low: int | None = None, high: int | None = None
 ) -> pl.DataFrame:
-    """Rows of a source as stored → typed as declared, with low <= event time < high. Raises FailedPrecondition SOURCE_MISMATCH."""
+    """Rows of a source as stored → rows typed as declared, with low <= event time < high.
+
+    Raises FailedPrecondition SOURCE_MISMATCH.
+    """
     _check_stored(source, names, frame.schema)
     return _in_range(_as_declared(source, names, frame), source.timestamp_field, low, high)
 
@@ -286,9 +301,9 @@ def declared_rows(
 async def wait_until_archived(
     archive: Archive, clock: Clock, sources: Iterable[Source], *, timeout_seconds: float, job: JobProgress
 ) -> None:
-    """Return once every event that the streams hold now is in the archive, so that nothing pushed before is missed.
+    """Wait until the archive has all events that the streams have now, so that no earlier push is missed.
 
-    Raises FailedPrecondition ARCHIVE_BEHIND when that takes longer than `timeout_seconds`.
+    Raises FailedPrecondition ARCHIVE_BEHIND after `timeout_seconds`.
     """
     streams = [s for s in sources if s.is_stream]
     targets = {s.name: dict(await archive.end_offsets(s.project, s.id)) for s in streams}
@@ -302,10 +317,9 @@ async def wait_until_archived(
             if not missing:
                 break
             if clock.monotonic() >= deadline:
-                raise FailedPrecondition(
-                    f"The archive of {source.name} is {missing} events behind its topic after {timeout_seconds:g} s: see that "
-                    "`flywheel-feature materialize` runs, then ask again.",
-                    reason="ARCHIVE_BEHIND",
+                raise ArchiveBehind(
+                    f"The archive of {source.name} is {missing} events behind its topic after "
+                    f"{timeout_seconds:g} s: check that `flywheel-feature materialize` runs, and retry.",
                     source=source.name,
                     missing_events=missing,
                 )
@@ -347,9 +361,13 @@ def _check_stored(source: Source, names: Sequence[str], stored: Mapping[str, pl.
 
 
 def _as_declared(
-    source: Source, names: Sequence[str], frame: pl.DataFrame, extra: Sequence[str] = (), text: Sequence[tuple[str, Field]] = (),
-) -> pl.DataFrame:  # fmt: skip
-    """`text`: fields whose column is the text of a partition."""
+    source: Source,
+    names: Sequence[str],
+    frame: pl.DataFrame,
+    extra: Sequence[str] = (),
+    text: Sequence[tuple[str, Field]] = (),
+) -> pl.DataFrame:
+    """The columns `names` typed as declared, then `extra`. `text`: the fields that are stored as text."""
     fields = _fields(source, names)
     try:
         frame = frame.with_columns(from_text(n, f.data_type) for n, f in text)
@@ -366,9 +384,5 @@ def _as_declared(
         ) from error
 
 
-def _mismatch(source: Source, why: str) -> FailedPrecondition:
-    return FailedPrecondition(
-        f"Source {source.id!r} is not what its schema says: {why}.",
-        reason="SOURCE_MISMATCH",
-        source=source.name,
-    )
+def _mismatch(source: Source, why: str) -> SourceMismatch:
+    return SourceMismatch(f"Source {source.id!r} does not match its schema: {why}.", source=source.name)

@@ -1,4 +1,4 @@
-"""Building a training set in partitions: whether, where, out of which files, and what came of it."""
+"""Builds a training set in partitions: chooses an engine, writes the spec and reads the result."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pydantic import TypeAdapter
 
-from flywheel_common.errors import FailedPrecondition, FlywheelError
+from flywheel_common.errors import FlywheelError
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import Field, Source, TableFormat
 from flywheel_feature.jobs.progress import JobProgress, is_cancelled
@@ -17,7 +17,8 @@ from flywheel_feature.offline import spines
 from flywheel_feature.offline.joins.feature_join import JoinPlan
 from flywheel_feature.offline.manifest import BuiltFiles
 from flywheel_feature.offline.model import Compute, FileSpine, SourceSpine, TrainingSetRequest
-from flywheel_feature.offline.partitioned.run import restored
+from flywheel_feature.offline.partitioned.errors import NoRay
+from flywheel_feature.offline.partitioned.run import error_from_json
 from flywheel_feature.offline.partitioned.spec import ERROR, RESULT, SPEC, History, PartitionSpec, Pieces
 from flywheel_feature.offline.ports import PartitionEngine, Workspace
 from flywheel_feature.offline.unfinished import work_uri
@@ -28,23 +29,27 @@ log = logging.getLogger(__name__)
 
 MEBIBYTE = 1024 * 1024
 JOIN_COPIES = 5
-"""How often a join holds the rows that it joins: read, sorted by time, ordered, known order, gathered."""
+"""Copies of its rows that a join has in memory: read, sorted by time, ordered, known order, gathered."""
 TASK_SHARE = 24
-"""A task's rows take this part of the limit; with the copies made of them, and the libraries, it stays below it."""
+"""The rows of a task take 1/24 of the memory limit; their copies and the libraries need the rest."""
 LOCAL, RAY = "local", "ray"
 VERSIONS = "versions.json"
 
 
 @dataclass(frozen=True, slots=True)
 class JoinLimits:
+    """The sizes that decide where a join is computed."""
+
     memory_bytes: int = 2048 * MEBIBYTE
-    """What a join may take; one that would take more is computed in partitions."""
+    """A join that needs more memory is computed in partitions."""
     ray_rows: int = 200_000_000
-    """Joins that read more rows go to Ray, where there is one."""
+    """A join that reads more rows runs on Ray, if the service has a Ray cluster."""
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltInputs:
+    """The built files, and the versions of the Delta tables that they were built from."""
+
     files: BuiltFiles
     source_versions: Mapping[str, int]
 
@@ -53,7 +58,7 @@ class BuiltInputs:
 class _Input:
     pieces: list[Piece]
     width: int
-    """Bytes of a row in memory, about."""
+    """Estimated bytes of a row in memory."""
 
     @property
     def rows(self) -> int:
@@ -65,28 +70,34 @@ class _Input:
 
 
 class PartitionedBuild:
+    """Builds the files of training sets that are too large for memory."""
+
     def __init__(self, tables: Tables, engines: Sequence[PartitionEngine], limits: JoinLimits) -> None:
         self._tables = tables
         self._engines = {engine.name: engine for engine in engines}
         self._limits = limits
 
     def check(self, request: TrainingSetRequest) -> None:
-        """Raises FailedPrecondition NO_RAY when the request asks for what is not there."""
+        """Raises FailedPrecondition NO_RAY when the request asks for Ray and there is no Ray cluster."""
         if request.compute == Compute.RAY and RAY not in self._engines:
-            raise FailedPrecondition(
-                "This service has no Ray cluster: set ray_address, or leave compute out.", reason="NO_RAY"
-            )
+            raise NoRay("This service has no Ray cluster: set ray_address, or leave compute out.")
 
     async def build(
-        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader, name: str, job: JobProgress
-    ) -> BuiltInputs | None:  # fmt: skip
-        """The built files; None when everything fits in memory and is better computed there."""
+        self,
+        request: TrainingSetRequest,
+        plan: JoinPlan,
+        catalog: Catalog,
+        reader: SourceReader,
+        name: str,
+        job: JobProgress,
+    ) -> BuiltInputs | None:
+        """The built files; None when the join fits into memory and should be computed there."""
         self.check(request)
-        begun = await self._begun(name)
-        if begun is None:
+        started = await self._started(name)
+        if started is None:
             if not self._engines:
                 return None
-            job.progress(0, 0, "files", "looking at the inputs")
+            job.progress(0, 0, "files", "measuring the inputs")
             spine, histories = await self._inputs(request, plan, catalog, reader)
             engine = self._engine(request, plan, spine, histories)
             if engine is None:
@@ -96,10 +107,10 @@ class PartitionedBuild:
             await asyncio.to_thread(workspace.write_json, VERSIONS, reader.versions)
             await asyncio.to_thread(workspace.write_bytes, SPEC, spec.to_json())
         else:
-            engine, workspace = begun
+            engine, workspace = started
         try:
             await engine.run(name, job)
-            built = await asyncio.to_thread(_answer, workspace)
+            built = await asyncio.to_thread(_result, workspace)
         except BaseException as error:
             if is_cancelled(job) or (isinstance(error, FlywheelError) and not error.retryable):
                 await asyncio.shield(_discard(engine, name))
@@ -107,8 +118,8 @@ class PartitionedBuild:
         await _discard(engine, name)
         return built
 
-    async def _begun(self, name: str) -> tuple[PartitionEngine, Workspace] | None:
-        """Where an earlier process began this work."""
+    async def _started(self, name: str) -> tuple[PartitionEngine, Workspace] | None:
+        """The engine and workspace on which an earlier process started this join."""
         for engine in self._engines.values():
             workspace = engine.workspace(name)
             if await asyncio.to_thread(workspace.read_bytes, SPEC) is not None:
@@ -158,8 +169,14 @@ class PartitionedBuild:
         return self._engines.get(LOCAL) if needed > self._limits.memory_bytes else None
 
     def _spec(
-        self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, spine: _Input, histories: Sequence[_Input], name: str
-    ) -> PartitionSpec:  # fmt: skip
+        self,
+        request: TrainingSetRequest,
+        plan: JoinPlan,
+        catalog: Catalog,
+        spine: _Input,
+        histories: Sequence[_Input],
+        name: str,
+    ) -> PartitionSpec:
         views = [s.view for s in plan.stored] + [c.view for c in plan.computed]
         sources: dict[str, Source] = {s.source.id: s.source for s in plan.stored}
         for computed in plan.computed:
@@ -186,7 +203,7 @@ class PartitionedBuild:
         )
 
     def uri(self, request: TrainingSetRequest, name: str) -> str:
-        """Where the parts of this work are written; who goes on with the work goes on with them."""
+        """The folder for the parts of this work; a process that resumes the work uses the same folder."""
         return f"{work_uri(self._tables, request.project, request.training_set_id, name)}parts/"
 
     def _buckets(self, history: _Input, spine: _Input) -> int:
@@ -194,11 +211,11 @@ class PartitionedBuild:
         return max(-(-(history.bytes + spine.bytes) // most), 1)
 
 
-def _in_tasks(given: _Input, most_rows: int) -> tuple[Pieces, ...]:
-    """Consecutive pieces together up to so many rows; at least one task, which may be empty."""
+def _in_tasks(source: _Input, most_rows: int) -> tuple[Pieces, ...]:
+    """Consecutive pieces in tasks of at most `most_rows` rows; at least one task, which may be empty."""
     tasks: list[list[Piece]] = [[]]
     rows = 0
-    for piece in given.pieces:
+    for piece in source.pieces:
         if tasks[-1] and rows + piece.rows > most_rows:
             tasks.append([])
             rows = 0
@@ -208,7 +225,7 @@ def _in_tasks(given: _Input, most_rows: int) -> tuple[Pieces, ...]:
 
 
 def _width(fields: object) -> int:
-    """Bytes of a row of these fields in memory, about: text and lists of unknown length are taken as 40 and 120 bytes."""
+    """Estimated bytes of a row of these fields in memory: 40 for a text, 120 for a list of unknown length."""
     total = 16
     for field in fields:  # type: ignore[attr-defined]
         assert isinstance(field, Field)
@@ -220,17 +237,18 @@ def _width(fields: object) -> int:
     return total
 
 
-def _answer(workspace: Workspace) -> BuiltInputs:
+def _result(workspace: Workspace) -> BuiltInputs:
+    """The result in a workspace. Raises the error in it when there is no result."""
     result = workspace.read_bytes(RESULT)
     if result:
         versions = TypeAdapter(dict[str, int]).validate_python(workspace.read_json(VERSIONS) or {})
         return BuiltInputs(BuiltFiles.from_json(result), versions)
-    raise restored(workspace.read_json(ERROR))
+    raise error_from_json(workspace.read_json(ERROR))
 
 
 async def _discard(engine: PartitionEngine, name: str) -> None:
-    """Files that cannot be deleted now cost room, and no answer."""
+    """Discard a join; if that fails, its files only use space until they are swept."""
     try:
         await engine.discard(name)
     except FlywheelError as error:
-        log.warning("working files of a join are left over: %s", error.message)
+        log.warning("cannot remove the working files of a join: %s", error.message)

@@ -1,15 +1,14 @@
-"""Carrying out a join in partitions: the stages in order, the tasks of a stage by whatever workers there are."""
+"""Runs a join in partitions: the stages one after the other, the tasks of a stage on the given workers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from flywheel_common import errors
-from flywheel_common.errors import FlywheelError, Unavailable
+from flywheel_common.errors import BY_CODE, FlywheelError, Unavailable
 from flywheel_feature.offline.manifest import ROWS_PER_FILE, BuiltFiles, label_mean, profile_files
 from flywheel_feature.offline.model import JoinMode
 from flywheel_feature.offline.partitioned.spec import ERROR, PROGRESS, RESULT, Kind, Task
@@ -20,38 +19,40 @@ from flywheel_feature.tables.ports import Tables
 
 
 class Workers(Protocol):
-    def carry_out(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
-        """Return when all are done, calling `done` after each. Raises what a task raised; others may still be done then."""
+    """Runs the tasks of one stage."""
+
+    def run(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
+        """Run all tasks and call `done` after each. Raises the error of a task; others may still run then."""
         ...
 
 
-class OneByOne:
-    """Tasks in this process: at most one task's rows are in memory."""
+class SequentialWorkers:
+    """Runs tasks in this process, one by one: at most the rows of one task are in memory."""
 
     def __init__(self, tasks: PartitionTasks) -> None:
         self._tasks = tasks
 
-    def carry_out(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
+    def run(self, tasks: Sequence[Task], done: Callable[[Task], None]) -> None:
         for task in tasks:
             self._tasks.run(task)
             done(task)
 
 
-def carry_out(workspace: Workspace, tables: Tables, workers: Callable[[PartitionTasks], Workers]) -> bool:
-    """The spec of a workspace. Whether the result is there now; where it is not, the error that ended the work is."""
-    # What ended an earlier try is not what ends this one.
+def run_spec(workspace: Workspace, tables: Tables, workers: Callable[[PartitionTasks], Workers]) -> bool:
+    """Run the join of the spec in a workspace and write its result or error there; False when it failed."""
+    # Removes the error of an earlier attempt.
     workspace.write_bytes(ERROR, b"")
     try:
         tasks = open_tasks(workspace, tables)
         PartitionRun(tasks, workers(tasks)).run()
     except FlywheelError as error:
-        workspace.write_json(ERROR, described(error))
+        workspace.write_json(ERROR, error_to_json(error))
         return False
     return True
 
 
 class PartitionRun:
-    """One process drives one run; what an earlier one finished is not done again."""
+    """One run of a join, driven by one process. Tasks that an earlier run finished are not repeated."""
 
     def __init__(self, tasks: PartitionTasks, workers: Workers) -> None:
         self._tasks = tasks
@@ -61,9 +62,10 @@ class PartitionRun:
         self._count = 0
         self._total = 0
         self.repeated = 0
-        """Tasks that were found finished."""
+        """Tasks that an earlier run had finished."""
 
     def run(self) -> None:
+        """Run all stages and write the result, unless it is there already."""
         if self._workspace.read_bytes(RESULT) is not None:
             return
         self._done = set(self._workspace.keys())
@@ -75,7 +77,7 @@ class PartitionRun:
         self._total += len(ranges) * (1 + len(spec.histories))
         self._stage("ordering the spine", ranges)
         spread = [*self._spread_spine(), *self._spread_histories()]
-        self._stage("spreading rows over buckets", spread)
+        self._stage("distributing rows over buckets", spread)
         joins = [
             Task(Kind.JOIN, bucket, view)
             for view in range(len(plan.stored))
@@ -98,13 +100,13 @@ class PartitionRun:
             self._count += 1
             self._report(message)
 
-        self._workers.carry_out(open_tasks, done)
+        self._workers.run(open_tasks, done)
 
     def _report(self, message: str) -> None:
         self._workspace.write_json(PROGRESS, {"done": self._count, "total": self._total, "message": message})
 
     def _ranges(self) -> list[Task]:
-        """Ranges of times that hold about `rows_per_range` rows each. Equal times are never parted."""
+        """Ranges of times with about `rows_per_range` rows each; equal times are in one range."""
         notes = self._tasks.notes(Kind.CHUNK)
         rows = sum(n["rows"] for n in notes)
         count = -(-rows // self._tasks.spec.rows_per_range)
@@ -181,13 +183,18 @@ class PartitionRun:
         self._report("done")
 
 
-def described(error: FlywheelError) -> dict[str, str]:
-    return {"class": type(error).__name__, "message": error.message, "reason": error.reason, **error.metadata}
+def error_to_json(error: FlywheelError) -> dict[str, Any]:
+    """An error as JSON, for another process."""
+    return {
+        "code": error.code.name,
+        "message": error.message,
+        "reason": error.reason,
+        "metadata": error.metadata,
+    }
 
 
-def restored(description: dict[str, str]) -> FlywheelError:
-    """The error that `described` described."""
-    metadata = dict(description)
-    kind, message, reason = (metadata.pop(key) for key in ("class", "message", "reason"))
-    made: FlywheelError = getattr(errors, kind, Unavailable)(message, reason=reason, **metadata)
-    return made
+def error_from_json(content: dict[str, Any]) -> FlywheelError:
+    """The error of `error_to_json`, as an instance of the base class of its status code."""
+    classes = {code.name: cls for code, cls in BY_CODE.items()}
+    cls = classes.get(content["code"], Unavailable)
+    return cls.from_wire(content["message"], reason=content["reason"], metadata=content["metadata"])

@@ -1,15 +1,16 @@
-"""A join in partitions as a value: inputs pinned to files and row groups, and the tasks that it falls into.
+"""The spec of a join in partitions, and its tasks.
 
-Rows of the spine and of each view's history are spread over buckets by a hash of the view's join keys, so that what a spine row
-needs lies in its own bucket, and each bucket is joined by itself. The results are put together again in the order of the spine.
-Nothing of the result depends on the number of buckets, on where a task runs or on how often it was begun.
+The spec fixes the files and row groups of all inputs. The rows of the spine and of each view are distributed
+over buckets by a hash of the view's join keys, so that a spine row and the rows it needs are in the same
+bucket, and each bucket is joined separately. The results are then merged in the order of the spine. The
+result does not depend on the number of buckets, on where a task runs or on how often it is started.
 
-    CHUNK   rows of the spine out of some pieces                         → spine/chunk-i
-    RANGE   the chunks' rows of a range of times, in canonical order     → spine/range-r
-    KEYS    keys, time and number of a range's rows, by bucket of a view → view-v/keys-r
-    ROWS    the view's rows out of some pieces, by bucket                → view-v/rows-i
-    JOIN    a bucket's features, by number of the spine row              → view-v/joined-b
-    PART    one file of the training set                                 → the set's own folder, digests in parts/k
+    CHUNK   rows of the spine from some pieces                               → spine/chunk-i
+    RANGE   the rows of all chunks in a range of times, in canonical order   → spine/range-r
+    KEYS    keys, time and number of the rows of a range, by bucket          → view-v/keys-r
+    ROWS    the rows of a view from some pieces, by bucket                   → view-v/rows-i
+    JOIN    the features of a bucket, by number of the spine row             → view-v/joined-b
+    PART    one file of the training set                     → the set's folder; block digests in parts/k
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ BUCKET, ROW, TIME = "__bucket", "__row", "__spine_time"
 
 
 class Kind(enum.StrEnum):
+    """The kinds of tasks; the module's docstring says what each writes."""
+
     CHUNK = "chunk"
     RANGE = "range"
     KEYS = "keys"
@@ -43,26 +46,30 @@ Pieces = tuple[Piece, ...]
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The rows of one stored view, in the plan's order of views: per ROWS task its pieces."""
+    """The rows of one stored view."""
 
     pieces: tuple[Pieces, ...]
+    """The pieces of each ROWS task."""
     buckets: int
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionSpec:
+    """All inputs of a join in partitions."""
+
     request: TrainingSetRequest
     feature_set: FeatureSet
     entities: tuple[Entity, ...]
     sources: tuple[Source, ...]
     views: tuple[View, ...]
     spine: tuple[Pieces, ...]
-    """Per CHUNK task its pieces."""
+    """The pieces of each CHUNK task."""
     histories: tuple[History, ...]
+    """One per stored view, in the order of the plan."""
     rows_per_range: int
-    """About so many rows of the spine are sorted at once."""
+    """About how many rows of the spine one RANGE task sorts."""
     uri: str
-    """Where the training set's files go."""
+    """The folder for the files of the training set."""
 
     @property
     def catalog(self) -> Catalog:
@@ -91,20 +98,20 @@ _SPEC = TypeAdapter(PartitionSpec)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One step, begun as often as needed: its output appears whole or not at all, and is the same each time."""
+    """One step. It may run more than once: its output is complete or absent, and always the same."""
 
     kind: Kind
     index: int
     view: int = -1
     low: int | None = None
     high: int | None = None
-    """RANGE: times low <= t < high of the spine; ROWS: event times; PART: numbers of spine rows."""
+    """low <= x < high for x = spine time (RANGE), event time (ROWS) or number of a spine row (PART)."""
     offset: int = 0
-    """KEYS: number of the range's first row."""
+    """The number of the first row of the range (KEYS)."""
 
     @property
     def output(self) -> str:
-        """Key of what is there when the task is done."""
+        """The key of the file that exists when the task is done."""
         match self.kind:
             case Kind.CHUNK | Kind.RANGE:
                 return f"spine/{self.kind}-{self.index:06d}.json"

@@ -1,4 +1,4 @@
-"""The steps of a join in partitions (see partition_spec): each reads what earlier ones wrote and writes one output."""
+"""The tasks of a join in partitions (see spec.py): each reads outputs of earlier tasks and writes its own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from flywheel_common.errors import Unavailable
+from flywheel_common.ray.errors import EngineUnavailable
 from flywheel_feature.offline import spines
 from flywheel_feature.offline.assembly import assemble
 from flywheel_feature.offline.joins.feature_join import Found, JoinPlan, with_computed
@@ -17,7 +17,7 @@ from flywheel_feature.offline.model import EVENT_TIMESTAMP, FileSpine
 from flywheel_feature.offline.partitioned.spec import BUCKET, ROW, SPEC, TIME, Kind, PartitionSpec, Task
 from flywheel_feature.offline.ports import Workspace
 from flywheel_feature.tables.content_hash import block_digests, named_types
-from flywheel_feature.tables.pinned_archive import MemoryArchive
+from flywheel_feature.tables.empty_archive import EmptyArchive
 from flywheel_feature.tables.ports import Between, Piece, Tables
 from flywheel_feature.tables.sources import SourceReader, events_in_order
 
@@ -28,7 +28,7 @@ CHUNKS, RANGES = "spine/rows-", "spine/ordered-"
 
 @dataclass(slots=True)
 class PartitionTasks:
-    """Carries out tasks of one spec. Blocks; holds one task's rows at a time."""
+    """Runs tasks of one spec. Blocks; has the rows of one task in memory at a time."""
 
     spec: PartitionSpec
     tables: Tables
@@ -36,7 +36,7 @@ class PartitionTasks:
     workspace: Workspace
     plan: JoinPlan = field(init=False)
     _ordered: list[dict[str, Any]] = field(default_factory=list)
-    """Notes of the RANGE tasks, once parts are written."""
+    """Notes of the RANGE tasks, read by the first PART task."""
 
     def __post_init__(self) -> None:
         self.plan = self.spec.plan()
@@ -101,7 +101,7 @@ class PartitionTasks:
     def _rows(self, task: Task) -> None:
         stored = self.plan.stored[task.view]
         pieces = self.spec.histories[task.view].pieces[task.index]
-        # Piece by piece, so that what the view does not look at is gone before the next is read.
+        # Piece by piece, so that rows that the view does not need are dropped before the next piece is read.
         parts = [self.reader.read_pieces(stored.source, stored.fields, [], task.low, task.high)]
         for piece in pieces:
             rows = self.reader.read_pieces(stored.source, stored.fields, [piece], task.low, task.high)
@@ -109,7 +109,7 @@ class PartitionTasks:
         self._spread(task, pl.concat(parts))
 
     def _spread(self, task: Task, frame: pl.DataFrame) -> None:
-        """Rows by bucket, in their order within it; a bucket is a row group, found by its statistics."""
+        """Write rows by bucket, in their order; each bucket is a row group, found by its statistics."""
         stored = self.plan.stored[task.view]
         buckets = self.spec.histories[task.view].buckets
         frame = frame.with_columns(
@@ -148,7 +148,7 @@ class PartitionTasks:
         self._note(task, rows=frame.height, columns=named_types(frame), blocks=block_digests(frame))
 
     def _spine_part(self, low: int, high: int) -> pl.DataFrame:
-        """Rows number low … high - 1 of the ordered spine."""
+        """The rows low … high - 1 of the ordered spine."""
         columns = spines.spine_columns(self.plan, self.spec.request.spine)
         parts, start = [], 0
         if not self._ordered:
@@ -164,7 +164,7 @@ class PartitionTasks:
         return pl.concat(parts)
 
     def notes(self, kind: Kind) -> list[dict[str, Any]]:
-        """What the tasks of a kind noted, by index."""
+        """The notes of the tasks of a kind, by index."""
         prefix = Task(kind, 0).output.rpartition("000000")[0]
         return [self.workspace.read_json(key) for key in sorted(self.workspace.keys(prefix))]
 
@@ -173,15 +173,16 @@ class PartitionTasks:
 
 
 def open_tasks(workspace: Workspace, tables: Tables) -> PartitionTasks:
-    """The tasks of the spec in a workspace. Raises Unavailable ENGINE_UNAVAILABLE when there is none."""
+    """The tasks of the spec in a workspace. Raises Unavailable ENGINE_UNAVAILABLE when it has no spec."""
     text = workspace.read_bytes(SPEC)
     if text is None:
-        raise Unavailable("The spec of the work is not there (any more).", reason="ENGINE_UNAVAILABLE")
-    # The spec names every file: nothing is looked up in the archive.
-    reader = SourceReader(tables, MemoryArchive())
+        raise EngineUnavailable("The working files of the join have no spec (any more): retry.")
+    # The spec lists every file, so that the archive is never read.
+    reader = SourceReader(tables, EmptyArchive())
     return PartitionTasks(PartitionSpec.from_json(text), tables, reader, workspace)
 
 
 def _groups(height: int) -> list[int]:
-    whole, rest = divmod(height, ROWS_PER_GROUP)
-    return [ROWS_PER_GROUP] * whole + ([rest] if rest else [])
+    """The sizes of the row groups of a file with this number of rows."""
+    full, rest = divmod(height, ROWS_PER_GROUP)
+    return [ROWS_PER_GROUP] * full + ([rest] if rest else [])

@@ -1,6 +1,7 @@
-"""Joins in partitions on this machine: a process of their own, spilling to a folder (port: offline.ports.PartitionEngine).
+"""Runs a join in partitions in a process on this machine (port: offline.ports.PartitionEngine).
 
-A process, because what the join allocates goes back to the system when it ends, and because one that dies takes nobody with it.
+A separate process returns its memory to the system when it ends, and the service survives its crash.
+Intermediate rows are written to a folder on the local disk.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pyarrow.fs as fs
 
-from flywheel_common.errors import Unavailable
+from flywheel_common.ray.errors import EngineUnavailable
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.jobs.progress import JobProgress
 from flywheel_feature.offline.partitioned.spec import ERROR, PROGRESS, RESULT
@@ -42,17 +43,17 @@ class PartitionProcess:
         return str(Path(self._directory) / name)
 
     async def discard(self, name: str) -> None:
-        # A process ends with the service that began it: it is only files that can be left.
+        # The process ends with the service that started it, so only files can be left over.
         await asyncio.to_thread(self.workspace(name).delete)
 
     async def run(self, name: str, job: JobProgress) -> None:
         workspace = self.workspace(name)
+        command = sys.executable, "-m", "flywheel_feature.join_worker", self._root(name)
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "flywheel_feature.join_worker", self._root(name),
-            stdin=PIPE, stdout=DEVNULL, stderr=PIPE, env=self._environment,
-        )  # fmt: skip
+            *command, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, env=self._environment
+        )
         assert process.stderr is not None
-        told = asyncio.create_task(process.stderr.read())
+        output = asyncio.create_task(process.stderr.read())
         try:
             await self._follow(workspace, process, job)
         finally:
@@ -62,20 +63,17 @@ class PartitionProcess:
             await process.wait()
             if process.stdin is not None:
                 process.stdin.close()
-            text = (await told)[-ERROR_BYTES:].decode(errors="replace")
-        answered = [await asyncio.to_thread(workspace.read_bytes, key) for key in (RESULT, ERROR)]
-        if not any(answered):
-            log.error("a join in partitions died", status=process.returncode, output=text)
-            raise Unavailable(
-                f"The process of the join ended with status {process.returncode}.",
-                reason="ENGINE_UNAVAILABLE",
-            )
+            text = (await output)[-ERROR_BYTES:].decode(errors="replace")
+        answers = [await asyncio.to_thread(workspace.read_bytes, key) for key in (RESULT, ERROR)]
+        if not any(answers):
+            log.error("join process died", status=process.returncode, output=text)
+            raise EngineUnavailable(f"The process of the join ended with status {process.returncode}: retry.")
 
     async def _follow(self, workspace: Workspace, process: Process, job: JobProgress) -> None:
         ended = asyncio.ensure_future(process.wait())
         while not ended.done():
             job.check_cancelled()
-            told = await asyncio.to_thread(workspace.read_json, PROGRESS)
-            if told is not None:
-                job.progress(told["done"], told["total"], "tasks", told["message"])
+            report = await asyncio.to_thread(workspace.read_json, PROGRESS)
+            if report is not None:
+                job.progress(report["done"], report["total"], "tasks", report["message"])
             await asyncio.wait([ended], timeout=POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""Joins in partitions on a Ray cluster, through its Jobs HTTP API (port: offline.ports.PartitionEngine)."""
+"""Runs joins in partitions on Ray, through its Jobs HTTP API (port: offline.ports.PartitionEngine)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import Any
 
 import pyarrow.fs as fs
 
-from flywheel_common.errors import FlywheelError, Unavailable
+from flywheel_common.errors import FlywheelError
+from flywheel_common.ray.errors import EngineUnavailable
 from flywheel_common.ray.jobs import OPEN, RayJobs
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.jobs.progress import JobProgress
@@ -23,12 +24,12 @@ log = get_logger(__name__)
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 60.0
-"""How long the processes of a job that is told to stop may take to end."""
+"""How long the processes of a stopped job may take to end."""
 LOG_CHARACTERS = 2000
 
 
 def _progress(workspace: Workspace) -> Any:
-    """What the driver told last; None where it is written again while it is read, and a part of it came."""
+    """The last progress report of the driver; None when it was incomplete, because it is being written."""
     try:
         return workspace.read_json(PROGRESS)
     except ValueError:
@@ -36,17 +37,24 @@ def _progress(workspace: Workspace) -> Any:
 
 
 class PartitionRay:
-    """The n-th try at a piece of work has the submission id `{name}-{n}`, so that a service that starts again finds it.
+    """Attempt n of a join has the submission id `{name}-{n}`, so that a restarted service finds it.
 
-    A service that stops leaves the work to itself.
+    A Ray job keeps running when the service stops.
     """
 
     name = "ray"
 
     def __init__(
-        self, ray: RayJobs, *, python: str, files: fs.FileSystem, deletion: S3Deletion, root: str, environment: Mapping[str, str],
-    ) -> None:  # fmt: skip
-        """`root` is `bucket/prefix`; `python` the interpreter on the cluster that has this service's code and Ray."""
+        self,
+        ray: RayJobs,
+        *,
+        python: str,
+        files: fs.FileSystem,
+        deletion: S3Deletion,
+        root: str,
+        environment: Mapping[str, str],
+    ) -> None:
+        """`root`: `bucket/prefix`; `python`: an interpreter on the cluster that has this service and Ray."""
         self._ray = ray
         self._python = python
         self._files = files
@@ -59,24 +67,22 @@ class PartitionRay:
 
     async def run(self, name: str, job: JobProgress) -> None:
         workspace = self.workspace(name)
-        submission = await self._begun(name)
+        submission = await self._open_or_submit(name)
         await self._follow(workspace, submission, job)
-        answered = [await asyncio.to_thread(workspace.read_bytes, key) for key in (RESULT, ERROR)]
-        if not any(answered):
+        answers = [await asyncio.to_thread(workspace.read_bytes, key) for key in (RESULT, ERROR)]
+        if not any(answers):
             output = (await self._ray.log(submission))[-LOG_CHARACTERS:]
-            log.error("a join on Ray died", submission=submission, output=output)
-            raise Unavailable(
-                f"The Ray job {submission} ended without a result.", reason="ENGINE_UNAVAILABLE"
-            )
+            log.error("Ray job of a join died", submission=submission, output=output)
+            raise EngineUnavailable(f"The Ray job {submission} ended without a result: retry.")
 
     async def discard(self, name: str) -> None:
-        async for submission, state in self._tries(name):
+        async for submission, state in self._attempts(name):
             if state in OPEN:
                 await self._stop(submission)
         await asyncio.to_thread(self.workspace(name).delete)
 
-    async def _tries(self, name: str) -> AsyncIterator[tuple[str, str | None]]:
-        """Submission id and state of each try, and at last the id that the next one would have, with None."""
+    async def _attempts(self, name: str) -> AsyncIterator[tuple[str, str | None]]:
+        """(submission id, state) of each attempt; at the end (id of the next attempt, None)."""
         attempt = 0
         state: str | None = ""
         while state is not None:
@@ -85,10 +91,10 @@ class PartitionRay:
             yield submission, state
             attempt += 1
 
-    async def _begun(self, name: str) -> str:
-        """The open try at this work, or a new one."""
+    async def _open_or_submit(self, name: str) -> str:
+        """The submission id of the attempt that is open, or of a new attempt."""
         submission = ""
-        async for submission, state in self._tries(name):
+        async for submission, state in self._attempts(name):
             if state in OPEN:
                 return submission
         root = shlex.quote(f"s3://{self._folder}/{name}")
@@ -97,7 +103,7 @@ class PartitionRay:
         try:
             await asyncio.shield(submitting)
         except asyncio.CancelledError:
-            # It reaches Ray all the same, and whoever stops this work must find it there.
+            # The request may still reach Ray: wait, so that `discard` finds the job.
             with suppress(FlywheelError):
                 await submitting
             raise
@@ -106,21 +112,21 @@ class PartitionRay:
     async def _follow(self, workspace: Workspace, submission: str, job: JobProgress) -> None:
         while await self._state(submission) in OPEN:
             job.check_cancelled()
-            told = await asyncio.to_thread(_progress, workspace)
-            if told is not None:
-                job.progress(told["done"], told["total"], "tasks", f"{told['message']} on Ray")
+            report = await asyncio.to_thread(_progress, workspace)
+            if report is not None:
+                job.progress(report["done"], report["total"], "tasks", f"{report['message']} on Ray")
             await asyncio.sleep(POLL_SECONDS)
 
     async def _stop(self, submission: str) -> None:
-        """Return when the job's processes are gone: what they wrote later would be left over."""
+        """Stop a job and wait until its processes have ended, so that they write no more files."""
         await self._ray.stop(submission)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 while await self._state(submission) in OPEN:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError as error:
-            raise Unavailable(
-                f"The Ray job {submission} does not stop.", reason="ENGINE_UNAVAILABLE"
+            raise EngineUnavailable(
+                f"The Ray job {submission} did not stop within {STOP_SECONDS:g} s: retry."
             ) from error
 
     async def _state(self, submission: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Archived segments, archived positions and the ids of events seen, in PostgreSQL."""
+"""Archived segments, archived positions and the hashes of seen event ids, in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ SELECT $1, h, $3, o, p FROM unnest($2::bigint[], $4::bigint[], $5::integer[]) AS
 ON CONFLICT (source, id_hash) DO NOTHING
 """
 _FIRST = """
-SELECT s.id_hash, s.partition, s."offset", s.position FROM seen_event s WHERE s.source = $1 AND s.id_hash = ANY($2::bigint[])
+SELECT s.id_hash, s.partition, s."offset", s.position FROM seen_event s
+WHERE s.source = $1 AND s.id_hash = ANY($2::bigint[])
 """
 _MOVE = """
-INSERT INTO archive_position AS a (project, source, partition, next_offset, event_count) VALUES ($1, $2, $3, $5, $6)
+INSERT INTO archive_position AS a (project, source, partition, next_offset, event_count)
+VALUES ($1, $2, $3, $5, $6)
 ON CONFLICT (project, source, partition) DO UPDATE SET next_offset = $5, event_count = a.event_count + $6
 WHERE a.next_offset = $4 RETURNING true
 """
 _SEGMENT = """
-INSERT INTO archive_segment (project, source, key, event_count, min_time, max_time, partition, first_offset, next_offset)
+INSERT INTO archive_segment
+    (project, source, key, event_count, min_time, max_time, partition, first_offset, next_offset)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 """
 _POSITION = "SELECT next_offset FROM archive_position WHERE project = $1 AND source = $2 AND partition = $3"
@@ -32,17 +35,21 @@ _SEGMENTS = (
     "SELECT * FROM archive_segment WHERE project = $1 AND source = $2 ORDER BY partition, first_offset"
 )
 _REPLACE = """
-UPDATE archive_segment AS s SET key = $2, event_count = $3, min_time = $4, max_time = $5 FROM archive_segment AS old
+UPDATE archive_segment AS s SET key = $2, event_count = $3, min_time = $4, max_time = $5
+FROM archive_segment AS old
 WHERE old.key = $1 AND s.id = old.id RETURNING s.project, s.source, s.partition, old.event_count
 """
 _REMOVE = "DELETE FROM archive_segment WHERE key = $1 RETURNING project, source, partition, event_count"
 _FEWER = """
-UPDATE archive_position SET event_count = event_count - $4 WHERE project = $1 AND source = $2 AND partition = $3
+UPDATE archive_position SET event_count = event_count - $4
+WHERE project = $1 AND source = $2 AND partition = $3
 """
 _GARBAGE = "INSERT INTO object_garbage (key) VALUES ($1) ON CONFLICT DO NOTHING"
 
 
 class PostgresArchive:
+    """The archive, for its readers, for the archiver and for erasure."""
+
     def __init__(self, pool: Pool, bucket: str) -> None:
         self._pool = pool
         self._bucket = bucket
@@ -89,29 +96,31 @@ class PostgresArchive:
             rows = await conn.fetch(_SEGMENTS, project, source)
         return [
             Segment(
-                f"s3://{self._bucket}/{r['key']}", r["partition"], r["first_offset"], r["next_offset"], r["min_time"], r["max_time"],
-                r["event_count"],
+                uri=f"s3://{self._bucket}/{r['key']}",
+                partition=r["partition"],
+                first_offset=r["first_offset"],
+                next_offset=r["next_offset"],
+                min_time=r["min_time"],
+                max_time=r["max_time"],
+                event_count=r["event_count"],
             )
             for r in rows
-        ]  # fmt: skip
+        ]
 
     async def commit(self, segment: NewSegment) -> bool:
         s = segment
+        source = s.source.project, s.source.id
+        offsets = s.first_offset, s.next_offset
         async with transaction(self._pool) as conn:
-            moved = await conn.fetchval(
-                _MOVE, s.source.project, s.source.id, s.partition, s.first_offset, s.next_offset, s.event_count
-            )  # fmt: skip
-            if not moved:
+            if not await conn.fetchval(_MOVE, *source, s.partition, *offsets, s.event_count):
                 return False
             if s.key:
-                await conn.execute(
-                    _SEGMENT, s.source.project, s.source.id, s.key, s.event_count, s.min_time, s.max_time, s.partition,
-                    s.first_offset, s.next_offset,
-                )  # fmt: skip
+                content = s.event_count, s.min_time, s.max_time
+                await conn.execute(_SEGMENT, *source, s.key, *content, s.partition, *offsets)
         return True
 
     async def replace_segment(self, old: str, new: str, events: int, min_time: int, max_time: int) -> None:
-        """The object `new` stands in the place of `old`, which becomes garbage; no events: nothing does."""
+        """Replace the object `old`, which becomes garbage, by `new`; without events remove the segment."""
         async with transaction(self._pool) as conn:
             row = (
                 await conn.fetchrow(_REPLACE, old, new, events, min_time, max_time)

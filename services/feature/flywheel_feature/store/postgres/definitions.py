@@ -1,4 +1,4 @@
-"""Definitions in PostgreSQL (port: applied_definitions.DefinitionStore)."""
+"""Definitions in PostgreSQL (port: apply.applied.DefinitionStore)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ POLL_SECONDS = 2.0
 _LOAD = "SELECT project, kind, id, version, body, deleted_at FROM definition WHERE project = ANY($1)"
 _REVISIONS = "SELECT project, revision FROM catalog_revision"
 _LOCK = """
-INSERT INTO catalog_revision (project, revision) VALUES ($1, 0) ON CONFLICT (project) DO UPDATE SET revision = catalog_revision.revision
+INSERT INTO catalog_revision (project, revision) VALUES ($1, 0)
+ON CONFLICT (project) DO UPDATE SET revision = catalog_revision.revision
 RETURNING revision
 """
 _BUMP = "UPDATE catalog_revision SET revision = revision + 1 WHERE project = $1"
@@ -32,7 +33,9 @@ _PUT = """
 INSERT INTO definition (project, kind, id, version, body) VALUES ($1, $2, $3, $4, $5::jsonb)
 ON CONFLICT (project, kind, id, version) DO UPDATE SET body = excluded.body, deleted_at = NULL
 """
-_DELETE = "UPDATE definition SET deleted_at = now() WHERE project = $1 AND kind = $2 AND id = $3 AND deleted_at IS NULL"
+_DELETE = """
+UPDATE definition SET deleted_at = now() WHERE project = $1 AND kind = $2 AND id = $3 AND deleted_at IS NULL
+"""
 
 _KINDS: dict[str, tuple[type[Any], TypeAdapter[Any]]] = {
     "entity": (Entity, TypeAdapter(Entity)),
@@ -44,7 +47,7 @@ _COLLECTIONS = {"entities": "entity", "sources": "source", "views": "view", "fea
 
 
 class PostgresDefinitions:
-    """`poll_seconds`: how often `changes` tells that something may have changed though nothing was heard."""
+    """`poll_seconds`: how often `changes` yields without a notification, as notifications can be lost."""
 
     def __init__(self, pool: Pool, *, poll_seconds: float = POLL_SECONDS) -> None:
         self._pool = pool
@@ -72,7 +75,7 @@ class PostgresDefinitions:
             return await _apply(conn, project, declared, delete_names, now, uses)
 
     async def changed(self, known: Mapping[str, int]) -> list[Catalog]:
-        # An apply that commits between the two statements is read a second time, by its revision, at the next question.
+        # A project whose apply commits between the two statements is read again by the next call.
         async with connection(self._pool) as conn:
             revisions = {r["project"]: r["revision"] for r in await conn.fetch(_REVISIONS)}
             stale = [p for p, revision in revisions.items() if known.get(p) != revision]
@@ -82,11 +85,11 @@ class PostgresDefinitions:
     async def changes(self) -> AsyncGenerator[None]:
         notified = asyncio.Event()
 
-        def hear(*_: Any) -> None:
+        def on_notification(*_: Any) -> None:
             notified.set()
 
         async with connection(self._pool) as conn:
-            await conn.add_listener(CHANNEL, hear)
+            await conn.add_listener(CHANNEL, on_notification)
             try:
                 while alive(conn):
                     notified.clear()
@@ -96,12 +99,17 @@ class PostgresDefinitions:
                             await notified.wait()
             finally:
                 with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                    await conn.remove_listener(CHANNEL, hear)
+                    await conn.remove_listener(CHANNEL, on_notification)
 
 
 async def _apply(
-    conn: Connection, project: str, declared: Declared, delete_names: list[str], now: datetime, uses: ModelUses
-) -> ApplyPlan:  # fmt: skip
+    conn: Connection,
+    project: str,
+    declared: Declared,
+    delete_names: list[str],
+    now: datetime,
+    uses: ModelUses,
+) -> ApplyPlan:
     await conn.fetchval(_LOCK, project)
     plan = make_plan(await _read(conn, project), declared, delete_names, now, uses)
     plan.raise_violations()

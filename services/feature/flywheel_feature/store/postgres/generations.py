@@ -1,4 +1,4 @@
-"""The generation of the online store's contents, in PostgreSQL (port: generations.GenerationCounter)."""
+"""The generation of the online store, in PostgreSQL (port: ingest.generations.GenerationCounter)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Jobs in PostgreSQL (port: jobs.JobStore)."""
+"""Jobs in PostgreSQL (port: jobs.runner.JobStore)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_common.postgres.pool import Pool, connection, transaction
-from flywheel_feature.jobs.runner import MAX_ATTEMPTS, Job, JobState, Progress
+from flywheel_feature.jobs.model import Job, JobState, Progress
+from flywheel_feature.jobs.ports import MAX_ATTEMPTS
 
 _INSERT = """
 INSERT INTO job (project, id, kind, request, request_id, request_hash, created_at, training_set)
@@ -21,9 +22,10 @@ _BY_REQUEST = "SELECT * FROM job WHERE project = $1 AND kind = $2 AND request_id
 _CLAIM = """
 WITH lost AS (
     UPDATE job SET state = 'LOST', ended_at = now(), owner = NULL, error_reason = 'JOB_LOST',
-        error_message = 'Every process that ran the job died: look at their logs and submit it again.'
+        error_message = 'Every process that ran the job died: read their logs and submit it again.'
     WHERE state = 'RUNNING' AND lease_until < now() AND attempt >= $4)
-UPDATE job SET state = 'RUNNING', owner = $1, lease_until = now() + $3 * interval '1 second', attempt = attempt + 1
+UPDATE job
+SET state = 'RUNNING', owner = $1, lease_until = now() + $3 * interval '1 second', attempt = attempt + 1
 WHERE (project, id) = (
     SELECT project, id FROM job
     WHERE kind = ANY($2) AND due_at <= now()
@@ -31,7 +33,7 @@ WHERE (project, id) = (
     ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED)
 RETURNING *
 """
-"""One statement: an idle service asks every second."""
+"""One statement, as an idle service executes it every second."""
 _HEARTBEAT = """
 UPDATE job SET lease_until = now() + $4 * interval '1 second', done = $5, total = $6, unit = $7, message = $8
 WHERE project = $1 AND id = $2 AND owner = $3 AND state = 'RUNNING' RETURNING cancel_requested
@@ -49,7 +51,8 @@ WHERE project = $1 AND id = $2 AND owner = $3 AND state = 'RUNNING'
 """
 _GET = "SELECT * FROM job WHERE project = $1 AND id = $2"
 _LIST = """
-SELECT * FROM job WHERE project = $1 AND ($2 = '' OR kind = $2) AND ($3 = '' OR state = $3) AND ($4 = '' OR id < $4)
+SELECT * FROM job
+WHERE project = $1 AND ($2 = '' OR kind = $2) AND ($3 = '' OR state = $3) AND ($4 = '' OR id < $4)
 ORDER BY id DESC LIMIT $5
 """
 _ENDED = "SELECT * FROM job WHERE kind = $1 AND ended_at >= $2 ORDER BY ended_at, id"
@@ -120,10 +123,9 @@ class PostgresJobs:
     async def finish(self, job: Job, owner: str) -> None:
         p = job.progress
         async with connection(self._pool) as conn:
-            await conn.execute(
-                _FINISH, job.project, job.id, owner, str(job.state), p.done, p.total, p.unit, p.message, job.ended_at,
-                job.error_reason, job.error_message, json.dumps(dict(job.result)),
-            )  # fmt: skip
+            progress = p.done, p.total, p.unit, p.message
+            end = job.ended_at, job.error_reason, job.error_message, json.dumps(dict(job.result))
+            await conn.execute(_FINISH, job.project, job.id, owner, str(job.state), *progress, *end)
 
     async def requeue(self, job: Job, owner: str, delay_seconds: float) -> None:
         async with connection(self._pool) as conn:
@@ -150,11 +152,10 @@ class PostgresJobs:
 
 
 def _same(row: Any, request_id: str, request_hash: bytes) -> Job:
-    """The job of a request_id, if the request was the same."""
+    """The job of a request_id. Raises InvalidArgument REQUEST_ID_REUSED when its request was another one."""
     if bytes(row["request_hash"]) != request_hash:
-        raise InvalidArgument(
-            f"request_id {request_id!r} was used for another {row['kind']} request: use a new id for a new request.",
-            reason="REQUEST_ID_REUSED",
+        raise RequestIdReused(
+            f"request_id {request_id!r} was used for another {row['kind']} request: use a new id.",
             request_id=request_id,
         )
     return _job(row)

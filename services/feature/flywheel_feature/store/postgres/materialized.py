@@ -1,4 +1,4 @@
-"""How far batch views were materialized and from which files, in PostgreSQL."""
+"""Up to which event time and from which files batch views were materialized, in PostgreSQL."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ _FORGET = "DELETE FROM materialized_file WHERE project = $1 AND view = $2 AND ve
 _LIST = "SELECT view, version, newest FROM materialized WHERE project = $1"
 _PUT = """
 INSERT INTO materialized AS m (project, view, version, end_time, newest) VALUES ($1, $2, $3, $4, $5)
-ON CONFLICT (project, view, version) DO UPDATE SET end_time = greatest(m.end_time, $4), newest = greatest(m.newest, $5)
+ON CONFLICT (project, view, version)
+DO UPDATE SET end_time = greatest(m.end_time, $4), newest = greatest(m.newest, $5)
 """
 
 
@@ -32,7 +33,6 @@ class PostgresMaterialized:
             await conn.execute(_PUT, project, view, version, end_time, newest)
 
     async def seen(self, project: str, view: str, version: int) -> Mapping[str, str]:
-        """uri → stamp of the files whose rows are online."""
         async with connection(self._pool) as conn:
             return {r["uri"]: r["stamp"] for r in await conn.fetch(_SEEN, project, view, version)}
 
@@ -41,6 +41,5 @@ class PostgresMaterialized:
             await conn.execute(_MARK, project, view, version, uri, stamp)
 
     async def forget_files(self, project: str, view: str, version: int) -> None:
-        """Every file is due again."""
         async with connection(self._pool) as conn:
             await conn.execute(_FORGET, project, view, version)

@@ -1,4 +1,4 @@
-"""What the push log consists of, in PostgreSQL (port: push_log.PushedSegments)."""
+"""The files of the push log, in PostgreSQL (port: ingest.push_log.PushedSegments)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class PostgresPushLog:
             return [(r["id"], r["key"]) for r in await conn.fetch(_KEYS, project, view)]
 
     async def replace(self, old: str, new: str, rows: int) -> None:
-        """The file `new` stands in the place of `old`, which is to be deleted; no rows: nothing does."""
+        """Replace the file `old`, which becomes garbage, by `new`; without rows it is removed."""
         async with transaction(self._pool) as conn:
             await conn.execute(_GARBAGE, old)
             if rows:

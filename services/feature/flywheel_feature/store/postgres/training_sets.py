@@ -1,4 +1,4 @@
-"""Training sets in PostgreSQL (port: offline.ports.TrainingSets)."""
+"""Training sets, in PostgreSQL (port: offline.ports.TrainingSets)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from datetime import datetime
 
 from pydantic import TypeAdapter
 
-from flywheel_common.errors import AlreadyExists
 from flywheel_common.postgres.pool import Pool, connection
+from flywheel_feature.offline.errors import TrainingSetExists
 from flywheel_feature.offline.model import TrainingSet
 
 _BODY = TypeAdapter(TrainingSet)
@@ -41,9 +41,8 @@ class PostgresTrainingSets:
                 training_set.created_at,
             )
         if created is None:
-            raise AlreadyExists(
-                f"{training_set.name} exists: training sets are immutable, choose another id.",
-                reason="TRAINING_SET_EXISTS",
+            raise TrainingSetExists(
+                f"{training_set.name} exists: training sets are immutable, choose another id."
             )
 
     async def get(self, project: str, training_set_id: str) -> TrainingSet | None:
@@ -60,8 +59,7 @@ class PostgresTrainingSets:
         before: tuple[datetime, str] | None = None,
         limit: int = 100,
     ) -> list[TrainingSet]:
-        """Newest first; `feature_set` is a resource name with or without version; `before` the last one seen."""
-        moment, last = before or (None, "")
+        created_at, last_id = before or (None, "")
         async with connection(self._pool) as conn:
-            rows = await conn.fetch(_LIST, project, feature_set, moment, last, limit, text)
+            rows = await conn.fetch(_LIST, project, feature_set, created_at, last_id, limit, text)
         return [_BODY.validate_json(row["body"]) for row in rows]

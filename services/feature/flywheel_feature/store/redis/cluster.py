@@ -1,7 +1,8 @@
-"""A Redis Cluster behind the interface of one Redis: each command goes to the node that owns its key's slot, all commands for a
-node in one write, all nodes at once. What moved meanwhile is asked for again where it went.
+"""A Redis Cluster behind the interface of one Redis.
 
-Every command here has one key (`mget` is spread), so that nothing depends on keys sharing a slot.
+Each command goes to the node that owns its key's slot: one write per node, all nodes at the same time.
+Commands for a slot that moved are sent again to its new owner. Every command has one key (`mget` is split
+into GETs), so that nothing depends on keys sharing a slot.
 """
 
 from __future__ import annotations
@@ -16,18 +17,22 @@ import hiredis
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature.online.lookup import store_down
+from flywheel_feature.online.errors import store_down
 from flywheel_feature.store.redis.connection import Argument, RedisPipe, RedisReplyError, checked
 
 log = get_logger(__name__)
 
 SLOTS = 16_384
 ROUNDS = 8
-"""How often commands are sent again to where their slots went, before the store counts as down."""
+"""How many redirections of a command are followed before the store counts as down."""
 
 
 class ClusterPipe:
-    """`redis+cluster://[user:password@]host:port[,host:port…]` (`rediss+cluster` for TLS): any of the nodes, the rest is asked."""
+    """Connections to all masters of a cluster.
+
+    The URL is `redis+cluster://[user:password@]host:port[,host:port…]` (`rediss+cluster` for TLS). It needs
+    one reachable node, which reports the others.
+    """
 
     def __init__(self, url: str, *, timeout_seconds: float = 5.0) -> None:
         parts = urlsplit(url)
@@ -38,11 +43,11 @@ class ClusterPipe:
         self._seeds = [h if ":" in h else f"{h}:6379" for h in hosts.split(",")]
         self._nodes: dict[str, RedisPipe] = {}
         self._slots: list[str] = []
-        """Owner's host:port per slot; empty until asked."""
-        self._asking = asyncio.Lock()
+        """host:port of the owner of each slot; empty before the topology was read."""
+        self._topology_lock = asyncio.Lock()
 
     async def call(self, *arguments: Argument) -> Any:
-        """One command; PING and SCRIPT go to every master. Raises RedisReplyError when Redis refuses it."""
+        """Send one command, PING and SCRIPT to every master. Raises RedisReplyError when Redis refuses it."""
         if arguments[0] in ("PING", "SCRIPT"):
             await self._topology()
             answers = await asyncio.gather(
@@ -53,11 +58,14 @@ class ClusterPipe:
         return checked(answer)
 
     async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Values of at least one key in the order asked, None where there is none; not one moment's view of all of them."""
+        """The values of at least one key, in the order of the keys; None for a missing key.
+
+        The values are not a snapshot: each may be from another moment.
+        """
         return [checked(a) for a in await self.calls([("GET", key) for key in keys])]
 
     async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        """Many commands; answers may be exceptions of hiredis, one per refused command."""
+        """Send many commands; the answer of a refused command is an exception of hiredis."""
         await self._topology()
         answers: list[Any] = [None] * len(commands)
         where = [self._slots[_slot(c)] for c in commands]
@@ -66,7 +74,7 @@ class ClusterPipe:
             groups: dict[str, list[int]] = {}
             for i in due:
                 groups.setdefault(where[i].removeprefix("?"), []).append(i)
-            await asyncio.gather(*(self._ask(n, g, commands, where, answers) for n, g in groups.items()))
+            await asyncio.gather(*(self._send(n, g, commands, where, answers) for n, g in groups.items()))
             due, moved, waiting = [], False, False
             for i in sorted(i for g in groups.values() for i in g):
                 kind, target = _redirection(answers[i])
@@ -88,18 +96,18 @@ class ClusterPipe:
         raise store_down()
 
     async def identity(self) -> str:
-        """The run ids of all masters: one that restarted, or took over from another, may lack the last writes."""
+        """The run ids of all masters: a master that restarted or was promoted may lack the last writes."""
         await self._topology(again=True)
         masters = sorted(set(self._slots))
-        told = await asyncio.gather(*(self._node(m).call("INFO", "server") for m in masters))
-        ids = [line for info in told for line in info.decode().splitlines() if line.startswith("run_id:")]
+        infos = await asyncio.gather(*(self._node(m).call("INFO", "server") for m in masters))
+        ids = [line for info in infos for line in info.decode().splitlines() if line.startswith("run_id:")]
         return " ".join(sorted(ids))
 
     async def close(self) -> None:
         for node in self._nodes.values():
             await node.close()
 
-    async def _ask(
+    async def _send(
         self,
         node: str,
         group: Sequence[int],
@@ -118,7 +126,7 @@ class ClusterPipe:
         try:
             found = await self._node(node).calls(sent)
         except Unavailable:
-            # A replica may have taken over: who owns what is asked again by the next call.
+            # A replica may have been promoted: the next call reads the topology again.
             self._slots = []
             raise
         for place, answer in zip(places, found, strict=True):
@@ -134,14 +142,14 @@ class ClusterPipe:
     async def _topology(self, *, again: bool = False) -> None:
         if self._slots and not again:
             return
-        async with self._asking:
+        async with self._topology_lock:
             if self._slots and not again:
                 return
             for address in dict.fromkeys([*self._slots, *self._nodes, *self._seeds]):
                 try:
                     ranges = await self._node(address).call("CLUSTER", "SLOTS")
                 except (Unavailable, RedisReplyError) as error:
-                    log.warning("a node does not say who owns what", node=address, reason=error.reason)
+                    log.warning("cannot read the slots of the cluster", node=address, reason=error.reason)
                     continue
                 slots = [""] * SLOTS
                 for first, last, master, *_ in ranges:
@@ -152,14 +160,14 @@ class ClusterPipe:
                     return
             raise store_down()
 
-    def _address(self, target: bytes, asked: str) -> str:
-        """host:port of a node; one that does not know its own host is where it was asked."""
+    def _address(self, target: bytes, source: str) -> str:
+        """host:port of a node; a node without a host in the answer has the host of the node that answered."""
         host, _, port = target.decode().rpartition(":")
-        return f"{host or asked.removeprefix('?').rpartition(':')[0]}:{port}"
+        return f"{host or source.removeprefix('?').rpartition(':')[0]}:{port}"
 
 
 Pipe: TypeAlias = RedisPipe | ClusterPipe
-"""What the online store is reached through."""
+"""The connection of the online store: one Redis, or a cluster."""
 
 
 def _slot(command: tuple[Argument, ...]) -> int:
@@ -168,15 +176,18 @@ def _slot(command: tuple[Argument, ...]) -> int:
 
 
 def slot_of(key: bytes) -> int:
-    """CRC-16 of what stands between the first `{` and the next `}`, of the whole key where nothing does (Redis Cluster
-    specification)."""
+    """The slot of a key, by the Redis Cluster specification.
+
+    It is the CRC-16 of the hash tag (the text between the first `{` and the next `}`), or of a key without
+    one.
+    """
     start = key.find(b"{")
     end = key.find(b"}", start + 1) if start >= 0 else -1
     return crc_hqx(key[start + 1 : end] if end > start + 1 else key, 0) % SLOTS
 
 
 def _redirection(answer: Any) -> tuple[str, bytes]:
-    """(MOVED, host:port), (ASK, host:port), (TRYAGAIN or CLUSTERDOWN, nothing) or nothing at all."""
+    """(MOVED or ASK, host:port), (TRYAGAIN or CLUSTERDOWN, b""), or ("", b"") for no redirection."""
     if not isinstance(answer, hiredis.HiredisError):
         return "", b""
     kind, *rest = str(answer).split()

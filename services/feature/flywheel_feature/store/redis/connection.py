@@ -1,7 +1,8 @@
-"""One Redis connection shared by every caller: commands go out as they come, answers come back in order.
+"""One Redis connection shared by all callers: commands are pipelined, answers come back in order.
 
-redis-py lends a connection to one command at a time; a read path with hundreds of calls in flight wants one write for whatever
-is there and one parse for whatever came. This is the protocol around hiredis that does it, with reconnection and nothing more.
+redis-py gives a connection to one command at a time. A read path with hundreds of calls in flight needs one
+write for all pending commands and one parse for all received answers. This module is the asyncio protocol
+around hiredis that does so, with reconnection and nothing else.
 """
 
 from __future__ import annotations
@@ -17,16 +18,17 @@ import hiredis
 
 from flywheel_common.errors import Internal
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature.encoding.same_length_keys import EqualKeys
-from flywheel_feature.encoding.same_length_values import MANY, EqualReply
-from flywheel_feature.online.lookup import store_down
+from flywheel_feature.encoding.same_length_keys import SameLengthKeys
+from flywheel_feature.encoding.same_length_values import MANY, SameLengthReply
+from flywheel_feature.online.errors import store_down
 
 log = get_logger(__name__)
 
 CONNECT_SECONDS = 2.0
 KEPT_BYTES = 4 << 20
-"""What a connection's buffer may keep. hiredis gives back more than 16 KiB after every reply, and the kernel then maps and clears each page
-again for the next one: half of what a reply of 600 KB costs."""
+"""Memory that the buffer of a connection keeps between replies. By default hiredis frees all above 16 KiB
+after every reply, and the kernel maps and clears the pages again for the next one: half the cost of a reply
+of 600 KB."""
 Argument = bytes | str | int
 
 
@@ -35,13 +37,15 @@ class RedisReplyError(Internal):
 
 
 class _Link(asyncio.Protocol):
+    """The protocol of one open connection."""
+
     def __init__(self) -> None:
         self.waiting: deque[tuple[asyncio.Future[Any], int]] = deque()
-        """Each with how many values of one length its reply may be; 0: any reply."""
+        """(future of a reply, how many values of one length the reply may have; 0: any reply), in order."""
         self.transport: asyncio.Transport | None = None
         self._reader = hiredis.Reader()
         self._reader.setmaxbuf(KEPT_BYTES)
-        self._equal: EqualReply | None = None
+        self._equal: SameLengthReply | None = None
         self._out: list[bytes] = []
         self._loop = asyncio.get_running_loop()
 
@@ -52,7 +56,7 @@ class _Link(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         while data:
             if self._equal is None and self.waiting and self.waiting[0][1] and not self._reader.has_data():
-                self._equal = EqualReply(self.waiting[0][1])
+                self._equal = SameLengthReply(self.waiting[0][1])
             if self._equal is None:
                 self._parse(data)
                 return
@@ -60,7 +64,7 @@ class _Link(asyncio.Protocol):
                 received, self._equal = bytes(self._equal.received), None
                 self._parse(received)
                 return
-            if not self._equal.whole:
+            if not self._equal.complete:
                 return
             equal, self._equal = self._equal, None
             self._answer(equal.values)
@@ -68,7 +72,7 @@ class _Link(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> None:
         self._reader.feed(data)
-        # hiredis says False when no whole reply is there; Redis itself never answers False in RESP2.
+        # hiredis returns False for an incomplete reply; a RESP2 reply is never False.
         while (reply := self._reader.gets()) is not False:
             self._answer(reply)
 
@@ -78,18 +82,18 @@ class _Link(asyncio.Protocol):
             future.set_result(reply)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        # Whatever the cause, the caller's answer is the same.
+        # The callers get the same error for every cause.
         del exc
         self.transport = None
         waiting, self.waiting = self.waiting, deque()
         for future, _ in waiting:
             if not future.done():
                 future.set_exception(store_down())
-                # Of many commands only the last is waited for.
+                # Marks the exception as retrieved: `calls` awaits only the last of its futures.
                 future.exception()
 
     def send(self, packed: bytes, equal: int = 0) -> asyncio.Future[Any]:
-        """Everything sent in one turn of the event loop leaves in one write."""
+        """Queue a command; all commands queued in one iteration of the event loop go out in one write."""
         future: asyncio.Future[Any] = self._loop.create_future()
         self.waiting.append((future, equal))
         if not self._out:
@@ -104,7 +108,11 @@ class _Link(asyncio.Protocol):
 
 
 class RedisPipe:
-    """`call` raises Unavailable ONLINE_STORE_DOWN while Redis is away; the next call connects again."""
+    """A connection that is opened when needed.
+
+    Every method raises Unavailable ONLINE_STORE_DOWN while Redis is unreachable; the next call connects
+    again.
+    """
 
     def __init__(self, url: str, *, timeout_seconds: float = 5.0) -> None:
         self._url = urlsplit(url)
@@ -113,15 +121,17 @@ class RedisPipe:
         self._connecting = asyncio.Lock()
 
     async def call(self, *arguments: Argument) -> Any:
-        """One command. Raises RedisReplyError when Redis refuses it."""
+        """Send one command. Raises RedisReplyError when Redis refuses it."""
         link = self._link
         if link is None or link.transport is None:
             link = await self._connected()
         return checked(await self._answer(link.send(_packed(arguments))))
 
     async def mget(self, keys: Sequence[bytes]) -> Sequence[bytes | None]:
-        """Values of at least one key in the order asked, None where there is none; EqualValues of many that are there and of one
-        length."""
+        """The values of at least one key, in the order of the keys; None for a missing key.
+
+        Many values that all exist and have one length come as `SameLengthValues`.
+        """
         link = self._link
         if link is None or link.transport is None:
             link = await self._connected()
@@ -130,18 +140,18 @@ class RedisPipe:
         return values
 
     async def calls(self, commands: Sequence[tuple[Argument, ...]]) -> list[Any]:
-        """Many commands in one write. Answers may be exceptions of hiredis, one per refused command."""
+        """Send many commands in one write; the answer of a refused command is an exception of hiredis."""
         link = self._link
         if link is None or link.transport is None:
             link = await self._connected()
         futures = [link.send(_packed(c)) for c in commands]
         if futures:
-            # Answers come in order: with the last one all are there.
+            # Answers arrive in order, so all have arrived with the last one.
             await self._answer(futures[-1])
         return [f.result() for f in futures]
 
     async def identity(self) -> str:
-        """One server that falls back does so as a whole: positions and tiles stay true to one another."""
+        """Empty: a single server loses data as a whole, so that positions and tiles stay consistent."""
         return ""
 
     async def close(self) -> None:
@@ -153,7 +163,7 @@ class RedisPipe:
             async with asyncio.timeout(self._timeout):
                 return await future
         except TimeoutError:
-            # A connection that stopped answering would hold every later call: start anew.
+            # A connection that stopped answering would block every later call: close it.
             if self._link is not None and self._link.transport is not None:
                 self._link.transport.abort()
             raise store_down() from None
@@ -202,12 +212,12 @@ def _packed(command: tuple[Argument, ...]) -> bytes:
 
 
 _HEADS = [b"\r\n$%d\r\n" % n for n in range(512)]
-"""What stands between two arguments, the second of which has so many bytes. Formatting numbers is most of what packing costs."""
+"""The separator before an argument of n bytes, by n, as formatting numbers is most of the cost of packing."""
 
 
 def _packed_mget(keys: Sequence[bytes]) -> bytes:
-    """What hiredis would pack, at a third of the price."""
-    if isinstance(keys, EqualKeys):
+    """An MGET command, the same bytes as hiredis packs, at a third of the cost."""
+    if isinstance(keys, SameLengthKeys):
         return b"*%d\r\n$4\r\nMGET\r\n%b" % (len(keys) + 1, keys.written(lambda n: b"$%d\r\n" % n, b"\r\n"))
     if max(map(len, keys)) >= len(_HEADS):
         return _packed(("MGET", *keys))
@@ -220,7 +230,7 @@ def _packed_mget(keys: Sequence[bytes]) -> bytes:
 
 
 def checked(reply: Any) -> Any:
-    """The reply, unless Redis refused. Raises RedisReplyError."""
+    """The reply. Raises RedisReplyError for an error reply."""
     if isinstance(reply, hiredis.HiredisError):
         raise RedisReplyError(f"Redis refused a command: {reply}")
     return reply

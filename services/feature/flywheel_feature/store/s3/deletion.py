@@ -1,21 +1,25 @@
-"""Deleting objects on S3. pyarrow writes a marker object where the last file of a folder goes; a store that holds folders for
-real takes the marker for a file, or refuses it."""
+"""Deletes objects on S3, through botocore.
+
+pyarrow is not used because it writes a marker object when the last file of a folder is deleted. A store with
+real folders treats the marker as a file, or refuses it.
+"""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from flywheel_common.errors import Unavailable
+from flywheel_common.config import S3Settings
+from flywheel_feature.tables.errors import ObjectStoreDown
 
 
 class S3Deletion:
-    """Blocks; may be called from any thread."""
+    """Deletes objects of one object store. Blocks; may be called from any thread."""
 
     def __init__(
         self, endpoint: str, access_key: str, secret_key: str, timeout_seconds: float = 30.0
@@ -31,19 +35,25 @@ class S3Deletion:
         self._lock = threading.Lock()
         self._client: Any = None
 
+    @classmethod
+    def from_settings(cls, settings: S3Settings) -> Self:
+        return cls(
+            settings.s3_endpoint,
+            settings.s3_access_key.get_secret_value(),
+            settings.s3_secret_key.get_secret_value(),
+        )
+
     def delete(self, paths: Iterable[str]) -> None:
-        """Objects named `bucket/key`; one that is not there counts as deleted. Raises Unavailable OBJECT_STORE_DOWN."""
+        """Delete objects by `bucket/key`; they need not exist. Raises Unavailable OBJECT_STORE_DOWN."""
         for path in paths:
             bucket, _, key = path.partition("/")
             try:
                 self._connected().delete_object(Bucket=bucket, Key=key)
             except (BotoCoreError, ClientError) as error:
-                raise Unavailable(
-                    f"The object store does not delete s3://{path} now.", reason="OBJECT_STORE_DOWN"
-                ) from error
+                raise ObjectStoreDown(f"The object store did not delete s3://{path}: retry.") from error
 
     def _connected(self) -> Any:
-        # Made when it is needed: a client takes a tenth of a second, and most processes delete nothing.
+        # Created when needed: a client takes a tenth of a second, and most processes delete nothing.
         with self._lock:
             if self._client is None:
                 session = botocore.session.get_session()

@@ -1,4 +1,4 @@
-"""Delta Lake tables through the `deltalake` package: which files a version consists of."""
+"""The files of a version of a Delta Lake table, through the `deltalake` package."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from flywheel_common.errors import DataLoss, FailedPrecondition, NotFound
+from flywheel_common.errors import FlywheelError
 from flywheel_feature.store.s3.snapshots import stored_types
+from flywheel_feature.tables.errors import CorruptTable, TableChanged, UnknownTable, UnsupportedFormat
 from flywheel_feature.tables.ports import Piece, TableSnapshot
 
 KNOWN_FEATURES = frozenset({"timestampNtz", "vacuumProtocolCheck", "v2Checkpoint"})
-"""Reader features that change nothing about which rows the files hold or what their columns are called."""
+"""Reader features that affect neither the rows of the files nor the names of their columns."""
 
 
 def storage_options(
@@ -34,10 +35,11 @@ def storage_options(
 
 
 def snapshot(uri: str, options: Mapping[str, str], version: int) -> TableSnapshot:
-    """Files by path, as the transaction log has them at a version (-1: the newest).
+    """The files of a version (-1: the newest) in the transaction log, by path.
 
-    Raises NotFound UNKNOWN_TABLE, FailedPrecondition UNSUPPORTED_FORMAT, TABLE_CHANGED for a version that is gone, DataLoss
-    CORRUPT_TABLE for a log that is none, OSError when the store refuses or does not answer.
+    Raises NotFound UNKNOWN_TABLE, FailedPrecondition UNSUPPORTED_FORMAT, FailedPrecondition TABLE_CHANGED for
+    a version that was deleted, DataLoss CORRUPT_TABLE for an invalid log, OSError when the store refuses or
+    does not answer.
     """
     try:
         table = DeltaTable(uri, version=None if version < 0 else version, storage_options=dict(options))
@@ -46,8 +48,8 @@ def snapshot(uri: str, options: Mapping[str, str], version: int) -> TableSnapsho
         actions = pa.table(table.get_add_actions()).to_pylist()
         schema = pa.schema(table.schema().to_arrow())
     except TableNotFoundError as error:
-        raise NotFound(
-            f"There is no Delta table at {uri}: check the address, or write it first.", reason="UNKNOWN_TABLE"
+        raise UnknownTable(
+            f"There is no Delta table at {uri}: check the address, or write it first."
         ) from error
     except DeltaError as error:
         raise _refused(uri, version, error) from error
@@ -66,29 +68,29 @@ def snapshot(uri: str, options: Mapping[str, str], version: int) -> TableSnapsho
 
 def _check_protocol(uri: str, table: DeltaTable) -> None:
     protocol = table.protocol()
-    asked = set(protocol.reader_features or ())
+    required = set(protocol.reader_features or ())
     if table.metadata().configuration.get("delta.columnMapping.mode", "none") != "none":
-        asked.add("columnMapping")
-    unknown = sorted(asked - KNOWN_FEATURES)
-    if unknown:
-        raise FailedPrecondition(
-            f"{uri} asks its readers for {', '.join(unknown)}, which cannot be read here: write the table without.",
-            reason="UNSUPPORTED_FORMAT",
+        required.add("columnMapping")
+    unsupported = sorted(required - KNOWN_FEATURES)
+    if unsupported:
+        features = ", ".join(unsupported)
+        raise UnsupportedFormat(
+            f"{uri} requires the reader features {features}, which this service lacks: write it without them."
         )
 
 
 def _text(value: Any) -> str | None:
-    """A partition value as the folder's name would have it."""
+    """A partition value as text, as in the name of a Hive folder."""
     if isinstance(value, bool):
         return str(value).lower()
     return None if value is None else str(value)
 
 
-def _refused(uri: str, version: int, error: DeltaError) -> Exception:
+def _refused(uri: str, version: int, error: DeltaError) -> FlywheelError:
     why = str(error).splitlines()[0][:160]
     if version >= 0:
-        return FailedPrecondition(
-            f"Version {version} of {uri}, at which the job began to read, cannot be had any more ({why}): ask again.",
-            reason="TABLE_CHANGED",
+        return TableChanged(
+            f"The job began to read version {version} of {uri}, which cannot be read any more ({why}): "
+            "submit the job again."
         )
-    return DataLoss(f"The Delta log of {uri} cannot be read: {why}", reason="CORRUPT_TABLE")
+    return CorruptTable(f"The Delta log of {uri} cannot be read: {why}")

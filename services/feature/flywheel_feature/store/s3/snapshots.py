@@ -1,4 +1,4 @@
-"""The files of Parquet tables as pieces: whole files, or row groups of them."""
+"""The files of Parquet tables as pieces: complete files, or row groups of them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,17 @@ HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def of_files(files_system: fs.FileSystem, files: Sequence[str], base: str) -> TableSnapshot:
-    """Files below a folder: `key=value` folders between the two are columns. Types are those of the first file."""
+    """A snapshot of the files below the folder `base`; `key=value` folders become columns.
+
+    The types are those of the first file.
+    """
     pieces = tuple(Piece(f"s3://{path}", partition=_hive(path[len(base) :])) for path in files)
     held = fragment(files_system, files[0], pieces[0]).physical_schema
     return TableSnapshot(pieces, stored_types(held, [name for name, _ in pieces[0].partition]))
 
 
 def stored_types(schema: pa.Schema, partitions: Sequence[str]) -> dict[str, pl.DataType]:
+    """The types of the columns of a file, and text for the partition columns."""
     empty = pl.from_arrow(schema.empty_table())
     assert isinstance(empty, pl.DataFrame)
     types = dict(zip(empty.columns, empty.dtypes, strict=True))
@@ -41,8 +45,8 @@ def fragment(files_system: fs.FileSystem, path: str, piece: Piece) -> ds.Parquet
     )
 
 
-def cut(files_system: fs.FileSystem, path: str, piece: Piece, most_rows: int) -> list[Piece]:
-    """A file as runs of row groups. A file without rows gives nothing."""
+def split(files_system: fs.FileSystem, path: str, piece: Piece, most_rows: int) -> list[Piece]:
+    """The row groups of a file in pieces of at most `most_rows` rows; no piece for a file without rows."""
     metadata = pq.read_metadata(path, filesystem=files_system)
     pieces: list[Piece] = []
     groups: list[int] = []
@@ -61,7 +65,7 @@ def cut(files_system: fs.FileSystem, path: str, piece: Piece, most_rows: int) ->
 
 
 def with_partition(frame: pl.DataFrame, height: int, piece: Piece, wanted: Sequence[str]) -> pl.DataFrame:
-    """All wanted columns: those of the file, those of the partition as text, null where there is neither."""
+    """The wanted columns: from the file, from the partition (as text), or null."""
     partition = dict(piece.partition)
     columns: dict[str, pl.Series] = {}
     for name in wanted:

@@ -1,4 +1,4 @@
-"""The files of Parquet tables on S3, read a batch at a time (port: materialize_view.TableFiles)."""
+"""The files of tables on S3, read in batches (port: tables.ports.TableFiles)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from flywheel_feature.tables.ports import Between, TableFile
 
 
 class S3TableFiles(S3Tables):
-    """A file's stamp is its size and time of change: S3 has no cheaper word for whether it was written again."""
+    """Reads files in batches. The stamp of a file is its size and modification time."""
 
     def files(self, uri: str, table_format: TableFormat = TableFormat.PARQUET) -> list[TableFile]:
         path = self._path(uri)
         if table_format == TableFormat.DELTA:
-            # A file of a Delta table is never written again.
+            # The files of a Delta table never change.
             return [TableFile(file.uri, uri, "delta") for file in self.snapshot(uri, table_format).files]
 
         def found() -> list[TableFile]:
@@ -32,6 +32,7 @@ class S3TableFiles(S3Tables):
         return self._guard(uri, found)
 
     def older_than(self, uri: str, seconds: float) -> list[str]:
+        """The files below a prefix that were written more than `seconds` ago; the prefix may have none."""
         limit = time.time_ns() - int(seconds * 1e9)
 
         def found() -> list[str]:
@@ -43,8 +44,11 @@ class S3TableFiles(S3Tables):
             return []
 
     def _timed(self, path: str) -> list[fs.FileInfo]:
-        """Files with the time of their last change. rclone's listings leave out zeros at the end of its milliseconds, which Arrow cannot
-        read: one file in ten would be of 1970, so it is asked itself."""
+        """Files with their modification times.
+
+        A listing by rclone drops trailing zeros of the milliseconds, which Arrow cannot parse: one file in
+        ten has no time, and is requested separately.
+        """
         return [i if i.mtime_ns else self._fs.get_file_info(i.path) for i in self._files(path)]
 
     def row_counts(self, uris: Sequence[str]) -> list[int | FlywheelError]:
@@ -64,17 +68,21 @@ class S3TableFiles(S3Tables):
     ) -> Iterator[tuple[int, pl.DataFrame]]:
         def opened() -> Iterator[pa.RecordBatch]:
             dataset = self._dataset_of([self._path(file.uri)], self._path(file.table))
-            kind = (
-                dataset.schema.field(where.column).type
-                if where and where.column in dataset.schema.names
-                else None
+            schema = dataset.schema
+            is_timestamp = (
+                where is not None
+                and where.column in schema.names
+                and pa.types.is_timestamp(schema.field(where.column).type)
             )
-            pushed = where if kind is not None and pa.types.is_timestamp(kind) else None
-            # Without read-ahead no more than one row group is held, of the columns asked for.
+            # Without read-ahead at most one row group of the wanted columns is in memory.
             scanner = dataset.scanner(
-                columns=[c for c in columns if c in dataset.schema.names], filter=arrow_filter(dataset.schema, pushed), batch_size=rows,
-                batch_readahead=1, fragment_readahead=1, use_threads=False,
-            )  # fmt: skip
+                columns=[c for c in columns if c in schema.names],
+                filter=arrow_filter(schema, where if is_timestamp else None),
+                batch_size=rows,
+                batch_readahead=1,
+                fragment_readahead=1,
+                use_threads=False,
+            )
             return iter(scanner.to_batches())
 
         source = self._guard(file.uri, opened)

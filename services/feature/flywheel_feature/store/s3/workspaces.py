@@ -1,7 +1,8 @@
-"""Working files on a disk or on S3 through pyarrow (port: offline.ports.Workspace)."""
+"""Working files on a disk or on S3, through pyarrow (port: offline.ports.Workspace)."""
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from collections.abc import Sequence
@@ -14,14 +15,16 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from flywheel_common.errors import FlywheelError, NotFound, ResourceExhausted, Unavailable
+from flywheel_common.errors import FlywheelError
+from flywheel_feature.offline.errors import SpillFull
 from flywheel_feature.offline.ports import Workspace
 from flywheel_feature.store.s3.deletion import S3Deletion
+from flywheel_feature.tables.errors import ObjectStoreDown, UnknownTable
 from flywheel_feature.tables.ports import Between
 
 
 class FileWorkspace(Workspace):
-    """A folder of a disk, or of an object store: that one has its `deletion`."""
+    """A folder on a disk, or in an object store when `deletion` is given."""
 
     def __init__(self, files: fs.FileSystem, root: str, deletion: S3Deletion | None = None) -> None:
         self._fs = files
@@ -32,7 +35,7 @@ class FileWorkspace(Workspace):
         try:
             infos = self._fs.get_file_info(fs.FileSelector(self._root, recursive=True, allow_not_found=True))
         except OSError as error:
-            raise _away(error) from error
+            raise _store_error(error) from error
         keys = (i.path[len(self._root) + 1 :] for i in infos if i.type == fs.FileType.File)
         return sorted(k for k in keys if k.startswith(prefix) and not k.endswith(".tmp"))
 
@@ -51,12 +54,12 @@ class FileWorkspace(Workspace):
     def read(self, prefix: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
         paths = [f"{self._root}/{k}" for k in self.keys(prefix) if k.endswith(".parquet")]
         if not paths:
-            raise NotFound(f"There is no working file {prefix}.", reason="UNKNOWN_TABLE")
+            raise UnknownTable(f"There is no working file {prefix}.")
         try:
             dataset = ds.dataset(paths, filesystem=self._fs, format="parquet")
             table = dataset.to_table(columns=list(columns), filter=_filter(dataset.schema, where))
         except OSError as error:
-            raise _away(error) from error
+            raise _store_error(error) from error
         frame = pl.from_arrow(table)
         assert isinstance(frame, pl.DataFrame)
         return frame
@@ -71,7 +74,7 @@ class FileWorkspace(Workspace):
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _away(error) from error
+            raise _store_error(error) from error
 
     def delete(self) -> None:
         if self._deletion is not None:
@@ -82,7 +85,7 @@ class FileWorkspace(Workspace):
         except FileNotFoundError:
             return
         except OSError as error:
-            raise _away(error) from error
+            raise _store_error(error) from error
 
     def _put(self, key: str, write: Any) -> None:
         path = f"{self._root}/{key}"
@@ -93,12 +96,12 @@ class FileWorkspace(Workspace):
                     write(stream)
                 return
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            half = f"{path}.{uuid.uuid4().hex}.tmp"
-            with self._fs.open_output_stream(half) as stream:
+            unfinished = f"{path}.{uuid.uuid4().hex}.tmp"
+            with self._fs.open_output_stream(unfinished) as stream:
                 write(stream)
-            os.replace(half, path)  # noqa: PTH105 - pyarrow's paths are text
+            os.replace(unfinished, path)  # noqa: PTH105 - pyarrow's paths are text
         except OSError as error:
-            raise _away(error) from error
+            raise _store_error(error) from error
 
 
 def _filter(schema: pa.Schema, where: Between | None) -> ds.Expression | None:
@@ -112,9 +115,7 @@ def _filter(schema: pa.Schema, where: Between | None) -> ds.Expression | None:
     return low & high
 
 
-def _away(error: OSError) -> FlywheelError:
-    if error.errno == 28:
-        return ResourceExhausted(
-            "The disk for working files is full: give spill_directory more room.", reason="SPILL_FULL"
-        )
-    return Unavailable("The store of working files does not answer.", reason="OBJECT_STORE_DOWN")
+def _store_error(error: OSError) -> FlywheelError:
+    if error.errno == errno.ENOSPC:
+        return SpillFull("The disk for working files is full: give `spill_directory` more space.")
+    return ObjectStoreDown("The store of working files does not answer: retry.")

@@ -1,0 +1,126 @@
+"""Creates the Kafka topics of stream sources, writes events to them and reads their end offsets."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+
+from flywheel_common.deadline import in_time
+from flywheel_common.kafka.client import ensure_topics, kafka_errors
+from flywheel_common.kafka.errors import KafkaUnavailable
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.topics import TopicSpec, feature_source
+from flywheel_feature.definitions.model import Source, StreamSource
+
+END_SECONDS = 1.0
+"""How long end offsets may be reused for computing lag."""
+
+
+def topic_name(project: str, source: str) -> str:
+    """The topic of a stream source; only projects other than `default` are part of the name."""
+    return feature_source(source if project == "default" else f"{project}.{source}")
+
+
+class SourceTopics:
+    """Topics of stream sources; methods raise Unavailable KAFKA_UNAVAILABLE while Kafka is unreachable."""
+
+    def __init__(
+        self, bootstrap: str, producer: Producer, *, topic_of: Callable[[str, str], str], partitions: int
+    ) -> None:
+        self._bootstrap = bootstrap
+        self._producer = producer
+        self._topic_of = topic_of
+        self._partitions = partitions
+        self._ready: dict[str, int] = {}
+        self._counted: dict[str, int] = {}
+        self._consumer: AIOKafkaConsumer | None = None
+        self._lock = asyncio.Lock()
+        self._ends: dict[str, tuple[float, dict[int, int]]] = {}
+
+    def topic(self, project: str, source: str) -> str:
+        return self._topic_of(project, source)
+
+    async def ensure(self, source: Source) -> int:
+        """Create the topic if it is missing; returns its number of partitions."""
+        topic = self.topic(source.project, source.id)
+        if topic not in self._ready:
+            assert isinstance(source.kind, StreamSource)
+            wanted = source.kind.partitions or self._partitions
+            async with in_time(_timed_out):
+                await ensure_topics(self._bootstrap, [TopicSpec(topic, wanted)], timeout_seconds=5.0)
+            self._ready[topic] = wanted
+        return self._ready[topic]
+
+    async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
+        """Send (partition, value) events; returns their (partition, offset) when all replicas have them."""
+        topic = self.topic(source.project, source.id)
+        sends = [self._producer.send(topic, value, key=str(p), partition=p) for p, value in events]
+        async with in_time(_timed_out):
+            return list(await asyncio.gather(*sends)) if len(sends) > 1 else [await sends[0]] if sends else []
+
+    async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """The end offset of each partition now; empty when there is no topic."""
+        topic = self.topic(project, source)
+        async with in_time(_timed_out), self._lock:
+            with kafka_errors():
+                async with asyncio.timeout(10.0):
+                    partitions = await self._partitions_of(topic)
+                    if not partitions:
+                        return {}
+                    consumer = await self._connected()
+                    ends = await consumer.end_offsets([TopicPartition(topic, p) for p in range(partitions)])
+        found = {tp.partition: int(end) for tp, end in ends.items()}
+        self._ends[topic] = time.monotonic(), found
+        return found
+
+    async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """As `end_offsets`, but up to END_SECONDS old."""
+        at, found = self._ends.get(self.topic(project, source), (0.0, {}))
+        if found and time.monotonic() - at < END_SECONDS:
+            return found
+        return await self.end_offsets(project, source)
+
+    async def _partitions_of(self, topic: str) -> int:
+        """The number of partitions of a topic; 0 when it does not exist."""
+        if topic not in self._counted:
+            admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
+            try:
+                await admin.start()
+                described = await admin.describe_topics([topic])
+            finally:
+                with suppress(Exception):
+                    await admin.close()
+            count = len(described[0]["partitions"]) if described else 0
+            if not count:
+                return 0
+            self._counted[topic] = count
+        return self._counted[topic]
+
+    async def close(self) -> None:
+        if self._consumer is not None:
+            with suppress(Exception):
+                async with asyncio.timeout(2.0):
+                    await self._consumer.stop()
+
+    async def _connected(self) -> AIOKafkaConsumer:
+        if self._consumer is None:
+            consumer = AIOKafkaConsumer(
+                bootstrap_servers=self._bootstrap, group_id=None, metadata_max_age_ms=30_000
+            )
+            try:
+                await consumer.start()
+            except BaseException:
+                with suppress(Exception):
+                    await consumer.stop()
+                raise
+            self._consumer = consumer
+        return self._consumer
+
+
+def _timed_out() -> KafkaUnavailable:
+    return KafkaUnavailable("Kafka did not answer before the deadline: retry with the same event ids.")
