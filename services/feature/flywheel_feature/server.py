@@ -129,9 +129,19 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         definitions.current, definitions.projects, generations, replay, filling, materializing, materialized
     )
     erasing = EraseJob(
-        definitions.current, store, archive, pushed, tables, stones, topics, training_sets, clock, ids.new,
-        objects.delete, predictions=settings.prediction_log_prefix,
-    )  # fmt: skip
+        catalogs=definitions.current,
+        online=store,
+        archive=archive,
+        pushes=pushed,
+        objects=tables,
+        tombstones=stones,
+        topics=topics,
+        training_sets=training_sets,
+        clock=clock,
+        new_id=ids.new,
+        delete=objects.delete,
+        predictions=settings.prediction_log_prefix,
+    )
     job_store = PostgresJobs(pool)
     jobs = JobRunner(job_store, ids, clock.now, concurrency=settings.job_concurrency)
     jobs.register(MATERIALIZE, materializing.run)
