@@ -1,7 +1,4 @@
-"""What the suites run over: stores in memory, real stores, and the whole service behind a real channel.
-
-A suite asks for `backing` and makes its port of it. A law that uses an operation which no RPC reaches says so with `no_rpc`.
-"""
+"""Contract tests of the feature service (memory and real stores), and tests of its gRPC edge."""
 
 from __future__ import annotations
 
@@ -18,8 +15,9 @@ from tests.support.servers.feature import StreamWorkers, bucket, client, environ
 __all__ = ["StreamWorkers", "bucket", "client", "environment", "server", "workers"]
 
 
-@pytest.fixture(params=["memory", "postgres", "grpc"])
+@pytest.fixture(params=["memory", "postgres"])
 def backing(request: pytest.FixtureRequest) -> str:
+    """The kind of store of a contract test."""
     return str(request.param)
 
 

@@ -1,5 +1,7 @@
-"""One law for the history of sources that training sets read, in memory and as the service puts it together: PostgreSQL, Kafka, S3. No RPC
-names its files; what is built from them shows in tests/integration/feature."""
+"""Contract tests for the archive that training sets read: in memory, and as the service builds it.
+
+The service's archive consists of PostgreSQL, Kafka and S3.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,7 @@ from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.ingest.archive import NewSegment
 from flywheel_feature.ingest.push_log import PushLog
-from flywheel_feature.server import History
+from flywheel_feature.store.event_history import EventHistory
 from flywheel_feature.store.kafka.source_topics import SourceTopics
 from flywheel_feature.store.postgres.archive import PostgresArchive
 from flywheel_feature.store.postgres.push_log import PostgresPushLog
@@ -43,13 +45,15 @@ EVENTS = [(0, b"a"), (0, b"b"), (1, b"c")]
 
 @dataclass
 class Written:
+    """An archive, and functions that write to it."""
+
     archive: Archive
     send: Callable[[], Awaitable[None]]
-    """EVENTS to the topic of LANDINGS."""
+    """Sends EVENTS to the topic of LANDINGS."""
     archived: Callable[[int, int], Awaitable[Segment]]
-    """A partition's events up to an offset; the segment they are in."""
+    """Archives the events of a partition up to an offset; returns their segment."""
     push: Callable[[], Awaitable[str]]
-    """A row to FACTS; the address of its file."""
+    """Pushes a row to FACTS; returns the address of its file."""
 
 
 @pytest.fixture(params=["memory", "service"])
@@ -96,12 +100,12 @@ async def in_service(pool: Any, kafka: Kafka, topic_prefix: str) -> AsyncIterato
             await log.append(FACTS, PLANES, {"at": (np.array([1]), np.ones(1, bool))}, 1)
             return (await log.pushed("p", "facts"))[-1].uri
 
-        yield Written(History(segments, topics, log), send, archived, push)
+        yield Written(EventHistory(segments, topics, log), send, archived, push)
         await topics.close()
         await producer.close()
 
 
-async def test_segments_and_offsets_are_those_committed(written: Written) -> None:
+async def test_segments_and_offsets_are_the_committed_ones(written: Written) -> None:
     assert [] == list(await written.archive.segments("p", "landings"))
     assert {} == await written.archive.archived_offsets("p", "landings")
     made = [await written.archived(0, 2), await written.archived(1, 1)]
@@ -110,25 +114,25 @@ async def test_segments_and_offsets_are_those_committed(written: Written) -> Non
     assert [] == list(await written.archive.segments("q", "landings"))
 
 
-async def test_a_topic_ends_behind_its_last_event_archived_or_not(written: Written) -> None:
+async def test_topic_ends_after_its_last_event_archived_or_not(written: Written) -> None:
     assert {} == await written.archive.end_offsets("p", "landings")
     await written.send()
     await written.archived(0, 1)
     assert {0: 2, 1: 1} == await written.archive.end_offsets("p", "landings")
 
 
-async def test_pushed_files_come_in_the_order_in_which_they_were_acknowledged(written: Written) -> None:
+async def test_pushed_files_are_in_the_order_of_their_pushes(written: Written) -> None:
     assert [] == list(await written.archive.pushed_uris("p", "facts"))
     made = [await written.push(), await written.push()]
     assert made == list(await written.archive.pushed_uris("p", "facts"))
     assert [] == list(await written.archive.pushed_uris("p", "other"))
 
 
-async def test_without_kafka_nobody_knows_where_a_topic_ends(pool: Any, free_port: Callable[[], int]) -> None:
+async def test_end_offsets_without_kafka_are_unavailable(pool: Any, free_port: Callable[[], int]) -> None:
     bootstrap = f"127.0.0.1:{free_port()}"
     async with Producer(bootstrap, client_id="test") as producer:
         topics = SourceTopics(bootstrap, producer, topic_of=lambda p, s: f"{p}.{s}", partitions=1)
         log = PushLog(PostgresPushLog(pool), MemoryTables("bucket"), SystemIds().new)
         with pytest.raises(Unavailable) as away:
-            await History(PostgresArchive(pool, "bucket"), topics, log).end_offsets("p", "landings")
+            await EventHistory(PostgresArchive(pool, "bucket"), topics, log).end_offsets("p", "landings")
     assert "KAFKA_UNAVAILABLE" == away.value.reason

@@ -1,4 +1,4 @@
-"""One law for applied definitions, in memory, in PostgreSQL and through gRPC."""
+"""Contract tests for definition stores: memory and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -39,14 +39,12 @@ from flywheel_feature.definitions.model import (
 )
 from flywheel_feature.fakes.definitions import MemoryDefinitions
 from flywheel_feature.store.postgres.definitions import PostgresDefinitions
-from tests.contract.feature.grpc_definitions import GrpcDefinitions
-from tests.contract.feature.over_grpc import no_rpc
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 F64 = DataType.FLOAT64
 TAIL, TIME = Field("tailnum", DataType.STRING), Field("at", DataType.TIMESTAMP)
-WORDS = Metadata("planes by tail number", "ann", {"team": "ops"})
-plane = Entity("p", "plane", (TAIL,), WORDS)
+PLANES = Metadata("planes by tail number", "ann", {"team": "ops"})
+plane = Entity("p", "plane", (TAIL,), PLANES)
 planes = Source(
     "p", "planes", (TAIL, TIME, Field("built", F64)), "at", "", ParquetSource("s3://bucket/planes/")
 )
@@ -55,12 +53,10 @@ trip = Source("p", "trip", (Field("year", F64),), "", "", RequestSource())
 facts = View(
     "p", "facts", "plane", BatchView("planes", (Feature("built", F64, field="built"),)), ttl=24 * HOUR
 )
-recent = View(
-    "p", "recent", "plane", StreamView("landings", (Aggregation("late", AggregationFunction.MEAN, "delay", 3 * HOUR),))
-)  # fmt: skip
-age = View(
-    "p", "age", "", OnDemandView(("facts",), ("trip",), (Expression(Feature("years", F64), "year - facts__built"),))
-)  # fmt: skip
+mean_delay = Aggregation("late", AggregationFunction.MEAN, "delay", 3 * HOUR)
+recent = View("p", "recent", "plane", StreamView("landings", (mean_delay,)))
+years = Expression(Feature("years", F64), "year - facts__built")
+age = View("p", "age", "", OnDemandView(("facts",), ("trip",), (years,)))
 late = FeatureSet("p", "late", ("recent:late", "facts:built", "age:years"))
 EVERYTHING = Declared((plane,), (planes, landings, trip), (facts, recent, age), (late,))
 FACTS = Declared((plane,), (planes,), (facts,))
@@ -70,10 +66,8 @@ FACTS = Declared((plane,), (planes,), (facts,))
 def store(backing: str, request: pytest.FixtureRequest) -> DefinitionStore:
     if backing == "memory":
         return MemoryDefinitions()
-    if backing == "postgres":
-        # It must be told, not look by chance.
-        return PostgresDefinitions(request.getfixturevalue("pool"), poll_seconds=3600.0)
-    return GrpcDefinitions(request.getfixturevalue("client").feature, ["p", "q"])
+    # The poll interval is longer than any test, so that changes are seen by notification only.
+    return PostgresDefinitions(request.getfixturevalue("pool"), poll_seconds=3600.0)
 
 
 async def apply(store: DefinitionStore, declared: Declared, *deletes: str) -> ApplyPlan:
@@ -90,13 +84,19 @@ def actions(plan: ApplyPlan) -> dict[str, Action]:
     return {c.name.removeprefix("projects/p/"): c.action for c in plan.changes}
 
 
-async def test_what_is_applied_reads_back_with_types_and_versions(store: DefinitionStore) -> None:
-    made = actions(await apply(store, EVERYTHING))
-    assert {Action.CREATE} == set(made.values())
+async def test_applied_definitions_read_back_with_types_and_versions(store: DefinitionStore) -> None:
+    created = actions(await apply(store, EVERYTHING))
+    assert {Action.CREATE} == set(created.values())
     assert {
-        "entities/plane", "sources/planes", "sources/landings", "sources/trip", "views/facts/versions/1",
-        "views/recent/versions/1", "views/age/versions/1", "featureSets/late/versions/1",
-    } == set(made)  # fmt: skip
+        "entities/plane",
+        "sources/planes",
+        "sources/landings",
+        "sources/trip",
+        "views/facts/versions/1",
+        "views/recent/versions/1",
+        "views/age/versions/1",
+        "featureSets/late/versions/1",
+    } == set(created)
     catalog = await read(store)
     assert {"plane": plane} == dict(catalog.entities)
     assert {"planes": planes, "landings": landings, "trip": trip} == dict(catalog.sources)
@@ -115,8 +115,7 @@ async def test_what_is_applied_reads_back_with_types_and_versions(store: Definit
     assert ((TAIL,), (Field("year", F64),)) == (bound.join_keys, bound.request_fields)
 
 
-@no_rpc("an on-demand view's input versions and the time that an apply is given")
-async def test_a_definition_keeps_the_time_of_its_apply_and_what_it_is_bound_to(
+async def test_definition_stores_apply_time_and_bound_versions(
     store: DefinitionStore,
 ) -> None:
     await apply(store, EVERYTHING)
@@ -125,7 +124,7 @@ async def test_a_definition_keeps_the_time_of_its_apply_and_what_it_is_bound_to(
     assert {AT} == {v.created_at for v in (*catalog.views.values(), *catalog.feature_sets.values())}
 
 
-async def test_a_changed_view_is_a_new_version_and_the_old_one_stays_as_it_was(
+async def test_changed_view_is_a_new_version_and_the_old_one_is_unchanged(
     store: DefinitionStore,
 ) -> None:
     await apply(store, EVERYTHING)
@@ -137,24 +136,26 @@ async def test_a_changed_view_is_a_new_version_and_the_old_one_stays_as_it_was(
     catalog = await read(store)
     assert before == catalog.view("facts", 1)
     assert (2, HOUR) == (catalog.view("facts").version, catalog.view("facts").ttl)
-    assert VersionRef("facts", 1) in catalog.feature_set("late").views, "bound until it is applied again"
+    assert VersionRef("facts", 1) in catalog.feature_set("late").views, "bound until the set is applied again"
     again = actions(await apply(store, EVERYTHING))
-    # What facts was before is another version than what it is now.
+    # Applying the content of version 1 again makes version 3.
     assert Action.NEW_VERSION == again["views/facts/versions/3"]
 
 
-async def test_words_about_a_version_change_in_place(store: DefinitionStore) -> None:
+async def test_metadata_of_a_version_changes_in_place(store: DefinitionStore) -> None:
     await apply(store, FACTS)
-    told = replace(facts, metadata=Metadata("about planes", "bob"), freshness_sla=HOUR)
-    plan = actions(await apply(store, replace(FACTS, views=(told,))))
+    described = replace(facts, metadata=Metadata("about planes", "bob"), freshness_sla=HOUR)
+    plan = actions(await apply(store, replace(FACTS, views=(described,))))
     assert {
-        "entities/plane": Action.UNCHANGED, "sources/planes": Action.UNCHANGED, "views/facts/versions/1": Action.UPDATE
-    } == plan  # fmt: skip
+        "entities/plane": Action.UNCHANGED,
+        "sources/planes": Action.UNCHANGED,
+        "views/facts/versions/1": Action.UPDATE,
+    } == plan
     found = (await read(store)).view("facts", 1)
-    assert (told.metadata, HOUR) == (found.metadata, found.freshness_sla)
+    assert (described.metadata, HOUR) == (found.metadata, found.freshness_sla)
 
 
-async def test_a_plan_says_what_an_apply_does_and_changes_nothing(store: DefinitionStore) -> None:
+async def test_plan_equals_the_apply_and_changes_nothing(store: DefinitionStore) -> None:
     await apply(store, FACTS)
     wanted = replace(EVERYTHING, views=(replace(facts, ttl=HOUR), recent, age))
     before = await read(store)
@@ -167,7 +168,7 @@ async def test_a_plan_says_what_an_apply_does_and_changes_nothing(store: Definit
     assert [("projects/p/entities/pilot", "join_keys")] == [(v.name, v.field) for v in broken.violations]
 
 
-async def test_of_an_apply_with_a_mistake_nothing_is_stored(store: DefinitionStore) -> None:
+async def test_invalid_apply_stores_nothing(store: DefinitionStore) -> None:
     await apply(store, FACTS)
     before = await read(store)
     strange = FeatureSet("p", "strange", ("facts:built", "facts:wings"))
@@ -186,7 +187,7 @@ async def test_of_an_apply_with_a_mistake_nothing_is_stored(store: DefinitionSto
     assert before == await read(store)
 
 
-async def test_applies_that_come_at_once_take_turns_and_none_is_lost(store: DefinitionStore) -> None:
+async def test_concurrent_applies_are_serialized_and_none_is_lost(store: DefinitionStore) -> None:
     await apply(store, FACTS)
     hours = [replace(facts, ttl=n * HOUR) for n in range(1, 9)]
     others = [replace(facts, id=f"other{n}") for n in range(4)]
@@ -201,7 +202,7 @@ async def test_applies_that_come_at_once_take_turns_and_none_is_lost(store: Defi
     assert {"facts", *(v.id for v in others)} == set(catalog.latest_views)
 
 
-async def test_a_deleted_name_is_gone_its_versions_stay_and_their_numbers_are_not_given_again(
+async def test_deleted_names_keep_their_versions_and_numbers_are_not_reused(
     store: DefinitionStore,
 ) -> None:
     await apply(store, EVERYTHING)
@@ -210,9 +211,9 @@ async def test_a_deleted_name_is_gone_its_versions_stay_and_their_numbers_are_no
     deleted = await apply(store, Declared(), "featureSets/late", "views/age", "views/facts", "sources/planes")
     assert {Action.DELETE} == set(actions(deleted).values())
     after = await read(store)
-    assert ({"recent"}, set(), {"landings", "trip"}) == (
-        set(after.latest_views), set(after.latest_feature_sets), set(after.sources)
-    )  # fmt: skip
+    assert {"recent"} == set(after.latest_views)
+    assert {} == after.latest_feature_sets
+    assert {"landings", "trip"} == set(after.sources)
     assert before.views == after.views
     assert before.feature_sets == after.feature_sets
     again = actions(await apply(store, EVERYTHING))
@@ -221,18 +222,16 @@ async def test_a_deleted_name_is_gone_its_versions_stay_and_their_numbers_are_no
     assert before.view("facts", 2) == (await read(store)).view("facts", 2)
 
 
-async def test_projects_know_nothing_of_each_other(store: DefinitionStore) -> None:
+async def test_projects_are_separate(store: DefinitionStore) -> None:
     await apply(store, FACTS)
     theirs = Declared((replace(plane, project="q", join_keys=(Field("id", DataType.INT64),)),))
     assert {Action.CREATE} == {c.action for c in (await apply(store, theirs)).changes}
-    assert ({"plane": plane}, {"plane": theirs.entities[0]}) == (
-        dict((await read(store, "p")).entities), dict((await read(store, "q")).entities)
-    )  # fmt: skip
+    assert {"plane": plane} == dict((await read(store, "p")).entities)
+    assert {"plane": theirs.entities[0]} == dict((await read(store, "q")).entities)
     assert not (await read(store, "q")).views
 
 
-@no_rpc("revisions")
-async def test_a_revision_rises_with_every_apply_that_changes_something_and_what_is_known_is_not_read_again(
+async def test_revision_rises_with_each_change_and_known_ones_are_not_reread(
     store: DefinitionStore,
 ) -> None:
     await apply(store, FACTS)
@@ -247,42 +246,40 @@ async def test_a_revision_rises_with_every_apply_that_changes_something_and_what
     assert ["q"] == [c.project for c in await store.changed({"p": second.revision})]
 
 
-@no_rpc("telling of changes")
-async def test_every_watcher_is_told_of_an_apply(store: DefinitionStore) -> None:
+async def test_every_watcher_is_notified_of_an_apply(store: DefinitionStore) -> None:
     async with aclosing(store.changes()) as one, aclosing(store.changes()) as two:
         for changes in (one, two):
             await anext(changes)
-        told: list[Any] = [asyncio.ensure_future(anext(changes)) for changes in (one, two)]
+        notified: list[Any] = [asyncio.ensure_future(anext(changes)) for changes in (one, two)]
         await apply(store, FACTS)
         async with asyncio.timeout(20):
-            await asyncio.gather(*told)
+            await asyncio.gather(*notified)
 
 
-@no_rpc("telling of changes")
-async def test_the_copy_in_memory_follows_the_store(store: DefinitionStore) -> None:
+async def test_copy_in_memory_follows_the_store(store: DefinitionStore) -> None:
     copy = AppliedDefinitions(store)
-    heard = asyncio.Event()
-    copy.on_change(heard.set)
+    changed = asyncio.Event()
+    copy.on_change(changed.set)
     following = asyncio.create_task(copy.follow())
     try:
         await apply(store, FACTS)
         async with asyncio.timeout(20):
             while not copy.catalog("p").views:
-                await heard.wait()
-                heard.clear()
+                await changed.wait()
+                changed.clear()
         assert facts.kind == copy.catalog("p").view("facts").kind
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
 
 
-async def test_an_apply_within_a_transaction_stands_and_falls_with_it(pool: Pool) -> None:
+async def test_apply_within_a_transaction_is_rolled_back_with_it(pool: Pool) -> None:
     store = PostgresDefinitions(pool)
 
     async def applied_then(error: Exception | None) -> None:
         async with transaction(pool) as conn:
             await store.apply("p", FACTS, [], AT, NO_USES, within=conn)
-            assert [] == [c for c in await store.changed({}) if c.views], "nobody sees it before the commit"
+            assert [] == [c for c in await store.changed({}) if c.views], "not visible before the commit"
             if error is not None:
                 raise error
 

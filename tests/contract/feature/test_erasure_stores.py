@@ -1,5 +1,4 @@
-"""One law for tombstones, garbage and the push log, in memory and in PostgreSQL. No RPC names any of them: tests/integration/feature
-(test_erasure.py, test_pushes.py) show through the edge what they are for."""
+"""Contract tests for tombstones, garbage and the push log: memory and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -19,36 +18,39 @@ KEY = b"k" * 32
 
 @dataclass
 class Stores:
-    stones: MemoryTombstones | PostgresTombstones
+    """Stores that share their garbage."""
+
+    tombstones: MemoryTombstones | PostgresTombstones
     pushes: MemoryPushLog | PostgresPushLog
 
 
-@pytest.fixture(params=["memory", "postgres"])
-def stores(request: pytest.FixtureRequest) -> Stores:
-    if request.param == "memory":
+@pytest.fixture
+def stores(backing: str, request: pytest.FixtureRequest) -> Stores:
+    if backing == "memory":
         garbage: Garbage = {}
         return Stores(MemoryTombstones(garbage), MemoryPushLog(garbage))
     pool: Any = request.getfixturevalue("pool")
     return Stores(PostgresTombstones(pool), PostgresPushLog(pool))
 
 
-async def test_of_two_tombstones_of_an_entity_the_later_time_and_the_last_barriers_stand(
+async def test_tombstones_of_an_entity_keep_latest_time_and_last_barriers(
     stores: Stores,
 ) -> None:
-    stones = stores.stones
-    assert {} == stones.of("p")
-    await stones.put("p", "plane", KEY, Tombstone(20, {"landings": {0: 5, 1: 7}}))
-    assert {"plane": {KEY: Tombstone(20, {"landings": {0: 5, 1: 7}})}} == stones.of("p")
-    await stones.put("p", "plane", KEY, Tombstone(10, {"landings": {0: 9}}))
-    await stones.put("p", "pilot", b"other", Tombstone(1))
-    await stones.put("q", "plane", KEY, Tombstone(2))
+    tombstones = stores.tombstones
+    assert {} == tombstones.of("p")
+    await tombstones.put("p", "plane", KEY, Tombstone(20, {"landings": {0: 5, 1: 7}}))
+    assert {"plane": {KEY: Tombstone(20, {"landings": {0: 5, 1: 7}})}} == tombstones.of("p")
+    await tombstones.put("p", "plane", KEY, Tombstone(10, {"landings": {0: 9}}))
+    await tombstones.put("p", "pilot", b"other", Tombstone(1))
+    await tombstones.put("q", "plane", KEY, Tombstone(2))
     assert {
-        "plane": {KEY: Tombstone(20, {"landings": {0: 9}})}, "pilot": {b"other": Tombstone(1, {})}
-    } == stones.of("p")  # fmt: skip
-    assert {"plane": {KEY: Tombstone(2, {})}} == stones.of("q")
+        "plane": {KEY: Tombstone(20, {"landings": {0: 9}})},
+        "pilot": {b"other": Tombstone(1, {})},
+    } == tombstones.of("p")
+    assert {"plane": {KEY: Tombstone(2, {})}} == tombstones.of("q")
 
 
-async def test_other_processes_learn_of_a_tombstone_when_they_read_again(pool: Any) -> None:
+async def test_other_processes_see_a_tombstone_after_refresh(pool: Any) -> None:
     here, there = PostgresTombstones(pool), PostgresTombstones(pool)
     await here.put("p", "plane", KEY, Tombstone(20))
     assert {} == there.of("p")
@@ -56,18 +58,18 @@ async def test_other_processes_learn_of_a_tombstone_when_they_read_again(pool: A
     assert here.of("p") == there.of("p")
 
 
-async def test_garbage_is_remembered_once_until_it_is_gone(stores: Stores) -> None:
-    stones = stores.stones
-    await stones.add_garbage(["b", "a"])
-    await stones.add_garbage(["b", "c"])
-    await stones.add_garbage([])
-    assert ["a", "b", "c"] == await stones.garbage()
-    await stones.deleted("b")
-    await stones.deleted("b")
-    assert ["a", "c"] == await stones.garbage()
+async def test_garbage_is_listed_once_until_it_is_deleted(stores: Stores) -> None:
+    tombstones = stores.tombstones
+    await tombstones.add_garbage(["b", "a"])
+    await tombstones.add_garbage(["b", "c"])
+    await tombstones.add_garbage([])
+    assert ["a", "b", "c"] == await tombstones.garbage()
+    await tombstones.deleted("b")
+    await tombstones.deleted("b")
+    assert ["a", "c"] == await tombstones.garbage()
 
 
-async def test_files_of_the_push_log_come_in_the_order_in_which_they_were_added(stores: Stores) -> None:
+async def test_files_of_the_push_log_are_in_the_order_of_their_pushes(stores: Stores) -> None:
     pushes = stores.pushes
     for key in ("z", "a", "m"):
         await pushes.add("p", "facts", key, 3)
@@ -81,7 +83,7 @@ async def test_files_of_the_push_log_come_in_the_order_in_which_they_were_added(
     assert [] == await pushes.keys("p", "none")
 
 
-async def test_a_file_put_in_the_place_of_another_keeps_its_number_and_the_other_is_garbage(
+async def test_replacing_a_pushed_file_keeps_its_number_and_makes_garbage(
     stores: Stores,
 ) -> None:
     pushes = stores.pushes
@@ -92,6 +94,6 @@ async def test_a_file_put_in_the_place_of_another_keeps_its_number_and_the_other
         await pushes.replace("a", "less", 2)
         await pushes.replace("b", "", 0)
         assert [(first, "less"), (third, "c")] == await pushes.keys("p", "facts")
-        assert ["a", "b"] == await stores.stones.garbage()
+        assert ["a", "b"] == await stores.tombstones.garbage()
     await pushes.add("p", "facts", "d", 1)
-    assert second < third < (await pushes.keys("p", "facts"))[-1][0], "no number is given twice"
+    assert second < third < (await pushes.keys("p", "facts"))[-1][0], "numbers are not reused"

@@ -1,4 +1,4 @@
-"""One law for the feature service's jobs, in memory, in PostgreSQL and through gRPC."""
+"""Contract tests for job stores: memory and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,35 +13,20 @@ from flywheel_feature.fakes.jobs import MemoryJobs
 from flywheel_feature.jobs.model import Job, JobState, Progress
 from flywheel_feature.jobs.ports import MAX_ATTEMPTS, JobStore
 from flywheel_feature.store.postgres.jobs import PostgresJobs
-from tests.contract.feature.grpc_jobs import GrpcJobs
-from tests.contract.feature.over_grpc import no_rpc
 from tests.support.eventually import eventually
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 JOB = Job("p", "a", "BUILD", b"\x00request", AT, training_set="projects/p/trainingSets/t")
-
-
-ASKED = Job("p", "a", "MATERIALIZE", b"1", AT)
+MATERIALIZE = Job("p", "a", "MATERIALIZE", b"1", AT)
 OTHER = "SKEW_CHECK"
-CLAIMING = "claiming a job, which is for the processes that carry it out"
-
-
-@pytest.fixture
-def environment(environment: dict[str, str]) -> dict[str, str]:
-    """Nobody carries the jobs out."""
-    return {**environment, "FLYWHEEL_FEATURE_JOB_CONCURRENCY": "0"}
 
 
 @pytest.fixture
 def jobs(backing: str, request: pytest.FixtureRequest) -> JobStore:
-    if backing == "memory":
-        return MemoryJobs()
-    if backing == "postgres":
-        return PostgresJobs(request.getfixturevalue("pool"))
-    return GrpcJobs(request.getfixturevalue("client").feature)
+    return MemoryJobs() if backing == "memory" else PostgresJobs(request.getfixturevalue("pool"))
 
 
-async def ask(jobs: JobStore, job: Job, request_id: str = "") -> Job:
+async def create(jobs: JobStore, job: Job, request_id: str = "") -> Job:
     return await jobs.create(job, request_id, b"hash of " + job.request)
 
 
@@ -51,48 +36,46 @@ async def claimed(jobs: JobStore, owner: str = "one", lease_seconds: float = 60.
     return job
 
 
-async def silent(jobs: JobStore, owner: str) -> Job:
-    """Claim as soon as the lease of whoever holds the job has run out."""
+async def claimed_after_expiry(jobs: JobStore, owner: str) -> Job:
+    """Claim the job as soon as the lease of its owner has expired."""
 
-    async def free() -> Job | None:
+    async def claim() -> Job | None:
         return await jobs.claim(owner, ["BUILD"], 0.0)
 
-    found = await eventually(free, within=5)
+    found = await eventually(claim, within=5)
     assert found is not None
     return found
 
 
-async def test_what_was_asked_for_waits_and_is_found_in_its_project_alone(jobs: JobStore) -> None:
-    made = await ask(jobs, ASKED)
+async def test_new_job_is_queued_and_found_only_in_its_project(jobs: JobStore) -> None:
+    made = await create(jobs, MATERIALIZE)
     assert ("p", "MATERIALIZE", JobState.QUEUED) == (made.project, made.kind, made.state)
     assert made == await jobs.get("p", made.id)
     assert await jobs.get("q", made.id) is None
     assert await jobs.get("p", "none") is None
 
 
-@no_rpc("ids, times and requests are the server's")
-async def test_a_job_reads_back_whole(jobs: JobStore) -> None:
+async def test_job_reads_back(jobs: JobStore) -> None:
     assert JOB == await jobs.create(JOB, "", b"h")
     assert JOB == await jobs.get("p", "a")
 
 
-async def test_equal_request_ids_make_one_job_and_another_body_is_refused(jobs: JobStore) -> None:
-    made = await asyncio.gather(*(ask(jobs, replace(ASKED, id=f"j{i}"), "once") for i in range(20)))
+async def test_equal_request_ids_make_one_job_and_other_bodies_are_refused(jobs: JobStore) -> None:
+    made = await asyncio.gather(*(create(jobs, replace(MATERIALIZE, id=f"j{i}"), "once") for i in range(20)))
     assert 1 == len({j.id for j in made})
     with pytest.raises(InvalidArgument) as reused:
-        await ask(jobs, replace(ASKED, id="other", request=b"2"), "once")
+        await create(jobs, replace(MATERIALIZE, id="other", request=b"2"), "once")
     assert "REQUEST_ID_REUSED" == reused.value.reason
     elsewhere = [
-        await ask(jobs, replace(ASKED, id="of-q", project="q"), "once"),
-        await ask(jobs, replace(ASKED, id="of-kind", kind=OTHER), "once"),
-        *[await ask(jobs, replace(ASKED, id=f"no-id-{i}")) for i in range(2)],
+        await create(jobs, replace(MATERIALIZE, id="of-q", project="q"), "once"),
+        await create(jobs, replace(MATERIALIZE, id="of-kind", kind=OTHER), "once"),
+        *[await create(jobs, replace(MATERIALIZE, id=f"no-id-{i}")) for i in range(2)],
     ]
     assert 5 == len({j.id for j in (made[0], *elsewhere)})
     assert 3 == len(await jobs.list("p", kind="MATERIALIZE", state="", before="", limit=99))
 
 
-@no_rpc("asking for a repeat without repeating")
-async def test_a_repeat_is_known_before_anything_is_made(jobs: JobStore) -> None:
+async def test_repeated_request_is_found_before_creation(jobs: JobStore) -> None:
     assert await jobs.repeated("p", "BUILD", "once", b"h") is None
     made = await jobs.create(JOB, "once", b"h")
     await jobs.create(replace(JOB, id="b"), "", b"h")
@@ -105,8 +88,7 @@ async def test_a_repeat_is_known_before_anything_is_made(jobs: JobStore) -> None
     assert 2 == len(await jobs.list("p", kind="", state="", before="", limit=99))
 
 
-@no_rpc(CLAIMING)
-async def test_two_claimers_never_get_the_same_job_and_the_oldest_comes_first(jobs: JobStore) -> None:
+async def test_concurrent_claims_get_different_jobs_oldest_first(jobs: JobStore) -> None:
     for i in range(6):
         await jobs.create(replace(JOB, id=f"j{i}", created_at=AT - timedelta(seconds=i)), "", b"h")
     await jobs.create(replace(JOB, id="k", kind="CHECK"), "", b"h")
@@ -118,8 +100,7 @@ async def test_two_claimers_never_get_the_same_job_and_the_oldest_comes_first(jo
     assert check is not None and "k" == check.id
 
 
-@no_rpc(CLAIMING)
-async def test_only_who_holds_a_job_writes_to_it(jobs: JobStore) -> None:
+async def test_only_the_owner_of_a_job_writes_to_it(jobs: JobStore) -> None:
     await jobs.create(JOB, "", b"h")
     job = await claimed(jobs)
     progress = Progress(3, 9, "rows", "working")
@@ -145,24 +126,22 @@ async def test_only_who_holds_a_job_writes_to_it(jobs: JobStore) -> None:
     assert await jobs.claim("two", ["BUILD"], 60.0) is None
 
 
-@no_rpc(CLAIMING)
-async def test_a_job_whose_holder_fell_silent_goes_on_elsewhere_from_its_checkpoint(jobs: JobStore) -> None:
+async def test_job_with_expired_lease_resumes_from_its_checkpoint(jobs: JobStore) -> None:
     await jobs.create(JOB, "", b"h")
     job = await claimed(jobs, lease_seconds=0.05)
     await jobs.save_checkpoint(job, "one", b"here")
-    again = await silent(jobs, "two")
+    again = await claimed_after_expiry(jobs, "two")
     assert (b"here", 2, JobState.RUNNING) == (again.checkpoint, again.attempt, again.state)
     await jobs.finish(replace(job, state=JobState.SUCCEEDED, ended_at=AT), "one")
     found = await jobs.get("p", "a")
     assert found is not None and JobState.RUNNING == found.state
 
 
-@no_rpc(CLAIMING)
-async def test_a_job_that_kills_every_holder_is_lost(jobs: JobStore) -> None:
+async def test_job_that_kills_every_process_is_lost(jobs: JobStore) -> None:
     await jobs.create(JOB, "", b"h")
     await claimed(jobs, lease_seconds=0.0)
     for _ in range(MAX_ATTEMPTS - 1):
-        await silent(jobs, "next")
+        await claimed_after_expiry(jobs, "next")
 
     async def lost() -> bool:
         assert await jobs.claim("last", ["BUILD"], 60.0) is None
@@ -176,8 +155,7 @@ async def test_a_job_that_kills_every_holder_is_lost(jobs: JobStore) -> None:
     assert found.ended_at is not None
 
 
-@no_rpc(CLAIMING)
-async def test_a_job_given_back_waits_for_its_delay(jobs: JobStore) -> None:
+async def test_requeued_job_waits_for_its_delay(jobs: JobStore) -> None:
     await jobs.create(JOB, "", b"h")
     job = await claimed(jobs)
     await jobs.requeue(job, "one", 3600.0)
@@ -190,8 +168,8 @@ async def test_a_job_given_back_waits_for_its_delay(jobs: JobStore) -> None:
     assert 2 == (await claimed(jobs, "two")).attempt
 
 
-async def test_a_queued_job_is_cancelled_at_once(jobs: JobStore) -> None:
-    made = await ask(jobs, ASKED)
+async def test_queued_job_is_cancelled_immediately(jobs: JobStore) -> None:
+    made = await create(jobs, MATERIALIZE)
     cancelled = await jobs.request_cancel("p", made.id)
     assert cancelled is not None
     assert (JobState.CANCELLED, True) == (cancelled.state, cancelled.ended_at is not None)
@@ -200,15 +178,14 @@ async def test_a_queued_job_is_cancelled_at_once(jobs: JobStore) -> None:
     assert await jobs.request_cancel("q", made.id) is None
 
 
-@no_rpc(CLAIMING)
-async def test_a_cancelled_job_is_claimed_by_nobody_and_a_running_one_is_told(jobs: JobStore) -> None:
+async def test_cancelled_job_is_not_claimed_and_a_running_one_is_notified(jobs: JobStore) -> None:
     await jobs.create(JOB, "", b"h")
     await jobs.request_cancel("p", "a")
     assert await jobs.claim("one", ["BUILD"], 60.0) is None
     await jobs.create(replace(JOB, id="b"), "", b"h")
     running = await claimed(jobs)
-    told = await jobs.request_cancel("p", "b")
-    assert told is not None and JobState.RUNNING == told.state
+    cancelling = await jobs.request_cancel("p", "b")
+    assert cancelling is not None and JobState.RUNNING == cancelling.state
     assert await jobs.heartbeat(running, "one", Progress(), 60.0) is True
     await jobs.finish(replace(running, state=JobState.SUCCEEDED, ended_at=AT), "one")
     after = await jobs.request_cancel("p", "b")
@@ -217,8 +194,8 @@ async def test_a_cancelled_job_is_claimed_by_nobody_and_a_running_one_is_told(jo
 
 async def test_jobs_are_listed_newest_first_by_kind_and_state(jobs: JobStore) -> None:
     kinds = ["MATERIALIZE", OTHER, "MATERIALIZE"]
-    made = [await ask(jobs, replace(ASKED, id=f"j{i}", kind=kind)) for i, kind in enumerate(kinds)]
-    await ask(jobs, replace(ASKED, project="q"))
+    made = [await create(jobs, replace(MATERIALIZE, id=f"j{i}", kind=kind)) for i, kind in enumerate(kinds)]
+    await create(jobs, replace(MATERIALIZE, project="q"))
     j0, j1, j2 = (j.id for j in made)
     await jobs.request_cancel("p", j0)
 
@@ -233,9 +210,8 @@ async def test_jobs_are_listed_newest_first_by_kind_and_state(jobs: JobStore) ->
     assert [j2, j1] == await ids(limit=2)
 
 
-@no_rpc("what ended jobs left is cleared up inside the service")
-async def test_ended_jobs_of_all_projects_are_told_in_the_order_of_their_ends(jobs: JobStore) -> None:
-    """However they ended; the store's own ends (a queued job cancelled, one lost) bear the time of now."""
+async def test_ended_jobs_of_all_projects_are_listed_by_end_time(jobs: JobStore) -> None:
+    """The store sets the end time of jobs that it ends itself: cancelled queued jobs and lost jobs."""
     for name, project in (("late", "p"), ("early", "q"), ("before", "p"), ("open", "p")):
         await jobs.create(replace(JOB, id=name, project=project), "", b"h")
     await jobs.create(replace(JOB, id="other", kind="CHECK"), "", b"h")

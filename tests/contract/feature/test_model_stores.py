@@ -1,4 +1,4 @@
-"""One law for the models that use feature sets, in memory and in the registry, which is asked through gRPC."""
+"""Contract tests for the uses of feature sets by models: in memory and from the registry service."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ from flywheel_registry.testing import Story, running
 
 @dataclass
 class Registered:
+    """Models, and a function that registers them."""
+
     models: Models
     version: Callable[[str, bool], Awaitable[str]]
-    """Registers a model version that uses a feature set (by name with version), rejected or not; its name."""
+    """(feature set version, rejected) → name of a new model version that uses it."""
 
 
 @pytest.fixture(params=["memory", "registry"])
@@ -46,10 +48,19 @@ def registered(request: pytest.FixtureRequest) -> Registered:
 @pytest_asyncio.fixture
 async def in_registry(database: str, bucket: str, s3: S3) -> Any:
     settings = RegistrySettings(
-        listen="127.0.0.1:0", metrics_listen="", drain_seconds=0.0, grace_seconds=0.2, log_rpcs=False, postgres_dsn=database,
-        kafka_bootstrap="127.0.0.1:1", s3_endpoint=s3.endpoint, s3_access_key=s3.access_key, s3_secret_key=s3.secret_key,
-        s3_bucket=bucket, monitor_address="127.0.0.1:1",
-    )  # fmt: skip
+        listen="127.0.0.1:0",
+        metrics_listen="",
+        drain_seconds=0.0,
+        grace_seconds=0.2,
+        log_rpcs=False,
+        postgres_dsn=database,
+        kafka_bootstrap="127.0.0.1:1",
+        s3_endpoint=s3.endpoint,
+        s3_access_key=s3.access_key,
+        s3_secret_key=s3.secret_key,
+        s3_bucket=bucket,
+        monitor_address="127.0.0.1:1",
+    )
     async with running(settings) as stub:
         story = Story(stub)
         await story.create()
@@ -66,7 +77,7 @@ async def in_registry(database: str, bucket: str, s3: S3) -> Any:
             yield Registered(RegistryModels(opened), version)
 
 
-async def test_every_use_of_a_projects_sets_is_told_rejected_versions_too(registered: Registered) -> None:
+async def test_all_uses_of_feature_sets_are_listed_also_by_rejected_models(registered: Registered) -> None:
     one, two = (f"projects/default/featureSets/late/versions/{n}" for n in (1, 2))
     assert [] == list(await registered.models.feature_uses("default"))
     first = await registered.version(one, False)
@@ -79,7 +90,7 @@ async def test_every_use_of_a_projects_sets_is_told_rejected_versions_too(regist
     assert [] == list(await registered.models.feature_uses("none"))
 
 
-async def test_a_registry_that_does_not_answer_is_unavailable(free_port: Callable[[], int]) -> None:
+async def test_unreachable_registry_is_unavailable(free_port: Callable[[], int]) -> None:
     async with channel(f"127.0.0.1:{free_port()}", client_name="flywheel-feature") as opened:
         with pytest.raises(Unavailable):
             await RegistryModels(opened).feature_uses("default")

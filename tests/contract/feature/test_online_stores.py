@@ -1,4 +1,4 @@
-"""One law for rows, tiles and applied positions: in memory, in one Redis, in a Redis Cluster and through gRPC."""
+"""Contract tests for rows, tiles and applied positions: in memory, in Redis and in a Redis Cluster."""
 
 from __future__ import annotations
 
@@ -11,16 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import flywheel as fw
 from flywheel_common.errors import Unavailable
-from flywheel_feature.definitions.model import (
-    HOUR,
-    SECOND,
-    Aggregation,
-    AggregationFunction,
-    DataType,
-    Feature,
-)
+from flywheel_feature.definitions.model import SECOND, DataType, Feature
 from flywheel_feature.encoding.row_encoding import RowLayout
 from flywheel_feature.encoding.same_length_keys import SameLengthTexts, keys_of
 from flywheel_feature.fakes.online import MemoryOnlineStore
@@ -28,40 +20,17 @@ from flywheel_feature.store.redis.cluster import ClusterPipe
 from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_feature.store.redis.online_store import OnlineStore
 from flywheel_feature.windows.applied_offsets import positions_of
-from flywheel_feature.windows.event_order import event_ranks
-from flywheel_feature.windows.tile_layout import TileLayout
-from flywheel_feature.windows.tile_reading import TileReader
-from flywheel_feature.windows.tile_writing import Delta, Events, partials, state_of
-from tests.contract.feature.grpc_online import GrpcRows, GrpcTiles
-from tests.contract.feature.over_grpc import no_rpc
+from tests.support.builders.tiles import LAYOUT, START, F, delta, windows, windows_of_events
 from tests.support.servers.redis_cluster import Cluster, three_nodes
 
-F = AggregationFunction
-TILE = 600 * SECOND
-START = 1_357_000_000 * SECOND // TILE * TILE
-AGGREGATIONS = [
-    Aggregation(f.name.lower(), f, "x", 2 * HOUR, 3 if f == F.LAST_N else 0)
-    for f in F
-    if f != F.APPROX_DISTINCT
-]
-LAYOUT = TileLayout(AGGREGATIONS, TILE)
-REDIS = "redis", "cluster"
-BY_WORKERS = "offsets, positions and generations, which are between the stream worker and its store"
 ROWS = RowLayout([Feature("x", DataType.FLOAT64)])
 
 
-@pytest.fixture(params=["memory", "redis", "cluster", "grpc"])
-def backing(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
-
-
-@pytest.fixture
-def store(backing: str, request: pytest.FixtureRequest) -> Any:
-    if backing == "memory":
+@pytest.fixture(params=["memory", "redis", "cluster"])
+def store(request: pytest.FixtureRequest) -> Any:
+    if request.param == "memory":
         return MemoryOnlineStore()
-    return request.getfixturevalue(
-        {"redis": "in_redis", "cluster": "in_cluster", "grpc": "over_grpc"}[backing]
-    )
+    return request.getfixturevalue({"redis": "in_redis", "cluster": "in_cluster"}[request.param])
 
 
 @pytest.fixture
@@ -80,7 +49,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture
 async def in_cluster(cluster: Cluster) -> AsyncIterator[OnlineStore]:
-    """Emptied."""
+    """An empty cluster."""
     for port in cluster.ports:
         node = cluster.node(port)
         await node.call("FLUSHALL")
@@ -90,76 +59,14 @@ async def in_cluster(cluster: Cluster) -> AsyncIterator[OnlineStore]:
     await pipe.close()
 
 
-@pytest.fixture
-async def over_grpc(client: fw.Client) -> GrpcRows:
-    rows = GrpcRows(client, ROWS)
-    await rows.apply()
-    return rows
-
-
-@pytest.fixture
-async def streams(client: fw.Client, workers: Any) -> GrpcTiles:
-    """A service with a stream worker."""
-    tiles = GrpcTiles(client, AGGREGATIONS, TILE)
-    await tiles.apply()
-    workers.start()
-    return tiles
-
-
 def row(event: int, created: int, x: float) -> bytes:
-    """Times in seconds after START."""
+    """A row with these times, in seconds after START."""
     times = (np.array([START + seconds * SECOND]) for seconds in (event, created))
     (packed,) = ROWS.encode({"x": (np.array([x]), np.ones(1, bool))}, *times)
     return packed
 
 
-def delta(places: range | list[int], minutes: list[int], ids: str = "") -> Delta:
-    """What the events at these places of a partition add; place i lies at minutes[i] and has the value i."""
-    chosen = np.array(list(places), np.int64)
-    time = START + np.array(minutes, np.int64)[chosen] * 60 * SECOND
-    values = {"x": (chosen.astype(np.float64), chosen % 5 != 4)}
-    ranks = event_ranks([f"{ids}{i}" for i in chosen.tolist()])
-    return partials(LAYOUT, Events(np.zeros(chosen.size, np.int64), time, time, ranks, values))[0]
-
-
-def windows(state: bytes | None, minute: int) -> list[Any]:
-    read = TileReader(LAYOUT).read([state], np.array([START + minute * 60 * SECOND], np.int64))
-    values = [column[0] if mask[0] else None for column, mask in read.columns]
-    flat: list[Any] = []
-    for value in values:
-        flat += value.tolist() if isinstance(value, np.ndarray) else [value]
-    return flat
-
-
-@pytest.fixture
-def tiles(backing: str, request: pytest.FixtureRequest) -> MergedTiles | GrpcTiles:
-    if backing == "grpc":
-        served: GrpcTiles = request.getfixturevalue("streams")
-        return served
-    return MergedTiles(request.getfixturevalue("store"))
-
-
-class MergedTiles:
-    """Events as the worker hands them to a store: in partials, by offset."""
-
-    def __init__(self, store: Any) -> None:
-        self._store = store
-        self._next: dict[bytes, int] = {}
-
-    async def push(self, key: bytes, places: list[int], minutes: list[int], ids: str) -> None:
-        first = self._next.get(key, 0)
-        self._next[key] = following = first + len(places)
-        added = delta(places, minutes, ids)
-        assert [following] == await self._store.merge_tiles(
-            LAYOUT, [(key, added, first, following)], 0, 60_000, 1
-        )
-
-    async def windows(self, key: bytes, minute: int) -> list[Any]:
-        (state,) = await self._store.read([key])
-        return windows(state, minute)
-
-
-async def test_rows_are_read_in_the_order_asked(store: Any) -> None:
+async def test_rows_are_read_in_the_requested_order(store: Any) -> None:
     await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
     found = await store.read([b"b", b"absent", b"a", b"b"])
     assert [2.0, 0.0, 1.0, 2.0] == ROWS.decode(found).columns[0][0].tolist()
@@ -167,7 +74,7 @@ async def test_rows_are_read_in_the_order_asked(store: Any) -> None:
     assert [] == await store.read([])
 
 
-async def test_keys_written_in_one_piece_are_read_like_any_others(store: Any) -> None:
+async def test_keys_in_one_buffer_are_read_like_other_keys(store: Any) -> None:
     texts = SameLengthTexts.of(b"".join(b"\n\x02%02d" % i for i in range(40)), 40)
     assert texts is not None
     keys = keys_of([(b"p/v@1{", texts), (b"p/w@1{", texts)])
@@ -180,13 +87,13 @@ async def test_keys_written_in_one_piece_are_read_like_any_others(store: Any) ->
     assert [float(i) if i % 3 else 0.0 for i in range(80)] == found.columns[0][0].tolist()
 
 
-async def test_a_key_of_any_length_is_read(store: Any) -> None:
+async def test_keys_of_any_length_are_read(store: Any) -> None:
     keys = [b"k" * n for n in (1, 511, 512, 70_000)]
     assert 4 == await store.write_rows(keys, [row(1, 1, float(i)) for i in range(4)], 0)
     assert [0.0, 1.0, 2.0, 3.0] == ROWS.decode(await store.read(keys)).columns[0][0].tolist()
 
 
-async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(store: Any) -> None:
+async def test_concurrent_writes_keep_the_newest_row(store: Any) -> None:
     versions = [(e, c, float(10 * e + c)) for e in range(3) for c in range(3)]
     random.Random(5).shuffle(versions)
     await asyncio.gather(*(store.write_rows([b"k"], [row(*v)], 60_000) for v in versions * 2))
@@ -200,11 +107,10 @@ async def test_of_racing_rows_the_newest_by_event_then_created_time_stays(store:
     await store.write_rows([b"k"], [row(1, 5, 99.0)], 0)
     assert 22.0 == await value()
     await store.write_rows([b"k"], [row(2, 2, 23.0)], 0)
-    assert 23.0 == await value(), "of equal times the last one written stays"
+    assert 23.0 == await value(), "of rows with equal times the last one is kept"
 
 
-@no_rpc("how many rows were newer: PushFeatures tells how many it accepted", *REDIS)
-async def test_a_write_tells_how_many_rows_were_newer(store: Any) -> None:
+async def test_write_returns_how_many_rows_were_newer(store: Any) -> None:
     assert 2 == await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
     assert 0 == await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 0, 9.0)], 0), (
         "a repeated row writes nothing"
@@ -212,61 +118,56 @@ async def test_a_write_tells_how_many_rows_were_newer(store: Any) -> None:
     assert 1 == await store.write_rows([b"a", b"c"], [row(0, 9, 1.0), row(1, 1, 1.0)], 0)
 
 
-@no_rpc("deleting keys: EraseEntity deletes those of one entity", *REDIS)
-async def test_deleted_keys_are_gone_and_counted(store: Any) -> None:
+async def test_deleted_keys_are_counted(store: Any) -> None:
     await store.write_rows([b"a", b"b"], [row(1, 1, 1.0), row(1, 1, 2.0)], 0)
     assert 1 == await store.delete([b"a", b"absent"])
     assert [None, row(1, 1, 2.0)] == await store.read([b"a", b"b"])
     assert 0 == await store.delete([])
 
 
-@no_rpc("generations", *REDIS)
-async def test_the_newest_generation_marked_stands(store: Any) -> None:
+async def test_newest_marked_generation_wins(store: Any) -> None:
     assert await store.generation() is None, "nothing is marked in an empty store"
     await store.mark_generation(3)
     await store.mark_generation(2)
     assert 3 == await store.generation()
 
 
-async def test_events_pushed_in_any_order_give_the_windows_of_all_of_them(
-    tiles: MergedTiles | GrpcTiles,
-) -> None:
+async def test_deltas_in_any_order_give_the_windows_of_all_events(store: Any) -> None:
     for seed in range(4):
         chance = random.Random(seed)
-        key, ids = f"k{seed}".encode(), f"{seed}/"
+        key, prefix = f"k{seed}".encode(), f"{seed}/"
         minutes = [chance.randrange(0, 300) for _ in range(40)]
         shuffled = chance.sample(range(40), 40)
         cuts = sorted({0, 40, *(chance.randrange(40) for _ in range(6))})
         for low, high in pairwise(cuts):
-            await tiles.push(key, shuffled[low:high], minutes, ids)
-        whole = state_of(LAYOUT, delta(range(40), minutes, ids), {})
+            added = delta(shuffled[low:high], minutes, prefix)
+            assert [high] == await store.merge_tiles(LAYOUT, [(key, added, low, high)], 0, 60_000, 1)
+        (state,) = await store.read([key])
         for minute in (max(minutes), max(minutes) + 60):
-            found = await tiles.windows(key, minute)
-            assert windows(whole, minute) == pytest.approx(found, rel=1e-9, nan_ok=True), (seed, minute)
+            expected = windows_of_events(range(40), minutes, minute, prefix)
+            assert expected == pytest.approx(windows(state, minute), rel=1e-9, nan_ok=True), (seed, minute)
 
 
-@no_rpc(BY_WORKERS, *REDIS)
 @pytest.mark.parametrize("seed", range(4))
-async def test_tiles_merged_in_any_order_are_the_tiles_of_all_events(store: Any, seed: int) -> None:
+async def test_interleaved_partitions_give_the_tiles_of_all_events(store: Any, seed: int) -> None:
     chance = random.Random(seed)
     minutes = [chance.randrange(0, 300) for _ in range(40)]
     cuts = sorted({0, 40, *(chance.randrange(40) for _ in range(6))})
-    # Partitions of one entity in turn: their events interleave in time.
+    # Two partitions alternate, so that their events interleave in time.
     for number, (low, high) in enumerate(pairwise(cuts)):
         partition = number % 2
         assert [high] == await store.merge_tiles(
             LAYOUT, [(b"k", delta(range(low, high), minutes), low, high)], partition, 60_000, 1
         )
     (state,) = await store.read([b"k"])
-    whole = state_of(LAYOUT, delta(range(40), minutes), {})
     for minute in (max(minutes), max(minutes) + 60):
-        assert windows(state, minute) == pytest.approx(windows(whole, minute), rel=1e-9, nan_ok=True)
+        expected = windows_of_events(range(40), minutes, minute)
+        assert windows(state, minute) == pytest.approx(expected, rel=1e-9, nan_ok=True)
     reached = {n % 2: high for n, (_, high) in enumerate(pairwise(cuts))}
     _, pairs = positions_of([state])
     assert reached == dict(pairs.tolist())
 
 
-@no_rpc(BY_WORKERS, *REDIS)
 async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
     minutes = list(range(20))
 
@@ -280,17 +181,15 @@ async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
     before = await store.read([b"k"])
     assert 10 == await merge(0, 10)
     assert 10 == await merge(2, 5)
-    # Part of it is new: nothing is done, and the answer says where the new part begins.
+    # A part of the delta is new: nothing is merged, and the answer is the offset where the new part begins.
     assert 10 == await merge(5, 15)
     assert before == await store.read([b"k"])
     assert 15 == await merge(10, 15)
-    assert windows(state_of(LAYOUT, delta(range(15), minutes), {}), 20) == pytest.approx(
-        windows((await store.read([b"k"]))[0], 20), rel=1e-9
-    )
+    (state,) = await store.read([b"k"])
+    assert windows_of_events(range(15), minutes, 20) == pytest.approx(windows(state, 20), rel=1e-9)
 
 
-@no_rpc(BY_WORKERS, *REDIS)
-async def test_tiles_older_than_a_state_keeps_are_dropped(store: Any) -> None:
+async def test_tiles_older_than_the_kept_ones_are_dropped(store: Any) -> None:
     days = [0, 60 * 24, 60 * 24 + 1]
     for i in (0, 1, 2):
         await store.merge_tiles(LAYOUT, [(b"k", delta([i], days), i, i + 1)], 0, 0, 1)
@@ -302,22 +201,19 @@ async def test_tiles_older_than_a_state_keeps_are_dropped(store: Any) -> None:
     assert (2, 1.0) == (count, np.frombuffer(state, "<f8")[2])
 
 
-@no_rpc(BY_WORKERS, *REDIS)
-async def test_a_state_of_an_older_generation_counts_as_absent(store: Any) -> None:
+async def test_state_of_an_older_generation_counts_as_absent(store: Any) -> None:
     minutes = list(range(20))
     assert [10] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(10), minutes), 0, 10)], 0, 0, 1)
-    # The same events again, since what the first generation held may be lost in part.
+    # The same events again, as a part of the first generation may be lost.
     assert [5] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(5), minutes), 0, 5)], 0, 0, 2)
     (state,) = await store.read([b"k"])
-    whole = state_of(LAYOUT, delta(range(5), minutes), {})
-    assert windows(state, 20) == pytest.approx(windows(whole, 20), rel=1e-9)
+    assert windows(state, 20) == pytest.approx(windows_of_events(range(5), minutes, 20), rel=1e-9)
     assert [[0, 5]] == positions_of([state])[1].tolist()
     assert [-1] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(5, 9), minutes), 5, 9)], 0, 0, 1)
     assert [state] == await store.read([b"k"])
 
 
-@no_rpc(BY_WORKERS, *REDIS)
-async def test_a_position_moves_only_from_the_value_that_is_there(store: Any) -> None:
+async def test_position_moves_only_from_its_stored_value(store: Any) -> None:
     assert {} == await store.take_positions("p", "s", 1)
     assert [True, True] == await store.advance("p", "s", {"v@1/0": ("", "5:1"), "v@1/1": ("", "7:1")}, 1)
     assert [False, True] == await store.advance("p", "s", {"v@1/0": ("", "6:1"), "v@1/1": ("7:1", "8:2")}, 1)
@@ -329,8 +225,7 @@ async def test_a_position_moves_only_from_the_value_that_is_there(store: Any) ->
     assert 1 == sum(moved for (moved,) in racing)
 
 
-@no_rpc(BY_WORKERS, *REDIS)
-async def test_positions_of_an_older_generation_are_forgotten_and_move_no_more(store: Any) -> None:
+async def test_positions_of_an_older_generation_are_deleted_and_cannot_move(store: Any) -> None:
     await store.take_positions("p", "s", 1)
     assert [True] == await store.advance("p", "s", {"v@1/0": ("", "5:1")}, 1)
     assert {} == await store.take_positions("p", "s", 2)
@@ -341,7 +236,7 @@ async def test_positions_of_an_older_generation_are_forgotten_and_move_no_more(s
 
 
 @pytest.mark.parametrize(("opened", "scheme"), [(RedisPipe, "redis"), (ClusterPipe, "redis+cluster")])
-async def test_a_store_that_is_away_is_unavailable(opened: Any, scheme: str, free_port: Any) -> None:
+async def test_unreachable_store_is_unavailable(opened: Any, scheme: str, free_port: Any) -> None:
     pipe = opened(f"{scheme}://127.0.0.1:{free_port()}")
     with pytest.raises(Unavailable) as away:
         await OnlineStore(pipe).read([b"k"])

@@ -1,5 +1,4 @@
-"""One law for the ids, segments, positions and generations of streams, in memory and in PostgreSQL. No RPC names any of them: what they
-are for shows in the tiles (test_online_stores.py)."""
+"""Contract tests for event ids, segments, positions and generations of streams: memory and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,7 +9,6 @@ from typing import Any
 import pytest
 
 from flywheel_feature.definitions.model import DataType, Field, Source, StreamSource
-from flywheel_feature.erasure.ports import TombstoneStore
 from flywheel_feature.fakes.streams import Garbage, MemoryStreams, MemoryTombstones
 from flywheel_feature.ingest.archive import NewSegment
 from flywheel_feature.ingest.generations import GenerationCounter
@@ -21,11 +19,6 @@ from flywheel_feature.tables.ports import Segment
 
 SOURCE = Source("p", "landings", (Field("at", DataType.TIMESTAMP),), "at", "", StreamSource())
 FIRST = NewSegment(SOURCE, 0, 0, 10, "sources/a.parquet", 9, 100, 200)
-
-
-@pytest.fixture(params=["memory", "postgres"])
-def backing(request: pytest.FixtureRequest) -> str:
-    return str(request.param)
 
 
 @pytest.fixture
@@ -41,12 +34,10 @@ def streams(backing: str, garbage: Garbage, request: pytest.FixtureRequest) -> A
 
 
 @pytest.fixture
-def stones(backing: str, garbage: Garbage, request: pytest.FixtureRequest) -> TombstoneStore:
-    return (
-        MemoryTombstones(garbage)
-        if backing == "memory"
-        else PostgresTombstones(request.getfixturevalue("pool"))
-    )
+def tombstones(backing: str, garbage: Garbage, request: pytest.FixtureRequest) -> Any:
+    if backing == "memory":
+        return MemoryTombstones(garbage)
+    return PostgresTombstones(request.getfixturevalue("pool"))
 
 
 @pytest.fixture
@@ -54,7 +45,7 @@ def counter(backing: str, request: pytest.FixtureRequest) -> GenerationCounter:
     return MemoryStreams() if backing == "memory" else PostgresGenerations(request.getfixturevalue("pool"))
 
 
-async def test_an_id_is_first_seen_in_one_place_and_the_answer_for_a_place_never_changes(
+async def test_event_id_is_first_seen_in_one_place_and_answers_never_change(
     streams: Any,
 ) -> None:
     async def ask(ids: list[str], offsets: list[int], partition: int = 0, source: str = "s") -> list[bool]:
@@ -62,7 +53,7 @@ async def test_an_id_is_first_seen_in_one_place_and_the_answer_for_a_place_never
         return found
 
     for _ in range(2):
-        # One record may hold several rows, the same id too.
+        # One record may have several rows with the same id.
         assert [True, True, False, True] == await ask(["a", "b", "a", "c"], [5, 5, 5, 6])
     assert [False, True, False] == await ask(["a", "d", "c"], [7, 7, 8])
     assert [False, False] == await ask(["b", "d"], [5, 7], partition=1)
@@ -70,13 +61,13 @@ async def test_an_id_is_first_seen_in_one_place_and_the_answer_for_a_place_never
     assert [] == await ask([], [])
 
 
-async def test_of_members_that_see_an_id_at_once_one_is_first(streams: Any) -> None:
+async def test_concurrent_members_agree_who_saw_an_id_first(streams: Any) -> None:
     answers = await asyncio.gather(*(streams.first_seen("s", ["x", f"own-{p}"], p, [3, 3]) for p in range(8)))
     assert 1 == sum(a[0] for a in answers)
     assert all(a[1] for a in answers)
 
 
-async def test_a_segment_counts_only_where_the_position_is_at_its_begin(streams: Any) -> None:
+async def test_segment_is_committed_only_at_the_current_position(streams: Any) -> None:
     assert 0 == await streams.archived_offset("p", "landings", 0)
     assert await streams.commit(FIRST)
     assert not await streams.commit(replace(FIRST, key="sources/again.parquet"))
@@ -102,7 +93,7 @@ async def test_a_segment_counts_only_where_the_position_is_at_its_begin(streams:
     assert {} == await streams.archived_offsets("p", "other")
 
 
-async def test_of_members_that_race_for_a_range_one_archives_it(streams: Any) -> None:
+async def test_concurrent_commits_of_a_range_archive_it_once(streams: Any) -> None:
     done = await asyncio.gather(
         *(streams.commit(replace(FIRST, key=f"sources/{i}.parquet")) for i in range(8))
     )
@@ -110,7 +101,7 @@ async def test_of_members_that_race_for_a_range_one_archives_it(streams: Any) ->
     assert 1 == len(await streams.segments("p", "landings"))
 
 
-async def test_what_is_archived_is_told_by_source_and_partition(streams: Any) -> None:
+async def test_archived_positions_are_listed_by_source_and_partition(streams: Any) -> None:
     assert {} == await streams.archived("p")
     await streams.commit(FIRST)
     await streams.commit(replace(FIRST, first_offset=10, next_offset=12, key="", event_count=0))
@@ -121,28 +112,26 @@ async def test_what_is_archived_is_told_by_source_and_partition(streams: Any) ->
     assert {} == await streams.archived("q")
 
 
-async def test_a_segment_may_be_replaced_by_one_with_fewer_events_and_the_old_object_is_garbage(
-    streams: Any, stones: TombstoneStore
-) -> None:
+async def test_replacing_a_segment_makes_the_old_object_garbage(streams: Any, tombstones: Any) -> None:
     await streams.commit(FIRST)
     await streams.commit(
         replace(FIRST, first_offset=10, next_offset=15, key="sources/b.parquet", event_count=2)
     )
     for _ in range(2):
-        # Again, as an erasure that died may.
+        # Twice, as an erasure that is resumed may repeat it.
         await streams.replace_segment("sources/a.parquet", "sources/less.parquet", 7, 110, 190)
         await streams.replace_segment("sources/b.parquet", "", 0, 0, 0)
         assert [Segment("s3://bucket/sources/less.parquet", 0, 0, 10, 110, 190, 7)] == list(
             await streams.segments("p", "landings")
         )
         assert {"landings": {0: (15, 7)}} == await streams.archived("p")
-        assert ["sources/a.parquet", "sources/b.parquet"] == await stones.garbage()
+        assert ["sources/a.parquet", "sources/b.parquet"] == await tombstones.garbage()
     assert not await streams.commit(replace(FIRST, key="sources/again.parquet")), "the position stays"
 
 
-async def test_of_members_that_race_for_a_generation_all_come_to_the_same(counter: GenerationCounter) -> None:
+async def test_concurrent_members_get_the_same_next_generation(counter: GenerationCounter) -> None:
     assert 0 == await counter.generation()
     assert {1} == set(await asyncio.gather(*(counter.next_generation(0) for _ in range(8))))
-    assert 1 == await counter.next_generation(0), "who comes late joins"
+    assert 1 == await counter.next_generation(0), "a late member joins the generation"
     assert 2 == await counter.next_generation(1)
     assert 2 == await counter.generation()

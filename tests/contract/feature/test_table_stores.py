@@ -1,4 +1,4 @@
-"""One law for Parquet tables, in memory and on S3. No RPC reads or writes files; jobs and pushes do (tests/integration/feature)."""
+"""Contract tests for Parquet tables: in memory and on S3."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def tables(request: pytest.FixtureRequest) -> Any:
 
 
 def rows(first: int, count: int = 3) -> pl.DataFrame:
-    """Row i lies i hours after T0."""
+    """Rows with the numbers first, first + 1, …; row i has the time T0 + i hours."""
     numbers = range(first, first + count)
     at = pl.Series("at", [T0 + timedelta(hours=i) for i in numbers], dtype=pl.Datetime("us", "UTC"))
     return pl.DataFrame([pl.Series("n", numbers, dtype=pl.Int64), pl.Series("s", map(str, numbers)), at])
@@ -46,7 +46,7 @@ def numbers(frame: pl.DataFrame) -> list[int]:
     return frame.get_column("n").to_list()
 
 
-def test_a_file_reads_back_and_is_replaced_as_a_whole(tables: Any) -> None:
+def test_a_file_reads_back_and_is_replaced(tables: Any) -> None:
     uri = tables.bucket_uri("t/one.parquet")
     tables.write(uri, rows(0))
     assert_frame_equal(rows(0), tables.read(uri, ["n", "s", "at"]))
@@ -55,7 +55,7 @@ def test_a_file_reads_back_and_is_replaced_as_a_whole(tables: Any) -> None:
     assert [5] == numbers(tables.read(uri, ["n"]))
 
 
-def test_a_table_is_its_visible_files_by_path(tables: Any) -> None:
+def test_table_consists_of_its_visible_files_by_path(tables: Any) -> None:
     base = tables.bucket_uri("t/")
     for key, first in (("b/2", 6), ("a", 0), ("b/1", 3), ("_hidden/x", 90), (".staging/x", 90)):
         tables.write(f"{base}{key}.parquet", rows(first))
@@ -68,7 +68,7 @@ def test_a_table_is_its_visible_files_by_path(tables: Any) -> None:
     assert [2, 3, 4, 5, 6] == numbers(tables.read(base, ["n"], between))
 
 
-def test_folders_named_after_a_column_are_that_column(tables: Any) -> None:
+def test_hive_folders_become_columns(tables: Any) -> None:
     base = tables.bucket_uri("t/")
     tables.write(f"{base}origin=JFK/a.parquet", rows(0, 1))
     tables.write(f"{base}origin=L%20A/a.parquet", rows(1, 1))
@@ -79,12 +79,12 @@ def test_folders_named_after_a_column_are_that_column(tables: Any) -> None:
     assert {"n": [0, 1], "origin": ["JFK", "L A"]} == read.to_dict(as_series=False)
 
 
-def test_pieces_hold_the_rows_of_their_files_and_a_missing_column_is_null(tables: Any) -> None:
+def test_pieces_have_the_rows_of_their_files_and_nulls_for_missing_columns(tables: Any) -> None:
     base = tables.bucket_uri("t/")
     for i, count in enumerate((3, 0, 2)):
         tables.write(f"{base}{i}.parquet", rows(10 * i, count))
     pieces = tables.pieces(tables.snapshot(base, PARQUET).files, 1000)
-    assert [3, 2] == [piece.rows for piece in pieces], "a file without rows gives nothing"
+    assert [3, 2] == [piece.rows for piece in pieces], "a file without rows has no piece"
     read = [tables.read_piece(piece, ["n", "absent"]) for piece in pieces]
     assert [0, 1, 2, 20, 21] == [n for frame in read for n in numbers(frame)]
     assert all(frame.get_column("absent").null_count() == frame.height for frame in read)
@@ -96,7 +96,7 @@ def test_pieces_hold_the_rows_of_their_files_and_a_missing_column_is_null(tables
     assert "TABLE_CHANGED" == gone.value.reason
 
 
-def test_files_are_read_in_the_order_asked(tables: Any) -> None:
+def test_files_are_read_in_the_requested_order(tables: Any) -> None:
     one, two = (tables.bucket_uri(f"t/{n}.parquet") for n in (1, 2))
     tables.write(one, rows(0, 2))
     tables.write(two, rows(5, 1).drop("s"))
@@ -106,7 +106,7 @@ def test_files_are_read_in_the_order_asked(tables: Any) -> None:
     assert [2, 1] == tables.row_counts([one, two])
 
 
-def test_a_file_written_again_has_another_stamp(tables: Any) -> None:
+def test_rewritten_file_has_another_stamp(tables: Any) -> None:
     base = tables.bucket_uri("t/")
     tables.write(f"{base}a.parquet", rows(0))
     (before,) = tables.files(base)
@@ -117,7 +117,7 @@ def test_a_file_written_again_has_another_stamp(tables: Any) -> None:
     assert before.stamp != after.stamp
 
 
-def test_a_file_comes_in_batches_that_are_cut_the_same_way_every_time(tables: Any) -> None:
+def test_a_file_is_always_split_into_the_same_batches(tables: Any) -> None:
     base = tables.bucket_uri("t/")
     tables.write(f"{base}origin=JFK/a.parquet", rows(0, 7))
     (file,) = tables.files(base)
@@ -134,7 +134,7 @@ def test_a_file_comes_in_batches_that_are_cut_the_same_way_every_time(tables: An
     assert [5, 6] == [n for _, ns in batches(where=Between("at", low=MICROS + 5 * HOUR)) for n in ns]
 
 
-def test_removing_a_prefix_leaves_what_is_to_be_kept(tables: Any) -> None:
+def test_remove_deletes_a_prefix_except_the_kept_one(tables: Any) -> None:
     base = tables.bucket_uri("t/")
     for key in ("a/1", "a/2", "b/1"):
         tables.write(f"{base}{key}.parquet", rows(0))
@@ -145,21 +145,21 @@ def test_removing_a_prefix_leaves_what_is_to_be_kept(tables: Any) -> None:
     assert [] == tables.older_than(base, -60.0)
 
 
-def test_only_what_was_written_long_enough_ago_is_old(tables: Any) -> None:
+def test_only_files_older_than_the_limit_are_old(tables: Any) -> None:
     base = tables.bucket_uri("t/")
     tables.write(f"{base}a.parquet", rows(0))
     assert [] == tables.older_than(base, 3600.0)
     assert [f"{base}a.parquet"] == tables.older_than(base, -3600.0)
 
 
-def test_every_file_is_as_young_as_it_is(tables: Any) -> None:
+def test_modification_times_of_many_files_are_correct(tables: Any) -> None:
     base = tables.bucket_uri("young/")
     for n in range(60):
         tables.write(f"{base}{n}.parquet", rows(n))
     assert [] == tables.older_than(base, 3600.0)
 
 
-def test_what_is_not_there_and_what_is_no_address_is_refused(tables: Any) -> None:
+def test_missing_tables_and_invalid_addresses_are_refused(tables: Any) -> None:
     for uri in (tables.bucket_uri("none/"), tables.bucket_uri("none.parquet")):
         for read in (
             lambda u=uri: tables.read(u, ["n"]),

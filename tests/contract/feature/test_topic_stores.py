@@ -1,4 +1,4 @@
-"""One law for the topics of stream sources, in memory and in Kafka. PushFeatures answers the offsets (tests/integration/feature)."""
+"""Contract tests for the topics of stream sources: in memory and in Kafka."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def in_kafka(kafka: Kafka, topic_prefix: str) -> AsyncIterator[SourceTopic
         await producer.close()
 
 
-async def test_a_topic_is_made_once_with_the_partitions_of_its_source(topics: Any) -> None:
+async def test_topic_is_created_once_with_the_partitions_of_its_source(topics: Any) -> None:
     assert {} == await topics.end_offsets("p", "landings")
     assert {2} == set(await asyncio.gather(*(topics.ensure(LANDINGS) for _ in range(4))))
     assert 3 == await topics.ensure(STARTS)
@@ -48,7 +48,7 @@ async def test_a_topic_is_made_once_with_the_partitions_of_its_source(topics: An
     assert {0: 0, 1: 0, 2: 0} == await topics.end_offsets("p", "starts")
 
 
-async def test_events_take_the_offsets_of_their_partition_in_order(topics: Any) -> None:
+async def test_events_get_the_offsets_of_their_partition_in_order(topics: Any) -> None:
     await topics.ensure(LANDINGS)
     assert [(0, 0), (1, 0), (0, 1)] == await topics.send(LANDINGS, [(0, b"a"), (1, b"b"), (0, b"c")])
     assert [] == await topics.send(LANDINGS, [])
@@ -58,17 +58,15 @@ async def test_events_take_the_offsets_of_their_partition_in_order(topics: Any) 
     assert {} == await topics.end_offsets("p", "starts")
 
 
-async def test_a_broker_that_hangs_is_not_waited_for_beyond_the_deadline(
-    in_kafka: SourceTopics, kafka: Kafka
-) -> None:
+async def test_hung_broker_is_unavailable_before_the_deadline(in_kafka: SourceTopics, kafka: Kafka) -> None:
     await in_kafka.ensure(LANDINGS)
     assert {0: 0, 1: 0} == await in_kafka.end_offsets("p", "landings")
     assert kafka.process is not None
     kafka.process.signal(signal.SIGSTOP)
     try:
         with budget(1.0):
-            asked = (in_kafka.end_offsets("p", "landings") for _ in range(3))
-            answers = await asyncio.gather(*asked, return_exceptions=True)
+            calls = (in_kafka.end_offsets("p", "landings") for _ in range(3))
+            answers = await asyncio.gather(*calls, return_exceptions=True)
             left = left_seconds()
         assert {"KAFKA_UNAVAILABLE"} == {a.reason for a in answers if isinstance(a, Unavailable)}
         assert left is not None
@@ -76,9 +74,9 @@ async def test_a_broker_that_hangs_is_not_waited_for_beyond_the_deadline(
     finally:
         kafka.process.signal(signal.SIGCONT)
 
-    async def again() -> bool:
+    async def recovered() -> bool:
         with suppress(Unavailable):
             return {0: 0, 1: 0} == await in_kafka.end_offsets("p", "landings")
         return False
 
-    await eventually(again, within=30)
+    await eventually(recovered, within=30)

@@ -1,4 +1,4 @@
-"""One law for training sets, in memory, in PostgreSQL and through gRPC."""
+"""Contract tests for training set stores: memory and PostgreSQL."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from flywheel_feature.offline.model import (
 )
 from flywheel_feature.offline.ports import TrainingSets
 from flywheel_feature.store.postgres.training_sets import PostgresTrainingSets
-from tests.contract.feature.grpc_training_sets import GrpcTrainingSets
-from tests.contract.feature.over_grpc import no_rpc
 
 BUILT = TrainingSet(
     project="p",
@@ -48,15 +46,10 @@ BUILT = TrainingSet(
 def sets(backing: str, request: pytest.FixtureRequest) -> TrainingSets:
     if backing == "memory":
         return MemoryTrainingSets()
-    stored = PostgresTrainingSets(request.getfixturevalue("pool"))
-    return (
-        stored
-        if backing == "postgres"
-        else GrpcTrainingSets(request.getfixturevalue("client").feature, stored)
-    )
+    return PostgresTrainingSets(request.getfixturevalue("pool"))
 
 
-async def test_what_was_created_reads_back_whole(sets: TrainingSets) -> None:
+async def test_created_sets_read_back(sets: TrainingSets) -> None:
     from_file = replace(
         BUILT, id="file", spine=FileSpine("s3://b/k.parquet", "t"), mode=JoinMode.NAIVE_LATEST
     )
@@ -68,8 +61,7 @@ async def test_what_was_created_reads_back_whole(sets: TrainingSets) -> None:
     assert await sets.get("p", "summer") is None
 
 
-@no_rpc("creating: a set is made by its job (see test_request_ids and test_training_sets)")
-async def test_a_name_is_taken_once(sets: TrainingSets) -> None:
+async def test_concurrent_creates_of_a_name_succeed_once(sets: TrainingSets) -> None:
     answers = await asyncio.gather(
         *(sets.create(replace(BUILT, row_count=n)) for n in range(10)), return_exceptions=True
     )
@@ -80,11 +72,11 @@ async def test_a_name_is_taken_once(sets: TrainingSets) -> None:
     assert winner == stored.row_count
 
 
-async def test_sets_are_listed_newest_first_page_by_page(sets: TrainingSets) -> None:
+async def test_sets_are_listed_newest_first_with_pages(sets: TrainingSets) -> None:
     for n in range(5):
-        moment = BUILT.created_at + timedelta(seconds=n // 2)
+        created = BUILT.created_at + timedelta(seconds=n // 2)
         version = f"projects/p/featureSets/{'flights' if n % 2 else 'flights2'}/versions/{n + 1}"
-        await sets.create(replace(BUILT, id=f"s{n}", created_at=moment, feature_set=version))
+        await sets.create(replace(BUILT, id=f"s{n}", created_at=created, feature_set=version))
     first = await sets.list("p", limit=2)
     second = await sets.list("p", before=(first[-1].created_at, first[-1].id), limit=10)
     assert ["s4", "s3", "s2", "s1", "s0"] == [s.id for s in (*first, *second)]
@@ -95,7 +87,6 @@ async def test_sets_are_listed_newest_first_page_by_page(sets: TrainingSets) -> 
     assert [] == await sets.list("q")
 
 
-@no_rpc("a text to look for")
 async def test_sets_are_found_by_a_part_of_their_id(sets: TrainingSets) -> None:
     for name in ("winter-a", "winter-b", "summer"):
         await sets.create(replace(BUILT, id=name))

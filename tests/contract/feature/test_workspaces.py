@@ -1,4 +1,4 @@
-"""One law for the working files of joins in partitions: in memory, on a disk and on S3. No RPC shows them."""
+"""Contract tests for the working files of joins: in memory, on a disk and on S3."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_files_are_read_by_key_in_file_order(workspace: Workspace) -> None:
         workspace.read("none/", ["n"])
 
 
-def test_values_and_bytes_read_back_and_what_is_absent_is_none(workspace: Workspace) -> None:
+def test_json_and_bytes_read_back_and_missing_files_are_none(workspace: Workspace) -> None:
     assert workspace.read_json("spec") is None
     assert workspace.read_bytes("result") is None
     workspace.write_json("spec", {"rows": [1, 2], "name": "ünïcode"})
@@ -71,7 +71,7 @@ def test_values_and_bytes_read_back_and_what_is_absent_is_none(workspace: Worksp
     assert ["result", "spec"] == workspace.keys()
 
 
-def test_everything_is_deleted_and_nothing_may_be_deleted_again(workspace: Workspace) -> None:
+def test_delete_removes_all_files_and_is_idempotent(workspace: Workspace) -> None:
     workspace.write_bytes("a/b/c", b"x")
     workspace.write_bytes("d", b"y")
     workspace.delete()
@@ -79,14 +79,14 @@ def test_everything_is_deleted_and_nothing_may_be_deleted_again(workspace: Works
     assert [] == workspace.keys()
 
 
-async def test_of_two_that_write_one_key_at_a_time_one_file_stays_whole(workspace: Workspace) -> None:
+async def test_concurrent_writes_of_one_key_leave_one_complete_file(workspace: Workspace) -> None:
     contents = [bytes([i]) * 200_000 for i in range(4)]
     await asyncio.gather(*(asyncio.to_thread(workspace.write_bytes, "one", c) for c in contents))
     assert workspace.read_bytes("one") in contents
     assert ["one"] == workspace.keys()
 
 
-def test_a_store_that_is_away_is_unavailable(free_port: Any) -> None:
+def test_unreachable_store_is_unavailable(free_port: Any) -> None:
     workspace = on_s3(f"http://127.0.0.1:{free_port()}", "a", "b", "bucket/join")
     with pytest.raises(Unavailable) as away:
         workspace.read_bytes("x")

@@ -1,4 +1,4 @@
-"""The platform of the integration tests."""
+"""Fixtures of the robustness tests of the feature service."""
 
 from tests.support.servers.feature import StreamWorkers, bucket, client, environment, server, workers
 

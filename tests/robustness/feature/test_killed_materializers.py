@@ -1,6 +1,6 @@
-"""Two stream workers, one of them killed every two seconds: the final state is what the events alone say.
+"""Two stream workers, one of which is killed every two seconds: the final state equals a recomputation.
 
-FLYWHEEL_SOAK_EVENTS=200000 makes it the long run (`make soak SUITE=feature`); by default it is short enough for `make test`.
+FLYWHEEL_SOAK_EVENTS=200000 makes it a long run (`make soak SUITE=feature`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from flywheel.tables import to_dict
 from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
+from tests.support.eventually import eventually
 
 EVENTS = int(os.environ.get("FLYWHEEL_SOAK_EVENTS", "30000"))
 KILL_SECONDS = 2.0
@@ -47,7 +48,8 @@ def definitions() -> Any:
 
 def make_events() -> pl.DataFrame:
     dice = np.random.default_rng(11)
-    # Out of order by up to six hours over forty days; unique times, so that the latest is known without looking at ids.
+    # Out of order by up to six hours over forty days; unique times, so that the latest is known without
+    # looking at ids.
     seconds = np.arange(EVENTS) * (40 * 86_400 / EVENTS) + dice.integers(0, 6 * 3600, EVENTS)
     micros = (seconds * 1e6).astype(np.int64) // EVENTS * EVENTS + np.arange(EVENTS)
     return pl.DataFrame(
@@ -61,7 +63,7 @@ def make_events() -> pl.DataFrame:
 
 
 def recomputed(events: pl.DataFrame, key: str, names: list[str], as_of: datetime) -> dict[str, list[Any]]:
-    """From the events alone, by Polars: nothing of the service's code."""
+    """Windows computed by Polars from the events, without code of the service."""
     hour = int(as_of.timestamp()) // 3600
     tile = events.get_column("at").dt.epoch("s") // 3600
     wanted: dict[str, list[Any]] = {}
@@ -79,7 +81,7 @@ def recomputed(events: pl.DataFrame, key: str, names: list[str], as_of: datetime
 
 
 async def applied(client: fw.Client, positions: list[pb.AppliedOffset]) -> None:
-    """Asked seldom: the workers need the machine."""
+    """Wait until the positions are applied; polls slowly, as the workers need the CPU."""
     wanted = {p.partition: p.next_offset for p in positions}
     while True:
         answer = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent="projects/default"))
@@ -95,7 +97,7 @@ def equal(got: list[Any], wanted: list[Any]) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-async def test_workers_killed_every_two_seconds_leave_what_the_events_say(
+async def test_killed_stream_workers_leave_the_state_of_all_events(
     client: fw.Client, workers: Any, environment: dict[str, str], bucket: str, s3: S3
 ) -> None:
     workers.environment["FLYWHEEL_FEATURE_STREAM_BATCH_RECORDS"] = "40"
@@ -107,7 +109,7 @@ async def test_workers_killed_every_two_seconds_leave_what_the_events_say(
         for low in range(0, EVENTS, ROWS_PER_PUSH):
             chunk = events[low : low + ROWS_PER_PUSH]
             ids = [f"event-{low + i}" for i in range(chunk.height)]
-            # Every tenth push is repeated, as a client does whose answer was lost.
+            # Every tenth push is repeated, as by a client that lost the answer.
             for _ in range(2 if low // ROWS_PER_PUSH % 10 == 0 else 1):
                 answer = await client.push("landings", chunk, SCHEMA, ids=ids)
                 wanted.update({(o.source, o.partition): o.next_offset for o in answer.offsets})
@@ -129,14 +131,14 @@ async def test_workers_killed_every_two_seconds_leave_what_the_events_say(
 
     start(0)
     start(1)
-    begun = time.monotonic()
+    started = time.monotonic()
     killing = asyncio.create_task(kill())
     await push()
-    pushed_after = time.monotonic() - begun
+    pushed_after = time.monotonic() - started
     print(f"pushed after {pushed_after:.1f} s, {kills} kills")
     positions = [pb.AppliedOffset(source=s, partition=p, next_offset=o) for (s, p), o in wanted.items()]
     await applied(client, positions)
-    applied_after = time.monotonic() - begun
+    applied_after = time.monotonic() - started
     killing.cancel()
 
     as_of = events.get_column("at").max() + timedelta(seconds=1)  # type: ignore[operator]
@@ -155,17 +157,13 @@ async def test_workers_killed_every_two_seconds_leave_what_the_events_say(
         for name, values in recomputed(events, "origin", ORIGINS, moment).items():
             assert equal(got[name], values), name
 
-    async with asyncio.timeout(120):
-        while True:
-            fresh = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent="projects/default"))
-            if sum(f.archived_events for f in fresh.freshness) == EVENTS:
-                break
-            await asyncio.sleep(0.2)
+    async def is_archived() -> bool:
+        fresh = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent="projects/default"))
+        return sum(f.archived_events for f in fresh.freshness) == EVENTS
+
+    await eventually(is_archived, within=120, every=0.2)
     tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
     archived = tables.read(f"s3://{bucket}/sources/default/landings/", ["__event_id", "delay"])
-    # Files that a killed member left unregistered hold events again; every event is there.
+    # Unregistered files of killed members contain events again, so that only distinct ids are counted.
     assert archived.get_column("__event_id").n_unique() == EVENTS
-    print(
-        f"\n{EVENTS:,} events, {kills} kills; pushed after {pushed_after:.1f} s, applied after {applied_after:.1f} s: "
-        "state equals the recomputation"
-    )
+    print(f"{EVENTS:,} events, {kills} kills, applied after {applied_after:.1f} s")

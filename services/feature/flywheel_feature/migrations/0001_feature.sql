@@ -1,4 +1,4 @@
--- Definitions: entities and sources have version 0, views and feature sets 1, 2, …
+-- Definitions. Entities and sources have version 0; views and feature sets have versions 1, 2, …
 CREATE TABLE definition (
     project     text        NOT NULL,
     kind        text        NOT NULL CHECK (kind IN ('entity', 'source', 'view', 'feature_set')),
@@ -10,7 +10,7 @@ CREATE TABLE definition (
     PRIMARY KEY (project, kind, id, version)
 );
 
--- One row per project: applies take turns on it, caches compare its revision.
+-- One row per project. Applies lock it, so that they run one after the other; caches compare its revision.
 CREATE TABLE catalog_revision (
     project   text   PRIMARY KEY,
     revision  bigint NOT NULL
@@ -45,7 +45,8 @@ CREATE TABLE job (
 CREATE UNIQUE INDEX job_request ON job (project, kind, request_id) WHERE request_id <> '';
 CREATE INDEX job_open ON job (due_at) WHERE state IN ('QUEUED', 'RUNNING');
 
--- Every event of a stream source by a hash of its id, with the place where it was seen first: elsewhere it is a duplicate.
+-- The events of stream sources by a hash of their id, with the place where each was seen first.
+-- The same id at another place is a duplicate.
 CREATE TABLE seen_event (
     source     text    NOT NULL,
     id_hash    bigint  NOT NULL,
@@ -55,8 +56,8 @@ CREATE TABLE seen_event (
     PRIMARY KEY (source, id_hash)
 );
 
--- The archive of stream sources on S3. A segment that is not in this table does not exist; it holds every event of
--- first_offset … next_offset - 1 of a partition once. Times are microseconds.
+-- The archive of stream sources on S3. A segment contains each event from first_offset to next_offset - 1
+-- of a partition once. A file that is not in this table is not a segment. Times are microseconds.
 CREATE TABLE archive_segment (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     project     text        NOT NULL,
@@ -81,7 +82,7 @@ CREATE TABLE archive_position (
     PRIMARY KEY (project, source, partition)
 );
 
--- Up to which event time a batch view was materialized: where an incremental run begins.
+-- The event time up to which a batch view was materialized, where the next incremental run begins.
 CREATE TABLE materialized (
     project   text    NOT NULL,
     view      text    NOT NULL,

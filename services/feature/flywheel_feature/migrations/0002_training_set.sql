@@ -1,4 +1,4 @@
--- A training set exists when its row does; its files are written before. Rows are never changed.
+-- A training set exists when its row exists; its files are written first. Rows never change.
 CREATE TABLE training_set (
     project      text        NOT NULL,
     id           text        NOT NULL,

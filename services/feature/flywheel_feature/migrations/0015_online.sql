@@ -1,4 +1,4 @@
--- Files of batch sources whose rows are online in a view version, with what tells a rewritten file from the old one.
+-- Files of batch sources whose rows are online in a view version. A rewritten file has another stamp.
 CREATE TABLE materialized_file (
     project  text    NOT NULL,
     view     text    NOT NULL,
@@ -8,8 +8,8 @@ CREATE TABLE materialized_file (
     PRIMARY KEY (project, view, version, uri)
 );
 
--- Rows pushed to batch views, as Parquet on S3, in the order in which they were acknowledged. A file that is not in this
--- table does not exist.
+-- Rows pushed to batch views, as Parquet files on S3, in the order in which the pushes were acknowledged.
+-- A file that is not in this table was not acknowledged.
 CREATE TABLE pushed_segment (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     project     text        NOT NULL,
@@ -20,15 +20,16 @@ CREATE TABLE pushed_segment (
 );
 CREATE INDEX pushed_segment_view ON pushed_segment (project, view, id);
 
--- The contents of Redis since it was last found empty: tiles of an older generation count for nothing.
+-- The generation of the contents of Redis, which grows each time Redis is found empty.
+-- Tiles of older generations are ignored.
 CREATE TABLE online_generation (
     one        boolean PRIMARY KEY DEFAULT true CHECK (one),
     generation bigint  NOT NULL
 );
 INSERT INTO online_generation (generation) VALUES (0);
 
--- Entities that were erased, by SHA-256 of their key. `barriers`: source id → partition → offset below which the
--- entity's events are passed over for ever. Rows of a batch source known before erased_at (microseconds) are passed over too.
+-- Erased entities, by SHA-256 of their key. `barriers`: source id → partition → offset. Events of the entity
+-- below that offset are ignored for ever, and so are rows of batch sources known before erased_at (microseconds).
 CREATE TABLE erased_entity (
     project    text   NOT NULL,
     entity     text   NOT NULL,
@@ -38,7 +39,7 @@ CREATE TABLE erased_entity (
     PRIMARY KEY (project, entity, key_hash)
 );
 
--- Objects that nothing refers to any more and that must go.
+-- Objects that nothing refers to any more and that are to be deleted.
 CREATE TABLE object_garbage (
     key  text PRIMARY KEY
 );

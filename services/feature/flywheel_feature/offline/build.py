@@ -130,7 +130,7 @@ class TrainingSetBuilder:
         return registered
 
     async def _pinned(self, sources: Collection[Source], job: ResumableJob) -> SourceReader:
-        """A pinned reader; the job stores its Delta versions before the first read, for the case of a restart."""
+        """A pinned reader; the job stores its Delta versions before the first read, in case it is resumed."""
         if not any(isinstance(s.kind, ParquetSource) and s.kind.format == TableFormat.DELTA for s in sources):
             return self._reader.pinned()
         known = json.loads(job.checkpoint)[_VERSIONS] if job.checkpoint else {}

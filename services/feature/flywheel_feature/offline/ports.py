@@ -61,7 +61,7 @@ class PartitionEngine(Protocol):
     name: str
 
     def workspace(self, name: str) -> Workspace:
-        """The working files of a join, which all processes of this engine can reach; there may be none yet."""
+        """The working files of a join, which all processes of this engine can reach; there may be none."""
         ...
 
     async def run(self, name: str, job: JobProgress) -> None:

@@ -245,7 +245,7 @@ def _compare(
 
 
 def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
-    """True where two columns differ: one is null (or NaN), by more than 1e-6 relative at float32, or as text."""
+    """True where two columns differ: in nulls and NaN, by more than 1e-6 relative at float32, or as text."""
     if isinstance(recomputed.dtype, (pl.List, pl.Array)) or isinstance(served.dtype, (pl.List, pl.Array)):
         pairs = zip(served.to_list(), recomputed.to_list(), strict=True)
         return pl.Series([_lists_differ(a, b) for a, b in pairs], dtype=pl.Boolean)

@@ -26,7 +26,7 @@ class TableFile:
 
 
 class TableFiles(Protocol):
-    """Reads files in batches. Methods block, may be called from any thread and raise the errors of `Tables`."""
+    """Reads files in batches. Methods block, may be called from any thread, and raise as `Tables` does."""
 
     def files(self, uri: str, table_format: TableFormat) -> list[TableFile]:
         """The Parquet files of a table now, by path. Raises NotFound UNKNOWN_TABLE when there is none."""

@@ -39,7 +39,7 @@ class SequentialWorkers:
 
 
 def run_spec(workspace: Workspace, tables: Tables, workers: Callable[[PartitionTasks], Workers]) -> bool:
-    """Run the join of the spec in a workspace, and write the result or the error there; False when it failed."""
+    """Run the join of the spec in a workspace and write its result or error there; False when it failed."""
     # Removes the error of an earlier attempt.
     workspace.write_bytes(ERROR, b"")
     try:

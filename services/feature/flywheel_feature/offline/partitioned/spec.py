@@ -98,7 +98,7 @@ _SPEC = TypeAdapter(PartitionSpec)
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One step. It may run more than once: its output appears completely or not at all, and is always equal."""
+    """One step. It may run more than once: its output is complete or absent, and always the same."""
 
     kind: Kind
     index: int

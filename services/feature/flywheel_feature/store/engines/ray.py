@@ -54,7 +54,7 @@ class PartitionRay:
         root: str,
         environment: Mapping[str, str],
     ) -> None:
-        """`root`: `bucket/prefix`; `python`: an interpreter on the cluster with this service's code and Ray."""
+        """`root`: `bucket/prefix`; `python`: an interpreter on the cluster that has this service and Ray."""
         self._ray = ray
         self._python = python
         self._files = files
