@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -66,3 +67,9 @@ def plan_of_view(view: View, *features: str) -> ReadPlan:
     entity = Entity("default", view.entity, (Field("k", DataType.STRING),))
     catalog = Catalog("default", 1, {view.entity: entity}, {}, {view.ref: view}, {}, {view.id: view})
     return plan_of_features(catalog, features or [f"{view.id}:*"])
+
+
+async def run_event_loop(turns: int = 200) -> None:
+    """Let the event loop run, so that everything that is ready happens."""
+    for _ in range(turns):
+        await asyncio.sleep(0)

@@ -212,7 +212,7 @@ def test_an_aggregation_has_the_type_of_its_result(
 
 
 @pytest.mark.parametrize(
-    ("function", "field", "says"),
+    ("function", "field", "text"),
     [
         (AggregationFunction.FIRST, "tailnum", "FIRST takes BOOL, INT64, FLOAT32, FLOAT64, TIMESTAMP"),
         (AggregationFunction.LAST_N, "raw", "'raw' is BYTES"),
@@ -221,11 +221,11 @@ def test_an_aggregation_has_the_type_of_its_result(
     ],
 )
 def test_a_field_type_that_a_function_rejects_is_a_violation(
-    function: AggregationFunction, field: str, says: str
+    function: AggregationFunction, field: str, text: str
 ) -> None:
     view = View(P, "v", "plane", StreamView("events", (Aggregation("f", function, field, HOUR, 3),)))
     (violation,) = plan(Catalog(P), Declared((plane,), (events,), (view,))).violations
-    assert says in violation.message and violation.field == "stream.aggregations[0].field"
+    assert text in violation.message and violation.field == "stream.aggregations[0].field"
 
 
 def test_approx_distinct_is_limited_to_256_tiles() -> None:

@@ -20,7 +20,7 @@ from flywheel_feature.online.errors import store_down
 from flywheel_feature.online.lookup import FULL_ROWS, Lookup, SharedRead
 from flywheel_feature.online.read_plan import ReadPlan
 from flywheel_protos.feature.v1 import feature_pb2 as pb
-from tests.support.builders.feature_units import plan_of_view
+from tests.support.builders.feature_units import plan_of_view, run_event_loop
 
 T = DataType
 FEATURES = (Feature("a", T.FLOAT64), Feature("b", T.INT64))
@@ -80,12 +80,6 @@ def plan() -> ReadPlan:
     return plan_of_view(View("default", "v", "e", BatchView("s", FEATURES), version=1, features=FEATURES))
 
 
-async def turns(count: int) -> None:
-    """Let the event loop run, so that whatever can happen has happened."""
-    for _ in range(count):
-        await asyncio.sleep(0)
-
-
 async def test_concurrent_requests_share_one_read(plan: ReadPlan) -> None:
     store = Store(plan)
     shared = SharedRead(plan, store, AnswerEncoder)
@@ -115,7 +109,7 @@ async def test_requests_during_a_read_form_the_next_batch(plan: ReadPlan) -> Non
     while not store.reads:
         await asyncio.sleep(0)
     later = [asyncio.create_task(shared.read(lookup(n))) for n in range(2, 12)]
-    await turns(200)
+    await run_event_loop()
     assert [1] == store.reads
     store.gate.set()
     answers = await asyncio.gather(first, *later)

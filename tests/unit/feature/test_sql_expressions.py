@@ -131,10 +131,10 @@ def test_only_columns_that_the_expression_reads_are_required() -> None:
     ],
 )
 def test_expressions_over_other_rows_or_the_clock_are_rejected(sql: str) -> None:
-    with pytest.raises(InvalidArgument) as refused:
+    with pytest.raises(InvalidArgument) as rejected:
         compile_expressions([("x", FLOAT64, sql)], SCHEMA)
-    assert refused.value.reason == "INVALID_EXPRESSION"
-    assert "x" in refused.value.message
+    assert rejected.value.reason == "INVALID_EXPRESSION"
+    assert "x" in rejected.value.message
 
 
 @pytest.mark.parametrize(

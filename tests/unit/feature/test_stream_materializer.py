@@ -1,5 +1,4 @@
-"""The stream materializer over stores in memory: each event counts once, online and archived, after any
-crash."""
+"""The stream materializer over stores in memory: after any crash each event counts once."""
 
 from __future__ import annotations
 
