@@ -7,9 +7,8 @@ from typing import Protocol
 
 import polars as pl
 
-from flywheel_feature.ingest.ports import FrameWriter
 from flywheel_feature.ingest.tombstones import Tombstone
-from flywheel_feature.tables.ports import TableFile
+from flywheel_feature.tables.ports import FrameWriter, TableFile
 
 
 class OnlineKeys(Protocol):
