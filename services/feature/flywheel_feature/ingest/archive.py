@@ -1,5 +1,4 @@
-"""The archive of stream sources: every event once in Parquet on S3, because training sets recompute features
-from it.
+"""The archive of stream sources, from which training sets are computed: every event once, in Parquet on S3.
 
 Rows are buffered per partition and written as a segment when they are many, when they are old, or when no row
 arrived for a moment. A segment belongs to the archive once PostgreSQL has it: one transaction registers it

@@ -1,5 +1,4 @@
-"""Windowed aggregations of one online answer, recomputed from exactly the events that were applied when it
-was read.
+"""Windowed aggregations of an online answer, recomputed from exactly the events that it included.
 
 The log of an answer holds, per partition, the offset below which the entity's events were in its state
 (windows/applied_offsets.py). A window takes whole tiles floor((t - w)/s) + 1 … floor(t/s) of these events and

@@ -80,8 +80,7 @@ def windowed_features(
     ttl: int = 0,
     features: Sequence[WindowFeature],
 ) -> pl.DataFrame:
-    """Every feature for every spine row, in the order of the spine, and the newest event's time
-    `MATCHED_TIME`.
+    """Every feature per spine row, in the order of the spine, and `MATCHED_TIME`, the newest event's time.
 
     A feature is null where the entity has no known event yet (also COUNT), where its newest event is stale,
     or where the window has no value (COUNT is 0 then). `tile` and `ttl` are in microseconds.
