@@ -23,7 +23,8 @@ from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import definitions_pb2
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
-from tests.support.builders.partitioned_joins import S3World, Watched, request, told
+from tests.support.builders.jobs import RecordingJob
+from tests.support.builders.partitioned_joins import S3JoinInputs, request, without_identity
 
 BUILT = TrainingSet(
     project="p",
@@ -143,7 +144,7 @@ async def test_training_sets_are_listed_newest_first_with_pages(client: fw.Clien
     assert [[]] == await ids("projects/q")
 
 
-async def apply_world(client: fw.Client, world: S3World, pool: Pool) -> None:
+async def apply_world(client: fw.Client, world: S3JoinInputs, pool: Pool) -> None:
     """Apply the definitions of a world, and register its archived events."""
     catalog = world.catalog
     definitions = definitions_pb2.Definitions(
@@ -171,7 +172,7 @@ async def apply_world(client: fw.Client, world: S3World, pool: Pool) -> None:
 async def test_service_builds_large_sets_in_partitions(
     client: fw.Client, pool: Pool, s3: S3, bucket: str, tmp_path: Path
 ) -> None:
-    world = S3World(s3, bucket, tmp_path / "unused")
+    world = S3JoinInputs(s3, bucket, tmp_path / "unused")
     await apply_world(client, world, pool)
 
     async def build(training_set_id: str, mode: JoinMode) -> list[str]:
@@ -198,12 +199,12 @@ async def test_service_builds_large_sets_in_partitions(
         return messages
 
     for mode in JoinMode:
-        in_memory = await world.builder().build(request(f"memory-{mode}", mode=mode), Watched())
+        in_memory = await world.builder().build(request(f"memory-{mode}", mode=mode), RecordingJob())
         messages = await build(f"parts-{mode}", mode)
         assert "writing part 0" not in messages, "the service joined in memory"
         built = await PostgresTrainingSets(pool).get("p", f"parts-{mode}")
         assert built is not None
-        assert told(in_memory) == told(built)
+        assert without_identity(in_memory) == without_identity(built)
         columns = [f.name for f in built.schema]
         assert world.read(built.uri, columns).equals(world.read(in_memory.uri, columns))
 

@@ -27,7 +27,14 @@ from flywheel_feature.offline.unfinished import work_name
 from flywheel_feature.tables.content_hash import content_hash
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
-from tests.support.builders.partitioned_joins import S3World, Watched, World, carries_out, request, told
+from tests.support.builders.jobs import RecordingJob
+from tests.support.builders.partitioned_joins import (
+    JoinInputs,
+    S3JoinInputs,
+    drives_join,
+    request,
+    without_identity,
+)
 from tests.support.eventually import eventually
 
 pytestmark = pytest.mark.timeout(120)
@@ -65,7 +72,7 @@ class PlanOnly:
 class Joins:
     """An engine, and the inputs of its joins."""
 
-    world: World
+    world: JoinInputs
     engine: PartitionEngine
     kill: Callable[[Workspace], Awaitable[None]]
     """Kills the process that runs the join of a workspace, as soon as it has written a file."""
@@ -73,14 +80,16 @@ class Joins:
     async def build(
         self,
         training_set_id: str,
-        job: Watched | None = None,
+        job: RecordingJob | None = None,
         *,
         by: PartitionEngine | None = None,
         **changes: Any,
     ) -> TrainingSet:
         compute = Compute.RAY if self.engine.name == "ray" else Compute.BY_SIZE
         wanted = request(training_set_id, compute=compute, **changes)
-        return await self.world.builder(by or self.engine).build(wanted, job or Watched(), training_set_id)
+        return await self.world.builder(by or self.engine).build(
+            wanted, job or RecordingJob(), training_set_id
+        )
 
     def workspace(self, training_set_id: str) -> Workspace:
         return self.engine.workspace(work_name("p", training_set_id))
@@ -92,7 +101,7 @@ class Joins:
         return self.workspace(training_set_id)
 
     async def run(self, training_set_id: str) -> None:
-        await self.engine.run(work_name("p", training_set_id), Watched())
+        await self.engine.run(work_name("p", training_set_id), RecordingJob())
 
     def winds(self, workspace: Workspace) -> list[float | None]:
         result = workspace.read_bytes(RESULT)
@@ -115,33 +124,33 @@ def in_memory() -> Joins:
     async def kill(_: Workspace) -> None:
         tables.fail_next_read = True
 
-    return Joins(World(tables, "memory"), MemoryPartitions(tables), kill)
+    return Joins(JoinInputs(tables, "memory"), MemoryPartitions(tables), kill)
 
 
-def kill_driver(world: S3World) -> Callable[[Workspace], Awaitable[None]]:
+def kill_driver(world: S3JoinInputs) -> Callable[[Workspace], Awaitable[None]]:
     async def kill(workspace: Workspace) -> None:
         async def has_files() -> list[str]:
             return await asyncio.to_thread(workspace.keys, "spine/")
 
         await eventually(has_files, within=60, every=0.005)
-        (driver,) = world.processes(carries_out)
+        (driver,) = world.processes(drives_join)
         driver.kill()
 
     return kill
 
 
 @pytest.fixture
-def on_s3(s3: S3, bucket: str, tmp_path: Path) -> S3World:
-    return S3World(s3, bucket, tmp_path / "spill")
+def on_s3(s3: S3, bucket: str, tmp_path: Path) -> S3JoinInputs:
+    return S3JoinInputs(s3, bucket, tmp_path / "spill")
 
 
 @pytest.fixture
-def in_process(on_s3: S3World) -> Joins:
+def in_process(on_s3: S3JoinInputs) -> Joins:
     return Joins(on_s3, on_s3.process, kill_driver(on_s3))
 
 
 @pytest.fixture
-async def on_ray(on_s3: S3World, ray: Ray) -> AsyncIterator[Joins]:
+async def on_ray(on_s3: S3JoinInputs, ray: Ray) -> AsyncIterator[Joins]:
     async with ray_jobs(ray.jobs_url, ray.token) as jobs:
         yield Joins(on_s3, on_s3.on_ray(ray, jobs), kill_driver(on_s3))
 
@@ -149,10 +158,10 @@ async def on_ray(on_s3: S3World, ray: Ray) -> AsyncIterator[Joins]:
 @pytest.mark.parametrize("mode", list(JoinMode))
 async def test_set_built_in_partitions_equals_set_built_in_memory(joins: Joins, mode: JoinMode) -> None:
     """Progress never decreases, and no working files are left."""
-    world, job = joins.world, Watched()
-    in_memory = await world.builder().build(request("memory", mode=mode), Watched())
+    world, job = joins.world, RecordingJob()
+    in_memory = await world.builder().build(request("memory", mode=mode), RecordingJob())
     built = await joins.build("parts", job, mode=mode)
-    assert told(in_memory) == told(built)
+    assert without_identity(in_memory) == without_identity(built)
     assert 2500 < built.row_count
     columns = [f.name for f in built.schema]
     assert content_hash(world.read(built.uri, columns)) == built.content_hash
@@ -196,8 +205,8 @@ async def test_killed_join_is_reported_and_resumes_when_started_again(joins: Joi
         await running
     assert "ENGINE_UNAVAILABLE" == death.value.reason
     assert workspace.read_bytes(RESULT) is None
-    in_memory = await joins.world.builder().build(request("memory"), Watched())
-    assert told(in_memory) == told(await joins.build("parts"))
+    in_memory = await joins.world.builder().build(request("memory"), RecordingJob())
+    assert without_identity(in_memory) == without_identity(await joins.build("parts"))
 
 
 async def test_error_of_one_attempt_does_not_end_the_next(joins: Joins) -> None:
@@ -222,7 +231,7 @@ async def test_join_without_a_spec_ends_with_an_error(joins: Joins) -> None:
 
 async def test_cancelled_join_leaves_no_files_and_discard_is_idempotent(joins: Joins) -> None:
     with pytest.raises(JobCancelled):
-        await joins.build("parts", Watched(stop_at=STAGES))
+        await joins.build("parts", RecordingJob(cancel_at=STAGES))
     name = work_name("p", "parts")
     assert [] == joins.workspace("parts").keys()
     await joins.engine.discard(name)

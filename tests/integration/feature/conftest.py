@@ -1,5 +1,13 @@
 """Fixtures of the integration tests of the feature service."""
 
-from tests.support.servers.feature import StreamWorkers, bucket, client, environment, server, workers
+from tests.support.servers.feature import (
+    bucket,
+    client,
+    environment,
+    server,
+    service_processes,
+    tables,
+    workers,
+)
 
-__all__ = ["StreamWorkers", "bucket", "client", "environment", "server", "workers"]
+__all__ = ["bucket", "client", "environment", "server", "service_processes", "tables", "workers"]

@@ -1,4 +1,4 @@
-"""`flywheel plan`, `apply`, `diff`, `delete`, `features list` and `features lineage` against a real service."""
+"""The definition commands of the CLI against a running service."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ DEFINITIONS = """import flywheel as fw
 
 plane = fw.Entity("plane", {"tailnum": fw.STRING}, owner="ops")
 planes = fw.ParquetSource(
-    "planes", {"tailnum": fw.STRING, "at": fw.TIMESTAMP, "built": fw.FLOAT64}, timestamp="at", uri="s3://bucket/planes/"
+    "planes",
+    {"tailnum": fw.STRING, "at": fw.TIMESTAMP, "built": fw.FLOAT64},
+    timestamp="at",
+    uri="s3://bucket/planes/",
 )
 landings = fw.StreamSource(
     "landings", {"tailnum": fw.STRING, "at": fw.TIMESTAMP, "delay": fw.FLOAT64}, timestamp="at"
@@ -50,7 +53,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def run(server: Server, tmp_path: Path) -> Run:
-    """The command's exit code and all it printed."""
+    """Runs the CLI; returns the exit code and the output."""
 
     async def start(*arguments: object) -> tuple[int, str]:
         environment = {
@@ -60,9 +63,13 @@ def run(server: Server, tmp_path: Path) -> Run:
             "NO_COLOR": "1",
         }
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-c", "from flywheel.cli.main import main; main()", *map(str, arguments),
-            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT, env=environment, cwd=tmp_path,
-        )  # fmt: skip
+            sys.executable,
+            *("-c", "from flywheel.cli.main import main; main()", *map(str, arguments)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            env=environment,
+            cwd=tmp_path,
+        )
         output, _ = await process.communicate()
         return process.returncode or 0, output.decode()
 
@@ -70,7 +77,7 @@ def run(server: Server, tmp_path: Path) -> Run:
 
 
 @pytest.mark.timeout(120)
-async def test_a_file_is_planned_applied_once_changed_compared_and_deleted(
+async def test_definitions_are_planned_applied_compared_and_deleted(
     run: Run, file: Path, client: fw.Client
 ) -> None:
     code, text = await run("plan", file)
@@ -89,8 +96,9 @@ async def test_a_file_is_planned_applied_once_changed_compared_and_deleted(
     assert (await run("apply", file, "-y"))[0] == 0
     code, text = await run("diff", "views/facts")
     assert text.splitlines() == [
-        "projects/default/views/facts/versions/1 -> projects/default/views/facts/versions/2", "  ttl: 86400s -> 172800s",
-    ]  # fmt: skip
+        "projects/default/views/facts/versions/1 -> projects/default/views/facts/versions/2",
+        "  ttl: 86400s -> 172800s",
+    ]
     code, text = await run("diff", "featureSets/late", 1, 2)
     assert "+ view_versions: projects/default/views/facts/versions/2" in text and code == 0
 
@@ -103,7 +111,7 @@ async def test_a_file_is_planned_applied_once_changed_compared_and_deleted(
 
 
 @pytest.mark.timeout(90)
-async def test_a_mistake_names_its_file_and_line(run: Run, file: Path) -> None:
+async def test_a_mistake_is_reported_with_file_and_line(run: Run, file: Path) -> None:
     lines = DEFINITIONS.splitlines()
     write(
         file, DEFINITIONS.replace('fw.total("delay"', 'fw.total("dely"').replace("facts:built", "facts:bilt")
@@ -121,7 +129,7 @@ async def test_a_mistake_names_its_file_and_line(run: Run, file: Path) -> None:
 
 
 @pytest.mark.timeout(90)
-async def test_lists_are_filtered_by_the_server(run: Run, file: Path) -> None:
+async def test_lists_are_filtered(run: Run, file: Path) -> None:
     assert (await run("apply", file, "--yes"))[0] == 0
 
     async def listed(*arguments: str) -> str:

@@ -1,4 +1,4 @@
-"""One entity goes everywhere; nothing brings it back, and nobody else loses anything."""
+"""An erased entity is removed everywhere and stays removed; other entities are unchanged."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3
-from flywheel_protos.feature.v1 import feature_pb2 as pb
+from tests.support.servers.feature import events_archived, s3_files
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 VISIT = {"person": fw.STRING, "shop": fw.INT64, "at": fw.TIMESTAMP, "spent": fw.FLOAT64}
@@ -54,47 +54,38 @@ async def values(client: fw.Client) -> dict[str, list[Any]]:
     return to_dict(answer.features)
 
 
-async def archived(client: fw.Client, count: int) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            fresh = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent="projects/default"))
-            if sum(f.archived_events for f in fresh.freshness) == count:
-                return
-            await asyncio.sleep(0.1)
-
-
-def everything_on_s3(s3: S3, bucket: str) -> dict[str, bytes]:
-    files = fs.S3FileSystem(
-        access_key=s3.access_key, secret_key=s3.secret_key, endpoint_override=s3.endpoint.removeprefix("http://"), scheme="http"
-    )  # fmt: skip
+def objects_on_s3(s3: S3, bucket: str) -> dict[str, bytes]:
+    """The content of every object of a bucket."""
+    files = s3_files(s3)
     found = files.get_file_info(fs.FileSelector(bucket, recursive=True))
     objects = {}
     for info in found:
-        # An emptied folder is still listed for a while.
+        # An empty folder is still listed for a while.
         with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             objects[info.path] = files.open_input_file(info.path).read()
     return objects
 
 
-async def test_an_erased_entity_is_nowhere_and_everybody_else_is_where_they_were(
+async def test_an_erased_entity_is_removed_everywhere_and_stays_removed(
     client: fw.Client,
     workers: Any,
     bucket: str,
+    tables: S3Tables,
     s3: S3,
     redis: Redis,
     environment: dict[str, str],
 ) -> None:
-    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
     table = pl.DataFrame({"person": PEOPLE, "at": [T0] * 3, "age": [31, 32, 33]})
     tables.write(f"s3://{bucket}/people/a.parquet", table)
+    names = ["anna", "bert"]
     logged = pl.DataFrame(
-        {"prediction_id": ["p1", "p2"], "entity__person": ["anna", "bert"], "subject": ["anna", "bert"], "score": [0.1, 0.2]}
-    )  # fmt: skip
+        {"prediction_id": ["p1", "p2"], "entity__person": names, "subject": names, "score": [0.1, 0.2]}
+    )
     log = f"s3://{bucket}/predictions/default/late/date=2013-01-01/segment-1-v1.parquet"
     tables.write(log, logged)
-    aside = f"s3://{bucket}/quarantine/default/facts/1.parquet"
-    tables.write(aside, table.with_columns(__broken=pl.lit("age: max")))
-    # A second version of the view: the first one's tiles are still there.
+    quarantine = f"s3://{bucket}/quarantine/default/facts/1.parquet"
+    tables.write(quarantine, table.with_columns(__broken=pl.lit("age: max")))
+    # A second version of the view; the tiles of the first version remain.
     await client.apply(definitions(bucket, "3d"))
     worker = workers.start()
     await push(client, ["1", "2", "3"], ("anna", 7, 1.0), ("bert", 7, 2.0), ("anna", 8, 3.0))
@@ -103,57 +94,53 @@ async def test_an_erased_entity_is_nowhere_and_everybody_else_is_where_they_were
     await client.materialize("facts")
     pushed = {"person": ["anna", "carl"], "at": [T0 + timedelta(hours=1)] * 2, "age": [41, 43]}
     await client.push("views/facts", pushed, FACT)
-    await archived(client, 5)
+    await events_archived(client, 5)
     assert await values(client) == {"spent__n": [3, 1, 1], "facts__age": [41, 32, 43]}
 
     report = await client.erase_entity("person", {"person": "anna"})
     assert report.entity == "projects/default/entities/person"
-    assert (report.online_keys, report.archived_events, report.pushed_rows, report.predictions) == (
-        3,
-        3,
-        1,
-        1,
-    )
+    counts = (report.online_keys, report.archived_events, report.pushed_rows, report.predictions)
+    assert counts == (3, 3, 1, 1)
     assert await values(client) == {"spent__n": [None, 1, 1], "facts__age": [None, 32, 43]}
     assert any("people" in s and "owner" in s for s in report.not_erased)
     assert any("Kafka topic" in s for s in report.not_erased)
     assert any("views/sales" in s for s in report.not_erased)
-    held = everything_on_s3(s3, bucket)
-    assert [path for path, data in held.items() if b"anna" in data] == [f"{bucket}/people/a.parquet"]
+    objects = objects_on_s3(s3, bucket)
+    assert [path for path, data in objects.items() if b"anna" in data] == [f"{bucket}/people/a.parquet"]
     assert report.quarantined_rows == 1
-    assert tables.read(aside, ["person"]).get_column("person").to_list() == ["bert", "carl"]
+    assert tables.read(quarantine, ["person"]).get_column("person").to_list() == ["bert", "carl"]
     left = tables.read(log, ["prediction_id", "entity__person", "subject", "score"])
     assert left.rows() == [("p2", "bert", "bert", 0.2)]
     connection = await asyncpg.connect(environment["FLYWHEEL_FEATURE_POSTGRES_DSN"])
-    names = [
+    table_names = [
         r["tablename"]
         for r in await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     ]
-    for name in names:
+    for name in table_names:
         rows = await connection.fetch(f'SELECT t::text AS row FROM "{name}" AS t')
         assert not [r for r in rows if "anna" in r["row"] or b"anna".hex() in r["row"]], name
     await connection.close()
 
-    # Erasing again finds nothing.
+    # A second erasure finds nothing.
     again = await client.erase_entity("person", {"person": "anna"})
     assert (again.online_keys, again.archived_events, again.pushed_rows, again.predictions) == (0, 0, 0, 0)
-    # Kafka still has the records; a worker that reads them again, and a table that was not cleaned, bring nothing back.
+    # Kafka and the source table still have the rows; reading them again does not restore the entity.
     await asyncio.to_thread(workers.kill, worker)
     connection = await asyncpg.connect(environment["FLYWHEEL_FEATURE_POSTGRES_DSN"])
     await connection.execute("DELETE FROM archive_segment; DELETE FROM archive_position")
     await connection.close()
     redis.flush()
     workers.start()
-    await archived(client, 2)
+    await events_archived(client, 2)
     await client.rebuild_online_store()
     assert await values(client) == {"spent__n": [None, 1, 1], "facts__age": [None, 32, 43]}
-    # A person may come back: what is sent from now on counts.
+    # New rows of the entity are accepted again.
     await push(client, ["6"], ("anna", 7, 6.0))
     await client.push("views/facts", {"person": ["anna"], "at": [T0], "age": [44]}, FACT)
     assert await values(client) == {"spent__n": [1, 1, 1], "facts__age": [44, 32, 43]}
 
 
-async def test_wrong_erasures_say_what_is_wrong(client: fw.Client, bucket: str) -> None:
+async def test_invalid_erasures_are_refused_with_documented_reasons(client: fw.Client, bucket: str) -> None:
     await client.apply(definitions(bucket))
     for entity, keys, kind, reason in (
         ("ghost", {"person": "anna"}, NotFound, "UNKNOWN_ENTITY"),

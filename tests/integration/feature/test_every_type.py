@@ -1,4 +1,4 @@
-"""Values of every type, nulls and empty lists among them: pushed, materialized, served and joined as they were written."""
+"""Values of every type, with nulls and empty lists, are served and joined as they were written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_feature.store.s3.tables import S3Tables
-from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import training_set_pb2
 
 T0 = datetime(2013, 3, 1, 12, tzinfo=UTC)
@@ -38,12 +37,24 @@ VALUES: dict[str, tuple[int, list[Any]]] = {
 }
 KEYS = ["A", "B", "C"]
 SCHEMA = {"k": fw.STRING, "at": fw.TIMESTAMP, **{name: kind for name, (kind, _) in VALUES.items()}}
+UTC_US = pl.Datetime("us", "UTC")
+SCALARS: Mapping[str, Any] = {
+    "flag": pl.Boolean,
+    "whole": pl.Int64,
+    "single": pl.Float32,
+    "double": pl.Float64,
+    "text": pl.String,
+    "raw": pl.Binary,
+    "moment": UTC_US,
+}
 FRAME_TYPES: Mapping[str, Any] = {
-    "k": pl.String, "at": pl.Datetime("us", "UTC"), "flag": pl.Boolean, "whole": pl.Int64, "single": pl.Float32,
-    "double": pl.Float64, "text": pl.String, "raw": pl.Binary, "moment": pl.Datetime("us", "UTC"), "flags": pl.List(pl.Boolean),
-    "wholes": pl.List(pl.Int64), "singles": pl.List(pl.Float32), "doubles": pl.List(pl.Float64), "texts": pl.List(pl.String),
-    "moments": pl.List(pl.Datetime("us", "UTC")), "pair": pl.Array(pl.Float32, 2), "triple": pl.Array(pl.Float64, 3),
-}  # fmt: skip
+    "k": pl.String,
+    "at": UTC_US,
+    **SCALARS,
+    **{f"{name}s": pl.List(kind) for name, kind in SCALARS.items() if name != "raw"},
+    "pair": pl.Array(pl.Float32, 2),
+    "triple": pl.Array(pl.Float64, 3),
+}
 
 
 def rows() -> dict[str, list[Any]]:
@@ -51,18 +62,13 @@ def rows() -> dict[str, list[Any]]:
 
 
 def plain(value: Any) -> Any:
-    """Times as the wire has them."""
+    """A value with times as microseconds, as in responses."""
     if isinstance(value, list):
         return [plain(v) for v in value]
     return round(value.timestamp() * 1e6) if isinstance(value, datetime) else value
 
 
-@pytest.fixture
-def tables(s3: S3, bucket: str) -> S3Tables:
-    return S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
-
-
-async def applied(client: fw.Client, bucket: str) -> None:
+async def apply(client: fw.Client, bucket: str) -> None:
     source = fw.ParquetSource("everything", SCHEMA, timestamp="at", uri=f"s3://{bucket}/everything/")
     thing = fw.Entity("thing", {"k": fw.STRING})
     view = fw.BatchView("all", thing, source, {name: kind for name, (kind, _) in VALUES.items()})
@@ -80,17 +86,15 @@ def expected() -> dict[str, list[Any]]:
     return {name: [plain(v) for v in values] for name, (_, values) in VALUES.items()}
 
 
-async def test_pushed_values_of_every_type_are_served_as_they_were_sent(
-    client: fw.Client, bucket: str
-) -> None:
-    await applied(client, bucket)
+async def test_pushed_values_of_every_type_are_served_unchanged(client: fw.Client, bucket: str) -> None:
+    await apply(client, bucket)
     pushed = await client.push("views/all", rows(), SCHEMA)
     assert pushed.accepted_count == 3
     assert await served(client) == expected()
 
 
-async def test_people_read_every_type_too(client: fw.Client, bucket: str) -> None:
-    await applied(client, bucket)
+async def test_values_of_every_type_are_served_in_row_layout(client: fw.Client, bucket: str) -> None:
+    await apply(client, bucket)
     await client.push("views/all", rows(), SCHEMA)
     answer = await client.online_features("everything", {"k": KEYS}, as_of=T1, readable=True)
     row = answer.rows[0].values
@@ -105,10 +109,10 @@ async def test_people_read_every_type_too(client: fw.Client, bucket: str) -> Non
 
 
 @pytest.mark.timeout(90)
-async def test_stored_values_of_every_type_are_served_and_joined_as_they_lie_in_the_table(
+async def test_stored_values_of_every_type_are_served_and_joined_unchanged(
     client: fw.Client, bucket: str, tables: S3Tables
 ) -> None:
-    await applied(client, bucket)
+    await apply(client, bucket)
     frame = pl.DataFrame(rows(), schema=FRAME_TYPES)
     spine = frame.select("k", (pl.col("at") + timedelta(hours=1)).alias("asked"))
     await asyncio.to_thread(tables.write, f"s3://{bucket}/everything/a.parquet", frame)
@@ -134,7 +138,7 @@ async def test_stored_values_of_every_type_are_served_and_joined_as_they_lie_in_
 
 
 @pytest.mark.timeout(90)
-async def test_events_of_every_type_go_through_the_stream_and_its_newest_values_are_served(
+async def test_streamed_values_of_every_type_are_aggregated_unchanged(
     client: fw.Client, workers: Any
 ) -> None:
     workers.start()
@@ -166,9 +170,13 @@ async def test_events_of_every_type_go_through_the_stream_and_its_newest_values_
     answer = await client.online_features("recent", {"k": ["A", "B"]}, as_of=T0 + timedelta(minutes=5))
     found = {k.removeprefix("recent__"): v for k, v in to_dict(answer.features).items()}
     assert {name: found[name] for name in scalars} == {
-        "flag": [False, None], "whole": [-(2**63), None], "double": [1e100, None], "text": ["", None], "raw": [b"", None],
+        "flag": [False, None],
+        "whole": [-(2**63), None],
+        "double": [1e100, None],
+        "text": ["", None],
+        "raw": [b"", None],
         "moment": [plain(T1), None],
-    }  # fmt: skip
+    }
     assert {found[f"different_{name}"][0] for name in scalars} == {2}
     assert {found[f"n_{name}"][0] for name in VALUES} == {2}
     assert found["newest_texts"] == [["", "ä"], None]

@@ -1,4 +1,4 @@
-"""Joins in partitions on a real Ray cluster, as jobs: cancelled, given back, and with processes that die in the middle."""
+"""Joins in partitions as jobs on a Ray cluster: cancelled, handed over, and with killed processes."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ from flywheel_feature.store.engines.ray import PartitionRay
 from flywheel_feature.store.postgres.jobs import PostgresJobs
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
-from tests.support.builders.partitioned_joins import S3World, Watched, carries_out, request, told
+from tests.support.builders.jobs import RecordingJob
+from tests.support.builders.partitioned_joins import S3JoinInputs, drives_join, request, without_identity
 from tests.support.eventually import eventually
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 MANY_TASKS = JoinLimits(memory_bytes=250_000, ray_rows=10**12)
-"""A join takes some seconds, so that it can be met in the middle."""
+"""Limits with which a join takes some seconds, so that tests can interrupt it."""
 
 
 @pytest.fixture
-def world(s3: S3, tmp_path: Path) -> S3World:
-    return S3World(s3, f"test-{uuid.uuid4().hex[:16]}", tmp_path / "spill")
+def inputs(s3: S3, tmp_path: Path) -> S3JoinInputs:
+    return S3JoinInputs(s3, f"test-{uuid.uuid4().hex[:16]}", tmp_path / "spill")
 
 
 @pytest.fixture
@@ -50,8 +51,8 @@ async def cluster(ray: Ray) -> AsyncIterator[RayJobs]:
 
 
 @pytest.fixture
-def on_ray(world: S3World, ray: Ray, cluster: RayJobs) -> PartitionRay:
-    return world.on_ray(ray, cluster)
+def on_ray(inputs: S3JoinInputs, ray: Ray, cluster: RayJobs) -> PartitionRay:
+    return inputs.on_ray(ray, cluster)
 
 
 @pytest.fixture
@@ -62,16 +63,16 @@ async def pool(database: str) -> AsyncIterator[Pool]:
 
 
 class Service:
-    """The part of feature processes that carries out jobs; `running` is one process."""
+    """The job runner of the feature service; `running` stands for one process."""
 
-    def __init__(self, world: S3World, on_ray: PartitionRay, pool: Pool) -> None:
-        self.world, self.on_ray = world, on_ray
+    def __init__(self, inputs: S3JoinInputs, on_ray: PartitionRay, pool: Pool) -> None:
+        self.inputs, self.on_ray = inputs, on_ray
         self.store = PostgresJobs(pool)
         self.runner = self._runner()
 
     def _runner(self) -> JobRunner:
         async def handle(job: JobContext) -> dict[str, object]:
-            builder = self.world.builder(self.world.process, self.on_ray, limits=MANY_TASKS)
+            builder = self.inputs.builder(self.inputs.process, self.on_ray, limits=MANY_TASKS)
             built = await builder.build(request(job.request.decode(), compute=Compute.RAY), job, job.job.id)
             return {"training_set": built.name}
 
@@ -81,7 +82,7 @@ class Service:
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
-        """Leaving stops the process, which gives back what it holds."""
+        """A process that runs jobs; leaving stops it, and it returns its jobs to the queue."""
         process = asyncio.create_task(self._runner().run())
         try:
             yield
@@ -109,13 +110,13 @@ class Service:
         return f"feature-p-{job.id}"
 
     def files(self, folder: str = "") -> dict[str, int]:
-        """Keys below a folder of the bucket, and when they were written."""
-        root = f"{self.world.bucket}/{folder}"
-        found = self.world.files.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+        """Key → modification time of the files below a folder of the bucket."""
+        root = f"{self.inputs.bucket}/{folder}"
+        found = self.inputs.files.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
         return {i.path.removeprefix(f"{root}/"): i.mtime_ns for i in found if i.type == fs.FileType.File}
 
     async def joined(self, job: Job) -> dict[str, int]:
-        """The joins that are finished, once there are some."""
+        """The files of finished joins, once there are some."""
 
         async def look() -> dict[str, int]:
             written = await asyncio.to_thread(self.files, f"joins/{self.work(job)}")
@@ -125,7 +126,7 @@ class Service:
         return await eventually(look, within=60, every=0.02)
 
     async def tries(self, job: Job) -> list[str]:
-        """What Ray says of each try at the work."""
+        """The state of each Ray job for the work."""
         states: list[str] = []
         while (found := await self.on_ray._ray.job(f"{self.work(job)}-{len(states)}")) is not None:
             states.append(found.state)
@@ -133,29 +134,29 @@ class Service:
 
 
 @pytest.fixture
-def service(world: S3World, on_ray: PartitionRay, pool: Pool) -> Service:
-    return Service(world, on_ray, pool)
+def service(inputs: S3JoinInputs, on_ray: PartitionRay, pool: Pool) -> Service:
+    return Service(inputs, on_ray, pool)
 
 
 def is_at_work(process: psutil.Process) -> bool:
     return process.cmdline()[0] == "ray::run_task"
 
 
-async def whole(world: S3World) -> Any:
-    return told(await world.builder().build(request("whole"), Watched()))
+async def joined_in_memory(inputs: S3JoinInputs) -> Any:
+    return without_identity(await inputs.builder().build(request("in-memory"), RecordingJob()))
 
 
 async def nothing_is_left(service: Service, job: Job) -> None:
-    """No process of the work, and no file, now and when every process that was told to end has ended."""
+    """Wait until all processes of the work have ended; there is no file before and after."""
     assert {} == service.files("joins")
 
     async def gone() -> bool:
-        return not list(service.world.processes(lambda _: True))
+        return not list(service.inputs.processes(lambda _: True))
 
     await eventually(gone, within=60, every=0.5)
     assert {} == service.files("joins")
     assert {} == service.files("training-sets")
-    assert None is await service.world.training_sets.get("p", job.training_set.rpartition("/")[2])
+    assert None is await service.inputs.training_sets.get("p", job.training_set.rpartition("/")[2])
 
 
 async def test_a_cancelled_job_stops_on_ray_and_leaves_no_file(service: Service) -> None:
@@ -168,8 +169,8 @@ async def test_a_cancelled_job_stops_on_ray_and_leaves_no_file(service: Service)
     await nothing_is_left(service, job)
 
 
-async def test_a_job_that_its_process_gives_back_goes_on_meanwhile_and_the_next_process_takes_its_result(
-    world: S3World, service: Service
+async def test_a_requeued_job_continues_on_ray_and_the_next_process_uses_it(
+    inputs: S3JoinInputs, service: Service
 ) -> None:
     async with service.running():
         job = await service.submit("resumed")
@@ -178,17 +179,17 @@ async def test_a_job_that_its_process_gives_back_goes_on_meanwhile_and_the_next_
     async with service.running():
         assert JobState.SUCCEEDED == (await service.ended(job)).state
     assert ["SUCCEEDED"] == await service.tries(job)
-    assert await whole(world) == told(await world.training_sets.get("p", "resumed"))
+    assert await joined_in_memory(inputs) == without_identity(await inputs.training_sets.get("p", "resumed"))
     assert {} == service.files("joins")
 
 
-async def test_a_driver_that_is_killed_is_followed_by_another_that_goes_on_where_it_was(
-    world: S3World, service: Service
+async def test_a_killed_driver_is_replaced_without_repeating_tasks(
+    inputs: S3JoinInputs, service: Service
 ) -> None:
     async with service.running():
         job = await service.submit("killed")
         before = await service.joined(job)
-        (driver,) = world.processes(carries_out)
+        (driver,) = inputs.processes(drives_join)
         driver.kill()
 
         async def second_try() -> bool:
@@ -203,41 +204,42 @@ async def test_a_driver_that_is_killed_is_followed_by_another_that_goes_on_where
         ended = await service.ended(job)
         assert (JobState.SUCCEEDED, 2) == (ended.state, ended.attempt)
     assert ["FAILED", "SUCCEEDED"] == await service.tries(job)
-    assert before == {key: seen[key] for key in before}, "what was finished was done again"
-    assert await whole(world) == told(await world.training_sets.get("p", "killed"))
+    assert before == {key: seen[key] for key in before}, "finished tasks ran again"
+    assert await joined_in_memory(inputs) == without_identity(await inputs.training_sets.get("p", "killed"))
     assert {} == service.files("joins")
 
 
-async def test_a_worker_that_is_killed_costs_its_task_a_second_start(
-    world: S3World, service: Service
+async def test_a_task_of_a_killed_worker_is_retried_within_the_same_job(
+    inputs: S3JoinInputs, service: Service
 ) -> None:
     async with service.running():
         job = await service.submit("killed")
 
         async def at_work() -> list[psutil.Process]:
-            return list(world.processes(is_at_work))
+            return list(inputs.processes(is_at_work))
 
         for worker in await eventually(at_work, within=60, every=0.01):
             worker.kill()
         ended = await service.ended(job)
         assert (JobState.SUCCEEDED, 1) == (ended.state, ended.attempt)
     assert ["SUCCEEDED"] == await service.tries(job)
-    assert await whole(world) == told(await world.training_sets.get("p", "killed"))
+    assert await joined_in_memory(inputs) == without_identity(await inputs.training_sets.get("p", "killed"))
 
 
-async def test_what_a_job_left_on_ray_goes_that_was_cancelled_while_no_process_held_it(
-    world: S3World, service: Service
+async def test_ray_work_of_a_job_cancelled_in_the_queue_is_removed(
+    inputs: S3JoinInputs, service: Service
 ) -> None:
     async with service.running():
         job = await service.submit("abandoned")
         await service.joined(job)
     assert set(await service.tries(job)) <= OPEN
     clock = ManualClock(SystemClock().now())
+    engines = [inputs.process, service.on_ray]
     leftovers = Leftovers(
-        service.store, TRAINING_SET_JOB, world.training_sets, world.tables, [world.process, service.on_ray], clock
-    )  # fmt: skip
+        service.store, TRAINING_SET_JOB, inputs.training_sets, inputs.tables, engines, clock
+    )
     await leftovers.sweep()
-    assert set(await service.tries(job)) <= OPEN, "a job that waits for its next process is not left over"
+    assert set(await service.tries(job)) <= OPEN, "a queued job is not a leftover"
     await service.runner.cancel("p", job.id)
     clock.advance(120)
     await leftovers.sweep()

@@ -1,4 +1,4 @@
-"""Definitions and the models that read them: a feature service and a registry side by side."""
+"""Lineage from definitions to the models that read them, with a running registry."""
 
 from __future__ import annotations
 
@@ -15,17 +15,25 @@ from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.testing import Story, running
-
-PARENT = "projects/default"
+from tests.support.servers.feature import PARENT
 
 
 @pytest_asyncio.fixture
 async def story(database: str, bucket: str, s3: S3, environment: dict[str, str]) -> AsyncIterator[Story]:
     settings = RegistrySettings(
-        listen="127.0.0.1:0", metrics_listen="", drain_seconds=0.0, grace_seconds=0.2, log_rpcs=False, postgres_dsn=database,
-        kafka_bootstrap="127.0.0.1:1", s3_endpoint=s3.endpoint, s3_access_key=s3.access_key, s3_secret_key=s3.secret_key,
-        s3_bucket=bucket, monitor_address="127.0.0.1:1",
-    )  # fmt: skip
+        listen="127.0.0.1:0",
+        metrics_listen="",
+        drain_seconds=0.0,
+        grace_seconds=0.2,
+        log_rpcs=False,
+        postgres_dsn=database,
+        kafka_bootstrap="127.0.0.1:1",
+        s3_endpoint=s3.endpoint,
+        s3_access_key=s3.access_key,
+        s3_secret_key=s3.secret_key,
+        s3_bucket=bucket,
+        monitor_address="127.0.0.1:1",
+    )
     async with running(settings) as stub:
         environment["FLYWHEEL_FEATURE_REGISTRY_ADDRESS"] = stub.address
         yield Story(stub)
@@ -33,7 +41,7 @@ async def story(database: str, bucket: str, s3: S3, environment: dict[str, str])
 
 @pytest.fixture(params=["down", "hangs"])
 def no_registry(request: pytest.FixtureRequest, environment: dict[str, str]) -> Iterator[None]:
-    """Nobody listens, or nobody answers who is let in."""
+    """A registry address where nothing listens, or where connections are accepted but not answered."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1] if request.param == "hangs" else 1
         environment["FLYWHEEL_FEATURE_REGISTRY_ADDRESS"] = f"127.0.0.1:{port}"
@@ -41,16 +49,15 @@ def no_registry(request: pytest.FixtureRequest, environment: dict[str, str]) -> 
 
 
 @pytest_asyncio.fixture
-async def asking(story: Story, client: fw.Client) -> fw.Client:
-    """A client of a feature service that knows the registry (which is there first)."""
+async def registered_client(story: Story, client: fw.Client) -> fw.Client:
+    """A client of a feature service that uses the registry, which is started first."""
     return client
 
 
 def definitions(ttl: str = "1d") -> Any:
     plane = fw.Entity("plane", {"tailnum": fw.STRING})
-    planes = fw.ParquetSource(
-        "planes", {"tailnum": fw.STRING, "at": fw.TIMESTAMP, "built": fw.FLOAT64}, timestamp="at", uri="s3://bucket/planes/"
-    )  # fmt: skip
+    schema = {"tailnum": fw.STRING, "at": fw.TIMESTAMP, "built": fw.FLOAT64}
+    planes = fw.ParquetSource("planes", schema, timestamp="at", uri="s3://bucket/planes/")
     facts = fw.BatchView("facts", plane, planes, {"built": fw.FLOAT64}, ttl=ttl)
     late, spare = fw.FeatureSet("late", ["facts:built"]), fw.FeatureSet("spare", ["facts:built"])
     return fw.compile_definitions([facts, late, spare], "default")
@@ -67,10 +74,10 @@ async def delete(client: fw.Client, *names: str) -> Any:
 
 
 @pytest.mark.timeout(60)
-async def test_lineage_reaches_model_versions_and_what_they_read_stays(
-    story: Story, asking: fw.Client
+async def test_lineage_reaches_model_versions_and_protects_their_definitions(
+    story: Story, registered_client: fw.Client
 ) -> None:
-    client = asking
+    client = registered_client
     await client.apply(definitions())
     await story.create()
     trained = await version(story, f"{PARENT}/featureSets/late/versions/1")
@@ -98,10 +105,10 @@ async def test_lineage_reaches_model_versions_and_what_they_read_stays(
 
 
 @pytest.mark.timeout(60)
-async def test_a_release_that_serves_another_set_uses_it_too_and_pages_hold_everything(
-    story: Story, asking: fw.Client
+async def test_a_release_with_another_feature_set_counts_as_a_use(
+    story: Story, registered_client: fw.Client
 ) -> None:
-    await asking.apply(definitions())
+    await registered_client.apply(definitions())
     await story.create()
     bare = await story.version()
     await story.release(bare.name, feature_set=f"{PARENT}/featureSets/spare/versions/1")
@@ -117,12 +124,12 @@ async def test_a_release_that_serves_another_set_uses_it_too_and_pages_hold_ever
         request.page_token = page.next_page_token
     assert found == [(bare.name, "spare/versions/1"), *((n, "late/versions/1") for n in names)]
     with pytest.raises(fw.FlywheelError) as raised:
-        await delete(asking, "featureSets/spare")
+        await delete(registered_client, "featureSets/spare")
     assert bare.name in raised.value.message
 
 
 @pytest.mark.timeout(60)
-async def test_while_the_registry_is_down_deletions_wait_and_new_versions_do_not(
+async def test_without_the_registry_deletions_fail_and_new_versions_do_not(
     no_registry: None, client: fw.Client
 ) -> None:
     first = await client.apply(definitions())
@@ -134,7 +141,7 @@ async def test_while_the_registry_is_down_deletions_wait_and_new_versions_do_not
     assert f"{PARENT}/views/facts/versions/2" in {c.name for c in again.changes}
 
 
-async def test_a_plan_says_exactly_what_the_apply_does(client: fw.Client) -> None:
+async def test_a_plan_lists_exactly_the_changes_of_the_apply(client: fw.Client) -> None:
     for ttl, owner in (("1d", ""), ("1d", ""), ("2d", ""), ("2d", "ops"), ("1d", "data"), ("1d", "data")):
         sent = definitions(ttl)
         for item in (*sent.views, *sent.entities, *sent.feature_sets):

@@ -1,30 +1,24 @@
-"""Materialization: late data, ranges, crashes, limits, broken files – through gRPC, on real backends."""
+"""Materialization through gRPC: late data, ranges, crashes, limits and broken files."""
 
 from __future__ import annotations
 
-import asyncio
-import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
-import pytest_asyncio
 
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_feature.ingest.materialize_view import BATCH_ROWS
 from flywheel_feature.store.s3.tables import S3Tables
-from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
+from tests.support.eventually import eventually
+from tests.support.servers.feature import ServiceProcesses, answers, job_ended
 
 T0 = datetime(2013, 3, 1, 12, tzinfo=UTC)
 SCHEMA = {
@@ -42,11 +36,9 @@ pytestmark = pytest.mark.timeout(120)
 class Table:
     """The source `weights` and the view `facts` on it."""
 
-    def __init__(self, s3: S3, bucket: str) -> None:
+    def __init__(self, tables: S3Tables, bucket: str) -> None:
         self.uri = f"s3://{bucket}/weights/"
-        self.tables = S3Tables(
-            endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
-        )
+        self.tables = tables
 
     def definitions(self) -> Any:
         source = fw.ParquetSource("weights", SCHEMA, timestamp="at", created="known_at", uri=self.uri)
@@ -76,8 +68,8 @@ class Table:
 
 
 @pytest.fixture
-def table(s3: S3, bucket: str) -> Table:
-    return Table(s3, bucket)
+def table(tables: S3Tables, bucket: str) -> Table:
+    return Table(tables, bucket)
 
 
 async def weights(client: fw.Client, *tailnums: str) -> list[float | None]:
@@ -90,33 +82,23 @@ async def started(client: fw.Client, **changes: Any) -> pb.Job:
     return (await client.feature.MaterializeView(request)).job
 
 
-async def ended(client: fw.Client, job: pb.Job) -> pb.Job:
-    async for answer in client.feature.WatchJob(pb.WatchJobRequest(name=job.name)):
-        job = answer.job
-    return job
-
-
-async def test_a_row_that_came_late_with_an_old_event_time_is_picked_up(
-    client: fw.Client, table: Table
-) -> None:
+async def test_a_late_row_with_an_old_event_time_is_materialized(client: fw.Client, table: Table) -> None:
     table.write("a.parquet", ("N1", 10, 1.0, ""), ("N2", 11, 2.0, ""))
     await client.apply(table.definitions())
     assert (await client.materialize("facts")).progress.done == 2
-    # Older than everything seen, but of a plane that nobody knew; and newer news of N1 by created time alone.
+    # An old row of a new plane, and a row of N1 that is newer only by its created time.
     table.write("b.parquet", ("N3", -500, 3.0, ""))
     table.write("c.parquet", ("N1", 10, 1.5, "corrected"), known=99)
     assert (await client.materialize("facts")).progress.done == 2
     assert await weights(client, "N1", "N2", "N3") == [1.5, 2.0, 3.0]
-    # Nothing is new: no file is read. Then a file is written again in place.
+    # No file is new, so none is read. Then a file is overwritten.
     assert (await client.materialize("facts")).progress.done == 0
     table.write("b.parquet", ("N3", -500, 3.0, ""), ("N4", -600, 4.0, ""))
     assert (await client.materialize("facts")).progress.done == 2
     assert await weights(client, "N3", "N4") == [3.0, 4.0]
 
 
-async def test_of_rows_with_equal_times_the_last_in_the_files_stays_as_it_does_offline(
-    client: fw.Client, table: Table
-) -> None:
+async def test_of_rows_with_equal_times_the_last_in_file_order_wins(client: fw.Client, table: Table) -> None:
     table.write("a.parquet", ("N1", 1, 1.0, "first"), ("N1", 1, 2.0, "second"))
     await client.apply(table.definitions())
     await client.materialize("facts")
@@ -126,14 +108,17 @@ async def test_of_rows_with_equal_times_the_last_in_the_files_stays_as_it_does_o
     assert await weights(client, "N1") == [3.0]
 
 
-async def test_the_last_row_of_an_entity_wins_in_whichever_batch_of_a_file_it_lies(
+async def test_the_latest_row_of_an_entity_wins_in_any_batch_of_a_file(
     client: fw.Client, table: Table
 ) -> None:
-    """Each batch writes its own latest row of an entity; which of them stays, Redis decides: by event time, created time, place."""
+    """Each batch writes its latest row per entity;
+
+    Redis keeps the latest by event time, created time, place.
+    """
     chance = random.Random(17)
     rows, entities = 2 * BATCH_ROWS + 20_000, 300
     names = [f"N{chance.randrange(entities)}" for _ in range(rows)]
-    # Few different times: many entities have their latest times in several batches, and the place in the file decides.
+    # With few different times, many entities have equal latest times in several batches.
     at = [T0 + timedelta(hours=chance.randrange(100)) for _ in range(rows)]
     known = [t + timedelta(hours=chance.randrange(2)) for t in at]
     weights_of = [float(i) for i in range(rows)]
@@ -150,7 +135,7 @@ async def test_the_last_row_of_an_entity_wins_in_whichever_batch_of_a_file_it_li
     assert expected == await weights(client, *(f"N{i}" for i in range(entities)))
 
 
-async def test_a_range_reads_only_its_rows_and_remembers_nothing(client: fw.Client, table: Table) -> None:
+async def test_a_range_reads_only_its_rows_and_marks_no_file_as_done(client: fw.Client, table: Table) -> None:
     table.write("a.parquet", ("N1", 1, 1.0, ""), ("N2", 2, 2.0, ""), ("N3", 3, 3.0, ""))
     await client.apply(table.definitions())
     job = await client.materialize("facts", start=T0 + timedelta(hours=2), end=T0 + timedelta(hours=3))
@@ -158,17 +143,17 @@ async def test_a_range_reads_only_its_rows_and_remembers_nothing(client: fw.Clie
     assert await weights(client, "N1", "N2", "N3") == [None, 2.0, None]
     await client.materialize("facts", end=T0 + timedelta(hours=2))
     assert await weights(client, "N1", "N2", "N3") == [1.0, 2.0, None]
-    # A file with rows beyond the end was not used up.
+    # A file with rows beyond the end is still due.
     await client.materialize("facts")
     assert await weights(client, "N1", "N2", "N3") == [1.0, 2.0, 3.0]
 
 
-async def test_files_that_cannot_be_served_are_named_and_all_others_are_online(
+async def test_unreadable_files_are_named_and_all_others_are_materialized(
     client: fw.Client, table: Table
 ) -> None:
     table.write("a.parquet", ("N1", 1, 1.0, ""))
     with table.tables._fs.open_output_stream(table.uri.removeprefix("s3://") + "b.parquet") as stream:
-        stream.write(b"PAR1 half a file")
+        stream.write(b"PAR1 truncated")
     table.write("c.parquet", ("N2", 1, 2.0, ""), ("N3", 24 * 365 * 7000, 3.0, "the year 9013"))
     table.write("d.parquet", ("N4", 1, float("inf"), ""))
     table.write("e.parquet", ("N5", 1, 5.0, "n" * (10 << 20)))
@@ -176,7 +161,7 @@ async def test_files_that_cannot_be_served_are_named_and_all_others_are_online(
     wrong = pl.DataFrame({"tailnum": ["N8"], "at": [T0], "known_at": [T0], "weight": ["heavy"], "note": [""]})
     table.tables.write(table.uri + "g.parquet", wrong)
     await client.apply(table.definitions())
-    job = await ended(client, await started(client))
+    job = await job_ended(client, (await started(client)).name)
     assert job.state == job_pb2.JOB_STATE_FAILED
     assert job.error_reason == "FILES_LEFT_OUT"
     assert job.error_message.startswith("5 files were left out")
@@ -184,14 +169,14 @@ async def test_files_that_cannot_be_served_are_named_and_all_others_are_online(
     assert "2100" in job.error_message
     names = [f"N{i}" for i in range(1, 9)]
     assert await weights(client, *names) == [1.0, None, None, None, None, None, 7.0, None]
-    # Mended, they are due and nothing else is.
+    # Repaired files are due, and no others.
     for file in "bcdeg":
         table.write(f"{file}.parquet", ("N2", 1, 2.0, ""))
     assert (await client.materialize("facts")).progress.done == 5
     assert await weights(client, "N2") == [2.0]
 
 
-async def test_a_limit_in_rows_a_second_holds_and_a_cancelled_job_stops(
+async def test_the_rows_per_second_limit_holds_and_a_cancelled_job_stops(
     client: fw.Client, table: Table
 ) -> None:
     table.write_many("a.parquet", 3_000, 0.0, entities=3_000)
@@ -208,69 +193,35 @@ async def test_a_limit_in_rows_a_second_holds_and_a_cancelled_job_stops(
         if "s left" in messages[-1]:
             await client.feature.CancelJob(pb.CancelJobRequest(name=slow.name))
             break
-    assert (await ended(client, slow)).state == job_pb2.JOB_STATE_CANCELLED
-    # What was not written is still due.
+    assert (await job_ended(client, slow.name)).state == job_pb2.JOB_STATE_CANCELLED
+    # The rest is still due.
     assert (await client.materialize("facts")).progress.done == 50_000
     assert await weights(client, "N49999") == [9.0 + 49_999]
 
 
-@pytest_asyncio.fixture
-async def served(environment: dict[str, str], tmp_path: Path) -> AsyncIterator[Any]:
-    """Starts `flywheel-feature serve` as a process; answers (process, client)."""
-    processes: list[subprocess.Popen[bytes]] = []
-    clients: list[fw.Client] = []
-
-    async def start(port: int) -> tuple[subprocess.Popen[bytes], fw.Client]:
-        settings = {**os.environ, **environment, "FLYWHEEL_FEATURE_LISTEN": f"127.0.0.1:{port}"}
-        with (tmp_path / f"serve-{len(processes)}.log").open("wb") as log:
-            process = subprocess.Popen(  # noqa: ASYNC220 - it returns at once
-                [sys.executable, "-m", "flywheel_feature", "serve"], env=settings, stdout=log, stderr=log
-            )
-        processes.append(process)
-        client = fw.Client(feature=f"127.0.0.1:{port}")
-        clients.append(await client.__aenter__())
-        return process, client
-
-    yield start
-    for client in clients:
-        await client.__aexit__(None, None, None)
-    for process in processes:
-        if process.poll() is None:
-            process.terminate()
-            process.wait(20)
-
-
-async def test_a_killed_job_goes_on_inside_its_file(
-    served: Any, table: Table, environment: dict[str, str], free_port: Any
+async def test_a_killed_job_continues_within_its_file(
+    service_processes: ServiceProcesses, table: Table, free_port: Any
 ) -> None:
     table.write_many("a.parquet", 300_000, 0.0, entities=300_000)
-    process, client = await served(free_port())
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                await client.apply(table.definitions())
+    port = free_port()
+    process = service_processes.start(port)
+    async with fw.Client(feature=f"127.0.0.1:{port}") as client:
+        await eventually(lambda: answers(client), within=30)
+        await client.apply(table.definitions())
+        job = await started(client, rows_per_second=60_000)
+        async for answer in client.feature.WatchJob(pb.WatchJobRequest(name=job.name)):
+            # The first batch of 65,536 rows is done.
+            if answer.job.progress.done > 70_000:
                 break
-            except fw.FlywheelError:
-                await asyncio.sleep(0.1)
-    job = await started(client, rows_per_second=60_000)
-    async for answer in client.feature.WatchJob(pb.WatchJobRequest(name=job.name)):
-        # The first batch of 65,536 rows is behind it.
-        if answer.job.progress.done > 70_000:
-            break
     process.send_signal(signal.SIGKILL)
     process.wait()
-    process, client = await served(free_port())
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                job = (await client.feature.GetJob(pb.GetJobRequest(name=job.name))).job
-            except fw.FlywheelError:
-                job.state = job_pb2.JOB_STATE_RUNNING
-            if job.state not in (job_pb2.JOB_STATE_RUNNING, job_pb2.JOB_STATE_QUEUED):
-                break
-            await asyncio.sleep(0.2)
-    assert job.state == job_pb2.JOB_STATE_SUCCEEDED
-    # Each row of the file was read once over both lives, but for the batch under way.
-    assert job.progress.done == 300_000
-    answer = await client.online_features("all", {"tailnum": ["N0", "N65535", "N299999"]})
-    assert to_dict(answer.features)["facts__weight"] == [0.0, 65_535.0, 299_999.0]
+    port = free_port()
+    service_processes.start(port)
+    async with fw.Client(feature=f"127.0.0.1:{port}") as client:
+        await eventually(lambda: answers(client), within=30)
+        job = await job_ended(client, job.name, within=60)
+        assert job.state == job_pb2.JOB_STATE_SUCCEEDED
+        # Each row of the file was counted once over both processes, including the interrupted batch.
+        assert job.progress.done == 300_000
+        answer = await client.online_features("all", {"tailnum": ["N0", "N65535", "N299999"]})
+        assert to_dict(answer.features)["facts__weight"] == [0.0, 65_535.0, 299_999.0]

@@ -1,4 +1,4 @@
-"""The service as a whole: what it answered online is what it trains on, and the skew check says so."""
+"""Online answers equal the training data, as the skew check confirms."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1.feature_pb2_grpc import FeatureServiceStub
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.eventually import eventually
+from tests.support.servers.feature import PARENT, s3_tables
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 UTC_US = pl.Datetime("us", "UTC")
-PARENT = "projects/default"
 DEFINITIONS = """
 entities { name: "projects/default/entities/origin" join_keys { name: "origin" data_type: DATA_TYPE_STRING } }
 sources {
@@ -42,8 +42,10 @@ sources {
 }
 sources {
   name: "projects/default/sources/landings" timestamp_field: "landed" stream { partitions: 2 }
-  schema { name: "origin" data_type: DATA_TYPE_STRING } schema { name: "landed" data_type: DATA_TYPE_TIMESTAMP }
-  schema { name: "scheduled" data_type: DATA_TYPE_TIMESTAMP } schema { name: "distance" data_type: DATA_TYPE_INT64 }
+  schema { name: "origin" data_type: DATA_TYPE_STRING }
+  schema { name: "landed" data_type: DATA_TYPE_TIMESTAMP }
+  schema { name: "scheduled" data_type: DATA_TYPE_TIMESTAMP }
+  schema { name: "distance" data_type: DATA_TYPE_INT64 }
   schema { name: "delay" data_type: DATA_TYPE_FLOAT64 }
 }
 sources {
@@ -75,7 +77,8 @@ views {
   }
 }
 feature_sets {
-  name: "projects/default/featureSets/flights" features: "weather:*" features: "traffic:*" features: "computed:strain"
+  name: "projects/default/featureSets/flights"
+  features: "weather:*" features: "traffic:*" features: "computed:strain"
 }
 """
 
@@ -112,11 +115,20 @@ async def platform(
     database: str, redis_url: str, s3: S3, kafka: Kafka, topic_prefix: str
 ) -> AsyncIterator[Platform]:
     values = {
-        "listen": "127.0.0.1:0", "metrics_listen": "", "drain_seconds": 0.05, "log_rpcs": False, "postgres_dsn": database,
-        "redis_url": redis_url, "kafka_bootstrap": kafka.bootstrap, "s3_endpoint": s3.endpoint, "s3_access_key": s3.access_key,
-        "s3_secret_key": s3.secret_key, "s3_bucket": f"{topic_prefix.strip('.')}-features", "topic_prefix": topic_prefix,
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "",
+        "drain_seconds": 0.05,
+        "log_rpcs": False,
+        "postgres_dsn": database,
+        "redis_url": redis_url,
+        "kafka_bootstrap": kafka.bootstrap,
+        "s3_endpoint": s3.endpoint,
+        "s3_access_key": s3.access_key,
+        "s3_secret_key": s3.secret_key,
+        "s3_bucket": f"{topic_prefix.strip('.')}-features",
+        "topic_prefix": topic_prefix,
         "archive_idle_seconds": 0.3,
-    }  # fmt: skip
+    }
     async with AsyncExitStack() as stack:
         server = await build(FeatureSettings(**values), stack)
         worker = await build_worker(MaterializeSettings(**values), stack)
@@ -127,10 +139,7 @@ async def platform(
         await eventually(lambda: server.port, within=10)
         opened = await stack.enter_async_context(channel(f"127.0.0.1:{server.port}", client_name="test"))
         bucket = str(values["s3_bucket"])
-        tables = S3Tables(
-            endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
-        )
-        yield Platform(FeatureServiceStub(opened), tables, bucket)
+        yield Platform(FeatureServiceStub(opened), s3_tables(s3, bucket), bucket)
 
 
 async def _end(process: Worker, running: asyncio.Task[None]) -> None:
@@ -176,7 +185,7 @@ async def push(
 
 
 async def replay(platform: Platform) -> tuple[pl.DataFrame, int]:
-    """Land flights and ask for features in event order; the log of the answers, and how many flights there were."""
+    """Push flights and read features in event order; returns the log and the number of flights."""
     flights = landings(240)
     asked = sorted(
         (START + timedelta(hours=h, minutes=7 * h % 60), o)
@@ -198,9 +207,15 @@ async def replay(platform: Platform) -> tuple[pl.DataFrame, int]:
         request.as_of.FromDatetime(moment)
         answer = await platform.stub.GetOnlineFeatures(request)
         row: dict[str, object] = {
-            "prediction_id": f"p{number:03d}", "event_time": moment, "model_version": "m", "release": "r", "role": "CHAMPION",
-            "feature_set": answer.feature_set, "entity__origin": origin, "request__distance": 900 + number,
-        }  # fmt: skip
+            "prediction_id": f"p{number:03d}",
+            "event_time": moment,
+            "model_version": "m",
+            "release": "r",
+            "role": "CHAMPION",
+            "feature_set": answer.feature_set,
+            "entity__origin": origin,
+            "request__distance": 900 + number,
+        }
         for column in answer.features.columns:
             values, valid = to_numpy(column, 1)
             row[column.name] = float(values[0]) if valid[0] else None
@@ -211,7 +226,7 @@ async def replay(platform: Platform) -> tuple[pl.DataFrame, int]:
 
 
 @pytest.mark.timeout(180)
-async def test_what_was_answered_online_is_recomputed_offline_without_a_mismatch(platform: Platform) -> None:
+async def test_online_answers_are_recomputed_offline_without_mismatch(platform: Platform) -> None:
     weather = pl.DataFrame(
         {
             "origin": ["JFK", "LGA", "JFK"],
@@ -225,7 +240,7 @@ async def test_what_was_answered_online_is_recomputed_offline_without_a_mismatch
         with suppress(NotFound):
             platform.tables.write(f"s3://{platform.bucket}/weather/part-0.parquet", weather)
             return True
-        return False  # the service has not made its bucket yet
+        return False  # the service has not created its bucket yet
 
     await eventually(written, within=10)
     definitions = text_format.Parse(
@@ -253,10 +268,10 @@ async def test_what_was_answered_online_is_recomputed_offline_without_a_mismatch
     await build_twice(platform, flights)
 
 
-async def ask(
+async def read_features(
     platform: Platform, number: int, moment: datetime, origins: list[str]
 ) -> list[dict[str, object]]:
-    """Rows of the log, as the archive holds them."""
+    """Read features; returns the rows of the prediction log."""
     request = pb.GetOnlineFeaturesRequest(
         feature_set=f"{PARENT}/featureSets/flights", with_applied_offsets=True
     )
@@ -271,16 +286,19 @@ async def ask(
     }
     return [
         {
-            "prediction_id": f"p{number:03d}-{origin}", "event_time": moment, "feature_set": answer.feature_set,
-            "entity__origin": origin, "request__distance": 900,
+            "prediction_id": f"p{number:03d}-{origin}",
+            "event_time": moment,
+            "feature_set": answer.feature_set,
+            "entity__origin": origin,
+            "request__distance": 900,
             **{name: values[i].tolist() if valid[i] else None for name, (values, valid) in found.items()},
         }
         for i, origin in enumerate(origins)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.timeout(180)
-async def test_answers_given_while_the_stream_lags_behind_are_recomputed_without_a_mismatch(
+async def test_answers_of_a_lagging_stream_are_recomputed_without_mismatch(
     platform: Platform,
 ) -> None:
     text = DEFINITIONS.replace(
@@ -292,7 +310,7 @@ async def test_answers_given_while_the_stream_lags_behind_are_recomputed_without
     await platform.stub.ApplyDefinitions(pb.ApplyDefinitionsRequest(parent=PARENT, definitions=definitions))
     flights = landings(400)
     chance = random.Random(3)
-    # A tenth arrives up to a hundred places late, the rest in order; nobody waits for the stream.
+    # A tenth arrives up to a hundred places late, the rest in order; reads do not wait for the stream.
     arriving = [
         flight
         for _, flight in sorted(
@@ -303,9 +321,9 @@ async def test_answers_given_while_the_stream_lags_behind_are_recomputed_without
     for number, done in enumerate(range(0, len(arriving), 10)):
         await push(platform, arriving[done : done + 10], wait=False)
         moment = max(f[1] for f in arriving[: done + 10])
-        log += await ask(platform, number, moment, ["JFK", "LGA", "EWR"])
+        log += await read_features(platform, number, moment, ["JFK", "LGA", "EWR"])
     await push(platform, arriving[-10:])
-    log += await ask(platform, 999, flights[-1][1], ["JFK", "LGA", "EWR"])
+    log += await read_features(platform, 999, flights[-1][1], ["JFK", "LGA", "EWR"])
     frame = pl.DataFrame(
         log,
         infer_schema_length=None,
@@ -316,12 +334,11 @@ async def test_answers_given_while_the_stream_lags_behind_are_recomputed_without
     check = pb.CheckSkewRequest(parent=PARENT, predictions_uri=uri)
     report = (await platform.job((await platform.stub.CheckSkew(check)).job)).skew_report
     assert [] == [e for f in report.features for e in f.examples]
-    assert (len(log), len(log), len(log) * 4, 0) == (
-        report.predictions, report.exact_predictions, report.values, report.mismatches,
-    )  # fmt: skip
+    counts = report.predictions, report.exact_predictions, report.values, report.mismatches
+    assert (len(log), len(log), len(log) * 4, 0) == counts
     assert frame["applied__traffic@1"].list.len().max() == 2
 
-    # By event time alone the lag looks like skew; half a log with offsets is half exact.
+    # By event time alone, lag looks like skew; with offsets in a part of the log, that part is exact.
     platform.tables.write(f"{uri}part-0.parquet", frame.drop("applied__traffic@1"))
     lagging = (await platform.job((await platform.stub.CheckSkew(check)).job)).skew_report
     assert 0 == lagging.exact_predictions
@@ -331,15 +348,14 @@ async def test_answers_given_while_the_stream_lags_behind_are_recomputed_without
     platform.tables.write(f"{uri}part-0.parquet", wrong)
     found = (await platform.job((await platform.stub.CheckSkew(check)).job)).skew_report
     assert len(log) // 3 == found.exact_predictions
-    counts = {f.feature: f for f in found.features}["traffic__count_3h"]
+    count_skew = {f.feature: f for f in found.features}["traffic__count_3h"]
     served = wrong.filter(pl.col("entity__origin") == "JFK")["traffic__count_3h"]
-    assert counts.mismatch_count >= len(served) - served.null_count()
-    scraped = metrics()
-    assert scraped["traffic__count_3h", "mismatch"] >= counts.mismatch_count
+    assert count_skew.mismatch_count >= len(served) - served.null_count()
+    assert metrics()["traffic__count_3h", "mismatch"] >= count_skew.mismatch_count
 
 
 def metrics() -> dict[tuple[str, str], float]:
-    """Values checked so far, by feature and result."""
+    """Number of checked values by (feature, result)."""
     return {
         (sample.labels["feature"], sample.labels["result"]): sample.value
         for metric in REGISTRY.collect()
@@ -350,10 +366,10 @@ def metrics() -> dict[tuple[str, str], float]:
 
 
 async def build_twice(platform: Platform, flights: int) -> None:
-    asked = pb.BuildTrainingSetRequest(
+    wanted = pb.BuildTrainingSetRequest(
         parent=PARENT, feature_set=f"{PARENT}/featureSets/flights", request_id="first"
     )
-    spine = asked.spine.source
+    spine = wanted.spine.source
     spine.source, spine.timestamp_field, spine.label = (
         f"{PARENT}/sources/landings",
         "scheduled",
@@ -361,15 +377,15 @@ async def build_twice(platform: Platform, flights: int) -> None:
     )
     spine.start_time.FromDatetime(START)
     spine.end_time.FromDatetime(START + timedelta(days=3))
-    first = await platform.stub.BuildTrainingSet(asked)
-    repeated = await platform.stub.BuildTrainingSet(asked)
+    first = await platform.stub.BuildTrainingSet(wanted)
+    repeated = await platform.stub.BuildTrainingSet(wanted)
     assert first.job.name == repeated.job.name
     job = await platform.job(first.job)
     built = (await platform.stub.GetTrainingSet(pb.GetTrainingSetRequest(name=job.training_set))).training_set
     assert flights == built.row_count + built.unlabelled_count
     assert 0 < built.label_mean < 1
-    asked.request_id = "second"
-    second = await platform.job((await platform.stub.BuildTrainingSet(asked)).job)
+    wanted.request_id = "second"
+    second = await platform.job((await platform.stub.BuildTrainingSet(wanted)).job)
     other = (
         await platform.stub.GetTrainingSet(pb.GetTrainingSetRequest(name=second.training_set))
     ).training_set

@@ -1,8 +1,7 @@
-"""From definitions to values: apply, push, materialize, read, all on real backends."""
+"""Applied definitions, pushed events and materialized tables are served with the expected values."""
 
 from __future__ import annotations
 
-import asyncio
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,8 +12,7 @@ import pytest
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_feature.store.s3.tables import S3Tables
-from flywheel_local.s3 import S3
-from flywheel_protos.feature.v1 import feature_pb2 as pb
+from tests.support.servers.feature import events_archived
 
 T0 = datetime(2013, 3, 1, 12, tzinfo=UTC)
 PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
@@ -56,9 +54,12 @@ def definitions(bucket: str) -> Any:
     )
     everything = fw.FeatureSet(
         "everything",
-        ["plane_facts:built", "plane_facts:model", "airport_now:delay_1h", "airport_now:n_3h", "airport_now:std_3h",
-         "airport_now:latest", "airport_now:latest_3", "computed:age", "computed:pace"],
-    )  # fmt: skip
+        [
+            *("plane_facts:built", "plane_facts:model", "airport_now:delay_1h", "airport_now:n_3h"),
+            *("airport_now:std_3h", "airport_now:latest", "airport_now:latest_3"),
+            *("computed:age", "computed:pace"),
+        ],
+    )
     return fw.compile_definitions([facts, airport_now, computed, everything], "default")
 
 
@@ -81,8 +82,7 @@ def statuses(answer: Any, rows: int) -> dict[str, list[int]]:
 
 
 @pytest.fixture
-def planes_table(s3: S3, bucket: str) -> None:
-    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
+def planes_table(tables: S3Tables, bucket: str) -> None:
     frame = pl.DataFrame(
         {
             "tailnum": ["N1", "N1", "N2", "N3"],
@@ -95,7 +95,7 @@ def planes_table(s3: S3, bucket: str) -> None:
 
 
 @pytest.mark.timeout(90)
-async def test_values_of_every_kind_of_view_come_back_as_they_were_written(
+async def test_values_of_every_kind_of_view_are_served(
     client: fw.Client, workers: Any, bucket: str, planes_table: None
 ) -> None:
     workers.start()
@@ -140,7 +140,7 @@ async def test_values_of_every_kind_of_view_come_back_as_they_were_written(
 
 
 @pytest.mark.timeout(90)
-async def test_pushed_events_count_once_and_are_archived_once(
+async def test_repeated_events_are_applied_and_archived_once(
     client: fw.Client, workers: Any, bucket: str, planes_table: None
 ) -> None:
     workers.start()
@@ -159,11 +159,4 @@ async def test_pushed_events_count_once_and_are_archived_once(
     assert values["airport_now__n_3h"] == [2]
     assert values["airport_now__delay_1h"] == [20.0]
 
-    async def archived() -> int:
-        fresh = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent="projects/default"))
-        return next(f.archived_events for f in fresh.freshness if f.name.endswith("sources/departures"))
-
-    async with asyncio.timeout(15):
-        while await archived() < 2:
-            await asyncio.sleep(0.05)
-    assert await archived() == 2
+    await events_archived(client, 2)

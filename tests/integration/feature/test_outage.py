@@ -1,4 +1,4 @@
-"""What a backend's outage stops, what it does not, a poison event, and that everything goes on by itself."""
+"""Outages of backends and poison events: errors name the backend, and the service recovers."""
 
 from __future__ import annotations
 
@@ -34,6 +34,7 @@ from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.eventually import eventually
+from tests.support.servers.feature import PARENT
 
 T0 = datetime(2013, 3, 1, tzinfo=UTC)
 plane = fw.Entity("plane", {"tailnum": fw.STRING})
@@ -46,9 +47,6 @@ READ = pb.GetOnlineFeaturesRequest(
     feature_set="projects/default/featureSets/weighed", entities=to_table({"tailnum": ["N1"]})
 )
 READ.as_of.FromDatetime(T0)
-
-
-PARENT = "projects/default"
 TARGETS = [pb.PUSH_TARGET_ONLINE, pb.PUSH_TARGET_OFFLINE, pb.PUSH_TARGET_ONLINE_AND_OFFLINE]
 
 
@@ -78,7 +76,7 @@ async def seen(client: fw.Client) -> int | None:
 
 
 @pytest.mark.timeout(120)
-async def test_a_stream_worker_outlives_postgresql_and_counts_what_came_meanwhile(
+async def test_a_stream_worker_survives_an_outage_of_postgresql(
     client: fw.Client, workers: Any, postgres: Postgres, tmp_path: Path
 ) -> None:
     await apply(client)
@@ -94,11 +92,11 @@ async def test_a_stream_worker_outlives_postgresql_and_counts_what_came_meanwhil
     await eventually(lambda: b"POSTGRES_UNAVAILABLE" in (tmp_path / "worker-1.log").read_bytes(), within=30)
     await asyncio.to_thread(postgres.restart)
     await eventually(lambda: counted(2), within=60)
-    assert worker.poll() is None, "it went on by itself"
+    assert worker.poll() is None, "the worker did not exit"
 
 
 @pytest.mark.timeout(120)
-async def test_a_poison_event_is_parked_and_the_events_around_it_count(
+async def test_a_poison_event_goes_to_the_dead_letter_topic(
     client: fw.Client, workers: Any, kafka: Kafka, topic_prefix: str
 ) -> None:
     await apply(client)
@@ -131,7 +129,7 @@ async def test_a_poison_event_is_parked_and_the_events_around_it_count(
 
 
 @pytest.mark.timeout(120)
-async def test_features_are_read_and_the_replica_stays_ready_while_postgresql_is_away(
+async def test_features_are_served_and_readiness_holds_while_postgresql_is_down(
     client: fw.Client, server: Server, postgres: Postgres
 ) -> None:
     await apply(client)
@@ -140,21 +138,21 @@ async def test_features_are_read_and_the_replica_stays_ready_while_postgresql_is
     await asyncio.to_thread(postgres.kill)
     loop = asyncio.get_running_loop()
     end = loop.time() + 4.0
-    # Readiness is asked every second.
+    # Readiness is checked every second.
     while loop.time() < end:
         assert SERVING == server.health.status()
         assert 2.5 == await weight(client)
         await asyncio.sleep(0.05)
-    assert 2.5 == await weight(client, "same"), "also what nobody had asked for before"
+    assert 2.5 == await weight(client, "same"), "a feature set that was not read before"
     definitions = fw.compile_definitions([fw.Entity("pilot", {"name": fw.STRING})], "default")
     for call, request in (
         (client.feature.ApplyDefinitions, pb.ApplyDefinitionsRequest(parent=PARENT, definitions=definitions)),
         (client.feature.ListViews, pb.ListViewsRequest(parent=PARENT)),
         (client.feature.MaterializeView, pb.MaterializeViewRequest(view=f"{PARENT}/views/facts")),
     ):
-        with pytest.raises(Unavailable) as away:
+        with pytest.raises(Unavailable) as refused:
             await call(request, timeout=5.0)
-        assert "POSTGRES_UNAVAILABLE" == away.value.reason
+        assert "POSTGRES_UNAVAILABLE" == refused.value.reason
     assert SERVING == server.health.status()
     await asyncio.to_thread(postgres.restart)
 
@@ -170,7 +168,9 @@ async def test_features_are_read_and_the_replica_stays_ready_while_postgresql_is
     assert 2.5 == await weight(client)
 
 
-async def test_while_redis_hangs_reads_and_rows_are_refused_in_time(client: fw.Client, redis: Redis) -> None:
+async def test_reads_and_pushes_are_refused_in_time_while_redis_hangs(
+    client: fw.Client, redis: Redis
+) -> None:
     await apply(client)
     await push_weight(client, 0, 1.0, pb.PUSH_TARGET_ONLINE)
     columns = pb.GetOnlineFeaturesRequest(
@@ -200,7 +200,7 @@ async def test_while_redis_hangs_reads_and_rows_are_refused_in_time(client: fw.C
 
     async def answered() -> bool:
         with suppress(Unavailable):
-            # Whether Redis took the row or not: it is pushed again.
+            # Redis may have taken the row; a second push has no effect then.
             await client.feature.PushFeatures(push, timeout=4.0)
             return True
         return False
@@ -210,7 +210,7 @@ async def test_while_redis_hangs_reads_and_rows_are_refused_in_time(client: fw.C
 
 
 @pytest.mark.timeout(180)
-async def test_while_kafka_is_away_events_are_refused_in_time_and_rows_are_taken(
+async def test_events_are_refused_in_time_and_rows_accepted_while_kafka_is_down(
     client: fw.Client, workers: Any, kafka: Kafka
 ) -> None:
     await apply(client)
@@ -224,9 +224,9 @@ async def test_while_kafka_is_away_events_are_refused_in_time_and_rows_are_taken
     await asyncio.to_thread(kafka.kill)
     event = client.push_request("weighings", ROWS, SCHEMA, ids=["meanwhile"])
     for _ in range(2):
-        with pytest.raises(Unavailable) as away:
+        with pytest.raises(Unavailable) as refused:
             await client.feature.PushFeatures(event, timeout=3.0)
-        assert "KAFKA_UNAVAILABLE" == away.value.reason
+        assert "KAFKA_UNAVAILABLE" == refused.value.reason
     for hour, target in enumerate(TARGETS):
         await push_weight(client, hour, float(hour), target)
     assert 2.0 == await weight(client)
@@ -234,7 +234,7 @@ async def test_while_kafka_is_away_events_are_refused_in_time_and_rows_are_taken
     await asyncio.to_thread(kafka.restart)
 
     async def taken() -> bool:
-        # Whether Kafka had the event before or not: under its id it counts once.
+        # Kafka may have the event already; it is applied once because of its id.
         with suppress(Unavailable):
             await client.feature.PushFeatures(event, timeout=10.0)
             return True
@@ -248,7 +248,7 @@ async def test_while_kafka_is_away_events_are_refused_in_time_and_rows_are_taken
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("harm", ["killed", "stalled"])
-async def test_while_s3_is_away_a_row_that_should_also_go_offline_goes_nowhere(
+async def test_a_durable_row_is_written_nowhere_while_s3_is_down(
     client: fw.Client, s3: S3, database: str, harm: str
 ) -> None:
     await apply(client)
@@ -259,9 +259,9 @@ async def test_while_s3_is_away_a_row_that_should_also_go_offline_goes_nowhere(
         s3.process.signal(signal.SIGSTOP)
     await push_weight(client, 0, 1.0, pb.PUSH_TARGET_ONLINE)
     for target in (pb.PUSH_TARGET_OFFLINE, pb.PUSH_TARGET_ONLINE_AND_OFFLINE, pb.PUSH_TARGET_UNSPECIFIED):
-        with pytest.raises(Unavailable) as away:
+        with pytest.raises(Unavailable) as refused:
             await push_weight(client, 1, 2.0, target)
-        assert "OBJECT_STORE_DOWN" == away.value.reason
+        assert "OBJECT_STORE_DOWN" == refused.value.reason
     assert 1.0 == await weight(client)
     async with create_pool(database) as pool:
         log = PostgresPushLog(pool)
@@ -283,10 +283,9 @@ async def test_while_s3_is_away_a_row_that_should_also_go_offline_goes_nowhere(
 
 
 @pytest.mark.timeout(240)
-async def test_jobs_wait_for_s3_and_leave_nothing_half_written(
-    client: fw.Client, s3: S3, bucket: str, database: str
+async def test_jobs_wait_for_s3_and_leave_no_partial_files(
+    client: fw.Client, s3: S3, bucket: str, tables: S3Tables, database: str
 ) -> None:
-    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
     tables.write(f"s3://{bucket}/weights/1.parquet", pl.DataFrame(ROWS))
     await apply(client, bucket)
     await asyncio.to_thread(s3.kill)
@@ -294,15 +293,18 @@ async def test_jobs_wait_for_s3_and_leave_nothing_half_written(
     source.start_time.FromDatetime(T0)
     source.end_time.FromDatetime(T0 + timedelta(days=1))
     build = pb.BuildTrainingSetRequest(
-        parent=PARENT, training_set_id="march", feature_set=f"{PARENT}/featureSets/heavy", spine=ts.Spine(source=source)
-    )  # fmt: skip
+        parent=PARENT,
+        training_set_id="march",
+        feature_set=f"{PARENT}/featureSets/heavy",
+        spine=ts.Spine(source=source),
+    )
     file = ts.FileSpine(uri=f"s3://{bucket}/weights/1.parquet", timestamp_field="at", label_field="weight")
     of_file = pb.BuildTrainingSetRequest(
         parent=PARENT, feature_set=f"{PARENT}/featureSets/heavy", spine=ts.Spine(file=file)
     )
-    with pytest.raises(Unavailable) as away:
+    with pytest.raises(Unavailable) as refused:
         await client.feature.BuildTrainingSet(of_file, timeout=4.0)
-    assert "OBJECT_STORE_DOWN" == away.value.reason
+    assert "OBJECT_STORE_DOWN" == refused.value.reason
     materialize = pb.MaterializeViewRequest(view=f"{PARENT}/views/facts")
     jobs = [
         (await client.feature.MaterializeView(materialize)).job.name,

@@ -1,4 +1,4 @@
-"""Where pushed rows go, and streams of pushes."""
+"""Push targets and streams of pushes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from prometheus_client import REGISTRY
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_common.errors import InvalidArgument
+from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.redis import Redis
-from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from tests.support.eventually import eventually
@@ -37,8 +37,8 @@ def definitions(bucket: str, ttl: str | None = None) -> Any:
 
 
 @pytest.fixture
-def tables(s3: S3, bucket: str) -> S3Tables:
-    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
+def tables(tables: S3Tables, bucket: str) -> S3Tables:
+    """Tables with one row of weights."""
     tables.write(f"s3://{bucket}/weights/a.parquet", pl.DataFrame(row("N1", 0, 1.0)))
     return tables
 
@@ -55,7 +55,7 @@ async def online(client: fw.Client, *tailnums: str) -> list[float | None]:
 
 
 async def trained_on(client: fw.Client, tables: S3Tables, bucket: str, *tailnums: str) -> list[float | None]:
-    """What a training set says nine days later."""
+    """The values in a training set nine days later."""
     late = [T0 + timedelta(days=9)] * len(tailnums)
     spine = pl.DataFrame({"tailnum": list(tailnums), "at": late, "label": [1.0] * len(tailnums)})
     tables.write(f"s3://{bucket}/spine.parquet", spine)
@@ -70,7 +70,7 @@ async def trained_on(client: fw.Client, tables: S3Tables, bucket: str, *tailnums
     return [by_plane[t] for t in tailnums]
 
 
-async def test_rows_go_where_the_push_says_and_durable_is_the_default(
+async def test_rows_go_to_the_push_target_and_durable_is_the_default(
     client: fw.Client, tables: S3Tables, bucket: str, redis: Redis
 ) -> None:
     await client.apply(definitions(bucket))
@@ -82,7 +82,7 @@ async def test_rows_go_where_the_push_says_and_durable_is_the_default(
     names = ("N1", "N2", "N3", "N4")
     assert await online(client, *names) == [5.0, 2.0, None, 4.0]
     assert await trained_on(client, tables, bucket, *names) == [5.0, None, 3.0, 4.0]
-    # Offline rows are online with the next materialization; what was online only is gone with Redis.
+    # The next materialization brings offline rows online; rows that were only online are lost with Redis.
     assert (await client.materialize("facts")).progress.done == 3
     assert await online(client, *names) == [5.0, 2.0, 3.0, 4.0]
     redis.flush()
@@ -94,7 +94,7 @@ async def test_rows_go_where_the_push_says_and_durable_is_the_default(
     assert raised.value.reason == "UNSUPPORTED_PUSH_TARGET"
 
 
-async def test_of_equal_event_times_the_later_created_wins_online_and_offline(
+async def test_of_equal_event_times_the_later_created_row_wins(
     client: fw.Client, tables: S3Tables, bucket: str
 ) -> None:
     await client.apply(definitions(bucket))
@@ -102,13 +102,13 @@ async def test_of_equal_event_times_the_later_created_wins_online_and_offline(
     await client.push("views/facts", row("N1", 0, 7.0, known=2), SCHEMA)
     await client.push("views/facts", row("N1", 0, 6.0, known=1), SCHEMA)
     await client.push("views/facts", row("N2", 0, 8.0, known=2), SCHEMA)
-    # Equal in both times: the one that came last.
+    # With both times equal, the last row wins.
     await client.push("views/facts", row("N2", 0, 9.0, known=2), SCHEMA)
     assert await online(client, "N1", "N2") == [7.0, 9.0]
     assert await trained_on(client, tables, bucket, "N1", "N2") == [7.0, 9.0]
 
 
-async def test_a_stream_of_pushes_is_answered_in_order_and_a_bad_one_harms_no_other(
+async def test_a_stream_of_pushes_is_answered_in_order_despite_a_bad_push(
     client: fw.Client, tables: S3Tables, bucket: str
 ) -> None:
     await client.apply(definitions(bucket))
@@ -138,7 +138,7 @@ async def test_a_stream_of_pushes_is_answered_in_order_and_a_bad_one_harms_no_ot
     assert [f.lag_events for f in fresh.freshness if f.name.endswith("weighings")] == [30]
 
 
-async def test_hits_misses_and_lag_are_metrics_and_a_row_expires_after_its_time_to_live(
+async def test_hits_misses_and_lag_are_metrics_and_rows_expire_after_their_ttl(
     client: fw.Client, tables: S3Tables, bucket: str, redis: Redis, redis_url: str
 ) -> None:
     await client.apply(definitions(bucket, ttl="1h"))
@@ -152,18 +152,16 @@ async def test_hits_misses_and_lag_are_metrics_and_a_row_expires_after_its_time_
     await client.push("views/facts", row("N1", 0, 1.0), SCHEMA)
     await online(client, "N1", "N2", "N3")
     assert (reads("hit") - hits, reads("miss") - misses) == (1, 2)
-    from flywheel_feature.store.redis.connection import RedisPipe
-
     pipe = RedisPipe(redis_url)
     left = await pipe.call("PTTL", b"default/facts@1{2:N1}")
     await pipe.close()
-    # Fresh for an hour, STALE for another one, then gone.
+    # The row is fresh for an hour, STALE for another hour, and then expires.
     assert 7_100_000 < left <= 7_200_000
     gauge = {"view": "projects/default/views/facts"}
 
-    def lag_is_told() -> bool:
-        # Other services of this process had a view of that name.
+    def lag_is_published() -> bool:
+        # Other services in this process had a view of the same name.
         lag = REGISTRY.get_sample_value("flywheel_feature_freshness_lag_seconds", gauge)
         return lag is not None and abs(lag - (datetime.now(UTC) - T0).total_seconds()) < 60
 
-    await eventually(lag_is_told, within=25)
+    await eventually(lag_is_published, within=25)

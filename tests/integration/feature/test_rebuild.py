@@ -1,4 +1,4 @@
-"""Redis lost everything and Kafka its records: what S3 keeps brings every value back."""
+"""Online values are rebuilt from S3 after Redis lost its data and Kafka its records."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from flywheel.tables import to_dict
 from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.kafka import Kafka
 from flywheel_local.redis import Redis
-from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
+from tests.support.servers.feature import events_archived
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
 LANDING = {"carrier": fw.STRING, "at": fw.TIMESTAMP, "delay": fw.FLOAT64}
@@ -80,22 +80,13 @@ async def push(client: fw.Client, rows: list[dict[str, Any]], name: str) -> list
     return list(offsets.values())
 
 
-async def archived(client: fw.Client, count: int) -> None:
-    async with asyncio.timeout(30):
-        while True:
-            fresh = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent="projects/default"))
-            if sum(f.archived_events for f in fresh.freshness) == count:
-                return
-            await asyncio.sleep(0.1)
-
-
 async def values(client: fw.Client, as_of: datetime) -> dict[str, list[Any]]:
     answer = await client.online_features("all", {"carrier": CARRIERS}, as_of=as_of)
     return to_dict(answer.features)
 
 
 async def settled(client: fw.Client, rows: list[dict[str, Any]], as_of: datetime) -> dict[str, list[Any]]:
-    """The stream features once the counts are right, or after 40 seconds."""
+    """The stream features once the counts are as expected, or after 40 seconds."""
     found: dict[str, list[Any]] = {}
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(40):
@@ -106,7 +97,7 @@ async def settled(client: fw.Client, rows: list[dict[str, Any]], as_of: datetime
 
 
 async def delete_records(kafka: Kafka, topic: str) -> None:
-    """What retention does: everything written so far is gone."""
+    """Delete all records of a topic, as retention does."""
     admin = AIOKafkaAdminClient(bootstrap_servers=kafka.bootstrap)
     await admin.start()
     try:
@@ -115,10 +106,15 @@ async def delete_records(kafka: Kafka, topic: str) -> None:
         await admin.close()
 
 
-async def test_a_rebuild_needs_neither_redis_nor_kafka(
-    client: fw.Client, workers: Any, bucket: str, s3: S3, redis: Redis, kafka: Kafka, topic_prefix: str
+async def test_a_rebuild_needs_neither_redis_data_nor_kafka_records(
+    client: fw.Client,
+    workers: Any,
+    bucket: str,
+    tables: S3Tables,
+    redis: Redis,
+    kafka: Kafka,
+    topic_prefix: str,
 ) -> None:
-    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
     tables.write(
         f"s3://{bucket}/fleet/a.parquet",
         pl.DataFrame({"carrier": CARRIERS, "at": [T0] * 5, "planes": [1, 2, 3, 4, 5]}),
@@ -130,7 +126,7 @@ async def test_a_rebuild_needs_neither_redis_nor_kafka(
     await client.materialize("facts")
     fact = {"carrier": ["UA"], "at": [T0 + timedelta(hours=1)], "planes": [40]}
     await client.push("views/facts", fact, FACT)
-    await archived(client, len(rows))
+    await events_archived(client, len(rows))
     await asyncio.to_thread(workers.kill, worker)
     await delete_records(kafka, f"{topic_prefix}feature.source.landings")
     redis.flush()
@@ -141,17 +137,18 @@ async def test_a_rebuild_needs_neither_redis_nor_kafka(
     want = expected(rows, as_of)
     want["facts__planes"] = [1, 2, 3, 40, 5]
     assert await values(client, as_of) == want
-    # A worker goes on from there: nothing counts twice, nothing is missing.
+    # A worker continues from there: no event is lost or applied twice.
     more = events(500, 2)
     workers.start()
     await client.wait_applied(await push(client, more, "b"), within=60)
     assert await values(client, as_of) == {**expected(rows + more, as_of), "facts__planes": [1, 2, 3, 40, 5]}
-    # On a full store, beside a worker, a rebuild ends where it began; what is not archived yet comes again from Kafka.
+    # A rebuild of a full store beside a worker changes no value; events not archived yet are read from Kafka
+    # again.
     await client.rebuild_online_store()
     assert await settled(client, rows + more, as_of) == expected(rows + more, as_of)
 
 
-async def test_a_worker_notices_by_itself_that_redis_lost_its_data(
+async def test_a_worker_rebuilds_the_store_when_redis_lost_its_data(
     client: fw.Client, workers: Any, bucket: str, redis: Redis, kafka: Kafka, topic_prefix: str
 ) -> None:
     await client.apply(definitions(bucket))
@@ -159,10 +156,11 @@ async def test_a_worker_notices_by_itself_that_redis_lost_its_data(
     workers.start()
     rows = events(2_000, 3)
     await client.wait_applied(await push(client, rows, "a"), within=60)
-    await archived(client, len(rows))
+    await events_archived(client, len(rows))
     await delete_records(kafka, f"{topic_prefix}feature.source.landings")
     as_of = max(e["at"] for e in rows) + timedelta(seconds=1)
-    # While nothing comes, and in the middle of traffic: states written just after the loss claim what they have not seen.
+    # The loss is noticed while idle and during traffic, when states written after the loss lack earlier
+    # events.
     redis.flush()
     assert await settled(client, rows, as_of) == expected(rows, as_of)
     more = events(6_000, 4)

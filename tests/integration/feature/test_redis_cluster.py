@@ -1,9 +1,11 @@
-"""The online store on a Redis Cluster of three nodes: keys of one call lie in many slots, and slots move."""
+"""The online store on a Redis Cluster of three nodes: keys in many slots, moving slots, lost nodes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,15 @@ from redis.crc import key_slot
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_common.errors import Unavailable
+from flywheel_feature.config import FeatureSettings
 from flywheel_feature.definitions.model import DataType, Feature
 from flywheel_feature.encoding.row_encoding import RowLayout
 from flywheel_feature.ingest.generations import Generations
+from flywheel_feature.server import build
 from flywheel_feature.store.redis.cluster import ClusterPipe, _slot
 from flywheel_feature.store.redis.online_store import OnlineStore
 from tests.support.eventually import eventually
+from tests.support.servers.feature import StreamWorkers
 from tests.support.servers.redis_cluster import PASSWORD, Cluster, three_nodes
 
 LAYOUT = RowLayout([Feature("x", DataType.FLOAT64)])
@@ -67,7 +72,7 @@ async def test_rows_in_every_slot_are_written_and_read_in_one_call(store: Online
     assert await store.delete([*names[:10], b"absent"]) == 10
 
 
-async def test_a_slot_that_moves_is_followed_and_a_dead_node_is_said_to_be_down(
+async def test_a_moved_slot_is_followed_and_a_dead_node_raises_unavailable(
     cluster: Cluster, store: OnlineStore
 ) -> None:
     names = keys(300)
@@ -78,7 +83,7 @@ async def test_a_slot_that_moves_is_followed_and_a_dead_node_is_said_to_be_down(
     target_id, source_id = await target.call("CLUSTER", "MYID"), await source.call("CLUSTER", "MYID")
     await target.call("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
     await source.call("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
-    # Half way: keys that are gone already are asked for at the new owner, new ones are born there.
+    # In the middle of a migration: moved keys and new keys are at the new owner.
     host, port = "127.0.0.1", cluster.ports[(owner + 1) % 3]
     await source.call("MIGRATE", host, port, names[0], 0, 2000, "AUTH", PASSWORD)
     assert LAYOUT.decode(await store.read(names)).columns[0][0].tolist() == [1.0 + i for i in range(300)]
@@ -108,7 +113,7 @@ class _Counter:
         return self.value
 
 
-async def test_one_node_that_lost_its_data_begins_a_new_generation(
+async def test_a_node_that_lost_its_data_begins_a_new_generation(
     cluster: Cluster, store: OnlineStore
 ) -> None:
     generations = Generations(store, _Counter())
@@ -120,9 +125,7 @@ async def test_one_node_that_lost_its_data_begins_a_new_generation(
     assert [await generations.current() for _ in range(2)] == [2, 2]
 
 
-async def test_a_node_that_restarted_may_lack_the_last_writes_and_begins_a_new_generation(
-    cluster: Cluster, store: OnlineStore
-) -> None:
+async def test_a_restarted_node_begins_a_new_generation(cluster: Cluster, store: OnlineStore) -> None:
     generations = Generations(store, _Counter())
     assert [await generations.current() for _ in range(2)] == [1, 1]
     cluster.kill(cluster.ports[1])
@@ -139,26 +142,21 @@ async def test_a_node_that_restarted_may_lack_the_last_writes_and_begins_a_new_g
 
 
 @given(st.binary(max_size=40))
-def test_a_command_goes_to_the_slot_of_its_key(key: bytes) -> None:
+def test_a_command_is_sent_to_the_slot_of_its_key(key: bytes) -> None:
     assert _slot(("GET", key)) == key_slot(key) == _slot(("EVALSHA", "0" * 40, 1, key, "x"))
 
 
 @pytest.mark.timeout(120)
-async def test_a_platform_on_a_cluster_pushes_materializes_and_reads(
-    cluster: Cluster, environment: dict[str, str], request: pytest.FixtureRequest, workers: object
+async def test_the_service_pushes_materializes_and_reads_on_a_cluster(
+    cluster: Cluster,
+    environment: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    workers: StreamWorkers,
 ) -> None:
     environment["FLYWHEEL_FEATURE_REDIS_URL"] = cluster.url
-    workers.environment["FLYWHEEL_FEATURE_REDIS_URL"] = cluster.url  # type: ignore[attr-defined]
-    from contextlib import AsyncExitStack
-    from datetime import UTC, datetime
-
-    from flywheel_feature.config import FeatureSettings
-    from flywheel_feature.server import build
-
-    patch = pytest.MonkeyPatch()
+    workers.environment["FLYWHEEL_FEATURE_REDIS_URL"] = cluster.url
     for name, value in environment.items():
-        patch.setenv(name, value)
-    request.addfinalizer(patch.undo)
+        monkeypatch.setenv(name, value)
     schema = {"carrier": fw.STRING, "at": fw.TIMESTAMP, "delay": fw.FLOAT64}
     carrier = fw.Entity("carrier", {"carrier": fw.STRING})
     landings = fw.StreamSource("landings", schema, timestamp="at")
@@ -179,7 +177,7 @@ async def test_a_platform_on_a_cluster_pushes_materializes_and_reads(
                     [recent, facts, fw.FeatureSet("all", ["recent:n", "facts:delay"])], "default"
                 )
             )
-            workers.start()  # type: ignore[attr-defined]
+            workers.start()
             await client.push("views/facts", columns, schema)
             await client.wait_applied((await client.push("landings", columns, schema)).offsets, within=40)
             answer = await client.online_features("all", {"carrier": names}, as_of=now)

@@ -1,4 +1,4 @@
-"""Every mutation of the feature service under one request_id: the same answer again, and another body is refused."""
+"""A mutation repeated with its request_id gets the first answer; another body with that id is refused."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from flywheel_protos.types.v1 import job_pb2
-
-PARENT = "projects/default"
+from tests.support.servers.feature import PARENT
 
 
 @pytest.fixture
 def environment(environment: dict[str, str]) -> dict[str, str]:
-    """Jobs wait for ever, so that none has ended when a test looks."""
+    """Settings with which no job ever starts, so that jobs stay unchanged during a test."""
     return {**environment, "FLYWHEEL_FEATURE_JOB_CONCURRENCY": "0"}
 
 
@@ -28,7 +27,7 @@ facts = fw.BatchView("facts", place, heights, {"height": fw.FLOAT64})
 tall = fw.FeatureSet("tall", ["facts:height"])
 
 
-async def test_a_request_id_stands_for_one_request_of_its_method(client: fw.Client) -> None:
+async def test_a_request_id_identifies_one_request_of_its_method(client: fw.Client) -> None:
     stub: Any = client.feature
     definitions = fw.compile_definitions([facts, tall], "default")
     none = fw.compile_definitions([], "default")
@@ -64,7 +63,7 @@ async def test_a_request_id_stands_for_one_request_of_its_method(client: fw.Clie
         assert "REQUEST_ID_REUSED" == refused.value.reason, other
 
 
-async def test_who_cancels_again_because_no_answer_came_is_answered_as_before(client: fw.Client) -> None:
+async def test_a_repeated_cancellation_gets_the_first_answer(client: fw.Client) -> None:
     stub: Any = client.feature
     await stub.ApplyDefinitions(
         pb.ApplyDefinitionsRequest(parent=PARENT, definitions=fw.compile_definitions([facts], "default"))
@@ -79,7 +78,7 @@ async def test_who_cancels_again_because_no_answer_came_is_answered_as_before(cl
     assert "REQUEST_ID_REUSED" == refused.value.reason
 
 
-async def test_a_training_set_asked_for_again_is_the_first_one_whatever_changed_since(
+async def test_a_repeated_build_returns_the_first_job_after_definitions_changed(
     client: fw.Client,
 ) -> None:
     stub: Any = client.feature
@@ -87,35 +86,35 @@ async def test_a_training_set_asked_for_again_is_the_first_one_whatever_changed_
     source = ts.SourceSpine(source=f"{PARENT}/sources/heights", timestamp_field="at", label="height > 1")
     source.start_time.FromSeconds(1_357_000_000)
     source.end_time.FromSeconds(1_358_000_000)
-    asked = pb.BuildTrainingSetRequest(
+    wanted = pb.BuildTrainingSetRequest(
         parent=PARENT,
         feature_set=f"{PARENT}/featureSets/tall",
         spine=ts.Spine(source=source),
         request_id="one",
     )
-    first = await stub.BuildTrainingSet(asked)
-    assert first.job.training_set.startswith(f"{PARENT}/trainingSets/ts-"), "the server names the set"
-    assert first == await stub.BuildTrainingSet(asked)
+    first = await stub.BuildTrainingSet(wanted)
+    assert first.job.training_set.startswith(f"{PARENT}/trainingSets/ts-"), "the server chooses the id"
+    assert first == await stub.BuildTrainingSet(wanted)
     later = pb.BuildTrainingSetRequest()
-    later.CopyFrom(asked)
+    later.CopyFrom(wanted)
     later.spine.source.end_time.FromSeconds(1_359_000_000)
     others = [
         later,
-        _changed(asked, mode=ts.JOIN_MODE_NAIVE_LATEST),
-        _changed(asked, training_set_id="mine"),
-        _changed(asked, feature_set=f"{PARENT}/featureSets/tall/versions/1"),
+        _changed(wanted, mode=ts.JOIN_MODE_NAIVE_LATEST),
+        _changed(wanted, training_set_id="mine"),
+        _changed(wanted, feature_set=f"{PARENT}/featureSets/tall/versions/1"),
     ]
     for other in others:
         with pytest.raises(InvalidArgument) as refused:
             await stub.BuildTrainingSet(other)
         assert "REQUEST_ID_REUSED" == refused.value.reason, other
     await client.delete("featureSets/tall")
-    assert first == await stub.BuildTrainingSet(asked)
+    assert first == await stub.BuildTrainingSet(wanted)
     with pytest.raises(NotFound):
-        await stub.BuildTrainingSet(_changed(asked, request_id="two"))
+        await stub.BuildTrainingSet(_changed(wanted, request_id="two"))
     jobs = (await stub.ListJobs(pb.ListJobsRequest(parent=PARENT))).jobs
     assert [first.job.name] == [job.name for job in jobs]
-    assert [first.job] == list(jobs), "nothing of it changed"
+    assert [first.job] == list(jobs), "the job did not change"
 
 
 def _changed(request: pb.BuildTrainingSetRequest, **fields: Any) -> pb.BuildTrainingSetRequest:

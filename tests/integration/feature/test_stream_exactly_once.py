@@ -1,4 +1,4 @@
-"""The stream worker dies again and again; every event counts once all the same, online and in the archive."""
+"""Workers that are killed again and again apply every event once, online and in the archive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_feature.store.s3.tables import S3Tables
-from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
@@ -42,8 +41,8 @@ def view(name: str, entity: fw.Entity) -> fw.StreamView:
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-async def test_killed_workers_leave_the_counts_of_a_brute_force(
-    client: fw.Client, workers: Any, environment: dict[str, str], bucket: str, s3: S3
+async def test_killed_workers_lose_no_event_and_apply_none_twice(
+    client: fw.Client, workers: Any, environment: dict[str, str], bucket: str, tables: S3Tables
 ) -> None:
     workers.environment["FLYWHEEL_FEATURE_STREAM_BATCH_RECORDS"] = "8"
     views = [view("by_carrier", carrier), view("by_origin", origin)]
@@ -54,7 +53,7 @@ async def test_killed_workers_leave_the_counts_of_a_brute_force(
         {
             "carrier": dice.choice(["AA", "B6", "DL", "UA", "WN"]),
             "origin": dice.choice(["EWR", "JFK", "LGA"]),
-            # Out of order by up to two hours, unique times so that the latest is known without looking at ids.
+            # Out of order by up to two hours; unique times, so that the latest does not depend on ids.
             "at": T0 + timedelta(seconds=i * 15 + dice.randrange(7200), microseconds=i),
             "delay": float(dice.randrange(-20, 120)),
         }
@@ -67,7 +66,7 @@ async def test_killed_workers_leave_the_counts_of_a_brute_force(
             chunk = events[low : low + BATCH]
             rows = {name: [e[name] for e in chunk] for name in SCHEMA}
             ids = [f"event-{low + i}" for i in range(len(chunk))]
-            # Every fifth push is repeated, as a client does whose answer was lost.
+            # Every fifth push is repeated, as by a client that lost the response.
             for _ in range(2 if low // BATCH % 5 == 0 else 1):
                 answer = await client.push("landings", rows, SCHEMA, ids=ids)
                 wanted.update({(o.source, o.partition): o.next_offset for o in answer.offsets})
@@ -81,7 +80,7 @@ async def test_killed_workers_leave_the_counts_of_a_brute_force(
         low = kill * portion
         pushing = asyncio.create_task(push(range(low, low + portion, BATCH)))
         before, worker = await applied(), workers.start()
-        # Killed in the middle of its work: some batches after it began, at any point of one.
+        # Killed after some batches, at a random point of one.
         while await applied() < before + dice.randrange(2, 60):
             await asyncio.sleep(0.002)
         await asyncio.sleep(dice.uniform(0.0, 0.05))
@@ -112,10 +111,11 @@ async def test_killed_workers_leave_the_counts_of_a_brute_force(
             assert values[f"{prefix}__sum"][row] == sum(e["delay"] for e in group)
             assert values[f"{prefix}__latest"][row] == max(group, key=lambda e: e["at"])["delay"]
 
-    await check_archive(environment, bucket, s3)
+    await check_archive(environment, bucket, tables)
 
 
-async def check_archive(environment: dict[str, str], bucket: str, s3: S3) -> None:
+async def check_archive(environment: dict[str, str], bucket: str, tables: S3Tables) -> None:
+    """The archive has every event once."""
     connection = await asyncpg.connect(environment["FLYWHEEL_FEATURE_POSTGRES_DSN"])
     try:
         async with asyncio.timeout(60):
@@ -124,7 +124,6 @@ async def check_archive(environment: dict[str, str], bucket: str, s3: S3) -> Non
         keys = [r["key"] for r in await connection.fetch("SELECT key FROM archive_segment")]
     finally:
         await connection.close()
-    tables = S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
     archived = tables.read_files([f"s3://{bucket}/{key}" for key in keys], ["__event_id", "delay"])
     assert archived.height == ROWS
     assert archived.get_column("__event_id").n_unique() == ROWS

@@ -1,72 +1,34 @@
-"""Tables that others wrote: plain folders, hive partitions, Delta tables, and what is refused."""
+"""Reading tables that other programs wrote: folders, Hive partitions, Delta tables, and refused ones."""
 
 from __future__ import annotations
 
 import random
-import uuid
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.fs as fs
 import pytest
 from deltalake import write_deltalake
 
 from flywheel_common.errors import FailedPrecondition, NotFound
 from flywheel_feature.definitions.model import DataType, Field, ParquetSource, Source, TableFormat
-from flywheel_feature.fakes.archive import MemoryArchive
-from flywheel_feature.store.s3.delta import storage_options
-from flywheel_feature.store.s3.tables import SMALL_BYTES, S3Tables
-from flywheel_feature.tables.sources import SourceReader
+from flywheel_feature.store.s3.tables import SMALL_BYTES
 from flywheel_local.s3 import S3
+from tests.support.builders.delta_lake import START, DeltaLake, weather
 
-START = datetime(2013, 1, 1, tzinfo=UTC)
-UTC_US = pl.Datetime("us", "UTC")
 D = DataType
 
 
-class Lake:
-    """A bucket that others write to."""
-
-    def __init__(self, s3: S3) -> None:
-        self.bucket = f"test-{uuid.uuid4().hex[:16]}"
-        fs.S3FileSystem(
-            access_key=s3.access_key, secret_key=s3.secret_key, scheme="http", allow_bucket_creation=True,
-            endpoint_override=s3.endpoint.removeprefix("http://"),
-        ).create_dir(self.bucket)  # fmt: skip
-        self.tables = S3Tables(
-            endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=self.bucket
-        )
-        # Writing needs one more word: the store has no preconditions.
-        options = storage_options(s3.endpoint, s3.access_key, s3.secret_key, 30.0)
-        self.options = {**options, "aws_s3_allow_unsafe_rename": "true"}
-        self.uri = f"s3://{self.bucket}/weather"
-
-    def commit(self, rows: list[tuple[Any, ...]], **options: Any) -> None:
-        write_deltalake(self.uri, pa.table(frame(rows).to_arrow()), storage_options=self.options, **options)
-
-    def source(self, table_format: TableFormat, **types: DataType) -> Source:
-        known = {"origin": D.STRING, "hour": D.TIMESTAMP, "wind": D.FLOAT64, **types}
-        schema = tuple(Field(name, kind) for name, kind in known.items())
-        return Source("p", "weather", schema, "hour", "", ParquetSource(f"{self.uri}/", table_format))
-
-    @property
-    def reader(self) -> SourceReader:
-        return SourceReader(self.tables, MemoryArchive())
-
-
 @pytest.fixture
-def lake(s3: S3) -> Lake:
-    return Lake(s3)
+def lake(s3: S3, bucket: str) -> DeltaLake:
+    return DeltaLake(s3, bucket)
 
 
-def frame(rows: list[tuple[Any, ...]]) -> pl.DataFrame:
-    return pl.DataFrame(
-        [(o, START + timedelta(hours=h), w) for o, h, w in rows],
-        schema={"origin": pl.String, "hour": UTC_US, "wind": pl.Float64},
-        orient="row",
-    )
+def source_of(lake: DeltaLake, table_format: TableFormat, **types: DataType) -> Source:
+    known = {"origin": D.STRING, "hour": D.TIMESTAMP, "wind": D.FLOAT64, **types}
+    schema = tuple(Field(name, kind) for name, kind in known.items())
+    return Source("p", "weather", schema, "hour", "", ParquetSource(lake.uri, table_format))
 
 
 def values(rows: pl.DataFrame) -> list[tuple[Any, ...]]:
@@ -80,12 +42,14 @@ ROWS = [("JFK", 1, 1.0), ("LGA", 2, 2.0), ("JFK", 3, 3.0)]
 
 
 @pytest.mark.parametrize("partition_by", [None, ["origin"]])
-async def test_a_delta_table_is_read_as_its_log_says(lake: Lake, partition_by: list[str] | None) -> None:
+async def test_a_delta_table_is_read_according_to_its_log(
+    lake: DeltaLake, partition_by: list[str] | None
+) -> None:
     lake.commit([("old", 0, 0.0)], partition_by=partition_by)
-    # Files that an overwrite left behind are no part of the table, whatever lies in the folder.
+    # The files of the overwritten version are still in the folder, but not part of the table.
     lake.commit(ROWS[:2], mode="overwrite", partition_by=partition_by)
     lake.commit(ROWS[2:], mode="append", partition_by=partition_by)
-    source = lake.source(TableFormat.DELTA)
+    source = source_of(lake, TableFormat.DELTA)
     assert values(await lake.reader.read(source, ["origin", "wind"])) == sorted(ROWS)
     low = round(START.timestamp() * 1e6) + 2 * 3600 * 1_000_000
     assert values(await lake.reader.read(source, ["origin", "wind"], low=low)) == sorted(ROWS[1:])
@@ -93,9 +57,9 @@ async def test_a_delta_table_is_read_as_its_log_says(lake: Lake, partition_by: l
     assert values(lake.reader.read_pieces(source, ["origin", "wind"], pieces)) == sorted(ROWS)
 
 
-async def test_one_job_reads_one_version_and_the_next_job_the_newest(lake: Lake) -> None:
+async def test_one_job_reads_one_version_and_the_next_job_the_newest(lake: DeltaLake) -> None:
     lake.commit(ROWS[:1])
-    source = lake.source(TableFormat.DELTA)
+    source = source_of(lake, TableFormat.DELTA)
     job = lake.reader.pinned()
     assert values(await job.read(source, ["origin", "wind"])) == ROWS[:1]
     lake.commit(ROWS[1:], mode="append")
@@ -106,35 +70,35 @@ async def test_one_job_reads_one_version_and_the_next_job_the_newest(lake: Lake)
     assert {"projects/p/sources/weather": 1} == later.versions
 
 
-async def test_a_column_that_a_delta_table_got_later_is_null_before(lake: Lake) -> None:
+async def test_a_column_added_to_a_delta_table_is_null_in_older_rows(lake: DeltaLake) -> None:
     lake.commit(ROWS[:1])
-    wider = frame(ROWS[1:2]).with_columns(gust=pl.lit(9.0))
+    wider = weather(ROWS[1:2]).with_columns(gust=pl.lit(9.0))
     write_deltalake(
         lake.uri, pa.table(wider.to_arrow()), mode="append", schema_mode="merge", storage_options=lake.options
     )
-    rows = await lake.reader.read(lake.source(TableFormat.DELTA, gust=D.FLOAT64), ["origin", "gust"])
+    rows = await lake.reader.read(source_of(lake, TableFormat.DELTA, gust=D.FLOAT64), ["origin", "gust"])
     assert [("JFK", None), ("LGA", 9.0)] == sorted(rows.select("origin", "gust").rows())
 
 
-async def test_a_delta_table_that_asks_for_more_of_its_readers_is_refused(lake: Lake) -> None:
+async def test_a_delta_table_with_deletion_vectors_is_refused(lake: DeltaLake) -> None:
     lake.commit(
         ROWS, configuration={"delta.columnMapping.mode": "none", "delta.enableDeletionVectors": "true"}
     )
     with pytest.raises(FailedPrecondition, match="deletionVectors") as refused:
-        await lake.reader.read(lake.source(TableFormat.DELTA), ["wind"])
+        await lake.reader.read(source_of(lake, TableFormat.DELTA), ["wind"])
     assert "UNSUPPORTED_FORMAT" == refused.value.reason
 
 
-async def test_a_delta_table_that_is_not_there_is_not_found(lake: Lake) -> None:
+async def test_a_missing_delta_table_is_not_found(lake: DeltaLake) -> None:
     with pytest.raises(NotFound) as absent:
-        await lake.reader.read(lake.source(TableFormat.DELTA), ["wind"])
+        await lake.reader.read(source_of(lake, TableFormat.DELTA), ["wind"])
     assert "UNKNOWN_TABLE" == absent.value.reason
 
 
-async def test_a_column_whose_type_changed_between_files_is_read_as_declared(lake: Lake) -> None:
-    lake.tables.write(f"{lake.uri}/a.parquet", frame(ROWS[:1]).cast({"wind": pl.Float32}))
-    lake.tables.write(f"{lake.uri}/b.parquet", frame(ROWS[1:]).cast({"wind": pl.Int16}))
-    assert values(await lake.reader.read(lake.source(TableFormat.PARQUET), ["origin", "wind"])) == sorted(
+async def test_a_column_with_different_types_per_file_is_read_as_declared(lake: DeltaLake) -> None:
+    lake.tables.write(f"{lake.uri}a.parquet", weather(ROWS[:1]).cast({"wind": pl.Float32}))
+    lake.tables.write(f"{lake.uri}b.parquet", weather(ROWS[1:]).cast({"wind": pl.Int16}))
+    assert values(await lake.reader.read(source_of(lake, TableFormat.PARQUET), ["origin", "wind"])) == sorted(
         ROWS
     )
 
@@ -143,7 +107,7 @@ async def test_a_column_whose_type_changed_between_files_is_read_as_declared(lak
     ("kind", "folder", "expected"),
     [
         (D.INT64, "2013", 2013),
-        # Declared as text it stays the text of the folder, leading zero and all.
+        # Declared as text, the value is the text of the folder with its leading zeros.
         (D.STRING, "007", "007"),
         (D.STRING, "a%20b%2Fc", "a b/c"),
         (D.FLOAT64, "1.5", 1.5),
@@ -153,24 +117,24 @@ async def test_a_column_whose_type_changed_between_files_is_read_as_declared(lak
         (D.INT64, "__HIVE_DEFAULT_PARTITION__", None),
     ],
 )
-async def test_hive_folders_are_columns_of_their_declared_type(
-    lake: Lake, kind: DataType, folder: str, expected: Any
+async def test_hive_folders_are_columns_of_the_declared_type(
+    lake: DeltaLake, kind: DataType, folder: str, expected: Any
 ) -> None:
-    lake.tables.write(f"{lake.uri}/year={folder}/month=1/part.parquet", frame(ROWS))
-    source = lake.source(TableFormat.PARQUET, year=kind, month=D.INT64)
+    lake.tables.write(f"{lake.uri}year={folder}/month=1/part.parquet", weather(ROWS))
+    source = source_of(lake, TableFormat.PARQUET, year=kind, month=D.INT64)
     rows = await lake.reader.read(source, ["year", "month", "wind"])
     assert [(expected, 1, w) for _, _, w in ROWS] == rows.select("year", "month", "wind").rows()
 
 
-async def test_a_hive_folder_that_is_no_value_of_its_type_is_a_mismatch(lake: Lake) -> None:
-    lake.tables.write(f"{lake.uri}/year=soon/part.parquet", frame(ROWS))
+async def test_a_hive_folder_that_does_not_parse_is_a_source_mismatch(lake: DeltaLake) -> None:
+    lake.tables.write(f"{lake.uri}year=soon/part.parquet", weather(ROWS))
     with pytest.raises(FailedPrecondition) as mismatch:
-        await lake.reader.read(lake.source(TableFormat.PARQUET, year=D.INT64), ["year"])
+        await lake.reader.read(source_of(lake, TableFormat.PARQUET, year=D.INT64), ["year"])
     assert "SOURCE_MISMATCH" == mismatch.value.reason
 
 
-async def test_files_of_any_size_are_read_in_the_order_asked_and_what_one_lacks_is_null(lake: Lake) -> None:
-    """Small files are fetched as a whole, large ones a column at a time."""
+async def test_files_are_read_in_the_given_order_with_null_for_missing_columns(lake: DeltaLake) -> None:
+    """Small files are read in one request, large ones column by column."""
     rows = SMALL_BYTES // 4
     chance = random.Random(3)
     large = pl.DataFrame(

@@ -1,4 +1,4 @@
-"""Tiles merged inside Redis equal tiles computed at once, whatever the cuts, the order and the repetitions."""
+"""Tiles merged in Redis equal tiles computed at once, for any batches, order and repetitions."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from flywheel_feature.definitions.model import (
 from flywheel_feature.definitions.model import (
     AggregationFunction as F,
 )
+from flywheel_feature.encoding.row_encoding import RowLayout
 from flywheel_feature.ingest.source_rows import SourceRows
 from flywheel_feature.ingest.stream_tiles import ViewTiles
 from flywheel_feature.ingest.tile_store import PositionLost
@@ -65,18 +66,21 @@ EVENT = st.tuples(
 
 
 def rows_of(events: list[Any], partition: int, low: int, high: int) -> SourceRows:
-    """Events of a partition with low <= offset < high; an event's offset is its place in its partition."""
+    """Events of a partition with low <= offset < high; the offset is the position in the partition."""
     mine = [(i, e) for i, e in enumerate([e for e in events if e[3] == partition]) if low <= i < high]
     airports = np.array([e[0] for _, e in mine], dtype=object)
     times = np.array([START + e[1] * 60 * SECOND for _, e in mine], np.int64)
     x = np.array([0.0 if e[2] is None else e[2] for _, e in mine], np.float64)
-    there = np.array([e[2] is not None for _, e in mine], bool)
-    everywhere = np.ones(len(mine), bool)
+    valid = np.array([e[2] is not None for _, e in mine], bool)
+    all_valid = np.ones(len(mine), bool)
     texts = np.array([*(e[4] or "" for _, e in mine), None], dtype=object)[:-1]
     named = np.array([e[4] is not None for _, e in mine], bool)
     columns = {
-        "airport": (airports, everywhere), "at": (times, everywhere), "x": (x, there), "s": (texts, named),
-    }  # fmt: skip
+        "airport": (airports, all_valid),
+        "at": (times, all_valid),
+        "x": (x, valid),
+        "s": (texts, named),
+    }
     ids = [f"{partition}-{i}" for i, _ in mine]
     return SourceRows(SOURCE, partition, columns, ids, np.array([i for i, _ in mine], np.int64), high)
 
@@ -103,7 +107,7 @@ def at_once(layout: TileLayout, sent: list[Any]) -> list[bytes | None]:
     st.lists(EVENT, min_size=1, max_size=50),
     st.lists(st.tuples(st.integers(0, 49), st.integers(1, 50)), max_size=6),
 )
-def test_any_cuts_and_repetitions_give_the_same_windows(
+def test_any_batches_and_repetitions_give_the_same_windows(
     redis_url: str, events: list[Any], repeats: list[tuple[int, int]]
 ) -> None:
     view = View(
@@ -122,7 +126,7 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
         store = OnlineStore(pipe)
         for partition in (0, 1):
             total = sum(e[3] == partition for e in events)
-            # Ranges that overlap what was applied, as after a crash, then everything that is left.
+            # Ranges that overlap applied ones, as after a crash, then the rest.
             reached = 0
             for low, size in [*repeats, (0, total)]:
                 low = min(low, reached)
@@ -137,11 +141,11 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
     want = TileReader(tiles.layout).read(at_once(tiles.layout, events), as_of)
     assert got.found.tolist() == want.found.tolist()
     assert got.newest.tolist() == want.newest.tolist()
-    for aggregation, (values, valid), (expected, there) in zip(
+    for aggregation, (values, valid), (expected, present) in zip(
         AGGREGATIONS, got.columns, want.columns, strict=True
     ):
-        assert valid.tolist() == there.tolist(), aggregation.name
-        for row in np.flatnonzero(there):
+        assert valid.tolist() == present.tolist(), aggregation.name
+        for row in np.flatnonzero(present):
             if aggregation.field == "s":
                 assert list(np.atleast_1d(values[row])) == list(np.atleast_1d(expected[row])), (
                     aggregation.name
@@ -152,11 +156,9 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
             )
 
 
-async def test_of_racing_rows_the_newest_by_event_then_created_time_then_arrival_stays(
+async def test_the_newest_row_by_event_time_created_time_and_order_wins(
     redis_url: str,
 ) -> None:
-    from flywheel_feature.encoding.row_encoding import RowLayout
-
     layout = RowLayout([Feature("x", DataType.FLOAT64)])
     store = OnlineStore(pipe := RedisPipe(redis_url))
     versions = [(5, 5, 1.0), (7, 7, 2.0), (6, 9, 3.0), (7, 8, 4.0), (7, 7, 5.0), (7, 8, 6.0)]
@@ -173,12 +175,11 @@ async def test_of_racing_rows_the_newest_by_event_then_created_time_then_arrival
     await pipe.close()
 
 
-async def test_a_state_of_an_older_generation_counts_for_nothing_and_one_of_a_newer_refuses(
+async def test_a_state_of_an_older_generation_is_ignored_and_of_a_newer_one_kept(
     redis_url: str,
 ) -> None:
-    view = View(
-        "default", "generations", "airport", StreamView("events", AGGREGATIONS, "", TILE), version=1, features=FEATURES
-    )  # fmt: skip
+    kind = StreamView("events", AGGREGATIONS, "", TILE)
+    view = View("default", "generations", "airport", kind, version=1, features=FEATURES)
     tiles = ViewTiles(view, (KEY,), SCHEMA)
     events = [("A", i, float(i), 0, None) for i in range(10)]
     store = OnlineStore(pipe := RedisPipe(redis_url))
@@ -195,7 +196,7 @@ async def test_a_state_of_an_older_generation_counts_for_nothing_and_one_of_a_ne
         )
         return values[f"COUNT_{HOUR}"][0].tolist()
 
-    # Redis lost its data: a member that does not know wrote events 6 to 9 and with them the claim to have seen all before.
+    # Redis lost its data, and an unaware member wrote events 6 to 9 as if the earlier ones were applied.
     await tiles.apply(rows_of(events, 0, 6, 10), store, 1)
     assert await count() == [4]
     await tiles.apply(rows_of(events, 0, 0, 10), store, 2)
@@ -203,7 +204,7 @@ async def test_a_state_of_an_older_generation_counts_for_nothing_and_one_of_a_ne
     with pytest.raises(PositionLost):
         await tiles.apply(rows_of(events, 0, 6, 10), store, 1)
     assert await count() == [10]
-    # Positions too are of one generation.
+    # Positions also belong to a generation.
     assert await store.take_positions("default", "events", 2) == {}
     assert await store.advance("default", "events", {"v@1/0": ("", "10:5")}, 1) == [False]
     assert await store.advance("default", "events", {"v@1/0": ("", "10:5")}, 2) == [True]

@@ -1,4 +1,4 @@
-"""Rules on write, on real backends: a push is refused whole, a job leaves rows out, what is set aside can be read."""
+"""Validation rules on write: refused pushes, skipped rows of jobs, and readable quarantine files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import flywheel as fw
 from flywheel.tables import to_dict
 from flywheel_feature.store.s3.tables import S3Tables
-from flywheel_local.s3 import S3
 
 T0 = datetime(2026, 3, 1, 12, tzinfo=UTC)
 SCHEMA = {"tailnum": fw.STRING, "at": fw.TIMESTAMP, "seats": fw.FLOAT64, "maker": fw.STRING}
@@ -56,18 +55,13 @@ def rows(*planes: tuple[str, int, float | None, str | None]) -> dict[str, list[A
     }
 
 
-@pytest.fixture
-def tables(s3: S3, bucket: str) -> S3Tables:
-    return S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
-
-
 async def seats(client: fw.Client, *tailnums: str) -> list[Any]:
     answer = await client.online_features("served", {"tailnum": list(tailnums)}, as_of=T0 + timedelta(days=1))
     found: list[Any] = to_dict(answer.features)["facts__seats"]
     return found
 
 
-async def test_a_push_with_a_rejected_row_writes_nothing_and_names_row_feature_and_rule(
+async def test_a_rejected_row_refuses_the_push_and_is_named_in_the_error(
     client: fw.Client, bucket: str, tables: S3Tables
 ) -> None:
     await client.apply(definitions(bucket))
@@ -75,15 +69,14 @@ async def test_a_push_with_a_rejected_row_writes_nothing_and_names_row_feature_a
     with pytest.raises(fw.FlywheelError) as raised:
         await client.push("views/facts", bad, SCHEMA)
     assert raised.value.reason == "VALIDATION_FAILED"
-    assert {k: raised.value.metadata[k] for k in ("row", "feature", "rule")} == {
-        "row": "2", "feature": "seats", "rule": "min 1",
-    }  # fmt: skip
+    named = {k: raised.value.metadata[k] for k in ("row", "feature", "rule")}
+    assert named == {"row": "2", "feature": "seats", "rule": "min 1"}
     assert await seats(client, "N1", "N2", "N3") == [None, None, None]
     with pytest.raises(fw.NotFound):
         await asyncio.to_thread(tables.schema, f"s3://{bucket}/quarantine/default/facts/")
 
 
-async def test_quarantined_rows_are_not_served_but_kept_with_their_reasons_and_flagged_ones_are_served(
+async def test_quarantined_rows_are_kept_with_reasons_and_flagged_rows_served(
     client: fw.Client, bucket: str, tables: S3Tables
 ) -> None:
     await client.apply(definitions(bucket))
@@ -93,37 +86,45 @@ async def test_quarantined_rows_are_not_served_but_kept_with_their_reasons_and_f
     assert answer.accepted_count == 2
     assert (answer.validation.quarantined_count, answer.validation.flagged_count) == (1, 1)
     assert {(b.feature, b.rule, b.row_count) for b in answer.validation.breaches} == {
-        ("maker", "allowed airbus, boeing", 1), ("maker", "allowed airbus", 2),
-    }  # fmt: skip
+        ("maker", "allowed airbus, boeing", 1),
+        ("maker", "allowed airbus", 2),
+    }
     assert await seats(client, "N1", "N2", "N3") == [100.0, None, 7.0]
-    aside = await asyncio.to_thread(
+    quarantined = await asyncio.to_thread(
         tables.read, f"s3://{bucket}/quarantine/default/facts/", ["tailnum", "maker", "__broken"]
     )
-    # The push that was repeated added no second file.
-    assert aside.rows() == [("N2", "tupolev", ["maker: allowed airbus, boeing", "maker: allowed airbus"])]
+    # The repeated push added no second file.
+    assert quarantined.rows() == [
+        ("N2", "tupolev", ["maker: allowed airbus, boeing", "maker: allowed airbus"])
+    ]
 
 
 @pytest.mark.timeout(60)
-async def test_a_materialization_leaves_rows_out_counts_them_and_serves_what_was_before_them(
+async def test_a_materialization_skips_and_counts_rows_that_break_rules(
     client: fw.Client, bucket: str, tables: S3Tables
 ) -> None:
     await client.apply(definitions(bucket))
     stored = rows(
-        ("N1", 0, 100.0, "airbus"), ("N1", 9, -1.0, "airbus"), ("N2", 0, 5.0, "tupolev"), ("N3", 0, 7.0, "boeing"),
+        ("N1", 0, 100.0, "airbus"),
+        ("N1", 9, -1.0, "airbus"),
+        ("N2", 0, 5.0, "tupolev"),
+        ("N3", 0, 7.0, "boeing"),
         ("N4", 0, None, "airbus"),
-    )  # fmt: skip
+    )
     await asyncio.to_thread(tables.write, f"s3://{bucket}/planes/a.parquet", pl.DataFrame(stored))
     job = await client.materialize("facts")
     report = job.validation_report
     assert (report.rejected_count, report.quarantined_count, report.flagged_count) == (1, 1, 1)
     assert ("seats", "min 1", 1) in {(b.feature, b.rule, b.row_count) for b in report.breaches}
-    # The newest row of N1 is left out, so the one before it counts; one null in five is below the rate.
+    # The newest row of N1 is skipped, so the row before it is served; one null in five is below the rate.
     assert await seats(client, "N1", "N2", "N3", "N4") == [100.0, None, 7.0, None]
-    aside = await asyncio.to_thread(tables.read, f"s3://{bucket}/quarantine/default/facts/", ["tailnum"])
-    assert aside["tailnum"].to_list() == ["N2"]
+    quarantined = await asyncio.to_thread(
+        tables.read, f"s3://{bucket}/quarantine/default/facts/", ["tailnum"]
+    )
+    assert quarantined["tailnum"].to_list() == ["N2"]
 
 
-async def test_too_many_nulls_in_one_write_break_the_rate(client: fw.Client, bucket: str) -> None:
+async def test_too_many_nulls_in_one_write_break_max_null_rate(client: fw.Client, bucket: str) -> None:
     await client.apply(definitions(bucket))
     answer = await client.push(
         "views/facts",
@@ -134,7 +135,7 @@ async def test_too_many_nulls_in_one_write_break_the_rate(client: fw.Client, buc
     assert await seats(client, "N3") == [9.0]
 
 
-async def test_rules_of_a_stream_source_hold_for_its_events(
+async def test_rules_of_a_stream_source_apply_to_pushed_events(
     client: fw.Client, bucket: str, tables: S3Tables
 ) -> None:
     await client.apply(definitions(bucket))
@@ -155,11 +156,11 @@ async def test_rules_of_a_stream_source_hold_for_its_events(
     # Only two events are in Kafka.
     assert sum(o.next_offset for o in answer.offsets) >= 1
     uri = f"s3://{bucket}/quarantine/default/source.landings/"
-    aside = await asyncio.to_thread(tables.read, uri, ["delay", "__broken"])
-    assert aside.rows() == [(-101.0, ["delay: min -100"])]
+    quarantined = await asyncio.to_thread(tables.read, uri, ["delay", "__broken"])
+    assert quarantined.rows() == [(-101.0, ["delay: min -100"])]
 
 
-async def test_a_rule_that_cannot_be_is_a_violation_of_the_definition(client: fw.Client, bucket: str) -> None:
+async def test_an_invalid_rule_is_a_violation_of_the_definition(client: fw.Client, bucket: str) -> None:
     wrong = definitions(bucket)
     wrong.views[0].batch.features[1].rules[0].min = 3.0
     wrong.views[0].batch.features[0].rules[0].max_null_rate = 7.0

@@ -1,4 +1,5 @@
-"""The feature service on real backends: the gRPC server in this process, stream workers as processes of their own.
+"""The feature service on real backends: the gRPC server in this process, stream workers as processes of their
+own.
 
 A suite imports the fixtures that it needs into its conftest.py.
 """
@@ -26,8 +27,13 @@ from flywheel_feature.server import build
 from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.kafka import Kafka
 from flywheel_local.s3 import S3
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+from flywheel_protos.types.v1 import job_pb2
+from tests.support.eventually import eventually
 
 STOP_SECONDS = 20
+PARENT = "projects/default"
+ENDED = (job_pb2.JOB_STATE_SUCCEEDED, job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED)
 
 
 def s3_files(s3: S3) -> fs.S3FileSystem:
@@ -145,3 +151,76 @@ def workers(environment: dict[str, str], tmp_path: Path) -> Iterator[StreamWorke
     started = StreamWorkers(environment, tmp_path)
     yield started
     started.stop()
+
+
+class ServiceProcesses:
+    """Processes of the gRPC service of one platform."""
+
+    def __init__(self, environment: dict[str, str], directory: Path) -> None:
+        self._environment = {**os.environ, **environment}
+        self._directory = directory
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def start(self, port: int) -> subprocess.Popen[bytes]:
+        """Start a process that listens on this port of 127.0.0.1."""
+        with (self._directory / f"serve-{len(self._started)}.log").open("wb") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "flywheel_feature", "serve"],
+                env={**self._environment, "FLYWHEEL_FEATURE_LISTEN": f"127.0.0.1:{port}"},
+                stdout=log,
+                stderr=log,
+            )
+        self._started.append(process)
+        return process
+
+    def stop(self) -> None:
+        for process in self._started:
+            if process.poll() is None:
+                process.terminate()
+                process.wait(STOP_SECONDS)
+
+
+@pytest.fixture
+def service_processes(environment: dict[str, str], tmp_path: Path) -> Iterator[ServiceProcesses]:
+    started = ServiceProcesses(environment, tmp_path)
+    yield started
+    started.stop()
+
+
+async def answers(client: fw.Client) -> bool:
+    """Whether the service answers; for `eventually` after a start."""
+    try:
+        await client.feature.ListJobs(pb.ListJobsRequest(parent=PARENT))
+    except fw.FlywheelError:
+        return False
+    return True
+
+
+async def job_of(client: fw.Client, name: str) -> pb.Job:
+    return (await client.feature.GetJob(pb.GetJobRequest(name=name))).job
+
+
+async def job_ended(client: fw.Client, name: str, within: float = 30) -> pb.Job:
+    """The job once it has ended, whatever its state."""
+
+    async def ended() -> pb.Job | None:
+        job = await job_of(client, name)
+        return job if job.state in ENDED else None
+
+    job: pb.Job = await eventually(ended, within=within)
+    return job
+
+
+async def archived_events(client: fw.Client) -> int:
+    """Archived events of all stream sources of the default project."""
+    answer = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent=PARENT))
+    return sum(f.archived_events for f in answer.freshness)
+
+
+async def events_archived(client: fw.Client, count: int, within: float = 30) -> None:
+    """Wait until exactly `count` events are archived."""
+
+    async def archived() -> bool:
+        return await archived_events(client) == count
+
+    await eventually(archived, within=within, every=0.05)

@@ -1,4 +1,4 @@
-"""A Redis Cluster of three nodes, with a password."""
+"""A Redis Cluster of three nodes with a password."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flywheel_local.ports import free, is_free
 from tests.support.eventually import eventually
 
 PASSWORD = "cluster-secret"
-LENT_FROM = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+EPHEMERAL_FROM = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
 
 
 class Cluster:
@@ -100,13 +100,17 @@ async def _answers(pipe: RedisPipe) -> bool:
 
 @contextmanager
 def three_nodes(directory: Path) -> Iterator[Cluster]:
-    """Started on free ports, not yet a cluster."""
+    """Three nodes on free ports that do not form a cluster yet."""
     ports: list[int] = []
     while len(ports) < 3:
         port = free(["node"])["node"]
-        # The nodes talk to each other on a port 10,000 higher, which must not be one that the kernel lends to clients.
+        # Nodes use a second port, 10,000 higher, which must be outside the range of ephemeral client ports.
         bus = port + 10_000
-        if bus < LENT_FROM and is_free(bus) and not {port, bus} & {q + d for q in ports for d in (0, 10_000)}:
+        if (
+            bus < EPHEMERAL_FROM
+            and is_free(bus)
+            and not {port, bus} & {q + d for q in ports for d in (0, 10_000)}
+        ):
             ports.append(port)
     cluster = Cluster(directory, ports)
     try:

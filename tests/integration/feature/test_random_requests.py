@@ -1,4 +1,4 @@
-"""Whatever a request holds, every method refuses what has no sense as documented, and a refusal changes nothing."""
+"""Every method refuses invalid requests with documented errors, and a refusal changes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.row_counts import row_counts
 
 
 @pytest.mark.timeout(180)
-async def test_every_method_refuses_nonsense_as_documented(server: Server, database: str) -> None:
+async def test_every_method_refuses_random_requests_as_documented(server: Server, database: str) -> None:
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
         service = feature_pb2.DESCRIPTOR.services_by_name["FeatureService"]
         seen = await refusals(channel, service, lambda: row_counts(database))

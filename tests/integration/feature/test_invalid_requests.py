@@ -1,4 +1,4 @@
-"""Wrong requests get the documented status and reason, and change nothing."""
+"""Invalid requests are refused with the documented status and reason, and change nothing."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def reading(**changes: Any) -> pb.GetOnlineFeaturesRequest:
     return request
 
 
-async def test_every_wrong_read_says_what_is_wrong(client: fw.Client) -> None:
+async def test_invalid_reads_are_refused_with_documented_reasons(client: fw.Client) -> None:
     await apply(client)
     half = column_pb2.Column(name="deck", data_type=value_pb2.DATA_TYPE_INT64, packed=b"\1\2\3")
     text = column_pb2.Column(name="tailnum", data_type=value_pb2.DATA_TYPE_STRING)
@@ -95,7 +95,9 @@ async def test_every_wrong_read_says_what_is_wrong(client: fw.Client) -> None:
     assert to_dict(answer.features) == {"facts__weight": [None], "computed__half": [2.0]}
 
 
-async def test_every_wrong_push_is_refused_whole(client: fw.Client, rows: dict[str, list[Any]]) -> None:
+async def test_invalid_pushes_are_refused_and_write_nothing(
+    client: fw.Client, rows: dict[str, list[Any]]
+) -> None:
     await apply(client)
     source, view = "projects/default/sources/weighings", "projects/default/views/facts"
 
@@ -135,7 +137,7 @@ async def test_every_wrong_push_is_refused_whole(client: fw.Client, rows: dict[s
     assert to_dict(answer.features)["facts__weight"] == [None]
 
 
-async def test_events_that_no_worker_has_applied_are_lag(
+async def test_events_that_no_worker_has_applied_count_as_lag(
     client: fw.Client, rows: dict[str, list[Any]]
 ) -> None:
     await apply(client)
@@ -145,7 +147,7 @@ async def test_events_that_no_worker_has_applied_are_lag(
     assert [f.lag_events for f in fresh.freshness if f.name.endswith("sources/weighings")] == [3]
 
 
-async def test_a_row_pushed_to_a_batch_view_is_read_back_and_older_ones_change_nothing(
+async def test_a_pushed_row_is_served_and_older_rows_change_nothing(
     client: fw.Client, rows: dict[str, list[Any]]
 ) -> None:
     await apply(client)
@@ -155,7 +157,7 @@ async def test_a_row_pushed_to_a_batch_view_is_read_back_and_older_ones_change_n
     assert to_dict(answer.features)["facts__weight"] == [2.0]
 
 
-async def test_a_definition_that_refers_to_nothing_applies_nothing(client: fw.Client) -> None:
+async def test_a_definition_with_an_unknown_reference_applies_nothing(client: fw.Client) -> None:
     message = fw.compile_definitions([recent], "default")
     message.views[0].stream.source = "projects/default/sources/ghost"
     with pytest.raises(InvalidArgument) as raised:
@@ -169,7 +171,7 @@ async def test_a_definition_that_refers_to_nothing_applies_nothing(client: fw.Cl
     assert list(listed.entities) == []
 
 
-async def test_a_negative_duration_is_refused_where_it_stands(client: fw.Client) -> None:
+async def test_a_negative_duration_is_a_violation_of_its_field(client: fw.Client) -> None:
     message = fw.compile_definitions([recent, facts], "default")
     (batch,) = [v for v in message.views if v.HasField("batch")]
     (stream,) = [v for v in message.views if v.HasField("stream")]
@@ -185,7 +187,7 @@ async def test_a_negative_duration_is_refused_where_it_stands(client: fw.Client)
     assert raised.value.reason == "INVALID_DEFINITION"
 
 
-async def test_a_request_id_is_one_request(client: fw.Client) -> None:
+async def test_a_request_id_identifies_one_request(client: fw.Client) -> None:
     await apply(client)
     first = pb.MaterializeViewRequest(view="projects/default/views/facts", request_id="one")
     one = await client.feature.MaterializeView(first)
@@ -197,7 +199,7 @@ async def test_a_request_id_is_one_request(client: fw.Client) -> None:
     assert raised.value.reason == "REQUEST_ID_REUSED"
 
 
-async def test_reads_fail_at_once_while_redis_is_down_and_recover_by_themselves(
+async def test_reads_fail_fast_while_redis_is_down_and_recover_by_themselves(
     client: fw.Client, redis: Redis
 ) -> None:
     await apply(client)
@@ -211,7 +213,7 @@ async def test_reads_fail_at_once_while_redis_is_down_and_recover_by_themselves(
     assert to_dict(answer.features)["computed__half"] == [2.0]
 
 
-async def test_lists_come_in_pages_and_by_tag(client: fw.Client) -> None:
+async def test_lists_are_paged_in_order_of_names(client: fw.Client) -> None:
     await apply(client)
     first = await client.feature.ListViews(pb.ListViewsRequest(parent="projects/default", page_size=2))
     rest = await client.feature.ListViews(

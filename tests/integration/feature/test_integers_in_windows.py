@@ -1,4 +1,4 @@
-"""Integers that no double holds come out of windows as they went in: from tiles merged in memory and inside Redis, and from history."""
+"""Integers that a double cannot represent stay exact in windows: in memory, in Redis and offline."""
 
 from __future__ import annotations
 
@@ -52,10 +52,11 @@ AGGREGATIONS = tuple(
 KINDS = [feature_type(a.function, DataType.INT64) for a in AGGREGATIONS]
 
 EDGES = [
-    0, -1, 1, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63), 2**63 - 2, 1 - 2**63,
-    # Read as doubles: infinities, NaN that signals, NaN that is quiet, the smallest number, minus zero's neighbour.
-    0x7FF0 << 48, -(0x0010 << 48), (0x7FF0 << 48) + 1, (0x7FF8 << 48) + 5, -(2**63) + 1,
-]  # fmt: skip
+    *(0, -1, 1, 2**53 + 1, -(2**53) - 1, 2**63 - 1, -(2**63), 2**63 - 2, 1 - 2**63),
+    # As bits of a double: infinities, signalling NaN, quiet NaN, the smallest number, the neighbour of minus
+    # zero.
+    *(0x7FF0 << 48, -(0x0010 << 48), (0x7FF0 << 48) + 1, (0x7FF8 << 48) + 5, -(2**63) + 1),
+]
 NUMBERS = st.one_of(
     st.sampled_from(EDGES),
     st.integers(2**63 - 1000, 2**63 - 1),
@@ -67,10 +68,10 @@ EVENTS = st.lists(st.tuples(st.integers(0, 5 * 60), st.one_of(st.none(), NUMBERS
 
 def rows_of(events: list[Any], low: int, high: int) -> SourceRows:
     part = events[low:high]
-    everywhere = np.ones(len(part), np.bool_)
+    all_valid = np.ones(len(part), np.bool_)
     columns = {
-        "device": (np.array(["A"] * len(part), dtype=object), everywhere),
-        "at": (np.array([START + minute * MINUTE for minute, _ in part], np.int64), everywhere),
+        "device": (np.array(["A"] * len(part), dtype=object), all_valid),
+        "at": (np.array([START + minute * MINUTE for minute, _ in part], np.int64), all_valid),
         "n": (
             np.array([n or 0 for _, n in part], np.int64),
             np.array([n is not None for _, n in part], np.bool_),
@@ -111,17 +112,24 @@ def from_history(events: list[Any], minute: int) -> list[Any]:
         },
         schema={"device": pl.String, "t": pl.Datetime("us", "UTC"), "n": pl.Int64, "id": pl.String},
     )
-    asked = pl.DataFrame({"device": ["A"], "at": [EPOCH + timedelta(minutes=minute)]}).cast(
+    spine = pl.DataFrame({"device": ["A"], "at": [EPOCH + timedelta(minutes=minute)]}).cast(
         {"at": pl.Datetime("us", "UTC")}
     )
     features = [
         WindowFeature(a.name, a.function, a.field, a.window, kind, a.limit)
         for a, kind in zip(AGGREGATIONS, KINDS, strict=True)
     ]
-    answer = windowed_features(
-        asked, frame, keys=["device"], spine_time="at", event_time="t", event_id="id", tile=TILE, features=features
-    )  # fmt: skip
-    return list(answer.row(0))[:-1]
+    joined = windowed_features(
+        spine,
+        frame,
+        keys=["device"],
+        spine_time="at",
+        event_time="t",
+        event_id="id",
+        tile=TILE,
+        features=features,
+    )
+    return list(joined.row(0))[:-1]
 
 
 async def online(store: Any, events: list[Any], cuts: list[int], minute: int) -> list[Any]:
@@ -146,7 +154,7 @@ async def online(store: Any, events: list[Any], cuts: list[int], minute: int) ->
 @given(EVENTS, st.lists(st.integers(1, 29), max_size=5))
 @example([(0, n) for n in EDGES], [1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12])
 @example([(11 * i % 60, n) for i, n in enumerate(EDGES)], [5, 9])
-def test_whole_numbers_near_the_ends_of_their_range_are_exact_online_and_offline(
+def test_integers_at_the_range_limits_are_exact_online_and_offline(
     redis_url: str, kind: str, events: list[Any], cuts: list[int]
 ) -> None:
     minute = max(t for t, _ in events)
