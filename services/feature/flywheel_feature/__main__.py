@@ -25,13 +25,13 @@ def serve() -> None:
 
 @app.command()
 def materialize() -> None:
-    """Run the stream worker until SIGTERM: tiles and archive of every stream source; any number may run."""
+    """Run a stream worker (tiles and archive of stream sources) until SIGTERM; any number may run."""
     runtime.main("feature-materialize", MaterializeSettings, build_worker)
 
 
 @app.command()
 def migrate() -> None:
-    """Bring the database to this version's schema (serve does so too)."""
+    """Migrate the database to this version's schema; serve does so too."""
     settings = load(FeatureSettings)
     configure_logs("flywheel-feature", settings.log_level)
 

@@ -9,6 +9,8 @@ from flywheel_common.config import KafkaSettings, PostgresSettings, RedisSetting
 
 
 class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSettings, S3Settings):
+    """Settings of the gRPC service."""
+
     model_config = SettingsConfigDict(env_prefix="FLYWHEEL_FEATURE_")
 
     listen: str = "127.0.0.1:7101"
@@ -16,45 +18,50 @@ class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSet
     metrics_listen: str = "127.0.0.1:7201"
     """host:port of the Prometheus /metrics page; empty for none."""
     topic_prefix: str = ""
-    """Put before every topic and consumer group name, so that several platforms can share one Kafka."""
+    """Prefix of every topic and consumer group name, so that several platforms can share one Kafka."""
     registry_address: str = ""
-    """host:port of the model registry, asked which models read what; empty: there is none, so nothing keeps definitions from deletion."""
+    """host:port of the model registry, which lists the models that use a definition. Empty: no registry, so
+    models do not prevent deletions."""
     job_concurrency: int = 2
-    """Jobs that one process carries out at a time."""
+    """Jobs that one process runs at a time."""
     stream_batch_records: int = 8000
-    """Most records of a source that the stream worker applies at once, which it does only when it is behind; a record may hold many
-    events, 8 MiB of them in all. Redis is written once per entity and batch; a worker that is killed does its batch again."""
+    """Most records of a source that the stream worker applies in one batch. A record may hold many events; a
+    batch has at most 8 MiB of them. Redis is written once per entity and batch. A killed worker repeats its
+    batch."""
     stream_session_seconds: float = 10.0
-    """A stream worker that Kafka has not heard of for so long loses its partitions to others."""
+    """Seconds without a heartbeat after which Kafka gives the partitions of a stream worker to others."""
     stream_member: str = ""
-    """Name that a stream worker keeps over restarts, unique among the members (a StatefulSet's pod name): it then has its
-    partitions again at once. Empty: the others take them over when the session has ended."""
+    """Name of a stream worker that is kept over restarts and unique among the workers (the pod name of a
+    StatefulSet). A restarted worker then gets its partitions back at once. Empty: other workers take them
+    over when the session has ended."""
     archive_flush_rows: int = 20_000
-    """Events of a partition that make a segment of the archive at once."""
+    """Events of a partition after which a segment of the archive is written."""
     archive_flush_seconds: float = 10.0
-    """Oldest that an event grows before it is archived while others keep coming."""
+    """Longest time before an event is archived while further events arrive."""
     archive_idle_seconds: float = 1.0
-    """An event is archived when nothing followed it for so long."""
+    """Time without further events after which the events of a partition are archived."""
     materialize_rows_per_second: int = 0
-    """Most rows a second that one materialization writes online; 0: no limit."""
+    """Most rows per second that one materialization writes online; 0: no limit."""
     prediction_log_prefix: str = "predictions"
-    """Key prefix of the monitor's archive of predictions in the bucket, which an erasure cleans."""
+    """Key prefix of the monitor's prediction archive in the bucket; an erasure also cleans it."""
 
     join_memory_mebibytes: int = 2048
-    """What a training set's join may take of memory; a larger one is computed in partitions that spill to disk."""
+    """Memory limit of a training set's join; a larger join runs in partitions that spill to disk."""
     spill_directory: str = ""
-    """Where joins in partitions keep their working files, about the size of the inputs; empty: the system's temporary folder.
-    A join goes on after a restart where it finds them again."""
+    """Folder for the working files of joins in partitions, about the size of the inputs. Empty: the system's
+    temporary folder. After a restart, a join continues if it finds its files there."""
     ray_address: str = ""
-    """http(s)://host:port of a Ray cluster's Jobs API, for joins beyond one machine; empty: there is none."""
+    """http(s)://host:port of a Ray cluster's Jobs API, for joins beyond one machine; empty: no cluster."""
     ray_auth_token: SecretStr = SecretStr("")
-    """Token of the cluster; empty: it asks for none."""
+    """Token of the cluster; empty if it needs none."""
     ray_python: str = "python"
     """The interpreter on the cluster that has this service's code and Ray."""
     ray_join_rows: int = 200_000_000
-    """Joins that read more rows go to Ray."""
+    """Joins that read more rows than this run on Ray."""
 
 
 class MaterializeSettings(FeatureSettings):
+    """Settings of the stream worker; they share the prefix of the service."""
+
     metrics_listen: str = "127.0.0.1:7206"
     """host:port of the Prometheus /metrics page; empty for none."""

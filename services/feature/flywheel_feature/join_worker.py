@@ -46,29 +46,16 @@ class TaskSettings(S3Settings):
 
 def open_workspace(root: str, settings: S3Settings) -> FileWorkspace:
     if root.startswith("s3://"):
-        deletion = S3Deletion(
-            settings.s3_endpoint,
-            settings.s3_access_key.get_secret_value(),
-            settings.s3_secret_key.get_secret_value(),
-        )
+        deletion = S3Deletion.from_settings(settings)
         return FileWorkspace(arrow_filesystem(settings), root.removeprefix("s3://"), deletion)
     return FileWorkspace(fs.LocalFileSystem(), root)
-
-
-def open_tables(settings: S3Settings) -> S3Tables:
-    return S3Tables(
-        endpoint=settings.s3_endpoint,
-        access_key=settings.s3_access_key.get_secret_value(),
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        bucket=settings.s3_bucket,
-    )
 
 
 @functools.lru_cache(maxsize=2)
 def opened(root: str) -> PartitionTasks:
     """The tasks of the spec at `root`; cached, as a worker runs many tasks of one spec."""
     settings = TaskSettings()
-    return open_tasks(open_workspace(root, settings), open_tables(settings))
+    return open_tasks(open_workspace(root, settings), S3Tables.from_settings(settings))
 
 
 class RayWorkers:
@@ -123,7 +110,7 @@ def main() -> int:
     def workers(tasks: PartitionTasks) -> Workers:
         return RayWorkers(arguments.root) if arguments.ray else SequentialWorkers(tasks)
 
-    done = run_spec(open_workspace(arguments.root, settings), open_tables(settings), workers)
+    done = run_spec(open_workspace(arguments.root, settings), S3Tables.from_settings(settings), workers)
     return 0 if done else 1
 
 

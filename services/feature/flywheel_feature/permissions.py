@@ -1,4 +1,4 @@
-"""Who may call what (jwt mode)."""
+"""The permission that each method requires (jwt mode)."""
 
 from __future__ import annotations
 
@@ -6,15 +6,23 @@ from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissi
 
 SERVICE = "flywheel.feature.v1.FeatureService"
 
-_ROLES: dict[Permission, tuple[str, ...]] = {
+_METHODS: dict[Permission, tuple[str, ...]] = {
     READ: (
-        "GetEntity", "ListEntities", "GetSource", "ListSources", "GetView", "ListViews", "GetFeatureSet", "ListFeatureSets",
-        "GetOnlineFeatures", "GetTrainingSet", "ListTrainingSets", "GetFreshness", "GetLineage", "GetJob", "ListJobs", "WatchJob",
+        *("GetEntity", "ListEntities", "GetSource", "ListSources", "GetView", "ListViews"),
+        *("GetFeatureSet", "ListFeatureSets", "GetLineage"),
+        *("GetOnlineFeatures", "GetFreshness"),
+        *("GetTrainingSet", "ListTrainingSets"),
+        *("GetJob", "ListJobs", "WatchJob"),
     ),
-    WRITE: ("ApplyDefinitions", "PushFeatures", "StreamPushFeatures", "MaterializeView", "BuildTrainingSet", "CheckSkew", "CancelJob"),
+    WRITE: (
+        "ApplyDefinitions",
+        *("PushFeatures", "StreamPushFeatures", "MaterializeView"),
+        *("BuildTrainingSet", "CheckSkew"),
+        "CancelJob",
+    ),
     OPERATE: ("RebuildOnlineStore", "EraseEntity"),
-}  # fmt: skip
+}
 
 PERMISSIONS: Permissions = {
-    f"/{SERVICE}/{method}": permission for permission, methods in _ROLES.items() for method in methods
+    f"/{SERVICE}/{method}": permission for permission, methods in _METHODS.items() for method in methods
 }

@@ -1,4 +1,4 @@
-"""Builds the feature service: the only place that knows which implementation stands behind which port."""
+"""The composition root: builds the gRPC service and the stream worker from their settings."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from flywheel_common.clock import SystemClock
@@ -13,6 +14,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
+from flywheel_common.kafka.consumer import ConsumerLoop
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import feature_source
 from flywheel_common.postgres.idempotency import Idempotency
@@ -20,45 +22,51 @@ from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, create_pool
 from flywheel_common.process.worker import Worker
 from flywheel_common.ray.jobs import ray_jobs
-from flywheel_common.storage.s3 import arrow_filesystem, object_store
+from flywheel_common.storage.s3 import S3ObjectStore, arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature.api import convert_training_sets
 from flywheel_feature.api.answer_encoding import AnswerEncoder
+from flywheel_feature.api.convert_training_sets import (
+    SKEW_JOB,
+    TRAINING_SET_JOB,
+    skew_handler,
+    training_set_handler,
+)
 from flywheel_feature.api.servicer import FeatureServicer, add_to_server
 from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.apply.lineage import Models
 from flywheel_feature.config import FeatureSettings, MaterializeSettings
-from flywheel_feature.encoding import event_payloads
+from flywheel_feature.encoding.event_payloads import encode_event
 from flywheel_feature.erasure.erase_job import KIND as ERASE
-from flywheel_feature.erasure.erase_job import Erasing
+from flywheel_feature.erasure.erase_job import EraseJob
 from flywheel_feature.ingest.archive import Archiver
 from flywheel_feature.ingest.archive_replay import ArchiveReplay
 from flywheel_feature.ingest.freshness import FreshnessReader
 from flywheel_feature.ingest.freshness_metrics import FreshnessGauges
 from flywheel_feature.ingest.generations import Generations
 from flywheel_feature.ingest.materialize_job import KIND as MATERIALIZE
-from flywheel_feature.ingest.materialize_job import Materializing
+from flywheel_feature.ingest.materialize_job import MaterializeJob
+from flywheel_feature.ingest.push import Pusher
 from flywheel_feature.ingest.push_log import PushLog
-from flywheel_feature.ingest.pushing import Pushing
-from flywheel_feature.ingest.rebuilding import KIND as REBUILD
-from flywheel_feature.ingest.rebuilding import Rebuilding
-from flywheel_feature.ingest.stream_materialization import StreamMaterializer, TileFilling
+from flywheel_feature.ingest.rebuild_job import KIND as REBUILD
+from flywheel_feature.ingest.rebuild_job import RebuildJob
+from flywheel_feature.ingest.rule_actions import RuleActions
+from flywheel_feature.ingest.stream_materialization import StreamMaterializer, TileFiller
 from flywheel_feature.ingest.stream_tiles import SourceTiles
 from flywheel_feature.ingest.stream_worker import StreamWorker
-from flywheel_feature.ingest.tombstones import Erased
-from flywheel_feature.ingest.value_checks import Validating
+from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.jobs.runner import JobRunner
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.offline.partitioned.build import MEBIBYTE, JoinLimits
 from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.offline.skew import SkewCheck
-from flywheel_feature.online.lookup import OnlineFeatures
+from flywheel_feature.online.features import OnlineFeatures
 from flywheel_feature.permissions import PERMISSIONS, SERVICE
 from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_feature.store.engines.ray import PartitionRay
+from flywheel_feature.store.event_history import EventHistory
 from flywheel_feature.store.grpc.model_uses import NoModels, RegistryModels
-from flywheel_feature.store.kafka.source_topics import SourceTopics
+from flywheel_feature.store.kafka.source_topics import SourceTopics, topic_name
 from flywheel_feature.store.postgres.archive import PostgresArchive
 from flywheel_feature.store.postgres.definitions import PostgresDefinitions
 from flywheel_feature.store.postgres.generations import PostgresGenerations
@@ -77,186 +85,246 @@ log = get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = "flywheel-feature-materialize"
+"""Consumer group of the stream workers."""
 HOUSEKEEPING_SECONDS = 3600.0
+
+
+@dataclass(frozen=True)
+class StreamPorts:
+    """The adapters of the stream worker. One adapter may implement several ports."""
+
+    definitions: AppliedDefinitions
+    online: OnlineStore
+    archive: PostgresArchive
+    generations: PostgresGenerations
+    tombstones: PostgresTombstones
+    tables: S3TableFiles
+    objects: S3ObjectStore
+
+
+@dataclass(frozen=True)
+class Ports(StreamPorts):
+    """The adapters of the gRPC service."""
+
+    topics: SourceTopics
+    push_log: PostgresPushLog
+    materialized: PostgresMaterialized
+    training_sets: PostgresTrainingSets
+    engines: list[PartitionEngine]
+    """Where joins can run, the default first."""
+    jobs: PostgresJobs
+    idempotency: Idempotency
+    models: Models
 
 
 async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     """The gRPC service; `stack` closes what it opened, in reverse."""
-    clock, ids = SystemClock(), SystemIds()
     pool = await _database(settings, stack, "flywheel-feature")
-    definitions = AppliedDefinitions(PostgresDefinitions(pool))
-    await definitions.refresh()
-    store = await _online_store(settings, stack)
-    topics = await _topics(settings, stack)
-    tables = _tables(settings)
-    archive = PostgresArchive(pool, settings.s3_bucket)
-    pushed = PostgresPushLog(pool)
-    push_log = PushLog(pushed, tables, ids.new)
-    history = History(archive, topics, push_log)
-    materialized = PostgresMaterialized(pool)
-    objects = await stack.enter_async_context(object_store(settings))
-    stones = PostgresTombstones(pool)
-    await stones.refresh()
-    erased = Erased(definitions.catalog, stones.of)
-    generations, replay, filling = _filling(pool, store, archive, tables, SourceTiles(store), erased)
-    training_sets = PostgresTrainingSets(pool)
-    engines = await _partition_engines(settings, stack)
-    builder = TrainingSetBuilder(
-        catalogs=definitions.current,
-        tables=tables,
-        archive=history,
-        training_sets=training_sets,
-        clock=clock,
-        engines=engines,
-        limits=JoinLimits(settings.join_memory_mebibytes * MEBIBYTE, settings.ray_join_rows),
-    )
-    skew = SkewCheck(catalogs=definitions.current, tables=tables, archive=history, clock=clock)
-    validating = Validating(tables)
-    materializing = Materializing(
-        definitions.current, tables, materialized, push_log, store, materialized, erased, validating, clock,
-        rows_per_second=settings.materialize_rows_per_second,
-    )  # fmt: skip
-    rebuilding = Rebuilding(
-        definitions.current, definitions.projects, generations, replay, filling, materializing, materialized
-    )
-    erasing = Erasing(
-        definitions.current, store, archive, pushed, tables, stones, topics, training_sets, clock, ids.new,
-        objects.delete, predictions=settings.prediction_log_prefix,
-    )  # fmt: skip
-    job_store = PostgresJobs(pool)
-    jobs = JobRunner(job_store, ids, clock.now, concurrency=settings.job_concurrency)
-    jobs.register(MATERIALIZE, materializing.run)
-    jobs.register(REBUILD, rebuilding.run)
-    jobs.register(ERASE, erasing.run)
-    jobs.register(convert_training_sets.TRAINING_SET_JOB, convert_training_sets.training_set_handler(builder))
-    jobs.register(convert_training_sets.SKEW_JOB, convert_training_sets.skew_handler(skew))
-    leftovers = Leftovers(
-        job_store, convert_training_sets.TRAINING_SET_JOB, training_sets, tables, engines, clock
-    )
-    idempotency = Idempotency(pool)
-    freshness = FreshnessReader(store, archive, materialized, topics)
-    gauges = FreshnessGauges(freshness, definitions.projects, clock)
-    servicer = FeatureServicer(
-        definitions=definitions,
-        idempotency=idempotency,
-        online=OnlineFeatures(definitions, store, AnswerEncoder),
-        pushing=Pushing(topics, store, push_log, materialized, _encode_event, validating),
-        materializing=materializing,
-        freshness=freshness,
-        jobs=jobs,
+    shared = await _stream_ports(settings, stack, pool)
+    ports = Ports(
+        **vars(shared),
+        topics=await _topics(settings, stack),
+        push_log=PostgresPushLog(pool),
+        materialized=PostgresMaterialized(pool),
+        training_sets=PostgresTrainingSets(pool),
+        engines=await _partition_engines(settings, stack),
+        jobs=PostgresJobs(pool),
+        idempotency=Idempotency(pool),
         models=await _models(settings, stack),
-        clock=clock,
+    )
+    return wire(settings, ports)
+
+
+async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> Worker:
+    """The stream worker; `stack` closes what it opened, in reverse."""
+    pool = await _database(settings, stack, "flywheel-feature-materialize")
+    return wire_worker(settings, await _stream_ports(settings, stack, pool))
+
+
+def wire(settings: FeatureSettings, ports: Ports) -> Server:
+    """The gRPC service on these adapters."""
+    ids, clock = SystemIds(), SystemClock()
+    push_log = PushLog(ports.push_log, ports.tables, ids.new)
+    history = EventHistory(ports.archive, ports.topics, push_log)
+    rule_actions = RuleActions(ports.tables)
+    materializing = _materialize_job(settings, ports, push_log, rule_actions)
+    builder = _training_set_builder(settings, ports, history)
+    skew = SkewCheck(catalogs=ports.definitions.current, tables=ports.tables, archive=history, clock=clock)
+    freshness = FreshnessReader(ports.online, ports.archive, ports.materialized, ports.topics)
+
+    jobs = JobRunner(ports.jobs, ids, clock.now, concurrency=settings.job_concurrency)
+    jobs.register(MATERIALIZE, materializing.run)
+    jobs.register(REBUILD, _rebuild_job(ports, materializing).run)
+    jobs.register(ERASE, _erase_job(settings, ports).run)
+    jobs.register(TRAINING_SET_JOB, training_set_handler(builder))
+    jobs.register(SKEW_JOB, skew_handler(skew))
+
+    servicer = FeatureServicer(
+        definitions=ports.definitions,
+        models=ports.models,
+        idempotency=ports.idempotency,
+        online=OnlineFeatures(ports.definitions, ports.online, AnswerEncoder),
+        freshness=freshness,
+        pushing=Pusher(ports.topics, ports.online, push_log, ports.materialized, encode_event, rule_actions),
+        materializing=materializing,
         builder=builder,
-        training_sets=training_sets,
+        training_sets=ports.training_sets,
+        jobs=jobs,
+        clock=clock,
         ids=ids,
     )
-
-    async def ready() -> bool:
-        # Features are read from Redis by the definitions in memory: a replica that can do that keeps its traffic while PostgreSQL is
-        # away (all replicas would lose it together), and what does need the database answers UNAVAILABLE by itself.
-        return await store.ping()
-
     server = Server(
         settings,
         servicers=[(add_to_server, servicer)],
         full_service_names=[SERVICE],
         permissions=PERMISSIONS,
-        readiness=ready,
+        # Lookups need Redis and the definitions in memory only. While PostgreSQL is down, all replicas stay
+        # ready, and methods that need it answer UNAVAILABLE.
+        readiness=ports.online.ping,
     )
-
-    async def housekeeping() -> None:
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            try:
-                await idempotency.trim()
-            except FlywheelError as error:
-                log.warning("housekeeping put off", reason=error.reason)
-
-    server.add_background("definitions", definitions.follow)
-    server.add_background("tombstones", stones.follow)
+    gauges = FreshnessGauges(freshness, ports.definitions.projects, clock)
+    leftovers = Leftovers(
+        ports.jobs, TRAINING_SET_JOB, ports.training_sets, ports.tables, ports.engines, clock
+    )
+    server.add_background("definitions", ports.definitions.follow)
+    server.add_background("tombstones", ports.tombstones.follow)
     server.add_background("jobs", jobs.run)
     server.add_background("freshness", gauges.run)
-    server.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
-    server.add_background("housekeeping", housekeeping)
+    server.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket))
+    server.add_background("housekeeping", lambda: _trim_periodically(ports.idempotency))
     server.add_background("leftovers", leftovers.run)
     return server
 
 
-async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> Worker:
-    """The stream worker: tiles and archive."""
-    ids = SystemIds()
-    pool = await _database(settings, stack, "flywheel-feature-materialize")
-    definitions = AppliedDefinitions(PostgresDefinitions(pool))
-    await definitions.refresh()
-    store = await _online_store(settings, stack)
-    archive = PostgresArchive(pool, settings.s3_bucket)
-    objects = await stack.enter_async_context(object_store(settings))
-    tables, tiles = _tables(settings), SourceTiles(store)
-    stones = PostgresTombstones(pool)
-    await stones.refresh()
-    erased = Erased(definitions.catalog, stones.of)
+def wire_worker(settings: MaterializeSettings, ports: StreamPorts) -> Worker:
+    """The stream worker on these adapters."""
+    tiles = SourceTiles(ports.online)
+    tombstones = _tombstone_filter(ports)
     archiver = Archiver(
-        archive,
-        tables,
-        ids.new,
-        erased,
-        objects.delete,
+        ports.archive,
+        ports.tables,
+        SystemIds().new,
+        tombstones,
+        ports.objects.delete,
         flush_rows=settings.archive_flush_rows,
         flush_seconds=settings.archive_flush_seconds,
         idle_seconds=settings.archive_idle_seconds,
     )
-    generations, _, filling = _filling(pool, store, archive, tables, tiles, erased)
-    materializer = StreamMaterializer(archive, archive, tiles, archiver, filling)
-    prefix = settings.topic_prefix
-    stream = StreamWorker(definitions, materializer, generations, lambda p, s: prefix + topic_name(p, s))
-    loop = stream.loop(
-        bootstrap=settings.kafka_bootstrap,
-        group=prefix + GROUP,
-        batch_records=settings.stream_batch_records,
-        session_timeout_seconds=settings.stream_session_seconds,
-        member=settings.stream_member,
-        pattern="^" + (prefix + feature_source("")).replace(".", r"\.") + ".+",
+    generations = Generations(ports.online, ports.generations)
+    replay = ArchiveReplay(ports.archive, ports.tables)
+    filler = TileFiller(generations, replay, tiles, tombstones)
+    materializer = StreamMaterializer(ports.archive, ports.archive, tiles, archiver, filler)
+    stream = StreamWorker(
+        ports.definitions, materializer, generations, lambda p, s: settings.topic_prefix + topic_name(p, s)
     )
     worker = Worker(settings)
-    worker.add_background("definitions", definitions.follow)
-    worker.add_background("tombstones", stones.follow)
+    worker.add_background("definitions", ports.definitions.follow)
+    worker.add_background("tombstones", ports.tombstones.follow)
     worker.add_background("online-store", stream.watch)
-    worker.add_background("bucket", lambda: _until_done(objects.ensure_bucket))
-    worker.add_background("streams", loop.run)
+    worker.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket))
+    worker.add_background("streams", _consumer(settings, stream).run)
     worker.add_background("archive", archiver.run)
     return worker
 
 
-def topic_name(project: str, source: str) -> str:
-    """The default project's topics carry the source's id alone."""
-    return feature_source(source if project == "default" else f"{project}.{source}")
+def _tombstone_filter(ports: StreamPorts) -> TombstoneFilter:
+    return TombstoneFilter(ports.definitions.catalog, ports.tombstones.of)
 
 
-class History:
-    """The archive and where its topics end (port: offline.ports.Archive)."""
-
-    def __init__(self, archive: PostgresArchive, topics: SourceTopics, pushes: PushLog) -> None:
-        self.segments = archive.segments
-        self.archived_offsets = archive.archived_offsets
-        self.end_offsets = topics.end_offsets
-        self.pushed_uris = pushes.pushed_uris
-
-
-def _filling(
-    pool: Pool,
-    store: OnlineStore,
-    archive: PostgresArchive,
-    tables: S3TableFiles,
-    tiles: SourceTiles,
-    erased: Erased,
-) -> tuple[Generations, ArchiveReplay, TileFilling]:
-    generations = Generations(store, PostgresGenerations(pool))
-    replay = ArchiveReplay(archive, tables)
-    return generations, replay, TileFilling(generations, replay, tiles, erased)
+def _materialize_job(
+    settings: FeatureSettings, ports: Ports, push_log: PushLog, rule_actions: RuleActions
+) -> MaterializeJob:
+    return MaterializeJob(
+        catalogs=ports.definitions.current,
+        files=ports.tables,
+        seen=ports.materialized,
+        pushed=push_log,
+        online=ports.online,
+        materialized=ports.materialized,
+        tombstones=_tombstone_filter(ports),
+        rule_actions=rule_actions,
+        clock=SystemClock(),
+        rows_per_second=settings.materialize_rows_per_second,
+    )
 
 
-def _encode_event(source, columns, event_ids, partition) -> bytes:  # type: ignore[no-untyped-def]
-    return event_payloads.to_event(source, columns, event_ids, partition).SerializeToString()
+def _rebuild_job(ports: Ports, materializing: MaterializeJob) -> RebuildJob:
+    generations = Generations(ports.online, ports.generations)
+    replay = ArchiveReplay(ports.archive, ports.tables)
+    filler = TileFiller(generations, replay, SourceTiles(ports.online), _tombstone_filter(ports))
+    return RebuildJob(
+        ports.definitions.current,
+        ports.definitions.projects,
+        generations,
+        replay,
+        filler,
+        materializing,
+        ports.materialized,
+    )
+
+
+def _erase_job(settings: FeatureSettings, ports: Ports) -> EraseJob:
+    return EraseJob(
+        ports.definitions.current,
+        ports.online,
+        ports.archive,
+        ports.push_log,
+        ports.tables,
+        ports.tombstones,
+        ports.topics,
+        ports.training_sets,
+        SystemClock(),
+        SystemIds().new,
+        ports.objects.delete,
+        predictions=settings.prediction_log_prefix,
+    )
+
+
+def _training_set_builder(
+    settings: FeatureSettings, ports: Ports, history: EventHistory
+) -> TrainingSetBuilder:
+    return TrainingSetBuilder(
+        catalogs=ports.definitions.current,
+        tables=ports.tables,
+        archive=history,
+        training_sets=ports.training_sets,
+        clock=SystemClock(),
+        engines=ports.engines,
+        limits=JoinLimits(settings.join_memory_mebibytes * MEBIBYTE, settings.ray_join_rows),
+    )
+
+
+def _consumer(settings: MaterializeSettings, stream: StreamWorker) -> ConsumerLoop:
+    topics = settings.topic_prefix + feature_source("")
+    consumer = ConsumerLoop(
+        handler=stream.handle,
+        positions=stream.positions,
+        commit_to_kafka=False,
+        bootstrap=settings.kafka_bootstrap,
+        group=settings.topic_prefix + GROUP,
+        batch_records=settings.stream_batch_records,
+        session_timeout_seconds=settings.stream_session_seconds,
+        member=settings.stream_member,
+        pattern="^" + topics.replace(".", r"\.") + ".+",
+    )
+    stream.attach(consumer)
+    return consumer
+
+
+async def _stream_ports(settings: FeatureSettings, stack: AsyncExitStack, pool: Pool) -> StreamPorts:
+    """The adapters that the service and the worker share; definitions and tombstones are read."""
+    ports = StreamPorts(
+        definitions=AppliedDefinitions(PostgresDefinitions(pool)),
+        online=await _online_store(settings, stack),
+        archive=PostgresArchive(pool, settings.s3_bucket),
+        generations=PostgresGenerations(pool),
+        tombstones=PostgresTombstones(pool),
+        tables=S3TableFiles.from_settings(settings),
+        objects=await stack.enter_async_context(object_store(settings)),
+    )
+    await ports.definitions.refresh()
+    await ports.tombstones.refresh()
+    return ports
 
 
 async def _database(settings: FeatureSettings, stack: AsyncExitStack, name: str) -> Pool:
@@ -300,15 +368,6 @@ async def _models(settings: FeatureSettings, stack: AsyncExitStack) -> Models:
     return RegistryModels(await stack.enter_async_context(opened))
 
 
-def _tables(settings: FeatureSettings) -> S3TableFiles:
-    return S3TableFiles(
-        endpoint=settings.s3_endpoint,
-        access_key=settings.s3_access_key.get_secret_value(),
-        secret_key=settings.s3_secret_key.get_secret_value(),
-        bucket=settings.s3_bucket,
-    )
-
-
 async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -> list[PartitionEngine]:
     environment = {
         "FLYWHEEL_FEATURE_S3_ENDPOINT": settings.s3_endpoint,
@@ -321,17 +380,12 @@ async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -
     spill = settings.spill_directory or str(Path(tempfile.gettempdir()) / "flywheel-feature")
     engines: list[PartitionEngine] = [PartitionProcess(spill, environment)]
     if settings.ray_address:
+        token = settings.ray_auth_token.get_secret_value()
         ray = PartitionRay(
-            await stack.enter_async_context(
-                ray_jobs(settings.ray_address, settings.ray_auth_token.get_secret_value())
-            ),
+            await stack.enter_async_context(ray_jobs(settings.ray_address, token)),
             python=settings.ray_python,
             files=arrow_filesystem(settings),
-            deletion=S3Deletion(
-                settings.s3_endpoint,
-                settings.s3_access_key.get_secret_value(),
-                settings.s3_secret_key.get_secret_value(),
-            ),
+            deletion=S3Deletion.from_settings(settings),
             root=f"{settings.s3_bucket}/joins",
             environment=environment,
         )
@@ -339,8 +393,17 @@ async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -
     return engines
 
 
+async def _trim_periodically(idempotency: Idempotency) -> None:
+    while True:
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
+        try:
+            await idempotency.trim()
+        except FlywheelError as error:
+            log.warning("housekeeping failed", reason=error.reason)
+
+
 async def _until_done(work: Callable[[], Awaitable[object]]) -> None:
-    """Again and again while a dependency is away."""
+    """Retry start-up work with backoff while a dependency is down."""
     delay = 0.2
     while True:
         try:
@@ -349,6 +412,6 @@ async def _until_done(work: Callable[[], Awaitable[object]]) -> None:
         except FlywheelError as error:
             if not error.retryable:
                 raise
-            log.warning("start-up work waits", reason=error.reason)
+            log.warning("start-up work is retried", reason=error.reason)
         await asyncio.sleep(delay)
         delay = min(delay * 2, 5.0)

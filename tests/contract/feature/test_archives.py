@@ -29,7 +29,7 @@ from flywheel_feature.fakes.archive import MemoryArchive
 from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.ingest.archive import NewSegment
 from flywheel_feature.ingest.push_log import PushLog
-from flywheel_feature.server import History
+from flywheel_feature.store.event_history import EventHistory
 from flywheel_feature.store.kafka.source_topics import SourceTopics
 from flywheel_feature.store.postgres.archive import PostgresArchive
 from flywheel_feature.store.postgres.push_log import PostgresPushLog
@@ -100,7 +100,7 @@ async def in_service(pool: Any, kafka: Kafka, topic_prefix: str) -> AsyncIterato
             await log.append(FACTS, PLANES, {"at": (np.array([1]), np.ones(1, bool))}, 1)
             return (await log.pushed("p", "facts"))[-1].uri
 
-        yield Written(History(segments, topics, log), send, archived, push)
+        yield Written(EventHistory(segments, topics, log), send, archived, push)
         await topics.close()
         await producer.close()
 
@@ -134,5 +134,5 @@ async def test_end_offsets_without_kafka_are_unavailable(pool: Any, free_port: C
         topics = SourceTopics(bootstrap, producer, topic_of=lambda p, s: f"{p}.{s}", partitions=1)
         log = PushLog(PostgresPushLog(pool), MemoryTables("bucket"), SystemIds().new)
         with pytest.raises(Unavailable) as away:
-            await History(PostgresArchive(pool, "bucket"), topics, log).end_offsets("p", "landings")
+            await EventHistory(PostgresArchive(pool, "bucket"), topics, log).end_offsets("p", "landings")
     assert "KAFKA_UNAVAILABLE" == away.value.reason

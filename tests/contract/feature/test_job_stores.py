@@ -10,7 +10,8 @@ import pytest
 
 from flywheel_common.errors import InvalidArgument
 from flywheel_feature.fakes.jobs import MemoryJobs
-from flywheel_feature.jobs.runner import MAX_ATTEMPTS, Job, JobState, JobStore, Progress
+from flywheel_feature.jobs.model import Job, JobState, Progress
+from flywheel_feature.jobs.ports import MAX_ATTEMPTS, JobStore
 from flywheel_feature.store.postgres.jobs import PostgresJobs
 from tests.support.eventually import eventually
 

@@ -20,7 +20,8 @@ from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, create_pool
 from flywheel_common.ray.jobs import OPEN, RayJobs, ray_jobs
 from flywheel_feature.api.convert_training_sets import TRAINING_SET_JOB
-from flywheel_feature.jobs.runner import Job, JobContext, JobRunner, JobState
+from flywheel_feature.jobs.model import Job, JobState
+from flywheel_feature.jobs.runner import JobContext, JobRunner
 from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.offline.model import Compute
 from flywheel_feature.offline.partitioned.build import JoinLimits

@@ -17,7 +17,8 @@ from flywheel_common.clock import ManualClock
 from flywheel_common.errors import Unavailable
 from flywheel_feature.api.convert_training_sets import TRAINING_SET_JOB as KIND
 from flywheel_feature.fakes.jobs import MemoryJobs
-from flywheel_feature.jobs.runner import LEASE_SECONDS, Job, JobState
+from flywheel_feature.jobs.model import Job, JobState
+from flywheel_feature.jobs.runner import LEASE_SECONDS
 from flywheel_feature.offline.leftovers import Leftovers
 from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_local.s3 import S3

@@ -22,7 +22,8 @@ from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import dead_letter
 from flywheel_common.postgres.pool import create_pool
 from flywheel_feature.definitions.model import TableFormat
-from flywheel_feature.server import GROUP, topic_name
+from flywheel_feature.server import GROUP
+from flywheel_feature.store.kafka.source_topics import topic_name
 from flywheel_feature.store.postgres.push_log import PostgresPushLog
 from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.kafka import Kafka

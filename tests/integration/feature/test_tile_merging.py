@@ -26,12 +26,17 @@ from flywheel_feature.definitions.model import (
 from flywheel_feature.definitions.model import (
     AggregationFunction as F,
 )
-from flywheel_feature.ingest.stream_tiles import PositionLost, SourceRows, ViewTiles
+from flywheel_feature.ingest.source_rows import SourceRows
+from flywheel_feature.ingest.stream_tiles import ViewTiles
+from flywheel_feature.ingest.tile_store import PositionLost
 from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_feature.store.redis.online_store import OnlineStore
+from flywheel_feature.windows.aggregations import feature_type
+from flywheel_feature.windows.event_order import event_ranks
 from flywheel_feature.windows.hyperloglog import observations
-from flywheel_feature.windows.tile_layout import TileLayout, event_ranks, feature_type
-from flywheel_feature.windows.tile_writing import Events
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_reading import TileReader
+from flywheel_feature.windows.tile_writing import Events, partials, state_of
 
 TILE = 600 * SECOND
 START = 1_357_000_000 * SECOND
@@ -89,8 +94,8 @@ def at_once(layout: TileLayout, sent: list[Any]) -> list[bytes | None]:
     lengths = np.array([len(t) for t in raw], np.float64)
     observed = {"x": observations(x[0]), "s": observations(texts)}
     events = Events(code, time, time, rank, {"x": x, "s": (lengths, named)}, observed, {"s": raw})  # type: ignore[dict-item]
-    deltas = layout.partials(events)
-    return [layout.state_of(deltas[c], {}) if c in deltas else None for c in (0, 1)]
+    deltas = partials(layout, events)
+    return [state_of(layout, deltas[c], {}) if c in deltas else None for c in (0, 1)]
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -128,8 +133,8 @@ def test_any_cuts_and_repetitions_give_the_same_windows(
         await pipe.close()
         return found
 
-    got = tiles.layout.read(asyncio.run(merged()), as_of)
-    want = tiles.layout.read(at_once(tiles.layout, events), as_of)
+    got = TileReader(tiles.layout).read(asyncio.run(merged()), as_of)
+    want = TileReader(tiles.layout).read(at_once(tiles.layout, events), as_of)
     assert got.found.tolist() == want.found.tolist()
     assert got.newest.tolist() == want.newest.tolist()
     for aggregation, (values, valid), (expected, there) in zip(
@@ -182,7 +187,11 @@ async def test_a_state_of_an_older_generation_counts_for_nothing_and_one_of_a_ne
     async def count() -> list[int]:
         states = await store.read([b"default/generations@1{1:A}"])
         values = dict(
-            zip((a.name for a in AGGREGATIONS), tiles.layout.read(states, as_of).columns, strict=True)
+            zip(
+                (a.name for a in AGGREGATIONS),
+                TileReader(tiles.layout).read(states, as_of).columns,
+                strict=True,
+            )
         )
         return values[f"COUNT_{HOUR}"][0].tolist()
 

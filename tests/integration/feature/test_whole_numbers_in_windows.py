@@ -28,11 +28,14 @@ from flywheel_feature.definitions.model import (
 )
 from flywheel_feature.definitions.model import AggregationFunction as F
 from flywheel_feature.fakes.online import MemoryOnlineStore
-from flywheel_feature.ingest.stream_tiles import SourceRows, ViewTiles
+from flywheel_feature.ingest.source_rows import SourceRows
+from flywheel_feature.ingest.stream_tiles import ViewTiles
 from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
 from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_feature.store.redis.online_store import OnlineStore
-from flywheel_feature.windows.tile_layout import event_ranks, feature_type
+from flywheel_feature.windows.aggregations import feature_type
+from flywheel_feature.windows.event_order import event_ranks
+from flywheel_feature.windows.tile_reading import TileReader
 
 MINUTE = 60 * SECOND
 TILE = 10 * MINUTE
@@ -132,7 +135,7 @@ async def online(store: Any, events: list[Any], cuts: list[int], minute: int) ->
     for low, high in pairwise(edges):
         await tiles.apply(rows_of(events, low, high), store, 1)
     states = await store.read([f"default/{name}@1{{1:A}}".encode()])
-    columns = tiles.layout.read(states, np.array([START + minute * MINUTE], np.int64)).columns
+    columns = TileReader(tiles.layout).read(states, np.array([START + minute * MINUTE], np.int64)).columns
     assert {np.dtype(np.int64), np.dtype(object)} == {values.dtype for values, _ in columns}
     row = [values[0] if valid[0] else None for values, valid in columns]
     return [v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for v in row]

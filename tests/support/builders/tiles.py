@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from flywheel_feature.definitions.model import HOUR, SECOND, Aggregation, AggregationFunction
-from flywheel_feature.windows.tile_layout import TileLayout, event_ranks
-from flywheel_feature.windows.tile_writing import Delta, Events
+from flywheel_feature.windows.event_order import event_ranks
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_reading import TileReader
+from flywheel_feature.windows.tile_writing import Delta, Events, partials, state_of
 
 F = AggregationFunction
 TILE = 600 * SECOND
@@ -38,12 +40,12 @@ def delta(numbers: Sequence[int], minutes: Sequence[int], id_prefix: str = "") -
     time = np.array([event_time(minutes[i]) for i in chosen], np.int64)
     values = {"x": (chosen.astype(np.float64), chosen % 5 != 4)}
     ranks = event_ranks([f"{id_prefix}{i}" for i in chosen.tolist()])
-    return LAYOUT.partials(Events(np.zeros(chosen.size, np.int64), time, time, ranks, values))[0]
+    return partials(LAYOUT, Events(np.zeros(chosen.size, np.int64), time, time, ranks, values))[0]
 
 
 def windows(state: bytes | None, minute: int) -> list[Any]:
     """The values of all windows of a state at a time, with lists flattened."""
-    read = LAYOUT.read([state], np.array([event_time(minute)], np.int64))
+    read = TileReader(LAYOUT).read([state], np.array([event_time(minute)], np.int64))
     values = [column[0] if mask[0] else None for column, mask in read.columns]
     flat: list[Any] = []
     for value in values:
@@ -55,4 +57,4 @@ def windows_of_events(
     numbers: Sequence[int], minutes: Sequence[int], minute: int, prefix: str = ""
 ) -> list[Any]:
     """The values of all windows after exactly these events."""
-    return windows(LAYOUT.state_of(delta(numbers, minutes, prefix), {}), minute)
+    return windows(state_of(LAYOUT, delta(numbers, minutes, prefix), {}), minute)

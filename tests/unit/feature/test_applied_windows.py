@@ -16,9 +16,12 @@ from flywheel_feature.definitions.model import Aggregation, AggregationFunction
 from flywheel_feature.offline.joins import applied_windows
 from flywheel_feature.offline.joins.applied_windows import Stream, applied_features
 from flywheel_feature.offline.joins.windows import WindowFeature
+from flywheel_feature.windows.aggregations import feature_type
 from flywheel_feature.windows.applied_offsets import positions_of
-from flywheel_feature.windows.tile_layout import TileLayout, event_ranks, feature_type
-from flywheel_feature.windows.tile_writing import Events
+from flywheel_feature.windows.event_order import event_ranks
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_reading import TileReader
+from flywheel_feature.windows.tile_writing import Events, partials, state_of
 
 F = AggregationFunction
 MINUTE = 60_000_000
@@ -72,18 +75,18 @@ def state_after(layout: TileLayout, arrivals: list[Arrival], origin: str, count:
     value = np.array([e[2] or 0.0 for _, e in chosen], np.float64)
     present = np.array([e[2] is not None for _, e in chosen], np.bool_)
     ranks = event_ranks([f"e{i}" for i, _ in chosen])
-    deltas = layout.partials(
-        Events(np.zeros(len(chosen), np.int64), time, time, ranks, {"v": (value, present)})
+    deltas = partials(
+        layout, Events(np.zeros(len(chosen), np.int64), time, time, ranks, {"v": (value, present)})
     )
     reached = {e[3]: offsets[i] + 1 for i, e in chosen}
-    return layout.state_of(deltas[0], reached) if deltas else None
+    return state_of(layout, deltas[0], reached) if deltas else None
 
 
 def answered(arrivals: list[Arrival], reads: list[Read]) -> tuple[list[list[Any]], list[list[int]]]:
     """Per read the online values, and the applied offsets that come with them."""
     layout = TileLayout(AGGREGATIONS, TILE)
     states = [state_after(layout, arrivals, origin, count) for origin, _, count in reads]
-    read = layout.read(states, np.array([BASE + r[1] * MINUTE for r in reads], np.int64))
+    read = TileReader(layout).read(states, np.array([BASE + r[1] * MINUTE for r in reads], np.int64))
     rows = [[column[i] if mask[i] else None for column, mask in read.columns] for i in range(len(reads))]
     bounds, pairs = positions_of(states)
     applied = [pairs[bounds[i] : bounds[i + 1]].ravel().tolist() for i in range(len(reads))]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flywheel_feature.definitions.model import DataType, Field, Source, StreamSource
 from flywheel_feature.ingest import archive_replay
-from flywheel_feature.ingest.stream_tiles import SourceRows
+from flywheel_feature.ingest.source_rows import SourceRows
 
 SOURCE = Source("p", "events", (Field("at", DataType.TIMESTAMP),), "at", "", StreamSource())
 

@@ -15,7 +15,8 @@ from flywheel_feature.definitions.model import Aggregation, AggregationFunction,
 from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
 from flywheel_feature.windows.hyperloglog import REGISTERS, STANDARD_ERROR, counts, observations
 from flywheel_feature.windows.tile_layout import TileLayout
-from flywheel_feature.windows.tile_writing import Events
+from flywheel_feature.windows.tile_reading import TileReader
+from flywheel_feature.windows.tile_writing import Events, partials, state_of
 
 MINUTE = 60_000_000
 TILE = 5 * MINUTE
@@ -80,9 +81,9 @@ def test_tiles_and_history_count_the_same_texts(events: list[Any], minute: int) 
         np.array(["AB".index(e[0]) for e in seen], np.int64), time, time, np.arange(len(seen)),
         {"v": (np.zeros(len(seen)), present)}, {"v": observations(texts)},
     )  # fmt: skip
-    deltas = layout.partials(batch)
-    states = [layout.state_of(deltas[i], {0: 1}) if i in deltas else None for i in range(2)]
-    online = layout.read(states, np.full(2, BASE + minute * MINUTE, np.int64))
+    deltas = partials(layout, batch)
+    states = [state_of(layout, deltas[i], {0: 1}) if i in deltas else None for i in range(2)]
+    online = TileReader(layout).read(states, np.full(2, BASE + minute * MINUTE, np.int64))
     offline = windowed_features(
         pl.DataFrame({"k": ["A", "B"], "at": [EPOCH + timedelta(minutes=minute)] * 2}),
         pl.DataFrame(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import DataType, Entity, Field, ParquetSource, Source, StreamSource
 from flywheel_feature.encoding.keys import entity_keys
-from flywheel_feature.ingest.tombstones import Erased, Tombstone, key_hash, speaks_of
+from flywheel_feature.ingest.tombstones import Tombstone, TombstoneFilter, key_hash, names_entity
 
 PERSON, SHOP = Field("person", DataType.STRING), Field("shop", DataType.INT64)
 AT = Field("at", DataType.TIMESTAMP)
@@ -26,13 +26,13 @@ BURIED = st.dictionaries(
 )  # fmt: skip
 
 
-def erased(stones: dict[tuple[str, int], Tombstone]) -> Erased:
+def erased(stones: dict[tuple[str, int], Tombstone]) -> TombstoneFilter:
     held = {}
     for (person, shop), stone in stones.items():
         (name,) = entity_keys([(DataType.STRING, [person]), (DataType.INT64, [shop])])
         held[key_hash(PLACE, name)] = stone
     catalog = Catalog("p", entities={"place": PLACE})
-    return Erased(lambda _: catalog, lambda _: {"place": held} if held else {})
+    return TombstoneFilter(lambda _: catalog, lambda _: {"place": held} if held else {})
 
 
 def columns(rows: list[Any]) -> Any:
@@ -71,7 +71,7 @@ def test_rows_of_a_table_that_were_known_before_the_erasure_go(
 
 
 def test_a_source_speaks_of_an_entity_when_it_has_all_its_keys_in_their_types() -> None:
-    assert speaks_of(VISITS, PLACE)
+    assert names_entity(VISITS, PLACE)
     other_type = Source("p", "x", (PERSON, Field("shop", DataType.STRING), AT), "at", "", StreamSource())
-    assert not speaks_of(other_type, PLACE)
-    assert not speaks_of(Source("p", "x", (PERSON, AT), "at", "", StreamSource()), PLACE)
+    assert not names_entity(other_type, PLACE)
+    assert not names_entity(Source("p", "x", (PERSON, AT), "at", "", StreamSource()), PLACE)

@@ -12,7 +12,8 @@ import pytest
 from flywheel_common.errors import FailedPrecondition, InvalidArgument, Unavailable
 from flywheel_common.ids import SequentialIds
 from flywheel_feature.fakes.jobs import MemoryJobs
-from flywheel_feature.jobs.runner import Handler, Job, JobContext, JobRunner, JobState
+from flywheel_feature.jobs.model import Job, JobState
+from flywheel_feature.jobs.runner import Handler, JobContext, JobRunner
 from tests.support.eventually import eventually
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

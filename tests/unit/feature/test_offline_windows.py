@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from flywheel_feature.definitions.model import AggregationFunction as Function
 from flywheel_feature.offline.joins import windows as windows_module
 from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
-from flywheel_feature.windows.tile_layout import event_ranks
+from flywheel_feature.windows.event_order import event_ranks
 
 EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
 MINUTE = 60_000_000

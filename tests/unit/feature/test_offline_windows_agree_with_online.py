@@ -13,9 +13,12 @@ from hypothesis import strategies as st
 
 from flywheel_feature.definitions.model import Aggregation, AggregationFunction
 from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
+from flywheel_feature.windows.aggregations import feature_type
+from flywheel_feature.windows.event_order import event_ranks
 from flywheel_feature.windows.hyperloglog import observations
-from flywheel_feature.windows.tile_layout import TileLayout, event_ranks, feature_type
-from flywheel_feature.windows.tile_writing import Events
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_reading import TileReader
+from flywheel_feature.windows.tile_writing import Events, partials, state_of
 
 F = AggregationFunction
 MINUTE = 60_000_000
@@ -60,9 +63,9 @@ def online(events: list[Any], origin: str, minute: int) -> list[Any]:
         {"v": (value, present)},
         {"v": observations(value)},
     )
-    deltas = layout.partials(batch)
-    state = layout.state_of(deltas[0], {0: count}) if deltas else None
-    values = layout.read([state], np.array([BASE + minute * MINUTE], np.int64))
+    deltas = partials(layout, batch)
+    state = state_of(layout, deltas[0], {0: count}) if deltas else None
+    values = TileReader(layout).read([state], np.array([BASE + minute * MINUTE], np.int64))
     row = [column[0] if mask[0] else None for column, mask in values.columns]
     return [v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for v in row]
 

@@ -24,8 +24,9 @@ from flywheel_feature.definitions.model import (
 from flywheel_feature.encoding.keys import entity_keys
 from flywheel_feature.online.lookup import Lookup, SharedRead
 from flywheel_feature.online.read_plan import plan_of_features
-from flywheel_feature.windows.tile_layout import TileLayout, event_ranks
-from flywheel_feature.windows.tile_writing import Events
+from flywheel_feature.windows.event_order import event_ranks
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_writing import Events, partials, state_of
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 MINUTE = 60_000_000
@@ -36,7 +37,7 @@ LAYOUT = TileLayout(AGGREGATIONS, 5 * MINUTE)
 def state(count: int, offsets: dict[int, int]) -> bytes:
     times = np.zeros(count, np.int64)
     ranks = event_ranks([str(i) for i in range(count)])
-    return LAYOUT.state_of(LAYOUT.partials(Events(times, times, times, ranks, {}))[0], offsets)
+    return state_of(LAYOUT, partials(LAYOUT, Events(times, times, times, ranks, {}))[0], offsets)
 
 
 class Store:

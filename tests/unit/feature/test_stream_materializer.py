@@ -32,9 +32,11 @@ from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.ingest.archive import Archiver
 from flywheel_feature.ingest.archive_replay import ArchiveReplay
 from flywheel_feature.ingest.generations import Generations
-from flywheel_feature.ingest.stream_materialization import PositionLost, StreamMaterializer, TileFilling
-from flywheel_feature.ingest.stream_tiles import SourceRows, SourceTiles, ViewTiles
-from flywheel_feature.ingest.tombstones import Erased
+from flywheel_feature.ingest.source_rows import SourceRows
+from flywheel_feature.ingest.stream_materialization import PositionLost, StreamMaterializer, TileFiller
+from flywheel_feature.ingest.stream_tiles import SourceTiles, ViewTiles
+from flywheel_feature.ingest.tombstones import TombstoneFilter
+from flywheel_feature.windows.tile_reading import TileReader
 
 KEY = Field("airport", DataType.STRING)
 SCHEMA = (KEY, Field("at", DataType.TIMESTAMP), Field("x", DataType.FLOAT64))
@@ -89,10 +91,10 @@ async def live(
     """One process's work on the partition; False when it died."""
     left = [life]
     store, kept = Mortal(online, left), Mortal(streams, left)
-    erased = Erased(lambda _: CATALOG, lambda _: {})
+    erased = TombstoneFilter(lambda _: CATALOG, lambda _: {})
     tiles = SourceTiles(store)
     archiver = Archiver(kept, files, lambda: uuid4().hex, erased, files.delete, flush_rows=5)
-    filling = TileFilling(Generations(store, kept), ArchiveReplay(kept, files), tiles, erased)
+    filling = TileFiller(Generations(store, kept), ArchiveReplay(kept, files), tiles, erased)
     worker = StreamMaterializer(kept, kept, tiles, archiver, filling)
     try:
         at = await worker.begin(CATALOG, SOURCE, 0)
@@ -133,7 +135,7 @@ def test_each_event_counts_once_wherever_processes_die(
 
     states, uris = asyncio.run(story())
     layout = ViewTiles(VIEW, (KEY,), SCHEMA).layout
-    (sums,) = layout.read(states, np.full(2, 40 * 60 * SECOND, np.int64)).columns
+    (sums,) = TileReader(layout).read(states, np.full(2, 40 * 60 * SECOND, np.int64)).columns
     expected = [sum(i + 1.0 for i in {i for a, i in events if a == airport}) for airport in "AB"]
     assert expected == [float(v) if ok else 0.0 for v, ok in zip(*sums, strict=True)]
     archived = [i for uri in uris for i in files.read_files([uri], ["__event_id"])["__event_id"].to_list()]

@@ -12,8 +12,11 @@ from hypothesis import strategies as st
 
 from flywheel_feature.definitions.model import DAY, HOUR, SECOND, Aggregation
 from flywheel_feature.definitions.model import AggregationFunction as F
-from flywheel_feature.windows.tile_layout import TileLayout, choose_tile, default_name, event_ranks
-from flywheel_feature.windows.tile_writing import Events
+from flywheel_feature.windows.aggregations import choose_tile, default_name
+from flywheel_feature.windows.event_order import event_ranks
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_reading import TileReader
+from flywheel_feature.windows.tile_writing import Events, partials, state_of
 
 TILE = 600 * SECOND
 WINDOWS = (HOUR, 6 * HOUR)
@@ -89,9 +92,9 @@ def test_reads_equal_a_brute_force_over_the_events(events: list[Any], minutes_af
     layout = TileLayout(AGGREGATIONS, TILE)
     as_of = max((e[1] for e in events), default=1_357_000_000 * SECOND) + minutes_after * 60 * SECOND
     ids = [f"event-{i}" for i in range(len(events))]
-    deltas = layout.partials(arrays(events, ids))
-    states = [layout.state_of(deltas[e], {0: 1}) if e in deltas else None for e in range(3)]
-    read = layout.read(states, np.full(3, as_of))
+    deltas = partials(layout, arrays(events, ids))
+    states = [state_of(layout, deltas[e], {0: 1}) if e in deltas else None for e in range(3)]
+    read = TileReader(layout).read(states, np.full(3, as_of))
     ranks = event_ranks(ids).tolist()
     seen = {e[0] for e in events}
     assert [e in seen for e in range(3)] == read.found.tolist()
@@ -116,8 +119,8 @@ def test_a_window_that_moved_past_every_event_counts_zero_and_has_no_mean() -> N
         np.zeros(1, np.int64),
         {"x": (np.array([4.0]), np.array([True]))},
     )
-    state = layout.state_of(layout.partials(events)[0], {0: 1})
-    read = layout.read([state, state], np.array([HOUR, 3 * HOUR]))
+    state = state_of(layout, partials(layout, events)[0], {0: 1})
+    read = TileReader(layout).read([state, state], np.array([HOUR, 3 * HOUR]))
     (count, counted), (mean, has_mean) = read.columns
     assert count.tolist() == [1, 0] and counted.tolist() == [True, True]
     assert mean[0] == 4.0 and has_mean.tolist() == [True, False]

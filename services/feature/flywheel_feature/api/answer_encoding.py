@@ -20,7 +20,8 @@ from flywheel_feature.api.convert_online import applied_table
 from flywheel_feature.definitions.model import Field
 from flywheel_feature.encoding.row_encoding import DTYPES, is_variable
 from flywheel_feature.encoding.wire_columns import to_column
-from flywheel_feature.online.read_plan import PRESENT, STALE, Answer, ReadPlan, wide_features
+from flywheel_feature.online.read_plan import Answer, ReadPlan
+from flywheel_feature.online.view_reads import PRESENT, STALE, wide_features
 from flywheel_feature.windows.applied_offsets import AppliedOffsets
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2

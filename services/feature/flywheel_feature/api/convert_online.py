@@ -28,8 +28,8 @@ from flywheel_feature.encoding.wire_columns import (
     to_timestamp,
 )
 from flywheel_feature.ingest.freshness import Freshness
-from flywheel_feature.ingest.pushing import Pushed
-from flywheel_feature.ingest.value_checks import report_to_json
+from flywheel_feature.ingest.push import PushResult
+from flywheel_feature.ingest.rule_actions import report_to_json
 from flywheel_feature.online.lookup import MAXIMUM_ROWS, Lookup
 from flywheel_feature.online.read_plan import Answer, ReadPlan
 from flywheel_feature.windows.applied_offsets import AppliedOffsets, applied_name
@@ -170,7 +170,7 @@ def applied_table(applied: Sequence[AppliedOffsets]) -> column_pb2.Table:
     )
 
 
-def pushed_to_proto(source: str, pushed: Pushed) -> pb.PushFeaturesResponse:
+def pushed_to_proto(source: str, pushed: PushResult) -> pb.PushFeaturesResponse:
     message = pb.PushFeaturesResponse(
         accepted_count=pushed.accepted,
         offsets=[

@@ -26,7 +26,7 @@ from flywheel_feature.api.listing import page_of
 from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.apply.lineage import Models, ModelUses, lineage_of
 from flywheel_feature.apply.plan import REGISTRY_DOWN, ApplyPlan
-from flywheel_feature.ingest.pushing import Pushing
+from flywheel_feature.ingest.push import Pusher
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 log = get_logger(__name__)
@@ -39,7 +39,7 @@ class DefinitionMethods:
     _definitions: AppliedDefinitions
     _idempotency: Idempotency
     _models: Models
-    _pushing: Pushing
+    _pushing: Pusher
     _clock: Clock
 
     async def ApplyDefinitions(

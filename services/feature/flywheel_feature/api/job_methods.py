@@ -9,7 +9,8 @@ from flywheel_common.names import Pattern, parse_project
 from flywheel_common.paging import decode_token, encode_token, page_size
 from flywheel_common.postgres.idempotency import Idempotency
 from flywheel_feature.api import convert_jobs
-from flywheel_feature.jobs.runner import Job, JobRunner
+from flywheel_feature.jobs.model import Job
+from flywheel_feature.jobs.runner import JobRunner
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 JOB = Pattern("projects/{project}/jobs/{job:any}")

@@ -18,12 +18,13 @@ from flywheel_feature.api.write_methods import WriteMethods
 from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.apply.lineage import Models
 from flywheel_feature.ingest.freshness import FreshnessReader
-from flywheel_feature.ingest.materialize_job import Materializing
-from flywheel_feature.ingest.pushing import Pushing
+from flywheel_feature.ingest.materialize_job import MaterializeJob
+from flywheel_feature.ingest.push import Pusher
 from flywheel_feature.jobs.runner import JobRunner
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.ports import TrainingSets
-from flywheel_feature.online.lookup import OnlineFeatures, SharedRead
+from flywheel_feature.online.features import OnlineFeatures
+from flywheel_feature.online.lookup import SharedRead
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 
@@ -68,8 +69,8 @@ class FeatureServicer(
         idempotency: Idempotency,
         online: OnlineFeatures,
         freshness: FreshnessReader,
-        pushing: Pushing,
-        materializing: Materializing,
+        pushing: Pusher,
+        materializing: MaterializeJob,
         builder: TrainingSetBuilder,
         training_sets: TrainingSets,
         jobs: JobRunner,

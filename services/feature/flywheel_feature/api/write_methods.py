@@ -17,9 +17,9 @@ from flywheel_feature.definitions.errors import NotABatchView
 from flywheel_feature.definitions.model import BatchView
 from flywheel_feature.encoding import wire_columns
 from flywheel_feature.erasure import erase_job
-from flywheel_feature.ingest import materialize_job, rebuilding
-from flywheel_feature.ingest.materialize_job import Materializing
-from flywheel_feature.ingest.pushing import Pushing
+from flywheel_feature.ingest import materialize_job, rebuild_job
+from flywheel_feature.ingest.materialize_job import MaterializeJob
+from flywheel_feature.ingest.push import Pusher
 from flywheel_feature.jobs.runner import JobRunner
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
@@ -30,8 +30,8 @@ class WriteMethods:
     """Mixin of the servicer."""
 
     _definitions: AppliedDefinitions
-    _pushing: Pushing
-    _materializing: Materializing
+    _pushing: Pusher
+    _materializing: MaterializeJob
     _jobs: JobRunner
 
     async def PushFeatures(self, request: pb.PushFeaturesRequest, context: Any) -> pb.PushFeaturesResponse:
@@ -109,7 +109,7 @@ class WriteMethods:
     ) -> pb.RebuildOnlineStoreResponse:
         project = parse_project(request.parent)
         job = await self._jobs.submit(
-            rebuilding.KIND,
+            rebuild_job.KIND,
             json.dumps({"project": project}).encode(),
             request.request_id,
             project=project,

@@ -25,7 +25,7 @@ from flywheel_feature.definitions.model import (
     column_name,
 )
 from flywheel_feature.expressions.sql import compile_expressions, compile_predicate
-from flywheel_feature.windows.tile_layout import (
+from flywheel_feature.windows.aggregations import (
     MAXIMUM_TILES,
     MAXIMUM_WINDOW,
     MINIMUM_WINDOW,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -84,6 +84,10 @@ class Catalog:
             message = f"{name} does not exist: apply it first, or look it up with {list_method}."
             raise error(message, name=name)
         return value
+
+
+CatalogReader = Callable[[str], Awaitable[Catalog]]
+"""Reads the definitions of a project with every committed change. Raises Unavailable."""
 
 
 def _suffix(version: int) -> str:

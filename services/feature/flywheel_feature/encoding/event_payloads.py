@@ -49,6 +49,11 @@ def to_event(source: Source, columns: Columns, event_ids: list[str], partition: 
     )
 
 
+def encode_event(source: Source, columns: Columns, event_ids: list[str], partition: int) -> bytes:
+    """`to_event`, serialized."""
+    return to_event(source, columns, event_ids, partition).SerializeToString()
+
+
 def source_name(event: Event) -> str:
     """Name of the source whose rows an event holds. Raises InvalidArgument for an event without rows."""
     return _payload(event).source

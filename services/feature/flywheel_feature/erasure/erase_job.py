@@ -26,12 +26,12 @@ from flywheel_feature.erasure.ports import (
     Objects,
     OnlineKeys,
     PushArchive,
-    Stones,
+    TombstoneStore,
     TopicEnds,
     TrainingSetList,
 )
 from flywheel_feature.ingest.archive import EVENT_TIME, OFFSET
-from flywheel_feature.ingest.tombstones import Tombstone, key_columns, key_hash, rows_of, speaks_of
+from flywheel_feature.ingest.tombstones import Tombstone, key_columns, key_hash, names_entity, rows_of
 from flywheel_feature.jobs.runner import JobContext
 
 KIND = "ERASE"
@@ -71,7 +71,7 @@ class EraseReport:
     not_erased: list[str] = field(default_factory=list)
 
 
-class Erasing:
+class EraseJob:
     """`delete` removes an object by its key. `predictions`: key prefix of the prediction log in the bucket, without a slash at
     the end."""
 
@@ -82,7 +82,7 @@ class Erasing:
         archive: EventArchive,
         pushes: PushArchive,
         objects: Objects,
-        stones: Stones,
+        stones: TombstoneStore,
         topics: TopicEnds,
         training_sets: TrainingSetList,
         clock: Clock,
@@ -115,7 +115,7 @@ class Erasing:
         entity = catalog.entity(request.entity)
         report.entity = entity.name
         about = _About(entity, request.name)
-        sources = [s for s in catalog.sources.values() if speaks_of(s, entity)]
+        sources = [s for s in catalog.sources.values() if names_entity(s, entity)]
         streams = [s for s in sources if s.is_stream]
         if "barriers" not in state:
             job.progress(0, 5, "steps", "telling every process")
@@ -184,7 +184,7 @@ class Erasing:
             for v in catalog.views.values()
             if isinstance(v.kind, BatchView)
             and v.kind.source in catalog.sources
-            and speaks_of(catalog.source(v.kind.source), about.entity)
+            and names_entity(catalog.source(v.kind.source), about.entity)
         }
         for view, project in sorted(views.items()):
             for _, key in await self._pushes.keys(project, view):

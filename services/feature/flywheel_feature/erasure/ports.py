@@ -57,7 +57,7 @@ class Objects(Protocol):
         ...
 
 
-class Stones(Protocol):
+class TombstoneStore(Protocol):
     """Tombstones, and the objects that nothing refers to any more. Raises Unavailable."""
 
     async def put(self, project: str, entity: str, key_hash: bytes, stone: Tombstone) -> None:

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from time import monotonic
 
 from flywheel_common.postgres.errors import RequestIdReused
-from flywheel_feature.jobs.runner import MAX_ATTEMPTS, Job, JobState, Progress
+from flywheel_feature.jobs.model import Job, JobState, Progress
+from flywheel_feature.jobs.ports import MAX_ATTEMPTS
 
 
 @dataclass

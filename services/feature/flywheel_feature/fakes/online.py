@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flywheel_common.arrays import Floats
-from flywheel_feature.windows.tile_layout import FORMAT, GENERATION, TileLayout
-from flywheel_feature.windows.tile_reading import ENTRY
-from flywheel_feature.windows.tile_writing import Delta
+from flywheel_feature.windows.tile_layout import ENTRY, FORMAT, GENERATION, TileLayout
+from flywheel_feature.windows.tile_writing import Delta, state_of
 
 
 class MemoryOnlineStore:
@@ -58,7 +57,7 @@ class MemoryOnlineStore:
     ) -> list[int]:
         answers = []
         for key, delta, first, following in deltas:
-            added = _State.parse(layout, layout.state_of(delta, {}))
+            added = _State.parse(layout, state_of(layout, delta, {}))
             state = _State.parse(layout, self._values.get(key))
             state_generation = state.offsets.setdefault(GENERATION, generation)
             if state_generation > generation:

@@ -1,15 +1,17 @@
-"""The archive of stream sources: every event once in Parquet on S3, because training sets recompute features from it.
+"""The archive of stream sources: every event once in Parquet on S3, because training sets recompute features
+from it.
 
-Rows gather per partition and leave as a segment when there are many, when they are old, or when nothing came for a moment. A
-segment counts once PostgreSQL knows it, in the transaction that moves the partition's archived position from where the segment
-begins; a file that lost this race is nobody's.
+Rows are buffered per partition and written as a segment when they are many, when they are old, or when no row
+arrived for a moment. A segment belongs to the archive once PostgreSQL has it: one transaction registers it
+and moves the partition's archived position from the segment's first offset to its end. The file of a segment
+that lost this race is deleted.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -19,67 +21,97 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.frames import to_frame
-from flywheel_feature.ingest.stream_tiles import SourceRows
-from flywheel_feature.ingest.tombstones import Erased
+from flywheel_feature.ingest.ports import FrameWriter
+from flywheel_feature.ingest.source_rows import SourceRows
+from flywheel_feature.ingest.tombstones import TombstoneFilter
+from flywheel_feature.tables.ports import Segment
 
 log = get_logger(__name__)
 
 EVENT_ID = "__event_id"
 EVENT_TIME = "__event_time"
 EVENT_RANK = "__event_rank"
-"""aggregation.event_ranks of the id: what breaks ties of time, online and offline."""
+"""event_order.event_ranks of the id: orders events of equal times, online and offline."""
 PARTITION = "__partition"
 OFFSET = "__offset"
 
 
 @dataclass(frozen=True, slots=True)
 class NewSegment:
+    """A segment to commit."""
+
     source: Source
     partition: int
     first_offset: int
     next_offset: int
     key: str
-    """Object key; empty when the range holds no event (duplicates only)."""
+    """Object key; empty when the range holds duplicates only."""
     event_count: int
     min_time: int
     max_time: int
 
 
-class SegmentStore(Protocol):
+class EventArchive(Protocol):
+    """The segments of every stream source and the archived positions. Raises Unavailable."""
+
     async def commit(self, segment: NewSegment) -> bool:
-        """Register and move the position in one transaction; False when the position is not at `first_offset`."""
+        """Register a segment and move the position, in one transaction.
+
+        Returns False and changes nothing when the position is not at `first_offset`. A partition without a
+        position takes that of its first segment.
+        """
+        ...
+
+    async def replace_segment(self, old: str, new: str, events: int, min_time: int, max_time: int) -> None:
+        """Put the object `new` (a key) in the place of `old`, which becomes garbage; none for no events."""
+        ...
+
+    async def segments(self, project: str, source: str) -> Sequence[Segment]:
+        """The committed segments, by partition and offset."""
+        ...
+
+    async def archived_offset(self, project: str, source: str, partition: int) -> int:
+        """The archived position of a partition: every event below it is archived. 0 for a new partition."""
+        ...
+
+    async def archived_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """Partition → archived position."""
+        ...
+
+    async def archived(self, project: str) -> dict[str, dict[int, tuple[int, int]]]:
+        """Source id → partition → (archived position, events archived)."""
         ...
 
 
-class FrameWriter(Protocol):
-    def bucket_uri(self, key: str) -> str: ...
-
-    def write(self, uri: str, frame: pl.DataFrame) -> None: ...
-
-
 @dataclass
-class _Gathering:
+class _Buffer:
+    """Rows of a partition that are not archived yet."""
+
     source: Source
     partition: int
     next_offset: int
-    """Archived so far."""
+    """The archived position."""
     frames: list[pl.DataFrame] = field(default_factory=list)
     rows: int = 0
     end: int = 0
-    """Next offset after what was gathered."""
+    """Next offset after the buffered rows."""
     since: float = 0.0
+    """When the first row arrived."""
     latest: float = 0.0
 
 
 class Archiver:
-    """Gathers rows and writes segments. `flush_rows` bounds the memory: `gather` then waits for the segment."""
+    """Buffers rows and writes segments.
+
+    At `flush_rows` rows, `gather` waits until the segment is written; that bounds the memory.
+    """
 
     def __init__(
         self,
-        segments: SegmentStore,
+        segments: EventArchive,
         writer: FrameWriter,
         new_id: Callable[[], str],
-        erased: Erased,
+        tombstones: TombstoneFilter,
         delete: Callable[[str], Awaitable[None]],
         *,
         flush_rows: int = 20_000,
@@ -89,103 +121,110 @@ class Archiver:
         self._segments = segments
         self._writer = writer
         self._new_id = new_id
-        self._erased = erased
+        self._tombstones = tombstones
         self._delete = delete
         self._flush_rows = flush_rows
         self._flush_seconds = flush_seconds
         self._idle_seconds = idle_seconds
-        self._gathering: dict[tuple[str, int], _Gathering] = {}
+        self._buffers: dict[tuple[str, int], _Buffer] = {}
         self._lock = asyncio.Lock()
 
     def begin(self, source: Source, partition: int, archived: int) -> None:
-        """Start (again) at the stored position; what was gathered before is forgotten and will come again."""
-        self._gathering[source.name, partition] = _Gathering(source, partition, archived, end=archived)
+        """Start a partition at its stored position; buffered rows are dropped and will be read again."""
+        self._buffers[source.name, partition] = _Buffer(source, partition, archived, end=archived)
 
     async def gather(self, rows: SourceRows) -> None:
-        """Take up rows without duplicates; those below what was gathered already are passed over."""
-        held = self._gathering.get((rows.source.name, rows.partition))
-        if held is None or rows.next_offset <= held.end:
+        """Buffer rows without duplicates; rows that are buffered or archived already are skipped."""
+        buffer = self._buffers.get((rows.source.name, rows.partition))
+        if buffer is None or rows.next_offset <= buffer.end:
             return
-        fresh = rows.offset >= held.end
+        fresh = rows.offset >= buffer.end
         if not fresh.all():
             rows = rows.take(fresh)
         now = time.monotonic()
-        if held.rows == 0 and held.end == held.next_offset:
-            held.since = now
-        held.latest = now
+        if buffer.rows == 0 and buffer.end == buffer.next_offset:
+            buffer.since = now
+        buffer.latest = now
         if len(rows.event_ids):
-            held.frames.append(segment_frame(rows))
-            held.rows += len(rows.event_ids)
-        held.end = rows.next_offset
-        if held.rows >= self._flush_rows:
-            await self._flush(held)
+            buffer.frames.append(segment_frame(rows))
+            buffer.rows += len(rows.event_ids)
+        buffer.end = rows.next_offset
+        if buffer.rows >= self._flush_rows:
+            await self._flush(buffer)
 
     async def run(self) -> None:
-        """Write what is old or idle until cancelled."""
+        """Write segments of old or idle buffers until cancelled."""
         while True:
             await asyncio.sleep(self._idle_seconds / 4)
             now = time.monotonic()
-            for held in list(self._gathering.values()):
-                due = now - held.latest >= self._idle_seconds or now - held.since >= self._flush_seconds
-                if held.end > held.next_offset and due:
+            for buffer in list(self._buffers.values()):
+                due = now - buffer.latest >= self._idle_seconds or now - buffer.since >= self._flush_seconds
+                if buffer.end > buffer.next_offset and due:
                     try:
-                        await self._flush(held)
+                        await self._flush(buffer)
                     except FlywheelError as error:
-                        log.warning("archive waits", source=held.source.name, reason=error.reason)
+                        log.warning(
+                            "segment not written; it is tried again",
+                            source=buffer.source.name,
+                            reason=error.reason,
+                        )
 
     async def flush_all(self) -> None:
-        """Write everything gathered, for a clean end."""
-        for held in list(self._gathering.values()):
-            if held.end > held.next_offset:
-                await self._flush(held)
+        """Write every buffer as a segment, before a shutdown."""
+        for buffer in list(self._buffers.values()):
+            if buffer.end > buffer.next_offset:
+                await self._flush(buffer)
 
-    async def _flush(self, held: _Gathering) -> None:
+    async def _flush(self, buffer: _Buffer) -> None:
         async with self._lock:
-            if (
-                self._gathering.get((held.source.name, held.partition)) is not held
-                or held.end <= held.next_offset
-            ):
+            if not self._is_current(buffer) or buffer.end <= buffer.next_offset:
                 return
-            frames, first, end = list(held.frames), held.next_offset, held.end
+            frames, first, end = list(buffer.frames), buffer.next_offset, buffer.end
             rows = sum(f.height for f in frames)
-            segment = await self._write(held, frames, first, end)
+            segment = await self._write(buffer, frames, first, end)
             committed = await self._segments.commit(segment)
             if not committed and segment.key:
                 await self._delete(segment.key)
-            if self._gathering.get((held.source.name, held.partition)) is not held:
+            if not self._is_current(buffer):
                 return
             if not committed:
-                # Another member archives this partition now.
-                del self._gathering[held.source.name, held.partition]
+                # Another process archives this partition now.
+                del self._buffers[buffer.source.name, buffer.partition]
                 log.warning(
-                    "segment dropped", source=held.source.name, partition=held.partition, first_offset=first
+                    "segment dropped: another process archives the partition",
+                    source=buffer.source.name,
+                    partition=buffer.partition,
+                    first_offset=first,
                 )
                 return
-            del held.frames[: len(frames)]
-            held.rows -= rows
-            held.next_offset = end
-            held.since = time.monotonic()
+            del buffer.frames[: len(frames)]
+            buffer.rows -= rows
+            buffer.next_offset = end
+            buffer.since = time.monotonic()
 
-    async def _write(self, held: _Gathering, frames: list[pl.DataFrame], first: int, end: int) -> NewSegment:
-        source = held.source
-        # Whoever was erased since these rows were gathered is left out here.
-        kept = [self._erased.frame(source, held.partition, OFFSET, f) for f in frames]
+    def _is_current(self, buffer: _Buffer) -> bool:
+        """Whether the partition was not started anew since."""
+        return self._buffers.get((buffer.source.name, buffer.partition)) is buffer
+
+    async def _write(self, buffer: _Buffer, frames: list[pl.DataFrame], first: int, end: int) -> NewSegment:
+        source = buffer.source
+        # Entities may have been erased since these rows were buffered.
+        kept = [self._tombstones.frame(source, buffer.partition, OFFSET, f) for f in frames]
         frame = pl.concat(kept) if kept else pl.DataFrame()
         if not frame.height:
-            return NewSegment(source, held.partition, first, end, "", 0, 0, 0)
-        key = (
-            f"sources/{source.project}/{source.id}/{held.partition:05d}-{first:020d}-{self._new_id()}.parquet"
-        )
+            return NewSegment(source, buffer.partition, first, end, "", 0, 0, 0)
+        name = f"{buffer.partition:05d}-{first:020d}-{self._new_id()}.parquet"
+        key = f"sources/{source.project}/{source.id}/{name}"
         await asyncio.to_thread(self._writer.write, self._writer.bucket_uri(key), frame)
         times = frame.get_column(EVENT_TIME).dt.epoch("us")
         low, high = times.min(), times.max()
         assert isinstance(low, int)
         assert isinstance(high, int)
-        return NewSegment(source, held.partition, first, end, key, frame.height, low, high)
+        return NewSegment(source, buffer.partition, first, end, key, frame.height, low, high)
 
 
 def segment_frame(rows: SourceRows) -> pl.DataFrame:
-    """Rows as they are archived: the schema's columns, then what Flywheel knows about each event."""
+    """The rows of a segment: the schema's columns and each event's id, time, rank, partition, offset."""
     frame = to_frame(list(rows.source.schema), rows.columns, len(rows.event_ids))
     event, _ = rows.times()
     return frame.with_columns(

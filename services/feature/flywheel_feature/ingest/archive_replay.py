@@ -1,9 +1,9 @@
-"""Events out of the archive, as the stream worker applied them: what fills tiles again when Kafka no longer has them."""
+"""Reads events from the archive, to refill tiles when Kafka no longer has the events."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -13,50 +13,53 @@ import polars as pl
 from flywheel_feature.definitions.frame_types import to_type
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.frames import Columns, from_series
-from flywheel_feature.ingest.archive import EVENT_ID, OFFSET
-from flywheel_feature.ingest.stream_tiles import SourceRows
+from flywheel_feature.ingest.archive import EVENT_ID, OFFSET, EventArchive
+from flywheel_feature.ingest.source_rows import SourceRows
 from flywheel_feature.tables.ports import Segment
 
 BATCH_EVENTS = 40_000
-"""Read at once, unless one segment has more."""
+"""Events read in one batch, unless one segment has more."""
 APPLIED_EVENTS = 4_000
-"""Applied at once: a process that also answers requests is not held up for longer than that takes."""
-
-
-class Segments(Protocol):
-    async def segments(self, project: str, source: str) -> Sequence[Segment]: ...
-
-    async def archived_offsets(self, project: str, source: str) -> Mapping[int, int]: ...
+"""Events applied at once. They block the event loop, which also answers requests."""
 
 
 class FileReader(Protocol):
-    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame: ...
+    """The part of tables.ports.Tables that a replay needs."""
+
+    def read_files(self, uris: Sequence[str], columns: Sequence[str]) -> pl.DataFrame:
+        """Rows of Parquet files, in this order; blocks."""
+        ...
 
 
 class ArchiveReplay:
-    def __init__(self, segments: Segments, files: FileReader) -> None:
+    """Reads archived events of a source in the batches in which tiles are filled."""
+
+    def __init__(self, segments: EventArchive, files: FileReader) -> None:
         self._segments = segments
         self._files = files
 
     async def partitions(self, source: Source) -> dict[int, int]:
-        """Partition → where its archive ends."""
+        """Partition → archived position."""
         return dict(sorted((await self._segments.archived_offsets(source.project, source.id)).items()))
 
     async def rows(self, source: Source, partition: int, first: int, end: int) -> AsyncIterator[SourceRows]:
-        """Events of a partition from offset `first` on, in order, in batches; the last one ends at `end`.
+        """Events of a partition from offset `first`, in order, in batches; the last batch ends at `end`.
 
-        Raises NotFound UNKNOWN_TABLE when a segment was replaced meanwhile: begin again where the last batch ended.
+        Raises NotFound UNKNOWN_TABLE when a segment is replaced meanwhile: start again where the last batch
+        ended.
         """
-        held = [
+        segments = [
             s
             for s in await self._segments.segments(source.project, source.id)
             if s.partition == partition and s.next_offset > first
         ]
         names = [f.name for f in source.schema]
         group: list[Segment] = []
-        for segment in [*held, None]:
-            full = segment is None or sum(s.event_count for s in group) + segment.event_count > BATCH_EVENTS
-            if group and full:
+        for segment in [*segments, None]:
+            is_full = (
+                segment is None or sum(s.event_count for s in group) + segment.event_count > BATCH_EVENTS
+            )
+            if group and is_full:
                 frame = await asyncio.to_thread(
                     self._files.read_files, [s.uri for s in group], [*names, EVENT_ID, OFFSET]
                 )
@@ -69,7 +72,7 @@ class ArchiveReplay:
 
 
 def cut(rows: SourceRows) -> Iterator[SourceRows]:
-    """Pieces of about APPLIED_EVENTS; rows that came in one record stay together."""
+    """Parts of about APPLIED_EVENTS rows; rows of one record stay together."""
     offset, start = rows.offset, 0
     while start < len(offset):
         end = min(start + APPLIED_EVENTS, len(offset))
@@ -80,7 +83,7 @@ def cut(rows: SourceRows) -> Iterator[SourceRows]:
 
 
 def source_rows(source: Source, partition: int, frame: pl.DataFrame | None, next_offset: int) -> SourceRows:
-    """Archived rows as arrays; None: no rows, the position only."""
+    """Archived rows as arrays; no rows for None."""
     if frame is None:
         empty = pl.DataFrame({f.name: [] for f in source.schema})
         frame = empty.with_columns(pl.lit("").alias(EVENT_ID), pl.lit(0, pl.Int64).alias(OFFSET)).clear()

@@ -1,4 +1,4 @@
-"""GetFreshness: positions that the stream worker and the jobs left, put together. Cheap, because replays poll it."""
+"""GetFreshness: how far sources and views are applied, from stored positions. Cheap, because it is polled."""
 
 from __future__ import annotations
 
@@ -10,50 +10,44 @@ from typing import Protocol
 from flywheel_common.errors import Unavailable
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import BatchView, Source, StreamView, View
-from flywheel_feature.ingest.stream_tiles import Position, position_field
+from flywheel_feature.ingest.archive import EventArchive
+from flywheel_feature.ingest.ports import Materialized
+from flywheel_feature.ingest.tile_store import Position, TileStore, position_field
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """Of a source or a view; times in microseconds, 0: none."""
+    """Freshness of a source or a view; times in microseconds, 0: none."""
 
     name: str
     watermark: int = 0
     applied: Mapping[int, int] = field(default_factory=dict)
-    """Stream sources: partition → next offset; every event below is online in all views."""
+    """Stream sources: partition → next offset; every event below it is online in all views."""
     lag_events: int = 0
     archived_events: int = 0
     freshness_sla: int = 0
 
 
-class Positions(Protocol):
-    async def positions(self, project: str, source: str) -> dict[str, str]: ...
+class TopicEnds(Protocol):
+    """End offsets of the topics of stream sources. Raises Unavailable while Kafka is down."""
 
-
-class Archived(Protocol):
-    async def archived(self, project: str) -> dict[str, dict[int, tuple[int, int]]]:
-        """Source id → partition → (next offset, events archived)."""
+    async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
+        """Partition → end of the topic now."""
         ...
 
-
-class Materialized(Protocol):
-    async def newest(self, project: str) -> dict[tuple[str, int], int]:
-        """(view id, version) → newest event time online, microseconds."""
-        ...
-
-
-class Ends(Protocol):
     async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
-        """Per partition where the topic ended a moment ago; empty when there is no topic."""
+        """Partition → end of the topic a moment ago; empty when there is no topic."""
         ...
 
 
 class FreshnessReader:
+    """Reads the freshness of every source and view of a project."""
+
     def __init__(
-        self, positions: Positions, archived: Archived, materialized: Materialized, ends: Ends
+        self, tiles: TileStore, archive: EventArchive, materialized: Materialized, ends: TopicEnds
     ) -> None:
-        self._positions = positions
-        self._archived = archived
+        self._tiles = tiles
+        self._archive = archive
         self._materialized = materialized
         self._ends = ends
 
@@ -61,9 +55,9 @@ class FreshnessReader:
         """Sources by name, then views by name."""
         streams = [s for s in catalog.sources.values() if s.is_stream]
         archived, newest, positions = await asyncio.gather(
-            self._archived.archived(catalog.project),
+            self._archive.archived(catalog.project),
             self._materialized.newest(catalog.project),
-            asyncio.gather(*(self._positions.positions(catalog.project, s.id) for s in streams)),
+            asyncio.gather(*(self._tiles.positions(catalog.project, s.id) for s in streams)),
         )
         by_source: dict[str, dict[str, str]] = dict(zip((s.id for s in streams), positions, strict=True))
         sources = await asyncio.gather(
@@ -88,7 +82,7 @@ class FreshnessReader:
         for partition in sorted(partitions):
             stored = [positions.get(position_field(v.ref, partition), "0") for v in views]
             found = [Position.parse(text) for text in stored]
-            # A source that no view reads is applied when it is archived.
+            # Events of a source that no view reads are applied when they are archived.
             applied[partition] = min(
                 (p.next_offset for p in found), default=archived.get(partition, (0, 0))[0]
             )

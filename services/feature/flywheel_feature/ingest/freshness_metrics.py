@@ -1,4 +1,4 @@
-"""What operators watch of the online store, per view: how often an entity is found, and how old the newest value is."""
+"""Prometheus gauges of freshness: lag and SLA per view, unapplied records per source."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ _LAG = Gauge(
     "flywheel_feature_freshness_lag_seconds", "Now less the newest event time that is online", ["view"]
 )
 _SLA = Gauge("flywheel_feature_freshness_sla_seconds", "Promised lag; 0: none", ["view"])
-_BEHIND = Gauge(
+_SOURCE_LAG = Gauge(
     "flywheel_feature_source_lag_events", "Records of a stream source that are not applied", ["source"]
 )
 
 
 class FreshnessGauges:
+    """Publishes the gauges of all projects."""
+
     def __init__(
         self, reader: FreshnessReader, projects: Callable[[], Iterable[Catalog]], clock: Clock
     ) -> None:
@@ -40,7 +42,7 @@ class FreshnessGauges:
             try:
                 await self.publish()
             except FlywheelError as error:
-                log.warning("freshness is not published", reason=error.reason)
+                log.warning("freshness not published", reason=error.reason)
             await asyncio.sleep(PUBLISH_SECONDS)
 
     async def publish(self) -> None:
@@ -48,7 +50,7 @@ class FreshnessGauges:
         for catalog in self._projects():
             for fresh in await self._reader.read(catalog):
                 if "/sources/" in fresh.name:
-                    _BEHIND.labels(fresh.name).set(fresh.lag_events)
+                    _SOURCE_LAG.labels(fresh.name).set(fresh.lag_events)
                 elif fresh.watermark:
                     _LAG.labels(fresh.name).set(max(0.0, now - fresh.watermark / 1e6))
                     _SLA.labels(fresh.name).set(fresh.freshness_sla / 1e6)

@@ -1,24 +1,29 @@
-"""MATERIALIZE jobs: the latest row per entity of batch views, from their Parquet sources to the online store."""
+"""MATERIALIZE jobs: write the latest row per entity of batch views from their Parquet sources online."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Protocol
 
 import polars as pl
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import DataLoss, FlywheelError, InvalidArgument
-from flywheel_feature.definitions.catalog import Catalog
+from flywheel_common.errors import FlywheelError
+from flywheel_feature.definitions.catalog import Catalog, CatalogReader
+from flywheel_feature.definitions.errors import NotABatchView
 from flywheel_feature.definitions.model import BatchView, Field, View
 from flywheel_feature.encoding.frames import from_series
-from flywheel_feature.ingest.materialize_view import Due, Pace, Running, Standing, ViewRun
-from flywheel_feature.ingest.pushing import Rows, RowWriter
-from flywheel_feature.ingest.tombstones import Erased
-from flywheel_feature.ingest.value_checks import Validating, report_to_json
+from flywheel_feature.ingest.errors import FilesLeftOut, InvalidRange
+from flywheel_feature.ingest.materialize_checkpoint import MaterializeCheckpoint
+from flywheel_feature.ingest.materialize_view import ViewInput, ViewRun
+from flywheel_feature.ingest.ports import Materialized
+from flywheel_feature.ingest.rate_limit import RateLimit
+from flywheel_feature.ingest.row_writer import RowStore, RowWriter
+from flywheel_feature.ingest.rule_actions import RuleActions, report_to_json
+from flywheel_feature.ingest.tombstones import TombstoneFilter
+from flywheel_feature.jobs.progress import ResumableJob
 from flywheel_feature.jobs.runner import JobContext
 from flywheel_feature.tables.ports import PushedFiles, SeenFiles, TableFiles
 from flywheel_feature.tables.sources import ROW_CREATED_TIME, ROW_EVENT_TIME
@@ -32,10 +37,10 @@ class MaterializeRequest:
     view: str
     """View id; empty: every batch view."""
     start: int | None = None
-    """Microseconds; None: every file that was not materialized as it is now (incremental)."""
+    """Microseconds; None: every file whose contents the view has not read yet (incremental)."""
     end: int | None = None
     rows_per_second: int = 0
-    """0: the service's own limit."""
+    """0: the limit of the service."""
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
@@ -45,27 +50,21 @@ class MaterializeRequest:
         return cls(**json.loads(data))
 
 
-class Materialized(Protocol):
-    async def done(self, project: str, view: str, version: int, end_time: int, newest: int) -> None:
-        """The newest event time online of a view version; never back."""
-        ...
-
-
-class Materializing:
-    """`rows_per_second`: the limit of every job that asks for no lower one; 0: none."""
+class MaterializeJob:
+    """`rows_per_second` limits every job, also one whose request has a higher limit or none; 0: no limit."""
 
     def __init__(
         self,
-        catalogs: Callable[[str], Awaitable[Catalog]],
+        *,
+        catalogs: CatalogReader,
         files: TableFiles,
         seen: SeenFiles,
         pushed: PushedFiles,
-        online: Rows,
+        online: RowStore,
         materialized: Materialized,
-        erased: Erased,
-        validating: Validating,
+        tombstones: TombstoneFilter,
+        rule_actions: RuleActions,
         clock: Clock,
-        *,
         rows_per_second: int = 0,
     ) -> None:
         self._catalogs = catalogs
@@ -74,62 +73,72 @@ class Materializing:
         self._pushed = pushed
         self._online = online
         self._materialized = materialized
-        self._erased = erased
-        self._validating = validating
+        self._tombstones = tombstones
+        self._rule_actions = rule_actions
         self._clock = clock
         self._limit = rows_per_second
 
     async def validate(self, request: MaterializeRequest) -> None:
-        """Raises NotFound UNKNOWN_VIEW; InvalidArgument NOT_A_BATCH_VIEW, INVALID_RANGE."""
+        """Raises UnknownView, NotABatchView, InvalidRange."""
         catalog = await self._catalogs(request.project)
         if request.view and not isinstance(catalog.view(request.view).kind, BatchView):
-            raise InvalidArgument(
-                f"View {request.view!r} is no batch view: stream views are kept up to date by `flywheel-feature materialize`.",
-                reason="NOT_A_BATCH_VIEW",
+            raise NotABatchView(
+                f"View {request.view!r} is not a batch view: "
+                "stream views are kept up to date by `flywheel-feature materialize`."
             )
         if request.start is not None and request.end is not None and request.start >= request.end:
-            raise InvalidArgument("start_time must be before end_time.", reason="INVALID_RANGE")
+            raise InvalidRange("start_time must be before end_time.")
 
     async def run(self, job: JobContext) -> Mapping[str, object]:
-        """The job's handler (see materialize_view)."""
-        standing = Standing.load(job.checkpoint)
-        await self.views(MaterializeRequest.load(job.request), standing, job)
-        validation = report_to_json(standing.report)
-        return {"rows": standing.read, "written": standing.written, "validation": validation}
+        """The handler of the job: counts of rows, and the validation report."""
+        checkpoint = MaterializeCheckpoint.load(job.checkpoint)
+        await self.materialize(MaterializeRequest.load(job.request), checkpoint, job)
+        validation = report_to_json(checkpoint.report)
+        return {"rows": checkpoint.read, "written": checkpoint.written, "validation": validation}
 
-    async def views(self, request: MaterializeRequest, standing: Standing, job: Running) -> None:
-        """Every view asked for, from where `standing` is. Raises DataLoss FILES_LEFT_OUT when all else is done."""
+    async def materialize(
+        self, request: MaterializeRequest, checkpoint: MaterializeCheckpoint, job: ResumableJob
+    ) -> None:
+        """Materialize every view of the request, from the checkpoint on.
+
+        Raises FilesLeftOut after all other files are online.
+        """
         catalog = await self._catalogs(request.project)
         limits = [n for n in (request.rows_per_second, self._limit) if n]
-        pace = Pace(min(limits, default=0), self._clock)
+        limit = RateLimit(min(limits, default=0), self._clock)
         for view in catalog.live_views():
             if (
                 not isinstance(view.kind, BatchView)
                 or request.view not in ("", view.id)
-                or view.name in standing.finished
+                or view.name in checkpoint.finished
             ):
                 continue
             entity, source = catalog.entity(view.entity), catalog.source(view.kind.source)
-            due = Due(view, entity, source, request.start, request.end)
-            write = partial(self._write, catalog, view)
-            run = ViewRun(due, self._files, self._seen, self._pushed, self._erased, self._validating, write)
+            run = ViewRun(
+                ViewInput(view, entity, source, request.start, request.end),
+                self._files,
+                self._seen,
+                self._pushed,
+                self._tombstones,
+                self._rule_actions,
+                partial(self._write, catalog, view),
+            )
             try:
-                await run.run(standing, pace, job)
+                await run.run(checkpoint, limit, job)
             except FlywheelError as error:
                 if error.retryable or request.view:
                     raise
-                standing.failures.append(error.message)
-            if standing.newest:
-                end = request.end if request.end is not None else standing.newest + 1
-                await self._materialized.done(request.project, view.id, view.version, end, standing.newest)
-            standing.finished.append(view.name)
-            standing.uri, standing.stamp, standing.batches, standing.newest = "", "", 0, 0
-            await job.save_checkpoint(standing.dump())
-        job.progress(standing.read, standing.read, "rows", f"{standing.written} rows were new")
-        if standing.failures:
-            raise DataLoss(
-                f"{len(standing.failures)} files were left out, all others are online: {'; '.join(standing.failures[:3])[:800]}",
-                reason="FILES_LEFT_OUT",
+                checkpoint.failures.append(error.message)
+            if checkpoint.newest:
+                end = request.end if request.end is not None else checkpoint.newest + 1
+                await self._materialized.done(request.project, view.id, view.version, end, checkpoint.newest)
+            checkpoint.finish_view(view.name)
+            await job.save_checkpoint(checkpoint.dump())
+        job.progress(checkpoint.read, checkpoint.read, "rows", f"{checkpoint.written} rows were new")
+        if checkpoint.failures:
+            messages = "; ".join(checkpoint.failures[:3])[:800]
+            raise FilesLeftOut(
+                f"{len(checkpoint.failures)} files were left out, all others are online: {messages}"
             )
 
     async def _write(self, catalog: Catalog, view: View, frame: pl.DataFrame) -> int:

@@ -1,4 +1,7 @@
-"""The push log: rows pushed to a batch view as Parquet on S3, read offline and by materialization after the source's own files."""
+"""The push log: rows pushed to a batch view, as Parquet on S3.
+
+Offline joins and materializations read them after the files of the view's source.
+"""
 
 from __future__ import annotations
 
@@ -6,32 +9,34 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-import polars as pl
-
 from flywheel_feature.definitions.model import Source, View
 from flywheel_feature.encoding.frames import Columns, to_frame
+from flywheel_feature.ingest.ports import FrameWriter
 from flywheel_feature.tables.blocking import answered_in_time
 from flywheel_feature.tables.ports import TableFile
 
 
 class PushedSegments(Protocol):
+    """The files of every push log. Raises Unavailable."""
+
     async def add(self, project: str, view: str, key: str, rows: int) -> None:
-        """From now on the file is part of the log, after all others."""
+        """Append a file to the log of a view."""
         ...
 
     async def keys(self, project: str, view: str) -> list[tuple[int, str]]:
-        """(number, object key) in order."""
+        """(number, object key) of the files, in order."""
+        ...
+
+    async def replace(self, old: str, new: str, rows: int) -> None:
+        """Put the object `new` (a key) in the place of `old`, under its number; without rows, put nothing.
+
+        `old` becomes garbage. Repeating the call changes nothing.
+        """
         ...
 
 
-class FrameWriter(Protocol):
-    def bucket_uri(self, key: str) -> str: ...
-
-    def write(self, uri: str, frame: pl.DataFrame) -> None: ...
-
-
 class PushLog:
-    """A row is durable once `append` returned: its file is whole on S3 and PostgreSQL knows it."""
+    """Appends pushed rows; when `append` returns, the file is on S3 and PostgreSQL lists it."""
 
     def __init__(self, segments: PushedSegments, writer: FrameWriter, new_id: Callable[[], str]) -> None:
         self._segments = segments
@@ -45,7 +50,7 @@ class PushLog:
         await self._segments.add(view.project, view.id, key, rows)
 
     async def pushed(self, project: str, view: str) -> list[TableFile]:
-        """In the order in which they were acknowledged; a file is never changed, an erasure puts another in its place."""
+        """The files in the order of their pushes; a file never changes, but an erasure may replace it."""
         files = []
         for number, key in await self._segments.keys(project, view):
             uri = self._writer.bucket_uri(key)

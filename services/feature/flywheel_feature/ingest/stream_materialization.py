@@ -1,4 +1,4 @@
-"""The stream worker: records of a partition → rows without duplicates → tiles and archive."""
+"""Materializing streams: rows of a partition, without duplicates, go to tiles and to the archive."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from typing import Protocol
 import numpy as np
 from prometheus_client import Counter, Gauge
 
-from flywheel_common.arrays import Ints
-from flywheel_common.errors import NotFound, Unavailable
+from flywheel_common.errors import NotFound
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import Source, View
-from flywheel_feature.encoding.frames import Columns
-from flywheel_feature.ingest.archive import Archiver
+from flywheel_feature.ingest.archive import Archiver, EventArchive
 from flywheel_feature.ingest.archive_replay import ArchiveReplay
+from flywheel_feature.ingest.errors import PositionsContested
 from flywheel_feature.ingest.generations import Generations
-from flywheel_feature.ingest.stream_tiles import PositionLost, SourceRows, SourceTiles, ViewTiles
-from flywheel_feature.ingest.tombstones import Erased
+from flywheel_feature.ingest.source_rows import SourceRows
+from flywheel_feature.ingest.stream_tiles import SourceTiles, ViewTiles
+from flywheel_feature.ingest.tile_store import PositionLost
+from flywheel_feature.ingest.tombstones import TombstoneFilter
 
 log = get_logger(__name__)
 
@@ -28,38 +29,39 @@ _NEWEST = Gauge("flywheel_feature_watermark_seconds", "Newest event time applied
 
 
 class SeenEvents(Protocol):
+    """The place where each event id was seen first. Raises Unavailable."""
+
     async def first_seen(
         self, source: str, event_ids: Sequence[str], partition: int, offsets: Sequence[int]
     ) -> list[bool]:
-        """Per row whether this place is where its id was seen first; remembers the ids not seen before.
+        """Per row whether its id was first seen at this place; stores the ids that are new.
 
-        Rows come in order; the answer for a place never changes. Raises Unavailable.
+        Rows are in order of their offsets. The answer for a place never changes.
         """
         ...
 
 
-class ArchivePositions(Protocol):
-    async def archived_offset(self, project: str, source: str, partition: int) -> int: ...
+class TileFiller:
+    """Fills the tiles of a partition from the archive, up to the archived position.
 
-
-class TileFilling:
-    """Brings the tiles of a partition to where its archive ends, from the archive alone: after Redis lost data, for a view that
-    is new, and in a rebuild. Any number of members may do it at once: of two that move the same position one begins again."""
+    It is used after Redis lost data, for a new view, and in a rebuild. Any number of processes may fill at
+    once: of two that move the same position, one starts again.
+    """
 
     ATTEMPTS = 20
 
     def __init__(
-        self, generations: Generations, replay: ArchiveReplay, tiles: SourceTiles, erased: Erased
+        self, generations: Generations, replay: ArchiveReplay, tiles: SourceTiles, tombstones: TombstoneFilter
     ) -> None:
         self._generations = generations
         self._replay = replay
         self._tiles = tiles
-        self._erased = erased
+        self._tombstones = tombstones
 
     async def fill(self, catalog: Catalog, source: Source, partition: int, archived: int) -> int:
-        """Afterwards every live view has applied the partition up to `archived` at least; the generation it is in.
+        """Fill until every live view has applied the partition up to `archived`; returns the generation.
 
-        Raises Unavailable POSITIONS_CONTESTED.
+        Raises PositionsContested.
         """
         for attempt in range(self.ATTEMPTS):
             generation = await self._generations.current()
@@ -67,7 +69,7 @@ class TileFilling:
             if needed < 0 or needed >= archived:
                 return generation
             log.info(
-                "tiles are filled from the archive",
+                "filling tiles from the archive",
                 source=source.name,
                 partition=partition,
                 first_offset=needed,
@@ -79,51 +81,58 @@ class TileFilling:
             except PositionLost:
                 await asyncio.sleep(0.05 * attempt)
             except NotFound as error:
-                log.warning("a segment was replaced", source=source.name, reason=error.reason)
+                log.warning(
+                    "a segment was replaced; filling starts again", source=source.name, reason=error.reason
+                )
                 await asyncio.sleep(0.05 * attempt)
             else:
                 return generation
-        raise Unavailable(
-            f"Others are moving the positions of {source.name}: try again.", reason="POSITIONS_CONTESTED"
-        )
+        raise PositionsContested(f"Other processes are moving the positions of {source.name}: try again.")
 
     def views(self, catalog: Catalog, source: Source) -> list[ViewTiles]:
+        """The live stream views of a source."""
         views: list[View] = catalog.stream_views(source.id)
         return self._tiles.views(source, views, {v.entity: catalog.entity(v.entity).join_keys for v in views})
 
     def without_erased(self, rows: SourceRows) -> SourceRows:
-        kept = self._erased.events(rows.source, rows.partition, rows.offset, rows.columns)
+        kept = self._tombstones.events(rows.source, rows.partition, rows.offset, rows.columns)
         return rows if kept is None else rows.take(kept)
 
 
 class StreamMaterializer:
-    """One member's work. `begin` before the first rows of a partition and after every loss of it."""
+    """Applies the rows of the partitions that this process reads.
+
+    `begin` is called before the first rows of a partition, and again after the process lost it.
+    """
 
     def __init__(
         self,
         seen: SeenEvents,
-        archived: ArchivePositions,
+        archive: EventArchive,
         tiles: SourceTiles,
         archiver: Archiver,
-        filling: TileFilling,
+        filler: TileFiller,
     ) -> None:
         self._seen = seen
-        self._archived = archived
+        self._archive = archive
         self._tiles = tiles
         self._archiver = archiver
-        self._filling = filling
+        self._filler = filler
         self.generation = 0
-        """The generation of the online store that this member works in."""
+        """The generation of the online store that this process works in; 0 before the first partition."""
 
     async def begin(self, catalog: Catalog, source: Source, partition: int) -> int:
-        """The offset from which this partition must be read: what is archived comes from the archive."""
-        archived = await self._archived.archived_offset(source.project, source.id, partition)
+        """Fill the tiles from the archive; returns the offset from which the partition must be read."""
+        archived = await self._archive.archived_offset(source.project, source.id, partition)
         self._archiver.begin(source, partition, archived)
-        self.generation = await self._filling.fill(catalog, source, partition, archived)
+        self.generation = await self._filler.fill(catalog, source, partition, archived)
         return archived
 
     async def apply(self, catalog: Catalog, rows: SourceRows) -> None:
-        """One effect per event, however often and in whatever cuts the rows come. Raises PositionLost."""
+        """Apply rows; each event takes effect once, however often and in whatever batches it arrives.
+
+        Raises PositionLost.
+        """
         offsets = rows.offset.tolist()
         if offsets:
             first = np.array(
@@ -133,32 +142,12 @@ class StreamMaterializer:
             if not first.all():
                 _ROWS.labels(rows.source.id, "duplicate").inc(int((~first).sum()))
                 rows = rows.take(first)
-        rows = self._filling.without_erased(rows)
-        await self._tiles.apply(rows, self._filling.views(catalog, rows.source))
+        rows = self._filler.without_erased(rows)
+        await self._tiles.apply(rows, self._filler.views(catalog, rows.source))
         await self._archiver.gather(rows)
         if len(rows.event_ids):
             _ROWS.labels(rows.source.id, "applied").inc(len(rows.event_ids))
             _NEWEST.labels(rows.source.id).set(int(rows.times()[0].max()) / 1e6)
 
 
-Part = tuple[Ints, Columns, Sequence[str]]
-"""Rows of one or more records: the offset each row came in, columns, ids."""
-
-
-def joined(source: Source, partition: int, parts: Sequence[Part], next_offset: int) -> SourceRows:
-    """Rows of several parts as one."""
-    if len(parts) == 1:
-        offsets, columns, ids = parts[0]
-        return SourceRows(source, partition, columns, list(ids), offsets, next_offset)
-    offsets = np.concatenate([p[0] for p in parts])
-    columns = {
-        f.name: (
-            np.concatenate([p[1][f.name][0] for p in parts]),
-            np.concatenate([p[1][f.name][1] for p in parts]),
-        )
-        for f in source.schema
-    }
-    return SourceRows(source, partition, columns, [i for p in parts for i in p[2]], offsets, next_offset)
-
-
-__all__ = ["Part", "PositionLost", "StreamMaterializer", "TileFilling", "joined"]
+"""Rows of one or more records: the offset of each row's record, columns, event ids."""

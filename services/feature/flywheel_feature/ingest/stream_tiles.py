@@ -1,116 +1,35 @@
-"""From events of a source to tiles of every view that reads it: each event counts once per view and entity.
+"""Applies events of a source to the tiles of every view that reads it; each counts once per view and entity.
 
-Three things make that hold under crashes and rebalances. A row whose id was seen elsewhere first is a duplicate, wherever the
-stream is read from. A key's state knows up to which offset it has seen each partition. A view's position moves only after its
-keys have it, from the value this member knows: when Redis lost data or another member came, the move fails and the member starts
-again from what Redis says. And every state belongs to a generation of Redis's contents: what a member wrote into a Redis that had
-just lost its data, and with it the claim to have seen all earlier events, counts for nothing in the next one.
+Four rules guarantee this under crashes and rebalances:
+
+- A row whose id was first seen at another place is a duplicate, wherever the stream is read from.
+- The state of an entity holds, per partition, the offset up to which it has applied the events.
+- The position of a view moves after its states, and only from the value that this process knows. When Redis
+  lost data or another process took the partition, the move fails, and this process starts again from the
+  stored position.
+- Every state belongs to a generation of the contents of Redis. A state that was written after Redis lost its
+  data lacks earlier events; it is absent in the next generation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_feature.definitions.model import Field, Source, StreamView, VersionRef, View
-from flywheel_feature.encoding.frames import Columns, to_frame
+from flywheel_feature.definitions.ttl import state_lifetime_ms
+from flywheel_feature.encoding.frames import to_frame
 from flywheel_feature.encoding.keys import entity_keys, key_prefix
 from flywheel_feature.expressions.sql import compile_predicate
+from flywheel_feature.ingest.source_rows import SourceRows
+from flywheel_feature.ingest.tile_store import Position, PositionLost, TileStore, position_field
 from flywheel_feature.windows import hyperloglog
-from flywheel_feature.windows.tile_layout import TileLayout, event_ranks
-from flywheel_feature.windows.tile_writing import Delta, Events
-
-MINIMUM_LIFETIME_MS = 24 * 3600 * 1000
-
-
-@dataclass(frozen=True)
-class SourceRows:
-    """Rows of one partition of a source, in offset order; `offset` is that of the record each came in."""
-
-    source: Source
-    partition: int
-    columns: Columns
-    event_ids: Sequence[str]
-    offset: Ints
-    next_offset: int
-
-    def take(self, rows: npt.NDArray[Any]) -> SourceRows:
-        columns = {name: (v[rows], m[rows]) for name, (v, m) in self.columns.items()}
-        ids = [self.event_ids[i] for i in np.arange(len(self.event_ids))[rows].tolist()]
-        return SourceRows(self.source, self.partition, columns, ids, self.offset[rows], self.next_offset)
-
-    @cached_property
-    def ranks(self) -> Ints:
-        """aggregation.event_ranks of the ids: every view and the archive want them."""
-        return event_ranks(self.event_ids)
-
-    def times(self) -> tuple[Ints, Ints]:
-        """Event time and known time, max(event time, created time), of every row."""
-        event = self.columns[self.source.timestamp_field][0].astype(np.int64)
-        if not self.source.created_field:
-            return event, event
-        created, given = self.columns[self.source.created_field]
-        return event, np.where(given, np.maximum(created, event), event).astype(np.int64)
-
-
-class TileStore(Protocol):
-    """States of entities and applied positions. Every write is atomic per key and may be repeated. Raises Unavailable."""
-
-    async def merge_tiles(
-        self,
-        layout: TileLayout,
-        deltas: Sequence[tuple[bytes, Delta, int, int]],
-        partition: int,
-        lifetime_ms: int,
-        generation: int,
-    ) -> list[int]:
-        """Merge (key, delta, first offset, next offset) of one partition, each key's events once, in a generation.
-
-        Per delta the offset up to which the key has now seen the partition. It is less than the next offset when the key had
-        seen a part of the events: nothing was merged then, and the unseen ones begin there. A state of an older generation
-        counts as absent; -1 when the key is of a newer one.
-        """
-        ...
-
-    async def take_positions(self, project: str, source: str, generation: int) -> dict[str, str]:
-        """Applied positions of a source by field; those of an older generation are forgotten."""
-        ...
-
-    async def advance(
-        self, project: str, source: str, moves: Mapping[str, tuple[str, str]], generation: int
-    ) -> list[bool]:
-        """Per field from an expected value ("": none) to a new one; False where another value, or another generation, was found."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """How far a view has applied a partition, and the newest event time among what it applied (0: none)."""
-
-    next_offset: int
-    watermark: int = 0
-
-    @classmethod
-    def parse(cls, text: str) -> Position:
-        offset, _, watermark = text.partition(":")
-        return cls(int(offset), int(watermark or 0))
-
-    def __str__(self) -> str:
-        return f"{self.next_offset}:{self.watermark}"
-
-
-def position_field(ref: VersionRef, partition: int) -> str:
-    return f"{ref.id}@{ref.version}/{partition}"
-
-
-class PositionLost(Exception):
-    """The stored position is not the one this member left there."""
+from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_writing import Events, partials
 
 
 class ViewTiles:
@@ -130,11 +49,14 @@ class ViewTiles:
         self._filter_fields = [
             f for f in schema if self._filter is not None and f.name in self._filter.input_columns
         ]
-        kept_ms = self.layout.kept_tiles * self.layout.tile // 1000
-        self.lifetime_ms = max(MINIMUM_LIFETIME_MS, kept_ms + 2 * view.ttl // 1000)
+        self.lifetime_ms = state_lifetime_ms(self.layout.kept_tiles * self.layout.tile, view.ttl)
 
     async def apply(self, rows: SourceRows, store: TileStore, generation: int) -> None:
-        """Merge what the keys have not seen. May be repeated with the same or other cuts of the partition. Raises PositionLost."""
+        """Merge the events that the states have not applied; may be repeated with other batches of the
+        partition.
+
+        Raises PositionLost.
+        """
         counted = self._counted(rows)
         if not counted.any():
             return
@@ -165,19 +87,19 @@ class ViewTiles:
             codes, starts = np.unique(events.code[order], return_index=True)
             first = np.minimum.reduceat(offset[order], starts)
             following = np.maximum.reduceat(offset[order], starts) + 1
-            deltas = self.layout.partials(events)
+            deltas = partials(self.layout, events)
             calls = [
                 (self._prefix + names[c], deltas[c], f, n)
                 for c, f, n in zip(codes.tolist(), first.tolist(), following.tolist(), strict=True)
             ]
-            seen = np.array(
+            applied = np.array(
                 await store.merge_tiles(self.layout, calls, partition, self.lifetime_ms, generation), np.int64
             )
-            if (seen < 0).any():
+            if (applied < 0).any():
                 raise PositionLost
-            # A key that had seen part of its events answers where the unseen ones begin: only those go again.
+            # A state that had applied a part of its events returns where the others begin: merge only those.
             begin = np.zeros(len(names), np.int64)
-            begin[codes] = np.where(seen >= following, np.iinfo(np.int64).max, seen)
+            begin[codes] = np.where(applied >= following, np.iinfo(np.int64).max, applied)
             left = offset >= begin[events.code]
             events, offset = events.take(left), offset[left]
 
@@ -195,13 +117,13 @@ class ViewTiles:
 
 def _as_floats(values: npt.NDArray[Any], valid: Mask) -> tuple[Floats, Mask]:
     if values.dtype == object or values.ndim > 1:
-        # Counted by presence only.
+        # Only the presence of these values is counted.
         return np.zeros(len(values)), valid
     return np.where(valid, values, values.dtype.type(0)).astype(np.float64), valid
 
 
 def _as_bits(values: npt.NDArray[Any], valid: Mask) -> Floats:
-    """Integers as the doubles that have their bytes."""
+    """Integers viewed as doubles with the same bytes."""
     return np.where(valid, values, 0).astype("<i8").view("<f8")
 
 
@@ -217,7 +139,7 @@ def _lengths(texts: npt.NDArray[Any]) -> Floats:
 
 
 class SourceTiles:
-    """All live views of a source, with their positions as this member left them."""
+    """All live views of a source, and their positions as this process stored them."""
 
     def __init__(self, store: TileStore) -> None:
         self._store = store
@@ -228,6 +150,7 @@ class SourceTiles:
     def views(
         self, source: Source, views: Sequence[View], join_keys: Mapping[str, tuple[Field, ...]]
     ) -> list[ViewTiles]:
+        """The ViewTiles of these views, made once per view version."""
         found: list[ViewTiles] = []
         for view in views:
             key = source.project, view.ref
@@ -237,8 +160,10 @@ class SourceTiles:
         return found
 
     async def load(self, source: Source, partition: int, views: Sequence[View], generation: int) -> int:
-        """Take up the stored positions of a partition in a generation; the offset from which some view needs events, -1
-        when there is no view."""
+        """Load the stored positions of a partition in a generation.
+
+        Returns the lowest offset from which a view needs events, -1 without any view.
+        """
         stored = await self._store.take_positions(source.project, source.id, generation)
         self._generations[source.name, partition] = generation
         begin: list[int] = []

@@ -1,4 +1,4 @@
-"""The loop around the stream materializer: Kafka records in, positions asked for when a partition comes."""
+"""The stream worker: decodes Kafka records of stream sources and passes their rows to the materializer."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.event_payloads import carries_one, from_event, from_single_events
 from flywheel_feature.ingest.generations import Generations
-from flywheel_feature.ingest.stream_materialization import Part, PositionLost, StreamMaterializer, joined
+from flywheel_feature.ingest.source_rows import Part, joined
+from flywheel_feature.ingest.stream_materialization import StreamMaterializer
+from flywheel_feature.ingest.tile_store import PositionLost
 
 log = get_logger(__name__)
 
 WATCH_SECONDS = 2.0
-"""How soon a Redis that lost its data is noticed though no event comes."""
+"""Interval of the check for lost data in Redis, which works also while no event arrives."""
 READ_TOGETHER = 1000
-"""Events of one row each that are decoded together: what they unpack to still fits a processor's cache, and a bad one among them is
-soon found."""
+"""Events of one row each that are decoded together; few enough for the processor's cache."""
 
 
 class StreamWorker:
-    """`topic_of(project, source)` names topics; only topics of applied sources are acted on."""
+    """Handles the records of applied sources; `topic_of(project, source)` is the name of a topic."""
 
     def __init__(
         self,
@@ -46,28 +47,26 @@ class StreamWorker:
         self._loop: ConsumerLoop | None = None
         self._live: frozenset[str] = frozenset()
 
-    def loop(self, **settings: Any) -> ConsumerLoop:
-        """The consumer to run."""
-        self._loop = ConsumerLoop(
-            handler=self._handle, positions=self._positions, commit_to_kafka=False, **settings
-        )
+    def attach(self, loop: ConsumerLoop) -> None:
+        """Rewind this loop, which calls `handle` and `positions`, whenever partitions must restart."""
+        self._loop = loop
         self._live = self._live_views()
         self._definitions.on_change(self._definitions_changed)
-        return self._loop
 
     async def watch(self) -> None:
-        """Begin again when Redis lost its data, until cancelled."""
+        """Restart all partitions whenever Redis has lost its data, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
             generation = self._materializer.generation
             try:
                 if generation and not await self._generations.holds(generation):
                     log.warning(
-                        "the online store is another one: streams are taken up again", generation=generation
+                        "the online store has lost data; all partitions restart from their stored positions",
+                        generation=generation,
                     )
-                    self._forget()
+                    self._restart()
             except FlywheelError as error:
-                log.warning("the online store is not watched", reason=error.reason)
+                log.warning("the check for lost data in the online store failed", reason=error.reason)
 
     def _live_views(self) -> frozenset[str]:
         return frozenset(
@@ -82,7 +81,7 @@ class StreamWorker:
         live = self._live_views()
         added, self._live = live - self._live, live
         if added and self._loop is not None:
-            log.info("streams read again for new definitions", views=sorted(added))
+            log.info("restarting all partitions for new definitions", views=sorted(added))
             self._loop.rewind()
 
     def _find(self, topic: str) -> tuple[Catalog, Source] | None:
@@ -92,23 +91,24 @@ class StreamWorker:
                     return catalog, source
         return None
 
-    async def _positions(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+    async def positions(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
+        """Where to start reading assigned partitions; None: at the first record that Kafka has."""
         await self._definitions.refresh()
         found: dict[TopicPartition, int | None] = {}
         for tp in partitions:
             known = self._find(tp.topic)
             offset = await self._materializer.begin(*known, tp.partition) if known is not None else 0
-            # 0 as None: the beginning is where Kafka still has records.
             found[tp] = offset or None
         return found
 
-    async def _handle(self, conn: Any, records: Sequence[Record]) -> None:
+    async def handle(self, conn: Any, records: Sequence[Record]) -> None:
+        """Apply records of one partition. Raises PoisonError naming those that cannot be decoded."""
         known = self._find(records[0].topic)
         if known is None:
             await self._definitions.refresh()
             if self._find(records[0].topic) is not None:
-                self._forget()
-            # Else nobody applied such a source here: these events are not ours.
+                self._restart()
+            # The source is not applied: its events are ignored.
             return
         catalog, source = known
         parts, poison, why = _rows_of(records, source)
@@ -121,16 +121,16 @@ class StreamWorker:
                 catalog, joined(source, records[0].partition, parts, records[-1].offset + 1)
             )
         except PositionLost:
-            log.warning("positions changed under this member: it starts again from them", source=source.name)
-            self._forget()
+            log.warning("another process moved the positions; restarting from them", source=source.name)
+            self._restart()
 
-    def _forget(self) -> None:
+    def _restart(self) -> None:
         if self._loop is not None:
             self._loop.rewind()
 
 
 def _rows_of(records: Sequence[Record], source: Source) -> tuple[list[Part], list[Record], str]:
-    """Rows of the records in order, the records that hold none, and why the last of them does not."""
+    """The rows of the records in order, the poison records, and the error of the last of these."""
     parts: list[Part] = []
     poison: list[Record] = []
     why = ""
@@ -154,7 +154,7 @@ class _Poison:
 
 
 def _read(run: list[Record], source: Source) -> Iterator[Part | _Poison]:
-    """Rows of records that are read together; where one of them holds none, it is looked for by halves."""
+    """Decode records together; a poison record among them is found by bisection."""
     events = [r.event for r in run if r.event is not None]
     try:
         columns, ids = from_event(events[0], source) if len(run) == 1 else from_single_events(events, source)

@@ -1,8 +1,9 @@
-"""Tombstones of erased entities: what of theirs is passed over when it comes again.
+"""Tombstones of erased entities: which of their events and rows are skipped when they are read again.
 
-An event counts as erased when its offset lies below where the topic ended at the erasure: a replay of older records brings
-nothing back, while what is sent afterwards counts (a person may come back). A row of a batch source, which the platform cannot
-change, counts as erased when it was known before. A tombstone holds no key, only its SHA-256.
+An event counts as erased when its offset lies below the end of the topic at the time of the erasure. A replay
+of older records therefore brings nothing back, while events sent later count. A row of a batch source, whose
+table the platform cannot change, counts as erased when it was known before the erasure. A tombstone holds the
+SHA-256 of the key, not the key.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,8 @@ from flywheel_feature.definitions.frame_types import to_type
 from flywheel_feature.definitions.model import Entity, Source
 from flywheel_feature.encoding.frames import Columns, from_series
 from flywheel_feature.encoding.keys import entity_keys
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,31 +41,32 @@ Tombstones = Mapping[str, Mapping[bytes, Tombstone]]
 
 
 def key_hash(entity: Entity, name: bytes) -> bytes:
-    """`name` is what keys.entity_keys gives."""
+    """The hash of a key; `name` is what keys.entity_keys returns for it."""
     return hashlib.sha256(f"{entity.name}\0".encode() + name).digest()
 
 
-def speaks_of(source: Source, entity: Entity) -> bool:
-    """Whether every row of a source names an entity: all its join keys are fields of the same type."""
+def names_entity(source: Source, entity: Entity) -> bool:
+    """Whether the rows of a source name an entity: its join keys are fields with the same types."""
     fields = [source.field(k.name) for k in entity.join_keys]
     return all(
         f is not None and f.data_type == k.data_type for f, k in zip(fields, entity.join_keys, strict=True)
     )
 
 
-def rows_of(entity: Entity, columns: Columns, wanted: Callable[[bytes], Any]) -> list[tuple[int, Any]]:
-    """(row, wanted(name of the row's entity)) where that is not None; rows with a null key name nobody."""
+def rows_of(entity: Entity, columns: Columns, find: Callable[[bytes], T | None]) -> list[tuple[int, T]]:
+    """(row, find(name of the row's entity)) of the rows where that is not None and no key is null."""
     valid = np.logical_and.reduce([columns[k.name][1] for k in entity.join_keys])
     places = np.flatnonzero(valid)
     names = entity_keys([(k.data_type, columns[k.name][0][places].tolist()) for k in entity.join_keys])
-    answers: dict[bytes, Any] = {}
-    found = []
+    results: dict[bytes, T | None] = {}
+    rows = []
     for place, name in zip(places.tolist(), names, strict=True):
-        if name not in answers:
-            answers[name] = wanted(name)
-        if answers[name] is not None:
-            found.append((place, answers[name]))
-    return found
+        if name not in results:
+            results[name] = find(name)
+        found = results[name]
+        if found is not None:
+            rows.append((place, found))
+    return rows
 
 
 def key_columns(entity: Entity, frame: pl.DataFrame) -> Columns:
@@ -72,8 +77,8 @@ def key_columns(entity: Entity, frame: pl.DataFrame) -> Columns:
     return {k.name: from_series(typed.get_column(k.name), k.data_type) for k in entity.join_keys}
 
 
-class Erased:
-    """Which rows are passed over. `catalog` and `tombstones` answer from memory."""
+class TombstoneFilter:
+    """Leaves out erased events and rows; `catalog` and `tombstones` read from memory."""
 
     def __init__(self, catalog: Callable[[str], Catalog], tombstones: Callable[[str], Tombstones]) -> None:
         self._catalog = catalog
@@ -83,19 +88,22 @@ class Erased:
         self, source: Source, partition: int, offset: npt.NDArray[np.int64], columns: Columns
     ) -> Mask | None:
         """Mask of the events to keep; None: all."""
-        drop: list[int] = []
-        for entity, stones in self._about(source):
-            barriers = {h: s.barriers.get(source.id, {}).get(partition, 0) for h, s in stones.items()}
+        dropped: list[int] = []
+        for entity, tombstones in self._tombstones_for(source):
+            barriers = {
+                hashed: tombstone.barriers.get(source.id, {}).get(partition, 0)
+                for hashed, tombstone in tombstones.items()
+            }
             if len(offset) == 0 or max(barriers.values()) <= offset[0]:
                 continue
-            found = rows_of(entity, columns, lambda name, e=entity, b=barriers: b.get(key_hash(e, name)))  # type: ignore[misc]
-            drop += [row for row, barrier in found if offset[row] < barrier]
-        return _all_but(drop, len(offset))
+            found = rows_of(entity, columns, partial(_by_hash, barriers, entity))
+            dropped += [row for row, barrier in found if offset[row] < barrier]
+        return _all_but(dropped, len(offset))
 
     def frame(self, source: Source, partition: int, offset: str, frame: pl.DataFrame) -> pl.DataFrame:
-        """A frame of events without the erased ones."""
+        """A frame of events without the erased ones; `offset` names the column of offsets."""
         keys: Columns = {}
-        for entity, _ in self._about(source):
+        for entity, _ in self._tombstones_for(source):
             keys.update(key_columns(entity, frame))
         if not keys:
             return frame
@@ -103,32 +111,35 @@ class Erased:
         return frame if kept is None else frame.filter(pl.Series(kept))
 
     def batch_rows(self, source: Source, known: npt.NDArray[np.int64], frame: pl.DataFrame) -> Mask | None:
-        """Mask of a batch source's rows to keep, `known` being when each became known; None: all."""
-        drop: list[int] = []
-        for entity, stones in self._about(source):
+        """Mask of a batch source's rows to keep; None: all. `known` [n]: when each row became known."""
+        dropped: list[int] = []
+        for entity, tombstones in self._tombstones_for(source):
             if not {k.name for k in entity.join_keys} <= set(frame.columns):
                 continue
-            found = rows_of(
-                entity, key_columns(entity, frame), lambda name, e=entity, s=stones: s.get(key_hash(e, name))  # type: ignore[misc]
-            )  # fmt: skip
-            drop += [row for row, stone in found if known[row] <= stone.erased_at]
-        return _all_but(drop, frame.height)
+            found = rows_of(entity, key_columns(entity, frame), partial(_by_hash, tombstones, entity))
+            dropped += [row for row, tombstone in found if known[row] <= tombstone.erased_at]
+        return _all_but(dropped, frame.height)
 
-    def _about(self, source: Source) -> list[tuple[Entity, Mapping[bytes, Tombstone]]]:
-        tombstones = self._tombstones(source.project)
-        if not tombstones:
+    def _tombstones_for(self, source: Source) -> list[tuple[Entity, Mapping[bytes, Tombstone]]]:
+        """The tombstones of every entity that the source names."""
+        by_entity = self._tombstones(source.project)
+        if not by_entity:
             return []
         entities = self._catalog(source.project).entities
         return [
-            (entities[e], stones)
-            for e, stones in tombstones.items()
-            if stones and e in entities and speaks_of(source, entities[e])
+            (entities[entity_id], tombstones)
+            for entity_id, tombstones in by_entity.items()
+            if tombstones and entity_id in entities and names_entity(source, entities[entity_id])
         ]
 
 
-def _all_but(drop: list[int], rows: int) -> Mask | None:
-    if not drop:
+def _by_hash(values: Mapping[bytes, T], entity: Entity, name: bytes) -> T | None:
+    return values.get(key_hash(entity, name))
+
+
+def _all_but(dropped: list[int], rows: int) -> Mask | None:
+    if not dropped:
         return None
     kept: Mask = np.ones(rows, np.bool_)
-    kept[drop] = False
+    kept[dropped] = False
     return kept

@@ -1,4 +1,4 @@
-"""What long work reports to and asks: progress, cancellation, the part that resumes after a crash."""
+"""Ports through which long work reports progress, learns of cancellation and saves checkpoints."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ from typing import Protocol
 
 
 class JobProgress(Protocol):
-    """The part of jobs.JobContext that long work reports to."""
+    """The part of runner.JobContext that long work reports to."""
 
-    def progress(self, done: int, total: int, unit: str = "", message: str = "") -> None: ...
+    def progress(self, done: int, total: int, unit: str = "", message: str = "") -> None:
+        """Report how far the work is; cheap, callable from any thread."""
+        ...
 
-    def check_cancelled(self) -> None: ...
+    def check_cancelled(self) -> None:
+        """Raises when the work should stop; callable from any thread."""
+        ...
 
 
 class ResumableJob(JobProgress, Protocol):
-    """The part of jobs.JobContext that lets work start again where an earlier process began."""
+    """The part of runner.JobContext that lets work resume where an earlier process stopped."""
 
     checkpoint: bytes
-    """What was saved last, also by an earlier process; empty at the first start."""
+    """The checkpoint saved last, also by an earlier process; empty at the first start."""
 
     async def save_checkpoint(self, checkpoint: bytes) -> None:
-        """It is kept when this returns."""
+        """Store a checkpoint; it is durable when this returns."""
         ...
 
 
@@ -28,13 +32,16 @@ def is_cancelled(job: JobProgress) -> bool:
     """Whether `check_cancelled` would raise."""
     try:
         job.check_cancelled()
-    except Exception:  # noqa: BLE001 - whatever it raises, it says that the job is to stop
+    except Exception:  # noqa: BLE001 - any exception of check_cancelled means that the job should stop
         return True
     return False
 
 
 class Stages:
-    """A job's progress as one percentage that never falls. `reached`: what an earlier process has told."""
+    """The progress of a job with several stages, as one percentage that never falls.
+
+    `reached`: the percentage that an earlier process reported.
+    """
 
     def __init__(self, job: JobProgress, reached: int = 0) -> None:
         self._job = job
@@ -42,7 +49,7 @@ class Stages:
         self._low = self._high = 0
 
     def begin(self, until: int, since: int | None = None) -> None:
-        """The next stage ends at this percentage; it begins where the last one ended, or at `since`."""
+        """Begin a stage from the percentage `since` (where the last one ended, by default) to `until`."""
         self._low, self._high = self._high if since is None else since, until
 
     def progress(self, done: int, total: int, unit: str = "", message: str = "") -> None:
@@ -52,12 +59,7 @@ class Stages:
 
     @property
     def cancelled(self) -> bool:
-        """Whether the job is to stop for good."""
-        try:
-            self._job.check_cancelled()
-        except Exception:  # noqa: BLE001 - whatever it raises, it says that the job is to stop
-            return True
-        return False
+        return is_cancelled(self._job)
 
     def check_cancelled(self) -> None:
         self._job.check_cancelled()

@@ -12,7 +12,7 @@ import polars as pl
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError
-from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.catalog import Catalog, CatalogReader
 from flywheel_feature.definitions.model import ParquetSource, Source, TableFormat
 from flywheel_feature.jobs.progress import ResumableJob, Stages
 from flywheel_feature.offline import spines
@@ -28,7 +28,7 @@ from flywheel_feature.offline.model import (
     TrainingSetRequest,
 )
 from flywheel_feature.offline.partitioned.build import BuiltInputs, JoinLimits, PartitionedBuild
-from flywheel_feature.offline.ports import CatalogReader, PartitionEngine, TrainingSets
+from flywheel_feature.offline.ports import PartitionEngine, TrainingSets
 from flywheel_feature.offline.unfinished import (
     attempt_uri,
     finish_in_thread,

@@ -12,7 +12,9 @@ from datetime import timedelta
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature.jobs.runner import LEASE_SECONDS, Job, JobStore
+from flywheel_feature.jobs.model import Job
+from flywheel_feature.jobs.ports import JobStore
+from flywheel_feature.jobs.runner import LEASE_SECONDS
 from flywheel_feature.offline.ports import PartitionEngine, TrainingSets
 from flywheel_feature.offline.unfinished import finish_in_thread, work_name, work_uri
 from flywheel_feature.tables.ports import Tables

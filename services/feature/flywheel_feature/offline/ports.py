@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
 import polars as pl
 
-from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.jobs.progress import JobProgress
 from flywheel_feature.offline.model import TrainingSet
 from flywheel_feature.tables.ports import Between
@@ -79,10 +78,6 @@ class PartitionEngine(Protocol):
         Raises Unavailable ENGINE_UNAVAILABLE or OBJECT_STORE_DOWN; another call then removes the rest.
         """
         ...
-
-
-CatalogReader = Callable[[str], Awaitable[Catalog]]
-"""Returns the applied definitions of a project."""
 
 
 class TrainingSets(Protocol):

@@ -15,13 +15,13 @@ import polars as pl
 from prometheus_client import Counter
 
 from flywheel_common.clock import Clock
+from flywheel_feature.definitions.catalog import CatalogReader
 from flywheel_feature.definitions.frame_types import TIMESTAMP
 from flywheel_feature.definitions.model import Field, VersionRef
 from flywheel_feature.jobs.progress import JobProgress
 from flywheel_feature.offline.errors import InvalidArchiveFeatureSet, WrongArchive
 from flywheel_feature.offline.joins.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
 from flywheel_feature.offline.model import JoinMode
-from flywheel_feature.offline.ports import CatalogReader
 from flywheel_feature.offline.prediction_log import EVENT_TIME, FEATURE_SET, PREDICTION_ID, read_answers
 from flywheel_feature.tables.ports import Archive, Tables
 from flywheel_feature.tables.sources import SourceReader, wait_until_archived

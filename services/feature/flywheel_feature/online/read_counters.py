@@ -1,4 +1,4 @@
-"""Prometheus counters of online reads."""
+"""Prometheus counters of online reads: hits and misses per view."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import numpy.typing as npt
 from prometheus_client import Counter
 
 _READS = Counter(
-    "flywheel_feature_online_reads", "Entities looked up per view, found (hit) or never written (miss)", ["view", "result"]
-)  # fmt: skip
+    "flywheel_feature_online_reads",
+    "Entities looked up per view, found (hit) or never written (miss)",
+    ["view", "result"],
+)
 
 
 class ReadCounters:
-    """Counts answers; hit ratio = hit / (hit + miss)."""
+    """Counts the hits and misses of answers; the hit ratio is hit / (hit + miss)."""
 
     def __init__(self) -> None:
         self._counters: dict[str, tuple[Any, Any]] = {}

@@ -1,29 +1,29 @@
-"""Which stream events an online answer is made of.
+"""Applied offsets: the stream events that an online answer was computed from.
 
-The state of an entity keeps per partition the offset below which all of its events are applied, and none other (aggregation.py).
-Answered beside the values and kept by whoever logs them, these positions say from which events a value must be recomputed.
+The state of an entity holds per partition the next offset: all of the entity's events below it are applied,
+no others. A response can return these positions with the values, so that a log of them names the events to
+recompute a value from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
 from flywheel_common.arrays import Ints
-from flywheel_feature.definitions.model import VersionRef, View
-from flywheel_feature.windows.tile_layout import GENERATION, TileLayout
+from flywheel_feature.definitions.model import VersionRef
+from flywheel_feature.windows.tile_layout import GENERATION
 
 
 @dataclass(frozen=True, slots=True)
 class AppliedOffsets:
-    """Positions of one stream view, n rows: row i owns pairs[bounds[i]:bounds[i + 1]], none when it has no event."""
+    """Positions of one stream view for n rows: row i has pairs[bounds[i]:bounds[i + 1]]."""
 
     view: VersionRef
     bounds: Ints
-    """[n + 1], rising from 0."""
+    """[n + 1], ascending from 0."""
     pairs: Ints
     """[m, 2]: partition and next offset."""
 
@@ -32,33 +32,13 @@ class AppliedOffsets:
         return AppliedOffsets(self.view, self.bounds[low : high + 1] - first, self.pairs[first:last])
 
 
-class StoredRead(Protocol):
-    @property
-    def view(self) -> View: ...
-
-    @property
-    def tiles(self) -> TileLayout | None: ...
-
-
 def applied_name(view: VersionRef) -> str:
-    """`traffic@3`: the column of a view's applied offsets in answers and logs."""
+    """The column of a view's applied offsets in responses and logs: `traffic@3`."""
     return f"{view.id}@{view.version}"
 
 
-def applied_offsets(
-    reads: Iterable[StoredRead], blobs: Sequence[bytes | None], rows: int
-) -> tuple[AppliedOffsets, ...]:
-    """Those of every stream view; `blobs` holds `rows` states per read, read by read."""
-    found = []
-    for place, read in enumerate(reads):
-        if read.tiles is not None:
-            bounds, pairs = positions_of(blobs[place * rows : (place + 1) * rows])
-            found.append(AppliedOffsets(read.view.ref, bounds, pairs))
-    return tuple(found)
-
-
 def positions_of(states: Sequence[bytes | None]) -> tuple[Ints, Ints]:
-    """Bounds and pairs, as in AppliedOffsets, out of states: their positions are what they end with, after the generation."""
+    """Bounds and pairs, as in AppliedOffsets, of n states, without the generation that each state holds."""
     held = [state for state in states if state]
     filled = np.fromiter((bool(state) for state in states), np.bool_, len(states))
     counts = np.zeros(len(states), np.int64)

@@ -1,12 +1,14 @@
-"""HyperLogLog: how many different values a window holds, from 64-bit hashes of them.
+"""HyperLogLog: the number of different values in a window, estimated from 64-bit hashes.
 
-Flajolet, Fusy, Gandouet, Meunier 2007: a hash picks one of m registers, which keeps the highest rank (position of the first set bit
-of what is left of the hash) it has seen. Registers of several tiles together are their maximum, so neither order nor repetition
-matters and history recomputes exactly what Redis answers. The relative standard error is 1.04 / sqrt(m) (there, theorem 1),
-here 2.3 %. The count comes from Ertl 2017, "New cardinality estimation algorithms for HyperLogLog sketches" (arXiv 1702.01284),
-algorithm 6: no tables, no switch between formulas, and nearly exact for small counts.
+Flajolet, Fusy, Gandouet, Meunier 2007: a hash picks one of m registers, which keeps the highest rank
+(position of the first set bit of what is left of the hash) it has seen. Registers of several tiles are
+merged by their maximum. Neither order nor repetition matters, so offline joins compute what Redis answers.
+The relative standard error is 1.04 / sqrt(m) (there, theorem 1), here 2.3 %. The count comes from Ertl 2017,
+"New cardinality estimation algorithms for HyperLogLog sketches" (arXiv 1702.01284), algorithm 6: no tables,
+no switch between formulas, and nearly exact for small counts.
 
-An observation is register × 64 + rank. A tile keeps only the registers that were hit: most entities see few values.
+An observation is register × 64 + rank. A tile keeps only the registers that were hit: most entities see few
+values.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ PRECISION = 11
 REGISTERS = 1 << PRECISION
 RANK_BITS = 6
 OBSERVATIONS = REGISTERS << RANK_BITS
-"""Observations are below this: a tile's index times it, plus an observation, is exact in a double."""
+"""Upper bound of observations. A tile's index times it, plus an observation, is exact in a double."""
 STANDARD_ERROR = 1.04 / REGISTERS**0.5
 
 _BITS = 64 - PRECISION
@@ -31,11 +33,11 @@ _ALPHA = 0.5 / np.log(2.0)
 
 
 def observations(values: npt.NDArray[Any]) -> Ints:
-    """[n] observations of [n] bools, integers, floats, or (object) texts or bytes. 0.0 and -0.0 are one value."""
+    """[n] observations of n bools, integers, floats, texts or bytes (dtype object). 0.0 equals -0.0."""
     hashes = _text_hashes(values) if values.dtype == object else _number_hashes(values)
     register = (hashes >> np.uint64(_BITS)).astype(np.int64)
     rest = (hashes & np.uint64((1 << _BITS) - 1)).astype(np.float64)
-    # Exact in a double, so its exponent is the number of bits: no bit at all has the highest rank.
+    # Exact in a double, so the exponent is the number of bits; 0 has the highest rank.
     rank = _BITS + 1 - np.frexp(rest)[1].astype(np.int64)
     found: Ints = register << RANK_BITS | rank
     return found
@@ -62,14 +64,14 @@ def _number_hashes(values: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
 
 
 def highest(keys: Ints) -> npt.NDArray[np.bool_]:
-    """Of ascending numbers that end in a rank, those that are the last of what stands before the rank."""
+    """Of ascending numbers whose low bits are a rank, the last one of each group with equal high bits."""
     last = np.ones(keys.size, np.bool_)
     last[:-1] = keys[1:] >> RANK_BITS != keys[:-1] >> RANK_BITS
     return last
 
 
 def counts(owner: Ints, seen: Ints, rows: int) -> Ints:
-    """[rows] estimated numbers of different values, from observations and the row each belongs to; 0 where there is none."""
+    """[rows] estimated numbers of different values, from observations and the row of each; 0 without any."""
     keys = np.sort(owner * OBSERVATIONS + seen)
     keys = keys[highest(keys)]
     width = _BITS + 2
@@ -84,7 +86,7 @@ def counts(owner: Ints, seen: Ints, rows: int) -> Ints:
 
 
 def _sigma(x: Floats) -> Floats:
-    """x + Σ x^(2^k) 2^(k-1); infinite at 1: no register was hit."""
+    """x + Σ x^(2^k) 2^(k-1); infinite at 1, where no register was hit."""
     empty = x == 1.0
     x = np.where(empty, 0.0, x)
     y, z = 1.0, x.copy()

@@ -1,11 +1,11 @@
-"""Reading windows out of states of tiles (their layout: aggregation.py), all rows at once."""
+"""Reading windows from states of tiles (layout: tile_layout.py), all rows at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import Any, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -13,36 +13,50 @@ import numpy.typing as npt
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_feature.definitions.model import Aggregation, AggregationFunction, DataType
 from flywheel_feature.windows import hyperloglog
-
-if TYPE_CHECKING:
-    from flywheel_feature.windows.tile_layout import TileLayout
+from flywheel_feature.windows.tile_layout import ENTRY, TileLayout
+from flywheel_feature.windows.tile_moments import Moments
 
 F = AggregationFunction
-ENTRY = 4
-"""Doubles of a list's entry."""
 
 
 @dataclass(frozen=True, slots=True)
 class WindowValues:
-    """Of n rows."""
+    """The aggregations of n rows."""
 
     found: Mask
+    """[n] which rows have a state."""
     newest: Ints
-    """Newest event time, 0 where not found."""
+    """[n] newest event time, 0 where not found."""
     valid: Mask
-    """[n, aggregations]: which have a value."""
+    """[n, aggregations] which have a value."""
     bits: Ints
-    """[n, moments]: the bits of the values of COUNT, SUM, MEAN, STD, MIN and MAX (layout.moments.places), 0 where there is none."""
+    """[n, moments] the bits of the values of COUNT, SUM, MEAN, STD, MIN and MAX (Moments.places), 0 where
+    there is none."""
     columns: Sequence[tuple[npt.NDArray[Any], Mask]]
-    """One (values [n] of the feature's type, mask of those with a value [n]) per aggregation; LAST_N values are arrays in an object
-    array, texts are str or bytes in one."""
+    """Per aggregation (values [n] of the feature's type, mask [n] of those with a value). LAST_N values are
+    arrays in an object array, texts are str or bytes in one."""
 
 
-class _Numbers(Sequence[tuple[npt.NDArray[Any], Mask]]):
-    """Columns of a layout's moments, made where they are looked at."""
+class TileReader:
+    """Reads every aggregation of a layout from states."""
 
-    def __init__(self, layout: TileLayout, numbers: Floats, present: Mask) -> None:
-        self._whole = layout.moments.counts
+    def __init__(self, layout: TileLayout) -> None:
+        self.layout = layout
+        self.moments = Moments(layout)
+        moments = set(self.moments.places)
+        self.others = [i for i in range(len(layout.aggregations)) if i not in moments]
+        """Places of the aggregations that are no moments: lists, sketches, FIRST."""
+
+    def read(self, states: Sequence[bytes | None], as_of: Ints) -> WindowValues:
+        """Every aggregation of every entity at its time (microseconds): n states and n times."""
+        return _Reading(self, states, as_of).values()
+
+
+class _MomentColumns(Sequence[tuple[npt.NDArray[Any], Mask]]):
+    """Columns of a layout's moments, each made when it is accessed."""
+
+    def __init__(self, moments: Moments, numbers: Floats, present: Mask) -> None:
+        self._integers = moments.counts
         self._numbers, self._present = numbers, present
 
     def __len__(self) -> int:
@@ -58,16 +72,20 @@ class _Numbers(Sequence[tuple[npt.NDArray[Any], Mask]]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         values: npt.NDArray[Any] = self._numbers[:, index]
-        return values.view(np.int64) if index in self._whole else values, self._present[:, index]
+        return values.view(np.int64) if index in self._integers else values, self._present[:, index]
 
 
-class Reading:
-    def __init__(self, layout: TileLayout, states: Sequence[bytes | None], as_of: Ints) -> None:
+class _Reading:
+    """One read: n states taken apart."""
+
+    def __init__(self, reader: TileReader, states: Sequence[bytes | None], as_of: Ints) -> None:
+        layout = reader.layout
+        self.reader = reader
         self.layout = layout
         self.rows = len(states)
         self.states = [s or layout.absent for s in states]
         header, tile = 8 * layout.header, 8 * layout.stride
-        # Taken apart state by state: for a few states that is faster than numbers about places, and for many no slower.
+        # A loop over states is faster than index arithmetic for few states, and no slower for many.
         heads = [layout.head.unpack_from(s) for s in self.states]
         tiles = [s[header : header + int(h[2]) * tile] for s, h in zip(self.states, heads, strict=True)]
         self.heads = np.array(heads).reshape(-1, layout.header).astype(np.int64)
@@ -106,20 +124,20 @@ class Reading:
         return np.column_stack([first, first[:, None] + np.cumsum(self.counts * self.widths, axis=1)])
 
     def values(self) -> WindowValues:
-        layout = self.layout
-        moments = layout.moments
+        layout, moments, others = self.layout, self.reader.moments, self.reader.others
         numbers, present = moments.values(self.found, self.tile_counts, self.owner, self.age, self.tiles)
         bits = numbers.view(np.int64)
         bits[:, moments.counts] = numbers[:, moments.counts]
-        if not layout.others:
-            return WindowValues(self.found, self.newest, present, bits, _Numbers(layout, numbers, present))
+        if not others:
+            columns: Sequence[tuple[npt.NDArray[Any], Mask]] = _MomentColumns(moments, numbers, present)
+            return WindowValues(self.found, self.newest, present, bits, columns)
         valid = np.empty((self.rows, len(layout.aggregations)), np.bool_)
         valid[:, moments.places] = present
-        columns = list(_Numbers(layout, numbers, present))
-        for i in layout.others:
-            columns.insert(i, self._other(layout.aggregations[i], layout.kinds[i]))
-            valid[:, i] = columns[i][1]
-        return WindowValues(self.found, self.newest, valid, bits, columns)
+        merged = list(_MomentColumns(moments, numbers, present))
+        for i in others:
+            merged.insert(i, self._other(layout.aggregations[i], layout.kinds[i]))
+            valid[:, i] = merged[i][1]
+        return WindowValues(self.found, self.newest, valid, bits, merged)
 
     def _other(self, aggregation: Aggregation, kind: DataType) -> tuple[npt.NDArray[Any], Mask]:
         if aggregation.function == F.APPROX_DISTINCT:
@@ -185,7 +203,8 @@ class Reading:
         return lists, present
 
     def _texts(self, number: int, kind: DataType, chosen: Mask) -> npt.NDArray[Any]:
-        """Texts of a list's chosen entries. All lists of texts of a row lie one after the other behind all sections."""
+        """Texts of a list's chosen entries. All lists of texts of a row lie one after the other behind all
+        sections."""
         owner, entries = self._section(number)
         here = self.begins[:, -1] * 8
         for earlier, field in enumerate(list(self.layout.lists)[:number]):

@@ -20,10 +20,11 @@ import polars as pl
 
 from flywheel_common.arrays import Ints
 from flywheel_feature.definitions.frame_types import polars_type
+from flywheel_feature.definitions.ttl import is_stale
 from flywheel_feature.offline.joins.point_in_time import microseconds
 from flywheel_feature.offline.joins.window_folds import Fold, fold
 from flywheel_feature.offline.joins.windows import WindowFeature
-from flywheel_feature.windows.tile_layout import event_ranks
+from flywheel_feature.windows.event_order import event_ranks
 
 MAX_PAIRS = 4_000_000
 """Events looked at one by one at a time: bounds the memory."""
@@ -100,7 +101,7 @@ def applied_features(
     seen = first_unseen > np.searchsorted(events.chain, states.chain, "left")
     if ttl:
         newest = np.append(events.times, 0)[first_unseen - 1]
-        seen &= times - newest <= ttl
+        seen &= ~is_stale(times, newest, ttl)
     rows = np.flatnonzero(seen)
     answers: dict[str, pl.Series] = {}
     for window in dict.fromkeys(f.window for f in features):

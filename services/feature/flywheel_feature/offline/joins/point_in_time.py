@@ -20,6 +20,7 @@ import numpy.typing as npt
 import polars as pl
 
 from flywheel_feature.definitions.frame_types import TIMESTAMP
+from flywheel_feature.definitions.ttl import is_stale
 
 MATCHED_TIME = "__event_time"
 """Column of the answer: event time of the row taken, null where none was."""
@@ -185,7 +186,7 @@ def _in_spine_order(
     found = pl.col(MATCHED_TIME)
     valid = found.is_not_null()
     if ttl:
-        valid = valid & (left.get_column(_T) - found <= ttl)
+        valid = valid & ~is_stale(left.get_column(_T), found, ttl)
     places: npt.NDArray[np.uint32] = np.empty(height, dtype=np.uint32)
     places[left.get_column(_I).to_numpy()] = np.arange(height, dtype=np.uint32)
     if ttl:

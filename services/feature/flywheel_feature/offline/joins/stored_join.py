@@ -8,6 +8,7 @@ import polars as pl
 
 from flywheel_feature.definitions.frame_types import to_type
 from flywheel_feature.definitions.model import BatchView, Entity, Source, StreamView, View
+from flywheel_feature.definitions.ttl import earliest_fresh
 from flywheel_feature.expressions.sql import CompiledExpressions, compile_predicate
 from flywheel_feature.offline.joins.applied_windows import Stream, applied_features
 from flywheel_feature.offline.joins.point_in_time import MATCHED_TIME, as_of_join, latest_join, latest_rows
@@ -72,8 +73,9 @@ class StoredView:
         """Event times low <= t < high that can matter to spine rows from `earliest` to `latest` (microseconds)."""
         if mode == JoinMode.NAIVE_LATEST or earliest is None or latest is None:
             return None, None
-        batch = isinstance(self.view.kind, BatchView)
-        return earliest - self.view.ttl if batch and self.view.ttl else None, latest + 1
+        # A stream view reads all earlier events: an entity with any event has COUNT 0, not null, outside its windows.
+        low = earliest_fresh(earliest, self.view.ttl) if isinstance(self.view.kind, BatchView) else None
+        return low, latest + 1
 
     def kept(self, rows: pl.DataFrame) -> pl.DataFrame:
         """The rows that the view looks at."""

@@ -21,9 +21,10 @@ import polars as pl
 from flywheel_common.arrays import Ints
 from flywheel_feature.definitions.frame_types import polars_type
 from flywheel_feature.definitions.model import AggregationFunction, DataType
+from flywheel_feature.definitions.ttl import is_stale
 from flywheel_feature.offline.joins.point_in_time import MATCHED_TIME, as_of_join, microseconds
 from flywheel_feature.offline.joins.window_folds import Fold, fold
-from flywheel_feature.windows.tile_layout import event_ranks
+from flywheel_feature.windows.event_order import event_ranks
 
 MAX_PAIRS = 4_000_000
 """Late events are looked at pair by pair with spine rows, this many at a time: bounds the memory."""
@@ -111,9 +112,7 @@ def windowed_features(
 
 def _seen(spine: pl.DataFrame, newest: pl.DataFrame, spine_time: str, ttl: int) -> npt.NDArray[np.bool_]:
     frame = pl.DataFrame({"t": spine.get_column(spine_time), "e": newest.get_column(MATCHED_TIME)})
-    seen = pl.col("e").is_not_null()
-    if ttl:
-        seen = seen & (microseconds(pl.col("t")) - microseconds(pl.col("e")) <= ttl)
+    seen = pl.col("e").is_not_null() & ~is_stale(microseconds(pl.col("t")), microseconds(pl.col("e")), ttl)
     return frame.select(seen.fill_null(False)).to_series().to_numpy().astype(np.bool_)
 
 

@@ -14,11 +14,16 @@ from flywheel_common.deadline import in_time
 from flywheel_common.kafka.client import ensure_topics, kafka_errors
 from flywheel_common.kafka.errors import KafkaUnavailable
 from flywheel_common.kafka.producer import Producer
-from flywheel_common.kafka.topics import TopicSpec
+from flywheel_common.kafka.topics import TopicSpec, feature_source
 from flywheel_feature.definitions.model import Source, StreamSource
 
 END_SECONDS = 1.0
 """How long end offsets may be reused for computing lag."""
+
+
+def topic_name(project: str, source: str) -> str:
+    """The topic of a stream source; only projects other than `default` are part of the name."""
+    return feature_source(source if project == "default" else f"{project}.{source}")
 
 
 class SourceTopics:

@@ -9,7 +9,8 @@ from typing import Any
 
 from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_common.postgres.pool import Pool, connection, transaction
-from flywheel_feature.jobs.runner import MAX_ATTEMPTS, Job, JobState, Progress
+from flywheel_feature.jobs.model import Job, JobState, Progress
+from flywheel_feature.jobs.ports import MAX_ATTEMPTS
 
 _INSERT = """
 INSERT INTO job (project, id, kind, request, request_id, request_hash, created_at, training_set)

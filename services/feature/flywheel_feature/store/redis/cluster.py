@@ -17,7 +17,7 @@ import hiredis
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_feature.online.lookup import store_down
+from flywheel_feature.online.errors import store_down
 from flywheel_feature.store.redis.connection import Argument, RedisPipe, RedisReplyError, checked
 
 log = get_logger(__name__)

@@ -20,7 +20,7 @@ from flywheel_common.errors import Internal
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.encoding.same_length_keys import SameLengthKeys
 from flywheel_feature.encoding.same_length_values import MANY, SameLengthReply
-from flywheel_feature.online.lookup import store_down
+from flywheel_feature.online.errors import store_down
 
 log = get_logger(__name__)
 

@@ -8,7 +8,7 @@ from typing import Any
 import hiredis
 
 from flywheel_common.deadline import in_time
-from flywheel_feature.online.lookup import store_down
+from flywheel_feature.online.errors import store_down
 from flywheel_feature.store.redis.cluster import Pipe
 from flywheel_feature.store.redis.connection import Argument, RedisReplyError
 from flywheel_feature.store.redis.scripts import (

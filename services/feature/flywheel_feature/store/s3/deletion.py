@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Self
 
 import botocore.session
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
+from flywheel_common.config import S3Settings
 from flywheel_feature.tables.errors import ObjectStoreDown
 
 
@@ -33,6 +34,14 @@ class S3Deletion:
         )
         self._lock = threading.Lock()
         self._client: Any = None
+
+    @classmethod
+    def from_settings(cls, settings: S3Settings) -> Self:
+        return cls(
+            settings.s3_endpoint,
+            settings.s3_access_key.get_secret_value(),
+            settings.s3_secret_key.get_secret_value(),
+        )
 
     def delete(self, paths: Iterable[str]) -> None:
         """Delete objects by `bucket/key`; they need not exist. Raises Unavailable OBJECT_STORE_DOWN."""

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import polars as pl
 import pyarrow as pa
@@ -14,6 +14,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
+from flywheel_common.config import S3Settings
 from flywheel_common.errors import FlywheelError, NotFound
 from flywheel_feature.definitions.errors import InvalidUri
 from flywheel_feature.definitions.model import TableFormat
@@ -67,6 +68,15 @@ class S3Tables:
             connect_timeout=5.0,
             request_timeout=timeout_seconds,
             allow_bucket_creation=False,
+        )
+
+    @classmethod
+    def from_settings(cls, settings: S3Settings) -> Self:
+        return cls(
+            endpoint=settings.s3_endpoint,
+            access_key=settings.s3_access_key.get_secret_value(),
+            secret_key=settings.s3_secret_key.get_secret_value(),
+            bucket=settings.s3_bucket,
         )
 
     def bucket_uri(self, key: str) -> str:

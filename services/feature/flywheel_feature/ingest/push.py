@@ -1,0 +1,219 @@
+"""PushFeatures: appends rows to the topic of a stream source, or writes rows of a batch view online and to
+its push log.
+
+Every row is checked before anything is written.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from flywheel_common.errors import Unavailable
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.model import Field, Source, View
+from flywheel_feature.definitions.value_rules import Report
+from flywheel_feature.encoding.errors import RowCountMismatch, ValueOutOfRange
+from flywheel_feature.encoding.frames import Columns
+from flywheel_feature.encoding.keys import entity_keys
+from flywheel_feature.encoding.row_checks import check_values, required, row_ids
+from flywheel_feature.ingest.ports import Materialized
+from flywheel_feature.ingest.row_writer import RowStore, RowWriter
+from flywheel_feature.ingest.rule_actions import RuleActions
+
+log = get_logger(__name__)
+
+MAXIMUM_ID_CHARACTERS = 128
+MAXIMUM_RECORD_BYTES = 512 * 1024
+"""A larger record is split: by default, brokers reject records over 1 MiB."""
+FRESHNESS_STEP = 1_000_000
+"""Microseconds of event time by which a view must advance before a push records its freshness again."""
+
+Encode = Callable[[Source, Columns, list[str], int], bytes]
+"""The Kafka record of rows of a source with their event ids, for a partition."""
+
+
+class SourceTopics(Protocol):
+    """The topics of stream sources. Raises Unavailable KAFKA_UNAVAILABLE; sent events may be stored then."""
+
+    async def ensure(self, source: Source) -> int:
+        """Create the topic if it is missing; returns its number of partitions."""
+        ...
+
+    async def send(self, source: Source, events: Sequence[tuple[int, bytes]]) -> list[tuple[int, int]]:
+        """Append events (partition, value), in order per partition; returns their (partition, offset)."""
+        ...
+
+
+class RowLog(Protocol):
+    """Pushed rows of batch views."""
+
+    async def append(self, view: View, source: Source, columns: Columns, rows: int) -> None:
+        """Append rows; they are durable when this returns. Raises Unavailable."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    accepted: int
+    """Rows."""
+    next_offsets: Mapping[int, int]
+    """Partition → offset after the rows; empty for a batch view."""
+    validation: Report = field(default_factory=Report)
+
+
+class Pusher:
+    """Carries out pushes."""
+
+    def __init__(
+        self,
+        topics: SourceTopics,
+        online: RowStore,
+        row_log: RowLog,
+        materialized: Materialized,
+        encode: Encode,
+        rule_actions: RuleActions,
+    ) -> None:
+        self._topics = topics
+        self._online = online
+        self._log = row_log
+        self._materialized = materialized
+        self._newest: dict[str, int] = {}
+        self._encode = encode
+        self._rule_actions = rule_actions
+
+    async def prepare(self, sources: Iterable[Source]) -> None:
+        """Create the topics before the first push; while Kafka is down, the first push creates them."""
+        try:
+            for source in sources:
+                await self._topics.ensure(source)
+        except Unavailable as error:
+            log.warning("topics not created yet; the first push creates them", reason=error.reason)
+
+    async def to_source(
+        self, catalog: Catalog, source: Source, columns: Columns, rows: int, event_ids: Sequence[str]
+    ) -> PushResult:
+        """Push rows to a stream source; returns when Kafka has stored all of them.
+
+        Raises ValueOutOfRange, PartialRow, RowCountMismatch, ValidationFailed, Unavailable.
+        """
+        _check_rows(source.schema, columns)
+        required(columns, [source.timestamp_field], "every event needs its time")
+        ids = _event_ids(source.schema, columns, rows, event_ids)
+        kept, report = await self._rule_actions.pushed_to_source(source, columns, rows)
+        if kept is not None:
+            columns, rows = _pick(columns, kept), int(kept.sum())
+            ids = [event_id for event_id, ok in zip(ids, kept.tolist(), strict=True) if ok]
+        if not rows:
+            return PushResult(0, {}, report)
+        partitions = await self._topics.ensure(source)
+        partition_of = np.array(_partitions(catalog, source, columns, ids, partitions))
+        events: list[tuple[int, bytes]] = []
+        for partition in np.unique(partition_of).tolist():
+            places = np.flatnonzero(partition_of == partition)
+            events += self._records(source, columns, ids, places, partition)
+        next_offsets: dict[int, int] = {}
+        for partition, offset in await self._topics.send(source, events):
+            next_offsets[partition] = max(offset + 1, next_offsets.get(partition, 0))
+        return PushResult(rows, next_offsets, report)
+
+    def _records(
+        self, source: Source, columns: Columns, ids: list[str], rows: np.ndarray, partition: int
+    ) -> list[tuple[int, bytes]]:
+        """The records of rows of one partition: one, or halves where it is too large."""
+        value = self._encode(source, _pick(columns, rows), [ids[i] for i in rows.tolist()], partition)
+        if len(value) <= MAXIMUM_RECORD_BYTES or len(rows) == 1:
+            return [(partition, value)]
+        middle = len(rows) // 2
+        return [
+            *self._records(source, columns, ids, rows[:middle], partition),
+            *self._records(source, columns, ids, rows[middle:], partition),
+        ]
+
+    async def to_view(
+        self,
+        catalog: Catalog,
+        view: View,
+        source: Source,
+        columns: Columns,
+        rows: int,
+        *,
+        offline: bool = True,
+        online: bool = True,
+    ) -> PushResult:
+        """Append rows to the push log of a batch view, then write those online that are newer than the stored
+        ones.
+
+        Raises ValueOutOfRange, PartialRow, ValidationFailed; Unavailable: a part may have been written then,
+        and repeating the push is harmless.
+        """
+        _check_rows(source.schema, columns)
+        keys = [k.name for k in catalog.entity(view.entity).join_keys]
+        required(columns, [*keys, source.timestamp_field], "a row needs its join keys and its time")
+        kept, report = await self._rule_actions.pushed_to_view(view, source, columns, rows)
+        if kept is not None:
+            columns, rows = _pick(columns, kept), int(kept.sum())
+        if rows and offline:
+            await self._log.append(view, source, columns, rows)
+        if rows and online:
+            writer = RowWriter(catalog, view)
+            event = columns[source.timestamp_field][0].astype(np.int64)
+            created = event
+            if source.created_field:
+                given, valid = columns[source.created_field]
+                created = np.where(valid, given, event).astype(np.int64)
+            by_feature = {f.name: columns[f.field] for f in view.features}
+            await writer.write({k: columns[k] for k in keys}, by_feature, event, created, self._online)
+            await self._record_freshness(view, int(event.max()))
+        return PushResult(rows, {}, report)
+
+    async def _record_freshness(self, view: View, newest: int) -> None:
+        if newest > self._newest.get(view.name, 0) + FRESHNESS_STEP:
+            await self._materialized.done(view.project, view.id, view.version, newest + 1, newest)
+            self._newest[view.name] = newest
+
+
+def _pick(columns: Columns, rows: np.ndarray) -> Columns:
+    """The columns at `rows` (places or a mask)."""
+    return {name: (v[rows], m[rows]) for name, (v, m) in columns.items()}
+
+
+def _check_rows(fields: Sequence[Field], columns: Columns) -> None:
+    for f in fields:
+        check_values(f, *columns[f.name])
+
+
+def _event_ids(fields: Sequence[Field], columns: Columns, rows: int, given: Sequence[str]) -> list[str]:
+    """The ids that the caller gives, or ids computed from the rows."""
+    if not given:
+        return row_ids(fields, columns, rows)
+    if len(given) != rows:
+        raise RowCountMismatch(f"{len(given)} event ids for {rows} rows: give one per row or none.")
+    for event_id in given:
+        if not 0 < len(event_id) <= MAXIMUM_ID_CHARACTERS:
+            message = f"An event id has 1 to {MAXIMUM_ID_CHARACTERS} characters."
+            raise ValueOutOfRange(message, field="event_ids")
+    return list(given)
+
+
+def _partitions(
+    catalog: Catalog, source: Source, columns: Columns, ids: Sequence[str], partitions: int
+) -> list[int]:
+    """The partition of each row.
+
+    It is chosen by the entity of the first view that reads the source, so that the events of an entity stay
+    in one partition; by event id without such a view, or when a join key is null.
+    """
+    views = sorted(catalog.stream_views(source.id), key=lambda v: v.ref)
+    if views:
+        keys = catalog.entity(views[0].entity).join_keys
+        valid = np.logical_and.reduce([columns[k.name][1] for k in keys])
+        if valid.all():
+            names = entity_keys([(k.data_type, columns[k.name][0].tolist()) for k in keys])
+            return [zlib.crc32(n) % partitions for n in names]
+    return [zlib.crc32(i.encode()) % partitions for i in ids]
