@@ -21,10 +21,9 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.frames import to_frame
-from flywheel_feature.ingest.ports import FrameWriter
 from flywheel_feature.ingest.source_rows import SourceRows
 from flywheel_feature.ingest.tombstones import TombstoneFilter
-from flywheel_feature.tables.ports import Segment
+from flywheel_feature.tables.ports import FrameWriter, Segment
 
 log = get_logger(__name__)
 
