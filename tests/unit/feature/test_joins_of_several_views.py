@@ -47,20 +47,11 @@ from flywheel_feature.offline.ports import PartitionEngine
 from flywheel_feature.tables.errors import CorruptTable, ObjectStoreDown
 from flywheel_feature.tables.ports import Segment
 from tests.support.builders.feature_units import MINUTE, UTC_MICROSECONDS, at
+from tests.support.builders.jobs import RecordingJob
 
 TILE, WINDOW, TTL = 3, 6, 4
 D = DataType
 KEY = (Field("carrier", D.STRING), Field("flight", D.INT64))
-
-
-class QuietJob:
-    """A job that ignores progress and is never cancelled."""
-
-    def progress(self, done: int, total: int, unit: str = "", message: str = "") -> None:
-        pass
-
-    def check_cancelled(self) -> None:
-        pass
 
 
 def definitions() -> Catalog:
@@ -221,7 +212,7 @@ def test_joins_in_memory_and_in_partitions_equal_the_oracle(
         )
 
     wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://inputs/spine/", "t"))
-    whole = asyncio.run(builder().build(wanted, QuietJob()))
+    whole = asyncio.run(builder().build(wanted, RecordingJob()))
     keyed_pairs = [((a, b), e, k, v) for a, b, e, k, v in pair_rows]
     keyed_singles = [(a, e, None, v) for a, e, v in single_rows]
     expected = [
@@ -241,7 +232,7 @@ def test_joins_in_memory_and_in_partitions_equal_the_oracle(
     # Columns: carrier, flight, event_timestamp, features.
     assert [(at(r[0]), *r[1:]) for r in expected] == [(r[2], r[0], r[1], *r[3:]) for r in answered.rows()]
     on_ray = dataclasses.replace(wanted, compute=Compute.RAY)
-    parts = asyncio.run(builder(MemoryPartitions(tables, RAY)).build(on_ray, QuietJob()))
+    parts = asyncio.run(builder(MemoryPartitions(tables, RAY)).build(on_ray, RecordingJob()))
     assert parts.uri.endswith("/feature-p-one/parts/"), "it was joined in memory"
     assert whole.content_hash == parts.content_hash
     assert whole.profile == parts.profile
@@ -335,11 +326,11 @@ async def test_only_a_retryable_failure_keeps_partition_files(error: FlywheelErr
     )
     tables.error = error
     with pytest.raises(FlywheelError) as raised:
-        await builder.build(wanted, QuietJob(), "job")
+        await builder.build(wanted, RecordingJob(), "job")
     assert (error.code, error.reason) == (raised.value.code, raised.value.reason)
     assert left == len(tables.parts())
     assert await registered.get("p", "one") is None
     tables.error = None
-    built = await builder.build(wanted, QuietJob(), "job")
+    built = await builder.build(wanted, RecordingJob(), "job")
     assert [f"{built.uri}part-00000.parquet"] == tables.parts()
     assert [(2.5, 3)] == tables.read(built.uri, ["pairs__v", "singles__seats"]).rows()
