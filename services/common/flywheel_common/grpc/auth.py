@@ -1,12 +1,8 @@
-"""Who may call what. Open mode (loopback): everyone, everything. JWT mode: bearer tokens, a table method → roles,
-and what the table does not name is denied.
+"""Authentication and authorization of calls.
 
-A service's table:
-
-    PERMISSIONS: Permissions = {
-        "/flywheel.registry.v1.RegistryService/GetModel": READ,
-        "/flywheel.registry.v1.RegistryService/PromoteModelVersion": OPERATE,
-    }
+`auth_mode=open` (loopback only): every caller is anonymous and has every role. `auth_mode=jwt`: callers send a bearer
+token, and the table in the `permissions.py` of the service gives the roles that each method requires. A method
+without a row is denied. docs/reference/permissions.md is generated from these tables.
 """
 
 from __future__ import annotations
