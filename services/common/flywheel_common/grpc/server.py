@@ -63,9 +63,11 @@ class Server(Worker):
         self.health = Health(full_service_names)
         self.methods: list[str] = []
         self.port = 0
-        self.admission = Admission(settings.max_concurrent_rpcs, settings.max_concurrent_streams)
+        admission = self.admission = Admission(settings.max_concurrent_rpcs, settings.max_concurrent_streams)
         metrics = red_metrics(registry)
-        metrics.in_flight.set_function(lambda: self.admission.in_flight)
+        # The metrics live as long as the process. They must not keep the server alive: gRPC's destructor of a server
+        # that never started (its port was taken) writes to standard error when it runs at interpreter exit.
+        metrics.in_flight.set_function(lambda: admission.in_flight)
         self._rpc_log = RpcLog(_short_name(full_service_names)) if settings.log_rpcs else None
         self._pipeline = Pipeline(
             authenticator=authenticator(settings),
