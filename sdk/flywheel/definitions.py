@@ -18,9 +18,14 @@ from typing import Any, Literal
 from google.protobuf.duration_pb2 import Duration
 
 from flywheel.errors import DefinitionError
-from flywheel.places import here, made_at, place_in, place_of
-from flywheel.rules import Rules, check_ruled, rules_of
+from flywheel.source_location import (
+    caller_location,
+    location_of,
+    location_of_error,
+    location_of_part,
+)
 from flywheel.types import FLOAT64, duration, fields, vector_size
+from flywheel.validation import Rules, check_rule_names, rules_for
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
 
@@ -33,7 +38,7 @@ class Metadata:
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_made_at", here())
+        object.__setattr__(self, "_created_at", caller_location())
 
     def texts(self) -> dict[str, Any]:
         return {
@@ -126,9 +131,9 @@ class StreamSource(Source):
         lateness = duration(self.allowed_lateness)
         if lateness:
             result.stream.allowed_lateness.FromTimedelta(lateness)
-        check_ruled(self.rules, self.schema, f"source {self.name!r}")
+        check_rule_names(self.rules, self.schema, f"source {self.name!r}")
         for name in self.rules:
-            for rule in rules_of(self.rules, name):
+            for rule in rules_for(self.rules, name):
                 result.rules.add(field=name, rule=rule)
         return result
 
@@ -154,7 +159,7 @@ class Aggregation:
     limit: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_made_at", here())
+        object.__setattr__(self, "_created_at", caller_location())
 
     def proto(self) -> pb.Aggregation:
         return pb.Aggregation(
@@ -247,13 +252,13 @@ class BatchView(View):
         result = super().proto(project)
         result.entity = self.entity.proto(project).name
         result.batch.source = self.source.proto(project).name
-        check_ruled(self.rules, self.features, f"view {self.name!r}")
+        check_rule_names(self.rules, self.features, f"view {self.name!r}")
         for name, kind in self.features.items():
             result.batch.features.add(
                 name=name,
                 data_type=int(kind),
                 vector_size=vector_size(kind),
-                rules=rules_of(self.rules, name),
+                rules=rules_for(self.rules, name),
             )
         return result
 
@@ -352,15 +357,17 @@ def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitio
                 case FeatureSet():
                     result.feature_sets.append(item.proto(project))
         except (ValueError, TypeError) as error:
-            raise DefinitionError(f"{made_at(item)}: {type(item).__name__} {item.name!r}: {error}") from error
+            raise DefinitionError(
+                f"{location_of(item)}: {type(item).__name__} {item.name!r}: {error}"
+            ) from error
     return result
 
 
-def place_of_violation(objects: Iterable[object], project: str, name: str, path: str) -> str:
+def location_of_violation(objects: Iterable[object], project: str, name: str, path: str) -> str:
     """`file:line` of the definition with the resource name `name`, or of the part of it that `path` names; empty: not known."""
     for item in definitions_in(objects):
         if item.proto(project).name == name:
-            return place_of(item, path)
+            return location_of_part(item, path)
     return ""
 
 
@@ -378,7 +385,9 @@ def load_module(path: str | Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise DefinitionError(f"{place_in(str(file), error)}: {type(error).__name__}: {error}") from error
+        raise DefinitionError(
+            f"{location_of_error(str(file), error)}: {type(error).__name__}: {error}"
+        ) from error
     return module
 
 

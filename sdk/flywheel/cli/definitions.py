@@ -9,9 +9,9 @@ import typer
 from rich.markup import escape
 
 from flywheel.cli.output import call, console, errors, show_all, state
+from flywheel.cli.version_diff import diff_lines
 from flywheel.client import Client
-from flywheel.definitions import compile_definitions, load_module, place_of_violation
-from flywheel.differences import differences
+from flywheel.definitions import compile_definitions, load_module, location_of_violation
 from flywheel_protos.feature.v1 import feature_pb2
 
 UNCHANGED = feature_pb2.PlannedChange.ACTION_UNCHANGED
@@ -82,7 +82,7 @@ def diff(
             console.print(f"{later.name} is the first version", highlight=False)
             return
         earlier = await _version(client, target, old or later.version - 1)
-        _print_lines(f"{earlier.name} -> {later.name}", differences(earlier, later))
+        _print_lines(f"{earlier.name} -> {later.name}", diff_lines(earlier, later))
 
     call(work)
 
@@ -153,7 +153,7 @@ async def _planned(client: Client, file: str) -> list[feature_pb2.PlannedChange]
     answer = await client.apply(definitions, plan=True)
     _warn(answer.warnings)
     for v in answer.violations:
-        place = place_of_violation(objects, client.project, v.name, v.field)
+        place = location_of_violation(objects, client.project, v.name, v.field)
         text = escape(f"{place + ': ' if place else ''}{v.name} {v.field}: {v.message}")
         errors.print(f"[red]{text}[/red]", highlight=False, soft_wrap=True)
     if answer.violations:

@@ -11,8 +11,8 @@ import typer
 from flywheel.cli.output import call, console, show, show_all
 from flywheel.client import Client
 from flywheel.connection import request_id
+from flywheel.model_watch import ModelWatch
 from flywheel.report import alerts_table, versions_table
-from flywheel.watching import ModelWatch
 from flywheel_protos.registry.v1 import registry_pb2
 
 models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rollback, audit.")
@@ -47,8 +47,8 @@ def watch(model: str, seconds: Annotated[float, typer.Option(help="Pause between
     async def work(client: Client) -> None:
         watched = ModelWatch(client, model)
         while True:
-            for news in await watched.poll():
-                console.print(f"[bold]{news.kind:>8}[/bold] {news.text}", highlight=False)
+            for activity in await watched.poll():
+                console.print(f"[bold]{activity.kind:>8}[/bold] {activity.text}", highlight=False)
             await asyncio.sleep(seconds)
 
     try:
