@@ -107,4 +107,4 @@ __all__ = [
     "vector",
     "versions_table",
     "write_table",
-]  # fmt: skip
+]

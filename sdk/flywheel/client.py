@@ -1,7 +1,7 @@
 """The async client of the five services.
 
-`client.feature`, `.registry`, `.trainer`, `.inference` and `.monitor` are the generated stubs; their errors are
-`FlywheelError`s with a reason. Tasks that need several calls or packed columns have methods of their own.
+`client.feature`, `.registry`, `.trainer`, `.inference` and `.monitor` are the generated stubs; their errors
+are `FlywheelError`s with a reason. Tasks that need several calls or packed columns have methods of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Channels to the five services, and helpers for calls: resource names, request ids, timestamps, waiting for jobs."""
+"""Channels to the five services, resource names, request ids, timestamps, and waiting for jobs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STUBS: dict[str, Callable[[grpc.aio.Channel], Any]] = {
 
 
 class Service:
-    """A stub whose unary calls raise FlywheelError instead of grpc.RpcError. Response streams are unchanged."""
+    """A stub whose unary calls raise FlywheelError instead of grpc.RpcError."""
 
     def __init__(self, stub: Any) -> None:
         self._stub = stub
@@ -62,8 +62,8 @@ async def _answer(call: Any) -> Any:
 
 
 class Connection:
-    """Open inside `async with`. An address comes from the arguments, else from FLYWHEEL_<SERVICE>_ADDRESS, else it is
-    the port of a local platform. Short names are names inside `project`."""
+    """Open inside `async with`. An address comes from the arguments, else from FLYWHEEL_<SERVICE>_ADDRESS,
+    else it is the port of a local platform. Short names are names inside `project`."""
 
     feature: Service
     registry: Service

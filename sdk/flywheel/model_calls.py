@@ -44,7 +44,7 @@ class ModelCalls(Connection):
     async def set_monitor_policy(
         self, model: str, policy: monitor_pb2.MonitorPolicy
     ) -> monitor_pb2.MonitorPolicy:
-        """Replaces the windows and thresholds that the monitor uses for a model; `policy.model` is filled in."""
+        """Replaces the monitoring windows and thresholds of a model; fills in `policy.model`."""
         request = monitor_pb2.SetMonitorPolicyRequest(policy=policy, request_id=request_id())
         request.policy.model = self.path("models", model)
         return (await self.monitor.SetMonitorPolicy(request)).policy
@@ -52,7 +52,7 @@ class ModelCalls(Connection):
     async def set_retraining_policy(
         self, model: str, policy: trainer_pb2.RetrainingPolicy
     ) -> trainer_pb2.RetrainingPolicy:
-        """Replaces the pipeline, triggers, cooldown and budget of a model's retraining; `policy.name` is filled in."""
+        """Replaces the retraining policy of a model; fills in `policy.name`."""
         request = trainer_pb2.SetRetrainingPolicyRequest(policy=policy, request_id=request_id())
         request.policy.name = self.path("retrainingPolicies", model)
         return (await self.trainer.SetRetrainingPolicy(request)).policy
@@ -134,7 +134,7 @@ class ModelCalls(Connection):
         *,
         name: str = "label",
     ) -> int:
-        """Sends outcomes (prediction id, value, time at which it became known); returns how many were accepted."""
+        """Sends (prediction id, value, time at which it became known); returns the number accepted."""
         accepted = 0
         for start in range(0, len(outcomes), 10_000):
             request = inference_pb2.RecordOutcomeRequest(model=self.path("models", model))
@@ -149,8 +149,8 @@ class ModelCalls(Connection):
         return accepted
 
     async def wait_serving(self, model: str, *, within: float = 60.0) -> inference_pb2.ServingStatus:
-        """Waits until the gateway serves the production release of the registry and has reproduced its golden rows.
-        Raises TimeoutError."""
+        """Waits until the gateway serves the production release of the registry and has reproduced its golden
+        rows. Raises TimeoutError."""
         name = self.path("models", model)
         async with asyncio.timeout(within):
             while True:
@@ -163,15 +163,15 @@ class ModelCalls(Connection):
                 await asyncio.sleep(0.1)
 
     async def wait_monitored(self, *, within: float = 60.0) -> None:
-        """Waits until the monitor has read every prediction and outcome logged so far. Raises TimeoutError."""
+        """Waits until the monitor has read all predictions and outcomes so far. Raises TimeoutError."""
         request = monitor_pb2.GetIngestStatusRequest(parent=self.parent)
         async with asyncio.timeout(within):
             while (await self.monitor.GetIngestStatus(request)).lag_records:
                 await asyncio.sleep(0.05)
 
     async def prediction_archive(self, model: str, *, rows: int = 0, within: float = 120.0) -> str:
-        """The URI of a model's archived prediction log; waits until it has at least `rows` predictions (shadow predictions
-        count). Raises TimeoutError."""
+        """The URI of a model's archived prediction log; waits until it has at least `rows` predictions
+        (shadow predictions count). Raises TimeoutError."""
         request = monitor_pb2.GetPredictionArchiveRequest(model=self.path("models", model))
         async with asyncio.timeout(within):
             while (archive := await self.monitor.GetPredictionArchive(request)).rows < rows:

@@ -46,7 +46,7 @@ class ModelWatch:
         return [*await self._alerts(), *await self._pipelines(), *await self._rollouts()]
 
     async def until_idle(self, report: Callable[[Activity], None], *, pause: float = 0.5) -> None:
-        """Calls `report` for new activity until no training of the model is running; polls every `pause` seconds."""
+        """Polls every `pause` seconds and calls `report`, until no training of the model is running."""
         while True:
             for activity in await self.poll():
                 report(activity)

@@ -10,8 +10,8 @@ from pyarrow import fs
 
 
 def storage() -> fs.S3FileSystem:
-    """The S3 file system of FLYWHEEL_S3_ENDPOINT, FLYWHEEL_S3_ACCESS_KEY and FLYWHEEL_S3_SECRET_KEY, or else of the
-    AWS environment variables and files. Paths begin with the bucket."""
+    """The S3 file system of FLYWHEEL_S3_ENDPOINT, FLYWHEEL_S3_ACCESS_KEY and FLYWHEEL_S3_SECRET_KEY, or else
+    of the AWS environment variables and files. Paths begin with the bucket."""
     given = {k: os.environ.get(f"FLYWHEEL_S3_{k}", "") for k in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY")}
     if not given["ENDPOINT"]:
         return fs.S3FileSystem()
@@ -24,7 +24,7 @@ def storage() -> fs.S3FileSystem:
 
 
 def read_table(uri: str) -> pa.Table:
-    """Reads the Parquet file at `s3://bucket/key`, or all files below a prefix ending in `/` (a training set)."""
+    """Reads the Parquet file at `s3://bucket/key`, or a training set at a prefix ending in `/`."""
     return pq.read_table(uri.removeprefix("s3://"), filesystem=storage())
 
 

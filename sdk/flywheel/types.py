@@ -66,6 +66,10 @@ def duration(text: str | timedelta) -> timedelta:
 def fields(schema: Mapping[str, int]) -> list[value_pb2.Field]:
     """name → data type as schema fields, in order."""
     return [
-        value_pb2.Field(name=name, data_type=int(kind), vector_size=vector_size(kind))  # type: ignore[arg-type]
+        value_pb2.Field(
+            name=name,
+            data_type=int(kind),  # type: ignore[arg-type]
+            vector_size=vector_size(kind),
+        )
         for name, kind in schema.items()
     ]

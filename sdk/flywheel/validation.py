@@ -12,8 +12,8 @@ from flywheel_protos.feature.v1 import definitions_pb2 as pb
 class Rule:
     """A condition that values must meet, and the action for a row that breaks it.
 
-    `action`: "reject" refuses the push (a materialization leaves the row out), "quarantine" writes the row to Parquet
-    instead, "flag" serves and counts it.
+    `action`: "reject" refuses the push (a materialization leaves the row out), "quarantine" writes the row to
+    Parquet instead, "flag" serves and counts it.
     """
 
     min: float | None = None

@@ -14,8 +14,8 @@ _OUTPUT_ONLY = ("name", "version", "created_at", "features", "schema", "join_key
 def diff_lines(old: Message, new: Message) -> list[str]:
     """Lines such as `ttl: 86400s -> 172800s`, `+ batch.features[seats]: …` and `- features: facts:built`.
 
-    Takes views and feature sets as the server returns them. Fields that the server derives are left out, except the
-    features and view versions of a feature set.
+    Takes views and feature sets as the server returns them. Fields that the server derives are left out,
+    except the features and view versions of a feature set.
     """
     lines: list[str] = []
     _compare("", _declared(old), _declared(new), lines)
