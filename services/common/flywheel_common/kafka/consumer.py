@@ -1,11 +1,13 @@
 """The consumer loop of a group: each record has its effect once, in order within its partition.
 
-The handler runs in a PostgreSQL transaction that also moves the position in `consumer_offset`; Kafka's own commits
-are not used. Claiming a partition raises its epoch, so that a consumer that lost the partition without noticing
-cannot commit. Topics with equal partition counts are co-assigned: partition p of all of them belongs to one member.
+The handler runs in a PostgreSQL transaction that also moves the position in `consumer_offset`; Kafka's own
+commits are not used. Claiming a partition raises its epoch, so that a consumer that lost the partition
+without noticing cannot commit. Topics with equal partition counts are co-assigned: partition p of all of them
+belongs to one member.
 
-Poison records go to the topic `dead-letter.<group>` before the position moves (kafka/poison.py). After a transient
-error (Kafka or PostgreSQL is down, a concurrent change won) the same batch is retried (kafka/processing.py).
+Poison records go to the topic `dead-letter.<group>` before the position moves (kafka/poison.py). After a
+transient error (Kafka or PostgreSQL is down, a concurrent change won) the same batch is retried
+(kafka/processing.py).
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ __all__ = ["ConsumerLoop", "Handler", "PoisonError", "Positions", "Record", "Top
 log = get_logger(__name__)
 
 Positions = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int | None]]]
-"""The first offsets of partitions, for a loop whose handler stores its own positions; None = from the beginning."""
+"""The first offsets of partitions, for a loop whose handler stores its own positions; None = from the
+beginning."""
 
 lag_records = Gauge(
     "flywheel_consumer_lag", "Records between the position and the end", ["group", "topic", "partition"]
@@ -51,11 +54,11 @@ TRIM_SECONDS = 600.0
 class ConsumerLoop:
     """`await loop.run()` as a background task. Exactly one of `topics` and `pattern` is given.
 
-    With `pool`, positions are stored with the effect. Without, the handler stores its own: `positions` gives the
-    first offsets (default: Kafka's commits); after each batch the offsets are committed to Kafka if
+    With `pool`, positions are stored with the effect. Without, the handler stores its own: `positions` gives
+    the first offsets (default: Kafka's commits); after each batch the offsets are committed to Kafka if
     `commit_to_kafka`, else by `commit(...)`. `dedupe` passes each event id to the handler once per group.
-    `decode_events=False` leaves `record.event` None, for topics that hold no envelopes. `member` names a static
-    group member: restarted within the session timeout it keeps its partitions without a rebalance.
+    `decode_events=False` leaves `record.event` None, for topics that hold no envelopes. `member` names a
+    static group member: restarted within the session timeout it keeps its partitions without a rebalance.
     """
 
     def __init__(
@@ -120,8 +123,8 @@ class ConsumerLoop:
         return sorted(self._claims)
 
     async def run(self) -> None:
-        """Never returns; reconnects after outages of Kafka and PostgreSQL. Raises TooMuchPoison when a long run of
-        records is poison: the cause is a bug or a wrong topic, not single bad records."""
+        """Never returns; reconnects after outages of Kafka and PostgreSQL. Raises TooMuchPoison when a long
+        run of records is poison: the cause is a bug or a wrong topic, not single bad records."""
         delay = 0.2
         try:
             while True:
@@ -146,7 +149,8 @@ class ConsumerLoop:
         self._claims.clear()
 
     async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commits next offsets to Kafka, for a handler that stores its own positions. Raises KafkaUnavailable."""
+        """Commits next offsets to Kafka, for a handler that stores its own positions. Raises
+        KafkaUnavailable."""
         if self._consumer is None:
             return
         held = {tp: offset for tp, offset in offsets.items() if tp in self._consumer.assignment()}
@@ -249,7 +253,8 @@ class ConsumerLoop:
 
 
 class _Listener(ConsumerRebalanceListener):
-    """Drops the claims on a rebalance. The loop reads the positions, because SQL in here would delay heartbeats."""
+    """Drops the claims on a rebalance. The loop reads the positions, because SQL in here would delay
+    heartbeats."""
 
     def __init__(self, loop: ConsumerLoop) -> None:
         self._loop = loop

@@ -15,8 +15,8 @@ log = get_logger(__name__)
 
 
 class DeadLetters:
-    """Copies poison records to `dead-letter.<group>`: key, value and headers unchanged, plus `x-…` headers with origin
-    and error. A crash before the position moves copies a record twice."""
+    """Copies poison records to `dead-letter.<group>`: key, value and headers unchanged, plus `x-…` headers
+    with origin and error. A crash before the position moves copies a record twice."""
 
     def __init__(self, bootstrap: str, producer: Producer, group: str, limit: int) -> None:
         self._bootstrap = bootstrap
@@ -31,8 +31,8 @@ class DeadLetters:
         self._in_a_row = 0
 
     async def send(self, poison: PoisonError) -> None:
-        """Returns when Kafka has acknowledged the records. Raises KafkaUnavailable, and TooMuchPoison when more than
-        `limit` records in a row are poison."""
+        """Returns when Kafka has acknowledged the records. Raises KafkaUnavailable, and TooMuchPoison when
+        more than `limit` records in a row are poison."""
         if self._in_a_row + len(poison.records) > self._limit:
             raise TooMuchPoison(
                 f"{self._limit} records of {self._group} in a row could not be processed: {poison.why}"

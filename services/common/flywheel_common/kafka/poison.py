@@ -1,8 +1,8 @@
 """Poison records: records that a handler cannot process, and how they are isolated from the rest of a batch.
 
-A handler that knows the bad records raises PoisonError. After any other permanent error the batch is halved, and
-halved again, until single records are left: a record that keeps failing alone is poison. Poison records go to the
-dead-letter topic; all other records are processed once and in order.
+A handler that knows the bad records raises PoisonError. After any other permanent error the batch is halved,
+and halved again, until single records are left: a record that keeps failing alone is poison. Poison records
+go to the dead-letter topic; all other records are processed once and in order.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ ISOLATION_ATTEMPTS = 3
 
 
 class PoisonError(Exception):
-    """Raised by a handler: these records can never be processed. The transaction is rolled back, the records go to
-    the dead-letter topic, and the rest of the batch is tried again without them."""
+    """Raised by a handler: these records can never be processed. The transaction is rolled back, the records
+    go to the dead-letter topic, and the rest of the batch is tried again without them."""
 
     def __init__(self, why: str, records: Sequence[Record]) -> None:
         super().__init__(why)
@@ -49,7 +49,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """What follows a failed batch: first send `poison` to the dead-letter topic, then process `batches` in order."""
+    """What follows a failed batch: first send `poison` to the dead-letter topic, then process `batches` in
+    order."""
 
     poison: tuple[Record, ...]
     batches: tuple[Batch, ...]

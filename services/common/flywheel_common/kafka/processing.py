@@ -55,9 +55,9 @@ class Stats:
 class BatchProcessor:
     """Gives records to the handler until their effects are committed or their partition is lost.
 
-    `claims` is shared with the consumer loop, which removes a claim when the partition is reassigned. With `pool`,
-    the handler and the new position share a transaction. Without, the handler stores its own positions, and `commit`
-    (if given) commits them to Kafka too.
+    `claims` is shared with the consumer loop, which removes a claim when the partition is reassigned. With
+    `pool`, the handler and the new position share a transaction. Without, the handler stores its own
+    positions, and `commit` (if given) commits them to Kafka too.
     """
 
     def __init__(

@@ -55,8 +55,8 @@ async def create_pool(
     wait_seconds: float = 30.0,
     init: Callable[[Connection], Any] | None = None,
 ) -> AsyncIterator[Pool]:
-    """A pool, closed at the end. Tries to connect for `wait_seconds`, then raises PostgresUnavailable with the
-    redacted address. A wrong user, password or database is not retried: PostgresRefused."""
+    """A pool, closed at the end. Tries to connect for `wait_seconds`, then raises PostgresUnavailable with
+    the redacted address. A wrong user, password or database is not retried: PostgresRefused."""
     pool = await _connect(
         dsn, application_name, min_size, max_size, statement_timeout_seconds, wait_seconds, init
     )
@@ -71,8 +71,8 @@ async def create_pool(
 
 
 def alive(conn: Connection | None) -> bool:
-    """Whether a long-held connection, such as a listener, is still usable. The pool takes back a connection whose
-    server went away; after that, `is_closed()` raises."""
+    """Whether a long-held connection, such as a listener, is still usable. The pool takes back a connection
+    whose server went away; after that, `is_closed()` raises."""
     try:
         return conn is not None and not conn.is_closed()
     except asyncpg.InterfaceError:
@@ -109,7 +109,8 @@ async def _connect(
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
             raise PostgresRefused(
-                f"PostgreSQL at {redact_dsn(dsn)} refuses: {error}. Check the DSN and that the database exists.",
+                f"PostgreSQL at {redact_dsn(dsn)} refuses: {error}. "
+                "Check the DSN and that the database exists.",
             ) from None
         except _DRIVER_ERRORS as error:
             if loop.time() + delay > give_up:
@@ -123,8 +124,8 @@ async def _connect(
 
 
 async def _no_reset(_: Connection) -> None:
-    """Replaces asyncpg's reset, which is a query after every use. Code that changes a session (listeners, migrations)
-    must change it back."""
+    """Replaces asyncpg's reset, which is a query after every use. Code that changes a session (listeners,
+    migrations) must change it back."""
 
 
 async def _acquire(pool: Pool) -> Connection:
@@ -140,8 +141,8 @@ async def _acquire(pool: Pool) -> Connection:
 
 @asynccontextmanager
 async def connection(pool: Pool, *, translate: Translation | None = None) -> AsyncIterator[Connection]:
-    """A connection for reads: each statement is a transaction of its own. Raises domain errors; if the running call
-    has a deadline, a database that hangs is PostgresUnavailable before it."""
+    """A connection for reads: each statement is a transaction of its own. Raises domain errors; if the
+    running call has a deadline, a database that hangs is PostgresUnavailable before it."""
     async with _checkout(pool, translate) as checkout:
         yield checkout.conn
 
@@ -201,7 +202,8 @@ async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[
 
 @contextmanager
 def domain_errors(translate: Translation | None = None) -> Iterator[None]:
-    """Turns asyncpg's errors into domain errors. A violated constraint without a translation is raised unchanged."""
+    """Turns asyncpg's errors into domain errors. A violated constraint without a translation is raised
+    unchanged."""
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, TimeoutError) as error:
