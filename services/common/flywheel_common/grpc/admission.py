@@ -44,6 +44,6 @@ class Admission:
 
     def _refusal(self, what: str, limit: int) -> Overloaded:
         return Overloaded(
-            f"The server has reached its limit of {limit} concurrent {what}: retry after the delay, with backoff.",
+            f"The server has reached its limit of {limit} concurrent {what}: retry with backoff.",
             retry_after_seconds=self._retry,
         )

@@ -55,7 +55,8 @@ async def _abandon(inner: AIOKafkaProducer, stopping: asyncio.Future[None]) -> N
         sending.cancel()
     await inner.client.close()
     await asyncio.wait({task for task in (stopping, sending) if task is not None}, timeout=1.0)
-    inner._message_accumulator.fail_all(KafkaError("the producer was stopped"))  # noqa: SLF001 - no public way
+    error = KafkaError("the producer was stopped")
+    inner._message_accumulator.fail_all(error)  # noqa: SLF001 - no public way
     for task in (stopping, sending):
         if task is not None and task.done() and not task.cancelled():
             task.exception()
@@ -108,10 +109,10 @@ async def _create(bootstrap: str, specs: Sequence[TopicSpec]) -> None:
                     raise for_code(code)(f"topic {name}")
         wanted = {spec.name: spec.partitions for spec in specs if spec.name in existing}
         for topic in await admin.describe_topics(sorted(wanted)) if wanted else ():
-            count = len(topic["partitions"])
-            if 0 < count < wanted[topic["topic"]]:
+            name, count = topic["topic"], len(topic["partitions"])
+            if 0 < count < wanted[name]:
                 raise TooFewPartitions(
-                    f"Topic {topic['topic']} has {count} partitions where {wanted[topic['topic']]} are needed: "
+                    f"Topic {name} has {count} partitions where {wanted[name]} are needed: "
                     "create it again, or set kafka_partitions to the number that it has.",
                 )
     finally:

@@ -12,7 +12,8 @@ from flywheel_common.postgres.pool import Connection, Pool, connection, transact
 
 _CLAIM = """
 INSERT INTO consumer_offset AS c (consumer_group, topic, partition, epoch, owner) VALUES ($1, $2, $3, 1, $4)
-ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET epoch = c.epoch + 1, owner = $4, updated_at = now()
+ON CONFLICT (consumer_group, topic, partition)
+DO UPDATE SET epoch = c.epoch + 1, owner = $4, updated_at = now()
 RETURNING next_offset, epoch
 """
 _MOVE = """
@@ -21,10 +22,12 @@ WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND epoch = $4 AND c
 RETURNING true
 """
 _POSITIONS = """
-SELECT topic, partition, next_offset FROM consumer_offset WHERE consumer_group = $1 AND next_offset IS NOT NULL
+SELECT topic, partition, next_offset FROM consumer_offset
+WHERE consumer_group = $1 AND next_offset IS NOT NULL
 """
 _FRESH = """
-INSERT INTO consumer_event (consumer_group, event_id) SELECT $1, id FROM unnest($2::text[]) AS t(id) ORDER BY id
+INSERT INTO consumer_event (consumer_group, event_id)
+SELECT $1, id FROM unnest($2::text[]) AS t(id) ORDER BY id
 ON CONFLICT DO NOTHING RETURNING event_id
 """
 _TRIM = "DELETE FROM consumer_event WHERE consumer_group = $1 AND seen_at < now() - $2 * interval '1 day'"

@@ -29,7 +29,8 @@ log = get_logger(__name__)
 CHANNEL = "flywheel_outbox"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 7))"
 _INSERT = """
-WITH added AS (INSERT INTO outbox (topic, key, event_id, partition, value) VALUES ($1, $2, $3, $4, $5) RETURNING id)
+WITH added AS (
+    INSERT INTO outbox (topic, key, event_id, partition, value) VALUES ($1, $2, $3, $4, $5) RETURNING id)
 SELECT pg_notify('flywheel_outbox', '') FROM added
 """
 _UNSENT = "SELECT id, topic, key, partition, value FROM outbox WHERE sent_at IS NULL ORDER BY id LIMIT $1"
