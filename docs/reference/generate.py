@@ -1,9 +1,10 @@
 """Generates docs/reference/errors.md and permissions.md from the code.
 
-python docs/reference/generate.py           writes the files
-python docs/reference/generate.py --check   changes nothing; lists what is wrong or out of date and exits with status 1
+python docs/reference/generate.py           writes the files python docs/reference/generate.py --check
+changes nothing; lists what is wrong or out of date and exits with status 1
 
-Error reasons come from the classes in every `errors.py`, permissions from the table in every `permissions.py`.
+Error reasons come from the classes in every `errors.py`, permissions from the table in every
+`permissions.py`.
 """
 
 from __future__ import annotations
@@ -139,9 +140,9 @@ def errors_page(classes: list[ErrorClass]) -> str:
         [
             "# Error reasons",
             "",
-            "An error response carries a `google.rpc.Status` with one `ErrorInfo` of domain `flywheel`. Its `reason` is part of the API:",
-            "match on it, not on the message. The metadata of the `ErrorInfo` holds the values that the message is about.",
-            "This page is generated from the code by `make reference`.",
+            "An error response carries a `google.rpc.Status` with one `ErrorInfo` of domain `flywheel`. Its",
+            "`reason` is part of the API: match on it, not on the message. The metadata of the `ErrorInfo` holds",
+            "the values that the message is about. This page is generated from the code by `make reference`.",
             "",
             *table(("Reason", "Status", "Meaning", "What to do", "Raised in"), rows),
             "",
@@ -189,8 +190,9 @@ def permissions_page() -> tuple[str, list[str]]:
     head = [
         "# Permissions",
         "",
-        "With `auth_mode=jwt` a caller needs one of the roles of a method; a method without a row is denied. With `auth_mode=open`",
-        "every caller has every role. This page is generated from the `permissions.py` of each service by `make reference`.",
+        "With `auth_mode=jwt` a caller needs one of the roles of a method; a method without a row is denied.",
+        "With `auth_mode=open` every caller has every role. This page is generated from the `permissions.py`",
+        "of each service by `make reference`.",
     ]
     return "\n".join([*head, *sections, ""]), problems
 
