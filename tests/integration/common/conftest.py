@@ -1,4 +1,4 @@
-"""A running echo server and channels to it."""
+"""A running echo server and channels to it, for the tests of the common runtime."""
 
 from __future__ import annotations
 

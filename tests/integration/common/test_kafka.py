@@ -118,7 +118,7 @@ async def topic_of(kafka: Any, name: str, partitions: int = 4) -> str:
 # ------------------------------------------------------------------------------------------------- topics
 
 
-async def test_topics_are_made_once_and_too_few_partitions_are_said(kafka: Any, topic_prefix: str) -> None:
+async def test_topics_are_created_once_and_too_few_partitions_refused(kafka: Any, topic_prefix: str) -> None:
     spec = TopicSpec(topic_prefix + "a", 2)
     await ensure_topics(kafka.bootstrap, [spec])
     await ensure_topics(kafka.bootstrap, [spec, TopicSpec(topic_prefix + "b", 1)])
@@ -127,7 +127,7 @@ async def test_topics_are_made_once_and_too_few_partitions_are_said(kafka: Any, 
     assert caught.value.reason == "TOO_FEW_PARTITIONS"
 
 
-async def test_a_broker_that_is_down_is_unavailable_in_time() -> None:
+async def test_a_broker_that_is_down_is_unavailable_within_the_timeout() -> None:
     address = f"127.0.0.1:{free_port()}"
     with pytest.raises(errors.Unavailable):
         await ensure_topics(address, [TopicSpec("x")], timeout_seconds=0.5)
@@ -140,7 +140,7 @@ async def test_a_broker_that_is_down_is_unavailable_in_time() -> None:
 # ------------------------------------------------------------------------------------------------ consumer
 
 
-async def test_each_record_has_its_effect_once_in_order_within_its_partition(
+async def test_records_are_processed_once_in_order_per_partition(
     kafka: Any, pool: Pool, producer: Producer, topic_prefix: str, running: Running
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "in")
@@ -169,7 +169,7 @@ async def _len(pool: Pool, n: int) -> list[str]:
     return seen
 
 
-async def test_a_new_member_goes_on_where_the_effects_ended(
+async def test_a_new_member_continues_at_the_stored_position(
     kafka: Any, pool: Pool, producer: Producer, topic_prefix: str, running: Running
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "in")
@@ -193,7 +193,7 @@ async def test_a_new_member_goes_on_where_the_effects_ended(
     assert len(set(seen)) == len(seen) == 200
 
 
-async def test_rebalances_and_crashes_in_the_middle_leave_each_effect_once(
+async def test_effects_happen_once_across_rebalances_and_crashes(
     kafka: Any, pool: Pool, producer: Producer, topic_prefix: str, running: Running
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "in")
@@ -206,7 +206,7 @@ async def test_rebalances_and_crashes_in_the_middle_leave_each_effect_once(
         await record_effects(conn, records)
         await asyncio.sleep(0.01)
         if calls % 7 == 0:
-            raise errors.Unavailable("a peer is away")  # after the effect: it must be rolled back
+            raise errors.Unavailable("a peer is down")  # after the effect, which must be rolled back
 
     def member() -> ConsumerLoop:
         return ConsumerLoop(
@@ -232,7 +232,7 @@ async def test_rebalances_and_crashes_in_the_middle_leave_each_effect_once(
     assert Counter(seen) == Counter(f"e{i}" for i in range(total))
 
 
-async def test_a_zombie_cannot_commit(pool: Pool) -> None:
+async def test_a_member_with_an_old_claim_cannot_commit(pool: Pool) -> None:
     from aiokafka import TopicPartition
 
     tp = TopicPartition("t", 0)
@@ -241,7 +241,7 @@ async def test_a_zombie_cannot_commit(pool: Pool) -> None:
     assert (old.epoch, new.epoch, new.next_offset) == (1, 2, None)
     with pytest.raises(Fenced):
         async with transaction(pool) as conn:
-            await conn.execute("INSERT INTO effect VALUES ('zombie', 't', 0)")
+            await conn.execute("INSERT INTO effect VALUES ('late', 't', 0)")
             await move_position(conn, "g", old, 10)
     async with transaction(pool) as conn:
         await move_position(conn, "g", new, 5)
@@ -249,7 +249,7 @@ async def test_a_zombie_cannot_commit(pool: Pool) -> None:
     assert await stored_positions(pool, "g") == {tp: 5}
 
 
-async def test_the_same_event_sent_twice_has_one_effect_where_asked(
+async def test_dedupe_processes_an_event_id_once(
     kafka: Any, pool: Pool, producer: Producer, topic_prefix: str, running: Running
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "in", 1)
@@ -270,7 +270,7 @@ async def test_the_same_event_sent_twice_has_one_effect_where_asked(
     assert await effects(pool) == ["a", "b", "c"]
 
 
-async def test_poison_is_parked_with_its_origin_and_the_others_are_unaffected(
+async def test_poison_records_go_to_the_dead_letter_topic(
     kafka: Any, pool: Pool, producer: Producer, topic_prefix: str, running: Running
 ) -> None:
     topic, group = await topic_of(kafka, topic_prefix + "in", 1), topic_prefix + "g"
@@ -318,7 +318,7 @@ async def test_poison_is_parked_with_its_origin_and_the_others_are_unaffected(
     assert loop.stats.poison == 3
 
 
-async def test_nothing_but_poison_stops_the_process(
+async def test_too_many_poison_records_stop_the_consumer(
     kafka: Any, pool: Pool, producer: Producer, topic_prefix: str, running: Running
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "in", 1)
@@ -339,7 +339,7 @@ async def test_nothing_but_poison_stops_the_process(
     assert caught.value.reason == "TOO_MUCH_POISON"
 
 
-async def test_partition_p_of_all_topics_is_on_one_member(
+async def test_topics_are_co_assigned_by_partition(
     kafka: Any, pool: Pool, topic_prefix: str, running: Running
 ) -> None:
     topics = [await topic_of(kafka, topic_prefix + name) for name in ("one", "two")]
@@ -379,7 +379,7 @@ async def test_topics_that_appear_later_match_a_pattern(
     assert sorted(await eventually(lambda: _len(pool, 2), within=60)) == ["a", "b"]
 
 
-async def test_a_handler_that_stores_its_own_positions_begins_where_it_says(
+async def test_a_handler_can_store_its_own_positions(
     kafka: Any, producer: Producer, topic_prefix: str, running: Running
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "in", 1)
@@ -409,7 +409,7 @@ async def test_a_handler_that_stores_its_own_positions_begins_where_it_says(
     await eventually(lambda: seen[6:] == [8, 9], within=60)
 
 
-async def test_a_consumer_outlives_lost_connections_to_the_database(
+async def test_a_consumer_survives_lost_database_connections(
     kafka: Any, pool: Pool, database: str, producer: Producer, topic_prefix: str, running: Running
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "in")
@@ -441,7 +441,7 @@ async def test_a_consumer_outlives_lost_connections_to_the_database(
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-async def test_killing_kafka_and_postgres_loses_and_doubles_nothing(
+async def test_killing_kafka_and_postgres_keeps_effects_exactly_once(
     kafka: Any, postgres: Any, pool: Pool, topic_prefix: str, running: Running
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "in")
@@ -495,7 +495,7 @@ async def _all_in(pool: Pool, ids: list[str]) -> bool:
 # -------------------------------------------------------------------------------------------------- outbox
 
 
-async def test_an_event_leaves_only_if_its_transaction_commits_and_in_order_per_key(
+async def test_the_outbox_sends_committed_events_in_order_per_key(
     kafka: Any, pool: Pool, producer: Producer, topic_prefix: str
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "out", 2)
@@ -535,7 +535,7 @@ async def _outbox_empty(pool: Pool) -> bool:
         return bool(await conn.fetchval("SELECT count(*) = 0 FROM outbox WHERE sent_at IS NULL"))
 
 
-async def test_the_outbox_waits_for_kafka_and_then_sends_in_order(
+async def test_the_outbox_sends_in_order_after_a_kafka_outage(
     kafka: Any, pool: Pool, topic_prefix: str
 ) -> None:
     topic = await topic_of(kafka, topic_prefix + "out", 1)
@@ -553,9 +553,7 @@ async def test_the_outbox_waits_for_kafka_and_then_sends_in_order(
 # ---------------------------------------------------------------------------------------------------- lossy
 
 
-async def test_the_lossy_producer_drops_when_full_and_keeps_the_rest_for_kafkas_return(
-    kafka: Any, topic_prefix: str
-) -> None:
+async def test_the_lossy_producer_drops_records_when_its_queue_is_full(kafka: Any, topic_prefix: str) -> None:
     topic = await topic_of(kafka, topic_prefix + "log", 1)
     async with Producer(kafka.bootstrap, client_id="lossy") as producer:
         lossy = LossyProducer(producer, name="predictions", capacity=10)
@@ -574,9 +572,7 @@ async def test_the_lossy_producer_drops_when_full_and_keeps_the_rest_for_kafkas_
     ]
 
 
-async def test_a_record_too_large_is_refused_by_name_and_blocks_nothing(
-    kafka: Any, pool: Pool, topic_prefix: str
-) -> None:
+async def test_a_record_that_is_too_large_is_refused(kafka: Any, pool: Pool, topic_prefix: str) -> None:
     topic = await topic_of(kafka, topic_prefix + "in", 1)
     huge = build_event(Value(bytes_value=b"x" * 9_000_000), source="test", key="k", event_time=MOMENT)
     large = build_event(
@@ -600,7 +596,7 @@ async def test_a_record_too_large_is_refused_by_name_and_blocks_nothing(
             await enqueue(conn, topic, huge)
 
 
-async def test_many_sends_that_fail_at_once_leave_one_working_producer(kafka: Any, topic_prefix: str) -> None:
+async def test_a_producer_works_after_many_concurrent_failures(kafka: Any, topic_prefix: str) -> None:
     topic = await topic_of(kafka, topic_prefix + "in", 1)
     async with Producer(kafka.bootstrap, client_id="many", timeout_seconds=3) as producer:
         await producer.send(topic, event("first"), partition=0)

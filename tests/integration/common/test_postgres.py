@@ -22,6 +22,10 @@ from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
 
 
+class ThingExists(errors.AlreadyExists):
+    reason = "THING_EXISTS"
+
+
 @pytest.fixture
 async def pool(database: str) -> AsyncIterator[Pool]:
     async with create_pool(database, max_size=8, statement_timeout_seconds=5) as opened:
@@ -41,8 +45,8 @@ async def count(pool: Pool, table: str) -> int:
 # ------------------------------------------------------------------------------------------- transactions
 
 
-async def test_a_constraint_becomes_the_domain_error_it_means(pool: Pool) -> None:
-    translate = {"uq_thing_name": errors.AlreadyExists("There is one.", reason="THING_EXISTS")}
+async def test_a_violated_constraint_becomes_a_domain_error(pool: Pool) -> None:
+    translate = {"uq_thing_name": ThingExists("There is one.")}
     for _ in range(2):
         with pytest.raises(errors.AlreadyExists, match="There is one") as caught:
             async with transaction(pool, translate=translate) as conn:
@@ -72,7 +76,7 @@ async def test_a_deadlock_aborts_one_side(pool: Pool) -> None:
             await conn.execute("UPDATE thing SET n = n + 1 WHERE name = $1", second)
 
     outcomes = await asyncio.gather(update("a", "b"), update("b", "a"), return_exceptions=True)
-    assert sorted(type(o).__name__ for o in outcomes) == ["Aborted", "NoneType"]
+    assert sorted(type(o).__name__ for o in outcomes) == ["NoneType", "SerializationFailure"]
 
 
 async def test_a_slow_statement_is_a_deadline_exceeded(database: str) -> None:
@@ -84,7 +88,7 @@ async def test_a_slow_statement_is_a_deadline_exceeded(database: str) -> None:
             assert await conn.fetchval("SELECT 1") == 1
 
 
-async def test_a_lost_database_is_unavailable_and_comes_back_by_itself(database: str, postgres: Any) -> None:
+async def test_the_pool_reconnects_after_lost_connections(database: str, postgres: Any) -> None:
     host, port = "127.0.0.1", int(database.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
     async with (
         FaultProxy(host, port) as proxy,
@@ -105,7 +109,7 @@ async def test_a_lost_database_is_unavailable_and_comes_back_by_itself(database:
             assert await conn.fetchval("SELECT 2") == 2
 
 
-async def test_a_stalled_database_is_unavailable_before_the_deadline_and_comes_back_by_itself(
+async def test_a_stalled_database_is_unavailable_before_the_deadline(
     database: str,
 ) -> None:
     port = int(database.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
@@ -128,7 +132,7 @@ async def test_a_stalled_database_is_unavailable_before_the_deadline_and_comes_b
                 assert await conn.fetchval("SELECT 2") == 2
 
 
-async def test_a_statement_without_a_deadline_does_not_wait_for_ever(
+async def test_a_statement_without_a_deadline_times_out(
     database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(postgres_module, "GRACE_SECONDS", 0.0)
@@ -156,7 +160,7 @@ async def test_an_exhausted_pool_is_unavailable_within_the_budget(database: str)
         assert asyncio.get_running_loop().time() - began < 2
 
 
-async def test_a_wrong_address_names_itself_without_the_password() -> None:
+async def test_a_wrong_address_is_reported_without_the_password() -> None:
     with pytest.raises(errors.Unavailable) as caught:
         async with create_pool("postgresql://u:hunter2@127.0.0.1:1/x", wait_seconds=0.3):
             pass
@@ -164,7 +168,7 @@ async def test_a_wrong_address_names_itself_without_the_password() -> None:
     assert "hunter2" not in caught.value.message
 
 
-async def test_a_missing_database_is_said_at_once(database: str) -> None:
+async def test_a_missing_database_is_reported_without_retries(database: str) -> None:
     with pytest.raises(errors.FailedPrecondition) as caught:
         async with create_pool(database.rsplit("/", 1)[0] + "/absent", wait_seconds=20):
             pass
@@ -182,7 +186,7 @@ def write(folder: Path, **files: str) -> Path:
     return target
 
 
-async def test_migrations_apply_once_however_many_processes_start(database: str, tmp_path: Path) -> None:
+async def test_concurrent_processes_apply_migrations_once(database: str, tmp_path: Path) -> None:
     folder = write(
         tmp_path,
         **{"0001_a": "CREATE TABLE a (x int)", "0002_b": "CREATE TABLE b (x int); INSERT INTO b VALUES (1)"},
@@ -206,7 +210,7 @@ async def test_a_changed_migration_is_refused(database: str, tmp_path: Path) -> 
         assert caught.value.reason == "MIGRATION_CHANGED"
 
 
-async def test_a_broken_migration_leaves_nothing_and_can_be_mended(database: str, tmp_path: Path) -> None:
+async def test_a_failed_migration_is_rolled_back_and_can_be_fixed(database: str, tmp_path: Path) -> None:
     folder = write(tmp_path, **{"0001_a": "CREATE TABLE a (x int); SELECT broken"})
     async with create_pool(database) as pool:
         with pytest.raises(Exception, match="broken"):
@@ -233,7 +237,7 @@ async def test_misnamed_migrations_are_refused(tmp_path: Path, name: str) -> Non
         read_migrations(write(tmp_path, **{name: "SELECT 1"}))
 
 
-def test_numbers_may_be_left_out_but_not_used_twice(tmp_path: Path) -> None:
+def test_migration_numbers_may_have_gaps_but_no_duplicates(tmp_path: Path) -> None:
     from flywheel_common.postgres.migrate import read_migrations
 
     folder = write(tmp_path, **{"0001_a": "SELECT 1", "0007_b": "SELECT 1"})
@@ -260,14 +264,14 @@ async def create(pool: Pool, request_id: str, name: str, scope: str | None = Non
     ).string_value
 
 
-async def test_a_hundred_concurrent_equal_requests_have_one_effect_and_equal_answers(pool: Pool) -> None:
+async def test_100_concurrent_equal_requests_have_one_effect(pool: Pool) -> None:
     answers = await asyncio.gather(*(create(pool, "r1", "a") for _ in range(100)))
     assert set(answers) == {"a:1"}
     assert await count(pool, "thing") == 1
     assert await count(pool, "idempotent_request") == 1
 
 
-async def test_another_body_under_the_same_id_is_refused_and_changes_nothing(pool: Pool) -> None:
+async def test_a_reused_request_id_with_another_body_is_refused(pool: Pool) -> None:
     await create(pool, "r1", "a")
     with pytest.raises(errors.InvalidArgument) as caught:
         await create(pool, "r1", "b")
@@ -275,7 +279,7 @@ async def test_another_body_under_the_same_id_is_refused_and_changes_nothing(poo
     assert await count(pool, "thing") == 1
 
 
-async def test_a_failed_first_attempt_leaves_the_id_free(pool: Pool) -> None:
+async def test_a_failed_first_call_releases_the_request_id(pool: Pool) -> None:
     with pytest.raises(RuntimeError):
         async with transaction(pool) as conn, idempotent(conn, "Create", "r1", b"body"):
             await conn.execute("INSERT INTO thing VALUES ('a', 1)")
@@ -283,7 +287,7 @@ async def test_a_failed_first_attempt_leaves_the_id_free(pool: Pool) -> None:
     assert await create(pool, "r1", "b") == "b:1"
 
 
-async def test_a_waiting_repeat_takes_over_when_the_first_fails(pool: Pool) -> None:
+async def test_a_waiting_repeat_runs_when_the_first_call_fails(pool: Pool) -> None:
     entered, fail = asyncio.Event(), asyncio.Event()
 
     async def first() -> None:
@@ -313,8 +317,8 @@ async def test_without_an_id_every_call_has_its_effect(pool: Pool) -> None:
     assert await create(pool, "", "b") == "b:2"
 
 
-async def test_forgetting_the_answer_is_a_bug_that_is_noticed(pool: Pool) -> None:
-    with pytest.raises(RuntimeError, match="must store its answer"):
+async def test_an_effect_without_a_stored_response_is_an_error(pool: Pool) -> None:
+    with pytest.raises(RuntimeError, match="must store its response"):
         async with transaction(pool) as conn, idempotent(conn, "Create", "r1", b"body"):
             pass
     assert await count(pool, "idempotent_request") == 0
@@ -323,7 +327,7 @@ async def test_forgetting_the_answer_is_a_bug_that_is_noticed(pool: Pool) -> Non
 # ---------------------------------------------------------------------------------------------------- lease
 
 
-async def test_one_of_many_gets_the_lease(pool: Pool) -> None:
+async def test_one_of_many_processes_gets_the_lease(pool: Pool) -> None:
     leases = [Lease(pool, "ticker", holder=str(i), ttl_seconds=30) for i in range(8)]
     tokens = await asyncio.gather(*(lease.try_acquire() for lease in leases))
     assert [t for t in tokens if t is not None] == [1]
@@ -338,7 +342,7 @@ async def test_the_token_rises_with_every_change_of_holder(pool: Pool) -> None:
     assert await two.try_acquire() is None
     assert await eventually(two.try_acquire, within=5) == 2
     assert not await one.renew(1)
-    assert await two.try_acquire() == 2  # already mine
+    assert await two.try_acquire() == 2  # held by itself
     await two.release(2)
     assert await one.try_acquire() == 3
 
@@ -353,7 +357,7 @@ async def test_a_holder_that_lost_the_lease_cannot_commit(pool: Pool) -> None:
     await eventually(two.try_acquire, within=5)
     with pytest.raises(errors.Aborted) as caught:
         async with transaction(pool) as conn:
-            await conn.execute("INSERT INTO thing VALUES ('zombie', 1)")
+            await conn.execute("INSERT INTO thing VALUES ('late', 1)")
             await fence(conn, "ticker", token)
     assert caught.value.reason == "LEASE_LOST"
     assert await count(pool, "thing") == 0
@@ -385,7 +389,7 @@ async def test_work_moves_to_another_member_when_its_holder_stops(pool: Pool) ->
     assert running == []
 
 
-async def test_work_is_cancelled_before_another_can_start_when_the_database_stalls(database: str) -> None:
+async def test_leased_work_is_cancelled_before_another_holder_starts(database: str) -> None:
     port = int(database.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
     async with create_pool(database) as direct, FaultProxy("127.0.0.1", port) as proxy:
         await migrate(direct)

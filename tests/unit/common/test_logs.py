@@ -1,4 +1,4 @@
-"""Logs are JSON lines without secrets."""
+"""JSON logs without secrets."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_tracebacks_hold_no_local_variables(stream: io.StringIO) -> None:
     assert "RuntimeError" in stream.getvalue()
 
 
-def test_the_logging_of_drivers_goes_to_the_same_stream(stream: io.StringIO) -> None:
+def test_driver_logs_go_to_the_same_stream(stream: io.StringIO) -> None:
     logging.getLogger("aiokafka").warning("broker %s is gone", 1)
     assert lines(stream)[0]["event"] == "broker 1 is gone"
 
