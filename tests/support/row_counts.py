@@ -6,6 +6,8 @@ from typing import Any
 
 import asyncpg
 
+from flywheel_common.postgres.pool import Pool, connection
+
 _TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' ORDER BY tablename"
 _BACKGROUND = frozenset({"lease", "gateway", "migration"})
 """Tables that background tasks write to."""
@@ -32,3 +34,9 @@ async def _by_table(dsn: str, aggregate: str) -> dict[str, Any]:
         }
     finally:
         await connection.close()
+
+
+async def count(pool: Pool, table: str) -> int:
+    """The number of rows of one table."""
+    async with connection(pool) as conn:
+        return int(await conn.fetchval(f"SELECT count(*) FROM {table}"))
