@@ -118,7 +118,7 @@ status: ## show processes, addresses and log files
 	@[ -x $(PY) ] || { echo "nothing is installed: run make up"; exit 1; }; $(LAUNCH) status
 
 # --------------------------------------------------------------------------------------------------- quality
-.PHONY: test acceptance check format bench bench-peers soak
+.PHONY: test acceptance check format reference bench bench-peers soak
 # Unit, contract, integration and end-to-end tests; must end within 20 minutes on 2 cores.
 test: setup ## run the test suite against real backends (SUITE=tests/unit, ARGS='-k name')
 	@exec $(PY) -m pytest $(or $(SUITE),tests/unit tests/contract tests/integration tests/e2e) $(ARGS)
@@ -128,15 +128,19 @@ acceptance: setup ## run the commands of the documentation and the fault tests
 	@exec $(PY) -m pytest $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
 
 # Every tool runs, also after an earlier one failed, so that one run shows all problems.
-check: setup ## format, lint, import levels, types, proto lint and breaking changes since the last tag (under 30 s)
+check: setup ## format, lint, import levels, types, reference pages, proto lint and breaking changes since the last tag (under 30 s)
 	@failed=""; try() { "$${@:2}" || failed="$$failed $$1"; }; cd protos && try protos ../$(VENV)/bin/buf lint; cd ..; \
 	try format $(VENV)/bin/ruff format --check -q --output-format concise .; \
 	try lint $(VENV)/bin/ruff check -q --output-format concise .; \
 	try imports $(VENV)/bin/lint-imports --no-logo; \
 	try types $(VENV)/bin/mypy --no-error-summary; \
+	try reference $(PY) docs/reference/generate.py --check; \
 	tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
 	[ -z "$$tag" ] || try breaking $(VENV)/bin/buf breaking protos --against ".git#tag=$$tag,subdir=protos"; \
 	[ -z "$$failed" ] || { echo "make check failed:$$failed (make format fixes formatting and some lint errors)"; exit 1; }
+
+reference: setup ## generate docs/reference from the code
+	@$(PY) docs/reference/generate.py
 
 format: ## format the code and fix lint errors where possible
 	@$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .

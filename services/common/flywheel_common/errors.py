@@ -1,7 +1,7 @@
 """Domain errors: what went wrong, and what the caller can do about it.
 
-The gRPC edge turns an error into a status (`grpc.error_details`). The classes of `BY_CODE` fix the status code.
-Each reason is a class of its own, in the `errors.py` of the package that raises it:
+The gRPC edge turns an error into a status (`grpc.error_details`). The classes of `BY_CODE` fix the status
+code. Each reason is a class of its own, in the `errors.py` of the package that raises it:
 
     class UnknownView(NotFound):
         '''The view does not exist in this project.'''
@@ -11,8 +11,9 @@ Each reason is a class of its own, in the `errors.py` of the package that raises
 
     raise UnknownView("View 'weather' does not exist: apply it first.", view="weather")
 
-`reason` is part of the API. The message is one sentence about this case; keyword arguments become the metadata
-of the ErrorInfo. `docs/reference/errors.md` is generated from the docstring (the meaning) and the remedy.
+`reason` is part of the API. The message is one sentence about this case; keyword arguments become the
+metadata of the ErrorInfo. `docs/reference/errors.md` is generated from the docstring (the meaning) and the
+remedy.
 """
 
 from __future__ import annotations
@@ -205,7 +206,8 @@ BY_CODE: dict[grpc.StatusCode, type[FlywheelError]] = {
         Internal,
     )
 }
-"""Status code → base class. UNKNOWN and OK are missing on purpose: no service answers with them as an error."""
+"""Status code → base class. UNKNOWN and OK are missing on purpose: no service answers with them as an
+error."""
 
 
 class InvalidName(InvalidArgument):

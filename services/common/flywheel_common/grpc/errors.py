@@ -1,4 +1,4 @@
-"""Errors of the gRPC edge: credentials, admission, message parsing, and calls to peers."""
+"""Errors of the gRPC edge: credentials, admission, parsing, and calls to peers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event envelope `flywheel.events.v1.Event`: built by producers, parsed by consumers."""
+"""Building and parsing of the event envelope `flywheel.events.v1.Event`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ M = TypeVar("M", bound=Message)
 def build_event(
     payload: Message, *, source: str, key: str, event_time: datetime, event_id: str | None = None
 ) -> Event:
-    """An envelope around `payload`. `event_time` must know its zone. Give `event_id` where a retry must carry the
-    same one; else a new id is made. The current trace context goes along."""
+    """An envelope around `payload`, with the current trace context. `event_time` must have a time zone. Give
+    `event_id` when a retry must send the same id."""
     if event_time.tzinfo is None:
-        raise ValueError("event_time must know its time zone")
+        raise ValueError("event_time must have a time zone")
     event = Event(
         id=event_id or new_id(),
         type=payload.DESCRIPTOR.full_name,
@@ -35,7 +35,7 @@ def build_event(
 
 
 def parse_event(value: bytes) -> Event:
-    """The envelope in a Kafka record. Raises InvalidArgument MALFORMED_EVENT when it is none (or lacks id or type)."""
+    """The envelope in a Kafka record. Raises MalformedEvent."""
     try:
         event = Event.FromString(value)
     except DecodeError:
@@ -46,7 +46,7 @@ def parse_event(value: bytes) -> Event:
 
 
 def payload_of(event: Event, kind: type[M]) -> M:
-    """The payload as `kind`. Raises InvalidArgument: UNEXPECTED_EVENT_TYPE or MALFORMED_EVENT."""
+    """The payload as `kind`. Raises UnexpectedEventType or MalformedEvent."""
     if event.type != kind.DESCRIPTOR.full_name:
         raise UnexpectedEventType(f"The event is a {event.type}, not a {kind.DESCRIPTOR.full_name}.")
     try:

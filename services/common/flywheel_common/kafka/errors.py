@@ -27,7 +27,8 @@ class EventTooLarge(InvalidArgument):
 
 
 class MalformedEvent(InvalidArgument):
-    """A record is not a flywheel.events.v1.Event, lacks an id or a type, or its payload is not of its type."""
+    """A record is not a flywheel.events.v1.Event, lacks an id or a type, or its payload is not of its
+    type."""
 
     reason = "MALFORMED_EVENT"
     remedy = "Build events with `kafka.envelope.build_event`."
