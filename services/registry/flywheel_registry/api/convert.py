@@ -11,7 +11,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from flywheel_registry.api.errors import InvalidText
+from flywheel_common.grpc.errors import InvalidText
 
 
 def check_text(message: Message) -> None:

@@ -5,13 +5,6 @@ from __future__ import annotations
 from flywheel_common.errors import InvalidArgument
 
 
-class InvalidText(InvalidArgument):
-    """A text in the request contains a NUL character, which PostgreSQL cannot store."""
-
-    reason = "INVALID_TEXT"
-    remedy = "Remove the NUL character from the field in the metadata."
-
-
 class InvalidStage(InvalidArgument):
     """The number is not a value of the enum Stage."""
 
@@ -24,20 +17,6 @@ class InvalidFilter(InvalidArgument):
 
     reason = "INVALID_FILTER"
     remedy = "Use the conditions that the message lists, joined by AND."
-
-
-class InvalidPageToken(InvalidArgument):
-    """The page token was not made by this method for this request."""
-
-    reason = "INVALID_PAGE_TOKEN"
-    remedy = "Pass the next_page_token of the previous answer, or leave it empty to start again."
-
-
-class InvalidGatewayId(InvalidArgument):
-    """The gateway id is empty, too long, or contains a NUL character."""
-
-    reason = "INVALID_ID"
-    remedy = "Send an id of 1 to 200 characters."
 
 
 class TargetMissing(InvalidArgument):

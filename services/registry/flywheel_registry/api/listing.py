@@ -1,6 +1,6 @@
 """Reads one page for each list method: page tokens and filters to port queries.
 
-Raises INVALID_PAGE_TOKEN and INVALID_PAGE_SIZE, and InvalidFilter where a method has a filter.
+Raises InvalidPageToken and InvalidPageSize, and InvalidFilter where a method has a filter.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
+from flywheel_common.errors import InvalidPageToken
 from flywheel_common.paging import Page, cut, decode_token, page_size
-from flywheel_registry.api.errors import InvalidPageToken
 from flywheel_registry.api.filters import parse_filter
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.audit.ports import AuditRecords

@@ -8,12 +8,12 @@ from datetime import timedelta
 from typing import Any
 
 from flywheel_common.context import left_seconds
+from flywheel_common.errors import InvalidId
 from flywheel_common.grpc.auth import actor
 from flywheel_common.names import parse_project
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_models, convert_serving, listing
 from flywheel_registry.api.convert import check_text
-from flywheel_registry.api.errors import InvalidGatewayId
 from flywheel_registry.api.mutations import Mutations
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
@@ -91,7 +91,7 @@ class ServingMethods(Mutations):
 
 def _gateway_id(text: str) -> str:
     if not text or len(text) > MAX_GATEWAY_ID or "\0" in text:
-        raise InvalidGatewayId(
+        raise InvalidId(
             f"gateway_id must have 1 to {MAX_GATEWAY_ID} characters and no NUL.", field="gateway_id"
         )
     return text

@@ -8,25 +8,11 @@ from contextlib import asynccontextmanager
 from datetime import datetime
 
 from flywheel_common.context import current_principal
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.postgres.errors import InvalidRequestId, RequestIdReused
 from flywheel_common.postgres.idempotency import MAX_REQUEST_ID
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.fakes.records import MemoryRecords, MemoryTables
 from flywheel_registry.rollouts.ports import RolloutRecords
-
-
-class InvalidRequestId(InvalidArgument):
-    """The request id is too long."""
-
-    reason = "INVALID_REQUEST_ID"
-    remedy = "Send a request id of at most 200 characters."
-
-
-class RequestIdReused(InvalidArgument):
-    """The request id was used for a request with another body."""
-
-    reason = "REQUEST_ID_REUSED"
-    remedy = "Use a new id for a new request."
 
 
 class MemoryStore:

@@ -12,7 +12,7 @@ from flywheel_registry.releases.release import Isotonic, Platt, Release
 
 
 def check_release(release: Release) -> None:
-    """Raise InvalidThreshold, InvalidCalibration, InvalidFallback, or the INVALID_ID of a segment key."""
+    """Raise InvalidThreshold, InvalidCalibration, InvalidFallback, or InvalidId for a segment key."""
     if not 0 <= release.threshold <= 1:
         raise InvalidThreshold(
             f"threshold {release.threshold:g} is not a probability: it must lie in 0 to 1."

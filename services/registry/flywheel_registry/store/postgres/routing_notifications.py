@@ -8,20 +8,13 @@ from typing import Any
 
 import asyncpg
 
-from flywheel_common.errors import Unavailable
+from flywheel_common.postgres.errors import PostgresUnavailable
 from flywheel_common.postgres.pool import Pool, alive, connection
 from flywheel_registry.store.postgres import statements as sql
 
 CHANNEL = "flywheel_serving"
 LISTEN_SECONDS = 5.0
 """How long a new connection may take."""
-
-
-class PostgresUnavailable(Unavailable):
-    """PostgreSQL does not answer."""
-
-    reason = "POSTGRES_UNAVAILABLE"
-    remedy = "Retry; when it persists, check that the database is running and reachable."
 
 
 class PostgresRoutingNotifications:
