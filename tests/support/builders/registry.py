@@ -38,12 +38,19 @@ class ModelClient:
         return (await self.stub.CreateModel(request)).model
 
     async def version(
-        self, content: bytes = b"onnx bytes", upload: bool = True, *, feature_set: str = "", **metrics: float
+        self,
+        content: bytes = b"onnx bytes",
+        upload: bool = True,
+        *,
+        feature_set: str = "",
+        tags: dict[str, str] | None = None,
+        **metrics: float,
     ) -> model_pb2.ModelVersion:
         """Register a version with one artifact, `model.onnx`, and upload it."""
         declared = model_pb2.ModelVersion(
             metrics=metrics or {"auc": 0.75, "rows": 1000},
             feature_set=feature_set,
+            tags=tags,
             artifacts=[
                 model_pb2.Artifact(
                     name="model.onnx", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()

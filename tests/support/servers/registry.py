@@ -55,8 +55,8 @@ async def running_registry(settings: RegistrySettings) -> AsyncIterator[Any]:
 
 
 @asynccontextmanager
-async def running_memory_registry(store: MemoryStore) -> AsyncIterator[Any]:
-    """Run a registry on `store` and other adapters in memory and yield a stub to it."""
+async def running_memory_registry(store: MemoryStore, **settings: Any) -> AsyncIterator[Any]:
+    """Run a registry without ticks on `store` and other adapters in memory and yield a stub to it."""
     clock = SystemClock()
 
     async def nothing_to_prepare() -> None:
@@ -72,7 +72,7 @@ async def running_memory_registry(store: MemoryStore) -> AsyncIterator[Any]:
         ticker_lease=UncontestedLease(),
         ready=lambda: True,
     )
-    async with running(wire(registry_settings(**NO_TICKS), clock, ports)) as stub:
+    async with running(wire(registry_settings(**NO_TICKS, **settings), clock, ports)) as stub:
         yield stub
 
 
