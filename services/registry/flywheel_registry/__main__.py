@@ -1,4 +1,4 @@
-"""`flywheel-registry serve | migrate | verify-audit`."""
+"""Command line of the registry: `flywheel-registry serve | migrate | verify-audit`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from flywheel_common.postgres.migrate import migrate as apply_migrations
 from flywheel_common.postgres.pool import create_pool
 from flywheel_common.process import runtime
 from flywheel_common.telemetry.logs import configure_logs
+from flywheel_registry.api.convert_events import to_event
 from flywheel_registry.config import RegistrySettings
-from flywheel_registry.convert_events import to_event
 from flywheel_registry.server import MIGRATIONS, build
-from flywheel_registry.store.records import PostgresStore
+from flywheel_registry.store.postgres.store import PostgresStore
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
 
@@ -27,7 +27,7 @@ def serve() -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database to this version's schema (serve does so too)."""
+    """Apply the missing database migrations (serve does this too)."""
     settings = load(RegistrySettings)
     configure_logs("flywheel-registry", settings.log_level)
 
@@ -40,7 +40,7 @@ def migrate() -> None:
 
 @app.command("verify-audit")
 def verify_audit() -> None:
-    """Check every model's audit chain; exit status 1 when one does not hold."""
+    """Verify the audit chain of every model; exit with status 1 when one is broken."""
     settings = load(RegistrySettings)
     configure_logs("flywheel-registry", settings.log_level)
 
@@ -53,7 +53,7 @@ def verify_audit() -> None:
         typer.echo(sentence, err=True)
     if broken:
         raise typer.Exit(1)
-    typer.echo("the audit holds")
+    typer.echo("all audit chains are intact")
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from flywheel_common.config import KafkaSettings, PostgresSettings, S3Settings, 
 
 
 class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settings):
-    """Everything the process needs to know."""
+    """The settings of a registry process."""
 
     model_config = SettingsConfigDict(env_prefix="FLYWHEEL_REGISTRY_")
 
@@ -21,13 +21,13 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     s3_prefix: str = "registry/"
     """Prefix of the artifacts' keys."""
     monitor_address: str = "127.0.0.1:7105"
-    """host:port of the monitor, which is asked for the evidence of rollouts."""
+    """host:port of the monitor, which provides the evidence of rollouts."""
     monitor_timeout_seconds: float = 2.0
-    """How long a tick waits for the monitor before it holds."""
+    """How long a tick waits for the monitor before the rollout holds."""
     tick_seconds: float = 0.3
-    """Wall time between two looks at the active rollouts."""
+    """Wall time between two ticks, which decide the active rollouts."""
     tick_lease_seconds: float = 3.0
-    """How long a dead replica keeps others from ticking."""
+    """How long a crashed replica keeps the others from ticking."""
     max_artifact_bytes: int = 4 * 1024 * 1024 * 1024
     """Largest artifact."""
     rollback_wait_seconds: float = 30.0

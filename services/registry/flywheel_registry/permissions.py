@@ -1,4 +1,4 @@
-"""Who may call what (jwt mode)."""
+"""Which roles may call which method, and which may override a gate (JWT mode; without a row a call is denied)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,48 @@ from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissi
 
 SERVICE = "flywheel.registry.v1.RegistryService"
 
-_ROLES: dict[Permission, tuple[str, ...]] = {
+OVERRIDE_GATE: Permission = OPERATE
+"""PromoteModelVersion with `override`: promotion although a gate failed, or past a champion."""
+
+_METHODS: dict[Permission, tuple[str, ...]] = {
     READ: (
-        "GetModel", "ListModels", "GetModelVersion", "ListModelVersions", "ListFeatureUses", "DownloadArtifact", "GetRelease", "ListReleases", "GetRollout",
-        "ListRollouts", "ListServingHistory", "GetEvidence", "ListAuditEntries", "ListGateways",
+        "GetModel",
+        "ListModels",
+        "GetModelVersion",
+        "ListModelVersions",
+        "ListFeatureUses",
+        "DownloadArtifact",
+        "GetRelease",
+        "ListReleases",
+        "GetRollout",
+        "ListRollouts",
+        "ListServingHistory",
+        "GetEvidence",
+        "ListAuditEntries",
+        "ListGateways",
     ),
-    WRITE: ("CreateModel", "UpdateModel", "CreateModelVersion", "UploadArtifact", "PromoteModelVersion", "CreateRelease"),
+    WRITE: (
+        "CreateModel",
+        "UpdateModel",
+        "CreateModelVersion",
+        "UploadArtifact",
+        "PromoteModelVersion",
+        "CreateRelease",
+    ),
     OPERATE: (
-        "RejectModelVersion", "StartRollout", "PauseRollout", "ResumeRollout", "AbortRollout", "SkipRolloutStep", "RollbackModel",
-        "WatchServing", "ReportServing",
+        "RejectModelVersion",
+        "StartRollout",
+        "PauseRollout",
+        "ResumeRollout",
+        "AbortRollout",
+        "SkipRolloutStep",
+        "RollbackModel",
+        "WatchServing",
+        "ReportServing",
     ),
-}  # fmt: skip
+}
 
 PERMISSIONS: Permissions = {
-    f"/{SERVICE}/{method}": permission for permission, methods in _ROLES.items() for method in methods
+    f"/{SERVICE}/{method}": permission for permission, methods in _METHODS.items() for method in methods
 }
+"""Full method → the roles of which a caller needs one."""

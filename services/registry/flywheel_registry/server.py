@@ -1,12 +1,12 @@
-"""Builds the registry: the only place that knows which implementation stands behind which port."""
+"""The composition root: builds the registry from its settings."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.errors import FlywheelError
@@ -19,36 +19,61 @@ from flywheel_common.kafka.producer import Producer
 from flywheel_common.postgres.idempotency import Idempotency
 from flywheel_common.postgres.lease import Lease
 from flywheel_common.postgres.migrate import migrate
-from flywheel_common.postgres.pool import create_pool
+from flywheel_common.postgres.pool import Pool, create_pool
+from flywheel_common.postgres.transactions import Store
+from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
-from flywheel_registry.catalog import Catalog
+from flywheel_registry.api.convert_events import to_event
+from flywheel_registry.api.servicer import RegistryServicer
+from flywheel_registry.artifacts.transfer import ArtifactTransfer
 from flywheel_registry.config import RegistrySettings
-from flywheel_registry.convert_events import to_event
+from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.permissions import PERMISSIONS, SERVICE
-from flywheel_registry.ports import Gateways, Store
-from flywheel_registry.promotion import Promotions
-from flywheel_registry.rollback import Rollbacks
-from flywheel_registry.rollouts import Rollouts
-from flywheel_registry.servicer import RegistryServicer
-from flywheel_registry.store.heartbeats import PostgresGateways
-from flywheel_registry.store.monitor import MonitorPeer
-from flywheel_registry.store.notices import PostgresNotices
-from flywheel_registry.store.records import PostgresStore
-from flywheel_registry.ticker import Ticker
-from flywheel_registry.transfer import Transfers
-from flywheel_registry.watching import Notices, ServingBoard
+from flywheel_registry.promotion.promotion import Promotions
+from flywheel_registry.releases.catalog import ReleaseCatalog
+from flywheel_registry.rollback.acknowledgement import Acknowledgements
+from flywheel_registry.rollback.rollback import Rollbacks
+from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
+from flywheel_registry.rollouts.ports import Monitor, RolloutRecords, TickerLease
+from flywheel_registry.rollouts.start import RolloutStart
+from flywheel_registry.rollouts.ticker import Ticker
+from flywheel_registry.serving.desired_state_cache import DesiredStateCache
+from flywheel_registry.serving.ports import Gateways, RoutingNotifications
+from flywheel_registry.store.grpc.monitor import GrpcMonitor
+from flywheel_registry.store.postgres.gateways import PostgresGateways
+from flywheel_registry.store.postgres.routing_notifications import PostgresRoutingNotifications
+from flywheel_registry.store.postgres.store import PostgresStore
 
 log = get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 HOUSEKEEPING_SECONDS = 3600.0
+RETRY_SECONDS = 1.0
+ROLLBACK_RESERVE_SECONDS = 5.0
+"""How much longer than its wait for gateways a rollback without a deadline may take."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The adapters that a registry runs on.
+
+    `prepare_objects` makes the object store writable; `ready` returns whether the service can serve.
+    """
+
+    store: Store[RolloutRecords]
+    objects: ObjectStore
+    prepare_objects: Callable[[], Awaitable[None]]
+    gateways: Gateways
+    notifications: RoutingNotifications
+    monitor: Monitor
+    ticker_lease: TickerLease
+    ready: Callable[[], bool | Awaitable[bool]]
 
 
 async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
-    """The wired server; `stack` closes what it opened, in reverse."""
-    clock = SystemClock()
+    """Return a registry on the real backends; `stack` closes what it opened, in reverse."""
     pool = await stack.enter_async_context(
         create_pool(
             settings.dsn,
@@ -68,67 +93,41 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         retries=False,
     )
     stack.push_async_callback(monitor_channel.close)
-
-    store = PostgresStore(pool, to_event)
-    gateways = PostgresGateways(pool)
-    notices = PostgresNotices(pool)
-    stack.push_async_callback(notices.close)
-    monitor = MonitorPeer(monitor_channel, settings.monitor_timeout_seconds)
-    ticker = Ticker(store, Rollouts(clock), monitor, settings.tick_seconds)
-    idempotency = Idempotency(pool)
-    server = wire(
-        settings,
-        clock,
+    notifications = PostgresRoutingNotifications(pool)
+    stack.push_async_callback(notifications.close)
+    store, gateways = PostgresStore(pool, to_event), PostgresGateways(pool)
+    ports = Ports(
         store=store,
+        objects=objects,
+        prepare_objects=objects.ensure_bucket,
         gateways=gateways,
-        notices=notices,
-        transfers=Transfers(store, objects, clock, objects.ensure_bucket),
-        readiness=store.ready,
+        notifications=notifications,
+        monitor=GrpcMonitor(monitor_channel, settings.monitor_timeout_seconds),
+        ticker_lease=Lease(pool, "rollout-ticker", ttl_seconds=settings.tick_lease_seconds),
+        ready=store.ready,
     )
-    lease = Lease(pool, "rollout-ticker", ttl_seconds=settings.tick_lease_seconds)
-    relay = Relay(pool, producer)
-
-    async def relay_events() -> None:
-        await _until_done(lambda: _prepare_topics(settings))
-        await relay.run()
-
-    async def housekeeping() -> None:
-        while True:
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
-            try:
-                await idempotency.trim()
-                await gateways.forget_old()
-            except FlywheelError as error:
-                log.warning("housekeeping put off", reason=error.reason)
-
-    server.add_background("rollout ticker", lambda: lease.run(lambda _: ticker.run()))
-    server.add_background("outbox relay", relay_events)
-    server.add_background("housekeeping", housekeeping)
+    server = wire(settings, SystemClock(), ports)
+    server.add_background("outbox relay", lambda: _relay_events(settings, pool, producer))
+    server.add_background("housekeeping", lambda: _housekeeping(Idempotency(pool), gateways))
     return server
 
 
-def wire(
-    settings: RegistrySettings,
-    clock: Clock,
-    *,
-    store: Store,
-    gateways: Gateways,
-    notices: Notices,
-    transfers: Transfers,
-    readiness: Callable[[], Any],
-) -> Server:
-    """The server over these stores: use cases, servicer, and the serving board that its streams need."""
-    board = ServingBoard(store, notices)
-    rollouts = Rollouts(clock)
+def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
+    """Return the registry on these ports: use cases, servicer and background tasks."""
+    desired_state = DesiredStateCache(ports.store, ports.notifications)
+    lifecycle = RolloutLifecycle(clock)
     servicer = RegistryServicer(
-        store=store,
-        catalog=Catalog(clock, settings.max_artifact_bytes),
-        transfers=transfers,
+        store=ports.store,
+        models=ModelCatalog(clock, settings.max_artifact_bytes),
+        artifacts=ArtifactTransfer(ports.store, ports.objects, clock, ports.prepare_objects),
         promotions=Promotions(clock),
-        rollouts=rollouts,
-        rollbacks=Rollbacks(clock, rollouts, gateways),
-        board=board,
-        gateways=gateways,
+        releases=ReleaseCatalog(clock),
+        rollout_start=RolloutStart(clock),
+        rollout_lifecycle=lifecycle,
+        rollbacks=Rollbacks(clock, lifecycle),
+        acknowledgements=Acknowledgements(clock, ports.gateways),
+        desired_state=desired_state,
+        gateways=ports.gateways,
         rollback_wait_seconds=settings.rollback_wait_seconds,
     )
     server = Server(
@@ -136,26 +135,36 @@ def wire(
         servicers=[(add_RegistryServiceServicer_to_server, servicer)],
         full_service_names=[SERVICE],
         permissions=PERMISSIONS,
-        deadlines={f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + 5.0},
-        readiness=readiness,
+        deadlines={f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + ROLLBACK_RESERVE_SECONDS},
+        readiness=ports.ready,
     )
-    server.add_background("serving board", board.run)
+    ticker = Ticker(ports.store, lifecycle, ports.monitor, settings.tick_seconds)
+    server.add_background("desired state", desired_state.run)
+    server.add_background("rollout ticker", lambda: ports.ticker_lease.run(lambda _: ticker.run()))
     return server
 
 
-async def _prepare_topics(settings: RegistrySettings) -> None:
+async def _relay_events(settings: RegistrySettings, pool: Pool, producer: Producer) -> None:
+    """Send the outbox to Kafka; wait for Kafka when it is down at the start."""
     wanted = topics.specs([topics.MODEL_STAGE_CHANGED, topics.ROLLOUT_CHANGED], settings.kafka_partitions)
-    await ensure_topics(settings.kafka_bootstrap, wanted)
-
-
-async def _until_done(work: Callable[[], Awaitable[None]]) -> None:
-    """Repeats until it succeeds: a backend that is down at start must not stop the registry."""
     while True:
         try:
-            await work()
-            return
+            await ensure_topics(settings.kafka_bootstrap, wanted)
+            break
         except FlywheelError as error:
             if not error.retryable:
                 raise
-            log.warning("a backend is not there yet", reason=error.reason)
-            await asyncio.sleep(1.0)
+            log.warning("waiting for kafka", reason=error.reason)
+            await asyncio.sleep(RETRY_SECONDS)
+    await Relay(pool, producer).run()
+
+
+async def _housekeeping(idempotency: Idempotency, gateways: PostgresGateways) -> None:
+    """Delete old answers of idempotent requests and old gateways every hour."""
+    while True:
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
+        try:
+            await idempotency.trim()
+            await gateways.delete_old()
+        except FlywheelError as error:
+            log.warning("housekeeping postponed", reason=error.reason)

@@ -17,7 +17,8 @@ from flywheel_feature.store.grpc.model_uses import RegistryModels
 from flywheel_local.s3 import S3
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_registry.config import RegistrySettings
-from flywheel_registry.testing import Story, running
+from tests.support.builders.registry import ModelClient as Story
+from tests.support.servers.registry import running_registry as running
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""One law for who knows how variants compare: in memory, and the monitor's RPC."""
+"""Contract tests for the monitor as a source of evidence, in memory and by gRPC."""
 
 from __future__ import annotations
 
@@ -13,100 +13,98 @@ import grpc
 import pytest
 
 from flywheel_common.grpc.channel import channel
-from flywheel_registry import convert_rollouts
-from flywheel_registry.memory_serving import MemoryMonitor
-from flywheel_registry.ports import Monitor
-from flywheel_registry.resources import Rollout
-from flywheel_registry.rollout import Comparison, Progress, RolloutState, Variant
-from flywheel_registry.store.monitor import MonitorPeer
-from flywheel_registry.testing import START, comparison, serving_monitor
+from flywheel_registry.fakes.monitor import MemoryMonitor
+from flywheel_registry.rollouts.comparison import Comparison, Variant
+from flywheel_registry.rollouts.ports import Monitor
+from flywheel_registry.rollouts.rollout import Rollout
+from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.store.grpc.monitor import GrpcMonitor, parse_comparison
+from tests.support.peers.registry import CANARY, FIRST_EVENT, SHADOW, comparison, serving_monitor
 from tests.support.ports import free_port
 
-SHADOW, CANARY = 1, 2
 ROLLOUT = Rollout("projects/p/models/late", challenger=2, challenger_version=2, champion=1, number=7)
-IN_CANARY = ROLLOUT.at(Progress(RolloutState.CANARY, 5.0, 1))
+IN_CANARY = replace(ROLLOUT, progress=Progress(RolloutState.CANARY, 5.0, 1))
 
 
 @dataclass
-class Asked:
+class Prepared:
     monitor: Monitor
-    knows: Callable[[Rollout, Any], None]
-    """From now on it answers so about the step of this rollout."""
+    set_answer: Callable[[Any], None]
+    """Sets the monitor's response about the shadow step of ROLLOUT."""
 
 
 @pytest.fixture(params=["memory", "grpc"])
-async def asked(request: pytest.FixtureRequest) -> AsyncIterator[Asked]:
+async def prepared(request: pytest.FixtureRequest) -> AsyncIterator[Prepared]:
     if request.param == "memory":
         memory = MemoryMonitor()
 
-        def note(rollout: Rollout, answer: Any) -> None:
-            memory.answers[rollout.name] = convert_rollouts.comparison(answer)
+        def in_memory(answer: Any) -> None:
+            memory.comparisons[ROLLOUT.name] = parse_comparison(answer)
 
-        yield Asked(memory, note)
+        yield Prepared(memory, in_memory)
         return
-    async with serving_monitor() as fake, channel(fake.address, client_name="tests") as peer:
+    async with serving_monitor() as fake, channel(fake.address, client_name="tests") as opened:
 
-        def tell(rollout: Rollout, answer: Any) -> None:
-            fake.answers[SHADOW if rollout.progress.state is RolloutState.SHADOW else CANARY] = answer
+        def in_peer(answer: Any) -> None:
+            fake.answers[SHADOW] = answer
 
-        yield Asked(MonitorPeer(peer, 5.0), tell)
+        yield Prepared(GrpcMonitor(opened, 5.0), in_peer)
 
 
-async def test_evidence_is_what_the_monitor_counted(asked: Asked) -> None:
-    asked.knows(
-        ROLLOUT, comparison(labelled=300, predictions=400, delta=-0.5, half=0.25, days=2.0, error_rate=0.125)
+async def test_a_comparison_has_the_statistics_of_the_monitor(prepared: Prepared) -> None:
+    prepared.set_answer(
+        comparison(labelled=300, predictions=400, delta=-0.5, half=0.25, days=2.0, error_rate=0.125)
     )
     assert Comparison(
         champion=Variant(400, 300, 0.0, 0.0, 0.0, 0.1, None),
         challenger=Variant(400, 300, 0.125, 0.0, 0.0, 0.1, None),
-        first_event=START,
-        last_event=START + timedelta(days=2),
+        first_event=FIRST_EVENT,
+        last_event=FIRST_EVENT + timedelta(days=2),
         labelled=300,
         log_loss_delta=-0.5,
         log_loss_delta_upper=-0.25,
         log_loss_delta_lower=-0.75,
         score_shift=0.0,
-    ) == await asked.monitor.compare(ROLLOUT)
+    ) == await prepared.monitor.compare(ROLLOUT)
 
 
-async def test_bounds_without_labels_are_infinite_and_still_evidence(asked: Asked) -> None:
-    asked.knows(ROLLOUT, comparison(labelled=0, predictions=9))
-    found = await asked.monitor.compare(ROLLOUT)
+async def test_a_comparison_without_labels_has_infinite_bounds(prepared: Prepared) -> None:
+    prepared.set_answer(comparison(labelled=0, predictions=9))
+    found = await prepared.monitor.compare(ROLLOUT)
     assert found is not None
     assert (math.inf, 9) == (found.log_loss_delta_upper, found.challenger.predictions)
 
 
-async def test_the_question_is_about_the_step_and_since_its_beginning() -> None:
-    async with serving_monitor() as fake, channel(fake.address, client_name="tests") as peer:
-        monitor = MonitorPeer(peer, 5.0)
+async def test_the_request_names_the_step_and_its_start_time() -> None:
+    async with serving_monitor() as fake, channel(fake.address, client_name="tests") as opened:
+        monitor = GrpcMonitor(opened, 5.0)
         await monitor.compare(ROLLOUT)
-        await monitor.compare(replace(IN_CANARY, step_started_at=START))
-        shadow, canary = fake.asked
+        await monitor.compare(replace(IN_CANARY, step_started_at=FIRST_EVENT))
+        shadow, canary = fake.requests
         assert (SHADOW, False) == (shadow.mode, shadow.HasField("start_time"))
-        assert (CANARY, START.timestamp()) == (canary.mode, canary.start_time.ToSeconds())
-        for question in (shadow, canary):
-            assert ROLLOUT.name == question.rollout
-            assert ("projects/p/models/late/releases/1", "projects/p/models/late/releases/2") == (
-                question.champion_release, question.challenger_release,
-            )  # fmt: skip
+        assert (CANARY, FIRST_EVENT.timestamp()) == (canary.mode, canary.start_time.ToSeconds())
+        for request in (shadow, canary):
+            assert ROLLOUT.name == request.rollout
+            assert "projects/p/models/late/releases/1" == request.champion_release
+            assert "projects/p/models/late/releases/2" == request.challenger_release
 
 
-async def test_a_monitor_that_cannot_be_asked_is_no_evidence_and_no_error() -> None:
+async def test_an_unavailable_monitor_is_no_evidence_and_no_error() -> None:
     assert await MemoryMonitor().compare(ROLLOUT) is None
-    async with channel(f"127.0.0.1:{free_port()}", client_name="tests", health_check=False) as nobody:
-        assert await MonitorPeer(nobody, 0.2).compare(ROLLOUT) is None
-    async with serving_monitor() as fake, channel(fake.address, client_name="tests") as peer:
-        monitor = MonitorPeer(peer, 0.5)
+    async with channel(f"127.0.0.1:{free_port()}", client_name="tests", health_check=False) as nowhere:
+        assert await GrpcMonitor(nowhere, 0.2).compare(ROLLOUT) is None
+    async with serving_monitor() as fake, channel(fake.address, client_name="tests") as opened:
+        monitor = GrpcMonitor(opened, 0.5)
         fake.answers[SHADOW] = comparison(delta=math.nan)
         assert await monitor.compare(ROLLOUT) is None
-        for trouble in (_refusing, _silent):
-            fake.CompareVariants = trouble  # type: ignore[method-assign]
+        for failure in (_not_found, _hanging):
+            fake.CompareVariants = failure  # type: ignore[method-assign]
             assert await monitor.compare(ROLLOUT) is None
 
 
-async def _refusing(request: Any, context: Any) -> Any:
-    await context.abort(grpc.StatusCode.NOT_FOUND, "never heard of it")
+async def _not_found(request: Any, context: Any) -> Any:
+    await context.abort(grpc.StatusCode.NOT_FOUND, "unknown rollout")
 
 
-async def _silent(request: Any, context: Any) -> Any:
+async def _hanging(request: Any, context: Any) -> Any:
     await asyncio.sleep(60)

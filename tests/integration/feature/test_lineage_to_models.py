@@ -14,8 +14,9 @@ from flywheel_local.s3 import S3
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_registry.config import RegistrySettings
-from flywheel_registry.testing import Story, running
+from tests.support.builders.registry import ModelClient as Story
 from tests.support.servers.feature import PARENT
+from tests.support.servers.registry import running_registry as running
 
 
 @pytest_asyncio.fixture

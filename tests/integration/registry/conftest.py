@@ -10,7 +10,9 @@ import pytest_asyncio
 
 from flywheel_local.s3 import S3
 from flywheel_registry.config import RegistrySettings
-from flywheel_registry.testing import FakeMonitor, Story, running, serving_monitor, settings_for_tests
+from tests.support.builders.registry import ModelClient
+from tests.support.peers.registry import FakeMonitor, serving_monitor
+from tests.support.servers.registry import registry_settings, running_registry
 
 
 @pytest_asyncio.fixture
@@ -32,17 +34,17 @@ def settings(database: str, bucket: str, s3: S3) -> Callable[..., RegistrySettin
             "s3_secret_key": s3.secret_key,
             "s3_bucket": bucket,
         }
-        return settings_for_tests(**{**backends, **overrides})
+        return registry_settings(**{**backends, **overrides})
 
     return make
 
 
 @pytest_asyncio.fixture
 async def registry(settings: Callable[..., RegistrySettings], monitor: FakeMonitor) -> AsyncIterator[Any]:
-    async with running(settings(monitor_address=monitor.address)) as stub:
+    async with running_registry(settings(monitor_address=monitor.address)) as stub:
         yield stub
 
 
 @pytest_asyncio.fixture
-async def story(registry: Any) -> Story:
-    return Story(registry)
+async def client(registry: Any) -> ModelClient:
+    return ModelClient(registry)

@@ -10,7 +10,8 @@ import pytest
 
 from flywheel_local.s3 import S3
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
-from flywheel_registry.testing import Story, refused
+from tests.support.builders.registry import ModelClient
+from tests.support.servers.registry import refused
 
 
 async def keys(s3: S3, bucket: str) -> dict[str, int]:
@@ -26,41 +27,41 @@ async def keys(s3: S3, bucket: str) -> dict[str, int]:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, 20_000_000])
-async def test_bytes_come_back_as_they_went_in(story: Story, size: int) -> None:
-    await story.create()
+async def test_bytes_come_back_as_they_went_in(client: ModelClient, size: int) -> None:
+    await client.create()
     content = os.urandom(size)
-    version = await story.version(content)
+    version = await client.version(content)
     assert version.artifact_state == model_pb2.ARTIFACT_STATE_READY
-    assert await story.download(version.name) == content
+    assert await client.download(version.name) == content
 
 
 @pytest.mark.parametrize("size", [100, 20_000_000])
 async def test_a_wrong_byte_keeps_nothing_and_the_right_bytes_may_follow(
-    story: Story, s3: S3, bucket: str, size: int
+    client: ModelClient, s3: S3, bucket: str, size: int
 ) -> None:
-    await story.create()
+    await client.create()
     content = os.urandom(size)
-    version = await story.version(content, upload=False)
+    version = await client.version(content, upload=False)
     for wrong in (bytes([content[0] ^ 1]) + content[1:], content[:-1], content + b"x"):
         with refused("DATA_LOSS", "DIGEST_MISMATCH"):
-            await story.upload(version.name, wrong)
+            await client.upload(version.name, wrong)
         assert await keys(s3, bucket) == {}
     digest = hashlib.sha256(content).hexdigest()
-    await story.upload(version.name, content)
+    await client.upload(version.name, content)
     assert await keys(s3, bucket) == {f"registry/sha256/{digest[:2]}/{digest[2:4]}/{digest}": size}
-    ready = await story.upload(version.name, content)
+    ready = await client.upload(version.name, content)
     assert ready.artifact_state == model_pb2.ARTIFACT_STATE_READY
 
 
 async def test_corrupt_bytes_in_the_store_are_never_served_whole_and_an_upload_repairs_them(
-    story: Story, s3: S3, bucket: str
+    client: ModelClient, s3: S3, bucket: str
 ) -> None:
     from flywheel_common.config import S3Settings
     from flywheel_common.storage.s3 import object_store
 
-    await story.create()
+    await client.create()
     content = os.urandom(3_000_000)
-    version = await story.version(content)
+    version = await client.version(content)
     (key,) = await keys(s3, bucket)
     chosen = S3Settings(
         s3_endpoint=s3.endpoint, s3_access_key=s3.access_key, s3_secret_key=s3.secret_key, s3_bucket=bucket
@@ -68,12 +69,12 @@ async def test_corrupt_bytes_in_the_store_are_never_served_whole_and_an_upload_r
     async with object_store(chosen) as store:
         await store.put(key, content[:-1] + bytes([content[-1] ^ 1]))
         with refused("DATA_LOSS", "DIGEST_MISMATCH"):
-            await story.download(version.name)
+            await client.download(version.name)
         await store.delete(key)
         with refused("DATA_LOSS", "DIGEST_MISMATCH"):
-            await story.download(version.name)
-    await story.upload(version.name, content)
-    assert await story.download(version.name) == content
+            await client.download(version.name)
+    await client.upload(version.name, content)
+    assert await client.download(version.name) == content
 
 
 TRICKS = [
@@ -97,33 +98,33 @@ TRICKS = [
 
 
 @pytest.mark.parametrize("name", TRICKS)
-async def test_path_tricks_in_artifact_names_are_refused(story: Story, name: str) -> None:
-    await story.create()
+async def test_path_tricks_in_artifact_names_are_refused(client: ModelClient, name: str) -> None:
+    await client.create()
     artifact = model_pb2.Artifact(name=name, size_bytes=1, sha256="a" * 64)
     request = registry_pb2.CreateModelVersionRequest(
-        parent=story.model, model_version=model_pb2.ModelVersion(artifacts=[artifact])
+        parent=client.model, model_version=model_pb2.ModelVersion(artifacts=[artifact])
     )
     with refused("INVALID_ARGUMENT", "INVALID_TEXT" if "\0" in name else "INVALID_ARTIFACT_NAME"):
-        await story.stub.CreateModelVersion(request)
-    version = await story.version()
+        await client.stub.CreateModelVersion(request)
+    version = await client.version()
     with refused("INVALID_ARGUMENT", "INVALID_ARTIFACT_NAME"):
-        await story.upload(version.name, b"x", artifact=name)
+        await client.upload(version.name, b"x", artifact=name)
     with refused("INVALID_ARGUMENT", "INVALID_ARTIFACT_NAME"):
-        await story.download(version.name, artifact=name)
+        await client.download(version.name, artifact=name)
 
 
-async def test_only_declared_files_are_taken_in_chunks_of_at_most_a_mebibyte(story: Story) -> None:
-    await story.create()
-    version = await story.version(bytes(3 << 20), upload=False)
+async def test_only_declared_files_are_taken_in_chunks_of_at_most_a_mebibyte(client: ModelClient) -> None:
+    await client.create()
+    version = await client.version(bytes(3 << 20), upload=False)
     with refused("FAILED_PRECONDITION", "NOT_DECLARED"):
-        await story.upload(version.name, b"x", artifact="other.bin")
+        await client.upload(version.name, b"x", artifact="other.bin")
     with refused("INVALID_ARGUMENT", "TOO_LARGE"):
-        await story.upload(version.name, bytes(3 << 20), chunk=2 << 20)
+        await client.upload(version.name, bytes(3 << 20), chunk=2 << 20)
     with refused("FAILED_PRECONDITION", "ARTIFACTS_PENDING"):
-        await story.download(version.name)
+        await client.download(version.name)
 
     def headless() -> Any:
         yield registry_pb2.UploadArtifactRequest(data=b"x")
 
     with refused("INVALID_ARGUMENT", "TARGET_MISSING"):
-        await story.stub.UploadArtifact(headless())
+        await client.stub.UploadArtifact(headless())

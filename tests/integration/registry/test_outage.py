@@ -14,19 +14,20 @@ from flywheel_local.postgres import Postgres
 from flywheel_local.s3 import S3
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
-from flywheel_registry.testing import Story, refused, running
+from tests.support.builders.registry import ModelClient
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
+from tests.support.servers.registry import refused, running_registry
 
 
 async def test_calls_fail_within_their_deadline_and_work_again_by_themselves(
-    story: Story, postgres: Postgres
+    client: ModelClient, postgres: Postgres
 ) -> None:
-    await story.create(owner="ann")
-    read = pb.GetModelRequest(name=story.model)
+    await client.create(owner="ann")
+    read = pb.GetModelRequest(name=client.model)
     write = pb.CreateModelRequest(parent="projects/default", model_id="other", request_id="one")
     postgres.kill()
-    for call, request in ((story.stub.GetModel, read), (story.stub.CreateModel, write)):
+    for call, request in ((client.stub.GetModel, read), (client.stub.CreateModel, write)):
         began = time.monotonic()
         with refused("UNAVAILABLE", "POSTGRES_UNAVAILABLE") as refusal:
             await call(request, timeout=5)
@@ -36,12 +37,12 @@ async def test_calls_fail_within_their_deadline_and_work_again_by_themselves(
 
     async def back() -> bool:
         try:
-            return (await story.stub.GetModel(read, timeout=5)).model.owner == "ann"
+            return (await client.stub.GetModel(read, timeout=5)).model.owner == "ann"
         except grpc.RpcError:
             return False
 
     await eventually(back, within=20)
-    assert (await story.stub.CreateModel(write, timeout=5)).model.name == "projects/default/models/other"
+    assert (await client.stub.CreateModel(write, timeout=5)).model.name == "projects/default/models/other"
 
 
 async def test_a_database_that_stalls_is_said_within_the_deadline_too(
@@ -51,10 +52,10 @@ async def test_a_database_that_stalls_is_said_within_the_deadline_too(
     assert address.port
     async with FaultProxy("127.0.0.1", address.port) as proxy:
         dsn = database.replace(f":{address.port}/", f":{proxy.port}/")
-        async with running(settings(postgres_dsn=dsn)) as stub:
-            story = Story(stub)
-            await story.create(owner="ann")
-            read = pb.GetModelRequest(name=story.model)
+        async with running_registry(settings(postgres_dsn=dsn)) as stub:
+            client = ModelClient(stub)
+            await client.create(owner="ann")
+            read = pb.GetModelRequest(name=client.model)
             write = pb.CreateModelRequest(parent="projects/default", model_id="other", request_id="one")
             for call, request in ((stub.GetModel, read), (stub.CreateModel, write)):
                 proxy.stall()
@@ -80,25 +81,25 @@ async def test_an_s3_that_hangs_is_said_within_the_deadline_and_keeps_only_bytes
     content = bytes(range(256)) * 80_000  # more than one part, and than what is on its way at once
     async with (
         FaultProxy(address.hostname, address.port) as proxy,
-        running(settings(s3_endpoint=f"http://{proxy.address}")) as stub,
+        running_registry(settings(s3_endpoint=f"http://{proxy.address}")) as stub,
     ):
-        story = Story(stub)
-        await story.create(owner="ann")
+        client = ModelClient(stub)
+        await client.create(owner="ann")
         proxy.stall()
-        version = await story.version(content, upload=False)
+        version = await client.version(content, upload=False)
         for _ in range(2):
             with refused("UNAVAILABLE", "S3_UNAVAILABLE"):
-                await story.upload(version.name, content, timeout=2)
+                await client.upload(version.name, content, timeout=2)
             read = await stub.GetModelVersion(pb.GetModelVersionRequest(name=version.name), timeout=2)
             assert read.model_version.artifact_state == model_pb2.ARTIFACT_STATE_PENDING
         proxy.heal()
-        uploaded = await story.upload(version.name, content, timeout=60)
+        uploaded = await client.upload(version.name, content, timeout=60)
         assert uploaded.artifact_state == model_pb2.ARTIFACT_STATE_READY
         proxy.stall()
         with refused("UNAVAILABLE", "S3_UNAVAILABLE"):
-            await story.download(version.name, timeout=2)
+            await client.download(version.name, timeout=2)
         with refused("UNAVAILABLE", "S3_UNAVAILABLE"):
-            await story.upload(version.name, content, timeout=2)
-        assert (await story.promote(version.name)).passed, "what needs no bytes goes on"
+            await client.upload(version.name, content, timeout=2)
+        assert (await client.promote(version.name)).passed, "what needs no bytes goes on"
         proxy.heal()
-        assert await story.download(version.name, timeout=60) == content
+        assert await client.download(version.name, timeout=60) == content

@@ -22,8 +22,9 @@ from flywheel_local.kafka import Kafka
 from flywheel_protos.events.v1.lifecycle_pb2 import ModelStageChanged, RolloutChanged
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_registry.config import RegistrySettings
-from flywheel_registry.testing import FakeMonitor, Story, comparison
+from tests.support.builders.registry import ModelClient
 from tests.support.eventually import eventually
+from tests.support.peers.registry import FakeMonitor, comparison
 from tests.support.ports import free_port
 
 COMMAND = [sys.executable, "-m", "flywheel_registry"]
@@ -95,26 +96,26 @@ async def test_a_killed_registry_goes_on_with_its_rollout_and_every_change_is_on
         settings(listen=f"127.0.0.1:{port}", kafka_bootstrap=kafka.bootstrap, monitor_address=monitor.address)
     )
     async with channel(f"127.0.0.1:{port}", client_name="tests") as peer:
-        story = Story(registry_pb2_grpc.RegistryServiceStub(peer), model=f"m{os.getpid()}-{port}")
+        client = ModelClient(registry_pb2_grpc.RegistryServiceStub(peer), model=f"m{os.getpid()}-{port}")
         with process(env, tmp_path / "log") as first:
 
             async def created() -> bool:
                 try:
-                    await story.stub.ListModels(registry_pb2.ListModelsRequest(parent="projects/default"))
+                    await client.stub.ListModels(registry_pb2.ListModelsRequest(parent="projects/default"))
                 except grpc.RpcError as error:
                     assert from_rpc_error(error).code is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - anything else is a failure
                     return False
                 return True
 
             await asyncio.wait_for(eventually(created, within=60), 60)
-            await story.create(rollout_policy=model_pb2.RolloutPolicy(canary_percents=[10, 100]))
-            champion, _ = await story.champion()
-            challenger, release = await story.staged(b"second")
-            rollout = await story.start(release.name)
+            await client.create(rollout_policy=model_pb2.RolloutPolicy(canary_percents=[10, 100]))
+            champion, _ = await client.champion()
+            challenger, release = await client.staged(b"second")
+            rollout = await client.start(release.name)
             monitor.answers = {1: comparison()}
 
             async def in_canary() -> bool:
-                return (await story.rollout(rollout.name)).challenger_percent == 10
+                return (await client.rollout(rollout.name)).challenger_percent == 10
 
             await eventually(in_canary, within=20)
             first.send_signal(signal.SIGKILL)
@@ -125,16 +126,16 @@ async def test_a_killed_registry_goes_on_with_its_rollout_and_every_change_is_on
             await asyncio.wait_for(eventually(created, within=60), 60)
 
             async def promoted() -> bool:
-                return (await story.rollout(rollout.name)).state == model_pb2.ROLLOUT_STATE_PROMOTED
+                return (await client.rollout(rollout.name)).state == model_pb2.ROLLOUT_STATE_PROMOTED
 
             await eventually(promoted, within=60)
             stages = [
                 payload_of(e, ModelStageChanged)
-                for e in await events_of(kafka, "model.stage_changed", story.model, 7)
+                for e in await events_of(kafka, "model.stage_changed", client.model, 7)
             ]
             changes = [
                 payload_of(e, RolloutChanged)
-                for e in await events_of(kafka, "rollout.changed", story.model, 5)
+                for e in await events_of(kafka, "rollout.changed", client.model, 5)
             ]
             second.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(second.wait, 20) == 0
@@ -147,7 +148,7 @@ async def test_a_killed_registry_goes_on_with_its_rollout_and_every_change_is_on
         ("PROMOTED", 100), ("SHADOW", 0), ("CANARY", 10), ("CANARY", 100), ("PROMOTED", 100),
     ]  # fmt: skip
     checked = await asyncio.to_thread(command, env, "verify-audit")
-    assert (checked.returncode, checked.stdout.strip()) == (0, "the audit holds")
+    assert (checked.returncode, checked.stdout.strip()) == (0, "all audit chains are intact")
 
 
 def test_migrating_twice_changes_nothing(settings: Callable[..., RegistrySettings]) -> None:

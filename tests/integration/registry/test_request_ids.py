@@ -8,8 +8,9 @@ from typing import Any
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.config import RegistrySettings
-from flywheel_registry.testing import Story, refused, running
+from tests.support.builders.registry import ModelClient
 from tests.support.row_counts import row_digests
+from tests.support.servers.registry import refused, running_registry
 
 MUTATIONS = {
     method.name
@@ -57,51 +58,51 @@ async def test_a_request_id_stands_for_one_request_of_its_method(
     settings: Callable[..., RegistrySettings], database: str
 ) -> None:
     # No tick may change a rollout between two looks at the database.
-    async with running(settings(tick_seconds=3600.0)) as stub:
-        story, once = Story(stub), Repeating(stub, database)
+    async with running_registry(settings(tick_seconds=3600.0)) as stub:
+        client, once = ModelClient(stub), Repeating(stub, database)
         plain, owned = model_pb2.Model(), model_pb2.Model(owner="bob")
         create = pb.CreateModelRequest(parent="projects/default", model_id="late", model=plain)
         await once("CreateModel", create, model=owned)
-        update = pb.UpdateModelRequest(model=model_pb2.Model(name=story.model, owner="ann"))
+        update = pb.UpdateModelRequest(model=model_pb2.Model(name=client.model, owner="ann"))
         update.update_mask.paths.append("owner")
-        await once("UpdateModel", update, model=model_pb2.Model(name=story.model, owner="bob"))
+        await once("UpdateModel", update, model=model_pb2.Model(name=client.model, owner="bob"))
         file = model_pb2.Artifact(name="model.onnx", size_bytes=1, sha256="a" * 64)
         declare = pb.CreateModelVersionRequest(
-            parent=story.model, model_version=model_pb2.ModelVersion(description="a", artifacts=[file])
+            parent=client.model, model_version=model_pb2.ModelVersion(description="a", artifacts=[file])
         )
         await once(
             "CreateModelVersion",
             declare,
             model_version=model_pb2.ModelVersion(description="b", artifacts=[file]),
         )
-        rejected = f"{story.model}/versions/1"
+        rejected = f"{client.model}/versions/1"
         await once("RejectModelVersion", pb.RejectModelVersionRequest(name=rejected, reason="a"), reason="b")
 
-        first, second, third = [await story.version(content) for content in (b"one", b"two", b"three")]
+        first, second, third = [await client.version(content) for content in (b"one", b"two", b"three")]
         await once("PromoteModelVersion", pb.PromoteModelVersionRequest(name=first.name), reason="another")
         for version in (second, third):
-            await story.promote(version.name)
+            await client.promote(version.name)
         champion = (
             await once(
                 "CreateRelease",
                 pb.CreateReleaseRequest(
-                    parent=story.model, release=model_pb2.Release(model_version=first.name, threshold=0.5)
+                    parent=client.model, release=model_pb2.Release(model_version=first.name, threshold=0.5)
                 ),
                 release=model_pb2.Release(model_version=first.name, threshold=0.75),
             )
         ).release
-        start = pb.StartRolloutRequest(parent=story.model, challenger_release=champion.name, reason="a")
+        start = pb.StartRolloutRequest(parent=client.model, challenger_release=champion.name, reason="a")
         await once("StartRollout", start, reason="b")
 
-        rollout = (await story.start((await story.release(second.name)).name)).name
+        rollout = (await client.start((await client.release(second.name)).name)).name
         await once("PauseRollout", pb.PauseRolloutRequest(name=rollout, reason="a"), reason="b")
         await once("ResumeRollout", pb.ResumeRolloutRequest(name=rollout, reason="a"), reason="b")
         await once("SkipRolloutStep", pb.SkipRolloutStepRequest(name=rollout, reason="a"), reason="b")
         await once("AbortRollout", pb.AbortRolloutRequest(name=rollout, reason="a"), reason="b")
 
-        await story.release(third.name)
-        await story.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="a")
-        back = pb.RollbackModelRequest(name=story.model, reason="a")
+        await client.release(third.name)
+        await client.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="a")
+        back = pb.RollbackModelRequest(name=client.model, reason="a")
         answer = await once("RollbackModel", back, to_release=champion.name)
         assert champion.name == answer.model.production_release
     assert MUTATIONS == once.tried

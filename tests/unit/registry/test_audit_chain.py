@@ -1,4 +1,4 @@
-"""The hash chain."""
+"""The hash chain of the audit."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_registry.audit import AuditEntry, entry_hash, first_break, genesis
+from flywheel_registry.audit.chain import AuditEntry, entry_hash, first_break, genesis
 
 MODEL = "projects/p/models/m"
 
@@ -18,16 +18,16 @@ def chain(reasons: list[str]) -> list[AuditEntry]:
     previous, entries = genesis(MODEL), []
     for i, reason in enumerate(reasons, 1):
         entry = AuditEntry(
-            MODEL,
-            i,
-            datetime(2013, 1, 1, 0, 0, i, 5, tzinfo=UTC),
-            "anna",
-            "PROMOTE",
-            "s",
-            "A",
-            "B",
-            reason,
-            "e",
+            model=MODEL,
+            sequence=i,
+            at=datetime(2013, 1, 1, 0, 0, i, 5, tzinfo=UTC),
+            actor="anna",
+            action="PROMOTE",
+            subject="s",
+            from_state="A",
+            to_state="B",
+            reason=reason,
+            evidence="e",
         )
         entry = replace(entry, hash=entry_hash(previous, entry))
         entries.append(entry)
@@ -35,14 +35,14 @@ def chain(reasons: list[str]) -> list[AuditEntry]:
     return entries
 
 
-def test_the_hash_is_what_the_docstring_says() -> None:
+def test_entry_hash_follows_the_documented_formula() -> None:
     body = '["projects/p/models/m",1,"2013-01-01T00:00:01.000005+00:00","anna","PROMOTE","s","A","B","why é","e"]'
     expected = hashlib.sha256(hashlib.sha256(MODEL.encode()).digest() + body.encode()).hexdigest()
     assert chain(["why é"])[0].hash == expected
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=2, max_size=6), st.data())
-def test_any_change_removal_or_swap_is_found(reasons: list[str], data: st.DataObject) -> None:
+def test_changed_removed_and_reordered_entries_are_detected(reasons: list[str], data: st.DataObject) -> None:
     entries = chain(reasons)
     assert first_break(MODEL, entries) is None
     i = data.draw(st.integers(0, len(entries) - 1))

@@ -1,4 +1,4 @@
-"""The offline gate."""
+"""The offline gate and the validation of policies."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import math
 
 import pytest
 
-from flywheel_registry.gates import evaluate_offline
-from flywheel_registry.policy import GatePolicy, InvalidPolicy, MetricThreshold, RolloutPolicy
+from flywheel_registry.gates.offline import evaluate_offline
+from flywheel_registry.policies.errors import InvalidPolicy
+from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
+from flywheel_registry.policies.rollout_policy import RolloutPolicy
 
 AUC = MetricThreshold("auc", min=0.7, min_delta=-0.01)
 LOSS = MetricThreshold("log_loss", max=0.5, max_delta=0.0)
@@ -24,11 +26,11 @@ LOSS = MetricThreshold("log_loss", max=0.5, max_delta=0.0)
         ({"auc": 0.8, "log_loss": 0.4}, {"auc": 0.8, "log_loss": 0.4}, True),
         ({"auc": 0.8, "log_loss": 0.4}, {"auc": 0.82, "log_loss": 0.4}, False),
         ({"auc": 0.8, "log_loss": 0.4}, {"auc": 0.8, "log_loss": 0.39}, False),
-        # A champion that was not measured so cannot be beaten.
+        # Without the champion's metric there is no difference to check.
         ({"auc": 0.8, "log_loss": 0.4}, {"auc": 0.8}, False),
     ],
 )
-def test_bounds_are_inclusive_and_missing_numbers_fail(
+def test_bounds_are_inclusive_and_missing_metrics_fail(
     metrics: dict[str, float], champion: dict[str, float] | None, passed: bool
 ) -> None:
     result = evaluate_offline(GatePolicy((AUC, LOSS)), metrics, champion)
@@ -37,7 +39,7 @@ def test_bounds_are_inclusive_and_missing_numbers_fail(
     assert any(line.startswith("FAILED") for line in result.findings) is not passed
 
 
-def test_findings_name_the_numbers() -> None:
+def test_findings_contain_the_numbers() -> None:
     result = evaluate_offline(GatePolicy((AUC,), 100), {"auc": 0.72, "rows": 50}, {"auc": 0.75})
     assert result.findings == (
         "FAILED: evaluation rows: 50, at least 100 needed",
@@ -47,7 +49,7 @@ def test_findings_name_the_numbers() -> None:
     assert result.values["delta.auc"] == pytest.approx(-0.03)
 
 
-def test_a_slice_is_just_another_metric() -> None:
+def test_a_slice_is_a_metric_of_its_own() -> None:
     policy = GatePolicy((MetricThreshold("auc{origin=JFK}", min=0.6),))
     assert evaluate_offline(policy, {"auc{origin=JFK}": 0.61}, None).passed
     assert not evaluate_offline(policy, {"auc": 0.9}, None).passed
@@ -70,12 +72,12 @@ def test_a_slice_is_just_another_metric() -> None:
         RolloutPolicy(min_bake_seconds=1e12),
     ],
 )
-def test_policies_that_make_no_sense_are_refused(policy: GatePolicy | RolloutPolicy) -> None:
+def test_invalid_policies_are_rejected(policy: GatePolicy | RolloutPolicy) -> None:
     with pytest.raises(InvalidPolicy):
         policy.check()
 
 
-def test_the_champion_measured_on_the_same_rows_is_the_fairer_comparison() -> None:
+def test_champion_metrics_on_the_same_rows_take_precedence() -> None:
     policy = GatePolicy((MetricThreshold("auc", min_delta=-0.01),))
     own_evaluation = {"auc": 0.9}
     assert evaluate_offline(policy, {"auc": 0.7, "champion_auc": 0.65}, own_evaluation).passed

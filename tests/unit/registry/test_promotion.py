@@ -1,4 +1,4 @@
-"""Whatever is promoted, overridden or rejected in whatever order, what serves, the stages and the audit agree."""
+"""Promotion and rejection of versions, on the store in memory."""
 
 from __future__ import annotations
 
@@ -11,21 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel_common.clock import ManualClock
-from flywheel_common.errors import FailedPrecondition, FlywheelError, InvalidArgument
-from flywheel_registry.audit import first_break
-from flywheel_registry.memory import MemoryStore
-from flywheel_registry.names import VersionName
-from flywheel_registry.policy import GatePolicy, MetricThreshold
-from flywheel_registry.promotion import Promotion, Promotions
-from flywheel_registry.resources import Model, ModelVersion, Release, StageChanged
-from flywheel_registry.stages import LEGAL, Stage
+from flywheel_common.errors import FlywheelError
+from flywheel_registry.audit.chain import first_break
+from flywheel_registry.events.lifecycle import StageChanged
+from flywheel_registry.fakes.store import MemoryStore
+from flywheel_registry.models.model import Model
+from flywheel_registry.models.names import VersionName
+from flywheel_registry.models.version import ModelVersion
+from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
+from flywheel_registry.promotion.errors import EvidenceConflict, NoRelease
+from flywheel_registry.promotion.promotion import PromotionResult, Promotions
+from flywheel_registry.releases.release import Release
+from flywheel_registry.stages.transitions import LEGAL_TRANSITIONS, Stage
 
 LATE = "projects/p/models/late"
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 GATE = GatePolicy((MetricThreshold("auc", min=0.6, min_delta=0.0),))
 
 
-async def a_model(*aucs: float, releases: bool = True) -> MemoryStore:
+async def store_with_versions(*aucs: float, releases: bool = True) -> MemoryStore:
     store = MemoryStore()
     async with store.transaction() as records:
         await records.add_model(Model(LATE, gate_policy=GATE, created_at=AT))
@@ -36,7 +40,7 @@ async def a_model(*aucs: float, releases: bool = True) -> MemoryStore:
     return store
 
 
-async def promote(store: MemoryStore, number: int, to: Stage | None, **changes: Any) -> Promotion:
+async def promote(store: MemoryStore, number: int, to: Stage | None, **changes: Any) -> PromotionResult:
     wanted: dict[str, Any] = {"override": False, "added": {}, **changes}
     async with store.transaction() as records:
         name = VersionName.parse(f"{LATE}/versions/{number}")
@@ -48,8 +52,8 @@ async def stages_of(store: MemoryStore) -> dict[int, Stage]:
         return {v.number: v.stage for v in await records.versions(LATE, 1 << 30, None, {}, 99)}
 
 
-async def test_the_first_version_serves_on_its_offline_gate_alone() -> None:
-    store = await a_model(0.7)
+async def test_first_version_is_promoted_on_its_offline_gate_alone() -> None:
+    store = await store_with_versions(0.7)
     done = await promote(store, 1, Stage.PRODUCTION)
     assert (True, Stage.PRODUCTION) == (done.passed, done.version.stage)
     async with store.reading() as records:
@@ -59,26 +63,24 @@ async def test_the_first_version_serves_on_its_offline_gate_alone() -> None:
         assert "no champion to compare with" in (await records.audit(LATE, 99, 1))[0].reason
 
 
-async def test_a_failed_gate_is_an_answer_that_is_kept_and_moves_nothing() -> None:
-    store = await a_model(0.5)
+async def test_a_failed_gate_is_stored_and_keeps_the_stage() -> None:
+    store = await store_with_versions(0.5)
     refused = await promote(store, 1, None)
     assert (False, Stage.NONE) == (refused.passed, refused.version.stage)
     async with store.reading() as records:
         (entry,) = await records.audit(LATE, 99, 9)
         assert ("GATE_FAILED", refused.evidence.name) == (entry.action, entry.evidence)
     assert [] == store.events
-    with pytest.raises(InvalidArgument) as talked_away:
+    with pytest.raises(EvidenceConflict):
         await promote(store, 1, None, added={"auc": 0.9})
-    assert "EVIDENCE_CONFLICT" == talked_away.value.reason
     overridden = await promote(store, 1, None, override=True)
     assert (False, Stage.STAGING) == (overridden.passed, overridden.version.stage)
 
 
-async def test_without_a_release_nothing_can_serve() -> None:
-    store = await a_model(0.7, releases=False)
-    with pytest.raises(FailedPrecondition) as bare:
+async def test_promotion_to_production_needs_a_release() -> None:
+    store = await store_with_versions(0.7, releases=False)
+    with pytest.raises(NoRelease):
         await promote(store, 1, Stage.PRODUCTION)
-    assert "NO_RELEASE" == bare.value.reason
     assert {1: Stage.NONE} == await stages_of(store)
 
 
@@ -87,9 +89,9 @@ STEP = st.tuples(st.integers(1, 4), st.sampled_from([None, *Stage, "reject"]), s
 
 @settings(max_examples=100, deadline=None)
 @given(steps=st.lists(STEP, max_size=14))
-def test_what_serves_the_stages_and_the_audit_agree(steps: list[Any]) -> None:
-    async def story() -> None:
-        store = await a_model(0.7, 0.5, 0.8, 0.65)
+def test_routing_stages_and_audit_agree_after_any_promotions(steps: list[Any]) -> None:
+    async def run() -> None:
+        store = await store_with_versions(0.7, 0.5, 0.8, 0.65)
         promotions = Promotions(ManualClock(AT))
         for number, to, override in steps:
             before = await stages_of(store), len(store.events)
@@ -101,7 +103,9 @@ def test_what_serves_the_stages_and_the_audit_agree(steps: list[Any]) -> None:
                 else:
                     await promote(store, number, to, override=override)
             except FlywheelError:
-                assert before == (await stages_of(store), len(store.events)), "a refusal changes nothing"
+                assert before == (await stages_of(store), len(store.events)), (
+                    "a refused change must not be stored"
+                )
             await check(store, before[0])
 
     async def check(store: MemoryStore, before: dict[int, Stage]) -> None:
@@ -116,8 +120,8 @@ def test_what_serves_the_stages_and_the_audit_agree(steps: list[Any]) -> None:
             assert [s.version for s in spans if s.until is None] == serving
             assert first_break(LATE, (await records.audit(LATE, 1 << 30, 999))[::-1]) is None
         moved = [e for e, _ in store.events if isinstance(e, StageChanged)]
-        assert all(e.to_stage in LEGAL[e.from_stage] for e in moved)
+        assert all(e.to_stage in LEGAL_TRANSITIONS[e.from_stage] for e in moved)
         last = {e.version: e.to_stage for e in moved}
         assert {n: last.get(n, Stage.NONE) for n in before} == now
 
-    asyncio.run(story())
+    asyncio.run(run())

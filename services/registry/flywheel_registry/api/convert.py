@@ -1,0 +1,58 @@
+"""Conversions that all resources need: texts, times and durations.
+
+Functions named after a value parse protobuf and raise InvalidArgument; `…_to_proto` and `to_…` cannot fail.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from flywheel_common.grpc.errors import InvalidText
+
+
+def check_text(message: Message) -> None:
+    """Raise InvalidText for the first field that contains NUL, which PostgreSQL cannot store in text."""
+    for descriptor, value in message.ListFields():
+        if descriptor.type == descriptor.TYPE_STRING:
+            texts = [value] if isinstance(value, str) else value
+            if any("\0" in text for text in texts):
+                raise _nul_in(descriptor.name)
+        elif descriptor.type == descriptor.TYPE_MESSAGE:
+            if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
+                texts = [text for text in (*value.keys(), *value.values()) if isinstance(text, str)]
+                if any("\0" in text for text in texts):
+                    raise _nul_in(descriptor.name)
+            else:
+                for part in [value] if isinstance(value, Message) else value:
+                    check_text(part)
+
+
+def _nul_in(field: str) -> InvalidText:
+    return InvalidText(f"{field} contains a NUL character: remove it.", field=field)
+
+
+def to_timestamp(moment: datetime | None) -> Timestamp | None:
+    """Convert a time; None stays None, an unset field."""
+    if moment is None:
+        return None
+    stamp = Timestamp()
+    stamp.FromDatetime(moment.astimezone(UTC))
+    return stamp
+
+
+def to_duration(seconds: float | None) -> Duration | None:
+    """Convert seconds; None stays None, an unset field."""
+    if seconds is None:
+        return None
+    duration = Duration()
+    duration.FromTimedelta(timedelta(seconds=seconds))
+    return duration
+
+
+def to_seconds(duration: Duration) -> float:
+    """Convert a duration to seconds."""
+    return duration.seconds + duration.nanos / 1e9

@@ -1,0 +1,123 @@
+"""Models, versions, stages and feature uses ↔ protobuf."""
+
+from __future__ import annotations
+
+from flywheel_protos.registry.v1 import model_pb2 as pb
+from flywheel_protos.registry.v1 import registry_pb2
+from flywheel_registry.api.convert import to_timestamp
+from flywheel_registry.api.convert_policies import (
+    gate_policy,
+    gate_policy_to_proto,
+    rollout_policy,
+    rollout_policy_to_proto,
+)
+from flywheel_registry.api.errors import InvalidStage
+from flywheel_registry.models.model import Model
+from flywheel_registry.models.names import VersionName
+from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion, SignatureInput
+from flywheel_registry.releases.names import ReleaseName
+from flywheel_registry.stages.transitions import Stage
+
+
+def model(message: pb.Model, name: str) -> Model:
+    return Model(
+        name,
+        message.description,
+        message.owner,
+        dict(message.tags),
+        gate_policy(message.gate_policy),
+        rollout_policy(message.rollout_policy),
+    )
+
+
+def model_to_proto(value: Model) -> pb.Model:
+    return pb.Model(
+        name=value.name,
+        description=value.description,
+        owner=value.owner,
+        tags=value.tags,
+        gate_policy=gate_policy_to_proto(value.gate_policy),
+        rollout_policy=rollout_policy_to_proto(value.rollout_policy),
+        production_release=ReleaseName.of(value.name, value.production_release),
+        production_version=VersionName.of(value.name, value.production_version),
+        created_at=to_timestamp(value.created_at),
+        etag=value.etag,
+    )
+
+
+def version(message: pb.ModelVersion, model_name: str) -> ModelVersion:
+    golden = message.golden_rows
+    return ModelVersion(
+        model=model_name,
+        training_run=message.training_run,
+        framework=message.framework,
+        metrics=dict(message.metrics),
+        feature_set=message.feature_set,
+        training_dataset=message.training_dataset,
+        signature=tuple(
+            SignatureInput(i.name, int(i.data_type), tuple(i.vocabulary)) for i in message.signature.inputs
+        ),
+        artifacts=tuple(Artifact(a.name, a.size_bytes, a.sha256) for a in message.artifacts),
+        golden_rows=GoldenRows(golden.row_count, golden.inputs, golden.scores, golden.tolerance),
+        tags=dict(message.tags),
+        description=message.description,
+        parent_version=message.parent_version,
+        cause_alert=message.cause_alert,
+        pipeline_run=message.pipeline_run,
+        registered_by=message.registered_by,
+    )
+
+
+def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
+    golden = value.golden_rows
+    return pb.ModelVersion(
+        name=value.name,
+        stage=stage_to_proto(value.stage),
+        training_run=value.training_run,
+        framework=value.framework,
+        metrics=value.metrics,
+        feature_set=value.feature_set,
+        training_dataset=value.training_dataset,
+        signature=pb.Signature(
+            inputs=[
+                pb.SignatureInput(name=i.name, data_type=i.data_type, vocabulary=i.vocabulary)  # type: ignore[arg-type]
+                for i in value.signature
+            ]
+        ),
+        artifacts=[
+            pb.Artifact(name=a.name, size_bytes=a.size_bytes, sha256=a.sha256) for a in value.artifacts
+        ],
+        artifact_state=f"ARTIFACT_STATE_{value.artifact_state}",
+        golden_rows=pb.GoldenRows(
+            row_count=golden.row_count, inputs=golden.inputs, scores=golden.scores, tolerance=golden.tolerance
+        ),
+        tags=value.tags,
+        description=value.description,
+        parent_version=value.parent_version,
+        cause_alert=value.cause_alert,
+        pipeline_run=value.pipeline_run,
+        registered_at=to_timestamp(value.registered_at),
+        registered_by=value.registered_by,
+        promoted_by=value.promoted_by,
+        promoted_at=to_timestamp(value.promoted_at),
+    )
+
+
+def feature_use_to_proto(use: FeatureUse) -> registry_pb2.FeatureUse:
+    return registry_pb2.FeatureUse(
+        feature_set=use.feature_set,
+        model_version=VersionName.of(use.model, use.number),
+        stage=stage_to_proto(use.stage),
+    )
+
+
+def stage_to_proto(stage: Stage) -> str:
+    return f"STAGE_{stage}"
+
+
+def stage(number: int) -> Stage | None:
+    """Parse a stage; None for unspecified. Raises InvalidStage."""
+    if number not in pb.Stage.values():
+        raise InvalidStage(f"{number} is not a stage of a model version: use a value of the enum Stage.")
+    name = pb.Stage.Name(number).removeprefix("STAGE_")
+    return None if name == "UNSPECIFIED" else Stage(name)

@@ -1,0 +1,33 @@
+"""Errors of the gRPC edge: malformed requests."""
+
+from __future__ import annotations
+
+from flywheel_common.errors import InvalidArgument
+
+
+class InvalidStage(InvalidArgument):
+    """The number is not a value of the enum Stage."""
+
+    reason = "INVALID_STAGE"
+    remedy = "Send one of the values of the enum Stage, or leave the field unset."
+
+
+class InvalidFilter(InvalidArgument):
+    """The list filter contains a condition that this method does not support."""
+
+    reason = "INVALID_FILTER"
+    remedy = "Use the conditions that the message lists, joined by AND."
+
+
+class TargetMissing(InvalidArgument):
+    """The first message of an upload does not name the artifact."""
+
+    reason = "TARGET_MISSING"
+    remedy = "Send `target` with model_version and artifact in the first message."
+
+
+class TargetRepeated(InvalidArgument):
+    """A message after the first of an upload carries no data."""
+
+    reason = "TARGET_REPEATED"
+    remedy = "Send `target` only in the first message, and `data` in all others."

@@ -1,0 +1,155 @@
+"""Reads one page for each list method: page tokens and filters to port queries.
+
+Raises InvalidPageToken and InvalidPageSize, and InvalidFilter where a method has a filter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from flywheel_common.errors import InvalidPageToken
+from flywheel_common.paging import Page, cut, decode_token, page_size
+from flywheel_registry.api.filters import parse_filter
+from flywheel_registry.audit.chain import AuditEntry
+from flywheel_registry.audit.ports import AuditRecords
+from flywheel_registry.models.model import Model
+from flywheel_registry.models.ports import ModelRecords
+from flywheel_registry.models.version import FeatureUse, ModelVersion
+from flywheel_registry.releases.ports import ReleaseRecords
+from flywheel_registry.releases.release import Release
+from flywheel_registry.rollouts.ports import RolloutRecords
+from flywheel_registry.rollouts.rollout import Rollout
+from flywheel_registry.serving.gateways import Gateway
+from flywheel_registry.serving.history import ServingSpan
+from flywheel_registry.serving.ports import Gateways, ServingRecords
+
+Item = TypeVar("Item")
+
+DEFAULT_PAGE_SIZE = 100
+NEWEST = 2**31 - 1
+"""A number above those of all resources: where pages from the newest on begin."""
+GATEWAY_SECONDS = 3600.0
+"""ListGateways shows gateways with a heartbeat in the last hour."""
+
+
+async def list_models(
+    records: ModelRecords, project: str, filter_: str, size: int, token: str
+) -> Page[Model]:
+    """Read models by name. The filter supports `tag:key=value`, joined by AND."""
+    query = f"models {project} {filter_}"
+    tags = parse_filter(filter_, ()).tags
+    after, size = _text_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
+    found = await records.models(project, after, tags, size + 1)
+    return cut(found, size, lambda m: [m.name], query=query)
+
+
+async def list_versions(
+    records: ModelRecords, model: str, filter_: str, size: int, token: str
+) -> Page[ModelVersion]:
+    """Read versions, newest first. The filter supports `stage=PRODUCTION` and `tag:key=value`, joined by AND."""
+    wanted = parse_filter(filter_, ("stage",))
+
+    async def read(before: int, limit: int) -> list[ModelVersion]:
+        return await records.versions(model, before, wanted.stage, wanted.tags, limit)
+
+    return await _newest_first(read, lambda v: v.number, f"versions {model} {filter_}", size, token)
+
+
+async def list_feature_uses(records: ModelRecords, project: str, size: int, token: str) -> Page[FeatureUse]:
+    """Read the uses of a project's feature sets, by model, version and feature set."""
+    query = f"feature uses {project}"
+    after, size = _feature_use_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
+    found = await records.feature_uses(f"projects/{project}/featureSets/", after, size + 1)
+    return cut(found, size, lambda u: [u.model, u.number, u.feature_set], query=query)
+
+
+async def list_releases(records: ReleaseRecords, model: str, size: int, token: str) -> Page[Release]:
+    """Read releases, newest first."""
+
+    async def read(before: int, limit: int) -> list[Release]:
+        return await records.releases(model, before, limit)
+
+    return await _newest_first(read, lambda r: r.number, f"releases {model}", size, token)
+
+
+async def list_rollouts(records: RolloutRecords, model: str, size: int, token: str) -> Page[Rollout]:
+    """Read rollouts, newest first."""
+
+    async def read(before: int, limit: int) -> list[Rollout]:
+        return await records.rollouts(model, before, limit)
+
+    return await _newest_first(read, lambda r: r.number, f"rollouts {model}", size, token)
+
+
+async def list_spans(
+    records: ServingRecords, model: str, size: int, token: str
+) -> Page[tuple[int, ServingSpan]]:
+    """Read the serving history as (position, span), newest first."""
+
+    async def read(before: int, limit: int) -> list[tuple[int, ServingSpan]]:
+        return await records.page_of_spans(model, before, limit)
+
+    return await _newest_first(read, lambda s: s[0], f"spans {model}", size, token)
+
+
+async def list_audit(records: AuditRecords, model: str, size: int, token: str) -> Page[AuditEntry]:
+    """Read audit entries, newest first."""
+
+    async def read(before: int, limit: int) -> list[AuditEntry]:
+        return await records.audit(model, before, limit)
+
+    return await _newest_first(read, lambda e: e.sequence, f"audit {model}", size, token)
+
+
+async def list_gateways(gateways: Gateways, size: int, token: str) -> Page[Gateway]:
+    """Read the gateways of the last hour, by id."""
+    query = "gateways"
+    size, after = page_size(size, default=DEFAULT_PAGE_SIZE), _text_key(token, query)
+    found = await gateways.recent(GATEWAY_SECONDS, after, size + 1)
+    return cut(found, size, lambda gateway: [gateway.id], query=query)
+
+
+async def _newest_first(
+    read: Callable[[int, int], Awaitable[list[Item]]],
+    key: Callable[[Item], int],
+    query: str,
+    size: int,
+    token: str,
+) -> Page[Item]:
+    """Read a page of numbered items with `read(before, limit)`."""
+    before, size = _number_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
+    return cut(await read(before, size + 1), size, lambda item: [key(item)], query=query)
+
+
+def _text_key(token: str, query: str) -> str:
+    """Return the text after which the page begins. NUL, which PostgreSQL rejects, is removed."""
+    key = decode_token(token, query=query)
+    return str(key[0]).replace("\0", "") if key else ""
+
+
+def _feature_use_key(token: str, query: str) -> tuple[str, int, str]:
+    """Return the (model, number, feature set) after which the page begins."""
+    match decode_token(token, query=query):
+        case None:
+            return "", 0, ""
+        case [str(model), int(number), str(feature_set)] if "\0" not in model + feature_set:
+            return model, max(0, min(number, NEWEST)), feature_set
+    raise _foreign_token()
+
+
+def _number_key(token: str, query: str) -> int:
+    """Return the number before which the page begins."""
+    match decode_token(token, query=query):
+        case None:
+            return NEWEST
+        case [int(number)] if 0 < number <= NEWEST:
+            return number
+    raise _foreign_token()
+
+
+def _foreign_token() -> InvalidPageToken:
+    return InvalidPageToken(
+        "page_token does not belong to this request: pass the next_page_token of the previous answer.",
+        field="page_token",
+    )

@@ -1,0 +1,175 @@
+"""The methods of RegistryService about models and versions: registration, artifacts and stages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from flywheel_common.grpc.auth import actor, require_role
+from flywheel_common.names import check_id, parse_project
+from flywheel_protos.registry.v1 import registry_pb2 as pb
+from flywheel_registry.api import convert_evidence, convert_models, listing
+from flywheel_registry.api.convert import check_text
+from flywheel_registry.api.errors import TargetMissing, TargetRepeated
+from flywheel_registry.api.mutations import Mutations
+from flywheel_registry.artifacts.transfer import ArtifactTransfer
+from flywheel_registry.artifacts.verification import CHUNK_BYTES
+from flywheel_registry.models.catalog import ModelCatalog
+from flywheel_registry.models.lookups import find_model, find_version
+from flywheel_registry.models.names import ModelName, VersionName
+from flywheel_registry.models.ports import ModelRecords
+from flywheel_registry.permissions import OVERRIDE_GATE
+from flywheel_registry.promotion.promotion import Promotions
+from flywheel_registry.rollouts.ports import RolloutRecords
+
+
+class ModelMethods(Mutations):
+    """Part of the servicer."""
+
+    _models: ModelCatalog
+    _artifacts: ArtifactTransfer
+    _promotions: Promotions
+
+    # ------------------------------------------------------------------------------------------------ models
+
+    async def CreateModel(self, request: pb.CreateModelRequest, context: Any) -> pb.CreateModelResponse:
+        name = f"projects/{parse_project(request.parent)}/models/{check_id(request.model_id, 'model_id')}"
+        wanted = convert_models.model(request.model, name)
+
+        async def effect(records: ModelRecords) -> pb.CreateModelResponse:
+            model = await self._models.create_model(records, wanted, actor())
+            return pb.CreateModelResponse(model=convert_models.model_to_proto(model))
+
+        return await self._mutate("CreateModel", request, pb.CreateModelResponse, effect)
+
+    async def GetModel(self, request: pb.GetModelRequest, context: Any) -> pb.GetModelResponse:
+        async with self._store.reading() as records:
+            model = await find_model(records, ModelName.parse(request.name))
+        return pb.GetModelResponse(model=convert_models.model_to_proto(model))
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        check_text(request)
+        project = parse_project(request.parent)
+        async with self._store.reading() as records:
+            page = await listing.list_models(
+                records, project, request.filter, request.page_size, request.page_token
+            )
+        models = map(convert_models.model_to_proto, page.items)
+        return pb.ListModelsResponse(models=models, next_page_token=page.next_page_token)
+
+    async def UpdateModel(self, request: pb.UpdateModelRequest, context: Any) -> pb.UpdateModelResponse:
+        wanted = convert_models.model(request.model, str(ModelName.parse(request.model.name)))
+        fields, etag = list(request.update_mask.paths), request.model.etag
+
+        async def effect(records: ModelRecords) -> pb.UpdateModelResponse:
+            model = await self._models.update_model(records, wanted, fields, etag, actor())
+            return pb.UpdateModelResponse(model=convert_models.model_to_proto(model))
+
+        return await self._mutate("UpdateModel", request, pb.UpdateModelResponse, effect)
+
+    # ---------------------------------------------------------------------------------------------- versions
+
+    async def CreateModelVersion(
+        self, request: pb.CreateModelVersionRequest, context: Any
+    ) -> pb.CreateModelVersionResponse:
+        declared = convert_models.version(request.model_version, str(ModelName.parse(request.parent)))
+
+        async def effect(records: ModelRecords) -> pb.CreateModelVersionResponse:
+            version = await self._models.create_version(records, declared, actor())
+            return pb.CreateModelVersionResponse(model_version=convert_models.version_to_proto(version))
+
+        return await self._mutate("CreateModelVersion", request, pb.CreateModelVersionResponse, effect)
+
+    async def GetModelVersion(
+        self, request: pb.GetModelVersionRequest, context: Any
+    ) -> pb.GetModelVersionResponse:
+        async with self._store.reading() as records:
+            version = await find_version(records, VersionName.parse(request.name))
+        return pb.GetModelVersionResponse(model_version=convert_models.version_to_proto(version))
+
+    async def ListModelVersions(
+        self, request: pb.ListModelVersionsRequest, context: Any
+    ) -> pb.ListModelVersionsResponse:
+        check_text(request)
+        parent = str(ModelName.parse(request.parent))
+        async with self._store.reading() as records:
+            await find_model(records, parent)
+            page = await listing.list_versions(
+                records, parent, request.filter, request.page_size, request.page_token
+            )
+        versions = map(convert_models.version_to_proto, page.items)
+        return pb.ListModelVersionsResponse(model_versions=versions, next_page_token=page.next_page_token)
+
+    async def ListFeatureUses(
+        self, request: pb.ListFeatureUsesRequest, context: Any
+    ) -> pb.ListFeatureUsesResponse:
+        project = parse_project(request.parent)
+        async with self._store.reading() as records:
+            page = await listing.list_feature_uses(records, project, request.page_size, request.page_token)
+        uses = map(convert_models.feature_use_to_proto, page.items)
+        return pb.ListFeatureUsesResponse(uses=uses, next_page_token=page.next_page_token)
+
+    # ---------------------------------------------------------------------------------------------- artifacts
+
+    async def UploadArtifact(
+        self, requests: AsyncIterator[pb.UploadArtifactRequest], context: Any
+    ) -> pb.UploadArtifactResponse:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "target":
+            raise TargetMissing("The first message must name the target: model_version and artifact.")
+        name = VersionName.parse(first.target.model_version)
+        version = await self._artifacts.upload(name, first.target.artifact, _data(requests), actor())
+        return pb.UploadArtifactResponse(model_version=convert_models.version_to_proto(version))
+
+    async def DownloadArtifact(
+        self, request: pb.DownloadArtifactRequest, context: Any
+    ) -> AsyncIterator[pb.DownloadArtifactResponse]:
+        name = VersionName.parse(request.model_version)
+        async for chunk in self._artifacts.download(name, request.artifact):
+            for start in range(0, len(chunk), CHUNK_BYTES):
+                yield pb.DownloadArtifactResponse(data=chunk[start : start + CHUNK_BYTES])
+
+    # ---------------------------------------------------------------------------------------------- stages
+
+    async def PromoteModelVersion(
+        self, request: pb.PromoteModelVersionRequest, context: Any
+    ) -> pb.PromoteModelVersionResponse:
+        name, target = VersionName.parse(request.name), convert_models.stage(request.to_stage)
+        if request.override:
+            require_role(OVERRIDE_GATE, "Overriding a gate")
+
+        async def effect(records: RolloutRecords) -> pb.PromoteModelVersionResponse:
+            result = await self._promotions.promote(
+                records,
+                name,
+                target,
+                request.reason,
+                actor(),
+                override=request.override,
+                added=dict(request.evidence.values),
+            )
+            return pb.PromoteModelVersionResponse(
+                model_version=convert_models.version_to_proto(result.version),
+                passed=result.passed,
+                evidence=convert_evidence.evidence_to_proto(result.evidence),
+            )
+
+        return await self._mutate("PromoteModelVersion", request, pb.PromoteModelVersionResponse, effect)
+
+    async def RejectModelVersion(
+        self, request: pb.RejectModelVersionRequest, context: Any
+    ) -> pb.RejectModelVersionResponse:
+        name = VersionName.parse(request.name)
+
+        async def effect(records: RolloutRecords) -> pb.RejectModelVersionResponse:
+            version = await self._promotions.reject(records, name, request.reason, actor())
+            return pb.RejectModelVersionResponse(model_version=convert_models.version_to_proto(version))
+
+        return await self._mutate("RejectModelVersion", request, pb.RejectModelVersionResponse, effect)
+
+
+async def _data(requests: AsyncIterator[pb.UploadArtifactRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "data":
+            raise TargetRepeated("Only the first message names the target; all others must carry data.")
+        yield request.data

@@ -1,0 +1,119 @@
+"""The methods of RegistryService about releases and rollouts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flywheel_common.grpc.auth import actor
+from flywheel_protos.registry.v1 import registry_pb2 as pb
+from flywheel_registry.api import convert_policies, convert_releases, convert_rollouts, listing
+from flywheel_registry.api.mutations import Mutations
+from flywheel_registry.models.lookups import find_model
+from flywheel_registry.models.names import ModelName
+from flywheel_registry.releases.catalog import ReleaseCatalog
+from flywheel_registry.releases.lookups import find_release
+from flywheel_registry.releases.names import ReleaseName
+from flywheel_registry.releases.ports import ReleaseRecords
+from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
+from flywheel_registry.rollouts.lookups import find_rollout
+from flywheel_registry.rollouts.names import RolloutName
+from flywheel_registry.rollouts.ports import RolloutRecords
+from flywheel_registry.rollouts.start import RolloutStart
+
+
+class RolloutMethods(Mutations):
+    """Part of the servicer."""
+
+    _releases: ReleaseCatalog
+    _rollout_start: RolloutStart
+    _rollout_lifecycle: RolloutLifecycle
+
+    # ---------------------------------------------------------------------------------------------- releases
+
+    async def CreateRelease(self, request: pb.CreateReleaseRequest, context: Any) -> pb.CreateReleaseResponse:
+        declared = convert_releases.release(request.release, str(ModelName.parse(request.parent)))
+
+        async def effect(records: ReleaseRecords) -> pb.CreateReleaseResponse:
+            release = await self._releases.create_release(records, declared, actor())
+            return pb.CreateReleaseResponse(release=convert_releases.release_to_proto(release))
+
+        return await self._mutate("CreateRelease", request, pb.CreateReleaseResponse, effect)
+
+    async def GetRelease(self, request: pb.GetReleaseRequest, context: Any) -> pb.GetReleaseResponse:
+        async with self._store.reading() as records:
+            release = await find_release(records, ReleaseName.parse(request.name))
+        return pb.GetReleaseResponse(release=convert_releases.release_to_proto(release))
+
+    async def ListReleases(self, request: pb.ListReleasesRequest, context: Any) -> pb.ListReleasesResponse:
+        parent = str(ModelName.parse(request.parent))
+        async with self._store.reading() as records:
+            await find_model(records, parent)
+            page = await listing.list_releases(records, parent, request.page_size, request.page_token)
+        releases = map(convert_releases.release_to_proto, page.items)
+        return pb.ListReleasesResponse(releases=releases, next_page_token=page.next_page_token)
+
+    # ---------------------------------------------------------------------------------------------- rollouts
+
+    async def StartRollout(self, request: pb.StartRolloutRequest, context: Any) -> pb.StartRolloutResponse:
+        model = str(ModelName.parse(request.parent))
+        challenger = ReleaseName.parse(request.challenger_release)
+        policy = convert_policies.rollout_policy(request.policy) if request.HasField("policy") else None
+
+        async def effect(records: RolloutRecords) -> pb.StartRolloutResponse:
+            rollout = await self._rollout_start.start(
+                records, model, challenger, policy, request.reason, actor()
+            )
+            return pb.StartRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
+
+        return await self._mutate("StartRollout", request, pb.StartRolloutResponse, effect)
+
+    async def GetRollout(self, request: pb.GetRolloutRequest, context: Any) -> pb.GetRolloutResponse:
+        async with self._store.reading() as records:
+            rollout = await find_rollout(records, RolloutName.parse(request.name))
+        return pb.GetRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
+
+    async def ListRollouts(self, request: pb.ListRolloutsRequest, context: Any) -> pb.ListRolloutsResponse:
+        parent = str(ModelName.parse(request.parent))
+        async with self._store.reading() as records:
+            await find_model(records, parent)
+            page = await listing.list_rollouts(records, parent, request.page_size, request.page_token)
+        rollouts = map(convert_rollouts.rollout_to_proto, page.items)
+        return pb.ListRolloutsResponse(rollouts=rollouts, next_page_token=page.next_page_token)
+
+    async def PauseRollout(self, request: pb.PauseRolloutRequest, context: Any) -> pb.PauseRolloutResponse:
+        name = RolloutName.parse(request.name)
+
+        async def effect(records: RolloutRecords) -> pb.PauseRolloutResponse:
+            rollout = await self._rollout_lifecycle.pause(records, name, request.reason, actor())
+            return pb.PauseRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
+
+        return await self._mutate("PauseRollout", request, pb.PauseRolloutResponse, effect)
+
+    async def ResumeRollout(self, request: pb.ResumeRolloutRequest, context: Any) -> pb.ResumeRolloutResponse:
+        name = RolloutName.parse(request.name)
+
+        async def effect(records: RolloutRecords) -> pb.ResumeRolloutResponse:
+            rollout = await self._rollout_lifecycle.resume(records, name, request.reason, actor())
+            return pb.ResumeRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
+
+        return await self._mutate("ResumeRollout", request, pb.ResumeRolloutResponse, effect)
+
+    async def AbortRollout(self, request: pb.AbortRolloutRequest, context: Any) -> pb.AbortRolloutResponse:
+        name = RolloutName.parse(request.name)
+
+        async def effect(records: RolloutRecords) -> pb.AbortRolloutResponse:
+            rollout = await self._rollout_lifecycle.abort(records, name, request.reason, actor())
+            return pb.AbortRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
+
+        return await self._mutate("AbortRollout", request, pb.AbortRolloutResponse, effect)
+
+    async def SkipRolloutStep(
+        self, request: pb.SkipRolloutStepRequest, context: Any
+    ) -> pb.SkipRolloutStepResponse:
+        name = RolloutName.parse(request.name)
+
+        async def effect(records: RolloutRecords) -> pb.SkipRolloutStepResponse:
+            rollout = await self._rollout_lifecycle.skip(records, name, request.reason, actor())
+            return pb.SkipRolloutStepResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
+
+        return await self._mutate("SkipRolloutStep", request, pb.SkipRolloutStepResponse, effect)

@@ -1,0 +1,76 @@
+"""The servicer of RegistryService."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flywheel_common.postgres.transactions import Store
+from flywheel_protos.registry.v1 import registry_pb2 as pb
+from flywheel_protos.registry.v1.registry_pb2_grpc import RegistryServiceServicer
+from flywheel_registry.api import convert_evidence, listing
+from flywheel_registry.api.model_methods import ModelMethods
+from flywheel_registry.api.rollout_methods import RolloutMethods
+from flywheel_registry.api.serving_methods import ServingMethods
+from flywheel_registry.artifacts.transfer import ArtifactTransfer
+from flywheel_registry.evidence.lookups import find_evidence
+from flywheel_registry.evidence.names import EvidenceName
+from flywheel_registry.models.catalog import ModelCatalog
+from flywheel_registry.models.lookups import find_model
+from flywheel_registry.models.names import ModelName
+from flywheel_registry.promotion.promotion import Promotions
+from flywheel_registry.releases.catalog import ReleaseCatalog
+from flywheel_registry.rollback.acknowledgement import Acknowledgements
+from flywheel_registry.rollback.rollback import Rollbacks
+from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
+from flywheel_registry.rollouts.ports import RolloutRecords
+from flywheel_registry.rollouts.start import RolloutStart
+from flywheel_registry.serving.desired_state_cache import DesiredStateCache
+from flywheel_registry.serving.ports import Gateways
+
+
+class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistryServiceServicer):
+    """`flywheel.registry.v1.RegistryService`. `rollback_wait_seconds` is for callers without a deadline."""
+
+    def __init__(
+        self,
+        *,
+        store: Store[RolloutRecords],
+        models: ModelCatalog,
+        artifacts: ArtifactTransfer,
+        promotions: Promotions,
+        releases: ReleaseCatalog,
+        rollout_start: RolloutStart,
+        rollout_lifecycle: RolloutLifecycle,
+        rollbacks: Rollbacks,
+        acknowledgements: Acknowledgements,
+        desired_state: DesiredStateCache,
+        gateways: Gateways,
+        rollback_wait_seconds: float,
+    ) -> None:
+        self._store = store
+        self._models = models
+        self._artifacts = artifacts
+        self._promotions = promotions
+        self._releases = releases
+        self._rollout_start = rollout_start
+        self._rollout_lifecycle = rollout_lifecycle
+        self._rollbacks = rollbacks
+        self._acknowledgements = acknowledgements
+        self._rollback_wait = rollback_wait_seconds
+        self._desired_state = desired_state
+        self._gateways = gateways
+
+    async def GetEvidence(self, request: pb.GetEvidenceRequest, context: Any) -> pb.GetEvidenceResponse:
+        async with self._store.reading() as records:
+            evidence = await find_evidence(records, EvidenceName.parse(request.name))
+        return pb.GetEvidenceResponse(evidence=convert_evidence.evidence_to_proto(evidence))
+
+    async def ListAuditEntries(
+        self, request: pb.ListAuditEntriesRequest, context: Any
+    ) -> pb.ListAuditEntriesResponse:
+        parent = str(ModelName.parse(request.parent))
+        async with self._store.reading() as records:
+            await find_model(records, parent)
+            page = await listing.list_audit(records, parent, request.page_size, request.page_token)
+        entries = map(convert_evidence.audit_to_proto, page.items)
+        return pb.ListAuditEntriesResponse(entries=entries, next_page_token=page.next_page_token)

@@ -1,0 +1,97 @@
+"""The methods of RegistryService about what serves: rollback, history, desired state and gateway reports."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from datetime import timedelta
+from typing import Any
+
+from flywheel_common.context import left_seconds
+from flywheel_common.errors import InvalidId
+from flywheel_common.grpc.auth import actor
+from flywheel_common.names import parse_project
+from flywheel_protos.registry.v1 import registry_pb2 as pb
+from flywheel_registry.api import convert_models, convert_serving, listing
+from flywheel_registry.api.convert import check_text
+from flywheel_registry.api.mutations import Mutations
+from flywheel_registry.models.lookups import find_model
+from flywheel_registry.models.names import ModelName
+from flywheel_registry.releases.names import ReleaseName
+from flywheel_registry.rollback.acknowledgement import Acknowledgements
+from flywheel_registry.rollback.rollback import Rollbacks
+from flywheel_registry.rollouts.ports import RolloutRecords
+from flywheel_registry.serving.desired_state_cache import DesiredStateCache
+from flywheel_registry.serving.ports import Gateways
+
+ANSWER_RESERVE_SECONDS = 0.25
+"""How much of its caller's deadline a waiting rollback keeps, to answer in time."""
+MAX_GATEWAY_ID = 200
+"""Longest gateway id, in characters."""
+
+
+class ServingMethods(Mutations):
+    """Part of the servicer."""
+
+    _rollbacks: Rollbacks
+    _acknowledgements: Acknowledgements
+    _rollback_wait: float
+    _desired_state: DesiredStateCache
+    _gateways: Gateways
+
+    async def RollbackModel(self, request: pb.RollbackModelRequest, context: Any) -> pb.RollbackModelResponse:
+        began, model = time.monotonic(), str(ModelName.parse(request.name))
+        to_release = ReleaseName.parse(request.to_release) if request.to_release else None
+
+        async def effect(records: RolloutRecords) -> pb.RollbackModelResponse:
+            await self._rollbacks.roll_back(records, model, to_release, request.reason, actor())
+            found = await find_model(records, model)
+            return pb.RollbackModelResponse(model=convert_models.model_to_proto(found))
+
+        response = await self._mutate("RollbackModel", request, pb.RollbackModelResponse, effect)
+        async with self._store.reading() as records:
+            generation = (await records.routing(model)).generation
+        left = left_seconds() if context.time_remaining() is not None else self._rollback_wait
+        wait = max(0.0, (self._rollback_wait if left is None else left) - ANSWER_RESERVE_SECONDS)
+        acknowledged = await self._acknowledgements.wait(model, generation, since=began, timeout_seconds=wait)
+        response.complete = acknowledged.complete
+        response.elapsed.FromTimedelta(timedelta(seconds=acknowledged.seconds))
+        response.gateways.extend(map(convert_serving.gateway_to_proto, acknowledged.gateways))
+        return response
+
+    async def ListServingHistory(
+        self, request: pb.ListServingHistoryRequest, context: Any
+    ) -> pb.ListServingHistoryResponse:
+        parent = str(ModelName.parse(request.parent))
+        async with self._store.reading() as records:
+            await find_model(records, parent)
+            page = await listing.list_spans(records, parent, request.page_size, request.page_token)
+        spans = [convert_serving.span_to_proto(parent, span) for _, span in page.items]
+        return pb.ListServingHistoryResponse(spans=spans, next_page_token=page.next_page_token)
+
+    async def WatchServing(
+        self, request: pb.WatchServingRequest, context: Any
+    ) -> AsyncIterator[pb.WatchServingResponse]:
+        project = parse_project(request.parent) if request.parent else ""
+        await self._gateways.set_project(_gateway_id(request.gateway_id), project)
+        async for models in self._desired_state.watch(project):
+            yield pb.WatchServingResponse(models=map(convert_serving.serving_to_proto, models))
+
+    async def ReportServing(self, request: pb.ReportServingRequest, context: Any) -> pb.ReportServingResponse:
+        check_text(request)
+        observed = [convert_serving.observed(model) for model in request.models]
+        await self._gateways.heartbeat(_gateway_id(request.gateway_id), observed)
+        return pb.ReportServingResponse()
+
+    async def ListGateways(self, request: pb.ListGatewaysRequest, context: Any) -> pb.ListGatewaysResponse:
+        page = await listing.list_gateways(self._gateways, request.page_size, request.page_token)
+        gateways = map(convert_serving.gateway_to_proto, page.items)
+        return pb.ListGatewaysResponse(gateways=gateways, next_page_token=page.next_page_token)
+
+
+def _gateway_id(text: str) -> str:
+    if not text or len(text) > MAX_GATEWAY_ID or "\0" in text:
+        raise InvalidId(
+            f"gateway_id must have 1 to {MAX_GATEWAY_ID} characters and no NUL.", field="gateway_id"
+        )
+    return text

@@ -1,0 +1,1 @@
+"""Evidence: the frozen numbers that a gate or a rollout step was decided by."""

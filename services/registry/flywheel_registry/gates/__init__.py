@@ -1,0 +1,1 @@
+"""Gates: what a model version must show before it may enter the next stage."""

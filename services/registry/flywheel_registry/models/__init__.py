@@ -1,0 +1,1 @@
+"""Models and their versions: declaration, registration, lookup and stage changes."""

@@ -1,0 +1,84 @@
+"""The port to stored models and versions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Protocol
+
+from flywheel_registry.audit.ports import AuditRecords
+from flywheel_registry.events.ports import EventRecords
+from flywheel_registry.models.model import Model
+from flywheel_registry.models.version import FeatureUse, ModelVersion
+from flywheel_registry.stages.transitions import Stage
+
+
+class ModelRecords(AuditRecords, EventRecords, Protocol):
+    """Models and versions as one transaction sees them, with their audit entries and events.
+
+    All changes of one `ModelRecords` commit together or not at all. Readers return None for an absent row. A
+    transaction that changes stages, rollouts or routing must hold the model's lock.
+    """
+
+    async def lock(self, model: str) -> bool:
+        """Lock the model until this transaction ends; return False when the model does not exist.
+
+        Other transactions that lock the same model wait meanwhile.
+        """
+        ...
+
+    async def add_model(self, model: Model) -> bool:
+        """Add a model; return False when the name is taken."""
+        ...
+
+    async def model(self, name: str) -> Model | None: ...
+
+    async def models(self, project: str, after: str, tags: Mapping[str, str], limit: int) -> list[Model]:
+        """Return the project's models that have all `tags`, by name, beginning after the name `after`."""
+        ...
+
+    async def change_model(self, model: Model) -> None:
+        """Replace the fields that users may change; the revision increases by one."""
+        ...
+
+    async def add_version(self, version: ModelVersion) -> ModelVersion:
+        """Add a version with the next number of its model; numbers increase in commit order, without gaps."""
+        ...
+
+    async def version(self, model: str, number: int) -> ModelVersion | None: ...
+
+    async def versions(
+        self, model: str, before: int, stage: Stage | None, tags: Mapping[str, str], limit: int
+    ) -> list[ModelVersion]:
+        """Return versions with a number below `before` that have `stage` and all `tags`, newest first."""
+        ...
+
+    async def feature_uses(self, prefix: str, after: tuple[str, int, str], limit: int) -> list[FeatureUse]:
+        """Return the uses of feature sets whose name begins with `prefix`.
+
+        They are ordered by (model, number, feature set), beginning after `after`.
+        """
+        ...
+
+    async def champion(self, model: str) -> ModelVersion | None:
+        """Return the version in PRODUCTION."""
+        ...
+
+    async def move_version(self, version: ModelVersion, to_stage: Stage, at: datetime, by: str) -> None:
+        """Set the stage.
+
+        Raises ConcurrentStageChange when the stored stage differs from `version.stage`, and
+        ConcurrentChampionChange when the model would have a second version in PRODUCTION.
+        """
+        ...
+
+    async def mark_stored(self, model: str, version: int, artifact: str, sha256: str) -> None:
+        """Record that the artifact's bytes are stored.
+
+        Raises ConcurrentArtifactChange when the version declares no such artifact with this digest.
+        """
+        ...
+
+    async def digest_stored(self, sha256: str) -> bool:
+        """Return whether a version has bytes with this digest stored."""
+        ...

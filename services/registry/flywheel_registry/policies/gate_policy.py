@@ -1,0 +1,43 @@
+"""The gate policy of a model: bounds on the evaluation metrics of its versions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from flywheel_registry.policies.errors import InvalidPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class MetricThreshold:
+    """Inclusive bounds on one metric. A delta is the challenger's metric minus the champion's."""
+
+    metric: str
+    min: float | None = None
+    max: float | None = None
+    min_delta: float | None = None
+    max_delta: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GatePolicy:
+    """The rules of the offline gate, NONE → STAGING."""
+
+    offline: tuple[MetricThreshold, ...] = ()
+    min_evaluation_rows: int = 0
+
+    def check(self) -> GatePolicy:
+        """Return the policy itself. Raises InvalidPolicy that names the first wrong field."""
+        for threshold in self.offline:
+            if not threshold.metric:
+                raise InvalidPolicy("A threshold in gate_policy.offline has no metric: set `metric`.")
+            bounds = (threshold.min, threshold.max, threshold.min_delta, threshold.max_delta)
+            if all(bound is None for bound in bounds):
+                raise InvalidPolicy(
+                    f"The threshold on {threshold.metric!r} has no bound: set min, max, min_delta or max_delta."
+                )
+            if any(bound is not None and not math.isfinite(bound) for bound in bounds):
+                raise InvalidPolicy(
+                    f"The threshold on {threshold.metric!r} has a bound that is not finite: use a finite number."
+                )
+        return self

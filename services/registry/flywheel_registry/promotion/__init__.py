@@ -1,0 +1,1 @@
+"""Promotion of model versions through their gates, and rejection."""

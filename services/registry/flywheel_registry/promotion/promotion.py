@@ -1,0 +1,177 @@
+"""Promotes a version through the gates of its next stages, or rejects it.
+
+The roles that may promote, and those that may override a gate, are in `permissions`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from flywheel_common.clock import Clock
+from flywheel_registry.audit.journal import Journal
+from flywheel_registry.audit.reasons import require_reason
+from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.gates.offline import NO_CHAMPION
+from flywheel_registry.gates.path import EVIDENCE_KINDS, evaluate_path
+from flywheel_registry.models.errors import InvalidMetric
+from flywheel_registry.models.lookups import find_version, lock_model
+from flywheel_registry.models.names import VersionName
+from flywheel_registry.models.stage_changes import change_stage
+from flywheel_registry.models.version import ModelVersion, require_ready
+from flywheel_registry.promotion.errors import EvidenceConflict, NoRelease
+from flywheel_registry.releases.release import Release
+from flywheel_registry.rollouts.errors import RolloutActive
+from flywheel_registry.rollouts.ports import RolloutRecords
+from flywheel_registry.serving.champion import replace_champion
+from flywheel_registry.stages.transitions import (
+    Stage,
+    check_transition,
+    illegal_transition,
+    promotion_path,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class PromotionResult:
+    """The version after a promotion attempt. `passed` is the result of the gates, whatever an override did."""
+
+    version: ModelVersion
+    passed: bool
+    evidence: Evidence
+
+
+class Promotions:
+    """Promotes and rejects versions."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def promote(
+        self,
+        records: RolloutRecords,
+        name: VersionName,
+        to_stage: Stage | None,
+        reason: str,
+        by: str,
+        *,
+        override: bool,
+        added: Mapping[str, float],
+    ) -> PromotionResult:
+        """Evaluate the gates up to `to_stage` (None: the next stage); move the version if they pass or on `override`.
+
+        A failed gate is a result, not an error, and is stored as evidence. `added` are values beside the version's
+        metrics. Raises IllegalTransition, ArtifactsPending, RolloutActive, NoRelease, EvidenceConflict,
+        InvalidMetric, and ReasonRequired for an override without a reason.
+        """
+        if override:
+            require_reason(reason, "An override")
+        await lock_model(records, name.parent)
+        version = await find_version(records, name)
+        path = promotion_path(version.stage, to_stage, str(name))
+        require_ready(version)
+        champion = await records.champion(name.parent)
+        release = None
+        if Stage.PRODUCTION in path:
+            release = await _release_to_serve(records, version, champion, override=override)
+        await _refuse_during_rollout(records, version, path)
+
+        metrics = _merge_metrics(version.metrics, added)
+        result = await evaluate_path(records, version, champion, path, metrics)
+        kind = EVIDENCE_KINDS[path[0]]
+        journal = Journal(records, name.parent, self._clock.now(), by)
+        evidence = await records.add_evidence(
+            Evidence(
+                model=name.parent,
+                kind=kind,
+                version=version.number,
+                values=result.values,
+                findings=result.findings,
+                passed=result.passed,
+                created_at=journal.at,
+            )
+        )
+        if not result.passed and not override:
+            await journal.write(
+                "GATE_FAILED",
+                version.name,
+                from_state=version.stage,
+                to_state=version.stage,
+                reason="; ".join(line for line in result.findings if line.startswith("FAILED")),
+                evidence=evidence.name,
+            )
+            return PromotionResult(version, False, evidence)
+        why = reason or f"{kind.lower()} gate passed"
+        if not result.passed:
+            why = f"override: {reason}"
+        elif champion is None and Stage.PRODUCTION in path:
+            why = f"{why} ({NO_CHAMPION})"
+        action = "PROMOTE" if result.passed else "OVERRIDE"
+        for stage in path:
+            if stage is Stage.PRODUCTION and release is not None:
+                version = await replace_champion(
+                    records, journal, release, version, why, evidence=evidence.name
+                )
+            else:
+                version = await change_stage(
+                    records, journal, version, stage, why, action=action, evidence=evidence.name
+                )
+        return PromotionResult(version, result.passed, evidence)
+
+    async def reject(self, records: RolloutRecords, name: VersionName, reason: str, by: str) -> ModelVersion:
+        """Move a version to REJECTED, which is final.
+
+        Raises ReasonRequired, IllegalTransition for the champion, and RolloutActive for the challenger of a rollout.
+        """
+        require_reason(reason, "A rejection")
+        await lock_model(records, name.parent)
+        version = await find_version(records, name)
+        check_transition(version.stage, Stage.REJECTED, str(name))
+        await _refuse_during_rollout(records, version, ())
+        journal = Journal(records, name.parent, self._clock.now(), by)
+        return await change_stage(records, journal, version, Stage.REJECTED, reason, action="REJECT")
+
+
+async def _release_to_serve(
+    records: RolloutRecords, version: ModelVersion, champion: ModelVersion | None, *, override: bool
+) -> Release:
+    """Return the newest release of the version. Raises IllegalTransition when a rollout must decide, NoRelease."""
+    if champion is not None and not override:
+        hint = (
+            f"{champion.name} is the champion: replace it by StartRollout, or promote with `override`, a reason "
+            "and a role that may override."
+        )
+        raise illegal_transition(version.stage, Stage.PRODUCTION, version.name, hint=hint)
+    release = await records.newest_release_of(version.model, version.number)
+    if release is None:
+        raise NoRelease(f"{version.name} has no release, and gateways serve releases: create one first.")
+    return release
+
+
+async def _refuse_during_rollout(
+    records: RolloutRecords, version: ModelVersion, path: tuple[Stage, ...]
+) -> None:
+    """Raise RolloutActive when an active rollout decides about this version, or about the champion."""
+    active = await records.active_rollout(version.model)
+    if active is not None and (active.challenger_version == version.number or Stage.PRODUCTION in path):
+        raise RolloutActive(
+            f"{active.name} is active and decides: skip its step, abort it, or wait.", rollout=active.name
+        )
+
+
+def _merge_metrics(stored: Mapping[str, float], added: Mapping[str, float]) -> dict[str, float]:
+    """Return stored and added metrics.
+
+    Raises InvalidMetric, and EvidenceConflict where they differ: a request cannot replace the metrics that the
+    version was registered with.
+    """
+    for name, value in added.items():
+        if not math.isfinite(value):
+            raise InvalidMetric(f"evidence.values[{name!r}] is {value}: send a finite value.")
+        if name in stored and stored[name] != value:
+            raise EvidenceConflict(
+                f"evidence.values[{name!r}] is {value:g}, but the version was registered with {stored[name]:g}: "
+                "leave it out or give it another name."
+            )
+    return {**added, **stored}

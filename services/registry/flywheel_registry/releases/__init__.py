@@ -1,0 +1,1 @@
+"""Releases: a model version with calibration, threshold and fallback, immutable."""

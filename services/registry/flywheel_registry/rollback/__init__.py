@@ -1,0 +1,1 @@
+"""Rollback of a model to a release that served before."""

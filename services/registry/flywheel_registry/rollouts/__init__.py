@@ -1,0 +1,1 @@
+"""Rollouts: how a challenger replaces the champion in shadow and canary steps."""

@@ -1,0 +1,69 @@
+"""The comparison of challenger and champion that the monitor provides."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from datetime import datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """The statistics of one side of a comparison."""
+
+    predictions: int = 0
+    labelled: int = 0
+    error_rate: float = 0.0
+    latency_p99_ms: float = 0.0
+    score_mean: float = 0.0
+    score_stddev: float = 0.0
+    log_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Challenger against champion since a step began.
+
+    The deltas are the challenger's mean log-loss minus the champion's; the score shift is in standard deviations
+    of the champion's scores.
+    """
+
+    champion: Variant = Variant()
+    challenger: Variant = Variant()
+    first_event: datetime | None = None
+    last_event: datetime | None = None
+    labelled: int = 0
+    log_loss_delta: float = 0.0
+    log_loss_delta_upper: float = 0.0
+    log_loss_delta_lower: float = 0.0
+    score_shift: float = 0.0
+
+    @property
+    def bake_seconds(self) -> float:
+        """The event time from the first to the last prediction."""
+        if self.first_event is None or self.last_event is None:
+            return 0.0
+        return (self.last_event - self.first_event).total_seconds()
+
+    def values(self) -> dict[str, float]:
+        """Return the numbers by name, as stored in evidence. Infinite bounds carry no information and are left out."""
+        numbers: dict[str, float] = {
+            "labelled": self.labelled,
+            "bake_seconds": self.bake_seconds,
+            "log_loss_delta": self.log_loss_delta,
+            "log_loss_delta_upper": self.log_loss_delta_upper,
+            "log_loss_delta_lower": self.log_loss_delta_lower,
+            "score_shift": self.score_shift,
+        }
+        for side, variant in (("champion", self.champion), ("challenger", self.challenger)):
+            numbers |= {
+                f"{side}.predictions": variant.predictions,
+                f"{side}.labelled": variant.labelled,
+                f"{side}.error_rate": variant.error_rate,
+                f"{side}.latency_p99_ms": variant.latency_p99_ms,
+                f"{side}.score_mean": variant.score_mean,
+                f"{side}.score_stddev": variant.score_stddev,
+            }
+            if variant.log_loss is not None:
+                numbers[f"{side}.log_loss"] = variant.log_loss
+        return {name: float(value) for name, value in numbers.items() if not math.isinf(value)}

@@ -1,0 +1,1 @@
+"""What a model's gateways serve: routing, history, desired state and gateway reports."""

@@ -1,0 +1,25 @@
+"""The routing of a model: which releases its gateways serve. Releases and rollouts are numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The desired routing of one model. `challenger` and `rollout` are set while a rollout is active.
+
+    `generation` increases by one with every change.
+    """
+
+    generation: int = 0
+    champion: int | None = None
+    challenger: int | None = None
+    rollout: int | None = None
+    shadow_percent: float = 0.0
+    challenger_percent: float = 0.0
+
+
+def champion_only(routing: Routing, release: int) -> Routing:
+    """Return the next routing, in which `release` answers all requests and no rollout is active."""
+    return Routing(routing.generation + 1, champion=release)

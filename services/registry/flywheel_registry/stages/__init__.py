@@ -1,0 +1,1 @@
+"""The stages of a model version and the transitions between them."""

@@ -1,0 +1,100 @@
+"""The monitor service as the source of rollout evidence."""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from flywheel_common.errors import FlywheelError
+from flywheel_common.grpc.channel import from_rpc_error
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_protos.monitor.v1 import monitor_pb2
+from flywheel_protos.monitor.v1.monitor_pb2_grpc import MonitorServiceStub
+from flywheel_registry.releases.names import ReleaseName
+from flywheel_registry.rollouts.comparison import Comparison, Variant
+from flywheel_registry.rollouts.rollout import Rollout
+from flywheel_registry.rollouts.state_machine import RolloutState
+
+log = get_logger(__name__)
+
+
+class GrpcMonitor:
+    """`Monitor` by CompareVariants. A failed call is no evidence; it is logged when its reason changes."""
+
+    def __init__(self, channel: grpc.aio.Channel, timeout_seconds: float) -> None:
+        self._stub = MonitorServiceStub(channel)
+        self._timeout = timeout_seconds
+        self._logged_reasons: dict[str, str] = {}
+
+    async def compare(self, rollout: Rollout) -> Comparison | None:
+        try:
+            response = await self._stub.CompareVariants(compare_request(rollout), timeout=self._timeout)
+        except grpc.RpcError as error:
+            self._log_missing(rollout, from_rpc_error(error))
+            return None
+        comparison = parse_comparison(response)
+        if any(map(math.isnan, comparison.values().values())):
+            self._log_missing(rollout, None)
+            return None
+        self._logged_reasons.pop(rollout.name, None)
+        return comparison
+
+    def _log_missing(self, rollout: Rollout, error: FlywheelError | None) -> None:
+        reason = error.reason if error is not None else "NOT_A_NUMBER"
+        if self._logged_reasons.get(rollout.name) != reason:
+            self._logged_reasons[rollout.name] = reason
+            log.warning(
+                "no evidence",
+                rollout=rollout.name,
+                reason=reason,
+                message=error.message if error else "a statistic is not a number",
+            )
+
+
+def compare_request(rollout: Rollout) -> monitor_pb2.CompareVariantsRequest:
+    """Return the request for a rollout's current step."""
+    in_shadow = rollout.progress.state is RolloutState.SHADOW
+    request = monitor_pb2.CompareVariantsRequest(
+        rollout=rollout.name,
+        champion_release=ReleaseName.of(rollout.model, rollout.champion),
+        challenger_release=ReleaseName.of(rollout.model, rollout.challenger),
+        mode=monitor_pb2.COMPARISON_MODE_SHADOW if in_shadow else monitor_pb2.COMPARISON_MODE_CANARY,
+        alpha=rollout.policy.level,
+    )
+    if rollout.step_started_at is not None:
+        request.start_time.FromDatetime(rollout.step_started_at.astimezone(UTC))
+    return request
+
+
+def parse_comparison(message: monitor_pb2.CompareVariantsResponse) -> Comparison:
+    """Convert the monitor's response."""
+    return Comparison(
+        champion=_variant(message.champion),
+        challenger=_variant(message.challenger),
+        first_event=_utc(message.first_event) if message.HasField("first_event") else None,
+        last_event=_utc(message.last_event) if message.HasField("last_event") else None,
+        labelled=message.labelled,
+        log_loss_delta=message.log_loss_delta,
+        log_loss_delta_upper=message.log_loss_delta_upper,
+        log_loss_delta_lower=message.log_loss_delta_lower,
+        score_shift=message.score_shift,
+    )
+
+
+def _utc(stamp: Timestamp) -> datetime:
+    return stamp.ToDatetime(tzinfo=UTC)
+
+
+def _variant(message: monitor_pb2.VariantStatistics) -> Variant:
+    return Variant(
+        predictions=message.predictions,
+        labelled=message.labelled,
+        error_rate=message.error_rate,
+        latency_p99_ms=message.latency_p99_ms,
+        score_mean=message.score_mean,
+        score_stddev=message.score_stddev,
+        log_loss=message.log_loss if message.HasField("log_loss") else None,
+    )

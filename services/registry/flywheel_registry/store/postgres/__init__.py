@@ -1,0 +1,1 @@
+"""PostgreSQL adapters: named SQL statements beside the code that runs them."""

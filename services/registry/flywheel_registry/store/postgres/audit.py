@@ -1,0 +1,76 @@
+"""Evidence, audit entries and outgoing events in PostgreSQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+
+from flywheel_common.kafka.outbox import enqueue
+from flywheel_protos.events.v1.event_pb2 import Event
+from flywheel_registry.audit.chain import AuditEntry, entry_hash, genesis
+from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
+from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.store.postgres import rows
+from flywheel_registry.store.postgres import statements as sql
+from flywheel_registry.store.postgres.models import PostgresModels
+
+ToEvent = Callable[[StageChanged | RolloutChanged, datetime], tuple[str, Event]]
+"""Converts a domain event at a wall time to (topic, envelope)."""
+
+
+class PostgresAudit(PostgresModels):
+    """Part of `PostgresRecords`: evidence, audit entries and events."""
+
+    _to_event: ToEvent
+
+    async def add_evidence(self, evidence: Evidence) -> Evidence:
+        e = replace(evidence, number=await self._next_number(evidence.model, "evidence"))
+        await self._conn.execute(
+            sql.INSERT_EVIDENCE,
+            e.model,
+            e.number,
+            e.kind,
+            e.version,
+            rows.dumps(dict(e.values)),
+            rows.dumps(list(e.findings)),
+            e.passed,
+            e.created_at,
+        )
+        return e
+
+    async def evidence(self, model: str, number: int) -> Evidence | None:
+        row = await self._conn.fetchrow(sql.SELECT_EVIDENCE, model, number)
+        return None if row is None else rows.evidence(row)
+
+    async def newest_evidence_of(self, model: str, version: int, kind: str) -> Evidence | None:
+        row = await self._conn.fetchrow(sql.NEWEST_EVIDENCE_OF, model, version, kind)
+        return None if row is None else rows.evidence(row)
+
+    async def add_audit(self, entry: AuditEntry) -> AuditEntry:
+        last = await self._conn.fetchrow(sql.LAST_AUDIT, entry.model)
+        sequence, previous = (last["sequence"] + 1, last["hash"]) if last else (1, genesis(entry.model))
+        entry = replace(entry, sequence=sequence, hash="")
+        entry = replace(entry, hash=entry_hash(previous, entry))
+        await self._conn.execute(
+            sql.INSERT_AUDIT,
+            entry.model,
+            entry.sequence,
+            entry.at,
+            entry.actor,
+            entry.action,
+            entry.subject,
+            entry.from_state,
+            entry.to_state,
+            entry.reason,
+            entry.evidence,
+            entry.hash,
+        )
+        return entry
+
+    async def audit(self, model: str, before: int, limit: int) -> list[AuditEntry]:
+        return [rows.audit_entry(row) for row in await self._conn.fetch(sql.LIST_AUDIT, model, before, limit)]
+
+    async def emit(self, event: StageChanged | RolloutChanged, at: datetime) -> None:
+        topic, envelope = self._to_event(event, at)
+        await enqueue(self._conn, topic, envelope)

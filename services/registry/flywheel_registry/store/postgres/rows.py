@@ -1,0 +1,204 @@
+"""Converts rows of PostgreSQL to values and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from flywheel_registry.audit.chain import AuditEntry
+from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.models.model import Model
+from flywheel_registry.models.version import Artifact, GoldenRows, ModelVersion, SignatureInput
+from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
+from flywheel_registry.policies.rollout_policy import RolloutPolicy
+from flywheel_registry.releases.release import Isotonic, Platt, Release
+from flywheel_registry.rollouts.decision import Decision
+from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
+from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.serving.gateways import Gateway, ObservedModel
+from flywheel_registry.serving.history import ServingSpan
+from flywheel_registry.serving.routing import Routing
+from flywheel_registry.stages.transitions import Stage
+
+Row = Mapping[str, Any]
+
+
+def dumps(value: object) -> str:
+    """Return compact JSON."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def policy_to_json(policy: GatePolicy | RolloutPolicy) -> str:
+    """Return a policy as JSON, by field name."""
+    return dumps(asdict(policy))
+
+
+def _gate_policy(stored: str) -> GatePolicy:
+    fields = json.loads(stored)
+    return GatePolicy(
+        offline=tuple(MetricThreshold(**_known_fields(MetricThreshold, t)) for t in fields["offline"]),
+        min_evaluation_rows=fields["min_evaluation_rows"],
+    )
+
+
+def _rollout_policy(stored: str) -> RolloutPolicy:
+    fields = _known_fields(RolloutPolicy, json.loads(stored))
+    return RolloutPolicy(**{**fields, "canary_percents": tuple(fields["canary_percents"])})
+
+
+def _known_fields(kind: type, stored: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the fields that a newer replica stored and this one does not know."""
+    return {key: value for key, value in stored.items() if key in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def model(row: Row) -> Model:
+    return Model(
+        name=row["name"],
+        description=row["description"],
+        owner=row["owner"],
+        tags=json.loads(row["tags"]),
+        gate_policy=_gate_policy(row["gate_policy"]),
+        rollout_policy=_rollout_policy(row["rollout_policy"]),
+        production_release=row["production_release"],
+        production_version=row["production_version"],
+        created_at=row["created_at"],
+        revision=row["revision"],
+    )
+
+
+def version(row: Row) -> ModelVersion:
+    golden = GoldenRows(
+        row["golden_row_count"], row["golden_inputs"], row["golden_scores"], row["golden_tolerance"]
+    )
+    return ModelVersion(
+        model=row["model"],
+        number=row["number"],
+        stage=Stage(row["stage"]),
+        training_run=row["training_run"],
+        framework=row["framework"],
+        metrics=json.loads(row["metrics"]),
+        feature_set=row["feature_set"],
+        training_dataset=row["training_dataset"],
+        signature=tuple(
+            SignatureInput(name, kind, tuple(words)) for name, kind, words in json.loads(row["signature"])
+        ),
+        artifacts=tuple(Artifact(*parts) for parts in json.loads(row["artifacts"])),
+        golden_rows=golden,
+        tags=json.loads(row["tags"]),
+        description=row["description"],
+        parent_version=row["parent_version"],
+        cause_alert=row["cause_alert"],
+        pipeline_run=row["pipeline_run"],
+        registered_at=row["registered_at"],
+        registered_by=row["registered_by"],
+        promoted_at=row["promoted_at"],
+        promoted_by=row["promoted_by"],
+    )
+
+
+def release_body(value: Release) -> str:
+    """Return the parts of a release that have no column of their own, as JSON."""
+    body: dict[str, Any] = {
+        "threshold": value.threshold,
+        "default_score": value.default_score,
+        "cached_max_age_seconds": value.cached_max_age_seconds,
+        "has_fallback": value.has_fallback,
+        "segment_keys": list(value.segment_keys),
+    }
+    match value.calibration:
+        case Platt(slope, intercept):
+            body["platt"] = [slope, intercept]
+        case Isotonic(x, y):
+            body["isotonic"] = [list(x), list(y)]
+    return dumps(body)
+
+
+def release(row: Row) -> Release:
+    body = json.loads(row["body"])
+    calibration: Platt | Isotonic | None = None
+    if "platt" in body:
+        calibration = Platt(*body["platt"])
+    elif "isotonic" in body:
+        calibration = Isotonic(*map(tuple, body["isotonic"]))
+    return Release(
+        model=row["model"],
+        number=row["number"],
+        version=row["version"],
+        feature_set=row["feature_set"],
+        calibration=calibration,
+        threshold=body["threshold"],
+        default_score=body["default_score"],
+        cached_max_age_seconds=body["cached_max_age_seconds"],
+        has_fallback=body["has_fallback"],
+        segment_keys=tuple(body["segment_keys"]),
+        created_at=row["created_at"],
+        created_by=row["created_by"],
+    )
+
+
+def evidence(row: Row) -> Evidence:
+    return Evidence(
+        model=row["model"],
+        number=row["number"],
+        kind=row["kind"],
+        version=row["version"],
+        values={name: float(value) for name, value in json.loads(row["numbers"]).items()},
+        findings=tuple(json.loads(row["findings"])),
+        passed=row["passed"],
+        created_at=row["created_at"],
+    )
+
+
+def rollout(row: Row) -> Rollout:
+    progress = Progress(
+        RolloutState(row["state"]),
+        row["challenger_percent"],
+        row["step"],
+        RolloutState(row["resume_to"]) if row["resume_to"] else None,
+    )
+    return Rollout(
+        model=row["model"],
+        number=row["number"],
+        champion=row["champion"],
+        challenger=row["challenger"],
+        challenger_version=row["challenger_version"],
+        progress=progress,
+        policy=_rollout_policy(row["policy"]),
+        step_started_at=row["step_started_at"],
+        last_decision=Decision(row["last_decision"]) if row["last_decision"] else None,
+        reason=row["reason"],
+        history=tuple(
+            RolloutStep(state, percent, datetime.fromisoformat(at), reason, number)
+            for state, percent, at, reason, number in json.loads(row["history"])
+        ),
+        created_at=row["created_at"],
+        created_by=row["created_by"],
+        ended_at=row["ended_at"],
+    )
+
+
+def audit_entry(row: Row) -> AuditEntry:
+    return AuditEntry(**{field: row[field] for field in AuditEntry.__dataclass_fields__})
+
+
+def routing(row: Row) -> Routing:
+    return Routing(**{field: row[field] for field in Routing.__dataclass_fields__})
+
+
+def span(row: Row) -> ServingSpan:
+    return ServingSpan(**{field: row[field] for field in ServingSpan.__dataclass_fields__})
+
+
+def observed_to_json(models: Sequence[ObservedModel]) -> str:
+    return dumps([[m.model, m.generation, list(m.ready_releases), dict(m.failures)] for m in models])
+
+
+def gateway(row: Row) -> Gateway:
+    observed = tuple(
+        ObservedModel(name, generation, tuple(ready), failures)
+        for name, generation, ready, failures in json.loads(row["observed"])
+    )
+    return Gateway(row["id"], row["last_heartbeat"], row["live"], observed, row["project"])

@@ -1,0 +1,93 @@
+"""All records of the registry in one PostgreSQL transaction."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from flywheel_common.postgres.idempotency import idempotent
+from flywheel_common.postgres.pool import Pool, Translation, connection, transaction
+from flywheel_registry.audit.chain import first_break
+from flywheel_registry.models.errors import ConcurrentChampionChange
+from flywheel_registry.rollouts.errors import ConcurrentRolloutStart
+from flywheel_registry.rollouts.ports import RolloutRecords
+from flywheel_registry.store.postgres import rows
+from flywheel_registry.store.postgres import statements as sql
+from flywheel_registry.store.postgres.audit import PostgresAudit, ToEvent
+from flywheel_registry.store.postgres.releases import PostgresReleases
+from flywheel_registry.store.postgres.rollouts import PostgresRollouts
+from flywheel_registry.store.postgres.serving import PostgresServing
+
+CONSTRAINT_ERRORS: Translation = {
+    "one_production_per_model": ConcurrentChampionChange(
+        "Another version became the champion meanwhile: read again and retry."
+    ),
+    "one_active_rollout_per_model": ConcurrentRolloutStart(
+        "Another rollout started meanwhile: read again and retry."
+    ),
+    "one_open_span_per_model": ConcurrentChampionChange(
+        "Another release began to serve meanwhile: read again and retry."
+    ),
+}
+"""Constraints that are violated only when rows are changed without the model's lock."""
+
+
+class PostgresRecords(PostgresReleases, PostgresAudit, PostgresRollouts, PostgresServing):
+    """`RolloutRecords`, and with them all other records, on one connection."""
+
+    def __init__(self, conn: object, to_event: ToEvent) -> None:
+        self._conn = conn
+        self._to_event = to_event
+
+
+class PostgresStore:
+    """`Store[RolloutRecords]` on a pool. `to_event` converts domain events to envelopes."""
+
+    def __init__(self, pool: Pool, to_event: ToEvent) -> None:
+        self._pool = pool
+        self._to_event = to_event
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgresRecords]:
+        async with transaction(self._pool, translate=CONSTRAINT_ERRORS) as conn:
+            yield PostgresRecords(conn, self._to_event)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[PostgresRecords]:
+        async with connection(self._pool) as conn:
+            yield PostgresRecords(conn, self._to_event)
+
+    async def once(
+        self,
+        method: str,
+        request_id: str,
+        body: bytes,
+        effect: Callable[[RolloutRecords], Awaitable[bytes]],
+    ) -> bytes:
+        async with (
+            transaction(self._pool, translate=CONSTRAINT_ERRORS) as conn,
+            idempotent(conn, method, request_id, body) as once,
+        ):
+            if once.replay is not None:
+                return once.replay
+            answer = await effect(PostgresRecords(conn, self._to_event))
+            once.store(answer)
+        return answer
+
+    async def ready(self) -> bool:
+        """Return whether the database answers."""
+        async with connection(self._pool) as conn:
+            return bool(await conn.fetchval("SELECT true"))
+
+    async def broken_audits(self) -> list[str]:
+        """Return one sentence for each model whose audit chain is broken; empty when all are intact."""
+        broken = []
+        async with connection(self._pool) as conn:
+            for row in await conn.fetch(sql.AUDITED_MODELS):
+                entries, after = [], 0
+                while batch := await conn.fetch(sql.WHOLE_AUDIT, row["model"], after):
+                    entries += [rows.audit_entry(r) for r in batch]
+                    after = batch[-1]["sequence"]
+                if found := first_break(row["model"], entries):
+                    broken.append(found)
+        return broken

@@ -1,0 +1,118 @@
+"""Edge tests for authorization in JWT mode: who may promote, override, reject and roll out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import grpc
+import jwt
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from flywheel_common.grpc.channel import channel, from_rpc_error
+from flywheel_protos.registry.v1 import registry_pb2 as pb
+from flywheel_protos.registry.v1 import registry_pb2_grpc
+from flywheel_registry.fakes.store import MemoryStore
+from tests.support.builders.registry import ModelClient
+from tests.support.servers.registry import running_memory_registry
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+ROLES = ("viewer", "editor", "operator", "admin")
+
+
+def token(role: str) -> str:
+    claims = {
+        "sub": f"the {role}",
+        "iss": "https://issuer",
+        "aud": "flywheel",
+        "exp": time.time() + 60,
+        "roles": [role],
+    }
+    return jwt.encode(claims, KEY, algorithm="ES256")
+
+
+@pytest.fixture
+async def clients(tmp_path: Path) -> AsyncIterator[dict[str, ModelClient]]:
+    """One client for each role."""
+    key_file = tmp_path / "key.pem"
+    key_file.write_bytes(
+        KEY.public_key().public_bytes(
+            serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+        )
+    )
+    async with AsyncExitStack() as stack:
+        stub = await stack.enter_async_context(
+            running_memory_registry(
+                MemoryStore(),
+                auth_mode="jwt",
+                jwt_issuer="https://issuer",
+                jwt_audience="flywheel",
+                jwt_key_file=key_file,
+            )
+        )
+        made = {}
+        for role in ROLES:
+            opened = await stack.enter_async_context(
+                channel(stub.address, client_name="tests", token=token(role), health_check=False)
+            )
+            made[role] = ModelClient(registry_pb2_grpc.RegistryServiceStub(opened))
+        yield made
+
+
+async def reason_for(call: grpc.aio.Call) -> str:
+    """Return the reason of the call's error, empty when it succeeds."""
+    try:
+        await call
+    except grpc.RpcError as error:
+        mapped = from_rpc_error(error)
+        denied = mapped.code is grpc.StatusCode.PERMISSION_DENIED
+        assert denied == (mapped.reason == "ROLE_REQUIRED")
+        return mapped.reason
+    return ""
+
+
+async def test_editors_promote_and_only_operators_override(clients: dict[str, ModelClient]) -> None:
+    await clients["editor"].create()
+    version = (await clients["editor"].version()).name
+
+    async def promotion(role: str, override: bool) -> str:
+        stub = clients[role].stub
+        request = pb.PromoteModelVersionRequest(name=version, override=override, reason="because")
+        return await reason_for(stub.PromoteModelVersion(request))
+
+    assert "ROLE_REQUIRED" == await promotion("viewer", override=False)
+    assert "ROLE_REQUIRED" == await promotion("editor", override=True)
+    assert "NONE" == await clients["viewer"].stage(version)
+    assert "" == await promotion("editor", override=False)
+    assert "STAGING" == await clients["viewer"].stage(version)
+    assert "" == await promotion("operator", override=True)
+    assert "CANDIDATE" == await clients["viewer"].stage(version)
+
+
+@pytest.mark.parametrize(
+    ("method", "request_"),
+    [
+        ("RejectModelVersion", pb.RejectModelVersionRequest()),
+        ("StartRollout", pb.StartRolloutRequest()),
+        ("PauseRollout", pb.PauseRolloutRequest()),
+        ("ResumeRollout", pb.ResumeRolloutRequest()),
+        ("AbortRollout", pb.AbortRolloutRequest()),
+        ("SkipRolloutStep", pb.SkipRolloutStepRequest()),
+        ("RollbackModel", pb.RollbackModelRequest()),
+    ],
+)
+async def test_only_operators_reject_roll_out_and_roll_back(
+    clients: dict[str, ModelClient], method: str, request_: object
+) -> None:
+    reasons = {role: await reason_for(getattr(clients[role].stub, method)(request_)) for role in ROLES}
+    assert reasons == {
+        "viewer": "ROLE_REQUIRED",
+        "editor": "ROLE_REQUIRED",
+        # The role suffices, so the empty request is rejected for its name.
+        "operator": "INVALID_NAME",
+        "admin": "INVALID_NAME",
+    }

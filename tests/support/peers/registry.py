@@ -1,0 +1,126 @@
+"""Stand-ins for the services around the registry: a monitor that it asks, and gateways that watch it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from flywheel_protos.monitor.v1 import monitor_pb2, monitor_pb2_grpc
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2
+
+SHADOW, CANARY = monitor_pb2.COMPARISON_MODE_SHADOW, monitor_pb2.COMPARISON_MODE_CANARY
+FIRST_EVENT = datetime(2013, 4, 1, tzinfo=UTC)
+
+
+class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer, health_pb2_grpc.HealthServicer):
+    """A monitor with comparisons that a test sets by mode in `answers`; `requests` records every call."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, monitor_pb2.CompareVariantsResponse] = {}
+        self.requests: list[monitor_pb2.CompareVariantsRequest] = []
+        self.address = ""
+
+    async def CompareVariants(self, request: Any, context: Any) -> monitor_pb2.CompareVariantsResponse:
+        self.requests.append(request)
+        return self.answers.get(request.mode, monitor_pb2.CompareVariantsResponse())
+
+    async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:
+        return health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[health_pb2.HealthCheckResponse]:
+        yield health_pb2.HealthCheckResponse(status=health_pb2.HealthCheckResponse.SERVING)
+        while not context.cancelled():
+            await asyncio.sleep(0.1)
+
+
+def comparison(
+    *,
+    labelled: int = 1000,
+    predictions: int = 2000,
+    delta: float = -0.02,
+    half: float = 0.01,
+    days: float = 3.0,
+    error_rate: float = 0.0,
+) -> monitor_pb2.CompareVariantsResponse:
+    """Return a comparison over `days` of event time with the log-loss delta ± half.
+
+    With fewer than two labels the bounds are infinite, as the monitor answers.
+    """
+    half = half if labelled > 1 else math.inf
+    answer = monitor_pb2.CompareVariantsResponse(
+        champion=monitor_pb2.VariantStatistics(predictions=predictions, labelled=labelled, score_stddev=0.1),
+        challenger=monitor_pb2.VariantStatistics(
+            predictions=predictions, labelled=labelled, error_rate=error_rate, score_stddev=0.1
+        ),
+        labelled=labelled,
+        log_loss_delta=delta,
+        log_loss_delta_upper=delta + half,
+        log_loss_delta_lower=delta - half,
+    )
+    answer.first_event.FromDatetime(FIRST_EVENT)
+    answer.last_event.FromDatetime(FIRST_EVENT + timedelta(days=days))
+    return answer
+
+
+@asynccontextmanager
+async def serving_monitor(port: int = 0) -> AsyncIterator[FakeMonitor]:
+    """Serve a FakeMonitor on a port; 0 picks a free one."""
+    fake, server = FakeMonitor(), grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    monitor_pb2_grpc.add_MonitorServiceServicer_to_server(fake, server)
+    health_pb2_grpc.add_HealthServicer_to_server(fake, server)
+    fake.address = f"127.0.0.1:{server.add_insecure_port(f'127.0.0.1:{port}')}"
+    await server.start()
+    try:
+        yield fake
+    finally:
+        await server.stop(0)
+
+
+class FakeGateway:
+    """A gateway that applies each desired state after `lag` seconds and reports every 50 ms."""
+
+    def __init__(self, stub: Any, name: str, lag: float = 0.0) -> None:
+        self._stub = stub
+        self._name = name
+        self._lag = lag
+        self.states: list[registry_pb2.WatchServingResponse] = []
+        self.applied: dict[str, int] = {}
+
+    async def run(self) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch())
+            group.create_task(self._report())
+
+    async def _watch(self) -> None:
+        request = registry_pb2.WatchServingRequest(gateway_id=self._name)
+        async for state in self._stub.WatchServing(request):
+            self.states.append(state)
+            await asyncio.sleep(self._lag)
+            self.applied = {model.model: model.generation for model in state.models}
+
+    async def _report(self) -> None:
+        while True:
+            models = [model_pb2.ObservedModel(model=m, generation=g) for m, g in self.applied.items()]
+            request = registry_pb2.ReportServingRequest(gateway_id=self._name, models=models)
+            await self._stub.ReportServing(request)
+            await asyncio.sleep(0.05)
+
+
+@asynccontextmanager
+async def running_gateway(stub: Any, name: str, lag: float = 0.0) -> AsyncIterator[FakeGateway]:
+    """Run a FakeGateway against a registry."""
+    fake = FakeGateway(stub, name, lag)
+    task = asyncio.create_task(fake.run())
+    try:
+        yield fake
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError, BaseExceptionGroup, grpc.RpcError):
+            await task
