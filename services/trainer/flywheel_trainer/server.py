@@ -23,26 +23,29 @@ from flywheel_common.ray.jobs import ray_jobs
 from flywheel_common.storage.s3 import S3ObjectStore, arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
-from flywheel_trainer.comparison import comparing
+from flywheel_trainer.api.drift_events import DriftHandler
+from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.config import TrainerSettings
-from flywheel_trainer.drift_events import DriftHandler
-from flywheel_trainer.jobs import Jobs
-from flywheel_trainer.pipeline import Pipeline
-from flywheel_trainer.pipelines import Pipelines
-from flywheel_trainer.policies import Policies
-from flywheel_trainer.recipes import objects as job_objects
-from flywheel_trainer.runs import Runs
-from flywheel_trainer.servicer import PERMISSIONS, SERVICE, TrainerServicer
-from flywheel_trainer.store.connection import prepare
-from flywheel_trainer.store.feature_peer import GrpcFeature
-from flywheel_trainer.store.jobs import PostgresJobs
-from flywheel_trainer.store.pipelines import PostgresPipelines
-from flywheel_trainer.store.policies import PostgresDecisions, PostgresPolicies
-from flywheel_trainer.store.ray_engine import RayEngine
-from flywheel_trainer.store.registry_peer import GrpcRegistry, RegisteredWeights
-from flywheel_trainer.store.runs import PostgresRuns
-from flywheel_trainer.store.workflows import durable
-from flywheel_trainer.supervision import KeptLogs, Launch, Supervisor
+from flywheel_trainer.jobs.logs import KeptLogs
+from flywheel_trainer.jobs.supervision import Launch, Supervisor
+from flywheel_trainer.jobs.use_cases import Jobs
+from flywheel_trainer.permissions import PERMISSIONS, SERVICE
+from flywheel_trainer.pipelines.comparison import comparing
+from flywheel_trainer.pipelines.steps import Pipeline
+from flywheel_trainer.pipelines.use_cases import Pipelines
+from flywheel_trainer.policies.use_cases import Policies
+from flywheel_trainer.runs.use_cases import Runs
+from flywheel_trainer.store.dbos.workflows import durable
+from flywheel_trainer.store.grpc.feature import GrpcFeature
+from flywheel_trainer.store.grpc.registry import GrpcRegistry
+from flywheel_trainer.store.grpc.weights import RegisteredWeights
+from flywheel_trainer.store.postgres.connection import prepare
+from flywheel_trainer.store.postgres.jobs import PostgresJobs
+from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
+from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
+from flywheel_trainer.store.postgres.runs import PostgresRuns
+from flywheel_trainer.store.ray.engine import RayEngine
+from flywheel_trainer.store.s3.tables import ParquetTables
 
 log = get_logger(__name__)
 
@@ -85,7 +88,6 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     jobs = Jobs(job_store, feature, weights, KeptLogs(objects, engine), ids, clock)
     pipelines = Pipelines(pipeline_store, ids, clock)
     policies = Policies(PostgresPolicies(pool), clock)
-    parquet = arrow_filesystem(settings)
     pipeline = Pipeline(
         store=pipeline_store,
         feature=feature,
@@ -93,7 +95,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         jobs=jobs,
         runs=runs,
         objects=objects,
-        compare=comparing(lambda uri, columns: job_objects.read_table(parquet, uri, columns)),
+        compare=comparing(ParquetTables(arrow_filesystem(settings))),
         clock=clock,
         poll_seconds=settings.pipeline_poll_seconds,
     )

@@ -16,15 +16,20 @@ from flywheel_common.paging import Page
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_protos.types.v1 import job_pb2
-from flywheel_trainer import convert
-from flywheel_trainer.jobs import Job, JobState, JobStore
-from flywheel_trainer.names import ExperimentName, JobName, PipelineRunName, PolicyName, RunName
-from flywheel_trainer.pipelines import PipelineRun, PipelineStore, Step
-from flywheel_trainer.policies import Decision
+from flywheel_trainer.api.convert_jobs import job_to_proto, train_from
+from flywheel_trainer.api.convert_pipelines import pipeline_from, pipeline_to_proto
+from flywheel_trainer.api.convert_policies import policy_from, policy_to_proto
+from flywheel_trainer.api.convert_runs import produced_from, run_to_proto
+from flywheel_trainer.jobs.job import Job, JobName, JobState
+from flywheel_trainer.jobs.ports import JobStore
+from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, Step
+from flywheel_trainer.pipelines.ports import PipelineStore
+from flywheel_trainer.policies.decision import Decision, Reason
+from flywheel_trainer.policies.policy import Policy, PolicyName
 from flywheel_trainer.recipes.outcome import MetricPoint
-from flywheel_trainer.retraining import Policy, Reason
-from flywheel_trainer.run_query import Order, Term
-from flywheel_trainer.runs import Experiment, Run, RunState, RunStore, RunUpdate
+from flywheel_trainer.runs.ports import RunStore
+from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState, RunUpdate
+from flywheel_trainer.runs.search import Order, Term
 
 
 class Told(SystemClock):
@@ -83,7 +88,7 @@ class GrpcRuns:
         return Page([experiment_from(e) for e in answer.experiments], answer.next_page_token)
 
     async def create_run(self, run: Run, request_id: str, body: bytes, now: datetime) -> Run:
-        message = convert.run_to_proto(run)
+        message = run_to_proto(run)
         message.ClearField("name")
         request = pb.CreateRunRequest(
             parent=f"projects/{run.name.project}", run=message, lease=message.lease, request_id=request_id
@@ -121,7 +126,7 @@ class GrpcRuns:
 
     async def update(self, name: RunName, update: RunUpdate, now: datetime) -> Run:
         request = pb.UpdateRunRequest(
-            name=str(name), params=update.params, tags=update.tags, artifacts=convert.run_to_proto(
+            name=str(name), params=update.params, tags=update.tags, artifacts=run_to_proto(
                 Run(name, "none", artifacts=update.artifacts)
             ).artifacts, error_message=update.error_message,
         )  # fmt: skip
@@ -146,7 +151,7 @@ class GrpcJobs:
     async def create(
         self, job: Job, details: Mapping[str, Any], request_id: str, body: bytes, now: datetime
     ) -> Job:
-        message = convert.job_to_proto(job)
+        message = job_to_proto(job)
         message.ClearField("name")
         message.ClearField("run")
         parent = f"projects/{job.name.project}"
@@ -179,7 +184,7 @@ class GrpcPipelines:
     async def create(self, run: PipelineRun, request_id: str, body: bytes, now: datetime) -> PipelineRun:
         project = run.name.project
         request = pb.StartPipelineRunRequest(
-            parent=f"projects/{project}", spec=convert.pipeline_to_proto(run.spec, project), request_id=request_id
+            parent=f"projects/{project}", spec=pipeline_to_proto(run.spec, project), request_id=request_id
         )  # fmt: skip
         answer = await self._calls.call("StartPipelineRun", request, at=now, name=run.name.run)
         return pipeline_run_from(answer.pipeline_run)
@@ -207,14 +212,14 @@ class GrpcPolicies:
         self._calls = calls
 
     async def set(self, policy: Policy, request_id: str, body: bytes, now: datetime) -> Policy:
-        request = pb.SetRetrainingPolicyRequest(policy=convert.policy_to_proto(policy), request_id=request_id)
-        return convert.policy_from((await self._calls.call("SetRetrainingPolicy", request, at=now)).policy)
+        request = pb.SetRetrainingPolicyRequest(policy=policy_to_proto(policy), request_id=request_id)
+        return policy_from((await self._calls.call("SetRetrainingPolicy", request, at=now)).policy)
 
     async def get(self, name: PolicyName) -> Policy | None:
         answer = await self._calls.or_none(
             "GetRetrainingPolicy", pb.GetRetrainingPolicyRequest(name=str(name))
         )
-        return None if answer is None else convert.policy_from(answer.policy)
+        return None if answer is None else policy_from(answer.policy)
 
     async def decisions(self, name: PolicyName, size: int, token: str) -> Page[Decision]:
         request = pb.ListRetrainingDecisionsRequest(parent=str(name), page_size=size, page_token=token)
@@ -246,7 +251,7 @@ def run_from(message: pb.Run) -> Run:
         params=dict(message.params),
         metrics=dict(message.metrics),
         tags=dict(message.tags),
-        artifacts=convert.produced_from(message.artifacts),
+        artifacts=produced_from(message.artifacts),
         code_version=message.code_version,
         environment=dict(message.environment),
         training_set=message.training_set,
@@ -265,7 +270,7 @@ def _state(value: int) -> JobState:
 def job_from(message: pb.Job) -> Job:
     return Job(
         name=JobName.parse(message.name),
-        spec=convert.train_from(message.train),
+        spec=train_from(message.train),
         run=RunName.parse(message.run),
         kind=message.kind,
         state=_state(message.state),
@@ -285,7 +290,7 @@ def pipeline_run_from(message: pb.PipelineRun) -> PipelineRun:
     assert event_time is not None
     return PipelineRun(
         name=PipelineRunName.parse(message.name),
-        spec=convert.pipeline_from(message.spec),
+        spec=pipeline_from(message.spec),
         event_time=event_time,
         state=_state(message.state),
         steps=tuple(

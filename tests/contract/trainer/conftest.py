@@ -20,22 +20,32 @@ from flywheel_common.postgres.pool import create_pool, transaction
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected, TrainingCompleted
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
+from flywheel_trainer.api.drift_events import DriftHandler
+from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.config import TrainerSettings
-from flywheel_trainer.drift_events import DriftHandler
-from flywheel_trainer.jobs import Jobs, JobState, JobStore, TrainingSet
-from flywheel_trainer.memory import MemoryJobs, MemoryRuns, MemoryTracking, MemoryTrainingSets
-from flywheel_trainer.memory_pipelines import MemoryPipelines, MemoryPolicies
-from flywheel_trainer.pipelines import Pipelines, PipelineStore
-from flywheel_trainer.policies import Policies, PolicyStore
-from flywheel_trainer.retraining import Drift
-from flywheel_trainer.runs import Runs, RunStore
+from flywheel_trainer.fakes.feature import MemoryTrainingSets
+from flywheel_trainer.fakes.jobs import MemoryJobs
+from flywheel_trainer.fakes.pipelines import MemoryPipelines
+from flywheel_trainer.fakes.policies import MemoryPolicies
+from flywheel_trainer.fakes.runs import MemoryRuns
+from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.jobs.ports import JobStore, TrainingSet
+from flywheel_trainer.jobs.use_cases import Jobs
+from flywheel_trainer.permissions import PERMISSIONS, SERVICE
+from flywheel_trainer.pipelines.ports import PipelineStore
+from flywheel_trainer.pipelines.use_cases import Pipelines
+from flywheel_trainer.policies.decision import Drift
+from flywheel_trainer.policies.ports import PolicyStore
+from flywheel_trainer.policies.use_cases import Policies
+from flywheel_trainer.runs.ports import RunStore
+from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.server import MIGRATIONS
-from flywheel_trainer.servicer import PERMISSIONS, SERVICE, TrainerServicer
-from flywheel_trainer.store.connection import prepare
-from flywheel_trainer.store.jobs import PostgresJobs
-from flywheel_trainer.store.pipelines import PostgresPipelines
-from flywheel_trainer.store.policies import PostgresDecisions, PostgresPolicies
-from flywheel_trainer.store.runs import PostgresRuns
+from flywheel_trainer.store.postgres.connection import prepare
+from flywheel_trainer.store.postgres.jobs import PostgresJobs
+from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
+from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
+from flywheel_trainer.store.postgres.runs import PostgresRuns
 from tests.contract.trainer.adapters import Calls, GrpcJobs, GrpcPipelines, GrpcPolicies, GrpcRuns, Told
 from tests.support import serving
 

@@ -16,9 +16,9 @@ from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import Unavailable
 from flywheel_common.ray.jobs import ray_jobs
 from flywheel_local.ray import Ray
-from flywheel_trainer.engine import Engine, EngineJob, EngineState
-from flywheel_trainer.memory_engine import MemoryEngine
-from flywheel_trainer.store.ray_engine import RayEngine
+from flywheel_trainer.fakes.engine import MemoryEngine
+from flywheel_trainer.jobs.engine import Engine, EngineJob, EngineState
+from flywheel_trainer.store.ray.engine import RayEngine
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import pytest
 
 from flywheel_common.storage.s3 import object_store
-from flywheel_trainer.jobs import JobLogs
-from flywheel_trainer.memory_engine import MemoryEngine, MemoryJobLogs
-from flywheel_trainer.names import JobName
-from flywheel_trainer.supervision import KeptLogs
+from flywheel_trainer.fakes.engine import MemoryEngine, MemoryJobLogs
+from flywheel_trainer.jobs.job import JobName
+from flywheel_trainer.jobs.logs import KeptLogs
+from flywheel_trainer.jobs.ports import JobLogs
 
 JOB = JobName("p", "job-1")
 TEXT = "Verlust 0.5\nzurück\n"

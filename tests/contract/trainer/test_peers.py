@@ -17,16 +17,19 @@ from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.grpc.channel import channel
 from flywheel_protos.feature.v1 import feature_pb2_grpc, training_set_pb2
 from flywheel_protos.registry.v1 import registry_pb2_grpc
-from flywheel_trainer.calibration import Platt
-from flywheel_trainer.comparison import ChampionModel
-from flywheel_trainer.jobs import JobState, TrainingSet
-from flywheel_trainer.memory_peers import MemoryFeature, MemoryRegistry, MemoryWeights
+from flywheel_trainer.evaluation.calibration import Platt
+from flywheel_trainer.fakes.feature import MemoryFeature
+from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
+from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.pipelines.comparison import ChampionModel
 from flywheel_trainer.recipes.outcome import MODEL as MODEL_FILE
 from flywheel_trainer.recipes.outcome import WEIGHTS
 from flywheel_trainer.recipes.tabular.dataset import Input
 from flywheel_trainer.recipes.tabular.spec import Column
-from flywheel_trainer.store.feature_peer import GrpcFeature
-from flywheel_trainer.store.registry_peer import GrpcRegistry, RegisteredWeights
+from flywheel_trainer.store.grpc.feature import GrpcFeature
+from flywheel_trainer.store.grpc.registry import GrpcRegistry
+from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from tests.integration.trainer.peer_servers import (
     FEATURE_SET,
     MODEL,

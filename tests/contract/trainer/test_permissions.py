@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from flywheel_protos.trainer.v1 import trainer_pb2
-from flywheel_trainer.servicer import PERMISSIONS, SERVICE, TrainerServicer
+from flywheel_trainer.api.servicer import TrainerServicer
+from flywheel_trainer.permissions import PERMISSIONS, SERVICE
 
 METHODS = [method.name for method in trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].methods]
 

@@ -11,9 +11,9 @@ import pytest
 
 from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
-from flywheel_trainer.jobs import JobState, TrainSpec
-from flywheel_trainer.names import PipelineRunName
-from flywheel_trainer.pipelines import STEPS, PipelineRun, PipelineSpec, Step
+from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRun, PipelineRunName, PipelineSpec, Step
 from flywheel_trainer.recipes.tabular.spec import Hyperparameters
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

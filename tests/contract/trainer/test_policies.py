@@ -12,11 +12,11 @@ from google.protobuf.json_format import ParseDict
 
 from flywheel_common.errors import InvalidArgument
 from flywheel_protos.feature.v1.training_set_pb2 import Spine
-from flywheel_trainer.jobs import JobState, TrainSpec
-from flywheel_trainer.names import PolicyName
-from flywheel_trainer.pipelines import PipelineSpec
-from flywheel_trainer.policies import Decision
-from flywheel_trainer.retraining import Drift, Policy, Reason
+from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.pipelines.pipeline_run import PipelineSpec
+from flywheel_trainer.policies.decision import Decision, Drift, Reason
+from flywheel_trainer.policies.policy import Policy, PolicyName
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 T = datetime(2013, 6, 1, 12, tzinfo=UTC)

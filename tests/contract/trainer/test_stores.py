@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from flywheel_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-from flywheel_trainer.jobs import Job, JobState, TrainSpec
-from flywheel_trainer.names import ExperimentName, JobName, RunName
+from flywheel_trainer.jobs.job import Job, JobName, JobState
+from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
 from flywheel_trainer.recipes.tabular.spec import Hyperparameters
-from flywheel_trainer.run_query import parse_filter, parse_order
-from flywheel_trainer.runs import Experiment, Run, RunState, RunUpdate
+from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState, RunUpdate
+from flywheel_trainer.runs.search import parse_filter, parse_order
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)

@@ -9,9 +9,9 @@ import pytest
 
 from flywheel_common.config import S3Settings
 from flywheel_common.storage.s3 import arrow_filesystem, object_store
-from flywheel_trainer.comparison import TableReader
-from flywheel_trainer.memory_peers import MemoryTables
-from flywheel_trainer.recipes.objects import read_table
+from flywheel_trainer.fakes.tables import MemoryTables
+from flywheel_trainer.pipelines.comparison import TableReader
+from flywheel_trainer.store.s3.tables import ParquetTables
 
 FRAME = pl.DataFrame({"v__x": [1.5, None, -2.0], "v__c": ["AA", "ü", None], "label": [0, 1, 1]})
 
@@ -30,7 +30,7 @@ async def where(request: pytest.FixtureRequest) -> tuple[TableReader, str]:
             rows.write_parquet(content)
             await objects.put(f"sets/one/part-{number}.parquet", content.getvalue())
     files = arrow_filesystem(settings)
-    return lambda uri, columns: read_table(files, uri, columns), settings.s3_bucket
+    return ParquetTables(files), settings.s3_bucket
 
 
 def test_columns_come_in_the_order_asked_each_once_and_without_those_that_are_absent(

@@ -15,13 +15,13 @@ from flywheel_common.errors import AlreadyExists, FailedPrecondition, InvalidArg
 from flywheel_common.ids import SequentialIds
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, connection, create_pool
-from flywheel_trainer.names import ExperimentName, RunName
 from flywheel_trainer.recipes.outcome import Produced
-from flywheel_trainer.run_query import parse_filter, parse_order
-from flywheel_trainer.runs import Experiment, Run, Runs, RunState, RunUpdate
+from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState, RunUpdate
+from flywheel_trainer.runs.search import parse_filter, parse_order
+from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.server import MIGRATIONS
-from flywheel_trainer.store.connection import prepare
-from flywheel_trainer.store.runs import PostgresRuns
+from flywheel_trainer.store.postgres.connection import prepare
+from flywheel_trainer.store.postgres.runs import PostgresRuns
 
 PROJECT = "default"
 WANTED = Run(RunName(PROJECT, "new"), "late", params={"lr": "0.1"}, lease_seconds=60)

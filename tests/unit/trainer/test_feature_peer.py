@@ -10,7 +10,7 @@ from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from flywheel_protos.types.v1 import value_pb2
-from flywheel_trainer.store.feature_peer import GrpcFeature
+from flywheel_trainer.store.grpc.feature import GrpcFeature
 
 
 class Features(feature_pb2_grpc.FeatureServiceServicer):

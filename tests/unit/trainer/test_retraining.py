@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_trainer.jobs import TrainSpec
-from flywheel_trainer.pipelines import PipelineSpec
-from flywheel_trainer.policies import triggered_run
-from flywheel_trainer.retraining import KINDS, Drift, Policy, Reason, decide, time_range
+from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.pipelines.pipeline_run import PipelineSpec
+from flywheel_trainer.policies.decision import Drift, Reason, decide
+from flywheel_trainer.policies.policy import KINDS, Policy
+from flywheel_trainer.policies.triggered_run import time_range, triggered_run
 
 DAY = timedelta(days=1)
 T = datetime(2013, 6, 1, 12, tzinfo=UTC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flywheel_common.errors import InvalidArgument
-from flywheel_trainer.run_query import Order, Term, parse_filter, parse_order
+from flywheel_trainer.runs.search import Order, Term, parse_filter, parse_order
 
 
 def test_terms_joined_by_and_are_read_with_their_operators() -> None:

@@ -7,14 +7,16 @@ from datetime import UTC, datetime
 from flywheel_common.clock import ManualClock
 from flywheel_common.errors import Unavailable
 from flywheel_common.fakes.objects import MemoryObjectStore
-from flywheel_trainer.engine import EngineJob, EngineState
-from flywheel_trainer.jobs import Job, JobState, TrainSpec
-from flywheel_trainer.memory import MemoryJobs, MemoryRuns, MemoryTracking
-from flywheel_trainer.memory_engine import MemoryEngine
-from flywheel_trainer.names import JobName, RunName
+from flywheel_trainer.fakes.engine import MemoryEngine
+from flywheel_trainer.fakes.jobs import MemoryJobs
+from flywheel_trainer.fakes.runs import MemoryRuns
+from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.jobs.engine import EngineJob, EngineState
+from flywheel_trainer.jobs.job import Job, JobName, JobState
+from flywheel_trainer.jobs.supervision import Launch, Supervisor
+from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.runs import Experiment, ExperimentName
-from flywheel_trainer.supervision import Launch, Supervisor
+from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
 
 AT = datetime(2013, 4, 1, tzinfo=UTC)
 JOB = JobName("p", "job-1")

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from flywheel_trainer.calibration import Platt
-from flywheel_trainer.comparison import ChampionModel, comparing
-from flywheel_trainer.jobs import TrainingSet
+from flywheel_trainer.evaluation.calibration import Platt
+from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.pipelines.comparison import ChampionModel, comparing
 from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
 from flywheel_trainer.recipes.tabular.dataset import (
     Input,

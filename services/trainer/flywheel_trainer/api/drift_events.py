@@ -1,0 +1,52 @@
+"""`drift.detected` → what a policy does about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from datetime import UTC
+
+from flywheel_common.clock import Clock
+from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.kafka.dead_letters import PoisonError
+from flywheel_common.kafka.envelope import payload_of
+from flywheel_common.kafka.record import Record
+from flywheel_common.postgres.pool import Connection
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected
+from flywheel_trainer.pipelines.pipeline_run import ModelName
+from flywheel_trainer.policies.decision import Drift
+from flywheel_trainer.policies.ports import Decisions
+
+log = get_logger(__name__)
+
+
+class DriftHandler:
+    """The handler of the consumer loop. `on` gives what decides inside the loop's transaction."""
+
+    def __init__(self, on: Callable[[Connection], Decisions], clock: Clock) -> None:
+        self._on, self._clock = on, clock
+
+    async def __call__(self, conn: Connection, records: Sequence[Record]) -> None:
+        for record in records:
+            assert record.event is not None
+            try:
+                drift = drift_from(payload_of(record.event, DriftDetected))
+                ModelName.parse(drift.model)
+            except FlywheelError as error:
+                raise PoisonError(error.message, [record]) from error
+            made = await self._on(conn).decide(drift, self._clock.now())
+            reason = str(made.reason) if made is not None else "no policy, or decided before"
+            log.info("retraining decided", model=drift.model, alert=drift.alert, reason=reason)
+
+
+def drift_from(event: DriftDetected) -> Drift:
+    """InvalidArgument MALFORMED_EVENT without an alert or a window."""
+    if not event.alert or not event.HasField("window_end"):
+        raise InvalidArgument("The drift event names no alert or no window.", reason="MALFORMED_EVENT")
+    return Drift(
+        alert=event.alert,
+        model=event.model,
+        kind=event.kind,
+        window_end=event.window_end.ToDatetime(tzinfo=UTC),
+        data_quality_cause=event.data_quality_cause,
+    )

@@ -1,0 +1,78 @@
+"""`engine.Engine` and `jobs.JobLogs` in memory, for unit tests of the use cases. Held to the same contract suite as Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from flywheel_common.errors import Unavailable
+from flywheel_trainer.jobs.engine import EngineJob, EngineState
+from flywheel_trainer.jobs.job import JobName
+
+Program = Callable[[Mapping[str, str]], tuple[str, int | None]]
+"""What a command does in an environment: (all it prints, its exit status). None: it runs until it is stopped."""
+
+
+@dataclass(frozen=True)
+class _Started:
+    job: EngineJob
+    log: str = ""
+
+
+class MemoryEngine:
+    """Jobs end as soon as they begin, but those that run until they are stopped. `programs` by command; a command that is not
+    among them fails, as a shell's does. `down`: it does not answer."""
+
+    def __init__(self, programs: Mapping[str, Program] | None = None) -> None:
+        self.programs = dict(programs or {})
+        self.down = False
+        self._jobs: dict[str, _Started] = {}
+
+    async def submit(self, job_id: str, command: str, environment: Mapping[str, str]) -> None:
+        self._answering()
+        if job_id in self._jobs:
+            return
+        program = self.programs.get(command)
+        log, status = program(environment) if program else (f"{command}: not found\n", 127)
+        match status:
+            case None:
+                job = EngineJob(EngineState.RUNNING)
+            case 0:
+                job = EngineJob(EngineState.SUCCEEDED)
+            case _:
+                job = EngineJob(EngineState.FAILED, f"The command ended with {status}.")
+        self._jobs[job_id] = _Started(job, log)
+
+    async def state(self, job_id: str) -> EngineJob:
+        self._answering()
+        known = self._jobs.get(job_id)
+        return EngineJob(EngineState.UNKNOWN) if known is None else known.job
+
+    async def stop(self, job_id: str) -> None:
+        self._answering()
+        known = self._jobs.get(job_id)
+        if known is not None and known.job.state is EngineState.RUNNING:
+            self._jobs[job_id] = replace(known, job=EngineJob(EngineState.STOPPED))
+
+    async def log(self, job_id: str) -> bytes:
+        self._answering()
+        known = self._jobs.get(job_id)
+        return b"" if known is None else known.log.encode()
+
+    def forget(self) -> None:
+        """Lose every job, as an engine does whose machine is lost."""
+        self._jobs.clear()
+
+    def _answering(self) -> None:
+        if self.down:
+            raise Unavailable("The engine does not answer.", reason="ENGINE_UNAVAILABLE")
+
+
+class MemoryJobLogs:
+    """`jobs.JobLogs` out of a dictionary."""
+
+    def __init__(self) -> None:
+        self.texts: dict[JobName, bytes] = {}
+
+    async def read(self, job: JobName) -> bytes:
+        return self.texts.get(job, b"")

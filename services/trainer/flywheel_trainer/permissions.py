@@ -1,0 +1,20 @@
+"""The permission that each RPC needs (jwt mode)."""
+
+from __future__ import annotations
+
+from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permissions
+
+SERVICE = "flywheel.trainer.v1.TrainerService"
+
+
+_ROLES = {
+    READ: "ListExperiments GetRun ListRuns ListMetricPoints GetJob ListJobs WatchJob GetPipelineRun ListPipelineRuns "
+    "WatchPipelineRun GetRetrainingPolicy ListRetrainingDecisions",
+    WRITE: "CreateExperiment CreateRun LogMetrics UpdateRun SubmitJob CancelJob StartPipelineRun CancelPipelineRun",
+    OPERATE: "SetRetrainingPolicy",
+}
+
+
+PERMISSIONS: Permissions = {
+    f"/{SERVICE}/{method}": role for role, methods in _ROLES.items() for method in methods.split()
+}
