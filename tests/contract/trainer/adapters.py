@@ -19,7 +19,7 @@ from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.api.convert_jobs import job_to_proto, train_from
 from flywheel_trainer.api.convert_pipelines import pipeline_from, pipeline_to_proto
 from flywheel_trainer.api.convert_policies import policy_from, policy_to_proto
-from flywheel_trainer.api.convert_runs import produced_from, run_to_proto
+from flywheel_trainer.api.convert_runs import artifacts_from_proto, run_to_proto
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.jobs.ports import JobStore
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, Step
@@ -251,7 +251,7 @@ def run_from(message: pb.Run) -> Run:
         params=dict(message.params),
         metrics=dict(message.metrics),
         tags=dict(message.tags),
-        artifacts=produced_from(message.artifacts),
+        artifacts=artifacts_from_proto(message.artifacts),
         code_version=message.code_version,
         environment=dict(message.environment),
         training_set=message.training_set,

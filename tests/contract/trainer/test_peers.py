@@ -23,8 +23,8 @@ from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.pipelines.comparison import ChampionModel
-from flywheel_trainer.recipes.outcome import MODEL as MODEL_FILE
-from flywheel_trainer.recipes.outcome import WEIGHTS
+from flywheel_trainer.recipes.artifacts import MODEL as MODEL_FILE
+from flywheel_trainer.recipes.artifacts import WEIGHTS
 from flywheel_trainer.recipes.tabular.dataset import Input
 from flywheel_trainer.recipes.tabular.spec import Column
 from flywheel_trainer.store.grpc.feature import GrpcFeature

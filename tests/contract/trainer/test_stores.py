@@ -13,7 +13,7 @@ import pytest
 from flywheel_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.jobs.train_spec import TrainSpec
-from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
+from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Artifact
 from flywheel_trainer.recipes.tabular.spec import Hyperparameters
 from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState, RunUpdate
 from flywheel_trainer.runs.search import parse_filter, parse_order
@@ -22,7 +22,7 @@ AT = datetime(2026, 1, 1, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
 EPOCH = {"done": 1, "total": 3, "unit": "epoch"}
 LATE = Experiment(ExperimentName("p", "late"), "why", {"a": "b"})
-FILE = Produced("model.onnx", 10, "ab" * 32, "s3://b/k")
+FILE = Artifact("model.onnx", 10, "ab" * 32, "s3://b/k")
 SPEC = TrainSpec(
     "late", "projects/p/trainingSets/t", Hyperparameters(hidden_sizes=(8, 4), epochs=3), workers=2
 )

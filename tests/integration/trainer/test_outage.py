@@ -19,7 +19,7 @@ from flywheel_local.s3 import S3
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
-from flywheel_trainer.recipes.outcome import WEIGHTS
+from flywheel_trainer.recipes.artifacts import WEIGHTS
 from tests.integration.trainer.peer_servers import MODEL, TRAINING_SET, Peers
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy

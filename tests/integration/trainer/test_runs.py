@@ -15,7 +15,7 @@ from flywheel_common.errors import AlreadyExists, FailedPrecondition, InvalidArg
 from flywheel_common.ids import SequentialIds
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, connection, create_pool
-from flywheel_trainer.recipes.outcome import Produced
+from flywheel_trainer.recipes.outcome import Artifact
 from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState, RunUpdate
 from flywheel_trainer.runs.search import parse_filter, parse_order
 from flywheel_trainer.runs.use_cases import Runs
@@ -114,7 +114,7 @@ async def test_no_run_is_lost_because_the_service_was_away(
 
 async def test_an_update_keeps_first_params_adds_artifacts_and_ends_once(runs: Runs) -> None:
     name = (await runs.create_run(WANTED, PROJECT, "", b"")).name
-    artifact = Produced("plot.png", 3, "00", "s3://b/k")
+    artifact = Artifact("plot.png", 3, "00", "s3://b/k")
     await runs.update(name, RunUpdate(params={"lr": "9", "wd": "0"}, tags={"a": "1"}, artifacts=(artifact,)))
     done = await runs.update(name, RunUpdate(tags={"a": "2"}, state=RunState.SUCCEEDED))
     assert dict(done.params) == {"lr": "0.1", "wd": "0"}

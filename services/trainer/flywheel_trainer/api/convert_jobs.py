@@ -11,15 +11,13 @@ from flywheel_trainer.api.convert_times import timestamp
 from flywheel_trainer.jobs.job import Job, JobState
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.recipes.tabular.spec import Hyperparameters
-from flywheel_trainer.runs.run import (
-    ExperimentName,
-)
+from flywheel_trainer.runs.run import ExperimentName
 
 _DEFAULTS = Hyperparameters()
 
 
-def train_from(spec: pb.TrainSpec) -> TrainSpec:
-    """Zero values become defaults. InvalidArgument INVALID_NAME."""
+def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
+    """Zero values become defaults. Raises InvalidName."""
     recipe = spec.tabular
     hyper = Hyperparameters(
         hidden_sizes=tuple(recipe.hidden_sizes) or _DEFAULTS.hidden_sizes,
@@ -41,7 +39,7 @@ def train_from(spec: pb.TrainSpec) -> TrainSpec:
     )
 
 
-def train_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
+def train_spec_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
     return pb.TrainSpec(
         experiment=str(ExperimentName(project, spec.experiment)),
         training_set=spec.training_set,
@@ -51,8 +49,8 @@ def train_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
     )
 
 
-def job_state(state: JobState) -> str:
-    """Enum fields take the value's name too."""
+def job_state_to_proto(state: JobState) -> str:
+    """The name of the enum value, which protobuf accepts in constructors."""
     return f"JOB_STATE_{state}"
 
 
@@ -60,9 +58,9 @@ def job_to_proto(job: Job) -> pb.Job:
     return pb.Job(
         name=str(job.name),
         kind=job.kind,
-        state=job_state(job.state),
+        state=job_state_to_proto(job.state),
         progress=job_pb2.JobProgress(**job.progress),
-        train=train_to_proto(job.spec, job.name.project),
+        train=train_spec_to_proto(job.spec, job.name.project),
         run=str(job.run),
         error_reason=job.error_reason,
         error_message=job.error_message,

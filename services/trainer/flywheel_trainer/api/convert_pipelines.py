@@ -1,24 +1,25 @@
-"""Protobuf ↔ domain."""
+"""Conversion of pipeline runs between protobuf and domain."""
 
 from __future__ import annotations
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from flywheel_common.errors import InvalidArgument
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
-from flywheel_trainer.api.convert_jobs import job_state, train_from, train_to_proto
+from flywheel_trainer.api.convert_jobs import job_state_to_proto, train_spec_from_proto, train_spec_to_proto
 from flywheel_trainer.api.convert_times import timestamp
+from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineSpec
 
 
-def pipeline_from(spec: pb.PipelineSpec) -> PipelineSpec:
+def pipeline_spec_from_proto(spec: pb.PipelineSpec) -> PipelineSpec:
+    """Raises InvalidSpec if there is no train specification, and InvalidName."""
     if not spec.HasField("train"):
-        raise InvalidArgument("spec.train is missing.", reason="INVALID_SPEC", field="spec.train")
+        raise InvalidSpec("spec.train is missing.", field="spec.train")
     return PipelineSpec(
         model=spec.model,
         feature_set=spec.feature_set,
         spine=MessageToDict(spec.spine),
-        train=train_from(spec.train),
+        train=train_spec_from_proto(spec.train),
         threshold=spec.threshold,
         fallback=MessageToDict(spec.fallback) if spec.HasField("fallback") else None,
         segment_keys=tuple(spec.segment_keys),
@@ -26,11 +27,11 @@ def pipeline_from(spec: pb.PipelineSpec) -> PipelineSpec:
     )
 
 
-def pipeline_to_proto(spec: PipelineSpec, project: str) -> pb.PipelineSpec:
+def pipeline_spec_to_proto(spec: PipelineSpec, project: str) -> pb.PipelineSpec:
     message = pb.PipelineSpec(
         model=spec.model,
         feature_set=spec.feature_set,
-        train=train_to_proto(spec.train, project),
+        train=train_spec_to_proto(spec.train, project),
         threshold=spec.threshold,
         segment_keys=spec.segment_keys,
         start_rollout=spec.start_rollout,
@@ -45,12 +46,12 @@ def pipeline_to_proto(spec: PipelineSpec, project: str) -> pb.PipelineSpec:
 def pipeline_run_to_proto(run: PipelineRun) -> pb.PipelineRun:
     return pb.PipelineRun(
         name=str(run.name),
-        spec=pipeline_to_proto(run.spec, run.name.project),
-        state=job_state(run.state),
+        spec=pipeline_spec_to_proto(run.spec, run.name.project),
+        state=job_state_to_proto(run.state),
         steps=[
             pb.PipelineStep(
                 step=step.step,
-                state=job_state(step.state),
+                state=job_state_to_proto(step.state),
                 started_at=timestamp(step.started_at),
                 ended_at=timestamp(step.ended_at),
                 output=step.output,

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
-from flywheel_common.errors import InvalidArgument
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
-from flywheel_trainer.api.convert_pipelines import pipeline_from, pipeline_to_proto
+from flywheel_trainer.api.convert_pipelines import pipeline_spec_from_proto, pipeline_spec_to_proto
 from flywheel_trainer.api.convert_times import duration, timestamp
-from flywheel_trainer.pipelines.pipeline_run import PipelineSpec
 from flywheel_trainer.policies.decision import Decision
-from flywheel_trainer.policies.policy import Policy, PolicyName
+from flywheel_trainer.policies.errors import InvalidPolicy
+from flywheel_trainer.policies.policy import (
+    DEFAULT_COOLDOWN,
+    DEFAULT_DAILY_BUDGET,
+    DEFAULT_HISTORY,
+    Policy,
+    PolicyName,
+)
 
 
-def policy_from(message: pb.RetrainingPolicy) -> Policy:
+def policy_from_proto(message: pb.RetrainingPolicy) -> Policy:
+    """Unset fields become defaults.
+
+    Raises InvalidPolicy if there is no pipeline, InvalidSpec, InvalidName.
+    """
     name = PolicyName.parse(message.name)
     if not message.HasField("pipeline"):
-        raise InvalidArgument("policy.pipeline is missing.", reason="INVALID_POLICY", field="policy.pipeline")
-    defaults = Policy(name.project, name.policy, {})
+        raise InvalidPolicy("policy.pipeline is missing.", field="policy.pipeline")
     return Policy(
-        project=name.project,
-        id=name.policy,
-        pipeline=asdict(pipeline_from(message.pipeline)),
+        name=name,
+        pipeline=pipeline_spec_from_proto(message.pipeline),
         trigger_kinds=tuple(message.trigger_kinds),
-        cooldown=message.cooldown.ToTimedelta() if message.HasField("cooldown") else defaults.cooldown,
-        daily_budget=message.daily_budget or defaults.daily_budget,
-        history=message.history.ToTimedelta() if message.HasField("history") else defaults.history,
+        cooldown=message.cooldown.ToTimedelta() if message.HasField("cooldown") else DEFAULT_COOLDOWN,
+        daily_budget=message.daily_budget or DEFAULT_DAILY_BUDGET,
+        history=message.history.ToTimedelta() if message.HasField("history") else DEFAULT_HISTORY,
         dry_run=message.dry_run,
         disabled=message.disabled,
     )
@@ -33,8 +38,8 @@ def policy_from(message: pb.RetrainingPolicy) -> Policy:
 
 def policy_to_proto(policy: Policy) -> pb.RetrainingPolicy:
     return pb.RetrainingPolicy(
-        name=str(PolicyName(policy.project, policy.id)),
-        pipeline=pipeline_to_proto(PipelineSpec.from_row(policy.pipeline), policy.project),
+        name=str(policy.name),
+        pipeline=pipeline_spec_to_proto(policy.pipeline, policy.name.project),
         trigger_kinds=policy.trigger_kinds,
         cooldown=duration(policy.cooldown),
         daily_budget=policy.daily_budget,

@@ -8,12 +8,13 @@ from datetime import timedelta
 
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.api.convert_times import duration, timestamp
-from flywheel_trainer.recipes.outcome import Produced
+from flywheel_trainer.recipes.outcome import Artifact
 from flywheel_trainer.runs.run import (
     DEFAULT_LEASE_SECONDS,
     Experiment,
     ExperimentName,
     Run,
+    RunName,
     RunState,
     RunUpdate,
 )
@@ -28,22 +29,22 @@ def experiment_to_proto(value: Experiment) -> pb.Experiment:
     )
 
 
-def produced_from(artifacts: Iterable[pb.RunArtifact]) -> tuple[Produced, ...]:
-    return tuple(Produced(a.name, a.size_bytes, a.sha256, a.uri) for a in artifacts)
+def artifacts_from_proto(artifacts: Iterable[pb.RunArtifact]) -> tuple[Artifact, ...]:
+    return tuple(Artifact(a.name, a.size_bytes, a.sha256, a.uri) for a in artifacts)
 
 
-def run_from_proto(request: pb.CreateRunRequest, name: object) -> Run:
-    """The run to create; its name is given by the use case."""
+def run_from_proto(request: pb.CreateRunRequest, project: str) -> Run:
+    """The run to create; the use case replaces its name."""
     run = request.run
     lease = (
         request.lease.ToTimedelta().total_seconds() if request.HasField("lease") else DEFAULT_LEASE_SECONDS
     )
     return Run(
-        name=name,  # type: ignore[arg-type]
+        name=RunName(project, "new"),
         experiment=experiment_id(run.experiment),
         params=dict(run.params),
         tags=dict(run.tags),
-        artifacts=produced_from(run.artifacts),
+        artifacts=artifacts_from_proto(run.artifacts),
         code_version=run.code_version,
         environment=dict(run.environment),
         training_set=run.training_set,
@@ -53,7 +54,7 @@ def run_from_proto(request: pb.CreateRunRequest, name: object) -> Run:
 
 
 def experiment_id(text: str) -> str:
-    """The id in an experiment's name; an id alone is accepted too."""
+    """The id in the name of an experiment; also accepts the id alone."""
     return ExperimentName.parse(text).experiment if "/" in text else text
 
 
@@ -77,14 +78,14 @@ def run_to_proto(run: Run) -> pb.Run:
     )
 
 
-def run_update_from(request: pb.UpdateRunRequest) -> RunUpdate:
+def run_update_from_proto(request: pb.UpdateRunRequest) -> RunUpdate:
     state = None
     if request.state != pb.RUN_STATE_UNSPECIFIED:
         state = RunState(pb.RunState.Name(request.state).removeprefix("RUN_STATE_"))
     return RunUpdate(
         dict(request.params),
         dict(request.tags),
-        produced_from(request.artifacts),
+        artifacts_from_proto(request.artifacts),
         state,
         request.error_message,
     )

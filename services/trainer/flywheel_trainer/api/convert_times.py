@@ -9,7 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 
 def timestamp(value: datetime | None) -> Timestamp | None:
-    """None stays unset."""
+    """None for None, which leaves the field unset."""
     if value is None:
         return None
     message = Timestamp()

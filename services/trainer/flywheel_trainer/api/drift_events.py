@@ -1,4 +1,4 @@
-"""`drift.detected` → what a policy does about it."""
+"""The consumer of `drift.detected`: each event is decided by the model's retraining policy."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ log = get_logger(__name__)
 
 
 class DriftHandler:
-    """The handler of the consumer loop. `on` gives what decides inside the loop's transaction."""
+    """Handler of the consumer loop; `decisions` makes `Decisions` that use the loop's transaction."""
 
-    def __init__(self, on: Callable[[Connection], Decisions], clock: Clock) -> None:
-        self._on, self._clock = on, clock
+    def __init__(self, decisions: Callable[[Connection], Decisions], clock: Clock) -> None:
+        self._decisions, self._clock = decisions, clock
 
     async def __call__(self, conn: Connection, records: Sequence[Record]) -> None:
         for record in records:
             assert record.event is not None
             try:
-                drift = drift_from(payload_of(record.event, DriftDetected))
+                drift = drift_from_proto(payload_of(record.event, DriftDetected))
                 ModelName.parse(drift.model)
             except FlywheelError as error:
                 raise PoisonError(error.message, [record]) from error
-            made = await self._on(conn).decide(drift, self._clock.now())
-            reason = str(made.reason) if made is not None else "no policy, or decided before"
+            decision = await self._decisions(conn).decide(drift, self._clock.now())
+            reason = "no policy, or decided before" if decision is None else str(decision.reason)
             log.info("retraining decided", model=drift.model, alert=drift.alert, reason=reason)
 
 
-def drift_from(event: DriftDetected) -> Drift:
-    """InvalidArgument MALFORMED_EVENT without an alert or a window."""
+def drift_from_proto(event: DriftDetected) -> Drift:
+    """Raises InvalidArgument MALFORMED_EVENT if there is no alert or no window."""
     if not event.alert or not event.HasField("window_end"):
-        raise InvalidArgument("The drift event names no alert or no window.", reason="MALFORMED_EVENT")
+        raise InvalidArgument("The drift event has no alert or no window_end.", reason="MALFORMED_EVENT")
     return Drift(
         alert=event.alert,
         model=event.model,

@@ -1,4 +1,4 @@
-"""The edge: convert, await the use case, convert."""
+"""TrainerService at the edge: each method converts, awaits a use case, and converts back."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
-from flywheel_trainer.api.convert_jobs import job_to_proto, train_from
-from flywheel_trainer.api.convert_pipelines import pipeline_from, pipeline_run_to_proto
-from flywheel_trainer.api.convert_policies import decision_to_proto, policy_from, policy_to_proto
+from flywheel_trainer.api.convert_jobs import job_to_proto, train_spec_from_proto
+from flywheel_trainer.api.convert_pipelines import pipeline_run_to_proto, pipeline_spec_from_proto
+from flywheel_trainer.api.convert_policies import decision_to_proto, policy_from_proto, policy_to_proto
 from flywheel_trainer.api.convert_runs import (
     experiment_to_proto,
     run_from_proto,
     run_to_proto,
-    run_update_from,
+    run_update_from_proto,
 )
 from flywheel_trainer.jobs.job import JobName
 from flywheel_trainer.jobs.use_cases import Jobs
@@ -32,21 +32,21 @@ from flywheel_trainer.runs.use_cases import Runs
 
 
 class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
-    """flywheel.trainer.v1.TrainerService."""
+    """flywheel.trainer.v1.TrainerService; `poll_seconds` is the interval of the Watch methods."""
 
     def __init__(
         self, runs: Runs, jobs: Jobs, pipelines: Pipelines, policies: Policies, *, poll_seconds: float
     ) -> None:
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
-        self._poll = poll_seconds
+        self._poll_seconds = poll_seconds
 
     async def CreateExperiment(
         self, request: pb.CreateExperimentRequest, context: Any
     ) -> pb.CreateExperimentResponse:
         name = ExperimentName(parse_project(request.parent), request.experiment_id)
-        wanted = Experiment(name, request.experiment.description, dict(request.experiment.tags))
-        made = await self._runs.create_experiment(wanted, request.request_id, _body(request))
-        return pb.CreateExperimentResponse(experiment=experiment_to_proto(made))
+        experiment = Experiment(name, request.experiment.description, dict(request.experiment.tags))
+        created = await self._runs.create_experiment(experiment, request.request_id, _body(request))
+        return pb.CreateExperimentResponse(experiment=experiment_to_proto(created))
 
     async def ListExperiments(
         self, request: pb.ListExperimentsRequest, context: Any
@@ -59,18 +59,21 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def CreateRun(self, request: pb.CreateRunRequest, context: Any) -> pb.CreateRunResponse:
         project = parse_project(request.parent)
-        wanted = run_from_proto(request, RunName(project, "new"))
-        made = await self._runs.create_run(wanted, project, request.request_id, _body(request))
-        return pb.CreateRunResponse(run=run_to_proto(made))
+        run = run_from_proto(request, project)
+        created = await self._runs.create_run(run, project, request.request_id, _body(request))
+        return pb.CreateRunResponse(run=run_to_proto(created))
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
         return pb.GetRunResponse(run=run_to_proto(await self._runs.get(RunName.parse(request.name))))
 
     async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
         page = await self._runs.list_runs(
-            parse_project(request.parent), parse_filter(request.filter), parse_order(request.order_by),
-            page_size(request.page_size), request.page_token,
-        )  # fmt: skip
+            parse_project(request.parent),
+            parse_filter(request.filter),
+            parse_order(request.order_by),
+            page_size(request.page_size),
+            request.page_token,
+        )
         return pb.ListRunsResponse(runs=map(run_to_proto, page.items), next_page_token=page.next_page_token)
 
     async def LogMetrics(self, request: pb.LogMetricsRequest, context: Any) -> pb.LogMetricsResponse:
@@ -94,11 +97,11 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         )
 
     async def UpdateRun(self, request: pb.UpdateRunRequest, context: Any) -> pb.UpdateRunResponse:
-        run = await self._runs.update(RunName.parse(request.name), run_update_from(request))
+        run = await self._runs.update(RunName.parse(request.name), run_update_from_proto(request))
         return pb.UpdateRunResponse(run=run_to_proto(run))
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
-        spec = train_from(request.job.train)
+        spec = train_spec_from_proto(request.job.train)
         project = parse_project(request.parent)
         job = await self._jobs.submit(project, spec, request.job.priority, request.request_id, _body(request))
         return pb.SubmitJobResponse(job=job_to_proto(job))
@@ -114,7 +117,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
         async for job, log, offset in self._jobs.watch(
-            JobName.parse(request.name), request.log_offset, self._poll
+            JobName.parse(request.name), request.log_offset, self._poll_seconds
         ):
             yield pb.WatchJobResponse(
                 job=job_to_proto(job), log=log.decode(errors="replace"), log_offset=offset
@@ -127,7 +130,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def StartPipelineRun(
         self, request: pb.StartPipelineRunRequest, context: Any
     ) -> pb.StartPipelineRunResponse:
-        spec = pipeline_from(request.spec)
+        spec = pipeline_spec_from_proto(request.spec)
         run = await self._pipelines.start(
             parse_project(request.parent), spec, request.request_id, _body(request)
         )
@@ -152,7 +155,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def WatchPipelineRun(
         self, request: pb.WatchPipelineRunRequest, context: Any
     ) -> AsyncIterator[pb.WatchPipelineRunResponse]:
-        async for run in self._pipelines.watch(PipelineRunName.parse(request.name), self._poll):
+        async for run in self._pipelines.watch(PipelineRunName.parse(request.name), self._poll_seconds):
             yield pb.WatchPipelineRunResponse(pipeline_run=pipeline_run_to_proto(run))
 
     async def CancelPipelineRun(
@@ -166,7 +169,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def SetRetrainingPolicy(
         self, request: pb.SetRetrainingPolicyRequest, context: Any
     ) -> pb.SetRetrainingPolicyResponse:
-        policy = await self._policies.set(policy_from(request.policy), request.request_id, _body(request))
+        policy = await self._policies.set(
+            policy_from_proto(request.policy), request.request_id, _body(request)
+        )
         return pb.SetRetrainingPolicyResponse(policy=policy_to_proto(policy))
 
     async def GetRetrainingPolicy(

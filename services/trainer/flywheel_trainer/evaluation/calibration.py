@@ -17,7 +17,7 @@ from flywheel_trainer.evaluation.metrics import EPSILON
 
 @dataclass(frozen=True)
 class Platt:
-    """slope = 1, intercept = 0 is the identity."""
+    """The fitted parameters; slope 1 and intercept 0 are the identity."""
 
     slope: float = 1.0
     intercept: float = 0.0
@@ -31,7 +31,7 @@ IDENTITY = Platt()
 
 
 def logit(scores: npt.ArrayLike) -> Floats:
-    """log(p / (1 - p)) with p kept inside [1e-7, 1 - 1e-7]."""
+    """log(p / (1 - p)) with p clipped to [1e-7, 1 - 1e-7]."""
     p = np.clip(np.asarray(scores, dtype=np.float64), EPSILON, 1 - EPSILON)
     return np.log(p) - np.log1p(-p)
 
@@ -45,8 +45,8 @@ def sigmoid(z: Floats) -> Floats:
 def fit_platt(labels: npt.ArrayLike, scores: npt.ArrayLike, *, iterations: int = 100) -> Platt:
     """Newton's method with step halving on the convex negative log-likelihood.
 
-    Answers the identity where no finite or order-keeping optimum exists: one class only, equal scores, rows that
-    a threshold separates perfectly, or a slope that is not positive (it would turn the ranking round).
+    Returns the identity if there is no finite optimum that keeps the order: one class only, equal scores,
+    rows that a threshold separates perfectly, or a slope that is not positive (it would reverse the ranking).
     """
     y = np.asarray(labels, dtype=np.float64)
     z = logit(scores)
@@ -83,7 +83,7 @@ def _separable(y: Floats, z: Floats) -> bool:
 
 @dataclass(frozen=True)
 class Isotonic:
-    """Piecewise linear through (x, y), constant outside; x increases."""
+    """A piecewise linear function through the points (x, y), constant outside of them; x increases."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]

@@ -1,6 +1,6 @@
-"""How good scores are: pure numpy, shared by the training job and the pipeline's evaluate step.
+"""Metrics of binary classification, shared by the training job and the pipeline's evaluate step.
 
-Every function takes `labels` (0/1) and `scores` (probabilities), both one-dimensional of equal length.
+Every function takes `labels` (0/1) and `scores` (probabilities), both one-dimensional and of equal length.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import numpy.typing as npt
 from flywheel_common.arrays import Floats
 
 EPSILON = 1e-7
-"""Probabilities are kept this far from 0 and 1 before a logarithm; float32 scores resolve about 6e-8."""
+"""Smallest distance of a probability from 0 and 1 in a logarithm; float32 scores resolve about 6e-8."""
 
 ECE_BINS = 15
 
 
 def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
-    """Area under the ROC curve as the Mann-Whitney statistic with mid-ranks for ties; NaN when one class is missing."""
-    y, s = _pair(labels, scores)
+    """Area under the ROC curve: the Mann-Whitney statistic with mid-ranks for ties.
+
+    NaN if a class is missing.
+    """
+    y, s = _checked(labels, scores)
     positives = float(y.sum())
     negatives = float(len(y)) - positives
     if positives == 0 or negatives == 0:
@@ -35,37 +38,40 @@ def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
 
 def log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     """Mean negative log-likelihood in nats."""
-    y, s = _pair(labels, scores)
+    y, s = _checked(labels, scores)
     p = np.clip(s, EPSILON, 1 - EPSILON)
     return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))
 
 
 def brier(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
     """Mean squared error of the probability."""
-    y, s = _pair(labels, scores)
+    y, s = _checked(labels, scores)
     return float(np.mean((s - y) ** 2))
 
 
 def ece(labels: npt.ArrayLike, scores: npt.ArrayLike, bins: int = ECE_BINS) -> float:
-    """Expected calibration error over equal-width bins (Guo et al. 2017): Σ share·|mean label − mean score|."""
-    y, s = _pair(labels, scores)
+    """Expected calibration error over equal-width bins: Σ share·|mean label − mean score| (Guo et al. 2017)."""
+    y, s = _checked(labels, scores)
     index = np.minimum((s * bins).astype(np.int64), bins - 1)
     gap = np.bincount(index, weights=y, minlength=bins) - np.bincount(index, weights=s, minlength=bins)
     return float(np.abs(gap).sum() / len(y))
 
 
 def f1(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> float:
-    """F1 of the decision score >= threshold; 0 when nothing is positive on either side."""
-    y, s = _pair(labels, scores)
+    """F1 of the decision score >= threshold; 0 if no label and no decision is positive."""
+    y, s = _checked(labels, scores)
     decided = s >= threshold
-    hit = float(y[decided].sum())
+    true_positives = float(y[decided].sum())
     total = float(decided.sum() + y.sum())
-    return 2 * hit / total if total else 0.0
+    return 2 * true_positives / total if total else 0.0
 
 
 def best_threshold(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
-    """The score whose use as threshold (score >= threshold) gives the largest F1; the highest of equals; 0.5 without positives."""
-    y, s = _pair(labels, scores)
+    """The score that maximizes F1 as the threshold (score >= threshold); the highest one of equals.
+
+    0.5 if no label is positive.
+    """
+    y, s = _checked(labels, scores)
     if y.sum() == 0:
         return 0.5
     order = np.argsort(-s, kind="stable")
@@ -78,7 +84,7 @@ def best_threshold(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics of one model over one set of labelled rows; field names are the metric keys of a model version."""
+    """Metrics of a model over labelled rows; the field names are the metric keys of a model version."""
 
     auc: float
     log_loss: float
@@ -94,8 +100,8 @@ class Evaluation:
 
 
 def evaluate(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Evaluation:
-    """All metrics at once. Raises ValueError for no rows, unequal lengths or non-finite scores."""
-    y, s = _pair(labels, scores)
+    """All metrics. Raises ValueError if there are no rows, lengths differ or a score is not finite."""
+    y, s = _checked(labels, scores)
     return Evaluation(
         auc=auc(y, s),
         log_loss=log_loss(y, s),
@@ -108,7 +114,7 @@ def evaluate(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Evaluation:
     )
 
 
-def _pair(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
+def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
     y = np.asarray(labels, dtype=np.float64)
     s = np.asarray(scores, dtype=np.float64)
     if y.ndim != 1 or y.shape != s.shape or len(y) == 0:

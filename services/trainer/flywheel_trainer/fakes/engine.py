@@ -1,4 +1,4 @@
-"""`engine.Engine` and `jobs.JobLogs` in memory, for unit tests of the use cases. Held to the same contract suite as Ray."""
+"""`Engine` and `JobLogs` in memory."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from flywheel_trainer.jobs.engine import EngineJob, EngineState
 from flywheel_trainer.jobs.job import JobName
 
 Program = Callable[[Mapping[str, str]], tuple[str, int | None]]
-"""What a command does in an environment: (all it prints, its exit status). None: it runs until it is stopped."""
+"""Maps a command's environment to (output, exit status); status None: it runs until it is stopped."""
 
 
 @dataclass(frozen=True)
-class _Started:
+class _StartedJob:
     job: EngineJob
     log: str = ""
 
 
 class MemoryEngine:
-    """Jobs end as soon as they begin, but those that run until they are stopped. `programs` by command; a command that is not
-    among them fails, as a shell's does. `down`: it does not answer."""
+    """`Engine` that runs a job within `submit`, except for programs that run until they are stopped.
+
+    `programs` maps commands to what they do; any other command fails, as in a shell. While `down` is set, no
+    method answers.
+    """
 
     def __init__(self, programs: Mapping[str, Program] | None = None) -> None:
         self.programs = dict(programs or {})
         self.down = False
-        self._jobs: dict[str, _Started] = {}
+        self._jobs: dict[str, _StartedJob] = {}
 
     async def submit(self, job_id: str, command: str, environment: Mapping[str, str]) -> None:
-        self._answering()
+        self._check_up()
         if job_id in self._jobs:
             return
         program = self.programs.get(command)
@@ -41,35 +44,35 @@ class MemoryEngine:
                 job = EngineJob(EngineState.SUCCEEDED)
             case _:
                 job = EngineJob(EngineState.FAILED, f"The command ended with {status}.")
-        self._jobs[job_id] = _Started(job, log)
+        self._jobs[job_id] = _StartedJob(job, log)
 
     async def state(self, job_id: str) -> EngineJob:
-        self._answering()
+        self._check_up()
         known = self._jobs.get(job_id)
         return EngineJob(EngineState.UNKNOWN) if known is None else known.job
 
     async def stop(self, job_id: str) -> None:
-        self._answering()
+        self._check_up()
         known = self._jobs.get(job_id)
         if known is not None and known.job.state is EngineState.RUNNING:
             self._jobs[job_id] = replace(known, job=EngineJob(EngineState.STOPPED))
 
     async def log(self, job_id: str) -> bytes:
-        self._answering()
+        self._check_up()
         known = self._jobs.get(job_id)
         return b"" if known is None else known.log.encode()
 
     def forget(self) -> None:
-        """Lose every job, as an engine does whose machine is lost."""
+        """Lose all jobs, as an engine whose machine is lost."""
         self._jobs.clear()
 
-    def _answering(self) -> None:
+    def _check_up(self) -> None:
         if self.down:
             raise Unavailable("The engine does not answer.", reason="ENGINE_UNAVAILABLE")
 
 
 class MemoryJobLogs:
-    """`jobs.JobLogs` out of a dictionary."""
+    """`JobLogs` from the dictionary `texts`."""
 
     def __init__(self) -> None:
         self.texts: dict[JobName, bytes] = {}

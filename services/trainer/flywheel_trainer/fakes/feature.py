@@ -5,32 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flywheel_common.errors import FailedPrecondition, NotFound, Unavailable
-from flywheel_trainer.fakes.registry import _body
-from flywheel_trainer.fakes.requests import MemoryRequests
+from flywheel_common.errors import NotFound, Unavailable
+from flywheel_trainer.fakes.requests import MemoryRequests, body_of
+from flywheel_trainer.jobs.errors import ShortFeatureNames, UnknownJob, UnknownTrainingSet
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import TrainingSet
 
 
 class MemoryTrainingSets:
-    """`jobs.TrainingSets` out of a dictionary."""
+    """`TrainingSets` from the dictionary `known`."""
 
     def __init__(self) -> None:
         self.known: dict[str, TrainingSet] = {}
 
     async def get(self, name: str) -> TrainingSet:
         if name not in self.known:
-            raise NotFound(f"Training set {name!r} does not exist.", reason="UNKNOWN_TRAINING_SET")
+            raise UnknownTrainingSet.of(name)
         return self.known[name]
 
 
 class MemoryFeature(MemoryTrainingSets):
-    """`pipeline.FeaturePeer` and `jobs.TrainingSets`. Every feature set of `builds` becomes the training set that it names, after
-    `looks` looks at the job, unless there is a `failure`. Sets in `short` have short feature names. `down`: it does not answer."""
+    """`FeaturePeer`: builds the training set that `builds` gives for a feature set.
 
-    def __init__(self, builds: Mapping[str, str], looks: int = 0) -> None:
+    A job is RUNNING for the first `running_reads` reads and then SUCCEEDED, or FAILED if `failure` is set.
+    Training sets in `short` have short feature names. While `down` is set, no method answers.
+    """
+
+    def __init__(self, builds: Mapping[str, str], running_reads: int = 0) -> None:
         super().__init__()
-        self.builds, self.looks = dict(builds), looks
+        self.builds, self.running_reads = dict(builds), running_reads
         self.failure = ""
         self.short: set[str] = set()
         self.down = False
@@ -38,38 +41,36 @@ class MemoryFeature(MemoryTrainingSets):
         self._jobs: dict[str, tuple[str, int]] = {}
 
     async def build(self, project: str, feature_set: str, spine: Mapping[str, Any], request_id: str) -> str:
-        self._answering()
+        self._check_up()
 
-        def begin() -> str:
+        def start() -> str:
             if feature_set not in self.builds:
-                raise NotFound(f"{feature_set} does not exist.", reason="UNKNOWN_NAME")
+                raise NotFound(f"{feature_set} does not exist.")
             name = f"projects/{project}/jobs/build-{len(self._jobs) + 1}"
             self._jobs[name] = (self.builds[feature_set], 0)
             return name
 
-        return self._requests.once("build", request_id, _body(project, feature_set, spine), begin)
+        return self._requests.once("build", request_id, body_of(project, feature_set, spine), start)
 
     async def job(self, name: str) -> tuple[JobState, str, str]:
-        self._answering()
+        self._check_up()
         if name not in self._jobs:
-            raise NotFound(f"{name} does not exist.", reason="UNKNOWN_JOB")
-        training_set, seen = self._jobs[name]
-        self._jobs[name] = (training_set, seen + 1)
-        if seen < self.looks:
+            raise UnknownJob.of(name)
+        training_set, reads = self._jobs[name]
+        self._jobs[name] = (training_set, reads + 1)
+        if reads < self.running_reads:
             return JobState.RUNNING, "", ""
         if self.failure:
             return JobState.FAILED, "", self.failure
         return JobState.SUCCEEDED, training_set, ""
 
     async def get(self, name: str) -> TrainingSet:
-        self._answering()
+        self._check_up()
         found = await super().get(name)
         if name in self.short:
-            raise FailedPrecondition(
-                f"Training set {name!r} has short feature names.", reason="SHORT_FEATURE_NAMES"
-            )
+            raise ShortFeatureNames.of(name)
         return found
 
-    def _answering(self) -> None:
+    def _check_up(self) -> None:
         if self.down:
             raise Unavailable("The feature service does not answer.", reason="FEATURE_UNAVAILABLE")

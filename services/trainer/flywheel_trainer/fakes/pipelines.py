@@ -1,5 +1,4 @@
-"""`pipelines.PipelineStore`, `policies.PolicyStore` and `policies.Decisions` in memory, for unit tests of the use cases. Held to the same
-contract suites as PostgreSQL."""
+"""`PipelineStore` in memory."""
 
 from __future__ import annotations
 
@@ -8,16 +7,15 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from flywheel_common.errors import FailedPrecondition
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.jobs.job import ENDED, JobState
-from flywheel_trainer.pipelines.errors import unknown_pipeline_run
+from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, Step
 
 
 class MemoryPipelines:
-    """`pipelines.PipelineStore`. `completed` holds the runs whose `training.completed` went out, as they ended, with its message."""
+    """`PipelineStore`; `completed` are the ended runs, each with the message of its event."""
 
     def __init__(self) -> None:
         self._requests = MemoryRequests()
@@ -27,15 +25,15 @@ class MemoryPipelines:
     async def create(self, run: PipelineRun, request_id: str, body: bytes, now: datetime) -> PipelineRun:
         first = self._requests.replay("StartPipelineRun", request_id, body)
         if first is None:
-            first = self._requests.answered("StartPipelineRun", request_id, body, run.name)
+            first = self._requests.store("StartPipelineRun", request_id, body, run.name)
             self.add(run, now)
         return self._runs[first]
 
     def add(self, run: PipelineRun, now: datetime) -> None:
-        """A new run, whatever starts it."""
+        """Add a run that a request or a retraining decision starts."""
         self._runs[run.name] = replace(run, created_at=now)
 
-    def active(self, model: str) -> bool:
+    def has_active_run(self, model: str) -> bool:
         """Whether a run of this model has not ended."""
         return any(r.spec.model == model and r.state not in ENDED for r in self._runs.values())
 
@@ -44,13 +42,14 @@ class MemoryPipelines:
 
     async def list(self, project: str, size: int, token: str) -> Page[PipelineRun]:
         (after,) = decode_token(token, query=project) or [""]
-        mine = [r for r in self._runs.values() if r.name.project == project]
-        rows = sorted((r for r in mine if not after or r.name.run < str(after)), key=lambda r: r.name.run)
-        return cut(rows[::-1][: size + 1], size, lambda r: (r.name.run,), query=project)
+        found = [r for r in self._runs.values() if r.name.project == project]
+        found = [r for r in found if not after or r.name.run < str(after)]
+        rows = sorted(found, key=lambda r: r.name.run, reverse=True)
+        return cut(rows[: size + 1], size, lambda r: (r.name.run,), query=project)
 
     async def unfinished(self) -> Sequence[PipelineRunName]:
-        alive = [r.name for r in self._runs.values() if r.state not in ENDED]
-        return sorted(alive, key=lambda name: name.run)
+        names = [r.name for r in self._runs.values() if r.state not in ENDED]
+        return sorted(names, key=lambda name: name.run)
 
     async def request_cancel(
         self, name: PipelineRunName, request_id: str = "", body: bytes = b""
@@ -59,20 +58,11 @@ class MemoryPipelines:
             return self._runs[name]
         run = self._runs.get(name)
         if run is None:
-            raise unknown_pipeline_run(name)
+            raise UnknownPipelineRun.of(name)
         if run.state in ENDED:
-            raise FailedPrecondition(
-                f"Pipeline run {str(name)!r} has ended as {run.state}.", reason="PIPELINE_RUN_ENDED"
-            )
-        self._requests.answered("CancelPipelineRun", request_id, body, name)
+            raise PipelineRunEnded.of(name, run.state)
+        self._requests.store("CancelPipelineRun", request_id, body, name)
         return self._change(name, cancel_requested=True)
-
-    def _change(self, name: PipelineRunName, **changes: Any) -> PipelineRun:
-        self._runs[name] = replace(self._runs[name], **changes)
-        return self._runs[name]
-
-    def _steps(self, name: PipelineRunName, step: str, change: Mapping[str, Any]) -> tuple[Step, ...]:
-        return tuple(replace(s, **change) if s.step == step else s for s in self._runs[name].steps)
 
     async def begin_step(self, name: PipelineRunName, step: str, now: datetime) -> None:
         run = self._runs[name]
@@ -83,8 +73,8 @@ class MemoryPipelines:
             begun = {"state": JobState.RUNNING, "started_at": found.started_at or now}
             self._change(name, steps=self._steps(name, step, begun))
 
-    async def note(self, name: PipelineRunName, facts: Mapping[str, Any]) -> None:
-        self._change(name, **facts)
+    async def set_fields(self, name: PipelineRunName, fields: Mapping[str, Any]) -> None:
+        self._change(name, **fields)
 
     async def end_step(
         self,
@@ -92,7 +82,7 @@ class MemoryPipelines:
         step: str,
         output: str,
         message: str,
-        facts: Mapping[str, Any],
+        fields: Mapping[str, Any],
         now: datetime,
     ) -> None:
         (found,) = (s for s in self._runs[name].steps if s.step == step)
@@ -102,7 +92,7 @@ class MemoryPipelines:
             "message": message,
             "ended_at": found.ended_at or now,
         }
-        self._change(name, steps=self._steps(name, step, ended), **facts)
+        self._change(name, steps=self._steps(name, step, ended), **fields)
 
     async def finish(
         self, name: PipelineRunName, state: JobState, reason: str, message: str, now: datetime
@@ -111,13 +101,24 @@ class MemoryPipelines:
         run = self._runs[name]
         if run.state in ENDED:
             return
-        closed: Mapping[JobState, Mapping[str, Any]] = {
+        changes: Mapping[JobState, Mapping[str, Any]] = {
             JobState.RUNNING: {"state": state, "message": message, "ended_at": now},
             JobState.QUEUED: {"state": JobState.CANCELLED, "message": "not run"},
         }
         failed = state is not JobState.SUCCEEDED
         ended = self._change(
-            name, state=state, error_reason=reason if failed else "", error_message=message if failed else "",
-            ended_at=now, steps=tuple(replace(s, **closed.get(s.state, {})) for s in run.steps),
-        )  # fmt: skip
+            name,
+            state=state,
+            error_reason=reason if failed else "",
+            error_message=message if failed else "",
+            ended_at=now,
+            steps=tuple(replace(s, **changes.get(s.state, {})) for s in run.steps),
+        )
         self.completed.append((ended, message))
+
+    def _change(self, name: PipelineRunName, **changes: Any) -> PipelineRun:
+        self._runs[name] = replace(self._runs[name], **changes)
+        return self._runs[name]
+
+    def _steps(self, name: PipelineRunName, step: str, changes: Mapping[str, Any]) -> tuple[Step, ...]:
+        return tuple(replace(s, **changes) if s.step == step else s for s in self._runs[name].steps)

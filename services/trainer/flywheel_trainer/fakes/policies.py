@@ -10,11 +10,11 @@ from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.pipelines.pipeline_run import ModelName
 from flywheel_trainer.policies.decision import Decision, Drift, decide
 from flywheel_trainer.policies.policy import Policy, PolicyName
-from flywheel_trainer.policies.triggered_run import made
+from flywheel_trainer.policies.triggered_run import decision_and_run
 
 
 class MemoryPolicies:
-    """`policies.PolicyStore` and `policies.Decisions`; what these start is in `pipelines`."""
+    """`PolicyStore` and `Decisions`; started runs are added to `pipelines`."""
 
     def __init__(self, pipelines: MemoryPipelines) -> None:
         self._pipelines = pipelines
@@ -24,9 +24,8 @@ class MemoryPolicies:
 
     async def set(self, policy: Policy, request_id: str, body: bytes, now: datetime) -> Policy:
         if self._requests.replay("SetRetrainingPolicy", request_id, body) is None:
-            name = PolicyName(policy.project, policy.id)
-            self._policies[name] = policy
-            self._requests.answered("SetRetrainingPolicy", request_id, body, name)
+            self._policies[policy.name] = policy
+            self._requests.store("SetRetrainingPolicy", request_id, body, policy.name)
         return policy
 
     async def get(self, name: PolicyName) -> Policy | None:
@@ -43,13 +42,13 @@ class MemoryPolicies:
         model = ModelName.parse(drift.model)
         name = PolicyName(model.project, model.model)
         policy = self._policies.get(name)
-        mine = [d for d in self._decisions if d.policy == name]
+        earlier = [d for d in self._decisions if d.policy == name]
         window = (drift.alert, drift.window_end)
-        if policy is None or any((d.alert, d.event_time) == window for d in mine):
+        if policy is None or any((d.alert, d.event_time) == window for d in earlier):
             return None
-        started = [d.event_time for d in mine if d.started]
-        reason = decide(policy, drift, started, self._pipelines.active(drift.model))
-        decision, run = made(policy, drift, reason)
+        started = [d.event_time for d in earlier if d.started]
+        reason = decide(policy, drift, started, self._pipelines.has_active_run(drift.model))
+        decision, run = decision_and_run(policy, drift, reason)
         if run is not None:
             self._pipelines.add(run, now)
         self._decisions.append(decision)

@@ -1,4 +1,4 @@
-"""The trainer's peers in memory, for unit tests of the pipeline. Held to the same contract suite as their RPCs."""
+"""The registry in memory."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flywheel_common.errors import DataLoss, FailedPrecondition, NotFound, Unavailable
+from flywheel_common.errors import NotFound, Unavailable
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_trainer.evaluation.calibration import Platt
-from flywheel_trainer.fakes.requests import MemoryRequests
-from flywheel_trainer.pipelines.artifacts import artifact_key
+from flywheel_trainer.fakes.requests import MemoryRequests, body_of
+from flywheel_trainer.jobs.errors import DigestMismatch, UnknownModelVersion
 from flywheel_trainer.pipelines.comparison import ChampionModel
-from flywheel_trainer.recipes.outcome import MODEL, WEIGHTS
+from flywheel_trainer.pipelines.errors import RejectedVersion
+from flywheel_trainer.recipes.artifacts import MODEL, WEIGHTS, artifact_key
 from flywheel_trainer.recipes.tabular.dataset import Input
 
 
 class MemoryRegistry:
-    """`pipeline.RegistryPeer` of some models. The first rollout of a model promotes at once, later ones begin in shadow.
-    `versions` and `files` are what it was sent; `gate_passes` is the offline gate. `down`: it does not answer."""
+    """`RegistryPeer` with some models.
+
+    The first rollout of a model is promoted at once, later ones start in shadow. `versions` and `files` are
+    what the registry received; `gate_passes` is the decision of the offline gate. While `down` is set, no
+    method answers.
+    """
 
     def __init__(self, models: Sequence[str]) -> None:
         self.versions: dict[str, Mapping[str, Any]] = {}
@@ -32,8 +37,8 @@ class MemoryRegistry:
         self._requests = MemoryRequests()
 
     async def champion(self, model: str) -> ChampionModel | None:
-        self._answering()
-        self._known(model, self._production)
+        self._check_up()
+        _check_known(model, self._production)
         if not self._production[model]:
             return None
         release = self._releases[self._production[model]]
@@ -48,63 +53,61 @@ class MemoryRegistry:
 
     def declared(self, version: str) -> dict[str, str]:
         """SHA-256 of a version's files by name. Raises NotFound."""
-        self._answering()
-        self._known(version, self.versions)
+        self._check_up()
+        _check_known(version, self.versions)
         return {name: sha256 for name, _, sha256 in self.versions[version]["artifacts"]}
 
     def download(self, version: str, artifact: str) -> bytes:
-        """A file's bytes. Raises DataLoss DIGEST_MISMATCH, NotFound."""
+        """The bytes of a file. Raises DigestMismatch, NotFound."""
         declared = self.declared(version)
-        self._known((version, artifact), self.files)
-        return _checked(self.files[version, artifact], declared.get(artifact))
+        _check_known((version, artifact), self.files)
+        return _verified(self.files[version, artifact], declared.get(artifact))
 
     async def create_version(self, model: str, version: Mapping[str, Any], request_id: str) -> str:
-        self._answering()
-        self._known(model, self._production)
+        self._check_up()
+        _check_known(model, self._production)
 
         def create() -> str:
             name = f"{model}/versions/{len(self.versions) + 1}"
             self.versions[name] = version
             return name
 
-        return self._requests.once("create_version", request_id, _body(model, version), create)
+        return self._requests.once("create_version", request_id, body_of(model, version), create)
 
     async def upload(self, version: str, artifact: str, data: bytes) -> None:
-        self.files[version, artifact] = _checked(data, self.declared(version).get(artifact))
+        self.files[version, artifact] = _verified(data, self.declared(version).get(artifact))
 
     async def promote_to_staging(
         self, version: str, values: Mapping[str, float], findings: list[str], reason: str, request_id: str
     ) -> tuple[bool, list[str]]:
-        self._answering()
-        self._known(version, self.versions)
+        self._check_up()
+        _check_known(version, self.versions)
 
-        def judge() -> tuple[bool, list[str]]:
+        def decide() -> tuple[bool, list[str]]:
             if self.gate_passes:
-                return True, ["the gate is passed"]
+                return True, ["the gate passed"]
             self._rejected.add(version)
-            return False, ["the gate is not passed"]
+            return False, ["the gate failed"]
 
-        body = _body(version, values, findings, reason)
-        return self._requests.once("promote_to_staging", request_id, body, judge)
+        body = body_of(version, values, findings, reason)
+        return self._requests.once("promote_to_staging", request_id, body, decide)
 
     async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str:
-        self._answering()
-        self._known(release["model_version"], self.versions)
+        self._check_up()
+        _check_known(release["model_version"], self.versions)
         if release["model_version"] in self._rejected:
-            raise FailedPrecondition(
-                f"{release['model_version']} was refused by its gate.", reason="REJECTED_VERSION"
-            )
+            raise RejectedVersion(f"{release['model_version']} was rejected by the offline gate.")
 
         def create() -> str:
             name = f"{model}/releases/{len(self._releases) + 1}"
             self._releases[name] = release
             return name
 
-        return self._requests.once("create_release", request_id, _body(model, release), create)
+        return self._requests.once("create_release", request_id, body_of(model, release), create)
 
     async def start_rollout(self, model: str, release: str, reason: str, request_id: str) -> tuple[str, str]:
-        self._answering()
-        self._known(release, self._releases)
+        self._check_up()
+        _check_known(release, self._releases)
 
         def start() -> tuple[str, str]:
             self._rollouts += 1
@@ -112,19 +115,15 @@ class MemoryRegistry:
             self._production[model] = self._production[model] or release
             return f"{model}/rollouts/{self._rollouts}", "PROMOTED" if first else "SHADOW"
 
-        return self._requests.once("start_rollout", request_id, _body(model, release, reason), start)
+        return self._requests.once("start_rollout", request_id, body_of(model, release, reason), start)
 
-    def _known(self, name: object, among: Mapping[Any, object]) -> None:
-        if name not in among:
-            raise NotFound(f"{name} does not exist.", reason="UNKNOWN_NAME")
-
-    def _answering(self) -> None:
+    def _check_up(self) -> None:
         if self.down:
             raise Unavailable("The registry does not answer.", reason="REGISTRY_UNAVAILABLE")
 
 
 class MemoryWeights:
-    """`jobs.Weights` of a registry in memory."""
+    """`Weights` of the versions in a `MemoryRegistry`."""
 
     def __init__(self, registry: MemoryRegistry, objects: ObjectStore, bucket: str) -> None:
         self._registry, self._objects, self._bucket = registry, objects, bucket
@@ -133,9 +132,7 @@ class MemoryWeights:
         try:
             declared = self._registry.declared(model_version).get(WEIGHTS)
         except NotFound as error:
-            raise NotFound(
-                f"Model version {model_version!r} does not exist.", reason="UNKNOWN_MODEL_VERSION"
-            ) from error
+            raise UnknownModelVersion.of(model_version) from error
         if declared is None:
             return None
         key = artifact_key(declared)
@@ -144,11 +141,12 @@ class MemoryWeights:
         return f"s3://{self._bucket}/{key}", declared
 
 
-def _body(*sent: object) -> bytes:
-    return repr(sent).encode()
+def _check_known(name: object, known: Mapping[Any, object]) -> None:
+    if name not in known:
+        raise NotFound(f"{name} does not exist.")
 
 
-def _checked(data: bytes, declared: str | None) -> bytes:
+def _verified(data: bytes, declared: str | None) -> bytes:
     if hashlib.sha256(data).hexdigest() != declared:
-        raise DataLoss("These are other bytes than declared.", reason="DIGEST_MISMATCH")
+        raise DigestMismatch("The bytes do not match the declared digest.")
     return data

@@ -1,4 +1,4 @@
-"""Idempotent requests in memory."""
+"""Idempotent requests in memory: a repeated request id gets the first result."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any, TypeVar
 from flywheel_common.context import current_principal
 from flywheel_common.errors import InvalidArgument
 
-A = TypeVar("A")
+R = TypeVar("R")
 
 
 class MemoryRequests:
-    """Request ids that were seen, with what they named."""
+    """Results by caller, method and request id."""
 
     def __init__(self) -> None:
-        self._answers: dict[tuple[str, str, str], tuple[bytes, Any]] = {}
+        self._results: dict[tuple[str, str, str], tuple[bytes, Any]] = {}
 
     def replay(self, method: str, request_id: str, body: bytes) -> Any:
-        """The first answer to an equal request, None when there was none."""
-        stored = self._answers.get((current_principal().subject, method, request_id)) if request_id else None
+        """The first result of an equal request, or None. Raises RequestIdReused for another body."""
+        stored = self._results.get((current_principal().subject, method, request_id)) if request_id else None
         if stored is None:
             return None
         if stored[0] != body:
@@ -28,12 +28,18 @@ class MemoryRequests:
             )
         return stored[1]
 
-    def once(self, method: str, request_id: str, body: bytes, make: Callable[[], A]) -> A:
-        """The first answer to an equal request; what `make` answers when there was none."""
-        first: A | None = self.replay(method, request_id, body)
-        return self.answered(method, request_id, body, make()) if first is None else first
-
-    def answered(self, method: str, request_id: str, body: bytes, name: A) -> A:
+    def store(self, method: str, request_id: str, body: bytes, result: R) -> R:
+        """Store the result that repeated requests get, and return it."""
         if request_id:
-            self._answers[current_principal().subject, method, request_id] = body, name
-        return name
+            self._results[current_principal().subject, method, request_id] = body, result
+        return result
+
+    def once(self, method: str, request_id: str, body: bytes, effect: Callable[[], R]) -> R:
+        """The first result of an equal request; `effect` runs and gives the result if there was none."""
+        first: R | None = self.replay(method, request_id, body)
+        return self.store(method, request_id, body, effect()) if first is None else first
+
+
+def body_of(*arguments: object) -> bytes:
+    """A request body made of a method's arguments."""
+    return repr(arguments).encode()

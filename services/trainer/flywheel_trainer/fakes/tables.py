@@ -6,7 +6,7 @@ import polars as pl
 
 
 class MemoryTables:
-    """`comparison.TableReader` out of a dictionary by address."""
+    """`TableReader` from the dictionary `known`, by address."""
 
     def __init__(self) -> None:
         self.known: dict[str, pl.DataFrame] = {}

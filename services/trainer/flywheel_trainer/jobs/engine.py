@@ -1,4 +1,4 @@
-"""The compute engine as jobs see it."""
+"""The compute engine that runs jobs."""
 
 from __future__ import annotations
 
@@ -15,22 +15,33 @@ class EngineState(StrEnum):
     FAILED = "FAILED"
     STOPPED = "STOPPED"
     UNKNOWN = "UNKNOWN"
-    """The engine does not know the job: never submitted, or the engine lost its state."""
+    """The engine does not know the job: it was never submitted, or the engine lost its state."""
+
+
+ENDED_ON_ENGINE = frozenset(
+    {EngineState.SUCCEEDED, EngineState.FAILED, EngineState.STOPPED, EngineState.UNKNOWN}
+)
 
 
 @dataclass(frozen=True)
 class EngineJob:
-    """What the engine says about a job; `message` is for people."""
+    """State of a job on the engine, with a message for people."""
 
     state: EngineState
     message: str = ""
 
 
 class Engine(Protocol):
-    """Runs one process group per job id. `submit` of an id it knows changes nothing. `stop` asks for the end of every
-    process; the state becomes STOPPED when they are gone; a job that has ended, or is unknown, stays as it is. `log` is
-    the whole text so far, with lines of the engine's own among the job's, and empty for an unknown job. Every method
-    raises Unavailable ENGINE_UNAVAILABLE when the engine does not answer."""
+    """Runs one group of processes per job id.
+
+    - `submit` of a known id changes nothing.
+    - `stop` requests the end of all processes of a job; its state becomes STOPPED when they have ended. A job
+      that has ended or is unknown does not change.
+    - `log` returns the complete log so far, in which lines of the engine itself may occur; it is empty for an
+      unknown job.
+
+    Every method raises Unavailable ENGINE_UNAVAILABLE if the engine does not answer.
+    """
 
     async def submit(self, job_id: str, command: str, environment: Mapping[str, str]) -> None: ...
 

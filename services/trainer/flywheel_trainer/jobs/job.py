@@ -1,4 +1,4 @@
-"""A job and its states."""
+"""A job on the compute engine, and its states."""
 
 from __future__ import annotations
 
@@ -12,15 +12,14 @@ from flywheel_common.names import Pattern, ResourceName
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.runs.run import RunName
 
+TRAIN = "TRAIN"
+
 
 @dataclass(frozen=True, slots=True)
 class JobName(ResourceName):
     PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/jobs/{job}")
     project: str
     job: str
-
-
-TRAIN = "TRAIN"
 
 
 class JobState(StrEnum):
@@ -37,7 +36,7 @@ ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobS
 
 @dataclass(frozen=True)
 class Job:
-    """A job as people see it."""
+    """A job as the API shows it."""
 
     name: JobName
     spec: TrainSpec

@@ -1,4 +1,4 @@
-"""Jobs on the compute engine: accepted here, run there, ended by what they leave behind."""
+"""Use cases of jobs. `jobs.supervision` runs the jobs that are queued here."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import asyncio
 from collections.abc import AsyncIterator
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import InvalidArgument
 from flywheel_common.ids import Ids
 from flywheel_common.paging import Page
-from flywheel_trainer.jobs.errors import unknown_job
+from flywheel_trainer.jobs.errors import InvalidSpec, UnknownJob
 from flywheel_trainer.jobs.job import ENDED, Job, JobName
 from flywheel_trainer.jobs.ports import JobLogs, JobStore, TrainingSets, Weights
 from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec
@@ -17,7 +16,7 @@ from flywheel_trainer.runs.run import RunName
 
 
 class Jobs:
-    """Use cases of jobs. What happens on the engine is `supervision`'s."""
+    """Submits, reads, watches and cancels jobs."""
 
     def __init__(
         self,
@@ -32,9 +31,12 @@ class Jobs:
         self._logs, self._ids, self._clock = logs, ids, clock
 
     async def submit(self, project: str, spec: TrainSpec, priority: int, request_id: str, body: bytes) -> Job:
-        """Queue a TRAIN job. InvalidArgument INVALID_SPEC; NotFound UNKNOWN_TRAINING_SET, UNKNOWN_EXPERIMENT; Unavailable while
-        what it needs to know of its training set and weights cannot be asked."""
-        known = await self._store.by_request(request_id, body)
+        """Queue a TRAIN job and create its run.
+
+        Raises InvalidSpec, UnknownTrainingSet, UnknownExperiment, UnknownModelVersion, and Unavailable if the
+        feature service, or for a warm start the registry or S3, does not answer; then nothing is queued.
+        """
+        known = await self._store.find_by_request(request_id, body)
         if known is not None:
             return known
         check_spec(spec)
@@ -43,10 +45,7 @@ class Jobs:
         if spec.warm_start:
             found = await self._weights.of(spec.warm_start)
             if found is None:
-                raise InvalidArgument(
-                    f"{spec.warm_start} has no weights to start from: leave warm_start empty.",
-                    reason="INVALID_SPEC",
-                )
+                raise InvalidSpec(f"{spec.warm_start} has no weights to start from: leave warm_start empty.")
             warm = {"version": spec.warm_start, "uri": found[0], "sha256": found[1]}
         number = self._ids.new()
         job = Job(
@@ -60,24 +59,26 @@ class Jobs:
         return await self._store.create(job, details, request_id, body, self._clock.now())
 
     async def get(self, name: JobName) -> Job:
-        """Raises NotFound UNKNOWN_JOB."""
+        """Raises UnknownJob."""
         job = await self._store.get(name)
         if job is None:
-            raise unknown_job(name)
+            raise UnknownJob.of(name)
         return job
 
     async def list(self, project: str, size: int, token: str) -> Page[Job]:
         return await self._store.list(project, size, token)
 
     async def cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job:
-        """Ask for the end of every process of the job; it is CANCELLED once they are gone. A repeat of a request that was heard
-        answers the job as it is now, ended or not."""
+        """Request the end of all processes of the job; it is CANCELLED when they have ended.
+
+        A repeated request returns the job as it is now. Raises UnknownJob, JobEnded.
+        """
         return await self._store.request_cancel(name, request_id, body)
 
     async def watch(
         self, name: JobName, log_offset: int, poll_seconds: float
     ) -> AsyncIterator[tuple[Job, bytes, int]]:
-        """(job, new log bytes, offset after them) now and at every change, until the job has ended."""
+        """Yield (job, new log bytes, offset after them) now and at every change, until the job has ended."""
         last: Job | None = None
         offset = log_offset
         while True:

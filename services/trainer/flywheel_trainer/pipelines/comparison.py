@@ -1,4 +1,4 @@
-"""Challenger and champion on the same held-out rows: each with its own inputs and calibration, by the same code."""
+"""Compares challenger and champion on the same held-out rows, each with its own inputs and calibration."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flywheel_trainer.recipes.tabular.spec import LABEL, TIME
 
 @dataclass(frozen=True)
 class ChampionModel:
-    """What serves now: its graph, inputs and calibration."""
+    """The model in production: its graph, inputs and calibration."""
 
     version: str
     model: bytes
@@ -29,7 +29,10 @@ class ChampionModel:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Metrics of both on the evaluation rows; the champion's are empty when there is none or it cannot be compared."""
+    """Metrics of both models on the evaluation rows.
+
+    Those of the champion are empty if there is none, or if the training set lacks one of its inputs.
+    """
 
     challenger: Mapping[str, float]
     champion: Mapping[str, float]
@@ -40,14 +43,16 @@ Compare = Callable[[TrainingSet, Mapping[str, Any], bytes, ChampionModel | None]
 
 
 class TableReader(Protocol):
-    """Reads columns of a training set's Parquet, in the order asked, each once; absent columns are left out. Raises
-    FileNotFoundError when there is nothing at `uri`. Blocks."""
+    """Reads columns of the Parquet files of a training set, in the given order, each once.
+
+    Absent columns are left out. Raises FileNotFoundError if there is nothing at `uri`. Blocks.
+    """
 
     def __call__(self, uri: str, columns: list[str]) -> pl.DataFrame: ...
 
 
-def comparing(read: TableReader) -> Compare:
-    """A Compare that reads with `read`, off the event loop."""
+def comparison_with(read: TableReader) -> Compare:
+    """A Compare that reads training sets with `read` and runs in a thread."""
 
     async def run(
         training_set: TrainingSet,
@@ -67,16 +72,19 @@ def _compare(
     wanted = {i.name: None for i in (*inputs, *(champion.inputs if champion else ()))}
     frame = in_time_order(read(uri, [*wanted, LABEL, TIME]))
     split = Split(**report["split"])
-    held = frame.slice(split.calibration_end, split.rows - split.calibration_end)
+    rows = frame.slice(split.calibration_end, split.rows - split.calibration_end)
     labels = labels_of(frame).astype("float64")[split.calibration_end :]
-    ours = _metrics(held, labels, challenger, inputs, Platt(**report["calibration"]))
+    ours = _metrics(rows, labels, challenger, inputs, Platt(**report["calibration"]))
     if champion is None:
         return Comparison(ours, {}, "no champion to compare with")
     missing = [i.name for i in champion.inputs if i.name not in frame.columns]
     if missing:
         return Comparison(ours, {}, f"champion {champion.version} not compared: no column {missing[0]}")
-    theirs = _metrics(held, labels, champion.model, champion.inputs, champion.calibration)
-    note = f"champion {champion.version} on the same {held.height} rows: AUC {theirs['auc']:.4f}, log-loss {theirs['log_loss']:.4f}"
+    theirs = _metrics(rows, labels, champion.model, champion.inputs, champion.calibration)
+    note = (
+        f"champion {champion.version} on the same {rows.height} rows: "
+        f"AUC {theirs['auc']:.4f}, log-loss {theirs['log_loss']:.4f}"
+    )
     return Comparison(ours, theirs, note)
 
 

@@ -1,17 +1,18 @@
-"""A pipeline run: specification, steps, and validation of the specification."""
+"""A pipeline run: its specification and steps, and the validation of the specification."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
-from flywheel_common.errors import InvalidArgument
 from flywheel_common.names import Pattern, ResourceName
+from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec
-from flywheel_trainer.recipes.tabular.spec import Hyperparameters
+
+STEPS = ("training_set", "train", "evaluate", "register", "release", "rollout")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,12 +29,13 @@ class ModelName(ResourceName):
     model: str
 
 
-STEPS = ("training_set", "train", "evaluate", "register", "release", "rollout")
-
-
 @dataclass(frozen=True)
 class PipelineSpec:
-    """How a model is made and brought in. `spine` and `fallback` are the peers' own messages as JSON, passed on."""
+    """How a model is trained and released.
+
+    `spine` and `fallback` are messages of the feature service and the registry as JSON, which are passed on
+    to them.
+    """
 
     model: str
     feature_set: str
@@ -45,18 +47,15 @@ class PipelineSpec:
     start_rollout: bool = False
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any]) -> PipelineSpec:
-        """What `asdict` made of it, back."""
-        train = dict(row["train"])
-        hyper = dict(train.pop("hyperparameters"))
-        hyper["hidden_sizes"] = tuple(hyper["hidden_sizes"])
-        spec = TrainSpec(**train, hyperparameters=Hyperparameters(**hyper))
-        return cls(**{**row, "train": spec, "segment_keys": tuple(row["segment_keys"])})
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `asdict` followed by a round trip through JSON."""
+        train = TrainSpec.from_json(fields["train"])
+        return cls(**{**fields, "train": train, "segment_keys": tuple(fields["segment_keys"])})
 
 
 @dataclass(frozen=True)
 class Step:
-    """One step; `output` names the resource it made, `message` says in one line how it went."""
+    """One step; `output` is the name of the resource that it created, `message` its result in one line."""
 
     step: str
     state: JobState = JobState.QUEUED
@@ -68,7 +67,11 @@ class Step:
 
 @dataclass(frozen=True)
 class PipelineRun:
-    """One durable run. `event_time` orders its events: the drift window's end, or the wall clock for a start by hand."""
+    """One durable run of a pipeline.
+
+    `event_time` orders its events: the end of the drift window that started it, or the time of the
+    StartPipelineRun call.
+    """
 
     name: PipelineRunName
     spec: PipelineSpec
@@ -90,22 +93,16 @@ class PipelineRun:
 
 
 def check_pipeline(spec: PipelineSpec, project: str) -> None:
-    """Raises InvalidArgument INVALID_SPEC or INVALID_NAME naming the field."""
+    """Raises InvalidSpec or InvalidName naming the field."""
     if ModelName.parse(spec.model).project != project:
-        raise InvalidArgument("model belongs to another project.", reason="INVALID_SPEC", field="spec.model")
+        raise InvalidSpec("model belongs to another project.", field="spec.model")
     if "/featureSets/" not in spec.feature_set:
-        raise InvalidArgument(
-            "feature_set names a feature set: projects/{project}/featureSets/{set}[/versions/{version}].",
-            reason="INVALID_SPEC",
+        raise InvalidSpec(
+            "feature_set must name a feature set: projects/{project}/featureSets/{set}[/versions/{version}].",
             field="spec.feature_set",
         )
     if not spec.spine:
-        raise InvalidArgument(
-            "spine says which rows to learn from: set source or file.",
-            reason="INVALID_SPEC",
-            field="spec.spine",
-        )
+        raise InvalidSpec("spine is missing: set its source or its file.", field="spec.spine")
     if not 0 <= spec.threshold <= 1:
-        raise InvalidArgument("threshold is between 0 and 1.", reason="INVALID_SPEC", field="spec.threshold")
-    filled = TrainSpec(**{**spec.train.__dict__, "training_set": "set by the pipeline"})
-    check_spec(filled)
+        raise InvalidSpec("threshold must be between 0 and 1.", field="spec.threshold")
+    check_spec(replace(spec.train, training_set="set by the pipeline"))

@@ -1,4 +1,4 @@
-"""Ports of pipelines: store, feature service, registry."""
+"""Ports of pipelines: their store, the feature service, the registry."""
 
 from __future__ import annotations
 
@@ -8,19 +8,25 @@ from typing import Any, Protocol
 
 from flywheel_common.paging import Page
 from flywheel_trainer.jobs.job import JobState
-from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.jobs.ports import TrainingSets
 from flywheel_trainer.pipelines.comparison import ChampionModel
-from flywheel_trainer.pipelines.pipeline_run import (
-    PipelineRun,
-    PipelineRunName,
-)
+from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName
 
 
 class PipelineStore(Protocol):
-    """Keeps pipeline runs. `create` and `request_cancel` are idempotent by request_id. `begin_step`, `note`, `end_step` and `finish` may be
-    repeated after a crash: they write the same rows again. `note` and `end_step` set fields of the run (`facts`).
-    `finish` ends a run that has not ended, closes its open steps and puts `training.completed` into the outbox, in one
-    transaction. `unfinished` are the runs to be driven."""
+    """Stores pipeline runs. Every method is one transaction; the caller passes the time.
+
+    - `create` and `request_cancel` are idempotent by request_id: a repeated request returns the run as it is
+      now, and another body raises RequestIdReused. `request_cancel` raises UnknownPipelineRun,
+      PipelineRunEnded.
+    - `begin_step`, `set_fields`, `end_step` and `finish` can be repeated after a crash: they write the same
+      rows.
+    - `set_fields` and `end_step` set fields of the run: training_set, run, model_version, release, rollout,
+      gate_passed.
+    - `finish` ends a run that has not ended, closes its open steps and writes `training.completed` to the
+      outbox.
+    - `unfinished` returns the runs that have not ended, of all projects.
+    """
 
     async def create(self, run: PipelineRun, request_id: str, body: bytes, now: datetime) -> PipelineRun: ...
 
@@ -36,7 +42,7 @@ class PipelineStore(Protocol):
 
     async def begin_step(self, name: PipelineRunName, step: str, now: datetime) -> None: ...
 
-    async def note(self, name: PipelineRunName, facts: Mapping[str, Any]) -> None: ...
+    async def set_fields(self, name: PipelineRunName, fields: Mapping[str, Any]) -> None: ...
 
     async def end_step(
         self,
@@ -44,7 +50,7 @@ class PipelineStore(Protocol):
         step: str,
         output: str,
         message: str,
-        facts: Mapping[str, Any],
+        fields: Mapping[str, Any],
         now: datetime,
     ) -> None: ...
 
@@ -53,10 +59,14 @@ class PipelineStore(Protocol):
     ) -> None: ...
 
 
-class FeaturePeer(Protocol):
-    """The feature service. `build` is idempotent by request_id and answers a job's name; `job` answers (state, training
-    set, progress or error in one line); `get` is `jobs.TrainingSets`. Raises NotFound for what it does not know,
-    InvalidArgument REQUEST_ID_REUSED, Unavailable FEATURE_UNAVAILABLE when it does not answer."""
+class FeaturePeer(TrainingSets, Protocol):
+    """The feature service.
+
+    - `build` is idempotent by request_id and returns the name of a job of the feature service.
+    - `job` returns (state, training set, progress or error in one line).
+
+    Raises NotFound for an unknown resource, RequestIdReused, and Unavailable FEATURE_UNAVAILABLE.
+    """
 
     async def build(
         self, project: str, feature_set: str, spine: Mapping[str, Any], request_id: str
@@ -64,14 +74,19 @@ class FeaturePeer(Protocol):
 
     async def job(self, name: str) -> tuple[JobState, str, str]: ...
 
-    async def get(self, name: str) -> TrainingSet: ...
-
 
 class RegistryPeer(Protocol):
-    """The registry. Every mutation is idempotent by request_id: an equal one is answered as the first was, another raises
-    InvalidArgument REQUEST_ID_REUSED. `upload` of the same bytes changes nothing. Raises NotFound for what it does not
-    know, FailedPrecondition for a release of a rejected version, DataLoss DIGEST_MISMATCH for other bytes than declared
-    (sent or received), Unavailable REGISTRY_UNAVAILABLE when it does not answer."""
+    """The registry.
+
+    - Every mutation is idempotent by request_id: a repeated one returns the first result, and another body
+      raises RequestIdReused. `upload` of the same bytes changes nothing.
+    - `promote_to_staging` returns (whether the offline gate passed, its findings).
+    - `start_rollout` returns (name of the rollout, its state).
+
+    Raises NotFound for an unknown resource, RejectedVersion for a release of a rejected version,
+    DigestMismatch if sent or received bytes differ from the declared ones, and Unavailable
+    REGISTRY_UNAVAILABLE.
+    """
 
     async def champion(self, model: str) -> ChampionModel | None: ...
 

@@ -1,4 +1,7 @@
-"""Whether a drift event starts a training: a pure decision over the policy and what has happened before."""
+"""Whether a drift event starts a retraining run: trigger kinds, cooldown, daily budget.
+
+This is a pure decision over the policy and the runs that it started before.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class Reason(StrEnum):
 
 @dataclass(frozen=True)
 class Drift:
-    """One drift event; `window_end` is the event time that everything is measured by."""
+    """One drifting window of an alert; `window_end` is the event time that cooldown and budget use."""
 
     alert: str
     model: str
@@ -32,12 +35,26 @@ class Drift:
     data_quality_cause: bool = False
 
 
-def decide(policy: Policy, drift: Drift, started_at: Sequence[datetime], run_active: bool) -> Reason:
-    """The first rule that speaks against it, or STARTED (DRY_RUN where it would have been).
+@dataclass(frozen=True)
+class Decision:
+    """The decision of one policy on one drifting window of an alert."""
 
-    `started_at` holds the event times of the runs that this policy started. Time is event time: cooldown counts
-    from a started run in either direction, because events of several windows may arrive out of order; the budget
-    counts runs of the same UTC day.
+    policy: PolicyName
+    alert: str
+    model: str
+    event_time: datetime
+    started: bool
+    reason: Reason
+    pipeline_run: str = ""
+
+
+def decide(policy: Policy, drift: Drift, started_at: Sequence[datetime], run_active: bool) -> Reason:
+    """The first rule that forbids a run, or else STARTED, or DRY_RUN if the policy starts none.
+
+    `started_at` are the event times of the runs that this policy started; `run_active` says whether the model
+    has a pipeline run that has not ended. All times are event times. The cooldown applies before and after a
+    started run, because events of several windows can arrive out of order; the budget counts the runs of one
+    UTC day.
     """
     if policy.disabled:
         return Reason.DISABLED
@@ -52,16 +69,3 @@ def decide(policy: Policy, drift: Drift, started_at: Sequence[datetime], run_act
     if sum(at.date() == drift.window_end.date() for at in started_at) >= policy.daily_budget:
         return Reason.BUDGET
     return Reason.DRY_RUN if policy.dry_run else Reason.STARTED
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What one policy did about one drifting window of an alert."""
-
-    policy: PolicyName
-    alert: str
-    model: str
-    event_time: datetime
-    started: bool
-    reason: Reason
-    pipeline_run: str = ""

@@ -1,4 +1,4 @@
-"""Ports of retraining policies."""
+"""The stores of retraining policies and decisions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from flywheel_trainer.policies.policy import Policy, PolicyName
 
 
 class PolicyStore(Protocol):
-    """Keeps policies, and shows what they did. `set` replaces: the newest wins. It is idempotent by request_id: a repeat answers the
-    policy and changes nothing, also when another was set since; InvalidArgument REQUEST_ID_REUSED for another body. `decisions`
-    come newest first."""
+    """Stores policies and lists their decisions.
+
+    - `set` replaces the policy of this name. It is idempotent by request_id: a repeated request returns its
+      policy and changes nothing, even if another policy was set since. Raises RequestIdReused for another
+      body.
+    - `decisions` returns the newest first.
+    """
 
     async def set(self, policy: Policy, request_id: str, body: bytes, now: datetime) -> Policy: ...
 
@@ -23,8 +27,12 @@ class PolicyStore(Protocol):
 
 
 class Decisions(Protocol):
-    """What policies do about drift. `decide` makes the decision on one window of an alert, as `retraining.decide` has it, and the run that
-    it starts: both, or none, in one transaction. It answers None, and does nothing, when the model has no policy or the window
-    was decided before. Decisions of a policy are made one after another, so that each sees what those before it started."""
+    """Makes the decisions on drift.
+
+    `decide` records the decision on a drifting window (`policies.decision.decide`) and the run that it
+    starts, both in one transaction. It returns None and changes nothing if the model has no policy or the
+    window was decided before. Decisions of one policy are serialized, so that each sees the runs that earlier
+    ones started.
+    """
 
     async def decide(self, drift: Drift, now: datetime) -> Decision | None: ...

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from typing import Any
 
-from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
+from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName
 from flywheel_trainer.policies.decision import Decision, Drift, Reason
-from flywheel_trainer.policies.policy import Policy, PolicyName
+from flywheel_trainer.policies.policy import Policy
 
 
-def made(policy: Policy, drift: Drift, reason: Reason) -> tuple[Decision, PipelineRun | None]:
-    """The decision, and the run if it starts one."""
+def decision_and_run(policy: Policy, drift: Drift, reason: Reason) -> tuple[Decision, PipelineRun | None]:
+    """The decision to record, and the run to start if there is one."""
     run = triggered_run(policy, drift) if reason is Reason.STARTED else None
     decision = Decision(
-        policy=PolicyName(policy.project, policy.id),
+        policy=policy.name,
         alert=drift.alert,
         model=drift.model,
         event_time=drift.window_end,
@@ -29,32 +28,34 @@ def made(policy: Policy, drift: Drift, reason: Reason) -> tuple[Decision, Pipeli
 
 
 def triggered_run(policy: Policy, drift: Drift) -> PipelineRun:
-    """The run that a decision starts. Its id is made of the alert's name and the window's end: a window starts at most one,
-    and an alert that goes on drifting may start another when the cooldown is over."""
-    cause = f"{policy.id}/{drift.alert}/{drift.window_end.isoformat()}"
-    digest = hashlib.sha256(cause.encode()).hexdigest()[:24]
+    """The run for this drift window.
+
+    Its name follows from the window, so that a window starts at most one run.
+    """
     start, end = time_range(policy, drift)
-    spec = PipelineSpec.from_row(policy.pipeline)
+    times = {"start_time": _text(start), "end_time": _text(end), "known_before": _text(end)}
     spine: dict[str, Any] = {
-        **spec.spine,
-        "source": _narrowed(spec.spine["source"], start, end),
+        **policy.pipeline.spine,
+        "source": {**policy.pipeline.spine["source"], **times},
     }
     return PipelineRun(
-        name=PipelineRunName(policy.project, f"pipe-alert-{digest}"),
-        spec=replace(spec, spine=spine),
+        name=PipelineRunName(policy.name.project, f"pipe-{window_id(policy, drift)}"),
+        spec=replace(policy.pipeline, spine=spine),
         event_time=drift.window_end,
         cause_alert=drift.alert,
     )
 
 
-def _narrowed(source: Mapping[str, Any], start: datetime, end: datetime) -> dict[str, Any]:
-    return {**source, "start_time": _text(start), "end_time": _text(end), "known_before": _text(end)}
+def window_id(policy: Policy, drift: Drift) -> str:
+    """An id that is equal for equal (policy, alert, window end), for names of what a window causes."""
+    cause = f"{policy.name.policy}/{drift.alert}/{drift.window_end.isoformat()}"
+    return f"alert-{hashlib.sha256(cause.encode()).hexdigest()[:24]}"
+
+
+def time_range(policy: Policy, drift: Drift) -> tuple[datetime, datetime]:
+    """The half-open time range of the spine: the policy's history before the end of the window."""
+    return drift.window_end - policy.history, drift.window_end
 
 
 def _text(time: datetime) -> str:
     return time.isoformat().replace("+00:00", "Z")
-
-
-def time_range(policy: Policy, drift: Drift) -> tuple[datetime, datetime]:
-    """The half-open range of the spine: the history before the window's end."""
-    return drift.window_end - policy.history, drift.window_end

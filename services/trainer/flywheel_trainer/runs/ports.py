@@ -1,4 +1,4 @@
-"""The store of runs."""
+"""The store of experiments and runs."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from flywheel_trainer.runs.search import Order, Term
 
 
 class RunStore(Protocol):
-    """Keeps runs. Every method is one transaction; times come from the caller.
+    """Stores experiments, runs and metric points in one transaction per method; the caller passes the time.
 
-    `create_*` with a request_id seen before answers the first result, or raises InvalidArgument REQUEST_ID_REUSED
-    for another body. `log` keeps the first value of a (key, step), answers how many points were new, and raises
-    NotFound UNKNOWN_RUN or FailedPrecondition RUN_ENDED. `expire` ends RUNNING runs without a heartbeat within their
-    lease as LOST, counting from `not_before` at the earliest, and answers their names.
+    - `create_experiment` returns an existing equal experiment and raises ExperimentExists for a different
+      one.
+    - `create_experiment` and `create_run` return the first result for a repeated request_id and raise
+      RequestIdReused for another body. `create_run` raises UnknownExperiment.
+    - `log` keeps the first value of a (key, step) and returns the number of new points. `log` and `update`
+      are heartbeats; they raise UnknownRun and RunEnded.
+    - `update` keeps the first value of a param and the last value of a tag.
+    - `expire` ends the runs whose lease has expired (`runs.lease.has_expired`) as LOST and returns their
+      names.
     """
 
     async def create_experiment(

@@ -1,4 +1,4 @@
-"""Experiments and runs."""
+"""Experiments and training runs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from enum import StrEnum
 from typing import ClassVar
 
 from flywheel_common.names import Pattern, ResourceName
-from flywheel_trainer.recipes.outcome import Produced
+from flywheel_trainer.recipes.outcome import Artifact
+
+DEFAULT_LEASE_SECONDS = 60.0
+"""Lease of a run whose creator gives none; `runs.lease` says when it expires."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,23 +29,18 @@ class RunName(ResourceName):
     run: str
 
 
-DEFAULT_LEASE_SECONDS = 60.0
-
-
 class RunState(StrEnum):
     RUNNING = "RUNNING"
     SUCCEEDED = "SUCCEEDED"
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     LOST = "LOST"
-
-
-ENDED = frozenset(RunState) - {RunState.RUNNING}
+    """No heartbeat within the lease, or its job was lost."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A group of runs that may be compared."""
+    """A group of comparable runs."""
 
     name: ExperimentName
     description: str = ""
@@ -60,7 +58,7 @@ class Run:
     params: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    artifacts: tuple[Produced, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
     code_version: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     training_set: str = ""
@@ -73,10 +71,10 @@ class Run:
 
 @dataclass(frozen=True)
 class RunUpdate:
-    """What UpdateRun adds; no state means heartbeat only."""
+    """Additions of an UpdateRun call, which is also a heartbeat; a `state` ends the run."""
 
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
-    artifacts: tuple[Produced, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
     state: RunState | None = None
     error_message: str = ""

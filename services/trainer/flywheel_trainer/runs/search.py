@@ -1,4 +1,4 @@
-"""The filter and order of ListRuns, parsed into values; the store turns them into SQL parameters."""
+"""Filter and order of ListRuns, parsed into values that the store can turn into SQL parameters."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from flywheel_common.errors import InvalidArgument
-from flywheel_trainer.runs.run import Run
+from flywheel_trainer.runs.errors import InvalidFilter, InvalidOrder
+from flywheel_trainer.runs.run import Run, RunState
 
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 _TERM = re.compile(
-    r"(experiment|state|params\.[A-Za-z0-9_.{}=/-]+?|metrics\.[^<>!=\s]+?|tags\.[A-Za-z0-9_./-]+?)\s*(<=|>=|!=|=|<|>)\s*(.+)"
+    r"(experiment|state|params\.[A-Za-z0-9_.{}=/-]+?|metrics\.[^<>!=\s]+?|tags\.[A-Za-z0-9_./-]+?)"
+    r"\s*(<=|>=|!=|=|<|>)\s*(.+)"
 )
 _ORDER = re.compile(r"(-?)metrics\.(\S+)")
-STATES = ("RUNNING", "SUCCEEDED", "FAILED", "CANCELLED", "LOST")
 
 
 @dataclass(frozen=True)
 class Term:
-    """One condition: `field` is experiment, state, params, tags or metrics; `key` names the entry of a map."""
+    """One condition: `field` is experiment, state, params, tags or metrics; `key` is the key in a map."""
 
     field: str
     key: str
@@ -30,28 +30,31 @@ class Term:
 
 @dataclass(frozen=True)
 class Order:
-    """By the last value of a metric; runs without it come last."""
+    """Order by the last value of a metric; runs without it come last."""
 
     metric: str
     descending: bool
 
 
 def parse_filter(text: str) -> tuple[Term, ...]:
-    """`experiment=a AND params.lr=0.1 AND metrics.auc>0.7`. Raises InvalidArgument INVALID_FILTER."""
+    """Parse `experiment=a AND params.lr=0.1 AND metrics.auc>0.7`. Raises InvalidFilter."""
     return tuple(_term(part.strip()) for part in re.split(r"\s+AND\s+", text.strip())) if text.strip() else ()
 
 
 def parse_order(text: str) -> Order | None:
-    """`metrics.KEY` or `-metrics.KEY`. Raises InvalidArgument INVALID_ORDER."""
+    """Parse `metrics.KEY` or `-metrics.KEY`. Raises InvalidOrder."""
     if not text.strip():
         return None
     found = _ORDER.fullmatch(text.strip())
     if found is None:
-        raise InvalidArgument(
-            f"order_by {text[:80]!r} is not understood: write metrics.KEY or -metrics.KEY.",
-            reason="INVALID_ORDER",
-        )
+        raise InvalidOrder(f"order_by {text[:80]!r} is not valid: write metrics.KEY or -metrics.KEY.")
     return Order(found.group(2), descending=bool(found.group(1)))
+
+
+def rank(run: Run, order: Order) -> float:
+    """Sort key of a run in this order; a run without the metric, or with NaN, comes last."""
+    value = run.metrics.get(order.metric, math.nan)
+    return value if not math.isnan(value) else math.inf * (-1 if order.descending else 1)
 
 
 def _term(text: str) -> Term:
@@ -66,23 +69,15 @@ def _term(text: str) -> Term:
         try:
             return Term(field, key, operator, float(value))  # type: ignore[arg-type]
         except ValueError:
-            raise _invalid(text, "a metric is compared with a number") from None
+            raise _invalid(text, "compare a metric with a number") from None
     if operator not in ("=", "!="):
         raise _invalid(text, f"{field} is text: compare it with = or !=")
-    if field == "state" and value.upper().removeprefix("RUN_STATE_") not in STATES:
-        raise _invalid(text, f"a state is one of {', '.join(STATES)}")
     if field == "state":
         value = value.upper().removeprefix("RUN_STATE_")
+        if value not in tuple(RunState):
+            raise _invalid(text, f"a state is one of {', '.join(RunState)}")
     return Term(field, key, operator, value)  # type: ignore[arg-type]
 
 
-def _invalid(text: str, advice: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"Filter {text[:120]!r} is not understood: {advice}.", reason="INVALID_FILTER", field="filter"
-    )
-
-
-def rank(run: Run, order: Order) -> float:
-    """Where a run stands in an order by a metric; without it, and with one that is not a number, it comes last."""
-    value = run.metrics.get(order.metric, math.nan)
-    return value if not math.isnan(value) else math.inf * (-1 if order.descending else 1)
+def _invalid(text: str, advice: str) -> InvalidFilter:
+    return InvalidFilter(f"Filter {text[:120]!r} is not valid: {advice}.", field="filter")

@@ -25,8 +25,8 @@ from flywheel_trainer.recipes.tabular.spec import LABEL, TIME, TabularSpec
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """Arrays in time order and where they are split."""
+class PreparedData:
+    """The training set as arrays in time order, and its split."""
 
     inputs: tuple[Input, ...]
     rows: Tensor
@@ -35,35 +35,37 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Start:
-    """Weights that training begins with."""
+class InitialWeights:
+    """The weights and vocabularies that training starts from."""
 
     vocabularies: dict[str, tuple[str, ...]]
     state: dict[str, torch.Tensor] | None
+    """None: random weights."""
     note: str
+    """Name of the model version, or why there are none."""
 
 
-def load_start(spec: TabularSpec, store: Any) -> Start:
-    """Weights of the version to start from, or none, with the reason, when its inputs or layers differ."""
+def load_initial_weights(spec: TabularSpec, store: Any) -> InitialWeights:
+    """The weights of the warm start; random weights if there is none or its inputs or layers differ."""
     if spec.warm_start is None:
-        return Start({}, None, "none")
+        return InitialWeights({}, None, "none")
     raw = objects.read(store, spec.warm_start.uri)
     if hashlib.sha256(raw).hexdigest() != spec.warm_start.sha256:
         raise ValueError(f"weights of {spec.warm_start.version} do not match their digest")
-    kept: dict[str, Any] = torch.load(io.BytesIO(raw), weights_only=True)
+    saved: dict[str, Any] = torch.load(io.BytesIO(raw), weights_only=True)
     wanted = [(c.name, c.data_type) for c in spec.columns]
-    if [(i["name"], i["data_type"]) for i in kept["inputs"]] != wanted:
-        return Start({}, None, f"not used: {spec.warm_start.version} has other inputs")
-    if list(kept["hidden_sizes"]) != list(spec.hyperparameters.hidden_sizes):
-        return Start({}, None, f"not used: {spec.warm_start.version} has other layers")
-    vocabularies = {i["name"]: tuple(i["vocabulary"]) for i in kept["inputs"] if i["vocabulary"]}
-    return Start(vocabularies, kept["state"], spec.warm_start.version)
+    if [(i["name"], i["data_type"]) for i in saved["inputs"]] != wanted:
+        return InitialWeights({}, None, f"not used: {spec.warm_start.version} has other inputs")
+    if list(saved["hidden_sizes"]) != list(spec.hyperparameters.hidden_sizes):
+        return InitialWeights({}, None, f"not used: {spec.warm_start.version} has other layers")
+    vocabularies = {i["name"]: tuple(i["vocabulary"]) for i in saved["inputs"] if i["vocabulary"]}
+    return InitialWeights(vocabularies, saved["state"], spec.warm_start.version)
 
 
-def prepare(spec: TabularSpec, store: Any, start: Start) -> Prepared:
-    """Read and encode the training set."""
+def prepare(spec: TabularSpec, store: Any, start: InitialWeights) -> PreparedData:
+    """Read, split and encode the training set."""
     names = [c.name for c in spec.columns]
     frame = in_time_order(objects.read_table(store, spec.uri, [*names, LABEL, TIME]))
     split = split_by_time(frame.height, spec.hyperparameters.holdout_fraction)
     inputs = choose_inputs(spec.columns, frame.head(split.train_end), start.vocabularies)
-    return Prepared(inputs, encode(frame, inputs), labels_of(frame), split)
+    return PreparedData(inputs, encode(frame, inputs), labels_of(frame), split)

@@ -13,23 +13,21 @@ import torch
 
 from flywheel_trainer.evaluation.calibration import fit_platt
 from flywheel_trainer.evaluation.metrics import best_threshold, evaluate, f1, log_loss
-from flywheel_trainer.recipes.outcome import MODEL, REPORT, WEIGHTS
-from flywheel_trainer.recipes.tabular.dataset import (
-    Input,
-)
+from flywheel_trainer.recipes.artifacts import MODEL, REPORT, WEIGHTS
+from flywheel_trainer.recipes.tabular.dataset import Input
 from flywheel_trainer.recipes.tabular.export import OPSET, check_parity, to_onnx
 from flywheel_trainer.recipes.tabular.network import TabularNet
-from flywheel_trainer.recipes.tabular.preparation import Prepared, Start
+from flywheel_trainer.recipes.tabular.preparation import InitialWeights, PreparedData
 from flywheel_trainer.recipes.tabular.scoring import Tensor, onnx_scores, open_session
 from flywheel_trainer.recipes.tabular.spec import TabularSpec
 
 GOLDEN_ROWS = 16
 
 
-def conclude(
-    spec: TabularSpec, data: Prepared, network: TabularNet, start: Start, best_epoch: int
+def export_and_evaluate(
+    spec: TabularSpec, data: PreparedData, network: TabularNet, start: InitialWeights, best_epoch: int
 ) -> tuple[dict[str, Any], dict[str, bytes]]:
-    """Export, calibrate, choose the threshold, evaluate: the report and the files by name."""
+    """Export, calibrate and evaluate the network, and return (report, file contents by name)."""
     split, hyper = data.split, spec.hyperparameters
     model = to_onnx(network, data.rows[:3])
     golden = golden_rows(data.rows[split.train_end :], data.inputs)
@@ -79,7 +77,7 @@ def conclude(
 
 
 def golden_rows(rows: Tensor, inputs: tuple[Input, ...]) -> Tensor:
-    """Rows spread over the holdout, and one in which nothing is known."""
+    """Evenly spaced rows of the holdout, and one row in which every input is missing."""
     picked = rows[np.unique(np.linspace(0, len(rows) - 1, GOLDEN_ROWS - 1).astype(int))]
-    nothing = np.array([[-1.0 if one.categorical else np.nan for one in inputs]], dtype=np.float32)
-    return np.concatenate([picked, nothing])
+    all_missing = np.array([[-1.0 if one.categorical else np.nan for one in inputs]], dtype=np.float32)
+    return np.concatenate([picked, all_missing])

@@ -1,4 +1,4 @@
-"""The loop that every DDP worker runs, and what rank 0 makes of the result."""
+"""The training loop of every DDP worker; rank 0 also stores the result."""
 
 from __future__ import annotations
 
@@ -16,24 +16,27 @@ from torch import nn
 
 from flywheel_trainer.evaluation.metrics import auc, log_loss
 from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.outcome import Outcome, Produced
+from flywheel_trainer.recipes.outcome import Artifact, Outcome
 from flywheel_trainer.recipes.provenance import code_version, environment
 from flywheel_trainer.recipes.reporting import MetricReporter
 from flywheel_trainer.recipes.tabular.network import TabularNet
-from flywheel_trainer.recipes.tabular.preparation import load_start, prepare
-from flywheel_trainer.recipes.tabular.report import conclude
+from flywheel_trainer.recipes.tabular.preparation import load_initial_weights, prepare
+from flywheel_trainer.recipes.tabular.report import export_and_evaluate
 from flywheel_trainer.recipes.tabular.scoring import Tensor
 from flywheel_trainer.recipes.tabular.spec import TabularSpec
 
 
 def shard(rows: int, world: int, rank: int, seed: int, epoch: int) -> torch.Tensor:
-    """This rank's row numbers of one epoch: one permutation for all, dealt out evenly; the remainder sits out."""
+    """This rank's row numbers in one epoch: an equal share of one common permutation.
+
+    The remainder of rows / world is left out of this epoch.
+    """
     order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
     return order[: rows - rows % world][rank::world]
 
 
 def run_worker(config: dict[str, str]) -> None:
-    """Entry of every Ray Train worker; rank 0 leaves the outcome on S3."""
+    """Entry point of every Ray Train worker; rank 0 writes the outcome to S3."""
     import ray.train
     import ray.train.torch
 
@@ -62,9 +65,12 @@ def train(
     device: torch.device,
     distribute: Callable[[nn.Module], nn.Module],
 ) -> Outcome | None:
-    """Train, and on rank 0 export, evaluate and keep the files. Same seed, data and world size: same weights."""
+    """Train; on rank 0 also export, evaluate and store the files.
+
+    Equal seed, data and world size give equal weights.
+    """
     store = objects.open_store()
-    start = load_start(spec, store)
+    start = load_initial_weights(spec, store)
     data = prepare(spec, store, start)
     hyper = spec.hyperparameters
     torch.manual_seed(hyper.seed)
@@ -83,7 +89,7 @@ def train(
     rows = torch.from_numpy(data.rows[:end]).to(device)
     labels = torch.from_numpy(data.labels[:end, None]).to(device)
     batch = max(1, min(hyper.batch_size, end // world))
-    plan = torch.optim.lr_scheduler.OneCycleLR(
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=3 * hyper.learning_rate,
         total_steps=hyper.epochs * math.ceil((end // world) / batch),
@@ -94,20 +100,20 @@ def train(
             model.train()
             torch.manual_seed(hyper.seed * 7919 + epoch * 101 + rank)
             total = torch.zeros((), device=device)
-            mine = shard(end, world, rank, hyper.seed, epoch).to(device)
-            for chunk in mine.split(batch):
+            own_rows = shard(end, world, rank, hyper.seed, epoch).to(device)
+            for chunk in own_rows.split(batch):
                 optimizer.zero_grad(set_to_none=True)
                 loss = loss_of(model(rows[chunk]), labels[chunk])
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 5.0)
                 optimizer.step()
-                plan.step()
+                schedule.step()
                 total += loss.detach() * len(chunk)
             if dist.is_initialized():
                 dist.all_reduce(total)
             if rank != 0:
                 continue
-            train_loss = float(total) / (len(mine) * world)
+            train_loss = float(total) / (len(own_rows) * world)
             if not math.isfinite(train_loss):
                 raise FloatingPointError(
                     f"the loss became {train_loss} in epoch {epoch}: lower the learning rate"
@@ -117,7 +123,8 @@ def train(
             val_loss, val_auc = log_loss(data.labels[held], scores), auc(data.labels[held], scores)
             reporter.log(epoch, train_loss=train_loss, val_loss=val_loss, val_auc=val_auc)
             sys.stdout.write(
-                f"epoch {epoch}/{hyper.epochs} train_loss {train_loss:.5f} val_loss {val_loss:.5f} val_auc {val_auc:.4f}\n"
+                f"epoch {epoch}/{hyper.epochs} train_loss {train_loss:.5f} "
+                f"val_loss {val_loss:.5f} val_auc {val_auc:.4f}\n"
             )
             sys.stdout.flush()
             if val_loss < best_loss:
@@ -127,16 +134,16 @@ def train(
             return None
         network = network.cpu()
         network.load_state_dict(best_state)
-        report, files = conclude(spec, data, network.eval(), start, best_epoch)
+        report, files = export_and_evaluate(spec, data, network.eval(), start, best_epoch)
         reporter.log(hyper.epochs, **report["metrics"])
-        produced = []
+        artifacts = []
         for name, content in files.items():
             uri, digest = objects.put_by_digest(store, spec.output_uri, content)
-            produced.append(Produced(name, len(content), digest, uri))
+            artifacts.append(Artifact(name, len(content), digest, uri))
         points = tuple(reporter.points)
     return Outcome(
         succeeded=True,
-        artifacts=tuple(produced),
+        artifacts=tuple(artifacts),
         points=points,
         params={k: str(v) for k, v in asdict(hyper).items()}
         | {"workers": str(world), "warm_start": start.note},

@@ -1,4 +1,4 @@
-"""Pipelines as durable DBOS workflows: after a crash they go on behind the last finished step."""
+"""Pipelines as durable DBOS workflows: after a crash a pipeline continues after its last finished step."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, SetWorkflowID, StepOptions
 from dbos import error as dbos_errors
 
-from flywheel_common.errors import FlywheelError
+from flywheel_common.errors import FlywheelError, Internal
 from flywheel_common.telemetry.logs import get_logger
+from flywheel_trainer.jobs.errors import CancelledOnRequest
 from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.pipelines.errors import WorkflowFailed
 from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRunName
 from flywheel_trainer.pipelines.ports import PipelineStore
-from flywheel_trainer.pipelines.steps import Cancelled, Pipeline, Result, is_worth_retrying
+from flywheel_trainer.pipelines.steps import PipelineSteps, Result, is_retryable
 
 log = get_logger(__name__)
 
@@ -26,61 +28,69 @@ RETRIES: StepOptions = {
     "interval_seconds": 1.0,
     "backoff_rate": 1.5,
     "max_attempts": 40,
-    "should_retry": is_worth_retrying,
+    "should_retry": is_retryable,
 }
-"""With the engine's cap of an hour per pause this waits out about a working day."""
-DEAD = frozenset({"ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
+"""DBOS waits at most one hour between two attempts, so a step is retried for about a working day."""
+DEAD_STATES = frozenset({"ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
+MESSAGE_CHARACTERS = 1000
 
 
 @DBOS.dbos_class(CLASS)
 class Workflows(DBOSConfiguredInstance):
-    """The one workflow of this service, bound to its steps."""
+    """The pipeline workflow, bound to its steps."""
 
-    def __init__(self, pipeline: Pipeline, store: PipelineStore) -> None:
+    def __init__(self, steps: PipelineSteps, store: PipelineStore) -> None:
         super().__init__(INSTANCE)
-        self._pipeline, self._store = pipeline, store
+        self._pipeline_steps, self._store = steps, store
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @DBOS.workflow(name=WORKFLOW)
     async def run(self, name: str) -> str:
-        """All steps in order. Only calls of steps may have effects here: everything else is repeated on recovery."""
+        """Run all steps in order.
+
+        Only steps may have effects: everything else is repeated during recovery.
+        """
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        state, reason, message = await self._steps(name)
-        await DBOS.run_step_async(_options("finish"), self._pipeline.finish, name, state, reason, message)
+        state, reason, message = await self._run_steps(name)
+        await DBOS.run_step_async(
+            _options("finish"), self._pipeline_steps.finish, name, state, reason, message
+        )
         return message
 
-    async def _steps(self, name: str) -> tuple[JobState, str, str]:
-        seen: dict[str, Result] = {}
+    async def _run_steps(self, name: str) -> tuple[JobState, str, str]:
+        """The pipeline run's final state, error reason and message."""
+        results: dict[str, Result] = {}
         start_rollout = True
         try:
             for step in STEPS:
                 if step == "rollout" and not start_rollout:
-                    return (
-                        JobState.SUCCEEDED,
-                        "",
-                        f"released as {seen['release']['release']}; no rollout was asked for",
-                    )
-                seen[step] = await DBOS.run_step_async(
-                    _options(step), getattr(self._pipeline, step), name, seen
+                    release = results["release"]["release"]
+                    return JobState.SUCCEEDED, "", f"released as {release}; no rollout was requested"
+                results[step] = await DBOS.run_step_async(
+                    _options(step), getattr(self._pipeline_steps, step), name, results
                 )
-                if step == "register" and not seen[step]["passed"]:
-                    return JobState.SUCCEEDED, "", f"offline gate refused: {seen[step]['message']}"
+                if step == "register" and not results[step]["passed"]:
+                    return JobState.SUCCEEDED, "", f"offline gate refused: {results[step]['message']}"
                 if step == "release":
-                    start_rollout = seen[step]["start_rollout"]
-            return JobState.SUCCEEDED, "", f"{seen['register']['version']} is in {seen['rollout']['rollout']}"
-        except Cancelled:
-            return JobState.CANCELLED, "CANCELLED", "cancelled on request"
+                    start_rollout = results[step]["start_rollout"]
+            version, rollout = results["register"]["version"], results["rollout"]["rollout"]
+            return JobState.SUCCEEDED, "", f"{version} is in {rollout}"
+        except CancelledOnRequest as error:
+            return JobState.CANCELLED, error.reason, error.message
         except dbos_errors.DBOSMaxStepRetriesExceeded as error:
-            return JobState.FAILED, *_cause(error.errors[-1] if error.errors else error)
+            return JobState.FAILED, *_reason_and_message(error.errors[-1] if error.errors else error)
         except Exception as error:
             log.error("pipeline step failed", pipeline_run=name, exc_info=error)
-            return JobState.FAILED, *_cause(error)
+            return JobState.FAILED, *_reason_and_message(error)
 
-    async def drive(self, poll_seconds: float) -> None:
-        """Start the workflow of every run that was accepted. Starting one that runs already changes nothing."""
+    async def start_accepted_runs(self, poll_seconds: float) -> None:
+        """Start the workflow of every unfinished run, forever.
+
+        Starting a workflow that exists changes nothing.
+        """
         known: set[PipelineRunName] = set()
         while True:
             try:
@@ -90,21 +100,21 @@ class Workflows(DBOSConfiguredInstance):
                         with SetWorkflowID(str(name)):
                             await DBOS.start_workflow_async(self.run, str(name))
                         known.add(name)
-                    await self._bury(name)
+                    await self._fail_if_dead(name)
                 known &= set(unfinished)
             except FlywheelError as error:
-                log.warning("pipelines wait", reason=error.reason, error=error.message)
+                log.warning("pipeline runs not started", reason=error.reason, error=error.message)
             await asyncio.sleep(poll_seconds)
 
-    async def _bury(self, name: PipelineRunName) -> None:
-        """A workflow that ended without its last step (which must never happen) must not look alive for ever."""
+    async def _fail_if_dead(self, name: PipelineRunName) -> None:
+        """Fail a run whose workflow ended before its last step: otherwise it would stay RUNNING forever."""
         status = await DBOS.get_workflow_status_async(str(name))
-        if status is not None and status.status in DEAD:
-            message = f"The workflow ended as {status.status}: {status.error}"
-            await self._pipeline.finish(str(name), JobState.FAILED, "WORKFLOW_FAILED", message[:1000])
+        if status is not None and status.status in DEAD_STATES:
+            message = f"The workflow ended as {status.status}: {status.error}"[:MESSAGE_CHARACTERS]
+            await self._pipeline_steps.finish(str(name), JobState.FAILED, WorkflowFailed.reason, message)
 
     async def stop(self) -> None:
-        """Leave every workflow where it is; the next process goes on with it."""
+        """Cancel the tasks of all workflows; the next process continues them."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
@@ -112,11 +122,14 @@ class Workflows(DBOSConfiguredInstance):
 
 
 @asynccontextmanager
-async def durable(
-    pipeline: Pipeline, store: PipelineStore, *, dsn: str, executor_id: str, version: str
+async def dbos_workflows(
+    steps: PipelineSteps, store: PipelineStore, *, dsn: str, executor_id: str, version: str
 ) -> AsyncIterator[Workflows]:
-    """DBOS with its own system database. `executor_id` names the replica and is stable over restarts, `version` names
-    the order of steps: runs of another version are not touched."""
+    """Run DBOS with its own system database at `dsn`.
+
+    `executor_id` is the name of the replica, which must not change over restarts. `version` is the version of
+    the order of steps: this process does not continue runs of another version.
+    """
     config: DBOSConfig = {
         "name": "flywheel-trainer",
         "system_database_url": dsn,
@@ -127,13 +140,13 @@ async def durable(
         "sys_db_pool_size": 5,
     }
     DBOS(config=config)
-    workflows = Workflows(pipeline, store)
+    workflows = Workflows(steps, store)
     DBOS.launch()
     try:
         yield workflows
     finally:
         await workflows.stop()
-        # The engine made its own thread pool the loop's, and takes it away with itself.
+        # DBOS made its thread pool the default executor of the loop, and shuts it down in destroy.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="trainer"))
         await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
 
@@ -142,7 +155,7 @@ def _options(step: str) -> StepOptions:
     return {**RETRIES, "name": step}
 
 
-def _cause(error: BaseException) -> tuple[str, str]:
+def _reason_and_message(error: BaseException) -> tuple[str, str]:
     if isinstance(error, FlywheelError):
         return error.reason, error.message
-    return "INTERNAL", f"{type(error).__name__}: {error}"[:1000]
+    return Internal.reason, f"{type(error).__name__}: {error}"[:MESSAGE_CHARACTERS]

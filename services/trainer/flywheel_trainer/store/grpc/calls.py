@@ -1,4 +1,4 @@
-"""Calls of peers whose failures are domain errors."""
+"""Calls of other services whose failures become domain errors."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ import grpc
 
 from flywheel_common.grpc.error_details import from_rpc_error
 
-Answer = TypeVar("Answer")
+Response = TypeVar("Response")
 
 
-async def answer(peer: str, call: Awaitable[Answer]) -> Answer:
-    """The answer of a call; raises the FlywheelError that the peer raised, Unavailable {PEER}_UNAVAILABLE if it does not answer."""
+async def response_of(peer: str, call: Awaitable[Response]) -> Response:
+    """The response of a call.
+
+    Raises the FlywheelError that the peer raised, and Unavailable {PEER}_UNAVAILABLE if it does not answer.
+    """
     try:
         return await call
     except grpc.RpcError as error:

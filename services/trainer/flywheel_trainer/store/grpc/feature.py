@@ -1,4 +1,4 @@
-"""The feature service as this one uses it."""
+"""Client of the feature service."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 import grpc
 from google.protobuf.json_format import ParseDict
 
-from flywheel_common.errors import FailedPrecondition, NotFound
+from flywheel_common.errors import NotFound
 from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc, training_set_pb2
 from flywheel_protos.types.v1 import job_pb2, value_pb2
+from flywheel_trainer.jobs.errors import ShortFeatureNames, UnknownTrainingSet
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.recipes.tabular.spec import LABEL, Column
-from flywheel_trainer.store.grpc.calls import answer
+from flywheel_trainer.store.grpc.calls import response_of
 
 PEER = "feature"
 
 
 class GrpcFeature:
-    """FeaturePeer and TrainingSets over the stub."""
+    """`FeaturePeer` over the gRPC stub."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = feature_pb2_grpc.FeatureServiceStub(channel)
@@ -32,29 +33,24 @@ class GrpcFeature:
             spine=ParseDict(dict(spine), training_set_pb2.Spine()),
             request_id=request_id,
         )
-        return str((await answer(PEER, self._stub.BuildTrainingSet(request))).job.name)
+        return str((await response_of(PEER, self._stub.BuildTrainingSet(request))).job.name)
 
     async def job(self, name: str) -> tuple[JobState, str, str]:
-        job = (await answer(PEER, self._stub.GetJob(feature_pb2.GetJobRequest(name=name)))).job
+        job = (await response_of(PEER, self._stub.GetJob(feature_pb2.GetJobRequest(name=name)))).job
         state = JobState(job_pb2.JobState.Name(job.state).removeprefix("JOB_STATE_"))
         error = f"{job.error_reason}: {job.error_message}" if job.error_reason else job.progress.message
         return state, job.training_set, error
 
     async def get(self, name: str) -> TrainingSet:
         try:
-            described = await answer(
+            described = await response_of(
                 PEER, self._stub.GetTrainingSet(feature_pb2.GetTrainingSetRequest(name=name))
             )
         except NotFound as error:
-            raise NotFound(
-                f"Training set {name!r} does not exist: build it first.", reason="UNKNOWN_TRAINING_SET"
-            ) from error
+            raise UnknownTrainingSet.of(name) from error
         found = described.training_set
         if found.short_feature_names:
-            raise FailedPrecondition(
-                f"Training set {name!r} has short feature names, which no signature can name: build it with the full ones.",
-                reason="SHORT_FEATURE_NAMES",
-            )
+            raise ShortFeatureNames.of(name)
         features = {column.name for column in found.profile} or {
             f.name for f in found.schema if "__" in f.name
         }

@@ -1,4 +1,4 @@
-"""The registry as this service uses it."""
+"""Client of the registry."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import grpc
 from google.protobuf.json_format import ParseDict
 
 from flywheel_common.deadline import call_timeout
-from flywheel_common.errors import DataLoss
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
 from flywheel_trainer.evaluation.calibration import IDENTITY, Calibration, Isotonic, Platt
+from flywheel_trainer.jobs.errors import DigestMismatch
 from flywheel_trainer.pipelines.comparison import ChampionModel
-from flywheel_trainer.recipes.outcome import MODEL
+from flywheel_trainer.recipes.artifacts import MODEL
 from flywheel_trainer.recipes.tabular.dataset import Input
-from flywheel_trainer.store.grpc.calls import answer
+from flywheel_trainer.store.grpc.calls import response_of
 
 PEER = "registry"
 CHUNK_BYTES = 512 * 1024
@@ -26,17 +26,17 @@ UPLOAD_SECONDS = 300.0
 
 
 class GrpcRegistry:
-    """RegistryPeer over the stub."""
+    """`RegistryPeer` over the gRPC stub."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
 
     async def champion(self, model: str) -> ChampionModel | None:
-        found = (await answer(PEER, self._stub.GetModel(registry_pb2.GetModelRequest(name=model)))).model
+        found = (await response_of(PEER, self._stub.GetModel(registry_pb2.GetModelRequest(name=model)))).model
         if not found.production_release:
             return None
-        asked = registry_pb2.GetReleaseRequest(name=found.production_release)
-        release = (await answer(PEER, self._stub.GetRelease(asked))).release
+        request = registry_pb2.GetReleaseRequest(name=found.production_release)
+        release = (await response_of(PEER, self._stub.GetRelease(request))).release
         version = await self.version(release.model_version)
         inputs = tuple(
             Input(
@@ -48,12 +48,12 @@ class GrpcRegistry:
         return ChampionModel(version.name, content, inputs, _calibration(release.calibration))
 
     async def version(self, name: str) -> model_pb2.ModelVersion:
-        """Raises NotFound UNKNOWN_MODEL_VERSION."""
+        """Raises NotFound."""
         request = registry_pb2.GetModelVersionRequest(name=name)
-        return (await answer(PEER, self._stub.GetModelVersion(request))).model_version
+        return (await response_of(PEER, self._stub.GetModelVersion(request))).model_version
 
     async def download(self, version: model_pb2.ModelVersion, artifact: str) -> bytes:
-        """The file's bytes. Raises DataLoss DIGEST_MISMATCH, NotFound."""
+        """The bytes of a file. Raises DigestMismatch, NotFound."""
         request = registry_pb2.DownloadArtifactRequest(model_version=version.name, artifact=artifact)
         call = self._stub.DownloadArtifact(request, timeout=call_timeout(UPLOAD_SECONDS))
         try:
@@ -63,8 +63,8 @@ class GrpcRegistry:
         content = b"".join(parts)
         declared = next((a.sha256 for a in version.artifacts if a.name == artifact), None)
         if hashlib.sha256(content).hexdigest() != declared:
-            raise DataLoss(
-                f"{artifact} of {version.name} arrived with other bytes.", reason="DIGEST_MISMATCH"
+            raise DigestMismatch(
+                f"The downloaded bytes of {artifact} of {version.name} do not match their digest."
             )
         return content
 
@@ -100,7 +100,7 @@ class GrpcRegistry:
         request = registry_pb2.CreateModelVersionRequest(
             parent=model, model_version=message, request_id=request_id
         )
-        return str((await answer(PEER, self._stub.CreateModelVersion(request))).model_version.name)
+        return str((await response_of(PEER, self._stub.CreateModelVersion(request))).model_version.name)
 
     async def upload(self, version: str, artifact: str, data: bytes) -> None:
         async def parts() -> AsyncIterator[registry_pb2.UploadArtifactRequest]:
@@ -109,7 +109,7 @@ class GrpcRegistry:
             for start in range(0, len(data), CHUNK_BYTES):
                 yield registry_pb2.UploadArtifactRequest(data=data[start : start + CHUNK_BYTES])
 
-        await answer(PEER, self._stub.UploadArtifact(parts(), timeout=call_timeout(UPLOAD_SECONDS)))
+        await response_of(PEER, self._stub.UploadArtifact(parts(), timeout=call_timeout(UPLOAD_SECONDS)))
 
     async def promote_to_staging(
         self, version: str, values: Mapping[str, float], findings: list[str], reason: str, request_id: str
@@ -123,7 +123,7 @@ class GrpcRegistry:
             ),
             request_id=request_id,
         )
-        promoted = await answer(PEER, self._stub.PromoteModelVersion(request))
+        promoted = await response_of(PEER, self._stub.PromoteModelVersion(request))
         return promoted.passed, list(promoted.evidence.findings)
 
     async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str:
@@ -138,17 +138,15 @@ class GrpcRegistry:
         if release["fallback"] is not None:
             ParseDict(dict(release["fallback"]), message.fallback)
         request = registry_pb2.CreateReleaseRequest(parent=model, release=message, request_id=request_id)
-        return str((await answer(PEER, self._stub.CreateRelease(request))).release.name)
+        return str((await response_of(PEER, self._stub.CreateRelease(request))).release.name)
 
     async def start_rollout(self, model: str, release: str, reason: str, request_id: str) -> tuple[str, str]:
         request = registry_pb2.StartRolloutRequest(
             parent=model, challenger_release=release, reason=reason, request_id=request_id
         )
-        rollout = (await answer(PEER, self._stub.StartRollout(request))).rollout
-        return (
-            rollout.name,
-            f"{model_pb2.RolloutState.Name(rollout.state).removeprefix('ROLLOUT_STATE_')} {rollout.reason}".strip(),
-        )
+        rollout = (await response_of(PEER, self._stub.StartRollout(request))).rollout
+        state = model_pb2.RolloutState.Name(rollout.state).removeprefix("ROLLOUT_STATE_")
+        return rollout.name, f"{state} {rollout.reason}".strip()
 
 
 def _calibration(message: model_pb2.Calibration) -> Calibration:

@@ -1,16 +1,16 @@
-"""`Weights` of versions in the registry."""
+"""`Weights` of model versions in the registry."""
 
 from __future__ import annotations
 
 from flywheel_common.errors import NotFound
 from flywheel_common.storage.objects import ObjectStore
-from flywheel_trainer.pipelines.artifacts import artifact_key
-from flywheel_trainer.recipes.outcome import WEIGHTS
+from flywheel_trainer.jobs.errors import UnknownModelVersion
+from flywheel_trainer.recipes.artifacts import WEIGHTS, artifact_key
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 
 
 class RegisteredWeights:
-    """Weights of registered versions, brought to this service's bucket under their digest when they are not there."""
+    """`Weights` that downloads a version's weights to this service's bucket if they are not there yet."""
 
     def __init__(self, registry: GrpcRegistry, objects: ObjectStore, bucket: str) -> None:
         self._registry, self._objects, self._bucket = registry, objects, bucket
@@ -19,9 +19,7 @@ class RegisteredWeights:
         try:
             version = await self._registry.version(model_version)
         except NotFound as error:
-            raise NotFound(
-                f"Model version {model_version!r} does not exist.", reason="UNKNOWN_MODEL_VERSION"
-            ) from error
+            raise UnknownModelVersion.of(model_version) from error
         declared = next((a.sha256 for a in version.artifacts if a.name == WEIGHTS), None)
         if declared is None:
             return None

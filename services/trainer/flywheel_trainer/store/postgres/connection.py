@@ -1,4 +1,4 @@
-"""What every connection of this service's pool speaks: jsonb columns are Python values."""
+"""Set-up of the pool's connections: jsonb columns are Python values."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import Any
 
 
 async def prepare(connection: Any) -> None:
-    """To be given to `create_pool(init=…)`."""
+    """Pass this as `init` of `create_pool`."""
     await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")

@@ -1,4 +1,4 @@
-"""Jobs in PostgreSQL."""
+"""`JobStore` on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from flywheel_common.errors import FailedPrecondition, NotFound
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
-from flywheel_trainer.jobs.errors import unknown_job
+from flywheel_trainer.jobs.errors import JobEnded, UnknownJob
 from flywheel_trainer.jobs.job import ENDED, TRAIN, Job, JobName, JobState
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.spec import Hyperparameters
+from flywheel_trainer.runs.errors import UnknownExperiment
 from flywheel_trainer.runs.run import Run, RunName, RunState
-from flywheel_trainer.store.postgres.runs import conclude_run, insert_run
+from flywheel_trainer.store.postgres.runs import end_run_with_outcome, insert_run
 
 _METHOD = "SubmitJob"
 _INSERT = """
@@ -27,17 +26,21 @@ VALUES ($1, $2, $3, 'QUEUED', $4, $5, $6, $7)
 _GET = "SELECT * FROM job WHERE id = $1 AND project = $2"
 _LIST = "SELECT * FROM job WHERE project = $1 AND ($2 = '' OR id < $2) ORDER BY id DESC LIMIT $3"
 _CANCEL = """
-UPDATE job SET cancel_requested = true WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING') RETURNING *
+UPDATE job SET cancel_requested = true
+WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING') RETURNING *
 """
 _ACTIVE = "SELECT * FROM job WHERE state IN ('QUEUED', 'RUNNING') ORDER BY priority DESC, created_at"
 _STARTED = """
 UPDATE job SET state = 'RUNNING', started_at = coalesce(started_at, $2) WHERE id = $1 AND state = 'QUEUED'
 """
 _PROGRESS = "UPDATE job SET progress = $2 WHERE id = $1 AND state = 'RUNNING' AND progress <> $2::jsonb"
-_WAITS = """
-UPDATE job SET progress = progress || jsonb_build_object('message', $2::text) WHERE id = $1 AND state IN ('QUEUED', 'RUNNING')
+_WAITING = """
+UPDATE job SET progress = progress || jsonb_build_object('message', $2::text)
+WHERE id = $1 AND state IN ('QUEUED', 'RUNNING')
 """
-_HEARTBEAT = "UPDATE run SET heartbeat_at = $2 WHERE id = $1 AND state = 'RUNNING'"
+_HEARTBEAT = """
+UPDATE run SET heartbeat_at = $2 FROM job WHERE job.id = $1 AND run.id = job.run_id AND run.state = 'RUNNING'
+"""
 _END = """
 UPDATE job SET state = $2, error_reason = $3, error_message = $4, ended_at = $5
 WHERE id = $1 AND state IN ('QUEUED', 'RUNNING') RETURNING run_id
@@ -46,7 +49,7 @@ _EPOCH = "SELECT step FROM run_metric WHERE run_id = $1 AND key = 'train_loss'"
 
 
 class PostgresJobs:
-    """The JobStore of the product."""
+    """`JobStore` on PostgreSQL."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -54,10 +57,7 @@ class PostgresJobs:
     async def create(
         self, job: Job, details: Mapping[str, Any], request_id: str, body: bytes, now: datetime
     ) -> Job:
-        unknown = NotFound(
-            f"Experiment {job.spec.experiment!r} does not exist: create it first.",
-            reason="UNKNOWN_EXPERIMENT",
-        )
+        unknown = UnknownExperiment.of(job.spec.experiment)
         async with (
             transaction(self._pool, translate={"run_experiment": unknown}) as conn,
             idempotent(conn, _METHOD, request_id, body) as once,
@@ -81,20 +81,16 @@ class PostgresJobs:
             once.store(str(job.name).encode())
             return await _existing(conn, job.name)
 
-    async def by_request(self, request_id: str, body: bytes) -> Job | None:
-        """The job of an earlier equal request, so that a repeat needs no other service."""
+    async def find_by_request(self, request_id: str, body: bytes) -> Job | None:
+        """A repeated request needs no other service: its job is found before they are called."""
         if not request_id:
             return None
-
-        class Undone(Exception):
-            pass
-
         try:
             async with transaction(self._pool) as conn, idempotent(conn, _METHOD, request_id, body) as once:
                 if once.replay is None:
-                    raise Undone
+                    raise _RollBack
                 return await _existing(conn, JobName.parse(once.replay.decode()))
-        except Undone:
+        except _RollBack:
             return None
 
     async def get(self, name: JobName) -> Job | None:
@@ -118,11 +114,9 @@ class PostgresJobs:
             done = await conn.fetchrow(_CANCEL, name.job, name.project)
             row = done or await conn.fetchrow(_GET, name.job, name.project)
             if row is None:
-                raise unknown_job(name)
+                raise UnknownJob.of(name)
             if done is None:
-                raise FailedPrecondition(
-                    f"Job {str(name)!r} has ended as {row['state']}.", reason="JOB_ENDED"
-                )
+                raise JobEnded.of(name, row["state"])
             once.store(str(name).encode())
             return _job(row)
 
@@ -130,21 +124,20 @@ class PostgresJobs:
         async with connection(self._pool) as conn:
             return [(_job(row), row["spec"]["details"]) for row in await conn.fetch(_ACTIVE)]
 
-    async def started(self, name: JobName, now: datetime) -> None:
+    async def mark_started(self, name: JobName, now: datetime) -> None:
         async with connection(self._pool) as conn:
             await conn.execute(_STARTED, name.job, now)
 
-    async def waits(self, name: JobName, message: str) -> None:
+    async def set_waiting(self, name: JobName, message: str) -> None:
         async with connection(self._pool) as conn:
-            await conn.execute(_WAITS, name.job, message)
+            await conn.execute(_WAITING, name.job, message)
 
-    async def alive(self, name: JobName, progress: Mapping[str, Any], now: datetime) -> None:
+    async def heartbeat(self, name: JobName, progress: Mapping[str, Any], now: datetime) -> None:
         async with transaction(self._pool) as conn:
             await conn.execute(_PROGRESS, name.job, dict(progress))
-            await conn.execute(_HEARTBEAT, name.job.replace("job-", "run-", 1), now)
+            await conn.execute(_HEARTBEAT, name.job, now)
 
-    async def progress(self, run: RunName) -> int:
-        """Epochs done, as the run's metrics tell."""
+    async def epochs_done(self, run: RunName) -> int:
         async with connection(self._pool) as conn:
             return int(await conn.fetchval(_EPOCH, run.run) or 0)
 
@@ -156,8 +149,12 @@ class PostgresJobs:
             )
             if run_id is None:
                 return False
-            await conclude_run(conn, run_id, outcome, RunState(state), now)
+            await end_run_with_outcome(conn, run_id, outcome, RunState(state), now)
             return True
+
+
+class _RollBack(Exception):
+    """Rolls back a transaction that has nothing to store."""
 
 
 async def _existing(conn: Connection, name: JobName) -> Job:
@@ -166,12 +163,10 @@ async def _existing(conn: Connection, name: JobName) -> Job:
 
 def _job(row: Any) -> Job:
     spec = {key: value for key, value in row["spec"].items() if key != "details"}
-    hyper = spec.pop("hyperparameters")
-    hyper["hidden_sizes"] = tuple(hyper["hidden_sizes"])
     assert row["kind"] == TRAIN
     return Job(
         name=JobName(row["project"], row["id"]),
-        spec=TrainSpec(**spec, hyperparameters=Hyperparameters(**hyper)),
+        spec=TrainSpec.from_json(spec),
         run=RunName(row["project"], row["run_id"]),
         kind=row["kind"],
         state=JobState(row["state"]),

@@ -1,4 +1,4 @@
-"""Pipeline runs in PostgreSQL."""
+"""`PipelineStore` on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from flywheel_common.errors import FailedPrecondition
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.outbox import enqueue
@@ -16,7 +15,7 @@ from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
 from flywheel_trainer.jobs.job import ENDED, JobState
-from flywheel_trainer.pipelines.errors import unknown_pipeline_run
+from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRun, PipelineRunName, PipelineSpec, Step
 
 _INSERT = """
@@ -28,16 +27,20 @@ INSERT INTO pipeline_step (pipeline_run, position, step, state)
 SELECT $1, ordinality, step, 'QUEUED' FROM unnest($2::text[]) WITH ORDINALITY AS s (step, ordinality)
 """
 _SELECT = """
-SELECT p.*, (SELECT jsonb_agg(jsonb_build_array(s.step, s.state, s.started_at, s.ended_at, s.output, s.message) ORDER BY position)
-    FROM pipeline_step s WHERE s.pipeline_run = p.id) AS steps
+SELECT p.*, (
+    SELECT jsonb_agg(
+        jsonb_build_array(s.step, s.state, s.started_at, s.ended_at, s.output, s.message) ORDER BY position
+    )
+    FROM pipeline_step s WHERE s.pipeline_run = p.id
+) AS steps
 FROM pipeline_run p
 """
 _GET = _SELECT + "WHERE id = $1 AND project = $2"
 _LIST = _SELECT + "WHERE project = $1 AND ($2 = '' OR id < $2) ORDER BY id DESC LIMIT $3"
 _UNFINISHED = "SELECT project, id FROM pipeline_run WHERE state IN ('QUEUED', 'RUNNING') ORDER BY id"
 _CANCEL = """
-UPDATE pipeline_run SET cancel_requested = true WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING')
-RETURNING true
+UPDATE pipeline_run SET cancel_requested = true
+WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING') RETURNING true
 """
 _BEGIN_RUN = "UPDATE pipeline_run SET state = 'RUNNING' WHERE id = $1 AND state = 'QUEUED'"
 _BEGIN_STEP = """
@@ -48,13 +51,12 @@ _END_STEP = """
 UPDATE pipeline_step SET state = 'SUCCEEDED', output = $3, message = $4, ended_at = coalesce(ended_at, $5)
 WHERE pipeline_run = $1 AND step = $2
 """
-_FACTS = """
+_SET_FIELDS = """
 UPDATE pipeline_run SET
-    training_set = coalesce($2::jsonb ->> 'training_set', training_set), run = coalesce($2::jsonb ->> 'run', run),
-    model_version = coalesce($2::jsonb ->> 'model_version', model_version),
-    release = coalesce($2::jsonb ->> 'release', release), rollout = coalesce($2::jsonb ->> 'rollout', rollout),
-    gate_passed = coalesce(($2::jsonb ->> 'gate_passed')::boolean, gate_passed)
-WHERE id = $1
+    training_set = coalesce($2::jsonb ->> 'training_set', training_set), run = coalesce($2::jsonb ->> 'run',
+    run), model_version = coalesce($2::jsonb ->> 'model_version', model_version), release = coalesce($2::jsonb
+    ->> 'release', release), rollout = coalesce($2::jsonb ->> 'rollout', rollout), gate_passed =
+    coalesce(($2::jsonb ->> 'gate_passed')::boolean, gate_passed) WHERE id = $1
 """
 _FINISH = """
 UPDATE pipeline_run SET state = $2, error_reason = $3, error_message = $4, ended_at = $5
@@ -62,13 +64,17 @@ WHERE id = $1 AND state IN ('QUEUED', 'RUNNING')
 RETURNING project, model, model_version, cause_alert, event_time
 """
 _FINISH_RUNNING_STEP = """
-UPDATE pipeline_step SET state = $2, message = $3, ended_at = $4 WHERE pipeline_run = $1 AND state = 'RUNNING'
+UPDATE pipeline_step SET state = $2, message = $3, ended_at = $4
+WHERE pipeline_run = $1 AND state = 'RUNNING'
 """
-_SKIP_STEPS = "UPDATE pipeline_step SET state = 'CANCELLED', message = 'not run' WHERE pipeline_run = $1 AND state = 'QUEUED'"
+_SKIP_STEPS = """
+UPDATE pipeline_step SET state = 'CANCELLED', message = 'not run'
+WHERE pipeline_run = $1 AND state = 'QUEUED'
+"""
 
 
 async def insert_pipeline_run(conn: Connection, run: PipelineRun, now: datetime) -> None:
-    """Inside the caller's transaction (a retraining decision and its run are made together)."""
+    """Insert a run in the caller's transaction: a retraining decision is stored together with its run."""
     await conn.execute(
         _INSERT,
         run.name.run,
@@ -83,7 +89,7 @@ async def insert_pipeline_run(conn: Connection, run: PipelineRun, now: datetime)
 
 
 class PostgresPipelines:
-    """The PipelineStore of the product."""
+    """`PipelineStore` on PostgreSQL; `finish` writes the `training.completed` event to the outbox."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -125,11 +131,9 @@ class PostgresPipelines:
             done = once.replay is not None or await conn.fetchval(_CANCEL, name.run, name.project)
             row = await conn.fetchrow(_GET, name.run, name.project)
             if row is None:
-                raise unknown_pipeline_run(name)
+                raise UnknownPipelineRun.of(name)
             if not done:
-                raise FailedPrecondition(
-                    f"Pipeline run {str(name)!r} has ended as {row['state']}.", reason="PIPELINE_RUN_ENDED"
-                )
+                raise PipelineRunEnded.of(name, row["state"])
             if once.replay is None:
                 once.store(str(name).encode())
             return _run(row)
@@ -139,9 +143,9 @@ class PostgresPipelines:
             await conn.execute(_BEGIN_RUN, name.run)
             await conn.execute(_BEGIN_STEP, name.run, step, now)
 
-    async def note(self, name: PipelineRunName, facts: Mapping[str, Any]) -> None:
+    async def set_fields(self, name: PipelineRunName, fields: Mapping[str, Any]) -> None:
         async with connection(self._pool) as conn:
-            await conn.execute(_FACTS, name.run, dict(facts))
+            await conn.execute(_SET_FIELDS, name.run, dict(fields))
 
     async def end_step(
         self,
@@ -149,12 +153,12 @@ class PostgresPipelines:
         step: str,
         output: str,
         message: str,
-        facts: Mapping[str, Any],
+        fields: Mapping[str, Any],
         now: datetime,
     ) -> None:
         async with transaction(self._pool) as conn:
             await conn.execute(_END_STEP, name.run, step, output, message, now)
-            await conn.execute(_FACTS, name.run, dict(facts))
+            await conn.execute(_SET_FIELDS, name.run, dict(fields))
 
     async def finish(
         self, name: PipelineRunName, state: JobState, reason: str, message: str, now: datetime
@@ -190,7 +194,7 @@ class PostgresPipelines:
 def _run(row: Any) -> PipelineRun:
     return PipelineRun(
         name=PipelineRunName(row["project"], row["id"]),
-        spec=PipelineSpec.from_row(row["spec"]),
+        spec=PipelineSpec.from_json(row["spec"]),
         event_time=row["event_time"],
         state=JobState(row["state"]),
         steps=tuple(

@@ -1,4 +1,4 @@
-"""Runs in PostgreSQL: statements beside the methods that use them."""
+"""`RunStore` on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from flywheel_common.errors import AlreadyExists, FailedPrecondition, NotFound
 from flywheel_common.paging import Key, Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
-from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
-from flywheel_trainer.runs.errors import unknown_run
+from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
+from flywheel_trainer.runs.errors import ExperimentExists, RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.lease import LOST_MESSAGE
 from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState, RunUpdate
 from flywheel_trainer.runs.search import Order, Term, rank
+from flywheel_trainer.store.postgres.run_search import search_clauses
 
 _INSERT_EXPERIMENT = """
 INSERT INTO experiment (project, id, description, tags, created_at) VALUES ($1, $2, $3, $4, $5)
@@ -23,15 +24,17 @@ ON CONFLICT DO NOTHING
 _GET_EXPERIMENT = "SELECT * FROM experiment WHERE project = $1 AND id = $2"
 _LIST_EXPERIMENTS = "SELECT * FROM experiment WHERE project = $1 AND id > $2 ORDER BY id LIMIT $3"
 _INSERT_RUN = """
-INSERT INTO run (id, project, experiment, state, params, tags, artifacts, code_version, environment, training_set, job,
-    lease_seconds, heartbeat_at, started_at)
+INSERT INTO run (id, project, experiment, state, params, tags, artifacts, code_version, environment,
+    training_set, job, lease_seconds, heartbeat_at, started_at)
 VALUES ($1, $2, $3, 'RUNNING', $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)
 """
 _SELECT_RUN = """
-SELECT r.*, coalesce((SELECT jsonb_object_agg(m.key, m.value::text) FROM run_metric m WHERE m.run_id = r.id), '{}') AS metrics
+SELECT r.*, coalesce(
+    (SELECT jsonb_object_agg(m.key, m.value::text) FROM run_metric m WHERE m.run_id = r.id), '{}'
+) AS metrics
 FROM run r
 """
-_LOG = """
+_INSERT_POINTS = """
 WITH added AS (
     INSERT INTO metric_point (run_id, key, step, value, time_us)
     SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::float8[], $5::bigint[])
@@ -44,7 +47,7 @@ WITH added AS (
 )
 SELECT count(*) FROM added
 """
-_ALIVE = (
+_HEARTBEAT = (
     "UPDATE run SET heartbeat_at = $3 WHERE id = $1 AND project = $2 AND state = 'RUNNING' RETURNING true"
 )
 _POINTS = """
@@ -53,45 +56,65 @@ WHERE run_id = $1 AND ($2 = '' OR key = $2) AND (key, step) > ($3, $4) ORDER BY 
 """
 _UPDATE = """
 UPDATE run SET params = $3::jsonb || params, tags = tags || $4::jsonb, artifacts = artifacts || $5::jsonb,
-    heartbeat_at = $6, state = coalesce($7, state), error_message = CASE WHEN $7 IS NULL THEN error_message ELSE $8 END,
+    heartbeat_at = $6, state = coalesce($7, state),
+    error_message = CASE WHEN $7 IS NULL THEN error_message ELSE $8 END,
     ended_at = CASE WHEN $7 IS NULL THEN ended_at ELSE $6 END
 WHERE id = $1 AND project = $2 AND state = 'RUNNING' RETURNING true
 """
-_CONCLUDE = """
+_END_WITH_OUTCOME = """
 UPDATE run SET params = params || $2::jsonb, artifacts = $3, code_version = $4, environment = $5, state = $6,
     error_message = $7, ended_at = coalesce(ended_at, $8)
 WHERE id = $1 AND state IN ('RUNNING', 'LOST')
 """
 _EXPIRE = """
-UPDATE run SET state = 'LOST', ended_at = $1, error_message = 'no heartbeat within its lease'
+UPDATE run SET state = 'LOST', ended_at = $1, error_message = $3
 WHERE state = 'RUNNING' AND greatest(heartbeat_at, $2) + lease_seconds * interval '1 second' < $1
 RETURNING 'projects/' || project || '/runs/' || id
 """
-_OPERATORS = frozenset({"=", "!=", "<", "<=", ">", ">="})
 
 
 async def insert_run(conn: Connection, run: Run, now: datetime) -> None:
-    """Inside the caller's transaction (a job and its run are made together)."""
+    """Insert a run in the caller's transaction, because a job and its run are created together."""
     await conn.execute(
-        _INSERT_RUN, run.name.run, run.name.project, run.experiment, dict(run.params), dict(run.tags),
-        [asdict(a) for a in run.artifacts], run.code_version, dict(run.environment), run.training_set, run.job,
-        run.lease_seconds, now,
-    )  # fmt: skip
+        _INSERT_RUN,
+        run.name.run,
+        run.name.project,
+        run.experiment,
+        dict(run.params),
+        dict(run.tags),
+        [asdict(a) for a in run.artifacts],
+        run.code_version,
+        dict(run.environment),
+        run.training_set,
+        run.job,
+        run.lease_seconds,
+        now,
+    )
 
 
-async def conclude_run(
+async def end_run_with_outcome(
     conn: Connection, run_id: str, outcome: Outcome, state: RunState, now: datetime
 ) -> None:
-    """Write what a job left: points that never arrived, files, provenance and the end. Repeating it changes nothing."""
+    """Write the outcome of a job to its run: missing points, artifacts, provenance and the end.
+
+    It works in the caller's transaction. Repeating it changes nothing.
+    """
     await _insert_points(conn, run_id, outcome.points)
     await conn.execute(
-        _CONCLUDE, run_id, outcome.params, [asdict(a) for a in outcome.artifacts], outcome.code_version,
-        outcome.environment, state, outcome.error_message, now,
-    )  # fmt: skip
+        _END_WITH_OUTCOME,
+        run_id,
+        outcome.params,
+        [asdict(a) for a in outcome.artifacts],
+        outcome.code_version,
+        outcome.environment,
+        state,
+        outcome.error_message,
+        now,
+    )
 
 
 class PostgresRuns:
-    """The RunStore of the product."""
+    """`RunStore` on PostgreSQL."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
@@ -111,10 +134,7 @@ class PostgresRuns:
                 once.store(str(experiment.name).encode())
             stored = _experiment(await conn.fetchrow(_GET_EXPERIMENT, *key))
             if (stored.description, stored.tags) != (experiment.description, dict(experiment.tags)):
-                raise AlreadyExists(
-                    f"Experiment {str(experiment.name)!r} exists with another description or tags.",
-                    reason="EXPERIMENT_EXISTS",
-                )
+                raise ExperimentExists.of(experiment.name)
             return stored
 
     async def list_experiments(self, project: str, size: int, token: str) -> Page[Experiment]:
@@ -124,9 +144,7 @@ class PostgresRuns:
         return cut([_experiment(row) for row in rows], size, lambda e: (e.name.experiment,), query=project)
 
     async def create_run(self, run: Run, request_id: str, body: bytes, now: datetime) -> Run:
-        unknown = NotFound(
-            f"Experiment {run.experiment!r} does not exist: create it first.", reason="UNKNOWN_EXPERIMENT"
-        )
+        unknown = UnknownExperiment.of(run.experiment)
         async with (
             transaction(self._pool, translate={"run_experiment": unknown}) as conn,
             idempotent(conn, "CreateRun", request_id, body) as once,
@@ -148,9 +166,10 @@ class PostgresRuns:
         self, project: str, terms: Sequence[Term], order: Order | None, size: int, token: str
     ) -> Page[Run]:
         query = repr((project, terms, order))
-        sql, parameters = _search(project, terms, order, decode_token(token, query=query), size + 1)
+        after = decode_token(token, query=query)
+        clauses, parameters = search_clauses(project, terms, order, after, size + 1)
         async with connection(self._pool) as conn:
-            rows = await conn.fetch(sql, *parameters)
+            rows = await conn.fetch(_SELECT_RUN + clauses, *parameters)
 
         def key(run: Run) -> tuple[Key, ...]:
             if order is None:
@@ -161,8 +180,8 @@ class PostgresRuns:
 
     async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> int:
         async with transaction(self._pool) as conn:
-            if not await conn.fetchval(_ALIVE, name.run, name.project, now):
-                raise await _why_not(conn, name)
+            if not await conn.fetchval(_HEARTBEAT, name.run, name.project, now):
+                raise await _not_running(conn, name)
             return await _insert_points(conn, name.run, points)
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]:
@@ -175,82 +194,51 @@ class PostgresRuns:
     async def update(self, name: RunName, update: RunUpdate, now: datetime) -> Run:
         async with transaction(self._pool) as conn:
             done = await conn.fetchval(
-                _UPDATE, name.run, name.project, dict(update.params), dict(update.tags),
-                [asdict(a) for a in update.artifacts], now, update.state, update.error_message,
-            )  # fmt: skip
+                _UPDATE,
+                name.run,
+                name.project,
+                dict(update.params),
+                dict(update.tags),
+                [asdict(a) for a in update.artifacts],
+                now,
+                update.state,
+                update.error_message,
+            )
             if not done:
-                raise await _why_not(conn, name)
+                raise await _not_running(conn, name)
             return await _existing(conn, name)
 
     async def expire(self, now: datetime, not_before: datetime) -> list[str]:
         async with connection(self._pool) as conn:
-            return [row[0] for row in await conn.fetch(_EXPIRE, now, not_before)]
+            return [row[0] for row in await conn.fetch(_EXPIRE, now, not_before, LOST_MESSAGE)]
 
 
 async def _insert_points(conn: Connection, run_id: str, points: Sequence[MetricPoint]) -> int:
     if not points:
         return 0
     added: int = await conn.fetchval(
-        _LOG, run_id, [p.key for p in points], [p.step for p in points], [p.value for p in points], [p.time_us for p in points]
-    )  # fmt: skip
-    return added
-
-
-def _search(
-    project: str, terms: Sequence[Term], order: Order | None, after: list[Key] | None, limit: int
-) -> tuple[str, list[Any]]:
-    """The statement and its parameters; nothing that a caller wrote gets into the text of the statement."""
-    parameters: list[Any] = [project]
-
-    def bind(value: Any) -> str:
-        parameters.append(value)
-        return f"${len(parameters)}"
-
-    where, join = ["r.project = $1"], ""
-    for term in terms:
-        assert term.operator in _OPERATORS
-        if term.field == "metrics":
-            where.append(
-                f"EXISTS (SELECT 1 FROM run_metric m WHERE m.run_id = r.id AND m.key = {bind(term.key)} "
-                f"AND m.value {term.operator} {bind(term.value)} AND m.value <> 'NaN')"
-            )
-        elif term.field in ("params", "tags"):
-            negation = "NOT " if term.operator == "!=" else ""
-            where.append(f"{negation}r.{term.field} @> {bind({term.key: term.value})}::jsonb")
-        else:
-            where.append(f"r.{term.field} {term.operator} {bind(term.value)}")
-    if order is None:
-        if after:
-            where.append(f"r.id < {bind(after[0])}")
-        ordering = "r.id DESC"
-    else:
-        join = f"LEFT JOIN run_metric o ON o.run_id = r.id AND o.key = {bind(order.metric)} "
-        missing, direction = ("'-Infinity'", "DESC") if order.descending else ("'Infinity'", "ASC")
-        value = f"coalesce(nullif(o.value, 'NaN'), {missing}::float8)"
-        if after:
-            where.append(
-                f"({value}, r.id) {'<' if order.descending else '>'} ({bind(float(str(after[0])))}, {bind(after[1])})"
-            )
-        ordering = f"{value} {direction}, r.id {direction}"
-    return (
-        f"{_SELECT_RUN}{join}WHERE {' AND '.join(where)} ORDER BY {ordering} LIMIT {bind(limit)}",
-        parameters,
+        _INSERT_POINTS,
+        run_id,
+        [p.key for p in points],
+        [p.step for p in points],
+        [p.value for p in points],
+        [p.time_us for p in points],
     )
+    return added
 
 
 async def _existing(conn: Connection, name: RunName) -> Run:
     return _run(await conn.fetchrow(_SELECT_RUN + "WHERE r.id = $1", name.run))
 
 
-async def _why_not(conn: Connection, name: RunName) -> Exception:
+async def _not_running(conn: Connection, name: RunName) -> UnknownRun | RunEnded:
+    """The error for a run that is not RUNNING."""
     state = await conn.fetchval(
         "SELECT state FROM run WHERE id = $1 AND project = $2", name.run, name.project
     )
     if state is None:
-        return unknown_run(name)
-    return FailedPrecondition(
-        f"Run {str(name)!r} has ended as {state}: start a new one.", reason="RUN_ENDED", state=state
-    )
+        return UnknownRun.of(name)
+    return RunEnded.of(name, RunState(state))
 
 
 def _experiment(row: Any) -> Experiment:
@@ -267,7 +255,7 @@ def _run(row: Any) -> Run:
         params=row["params"],
         metrics={key: float(value) for key, value in row["metrics"].items()},
         tags=row["tags"],
-        artifacts=tuple(Produced(**a) for a in row["artifacts"]),
+        artifacts=tuple(Artifact(**a) for a in row["artifacts"]),
         code_version=row["code_version"],
         environment=row["environment"],
         training_set=row["training_set"],

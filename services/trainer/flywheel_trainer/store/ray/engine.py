@@ -1,4 +1,4 @@
-"""Ray as the engine of jobs (port: engine.Engine)."""
+"""`Engine` on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from flywheel_trainer.jobs.engine import EngineJob, EngineState
 
 
 class RayEngine:
-    """Ray's submission id is the job's id, so a restarted coordinator finds its jobs."""
+    """`Engine` over Ray's Jobs API.
+
+    The submission id is the job's id, so a restarted supervisor finds its jobs.
+    """
 
     def __init__(self, ray: RayJobs) -> None:
         self._ray = ray

@@ -1,4 +1,4 @@
-"""Filters and orders of ListRuns."""
+"""Parsing of the filter and the order of ListRuns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from flywheel_common.errors import InvalidArgument
 from flywheel_trainer.runs.search import Order, Term, parse_filter, parse_order
 
 
-def test_terms_joined_by_and_are_read_with_their_operators() -> None:
+def test_a_filter_is_parsed_into_terms_with_their_operators() -> None:
     assert parse_filter(
         "experiment=late AND state=SUCCEEDED AND params.lr=0.1 AND metrics.auc>=0.7 AND tags.team!=a b"
     ) == (
@@ -33,13 +33,13 @@ def test_terms_joined_by_and_are_read_with_their_operators() -> None:
         "';--",
     ],
 )
-def test_what_is_no_filter_is_refused(text: str) -> None:
-    with pytest.raises(InvalidArgument) as refused:
+def test_an_invalid_filter_is_rejected(text: str) -> None:
+    with pytest.raises(InvalidArgument) as rejected:
         parse_filter(text)
-    assert refused.value.reason == "INVALID_FILTER"
+    assert rejected.value.reason == "INVALID_FILTER"
 
 
-def test_orders_are_read_and_others_refused() -> None:
+def test_an_order_is_parsed_and_an_invalid_one_is_rejected() -> None:
     assert parse_order("-metrics.val_loss") == Order("val_loss", descending=True)
     assert parse_order("metrics.auc") == Order("auc", descending=False)
     assert parse_order("") is None

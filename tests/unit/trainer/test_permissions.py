@@ -1,4 +1,4 @@
-"""The trainer's authorization table names every RPC of its proto and no other."""
+"""The authorization table and the servicer cover every RPC of TrainerService."""
 
 from __future__ import annotations
 
@@ -13,5 +13,5 @@ def test_every_rpc_has_a_row_in_the_authorization_table() -> None:
     assert set(PERMISSIONS) == {f"/{SERVICE}/{method}" for method in METHODS}
 
 
-def test_every_rpc_is_implemented_here_and_not_inherited() -> None:
+def test_every_rpc_is_implemented_by_the_servicer() -> None:
     assert [method for method in METHODS if method not in vars(TrainerServicer)] == []
