@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from flywheel_common.arrays import Array, Mask
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidColumn
 from flywheel_protos.types.v1 import column_pb2, value_pb2
 
 Column = column_pb2.Column
@@ -202,7 +202,7 @@ def to_table(columns: Sequence[Column]) -> Table:
     """A table of equally long columns."""
     counts = {row_count(column) for column in columns}
     if len(counts) > 1:
-        raise InvalidArgument(f"Columns differ in length: {sorted(counts)}.", reason="INVALID_COLUMN")
+        raise InvalidColumn(f"Columns differ in length: {sorted(counts)}.")
     return Table(row_count=counts.pop() if counts else 0, columns=columns)
 
 
@@ -293,7 +293,5 @@ def _type_of(values: Array) -> int:
     raise ValueError(f"no data type for {values.dtype}")
 
 
-def _invalid(column: Column, why: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"Column {column.name!r} is malformed: {why}.", reason="INVALID_COLUMN", column=column.name
-    )
+def _invalid(column: Column, why: str) -> InvalidColumn:
+    return InvalidColumn(f"Column {column.name!r} is malformed: {why}.", column=column.name)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Self
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidId, InvalidName
 
 ID_RULE = "[a-z][a-z0-9_-]{0,62}"
 _ID = re.compile(ID_RULE)
@@ -58,9 +58,8 @@ class Pattern:
         found = self.match(name)
         if found is None:
             shown = name if len(name) <= 200 else name[:200] + "…"
-            raise InvalidArgument(
+            raise InvalidName(
                 f"{shown!r} is not a valid name: expected {self.form}, where ids match {ID_RULE}.",
-                reason="INVALID_NAME",
                 expected=self.form,
             )
         return found
@@ -96,9 +95,8 @@ class ResourceName:
 def check_id(value: str, field: str = "id") -> str:
     """The id itself. Raises InvalidArgument INVALID_ID naming the field and the rule."""
     if _ID.fullmatch(value) is None:
-        raise InvalidArgument(
+        raise InvalidId(
             f"{field} {value[:80]!r} is not a valid id: it must match {ID_RULE}.",
-            reason="INVALID_ID",
             field=field,
         )
     return value

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidPageSize, InvalidPageToken
 
 DEFAULT_PAGE_SIZE = 50
 MAX_PAGE_SIZE = 1000
@@ -30,9 +30,8 @@ class Page(Generic[Item]):
 def page_size(requested: int, *, default: int = DEFAULT_PAGE_SIZE, maximum: int = MAX_PAGE_SIZE) -> int:
     """The size to use: 0 means the default, more than the maximum means the maximum (AIP-158)."""
     if requested < 0:
-        raise InvalidArgument(
+        raise InvalidPageSize(
             f"page_size is {requested}: give 0 for the default of {default}, or a positive number.",
-            reason="INVALID_PAGE_SIZE",
             field="page_size",
         )
     return min(requested or default, maximum)
@@ -58,10 +57,9 @@ def decode_token(token: str, *, query: str = "") -> list[Key] | None:
             raise ValueError
         key: list[Key] = json.loads(body)
     except ValueError:
-        raise InvalidArgument(
+        raise InvalidPageToken(
             "page_token does not belong to this request: pass the next_page_token of the previous answer with the "
             "same parent and filter, or leave it empty to start again.",
-            reason="INVALID_PAGE_TOKEN",
             field="page_token",
         ) from None
     return key

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flywheel_common.columns import ELEMENT_OF, VECTORS
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidValue, WrongType
 from flywheel_protos.types.v1 import value_pb2
 
 Value = value_pb2.Value
@@ -53,7 +53,7 @@ def from_python(value: Any) -> Value:
             return result
         case list() | tuple():
             return Value(list_value=value_pb2.ValueList(values=[from_python(v) for v in value]))
-    raise InvalidArgument(f"A {type(value).__name__} is no feature value.", reason="INVALID_VALUE")
+    raise InvalidValue(f"A {type(value).__name__} is no feature value.")
 
 
 def fields_to_python(fields: Mapping[str, Value]) -> dict[str, Any]:
@@ -114,11 +114,10 @@ def _scalar(plain: Any, data_type: int, field: str) -> Any:
     raise _wrong(field, data_type, plain)
 
 
-def _wrong(field: str, data_type: int, plain: Any) -> InvalidArgument:
+def _wrong(field: str, data_type: int, plain: Any) -> WrongType:
     expected = value_pb2.DataType.Name(data_type).removeprefix("DATA_TYPE_")
-    return InvalidArgument(
+    return WrongType(
         f"{field} is a {type(plain).__name__} where {expected} is declared.",
-        reason="WRONG_TYPE",
         field=field,
         expected=expected,
     )

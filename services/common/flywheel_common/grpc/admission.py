@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.errors import ResourceExhausted
+from flywheel_common.grpc.errors import Overloaded
 
 
 class Admission:
@@ -23,7 +23,7 @@ class Admission:
         return self.unary + self.streams
 
     def enter(self, streaming: bool) -> None:
-        """Takes a place. Raises ResourceExhausted."""
+        """Takes a place. Raises Overloaded."""
         if streaming:
             if self.streams >= self.streams_limit:
                 raise self._refusal("streams", self.streams_limit)
@@ -40,9 +40,8 @@ class Admission:
         else:
             self.unary -= 1
 
-    def _refusal(self, what: str, limit: int) -> ResourceExhausted:
-        return ResourceExhausted(
+    def _refusal(self, what: str, limit: int) -> Overloaded:
+        return Overloaded(
             f"The server has its limit of {limit} {what} in flight: retry after the delay, with backoff.",
-            reason="OVERLOADED",
             retry_after_seconds=self._retry,
         )

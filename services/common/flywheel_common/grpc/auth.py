@@ -19,7 +19,13 @@ from typing import Any, Protocol
 
 from flywheel_common.config import ServiceSettings, split_address
 from flywheel_common.context import ANONYMOUS, ROLE_ANY, Principal, actor, current_principal
-from flywheel_common.errors import PermissionDenied, Unauthenticated, Unavailable
+from flywheel_common.grpc.errors import (
+    ExpiredToken,
+    InvalidToken,
+    MissingToken,
+    RoleRequired,
+    SigningKeysUnavailable,
+)
 
 __all__ = [
     "ADMIN",
@@ -100,7 +106,7 @@ class JwtAuthenticator:
     async def authenticate(self, authorization: str) -> Principal:
         kind, _, token = authorization.partition(" ")
         if kind.lower() != "bearer" or not token:
-            raise Unauthenticated("Send metadata `authorization: Bearer <token>`.", reason="MISSING_TOKEN")
+            raise MissingToken("Send metadata `authorization: Bearer <token>`.")
         known = self._known.get(token)
         if known is not None and known[1] > time.time():
             return known[0]
@@ -131,15 +137,12 @@ class JwtAuthenticator:
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
         except jwt.ExpiredSignatureError:
-            raise Unauthenticated("The token has expired: fetch a new one.", reason="EXPIRED_TOKEN") from None
+            raise ExpiredToken("The token has expired: fetch a new one.") from None
         except jwt.PyJWKClientConnectionError:
-            raise Unavailable(
-                "The signing keys cannot be fetched now: try again.", reason="SIGNING_KEYS_UNAVAILABLE"
-            ) from None
+            raise SigningKeysUnavailable("The signing keys cannot be fetched now: try again.") from None
         except jwt.PyJWTError:
-            raise Unauthenticated(
-                "The token is not valid here: check its signature, issuer and audience.",
-                reason="INVALID_TOKEN",
+            raise InvalidToken(
+                "The token is not valid here: check its signature, issuer and audience."
             ) from None
         return claims
 
@@ -172,9 +175,8 @@ def authenticator(settings: ServiceSettings) -> Authenticator:
 def authorize(principal: Principal, permission: Permission | None, method: str) -> None:
     """Raises PermissionDenied. `None` (no row in the table) is denied."""
     if permission is None or (ROLE_ANY not in permission and permission.isdisjoint(principal.roles)):
-        raise PermissionDenied(
+        raise RoleRequired(
             f"{principal.subject} may not call {method}: it takes one of the roles {sorted(permission or [])}.",
-            reason="ROLE_REQUIRED",
             method=method,
         )
 
@@ -184,9 +186,7 @@ def require_role(permission: Permission, action: str) -> None:
     principal = current_principal()
     if ROLE_ANY in principal.roles or not permission.isdisjoint(principal.roles):
         return
-    raise PermissionDenied(
-        f"{action} takes one of the roles {sorted(permission)}.", reason="ROLE_REQUIRED", action=action
-    )
+    raise RoleRequired(f"{action} takes one of the roles {sorted(permission)}.", action=action)
 
 
 def missing_rows(methods: Iterable[str], permissions: Permissions) -> list[str]:

@@ -12,8 +12,8 @@ from flywheel_common.errors import (
     FlywheelError,
     Internal,
     ResourceExhausted,
-    Unavailable,
 )
+from flywheel_common.grpc.errors import PeerUnavailable
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -63,15 +63,11 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str = "") -> FlywheelError:
             elif detail.Unpack(retry):
                 retry_after = retry.retry_delay.ToNanoseconds() / 1e9
     if peer and reason is None and code in _NO_ANSWER:
-        return Unavailable(
-            f"The {peer} service does not answer now: try again.", reason=f"{peer.upper()}_UNAVAILABLE"
-        )
+        return PeerUnavailable(peer)
     cls = BY_CODE.get(code, Internal)
-    if cls is ResourceExhausted:
-        result: FlywheelError = ResourceExhausted(message, retry_after_seconds=retry_after, reason=reason)
-    else:
-        result = cls(message, reason=reason or (code.name if cls is not Internal else None))
-    result.metadata = metadata
+    result = cls.from_wire(message, reason=reason or cls.reason, metadata=metadata)
+    if isinstance(result, ResourceExhausted):
+        result.retry_after_seconds = retry_after
     return result
 
 

@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.grpc.errors import InvalidDuration, InvalidText, InvalidTimestamp
 
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999: the range of google.protobuf.Timestamp."""
@@ -31,25 +32,15 @@ def _found(message: Message, prefix: str) -> Iterator[InvalidArgument]:
         for part in _parts(field, value):
             if isinstance(part, str):
                 if "\0" in part:
-                    yield InvalidArgument(
-                        f"{path} holds a NUL character: leave it out.", reason="INVALID_TEXT", field=path
-                    )
+                    yield InvalidText(f"{path} holds a NUL character: leave it out.", field=path)
             elif isinstance(part, Timestamp):
                 if not (_FIRST_SECOND <= part.seconds <= _LAST_SECOND and 0 <= part.nanos < _NANOS):
-                    yield InvalidArgument(
-                        f"{path} is no time between the years 1 and 9999.",
-                        reason="INVALID_TIMESTAMP",
-                        field=path,
-                    )
+                    yield InvalidTimestamp(f"{path} is no time between the years 1 and 9999.", field=path)
             elif isinstance(part, Duration):
                 if not (abs(part.seconds) <= _LONGEST_SECONDS and abs(part.nanos) < _NANOS) or (
                     part.seconds * part.nanos < 0
                 ):
-                    yield InvalidArgument(
-                        f"{path} is no duration of at most 10,000 years.",
-                        reason="INVALID_DURATION",
-                        field=path,
-                    )
+                    yield InvalidDuration(f"{path} is no duration of at most 10,000 years.", field=path)
             elif isinstance(part, Message):
                 yield from _found(part, f"{path}.")
 

@@ -18,10 +18,11 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Span, Status, StatusCode
 
 from flywheel_common.context import ANONYMOUS, Call, current_call, left_seconds
-from flywheel_common.errors import DeadlineExceeded, FlywheelError, Internal, InvalidArgument
+from flywheel_common.errors import DeadlineExceeded, FlywheelError, Internal
 from flywheel_common.grpc.admission import Admission
 from flywheel_common.grpc.auth import PUBLIC, Authenticator, Permissions, authorize
 from flywheel_common.grpc.error_details import trailing_metadata
+from flywheel_common.grpc.errors import MalformedRequest, MessageTooLarge
 from flywheel_common.grpc.message_limits import impossible_value
 from flywheel_common.ids import new_id
 from flywheel_common.telemetry.logs import RpcLog, get_logger
@@ -168,17 +169,15 @@ class Pipeline:
 
     def _parse(self, raw: bytes, parse: Any) -> Any:
         if len(raw) > self._max_bytes:
-            raise InvalidArgument(
+            raise MessageTooLarge(
                 f"The request has {len(raw)} bytes, the limit is {self._max_bytes}: send it in smaller pieces.",
-                reason="MESSAGE_TOO_LARGE",
                 limit_bytes=self._max_bytes,
             )
         try:
             return parse(raw)
         except (DecodeError, ValueError):
-            raise InvalidArgument(
+            raise MalformedRequest(
                 "The bytes are not the request message of this method: check that client and server use the same protos.",
-                reason="MALFORMED_REQUEST",
             ) from None
 
     async def _parsed(self, raw: AsyncIterator[bytes], parse: Any) -> AsyncIterator[Any]:
@@ -208,7 +207,6 @@ class Pipeline:
             log.error("unhandled exception", error_id=error_id, exc_info=error)
             mapped = Internal(
                 f"Something went wrong inside the service: report error id {error_id}.",
-                reason="INTERNAL",
                 error_id=error_id,
             )
         if isinstance(mapped, Internal) and mapped is error:

@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
 
-from flywheel_common.errors import FailedPrecondition, Unavailable
+from flywheel_common.kafka.errors import KafkaUnavailable, TooFewPartitions
 from flywheel_common.kafka.topics import TopicSpec
 from flywheel_common.telemetry.logs import get_logger
 
@@ -27,11 +27,9 @@ def kafka_errors() -> Iterator[None]:
         raise unavailable(error) from error
 
 
-def unavailable(error: BaseException) -> Unavailable:
+def unavailable(error: BaseException) -> KafkaUnavailable:
     """The domain error for a broker that does not answer."""
-    return Unavailable(
-        "Kafka does not answer now: try again.", reason="KAFKA_UNAVAILABLE", cause=type(error).__name__
-    )
+    return KafkaUnavailable("Kafka does not answer now: try again.", cause=type(error).__name__)
 
 
 async def stop_producer(inner: AIOKafkaProducer, *, flush_seconds: float) -> None:
@@ -85,9 +83,8 @@ async def ensure_topics(bootstrap: str, specs: Iterable[TopicSpec], *, timeout_s
             return
         except (KafkaError, OSError, TimeoutError) as error:
             if loop.time() > give_up:
-                raise Unavailable(
+                raise KafkaUnavailable(
                     f"Kafka at {bootstrap} did not answer within {timeout_seconds:g} s: start it or correct kafka_bootstrap.",
-                    reason="KAFKA_UNAVAILABLE",
                 ) from error
             log.warning("waiting for kafka", bootstrap=bootstrap, error=type(error).__name__)
             await asyncio.sleep(0.5)
@@ -110,10 +107,9 @@ async def _create(bootstrap: str, specs: Sequence[TopicSpec]) -> None:
         for topic in await admin.describe_topics(sorted(wanted)) if wanted else ():
             count = len(topic["partitions"])
             if 0 < count < wanted[topic["topic"]]:
-                raise FailedPrecondition(
+                raise TooFewPartitions(
                     f"Topic {topic['topic']} has {count} partitions where {wanted[topic['topic']]} are needed: "
                     "recreate it, or set kafka_partitions to what it has.",
-                    reason="TOO_FEW_PARTITIONS",
                 )
     finally:
         with suppress(Exception):

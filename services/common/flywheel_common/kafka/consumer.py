@@ -26,8 +26,9 @@ from flywheel_common.context import ANONYMOUS, Call, current_call
 from flywheel_common.errors import FlywheelError
 from flywheel_common.ids import new_id
 from flywheel_common.kafka.client import stop_consumer, unavailable
-from flywheel_common.kafka.dead_letters import DeadLetters, PoisonError, TooMuchPoison
+from flywheel_common.kafka.dead_letters import DeadLetters, PoisonError
 from flywheel_common.kafka.envelope import parse_event
+from flywheel_common.kafka.errors import TooMuchPoison
 from flywheel_common.kafka.offsets import (
     Claim,
     Fenced,

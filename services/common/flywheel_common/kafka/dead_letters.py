@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flywheel_common.errors import Internal
 from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.errors import TooMuchPoison
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.record import Record
 from flywheel_common.kafka.topics import TopicSpec, dead_letter
@@ -22,12 +22,6 @@ class PoisonError(Exception):
         super().__init__(why)
         self.why = why
         self.records = list(records)
-
-
-class TooMuchPoison(Internal):
-    """Nothing but poison for a long stretch: stop instead of emptying a topic into the dead letters."""
-
-    reason = "TOO_MUCH_POISON"
 
 
 class DeadLetters:

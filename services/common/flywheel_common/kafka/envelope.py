@@ -8,8 +8,8 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from flywheel_common.context import current_traceparent
-from flywheel_common.errors import InvalidArgument
 from flywheel_common.ids import new_id
+from flywheel_common.kafka.errors import MalformedEvent, UnexpectedEventType
 from flywheel_protos.events.v1.event_pb2 import Event
 
 M = TypeVar("M", bound=Message)
@@ -39,24 +39,20 @@ def parse_event(value: bytes) -> Event:
     try:
         event = Event.FromString(value)
     except DecodeError:
-        raise InvalidArgument(
-            "The record is not a flywheel.events.v1.Event.", reason="MALFORMED_EVENT"
-        ) from None
+        raise MalformedEvent("The record is not a flywheel.events.v1.Event.") from None
     if not event.id or not event.type:
-        raise InvalidArgument("The event has no id or no type.", reason="MALFORMED_EVENT")
+        raise MalformedEvent("The event has no id or no type.")
     return event
 
 
 def payload_of(event: Event, kind: type[M]) -> M:
     """The payload as `kind`. Raises InvalidArgument: UNEXPECTED_EVENT_TYPE or MALFORMED_EVENT."""
     if event.type != kind.DESCRIPTOR.full_name:
-        raise InvalidArgument(
-            f"The event is a {event.type}, not a {kind.DESCRIPTOR.full_name}.", reason="UNEXPECTED_EVENT_TYPE"
-        )
+        raise UnexpectedEventType(f"The event is a {event.type}, not a {kind.DESCRIPTOR.full_name}.")
     try:
         return kind.FromString(event.payload)
     except DecodeError:
-        raise InvalidArgument(f"The payload is not a {event.type}.", reason="MALFORMED_EVENT") from None
+        raise MalformedEvent(f"The payload is not a {event.type}.") from None
 
 
 def event_time_of(event: Event) -> datetime:

@@ -14,7 +14,8 @@ from typing import Any
 import asyncpg
 from prometheus_client import Counter, Gauge
 
-from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.errors import FlywheelError
+from flywheel_common.kafka.errors import EventTooLarge
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import MAX_RECORD_BYTES
 from flywheel_common.postgres.lease import Lease
@@ -44,7 +45,7 @@ async def enqueue(conn: Connection, topic: str, event: Event, *, partition: int 
     EVENT_TOO_LARGE: such an event could never leave."""
     value = event.SerializeToString()
     if len(value) > MAX_RECORD_BYTES - 1024:
-        raise InvalidArgument(f"An event of {len(value)} bytes is too large.", reason="EVENT_TOO_LARGE")
+        raise EventTooLarge(f"An event of {len(value)} bytes is too large.")
     await conn.execute(_LOCK, f"{topic}\0{event.key}".replace("\0", "/"))
     await conn.execute(_INSERT, topic, event.key, event.id, partition, value)
 

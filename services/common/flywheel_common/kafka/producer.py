@@ -13,8 +13,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from prometheus_client import Counter
 
-from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.errors import FlywheelError
 from flywheel_common.kafka.client import stop_producer, unavailable
+from flywheel_common.kafka.errors import EventTooLarge
 from flywheel_common.kafka.topics import MAX_RECORD_BYTES
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.events.v1.event_pb2 import Event
@@ -176,10 +177,9 @@ def _bytes(key: str | None) -> bytes | None:
     return None if key is None else key.encode()
 
 
-def _too_large(topic: str, value: bytes) -> InvalidArgument:
-    return InvalidArgument(
-        f"An event of {len(value)} bytes is too large for {topic}: send it in smaller pieces.",
-        reason="EVENT_TOO_LARGE",
+def _too_large(topic: str, value: bytes) -> EventTooLarge:
+    return EventTooLarge(
+        f"An event of {len(value)} bytes is too large for {topic}: send it in smaller pieces."
     )
 
 

@@ -17,7 +17,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from flywheel_common.context import current_principal
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.postgres.errors import InvalidRequestId, RequestIdReused
 from flywheel_common.postgres.pool import Connection, Pool, Translation, connection, transaction
 
 M = TypeVar("M", bound=Message)
@@ -58,18 +58,15 @@ async def idempotent(
         yield Once(None)
         return
     if len(request_id) > MAX_REQUEST_ID:
-        raise InvalidArgument(
-            f"request_id is longer than {MAX_REQUEST_ID} characters.", reason="INVALID_REQUEST_ID"
-        )
+        raise InvalidRequestId(f"request_id is longer than {MAX_REQUEST_ID} characters.")
     data = body if isinstance(body, bytes) else body.SerializeToString(deterministic=True)
     digest = hashlib.sha256(data).digest()
     key = (current_principal().subject if scope is None else scope, method, request_id)
     if not await conn.fetchval(_TAKE, *key, digest):
         row = await conn.fetchrow(_READ, *key)
         if row["body_sha256"] != digest:
-            raise InvalidArgument(
+            raise RequestIdReused(
                 f"request_id {request_id!r} was used for another {method} request: use a new id for a new request.",
-                reason="REQUEST_ID_REUSED",
                 request_id=request_id,
             )
         yield Once(row["response"])

@@ -9,8 +9,9 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from flywheel_common.errors import Aborted, FlywheelError
+from flywheel_common.errors import FlywheelError
 from flywheel_common.ids import new_id
+from flywheel_common.postgres.errors import LeaseLost
 from flywheel_common.postgres.pool import Connection, Pool, connection
 from flywheel_common.telemetry.logs import get_logger
 
@@ -119,4 +120,4 @@ async def fence(conn: Connection, name: str, token: int) -> None:
     """Inside a transaction that acts under a lease: raises Aborted LEASE_LOST unless `token` still holds it, and
     keeps it from changing hands until the transaction ends."""
     if not await conn.fetchval(_FENCE, name, token):
-        raise Aborted(f"The lease {name} has changed hands.", reason="LEASE_LOST", lease=name)
+        raise LeaseLost(f"The lease {name} has changed hands.", lease=name)

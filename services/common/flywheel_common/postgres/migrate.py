@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from flywheel_common.errors import FailedPrecondition
+from flywheel_common.postgres.errors import InvalidMigrations, MigrationChanged, SchemaTooNew
 from flywheel_common.postgres.pool import Connection, Pool, connection
 from flywheel_common.telemetry.logs import get_logger
 
@@ -42,7 +42,7 @@ def read_migrations(directory: Path) -> list[Migration]:
     for path in sorted(directory.glob("*.sql")):
         match = _FILE.fullmatch(path.name)
         if match is None:
-            raise FailedPrecondition(f"{path.name} is not named NNNN_name.sql.", reason="INVALID_MIGRATIONS")
+            raise InvalidMigrations(f"{path.name} is not named NNNN_name.sql.")
         data = path.read_bytes()
         found.append(
             Migration(
@@ -54,9 +54,7 @@ def read_migrations(directory: Path) -> list[Migration]:
             )
         )
     if len({m.number for m in found}) != len(found):
-        raise FailedPrecondition(
-            f"Two migrations in {directory} have one number.", reason="INVALID_MIGRATIONS"
-        )
+        raise InvalidMigrations(f"Two migrations in {directory} have one number.")
     return found
 
 
@@ -84,9 +82,8 @@ async def _apply(conn: Connection, migrations: list[Migration]) -> int:
     known = {(m.package, m.number) for m in migrations}
     packages = {m.package for m in migrations}
     if ahead := sorted(key for key in applied if key[0] in packages and key not in known):
-        raise FailedPrecondition(
+        raise SchemaTooNew(
             f"The database has migration {ahead[0][0]}/{ahead[0][1]:04d}, which this version does not know: run the newer version.",
-            reason="SCHEMA_TOO_NEW",
         )
     count = 0
     for m in migrations:
@@ -94,9 +91,8 @@ async def _apply(conn: Connection, migrations: list[Migration]) -> int:
         if before == m.sha256:
             continue
         if before is not None:
-            raise FailedPrecondition(
+            raise MigrationChanged(
                 f"Migration {m.package}/{m.number:04d}_{m.name} was changed after it was applied: add a new one instead.",
-                reason="MIGRATION_CHANGED",
             )
         async with conn.transaction():
             await conn.execute(m.sql)

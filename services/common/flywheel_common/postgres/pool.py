@@ -1,6 +1,6 @@
 """PostgreSQL through asyncpg: a pool that explains itself, transactions whose errors are domain errors.
 
-async with transaction(pool, translate={"uq_model_name": AlreadyExists("…", reason="MODEL_EXISTS")}) as conn:
+async with transaction(pool, translate={"uq_model_name": ModelExists("…")}) as conn:
     await conn.execute(INSERT_MODEL, …)
 """
 
@@ -16,7 +16,13 @@ import asyncpg
 
 from flywheel_common.config import redact_dsn
 from flywheel_common.deadline import in_time, seconds_to_answer
-from flywheel_common.errors import Aborted, DeadlineExceeded, FailedPrecondition, FlywheelError, Unavailable
+from flywheel_common.errors import FlywheelError
+from flywheel_common.postgres.errors import (
+    PostgresRefused,
+    PostgresUnavailable,
+    SerializationFailure,
+    StatementTimeout,
+)
 from flywheel_common.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -96,15 +102,13 @@ async def _connect(
                 },
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise FailedPrecondition(
+            raise PostgresRefused(
                 f"PostgreSQL at {redact_dsn(dsn)} refuses: {error}. Check the DSN and that the database exists.",
-                reason="POSTGRES_REFUSED",
             ) from None
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
             if loop.time() + delay > give_up:
-                raise Unavailable(
+                raise PostgresUnavailable(
                     f"PostgreSQL at {redact_dsn(dsn)} did not answer within {wait:g} s: start it or correct the DSN.",
-                    reason="POSTGRES_UNAVAILABLE",
                 ) from error
             log.warning("waiting for postgres", dsn=redact_dsn(dsn), error=type(error).__name__)
             await asyncio.sleep(delay)
@@ -121,9 +125,7 @@ async def _acquire(pool: Pool) -> Connection:
     try:
         return await pool.acquire(timeout=patience)
     except TimeoutError as error:  # before OSError, of which it is one
-        raise Unavailable(
-            "No PostgreSQL connection was free in time: try again.", reason="POSTGRES_UNAVAILABLE"
-        ) from error
+        raise PostgresUnavailable("No PostgreSQL connection was free in time: try again.") from error
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise _unavailable() from error
 
@@ -202,11 +204,9 @@ def _mapped(error: Exception, translate: Translation) -> FlywheelError | None:
     if isinstance(
         error, (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
     ):
-        return Aborted("Another change came first: read again and retry.", reason="SERIALIZATION_FAILURE")
+        return SerializationFailure("Another change came first: read again and retry.")
     if isinstance(error, asyncpg.QueryCanceledError):
-        return DeadlineExceeded(
-            "A database statement took too long and was cancelled.", reason="STATEMENT_TIMEOUT"
-        )
+        return StatementTimeout("A database statement took too long and was cancelled.")
     if is_connection_loss(error):
         return _unavailable()
     return None
@@ -229,8 +229,8 @@ def is_connection_loss(error: BaseException) -> bool:
     ) or (isinstance(error, asyncpg.InterfaceError) and "closed" in str(error))
 
 
-def _unavailable() -> Unavailable:
-    return Unavailable("The database does not answer now: try again.", reason="POSTGRES_UNAVAILABLE")
+def _unavailable() -> PostgresUnavailable:
+    return PostgresUnavailable("The database does not answer now: try again.")
 
 
 _cleaning: set[asyncio.Task[None]] = set()

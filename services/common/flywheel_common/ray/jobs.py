@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from flywheel_common.deadline import in_time
-from flywheel_common.errors import Unavailable
+from flywheel_common.ray.errors import EngineUnavailable
 
 CALL_SECONDS = 30.0
 OPEN = frozenset({"PENDING", "RUNNING"})
@@ -55,7 +55,7 @@ class RayJobs:
         }
         status, answer = await self._call("POST", "", body)
         if status >= 400 and "already exists" not in str(answer):
-            raise Unavailable(f"Ray refused the job: {_short(answer)}", reason="ENGINE_UNAVAILABLE")
+            raise EngineUnavailable(f"Ray refused the job: {_short(answer)}")
 
     async def job(self, submission_id: str) -> RayJob | None:
         """None: Ray does not know it. It was never submitted, or Ray lost its state."""
@@ -76,7 +76,7 @@ class RayJobs:
         if status == 404:
             return None
         if status >= 400:
-            raise Unavailable(f"Ray answered {status}: {_short(answer)}", reason="ENGINE_UNAVAILABLE")
+            raise EngineUnavailable(f"Ray answered {status}: {_short(answer)}")
         return answer
 
     async def _call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
@@ -97,8 +97,8 @@ class RayJobs:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unavailable(type(error).__name__) from error
 
-    def _unavailable(self, why: str) -> Unavailable:
-        return Unavailable(f"Ray does not answer at {self._jobs}: {why}.", reason="ENGINE_UNAVAILABLE")
+    def _unavailable(self, why: str) -> EngineUnavailable:
+        return EngineUnavailable(f"Ray does not answer at {self._jobs}: {why}.")
 
 
 @asynccontextmanager

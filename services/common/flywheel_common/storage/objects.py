@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from flywheel_common.errors import InvalidArgument, NotFound
+from flywheel_common.storage.errors import InvalidObjectKey, ObjectNotFound
 
 CHUNK_BYTES = 1024 * 1024
 
@@ -72,10 +72,10 @@ async def put_content(store: ObjectStore, data: bytes, *, prefix: str = "") -> t
 def check_key(key: str) -> str:
     """Raises InvalidArgument INVALID_OBJECT_KEY."""
     if not key or len(key) > 900 or any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
-        raise InvalidArgument(f"{key[:80]!r} is not a valid object key.", reason="INVALID_OBJECT_KEY")
+        raise InvalidObjectKey(f"{key[:80]!r} is not a valid object key.")
     return key
 
 
-def object_not_found(key: str) -> NotFound:
+def object_not_found(key: str) -> ObjectNotFound:
     """The error of an absent key."""
-    return NotFound(f"There is no object {key!r}.", reason="OBJECT_NOT_FOUND", key=key)
+    return ObjectNotFound(f"There is no object {key!r}.", key=key)

@@ -15,7 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from flywheel_common.config import S3Settings
 from flywheel_common.deadline import in_time
-from flywheel_common.errors import FailedPrecondition, FlywheelError, Unavailable
+from flywheel_common.errors import FlywheelError
+from flywheel_common.storage.errors import S3Refused, S3Unavailable
 from flywheel_common.storage.objects import (
     CHUNK_BYTES,
     Digest,
@@ -248,18 +249,14 @@ def _s3_errors(key: str) -> Iterator[None]:
         if code in _ABSENT:
             raise object_not_found(key) from None
         if code in {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "403"}:
-            raise FailedPrecondition(
-                f"S3 refuses ({code}): check the bucket and the access key.", reason="S3_REFUSED", code=code
-            ) from None
+            raise S3Refused(f"S3 refuses ({code}): check the bucket and the access key.", code=code) from None
         raise _unavailable(code=code) from error
     except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
         raise _unavailable() from error
 
 
-def _unavailable(**metadata: str) -> Unavailable:
-    return Unavailable(
-        "The object store does not answer now: try again.", reason="S3_UNAVAILABLE", **metadata
-    )
+def _unavailable(**metadata: str) -> S3Unavailable:
+    return S3Unavailable("The object store does not answer now: try again.", **metadata)
 
 
 def arrow_filesystem(settings: S3Settings) -> Any:
