@@ -125,7 +125,8 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
 
 
 class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
-    """A registry with one model, whose first rollout is promoted at once and whose later ones start in shadow."""
+    """A registry with one model, whose first rollout is promoted at once and whose later ones start in
+    shadow."""
 
     def __init__(self, requests: Requests | None = None) -> None:
         self.requests = requests or Requests()

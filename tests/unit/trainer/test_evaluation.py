@@ -98,9 +98,7 @@ def test_calibration_lowers_log_loss_and_keeps_the_order() -> None:
         ([1, 1, 0, 1, 0, 0], [0.1, 0.2, 0.3, 0.6, 0.8, 0.9]),
     ],
 )
-def test_platt_is_the_identity_without_an_order_keeping_fit(
-    labels: list[int], scores: list[float]
-) -> None:
+def test_platt_is_the_identity_without_an_order_keeping_fit(labels: list[int], scores: list[float]) -> None:
     assert fit_platt(labels, scores) == IDENTITY
 
 

@@ -15,7 +15,7 @@ from sklearn import metrics as sk
 from flywheel_trainer.evaluation.calibration import Platt
 from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.pipelines.comparison import ChampionModel, comparison_with
-from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Artifact
+from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
 from flywheel_trainer.recipes.tabular.dataset import (
     Input,
     UnusableTrainingSet,
@@ -77,9 +77,7 @@ def test_the_holdout_is_the_newest_share_and_no_part_is_empty(rows: int, fractio
 
 
 @given(st.integers(1, 500), st.integers(1, 8), st.integers(0, 1000), st.integers(1, 50))
-def test_ranks_get_equal_disjoint_shares_of_an_epoch(
-    rows: int, world: int, seed: int, epoch: int
-) -> None:
+def test_ranks_get_equal_disjoint_shares_of_an_epoch(rows: int, world: int, seed: int, epoch: int) -> None:
     shards = [shard(rows, world, rank, seed, epoch).tolist() for rank in range(world)]
     rows_used = [row for one in shards for row in one]
     assert len({len(one) for one in shards}) == 1
@@ -133,9 +131,7 @@ def test_the_exported_graph_scores_like_torch_for_any_row_count(sizes: list[int 
     assert check_parity(network, model, rows) <= 1e-6
 
 
-async def test_challenger_and_champion_are_compared_on_the_same_rows() -> (
-    None
-):
+async def test_challenger_and_champion_are_compared_on_the_same_rows() -> None:
     rows = 200
     random = np.random.default_rng(4)
     frame = pl.DataFrame(

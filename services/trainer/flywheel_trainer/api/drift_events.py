@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from datetime import UTC
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.errors import FlywheelError
 from flywheel_common.kafka.dead_letters import PoisonError
 from flywheel_common.kafka.envelope import payload_of
+from flywheel_common.kafka.errors import MalformedEvent
 from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.pool import Connection
 from flywheel_common.telemetry.logs import get_logger
@@ -40,9 +41,9 @@ class DriftHandler:
 
 
 def drift_from_proto(event: DriftDetected) -> Drift:
-    """Raises InvalidArgument MALFORMED_EVENT if there is no alert or no window."""
+    """Raises MalformedEvent if there is no alert or no window."""
     if not event.alert or not event.HasField("window_end"):
-        raise InvalidArgument("The drift event has no alert or no window_end.", reason="MALFORMED_EVENT")
+        raise MalformedEvent("The drift event has no alert or no window_end.")
     return Drift(
         alert=event.alert,
         model=event.model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from flywheel_common.errors import Unavailable
+from flywheel_common.ray.errors import EngineUnavailable
 from flywheel_trainer.jobs.engine import EngineJob, EngineState
 from flywheel_trainer.jobs.job import JobName
 
@@ -68,7 +68,7 @@ class MemoryEngine:
 
     def _check_up(self) -> None:
         if self.down:
-            raise Unavailable("The engine does not answer.", reason="ENGINE_UNAVAILABLE")
+            raise EngineUnavailable("The engine does not answer.")
 
 
 class MemoryJobLogs:

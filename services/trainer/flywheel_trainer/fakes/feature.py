@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from flywheel_common.errors import NotFound, Unavailable
+from flywheel_common.errors import NotFound
+from flywheel_common.grpc.errors import PeerUnavailable
 from flywheel_trainer.fakes.requests import MemoryRequests, body_of
 from flywheel_trainer.jobs.errors import ShortFeatureNames, UnknownJob, UnknownTrainingSet
 from flywheel_trainer.jobs.job import JobState
@@ -73,4 +74,4 @@ class MemoryFeature(MemoryTrainingSets):
 
     def _check_up(self) -> None:
         if self.down:
-            raise Unavailable("The feature service does not answer.", reason="FEATURE_UNAVAILABLE")
+            raise PeerUnavailable("feature")

@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flywheel_common.errors import NotFound, Unavailable
+from flywheel_common.errors import NotFound
+from flywheel_common.grpc.errors import PeerUnavailable
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_trainer.evaluation.calibration import Platt
 from flywheel_trainer.fakes.requests import MemoryRequests, body_of
@@ -119,7 +120,7 @@ class MemoryRegistry:
 
     def _check_up(self) -> None:
         if self.down:
-            raise Unavailable("The registry does not answer.", reason="REGISTRY_UNAVAILABLE")
+            raise PeerUnavailable("registry")
 
 
 class MemoryWeights:

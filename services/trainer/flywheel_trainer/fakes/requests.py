@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from flywheel_common.context import current_principal
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.postgres.errors import RequestIdReused
 
 R = TypeVar("R")
 
@@ -23,9 +23,7 @@ class MemoryRequests:
         if stored is None:
             return None
         if stored[0] != body:
-            raise InvalidArgument(
-                f"request_id {request_id!r} was used with another request body.", reason="REQUEST_ID_REUSED"
-            )
+            raise RequestIdReused(f"request_id {request_id!r} was used with another request body.")
         return stored[1]
 
     def store(self, method: str, request_id: str, body: bytes, result: R) -> R:

@@ -40,7 +40,7 @@ class Engine(Protocol):
     - `log` returns the complete log so far, in which lines of the engine itself may occur; it is empty for an
       unknown job.
 
-    Every method raises Unavailable ENGINE_UNAVAILABLE if the engine does not answer.
+    Every method raises EngineUnavailable if the engine does not answer.
     """
 
     async def submit(self, job_id: str, command: str, environment: Mapping[str, str]) -> None: ...

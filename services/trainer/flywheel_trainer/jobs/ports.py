@@ -70,7 +70,7 @@ class TrainingSet:
 class TrainingSets(Protocol):
     """The training sets of the feature service.
 
-    `get` raises UnknownTrainingSet, ShortFeatureNames, and Unavailable FEATURE_UNAVAILABLE.
+    `get` raises UnknownTrainingSet, ShortFeatureNames, and PeerUnavailable.
     """
 
     async def get(self, name: str) -> TrainingSet: ...
@@ -80,7 +80,7 @@ class Weights(Protocol):
     """The weights of registered model versions.
 
     `of` returns (uri, sha256) of a version's weights on this service's S3, or None if the version has none.
-    Raises UnknownModelVersion, DigestMismatch, and Unavailable REGISTRY_UNAVAILABLE or S3_UNAVAILABLE.
+    Raises UnknownModelVersion, DigestMismatch, PeerUnavailable, and S3Unavailable.
     """
 
     async def of(self, model_version: str) -> tuple[str, str] | None: ...

@@ -65,7 +65,7 @@ class FeaturePeer(TrainingSets, Protocol):
     - `build` is idempotent by request_id and returns the name of a job of the feature service.
     - `job` returns (state, training set, progress or error in one line).
 
-    Raises NotFound for an unknown resource, RequestIdReused, and Unavailable FEATURE_UNAVAILABLE.
+    Raises NotFound for an unknown resource, RequestIdReused, and PeerUnavailable.
     """
 
     async def build(
@@ -84,8 +84,7 @@ class RegistryPeer(Protocol):
     - `start_rollout` returns (name of the rollout, its state).
 
     Raises NotFound for an unknown resource, RejectedVersion for a release of a rejected version,
-    DigestMismatch if sent or received bytes differ from the declared ones, and Unavailable
-    REGISTRY_UNAVAILABLE.
+    DigestMismatch if sent or received bytes differ from the declared ones, and PeerUnavailable.
     """
 
     async def champion(self, model: str) -> ChampionModel | None: ...

@@ -15,7 +15,7 @@ Response = TypeVar("Response")
 async def response_of(peer: str, call: Awaitable[Response]) -> Response:
     """The response of a call.
 
-    Raises the FlywheelError that the peer raised, and Unavailable {PEER}_UNAVAILABLE if it does not answer.
+    Raises the error that the peer raised, and PeerUnavailable if it does not answer.
     """
     try:
         return await call

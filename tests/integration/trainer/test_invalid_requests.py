@@ -1,4 +1,4 @@
-"""Whatever a request holds, every method refuses what has no sense as documented, and a refusal changes nothing."""
+"""Every method rejects invalid requests with a documented status code and changes nothing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from tests.support.row_counts import row_counts
 
 
 @pytest.mark.timeout(180)
-async def test_every_method_refuses_nonsense_as_documented(
+async def test_every_method_rejects_invalid_requests_as_documented(
     start_trainer: Any, trainer_settings: dict[str, str], database: str
 ) -> None:
     trainer = await start_trainer(trainer_settings)
     async with grpc.aio.insecure_channel(trainer.address) as channel:
         service = trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"]
-        seen = await refusals(channel, service, lambda: row_counts(database))
-    assert seen["INVALID_ARGUMENT"] > len(service.methods)
-    assert seen["NOT_FOUND"]
+        codes = await refusals(channel, service, lambda: row_counts(database))
+    assert codes["INVALID_ARGUMENT"] > len(service.methods)
+    assert codes["NOT_FOUND"]
