@@ -16,12 +16,15 @@ import psutil
 import pytest
 import torch
 
+from flywheel_common.config import S3Settings
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.storage.s3 import object_store
 from flywheel_local.s3 import S3
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.recipes.tabular.dataset import Input, encode
 from flywheel_trainer.recipes.tabular.network import Scorer, TabularNet
+from tests.support.builders.trainer import learnable_rows
 from tests.support.eventually import eventually
 from tests.support.peers.trainer import TRAINING_SET
 
@@ -189,3 +192,32 @@ async def test_a_job_that_cannot_start_fails_with_the_cause(
         job = await eventually(ended, within=120, every=0.3)
     assert (job.state, job.error_reason) == (job_pb2.JOB_STATE_FAILED, "JOB_CRASHED")
     assert "/no/such/python" in job.error_message
+
+
+async def test_an_unusable_training_set_fails_the_job_with_its_reason(
+    trainer_settings: dict[str, str],
+    with_peers: dict[str, str],
+    with_ray: dict[str, str],
+    peers: Any,
+    s3_settings: S3Settings,
+    bucket: str,
+    start_trainer: Start,
+) -> None:
+    content = io.BytesIO()
+    learnable_rows(100).with_columns(label=pl.lit(1)).write_parquet(content)
+    async with object_store(s3_settings) as objects:
+        await objects.put("sets/two/part-0.parquet", content.getvalue())
+    peers.feature.uri = f"s3://{bucket}/sets/two/"
+    trainer = await start_trainer(trainer_settings | with_peers | with_ray)
+    connection, stub = trainer.stub()
+    async with connection:
+        await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
+        job = (await stub.SubmitJob(submission("one", epochs=1, workers=1))).job
+
+        async def ended() -> pb.Job | None:
+            found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
+            return found if found.HasField("ended_at") else None
+
+        job = await eventually(ended, within=240, every=0.3)
+    assert (job.state, job.error_reason) == (job_pb2.JOB_STATE_FAILED, "UNUSABLE_TRAINING_SET")
+    assert job.error_message == "UnusableTrainingSet: Every label is 1: labels of both classes are needed."
