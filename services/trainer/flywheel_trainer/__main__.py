@@ -15,7 +15,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Training run
 
 @app.command()
 def serve() -> None:
-    """Serve the API, supervise jobs, drive pipelines, react to drift."""
+    """Serve the API, supervise jobs, run pipelines, and retrain models after drift."""
     from flywheel_trainer.server import build
 
     run_process("trainer", TrainerSettings, build)
@@ -23,7 +23,7 @@ def serve() -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database's schema up to date, and leave."""
+    """Apply missing migrations to the database and exit."""
     from flywheel_trainer.server import migrate_database
 
     applied = asyncio.run(migrate_database(load(TrainerSettings)))

@@ -11,7 +11,7 @@ from flywheel_common.config import KafkaSettings, PostgresSettings, S3Settings, 
 
 
 class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settings):
-    """Everything that `flywheel-trainer serve` needs."""
+    """Settings of `flywheel-trainer serve`."""
 
     model_config = SettingsConfigDict(env_prefix="FLYWHEEL_TRAINER_")
 
@@ -20,40 +20,42 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     metrics_listen: str = "127.0.0.1:7203"
     """host:port of the Prometheus /metrics page; empty for none."""
     workflow_dsn: SecretStr = SecretStr("")
-    """DBOS system database; empty: the service's own database name with `_dbos` appended, on the same server."""
+    """DSN of the DBOS system database; empty: the service's own database name with `_dbos` appended."""
     executor_id: str = "trainer-0"
-    """Name of this replica in the workflow engine: stable over restarts, different for each replica."""
+    """Name of this replica in the workflow engine; it must be unique and must not change over restarts."""
     pipeline_version: str = "pipeline-1"
-    """Version of the pipeline's order of steps. Raised only when that order changes: runs in progress under another
-    version are left to replicas that still have it."""
+    """Version of the pipeline's order of steps.
+
+    Change it only when that order changes: a replica does not continue runs that another version started.
+    """
     feature_address: str = "127.0.0.1:7101"
     """host:port of the feature service."""
     registry_address: str = "127.0.0.1:7102"
     """host:port of the registry."""
     trainer_address: str = ""
-    """host:port at which jobs reach this service for live metrics; empty: listen."""
+    """host:port under which jobs reach this service for live metrics; empty: listen."""
     ray_address: str = "http://127.0.0.1:7311"
     """Jobs HTTP API of the Ray cluster."""
     ray_auth_token: SecretStr = SecretStr("")
     """Token of the Ray cluster."""
     job_python: str = sys.executable
-    """Interpreter, on the cluster's machines, that has this package."""
+    """Python interpreter on the machines of the cluster, with this package installed."""
     job_s3_endpoint: str = ""
-    """Object store as the cluster's machines reach it; empty: s3_endpoint."""
+    """URL under which the machines of the cluster reach the object store; empty: s3_endpoint."""
     cpus_per_worker: float = 1.0
     """CPUs that each training worker reserves."""
     max_running_jobs: int = 2
-    """Jobs on the cluster at once; more wait, higher priority first."""
+    """Largest number of jobs on the cluster; further jobs wait, higher priority first."""
     job_poll_seconds: float = 1.0
-    """How often running jobs are looked at."""
+    """Seconds between two checks of the active jobs."""
     pipeline_poll_seconds: float = 1.0
-    """How often a pipeline looks whether what it waits for has ended."""
+    """Seconds between two checks of the job that a pipeline waits for."""
     watch_poll_seconds: float = 0.3
-    """How often Watch streams look for a change."""
+    """Seconds between two checks for changes in a Watch stream."""
     lease_check_seconds: float = 5.0
-    """How often runs without a heartbeat are looked for."""
+    """Seconds between two checks for runs whose lease has expired."""
     consume_drift: bool = True
-    """React to drift.detected."""
+    """Whether to consume drift.detected and retrain models."""
     drift_topic: str = "drift.detected"
     """Topic of drift events."""
     consumer_group: str = "flywheel-trainer"
@@ -61,7 +63,7 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
 
     @property
     def workflow_database(self) -> str:
-        """DSN of the workflow engine's system database, in the clear."""
+        """DSN of the workflow engine's system database, including the password."""
         given = self.workflow_dsn.get_secret_value()
         if given:
             return given

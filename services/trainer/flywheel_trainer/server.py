@@ -1,16 +1,21 @@
-"""Wiring: the one place where things are built and closed."""
+"""The composition root: builds the trainer from its settings."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
-from flywheel_common.ids import SystemIds
+from flywheel_common.ids import Ids, SystemIds
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.consumer import ConsumerLoop
@@ -20,42 +25,78 @@ from flywheel_common.postgres.lease import Lease
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, connection, create_pool
 from flywheel_common.ray.jobs import ray_jobs
+from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.storage.s3 import S3ObjectStore, arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
-from flywheel_trainer.comparison import comparing
+from flywheel_trainer.api.drift_events import DriftHandler
+from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.config import TrainerSettings
-from flywheel_trainer.drift_events import DriftHandler
-from flywheel_trainer.jobs import Jobs
-from flywheel_trainer.pipeline import Pipeline
-from flywheel_trainer.pipelines import Pipelines
-from flywheel_trainer.policies import Policies
-from flywheel_trainer.recipes import objects as job_objects
-from flywheel_trainer.runs import Runs
-from flywheel_trainer.servicer import PERMISSIONS, SERVICE, TrainerServicer
-from flywheel_trainer.store.connection import prepare
-from flywheel_trainer.store.feature_peer import GrpcFeature
-from flywheel_trainer.store.jobs import PostgresJobs
-from flywheel_trainer.store.pipelines import PostgresPipelines
-from flywheel_trainer.store.policies import PostgresDecisions, PostgresPolicies
-from flywheel_trainer.store.ray_engine import RayEngine
-from flywheel_trainer.store.registry_peer import GrpcRegistry, RegisteredWeights
-from flywheel_trainer.store.runs import PostgresRuns
-from flywheel_trainer.store.workflows import durable
-from flywheel_trainer.supervision import KeptLogs, Launch, Supervisor
+from flywheel_trainer.jobs.engine import Engine
+from flywheel_trainer.jobs.logs import StoredOrLiveLogs
+from flywheel_trainer.jobs.ports import JobStore, Weights
+from flywheel_trainer.jobs.supervision import LaunchSettings, Supervisor
+from flywheel_trainer.jobs.use_cases import Jobs
+from flywheel_trainer.permissions import PERMISSIONS, SERVICE
+from flywheel_trainer.pipelines.comparison import TableReader, comparison_with
+from flywheel_trainer.pipelines.ports import FeaturePeer, PipelineStore, RegistryPeer
+from flywheel_trainer.pipelines.steps import PipelineSteps
+from flywheel_trainer.pipelines.use_cases import Pipelines
+from flywheel_trainer.policies.ports import PolicyStore
+from flywheel_trainer.policies.use_cases import Policies
+from flywheel_trainer.runs.lease import LeaseExpiry
+from flywheel_trainer.runs.ports import RunStore
+from flywheel_trainer.runs.use_cases import Runs
+from flywheel_trainer.store.dbos.workflows import dbos_workflows
+from flywheel_trainer.store.grpc.feature import GrpcFeature
+from flywheel_trainer.store.grpc.registry import GrpcRegistry
+from flywheel_trainer.store.grpc.weights import RegisteredWeights
+from flywheel_trainer.store.postgres.connection import prepare
+from flywheel_trainer.store.postgres.jobs import PostgresJobs
+from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
+from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
+from flywheel_trainer.store.postgres.runs import PostgresRuns
+from flywheel_trainer.store.ray.engine import RayEngine
+from flywheel_trainer.store.s3.tables import ParquetTables
 
 log = get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
+CLIENT_NAME = "flywheel-trainer"
+
+
+class WorkflowEngine(Protocol):
+    """Executes the steps of accepted pipeline runs durably."""
+
+    async def start_accepted_runs(self, poll_seconds: float) -> None: ...
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The adapters that a trainer uses."""
+
+    runs: RunStore
+    jobs: JobStore
+    pipelines: PipelineStore
+    policies: PolicyStore
+    engine: Engine
+    objects: ObjectStore
+    tables: TableReader
+    feature: FeaturePeer
+    registry: RegistryPeer
+    weights: Weights
+    workflows: Callable[[PipelineSteps, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
+    run_in_one_replica: Callable[[Callable[[int], Awaitable[None]]], Awaitable[None]]
+    """Runs a function forever, in one replica at a time."""
+    is_ready: Callable[[], Awaitable[bool]]
 
 
 async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
-    """Everything that `serve` runs. Migrates the database first."""
-    clock, ids = SystemClock(), SystemIds()
+    """A trainer that is ready to `run_until_signal`. Migrates the database first."""
     pool = await stack.enter_async_context(
         create_pool(
             settings.dsn,
-            application_name="flywheel-trainer",
+            application_name=CLIENT_NAME,
             max_size=settings.postgres_pool_size,
             statement_timeout_seconds=settings.postgres_statement_timeout_seconds,
             init=prepare,
@@ -63,72 +104,42 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     )
     await migrate(pool, MIGRATIONS)
     objects = await stack.enter_async_context(object_store(settings))
-    engine = RayEngine(
-        await stack.enter_async_context(
-            ray_jobs(settings.ray_address, settings.ray_auth_token.get_secret_value())
-        )
+    ray = await stack.enter_async_context(
+        ray_jobs(settings.ray_address, settings.ray_auth_token.get_secret_value())
     )
     token = settings.service_token.get_secret_value()
-    feature = GrpcFeature(
-        await stack.enter_async_context(
-            channel(settings.feature_address, client_name="flywheel-trainer", token=token)
-        )
+    feature_channel = await stack.enter_async_context(
+        channel(settings.feature_address, client_name=CLIENT_NAME, token=token)
     )
-    registry = GrpcRegistry(
-        await stack.enter_async_context(
-            channel(settings.registry_address, client_name="flywheel-trainer", token=token)
-        )
+    registry_channel = await stack.enter_async_context(
+        channel(settings.registry_address, client_name=CLIENT_NAME, token=token)
     )
-    weights = RegisteredWeights(registry, objects, settings.s3_bucket)
-    job_store, pipeline_store = PostgresJobs(pool), PostgresPipelines(pool)
-    runs = Runs(PostgresRuns(pool), ids, clock)
-    jobs = Jobs(job_store, feature, weights, KeptLogs(objects, engine), ids, clock)
-    pipelines = Pipelines(pipeline_store, ids, clock)
-    policies = Policies(PostgresPolicies(pool), clock)
-    parquet = arrow_filesystem(settings)
-    pipeline = Pipeline(
-        store=pipeline_store,
-        feature=feature,
-        registry=registry,
-        jobs=jobs,
-        runs=runs,
+    registry = GrpcRegistry(registry_channel)
+    clock = SystemClock()
+    ports = Ports(
+        runs=PostgresRuns(pool),
+        jobs=PostgresJobs(pool),
+        pipelines=PostgresPipelines(pool),
+        policies=PostgresPolicies(pool),
+        engine=RayEngine(ray),
         objects=objects,
-        compare=comparing(lambda uri, columns: job_objects.read_table(parquet, uri, columns)),
-        clock=clock,
-        poll_seconds=settings.pipeline_poll_seconds,
-    )
-    workflows = await stack.enter_async_context(
-        durable(
-            pipeline,
-            pipeline_store,
+        tables=ParquetTables(arrow_filesystem(settings)),
+        feature=GrpcFeature(feature_channel),
+        registry=registry,
+        weights=RegisteredWeights(registry, objects, settings.s3_bucket),
+        workflows=lambda steps, store: dbos_workflows(
+            steps,
+            store,
             dsn=settings.workflow_database,
             executor_id=settings.executor_id,
             version=settings.pipeline_version,
-        )
+        ),
+        run_in_one_replica=Lease(pool, "job-supervisor", holder=settings.executor_id).run,
+        is_ready=lambda: _database_answers(pool),
     )
-    producer = await stack.enter_async_context(
-        Producer(settings.kafka_bootstrap, client_id="flywheel-trainer")
-    )
-    server = Server(
-        settings,
-        servicers=[
-            (
-                trainer_pb2_grpc.add_TrainerServiceServicer_to_server,
-                TrainerServicer(runs, jobs, pipelines, policies, poll_seconds=settings.watch_poll_seconds),
-            )
-        ],
-        full_service_names=[SERVICE],
-        permissions=PERMISSIONS,
-        readiness=lambda: _database_answers(pool),
-    )
-    supervisor = Supervisor(job_store, engine, objects, launch(settings), clock)
-    supervising = Lease(pool, "job-supervisor", holder=settings.executor_id)
-    server.add_background(
-        "job supervisor", lambda: supervising.run(lambda _: supervisor.run(settings.job_poll_seconds))
-    )
-    server.add_background("bucket", lambda: _make_bucket(objects))
-    server.add_background("pipelines", lambda: workflows.drive(settings.pipeline_poll_seconds))
-    server.add_background("run leases", lambda: _expire(runs, settings.lease_check_seconds, clock))
+    server = await wire(settings, stack, ports, clock=clock, ids=SystemIds())
+    producer = await stack.enter_async_context(Producer(settings.kafka_bootstrap, client_id=CLIENT_NAME))
+    server.add_background("bucket", lambda: _ensure_bucket(objects))
     server.add_background("outbox relay", Relay(pool, producer).run)
     if settings.consume_drift:
         consumer = ConsumerLoop(
@@ -143,9 +154,56 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     return server
 
 
-def launch(settings: TrainerSettings) -> Launch:
+async def wire(
+    settings: TrainerSettings,
+    stack: AsyncExitStack,
+    ports: Ports,
+    *,
+    clock: Clock,
+    ids: Ids,
+    prometheus: CollectorRegistry = REGISTRY,
+) -> Server:
+    """The trainer over these ports; `stack` stops its workflows."""
+    runs = Runs(ports.runs, ids, clock)
+    lease_expiry = LeaseExpiry(ports.runs, clock)
+    logs = StoredOrLiveLogs(ports.objects, ports.engine)
+    jobs = Jobs(ports.jobs, ports.feature, ports.weights, logs, ids, clock)
+    supervisor = Supervisor(ports.jobs, ports.engine, ports.objects, launch_settings(settings), clock)
+    pipelines = Pipelines(ports.pipelines, ids, clock)
+    policies = Policies(ports.policies, clock)
+    steps = PipelineSteps(
+        store=ports.pipelines,
+        feature=ports.feature,
+        registry=ports.registry,
+        jobs=jobs,
+        runs=runs,
+        objects=ports.objects,
+        compare=comparison_with(ports.tables),
+        clock=clock,
+        poll_seconds=settings.pipeline_poll_seconds,
+    )
+    workflows = await stack.enter_async_context(ports.workflows(steps, ports.pipelines))
+    servicer = TrainerServicer(runs, jobs, pipelines, policies, poll_seconds=settings.watch_poll_seconds)
+    server = Server(
+        settings,
+        servicers=[(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)],
+        full_service_names=[SERVICE],
+        permissions=PERMISSIONS,
+        readiness=ports.is_ready,
+        registry=prometheus,
+    )
+    server.add_background(
+        "job supervisor",
+        lambda: ports.run_in_one_replica(lambda _: supervisor.run(settings.job_poll_seconds)),
+    )
+    server.add_background("pipelines", lambda: workflows.start_accepted_runs(settings.pipeline_poll_seconds))
+    server.add_background("run leases", lambda: lease_expiry.run(settings.lease_check_seconds))
+    return server
+
+
+def launch_settings(settings: TrainerSettings) -> LaunchSettings:
     """How jobs are started."""
-    return Launch(
+    return LaunchSettings(
         bucket=settings.s3_bucket,
         python=settings.job_python,
         environment={
@@ -165,13 +223,13 @@ def launch(settings: TrainerSettings) -> Launch:
 
 
 async def migrate_database(settings: TrainerSettings) -> int:
-    """Apply missing migrations; answers how many."""
-    async with create_pool(settings.dsn, application_name="flywheel-trainer", max_size=2) as pool:
+    """Apply missing migrations and return their number."""
+    async with create_pool(settings.dsn, application_name=CLIENT_NAME, max_size=2) as pool:
         return await migrate(pool, MIGRATIONS)
 
 
-async def _make_bucket(objects: S3ObjectStore) -> None:
-    """Asked until it is there: an object store that is away, or hangs, delays jobs, not the start."""
+async def _ensure_bucket(objects: S3ObjectStore) -> None:
+    """Retry until the bucket exists: without the object store jobs wait, but the trainer starts."""
     while True:
         try:
             await objects.ensure_bucket()
@@ -186,26 +244,16 @@ async def _database_answers(pool: Pool) -> bool:
         return bool(await conn.fetchval("SELECT true"))
 
 
-async def _expire(runs: Runs, every_seconds: float, clock: Clock) -> None:
-    while True:
-        try:
-            for name in await runs.expire_silent():
-                log.warning("run lost", run=name)
-        except FlywheelError as error:
-            log.warning("leases wait", reason=error.reason)
-        await clock.sleep(every_seconds)
-
-
 async def _consume(settings: TrainerSettings, consumer: ConsumerLoop) -> None:
     while True:
         try:
-            wanted = [
+            specs = [
                 topics.TopicSpec(name, settings.kafka_partitions)
                 for name in (settings.drift_topic, topics.TRAINING_COMPLETED)
             ]
-            await ensure_topics(settings.kafka_bootstrap, wanted)
+            await ensure_topics(settings.kafka_bootstrap, specs)
             break
         except FlywheelError as error:
-            log.warning("drift events wait", reason=error.reason)
+            log.warning("drift events not consumed", reason=error.reason)
             await asyncio.sleep(2)
     await consumer.run()

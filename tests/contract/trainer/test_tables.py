@@ -1,4 +1,4 @@
-"""One law for the reader of training sets: in memory, and from Parquet on S3."""
+"""Contract tests for readers of training sets: in memory, and from Parquet on S3."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import pytest
 
 from flywheel_common.config import S3Settings
 from flywheel_common.storage.s3 import arrow_filesystem, object_store
-from flywheel_trainer.comparison import TableReader
-from flywheel_trainer.memory_peers import MemoryTables
-from flywheel_trainer.recipes.objects import read_table
+from flywheel_trainer.fakes.tables import MemoryTables
+from flywheel_trainer.pipelines.comparison import TableReader
+from flywheel_trainer.store.s3.tables import ParquetTables
 
 FRAME = pl.DataFrame({"v__x": [1.5, None, -2.0], "v__c": ["AA", "ü", None], "label": [0, 1, 1]})
 
 
 @pytest.fixture(params=["memory", "s3"])
-async def where(request: pytest.FixtureRequest) -> tuple[TableReader, str]:
-    """The reader, and the bucket in which sets/one/ holds FRAME in two files."""
+async def source(request: pytest.FixtureRequest) -> tuple[TableReader, str]:
+    """A reader, and the bucket in which sets/one/ contains FRAME in two files."""
     if request.param == "memory":
         tables = MemoryTables()
         tables.known["s3://b/sets/one/"] = FRAME
@@ -30,13 +30,13 @@ async def where(request: pytest.FixtureRequest) -> tuple[TableReader, str]:
             rows.write_parquet(content)
             await objects.put(f"sets/one/part-{number}.parquet", content.getvalue())
     files = arrow_filesystem(settings)
-    return lambda uri, columns: read_table(files, uri, columns), settings.s3_bucket
+    return ParquetTables(files), settings.s3_bucket
 
 
-def test_columns_come_in_the_order_asked_each_once_and_without_those_that_are_absent(
-    where: tuple[TableReader, str],
+def test_columns_are_read_once_in_order_without_absent_ones(
+    source: tuple[TableReader, str],
 ) -> None:
-    read, bucket = where
+    read, bucket = source
     found = read(f"s3://{bucket}/sets/one/", ["label", "v__none", "v__x", "label"])
     assert ["label", "v__x"] == found.columns
     assert FRAME.select("label", "v__x").to_dict(as_series=False) == found.to_dict(as_series=False)
@@ -45,7 +45,7 @@ def test_columns_come_in_the_order_asked_each_once_and_without_those_that_are_ab
     )
 
 
-def test_nothing_there_is_a_file_that_is_not_found(where: tuple[TableReader, str]) -> None:
-    read, bucket = where
+def test_an_address_without_files_raises_file_not_found(source: tuple[TableReader, str]) -> None:
+    read, bucket = source
     with pytest.raises(FileNotFoundError):
         read(f"s3://{bucket}/sets/none/", ["label"])

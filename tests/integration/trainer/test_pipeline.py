@@ -18,9 +18,7 @@ from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.eventually import eventually
-
-MODEL = "projects/default/models/late"
-FEATURE_SET = "projects/default/featureSets/late/versions/1"
+from tests.support.peers.trainer import FEATURE_SET, MODEL
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(800)]
 
@@ -56,7 +54,7 @@ def request(request_id: str, *, epochs: int = 3, warm_start: str = "") -> pb.Sta
     )
 
 
-async def test_a_pipeline_killed_in_every_wait_completes_after_restarts_with_each_effect_once(
+async def test_a_pipeline_survives_kills_and_has_each_effect_once(
     trainer_settings: dict[str, str],
     with_peers: dict[str, str],
     with_ray: dict[str, str],
@@ -64,7 +62,7 @@ async def test_a_pipeline_killed_in_every_wait_completes_after_restarts_with_eac
     database: str,
     start_trainer: Callable[[dict[str, str]], Awaitable[Any]],
 ) -> None:
-    peers.feature.looks = 15
+    peers.feature.running_reads = 15
     trainer = await start_trainer(trainer_settings | with_peers | with_ray)
     connection, stub = trainer.stub()
     async with connection:
@@ -75,7 +73,7 @@ async def test_a_pipeline_killed_in_every_wait_completes_after_restarts_with_eac
         again = await stub.StartPipelineRun(request("once"))
         assert again.pipeline_run.name == first.pipeline_run.name
         name = first.pipeline_run.name
-        await eventually(lambda: peers.effects.calls["GetJob"] >= 3, within=120, every=0.1)
+        await eventually(lambda: peers.requests.calls["GetJob"] >= 3, within=120, every=0.1)
 
     trainer.kill()  # while the training set is being built
     await trainer.start()
@@ -109,8 +107,8 @@ async def test_a_pipeline_killed_in_every_wait_completes_after_restarts_with_eac
     ]
     assert run.gate_passed
     assert len(jobs) == 1
-    assert peers.effects.conflicts == []
-    assert dict(peers.effects.effects) == dict.fromkeys(
+    assert peers.requests.conflicts == []
+    assert dict(peers.requests.effects) == dict.fromkeys(
         ("BuildTrainingSet", "CreateModelVersion", "PromoteModelVersion", "CreateRelease", "StartRollout"), 1
     )
     assert list(points.steps) == [1, 2, 3]
@@ -134,35 +132,32 @@ async def test_a_pipeline_killed_in_every_wait_completes_after_restarts_with_eac
     assert list(release.segment_keys) == ["carrier"]
     assert 0 < release.threshold < 1
 
-    # The next one starts from the champion, is compared with it on the same rows, and its gate refuses it.
+    # The second run starts from the champion's weights and is compared with it; the gate rejects it.
     peers.registry.gate_passes = False
     connection, stub = trainer.stub()
     async with connection:
         second = await stub.StartPipelineRun(request("second", epochs=2, warm_start=version.name))
         name = second.pipeline_run.name
-        refused = await eventually(ended, within=400, every=0.5)
-    assert (refused.state, refused.gate_passed) == (job_pb2.JOB_STATE_SUCCEEDED, False)
-    states = {s.step: s.state for s in refused.steps}
+        rejected = await eventually(ended, within=400, every=0.5)
+    assert (rejected.state, rejected.gate_passed) == (job_pb2.JOB_STATE_SUCCEEDED, False)
+    states = {s.step: s.state for s in rejected.steps}
     assert states["register"] == job_pb2.JOB_STATE_SUCCEEDED
     assert states["release"] == states["rollout"] == job_pb2.JOB_STATE_CANCELLED
-    challenger = peers.registry.versions[refused.model_version]
+    challenger = peers.registry.versions[rejected.model_version]
     assert challenger.parent_version == version.name
-    # The champion was evaluated on these very rows when it was made: the figures must be the same again.
+    # The champion was evaluated on the same rows in the first run, so its metrics are equal.
     for metric in ("auc", "log_loss", "rows"):
         assert challenger.metrics[f"champion_{metric}"] == pytest.approx(version.metrics[metric], abs=1e-9)
     assert dict(peers.registry.evidence[-1].values) == dict(challenger.metrics)
-    assert peers.effects.effects["CreateRelease"] == 1
+    assert peers.requests.effects["CreateRelease"] == 1
 
     events = await outbox(database)
     assert [e.type for e in events] == ["flywheel.events.v1.TrainingCompleted"] * 2
-    completed, told = (TrainingCompleted.FromString(e.payload) for e in events)
-    assert (completed.pipeline_run, completed.succeeded, completed.model_version) == (
-        run.name,
-        True,
-        version.name,
-    )
-    assert (told.pipeline_run, told.succeeded) == (refused.name, True)
-    assert "auc 0.8 < 0.99" in told.message
+    first_event, second_event = (TrainingCompleted.FromString(e.payload) for e in events)
+    assert (first_event.pipeline_run, first_event.succeeded) == (run.name, True)
+    assert first_event.model_version == version.name
+    assert (second_event.pipeline_run, second_event.succeeded) == (rejected.name, True)
+    assert "auc 0.8 < 0.99" in second_event.message
 
 
 async def outbox(database: str) -> list[Event]:

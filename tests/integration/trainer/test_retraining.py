@@ -1,4 +1,5 @@
-"""Drift events on real Kafka: a decision and at most one pipeline run each, whatever is delivered how often."""
+"""Drift events on real Kafka: one decision and at most one pipeline run each, also if delivered
+repeatedly."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.eventually import eventually
+from tests.support.peers.trainer import MODEL
 
-MODEL = "projects/default/models/late"
 POLICY = "projects/default/retrainingPolicies/late"
 T = datetime(2013, 6, 1, tzinfo=UTC)
 
@@ -51,7 +52,7 @@ def policy() -> pb.RetrainingPolicy:
     )
 
 
-async def test_an_alert_delivered_often_starts_one_run_and_every_event_has_its_decision(
+async def test_a_repeated_alert_starts_one_run_and_each_alert_is_decided(
     trainer_settings: dict[str, str],
     with_kafka: dict[str, str],
     kafka: Kafka,
@@ -65,11 +66,8 @@ async def test_an_alert_delivered_often_starts_one_run_and_every_event_has_its_d
         await stub.SetRetrainingPolicy(pb.SetRetrainingPolicyRequest(policy=policy(), request_id="p"))
         await producer.send(topic, b"no event at all")
         once = drift("a1", T, event_id="e1")
-        for event in (
-            once,
-            once,
-            drift("a1", T, event_id="e2"),
-        ):  # redelivered, and sent again under another id
+        # Delivered twice, and sent again under another event id.
+        for event in (once, once, drift("a1", T, event_id="e2")):
             await producer.send(topic, event)
 
         async def decided(count: int) -> list[pb.RetrainingDecision] | None:
@@ -99,7 +97,7 @@ async def test_an_alert_delivered_often_starts_one_run_and_every_event_has_its_d
         assert source.end_time.ToDatetime(tzinfo=UTC) == source.known_before.ToDatetime(tzinfo=UTC) == T
         assert source.start_time.ToDatetime(tzinfo=UTC) == T - timedelta(days=30)
 
-        # Its peers are away: it waits, until it is cancelled.
+        # The run waits for its unavailable peers until it is cancelled.
         await stub.CancelPipelineRun(pb.CancelPipelineRunRequest(name=run.name))
 
         async def ended() -> pb.PipelineRun | None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import onnxruntime
 import polars as pl
@@ -15,14 +16,18 @@ import psutil
 import pytest
 import torch
 
+from flywheel_common.config import S3Settings
+from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.storage.s3 import object_store
 from flywheel_local.s3 import S3
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.recipes.tabular.dataset import Input, encode
 from flywheel_trainer.recipes.tabular.network import Scorer, TabularNet
+from tests.support.builders.trainer import learnable_rows
 from tests.support.eventually import eventually
+from tests.support.peers.trainer import TRAINING_SET
 
-TRAINING_SET = "projects/default/trainingSets/one"
 PROJECT = "projects/default"
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
@@ -38,7 +43,7 @@ def submission(
     return pb.SubmitJobRequest(parent=PROJECT, job=pb.Job(train=train), request_id=request_id)
 
 
-async def test_two_ddp_workers_train_through_a_restart_of_the_coordinator_to_a_graph_that_scores_as_torch(
+async def test_two_workers_train_through_a_restart_of_the_trainer(
     trainer_settings: dict[str, str],
     with_peers: dict[str, str],
     with_ray: dict[str, str],
@@ -68,14 +73,14 @@ async def test_two_ddp_workers_train_through_a_restart_of_the_coordinator_to_a_g
         assert job.state == job_pb2.JOB_STATE_SUCCEEDED, (job.error_message, log[-3000:])
         run = (await stub.GetRun(pb.GetRunRequest(name=job.run))).run
         losses = await stub.ListMetricPoints(pb.ListMetricPointsRequest(run=job.run, key="train_loss"))
-        refused = await trained_twice(stub)
+        reason = await submit_unknown_training_set(stub)
 
     assert "epoch 4/4" in log
     assert list(losses.steps) == [1, 2, 3, 4]
     assert losses.values[-1] < losses.values[0]
     assert run.params["workers"] == "2"
     assert run.metrics["auc"] > 0.7
-    assert refused == "UNKNOWN_TRAINING_SET"
+    assert reason == "UNKNOWN_TRAINING_SET"
 
     def content(name: str) -> bytes:
         artifact = next(a for a in run.artifacts if a.name == name)
@@ -99,18 +104,14 @@ async def test_two_ddp_workers_train_through_a_restart_of_the_coordinator_to_a_g
     assert report["metrics"]["rows"] + report["split"]["calibration_end"] == len(rows)
 
 
-async def trained_twice(stub: Any) -> str:
-    """The reason for which an unknown training set is refused."""
-    from flywheel_common.grpc.channel import from_rpc_error
-
-    try:
+async def submit_unknown_training_set(stub: Any) -> str:
+    """The reason of the error."""
+    with pytest.raises(grpc.RpcError) as error:
         await stub.SubmitJob(submission("two", epochs=1, training_set="projects/default/trainingSets/none"))
-    except Exception as error:
-        return from_rpc_error(error).reason  # type: ignore[arg-type]
-    return "accepted"
+    return from_rpc_error(error.value).reason
 
 
-async def test_cancel_ends_every_process_of_the_job(
+async def test_cancelling_a_job_ends_all_its_processes(
     trainer_settings: dict[str, str],
     with_peers: dict[str, str],
     with_ray: dict[str, str],
@@ -128,7 +129,7 @@ async def test_cancel_ends_every_process_of_the_job(
             return found.progress.done >= 2 or found.HasField("ended_at")
 
         await eventually(learning, within=240, every=0.3)
-        # The driver and at least one worker; a worker's title changes with what it does.
+        # The driver and at least one worker, whose process title changes while it works.
         await eventually(lambda: len(processes_of(job.name)) >= 2, within=30)
         tree = processes_of(job.name)
         await stub.CancelJob(pb.CancelJobRequest(name=job.name))
@@ -144,7 +145,7 @@ async def test_cancel_ends_every_process_of_the_job(
 
 
 def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    """Those that still run; a zombie does not."""
+    """The processes that still run, without zombies."""
     found = []
     for process in processes:
         try:
@@ -156,7 +157,8 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def processes_of(job: str) -> list[psutil.Process]:
-    """The job's driver, told by its command line, and the training workers of this session's cluster."""
+    """The driver of the job, found by its command line, and the training workers of this session's
+    cluster."""
     number = job.rsplit("/", 1)[1]
     found = []
     for process in psutil.Process().children(recursive=True):
@@ -169,7 +171,7 @@ def processes_of(job: str) -> list[psutil.Process]:
     return found
 
 
-async def test_a_job_that_cannot_start_fails_with_its_cause(
+async def test_a_job_that_cannot_start_fails_with_the_cause(
     trainer_settings: dict[str, str],
     with_peers: dict[str, str],
     with_ray: dict[str, str],
@@ -190,3 +192,32 @@ async def test_a_job_that_cannot_start_fails_with_its_cause(
         job = await eventually(ended, within=120, every=0.3)
     assert (job.state, job.error_reason) == (job_pb2.JOB_STATE_FAILED, "JOB_CRASHED")
     assert "/no/such/python" in job.error_message
+
+
+async def test_an_unusable_training_set_fails_the_job_with_its_reason(
+    trainer_settings: dict[str, str],
+    with_peers: dict[str, str],
+    with_ray: dict[str, str],
+    peers: Any,
+    s3_settings: S3Settings,
+    bucket: str,
+    start_trainer: Start,
+) -> None:
+    content = io.BytesIO()
+    learnable_rows(100).with_columns(label=pl.lit(1)).write_parquet(content)
+    async with object_store(s3_settings) as objects:
+        await objects.put("sets/two/part-0.parquet", content.getvalue())
+    peers.feature.uri = f"s3://{bucket}/sets/two/"
+    trainer = await start_trainer(trainer_settings | with_peers | with_ray)
+    connection, stub = trainer.stub()
+    async with connection:
+        await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PROJECT, experiment_id="late"))
+        job = (await stub.SubmitJob(submission("one", epochs=1, workers=1))).job
+
+        async def ended() -> pb.Job | None:
+            found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
+            return found if found.HasField("ended_at") else None
+
+        job = await eventually(ended, within=240, every=0.3)
+    assert (job.state, job.error_reason) == (job_pb2.JOB_STATE_FAILED, "UNUSABLE_TRAINING_SET")
+    assert job.error_message == "UnusableTrainingSet: Every label is 1: labels of both classes are needed."

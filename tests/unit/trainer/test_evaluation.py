@@ -10,8 +10,8 @@ from scipy.optimize import minimize
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
-from flywheel_trainer.calibration import IDENTITY, Isotonic, Platt, fit_platt, logit
-from flywheel_trainer.evaluation import auc, best_threshold, brier, ece, evaluate, f1, log_loss
+from flywheel_trainer.evaluation.calibration import IDENTITY, Isotonic, Platt, fit_platt, logit
+from flywheel_trainer.evaluation.metrics import auc, best_threshold, brier, ece, evaluate, f1, log_loss
 
 
 @st.composite
@@ -45,23 +45,23 @@ def test_no_threshold_gives_a_better_f1_than_the_chosen_one(pair: tuple[np.ndarr
     assert sk.f1_score(labels, scores >= chosen) == pytest.approx(best, abs=1e-12)
 
 
-def test_ece_of_hand_counted_bins() -> None:
-    # Two bins of ten: [0.0, 0.1) holds 0.05 and 0.05 with labels 0 and 1; [0.9, 1.0] holds 1.0 with label 1.
+def test_ece_equals_the_value_computed_by_hand() -> None:
+    # Two of ten bins have scores: [0.0, 0.1) has 0.05 twice, labels 0 and 1; [0.9, 1.0] has 1.0, label 1.
     assert ece([0, 1, 1], [0.05, 0.05, 1.0], bins=10) == pytest.approx((abs(0.5 - 0.05) * 2 + 0.0) / 3)
 
 
-def test_auc_is_nan_when_one_class_is_missing() -> None:
+def test_auc_is_nan_if_a_class_is_missing() -> None:
     assert np.isnan(auc([1, 1], [0.2, 0.3]))
 
 
-def test_evaluate_refuses_scores_that_are_not_finite_and_columns_of_unequal_length() -> None:
+def test_evaluate_rejects_infinite_scores_and_unequal_lengths() -> None:
     with pytest.raises(ValueError, match="finite"):
         evaluate([0, 1], [0.5, float("nan")])
     with pytest.raises(ValueError, match="equally long"):
         evaluate([0, 1], [0.5])
 
 
-def test_platt_equals_an_unpenalised_logistic_regression_on_logits() -> None:
+def test_platt_equals_unpenalised_logistic_regression_on_logits() -> None:
     random = np.random.default_rng(3)
     truth = random.normal(size=5000)
     labels = (random.random(5000) < 1 / (1 + np.exp(-(0.6 * truth - 0.9)))).astype(int)
@@ -79,7 +79,7 @@ def test_platt_equals_an_unpenalised_logistic_regression_on_logits() -> None:
     assert (fitted.slope, fitted.intercept) == pytest.approx(tuple(found.x), rel=1e-3)
 
 
-def test_calibration_lowers_the_log_loss_of_overconfident_scores_and_keeps_their_order() -> None:
+def test_calibration_lowers_log_loss_and_keeps_the_order() -> None:
     random = np.random.default_rng(5)
     truth = random.normal(size=4000)
     labels = (random.random(4000) < 1 / (1 + np.exp(-truth))).astype(int)
@@ -98,13 +98,11 @@ def test_calibration_lowers_the_log_loss_of_overconfident_scores_and_keeps_their
         ([1, 1, 0, 1, 0, 0], [0.1, 0.2, 0.3, 0.6, 0.8, 0.9]),
     ],
 )
-def test_platt_is_the_identity_where_no_order_keeping_fit_exists(
-    labels: list[int], scores: list[float]
-) -> None:
+def test_platt_is_the_identity_without_an_order_keeping_fit(labels: list[int], scores: list[float]) -> None:
     assert fit_platt(labels, scores) == IDENTITY
 
 
-def test_the_identity_changes_no_score_and_isotonic_interpolates() -> None:
+def test_identity_keeps_scores_and_isotonic_interpolates() -> None:
     scores = np.array([0.001, 0.25, 0.999])
     np.testing.assert_allclose(Platt().apply(scores), scores, atol=1e-12)
     np.testing.assert_allclose(Isotonic((0.2, 0.6), (0.1, 0.5)).apply([0.1, 0.4, 0.9]), [0.1, 0.3, 0.5])

@@ -1,27 +1,32 @@
-"""Jobs whose engine lost something: what is written down of their end."""
+"""How jobs end whose engine or log was lost."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from dataclasses import replace
 
 from flywheel_common.clock import ManualClock
-from flywheel_common.errors import Unavailable
 from flywheel_common.fakes.objects import MemoryObjectStore
-from flywheel_trainer.engine import EngineJob, EngineState
-from flywheel_trainer.jobs import Job, JobState, TrainSpec
-from flywheel_trainer.memory import MemoryJobs, MemoryRuns, MemoryTracking
-from flywheel_trainer.memory_engine import MemoryEngine
-from flywheel_trainer.names import JobName, RunName
+from flywheel_common.ray.errors import EngineUnavailable
+from flywheel_trainer.fakes.engine import MemoryEngine
+from flywheel_trainer.fakes.jobs import MemoryJobs
+from flywheel_trainer.fakes.runs import MemoryRuns
+from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.jobs.engine import EngineJob, EngineState
+from flywheel_trainer.jobs.job import Job, JobState
+from flywheel_trainer.jobs.supervision import LaunchSettings, Supervisor
 from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.runs import Experiment, ExperimentName
-from flywheel_trainer.supervision import Launch, Supervisor
+from flywheel_trainer.runs.run import Run, RunState
+from tests.support.builders import trainer as build
+from tests.support.builders.trainer import AT
 
-AT = datetime(2013, 4, 1, tzinfo=UTC)
-JOB = JobName("p", "job-1")
+JOB = build.job()
+LAUNCH = LaunchSettings(
+    bucket="b", python="python", environment={}, metrics_address="", cpus_per_worker=1.0, max_running=1
+)
 
 
-class ForgetfulEngine(MemoryEngine):
-    """Its machine took the texts with it: it knows how a job ended, and cannot read what it printed."""
+class EngineWithoutLogs(MemoryEngine):
+    """An engine that lost the logs with its machine, but knows how the job ended."""
 
     ended = EngineState.SUCCEEDED
 
@@ -29,34 +34,39 @@ class ForgetfulEngine(MemoryEngine):
         return EngineJob(self.ended, "exit 1")
 
     async def log(self, job_id: str) -> bytes:
-        raise Unavailable("Ray answered 500.", reason="ENGINE_UNAVAILABLE")
+        raise EngineUnavailable("Ray answered 500.")
 
 
-async def ended(state: EngineState, outcome: Outcome | None) -> Job:
-    """JOB after two looks of the supervisor: one starts it, one finds it in `state`."""
-    tracking, objects, engine = MemoryTracking(), MemoryObjectStore(), ForgetfulEngine()
-    jobs = MemoryJobs(tracking)
-    await MemoryRuns(tracking).create_experiment(Experiment(ExperimentName("p", "late")), "", b"", AT)
+async def ended(state: EngineState, outcome: Outcome | None) -> tuple[Job, Run]:
+    """JOB and its run after two ticks: the first starts the job, the second finds `state`."""
+    tracking, objects, engine = MemoryTracking(), MemoryObjectStore(), EngineWithoutLogs()
+    jobs, runs = MemoryJobs(tracking), MemoryRuns(tracking)
+    await runs.create_experiment(build.EXPERIMENT, "", b"", AT)
     details = {"uri": "s3://b/ts", "columns": [], "warm_start": None}
-    await jobs.create(Job(JOB, TrainSpec("late", "ts"), RunName("p", "run-1")), details, "", b"", AT)
-    launch = Launch("b", "python", {}, "", 1.0, 1)
-    supervisor = Supervisor(jobs, engine, objects, launch, ManualClock(AT))
+    await jobs.create(replace(JOB), details, "", b"", AT)
+    supervisor = Supervisor(jobs, engine, objects, LAUNCH, ManualClock(AT))
     await supervisor.tick()
     engine.ended = state
     if outcome is not None:
         await objects.put("jobs/p/job-1/outcome.json", outcome.to_json())
     await supervisor.tick()
-    job = await jobs.get(JOB)
+    job, run = await jobs.get(JOB.name), await runs.get_run(JOB.run)
     assert job is not None
-    return job
+    assert run is not None
+    return job, run
 
 
-async def test_a_text_that_is_lost_keeps_no_job_open() -> None:
-    job = await ended(EngineState.SUCCEEDED, Outcome(True))
-    assert JobState.SUCCEEDED == job.state
+async def test_a_job_ends_although_its_log_is_lost() -> None:
+    job, run = await ended(EngineState.SUCCEEDED, Outcome(True))
+    assert (JobState.SUCCEEDED, RunState.SUCCEEDED) == (job.state, run.state)
 
 
-async def test_a_crash_is_told_without_the_text_that_is_lost() -> None:
-    job = await ended(EngineState.FAILED, None)
-    assert (JobState.FAILED, "JOB_CRASHED") == (job.state, job.error_reason)
+async def test_a_crash_without_a_log_is_reported_with_the_engines_message() -> None:
+    job, run = await ended(EngineState.FAILED, None)
+    assert (JobState.FAILED, "JOB_CRASHED", RunState.FAILED) == (job.state, job.error_reason, run.state)
     assert "exit 1" in job.error_message
+
+
+async def test_a_job_that_the_engine_forgot_is_lost_together_with_its_run() -> None:
+    job, run = await ended(EngineState.UNKNOWN, None)
+    assert (JobState.LOST, "JOB_LOST", RunState.LOST) == (job.state, job.error_reason, run.state)

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from flywheel_trainer.calibration import Platt
-from flywheel_trainer.comparison import ChampionModel, comparing
-from flywheel_trainer.jobs import TrainingSet
-from flywheel_trainer.recipes.outcome import MetricPoint, Outcome, Produced
+from flywheel_trainer.evaluation.calibration import Platt
+from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.pipelines.comparison import ChampionModel, comparison_with
+from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
 from flywheel_trainer.recipes.tabular.dataset import (
     Input,
     UnusableTrainingSet,
@@ -35,7 +35,7 @@ from flywheel_trainer.recipes.tabular.training import shard
 START = datetime(2013, 1, 1, tzinfo=UTC)
 
 
-def test_null_numbers_are_nan_and_unknown_or_null_categories_are_minus_one() -> None:
+def test_null_numbers_become_nan_and_unknown_categories_minus_one() -> None:
     frame = pl.DataFrame({"v__n": [1.5, None], "v__c": ["b", "z"], "v__d": [None, "a"], "v__f": [True, None]})
     inputs = (
         Input("v__c", "STRING", ("a", "b")),
@@ -47,14 +47,14 @@ def test_null_numbers_are_nan_and_unknown_or_null_categories_are_minus_one() -> 
     np.testing.assert_array_equal(encode(frame, inputs), np.float32([[1, 1.5, 1, -1], [-1, nan, nan, 0]]))
 
 
-def test_a_vocabulary_holds_the_most_frequent_values_of_the_training_rows_ties_by_text() -> None:
+def test_a_vocabulary_has_the_most_frequent_values_ties_by_text() -> None:
     values = pl.Series("c", ["x", "b", "a", "x", None, None, None, "b", "a", "c"])
     assert most_frequent(values, limit=3) == ("a", "b", "x")
     many = pl.Series("c", [f"v{i:04d}" for i in range(500)])
     assert len(most_frequent(many)) == 200
 
 
-def test_features_of_other_types_and_labels_of_other_values_are_refused_with_their_name() -> None:
+def test_unsupported_feature_types_and_labels_are_rejected() -> None:
     frame = pl.DataFrame({"v__l": [[1.0], [2.0]], "label": [0, 2]})
     with pytest.raises(UnusableTrainingSet, match="v__l"):
         choose_inputs([Column("v__l", "FLOAT64_LIST")], frame)
@@ -64,30 +64,28 @@ def test_features_of_other_types_and_labels_of_other_values_are_refused_with_the
         labels_of(pl.DataFrame({"label": [1, 1]}))
 
 
-def test_rows_without_a_label_are_left_out_and_the_rest_is_in_time_order() -> None:
+def test_unlabelled_rows_are_dropped_and_the_rest_sorted_by_time() -> None:
     frame = pl.DataFrame({"event_timestamp": [3, 1, 2], "label": [1, 0, None]})
     assert in_time_order(frame)["event_timestamp"].to_list() == [1, 3]
 
 
 @given(st.integers(10, 100_000), st.floats(0.01, 0.99))
-def test_the_holdout_is_the_newest_share_and_every_part_has_rows(rows: int, fraction: float) -> None:
+def test_the_holdout_is_the_newest_share_and_no_part_is_empty(rows: int, fraction: float) -> None:
     split = split_by_time(rows, fraction)
     assert 0 < split.train_end < split.calibration_end < split.rows == rows
     assert abs((rows - split.train_end) - rows * fraction) <= 2
 
 
 @given(st.integers(1, 500), st.integers(1, 8), st.integers(0, 1000), st.integers(1, 50))
-def test_ranks_share_every_epoch_without_overlap_and_equally(
-    rows: int, world: int, seed: int, epoch: int
-) -> None:
+def test_ranks_get_equal_disjoint_shares_of_an_epoch(rows: int, world: int, seed: int, epoch: int) -> None:
     shards = [shard(rows, world, rank, seed, epoch).tolist() for rank in range(world)]
-    together = [row for one in shards for row in one]
+    rows_used = [row for one in shards for row in one]
     assert len({len(one) for one in shards}) == 1
-    assert len(together) == len(set(together)) == rows - rows % world
-    assert set(together) <= set(range(rows))
+    assert len(rows_used) == len(set(rows_used)) == rows - rows % world
+    assert set(rows_used) <= set(range(rows))
 
 
-def test_scaling_is_the_mean_and_deviation_of_the_known_values() -> None:
+def test_scaling_uses_mean_and_deviation_of_the_known_values() -> None:
     rows = np.float32([[1, 0, 10], [3, 1, np.nan], [np.nan, 0, 10]])
     network = TabularNet([None, 2, None], [4])
     network.fit_scaling(rows)
@@ -95,7 +93,7 @@ def test_scaling_is_the_mean_and_deviation_of_the_known_values() -> None:
     np.testing.assert_allclose(network.scale.numpy(), [1, 1])  # a constant column is not divided by zero
 
 
-def test_unknown_categories_share_one_embedding_and_a_missing_number_is_not_the_mean() -> None:
+def test_unknown_categories_share_an_embedding_and_missing_is_flagged() -> None:
     torch.manual_seed(1)
     network = TabularNet([None, 3], [8])
     network.fit_scaling(np.float32([[1, 0], [3, 1]]))
@@ -117,7 +115,7 @@ def random_rows(rows: int, seed: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sizes", [[None, 3, None], [None, None, None], [2, 3, 2]])
-def test_the_exported_graph_scores_as_torch_does_for_any_number_of_rows(sizes: list[int | None]) -> None:
+def test_the_exported_graph_scores_like_torch_for_any_row_count(sizes: list[int | None]) -> None:
     torch.manual_seed(2)
     network = TabularNet(sizes, [16, 8])
     rows = random_rows(300, 1)
@@ -133,9 +131,7 @@ def test_the_exported_graph_scores_as_torch_does_for_any_number_of_rows(sizes: l
     assert check_parity(network, model, rows) <= 1e-6
 
 
-async def test_challenger_and_champion_are_scored_on_the_same_rows_with_their_own_inputs_and_calibration() -> (
-    None
-):
+async def test_challenger_and_champion_are_compared_on_the_same_rows() -> None:
     rows = 200
     random = np.random.default_rng(4)
     frame = pl.DataFrame(
@@ -164,7 +160,7 @@ async def test_challenger_and_champion_are_scored_on_the_same_rows_with_their_ow
         "split": {"train_end": 100, "calibration_end": 150, "rows": rows},
         "calibration": {"slope": 1.0, "intercept": 0.0},
     }
-    compare = comparing(lambda _uri, columns: frame.select([c for c in columns if c in frame.columns]))
+    compare = comparison_with(lambda _uri, columns: frame.select([c for c in columns if c in frame.columns]))
     described = TrainingSet("projects/p/trainingSets/t", "s3://b/t", (), rows, "h", "f")
     found = await compare(described, report, challenger, champion)
 
@@ -187,16 +183,23 @@ async def test_challenger_and_champion_are_scored_on_the_same_rows_with_their_ow
     assert "v__gone" in alone.note
 
 
-def test_specifications_and_outcomes_survive_their_way_through_json() -> None:
+def test_specifications_and_outcomes_survive_a_json_round_trip() -> None:
     spec = TabularSpec(
-        "projects/p/jobs/j", "projects/p/runs/r", "projects/p/trainingSets/t", "s3://b/t/", (Column("v__a", "BOOL"),),
-        "s3://b/artifacts", "s3://b/outcome.json", workers=2,
-        hyperparameters=Hyperparameters(hidden_sizes=(3,), epochs=2), warm_start=WarmStart("v", "s3://b/w", "00"),
-    )  # fmt: skip
+        job="projects/p/jobs/j",
+        run="projects/p/runs/r",
+        training_set="projects/p/trainingSets/t",
+        uri="s3://b/t/",
+        columns=(Column("v__a", "BOOL"),),
+        output_uri="s3://b/artifacts",
+        outcome_uri="s3://b/outcome.json",
+        workers=2,
+        hyperparameters=Hyperparameters(hidden_sizes=(3,), epochs=2),
+        warm_start=WarmStart("v", "s3://b/w", "00"),
+    )
     assert TabularSpec.from_json(spec.to_json()) == spec
     outcome = Outcome(
         True,
-        artifacts=(Produced("m", 3, "ab", "s3://b/ab"),),
+        artifacts=(Artifact("m", 3, "ab", "s3://b/ab"),),
         points=(MetricPoint("loss", 1, 0.5, 7),),
         params={"a": "b"},
     )

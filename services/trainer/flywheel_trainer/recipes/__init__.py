@@ -1,1 +1,1 @@
-"""Built-in training code: what a TRAIN job runs on the compute engine."""
+"""Built-in training code: the part of the trainer that runs inside Ray."""

@@ -1,4 +1,4 @@
-"""Objects on S3 as a job reads and writes them; endpoint and credentials come from the usual AWS_* variables."""
+"""Access of a job to objects on S3; endpoint and credentials come from the usual AWS_* variables."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import polars as pl
 import pyarrow.dataset
 from pyarrow import fs
 
+from flywheel_trainer.recipes.artifacts import artifact_key
+
 
 def open_store() -> fs.S3FileSystem:
-    """The store named by AWS_ENDPOINT_URL (empty: AWS itself)."""
+    """The store at AWS_ENDPOINT_URL (empty: AWS itself)."""
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
     if not endpoint.netloc:
         return fs.S3FileSystem()
@@ -44,15 +46,18 @@ def write(store: fs.FileSystem, uri: str, data: bytes) -> None:
 
 
 def put_by_digest(store: fs.FileSystem, prefix: str, data: bytes) -> tuple[str, str]:
-    """Keep `data` under its SHA-256; answers (uri, hex digest). Writing the same bytes again changes nothing."""
+    """Write `data` under its SHA-256 and return (uri, hex digest).
+
+    Writing the same bytes again changes nothing.
+    """
     digest = hashlib.sha256(data).hexdigest()
-    uri = f"{prefix.rstrip('/')}/{digest[:2]}/{digest}"
+    uri = artifact_key(digest, prefix.rstrip("/"))
     write(store, uri, data)
     return uri, digest
 
 
 def read_table(store: fs.FileSystem, uri: str, columns: list[str] | None = None) -> pl.DataFrame:
-    """Every Parquet file under `uri` (a file or a prefix) as one frame; columns that are absent are left out."""
+    """All Parquet files under `uri` (a file or a prefix) as one frame; absent columns are left out."""
     dataset = pyarrow.dataset.dataset(path_of(uri).rstrip("/"), filesystem=store, format="parquet")
     wanted = None if columns is None else [c for c in dict.fromkeys(columns) if c in dataset.schema.names]
     frame = pl.from_arrow(dataset.to_table(columns=wanted))

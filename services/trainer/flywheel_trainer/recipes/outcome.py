@@ -1,17 +1,17 @@
-"""The durable end of a job: one JSON object that says how it ended. Until it is there, the job has not ended."""
+"""The outcome of a job: one JSON object on S3. A job without this object has not ended."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
-REPORT, MODEL, WEIGHTS = "report.json", "model.onnx", "weights.pt"
+from flywheel_common.errors import FlywheelError
 
 
 @dataclass(frozen=True)
-class Produced:
-    """A file that the job put on S3 under its digest."""
+class Artifact:
+    """A file that a run stored on S3 under its digest."""
 
     name: str
     size_bytes: int
@@ -21,6 +21,8 @@ class Produced:
 
 @dataclass(frozen=True)
 class MetricPoint:
+    """The value of a metric at one step; `time_us` is in microseconds since the epoch."""
+
     key: str
     step: int
     value: float
@@ -29,26 +31,35 @@ class MetricPoint:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended. `points` repeats every metric of the run, so that none is lost while the service was away."""
+    """How a job ended.
+
+    `points` holds every metric point of the run again, so that points which did not reach the service are not
+    lost.
+    """
 
     succeeded: bool
     error_reason: str = ""
     error_message: str = ""
-    artifacts: tuple[Produced, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
     points: tuple[MetricPoint, ...] = ()
     params: dict[str, str] = field(default_factory=dict)
     code_version: str = ""
     environment: dict[str, str] = field(default_factory=dict)
 
+    @classmethod
+    def failed(cls, error: FlywheelError) -> Self:
+        """The outcome of a job that this error ended."""
+        return cls(succeeded=False, error_reason=error.reason, error_message=error.message)
+
     def to_json(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> Outcome:
-        """Raises ValueError for anything but a whole outcome, e.g. a half-written object."""
+    def from_json(cls, data: bytes) -> Self:
+        """Raises ValueError for anything but a complete outcome, such as a partly written object."""
         try:
             raw: dict[str, Any] = json.loads(data)
-            raw["artifacts"] = tuple(Produced(**a) for a in raw["artifacts"])
+            raw["artifacts"] = tuple(Artifact(**a) for a in raw["artifacts"])
             raw["points"] = tuple(MetricPoint(**p) for p in raw["points"])
             return cls(**raw)
         except (KeyError, TypeError) as error:

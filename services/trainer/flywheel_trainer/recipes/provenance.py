@@ -1,4 +1,4 @@
-"""Which code ran, and on what: recorded with every run."""
+"""Code version and environment of a run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PACKAGES = ("torch", "ray", "onnx", "onnxruntime", "numpy", "polars", "pyarrow")
 
 
 def code_version(folder: Path = Path(__file__).parent) -> str:
-    """Commit of the code, with `+dirty.<digest>` when tracked files differ; outside of git the package's version."""
+    """Commit of the code, with `+dirty.<digest>` if files differ; the package version outside of git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return f"flywheel-trainer {importlib.metadata.version('flywheel-trainer')}"
@@ -23,7 +23,7 @@ def code_version(folder: Path = Path(__file__).parent) -> str:
 
 
 def environment() -> dict[str, str]:
-    """Interpreter, machine, and the versions of the packages that decide about the result."""
+    """Interpreter, machine, and the versions of the packages that affect the result."""
     found = {
         "python": platform.python_version(),
         "platform": platform.platform(),

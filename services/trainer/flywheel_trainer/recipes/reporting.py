@@ -1,4 +1,7 @@
-"""Live metrics from a job to the service. The service may be away: points wait, and the outcome repeats them all."""
+"""Sends live metrics from a job to the trainer service.
+
+If the service does not answer, points are sent again later; the outcome contains all of them in any case.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +20,10 @@ CALL_SECONDS = 5.0
 
 
 class MetricReporter:
-    """Collects points and sends them from a thread of its own, so that training never waits for the network."""
+    """Collects metric points and sends them from a thread, so that training never waits for the network."""
 
     def __init__(self, address: str, run: str) -> None:
-        """`address` host:port of the trainer service; empty: points are only collected."""
+        """`address` is host:port of the trainer service; if it is empty, points are only collected."""
         self.points: list[MetricPoint] = []
         self._run = run
         self._sent = 0
@@ -68,6 +71,6 @@ class MetricReporter:
                     )
                     self._sent += len(batch)
                 except grpc.RpcError:
-                    pass  # tried again with the next flush; the outcome carries what never arrives
+                    pass  # sent again with the next flush; the outcome contains points that never arrive
             if last:
                 return

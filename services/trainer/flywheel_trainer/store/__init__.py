@@ -1,1 +1,1 @@
-"""PostgreSQL, S3, Ray, DBOS and the peers: everything that leaves the process."""
+"""Adapters: PostgreSQL, Ray, S3, DBOS, and clients of the other services."""

@@ -1,4 +1,4 @@
-"""Driver of a TRAIN job: `python -m flywheel_trainer.recipes.tabular s3://bucket/spec.json`, run by Ray."""
+"""Driver of a TRAIN job, which Ray starts as `python -m flywheel_trainer.recipes.tabular SPEC_URI`."""
 
 from __future__ import annotations
 
@@ -8,29 +8,32 @@ import tempfile
 import traceback
 
 from flywheel_trainer.recipes import objects
+from flywheel_trainer.recipes.errors import TrainingFailed, UnusableTrainingSet
 from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.dataset import UnusableTrainingSet
 from flywheel_trainer.recipes.tabular.spec import TabularSpec
 
 
 def main(spec_uri: str) -> int:
-    """Run the workers; when they fail, leave an outcome that names the cause. Success is written by rank 0."""
+    """Run the workers and return the exit status; if they fail, write an outcome with the cause.
+
+    Rank 0 writes the outcome of a success.
+    """
     store = objects.open_store()
     spec = TabularSpec.from_json(objects.read(store, spec_uri))
     try:
         run_group(spec)
         return 0
-    except Exception as error:  # noqa: BLE001 - whatever it was, the outcome names it
+    except Exception as error:  # noqa: BLE001 - the outcome contains every failure
         traceback.print_exc()
         cause = root_cause(error)
-        reason = "UNUSABLE_TRAINING_SET" if isinstance(cause, UnusableTrainingSet) else "TRAINING_FAILED"
         message = f"{type(cause).__name__}: {str(cause).strip()}"[:2000]
-        objects.write(store, spec.outcome_uri, Outcome(False, reason, message).to_json())
+        failure = UnusableTrainingSet if isinstance(cause, UnusableTrainingSet) else TrainingFailed
+        objects.write(store, spec.outcome_uri, Outcome.failed(failure(message)).to_json())
         return 1
 
 
 def run_group(spec: TabularSpec) -> None:
-    """One gang of DDP workers, placed by Ray all or none."""
+    """Run a group of DDP workers, which Ray places together or not at all."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     import ray
     from ray.train import RunConfig, ScalingConfig
@@ -55,7 +58,7 @@ def run_group(spec: TabularSpec) -> None:
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The worker's own exception inside what Ray wraps around it."""
+    """The exception of the worker inside the exceptions that Ray wraps around it."""
     seen: set[int] = set()
     while id(error) not in seen:
         seen.add(id(error))

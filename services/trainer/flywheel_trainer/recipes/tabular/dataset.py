@@ -1,4 +1,4 @@
-"""A training set as arrays: what the model sees, in time order, and how rows are split."""
+"""Converts a training set to arrays in time order, and splits it for training and evaluation."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from flywheel_trainer.recipes.errors import UnusableTrainingSet
 from flywheel_trainer.recipes.tabular.spec import LABEL, TIME, Column
 
 MAX_VOCABULARY = 200
 NUMERIC = frozenset({"BOOL", "INT64", "FLOAT32", "FLOAT64", "TIMESTAMP"})
 CATEGORICAL = frozenset({"STRING"})
 CALIBRATION_SHARE = 0.4
-"""Share of the holdout, its oldest rows, on which the best epoch, calibration and threshold are chosen."""
-
-
-class UnusableTrainingSet(ValueError):
-    """The training set cannot train this recipe; the message says why."""
+"""Share of the holdout (its oldest rows) for choosing the best epoch, the calibration and the threshold."""
 
 
 @dataclass(frozen=True)
 class Input:
-    """One model input in tensor order; a categorical one has a vocabulary, whose indices are what the model sees."""
+    """One model input in tensor order; a categorical one is encoded as its index in the vocabulary."""
 
     name: str
     data_type: str
@@ -45,7 +42,7 @@ class Split:
 
 
 def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
-    """Rows by event time (stable), without unlabelled ones."""
+    """The labelled rows, stably sorted by event time."""
     for needed in (LABEL, TIME):
         if needed not in frame.columns:
             raise UnusableTrainingSet(f"The training set has no column {needed!r}.")
@@ -53,9 +50,9 @@ def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
 
 
 def split_by_time(rows: int, holdout_fraction: float) -> Split:
-    """The newest share of rows is the holdout; of it the oldest CALIBRATION_SHARE calibrates, the rest evaluates.
+    """Split off the newest rows as the holdout, and its oldest CALIBRATION_SHARE for calibration.
 
-    Every part has at least one row. Raises UnusableTrainingSet for fewer than 10 rows.
+    Every part has at least one row. Raises UnusableTrainingSet if there are fewer than 10 rows.
     """
     if rows < 10:
         raise UnusableTrainingSet(f"The training set has {rows} labelled rows; at least 10 are needed.")
@@ -65,19 +62,19 @@ def split_by_time(rows: int, holdout_fraction: float) -> Split:
 
 
 def labels_of(frame: pl.DataFrame) -> npt.NDArray[np.float32]:
-    """0/1 labels. Raises UnusableTrainingSet when a label is anything else, or only one class is there."""
+    """The labels. Raises UnusableTrainingSet if one is not 0 or 1, or all are equal."""
     labels = np.array(frame[LABEL].cast(pl.Float32), dtype=np.float32)
     if not np.isin(labels, (0.0, 1.0)).all():
         raise UnusableTrainingSet("This recipe needs labels that are 0 or 1.")
     if labels.min() == labels.max():
-        raise UnusableTrainingSet(f"Every label is {labels[0]:g}; there is nothing to learn.")
+        raise UnusableTrainingSet(f"Every label is {labels[0]:g}: labels of both classes are needed.")
     return labels
 
 
 def choose_inputs(
     columns: Sequence[Column], train: pl.DataFrame, vocabularies: Mapping[str, tuple[str, ...]] | None = None
 ) -> tuple[Input, ...]:
-    """Inputs with vocabularies of the training rows' most frequent values (ties by text), or those given."""
+    """The model inputs; a vocabulary is the given one, or the most frequent values of the training rows."""
     given = vocabularies or {}
     chosen = []
     for column in columns:
@@ -93,7 +90,8 @@ def choose_inputs(
             )
         else:
             raise UnusableTrainingSet(
-                f"Feature {column.name!r} has type {column.data_type}: this recipe takes numbers, bools and text."
+                f"Feature {column.name!r} has type {column.data_type}, "
+                "but this recipe supports numbers, bools and text only."
             )
     if not chosen:
         raise UnusableTrainingSet("The training set has no features.")
@@ -101,14 +99,14 @@ def choose_inputs(
 
 
 def most_frequent(values: pl.Series, limit: int = MAX_VOCABULARY) -> tuple[str, ...]:
-    """The `limit` most frequent values in descending order of count, equals by text; nulls do not count."""
+    """The `limit` most frequent values that are not null, in descending order of count, then by text."""
     counts = values.drop_nulls().value_counts(name="n")
     ranked = counts.sort(["n", values.name], descending=[True, False]).head(limit)
     return tuple(ranked[values.name].to_list())
 
 
 def encode(frame: pl.DataFrame, inputs: Sequence[Input]) -> npt.NDArray[np.float32]:
-    """The tensor INPUT `[rows, inputs]`: null numbers are NaN, unknown and null categories -1."""
+    """The tensor INPUT `[rows, inputs]`: null numbers are NaN; unknown and null categories are -1."""
     tensor = np.empty((frame.height, len(inputs)), dtype=np.float32)
     for position, one in enumerate(inputs):
         column = frame[one.name]

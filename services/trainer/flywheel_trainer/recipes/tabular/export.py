@@ -1,4 +1,4 @@
-"""Network → ONNX bytes, and the proof that both compute the same."""
+"""Export of a network to ONNX, and the check that both compute the same scores."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ PARITY_TOLERANCE = 1e-5
 
 
 class ParityError(RuntimeError):
-    """The exported graph does not compute what the network computes."""
+    """The exported graph and the network compute different scores."""
 
 
 def to_onnx(network: TabularNet, example: Tensor) -> bytes:
-    """The graph INPUT `[rows, inputs]` → SCORE `[rows, 1]` with a free number of rows."""
-    for chatty in ("torch.onnx", "onnxscript", "onnx_ir"):
-        logging.getLogger(chatty).setLevel(logging.ERROR)
+    """The graph INPUT `[rows, inputs]` → SCORE `[rows, 1]` with a dynamic number of rows."""
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     scorer = Scorer(network).eval()
     rows = torch.from_numpy(
         np.ascontiguousarray(example[:3] if len(example) >= 3 else np.repeat(example, 3, axis=0))
     )
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
         path = Path(folder) / "model.onnx"
         torch.onnx.export(
             scorer,
@@ -55,7 +55,10 @@ def torch_scores(network: TabularNet, rows: Tensor) -> Tensor:
 
 
 def check_parity(network: TabularNet, model: bytes, rows: Tensor) -> float:
-    """Largest absolute difference over `rows`, also one row at a time. Raises ParityError above PARITY_TOLERANCE."""
+    """Largest absolute difference over `rows`, in one batch and row by row.
+
+    Raises ParityError above PARITY_TOLERANCE.
+    """
     session = open_session(model)
     expected = torch_scores(network, rows)
     alone = np.concatenate([onnx_scores(session, rows[i : i + 1]) for i in range(min(len(rows), 3))])
@@ -64,6 +67,6 @@ def check_parity(network: TabularNet, model: bytes, rows: Tensor) -> float:
     )
     if not worst <= PARITY_TOLERANCE:
         raise ParityError(
-            f"ONNX and torch differ by {worst:g} on {len(rows)} rows; at most {PARITY_TOLERANCE:g} is allowed."
+            f"ONNX and torch differ by {worst:g} on {len(rows)} rows: {PARITY_TOLERANCE:g} is allowed."
         )
     return worst

@@ -1,4 +1,4 @@
-"""The network: one float32 tensor in, a probability out; all pre-processing is part of the graph."""
+"""The network: a float32 tensor in, probabilities out; pre-processing is part of the graph."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from torch import nn
 
 
 def embedding_size(vocabulary: int) -> int:
-    """Grows with the square root of the vocabulary, between 2 and 16."""
+    """Embedding width: the square root of the vocabulary's size, between 2 and 16."""
     return int(min(16, max(2, round((vocabulary + 1) ** 0.5))))
 
 
 class TabularNet(nn.Module):
     """INPUT `[rows, inputs]` → SCORE `[rows, 1]`.
 
-    Numbers are standardised by the training rows' mean and deviation; a NaN becomes the mean and raises a flag of
-    its own. Categories arrive as their index in the vocabulary; -1, NaN and anything beyond it share the first
-    embedding row.
+    Numbers are standardised by mean and standard deviation of the training rows; a NaN becomes the mean and
+    sets an extra indicator input. Categories are indices in the vocabulary; -1, NaN and larger indices share
+    the first embedding row.
     """
 
     numeric: torch.Tensor
@@ -55,7 +55,7 @@ class TabularNet(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def fit_scaling(self, rows: np.ndarray[Any, np.dtype[np.float32]]) -> None:
-        """Take mean and deviation of the numeric inputs from training rows `[rows, inputs]`, NaN left out."""
+        """Set mean and standard deviation of the numeric inputs from training rows; NaN is left out."""
         if not self.numeric_count:
             return
         values = rows[:, self.numeric.numpy()].astype(np.float64)
@@ -83,7 +83,7 @@ class TabularNet(nn.Module):
         return logits
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        """Logits `[rows, 1]`: what the loss needs; `Scorer` adds the sigmoid."""
+        """Logits `[rows, 1]` for the loss; `Scorer` adds the sigmoid."""
         return self.logits(rows)
 
 

@@ -1,4 +1,4 @@
-"""Scores of an ONNX model by ONNX Runtime; no torch, so that the service itself may evaluate."""
+"""Scores of an ONNX model by ONNX Runtime, without torch, so that the service process can evaluate models."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def open_session(model: bytes, threads: int = 1) -> Any:
 
 
 def onnx_scores(session: Any, rows: Tensor, batch: int = 65_536) -> Tensor:
-    """Scores `[rows]` by ONNX Runtime, in batches that bound memory."""
+    """Scores `[rows]`, computed in batches to bound memory."""
     parts = [
         session.run([SCORE], {INPUT: np.ascontiguousarray(rows[start : start + batch])})[0][:, 0]
         for start in range(0, len(rows), batch)

@@ -1,10 +1,11 @@
-"""What a TRAIN job is told: a JSON object on S3 beside which the job puts its outcome."""
+"""The specification of a tabular training job, a JSON object on S3 next to the job's outcome."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Self
 
 LABEL = "label"
 TIME = "event_timestamp"
@@ -12,7 +13,7 @@ TIME = "event_timestamp"
 
 @dataclass(frozen=True)
 class Column:
-    """One model input: `view__feature` and its type's name (`FLOAT64`, `STRING`, …)."""
+    """One model input: its name `view__feature` and the name of its type (`FLOAT64`, `STRING`, …)."""
 
     name: str
     data_type: str
@@ -20,7 +21,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """The recipe's settings with defaults filled in (see TabularRecipe in the API)."""
+    """Hyperparameters of the recipe, with defaults (TabularRecipe in the API)."""
 
     hidden_sizes: tuple[int, ...] = (64, 32)
     epochs: int = 10
@@ -31,10 +32,15 @@ class Hyperparameters:
     seed: int = 0
     holdout_fraction: float = 0.2
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `asdict` followed by a round trip through JSON."""
+        return cls(**{**fields, "hidden_sizes": tuple(fields["hidden_sizes"])})
+
 
 @dataclass(frozen=True)
 class WarmStart:
-    """Weights to begin with: the file's place and digest, and the version it belongs to."""
+    """Initial weights: address and digest of the file, and the model version that it belongs to."""
 
     version: str
     uri: str
@@ -43,7 +49,7 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class TabularSpec:
-    """Everything the job needs; credentials come from the environment instead."""
+    """All settings of a job except credentials, which come from the environment."""
 
     job: str
     run: str
@@ -51,11 +57,11 @@ class TabularSpec:
     uri: str
     columns: tuple[Column, ...]
     output_uri: str
-    """`s3://bucket/prefix` under which artifacts are put by digest."""
+    """`s3://bucket/prefix` under which artifacts are stored by digest."""
     outcome_uri: str
-    """`s3://bucket/key` of the completion marker."""
+    """`s3://bucket/key` of the outcome."""
     trainer_address: str = ""
-    """host:port for live metrics; empty: none are sent until the end."""
+    """host:port for live metrics; empty: metrics are only written to the outcome."""
     workers: int = 1
     gpus_per_worker: int = 0
     cpus_per_worker: float = 1.0
@@ -66,11 +72,9 @@ class TabularSpec:
         return json.dumps(asdict(self), sort_keys=True).encode()
 
     @classmethod
-    def from_json(cls, data: bytes) -> TabularSpec:
+    def from_json(cls, data: bytes) -> Self:
         raw: dict[str, Any] = json.loads(data)
         raw["columns"] = tuple(Column(**c) for c in raw["columns"])
-        raw["hyperparameters"] = Hyperparameters(
-            **{**raw["hyperparameters"], "hidden_sizes": tuple(raw["hyperparameters"]["hidden_sizes"])}
-        )
+        raw["hyperparameters"] = Hyperparameters.from_json(raw["hyperparameters"])
         raw["warm_start"] = WarmStart(**raw["warm_start"]) if raw["warm_start"] else None
         return cls(**raw)

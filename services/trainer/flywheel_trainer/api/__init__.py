@@ -1,0 +1,1 @@
+"""The gRPC edge: servicer, drift event handler, conversion between protobuf and domain."""

@@ -1,0 +1,23 @@
+"""Conversion of times to protobuf."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+
+def timestamp(value: datetime | None) -> Timestamp | None:
+    """None for None, which leaves the field unset."""
+    if value is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(value.astimezone(UTC))
+    return message
+
+
+def duration(value: timedelta) -> Duration:
+    message = Duration()
+    message.FromTimedelta(value)
+    return message

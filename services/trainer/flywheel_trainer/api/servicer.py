@@ -1,0 +1,195 @@
+"""TrainerService at the edge: each method converts, awaits a use case, and converts back."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from google.protobuf.message import Message
+
+from flywheel_common.names import parse_project
+from flywheel_common.paging import page_size
+from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_protos.trainer.v1 import trainer_pb2_grpc
+from flywheel_trainer.api.convert_jobs import job_to_proto, train_spec_from_proto
+from flywheel_trainer.api.convert_pipelines import pipeline_run_to_proto, pipeline_spec_from_proto
+from flywheel_trainer.api.convert_policies import decision_to_proto, policy_from_proto, policy_to_proto
+from flywheel_trainer.api.convert_runs import (
+    experiment_to_proto,
+    run_from_proto,
+    run_to_proto,
+    run_update_from_proto,
+)
+from flywheel_trainer.jobs.job import JobName
+from flywheel_trainer.jobs.use_cases import Jobs
+from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
+from flywheel_trainer.pipelines.use_cases import Pipelines
+from flywheel_trainer.policies.policy import PolicyName
+from flywheel_trainer.policies.use_cases import Policies
+from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
+from flywheel_trainer.runs.search import parse_filter, parse_order
+from flywheel_trainer.runs.use_cases import Runs
+
+
+class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
+    """flywheel.trainer.v1.TrainerService; `poll_seconds` is the interval of the Watch methods."""
+
+    def __init__(
+        self, runs: Runs, jobs: Jobs, pipelines: Pipelines, policies: Policies, *, poll_seconds: float
+    ) -> None:
+        self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
+        self._poll_seconds = poll_seconds
+
+    async def CreateExperiment(
+        self, request: pb.CreateExperimentRequest, context: Any
+    ) -> pb.CreateExperimentResponse:
+        name = ExperimentName(parse_project(request.parent), request.experiment_id)
+        experiment = Experiment(name, request.experiment.description, dict(request.experiment.tags))
+        created = await self._runs.create_experiment(experiment, request.request_id, _body(request))
+        return pb.CreateExperimentResponse(experiment=experiment_to_proto(created))
+
+    async def ListExperiments(
+        self, request: pb.ListExperimentsRequest, context: Any
+    ) -> pb.ListExperimentsResponse:
+        project = parse_project(request.parent)
+        page = await self._runs.list_experiments(project, page_size(request.page_size), request.page_token)
+        return pb.ListExperimentsResponse(
+            experiments=map(experiment_to_proto, page.items), next_page_token=page.next_page_token
+        )
+
+    async def CreateRun(self, request: pb.CreateRunRequest, context: Any) -> pb.CreateRunResponse:
+        project = parse_project(request.parent)
+        run = run_from_proto(request, project)
+        created = await self._runs.create_run(run, project, request.request_id, _body(request))
+        return pb.CreateRunResponse(run=run_to_proto(created))
+
+    async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
+        return pb.GetRunResponse(run=run_to_proto(await self._runs.get(RunName.parse(request.name))))
+
+    async def ListRuns(self, request: pb.ListRunsRequest, context: Any) -> pb.ListRunsResponse:
+        page = await self._runs.list_runs(
+            parse_project(request.parent),
+            parse_filter(request.filter),
+            parse_order(request.order_by),
+            page_size(request.page_size),
+            request.page_token,
+        )
+        return pb.ListRunsResponse(runs=map(run_to_proto, page.items), next_page_token=page.next_page_token)
+
+    async def LogMetrics(self, request: pb.LogMetricsRequest, context: Any) -> pb.LogMetricsResponse:
+        name = RunName.parse(request.run)
+        stored = await self._runs.log_metrics(
+            name, request.keys, request.steps, request.values, request.times
+        )
+        return pb.LogMetricsResponse(stored_count=stored)
+
+    async def ListMetricPoints(
+        self, request: pb.ListMetricPointsRequest, context: Any
+    ) -> pb.ListMetricPointsResponse:
+        size = page_size(request.page_size, default=1000, maximum=100_000)
+        page = await self._runs.points(RunName.parse(request.run), request.key, size, request.page_token)
+        return pb.ListMetricPointsResponse(
+            keys=[p.key for p in page.items],
+            steps=[p.step for p in page.items],
+            values=[p.value for p in page.items],
+            times=[p.time_us for p in page.items],
+            next_page_token=page.next_page_token,
+        )
+
+    async def UpdateRun(self, request: pb.UpdateRunRequest, context: Any) -> pb.UpdateRunResponse:
+        run = await self._runs.update(RunName.parse(request.name), run_update_from_proto(request))
+        return pb.UpdateRunResponse(run=run_to_proto(run))
+
+    async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
+        spec = train_spec_from_proto(request.job.train)
+        project = parse_project(request.parent)
+        job = await self._jobs.submit(project, spec, request.job.priority, request.request_id, _body(request))
+        return pb.SubmitJobResponse(job=job_to_proto(job))
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Any) -> pb.GetJobResponse:
+        return pb.GetJobResponse(job=job_to_proto(await self._jobs.get(JobName.parse(request.name))))
+
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
+        page = await self._jobs.list(
+            parse_project(request.parent), page_size(request.page_size), request.page_token
+        )
+        return pb.ListJobsResponse(jobs=map(job_to_proto, page.items), next_page_token=page.next_page_token)
+
+    async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
+        async for job, log, offset in self._jobs.watch(
+            JobName.parse(request.name), request.log_offset, self._poll_seconds
+        ):
+            yield pb.WatchJobResponse(
+                job=job_to_proto(job), log=log.decode(errors="replace"), log_offset=offset
+            )
+
+    async def CancelJob(self, request: pb.CancelJobRequest, context: Any) -> pb.CancelJobResponse:
+        job = await self._jobs.cancel(JobName.parse(request.name), request.request_id, _body(request))
+        return pb.CancelJobResponse(job=job_to_proto(job))
+
+    async def StartPipelineRun(
+        self, request: pb.StartPipelineRunRequest, context: Any
+    ) -> pb.StartPipelineRunResponse:
+        spec = pipeline_spec_from_proto(request.spec)
+        run = await self._pipelines.start(
+            parse_project(request.parent), spec, request.request_id, _body(request)
+        )
+        return pb.StartPipelineRunResponse(pipeline_run=pipeline_run_to_proto(run))
+
+    async def GetPipelineRun(
+        self, request: pb.GetPipelineRunRequest, context: Any
+    ) -> pb.GetPipelineRunResponse:
+        run = await self._pipelines.get(PipelineRunName.parse(request.name))
+        return pb.GetPipelineRunResponse(pipeline_run=pipeline_run_to_proto(run))
+
+    async def ListPipelineRuns(
+        self, request: pb.ListPipelineRunsRequest, context: Any
+    ) -> pb.ListPipelineRunsResponse:
+        page = await self._pipelines.list(
+            parse_project(request.parent), page_size(request.page_size), request.page_token
+        )
+        return pb.ListPipelineRunsResponse(
+            pipeline_runs=map(pipeline_run_to_proto, page.items), next_page_token=page.next_page_token
+        )
+
+    async def WatchPipelineRun(
+        self, request: pb.WatchPipelineRunRequest, context: Any
+    ) -> AsyncIterator[pb.WatchPipelineRunResponse]:
+        async for run in self._pipelines.watch(PipelineRunName.parse(request.name), self._poll_seconds):
+            yield pb.WatchPipelineRunResponse(pipeline_run=pipeline_run_to_proto(run))
+
+    async def CancelPipelineRun(
+        self, request: pb.CancelPipelineRunRequest, context: Any
+    ) -> pb.CancelPipelineRunResponse:
+        run = await self._pipelines.cancel(
+            PipelineRunName.parse(request.name), request.request_id, _body(request)
+        )
+        return pb.CancelPipelineRunResponse(pipeline_run=pipeline_run_to_proto(run))
+
+    async def SetRetrainingPolicy(
+        self, request: pb.SetRetrainingPolicyRequest, context: Any
+    ) -> pb.SetRetrainingPolicyResponse:
+        policy = await self._policies.set(
+            policy_from_proto(request.policy), request.request_id, _body(request)
+        )
+        return pb.SetRetrainingPolicyResponse(policy=policy_to_proto(policy))
+
+    async def GetRetrainingPolicy(
+        self, request: pb.GetRetrainingPolicyRequest, context: Any
+    ) -> pb.GetRetrainingPolicyResponse:
+        policy = await self._policies.get(PolicyName.parse(request.name))
+        return pb.GetRetrainingPolicyResponse(policy=policy_to_proto(policy))
+
+    async def ListRetrainingDecisions(
+        self, request: pb.ListRetrainingDecisionsRequest, context: Any
+    ) -> pb.ListRetrainingDecisionsResponse:
+        page = await self._policies.decisions(
+            PolicyName.parse(request.parent), page_size(request.page_size), request.page_token
+        )
+        return pb.ListRetrainingDecisionsResponse(
+            decisions=map(decision_to_proto, page.items), next_page_token=page.next_page_token
+        )
+
+
+def _body(request: Message) -> bytes:
+    return request.SerializeToString(deterministic=True)

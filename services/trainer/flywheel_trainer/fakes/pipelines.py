@@ -1,0 +1,124 @@
+"""`PipelineStore` in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from flywheel_common.paging import Page, cut, decode_token
+from flywheel_trainer.fakes.requests import MemoryRequests
+from flywheel_trainer.jobs.job import ENDED, JobState
+from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
+from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, Step
+
+
+class MemoryPipelines:
+    """`PipelineStore`; `completed` are the ended runs, each with the message of its event."""
+
+    def __init__(self) -> None:
+        self._requests = MemoryRequests()
+        self._runs: dict[PipelineRunName, PipelineRun] = {}
+        self.completed: list[tuple[PipelineRun, str]] = []
+
+    async def create(self, run: PipelineRun, request_id: str, body: bytes, now: datetime) -> PipelineRun:
+        first = self._requests.replay("StartPipelineRun", request_id, body)
+        if first is None:
+            first = self._requests.store("StartPipelineRun", request_id, body, run.name)
+            self.add(run, now)
+        return self._runs[first]
+
+    def add(self, run: PipelineRun, now: datetime) -> None:
+        """Add a run that a request or a retraining decision starts."""
+        self._runs[run.name] = replace(run, created_at=now)
+
+    def has_active_run(self, model: str) -> bool:
+        """Whether a run of this model has not ended."""
+        return any(r.spec.model == model and r.state not in ENDED for r in self._runs.values())
+
+    async def get(self, name: PipelineRunName) -> PipelineRun | None:
+        return self._runs.get(name)
+
+    async def list(self, project: str, size: int, token: str) -> Page[PipelineRun]:
+        (after,) = decode_token(token, query=project) or [""]
+        found = [r for r in self._runs.values() if r.name.project == project]
+        found = [r for r in found if not after or r.name.run < str(after)]
+        rows = sorted(found, key=lambda r: r.name.run, reverse=True)
+        return cut(rows[: size + 1], size, lambda r: (r.name.run,), query=project)
+
+    async def unfinished(self) -> Sequence[PipelineRunName]:
+        names = [r.name for r in self._runs.values() if r.state not in ENDED]
+        return sorted(names, key=lambda name: name.run)
+
+    async def request_cancel(
+        self, name: PipelineRunName, request_id: str = "", body: bytes = b""
+    ) -> PipelineRun:
+        if self._requests.replay("CancelPipelineRun", request_id, body) is not None:
+            return self._runs[name]
+        run = self._runs.get(name)
+        if run is None:
+            raise UnknownPipelineRun.of(name)
+        if run.state in ENDED:
+            raise PipelineRunEnded.of(name, run.state)
+        self._requests.store("CancelPipelineRun", request_id, body, name)
+        return self._change(name, cancel_requested=True)
+
+    async def begin_step(self, name: PipelineRunName, step: str, now: datetime) -> None:
+        run = self._runs[name]
+        if run.state is JobState.QUEUED:
+            self._change(name, state=JobState.RUNNING)
+        (found,) = (s for s in run.steps if s.step == step)
+        if found.state not in ENDED:
+            begun = {"state": JobState.RUNNING, "started_at": found.started_at or now}
+            self._change(name, steps=self._steps(name, step, begun))
+
+    async def set_fields(self, name: PipelineRunName, fields: Mapping[str, Any]) -> None:
+        self._change(name, **fields)
+
+    async def end_step(
+        self,
+        name: PipelineRunName,
+        step: str,
+        output: str,
+        message: str,
+        fields: Mapping[str, Any],
+        now: datetime,
+    ) -> None:
+        (found,) = (s for s in self._runs[name].steps if s.step == step)
+        ended = {
+            "state": JobState.SUCCEEDED,
+            "output": output,
+            "message": message,
+            "ended_at": found.ended_at or now,
+        }
+        self._change(name, steps=self._steps(name, step, ended), **fields)
+
+    async def finish(
+        self, name: PipelineRunName, state: JobState, reason: str, message: str, now: datetime
+    ) -> None:
+        assert state in ENDED
+        run = self._runs[name]
+        if run.state in ENDED:
+            return
+        changes: Mapping[JobState, Mapping[str, Any]] = {
+            JobState.RUNNING: {"state": state, "message": message, "ended_at": now},
+            JobState.QUEUED: {"state": JobState.CANCELLED, "message": "not run"},
+        }
+        failed = state is not JobState.SUCCEEDED
+        ended = self._change(
+            name,
+            state=state,
+            error_reason=reason if failed else "",
+            error_message=message if failed else "",
+            ended_at=now,
+            steps=tuple(replace(s, **changes.get(s.state, {})) for s in run.steps),
+        )
+        self.completed.append((ended, message))
+
+    def _change(self, name: PipelineRunName, **changes: Any) -> PipelineRun:
+        self._runs[name] = replace(self._runs[name], **changes)
+        return self._runs[name]
+
+    def _steps(self, name: PipelineRunName, step: str, changes: Mapping[str, Any]) -> tuple[Step, ...]:
+        return tuple(replace(s, **changes) if s.step == step else s for s in self._runs[name].steps)

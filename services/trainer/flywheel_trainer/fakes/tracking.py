@@ -1,0 +1,59 @@
+"""The state of runs and jobs in memory, shared because a job and its run are stored together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import Any
+
+from flywheel_trainer.fakes.requests import MemoryRequests
+from flywheel_trainer.jobs.job import Job, JobName
+from flywheel_trainer.recipes.outcome import MetricPoint
+from flywheel_trainer.runs.errors import RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState
+
+
+@dataclass
+class RunRecord:
+    """A run with its last heartbeat and its metric points."""
+
+    run: Run
+    heartbeat: datetime
+    points: dict[tuple[str, int], MetricPoint] = field(default_factory=dict)
+
+    def add(self, points: Sequence[MetricPoint]) -> int:
+        """Add points, keeping the first value of a (key, step), and return how many are new."""
+        before = len(self.points)
+        for point in points:
+            self.points.setdefault((point.key, point.step), point)
+        last_values = {key: self.points[key, step].value for key, step in sorted(self.points)}
+        self.run = replace(self.run, metrics=last_values)
+        return len(self.points) - before
+
+
+class MemoryTracking:
+    """Experiments, runs, jobs and the requests that created them."""
+
+    def __init__(self) -> None:
+        self.requests = MemoryRequests()
+        self.experiments: dict[ExperimentName, Experiment] = {}
+        self.runs: dict[RunName, RunRecord] = {}
+        self.jobs: dict[JobName, tuple[Job, Mapping[str, Any]]] = {}
+
+    def add_run(self, run: Run, now: datetime) -> Run:
+        """Raises UnknownExperiment."""
+        if ExperimentName(run.name.project, run.experiment) not in self.experiments:
+            raise UnknownExperiment.of(run.experiment)
+        started = replace(run, state=RunState.RUNNING, started_at=now)
+        self.runs[run.name] = RunRecord(started, now)
+        return started
+
+    def running(self, name: RunName) -> RunRecord:
+        """Raises UnknownRun, RunEnded."""
+        record = self.runs.get(name)
+        if record is None:
+            raise UnknownRun.of(name)
+        if record.run.state is not RunState.RUNNING:
+            raise RunEnded.of(name, record.run.state)
+        return record

@@ -1,0 +1,1 @@
+"""Jobs on the compute engine: specification, submission, supervision, logs."""

@@ -1,0 +1,100 @@
+"""Errors of jobs, and the reasons that are stored as `error_reason` of a job that did not succeed."""
+
+from __future__ import annotations
+
+from typing import Self
+
+from flywheel_common.errors import Cancelled, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+
+
+class InvalidSpec(InvalidArgument):
+    """A field of the job or pipeline specification is missing or out of range; `field` is in the metadata."""
+
+    reason = "INVALID_SPEC"
+    remedy = "Correct the field that the message names."
+
+
+class UnknownJob(NotFound):
+    """The job does not exist in this project."""
+
+    reason = "UNKNOWN_JOB"
+    remedy = "Look its name up with ListJobs."
+
+    @classmethod
+    def of(cls, name: object) -> Self:
+        return cls(f"Job {str(name)!r} does not exist.", job=name)
+
+
+class JobEnded(FailedPrecondition):
+    """The job has ended and can no longer be cancelled."""
+
+    reason = "JOB_ENDED"
+    remedy = "Read how it ended with GetJob."
+
+    @classmethod
+    def of(cls, name: object, state: str) -> Self:
+        return cls(f"Job {str(name)!r} has ended as {state}.")
+
+
+class UnknownTrainingSet(NotFound):
+    """The feature service does not know the training set."""
+
+    reason = "UNKNOWN_TRAINING_SET"
+    remedy = "Build the training set with BuildTrainingSet first."
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        return cls(f"Training set {name!r} does not exist: build it first.")
+
+
+class ShortFeatureNames(FailedPrecondition):
+    """The training set was built with short feature names, which a model signature cannot refer to."""
+
+    reason = "SHORT_FEATURE_NAMES"
+    remedy = "Build the training set with full feature names."
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        return cls(
+            f"Training set {name!r} has short feature names, which a model signature cannot refer to: "
+            "build it with full names."
+        )
+
+
+class UnknownModelVersion(NotFound):
+    """The model version of the warm start does not exist."""
+
+    reason = "UNKNOWN_MODEL_VERSION"
+    remedy = "Name a version that the registry has, or leave warm_start empty."
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        return cls(f"Model version {name!r} does not exist.")
+
+
+class DigestMismatch(DataLoss):
+    """The bytes of an artifact do not have the SHA-256 that was declared for it."""
+
+    reason = "DIGEST_MISMATCH"
+    remedy = "Train the model again; check the object store if it happens again."
+
+
+class JobLost(FailedPrecondition):
+    """The compute engine no longer knows the job, and the job left no outcome: its machine was lost."""
+
+    reason = "JOB_LOST"
+    remedy = "Submit the job again."
+
+
+class JobCrashed(FailedPrecondition):
+    """The process of the job ended without an outcome; the message contains the end of its log."""
+
+    reason = "JOB_CRASHED"
+    remedy = "Read the job's log, for example for memory that ran out, and submit the job again."
+
+
+class CancelledOnRequest(Cancelled):
+    """The job or the pipeline run was cancelled on request."""
+
+    reason = "CANCELLED"
+    remedy = "Submit it again if it is still needed."

@@ -1,0 +1,53 @@
+"""A job on the compute engine, and its states."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Any, ClassVar
+
+from flywheel_common.names import Pattern, ResourceName
+from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.runs.run import RunName
+
+TRAIN = "TRAIN"
+
+
+@dataclass(frozen=True, slots=True)
+class JobName(ResourceName):
+    PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/jobs/{job}")
+    project: str
+    job: str
+
+
+class JobState(StrEnum):
+    QUEUED = "QUEUED"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    CANCELLED = "CANCELLED"
+    LOST = "LOST"
+
+
+ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.LOST})
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the API shows it."""
+
+    name: JobName
+    spec: TrainSpec
+    run: RunName
+    kind: str = TRAIN
+    state: JobState = JobState.QUEUED
+    progress: Mapping[str, Any] = field(default_factory=dict)
+    error_reason: str = ""
+    error_message: str = ""
+    priority: int = 0
+    cancel_requested: bool = False
+    created_at: datetime | None = None
+    started_at: datetime | None = None
+    ended_at: datetime | None = None

@@ -1,0 +1,58 @@
+"""The specification of a TRAIN job, and its validation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.recipes.tabular.spec import Hyperparameters
+
+MAX_WORKERS = 1024
+
+
+@dataclass(frozen=True)
+class TrainSpec:
+    """What a TRAIN job trains, on which data, with how many workers."""
+
+    experiment: str
+    training_set: str
+    hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
+    warm_start: str = ""
+    """Model version whose weights training starts from; empty: random weights."""
+    workers: int = 1
+    gpus_per_worker: int = 0
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> Self:
+        """The inverse of `asdict` followed by a round trip through JSON."""
+        return cls(**{**fields, "hyperparameters": Hyperparameters.from_json(fields["hyperparameters"])})
+
+
+def check_spec(spec: TrainSpec) -> None:
+    """Raises InvalidSpec naming the field."""
+    hyper = spec.hyperparameters
+    sizes_fit = all(1 <= size <= 65_536 for size in hyper.hidden_sizes)
+    problems = [
+        (not spec.experiment, "experiment", "must name the experiment of the run"),
+        (not spec.training_set, "training_set", "must name a training set"),
+        (not 1 <= spec.workers <= MAX_WORKERS, "workers", f"must be between 1 and {MAX_WORKERS}"),
+        (not sizes_fit, "tabular.hidden_sizes", "must be between 1 and 65536"),
+        (len(hyper.hidden_sizes) > 32, "tabular.hidden_sizes", "must have at most 32 layers"),
+        (not 1 <= hyper.epochs <= 100_000, "tabular.epochs", "must be between 1 and 100000"),
+        (hyper.batch_size < 1, "tabular.batch_size", "must be at least 1"),
+        (not 0 < hyper.learning_rate < 1e3, "tabular.learning_rate", "must be above 0 and below 1000"),
+        (not 0 <= hyper.weight_decay < 1e3, "tabular.weight_decay", "must be at least 0 and below 1000"),
+        (not 0 <= hyper.dropout < 1, "tabular.dropout", "must be at least 0 and below 1"),
+        (not 0 < hyper.holdout_fraction < 1, "tabular.holdout_fraction", "must be between 0 and 1"),
+        (hyper.seed >= 1 << 32, "tabular.seed", "must be below 2^32"),
+    ]
+    for wrong, name, rule in problems:
+        if wrong:
+            raise InvalidSpec(f"train.{name} {rule}.", field=f"train.{name}")
+    if spec.warm_start and "/versions/" not in spec.warm_start:
+        raise InvalidSpec(
+            "train.tabular.warm_start must name a model version "
+            "(projects/{project}/models/{model}/versions/{version})."
+        )

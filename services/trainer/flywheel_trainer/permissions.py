@@ -1,0 +1,39 @@
+"""The permission that each RPC needs (jwt mode)."""
+
+from __future__ import annotations
+
+from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissions
+
+SERVICE = "flywheel.trainer.v1.TrainerService"
+
+_METHODS: dict[Permission, tuple[str, ...]] = {
+    READ: (
+        "ListExperiments",
+        "GetRun",
+        "ListRuns",
+        "ListMetricPoints",
+        "GetJob",
+        "ListJobs",
+        "WatchJob",
+        "GetPipelineRun",
+        "ListPipelineRuns",
+        "WatchPipelineRun",
+        "GetRetrainingPolicy",
+        "ListRetrainingDecisions",
+    ),
+    WRITE: (
+        "CreateExperiment",
+        "CreateRun",
+        "LogMetrics",
+        "UpdateRun",
+        "SubmitJob",
+        "CancelJob",
+        "StartPipelineRun",
+        "CancelPipelineRun",
+    ),
+    OPERATE: ("SetRetrainingPolicy",),
+}
+
+PERMISSIONS: Permissions = {
+    f"/{SERVICE}/{method}": permission for permission, methods in _METHODS.items() for method in methods
+}

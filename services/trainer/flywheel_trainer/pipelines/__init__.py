@@ -1,0 +1,1 @@
+"""Pipelines from a training set to a rollout: runs, steps, comparison with the champion."""

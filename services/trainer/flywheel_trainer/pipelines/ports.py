@@ -1,0 +1,104 @@
+"""Ports of pipelines: their store, the feature service, the registry."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any, Protocol
+
+from flywheel_common.paging import Page
+from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.jobs.ports import TrainingSets
+from flywheel_trainer.pipelines.comparison import ChampionModel
+from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName
+
+
+class PipelineStore(Protocol):
+    """Stores pipeline runs. Every method is one transaction; the caller passes the time.
+
+    - `create` and `request_cancel` are idempotent by request_id: a repeated request returns the run as it is
+      now, and another body raises RequestIdReused. `request_cancel` raises UnknownPipelineRun,
+      PipelineRunEnded.
+    - `begin_step`, `set_fields`, `end_step` and `finish` can be repeated after a crash: they write the same
+      rows.
+    - `set_fields` and `end_step` set fields of the run: training_set, run, model_version, release, rollout,
+      gate_passed.
+    - `finish` ends a run that has not ended, closes its open steps and writes `training.completed` to the
+      outbox.
+    - `unfinished` returns the runs that have not ended, of all projects.
+    """
+
+    async def create(self, run: PipelineRun, request_id: str, body: bytes, now: datetime) -> PipelineRun: ...
+
+    async def get(self, name: PipelineRunName) -> PipelineRun | None: ...
+
+    async def list(self, project: str, size: int, token: str) -> Page[PipelineRun]: ...
+
+    async def unfinished(self) -> Sequence[PipelineRunName]: ...
+
+    async def request_cancel(
+        self, name: PipelineRunName, request_id: str = "", body: bytes = b""
+    ) -> PipelineRun: ...
+
+    async def begin_step(self, name: PipelineRunName, step: str, now: datetime) -> None: ...
+
+    async def set_fields(self, name: PipelineRunName, fields: Mapping[str, Any]) -> None: ...
+
+    async def end_step(
+        self,
+        name: PipelineRunName,
+        step: str,
+        output: str,
+        message: str,
+        fields: Mapping[str, Any],
+        now: datetime,
+    ) -> None: ...
+
+    async def finish(
+        self, name: PipelineRunName, state: JobState, reason: str, message: str, now: datetime
+    ) -> None: ...
+
+
+class FeaturePeer(TrainingSets, Protocol):
+    """The feature service.
+
+    - `build` is idempotent by request_id and returns the name of a job of the feature service.
+    - `job` returns (state, training set, progress or error in one line).
+
+    Raises NotFound for an unknown resource, RequestIdReused, and PeerUnavailable.
+    """
+
+    async def build(
+        self, project: str, feature_set: str, spine: Mapping[str, Any], request_id: str
+    ) -> str: ...
+
+    async def job(self, name: str) -> tuple[JobState, str, str]: ...
+
+
+class RegistryPeer(Protocol):
+    """The registry.
+
+    - Every mutation is idempotent by request_id: a repeated one returns the first result, and another body
+      raises RequestIdReused. `upload` of the same bytes changes nothing.
+    - `promote_to_staging` returns (whether the offline gate passed, its findings).
+    - `start_rollout` returns (name of the rollout, its state).
+
+    Raises NotFound for an unknown resource, RejectedVersion for a release of a rejected version,
+    DigestMismatch if sent or received bytes differ from the declared ones, and PeerUnavailable.
+    """
+
+    async def champion(self, model: str) -> ChampionModel | None: ...
+
+    async def create_version(self, model: str, version: Mapping[str, Any], request_id: str) -> str: ...
+
+    async def upload(self, version: str, artifact: str, data: bytes) -> None: ...
+
+    async def promote_to_staging(
+        self, version: str, values: Mapping[str, float], findings: list[str], reason: str, request_id: str
+    ) -> tuple[bool, list[str]]: ...
+
+    async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str: ...
+
+    async def start_rollout(
+        self, model: str, release: str, reason: str, request_id: str
+    ) -> tuple[str, str]: ...

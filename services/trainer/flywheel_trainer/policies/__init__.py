@@ -1,0 +1,1 @@
+"""Retraining policies: when drift starts a pipeline run."""

@@ -1,0 +1,21 @@
+"""Errors that end a training job; their reasons are stored as the job's `error_reason`."""
+
+from __future__ import annotations
+
+from flywheel_common.errors import FailedPrecondition
+
+
+class UnusableTrainingSet(FailedPrecondition):
+    """The recipe cannot train on this training set; the message names the column or the cause."""
+
+    reason = "UNUSABLE_TRAINING_SET"
+    remedy = (
+        "Build a training set with 0/1 labels of both classes, at least 10 rows, and supported feature types."
+    )
+
+
+class TrainingFailed(FailedPrecondition):
+    """The training code raised an exception; the message is that exception."""
+
+    reason = "TRAINING_FAILED"
+    remedy = "Read the job's log, correct the hyperparameters or the training set, and submit the job again."

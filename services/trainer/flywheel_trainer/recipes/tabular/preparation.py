@@ -1,0 +1,71 @@
+"""Reads and encodes a training set, and loads the weights of a warm start."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from flywheel_trainer.recipes import objects
+from flywheel_trainer.recipes.tabular.dataset import (
+    Input,
+    Split,
+    choose_inputs,
+    encode,
+    in_time_order,
+    labels_of,
+    split_by_time,
+)
+from flywheel_trainer.recipes.tabular.scoring import Tensor
+from flywheel_trainer.recipes.tabular.spec import LABEL, TIME, TabularSpec
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """The training set as arrays in time order, and its split."""
+
+    inputs: tuple[Input, ...]
+    rows: Tensor
+    labels: np.ndarray[Any, np.dtype[np.float32]]
+    split: Split
+
+
+@dataclass(frozen=True)
+class InitialWeights:
+    """The weights and vocabularies that training starts from."""
+
+    vocabularies: dict[str, tuple[str, ...]]
+    state: dict[str, torch.Tensor] | None
+    """None: random weights."""
+    note: str
+    """Name of the model version, or why there are none."""
+
+
+def load_initial_weights(spec: TabularSpec, store: Any) -> InitialWeights:
+    """The weights of the warm start; random weights if there is none or its inputs or layers differ."""
+    if spec.warm_start is None:
+        return InitialWeights({}, None, "none")
+    raw = objects.read(store, spec.warm_start.uri)
+    if hashlib.sha256(raw).hexdigest() != spec.warm_start.sha256:
+        raise ValueError(f"weights of {spec.warm_start.version} do not match their digest")
+    saved: dict[str, Any] = torch.load(io.BytesIO(raw), weights_only=True)
+    wanted = [(c.name, c.data_type) for c in spec.columns]
+    if [(i["name"], i["data_type"]) for i in saved["inputs"]] != wanted:
+        return InitialWeights({}, None, f"not used: {spec.warm_start.version} has other inputs")
+    if list(saved["hidden_sizes"]) != list(spec.hyperparameters.hidden_sizes):
+        return InitialWeights({}, None, f"not used: {spec.warm_start.version} has other layers")
+    vocabularies = {i["name"]: tuple(i["vocabulary"]) for i in saved["inputs"] if i["vocabulary"]}
+    return InitialWeights(vocabularies, saved["state"], spec.warm_start.version)
+
+
+def prepare(spec: TabularSpec, store: Any, start: InitialWeights) -> PreparedData:
+    """Read, split and encode the training set."""
+    names = [c.name for c in spec.columns]
+    frame = in_time_order(objects.read_table(store, spec.uri, [*names, LABEL, TIME]))
+    split = split_by_time(frame.height, spec.hyperparameters.holdout_fraction)
+    inputs = choose_inputs(spec.columns, frame.head(split.train_end), start.vocabularies)
+    return PreparedData(inputs, encode(frame, inputs), labels_of(frame), split)

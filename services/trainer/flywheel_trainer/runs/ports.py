@@ -1,0 +1,49 @@
+"""The store of experiments and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Protocol
+
+from flywheel_common.paging import Page
+from flywheel_trainer.recipes.outcome import MetricPoint
+from flywheel_trainer.runs.run import Experiment, Run, RunName, RunUpdate
+from flywheel_trainer.runs.search import Order, Term
+
+
+class RunStore(Protocol):
+    """Stores experiments, runs and metric points in one transaction per method; the caller passes the time.
+
+    - `create_experiment` returns an existing equal experiment and raises ExperimentExists for a different
+      one.
+    - `create_experiment` and `create_run` return the first result for a repeated request_id and raise
+      RequestIdReused for another body. `create_run` raises UnknownExperiment.
+    - `log` keeps the first value of a (key, step) and returns the number of new points. `log` and `update`
+      are heartbeats; they raise UnknownRun and RunEnded.
+    - `update` keeps the first value of a param and the last value of a tag.
+    - `expire` ends the runs whose lease has expired (`runs.lease.has_expired`) as LOST and returns their
+      names.
+    """
+
+    async def create_experiment(
+        self, experiment: Experiment, request_id: str, body: bytes, now: datetime
+    ) -> Experiment: ...
+
+    async def list_experiments(self, project: str, size: int, token: str) -> Page[Experiment]: ...
+
+    async def create_run(self, run: Run, request_id: str, body: bytes, now: datetime) -> Run: ...
+
+    async def get_run(self, name: RunName) -> Run | None: ...
+
+    async def list_runs(
+        self, project: str, terms: Sequence[Term], order: Order | None, size: int, token: str
+    ) -> Page[Run]: ...
+
+    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> int: ...
+
+    async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]: ...
+
+    async def update(self, name: RunName, update: RunUpdate, now: datetime) -> Run: ...
+
+    async def expire(self, now: datetime, not_before: datetime) -> list[str]: ...

@@ -1,0 +1,76 @@
+"""Use cases of experiments and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from flywheel_common.clock import Clock
+from flywheel_common.ids import Ids
+from flywheel_common.names import check_id
+from flywheel_common.paging import Page
+from flywheel_trainer.recipes.outcome import MetricPoint
+from flywheel_trainer.runs.errors import InvalidLease, InvalidState, UnknownRun
+from flywheel_trainer.runs.metric_points import metric_points
+from flywheel_trainer.runs.ports import RunStore
+from flywheel_trainer.runs.run import Experiment, Run, RunName, RunState, RunUpdate
+from flywheel_trainer.runs.search import Order, Term
+
+
+class Runs:
+    """Creates, reads and updates experiments and runs."""
+
+    def __init__(self, store: RunStore, ids: Ids, clock: Clock) -> None:
+        self._store, self._ids, self._clock = store, ids, clock
+
+    async def create_experiment(self, experiment: Experiment, request_id: str, body: bytes) -> Experiment:
+        """Create an experiment, or return an equal existing one. Raises ExperimentExists."""
+        check_id(experiment.name.experiment, "experiment_id")
+        return await self._store.create_experiment(experiment, request_id, body, self._clock.now())
+
+    async def list_experiments(self, project: str, size: int, token: str) -> Page[Experiment]:
+        return await self._store.list_experiments(project, size, token)
+
+    async def create_run(self, run: Run, project: str, request_id: str, body: bytes) -> Run:
+        """Start a run under a new name. Raises UnknownExperiment, InvalidLease."""
+        if run.lease_seconds < 1:
+            raise InvalidLease("lease must be at least one second.", field="lease")
+        named = replace(run, name=RunName(project, f"run-{self._ids.new()}"))
+        return await self._store.create_run(named, request_id, body, self._clock.now())
+
+    async def get(self, name: RunName) -> Run:
+        """Raises UnknownRun."""
+        run = await self._store.get_run(name)
+        if run is None:
+            raise UnknownRun.of(name)
+        return run
+
+    async def list_runs(
+        self, project: str, terms: Sequence[Term], order: Order | None, size: int, token: str
+    ) -> Page[Run]:
+        return await self._store.list_runs(project, terms, order, size, token)
+
+    async def log_metrics(
+        self,
+        name: RunName,
+        keys: Sequence[str],
+        steps: Sequence[int],
+        values: Sequence[float],
+        times: Sequence[int],
+    ) -> int:
+        """Store points given in columns of equal length and return how many were new."""
+        points = metric_points(keys, steps, values, times)
+        return await self._store.log(name, points, self._clock.now())
+
+    async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]:
+        """Raises UnknownRun."""
+        await self.get(name)
+        return await self._store.points(name, key, size, token)
+
+    async def update(self, name: RunName, update: RunUpdate) -> Run:
+        """Record a heartbeat and the additions, and end the run if a state is given. Raises RunEnded."""
+        if update.state is RunState.RUNNING or update.state is RunState.LOST:
+            raise InvalidState(
+                "state must be SUCCEEDED, FAILED or CANCELLED to end the run, or unset for a heartbeat."
+            )
+        return await self._store.update(name, update, self._clock.now())

@@ -1,0 +1,1 @@
+"""DBOS as the workflow engine."""

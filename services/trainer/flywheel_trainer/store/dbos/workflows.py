@@ -1,0 +1,161 @@
+"""Pipelines as durable DBOS workflows: after a crash a pipeline continues after its last finished step."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from dbos import DBOS, DBOSConfig, DBOSConfiguredInstance, SetWorkflowID, StepOptions
+from dbos import error as dbos_errors
+
+from flywheel_common.errors import FlywheelError, Internal
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_trainer.jobs.errors import CancelledOnRequest
+from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.pipelines.errors import WorkflowFailed
+from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRunName
+from flywheel_trainer.pipelines.ports import PipelineStore
+from flywheel_trainer.pipelines.steps import PipelineSteps, Result, is_retryable
+
+log = get_logger(__name__)
+
+CLASS, INSTANCE, WORKFLOW = "flywheel_pipelines", "trainer", "flywheel_pipeline"
+RETRIES: StepOptions = {
+    "retries_allowed": True,
+    "interval_seconds": 1.0,
+    "backoff_rate": 1.5,
+    "max_attempts": 40,
+    "should_retry": is_retryable,
+}
+"""DBOS waits at most one hour between two attempts, so a step is retried for about a working day."""
+DEAD_STATES = frozenset({"ERROR", "CANCELLED", "MAX_RECOVERY_ATTEMPTS_EXCEEDED"})
+MESSAGE_CHARACTERS = 1000
+
+
+@DBOS.dbos_class(CLASS)
+class Workflows(DBOSConfiguredInstance):
+    """The pipeline workflow, bound to its steps."""
+
+    def __init__(self, steps: PipelineSteps, store: PipelineStore) -> None:
+        super().__init__(INSTANCE)
+        self._pipeline_steps, self._store = steps, store
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @DBOS.workflow(name=WORKFLOW)
+    async def run(self, name: str) -> str:
+        """Run all steps in order.
+
+        Only steps may have effects: everything else is repeated during recovery.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        state, reason, message = await self._run_steps(name)
+        await DBOS.run_step_async(
+            _options("finish"), self._pipeline_steps.finish, name, state, reason, message
+        )
+        return message
+
+    async def _run_steps(self, name: str) -> tuple[JobState, str, str]:
+        """The pipeline run's final state, error reason and message."""
+        results: dict[str, Result] = {}
+        start_rollout = True
+        try:
+            for step in STEPS:
+                if step == "rollout" and not start_rollout:
+                    release = results["release"]["release"]
+                    return JobState.SUCCEEDED, "", f"released as {release}; no rollout was requested"
+                results[step] = await DBOS.run_step_async(
+                    _options(step), getattr(self._pipeline_steps, step), name, results
+                )
+                if step == "register" and not results[step]["passed"]:
+                    return JobState.SUCCEEDED, "", f"offline gate refused: {results[step]['message']}"
+                if step == "release":
+                    start_rollout = results[step]["start_rollout"]
+            version, rollout = results["register"]["version"], results["rollout"]["rollout"]
+            return JobState.SUCCEEDED, "", f"{version} is in {rollout}"
+        except CancelledOnRequest as error:
+            return JobState.CANCELLED, error.reason, error.message
+        except dbos_errors.DBOSMaxStepRetriesExceeded as error:
+            return JobState.FAILED, *_reason_and_message(error.errors[-1] if error.errors else error)
+        except Exception as error:
+            log.error("pipeline step failed", pipeline_run=name, exc_info=error)
+            return JobState.FAILED, *_reason_and_message(error)
+
+    async def start_accepted_runs(self, poll_seconds: float) -> None:
+        """Start the workflow of every unfinished run, forever.
+
+        Starting a workflow that exists changes nothing.
+        """
+        known: set[PipelineRunName] = set()
+        while True:
+            try:
+                unfinished = await self._store.unfinished()
+                for name in unfinished:
+                    if name not in known:
+                        with SetWorkflowID(str(name)):
+                            await DBOS.start_workflow_async(self.run, str(name))
+                        known.add(name)
+                    await self._fail_if_dead(name)
+                known &= set(unfinished)
+            except FlywheelError as error:
+                log.warning("pipeline runs not started", reason=error.reason, error=error.message)
+            await asyncio.sleep(poll_seconds)
+
+    async def _fail_if_dead(self, name: PipelineRunName) -> None:
+        """Fail a run whose workflow ended before its last step: otherwise it would stay RUNNING forever."""
+        status = await DBOS.get_workflow_status_async(str(name))
+        if status is not None and status.status in DEAD_STATES:
+            message = f"The workflow ended as {status.status}: {status.error}"[:MESSAGE_CHARACTERS]
+            await self._pipeline_steps.finish(str(name), JobState.FAILED, WorkflowFailed.reason, message)
+
+    async def stop(self) -> None:
+        """Cancel the tasks of all workflows; the next process continues them."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def dbos_workflows(
+    steps: PipelineSteps, store: PipelineStore, *, dsn: str, executor_id: str, version: str
+) -> AsyncIterator[Workflows]:
+    """Run DBOS with its own system database at `dsn`.
+
+    `executor_id` is the name of the replica, which must not change over restarts. `version` is the version of
+    the order of steps: this process does not continue runs of another version.
+    """
+    config: DBOSConfig = {
+        "name": "flywheel-trainer",
+        "system_database_url": dsn,
+        "executor_id": executor_id,
+        "application_version": version,
+        "log_level": "WARNING",
+        "enable_otlp": False,
+        "sys_db_pool_size": 5,
+    }
+    DBOS(config=config)
+    workflows = Workflows(steps, store)
+    DBOS.launch()
+    try:
+        yield workflows
+    finally:
+        await workflows.stop()
+        # DBOS made its thread pool the default executor of the loop, and shuts it down in destroy.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(thread_name_prefix="trainer"))
+        await asyncio.to_thread(DBOS.destroy, workflow_completion_timeout_sec=0)
+
+
+def _options(step: str) -> StepOptions:
+    return {**RETRIES, "name": step}
+
+
+def _reason_and_message(error: BaseException) -> tuple[str, str]:
+    if isinstance(error, FlywheelError):
+        return error.reason, error.message
+    return Internal.reason, f"{type(error).__name__}: {error}"[:MESSAGE_CHARACTERS]

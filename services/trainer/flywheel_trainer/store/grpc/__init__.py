@@ -1,0 +1,1 @@
+"""Clients of the feature service and the registry."""

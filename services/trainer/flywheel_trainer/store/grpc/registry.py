@@ -1,0 +1,159 @@
+"""Client of the registry."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+import grpc
+from google.protobuf.json_format import ParseDict
+
+from flywheel_common.deadline import call_timeout
+from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
+from flywheel_protos.types.v1 import value_pb2
+from flywheel_trainer.evaluation.calibration import IDENTITY, Calibration, Isotonic, Platt
+from flywheel_trainer.jobs.errors import DigestMismatch
+from flywheel_trainer.pipelines.comparison import ChampionModel
+from flywheel_trainer.recipes.artifacts import MODEL
+from flywheel_trainer.recipes.tabular.dataset import Input
+from flywheel_trainer.store.grpc.calls import response_of
+
+PEER = "registry"
+CHUNK_BYTES = 512 * 1024
+UPLOAD_SECONDS = 300.0
+
+
+class GrpcRegistry:
+    """`RegistryPeer` over the gRPC stub."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
+
+    async def champion(self, model: str) -> ChampionModel | None:
+        found = (await response_of(PEER, self._stub.GetModel(registry_pb2.GetModelRequest(name=model)))).model
+        if not found.production_release:
+            return None
+        request = registry_pb2.GetReleaseRequest(name=found.production_release)
+        release = (await response_of(PEER, self._stub.GetRelease(request))).release
+        version = await self.version(release.model_version)
+        inputs = tuple(
+            Input(
+                i.name, value_pb2.DataType.Name(i.data_type).removeprefix("DATA_TYPE_"), tuple(i.vocabulary)
+            )
+            for i in version.signature.inputs
+        )
+        content = await self.download(version, MODEL)
+        return ChampionModel(version.name, content, inputs, _calibration(release.calibration))
+
+    async def version(self, name: str) -> model_pb2.ModelVersion:
+        """Raises NotFound."""
+        request = registry_pb2.GetModelVersionRequest(name=name)
+        return (await response_of(PEER, self._stub.GetModelVersion(request))).model_version
+
+    async def download(self, version: model_pb2.ModelVersion, artifact: str) -> bytes:
+        """The bytes of a file. Raises DigestMismatch, NotFound."""
+        request = registry_pb2.DownloadArtifactRequest(model_version=version.name, artifact=artifact)
+        call = self._stub.DownloadArtifact(request, timeout=call_timeout(UPLOAD_SECONDS))
+        try:
+            parts = [part.data async for part in call]
+        except grpc.RpcError as error:
+            raise from_rpc_error(error, peer=PEER) from error
+        content = b"".join(parts)
+        declared = next((a.sha256 for a in version.artifacts if a.name == artifact), None)
+        if hashlib.sha256(content).hexdigest() != declared:
+            raise DigestMismatch(
+                f"The downloaded bytes of {artifact} of {version.name} do not match their digest."
+            )
+        return content
+
+    async def create_version(self, model: str, version: Mapping[str, Any], request_id: str) -> str:
+        message = model_pb2.ModelVersion(
+            training_run=version["training_run"],
+            framework=version["framework"],
+            metrics=version["metrics"],
+            feature_set=version["feature_set"],
+            training_dataset=version["training_dataset"],
+            signature=model_pb2.Signature(
+                inputs=[
+                    model_pb2.SignatureInput(
+                        name=i["name"],
+                        data_type=f"DATA_TYPE_{i['data_type']}",
+                        vocabulary=i["vocabulary"],
+                    )
+                    for i in version["inputs"]
+                ]
+            ),
+            artifacts=[
+                model_pb2.Artifact(name=n, size_bytes=s, sha256=d) for n, s, d in version["artifacts"]
+            ],
+            golden_rows=model_pb2.GoldenRows(
+                row_count=version["golden_rows"],
+                inputs=version["golden_inputs"],
+                scores=version["golden_scores"],
+            ),
+            parent_version=version["parent_version"],
+            cause_alert=version["cause_alert"],
+            pipeline_run=version["pipeline_run"],
+        )
+        request = registry_pb2.CreateModelVersionRequest(
+            parent=model, model_version=message, request_id=request_id
+        )
+        return str((await response_of(PEER, self._stub.CreateModelVersion(request))).model_version.name)
+
+    async def upload(self, version: str, artifact: str, data: bytes) -> None:
+        async def parts() -> AsyncIterator[registry_pb2.UploadArtifactRequest]:
+            target = registry_pb2.UploadArtifactRequest.Target(model_version=version, artifact=artifact)
+            yield registry_pb2.UploadArtifactRequest(target=target)
+            for start in range(0, len(data), CHUNK_BYTES):
+                yield registry_pb2.UploadArtifactRequest(data=data[start : start + CHUNK_BYTES])
+
+        await response_of(PEER, self._stub.UploadArtifact(parts(), timeout=call_timeout(UPLOAD_SECONDS)))
+
+    async def promote_to_staging(
+        self, version: str, values: Mapping[str, float], findings: list[str], reason: str, request_id: str
+    ) -> tuple[bool, list[str]]:
+        request = registry_pb2.PromoteModelVersionRequest(
+            name=version,
+            to_stage=model_pb2.STAGE_STAGING,
+            reason=reason,
+            evidence=model_pb2.Evidence(
+                kind="OFFLINE", model_version=version, values=values, findings=findings
+            ),
+            request_id=request_id,
+        )
+        promoted = await response_of(PEER, self._stub.PromoteModelVersion(request))
+        return promoted.passed, list(promoted.evidence.findings)
+
+    async def create_release(self, model: str, release: Mapping[str, Any], request_id: str) -> str:
+        platt = model_pb2.Calibration.Platt(slope=release["slope"], intercept=release["intercept"])
+        message = model_pb2.Release(
+            model_version=release["model_version"],
+            feature_set=release["feature_set"],
+            calibration=model_pb2.Calibration(platt=platt),
+            threshold=release["threshold"],
+            segment_keys=release["segment_keys"],
+        )
+        if release["fallback"] is not None:
+            ParseDict(dict(release["fallback"]), message.fallback)
+        request = registry_pb2.CreateReleaseRequest(parent=model, release=message, request_id=request_id)
+        return str((await response_of(PEER, self._stub.CreateRelease(request))).release.name)
+
+    async def start_rollout(self, model: str, release: str, reason: str, request_id: str) -> tuple[str, str]:
+        request = registry_pb2.StartRolloutRequest(
+            parent=model, challenger_release=release, reason=reason, request_id=request_id
+        )
+        rollout = (await response_of(PEER, self._stub.StartRollout(request))).rollout
+        state = model_pb2.RolloutState.Name(rollout.state).removeprefix("ROLLOUT_STATE_")
+        return rollout.name, f"{state} {rollout.reason}".strip()
+
+
+def _calibration(message: model_pb2.Calibration) -> Calibration:
+    match message.WhichOneof("kind"):
+        case "platt":
+            return Platt(message.platt.slope, message.platt.intercept)
+        case "isotonic":
+            return Isotonic(tuple(message.isotonic.x), tuple(message.isotonic.y))
+        case _:
+            return IDENTITY

@@ -1,0 +1,148 @@
+"""Contract tests for stores of retraining policies and their decisions."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, timedelta
+from typing import Any
+
+import pytest
+from google.protobuf.json_format import ParseDict
+
+from flywheel_common.errors import InvalidPageToken
+from flywheel_common.postgres.errors import RequestIdReused
+from flywheel_protos.feature.v1.training_set_pb2 import Spine
+from flywheel_trainer.jobs.job import JobState
+from flywheel_trainer.policies.decision import Decision, Reason
+from flywheel_trainer.policies.policy import PolicyName
+from tests.support.builders.trainer import AT, DAY, WINDOW_END, drift, policy
+
+POLICY = policy()
+NAME = POLICY.name
+
+
+async def decisions(stores: Any, name: PolicyName = NAME, size: int = 99) -> list[Decision]:
+    """All decisions of a policy, read page by page."""
+    found, token = [], ""
+    while True:
+        page = await stores.policies.decisions(name, size, token)
+        found += page.items
+        token = page.next_page_token
+        if not token:
+            return found
+
+
+async def test_a_policy_replaces_the_previous_one_of_its_model(stores: Any) -> None:
+    assert await stores.policies.get(NAME) is None
+    assert POLICY == await stores.policies.set(POLICY, "", b"", AT)
+    newer = replace(POLICY, cooldown=timedelta(hours=1.5), trigger_kinds=(), dry_run=True, disabled=True)
+    assert newer == await stores.policies.set(newer, "", b"", AT)
+    assert newer == await stores.policies.get(NAME)
+    assert await stores.policies.get(PolicyName("q", "late")) is None
+    other = policy("q")
+    await stores.policies.set(other, "", b"", AT)
+    assert newer == await stores.policies.get(NAME)
+    assert other == await stores.policies.get(PolicyName("q", "late"))
+
+
+async def test_a_repeated_request_does_not_undo_a_newer_policy(stores: Any) -> None:
+    results = await asyncio.gather(*(stores.policies.set(POLICY, "once", b"body", AT) for _ in range(10)))
+    assert [POLICY] * 10 == results
+    newer = replace(POLICY, daily_budget=5)
+    await stores.policies.set(newer, "later", b"newer", AT)
+    assert POLICY == await stores.policies.set(POLICY, "once", b"body", AT)
+    assert newer == await stores.policies.get(NAME)
+    with pytest.raises(RequestIdReused):
+        await stores.policies.set(replace(POLICY, daily_budget=9), "once", b"other", AT)
+    assert newer == await stores.policies.get(NAME)
+
+
+async def test_a_decision_is_stored_with_the_run_that_it_starts(stores: Any) -> None:
+    await stores.policies.set(POLICY, "", b"", AT)
+    await stores.decide(drift("a1"), AT)
+    (decision,) = await decisions(stores)
+    (run,) = (await stores.pipelines.list("p", 9, "")).items
+    assert decision == Decision(
+        policy=NAME,
+        alert="projects/p/alerts/a1",
+        model="projects/p/models/late",
+        event_time=WINDOW_END,
+        started=True,
+        reason=Reason.STARTED,
+        pipeline_run=str(run.name),
+    )
+    assert (WINDOW_END, "projects/p/alerts/a1") == (run.event_time, run.cause_alert)
+    assert JobState.QUEUED == run.state
+    source = ParseDict(dict(run.spec.spine), Spine()).source
+    assert ("projects/p/sources/landed", "late") == (source.source, source.label)
+    times = (source.start_time, source.end_time, source.known_before)
+    expected = [WINDOW_END - 30 * DAY, WINDOW_END, WINDOW_END]
+    assert expected == [at.ToDatetime(tzinfo=UTC) for at in times]
+    assert replace(POLICY.pipeline, spine={}) == replace(run.spec, spine={})
+
+
+async def test_each_window_of_an_alert_is_decided_once(stores: Any) -> None:
+    await stores.policies.set(POLICY, "", b"", AT)
+    await asyncio.gather(*(stores.decide(drift("a1"), AT) for _ in range(5)))
+    await stores.decide(drift("a1", kind="LABEL_DRIFT"), AT)
+    assert [Reason.STARTED] == [d.reason for d in await decisions(stores)]
+    (run,) = (await stores.pipelines.list("p", 9, "")).items
+    await stores.decide(drift("a1", WINDOW_END + DAY), AT)
+    await stores.pipelines.finish(run.name, JobState.SUCCEEDED, "", "", AT)
+    await stores.decide(drift("a1", WINDOW_END + 2 * DAY), AT)
+    await stores.decide(drift("a1", WINDOW_END + 8 * DAY), AT)
+    assert [
+        (WINDOW_END + 8 * DAY, Reason.STARTED),
+        (WINDOW_END + 2 * DAY, Reason.COOLDOWN),
+        (WINDOW_END + DAY, Reason.RUN_ACTIVE),
+        (WINDOW_END, Reason.STARTED),
+    ] == [(d.event_time, d.reason) for d in await decisions(stores)]
+    assert 2 == len((await stores.pipelines.list("p", 9, "")).items)
+
+
+async def test_concurrent_decisions_start_one_run(stores: Any) -> None:
+    await stores.policies.set(policy(cooldown=timedelta(0), daily_budget=9), "", b"", AT)
+    await asyncio.gather(*(stores.decide(drift(f"a{i}"), AT) for i in range(6)))
+    reasons = sorted(d.reason for d in await decisions(stores))
+    assert [Reason.RUN_ACTIVE] * 5 + [Reason.STARTED] == reasons
+    assert 1 == len((await stores.pipelines.list("p", 9, "")).items)
+
+
+async def test_decisions_that_start_nothing_are_stored_with_a_reason(stores: Any) -> None:
+    await stores.policies.set(policy(dry_run=True), "", b"", AT)
+    await stores.decide(drift("a1", data_quality_cause=True), AT)
+    await stores.decide(drift("a2", kind="CONCEPT_DRIFT"), AT)
+    await stores.decide(drift("a3"), AT)
+    await stores.policies.set(policy(disabled=True), "", b"", AT)
+    await stores.decide(drift("a4"), AT)
+    found = await decisions(stores)
+    assert [Reason.DISABLED, Reason.DRY_RUN, Reason.KIND_NOT_LISTED, Reason.DATA_QUALITY] == [
+        d.reason for d in found
+    ]
+    assert {(False, "")} == {(d.started, d.pipeline_run) for d in found}
+    assert [] == list((await stores.pipelines.list("p", 9, "")).items)
+
+
+async def test_drift_of_a_model_without_a_policy_is_not_decided(stores: Any) -> None:
+    await stores.policies.set(policy("q"), "", b"", AT)
+    await stores.decide(drift("a1"), AT)
+    assert [] == list((await stores.pipelines.list("p", 9, "")).items)
+    await stores.policies.set(POLICY, "", b"", AT)
+    assert [] == await decisions(stores), "a new policy does not decide earlier drift"
+    await stores.decide(drift("a1"), AT)
+    assert [Reason.STARTED] == [d.reason for d in await decisions(stores)]
+    assert [] == await decisions(stores, PolicyName("q", "late"))
+
+
+async def test_decisions_are_listed_newest_first_page_by_page(stores: Any) -> None:
+    await stores.policies.set(policy(disabled=True), "", b"", AT)
+    await stores.policies.set(policy("q"), "", b"", AT)
+    for number in (3, 1, 4, 2, 5):
+        await stores.decide(drift(f"a{number}", WINDOW_END + number * DAY), AT)
+    for size in (1, 2, 5, 99):
+        found = await decisions(stores, size=size)
+        assert ["a5", "a2", "a4", "a1", "a3"] == [d.alert.rsplit("/", 1)[1] for d in found]
+    token = (await stores.policies.decisions(NAME, 2, "")).next_page_token
+    with pytest.raises(InvalidPageToken):
+        await stores.policies.decisions(PolicyName("q", "late"), 2, token)

@@ -1,0 +1,99 @@
+"""Specifications, runs, jobs, policies and training rows of the trainer's tests."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from flywheel_trainer.jobs.job import Job, JobName
+from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
+from flywheel_trainer.policies.decision import Drift
+from flywheel_trainer.policies.policy import Policy, PolicyName
+from flywheel_trainer.recipes.outcome import Artifact, MetricPoint
+from flywheel_trainer.recipes.tabular.spec import Hyperparameters
+from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
+
+AT = datetime(2026, 1, 1, tzinfo=UTC)
+"""Wall-clock time at which things are created."""
+WINDOW_END = datetime(2013, 6, 1, 12, tzinfo=UTC)
+"""Event time at which drift windows end."""
+SECOND, DAY = timedelta(seconds=1), timedelta(days=1)
+EXPERIMENT = Experiment(ExperimentName("p", "late"), "why", {"a": "b"})
+ARTIFACT = Artifact("model.onnx", 10, "ab" * 32, "s3://b/k")
+TRAINING_SET = "projects/p/trainingSets/t"
+TRAIN_SPEC = TrainSpec(
+    "late", TRAINING_SET, Hyperparameters(hidden_sizes=(8, 4), epochs=3, learning_rate=0.01), workers=2
+)
+
+
+def job(number: str = "1", **fields: Any) -> Job:
+    """Job `job-NUMBER` with run `run-NUMBER` in project p."""
+    return Job(JobName("p", f"job-{number}"), TRAIN_SPEC, RunName("p", f"run-{number}"), **fields)
+
+
+def metric_point(key: str, step: int, value: float) -> MetricPoint:
+    return MetricPoint(key, step, value, step * 1000)
+
+
+def pipeline_spec(project: str = "p", **fields: Any) -> PipelineSpec:
+    spec = PipelineSpec(
+        model=f"projects/{project}/models/late",
+        feature_set=f"projects/{project}/featureSets/late/versions/1",
+        spine={"source": {"source": f"projects/{project}/sources/landed", "label": "late"}},
+        train=replace(TRAIN_SPEC, training_set=""),
+        threshold=0.25,
+        segment_keys=("origin", "carrier"),
+        start_rollout=True,
+    )
+    return replace(spec, **fields)
+
+
+def pipeline_run(run: str = "pipe-1", project: str = "p", **spec_fields: Any) -> PipelineRun:
+    spec = pipeline_spec(project, **spec_fields)
+    return PipelineRun(PipelineRunName(project, run), spec, event_time=AT)
+
+
+def policy(project: str = "p", **fields: Any) -> Policy:
+    return replace(
+        Policy(
+            PolicyName(project, "late"),
+            pipeline_spec(project),
+            trigger_kinds=("DATA_DRIFT", "LABEL_DRIFT"),
+            cooldown=7 * DAY,
+            daily_budget=2,
+            history=30 * DAY,
+        ),
+        **fields,
+    )
+
+
+def drift(
+    alert: str = "a1", window_end: datetime = WINDOW_END, kind: str = "DATA_DRIFT", **fields: Any
+) -> Drift:
+    return Drift(f"projects/p/alerts/{alert}", "projects/p/models/late", kind, window_end, **fields)
+
+
+def learnable_rows(rows: int, seed: int = 0) -> pl.DataFrame:
+    """Rows in time order whose label depends on the features, with nulls in a number and a text column."""
+    random = np.random.default_rng(seed)
+    x, z = random.normal(20, 5, rows), random.exponential(size=rows)
+    c, b = random.choice(["AA", "BB", "CC"], size=rows), random.random(rows) < 0.3
+    logit = 0.4 * (x - 20) - 0.8 * z + np.select([c == "AA", c == "BB"], [1.0, -1.0], 0.2) + 0.7 * b
+    label = (random.random(rows) < 1 / (1 + np.exp(-logit))).astype(int)
+    start = datetime(2013, 1, 1, tzinfo=UTC)
+    return pl.DataFrame(
+        {
+            "carrier": c,
+            "event_timestamp": [start + timedelta(minutes=i) for i in range(rows)],
+            "v__x": [None if i % 20 == 0 else float(v) for i, v in enumerate(x)],
+            "v__z": z,
+            "v__c": [None if i % 50 == 0 else str(v) for i, v in enumerate(c)],
+            "v__b": b,
+            "label": label,
+        }
+    )

@@ -1,0 +1,166 @@
+"""The trainer as a process, and in the test's process over adapters in memory."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from prometheus_client import CollectorRegistry
+from pydantic import SecretStr
+
+from flywheel_common.clock import ManualClock
+from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_common.grpc.channel import channel
+from flywheel_common.ids import SequentialIds
+from flywheel_protos.trainer.v1 import trainer_pb2_grpc
+from flywheel_trainer.config import TrainerSettings
+from flywheel_trainer.fakes.engine import MemoryEngine
+from flywheel_trainer.fakes.feature import MemoryFeature
+from flywheel_trainer.fakes.jobs import MemoryJobs
+from flywheel_trainer.fakes.pipelines import MemoryPipelines
+from flywheel_trainer.fakes.policies import MemoryPolicies
+from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
+from flywheel_trainer.fakes.runs import MemoryRuns
+from flywheel_trainer.fakes.tables import MemoryTables
+from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.server import Ports, wire
+from tests.support.builders.trainer import AT
+from tests.support.eventually import eventually
+
+
+class TrainerProcess:
+    """`flywheel-trainer serve`, which tests can kill and start again with the same settings."""
+
+    def __init__(self, settings: dict[str, str], log: Path) -> None:
+        self.settings, self.log = settings, log
+        self.process: subprocess.Popen[bytes] | None = None
+        self.address = settings["FLYWHEEL_TRAINER_LISTEN"]
+
+    async def start(self) -> None:
+        environment = {**os.environ, **self.settings, "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED"}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(  # noqa: ASYNC220 - it outlives this test's loop
+                [sys.executable, "-m", "flywheel_trainer", "serve"], env=environment, stdout=log, stderr=log
+            )
+        await eventually(self.is_serving, within=60, every=0.2)
+
+    async def is_serving(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            pytest.fail(f"the trainer ended: {self.log.read_text()[-4000:]}")
+        async with grpc.aio.insecure_channel(self.address) as connection:
+            try:
+                answer = await health_pb2_grpc.HealthStub(connection).Check(
+                    health_pb2.HealthCheckRequest(), timeout=1
+                )
+            except grpc.RpcError:
+                return False
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit status; 0 if the process has ended before."""
+        if self.process is None or self.process.poll() is not None:
+            return 0
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=25)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def stub(self) -> tuple[grpc.aio.Channel, trainer_pb2_grpc.TrainerServiceStub]:
+        connection = channel(self.address, client_name="test")
+        return connection, trainer_pb2_grpc.TrainerServiceStub(connection)
+
+
+class IdleWorkflows:
+    """A workflow engine that starts no runs."""
+
+    async def start_accepted_runs(self, poll_seconds: float) -> None:
+        """Return at once."""
+
+
+@dataclass(frozen=True)
+class MemoryTrainer:
+    """A trainer in this process, its adapters, and a stub for it."""
+
+    stub: trainer_pb2_grpc.TrainerServiceStub
+    ports: Ports
+    clock: ManualClock
+    feature: MemoryFeature
+    engine: MemoryEngine
+    policies: MemoryPolicies
+
+
+async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
+    """A trainer over adapters in memory, without its background tasks."""
+    tracking, objects, engine, pipelines = (
+        MemoryTracking(),
+        MemoryObjectStore(),
+        MemoryEngine(),
+        MemoryPipelines(),
+    )
+    feature, registry, policies = MemoryFeature({}), MemoryRegistry([]), MemoryPolicies(pipelines)
+
+    @asynccontextmanager
+    async def workflows(_steps: Any, _store: Any) -> AsyncIterator[IdleWorkflows]:
+        yield IdleWorkflows()
+
+    async def is_ready() -> bool:
+        return True
+
+    async def run_in_one_replica(work: Any) -> None:
+        await work(1)
+
+    ports = Ports(
+        runs=MemoryRuns(tracking),
+        jobs=MemoryJobs(tracking),
+        pipelines=pipelines,
+        policies=policies,
+        engine=engine,
+        objects=objects,
+        tables=MemoryTables(),
+        feature=feature,
+        registry=registry,
+        weights=MemoryWeights(registry, objects, "b"),
+        workflows=workflows,
+        run_in_one_replica=run_in_one_replica,
+        is_ready=is_ready,
+    )
+    settings = TrainerSettings(
+        listen="127.0.0.1:0",
+        metrics_listen="",
+        drain_seconds=0,
+        grace_seconds=1,
+        watch_poll_seconds=0.01,
+        postgres_dsn=SecretStr("postgresql://unused"),
+        kafka_bootstrap="127.0.0.1:1",
+        s3_endpoint="http://127.0.0.1:1",
+        s3_access_key=SecretStr("none"),
+        s3_secret_key=SecretStr("none"),
+        s3_bucket="b",
+    )
+    clock = ManualClock(AT)
+    server = await wire(
+        settings, stack, ports, clock=clock, ids=SequentialIds("n"), prometheus=CollectorRegistry()
+    )
+    await server.start()
+    stack.push_async_callback(server.stop)
+    connection = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
+    stub = trainer_pb2_grpc.TrainerServiceStub(connection)
+    return MemoryTrainer(stub, ports, clock, feature, engine, policies)

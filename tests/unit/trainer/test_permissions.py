@@ -1,0 +1,17 @@
+"""The authorization table and the servicer cover every RPC of TrainerService."""
+
+from __future__ import annotations
+
+from flywheel_protos.trainer.v1 import trainer_pb2
+from flywheel_trainer.api.servicer import TrainerServicer
+from flywheel_trainer.permissions import PERMISSIONS, SERVICE
+
+METHODS = [method.name for method in trainer_pb2.DESCRIPTOR.services_by_name["TrainerService"].methods]
+
+
+def test_every_rpc_has_a_row_in_the_authorization_table() -> None:
+    assert set(PERMISSIONS) == {f"/{SERVICE}/{method}" for method in METHODS}
+
+
+def test_every_rpc_is_implemented_by_the_servicer() -> None:
+    assert [method for method in METHODS if method not in vars(TrainerServicer)] == []
