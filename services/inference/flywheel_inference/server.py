@@ -13,40 +13,39 @@ from weakref import WeakSet
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.grpc.auth import READ, WRITE, Permissions
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import new_id
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.producer import Producer
-from flywheel_inference.breaker import Breaker
+from flywheel_inference.api.servicer import InferenceServicer
 from flywheel_inference.config import InferenceSettings
-from flywheel_inference.convert import desired_models
-from flywheel_inference.metrics import GatewayMetrics
-from flywheel_inference.outcomes import OutcomeRecorder, OutcomeSink
-from flywheel_inference.prediction import CachedPredictions, Predictor
-from flywheel_inference.prediction_log import LogSink, PredictionLog
-from flywheel_inference.release import Contract, ReleaseSpec
-from flywheel_inference.release_loader import ArtifactSource, Contracts, Kept, ModelControl, ReleaseLoader
-from flywheel_inference.scoring import FeatureLookup, Lane, LaneSettings, ModelServer
-from flywheel_inference.servicer import InferenceServicer
-from flywheel_inference.serving import KeptState, RegistryPort, ServingState
-from flywheel_inference.shadow import ShadowCopies
-from flywheel_inference.store.cached_predictions import RedisPredictions
-from flywheel_inference.store.disk import StateFolder
-from flywheel_inference.store.event_log import KafkaLog, KafkaOutcomes
-from flywheel_inference.store.features import FeatureService
-from flywheel_inference.store.registry import Registry
-from flywheel_inference.store.triton import Triton
+from flywheel_inference.encoding.serving_messages import desired_models
+from flywheel_inference.fallback.circuit_breaker import Breaker
+from flywheel_inference.models.loader import ReleaseLoader
+from flywheel_inference.models.ports import ArtifactSource, Contracts, Kept, ModelControl, ModelServer
+from flywheel_inference.outcomes.ports import OutcomeSink
+from flywheel_inference.outcomes.recorder import OutcomeRecorder
+from flywheel_inference.permissions import PERMISSIONS, SERVICE
+from flywheel_inference.prediction.ports import CachedPredictions
+from flywheel_inference.prediction.predictor import Predictor
+from flywheel_inference.prediction.shadow import ShadowCopies
+from flywheel_inference.prediction_log.buffer import PredictionLog
+from flywheel_inference.prediction_log.ports import LogSink
+from flywheel_inference.releases.release import Contract, ReleaseSpec
+from flywheel_inference.scoring.ports import FeatureLookup
+from flywheel_inference.scoring.scorer import Lane, LaneSettings
+from flywheel_inference.serving.ports import KeptState, RegistryPort
+from flywheel_inference.serving.state import ServingState
+from flywheel_inference.store.disk.state_folder import StateFolder
+from flywheel_inference.store.grpc.features import FeatureService
+from flywheel_inference.store.grpc.registry import Registry
+from flywheel_inference.store.kafka.event_log import KafkaLog, KafkaOutcomes
+from flywheel_inference.store.prometheus.metrics import GatewayMetrics
+from flywheel_inference.store.redis.cached_predictions import RedisPredictions
+from flywheel_inference.store.triton.model_server import Triton
 from flywheel_protos.inference.v1 import inference_pb2_grpc
-
-SERVICE = "flywheel.inference.v1.InferenceService"
-PERMISSIONS: Permissions = {
-    f"/{SERVICE}/Predict": READ,
-    f"/{SERVICE}/RecordOutcome": WRITE,
-    f"/{SERVICE}/GetServingStatus": READ,
-}
 
 
 def now_micros() -> int:

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 from redis.asyncio import Redis
 
-from flywheel_inference.fallback import CachedPrediction
-from flywheel_inference.memory import MemoryPredictions
-from flywheel_inference.prediction import CachedPredictions
-from flywheel_inference.store.cached_predictions import RedisPredictions, encode, key_of
+from flywheel_inference.fakes.cached_predictions import MemoryPredictions
+from flywheel_inference.fallback.choice import CachedPrediction
+from flywheel_inference.prediction.ports import CachedPredictions
+from flywheel_inference.store.redis.cached_predictions import RedisPredictions, encode, key_of
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from flywheel_inference.memory import MemoryState
-from flywheel_inference.release import Contract, FieldSpec
-from flywheel_inference.store.disk import StateFolder
+from flywheel_inference.fakes.kept_state import MemoryState
+from flywheel_inference.releases.release import Contract, FieldSpec
+from flywheel_inference.store.disk.state_folder import StateFolder
 
 CONTRACT = Contract(
     "projects/p/featureSets/f/versions/2",

@@ -22,14 +22,17 @@ from flywheel_common.grpc.channel import channel
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.envelope import parse_event, payload_of
-from flywheel_inference.fallback import CachedPrediction
-from flywheel_inference.memory import MemoryLog, MemoryModels, MemoryOutcomes, MemoryPredictions, MemoryState
-from flywheel_inference.release_loader import ModelControl
+from flywheel_inference.fakes.cached_predictions import MemoryPredictions
+from flywheel_inference.fakes.event_log import MemoryLog, MemoryOutcomes
+from flywheel_inference.fakes.kept_state import MemoryState
+from flywheel_inference.fakes.model_server import MemoryModels
+from flywheel_inference.fallback.choice import CachedPrediction
+from flywheel_inference.models.ports import ModelControl
 from flywheel_inference.server import Ports, build, wire
-from flywheel_inference.store import features as feature_peer
-from flywheel_inference.store import registry as registry_peer
-from flywheel_inference.store.cached_predictions import encode, key_of
-from flywheel_inference.store.triton import Triton
+from flywheel_inference.store.grpc import features as feature_peer
+from flywheel_inference.store.grpc import registry as registry_peer
+from flywheel_inference.store.redis.cached_predictions import encode, key_of
+from flywheel_inference.store.triton.model_server import Triton
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.inference.v1 import inference_pb2 as pb
@@ -130,7 +133,7 @@ def in_memory(addresses: dict[str, str]) -> Backends:
         cached.held[MODEL, subject] = prediction
 
     async def records(topic: str) -> list[tuple[int, bytes]]:
-        from flywheel_inference.convert_events import outcome_records
+        from flywheel_inference.encoding.outcome_events import outcome_records
 
         if topic == topics.PREDICTION_LOGGED:
             return [(record.partition, record.value) for record in log.stored]

@@ -12,10 +12,10 @@ import numpy.typing as npt
 import pytest
 
 from flywheel_common.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
-from flywheel_inference.memory import MemoryModels
-from flywheel_inference.release_loader import ModelControl
-from flywheel_inference.store.triton import Triton
-from flywheel_inference.triton_model import load_request
+from flywheel_inference.fakes.model_server import MemoryModels
+from flywheel_inference.models.ports import ModelControl
+from flywheel_inference.models.triton_config import load_request
+from flywheel_inference.store.triton.model_server import Triton
 from tests.integration.inference.gateway_peers import NOBODY, expected_score, onnx_model, run_onnx
 
 PATIENT = 60.0

@@ -14,12 +14,14 @@ import pytest
 
 from flywheel_common.errors import DataLoss, DeadlineExceeded, FlywheelError, NotFound, Unavailable
 from flywheel_common.grpc.channel import channel
-from flywheel_inference.convert import to_observed
-from flywheel_inference.memory_peers import MemoryFeatures, MemoryRegistry
-from flywheel_inference.release import ArtifactSpec, Contract, FieldSpec, ObservedModel
-from flywheel_inference.store.features import FeatureService
-from flywheel_inference.store.registry import Registry as RegistryByRpc
-from flywheel_inference.tensor import NOT_FOUND, NULL, PRESENT
+from flywheel_inference.fakes.features import MemoryFeatures
+from flywheel_inference.fakes.registry import MemoryRegistry
+from flywheel_inference.models.feature_block import NOT_FOUND, NULL, PRESENT
+from flywheel_inference.releases.release import ArtifactSpec, Contract, FieldSpec
+from flywheel_inference.serving.desired_state import ObservedModel
+from flywheel_inference.store.grpc.features import FeatureService
+from flywheel_inference.store.grpc.registry import Registry as RegistryByRpc
+from flywheel_inference.store.grpc.registry import to_observed
 from flywheel_protos.feature.v1 import feature_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_FLOAT64, DATA_TYPE_STRING

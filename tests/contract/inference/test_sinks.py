@@ -15,10 +15,13 @@ from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_common.kafka.producer import Producer
-from flywheel_inference.memory import MemoryLog, MemoryOutcomes
-from flywheel_inference.outcomes import OutcomeRow, OutcomeSink
-from flywheel_inference.prediction_log import LogRows, LogSink, PredictionLog
-from flywheel_inference.store.event_log import KafkaLog, KafkaOutcomes
+from flywheel_inference.fakes.event_log import MemoryLog, MemoryOutcomes
+from flywheel_inference.outcomes.ports import OutcomeSink
+from flywheel_inference.outcomes.row import OutcomeRow
+from flywheel_inference.prediction_log.buffer import PredictionLog
+from flywheel_inference.prediction_log.ports import LogSink
+from flywheel_inference.prediction_log.rows import LogRows
+from flywheel_inference.store.kafka.event_log import KafkaLog, KafkaOutcomes
 from flywheel_protos.events.v1.prediction_pb2 import OutcomeBatch, PredictionBatch
 from tests.integration.inference.gateway_peers import NOBODY, log_rows
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 from flywheel_common import columns
 from flywheel_common.grpc.server import Server
 from flywheel_inference.config import InferenceSettings
-from flywheel_inference.prediction_log import LogRows
-from flywheel_inference.release import Contract, FieldSpec, GoldenRows, InputSpec, ReleaseSpec
-from flywheel_inference.request import Item
-from flywheel_inference.tensor import FeatureColumn
+from flywheel_inference.models.feature_block import FeatureColumn
+from flywheel_inference.prediction_log.rows import LogRows
+from flywheel_inference.releases.release import Contract, FieldSpec, GoldenRows, InputSpec, ReleaseSpec
+from flywheel_inference.requests.request import Item
 from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2_grpc
 from flywheel_protos.inference.v1 import inference_pb2, inference_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc

@@ -13,7 +13,7 @@ from flywheel_common import columns
 from flywheel_common.grpc.auth import missing_rows
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.kafka import topics
-from flywheel_inference.server import PERMISSIONS
+from flywheel_inference.permissions import PERMISSIONS
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.registry.v1 import model_pb2

@@ -134,7 +134,7 @@ async def test_models_that_nobody_wants_any_more_are_unloaded(world: Any) -> Non
     gateway = await world.gateway()
     await gateway.serves(world.registry.want(champion=world.registry.release(41, W)))
     await gateway.serves(world.registry.want(champion=world.registry.release(42, W, 1.0)))
-    from flywheel_inference.store.triton import Triton
+    from flywheel_inference.store.triton.model_server import Triton
 
     triton = Triton(world.triton.grpc_url)
     try:
@@ -273,7 +273,7 @@ async def test_a_gateway_with_nothing_to_serve_and_no_registry_is_ready(world: A
 async def test_a_cached_batch_prediction_answers_before_the_default(world: Any, redis_url: str) -> None:
     from redis.asyncio import Redis
 
-    from flywheel_inference.store.cached_predictions import encode, key_of
+    from flywheel_inference.store.redis.cached_predictions import encode, key_of
 
     redis = Redis.from_url(redis_url)
     await redis.set(key_of(MODEL, "UA"), encode(0.875, 1_000_000_000))

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_inference.breaker import Breaker
-from flywheel_inference.calibration import Identity, Isotonic, Platt
-from flywheel_inference.fallback import CACHED, DEFAULT, CachedPrediction, fall_back
-from flywheel_inference.release import FallbackPolicy
+from flywheel_inference.fallback.choice import CACHED, DEFAULT, CachedPrediction, fall_back
+from flywheel_inference.fallback.circuit_breaker import Breaker
+from flywheel_inference.releases.calibration import Identity, Isotonic, Platt
+from flywheel_inference.releases.release import FallbackPolicy
 
 DAY = 86_400_000_000
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_inference.coalescing import BadBatch, Coalescer, Entry, Expired
+from flywheel_inference.batching.batcher import BadBatch, Coalescer, Entry, Expired
 
 
 def soon() -> float:

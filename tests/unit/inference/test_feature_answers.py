@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from flywheel_common.columns import from_numpy, to_table
-from flywheel_inference.release import Contract, InputSpec
-from flywheel_inference.store.features import _block
-from flywheel_inference.tensor import NULL, PRESENT, STALE, TensorBuilder
+from flywheel_inference.models.feature_block import NULL, PRESENT, STALE
+from flywheel_inference.models.input_tensor import TensorBuilder
+from flywheel_inference.releases.release import Contract, InputSpec
+from flywheel_inference.store.grpc.features import _block
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
 CONTRACT = Contract("projects/default/featureSets/s/versions/1", (), ())

@@ -10,9 +10,9 @@ import numpy as np
 from flywheel_common import columns
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import parse_event, payload_of
-from flywheel_inference.convert_events import prediction_records
-from flywheel_inference.memory import MemoryLog
-from flywheel_inference.prediction_log import PredictionLog
+from flywheel_inference.encoding.prediction_events import prediction_records
+from flywheel_inference.fakes.event_log import MemoryLog
+from flywheel_inference.prediction_log.buffer import PredictionLog
 from flywheel_protos.events.v1 import prediction_pb2
 from tests.integration.inference.gateway_peers import log_rows
 from tests.support.eventually import eventually

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_inference.routing import Route, bucket
+from flywheel_inference.routing.canary_assignment import bucket
+from flywheel_inference.routing.route import Route
 
 
 def route(**changes: object) -> Route[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flywheel_inference.release import InputSpec
-from flywheel_inference.tensor import FeatureBlock, FeatureColumn, MissingFeature, TensorBuilder, join
+from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn, join
+from flywheel_inference.models.input_tensor import MissingFeature, TensorBuilder
+from flywheel_inference.releases.release import InputSpec
 from flywheel_protos.types.v1 import value_pb2 as t
 
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from flywheel_inference.triton_model import load_request, model_name
+from flywheel_inference.models.triton_config import load_request, model_name
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])

@@ -1,0 +1,15 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+from flywheel_inference.fallback.choice import CachedPrediction
+
+
+class MemoryPredictions:
+    """`prediction.CachedPredictions`."""
+
+    def __init__(self) -> None:
+        self.held: dict[tuple[str, str], CachedPrediction] = {}
+
+    async def get(self, model: str, subject: str) -> CachedPrediction | None:
+        return self.held.get((model, subject))

@@ -1,0 +1,14 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+from flywheel_common.grpc.auth import READ, WRITE, Permissions
+
+SERVICE = "flywheel.inference.v1.InferenceService"
+
+
+PERMISSIONS: Permissions = {
+    f"/{SERVICE}/Predict": READ,
+    f"/{SERVICE}/RecordOutcome": WRITE,
+    f"/{SERVICE}/GetServingStatus": READ,
+}
