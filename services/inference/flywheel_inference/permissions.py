@@ -1,11 +1,10 @@
-"""TODO docstring."""
+"""Who may call what (jwt mode)."""
 
 from __future__ import annotations
 
 from flywheel_common.grpc.auth import READ, WRITE, Permissions
 
 SERVICE = "flywheel.inference.v1.InferenceService"
-
 
 PERMISSIONS: Permissions = {
     f"/{SERVICE}/Predict": READ,

@@ -1,20 +1,19 @@
-"""TODO docstring."""
+"""Conversion of requests from protobuf to the domain."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.value import Value, coerce
-from flywheel_inference.releases.release import (
-    Contract,
-    FieldSpec,
-)
+from flywheel_inference.outcomes.row import OutcomeRow
+from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
+from flywheel_inference.requests.errors import MissingJoinKey, MissingRequestField
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.types.v1 import value_pb2
 
-_KINDS: dict[int, str] = {
+_EXACT_KINDS: dict[int, str] = {
     value_pb2.DATA_TYPE_BOOL: "bool_value",
     value_pb2.DATA_TYPE_INT64: "int64_value",
     value_pb2.DATA_TYPE_FLOAT64: "double_value",
@@ -22,10 +21,11 @@ _KINDS: dict[int, str] = {
     value_pb2.DATA_TYPE_STRING: "string_value",
     value_pb2.DATA_TYPE_BYTES: "bytes_value",
 }
+"""Data type → the kind of Value that already has this type and needs no coercion."""
 
 
 class ProtoCall:
-    """A PredictRequest as the use case sees it (`request.PredictCall`)."""
+    """`requests.PredictCall` on a PredictRequest."""
 
     __slots__ = ("_fields", "_keys", "as_of_micros", "include_features", "model", "prediction_id", "subject")
 
@@ -40,20 +40,14 @@ class ProtoCall:
         self._keys = request.entity_keys
         self._fields = request.request_fields
 
-    def bind(self, contract: Contract) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        keys = tuple(
-            [_field(self._keys, spec, "entity_keys", "MISSING_JOIN_KEY") for spec in contract.join_keys]
-        )
+    def bind(self, contract: FeatureSetContract) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        keys = tuple([_value(self._keys, spec, "entity_keys", MissingJoinKey) for spec in contract.join_keys])
         if None in keys:
             name = contract.join_keys[keys.index(None)].name
-            raise InvalidArgument(
-                f"entity_keys[{name!r}] is null: send the entity's key.",
-                reason="MISSING_JOIN_KEY",
-                field=name,
-            )
+            raise MissingJoinKey(f"entity_keys[{name!r}] is null: send the entity's key.", field=name)
         fields = tuple(
             [
-                _field(self._fields, spec, "request_fields", "MISSING_REQUEST_FIELD")
+                _value(self._fields, spec, "request_fields", MissingRequestField)
                 for spec in contract.request_fields
             ]
         )
@@ -67,20 +61,29 @@ class ProtoCall:
         return "" if kind is None else str(getattr(value, kind))
 
 
-def _field(sent: Mapping[str, Value], spec: FieldSpec, where: str, missing: str) -> Any:
+def _value(sent: Mapping[str, Value], spec: FieldSpec, where: str, missing: type[InvalidArgument]) -> Any:
     if spec.name not in sent:
-        raise InvalidArgument(
-            f"{where} lacks {spec.name!r}, which the model's feature set needs: send it (a null request field as a Value without a kind).",
-            reason=missing,
+        raise missing(
+            f"{where} lacks {spec.name!r}, which the model's feature set needs: send it "
+            "(a null request field as a Value without a kind).",
             field=spec.name,
         )
     value = sent[spec.name]
     kind = value.WhichOneof("kind")
-    if kind == _KINDS.get(spec.data_type, "") and kind is not None:
+    if kind == _EXACT_KINDS.get(spec.data_type, "") and kind is not None:
         return getattr(value, kind)
     return coerce(value, spec.data_type, f"{where}[{spec.name!r}]")
 
 
-def micros_of(outcome: pb.Outcome, now: int) -> int:
-    """When an outcome became known, microseconds since 1970 UTC."""
-    return outcome.event_time.ToMicroseconds() if outcome.HasField("event_time") else now
+def outcome_rows(outcomes: Iterable[pb.Outcome], now_micros: int) -> list[OutcomeRow]:
+    """The outcomes of a request. Event time defaults to now, the id to prediction id and name."""
+    return [
+        OutcomeRow(
+            outcome.prediction_id,
+            outcome.name,
+            outcome.value,
+            outcome.event_time.ToMicroseconds() if outcome.HasField("event_time") else now_micros,
+            outcome.outcome_id or f"{outcome.prediction_id}:{outcome.name}",
+        )
+        for outcome in outcomes
+    ]

@@ -1,14 +1,13 @@
-"""The edge: requests in, use cases, answers out."""
+"""The InferenceService over the use cases."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from flywheel_inference.api.convert_answers import to_response, to_status_response
-from flywheel_inference.api.convert_requests import ProtoCall, micros_of
+from flywheel_inference.api.convert_requests import ProtoCall, outcome_rows
+from flywheel_inference.api.convert_responses import to_response, to_status_response
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
-from flywheel_inference.outcomes.row import OutcomeRow
 from flywheel_inference.prediction.predictor import Predictor
 from flywheel_inference.prediction_log.buffer import PredictionLog
 from flywheel_inference.serving.state import MODEL_NAME, ServingState
@@ -17,6 +16,8 @@ from flywheel_protos.inference.v1 import inference_pb2_grpc
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """Converts requests, awaits the use case, converts the result."""
+
     def __init__(
         self,
         predictor: Predictor,
@@ -39,17 +40,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def RecordOutcome(self, request: pb.RecordOutcomeRequest, context: Any) -> pb.RecordOutcomeResponse:
         MODEL_NAME.parse(request.model)
-        now = self._now_micros()
-        rows = [
-            OutcomeRow(
-                o.prediction_id,
-                o.name,
-                o.value,
-                micros_of(o, now),
-                o.outcome_id or f"{o.prediction_id}:{o.name}",
-            )
-            for o in request.outcomes
-        ]
+        rows = outcome_rows(request.outcomes, self._now_micros())
         return pb.RecordOutcomeResponse(accepted_count=await self._outcomes.record(request.model, rows))
 
     async def GetServingStatus(

@@ -1,7 +1,8 @@
-"""Batching without a timer: send at once when idle; what arrives while a batch is out forms the next one.
+"""Batching without a timer.
 
-A batch that is out for longer than `stall_seconds` no longer holds the others back: another slot opens. Each item has a
-deadline of its own on the loop's clock; when it passes, the caller gets `Expired`, whatever the batch is doing.
+An idle batcher sends at once; items that arrive while a batch runs form the next one. A batch that runs for longer
+than `stall_seconds` frees its slot, so that the next one can start. Each item has its own deadline on the loop's
+clock. When it passes, the caller gets `Expired`, even if the batch is still running.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ R = TypeVar("R")
 
 
 class Expired(Exception):
-    """The item's own deadline passed before its batch answered."""
+    """The item's deadline passed before its batch was done."""
 
 
 class BadBatch(Exception):
-    """The batch was refused because of its content: it is cut in half until the bad rows stand alone.
-    `cause` is what a row that stands alone gets."""
+    """The content of the batch was refused. The batcher bisects the batch until each bad item is alone; that
+    item gets `cause`."""
 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
@@ -30,7 +31,8 @@ class BadBatch(Exception):
 
 
 class Entry(Generic[I, R]):
-    """One waiting caller. `live` is false once its future was answered, expired or cancelled."""
+    """An item and the future of its caller. `live` is false once the future is answered, expired or
+    cancelled."""
 
     __slots__ = ("deadline", "future", "item", "timer")
 
@@ -46,12 +48,12 @@ class Entry(Generic[I, R]):
 
 
 Run = Callable[[list[Entry[I, R]]], Awaitable[Sequence[R | Exception]]]
-"""Answers a batch, in order: one result or exception per entry. Raising fails every entry of the batch alike."""
+"""Processes a batch; returns one result or exception per entry, in order. Raising fails every entry."""
 
 
-class Coalescer(Generic[I, R]):
-    """Turns single calls into batches of at most `max_rows`, at most `slots` of them out at once while none stalls,
-    and never more than `max_slots`."""
+class Batcher(Generic[I, R]):
+    """Groups single calls into batches of at most `max_rows`. At most `slots` batches run at once while none
+    stalls, and never more than `max_slots`."""
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class Coalescer(Generic[I, R]):
         self._max_slots = max(slots, max_slots)
         self._stall_seconds = stall_seconds
         self._loop = asyncio.get_running_loop()
-        # A batch belongs to none of its callers: it runs in the context in which the coalescer was made.
+        # A batch belongs to several callers, so it runs in the batcher's context, not in one of theirs.
         self._context = contextvars.copy_context()
         self._waiting: deque[Entry[I, R]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -78,18 +80,18 @@ class Coalescer(Generic[I, R]):
 
     @property
     def idle(self) -> bool:
-        """Nothing waits and nothing is out."""
+        """No item waits and no batch runs."""
         return not self._tasks and not self._waiting
 
     @property
     def waiting(self) -> int:
-        """Items not sent yet."""
+        """Number of items that are in no batch yet."""
         return len(self._waiting)
 
     def submit(self, item: I, deadline: float) -> asyncio.Future[R]:
-        """The future answer. `deadline` is on the loop's clock."""
+        """The future result of an item. `deadline` is on the loop's clock."""
         if self._closed:
-            raise RuntimeError("the coalescer is closed")
+            raise RuntimeError("the batcher is closed")
         entry: Entry[I, R] = Entry(item, deadline, self._loop.create_future())
         entry.timer = self._loop.call_at(deadline, _expire, entry)
         self._waiting.append(entry)
@@ -97,7 +99,7 @@ class Coalescer(Generic[I, R]):
         return entry.future
 
     async def close(self) -> None:
-        """Answers what waits or is out, then refuses new items."""
+        """Refuses new items, and returns when every accepted item has its result."""
         self._closed = True
         while self._tasks or self._waiting:
             self._send()
@@ -105,7 +107,7 @@ class Coalescer(Generic[I, R]):
                 await asyncio.wait(self._tasks)
 
     def _schedule(self) -> None:
-        # One turn of the loop later: callers that are ready in the same turn share the batch.
+        # Deferred by one iteration of the loop, so that callers of the same iteration share a batch.
         if not self._scheduled and self._busy < self._slots and len(self._tasks) < self._max_slots:
             self._scheduled = True
             self._loop.call_soon(self._send, context=self._context)
@@ -125,7 +127,7 @@ class Coalescer(Generic[I, R]):
 
     def _start(self, batch: list[Entry[I, R]]) -> None:
         self._busy += 1
-        task = self._loop.create_task(self._answer(batch))
+        task = self._loop.create_task(self._process(batch))
         self._tasks.add(task)
         holds_slot = True
 
@@ -151,21 +153,21 @@ class Coalescer(Generic[I, R]):
 
         task.add_done_callback(finished)
 
-    async def _answer(self, batch: list[Entry[I, R]]) -> None:
+    async def _process(self, batch: list[Entry[I, R]]) -> None:
         try:
             results = await self._run(batch)
             if len(results) != len(batch):
-                raise RuntimeError(f"a batch of {len(batch)} rows got {len(results)} answers")
+                raise RuntimeError(f"a batch of {len(batch)} items got {len(results)} results")
         except BadBatch as bad:
             if len(batch) == 1:
                 _settle(batch[0], bad.cause)
                 return
             middle = len(batch) // 2
             for half in (batch[:middle], batch[middle:]):
-                if alive := [entry for entry in half if entry.live]:
-                    await self._answer(alive)
+                if live := [entry for entry in half if entry.live]:
+                    await self._process(live)
             return
-        except Exception as error:  # noqa: BLE001 - every caller of the batch gets it
+        except Exception as error:  # noqa: BLE001 - passed on to every caller of the batch
             for entry in batch:
                 _settle(entry, error)
             return

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Encodes outcomes as records of the topic `outcome.recorded`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from flywheel_common.kafka import topics
-from flywheel_inference.encoding.prediction_events import _event
+from flywheel_inference.encoding.events import event_bytes
 from flywheel_inference.outcomes.row import OutcomeRow
 from flywheel_protos.events.v1 import prediction_pb2 as pb
 
@@ -16,9 +16,8 @@ def outcome_records(model: str, outcomes: Sequence[OutcomeRow], partitions: int)
     """(partition, serialized Event): one batch per partition and outcome name."""
     groups: dict[tuple[int, str], list[OutcomeRow]] = {}
     for outcome in outcomes:
-        groups.setdefault((topics.partition_for(outcome.prediction_id, partitions), outcome.name), []).append(
-            outcome
-        )
+        partition = topics.partition_for(outcome.prediction_id, partitions)
+        groups.setdefault((partition, outcome.name), []).append(outcome)
     records = []
     for (partition, name), rows in groups.items():
         batch = pb.OutcomeBatch(
@@ -29,5 +28,5 @@ def outcome_records(model: str, outcomes: Sequence[OutcomeRow], partitions: int)
             values=np.array([row.value for row in rows], "<f8").tobytes(),
             outcome_ids=[row.outcome_id for row in rows],
         )
-        records.append((partition, _event(batch, partition, max(row.event_micros for row in rows))))
+        records.append((partition, event_bytes(batch, partition, max(row.event_micros for row in rows))))
     return records

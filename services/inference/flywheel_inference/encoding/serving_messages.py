@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Decodes the registry's WatchServingResponse to the desired state."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 VERSION_NAME = Pattern("projects/{project}/models/{model}/versions/{version:int}")
 
 
-# ------------------------------------------------------------------------------------------- the desired state
 def desired_models(content: bytes) -> tuple[list[DesiredModel], dict[str, str]]:
-    """From a serialized WatchServingResponse: the models that can be understood, and for each release that cannot: release → why."""
+    """The models of a serialized WatchServingResponse, and release → cause for each release that cannot be
+    decoded."""
     response = registry_pb2.WatchServingResponse.FromString(content)
     failures: dict[str, str] = {}
 

@@ -1,11 +1,11 @@
-"""TODO docstring."""
+"""Cached batch predictions in memory."""
 
 from __future__ import annotations
 
 from flywheel_inference.fallback.choice import CachedPrediction
 
 
-class MemoryPredictions:
+class MemoryCachedPredictions:
     """`prediction.CachedPredictions`."""
 
     def __init__(self) -> None:

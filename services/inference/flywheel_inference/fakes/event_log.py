@@ -1,18 +1,18 @@
-"""The gateway's stores in memory, for tests of what stands on them. Held to the same contract suites as the real ones."""
+"""The prediction log and the outcomes in memory."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
-from flywheel_common.errors import Unavailable
+from flywheel_common.kafka.client import unavailable
 from flywheel_inference.encoding.prediction_events import prediction_records
 from flywheel_inference.outcomes.row import OutcomeRow
 from flywheel_inference.prediction_log.rows import LogRecord, LogRows
 
 
-class MemoryLog:
-    """`prediction_log.LogSink`; `stored` is what it took, in order. `down`: it takes nothing."""
+class MemoryPredictionLog:
+    """`prediction_log.LogSink`. `stored`: the records, in order. `down`: nothing is stored."""
 
     def __init__(self, partitions: int = 4) -> None:
         self._partitions = partitions
@@ -31,7 +31,7 @@ class MemoryLog:
 
 
 class MemoryOutcomes:
-    """`outcomes.OutcomeSink`; `stored` is what it took, in order, by model. `down`: it takes nothing."""
+    """`outcomes.OutcomeSink`. `stored`: (model, row), in order. `down`: nothing is stored."""
 
     def __init__(self) -> None:
         self.stored: list[tuple[str, OutcomeRow]] = []
@@ -40,5 +40,5 @@ class MemoryOutcomes:
     async def record(self, model: str, rows: Sequence[OutcomeRow]) -> None:
         await asyncio.sleep(0)
         if self.down:
-            raise Unavailable("Kafka does not answer.", reason="KAFKA_UNAVAILABLE")
+            raise unavailable(TimeoutError())
         self.stored += [(model, row) for row in rows]

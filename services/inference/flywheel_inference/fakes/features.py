@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The feature service in memory."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 from flywheel_common.errors import NotFound, Unavailable
 from flywheel_inference.models.feature_block import NOT_FOUND, NULL, PRESENT, FeatureBlock, FeatureColumn
-from flywheel_inference.releases.release import Contract, FieldSpec
+from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 
 
 class MemoryFeatures:
-    """`scoring.FeatureLookup` and `release_loader.Contracts`: numbers by join keys. A key that `rows` lacks is NOT_FOUND, a
-    number that is None is NULL. `down`: it does not answer."""
+    """`scoring.FeatureLookup` and `models.FeatureSetContracts`: numeric features by join keys. A key that is
+    not in `rows` is NOT_FOUND, None is NULL. `down`: calls raise Unavailable."""
 
     def __init__(
         self,
-        contracts: Sequence[Contract],
+        contracts: Sequence[FeatureSetContract],
         features: Sequence[FieldSpec],
         rows: Mapping[tuple[object, ...], Sequence[float | None]],
     ) -> None:
@@ -26,21 +26,21 @@ class MemoryFeatures:
         self._rows = rows
         self.down = False
 
-    async def contract(self, feature_set: str, timeout: float = 5.0) -> Contract:
-        self._answering()
+    async def contract(self, feature_set: str, timeout: float = 5.0) -> FeatureSetContract:
+        self._check_up()
         if feature_set not in self._contracts:
-            raise NotFound(f"{feature_set} does not exist.", reason="UNKNOWN_FEATURE_SET")
+            raise NotFound(f"{feature_set} does not exist.")
         return self._contracts[feature_set]
 
     async def online(
         self,
-        contract: Contract,
+        contract: FeatureSetContract,
         keys: Sequence[tuple[object, ...]],
         fields: Sequence[tuple[object, ...]],
         as_of_micros: int | None,
         timeout: float,
     ) -> FeatureBlock:
-        self._answering()
+        self._check_up()
         columns, statuses = [], []
         for place, spec in enumerate(self._features):
             found = [self._rows[key][place] if key in self._rows else None for key in keys]
@@ -51,6 +51,6 @@ class MemoryFeatures:
             statuses.append(np.where([key in self._rows for key in keys], present, NOT_FOUND))
         return FeatureBlock(contract.feature_set, tuple(columns), np.array(statuses, np.uint8))
 
-    def _answering(self) -> None:
+    def _check_up(self) -> None:
         if self.down:
-            raise Unavailable("The feature service does not answer.", reason="UNAVAILABLE")
+            raise Unavailable("The feature service does not answer.")

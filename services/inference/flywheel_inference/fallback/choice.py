@@ -1,51 +1,33 @@
-"""What is answered when the model cannot: cached batch prediction, then the declared default, then nothing."""
+"""Fallback choice: what answers a request when the model cannot.
+
+A cached batch prediction that is young enough comes first, then the declared default, then an error.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flywheel_common.errors import Unavailable
 from flywheel_inference.releases.release import FallbackPolicy
 
 MICROS = 1_000_000
 
 MODEL, CACHED, DEFAULT, ERROR = 1, 2, 3, 4
-"""Numbers of events.v1.PredictionSource."""
-
-FEATURES_UNAVAILABLE = "FEATURES_UNAVAILABLE"
-MODEL_UNAVAILABLE = "MODEL_UNAVAILABLE"
-BUDGET_EXCEEDED = "BUDGET_EXCEEDED"
-BAD_SCORE = "BAD_SCORE"
-FEATURES_INCOMPLETE = "FEATURES_INCOMPLETE"
-
-
-class CannotScore(Exception):
-    """The model cannot answer; `reason` is what the degraded answer is labelled with."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason = reason
-
-
-class NoFallback(Unavailable):
-    """Neither the model nor a fallback can answer."""
-
-    reason = "NO_FALLBACK"
+"""Sources of an answer: numbers of events.v1.PredictionSource."""
 
 
 @dataclass(frozen=True, slots=True)
 class CachedPrediction:
-    """A batch prediction kept in Redis: the calibrated score and when it was computed (microseconds since 1970 UTC)."""
+    """A cached batch prediction: calibrated score, and when it was computed (microseconds since 1970 UTC)."""
 
     score: float
     scored_at_micros: int
 
 
-def fall_back(
+def choose_fallback(
     policy: FallbackPolicy, cached: CachedPrediction | None, as_of_micros: int
 ) -> tuple[float, int] | None:
-    """The score and its source (CACHED or DEFAULT), or None when the release declares nothing that applies.
-    A cached prediction counts when it is at most `cached_max_age_seconds` older than the time asked for."""
+    """The score and its source (CACHED or DEFAULT); None when no fallback of the policy applies.
+    A cached prediction applies when it is at most `cached_max_age_seconds` older than `as_of_micros`."""
     if cached is not None and policy.cached_max_age_seconds > 0:
         age = (as_of_micros - cached.scored_at_micros) / MICROS
         if age <= policy.cached_max_age_seconds:

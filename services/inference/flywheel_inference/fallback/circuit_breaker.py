@@ -1,11 +1,11 @@
-"""A circuit breaker: after several failures in a row a dependency is left alone for a moment, then tried by one call."""
+"""A circuit breaker: pauses calls of a dependency after several failures in a row."""
 
 from __future__ import annotations
 
 
-class Breaker:
-    """Closed → (threshold failures in a row) → open for `open_seconds` → one probe at a time → closed on its success.
-    Times are seconds on any monotonic clock."""
+class CircuitBreaker:
+    """Closed → (`threshold` failures in a row) → open for `open_seconds` → one probe at a time → closed on
+    success. Times are seconds on any monotonic clock."""
 
     __slots__ = ("_failures", "_open_seconds", "_opened_at", "_threshold")
 
@@ -20,7 +20,7 @@ class Breaker:
         return self._failures >= self._threshold
 
     def allows(self, now: float) -> bool:
-        """Whether a call may go out. A probe granted while open holds back the next for another `open_seconds`."""
+        """Whether a call may be made. A probe while open blocks the next one for another `open_seconds`."""
         if self._failures < self._threshold:
             return True
         if now - self._opened_at < self._open_seconds:
@@ -29,9 +29,11 @@ class Breaker:
         return True
 
     def succeeded(self) -> None:
+        """A call succeeded: closes the breaker."""
         self._failures = 0
 
     def failed(self, now: float) -> None:
+        """A call failed: opens the breaker at the threshold."""
         self._failures += 1
         if self._failures >= self._threshold:
             self._opened_at = now

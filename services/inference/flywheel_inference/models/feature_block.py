@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Features of a batch, in columns, with the status of every value."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy.typing as npt
 from flywheel_common.arrays import Array, Mask
 
 PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
-
-
+"""Statuses of a feature value: numbers of feature.v1.FeatureStatus."""
 STATUS_NAMES = {PRESENT: "PRESENT", NULL: "NULL", NOT_FOUND: "NOT_FOUND", STALE: "STALE"}
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureColumn:
-    """One feature of a batch: values [rows] (of text: object), `valid` [rows] = has a value, types.v1.DataType number."""
+    """One feature of a batch: `values` [rows] (text: object), `valid` [rows], and a types.v1.DataType
+    number."""
 
     name: str
     data_type: int
@@ -32,8 +32,10 @@ class FeatureColumn:
 
 @dataclass(frozen=True, slots=True)
 class FeatureBlock:
-    """The features of a batch. `statuses` [features, rows] holds PRESENT, NULL, NOT_FOUND or STALE; `feature_set` is the
-    version that answered; `applied` says of which stream events they are made (lists: partition, next offset, …), for the log."""
+    """The features of a batch, from one feature set version.
+
+    `statuses` [features, rows] holds PRESENT, NULL, NOT_FOUND or STALE. `applied` holds the stream offsets
+    that the features contain (lists: partition, next offset, …), for the prediction log."""
 
     feature_set: str
     columns: tuple[FeatureColumn, ...]
@@ -54,19 +56,19 @@ class FeatureBlock:
         )
 
 
-def join(blocks: Sequence[FeatureBlock]) -> FeatureBlock:
-    """The rows of several answers of one feature set, one after the other."""
+def concatenate_blocks(blocks: Sequence[FeatureBlock]) -> FeatureBlock:
+    """The rows of several blocks of one feature set, one after the other."""
     if len(blocks) == 1:
         return blocks[0]
     return FeatureBlock(
         blocks[0].feature_set,
-        join_columns([block.columns for block in blocks]),
+        concatenate_columns([block.columns for block in blocks]),
         np.concatenate([block.statuses for block in blocks], axis=1),
-        join_columns([block.applied for block in blocks]),
+        concatenate_columns([block.applied for block in blocks]),
     )
 
 
-def join_columns(parts: Sequence[Sequence[FeatureColumn]]) -> tuple[FeatureColumn, ...]:
+def concatenate_columns(parts: Sequence[Sequence[FeatureColumn]]) -> tuple[FeatureColumn, ...]:
     """The same columns of several blocks, one after the other."""
     return tuple(
         FeatureColumn(

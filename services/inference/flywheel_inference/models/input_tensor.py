@@ -1,8 +1,8 @@
-"""From feature columns to the model's input tensor.
+"""The model's input tensor, built from feature columns.
 
-The signature names the inputs in order; the tensor is float32 [rows, inputs], null numeric = NaN, categorical = index in
-the vocabulary, unknown or null = -1 (docs/architecture.md, The model's contract).
-"""
+The signature names the inputs in order. The tensor is float32 [rows, inputs]: a null number is NaN, a
+category is its index in the vocabulary, an unknown or null category is -1 (docs/architecture.md, The model's
+contract)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,16 @@ from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn
 from flywheel_inference.releases.release import InputSpec
 
 UNKNOWN_CATEGORY = -1.0
+TEXT = 5
+"""types.v1.DATA_TYPE_STRING."""
 
 
 class MissingFeature(Exception):
-    """The feature set's answer lacks an input of the signature."""
+    """The feature block lacks an input of the signature, or has text where a number is needed."""
 
 
 class TensorBuilder:
-    """Builds the tensor of one signature from answers of one feature set."""
+    """Builds the tensors of one signature from feature blocks."""
 
     def __init__(self, inputs: Sequence[InputSpec]) -> None:
         self._inputs = tuple(inputs)
@@ -36,14 +38,14 @@ class TensorBuilder:
         self._places: list[int] = []
 
     def places(self, block: FeatureBlock) -> list[int]:
-        """For each input, the index of its column. Raises MissingFeature."""
+        """The index of each input's column in the block. Raises MissingFeature."""
         names = tuple(column.name for column in block.columns)
         if names != self._names:
             index = {name: i for i, name in enumerate(names)}
             missing = [spec.name for spec in self._inputs if spec.name not in index]
             if missing:
                 raise MissingFeature(
-                    f"feature set {block.feature_set} does not answer the model inputs {', '.join(missing)}"
+                    f"feature set {block.feature_set} lacks the model inputs {', '.join(missing)}"
                 )
             self._places = [index[spec.name] for spec in self._inputs]
             self._names = names
@@ -62,7 +64,7 @@ class TensorBuilder:
         return tensor
 
     def served(self, block: FeatureBlock) -> tuple[FeatureColumn, ...]:
-        """The inputs as served, in the signature's order; those with a vocabulary as text."""
+        """The inputs as served, in the signature's order; inputs with a vocabulary as text."""
         columns = []
         for spec, place in zip(self._inputs, self.places(block), strict=True):
             column = block.columns[place]
@@ -73,12 +75,8 @@ class TensorBuilder:
         return tuple(columns)
 
 
-TEXT = 5
-"""types.v1.DATA_TYPE_STRING."""
-
-
 def category(value: Any) -> str:
-    """The text of a categorical value as vocabularies write it: true, false, integers without a point."""
+    """A categorical value as vocabularies write it: true, false, integers without a decimal point."""
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(value)
@@ -86,7 +84,7 @@ def category(value: Any) -> str:
 
 def _numbers(column: FeatureColumn) -> Array:
     if column.values.dtype == object:
-        raise MissingFeature(f"{column.name} is text, but the signature gives it no vocabulary")
+        raise MissingFeature(f"{column.name} is text, but its input in the signature has no vocabulary")
     if column.valid.all():
         return column.values
     return np.where(column.valid, column.values.astype(np.float32), np.float32(np.nan))

@@ -1,6 +1,6 @@
-"""What Triton is sent to serve one ONNX model: one generator for the native ONNX Runtime backend and the Python one.
+"""Configuration and files with which Triton serves one ONNX model, in its ONNX Runtime or its Python backend.
 
-Model contract (docs/architecture.md): float32 `INPUT` [rows, inputs] in, float32 `SCORE` [rows, 1] out.
+Model contract (docs/architecture.md): input `INPUT` float32 [rows, inputs], output `SCORE` float32 [rows, 1].
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ SCORE = "SCORE"
 MODEL_FILE = "model.onnx"
 MAX_BATCH_ROWS = 1024
 DIGEST = "sha256"
-"""Config parameter: hex SHA-256 of the model file."""
+"""Config parameter with the hexadecimal SHA-256 digest of the model file."""
 ONE_THREAD: dict[str, object] = {
     "intra_op_thread_count": {"string_value": "1"},
     "inter_op_thread_count": {"string_value": "1"},
 }
 THREADS: dict[Backend, dict[str, object]] = {"onnxruntime": ONE_THREAD, "python": {}}
-"""One thread per instance: requests run side by side instead."""
+"""Each instance uses one thread; Triton runs instances in parallel."""
 
 
 def model_name(project: str, model: str, version: int) -> str:
@@ -32,11 +32,11 @@ def model_name(project: str, model: str, version: int) -> str:
 def load_request(
     name: str, inputs: int, onnx: bytes, sha256: str, *, backend: Backend, instances: int = 1
 ) -> tuple[str, dict[str, bytes]]:
-    """The config (JSON) and the files of a RepositoryModelLoad request. Batching is dynamic without a queue delay:
-    whatever waits while an instance is busy forms its next batch.
+    """The config (JSON) and the files of a RepositoryModelLoad request. Batching is dynamic without a queue
+    delay: requests that arrive while an instance is busy form its next batch.
 
-    The digest stands in the config because Triton keeps a loaded model whose config is the same, whatever the files say.
-    """
+    The digest is part of the config because Triton does not reload a model whose config is unchanged, even
+    when its files changed."""
     config: dict[str, object] = {
         "name": name,
         "max_batch_size": MAX_BATCH_ROWS,
@@ -57,7 +57,7 @@ def load_request(
 
 
 PYTHON_MODEL = '''\
-"""Runs model.onnx with ONNX Runtime where Triton has no backend of its own for it."""
+"""Runs model.onnx with ONNX Runtime, for a Triton without an ONNX Runtime backend."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Port for the storage of outcomes."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from flywheel_inference.outcomes.row import OutcomeRow
 
 
 class OutcomeSink(Protocol):
-    """Returns when Kafka has all rows (acks = all), those of one prediction in their order. Raises Unavailable KAFKA_UNAVAILABLE,
-    InvalidArgument EVENT_TOO_LARGE; some rows may be stored then. Equal rows are kept as often as they come, which is harmless
-    because consumers dedupe by outcome id."""
+    """Stores outcomes durably."""
 
-    async def record(self, model: str, rows: Sequence[OutcomeRow]) -> None: ...
+    async def record(self, model: str, rows: Sequence[OutcomeRow]) -> None:
+        """Returns when all rows are stored on every in-sync replica, rows of one prediction in their order.
+
+        Raises Unavailable KAFKA_UNAVAILABLE, InvalidArgument EVENT_TOO_LARGE; some rows may be stored then.
+        Equal rows are stored as often as they are sent; consumers dedupe by outcome id."""
+        ...

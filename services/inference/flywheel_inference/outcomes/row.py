@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""One outcome of a prediction."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRow:
-    """One outcome of one prediction; `event_micros` is when it became known, microseconds since 1970 UTC."""
+    """One outcome of one prediction. `event_micros`: when it became known, microseconds since 1970 UTC."""
 
     prediction_id: str
     name: str

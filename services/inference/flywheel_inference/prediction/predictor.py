@@ -1,4 +1,4 @@
-"""The Predict use case: route, score, fall back, log. One answer per request, in every weather."""
+"""The Predict use case: route, score, fall back, log. Each request gets one answer."""
 
 from __future__ import annotations
 
@@ -11,26 +11,32 @@ from typing import Any
 import numpy as np
 
 from flywheel_common.context import left_seconds
-from flywheel_common.errors import InvalidArgument, ResourceExhausted
 from flywheel_inference.batching.batcher import Expired
-from flywheel_inference.fallback import choice as fallback_choice
-from flywheel_inference.fallback.choice import CannotScore, NoFallback, fall_back
+from flywheel_inference.fallback.choice import ERROR, MODEL, choose_fallback
+from flywheel_inference.fallback.errors import BudgetExceeded, CannotScore, NoFallback
+from flywheel_inference.prediction.errors import TooManyPredictions
+from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction.ports import CachedPredictions, Measures, Routes
 from flywheel_inference.prediction.shadow import ShadowCopies
 from flywheel_inference.prediction_log.buffer import PredictionLog
-from flywheel_inference.prediction_log.rows import LogRows
-from flywheel_inference.requests.request import MAX_ID_LENGTH, Item, PredictCall, segment_of, subject_of
-from flywheel_inference.routing.role import CHALLENGER, CHAMPION
-from flywheel_inference.routing.route import Route
-from flywheel_inference.scoring.scorer import Lane, Scored, ScoredBatch
+from flywheel_inference.requests.request import (
+    PredictCall,
+    RoutedRequest,
+    checked_id,
+    segment_of,
+    subject_of,
+)
+from flywheel_inference.routing.route import CHALLENGER, CHAMPION, Route
+from flywheel_inference.scoring.scored import Scored, ScoredBatch
+from flywheel_inference.scoring.scorer import ReleaseScorer
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`scored` is None when the answer is not the model's. Times in milliseconds."""
+    """The answer to a request. `scored` is None when it comes from a fallback. Times in milliseconds."""
 
-    item: Item
-    lane: Lane
+    request: RoutedRequest
+    scorer: ReleaseScorer
     role: int
     score: float
     decision: bool
@@ -41,7 +47,8 @@ class Answer:
 
 
 class Predictor:
-    """Answers requests. At most `max_in_flight` at once; each within its caller's budget less `reserve_seconds`."""
+    """Answers requests: at most `max_in_flight` at once, each within its caller's deadline less
+    `reserve_seconds`."""
 
     def __init__(
         self,
@@ -71,12 +78,12 @@ class Predictor:
         self.in_flight = 0
 
     async def predict(self, call: PredictCall) -> Answer:
-        """Raises InvalidArgument, NotFound, ResourceExhausted OVERLOADED, NoFallback."""
+        """Raises InvalidArgument, NotFound, ResourceExhausted OVERLOADED, Unavailable NO_FALLBACK,
+        RELEASE_NOT_READY."""
         started = time.perf_counter()
         if self.in_flight >= self._max_in_flight:
-            raise ResourceExhausted(
-                f"{self._max_in_flight} predictions are in flight already: retry after the delay, with backoff.",
-                reason="OVERLOADED",
+            raise TooManyPredictions(
+                f"{self._max_in_flight} predictions are in flight: retry after the delay, with backoff.",
                 retry_after_seconds=0.05,
             )
         route = self._routes.route(call.model)
@@ -86,27 +93,27 @@ class Predictor:
         finally:
             self.in_flight -= 1
 
-    async def _predict(self, route: Route[Lane], call: PredictCall, started: float) -> Answer:
-        lane, role = route.champion, CHAMPION
-        keys, fields = call.bind(lane.contract)
+    async def _predict(self, route: Route[ReleaseScorer], call: PredictCall, started: float) -> Answer:
+        scorer, role = route.champion, CHAMPION
+        keys, fields = call.bind(scorer.contract)
         subject = call.subject or subject_of(keys)
         copy_to = None
         if route.challenger is not None:
             choice = route.choose(subject)
             copy_to = choice.shadow
             if choice.challenger:
-                lane, role = choice.release, CHALLENGER
-                if lane.contract is not route.champion.contract:
-                    keys, fields = call.bind(lane.contract)
-        item = Item(
+                scorer, role = choice.release, CHALLENGER
+                if scorer.contract is not route.champion.contract:
+                    keys, fields = call.bind(scorer.contract)
+        request = RoutedRequest(
             call=call,
-            prediction_id=_checked(call.prediction_id) or self._new_id(),
+            prediction_id=checked_id(call.prediction_id) or self._new_id(),
             keys=keys,
             fields=fields,
             as_of_micros=call.as_of_micros,
             event_micros=call.as_of_micros if call.as_of_micros is not None else self._now_micros(),
             subject=subject,
-            segment=segment_of(call, lane.spec.segment_keys) if lane.spec.segment_keys else "",
+            segment=segment_of(call, scorer.spec.segment_keys) if scorer.spec.segment_keys else "",
             started=started,
             role=role,
             rollout=route.rollout,
@@ -115,93 +122,78 @@ class Predictor:
         left = left_seconds()
         budget = (self._default_budget if left is None else min(left, self._default_budget)) - self._reserve
         try:
-            scored = await lane.score(item, self._loop.time() + budget)
+            scored = await scorer.score(request, self._loop.time() + budget)
         except CannotScore as error:
-            return await self._degraded(route, lane, role, item, error.reason)
+            return await self._fall_back(scorer, request, error.reason)
         except Expired:
-            return await self._degraded(route, lane, role, item, fallback_choice.BUDGET_EXCEEDED)
-        self._measures.answered(lane.spec.model, role, fallback_choice.MODEL, "")
-        total = (time.perf_counter() - started) * 1e3
-        return Answer(
-            item, lane, role, scored.score, scored.decision, fallback_choice.MODEL, "", scored, total
-        )
+            return await self._fall_back(scorer, request, BudgetExceeded.reason)
+        self._measures.answered(scorer.spec.model, role, MODEL, "")
+        total_ms = (time.perf_counter() - started) * 1e3
+        return Answer(request, scorer, role, scored.score, scored.decision, MODEL, "", scored, total_ms)
 
-    def scored(self, lane: Lane, items: list[Item], batch: ScoredBatch) -> None:
-        """A lane's answers on their way to the callers: log them, copy those that the challenger is to see."""
+    def log_batch(self, scorer: ReleaseScorer, requests: list[RoutedRequest], batch: ScoredBatch) -> None:
+        """Logs a scored batch before its callers get their answers, and offers its shadow copies."""
         now = time.perf_counter()
-        self._measures.batch(len(items), batch.features_ms, batch.model_ms)
-        served = lane.tensors.served(batch.block)
-        latencies = np.array([(now - item.started) * 1e3 for item in items], np.float32)
-        sources = np.full(len(items), fallback_choice.MODEL, np.uint8)
-        # One kind, save for the batch in which a generation changes.
-        for (role, rollout), rows in _grouped(items, lambda item: (item.role, item.rollout)).items():
-            index: Any = slice(None) if len(rows) == len(items) else np.array(rows)
+        self._measures.batch(len(requests), batch.features_ms, batch.model_ms)
+        # Almost always a single group; several only in a batch during which the generation changes.
+        for (role, rollout), rows in _grouped(requests, lambda r: (r.role, r.rollout)).items():
+            whole = len(rows) == len(requests)
+            part = batch if whole else batch.take(np.array(rows))
+            of_part = requests if whole else [requests[row] for row in rows]
             self._log.offer(
-                LogRows(
-                    spec=lane.spec,
-                    contract=lane.contract,
-                    rollout=rollout,
+                log_rows(
+                    scorer,
+                    of_part,
                     role=role,
-                    feature_set=batch.block.feature_set,
-                    items=[items[row] for row in rows],
-                    features=tuple(column.take(index) for column in served),
-                    scores=batch.scores[index],
-                    decisions=batch.decisions[index],
-                    sources=sources[index],
-                    latencies_ms=latencies[index],
-                    reasons=[],
-                    applied=tuple(column.take(index) for column in batch.block.applied),
+                    rollout=rollout,
+                    block=part.block,
+                    scores=part.scores,
+                    decisions=part.decisions,
+                    sources=np.full(len(rows), MODEL, np.uint8),
+                    latencies_ms=np.array([(now - r.started) * 1e3 for r in of_part], np.float32),
                 )
             )
-        for (challenger, rollout), rows in _grouped(items, lambda item: (item.copy_to, item.rollout)).items():
+        for (challenger, rollout), rows in _grouped(requests, lambda r: (r.copy_to, r.rollout)).items():
             if challenger is not None:
-                block = batch.block if len(rows) == len(items) else batch.block.take(np.array(rows))
-                self._shadow.offer(challenger, rollout, [items[row] for row in rows], block)
+                block = batch.block if len(rows) == len(requests) else batch.block.take(np.array(rows))
+                self._shadow.offer(challenger, rollout, [requests[row] for row in rows], block)
 
-    async def _degraded(self, route: Route[Lane], lane: Lane, role: int, item: Item, reason: str) -> Answer:
-        policy, cached = lane.spec.fallback, None
+    async def _fall_back(self, scorer: ReleaseScorer, request: RoutedRequest, reason: str) -> Answer:
+        policy, cached = scorer.spec.fallback, None
         if self._cached is not None and policy.cached_max_age_seconds > 0:
-            cached = await self._cached.get(lane.spec.model, subject_of(item.keys))
-        found = fall_back(policy, cached, item.event_micros)
-        score, source = found if found is not None else (float("nan"), fallback_choice.ERROR)
-        decision = score >= lane.spec.threshold
-        total = (time.perf_counter() - item.started) * 1e3
+            cached = await self._cached.get(scorer.spec.model, subject_of(request.keys))
+        found = choose_fallback(policy, cached, request.event_micros)
+        score, source = found if found is not None else (float("nan"), ERROR)
+        decision = score >= scorer.spec.threshold
+        total_ms = (time.perf_counter() - request.started) * 1e3
         self._log.offer(
-            LogRows(
-                spec=lane.spec,
-                contract=lane.contract,
-                rollout=route.rollout,
-                role=role,
-                feature_set=lane.contract.feature_set,
-                items=[item],
-                features=None,
+            log_rows(
+                scorer,
+                [request],
+                role=request.role,
+                rollout=request.rollout,
+                block=None,
                 scores=np.array([score]),
                 decisions=np.array([decision]),
                 sources=np.array([source], np.uint8),
-                latencies_ms=np.array([total], np.float32),
+                latencies_ms=np.array([total_ms], np.float32),
                 reasons=[reason],
             )
         )
-        self._measures.answered(lane.spec.model, role, source, reason)
+        self._measures.answered(scorer.spec.model, request.role, source, reason)
         if found is None:
             raise NoFallback(
-                f"The model cannot answer ({reason}) and release {lane.spec.name} declares no default score: retry, or declare one.",
+                f"The model cannot answer ({reason}) and no fallback of release {scorer.spec.name} applies: "
+                "retry, or declare a default score.",
                 cause=reason,
             )
-        return Answer(item, lane, role, score, decision, source, reason, None, total)
+        return Answer(request, scorer, request.role, score, decision, source, reason, None, total_ms)
 
 
-def _checked(prediction_id: str) -> str:
-    if len(prediction_id) > MAX_ID_LENGTH:
-        raise InvalidArgument(
-            f"prediction_id has {len(prediction_id)} characters, at most {MAX_ID_LENGTH} are allowed.",
-            reason="INVALID_PREDICTION_ID",
-        )
-    return prediction_id
-
-
-def _grouped(items: list[Item], key: Callable[[Item], tuple[Any, str]]) -> dict[tuple[Any, str], list[int]]:
+def _grouped(
+    requests: list[RoutedRequest], key: Callable[[RoutedRequest], tuple[Any, str]]
+) -> dict[tuple[Any, str], list[int]]:
     groups: dict[tuple[Any, str], list[int]] = {}
-    for row, item in enumerate(items):
-        groups.setdefault(key(item), []).append(row)
+    for row, request in enumerate(requests):
+        groups.setdefault(key(request), []).append(row)
     return groups

@@ -1,8 +1,7 @@
-"""Shadow copies: the challenger answers what the champion answered, and nobody waits for it.
+"""Shadow copies: the challenger answers copies of the champion's requests, and no caller waits for it.
 
-Copies wait in a bounded queue served by one task. A full queue drops and counts; a challenger that hangs, fails or
-answers nonsense shows in its own log rows and nowhere else.
-"""
+Copies wait in a bounded queue with one worker. A full queue drops and counts copies. A challenger that hangs,
+fails or returns bad scores affects only its own log rows."""
 
 from __future__ import annotations
 
@@ -13,67 +12,77 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.errors import FlywheelError
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_inference.fallback import choice
-from flywheel_inference.fallback.choice import CannotScore
+from flywheel_inference.fallback.choice import ERROR, MODEL
+from flywheel_inference.fallback.errors import BadScore
 from flywheel_inference.models.feature_block import FeatureBlock
+from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction_log.rows import LogRows
-from flywheel_inference.requests.request import Item
-from flywheel_inference.routing.role import SHADOW
-from flywheel_inference.scoring.scorer import Lane, ScoredBatch
+from flywheel_inference.requests.request import RoutedRequest
+from flywheel_inference.routing.route import SHADOW
+from flywheel_inference.scoring.scored import ScoredBatch
+from flywheel_inference.scoring.scorer import ReleaseScorer
 
 log = get_logger(__name__)
 
 
 class ShadowCopies:
-    """`offer` from the hot path, `run` as a background task. At most `max_rows` wait; each batch gets
-    `timeout_seconds`."""
+    """`offer` is called on the Predict path, `run` is a background task. At most `max_rows` copies wait; each
+    batch gets `timeout_seconds`."""
 
     def __init__(
-        self, logged: Callable[[LogRows], None], *, max_rows: int = 2_000, timeout_seconds: float = 1.0
+        self, offer_to_log: Callable[[LogRows], None], *, max_rows: int = 2_000, timeout_seconds: float = 1.0
     ) -> None:
-        self._logged = logged
+        self._offer_to_log = offer_to_log
         self._max_rows = max_rows
         self._timeout = timeout_seconds
-        self._queue: deque[tuple[Lane, str, list[Item], FeatureBlock]] = deque()
+        self._queue: deque[tuple[ReleaseScorer, str, list[RoutedRequest], FeatureBlock]] = deque()
         self._rows = 0
         self._filled = asyncio.Event()
-        self._busy_with: Lane | None = None
+        self._running: ReleaseScorer | None = None
         self.dropped_count = 0
 
-    def offer(self, challenger: Lane, rollout: str, items: list[Item], block: FeatureBlock) -> None:
-        """Copies answered by the champion, with the features it saw (used again when the feature set is the same)."""
-        if self._rows + len(items) > self._max_rows:
-            self.dropped_count += len(items)
+    def offer(
+        self, challenger: ReleaseScorer, rollout: str, requests: list[RoutedRequest], block: FeatureBlock
+    ) -> None:
+        """Queues copies of requests that the champion answered. `block` holds the champion's features, which
+        are reused when the challenger has the same feature set."""
+        if self._rows + len(requests) > self._max_rows:
+            self.dropped_count += len(requests)
             return
-        self._rows += len(items)
-        self._queue.append((challenger, rollout, items, block))
+        self._rows += len(requests)
+        self._queue.append((challenger, rollout, requests, block))
         self._filled.set()
 
-    def uses(self, lane: Lane) -> bool:
-        """Whether copies for this release wait or are being answered."""
-        return self._busy_with is lane or any(challenger is lane for challenger, *_ in self._queue)
+    def uses(self, scorer: ReleaseScorer) -> bool:
+        """Whether copies for this release wait or are being scored."""
+        return self._running is scorer or any(challenger is scorer for challenger, *_ in self._queue)
 
     async def run(self) -> None:
-        """Answers copies until cancelled."""
+        """Scores copies until cancelled."""
         while True:
             await self._filled.wait()
             while self._queue:
-                challenger, rollout, items, block = self._queue.popleft()
-                self._rows -= len(items)
-                self._busy_with = challenger
+                challenger, rollout, requests, block = self._queue.popleft()
+                self._rows -= len(requests)
+                self._running = challenger
                 try:
-                    await self._answer(challenger, rollout, items, block)
+                    await self._score(challenger, rollout, requests, block)
                 except Exception as error:
                     log.error(
-                        "shadow copies failed", release=challenger.spec.name, rows=len(items), exc_info=error
+                        "shadow copies failed",
+                        release=challenger.spec.name,
+                        rows=len(requests),
+                        exc_info=error,
                     )
                 finally:
-                    self._busy_with = None
+                    self._running = None
             self._filled.clear()
 
-    async def _answer(self, challenger: Lane, rollout: str, items: list[Item], block: FeatureBlock) -> None:
+    async def _score(
+        self, challenger: ReleaseScorer, rollout: str, requests: list[RoutedRequest], block: FeatureBlock
+    ) -> None:
         began = time.perf_counter()
         batch: ScoredBatch | None = None
         reason = ""
@@ -81,63 +90,36 @@ class ShadowCopies:
             if block.feature_set and block.feature_set == challenger.contract.feature_set:
                 batch = await challenger.score_block(block, self._timeout)
             else:
-                batch = await challenger.score_items(_rebound(challenger, items), self._timeout)
-        except CannotScore as error:
-            reason = error.reason
+                bound = [request.bound_to(challenger.contract) for request in requests]
+                batch = await challenger.score_requests(bound, self._timeout)
         except FlywheelError as error:
             reason = error.reason
         milliseconds = (time.perf_counter() - began) * 1e3
-        self._logged(_rows(challenger, rollout, items, batch, reason, milliseconds))
-
-
-def _rebound(challenger: Lane, items: list[Item]) -> list[Item]:
-    """The requests bound to what the challenger's own feature set needs. Raises InvalidArgument."""
-    rebound = []
-    for item in items:
-        try:
-            keys, fields = item.call.bind(challenger.contract)
-        except InvalidArgument as error:
-            raise CannotScore(error.reason, error.message) from None
-        rebound.append(
-            Item(
-                call=item.call,
-                prediction_id=item.prediction_id,
-                keys=keys,
-                fields=fields,
-                as_of_micros=item.as_of_micros,
-                event_micros=item.event_micros,
-                subject=item.subject,
-                segment=item.segment,
-                started=item.started,
-            )
-        )
-    return rebound
+        self._offer_to_log(_rows(challenger, rollout, requests, batch, reason, milliseconds))
 
 
 def _rows(
-    challenger: Lane,
+    challenger: ReleaseScorer,
     rollout: str,
-    items: list[Item],
+    requests: list[RoutedRequest],
     batch: ScoredBatch | None,
     reason: str,
     milliseconds: float,
 ) -> LogRows:
-    count = len(items)
+    """The challenger's answers; `batch` None: it failed with `reason`."""
+    count = len(requests)
     scores = batch.scores if batch is not None else np.full(count, np.nan)
-    good = np.isfinite(scores)
-    reasons = [] if good.all() else ["" if ok else reason or choice.BAD_SCORE for ok in good.tolist()]
-    return LogRows(
-        spec=challenger.spec,
-        contract=challenger.contract,
-        rollout=rollout,
+    finite = np.isfinite(scores)
+    reasons = [] if finite.all() else ["" if ok else reason or BadScore.reason for ok in finite.tolist()]
+    return log_rows(
+        challenger,
+        requests,
         role=SHADOW,
-        feature_set=batch.block.feature_set if batch is not None else challenger.contract.feature_set,
-        items=items,
-        features=challenger.tensors.served(batch.block) if batch is not None else None,
+        rollout=rollout,
+        block=batch.block if batch is not None else None,
         scores=scores,
         decisions=batch.decisions if batch is not None else np.zeros(count, np.bool_),
-        sources=np.where(good, choice.MODEL, choice.ERROR).astype(np.uint8),
+        sources=np.where(finite, MODEL, ERROR).astype(np.uint8),
         latencies_ms=np.full(count, milliseconds, np.float32),
         reasons=reasons,
-        applied=batch.block.applied if batch is not None else (),
     )

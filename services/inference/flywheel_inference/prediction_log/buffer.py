@@ -1,9 +1,8 @@
-"""The prediction log: every answer, in columns, without ever slowing one.
+"""The buffer of the prediction log: logs every answer without delaying one.
 
-Rows wait in memory for `flush_seconds` or until `flush_rows` are there, then leave as one batch per release, role and
-partition, or several where one would be larger than the log takes. At most `max_rows` are held, those on their way to Kafka
-included; beyond, rows are dropped and counted.
-"""
+Rows wait in memory for `flush_seconds`, or until `flush_rows` are there. They leave as one record per
+release, role and partition, or as several when one would be too large. At most `max_rows` are held, including
+those being sent; rows beyond that are dropped and counted."""
 
 from __future__ import annotations
 
@@ -17,12 +16,10 @@ from flywheel_inference.prediction_log.rows import Group, LogRecord, LogRows
 
 log = get_logger(__name__)
 
-"""Numbers of events.v1.PredictionRole."""
-
 
 class PredictionLog:
-    """Takes rows from the hot path (`offer`) and stores them from a task of its own (`run`). An outage of the log is
-    waited out with what fits into `max_rows`."""
+    """Takes rows from the Predict path (`offer`) and stores them in a background task (`run`). During an
+    outage of the sink it holds up to `max_rows` and retries."""
 
     def __init__(
         self,
@@ -50,12 +47,12 @@ class PredictionLog:
 
     @property
     def held(self) -> int:
-        """Rows in memory that are not stored yet."""
+        """Number of rows in memory that are not stored yet."""
         return self._buffered + self._recorded
 
     def offer(self, rows: LogRows) -> None:
-        """Never waits: drops the rows, and counts them, when the buffer is full."""
-        count = len(rows.items)
+        """Adds rows without waiting. Drops and counts them when the buffer is full."""
+        count = len(rows.requests)
         if self.held + count > self._max_rows:
             self.dropped_count += count
             return
@@ -66,7 +63,7 @@ class PredictionLog:
             self._full.set()
 
     async def run(self) -> None:
-        """Stores until cancelled."""
+        """Stores rows until cancelled."""
         while True:
             await self._filled.wait()
             try:
@@ -78,7 +75,7 @@ class PredictionLog:
                 await asyncio.sleep(self._retry_seconds)
 
     async def flush(self) -> bool:
-        """Stores what is held now; False when the log did not take all of it."""
+        """Stores all rows held now; False when the sink did not take all of them."""
         async with self._lock:
             self._encode()
             while self._records:
@@ -90,12 +87,14 @@ class PredictionLog:
                     self.logged_count += record.rows
                 if stored < len(sending):
                     self._filled.set()
-                    log.warning("prediction log waits", rows=self.held, dropped=self.dropped_count)
+                    log.warning(
+                        "prediction log unavailable: rows wait", rows=self.held, dropped=self.dropped_count
+                    )
                     return False
             return True
 
     async def drain(self, timeout: float) -> None:
-        """At the end of the process: stores what is held, within `timeout` seconds; the rest is counted as dropped."""
+        """Stores the rows left at shutdown, within `timeout` seconds; counts the rest as dropped."""
         try:
             async with asyncio.timeout(timeout):
                 while not await self.flush():
@@ -111,7 +110,7 @@ class PredictionLog:
         for part in rows:
             groups.setdefault(part.group, []).append(part)
         for group in groups.values():
-            count = sum(len(part.items) for part in group)
+            count = sum(len(part.requests) for part in group)
             try:
                 records = self._sink.encode(group)
                 self._records.extend(records)
@@ -119,5 +118,5 @@ class PredictionLog:
                 self._recorded += recorded
                 self.dropped_count += count - recorded
             except Exception as error:
-                log.error("prediction log rows lost", rows=count, exc_info=error)
+                log.error("prediction log rows not encoded: dropped", rows=count, exc_info=error)
                 self.dropped_count += count

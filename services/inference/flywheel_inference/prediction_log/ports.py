@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Port for the storage of the prediction log."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from flywheel_inference.prediction_log.rows import LogRecord, LogRows
 
 
 class LogSink(Protocol):
-    """Where the log goes. It keeps records in the order in which they were published; equal ids are kept as often as they come:
-    consumers dedupe."""
+    """Stores the prediction log. Keeps records in the order of `publish`. Equal ids are stored as often as
+    they are published; consumers dedupe."""
 
     def encode(self, rows: Sequence[LogRows]) -> list[LogRecord]:
-        """Rows of one group as records that hold ids of their own partition only. No record is larger than the log takes; a
-        row that is too large alone is left out."""
+        """Records for rows of one group. A record holds only ids of its partition and is never larger than
+        the sink accepts; a row that is too large alone is left out."""
         ...
 
     async def publish(self, records: Sequence[LogRecord]) -> int:
-        """How many records at the front are stored; fewer than all when the log does not answer now."""
+        """How many records at the front are stored; fewer than all when the sink is unavailable."""
         ...

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Rows of the prediction log, in columns, and records encoded from them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,25 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_inference.models.feature_block import FeatureColumn
-from flywheel_inference.releases.release import Contract, ReleaseSpec
-from flywheel_inference.requests.request import Item
+from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
+from flywheel_inference.requests.request import RoutedRequest
 
 Group = tuple[str, str, int, str, bool, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class LogRows:
-    """Answers of one release in one role. `features` None: none were read. Arrays are [rows]; latencies in ms;
-    `reasons` is empty when no row has one; `applied` is that of the FeatureBlock."""
+    """Answers of one release in one role. Arrays are [rows]; latencies in milliseconds.
+
+    `features` None: no features were read. `reasons` is empty when no row has one. `applied`: see
+    `FeatureBlock`."""
 
     spec: ReleaseSpec
-    contract: Contract
+    contract: FeatureSetContract
     rollout: str
     role: int
     feature_set: str
-    items: list[Item]
+    requests: list[RoutedRequest]
     features: tuple[FeatureColumn, ...] | None
     scores: npt.NDArray[np.float64]
     decisions: npt.NDArray[np.bool_]
@@ -35,7 +37,7 @@ class LogRows:
 
     @property
     def group(self) -> Group:
-        """Rows of one group can share a batch."""
+        """Rows with equal groups can share a record."""
         applied = tuple(column.name for column in self.applied)
         return self.spec.name, self.rollout, self.role, self.feature_set, self.features is None, applied
 

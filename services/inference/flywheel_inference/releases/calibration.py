@@ -1,4 +1,4 @@
-"""From the model's raw score to a probability. The release owns it, so it switches with the model."""
+"""Calibration of a model's raw score to a probability; part of the release."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 Scores = npt.NDArray[np.float64]
 
 EPSILON = 1e-7
-"""Raw scores are kept this far from 0 and 1 before the logit, which would be infinite there."""
+"""Raw scores are clipped this far from 0 and 1, where the logit is infinite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class Identity:
     """The raw score is the probability."""
 
     def apply(self, raw: npt.NDArray[Any]) -> Scores:
+        """[rows] raw scores → [rows] probabilities."""
         return raw.astype(np.float64)
 
 
@@ -37,7 +38,7 @@ class Platt:
 
 @dataclass(frozen=True, slots=True)
 class Isotonic:
-    """Piecewise linear through (x, y), constant outside; x rises."""
+    """Piecewise linear through the points (x, y), constant outside them. x is non-decreasing."""
 
     x: tuple[float, ...]
     y: tuple[float, ...]
@@ -46,7 +47,7 @@ class Isotonic:
         if not self.x or len(self.x) != len(self.y):
             raise ValueError("isotonic calibration needs equally many x and y, at least one")
         if any(b < a for a, b in zip(self.x, self.x[1:], strict=False)):
-            raise ValueError("the x of an isotonic calibration must rise")
+            raise ValueError("the x of an isotonic calibration must not decrease")
 
     def apply(self, raw: npt.NDArray[Any]) -> Scores:
         """[rows] raw scores → [rows] probabilities; NaN stays NaN."""

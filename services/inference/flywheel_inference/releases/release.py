@@ -1,4 +1,4 @@
-"""What the gateway knows of a release: the immutable bundle of feature set, model version, calibration and threshold."""
+"""A release: feature set, model version, calibration, threshold and fallback policy as one immutable bundle."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from flywheel_inference.releases.calibration import Calibration, Identity
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """A typed field; `data_type` is the number of a types.v1.DataType."""
+    """A typed field. `data_type` is the number of a types.v1.DataType."""
 
     name: str
     data_type: int
 
 
 @dataclass(frozen=True, slots=True)
-class Contract:
+class FeatureSetContract:
     """What a caller must send for a feature set: join keys in key order, and request fields."""
 
     feature_set: str
@@ -29,7 +29,8 @@ class Contract:
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
-    """One model input. With a vocabulary the model sees the value's index in it, -1 when unknown."""
+    """One model input. With a vocabulary, the model gets the value's index in it, or -1 for an unknown
+    value."""
 
     name: str
     data_type: int
@@ -38,7 +39,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactSpec:
-    """One file of a model version; `sha256` is lower-case hex."""
+    """One file of a model version. `sha256` is lower-case hexadecimal."""
 
     name: str
     size_bytes: int
@@ -47,7 +48,8 @@ class ArtifactSpec:
 
 @dataclass(frozen=True, slots=True)
 class GoldenRows:
-    """Inputs [rows, inputs] float32 with the raw scores [rows] float32 they must give, within `tolerance` absolute."""
+    """Inputs [rows, inputs] float32 and the raw scores [rows] float32 expected for them, within `tolerance`
+    absolute."""
 
     inputs: npt.NDArray[np.float32]
     scores: npt.NDArray[np.float32]
@@ -56,8 +58,11 @@ class GoldenRows:
 
 @dataclass(frozen=True, slots=True)
 class FallbackPolicy:
-    """What answers when the model cannot: a batch prediction at most `cached_max_age_seconds` old (0: none), then
-    `default_score` (None: the request fails)."""
+    """Fallbacks of a release, applied in this order by `fallback.choice`.
+
+    `cached_max_age_seconds`: maximum age of a cached batch prediction; 0 disables it.
+    `default_score`: the default answer; None: the request fails.
+    """
 
     default_score: float | None = None
     cached_max_age_seconds: float = 0.0
@@ -65,7 +70,8 @@ class FallbackPolicy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReleaseSpec:
-    """Everything needed to serve one release. `triton_model` is the name of its model version inside Triton."""
+    """Everything needed to serve one release. `triton_model` is the name of the model version inside
+    Triton."""
 
     name: str
     model: str

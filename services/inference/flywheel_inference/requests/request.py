@@ -1,16 +1,17 @@
-"""One prediction on its way through the gateway."""
+"""A prediction request: as the caller sent it, and after routing."""
 
 from __future__ import annotations
 
 from typing import Any, Protocol
 
-from flywheel_inference.releases.release import Contract
+from flywheel_inference.releases.release import FeatureSetContract
+from flywheel_inference.requests.errors import InvalidPredictionId
 
 MAX_ID_LENGTH = 128
 
 
 class PredictCall(Protocol):
-    """A caller's request, before it is known which release answers and what that release needs."""
+    """A request before routing: which release answers, and what that release needs, is not known yet."""
 
     model: str
     subject: str
@@ -18,20 +19,22 @@ class PredictCall(Protocol):
     as_of_micros: int | None
     include_features: bool
 
-    def bind(self, contract: Contract) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """The join keys and request fields of a feature set, in its order and types; a null request field is None.
-        Raises InvalidArgument MISSING_JOIN_KEY, MISSING_REQUEST_FIELD, WRONG_TYPE."""
+    def bind(self, contract: FeatureSetContract) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The join keys and request fields of a feature set, in its order and types; a null request field is
+        None. Raises InvalidArgument MISSING_JOIN_KEY, MISSING_REQUEST_FIELD, WRONG_TYPE."""
         ...
 
     def key_text(self, name: str) -> str:
-        """An entity key as text, empty when it was not sent: for segments."""
+        """An entity key as text, empty when it was not sent. Used for segments."""
         ...
 
 
-class Item:
-    """A request bound to the release that answers it. `as_of_micros` None = now; `event_micros` is its event time;
-    `started` is on time.perf_counter. `role` (events.v1.PredictionRole) and `rollout` say why this release answers;
-    `copy_to` is the challenger that gets a shadow copy."""
+class RoutedRequest:
+    """A request bound to the release that answers it.
+
+    `as_of_micros` None: now. `event_micros`: event time of the prediction. `started`: on time.perf_counter.
+    `role` (`routing.route`) and `rollout`: why this release answers. `copy_to`: challenger that gets a shadow
+    copy."""
 
     __slots__ = (
         "as_of_micros",
@@ -77,6 +80,22 @@ class Item:
         self.rollout = rollout
         self.copy_to = copy_to
 
+    def bound_to(self, contract: FeatureSetContract) -> RoutedRequest:
+        """The same request with the keys and fields of another feature set, for a shadow copy.
+        Raises InvalidArgument."""
+        keys, fields = self.call.bind(contract)
+        return RoutedRequest(
+            call=self.call,
+            prediction_id=self.prediction_id,
+            keys=keys,
+            fields=fields,
+            as_of_micros=self.as_of_micros,
+            event_micros=self.event_micros,
+            subject=self.subject,
+            segment=self.segment,
+            started=self.started,
+        )
+
 
 def subject_of(keys: tuple[Any, ...]) -> str:
     """The default routing subject: the entity keys joined by `|`, in key order."""
@@ -86,3 +105,12 @@ def subject_of(keys: tuple[Any, ...]) -> str:
 def segment_of(call: PredictCall, segment_keys: tuple[str, ...]) -> str:
     """`origin=JFK,carrier=UA` for the release's segment keys; empty when it declares none."""
     return ",".join(f"{key}={call.key_text(key)}" for key in segment_keys)
+
+
+def checked_id(prediction_id: str) -> str:
+    """The id as it was sent. Raises InvalidPredictionId when it is too long."""
+    if len(prediction_id) > MAX_ID_LENGTH:
+        raise InvalidPredictionId(
+            f"prediction_id has {len(prediction_id)} characters: send at most {MAX_ID_LENGTH}."
+        )
+    return prediction_id

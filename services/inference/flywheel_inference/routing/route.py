@@ -1,23 +1,21 @@
-"""Which release answers a request: champion, challenger, and who is copied to the shadow.
-
-The documented hash (docs/architecture.md, Routing): bucket = first 8 bytes, big-endian, of SHA-256(salt + "/" + subject)
-modulo 10,000, with the rollout's name as the salt. A subject is in a share of p percent when its bucket < p * 100, so
-whoever is in stays in while the percentage grows.
-"""
+"""The route of a model: its champion, and its challenger with canary and shadow percentages."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from flywheel_inference.routing.canary_assignment import bucket
+from flywheel_inference.routing.canary_assignment import bucket, in_share
+
+CHAMPION, CHALLENGER, SHADOW = 1, 2, 3
+"""Roles of an answer: numbers of events.v1.PredictionRole."""
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True, slots=True)
 class Choice(Generic[R]):
-    """The release that answers; `shadow` gets a copy whose answer nobody sees."""
+    """The release that answers a request. `shadow` gets a copy of the request; its answer is only logged."""
 
     release: R
     challenger: bool
@@ -26,7 +24,7 @@ class Choice(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Route(Generic[R]):
-    """One model's routing in one generation. Requests take a route once and never look again, so none mixes two."""
+    """Routing of one model in one generation. A request reads it once and so never mixes generations."""
 
     model: str
     generation: int
@@ -37,11 +35,12 @@ class Route(Generic[R]):
     challenger_percent: float = 0.0
 
     def choose(self, subject: str) -> Choice[R]:
-        """The release for a subject: the same one for as long as this route's percentages hold."""
+        """The release that answers a subject; the same one as long as the percentages do not change."""
         challenger = self.challenger
         if challenger is None or (self.challenger_percent <= 0 and self.shadow_percent <= 0):
             return Choice(self.champion, False, None)
-        place = bucket(self.rollout, subject)
-        if place < self.challenger_percent * 100:
+        subject_bucket = bucket(self.rollout, subject)
+        if in_share(subject_bucket, self.challenger_percent):
             return Choice(challenger, True, None)
-        return Choice(self.champion, False, challenger if place < self.shadow_percent * 100 else None)
+        copied = in_share(subject_bucket, self.shadow_percent)
+        return Choice(self.champion, False, challenger if copied else None)

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Port for online features."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from flywheel_inference.models.feature_block import FeatureBlock
-from flywheel_inference.releases.release import Contract
+from flywheel_inference.releases.release import FeatureSetContract
 
 
 class FeatureLookup(Protocol):
-    """Reads the features of a feature set. Raises InvalidArgument for content, Unavailable or DeadlineExceeded else."""
+    """Reads online features. Raises InvalidArgument for the content of a request, else Unavailable or
+    DeadlineExceeded."""
 
     async def online(
         self,
-        contract: Contract,
+        contract: FeatureSetContract,
         keys: Sequence[tuple[object, ...]],
         fields: Sequence[tuple[object, ...]],
         as_of_micros: int | None,
         timeout: float,
-    ) -> FeatureBlock: ...
+    ) -> FeatureBlock:
+        """One row per key, in order. `as_of_micros` None: now."""
+        ...

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""The desired state of one model, as the registry publishes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from flywheel_inference.releases.release import ReleaseSpec
 
 @dataclass(frozen=True, slots=True)
 class DesiredModel:
-    """One model's share of the desired state, as the registry wants it."""
+    """Routing and releases that the registry wants for one model. `warm` releases are loaded but get no
+    traffic."""
 
     model: str
     generation: int
@@ -25,12 +26,7 @@ class DesiredModel:
         """Every release to keep loaded, the most urgent first."""
         return tuple(r for r in (self.champion, self.challenger, *self.warm) if r is not None)
 
-
-@dataclass(frozen=True, slots=True)
-class ObservedModel:
-    """What this gateway makes of a model: the generation that it applies (0: none), and release → why it is not ready."""
-
-    model: str
-    generation: int
-    ready_releases: tuple[str, ...]
-    failures: dict[str, str]
+    @property
+    def active_challenger(self) -> ReleaseSpec | None:
+        """The challenger, if it gets canary or shadow traffic."""
+        return self.challenger if self.shadow_percent > 0 or self.challenger_percent > 0 else None

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Observed state of a model: for the registry, and for GetServingStatus."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
+class ObservedModel:
+    """Report to the registry for one model. `generation`: the one applied completely, 0 for none.
+    `failures`: release → why it is not ready."""
+
+    model: str
+    generation: int
+    ready_releases: tuple[str, ...]
+    failures: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True)
 class ServingStatus:
-    """What this gateway serves for one model; `generation` 0: no generation is applied whole."""
+    """What this gateway serves for one model. `generation`: the one applied completely, 0 for none."""
 
     model: str
     generation: int

@@ -1,6 +1,6 @@
-"""What a gateway keeps on disk to boot while its peers are away: desired state, feature-set contracts, artifacts.
+"""The state folder, from which a gateway boots without its peers: desired state, contracts and artifacts.
 
-Every file is written beside its place and renamed over it, so a crash leaves the old one or the new one.
+Every file is written under another name and renamed, so a crash leaves the old file or the new one.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import os
 import secrets
 from pathlib import Path
 
-from flywheel_inference.releases.release import Contract, FieldSpec
+from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 
 
 class StateFolder:
-    """`store/`-side of `serving`: small files, blocking; call artifact methods from a thread."""
+    """`serving.DesiredStateStore` and `models.ArtifactCache`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -25,18 +25,16 @@ class StateFolder:
             directory.mkdir(parents=True, exist_ok=True)
 
     def gateway_id(self, make: str) -> str:
-        """The id kept here, `make` when there is none yet."""
+        """The stored gateway id; stores `make` when there is none yet."""
         file = self._folder / "gateway_id"
         if not file.exists():
             _write(file, make.encode())
         return file.read_text().strip()
 
     def save_desired(self, content: bytes) -> None:
-        """The registry's last word, as it came."""
         _write(self._folder / "desired.pb", hashlib.sha256(content).digest() + content)
 
     def load_desired(self) -> bytes | None:
-        """None when there is none, or it is damaged."""
         try:
             content = (self._folder / "desired.pb").read_bytes()
         except FileNotFoundError:
@@ -45,11 +43,9 @@ class StateFolder:
         return content if hashlib.sha256(content).digest() == digest else None
 
     def save_artifact(self, sha256: str, content: bytes) -> None:
-        """Content-addressed: the name is the digest."""
         _write(self._artifacts / sha256, content)
 
     def load_artifact(self, sha256: str) -> bytes | None:
-        """None when it is absent or its bytes no longer match their name."""
         try:
             content = (self._artifacts / sha256).read_bytes()
         except FileNotFoundError:
@@ -57,12 +53,11 @@ class StateFolder:
         return content if hashlib.sha256(content).hexdigest() == sha256 else None
 
     def keep_artifacts(self, wanted: set[str]) -> None:
-        """Removes the files of releases that are no longer wanted."""
         for file in self._artifacts.iterdir():
             if file.name not in wanted:
                 file.unlink(missing_ok=True)
 
-    def save_contract(self, contract: Contract) -> None:
+    def save_contract(self, contract: FeatureSetContract) -> None:
         content = {
             "feature_set": contract.feature_set,
             "join_keys": [[f.name, f.data_type] for f in contract.join_keys],
@@ -70,10 +65,10 @@ class StateFolder:
         }
         _write(self._contract_file(contract.feature_set), json.dumps(content).encode())
 
-    def load_contract(self, feature_set: str) -> Contract | None:
+    def load_contract(self, feature_set: str) -> FeatureSetContract | None:
         try:
             content = json.loads(self._contract_file(feature_set).read_bytes())
-            return Contract(
+            return FeatureSetContract(
                 feature_set=feature_set,
                 join_keys=tuple(FieldSpec(str(n), int(t)) for n, t in content["join_keys"]),
                 request_fields=tuple(FieldSpec(str(n), int(t)) for n, t in content["request_fields"]),
@@ -86,9 +81,9 @@ class StateFolder:
 
 
 def _write(file: Path, content: bytes) -> None:
-    beside = file.with_name(f"{file.name}.{secrets.token_hex(6)}.new")
-    with beside.open("wb") as opened:
+    temporary = file.with_name(f"{file.name}.{secrets.token_hex(6)}.new")
+    with temporary.open("wb") as opened:
         opened.write(content)
         opened.flush()
         os.fsync(opened.fileno())
-    beside.replace(file)
+    temporary.replace(file)

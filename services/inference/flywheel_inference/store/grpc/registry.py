@@ -1,4 +1,4 @@
-"""The registry: desired state in, observed state out, artifacts by digest."""
+"""The registry over gRPC: desired state in, observed state out, artifacts."""
 
 from __future__ import annotations
 
@@ -6,18 +6,16 @@ from collections.abc import AsyncIterator, Sequence
 
 import grpc
 
-from flywheel_common.errors import DataLoss
 from flywheel_common.grpc.channel import from_rpc_error
-from flywheel_inference.releases.release import (
-    ArtifactSpec,
-)
-from flywheel_inference.serving.desired_state import ObservedModel
+from flywheel_inference.models.errors import WrongSize
+from flywheel_inference.releases.release import ArtifactSpec
+from flywheel_inference.serving.status import ObservedModel
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2_grpc
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 
 
-class Registry:
-    """The gateway's side of the registry's API."""
+class GrpcRegistry:
+    """`serving.ServingRegistry` and `models.ArtifactSource`. `project` empty: all projects."""
 
     def __init__(self, channel: grpc.aio.Channel, gateway_id: str, project: str) -> None:
         self._stub = registry_pb2_grpc.RegistryServiceStub(channel)
@@ -25,7 +23,6 @@ class Registry:
         self._parent = f"projects/{project}" if project else ""
 
     async def watch(self) -> AsyncIterator[bytes]:
-        """The whole desired state (see `convert.desired_models`) now and at every change, until the stream breaks (FlywheelError) or ends."""
         request = pb.WatchServingRequest(gateway_id=self._gateway_id, parent=self._parent)
         call = self._stub.WatchServing(request)
         try:
@@ -37,7 +34,6 @@ class Registry:
             call.cancel()
 
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
-        """One heartbeat with what this gateway observed."""
         request = pb.ReportServingRequest(
             gateway_id=self._gateway_id, models=[to_observed(model) for model in models]
         )
@@ -47,7 +43,7 @@ class Registry:
             raise from_rpc_error(error) from None
 
     async def download(self, model_version: str, artifact: ArtifactSpec, timeout: float) -> bytes:
-        """One file's bytes, not yet checked. Raises DataLoss WRONG_SIZE as soon as more come than declared."""
+        """Stops with WRONG_SIZE at the first byte beyond the declared size, which bounds the memory."""
         request = pb.DownloadArtifactRequest(model_version=model_version, artifact=artifact.name)
         content = bytearray()
         call = self._stub.DownloadArtifact(request, timeout=timeout)
@@ -55,9 +51,9 @@ class Registry:
             async for part in call:
                 content += part.data
                 if len(content) > artifact.size_bytes:
-                    raise DataLoss(
-                        f"{artifact.name} of {model_version} is longer than the {artifact.size_bytes} bytes declared.",
-                        reason="WRONG_SIZE",
+                    raise WrongSize(
+                        f"{artifact.name} of {model_version} is longer than the declared "
+                        f"{artifact.size_bytes} bytes."
                     )
         except grpc.aio.AioRpcError as error:
             raise from_rpc_error(error) from None

@@ -1,4 +1,4 @@
-"""Kafka: the prediction log and the outcomes."""
+"""The prediction log and the outcomes in Kafka."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flywheel_inference.outcomes.row import OutcomeRow
 from flywheel_inference.prediction_log.rows import LogRecord, LogRows
 
 
-class KafkaLog:
+class KafkaPredictionLog:
     """`prediction_log.LogSink`."""
 
     def __init__(self, producer: Producer, partitions: int) -> None:

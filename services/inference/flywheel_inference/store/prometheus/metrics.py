@@ -1,4 +1,4 @@
-"""What the gateway shows on /metrics, beside the RED metrics of every service."""
+"""Metrics of the gateway on /metrics, in addition to the request metrics of every service."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from flywheel_inference.fallback.choice import CACHED, DEFAULT, ERROR, MODEL
-from flywheel_inference.routing.role import CHALLENGER, CHAMPION, SHADOW
+from flywheel_inference.routing.route import CHALLENGER, CHAMPION, SHADOW
 
 _ROLES = {CHAMPION: "champion", CHALLENGER: "challenger", SHADOW: "shadow"}
 _SOURCES = {MODEL: "model", CACHED: "cached", DEFAULT: "default", ERROR: "error"}
@@ -15,7 +15,8 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class GatewayMetrics:
-    """`prediction.Measures` on Prometheus. Children are looked up once."""
+    """`prediction.Measures` on Prometheus. Label children are created once: `labels()` costs time on the
+    Predict path."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._registry = registry
@@ -55,5 +56,5 @@ class GatewayMetrics:
         self._model.observe(model_ms / 1e3)
 
     def watch(self, name: str, description: str, read: Callable[[], float]) -> None:
-        """A gauge that is read when the page is."""
+        """A gauge whose value is read at every scrape."""
         Gauge(f"flywheel_inference_{name}", description, registry=self._registry).set_function(read)

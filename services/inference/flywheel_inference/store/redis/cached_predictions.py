@@ -1,8 +1,7 @@
-"""Batch predictions kept in Redis.
+"""Cached batch predictions in Redis.
 
-Key `prediction:{model resource name}:{entity keys joined by |}`, value 16 bytes little-endian: float64 calibrated score,
-int64 microseconds since 1970 UTC at which it was computed.
-"""
+Key `prediction:{model resource name}:{entity keys joined by |}`, value 16 bytes little-endian: float64
+calibrated score, int64 microseconds since 1970 UTC at which it was computed."""
 
 from __future__ import annotations
 
@@ -15,31 +14,38 @@ from redis.exceptions import RedisError
 
 from flywheel_common.deadline import left_seconds
 from flywheel_inference.fallback.choice import CachedPrediction
-from flywheel_inference.fallback.circuit_breaker import Breaker
+from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 
 _VALUE = struct.Struct("<dq")
 
 
 def key_of(model: str, subject: str) -> str:
-    """Where a batch prediction lies."""
+    """The Redis key of a prediction."""
     return f"prediction:{model}:{subject}"
 
 
 def encode(score: float, scored_at_micros: int) -> bytes:
-    """What lies there."""
+    """The Redis value of a prediction."""
     return _VALUE.pack(score, scored_at_micros)
 
 
-class RedisPredictions:
-    """`prediction.CachedPredictions`. A read is waited for at most `timeout_seconds` and half of what the running call has left. One
-    that is late goes on, so that a connection that was slow to open is there for the next; a Redis that is down is left alone by
-    a breaker."""
+class RedisCachedPredictions:
+    """`prediction.CachedPredictions`. A read waits at most `timeout_seconds` and half of the running call's
+    budget.
+
+    A late read continues in the background, so that a connection that opens slowly is ready for the next
+    read. A circuit breaker skips reads while Redis is down."""
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         self._redis = Redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=1.0)
         self._timeout = timeout_seconds
-        self._breaker = Breaker(threshold=5, open_seconds=1.0)
+        self._breaker = CircuitBreaker(threshold=5, open_seconds=1.0)
         self._reads: set[asyncio.Task[CachedPrediction | None]] = set()
+
+    @property
+    def pending_reads(self) -> int:
+        """Reads that have not ended yet, including those whose caller no longer waits."""
+        return len(self._reads)
 
     async def get(self, model: str, subject: str) -> CachedPrediction | None:
         if not self._breaker.allows(time.monotonic()):
@@ -48,12 +54,12 @@ class RedisPredictions:
         self._reads.add(read)
         read.add_done_callback(self._reads.discard)
         left = left_seconds()
-        patience = self._timeout if left is None else max(0.0, min(self._timeout, left / 2))
-        done, _ = await asyncio.wait({read}, timeout=patience)
+        timeout = self._timeout if left is None else max(0.0, min(self._timeout, left / 2))
+        done, _ = await asyncio.wait({read}, timeout=timeout)
         return read.result() if done else None
 
     async def connect(self) -> None:
-        """Opens a connection ahead of the first fallback; a Redis that is down is no error."""
+        """Opens a connection before the first fallback needs it. Does not raise when Redis is down."""
         try:
             await self._redis.ping()
         except (RedisError, OSError):

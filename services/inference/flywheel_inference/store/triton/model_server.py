@@ -1,4 +1,4 @@
-"""Triton over its gRPC API: tritonclient's own stubs, raw tensors in and out."""
+"""Triton over its gRPC API, with tritonclient's generated stubs and raw tensors."""
 
 from __future__ import annotations
 
@@ -10,14 +10,21 @@ import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from flywheel_common.errors import DeadlineExceeded, FailedPrecondition, FlywheelError, NotFound, Unavailable
+from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_inference.models.errors import (
+    ModelNotLoaded,
+    ModelRefused,
+    ModelServerDown,
+    ModelTimeout,
+    WrongShape,
+)
 from flywheel_inference.models.triton_config import DIGEST, INPUT, SCORE
 
-_ABSENT = ("unknown model", "is not found", "is not ready", "not loaded", "has no available versions")
+_NOT_LOADED = ("unknown model", "is not found", "is not ready", "not loaded", "has no available versions")
 
 
-class Triton:
-    """A model server: `scoring.ModelServer` and `release_loader.ModelControl`."""
+class TritonModelServer:
+    """`models.ModelControl`."""
 
     def __init__(self, address: str) -> None:
         self._channel = grpc.aio.insecure_channel(
@@ -53,14 +60,13 @@ class Triton:
             raise _translated(error, name) from None
         raw = response.raw_output_contents[0] if response.raw_output_contents else b""
         if len(raw) != rows * 4 or response.outputs[0].datatype != "FP32":
-            raise FailedPrecondition(
-                f"{name} answered {list(response.outputs[0].shape)} {response.outputs[0].datatype} where float32 [{rows}, 1] is agreed.",
-                reason="WRONG_SHAPE",
+            output = response.outputs[0]
+            raise WrongShape(
+                f"{name} returned {output.datatype} {list(output.shape)}: float32 [{rows}, 1] is expected."
             )
         return np.frombuffer(raw, "<f4")
 
     async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
-        """Loads or replaces a model. Raises Unavailable, DeadlineExceeded, FailedPrecondition MODEL_REFUSED."""
         request = pb.RepositoryModelLoadRequest(model_name=name)
         request.parameters["config"].string_param = config
         for path, content in files.items():
@@ -71,7 +77,6 @@ class Triton:
             raise _translated(error, name) from None
 
     async def unload(self, name: str, timeout: float) -> None:
-        """Unloads a model; one that is not loaded is fine."""
         try:
             await self._stub.RepositoryModelUnload(
                 pb.RepositoryModelUnloadRequest(model_name=name), timeout=timeout
@@ -82,7 +87,7 @@ class Triton:
                 raise translated from None
 
     async def loaded_digest(self, name: str, timeout: float) -> str:
-        """The digest of the file that a loaded model was made of; empty when it is not loaded, or loaded by others."""
+        """Also empty when the model was loaded without a digest, by another program."""
         if not await self.is_loaded(name, timeout):
             return ""
         try:
@@ -92,14 +97,10 @@ class Triton:
             if isinstance(translated, NotFound):
                 return ""
             raise translated from None
-        return (
-            str(response.config.parameters[DIGEST].string_value)
-            if DIGEST in response.config.parameters
-            else ""
-        )
+        parameters = response.config.parameters
+        return str(parameters[DIGEST].string_value) if DIGEST in parameters else ""
 
     async def is_loaded(self, name: str, timeout: float) -> bool:
-        """Raises Unavailable or DeadlineExceeded when Triton does not answer."""
         try:
             return bool((await self._stub.ModelReady(pb.ModelReadyRequest(name=name), timeout=timeout)).ready)
         except grpc.aio.AioRpcError as error:
@@ -111,15 +112,11 @@ class Triton:
 
 def _translated(error: grpc.aio.AioRpcError, name: str) -> FlywheelError:
     code, details = error.code(), error.details() or ""
-    if any(words in details for words in _ABSENT) and code in (
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.UNAVAILABLE,
-    ):
-        return NotFound(f"Triton has no model {name}: {details}", reason="MODEL_NOT_LOADED")
+    not_loaded = any(words in details for words in _NOT_LOADED)
+    if code is grpc.StatusCode.NOT_FOUND or (not_loaded and code is grpc.StatusCode.UNAVAILABLE):
+        return ModelNotLoaded(f"Triton has no model {name}: {details}")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"Triton did not answer for {name} in time.", reason="MODEL_TIMEOUT")
+        return ModelTimeout(f"Triton did not answer for {name} in time.")
     if code in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.UNKNOWN):
-        return Unavailable(f"Triton does not answer: {details}", reason="MODEL_SERVER_DOWN")
-    if code is grpc.StatusCode.NOT_FOUND:
-        return NotFound(f"Triton has no model {name}: {details}", reason="MODEL_NOT_LOADED")
-    return FailedPrecondition(f"Triton refused {name}: {details}", reason="MODEL_REFUSED")
+        return ModelServerDown(f"Triton does not answer: {details}")
+    return ModelRefused(f"Triton refused {name}: {details}")

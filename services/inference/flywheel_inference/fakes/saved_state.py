@@ -1,19 +1,19 @@
-"""TODO docstring."""
+"""The saved state of a gateway, in memory."""
 
 from __future__ import annotations
 
 import hashlib
 
-from flywheel_inference.releases.release import Contract
+from flywheel_inference.releases.release import FeatureSetContract
 
 
 class MemoryState:
-    """`serving.KeptState` and `release_loader.Kept`."""
+    """`serving.DesiredStateStore` and `models.ArtifactCache`."""
 
     def __init__(self) -> None:
         self._desired: bytes | None = None
         self._artifacts: dict[str, bytes] = {}
-        self._contracts: dict[str, Contract] = {}
+        self._contracts: dict[str, FeatureSetContract] = {}
 
     def save_desired(self, content: bytes) -> None:
         self._desired = content
@@ -31,8 +31,8 @@ class MemoryState:
     def keep_artifacts(self, wanted: set[str]) -> None:
         self._artifacts = {sha256: content for sha256, content in self._artifacts.items() if sha256 in wanted}
 
-    def save_contract(self, contract: Contract) -> None:
+    def save_contract(self, contract: FeatureSetContract) -> None:
         self._contracts[contract.feature_set] = contract
 
-    def load_contract(self, feature_set: str) -> Contract | None:
+    def load_contract(self, feature_set: str) -> FeatureSetContract | None:
         return self._contracts.get(feature_set)

@@ -1,4 +1,4 @@
-"""Protobuf ↔ domain: requests and answers, and the registry's desired state."""
+"""Conversion of answers and serving status from the domain to protobuf."""
 
 from __future__ import annotations
 
@@ -7,20 +7,19 @@ from collections.abc import Iterable
 from flywheel_common.value import from_python
 from flywheel_inference.models.feature_block import PRESENT, STATUS_NAMES
 from flywheel_inference.prediction.predictor import Answer
+from flywheel_inference.scoring.scored import Scored
 from flywheel_inference.serving.status import ServingStatus
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 
-"""The kind of Value that is already of the type: no coercion needed."""
-
 
 def to_response(answer: Answer) -> pb.PredictResponse:
-    item, scored = answer.item, answer.scored
+    request, scored, spec = answer.request, answer.scored, answer.scorer.spec
     response = pb.PredictResponse(
-        prediction_id=item.prediction_id,
+        prediction_id=request.prediction_id,
         score=answer.score,
         decision=answer.decision,
-        model_version=answer.lane.spec.model_version,
-        release=answer.lane.spec.name,
+        model_version=spec.model_version,
+        release=spec.name,
         role=answer.role,  # type: ignore[arg-type]
         source=answer.source,  # type: ignore[arg-type]
         degraded=scored is None,
@@ -32,18 +31,18 @@ def to_response(answer: Answer) -> pb.PredictResponse:
         timing.queue_ms = scored.queue_ms
         timing.features_ms = scored.batch.features_ms
         timing.model_ms = scored.batch.model_ms
-        if scored.flagged or item.call.include_features:
-            _add_features(response, answer)
+        include_all = request.call.include_features
+        if scored.flagged or include_all:
+            _add_features(response, scored, include_all=include_all)
     return response
 
 
-def _add_features(response: pb.PredictResponse, answer: Answer) -> None:
-    scored = answer.scored
-    assert scored is not None
+def _add_features(response: pb.PredictResponse, scored: Scored, *, include_all: bool) -> None:
+    """Adds the features that were not PRESENT, or all of them."""
     block, row = scored.batch.block, scored.row
     for place, column in enumerate(block.columns):
         status = int(block.statuses[place, row])
-        if status == PRESENT and not answer.item.call.include_features:
+        if status == PRESENT and not include_all:
             continue
         value = column.values[row]
         response.features.add(
