@@ -1,4 +1,4 @@
-"""What Triton is asked to load."""
+"""Tests of the Triton load request."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flywheel_inference.models.triton_config import load_request, model_name
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
-def test_both_backends_get_the_same_tensors_batching_without_delay_and_the_files_digest(backend: str) -> None:
+def test_both_backends_get_the_same_tensors_batching_and_digest(backend: str) -> None:
     config, files = load_request("p.m.v3", 7, b"onnx", "abc", backend=backend, instances=2)  # type: ignore[arg-type]
     parsed = json.loads(config)
     assert (parsed["name"], parsed["backend"]) == ("p.m.v3", backend)
@@ -23,10 +23,10 @@ def test_both_backends_get_the_same_tensors_batching_without_delay_and_the_files
     assert ("file:1/model.py" in files) == (backend == "python")
 
 
-def test_the_model_py_is_python() -> None:
+def test_model_py_compiles() -> None:
     _, files = load_request("p.m.v3", 7, b"onnx", "abc", backend="python")
     compile(files["file:1/model.py"], "model.py", "exec")
 
 
-def test_a_model_version_has_one_name() -> None:
+def test_model_names_contain_project_model_and_version() -> None:
     assert model_name("default", "late-arrival", 42) == "default.late-arrival.v42"

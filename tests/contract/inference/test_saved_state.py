@@ -1,4 +1,4 @@
-"""One law for what a gateway keeps to boot from, in memory and on disk. That it boots so is tested through its RPCs: test_laws_at_the_edge.py."""
+"""Contract tests of the saved state of a gateway, in memory and on disk."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from flywheel_inference.fakes.kept_state import MemoryState
-from flywheel_inference.releases.release import Contract, FieldSpec
+from flywheel_inference.fakes.saved_state import MemoryState
+from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 from flywheel_inference.store.disk.state_folder import StateFolder
 
-CONTRACT = Contract(
+CONTRACT = FeatureSetContract(
     "projects/p/featureSets/f/versions/2",
     (FieldSpec("tail", 5), FieldSpec("day", 2)),
     (FieldSpec("miles", 4),),
@@ -24,7 +24,7 @@ Boot = Callable[[], Any]
 
 @pytest.fixture(params=["memory", "disk"])
 def boot(request: pytest.FixtureRequest, tmp_path: Path) -> Boot:
-    """What was kept, as a gateway that starts anew finds it."""
+    """Opens the saved state as a starting gateway does."""
     if request.param == "memory":
         memory = MemoryState()
         return lambda: memory
@@ -35,59 +35,59 @@ def digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def test_nothing_is_kept_at_first(boot: Boot) -> None:
-    kept = boot()
-    assert (None, None, None) == (
-        kept.load_desired(), kept.load_artifact(digest(b"onnx")), kept.load_contract(CONTRACT.feature_set),
-    )  # fmt: skip
-    kept.keep_artifacts(set())
+def test_a_new_state_is_empty(boot: Boot) -> None:
+    saved = boot()
+    assert saved.load_desired() is None
+    assert saved.load_artifact(digest(b"onnx")) is None
+    assert saved.load_contract(CONTRACT.feature_set) is None
+    saved.keep_artifacts(set())
 
 
-def test_what_was_saved_last_is_there_after_a_restart(boot: Boot) -> None:
-    other = Contract("projects/p/featureSets/f/versions/3", (), ())
-    kept = boot()
+def test_the_value_saved_last_survives_a_restart(boot: Boot) -> None:
+    other = FeatureSetContract("projects/p/featureSets/f/versions/3", (), ())
+    saved = boot()
     for desired in (b"first", b"", b"wanted"):
-        kept.save_desired(desired)
+        saved.save_desired(desired)
         assert desired == boot().load_desired()
     for contract in (CONTRACT, other):
-        kept.save_contract(contract)
+        saved.save_contract(contract)
     for content in (b"onnx", b""):
-        kept.save_artifact(digest(content), content)
+        saved.save_artifact(digest(content), content)
     again = boot()
     assert [CONTRACT, other] == [again.load_contract(c.feature_set) for c in (CONTRACT, other)]
     assert [b"onnx", b""] == [again.load_artifact(digest(content)) for content in (b"onnx", b"")]
     assert again.load_contract("projects/p/featureSets/f") is None
 
 
-def test_an_artifact_that_does_not_have_its_digest_is_not_used_and_can_be_saved_again(boot: Boot) -> None:
-    kept = boot()
-    kept.save_artifact(digest(b"onnx"), b"other")
+def test_an_artifact_with_a_wrong_digest_is_ignored_and_can_be_replaced(boot: Boot) -> None:
+    saved = boot()
+    saved.save_artifact(digest(b"onnx"), b"other")
     assert boot().load_artifact(digest(b"onnx")) is None
-    kept.save_artifact(digest(b"onnx"), b"onnx")
+    saved.save_artifact(digest(b"onnx"), b"onnx")
     assert b"onnx" == boot().load_artifact(digest(b"onnx"))
 
 
-def test_only_wanted_artifacts_stay(boot: Boot) -> None:
-    kept = boot()
+def test_keep_artifacts_deletes_the_others(boot: Boot) -> None:
+    saved = boot()
     contents = [b"a", b"b", b"c"]
     for content in contents:
-        kept.save_artifact(digest(content), content)
-    kept.keep_artifacts({digest(b"b"), digest(b"never seen")})
+        saved.save_artifact(digest(content), content)
+    saved.keep_artifacts({digest(b"b"), digest(b"never seen")})
     assert [None, b"b", None] == [boot().load_artifact(digest(content)) for content in contents]
 
 
-def test_of_states_saved_at_once_one_is_there_whole(boot: Boot) -> None:
+def test_concurrent_saves_leave_one_complete_state(boot: Boot) -> None:
     states = [bytes([i]) * 100_000 for i in range(16)]
-    kept = boot()
+    saved = boot()
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(kept.save_desired, states))
-        list(threads.map(lambda _: kept.save_artifact(digest(states[0]), states[0]), range(16)))
+        list(threads.map(saved.save_desired, states))
+        list(threads.map(lambda _: saved.save_artifact(digest(states[0]), states[0]), range(16)))
     assert boot().load_desired() in states
     assert states[0] == boot().load_artifact(digest(states[0]))
 
 
 @pytest.mark.parametrize("damage", [b"", b"short", b"x" * 38])
-def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_file_is_ignored(tmp_path: Path, damage: bytes) -> None:
     folder = StateFolder(tmp_path)
     folder.save_desired(b"wanted")
     folder.save_contract(CONTRACT)
@@ -97,19 +97,19 @@ def test_a_damaged_file_is_as_good_as_none(tmp_path: Path, damage: bytes) -> Non
     for file in files:
         file.write_bytes(damage)
     again = StateFolder(tmp_path)
-    assert (None, None, None) == (
-        again.load_desired(), again.load_artifact(digest(b"onnx")), again.load_contract(CONTRACT.feature_set),
-    )  # fmt: skip
+    assert again.load_desired() is None
+    assert again.load_artifact(digest(b"onnx")) is None
+    assert again.load_contract(CONTRACT.feature_set) is None
 
 
-def test_one_changed_bit_of_the_desired_state_is_noticed(tmp_path: Path) -> None:
+def test_a_changed_byte_of_the_desired_state_is_detected(tmp_path: Path) -> None:
     StateFolder(tmp_path).save_desired(b"wanted")
     file = tmp_path / "desired.pb"
     file.write_bytes(file.read_bytes()[:-1] + b"e")
     assert StateFolder(tmp_path).load_desired() is None
 
 
-def test_a_file_that_a_crash_left_half_written_is_never_read(tmp_path: Path) -> None:
+def test_a_partly_written_file_is_never_read(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path)
     folder.save_desired(b"wanted")
     (tmp_path / "desired.pb.0123456789ab.new").write_bytes(b"half")
@@ -120,5 +120,5 @@ def test_a_file_that_a_crash_left_half_written_is_never_read(tmp_path: Path) -> 
     assert [] == list((tmp_path / "artifacts").iterdir())
 
 
-def test_a_gateway_keeps_its_id(tmp_path: Path) -> None:
+def test_the_gateway_id_is_stored_once(tmp_path: Path) -> None:
     assert "one" == StateFolder(tmp_path).gateway_id("one") == StateFolder(tmp_path).gateway_id("two")

@@ -1,11 +1,11 @@
-"""The tensor that the model sees is the signature's, column by column."""
+"""Tests of the input tensor and of feature blocks."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn, join
+from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn, concatenate_blocks
 from flywheel_inference.models.input_tensor import MissingFeature, TensorBuilder
 from flywheel_inference.releases.release import InputSpec
 from flywheel_protos.types.v1 import value_pb2 as t
@@ -28,7 +28,7 @@ COUNT = column("a__count", [7, 8, 9], t.DATA_TYPE_INT64)
 LATE = column("a__late", [True, False, True], t.DATA_TYPE_BOOL)
 
 
-def test_columns_follow_the_signature_null_is_nan_and_unknown_is_minus_one() -> None:
+def test_columns_follow_the_signature_with_nan_and_minus_one() -> None:
     builder = TensorBuilder(
         [
             InputSpec("a__origin", t.DATA_TYPE_STRING, ("LGA", "JFK")),
@@ -42,7 +42,7 @@ def test_columns_follow_the_signature_null_is_nan_and_unknown_is_minus_one() -> 
     np.testing.assert_array_equal(tensor, [[1, 7, 1.5, 1], [-1, 8, np.nan, 0], [-1, 9, 3.0, 1]])
 
 
-def test_the_order_of_the_answer_does_not_matter_even_when_it_changes() -> None:
+def test_the_order_of_feature_columns_may_change() -> None:
     builder = TensorBuilder(
         [InputSpec("a__count", t.DATA_TYPE_INT64), InputSpec("a__delay", t.DATA_TYPE_FLOAT64)]
     )
@@ -50,7 +50,7 @@ def test_the_order_of_the_answer_does_not_matter_even_when_it_changes() -> None:
     np.testing.assert_array_equal(first, second)
 
 
-def test_numbers_and_truths_may_be_categories() -> None:
+def test_numbers_and_booleans_can_be_categories() -> None:
     builder = TensorBuilder(
         [
             InputSpec("a__count", t.DATA_TYPE_INT64, ("9", "7")),
@@ -62,7 +62,7 @@ def test_numbers_and_truths_may_be_categories() -> None:
     assert [c.values.tolist() for c in served] == [["7", "8", "9"], ["true", "false", "true"]]
 
 
-def test_an_input_that_is_not_answered_is_named() -> None:
+def test_a_missing_input_is_named() -> None:
     builder = TensorBuilder(
         [InputSpec("a__count", t.DATA_TYPE_INT64), InputSpec("b__gone", t.DATA_TYPE_FLOAT64)]
     )
@@ -75,8 +75,8 @@ def test_text_without_a_vocabulary_is_refused() -> None:
         TensorBuilder([InputSpec("a__origin", t.DATA_TYPE_STRING)]).build(block(ORIGIN))
 
 
-def test_answers_join_and_split_row_by_row() -> None:
-    whole = join([block(DELAY, ORIGIN), block(DELAY, ORIGIN)])
+def test_blocks_are_concatenated_and_taken_by_row() -> None:
+    whole = concatenate_blocks([block(DELAY, ORIGIN), block(DELAY, ORIGIN)])
     assert whole.rows == 6
     part = whole.take(np.array([4, 0]))
     assert part.columns[1].values.tolist() == ["???", "JFK"]
