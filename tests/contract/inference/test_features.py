@@ -34,7 +34,7 @@ CONTRACT = FeatureSetContract(
 @dataclass
 class Adapter:
     port: Any
-    """`scoring.FeatureLookup` and `models.FeatureSetContracts`. hist__delay is 2 for UA, -1 for DL, null for AA."""
+    """`scoring.FeatureLookup` and `models.FeatureSetContracts`; hist__delay: UA 2, DL -1, AA null."""
     stop: Callable[[], Awaitable[None]]
     start: Callable[[], Awaitable[None]]
 

@@ -1,4 +1,4 @@
-"""The RPCs of a whole gateway on in-memory backends: conversion, status codes and reasons, ids, the log at shutdown."""
+"""The RPCs of a gateway on in-memory backends: conversion, status codes and reasons, repeated ids."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Malformed and random requests: every method answers with documented errors, and a refused request has no effect."""
+"""Malformed and random requests: documented errors only, and no effect of a refused request."""
 
 from __future__ import annotations
 

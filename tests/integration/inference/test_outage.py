@@ -1,4 +1,4 @@
-"""Dependencies that hang: predictions are answered before their deadline, and the model answers again afterwards."""
+"""Hung dependencies: predictions are answered before their deadline, and recover afterwards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Serving follows the desired state on real Triton: generations, verified releases, outages, boot from disk."""
+"""Serving on real Triton: generations, verified releases, outages, boot from disk."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Gateway:
 
 
 def settings_for_tests(**changes: Any) -> InferenceSettings:
-    """Settings with a free port and a fast shutdown; the address of a peer that `changes` lacks has no server."""
+    """Settings with a free port and a fast shutdown. Peers that `changes` lacks are unreachable."""
     values: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "metrics_listen": "",
@@ -113,7 +113,7 @@ def settings_for_tests(**changes: Any) -> InferenceSettings:
 
 
 class Deployment:
-    """Stand-ins for the registry and the feature service, and gateways on the backends named in `settings`."""
+    """Stand-ins for the registry and the feature service, and gateways with these settings."""
 
     def __init__(self, stack: AsyncExitStack, **settings: Any) -> None:
         self._stack = stack

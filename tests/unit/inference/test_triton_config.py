@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from flywheel_inference.models.triton_config import load_request, model_name
+from flywheel_inference.models.triton_config import Backend, load_request, model_name
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
-def test_both_backends_get_the_same_tensors_batching_and_digest(backend: str) -> None:
-    config, files = load_request("p.m.v3", 7, b"onnx", "abc", backend=backend, instances=2)  # type: ignore[arg-type]
+def test_both_backends_get_the_same_tensors_batching_and_digest(backend: Backend) -> None:
+    config, files = load_request("p.m.v3", 7, b"onnx", "abc", backend=backend, instances=2)
     parsed = json.loads(config)
     assert (parsed["name"], parsed["backend"]) == ("p.m.v3", backend)
     assert parsed["input"] == [{"name": "INPUT", "data_type": "TYPE_FP32", "dims": [7]}]

@@ -16,7 +16,8 @@ class MemoryModelServer:
     """`models.ModelControl`. `run` computes [rows] scores from a model file and [rows, inputs].
 
     `run` is tried when a model is loaded; it raises ValueError when the file is no model with that many
-    inputs. `down`: calls raise Unavailable."""
+    inputs. `down`: calls raise Unavailable.
+    """
 
     def __init__(self, run: Callable[[bytes, Floats], Floats]) -> None:
         self._run = run

@@ -2,7 +2,8 @@
 
 `CannotScore` and its subclasses do not leave the service: the request is answered by a fallback, and the
 reason becomes `degraded_reason` of the answer and `error_reasons` of the prediction log. When no fallback
-applies, the caller gets `NoFallback`."""
+applies, the caller gets `NoFallback`.
+"""
 
 from __future__ import annotations
 

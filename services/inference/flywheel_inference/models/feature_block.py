@@ -35,7 +35,8 @@ class FeatureBlock:
     """The features of a batch, from one feature set version.
 
     `statuses` [features, rows] holds PRESENT, NULL, NOT_FOUND or STALE. `applied` holds the stream offsets
-    that the features contain (lists: partition, next offset, …), for the prediction log."""
+    that the features contain (lists: partition, next offset, …), for the prediction log.
+    """
 
     feature_set: str
     columns: tuple[FeatureColumn, ...]

@@ -2,7 +2,8 @@
 
 The signature names the inputs in order. The tensor is float32 [rows, inputs]: a null number is NaN, a
 category is its index in the vocabulary, an unknown or null category is -1 (docs/architecture.md, The model's
-contract)."""
+contract).
+"""
 
 from __future__ import annotations
 

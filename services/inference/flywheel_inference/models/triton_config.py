@@ -36,7 +36,8 @@ def load_request(
     delay: requests that arrive while an instance is busy form its next batch.
 
     The digest is part of the config because Triton does not reload a model whose config is unchanged, even
-    when its files changed."""
+    when its files changed.
+    """
     config: dict[str, object] = {
         "name": name,
         "max_batch_size": MAX_BATCH_ROWS,

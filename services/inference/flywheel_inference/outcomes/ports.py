@@ -15,5 +15,6 @@ class OutcomeSink(Protocol):
         """Returns when all rows are stored on every in-sync replica, rows of one prediction in their order.
 
         Raises Unavailable KAFKA_UNAVAILABLE, InvalidArgument EVENT_TOO_LARGE; some rows may be stored then.
-        Equal rows are stored as often as they are sent; consumers dedupe by outcome id."""
+        Equal rows are stored as often as they are sent; consumers dedupe by outcome id.
+        """
         ...

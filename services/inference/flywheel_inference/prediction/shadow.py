@@ -1,7 +1,8 @@
 """Shadow copies: the challenger answers copies of the champion's requests, and no caller waits for it.
 
 Copies wait in a bounded queue with one worker. A full queue drops and counts copies. A challenger that hangs,
-fails or returns bad scores affects only its own log rows."""
+fails or returns bad scores affects only its own log rows.
+"""
 
 from __future__ import annotations
 

@@ -2,7 +2,8 @@
 
 Rows wait in memory for `flush_seconds`, or until `flush_rows` are there. They leave as one record per
 release, role and partition, or as several when one would be too large. At most `max_rows` are held, including
-those being sent; rows beyond that are dropped and counted."""
+those being sent; rows beyond that are dropped and counted.
+"""
 
 from __future__ import annotations
 

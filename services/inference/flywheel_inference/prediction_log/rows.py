@@ -19,7 +19,8 @@ class LogRows:
     """Answers of one release in one role. Arrays are [rows]; latencies in milliseconds.
 
     `features` None: no features were read. `reasons` is empty when no row has one. `applied`: see
-    `FeatureBlock`."""
+    `FeatureBlock`.
+    """
 
     spec: ReleaseSpec
     contract: FeatureSetContract

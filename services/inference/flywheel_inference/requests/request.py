@@ -34,7 +34,8 @@ class RoutedRequest:
 
     `as_of_micros` None: now. `event_micros`: event time of the prediction. `started`: on time.perf_counter.
     `role` (`routing.route`) and `rollout`: why this release answers. `copy_to`: challenger that gets a shadow
-    copy."""
+    copy.
+    """
 
     __slots__ = (
         "as_of_micros",

@@ -2,7 +2,8 @@
 
 bucket = first 8 bytes, big-endian, of SHA-256(rollout + "/" + subject), modulo 10,000. A subject is in a
 share of p percent when its bucket < p * 100. A subject that is in the share therefore stays in it while the
-percentage grows. docs/architecture.md (Routing) documents this hash."""
+percentage grows. docs/architecture.md (Routing) documents this hash.
+"""
 
 from __future__ import annotations
 

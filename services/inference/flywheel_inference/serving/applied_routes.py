@@ -1,7 +1,8 @@
 """Application of generations: a model's route is replaced at once, when every release it needs is ready.
 
 Until then the old route serves. A model without a route gets its new champion alone as soon as that is ready;
-its generation counts as applied only when the challenger is ready too."""
+its generation counts as applied only when the challenger is ready too.
+"""
 
 from __future__ import annotations
 

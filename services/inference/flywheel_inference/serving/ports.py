@@ -24,7 +24,8 @@ class DesiredStateStore(Protocol):
     """The local copy from which a gateway boots while the registry is unavailable. Blocking; raises OSError.
 
     `load_desired` returns the state saved last, complete even if the process died while saving; None when
-    there is none or it is damaged. `keep_artifacts` deletes the artifacts that are not wanted."""
+    there is none or it is damaged. `keep_artifacts` deletes the artifacts that are not wanted.
+    """
 
     def save_desired(self, content: bytes) -> None: ...
     def load_desired(self) -> bytes | None: ...

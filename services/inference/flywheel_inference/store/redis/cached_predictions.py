@@ -1,7 +1,8 @@
 """Cached batch predictions in Redis.
 
 Key `prediction:{model resource name}:{entity keys joined by |}`, value 16 bytes little-endian: float64
-calibrated score, int64 microseconds since 1970 UTC at which it was computed."""
+calibrated score, int64 microseconds since 1970 UTC at which it was computed.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ class RedisCachedPredictions:
     budget.
 
     A late read continues in the background, so that a connection that opens slowly is ready for the next
-    read. A circuit breaker skips reads while Redis is down."""
+    read. A circuit breaker skips reads while Redis is down.
+    """
 
     def __init__(self, url: str, *, timeout_seconds: float) -> None:
         self._redis = Redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=1.0)
