@@ -116,8 +116,8 @@ async def main() -> int:
         console.rule(f"Replay of April to {until - timedelta(days=1):%B}, hour by hour")
         with Progress(console=console) as bars:
             bar = bars.add_task("flights", total=replay.total(until))
-            async for hour, asked in replay.steps(until):
-                bars.update(bar, advance=asked, description=f"flights {hour:%b %d}")
+            async for hour, predicted in replay.steps(until):
+                bars.update(bar, advance=predicted, description=f"flights {hour:%b %d}")
                 if hour.hour == 8:  # night in New York
                     await end_day(client, watch, hour)
         console.rule("Rollback, skew check, and the year in one table")

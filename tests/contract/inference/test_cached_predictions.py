@@ -41,7 +41,7 @@ async def adapter(url: str) -> AsyncIterator[Adapter]:
         memory = MemoryCachedPredictions()
 
         async def put(model: str, subject: str, prediction: CachedPrediction) -> None:
-            memory.held[model, subject] = prediction
+            memory.predictions[model, subject] = prediction
 
         yield Adapter(memory, put)
         return

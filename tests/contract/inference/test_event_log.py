@@ -96,10 +96,10 @@ async def log(bootstrap: str, producer: Producer) -> AsyncIterator[Log]:
     if not bootstrap:
         memory = MemoryPredictionLog(PARTITIONS)
 
-        async def held() -> list[tuple[int, PredictionBatch]]:
+        async def stored_batches() -> list[tuple[int, PredictionBatch]]:
             return [(r.partition, payload_of(parse_event(r.value), PredictionBatch)) for r in memory.stored]
 
-        yield Log(memory, held)
+        yield Log(memory, stored_batches)
         return
     tail = await tail_of(bootstrap, topics.PREDICTION_LOGGED)
 
@@ -199,10 +199,10 @@ async def outcomes(bootstrap: str, producer: Producer) -> AsyncIterator[Outcomes
     if not bootstrap:
         memory = MemoryOutcomes()
 
-        async def held() -> list[tuple[str, OutcomeRow]]:
+        async def stored_rows() -> list[tuple[str, OutcomeRow]]:
             return list(memory.stored)
 
-        yield Outcomes(memory, held)
+        yield Outcomes(memory, stored_rows)
         return
     tail = await tail_of(bootstrap, topics.OUTCOME_RECORDED)
 

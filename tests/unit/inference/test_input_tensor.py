@@ -76,8 +76,8 @@ def test_text_without_a_vocabulary_is_refused() -> None:
 
 
 def test_blocks_are_concatenated_and_taken_by_row() -> None:
-    whole = concatenate_blocks([block(DELAY, ORIGIN), block(DELAY, ORIGIN)])
-    assert whole.rows == 6
-    part = whole.take(np.array([4, 0]))
+    joined = concatenate_blocks([block(DELAY, ORIGIN), block(DELAY, ORIGIN)])
+    assert joined.rows == 6
+    part = joined.take(np.array([4, 0]))
     assert part.columns[1].values.tolist() == ["???", "JFK"]
     assert part.columns[0].valid.tolist() == [False, True]

@@ -9,7 +9,7 @@ class MemoryCachedPredictions:
     """`prediction.CachedPredictions`."""
 
     def __init__(self) -> None:
-        self.held: dict[tuple[str, str], CachedPrediction] = {}
+        self.predictions: dict[tuple[str, str], CachedPrediction] = {}
 
     async def get(self, model: str, subject: str) -> CachedPrediction | None:
-        return self.held.get((model, subject))
+        return self.predictions.get((model, subject))

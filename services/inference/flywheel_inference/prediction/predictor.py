@@ -31,7 +31,7 @@ from flywheel_inference.scoring.scored import Scored, ScoredBatch
 from flywheel_inference.scoring.scorer import ReleaseScorer
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """The answer to a request. `scored` is None when it comes from a fallback. Times in milliseconds."""
 
@@ -129,7 +129,17 @@ class Predictor:
             return await self._fall_back(scorer, request, BudgetExceeded.reason)
         self._measures.answered(scorer.spec.model, role, MODEL, "")
         total_ms = (time.perf_counter() - started) * 1e3
-        return Answer(request, scorer, role, scored.score, scored.decision, MODEL, "", scored, total_ms)
+        return Answer(
+            request=request,
+            scorer=scorer,
+            role=role,
+            score=scored.score,
+            decision=scored.decision,
+            source=MODEL,
+            reason="",
+            scored=scored,
+            total_ms=total_ms,
+        )
 
     def log_batch(self, scorer: ReleaseScorer, requests: list[RoutedRequest], batch: ScoredBatch) -> None:
         """Logs a scored batch before its callers get their answers, and offers its shadow copies."""
@@ -137,9 +147,9 @@ class Predictor:
         self._measures.batch(len(requests), batch.features_ms, batch.model_ms)
         # Almost always a single group; several only in a batch during which the generation changes.
         for (role, rollout), rows in _grouped(requests, lambda r: (r.role, r.rollout)).items():
-            whole = len(rows) == len(requests)
-            part = batch if whole else batch.take(np.array(rows))
-            of_part = requests if whole else [requests[row] for row in rows]
+            single = len(rows) == len(requests)
+            part = batch if single else batch.take(np.array(rows))
+            of_part = requests if single else [requests[row] for row in rows]
             self._log.offer(
                 log_rows(
                     scorer,
@@ -187,7 +197,17 @@ class Predictor:
                 "retry, or declare a default score.",
                 cause=reason,
             )
-        return Answer(request, scorer, request.role, score, decision, source, reason, None, total_ms)
+        return Answer(
+            request=request,
+            scorer=scorer,
+            role=request.role,
+            score=score,
+            decision=decision,
+            source=source,
+            reason=reason,
+            scored=None,
+            total_ms=total_ms,
+        )
 
 
 def _grouped(

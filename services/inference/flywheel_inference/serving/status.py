@@ -16,7 +16,7 @@ class ObservedModel:
     failures: dict[str, str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ServingStatus:
     """What this gateway serves for one model. `generation`: the one applied completely, 0 for none."""
 
