@@ -14,7 +14,7 @@ from flywheel_common.errors import DataLoss, DeadlineExceeded, FlywheelError, No
 from flywheel_common.grpc.channel import channel
 from flywheel_inference.fakes.registry import MemoryRegistry
 from flywheel_inference.releases.release import ArtifactSpec
-from flywheel_inference.serving.status import ObservedModel
+from flywheel_inference.serving.observed_state import ObservedModel
 from flywheel_inference.store.grpc.registry import GrpcRegistry, to_observed
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from tests.support.builders.inference import MODEL

@@ -8,7 +8,7 @@ from flywheel_common.value import from_python
 from flywheel_inference.models.feature_block import PRESENT, STATUS_NAMES
 from flywheel_inference.prediction.predictor import Answer
 from flywheel_inference.scoring.scored import Scored
-from flywheel_inference.serving.status import ServingStatus
+from flywheel_inference.serving.observed_state import ServingStatus
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from flywheel_common.errors import NotFound, Unavailable
 from flywheel_inference.models.errors import WrongSize
 from flywheel_inference.releases.release import ArtifactSpec
-from flywheel_inference.serving.status import ObservedModel
+from flywheel_inference.serving.observed_state import ObservedModel
 
 
 class MemoryRegistry:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
-from flywheel_inference.serving.status import ObservedModel
+from flywheel_inference.serving.observed_state import ObservedModel
 
 
 class ServingRegistry(Protocol):

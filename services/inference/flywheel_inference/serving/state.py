@@ -12,7 +12,7 @@ from flywheel_inference.scoring.scorer import ReleaseScorer
 from flywheel_inference.serving.applied_routes import AppliedRoutes, apply_desired
 from flywheel_inference.serving.desired_state import DesiredModel
 from flywheel_inference.serving.errors import ReleaseNotReady, UnknownModel
-from flywheel_inference.serving.status import ObservedModel, ServingStatus
+from flywheel_inference.serving.observed_state import ObservedModel, ServingStatus
 from flywheel_inference.serving.tracked_release import TrackedRelease
 
 MODEL_NAME = Pattern("projects/{project}/models/{model}")
@@ -96,10 +96,8 @@ class ServingState:
     def apply(self) -> dict[str, int] | None:
         """Applies the generations whose releases are ready. Returns the generations by model; None: no
         change."""
-        before, self._applied = (
-            self._applied,
-            apply_desired(self._applied, self._desired, self.releases),
-        )
+        before = self._applied
+        self._applied = apply_desired(before, self._desired, self.releases)
         return dict(self._applied.generations) if self._applied.differs_from(before) else None
 
     def forget_unused(self, in_use: Callable[[ReleaseScorer], bool]) -> list[ReleaseSpec]:

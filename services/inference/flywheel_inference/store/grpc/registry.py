@@ -9,7 +9,7 @@ import grpc
 from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_inference.models.errors import WrongSize
 from flywheel_inference.releases.release import ArtifactSpec
-from flywheel_inference.serving.status import ObservedModel
+from flywheel_inference.serving.observed_state import ObservedModel
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2_grpc
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 
