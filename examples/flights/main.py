@@ -1,12 +1,12 @@
-"""Predict late arrivals of the flights that left New York in 2013, and keep the model good through the year.
+"""Predict late arrivals of flights from New York in 2013, and keep the model accurate through the year.
 
-    make run                                                         # platform, story, nothing left
-    make up && eval "$(make env)" && python examples/flights/main.py # the story on a platform that stays
-    SCOPE=year make run                                              # every flight instead of a fixed sample
+    make run             # starts a platform, runs this script, stops the platform
+    SCOPE=year make run  # the same with all flights instead of a fixed sample
+    make up && eval "$(make env)" && python examples/flights/main.py  # on a platform that keeps running
 
-January to March are history: features, a training set, a first model. Then the rest of the year is replayed hour by
-hour: events arrive when they became known, predictions are asked for at the top of each flight's scheduled hour,
-labels come when it lands. Everything else happens by itself.
+January to March are history: features, a training set, a first model. The rest of the year is replayed hour
+by hour: events arrive when they became known, each flight is predicted at the start of its scheduled hour,
+and its label arrives when it lands. Drift detection, retraining and rollouts run without further calls.
 """
 
 import asyncio
@@ -33,50 +33,58 @@ NUMBERS = pl.selectors.numeric() | pl.selectors.boolean()
 console, began = Console(width=120, highlight=False), time.monotonic()
 
 
-def tell(text: str, day: datetime | None = None) -> None:
+def show(text: str, day: datetime | None = None) -> None:
+    """Prints a line with the simulated day, or with the seconds since the start."""
     when = f"{day:%b %d}" if day else f"{time.monotonic() - began:.0f} s"
     console.print(f"[dim]{when:>7}[/dim]  {text}")
 
 
 async def compare_joins(client: fw.Client) -> list[tuple[str, str]]:
-    """One classifier on features as they were known, and on features as of the landing, when the row was written."""
+    """Trains one classifier on features as of the prediction, and one on features as of the landing."""
     rows, found = {}, []
     for title, moment in (("point in time", "prediction_time"), ("naive join", "landed_at")):
         built = await client.build_training_set("late_arrival", spine(moment))
         seconds = built.build_duration.ToTimedelta().total_seconds()
-        tell(f"{title}: {built.row_count:,} rows in {seconds:.1f} s")
+        show(f"{title}: {built.row_count:,} rows in {seconds:.1f} s")
         frame = pl.from_arrow(fw.read_table(built.uri)).sort("event_timestamp").cast({NUMBERS: pl.Float64})
         rows[title] = frame.select("^.*__.*$").to_numpy(), frame["label"].to_numpy()
     known, labels = rows["point in time"]
     cut = int(len(labels) * 0.8)
     for title, (x, y) in rows.items():
         classifier = HistGradientBoostingClassifier(max_iter=80, random_state=0).fit(x[:cut], y[:cut])
-        believed = roc_auc_score(y[cut:], classifier.predict_proba(x[cut:])[:, 1])
+        apparent = roc_auc_score(y[cut:], classifier.predict_proba(x[cut:])[:, 1])
         real = roc_auc_score(labels[cut:], classifier.predict_proba(known[cut:])[:, 1])
-        found.append((f"AUC, {title}", f"{believed:.3f} believed, {real:.3f} when it must answer"))
-        tell(": ".join(found[-1]))
+        found.append((f"AUC, {title}", f"{apparent:.3f} apparent, {real:.3f} in production"))
+        show(": ".join(found[-1]))
     return found
 
 
 def replay_of(client: fw.Client, flights: pl.DataFrame) -> fw.Replay:
+    """The events, predictions and labels of the flights, in the order in which they became known."""
     events = [fw.Events(features.weather, data.weather())]
     events += [fw.Events(s, flights, "flight_id") for s in (features.departures, features.arrivals)]
     requests = fw.Requests(
-        flights, at="prediction_time", id="flight_id", entity_keys=features.KEYS, request_fields=features.REQUEST,
-        label="late", labelled_at="landed_at",
-    )  # fmt: skip
+        flights,
+        at="prediction_time",
+        id="flight_id",
+        entity_keys=features.KEYS,
+        request_fields=features.REQUEST,
+        label="late",
+        labelled_at="landed_at",
+    )
     return fw.Replay(client, NAME, events, requests, start=SPLIT)
 
 
 async def end_day(client: fw.Client, watch: fw.ModelWatch, day: datetime) -> None:
-    """Lets the monitor read the day's log, tells what is new, and holds the clock while a model trains."""
+    """Waits until the monitor has read the day's log and no model trains; shows the news of the day."""
     await client.wait_monitored()
-    await watch.until_idle(lambda news: tell(f"[bold]{news.kind}[/bold] {news.text}", day))
+    await watch.until_idle(lambda news: show(f"[bold]{news.kind}[/bold] {news.text}", day))
 
 
 async def roll_back(client: fw.Client) -> str:
+    """Rolls back to the previous release; returns how long that took."""
     try:
-        answer = await client.rollback(NAME, "shown at the end of the story")
+        answer = await client.rollback(NAME, "demonstration at the end of the example")
     except fw.FlywheelError as error:
         return f"nothing to roll back to: {error.message}"
     seconds = answer.elapsed.ToTimedelta().total_seconds()
@@ -85,31 +93,31 @@ async def roll_back(client: fw.Client) -> str:
 
 async def main() -> int:
     one_in, until = SCOPES[scope := os.environ.get("SCOPE") or "sample"]
-    tell(f"flights of 2013, scope {scope}: " + (f"one in {one_in}, a fixed sample" if one_in > 1 else "all"))
+    show(f"flights of 2013, scope {scope}: " + (f"one in {one_in}, a fixed sample" if one_in > 1 else "all"))
     async with fw.Client() as client:
         replay, watch = replay_of(client, data.flights(one_in)), fw.ModelWatch(client, NAME)
         console.rule("Data and features")
         fw.write_table(f"{features.PLANES_URI}planes.parquet", data.planes().to_arrow())
         plan = await client.apply(fw.compile_definitions(vars(features).values(), client.project))
-        tell(f"applied {len(plan.changes)} definitions")
+        show(f"applied {len(plan.changes)} definitions")
         with Progress(console=console) as bars:
             for month in bars.track((1, 2, 3), description="January to March"):
                 start, end = (datetime(2013, m, 1, tzinfo=UTC) for m in (month, month + 1))
-                tell(f"month {month}: {await replay.push(start, end):,} events pushed and applied")
+                show(f"month {month}: {await replay.push(start, end):,} events pushed and applied")
         job = await client.materialize("plane_facts")
-        tell(f"materialized plane_facts: {job.progress.done:,} {job.progress.unit}")
-        console.rule("Training sets: only what was known at the time, and what a naive join believes")
+        show(f"materialized plane_facts: {job.progress.done:,} {job.progress.unit}")
+        console.rule("Training sets: point in time, and a naive join that leaks the future")
         leaks = await compare_joins(client)
         console.rule("First model: train → evaluate → register → gate → deploy")
         await declare(client)
         await client.start_pipeline(pipeline())
         await end_day(client, watch, SPLIT)
-        tell(f"serving {(await client.wait_serving(NAME)).champion_release}")
+        show(f"serving {(await client.wait_serving(NAME)).champion_release}")
         console.rule(f"Replay of April to {until - timedelta(days=1):%B}, hour by hour")
         with Progress(console=console) as bars:
             bar = bars.add_task("flights", total=replay.total(until))
-            async for hour, asked in replay.steps(until):
-                bars.update(bar, advance=asked, description=f"flights {hour:%b %d}")
+            async for hour, predicted in replay.steps(until):
+                bars.update(bar, advance=predicted, description=f"flights {hour:%b %d}")
                 if hour.hour == 8:  # night in New York
                     await end_day(client, watch, hour)
         console.rule("Rollback, skew check, and the year in one table")
@@ -117,11 +125,11 @@ async def main() -> int:
         skew = await client.check_skew(await client.prediction_archive(NAME, rows=len(replay.answers)))
         checked = f"{skew.values:,} online values recomputed offline, {skew.mismatches} mismatches"
         table = Table(show_header=False)
-        for row in [*totals, ("skew", checked), ("story", f"{time.monotonic() - began:.0f} s")]:
+        for row in [*totals, ("skew", checked), ("duration", f"{time.monotonic() - began:.0f} s")]:
             table.add_row(*row)
         console.print(await fw.versions_table(client, NAME), await fw.alerts_table(client, NAME), table)
     for error in replay.failures[:10]:
-        tell(f"[red]{error.reason}[/red] {error.message}")
+        show(f"[red]{error.reason}[/red] {error.message}")
     return 1 if skew.mismatches or not skew.values or replay.failures or watch.failed else 0
 
 

@@ -1,4 +1,4 @@
-"""The late-arrival model: how it is made, and the rules that decide about it without us."""
+"""The late-arrival model: training pipeline, gates, rollout, monitoring and retraining policy."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -20,14 +20,15 @@ NETWORK = {"hidden_sizes": [64, 32], "dropout": 0.1, "epochs": 8, "batch_size": 
 
 
 def spine(moment: str = "prediction_time") -> Spine:
-    """Every flight that landed in the first quarter, its features as of `moment`."""
+    """Every flight that landed in the first quarter, with its features as of the field `moment`."""
     label = {"timestamp_field": moment, "label": "arr_delay >= 15"}
     quarter = {"start_time": START, "end_time": SPLIT, "known_before": SPLIT}
     return Spine(source={"source": "projects/default/sources/arrivals", **label, **quarter})
 
 
 def pipeline() -> PipelineSpec:
-    """Training set → train → evaluate → register → release → rollout; the retraining policy moves the spine's range."""
+    """Training set → train → evaluate → register → release → rollout. Retraining moves the range of the
+    spine."""
     network = {**NETWORK, "weight_decay": 1e-4, "seed": 2013}
     return PipelineSpec(
         model=f"projects/default/models/{NAME}",
@@ -41,6 +42,7 @@ def pipeline() -> PipelineSpec:
 
 
 async def declare(client: fw.Client) -> None:
+    """Creates the model with its policies."""
     gates = GatePolicy(offline=BETTER, min_evaluation_rows=200)
     rollout = RolloutPolicy(**SHADOW, **CANARY, max_step=45 * DAY)
     await client.create_model(NAME, gate_policy=gates, rollout_policy=rollout, description="15 minutes late")

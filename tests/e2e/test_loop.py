@@ -1,4 +1,4 @@
-"""The loop on a slice of the year: the story of examples/flights against a platform of its own, through real processes."""
+"""The flights example on a slice of the year, against a platform of real processes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2
 
-STORY = Path(__file__).parents[2] / "examples" / "flights" / "main.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "flights" / "main.py"
 MODEL = "projects/default/models/late-arrival"
 
 pytestmark = pytest.mark.timeout(900)
@@ -38,15 +38,15 @@ def platform(backends_directory: Path) -> Iterator[Platform]:
     children = [
         p for p in psutil.Process().children(recursive=True) if str(directory) in " ".join(p.cmdline())
     ]
-    assert children == [], "processes of the platform are left"
+    assert children == [], "processes of the platform are still running"
 
 
 @pytest.fixture(scope="module")
-def story(platform: Platform) -> str:
-    """What the story printed; it must end well."""
+def example_output(platform: Platform) -> str:
+    """The output of the example, which must succeed."""
     environment = {**os.environ, **platform.client_environment, "SCOPE": "slice"}
     done = subprocess.run(
-        [sys.executable, str(STORY)],
+        [sys.executable, str(EXAMPLE)],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -66,7 +66,7 @@ def addresses(platform: Platform) -> dict[str, str]:
 
 
 async def test_the_first_model_reaches_production_with_its_lineage(
-    story: str, addresses: dict[str, str]
+    example_output: str, addresses: dict[str, str]
 ) -> None:
     async with fw.Client(**addresses) as client:
         model = (await client.registry.GetModel(registry_pb2.GetModelRequest(name=MODEL))).model
@@ -81,8 +81,8 @@ async def test_the_first_model_reaches_production_with_its_lineage(
         assert version.metrics["auc"] > 0.55
 
 
-async def test_every_answer_is_logged_and_labels_meet_their_predictions(
-    story: str, addresses: dict[str, str]
+async def test_answers_are_logged_and_joined_with_their_labels(
+    example_output: str, addresses: dict[str, str]
 ) -> None:
     async with fw.Client(**addresses) as client:
         versions = await client.registry.ListModelVersions(
@@ -97,8 +97,8 @@ async def test_every_answer_is_logged_and_labels_meet_their_predictions(
         assert 0.4 < found.auc <= 1.0
 
 
-async def test_drift_that_is_there_is_found_and_starts_a_training_by_itself(
-    story: str, addresses: dict[str, str]
+async def test_drift_is_detected_and_starts_a_retraining(
+    example_output: str, addresses: dict[str, str]
 ) -> None:
     async with fw.Client(**addresses) as client:
         alerts = await client.monitor.ListAlerts(
@@ -117,20 +117,22 @@ async def test_drift_that_is_there_is_found_and_starts_a_training_by_itself(
         assert challenger.model_version.cause_alert == drifted.name
 
 
-async def test_online_answers_are_what_offline_recomputes(story: str, addresses: dict[str, str]) -> None:
+async def test_online_features_equal_their_offline_recomputation(
+    example_output: str, addresses: dict[str, str]
+) -> None:
     async with fw.Client(**addresses) as client:
         report = await client.check_skew(await client.prediction_archive("late-arrival", rows=900))
         assert report.predictions > 500
         assert report.mismatches == 0, [f for f in report.features if f.mismatch_count]
 
 
-async def test_the_story_ends_with_its_table(story: str) -> None:
+async def test_the_example_ends_with_its_table(example_output: str) -> None:
     for row in ("calibration error", "most drifted", "predictions", "skew", "rollback", "naive join"):
-        assert row in story
+        assert row in example_output
 
 
-async def test_a_platform_that_was_stopped_goes_on_with_all_it_had(
-    story: str, platform: Platform, addresses: dict[str, str]
+async def test_a_restarted_platform_keeps_its_state(
+    example_output: str, platform: Platform, addresses: dict[str, str]
 ) -> None:
     keys = {"carrier": "UA", "tailnum": "N14228", "origin": "EWR", "dest": "IAH"}
     april = datetime(2013, 4, 10, 12, tzinfo=UTC)

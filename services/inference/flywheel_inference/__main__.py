@@ -16,7 +16,7 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, help="The inferenc
 
 @app.callback()
 def _commands() -> None:
-    """Keeps `serve` a command of its own, so that others can join it."""
+    """Makes `serve` a subcommand even while it is the only one."""
 
 
 @app.command()
@@ -24,7 +24,7 @@ def serve(
     listen: Annotated[str | None, typer.Option(help="host:port of the gRPC server")] = None,
     metrics_listen: Annotated[str | None, typer.Option(help="host:port of /metrics")] = None,
 ) -> None:
-    """Answer predictions until SIGTERM."""
+    """Serve predictions until SIGTERM."""
     run_process("inference", load(InferenceSettings, listen=listen, metrics_listen=metrics_listen), build)
 
 

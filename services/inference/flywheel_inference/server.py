@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -13,63 +14,93 @@ from weakref import WeakSet
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from flywheel_common.errors import Unavailable
-from flywheel_common.grpc.auth import READ, WRITE, Permissions
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import new_id
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.producer import Producer
-from flywheel_inference.breaker import Breaker
+from flywheel_inference.api.servicer import InferenceServicer
 from flywheel_inference.config import InferenceSettings
-from flywheel_inference.convert import desired_models
-from flywheel_inference.metrics import GatewayMetrics
-from flywheel_inference.outcomes import OutcomeRecorder, OutcomeSink
-from flywheel_inference.prediction import CachedPredictions, Predictor
-from flywheel_inference.prediction_log import LogSink, PredictionLog
-from flywheel_inference.release import Contract, ReleaseSpec
-from flywheel_inference.release_loader import ArtifactSource, Contracts, Kept, ModelControl, ReleaseLoader
-from flywheel_inference.scoring import FeatureLookup, Lane, LaneSettings, ModelServer
-from flywheel_inference.servicer import InferenceServicer
-from flywheel_inference.serving import KeptState, RegistryPort, ServingState
-from flywheel_inference.shadow import ShadowCopies
-from flywheel_inference.store.cached_predictions import RedisPredictions
-from flywheel_inference.store.disk import StateFolder
-from flywheel_inference.store.event_log import KafkaLog, KafkaOutcomes
-from flywheel_inference.store.features import FeatureService
-from flywheel_inference.store.registry import Registry
-from flywheel_inference.store.triton import Triton
+from flywheel_inference.encoding.serving_messages import desired_models
+from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
+from flywheel_inference.models.loader import ReleaseLoader
+from flywheel_inference.models.ports import (
+    ArtifactCache,
+    ArtifactSource,
+    FeatureSetContracts,
+    ModelControl,
+    ModelServer,
+)
+from flywheel_inference.outcomes.ports import OutcomeSink
+from flywheel_inference.outcomes.recorder import OutcomeRecorder
+from flywheel_inference.permissions import PERMISSIONS, SERVICE
+from flywheel_inference.prediction.ports import CachedPredictions
+from flywheel_inference.prediction.predictor import Predictor
+from flywheel_inference.prediction.shadow import ShadowCopies
+from flywheel_inference.prediction_log.buffer import PredictionLog
+from flywheel_inference.prediction_log.ports import LogSink
+from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
+from flywheel_inference.scoring.ports import FeatureLookup
+from flywheel_inference.scoring.scorer import OnScored, ReleaseScorer, ScorerSettings
+from flywheel_inference.serving.ports import DesiredStateStore, ServingRegistry
+from flywheel_inference.serving.reconciler import Reconciler
+from flywheel_inference.serving.state import ServingState
+from flywheel_inference.store.disk.state_folder import StateFolder
+from flywheel_inference.store.grpc.features import GrpcFeatures
+from flywheel_inference.store.grpc.registry import GrpcRegistry
+from flywheel_inference.store.kafka.event_log import KafkaOutcomes, KafkaPredictionLog
+from flywheel_inference.store.prometheus.metrics import GatewayMetrics
+from flywheel_inference.store.redis.cached_predictions import RedisCachedPredictions
+from flywheel_inference.store.triton.model_server import TritonModelServer
 from flywheel_protos.inference.v1 import inference_pb2_grpc
-
-SERVICE = "flywheel.inference.v1.InferenceService"
-PERMISSIONS: Permissions = {
-    f"/{SERVICE}/Predict": READ,
-    f"/{SERVICE}/RecordOutcome": WRITE,
-    f"/{SERVICE}/GetServingStatus": READ,
-}
 
 
 def now_micros() -> int:
+    """Wall-clock time, microseconds since 1970 UTC."""
     return time.time_ns() // 1_000
+
+
+class RegistryPeer(ServingRegistry, ArtifactSource, Protocol):
+    """The gateway's view of the registry."""
+
+
+class FeaturePeer(FeatureLookup, FeatureSetContracts, Protocol):
+    """The gateway's view of the feature service."""
+
+
+class SavedState(DesiredStateStore, ArtifactCache, Protocol):
+    """What the gateway saves for its next boot."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The gateway's adapters. `cached` None: there are no cached batch predictions."""
+
+    registry: RegistryPeer
+    features: FeaturePeer
+    models: ModelControl
+    saved: SavedState
+    log: LogSink
+    outcomes: OutcomeSink
+    cached: CachedPredictions | None
 
 
 async def build(
     settings: InferenceSettings, stack: AsyncExitStack, prometheus: CollectorRegistry = REGISTRY
 ) -> Server:
-    """A gateway that is ready to `run_until_signal`."""
+    """A gateway on the adapters that the settings describe; `stack` closes them."""
     folder = await asyncio.to_thread(StateFolder, settings.state_dir)
     gateway_id = settings.gateway_id or folder.gateway_id(f"gateway-{new_id()}")
     token = settings.service_token.get_secret_value()
 
     registry_channel = channel(settings.registry_address, client_name="inference", token=token)
     stack.push_async_callback(registry_channel.close)
-    # No retries: a batch that fails falls back, and retrying would spend the callers' budget.
+    # No retries: a batch that fails falls back; a retry would spend the budget of its callers.
     feature_channel = channel(settings.feature_address, client_name="inference", token=token, retries=False)
     stack.push_async_callback(feature_channel.close)
-    triton = Triton(settings.triton_url)
+    triton = TritonModelServer(settings.triton_url)
     stack.push_async_callback(triton.close)
-    features = FeatureService(feature_channel)
-    registry = Registry(registry_channel, gateway_id, settings.project)
 
     log_producer = Producer(settings.kafka_bootstrap, client_id="inference-log", timeout_seconds=10.0)
     stack.push_async_callback(log_producer.close)
@@ -80,17 +111,15 @@ async def build(
     )
     stack.push_async_callback(outcome_producer.close)
     cached = None
-    if settings.redis_url.get_secret_value():
-        cached = RedisPredictions(
-            settings.redis_url.get_secret_value(), timeout_seconds=settings.answer_reserve_seconds
-        )
+    if redis_url := settings.redis_url.get_secret_value():
+        cached = RedisCachedPredictions(redis_url, timeout_seconds=settings.answer_reserve_seconds)
         stack.push_async_callback(cached.close)
     ports = Ports(
-        registry=registry,
-        features=features,
+        registry=GrpcRegistry(registry_channel, gateway_id, settings.project),
+        features=GrpcFeatures(feature_channel),
         models=triton,
-        kept=folder,
-        log=KafkaLog(log_producer, settings.kafka_partitions),
+        saved=folder,
+        log=KafkaPredictionLog(log_producer, settings.kafka_partitions),
         outcomes=KafkaOutcomes(outcome_producer, settings.kafka_partitions),
         cached=cached,
     )
@@ -101,31 +130,6 @@ async def build(
     return server
 
 
-class RegistryPeer(RegistryPort, ArtifactSource, Protocol):
-    """What the gateway needs of the registry."""
-
-
-class FeaturePeer(FeatureLookup, Contracts, Protocol):
-    """What the gateway needs of the feature service."""
-
-
-class State(KeptState, Kept, Protocol):
-    """What the gateway keeps."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """What a gateway stands on; `cached` None: it has no batch predictions."""
-
-    registry: RegistryPeer
-    features: FeaturePeer
-    models: ModelControl
-    kept: State
-    log: LogSink
-    outcomes: OutcomeSink
-    cached: CachedPredictions | None
-
-
 def wire(
     settings: InferenceSettings,
     stack: AsyncExitStack,
@@ -134,7 +138,7 @@ def wire(
     gateway_id: str,
     prometheus: CollectorRegistry,
 ) -> Server:
-    """The gateway over these ports; `stack` stores at the end what the prediction log still holds."""
+    """The gateway on these ports; `stack` stores the rest of the prediction log at shutdown."""
     metrics = GatewayMetrics(prometheus)
     log = PredictionLog(
         ports.log,
@@ -146,26 +150,7 @@ def wire(
     shadow = ShadowCopies(
         log.offer, max_rows=settings.shadow_max_rows, timeout_seconds=settings.shadow_timeout_seconds
     )
-
-    loader = ReleaseLoader(
-        ports.registry,
-        ports.features,
-        ports.kept,
-        ports.models,
-        backend=settings.triton_backend,
-        instances=settings.triton_instances,
-    )
-    lanes = _Lanes(settings, ports.features, ports.models)
-    serving = ServingState(
-        ports.registry,
-        loader,
-        ports.kept,
-        decode=desired_models,
-        make_lane=lanes.make,
-        in_use=shadow.uses,
-        heartbeat_seconds=settings.heartbeat_seconds,
-        boot_wait_seconds=settings.boot_wait_seconds,
-    )
+    serving = ServingState()
     predictor = Predictor(
         serving,
         log,
@@ -178,12 +163,29 @@ def wire(
         default_budget_seconds=settings.default_budget_seconds,
         reserve_seconds=settings.answer_reserve_seconds,
     )
-    lanes.predictor, lanes.serving = predictor, serving
+    scorers = _ScorerFactory(settings, ports.features, ports.models, predictor.log_batch)
+    loader = ReleaseLoader(
+        ports.registry,
+        ports.features,
+        ports.saved,
+        ports.models,
+        backend=settings.triton_backend,
+        instances=settings.triton_instances,
+    )
+    reconciler = Reconciler(
+        serving,
+        ports.registry,
+        loader,
+        ports.saved,
+        decode=desired_models,
+        make_scorer=scorers.make,
+        in_use=shadow.uses,
+        heartbeat_seconds=settings.heartbeat_seconds,
+        boot_wait_seconds=settings.boot_wait_seconds,
+    )
 
     metrics.watch("in_flight", "Predictions in flight", lambda: predictor.in_flight)
-    metrics.watch(
-        "queue_depth", "Predictions waiting for a batch", lambda: sum(lane.waiting for lane in lanes.made)
-    )
+    metrics.watch("queue_depth", "Predictions waiting for a batch", scorers.waiting)
     metrics.watch("log_held", "Log rows not stored yet", lambda: log.held)
     metrics.watch("log_dropped", "Log rows dropped", lambda: log.dropped_count)
     metrics.watch("shadow_dropped", "Shadow copies dropped", lambda: shadow.dropped_count)
@@ -204,34 +206,42 @@ def wire(
         readiness=lambda: serving.settled,
         registry=prometheus,
     )
-    server.add_background("serving", serving.run)
+    server.add_background("serving", reconciler.run)
     server.add_background("prediction log", log.run)
     server.add_background("shadow", shadow.run)
     return server
 
 
-class _Lanes:
-    """Makes a lane per release, with breakers of its own: a challenger that fails must not cut off the champion."""
+class _ScorerFactory:
+    """Makes a scorer per release. Each has its own circuit breakers, so that the failures of a challenger do
+    not stop calls for the champion."""
 
-    def __init__(self, settings: InferenceSettings, features: FeatureLookup, models: ModelServer) -> None:
+    def __init__(
+        self,
+        settings: InferenceSettings,
+        features: FeatureLookup,
+        models: ModelServer,
+        on_scored: OnScored,
+    ) -> None:
         self._features = features
         self._models = models
+        self._on_scored = on_scored
         self._breaker = partial(
-            Breaker, threshold=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
+            CircuitBreaker, threshold=settings.breaker_failures, open_seconds=settings.breaker_open_seconds
         )
-        self._settings = LaneSettings(
+        self._settings = ScorerSettings(
             max_rows=settings.batch_max_rows,
             slots=settings.batch_slots,
             max_slots=settings.batch_max_slots,
             stall_seconds=settings.batch_stall_seconds,
             cap_seconds=settings.batch_cap_seconds,
         )
-        self.made: WeakSet[Lane] = WeakSet()
-        self.predictor: Predictor
-        self.serving: ServingState
+        self._made: WeakSet[ReleaseScorer] = WeakSet()
 
-    def make(self, spec: ReleaseSpec, contract: Contract) -> Lane:
-        lane = Lane(
+    def make(
+        self, spec: ReleaseSpec, contract: FeatureSetContract, on_model_lost: Callable[[], None]
+    ) -> ReleaseScorer:
+        scorer = ReleaseScorer(
             spec,
             contract,
             features=self._features,
@@ -239,11 +249,15 @@ class _Lanes:
             feature_breaker=self._breaker(),
             model_breaker=self._breaker(),
             settings=self._settings,
-            on_scored=self.predictor.scored,
-            on_lost=self.serving.lost,
+            on_scored=self._on_scored,
+            on_model_lost=on_model_lost,
         )
-        self.made.add(lane)
-        return lane
+        self._made.add(scorer)
+        return scorer
+
+    def waiting(self) -> int:
+        """Requests that are in no batch yet, over all releases."""
+        return sum(scorer.waiting for scorer in self._made)
 
 
 async def _ensure_topics(settings: InferenceSettings) -> None:

@@ -1,4 +1,4 @@
-"""One law for batch predictions, in memory and in Redis. What Predict makes of them: test_laws_at_the_edge.py."""
+"""Contract tests of cached batch predictions, in memory and in Redis."""
 
 from __future__ import annotations
 
@@ -10,63 +10,63 @@ from urllib.parse import urlsplit
 import pytest
 from redis.asyncio import Redis
 
-from flywheel_inference.fallback import CachedPrediction
-from flywheel_inference.memory import MemoryPredictions
-from flywheel_inference.prediction import CachedPredictions
-from flywheel_inference.store.cached_predictions import RedisPredictions, encode, key_of
+from flywheel_inference.fakes.cached_predictions import MemoryCachedPredictions
+from flywheel_inference.fallback.choice import CachedPrediction
+from flywheel_inference.prediction.ports import CachedPredictions
+from flywheel_inference.store.redis.cached_predictions import RedisCachedPredictions, encode, key_of
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
 
 LATE, OTHER = "projects/p/models/late", "projects/p/models/other"
-# Patient: these tests are about what is read, and the machine may be busy.
-PATIENT = 5.0
+LONG_TIMEOUT = 5.0
+"""Seconds; the tests check what is read, and the machine may be busy."""
 
 
 @dataclass
-class Backed:
+class Adapter:
     cached: CachedPredictions
     put: Callable[[str, str, CachedPrediction], Awaitable[None]]
-    """As a batch job writes it."""
+    """Writes a prediction, as a batch job does."""
 
 
 @pytest.fixture(params=["memory", "redis"])
 def url(request: pytest.FixtureRequest) -> str:
-    """Empty for what is in memory."""
+    """URL of Redis; empty for the in-memory adapter."""
     return str(request.getfixturevalue("redis_url")) if request.param == "redis" else ""
 
 
 @pytest.fixture
-async def backed(url: str) -> AsyncIterator[Backed]:
+async def adapter(url: str) -> AsyncIterator[Adapter]:
     if not url:
-        memory = MemoryPredictions()
+        memory = MemoryCachedPredictions()
 
-        async def hold(model: str, subject: str, prediction: CachedPrediction) -> None:
-            memory.held[model, subject] = prediction
+        async def put(model: str, subject: str, prediction: CachedPrediction) -> None:
+            memory.predictions[model, subject] = prediction
 
-        yield Backed(memory, hold)
+        yield Adapter(memory, put)
         return
     async with Redis.from_url(url) as redis:
 
-        async def write(model: str, subject: str, prediction: CachedPrediction) -> None:
+        async def put(model: str, subject: str, prediction: CachedPrediction) -> None:
             await redis.set(key_of(model, subject), encode(prediction.score, prediction.scored_at_micros))
 
-        cached = RedisPredictions(url, timeout_seconds=PATIENT)
-        yield Backed(cached, write)
+        cached = RedisCachedPredictions(url, timeout_seconds=LONG_TIMEOUT)
+        yield Adapter(cached, put)
         await cached.close()
 
 
-async def test_a_prediction_is_read_as_it_was_written_last(backed: Backed) -> None:
-    assert await backed.cached.get(LATE, "UA") is None
+async def test_get_returns_the_prediction_written_last(adapter: Adapter) -> None:
+    assert await adapter.cached.get(LATE, "UA") is None
     for prediction in (
         CachedPrediction(0.875, 1_000_000_001),
         CachedPrediction(0.1, -1),
         CachedPrediction(1.0, 2**62),
     ):
-        await backed.put(LATE, "UA", prediction)
-        assert prediction == await backed.cached.get(LATE, "UA")
+        await adapter.put(LATE, "UA", prediction)
+        assert prediction == await adapter.cached.get(LATE, "UA")
 
 
-async def test_predictions_of_other_models_and_subjects_are_others(backed: Backed) -> None:
+async def test_predictions_are_separate_by_model_and_subject(adapter: Adapter) -> None:
     written = {
         (LATE, "UA"): CachedPrediction(0.1, 1),
         (OTHER, "UA"): CachedPrediction(0.2, 2),
@@ -75,36 +75,36 @@ async def test_predictions_of_other_models_and_subjects_are_others(backed: Backe
         (LATE, ""): CachedPrediction(0.5, 5),
     }
     for (model, subject), prediction in written.items():
-        await backed.put(model, subject, prediction)
-    assert written == {(m, s): await backed.cached.get(m, s) for m, s in written}
-    assert await backed.cached.get(OTHER, "JFK") is None
+        await adapter.put(model, subject, prediction)
+    assert written == {(m, s): await adapter.cached.get(m, s) for m, s in written}
+    assert await adapter.cached.get(OTHER, "JFK") is None
 
 
-async def test_a_hundred_readers_at_once_get_their_own(backed: Backed) -> None:
+async def test_concurrent_readers_get_their_own_predictions(adapter: Adapter) -> None:
     for i in range(100):
-        await backed.put(LATE, f"s{i}", CachedPrediction(i / 100, i))
-    found = await asyncio.gather(*(backed.cached.get(LATE, f"s{i}") for i in range(100)))
+        await adapter.put(LATE, f"s{i}", CachedPrediction(i / 100, i))
+    found = await asyncio.gather(*(adapter.cached.get(LATE, f"s{i}") for i in range(100)))
     assert [CachedPrediction(i / 100, i) for i in range(100)] == found
 
 
 @pytest.mark.parametrize("value", [b"", b"0.875", b"x" * 17])
-async def test_what_is_no_prediction_is_none(redis_url: str, value: bytes) -> None:
+async def test_an_unreadable_value_is_none(redis_url: str, value: bytes) -> None:
     async with Redis.from_url(redis_url) as redis:
         await redis.set(key_of(LATE, "UA"), value)
         await redis.rpush(key_of(LATE, "a list"), "x")
-    cached = RedisPredictions(redis_url, timeout_seconds=PATIENT)
+    cached = RedisCachedPredictions(redis_url, timeout_seconds=LONG_TIMEOUT)
     assert (None, None) == (await cached.get(LATE, "UA"), await cached.get(LATE, "a list"))
     await cached.close()
 
 
-async def test_a_redis_that_stalls_is_not_waited_for_and_one_that_is_down_is_no_error(redis_url: str) -> None:
+async def test_a_stalled_or_stopped_redis_returns_none_without_an_error(redis_url: str) -> None:
     written = CachedPrediction(0.875, 1)
     async with Redis.from_url(redis_url) as redis:
         await redis.set(key_of(LATE, "UA"), encode(written.score, written.scored_at_micros))
     address = urlsplit(redis_url)
     assert address.hostname and address.port
     async with FaultProxy(address.hostname, address.port) as proxy:
-        cached = RedisPredictions(
+        cached = RedisCachedPredictions(
             redis_url.replace(f":{address.port}/", f":{proxy.port}/"), timeout_seconds=0.1
         )
 
@@ -114,7 +114,7 @@ async def test_a_redis_that_stalls_is_not_waited_for_and_one_that_is_down_is_no_
         assert written == await eventually(read)
         proxy.stall()
         assert await read() is None
-        assert 1 == len(cached._reads), "the read goes on while its caller has his answer"
+        assert cached.pending_reads == 1, "the late read continues in the background"
         proxy.cut()
         for _ in range(10):
             assert await read() is None

@@ -1,47 +1,38 @@
-"""Predict end to end: features, Triton, calibration, log; and what a caller's mistakes are answered with."""
+"""Predict, shadow copies, canaries and outcomes on real Triton and Kafka."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import grpc
 import numpy as np
 import pytest
 
 from flywheel_common import columns
-from flywheel_common.grpc.auth import missing_rows
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.kafka import topics
-from flywheel_inference.server import PERMISSIONS
+from flywheel_inference.routing.route import CHALLENGER, CHAMPION, SHADOW
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.types.v1 import value_pb2
+from tests.support.builders.inference import MODEL, expected_score
 from tests.support.eventually import eventually
+from tests.support.servers.inference import Deployment
 
-MODEL = "projects/test/models/late"
 W = (0.5, -0.25, 1.0)
-CHAMPION, CHALLENGER, SHADOW = 1, 2, 3
 
 
 def score(weights: tuple[float, ...], bias: float, *inputs: float) -> float:
-    x = np.array([0.0 if np.isnan(v) else v for v in inputs])
-    return float(1 / (1 + np.exp(-(x @ np.array(weights) + bias))))
+    return expected_score(weights, bias, inputs)
 
 
-async def refused(call: Any) -> Any:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return from_rpc_error(caught.value)
-
-
-async def test_answers_the_models_calibrated_score_for_the_features_as_served(world: Any) -> None:
-    release = world.registry.release(
+async def test_predict_returns_the_calibrated_score_of_the_served_features(deployment: Deployment) -> None:
+    release = deployment.registry.release(
         1, W, calibration=model_pb2.Calibration(platt={"slope": 2.0, "intercept": -0.5})
     )
-    generation = world.registry.want(champion=release)
-    gateway = await world.gateway()
+    generation = deployment.registry.want(champion=release)
+    gateway = await deployment.gateway()
     await gateway.serves(generation)
     answer = await gateway.predict("UA", 3.0, "EWR", include_features=True)
     raw = score(W, 0.0, 2.0, 3.0, 2.0)
@@ -57,10 +48,9 @@ async def test_answers_the_models_calibrated_score_for_the_features_as_served(wo
     assert features["route__origin"] == ("PRESENT", value_pb2.Value(string_value="EWR"))
 
 
-async def test_a_feature_that_is_not_there_counts_as_nan_and_is_named(world: Any) -> None:
-    world.features.delays["AA"] = None
-    gateway = await world.gateway()
-    await gateway.serves(world.registry.want(champion=world.registry.release(1, W)))
+async def test_a_missing_feature_becomes_nan_and_is_listed_in_the_answer(deployment: Deployment) -> None:
+    deployment.features.delays["AA"] = None
+    gateway = await deployment.gateway_serving(deployment.registry.release(1, W))
     never_written = await gateway.predict("ZZ", 3.0, "nowhere")
     assert never_written.score == pytest.approx(score(W, 0.0, np.nan, 3.0, -1.0), abs=1e-5)
     assert [(f.name, f.status) for f in never_written.features] == [("hist__delay", "NOT_FOUND")]
@@ -69,19 +59,17 @@ async def test_a_feature_that_is_not_there_counts_as_nan_and_is_named(world: Any
     assert [(f.name, f.status) for f in null.features] == [("hist__delay", "NULL")]
 
 
-async def test_requests_that_arrive_together_share_batches_and_each_gets_its_own_row(world: Any) -> None:
-    gateway = await world.gateway()
-    await gateway.serves(world.registry.want(champion=world.registry.release(1, W)))
+async def test_concurrent_requests_share_batches_and_get_their_own_rows(deployment: Deployment) -> None:
+    gateway = await deployment.gateway_serving(deployment.registry.release(1, W))
     miles = [float(i) / 50 for i in range(200)]
     answers = await asyncio.gather(*(gateway.predict("DL", m, "LGA") for m in miles))
     assert [a.score for a in answers] == pytest.approx([score(W, 0.0, -1.0, m, 1.0) for m in miles], abs=1e-5)
-    assert sum(world.features.batches) == 200
-    assert len(world.features.batches) < 150
+    assert sum(deployment.features.batches) == 200
+    assert len(deployment.features.batches) < 150
 
 
-async def test_predictions_as_of_different_times_are_looked_up_as_of_their_own(world: Any) -> None:
-    gateway = await world.gateway()
-    await gateway.serves(world.registry.want(champion=world.registry.release(1, W)))
+async def test_each_prediction_reads_features_as_of_its_own_time(deployment: Deployment) -> None:
+    gateway = await deployment.gateway_serving(deployment.registry.release(1, W))
     calls = []
     for i in range(20):
         request = {"miles": float(i)}
@@ -92,49 +80,15 @@ async def test_predictions_as_of_different_times_are_looked_up_as_of_their_own(w
     assert [a.score for a in answers] == pytest.approx(
         [score(W, 0.0, 2.0, float(i), 0.0) for i in range(20)], abs=1e-5
     )
-    assert set(world.features.as_ofs) == {None, 1_001_000_000, 1_002_000_000}
+    assert set(deployment.features.as_ofs) == {None, 1_001_000_000, 1_002_000_000}
 
 
-async def test_a_callers_mistakes_are_named(world: Any) -> None:
-    gateway = await world.gateway()
-    await gateway.serves(world.registry.want(champion=world.registry.release(1, W)))
-    value = value_pb2.Value
-    good = {
-        "model": MODEL,
-        "entity_keys": {"carrier": value(string_value="UA")},
-        "request_fields": {"miles": value(double_value=1.0), "origin": value(string_value="JFK")},
-    }
-
-    async def reason(**changes: Any) -> tuple[str, str]:
-        error = await refused(
-            gateway.stub.Predict(inference_pb2.PredictRequest(**{**good, **changes}), timeout=5)
-        )
-        return error.code.name, error.reason
-
-    assert await reason(entity_keys={}) == ("INVALID_ARGUMENT", "MISSING_JOIN_KEY")
-    assert await reason(entity_keys={"carrier": value()}) == ("INVALID_ARGUMENT", "MISSING_JOIN_KEY")
-    assert await reason(request_fields={"miles": value(double_value=1.0)}) == (
-        "INVALID_ARGUMENT",
-        "MISSING_REQUEST_FIELD",
-    )
-    assert await reason(entity_keys={"carrier": value(double_value=1.5)}) == (
-        "INVALID_ARGUMENT",
-        "WRONG_TYPE",
-    )
-    wrong = {"miles": value(string_value="far"), "origin": value(string_value="JFK")}
-    assert await reason(request_fields=wrong) == ("INVALID_ARGUMENT", "WRONG_TYPE")
-    assert await reason(model="projects/test/models/unknown") == ("NOT_FOUND", "UNKNOWN_MODEL")
-    assert await reason(model="late") == ("INVALID_ARGUMENT", "INVALID_NAME")
-    assert await reason(prediction_id="x" * 129) == ("INVALID_ARGUMENT", "INVALID_PREDICTION_ID")
-
-
-async def test_more_calls_than_it_admits_are_refused_with_a_delay(world: Any) -> None:
-    gateway = await world.gateway(max_in_flight=4)
-    await gateway.serves(world.registry.want(champion=world.registry.release(1, W)))
-    world.features.hold = asyncio.Event()
+async def test_predictions_beyond_the_limit_are_refused_with_a_retry_delay(deployment: Deployment) -> None:
+    gateway = await deployment.gateway_serving(deployment.registry.release(1, W), max_in_flight=4)
+    deployment.features.hold = asyncio.Event()
     calls = [asyncio.create_task(gateway.predict()) for _ in range(12)]
     await eventually(lambda: sum(call.done() for call in calls) == 8)
-    world.features.hold.set()
+    deployment.features.hold.set()
     refusals = [
         from_rpc_error(r)
         for r in await asyncio.gather(*calls, return_exceptions=True)
@@ -145,16 +99,15 @@ async def test_more_calls_than_it_admits_are_refused_with_a_delay(world: Any) ->
     assert not any(call.result().degraded for call in calls if call.exception() is None)
 
 
-async def test_every_answer_is_logged_in_the_partition_of_its_id(world_with_kafka: Any) -> None:
-    world = world_with_kafka
-    release = world.registry.release(1, W, segment_keys=["carrier"])
-    gateway = await world.gateway()
-    await gateway.serves(world.registry.want(champion=release))
+async def test_every_answer_is_logged_in_the_partition_of_its_id(deployment_with_kafka: Deployment) -> None:
+    deployment = deployment_with_kafka
+    release = deployment.registry.release(1, W, segment_keys=["carrier"])
+    gateway = await deployment.gateway_serving(release)
     answers = await asyncio.gather(
         *(gateway.predict("UA", float(i), as_of={"seconds": 5_000 + i}) for i in range(30))
     )
     ids = {a.prediction_id: i for i, a in enumerate(answers)}
-    found = await world.logged(topics.PREDICTION_LOGGED, set(ids))
+    found = await deployment.logged(topics.PREDICTION_LOGGED, set(ids))
     for prediction, i in ids.items():
         ((partition, batch, row),) = found[prediction]
         assert partition == topics.partition_for(prediction, 4)
@@ -176,9 +129,23 @@ async def test_every_answer_is_logged_in_the_partition_of_its_id(world_with_kafk
         assert (applied.name, columns.to_numpy(applied)[0][row].tolist()) == ("hist@1", [0, i])
 
 
-async def test_outcomes_are_in_kafka_when_they_are_acknowledged(world_with_kafka: Any) -> None:
-    world = world_with_kafka
-    gateway = await world.gateway()
+async def test_answers_are_logged_before_a_stopped_gateway_exits(
+    deployment_with_kafka: Deployment,
+) -> None:
+    deployment = deployment_with_kafka
+    gateway = await deployment.gateway_serving(deployment.registry.release(1, W))
+    answers = await asyncio.gather(*(gateway.predict("UA", i / 10) for i in range(40)))
+    await gateway.close()
+    scores = {answer.prediction_id: answer.score for answer in answers}
+    for prediction, rows in (await deployment.logged(topics.PREDICTION_LOGGED, set(scores))).items():
+        ((partition, batch, row),) = rows
+        assert partition == topics.partition_for(prediction, 4)
+        assert np.frombuffer(batch.scores, "<f8")[row] == scores[prediction]
+
+
+async def test_acknowledged_outcomes_are_in_kafka(deployment_with_kafka: Deployment) -> None:
+    deployment = deployment_with_kafka
+    gateway = await deployment.gateway()
     outcome = inference_pb2.Outcome
     ids = [f"outcome-test-{i}" for i in range(20)]
     request = inference_pb2.RecordOutcomeRequest(
@@ -190,7 +157,7 @@ async def test_outcomes_are_in_kafka_when_they_are_acknowledged(world_with_kafka
         + [outcome(prediction_id=ids[0], name="revenue", value=9.5)],
     )
     assert (await gateway.stub.RecordOutcome(request, timeout=20)).accepted_count == 21
-    found = await world.logged(topics.OUTCOME_RECORDED, set(ids))
+    found = await deployment.logged(topics.OUTCOME_RECORDED, set(ids))
     for i, prediction in enumerate(ids):
         labels = [(p, b, r) for p, b, r in found[prediction] if b.name == "label"]
         ((partition, batch, row),) = labels
@@ -200,50 +167,34 @@ async def test_outcomes_are_in_kafka_when_they_are_acknowledged(world_with_kafka
         assert batch.outcome_ids[row] == f"{prediction}:label"
     assert [b.name for _, b, _ in found[ids[0]]].count("revenue") == 1
 
-    async def reason(**fields: Any) -> tuple[str, str]:
-        bad = inference_pb2.RecordOutcomeRequest(model=MODEL, outcomes=[outcome(**fields)])
-        error = await refused(gateway.stub.RecordOutcome(bad, timeout=5))
-        return error.code.name, error.reason
 
-    assert await reason(name="label", value=1) == ("INVALID_ARGUMENT", "MISSING_PREDICTION_ID")
-    assert await reason(prediction_id="x", name="label", value=float("nan")) == (
-        "INVALID_ARGUMENT",
-        "INVALID_VALUE",
-    )
-
-
-async def test_without_kafka_outcomes_are_refused_and_predictions_go_on(world: Any) -> None:
-    gateway = await world.gateway(outcome_timeout_seconds=0.5)
-    await gateway.serves(world.registry.want(champion=world.registry.release(1, W)))
+async def test_without_kafka_outcomes_are_refused_and_predictions_work(deployment: Deployment) -> None:
+    gateway = await deployment.gateway_serving(deployment.registry.release(1, W), outcome_timeout_seconds=0.5)
     request = inference_pb2.RecordOutcomeRequest(
         model=MODEL, outcomes=[inference_pb2.Outcome(prediction_id="p", name="label", value=1)]
     )
-    error = await refused(gateway.stub.RecordOutcome(request, timeout=10))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gateway.stub.RecordOutcome(request, timeout=10)
+    error = from_rpc_error(caught.value)
     assert (error.code.name, error.reason) == ("UNAVAILABLE", "KAFKA_UNAVAILABLE")
     assert not (await gateway.predict()).degraded
 
 
-async def test_the_shadow_sees_what_the_champion_saw_and_nobody_sees_its_answer(
-    world_with_kafka: Any,
-) -> None:
-    world = world_with_kafka
+async def test_shadow_scores_use_the_features_of_the_champion(deployment_with_kafka: Deployment) -> None:
+    deployment = deployment_with_kafka
     other = (-1.0, 0.5, 0.25)
-    gateway = await world.gateway()
-    generation = world.registry.want(
-        champion=world.registry.release(1, W),
-        challenger=world.registry.release(2, other),
+    gateway = await deployment.gateway()
+    generation = deployment.registry.want(
+        champion=deployment.registry.release(1, W),
+        challenger=deployment.registry.release(2, other),
         rollout="projects/test/r",
         shadow_percent=100,
     )
     await gateway.serves(generation)
     answers = await asyncio.gather(*(gateway.predict("UA", float(i) / 10) for i in range(20)))
     assert {a.release for a in answers} == {f"{MODEL}/releases/1"}
-    lookups = sum(world.features.batches)
-    found = await world.logged(topics.PREDICTION_LOGGED, {a.prediction_id for a in answers})
-    for _ in range(100):
-        if all(len(rows) == 2 for rows in found.values()):
-            break
-        found = await world.logged(topics.PREDICTION_LOGGED, {a.prediction_id for a in answers})
+    lookups = sum(deployment.features.batches)
+    found = await deployment.logged(topics.PREDICTION_LOGGED, {a.prediction_id for a in answers}, each=2)
     for i, answer in enumerate(answers):
         by_role = {batch.role: (batch, row) for _, batch, row in found[answer.prediction_id]}
         assert set(by_role) == {CHAMPION, SHADOW}
@@ -254,20 +205,20 @@ async def test_the_shadow_sees_what_the_champion_saw_and_nobody_sees_its_answer(
         )
         (applied,) = batch.applied_offsets.columns
         assert columns.to_numpy(applied)[0][row].tolist() == [0, i // 10]
-    assert lookups == 20, "the shadow uses the champion's features again"
+    assert lookups == 20, "the shadow reuses the features of the champion"
 
 
-async def test_a_canary_answers_its_share_and_a_subject_stays_where_it_is(world: Any) -> None:
-    gateway = await world.gateway()
+async def test_a_canary_gets_its_share_and_keeps_its_subjects_as_it_grows(deployment: Deployment) -> None:
+    gateway = await deployment.gateway()
     releases = {
-        "champion": world.registry.release(1, W),
-        "challenger": world.registry.release(2, (0.0, 0.0, 0.0), 3.0),
+        "champion": deployment.registry.release(1, W),
+        "challenger": deployment.registry.release(2, (0.0, 0.0, 0.0), 3.0),
     }
     answered: dict[float, set[str]] = {}
     subjects = [f"subject-{i}" for i in range(200)]
     for percent in (20.0, 50.0):
         await gateway.serves(
-            world.registry.want(**releases, rollout="projects/test/r", challenger_percent=percent)
+            deployment.registry.want(**releases, rollout="projects/test/r", challenger_percent=percent)
         )
         answers = await asyncio.gather(*(gateway.predict(subject=s) for s in subjects))
         for answer in answers:
@@ -279,8 +230,3 @@ async def test_a_canary_answers_its_share_and_a_subject_stays_where_it_is(world:
     assert 20 <= len(answered[20.0]) <= 60
     assert 75 <= len(answered[50.0]) <= 125
     assert answered[20.0] <= answered[50.0]
-
-
-async def test_every_rpc_has_a_row_in_the_permission_table(world: Any) -> None:
-    gateway = await world.gateway()
-    assert missing_rows(gateway.server.methods, PERMISSIONS) == []

@@ -1,4 +1,4 @@
-"""The flights as events: times that can be true, and nothing known before it happened."""
+"""The flights of the example as events: plausible times, and labels only after the landing."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ def flights() -> pl.DataFrame:
         sys.path.remove(str(EXAMPLE))
 
 
-def test_a_tenth_of_the_year_is_always_the_same_tenth(flights: pl.DataFrame) -> None:
+def test_a_tenth_of_the_year_is_a_fixed_sample_without_duplicates(flights: pl.DataFrame) -> None:
     assert 33_000 < flights.height < 34_500
     assert flights["flight_id"].n_unique() == flights.height
 
 
-def test_a_flight_lands_after_it_left_and_is_predicted_before_it_was_scheduled(flights: pl.DataFrame) -> None:
+def test_predictions_precede_departures_and_landings_follow_them(flights: pl.DataFrame) -> None:
     landed = flights.filter(pl.col("landed_at").is_not_null())
     minutes = (landed["landed_at"] - landed["departed_at"]).dt.total_minutes()
     assert minutes.min() > 20
@@ -43,5 +43,5 @@ def test_only_flights_that_landed_have_a_label(flights: pl.DataFrame) -> None:
     assert flights.filter(pl.col("landed_at").is_not_null())["late"].null_count() == 0
 
 
-def test_flights_are_handed_out_in_the_order_in_which_they_are_predicted(flights: pl.DataFrame) -> None:
+def test_flights_are_sorted_by_prediction_time(flights: pl.DataFrame) -> None:
     assert flights["prediction_time"].is_sorted()

@@ -1,4 +1,4 @@
-"""The log never slows an answer, loses nothing through an outage that fits its buffer, and counts what it must drop."""
+"""Tests of the prediction log: batching, outages, limits and encoding."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 from flywheel_common import columns
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import parse_event, payload_of
-from flywheel_inference.convert_events import prediction_records
-from flywheel_inference.memory import MemoryLog
-from flywheel_inference.prediction_log import PredictionLog
+from flywheel_inference.encoding.prediction_events import prediction_records
+from flywheel_inference.fakes.event_log import MemoryPredictionLog
+from flywheel_inference.prediction_log.buffer import PredictionLog
 from flywheel_protos.events.v1 import prediction_pb2
-from tests.integration.inference.gateway_peers import log_rows
+from tests.support.builders.inference import numbered_log_rows
 from tests.support.eventually import eventually
 
 
-def logged(sink: MemoryLog) -> list[str]:
-    """Ids of the predictions that it took, in order."""
+def logged(sink: MemoryPredictionLog) -> list[str]:
+    """Ids of the stored predictions, in order."""
     batches = (
         payload_of(parse_event(record.value), prediction_pb2.PredictionBatch) for record in sink.stored
     )
@@ -35,47 +35,49 @@ async def running(log: PredictionLog, check: Any) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_rows_that_come_close_together_leave_together() -> None:
-    sink = MemoryLog(1)
+async def test_offered_rows_are_stored_in_order() -> None:
+    sink = MemoryPredictionLog(1)
     log = PredictionLog(sink, flush_seconds=0.01)
     for number in range(5):
-        log.offer(log_rows([number]))
+        log.offer(numbered_log_rows([number]))
     await running(log, lambda: len(logged(sink)) == 5)
     assert logged(sink) == [f"id-{i}" for i in range(5)]
     assert (log.logged_count, log.dropped_count, log.held) == (5, 0, 0)
 
 
-async def test_an_outage_is_waited_out_and_what_does_not_fit_is_counted() -> None:
-    sink = MemoryLog(1)
+async def test_rows_wait_during_an_outage_and_excess_rows_are_counted() -> None:
+    sink = MemoryPredictionLog(1)
     sink.down = True
     log = PredictionLog(sink, flush_seconds=0.001, max_rows=10, retry_seconds=0.01)
     for number in range(14):
-        log.offer(log_rows([number]))
+        log.offer(numbered_log_rows([number]))
     assert (log.held, log.dropped_count) == (10, 4)
     assert not await log.flush()
-    log.offer(log_rows([99]))
+    log.offer(numbered_log_rows([99]))
     assert (log.held, log.dropped_count) == (10, 5)
     sink.down = False
     await running(log, lambda: len(logged(sink)) == 10)
     assert logged(sink) == [f"id-{i}" for i in range(10)]
-    log.offer(log_rows([100]))
+    log.offer(numbered_log_rows([100]))
     assert log.held == 1
 
 
-async def test_at_the_end_it_stores_what_is_left_or_counts_it() -> None:
-    sink = MemoryLog(1)
+async def test_drain_stores_the_remaining_rows_or_counts_them() -> None:
+    sink = MemoryPredictionLog(1)
     log = PredictionLog(sink)
-    log.offer(log_rows([1, 2]))
+    log.offer(numbered_log_rows([1, 2]))
     await log.drain(1.0)
     assert (logged(sink), log.dropped_count) == (["id-1", "id-2"], 0)
     sink.down = True
-    log.offer(log_rows([3]))
+    log.offer(numbered_log_rows([3]))
     await log.drain(0.05)
     assert log.dropped_count == 1
 
 
-def test_records_hold_only_ids_of_their_partition_and_every_column_in_the_order_of_its_ids() -> None:
-    records = prediction_records([log_rows(list(range(30))), log_rows(list(range(30, 60)))], 4)
+def test_records_hold_ids_of_their_partition_and_aligned_columns() -> None:
+    records = prediction_records(
+        [numbered_log_rows(list(range(30))), numbered_log_rows(list(range(30, 60)))], 4
+    )
     seen = []
     for record in records:
         event = parse_event(record.value)
@@ -100,8 +102,8 @@ def test_records_hold_only_ids_of_their_partition_and_every_column_in_the_order_
     assert sorted(seen) == list(range(60))
 
 
-def test_rows_without_features_are_logged_with_nulls_and_their_reason() -> None:
-    (record,) = prediction_records([log_rows([5], read=False)], 1)
+def test_rows_without_features_have_null_columns_and_a_reason() -> None:
+    (record,) = prediction_records([numbered_log_rows([5], with_features=False)], 1)
     batch = payload_of(parse_event(record.value), prediction_pb2.PredictionBatch)
     features = columns.from_table(batch.features)
     assert [(name, valid.tolist()) for name, (_, valid) in features.items()] == [

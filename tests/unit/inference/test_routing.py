@@ -1,4 +1,4 @@
-"""The sticky hash is the documented one, uniform, and keeps a subject where it is while a percentage grows."""
+"""Tests of the canary assignment and of routes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_inference.routing import Route, bucket
+from flywheel_inference.routing.canary_assignment import bucket
+from flywheel_inference.routing.route import Route
 
 
 def route(**changes: object) -> Route[str]:
@@ -43,7 +44,9 @@ def test_different_rollouts_choose_independently() -> None:
 
 
 @given(subject=st.text(max_size=40), percents=st.lists(st.floats(0, 100), min_size=2, max_size=6))
-def test_who_is_in_stays_in_while_the_percentage_grows(subject: str, percents: list[float]) -> None:
+def test_a_subject_stays_in_the_canary_while_the_percentage_grows(
+    subject: str, percents: list[float]
+) -> None:
     answers = [route(challenger_percent=p).choose(subject).challenger for p in sorted(percents)]
     assert answers == sorted(answers)
 
@@ -54,12 +57,12 @@ def test_the_challenger_gets_its_share(percent: float, expected: int) -> None:
     assert chosen == pytest.approx(expected, abs=150 if 0 < percent < 100 else 0)
 
 
-def test_in_shadow_the_champion_answers_and_the_challenger_gets_the_copy() -> None:
-    choice = route(shadow_percent=100.0).choose("anybody")
+def test_in_shadow_the_champion_answers_and_the_challenger_gets_a_copy() -> None:
+    choice = route(shadow_percent=100.0).choose("subject")
     assert (choice.release, choice.challenger, choice.shadow) == ("old", False, "new")
 
 
-def test_shadow_copies_only_its_share() -> None:
+def test_shadow_copies_its_share_of_the_requests() -> None:
     copies = sum(route(shadow_percent=30.0).choose(f"s{i}").shadow == "new" for i in range(10_000))
     assert copies == pytest.approx(3_000, abs=150)
 
@@ -68,6 +71,6 @@ def test_an_answer_by_the_challenger_is_not_copied_to_it() -> None:
     assert route(challenger_percent=100.0, shadow_percent=100.0).choose("x").shadow is None
 
 
-def test_without_a_challenger_the_champion_answers_everybody() -> None:
+def test_without_a_challenger_the_champion_answers() -> None:
     choice = route(challenger=None, challenger_percent=50.0).choose("x")
     assert (choice.release, choice.challenger, choice.shadow) == ("old", False, None)

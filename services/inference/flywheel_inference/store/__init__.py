@@ -1,1 +1,1 @@
-"""Drivers: Triton, the peers, Kafka, Redis, the disk."""
+"""Adapters by technology."""

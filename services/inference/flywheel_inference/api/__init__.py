@@ -1,0 +1,1 @@
+"""The gRPC edge: servicer and conversion between protobuf and domain."""

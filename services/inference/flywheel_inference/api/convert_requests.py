@@ -1,0 +1,89 @@
+"""Conversion of requests from protobuf to the domain."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from flywheel_common.errors import InvalidArgument
+from flywheel_common.value import Value, coerce
+from flywheel_inference.outcomes.row import OutcomeRow
+from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
+from flywheel_inference.requests.errors import MissingJoinKey, MissingRequestField
+from flywheel_protos.inference.v1 import inference_pb2 as pb
+from flywheel_protos.types.v1 import value_pb2
+
+_EXACT_KINDS: dict[int, str] = {
+    value_pb2.DATA_TYPE_BOOL: "bool_value",
+    value_pb2.DATA_TYPE_INT64: "int64_value",
+    value_pb2.DATA_TYPE_FLOAT64: "double_value",
+    value_pb2.DATA_TYPE_FLOAT32: "double_value",
+    value_pb2.DATA_TYPE_STRING: "string_value",
+    value_pb2.DATA_TYPE_BYTES: "bytes_value",
+}
+"""Data type → the kind of Value that already has this type and needs no coercion."""
+
+
+class ProtoCall:
+    """`requests.PredictCall` on a PredictRequest."""
+
+    __slots__ = ("_fields", "_keys", "as_of_micros", "include_features", "model", "prediction_id", "subject")
+
+    def __init__(self, request: pb.PredictRequest) -> None:
+        self.model = request.model
+        self.subject = request.subject
+        self.prediction_id = request.prediction_id
+        self.include_features = request.include_features
+        self.as_of_micros: int | None = None
+        if request.HasField("as_of"):
+            self.as_of_micros = request.as_of.ToMicroseconds()
+        self._keys = request.entity_keys
+        self._fields = request.request_fields
+
+    def bind(self, contract: FeatureSetContract) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        keys = tuple([_value(self._keys, spec, "entity_keys", MissingJoinKey) for spec in contract.join_keys])
+        if None in keys:
+            name = contract.join_keys[keys.index(None)].name
+            raise MissingJoinKey(f"entity_keys[{name!r}] is null: send the entity's key.", field=name)
+        fields = tuple(
+            [
+                _value(self._fields, spec, "request_fields", MissingRequestField)
+                for spec in contract.request_fields
+            ]
+        )
+        return keys, fields
+
+    def key_text(self, name: str) -> str:
+        if name not in self._keys:
+            return ""
+        value = self._keys[name]
+        kind = value.WhichOneof("kind")
+        return "" if kind is None else str(getattr(value, kind))
+
+
+def _value(sent: Mapping[str, Value], spec: FieldSpec, where: str, missing: type[InvalidArgument]) -> Any:
+    if spec.name not in sent:
+        raise missing(
+            f"{where} lacks {spec.name!r}, which the model's feature set needs: send it "
+            "(a null request field as a Value without a kind).",
+            field=spec.name,
+        )
+    value = sent[spec.name]
+    kind = value.WhichOneof("kind")
+    if kind == _EXACT_KINDS.get(spec.data_type, "") and kind is not None:
+        return getattr(value, kind)
+    return coerce(value, spec.data_type, f"{where}[{spec.name!r}]")
+
+
+def outcome_rows(outcomes: Iterable[pb.Outcome], now_micros: int) -> list[OutcomeRow]:
+    """The outcomes of a request. Event time defaults to now, the id to prediction id and name."""
+    return [
+        OutcomeRow(
+            outcome.prediction_id,
+            outcome.name,
+            outcome.value,
+            outcome.event_time.ToMicroseconds() if outcome.HasField("event_time") else now_micros,
+            outcome.outcome_id or f"{outcome.prediction_id}:{outcome.name}",
+        )
+        for outcome in outcomes
+    ]

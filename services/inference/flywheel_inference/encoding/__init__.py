@@ -1,0 +1,1 @@
+"""Encoding of domain rows as protobuf payloads, and decoding of the desired state."""

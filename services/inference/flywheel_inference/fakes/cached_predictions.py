@@ -1,0 +1,15 @@
+"""Cached batch predictions in memory."""
+
+from __future__ import annotations
+
+from flywheel_inference.fallback.choice import CachedPrediction
+
+
+class MemoryCachedPredictions:
+    """`prediction.CachedPredictions`."""
+
+    def __init__(self) -> None:
+        self.predictions: dict[tuple[str, str], CachedPrediction] = {}
+
+    async def get(self, model: str, subject: str) -> CachedPrediction | None:
+        return self.predictions.get((model, subject))

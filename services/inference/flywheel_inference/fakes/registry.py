@@ -1,0 +1,63 @@
+"""The registry in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+from flywheel_common.errors import NotFound, Unavailable
+from flywheel_inference.models.errors import WrongSize
+from flywheel_inference.releases.release import ArtifactSpec
+from flywheel_inference.serving.observed_state import ObservedModel
+
+
+class MemoryRegistry:
+    """`serving.ServingRegistry` and `models.ArtifactSource`. `artifacts`: bytes by version and file name;
+    `reports`: the received reports, in order."""
+
+    def __init__(self, desired: bytes = b"") -> None:
+        self.artifacts: dict[tuple[str, str], bytes] = {}
+        self.reports: list[tuple[ObservedModel, ...]] = []
+        self._desired = desired
+        self._down = False
+        self._changed = asyncio.Event()
+
+    def want(self, desired: bytes) -> None:
+        """Sets the desired state."""
+        self._desired = desired
+        self._wake()
+
+    def set_down(self, down: bool) -> None:
+        """While it is down, calls raise Unavailable and streams break."""
+        self._down = down
+        self._wake()
+
+    async def watch(self) -> AsyncIterator[bytes]:
+        while True:
+            self._check_up()
+            changed = self._changed
+            yield self._desired
+            await changed.wait()
+
+    async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
+        self._check_up()
+        self.reports.append(tuple(models))
+
+    async def download(self, model_version: str, artifact: ArtifactSpec, timeout: float) -> bytes:
+        self._check_up()
+        content = self.artifacts.get((model_version, artifact.name))
+        if content is None:
+            raise NotFound(f"{model_version} has no file {artifact.name}.")
+        if len(content) > artifact.size_bytes:
+            raise WrongSize(
+                f"{artifact.name} of {model_version} is longer than the declared {artifact.size_bytes} bytes."
+            )
+        return content
+
+    def _wake(self) -> None:
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def _check_up(self) -> None:
+        if self._down:
+            raise Unavailable("The registry does not answer.")

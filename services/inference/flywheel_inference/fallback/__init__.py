@@ -1,0 +1,1 @@
+"""Fallbacks for requests that the model cannot answer."""

@@ -1,0 +1,56 @@
+"""Reasons for which the model does not answer a request.
+
+`CannotScore` and its subclasses do not leave the service: the request is answered by a fallback, and the
+reason becomes `degraded_reason` of the answer and `error_reasons` of the prediction log. When no fallback
+applies, the caller gets `NoFallback`.
+"""
+
+from __future__ import annotations
+
+from flywheel_common.errors import Unavailable
+
+
+class CannotScore(Unavailable):
+    """The model cannot answer this request; a fallback does."""
+
+
+class FeaturesUnavailable(CannotScore):
+    """The feature lookup failed, or its circuit breaker is open."""
+
+    reason = "FEATURES_UNAVAILABLE"
+    remedy = "Check that the feature service answers GetOnlineFeatures; answers recover by themselves."
+
+
+class FeaturesIncomplete(CannotScore):
+    """The feature set does not return every input of the model's signature, or one has a wrong type."""
+
+    reason = "FEATURES_INCOMPLETE"
+    remedy = "Create a release whose feature set has all inputs of the model's signature."
+
+
+class ModelUnavailable(CannotScore):
+    """The model is not loaded, its call failed, or its circuit breaker is open."""
+
+    reason = "MODEL_UNAVAILABLE"
+    remedy = "Check Triton and GetServingStatus; answers recover by themselves."
+
+
+class BudgetExceeded(CannotScore):
+    """The deadline of the request, or the time limit of its batch, passed before the model answered."""
+
+    reason = "BUDGET_EXCEEDED"
+    remedy = "Set a longer deadline, or find the slow dependency in the timing of other answers."
+
+
+class BadScore(CannotScore):
+    """The model returned a score that is not a finite number."""
+
+    reason = "BAD_SCORE"
+    remedy = "Check the model with the features of the logged request."
+
+
+class NoFallback(Unavailable):
+    """The model cannot answer, and no fallback of the release applies."""
+
+    reason = "NO_FALLBACK"
+    remedy = "Retry, or declare a default score in the release's fallback policy."

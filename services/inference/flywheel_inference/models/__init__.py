@@ -1,0 +1,1 @@
+"""Models: input tensor, loading into the model server, verification."""

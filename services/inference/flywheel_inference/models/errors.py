@@ -1,0 +1,75 @@
+"""Errors of loading and running models. The gateway reports them as the reason why a release is not ready."""
+
+from __future__ import annotations
+
+from flywheel_common.errors import DataLoss, DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
+
+
+class NoModelFile(FailedPrecondition):
+    """The model version has no file model.onnx."""
+
+    reason = "NO_MODEL_FILE"
+    remedy = "Register a version with an artifact named model.onnx."
+
+
+class NoGoldenRows(FailedPrecondition):
+    """The model version has no golden rows, so the gateway cannot verify it."""
+
+    reason = "NO_GOLDEN_ROWS"
+    remedy = "Register a version with golden rows."
+
+
+class GoldenRowsMismatch(DataLoss):
+    """The loaded model does not reproduce the scores of its golden rows within the tolerance."""
+
+    reason = "GOLDEN_ROWS_MISMATCH"
+    remedy = "Compare the exported model with the one that was trained, then register a new version."
+
+
+class DigestMismatch(DataLoss):
+    """The downloaded bytes of an artifact do not have the registered SHA-256 digest."""
+
+    reason = "DIGEST_MISMATCH"
+    remedy = "Register the version again; the stored artifact is damaged."
+
+
+class WrongSize(DataLoss):
+    """An artifact is longer than its registered size."""
+
+    reason = "WRONG_SIZE"
+    remedy = "Register the version again; the stored artifact is damaged."
+
+
+class ModelRefused(FailedPrecondition):
+    """Triton refused to load or to run the model."""
+
+    reason = "MODEL_REFUSED"
+    remedy = "Compare the model file with the inputs of the version's signature; read Triton's message."
+
+
+class WrongShape(FailedPrecondition):
+    """The model returned an output of another shape or type than float32 [rows, 1]."""
+
+    reason = "WRONG_SHAPE"
+    remedy = "Export the model with one float32 output SCORE of shape [rows, 1]."
+
+
+class ModelNotLoaded(NotFound):
+    """Triton does not have the model loaded."""
+
+    reason = "MODEL_NOT_LOADED"
+    remedy = "Wait: the gateway loads the model again by itself."
+
+
+class ModelServerDown(Unavailable):
+    """Triton does not answer."""
+
+    reason = "MODEL_SERVER_DOWN"
+    remedy = "Start Triton, or check its address; the gateway recovers by itself."
+
+
+class ModelTimeout(DeadlineExceeded):
+    """Triton did not answer within the time limit of the call."""
+
+    reason = "MODEL_TIMEOUT"
+    remedy = "Give the request more time, or run more instances of the model."

@@ -1,0 +1,82 @@
+"""Features of a batch, in columns, with the status of every value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_common.arrays import Array, Mask
+
+PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
+"""Statuses of a feature value: numbers of feature.v1.FeatureStatus."""
+STATUS_NAMES = {PRESENT: "PRESENT", NULL: "NULL", NOT_FOUND: "NOT_FOUND", STALE: "STALE"}
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureColumn:
+    """One feature of a batch: `values` [rows] (text: object), `valid` [rows], and a types.v1.DataType
+    number."""
+
+    name: str
+    data_type: int
+    values: Array
+    valid: Mask
+
+    def take(self, rows: Array) -> FeatureColumn:
+        """The rows at these indices."""
+        return FeatureColumn(self.name, self.data_type, self.values[rows], self.valid[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureBlock:
+    """The features of a batch, from one feature set version.
+
+    `statuses` [features, rows] holds PRESENT, NULL, NOT_FOUND or STALE. `applied` holds the stream offsets
+    that the features contain (lists: partition, next offset, …), for the prediction log.
+    """
+
+    feature_set: str
+    columns: tuple[FeatureColumn, ...]
+    statuses: npt.NDArray[np.uint8]
+    applied: tuple[FeatureColumn, ...] = ()
+
+    @property
+    def rows(self) -> int:
+        return int(self.statuses.shape[1])
+
+    def take(self, rows: Array) -> FeatureBlock:
+        """The rows at these indices, in that order."""
+        return FeatureBlock(
+            self.feature_set,
+            tuple(c.take(rows) for c in self.columns),
+            self.statuses[:, rows],
+            tuple(c.take(rows) for c in self.applied),
+        )
+
+
+def concatenate_blocks(blocks: Sequence[FeatureBlock]) -> FeatureBlock:
+    """The rows of several blocks of one feature set, one after the other."""
+    if len(blocks) == 1:
+        return blocks[0]
+    return FeatureBlock(
+        blocks[0].feature_set,
+        concatenate_columns([block.columns for block in blocks]),
+        np.concatenate([block.statuses for block in blocks], axis=1),
+        concatenate_columns([block.applied for block in blocks]),
+    )
+
+
+def concatenate_columns(parts: Sequence[Sequence[FeatureColumn]]) -> tuple[FeatureColumn, ...]:
+    """The same columns of several blocks, one after the other."""
+    return tuple(
+        FeatureColumn(
+            column.name,
+            column.data_type,
+            np.concatenate([part[i].values for part in parts]),
+            np.concatenate([part[i].valid for part in parts]),
+        )
+        for i, column in enumerate(parts[0])
+    )

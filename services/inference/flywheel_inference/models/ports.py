@@ -1,0 +1,68 @@
+"""Ports for models: artifacts, feature set contracts, the local cache and the model server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_inference.releases.release import ArtifactSpec, FeatureSetContract
+
+
+class ArtifactSource(Protocol):
+    """Downloads artifacts by model version and file name. The bytes are not verified.
+    Raises NotFound, Unavailable, DataLoss WRONG_SIZE."""
+
+    async def download(self, model_version: str, artifact: ArtifactSpec, timeout: float) -> bytes: ...
+
+
+class FeatureSetContracts(Protocol):
+    """Reads what a feature set needs from a caller. Raises NotFound, Unavailable."""
+
+    async def contract(self, feature_set: str, timeout: float = 5.0) -> FeatureSetContract: ...
+
+
+class ArtifactCache(Protocol):
+    """Local copies of contracts by feature set and artifacts by digest.
+
+    An artifact is verified when it is read: one that is absent or does not have its digest is None.
+    Blocking; raises OSError.
+    """
+
+    def load_artifact(self, sha256: str) -> bytes | None: ...
+    def save_artifact(self, sha256: str, content: bytes) -> None: ...
+    def load_contract(self, feature_set: str) -> FeatureSetContract | None: ...
+    def save_contract(self, contract: FeatureSetContract) -> None: ...
+
+
+class ModelServer(Protocol):
+    """Runs loaded models. Raises NotFound MODEL_NOT_LOADED, Unavailable MODEL_SERVER_DOWN, DeadlineExceeded,
+    FailedPrecondition MODEL_REFUSED, WRONG_SHAPE."""
+
+    async def infer(
+        self, name: str, tensor: npt.NDArray[np.float32], timeout: float
+    ) -> npt.NDArray[np.float32]:
+        """[rows, inputs] → [rows] raw scores."""
+        ...
+
+
+class ModelControl(ModelServer, Protocol):
+    """Loads and unloads models of the model server. Raises Unavailable MODEL_SERVER_DOWN,
+    DeadlineExceeded."""
+
+    async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
+        """Loads a model, or replaces the one of that name atomically. Raises FailedPrecondition
+        MODEL_REFUSED; then the loaded model stays."""
+        ...
+
+    async def unload(self, name: str, timeout: float) -> None:
+        """Unloads a model. Does nothing when it is not loaded."""
+        ...
+
+    async def is_loaded(self, name: str, timeout: float) -> bool: ...
+
+    async def loaded_digest(self, name: str, timeout: float) -> str:
+        """The digest of the loaded model's file (`triton_config.DIGEST`), empty when it is not loaded."""
+        ...

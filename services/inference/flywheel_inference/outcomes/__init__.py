@@ -1,0 +1,1 @@
+"""Labels and business outcomes of predictions."""

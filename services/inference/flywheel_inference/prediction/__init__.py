@@ -1,0 +1,1 @@
+"""The Predict use case, with shadow copies."""

@@ -1,0 +1,45 @@
+"""Rows for the prediction log: the only place that builds `LogRows` from answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_common.arrays import Floats
+from flywheel_inference.models.feature_block import FeatureBlock
+from flywheel_inference.prediction_log.rows import LogRows
+from flywheel_inference.requests.request import RoutedRequest
+from flywheel_inference.scoring.scorer import ReleaseScorer
+
+
+def log_rows(
+    scorer: ReleaseScorer,
+    requests: list[RoutedRequest],
+    *,
+    role: int,
+    rollout: str,
+    block: FeatureBlock | None,
+    scores: Floats,
+    decisions: npt.NDArray[np.bool_],
+    sources: npt.NDArray[np.uint8],
+    latencies_ms: npt.NDArray[np.float32],
+    reasons: Sequence[str] = (),
+) -> LogRows:
+    """Rows of one release in one role. `block`: features of the requests; None: none were read."""
+    return LogRows(
+        spec=scorer.spec,
+        contract=scorer.contract,
+        rollout=rollout,
+        role=role,
+        feature_set=block.feature_set if block is not None else scorer.contract.feature_set,
+        requests=requests,
+        features=scorer.tensors.served(block) if block is not None else None,
+        scores=scores,
+        decisions=decisions,
+        sources=sources,
+        latencies_ms=latencies_ms,
+        reasons=list(reasons),
+        applied=block.applied if block is not None else (),
+    )

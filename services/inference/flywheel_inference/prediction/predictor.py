@@ -1,0 +1,219 @@
+"""The Predict use case: route, score, fall back, log. Each request gets one answer."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flywheel_common.context import left_seconds
+from flywheel_inference.batching.batcher import Expired
+from flywheel_inference.fallback.choice import ERROR, MODEL, choose_fallback
+from flywheel_inference.fallback.errors import BudgetExceeded, CannotScore, NoFallback
+from flywheel_inference.prediction.errors import TooManyPredictions
+from flywheel_inference.prediction.log_rows import log_rows
+from flywheel_inference.prediction.ports import CachedPredictions, Measures, Routes
+from flywheel_inference.prediction.shadow import ShadowCopies
+from flywheel_inference.prediction_log.buffer import PredictionLog
+from flywheel_inference.requests.request import (
+    PredictCall,
+    RoutedRequest,
+    checked_id,
+    segment_of,
+    subject_of,
+)
+from flywheel_inference.routing.route import CHALLENGER, CHAMPION, Route
+from flywheel_inference.scoring.scored import Scored, ScoredBatch
+from flywheel_inference.scoring.scorer import ReleaseScorer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """The answer to a request. `scored` is None when it comes from a fallback. Times in milliseconds."""
+
+    request: RoutedRequest
+    scorer: ReleaseScorer
+    role: int
+    score: float
+    decision: bool
+    source: int
+    reason: str
+    scored: Scored | None
+    total_ms: float
+
+
+class Predictor:
+    """Answers requests: at most `max_in_flight` at once, each within its caller's deadline less
+    `reserve_seconds`."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        log: PredictionLog,
+        shadow: ShadowCopies,
+        measures: Measures,
+        *,
+        cached: CachedPredictions | None,
+        new_id: Callable[[], str],
+        now_micros: Callable[[], int],
+        max_in_flight: int = 1024,
+        default_budget_seconds: float = 1.0,
+        reserve_seconds: float = 0.005,
+    ) -> None:
+        self._routes = routes
+        self._log = log
+        self._shadow = shadow
+        self._measures = measures
+        self._cached = cached
+        self._new_id = new_id
+        self._now_micros = now_micros
+        self._max_in_flight = max_in_flight
+        self._default_budget = default_budget_seconds
+        self._reserve = reserve_seconds
+        self._loop = asyncio.get_running_loop()
+        self.in_flight = 0
+
+    async def predict(self, call: PredictCall) -> Answer:
+        """Raises InvalidArgument, NotFound, ResourceExhausted OVERLOADED, Unavailable NO_FALLBACK,
+        RELEASE_NOT_READY."""
+        started = time.perf_counter()
+        if self.in_flight >= self._max_in_flight:
+            raise TooManyPredictions(
+                f"{self._max_in_flight} predictions are in flight: retry after the delay, with backoff.",
+                retry_after_seconds=0.05,
+            )
+        route = self._routes.route(call.model)
+        self.in_flight += 1
+        try:
+            return await self._predict(route, call, started)
+        finally:
+            self.in_flight -= 1
+
+    async def _predict(self, route: Route[ReleaseScorer], call: PredictCall, started: float) -> Answer:
+        scorer, role = route.champion, CHAMPION
+        keys, fields = call.bind(scorer.contract)
+        subject = call.subject or subject_of(keys)
+        copy_to = None
+        if route.challenger is not None:
+            choice = route.choose(subject)
+            copy_to = choice.shadow
+            if choice.challenger:
+                scorer, role = choice.release, CHALLENGER
+                if scorer.contract is not route.champion.contract:
+                    keys, fields = call.bind(scorer.contract)
+        request = RoutedRequest(
+            call=call,
+            prediction_id=checked_id(call.prediction_id) or self._new_id(),
+            keys=keys,
+            fields=fields,
+            as_of_micros=call.as_of_micros,
+            event_micros=call.as_of_micros if call.as_of_micros is not None else self._now_micros(),
+            subject=subject,
+            segment=segment_of(call, scorer.spec.segment_keys) if scorer.spec.segment_keys else "",
+            started=started,
+            role=role,
+            rollout=route.rollout,
+            copy_to=copy_to,
+        )
+        left = left_seconds()
+        budget = (self._default_budget if left is None else min(left, self._default_budget)) - self._reserve
+        try:
+            scored = await scorer.score(request, self._loop.time() + budget)
+        except CannotScore as error:
+            return await self._fall_back(scorer, request, error.reason)
+        except Expired:
+            return await self._fall_back(scorer, request, BudgetExceeded.reason)
+        self._measures.answered(scorer.spec.model, role, MODEL, "")
+        total_ms = (time.perf_counter() - started) * 1e3
+        return Answer(
+            request=request,
+            scorer=scorer,
+            role=role,
+            score=scored.score,
+            decision=scored.decision,
+            source=MODEL,
+            reason="",
+            scored=scored,
+            total_ms=total_ms,
+        )
+
+    def log_batch(self, scorer: ReleaseScorer, requests: list[RoutedRequest], batch: ScoredBatch) -> None:
+        """Logs a scored batch before its callers get their answers, and offers its shadow copies."""
+        now = time.perf_counter()
+        self._measures.batch(len(requests), batch.features_ms, batch.model_ms)
+        # Almost always a single group; several only in a batch during which the generation changes.
+        for (role, rollout), rows in _grouped(requests, lambda r: (r.role, r.rollout)).items():
+            single = len(rows) == len(requests)
+            part = batch if single else batch.take(np.array(rows))
+            of_part = requests if single else [requests[row] for row in rows]
+            self._log.offer(
+                log_rows(
+                    scorer,
+                    of_part,
+                    role=role,
+                    rollout=rollout,
+                    block=part.block,
+                    scores=part.scores,
+                    decisions=part.decisions,
+                    sources=np.full(len(rows), MODEL, np.uint8),
+                    latencies_ms=np.array([(now - r.started) * 1e3 for r in of_part], np.float32),
+                )
+            )
+        for (challenger, rollout), rows in _grouped(requests, lambda r: (r.copy_to, r.rollout)).items():
+            if challenger is not None:
+                block = batch.block if len(rows) == len(requests) else batch.block.take(np.array(rows))
+                self._shadow.offer(challenger, rollout, [requests[row] for row in rows], block)
+
+    async def _fall_back(self, scorer: ReleaseScorer, request: RoutedRequest, reason: str) -> Answer:
+        policy, cached = scorer.spec.fallback, None
+        if self._cached is not None and policy.cached_max_age_seconds > 0:
+            cached = await self._cached.get(scorer.spec.model, subject_of(request.keys))
+        found = choose_fallback(policy, cached, request.event_micros)
+        score, source = found if found is not None else (float("nan"), ERROR)
+        decision = score >= scorer.spec.threshold
+        total_ms = (time.perf_counter() - request.started) * 1e3
+        self._log.offer(
+            log_rows(
+                scorer,
+                [request],
+                role=request.role,
+                rollout=request.rollout,
+                block=None,
+                scores=np.array([score]),
+                decisions=np.array([decision]),
+                sources=np.array([source], np.uint8),
+                latencies_ms=np.array([total_ms], np.float32),
+                reasons=[reason],
+            )
+        )
+        self._measures.answered(scorer.spec.model, request.role, source, reason)
+        if found is None:
+            raise NoFallback(
+                f"The model cannot answer ({reason}) and no fallback of release {scorer.spec.name} applies: "
+                "retry, or declare a default score.",
+                cause=reason,
+            )
+        return Answer(
+            request=request,
+            scorer=scorer,
+            role=request.role,
+            score=score,
+            decision=decision,
+            source=source,
+            reason=reason,
+            scored=None,
+            total_ms=total_ms,
+        )
+
+
+def _grouped(
+    requests: list[RoutedRequest], key: Callable[[RoutedRequest], tuple[Any, str]]
+) -> dict[tuple[Any, str], list[int]]:
+    groups: dict[tuple[Any, str], list[int]] = {}
+    for row, request in enumerate(requests):
+        groups.setdefault(key(request), []).append(row)
+    return groups

@@ -1,0 +1,123 @@
+"""The buffer of the prediction log: logs every answer without delaying one.
+
+Rows wait in memory for `flush_seconds`, or until `flush_rows` are there. They leave as one record per
+release, role and partition, or as several when one would be too large. At most `max_rows` are held, including
+those being sent; rows beyond that are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from itertools import islice
+
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_inference.prediction_log.ports import LogSink
+from flywheel_inference.prediction_log.rows import Group, LogRecord, LogRows
+
+log = get_logger(__name__)
+
+
+class PredictionLog:
+    """Takes rows from the Predict path (`offer`) and stores them in a background task (`run`). During an
+    outage of the sink it holds up to `max_rows` and retries."""
+
+    def __init__(
+        self,
+        sink: LogSink,
+        *,
+        flush_seconds: float = 0.02,
+        flush_rows: int = 500,
+        max_rows: int = 50_000,
+        retry_seconds: float = 0.5,
+    ) -> None:
+        self._sink = sink
+        self._flush_seconds = flush_seconds
+        self._flush_rows = flush_rows
+        self._max_rows = max_rows
+        self._retry_seconds = retry_seconds
+        self._buffer: list[LogRows] = []
+        self._buffered = 0
+        self._records: deque[LogRecord] = deque()
+        self._recorded = 0
+        self._filled = asyncio.Event()
+        self._full = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self.logged_count = 0
+        self.dropped_count = 0
+
+    @property
+    def held(self) -> int:
+        """Number of rows in memory that are not stored yet."""
+        return self._buffered + self._recorded
+
+    def offer(self, rows: LogRows) -> None:
+        """Adds rows without waiting. Drops and counts them when the buffer is full."""
+        count = len(rows.requests)
+        if self.held + count > self._max_rows:
+            self.dropped_count += count
+            return
+        self._buffer.append(rows)
+        self._buffered += count
+        self._filled.set()
+        if self._buffered >= self._flush_rows:
+            self._full.set()
+
+    async def run(self) -> None:
+        """Stores rows until cancelled."""
+        while True:
+            await self._filled.wait()
+            try:
+                async with asyncio.timeout(self._flush_seconds):
+                    await self._full.wait()
+            except TimeoutError:
+                pass
+            while not await self.flush():
+                await asyncio.sleep(self._retry_seconds)
+
+    async def flush(self) -> bool:
+        """Stores all rows held now; False when the sink did not take all of them."""
+        async with self._lock:
+            self._encode()
+            while self._records:
+                sending = list(islice(self._records, 64))
+                stored = await self._sink.publish(sending)
+                for record in sending[:stored]:
+                    self._records.popleft()
+                    self._recorded -= record.rows
+                    self.logged_count += record.rows
+                if stored < len(sending):
+                    self._filled.set()
+                    log.warning(
+                        "prediction log unavailable: rows wait", rows=self.held, dropped=self.dropped_count
+                    )
+                    return False
+            return True
+
+    async def drain(self, timeout: float) -> None:
+        """Stores the rows left at shutdown, within `timeout` seconds; counts the rest as dropped."""
+        try:
+            async with asyncio.timeout(timeout):
+                while not await self.flush():
+                    await asyncio.sleep(0.1)
+        except TimeoutError:
+            self.dropped_count += self.held
+
+    def _encode(self) -> None:
+        rows, self._buffer, self._buffered = self._buffer, [], 0
+        self._filled.clear()
+        self._full.clear()
+        groups: dict[Group, list[LogRows]] = {}
+        for part in rows:
+            groups.setdefault(part.group, []).append(part)
+        for group in groups.values():
+            count = sum(len(part.requests) for part in group)
+            try:
+                records = self._sink.encode(group)
+                self._records.extend(records)
+                recorded = sum(record.rows for record in records)
+                self._recorded += recorded
+                self.dropped_count += count - recorded
+            except Exception as error:
+                log.error("prediction log rows not encoded: dropped", rows=count, exc_info=error)
+                self.dropped_count += count

@@ -1,0 +1,52 @@
+"""Rows of the prediction log, in columns, and records encoded from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_inference.models.feature_block import FeatureColumn
+from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
+from flywheel_inference.requests.request import RoutedRequest
+
+Group = tuple[str, str, int, str, bool, tuple[str, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class LogRows:
+    """Answers of one release in one role. Arrays are [rows]; latencies in milliseconds.
+
+    `features` None: no features were read. `reasons` is empty when no row has one. `applied`: see
+    `FeatureBlock`.
+    """
+
+    spec: ReleaseSpec
+    contract: FeatureSetContract
+    rollout: str
+    role: int
+    feature_set: str
+    requests: list[RoutedRequest]
+    features: tuple[FeatureColumn, ...] | None
+    scores: npt.NDArray[np.float64]
+    decisions: npt.NDArray[np.bool_]
+    sources: npt.NDArray[np.uint8]
+    latencies_ms: npt.NDArray[np.float32]
+    reasons: list[str]
+    applied: tuple[FeatureColumn, ...] = ()
+
+    @property
+    def group(self) -> Group:
+        """Rows with equal groups can share a record."""
+        applied = tuple(column.name for column in self.applied)
+        return self.spec.name, self.rollout, self.role, self.feature_set, self.features is None, applied
+
+
+@dataclass(frozen=True, slots=True)
+class LogRecord:
+    """`rows` rows, encoded for one partition."""
+
+    partition: int
+    value: bytes
+    rows: int

@@ -1,0 +1,1 @@
+"""Releases: feature set, model version, calibration, threshold and fallback policy."""

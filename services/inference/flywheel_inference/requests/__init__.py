@@ -1,0 +1,1 @@
+"""Prediction requests before and after routing."""

@@ -1,0 +1,117 @@
+"""A prediction request: as the caller sent it, and after routing."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from flywheel_inference.releases.release import FeatureSetContract
+from flywheel_inference.requests.errors import InvalidPredictionId
+
+MAX_ID_LENGTH = 128
+
+
+class PredictCall(Protocol):
+    """A request before routing: which release answers, and what that release needs, is not known yet."""
+
+    model: str
+    subject: str
+    prediction_id: str
+    as_of_micros: int | None
+    include_features: bool
+
+    def bind(self, contract: FeatureSetContract) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """The join keys and request fields of a feature set, in its order and types; a null request field is
+        None. Raises InvalidArgument MISSING_JOIN_KEY, MISSING_REQUEST_FIELD, WRONG_TYPE."""
+        ...
+
+    def key_text(self, name: str) -> str:
+        """An entity key as text, empty when it was not sent. Used for segments."""
+        ...
+
+
+class RoutedRequest:
+    """A request bound to the release that answers it.
+
+    `as_of_micros` None: now. `event_micros`: event time of the prediction. `started`: on time.perf_counter.
+    `role` (`routing.route`) and `rollout`: why this release answers. `copy_to`: challenger that gets a shadow
+    copy.
+    """
+
+    __slots__ = (
+        "as_of_micros",
+        "call",
+        "copy_to",
+        "event_micros",
+        "fields",
+        "keys",
+        "prediction_id",
+        "role",
+        "rollout",
+        "segment",
+        "started",
+        "subject",
+    )
+
+    def __init__(
+        self,
+        *,
+        call: PredictCall,
+        prediction_id: str,
+        keys: tuple[Any, ...],
+        fields: tuple[Any, ...],
+        as_of_micros: int | None,
+        event_micros: int,
+        subject: str,
+        segment: str,
+        started: float,
+        role: int = 1,
+        rollout: str = "",
+        copy_to: Any = None,
+    ) -> None:
+        self.call = call
+        self.prediction_id = prediction_id
+        self.keys = keys
+        self.fields = fields
+        self.as_of_micros = as_of_micros
+        self.event_micros = event_micros
+        self.subject = subject
+        self.segment = segment
+        self.started = started
+        self.role = role
+        self.rollout = rollout
+        self.copy_to = copy_to
+
+    def bound_to(self, contract: FeatureSetContract) -> RoutedRequest:
+        """The same request with the keys and fields of another feature set, for a shadow copy.
+        Raises InvalidArgument."""
+        keys, fields = self.call.bind(contract)
+        return RoutedRequest(
+            call=self.call,
+            prediction_id=self.prediction_id,
+            keys=keys,
+            fields=fields,
+            as_of_micros=self.as_of_micros,
+            event_micros=self.event_micros,
+            subject=self.subject,
+            segment=self.segment,
+            started=self.started,
+        )
+
+
+def subject_of(keys: tuple[Any, ...]) -> str:
+    """The default routing subject: the entity keys joined by `|`, in key order."""
+    return str(keys[0]) if len(keys) == 1 else "|".join(map(str, keys))
+
+
+def segment_of(call: PredictCall, segment_keys: tuple[str, ...]) -> str:
+    """`origin=JFK,carrier=UA` for the release's segment keys; empty when it declares none."""
+    return ",".join(f"{key}={call.key_text(key)}" for key in segment_keys)
+
+
+def checked_id(prediction_id: str) -> str:
+    """The id as it was sent. Raises InvalidPredictionId when it is too long."""
+    if len(prediction_id) > MAX_ID_LENGTH:
+        raise InvalidPredictionId(
+            f"prediction_id has {len(prediction_id)} characters: send at most {MAX_ID_LENGTH}."
+        )
+    return prediction_id

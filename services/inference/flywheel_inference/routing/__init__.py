@@ -1,0 +1,1 @@
+"""Routing of requests to the champion or the challenger."""

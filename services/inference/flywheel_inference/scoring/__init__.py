@@ -1,0 +1,1 @@
+"""Scoring of batches: feature lookup, then the model, then calibration."""

@@ -1,0 +1,47 @@
+"""Results of scoring: a batch, and one row of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_common.arrays import Array, Floats, Mask
+from flywheel_inference.models.feature_block import FeatureBlock
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredBatch:
+    """A batch that the model scored. Arrays are [rows]; times in milliseconds.
+    `flagged`: a feature of the row was not PRESENT."""
+
+    block: FeatureBlock
+    scores: Floats
+    decisions: npt.NDArray[np.bool_]
+    flagged: Mask
+    features_ms: float
+    model_ms: float
+
+    def take(self, rows: Array) -> ScoredBatch:
+        """The rows at these indices."""
+        return ScoredBatch(
+            self.block.take(rows),
+            self.scores[rows],
+            self.decisions[rows],
+            self.flagged[rows],
+            self.features_ms,
+            self.model_ms,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Row `row` of a scored batch. `queue_ms`: time from the request to the start of its batch."""
+
+    score: float
+    decision: bool
+    batch: ScoredBatch
+    row: int
+    flagged: bool
+    queue_ms: float

@@ -1,0 +1,155 @@
+"""Scoring of one loaded release: batched requests → feature lookup → model call → calibrated scores."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from flywheel_common.errors import DeadlineExceeded, FlywheelError, InvalidArgument, NotFound
+from flywheel_inference.batching.batcher import BadBatch, Batcher, Entry
+from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
+from flywheel_inference.fallback.errors import BadScore, BudgetExceeded, FeaturesIncomplete, ModelUnavailable
+from flywheel_inference.models.feature_block import PRESENT, FeatureBlock
+from flywheel_inference.models.input_tensor import MissingFeature, TensorBuilder
+from flywheel_inference.models.ports import ModelServer
+from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
+from flywheel_inference.requests.request import RoutedRequest
+from flywheel_inference.scoring.feature_reader import FeatureReader
+from flywheel_inference.scoring.ports import FeatureLookup
+from flywheel_inference.scoring.scored import Scored, ScoredBatch
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSettings:
+    """Limits of the batches of one release: see `Batcher`. `cap_seconds` bounds feature lookup and model call
+    of one batch together."""
+
+    max_rows: int = 256
+    slots: int = 1
+    max_slots: int = 8
+    stall_seconds: float = 0.05
+    cap_seconds: float = 0.25
+
+
+OnScored = Callable[["ReleaseScorer", list[RoutedRequest], ScoredBatch], None]
+"""Called with the answered requests of a batch (rows in the order of its arrays), before the callers get
+them."""
+
+
+class ReleaseScorer:
+    """Scores requests with one loaded release, in batches. `ready`: the model is loaded and verified."""
+
+    def __init__(
+        self,
+        spec: ReleaseSpec,
+        contract: FeatureSetContract,
+        *,
+        features: FeatureLookup,
+        models: ModelServer,
+        feature_breaker: CircuitBreaker,
+        model_breaker: CircuitBreaker,
+        settings: ScorerSettings,
+        on_scored: OnScored,
+        on_model_lost: Callable[[], None],
+    ) -> None:
+        self.spec = spec
+        self.contract = contract
+        self.tensors = TensorBuilder(spec.inputs)
+        self.ready = False
+        self._features = FeatureReader(features, contract, feature_breaker)
+        self._models = models
+        self._model_breaker = model_breaker
+        self._cap_seconds = settings.cap_seconds
+        self._on_scored = on_scored
+        self._on_model_lost = on_model_lost
+        self._batcher: Batcher[RoutedRequest, Scored] = Batcher(
+            self._run,
+            max_rows=settings.max_rows,
+            slots=settings.slots,
+            max_slots=settings.max_slots,
+            stall_seconds=settings.stall_seconds,
+        )
+
+    @property
+    def idle(self) -> bool:
+        return self._batcher.idle
+
+    @property
+    def waiting(self) -> int:
+        return self._batcher.waiting
+
+    def score(self, request: RoutedRequest, deadline: float) -> asyncio.Future[Scored]:
+        """The future raises CannotScore, Expired or InvalidArgument. `deadline` is on the loop's clock."""
+        return self._batcher.submit(request, deadline)
+
+    async def close(self) -> None:
+        await self._batcher.close()
+
+    async def score_requests(self, requests: list[RoutedRequest], budget: float) -> ScoredBatch:
+        """Looks the features up and runs the model, within `budget` seconds. Raises CannotScore;
+        InvalidArgument when the feature service refuses the content of a request."""
+        began = time.perf_counter()
+        block = await self._features.read(requests, budget)
+        spent = time.perf_counter() - began
+        return await self.score_block(block, budget - spent, spent * 1e3)
+
+    async def score_block(self, block: FeatureBlock, budget: float, features_ms: float = 0.0) -> ScoredBatch:
+        """Runs the model on features that were looked up before. Raises CannotScore."""
+        began = time.perf_counter()
+        try:
+            tensor = self.tensors.build(block)
+        except MissingFeature as error:
+            raise FeaturesIncomplete(str(error)) from None
+        if not self.ready or not self._model_breaker.allows(time.monotonic()):
+            raise ModelUnavailable("the model is not loaded, or its circuit breaker is open")
+        if budget <= 0:
+            raise BudgetExceeded("no time is left for the model")
+        try:
+            raw = await self._models.infer(self.spec.triton_model, tensor, budget)
+        except FlywheelError as error:
+            self._model_breaker.failed(time.monotonic())
+            if isinstance(error, NotFound):
+                self.ready = False
+                self._on_model_lost()
+            cause = BudgetExceeded if isinstance(error, DeadlineExceeded) else ModelUnavailable
+            raise cause(error.message) from None
+        self._model_breaker.succeeded()
+        scores = self.spec.calibration.apply(raw)
+        model_ms = (time.perf_counter() - began) * 1e3
+        flagged = (block.statuses != PRESENT).any(axis=0)
+        return ScoredBatch(block, scores, scores >= self.spec.threshold, flagged, features_ms, model_ms)
+
+    async def _run(self, entries: list[Entry[RoutedRequest, Scored]]) -> Sequence[Scored | Exception]:
+        sent = time.perf_counter()
+        left = max(entry.deadline for entry in entries) - asyncio.get_running_loop().time()
+        requests = [entry.item for entry in entries]
+        try:
+            batch = await self.score_requests(requests, min(left, self._cap_seconds))
+        except InvalidArgument as error:
+            raise BadBatch(error) from error
+        results: list[Scored | Exception] = []
+        answered: list[int] = []
+        rows = zip(
+            entries,
+            batch.scores.tolist(),
+            batch.decisions.tolist(),
+            np.isfinite(batch.scores).tolist(),
+            batch.flagged.tolist(),
+            strict=True,
+        )
+        for row, (entry, score, decision, finite, flagged) in enumerate(rows):
+            if not finite:
+                results.append(BadScore("the model returned a score that is not finite"))
+                continue
+            if entry.live:
+                answered.append(row)
+            results.append(Scored(score, decision, batch, row, flagged, (sent - entry.item.started) * 1e3))
+        if len(answered) == len(requests):
+            self._on_scored(self, requests, batch)
+        elif answered:
+            self._on_scored(self, [requests[row] for row in answered], batch.take(np.array(answered)))
+        return results

@@ -1,0 +1,1 @@
+"""The desired state of the registry and the routes applied from it."""

@@ -1,0 +1,32 @@
+"""Ports for the desired state: the registry, and the local copy."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from flywheel_inference.serving.observed_state import ObservedModel
+
+
+class ServingRegistry(Protocol):
+    """The registry's serving API. Raises FlywheelError."""
+
+    def watch(self) -> AsyncIterator[bytes]:
+        """The complete desired state, now and at every change, until the stream breaks or ends."""
+        ...
+
+    async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
+        """Sends one heartbeat with the observed state."""
+        ...
+
+
+class DesiredStateStore(Protocol):
+    """The local copy from which a gateway boots while the registry is unavailable. Blocking; raises OSError.
+
+    `load_desired` returns the state saved last, complete even if the process died while saving; None when
+    there is none or it is damaged. `keep_artifacts` deletes the artifacts that are not wanted.
+    """
+
+    def save_desired(self, content: bytes) -> None: ...
+    def load_desired(self) -> bytes | None: ...
+    def keep_artifacts(self, wanted: set[str]) -> None: ...

@@ -1,0 +1,175 @@
+"""Reconciliation of desired and served state: loads releases, applies generations, reports, unloads."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from flywheel_common.errors import FlywheelError, Internal
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_inference.models.loader import ReleaseLoader
+from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
+from flywheel_inference.scoring.scorer import ReleaseScorer
+from flywheel_inference.serving.desired_state import DesiredModel
+from flywheel_inference.serving.ports import DesiredStateStore, ServingRegistry
+from flywheel_inference.serving.state import ServingState
+from flywheel_inference.serving.tracked_release import TrackedRelease
+
+log = get_logger(__name__)
+
+Decode = Callable[[bytes], tuple[Sequence[DesiredModel], Mapping[str, str]]]
+"""Desired state as bytes → models, and release → why it cannot be served."""
+MakeScorer = Callable[[ReleaseSpec, FeatureSetContract, Callable[[], None]], ReleaseScorer]
+"""Release, contract, and a callback for a model that the model server lost → scorer."""
+
+
+class Reconciler:
+    """Brings the serving state to the registry's desired state. A release that cannot be loaded is reported
+    and retried, and the old champion goes on serving."""
+
+    def __init__(
+        self,
+        state: ServingState,
+        registry: ServingRegistry,
+        loader: ReleaseLoader,
+        store: DesiredStateStore,
+        *,
+        decode: Decode,
+        make_scorer: MakeScorer,
+        in_use: Callable[[ReleaseScorer], bool],
+        heartbeat_seconds: float = 0.25,
+        boot_wait_seconds: float = 3.0,
+    ) -> None:
+        self._state = state
+        self._registry = registry
+        self._loader = loader
+        self._store = store
+        self._decode = decode
+        self._make_scorer = make_scorer
+        self._in_use = in_use
+        self._heartbeat_seconds = heartbeat_seconds
+        self._boot_wait_seconds = boot_wait_seconds
+        self._wake = asyncio.Event()
+        self._report_now = asyncio.Event()
+
+    async def run(self) -> None:
+        """Boots from the local copy, then follows the registry until cancelled."""
+        content = await asyncio.to_thread(self._store.load_desired)
+        if content is not None:
+            self._accept(content)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watch_registry())
+            group.create_task(self._send_heartbeats())
+            group.create_task(self._check_models())
+            group.create_task(self._end_boot_wait())
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                for release in self._state.due_for_loading(time.monotonic()):
+                    release.task = group.create_task(self._load(release))
+                if (generations := self._state.apply()) is not None:
+                    log.info("routing applied", generations=generations)
+                    self._report_now.set()
+                self._retire(group)
+                self._state.settle()
+
+    def _accept(self, content: bytes) -> None:
+        self._state.accept(*self._decode(content))
+        self._wake.set()
+
+    # --- background
+    async def _watch_registry(self) -> None:
+        delay = 0.1
+        while True:
+            try:
+                async for content in self._registry.watch():
+                    delay = 0.1
+                    self._accept(content)
+                    await self._save(content)
+            except FlywheelError as error:
+                log.warning("registry unavailable: serving the last desired state", reason=error.reason)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 2.0)
+
+    async def _save(self, content: bytes) -> None:
+        try:
+            await asyncio.to_thread(self._store.save_desired, content)
+        except OSError as error:
+            log.error("desired state not saved: the next boot needs the registry", exc_info=error)
+
+    async def _send_heartbeats(self) -> None:
+        while True:
+            self._report_now.clear()
+            try:
+                await self._registry.report(self._state.observed(), 1.0)
+            except FlywheelError as error:
+                log.debug("heartbeat not delivered", reason=error.reason)
+            try:
+                async with asyncio.timeout(self._heartbeat_seconds):
+                    await self._report_now.wait()
+            except TimeoutError:
+                pass
+
+    async def _check_models(self) -> None:
+        """Detects models that the model server lost, and wakes the main loop for retries."""
+        while True:
+            await asyncio.sleep(self._heartbeat_seconds)
+            ready = [release for release in self._state.releases.values() if release.ready]
+            try:
+                for release in ready:
+                    model = release.spec.triton_model
+                    if not await self._loader.is_loaded(model) and release.scorer is not None:
+                        log.warning("model lost by the model server: loading it again", model=model)
+                        release.scorer.ready = False
+                self._state.model_server_up = True
+            except FlywheelError as error:
+                if self._state.model_server_up:
+                    log.warning("model server unavailable: answers are degraded", reason=error.reason)
+                self._state.model_server_up = False
+            self._wake.set()
+
+    async def _end_boot_wait(self) -> None:
+        await asyncio.sleep(self._boot_wait_seconds)
+        self._state.boot_wait_over = True
+        self._wake.set()
+
+    # --- loading, unloading
+    async def _load(self, release: TrackedRelease) -> None:
+        began = time.monotonic()
+        spec = release.spec
+        try:
+            contract = await self._loader.load(spec)
+        except Exception as caught:
+            error = caught if isinstance(caught, FlywheelError) else Internal(f"loading failed: {caught!r}")
+            if error is not caught:
+                log.error("release cannot be loaded", release=spec.name, exc_info=caught)
+            release.failed(error, time.monotonic(), refused=not error.retryable and error is caught)
+            log.warning("release not ready", release=spec.name, reason=error.reason, why=error.message)
+            self._report_now.set()
+        else:
+            release.loaded(release.scorer or self._make_scorer(spec, contract, self._wake.set))
+            log.info("release ready", release=spec.name, seconds=round(time.monotonic() - began, 3))
+        finally:
+            release.task = None
+            self._wake.set()
+
+    def _retire(self, group: asyncio.TaskGroup) -> None:
+        """Forgets unused releases, unloads models that no other release uses, and deletes their artifacts."""
+        forgotten = self._state.forget_unused(self._in_use)
+        if not forgotten:
+            return
+        left = [release.spec for release in self._state.releases.values()]
+        for model in {spec.triton_model for spec in forgotten} - {spec.triton_model for spec in left}:
+            group.create_task(self._unload(model))
+        try:
+            self._store.keep_artifacts({artifact.sha256 for spec in left for artifact in spec.artifacts})
+        except OSError as error:
+            log.warning("unused artifacts not deleted", error=str(error))
+
+    async def _unload(self, triton_model: str) -> None:
+        try:
+            await self._loader.unload(triton_model)
+            log.info("model unloaded", model=triton_model)
+        except FlywheelError as error:
+            log.warning("model not unloaded", model=triton_model, reason=error.reason)

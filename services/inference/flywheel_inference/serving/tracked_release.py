@@ -1,0 +1,49 @@
+"""Loading state of one release: pending, loading, ready or failed, and when to retry."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from flywheel_common.errors import FlywheelError
+from flywheel_inference.releases.release import ReleaseSpec
+from flywheel_inference.scoring.scorer import ReleaseScorer
+
+RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0)
+"""Pauses before retries while a dependency does not answer; the last one repeats."""
+REFUSED_RETRY_SECONDS = 30.0
+"""Pause after an error that only a change of the stored data can fix."""
+
+
+@dataclass(slots=True, eq=False)
+class TrackedRelease:
+    """`refused`: the last error is not retryable. `retry_at` is on time.monotonic."""
+
+    spec: ReleaseSpec
+    scorer: ReleaseScorer | None = None
+    failure: str = ""
+    refused: bool = False
+    attempts: int = 0
+    retry_at: float = 0.0
+    task: asyncio.Task[None] | None = field(default=None, repr=False)
+
+    @property
+    def ready(self) -> bool:
+        return self.scorer is not None and self.scorer.ready
+
+    def due(self, now: float) -> bool:
+        """Whether to start loading now."""
+        return not self.ready and self.task is None and now >= self.retry_at
+
+    def loaded(self, scorer: ReleaseScorer) -> None:
+        """Loading succeeded."""
+        self.scorer = scorer
+        scorer.ready = True
+        self.failure, self.refused, self.attempts = "", False, 0
+
+    def failed(self, error: FlywheelError, now: float, *, refused: bool) -> None:
+        """Loading failed: schedules the retry."""
+        self.failure, self.refused = f"{error.reason}: {error.message}", refused
+        pause = RETRY_SECONDS[min(self.attempts, len(RETRY_SECONDS) - 1)]
+        self.retry_at = now + (REFUSED_RETRY_SECONDS if refused else pause)
+        self.attempts += 1

@@ -1,0 +1,1 @@
+"""Adapters for the registry and the feature service."""

@@ -1,0 +1,104 @@
+"""The feature service over gRPC: contracts of feature sets, and online features in columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_common import columns
+from flywheel_common.errors import Internal
+from flywheel_common.grpc.channel import from_rpc_error
+from flywheel_inference.encoding.typed_columns import table
+from flywheel_inference.models.feature_block import STALE, FeatureBlock, FeatureColumn
+from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
+from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2_grpc
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+from flywheel_protos.types.v1 import column_pb2
+
+
+class GrpcFeatures:
+    """`scoring.FeatureLookup` and `models.FeatureSetContracts`."""
+
+    def __init__(self, channel: grpc.aio.Channel) -> None:
+        self._stub = feature_pb2_grpc.FeatureServiceStub(channel)
+
+    async def contract(self, feature_set: str, timeout: float = 5.0) -> FeatureSetContract:
+        """Raises NotFound UNKNOWN_FEATURE_SET, Unavailable."""
+        try:
+            response = await self._stub.GetFeatureSet(
+                pb.GetFeatureSetRequest(name=feature_set), timeout=timeout
+            )
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return to_contract(response.feature_set, feature_set)
+
+    async def online(
+        self,
+        contract: FeatureSetContract,
+        keys: Sequence[tuple[Any, ...]],
+        fields: Sequence[tuple[Any, ...]],
+        as_of_micros: int | None,
+        timeout: float,
+    ) -> FeatureBlock:
+        request = pb.GetOnlineFeaturesRequest(
+            feature_set=contract.feature_set,
+            entities=table(keys, contract.join_keys),
+            layout=pb.ANSWER_LAYOUT_COLUMNS,
+            with_applied_offsets=True,
+        )
+        if contract.request_fields:
+            request.request_fields.CopyFrom(table(fields, contract.request_fields))
+        if as_of_micros is not None:
+            request.as_of.FromMicroseconds(as_of_micros)
+        try:
+            response = await self._stub.GetOnlineFeatures(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+        return to_block(response, contract, len(keys))
+
+
+def to_contract(feature_set: definitions_pb2.FeatureSet, name: str) -> FeatureSetContract:
+    """`name` is the name with version by which the release refers to the feature set."""
+    return FeatureSetContract(
+        feature_set=name,
+        join_keys=tuple(FieldSpec(f.name, f.data_type) for f in feature_set.join_keys),
+        request_fields=tuple(FieldSpec(f.name, f.data_type) for f in feature_set.request_fields),
+    )
+
+
+def to_block(response: pb.GetOnlineFeaturesResponse, contract: FeatureSetContract, rows: int) -> FeatureBlock:
+    """A response for `rows` entities. A STALE value becomes null for the model, as it is in a training
+    set."""
+    received = response.features.columns
+    if len(response.statuses) != len(received) * rows:
+        raise Internal(
+            f"The feature service returned {len(response.statuses)} statuses "
+            f"for {len(received)} features of {rows} rows."
+        )
+    statuses = np.frombuffer(response.statuses, np.uint8).reshape(len(received), rows)
+    return FeatureBlock(
+        response.feature_set or contract.feature_set,
+        _without_stale(_columns(received, rows), statuses),
+        statuses,
+        _columns(response.applied_offsets.columns, rows),
+    )
+
+
+def _without_stale(
+    columns: tuple[FeatureColumn, ...], statuses: npt.NDArray[np.uint8]
+) -> tuple[FeatureColumn, ...]:
+    stale = statuses == STALE
+    if not stale.any():
+        return columns
+    return tuple(replace(c, valid=c.valid & ~old) for c, old in zip(columns, stale, strict=True))
+
+
+def _columns(received: Iterable[column_pb2.Column], rows: int) -> tuple[FeatureColumn, ...]:
+    return tuple(
+        FeatureColumn(column.name, column.data_type, *columns.to_numpy(column, rows)) for column in received
+    )

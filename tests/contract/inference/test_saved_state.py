@@ -1,0 +1,124 @@
+"""Contract tests of the saved state of a gateway, in memory and on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flywheel_inference.fakes.saved_state import MemoryState
+from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
+from flywheel_inference.store.disk.state_folder import StateFolder
+
+CONTRACT = FeatureSetContract(
+    "projects/p/featureSets/f/versions/2",
+    (FieldSpec("tail", 5), FieldSpec("day", 2)),
+    (FieldSpec("miles", 4),),
+)
+Boot = Callable[[], Any]
+
+
+@pytest.fixture(params=["memory", "disk"])
+def boot(request: pytest.FixtureRequest, tmp_path: Path) -> Boot:
+    """Opens the saved state as a starting gateway does."""
+    if request.param == "memory":
+        memory = MemoryState()
+        return lambda: memory
+    return lambda: StateFolder(tmp_path)
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_a_new_state_is_empty(boot: Boot) -> None:
+    saved = boot()
+    assert saved.load_desired() is None
+    assert saved.load_artifact(digest(b"onnx")) is None
+    assert saved.load_contract(CONTRACT.feature_set) is None
+    saved.keep_artifacts(set())
+
+
+def test_the_value_saved_last_survives_a_restart(boot: Boot) -> None:
+    other = FeatureSetContract("projects/p/featureSets/f/versions/3", (), ())
+    saved = boot()
+    for desired in (b"first", b"", b"wanted"):
+        saved.save_desired(desired)
+        assert desired == boot().load_desired()
+    for contract in (CONTRACT, other):
+        saved.save_contract(contract)
+    for content in (b"onnx", b""):
+        saved.save_artifact(digest(content), content)
+    again = boot()
+    assert [CONTRACT, other] == [again.load_contract(c.feature_set) for c in (CONTRACT, other)]
+    assert [b"onnx", b""] == [again.load_artifact(digest(content)) for content in (b"onnx", b"")]
+    assert again.load_contract("projects/p/featureSets/f") is None
+
+
+def test_an_artifact_with_a_wrong_digest_is_ignored_and_can_be_replaced(boot: Boot) -> None:
+    saved = boot()
+    saved.save_artifact(digest(b"onnx"), b"other")
+    assert boot().load_artifact(digest(b"onnx")) is None
+    saved.save_artifact(digest(b"onnx"), b"onnx")
+    assert b"onnx" == boot().load_artifact(digest(b"onnx"))
+
+
+def test_keep_artifacts_deletes_the_others(boot: Boot) -> None:
+    saved = boot()
+    contents = [b"a", b"b", b"c"]
+    for content in contents:
+        saved.save_artifact(digest(content), content)
+    saved.keep_artifacts({digest(b"b"), digest(b"never seen")})
+    assert [None, b"b", None] == [boot().load_artifact(digest(content)) for content in contents]
+
+
+def test_concurrent_saves_leave_one_complete_state(boot: Boot) -> None:
+    states = [bytes([i]) * 100_000 for i in range(16)]
+    saved = boot()
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(saved.save_desired, states))
+        list(threads.map(lambda _: saved.save_artifact(digest(states[0]), states[0]), range(16)))
+    assert boot().load_desired() in states
+    assert states[0] == boot().load_artifact(digest(states[0]))
+
+
+@pytest.mark.parametrize("damage", [b"", b"short", b"x" * 38])
+def test_a_damaged_file_is_ignored(tmp_path: Path, damage: bytes) -> None:
+    folder = StateFolder(tmp_path)
+    folder.save_desired(b"wanted")
+    folder.save_contract(CONTRACT)
+    folder.save_artifact(digest(b"onnx"), b"onnx")
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert 3 == len(files)
+    for file in files:
+        file.write_bytes(damage)
+    again = StateFolder(tmp_path)
+    assert again.load_desired() is None
+    assert again.load_artifact(digest(b"onnx")) is None
+    assert again.load_contract(CONTRACT.feature_set) is None
+
+
+def test_a_changed_byte_of_the_desired_state_is_detected(tmp_path: Path) -> None:
+    StateFolder(tmp_path).save_desired(b"wanted")
+    file = tmp_path / "desired.pb"
+    file.write_bytes(file.read_bytes()[:-1] + b"e")
+    assert StateFolder(tmp_path).load_desired() is None
+
+
+def test_a_partly_written_file_is_never_read(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path)
+    folder.save_desired(b"wanted")
+    (tmp_path / "desired.pb.0123456789ab.new").write_bytes(b"half")
+    (tmp_path / "artifacts" / f"{digest(b'onnx')}.0123456789ab.new").write_bytes(b"on")
+    again = StateFolder(tmp_path)
+    assert (b"wanted", None) == (again.load_desired(), again.load_artifact(digest(b"onnx")))
+    again.keep_artifacts(set())
+    assert [] == list((tmp_path / "artifacts").iterdir())
+
+
+def test_the_gateway_id_is_stored_once(tmp_path: Path) -> None:
+    assert "one" == StateFolder(tmp_path).gateway_id("one") == StateFolder(tmp_path).gateway_id("two")

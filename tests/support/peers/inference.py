@@ -1,0 +1,209 @@
+"""Stand-ins for the gateway's peers: a registry and a feature service that return what a test sets."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import grpc
+import numpy as np
+
+from flywheel_common import columns
+from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2_grpc
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
+from flywheel_protos.types.v1 import value_pb2 as types
+from tests.support.builders.inference import FEATURE_SET, INPUTS, MODEL, ORIGINS, expected_score, onnx_model
+
+NO_SERVER = "127.0.0.1:1"
+"""An address on which no server listens."""
+
+
+class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
+    """Feature hist__delay by carrier from `delays`; trip__miles and route__origin echo the request.
+
+    `outage`: status code with which every read fails. `hold`: reads wait for this event. A feature set with
+    `broken` in its name fails with INTERNAL, one with `unknown` does not exist.
+    """
+
+    def __init__(self) -> None:
+        self.delays: dict[str, float | None] = {"UA": 2.0, "DL": -1.0}
+        self.outage: grpc.StatusCode | None = None
+        self.hold: asyncio.Event | None = None
+        self.batches: list[int] = []
+        self.broken_lookups = 0
+        self.as_ofs: list[int | None] = []
+
+    async def GetFeatureSet(self, request: Any, context: Any) -> Any:
+        if "unknown" in request.name:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
+        field = types.Field
+        return feature_pb2.GetFeatureSetResponse(
+            feature_set=definitions_pb2.FeatureSet(
+                name=FEATURE_SET,
+                version=1,
+                features=["hist:delay", "trip:miles", "route:origin"],
+                join_keys=[field(name="carrier", data_type=types.DATA_TYPE_STRING)],
+                request_fields=[
+                    field(name="miles", data_type=types.DATA_TYPE_FLOAT64),
+                    field(name="origin", data_type=types.DATA_TYPE_STRING),
+                ],
+            )
+        )
+
+    async def GetOnlineFeatures(self, request: Any, context: Any) -> Any:
+        if self.hold is not None:
+            await self.hold.wait()
+        if self.outage is not None:
+            await context.abort(self.outage, "down")
+        if "broken" in request.feature_set:
+            self.broken_lookups += 1
+            await context.abort(grpc.StatusCode.INTERNAL, "broken")
+        sent = columns.from_table(request.entities)
+        fields = columns.from_table(request.request_fields)
+        carriers = list(sent["carrier"][0])
+        self.batches.append(len(carriers))
+        self.as_ofs.append(request.as_of.ToMicroseconds() if request.HasField("as_of") else None)
+        found = [self.delays.get(c) for c in carriers]
+        status = [
+            1 if v is not None else (2 if c in self.delays else 3)
+            for c, v in zip(carriers, found, strict=True)
+        ]
+        valid = np.array([v is not None for v in found])
+        delay = columns.from_numpy("hist__delay", np.array([v or 0.0 for v in found]), valid)
+        miles = columns.from_numpy("trip__miles", *fields["miles"])
+        origin = columns.from_texts("route__origin", list(fields["origin"][0]))
+        answer = feature_pb2.GetOnlineFeaturesResponse(
+            features=columns.to_table([delay, miles, origin]),
+            statuses=bytes(status) + b"\x01" * (2 * len(carriers)),
+            feature_set=FEATURE_SET,
+        )
+        if request.with_applied_offsets:
+            # Partition 0, and a next offset that distinguishes one request from another.
+            positions = [[0, int(m)] for m in fields["miles"][0]]
+            applied = columns.from_lists("hist@1", positions, types.DATA_TYPE_INT64_LIST)
+            answer.applied_offsets.CopyFrom(columns.to_table([applied]))
+        return answer
+
+
+class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
+    """Streams the desired state, serves `artifacts` by version and file name, and collects `reports`."""
+
+    def __init__(self) -> None:
+        self.desired = registry_pb2.WatchServingResponse()
+        self.artifacts: dict[tuple[str, str], bytes] = {}
+        self.reports: list[Any] = []
+        self.changed = asyncio.Event()
+
+    def want(self, **routing: Any) -> int:
+        """Sets the routing of MODEL; returns its generation."""
+        generation = (self.desired.models[0].generation if self.desired.models else 0) + 1
+        model = model_pb2.ServingModel(model=MODEL, generation=generation, **routing)
+        self.desired = registry_pb2.WatchServingResponse(models=[model])
+        self.changed.set()
+        return generation
+
+    async def WatchServing(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        while True:
+            self.changed.clear()
+            yield self.desired
+            await self.changed.wait()
+
+    async def ReportServing(self, request: Any, context: Any) -> Any:
+        self.reports.append(request)
+        return registry_pb2.ReportServingResponse()
+
+    async def DownloadArtifact(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        content = self.artifacts.get((request.model_version, request.artifact))
+        if content is None:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
+            return
+        for start in range(0, len(content), 100):
+            yield registry_pb2.DownloadArtifactResponse(data=content[start : start + 100])
+
+    def release(
+        self,
+        number: int,
+        weights: tuple[float, ...],
+        bias: float = 0.0,
+        *,
+        golden_shift: float = 0.0,
+        corrupt: bool = False,
+        default_score: float | None = 0.25,
+        feature_set: str = FEATURE_SET,
+        inputs: tuple[str, ...] = INPUTS,
+        **fields: Any,
+    ) -> Any:
+        """Registers a version with its file; returns a release of it."""
+        content = onnx_model(weights, bias)
+        version = f"{MODEL}/versions/{number}"
+        self.artifacts[version, "model.onnx"] = content[:-1] + b"?" if corrupt else content
+        rows = np.array([[1, 2, 0], [0.5, -1, 2], [np.nan, 1, -1]], np.float32)
+        scores = np.array([expected_score(weights, bias, row) for row in rows.tolist()], np.float32)
+        scores += golden_shift
+        input_types = {"route__origin": types.DATA_TYPE_STRING}
+        release = model_pb2.Release(
+            name=f"{MODEL}/releases/{number}",
+            model_version=version,
+            feature_set=feature_set,
+            threshold=0.5,
+            **fields,
+        )
+        if default_score is not None:
+            release.fallback.default_score = default_score
+        return model_pb2.ServingRelease(
+            release=release,
+            model_version=model_pb2.ModelVersion(
+                name=version,
+                feature_set=feature_set,
+                signature=model_pb2.Signature(
+                    inputs=[
+                        model_pb2.SignatureInput(
+                            name=name,
+                            data_type=input_types.get(name, types.DATA_TYPE_FLOAT64),
+                            vocabulary=ORIGINS if name in input_types else (),
+                        )
+                        for name in inputs
+                    ]
+                ),
+                artifacts=[
+                    model_pb2.Artifact(
+                        name="model.onnx", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
+                    )
+                ],
+                golden_rows=model_pb2.GoldenRows(row_count=3, inputs=rows.tobytes(), scores=scores.tobytes()),
+            ),
+        )
+
+
+class PeerServer:
+    """A gRPC server for one servicer. It keeps its port over `stop` and `start`."""
+
+    def __init__(self, add: Callable[[Any, Any], None], servicer: Any) -> None:
+        self._add, self._servicer = add, servicer
+        self._server: grpc.aio.Server | None = None
+        self.port = 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    async def start(self) -> None:
+        self._server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+        self._add(self._servicer, self._server)
+        self.port = self._server.add_insecure_port(f"127.0.0.1:{self.port}")
+        await self._server.start()
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            await self._server.stop(None)
+            self._server = None
+
+
+def registry_server(servicer: Any) -> PeerServer:
+    return PeerServer(registry_pb2_grpc.add_RegistryServiceServicer_to_server, servicer)
+
+
+def feature_server(servicer: Any) -> PeerServer:
+    return PeerServer(feature_pb2_grpc.add_FeatureServiceServicer_to_server, servicer)

@@ -1,0 +1,80 @@
+"""Tests of the application of generations."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+from flywheel_inference.serving.applied_routes import AppliedRoutes, apply_desired
+from flywheel_inference.serving.desired_state import DesiredModel
+from flywheel_inference.serving.tracked_release import TrackedRelease
+
+M = "projects/p/models/m"
+
+
+def spec(name: str) -> Any:
+    return SimpleNamespace(name=name)
+
+
+def releases(**ready: bool) -> dict[str, TrackedRelease]:
+    """Tracked releases by name, ready or not."""
+    scorers: dict[str, Any] = {name: SimpleNamespace(spec=spec(name), ready=r) for name, r in ready.items()}
+    return {name: TrackedRelease(spec(name), scorer=scorer) for name, scorer in scorers.items()}
+
+
+def desired(generation: int, champion: str | None, challenger: str | None = None, **fields: Any) -> Any:
+    return {
+        M: DesiredModel(
+            model=M,
+            generation=generation,
+            champion=spec(champion) if champion else None,
+            challenger=spec(challenger) if challenger else None,
+            **fields,
+        )
+    }
+
+
+def routing(applied: AppliedRoutes) -> tuple[str, str, int, int]:
+    """Champion, challenger, generation of the route, and the generation that counts as applied."""
+    route = applied.routes[M]
+    challenger = route.challenger.spec.name if route.challenger else ""
+    return route.champion.spec.name, challenger, route.generation, applied.generations[M]
+
+
+def test_a_generation_is_applied_when_its_champion_is_ready() -> None:
+    waiting = apply_desired(AppliedRoutes(), desired(1, "a"), releases(a=False))
+    assert waiting == AppliedRoutes()
+    assert routing(apply_desired(waiting, desired(1, "a"), releases(a=True))) == ("a", "", 1, 1)
+
+
+def test_the_old_route_stays_until_every_release_of_the_new_one_is_ready() -> None:
+    first = apply_desired(AppliedRoutes(), desired(1, "a"), releases(a=True))
+    wanted = desired(2, "a", "b", rollout="r", challenger_percent=5.0)
+    waiting = apply_desired(first, wanted, releases(a=True, b=False))
+    assert routing(waiting) == ("a", "", 1, 1) and not waiting.differs_from(first)
+    applied = apply_desired(waiting, wanted, releases(a=True, b=True))
+    assert routing(applied) == ("a", "b", 2, 2) and applied.differs_from(waiting)
+    assert (applied.routes[M].rollout, applied.routes[M].challenger_percent) == ("r", 5.0)
+
+
+def test_without_an_old_route_the_champion_serves_alone_as_generation_0() -> None:
+    wanted = desired(3, "a", "b", shadow_percent=10.0)
+    partial = apply_desired(AppliedRoutes(), wanted, releases(a=True, b=False))
+    assert routing(partial) == ("a", "", 3, 0)
+    assert routing(apply_desired(partial, wanted, releases(a=True, b=True))) == ("a", "b", 3, 3)
+
+
+def test_a_challenger_without_traffic_is_not_needed() -> None:
+    applied = apply_desired(AppliedRoutes(), desired(1, "a", "b"), releases(a=True, b=False))
+    assert routing(applied) == ("a", "", 1, 1)
+
+
+def test_a_model_without_a_champion_loses_its_route() -> None:
+    first = apply_desired(AppliedRoutes(), desired(1, "a"), releases(a=True))
+    emptied = apply_desired(first, desired(2, None), releases())
+    assert (dict(emptied.routes), dict(emptied.generations)) == ({}, {M: 2})
+
+
+def test_a_model_that_is_no_longer_desired_is_removed() -> None:
+    first = apply_desired(AppliedRoutes(), desired(1, "a"), releases(a=True))
+    assert apply_desired(first, {}, releases()) == AppliedRoutes()

@@ -1,0 +1,32 @@
+"""Tests of the conversion of feature service responses."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flywheel_common.columns import from_numpy, to_table
+from flywheel_inference.models.feature_block import NULL, PRESENT, STALE
+from flywheel_inference.models.input_tensor import TensorBuilder
+from flywheel_inference.releases.release import FeatureSetContract, InputSpec
+from flywheel_inference.store.grpc.features import to_block
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+
+CONTRACT = FeatureSetContract("projects/default/featureSets/s/versions/1", (), ())
+
+
+def response(statuses: list[list[int]]) -> pb.GetOnlineFeaturesResponse:
+    valid = np.array(statuses[0]) != NULL
+    columns = [
+        from_numpy("v__x", np.array([1.0, 2.0, 3.0]), valid),
+        from_numpy("v__y", np.array([4.0, 5.0, 6.0]), np.ones(3, bool)),
+    ]
+    packed = np.array(statuses, np.uint8).tobytes()
+    return pb.GetOnlineFeaturesResponse(features=to_table(columns), statuses=packed)
+
+
+def test_a_stale_value_is_null_for_the_model() -> None:
+    block = to_block(response([[PRESENT, STALE, NULL], [PRESENT, PRESENT, STALE]]), CONTRACT, 3)
+    tensor = TensorBuilder([InputSpec("v__x", 4), InputSpec("v__y", 4)]).build(block)
+    expected = [[1.0, 4.0], [np.nan, 5.0], [np.nan, np.nan]]
+    np.testing.assert_array_equal(np.array(expected, np.float32), tensor)
+    assert block.statuses.tolist() == [[PRESENT, STALE, NULL], [PRESENT, PRESENT, STALE]], "callers see STALE"
