@@ -118,20 +118,24 @@ status: ## what runs, where it listens, where it logs
 	@[ -x $(PY) ] || { echo "nothing is installed yet (make up installs and starts)"; exit 1; }; $(LAUNCH) status
 
 # --------------------------------------------------------------------------------------------------- quality
-.PHONY: test check format bench bench-peers soak
+.PHONY: test check format reference bench bench-peers soak
 test: setup ## the whole test suite against real backends (SUITE=tests/unit, ARGS='-k name')
 	@exec $(PY) -m pytest $(or $(SUITE),tests) $(ARGS)
 
 # Each tool runs even where an earlier one complained, so that one run shows all there is to mend.
-check: setup ## formatting, lint, types, import direction, protos and what they break since the last tag (under 30 s)
+check: setup ## formatting, lint, types, import direction, reference pages, protos and what they break since the last tag (under 30 s)
 	@failed=""; try() { "$${@:2}" || failed="$$failed $$1"; }; cd protos && try protos ../$(VENV)/bin/buf lint; cd ..; \
 	try format $(VENV)/bin/ruff format --check -q --output-format concise .; \
 	try lint $(VENV)/bin/ruff check -q --output-format concise .; \
 	try imports $(VENV)/bin/lint-imports --no-logo; \
 	try types $(VENV)/bin/mypy --no-error-summary; \
+	try reference $(PY) docs/reference/generate.py --check; \
 	tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
 	[ -z "$$tag" ] || try breaking $(VENV)/bin/buf breaking protos --against ".git#tag=$$tag,subdir=protos"; \
 	[ -z "$$failed" ] || { echo "make check: not clean:$$failed (make format mends formatting and what lint can fix)"; exit 1; }
+
+reference: setup ## generate docs/reference from the code
+	@$(PY) docs/reference/generate.py
 
 format: ## format everything
 	@$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .

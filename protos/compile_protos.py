@@ -1,8 +1,8 @@
-"""Compiles every *.proto below this folder into the Python package ``flywheel_protos``.
+"""Compiles the *.proto files below this folder into the Python package ``flywheel_protos``.
 
-``flywheel/feature/v1/feature.proto`` becomes ``flywheel_protos.feature.v1.feature_pb2`` (and ``_pb2_grpc``,
-``.pyi``). The leading ``flywheel`` is dropped because users import the SDK under that name; proto packages and
-file names in the descriptor pool are unchanged. Files of other roots keep theirs
+``flywheel/feature/v1/feature.proto`` becomes ``flywheel_protos.feature.v1.feature_pb2`` (with ``_pb2_grpc``
+and ``.pyi``). The leading ``flywheel`` is dropped, because it is the import name of the SDK; proto packages
+and file names in the descriptor pool are unchanged. Other roots keep their name
 (``open_inference/v2/x.proto`` becomes ``flywheel_protos.open_inference.v2.x_pb2``).
 
 Runs as the build hook of this distribution and as ``python compile_protos.py``.
@@ -20,7 +20,7 @@ from typing import Any
 
 try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
-except ImportError:  # run as a script where hatchling is absent
+except ImportError:  # run as a script without hatchling
     BuildHookInterface = object  # type: ignore[assignment,misc]
 
 PACKAGE = "flywheel_protos"
@@ -28,7 +28,7 @@ SOURCE_ROOT = "flywheel"
 
 
 def compile_protos(root: Path) -> int:
-    """Regenerates ``root/_generated``; returns how many proto files it compiled."""
+    """Generates ``root/_generated``; returns the number of compiled files."""
     from grpc_tools import protoc
 
     generated = root / "_generated"
@@ -44,7 +44,7 @@ def compile_protos(root: Path) -> int:
             arguments += [f"--{kind}_out={raw}" for kind in ("python", "pyi", "grpc_python")]
             arguments += [str(p.relative_to(root)) for p in sources]
             if protoc.main(arguments) != 0:
-                raise SystemExit("compile_protos: protoc refused the files above")
+                raise SystemExit("compile_protos: protoc failed, see the errors above")
         own_roots = sorted(p.name for p in raw.iterdir())
         for path in sorted(raw.rglob("*.py*")):
             relative = path.relative_to(raw)
@@ -60,7 +60,7 @@ def compile_protos(root: Path) -> int:
 
 
 def _common_protos() -> list[str]:
-    """The folder above google/rpc/*.proto, where googleapis-common-protos is installed."""
+    """The include folder of google/rpc/*.proto, if googleapis-common-protos is installed."""
     try:
         folder = resources.files("google.rpc")
     except ModuleNotFoundError:
@@ -69,7 +69,7 @@ def _common_protos() -> list[str]:
 
 
 def _rebase_imports(code: str, own_roots: list[str]) -> str:
-    """Rewrites absolute imports between our own files, which protoc derives from file paths."""
+    """Rewrites the imports between generated files, which protoc derives from file paths."""
     for name in own_roots:
         package = PACKAGE if name == SOURCE_ROOT else f"{PACKAGE}.{name}"
         code = re.sub(rf"^from {name}([. ])", rf"from {package}\1", code, flags=re.MULTILINE)
@@ -77,7 +77,7 @@ def _rebase_imports(code: str, own_roots: list[str]) -> str:
 
 
 def _replace(new: Path, old: Path) -> None:
-    """Swaps a folder in one rename, so that a reader sees the old code or the new, never half of it."""
+    """Replaces a folder by renaming, so that readers see the old code or the new code, not a mixture."""
     old.parent.mkdir(exist_ok=True)
     retired = new.parent / "retired"
     if old.exists():
@@ -87,6 +87,8 @@ def _replace(new: Path, old: Path) -> None:
 
 
 class CompileProtos(BuildHookInterface):  # type: ignore[type-arg]
+    """The build hook of this distribution."""
+
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         compile_protos(Path(self.root))
 

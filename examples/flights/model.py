@@ -4,7 +4,9 @@ from datetime import UTC, datetime, timedelta
 
 import flywheel as fw
 from flywheel_protos.feature.v1.training_set_pb2 import Spine
-from flywheel_protos.trainer.v1.trainer_pb2 import PipelineSpec
+from flywheel_protos.monitor.v1.monitor_pb2 import MonitorPolicy
+from flywheel_protos.registry.v1.model_pb2 import GatePolicy, RolloutPolicy
+from flywheel_protos.trainer.v1.trainer_pb2 import PipelineSpec, RetrainingPolicy
 
 NAME = "late-arrival"
 START, SPLIT = datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 4, 1, tzinfo=UTC)
@@ -39,9 +41,9 @@ def pipeline() -> PipelineSpec:
 
 
 async def declare(client: fw.Client) -> None:
-    gates = {"offline": BETTER, "min_evaluation_rows": 200}
-    rollout = {**SHADOW, **CANARY, "max_step": 45 * DAY}
+    gates = GatePolicy(offline=BETTER, min_evaluation_rows=200)
+    rollout = RolloutPolicy(**SHADOW, **CANARY, max_step=45 * DAY)
     await client.create_model(NAME, gate_policy=gates, rollout_policy=rollout, description="15 minutes late")
-    await client.set_monitor_policy(NAME, **WATCH)
+    await client.set_monitor_policy(NAME, MonitorPolicy(**WATCH))
     await client.create_experiment("flights")
-    await client.set_retraining_policy(NAME, pipeline=pipeline(), **RETRAIN)
+    await client.set_retraining_policy(NAME, RetrainingPolicy(pipeline=pipeline(), **RETRAIN))

@@ -30,9 +30,9 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, Unavailable
+from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
-from flywheel.rules import Rule
 from flywheel.storage import read_table, storage, write_table
 from flywheel.types import (
     BOOL,
@@ -50,7 +50,7 @@ from flywheel.types import (
     TIMESTAMP_LIST,
     vector,
 )
-from flywheel.watching import ModelWatch, News
+from flywheel.validation import Rule
 
 __all__ = [
     "BOOL",
@@ -66,6 +66,7 @@ __all__ = [
     "STRING_LIST",
     "TIMESTAMP",
     "TIMESTAMP_LIST",
+    "Activity",
     "Aggregation",
     "BatchView",
     "Client",
@@ -76,7 +77,6 @@ __all__ = [
     "FlywheelError",
     "JobFailedError",
     "ModelWatch",
-    "News",
     "NotFound",
     "OnDemandView",
     "ParquetSource",
@@ -107,4 +107,4 @@ __all__ = [
     "vector",
     "versions_table",
     "write_table",
-]  # fmt: skip
+]

@@ -1,8 +1,7 @@
-"""The typed async client: one object, five services, messages in and out.
+"""The async client of the five services.
 
-`Client` opens a channel per service; `client.feature`, `.registry`, `.trainer`, `.inference` and `.monitor` are the
-generated stubs whose errors come as `FlywheelError` with a reason. What needs more than one call, or packed columns,
-has a method of its own.
+`client.feature`, `.registry`, `.trainer`, `.inference` and `.monitor` are the generated stubs; their errors
+are `FlywheelError`s with a reason. Tasks that need several calls or packed columns have methods of their own.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Channels to the five services, and what every call needs: names, request ids, times, waiting for a job."""
+"""Channels to the five services, resource names, request ids, timestamps, and waiting for jobs."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ STUBS: dict[str, Callable[[grpc.aio.Channel], Any]] = {
 
 
 class Service:
-    """A stub whose unary calls raise FlywheelError instead of grpc.RpcError; response streams are handed on as they are."""
+    """A stub whose unary calls raise FlywheelError instead of grpc.RpcError."""
 
     def __init__(self, stub: Any) -> None:
         self._stub = stub
@@ -62,8 +62,8 @@ async def _answer(call: Any) -> Any:
 
 
 class Connection:
-    """Open inside `async with`. Addresses come from the arguments, then FLYWHEEL_<SERVICE>_ADDRESS,
-    then the ports of a local platform. `project` scopes every short name."""
+    """Open inside `async with`. An address comes from the arguments, else from FLYWHEEL_<SERVICE>_ADDRESS,
+    else it is the port of a local platform. Short names are names inside `project`."""
 
     feature: Service
     registry: Service
@@ -100,11 +100,11 @@ class Connection:
             await opened.close()
 
     def path(self, collection: str, name: str) -> str:
-        """`projects/{project}/{collection}/{name}`, or the name itself when it is already a full one."""
+        """`projects/{project}/{collection}/{name}`; a full name is returned unchanged."""
         return name if name.startswith("projects/") else f"{self.parent}/{collection}/{name}"
 
     def full(self, name: str) -> str:
-        """`views/facts` with the project before it; a full name as it is."""
+        """`views/facts` with the project before it; a full name is returned unchanged."""
         return name if name.startswith("projects/") else f"{self.parent}/{name}"
 
     async def wait(
@@ -113,7 +113,7 @@ class Connection:
         field: str,
         progress: Callable[[Any], None] | None = None,
     ) -> Any:
-        """The last message of a watch, which must have SUCCEEDED. Raises JobFailedError."""
+        """Waits until a watched job has SUCCEEDED; returns its last message. Raises JobFailedError."""
         item = None
         try:
             async for message in watch:
@@ -131,17 +131,17 @@ class Connection:
 
 
 def request_id() -> str:
-    """A new id for one intended change; send the same one again to retry it."""
+    """A new idempotency key: send the same one again when the request is retried."""
     return uuid.uuid4().hex
 
 
 def timestamp(moment: datetime) -> Timestamp:
-    """A protobuf timestamp of an aware datetime (a naive one is taken as UTC)."""
+    """A protobuf timestamp. A naive datetime counts as UTC."""
     result = Timestamp()
     result.FromDatetime(moment)
     return result
 
 
 def now() -> datetime:
-    """The current time, aware, in UTC."""
+    """The current time in UTC, with its time zone."""
     return datetime.now(UTC)

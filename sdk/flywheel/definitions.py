@@ -1,7 +1,7 @@
-"""Feature definitions: plain objects in a module of yours, compiled to protobuf by `flywheel apply module.py`.
+"""Feature definitions: objects in a Python module, compiled to protobuf by `flywheel apply module.py`.
 
-Definitions are data: nothing of them runs inside a service but the SQL texts. Names are ids; the project is given
-when they are applied.
+Definitions are data: services run only their SQL expressions. Names are ids; the project is given when the
+definitions are applied.
 """
 
 from __future__ import annotations
@@ -18,24 +18,29 @@ from typing import Any, Literal
 from google.protobuf.duration_pb2 import Duration
 
 from flywheel.errors import DefinitionError
-from flywheel.places import here, made_at, place_in, place_of
-from flywheel.rules import Rules, check_ruled, rules_of
+from flywheel.source_location import (
+    caller_location,
+    location_of,
+    location_of_error,
+    location_of_part,
+)
 from flywheel.types import FLOAT64, duration, fields, vector_size
+from flywheel.validation import Rules, check_rule_names, rules_for
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metadata:
-    """What people read; a change of it makes no new version."""
+    """Description, owner and tags. Changing them does not create a new version."""
 
     description: str = ""
     owner: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_made_at", here())
+        object.__setattr__(self, "_created_at", caller_location())
 
-    def texts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         return {
             "description": self.description,
             "owner": self.owner,
@@ -45,7 +50,7 @@ class Metadata:
 
 @dataclass(frozen=True)
 class Entity(Metadata):
-    """What features describe; `keys` maps one or more join keys to their data types, in key order."""
+    """What features describe. `keys` maps one or more join keys to their data types, in key order."""
 
     name: str
     keys: Mapping[str, int]
@@ -54,14 +59,14 @@ class Entity(Metadata):
         return pb.Entity(
             name=f"projects/{project}/entities/{self.name}",
             join_keys=fields(self.keys),
-            **self.texts(),
+            **self.metadata(),
         )
 
 
 @dataclass(frozen=True)
 class Source(Metadata):
-    """Where values come from. `timestamp` names the field with the event time, `created` the one with the time at which
-    the row became known (default: at its event time)."""
+    """The origin of values. `timestamp` names the field of the event time, `created` the field of the time at
+    which the row became known (default: the event time)."""
 
     name: str
     schema: Mapping[str, int]
@@ -74,20 +79,20 @@ class Source(Metadata):
             schema=fields(self.schema),
             timestamp_field=self.timestamp,
             created_field=self.created,
-            **self.texts(),
+            **self.metadata(),
         )
 
 
 FORMATS = {"parquet": pb.TABLE_FORMAT_PARQUET, "delta": pb.TABLE_FORMAT_DELTA}
-"""How the files of a ParquetSource are read."""
+"""The formats of a ParquetSource."""
 
 
 @dataclass(frozen=True)
 class ParquetSource(Source):
-    """Parquet on S3: every file below an `s3://bucket/prefix/` (folders like `day=2013-01-01` are columns), or one file.
+    """Parquet files on S3: one file, or all files below `s3://bucket/prefix/`.
 
-    `format="delta"`: the folder of a Delta table. Each job reads one version of it, whatever is written meanwhile; the
-    manifest of a training set names that version.
+    Folders like `day=2013-01-01` are columns. With `format="delta"` the prefix is a Delta table: each job
+    reads a single version of it, and the manifest of a training set names that version.
     """
 
     uri: str = ""
@@ -96,7 +101,7 @@ class ParquetSource(Source):
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ValueError(
-                f"source {self.name!r}: format is one of {', '.join(FORMATS)}, not {self.format!r}"
+                f"source {self.name!r}: format must be one of {', '.join(FORMATS)}, not {self.format!r}"
             )
 
     def proto(self, project: str) -> pb.Source:
@@ -115,7 +120,7 @@ class DeltaSource(ParquetSource):
 
 @dataclass(frozen=True)
 class StreamSource(Source):
-    """Events pushed to the topic `feature.source.<name>`. `rules`: what their fields must be when they are pushed."""
+    """Events of the topic `feature.source.<name>`. `rules` validate the fields of pushed events."""
 
     allowed_lateness: str | timedelta = timedelta(0)
     rules: Rules = field(default_factory=dict, kw_only=True)
@@ -126,16 +131,16 @@ class StreamSource(Source):
         lateness = duration(self.allowed_lateness)
         if lateness:
             result.stream.allowed_lateness.FromTimedelta(lateness)
-        check_ruled(self.rules, self.schema, f"source {self.name!r}")
+        check_rule_names(self.rules, self.schema, f"source {self.name!r}")
         for name in self.rules:
-            for rule in rules_of(self.rules, name):
+            for rule in rules_for(self.rules, name):
                 result.rules.add(field=name, rule=rule)
         return result
 
 
 @dataclass(frozen=True)
 class RequestSource(Source):
-    """Fields that come with each request."""
+    """Fields that are part of each request."""
 
     def proto(self, project: str) -> pb.Source:
         result = super().proto(project)
@@ -145,7 +150,7 @@ class RequestSource(Source):
 
 @dataclass(frozen=True)
 class Aggregation:
-    """One windowed feature; see the functions below."""
+    """One windowed feature, made by the functions below."""
 
     function: int
     field: str
@@ -154,7 +159,7 @@ class Aggregation:
     limit: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_made_at", here())
+        object.__setattr__(self, "_created_at", caller_location())
 
     def proto(self) -> pb.Aggregation:
         return pb.Aggregation(
@@ -167,12 +172,12 @@ class Aggregation:
 
 
 def count(window: str, field: str = "", name: str = "") -> Aggregation:
-    """Events in the window, or non-null values of a field; 0 when there is none."""
+    """Number of events in the window, or of non-null values of a field; 0 without any."""
     return Aggregation(pb.AGGREGATION_FUNCTION_COUNT, field, window, name)
 
 
 def total(field: str, window: str, name: str = "") -> Aggregation:
-    """Sum of a field; null when the window has no value, as for every function below."""
+    """Sum of a field. This and the functions below give null when the window has no value."""
     return Aggregation(pb.AGGREGATION_FUNCTION_SUM, field, window, name)
 
 
@@ -197,35 +202,35 @@ def std(field: str, window: str, name: str = "") -> Aggregation:
 
 
 def last(field: str, window: str, name: str = "") -> Aggregation:
-    """Newest value of a field by event time."""
+    """Latest value of a field by event time."""
     return Aggregation(pb.AGGREGATION_FUNCTION_LAST, field, window, name)
 
 
 def first(field: str, window: str, name: str = "") -> Aggregation:
-    """Oldest value of a field by event time."""
+    """Earliest value of a field by event time."""
     return Aggregation(pb.AGGREGATION_FUNCTION_FIRST, field, window, name)
 
 
 def approx_distinct(field: str, window: str, name: str = "") -> Aggregation:
-    """How many different values a field had, estimated (HyperLogLog, standard error 2.3 %, nearly exact for small counts)."""
+    """Estimated number of distinct values (HyperLogLog: standard error 2.3 %, nearly exact if few)."""
     return Aggregation(pb.AGGREGATION_FUNCTION_APPROX_DISTINCT, field, window, name)
 
 
 def last_n(field: str, n: int, window: str, name: str = "") -> Aggregation:
-    """The newest `n` values of a field, newest first."""
+    """The latest `n` values of a field, latest first."""
     return Aggregation(pb.AGGREGATION_FUNCTION_LAST_N, field, window, name, limit=n)
 
 
 @dataclass(frozen=True)
 class View(Metadata):
-    """A named group of features. `ttl`: age beyond which a value is stale; `freshness_sla`: promised lag."""
+    """A named group of features. Values older than `ttl` are stale; `freshness_sla` is the promised lag."""
 
     name: str
     ttl: str | timedelta | None = field(default=None, kw_only=True)
     freshness_sla: str | timedelta | None = field(default=None, kw_only=True)
 
     def proto(self, project: str) -> pb.View:
-        result = pb.View(name=f"projects/{project}/views/{self.name}", **self.texts())
+        result = pb.View(name=f"projects/{project}/views/{self.name}", **self.metadata())
         if self.ttl is not None:
             result.ttl.CopyFrom(_duration(self.ttl))
         if self.freshness_sla is not None:
@@ -235,8 +240,8 @@ class View(Metadata):
 
 @dataclass(frozen=True)
 class BatchView(View):
-    """The latest row per entity of a Parquet source; `features` maps names (= source fields) to data types, `rules` names to what
-    their values must be."""
+    """The latest row per entity of a Parquet source. `features` maps source fields to data types, `rules`
+    maps features to validation rules."""
 
     entity: Entity
     source: ParquetSource
@@ -247,20 +252,20 @@ class BatchView(View):
         result = super().proto(project)
         result.entity = self.entity.proto(project).name
         result.batch.source = self.source.proto(project).name
-        check_ruled(self.rules, self.features, f"view {self.name!r}")
+        check_rule_names(self.rules, self.features, f"view {self.name!r}")
         for name, kind in self.features.items():
             result.batch.features.add(
                 name=name,
                 data_type=int(kind),
                 vector_size=vector_size(kind),
-                rules=rules_of(self.rules, name),
+                rules=rules_for(self.rules, name),
             )
         return result
 
 
 @dataclass(frozen=True)
 class StreamView(View):
-    """Windowed aggregations of a stream source, per entity. `where`: SQL predicate over source fields."""
+    """Windowed aggregations of a stream source, per entity. `where` is an SQL predicate over its fields."""
 
     entity: Entity
     source: StreamSource
@@ -303,7 +308,7 @@ class OnDemandView(View):
 
 @dataclass(frozen=True)
 class FeatureSet(Metadata):
-    """The list of `view:feature` that a model trains on and is served with, in order."""
+    """The ordered list of `view:feature` that a model is trained and served with."""
 
     name: str
     features: Sequence[str]
@@ -312,12 +317,12 @@ class FeatureSet(Metadata):
         return pb.FeatureSet(
             name=f"projects/{project}/featureSets/{self.name}",
             features=list(self.features),
-            **self.texts(),
+            **self.metadata(),
         )
 
 
 def definitions_in(objects: Iterable[object]) -> list[Entity | Source | View | FeatureSet]:
-    """The definitions among `objects` and what they refer to, each once; what is referred to comes first."""
+    """The definitions among `objects` and all that they refer to, each once, referenced ones first."""
     found: list[Entity | Source | View | FeatureSet] = []
     seen: set[int] = set()
 
@@ -338,7 +343,7 @@ def definitions_in(objects: Iterable[object]) -> list[Entity | Source | View | F
 
 
 def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitions:
-    """`definitions_in(objects)` as protobuf. Raises DefinitionError that names file and line."""
+    """The definitions among `objects` as protobuf. Raises DefinitionError with file and line."""
     result = pb.Definitions()
     for item in definitions_in(objects):
         try:
@@ -352,24 +357,26 @@ def compile_definitions(objects: Iterable[object], project: str) -> pb.Definitio
                 case FeatureSet():
                     result.feature_sets.append(item.proto(project))
         except (ValueError, TypeError) as error:
-            raise DefinitionError(f"{made_at(item)}: {type(item).__name__} {item.name!r}: {error}") from error
+            raise DefinitionError(
+                f"{location_of(item)}: {type(item).__name__} {item.name!r}: {error}"
+            ) from error
     return result
 
 
-def place_of_violation(objects: Iterable[object], project: str, name: str, path: str) -> str:
-    """`file:line` of the definition with the resource name `name`, or of the part of it that `path` names; empty: not known."""
+def location_of_violation(objects: Iterable[object], project: str, name: str, path: str) -> str:
+    """`file:line` of the definition named `name`, or of its part at `path`; empty if unknown."""
     for item in definitions_in(objects):
         if item.proto(project).name == name:
-            return place_of(item, path)
+            return location_of_part(item, path)
     return ""
 
 
 def load_module(path: str | Path) -> ModuleType:
-    """Runs a definitions file of the user's, in the user's own process. Raises FileNotFoundError, and DefinitionError that names
-    the line for whatever the file raises."""
+    """Runs a definitions file in this process. Raises FileNotFoundError, and DefinitionError with the line if
+    the file raises an error."""
     file = Path(path).resolve()
     if not file.is_file():
-        raise FileNotFoundError(f"{path} is no file; name the Python file that holds your definitions")
+        raise FileNotFoundError(f"{path} is not a file: give the Python file with your definitions")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None
     assert spec.loader is not None
@@ -378,7 +385,9 @@ def load_module(path: str | Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except Exception as error:
-        raise DefinitionError(f"{place_in(str(file), error)}: {type(error).__name__}: {error}") from error
+        raise DefinitionError(
+            f"{location_of_error(str(file), error)}: {type(error).__name__}: {error}"
+        ) from error
     return module
 
 

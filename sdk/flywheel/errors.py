@@ -1,4 +1,4 @@
-"""What a call raises: the service's own error, with its status, reason and sentence."""
+"""Errors of the SDK: those that services report, failed jobs, and invalid definitions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["FlywheelError", "JobFailedError", "NotFound", "Unavailable"]
 
 
 class JobFailedError(Exception):
-    """A job or pipeline run that was waited for ended without success; `reason` is API."""
+    """A job or pipeline run ended without success. `reason` is part of the API."""
 
     def __init__(self, name: str, reason: str, message: str) -> None:
         super().__init__(f"{name} ended: {reason}: {message}")
@@ -16,4 +16,4 @@ class JobFailedError(Exception):
 
 
 class DefinitionError(ValueError):
-    """A definition cannot be; the message begins with its file and line."""
+    """A definition is invalid; the message begins with its file and line."""

@@ -1,4 +1,4 @@
-"""What needs more than one call, or packed columns, of the feature service."""
+"""Calls of the feature service: definitions, pushes, online reads, jobs."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, training_se
 
 
 class FeatureCalls(Connection):
-    """Definitions, pushes, online reads, jobs."""
+    """Calls that need several RPCs, packed columns or request ids."""
 
     async def apply(
         self, definitions: definitions_pb2.Definitions, *, plan: bool = False
     ) -> feature_pb2.ApplyDefinitionsResponse:
-        """Applies (or with `plan` only compares) definitions."""
+        """Applies definitions; with `plan` only compares them."""
         return await self.feature.ApplyDefinitions(
             feature_pb2.ApplyDefinitionsRequest(
                 parent=self.parent,
@@ -33,7 +33,8 @@ class FeatureCalls(Connection):
         )
 
     async def delete(self, *names: str) -> feature_pb2.ApplyDefinitionsResponse:
-        """Deletes definitions by name: `views/facts`, `featureSets/late`, …; what reads them must go in the same call."""
+        """Deletes definitions by name (`views/facts`, `featureSets/late`). Definitions that read them must be
+        deleted in the same call."""
         return await self.feature.ApplyDefinitions(
             feature_pb2.ApplyDefinitionsRequest(
                 parent=self.parent, delete_names=[self.full(n) for n in names], request_id=request_id()
@@ -41,7 +42,7 @@ class FeatureCalls(Connection):
         )
 
     async def lineage(self, name: str) -> feature_pb2.GetLineageResponse:
-        """What feeds `views/facts`, `models/late/versions/7`, … and what reads it."""
+        """The upstream and downstream resources of `views/facts`, `models/late/versions/7`, …"""
         return await self.feature.GetLineage(
             feature_pb2.GetLineageRequest(name=self.full(name), parent=self.parent)
         )
@@ -55,8 +56,8 @@ class FeatureCalls(Connection):
         ids: Sequence[str] = (),
         to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
     ) -> feature_pb2.PushFeaturesResponse:
-        """Sends rows to a stream source, or to a batch view when `target` begins with `views/` (then `to` may say online or
-        offline only)."""
+        """Sends rows to a stream source, or to a batch view if `target` begins with `views/` (`to` then
+        limits the push to the online or the offline store)."""
         return await self.feature.PushFeatures(self.push_request(target, rows, schema, ids=ids, to=to))
 
     def push_request(
@@ -68,7 +69,7 @@ class FeatureCalls(Connection):
         ids: Sequence[str] = (),
         to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
     ) -> feature_pb2.PushFeaturesRequest:
-        """One push, for `push_stream`."""
+        """The request of one push, for `push_stream`."""
         name = f"{self.parent}/{target}" if target.startswith("views/") else self.path("sources", target)
         return feature_pb2.PushFeaturesRequest(
             target=name,
@@ -80,8 +81,8 @@ class FeatureCalls(Connection):
     async def push_stream(
         self, pushes: AsyncIterable[feature_pb2.PushFeaturesRequest]
     ) -> AsyncIterator[feature_pb2.StreamPushFeaturesResponse]:
-        """An answer per push, in order, once its rows are durable; a refused one has its `error` set and harms no other. The
-        service takes more pushes only as fast as it answers."""
+        """One response per push, in order, when its rows are durable. A refused push has `error` set; the
+        others are not affected. The service reads new pushes only as fast as it responds."""
 
         async def wrapped() -> AsyncIterator[feature_pb2.StreamPushFeaturesRequest]:
             async for push in pushes:
@@ -96,7 +97,7 @@ class FeatureCalls(Connection):
     async def wait_applied(
         self, offsets: Sequence[feature_pb2.AppliedOffset], *, within: float = 60.0
     ) -> None:
-        """Returns when pushed rows show online, that is when every position is applied. Raises TimeoutError."""
+        """Waits until pushed rows are visible online: every offset is applied. Raises TimeoutError."""
         wanted = {(o.source, o.partition): o.next_offset for o in offsets}
         async with asyncio.timeout(within):
             while wanted:
@@ -118,7 +119,7 @@ class FeatureCalls(Connection):
         as_of: datetime | None = None,
         readable: bool = False,
     ) -> feature_pb2.GetOnlineFeaturesResponse:
-        """Feature values of one or many entities; `entities` is a frame or a dict join key → values."""
+        """Feature values of one or more entities. `entities` is a frame or a dict join key → values."""
         request = feature_pb2.GetOnlineFeaturesRequest(
             feature_set=self.path("featureSets", feature_set),
             entities=to_table(entities),
@@ -139,8 +140,8 @@ class FeatureCalls(Connection):
         end: datetime | None = None,
         rows_per_second: int = 0,
     ) -> feature_pb2.Job:
-        """Writes a batch view's rows online and waits for the end: with `start` those of a range of event time, else what the
-        view has not seen yet."""
+        """Writes rows of a batch view to the online store and waits for the job: the range of event times
+        from `start` if given, else the rows that are new."""
         request = feature_pb2.MaterializeViewRequest(
             view=self.path("views", view), request_id=request_id(), rows_per_second=rows_per_second
         )
@@ -153,7 +154,7 @@ class FeatureCalls(Connection):
     async def rebuild_online_store(
         self, progress: Callable[[feature_pb2.Job], None] | None = None
     ) -> feature_pb2.Job:
-        """Fills an online store that lost its contents from the archives on S3, and waits for the end."""
+        """Fills an empty online store from the archives on S3 and waits for the job."""
         request = feature_pb2.RebuildOnlineStoreRequest(parent=self.parent, request_id=request_id())
         return await self._feature_job((await self.feature.RebuildOnlineStore(request)).job, progress)
 
@@ -163,7 +164,7 @@ class FeatureCalls(Connection):
         join_keys: Mapping[str, Any],
         progress: Callable[[feature_pb2.Job], None] | None = None,
     ) -> feature_pb2.EraseReport:
-        """Erases one entity everywhere and waits for the report."""
+        """Erases one entity from all stores and waits for the report."""
         request = feature_pb2.EraseEntityRequest(
             entity=self.path("entities", entity),
             join_keys={k: from_python(v) for k, v in join_keys.items()},
@@ -190,8 +191,9 @@ class FeatureCalls(Connection):
     ) -> training_set_pb2.TrainingSet:
         """Joins a spine with a feature set and waits for the manifest.
 
-        `full_feature_names=False` calls columns `feature` instead of `view__feature`: for reading them elsewhere, as models
-        are trained on the full names. `compute`: where it is joined, by its size unless you say.
+        `full_feature_names=False` names columns `feature` instead of `view__feature`, for use outside of
+        Flywheel: models are trained on the full names. `compute` sets where the join runs; by default its
+        size decides.
         """
         request = feature_pb2.BuildTrainingSetRequest(
             parent=self.parent,
@@ -213,7 +215,7 @@ class FeatureCalls(Connection):
         ).training_set
 
     async def check_skew(self, predictions_uri: str, *, sample_limit: int = 0) -> feature_pb2.SkewReport:
-        """Recomputes logged online answers offline and waits for the report."""
+        """Recomputes logged online features offline, compares them and waits for the report."""
         request = feature_pb2.CheckSkewRequest(
             parent=self.parent,
             predictions_uri=predictions_uri,

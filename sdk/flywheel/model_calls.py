@@ -1,4 +1,4 @@
-"""Calls about models: the rules that decide about them, training, serving, monitoring."""
+"""Calls about models: policies, training, serving, monitoring."""
 
 from __future__ import annotations
 
@@ -16,33 +16,55 @@ from flywheel_protos.trainer.v1 import trainer_pb2
 
 
 class ModelCalls(Connection):
-    """`**fields` are those of the message named in each docstring."""
+    """Calls of the registry, the trainer, the inference gateway and the monitor."""
 
-    async def create_model(self, model: str, **fields: Any) -> model_pb2.Model:
-        """registry.v1.Model: gate policy, rollout policy, description."""
+    async def create_model(
+        self,
+        model: str,
+        *,
+        description: str = "",
+        owner: str = "",
+        tags: Mapping[str, str] | None = None,
+        gate_policy: model_pb2.GatePolicy | None = None,
+        rollout_policy: model_pb2.RolloutPolicy | None = None,
+    ) -> model_pb2.Model:
+        """Creates a model; without a policy the defaults of the registry apply."""
+        created = model_pb2.Model(
+            description=description,
+            owner=owner,
+            tags=tags,
+            gate_policy=gate_policy,
+            rollout_policy=rollout_policy,
+        )
         request = registry_pb2.CreateModelRequest(
-            parent=self.parent, model_id=model, model=model_pb2.Model(**fields), request_id=request_id()
+            parent=self.parent, model_id=model, model=created, request_id=request_id()
         )
         return (await self.registry.CreateModel(request)).model
 
-    async def set_monitor_policy(self, model: str, **fields: Any) -> monitor_pb2.MonitorPolicy:
-        """monitor.v1.MonitorPolicy: windows, thresholds."""
-        policy = monitor_pb2.MonitorPolicy(model=self.path("models", model), **fields)
+    async def set_monitor_policy(
+        self, model: str, policy: monitor_pb2.MonitorPolicy
+    ) -> monitor_pb2.MonitorPolicy:
+        """Replaces the monitoring windows and thresholds of a model; fills in `policy.model`."""
         request = monitor_pb2.SetMonitorPolicyRequest(policy=policy, request_id=request_id())
+        request.policy.model = self.path("models", model)
         return (await self.monitor.SetMonitorPolicy(request)).policy
 
-    async def set_retraining_policy(self, model: str, **fields: Any) -> trainer_pb2.RetrainingPolicy:
-        """trainer.v1.RetrainingPolicy: pipeline, triggers, cooldown, budget."""
-        policy = trainer_pb2.RetrainingPolicy(name=self.path("retrainingPolicies", model), **fields)
+    async def set_retraining_policy(
+        self, model: str, policy: trainer_pb2.RetrainingPolicy
+    ) -> trainer_pb2.RetrainingPolicy:
+        """Replaces the retraining policy of a model; fills in `policy.name`."""
         request = trainer_pb2.SetRetrainingPolicyRequest(policy=policy, request_id=request_id())
+        request.policy.name = self.path("retrainingPolicies", model)
         return (await self.trainer.SetRetrainingPolicy(request)).policy
 
-    async def create_experiment(self, experiment: str, **fields: Any) -> trainer_pb2.Experiment:
-        """trainer.v1.Experiment: description, tags."""
+    async def create_experiment(
+        self, experiment: str, *, description: str = "", tags: Mapping[str, str] | None = None
+    ) -> trainer_pb2.Experiment:
+        """Creates an experiment, which groups runs."""
         request = trainer_pb2.CreateExperimentRequest(
             parent=self.parent,
             experiment_id=experiment,
-            experiment=trainer_pb2.Experiment(**fields),
+            experiment=trainer_pb2.Experiment(description=description, tags=tags),
             request_id=request_id(),
         )
         return (await self.trainer.CreateExperiment(request)).experiment
@@ -50,7 +72,7 @@ class ModelCalls(Connection):
     # training
 
     async def start_pipeline(self, spec: trainer_pb2.PipelineSpec) -> trainer_pb2.PipelineRun:
-        """Starts training set → train → evaluate → register → release → rollout."""
+        """Starts a run of training set → train → evaluate → register → release → rollout."""
         request = trainer_pb2.StartPipelineRunRequest(parent=self.parent, spec=spec, request_id=request_id())
         return (await self.trainer.StartPipelineRun(request)).pipeline_run
 
@@ -59,7 +81,7 @@ class ModelCalls(Connection):
         name: str,
         progress: Callable[[trainer_pb2.PipelineRun], None] | None = None,
     ) -> trainer_pb2.PipelineRun:
-        """Follows a pipeline run to its end. Raises JobFailedError."""
+        """Waits until a pipeline run has ended; calls `progress` on each change. Raises JobFailedError."""
         watch = self.trainer.WatchPipelineRun(
             trainer_pb2.WatchPipelineRunRequest(name=self.path("pipelineRuns", name))
         )
@@ -70,7 +92,7 @@ class ModelCalls(Connection):
         spec: trainer_pb2.TrainSpec,
         progress: Callable[[trainer_pb2.Job], None] | None = None,
     ) -> trainer_pb2.Run:
-        """Runs one TRAIN job and answers its run. Raises JobFailedError."""
+        """Runs one TRAIN job and returns its run. Raises JobFailedError."""
         request = trainer_pb2.SubmitJobRequest(
             parent=self.parent, job=trainer_pb2.Job(train=spec), request_id=request_id()
         )
@@ -112,7 +134,7 @@ class ModelCalls(Connection):
         *,
         name: str = "label",
     ) -> int:
-        """Sends (prediction id, value, time at which it became known); answers how many were accepted."""
+        """Sends (prediction id, value, time at which it became known); returns the number accepted."""
         accepted = 0
         for start in range(0, len(outcomes), 10_000):
             request = inference_pb2.RecordOutcomeRequest(model=self.path("models", model))
@@ -127,8 +149,8 @@ class ModelCalls(Connection):
         return accepted
 
     async def wait_serving(self, model: str, *, within: float = 60.0) -> inference_pb2.ServingStatus:
-        """What the gateway serves, once it is the registry's production release with its golden rows reproduced.
-        Raises TimeoutError."""
+        """Waits until the gateway serves the production release of the registry and has reproduced its golden
+        rows. Raises TimeoutError."""
         name = self.path("models", model)
         async with asyncio.timeout(within):
             while True:
@@ -141,15 +163,15 @@ class ModelCalls(Connection):
                 await asyncio.sleep(0.1)
 
     async def wait_monitored(self, *, within: float = 60.0) -> None:
-        """Returns when the monitor has read every prediction and outcome logged so far. Raises TimeoutError."""
+        """Waits until the monitor has read all predictions and outcomes so far. Raises TimeoutError."""
         request = monitor_pb2.GetIngestStatusRequest(parent=self.parent)
         async with asyncio.timeout(within):
             while (await self.monitor.GetIngestStatus(request)).lag_records:
                 await asyncio.sleep(0.05)
 
     async def prediction_archive(self, model: str, *, rows: int = 0, within: float = 120.0) -> str:
-        """Address of a model's archived prediction log, once it holds at least `rows` answers (shadow answers count).
-        Raises TimeoutError."""
+        """The URI of a model's archived prediction log; waits until it has at least `rows` predictions
+        (shadow predictions count). Raises TimeoutError."""
         request = monitor_pb2.GetPredictionArchiveRequest(model=self.path("models", model))
         async with asyncio.timeout(within):
             while (archive := await self.monitor.GetPredictionArchive(request)).rows < rows:
@@ -159,7 +181,7 @@ class ModelCalls(Connection):
     async def rollback(
         self, model: str, reason: str, *, timeout: float = 30.0
     ) -> registry_pb2.RollbackModelResponse:
-        """Serves the release that served before; answers when every live gateway has acknowledged."""
+        """Serves the previous release again; returns when every live gateway has acknowledged."""
         request = registry_pb2.RollbackModelRequest(
             name=self.path("models", model), reason=reason, request_id=request_id()
         )

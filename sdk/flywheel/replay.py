@@ -1,6 +1,6 @@
-"""History played through the platform again: events, requests and labels in the order of time, each when it became known.
+"""Replay of history: events, prediction requests and labels in the order in which they became known.
 
-A back-test of everything at once: features, models, monitoring and what they start by themselves see the past as it came.
+A back-test of the whole platform: features, models, monitoring and retraining see the past as it happened.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ TICK = timedelta(microseconds=1)
 
 @dataclass(frozen=True)
 class Events:
-    """Rows of a stream source, known from its timestamp on; rows without one never happen. `id`: the column of their event ids."""
+    """Rows of a stream source, known from their timestamp on; rows without a timestamp are skipped. `id` is
+    the column of event ids."""
 
     source: StreamSource
     frame: Any
@@ -37,8 +38,8 @@ class Events:
 
 @dataclass(frozen=True)
 class Requests:
-    """A prediction per row, asked at the time in the column `at`. What is to be predicted is in `label`, known from `labelled_at` on; null
-    where it never was."""
+    """One prediction request per row, sent at the time in column `at`. The true value is in column `label`,
+    known from the time in `labelled_at` on; null = never."""
 
     frame: Any
     at: str
@@ -50,7 +51,7 @@ class Requests:
 
 
 class Replay:
-    """Predictions of `model` are asked from `start` on; what happened before is for `push`."""
+    """Replays requests from `start` on; earlier events are sent with `push`."""
 
     def __init__(
         self,
@@ -64,33 +65,35 @@ class Replay:
     ) -> None:
         self._client, self._model, self._requests = client, model, requests
         self._events = [(e, _Timeline(e.frame, e.source.timestamp)) for e in events]
-        self._asked = _Timeline(requests.frame, requests.at).since(start)
-        self._labels = _Timeline(self._asked.rows, requests.labelled_at)
+        self._due = _Timeline(requests.frame, requests.at).since(start)
+        self._labels = _Timeline(self._due.rows, requests.labelled_at)
         self._start = self._pushed = start
         self._gate = asyncio.Semaphore(concurrent)
         self.answers: list[inference_pb2.PredictResponse] = []
         self.milliseconds: list[float] = []
-        """What each prediction took, in the order of their ends."""
+        """Duration of each prediction, in order of completion."""
         self.failures: list[FlywheelError] = []
 
     def total(self, until: datetime) -> int:
-        """Requests before a time."""
-        return len(self._asked.between(self._start, until))
+        """The number of requests before `until`."""
+        return len(self._due.between(self._start, until))
 
     async def push(self, start: datetime, end: datetime) -> int:
-        """Sends the events of [start, end) and the labels that became known; returns how many events, once they show online."""
+        """Sends the events and labels that became known in [start, end). Returns the number of events when
+        they are visible online."""
 
         async def send(events: Events, rows: pa.Table) -> Iterable[Any]:
             ids = rows[events.id].to_pylist() if events.id else ()
             return (await self._client.push(events.source.name, rows, events.source.schema, ids=ids)).offsets
 
-        news = [(events, timeline.between(start, end)) for events, timeline in self._events]
+        known = [(events, timeline.between(start, end)) for events, timeline in self._events]
         parts = [
-            (e, rows.slice(at, PUSHED_ROWS)) for e, rows in news for at in range(0, len(rows), PUSHED_ROWS)
+            (e, rows.slice(at, PUSHED_ROWS)) for e, rows in known for at in range(0, len(rows), PUSHED_ROWS)
         ]
         offsets = await asyncio.gather(*(send(events, rows) for events, rows in parts))
-        known, names = self._labels.between(start, end), self._requests
-        labels = zip(*(known[c].to_pylist() for c in (names.id, names.label, names.labelled_at)), strict=True)
+        labelled, names = self._labels.between(start, end), self._requests
+        columns = (labelled[c].to_pylist() for c in (names.id, names.label, names.labelled_at))
+        labels = zip(*columns, strict=True)
         await asyncio.gather(
             self._client.wait_applied([o for found in offsets for o in found], within=120.0),
             self._client.record_outcomes(self._model, [label for label in labels if label[1] is not None]),
@@ -100,21 +103,20 @@ class Replay:
     async def steps(
         self, until: datetime, *, step: timedelta = timedelta(hours=1)
     ) -> AsyncIterator[tuple[datetime, int]]:
-        """Plays step after step and yields the end of each, with the number of its requests; these see what was known when it began."""
+        """Replays in steps; yields the end and the number of requests of each step. Requests see what was
+        known when their step began."""
         begin = self._start
         while begin < until:
-            asked = self._asked.between(begin, begin + step)
-            if len(asked):
-                start, self._pushed = (
-                    self._pushed,
-                    begin + TICK,
-                )  # what became known at that very moment counts
+            due = self._due.between(begin, begin + step)
+            if len(due):
+                # What became known exactly at `begin` counts.
+                start, self._pushed = self._pushed, begin + TICK
                 await self.push(start, self._pushed)
                 async with asyncio.TaskGroup() as group:
-                    for row in asked.to_pylist():
+                    for row in due.to_pylist():
                         group.create_task(self._predict(row))
             begin += step
-            yield begin, len(asked)
+            yield begin, len(due)
 
     async def _predict(self, row: dict[str, Any]) -> None:
         names = self._requests
@@ -131,7 +133,7 @@ class Replay:
             self.milliseconds.append((time.perf_counter() - began) * 1e3)
 
     def summary(self) -> list[tuple[str, str]]:
-        """What was answered, and how fast."""
+        """Counts and latencies of the predictions, as rows of a table."""
         degraded = sum(a.degraded for a in self.answers)
         counted = f"{len(self.answers):,} answered, {degraded:,} by a fallback, {len(self.failures)} failed"
         lookups = [a.timing.features_ms for a in self.answers]
@@ -143,7 +145,7 @@ class Replay:
 
 
 class _Timeline:
-    """Rows in the order of a column of times; without those that have none."""
+    """Rows sorted by a column of times; rows without a time are left out."""
 
     def __init__(self, frame: Any, column: str) -> None:
         rows = to_arrow(frame)

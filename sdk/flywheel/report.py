@@ -1,4 +1,4 @@
-"""A model in two tables: what each version was worth on what it served, and what the monitor alerted about."""
+"""Two tables about a model: the quality of each version on its live predictions, and its alerts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 
 
 async def versions_table(client: Client, model: str) -> Table:
-    """One row per version, oldest first; qualities are of labelled predictions that were returned to callers."""
+    """One row per version, oldest first; quality is that of labelled predictions that callers got."""
     table = Table("version", "stage", "served", "labelled", "AUC", "log-loss", "calibration error")
     request = registry_pb2.ListModelVersionsRequest(parent=client.path("models", model), page_size=1000)
     for version in reversed((await client.registry.ListModelVersions(request)).model_versions):

@@ -1,4 +1,4 @@
-"""The S3 that tables and training sets lie on."""
+"""Tables and training sets on S3."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pyarrow import fs
 
 
 def storage() -> fs.S3FileSystem:
-    """A file system of FLYWHEEL_S3_ENDPOINT, FLYWHEEL_S3_ACCESS_KEY and FLYWHEEL_S3_SECRET_KEY; its paths begin with the bucket. Without
-    them AWS's own variables and files decide."""
+    """The S3 file system of FLYWHEEL_S3_ENDPOINT, FLYWHEEL_S3_ACCESS_KEY and FLYWHEEL_S3_SECRET_KEY, or else
+    of the AWS environment variables and files. Paths begin with the bucket."""
     given = {k: os.environ.get(f"FLYWHEEL_S3_{k}", "") for k in ("ENDPOINT", "ACCESS_KEY", "SECRET_KEY")}
     if not given["ENDPOINT"]:
         return fs.S3FileSystem()
@@ -24,10 +24,10 @@ def storage() -> fs.S3FileSystem:
 
 
 def read_table(uri: str) -> pa.Table:
-    """The Parquet at `s3://bucket/key`, or below a prefix ending in `/`, as that of a training set is."""
+    """Reads the Parquet file at `s3://bucket/key`, or a training set at a prefix ending in `/`."""
     return pq.read_table(uri.removeprefix("s3://"), filesystem=storage())
 
 
 def write_table(uri: str, table: pa.Table) -> None:
-    """One Parquet file at `s3://bucket/key`; replaces what was there."""
+    """Writes one Parquet file to `s3://bucket/key`; replaces an existing one."""
     pq.write_table(table, uri.removeprefix("s3://"), filesystem=storage())

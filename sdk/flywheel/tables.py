@@ -1,4 +1,4 @@
-"""Polars frames and plain dicts as `types.v1.Table`, and back."""
+"""Conversion between frames, dicts and `types.v1.Table`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flywheel_protos.types.v1 import column_pb2, value_pb2
 
 
 def to_arrow(rows: Any) -> pa.Table:
-    """A pyarrow table of a Polars or pandas frame, of a dict name → values, or of itself."""
+    """A Polars or pandas frame, a dict name → values or a pyarrow table as a pyarrow table."""
     if isinstance(rows, pa.Table):
         return rows
     if isinstance(rows, Mapping):
@@ -29,7 +29,7 @@ def to_arrow(rows: Any) -> pa.Table:
 def to_table(rows: Any, schema: Mapping[str, int] | None = None) -> column_pb2.Table:
     """A Polars or pandas frame, a pyarrow table, or a dict name → values as packed columns.
 
-    `schema` (name → data type) selects, orders and types the columns; without it types follow from the values.
+    `schema` (name → data type) selects, orders and types the columns; without it the values decide the types.
     """
     table = to_arrow(rows)
     names = list(schema) if schema else table.column_names
@@ -111,7 +111,9 @@ def _vectors(name: str, rows: list[list[float] | None], kind: int, declared: int
     """[n, size] with zeros where a row is null. Raises ValueError when rows differ in size."""
     sizes = {len(row) for row in rows if row is not None} | ({declared} if declared else set())
     if len(sizes) > 1:
-        raise ValueError(f"column {name!r} has vectors of {sorted(sizes)} elements; they must be of one size")
+        raise ValueError(
+            f"column {name!r} has vectors of {sorted(sizes)} elements; all must have the same size"
+        )
     size = sizes.pop() if sizes else 1
     filled = [row if row is not None else [0.0] * size for row in rows]
     return np.array(filled, columns.DTYPES[kind]).reshape(len(rows), size)

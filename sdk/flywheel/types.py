@@ -1,4 +1,4 @@
-"""Data types of features and fields, and durations written the way people say them (`5m`, `24h`, `7d`)."""
+"""Data types of features and fields, and durations such as `5m`, `24h` and `7d`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 class Vector(int):
-    """The data type of vectors of one fixed size; see `vector`."""
+    """The data type of vectors of a fixed size, made by `vector`."""
 
     size: int
 
@@ -49,23 +49,27 @@ def vector(size: int, element: int = FLOAT32) -> Vector:
 
 
 def vector_size(kind: int) -> int:
-    """Elements of a vector type; 0 for every other."""
+    """The number of elements of a vector type; 0 for other types."""
     return kind.size if isinstance(kind, Vector) else 0
 
 
 def duration(text: str | timedelta) -> timedelta:
-    """`90s`, `5m`, `24h` or `7d` as a timedelta. Raises ValueError that names the form."""
+    """`90s`, `5m`, `24h` or `7d` as a timedelta. Raises ValueError."""
     if isinstance(text, timedelta):
         return text
     found = re.fullmatch(r"(\d+)([smhd])", text)
     if found is None:
-        raise ValueError(f"{text!r} is no duration: write a whole number and s, m, h or d, such as '24h'")
+        raise ValueError(f"{text!r} is not a duration: write a whole number and s, m, h or d, such as '24h'")
     return timedelta(seconds=int(found[1]) * UNITS[found[2]])
 
 
 def fields(schema: Mapping[str, int]) -> list[value_pb2.Field]:
     """name → data type as schema fields, in order."""
     return [
-        value_pb2.Field(name=name, data_type=int(kind), vector_size=vector_size(kind))  # type: ignore[arg-type]
+        value_pb2.Field(
+            name=name,
+            data_type=int(kind),  # type: ignore[arg-type]
+            vector_size=vector_size(kind),
+        )
         for name, kind in schema.items()
     ]

@@ -1,1 +1,1 @@
-"""Starts and stops the real backends and services on one machine."""
+"""Start and stop of the real backends and services on one machine."""

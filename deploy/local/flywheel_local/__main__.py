@@ -1,4 +1,4 @@
-"""``python -m flywheel_local``: what the Makefile calls."""
+"""The command ``python -m flywheel_local``, which the Makefile calls."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ def up() -> None:
     """Start the platform in the background."""
     state = supervisor.up()
     _show(state)
-    print("\nmake status shows this again, make down stops everything")
+    print("\nmake status shows this table again, make down stops everything")
 
 
 @app.command()
 def down() -> None:
-    """Stop what up started."""
+    """Stop the background platform."""
     print("stopped" if supervisor.down() else "nothing was running")
 
 
 @app.command()
 def status() -> None:
-    """Show what runs, where it listens and where it logs; exit status 1 when something does not run."""
+    """Show processes, addresses and logs; exit with status 1 if a process is not running."""
     state = state_file.read(STATE)
     if state is None or not state.alive():
         print("the platform is not running (make up starts it)")
         raise typer.Exit(1)
     if not state.ready:
-        print("the platform is being started")
+        print("the platform is starting")
         raise typer.Exit(1)
     if not _show(state):
         raise typer.Exit(1)
@@ -50,7 +50,7 @@ def status() -> None:
 
 @app.command()
 def env() -> None:
-    """Print what a client needs to reach the running platform, as shell exports."""
+    """Print the environment of clients of the running platform, as shell exports."""
     state = state_file.read(STATE)
     if state is None or not state.alive() or not state.ready:
         raise LocalError("the platform is not running", "make up starts it")
@@ -60,26 +60,26 @@ def env() -> None:
 
 @app.command()
 def run() -> None:
-    """Start a platform with empty stores, play examples/flights on it, stop everything."""
+    """Run examples/flights on a new platform with empty stores, then stop everything."""
     raise typer.Exit(supervisor.run(REPOSITORY / "examples" / "flights" / "main.py", os.environ.get("SCOPE")))
 
 
 @app.command(hidden=True)
 def serve() -> None:
-    """Hold the platform up in this process until a signal comes."""
+    """Run the platform in this process until a signal."""
     supervisor.serve()
 
 
 @app.command()
 def fetch() -> None:
-    """Fetch what is no Python package: Kafka's jars, libpython where the machine has none."""
+    """Download Kafka's jars, and libpython if the machine has none."""
     kafka_jars.fetch()
     libpython.fetch()
 
 
 @app.command()
 def lock() -> None:
-    """Resolve Kafka's jars again and write kafka.lock."""
+    """Resolve Kafka's jars and write kafka.lock."""
     kafka_jars.lock()
 
 
@@ -87,7 +87,7 @@ def _show(state: State) -> bool:
     table = Table(box=None, pad_edge=False)
     for column in ("", "pid", "MiB", "listens on", "log"):
         table.add_column(column, justify="right" if column in ("pid", "MiB") else "left", overflow="fold")
-    everything = True
+    all_running = True
     total = 0.0
     for name, (pid, where, log) in state.members.items():
         try:
@@ -97,14 +97,14 @@ def _show(state: State) -> bool:
         except psutil.Error:
             size = 0.0
         running = psutil.pid_exists(pid)
-        everything &= running
+        all_running &= running
         total += size
         shown = os.path.relpath(log) if log.startswith(str(LOCAL)) else log
         table.add_row(name, str(pid) if running else "DEAD", f"{size:.0f}", where, shown)
-    # Addresses and paths are for copying: never broken, however narrow the terminal.
+    # Addresses and paths can be copied: lines do not break, however narrow the terminal is.
     Console(soft_wrap=True, width=max(Console().width, 150)).print(table)
-    print(f"{total:.0f} MiB in all")
-    return everything
+    print(f"{total:.0f} MiB in total")
+    return all_running
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What every backend has in common: ports, folders, start with a health wait, kill, restart, stop."""
+"""The base class of backends: ports, folders, start, readiness, kill, restart, stop."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flywheel_local.process import Process
 
 
 class Backend(ABC):
-    """A real server on loopback. Data, logs and secrets live in the folders it is given."""
+    """A real server on loopback. Data, log and secrets are stored in the given folders."""
 
     name: ClassVar[str]
     port_names: ClassVar[tuple[str, ...]]
@@ -35,19 +35,19 @@ class Backend(ABC):
 
     @abstractmethod
     def spawn(self) -> Process:
-        """Prepares the data folder if it is new and starts the server."""
+        """Prepares the data folder if it is new, and starts the server."""
 
     @abstractmethod
     def ready(self) -> bool:
-        """Whether the server answers a real request; False or OSError while it does not."""
+        """Whether the server answers a request; False or OSError while it does not."""
 
     def cancel(self) -> None:
-        """Makes a start that another thread is in the middle of fail soon."""
+        """Makes a start in another thread fail soon."""
         self._cancelled = True
 
     def begin(self) -> None:
         """Starts the server without waiting for it."""
-        self._go_on()
+        self._check_not_cancelled()
         for name, port in self.ports.items():
             port_numbers.require_free(name, port)
         self.data.mkdir(parents=True, exist_ok=True)
@@ -57,11 +57,12 @@ class Backend(ABC):
         self.process = self.spawn()
 
     def wait_ready(self) -> None:
-        """Returns once ``ready``; a server that ends or stays silent raises with the end of its log."""
+        """Waits until ``ready``. Raises LocalError with the end of the log if the server ends or does not
+        answer."""
         assert self.process is not None, "begin() first"
         deadline = self._began + self.start_seconds
         while True:
-            self._go_on()
+            self._check_not_cancelled()
             try:
                 if self.ready():
                     break
@@ -75,7 +76,7 @@ class Backend(ABC):
                 )
             if time.monotonic() > deadline:
                 raise LocalError(
-                    f"{self.name} gave no answer within {self.start_seconds:.0f} s",
+                    f"{self.name} did not answer within {self.start_seconds:.0f} s",
                     self.remedy(),
                     log=self.log,
                 )
@@ -88,7 +89,8 @@ class Backend(ABC):
         self.wait_ready()
 
     def kill(self) -> None:
-        """SIGKILL, descendants included; data stays, ``restart`` brings it back on the same ports."""
+        """Kills the server and its descendants with SIGKILL; ``restart`` starts it on the same data and
+        ports."""
         if self.process is not None:
             self.process.kill()
 
@@ -97,21 +99,21 @@ class Backend(ABC):
         self.start()
 
     def stop(self) -> None:
-        """Clean where it was up; a server in the middle of starting is not waited for."""
+        """Stops the server; waits for a clean stop only if it was ready."""
         if self.process is not None:
             self.process.stop(None if self._was_ready else 1.0)
             self.process = None
 
     def remedy(self) -> str:
-        """What a person can do when it does not start."""
+        """What the user can do when the server does not start."""
         return f"read the log; if its data is broken, stop the platform and remove {self.data}"
 
-    def _go_on(self) -> None:
+    def _check_not_cancelled(self) -> None:
         if self._cancelled:
             raise LocalError(f"the start of {self.name} was cancelled", "start again")
 
     def secret(self, label: str) -> str:
-        """A random password made once per data folder and readable by its owner alone."""
+        """A random password, created once per data folder, which only its owner can read."""
         file = self.data.parent / "secrets" / f"{self.name}-{label}"
         if not file.exists():
             file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -121,7 +123,7 @@ class Backend(ABC):
 
 
 def answers_http(url: str, *, header: tuple[str, str] | None = None, any_status: bool = False) -> bool:
-    """Whether a GET is answered with 200 (or with anything at all)."""
+    """Whether a GET returns status 200, or with ``any_status`` any status."""
     request = urllib.request.Request(url, headers=dict([header] if header else []))
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

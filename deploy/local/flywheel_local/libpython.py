@@ -1,4 +1,4 @@
-"""Finds libpython3.11.so.1.0, which Triton's Python backend needs and a bare Debian lacks."""
+"""Finds libpython3.11.so.1.0, which Triton's Python backend needs and a minimal Debian does not have."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SYSTEM = ("/usr/lib/x86_64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/li
 
 
 def find() -> Path | None:
-    """The folder that holds the library: the interpreter's own, the system's, a uv-managed Python's, the unpacked."""
+    """The folder with the library: of this interpreter, the system, a Python managed by uv, or ``.local``."""
     folders = [Path(str(sysconfig.get_config_var("LIBDIR"))), *map(Path, _SYSTEM)]
     managed = Path(os.environ.get("UV_PYTHON_INSTALL_DIR", Path.home() / ".local/share/uv/python"))
     folders += sorted(managed.glob("cpython-3.11*/lib"))
@@ -26,7 +26,7 @@ def find() -> Path | None:
 
 
 def fetch() -> Path:
-    """``find``, or the Debian package unpacked into ``.local`` without root."""
+    """Like ``find``, but unpacks the Debian package into ``.local`` if needed; works without root."""
     folder = find()
     if folder is not None:
         return folder
@@ -34,14 +34,14 @@ def fetch() -> Path:
     folder = find()
     if folder is None:
         raise LocalError(
-            f"{NAME} is missing and could not be unpacked here: {failure}",
+            f"{NAME} is missing and could not be downloaded: {failure}",
             "install the system package libpython3.11 (Debian, Ubuntu) or python3.11-libs (Fedora)",
         )
     return folder
 
 
 def _download() -> str:
-    """apt-get with folders of its own, so that no root is needed; returns why it failed, or nothing."""
+    """Runs apt-get with its own folders, so that it needs no root. Returns the error, or an empty text."""
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
         return f"no apt-get on this machine ({ctypes.util.find_library('c')})"
     scratch = LIBPYTHON.parent / "libpython-download"

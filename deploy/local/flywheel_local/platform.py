@@ -1,4 +1,4 @@
-"""The whole platform: backends, databases, bucket, then the services, each waited for until it says it serves."""
+"""The whole platform: backends, databases, bucket and services."""
 
 from __future__ import annotations
 
@@ -21,30 +21,31 @@ from flywheel_local.process import Process
 from flywheel_local.services import SERVICES, Service
 
 START_SECONDS = 90.0
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 
 
 class Platform:
-    """``with Platform(directory, ports) as platform`` is up inside the block and gone after it."""
+    """A platform that runs inside a ``with`` block. ``report`` gets progress messages."""
 
     def __init__(
-        self, directory: Path, log: Path, ports: Mapping[str, int], tell: Tell = lambda _: None
+        self, directory: Path, log: Path, ports: Mapping[str, int], report: Report = lambda _: None
     ) -> None:
         self.ports = dict(ports)
         self.log = log
         self.backends = Backends(directory=directory, log=log, ports=ports)
         self.processes: dict[str, Process] = {}
         self._directory = directory
-        self._tell = tell
+        self._report = report
 
     def start(self) -> None:
+        """Starts the backends, then the services; returns when all of them serve."""
         for name, port in self.ports.items():
             port_numbers.require_free(name, port)
         try:
-            self._tell("starting PostgreSQL, Redis, S3, Kafka, Triton and Ray")
+            self._report("starting PostgreSQL, Redis, S3, Kafka, Triton and Ray")
             self.backends.start()
             times = ", ".join(f"{b.name} {b.started_in_seconds:.1f}" for b in self.backends)
-            self._tell(f"backends are up after {self.backends.started_in_seconds:.1f} s ({times})")
+            self._report(f"backends are up after {self.backends.started_in_seconds:.1f} s ({times})")
             self.backends.postgres.create_databases(services.DATABASES)
             self.backends.s3.create_bucket(services.BUCKET)
             began = time.monotonic()
@@ -52,13 +53,13 @@ class Platform:
                 self.processes[service.name] = self._spawn(service)
             for service in SERVICES:
                 self._wait(service)
-            self._tell(f"services are up after {time.monotonic() - began:.1f} s")
+            self._report(f"services are up after {time.monotonic() - began:.1f} s")
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
-        """Services first, so that they can say goodbye to their backends."""
+        """Stops the services first, so that they can close their connections."""
         for process in self.processes.values():
             process.signal(signal.SIGTERM)
         for process in self.processes.values():
@@ -72,11 +73,11 @@ class Platform:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._tell("stopping everything")
+        self._report("stopping everything")
         self.stop()
 
     def ended(self) -> list[str]:
-        """What has died since, as sentences."""
+        """A sentence for each process that has ended."""
         found = [(b.name, b.process) for b in self.backends] + list(self.processes.items())
         return [
             f"{name} ended with status {process.exit_code} (log: {process.log})"
@@ -122,7 +123,7 @@ class Platform:
 
 
 def serves(address: str) -> bool:
-    """Whether ``grpc.health.v1`` there says SERVING."""
+    """Whether ``grpc.health.v1`` at the address reports SERVING."""
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=1)

@@ -1,4 +1,4 @@
-"""Ports: fixed and overridable for the platform, free ones for tests."""
+"""Port numbers: configurable ones for the platform, free ones for tests."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ OFFSETS: Mapping[str, int] = {
 }
 
 
-def setting_of(name: str) -> str:
-    """The environment variable that moves one port."""
+def setting_for(name: str) -> str:
+    """The environment variable of one port."""
     return f"FLYWHEEL_PORT_{name.upper()}"
 
 
 def configured(environment: Mapping[str, str] = os.environ) -> dict[str, int]:
-    """Every port of the platform: ``PORT_BASE`` + offset, or ``FLYWHEEL_PORT_<NAME>``."""
+    """All ports of the platform: ``FLYWHEEL_PORT_<NAME>``, or ``PORT_BASE`` + offset."""
     base = _number(environment, "PORT_BASE", DEFAULT_BASE)
-    ports = {name: _number(environment, setting_of(name), base + offset) for name, offset in OFFSETS.items()}
+    ports = {name: _number(environment, setting_for(name), base + offset) for name, offset in OFFSETS.items()}
     seen: dict[int, str] = {}
     for name, port in ports.items():
         if port in seen:
             raise LocalError(
                 f"{name} and {seen[port]} are both set to port {port}",
-                f"give one of them another: {setting_of(name)}=… or {setting_of(seen[port])}=…",
+                f"set one of them to another port: {setting_for(name)}=… or {setting_for(seen[port])}=…",
             )
         seen[port] = name
     return ports
 
 
 def free(names: Iterable[str]) -> dict[str, int]:
-    """A free port for each name, below the kernel's ephemeral range so that no client socket takes it meanwhile."""
+    """A free port for each name, below the ephemeral range, so that no client socket takes it meanwhile."""
     taken: dict[str, int] = {}
     for name in names:
         for _ in range(2000):
@@ -67,12 +67,12 @@ def free(names: Iterable[str]) -> dict[str, int]:
                 taken[name] = port
                 break
         else:
-            raise LocalError("no free port between 15000 and 32000", "stop what holds them")
+            raise LocalError("no free port between 15000 and 32000", "stop processes that use them")
     return taken
 
 
 def is_free(port: int, host: str = "127.0.0.1") -> bool:
-    for address in (host, "0.0.0.0"):  # noqa: S104 - a probe; nothing listens
+    for address in (host, "0.0.0.0"):  # noqa: S104 - only a probe
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -85,9 +85,9 @@ def is_free(port: int, host: str = "127.0.0.1") -> bool:
 def require_free(name: str, port: int) -> None:
     if not is_free(port):
         raise LocalError(
-            f"port {port} ({name}) is taken by another process",
-            f"stop that process (ss -ltnp 'sport = :{port}' names it), or choose another port: "
-            f"{setting_of(name)}=… for this one, PORT_BASE=… for all",
+            f"port {port} ({name}) is used by another process",
+            f"stop that process (ss -ltnp 'sport = :{port}' shows it), or choose another port: "
+            f"{setting_for(name)}=… for this one, PORT_BASE=… for all",
         )
 
 

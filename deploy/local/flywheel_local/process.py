@@ -1,4 +1,4 @@
-"""One supervised operating-system process: spawned in a session of its own, logged, and gone when asked."""
+"""A supervised child process: with its own session and log file, stopped with all its descendants."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from typing import IO
 from flywheel_local import guardian
 from flywheel_local.failure import LocalError
 
-# What a child keeps of our environment. Settings of the caller's shell must not change how a server behaves.
-_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER")
-_KEPT_SUFFIXES = ("_PROXY", "_proxy", "_CERT_FILE", "_CERT_DIR", "_CA_BUNDLE")
+# The variables that a child inherits. Other settings of the shell must not change how a server behaves.
+_INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER")
+_INHERITED_SUFFIXES = ("_PROXY", "_proxy", "_CERT_FILE", "_CERT_DIR", "_CA_BUNDLE")
 
 
 class _Guardian:
-    """The process that cleans up after this one; started with the first child."""
+    """The guardian process (guardian.py), started with the first child."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._owner = 0
         self._pipe: IO[str] | None = None
 
-    def tell(self, line: str) -> None:
+    def send(self, line: str) -> None:
         with self._lock:
             if self._pipe is None or self._owner != os.getpid():
                 started = subprocess.Popen(
@@ -42,12 +42,12 @@ class _Guardian:
                     cwd="/",
                 )
                 self._pipe, self._owner = started.stdin, os.getpid()
-                atexit.register(self._let_go, started)
+                atexit.register(self._close, started)
             assert self._pipe is not None
             self._pipe.write(line + "\n")
             self._pipe.flush()
 
-    def _let_go(self, started: subprocess.Popen[str]) -> None:
+    def _close(self, started: subprocess.Popen[str]) -> None:
         if self._owner == os.getpid() and started.stdin is not None:
             started.stdin.close()
             started.wait()
@@ -57,7 +57,7 @@ _guardian = _Guardian()
 
 
 class Process:
-    """A child process. ``stop`` and ``kill`` leave none of its descendants, whatever sessions they moved to."""
+    """A child process. ``stop`` and ``kill`` end all its descendants, also those in other sessions."""
 
     def __init__(
         self,
@@ -79,7 +79,9 @@ class Process:
         self._grace_seconds = grace_seconds
         self._mark = uuid.uuid4().hex
         log.parent.mkdir(parents=True, exist_ok=True)
-        inherited = {k: v for k, v in os.environ.items() if k in _KEPT or k.endswith(_KEPT_SUFFIXES)}
+        inherited = {
+            k: v for k, v in os.environ.items() if k in _INHERITED or k.endswith(_INHERITED_SUFFIXES)
+        }
         with log.open("ab") as sink:
             try:
                 self._popen = subprocess.Popen(
@@ -96,9 +98,9 @@ class Process:
                 )
             except OSError as error:
                 raise LocalError(
-                    f"{name} cannot be started: {error}", "run make setup; it installs what is missing"
+                    f"{name} cannot be started: {error}", "run make setup to install what is missing"
                 ) from error
-        _guardian.tell(f"+{self.pid} {self._mark}")
+        _guardian.send(f"+{self.pid} {self._mark}")
         if stdin_text is not None and self._popen.stdin is not None:
             self._popen.stdin.write(stdin_text.encode())
             self._popen.stdin.close()
@@ -109,7 +111,7 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
-        """None while it runs; negative is the signal that ended it."""
+        """None while it runs; -n if signal n ended it."""
         return self._popen.poll()
 
     @property
@@ -117,20 +119,20 @@ class Process:
         return self.exit_code is None
 
     def descendants(self) -> set[int]:
-        """The process and everything it started that is still alive."""
+        """The process and its descendants that are alive."""
         return guardian.family({self.pid}) | guardian.marked({self._mark})
 
     def signal(self, number: int) -> None:
-        """Sends one signal to the process itself."""
+        """Sends a signal to the process, not to its descendants."""
         if self.running:
             self._popen.send_signal(number)
 
     def kill(self) -> None:
-        """SIGKILL to the process and all its descendants, as when a machine loses power."""
+        """Sends SIGKILL to the process and all its descendants, as in a power failure."""
         self._end_all()
 
     def stop(self, grace_seconds: float | None = None) -> None:
-        """Asks politely, waits ``grace_seconds``, then kills what is left."""
+        """Sends the stop signal, waits for ``grace_seconds``, then kills what is left."""
         self.signal(self._stop_signal)
         deadline = time.monotonic() + (self._grace_seconds if grace_seconds is None else grace_seconds)
         while self.running and time.monotonic() < deadline:
@@ -139,12 +141,12 @@ class Process:
 
     def _end_all(self) -> None:
         deadline = time.monotonic() + 10.0
-        # Noted before the parent dies: PostgreSQL's children leave its group and hide their environment.
+        # Collected before the parent dies: PostgreSQL's children leave its group and hide their environment.
         known = self.descendants()
         guardian.send(known, signal.SIGKILL)
-        while (left := self.descendants()) and time.monotonic() < deadline:
-            guardian.send(left, signal.SIGKILL)
+        while (alive := self.descendants()) and time.monotonic() < deadline:
+            guardian.send(alive, signal.SIGKILL)
             self._popen.poll()
             time.sleep(0.02)
         self._popen.wait()
-        _guardian.tell(f"-{self.pid}")
+        _guardian.send(f"-{self.pid}")

@@ -1,4 +1,4 @@
-"""A Ray head with its dashboard (the Jobs API), token authentication, everything on loopback."""
+"""A Ray head node with the Jobs API and token authentication, on loopback."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from flywheel_local.process import Process
 
 
 class Ray(Backend):
+    """A Ray cluster of one node."""
+
     name = "ray"
     port_names = ("ray", "ray_dashboard")
     start_seconds = 180.0
 
     cpus = 2
     object_store_bytes = 256 * 1024 * 1024
-    _outside: Path | None = None
+    _session_outside: Path | None = None
 
     @property
     def address(self) -> str:
-        """Where ``ray.init`` connects."""
+        """The address for ``ray.init``."""
         return f"127.0.0.1:{self.ports['ray']}"
 
     @property
     def jobs_url(self) -> str:
-        """Where the Jobs HTTP API listens."""
+        """The URL of the Jobs HTTP API."""
         return f"http://127.0.0.1:{self.ports['ray_dashboard']}"
 
     @property
@@ -37,17 +39,17 @@ class Ray(Backend):
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a client process needs to be let in."""
+        """The environment variables that a client process needs."""
         return {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
-            # Despite its name the one switch, on Linux too, that keeps a head's addresses on loopback: without it
-            # Ray replaces 127.0.0.1 by the host's own address.
+            # On Linux too, this is the only setting that keeps the head node on loopback: without it Ray
+            # replaces 127.0.0.1 by the address of the host.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         }
 
     def spawn(self) -> Process:
-        # Ray's other listeners default to fixed numbers; two heads on one machine would collide.
+        # Ray's other ports have fixed defaults, on which two heads on one machine would collide.
         inner = port_numbers.free(
             ["agent", "agent_grpc", "client", "metrics", "node", "objects", "environments"]
         )
@@ -62,7 +64,7 @@ class Ray(Backend):
         command += [f"--metrics-export-port={inner['metrics']}"]
         command += [f"--node-manager-port={inner['node']}", f"--object-manager-port={inner['objects']}"]
         command += [f"--runtime-env-agent-port={inner['environments']}"]
-        # 0: any free port, instead of a fixed range that may hold one of ours.
+        # 0 = any free port, instead of a fixed range that may contain one of our ports.
         command += ["--min-worker-port=0", "--max-worker-port=0"]
         command += [f"--num-cpus={self.cpus}", f"--object-store-memory={self.object_store_bytes}"]
         command += [f"--temp-dir={self._session_directory()}"]
@@ -72,7 +74,7 @@ class Ray(Backend):
             log=self.log,
             environment={
                 **self.environment,
-                # A job's "python" is looked up on PATH.
+                # Jobs find "python" on PATH.
                 "PATH": f"{sys.prefix}/bin:/usr/bin:/bin",
                 "RAY_ENABLE_RECORD_ACTOR_TASK_LOGGING": "0",
                 "RAY_memory_monitor_refresh_ms": "0",
@@ -87,14 +89,15 @@ class Ray(Backend):
 
     def stop(self) -> None:
         super().stop()
-        if self._outside is not None:
-            shutil.rmtree(self._outside, ignore_errors=True)
-            self._outside = None
+        if self._session_outside is not None:
+            shutil.rmtree(self._session_outside, ignore_errors=True)
+            self._session_outside = None
 
     def _session_directory(self) -> Path:
-        """Ray puts sockets 62 characters below this folder, and their paths are limited to 107."""
+        """A folder short enough for Ray's sockets: their paths are up to 62 characters longer, and limited to
+        107."""
         inside = self.data / "s"
         if len(str(inside)) <= 107 - 62:
             return fresh_directory(inside)
-        self._outside = Path(tempfile.mkdtemp(prefix="fw-ray-"))
-        return self._outside
+        self._session_outside = Path(tempfile.mkdtemp(prefix="fw-ray-"))
+        return self._session_outside

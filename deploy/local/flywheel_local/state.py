@@ -1,4 +1,4 @@
-"""The state file of a platform that runs in the background: who supervises it, and where everything listens."""
+"""The state file of a background platform: its supervisor, processes and addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import psutil
 
 @dataclass(frozen=True)
 class State:
-    """``ready`` once everything serves; ``members`` maps a name to (pid, where it listens, log file)."""
+    """``ready``: everything serves. ``members`` maps names to (pid, addresses, log file)."""
 
     supervisor: int
     supervisor_started: float
@@ -21,7 +21,7 @@ class State:
     client_environment: dict[str, str] = field(default_factory=dict)
 
     def alive(self) -> bool:
-        """Whether the supervisor still runs; a recycled process id is told apart by its start time."""
+        """Whether the supervisor is running; its start time guards against a reused process id."""
         return alive(self.supervisor, self.supervisor_started)
 
 
@@ -34,7 +34,7 @@ def alive(pid: int, started: float) -> bool:
 
 
 def read(path: Path) -> State | None:
-    """The state, or None where nothing was started."""
+    """The state, or None if there is no valid file."""
     try:
         raw = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
@@ -44,7 +44,7 @@ def read(path: Path) -> State | None:
 
 
 def write(path: Path, state: State) -> None:
-    """Replaces the file in one step; it holds secrets, so only its owner may read it."""
+    """Replaces the file atomically. Only its owner can read it, because it contains secrets."""
     partial = path.with_suffix(f".{os.getpid()}")
     partial.touch(mode=0o600)
     partial.write_text(json.dumps(asdict(state), indent=1))

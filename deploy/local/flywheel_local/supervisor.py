@@ -1,4 +1,4 @@
-"""up, down, status and run: one supervising process per platform, found again through the state file."""
+"""The commands up, down and run: one supervisor process per platform, found through the state file."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SUPERVISOR_LOG = _LOG / "supervisor.log"
 
 
 class Stopped(BaseException):
-    """SIGTERM, SIGINT or SIGHUP arrived."""
+    """Raised on SIGTERM, SIGINT or SIGHUP."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -39,7 +39,8 @@ class Stopped(BaseException):
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Turns the first stop signal into Stopped and ignores further ones, so that cleaning up is never cut short."""
+    """Raises Stopped on the first stop signal and ignores further ones, so that they do not interrupt the
+    clean-up."""
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
     def stop(number: int, _frame: FrameType | None) -> None:
@@ -55,31 +56,38 @@ def stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def tell(message: str) -> None:
+def report(message: str) -> None:
+    """Prints a progress message."""
     print(message, flush=True)
 
 
 def serve() -> None:
-    """Holds the platform up until told to stop; what ``up`` starts in the background."""
+    """Runs the platform until a stop signal; ``up`` starts this in the background."""
     me = psutil.Process()
     state = State(supervisor=me.pid, supervisor_started=me.create_time())
     state_file.write(STATE, state)
     try:
-        with Platform(_DATA, _LOG, port_numbers.configured(), tell) as platform:
+        with Platform(_DATA, _LOG, port_numbers.configured(), report) as platform:
             ready = State(me.pid, me.create_time(), True, members(platform), platform.client_environment)
             state_file.write(STATE, ready)
-            told: set[str] = set()
+            reported: set[str] = set()
             while True:
-                for sentence in platform.ended():
-                    if sentence not in told:
-                        told.add(sentence)
-                        tell(sentence)
+                _report_ended(platform, reported)
                 time.sleep(1)
     finally:
         STATE.unlink(missing_ok=True)
 
 
+def _report_ended(platform: Platform, reported: set[str]) -> None:
+    """Prints a message for each process that has ended since the last call."""
+    for message in platform.ended():
+        if message not in reported:
+            reported.add(message)
+            report(message)
+
+
 def members(platform: Platform) -> dict[str, tuple[int, str, str]]:
+    """Name → (pid, addresses, log file) of each process, for the state file."""
     found = {}
     for backend in platform.backends:
         if backend.process is not None:
@@ -94,12 +102,12 @@ def members(platform: Platform) -> dict[str, tuple[int, str, str]]:
 
 
 def up() -> State:
-    """Starts the platform in the background and returns when it serves. Does nothing when it already does."""
+    """Starts the platform in the background and returns when it serves. Does nothing if it is running."""
     state = state_file.read(STATE)
     if state is not None and state.alive():
         if state.ready:
             return state
-        raise LocalError("the platform is being started already", "wait for it, or make down")
+        raise LocalError("the platform is already starting", "wait for it, or make down")
     _LOG.mkdir(parents=True, exist_ok=True)
     with _SUPERVISOR_LOG.open("w") as log:
         process = subprocess.Popen(
@@ -115,7 +123,7 @@ def up() -> State:
         while process.poll() is None:
             lines = _SUPERVISOR_LOG.read_text().splitlines()
             for line in lines[shown:]:
-                tell(line)
+                report(line)
             shown = len(lines)
             state = state_file.read(STATE)
             if state is not None and state.ready and state.supervisor == process.pid:
@@ -126,12 +134,12 @@ def up() -> State:
         process.wait()
         raise
     for line in _SUPERVISOR_LOG.read_text().splitlines()[shown:]:
-        tell(line)
-    raise LocalError("the platform did not start", f"see above, and {_LOG}")
+        report(line)
+    raise LocalError("the platform did not start", f"read the messages above and the logs in {_LOG}")
 
 
 def down(wait_seconds: float = 60.0) -> bool:
-    """Stops what ``up`` started; False when nothing ran."""
+    """Stops the background platform; False if none was running."""
     state = state_file.read(STATE)
     if state is None or not state.alive():
         STATE.unlink(missing_ok=True)
@@ -140,14 +148,14 @@ def down(wait_seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + wait_seconds
     while state.alive():
         if time.monotonic() > deadline:
-            # Its guardian ends the rest.
+            # The guardian ends the other processes.
             os.kill(state.supervisor, signal.SIGKILL)
         time.sleep(0.1)
     return True
 
 
-def run(story: Path, scope: str | None) -> int:
-    """A platform with empty stores, the story on it, and nothing left; the story's exit status."""
+def run(script: Path, scope: str | None) -> int:
+    """Runs a script on a new platform with empty stores; returns the exit status of the script."""
     ports = port_numbers.configured()
     state = state_file.read(STATE)
     if state is not None and state.alive() and not all(map(port_numbers.is_free, ports.values())):
@@ -155,37 +163,34 @@ def run(story: Path, scope: str | None) -> int:
             "a platform is running in the background", "make down first, or use other ports: PORT_BASE=…"
         )
     directory = LOCAL / "run"
-    with _alone(directory), Platform(directory / "data", directory / "log", ports, tell) as platform:
+    with _exclusive(directory), Platform(directory / "data", directory / "log", ports, report) as platform:
         environment = {**os.environ, **platform.client_environment}
         if scope:
             environment["SCOPE"] = scope
-        return play(story, environment, platform)
+        return _run_script(script, environment, platform)
 
 
 @contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """An empty folder that no other run uses meanwhile."""
+def _exclusive(directory: Path) -> Iterator[None]:
+    """Empties the folder and locks it against other runs."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     with directory.with_suffix(".lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise LocalError(
-                "make run is running already in this checkout", "wait for it, or stop it"
+                "make run is already running in this checkout", "wait for it, or stop it"
             ) from error
         shutil.rmtree(directory, ignore_errors=True)
         yield
 
 
-def play(story: Path, environment: Mapping[str, str], platform: Platform) -> int:
-    process = subprocess.Popen([sys.executable, str(story)], cwd=REPOSITORY, env=dict(environment))
-    told: set[str] = set()
+def _run_script(script: Path, environment: Mapping[str, str], platform: Platform) -> int:
+    process = subprocess.Popen([sys.executable, str(script)], cwd=REPOSITORY, env=dict(environment))
+    reported: set[str] = set()
     try:
         while process.poll() is None:
-            for sentence in platform.ended():
-                if sentence not in told:
-                    told.add(sentence)
-                    tell(sentence)
+            _report_ended(platform, reported)
             time.sleep(0.2)
     finally:
         if process.poll() is None:

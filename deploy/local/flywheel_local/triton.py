@@ -1,7 +1,8 @@
-"""NVIDIA Triton 2.51 from the wheel ``nvidia-pytriton``: explicit model control, an empty model repository.
+"""NVIDIA Triton 2.51 from the wheel ``nvidia-pytriton``, with explicit model control.
 
-Models arrive inside load requests, so a client and this server share no disk. Only the Python backend is in the
-wheel; a model's ``model.py`` runs in the environment ``.local/triton/runtime`` (numpy 1.26, ONNX Runtime).
+Models are sent inside load requests, so that client and server need no shared disk. The wheel contains only
+the Python backend; ``model.py`` of a model runs in the environment ``.local/triton/runtime`` (numpy 1.26,
+ONNX Runtime).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ _STUB = "triton_python_backend_stub"
 
 
 class Triton(Backend):
+    """A Triton server with an empty model repository."""
+
     name = "triton"
     port_names = ("triton_http", "triton_grpc", "triton_metrics")
 
@@ -33,7 +36,7 @@ class Triton(Backend):
     def spawn(self) -> Process:
         server = require_tool(_SERVER / "bin" / "tritonserver", "Triton")
         require_tool(TRITON_RUNTIME / "bin" / "python3", "the Python environment of Triton's models")
-        _place_stub()
+        _copy_stub()
         repository = self.data / "models"
         repository.mkdir(exist_ok=True)
         libraries = [TRITON_SERVER / "nvidia_pytriton.libs", libpython.fetch()]
@@ -55,7 +58,7 @@ class Triton(Backend):
             log=self.log,
             environment={
                 "LD_LIBRARY_PATH": ":".join(map(str, libraries)),
-                # The stub takes the python3 it finds first on PATH and ignores PYTHONPATH.
+                # The stub uses the first python3 on PATH and ignores PYTHONPATH.
                 "PATH": f"{TRITON_RUNTIME / 'bin'}:/usr/bin:/bin",
                 "OMP_NUM_THREADS": "1",
             },
@@ -67,8 +70,8 @@ class Triton(Backend):
         return answers_http(f"{self.http_url}/v2/health/ready")
 
 
-def _place_stub() -> None:
-    """The backend starts the stub that lies beside it; the wheel carries one per Python version elsewhere."""
+def _copy_stub() -> None:
+    """Copies the stub for our Python version next to the backend, which expects it there."""
     target = _SERVER / "backends" / "python" / _STUB
     if not target.exists():
         source = require_tool(_SERVER / "python_backend_stubs" / "3.11" / _STUB, "Triton's Python stub")

@@ -1,4 +1,4 @@
-"""Commands about definitions: plan, apply, diff, delete, list, lineage."""
+"""Commands for definitions: plan, apply, diff, delete, list, lineage."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import typer
 from rich.markup import escape
 
 from flywheel.cli.output import call, console, errors, show_all, state
+from flywheel.cli.version_diff import diff_lines
 from flywheel.client import Client
-from flywheel.definitions import compile_definitions, load_module, place_of_violation
-from flywheel.differences import differences
+from flywheel.definitions import compile_definitions, load_module, location_of_violation
 from flywheel_protos.feature.v1 import feature_pb2
 
 UNCHANGED = feature_pb2.PlannedChange.ACTION_UNCHANGED
@@ -25,11 +25,11 @@ COLLECTIONS = {
         ["name", "view_versions", "owner", "description", "tags", "created_at"],
     ),
 }
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation")]
 
 
 def add_commands(app: typer.Typer, features: typer.Typer) -> None:
-    """Puts the commands where `flywheel --help` shows them."""
+    """Adds the commands to the root and to the `features` group."""
     for command in (plan, apply, diff, delete):
         app.command()(command)
     features.command("list")(list_definitions)
@@ -37,19 +37,19 @@ def add_commands(app: typer.Typer, features: typer.Typer) -> None:
 
 
 def plan(file: str) -> None:
-    """Compare the definitions in FILE with what is applied; change nothing."""
+    """Compare the definitions in FILE with the applied ones; change nothing."""
 
-    async def look(client: Client) -> None:
+    async def work(client: Client) -> None:
         await _plan(client, file)
 
-    call(look)
+    call(work)
 
 
 def apply(file: str, yes: Yes = False) -> None:
     """Show the plan for the definitions in FILE, then apply it."""
     planned: list[int] = []
 
-    async def look(client: Client) -> None:
+    async def show_plan(client: Client) -> None:
         planned.append(await _plan(client, file))
 
     async def work(client: Client) -> None:
@@ -57,7 +57,7 @@ def apply(file: str, yes: Yes = False) -> None:
         done = sum(c.action != UNCHANGED for c in answer.changes)
         console.print(f"Applied {done} changes.", highlight=False)
 
-    call(look)
+    call(show_plan)
     if planned == [0]:
         return
     if yes or typer.confirm("Apply?"):
@@ -69,7 +69,7 @@ def diff(
     old: Annotated[int, typer.Argument(help="Version; default: the one before NEW")] = 0,
     new: Annotated[int, typer.Argument(help="Version; default: the latest")] = 0,
 ) -> None:
-    """What a file would change, or what differs between two versions of a view or feature set."""
+    """Show what FILE would change, or the differences between two versions of a view or feature set."""
 
     async def work(client: Client) -> None:
         if target.endswith(".py"):
@@ -82,13 +82,13 @@ def diff(
             console.print(f"{later.name} is the first version", highlight=False)
             return
         earlier = await _version(client, target, old or later.version - 1)
-        _print_lines(f"{earlier.name} -> {later.name}", differences(earlier, later))
+        _print_lines(f"{earlier.name} -> {later.name}", diff_lines(earlier, later))
 
     call(work)
 
 
 def delete(names: list[str], yes: Yes = False) -> None:
-    """Delete definitions: views/facts featureSets/late …; what reads them must go in the same call."""
+    """Delete definitions (views/facts featureSets/late …) together with everything that reads them."""
     if yes or typer.confirm(f"Delete {', '.join(names)}?"):
 
         async def work(client: Client) -> None:
@@ -103,9 +103,9 @@ def list_definitions(
         str, typer.Option("--filter", help="tag:key=value, owner:name or text, joined by AND")
     ] = "",
 ) -> None:
-    """Entities, sources, views or feature sets."""
+    """List entities, sources, views or feature sets."""
     if kind not in COLLECTIONS:
-        raise typer.BadParameter(f"{kind!r} is none of {', '.join(COLLECTIONS)}")
+        raise typer.BadParameter(f"{kind!r} is not one of {', '.join(COLLECTIONS)}")
     method, field, columns = COLLECTIONS[kind]
 
     async def work(client: Client) -> None:
@@ -123,7 +123,7 @@ def list_definitions(
 
 
 def lineage(name: str) -> None:
-    """What feeds NAME (views/facts, models/late/versions/7, …), and what reads it."""
+    """Show what NAME (views/facts, models/late/versions/7, …) reads, and what reads it."""
 
     async def work(client: Client) -> None:
         answer = await client.lineage(name)
@@ -138,7 +138,7 @@ def lineage(name: str) -> None:
 
 
 async def _plan(client: Client, file: str) -> int:
-    """Shows what would change; how many objects that are."""
+    """Prints the planned changes and returns their number."""
     changed = await _planned(client, file)
     if changed or state["json"]:
         show_all(changed, ["action", "name", "differences", "readers"])
@@ -148,12 +148,12 @@ async def _plan(client: Client, file: str) -> int:
 
 
 async def _planned(client: Client, file: str) -> list[feature_pb2.PlannedChange]:
-    """What would change. Exits with 1 for mistakes, each with its file and line."""
+    """The planned changes. Prints violations with file and line and exits with status 1 if there are any."""
     objects, definitions = _compiled(client, file)
     answer = await client.apply(definitions, plan=True)
     _warn(answer.warnings)
     for v in answer.violations:
-        place = place_of_violation(objects, client.project, v.name, v.field)
+        place = location_of_violation(objects, client.project, v.name, v.field)
         text = escape(f"{place + ': ' if place else ''}{v.name} {v.field}: {v.message}")
         errors.print(f"[red]{text}[/red]", highlight=False, soft_wrap=True)
     if answer.violations:

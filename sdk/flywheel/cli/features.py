@@ -1,4 +1,4 @@
-"""Commands about feature values: reads, materialization, rebuild, erasure, freshness, training sets."""
+"""Commands for feature values: reads, materialization, rebuild, erasure, freshness, training sets."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def get_features(
     feature_set: str,
     entities: Annotated[str, typer.Option(help='Join keys as JSON: {"carrier": "UA"}')],
     request: Annotated[str, typer.Option(help="Request fields as JSON")] = "",
-    as_of: Annotated[datetime | None, typer.Option(help="UTC; default now")] = None,
+    as_of: Annotated[datetime | None, typer.Option(help="UTC; default: now")] = None,
 ) -> None:
-    """Read one entity's features as of a time."""
+    """Read the features of one entity as of a time."""
     keys = {key: [value] for key, value in json.loads(entities).items()}
     fields = {key: [value] for key, value in json.loads(request).items()} if request else None
 
@@ -44,11 +44,13 @@ def get_features(
 @features.command("materialize")
 def materialize(
     view: str,
-    start: Annotated[datetime | None, typer.Option(help="Event time to begin at; else what is new")] = None,
-    end: Annotated[datetime | None, typer.Option(help="Event time to end before")] = None,
-    rows_per_second: Annotated[int, typer.Option(help="At most so many; 0: no limit of yours")] = 0,
+    start: Annotated[datetime | None, typer.Option(help="First event time; default: new rows only")] = None,
+    end: Annotated[datetime | None, typer.Option(help="End of the event times (exclusive)")] = None,
+    rows_per_second: Annotated[
+        int, typer.Option(help="Write at most this many; 0: the limit of the service")
+    ] = 0,
 ) -> None:
-    """Write a batch view's new rows online."""
+    """Write new rows of a batch view to the online store."""
 
     async def work(client: Client) -> None:
         job = await client.materialize(
@@ -61,7 +63,7 @@ def materialize(
 
 @features.command("rebuild")
 def rebuild() -> None:
-    """Fill an online store that lost its contents from the archives on S3."""
+    """Fill an empty online store from the archives on S3."""
 
     async def work(client: Client) -> None:
         show(await client.rebuild_online_store(show_progress))
@@ -73,7 +75,7 @@ def rebuild() -> None:
 def erase(
     entity: str, keys: Annotated[list[str], typer.Argument(help="key=value of every join key")]
 ) -> None:
-    """Erase one entity everywhere and show what is left to others."""
+    """Erase one entity from all stores and show what must be erased elsewhere."""
 
     async def work(client: Client) -> None:
         described = (
@@ -88,7 +90,7 @@ def erase(
 
 
 def show_progress(job: feature_pb2.Job) -> None:
-    """One line on standard error per change."""
+    """Prints one line to standard error."""
     errors.print(
         f"{job.progress.done:,} of {job.progress.total:,} {job.progress.unit}: {job.progress.message}"
     )
@@ -96,7 +98,7 @@ def show_progress(job: feature_pb2.Job) -> None:
 
 @features.command("freshness")
 def freshness() -> None:
-    """How far streams are applied and batch views materialized."""
+    """Show how far streams are applied and batch views are materialized."""
 
     async def work(client: Client) -> None:
         answer = await client.feature.GetFreshness(feature_pb2.GetFreshnessRequest(parent=client.parent))
@@ -107,7 +109,7 @@ def freshness() -> None:
 
 @features.command("training-sets")
 def training_sets() -> None:
-    """Training sets, newest first."""
+    """List training sets, newest first."""
 
     async def work(client: Client) -> None:
         answer = await client.feature.ListTrainingSets(

@@ -1,6 +1,6 @@
-"""The `flywheel` command: what a data scientist and an on-call person do, one call each.
+"""The `flywheel` command for data scientists and on-call engineers.
 
-Every answer is a table for people, or with `--json` the protobuf message as JSON for programs.
+Commands print tables, or with `--json` the protobuf messages as JSON.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ definitions.add_commands(app, features)
 @app.callback()
 def options(
     project: Annotated[
-        str, typer.Option(envvar="FLYWHEEL_PROJECT", help="Project of short names")
+        str, typer.Option(envvar="FLYWHEEL_PROJECT", help="Project that short names belong to")
     ] = "default",
     as_json: Annotated[bool, typer.Option("--json", help="Print messages as JSON")] = False,
 ) -> None:
+    """Options of all commands."""
     state.update(project=project, json=as_json)
 
 
@@ -41,9 +42,9 @@ def predict(
     model: str,
     entities: Annotated[str, typer.Option(help='Join keys as JSON: {"carrier": "UA"}')],
     request: Annotated[str, typer.Option(help="Request fields as JSON")] = "{}",
-    as_of: Annotated[datetime | None, typer.Option(help="UTC; default now")] = None,
+    as_of: Annotated[datetime | None, typer.Option(help="UTC; default: now")] = None,
 ) -> None:
-    """One prediction."""
+    """Predict for one entity."""
 
     async def work(client: Client) -> None:
         show(await client.predict(model, json.loads(entities), json.loads(request), as_of=as_of))
@@ -53,7 +54,7 @@ def predict(
 
 @app.command()
 def status() -> None:
-    """What the gateway serves and how far the monitor is."""
+    """Show the releases that the gateway serves and the progress of the monitor."""
 
     async def work(client: Client) -> None:
         serving = await client.inference.GetServingStatus(inference_pb2.GetServingStatusRequest())

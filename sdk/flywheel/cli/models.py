@@ -1,4 +1,4 @@
-"""Commands about models: versions, reports, rollouts, rollback, audit."""
+"""Commands for models: versions, reports, rollouts, rollback, audit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import typer
 from flywheel.cli.output import call, console, show, show_all
 from flywheel.client import Client
 from flywheel.connection import request_id
+from flywheel.model_watch import ModelWatch
 from flywheel.report import alerts_table, versions_table
-from flywheel.watching import ModelWatch
 from flywheel_protos.registry.v1 import registry_pb2
 
 models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rollback, audit.")
@@ -20,7 +20,7 @@ models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rol
 
 @models.command("list")
 def list_models() -> None:
-    """Models with what serves."""
+    """List models with their production versions."""
 
     async def work(client: Client) -> None:
         answer = await client.registry.ListModels(registry_pb2.ListModelsRequest(parent=client.parent))
@@ -31,7 +31,7 @@ def list_models() -> None:
 
 @models.command("report")
 def report(model: str) -> None:
-    """What each version was worth on what it served, and what was alerted."""
+    """Show the live quality of each version, and the alerts."""
 
     async def work(client: Client) -> None:
         console.print(await versions_table(client, model))
@@ -41,14 +41,16 @@ def report(model: str) -> None:
 
 
 @models.command("watch")
-def watch(model: str, seconds: Annotated[float, typer.Option(help="Pause between two looks")] = 1.0) -> None:
-    """Tell alerts, trainings and rollouts as they happen, until Ctrl-C."""
+def watch(
+    model: str, seconds: Annotated[float, typer.Option(help="Seconds between two polls")] = 1.0
+) -> None:
+    """Print alerts, trainings and rollouts as they happen, until Ctrl-C."""
 
     async def work(client: Client) -> None:
         watched = ModelWatch(client, model)
         while True:
-            for news in await watched.poll():
-                console.print(f"[bold]{news.kind:>8}[/bold] {news.text}", highlight=False)
+            for activity in await watched.poll():
+                console.print(f"[bold]{activity.kind:>8}[/bold] {activity.text}", highlight=False)
             await asyncio.sleep(seconds)
 
     try:
@@ -59,7 +61,7 @@ def watch(model: str, seconds: Annotated[float, typer.Option(help="Pause between
 
 @models.command("versions")
 def list_versions(model: str) -> None:
-    """A model's versions, newest first."""
+    """List the versions of a model, newest first."""
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListModelVersionsRequest(parent=client.path("models", model))
@@ -74,7 +76,7 @@ def list_versions(model: str) -> None:
 
 @models.command("history")
 def history(model: str) -> None:
-    """Which release served when, and why."""
+    """Show which release served when, and why."""
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListServingHistoryRequest(parent=client.path("models", model))
@@ -88,7 +90,7 @@ def history(model: str) -> None:
 
 @models.command("audit")
 def audit(model: str) -> None:
-    """Who did what and why, newest first."""
+    """Show the audit log of a model, newest first."""
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListAuditEntriesRequest(parent=client.path("models", model))
@@ -100,7 +102,7 @@ def audit(model: str) -> None:
 
 @models.command("rollouts")
 def rollouts(model: str) -> None:
-    """A model's rollouts, newest first."""
+    """List the rollouts of a model, newest first."""
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListRolloutsRequest(parent=client.path("models", model))
@@ -110,8 +112,10 @@ def rollouts(model: str) -> None:
     call(work)
 
 
-def _steer(verb: str) -> Callable[[str, str], None]:
-    def command(rollout: str, reason: Annotated[str, typer.Option(help="Written to the audit")]) -> None:
+def _rollout_command(verb: str) -> Callable[[str, str], None]:
+    """A command that calls the RPC `verb` of the registry for a rollout."""
+
+    def command(rollout: str, reason: Annotated[str, typer.Option(help="Written to the audit log")]) -> None:
         async def work(client: Client) -> None:
             request = getattr(registry_pb2, f"{verb}Request")(
                 name=rollout, reason=reason, request_id=request_id()
@@ -124,22 +128,21 @@ def _steer(verb: str) -> Callable[[str, str], None]:
 
 
 for verb, label, text in (
-    ("PauseRollout", "pause", "Stop deciding; routing stays."),
-    ("ResumeRollout", "resume", "Go on deciding."),
-    ("AbortRollout", "abort", "End it with the champion serving everybody."),
-    ("SkipRolloutStep", "skip", "Go to the next step without evidence."),
+    ("PauseRollout", "pause", "Pause a rollout; the current routing stays."),
+    ("ResumeRollout", "resume", "Resume a paused rollout."),
+    ("AbortRollout", "abort", "End a rollout; the champion serves all requests."),
+    ("SkipRolloutStep", "skip", "Advance a rollout to its next step without waiting for evidence."),
 ):
-    models.command(label, help=text)(_steer(verb))
+    models.command(label, help=text)(_rollout_command(verb))
 
 
 @models.command("rollback")
-def rollback(model: str, reason: Annotated[str, typer.Option(help="Written to the audit")]) -> None:
-    """Serve the release that served before; returns when every live gateway has acknowledged."""
+def rollback(model: str, reason: Annotated[str, typer.Option(help="Written to the audit log")]) -> None:
+    """Serve the previous release again; returns when every live gateway has acknowledged."""
 
     async def work(client: Client) -> None:
         answer = await client.rollback(model, reason)
-        console.print(
-            f"{answer.model.production_release} serves after {answer.elapsed.ToTimedelta().total_seconds():.3f} s"
-        )
+        seconds = answer.elapsed.ToTimedelta().total_seconds()
+        console.print(f"{answer.model.production_release} serves after {seconds:.3f} s")
 
     call(work)

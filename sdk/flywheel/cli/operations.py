@@ -1,4 +1,4 @@
-"""Commands about what runs and what was noticed: runs, pipelines, alerts, drift, performance."""
+"""Commands for operations: runs, pipelines, alerts, drift, performance."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def list_runs(
     where: Annotated[str, typer.Option(help="e.g. metrics.auc>0.7")] = "",
     order_by: Annotated[str, typer.Option(help="e.g. -metrics.auc")] = "",
 ) -> None:
-    """Runs, newest first or by a metric."""
+    """List runs, newest first or ordered by a metric."""
 
     async def work(client: Client) -> None:
         request = trainer_pb2.ListRunsRequest(parent=client.parent, filter=where, order_by=order_by)
@@ -35,7 +35,7 @@ def list_runs(
 
 @runs.command("show")
 def show_run(run: str) -> None:
-    """One run."""
+    """Show one run."""
 
     async def work(client: Client) -> None:
         show((await client.trainer.GetRun(trainer_pb2.GetRunRequest(name=client.path("runs", run)))).run)
@@ -45,7 +45,7 @@ def show_run(run: str) -> None:
 
 @runs.command("pipelines")
 def pipelines() -> None:
-    """Pipeline runs, newest first."""
+    """List pipeline runs, newest first."""
 
     async def work(client: Client) -> None:
         answer = await client.trainer.ListPipelineRuns(
@@ -61,7 +61,7 @@ def pipelines() -> None:
 
 @alerts.command("list")
 def list_alerts(where: Annotated[str, typer.Option(help="e.g. state=OPEN")] = "") -> None:
-    """Alerts, newest first."""
+    """List alerts, newest first."""
 
     async def work(client: Client) -> None:
         request = monitor_pb2.ListAlertsRequest(parent=client.parent, filter=where)
@@ -73,7 +73,7 @@ def list_alerts(where: Annotated[str, typer.Option(help="e.g. state=OPEN")] = ""
 
 @alerts.command("ack")
 def acknowledge(alert: str) -> None:
-    """Say that somebody looks after it."""
+    """Acknowledge an alert: someone is working on it."""
 
     async def work(client: Client) -> None:
         request = monitor_pb2.AcknowledgeAlertRequest(
@@ -85,7 +85,7 @@ def acknowledge(alert: str) -> None:
 
 
 @alerts.command("resolve")
-def resolve(alert: str, reason: Annotated[str, typer.Option(help="Kept with the alert")]) -> None:
+def resolve(alert: str, reason: Annotated[str, typer.Option(help="Stored with the alert")]) -> None:
     """Close an alert."""
 
     async def work(client: Client) -> None:
@@ -99,14 +99,13 @@ def resolve(alert: str, reason: Annotated[str, typer.Option(help="Kept with the 
 
 @alerts.command("drift")
 def drift(model: str) -> None:
-    """The newest closed window of a model against its reference."""
+    """Compare the last closed window of a model with its reference."""
 
     async def work(client: Client) -> None:
         request = monitor_pb2.GetDriftReportRequest(name=client.path("models", model))
         report = (await client.monitor.GetDriftReport(request)).report
-        console.print(
-            f"{report.model_version} {report.window_start.ToDatetime()} – {report.window_end.ToDatetime()}: {report.reason}"
-        )
+        window = f"{report.window_start.ToDatetime()} – {report.window_end.ToDatetime()}"
+        console.print(f"{report.model_version} {window}: {report.reason}")
         show_all(
             report.features, ["feature", "psi_corrected", "ks", "adjusted_p_value", "mean_shift", "verdict"]
         )
@@ -116,7 +115,7 @@ def drift(model: str) -> None:
 
 @alerts.command("performance")
 def performance(model_version: str) -> None:
-    """AUC, log-loss and calibration of a version's labelled predictions."""
+    """Show AUC, log-loss and calibration of the labelled predictions of a version."""
 
     async def work(client: Client) -> None:
         request = monitor_pb2.GetPerformanceRequest(model_version=client.path("models", model_version))

@@ -1,4 +1,4 @@
-"""How commands run and print: tables for people, JSON for programs."""
+"""Running and printing of commands: tables, or JSON with `--json`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ state: dict[str, Any] = {"project": "default", "json": False}
 
 
 def call(work: Callable[[Client], Awaitable[None]]) -> None:
-    """Runs one command against the platform; a service's error becomes one sentence and exit code 1."""
+    """Runs one command with a client; an error is printed in one line and exits with status 1."""
 
     async def run() -> None:
         async with Client(state["project"]) as client:
@@ -37,7 +37,7 @@ def call(work: Callable[[Client], Awaitable[None]]) -> None:
 
 
 def show(message: Message, title: str = "") -> None:
-    """One message, its set fields as rows."""
+    """Prints one message: a row per field that is set."""
     if state["json"]:
         console.print_json(MessageToJson(message, preserving_proto_field_name=True))
         return
@@ -48,7 +48,7 @@ def show(message: Message, title: str = "") -> None:
 
 
 def show_all(items: Any, columns: list[str]) -> None:
-    """Messages as rows with the named fields."""
+    """Prints messages: a row each, with the named fields as columns."""
     if state["json"]:
         for item in items:
             console.print_json(MessageToJson(item, preserving_proto_field_name=True))

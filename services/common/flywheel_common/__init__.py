@@ -1,1 +1,1 @@
-"""The runtime that the five Flywheel services share. It knows no service."""
+"""The runtime that the five Flywheel services share. It imports no service."""

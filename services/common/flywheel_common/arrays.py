@@ -1,4 +1,4 @@
-"""Names for the numpy array types that domain modules use."""
+"""Type aliases of numpy arrays for domain modules."""
 
 from __future__ import annotations
 

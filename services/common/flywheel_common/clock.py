@@ -1,6 +1,6 @@
-"""Wall-clock time as a dependency: leases, heartbeats, timeouts and audit times ask a Clock.
+"""The clock as a dependency, for heartbeats, timeouts and audit times.
 
-What decides about a stream is measured in event time instead (docs/architecture.md, Time).
+Decisions about streams use event time instead (docs/architecture.md, Time).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """`now` is UTC and may jump; `monotonic` (seconds) never goes back; `sleep` returns after at least that long."""
+    """A clock: `now` is UTC and may jump, `monotonic` (seconds) never goes back, `sleep` waits at least that
+    long."""
 
     def now(self) -> datetime: ...
 
@@ -22,7 +23,7 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock."""
+    """The clock of the machine."""
 
     def now(self) -> datetime:
         return datetime.now(UTC)
@@ -35,7 +36,7 @@ class SystemClock:
 
 
 class ManualClock:
-    """A clock that stands still until `advance`; sleepers wake in order of their due time."""
+    """A clock for tests that only `advance` moves; sleepers wake in the order of their due times."""
 
     def __init__(self, start: datetime = datetime(2013, 1, 1, tzinfo=UTC)) -> None:
         self._now = start
@@ -57,7 +58,7 @@ class ManualClock:
         await woken
 
     def advance(self, seconds: float) -> None:
-        """Move time forward and wake whoever is due. Call `await asyncio.sleep(0)` to let them run."""
+        """Moves time forward and wakes sleepers that are due; they run after `await asyncio.sleep(0)`."""
         if seconds < 0:
             raise ValueError("a clock cannot go back")
         self._elapsed += seconds

@@ -1,8 +1,8 @@
-"""`types.v1.Column` and `Table` to numpy and back.
+"""Conversion between `types.v1.Column`, `Table` and numpy arrays.
 
 Fixed-width values are packed little-endian (BOOL 1 byte, INT64/FLOAT64/TIMESTAMP 8, FLOAT32 4, vectors
-`vector_size` times that). `validity` is a bitmap, least significant bit first, bit set = the row has a value;
-empty = every row has one. Every length is checked before anything is allocated from it.
+`vector_size` times that). `validity` is a bitmap, least significant bit first; a set bit means that the row
+has a value, an empty bitmap that all rows have one. Lengths are checked before memory is allocated.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 
 from flywheel_common.arrays import Array, Mask
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidColumn
 from flywheel_protos.types.v1 import column_pb2, value_pb2
 
 Column = column_pb2.Column
 Table = column_pb2.Table
-T = value_pb2.DataType
 
 DTYPES: dict[int, np.dtype[Any]] = {
     value_pb2.DATA_TYPE_BOOL: np.dtype("?"),
@@ -29,7 +28,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
     value_pb2.DATA_TYPE_FLOAT32_VECTOR: np.dtype("<f4"),
     value_pb2.DATA_TYPE_FLOAT64_VECTOR: np.dtype("<f8"),
 }
-"""Element type of every fixed-width data type; TIMESTAMP is microseconds since 1970 UTC."""
+"""Element type of each fixed-width data type. TIMESTAMP is microseconds since 1970 UTC."""
 
 VECTORS = {value_pb2.DATA_TYPE_FLOAT32_VECTOR, value_pb2.DATA_TYPE_FLOAT64_VECTOR}
 ELEMENT_OF: dict[int, Any] = {
@@ -40,15 +39,15 @@ ELEMENT_OF: dict[int, Any] = {
     value_pb2.DATA_TYPE_STRING_LIST: value_pb2.DATA_TYPE_STRING,
     value_pb2.DATA_TYPE_TIMESTAMP_LIST: value_pb2.DATA_TYPE_TIMESTAMP,
 }
-"""Element data type of every list data type."""
+"""Element data type of each list data type."""
 
 
 def to_numpy(column: Column, rows: int | None = None) -> tuple[Array, Mask]:
-    """The values and the mask of valid rows (True = has a value).
+    """The values of a column and its mask of valid rows (True = has a value).
 
-    Values: [n] of the column's dtype; [n, vector_size] for vectors; [n] object of str, bytes or (for lists) arrays.
-    Packed values are a read-only view of the message's bytes. Raises InvalidArgument INVALID_COLUMN when lengths
-    disagree with each other or with `rows`.
+    Values: [n] of the column's dtype; [n, vector_size] for vectors; [n] object of str, bytes or (for lists)
+    arrays. Packed values are a read-only view of the message. Raises InvalidColumn when lengths contradict
+    each other or `rows`.
     """
     kind = column.data_type
     if kind in ELEMENT_OF:
@@ -67,7 +66,7 @@ def to_numpy(column: Column, rows: int | None = None) -> tuple[Array, Mask]:
 
 
 def valid_mask(column: Column, rows: int) -> Mask:
-    """[rows] bool, True = the row has a value."""
+    """The mask of valid rows: [rows] bool, True = the row has a value. Raises InvalidColumn."""
     if not column.validity:
         return np.ones(rows, dtype=np.bool_)
     if len(column.validity) != (rows + 7) // 8:
@@ -86,8 +85,11 @@ def pack_mask(valid: Mask) -> bytes:
 def from_numpy(
     name: str, values: Array, valid: Mask | None = None, *, data_type: int | None = None
 ) -> Column:
-    """A packed column from [n] bool, integer, float32, float64 or datetime64, or [n, k] float vectors.
-    `data_type` overrides the one that follows from the dtype. Arrays of str or bytes objects become text or blobs."""
+    """A packed column of [n] bool, integer, float32, float64 or datetime64, or of [n, k] float vectors.
+
+    `data_type` overrides the type that the dtype implies. Arrays of str or bytes objects become STRING or
+    BYTES.
+    """
     values = np.asarray(values)
     if values.dtype.kind in "OU":
         if data_type == value_pb2.DATA_TYPE_BYTES or (
@@ -140,12 +142,13 @@ def from_blobs(name: str, blobs: Sequence[bytes | None], valid: Mask | None = No
 
 
 def from_lists(name: str, rows: Sequence[Sequence[Any] | Array | None], data_type: int) -> Column:
-    """A column of lists of varying length; None is null, elements are never null."""
+    """A column of lists of varying length. None is null; elements are not null."""
     element = ELEMENT_OF[data_type]
     mask = np.array([row is not None for row in rows], np.bool_)
     lengths = [0 if row is None else len(row) for row in rows]
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype("<u4").tobytes()
-    column = Column(name=name, data_type=data_type, offsets=offsets, validity=pack_mask(mask))  # type: ignore[arg-type]
+    column = Column(name=name, offsets=offsets, validity=pack_mask(mask))
+    column.data_type = data_type  # type: ignore[assignment]
     if element == value_pb2.DATA_TYPE_STRING:
         column.strings.values.extend(str(v) for row in rows if row is not None for v in row)
     else:
@@ -155,7 +158,7 @@ def from_lists(name: str, rows: Sequence[Sequence[Any] | Array | None], data_typ
 
 
 def row_count(column: Column) -> int:
-    """Rows of a column, from its lengths alone. Raises InvalidArgument INVALID_COLUMN."""
+    """The number of rows of a column, from its lengths only. Raises InvalidColumn."""
     if column.data_type in ELEMENT_OF:
         return max(0, len(column.offsets) // 4 - 1)
     which = column.WhichOneof("values")
@@ -173,7 +176,8 @@ def row_count(column: Column) -> int:
 
 
 def from_table(table: Table) -> dict[str, tuple[Array, Mask]]:
-    """name → (values, valid) in order. Raises InvalidArgument INVALID_COLUMN: wrong lengths, a name twice or empty."""
+    """name → (values, valid), in order. Raises InvalidColumn for wrong lengths and duplicate or empty
+    names."""
     found: dict[str, tuple[Array, Mask]] = {}
     for column in table.columns:
         if not column.name or column.name in found:
@@ -183,7 +187,8 @@ def from_table(table: Table) -> dict[str, tuple[Array, Mask]]:
 
 
 def check_table(table: Table, rows: int) -> None:
-    """Raises InvalidArgument INVALID_COLUMN where `from_table` would, or where a length is not `rows`; cuts no lists."""
+    """Raises InvalidColumn where `from_table` would, or where a length is not `rows`; does not build
+    lists."""
     names = set()
     for column in table.columns:
         if not column.name or column.name in names:
@@ -199,10 +204,10 @@ def check_table(table: Table, rows: int) -> None:
 
 
 def to_table(columns: Sequence[Column]) -> Table:
-    """A table of equally long columns."""
+    """A table of columns of equal length. Raises InvalidColumn."""
     counts = {row_count(column) for column in columns}
     if len(counts) > 1:
-        raise InvalidArgument(f"Columns differ in length: {sorted(counts)}.", reason="INVALID_COLUMN")
+        raise InvalidColumn(f"Columns differ in length: {sorted(counts)}.")
     return Table(row_count=counts.pop() if counts else 0, columns=columns)
 
 
@@ -236,11 +241,11 @@ def _fixed(column: Column) -> Array:
     return values
 
 
-def _objects(column: Column, wanted: str) -> Array:
+def _objects(column: Column, field: str) -> Array:
     which = column.WhichOneof("values")
-    if which not in (wanted, None):
-        raise _invalid(column, f"{which} cannot hold values of its data_type: use {wanted}")
-    source = getattr(column, wanted).values
+    if which not in (field, None):
+        raise _invalid(column, f"{which} cannot hold values of its data_type: use {field}")
+    source = getattr(column, field).values
     values = np.empty(len(source), dtype=object)
     values[:] = list(source)
     return values
@@ -255,7 +260,7 @@ def _lists(column: Column) -> Array:
 
 
 def _list_elements(column: Column) -> tuple[Array, Array]:
-    """Bounds of the rows, [n + 1], and the elements of all."""
+    """The offsets of the rows, [n + 1], and the elements of all rows."""
     if len(column.offsets) % 4 or not column.offsets:
         raise _invalid(column, "offsets must be n + 1 little-endian uint32")
     offsets = np.frombuffer(column.offsets, "<u4").astype(np.int64)
@@ -293,7 +298,5 @@ def _type_of(values: Array) -> int:
     raise ValueError(f"no data type for {values.dtype}")
 
 
-def _invalid(column: Column, why: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"Column {column.name!r} is malformed: {why}.", reason="INVALID_COLUMN", column=column.name
-    )
+def _invalid(column: Column, why: str) -> InvalidColumn:
+    return InvalidColumn(f"Column {column.name!r} is malformed: {why}.", column=column.name)

@@ -1,4 +1,4 @@
-"""Typed settings from the environment: `FLYWHEEL_<SERVICE>_<FIELD>`, all problems listed, secrets redacted.
+"""Typed settings from environment variables `FLYWHEEL_<SERVICE>_<FIELD>`.
 
 class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings):
     model_config = SettingsConfigDict(env_prefix="FLYWHEEL_FEATURE_")
@@ -22,7 +22,7 @@ EXIT_BAD_SETTINGS = 2
 
 
 class Settings(BaseSettings):
-    """Base of every group of settings: frozen, documented by docstrings under the fields."""
+    """Base class of settings: frozen; the docstring under a field documents it."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="ignore", use_attribute_docstrings=True, hide_input_in_errors=True
@@ -30,38 +30,38 @@ class Settings(BaseSettings):
 
 
 class ServiceSettings(Settings):
-    """What every process has."""
+    """Settings of every process."""
 
     listen: str = "127.0.0.1:7100"
     """host:port of the gRPC server; port 0 picks a free one."""
     metrics_listen: str = "127.0.0.1:7200"
     """host:port of the Prometheus /metrics page; empty for none."""
     drain_seconds: float = 1.0
-    """After SIGTERM: how long to keep serving as NOT_SERVING, so that clients look elsewhere."""
+    """After SIGTERM: how long to serve while NOT_SERVING, so that clients switch to other replicas."""
     grace_seconds: float = 10.0
     """After the drain: how long running calls may take to finish."""
     max_message_bytes: int = 16 * 1024 * 1024
     """Largest request accepted."""
     max_concurrent_rpcs: int = 512
-    """Unary calls in flight beyond which new ones answer RESOURCE_EXHAUSTED; health is exempt."""
+    """Limit of concurrent unary calls; above it calls fail with RESOURCE_EXHAUSTED. Health is exempt."""
     max_concurrent_streams: int = 1024
-    """Streaming calls in flight beyond which new ones answer RESOURCE_EXHAUSTED."""
+    """Limit of concurrent streaming calls; above it calls fail with RESOURCE_EXHAUSTED."""
     default_deadline_seconds: float = 30.0
-    """Budget of a unary call whose client set no deadline."""
+    """Budget of a unary call without a client deadline."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    """Least severe level logged."""
+    """The lowest level that is logged."""
     log_rpcs: bool = True
     """One JSON line per RPC."""
     reflection: bool = True
-    """Serve gRPC reflection (in jwt mode: to authenticated callers)."""
+    """Serve gRPC reflection (in jwt mode to authenticated callers only)."""
     otlp_endpoint: str = ""
     """OTLP/gRPC endpoint for traces, e.g. http://127.0.0.1:4317; empty for none."""
     trace_ratio: float = 0.01
     """Share of calls without a sampled parent that are traced."""
     auth_mode: Literal["open", "jwt"] = "open"
-    """open: everyone may do everything, loopback only. jwt: bearer tokens, default deny."""
+    """open: every caller may do everything, on loopback only. jwt: bearer tokens, denied by default."""
     auth_open_anywhere: bool = False
-    """Allow auth_mode=open on an address other than loopback (inside a closed container network)."""
+    """Allow auth_mode=open on other addresses than loopback (inside a closed container network)."""
     jwt_issuer: str = ""
     """Required `iss` of tokens."""
     jwt_audience: str = ""
@@ -69,19 +69,19 @@ class ServiceSettings(Settings):
     jwt_key_file: Path | None = None
     """PEM public key (or HMAC secret) that signs tokens."""
     jwt_jwks_url: str = ""
-    """Where to fetch signing keys, instead of jwt_key_file."""
+    """URL of the signing keys, instead of jwt_key_file."""
     jwt_algorithms: tuple[str, ...] = ("RS256", "ES256")
     """Accepted signature algorithms."""
     jwt_roles_claim: str = "roles"
     """Claim that lists the caller's roles."""
     service_token: SecretStr = SecretStr("")
-    """Bearer token this process sends to its peers."""
+    """Bearer token that this process sends to its peers."""
     tls_cert_file: Path | None = None
-    """PEM certificate chain of the server; with tls_key_file turns TLS on."""
+    """PEM certificate chain of the server; enables TLS together with tls_key_file."""
     tls_key_file: Path | None = None
     """PEM private key of the server."""
     tls_client_ca_file: Path | None = None
-    """PEM roots that client certificates must chain to; turns mutual TLS on."""
+    """PEM root certificates for client certificates; enables mutual TLS."""
 
     @field_validator("listen", "metrics_listen")
     @classmethod
@@ -92,14 +92,14 @@ class ServiceSettings(Settings):
 
 
 class PostgresSettings(Settings):
-    """A service that owns a PostgreSQL database."""
+    """Settings of a service that owns a PostgreSQL database."""
 
     postgres_dsn: SecretStr
     """postgresql://user:password@host:port/database."""
     postgres_pool_size: int = 10
-    """Most connections held."""
+    """Maximum number of connections."""
     postgres_statement_timeout_seconds: float = 10.0
-    """A statement that takes longer is cancelled."""
+    """Statement timeout."""
 
     @property
     def dsn(self) -> str:
@@ -108,10 +108,11 @@ class PostgresSettings(Settings):
 
 
 class RedisSettings(Settings):
-    """A service that uses Redis."""
+    """Settings of a service that uses Redis."""
 
     redis_url: SecretStr
-    """redis://[:password@]host:port/db; the feature service also takes redis+cluster://[:password@]host:port[,host:port…]."""
+    """redis://[:password@]host:port/db, or for the feature service
+    redis+cluster://[:password@]host:port[,host:port…]."""
 
     @property
     def redis(self) -> str:
@@ -120,16 +121,16 @@ class RedisSettings(Settings):
 
 
 class KafkaSettings(Settings):
-    """A service that produces or consumes events."""
+    """Settings of a service that produces or consumes events."""
 
     kafka_bootstrap: str
     """host:port[,host:port…]."""
     kafka_partitions: int = 4
-    """Partitions of the topics this service creates."""
+    """Partitions of the topics that this service creates."""
 
 
 class S3Settings(Settings):
-    """A service that keeps objects in S3."""
+    """Settings of a service that stores objects in S3."""
 
     s3_endpoint: str
     """http(s)://host:port."""
@@ -138,17 +139,17 @@ class S3Settings(Settings):
     s3_secret_key: SecretStr
     """Secret access key."""
     s3_bucket: str
-    """Bucket of this service's objects."""
+    """Bucket of the objects of this service."""
     s3_region: str = "us-east-1"
-    """Region name for signatures."""
+    """Region name in signatures."""
 
 
 S = TypeVar("S", bound=BaseSettings)
 
 
 def load(settings: type[S], **overrides: Any) -> S:
-    """The settings from the environment; `overrides` (from the command line) win where they are not None.
-    Prints every problem and exits with status 2 when something is missing or wrong."""
+    """The settings from the environment. `overrides` (command line options) that are not None win. If
+    settings are missing or invalid, prints all problems and exits with status 2."""
     try:
         return settings(**{key: value for key, value in overrides.items() if value is not None})
     except ValidationError as error:
@@ -168,7 +169,7 @@ def _meaning(settings: type[BaseSettings], location: tuple[int | str, ...]) -> s
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """host and port of `host:port` or `[v6]:port`. Raises ValueError with the expected form."""
+    """Host and port of `host:port` or `[v6]:port`. Raises ValueError."""
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdigit() or int(port) > 65535:
         raise ValueError(f"{address!r} is not an address: expected host:port")

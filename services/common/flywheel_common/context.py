@@ -1,5 +1,7 @@
-"""What the running call carries along: its deadline, who calls, its trace. One context variable holds it all,
-because every set costs on the hot path; tasks started by a call inherit it."""
+"""The context of the running call: deadline, caller, trace. Tasks that a call starts inherit it.
+
+One context variable holds everything, because each `set` costs time on the hot path.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,8 @@ ANONYMOUS = Principal("anonymous", frozenset({ROLE_ANY}))
 
 
 class Call:
-    """One running call (or background piece of work). `deadline` is on the monotonic clock, None = unbounded;
-    `traceparent` is W3C text, empty when there is none; `actor` is for the audit only."""
+    """One running call or background task. `deadline` is a time of the monotonic clock, None = unbounded;
+    `traceparent` is W3C text or empty; `actor` is used only for audit entries."""
 
     __slots__ = ("actor", "deadline", "method", "principal", "request_id", "traceparent")
 
@@ -58,25 +60,26 @@ current_call: ContextVar[Call | None] = ContextVar("flywheel_call", default=None
 
 
 def current_principal() -> Principal:
-    """Who calls; `ANONYMOUS` outside a call and in open mode."""
+    """The caller; `ANONYMOUS` outside a call and in open mode."""
     call = current_call.get()
     return call.principal if call is not None else ANONYMOUS
 
 
 def actor() -> str:
-    """The name to write into an audit: the authenticated subject; in open mode what the caller calls itself."""
+    """The name for audit entries: the authenticated subject, or in open mode the name that the client
+    sends."""
     call = current_call.get()
     return (call.actor or call.principal.subject) if call is not None else "system"
 
 
 def current_traceparent() -> str:
-    """W3C traceparent of the running call, or empty."""
+    """The W3C traceparent of the running call, or empty."""
     call = current_call.get()
     return call.traceparent if call is not None else ""
 
 
 def left_seconds() -> float | None:
-    """Seconds left of the running call's budget (may be negative); None when it has no deadline."""
+    """Seconds left of the budget of the running call (may be negative); None without a deadline."""
     call = current_call.get()
     if call is None or call.deadline is None:
         return None

@@ -1,4 +1,4 @@
-"""Identifiers as a dependency: sortable by the time they were made, unique without coordination."""
+"""Id generation as a dependency: ids are unique without coordination and sort by creation time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol
 
 
 class Ids(Protocol):
-    """Every call returns an id never returned before; ids of one process sort in the order they were made."""
+    """Every call returns a new id. The ids of one process sort in creation order."""
 
     def new(self) -> str: ...
 
@@ -22,7 +22,7 @@ def uuid7(milliseconds: int, tail: int) -> str:
 
 
 class SystemIds:
-    """UUIDv7 strings. Within one millisecond the random tail is incremented, so order is kept."""
+    """UUIDv7 strings. Within one millisecond the random tail is incremented, which keeps the order."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -56,5 +56,5 @@ _default = SystemIds()
 
 
 def new_id() -> str:
-    """An id from the process-wide generator, for code that needs no injected one (trace-like ids, lease holders)."""
+    """An id of the process-wide generator, for code without an injected one (event ids, lease holders)."""
     return _default.new()

@@ -1,4 +1,5 @@
-"""Resource names: `projects/{project}/models/{model}/versions/{version:int}`, parsed and formatted strictly.
+"""Parsing and formatting of resource names such as
+`projects/{project}/models/{model}/versions/{version:int}`.
 
 @dataclass(frozen=True, slots=True)
 class VersionName(ResourceName):
@@ -16,7 +17,7 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Self
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidId, InvalidName
 
 ID_RULE = "[a-z][a-z0-9_-]{0,62}"
 _ID = re.compile(ID_RULE)
@@ -29,7 +30,8 @@ _KINDS = {
 
 
 class Pattern:
-    """A name's form. `{x}` is an id, `{x:int}` a positive number, `{x:any}` a generated id (letters, digits, `._-`)."""
+    """The form of a name. `{x}` is an id, `{x:int}` a positive number, `{x:any}` a generated id (letters,
+    digits, `._-`)."""
 
     def __init__(self, template: str) -> None:
         self.template = template
@@ -54,38 +56,37 @@ class Pattern:
         return {k: int(v) if self._kinds[k] == "int" else v for k, v in found.groupdict().items()}
 
     def parse(self, name: str) -> dict[str, str | int]:
-        """The parts of a name. Raises InvalidArgument INVALID_NAME naming the expected form."""
+        """The parts of a name. Raises InvalidName with the expected form."""
         found = self.match(name)
         if found is None:
             shown = name if len(name) <= 200 else name[:200] + "…"
-            raise InvalidArgument(
+            raise InvalidName(
                 f"{shown!r} is not a valid name: expected {self.form}, where ids match {ID_RULE}.",
-                reason="INVALID_NAME",
                 expected=self.form,
             )
         return found
 
     def format(self, **parts: str | int) -> str:
-        """The name made of these parts. Raises InvalidArgument INVALID_NAME when a part is not a valid id."""
+        """The name made of these parts. Raises InvalidName when a part is not valid."""
         name = _FIELD.sub(lambda m: str(parts[m.group(1)]), self.template)
         self.parse(name)
         return name
 
 
 class ResourceName:
-    """Base of frozen dataclasses whose fields are the parts of `PATTERN` (see the module's docstring)."""
+    """Base of frozen dataclasses whose fields are the parts of `PATTERN`; see the example above."""
 
     __slots__ = ()
     PATTERN: ClassVar[Pattern]
 
     @classmethod
     def parse(cls, name: str) -> Self:
-        """Raises InvalidArgument INVALID_NAME."""
+        """The name as an object. Raises InvalidName."""
         return cls(**cls.PATTERN.parse(name))
 
     @classmethod
     def match(cls, name: str) -> Self | None:
-        """Like `parse`, but None instead of an error."""
+        """Like `parse`, but returns None instead of raising."""
         found = cls.PATTERN.match(name)
         return None if found is None else cls(**found)
 
@@ -94,11 +95,10 @@ class ResourceName:
 
 
 def check_id(value: str, field: str = "id") -> str:
-    """The id itself. Raises InvalidArgument INVALID_ID naming the field and the rule."""
+    """Returns the id. Raises InvalidId with the field and the rule."""
     if _ID.fullmatch(value) is None:
-        raise InvalidArgument(
+        raise InvalidId(
             f"{field} {value[:80]!r} is not a valid id: it must match {ID_RULE}.",
-            reason="INVALID_ID",
             field=field,
         )
     return value

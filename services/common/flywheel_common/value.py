@@ -1,4 +1,4 @@
-"""`types.v1.Value` to Python and back: None, bool, int, float, str, bytes, datetime (UTC), list."""
+"""Conversion between `types.v1.Value` and None, bool, int, float, str, bytes, datetime (UTC), list."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from flywheel_common.columns import ELEMENT_OF, VECTORS
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidValue, WrongType
 from flywheel_protos.types.v1 import value_pb2
 
 Value = value_pb2.Value
@@ -17,7 +17,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def to_python(value: Value) -> Any:
-    """None when no kind is set; timestamps as UTC datetimes; lists as lists."""
+    """The Python value; None when no kind is set, timestamps as UTC datetimes."""
     kind = value.WhichOneof("kind")
     if kind is None:
         return None
@@ -29,7 +29,7 @@ def to_python(value: Value) -> Any:
 
 
 def from_python(value: Any) -> Value:
-    """Raises InvalidArgument INVALID_VALUE for a type that has no place in a Value."""
+    """The Value of a Python or numpy value. Raises InvalidValue for other types."""
     if isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, np.ndarray):
@@ -53,11 +53,11 @@ def from_python(value: Any) -> Value:
             return result
         case list() | tuple():
             return Value(list_value=value_pb2.ValueList(values=[from_python(v) for v in value]))
-    raise InvalidArgument(f"A {type(value).__name__} is no feature value.", reason="INVALID_VALUE")
+    raise InvalidValue(f"A {type(value).__name__} is not a feature value.")
 
 
 def fields_to_python(fields: Mapping[str, Value]) -> dict[str, Any]:
-    """name → Python value, for request fields and source events."""
+    """The Python values of request fields or source events."""
     return {name: to_python(value) for name, value in fields.items()}
 
 
@@ -68,8 +68,11 @@ def micros(moment: datetime) -> int:
 
 
 def coerce(value: Value, data_type: int, field: str) -> Any:
-    """The value as its declared type: TIMESTAMP as int microseconds, lists and vectors as lists, null as None.
-    Widening is allowed (int → float, RFC 3339 text → timestamp), anything else is InvalidArgument WRONG_TYPE."""
+    """The value as its declared type: TIMESTAMP as int microseconds, lists and vectors as lists, null as
+    None.
+
+    Exact widening is allowed (int → float, RFC 3339 text → timestamp); other conversions raise WrongType.
+    """
     plain = to_python(value)
     if plain is None:
         return None
@@ -114,11 +117,10 @@ def _scalar(plain: Any, data_type: int, field: str) -> Any:
     raise _wrong(field, data_type, plain)
 
 
-def _wrong(field: str, data_type: int, plain: Any) -> InvalidArgument:
+def _wrong(field: str, data_type: int, plain: Any) -> WrongType:
     expected = value_pb2.DataType.Name(data_type).removeprefix("DATA_TYPE_")
-    return InvalidArgument(
+    return WrongType(
         f"{field} is a {type(plain).__name__} where {expected} is declared.",
-        reason="WRONG_TYPE",
         field=field,
         expected=expected,
     )

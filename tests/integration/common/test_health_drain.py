@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import os
 import signal
+import weakref
 from typing import Any
 
 import grpc
@@ -28,10 +30,12 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 def make_server(settings: Any, **options: Any) -> Server:
     return Server(
         settings,
-        servicers=[(add_echo, Echo())],
-        full_service_names=[SERVICE],
-        registry=CollectorRegistry(),
-        **options,
+        **{
+            "servicers": [(add_echo, Echo())],
+            "full_service_names": [SERVICE],
+            "registry": CollectorRegistry(),
+            **options,
+        },
     )
 
 
@@ -187,6 +191,19 @@ async def test_a_taken_metrics_port_is_a_clear_error() -> None:
         with pytest.raises(PortTaken, match="metrics_listen"):
             await second.start()
         await second.stop()
+
+
+async def test_a_server_that_did_not_start_is_released() -> None:
+    """Otherwise gRPC's destructor runs at interpreter exit and prints "Error in sys.excepthook"."""
+    registry = CollectorRegistry()
+    async with make_server(settings()) as first:
+        second = make_server(settings(listen=f"127.0.0.1:{first.port}"), registry=registry)
+        with contextlib.suppress(PortTaken):
+            await second.start()
+        released = weakref.ref(second)
+        del second
+        gc.collect()
+        assert released() is None
 
 
 async def test_a_crashed_background_task_ends_the_process() -> None:

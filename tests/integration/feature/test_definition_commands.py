@@ -117,7 +117,7 @@ async def test_a_mistake_names_its_file_and_line(run: Run, file: Path) -> None:
     write(file, DEFINITIONS.replace('ttl="1d"', 'ttl="one day"'))
     code, text = await run("plan", file)
     facts = 1 + next(i for i, line in enumerate(lines) if "fw.BatchView" in line)
-    assert code == 1 and f"features.py:{facts}: BatchView 'facts': 'one day' is no duration" in text
+    assert code == 1 and f"features.py:{facts}: BatchView 'facts': 'one day' is not a duration" in text
 
 
 @pytest.mark.timeout(90)

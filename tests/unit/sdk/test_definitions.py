@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import flywheel as fw
-from flywheel.definitions import place_of_violation
+from flywheel.definitions import location_of_violation
 from flywheel.errors import DefinitionError
 from flywheel.types import duration
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
@@ -91,16 +91,16 @@ def test_definitions_remember_where_they_were_made_down_to_the_aggregation() -> 
         ],
     )
     first, second = (
-        place_of_violation([view], "p", "projects/p/views/v", f"stream.aggregations[{i}].field")
+        location_of_violation([view], "p", "projects/p/views/v", f"stream.aggregations[{i}].field")
         for i in (0, 1)
     )
     file, _, line = first.partition(":")
     assert file.endswith("test_definitions.py")
     assert second == f"{file}:{int(line) + 1}"
-    whole = place_of_violation([view], "p", "projects/p/views/v", "entity")
+    whole = location_of_violation([view], "p", "projects/p/views/v", "entity")
     assert int(whole.rpartition(":")[2]) < int(line)
-    assert place_of_violation([view], "p", "projects/p/sources/s", "schema[0]") != ""
-    assert place_of_violation([view], "p", "projects/p/sources/other", "schema") == ""
+    assert location_of_violation([view], "p", "projects/p/sources/s", "schema[0]") != ""
+    assert location_of_violation([view], "p", "projects/p/sources/other", "schema") == ""
 
 
 @pytest.mark.parametrize(

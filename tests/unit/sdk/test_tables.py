@@ -78,11 +78,9 @@ def test_types_of_frames_follow_from_their_columns() -> None:
         },
     )
     kinds = {c.name: c.data_type for c in to_table(frame).columns}
-    assert kinds == {
-        "v": int(fw.vector(2)), "l": fw.INT64_LIST, "b": fw.BYTES, "f": fw.BOOL_LIST,
-    }  # fmt: skip
+    assert kinds == {"v": int(fw.vector(2)), "l": fw.INT64_LIST, "b": fw.BYTES, "f": fw.BOOL_LIST}
 
 
 def test_vectors_of_differing_sizes_are_refused() -> None:
-    with pytest.raises(ValueError, match="one size"):
+    with pytest.raises(ValueError, match="the same size"):
         to_table({"v": [[1.0], [1.0, 2.0]]}, {"v": fw.vector(1)})

@@ -1,1 +1,1 @@
-"""In-memory adapters, held to the same contract suites as the real ones."""
+"""In-memory adapters; the contract tests run over them and over the real ones."""

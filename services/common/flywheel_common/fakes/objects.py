@@ -1,4 +1,4 @@
-"""An object store in memory."""
+"""An in-memory object store."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flywheel_common.storage.objects import CHUNK_BYTES, Digest, ObjectInfo, che
 
 
 class MemoryObjectStore:
-    """For unit tests."""
+    """An `ObjectStore` in memory, for tests."""
 
     def __init__(self) -> None:
         self._objects: dict[str, tuple[bytes, datetime]] = {}

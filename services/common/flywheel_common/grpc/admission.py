@@ -1,13 +1,15 @@
-"""Admission: refuse early instead of queueing. Counts calls in flight; health never passes through here."""
+"""Admission control: refuses calls above a limit instead of queueing them. Health checks are exempt."""
 
 from __future__ import annotations
 
-from flywheel_common.errors import ResourceExhausted
+from flywheel_common.grpc.errors import Overloaded
 
 
 class Admission:
-    """At most `unary` unary and `streams` streaming calls at once; beyond, RESOURCE_EXHAUSTED OVERLOADED with a
-    retry delay. Used from one event loop only."""
+    """Counts unary and streaming calls in flight; above a limit raises Overloaded with a retry delay.
+
+    Used from one event loop only.
+    """
 
     __slots__ = ("_retry", "streams", "streams_limit", "unary", "unary_limit")
 
@@ -23,7 +25,7 @@ class Admission:
         return self.unary + self.streams
 
     def enter(self, streaming: bool) -> None:
-        """Takes a place. Raises ResourceExhausted."""
+        """Counts a call that begins. Raises Overloaded."""
         if streaming:
             if self.streams >= self.streams_limit:
                 raise self._refusal("streams", self.streams_limit)
@@ -34,15 +36,14 @@ class Admission:
             self.unary += 1
 
     def leave(self, streaming: bool) -> None:
-        """Gives the place back."""
+        """Counts a call that has ended."""
         if streaming:
             self.streams -= 1
         else:
             self.unary -= 1
 
-    def _refusal(self, what: str, limit: int) -> ResourceExhausted:
-        return ResourceExhausted(
-            f"The server has its limit of {limit} {what} in flight: retry after the delay, with backoff.",
-            reason="OVERLOADED",
+    def _refusal(self, what: str, limit: int) -> Overloaded:
+        return Overloaded(
+            f"The server has reached its limit of {limit} concurrent {what}: retry with backoff.",
             retry_after_seconds=self._retry,
         )

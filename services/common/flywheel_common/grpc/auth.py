@@ -1,12 +1,8 @@
-"""Who may call what. Open mode (loopback): everyone, everything. JWT mode: bearer tokens, a table method → roles,
-and what the table does not name is denied.
+"""Authentication and authorization of calls.
 
-A service's table:
-
-    PERMISSIONS: Permissions = {
-        "/flywheel.registry.v1.RegistryService/GetModel": READ,
-        "/flywheel.registry.v1.RegistryService/PromoteModelVersion": OPERATE,
-    }
+`auth_mode=open` (loopback only): every caller is anonymous and has every role. `auth_mode=jwt`: callers send
+a bearer token, and the table in the `permissions.py` of the service gives the roles that each method
+requires. A method without a row is denied. docs/reference/permissions.md is generated from these tables.
 """
 
 from __future__ import annotations
@@ -19,7 +15,13 @@ from typing import Any, Protocol
 
 from flywheel_common.config import ServiceSettings, split_address
 from flywheel_common.context import ANONYMOUS, ROLE_ANY, Principal, actor, current_principal
-from flywheel_common.errors import PermissionDenied, Unauthenticated, Unavailable
+from flywheel_common.grpc.errors import (
+    ExpiredToken,
+    InvalidToken,
+    MissingToken,
+    RoleRequired,
+    SigningKeysUnavailable,
+)
 
 __all__ = [
     "ADMIN",
@@ -41,7 +43,7 @@ __all__ = [
 ]
 
 Permission = frozenset[str]
-"""The roles of which the caller needs one."""
+"""A set of roles: a caller needs one of them."""
 Permissions = Mapping[str, Permission]
 """Full method (`/package.Service/Method`) → Permission."""
 
@@ -50,14 +52,16 @@ WRITE: Permission = frozenset({"editor", "operator", "admin", "service"})
 OPERATE: Permission = frozenset({"operator", "admin", "service"})
 ADMIN: Permission = frozenset({"admin"})
 AUTHENTICATED: Permission = frozenset({ROLE_ANY})
-"""Any authenticated caller, whatever its roles."""
+"""Any authenticated caller."""
 PUBLIC: Permission = frozenset({ROLE_ANY, "public"})
-"""Without credentials."""
+"""Everyone, without credentials."""
 
 
 class Authenticator(Protocol):
-    """Turns the `authorization` metadata (empty when absent) into a Principal. Called before the request is parsed.
-    Raises Unauthenticated (MISSING_TOKEN, INVALID_TOKEN, EXPIRED_TOKEN)."""
+    """Turns the `authorization` metadata (empty when absent) into a Principal, before the request is parsed.
+
+    Raises MissingToken, InvalidToken, ExpiredToken or SigningKeysUnavailable.
+    """
 
     open: bool
 
@@ -65,7 +69,7 @@ class Authenticator(Protocol):
 
 
 class OpenAuthenticator:
-    """Everyone is ANONYMOUS with every role."""
+    """Accepts every caller as ANONYMOUS, which has every role."""
 
     open = True
 
@@ -74,10 +78,11 @@ class OpenAuthenticator:
 
 
 class JwtAuthenticator:
-    """Verifies signature, audience, issuer and expiry with PyJWT; remembers verified tokens until they expire."""
+    """Verifies signature, audience, issuer and expiry with PyJWT; caches verified tokens until they
+    expire."""
 
     open = False
-    _REMEMBERED = 4096
+    _CACHE_SIZE = 4096
 
     def __init__(
         self,
@@ -95,13 +100,13 @@ class JwtAuthenticator:
         self._issuer, self._audience, self._algorithms = issuer, audience, list(algorithms)
         self._key, self._roles_claim = key, roles_claim
         self._jwks = jwt.PyJWKClient(jwks_url, cache_keys=True, timeout=5) if jwks_url else None
-        self._known: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
+        self._verified: OrderedDict[str, tuple[Principal, float]] = OrderedDict()
 
     async def authenticate(self, authorization: str) -> Principal:
         kind, _, token = authorization.partition(" ")
         if kind.lower() != "bearer" or not token:
-            raise Unauthenticated("Send metadata `authorization: Bearer <token>`.", reason="MISSING_TOKEN")
-        known = self._known.get(token)
+            raise MissingToken("Send metadata `authorization: Bearer <token>`.")
+        known = self._verified.get(token)
         if known is not None and known[1] > time.time():
             return known[0]
         claims = await self._verify(token)
@@ -109,9 +114,9 @@ class JwtAuthenticator:
         principal = Principal(
             str(claims["sub"]), frozenset([roles] if isinstance(roles, str) else map(str, roles)) - {ROLE_ANY}
         )
-        self._known[token] = (principal, float(claims["exp"]))
-        if len(self._known) > self._REMEMBERED:
-            self._known.popitem(last=False)
+        self._verified[token] = (principal, float(claims["exp"]))
+        if len(self._verified) > self._CACHE_SIZE:
+            self._verified.popitem(last=False)
         return principal
 
     async def _verify(self, token: str) -> dict[str, Any]:
@@ -131,26 +136,23 @@ class JwtAuthenticator:
                 options={"require": ["exp", "sub", "iss", "aud"]},
             )
         except jwt.ExpiredSignatureError:
-            raise Unauthenticated("The token has expired: fetch a new one.", reason="EXPIRED_TOKEN") from None
+            raise ExpiredToken("The token has expired: fetch a new one.") from None
         except jwt.PyJWKClientConnectionError:
-            raise Unavailable(
-                "The signing keys cannot be fetched now: try again.", reason="SIGNING_KEYS_UNAVAILABLE"
-            ) from None
+            raise SigningKeysUnavailable("The signing keys cannot be fetched now: try again.") from None
         except jwt.PyJWTError:
-            raise Unauthenticated(
-                "The token is not valid here: check its signature, issuer and audience.",
-                reason="INVALID_TOKEN",
+            raise InvalidToken(
+                "The token is not valid for this service: check its signature, issuer and audience."
             ) from None
         return claims
 
 
 def authenticator(settings: ServiceSettings) -> Authenticator:
-    """The authenticator the settings ask for. Raises ValueError with the remedy when they are unsafe or incomplete."""
+    """The authenticator that the settings select. Raises ValueError if they are unsafe or incomplete."""
     if settings.auth_mode == "open":
         if not settings.auth_open_anywhere and not _is_loopback(split_address(settings.listen)[0]):
             raise ValueError(
-                f"auth_mode=open on {settings.listen} would let anyone in: listen on 127.0.0.1, set auth_mode=jwt, or set "
-                "auth_open_anywhere=true inside a closed network."
+                f"auth_mode=open on {settings.listen} would let anyone in: listen on 127.0.0.1, "
+                "set auth_mode=jwt, or set auth_open_anywhere=true inside a closed network."
             )
         return OpenAuthenticator()
     missing = [name for name in ("jwt_issuer", "jwt_audience") if not getattr(settings, name)]
@@ -170,27 +172,25 @@ def authenticator(settings: ServiceSettings) -> Authenticator:
 
 
 def authorize(principal: Principal, permission: Permission | None, method: str) -> None:
-    """Raises PermissionDenied. `None` (no row in the table) is denied."""
+    """Raises RoleRequired unless the principal has the permission; `None` (no row in the table) is denied."""
     if permission is None or (ROLE_ANY not in permission and permission.isdisjoint(principal.roles)):
-        raise PermissionDenied(
-            f"{principal.subject} may not call {method}: it takes one of the roles {sorted(permission or [])}.",
-            reason="ROLE_REQUIRED",
+        raise RoleRequired(
+            f"{principal.subject} may not call {method}: "
+            f"it requires one of the roles {sorted(permission or [])}.",
             method=method,
         )
 
 
 def require_role(permission: Permission, action: str) -> None:
-    """For decisions inside a method (a gate override). In open mode everyone holds every role. Raises PermissionDenied."""
+    """Checks the caller of the running call, for decisions inside a method. Raises RoleRequired."""
     principal = current_principal()
     if ROLE_ANY in principal.roles or not permission.isdisjoint(principal.roles):
         return
-    raise PermissionDenied(
-        f"{action} takes one of the roles {sorted(permission)}.", reason="ROLE_REQUIRED", action=action
-    )
+    raise RoleRequired(f"{action} requires one of the roles {sorted(permission)}.", action=action)
 
 
 def missing_rows(methods: Iterable[str], permissions: Permissions) -> list[str]:
-    """Methods that the table does not name: a service's test asserts that there are none."""
+    """Methods without a row in the table; a test of each service asserts that there are none."""
     return sorted(set(methods) - set(permissions))
 
 

@@ -1,7 +1,8 @@
-"""Channels to peers: balanced over healthy replicas, retried on UNAVAILABLE only, with deadline, identity and trace.
+"""Channels to peers: balanced over healthy replicas, retried on UNAVAILABLE, with deadline, identity and
+trace.
 
-The wrapper hands stubs plain callables that add metadata and a timeout: gRPC's own aio client interceptors start
-a task per call.
+A wrapper adds metadata and timeouts to the calls: gRPC's own aio client interceptors would start a task per
+call.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ __all__ = ["ClientTls", "channel", "from_rpc_error"]
 
 @dataclass(frozen=True)
 class ClientTls:
-    """TLS to a peer; `cert_file` and `key_file` for mutual TLS; `ca_file` None = the system's roots."""
+    """TLS to a peer. `cert_file` and `key_file` enable mutual TLS; without `ca_file` the system roots
+    apply."""
 
     ca_file: Path | None = None
     cert_file: Path | None = None
@@ -65,10 +67,12 @@ def channel(
     health_check: bool = True,
     retries: bool = True,
 ) -> grpc.aio.Channel:
-    """A channel to `host:port`, `dns:///name:port` or `ipv4:a:p,b:p`. `client_name` is the actor of calls made
-    outside any call. Unary calls get `timeout=` as given, else what `deadline.call_timeout` leaves them of the running call's
-    budget, at most `default_timeout_seconds`; streams are unbounded unless told.
-    Set `health_check=False` for a server without grpc.health.v1."""
+    """A channel to `host:port`, `dns:///name:port` or `ipv4:a:p,b:p`.
+
+    `client_name` is the actor of calls outside of a running call. The timeout of a unary call is `timeout=`,
+    else the rest of the running call's budget, at most `default_timeout_seconds`. Streams have no default
+    timeout. Set `health_check=False` for a server without grpc.health.v1.
+    """
     options: list[tuple[str, Any]] = [
         ("grpc.service_config", service_config(health_check=health_check, max_attempts=4 if retries else 2)),
         ("grpc.enable_retries", 1 if retries else 0),
@@ -96,7 +100,7 @@ def channel(
 
 
 class _Channel(grpc.aio.Channel):
-    """Delegates to a channel; its callables add metadata and timeouts."""
+    """Delegates to a channel and adds metadata and timeouts to its calls."""
 
     def __init__(
         self,
@@ -119,7 +123,7 @@ class _Channel(grpc.aio.Channel):
     def stream_unary(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         target = self._inner.stream_unary(method, *args, **kwargs)
         call = self._callable(method, target, bounded=False)
-        return lambda *args, **kwargs: _Sending(call(*args, **kwargs))
+        return lambda *args, **kwargs: _RequestStream(call(*args, **kwargs))
 
     def stream_stream(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         return self._callable(method, self._inner.stream_stream(method, *args, **kwargs), bounded=False)
@@ -177,36 +181,39 @@ class _Channel(grpc.aio.Channel):
 
 
 _LOCAL_FAILURE = "Internal error from Core"
-"""Details of the status that gRPC makes of a message that it could not send."""
+"""Details of the status that gRPC itself creates when it cannot send a message."""
 
 
-class _Sending:
-    """A call that streams in, and fails as its peer said. gRPC's own may say INTERNAL instead when the peer ended it while a message
-    was still on its way (grpc/grpc#36066): both are told to whoever waits for the end, in any order."""
+class _RequestStream:
+    """A client-streaming call that fails with the status that the peer sent.
+
+    If the peer ends the call while a message is being sent, gRPC may raise INTERNAL instead
+    (grpc/grpc#36066). Both statuses reach the done callbacks, in any order.
+    """
 
     def __init__(self, call: Any) -> None:
         self._call = call
-        self._said: grpc.aio.AioRpcError | None = None
-        call.add_done_callback(self._note)
+        self._status: grpc.aio.AioRpcError | None = None
+        call.add_done_callback(self._remember)
 
-    def _note(self, call: Any) -> None:
-        code, details = _at_once(call.code()), _at_once(call.details())
+    def _remember(self, call: Any) -> None:
+        code, details = _result_of(call.code()), _result_of(call.details())
         if code is not grpc.StatusCode.OK and details != _LOCAL_FAILURE:
-            trailing = _at_once(call.trailing_metadata())
-            self._said = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details)
+            trailing = _result_of(call.trailing_metadata())
+            self._status = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details)
 
     def __await__(self) -> Generator[Any, None, Any]:
         try:
             return (yield from self._call.__await__())
         except grpc.aio.AioRpcError as error:
-            raise self._said or error from None
+            raise self._status or error from None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._call, name)
 
 
-def _at_once(answer: Coroutine[Any, Any, Any]) -> Any:
-    """What a coroutine returns that has nothing to wait for: a call that is done knows its status."""
+def _result_of(answer: Coroutine[Any, Any, Any]) -> Any:
+    """The result of a coroutine that does not wait, such as the status of a finished call."""
     try:
         answer.send(None)
     except StopIteration as done:

@@ -1,4 +1,4 @@
-"""Domain errors on the wire: `google.rpc.Status` with ErrorInfo and RetryInfo in the trailing metadata."""
+"""Conversion of domain errors to and from `google.rpc.Status` with ErrorInfo and RetryInfo."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from flywheel_common.errors import (
     FlywheelError,
     Internal,
     ResourceExhausted,
-    Unavailable,
 )
+from flywheel_common.grpc.errors import PeerUnavailable
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
-_NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+_NO_RESPONSE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def to_status(error: FlywheelError) -> status_pb2.Status:
-    """The status of an error: code, message, one ErrorInfo and, where a wait is advised, one RetryInfo."""
+    """The status of an error: code, message, one ErrorInfo and, for ResourceExhausted, one RetryInfo."""
     status = status_pb2.Status(code=error.code.value[0], message=error.message)
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
     status.details.add().Pack(info)
@@ -37,11 +37,12 @@ def trailing_metadata(error: FlywheelError) -> tuple[tuple[str, bytes], ...]:
 
 
 def from_rpc_error(error: grpc.RpcError, *, peer: str = "") -> FlywheelError:
-    """The domain error that a peer raised: same class, message, reason and metadata.
+    """The domain error that a peer raised: same status code, message, reason and metadata.
 
-    A status without our details (made by the transport: connection refused, deadline) keeps its code, with
-    the code's name as the reason. A code that never leaves a service (UNKNOWN) becomes Internal. Where `peer` (a service's name)
-    is given, one that is down or hangs is Unavailable {PEER}_UNAVAILABLE: whose deadline passed there was the outgoing call's.
+    A status of the transport (connection refused, deadline exceeded) has no ErrorInfo: its reason is the name
+    of its code. A code that no service sends (UNKNOWN) becomes Internal. With `peer` (a service name),
+    UNAVAILABLE and DEADLINE_EXCEEDED of the transport become PeerUnavailable: the deadline was that of the
+    outgoing call.
     """
     code = _code_of(error)
     message = (error.details() if hasattr(error, "details") else None) or code.name
@@ -54,7 +55,7 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str = "") -> FlywheelError:
         status = status_pb2.Status()
         try:
             status.ParseFromString(value if isinstance(value, bytes) else value.encode("latin-1"))
-        except Exception:  # noqa: BLE001 - foreign bytes: the plain code is still right
+        except Exception:  # noqa: BLE001 - not our bytes; the status code is still valid
             break
         for detail in status.details:
             info, retry = error_details_pb2.ErrorInfo(), error_details_pb2.RetryInfo()
@@ -62,16 +63,12 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str = "") -> FlywheelError:
                 reason, metadata = info.reason, dict(info.metadata)
             elif detail.Unpack(retry):
                 retry_after = retry.retry_delay.ToNanoseconds() / 1e9
-    if peer and reason is None and code in _NO_ANSWER:
-        return Unavailable(
-            f"The {peer} service does not answer now: try again.", reason=f"{peer.upper()}_UNAVAILABLE"
-        )
+    if peer and reason is None and code in _NO_RESPONSE:
+        return PeerUnavailable(peer)
     cls = BY_CODE.get(code, Internal)
-    if cls is ResourceExhausted:
-        result: FlywheelError = ResourceExhausted(message, retry_after_seconds=retry_after, reason=reason)
-    else:
-        result = cls(message, reason=reason or (code.name if cls is not Internal else None))
-    result.metadata = metadata
+    result = cls.from_wire(message, reason=reason or cls.reason, metadata=metadata)
+    if isinstance(result, ResourceExhausted):
+        result.retry_after_seconds = retry_after
     return result
 
 

@@ -1,7 +1,7 @@
-"""`grpc.health.v1`, one status per service name. Any number of watchers per name see every change that lasts.
+"""The health service `grpc.health.v1`: one status per service name, with any number of watchers.
 
-The stock servicer shares one condition per name and drops it when the first watcher leaves, after which the
-others are never told that the server drains; hence this one.
+The servicer of grpcio-health-checking shares one condition per name and drops it when the first watcher
+leaves; then the other watchers never learn that the server drains.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ SERVICE_NAME = "grpc.health.v1.Health"
 
 
 class Health(health_pb2_grpc.HealthServicer):
-    """The handle that says which services are ready. The empty name is the whole process: it is SERVING while
-    every named service is. After `drain` nothing becomes SERVING again."""
+    """The status of each service. The empty name is the whole process: SERVING while every service is
+    SERVING. After `drain` no status becomes SERVING again."""
 
     def __init__(self, services: Iterable[str] = ()) -> None:
         self._statuses: dict[str, int] = dict.fromkeys((*services, ""), NOT_SERVING)
@@ -29,7 +29,8 @@ class Health(health_pb2_grpc.HealthServicer):
         self._changed = asyncio.Event()
 
     def set_ready(self, ready: bool = True, service: str | None = None) -> None:
-        """Ready means: the process and its own store are; never peers or brokers. None = every service."""
+        """Sets the status of a service; None = all. Ready = the process and its own store, not peers or
+        brokers."""
         if self._draining:
             return
         status = SERVING if ready else NOT_SERVING
@@ -43,7 +44,7 @@ class Health(health_pb2_grpc.HealthServicer):
         self._notify()
 
     def drain(self) -> None:
-        """NOT_SERVING for good."""
+        """Sets every status to NOT_SERVING for ever."""
         self._draining = True
         for name in self._statuses:
             self._statuses[name] = NOT_SERVING
@@ -57,7 +58,9 @@ class Health(health_pb2_grpc.HealthServicer):
     ) -> health_pb2.HealthCheckResponse:
         status = self._statuses.get(request.service)
         if status is None:
-            await context.abort(grpc.StatusCode.NOT_FOUND, f"No service {request.service!r} here.")
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND, f"This process has no service {request.service!r}."
+            )
         return health_pb2.HealthCheckResponse(status=status)
 
     async def Watch(

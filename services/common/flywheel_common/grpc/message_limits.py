@@ -1,6 +1,6 @@
-"""Values that a message can carry and nothing behind it can hold: NUL in text, times and durations beyond their range.
+"""Values that protobuf can carry but stores cannot: NUL in text, timestamps and durations out of range.
 
-Looked for only after a call has failed without a reason of its own: the good path pays nothing.
+Checked only after a call has failed with an unexpected exception, so that successful calls do not pay for it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.grpc.errors import InvalidDuration, InvalidText, InvalidTimestamp
 
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999: the range of google.protobuf.Timestamp."""
@@ -20,8 +21,8 @@ _LONGEST_SECONDS = 315_576_000_000
 _NANOS = 1_000_000_000
 
 
-def impossible_value(message: Message) -> InvalidArgument | None:
-    """The refusal that names the first such field; None when the message holds none."""
+def unsupported_value(message: Message) -> InvalidArgument | None:
+    """The error for the first such field; None if there is none."""
     return next(_found(message, ""), None)
 
 
@@ -31,25 +32,15 @@ def _found(message: Message, prefix: str) -> Iterator[InvalidArgument]:
         for part in _parts(field, value):
             if isinstance(part, str):
                 if "\0" in part:
-                    yield InvalidArgument(
-                        f"{path} holds a NUL character: leave it out.", reason="INVALID_TEXT", field=path
-                    )
+                    yield InvalidText(f"{path} contains a NUL character: remove it.", field=path)
             elif isinstance(part, Timestamp):
                 if not (_FIRST_SECOND <= part.seconds <= _LAST_SECOND and 0 <= part.nanos < _NANOS):
-                    yield InvalidArgument(
-                        f"{path} is no time between the years 1 and 9999.",
-                        reason="INVALID_TIMESTAMP",
-                        field=path,
-                    )
+                    yield InvalidTimestamp(f"{path} must be between the years 1 and 9999.", field=path)
             elif isinstance(part, Duration):
                 if not (abs(part.seconds) <= _LONGEST_SECONDS and abs(part.nanos) < _NANOS) or (
                     part.seconds * part.nanos < 0
                 ):
-                    yield InvalidArgument(
-                        f"{path} is no duration of at most 10,000 years.",
-                        reason="INVALID_DURATION",
-                        field=path,
-                    )
+                    yield InvalidDuration(f"{path} must be a duration of at most 10,000 years.", field=path)
             elif isinstance(part, Message):
                 yield from _found(part, f"{path}.")
 

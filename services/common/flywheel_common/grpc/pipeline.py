@@ -1,8 +1,8 @@
-"""One wrapper around every method: authenticate, authorize, admit, parse, run, map errors, measure, log.
+"""The wrapper around every method: authenticate, authorize, admit, parse, run, map errors, measure, log.
 
-Wrapping happens once, at registration, so a call passes through no interceptor chain. Handlers are registered
-without a request deserializer: credentials are checked before a byte is parsed, and malformed bytes become
-INVALID_ARGUMENT instead of UNKNOWN.
+Handlers are wrapped once, at registration, so that calls do not pass through a chain of interceptors. They
+are registered without a request deserializer: credentials are checked before the request is parsed, and
+malformed bytes become INVALID_ARGUMENT instead of UNKNOWN.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from google.protobuf.message import DecodeError, Message
 from opentelemetry.trace import Span, Status, StatusCode
 
 from flywheel_common.context import ANONYMOUS, Call, current_call, left_seconds
-from flywheel_common.errors import DeadlineExceeded, FlywheelError, Internal, InvalidArgument
+from flywheel_common.errors import DeadlineExceeded, FlywheelError, Internal
 from flywheel_common.grpc.admission import Admission
 from flywheel_common.grpc.auth import PUBLIC, Authenticator, Permissions, authorize
 from flywheel_common.grpc.error_details import trailing_metadata
-from flywheel_common.grpc.message_limits import impossible_value
+from flywheel_common.grpc.errors import MalformedRequest, MessageTooLarge
+from flywheel_common.grpc.message_limits import unsupported_value
 from flywheel_common.ids import new_id
 from flywheel_common.telemetry.logs import RpcLog, get_logger
 from flywheel_common.telemetry.metrics import RedMetrics
@@ -32,12 +33,16 @@ log = get_logger(__name__)
 _MAX_ACTOR = 200
 RETRY_SECONDS = 1.0
 NO_RETRY = ("grpc-retry-pushback-ms", "-1")
-"""With less time left than RETRY_SECONDS a client's retry would end as DEADLINE_EXCEEDED and hide why the call failed."""
+"""Sent when less than RETRY_SECONDS are left: a retry would end as DEADLINE_EXCEEDED and hide the first
+error."""
 
 
 class Pipeline:
-    """Wraps the handlers of a service. `deadlines` gives a method (full name) its own default budget in seconds;
-    None there means unbounded. Streams have no default budget."""
+    """Wraps the handlers of a service.
+
+    `deadlines` overrides the default budget in seconds per full method name; None = unbounded. Streams have
+    no default budget.
+    """
 
     def __init__(
         self,
@@ -63,7 +68,7 @@ class Pipeline:
         self._deadlines = deadlines or {}
 
     def wrap(self, method: str, handler: Any) -> Any:
-        """The handler to register for a full method name, for all four kinds of RPC."""
+        """The wrapped handler of a full method name, for all four kinds of RPC."""
         parse = handler.request_deserializer or bytes
         if handler.request_streaming:
             behavior = handler.stream_stream if handler.response_streaming else handler.stream_unary
@@ -168,17 +173,16 @@ class Pipeline:
 
     def _parse(self, raw: bytes, parse: Any) -> Any:
         if len(raw) > self._max_bytes:
-            raise InvalidArgument(
-                f"The request has {len(raw)} bytes, the limit is {self._max_bytes}: send it in smaller pieces.",
-                reason="MESSAGE_TOO_LARGE",
+            raise MessageTooLarge(
+                f"The request has {len(raw)} bytes, the limit is {self._max_bytes}: split it.",
                 limit_bytes=self._max_bytes,
             )
         try:
             return parse(raw)
         except (DecodeError, ValueError):
-            raise InvalidArgument(
-                "The bytes are not the request message of this method: check that client and server use the same protos.",
-                reason="MALFORMED_REQUEST",
+            raise MalformedRequest(
+                "The bytes are not the request message of this method: "
+                "check that client and server use the same protos.",
             ) from None
 
     async def _parsed(self, raw: AsyncIterator[bytes], parse: Any) -> AsyncIterator[Any]:
@@ -186,7 +190,7 @@ class Pipeline:
             yield self._parse(message, parse)
 
     async def _fail(self, state: _Running, error: BaseException, context: Any) -> None:
-        """Ends the call with the status of the error; always raises."""
+        """Ends the call with the status of the error. Always raises."""
         if isinstance(error, asyncio.CancelledError):
             left = context.time_remaining()
             state.code = "DEADLINE_EXCEEDED" if left is not None and left <= 0 else "CANCELLED"
@@ -200,15 +204,14 @@ class Pipeline:
             mapped: FlywheelError = DeadlineExceeded("The call took longer than its deadline allows.")
         elif isinstance(error, FlywheelError):
             mapped = error
-        elif isinstance(state.request, Message) and (refusal := impossible_value(state.request)) is not None:
-            log.warning("impossible value", method=state.method, reason=refusal.reason, exc_info=error)
+        elif isinstance(state.request, Message) and (refusal := unsupported_value(state.request)) is not None:
+            log.warning("unsupported value", method=state.method, reason=refusal.reason, exc_info=error)
             mapped = refusal
         else:
             error_id = new_id()
             log.error("unhandled exception", error_id=error_id, exc_info=error)
             mapped = Internal(
-                f"Something went wrong inside the service: report error id {error_id}.",
-                reason="INTERNAL",
+                f"An internal error happened: report error id {error_id}.",
                 error_id=error_id,
             )
         if isinstance(mapped, Internal) and mapped is error:
@@ -245,7 +248,7 @@ class Pipeline:
 
 
 class _Running:
-    """The bookkeeping of one call."""
+    """The state of one call."""
 
     __slots__ = ("admitted", "call", "code", "method", "reason", "request", "span", "started", "streaming")
 
@@ -262,7 +265,8 @@ class _Running:
 
 
 def _carries_request_id(parse: Any) -> bool:
-    """Whether messages that `parse` makes may have a request_id. Asking each message that has none costs an exception."""
+    """Whether the request type has a request_id. Checked once, because a missing attribute costs an exception
+    per call."""
     descriptor = getattr(getattr(parse, "__self__", None), "DESCRIPTOR", None)
     return descriptor is None or "request_id" in descriptor.fields_by_name
 

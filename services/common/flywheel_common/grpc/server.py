@@ -1,4 +1,4 @@
-"""The gRPC server of a service: pipeline, health, reflection, drain.
+"""The gRPC server of a service, with health checks, reflection and graceful shutdown.
 
 server = Server(
     settings,
@@ -42,10 +42,12 @@ _REFLECTION_METHOD = f"/{_REFLECTION}/ServerReflectionInfo"
 
 
 class Server(Worker):
-    """Serves `servicers` on `settings.listen`. `health` starts NOT_SERVING: call `health.set_ready()` when the
-    service's own store is. `port` is known after `start`. `permissions` is the method → roles table (jwt mode denies
-    what it lacks). `deadlines` overrides the default budget per full method. `readiness`, if given, is asked every
-    second and sets the health."""
+    """Serves `servicers` on `settings.listen`.
+
+    `health` starts as NOT_SERVING: call `health.set_ready()` when the store of the service is ready, or give
+    `readiness`, which is called every second. `port` is known after `start`. `permissions` maps methods to
+    roles. `deadlines` overrides the default budget per full method name.
+    """
 
     def __init__(
         self,
@@ -63,9 +65,12 @@ class Server(Worker):
         self.health = Health(full_service_names)
         self.methods: list[str] = []
         self.port = 0
-        self.admission = Admission(settings.max_concurrent_rpcs, settings.max_concurrent_streams)
+        admission = self.admission = Admission(settings.max_concurrent_rpcs, settings.max_concurrent_streams)
         metrics = red_metrics(registry)
-        metrics.in_flight.set_function(lambda: self.admission.in_flight)
+        # The metrics live as long as the process. They must not keep the server alive: gRPC's destructor of a
+        # server that never started (its port was taken) writes to standard error when it runs at interpreter
+        # exit.
+        metrics.in_flight.set_function(lambda: admission.in_flight)
         self._rpc_log = RpcLog(_short_name(full_service_names)) if settings.log_rpcs else None
         self._pipeline = Pipeline(
             authenticator=authenticator(settings),
@@ -112,14 +117,15 @@ class Server(Worker):
         )
 
     async def drain(self) -> None:
-        """NOT_SERVING, then a moment in which calls are still answered, so that clients look elsewhere."""
+        """Reports NOT_SERVING and keeps answering for `drain_seconds`, so that clients switch to other
+        replicas."""
         if not self._drained:
             self._drained = True
             self.health.drain()
             await asyncio.sleep(self._settings.drain_seconds)
 
     async def stop(self) -> None:
-        """Refuses new calls, lets running ones finish within the grace, closes."""
+        """Refuses new calls, lets running ones finish within `grace_seconds`, and closes."""
         self.health.drain()
         await self._server.stop(self._settings.grace_seconds)
         if self._rpc_log is not None:
@@ -133,14 +139,14 @@ class Server(Worker):
                     ready = readiness()
                     if hasattr(ready, "__await__"):
                         ready = await ready
-            except Exception:  # noqa: BLE001 - not ready, whatever the cause
+            except Exception:  # noqa: BLE001 - any failure means not ready
                 ready = False
             self.health.set_ready(bool(ready))
             await asyncio.sleep(1.0)
 
 
 class _Registrar:
-    """Stands in for the server in generated `add_…Servicer_to_server`, wrapping every handler."""
+    """Takes the place of the server in generated `add_…Servicer_to_server` functions; wraps every handler."""
 
     def __init__(self, server: grpc.aio.Server, pipeline: Pipeline, methods: list[str]) -> None:
         self._server = server
@@ -148,7 +154,7 @@ class _Registrar:
         self._methods = methods
 
     def add_generic_rpc_handlers(self, handlers: Any) -> None:
-        """The same handlers follow by name in `add_registered_method_handlers`."""
+        """Does nothing: the same handlers come by name in `add_registered_method_handlers`."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
         wrapped = {
@@ -159,7 +165,7 @@ class _Registrar:
 
 
 def _options(settings: ServiceSettings) -> list[tuple[str, int]]:
-    # The transport takes twice the limit, so that the pipeline can refuse a large message with a reason.
+    # The transport accepts twice the limit, so that the pipeline can refuse a large message with a reason.
     return [
         ("grpc.so_reuseport", 0),
         ("grpc.max_receive_message_length", 2 * settings.max_message_bytes),

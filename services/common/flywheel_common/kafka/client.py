@@ -1,4 +1,4 @@
-"""What every use of Kafka shares: error mapping and topic creation."""
+"""Shared by all uses of Kafka: error mapping, topic creation, bounded shutdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
 
-from flywheel_common.errors import FailedPrecondition, Unavailable
+from flywheel_common.kafka.errors import KafkaUnavailable, TooFewPartitions
 from flywheel_common.kafka.topics import TopicSpec
 from flywheel_common.telemetry.logs import get_logger
 
@@ -20,23 +20,23 @@ _EXISTS = 36
 
 @contextmanager
 def kafka_errors() -> Iterator[None]:
-    """Turns aiokafka's errors into Unavailable KAFKA_UNAVAILABLE (a timed-out send may have arrived)."""
+    """Turns aiokafka's errors into KafkaUnavailable; a send that timed out may have arrived."""
     try:
         yield
     except (KafkaError, OSError, TimeoutError) as error:
         raise unavailable(error) from error
 
 
-def unavailable(error: BaseException) -> Unavailable:
-    """The domain error for a broker that does not answer."""
-    return Unavailable(
-        "Kafka does not answer now: try again.", reason="KAFKA_UNAVAILABLE", cause=type(error).__name__
-    )
+def unavailable(error: BaseException) -> KafkaUnavailable:
+    """The domain error for an error of aiokafka."""
+    return KafkaUnavailable("Kafka does not answer now: try again.", cause=type(error).__name__)
 
 
 async def stop_producer(inner: AIOKafkaProducer, *, flush_seconds: float) -> None:
-    """Sends what is buffered, for at most `flush_seconds`; then gives it up. Always closes the connections, which
-    aiokafka's own `stop` does not when it is interrupted while it flushes. Never raises."""
+    """Sends buffered records for at most `flush_seconds`, then drops them. Never raises.
+
+    Always closes the connections; aiokafka's own `stop` does not if it is interrupted while it flushes.
+    """
     stopping = asyncio.ensure_future(inner.stop())
     try:
         await asyncio.wait({stopping}, timeout=flush_seconds)
@@ -48,21 +48,22 @@ async def stop_producer(inner: AIOKafkaProducer, *, flush_seconds: float) -> Non
 
 
 async def _abandon(inner: AIOKafkaProducer, stopping: asyncio.Future[None]) -> None:
-    """In the order in which its parts wait for each other: sender, connections, buffered records."""
+    """Stops the parts in the order in which they wait for each other: sender, connections, buffer."""
     sending = inner._sender.sender_task if inner._sender is not None else None  # noqa: SLF001 - no public way
     stopping.cancel()
     if sending is not None:
         sending.cancel()
     await inner.client.close()
     await asyncio.wait({task for task in (stopping, sending) if task is not None}, timeout=1.0)
-    inner._message_accumulator.fail_all(KafkaError("given up"))  # noqa: SLF001 - no public way
+    error = KafkaError("the producer was stopped")
+    inner._message_accumulator.fail_all(error)  # noqa: SLF001 - no public way
     for task in (stopping, sending):
         if task is not None and task.done() and not task.cancelled():
             task.exception()
 
 
 async def stop_consumer(inner: AIOKafkaConsumer, *, seconds: float) -> None:
-    """Leaves the group, within `seconds`; always closes the connections. Never raises."""
+    """Leaves the group within `seconds` and always closes the connections. Never raises."""
     stopping = asyncio.ensure_future(inner.stop())
     try:
         await asyncio.wait({stopping}, timeout=seconds)
@@ -70,12 +71,12 @@ async def stop_consumer(inner: AIOKafkaConsumer, *, seconds: float) -> None:
         failed = stopping.done() and not stopping.cancelled() and stopping.exception() is not None
         if not stopping.done() or failed:
             stopping.cancel()
-            await inner._client.close()  # noqa: SLF001 - there is no public way
+            await inner._client.close()  # noqa: SLF001 - no public way
 
 
 async def ensure_topics(bootstrap: str, specs: Iterable[TopicSpec], *, timeout_seconds: float = 30.0) -> None:
-    """Creates the topics that are missing; leaves others as they are. Raises Unavailable KAFKA_UNAVAILABLE when the
-    broker does not answer in time, FailedPrecondition when an existing topic has fewer partitions."""
+    """Creates missing topics and leaves existing ones unchanged. Raises KafkaUnavailable when the broker does
+    not answer in time, TooFewPartitions when an existing topic has fewer partitions."""
     wanted = tuple(specs)
     loop = asyncio.get_running_loop()
     give_up = loop.time() + timeout_seconds
@@ -85,9 +86,9 @@ async def ensure_topics(bootstrap: str, specs: Iterable[TopicSpec], *, timeout_s
             return
         except (KafkaError, OSError, TimeoutError) as error:
             if loop.time() > give_up:
-                raise Unavailable(
-                    f"Kafka at {bootstrap} did not answer within {timeout_seconds:g} s: start it or correct kafka_bootstrap.",
-                    reason="KAFKA_UNAVAILABLE",
+                raise KafkaUnavailable(
+                    f"Kafka at {bootstrap} did not answer within {timeout_seconds:g} s: "
+                    "start it or correct kafka_bootstrap.",
                 ) from error
             log.warning("waiting for kafka", bootstrap=bootstrap, error=type(error).__name__)
             await asyncio.sleep(0.5)
@@ -108,12 +109,11 @@ async def _create(bootstrap: str, specs: Sequence[TopicSpec]) -> None:
                     raise for_code(code)(f"topic {name}")
         wanted = {spec.name: spec.partitions for spec in specs if spec.name in existing}
         for topic in await admin.describe_topics(sorted(wanted)) if wanted else ():
-            count = len(topic["partitions"])
-            if 0 < count < wanted[topic["topic"]]:
-                raise FailedPrecondition(
-                    f"Topic {topic['topic']} has {count} partitions where {wanted[topic['topic']]} are needed: "
-                    "recreate it, or set kafka_partitions to what it has.",
-                    reason="TOO_FEW_PARTITIONS",
+            name, count = topic["topic"], len(topic["partitions"])
+            if 0 < count < wanted[name]:
+                raise TooFewPartitions(
+                    f"Topic {name} has {count} partitions where {wanted[name]} are needed: "
+                    "create it again, or set kafka_partitions to the number that it has.",
                 )
     finally:
         with suppress(Exception):

@@ -1,38 +1,22 @@
-"""Dead letters: records that cannot be processed, parked with where they came from and why."""
+"""The dead-letter topic of a consumer group."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from flywheel_common.errors import Internal
 from flywheel_common.kafka.client import ensure_topics
+from flywheel_common.kafka.errors import TooMuchPoison
+from flywheel_common.kafka.poison import PoisonError
 from flywheel_common.kafka.producer import Producer
-from flywheel_common.kafka.record import Record
 from flywheel_common.kafka.topics import TopicSpec, dead_letter
 from flywheel_common.telemetry.logs import get_logger
+
+__all__ = ["DeadLetters", "PoisonError"]
 
 log = get_logger(__name__)
 
 
-class PoisonError(Exception):
-    """Raised by a handler: these records can never be processed. The transaction is rolled back, they are parked,
-    and the rest of the batch is tried again without them."""
-
-    def __init__(self, why: str, records: Sequence[Record]) -> None:
-        super().__init__(why)
-        self.why = why
-        self.records = list(records)
-
-
-class TooMuchPoison(Internal):
-    """Nothing but poison for a long stretch: stop instead of emptying a topic into the dead letters."""
-
-    reason = "TOO_MUCH_POISON"
-
-
 class DeadLetters:
-    """Parks records of a group in `dead-letter.<group>`: original key, value and headers, and `x-…` headers with
-    origin and error. A crash between parking and moving the position parks a record twice."""
+    """Copies poison records to `dead-letter.<group>`: key, value and headers unchanged, plus `x-…` headers
+    with origin and error. A crash before the position moves copies a record twice."""
 
     def __init__(self, bootstrap: str, producer: Producer, group: str, limit: int) -> None:
         self._bootstrap = bootstrap
@@ -42,12 +26,13 @@ class DeadLetters:
         self._limit = limit
         self._in_a_row = 0
 
-    def progress(self) -> None:
-        """Some record was processed well."""
+    def reset(self) -> None:
+        """Starts counting poison records again, because a record was processed."""
         self._in_a_row = 0
 
-    async def park(self, poison: PoisonError) -> None:
-        """Returns once Kafka has them. Raises Unavailable, or TooMuchPoison at `limit` in a row."""
+    async def send(self, poison: PoisonError) -> None:
+        """Returns when Kafka has acknowledged the records. Raises KafkaUnavailable, and TooMuchPoison when
+        more than `limit` records in a row are poison."""
         if self._in_a_row + len(poison.records) > self._limit:
             raise TooMuchPoison(
                 f"{self._limit} records of {self._group} in a row could not be processed: {poison.why}"
@@ -69,7 +54,7 @@ class DeadLetters:
                 dead_letter(self._group), record.value, key=record.key or None, headers=headers
             )
             log.error(
-                "record parked",
+                "record sent to the dead-letter topic",
                 group=self._group,
                 topic=record.topic,
                 partition=record.partition,

@@ -1,4 +1,4 @@
-"""The event envelope `flywheel.events.v1.Event`: built by producers, parsed by consumers."""
+"""Building and parsing of the event envelope `flywheel.events.v1.Event`."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from flywheel_common.context import current_traceparent
-from flywheel_common.errors import InvalidArgument
 from flywheel_common.ids import new_id
+from flywheel_common.kafka.errors import MalformedEvent, UnexpectedEventType
 from flywheel_protos.events.v1.event_pb2 import Event
 
 M = TypeVar("M", bound=Message)
@@ -18,10 +18,10 @@ M = TypeVar("M", bound=Message)
 def build_event(
     payload: Message, *, source: str, key: str, event_time: datetime, event_id: str | None = None
 ) -> Event:
-    """An envelope around `payload`. `event_time` must know its zone. Give `event_id` where a retry must carry the
-    same one; else a new id is made. The current trace context goes along."""
+    """An envelope around `payload`, with the current trace context. `event_time` must have a time zone. Give
+    `event_id` when a retry must send the same id."""
     if event_time.tzinfo is None:
-        raise ValueError("event_time must know its time zone")
+        raise ValueError("event_time must have a time zone")
     event = Event(
         id=event_id or new_id(),
         type=payload.DESCRIPTOR.full_name,
@@ -35,28 +35,24 @@ def build_event(
 
 
 def parse_event(value: bytes) -> Event:
-    """The envelope in a Kafka record. Raises InvalidArgument MALFORMED_EVENT when it is none (or lacks id or type)."""
+    """The envelope in a Kafka record. Raises MalformedEvent."""
     try:
         event = Event.FromString(value)
     except DecodeError:
-        raise InvalidArgument(
-            "The record is not a flywheel.events.v1.Event.", reason="MALFORMED_EVENT"
-        ) from None
+        raise MalformedEvent("The record is not a flywheel.events.v1.Event.") from None
     if not event.id or not event.type:
-        raise InvalidArgument("The event has no id or no type.", reason="MALFORMED_EVENT")
+        raise MalformedEvent("The event has no id or no type.")
     return event
 
 
 def payload_of(event: Event, kind: type[M]) -> M:
-    """The payload as `kind`. Raises InvalidArgument: UNEXPECTED_EVENT_TYPE or MALFORMED_EVENT."""
+    """The payload as `kind`. Raises UnexpectedEventType or MalformedEvent."""
     if event.type != kind.DESCRIPTOR.full_name:
-        raise InvalidArgument(
-            f"The event is a {event.type}, not a {kind.DESCRIPTOR.full_name}.", reason="UNEXPECTED_EVENT_TYPE"
-        )
+        raise UnexpectedEventType(f"The event is a {event.type}, not a {kind.DESCRIPTOR.full_name}.")
     try:
         return kind.FromString(event.payload)
     except DecodeError:
-        raise InvalidArgument(f"The payload is not a {event.type}.", reason="MALFORMED_EVENT") from None
+        raise MalformedEvent(f"The payload is not a {event.type}.") from None
 
 
 def event_time_of(event: Event) -> datetime:

@@ -1,4 +1,4 @@
-"""Positions of a consumer group in PostgreSQL, fenced by an epoch per partition, and the ids of events seen."""
+"""Consumer positions in PostgreSQL, fenced by an epoch per partition, and the ids of processed events."""
 
 from __future__ import annotations
 
@@ -12,27 +12,35 @@ from flywheel_common.postgres.pool import Connection, Pool, connection, transact
 
 _CLAIM = """
 INSERT INTO consumer_offset AS c (consumer_group, topic, partition, epoch, owner) VALUES ($1, $2, $3, 1, $4)
-ON CONFLICT (consumer_group, topic, partition) DO UPDATE SET epoch = c.epoch + 1, owner = $4, updated_at = now()
+ON CONFLICT (consumer_group, topic, partition)
+DO UPDATE SET epoch = c.epoch + 1, owner = $4, updated_at = now()
 RETURNING next_offset, epoch
 """
 _MOVE = """
 UPDATE consumer_offset SET next_offset = $5, updated_at = now()
-WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND epoch = $4 AND coalesce(next_offset, 0) <= $5 RETURNING true
+WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND epoch = $4 AND coalesce(next_offset, 0) <= $5
+RETURNING true
+"""
+_POSITIONS = """
+SELECT topic, partition, next_offset FROM consumer_offset
+WHERE consumer_group = $1 AND next_offset IS NOT NULL
 """
 _FRESH = """
-INSERT INTO consumer_event (consumer_group, event_id) SELECT $1, id FROM unnest($2::text[]) AS t(id) ORDER BY id
+INSERT INTO consumer_event (consumer_group, event_id)
+SELECT $1, id FROM unnest($2::text[]) AS t(id) ORDER BY id
 ON CONFLICT DO NOTHING RETURNING event_id
 """
 _TRIM = "DELETE FROM consumer_event WHERE consumer_group = $1 AND seen_at < now() - $2 * interval '1 day'"
 
 
 class Fenced(Exception):
-    """Another member has claimed the partition since: nothing may be committed."""
+    """Another member has claimed the partition: this member must not commit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Claim:
-    """The right to move a partition's position while `epoch` is the newest; `next_offset` None = from the beginning."""
+    """The right to move the position of a partition while `epoch` is the latest; `next_offset` None = the
+    beginning."""
 
     partition: TopicPartition
     next_offset: int | None
@@ -42,7 +50,7 @@ class Claim:
 async def claim_partitions(
     pool: Pool, group: str, owner: str, partitions: Sequence[TopicPartition]
 ) -> dict[TopicPartition, Claim]:
-    """Takes the partitions over and reads where they stand. Waits for a commit in progress of the previous owner."""
+    """Claims partitions and reads their positions. Waits for a running commit of the previous owner."""
     claims = {}
     async with transaction(pool) as conn:
         for tp in sorted(partitions):
@@ -52,14 +60,15 @@ async def claim_partitions(
 
 
 async def move_position(conn: Connection, group: str, claim: Claim, next_offset: int) -> None:
-    """In the transaction of the effect, last. Raises Fenced, and with it the effect is rolled back."""
+    """Moves the position; the last statement in the transaction of the effect. Raises Fenced, which rolls
+    back."""
     tp = claim.partition
     if not await conn.fetchval(_MOVE, group, tp.topic, tp.partition, claim.epoch, next_offset):
         raise Fenced(f"{tp.topic}/{tp.partition}")
 
 
 async def fresh_events(conn: Connection, group: str, records: Sequence[Record]) -> list[Record]:
-    """The records whose event id this group has not seen, the first of each id, in order. Marks them as seen."""
+    """The records whose event id is new to this group, the first of each id, in order; stores the ids."""
     first: dict[str, Record] = {}
     for record in records:
         if record.event is not None:
@@ -71,16 +80,13 @@ async def fresh_events(conn: Connection, group: str, records: Sequence[Record]) 
 
 
 async def stored_positions(pool: Pool, group: str) -> dict[TopicPartition, int]:
-    """Where a group stands, for status pages and tests."""
+    """The positions of a group, for status pages and tests."""
     async with connection(pool) as conn:
-        rows = await conn.fetch(
-            "SELECT topic, partition, next_offset FROM consumer_offset WHERE consumer_group = $1 AND next_offset IS NOT NULL",
-            group,
-        )
+        rows = await conn.fetch(_POSITIONS, group)
     return {TopicPartition(row["topic"], row["partition"]): row["next_offset"] for row in rows}
 
 
 async def trim_events(pool: Pool, group: str, keep_days: float) -> None:
-    """Forgets ids older than any redelivery can be."""
+    """Deletes event ids that are older than any redelivery can be."""
     async with connection(pool) as conn:
         await conn.execute(_TRIM, group, keep_days)

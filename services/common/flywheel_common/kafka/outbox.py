@@ -1,7 +1,8 @@
-"""The transactional outbox: an event leaves if and only if the transaction that caused it committed, in order per key.
+"""The transactional outbox: an event is sent if and only if the transaction that caused it was committed.
 
-`enqueue` takes a lock per (topic, key) until the caller's transaction ends, so ids of one key rise in commit order.
-One relay at a time, under a lease, sends them: at least once, each key in order; consumers dedupe by event id.
+`enqueue` holds a lock per (topic, key) until the transaction ends, so that the ids of a key rise in commit
+order. One relay at a time, under a lease, sends events at least once and in order per key; consumers dedupe
+by event id.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 import asyncpg
 from prometheus_client import Counter, Gauge
 
-from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.errors import FlywheelError
+from flywheel_common.kafka.errors import EventTooLarge
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import MAX_RECORD_BYTES
 from flywheel_common.postgres.lease import Lease
@@ -27,7 +29,8 @@ log = get_logger(__name__)
 CHANNEL = "flywheel_outbox"
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended($1, 7))"
 _INSERT = """
-WITH added AS (INSERT INTO outbox (topic, key, event_id, partition, value) VALUES ($1, $2, $3, $4, $5) RETURNING id)
+WITH added AS (
+    INSERT INTO outbox (topic, key, event_id, partition, value) VALUES ($1, $2, $3, $4, $5) RETURNING id)
 SELECT pg_notify('flywheel_outbox', '') FROM added
 """
 _UNSENT = "SELECT id, topic, key, partition, value FROM outbox WHERE sent_at IS NULL ORDER BY id LIMIT $1"
@@ -40,17 +43,17 @@ waiting = Gauge("flywheel_outbox_waiting", "Outbox events not yet sent")
 
 
 async def enqueue(conn: Connection, topic: str, event: Event, *, partition: int | None = None) -> None:
-    """Puts the event into the caller's transaction. The record key is `event.key`. Raises InvalidArgument
-    EVENT_TOO_LARGE: such an event could never leave."""
+    """Stores the event in the transaction of the caller. The record key is `event.key`. Raises
+    EventTooLarge."""
     value = event.SerializeToString()
     if len(value) > MAX_RECORD_BYTES - 1024:
-        raise InvalidArgument(f"An event of {len(value)} bytes is too large.", reason="EVENT_TOO_LARGE")
+        raise EventTooLarge(f"An event of {len(value)} bytes is too large.")
     await conn.execute(_LOCK, f"{topic}\0{event.key}".replace("\0", "/"))
     await conn.execute(_INSERT, topic, event.key, event.id, partition, value)
 
 
 class Relay:
-    """Sends the outbox of a database. `run` never ends; start it as a background task in every replica."""
+    """Sends the outbox of a database to Kafka. Run it as a background task in every replica."""
 
     def __init__(
         self,
@@ -71,7 +74,7 @@ class Relay:
         self._keep = keep_sent_seconds
 
     async def run(self) -> None:
-        """Sends for ever, while this replica holds the lease."""
+        """Sends for ever while this replica holds the lease."""
         await self._lease.run(lambda _: self._relay())
 
     async def _relay(self) -> None:
@@ -97,7 +100,7 @@ class Relay:
                 except FlywheelError as error:
                     if not error.retryable:
                         raise
-                    log.warning("outbox waits", reason=error.reason)
+                    log.warning("outbox will be retried", reason=error.reason)
                     await asyncio.sleep(0.5)
                     continue
                 if sent < self._batch:
@@ -112,8 +115,8 @@ class Relay:
                         await self._pool.release(listener)
 
     async def send_batch(self) -> int:
-        """Sends up to a batch; returns how many. Marks what was acknowledged before the first failure, so that a
-        retry goes on in order. Raises Unavailable."""
+        """Sends at most one batch and returns the number of events. Marks the events that were acknowledged
+        before the first failure, so that a retry continues in order. Raises KafkaUnavailable."""
         async with connection(self._pool) as conn:
             rows = await conn.fetch(_UNSENT, self._batch)
         if not rows:
@@ -136,7 +139,7 @@ class Relay:
             waiting.set(await conn.fetchval(_WAITING))
 
     async def _listen(self, wake: Callable[..., None]) -> Any:
-        """A connection of its own, None while there is none to be had."""
+        """A connection that listens for new events; None if none is available."""
         async with asyncio.timeout(5):
             try:
                 conn = await self._pool.acquire()

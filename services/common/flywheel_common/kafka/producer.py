@@ -1,4 +1,4 @@
-"""Producers: one that waits for every acknowledgement, one that would rather lose a record than slow an answer."""
+"""Kafka producers: one waits for acknowledgements, the other never blocks and may drop records."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError, MessageSizeTooLargeError
 from prometheus_client import Counter
 
-from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.errors import FlywheelError
 from flywheel_common.kafka.client import stop_producer, unavailable
+from flywheel_common.kafka.errors import EventTooLarge
 from flywheel_common.kafka.topics import MAX_RECORD_BYTES
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.events.v1.event_pb2 import Event
@@ -25,15 +26,17 @@ Outgoing = tuple[str, bytes, str | None, int | None]
 """(topic, value, key, partition); partition None = by the key's hash."""
 
 dropped_total = Counter(
-    "flywheel_producer_dropped", "Records given up because the queue was full", ["producer"]
+    "flywheel_producer_dropped", "Records dropped because the queue was full", ["producer"]
 )
 sent_total = Counter("flywheel_producer_sent", "Records acknowledged", ["producer"])
 
 
 class Producer:
-    """acks=all, idempotent. Connects on first use and again after a fatal error, so a broker that is down at start
-    stops nobody; every failure is Unavailable
-    KAFKA_UNAVAILABLE, after which the record may or may not be there, but for EVENT_TOO_LARGE."""
+    """An idempotent producer with acks=all. Connects on first use and again after a fatal error, so that a
+    service starts without Kafka.
+
+    Raises KafkaUnavailable (the record may have arrived) and EventTooLarge.
+    """
 
     def __init__(
         self,
@@ -73,7 +76,7 @@ class Producer:
         partition: int | None = None,
         headers: Sequence[tuple[str, bytes]] = (),
     ) -> tuple[int, int]:
-        """Returns (partition, offset) once Kafka has it. An Event brings its own key. Raises Unavailable."""
+        """Returns (partition, offset) when Kafka has acknowledged. The default key of an Event is its own."""
         if isinstance(value, Event):
             key = value.key if key is None else key
             value = value.SerializeToString()
@@ -84,7 +87,7 @@ class Producer:
                 future = await inner.send(
                     topic, value, key=_bytes(key), partition=partition, headers=list(headers)
                 )
-                future.add_done_callback(_ignore_result)  # it may end after we have given up
+                future.add_done_callback(_ignore_result)  # it may end after the timeout
                 metadata = await asyncio.shield(future)
         except MessageSizeTooLargeError:
             raise _too_large(topic, value) from None
@@ -95,8 +98,8 @@ class Producer:
         return metadata.partition, metadata.offset
 
     async def send_in_order(self, records: Sequence[Outgoing]) -> tuple[int, FlywheelError | None]:
-        """Sends many; returns how many at the front were acknowledged without a gap, and what stopped the rest:
-        Unavailable, or InvalidArgument EVENT_TOO_LARGE for the first one that was not sent."""
+        """Sends records; returns how many from the first on were acknowledged without a gap, and the error of
+        the next one: KafkaUnavailable or EventTooLarge."""
         futures: list[Any] = []
         failure: BaseException | None = None
         inner = None
@@ -119,7 +122,7 @@ class Producer:
                 break
             done += 1
         if done < len(futures) and isinstance(failure, FlywheelError):
-            failure = None  # what came before it failed, too: that is to be mended first
+            failure = None  # an earlier record failed too: its error comes first
         for future in futures[done:]:
             future.add_done_callback(_ignore_result)
             if failure is None and future.done() and not future.cancelled():
@@ -134,7 +137,7 @@ class Producer:
         return done, unavailable(failure)
 
     async def close(self) -> None:
-        """Sends what is buffered (bounded by the timeout) and disconnects."""
+        """Sends buffered records, bounded by the timeout, and disconnects."""
         inner, self._inner = self._inner, None
         if inner is not None:
             await stop_producer(inner, flush_seconds=self._timeout)
@@ -163,8 +166,8 @@ class Producer:
         return self._inner
 
     async def _reset(self, failed: AIOKafkaProducer | None, error: BaseException) -> None:
-        """A failed idempotent batch leaves a gap in the sequence: only a new producer can go on. Of many calls that
-        failed with one producer, the first replaces it."""
+        """Replaces the producer, because a failed idempotent batch leaves a gap in its sequence. If many
+        calls fail with the same producer, the first one replaces it."""
         if failed is None or self._inner is not failed:
             return
         log.warning("producer reconnects", producer=self.client_id, error=type(error).__name__)
@@ -176,10 +179,9 @@ def _bytes(key: str | None) -> bytes | None:
     return None if key is None else key.encode()
 
 
-def _too_large(topic: str, value: bytes) -> InvalidArgument:
-    return InvalidArgument(
-        f"An event of {len(value)} bytes is too large for {topic}: send it in smaller pieces.",
-        reason="EVENT_TOO_LARGE",
+def _too_large(topic: str, value: bytes) -> EventTooLarge:
+    return EventTooLarge(
+        f"An event of {len(value)} bytes is too large for {topic}: send it in smaller pieces."
     )
 
 
@@ -189,8 +191,8 @@ def _ignore_result(future: Any) -> None:
 
 
 class LossyProducer:
-    """`offer` never waits: it queues, and drops (and counts) when the queue is full. `run` sends in the background,
-    in order, and keeps what it holds through an outage of Kafka."""
+    """A producer with a bounded queue: `offer` never waits, and drops and counts records when the queue is
+    full. `run` sends in order in the background and keeps the queue during an outage of Kafka."""
 
     def __init__(self, producer: Producer, *, name: str, capacity: int = 50_000, batch: int = 1000) -> None:
         self._producer = producer
@@ -210,7 +212,7 @@ class LossyProducer:
     def offer(
         self, topic: str, value: bytes | Event, *, key: str | None = None, partition: int | None = None
     ) -> bool:
-        """False when the record was dropped because the queue is full."""
+        """Queues a record; False when it was dropped because the queue is full."""
         if len(self._queue) >= self._capacity:
             self._drop()
             return False
@@ -241,10 +243,10 @@ class LossyProducer:
             if not failure.retryable:
                 self._queue.popleft()
                 self._drop()
-                log.error("log record given up", producer=self._name, reason=failure.reason)
+                log.error("record dropped", producer=self._name, reason=failure.reason)
                 continue
             log.warning(
-                "log records wait for kafka",
+                "records wait for kafka",
                 producer=self._name,
                 waiting=len(self._queue),
                 dropped=self.dropped,
@@ -257,7 +259,7 @@ class LossyProducer:
         dropped_total.labels(self._name).inc()
 
     async def flush(self, seconds: float = 5.0) -> bool:
-        """Waits until the queue is empty; False when it is not in time. `run` must be running."""
+        """Waits until the queue is empty; False after `seconds`. `run` must be running."""
         try:
             async with asyncio.timeout(seconds):
                 await self._idle.wait()

@@ -1,4 +1,4 @@
-"""A Kafka record as a handler sees it."""
+"""The Kafka record that handlers get."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from flywheel_protos.events.v1.event_pb2 import Event
 
 @dataclass(slots=True)
 class Record:
-    """`event` is the parsed envelope (None when the loop does not decode); `timestamp_ms` is wall time."""
+    """A record. `event` is the parsed envelope, None if the loop does not decode; `timestamp_ms` is wall
+    time."""
 
     topic: str
     partition: int

@@ -1,7 +1,7 @@
-"""The topics of Flywheel, in one place: names, partitions, retention.
+"""Kafka topics: names, partitions, retention.
 
-`prediction.logged` and `outcome.recorded` have the same number of partitions and are partitioned by the same hash of
-the prediction id, so that an outcome meets its prediction in one consumer.
+`prediction.logged` and `outcome.recorded` have the same number of partitions and use the same hash of the
+prediction id, so that the same consumer gets an outcome and its prediction.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def feature_source(name: str) -> str:
 
 
 def dead_letter(group: str) -> str:
-    """The topic where a consumer group parks what it cannot process."""
+    """The topic of the poison records of a consumer group."""
     return _DEAD_LETTER_PREFIX + group
 
 
 @dataclass(frozen=True)
 class TopicSpec:
-    """A topic to create: `retention_days` is wall time, because record time is."""
+    """A topic to create. `retention_days` is wall time."""
 
     name: str
     partitions: int = DEFAULT_PARTITIONS
@@ -65,14 +65,14 @@ STANDARD: tuple[TopicSpec, ...] = tuple(
         TRAINING_COMPLETED,
     )
 )
-"""Every topic whose name is fixed."""
+"""The topics with fixed names."""
 
 
 def partition_for(key: str, partitions: int = DEFAULT_PARTITIONS) -> int:
-    """CRC-32 of the key's UTF-8 bytes modulo the partition count: the partition of a prediction id."""
+    """The partition of a prediction id: CRC-32 of its UTF-8 bytes modulo the partition count."""
     return zlib.crc32(key.encode()) % partitions
 
 
 def specs(names: Iterable[str], partitions: int = DEFAULT_PARTITIONS) -> list[TopicSpec]:
-    """Specs of the same shape for several names."""
+    """Specs with the same partition count for several names."""
     return [TopicSpec(name, partitions) for name in names]

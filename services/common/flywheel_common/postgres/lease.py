@@ -1,6 +1,7 @@
-"""A row lease: at most one holder at a time, and a token that lets the database refuse one that lost it unknowingly.
+"""Leases in the database: at most one holder at a time, with a fencing token.
 
-Time is the database's, so clocks of machines need not agree.
+The token lets the database refuse a holder that lost its lease without noticing. Only the database clock
+counts, so the clocks of machines need not agree.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable
 
-from flywheel_common.errors import Aborted, FlywheelError
+from flywheel_common.errors import FlywheelError
 from flywheel_common.ids import new_id
+from flywheel_common.postgres.errors import LeaseLost
 from flywheel_common.postgres.pool import Connection, Pool, connection
 from flywheel_common.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
 _TAKE = """
-INSERT INTO lease AS l (name, holder, token, expires_at) VALUES ($1, $2, 1, clock_timestamp() + $3 * interval '1 second')
+INSERT INTO lease AS l (name, holder, token, expires_at)
+VALUES ($1, $2, 1, clock_timestamp() + $3 * interval '1 second')
 ON CONFLICT (name) DO UPDATE SET holder = $2, expires_at = clock_timestamp() + $3 * interval '1 second',
     token = CASE WHEN l.holder = $2 AND l.expires_at > clock_timestamp() THEN l.token ELSE l.token + 1 END
 WHERE l.holder = $2 OR l.expires_at <= clock_timestamp()
@@ -32,7 +35,7 @@ _FENCE = "SELECT true FROM lease WHERE name = $1 AND token = $2 AND expires_at >
 
 
 class Lease:
-    """A claim to `name` for `ttl_seconds`, renewed thrice in that time while `run` works."""
+    """A lease on `name` for `ttl_seconds`, renewed every quarter of that time while `run` works."""
 
     def __init__(
         self, pool: Pool, name: str, *, holder: str | None = None, ttl_seconds: float = 10.0
@@ -43,25 +46,28 @@ class Lease:
         self._pool = pool
 
     async def try_acquire(self) -> int | None:
-        """The fencing token (rises with every change of holder), or None while another holds it."""
+        """The fencing token, which rises with every change of holder, or None while another process holds
+        it."""
         async with connection(self._pool) as conn:
             token: int | None = await conn.fetchval(_TAKE, self.name, self.holder, self.ttl_seconds)
         return token
 
     async def renew(self, token: int) -> bool:
-        """False when it is lost."""
+        """Extends the lease; False when it is lost."""
         async with connection(self._pool) as conn:
             return bool(await conn.fetchval(_RENEW, self.name, self.holder, token, self.ttl_seconds))
 
     async def release(self, token: int) -> None:
-        """Lets another take it at once."""
+        """Ends the lease, so that another process can take it at once."""
         async with connection(self._pool) as conn:
             await conn.execute(_RELEASE, self.name, self.holder, token)
 
     async def run(self, work: Callable[[int], Awaitable[None]]) -> None:
-        """For ever: wait for the lease, run `work(token)`, renew meanwhile. When the lease is lost, `work` is
-        cancelled before the TTL ends; when `work` returns, the lease is released and taken again later.
-        Database outages are waited out; any other exception of `work` is raised."""
+        """Repeats for ever: takes the lease, runs `work(token)` and renews the lease meanwhile.
+
+        When the lease is lost, `work` is cancelled before the TTL ends. When `work` returns, the lease is
+        released and taken again later. Retryable errors are retried; any other exception of `work` is raised.
+        """
         while True:
             try:
                 token = await self.try_acquire()
@@ -81,7 +87,8 @@ class Lease:
         renewer = asyncio.ensure_future(self._keep(token, renewed))
         try:
             while not task.done() and not renewer.done():
-                # Gone at two thirds of the TTL without a renewal, so that work has ended before another can start.
+                # Without a renewal, stop at two thirds of the TTL: the work has then ended before another can
+                # start.
                 left = renewed[0] + self.ttl_seconds * 2 / 3 - loop.time()
                 if left <= 0:
                     break
@@ -99,10 +106,10 @@ class Lease:
                 async with asyncio.timeout(self.ttl_seconds / 3):
                     await self.release(token)
             except (FlywheelError, TimeoutError):
-                log.warning("lease not released; it runs out", lease=self.name)
+                log.warning("lease not released; it will expire", lease=self.name)
 
     async def _keep(self, token: int, renewed: list[float]) -> None:
-        """Renews until it is lost; notes when each renewal that succeeded was begun."""
+        """Renews until the lease is lost; writes the start of each successful renewal to `renewed`."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(self.ttl_seconds / 4)
@@ -116,7 +123,7 @@ class Lease:
 
 
 async def fence(conn: Connection, name: str, token: int) -> None:
-    """Inside a transaction that acts under a lease: raises Aborted LEASE_LOST unless `token` still holds it, and
-    keeps it from changing hands until the transaction ends."""
+    """Locks the lease in a transaction that acts under it, so that it cannot change hands until the
+    transaction ends. Raises LeaseLost unless `token` still holds it."""
     if not await conn.fetchval(_FENCE, name, token):
-        raise Aborted(f"The lease {name} has changed hands.", reason="LEASE_LOST", lease=name)
+        raise LeaseLost(f"The lease {name} is held by another process.", lease=name)

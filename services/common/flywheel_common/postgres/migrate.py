@@ -1,4 +1,4 @@
-"""Numbered SQL migrations, applied once each, in order, by one process at a time."""
+"""Numbered SQL migrations, each applied once, in order, by one process at a time."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from flywheel_common.errors import FailedPrecondition
+from flywheel_common.postgres.errors import InvalidMigrations, MigrationChanged, SchemaTooNew
 from flywheel_common.postgres.pool import Connection, Pool, connection
 from flywheel_common.telemetry.logs import get_logger
 
@@ -26,7 +26,7 @@ CREATE TABLE IF NOT EXISTS schema_migration (
 
 @dataclass(frozen=True)
 class Migration:
-    """`package` is the folder above `migrations/`; `sha256` is of the file's bytes."""
+    """A migration file. `package` is the folder above `migrations/`; `sha256` is that of the file."""
 
     package: str
     number: int
@@ -36,13 +36,13 @@ class Migration:
 
 
 def read_migrations(directory: Path) -> list[Migration]:
-    """The `NNNN_name.sql` files of a folder, by number. Numbers may be left out, so that work done side by side need
-    not agree on the next one. Raises FailedPrecondition INVALID_MIGRATIONS."""
+    """The `NNNN_name.sql` files of a folder, by number. Gaps are allowed, so that parallel branches need not
+    agree on the next number. Raises InvalidMigrations."""
     found = []
     for path in sorted(directory.glob("*.sql")):
         match = _FILE.fullmatch(path.name)
         if match is None:
-            raise FailedPrecondition(f"{path.name} is not named NNNN_name.sql.", reason="INVALID_MIGRATIONS")
+            raise InvalidMigrations(f"{path.name} is not named NNNN_name.sql.")
         data = path.read_bytes()
         found.append(
             Migration(
@@ -54,16 +54,16 @@ def read_migrations(directory: Path) -> list[Migration]:
             )
         )
     if len({m.number for m in found}) != len(found):
-        raise FailedPrecondition(
-            f"Two migrations in {directory} have one number.", reason="INVALID_MIGRATIONS"
-        )
+        raise InvalidMigrations(f"Two migrations in {directory} have the same number.")
     return found
 
 
 async def migrate(pool: Pool, *directories: Path | str) -> int:
-    """Applies what is missing, the common tables first, each migration in a transaction of its own; returns how many.
-    Several processes may call it at once. Raises FailedPrecondition MIGRATION_CHANGED when an applied file differs,
-    SCHEMA_TOO_NEW when the database is ahead of the code."""
+    """Applies missing migrations, the common ones first, each in its own transaction; returns their number.
+
+    Several processes may call it at once. Raises MigrationChanged when an applied file differs, SchemaTooNew
+    when the database has a migration that the code does not know.
+    """
     migrations = [m for folder in (COMMON, *directories) for m in read_migrations(Path(folder))]
     async with connection(pool) as conn:
         await conn.execute("SET statement_timeout = 0")
@@ -84,9 +84,9 @@ async def _apply(conn: Connection, migrations: list[Migration]) -> int:
     known = {(m.package, m.number) for m in migrations}
     packages = {m.package for m in migrations}
     if ahead := sorted(key for key in applied if key[0] in packages and key not in known):
-        raise FailedPrecondition(
-            f"The database has migration {ahead[0][0]}/{ahead[0][1]:04d}, which this version does not know: run the newer version.",
-            reason="SCHEMA_TOO_NEW",
+        raise SchemaTooNew(
+            f"The database has migration {ahead[0][0]}/{ahead[0][1]:04d}, which this version does not know: "
+            "run the newer version.",
         )
     count = 0
     for m in migrations:
@@ -94,9 +94,9 @@ async def _apply(conn: Connection, migrations: list[Migration]) -> int:
         if before == m.sha256:
             continue
         if before is not None:
-            raise FailedPrecondition(
-                f"Migration {m.package}/{m.number:04d}_{m.name} was changed after it was applied: add a new one instead.",
-                reason="MIGRATION_CHANGED",
+            raise MigrationChanged(
+                f"Migration {m.package}/{m.number:04d}_{m.name} was changed after it was applied: "
+                "add a new one instead.",
             )
         async with conn.transaction():
             await conn.execute(m.sql)

@@ -1,6 +1,6 @@
-"""PostgreSQL through asyncpg: a pool that explains itself, transactions whose errors are domain errors.
+"""A PostgreSQL pool (asyncpg), and connections and transactions whose errors are domain errors.
 
-async with transaction(pool, translate={"uq_model_name": AlreadyExists("…", reason="MODEL_EXISTS")}) as conn:
+async with transaction(pool, translate={"uq_model_name": ModelExists("…")}) as conn:
     await conn.execute(INSERT_MODEL, …)
 """
 
@@ -10,13 +10,20 @@ import asyncio
 import copy
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import asyncpg
 
 from flywheel_common.config import redact_dsn
 from flywheel_common.deadline import in_time, seconds_to_answer
-from flywheel_common.errors import Aborted, DeadlineExceeded, FailedPrecondition, FlywheelError, Unavailable
+from flywheel_common.errors import FlywheelError
+from flywheel_common.postgres.errors import (
+    PostgresRefused,
+    PostgresUnavailable,
+    SerializationFailure,
+    StatementTimeout,
+)
 from flywheel_common.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -25,11 +32,16 @@ Connection: TypeAlias = Any
 """asyncpg.Connection or the pool's proxy of one."""
 Pool: TypeAlias = "asyncpg.Pool[Any]"
 Translation = Mapping[str, FlywheelError | Callable[[], FlywheelError]]
-"""Constraint name → the domain error its violation means."""
+"""Constraint name → the domain error to raise when it is violated."""
 
 ACQUIRE_SECONDS = 5.0
+"""How long a caller waits for a free connection."""
 GRACE_SECONDS = 5.0
-"""How much longer than the server a client waits for a statement that the server should have cancelled."""
+"""How much longer than the statement timeout of the server the client waits for an answer."""
+
+_DRIVER_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+"""What asyncpg raises. TimeoutError and ConnectionError are OSErrors."""
+_INTERRUPTED = (asyncio.CancelledError, GeneratorExit)
 
 
 @asynccontextmanager
@@ -43,8 +55,8 @@ async def create_pool(
     wait_seconds: float = 30.0,
     init: Callable[[Connection], Any] | None = None,
 ) -> AsyncIterator[Pool]:
-    """A pool, closed at the end. Tries for `wait_seconds` at start; then raises Unavailable POSTGRES_UNAVAILABLE that
-    names the (redacted) address. A wrong password or database is not retried: FailedPrecondition POSTGRES_REFUSED."""
+    """A pool, closed at the end. Tries to connect for `wait_seconds`, then raises PostgresUnavailable with
+    the redacted address. A wrong user, password or database is not retried: PostgresRefused."""
     pool = await _connect(
         dsn, application_name, min_size, max_size, statement_timeout_seconds, wait_seconds, init
     )
@@ -54,13 +66,13 @@ async def create_pool(
         try:
             async with asyncio.timeout(5):
                 await pool.close()
-        except (TimeoutError, OSError, asyncpg.PostgresError):
+        except (OSError, asyncpg.PostgresError):
             pool.terminate()
 
 
 def alive(conn: Connection | None) -> bool:
-    """Whether a connection that is held for long, as listeners are, can still be used. A pool takes back those whose server went
-    away, and to ask one of these whether it is closed raises."""
+    """Whether a long-held connection, such as a listener, is still usable. The pool takes back a connection
+    whose server went away; after that, `is_closed()` raises."""
     try:
         return conn is not None and not conn.is_closed()
     except asyncpg.InterfaceError:
@@ -87,7 +99,7 @@ async def _connect(
                 timeout=5.0,
                 command_timeout=statement_timeout + GRACE_SECONDS,
                 init=init,
-                reset=_as_it_is,
+                reset=_no_reset,
                 server_settings={
                     "application_name": name,
                     "statement_timeout": str(int(statement_timeout * 1000)),
@@ -96,54 +108,43 @@ async def _connect(
                 },
             )
         except (asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError) as error:
-            raise FailedPrecondition(
-                f"PostgreSQL at {redact_dsn(dsn)} refuses: {error}. Check the DSN and that the database exists.",
-                reason="POSTGRES_REFUSED",
+            raise PostgresRefused(
+                f"PostgreSQL at {redact_dsn(dsn)} refuses: {error}. "
+                "Check the DSN and that the database exists.",
             ) from None
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError) as error:
+        except _DRIVER_ERRORS as error:
             if loop.time() + delay > give_up:
-                raise Unavailable(
-                    f"PostgreSQL at {redact_dsn(dsn)} did not answer within {wait:g} s: start it or correct the DSN.",
-                    reason="POSTGRES_UNAVAILABLE",
+                raise PostgresUnavailable(
+                    f"PostgreSQL at {redact_dsn(dsn)} did not answer within {wait:g} s: "
+                    "start it or correct the DSN."
                 ) from error
             log.warning("waiting for postgres", dsn=redact_dsn(dsn), error=type(error).__name__)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
 
 
-async def _as_it_is(_: Connection) -> None:
-    """Whoever changes a session (a listener, a migration) changes it back: asyncpg would ask the server to, after every use."""
+async def _no_reset(_: Connection) -> None:
+    """Replaces asyncpg's reset, which is a query after every use. Code that changes a session (listeners,
+    migrations) must change it back."""
 
 
 async def _acquire(pool: Pool) -> Connection:
     left = seconds_to_answer()
-    patience = ACQUIRE_SECONDS if left is None else max(0.001, min(ACQUIRE_SECONDS, left))
+    timeout = ACQUIRE_SECONDS if left is None else max(0.001, min(ACQUIRE_SECONDS, left))
     try:
-        return await pool.acquire(timeout=patience)
-    except TimeoutError as error:  # before OSError, of which it is one
-        raise Unavailable(
-            "No PostgreSQL connection was free in time: try again.", reason="POSTGRES_UNAVAILABLE"
-        ) from error
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        return await pool.acquire(timeout=timeout)
+    except TimeoutError as error:
+        raise PostgresUnavailable("No PostgreSQL connection was free in time: try again.") from error
+    except _DRIVER_ERRORS as error:
         raise _unavailable() from error
 
 
 @asynccontextmanager
 async def connection(pool: Pool, *, translate: Translation | None = None) -> AsyncIterator[Connection]:
-    """A connection for reads, each statement its own transaction; errors become domain errors. A call that has a deadline hears
-    Unavailable POSTGRES_UNAVAILABLE before it."""
-    conn = await _acquire(pool)
-    async with in_time(_unavailable):
-        try:
-            with domain_errors(translate):
-                yield conn
-        except (asyncio.CancelledError, GeneratorExit):
-            _clean_up_later(pool, conn, None)
-            raise
-        except BaseException:
-            await _release(pool, conn)
-            raise
-    await _release(pool, conn)
+    """A connection for reads: each statement is a transaction of its own. Raises domain errors; if the
+    running call has a deadline, a database that hangs is PostgresUnavailable before it."""
+    async with _checkout(pool, translate) as checkout:
+        yield checkout.conn
 
 
 @asynccontextmanager
@@ -154,36 +155,55 @@ async def transaction(
     isolation: Literal["read_committed", "repeatable_read", "serializable"] = "read_committed",
     readonly: bool = False,
 ) -> AsyncIterator[Connection]:
-    """One transaction: committed at the end, rolled back by any exception. Raises, besides the translations:
-    Unavailable POSTGRES_UNAVAILABLE (if the connection broke during commit, or a call's deadline came, the effect may have
-    happened), Aborted SERIALIZATION_FAILURE, DeadlineExceeded STATEMENT_TIMEOUT."""
-    conn = await _acquire(pool)
+    """One transaction: committed at the end, rolled back by any exception.
+
+    Raises, besides the translations, SerializationFailure, StatementTimeout and PostgresUnavailable. If the
+    connection broke during the commit, or the call's deadline came, the effect may have happened.
+    """
+    async with _checkout(pool, translate) as checkout:
+        begun = checkout.begun = checkout.conn.transaction(isolation=isolation, readonly=readonly)
+        await begun.start()
+        try:
+            yield checkout.conn
+        except _INTERRUPTED:
+            raise
+        except BaseException:
+            with suppress(*_DRIVER_ERRORS):
+                await begun.rollback()
+            raise
+        await begun.commit()
+
+
+@dataclass(slots=True)
+class _Checkout:
+    """A connection taken from the pool, and the transaction begun on it, if any."""
+
+    conn: Connection
+    begun: Any = None
+
+
+@asynccontextmanager
+async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[_Checkout]:
+    """Takes a connection and returns it to the pool whatever happens. A cancelled caller does not wait for a
+    database that may hang: its rollback and release run in a background task."""
+    checkout = _Checkout(await _acquire(pool))
     async with in_time(_unavailable):
         try:
             with domain_errors(translate):
-                begun = conn.transaction(isolation=isolation, readonly=readonly)
-                await begun.start()
-                try:
-                    yield conn
-                except (asyncio.CancelledError, GeneratorExit):
-                    raise
-                except BaseException:
-                    with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
-                        await begun.rollback()
-                    raise
-                await begun.commit()
-        except (asyncio.CancelledError, GeneratorExit):
-            _clean_up_later(pool, conn, begun)
+                yield checkout
+        except _INTERRUPTED:
+            _release_later(pool, checkout)
             raise
         except BaseException:
-            await _release(pool, conn)
+            await _release(pool, checkout.conn)
             raise
-    await _release(pool, conn)
+    await _release(pool, checkout.conn)
 
 
 @contextmanager
 def domain_errors(translate: Translation | None = None) -> Iterator[None]:
-    """Turns asyncpg's errors into domain errors; a constraint without a translation passes unchanged."""
+    """Turns asyncpg's errors into domain errors. A violated constraint without a translation is raised
+    unchanged."""
     try:
         yield
     except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, TimeoutError) as error:
@@ -202,18 +222,16 @@ def _mapped(error: Exception, translate: Translation) -> FlywheelError | None:
     if isinstance(
         error, (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
     ):
-        return Aborted("Another change came first: read again and retry.", reason="SERIALIZATION_FAILURE")
+        return SerializationFailure("Another change came first: read again and retry.")
     if isinstance(error, asyncpg.QueryCanceledError):
-        return DeadlineExceeded(
-            "A database statement took too long and was cancelled.", reason="STATEMENT_TIMEOUT"
-        )
+        return StatementTimeout("A database statement took too long and was cancelled.")
     if is_connection_loss(error):
         return _unavailable()
     return None
 
 
 def is_connection_loss(error: BaseException) -> bool:
-    """Whether the database went away (rather than disagreed)."""
+    """Whether the connection to the database was lost, as opposed to a refused statement."""
     return isinstance(
         error,
         (
@@ -224,39 +242,38 @@ def is_connection_loss(error: BaseException) -> bool:
             asyncpg.TooManyConnectionsError,
             asyncpg.IdleInTransactionSessionTimeoutError,
             ConnectionError,
-            TimeoutError,  # of a statement: the server would have cancelled it earlier
+            TimeoutError,  # of a statement; a server that answers cancels it earlier
         ),
     ) or (isinstance(error, asyncpg.InterfaceError) and "closed" in str(error))
 
 
-def _unavailable() -> Unavailable:
-    return Unavailable("The database does not answer now: try again.", reason="POSTGRES_UNAVAILABLE")
+def _unavailable() -> PostgresUnavailable:
+    return PostgresUnavailable("The database does not answer now: try again.")
 
 
-_cleaning: set[asyncio.Task[None]] = set()
-CLEAN_UP_SECONDS = 2.0
+_releasing: set[asyncio.Task[None]] = set()
+RELEASE_SECONDS = 2.0
+"""How long a rollback, and the return to the pool, may take before the connection is dropped."""
 
 
-def _clean_up_later(pool: Pool, conn: Connection, begun: Any) -> None:
-    """Whoever was cancelled must not wait for a database that may have stalled: the roll-back is done aside, and
-    the connection is dropped when it takes too long."""
-    task = asyncio.create_task(_clean_up(pool, conn, begun), name="postgres clean-up")
-    _cleaning.add(task)
-    task.add_done_callback(_cleaning.discard)
+def _release_later(pool: Pool, checkout: _Checkout) -> None:
+    task = asyncio.create_task(_roll_back_and_release(pool, checkout), name="postgres clean-up")
+    _releasing.add(task)
+    task.add_done_callback(_releasing.discard)
 
 
-async def _clean_up(pool: Pool, conn: Connection, begun: Any) -> None:
+async def _roll_back_and_release(pool: Pool, checkout: _Checkout) -> None:
     try:
-        async with asyncio.timeout(CLEAN_UP_SECONDS):
-            if begun is not None:
-                await begun.rollback()
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-        conn.terminate()
-    await _release(pool, conn)
+        async with asyncio.timeout(RELEASE_SECONDS):
+            if checkout.begun is not None:
+                await checkout.begun.rollback()
+    except _DRIVER_ERRORS:
+        checkout.conn.terminate()
+    await _release(pool, checkout.conn)
 
 
 async def _release(pool: Pool, conn: Connection) -> None:
     try:
-        await pool.release(conn, timeout=CLEAN_UP_SECONDS)
-    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        await pool.release(conn, timeout=RELEASE_SECONDS)
+    except _DRIVER_ERRORS:
         log.warning("a broken database connection was dropped")

@@ -1,4 +1,4 @@
-"""A store whose rows are reached through transactions alone."""
+"""The port of a store that is read and written in transactions."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ R_co = TypeVar("R_co", covariant=True)
 
 
 class Store(Protocol[R_co]):
-    """Where a service's records come from: `R_co` is its port of rows as one transaction sees them."""
+    """A store of records; `R_co` is the port of the records as one transaction sees them."""
 
     def transaction(self) -> AbstractAsyncContextManager[R_co]:
-        """Committed at the end of the block, undone by any exception. Raises Unavailable when the store is down."""
+        """Committed at the end of the block, rolled back by any exception. Raises Unavailable."""
         ...
 
     def reading(self) -> AbstractAsyncContextManager[R_co]:
-        """For reads: every statement sees the newest committed state."""
+        """For reads: each statement sees the latest committed state. Raises Unavailable."""
         ...
 
     async def once(
         self, method: str, request_id: str, body: bytes, effect: Callable[[R_co], Awaitable[bytes]]
     ) -> bytes:
-        """A transaction that its caller may ask for again: effect and answer commit together, and a repeat of method,
-        request_id and body gets the first answer without a second effect. Equal calls that come while the first is at work
-        wait for it; when it fails, the next takes its place. Ids are apart per caller and method; without one every call has
-        its effect. Raises InvalidArgument REQUEST_ID_REUSED (another body), INVALID_REQUEST_ID (too long), and what `effect`
-        raises."""
+        """An idempotent transaction: effect and response are committed together.
+
+        A repeat of method, request_id and body gets the first response without a second effect. Equal
+        concurrent calls wait for the first one; if it fails, the next one runs. Ids belong to a caller and a
+        method; with an empty request_id every call has its effect. Raises RequestIdReused (another body),
+        InvalidRequestId (too long), and whatever `effect` raises.
+        """
         ...

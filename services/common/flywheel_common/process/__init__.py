@@ -1,1 +1,1 @@
-"""Starting, supervising and stopping a process."""
+"""Start, supervision and shutdown of a process."""

@@ -1,10 +1,10 @@
-"""The one way a process of Flywheel starts.
+"""The entry point of every Flywheel process.
 
 def serve() -> None:
     main("registry", RegistrySettings, build)
 
 async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
-    pool = await stack.enter_async_context(postgres.create_pool(settings.dsn, application_name="flywheel-registry"))
+    pool = await stack.enter_async_context(create_pool(settings.dsn))
     ...
     return server
 """
@@ -31,25 +31,28 @@ Build = Callable[[S, AsyncExitStack], Awaitable[Worker]]
 
 
 def main(service_name: str, settings: type[S] | S, build: Build[S]) -> NoReturn:
-    """Loads the settings (unless given), sets up logs and traces, builds, runs until a signal, closes everything in
-    reverse, and exits: 0 after a signal, 1 after a crash, 2 for bad settings, 3 for a taken port, 4 when a
-    dependency could not be reached at start."""
+    """Loads the settings (unless given), sets up logs and traces, builds the process and runs it until a
+    signal.
+
+    Exit status: 0 after a signal, 1 after a crash, 2 for invalid settings, 3 for a port in use, 4 when a
+    dependency could not be reached at start.
+    """
     loaded = load(settings) if isinstance(settings, type) else settings
     configure_logs(f"flywheel-{service_name}", loaded.log_level)
     log = get_logger(__name__)
     code = 0
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(service_name, loaded, _lasting(build)))
+            runner.run(run(service_name, loaded, _freeze_after(build)))
     except PortTaken as error:
-        code = _complain(str(error), int(error.code or 1))
+        code = _print_error(str(error), int(error.code or 1))
     except FlywheelError as error:
-        code = _complain(error.message, EXIT_DEPENDENCY)
+        code = _print_error(error.message, EXIT_DEPENDENCY)
     except ValueError as error:
         log.error("cannot start", exc_info=error)
-        code = _complain(str(error), EXIT_BAD_SETTINGS)
+        code = _print_error(str(error), EXIT_BAD_SETTINGS)
     except BackgroundCrashed as error:
-        code = _complain(f"Background task {error} crashed; its traceback is in the log.", EXIT_CRASH)
+        code = _print_error(f"Background task {error} crashed; its traceback is in the log.", EXIT_CRASH)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:
@@ -70,9 +73,13 @@ async def run(service_name: str, settings: S, build: Build[S]) -> None:
         await asyncio.to_thread(tracing.close)
 
 
-def _lasting(build: Build[S]) -> Build[S]:
-    """What was imported and built lives as long as the process, so the collector need not walk it. An S3 client alone is tens of thousands
-    of objects: walking them again and again was what the slowest lookups waited for (ADR 0033)."""
+def _freeze_after(build: Build[S]) -> Build[S]:
+    """Excludes everything that was imported and built from garbage collection, because it lives as long as
+    the process.
+
+    An S3 client alone is tens of thousands of objects; collections of them delayed the slowest lookups (ADR
+    0033).
+    """
 
     async def built(settings: S, stack: AsyncExitStack) -> Worker:
         process = await build(settings, stack)
@@ -83,7 +90,7 @@ def _lasting(build: Build[S]) -> Build[S]:
     return built
 
 
-def _complain(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     sys.stderr.write(message + "\n")
     sys.stderr.flush()
     return code

@@ -1,4 +1,4 @@
-"""A long-running process: a /metrics page, supervised background tasks, a clean end on SIGTERM and SIGINT."""
+"""A long-running process: /metrics page, supervised background tasks, graceful stop on SIGTERM and SIGINT."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ Work = Callable[[], Awaitable[None]]
 
 
 class PortTaken(SystemExit):
-    """The address cannot be bound. Exit status 3."""
+    """The address cannot be bound; exits with status 3."""
 
     def __init__(self, address: str, field: str) -> None:
-        self.message = f"Cannot listen on {address}: the port is taken or the address is not ours. Stop what uses it or set {field}."
+        self.message = (
+            f"Cannot listen on {address}: the port is in use or the address is not one of this machine. "
+            f"Stop the process that uses it or set {field}."
+        )
         super().__init__(EXIT_PORT_TAKEN)
 
     def __str__(self) -> str:
@@ -35,28 +38,28 @@ class PortTaken(SystemExit):
 
 
 class BackgroundCrashed(RuntimeError):
-    """A background task ended although it should run as long as the process. Exit status 1."""
+    """A background task raised an exception; the process exits with status 1."""
 
 
 class Worker:
-    """A process without gRPC (`flywheel-feature materialize`); `Server` builds on it."""
+    """A process without gRPC, such as `flywheel-feature materialize`. `Server` is a subclass."""
 
     def __init__(self, settings: ServiceSettings, *, registry: CollectorRegistry = REGISTRY) -> None:
         self._settings = settings
         self._registry = registry
         self._background: list[tuple[str, Work]] = []
         self._metrics_page: MetricsPage | None = None
-        self._stop_asked = asyncio.Event()
+        self._stop_requested = asyncio.Event()
         self.metrics_port: int = 0
 
     def add_background(self, name: str, work: Work) -> None:
-        """`work()` runs as long as the process; if it raises, the process logs it, drains and exits with status 1.
-        A task that returns by itself is done and nothing more."""
+        """Runs `work()` as long as the process. If it raises, the process logs the exception, drains and
+        exits with status 1. If it returns, nothing happens."""
         self._background.append((name, work))
 
     def request_stop(self) -> None:
-        """As if SIGTERM had come."""
-        self._stop_asked.set()
+        """Stops the process, as SIGTERM does."""
+        self._stop_requested.set()
 
     async def start(self) -> None:
         """Opens the /metrics page. Raises PortTaken."""
@@ -69,7 +72,7 @@ class Worker:
             self.metrics_port = self._metrics_page.port
 
     async def drain(self) -> None:
-        """Says goodbye to clients."""
+        """Lets clients switch to other replicas; a process without gRPC has none."""
 
     async def stop(self) -> None:
         """Closes what `start` opened."""
@@ -87,8 +90,8 @@ class Worker:
         await self.stop()
 
     async def run_until_signal(self) -> None:
-        """Starts, runs the background tasks, and returns after SIGTERM or SIGINT when everything has ended.
-        Raises BackgroundCrashed when a background task raised."""
+        """Starts the process and returns after SIGTERM or SIGINT, when everything has stopped. Raises
+        BackgroundCrashed when a background task raised an exception."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
@@ -103,9 +106,9 @@ class Worker:
             raise BackgroundCrashed(crashed)
 
     async def _supervise(self) -> str | None:
-        """Runs until a stop is asked for; the name of the task that crashed, if one did. Background tasks end
-        after the drain notice has had its effect on clients, hence they are cancelled last."""
-        stop = asyncio.create_task(self._stop_asked.wait())
+        """Runs until a stop is requested or a task crashes; returns the name of the crashed task. Background
+        tasks are cancelled after the drain, because calls may need them."""
+        stop = asyncio.create_task(self._stop_requested.wait())
         tasks = {asyncio.create_task(self._run(work), name=name): name for name, work in self._background}
         crashed: str | None = None
         try:

@@ -1,4 +1,4 @@
-"""Ray's Jobs HTTP API: all that a service needs of a cluster is its address and a token, no Ray of its own."""
+"""A client of Ray's Jobs HTTP API, which needs only an address and a token, not the ray package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 
 from flywheel_common.deadline import in_time
-from flywheel_common.errors import Unavailable
+from flywheel_common.ray.errors import EngineUnavailable
 
 CALL_SECONDS = 30.0
 OPEN = frozenset({"PENDING", "RUNNING"})
@@ -19,21 +19,22 @@ OPEN = frozenset({"PENDING", "RUNNING"})
 
 @dataclass(frozen=True, slots=True)
 class RayJob:
-    """What Ray says about a job; `message` is for people."""
+    """The state of a job, and a message for humans."""
 
     state: str
     message: str = ""
 
 
 class RayJobs:
-    """Jobs by submission id, which the caller chooses: a process that starts again finds what it submitted.
+    """Jobs by submission id. The caller chooses the id, so that it finds its jobs again after a restart.
 
-    Every method raises Unavailable ENGINE_UNAVAILABLE when Ray does not answer, or refuses: before the running call's deadline
-    if it has one, and then a job may have been submitted or stopped.
+    Every method raises EngineUnavailable when Ray refuses or does not answer, before the deadline of the
+    running call if it has one. A job may then have been submitted or stopped.
     """
 
     def __init__(self, session: aiohttp.ClientSession, address: str, token: str) -> None:
-        """`address`: http(s)://host:port of the dashboard; `token` empty: the cluster asks for none."""
+        """`address` is http(s)://host:port of the dashboard; `token` is empty for a cluster without
+        tokens."""
         self._session = session
         self._jobs = f"{address.rstrip('/')}/api/jobs/"
         self._headers = {"Authorization": f"Bearer {token}"} if token else {}
@@ -45,7 +46,7 @@ class RayJobs:
         environment: Mapping[str, str],
         metadata: Mapping[str, str] | None = None,
     ) -> None:
-        """`entrypoint` is a shell's command line. An id that Ray knows changes nothing."""
+        """Starts the shell command `entrypoint`. Does nothing if the id exists."""
         body = {
             "entrypoint": entrypoint,
             "submission_id": submission_id,
@@ -55,19 +56,20 @@ class RayJobs:
         }
         status, answer = await self._call("POST", "", body)
         if status >= 400 and "already exists" not in str(answer):
-            raise Unavailable(f"Ray refused the job: {_short(answer)}", reason="ENGINE_UNAVAILABLE")
+            raise EngineUnavailable(f"Ray refused the job: {_short(answer)}")
 
     async def job(self, submission_id: str) -> RayJob | None:
-        """None: Ray does not know it. It was never submitted, or Ray lost its state."""
+        """The job, or None if Ray does not know it: it was never submitted, or Ray lost its state."""
         answer = await self._known("GET", submission_id)
         return None if answer is None else RayJob(answer["status"], str(answer.get("message") or ""))
 
     async def stop(self, submission_id: str) -> None:
-        """Ask for the end of every process of the job: it is STOPPED when they are gone. One that ended stays as it is."""
+        """Requests a stop: the job is STOPPED when all its processes have ended. Does nothing if it has
+        ended."""
         await self._known("POST", f"{submission_id}/stop")
 
     async def log(self, submission_id: str) -> str:
-        """The whole text so far; empty where Ray knows no such job (any more)."""
+        """The log so far; empty if Ray does not know the job."""
         answer = await self._known("GET", f"{submission_id}/logs")
         return "" if answer is None else str(answer.get("logs") or "")
 
@@ -76,13 +78,13 @@ class RayJobs:
         if status == 404:
             return None
         if status >= 400:
-            raise Unavailable(f"Ray answered {status}: {_short(answer)}", reason="ENGINE_UNAVAILABLE")
+            raise EngineUnavailable(f"Ray answered {status}: {_short(answer)}")
         return answer
 
     async def _call(self, method: str, path: str, body: Any = None) -> tuple[int, Any]:
         try:
             async with (
-                in_time(lambda: self._unavailable("not in time")),
+                in_time(lambda: self._unavailable("timeout")),
                 self._session.request(
                     method,
                     self._jobs + path,
@@ -97,13 +99,13 @@ class RayJobs:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unavailable(type(error).__name__) from error
 
-    def _unavailable(self, why: str) -> Unavailable:
-        return Unavailable(f"Ray does not answer at {self._jobs}: {why}.", reason="ENGINE_UNAVAILABLE")
+    def _unavailable(self, why: str) -> EngineUnavailable:
+        return EngineUnavailable(f"Ray does not answer at {self._jobs}: {why}.")
 
 
 @asynccontextmanager
 async def ray_jobs(address: str, token: str) -> AsyncIterator[RayJobs]:
-    """The jobs of a cluster, over connections that are closed at the end."""
+    """The jobs of a cluster; connections are closed at the end."""
     async with aiohttp.ClientSession() as session:
         yield RayJobs(session, address, token)
 

@@ -1,4 +1,4 @@
-"""Objects by key: the port, content-addressed keys, and a fake in memory held to the same contract."""
+"""The port of an object store, and content-addressed keys."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from flywheel_common.errors import InvalidArgument, NotFound
+from flywheel_common.storage.errors import InvalidObjectKey, ObjectNotFound
 
 CHUNK_BYTES = 1024 * 1024
 
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """`key` as given, `size` in bytes."""
+    """Key, size in bytes and time of the last change of an object."""
 
     key: str
     size: int
@@ -24,18 +24,21 @@ class ObjectInfo:
 
 @dataclass(frozen=True)
 class Digest:
-    """Size in bytes and SHA-256 (hex) of what was written."""
+    """Size in bytes and SHA-256 (hex) of written bytes."""
 
     size: int
     sha256: str
 
 
 class ObjectStore(Protocol):
-    """Whole objects; a put is visible entirely or not at all, and the last of two racing puts wins (S3 here has no
-    preconditions: let PostgreSQL arbitrate, or use content-addressed keys). Reads see completed puts. Raises
-    NotFound OBJECT_NOT_FOUND for an absent key (get, stream), Unavailable S3_UNAVAILABLE when the store does not
-    answer: before the running call's deadline if it has one, and then a change may have happened. delete of an absent key
-    does nothing. Keys are relative, without empty, `.` or `..` parts."""
+    """A store of whole objects.
+
+    A put is atomic, reads see completed puts, and the last of two concurrent puts wins; S3 has no
+    preconditions here, so use PostgreSQL for arbitration, or content-addressed keys. Deleting a missing key
+    does nothing. Keys are relative, without empty, `.` or `..` parts. Raises ObjectNotFound for a missing key
+    (get, stream), InvalidObjectKey, and S3Unavailable, before the deadline of the running call if it has one:
+    a change may then have happened.
+    """
 
     async def put(self, key: str, data: bytes) -> Digest: ...
 
@@ -55,12 +58,12 @@ class ObjectStore(Protocol):
 
 
 def content_key(sha256: str) -> str:
-    """`sha256/ab/cd/abcd…`: where bytes of this digest live."""
+    """The key of bytes with this digest: `sha256/ab/cd/abcd…`."""
     return f"sha256/{sha256[:2]}/{sha256[2:4]}/{sha256}"
 
 
 async def put_content(store: ObjectStore, data: bytes, *, prefix: str = "") -> tuple[str, Digest]:
-    """Stores bytes under their digest (below `prefix`); writing them again changes nothing. Returns (key, digest)."""
+    """Stores bytes under `prefix` and their digest, unless they are there. Returns (key, digest)."""
     sha256 = hashlib.sha256(data).hexdigest()
     key = prefix + content_key(sha256)
     found = await store.head(key)
@@ -70,12 +73,12 @@ async def put_content(store: ObjectStore, data: bytes, *, prefix: str = "") -> t
 
 
 def check_key(key: str) -> str:
-    """Raises InvalidArgument INVALID_OBJECT_KEY."""
+    """Returns the key. Raises InvalidObjectKey."""
     if not key or len(key) > 900 or any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
-        raise InvalidArgument(f"{key[:80]!r} is not a valid object key.", reason="INVALID_OBJECT_KEY")
+        raise InvalidObjectKey(f"{key[:80]!r} is not a valid object key.")
     return key
 
 
-def object_not_found(key: str) -> NotFound:
-    """The error of an absent key."""
-    return NotFound(f"There is no object {key!r}.", reason="OBJECT_NOT_FOUND", key=key)
+def object_not_found(key: str) -> ObjectNotFound:
+    """The error for a missing key."""
+    return ObjectNotFound(f"There is no object {key!r}.", key=key)

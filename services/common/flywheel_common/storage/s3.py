@@ -1,4 +1,4 @@
-"""S3 through aiobotocore (path style, checksums only where required: what every S3 understands)."""
+"""An object store on S3 (aiobotocore), with path-style addresses and checksums only where required."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from botocore.exceptions import BotoCoreError, ClientError
 
 from flywheel_common.config import S3Settings
 from flywheel_common.deadline import in_time
-from flywheel_common.errors import FailedPrecondition, FlywheelError, Unavailable
+from flywheel_common.errors import FlywheelError
+from flywheel_common.storage.errors import S3Refused, S3Unavailable
 from flywheel_common.storage.objects import (
     CHUNK_BYTES,
     Digest,
@@ -29,9 +30,9 @@ log = get_logger(__name__)
 
 PART_BYTES = 8 * 1024 * 1024
 CLEAN_UP_SECONDS = 60.0
-"""How long the parts of an upload that failed are tried to be removed."""
+"""Timeout for removing the parts of a failed upload."""
 CLOSE_SECONDS = 2.0
-"""How long closing waits for such removals."""
+"""How long `close` waits for these removals."""
 _ABSENT = {"NoSuchKey", "404", "NotFound"}
 
 
@@ -61,7 +62,7 @@ async def s3_client(settings: S3Settings, *, max_connections: int = 32) -> Async
 
 @asynccontextmanager
 async def object_store(settings: S3Settings, *, prefix: str = "") -> AsyncIterator[S3ObjectStore]:
-    """The service's objects, below `prefix`."""
+    """The object store of a service, closed at the end."""
     async with s3_client(settings) as client:
         store = S3ObjectStore(client, settings.s3_bucket, prefix)
         try:
@@ -71,7 +72,7 @@ async def object_store(settings: S3Settings, *, prefix: str = "") -> AsyncIterat
 
 
 class S3ObjectStore:
-    """`ObjectStore` on a bucket; keys are below `prefix`."""
+    """An `ObjectStore` in a bucket; keys are below `prefix`."""
 
     def __init__(self, client: Any, bucket: str, prefix: str = "") -> None:
         self._client = client
@@ -80,7 +81,7 @@ class S3ObjectStore:
         self._removing: set[asyncio.Task[None]] = set()
 
     async def close(self) -> None:
-        """Ends what goes on aside; the client stays open."""
+        """Ends background removals; the client stays open."""
         if self._removing:
             await asyncio.wait(self._removing, timeout=CLOSE_SECONDS)
         for task in self._removing:
@@ -88,8 +89,8 @@ class S3ObjectStore:
         await asyncio.gather(*self._removing, return_exceptions=True)
 
     async def ensure_bucket(self) -> None:
-        """Creates the bucket if it is absent."""
-        async with _answering(self._bucket):
+        """Creates the bucket if it does not exist."""
+        async with _request(self._bucket):
             try:
                 await self._client.head_bucket(Bucket=self._bucket)
             except ClientError as error:
@@ -101,12 +102,12 @@ class S3ObjectStore:
         try:
             await self._client.create_bucket(Bucket=self._bucket)
         except ClientError as error:
-            # Another process made it meanwhile.
+            # Another process created it first.
             if _code(error) not in {"BucketAlreadyExists", "BucketAlreadyOwnedByYou"}:
                 raise
 
     async def put(self, key: str, data: bytes) -> Digest:
-        async with _answering(key):
+        async with _request(key):
             await self._client.put_object(Bucket=self._bucket, Key=self._at(key), Body=data)
         return Digest(len(data), hashlib.sha256(data).hexdigest())
 
@@ -118,7 +119,7 @@ class S3ObjectStore:
 
         async def send_part() -> None:
             nonlocal upload
-            async with _answering(key):
+            async with _request(key):
                 if upload is None:
                     upload = (await self._client.create_multipart_upload(**where))["UploadId"]
                 number = len(parts) + 1
@@ -141,7 +142,7 @@ class S3ObjectStore:
             else:
                 if buffer:
                     await send_part()
-                async with _answering(key):
+                async with _request(key):
                     await self._client.complete_multipart_upload(
                         **where, UploadId=upload, MultipartUpload={"Parts": parts}
                     )
@@ -152,25 +153,25 @@ class S3ObjectStore:
         return Digest(size, sha.hexdigest())
 
     async def get(self, key: str) -> bytes:
-        async with _answering(key):
+        async with _request(key):
             answer = await self._client.get_object(Bucket=self._bucket, Key=self._at(key))
             async with answer["Body"] as body:
                 data: bytes = await body.read()
         return data
 
     async def stream(self, key: str, chunk_bytes: int = CHUNK_BYTES) -> AsyncIterator[bytes]:
-        async with _answering(key):
+        async with _request(key):
             answer = await self._client.get_object(Bucket=self._bucket, Key=self._at(key))
         async with answer["Body"] as body:
             while True:
-                async with _answering(key):
+                async with _request(key):
                     chunk = await body.read(chunk_bytes)
                 if not chunk:
                     return
                 yield chunk
 
     async def head(self, key: str) -> ObjectInfo | None:
-        async with _answering(key):
+        async with _request(key):
             try:
                 answer = await self._client.head_object(Bucket=self._bucket, Key=self._at(key))
             except ClientError as error:
@@ -182,7 +183,7 @@ class S3ObjectStore:
     async def list(self, prefix: str = "") -> AsyncIterator[ObjectInfo]:
         token: str | None = None
         while True:
-            async with _answering(prefix):
+            async with _request(prefix):
                 more = {"ContinuationToken": token} if token else {}
                 page = await self._client.list_objects_v2(
                     Bucket=self._bucket, Prefix=self._prefix + prefix, **more
@@ -194,7 +195,7 @@ class S3ObjectStore:
             token = page["NextContinuationToken"]
 
     async def delete(self, key: str) -> None:
-        async with _answering(key):
+        async with _request(key):
             try:
                 await self._client.delete_object(Bucket=self._bucket, Key=self._at(key))
             except ClientError as error:
@@ -202,7 +203,7 @@ class S3ObjectStore:
                     raise
 
     async def copy(self, source: str, target: str) -> None:
-        async with _answering(source):
+        async with _request(source):
             await self._client.copy_object(
                 Bucket=self._bucket,
                 Key=self._at(target),
@@ -210,7 +211,7 @@ class S3ObjectStore:
             )
 
     def _remove_later(self, key: str, upload: dict[str, str]) -> None:
-        """Whoever's upload failed must not wait for an object store that may be the reason: its parts are removed aside."""
+        """Removes the parts in the background: the store may be the reason why the upload failed."""
         task = asyncio.create_task(self._remove(key, upload), name="s3 clean-up")
         self._removing.add(task)
         task.add_done_callback(self._removing.discard)
@@ -232,8 +233,9 @@ def _code(error: ClientError) -> str:
 
 
 @asynccontextmanager
-async def _answering(key: str) -> AsyncIterator[None]:
-    """One question to S3, whose failures are domain errors. A call that has a deadline hears of an S3 that hangs before it."""
+async def _request(key: str) -> AsyncIterator[None]:
+    """Maps errors of one S3 request. If S3 hangs, raises S3Unavailable before the deadline of the running
+    call."""
     async with in_time(_unavailable):
         with _s3_errors(key):
             yield
@@ -248,23 +250,19 @@ def _s3_errors(key: str) -> Iterator[None]:
         if code in _ABSENT:
             raise object_not_found(key) from None
         if code in {"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "NoSuchBucket", "403"}:
-            raise FailedPrecondition(
-                f"S3 refuses ({code}): check the bucket and the access key.", reason="S3_REFUSED", code=code
-            ) from None
+            raise S3Refused(f"S3 refuses ({code}): check the bucket and the access key.", code=code) from None
         raise _unavailable(code=code) from error
     except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
         raise _unavailable() from error
 
 
-def _unavailable(**metadata: str) -> Unavailable:
-    return Unavailable(
-        "The object store does not answer now: try again.", reason="S3_UNAVAILABLE", **metadata
-    )
+def _unavailable(**metadata: str) -> S3Unavailable:
+    return S3Unavailable("The object store does not answer now: try again.", **metadata)
 
 
 def arrow_filesystem(settings: S3Settings) -> Any:
-    """A pyarrow S3FileSystem. Set AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED in the environment before the
-    process starts, and write datasets with create_dir=False."""
+    """A pyarrow S3FileSystem. Requires AWS_REQUEST_CHECKSUM_CALCULATION=WHEN_REQUIRED in the environment at
+    process start; write datasets with create_dir=False."""
     from pyarrow import fs
 
     scheme, _, host = settings.s3_endpoint.partition("://")

@@ -1,4 +1,4 @@
-"""JSON logs on standard output: structlog for events, a buffered writer for the one line per RPC."""
+"""JSON logs on standard output: structlog for events, and a buffered writer with one line per RPC."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ REDACTED = "***"
 
 
 def configure_logs(service: str, level: str = "INFO", stream: TextIO | None = None) -> None:
-    """Sets up structlog and the standard library's logging (drivers) to write JSON lines."""
+    """Configures structlog and the logging of the standard library (drivers) to write JSON lines."""
     out = stream or sys.stdout
     numeric = logging.getLevelNamesMapping()[level]
     structlog.configure(
@@ -49,12 +49,12 @@ def configure_logs(service: str, level: str = "INFO", stream: TextIO | None = No
 
 
 def get_logger(name: str) -> Any:
-    """A structlog logger that carries its module's name: `log.info("lease taken", lease=…)`."""
+    """A structlog logger with the module name: `log.info("lease taken", lease=…)`."""
     return structlog.get_logger(module=name)
 
 
 def redact(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """Replaces values whose key looks secret, and passwords inside URLs, at any depth."""
+    """Replaces values of secret keys and passwords in URLs, at any depth."""
     for key, value in event.items():
         event[key] = _redacted(key, value)
     return event
@@ -91,7 +91,7 @@ def _add_call(_: object, __: str, event: MutableMapping[str, Any]) -> MutableMap
 
 
 class _ToStructlog(logging.Handler):
-    """Drivers that use the standard library's logging end up in the same stream."""
+    """Forwards records of the standard library's logging to structlog."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -102,8 +102,8 @@ class _ToStructlog(logging.Handler):
 
 
 class RpcLog:
-    """Writes one JSON line per RPC. Lines are gathered and written every `flush_seconds`: a write per call would
-    cost more than the rest of the interceptor. A crash loses at most that much of the RPC log."""
+    """Writes one JSON line per RPC. Lines are buffered for `flush_seconds`, because a write per call would
+    cost more than the rest of the pipeline. A crash loses at most the buffered lines."""
 
     def __init__(self, service: str, stream: TextIO | None = None, flush_seconds: float = 0.05) -> None:
         self._head = f'{{"event":"rpc","level":"info","service":{json.dumps(service)},"timestamp":"'
@@ -124,15 +124,16 @@ class RpcLog:
         trace_id: str,
         error: str = "",
     ) -> None:
-        """`now` in Unix seconds. Values that callers choose are escaped."""
+        """Buffers one line. `now` is in Unix seconds; values that come from callers are escaped."""
         second = int(now)
         if second != self._second:
             self._second = second
             self._stamp = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
         escape = json.dumps
         line = (
-            f'{self._head}{self._stamp}.{int((now - second) * 1000):03d}Z","method":"{method}","principal":{escape(principal)},'
-            f'"code":"{code}","duration_ms":{seconds * 1000:.3f},"request_id":{escape(request_id)},"trace_id":"{trace_id}"'
+            f'{self._head}{self._stamp}.{int((now - second) * 1000):03d}Z","method":"{method}",'
+            f'"principal":{escape(principal)},"code":"{code}","duration_ms":{seconds * 1000:.3f},'
+            f'"request_id":{escape(request_id)},"trace_id":"{trace_id}"'
         )
         self._lines.append(f'{line},"reason":{escape(error)}}}\n' if error else line + "}\n")
         if len(self._lines) == 1:
@@ -141,7 +142,7 @@ class RpcLog:
             self.flush()
 
     def flush(self) -> None:
-        """Writes what is gathered."""
+        """Writes the buffered lines."""
         if self._lines:
             lines, self._lines = self._lines, []
             self._stream.write("".join(lines))

@@ -1,4 +1,4 @@
-"""Prometheus pieces that every service shares: rate, errors, duration (RED) per method, and the /metrics page."""
+"""Prometheus metrics of every service: rate, errors, duration (RED) per method, and the /metrics page."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from flywheel_common.config import split_address
 
 LATENCY_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0)
-"""Seconds. 5 ms and 20 ms are edges because the budgets of feature lookup and Predict are."""
+"""Seconds. 5 ms and 20 ms are the latency budgets of feature lookup and Predict."""
 
 
 class RedMetrics:
-    """Counter by method and code, histogram of seconds by method, calls in flight. Children are looked up once."""
+    """Counter by method and code, histogram of seconds by method, gauge of calls in flight."""
 
     def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
         self._handled = Counter(
-            "flywheel_rpc_handled", "RPCs answered", ["method", "code"], registry=registry
+            "flywheel_rpc_handled", "RPCs finished", ["method", "code"], registry=registry
         )
         self._seconds = Histogram(
             "flywheel_rpc_seconds",
-            "Seconds from request to answer",
+            "Seconds from request to response",
             ["method"],
             buckets=LATENCY_BUCKETS,
             registry=registry,
@@ -31,7 +31,7 @@ class RedMetrics:
         self._histograms: dict[str, Histogram] = {}
 
     def observe(self, method: str, code: str, seconds: float) -> None:
-        """One answered RPC."""
+        """Counts one finished RPC."""
         counter = self._counters.get((method, code))
         if counter is None:
             counter = self._counters[method, code] = self._handled.labels(method, code)
@@ -44,14 +44,14 @@ _shared: WeakKeyDictionary[CollectorRegistry, RedMetrics] = WeakKeyDictionary()
 
 
 def red_metrics(registry: CollectorRegistry = REGISTRY) -> RedMetrics:
-    """The RED metrics of a registry, made once (a name can be registered only once)."""
+    """The RED metrics of a registry, created once, because a name can be registered only once."""
     if registry not in _shared:
         _shared[registry] = RedMetrics(registry)
     return _shared[registry]
 
 
 class MetricsPage:
-    """The /metrics page on host:port, in a thread of its own."""
+    """The /metrics page on host:port, served by a thread."""
 
     def __init__(self, address: str, registry: CollectorRegistry = REGISTRY) -> None:
         host, port = split_address(address)

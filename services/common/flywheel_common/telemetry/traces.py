@@ -1,7 +1,8 @@
-"""Traces. Off unless an OTLP endpoint is set; unsampled calls cost a random number and a string.
+"""OpenTelemetry traces, off unless an OTLP endpoint is set.
 
-`extract` decides once per call: the parent's flag, else a draw with `ratio`. Only a sampled call gets a span. The
-decision travels in `traceparent` (gRPC metadata and event envelopes), so that callees do not draw again.
+`start_server_span` decides once per call whether it is sampled: as its parent, else at random with `ratio`.
+Only sampled calls get a span. `traceparent` (in gRPC metadata and event envelopes) carries the decision to
+callees.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _FORCE = otel_context.create_key("flywheel-sample")
 
 
 class Tracing:
-    """What the interceptors ask. `enabled` is False without an endpoint: then trace ids exist, spans do not."""
+    """Starts spans. Without an endpoint `enabled` is False: calls have trace ids, but no spans."""
 
     def __init__(self, tracer: trace.Tracer | None = None, ratio: float = 0.01, provider: Any = None) -> None:
         self.enabled = tracer is not None
@@ -26,7 +27,8 @@ class Tracing:
         self._provider = provider
 
     def start_server_span(self, method: str, parent: str) -> tuple[str, Span | None]:
-        """(traceparent of this call, its span if it is sampled). `parent` is the caller's traceparent or empty."""
+        """Returns the traceparent of this call and its span if sampled. `parent` is the caller's traceparent
+        or empty."""
         context = parse_traceparent(parent) if parent else None
         sampled = context.trace_flags.sampled if context is not None else random.random() < self._ratio
         if self._tracer is None or not sampled:
@@ -40,7 +42,7 @@ class Tracing:
         return format_traceparent(span.get_span_context()), span
 
     def start_client_span(self, method: str, parent: str) -> tuple[str, Span | None]:
-        """The same for an outgoing call; only inside a sampled call."""
+        """The same for an outgoing call; a span only inside a sampled call."""
         if self._tracer is None or not parent.endswith("-01"):
             return parent, None
         context = parse_traceparent(parent)
@@ -51,7 +53,7 @@ class Tracing:
         return format_traceparent(span.get_span_context()), span
 
     def close(self) -> None:
-        """Sends what is left."""
+        """Sends the remaining spans."""
         if self._provider is not None:
             self._provider.shutdown()
 
@@ -60,14 +62,14 @@ _current = [Tracing()]
 
 
 def tracing() -> Tracing:
-    """The process's tracing; without spans until `configure_telemetry` was called with an endpoint."""
+    """The tracing of the process; without spans until `configure_telemetry` is called with an endpoint."""
     return _current[0]
 
 
 def configure_telemetry(
     service: str, otlp_endpoint: str = "", ratio: float = 0.01, exporter: Any = None
 ) -> Tracing:
-    """Sets up the SDK and the OTLP exporter if an endpoint (or an exporter, in tests) is given."""
+    """Configures tracing: with the SDK if an endpoint, or in tests an exporter, is given."""
     if not otlp_endpoint and exporter is None:
         _current[0] = Tracing(ratio=ratio)
         return _current[0]
@@ -83,7 +85,7 @@ def configure_telemetry(
     )
 
     class DecidedOrRatio(Sampler):
-        """A root that `start_server_span` drew is sampled; other roots draw by trace id."""
+        """Samples the roots that `start_server_span` has chosen; decides about other roots by trace id."""
 
         _by_ratio = TraceIdRatioBased(ratio)
 
@@ -117,7 +119,7 @@ def configure_telemetry(
 
 
 def parse_traceparent(text: str) -> SpanContext | None:
-    """W3C trace context, version 00; None when malformed."""
+    """Parses a W3C traceparent, version 00; None when malformed."""
     parts = text.split("-")
     if len(parts) < 4 or len(parts[1]) != 32 or len(parts[2]) != 16 or len(parts[3]) != 2:
         return None
@@ -131,5 +133,5 @@ def parse_traceparent(text: str) -> SpanContext | None:
 
 
 def format_traceparent(context: SpanContext) -> str:
-    """The W3C text of a span context."""
+    """Formats a span context as a W3C traceparent."""
     return f"00-{context.trace_id:032x}-{context.span_id:016x}-{int(context.trace_flags) & 1:02x}"

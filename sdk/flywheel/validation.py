@@ -1,4 +1,4 @@
-"""Rules that values must keep when they are written."""
+"""Validation rules for values when they are written."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What values must be when they are written. `action` says what happens to a row that breaks it: "reject" refuses the push
-    (a materialization leaves the row out), "quarantine" keeps it aside as Parquet, "flag" serves and counts it."""
+    """A condition that values must meet, and the action for a row that breaks it.
+
+    `action`: "reject" refuses the push (a materialization leaves the row out), "quarantine" writes the row to
+    Parquet instead, "flag" serves and counts it.
+    """
 
     min: float | None = None
     max: float | None = None
@@ -20,11 +23,11 @@ class Rule:
     action: str = "reject"
 
     def proto(self) -> pb.ValidationRule:
-        """Raises ValueError for an action that does not exist."""
+        """Raises ValueError for an unknown action."""
         name = f"VALIDATION_ACTION_{self.action.upper()}"
         action = pb.ValidationAction.DESCRIPTOR.values_by_name.get(name)
         if action is None:
-            raise ValueError(f"{self.action!r} is no action: say reject, quarantine or flag")
+            raise ValueError(f"unknown action {self.action!r}: use reject, quarantine or flag")
         return pb.ValidationRule(
             min=self.min,
             max=self.max,
@@ -38,14 +41,14 @@ Rules = Mapping[str, Rule | Sequence[Rule]]
 """Name of a feature or field → its rule or rules."""
 
 
-def rules_of(rules: Rules, name: str) -> list[pb.ValidationRule]:
-    """The rules of one name."""
+def rules_for(rules: Rules, name: str) -> list[pb.ValidationRule]:
+    """The rules of one feature or field."""
     found = rules.get(name, ())
     return [rule.proto() for rule in ([found] if isinstance(found, Rule) else found)]
 
 
-def check_ruled(rules: Rules, names: Iterable[str], of: str) -> None:
-    """Raises ValueError for rules of what is not among `names`."""
+def check_rule_names(rules: Rules, names: Iterable[str], owner: str) -> None:
+    """Raises ValueError for rules whose feature or field is not among `names`; `owner` is for the message."""
     unknown = set(rules) - set(names)
     if unknown:
-        raise ValueError(f"{of} has rules for {', '.join(sorted(unknown))}, which it does not have")
+        raise ValueError(f"{owner} has rules for {', '.join(sorted(unknown))}, which it does not have")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flywheel.differences import differences
+from flywheel.cli.version_diff import diff_lines
 from flywheel_protos.feature.v1 import definitions_pb2 as pb
 
 
@@ -21,7 +21,7 @@ def view(**changes: Any) -> pb.View:
 
 
 def test_equal_versions_differ_in_nothing_and_numbers_of_versions_are_no_difference() -> None:
-    assert differences(view(), view(name="projects/p/views/v/versions/2", version=2)) == []
+    assert diff_lines(view(), view(name="projects/p/views/v/versions/2", version=2)) == []
 
 
 def test_fields_are_told_by_their_path_and_elements_by_their_name() -> None:
@@ -29,7 +29,7 @@ def test_fields_are_told_by_their_path_and_elements_by_their_name() -> None:
     newer.ttl.FromSeconds(90)
     newer.batch.features[0].data_type = 2
     newer.tags["team"] = "b"
-    assert set(differences(view(), newer)) == {
+    assert set(diff_lines(view(), newer)) == {
         "ttl: 60s -> 90s",
         "owner: ops -> data",
         "tags.team: a -> b",
@@ -46,7 +46,7 @@ def test_a_set_says_which_features_came_and_went_and_that_their_order_changed() 
     new = pb.FeatureSet(
         version=2, features=["v:c", "v:b", "v:d"], view_versions=["projects/p/views/v/versions/2"]
     )
-    assert differences(old, new) == [
+    assert diff_lines(old, new) == [
         "- features: v:a",
         "+ features: v:d",
         "features: the order differs",

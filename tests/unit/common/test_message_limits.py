@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from google.protobuf.message import Message
 
-from flywheel_common.grpc.message_limits import impossible_value
+from flywheel_common.grpc.message_limits import unsupported_value
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.types.v1 import value_pb2
@@ -46,8 +46,8 @@ def rollout(seconds: int, nanos: int = 0) -> registry_pb2.StartRolloutRequest:
         (rollout(1, -1), "INVALID_DURATION", "policy.min_bake"),
     ],
 )
-def test_the_first_impossible_value_is_named(message: Message, reason: str, field: str) -> None:
-    found = impossible_value(message)
+def test_the_first_unsupported_value_is_named(message: Message, reason: str, field: str) -> None:
+    found = unsupported_value(message)
     assert found is not None
     assert (reason, field) == (found.reason, found.metadata["field"])
 
@@ -57,4 +57,4 @@ def test_everything_else_is_possible() -> None:
         predict(253_402_300_799, 999_999_999), predict(-62_135_596_800), rollout(-1, -1), rollout(315_576_000_000),
         inference_pb2.PredictRequest(model="ü\u2028", prediction_id=""),
     ):  # fmt: skip
-        assert impossible_value(message) is None
+        assert unsupported_value(message) is None

@@ -1,4 +1,4 @@
-"""What differs between two versions of a definition, one line each."""
+"""The differences between two versions of a definition, for `flywheel diff`."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-_ANSWERED = ("name", "version", "created_at", "features", "schema", "join_keys", "request_fields")
-"""Fields of a view that say what the server made of it."""
+_OUTPUT_ONLY = ("name", "version", "created_at", "features", "schema", "join_keys", "request_fields")
+"""Fields of a view that the server derives."""
 
 
-def differences(old: Message, new: Message) -> list[str]:
+def diff_lines(old: Message, new: Message) -> list[str]:
     """Lines such as `ttl: 86400s -> 172800s`, `+ batch.features[seats]: …` and `- features: facts:built`.
 
-    Views and feature sets as answered by the server; what the server derives is left out, but a set's list of features and the view
-    versions that it is bound to.
+    Takes views and feature sets as the server returns them. Fields that the server derives are left out,
+    except the features and view versions of a feature set.
     """
     lines: list[str] = []
-    _compare("", _told(old), _told(new), lines)
+    _compare("", _declared(old), _declared(new), lines)
     return lines
 
 
-def _told(message: Message) -> dict[str, Any]:
+def _declared(message: Message) -> dict[str, Any]:
     found: dict[str, Any] = MessageToDict(message, preserving_proto_field_name=True)
     kept = ("features",) if message.DESCRIPTOR.name == "FeatureSet" else ()
-    return {k: v for k, v in found.items() if k not in _ANSWERED or k in kept}
+    return {k: v for k, v in found.items() if k not in _OUTPUT_ONLY or k in kept}
 
 
 def _compare(path: str, old: Any, new: Any, lines: list[str]) -> None:
@@ -57,9 +57,9 @@ def _compare_lists(path: str, old: list[Any], new: list[Any], lines: list[str]) 
         lines.append(f"{path}: the order differs")
 
 
-def _key(value: Any, place: int) -> Any:
-    """What an element of a list is told apart by."""
+def _key(value: Any, index: int) -> Any:
+    """What identifies an element of a list: its text, name or field, else its index."""
     if isinstance(value, str):
         return value
     named = value.get("feature", value)
-    return named.get("name") or named.get("field") or place
+    return named.get("name") or named.get("field") or index

@@ -1,0 +1,216 @@
+"""Generates docs/reference/errors.md and permissions.md from the code.
+
+python docs/reference/generate.py           writes the files python docs/reference/generate.py --check
+changes nothing; lists what is wrong or out of date and exits with status 1
+
+Error reasons come from the classes in every `errors.py`, permissions from the table in every
+`permissions.py`.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from flywheel_common.errors import BY_CODE, FlywheelError
+from flywheel_common.grpc import auth
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).parent
+SOURCES = ("services", "sdk", "deploy", "examples", "bench", "tests")
+ErrorClass = type[FlywheelError]
+
+
+def packages() -> list[Path]:
+    """The folders of the importable packages of all services, and of the code that they share."""
+    return sorted(p.parent for p in ROOT.glob("services/*/flywheel_*/__init__.py"))
+
+
+def module_name(path: Path) -> str:
+    """`services/feature/flywheel_feature/online/errors.py` → `flywheel_feature.online.errors`."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts[2:])
+
+
+def error_classes() -> list[ErrorClass]:
+    """Every error class that an `errors.py` defines, the classes of status codes excluded."""
+    found: list[ErrorClass] = []
+    for path in sorted(path for package in packages() for path in package.rglob("errors.py")):
+        module = importlib.import_module(module_name(path))
+        classes = [value for value in vars(module).values() if isinstance(value, type)]
+        found += [
+            cls for cls in classes if issubclass(cls, FlywheelError) and cls.__module__ == module.__name__
+        ]
+    return [cls for cls in found if cls is not FlywheelError and cls not in BY_CODE.values()]
+
+
+def meaning(cls: ErrorClass) -> str:
+    """The class's own docstring on one line."""
+    return " ".join(str(vars(cls).get("__doc__") or "").split())
+
+
+def remedy(cls: ErrorClass) -> str:
+    """What the caller can do, as the class itself states it."""
+    return str(vars(cls).get("remedy", ""))
+
+
+def class_problems(classes: list[ErrorClass]) -> Iterator[str]:
+    """Classes without a reason, docstring or remedy, and reasons that mean different things."""
+    first: dict[str, ErrorClass] = {}
+    for cls in (*BY_CODE.values(), *classes):
+        name = f"{cls.__module__}.{cls.__name__}"
+        if "reason" not in vars(cls):
+            if not cls.__subclasses__():
+                yield f"{name} has no `reason`"
+            continue
+        if not meaning(cls):
+            yield f"{name} has no docstring (the meaning of {cls.reason})"
+        if not remedy(cls):
+            yield f"{name} has no `remedy`"
+        other = first.setdefault(cls.reason, cls)
+        if (meaning(other), remedy(other)) != (meaning(cls), remedy(cls)):
+            yield (
+                f"{cls.reason} has two descriptions; make them equal or use one class:\n"
+                f"    {other.__module__}.{other.__name__}: {meaning(other)} {remedy(other)}\n"
+                f"    {name}: {meaning(cls)} {remedy(cls)}"
+            )
+
+
+def source_problems(classes: list[ErrorClass]) -> Iterator[str]:
+    """Calls that pass `reason=` to an error class, and error classes defined outside an `errors.py`."""
+    names = {cls.__name__ for cls in (FlywheelError, *BY_CODE.values(), *classes)}
+    for path in sorted(path for folder in SOURCES for path in (ROOT / folder).rglob("*.py")):
+        text = path.read_text()
+        if "reason" not in text:
+            continue
+        in_tests = path.is_relative_to(ROOT / "tests")
+        for node in ast.walk(ast.parse(text)):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.Call) and called_name(node.func) in names:
+                if any(keyword.arg == "reason" for keyword in node.keywords):
+                    yield f"{where}: raise a class that has this reason instead of passing `reason=`"
+            elif isinstance(node, ast.ClassDef) and path.name != "errors.py" and not in_tests:
+                bases = {called_name(base) for base in node.bases}
+                if bases & names and "reason" in assigned_names(node):
+                    yield f"{where}: move {node.name} to an errors.py"
+
+
+def called_name(node: ast.expr) -> str:
+    """`NotFound` of `NotFound` and of `errors.NotFound`."""
+    if isinstance(node, ast.Attribute):
+        return node.attr
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def assigned_names(node: ast.ClassDef) -> set[str]:
+    """The names that the body of a class assigns."""
+    targets = [t for item in node.body if isinstance(item, ast.Assign) for t in item.targets]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
+    """A Markdown table."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (head, ("---",) * len(head), *rows)]
+    return [f"| {' | '.join(row)} |" for row in cells]
+
+
+def errors_page(classes: list[ErrorClass]) -> str:
+    """The text of errors.md."""
+    by_reason: dict[str, list[ErrorClass]] = {}
+    for cls in classes:
+        if "reason" in vars(cls):
+            by_reason.setdefault(cls.reason, []).append(cls)
+    rows = []
+    for reason, same in sorted(by_reason.items()):
+        codes = dict.fromkeys(cls.code.name for cls in same)
+        places = dict.fromkeys(cls.__module__.removesuffix(".errors") for cls in same)
+        rows.append(
+            (
+                f"`{reason}`",
+                ", ".join(codes),
+                meaning(same[0]),
+                remedy(same[0]),
+                ", ".join(f"`{place}`" for place in places),
+            )
+        )
+    general = [(f"`{cls.reason}`", meaning(cls), remedy(cls)) for cls in BY_CODE.values()]
+    return "\n".join(
+        [
+            "# Error reasons",
+            "",
+            "An error response carries a `google.rpc.Status` with one `ErrorInfo` of domain `flywheel`. Its",
+            "`reason` is part of the API: match on it, not on the message. The metadata of the `ErrorInfo` holds",
+            "the values that the message is about. This page is generated from the code by `make reference`.",
+            "",
+            *table(("Reason", "Status", "Meaning", "What to do", "Raised in"), rows),
+            "",
+            "## Without a specific reason",
+            "",
+            "An error that has no reason of its own uses the name of its status code.",
+            "",
+            *table(("Reason and status", "Meaning", "What to do"), general),
+            "",
+        ]
+    )
+
+
+def roles(permission: auth.Permission) -> str:
+    """The roles of which a caller needs one, in words."""
+    if permission == auth.PUBLIC:
+        return "everyone, without credentials"
+    return "any authenticated caller" if permission == auth.AUTHENTICATED else ", ".join(sorted(permission))
+
+
+def permissions_page() -> tuple[str, list[str]]:
+    """The text of permissions.md, and the services that have no table."""
+    names = {
+        value: key for key, value in vars(auth).items() if key.isupper() and isinstance(value, frozenset)
+    }
+    sections, problems = [], []
+    for package in packages():
+        if package.name == "flywheel_common":
+            continue
+        if not (package / "permissions.py").exists():
+            problems.append(f"{package.relative_to(ROOT)} has no permissions.py")
+            continue
+        permissions = importlib.import_module(f"{package.name}.permissions").PERMISSIONS
+        rows: dict[str, list[tuple[str, ...]]] = {}
+        for method, permission in permissions.items():
+            service, _, name = method.lstrip("/").partition("/")
+            rows.setdefault(service, []).append((f"`{name}`", names[permission], roles(permission)))
+        for service, of_service in rows.items():
+            sections += [
+                "",
+                f"## {service}",
+                "",
+                *table(("Method", "Permission", "Roles that have it"), of_service),
+            ]
+    head = [
+        "# Permissions",
+        "",
+        "With `auth_mode=jwt` a caller needs one of the roles of a method; a method without a row is denied.",
+        "With `auth_mode=open` every caller has every role. This page is generated from the `permissions.py`",
+        "of each service by `make reference`.",
+    ]
+    return "\n".join([*head, *sections, ""]), problems
+
+
+def main() -> int:
+    """Writes or checks the pages; returns the exit status."""
+    classes = error_classes()
+    permissions, problems = permissions_page()
+    problems += [*class_problems(classes), *source_problems(classes)]
+    for name, text in (("errors.md", errors_page(classes)), ("permissions.md", permissions)):
+        path = HERE / name
+        if "--check" not in sys.argv:
+            path.write_text(text)
+        elif not path.exists() or path.read_text() != text:
+            problems.append(f"{path.relative_to(ROOT)} is out of date: run `make reference`")
+    print("\n".join(problems), file=sys.stderr, end="\n" if problems else "")
+    return 1 if problems and "--check" in sys.argv else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""Poison records: records that a handler cannot process, and how they are isolated from the rest of a batch.
+
+A handler that knows the bad records raises PoisonError. After any other permanent error the batch is halved,
+and halved again, until single records are left: a record that keeps failing alone is poison. Poison records
+go to the dead-letter topic; all other records are processed once and in order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from flywheel_common.kafka.record import Record
+
+ISOLATION_ATTEMPTS = 3
+"""How often a record fails, alone or as the last half of failed batches, before it counts as poison."""
+
+
+class PoisonError(Exception):
+    """Raised by a handler: these records can never be processed. The transaction is rolled back, the records
+    go to the dead-letter topic, and the rest of the batch is tried again without them."""
+
+    def __init__(self, why: str, records: Sequence[Record]) -> None:
+        super().__init__(why)
+        self.why = why
+        self.records = list(records)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records of one partition, processed together; afterwards the position is `next_offset`.
+
+    `failures` counts the permanent errors so far. A batch without records only moves the position.
+    """
+
+    records: tuple[Record, ...]
+    next_offset: int
+    failures: int = 0
+
+    def without(self, poison: Sequence[Record]) -> Self:
+        """The batch without these records. Raises RuntimeError when none of them is in it."""
+        removed = {record.offset for record in poison}
+        rest = tuple(record for record in self.records if record.offset not in removed)
+        if len(rest) == len(self.records):
+            raise RuntimeError("PoisonError must name records of the batch")
+        return replace(self, records=rest)
+
+
+@dataclass(frozen=True, slots=True)
+class Isolation:
+    """What follows a failed batch: first send `poison` to the dead-letter topic, then process `batches` in
+    order."""
+
+    poison: tuple[Record, ...]
+    batches: tuple[Batch, ...]
+
+
+def isolate(failed: Batch) -> Isolation:
+    """One step of the bisection, after the handler failed on `failed` with a permanent error.
+
+    Several records become two halves; the first half moves the position to the first record of the second. A
+    single record is tried again until it has failed ISOLATION_ATTEMPTS times; then it is poison.
+    """
+    records, failures = failed.records, failed.failures + 1
+    if len(records) > 1:
+        middle = len(records) // 2
+        first = Batch(records[:middle], records[middle].offset)
+        return Isolation((), (first, Batch(records[middle:], failed.next_offset, failures)))
+    if not records or failures < ISOLATION_ATTEMPTS:
+        return Isolation((), (replace(failed, failures=failures),))
+    return Isolation(records, (Batch((), failed.next_offset, failures),))
