@@ -290,7 +290,7 @@ REFUSALS: list[tuple[str, str, Callable[[], Any]]] = [
         lambda: backwards(pb.GetDriftReportRequest(name=V1)),
     ),
     (
-        "INVALID_ARGUMENT INVALID_TIMESTAMP",
+        "INVALID_ARGUMENT INVALID_TIME",
         "GetDriftReport",
         lambda: bad_nanos(pb.GetDriftReportRequest(name=V1)),
     ),

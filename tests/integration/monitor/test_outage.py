@@ -25,11 +25,22 @@ async def test_without_postgres_calls_fail_in_time_and_events_wait(
     world.register()
     await world.predict(**world.rows(200))
     await world.processed(200)
+    request = pb.GetIngestStatusRequest(parent="projects/none")
+
+    async def refusal() -> tuple[str, str]:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await world.monitor.stub.GetIngestStatus(request, timeout=5)
+        error = from_rpc_error(caught.value)
+        return error.code.name, error.reason
+
+    def unready() -> bool:
+        assert world.monitor.channel is not None
+        return world.monitor.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
     postgres.kill()
-    with pytest.raises(grpc.aio.AioRpcError) as down:
-        await world.monitor.stub.GetIngestStatus(pb.GetIngestStatusRequest(parent="projects/none"), timeout=5)
-    refusal = from_rpc_error(down.value)
-    assert ("UNAVAILABLE", "POSTGRES_UNAVAILABLE") == (refusal.code.name, refusal.reason)
+    assert ("UNAVAILABLE", "POSTGRES_UNAVAILABLE") == await refusal()
+    await eventually(unready)
+    assert ("UNAVAILABLE", "POSTGRES_UNAVAILABLE") == await refusal()
     await world.predict(**world.rows(200, seed=1))
     await asyncio.to_thread(postgres.restart)
 

@@ -75,7 +75,7 @@ class MonitorProcess:
     log: Path
     process: asyncio.subprocess.Process | None = None
     stub: Any = None
-    _channel: Any = None
+    channel: grpc.aio.Channel | None = None
 
     async def start(self) -> None:
         with self.log.open("ab") as out:
@@ -88,11 +88,9 @@ class MonitorProcess:
                 stdout=out,
                 stderr=out,
             )
-        if self._channel is None:
-            self._channel = channel(
-                self.address, client_name="test", health_check=False, default_timeout_seconds=10
-            )
-            self.stub = monitor_pb2_grpc.MonitorServiceStub(self._channel)
+        if self.channel is None:
+            self.channel = channel(self.address, client_name="test")
+            self.stub = monitor_pb2_grpc.MonitorServiceStub(self.channel)
 
         async def serves() -> bool:
             assert self.process is not None
@@ -117,8 +115,8 @@ class MonitorProcess:
             except TimeoutError:
                 self.process.kill()
                 await self.process.wait()
-        if self._channel is not None:
-            await self._channel.close()
+        if self.channel is not None:
+            await self.channel.close()
 
 
 @dataclass

@@ -59,7 +59,7 @@ class Alerts(Protocol):
         ...
 
     async def alerts(self, project: str, wanted: AlertFilter, size: int, token: str) -> Page[Alert]:
-        """One page, newest first. Raises InvalidArgument INVALID_PAGE_TOKEN."""
+        """One page, newest first. Raises InvalidPageToken."""
         ...
 
     async def acknowledge_alert(self, name: AlertName, by: str) -> Alert:

@@ -9,7 +9,7 @@ from google.protobuf.message import Message
 
 from flywheel_common.context import actor
 from flywheel_common.deadline import budget
-from flywheel_common.errors import FlywheelError
+from flywheel_common.kafka.errors import KafkaUnavailable
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
 from flywheel_common.postgres.transactions import Store
@@ -173,9 +173,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         try:
             with budget(LAG_SECONDS):
                 lag = await self._lag.read()
-        except FlywheelError as error:
-            if error.reason != "KAFKA_UNAVAILABLE":
-                raise
+        except KafkaUnavailable:
             lag = self._lag.last
         async with self._store.reading() as records:
             counts, newest = await records.counts(project), await records.newest(project)

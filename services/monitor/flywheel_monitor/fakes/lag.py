@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
-from flywheel_common.errors import Unavailable
+from flywheel_common.kafka.errors import KafkaUnavailable
 from flywheel_monitor.ingest.lag import Lag, unread
 
 
@@ -38,7 +38,7 @@ class MemoryLag:
 
     async def read(self) -> Lag:
         if self.down or not self._positions.keys() <= set(self._partitions):
-            raise Unavailable("The broker does not list every partition.", reason="KAFKA_UNAVAILABLE")
+            raise KafkaUnavailable("The broker does not list every partition.")
         self.last = Lag(
             {p: unread(self._begins[p], self._ends[p], self._positions.get(p)) for p in self._partitions},
             self._dead_letters,

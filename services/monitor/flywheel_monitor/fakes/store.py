@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 
 from flywheel_common.clock import Clock
 from flywheel_common.context import current_principal
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.postgres.errors import InvalidRequestId, RequestIdReused
 from flywheel_common.postgres.idempotency import MAX_REQUEST_ID
 from flywheel_monitor.alerts.drift_event import DriftAnnouncement
 from flywheel_monitor.fakes.alerts import MemoryAlerts
@@ -47,9 +47,7 @@ class MemoryStore:
         self, method: str, request_id: str, body: bytes, effect: Callable[[MemoryRecords], Awaitable[bytes]]
     ) -> bytes:
         if len(request_id) > MAX_REQUEST_ID:
-            raise InvalidArgument(
-                f"request_id is longer than {MAX_REQUEST_ID} characters.", reason="INVALID_REQUEST_ID"
-            )
+            raise InvalidRequestId(f"request_id is longer than {MAX_REQUEST_ID} characters.")
         async with self.transaction() as records:
             return await records.once((current_principal().subject, method, request_id), body, effect)
 
@@ -70,9 +68,8 @@ class MemoryRecords(MemoryPredictions, MemoryArchiveQueue, MemoryReports, Memory
         if known is None:
             self._data.responses[key] = known = body, await effect(self)
         if known[0] != body:
-            raise InvalidArgument(
-                f"request_id {key[-1]!r} was used for another {key[1]} request: use a new id for a new request.",
-                reason="REQUEST_ID_REUSED",
+            raise RequestIdReused(
+                f"request_id {key[-1]!r} was used for another {key[1]} request: use a new id.",
                 request_id=key[-1],
             )
         return known[1]

@@ -77,7 +77,7 @@ class ConsumerLag(Protocol):
         ...
 
     async def read(self) -> Lag:
-        """Read the lag now. Raises Unavailable KAFKA_UNAVAILABLE while the broker does not respond (before
+        """Read the lag now. Raises KafkaUnavailable while the broker does not respond (before
         the deadline of the running call, if any) or does not list a claimed partition, and
-        POSTGRES_UNAVAILABLE while the positions cannot be read; `last` then keeps its value."""
+        PostgresUnavailable while the positions cannot be read; `last` then keeps its value."""
         ...

@@ -9,8 +9,8 @@ from contextlib import suppress
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from flywheel_common.deadline import in_time
-from flywheel_common.errors import Unavailable
 from flywheel_common.kafka.client import kafka_errors, unavailable
+from flywheel_common.kafka.errors import KafkaUnavailable
 from flywheel_common.kafka.topics import dead_letter
 from flywheel_common.postgres.pool import Pool, connection
 from flywheel_monitor.ingest.lag import Lag, unread
@@ -67,9 +67,8 @@ class KafkaLag:
             rows = await conn.fetch(_POSITIONS, self._group)
         positions = {TopicPartition(r["topic"], r["partition"]): r["next_offset"] for r in rows}
         if {tp for tp in positions if tp.topic in self._topics} - set(wanted):
-            raise Unavailable(
+            raise KafkaUnavailable(
                 "The broker does not list every partition with a position: try again.",
-                reason="KAFKA_UNAVAILABLE",
                 cause="StaleMetadata",
             )
         begins = await consumer.beginning_offsets(wanted)
@@ -98,5 +97,5 @@ async def _stop(consumer: AIOKafkaConsumer) -> None:
             await consumer.stop()
 
 
-def _timed_out() -> Unavailable:
+def _timed_out() -> KafkaUnavailable:
     return unavailable(TimeoutError())
