@@ -17,6 +17,8 @@ class FaultProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._flowing = asyncio.Event()
         self._flowing.set()
+        self._ending = asyncio.Event()
+        self._ending.set()
         self._refusing = False
         self.port = 0
 
@@ -38,9 +40,14 @@ class FaultProxy:
         """Keeps connections open but forwards nothing until `heal`."""
         self._flowing.clear()
 
+    def hide_ends(self) -> None:
+        """Passes all data on, but not that the backend has closed a connection, until `heal`."""
+        self._ending.clear()
+
     def heal(self) -> None:
         """Ends all faults."""
         self._refusing = False
+        self._ending.set()
         self._flowing.set()
 
     async def __aenter__(self) -> Self:
@@ -54,6 +61,7 @@ class FaultProxy:
         assert self._server is not None
         self._server.close()
         self._flowing.set()
+        self._ending.set()
         self.reset()
         await self._server.wait_closed()
 
@@ -83,4 +91,5 @@ class FaultProxy:
                 await self._flowing.wait()
                 writer.write(data)
                 await writer.drain()
+            await self._ending.wait()
         writer.transport.abort() if writer.transport.is_closing() else writer.close()

@@ -16,19 +16,19 @@ class MonitorSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     metrics_listen: str = "127.0.0.1:7205"
     """host:port of the Prometheus /metrics page; empty for none."""
     registry_address: str = "127.0.0.1:7102"
-    """host:port of the registry: which training set a version comes from."""
+    """host:port of the registry, which knows the training set of a version."""
     feature_address: str = "127.0.0.1:7101"
-    """host:port of the feature service: the training set's profile."""
+    """host:port of the feature service, which has the profile of the training set."""
     consumer_group: str = "flywheel-monitor"
-    """Kafka group; its positions are in PostgreSQL."""
+    """Kafka consumer group; its positions are stored in PostgreSQL."""
     pane_seconds: int = Field(60, ge=1, le=86_400)
-    """Width of the panes that counts are kept in, event time. Must not change once there are counts."""
+    """Width of a pane, the smallest slice of event time that counts are kept for. Must not change once counts exist."""
     out_of_order_seconds: float = Field(0.0, ge=0)
     """Event time that a window stays open after the watermark has passed its end."""
     watch_poll_seconds: float = Field(0.25, gt=0)
-    """How often due windows are looked for."""
+    """Pause between passes that judge the windows that are due."""
     keep_days: float = Field(400.0, gt=0)
-    """Event time for which single answers and labels are kept; counts, reports and the archive stay."""
+    """Event time for which single predictions and labels are kept; counts, reports and the archive stay."""
     batch_records: int = Field(200, ge=1)
     """Most records of one partition in one transaction."""
     archive_prefix: str = "predictions"
@@ -36,8 +36,8 @@ class MonitorSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     archive_rows: int = Field(50_000, ge=1)
     """Rows after which an archive segment is cut."""
     archive_idle_seconds: float = Field(1.0, ge=0)
-    """Wall time without new predictions after which what waits is archived."""
+    """Wall time without new predictions after which the waiting ones are archived."""
     archive_age_seconds: float = Field(30.0, gt=0)
     """Wall time after which the oldest waiting prediction is archived."""
     lease_ttl_seconds: float = Field(10.0, gt=0)
-    """How long a crashed replica's work waits before another takes it."""
+    """Time after which another replica takes over the work of a crashed one."""

@@ -1,14 +1,17 @@
-"""Wiring: the one place that builds things."""
+"""The composition root: builds the monitor from its settings."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
+
+from prometheus_client import REGISTRY, CollectorRegistry
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.grpc.auth import READ, WRITE, Permissions
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
@@ -19,49 +22,40 @@ from flywheel_common.kafka.outbox import Relay
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.postgres.lease import Lease
 from flywheel_common.postgres.migrate import migrate
-from flywheel_common.postgres.pool import create_pool
+from flywheel_common.postgres.pool import Pool, create_pool
+from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_monitor.archive import Archive, ArchiveSettings
+from flywheel_monitor.api.servicer import ApiRecords, MonitorServicer
+from flywheel_monitor.archive.metrics import ArchiveMetrics
+from flywheel_monitor.archive.ports import ArchiveObjects, ArchiveQueue
+from flywheel_monitor.archive.prediction_archive import ArchiveSettings, PredictionArchive
 from flywheel_monitor.config import MonitorSettings
-from flywheel_monitor.consume import Intake
-from flywheel_monitor.gauges import Gauges
-from flywheel_monitor.peers import PeerReferences
-from flywheel_monitor.ports import ConsumerLag
-from flywheel_monitor.queries import Queries
-from flywheel_monitor.servicer import MonitorServicer
-from flywheel_monitor.store.lag import LagProbe
-from flywheel_monitor.store.records import PostgresStore
-from flywheel_monitor.store.versions import Versions
-from flywheel_monitor.watch import Watch
-from flywheel_monitor.windows import Behind
+from flywheel_monitor.evaluation.evaluator import EvaluationRecords, Evaluator
+from flywheel_monitor.evaluation.metrics import EvaluationMetrics
+from flywheel_monitor.ingest.consumer import EventHandler
+from flywheel_monitor.ingest.metrics import IngestMetrics
+from flywheel_monitor.ingest.ports import ConsumerLag, Retention
+from flywheel_monitor.ingest.retention import prune_forever
+from flywheel_monitor.permissions import PERMISSIONS, SERVICE
+from flywheel_monitor.store.grpc.references import GrpcReferences
+from flywheel_monitor.store.kafka.lag import KafkaLag
+from flywheel_monitor.store.postgres.records import PostgresStore
+from flywheel_monitor.store.postgres.versions import VersionCache
+from flywheel_monitor.windows.watermark import UnreadPartitions
 from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 
 log = get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
-SERVICE = "flywheel.monitor.v1.MonitorService"
-PERMISSIONS: Permissions = {
-    **{
-        f"/{SERVICE}/{method}": READ
-        for method in (
-            "GetMonitorPolicy",
-            "GetDriftReport",
-            "GetPerformance",
-            "CompareVariants",
-            "GetAlert",
-            "ListAlerts",
-            "GetIngestStatus",
-            "GetPredictionArchive",
-        )
-    },
-    **{f"/{SERVICE}/{method}": WRITE for method in ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert")},
-}
-_PRUNE_SECONDS = 60.0
+CONSUMED = (topics.PREDICTION_LOGGED, topics.OUTCOME_RECORDED)
+PEER_SECONDS = 5.0
 
 
-async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
-    """The whole service, migrated, with its consumer, watch, archive and outbox relay in the background."""
+async def build(
+    settings: MonitorSettings, stack: AsyncExitStack, prometheus: CollectorRegistry = REGISTRY
+) -> Server:
+    """The service on its real backends, with the database migrated."""
     pool = await stack.enter_async_context(
         create_pool(
             settings.dsn,
@@ -71,31 +65,61 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
         )
     )
     await migrate(pool, MIGRATIONS)
-    consumed = (topics.PREDICTION_LOGGED, topics.OUTCOME_RECORDED)
-
-    channels = {}
-    for peer, address in (("registry", settings.registry_address), ("feature", settings.feature_address)):
-        channels[peer] = channel(
+    channels = []
+    for address in (settings.registry_address, settings.feature_address):
+        peer = channel(
             address,
             client_name="monitor",
             token=settings.service_token.get_secret_value(),
-            default_timeout_seconds=5.0,
+            default_timeout_seconds=PEER_SECONDS,
         )
-        stack.push_async_callback(channels[peer].close)
+        stack.push_async_callback(peer.close)
+        channels.append(peer)
     objects = await stack.enter_async_context(object_store(settings))
     producer = await stack.enter_async_context(
         Producer(settings.kafka_bootstrap, client_id="flywheel-monitor")
     )
-
-    pane_us = settings.pane_seconds * 1_000_000
-    gauges = Gauges()
-    versions = Versions(pool, PeerReferences(channels["registry"], channels["feature"]))
-    store = PostgresStore(pool, versions, pane_us)
-    lag = LagProbe(settings.kafka_bootstrap, pool, settings.consumer_group, consumed)
+    store = PostgresStore(pool, VersionCache(pool, GrpcReferences(*channels)), pane_us(settings))
+    lag = KafkaLag(settings.kafka_bootstrap, pool, settings.consumer_group, CONSUMED)
     stack.push_async_callback(lag.close)
-    archive = Archive(
-        store,
-        objects,
+    server = wire(
+        settings,
+        Ports(store=store, lag=lag, objects=objects, ready=store.ready),
+        lease=lambda name: Lease(pool, name, ttl_seconds=settings.lease_ttl_seconds),
+        prometheus=prometheus,
+    )
+    server.add_background("consumer", lambda: _retry_start(lambda: _consume(settings, pool, store)))
+    server.add_background("outbox relay", Relay(pool, producer).run)
+    return server
+
+
+class Records(ApiRecords, EvaluationRecords, ArchiveQueue, Retention, Protocol):
+    """What the service reads and changes in one transaction."""
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The adapters that the service uses. `ready`: whether the store responds."""
+
+    store: Store[Records]
+    lag: ConsumerLag
+    objects: ArchiveObjects
+    ready: Callable[[], Awaitable[bool]]
+
+
+def wire(
+    settings: MonitorSettings,
+    ports: Ports,
+    *,
+    lease: Callable[[str], Lease],
+    prometheus: CollectorRegistry,
+) -> Server:
+    """The service on these ports, without the Kafka consumer and the outbox relay. `lease` makes the lease
+    under which one replica at a time does a background task."""
+    ingest_metrics = IngestMetrics(prometheus)
+    archive = PredictionArchive(
+        ports.store,
+        ports.objects,
         ArchiveSettings(
             settings.s3_bucket,
             settings.archive_prefix,
@@ -103,72 +127,67 @@ async def build(settings: MonitorSettings, stack: AsyncExitStack) -> Server:
             settings.archive_idle_seconds,
             settings.archive_age_seconds,
         ),
-        gauges,
+        ArchiveMetrics(prometheus),
     )
 
-    watch = Watch(
-        store,
-        gauges,
+    async def unread_partitions() -> UnreadPartitions:
+        lag = await ports.lag.read()
+        ingest_metrics.lag(lag.total)
+        return UnreadPartitions(
+            lag.unread_partitions(topics.PREDICTION_LOGGED), lag.unread_partitions(topics.OUTCOME_RECORDED)
+        )
+
+    evaluator = Evaluator(
+        ports.store,
+        EvaluationMetrics(prometheus),
         SystemIds(),
-        behind=lambda: _behind(lag, gauges),
+        unread=unread_partitions,
         delay_us=int(settings.out_of_order_seconds * 1e6),
         poll_seconds=settings.watch_poll_seconds,
     )
-    consumer = ConsumerLoop(
-        bootstrap=settings.kafka_bootstrap,
-        group=settings.consumer_group,
-        topics=consumed,
-        handler=Intake(store.on).handle,
-        pool=pool,
-        batch_records=settings.batch_records,
-    )
-    servicer = MonitorServicer(
-        store=store,
-        queries=Queries(store, pane_us),
-        archive=archive,
-        lag=lag,
-        pane_us=pane_us,
-    )
+    servicer = MonitorServicer(store=ports.store, archive=archive, lag=ports.lag, pane_us=pane_us(settings))
     server = Server(
         settings,
         servicers=[(monitor_pb2_grpc.add_MonitorServiceServicer_to_server, servicer)],
         full_service_names=[SERVICE],
         permissions=PERMISSIONS,
-        readiness=store.ready,
+        readiness=ports.ready,
+        registry=prometheus,
     )
 
-    async def archive_log() -> None:
-        await _outlast(objects.ensure_bucket)
+    async def write_archive() -> None:
+        await _retry_start(ports.objects.ensure_bucket)
         await archive.run()
 
-    async def consume() -> None:
-        await ensure_topics(
-            settings.kafka_bootstrap,
-            topics.specs((*consumed, topics.DRIFT_DETECTED), settings.kafka_partitions),
-        )
-        await consumer.run()
-
-    ttl = settings.lease_ttl_seconds
-    watch_lease, archive_lease = (
-        Lease(pool, "watch", ttl_seconds=ttl),
-        Lease(pool, "archive", ttl_seconds=ttl),
-    )
-    server.add_background("consumer", lambda: _outlast(consume))
-    server.add_background("watch", lambda: watch_lease.run(lambda _: watch.run()))
-    server.add_background("archive", lambda: archive_lease.run(lambda _: archive_log()))
-    server.add_background("outbox relay", Relay(pool, producer).run)
-    server.add_background("prune", lambda: _prune(store, int(settings.keep_days * 86_400_000_000)))
+    evaluation_lease, archive_lease = lease("watch"), lease("archive")
+    server.add_background("watch", lambda: evaluation_lease.run(lambda _: evaluator.run()))
+    server.add_background("archive", lambda: archive_lease.run(lambda _: write_archive()))
+    keep_us = int(settings.keep_days * 86_400_000_000)
+    server.add_background("prune", lambda: prune_forever(ports.store, keep_us))
     return server
 
 
-async def _behind(lag: ConsumerLag, gauges: Gauges) -> Behind:
-    found = await lag.read()
-    gauges.lag(found.total)
-    return Behind(found.behind(topics.PREDICTION_LOGGED), found.behind(topics.OUTCOME_RECORDED))
+def pane_us(settings: MonitorSettings) -> int:
+    return settings.pane_seconds * 1_000_000
 
 
-async def _outlast(work: Callable[[], Awaitable[None]]) -> None:
-    """Starts again after a dependency that was down at start."""
+async def _consume(settings: MonitorSettings, pool: Pool, store: PostgresStore) -> None:
+    await ensure_topics(
+        settings.kafka_bootstrap,
+        topics.specs((*CONSUMED, topics.DRIFT_DETECTED), settings.kafka_partitions),
+    )
+    await ConsumerLoop(
+        bootstrap=settings.kafka_bootstrap,
+        group=settings.consumer_group,
+        topics=CONSUMED,
+        handler=EventHandler(store.on).handle,
+        pool=pool,
+        batch_records=settings.batch_records,
+    ).run()
+
+
+async def _retry_start(work: Callable[[], Awaitable[None]]) -> None:
+    """Run the work, and start it again while a dependency that it needs is unavailable."""
     while True:
         try:
             await work()
@@ -178,16 +197,3 @@ async def _outlast(work: Callable[[], Awaitable[None]]) -> None:
                 raise
             log.warning("waiting for a dependency", reason=error.reason)
             await asyncio.sleep(1.0)
-
-
-async def _prune(store: PostgresStore, keep_us: int) -> None:
-    while True:
-        try:
-            async with store.transaction() as records:
-                pruned = await records.prune(keep_us)
-        except FlywheelError as error:
-            if not error.retryable:
-                raise
-            pruned = 0
-        if not pruned:
-            await asyncio.sleep(_PRUNE_SECONDS)

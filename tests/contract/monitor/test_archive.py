@@ -1,4 +1,4 @@
-"""One law for the way of predictions into the archive: each row once. In memory, in PostgreSQL and, for how far it is, through gRPC."""
+"""Contract tests of the archive queue: each row is archived once."""
 
 from __future__ import annotations
 
@@ -12,30 +12,42 @@ from prometheus_client import CollectorRegistry
 from flywheel_common.errors import Unavailable
 from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.storage.objects import Digest
-from flywheel_monitor.archive import Archive, ArchiveSettings
-from flywheel_monitor.gauges import Gauges
+from flywheel_monitor.archive.metrics import ArchiveMetrics
+from flywheel_monitor.archive.prediction_archive import ArchiveSettings, PredictionArchive
+from tests.support.builders.monitor import (
+    MODEL,
+    START_US,
+    predictions,
+)
+from tests.support.servers.monitor import LocalMonitor
 
 DAY_US = 86_400_000_000
 NEVER = 1e9
 
 
-class Fragile(MemoryObjectStore):
-    """Fails at every put from the `lasts`-th on, as long as `lasts` is set."""
+class FailingObjectStore(MemoryObjectStore):
+    """Fails every put after the first `puts_left` ones; None: never."""
 
-    lasts: int | None = None
+    puts_left: int | None = None
 
     async def put(self, key: str, data: bytes) -> Digest:
-        if self.lasts is not None:
-            if self.lasts == 0:
-                raise Unavailable("The object store is away.", reason="S3_UNAVAILABLE")
-            self.lasts -= 1
+        if self.puts_left is not None:
+            if self.puts_left == 0:
+                raise Unavailable("The object store is down.")
+            self.puts_left -= 1
         return await super().put(key, data)
 
 
-def archive(monitor: Any, objects: MemoryObjectStore, **settings: Any) -> Archive:
-    """Nothing is due but by its rows."""
+def archive(monitor: LocalMonitor, objects: MemoryObjectStore, **settings: Any) -> PredictionArchive:
+    """An archive that cuts segments by their rows only, unless the settings say otherwise."""
     limits = {"idle_seconds": NEVER, "age_seconds": NEVER, **settings}
-    return Archive(monitor.store, objects, ArchiveSettings("b", **limits), Gauges(CollectorRegistry()))
+    metrics = ArchiveMetrics(CollectorRegistry())
+    return PredictionArchive(monitor.store, objects, ArchiveSettings("b", **limits), metrics)
+
+
+async def archived(monitor: LocalMonitor, model: str = MODEL) -> tuple[int, int | None]:
+    async with monitor.store.reading() as records:
+        return await records.archived(model)
 
 
 async def held(objects: MemoryObjectStore, prefix: str = "predictions/p/late/") -> dict[str, list[str]]:
@@ -47,15 +59,15 @@ async def held(objects: MemoryObjectStore, prefix: str = "predictions/p/late/") 
     return found
 
 
-async def test_each_new_row_is_archived_once_by_day_and_version(monitor: Any) -> None:
-    start, objects = monitor.start_us, MemoryObjectStore()
-    assert (0, None) == await monitor.asks.archived()
+async def test_each_new_row_is_archived_once_by_day_and_version(monitor: LocalMonitor) -> None:
+    start, objects = START_US, MemoryObjectStore()
+    assert (0, None) == await archived(monitor)
     times = [start, start + DAY_US, start + 5]
-    await monitor.predicted(monitor.batch(["a", "b", "c"], times=times))
-    await monitor.predicted(monitor.batch(["c", "d", "a"], times=[start + 5, start + 9, start]))
-    await monitor.predicted(monitor.batch(["a", "b"], times=times[:2]))
-    shadow = monitor.batch(["a"], version=2, release=2, role=3, times=[start])
-    await monitor.predicted(shadow, monitor.batch(["x"], model="projects/p/models/other"))
+    await monitor.predicted(predictions(["a", "b", "c"], times=times))
+    await monitor.predicted(predictions(["c", "d", "a"], times=[start + 5, start + 9, start]))
+    await monitor.predicted(predictions(["a", "b"], times=times[:2]))
+    shadow = predictions(["a"], version=2, release=2, role=3, times=[start])
+    await monitor.predicted(shadow, predictions(["x"], model="projects/p/models/other"))
     assert 2 == await archive(monitor, objects).pass_once(now=True)
     found = {(key[5:15], key[-10:-8]): ids for key, ids in (await held(objects)).items()}
     assert {
@@ -63,64 +75,61 @@ async def test_each_new_row_is_archived_once_by_day_and_version(monitor: Any) ->
         ("2013-04-02", "v1"): ["b"],
         ("2013-04-01", "v2"): ["a"],
     } == found
-    assert (5, start + DAY_US) == await monitor.asks.archived()
-    assert (1, start) == await monitor.asks.archived("projects/p/models/other")
-    assert (0, None) == await monitor.asks.archived("projects/q/models/late")
+    assert (5, start + DAY_US) == await archived(monitor)
+    assert (1, start) == await archived(monitor, "projects/p/models/other")
+    assert (0, None) == await archived(monitor, "projects/q/models/late")
     assert 0 == await archive(monitor, objects).pass_once(now=True)
 
 
-async def test_a_segment_is_cut_when_enough_rows_wait_and_takes_the_oldest(monitor: Any) -> None:
+async def test_a_segment_takes_the_oldest_batches_once_enough_rows_wait(monitor: LocalMonitor) -> None:
     objects = MemoryObjectStore()
     due = archive(monitor, objects, rows=4)
-    await monitor.predicted(monitor.batch(["a", "b", "c"]))
+    await monitor.predicted(predictions(["a", "b", "c"]))
     assert 0 == await due.pass_once()
-    await monitor.predicted(monitor.batch(["d", "e"]), monitor.batch(["f"]))
+    await monitor.predicted(predictions(["d", "e"]), predictions(["f"]))
     assert 1 == await due.pass_once()
     assert [["a", "b", "c", "d", "e"]] == list((await held(objects)).values())
-    assert (5, monitor.start_us) == await monitor.asks.archived()
+    assert (5, START_US) == await archived(monitor)
     assert 0 == await due.pass_once()
     assert 1 == await archive(monitor, objects, age_seconds=0).pass_once()
     assert [["a", "b", "c", "d", "e"], ["f"]] == sorted((await held(objects)).values())
 
 
-@pytest.mark.parametrize("lasts", [0, 1, 2])
-async def test_what_was_begun_is_repeated_under_the_same_names_and_counts_when_it_is_complete(
-    monitor: Any, lasts: int
-) -> None:
-    objects, start = Fragile(), monitor.start_us
+@pytest.mark.parametrize("puts", [0, 1, 2])
+async def test_an_interrupted_segment_is_repeated_and_counts_once(monitor: LocalMonitor, puts: int) -> None:
+    objects, start = FailingObjectStore(), START_US
     times = [start, start + DAY_US, start + 2 * DAY_US]
-    await monitor.predicted(monitor.batch(["a", "b", "c"], times=times))
-    objects.lasts = lasts
+    await monitor.predicted(predictions(["a", "b", "c"], times=times))
+    objects.puts_left = puts
     with pytest.raises(Unavailable):
         await archive(monitor, objects).pass_once(now=True)
-    assert (lasts, (0, None)) == (len(await held(objects)), await monitor.asks.archived())
-    await monitor.predicted(monitor.batch(["d"], times=[start]))
-    objects.lasts = None
+    assert (puts, (0, None)) == (len(await held(objects)), await archived(monitor))
+    await monitor.predicted(predictions(["d"], times=[start]))
+    objects.puts_left = None
     assert 1 == await archive(monitor, objects).pass_once()
     assert [["a"], ["b"], ["c"]] == sorted((await held(objects)).values())
-    assert (3, times[2]) == await monitor.asks.archived()
+    assert (3, times[2]) == await archived(monitor)
     assert 1 == await archive(monitor, objects).pass_once(now=True)
-    assert (4, times[2]) == await monitor.asks.archived()
+    assert (4, times[2]) == await archived(monitor)
 
 
-async def test_rows_whose_transaction_is_undone_never_reach_the_archive(monitor: Any) -> None:
-    await monitor.predicted(monitor.batch(["a"]))
+async def test_rolled_back_rows_are_never_archived(monitor: LocalMonitor) -> None:
+    await monitor.predicted(predictions(["a"]))
     with pytest.raises(ZeroDivisionError):
         async with monitor.store.transaction() as records:
-            await records.add_predictions(0, [monitor.batch(["b"])])
+            await records.add_predictions(0, [predictions(["b"])])
             raise ZeroDivisionError
     await archive(monitor, MemoryObjectStore()).pass_once(now=True)
-    assert (1, monitor.start_us) == await monitor.asks.archived()
+    assert (1, START_US) == await archived(monitor)
 
 
-@pytest.mark.without_grpc("a gauge, not an RPC, shows what waits for the archive")
-async def test_what_waits_is_counted_per_model_with_its_ages(monitor: Any) -> None:
+async def test_waiting_rows_are_counted_per_model_with_their_ages(monitor: LocalMonitor) -> None:
     other = "projects/p/models/other"
-    await monitor.predicted(monitor.batch(["a", "b"]))
-    await monitor.predicted(monitor.batch(["b", "c"]), monitor.batch(["x"], model=other))
+    await monitor.predicted(predictions(["a", "b"]))
+    await monitor.predicted(predictions(["b", "c"]), predictions(["x"], model=other))
     async with monitor.store.transaction() as records:
         found = {w.model: w for w in await records.waiting()}
-        assert {monitor.model: 3, other: 1} == {model: w.rows for model, w in found.items()}
-        assert 0 <= found[monitor.model].idle_seconds <= found[monitor.model].age_seconds < 60
-        await records.cut_segment(monitor.model, 1)
-        assert {monitor.model: 1, other: 1} == {w.model: w.rows for w in await records.waiting()}
+        assert {MODEL: 3, other: 1} == {model: w.rows for model, w in found.items()}
+        assert 0 <= found[MODEL].idle_seconds <= found[MODEL].age_seconds < 60
+        await records.cut_segment(MODEL, 1)
+        assert {MODEL: 1, other: 1} == {w.model: w.rows for w in await records.waiting()}

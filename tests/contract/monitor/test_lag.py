@@ -1,174 +1,176 @@
-"""One law for what waits unread, in memory, of Kafka and PostgreSQL, and over gRPC: the watch closes windows by it."""
+"""Contract tests of the consumer lag, by which windows are closed."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from typing import Any
 
 import pytest
 
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import Unavailable
-from tests.contract.monitor.streams import Stream
 from tests.support.eventually import eventually
+from tests.support.servers.monitor_streams import Stream
 
 
-async def test_the_first_answer_already_counts_what_nobody_has_claimed(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 1, 3)
+async def lag_of(stream: Stream) -> tuple[int, int]:
+    """(unread records, dead letters)"""
+    found = await stream.lag.read()
+    return found.total, found.dead_letters
+
+
+async def lag_while_down(stream: Stream) -> tuple[int, int]:
+    """The last lag, while reading it fails."""
+    with pytest.raises(Unavailable) as caught:
+        await stream.lag.read()
+    assert "KAFKA_UNAVAILABLE" == caught.value.reason
+    return stream.lag.last.total, stream.lag.last.dead_letters
+
+
+async def test_unclaimed_partitions_count_from_the_first_read(stream: Stream) -> None:
+    await stream.write(stream.predictions, 1, 3)
     await stream.write(stream.outcomes, 0)
-    assert (4, 0) == await consumed.asks.waiting()
+    assert (4, 0) == await lag_of(stream)
 
 
-async def test_a_partition_without_a_position_waits_from_its_first_record_on(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 0, 5)
-    await stream.drop(stream.answers, 0, before=3)
-    assert (2, 0) == await consumed.asks.waiting()
-    await stream.read(stream.answers, 0, 0)
-    assert (2, 0) == await consumed.asks.waiting(), "it was claimed, and nothing committed"
+async def test_a_partition_without_a_position_counts_from_its_begin(stream: Stream) -> None:
+    await stream.write(stream.predictions, 0, 5)
+    await stream.drop(stream.predictions, 0, before=3)
+    assert (2, 0) == await lag_of(stream)
+    await stream.read(stream.predictions, 0, 0)
+    assert (2, 0) == await lag_of(stream), "claimed, and nothing committed"
 
 
-async def test_what_is_committed_as_read_waits_no_more(consumed: Any) -> None:
-    stream = consumed.stream
-    assert (0, 0) == await consumed.asks.waiting()
-    await stream.write(stream.answers, 0, 2)
+async def test_committed_records_do_not_count(stream: Stream) -> None:
+    assert (0, 0) == await lag_of(stream)
+    await stream.write(stream.predictions, 0, 2)
     await stream.write(stream.outcomes, 1, 3)
     await stream.read(stream.outcomes, 1, 2)
-    assert (3, 0) == await consumed.asks.waiting()
-    await stream.read(stream.answers, 0, 2)
+    assert (3, 0) == await lag_of(stream)
+    await stream.read(stream.predictions, 0, 2)
     await stream.read(stream.outcomes, 1, 1)
-    assert (0, 0) == await consumed.asks.waiting()
+    assert (0, 0) == await lag_of(stream)
 
 
-async def test_what_the_broker_dropped_unread_waits_no_more(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 0, 5)
-    await stream.read(stream.answers, 0, 1)
-    await stream.drop(stream.answers, 0, before=4)
-    assert (1, 0) == await consumed.asks.waiting()
-    await stream.drop(stream.answers, 0, before=5)
-    assert (0, 0) == await consumed.asks.waiting()
+async def test_records_that_the_broker_dropped_do_not_count(stream: Stream) -> None:
+    await stream.write(stream.predictions, 0, 5)
+    await stream.read(stream.predictions, 0, 1)
+    await stream.drop(stream.predictions, 0, before=4)
+    assert (1, 0) == await lag_of(stream)
+    await stream.drop(stream.predictions, 0, before=5)
+    assert (0, 0) == await lag_of(stream)
 
 
-async def test_what_was_parked_is_counted_and_does_not_wait(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 0, 3)
+async def test_dead_letters_are_counted_apart(stream: Stream) -> None:
+    await stream.write(stream.predictions, 0, 3)
     await stream.park(2)
-    await stream.read(stream.answers, 0, 2)
-    assert (1, 2) == await consumed.asks.waiting()
+    await stream.read(stream.predictions, 0, 2)
+    assert (1, 2) == await lag_of(stream)
 
 
-@pytest.mark.without_grpc("GetIngestStatus tells the sum over topics and partitions")
-async def test_each_partition_of_each_topic_is_told_apart(consumed: Any) -> None:
-    stream, lag = consumed.stream, consumed.asks.lag
+async def test_the_lag_is_read_per_topic_and_partition(stream: Stream) -> None:
     await stream.write(stream.outcomes, 0)
     for partition in (0, 1):
-        await stream.write(stream.answers, partition, 2)
-        await stream.read(stream.answers, partition, 2 - partition)
-    found = await lag.read()
-    assert ({1}, {0}) == (found.behind(stream.answers), found.behind(stream.outcomes))
-    assert {
-        (stream.answers, 0): 0, (stream.answers, 1): 1, (stream.outcomes, 0): 1, (stream.outcomes, 1): 0,
-    } == found.records  # fmt: skip
-    assert lag.last is found
+        await stream.write(stream.predictions, partition, 2)
+        await stream.read(stream.predictions, partition, 2 - partition)
+    found = await stream.lag.read()
+    assert ({1}, {0}) == (
+        found.unread_partitions(stream.predictions),
+        found.unread_partitions(stream.outcomes),
+    )
+    predictions, outcomes = stream.predictions, stream.outcomes
+    expected = {(predictions, 0): 0, (predictions, 1): 1, (outcomes, 0): 1, (outcomes, 1): 0}
+    assert expected == found.records
+    assert stream.lag.last is found
 
 
-async def test_a_record_that_is_written_while_it_is_asked_is_never_taken_for_read(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 0)
+async def test_a_record_written_during_a_read_never_counts_as_read(stream: Stream) -> None:
+    await stream.write(stream.predictions, 0)
 
-    async def one_always_waits() -> None:
+    async def always_one_unread() -> None:
         while True:
-            await stream.write(stream.answers, 0)
-            await stream.read(stream.answers, 0, 1)
+            await stream.write(stream.predictions, 0)
+            await stream.read(stream.predictions, 0, 1)
             await asyncio.sleep(0)
 
-    going_on = asyncio.create_task(one_always_waits())
+    writing = asyncio.create_task(always_one_unread())
     try:
         found = []
         for _ in range(60):
             await asyncio.sleep(0)
-            found.append((await consumed.asks.waiting())[0])
+            found.append((await lag_of(stream))[0])
     finally:
-        going_on.cancel()
-        await asyncio.wait({going_on})
-    assert going_on.cancelled(), "it went on until the end"
+        writing.cancel()
+        await asyncio.wait({writing})
+    assert writing.cancelled(), "it ran until the end"
     assert not [n for n in found if n < 1], found
 
 
-async def test_several_may_ask_at_once(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 0, 2)
-    assert {(2, 0)} == set(await asyncio.gather(*(consumed.asks.waiting() for _ in range(8))))
+async def test_concurrent_reads_are_allowed(stream: Stream) -> None:
+    await stream.write(stream.predictions, 0, 2)
+    assert {(2, 0)} == set(await asyncio.gather(*(lag_of(stream) for _ in range(8))))
 
 
-async def test_a_partition_that_the_broker_does_not_name_is_not_taken_for_read(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 0)
-    assert (1, 0) == await consumed.asks.waiting()
-    await stream.read(stream.answers, 2, 1)
-    await stream.read(stream.answers, 0, 1)
-    assert (1, 0) == await consumed.asks.known()
+async def test_an_unlisted_partition_does_not_count_as_read(stream: Stream) -> None:
+    await stream.write(stream.predictions, 0)
+    assert (1, 0) == await lag_of(stream)
+    await stream.read(stream.predictions, 2, 1)
+    await stream.read(stream.predictions, 0, 1)
+    assert (1, 0) == await lag_while_down(stream)
 
 
-async def test_before_the_first_answer_nothing_is_known(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.read(stream.answers, 2, 1)
-    assert (0, 0) == await consumed.asks.known()
+async def test_before_the_first_read_the_last_lag_is_empty(stream: Stream) -> None:
+    await stream.read(stream.predictions, 2, 1)
+    assert (0, 0) == await lag_while_down(stream)
 
 
 @pytest.mark.timeout(120)
-async def test_while_the_broker_is_away_what_was_known_last_stays(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 0, 3)
+async def test_while_the_broker_is_down_the_last_lag_stays(stream: Stream) -> None:
+    await stream.write(stream.predictions, 0, 3)
     await stream.park(1)
-    assert (3, 1) == await consumed.asks.waiting()
-    async with away(stream):
-        await stream.read(stream.answers, 0, 1)
-        assert (3, 1) == await consumed.asks.known()
-    await eventually(lambda: answers(consumed, (2, 1)), within=30)
+    assert (3, 1) == await lag_of(stream)
+    async with stopped(stream):
+        await stream.read(stream.predictions, 0, 1)
+        assert (3, 1) == await lag_while_down(stream)
+    await eventually(lambda: has_lag(stream, (2, 1)), within=30)
 
 
 @pytest.mark.timeout(120)
-async def test_a_broker_that_was_away_at_the_first_question_is_asked_again(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 0, 3)
-    async with away(stream):
-        assert (0, 0) == await consumed.asks.known()
-    await eventually(lambda: answers(consumed, (3, 0)), within=30)
+async def test_a_broker_that_was_down_at_first_is_read_later(stream: Stream) -> None:
+    await stream.write(stream.predictions, 0, 3)
+    async with stopped(stream):
+        assert (0, 0) == await lag_while_down(stream)
+    await eventually(lambda: has_lag(stream, (3, 0)), within=30)
 
 
 @pytest.mark.timeout(120)
-async def test_a_broker_that_hangs_is_not_waited_for_beyond_the_deadline(consumed: Any) -> None:
-    stream = consumed.stream
-    await stream.write(stream.answers, 0, 3)
-    assert (3, 0) == await consumed.asks.waiting()
+async def test_a_hung_broker_fails_before_the_deadline(stream: Stream) -> None:
+    await stream.write(stream.predictions, 0, 3)
+    assert (3, 0) == await lag_of(stream)
     stream.hang()
     try:
         with budget(2.0):
-            for known in await asyncio.gather(*(consumed.asks.known() for _ in range(4))):
+            for known in await asyncio.gather(*(lag_while_down(stream) for _ in range(4))):
                 assert (3, 0) == known
             left = left_seconds()
         assert left is not None
         assert left > 0
     finally:
-        stream.go_on()
-    await eventually(lambda: answers(consumed, (3, 0)), within=30)
+        stream.resume()
+    await eventually(lambda: has_lag(stream, (3, 0)), within=30)
 
 
 @asynccontextmanager
-async def away(stream: Stream) -> AsyncIterator[None]:
-    await stream.go_away()
+async def stopped(stream: Stream) -> AsyncIterator[None]:
+    await stream.stop()
     try:
         yield
     finally:
-        await stream.come_back()
+        await stream.restart()
 
 
-async def answers(consumed: Any, expected: tuple[int, int]) -> bool:
+async def has_lag(stream: Stream, expected: tuple[int, int]) -> bool:
     with suppress(Unavailable):
-        return expected == await consumed.asks.waiting()
+        return expected == await lag_of(stream)
     return False

@@ -1,65 +1,74 @@
-"""One law for the policies of models, in memory, in PostgreSQL and through gRPC."""
+"""Contract tests of policy stores."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from flywheel_monitor.policy import MonitorPolicy
+from flywheel_monitor.models.policy import MonitorPolicy
+from tests.support.builders.monitor import (
+    MODEL,
+    STRICT_POLICY,
+    outcomes,
+    predictions,
+)
+from tests.support.servers.monitor import LocalMonitor
 
-STRICT = MonitorPolicy(
-    window_us=3_600_000_000, lateness_us=0, min_predictions=7, min_labels=8, psi_warning=0.05, psi_alert=0.3, fdr=0.05,
-    k_of=1, m_windows=4, score_shift=1.5, auc_drop=0.02, log_loss_ratio=1.1, data_quality_rate=0.4, label_shift=0.01,
-)  # fmt: skip
+
+async def policy_of(monitor: LocalMonitor, model: str = MODEL) -> MonitorPolicy | None:
+    async with monitor.store.reading() as records:
+        return await records.policy(model)
 
 
-async def test_a_policy_replaces_the_one_before_and_belongs_to_its_model(monitor: Any) -> None:
+async def set_policy(monitor: LocalMonitor, model: str, policy: MonitorPolicy) -> None:
+    async with monitor.store.transaction() as records:
+        await records.set_policy(model, policy)
+
+
+async def test_a_policy_replaces_that_of_its_model_only(monitor: LocalMonitor) -> None:
     other = "projects/q/models/late"
-    assert await monitor.asks.policy(monitor.model) is None
-    await monitor.asks.set_policy(monitor.model, MonitorPolicy(min_predictions=100))
-    await monitor.asks.set_policy(monitor.model, STRICT)
-    assert STRICT == await monitor.asks.policy(monitor.model)
-    assert await monitor.asks.policy(other) is None
-    await monitor.asks.set_policy(other, MonitorPolicy())
-    assert (STRICT, MonitorPolicy()) == (
-        await monitor.asks.policy(monitor.model),
-        await monitor.asks.policy(other),
+    assert await policy_of(monitor, MODEL) is None
+    await set_policy(monitor, MODEL, MonitorPolicy(min_predictions=100))
+    await set_policy(monitor, MODEL, STRICT_POLICY)
+    assert STRICT_POLICY == await policy_of(monitor, MODEL)
+    assert await policy_of(monitor, other) is None
+    await set_policy(monitor, other, MonitorPolicy())
+    assert (STRICT_POLICY, MonitorPolicy()) == (
+        await policy_of(monitor, MODEL),
+        await policy_of(monitor, other),
     )
 
 
-async def test_a_model_that_a_batch_named_has_the_default_policy(monitor: Any) -> None:
-    await monitor.predicted(monitor.batch(["a"]))
-    assert MonitorPolicy() == await monitor.asks.policy(monitor.model)
+async def test_a_model_named_by_a_batch_has_the_default_policy(monitor: LocalMonitor) -> None:
+    await monitor.predicted(predictions(["a"]))
+    assert MonitorPolicy() == await policy_of(monitor, MODEL)
     labelled = "projects/p/models/labelled"
-    await monitor.labelled(monitor.outcomes(["x"], [1.0], model=labelled))
-    assert MonitorPolicy() == await monitor.asks.policy(labelled)
-    await monitor.asks.set_policy(monitor.model, STRICT)
-    await monitor.predicted(monitor.batch(["b"]))
-    assert STRICT == await monitor.asks.policy(monitor.model)
+    await monitor.labelled(outcomes(["x"], [1.0], model=labelled))
+    assert MonitorPolicy() == await policy_of(monitor, labelled)
+    await set_policy(monitor, MODEL, STRICT_POLICY)
+    await monitor.predicted(predictions(["b"]))
+    assert STRICT_POLICY == await policy_of(monitor, MODEL)
 
 
-async def test_a_policy_that_is_not_committed_was_never_set(monitor: Any) -> None:
+async def test_a_rolled_back_policy_is_not_set(monitor: LocalMonitor) -> None:
     with pytest.raises(ZeroDivisionError):
         async with monitor.store.transaction() as records:
-            await records.set_policy(monitor.model, STRICT)
-            assert STRICT == await records.policy(monitor.model)
+            await records.set_policy(MODEL, STRICT_POLICY)
+            assert STRICT_POLICY == await records.policy(MODEL)
             raise ZeroDivisionError
-    assert await monitor.asks.policy(monitor.model) is None
+    assert await policy_of(monitor, MODEL) is None
 
 
-async def test_who_reads_sees_what_was_committed_meanwhile(monitor: Any) -> None:
+async def test_an_open_reader_sees_later_commits(monitor: LocalMonitor) -> None:
     async with monitor.store.reading() as records:
-        assert await records.policy(monitor.model) is None
-        await monitor.asks.set_policy(monitor.model, STRICT)
-        assert STRICT == await records.policy(monitor.model)
+        assert await records.policy(MODEL) is None
+        await set_policy(monitor, MODEL, STRICT_POLICY)
+        assert STRICT_POLICY == await records.policy(MODEL)
 
 
-@pytest.mark.without_grpc("only the watch asks for the policies of all models")
-async def test_every_known_model_has_its_policy_in_the_list(monitor: Any) -> None:
-    await monitor.asks.set_policy("projects/q/models/b", STRICT)
-    await monitor.predicted(monitor.batch(["a"]))
+async def test_the_list_has_the_policy_of_every_model(monitor: LocalMonitor) -> None:
+    await set_policy(monitor, "projects/q/models/b", STRICT_POLICY)
+    await monitor.predicted(predictions(["a"]))
     async with monitor.store.reading() as records:
         listed = await records.policies()
-    assert {"projects/q/models/b": STRICT, monitor.model: MonitorPolicy()} == {n: p for _, n, p in listed}
+    assert {"projects/q/models/b": STRICT_POLICY, MODEL: MonitorPolicy()} == {n: p for _, n, p in listed}
     assert 2 == len({number for number, _, _ in listed})

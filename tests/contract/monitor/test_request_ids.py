@@ -1,4 +1,4 @@
-"""A mutation that is asked for again: the first answer, no second effect; under another body, a refusal that changes nothing."""
+"""Idempotent mutations: a repeat returns the first response; a request_id with another body is rejected."""
 
 from __future__ import annotations
 
@@ -11,20 +11,25 @@ import pytest
 from flywheel_common.context import Call, Principal, current_call
 from flywheel_common.errors import FailedPrecondition, InvalidArgument
 from flywheel_common.grpc.error_details import from_rpc_error
-from flywheel_monitor.alerts import Kind
-from flywheel_monitor.policy import MonitorPolicy
-from flywheel_monitor.windows import Span
+from flywheel_monitor.alerts.lifecycle import Kind
+from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.windows.span import Span
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from tests.support.builders.monitor import (
+    MODEL,
+    predictions,
+    version_name,
+)
 from tests.support.row_counts import row_counts
+from tests.support.servers.monitor import LocalMonitor
 
-MODEL = "projects/p/models/late"
 MUTATIONS = ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert")
 
 
-async def alert(monitor: Any, alert_id: str, kind: Kind) -> str:
-    await monitor.predicted(monitor.batch([alert_id]))
+async def alert(monitor: LocalMonitor, alert_id: str, kind: Kind) -> str:
+    await monitor.predicted(predictions([alert_id]))
     async with monitor.store.transaction() as records:
-        version = await records.version(monitor.version())
+        version = await records.version(version_name())
         return await records.open_alert(alert_id, version, kind, Span(0, 1), [], "drift")
 
 
@@ -39,16 +44,15 @@ async def refused(call: Any) -> str:
     return f"{error.code.name} {error.reason}"
 
 
-def test_every_method_that_takes_a_request_id_is_tried_here() -> None:
+def test_every_method_with_a_request_id_is_tested() -> None:
     methods = pb.DESCRIPTOR.services_by_name["MonitorService"].methods
     assert set(MUTATIONS) == {m.name for m in methods if "request_id" in m.input_type.fields_by_name}
 
 
 @pytest.mark.parametrize("method", MUTATIONS)
-async def test_equal_requests_get_the_first_answer_and_have_one_effect(
-    edge: Any, database: str, method: str
+async def test_equal_requests_have_one_effect_and_the_first_response(
+    edge: LocalMonitor, stub: Any, database: str, method: str
 ) -> None:
-    stub = edge.asks.stub
     first, second = await alert(edge, "a1", Kind.DATA_DRIFT), await alert(edge, "a2", Kind.LABEL_DRIFT)
     request, undo = {
         "SetMonitorPolicy": (
@@ -68,7 +72,7 @@ async def test_equal_requests_get_the_first_answer_and_have_one_effect(
     assert [answers[0]] * 20 == answers
     await undo()
     before = await row_counts(database), await state(stub, first, second)
-    assert answers[0] == await getattr(stub, method)(request), "also when things have moved on since"
+    assert answers[0] == await getattr(stub, method)(request), "also after later changes"
     assert before == (await row_counts(database), await state(stub, first, second))
     assert 1 == before[0]["idempotent_request"]
 
@@ -80,10 +84,9 @@ async def state(stub: Any, *alerts: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("method", MUTATIONS)
-async def test_another_body_under_a_known_request_id_is_refused_and_changes_nothing(
-    edge: Any, database: str, method: str
+async def test_a_request_id_with_another_body_is_rejected(
+    edge: LocalMonitor, stub: Any, database: str, method: str
 ) -> None:
-    stub = edge.asks.stub
     first, second = await alert(edge, "a1", Kind.DATA_DRIFT), await alert(edge, "a2", Kind.LABEL_DRIFT)
     request, others = {
         "SetMonitorPolicy": (
@@ -116,8 +119,8 @@ async def test_another_body_under_a_known_request_id_is_refused_and_changes_noth
     assert answer == await getattr(stub, method)(request)
 
 
-async def test_a_request_that_failed_may_be_mended_under_its_id(edge: Any) -> None:
-    stub, name = edge.asks.stub, await alert(edge, "a1", Kind.DATA_DRIFT)
+async def test_a_failed_request_may_be_corrected_under_its_id(edge: LocalMonitor, stub: Any) -> None:
+    name = await alert(edge, "a1", Kind.DATA_DRIFT)
     wrong = pb.SetMonitorPolicyRequest(policy=policy(7), request_id="once")
     wrong.policy.fdr = 2.0
     assert "INVALID_ARGUMENT INVALID_POLICY" == await refused(stub.SetMonitorPolicy(wrong))
@@ -131,15 +134,14 @@ async def test_a_request_that_failed_may_be_mended_under_its_id(edge: Any) -> No
     assert "INVALID_ARGUMENT INVALID_REQUEST_ID" == await refused(stub.ResolveAlert(long))
 
 
-@pytest.mark.without_grpc("the same law stands above, method by method")
-async def test_the_store_runs_a_mutation_once(monitor: Any) -> None:
+async def test_the_store_runs_a_mutation_once_per_request_id(monitor: LocalMonitor) -> None:
     effects: list[str] = []
 
     async def once(body: bytes, *, request_id: str = "once", method: str = "M", fails: bool = False) -> bytes:
         async def effect(records: Any) -> bytes:
             await records.set_policy(f"projects/p/models/m{len(effects)}", MonitorPolicy())
             if fails:
-                raise FailedPrecondition("no", reason="NO")
+                raise FailedPrecondition("no")
             effects.append(body.decode())
             return f"answer {len(effects)}".encode()
 
@@ -148,7 +150,7 @@ async def test_the_store_runs_a_mutation_once(monitor: Any) -> None:
     with pytest.raises(FailedPrecondition):
         await once(b"a", fails=True)
     async with monitor.store.reading() as records:
-        assert [] == await records.policies(), "what fails leaves nothing, and its id is free"
+        assert [] == await records.policies(), "a failed mutation leaves nothing, and its id is free"
     assert [b"answer 1"] * 10 == await asyncio.gather(*(once(b"b") for _ in range(10)))
     with pytest.raises(InvalidArgument) as reused:
         await once(b"a")
@@ -160,7 +162,7 @@ async def test_the_store_runs_a_mutation_once(monitor: Any) -> None:
     assert [b"answer 3", b"answer 4"] == [await once(b"a", request_id=""), await once(b"a", request_id="")]
     token = current_call.set(Call("M", Principal("ann")))
     try:
-        assert b"answer 5" == await once(b"a"), "another caller's ids are other ids"
+        assert b"answer 5" == await once(b"a"), "ids of another caller are separate"
     finally:
         current_call.reset(token)
     assert ["b", "a", "a", "a", "a"] == effects

@@ -1,4 +1,4 @@
-"""From Kafka to answers: counting, labels, duplicates, orphans, poison, crashes."""
+"""From Kafka to the API: counting, labels, duplicates, orphans, poison events, crashes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ from sklearn import metrics
 
 from flywheel_common.kafka import topics
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from tests.support.builders.monitor import HOUR_US, START_US
 from tests.support.eventually import eventually
-
-HOUR_US = 3_600_000_000
-START_US = 1_364_774_400_000_000  # 2013-04-01
+from tests.support.servers.monitor_process import MonitoredModel
 
 
-async def performance(world: Any, version: int = 1, **fields: Any) -> pb.Performance:
+async def performance(world: MonitoredModel, version: int = 1, **fields: Any) -> pb.Performance:
     request = pb.GetPerformanceRequest(model_version=world.version_name(version), **fields)
     return (await world.monitor.stub.GetPerformance(request)).performance
 
 
-async def test_labelled_predictions_have_the_quality_that_scikit_learn_computes(world: Any) -> None:
+async def test_quality_equals_scikit_learn(world: MonitoredModel) -> None:
     world.register()
     r = world.rows(3000)
     rng = np.random.default_rng(5)
@@ -46,7 +45,7 @@ async def test_labelled_predictions_have_the_quality_that_scikit_learn_computes(
     assert 3.0 <= found.latency_p99_ms <= 3.3
 
 
-async def test_repeated_predictions_and_labels_count_once(world: Any) -> None:
+async def test_repeated_predictions_and_labels_count_once(world: MonitoredModel) -> None:
     world.register()
     r = world.rows(400)
     labels = np.ones(400)
@@ -65,7 +64,7 @@ async def test_repeated_predictions_and_labels_count_once(world: Any) -> None:
     assert (found.predictions, found.labelled) == (400, 400)
 
 
-async def test_a_label_that_comes_before_its_prediction_waits_for_it(world: Any) -> None:
+async def test_a_label_waits_for_its_prediction(world: MonitoredModel) -> None:
     world.register()
     r = world.rows(300)
     labels = np.tile([0.0, 1.0], 150)
@@ -80,7 +79,7 @@ async def test_a_label_that_comes_before_its_prediction_waits_for_it(world: Any)
     assert found.auc == pytest.approx(metrics.roc_auc_score(labels, r["scores"]), abs=1e-9)
 
 
-async def test_a_newer_label_replaces_an_older_one_in_any_order(world: Any) -> None:
+async def test_a_newer_label_replaces_an_older_one_in_any_order(world: MonitoredModel) -> None:
     world.register()
     r = world.rows(200)
     await world.predict(**r)
@@ -103,7 +102,7 @@ async def test_a_newer_label_replaces_an_older_one_in_any_order(world: Any) -> N
     await eventually(settled, within=30)
 
 
-async def test_a_poison_record_goes_to_the_dead_letters_and_the_rest_goes_on(world: Any) -> None:
+async def test_poison_events_go_to_the_dead_letters_others_are_counted(world: MonitoredModel) -> None:
     world.register()
     r = world.rows(500)
     await world.predict(**r)
@@ -119,13 +118,13 @@ async def test_a_poison_record_goes_to_the_dead_letters_and_the_rest_goes_on(wor
     await eventually(parked, within=30)
 
 
-async def test_counts_equal_the_truth_after_the_monitor_is_killed_again_and_again(world: Any) -> None:
+async def test_counts_are_exact_after_repeated_kills(world: MonitoredModel) -> None:
     world.register()
     total, done = 12_000, asyncio.Event()
     r = world.rows(total, hours=6)
     labels = (np.random.default_rng(7).uniform(size=total) < 0.4).astype(float)
 
-    async def traffic() -> None:
+    async def send() -> None:
         for start in range(0, total, 400):
             part = slice(start, start + 400)
             await world.predict(
@@ -139,15 +138,15 @@ async def test_counts_equal_the_truth_after_the_monitor_is_killed_again_and_agai
             await asyncio.sleep(0.15)
         done.set()
 
-    async def trouble() -> None:
+    async def kill_repeatedly() -> None:
         while not done.is_set():
             await asyncio.sleep(1.0)
             await world.monitor.kill()
             await world.monitor.start()
 
     async with asyncio.TaskGroup() as tasks:
-        tasks.create_task(traffic())
-        tasks.create_task(trouble())
+        tasks.create_task(send())
+        tasks.create_task(kill_repeatedly())
     status = await world.processed(total, total, within=60)
     assert status.orphan_outcomes == 0
     found = await performance(world)
@@ -156,14 +155,16 @@ async def test_counts_equal_the_truth_after_the_monitor_is_killed_again_and_agai
     assert found.score_mean == pytest.approx(r["scores"].mean(), abs=1e-8)
     conn = await asyncpg.connect(world.dsn)
     try:
-        # Other tests' models pass through the same topics.
+        # The topics also contain events of other tests' models.
         of_version = "(SELECT id FROM model_version WHERE name = $1)"
         panes = await conn.fetchval(
-            f"SELECT sum(predictions) FROM pane WHERE segment = '' AND NOT shadow AND model_version_id = {of_version}",
+            "SELECT sum(predictions) FROM pane "
+            f"WHERE segment = '' AND NOT shadow AND model_version_id = {of_version}",
             world.version_name(),
         )
         rows = await conn.fetchval(
-            f"SELECT count(*) FROM prediction p JOIN variant t ON t.id = p.variant_id WHERE model_version_id = {of_version}",
+            "SELECT count(*) FROM prediction p JOIN variant t ON t.id = p.variant_id "
+            f"WHERE model_version_id = {of_version}",
             world.version_name(),
         )
     finally:
@@ -171,16 +172,16 @@ async def test_counts_equal_the_truth_after_the_monitor_is_killed_again_and_agai
     assert (panes, rows) == (total, total)
 
 
-async def test_predictions_wait_while_the_registry_is_down_and_none_is_lost(world: Any) -> None:
+async def test_predictions_wait_while_the_registry_is_down(world: MonitoredModel) -> None:
     world.register()
     world.peers.registry.down = True
     r = world.rows(200)
     await world.predict(**r)
 
-    async def asked() -> bool:
+    async def called() -> bool:
         return world.peers.registry.calls >= 1
 
-    await eventually(asked, within=20)
+    await eventually(called, within=20)
     assert (await world.status()).predictions == 0
     world.peers.registry.down = False
     await world.processed(200)
@@ -191,7 +192,7 @@ async def test_predictions_wait_while_the_registry_is_down_and_none_is_lost(worl
     assert {f.feature for f in report.features} == {"flights__delay", "flights__carrier"}
 
 
-async def test_segments_are_counted_apart(world: Any) -> None:
+async def test_segments_are_counted_separately(world: MonitoredModel) -> None:
     world.register()
     r = world.rows(400)
     await world.predict(**r, segments=["origin=JFK"] * 100 + ["origin=EWR"] * 300)

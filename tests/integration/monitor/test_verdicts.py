@@ -1,4 +1,4 @@
-"""Windows, alerts, events, comparison and archive on real backends."""
+"""Windows, alerts, drift events, comparison and archive on real backends."""
 
 from __future__ import annotations
 
@@ -21,23 +21,20 @@ from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_protos.events.v1 import lifecycle_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from tests.support.builders.monitor import CHALLENGER, HOUR_US, SHADOW, START_US, log_losses
 from tests.support.eventually import eventually
-
-HOUR_US = 3_600_000_000
-START_US = 1_364_774_400_000_000  # 2013-04-01
-DAY_US = 24 * HOUR_US
-CHAMPION, CHALLENGER, SHADOW = 1, 2, 3
+from tests.support.servers.monitor_process import MonitoredModel
 
 
-async def set_policy(world: Any, **fields: Any) -> None:
+async def set_policy(world: MonitoredModel, **fields: Any) -> None:
     policy = pb.MonitorPolicy(model=world.model, min_predictions=200, min_labels=200, **fields)
     policy.window.FromMicroseconds(6 * HOUR_US)
     policy.lateness.FromMicroseconds(HOUR_US)
     await world.monitor.stub.SetMonitorPolicy(pb.SetMonitorPolicyRequest(policy=policy, request_id="p1"))
 
 
-async def drift_events(world: Any) -> list[lifecycle_pb2.DriftDetected]:
-    """Every `drift.detected` of this world's model."""
+async def drift_events(world: MonitoredModel) -> list[lifecycle_pb2.DriftDetected]:
+    """Every `drift.detected` of this model."""
     found = []
     consumer = AIOKafkaConsumer(bootstrap_servers=world.kafka)
     await consumer.start()
@@ -58,7 +55,7 @@ async def drift_events(world: Any) -> list[lifecycle_pb2.DriftDetected]:
     return [drift for _, drift in found]
 
 
-async def alerts(world: Any, filter_text: str = "") -> list[pb.Alert]:
+async def alerts(world: MonitoredModel, filter_text: str = "") -> list[pb.Alert]:
     request = pb.ListAlertsRequest(parent=f"projects/{world.project}", filter=filter_text)
     return list((await world.monitor.stub.ListAlerts(request)).alerts)
 
@@ -69,7 +66,7 @@ async def refused(call: Any) -> Any:
     return from_rpc_error(caught.value)
 
 
-async def test_drift_opens_one_alert_goes_out_and_is_resolved_when_it_ends(world: Any) -> None:
+async def test_drift_opens_an_alert_that_is_announced_and_resolved(world: MonitoredModel) -> None:
     world.register(metrics={"score_mean": 0.5, "score_stddev": 0.26})
     await set_policy(world)
     shifts = [0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
@@ -112,7 +109,7 @@ async def test_drift_opens_one_alert_goes_out_and_is_resolved_when_it_ends(world
     assert report.reference_score_mean == 0.5
 
 
-async def test_missing_values_are_named_as_bad_data_and_never_ask_for_retraining(world: Any) -> None:
+async def test_missing_values_are_bad_data_and_no_retraining_cause(world: MonitoredModel) -> None:
     world.register()
     await set_policy(world)
     for k in range(4):
@@ -141,7 +138,7 @@ async def test_missing_values_are_named_as_bad_data_and_never_ask_for_retraining
     assert {e.kind for e in events} == {"DATA_QUALITY"}
 
 
-async def test_a_model_that_ranks_worse_than_promised_is_concept_drift(world: Any) -> None:
+async def test_a_lower_auc_than_on_held_out_rows_is_concept_drift(world: MonitoredModel) -> None:
     world.register(metrics={"auc": 0.80, "log_loss": 0.5, "label_mean": 0.5})
     await set_policy(world)
     rng = np.random.default_rng(0)
@@ -158,7 +155,7 @@ async def test_a_model_that_ranks_worse_than_promised_is_concept_drift(world: An
     assert await alerts(world, "kind=LABEL_DRIFT") == []
 
 
-async def test_a_version_without_a_training_set_is_counted_but_has_no_drift_report(world: Any) -> None:
+async def test_without_a_training_set_predictions_count_without_a_report(world: MonitoredModel) -> None:
     world.register(with_profile=False)
     r = world.rows(300)
     await world.predict(**r)
@@ -175,11 +172,7 @@ async def test_a_version_without_a_training_set_is_counted_but_has_no_drift_repo
     assert error.reason == "UNKNOWN_MODEL"
 
 
-def losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    return -(labels * np.log(scores) + (1 - labels) * np.log(1 - scores))
-
-
-async def compare(world: Any, mode: int, **fields: Any) -> pb.CompareVariantsResponse:
+async def compare(world: MonitoredModel, mode: int, **fields: Any) -> pb.CompareVariantsResponse:
     request = pb.CompareVariantsRequest(
         rollout=f"{world.model}/rollouts/1",
         champion_release=world.release(1),
@@ -190,7 +183,7 @@ async def compare(world: Any, mode: int, **fields: Any) -> pb.CompareVariantsRes
     return await world.monitor.stub.CompareVariants(request)
 
 
-async def test_a_shadow_is_compared_pair_by_pair(world: Any) -> None:
+async def test_a_shadow_is_compared_in_pairs(world: MonitoredModel) -> None:
     world.register(1)
     world.register(2)
     empty = await compare(world, pb.COMPARISON_MODE_SHADOW)
@@ -211,7 +204,7 @@ async def test_a_shadow_is_compared_pair_by_pair(world: Any) -> None:
         return found
 
     found = await eventually(labelled, within=40, every=0.1)
-    difference = losses(challenger[:700], labels[:700]) - losses(r["scores"][:700], labels[:700])
+    difference = log_losses(challenger[:700], labels[:700]) - log_losses(r["scores"][:700], labels[:700])
     low, high = stats.ttest_1samp(difference, 0).confidence_interval(0.90)
     assert found.log_loss_delta == pytest.approx(difference.mean(), abs=1e-9)
     assert (found.log_loss_delta_lower, found.log_loss_delta_upper) == pytest.approx((low, high), abs=1e-9)
@@ -223,7 +216,7 @@ async def test_a_shadow_is_compared_pair_by_pair(world: Any) -> None:
     assert since.first_event.ToMicroseconds() == r["times"][500]
 
 
-async def test_a_canary_is_compared_by_means_and_its_failures_are_seen(world: Any) -> None:
+async def test_a_canary_is_compared_by_means_with_its_errors(world: MonitoredModel) -> None:
     world.register(1)
     world.register(2)
     rollout = f"{world.model}/rollouts/1"
@@ -256,7 +249,7 @@ async def test_a_canary_is_compared_by_means_and_its_failures_are_seen(world: An
     assert found.champion.error_rate == 0.0
     assert found.challenger.latency_p99_ms == pytest.approx(100, abs=1.1)
     a, b = (
-        losses(p["scores"][k:], (p["scores"][k:] > 0.4).astype(float))
+        log_losses(p["scores"][k:], (p["scores"][k:] > 0.4).astype(float))
         for p, k in ((challenger, 10), (champion, 0))
     )
     low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.90)
@@ -264,7 +257,7 @@ async def test_a_canary_is_compared_by_means_and_its_failures_are_seen(world: An
     assert not found.HasField("disagreement_rate")
 
 
-async def read_archive(world: Any) -> pa.Table:
+async def read_archive(world: MonitoredModel) -> pa.Table:
     tables = []
     async with get_session().create_client(
         "s3",
@@ -286,7 +279,7 @@ async def read_archive(world: Any) -> pa.Table:
 
 
 @pytest.mark.parametrize("killed", [False, True])
-async def test_the_archive_holds_each_prediction_once(world: Any, killed: bool) -> None:
+async def test_the_archive_holds_each_prediction_once(world: MonitoredModel, killed: bool) -> None:
     world.register()
     r = world.rows(1200, hours=60)
     await world.predict(**r)

@@ -1,4 +1,4 @@
-"""Counting into panes: nothing is lost, any order and any split give the same bits."""
+"""Counting into panes: no row is lost, and any order and any split give the same bits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_monitor.bins import ColumnReference, FeatureBins, Special
-from flywheel_monitor.layout import Layout
-from flywheel_monitor.panes import PackedPane, PaneAccumulator, PaneKey, Rows, add_panes, pack, unpack
-from flywheel_monitor.performance import quality_of_rows, quality_of_window
+from flywheel_monitor.performance.quality import quality, totals_of_rows, totals_of_window
+from flywheel_monitor.windows.bins import ColumnReference, FeatureBins, Special
+from flywheel_monitor.windows.layout import Layout
+from flywheel_monitor.windows.packing import pack, unpack
+from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey, sum_panes
+from flywheel_monitor.windows.rows import Rows
 
 NUMBER = ColumnReference(
     "v__x",
@@ -50,7 +52,7 @@ def make(values: list[float], *, pane: int = 0, categories: list[str] | None = N
     return Rows(**given_fields)
 
 
-def test_bins_are_right_closed_and_odd_values_have_bins_of_their_own() -> None:
+def test_bins_are_right_closed_and_special_values_have_own_bins() -> None:
     bins = FeatureBins(NUMBER)
     values = np.array([-3.0, -1.0, -0.999, 0.0, 1.0, 3.0, 3.1, -3.1, np.nan, np.inf, 1000.0, 7.0])
     valid = np.ones(12, np.bool_)
@@ -73,7 +75,7 @@ def test_bins_are_right_closed_and_odd_values_have_bins_of_their_own() -> None:
     assert bins.assign(values, valid, 12).tolist() == expected
 
 
-def test_unlisted_categories_missing_columns_and_wrong_types_are_seen() -> None:
+def test_unlisted_categories_missing_columns_and_wrong_types() -> None:
     bins = FeatureBins(TEXT)
     texts = np.array(["b", "zz", "a"], object)
     every = np.ones(3, np.bool_)
@@ -101,7 +103,7 @@ number = st.one_of(st.floats(-5, 5), st.sampled_from([float("nan"), float("inf")
     st.randoms(),
 )
 @settings(max_examples=100, deadline=None)
-def test_any_split_and_order_of_the_rows_gives_the_same_panes(
+def test_any_split_and_order_of_rows_gives_the_same_panes(
     rows: list[tuple[float, int, str]], random: Any
 ) -> None:
     def batch(part: list[tuple[float, int, str]]) -> Rows:
@@ -122,20 +124,20 @@ def test_any_split_and_order_of_the_rows_gives_the_same_panes(
         added.add_rows(batch(shuffled[start : start + 7]))
         stored.update(added.merge({k: stored[k] for k in added.touched() if k in stored}))
     assert stored == at_once
-    window = add_panes(LAYOUT, at_once.values())
+    window = sum_panes(LAYOUT, at_once.values())
     assert window.predictions == len(rows)
     for bins in LAYOUT.features:
         assert window.feature(bins).sum() == len(rows)
 
 
-def test_a_label_taken_back_leaves_no_trace() -> None:
+def test_a_label_that_is_taken_back_changes_no_count() -> None:
     added = PaneAccumulator(LAYOUT, PANE)
     times, scores = np.zeros(2, np.int64), np.array([0.2, 0.9])
     added.add_rows(make([0.0, 0.0], scores=scores))
-    before = add_panes(LAYOUT, added.merge({}).values())
+    before = sum_panes(LAYOUT, added.merge({}).values())
     for label, weight in ((1.0, 1), (1.0, -1)):
         added.add_labels(times, ("", ""), False, scores, np.full(2, label), np.full(2, weight, np.int64))
-    after = add_panes(LAYOUT, added.merge({}).values())
+    after = sum_panes(LAYOUT, added.merge({}).values())
     assert np.array_equal(after.counts, before.counts)
     assert np.array_equal(after.sums, before.sums)
 
@@ -148,8 +150,8 @@ def test_window_quality_equals_that_of_the_rows() -> None:
     times = rng.integers(0, 10, 3000) * PANE
     added.add_rows(make([0.0] * 3000, scores=scores, event_times=times))
     added.add_labels(times, ("",) * 3000, False, scores, labels, np.ones(3000, np.int64))
-    window = add_panes(LAYOUT, added.merge({}).values())
-    found, exact = quality_of_window(window), quality_of_rows(scores, labels)
+    window = sum_panes(LAYOUT, added.merge({}).values())
+    found, exact = quality(totals_of_window(window)), quality(totals_of_rows(scores, labels))
     assert found.log_loss == pytest.approx(exact.log_loss, abs=1e-8)
     assert found.brier == pytest.approx(exact.brier, abs=1e-8)
     assert found.calibration_error == pytest.approx(exact.calibration_error, abs=1e-8)
@@ -162,11 +164,11 @@ def test_mean_shift_is_in_reference_standard_deviations() -> None:
     values = values[np.abs(values) < 3]
     added = PaneAccumulator(LAYOUT, PANE)
     added.add_rows(make(values.tolist()))
-    window = add_panes(LAYOUT, added.merge({}).values())
+    window = sum_panes(LAYOUT, added.merge({}).values())
     assert window.mean_shift("v__x") == pytest.approx(values.mean(), abs=1e-4)
 
 
-def test_named_segments_and_shadow_answers_are_kept_apart() -> None:
+def test_segments_and_shadow_predictions_are_counted_apart() -> None:
     added = PaneAccumulator(LAYOUT, PANE)
     added.add_rows(make([0.0] * 3, segments=("jfk", "", "jfk")))
     added.add_rows(make([0.0] * 2, shadow=True))
@@ -178,13 +180,13 @@ def test_named_segments_and_shadow_answers_are_kept_apart() -> None:
     }
 
 
-def test_features_of_answers_that_no_model_gave_do_not_count_as_drift() -> None:
+def test_features_of_fallbacks_and_errors_are_not_counted() -> None:
     added = PaneAccumulator(LAYOUT, PANE)
     sources = np.array([1, 4, 3])
     added.add_rows(
         make([0.0, 0.0, 0.0], sources=sources, scores=np.array([0.5, np.nan, 0.5]), failed=sources == 4)
     )
-    window = add_panes(LAYOUT, added.merge({}).values())
+    window = sum_panes(LAYOUT, added.merge({}).values())
     assert window.feature(LAYOUT.features[0]).sum() == 1
     assert (window.scored, window.failures, window.predictions) == (1, 1, 3)
     assert window.sources.tolist() == [0, 1, 0, 1, 1]
@@ -217,7 +219,7 @@ def test_a_full_pane_of_twenty_features_stays_below_32_kib() -> None:
     assert len(pane.counts) + len(pane.sums) < 32 * 1024
 
 
-def test_sparse_counts_survive_packing() -> None:
+def test_packed_counts_unpack_to_the_same_counts() -> None:
     indices, values = np.array([3, 900, 70_000]), np.array([1, 4_000_000, -2])
     back = unpack(pack(indices, values))
     assert [b.tolist() for b in back] == [indices.tolist(), values.tolist()]

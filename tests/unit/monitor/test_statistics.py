@@ -1,4 +1,4 @@
-"""Every statistic against an independent implementation."""
+"""Each statistic against an independent implementation."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics
 
-from flywheel_monitor import chi_square, fdr, ks, performance, psi
-from flywheel_monitor.comparison import _shift, paired, welch
+from flywheel_monitor.comparison.bounds import paired, welch
+from flywheel_monitor.comparison.variants import score_shift
+from flywheel_monitor.drift import chi_square, fdr, ks, psi
+from flywheel_monitor.performance import quality
+from flywheel_monitor.performance.rates import error_rate, fallback_rate
+from flywheel_monitor.windows.histograms import LATENCY_EDGES_MS, latency_bins, quantile
 
 counts = st.lists(st.integers(0, 500), min_size=2, max_size=40)
 
 
-def test_psi_equals_the_sum_over_bins_written_out_by_hand() -> None:
+def test_psi_equals_the_formula_computed_by_hand() -> None:
     window, reference = np.array([10, 40, 50]), np.array([30, 30, 40])
     expected = 0.0
     for w, r in zip([10, 40, 50], [30, 30, 40], strict=True):
@@ -24,7 +28,7 @@ def test_psi_equals_the_sum_over_bins_written_out_by_hand() -> None:
     assert psi.psi(window, reference) == pytest.approx(expected, abs=1e-12)
 
 
-def test_psi_of_equal_shares_is_zero_and_grows_with_the_shift() -> None:
+def test_psi_of_equal_shares_is_zero_and_grows_with_thescore_shift() -> None:
     reference = np.full(10, 1000)
     assert psi.psi(np.full(10, 1000), reference) == pytest.approx(0.0, abs=1e-12)
     shifted = [psi.psi(np.array([1000 - d] + [1000] * 8 + [1000 + d]), reference) for d in (100, 300, 600)]
@@ -47,7 +51,7 @@ def test_corrected_psi_is_about_zero_on_average_without_drift() -> None:
     assert abs(np.mean(raw)) < 0.002
 
 
-def test_decile_groups_hold_about_a_tenth_each() -> None:
+def test_decile_groups_have_about_a_tenth_each() -> None:
     reference = np.full(128, 77)
     groups = psi.decile_groups(reference)
     shares = np.bincount(groups, weights=reference) / reference.sum()
@@ -55,12 +59,12 @@ def test_decile_groups_hold_about_a_tenth_each() -> None:
     assert np.all(np.abs(shares - 0.1) < 0.01)
 
 
-def test_decile_groups_of_a_constant_feature_are_one() -> None:
+def test_a_constant_feature_has_one_decile_group() -> None:
     assert psi.decile_groups(np.array([500])).tolist() == [0]
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_ks_from_unit_bins_equals_scipy_on_discrete_values(seed: int) -> None:
+def test_ks_from_unit_bins_equals_scipy(seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = rng.integers(0, 30, 700), rng.integers(0, 33, 900)
     ours = ks.ks_statistic(np.bincount(a, minlength=33), np.bincount(b, minlength=33))
@@ -103,7 +107,7 @@ def test_chi_square_equals_scipy(pair: tuple[list[int], list[int]]) -> None:
     assert p == pytest.approx(expected.pvalue, rel=1e-9, abs=1e-12)
 
 
-def test_pooling_leaves_the_totals() -> None:
+def test_pooling_keeps_the_totals() -> None:
     a, b = np.array([100, 1, 2, 0, 300]), np.array([120, 0, 1, 3, 280])
     x, y = chi_square.pooled(a, b)
     assert (x.sum(), y.sum()) == (a.sum(), b.sum())
@@ -112,7 +116,7 @@ def test_pooling_leaves_the_totals() -> None:
 
 @given(st.lists(st.floats(0, 1), max_size=60))
 @settings(max_examples=200, deadline=None)
-def test_adjusted_p_values_equal_scipys_benjamini_hochberg(p: list[float]) -> None:
+def test_adjusted_p_values_equal_scipy_benjamini_hochberg(p: list[float]) -> None:
     if not p:
         assert len(fdr.adjust(p)) == 0
         return
@@ -128,9 +132,9 @@ def test_auc_equals_scikit_learn_with_ties(rows: list[tuple[int, bool]]) -> None
     scores = np.array([s / 20 for s, _ in rows])
     labels = np.array([float(y) for _, y in rows])
     if labels.min() == labels.max():
-        assert performance.auc(scores, labels) is None
+        assert quality.auc(scores, labels) is None
         return
-    assert performance.auc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
+    assert quality.auc(scores, labels) == pytest.approx(metrics.roc_auc_score(labels, scores), abs=1e-12)
 
 
 def test_binned_auc_is_within_its_bound() -> None:
@@ -141,16 +145,16 @@ def test_binned_auc_is_within_its_bound() -> None:
     positives = np.bincount(bins, weights=labels, minlength=200).astype(np.int64)
     negatives = np.bincount(bins, weights=1 - labels, minlength=200).astype(np.int64)
     exact = metrics.roc_auc_score(labels, scores)
-    bound = performance.auc_error_bound(positives, negatives)
+    bound = quality.auc_error_bound(positives, negatives)
     assert 0 < bound < 0.01
-    assert abs(performance.auc_from_counts(positives, negatives) - exact) <= bound
+    assert abs(quality.auc_from_counts(positives, negatives) - exact) <= bound
 
 
 def test_quality_of_rows_equals_scikit_learn() -> None:
     rng = np.random.default_rng(4)
     scores = rng.uniform(0.01, 0.99, 4000)
     labels = (rng.uniform(size=4000) < scores**1.3).astype(float)
-    found = performance.quality_of_rows(scores, labels)
+    found = quality.quality(quality.totals_of_rows(scores, labels))
     assert found.log_loss == pytest.approx(metrics.log_loss(labels, scores), abs=1e-12)
     assert found.brier == pytest.approx(metrics.brier_score_loss(labels, scores), abs=1e-12)
     expected = 0.0
@@ -160,7 +164,7 @@ def test_quality_of_rows_equals_scikit_learn() -> None:
     assert found.calibration_error == pytest.approx(expected, abs=1e-12)
 
 
-def test_paired_bounds_equal_scipys_one_sided_intervals() -> None:
+def test_paired_bounds_equal_scipy() -> None:
     difference = np.random.default_rng(6).normal(0.01, 0.2, 400)
     found = paired(difference, 0.05)
     test = stats.ttest_1samp(difference, 0.0)
@@ -168,7 +172,7 @@ def test_paired_bounds_equal_scipys_one_sided_intervals() -> None:
     assert (found.delta, found.lower, found.upper) == pytest.approx((difference.mean(), low, high), abs=1e-9)
 
 
-def test_welch_bounds_equal_scipys() -> None:
+def test_welch_bounds_equal_scipy() -> None:
     rng = np.random.default_rng(8)
     a, b = rng.normal(0.5, 0.3, 80), rng.normal(0.45, 0.6, 900)
     found = welch(a, b, 0.05)
@@ -176,15 +180,36 @@ def test_welch_bounds_equal_scipys() -> None:
     assert (found.lower, found.upper) == pytest.approx((low, high), abs=1e-9)
 
 
-def test_too_few_rows_prove_nothing() -> None:
+def test_bounds_of_too_few_rows_are_infinite() -> None:
     one = paired(np.array([0.3]), 0.05)
     assert (one.lower, one.upper) == (-np.inf, np.inf)
     assert welch(np.array([0.3]), np.ones(50), 0.05).upper == np.inf
 
 
-def test_a_score_shift_is_a_number_however_few_or_constant_the_scores() -> None:
+def test_score_shift_of_few_or_constant_scores_is_finite() -> None:
     champion, challenger = np.array([0.2, 0.4, 0.6]), np.array([0.5])
-    assert _shift(champion, challenger) == pytest.approx(0.1 / np.std([0.2, 0.4, 0.6]))
-    assert _shift(np.array([0.2]), challenger) == 0.0, "one answer has no deviation"
-    assert _shift(np.full(5, 0.2), challenger) == 1e6
-    assert _shift(np.full(5, 0.5), challenger) == 0.0
+    assert score_shift(champion, challenger) == pytest.approx(0.1 / np.std([0.2, 0.4, 0.6]))
+    assert score_shift(np.array([0.2]), challenger) == 0.0, "one score has no deviation"
+    assert score_shift(np.full(5, 0.2), challenger) == 1e6
+    assert score_shift(np.full(5, 0.5), challenger) == 0.0
+
+
+@given(st.lists(st.floats(0.2, 5000), min_size=1, max_size=200), st.sampled_from([0.5, 0.9, 0.99]))
+@settings(max_examples=100, deadline=None)
+def test_latency_quantiles_of_rows_and_of_bins_agree(latencies: list[float], q: float) -> None:
+    rows = np.array(latencies)
+    exact = quantile(np.sort(rows), np.ones(len(rows), np.int64), q)
+    assert exact == np.percentile(rows, 100 * q, method="inverted_cdf")
+    binned = np.bincount(latency_bins(rows), minlength=len(LATENCY_EDGES_MS))
+    assert exact * 0.999 <= quantile(LATENCY_EDGES_MS, binned, q) <= exact * 1.1 * 1.001
+
+
+def test_a_quantile_without_rows_is_zero() -> None:
+    assert quantile(np.zeros(0), np.zeros(0, np.int64), 0.99) == 0.0
+    assert quantile(LATENCY_EDGES_MS, np.zeros(len(LATENCY_EDGES_MS), np.int64), 0.5) == 0.0
+
+
+def test_error_and_fallback_rates() -> None:
+    sources = np.array([0, 5, 2, 1, 2])  # unspecified, model, cached, default, error
+    assert (error_rate(3, 10), fallback_rate(sources, 10)) == (0.3, 0.3)
+    assert (error_rate(0, 0), fallback_rate(np.zeros(5, np.int64), 0)) == (0.0, 0.0)

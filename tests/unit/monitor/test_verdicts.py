@@ -1,4 +1,4 @@
-"""Drift verdicts, windows and alerts: rules as pure functions, and how often they are wrong."""
+"""Drift verdicts, watermarks and the alert lifecycle, and how often the verdicts are wrong."""
 
 from __future__ import annotations
 
@@ -9,13 +9,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_monitor.alerts import Step, step
-from flywheel_monitor.bins import ColumnReference, FeatureBins, Special
-from flywheel_monitor.drift import Verdict, judge_features, judge_window
-from flywheel_monitor.performance import Quality, QualityReference, judge_concept, judge_labels
-from flywheel_monitor.policy import MonitorPolicy
-from flywheel_monitor.score_shift import ScoreReference, score_shift
-from flywheel_monitor.windows import PartitionProgress, progress, watermark, window_of
+from flywheel_monitor.alerts.lifecycle import AlertActions, alert_actions
+from flywheel_monitor.drift.features import judge_features, judge_window
+from flywheel_monitor.drift.score_shift import score_shift
+from flywheel_monitor.drift.verdict import Verdict
+from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.performance.quality import Quality
+from flywheel_monitor.performance.verdicts import judge_concept, judge_labels
+from flywheel_monitor.references.reference import QualityReference, ScoreReference
+from flywheel_monitor.windows.bins import ColumnReference, FeatureBins, Special
+from flywheel_monitor.windows.span import window_of
+from flywheel_monitor.windows.watermark import PartitionProgress, progress, watermark
 
 POLICY = MonitorPolicy()
 RNG = np.random.default_rng(11)
@@ -71,11 +75,11 @@ def test_a_unit_change_is_bad_data() -> None:
     assert judge(reference(), RNG.normal(size=2000) * 1000) == Verdict.DATA_QUALITY
 
 
-def test_a_moderate_move_out_of_the_range_is_drift_and_not_bad_data() -> None:
+def test_a_moderate_move_out_of_range_is_drift_not_bad_data() -> None:
     assert judge(reference(), RNG.normal(6.0, 1, size=2000)) == Verdict.DRIFT
 
 
-def test_new_categories_are_bad_data_and_rare_ones_in_the_reference_are_not() -> None:
+def test_new_categories_are_bad_data_but_rare_known_ones_are_not() -> None:
     bins = FeatureBins(ColumnReference("v__c", False, (500, 500), categories=("a", "b")))
     counts = np.array([400, 200, *[0] * 7])
     counts[2 + Special.UNSEEN] = 400
@@ -89,7 +93,7 @@ def test_new_categories_are_bad_data_and_rare_ones_in_the_reference_are_not() ->
     assert found.verdict == Verdict.NO_DRIFT
 
 
-def test_a_huge_window_with_a_tiny_shift_is_significant_but_no_drift() -> None:
+def test_a_tiny_shift_in_a_huge_window_is_no_drift() -> None:
     assert judge(reference(), RNG.normal(0.03, 1, size=200_000)) == Verdict.NO_DRIFT
 
 
@@ -102,7 +106,7 @@ def test_a_constant_feature_is_no_drift() -> None:
     assert found.psi == pytest.approx(0.0, abs=1e-9)
 
 
-def test_bad_data_is_named_before_drift() -> None:
+def test_bad_data_takes_precedence_over_drift() -> None:
     bins = [reference("v__a"), reference("v__b")]
     every = np.ones(1000, np.bool_)
     shifted, broken = RNG.normal(2, 1, 1000), np.full(1000, np.nan)
@@ -116,7 +120,7 @@ def test_bad_data_is_named_before_drift() -> None:
     assert "v__b" in reason
 
 
-def test_no_drift_streams_alarm_at_most_once_per_twenty_features_and_hundred_windows() -> None:
+def test_at_most_one_false_alarm_in_100_windows_of_20_features() -> None:
     rng = np.random.default_rng(21)
     bins = [reference(f"v__f{i}") for i in range(20)]
     alarms = 0
@@ -132,7 +136,7 @@ def test_no_drift_streams_alarm_at_most_once_per_twenty_features_and_hundred_win
     assert alarms <= 1
 
 
-def test_a_shift_of_a_third_of_a_sigma_in_one_of_twenty_features_is_found_within_three_windows() -> None:
+def test_a_small_shift_of_one_in_20_features_is_found_in_3_windows() -> None:
     rng = np.random.default_rng(22)
     bins = [reference(f"v__f{i}") for i in range(20)]
     found = 0
@@ -148,11 +152,11 @@ def test_a_shift_of_a_third_of_a_sigma_in_one_of_twenty_features_is_found_within
                 bins, counts, {name: float(v.mean()) for name, v in values.items()}, POLICY
             )
             verdicts.append(next(d.verdict for d in judged if d.feature == "v__f7"))
-        found += step(False, verdicts, POLICY).open
+        found += alert_actions(False, verdicts, POLICY).open
     assert found == 20
 
 
-def test_score_shift_alarms_on_effect_and_not_on_traffic() -> None:
+def test_score_shift_depends_on_the_effect_not_on_the_traffic() -> None:
     known = ScoreReference(0.3, 0.1, 10_000)
     nothing = np.zeros(200, np.int64)
     assert score_shift(0.31, 0.1, 10**6, nothing, known, POLICY).verdict == Verdict.NO_DRIFT
@@ -181,34 +185,34 @@ D, N, W, X = Verdict.DRIFT, Verdict.NO_DRIFT, Verdict.WARNING, Verdict.INSUFFICI
 @pytest.mark.parametrize(
     ("unresolved", "recent", "expected"),
     [
-        (False, [D], Step()),
-        (False, [D, N, N], Step()),
-        (False, [D, D], Step(open=True, announce=True)),
-        (False, [D, N, D], Step(open=True, announce=True)),
-        (False, [W, W, N], Step(open=True)),
-        (False, [D, W], Step(open=True)),
-        (False, [N, D, D], Step()),
-        (False, [X, D, D], Step()),
-        (True, [D, N, N], Step(confirm=True)),
-        (True, [N, N, D], Step()),
-        (True, [N, N, N], Step(resolve=True)),
-        (True, [N, N], Step()),
-        (True, [], Step()),
+        (False, [D], AlertActions()),
+        (False, [D, N, N], AlertActions()),
+        (False, [D, D], AlertActions(open=True, announce=True)),
+        (False, [D, N, D], AlertActions(open=True, announce=True)),
+        (False, [W, W, N], AlertActions(open=True)),
+        (False, [D, W], AlertActions(open=True)),
+        (False, [N, D, D], AlertActions()),
+        (False, [X, D, D], AlertActions()),
+        (True, [D, N, N], AlertActions(confirm=True)),
+        (True, [N, N, D], AlertActions()),
+        (True, [N, N, N], AlertActions(resolve=True)),
+        (True, [N, N], AlertActions()),
+        (True, [], AlertActions()),
     ],
 )
-def test_alert_steps(unresolved: bool, recent: list[Verdict], expected: Step) -> None:
-    assert step(unresolved, recent, POLICY) == expected
+def test_alert_actions(unresolved: bool, recent: list[Verdict], expected: AlertActions) -> None:
+    assert alert_actions(unresolved, recent, POLICY) == expected
 
 
 @given(st.integers(-(10**15), 10**15), st.integers(1, 10**12))
-def test_every_event_lies_in_exactly_its_window(event: int, width: int) -> None:
+def test_every_event_lies_in_its_window(event: int, width: int) -> None:
     span = window_of(event, width)
     assert span.start_us <= event < span.end_us
     assert span.end_us - span.start_us == width
     assert span.start_us % width == 0
 
 
-def test_the_slowest_partition_that_is_behind_holds_the_watermark() -> None:
+def test_the_slowest_unread_partition_determines_the_watermark() -> None:
     assert watermark([]) is None
     assert (
         watermark([PartitionProgress(50, False), PartitionProgress(90, True), PartitionProgress(70, False)])
@@ -217,7 +221,7 @@ def test_the_slowest_partition_that_is_behind_holds_the_watermark() -> None:
     assert watermark([PartitionProgress(50, True), PartitionProgress(90, True)]) == 90
 
 
-def test_a_partition_that_is_behind_and_has_shown_nothing_holds_everything() -> None:
+def test_no_progress_while_an_unread_partition_has_shown_no_event() -> None:
     assert progress({0: 10, 1: 20}, frozenset({2})) == []
     assert progress({0: 10, 1: 20}, frozenset({1})) == [
         PartitionProgress(10, True),

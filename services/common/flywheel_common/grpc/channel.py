@@ -18,6 +18,7 @@ import grpc
 from flywheel_common.context import current_call
 from flywheel_common.deadline import call_timeout
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.grpc.unready_calls import UnaryCall
 from flywheel_common.telemetry.traces import tracing
 
 __all__ = ["ClientTls", "channel", "from_rpc_error"]
@@ -71,11 +72,28 @@ def channel(
 
     `client_name` is the actor of calls outside of a running call. The timeout of a unary call is `timeout=`,
     else the rest of the running call's budget, at most `default_timeout_seconds`. Streams have no default
-    timeout. Set `health_check=False` for a server without grpc.health.v1.
+    timeout. A unary call that finds no replica ready is sent to one that is not, so that the service itself
+    names what it lacks. Set `health_check=False` for a server without grpc.health.v1.
     """
-    options: list[tuple[str, Any]] = [
-        ("grpc.service_config", service_config(health_check=health_check, max_attempts=4 if retries else 2)),
-        ("grpc.enable_retries", 1 if retries else 0),
+
+    def connect(health_check: bool, retries: bool) -> grpc.aio.Channel:
+        config = service_config(health_check=health_check, max_attempts=4 if retries else 2)
+        options = _options(client_name, max_message_bytes)
+        options += [("grpc.service_config", config), ("grpc.enable_retries", 1 if retries else 0)]
+        return _connect(address, tls, options)
+
+    return _Channel(
+        connect(health_check, retries),
+        client_name,
+        token,
+        default_timeout_seconds,
+        # Without retries: the call was tried before.
+        unchecked=(lambda: connect(health_check=False, retries=False)) if health_check else None,
+    )
+
+
+def _options(client_name: str, max_message_bytes: int) -> list[tuple[str, Any]]:
+    return [
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 5_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -86,21 +104,22 @@ def channel(
         ("grpc.max_send_message_length", max_message_bytes),
         ("grpc.primary_user_agent", f"flywheel-{client_name}"),
     ]
+
+
+def _connect(address: str, tls: ClientTls | None, options: list[tuple[str, Any]]) -> grpc.aio.Channel:
     if tls is None:
-        inner = grpc.aio.insecure_channel(address, options=options)
-    else:
-        if tls.server_name:
-            options.append(("grpc.ssl_target_name_override", tls.server_name))
-        read = [
-            path.read_bytes() if path is not None else None
-            for path in (tls.ca_file, tls.key_file, tls.cert_file)
-        ]
-        inner = grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*read), options=options)
-    return _Channel(inner, client_name, token, default_timeout_seconds)
+        return grpc.aio.insecure_channel(address, options=options)
+    if tls.server_name:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    read = [
+        path.read_bytes() if path is not None else None for path in (tls.ca_file, tls.key_file, tls.cert_file)
+    ]
+    return grpc.aio.secure_channel(address, grpc.ssl_channel_credentials(*read), options=options)
 
 
 class _Channel(grpc.aio.Channel):
-    """Delegates to a channel and adds metadata and timeouts to its calls."""
+    """Delegates to a channel and adds metadata and timeouts to its calls. `unchecked` makes a channel to the
+    same address without a health check, for calls that find no replica ready (`unready_calls`)."""
 
     def __init__(
         self,
@@ -108,14 +127,35 @@ class _Channel(grpc.aio.Channel):
         client_name: str,
         token: str | Callable[[], str],
         timeout: float,
+        *,
+        unchecked: Callable[[], grpc.aio.Channel] | None,
     ) -> None:
         self._inner = inner
         self._client_name = client_name
         self._token = token
         self._timeout = timeout
+        self._connect_unchecked = unchecked
+        self._unchecked: grpc.aio.Channel | None = None
 
     def unary_unary(self, method: Any, *args: Any, **kwargs: Any) -> Any:
-        return self._callable(method, self._inner.unary_unary(method, *args, **kwargs), bounded=True)
+        target = self._inner.unary_unary(method, *args, **kwargs)
+        connect = self._connect_unchecked
+        if connect is None:
+            return self._callable(method, target, bounded=True)
+
+        def unchecked(*call_args: Any, **call_kwargs: Any) -> Any:
+            if self._unchecked is None:
+                self._unchecked = connect()
+            return self._unchecked.unary_unary(method, *args, **kwargs)(*call_args, **call_kwargs)
+
+        def start(request: Any, *, timeout: float | None, **call_kwargs: Any) -> Any:
+            return UnaryCall(
+                target(request, timeout=timeout, **call_kwargs),
+                timeout,
+                lambda left: unchecked(request, timeout=left, **call_kwargs),
+            )
+
+        return self._callable(method, start, bounded=True)
 
     def unary_stream(self, method: Any, *args: Any, **kwargs: Any) -> Any:
         return self._callable(method, self._inner.unary_stream(method, *args, **kwargs), bounded=False)
@@ -163,6 +203,8 @@ class _Channel(grpc.aio.Channel):
 
     async def close(self, grace: float | None = None) -> None:
         await self._inner.close(grace)
+        if self._unchecked is not None:
+            await self._unchecked.close(grace)
 
     def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:
         return self._inner.get_state(try_to_connect)

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-import asyncpg
 from prometheus_client import Counter, Gauge
 
 from flywheel_common.errors import FlywheelError
@@ -20,7 +19,7 @@ from flywheel_common.kafka.errors import EventTooLarge
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import MAX_RECORD_BYTES
 from flywheel_common.postgres.lease import Lease
-from flywheel_common.postgres.pool import Connection, Pool, alive, connection
+from flywheel_common.postgres.pool import DRIVER_ERRORS, Connection, Pool, alive, connection
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.events.v1.event_pb2 import Event
 
@@ -109,7 +108,7 @@ class Relay:
                             await woken.wait()
         finally:
             if alive(listener):
-                with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError, TimeoutError):
+                with suppress(*DRIVER_ERRORS):
                     async with asyncio.timeout(2.0):
                         await listener.remove_listener(CHANNEL, wake)
                         await self._pool.release(listener)
@@ -144,6 +143,6 @@ class Relay:
             try:
                 conn = await self._pool.acquire()
                 await conn.add_listener(CHANNEL, wake)
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            except DRIVER_ERRORS:
                 return None
         return conn

@@ -39,7 +39,7 @@ ACQUIRE_SECONDS = 5.0
 GRACE_SECONDS = 5.0
 """How much longer than the statement timeout of the server the client waits for an answer."""
 
-_DRIVER_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)
+DRIVER_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What asyncpg raises. TimeoutError and ConnectionError are OSErrors."""
 _INTERRUPTED = (asyncio.CancelledError, GeneratorExit)
 
@@ -112,7 +112,7 @@ async def _connect(
                 f"PostgreSQL at {redact_dsn(dsn)} refuses: {error}. "
                 "Check the DSN and that the database exists.",
             ) from None
-        except _DRIVER_ERRORS as error:
+        except DRIVER_ERRORS as error:
             if loop.time() + delay > give_up:
                 raise PostgresUnavailable(
                     f"PostgreSQL at {redact_dsn(dsn)} did not answer within {wait:g} s: "
@@ -135,7 +135,7 @@ async def _acquire(pool: Pool) -> Connection:
         return await pool.acquire(timeout=timeout)
     except TimeoutError as error:
         raise PostgresUnavailable("No PostgreSQL connection was free in time: try again.") from error
-    except _DRIVER_ERRORS as error:
+    except DRIVER_ERRORS as error:
         raise _unavailable() from error
 
 
@@ -168,7 +168,7 @@ async def transaction(
         except _INTERRUPTED:
             raise
         except BaseException:
-            with suppress(*_DRIVER_ERRORS):
+            with suppress(*DRIVER_ERRORS):
                 await begun.rollback()
             raise
         await begun.commit()
@@ -194,7 +194,9 @@ async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[
         except _INTERRUPTED:
             _release_later(pool, checkout)
             raise
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error.__cause__, asyncpg.InternalClientError):
+                checkout.conn.terminate()  # asyncpg takes it for an open connection
             await _release(pool, checkout.conn)
             raise
     await _release(pool, checkout.conn)
@@ -206,7 +208,13 @@ def domain_errors(translate: Translation | None = None) -> Iterator[None]:
     unchanged."""
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, ConnectionError, TimeoutError) as error:
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        ConnectionError,
+        TimeoutError,
+    ) as error:
         mapped = _mapped(error, translate or {})
         if mapped is None:
             raise
@@ -243,6 +251,8 @@ def is_connection_loss(error: BaseException) -> bool:
             asyncpg.IdleInTransactionSessionTimeoutError,
             ConnectionError,
             TimeoutError,  # of a statement; a server that answers cancels it earlier
+            # of a statement after the server announced the end of the connection, before the socket closed
+            asyncpg.InternalClientError,
         ),
     ) or (isinstance(error, asyncpg.InterfaceError) and "closed" in str(error))
 
@@ -267,7 +277,7 @@ async def _roll_back_and_release(pool: Pool, checkout: _Checkout) -> None:
         async with asyncio.timeout(RELEASE_SECONDS):
             if checkout.begun is not None:
                 await checkout.begun.rollback()
-    except _DRIVER_ERRORS:
+    except DRIVER_ERRORS:
         checkout.conn.terminate()
     await _release(pool, checkout.conn)
 
@@ -275,5 +285,5 @@ async def _roll_back_and_release(pool: Pool, checkout: _Checkout) -> None:
 async def _release(pool: Pool, conn: Connection) -> None:
     try:
         await pool.release(conn, timeout=RELEASE_SECONDS)
-    except _DRIVER_ERRORS:
+    except DRIVER_ERRORS:
         log.warning("a broken database connection was dropped")

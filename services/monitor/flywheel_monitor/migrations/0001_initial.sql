@@ -78,7 +78,7 @@ CREATE TABLE outcome (
 );
 CREATE INDEX outcome_prediction ON outcome (prediction_id);
 
--- Additive counts per pane of event time (flywheel_monitor.layout, .panes). Kept per partition, so that one consumer
+-- Additive counts per pane of event time (flywheel_monitor.windows.layout, .panes). Kept per partition, so that one consumer
 -- alone writes a row.
 CREATE TABLE pane (
     model_version_id integer  NOT NULL REFERENCES model_version,

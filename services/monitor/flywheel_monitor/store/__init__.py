@@ -1,1 +1,1 @@
-"""The monitor's state in PostgreSQL."""
+"""Adapters of the ports, one package per technology."""

@@ -1,0 +1,1 @@
+"""The gRPC edge: the servicer and the conversion between protobuf and domain types."""

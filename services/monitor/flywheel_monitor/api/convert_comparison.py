@@ -1,0 +1,41 @@
+"""Comparisons of variants as protobuf."""
+
+from __future__ import annotations
+
+from flywheel_monitor.api.timestamps import timestamp
+from flywheel_monitor.comparison.rollout_evidence import RolloutEvidence
+from flywheel_monitor.comparison.variants import Variant
+from flywheel_protos.monitor.v1 import monitor_pb2
+
+
+def variant_to_proto(release: str, v: Variant) -> monitor_pb2.VariantStatistics:
+    return monitor_pb2.VariantStatistics(
+        release=release,
+        predictions=v.predictions,
+        labelled=v.labelled,
+        error_rate=v.error_rate,
+        latency_p99_ms=v.latency_p99_ms,
+        score_mean=v.score_mean,
+        score_stddev=v.score_stddev,
+        log_loss=v.log_loss,
+        auc=v.auc,
+        brier=v.brier,
+    )
+
+
+def comparison_to_proto(
+    champion: str, challenger: str, found: RolloutEvidence
+) -> monitor_pb2.CompareVariantsResponse:
+    c = found.comparison
+    return monitor_pb2.CompareVariantsResponse(
+        champion=variant_to_proto(champion, c.champion),
+        challenger=variant_to_proto(challenger, c.challenger),
+        first_event=timestamp(found.first_event_us),
+        last_event=timestamp(found.last_event_us),
+        labelled=c.labelled,
+        log_loss_delta=c.log_loss.delta,
+        log_loss_delta_upper=c.log_loss.upper,
+        log_loss_delta_lower=c.log_loss.lower,
+        disagreement_rate=c.disagreement_rate,
+        score_shift=c.score_shift,
+    )

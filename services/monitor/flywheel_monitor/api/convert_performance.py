@@ -1,0 +1,28 @@
+"""Performance as protobuf."""
+
+from __future__ import annotations
+
+from flywheel_monitor.api.timestamps import timestamp
+from flywheel_monitor.performance.served import ServedPerformance
+from flywheel_protos.monitor.v1 import monitor_pb2
+
+
+def performance_to_proto(p: ServedPerformance) -> monitor_pb2.Performance:
+    return monitor_pb2.Performance(
+        model_version=p.model_version,
+        predictions=p.predictions,
+        labelled=p.quality.labelled,
+        coverage=p.quality.labelled / p.predictions if p.predictions else 0.0,
+        auc=p.quality.auc,
+        log_loss=p.quality.log_loss,
+        brier=p.quality.brier,
+        calibration_error=p.quality.calibration_error,
+        label_mean=p.quality.label_mean or 0.0,
+        score_mean=p.score_mean,
+        latency_p50_ms=p.latency_p50_ms,
+        latency_p99_ms=p.latency_p99_ms,
+        error_rate=p.error_rate,
+        fallback_rate=p.fallback_rate,
+        first_event=timestamp(p.first_event_us),
+        last_event=timestamp(p.last_event_us),
+    )

@@ -1,0 +1,50 @@
+"""Drift reports as protobuf."""
+
+from __future__ import annotations
+
+from flywheel_monitor.api.timestamps import timestamp
+from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.evaluation.report import Report
+from flywheel_protos.monitor.v1 import monitor_pb2
+
+
+def feature_to_proto(d: FeatureDrift) -> monitor_pb2.FeatureDrift:
+    return monitor_pb2.FeatureDrift(
+        feature=d.feature,
+        psi=d.psi,
+        psi_corrected=d.psi_corrected,
+        ks=d.ks,
+        ks_p_value=d.ks_p_value,
+        chi_square=d.chi_square,
+        chi_square_p_value=d.chi_square_p_value,
+        adjusted_p_value=d.adjusted_p_value,
+        mean_shift=d.mean_shift,
+        null_rate=d.null_rate,
+        reference_null_rate=d.reference_null_rate,
+        unseen_rate=d.unseen_rate,
+        verdict=int(d.verdict),  # type: ignore[arg-type]
+        reason=d.reason,
+    )
+
+
+def report_to_proto(report: Report) -> monitor_pb2.DriftReport:
+    score = report.score
+    return monitor_pb2.DriftReport(
+        model_version=report.model_version,
+        window_start=timestamp(report.span.start_us),
+        window_end=timestamp(report.span.end_us),
+        predictions=report.predictions,
+        features=[feature_to_proto(f) for f in report.features],
+        score_mean=score.mean,
+        score_stddev=score.stddev,
+        reference_score_mean=score.reference_mean,
+        reference_score_stddev=score.reference_stddev,
+        score_shift=score.shift,
+        score_z=score.z,
+        score_psi=score.psi,
+        verdict=int(report.verdict),  # type: ignore[arg-type]
+        reason=report.reason,
+        reference_hash=report.reference_hash,
+        label_mean=report.quality.label_mean,
+        label_shift=report.label_shift,
+    )

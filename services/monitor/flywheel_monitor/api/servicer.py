@@ -1,0 +1,199 @@
+"""MonitorService: converts requests, calls the use cases, converts the results."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from flywheel_common.context import actor
+from flywheel_common.deadline import budget
+from flywheel_common.kafka.errors import KafkaUnavailable
+from flywheel_common.names import parse_project
+from flywheel_common.paging import page_size
+from flywheel_common.postgres.transactions import Store
+from flywheel_monitor.alerts.errors import ReasonRequired
+from flywheel_monitor.alerts.filter import parse_filter
+from flywheel_monitor.alerts.ports import Alerts
+from flywheel_monitor.api.convert_alerts import alert_to_proto
+from flywheel_monitor.api.convert_comparison import comparison_to_proto
+from flywheel_monitor.api.convert_performance import performance_to_proto
+from flywheel_monitor.api.convert_policies import policy_from_proto, policy_to_proto
+from flywheel_monitor.api.convert_reports import report_to_proto
+from flywheel_monitor.api.timestamps import micros_of, timestamp
+from flywheel_monitor.archive.prediction_archive import PredictionArchive
+from flywheel_monitor.comparison.errors import InvalidMode
+from flywheel_monitor.comparison.ports import VariantPredictions
+from flywheel_monitor.comparison.rollout_evidence import rollout_evidence
+from flywheel_monitor.evaluation.report_lookup import ReportRecords, find_report
+from flywheel_monitor.ingest.ports import ConsumerLag, IngestStatus
+from flywheel_monitor.models.lookup import existing_policy
+from flywheel_monitor.models.names import AlertName, ModelName
+from flywheel_monitor.performance.served import PerformanceRecords, served_performance
+from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from flywheel_protos.monitor.v1 import monitor_pb2_grpc
+
+M = TypeVar("M", bound=Message)
+
+LAG_SECONDS = 2.0
+"""How long GetIngestStatus waits for the broker; then it returns the lag that was read last."""
+
+
+class ApiRecords(PerformanceRecords, ReportRecords, VariantPredictions, Alerts, IngestStatus, Protocol):
+    """What the RPCs read and change."""
+
+
+class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
+    def __init__(
+        self, *, store: Store[ApiRecords], archive: PredictionArchive, lag: ConsumerLag, pane_us: int
+    ) -> None:
+        self._store = store
+        self._archive = archive
+        self._lag = lag
+        self._pane_us = pane_us
+
+    async def _mutate(
+        self, method: str, request: Any, response: type[M], effect: Callable[[ApiRecords], Awaitable[M]]
+    ) -> M:
+        """Run the effect in one transaction with its response, which a repeat of the request gets again."""
+
+        async def serialized(records: ApiRecords) -> bytes:
+            return (await effect(records)).SerializeToString()
+
+        body = request.SerializeToString(deterministic=True)
+        return response.FromString(await self._store.once(method, request.request_id, body, serialized))
+
+    async def SetMonitorPolicy(
+        self, request: pb.SetMonitorPolicyRequest, context: Any
+    ) -> pb.SetMonitorPolicyResponse:
+        model = str(ModelName.parse(request.policy.model))
+        policy = policy_from_proto(request.policy).checked(self._pane_us)
+
+        async def effect(records: ApiRecords) -> pb.SetMonitorPolicyResponse:
+            await records.set_policy(model, policy)
+            return pb.SetMonitorPolicyResponse(policy=policy_to_proto(model, policy))
+
+        return await self._mutate("SetMonitorPolicy", request, pb.SetMonitorPolicyResponse, effect)
+
+    async def GetMonitorPolicy(
+        self, request: pb.GetMonitorPolicyRequest, context: Any
+    ) -> pb.GetMonitorPolicyResponse:
+        model = str(ModelName.parse(request.model))
+        async with self._store.reading() as records:
+            policy = await existing_policy(records, model)
+        return pb.GetMonitorPolicyResponse(policy=policy_to_proto(model, policy))
+
+    async def GetDriftReport(
+        self, request: pb.GetDriftReportRequest, context: Any
+    ) -> pb.GetDriftReportResponse:
+        start, end = micros_of(request, "start_time"), micros_of(request, "end_time")
+        report = await find_report(
+            self._store,
+            request.name,
+            start_us=start,
+            end_us=end,
+            segment=request.segment,
+            pane_us=self._pane_us,
+        )
+        return pb.GetDriftReportResponse(report=report_to_proto(report))
+
+    async def GetPerformance(
+        self, request: pb.GetPerformanceRequest, context: Any
+    ) -> pb.GetPerformanceResponse:
+        start, end = micros_of(request, "start_time"), micros_of(request, "end_time")
+        found = await served_performance(
+            self._store,
+            request.model_version,
+            start_us=start,
+            end_us=end,
+            segment=request.segment,
+            pane_us=self._pane_us,
+        )
+        return pb.GetPerformanceResponse(performance=performance_to_proto(found))
+
+    async def CompareVariants(
+        self, request: pb.CompareVariantsRequest, context: Any
+    ) -> pb.CompareVariantsResponse:
+        if request.mode not in (pb.COMPARISON_MODE_SHADOW, pb.COMPARISON_MODE_CANARY):
+            raise InvalidMode("mode must be COMPARISON_MODE_SHADOW or COMPARISON_MODE_CANARY.", field="mode")
+        start = micros_of(request, "start_time")
+        found = await rollout_evidence(
+            self._store,
+            request.rollout,
+            request.champion_release,
+            request.challenger_release,
+            shadow=request.mode == pb.COMPARISON_MODE_SHADOW,
+            start_us=start,
+            alpha=request.alpha,
+        )
+        return comparison_to_proto(request.champion_release, request.challenger_release, found)
+
+    async def GetAlert(self, request: pb.GetAlertRequest, context: Any) -> pb.GetAlertResponse:
+        name = AlertName.parse(request.name)
+        async with self._store.reading() as records:
+            alert = await records.alert(name)
+        return pb.GetAlertResponse(alert=alert_to_proto(alert))
+
+    async def ListAlerts(self, request: pb.ListAlertsRequest, context: Any) -> pb.ListAlertsResponse:
+        project, wanted = parse_project(request.parent), parse_filter(request.filter)
+        size = page_size(request.page_size, default=100)
+        async with self._store.reading() as records:
+            page = await records.alerts(project, wanted, size, request.page_token)
+        return pb.ListAlertsResponse(
+            alerts=[alert_to_proto(a) for a in page.items], next_page_token=page.next_page_token
+        )
+
+    async def AcknowledgeAlert(
+        self, request: pb.AcknowledgeAlertRequest, context: Any
+    ) -> pb.AcknowledgeAlertResponse:
+        name = AlertName.parse(request.name)
+
+        async def effect(records: ApiRecords) -> pb.AcknowledgeAlertResponse:
+            alert = await records.acknowledge_alert(name, actor())
+            return pb.AcknowledgeAlertResponse(alert=alert_to_proto(alert))
+
+        return await self._mutate("AcknowledgeAlert", request, pb.AcknowledgeAlertResponse, effect)
+
+    async def ResolveAlert(self, request: pb.ResolveAlertRequest, context: Any) -> pb.ResolveAlertResponse:
+        name = AlertName.parse(request.name)
+        if not request.reason.strip():
+            raise ReasonRequired("reason is empty: say why the alert is resolved.", field="reason")
+
+        async def effect(records: ApiRecords) -> pb.ResolveAlertResponse:
+            alert = await records.resolve_alert(name, request.reason)
+            return pb.ResolveAlertResponse(alert=alert_to_proto(alert))
+
+        return await self._mutate("ResolveAlert", request, pb.ResolveAlertResponse, effect)
+
+    async def GetIngestStatus(
+        self, request: pb.GetIngestStatusRequest, context: Any
+    ) -> pb.GetIngestStatusResponse:
+        project = parse_project(request.parent)
+        try:
+            with budget(LAG_SECONDS):
+                lag = await self._lag.read()
+        except KafkaUnavailable:
+            lag = self._lag.last
+        async with self._store.reading() as records:
+            counts, newest = await records.counts(project), await records.newest(project)
+            evaluated = await records.evaluated(project)
+        return pb.GetIngestStatusResponse(
+            lag_records=lag.total,
+            predictions=counts.predictions,
+            outcomes=counts.outcomes,
+            orphan_outcomes=counts.orphans,
+            duplicates=counts.duplicates,
+            dead_letters=lag.dead_letters,
+            watermark=timestamp(newest),
+            windows_evaluated=evaluated,
+        )
+
+    async def GetPredictionArchive(
+        self, request: pb.GetPredictionArchiveRequest, context: Any
+    ) -> pb.GetPredictionArchiveResponse:
+        model = str(ModelName.parse(request.model))
+        rows, last_event = await self._archive.status(model)
+        return pb.GetPredictionArchiveResponse(
+            uri=self._archive.uri(model), rows=rows, last_event=timestamp(last_event)
+        )

@@ -1,0 +1,1 @@
+"""Challenger against champion: the evidence that a rollout is decided by."""

@@ -1,0 +1,59 @@
+"""The evidence for a rollout: its two variants compared, read on request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flywheel_common.postgres.transactions import Store
+from flywheel_monitor.comparison.errors import InvalidAlpha, InvalidReleases
+from flywheel_monitor.comparison.ports import VariantPredictions
+from flywheel_monitor.comparison.variants import Comparison, compare
+from flywheel_monitor.ingest.batches import Role
+from flywheel_monitor.models.names import RolloutName
+from flywheel_monitor.windows.span import ALL_TIME
+
+DEFAULT_ALPHA = 0.05
+
+
+@dataclass(frozen=True)
+class RolloutEvidence:
+    """A comparison and the event times that it covers (None without predictions)."""
+
+    comparison: Comparison
+    first_event_us: int | None
+    last_event_us: int | None
+
+
+async def rollout_evidence(
+    store: Store[VariantPredictions],
+    rollout: str,
+    champion: str,
+    challenger: str,
+    *,
+    shadow: bool,
+    start_us: int | None,
+    alpha: float,
+) -> RolloutEvidence:
+    """Compare two releases of a rollout since `start_us`; `alpha` 0 is DEFAULT_ALPHA. Raises InvalidAlpha,
+    InvalidReleases."""
+    RolloutName.parse(rollout)
+    alpha = alpha or DEFAULT_ALPHA
+    if not 0 < alpha < 1:
+        raise InvalidAlpha(
+            f"alpha is {alpha:g}: it must lie between 0 and 1; 0 means {DEFAULT_ALPHA}.", field="alpha"
+        )
+    if not champion or not challenger or champion == challenger:
+        raise InvalidReleases("Give two different releases to compare.")
+    since = ALL_TIME.start_us if start_us is None else start_us
+    role = Role.SHADOW if shadow else Role.CHALLENGER
+    async with store.reading() as records:
+        challenger_rows = await records.variant_rows(rollout, challenger, role, since)
+        champion_rows = await records.variant_rows(rollout, champion, Role.CHAMPION, since)
+    found = compare(champion_rows, challenger_rows, is_paired=shadow, alpha=alpha)
+    times = [
+        int(edge(rows.event_times))
+        for rows in (champion_rows, challenger_rows)
+        if len(rows.event_times)
+        for edge in (min, max)
+    ]
+    return RolloutEvidence(found, min(times, default=None), max(times, default=None))

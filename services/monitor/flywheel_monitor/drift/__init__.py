@@ -1,0 +1,1 @@
+"""Statistics and verdicts on the features and scores of a window."""

@@ -1,0 +1,151 @@
+"""Verdicts on the features of a window: drift, bad data, or neither.
+
+A feature drifts when three conditions hold: enough rows, a significant difference (Benjamini-Hochberg over
+the features of the window), and an effect of practical size. In large windows almost every feature differs
+significantly, and in small windows PSI is large by chance, so each condition alone gives false alarms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from flywheel_common.arrays import Ints
+from flywheel_monitor.drift import chi_square as chi2
+from flywheel_monitor.drift import fdr, ks, psi
+from flywheel_monitor.drift.verdict import Verdict
+from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.windows.bins import FeatureBins, Special, broken_rate, null_rate, unseen_rate
+
+MEAN_SHIFT_WARNING = 0.1
+"""Mean shift in reference standard deviations that counts as a warning whatever the PSI: a shift of 0.3
+sigma has a PSI of only 0.09."""
+
+
+@dataclass(frozen=True)
+class FeatureDrift:
+    """Statistics and verdict of one feature of one window; see `FeatureDrift` of the API."""
+
+    feature: str
+    psi: float = 0.0
+    psi_corrected: float = 0.0
+    ks: float | None = None
+    ks_p_value: float | None = None
+    chi_square: float | None = None
+    chi_square_p_value: float | None = None
+    adjusted_p_value: float = 1.0
+    mean_shift: float | None = None
+    null_rate: float = 0.0
+    reference_null_rate: float = 0.0
+    unseen_rate: float = 0.0
+    verdict: Verdict = Verdict.NO_DRIFT
+    reason: str = ""
+
+
+def measure(bins: FeatureBins, counts: Ints, mean_shift: float | None) -> tuple[FeatureDrift, float]:
+    """The statistics of one feature and its p-value before adjustment.
+
+    Numeric: KS of the finite values and chi-square of present against missing and out of range, the
+    smaller p doubled (Bonferroni), so that a null burst is as significant as a shift. Categorical:
+    chi-square over all bins."""
+    reference = bins.reference_counts
+    window_coarse, reference_coarse = psi.coarse(bins, counts), psi.coarse(bins, reference)
+    value = psi.psi(window_coarse, reference_coarse)
+    found = FeatureDrift(
+        feature=bins.name,
+        psi=value,
+        psi_corrected=psi.corrected(value, window_coarse, reference_coarse),
+        null_rate=null_rate(bins, counts),
+        reference_null_rate=null_rate(bins, reference),
+        unseen_rate=unseen_rate(bins, counts),
+    )
+    if not bins.numeric:
+        statistic, p = chi2.chi_square(*chi2.pooled(counts, reference))
+        return replace(found, chi_square=statistic, chi_square_p_value=p), p
+    a, b = ks.ordered(bins, counts), ks.ordered(bins, reference)
+    statistic = ks.ks_statistic(a, b)
+    ks_p = ks.ks_p_value(statistic, float(a.sum()), float(b.sum()))
+    _, special_p = chi2.chi_square(*chi2.pooled(_kinds(bins, counts), _kinds(bins, reference)))
+    found = replace(found, ks=statistic, ks_p_value=ks_p, mean_shift=mean_shift)
+    return found, min(1.0, 2 * min(ks_p, special_p))
+
+
+def _kinds(bins: FeatureBins, counts: Ints) -> Ints:
+    """Rows that are [present, missing, far]. The KS test covers finite values only and does not see these
+    shares."""
+    s = counts[bins.regular :]
+    missing = s[Special.NULL] + s[Special.NON_FINITE] + s[Special.MALFORMED]
+    return np.array([counts.sum() - missing - s[Special.FAR], missing, s[Special.FAR]], np.int64)
+
+
+def judge_features(
+    features: Sequence[FeatureBins],
+    counts: Mapping[str, Ints],
+    mean_shifts: Mapping[str, float],
+    policy: MonitorPolicy,
+) -> list[FeatureDrift]:
+    """The verdict on every feature, most drifted first. `counts` [size] per feature name."""
+    measured = [measure(bins, counts[bins.name], mean_shifts.get(bins.name)) for bins in features]
+    adjusted = fdr.adjust([p for _, p in measured])
+    judged = [
+        _judge(bins, counts[bins.name], replace(found, adjusted_p_value=float(q)), policy)
+        for bins, (found, _), q in zip(features, measured, adjusted, strict=True)
+    ]
+    return sorted(judged, key=lambda d: (-d.psi_corrected, d.feature))
+
+
+def _judge(bins: FeatureBins, counts: Ints, d: FeatureDrift, policy: MonitorPolicy) -> FeatureDrift:
+    rows = int(counts.sum())
+    if rows < policy.min_predictions:
+        return replace(
+            d, verdict=Verdict.INSUFFICIENT, reason=f"{rows} rows, {policy.min_predictions} needed"
+        )
+    if d.null_rate - d.reference_null_rate > policy.data_quality_rate:
+        missing = f"{d.null_rate:.0%} of values are missing or unusable"
+        reason = f"{missing}, {d.reference_null_rate:.0%} in the reference"
+        return replace(d, verdict=Verdict.DATA_QUALITY, reason=reason)
+    broken = broken_rate(bins, counts) - broken_rate(bins, bins.reference_counts)
+    if broken > policy.data_quality_rate:
+        what = (
+            "lie far outside the reference's range"
+            if bins.numeric
+            else "are categories that the reference does not have"
+        )
+        return replace(d, verdict=Verdict.DATA_QUALITY, reason=f"{broken:.0%} of values {what}")
+    shift = abs(d.mean_shift or 0.0)
+    significant = d.adjusted_p_value <= policy.fdr
+    numbers = f"PSI {d.psi_corrected:.3f}" + (
+        f", mean {d.mean_shift:+.2f} sigma" if d.mean_shift is not None else ""
+    )
+    if not significant:
+        return replace(d, reason=f"not significant (p {d.adjusted_p_value:.3g}); {numbers}")
+    if d.psi_corrected >= policy.psi_alert:
+        return replace(d, verdict=Verdict.DRIFT, reason=f"{numbers}: at least {policy.psi_alert:g}")
+    if d.psi_corrected >= policy.psi_warning or shift >= MEAN_SHIFT_WARNING:
+        return replace(d, verdict=Verdict.WARNING, reason=f"{numbers}: moved, less than {policy.psi_alert:g}")
+    return replace(d, reason=f"significant but small; {numbers}")
+
+
+def judge_window(features: Sequence[FeatureDrift], rows: int, policy: MonitorPolicy) -> tuple[Verdict, str]:
+    """The verdict on the features of a window as a whole. Bad data takes precedence over drift, because it
+    distorts the drift statistics."""
+    if rows < policy.min_predictions:
+        return Verdict.INSUFFICIENT, f"{rows} predictions, {policy.min_predictions} needed"
+    for verdict, what in (
+        (Verdict.DATA_QUALITY, "bad data"),
+        (Verdict.DRIFT, "major drift"),
+        (Verdict.WARNING, "some drift"),
+    ):
+        hit = [d for d in features if d.verdict == verdict]
+        if hit:
+            named = "; ".join(f"{d.feature}: {d.reason}" for d in hit[:3])
+            more = f"; and {len(hit) - 3} more" if len(hit) > 3 else ""
+            return verdict, f"{what} in {len(hit)} of {len(features)} features: {named}{more}"
+    return Verdict.NO_DRIFT, f"none of {len(features)} features drifted over {rows} predictions"
+
+
+def feature_from_json(stored: Mapping[str, Any]) -> FeatureDrift:
+    return FeatureDrift(**{**stored, "verdict": Verdict(stored["verdict"])})

@@ -1,0 +1,87 @@
+"""Prediction drift: the shift of the mean score against the reference.
+
+The effect is (mean - reference mean) / reference stddev; z is the difference over its standard error. The
+verdict depends on the effect, because z grows with the traffic; z only rules out chance.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from flywheel_common.arrays import Ints
+from flywheel_monitor.drift import psi
+from flywheel_monitor.drift.verdict import Verdict
+from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.references.reference import ScoreReference
+from flywheel_monitor.windows.histograms import SCORE_BINS
+
+SIGNIFICANT_Z = 3.0
+
+
+@dataclass(frozen=True)
+class ScoreShift:
+    """Scores of a window against their reference; see `DriftReport` of the API."""
+
+    mean: float = 0.0
+    stddev: float = 0.0
+    reference_mean: float = 0.0
+    reference_stddev: float = 0.0
+    shift: float = 0.0
+    z: float = 0.0
+    psi: float = 0.0
+    verdict: Verdict = Verdict.INSUFFICIENT
+    reason: str = ""
+
+
+def score_psi(window: Ints, reference: Ints) -> float:
+    """PSI of two score histograms [SCORE_BINS] over the reference's deciles."""
+    groups = psi.decile_groups(reference)
+    size = int(groups.max(initial=0)) + 1
+    grouped = [
+        np.rint(np.bincount(groups, weights=c, minlength=size)).astype(np.int64) for c in (window, reference)
+    ]
+    return psi.psi(grouped[0], grouped[1])
+
+
+def score_shift(
+    mean: float,
+    stddev: float,
+    count: int,
+    counts: Ints,
+    reference: ScoreReference | None,
+    policy: MonitorPolicy,
+) -> ScoreShift:
+    """The shift of `count` scores with these moments and histogram."""
+    if reference is None:
+        return ScoreShift(mean, stddev, verdict=Verdict.INSUFFICIENT, reason="no reference scores yet")
+    found = {
+        "mean": mean,
+        "stddev": stddev,
+        "reference_mean": reference.mean,
+        "reference_stddev": reference.stddev,
+    }
+    if count == 0 or not reference.stddev > 0:
+        return ScoreShift(**found, verdict=Verdict.INSUFFICIENT, reason="no scores to compare")
+    shift = (mean - reference.mean) / reference.stddev
+    variance = stddev**2 / count + (reference.stddev**2 / reference.count if reference.count else 0.0)
+    z = (
+        (mean - reference.mean) / math.sqrt(variance)
+        if variance > 0
+        else math.copysign(math.inf, shift)
+        if shift
+        else 0.0
+    )
+    known = len(reference.counts) == SCORE_BINS
+    value = score_psi(counts, np.asarray(reference.counts, np.int64)) if known else 0.0
+    if count < policy.min_predictions:
+        verdict, reason = Verdict.INSUFFICIENT, f"{count} scores, {policy.min_predictions} needed"
+    elif abs(shift) >= policy.score_shift and abs(z) >= SIGNIFICANT_Z:
+        verdict = Verdict.DRIFT
+        reason = f"mean score {mean:.4f} is {shift:+.2f} sigma from {reference.mean:.4f} (z {z:+.1f})"
+    else:
+        verdict = Verdict.NO_DRIFT
+        reason = f"mean score {mean:.4f}, {shift:+.2f} sigma from the reference"
+    return ScoreShift(**found, shift=shift, z=z, psi=value, verdict=verdict, reason=reason)

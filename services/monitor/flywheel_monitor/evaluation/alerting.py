@@ -1,0 +1,72 @@
+"""What a report does to the alert of one kind: open, confirm, resolve, announce."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flywheel_common.ids import Ids
+from flywheel_common.telemetry.logs import get_logger
+from flywheel_monitor.alerts.drift_event import DriftAnnouncement
+from flywheel_monitor.alerts.lifecycle import Kind, alert_actions
+from flywheel_monitor.alerts.ports import Alerts
+from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.drift.verdict import Verdict
+from flywheel_monitor.evaluation.ports import Reports
+from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.references.version import WatchedVersion
+
+log = get_logger(__name__)
+
+
+class AlertingRecords(Reports, Alerts, Protocol):
+    """Verdicts and alerts."""
+
+
+async def update_alert(
+    records: AlertingRecords,
+    ids: Ids,
+    version: WatchedVersion,
+    kind: Kind,
+    report: Report,
+    policy: MonitorPolicy,
+) -> None:
+    """Apply `alert_actions` for the newest verdicts of a kind, after that of the report was stored."""
+    recent = await records.recent(version.id, kind, policy.m_windows)
+    if all(verdict.span != report.span for verdict in recent):
+        return  # the window had too few rows, or is older than the windows that decide
+    unresolved = await records.unresolved(version.id, kind)
+    actions = alert_actions(unresolved is not None, [v.verdict for v in recent], policy)
+    newest = recent[0]
+    features = evidence(kind, report)
+    name = unresolved.name if unresolved else ""
+    if actions.open:
+        name = await records.open_alert(ids.new(), version, kind, newest.span, features, newest.reason)
+        log.warning("alert opened", alert=name, version=version.name, kind=kind.value, reason=newest.reason)
+    elif actions.confirm and newest.span == report.span:
+        await records.confirm_alert(version.id, kind, newest.span, features, newest.reason)
+    elif actions.resolve:
+        await records.end_alert(version.id, kind, f"{policy.m_windows} windows without it: {newest.reason}")
+        log.info("alert resolved", alert=name, version=version.name, kind=kind.value)
+    if actions.announce and name:
+        await records.announce(
+            DriftAnnouncement(
+                alert=name,
+                model=version.model,
+                model_version=version.name,
+                version_id=version.id,
+                kind=kind,
+                span=newest.span,
+                data_quality_cause=kind == Kind.DATA_QUALITY or report.bad_data,
+                features=features,
+                summary=newest.reason,
+                reference_hash=version.reference.hash,
+            )
+        )
+
+
+def evidence(kind: Kind, report: Report) -> list[FeatureDrift]:
+    """The features that an alert of this kind shows, most drifted first."""
+    if kind == Kind.DATA_QUALITY:
+        return report.features_with(Verdict.DATA_QUALITY)
+    return report.features_with(Verdict.DRIFT, Verdict.WARNING)

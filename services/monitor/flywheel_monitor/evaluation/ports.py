@@ -1,0 +1,70 @@
+"""The port of window reports."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from flywheel_monitor.alerts.lifecycle import Kind
+from flywheel_monitor.drift.verdict import Verdict
+from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.evaluation.verdicts import WindowVerdict
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.span import Span
+from flywheel_monitor.windows.watermark import NewestEvents
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Event time in microseconds up to which the windows of a version were evaluated, without and with
+    labels."""
+
+    version_id: int
+    model_id: int
+    closed_until: int
+    labelled_until: int
+
+
+class Reports(Protocol):
+    """Windows to judge, the reports and verdicts on them, and how far evaluation has got."""
+
+    async def newest_events(self) -> NewestEvents: ...
+
+    async def frontiers(self) -> list[Frontier]:
+        """The frontier of every version."""
+        ...
+
+    async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
+        """Windows with served predictions that begin in [start, end), oldest first."""
+        ...
+
+    async def lock(self, version_id: int) -> WatchedVersion:
+        """Lock the version until the transaction ends; other transactions that lock it wait."""
+        ...
+
+    async def put_report(self, version_id: int, report: Report) -> None:
+        """Store the report; it replaces an earlier one on the same window."""
+        ...
+
+    async def put_verdict(
+        self, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str
+    ) -> None:
+        """Store the verdict; it replaces an earlier one of this kind on the same window."""
+        ...
+
+    async def recent(self, version_id: int, kind: Kind, limit: int) -> list[WindowVerdict]:
+        """The newest verdicts of a kind, newest window first, without windows that had too few rows."""
+        ...
+
+    async def close(self, version_id: int, until_us: int, *, labels: bool) -> None:
+        """Record that windows which end at or before this are evaluated (`labels`: with their labels). A
+        frontier never moves back."""
+        ...
+
+    async def newest_report(self, version_id: int) -> Report | None:
+        """The report on the newest window with served predictions."""
+        ...
+
+    async def evaluated(self, project: str) -> int:
+        """Number of windows with a report."""
+        ...

@@ -1,0 +1,92 @@
+"""The report on one window of one version: features, scores and, once the lateness of labels has passed,
+quality."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
+from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
+from flywheel_monitor.drift.verdict import Verdict
+from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.performance.quality import Quality
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.span import Span
+
+
+@dataclass(frozen=True)
+class Report:
+    """See `DriftReport` of the API."""
+
+    model_version: str
+    span: Span
+    predictions: int
+    features: tuple[FeatureDrift, ...]
+    score: ScoreShift
+    verdict: Verdict
+    reason: str
+    reference_hash: str
+    quality: Quality
+    label_shift: float | None = None
+
+    @property
+    def bad_data(self) -> bool:
+        """Whether bad data is the likely cause of what this window shows."""
+        return any(d.verdict == Verdict.DATA_QUALITY for d in self.features)
+
+    def features_with(self, *verdicts: Verdict) -> list[FeatureDrift]:
+        """Features with one of these verdicts, most drifted first."""
+        return [d for d in self.features if d.verdict in verdicts]
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> Report:
+        return cls(
+            **{
+                **stored,
+                "span": Span(**stored["span"]),
+                "features": tuple(feature_from_json(f) for f in stored["features"]),
+                "score": ScoreShift(**{**stored["score"], "verdict": Verdict(stored["score"]["verdict"])}),
+                "verdict": Verdict(stored["verdict"]),
+                "quality": Quality(**stored["quality"]),
+            }
+        )
+
+
+def report_on(
+    version: WatchedVersion, span: Span, window: WindowCounts, quality: Quality, policy: MonitorPolicy
+) -> Report:
+    """The report on a window from its counts; `quality` is empty while labels are not judged."""
+    layout = version.layout
+    shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
+    features = judge_features(
+        layout.features,
+        {f.name: window.feature(f) for f in layout.features},
+        {name: shift for name, shift in shifts.items() if shift is not None},
+        policy,
+    )
+    if layout.features:
+        verdict, reason = judge_window(features, window.predictions, policy)
+    else:
+        verdict, reason = Verdict.INSUFFICIENT, version.reference.reason or "no reference"
+    mean, stddev = window.score_moments()
+    score = score_shift(mean, stddev, window.scored, window.scores, version.score_reference, policy)
+    expected = version.quality_reference.label_mean
+    shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
+    return Report(
+        model_version=version.name,
+        span=span,
+        predictions=window.predictions,
+        features=tuple(features),
+        score=score,
+        verdict=verdict,
+        reason=reason,
+        reference_hash=version.reference.hash,
+        quality=quality,
+        label_shift=shift,
+    )

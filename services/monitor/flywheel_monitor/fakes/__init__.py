@@ -1,0 +1,1 @@
+"""In-memory adapters, held to the contract tests of the ports."""

@@ -1,0 +1,149 @@
+"""`Alerts` in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from flywheel_common.clock import Clock
+from flywheel_common.paging import Page, cut, decode_token
+from flywheel_monitor.alerts.alert import Alert
+from flywheel_monitor.alerts.drift_event import DriftAnnouncement
+from flywheel_monitor.alerts.errors import already_resolved, unknown_alert
+from flywheel_monitor.alerts.filter import AlertFilter
+from flywheel_monitor.alerts.lifecycle import AlertState, Kind
+from flywheel_monitor.drift.features import FeatureDrift
+from flywheel_monitor.fakes.data import Data
+from flywheel_monitor.ingest.batches import Role
+from flywheel_monitor.models.names import AlertName, ModelName
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.span import Span
+
+
+class MemoryAlerts:
+    _data: Data
+    _clock: Clock
+
+    def _change(self, serial: int, **changes: Any) -> Alert:
+        version_id, alert = self._data.alerts[serial]
+        self._data.alerts[serial] = version_id, replace(alert, **changes)
+        return self._data.alerts[serial][1]
+
+    def _resolve(self, serial: int, reason: str) -> Alert:
+        return self._change(
+            serial, state=AlertState.RESOLVED, resolved_at=self._clock.now(), resolved_reason=reason
+        )
+
+    def _open(self, version_id: int, kind: Kind | None = None) -> list[int]:
+        """Serials of the alerts of a version that are not resolved."""
+        return [
+            serial
+            for serial, (v, a) in self._data.alerts.items()
+            if v == version_id and kind in (None, a.kind) and a.state is not AlertState.RESOLVED
+        ]
+
+    def _serial(self, name: AlertName) -> int:
+        found = (serial for serial, (_, a) in self._data.alerts.items() if a.name == str(name))
+        serial = next(found, None)
+        if serial is None:
+            raise unknown_alert(name)
+        return serial
+
+    async def unresolved(self, version_id: int, kind: Kind) -> Alert | None:
+        serials = self._open(version_id, kind)
+        return self._data.alerts[serials[0]][1] if serials else None
+
+    async def open_alert(
+        self,
+        alert_id: str,
+        version: WatchedVersion,
+        kind: Kind,
+        span: Span,
+        features: Sequence[FeatureDrift],
+        reason: str,
+    ) -> str:
+        name = str(AlertName(ModelName.parse(version.model).project, alert_id))
+        alert = Alert(
+            name=name,
+            model=version.model,
+            model_version=version.name,
+            kind=kind,
+            state=AlertState.OPEN,
+            span=span,
+            last_window_end_us=span.end_us,
+            features=tuple(features),
+            reason=reason,
+            opened_at=self._clock.now(),
+        )
+        self._data.alerts[len(self._data.alerts) + 1] = version.id, alert
+        return name
+
+    async def confirm_alert(
+        self, version_id: int, kind: Kind, span: Span, features: Sequence[FeatureDrift], reason: str
+    ) -> None:
+        for serial in self._open(version_id, kind):
+            newest = max(self._data.alerts[serial][1].last_window_end_us, span.end_us)
+            self._change(serial, last_window_end_us=newest, features=tuple(features), reason=reason)
+
+    async def end_alert(self, version_id: int, kind: Kind, reason: str) -> None:
+        for serial in self._open(version_id, kind):
+            self._resolve(serial, reason)
+
+    async def retire_alerts(self, version_id: int, silent_since_us: int) -> None:
+        name = self._data.versions[version_id].name
+        served = [
+            time
+            for key, time in self._data.variants.items()
+            if key.model_version == name and key.role is not Role.SHADOW
+        ]
+        if max(served, default=0) < silent_since_us:
+            for serial in self._open(version_id):
+                self._resolve(serial, "the version no longer serves")
+
+    async def announce(self, drift: DriftAnnouncement) -> bool:
+        key = drift.version_id, drift.kind, drift.reference_hash, drift.span
+        if key in self._data.announced:
+            return False
+        self._data.announced[key] = drift
+        return True
+
+    async def alert(self, name: AlertName) -> Alert:
+        return self._data.alerts[self._serial(name)][1]
+
+    async def alerts(self, project: str, wanted: AlertFilter, size: int, token: str) -> Page[Alert]:
+        query = repr((project, wanted))
+        after = decode_token(token, query=query)
+        found = [
+            (serial, a)
+            for serial, (_, a) in reversed(self._data.alerts.items())
+            if AlertName.parse(a.name).project == project
+            and wanted.model in ("", a.model)
+            and wanted.state in (None, a.state)
+            and wanted.kind in (None, a.kind)
+            and (after is None or serial < int(str(after[0])))
+        ]
+        page = cut(found[: size + 1], size, lambda row: [row[0]], query=query)
+        return Page([a for _, a in page.items], page.next_page_token)
+
+    async def acknowledge_alert(self, name: AlertName, by: str) -> Alert:
+        serial = self._serial(name)
+        alert = self._data.alerts[serial][1]
+        if alert.state is AlertState.RESOLVED:
+            raise already_resolved(name)
+        if alert.state is AlertState.ACKNOWLEDGED:
+            return alert
+        return self._change(serial, state=AlertState.ACKNOWLEDGED, acknowledged_by=by)
+
+    async def resolve_alert(self, name: AlertName, reason: str) -> Alert:
+        serial = self._serial(name)
+        alert = self._data.alerts[serial][1]
+        return alert if alert.state is AlertState.RESOLVED else self._resolve(serial, reason)
+
+    async def open_alerts(self) -> dict[tuple[str, str], int]:
+        counts: dict[tuple[str, str], int] = {}
+        for _, alert in self._data.alerts.values():
+            if alert.state is not AlertState.RESOLVED:
+                key = alert.model, alert.kind.value
+                counts[key] = counts.get(key, 0) + 1
+        return counts

@@ -1,0 +1,112 @@
+"""The rows of the in-memory store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+
+from flywheel_monitor.alerts.alert import Alert
+from flywheel_monitor.alerts.drift_event import DriftAnnouncement
+from flywheel_monitor.alerts.lifecycle import Kind
+from flywheel_monitor.archive.queue import Segment
+from flywheel_monitor.evaluation.ports import Frontier
+from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.evaluation.verdicts import WindowVerdict
+from flywheel_monitor.ingest.batches import (
+    IngestCounts,
+    PredictionColumns,
+    VariantKey,
+)
+from flywheel_monitor.ingest.labels import Label
+from flywheel_monitor.models.names import ModelName
+from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.span import Span
+
+
+@dataclass(frozen=True)
+class StoredLabel:
+    label: Label
+    model_id: int
+
+
+@dataclass(frozen=True)
+class StoredPrediction:
+    """One row of a batch."""
+
+    batch: PredictionColumns
+    row: int
+    version_id: int
+
+    @property
+    def id(self) -> str:
+        return self.batch.ids[self.row]
+
+    @property
+    def time(self) -> int:
+        return int(self.batch.event_times[self.row])
+
+    @property
+    def segment(self) -> str:
+        return self.batch.segments[self.row]
+
+
+@dataclass(frozen=True)
+class Queued:
+    """A batch that waits for the archive."""
+
+    model_id: int
+    rows: int
+    kept: bytes
+    payload: bytes
+    since: datetime
+    segment: int | None = None
+
+
+@dataclass
+class Data:
+    """All rows. Values are immutable, so that a copy of the dictionaries is a copy of everything."""
+
+    models: dict[str, tuple[int, MonitorPolicy | None]] = field(default_factory=dict)
+    versions: dict[int, WatchedVersion] = field(default_factory=dict)
+    variants: dict[VariantKey, int] = field(default_factory=dict)
+    """Newest event time of each variant."""
+    predictions: dict[tuple[str, bool], StoredPrediction] = field(default_factory=dict)
+    labels: dict[str, StoredLabel] = field(default_factory=dict)
+    pruned: dict[int, tuple[StoredPrediction, StoredLabel | None]] = field(default_factory=dict)
+    outcomes: dict[str, int] = field(default_factory=dict)
+    counts: dict[int, IngestCounts] = field(default_factory=dict)
+    """By model; orphans are counted when they are read."""
+    queue: dict[int, Queued] = field(default_factory=dict)
+    """Oldest first."""
+    segments: dict[int, tuple[Segment, tuple[int, int] | None]] = field(default_factory=dict)
+    """Each with its rows and newest event time once it is completed."""
+    newest: dict[tuple[int, int], int] = field(default_factory=dict)
+    newest_labels: dict[tuple[int, int], int] = field(default_factory=dict)
+    """By (model, partition)."""
+    frontiers: dict[int, Frontier] = field(default_factory=dict)
+    reports: dict[tuple[int, Span], Report] = field(default_factory=dict)
+    verdicts: dict[tuple[int, Kind, Span], WindowVerdict] = field(default_factory=dict)
+    alerts: dict[int, tuple[int, Alert]] = field(default_factory=dict)
+    """Oldest first, each with the id of its version."""
+    announced: dict[tuple[int, Kind, str, Span], DriftAnnouncement] = field(default_factory=dict)
+    responses: dict[tuple[str, str, str], tuple[bytes, bytes]] = field(default_factory=dict)
+    """(caller, method, request id) → (body, response)."""
+
+    def copy(self) -> Data:
+        return Data(*(dict(getattr(self, f.name)) for f in fields(self)))
+
+    def model(self, name: str) -> int:
+        """The id of the model, which is created if it is new."""
+        return self.models.setdefault(name, (len(self.models) + 1, None))[0]
+
+    def models_of(self, project: str) -> set[int]:
+        return {n for name, (n, _) in self.models.items() if ModelName.parse(name).project == project}
+
+    def served(self, version_id: int) -> Iterator[tuple[StoredPrediction, StoredLabel | None]]:
+        """Every served prediction of a version, also pruned ones, with its label."""
+        stored = ((p, self.labels.get(p.id)) for p in self.predictions.values())
+        for prediction, label in (*stored, *self.pruned.values()):
+            if prediction.version_id == version_id and not prediction.batch.shadow:
+                yield prediction, label

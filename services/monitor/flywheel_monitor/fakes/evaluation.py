@@ -1,0 +1,70 @@
+"""`Reports` in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flywheel_monitor.alerts.lifecycle import Kind
+from flywheel_monitor.drift.verdict import Verdict
+from flywheel_monitor.evaluation.ports import Frontier
+from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.evaluation.verdicts import WindowVerdict
+from flywheel_monitor.fakes.data import Data
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.span import Span, window_of
+from flywheel_monitor.windows.watermark import NewestEvents
+
+
+class MemoryReports:
+    _data: Data
+
+    async def newest_events(self) -> NewestEvents:
+        return NewestEvents(_by_model(self._data.newest), _by_model(self._data.newest_labels))
+
+    async def frontiers(self) -> list[Frontier]:
+        return list(self._data.frontiers.values())
+
+    async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
+        times = [prediction.time for prediction, _ in self._data.served(version_id)]
+        found = {window_of(time, window_us) for time in times}
+        return sorted(span for span in found if start_us <= span.start_us < end_us)
+
+    async def lock(self, version_id: int) -> WatchedVersion:
+        return self._data.versions[version_id]
+
+    async def put_report(self, version_id: int, report: Report) -> None:
+        self._data.reports[version_id, report.span] = report
+
+    async def put_verdict(
+        self, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str
+    ) -> None:
+        self._data.verdicts[version_id, kind, span] = WindowVerdict(verdict, span, reason)
+
+    async def recent(self, version_id: int, kind: Kind, limit: int) -> list[WindowVerdict]:
+        mine = [j for (v, k, _), j in self._data.verdicts.items() if (v, k) == (version_id, kind)]
+        enough = [j for j in mine if j.verdict is not Verdict.INSUFFICIENT]
+        return sorted(enough, key=lambda j: (j.span.end_us, j.span.start_us), reverse=True)[:limit]
+
+    async def close(self, version_id: int, until_us: int, *, labels: bool) -> None:
+        f = self._data.frontiers[version_id]
+        self._data.frontiers[version_id] = (
+            replace(f, labelled_until=max(f.labelled_until, until_us))
+            if labels
+            else replace(f, closed_until=max(f.closed_until, until_us))
+        )
+
+    async def newest_report(self, version_id: int) -> Report | None:
+        mine = [r for (v, _), r in self._data.reports.items() if v == version_id and r.predictions > 0]
+        return max(mine, key=lambda r: (r.span.end_us, r.span.start_us), default=None)
+
+    async def evaluated(self, project: str) -> int:
+        models = self._data.models_of(project)
+        return sum(self._data.versions[v].model_id in models for v, _ in self._data.reports)
+
+
+def _by_model(newest: dict[tuple[int, int], int]) -> dict[int, dict[int, int]]:
+    """model id → partition → newest event time."""
+    found: dict[int, dict[int, int]] = {}
+    for (model, partition), time in newest.items():
+        found.setdefault(model, {})[partition] = time
+    return found

@@ -1,0 +1,53 @@
+"""`Policies` and `Versions` in memory."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flywheel_monitor.evaluation.ports import Frontier
+from flywheel_monitor.fakes.data import Data
+from flywheel_monitor.ingest.batches import Role, VariantKey
+from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.references.ports import ReferenceSource
+from flywheel_monitor.references.reference import ScoreReference
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.layout import Layout
+
+
+class MemoryVersions:
+    _data: Data
+    _source: ReferenceSource
+
+    async def set_policy(self, model: str, policy: MonitorPolicy) -> None:
+        self._data.models[model] = self._data.model(model), policy
+
+    async def policy(self, model: str) -> MonitorPolicy | None:
+        found = self._data.models.get(model)
+        return None if found is None else found[1] or MonitorPolicy()
+
+    async def policies(self) -> list[tuple[int, str, MonitorPolicy]]:
+        return [(n, name, policy or MonitorPolicy()) for name, (n, policy) in self._data.models.items()]
+
+    async def champion(self, model: str) -> str | None:
+        served = self._data.variants.items()
+        mine = [(time, key) for key, time in served if (key.model, key.role) == (model, Role.CHAMPION)]
+        return max(reversed(mine), key=lambda m: m[0])[1].model_version if mine else None
+
+    async def set_first_window(self, version_id: int, reference: ScoreReference) -> None:
+        version = self._data.versions[version_id]
+        self._data.versions[version_id] = replace(version, first_window=version.first_window or reference)
+
+    async def version(self, name: str) -> WatchedVersion | None:
+        return next((v for v in self._data.versions.values() if v.name == name), None)
+
+    async def _add_version(self, key: VariantKey) -> WatchedVersion:
+        version = await self.version(key.model_version)
+        if version is None:
+            reference = await self._source.fetch(key.model_version)
+            number, model = len(self._data.versions) + 1, self._data.model(key.model)
+            layout = Layout.of(reference.columns)
+            version = WatchedVersion(number, key.model_version, model, key.model, reference, layout)
+            self._data.versions[number] = version
+            self._data.frontiers[number] = Frontier(number, model, 0, 0)
+        self._data.variants.setdefault(key, 0)
+        return version

@@ -1,0 +1,1 @@
+"""Predictions and outcomes from Kafka: decoding, dead letters, counting, consumer lag."""

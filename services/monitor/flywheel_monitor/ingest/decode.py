@@ -1,0 +1,100 @@
+"""Decoding of prediction and outcome events. Every value is checked here, before anything is counted or
+archived."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flywheel_common.arrays import Array, Ints
+from flywheel_common.columns import check_table, from_table
+from flywheel_monitor.ingest.batches import OutcomeColumns, PredictionColumns, Role, VariantKey
+from flywheel_monitor.ingest.errors import MalformedBatch
+from flywheel_monitor.models.names import ModelName, VersionName
+from flywheel_monitor.windows.rows import Source
+from flywheel_protos.events.v1 import prediction_pb2
+
+_EARLIEST_US, _LATEST_US = -62_135_596_800_000_000, 253_402_300_799_000_000
+"""The years 1 to 9999."""
+
+
+def prediction_columns(batch: prediction_pb2.PredictionBatch, payload: bytes) -> PredictionColumns:
+    """The batch in columns. Raises MalformedBatch (or INVALID_COLUMN, INVALID_NAME) for wrong lengths,
+    names or values."""
+    n = len(batch.prediction_ids)
+    version = VersionName.parse(batch.model_version)
+    if batch.model != version.model_name:
+        raise _malformed(f"model {batch.model!r} is not that of version {batch.model_version!r}")
+    role = int(batch.role)
+    if role not in (Role.CHAMPION, Role.CHALLENGER, Role.SHADOW):
+        raise _malformed("the role is not set")
+    sources = _packed(batch.sources, "u1", n, "sources").astype(np.int64)
+    scores = _packed(batch.scores, "<f8", n, "scores").astype(np.float64)
+    reasons = (
+        np.array([bool(r) for r in batch.error_reasons], np.bool_)
+        if batch.error_reasons
+        else np.zeros(n, np.bool_)
+    )
+    if len(reasons) != n or (batch.segments and len(batch.segments) != n):
+        raise _malformed("error_reasons and segments must have as many entries as prediction_ids")
+    if n and (not all(batch.prediction_ids) or (sources > max(Source)).any()):
+        raise _malformed("an id is empty or a source is unknown")
+    if batch.features.columns and batch.features.row_count != n:
+        raise _malformed("features must have as many rows as prediction_ids")
+    for table in (batch.entities, batch.request_fields, batch.applied_offsets):
+        # Only the archive decodes these, and by then the batch is counted and cannot be rejected.
+        check_table(table, n)
+    return PredictionColumns(
+        key=VariantKey(batch.model, batch.model_version, batch.release, batch.rollout, Role(role)),
+        ids=list(batch.prediction_ids),
+        event_times=_times(batch.event_times, n),
+        scores=scores,
+        decisions=_packed(batch.decisions, "u1", n, "decisions") != 0,
+        sources=sources,
+        latencies_ms=_packed(batch.latencies_ms, "<f4", n, "latencies_ms").astype(np.float64),
+        failed=reasons | (sources == Source.ERROR),
+        segments=tuple(batch.segments) if batch.segments else ("",) * n,
+        features=from_table(batch.features),
+        payload=payload,
+    )
+
+
+def outcome_columns(batch: prediction_pb2.OutcomeBatch) -> OutcomeColumns:
+    """The batch in columns. Raises MalformedBatch (or INVALID_NAME)."""
+    n = len(batch.prediction_ids)
+    ModelName.parse(batch.model)
+    values = _packed(batch.values, "<f8", n, "values").astype(np.float64)
+    if (
+        not batch.name
+        or len(batch.outcome_ids) != n
+        or not all(batch.prediction_ids)
+        or not all(batch.outcome_ids)
+    ):
+        raise _malformed("the name or an id is empty, or outcome_ids and prediction_ids differ in number")
+    if not np.isfinite(values).all():
+        raise _malformed("a value is not finite")
+    return OutcomeColumns(
+        batch.model,
+        batch.name,
+        list(batch.prediction_ids),
+        list(batch.outcome_ids),
+        _times(batch.event_times, n),
+        values,
+    )
+
+
+def _times(packed: bytes, n: int) -> Ints:
+    times = _packed(packed, "<i8", n, "event_times").astype(np.int64)
+    if n and (times.min() < _EARLIEST_US or times.max() > _LATEST_US):
+        raise _malformed("an event time lies outside the years 1 to 9999")
+    return times
+
+
+def _packed(data: bytes, dtype: str, n: int, what: str) -> Array:
+    kind = np.dtype(dtype)
+    if len(data) != n * kind.itemsize:
+        raise _malformed(f"{what} has {len(data)} bytes where {n} rows need {n * kind.itemsize}")
+    return np.frombuffer(data, kind)
+
+
+def _malformed(why: str) -> MalformedBatch:
+    return MalformedBatch(f"The batch is malformed: {why}.")

@@ -1,0 +1,83 @@
+"""Ports of ingestion: counting events, reading the counts, and the consumer lag. Times are event time in
+microseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from flywheel_monitor.ingest.batches import IngestCounts, OutcomeColumns, PredictionColumns
+from flywheel_monitor.ingest.lag import Lag
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.span import Span
+
+
+class Ingestion(Protocol):
+    """Counts predictions and outcomes, each once, whatever is repeated and in whatever order they arrive.
+
+    One writer at a time works on a partition; a prediction and its outcomes are in the same partition.
+    Predictions are identified by (prediction id, shadow or served): the first one is kept, later ones are
+    duplicates. A prediction counts in the pane of its event time, in the segment "" and in its own
+    segment. The label of a prediction is its outcome named LABEL with the largest (event time, outcome
+    id). It counts in the pane of its prediction, for the served prediction and for its shadow. A label
+    that arrives before its served prediction is an orphan until then. Other outcomes are identified by
+    their id. Counts, labels, progress and the archive queue change together, in the transaction. Raises a
+    retryable FlywheelError, and counts nothing, while the reference of a new version cannot be fetched."""
+
+    async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None: ...
+
+    async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None: ...
+
+
+class IngestStatus(Protocol):
+    """How much of a project was ingested."""
+
+    async def counts(self, project: str) -> IngestCounts: ...
+
+    async def newest(self, project: str) -> int | None:
+        """Newest event time of a prediction."""
+        ...
+
+
+class CountedWindows(Protocol):
+    """Windows of counted predictions. Windows are sums over whole panes and exact: the same predictions
+    and labels give the same counts, in whatever order and parts they arrived. Panes remain when single
+    predictions are deleted."""
+
+    async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
+        """Counts of the served predictions whose panes begin in the span."""
+        ...
+
+    async def event_range(self, version_id: int, span: Span, segment: str) -> tuple[int | None, int | None]:
+        """Event time of the first and last served prediction that is still stored."""
+        ...
+
+
+class Retention(Protocol):
+    """Deletes old predictions."""
+
+    async def prune(self, keep_us: int) -> int:
+        """Delete some predictions (and their labels) that are more than `keep_us` older than their model's
+        newest; returns how many were deleted, 0 when none is left."""
+        ...
+
+
+class ConsumerLag(Protocol):
+    """Counts the records that the consumer group has not processed.
+
+    A partition without a committed position (unclaimed, or claimed without a commit) counts from the first
+    record that the broker still holds. Committed records do not count, nor do records that the broker
+    dropped unread. A record written during `read` may count as unread but never as read, because windows
+    are closed by this number. Concurrent calls are allowed."""
+
+    @property
+    def last(self) -> Lag:
+        """The result of the last successful `read`; an empty one before it."""
+        ...
+
+    async def read(self) -> Lag:
+        """Read the lag now. Raises KafkaUnavailable while the broker does not respond (before
+        the deadline of the running call, if any) or does not list a claimed partition, and
+        PostgresUnavailable while the positions cannot be read; `last` then keeps its value."""
+        ...

@@ -1,0 +1,1 @@
+"""Watched models: resource names and the policy by which a model is watched."""

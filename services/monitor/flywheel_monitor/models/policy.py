@@ -1,0 +1,62 @@
+"""The policy by which a model is watched: its defaults and its checks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from flywheel_monitor.models.errors import InvalidPolicy
+
+HOUR_US = 3_600_000_000
+
+
+@dataclass(frozen=True)
+class MonitorPolicy:
+    """Thresholds and durations; see `MonitorPolicy` of the API. Durations are microseconds of event time."""
+
+    window_us: int = 24 * HOUR_US
+    lateness_us: int = 24 * HOUR_US
+    min_predictions: int = 500
+    min_labels: int = 500
+    psi_warning: float = 0.1
+    psi_alert: float = 0.2
+    fdr: float = 0.01
+    k_of: int = 2
+    m_windows: int = 3
+    score_shift: float = 2.0
+    auc_drop: float = 0.05
+    log_loss_ratio: float = 1.2
+    data_quality_rate: float = 0.2
+    label_shift: float = 0.05
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> MonitorPolicy:
+        known = {f.name for f in fields(cls)}
+        return cls(**{key: value for key, value in stored.items() if key in known})
+
+    def checked(self, pane_us: int) -> MonitorPolicy:
+        """The policy itself. Raises InvalidPolicy, which lists every problem."""
+        problems = []
+        if self.window_us < pane_us or self.window_us % pane_us:
+            problems.append(f"window must be a positive multiple of the pane of {pane_us / 1e6:g} s")
+        if self.lateness_us < 0:
+            problems.append("lateness must not be negative")
+        if not 0 < self.psi_warning <= self.psi_alert:
+            problems.append("0 < psi_warning <= psi_alert must hold")
+        if not 0 < self.fdr < 1:
+            problems.append("fdr must lie between 0 and 1")
+        if not 1 <= self.k_of <= self.m_windows <= 100:
+            problems.append("1 <= k_of <= m_windows <= 100 must hold")
+        positive = ("score_shift", "auc_drop", "label_shift")
+        problems.extend(f"{name} must be positive" for name in positive if not getattr(self, name) > 0)
+        if not self.log_loss_ratio > 1:
+            problems.append("log_loss_ratio must be above 1")
+        if not 0 < self.data_quality_rate <= 1:
+            problems.append("data_quality_rate must lie between 0 and 1")
+        if problems:
+            raise InvalidPolicy(f"The policy is not valid: {'; '.join(problems)}.")
+        return self

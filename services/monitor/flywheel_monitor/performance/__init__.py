@@ -1,0 +1,1 @@
+"""Quality of labelled predictions, and verdicts on it."""

@@ -1,0 +1,23 @@
+"""The permission that each method of the API needs."""
+
+from __future__ import annotations
+
+from flywheel_common.grpc.auth import READ, WRITE, Permission, Permissions
+
+SERVICE = "flywheel.monitor.v1.MonitorService"
+_METHODS: dict[Permission, tuple[str, ...]] = {
+    READ: (
+        "GetMonitorPolicy",
+        "GetDriftReport",
+        "GetPerformance",
+        "CompareVariants",
+        "GetAlert",
+        "ListAlerts",
+        "GetIngestStatus",
+        "GetPredictionArchive",
+    ),
+    WRITE: ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert"),
+}
+PERMISSIONS: Permissions = {
+    f"/{SERVICE}/{method}": permission for permission, methods in _METHODS.items() for method in methods
+}

@@ -1,0 +1,1 @@
+"""What a model version is compared with: its training profile, held-out metrics and first scores."""

@@ -1,0 +1,31 @@
+"""Ports of references and watched versions."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from flywheel_monitor.references.reference import Reference, ScoreReference
+from flywheel_monitor.references.version import WatchedVersion
+
+
+class ReferenceSource(Protocol):
+    """Looks up the reference of a model version. Read only and repeatable. Raises a retryable
+    FlywheelError while a peer is unavailable; returns a Reference without columns for a version that has
+    no usable training set."""
+
+    async def fetch(self, model_version: str) -> Reference: ...
+
+
+class Versions(Protocol):
+    """Model versions that have made predictions. The reference of a version is fetched before its first
+    prediction is counted and never changes, because its predictions are counted in the reference's bins."""
+
+    async def version(self, name: str) -> WatchedVersion | None: ...
+
+    async def champion(self, model: str) -> str | None:
+        """The version that made the model's newest prediction (by event time) as champion."""
+        ...
+
+    async def set_first_window(self, version_id: int, reference: ScoreReference) -> None:
+        """Store the scores of the first window served; later calls change nothing."""
+        ...

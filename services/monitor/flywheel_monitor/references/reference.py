@@ -1,0 +1,79 @@
+"""What a model version is compared with: the profile of its training set, its held-out metrics, its first
+scores.
+
+A reference is fetched from the registry and the feature service once, before the first prediction of the
+version is counted, and stored with the counts. While a peer is unavailable the batch waits. A version without
+a usable training set is watched too, except for data drift.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from flywheel_monitor.windows.bins import ColumnReference
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The training profile and held-out metrics of a version. Without a usable profile `columns` is empty
+    and `reason` says why."""
+
+    columns: tuple[ColumnReference, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""
+
+    @cached_property
+    def hash(self) -> str:
+        """`sha256:…` over the profile, or "" without one."""
+        if not self.columns:
+            return ""
+        text = json.dumps([c.to_json() for c in sorted(self.columns, key=lambda c: c.name)], sort_keys=True)
+        return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class ScoreReference:
+    """Moments of the reference scores over `count` rows (0: unknown, the moments are taken as exact), and
+    their histogram [SCORE_BINS] if known."""
+
+    mean: float
+    stddev: float
+    count: int = 0
+    counts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class QualityReference:
+    """Quality of the version on held-out rows; None is unknown."""
+
+    auc: float | None = None
+    log_loss: float | None = None
+    label_mean: float | None = None
+
+
+def reference_from_profile(columns: Sequence[ColumnReference]) -> Reference:
+    """The reference with these columns; one malformed column makes the whole profile unusable."""
+    problems = [p for p in (c.problem() for c in columns) if p]
+    if problems:
+        return Reference(reason=f"the profile is malformed: {'; '.join(problems[:3])}")
+    if not columns:
+        return Reference(reason="the training set has no profile of the model's features")
+    return Reference(columns=tuple(columns))
+
+
+def score_reference_to_json(reference: ScoreReference) -> dict[str, Any]:
+    return {
+        "mean": reference.mean,
+        "stddev": reference.stddev,
+        "count": reference.count,
+        "counts": list(reference.counts),
+    }
+
+
+def score_reference_from_json(stored: Mapping[str, Any]) -> ScoreReference:
+    return ScoreReference(stored["mean"], stored["stddev"], stored["count"], tuple(stored["counts"]))

@@ -1,0 +1,38 @@
+"""A model version that the monitor watches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from flywheel_monitor.references.reference import QualityReference, Reference, ScoreReference
+from flywheel_monitor.windows.layout import Layout
+
+
+@dataclass(frozen=True)
+class WatchedVersion:
+    """A model version with its reference. `id` is its number in the store, `layout` that of its panes."""
+
+    id: int
+    name: str
+    model_id: int
+    model: str
+    reference: Reference
+    layout: Layout
+    first_window: ScoreReference | None = None
+
+    @property
+    def quality_reference(self) -> QualityReference:
+        metrics = self.reference.metrics
+        return QualityReference(metrics.get("auc"), metrics.get("log_loss"), metrics.get("label_mean"))
+
+    @property
+    def score_reference(self) -> ScoreReference | None:
+        """The moments that the trainer recorded, else those of the first window served. The histogram is
+        always that of the first window."""
+        metrics = self.reference.metrics
+        counts = self.first_window.counts if self.first_window else ()
+        if "score_mean" in metrics and metrics.get("score_stddev", 0.0) > 0:
+            return ScoreReference(
+                metrics["score_mean"], metrics["score_stddev"], int(metrics.get("rows", 0)), counts
+            )
+        return self.first_window

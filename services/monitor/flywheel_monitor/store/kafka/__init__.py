@@ -1,0 +1,1 @@
+"""Consumer positions and broker offsets."""

@@ -1,0 +1,1 @@
+"""The monitor's tables in PostgreSQL."""

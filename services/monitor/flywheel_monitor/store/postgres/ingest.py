@@ -1,0 +1,298 @@
+"""Ingestion into PostgreSQL: each prediction and outcome counts once, in the transaction that moves the
+consumer's position.
+
+One consumer at a time works on a partition, and both topics are partitioned by prediction id, so that a
+prediction and its label never race. Rows are written in bulk; only rows that were new are counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import compress
+
+import numpy as np
+
+from flywheel_common.arrays import Floats, Ints, Mask
+from flywheel_common.postgres.pool import Connection
+from flywheel_monitor.archive.queue import pack_kept
+from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionColumns, rows_of
+from flywheel_monitor.ingest.labels import Label
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.store.postgres.panes import merge_panes
+from flywheel_monitor.store.postgres.versions import VersionCache
+from flywheel_monitor.windows.panes import PaneAccumulator
+from flywheel_monitor.windows.rows import Rows, usable_scores
+
+_INSERT = """
+INSERT INTO prediction (prediction_id, shadow, variant_id, event_time, score, decision, failed, source,
+    latency_ms, segment, partition)
+SELECT *, $11 FROM unnest($1::text[], $2::boolean[], $3::integer[], $4::bigint[], $5::float8[],
+    $6::boolean[], $7::boolean[], $8::smallint[], $9::real[], $10::text[])
+ON CONFLICT DO NOTHING RETURNING prediction_id, shadow
+"""
+_LABELS = (
+    "SELECT prediction_id, value, event_time, outcome_id FROM label WHERE prediction_id = ANY($1::text[])"
+)
+_ORPHANS = "SELECT coalesce(sum(orphans), 0) FROM ingest_count WHERE partition = $1"
+_ADD_LABELS = """
+INSERT INTO label (prediction_id, value, event_time, outcome_id, partition)
+SELECT *, $5 FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[])
+ON CONFLICT DO NOTHING RETURNING prediction_id
+"""
+_CORRECT_LABELS = """
+UPDATE label l SET value = n.value, event_time = n.event_time, outcome_id = n.outcome_id
+FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[])
+    AS n (prediction_id, value, event_time, outcome_id)
+WHERE l.prediction_id = n.prediction_id
+"""
+_LABELLED_ROWS = """
+SELECT prediction_id, shadow, variant_id, event_time, score, source, segment FROM prediction
+    WHERE prediction_id = ANY($1::text[])
+"""
+_ADD_OUTCOMES = """
+INSERT INTO outcome (outcome_id, prediction_id, value, event_time, model_id, name)
+SELECT *, $5, $6 FROM unnest($1::text[], $2::text[], $3::float8[], $4::bigint[])
+    ON CONFLICT DO NOTHING RETURNING true
+"""
+_PROGRESS = """
+INSERT INTO progress (model_id, partition, newest_us) VALUES ($1, $2, $3)
+ON CONFLICT (model_id, partition) DO UPDATE SET newest_us = greatest(progress.newest_us, excluded.newest_us)
+"""
+_LABEL_PROGRESS = """
+INSERT INTO label_progress (model_id, partition, newest_us) VALUES ($1, $2, $3)
+ON CONFLICT (model_id, partition) DO UPDATE
+    SET newest_us = greatest(label_progress.newest_us, excluded.newest_us)
+"""
+_SEEN = "UPDATE variant SET last_event = greatest(last_event, $2) WHERE id = $1"
+_COUNT = """
+INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orphans, duplicates)
+    VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (model_id, partition) DO UPDATE SET predictions = c.predictions + $3, outcomes = c.outcomes + $4,
+    orphans = c.orphans + $5, duplicates = c.duplicates + $6
+"""
+_ARCHIVE = "INSERT INTO archive_queue (model_id, rows, kept, payload) VALUES ($1, $2, $3, $4)"
+
+
+@dataclass
+class _Tally:
+    predictions: int = 0
+    outcomes: int = 0
+    orphans: int = 0
+    duplicates: int = 0
+
+
+class IngestRows:
+    """`Ingestion` on the transaction's connection."""
+
+    _conn: Connection
+    _versions: VersionCache
+    _pane_us: int
+
+    async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None:
+        """Store the new predictions, count them and the labels that arrived before them, and queue them
+        for the archive."""
+        conn = self._conn
+        variants = [await self._versions.variant(b.key) for b in batches]
+        kept = await self._insert(partition, batches, [v for v, _ in variants])
+        orphans_exist = await conn.fetchval(_ORPHANS, partition) > 0
+        work = _Panes(self._pane_us)
+        tallies: dict[int, _Tally] = {}
+        newest: dict[int, int] = {}
+        # Only these can have a label already: while orphans exist, or as the shadow of a labelled prediction.
+        candidates = [
+            i
+            for batch, new in zip(batches, kept, strict=True)
+            if orphans_exist or batch.shadow
+            for i in _selected(batch.ids, new)
+        ]
+        stored = await conn.fetch(_LABELS, candidates) if candidates else []
+        labels = {row["prediction_id"]: row["value"] for row in stored}
+        for batch, (variant_id, version), new in zip(batches, variants, kept, strict=True):
+            tally = tallies.setdefault(version.model_id, _Tally())
+            count = int(new.sum())
+            tally.duplicates += len(new) - count
+            if count == 0:
+                continue
+            if not batch.shadow:
+                tally.predictions += count
+            rows = rows_of(batch, new)
+            work.of(version).add_rows(rows)
+            if labels:
+                tally.orphans -= _count_early_labels(
+                    work.of(version), rows, _selected(batch.ids, new), labels
+                )
+            latest = int(rows.event_times.max())
+            newest[version.model_id] = max(newest.get(version.model_id, latest), latest)
+            await conn.execute(_SEEN, variant_id, latest)
+            await conn.execute(_ARCHIVE, version.model_id, count, pack_kept(new), batch.payload)
+        await work.write(conn, partition)
+        await self._count(partition, tallies)
+        for model_id, latest in newest.items():
+            await conn.execute(_PROGRESS, model_id, partition, latest)
+
+    async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
+        """Store outcomes. Labels are counted in the panes of their predictions, or wait for these."""
+        conn = self._conn
+        work = _Panes(self._pane_us)
+        tallies: dict[int, _Tally] = {}
+        for batch in batches:
+            if not batch.prediction_ids:
+                continue
+            model_id = await self._versions.model_id(batch.model)
+            await conn.execute(_LABEL_PROGRESS, model_id, partition, int(batch.event_times.max()))
+            tally = tallies.setdefault(model_id, _Tally())
+            if batch.name == LABEL:
+                await self._labels(partition, batch, tally, work)
+                continue
+            columns = (
+                batch.outcome_ids,
+                batch.prediction_ids,
+                batch.values.tolist(),
+                batch.event_times.tolist(),
+            )
+            new = len(await conn.fetch(_ADD_OUTCOMES, *columns, model_id, batch.name))
+            tally.outcomes += new
+            tally.duplicates += len(batch.outcome_ids) - new
+        await work.write(conn, partition)
+        await self._count(partition, tallies)
+
+    async def _insert(
+        self, partition: int, batches: Sequence[PredictionColumns], variant_ids: Sequence[int]
+    ) -> list[Mask]:
+        """Insert the rows; a mask of the new ones per batch. Of two equal rows the first is new."""
+        columns: list[list[object]] = [[] for _ in range(10)]
+        for batch, variant_id in zip(batches, variant_ids, strict=True):
+            n = len(batch.ids)
+            for column, part in zip(
+                columns,
+                (
+                    batch.ids,
+                    [batch.shadow] * n,
+                    [variant_id] * n,
+                    batch.event_times.tolist(),
+                    batch.scores.tolist(),
+                    batch.decisions.tolist(),
+                    batch.failed.tolist(),
+                    batch.sources.tolist(),
+                    batch.latencies_ms.tolist(),
+                    batch.segments,
+                ),
+                strict=True,
+            ):
+                column.extend(part)
+        inserted = await self._conn.fetch(_INSERT, *columns, partition)
+        if len(inserted) == len(columns[0]):
+            return [np.ones(len(b.ids), np.bool_) for b in batches]
+        fresh = {(r[0], r[1]) for r in inserted}
+        kept = []
+        for batch in batches:
+            new = np.zeros(len(batch.ids), np.bool_)
+            for i, prediction_id in enumerate(batch.ids):
+                if (prediction_id, batch.shadow) in fresh:
+                    fresh.remove((prediction_id, batch.shadow))
+                    new[i] = True
+            kept.append(new)
+        return kept
+
+    async def _labels(self, partition: int, batch: OutcomeColumns, tally: _Tally, work: _Panes) -> None:
+        conn = self._conn
+        """Store the labels of a batch, and count the new and corrected ones in the panes of their
+        predictions."""
+        latest: dict[str, Label] = {}
+        rows = zip(
+            batch.prediction_ids,
+            batch.values.tolist(),
+            batch.event_times.tolist(),
+            batch.outcome_ids,
+            strict=True,
+        )
+        for prediction_id, value, time, outcome_id in rows:
+            label = Label(time, outcome_id, value)
+            other = latest.get(prediction_id)
+            if other is None or label.replaces(other):
+                latest[prediction_id] = label
+        ids = list(latest)
+        added = {r[0] for r in await conn.fetch(_ADD_LABELS, ids, *_fields(latest, ids), partition)}
+        tally.outcomes += len(added)
+        tally.duplicates += len(batch.prediction_ids) - len(added)
+        known = [i for i in ids if i not in added]
+        corrected: dict[str, Label] = {}
+        if known:
+            stored = {r[0]: Label(r[2], r[3], r[1]) for r in await conn.fetch(_LABELS, known)}
+            corrected = {i: stored[i] for i in known if latest[i].replaces(stored[i])}
+            if corrected:
+                await conn.execute(_CORRECT_LABELS, list(corrected), *_fields(latest, list(corrected)))
+        found = await conn.fetch(_LABELLED_ROWS, [*added, *corrected])
+        tally.orphans += len(added) - len({r["prediction_id"] for r in found if not r["shadow"]} & added)
+        groups: dict[tuple[int, bool], list[tuple[object, ...]]] = {}
+        usable = usable_scores(
+            np.array([r["score"] for r in found], np.float64),
+            np.array([r["source"] for r in found], np.int64),
+        )
+        for r in compress(found, usable.tolist()):
+            group = groups.setdefault((r["variant_id"], r["shadow"]), [])
+            group.append((r["event_time"], r["segment"], r["score"], latest[r["prediction_id"]].value, 1))
+            old = corrected.get(r["prediction_id"])
+            if old is not None:
+                group.append((r["event_time"], r["segment"], r["score"], old.value, -1))
+        for (variant_id, shadow), entries in groups.items():
+            version = await self._versions.of_variant(variant_id)
+            times, segments, scores, values, weights = zip(*entries, strict=True)
+            work.of(version).add_labels(
+                np.array(times, np.int64),
+                tuple(str(s) for s in segments),
+                shadow,
+                np.array(scores, np.float64),
+                np.array(values, np.float64),
+                np.array(weights, np.int64),
+            )
+
+    async def _count(self, partition: int, tallies: dict[int, _Tally]) -> None:
+        for model_id, t in sorted(tallies.items()):
+            await self._conn.execute(
+                _COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates
+            )
+
+
+class _Panes:
+    """The pane accumulators of one transaction, by version."""
+
+    def __init__(self, pane_us: int) -> None:
+        self._pane_us = pane_us
+        self._found: dict[int, tuple[WatchedVersion, PaneAccumulator]] = {}
+
+    def of(self, version: WatchedVersion) -> PaneAccumulator:
+        if version.id not in self._found:
+            self._found[version.id] = (version, PaneAccumulator(version.layout, self._pane_us))
+        return self._found[version.id][1]
+
+    async def write(self, conn: Connection, partition: int) -> None:
+        for version_id, (_, added) in sorted(self._found.items()):
+            if added:
+                await merge_panes(conn, version_id, partition, added)
+
+
+def _fields(labels: dict[str, Label], ids: Sequence[str]) -> tuple[list[float], list[int], list[str]]:
+    chosen = [labels[i] for i in ids]
+    return [c.value for c in chosen], [c.event_time for c in chosen], [c.outcome_id for c in chosen]
+
+
+def _selected(ids: Sequence[str], keep: Mask) -> list[str]:
+    return list(ids) if bool(keep.all()) else [i for i, k in zip(ids, keep.tolist(), strict=True) if k]
+
+
+def _count_early_labels(
+    panes: PaneAccumulator, rows: Rows, ids: Sequence[str], labels: dict[str, float]
+) -> int:
+    """Count labels that arrived before their predictions; returns how many are orphans no longer (none for
+    shadow rows)."""
+    has = np.array([i in labels for i in ids], np.bool_)
+    if not has.any():
+        return 0
+    at: Mask = has & usable_scores(rows.scores, rows.sources)
+    values: Floats = np.array([labels.get(i, 0.0) for i in ids], np.float64)
+    weights: Ints = np.ones(int(at.sum()), np.int64)
+    segments = tuple(s for s, k in zip(rows.segments, at.tolist(), strict=True) if k)
+    panes.add_labels(rows.event_times[at], segments, rows.shadow, rows.scores[at], values[at], weights)
+    return 0 if rows.shadow else int(has.sum())

@@ -1,0 +1,65 @@
+"""All ports of rows over a PostgreSQL pool."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from flywheel_common.postgres.idempotency import idempotent
+from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
+from flywheel_monitor.store.postgres.alerts import AlertRows
+from flywheel_monitor.store.postgres.archive_queue import ArchiveRows
+from flywheel_monitor.store.postgres.ingest import IngestRows
+from flywheel_monitor.store.postgres.predictions import PredictionRows
+from flywheel_monitor.store.postgres.reports import ReportRows
+from flywheel_monitor.store.postgres.versions import VersionCache, VersionRows
+
+
+class PostgresRecords(VersionRows, IngestRows, PredictionRows, ArchiveRows, ReportRows, AlertRows):
+    """Every port of rows on one connection; its changes commit together or not at all."""
+
+    def __init__(self, conn: Connection, versions: VersionCache, pane_us: int) -> None:
+        self._conn = conn
+        self._versions = versions
+        self._pane_us = pane_us
+
+
+class PostgresStore:
+    """`Store` on a pool. Panes are `pane_us` wide."""
+
+    def __init__(self, pool: Pool, versions: VersionCache, pane_us: int) -> None:
+        self._pool = pool
+        self._versions = versions
+        self._pane_us = pane_us
+
+    def on(self, conn: Connection) -> PostgresRecords:
+        """Records on a connection whose transaction the caller manages."""
+        return PostgresRecords(conn, self._versions, self._pane_us)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[PostgresRecords]:
+        async with transaction(self._pool) as conn:
+            yield self.on(conn)
+
+    @asynccontextmanager
+    async def reading(self) -> AsyncIterator[PostgresRecords]:
+        async with connection(self._pool) as conn:
+            yield self.on(conn)
+
+    async def once(
+        self, method: str, request_id: str, body: bytes, effect: Callable[[PostgresRecords], Awaitable[bytes]]
+    ) -> bytes:
+        async with (
+            transaction(self._pool) as conn,
+            idempotent(conn, method, request_id, body) as once,
+        ):
+            if once.replay is not None:
+                return once.replay
+            response = await effect(self.on(conn))
+            once.store(response)
+        return response
+
+    async def ready(self) -> bool:
+        """Whether the database responds."""
+        async with connection(self._pool) as conn:
+            return bool(await conn.fetchval("SELECT true"))

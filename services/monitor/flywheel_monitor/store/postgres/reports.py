@@ -1,0 +1,119 @@
+"""Reports, verdicts and frontiers in PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+
+from flywheel_common.postgres.pool import Connection
+from flywheel_monitor.alerts.lifecycle import Kind
+from flywheel_monitor.drift.verdict import Verdict
+from flywheel_monitor.evaluation.ports import Frontier
+from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.evaluation.verdicts import WindowVerdict
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.store.postgres.versions import SELECT_VERSION, watched_version
+from flywheel_monitor.windows.span import Span
+from flywheel_monitor.windows.watermark import NewestEvents
+
+_PROGRESS = "SELECT model_id, partition, newest_us FROM progress"
+_LABEL_PROGRESS = "SELECT model_id, partition, newest_us FROM label_progress"
+_FRONTIERS = "SELECT id, model_id, closed_until, labelled_until FROM model_version ORDER BY id"
+_WINDOWS = """
+SELECT DISTINCT start_us / $4 * $4 AS w FROM pane
+WHERE model_version_id = $1 AND NOT shadow AND segment = '' AND start_us >= $2 AND start_us < $3 ORDER BY w
+"""
+_PUT_REPORT = """
+INSERT INTO window_report (model_version_id, start_us, end_us, predictions, labelled, report)
+    VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (model_version_id, end_us, start_us) DO UPDATE
+    SET predictions = excluded.predictions, labelled = excluded.labelled,
+    report = excluded.report, revision = window_report.revision + 1, evaluated_at = now()
+"""
+_PUT_VERDICT = """
+INSERT INTO window_verdict (model_version_id, kind, start_us, end_us, verdict, reason)
+    VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (model_version_id, kind, end_us, start_us) DO UPDATE
+    SET verdict = excluded.verdict, reason = excluded.reason
+"""
+_RECENT = """
+SELECT verdict, start_us, end_us, reason FROM window_verdict
+WHERE model_version_id = $1 AND kind = $2 AND verdict <> 5 ORDER BY end_us DESC, start_us DESC LIMIT $3
+"""
+_NEWEST = """
+SELECT report FROM window_report WHERE model_version_id = $1 AND predictions > 0
+    ORDER BY end_us DESC, start_us DESC LIMIT 1
+"""
+_CLOSE = "UPDATE model_version SET closed_until = greatest(closed_until, $2) WHERE id = $1"
+_LABEL_CLOSE = "UPDATE model_version SET labelled_until = greatest(labelled_until, $2) WHERE id = $1"
+_LOCK = SELECT_VERSION + "WHERE v.id = $1 FOR UPDATE OF v"
+_EVALUATED = """
+SELECT count(*) FROM window_report r JOIN model_version v ON v.id = r.model_version_id
+    JOIN model m ON m.id = v.model_id
+WHERE m.project = $1
+"""
+
+
+class ReportRows:
+    """`Reports` on the transaction's connection."""
+
+    _conn: Connection
+
+    async def newest_events(self) -> NewestEvents:
+        predictions = await self._conn.fetch(_PROGRESS)
+        return NewestEvents(_by_model(predictions), _by_model(await self._conn.fetch(_LABEL_PROGRESS)))
+
+    async def frontiers(self) -> list[Frontier]:
+        return [
+            Frontier(r["id"], r["model_id"], r["closed_until"], r["labelled_until"])
+            for r in await self._conn.fetch(_FRONTIERS)
+        ]
+
+    async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
+        rows = await self._conn.fetch(_WINDOWS, version_id, start_us, end_us, window_us)
+        return [Span(r["w"], r["w"] + window_us) for r in rows]
+
+    async def lock(self, version_id: int) -> WatchedVersion:
+        return watched_version(await self._conn.fetchrow(_LOCK, version_id))
+
+    async def put_report(self, version_id: int, report: Report) -> None:
+        await self._conn.execute(
+            _PUT_REPORT,
+            version_id,
+            report.span.start_us,
+            report.span.end_us,
+            report.predictions,
+            report.quality.labelled,
+            json.dumps(report.to_json()),
+        )
+
+    async def put_verdict(
+        self, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str
+    ) -> None:
+        await self._conn.execute(
+            _PUT_VERDICT, version_id, kind.value, span.start_us, span.end_us, int(verdict), reason
+        )
+
+    async def recent(self, version_id: int, kind: Kind, limit: int) -> list[WindowVerdict]:
+        rows = await self._conn.fetch(_RECENT, version_id, kind.value, limit)
+        return [
+            WindowVerdict(Verdict(r["verdict"]), Span(r["start_us"], r["end_us"]), r["reason"]) for r in rows
+        ]
+
+    async def close(self, version_id: int, until_us: int, *, labels: bool) -> None:
+        await self._conn.execute(_LABEL_CLOSE if labels else _CLOSE, version_id, until_us)
+
+    async def newest_report(self, version_id: int) -> Report | None:
+        stored = await self._conn.fetchval(_NEWEST, version_id)
+        return None if stored is None else Report.from_json(json.loads(stored))
+
+    async def evaluated(self, project: str) -> int:
+        return int(await self._conn.fetchval(_EVALUATED, project))
+
+
+def _by_model(rows: Sequence[Mapping[str, int]]) -> dict[int, dict[int, int]]:
+    """model id → partition → newest event time."""
+    found: dict[int, dict[int, int]] = {}
+    for r in rows:
+        found.setdefault(r["model_id"], {})[r["partition"]] = r["newest_us"]
+    return found

@@ -1,0 +1,1 @@
+"""Windows of event time: spans, watermarks, and the counts that a window is made of."""

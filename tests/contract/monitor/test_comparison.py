@@ -1,0 +1,93 @@
+"""Contract tests of comparisons between a challenger and the champion."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.support.builders.monitor import (
+    CHALLENGER,
+    MODEL,
+    SHADOW,
+    START_US,
+    log_losses,
+    outcomes,
+    predictions,
+    scored_labels,
+    version_name,
+)
+from tests.support.servers.monitor import LocalMonitor
+
+ROLLOUT = f"{MODEL}/rollouts/1"
+
+
+async def test_a_shadow_is_compared_over_requests_that_both_predicted(monitor: LocalMonitor) -> None:
+    ids, scores, labels = scored_labels(100)
+    challenger = np.clip(scores + np.random.default_rng(9).normal(0, 0.1, 100), 0.02, 0.98)
+    times = [START_US + i * 1_000_000 for i in range(100)]
+    nothing = (await monitor.compare(shadow=True)).comparison
+    assert (0, 0, np.inf) == (nothing.labelled, nothing.champion.predictions, nothing.log_loss.upper)
+    await monitor.labelled(outcomes(ids[:40], labels[:40]))
+    shadow = predictions(
+        ids[:90], challenger[:90], times=times[:90], version=2, release=2, role=SHADOW, rollout=ROLLOUT
+    )
+    await monitor.predicted(shadow)
+    await monitor.predicted(predictions(ids, scores, times=times, rollout=ROLLOUT))
+    await monitor.predicted(predictions(["elsewhere"], [0.9], times=[times[0]]))
+    await monitor.labelled(outcomes(ids[40:70], labels[40:70]))
+    evidence = await monitor.compare(shadow=True)
+    found = evidence.comparison
+    difference = log_losses(challenger[:70], labels[:70]) - log_losses(scores[:70], labels[:70])
+    low, high = stats.ttest_1samp(difference, 0).confidence_interval(0.90)
+    assert (100, 90, 70) == (found.champion.predictions, found.challenger.predictions, found.labelled)
+    assert difference.mean() == pytest.approx(found.log_loss.delta, abs=1e-9)
+    assert (low, high) == pytest.approx((found.log_loss.lower, found.log_loss.upper), abs=1e-9)
+    assert ((challenger >= 0.5) != (scores >= 0.5))[:90].mean() == pytest.approx(found.disagreement_rate)
+    assert (times[0], times[99]) == (evidence.first_event_us, evidence.last_event_us)
+    since = (await monitor.compare(shadow=True, since_us=times[50])).comparison
+    assert (50, 40, 20) == (since.champion.predictions, since.challenger.predictions, since.labelled)
+
+
+async def test_a_canary_is_compared_by_means(monitor: LocalMonitor) -> None:
+    ids, scores, labels = scored_labels(60)
+    sources = [4] * 5 + [1] * 15
+    await monitor.predicted(predictions(ids[:40], scores[:40], rollout=ROLLOUT))
+    canary = predictions(
+        ids[40:],
+        scores[40:],
+        rollout=ROLLOUT,
+        version=2,
+        release=2,
+        role=CHALLENGER,
+        sources=sources,
+        latencies=np.linspace(1, 20, 20),
+    )
+    await monitor.predicted(canary)
+    await monitor.labelled(outcomes(ids, labels))
+    found = (await monitor.compare(shadow=False)).comparison
+    assert (40, 40) == (found.champion.predictions, found.champion.labelled)
+    assert (20, 15) == (found.challenger.predictions, found.challenger.labelled)
+    assert (0.25, 20.0) == (found.challenger.error_rate, found.challenger.latency_p99_ms)
+    a, b = log_losses(scores[45:], labels[45:]), log_losses(scores[:40], labels[:40])
+    low, high = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.90)
+    assert (low, high) == pytest.approx((found.log_loss.lower, found.log_loss.upper), abs=1e-9)
+    assert found.disagreement_rate is None
+
+
+async def test_error_rates_of_performance_and_comparison_agree(monitor: LocalMonitor) -> None:
+    """A fallback with an error reason is an error in both: the model should have predicted."""
+    challenger = predictions(
+        list("abcde"),
+        rollout=ROLLOUT,
+        version=2,
+        release=2,
+        role=CHALLENGER,
+        sources=[1, 1, 3, 3, 4],
+        reasons=["", "", "", "MODEL_UNAVAILABLE", "MODEL_UNAVAILABLE"],
+    )
+    await monitor.predicted(challenger)
+    compared = (await monitor.compare(shadow=False)).comparison.challenger
+    served = await monitor.performance(version_name(2))
+    assert 0.4 == compared.error_rate == served.error_rate
+    assert 0.4 == served.fallback_rate

@@ -1,0 +1,102 @@
+"""Decoding of prediction and outcome batches; malformed batches are rejected."""
+
+from __future__ import annotations
+
+import pytest
+
+from flywheel_common.columns import from_lists, from_texts
+from flywheel_common.errors import InvalidArgument
+from flywheel_monitor.ingest import decode
+from flywheel_protos.events.v1 import prediction_pb2
+from flywheel_protos.types.v1.column_pb2 import Column
+from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_INT64, DATA_TYPE_INT64_LIST
+
+VERSION = "projects/p/models/late/versions/1"
+
+
+def good_batch() -> prediction_pb2.PredictionBatch:
+    return prediction_pb2.PredictionBatch(
+        model="projects/p/models/late",
+        model_version=VERSION,
+        release="projects/p/models/late/releases/1",
+        role=1,
+        prediction_ids=["a", "b"],
+        event_times=(1).to_bytes(8, "little") * 2,
+        scores=bytes(16),
+        decisions=bytes(2),
+        sources=b"\1\1",
+        latencies_ms=bytes(8),
+    )
+
+
+def test_a_good_batch_is_decoded() -> None:
+    columns = decode.prediction_columns(good_batch(), b"")
+    assert (columns.ids, columns.event_times[0], columns.shadow) == (
+        ["a", "b"],
+        int.from_bytes(b"\1" + bytes(7), "little"),
+        False,
+    )
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"scores": bytes(15)},
+        {"event_times": bytes(8)},
+        {"sources": b"\1\7"},
+        {"role": 0},
+        {"model": "projects/p/models/other"},
+        {"model_version": "late/1"},
+        {"prediction_ids": ["a", ""]},
+        {"error_reasons": ["x"]},
+        {"segments": ["x", "y", "z"]},
+        {"event_times": b"\xff" * 7 + b"\x7f" + bytes(8)},
+    ],
+)
+def test_a_malformed_prediction_batch_is_rejected(damage: dict[str, object]) -> None:
+    batch = good_batch()
+    for field, value in damage.items():
+        if isinstance(value, list):
+            del getattr(batch, field)[:]
+            getattr(batch, field).extend(value)
+        else:
+            setattr(batch, field, value)
+    with pytest.raises(InvalidArgument):
+        decode.prediction_columns(batch, b"")
+
+
+@pytest.mark.parametrize("table", ["entities", "request_fields", "applied_offsets"])
+@pytest.mark.parametrize(
+    "column",
+    [
+        from_texts("a", ["x"]),
+        from_lists("a", [[1], [2], [3]], DATA_TYPE_INT64_LIST),
+        Column(name="a", data_type=DATA_TYPE_INT64_LIST, offsets=bytes(12), packed=bytes(8)),
+        Column(name="a", data_type=DATA_TYPE_INT64_LIST, offsets=bytes(12), validity=bytes(2)),
+        Column(name="a", data_type=DATA_TYPE_INT64, packed=bytes(15)),
+        Column(name="", data_type=DATA_TYPE_INT64, packed=bytes(16)),
+        Column(name="a"),
+    ],
+)
+def test_a_batch_that_cannot_be_archived_is_rejected(table: str, column: Column) -> None:
+    batch = good_batch()
+    getattr(batch, table).columns.append(column)
+    with pytest.raises(InvalidArgument):
+        decode.prediction_columns(batch, b"")
+
+
+@pytest.mark.parametrize(
+    "damage", [{"values": b"\0" * 7}, {"name": ""}, {"values": b"\0\0\0\0\0\0\xf8\x7f"}, {"model": "x"}]
+)
+def test_a_malformed_outcome_batch_is_rejected(damage: dict[str, object]) -> None:
+    fields: dict[str, object] = {
+        "model": "projects/p/models/late",
+        "prediction_ids": ["a"],
+        "event_times": bytes(8),
+        "name": "label",
+        "values": bytes(8),
+        "outcome_ids": ["o"],
+    }
+    assert decode.outcome_columns(prediction_pb2.OutcomeBatch(**fields)).values.tolist() == [0.0]
+    with pytest.raises(InvalidArgument):
+        decode.outcome_columns(prediction_pb2.OutcomeBatch(**{**fields, **damage}))

@@ -1,0 +1,154 @@
+"""The evaluator over a store in memory: which windows it judges, when, and what follows."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from scipy import stats
+
+from flywheel_common.clock import ManualClock
+from flywheel_common.ids import SequentialIds
+from flywheel_monitor.alerts.filter import AlertFilter
+from flywheel_monitor.alerts.lifecycle import AlertState, Kind
+from flywheel_monitor.evaluation.evaluator import Evaluator
+from flywheel_monitor.evaluation.metrics import EvaluationMetrics
+from flywheel_monitor.fakes.references import MemoryReferences
+from flywheel_monitor.fakes.store import MemoryStore
+from flywheel_monitor.models.policy import HOUR_US, MonitorPolicy
+from flywheel_monitor.references.reference import Reference
+from flywheel_monitor.windows.bins import ColumnReference
+from flywheel_monitor.windows.watermark import UnreadPartitions
+from tests.support.builders.monitor import MODEL, PANE_US, outcomes, predictions, version_name
+
+VERSION = version_name()
+POLICY = MonitorPolicy(
+    window_us=HOUR_US, lateness_us=2 * HOUR_US, min_predictions=100, min_labels=100, k_of=2, m_windows=3
+)
+EDGES = (-1.2, -0.5, 0.0, 0.5, 1.2)
+COUNTS = (1151, 1934, 1915, 1915, 1934, 1151)
+"""Of a standard normal distribution between these edges."""
+
+
+class Traffic:
+    """Hours of traffic of one version, and the evaluator that judges them."""
+
+    def __init__(self) -> None:
+        references = MemoryReferences()
+        column = ColumnReference("v__x", True, COUNTS, edges=EDGES, stddev=1.0, minimum=-4.0, maximum=4.0)
+        references.known = {VERSION: Reference((column,), {"auc": 0.9, "label_mean": 0.5})}
+        self.store = MemoryStore(references, PANE_US, ManualClock())
+        self.unread = UnreadPartitions()
+        self.during_read: Callable[[], Awaitable[None]] | None = None
+        """Runs while the lag is read."""
+        self.evaluator = Evaluator(
+            self.store,
+            EvaluationMetrics(CollectorRegistry()),
+            SequentialIds("alert"),
+            unread=self._unread,
+            delay_us=0,
+            poll_seconds=1.0,
+        )
+
+    async def _unread(self) -> UnreadPartitions:
+        found = self.unread
+        if self.during_read is not None:
+            await self.during_read()
+        return found
+
+    async def hour(self, number: int, shift: float = 0.0, n: int = 200, *, labelled: bool = False) -> None:
+        """n predictions in this hour with their feature shifted; the labels do not depend on the scores."""
+        rng = np.random.default_rng(number)
+        ids = [f"{number}-{i}" for i in range(n)]
+        times = number * HOUR_US + np.arange(n) * (HOUR_US // n)
+        values = stats.norm.ppf((np.arange(n) + 0.5) / n) + shift
+        batch = predictions(ids, rng.uniform(0.05, 0.95, n), times=times, values=values)
+        async with self.store.transaction() as records:
+            await records.set_policy(MODEL, POLICY)
+            await records.add_predictions(0, [batch])
+            if labelled:
+                labels = rng.integers(0, 2, n).astype(float)
+                await records.add_outcomes(0, [outcomes(ids, labels, times=times)])
+
+    async def alerts(self) -> list[tuple[Kind, AlertState, int]]:
+        """(kind, state, hour of the newest window that confirmed it), newest first."""
+        async with self.store.reading() as records:
+            page = await records.alerts("p", AlertFilter(), 99, "")
+        return [(a.kind, a.state, a.last_window_end_us // HOUR_US - 1) for a in page.items]
+
+
+@pytest.fixture
+def traffic() -> Traffic:
+    return Traffic()
+
+
+async def test_a_window_is_judged_once_when_the_next_one_has_begun(traffic: Traffic) -> None:
+    await traffic.hour(10)
+    assert 0 == await traffic.evaluator.pass_once()
+    await traffic.hour(11)
+    assert [1, 0] == [await traffic.evaluator.pass_once(), await traffic.evaluator.pass_once()]
+    async with traffic.store.reading() as records:
+        version = await records.version(VERSION)
+        assert version is not None and version.first_window is not None
+        assert 200 == version.first_window.count
+        report = await records.newest_report(version.id)
+    assert report is not None and (10 * HOUR_US, 200) == (report.span.start_us, report.predictions)
+
+
+async def test_two_drifted_windows_open_an_alert_three_clean_ones_end_it(traffic: Traffic) -> None:
+    seen = []
+    for number, shift in enumerate((0.0, 1.5, 1.5, 1.5, 0.0, 0.0, 0.0, 0.0), start=10):
+        await traffic.hour(number, shift)
+        await traffic.evaluator.pass_once()
+        drift = [(state, last) for kind, state, last in await traffic.alerts() if kind == Kind.DATA_DRIFT]
+        seen.append(drift)
+    resolved, opened = AlertState.RESOLVED, AlertState.OPEN
+    # A pass judges the windows before the newest hour: 12 is the second that drifts, 16 the third clean one.
+    assert [
+        [],
+        [],
+        [],
+        [(opened, 12)],
+        [(opened, 13)],
+        [(opened, 13)],
+        [(opened, 13)],
+        [(resolved, 13)],
+    ] == seen
+    announced = traffic.store.announced
+    assert [12, 13] == [a.span.start_us // HOUR_US for a in announced]
+    assert 1 == len({a.alert for a in announced})
+    assert not any(a.data_quality_cause for a in announced)
+
+
+async def test_labels_are_judged_after_their_lateness_and_all_read(traffic: Traffic) -> None:
+    for number in range(10, 16):
+        await traffic.hour(number, labelled=True)
+        traffic.unread = UnreadPartitions(outcomes=frozenset({3}))
+        await traffic.evaluator.pass_once()
+    assert Kind.CONCEPT_DRIFT not in {kind for kind, _, _ in await traffic.alerts()}
+    traffic.unread = UnreadPartitions()
+    await traffic.hour(16)
+    await traffic.evaluator.pass_once()
+    concept = [(state, last) for kind, state, last in await traffic.alerts() if kind == Kind.CONCEPT_DRIFT]
+    # The lateness of labels is two hours: 13 is the newest window that it has passed.
+    assert [(AlertState.OPEN, 13)] == concept
+
+
+async def test_nothing_is_judged_while_an_unread_partition_has_no_event(traffic: Traffic) -> None:
+    traffic.unread = UnreadPartitions(predictions=frozenset({2}))
+    for number in (10, 11, 12):
+        await traffic.hour(number)
+    assert 0 == await traffic.evaluator.pass_once()
+    traffic.unread = UnreadPartitions()
+    assert 2 == await traffic.evaluator.pass_once()
+
+
+async def test_a_prediction_counted_during_the_lag_read_closes_no_window(traffic: Traffic) -> None:
+    """The lag was 0; then an hour arrived in two partitions, one of which was read at once."""
+    await traffic.hour(10)
+    traffic.during_read = lambda: traffic.hour(11)
+    assert 0 == await traffic.evaluator.pass_once()
+    traffic.during_read = None
+    assert 1 == await traffic.evaluator.pass_once()
