@@ -36,11 +36,11 @@ class FlywheelError(Exception):
     remedy: ClassVar[str] = ""
     """What the caller can do, in one sentence."""
 
-    def __init__(self, message: str, *, reason: str | None = None, **metadata: object) -> None:
+    def __init__(self, message: str, **metadata: object) -> None:
         super().__init__(message)
+        if "reason" in metadata:
+            raise TypeError("a reason is an error class of its own, not a keyword argument")
         self.message = message
-        if reason is not None:
-            self.reason = reason
         self.metadata: dict[str, str] = {key: str(value) for key, value in metadata.items()}
 
     @classmethod
@@ -120,11 +120,9 @@ class ResourceExhausted(FlywheelError):
     remedy = "Retry after the delay in RetryInfo, with backoff."
     retryable = True
 
-    def __init__(
-        self, message: str, *, retry_after_seconds: float = 1.0, reason: str | None = None, **metadata: object
-    ) -> None:
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0, **metadata: object) -> None:
         """`retry_after_seconds` becomes the RetryInfo of the status."""
-        super().__init__(message, reason=reason, **metadata)
+        super().__init__(message, **metadata)
         self.retry_after_seconds = retry_after_seconds
 
 
