@@ -189,7 +189,7 @@ async def test_a_file_removed_while_it_is_read_is_named_in_the_error(
         endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
     )
     builds = Builds(current, vanishing, spine)
-    with pytest.raises(Exception, match=r"weather/part-2.parquet went away") as changed:
+    with pytest.raises(Exception, match=r"weather/part-2.parquet was deleted") as changed:
         await builds.builder.build(builds.request("gone"), RecordingJob())
     assert "TABLE_CHANGED" == changed.value.reason  # type: ignore[attr-defined]
     assert [] == files(tables, bucket)
