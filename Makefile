@@ -1,9 +1,9 @@
-# `make help` lists what there is. Everything installed, started or logged lives under .local/.
+# `make help` lists the targets. Everything is installed, started and logged under .local/.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# The set-up must be the same on every machine: a local folder of wheels that pip may know is not part of it.
+# Set-up must be the same on every machine, so pip must not use a local folder of wheels.
 unexport PIP_FIND_LINKS PYTHONPATH VIRTUAL_ENV
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
@@ -16,7 +16,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 MEMBERS := protos services/common services/feature services/registry services/trainer services/inference services/monitor sdk deploy/local
 SERVICES := feature registry trainer inference monitor
 
-# A stamp carries the hash of what it stands for, so that a switched branch or a new lock is noticed and nothing else is.
+# The name of a stamp contains the hash of its inputs, so that a step runs again only when its inputs change.
 hash = $(shell cat $(1) 2>/dev/null | sha256sum | cut -c1-16)
 BOOTSTRAP_STAMP := $(STAMPS)/bootstrap-$(call hash,deploy/local/bootstrap.lock)
 VENV_STAMP := $(STAMPS)/venv-$(call hash,requirements.lock)
@@ -27,12 +27,12 @@ TRITON_STAMP := $(STAMPS)/triton-$(call hash,deploy/local/triton.lock)
 TRITON_RUNTIME_STAMP := $(STAMPS)/runtime-$(call hash,deploy/local/triton-runtime.lock)
 
 .PHONY: help
-help: ## what can be done here
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 # ---------------------------------------------------------------------------------------------------- set-up
 .PHONY: setup
-setup: ## install everything that is missing (needs python3.11, venv, make, git)
+setup: ## install what is missing (needs python3.11, venv, make, git)
 	@mkdir -p $(STAMPS)
 	@flock $(LOCAL)/setup.lock $(MAKE) --no-print-directory installed
 
@@ -46,8 +46,8 @@ endef
 
 $(BOOTSTRAP_STAMP):
 	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || \
-	  { echo "Python 3.11 is needed ($(PYTHON) is another): install python3.11 and python3.11-venv, or say make PYTHON=/path/to/python3.11"; exit 1; }
-	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot make virtual environments: install python3-venv"; exit 1; }
+	  { echo "Python 3.11 is required; $(PYTHON) is another version. Install python3.11 and python3.11-venv, or run make PYTHON=/path/to/python3.11"; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { echo "$(PYTHON) cannot create virtual environments. Install python3-venv"; exit 1; }
 	@echo "set-up: uv"
 	@rm -rf $(LOCAL)/bootstrap && "$(PYTHON)" -m venv $(LOCAL)/bootstrap
 	@$(LOCAL)/bootstrap/bin/pip install -q --require-hashes -r deploy/local/bootstrap.lock
@@ -85,13 +85,13 @@ $(FETCH_STAMP): | $(MEMBERS_STAMP)
 	$(call stamp,fetch)
 
 .PHONY: protos
-protos: ## compile the .proto files again (after a change)
+protos: ## compile the .proto files after a change
 	@$(PY) protos/compile_protos.py
 
 LOCK := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_35 --no-emit-package flywheel --no-emit-package flywheel-common --no-emit-package flywheel-protos
 .PHONY: lock
-lock: $(BOOTSTRAP_STAMP) ## resolve dependencies again: requirements.lock files with hashes (UPGRADE=1 takes newer ones)
+lock: $(BOOTSTRAP_STAMP) ## resolve dependencies into requirements.lock files (UPGRADE=1 takes newer versions)
 	@$(LOCK) $(if $(UPGRADE),--upgrade) --all-extras --group dev pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS)) examples/flights/pyproject.toml -o requirements.lock
 	@for s in $(SERVICES); do $(LOCK) -c requirements.lock services/$$s/pyproject.toml protos/pyproject.toml -o services/$$s/requirements.lock || exit 1; done
 	@$(LOCK) -c requirements.lock services/build.in -o services/build.lock
@@ -101,29 +101,34 @@ lock: $(BOOTSTRAP_STAMP) ## resolve dependencies again: requirements.lock files 
 	@$(PY) -m flywheel_local lock
 
 # ---------------------------------------------------------------------------------------------- the platform
-# PORT_BASE=8000 moves every port by 1000, FLYWHEEL_PORT_KAFKA=9092 a single one; SCOPE=year replays every flight.
+# PORT_BASE=8000 moves all ports by 1000, FLYWHEEL_PORT_KAFKA=9092 one port; SCOPE=year replays all flights.
 export PORT_BASE SCOPE
 LAUNCH := exec $(PY) -m flywheel_local
 
 .PHONY: up down status env run
-run: setup ## play examples/flights on a platform of its own, from nothing to the table at the end (SCOPE=year for all of it)
+run: setup ## start a platform, play examples/flights on it, stop it (SCOPE=year replays all flights)
 	@$(LAUNCH) run
 up: setup ## start the platform in the background (PORT_BASE=8000 for other ports)
 	@$(LAUNCH) up
-down: ## stop it; nothing is left running
+down: ## stop the platform
 	@[ ! -x $(PY) ] || $(LAUNCH) down
-env: ## what a client needs to reach it, as shell exports: eval "$(make env)"
-	@[ -x $(PY) ] || { echo "nothing is installed yet (make up installs and starts)" >&2; exit 1; }; $(LAUNCH) env
-status: ## what runs, where it listens, where it logs
-	@[ -x $(PY) ] || { echo "nothing is installed yet (make up installs and starts)"; exit 1; }; $(LAUNCH) status
+env: ## print the addresses for clients as shell exports: eval "$(make env)"
+	@[ -x $(PY) ] || { echo "nothing is installed: run make up" >&2; exit 1; }; $(LAUNCH) env
+status: ## show processes, addresses and log files
+	@[ -x $(PY) ] || { echo "nothing is installed: run make up"; exit 1; }; $(LAUNCH) status
 
 # --------------------------------------------------------------------------------------------------- quality
-.PHONY: test check format reference bench bench-peers soak
-test: setup ## the whole test suite against real backends (SUITE=tests/unit, ARGS='-k name')
-	@exec $(PY) -m pytest $(or $(SUITE),tests) $(ARGS)
+.PHONY: test acceptance check format reference bench bench-peers soak
+# Unit, contract, integration and end-to-end tests; must end within 20 minutes on 2 cores.
+test: setup ## run the test suite against real backends (SUITE=tests/unit, ARGS='-k name')
+	@exec $(PY) -m pytest $(or $(SUITE),tests/unit tests/contract tests/integration tests/e2e) $(ARGS)
 
-# Each tool runs even where an earlier one complained, so that one run shows all there is to mend.
-check: setup ## formatting, lint, types, import direction, reference pages, protos and what they break since the last tag (under 30 s)
+# Must end within 60 minutes on 2 cores.
+acceptance: setup ## run the commands of the documentation and the fault tests
+	@exec $(PY) -m pytest $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
+
+# Every tool runs, also after an earlier one failed, so that one run shows all problems.
+check: setup ## format, lint, import levels, types, reference pages, proto lint and breaking changes since the last tag (under 30 s)
 	@failed=""; try() { "$${@:2}" || failed="$$failed $$1"; }; cd protos && try protos ../$(VENV)/bin/buf lint; cd ..; \
 	try format $(VENV)/bin/ruff format --check -q --output-format concise .; \
 	try lint $(VENV)/bin/ruff check -q --output-format concise .; \
@@ -132,22 +137,22 @@ check: setup ## formatting, lint, types, import direction, reference pages, prot
 	try reference $(PY) docs/reference/generate.py --check; \
 	tag=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null); \
 	[ -z "$$tag" ] || try breaking $(VENV)/bin/buf breaking protos --against ".git#tag=$$tag,subdir=protos"; \
-	[ -z "$$failed" ] || { echo "make check: not clean:$$failed (make format mends formatting and what lint can fix)"; exit 1; }
+	[ -z "$$failed" ] || { echo "make check failed:$$failed (make format fixes formatting and some lint errors)"; exit 1; }
 
 reference: setup ## generate docs/reference from the code
 	@$(PY) docs/reference/generate.py
 
-format: ## format everything
+format: ## format the code and fix lint errors where possible
 	@$(VENV)/bin/ruff format -q . && $(VENV)/bin/ruff check -q --fix .
 
-bench: setup ## measure against the limits and the peers (SUITE=feature, ARGS='--only join')
+bench: setup ## run benchmarks against limits and peers (SUITE=feature, ARGS='--only join')
 	@exec $(PY) -m bench.run $(SUITE) $(ARGS)
 
-bench-peers: setup ## install what the benchmark compares with (an environment of its own), then measure with it
+bench-peers: setup ## install the peers (in their own environment) and run the benchmarks against them
 	@[ -x $(LOCAL)/peers/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/peers
 	@$(UV) pip sync -q --python $(LOCAL)/peers/bin/python --require-hashes bench/peers.lock
 	@exec $(PY) -m bench.run $(SUITE) --only feast $(ARGS)
 
-soak: setup ## run the story again and again (ROUNDS=5) and watch that nothing grows; SUITE=feature kills stream workers over EVENTS=200000
+soak: setup ## run the flights example repeatedly (ROUNDS=5); SUITE=feature kills stream workers over EVENTS=200000
 	@[ "$(SUITE)" != feature ] || { FLYWHEEL_SOAK_EVENTS=$${EVENTS:-200000} exec $(PY) -m pytest -s --show-capture=no tests/robustness/feature; }; \
 	[ "$(SUITE)" = feature ] || for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done

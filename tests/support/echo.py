@@ -1,6 +1,6 @@
-"""A tiny service with all four kinds of RPC, for tests and measurements of the server itself.
+"""A service with all four kinds of RPC, for tests and measurements of the gRPC server.
 
-It echoes `types.v1.Value` messages; special texts make it fail in every way a servicer can.
+It echoes `types.v1.Value` messages; special texts make it fail or wait.
 """
 
 from __future__ import annotations
@@ -18,8 +18,24 @@ from flywheel_protos.types.v1.value_pb2 import Value
 SERVICE = "flywheel.testing.v1.EchoService"
 
 
+class NoSuchThing(NotFound):
+    reason = "NO_SUCH_THING"
+
+
+class BackendUnavailable(Unavailable):
+    reason = "BACKEND_UNAVAILABLE"
+
+
+class StreamEnds(NotFound):
+    reason = "STREAM_ENDS"
+
+
+class Negative(InvalidArgument):
+    reason = "NEGATIVE"
+
+
 class Echo:
-    """`running` counts calls inside; `release` lets "wait" calls go on."""
+    """`running` counts running calls; `release` lets "wait" calls continue."""
 
     def __init__(self) -> None:
         self.running = 0
@@ -40,10 +56,10 @@ class Echo:
     async def _answer(self, request: Value, context: Any) -> Value:
         match request.string_value:
             case "not found":
-                raise NotFound("There is no such thing: make it first.", reason="NO_SUCH_THING", thing="x")
-            case "away":
+                raise NoSuchThing("There is no such thing: make it first.", thing="x")
+            case "unavailable":
                 self.refused += 1
-                raise Unavailable("What stands behind does not answer now: try again.", reason="AWAY")
+                raise BackendUnavailable("The backend does not answer now: try again.")
             case "bug":
                 raise RuntimeError("the password is hunter2")
             case "abort":
@@ -63,7 +79,7 @@ class Echo:
         for i in range(request.int64_value):
             yield Value(int64_value=i)
         if request.string_value == "fail":
-            raise NotFound("The stream ends here.", reason="STREAM_ENDS")
+            raise StreamEnds("The stream ends here.")
 
     async def Write(self, request: Value, context: Any) -> None:
         for i in range(request.int64_value):
@@ -75,7 +91,7 @@ class Echo:
     async def Double(self, request_iterator: AsyncIterator[Value], context: Any) -> AsyncIterator[Value]:
         async for value in request_iterator:
             if value.int64_value < 0:
-                raise InvalidArgument("Send positive numbers.", reason="NEGATIVE")
+                raise Negative("Send positive numbers.")
             yield Value(int64_value=2 * value.int64_value)
 
 

@@ -1,4 +1,4 @@
-"""Waiting for something to become true, instead of sleeping and hoping."""
+"""Waiting for a condition."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 
 async def eventually(check: Callable[[], Any], *, within: float = 10.0, every: float = 0.02) -> Any:
-    """Calls `check` (sync or async) until it returns something true, and returns that. An AssertionError inside
-    counts as not yet. Raises AssertionError with the last one when `within` seconds are over."""
+    """Calls `check` (sync or async) until its result is true, and returns the result. An AssertionError
+    counts as false. Raises AssertionError after `within` seconds."""
     loop = asyncio.get_running_loop()
     give_up = loop.time() + within
     while True:

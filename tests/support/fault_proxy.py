@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a backend that can cut, refuse and stall: faults without touching the backend."""
+"""A TCP proxy that injects faults between a client and a backend."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ class FaultProxy:
         return f"127.0.0.1:{self.port}"
 
     def cut(self) -> None:
-        """Breaks every open connection, and refuses new ones until `heal`."""
+        """Breaks all connections and refuses new ones until `heal`."""
         self._refusing = True
         self.reset()
 
     def reset(self) -> None:
-        """Breaks every open connection; new ones are welcome."""
+        """Breaks all connections; accepts new ones."""
         for writer in list(self._writers):
             writer.transport.abort()
 
     def stall(self) -> None:
-        """Keeps connections open, but passes nothing on until `heal`."""
+        """Keeps connections open but forwards nothing until `heal`."""
         self._flowing.clear()
 
     def hide_ends(self) -> None:
@@ -45,7 +45,7 @@ class FaultProxy:
         self._ending.clear()
 
     def heal(self) -> None:
-        """Back to normal."""
+        """Ends all faults."""
         self._refusing = False
         self._ending.set()
         self._flowing.set()

@@ -1,6 +1,7 @@
-"""Wrong requests made from a service's descriptor, for every method alike: what is no sense must be refused like everything else.
+"""Sends random and malformed requests to every method of a service; each must be refused with a documented
+error.
 
-seen = await refusals(channel, feature_pb2.DESCRIPTOR.services_by_name["FeatureService"], held)
+seen = await refusals(channel, feature_pb2.DESCRIPTOR.services_by_name["FeatureService"], contents)
 """
 
 from __future__ import annotations
@@ -22,19 +23,25 @@ from flywheel_common.grpc.channel import from_rpc_error
 
 DOCUMENTED = frozenset(
     {
-        "OK", "INVALID_ARGUMENT", "NOT_FOUND", "ALREADY_EXISTS", "FAILED_PRECONDITION", "ABORTED", "RESOURCE_EXHAUSTED",
+        "OK",
+        "INVALID_ARGUMENT",
+        "NOT_FOUND",
+        "ALREADY_EXISTS",
+        "FAILED_PRECONDITION",
+        "ABORTED",
+        "RESOURCE_EXHAUSTED",
         "UNAVAILABLE",
     }
-)  # fmt: skip
-"""What a method may answer to a request that has no sense. A deadline that passes is none of it."""
+)
+"""The codes with which a method may answer a random request; DEADLINE_EXCEEDED is not one of them."""
 _REASON = re.compile(r"[A-Z][A-Z0-9]*(_[A-Z0-9]+)*")
 _MALFORMED = b"\xff\xff\xff\xff"
 _DEPTH = 4
 
 
 @dataclass(frozen=True)
-class Answered:
-    """What a method said to a request. `code` OK: it answered."""
+class Outcome:
+    """The outcome of a call: its code (OK or an error), reason and message."""
 
     method: str
     request: bytes
@@ -49,23 +56,27 @@ class Answered:
 async def refusals(
     channel: grpc.aio.Channel,
     service: ServiceDescriptor,
-    held: Callable[[], Awaitable[object]],
+    contents: Callable[[], Awaitable[object]],
     *,
     rounds: int = 30,
     seed: int = 0,
     timeout: float = 10.0,
 ) -> Counter[str]:
-    """Ask every method with malformed bytes, with the empty request and with `rounds` requests of random content. Answers how often
-    each code was seen; AssertionError with what is not as the API promises it, and when a refusal changed what the service holds."""
+    """Calls every method with malformed bytes, the empty request and `rounds` random requests; counts the
+    codes.
+
+    `contents` returns the contents of the stores. Raises AssertionError with all outcomes that the API does
+    not document, and when refused calls changed the contents.
+    """
     wrong: list[str] = []
     seen: Counter[str] = Counter()
-    before = await held()
+    before = await contents()
     for method in service.methods:
-        requests = [_MALFORMED, b"", *_senseless(method, rounds, seed)]
-        answers = [await _ask(channel, service, method, request, timeout) for request in requests]
+        requests = [_MALFORMED, b"", *_random_requests(method, rounds, seed)]
+        answers = [await _call(channel, service, method, request, timeout) for request in requests]
         wrong += undocumented(answers)
         seen.update(a.code for a in answers)
-        after = await held()
+        after = await contents()
         if before != after and all(a.code != "OK" for a in answers):
             wrong.append(f"{method.name} refused everything and changed {before} to {after}")
         before = after
@@ -73,8 +84,9 @@ async def refusals(
     return seen
 
 
-def undocumented(answers: Sequence[Answered]) -> list[str]:
-    """Those that are no refusal as the API promises it: a documented code, a reason, a sentence. Malformed bytes must not be read."""
+def undocumented(answers: Sequence[Outcome]) -> list[str]:
+    """The outcomes without a documented code, a reason and a message. Malformed bytes must be
+    MALFORMED_REQUEST."""
     return [
         str(a)
         for a in answers
@@ -84,7 +96,7 @@ def undocumented(answers: Sequence[Answered]) -> list[str]:
     ]
 
 
-def _senseless(method: MethodDescriptor, rounds: int, seed: int) -> Iterator[bytes]:
+def _random_requests(method: MethodDescriptor, rounds: int, seed: int) -> Iterator[bytes]:
     chance = random.Random(f"{method.full_name} {seed}")
     kind = message_factory.GetMessageClass(method.input_type)
     for _ in range(rounds):
@@ -107,25 +119,37 @@ def _fill(message: Message, chance: random.Random, depth: int) -> None:
 
 
 def _fill_message(message: Message, field: Any, chance: random.Random, depth: int) -> None:
-    held = getattr(message, field.name)
+    target = getattr(message, field.name)
     if field.message_type.GetOptions().map_entry:
         key, value = (field.message_type.fields_by_name[n] for n in ("key", "value"))
         if value.message_type is None:
-            held[_value(key, chance)] = _value(value, chance)
+            target[_value(key, chance)] = _value(value, chance)
         else:
-            _fill(held[_value(key, chance)], chance, depth - 1)
+            _fill(target[_value(key, chance)], chance, depth - 1)
     elif field.is_repeated:
         for _ in range(chance.randrange(3)):
-            _fill(held.add(), chance, depth - 1)
+            _fill(target.add(), chance, depth - 1)
     else:
-        held.SetInParent()
-        _fill(held, chance, depth - 1)
+        target.SetInParent()
+        _fill(target, chance, depth - 1)
 
 
 _COLLECTIONS = (
-    "entities", "sources", "views", "featureSets", "trainingSets", "jobs", "models", "experiments", "runs", "pipelineRuns",
-    "retrainingPolicies", "alerts", "driftReports",
-)  # fmt: skip
+    "entities",
+    "sources",
+    "views",
+    "featureSets",
+    "trainingSets",
+    "jobs",
+    "models",
+    "experiments",
+    "runs",
+    "pipelineRuns",
+    "retrainingPolicies",
+    "alerts",
+    "driftReports",
+)
+_TEXTS = ("", "nonsense", "projects/p", "projects/../x", "ü\0\u2028", "x" * 3000, "s3://b/k/", "1")
 
 
 def _value(field: Any, chance: random.Random) -> Any:
@@ -134,9 +158,7 @@ def _value(field: Any, chance: random.Random) -> Any:
         if field.type == FieldDescriptor.TYPE_BYTES:
             return chance.choice([b"", b"\0", b"\xff" * 7, chance.randbytes(24)])
         name = f"projects/p/{chance.choice(_COLLECTIONS)}/ghost"
-        return chance.choice(
-            ["", "nonsense", "projects/p", name, name, f"{name}/versions/9", "projects/../x", "ü\0\u2028", "x" * 3000, "s3://b/k/", "1"]
-        )  # fmt: skip
+        return chance.choice([*_TEXTS, name, name, f"{name}/versions/9"])
     if kind == FieldDescriptor.CPPTYPE_BOOL:
         return chance.random() < 0.5
     if kind in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):
@@ -148,17 +170,17 @@ def _value(field: Any, chance: random.Random) -> Any:
     return chance.choice([0, 1, 3, 1000, top, -1 if signed else 7, -top if signed else 8])
 
 
-async def _ask(
+async def _call(
     channel: grpc.aio.Channel,
     service: ServiceDescriptor,
     method: MethodDescriptor,
     request: bytes,
     timeout: float,
-) -> Answered:
+) -> Outcome:
     path = f"/{service.full_name}/{method.name}"
 
-    def answer(code: str, reason: str = "", message: str = "") -> Answered:
-        return Answered(method.name, request, code, reason, message)
+    def answer(code: str, reason: str = "", message: str = "") -> Outcome:
+        return Outcome(method.name, request, code, reason, message)
 
     sent: Any = iter([request]) if method.client_streaming else request
     try:
@@ -166,7 +188,7 @@ async def _ask(
             make = channel.stream_stream if method.client_streaming else channel.unary_stream
             stream = make(path)(sent, timeout=timeout)
             try:
-                # A stream that begins, or waits for news, has taken the request.
+                # A stream that begins, or waits for events, has accepted the request.
                 async with asyncio.timeout(0.3):
                     await stream.read()
             except TimeoutError:

@@ -1,4 +1,4 @@
-"""A servicer behind its real server, for tests that bring the stores: no backend that its settings name answers."""
+"""A servicer behind the real gRPC server, for tests that provide the stores themselves."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ async def served(
     service: str,
     permissions: Permissions,
 ) -> grpc.aio.Channel:
-    """A channel to the servicer; `stack` closes it and stops the server. `service` is the full name."""
-    nowhere: dict[str, Any] = {
+    """A channel to the servicer; `stack` closes it and stops the server. `service` is the full service
+    name."""
+    unused: dict[str, Any] = {
         "postgres_dsn": SecretStr("postgresql://unused"),
         "kafka_bootstrap": "127.0.0.1:1",
         "s3_endpoint": "http://127.0.0.1:1",
@@ -33,7 +34,7 @@ async def served(
         "s3_bucket": "b",
     }
     server = Server(
-        settings(listen="127.0.0.1:0", metrics_listen="", drain_seconds=0, grace_seconds=1, **nowhere),
+        settings(listen="127.0.0.1:0", metrics_listen="", drain_seconds=0, grace_seconds=1, **unused),
         servicers=[(add, servicer)],
         full_service_names=[service],
         permissions=permissions,

@@ -1,4 +1,4 @@
-"""One law for every object store: memory and the real S3."""
+"""Contract tests for object stores: in memory and on S3."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def keys(store: ObjectStore, prefix: str = "") -> list[str]:
     return [info.key async for info in store.list(prefix)]
 
 
-async def test_what_was_put_is_got(store: ObjectStore) -> None:
+async def test_get_returns_what_was_put(store: ObjectStore) -> None:
     digest = await store.put("a/b", b"hello")
     assert await store.get("a/b") == b"hello"
     assert (digest.size, digest.sha256) == (5, hashlib.sha256(b"hello").hexdigest())
@@ -74,7 +74,7 @@ async def test_an_empty_object_is_an_object(store: ObjectStore) -> None:
     assert info.size == 0
 
 
-async def test_what_is_absent_is_not_found(store: ObjectStore) -> None:
+async def test_a_missing_object_is_not_found(store: ObjectStore) -> None:
     for read in (store.get("nope"), store.stream("nope").__anext__()):
         with pytest.raises(errors.NotFound) as caught:
             await read
@@ -83,7 +83,7 @@ async def test_what_is_absent_is_not_found(store: ObjectStore) -> None:
     await store.delete("nope")
 
 
-async def test_a_stream_larger_than_a_part_arrives_whole_with_its_digest(store: ObjectStore) -> None:
+async def test_a_stream_of_several_parts_is_stored_with_its_digest(store: ObjectStore) -> None:
     data = os.urandom(2 * PART_BYTES + 12_345)
     pieces = [data[i : i + 700_001] for i in range(0, len(data), 700_001)]
     digest = await store.put_stream("big", chunks(*pieces))
@@ -93,12 +93,12 @@ async def test_a_stream_larger_than_a_part_arrives_whole_with_its_digest(store: 
     assert max(map(len, back)) <= 1_000_000
 
 
-async def test_a_stream_that_breaks_leaves_nothing(store: ObjectStore) -> None:
+async def test_a_failed_stream_stores_nothing(store: ObjectStore) -> None:
     async def broken() -> AsyncIterator[bytes]:
         yield b"x" * (PART_BYTES + 1)
-        raise RuntimeError("client went away")
+        raise RuntimeError("client disconnected")
 
-    with pytest.raises(RuntimeError, match="went away"):
+    with pytest.raises(RuntimeError, match="disconnected"):
         await store.put_stream("broken", broken())
     assert await store.head("broken") is None
     assert await keys(store) == []
@@ -122,7 +122,7 @@ async def test_copy_and_delete(store: ObjectStore) -> None:
         await store.copy("a", "d")
 
 
-async def test_content_lives_under_its_digest(store: ObjectStore) -> None:
+async def test_content_is_stored_under_its_digest(store: ObjectStore) -> None:
     sha = hashlib.sha256(b"weights").hexdigest()
     for _ in range(2):
         key, digest = await put_content(store, b"weights", prefix="models/")
@@ -131,65 +131,67 @@ async def test_content_lives_under_its_digest(store: ObjectStore) -> None:
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a//b", "../a", "a/../b", "a/.", "a/", "x" * 1000, "a\0b"])
-async def test_keys_that_could_lead_elsewhere_are_refused(store: ObjectStore, key: str) -> None:
+async def test_invalid_keys_are_refused(store: ObjectStore, key: str) -> None:
     for act in (store.put(key, b"x"), store.get(key), store.head(key), store.delete(key)):
         with pytest.raises(errors.InvalidArgument) as caught:
             await act
         assert caught.value.reason == "INVALID_OBJECT_KEY"
 
 
-async def test_a_store_that_is_away_is_unavailable(request: pytest.FixtureRequest, free_port: Any) -> None:
-    async with object_store(s3_settings(request, s3_endpoint=f"http://127.0.0.1:{free_port()}")) as away:
+async def test_a_store_that_is_down_is_unavailable(request: pytest.FixtureRequest, free_port: Any) -> None:
+    async with object_store(s3_settings(request, s3_endpoint=f"http://127.0.0.1:{free_port()}")) as down:
         with pytest.raises(errors.Unavailable) as caught:
-            await away.get("a")
+            await down.get("a")
     assert caught.value.reason == "S3_UNAVAILABLE"
 
 
 @dataclass
-class Shaky:
+class FaultyS3:
+    """An S3 store behind a proxy that injects faults."""
+
     store: S3ObjectStore
     proxy: FaultProxy
     client: Any
-    """Of the same bucket, past the proxy."""
+    """A client of the same bucket that does not use the proxy."""
 
     async def uploads(self) -> int:
-        """Uploads in parts that were begun and not ended."""
+        """The number of multipart uploads that are not complete."""
         found = await self.client.list_multipart_uploads(Bucket=self.store._bucket)
         return len(found.get("Uploads", ()))
 
 
 @pytest.fixture
-async def shaky(request: pytest.FixtureRequest) -> AsyncIterator[Shaky]:
-    """S3 behind a line that can be cut and stall: what memory cannot. The keys "a" and "b" are there."""
+async def faulty(request: pytest.FixtureRequest) -> AsyncIterator[FaultyS3]:
+    """S3 behind a proxy that can cut and stall connections; contains the keys "a" and "b"."""
     settings = s3_settings(request)
     address = urlsplit(settings.s3_endpoint)
     assert address.hostname is not None and address.port is not None
     async with FaultProxy(address.hostname, address.port) as proxy, s3_client(settings) as client:
-        way = s3_settings(request, s3_endpoint=f"http://{proxy.address}")
-        async with object_store(way) as store:
+        through = s3_settings(request, s3_endpoint=f"http://{proxy.address}")
+        async with object_store(through) as store:
             await store.ensure_bucket()
             await store.put("a", b"first")
             await store.put("b", b"x" * 40_000_000)
-            yield Shaky(store, proxy, client)
+            yield FaultyS3(store, proxy, client)
             proxy.heal()
 
 
-async def said_in_time(call: Callable[[], Awaitable[object]]) -> None:
-    """The call hears before its deadline that S3 does not answer."""
+async def assert_unavailable_in_time(call: Callable[[], Awaitable[object]]) -> None:
+    """The call fails with S3_UNAVAILABLE before its deadline."""
     with budget(1.0):
-        with pytest.raises(errors.Unavailable) as away:
+        with pytest.raises(errors.Unavailable) as caught:
             await call()
         left = left_seconds()
-    assert "S3_UNAVAILABLE" == away.value.reason
+    assert "S3_UNAVAILABLE" == caught.value.reason
     assert left is not None and left > 0
 
 
 @pytest.mark.parametrize("fault", ["stall", "cut"])
-async def test_whatever_is_asked_of_an_s3_that_hangs_or_is_down_is_unavailable_before_the_deadline(
-    shaky: Shaky, fault: str
+async def test_s3_that_hangs_or_is_down_is_unavailable_before_the_deadline(
+    faulty: FaultyS3, fault: str
 ) -> None:
-    store = shaky.store
-    getattr(shaky.proxy, fault)()
+    store = faulty.store
+    getattr(faulty.proxy, fault)()
     for call in (
         store.ensure_bucket,
         lambda: store.put("c", b"x"),
@@ -202,43 +204,43 @@ async def test_whatever_is_asked_of_an_s3_that_hangs_or_is_down_is_unavailable_b
         lambda: store.delete("f"),
         lambda: store.copy("a", "g"),
     ):
-        await said_in_time(call)
-    shaky.proxy.heal()
+        await assert_unavailable_in_time(call)
+    faulty.proxy.heal()
     with budget(10.0):
         assert await store.get("a") == b"first"
 
 
-async def test_an_s3_that_hangs_amid_a_transfer_is_said_before_the_deadline_and_no_parts_stay(
-    shaky: Shaky,
+async def test_a_transfer_that_hangs_is_unavailable_and_leaves_no_parts(
+    faulty: FaultyS3,
 ) -> None:
     async def hanging() -> AsyncIterator[bytes]:
         yield b"x" * PART_BYTES
-        assert 1 == await shaky.uploads()
-        shaky.proxy.stall()
+        assert 1 == await faulty.uploads()
+        faulty.proxy.stall()
         yield b"x" * PART_BYTES
 
     with budget(10.0):
-        down = shaky.store.stream("b", 1_000_000)
-        assert await anext(down)
-    await said_in_time(lambda: shaky.store.put_stream("c", hanging()))
+        download = faulty.store.stream("b", 1_000_000)
+        assert await anext(download)
+    await assert_unavailable_in_time(lambda: faulty.store.put_stream("c", hanging()))
 
     async def rest() -> None:
-        async for _ in down:
+        async for _ in download:
             pass
 
-    await said_in_time(rest)
-    shaky.proxy.heal()
+    await assert_unavailable_in_time(rest)
+    faulty.proxy.heal()
 
-    async def none_left() -> bool:
-        return await shaky.uploads() == 0
+    async def no_uploads() -> bool:
+        return await faulty.uploads() == 0
 
-    await eventually(none_left, within=20)
+    await eventually(no_uploads, within=20)
     with budget(10.0):
-        assert await shaky.store.head("c") is None
-        assert (await shaky.store.put_stream("c", chunks(b"x"))).size == 1
+        assert await faulty.store.head("c") is None
+        assert (await faulty.store.put_stream("c", chunks(b"x"))).size == 1
 
 
-async def test_a_wrong_key_is_refused_not_retried(request: pytest.FixtureRequest) -> None:
+async def test_a_wrong_secret_key_is_refused(request: pytest.FixtureRequest) -> None:
     async with object_store(s3_settings(request, s3_secret_key="wrong-secret")) as refused:
         with pytest.raises(errors.FailedPrecondition) as caught:
             await refused.get("a")
@@ -246,7 +248,7 @@ async def test_a_wrong_key_is_refused_not_retried(request: pytest.FixtureRequest
     assert isinstance(refused, S3ObjectStore)
 
 
-async def test_pyarrow_reads_what_the_store_wrote_and_back(request: pytest.FixtureRequest) -> None:
+async def test_pyarrow_and_the_store_read_each_others_objects(request: pytest.FixtureRequest) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -262,7 +264,7 @@ async def test_pyarrow_reads_what_the_store_wrote_and_back(request: pytest.Fixtu
     assert pq.read_table(f"{settings.s3_bucket}/t/b.parquet", filesystem=filesystem).equals(table)
 
 
-async def test_many_that_make_a_bucket_at_once_find_it_made(request: pytest.FixtureRequest) -> None:
+async def test_a_bucket_can_be_created_concurrently(request: pytest.FixtureRequest) -> None:
     settings = s3_settings(request)
     settings = s3_settings(request, s3_bucket=f"{settings.s3_bucket}-new")
     async with object_store(settings) as opened:

@@ -1,4 +1,4 @@
-"""A running echo server and channels to it."""
+"""Fixtures for the common runtime: a running echo server, a database with two tables, a Kafka producer."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ from prometheus_client import CollectorRegistry
 from flywheel_common.config import ServiceSettings
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
+from flywheel_common.kafka.producer import Producer
+from flywheel_common.postgres.migrate import migrate
+from flywheel_common.postgres.pool import Pool, connection, create_pool
 from tests.support.echo import SERVICE, Echo, EchoStub, add_echo
 
 
@@ -78,3 +81,25 @@ async def start() -> AsyncIterator[Start]:
 @pytest.fixture
 async def running(start: Start) -> Running:
     return await start()
+
+
+TABLES = """
+CREATE TABLE thing (name text CONSTRAINT uq_thing_name PRIMARY KEY, n int CHECK (n > 0));
+CREATE TABLE effect (id text, topic text, partition int, at bigserial)
+"""
+
+
+@pytest.fixture
+async def pool(database: str) -> AsyncIterator[Pool]:
+    """A pool of a migrated database with the tables `thing` and `effect`."""
+    async with create_pool(database) as opened:
+        await migrate(opened)
+        async with connection(opened) as conn:
+            await conn.execute(TABLES)
+        yield opened
+
+
+@pytest.fixture
+async def producer(kafka: Any) -> AsyncIterator[Producer]:
+    async with Producer(kafka.bootstrap, client_id="test") as opened:
+        yield opened

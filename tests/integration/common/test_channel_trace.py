@@ -1,4 +1,4 @@
-"""What a call carries on to the next service: its budget, its actor, its trace."""
+"""Budget, actor and trace that a call passes to the next service."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ def text(value: str) -> Value:
     return Value(string_value=value)
 
 
-async def test_an_outgoing_call_gets_what_is_left_of_the_budget(running: Any) -> None:
+async def test_an_outgoing_call_gets_the_rest_of_the_budget(running: Any) -> None:
     with budget(0.5):
         left = (await running.stub.Echo(text("left"))).double_value
     assert 0.0 < left <= 0.5
     assert (await running.stub.Echo(text("left"))).double_value == pytest.approx(10.0, abs=0.5)
 
 
-async def test_no_call_is_sent_when_nothing_is_left(running: Any) -> None:
+async def test_no_call_is_sent_without_budget(running: Any) -> None:
     current_call.set(Call("m", deadline=time.monotonic() - 1))
     with pytest.raises(errors.DeadlineExceeded):
         await running.stub.Echo(text("x"))
 
 
-def test_time_to_answer_is_kept_and_budgets_never_grow() -> None:
+def test_call_timeouts_keep_a_reserve_and_never_grow() -> None:
     assert call_timeout(5.0) == 5.0
     with budget(10.0):
         assert call_timeout(5.0) == 5.0
@@ -50,7 +50,7 @@ def test_time_to_answer_is_kept_and_budgets_never_grow() -> None:
             call_timeout(5.0)
 
 
-async def test_the_actor_of_a_call_goes_along_to_the_next_service(running: Any) -> None:
+async def test_the_actor_is_passed_to_the_next_service(running: Any) -> None:
     current_call.set(Call("m", Principal("trainer"), "ada"))
     assert (await running.stub.Echo(text("who"))).string_value == "anonymous/ada"
 
@@ -87,7 +87,7 @@ async def test_a_sampled_call_has_a_client_and_a_server_span_of_one_trace(
     assert f"{client.parent.span_id:016x}" == PARENT[36:52]
 
 
-async def test_unsampled_and_undrawn_calls_have_no_span(spans: InMemorySpanExporter, start: Any) -> None:
+async def test_calls_that_are_not_sampled_have_no_span(spans: InMemorySpanExporter, start: Any) -> None:
     running = await start()
     await running.stub.Echo(text("x"))
     current_call.set(Call("m", traceparent=UNSAMPLED))
@@ -95,7 +95,7 @@ async def test_unsampled_and_undrawn_calls_have_no_span(spans: InMemorySpanExpor
     assert spans.get_finished_spans() == ()
 
 
-async def test_the_draw_follows_the_ratio(start: Any) -> None:
+async def test_sampling_follows_the_ratio(start: Any) -> None:
     exporter = InMemorySpanExporter()
     tracing = configure_telemetry("test", ratio=1.0, exporter=exporter)
     running = await start()

@@ -1,4 +1,4 @@
-"""Every failure leaves the server as a documented status with a reason, and nothing else."""
+"""Statuses, reasons and limits of the gRPC server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def text(value: str) -> Value:
     return Value(string_value=value)
 
 
-async def test_an_answer_is_an_answer(running: Any) -> None:
+async def test_a_response_is_returned(running: Any) -> None:
     assert await running.stub.Echo(text("hello")) == text("hello")
 
 
@@ -40,14 +40,18 @@ async def test_a_domain_error_arrives_with_reason_and_metadata(running: Any) -> 
     )
 
 
-async def test_what_is_away_is_asked_for_again_but_not_in_the_last_second_of_a_deadline(running: Any) -> None:
-    assert "AWAY" == (await failure(running.stub.Echo(text("away"), timeout=10.0))).reason
+async def test_unavailable_is_retried_except_in_the_last_second_of_a_deadline(running: Any) -> None:
+    assert (
+        "BACKEND_UNAVAILABLE" == (await failure(running.stub.Echo(text("unavailable"), timeout=10.0))).reason
+    )
     assert 4 == running.echo.refused
-    assert "AWAY" == (await failure(running.stub.Echo(text("away"), timeout=0.9))).reason
+    assert (
+        "BACKEND_UNAVAILABLE" == (await failure(running.stub.Echo(text("unavailable"), timeout=0.9))).reason
+    )
     assert 5 == running.echo.refused
 
 
-async def test_an_unknown_exception_shows_an_id_and_no_text(
+async def test_an_unexpected_exception_shows_only_an_error_id(
     running: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -70,7 +74,7 @@ async def test_malformed_bytes_inside_a_stream_are_an_invalid_argument(running: 
     assert (type(error), error.reason) == (errors.InvalidArgument, "MALFORMED_REQUEST")
 
 
-async def test_a_refusal_is_heard_by_a_client_that_still_sends(running: Any) -> None:
+async def test_a_client_that_still_sends_receives_the_error(running: Any) -> None:
     raw = running.channel.stream_unary(f"/{SERVICE}/Sum")
     much = [text("x" * 1_000_000).SerializeToString()] * 20
     for _ in range(30):
@@ -89,7 +93,7 @@ async def test_a_large_message_is_refused_with_the_limit(start: Any) -> None:
     assert await running.stub.Echo(text("x" * 900)) == text("x" * 900)
 
 
-async def test_a_servicer_may_abort_by_hand(running: Any) -> None:
+async def test_a_servicer_may_call_abort(running: Any) -> None:
     error = await failure(running.stub.Echo(text("abort")))
     assert (type(error), error.message) == (errors.FailedPrecondition, "by hand")
 
@@ -114,13 +118,13 @@ async def test_a_method_may_have_its_own_default_deadline(start: Any) -> None:
     assert (await plain(text("left"))).double_value == -1.0
 
 
-async def test_the_clients_deadline_is_the_budget_inside(running: Any) -> None:
+async def test_the_client_deadline_is_the_budget_of_the_call(running: Any) -> None:
     left = (await running.stub.Echo(text("left"), timeout=3.0)).double_value
     # gRPC rounds a timeout up on the wire.
     assert 2.0 < left < 3.1
 
 
-async def test_a_call_that_its_client_gave_up_is_cancelled_inside(running: Any) -> None:
+async def test_a_call_is_cancelled_when_its_client_gives_up(running: Any) -> None:
     error = await failure(running.stub.Echo(text("wait"), timeout=0.1))
     assert type(error) is errors.DeadlineExceeded
     await eventually(lambda: running.echo.cancelled == 1 and running.server.admission.in_flight == 0)
@@ -134,7 +138,7 @@ async def test_all_four_kinds_of_call_work(running: Any) -> None:
     assert [v.int64_value async for v in running.stub.Double(iter(numbers))] == [2, 4, 6]
 
 
-async def test_a_stream_that_fails_delivers_what_it_sent_and_then_the_error(running: Any) -> None:
+async def test_a_failing_stream_delivers_its_messages_before_the_error(running: Any) -> None:
     seen: list[int] = []
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         async for value in running.stub.Double(iter([Value(int64_value=1), Value(int64_value=-1)])):
@@ -143,7 +147,7 @@ async def test_a_stream_that_fails_delivers_what_it_sent_and_then_the_error(runn
     assert from_rpc_error(caught.value).reason == "NEGATIVE"
 
 
-async def test_overload_is_refused_at_once_and_health_still_answers(start: Any) -> None:
+async def test_overload_is_refused_while_health_is_served(start: Any) -> None:
     running = await start(max_concurrent_rpcs=2, channel_options={"retries": False})
     waiting = [asyncio.ensure_future(running.stub.Echo(text("wait"))) for _ in range(2)]
     await eventually(lambda: running.echo.running == 2)
@@ -160,7 +164,7 @@ async def test_overload_is_refused_at_once_and_health_still_answers(start: Any) 
     assert running.server.admission.in_flight == 0
 
 
-async def test_each_call_is_counted_by_method_and_code(running: Any) -> None:
+async def test_calls_are_counted_by_method_and_code(running: Any) -> None:
     await running.stub.Echo(text("x"))
     await failure(running.stub.Echo(text("not found")))
     await failure(running.stub.Echo(text("bug")))
@@ -186,12 +190,12 @@ async def test_reflection_lists_the_service(running: Any) -> None:
         assert SERVICE in [s.name for s in answer.list_services_response.service]
 
 
-async def test_a_caller_in_open_mode_names_itself_for_the_audit_only(running: Any) -> None:
+async def test_open_mode_uses_the_actor_header_for_audits_only(running: Any) -> None:
     answer = await running.channel._inner.unary_unary(
         f"/{SERVICE}/Echo", Value.SerializeToString, Value.FromString
     )(text("who"), metadata=[("x-flywheel-actor", "ada")])
     assert answer.string_value == "anonymous/ada"
 
 
-async def test_our_channel_says_which_client_calls(running: Any) -> None:
+async def test_our_channel_sends_the_client_name(running: Any) -> None:
     assert (await running.stub.Echo(text("who"))).string_value == "anonymous/test"

@@ -1,4 +1,4 @@
-"""Health tells every watcher; a server that is told to stop loses no call."""
+"""Health checks, readiness and graceful shutdown."""
 
 from __future__ import annotations
 
@@ -55,10 +55,10 @@ def settings(**changes: Any) -> Any:
 async def watch(stub: Any, seen: list[int], service: str = "") -> None:
     with contextlib.suppress(grpc.aio.AioRpcError):
         async for answer in stub.Watch(health_pb2.HealthCheckRequest(service=service)):
-            seen.append(answer.status)  # noqa: PERF401 - what came before a failure counts
+            seen.append(answer.status)  # noqa: PERF401 - keeps what came before a failure
 
 
-async def test_every_watcher_sees_every_lasting_change_also_after_another_left(running: Any) -> None:
+async def test_health_watchers_see_changes_after_another_watcher_left(running: Any) -> None:
     stub = health_pb2_grpc.HealthStub(running.channel)
     first: list[int] = []
     second: list[int] = []
@@ -74,7 +74,7 @@ async def test_every_watcher_sees_every_lasting_change_also_after_another_left(r
     await asyncio.gather(tasks[1], return_exceptions=True)
 
 
-async def test_unknown_services_are_not_found_by_check_and_unknown_to_watch(running: Any) -> None:
+async def test_health_of_an_unknown_service(running: Any) -> None:
     stub = health_pb2_grpc.HealthStub(running.channel)
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await stub.Check(health_pb2.HealthCheckRequest(service="nope"))
@@ -86,7 +86,7 @@ async def test_unknown_services_are_not_found_by_check_and_unknown_to_watch(runn
     await asyncio.gather(task, return_exceptions=True)
 
 
-async def test_the_process_is_ready_when_all_its_services_are() -> None:
+async def test_a_process_is_ready_when_all_its_services_are() -> None:
     from flywheel_common.grpc.health import Health
 
     health = Health(["a", "b"])
@@ -100,7 +100,7 @@ async def test_the_process_is_ready_when_all_its_services_are() -> None:
     assert health.status() == NOT_SERVING
 
 
-async def test_readiness_is_asked_and_followed() -> None:
+async def test_readiness_sets_the_health_status() -> None:
     ready = asyncio.Event()
     server = make_server(settings(drain_seconds=0.0), readiness=ready.is_set)
     task = asyncio.create_task(server.run_until_signal())
@@ -112,7 +112,7 @@ async def test_readiness_is_asked_and_followed() -> None:
     await task
 
 
-async def test_sigterm_under_load_through_our_channel_loses_no_call() -> None:
+async def test_sigterm_under_load_fails_no_call_of_our_channel() -> None:
     servers = [make_server(settings()) for _ in range(2)]
     tasks = [asyncio.create_task(s.run_until_signal()) for s in servers]
     await eventually(lambda: all(s.port for s in servers))
@@ -145,7 +145,7 @@ async def test_sigterm_under_load_through_our_channel_loses_no_call() -> None:
     assert failed == []
 
 
-async def test_a_real_sigterm_ends_the_run() -> None:
+async def test_sigterm_stops_the_server() -> None:
     server = make_server(settings(drain_seconds=0.0))
     task = asyncio.create_task(server.run_until_signal())
     await eventually(lambda: server.port)
@@ -174,7 +174,7 @@ async def test_running_calls_finish_within_the_grace() -> None:
     await task
 
 
-async def test_a_taken_port_is_a_clear_error() -> None:
+async def test_a_port_in_use_is_reported() -> None:
     first = make_server(settings())
     async with first:
         second = make_server(settings(listen=f"127.0.0.1:{first.port}"))
@@ -184,7 +184,7 @@ async def test_a_taken_port_is_a_clear_error() -> None:
     assert caught.value.code == 3
 
 
-async def test_a_taken_metrics_port_is_a_clear_error() -> None:
+async def test_a_metrics_port_in_use_is_reported() -> None:
     address = f"127.0.0.1:{free_port()}"
     async with make_server(settings(metrics_listen=address)):
         second = make_server(settings(metrics_listen=address))

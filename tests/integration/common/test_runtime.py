@@ -1,4 +1,4 @@
-"""A process starts, says why it cannot, and ends cleanly."""
+"""Start, exit status and shutdown of a service process."""
 
 from __future__ import annotations
 
@@ -19,34 +19,7 @@ from tests.support.echo import EchoStub
 from tests.support.eventually import eventually
 from tests.support.ports import free_port
 
-PROGRAM = """
-import asyncio, sys
-from flywheel_common.config import ServiceSettings
-from flywheel_common.grpc.server import Server
-from flywheel_common.process.runtime import main
-from tests.support.echo import SERVICE, Echo, add_echo
-from flywheel_common.errors import Unavailable
-from pydantic_settings import SettingsConfigDict
-
-class Settings(ServiceSettings):
-    model_config = SettingsConfigDict(env_prefix="FLYWHEEL_ECHO_")
-
-async def build(settings, stack):
-    stack.callback(lambda: print("closed", file=sys.stderr, flush=True))
-    if "unavailable" in sys.argv:
-        raise Unavailable("PostgreSQL is away: start it.")
-    if "bug" in sys.argv:
-        raise KeyError("x")
-    server = Server(settings, servicers=[(add_echo, Echo())], full_service_names=[SERVICE])
-    async def crash():
-        raise RuntimeError("broken")
-    if "crash" in sys.argv:
-        server.add_background("relay", crash)
-    server.health.set_ready()
-    return server
-
-main("echo", Settings, build)
-"""
+REPOSITORY = Path(__file__).parents[3]
 
 
 class Process:
@@ -59,9 +32,7 @@ class Process:
         return self.inner.returncode, [json.loads(line) for line in out.decode().splitlines()], err.decode()
 
 
-async def start(tmp_path: Path, *arguments: str, **settings: str) -> Process:
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM)
+async def start(*arguments: str, **settings: str) -> Process:
     port = free_port()
     values = {
         "LISTEN": f"127.0.0.1:{port}",
@@ -71,13 +42,20 @@ async def start(tmp_path: Path, *arguments: str, **settings: str) -> Process:
     }
     environment = {**os.environ, **{f"FLYWHEEL_ECHO_{k}": v for k, v in values.items()}}
     inner = await asyncio.create_subprocess_exec(
-        sys.executable, str(program), *arguments, stdout=-1, stderr=-1, env=environment
+        sys.executable,
+        "-m",
+        "tests.support.servers.echo_process",
+        *arguments,
+        stdout=-1,
+        stderr=-1,
+        env=environment,
+        cwd=REPOSITORY,
     )
     return Process(inner, port)
 
 
-async def test_a_process_serves_logs_each_call_and_ends_with_0_on_sigterm(tmp_path: Path) -> None:
-    process = await start(tmp_path)
+async def test_a_process_logs_calls_and_exits_with_status_0_on_sigterm() -> None:
+    process = await start()
     async with channel(f"127.0.0.1:{process.port}", client_name="ada") as opened:
         await opened.channel_ready()
         assert (
@@ -96,12 +74,12 @@ async def test_a_process_serves_logs_each_call_and_ends_with_0_on_sigterm(tmp_pa
     assert "closed" in errors
 
 
-async def test_a_second_process_on_the_same_port_says_so_and_exits_with_3(tmp_path: Path) -> None:
+async def test_a_port_in_use_exits_with_status_3() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        code, _, errors = await (await start(tmp_path, LISTEN=address)).end()
+        code, _, errors = await (await start(LISTEN=address)).end()
     assert code == 3
     assert f"Cannot listen on {address}" in errors
     assert "Traceback" not in errors
@@ -109,26 +87,26 @@ async def test_a_second_process_on_the_same_port_says_so_and_exits_with_3(tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("arguments", "settings", "expected", "said"),
+    ("arguments", "settings", "expected", "message"),
     [
         ((), {"DRAIN_SECONDS": "soon"}, 2, "FLYWHEEL_ECHO_DRAIN_SECONDS"),
         ((), {"LISTEN": "0.0.0.0:0"}, 2, "would let anyone in"),
-        (("unavailable",), {}, 4, "PostgreSQL is away: start it."),
+        (("unavailable",), {}, 4, "PostgreSQL is down: start it."),
         (("crash",), {}, 1, "relay"),
         (("bug",), {}, 1, ""),
     ],
 )
-async def test_what_keeps_it_from_running_is_said_once_with_its_exit_code(
-    tmp_path: Path, arguments: tuple[str, ...], settings: dict[str, str], expected: int, said: str
+async def test_a_failed_start_prints_its_cause_and_sets_the_exit_code(
+    arguments: tuple[str, ...], settings: dict[str, str], expected: int, message: str
 ) -> None:
-    code, _, errors = await (await start(tmp_path, *arguments, **settings)).end()
+    code, _, errors = await (await start(*arguments, **settings)).end()
     assert code == expected
-    assert said in errors
+    assert message in errors
     assert "Traceback" not in errors
 
 
-async def test_a_killed_replica_costs_no_call_through_our_channel(tmp_path: Path) -> None:
-    replicas = [await start(tmp_path, LOG_RPCS="false") for _ in range(2)]
+async def test_a_killed_replica_fails_no_call_of_our_channel() -> None:
+    replicas = [await start(LOG_RPCS="false") for _ in range(2)]
     answered, failed, stop = 0, [], asyncio.Event()
     async with channel(
         f"ipv4:127.0.0.1:{replicas[0].port},127.0.0.1:{replicas[1].port}", client_name="load"

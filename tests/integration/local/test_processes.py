@@ -1,4 +1,4 @@
-"""Nothing that was started stays behind, whatever happens to the process that started it."""
+"""Processes of the local platform: nothing is left behind, and data survive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from flywheel_local.postgres import Postgres
 from flywheel_local.process import Process
 from flywheel_local.redis import Redis
 
-# Starts a child that leaves its session and ignores SIGTERM, as the worst of servers do.
+# Starts a child that leaves its session and ignores SIGTERM.
 _STUBBORN = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -58,7 +58,7 @@ def test_stopping_ends_descendants_that_left_the_session(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_the_death_of_the_launcher_ends_what_it_started(tmp_path: Path, number: signal.Signals) -> None:
+def test_child_processes_end_when_the_launcher_dies(tmp_path: Path, number: signal.Signals) -> None:
     log = tmp_path / "log"
     launcher = f"""
 import sys, time
@@ -79,11 +79,11 @@ time.sleep(600)
     assert within(guardian.GRACE_SECONDS + 5, lambda: gone(child) and gone(grandchild))
 
 
-def test_a_server_that_ends_while_starting_shows_its_log_and_a_remedy(tmp_path: Path) -> None:
+def test_a_backend_that_fails_to_start_shows_its_log_and_a_remedy(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     servers = Backends({"redis"}, directory=tmp_path)
     (tmp_path / "redis").mkdir()
-    # A folder where Redis wants its append-only file.
+    # A folder in the place of the append-only file of Redis.
     (tmp_path / "redis" / "appendonly.aof").mkdir()
     with pytest.raises(LocalError) as error:
         servers.start()
@@ -92,7 +92,7 @@ def test_a_server_that_ends_while_starting_shows_its_log_and_a_remedy(tmp_path: 
     assert str(tmp_path / "log" / "redis.log") in str(error.value)
 
 
-def test_data_survive_a_killed_postgres_on_the_same_port(postgres: Postgres, database: str) -> None:
+def test_data_survive_a_killed_postgres(postgres: Postgres, database: str) -> None:
     import asyncio
 
     import asyncpg
@@ -112,7 +112,7 @@ def test_data_survive_a_killed_postgres_on_the_same_port(postgres: Postgres, dat
     assert asyncio.run(ask("SELECT answer FROM kept")) == 42
 
 
-async def test_kafka_refuses_to_write_to_a_topic_that_nobody_created(kafka: Kafka, topic_prefix: str) -> None:
+async def test_kafka_creates_no_topics_on_write(kafka: Kafka, topic_prefix: str) -> None:
     from aiokafka import AIOKafkaProducer
     from aiokafka.errors import KafkaError
 
@@ -125,7 +125,7 @@ async def test_kafka_refuses_to_write_to_a_topic_that_nobody_created(kafka: Kafk
         await producer.stop()
 
 
-def test_secrets_are_readable_by_their_owner_alone(redis: Redis) -> None:
+def test_only_the_owner_can_read_secrets(redis: Redis) -> None:
     redis.secret("password")
     file = redis.data.parent / "secrets" / "redis-password"
     assert file.stat().st_mode & 0o077 == 0

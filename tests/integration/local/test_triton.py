@@ -1,4 +1,4 @@
-"""A model sent inside the load request answers correctly in the Python backend's own environment."""
+"""Triton loads models from the load request and runs them in the environment of its Python backend."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def mean_of_inputs() -> bytes:
     return bytes(model.SerializeToString())
 
 
-def test_a_model_in_the_load_request_serves_and_a_broken_one_disturbs_nobody(triton: Triton) -> None:
+def test_a_loaded_model_serves_while_a_broken_one_fails_to_load(triton: Triton) -> None:
     client = InferenceServerClient(triton.grpc_url)
     try:
         files = {"file:1/model.py": MODEL_PY, "file:1/model.onnx": mean_of_inputs()}

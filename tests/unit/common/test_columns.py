@@ -1,4 +1,4 @@
-"""Columns carry numbers, text, vectors and lists without loss, and malformed ones are refused before allocation."""
+"""Conversion of columns and tables, and refusal of malformed ones."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_a_column_without_nulls_needs_no_bitmap() -> None:
         (np.array([[1.0, 2.0], [3.0, 4.0]], np.float32), value_pb2.DATA_TYPE_FLOAT32_VECTOR),
     ],
 )
-def test_fixed_width_values_come_back_bit_for_bit(values: np.ndarray, kind: int) -> None:
+def test_fixed_width_values_round_trip_exactly(values: np.ndarray, kind: int) -> None:
     column = columns.from_numpy("x", values)
     assert column.data_type == kind
     back, valid = columns.to_numpy(column_pb2.Column.FromString(column.SerializeToString()), len(values))
@@ -54,14 +54,14 @@ def test_times_are_microseconds() -> None:
     assert columns.to_numpy(column)[0].tolist() == [int(moment.timestamp()) * 1_000_000]
 
 
-def test_text_and_blobs_keep_null_apart_from_empty() -> None:
+def test_text_and_blobs_distinguish_null_and_empty() -> None:
     text, valid = columns.to_numpy(columns.from_texts("s", ["ä", None, ""]))
     assert (text.tolist(), valid.tolist()) == (["ä", "", ""], [True, False, True])
     blobs, valid = columns.to_numpy(columns.from_blobs("b", [b"\x00", None]))
     assert (blobs.tolist(), valid.tolist()) == ([b"\x00", b""], [True, False])
 
 
-def test_lists_of_varying_length_come_back() -> None:
+def test_lists_of_varying_length_round_trip() -> None:
     column = columns.from_lists("l", [[1, 2], None, [], [3]], value_pb2.DATA_TYPE_INT64_LIST)
     rows, valid = columns.to_numpy(column, 4)
     assert [list(r) for r in rows] == [[1, 2], [], [], [3]]
@@ -70,7 +70,7 @@ def test_lists_of_varying_length_come_back() -> None:
     assert [list(r) for r in columns.to_numpy(texts)[0]] == [["a"], ["b", "c"]]
 
 
-def test_readable_kinds_are_understood() -> None:
+def test_unpacked_values_are_read() -> None:
     ints = column_pb2.Column(
         name="b", data_type=value_pb2.DATA_TYPE_BOOL, ints=column_pb2.Int64Values(values=[1, 0])
     )
@@ -131,7 +131,7 @@ def test_malformed_columns_are_refused_with_a_reason(column: column_pb2.Column) 
 
 
 @given(st.binary(max_size=60))
-def test_no_bytes_give_anything_but_a_column_or_invalid_argument(data: bytes) -> None:
+def test_random_bytes_are_a_column_or_an_invalid_argument(data: bytes) -> None:
     try:
         column = column_pb2.Column.FromString(data)
     except Exception:
@@ -165,7 +165,7 @@ def test_random_columns_are_read_or_refused(
         assert len(values) == len(valid)
 
 
-def test_a_table_refuses_columns_of_another_length_and_repeated_names() -> None:
+def test_a_table_refuses_unequal_lengths_and_duplicate_names() -> None:
     x = columns.from_numpy("x", np.arange(3))
     table = columns.to_table([x, columns.from_texts("y", ["a", "b", None])])
     assert table.row_count == 3

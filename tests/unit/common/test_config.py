@@ -1,4 +1,4 @@
-"""Settings are typed, all problems are listed, secrets stay secret."""
+"""Typed settings from the environment."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_all_problems_are_listed_and_the_process_exits_with_2(
     environment: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     environment.delenv("FLYWHEEL_EXAMPLE_S3_BUCKET")
-    environment.setenv("FLYWHEEL_EXAMPLE_LISTEN", "nonsense")
+    environment.setenv("FLYWHEEL_EXAMPLE_LISTEN", "not-an-address")
     environment.setenv("FLYWHEEL_EXAMPLE_DRAIN_SECONDS", "hunter4-soon")
     with pytest.raises(SystemExit) as caught:
         load(ExampleSettings)

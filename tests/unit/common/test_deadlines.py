@@ -1,4 +1,4 @@
-"""Who waits for something that is away hears of it before the deadline, and only then."""
+"""Blocks that are interrupted shortly before the deadline of the running call."""
 
 from __future__ import annotations
 
@@ -10,35 +10,39 @@ from flywheel_common.deadline import budget, in_time, left_seconds
 from flywheel_common.errors import Unavailable
 
 
-def away() -> Unavailable:
-    return Unavailable("It does not answer.", reason="AWAY")
+class BackendUnavailable(Unavailable):
+    reason = "BACKEND_UNAVAILABLE"
 
 
-async def test_a_block_that_would_outlast_the_deadline_says_what_is_away_before_it() -> None:
+def late() -> Unavailable:
+    return BackendUnavailable("It does not answer.")
+
+
+async def test_a_block_is_interrupted_before_the_deadline() -> None:
     with budget(0.6):
-        with pytest.raises(Unavailable) as late:
-            async with in_time(away):
+        with pytest.raises(Unavailable) as caught:
+            async with in_time(late):
                 await asyncio.Event().wait()
         left = left_seconds()
-    assert "AWAY" == late.value.reason
+    assert "BACKEND_UNAVAILABLE" == caught.value.reason
     assert left is not None and left > 0
 
 
-async def test_with_little_left_half_of_it_is_kept_for_the_answer() -> None:
+async def test_a_short_deadline_keeps_half_for_the_response() -> None:
     with budget(0.1):
         with pytest.raises(Unavailable):
-            async with in_time(away):
+            async with in_time(late):
                 await asyncio.Event().wait()
         left = left_seconds()
     assert left is not None and left > 0
 
 
-async def test_what_is_done_in_time_is_done_and_its_own_errors_pass() -> None:
+async def test_a_block_within_the_deadline_is_not_changed() -> None:
     with budget(5.0):
-        async with in_time(away):
+        async with in_time(late):
             await asyncio.sleep(0)
         with pytest.raises(TimeoutError):
-            async with in_time(away):
+            async with in_time(late):
                 raise TimeoutError
-    async with in_time(away):
+    async with in_time(late):
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Errors keep their meaning across the wire."""
+"""Conversion of errors to and from the gRPC status."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flywheel_common.grpc.errors import Overloaded, PeerUnavailable
 
 
 class WireError(grpc.RpcError):
-    """What a client sees: code, details and trailing metadata."""
+    """An RpcError with code, details and trailing metadata."""
 
     def __init__(
         self, code: grpc.StatusCode, details: str, trailing: tuple[tuple[str, bytes], ...] = ()
@@ -96,7 +96,7 @@ def test_unknown_from_a_peer_becomes_internal() -> None:
     assert type(back) is errors.Internal
 
 
-def test_foreign_details_bytes_do_not_hide_the_code() -> None:
+def test_malformed_status_details_keep_the_code() -> None:
     wire = WireError(grpc.StatusCode.NOT_FOUND, "gone", (("grpc-status-details-bin", b"\xff\xff\xff"),))
     assert type(from_rpc_error(wire)) is errors.NotFound
 

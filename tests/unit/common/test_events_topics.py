@@ -1,4 +1,4 @@
-"""The event envelope and the topics."""
+"""The event envelope and the Kafka topics."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ def test_a_payload_of_another_type_is_refused() -> None:
 
 
 @pytest.mark.parametrize("value", [b"", b"\xff\xff", b"not an event", Event(id="x").SerializeToString()])
-def test_bytes_that_are_no_event_are_refused(value: bytes) -> None:
+def test_bytes_that_are_not_an_event_are_refused(value: bytes) -> None:
     with pytest.raises(InvalidArgument) as caught:
         parse_event(value)
     assert caught.value.reason == "MALFORMED_EVENT"
 
 
-def test_an_event_time_without_a_zone_is_a_bug() -> None:
+def test_an_event_time_without_a_time_zone_is_refused() -> None:
     with pytest.raises(ValueError, match="time zone"):
         build_event(OutcomeBatch(), source="s", key="k", event_time=datetime(2013, 1, 1))
 

@@ -1,4 +1,4 @@
-"""Ids sort by age; a manual clock moves only when told."""
+"""Ids and the manual clock."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def test_the_layout_is_uuid_version_7() -> None:
     assert uuid7(0x017F22E279B0, 0xCC3 << 62 | 0x18C4DC0C0C07398F) == "017f22e2-79b0-7cc3-98c4-dc0c0c07398f"
 
 
-def test_ids_of_one_process_sort_in_the_order_they_were_made() -> None:
+def test_ids_sort_in_creation_order() -> None:
     ids = SystemIds()
     made = [ids.new() for _ in range(20_000)]
     assert made == sorted(made)

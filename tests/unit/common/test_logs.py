@@ -1,4 +1,4 @@
-"""Logs are JSON lines without secrets."""
+"""JSON logs without secrets."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_tracebacks_hold_no_local_variables(stream: io.StringIO) -> None:
     assert "RuntimeError" in stream.getvalue()
 
 
-def test_the_logging_of_drivers_goes_to_the_same_stream(stream: io.StringIO) -> None:
+def test_driver_logs_go_to_the_same_stream(stream: io.StringIO) -> None:
     logging.getLogger("aiokafka").warning("broker %s is gone", 1)
     assert lines(stream)[0]["event"] == "broker 1 is gone"
 
@@ -72,8 +72,15 @@ def test_the_logging_of_drivers_goes_to_the_same_stream(stream: io.StringIO) -> 
 async def test_rpc_lines_are_valid_json_whatever_callers_send() -> None:
     out = io.StringIO()
     log = RpcLog("flywheel-test", out, flush_seconds=0.001)
-    log.write(1_700_000_000.25, "/a.B/C", 'ev"il\n{', "OK", 0.0015, "ä\0", "0" * 32)
-    log.write(1_700_000_000.25, "/a.B/C", "p", "NOT_FOUND", 0.0015, "", "", "UNKNOWN_VIEW")
+    call = {
+        "principal": 'ev"il\n{',
+        "code": "OK",
+        "seconds": 0.0015,
+        "request_id": "ä\0",
+        "trace_id": "0" * 32,
+    }
+    log.write(1_700_000_000.25, "/a.B/C", **call)
+    log.write(1_700_000_000.25, "/a.B/C", **{**call, "code": "NOT_FOUND", "reason": "UNKNOWN_VIEW"})
     await asyncio.sleep(0.01)
     first, second = lines(out)
     assert first == {

@@ -1,4 +1,4 @@
-"""Resource names are parsed strictly and say what they expected."""
+"""Parsing and formatting of resource names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_name_is_parsed_into_typed_parts_and_back() -> None:
         "projects/d/models/m/versions/١",
     ],
 )
-def test_another_form_is_refused_naming_the_expected_one(bad: str) -> None:
+def test_another_form_is_refused_with_the_expected_form(bad: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         VersionName.parse(bad)
     assert caught.value.reason == "INVALID_NAME"
@@ -53,7 +53,7 @@ def test_another_form_is_refused_naming_the_expected_one(bad: str) -> None:
     assert "projects/{project}/models/{model}/versions/{version}" in caught.value.message
 
 
-def test_formatting_refuses_parts_that_would_not_parse_back() -> None:
+def test_formatting_refuses_invalid_parts() -> None:
     with pytest.raises(InvalidArgument):
         str(VersionName("a/b", "m", 1))
     with pytest.raises(InvalidArgument):
@@ -67,7 +67,7 @@ def test_ids_hold_63_characters_and_no_more() -> None:
             check_id(bad, "view")
 
 
-def test_generated_ids_have_a_pattern_of_their_own() -> None:
+def test_generated_ids_have_their_own_pattern() -> None:
     pattern = Pattern("projects/{project}/runs/{run:any}")
     run = "0193e0a0-7c00-7000-8000-000000000000"
     assert pattern.parse(f"projects/p/runs/{run}") == {"project": "p", "run": run}

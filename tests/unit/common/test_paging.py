@@ -1,4 +1,4 @@
-"""Page tokens belong to the request that made them."""
+"""Page sizes, and page tokens that are bound to their request."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ KEYS = st.lists(st.one_of(st.text(), st.integers(), st.booleans(), st.none()), m
 
 
 @given(KEYS, st.text())
-def test_a_token_gives_back_its_key(key: list[str | int | None], query: str) -> None:
+def test_a_token_decodes_to_its_key(key: list[str | int | None], query: str) -> None:
     assert decode_token(encode_token(key, query=query), query=query) == key
 
 
-def test_the_empty_token_is_the_first_page() -> None:
+def test_an_empty_token_is_the_first_page() -> None:
     assert decode_token("") is None
 
 
 @given(st.text(max_size=60))
-def test_made_up_tokens_are_refused_with_a_reason(token: str) -> None:
+def test_invalid_tokens_are_refused(token: str) -> None:
     if token:
         with pytest.raises(InvalidArgument, match="next_page_token"):
             decode_token(token)
 
 
-def test_every_changed_byte_is_noticed() -> None:
+def test_a_changed_token_is_refused() -> None:
     token = encode_token(["model-7", 42], query="projects/default")
     raw = bytearray(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
     for position in range(len(raw)):
@@ -48,9 +48,9 @@ def test_a_token_of_another_query_is_refused() -> None:
     assert caught.value.reason == "INVALID_PAGE_TOKEN"
 
 
-@pytest.mark.parametrize(("asked", "given"), [(0, 50), (1, 1), (50, 50), (1000, 1000), (5000, 1000)])
-def test_page_sizes_are_clamped(asked: int, given: int) -> None:
-    assert page_size(asked) == given
+@pytest.mark.parametrize(("requested", "used"), [(0, 50), (1, 1), (50, 50), (1000, 1000), (5000, 1000)])
+def test_page_sizes_are_clamped(requested: int, used: int) -> None:
+    assert page_size(requested) == used
 
 
 def test_negative_page_sizes_are_refused() -> None:

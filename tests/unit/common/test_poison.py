@@ -66,7 +66,7 @@ def test_a_single_record_is_tried_again_before_it_is_poison() -> None:
     assert ((), 8) == (step.batches[0].records, step.batches[0].next_offset)
 
 
-def test_a_batch_without_records_is_tried_again_for_ever() -> None:
+def test_a_batch_without_records_is_retried_for_ever() -> None:
     empty = Batch((), 8, failures=ISOLATION_ATTEMPTS)
     step = isolate(empty)
     assert ((), (Batch((), 8, ISOLATION_ATTEMPTS + 1),)) == (step.poison, step.batches)
@@ -89,7 +89,7 @@ def test_one_bad_record_costs_logarithmically_many_attempts() -> None:
     assert ISOLATION_ATTEMPTS + 10 > max(outcome.attempts.values())
 
 
-def test_named_poison_is_taken_out_of_the_batch() -> None:
+def test_named_poison_is_removed_from_the_batch() -> None:
     rest = batch(1, 2, 3, failures=2).without([record(2)])
     assert ([1, 3], 4, 2) == (offsets(rest.records), rest.next_offset, rest.failures)
     with pytest.raises(RuntimeError, match="records of the batch"):

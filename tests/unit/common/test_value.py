@@ -1,4 +1,4 @@
-"""Values written by hand become what their schema declares, or are refused."""
+"""Conversion of values to Python and to their declared type."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from flywheel_protos.types.v1 import value_pb2
     "value",
     [None, True, 0, -(2**63), 1.5, "", "ä", b"\x00", datetime(2013, 1, 1, tzinfo=UTC), [1, "a", [None, 2.0]]],
 )
-def test_values_come_back_with_their_type(value: Any) -> None:
+def test_values_round_trip_with_their_type(value: Any) -> None:
     back = to_python(from_python(value))
     assert back == value
     assert type(back) is type(value)
@@ -28,7 +28,7 @@ def test_numpy_scalars_and_arrays_are_values() -> None:
     assert to_python(from_python(np.array([1, 2]))) == [1, 2]
 
 
-def test_what_has_no_place_is_refused() -> None:
+def test_other_python_types_are_refused() -> None:
     with pytest.raises(InvalidArgument):
         from_python(object())
 
@@ -68,7 +68,7 @@ def test_values_widen_to_the_declared_type(value: Any, kind: int, expected: Any)
         (float("inf"), value_pb2.DATA_TYPE_INT64),
     ],
 )
-def test_other_types_are_refused_naming_the_field(value: Any, kind: int) -> None:
+def test_wrong_types_are_refused_with_the_field(value: Any, kind: int) -> None:
     with pytest.raises(InvalidArgument) as caught:
         coerce(from_python(value), kind, "dep_delay")
     assert caught.value.reason == "WRONG_TYPE"

@@ -1,4 +1,4 @@
-"""Each service installs alone: what it imports, directly or through the common runtime, is in its own lock."""
+"""Lock files: each service installs alone from its own lock."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def test_a_service_finds_its_imports_in_its_own_lock(service: str) -> None:
         if name != "google"
         and not {each.lower().replace("_", "-") for each in distributions.get(name, [name])} & locked
     }
-    assert missing == set(), f"name them in services/{service}/pyproject.toml, then make lock"
+    assert missing == set(), f"add them to services/{service}/pyproject.toml, then make lock"
 
 
 @pytest.mark.parametrize("service", [name for name in SERVICES if name != "trainer"])
-def test_only_the_trainer_brings_torch_and_ray(service: str) -> None:
+def test_only_the_trainer_depends_on_torch_and_ray(service: str) -> None:
     assert (
         _locked(REPOSITORY / "services" / service / "requirements.lock") & {"torch", "ray", "dbos"} == set()
     )

@@ -1,4 +1,4 @@
-"""Python definitions compile to the protobuf that `flywheel apply` sends."""
+"""Compilation of Python definitions to protobuf."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ week = fw.StreamView(
 )
 
 
-def test_a_set_brings_nothing_that_it_does_not_name_but_a_view_brings_its_entity_and_source() -> None:
+def test_a_view_is_compiled_with_its_entity_and_source() -> None:
     found = fw.compile_definitions([week], "shop")
     assert [e.name for e in found.entities] == ["projects/shop/entities/carrier"]
     assert [s.name for s in found.sources] == ["projects/shop/sources/arrivals"]
     assert [v.name for v in found.views] == ["projects/shop/views/week"]
 
 
-def test_each_object_is_compiled_once_however_often_it_is_referred_to() -> None:
+def test_a_definition_is_compiled_once() -> None:
     other = fw.StreamView("other", carrier, arrivals, [fw.count("1d")])
     found = fw.compile_definitions([week, other, carrier, week], "shop")
     assert (len(found.entities), len(found.sources), len(found.views)) == (1, 1, 2)
 
 
-def test_a_table_says_how_its_files_are_read() -> None:
+def test_a_parquet_source_compiles_its_format() -> None:
     def compiled(**options: Any) -> pb.ParquetSource:
         source = fw.ParquetSource(
             "planes", {"at": fw.TIMESTAMP}, timestamp="at", uri="s3://b/planes/", **options
@@ -54,7 +54,7 @@ def test_a_table_says_how_its_files_are_read() -> None:
         compiled(format="iceberg")
 
 
-def test_windows_functions_and_times_to_live_arrive_as_declared() -> None:
+def test_stream_views_compile_windows_functions_and_ttl() -> None:
     view = fw.compile_definitions([week], "shop").views[0]
     assert view.stream.aggregations[0].function == pb.AGGREGATION_FUNCTION_MEAN
     assert view.stream.aggregations[0].window.ToTimedelta() == timedelta(days=7)
@@ -63,22 +63,22 @@ def test_windows_functions_and_times_to_live_arrive_as_declared() -> None:
     assert view.ttl.ToTimedelta() == timedelta(days=30)
 
 
-def test_things_that_are_no_definitions_are_passed_over() -> None:
+def test_other_objects_are_ignored() -> None:
     assert fw.compile_definitions([1, "text", fw], "shop") == pb.Definitions()
 
 
 @pytest.mark.parametrize("text", ["", "7", "d7", "1.5h", "7 d", "-1h", "1w"])
-def test_a_duration_that_nobody_can_read_is_refused_with_the_form(text: str) -> None:
+def test_an_invalid_duration_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="24h"):
         duration(text)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("24h", 86_400), ("7d", 604_800)])
-def test_durations_are_written_as_people_say_them(text: str, seconds: int) -> None:
+def test_durations_have_units(text: str, seconds: int) -> None:
     assert duration(text) == timedelta(seconds=seconds)
 
 
-def test_definitions_remember_where_they_were_made_down_to_the_aggregation() -> None:
+def test_a_violation_is_located_in_the_source_file() -> None:
     source = fw.StreamSource("s", {"k": fw.STRING, "at": fw.TIMESTAMP, "x": fw.FLOAT64}, timestamp="at")
     entity = fw.Entity("e", {"k": fw.STRING})
     view = fw.StreamView(
@@ -104,22 +104,24 @@ def test_definitions_remember_where_they_were_made_down_to_the_aggregation() -> 
 
 
 @pytest.mark.parametrize(
-    ("text", "line", "says"),
+    ("text", "line", "message"),
     [
         ("import flywheel as fw\n\nfw.vector(0)\n", 3, "ValueError: a vector has 1 or more elements"),
         ("import flywheel as fw\nx = (\n", 2, "SyntaxError"),
         ("x = 1\ny = nothing\n", 2, "NameError"),
     ],
 )
-def test_a_file_that_cannot_be_run_names_the_line(tmp_path: Path, text: str, line: int, says: str) -> None:
+def test_an_error_in_a_definitions_file_names_its_line(
+    tmp_path: Path, text: str, line: int, message: str
+) -> None:
     file = tmp_path / "broken.py"
     file.write_text(text)
     with pytest.raises(DefinitionError) as raised:
         fw.load_module(file)
-    assert f"broken.py:{line}: " in str(raised.value) and says in str(raised.value)
+    assert f"broken.py:{line}: " in str(raised.value) and message in str(raised.value)
 
 
-def test_a_definition_that_cannot_be_compiled_names_its_line() -> None:
+def test_a_compile_error_names_its_line() -> None:
     entity = fw.Entity("e", {"k": fw.STRING})
     table = fw.ParquetSource("t", {"k": fw.STRING, "at": fw.TIMESTAMP}, timestamp="at", uri="s3://bucket/t/")
     for wrong in (
@@ -131,7 +133,7 @@ def test_a_definition_that_cannot_be_compiled_names_its_line() -> None:
             fw.compile_definitions([wrong], "p")
 
 
-def test_rules_and_vectors_arrive_as_declared() -> None:
+def test_batch_views_compile_rules_and_vectors() -> None:
     entity = fw.Entity("e", {"k": fw.STRING})
     table = fw.ParquetSource(
         "t", {"k": fw.STRING, "at": fw.TIMESTAMP, "v": fw.vector(3)}, timestamp="at", uri="s3://bucket/t/"

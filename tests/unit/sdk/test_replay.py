@@ -1,4 +1,4 @@
-"""A replay hands over every event, request and label once, in the order of the times at which they were known."""
+"""A replay sends each event, request and label once, in the order in which they became known."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def at(*hours: float | None) -> list[datetime | None]:
 
 
 class Platform:
-    """Keeps what a client sends, in order."""
+    """Records what a client sends, in order."""
 
     def __init__(self, refused: str = "") -> None:
         self.sent: list[tuple[str, object]] = []
@@ -43,12 +43,12 @@ class Platform:
     ) -> Any:
         self.sent.append(("request", (prediction_id, keys, fields, as_of)))
         if prediction_id == self.refused:
-            raise fw.Unavailable("away")
+            raise fw.Unavailable("down")
         return inference_pb2.PredictResponse()
 
 
 def replay(platform: Platform) -> fw.Replay:
-    """Landings a and b before the start, c at its very moment, d within the second hour, e never. Requests b … e."""
+    """Landings a and b before the start, c at the start, d in the second hour, e never. Requests b … e."""
     frame = pl.DataFrame(
         {
             "id": ["d", "a", "c", "b", "e"],
@@ -75,7 +75,7 @@ def of(platform: Platform, kind: str) -> list[Any]:
     return [what for k, what in platform.sent if k == kind]
 
 
-async def test_requests_see_what_was_known_when_their_step_began_and_nothing_is_sent_twice() -> None:
+async def test_requests_see_the_state_at_the_start_of_their_step() -> None:
     platform = Platform()
     played = replay(platform)
     assert await played.push(START - 3 * HOUR, START) == 2
@@ -94,7 +94,7 @@ async def test_requests_see_what_was_known_when_their_step_began_and_nothing_is_
     assert len(played.answers) == len(played.milliseconds) == 4
 
 
-async def test_labels_come_when_they_are_known_and_only_of_what_was_asked() -> None:
+async def test_labels_are_sent_when_known_and_only_for_replayed_requests() -> None:
     platform = Platform()
     played = replay(platform)
     await played.push(START - 3 * HOUR, START)
@@ -104,16 +104,16 @@ async def test_labels_come_when_they_are_known_and_only_of_what_was_asked() -> N
     assert of(platform, "label") == [("c", 1.0, START), ("d", 1.0, START + 1.5 * HOUR)]
 
 
-async def test_a_refused_request_is_counted_and_the_others_go_on() -> None:
+async def test_a_failed_request_is_counted_and_the_replay_continues() -> None:
     platform = Platform(refused="d")
     played = replay(platform)
     async for _ in played.steps(START + 3 * HOUR):
         pass
-    assert [e.message for e in played.failures] == ["away"]
+    assert [e.message for e in played.failures] == ["down"]
     assert played.summary()[0] == ("predictions", "3 answered, 0 by a fallback, 1 failed")
 
 
-def test_nothing_asked_has_no_percentiles() -> None:
+def test_a_replay_without_requests_has_no_percentiles() -> None:
     assert dict(replay(Platform()).summary())["Predict, p50 / p99"] == "–"
 
 

@@ -1,4 +1,4 @@
-"""Frames and dicts become packed columns without losing a value, a null or a type."""
+"""Conversion of frames and dicts to packed columns and back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOMENT = datetime(2013, 4, 1, 12, tzinfo=UTC)
 MICROS = 1_364_817_600_000_000  # date -u -d 2013-04-01T12:00:00Z +%s, times 10^6
 
 
-def test_a_dict_of_values_comes_back_as_it_was() -> None:
+def test_a_dict_of_values_round_trips() -> None:
     rows = {"text": ["a", None], "whole": [1, None], "real": [0.5, None], "flag": [True, None]}
     assert to_dict(to_table(rows)) == rows
 
@@ -27,7 +27,7 @@ def test_a_column_without_any_value_has_the_type_of_the_schema() -> None:
     assert to_dict(table) == rows
 
 
-def test_times_travel_as_microseconds_since_1970() -> None:
+def test_times_are_sent_as_microseconds_since_1970() -> None:
     assert to_dict(to_table({"at": [MOMENT, None]})) == {"at": [MICROS, None]}
     frame = pl.DataFrame({"at": [MOMENT]}, schema={"at": pl.Datetime("us", "UTC")})
     assert to_dict(to_table(frame)) == {"at": [MICROS]}
@@ -45,7 +45,7 @@ def test_columns_of_different_length_are_refused() -> None:
         to_table({"a": [1], "b": [1, 2]})
 
 
-def test_lists_vectors_and_bytes_come_back_with_their_nulls_and_empty_lists() -> None:
+def test_lists_vectors_and_bytes_round_trip_with_nulls() -> None:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     rows = {
         "texts": [["a", ""], [], None],
@@ -67,7 +67,7 @@ def test_lists_vectors_and_bytes_come_back_with_their_nulls_and_empty_lists() ->
     assert to_dict(table) == wanted
 
 
-def test_types_of_frames_follow_from_their_columns() -> None:
+def test_frame_columns_decide_the_types() -> None:
     frame = pl.DataFrame(
         {"v": [[0.5, 1.0]], "l": [[1, 2]], "b": [b"x"], "f": [[True]]},
         schema={

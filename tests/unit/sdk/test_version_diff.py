@@ -1,4 +1,4 @@
-"""What `flywheel diff` says about two versions."""
+"""The lines of `flywheel diff`."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def view(**changes: Any) -> pb.View:
     return made
 
 
-def test_equal_versions_differ_in_nothing_and_numbers_of_versions_are_no_difference() -> None:
+def test_equal_definitions_have_no_differences() -> None:
     assert diff_lines(view(), view(name="projects/p/views/v/versions/2", version=2)) == []
 
 
-def test_fields_are_told_by_their_path_and_elements_by_their_name() -> None:
+def test_diff_lines_name_field_paths_and_list_elements() -> None:
     newer = view(features=("y", "z"), owner="data")
     newer.ttl.FromSeconds(90)
     newer.batch.features[0].data_type = 2
@@ -39,7 +39,7 @@ def test_fields_are_told_by_their_path_and_elements_by_their_name() -> None:
     }
 
 
-def test_a_set_says_which_features_came_and_went_and_that_their_order_changed() -> None:
+def test_a_feature_set_diff_shows_features_and_order() -> None:
     old = pb.FeatureSet(
         version=1, features=["v:a", "v:b", "v:c"], view_versions=["projects/p/views/v/versions/1"]
     )

@@ -238,12 +238,12 @@ class Pipeline:
             self._rpc_log.write(
                 time.time(),
                 state.method,
-                call.actor or call.principal.subject,
-                state.code,
-                seconds,
-                call.request_id,
-                call.traceparent[3:35],
-                state.reason,
+                principal=call.actor or call.principal.subject,
+                code=state.code,
+                seconds=seconds,
+                request_id=call.request_id,
+                trace_id=call.traceparent[3:35],
+                reason=state.reason,
             )
 
 

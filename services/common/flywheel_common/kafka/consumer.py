@@ -7,7 +7,7 @@ belongs to one member.
 
 Poison records go to the topic `dead-letter.<group>` before the position moves (kafka/poison.py). After a
 transient error (Kafka or PostgreSQL is down, a concurrent change won) the same batch is retried
-(kafka/processing.py).
+(kafka/batch_processor.py).
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from prometheus_client import Gauge
 
 from flywheel_common.errors import FlywheelError
 from flywheel_common.ids import new_id
+from flywheel_common.kafka.batch_processor import BatchProcessor, Handler, Stats
 from flywheel_common.kafka.client import stop_consumer, unavailable
 from flywheel_common.kafka.dead_letters import DeadLetters
 from flywheel_common.kafka.errors import TooMuchPoison
 from flywheel_common.kafka.offsets import Claim, claim_partitions, trim_events
 from flywheel_common.kafka.poison import PoisonError
-from flywheel_common.kafka.processing import BatchProcessor, Handler, Stats
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.pool import Pool

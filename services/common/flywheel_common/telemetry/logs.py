@@ -117,12 +117,13 @@ class RpcLog:
         self,
         now: float,
         method: str,
+        *,
         principal: str,
         code: str,
         seconds: float,
         request_id: str,
         trace_id: str,
-        error: str = "",
+        reason: str = "",
     ) -> None:
         """Buffers one line. `now` is in Unix seconds; values that come from callers are escaped."""
         second = int(now)
@@ -135,7 +136,7 @@ class RpcLog:
             f'"principal":{escape(principal)},"code":"{code}","duration_ms":{seconds * 1000:.3f},'
             f'"request_id":{escape(request_id)},"trace_id":"{trace_id}"'
         )
-        self._lines.append(f'{line},"reason":{escape(error)}}}\n' if error else line + "}\n")
+        self._lines.append(f'{line},"reason":{escape(reason)}}}\n' if reason else line + "}\n")
         if len(self._lines) == 1:
             asyncio.get_running_loop().call_later(self._flush_seconds, self.flush)
         elif len(self._lines) >= 2000:
