@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from types import TracebackType
 from typing import Any, Self
@@ -49,7 +49,7 @@ class Service:
 
         def start(request: Any, *, timeout: float | None = None) -> Any:
             started = call(request, timeout=timeout)
-            return _answer(started) if isinstance(started, grpc.aio.UnaryUnaryCall) else started
+            return _answer(started) if isinstance(started, Awaitable) else started
 
         return start
 

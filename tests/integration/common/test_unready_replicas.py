@@ -29,7 +29,9 @@ async def unready(running: Any) -> None:
 
 async def test_an_error_of_an_unready_service_has_its_reason(running: Any) -> None:
     await unready(running)
-    assert "AWAY" == await reason(running.stub.Echo(Value(string_value="away"), timeout=5))
+    assert "BACKEND_UNAVAILABLE" == await reason(
+        running.stub.Echo(Value(string_value="unavailable"), timeout=5)
+    )
     assert 1 == running.echo.refused, "sent once: the channel does not retry it"
     assert "NO_SUCH_THING" == await reason(running.stub.Echo(Value(string_value="not found"), timeout=5))
     assert "x" == (await running.stub.Echo(Value(string_value="x"), timeout=5)).string_value
@@ -37,14 +39,14 @@ async def test_an_error_of_an_unready_service_has_its_reason(running: Any) -> No
 
 async def test_the_reason_is_kept_when_readiness_ends_between_retries(running: Any) -> None:
     await running.stub.Echo(Value())
-    call = running.stub.Echo(Value(string_value="away"), timeout=5)
+    call = running.stub.Echo(Value(string_value="unavailable"), timeout=5)
 
     async def refused_once() -> bool:
         return bool(running.echo.refused)
 
     await eventually(refused_once, every=0.001)
     running.server.health.set_ready(False)
-    assert "AWAY" == await reason(call)
+    assert "BACKEND_UNAVAILABLE" == await reason(call)
 
 
 async def test_the_timeout_covers_both_attempts(running: Any) -> None:
@@ -86,7 +88,7 @@ async def test_calls_go_to_the_ready_replica(start: Any) -> None:
         await eventually(only_one_is_called)
         ready.server.health.set_ready(False)
         await eventually(lambda: both.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE)
-        assert "AWAY" == await reason(stub.Echo(Value(string_value="away"), timeout=5))
+        assert "BACKEND_UNAVAILABLE" == await reason(stub.Echo(Value(string_value="unavailable"), timeout=5))
         other.server.health.set_ready(True)
         await eventually(lambda: both.get_state() is grpc.ChannelConnectivity.READY)
         before = calls(ready)

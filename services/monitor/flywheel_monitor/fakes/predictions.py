@@ -32,7 +32,7 @@ from flywheel_monitor.windows.span import Span
 
 class MemoryPredictions(MemoryVersions):
     """`Ingestion`, `IngestStatus`, `CountedWindows`, `LabelledPredictions`, `VariantPredictions` and
-    `Retention`."""
+    `Retention` in memory."""
 
     _data: Data
     _source: ReferenceSource
@@ -52,7 +52,7 @@ class MemoryPredictions(MemoryVersions):
                 new[row] = True
                 self._count(version.model_id, predictions=int(not batch.shadow))
                 data.variants[batch.key] = max(data.variants[batch.key], prediction.time)
-                _raise(data.newest, (version.model_id, partition), prediction.time)
+                _advance(data.newest, (version.model_id, partition), prediction.time)
             if new.any():
                 data.queue[max(data.queue, default=0) + 1] = Queued(
                     version.model_id, int(new.sum()), pack_kept(new), batch.payload, self._clock.now()
@@ -64,7 +64,7 @@ class MemoryPredictions(MemoryVersions):
             model = data.model(batch.model)
             for row, prediction_id in enumerate(batch.prediction_ids):
                 at, outcome_id = int(batch.event_times[row]), batch.outcome_ids[row]
-                _raise(data.newest_labels, (model, partition), at)
+                _advance(data.newest_labels, (model, partition), at)
                 if batch.name != LABEL:
                     known = outcome_id in data.outcomes
                     data.outcomes[outcome_id] = model
@@ -199,5 +199,5 @@ def _by_batch(predictions: Iterable[StoredPrediction]) -> Iterator[tuple[Predict
     yield from found.values()
 
 
-def _raise(newest: dict[tuple[int, int], int], at: tuple[int, int], time: int) -> None:
+def _advance(newest: dict[tuple[int, int], int], at: tuple[int, int], time: int) -> None:
     newest[at] = max(newest.get(at, time), time)

@@ -13,7 +13,7 @@ LATENCY_BINS = 128
 LATENCY_LOWEST_MS = 0.1
 LATENCY_GROWTH = 1.1
 LATENCY_EDGES_MS = LATENCY_LOWEST_MS * LATENCY_GROWTH ** np.arange(LATENCY_BINS, dtype=np.float64)
-"""Upper edge of each latency bin: 5 % resolution up to 16 s."""
+"""Upper edge of each latency bin, in steps of 10 % up to 16 s."""
 
 
 def score_bins(scores: Floats) -> Ints:
