@@ -103,7 +103,8 @@ async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
                 try:
                     await client.stub.ListModels(registry_pb2.ListModelsRequest(parent="projects/default"))
                 except grpc.RpcError as error:
-                    assert from_rpc_error(error).code is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - anything else is a failure
+                    code = from_rpc_error(error).code
+                    assert code is grpc.StatusCode.UNAVAILABLE
                     return False
                 return True
 

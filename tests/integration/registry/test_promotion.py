@@ -64,7 +64,8 @@ async def test_a_hundred_concurrent_promotions_leave_one_champion(client: ModelC
         try:
             return (await client.promote(name, to_stage=model_pb2.STAGE_PRODUCTION)).passed
         except grpc.RpcError as error:
-            assert from_rpc_error(error).reason == "ILLEGAL_TRANSITION"  # noqa: PT017 - some win, the others must fail so
+            reason = from_rpc_error(error).reason
+            assert reason == "ILLEGAL_TRANSITION"
             return False
 
     won = await asyncio.gather(*(promote(name) for name in versions))
@@ -144,7 +145,7 @@ async def test_the_database_protects_the_audit_and_the_chain_shows_changes(
 async def test_a_mutation_that_fails_at_its_last_write_is_rolled_back(
     settings: Callable[..., RegistrySettings], database: str
 ) -> None:
-    """The stage is changed and the audit written when the outbox rejects an event that is too large for Kafka."""
+    """The outbox rejects an event too large for Kafka after the stage and the audit were written."""
     async with running_registry(settings(**NO_TICKS)) as stub:
         client = ModelClient(stub)
         await client.create()
