@@ -149,12 +149,12 @@ async def test_a_paused_rollout_decides_nothing_until_it_is_resumed(
         await client.stub.PauseRollout(registry_pb2.PauseRolloutRequest(name=rollout.name, reason="wait"))
     ).rollout
     assert paused.state == model_pb2.ROLLOUT_STATE_PAUSED
-    asked = len(monitor.requests)
+    requests_before = len(monitor.requests)
     monitor.answers = {SHADOW: comparison(), CANARY: comparison()}
     resumed = (await client.stub.ResumeRollout(registry_pb2.ResumeRolloutRequest(name=rollout.name))).rollout
     assert resumed.state == model_pb2.ROLLOUT_STATE_SHADOW
     await wait_for_state(client, rollout.name, "PROMOTED")
-    assert len(monitor.requests) > asked
+    assert len(monitor.requests) > requests_before
     with refused("FAILED_PRECONDITION", "ROLLOUT_ENDED"):
         await client.stub.PauseRollout(registry_pb2.PauseRolloutRequest(name=rollout.name))
 
