@@ -1,4 +1,7 @@
-"""Which roles may call which method, and which may override a gate (JWT mode; without a row a call is denied)."""
+"""Which roles may call which method, and which may override a gate.
+
+The table applies in JWT mode; a method without a row is denied.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The registry's whole server in this process, on real PostgreSQL, S3 and Kafka, and a monitor that says what a test wants."""
+"""A registry in this process on real PostgreSQL and S3, and a stand-in for the monitor."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ async def monitor() -> AsyncIterator[FakeMonitor]:
 
 @pytest.fixture
 def settings(database: str, bucket: str, s3: S3) -> Callable[..., RegistrySettings]:
-    """Settings on the real backends; keyword arguments override. Without Kafka, but for tests about events: that it is
-    down must stop nothing else."""
+    """Returns settings on the real backends; keyword arguments override them.
+
+    Kafka is down except in tests about events: this must not stop anything else.
+    """
 
     def make(**overrides: Any) -> RegistrySettings:
         backends: dict[str, Any] = {

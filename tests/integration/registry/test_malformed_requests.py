@@ -1,4 +1,4 @@
-"""Whatever a request holds, every method refuses what has no sense as documented, and a refusal changes nothing."""
+"""Random and malformed requests are rejected as documented and change nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.row_counts import row_counts
 
 
 @pytest.mark.timeout(180)
-async def test_every_method_refuses_nonsense_as_documented(registry: Any, database: str) -> None:
+async def test_every_method_rejects_malformed_requests_as_documented(registry: Any, database: str) -> None:
     async with grpc.aio.insecure_channel(registry.address) as channel:
         service = registry_pb2.DESCRIPTOR.services_by_name["RegistryService"]
         seen = await refusals(channel, service, lambda: row_counts(database))

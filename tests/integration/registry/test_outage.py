@@ -1,9 +1,8 @@
-"""While what the registry needs is down or hangs it says so in time; when that is back, so is the registry."""
+"""While PostgreSQL or S3 is down or hangs, calls fail within their deadline and recover by themselves."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,18 +19,14 @@ from tests.support.fault_proxy import FaultProxy
 from tests.support.servers.registry import refused, running_registry
 
 
-async def test_calls_fail_within_their_deadline_and_work_again_by_themselves(
-    client: ModelClient, postgres: Postgres
-) -> None:
+async def test_calls_recover_after_postgres_was_down(client: ModelClient, postgres: Postgres) -> None:
     await client.create(owner="ann")
     read = pb.GetModelRequest(name=client.model)
     write = pb.CreateModelRequest(parent="projects/default", model_id="other", request_id="one")
     postgres.kill()
     for call, request in ((client.stub.GetModel, read), (client.stub.CreateModel, write)):
-        began = time.monotonic()
         with refused("UNAVAILABLE", "POSTGRES_UNAVAILABLE") as refusal:
             await call(request, timeout=5)
-        assert time.monotonic() - began < 5
         assert len(refusal.message) > 15
     await asyncio.to_thread(postgres.restart)
 
@@ -45,7 +40,7 @@ async def test_calls_fail_within_their_deadline_and_work_again_by_themselves(
     assert (await client.stub.CreateModel(write, timeout=5)).model.name == "projects/default/models/other"
 
 
-async def test_a_database_that_stalls_is_said_within_the_deadline_too(
+async def test_calls_fail_within_their_deadline_while_postgres_hangs(
     settings: Callable[..., Any], database: str
 ) -> None:
     address = urlsplit(database)
@@ -73,12 +68,10 @@ async def test_a_database_that_stalls_is_said_within_the_deadline_too(
                 await eventually(back, within=20)
 
 
-async def test_an_s3_that_hangs_is_said_within_the_deadline_and_keeps_only_bytes_waiting(
-    settings: Callable[..., Any], s3: S3
-) -> None:
+async def test_only_artifact_calls_fail_while_s3_hangs(settings: Callable[..., Any], s3: S3) -> None:
     address = urlsplit(s3.endpoint)
     assert address.hostname and address.port
-    content = bytes(range(256)) * 80_000  # more than one part, and than what is on its way at once
+    content = bytes(range(256)) * 80_000  # more than one part, and more than the buffers on the way hold
     async with (
         FaultProxy(address.hostname, address.port) as proxy,
         running_registry(settings(s3_endpoint=f"http://{proxy.address}")) as stub,
@@ -100,6 +93,6 @@ async def test_an_s3_that_hangs_is_said_within_the_deadline_and_keeps_only_bytes
             await client.download(version.name, timeout=2)
         with refused("UNAVAILABLE", "S3_UNAVAILABLE"):
             await client.upload(version.name, content, timeout=2)
-        assert (await client.promote(version.name)).passed, "what needs no bytes goes on"
+        assert (await client.promote(version.name)).passed, "calls that need no bytes still work"
         proxy.heal()
         assert await client.download(version.name, timeout=60) == content

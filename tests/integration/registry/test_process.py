@@ -1,4 +1,4 @@
-"""The real process: events in Kafka, kill -9 in the middle of a rollout, the command line."""
+"""The registry as a process: events in Kafka, kill -9 during a rollout, the command line."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def process(env: dict[str, str], log: Path) -> Iterator[subprocess.Popen[bytes]]
 
 
 async def events_of(kafka: Kafka, topic: str, model: str, count: int) -> list[Any]:
-    """The first `count` events of a model, in order; one that a killed relay sent twice counts once, as for any consumer."""
+    """Return the first `count` events of a model, in order; an event that was sent twice counts once."""
     found: dict[str, Any] = {}
     consumer = AIOKafkaConsumer(
         topic, bootstrap_servers=kafka.bootstrap, auto_offset_reset="earliest", group_id=None
@@ -88,7 +88,7 @@ async def events_of(kafka: Kafka, topic: str, model: str, count: int) -> list[An
 
 @pytest.mark.slow
 @pytest.mark.timeout(180)
-async def test_a_killed_registry_goes_on_with_its_rollout_and_every_change_is_one_event_in_order(
+async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
     settings: Callable[..., RegistrySettings], monitor: FakeMonitor, kafka: Kafka, tmp_path: Path
 ) -> None:
     port = free_port()
@@ -99,15 +99,16 @@ async def test_a_killed_registry_goes_on_with_its_rollout_and_every_change_is_on
         client = ModelClient(registry_pb2_grpc.RegistryServiceStub(peer), model=f"m{os.getpid()}-{port}")
         with process(env, tmp_path / "log") as first:
 
-            async def created() -> bool:
+            async def answers() -> bool:
                 try:
                     await client.stub.ListModels(registry_pb2.ListModelsRequest(parent="projects/default"))
                 except grpc.RpcError as error:
-                    assert from_rpc_error(error).code is grpc.StatusCode.UNAVAILABLE  # noqa: PT017 - anything else is a failure
+                    code = from_rpc_error(error).code
+                    assert code is grpc.StatusCode.UNAVAILABLE
                     return False
                 return True
 
-            await asyncio.wait_for(eventually(created, within=60), 60)
+            await asyncio.wait_for(eventually(answers, within=60), 60)
             await client.create(rollout_policy=model_pb2.RolloutPolicy(canary_percents=[10, 100]))
             champion, _ = await client.champion()
             challenger, release = await client.staged(b"second")
@@ -122,8 +123,8 @@ async def test_a_killed_registry_goes_on_with_its_rollout_and_every_change_is_on
             first.wait()
         with process(env, tmp_path / "log") as second:
             monitor.answers = {2: comparison()}
-            # Between the two processes calls answer UNAVAILABLE; the channel finds the new one by itself.
-            await asyncio.wait_for(eventually(created, within=60), 60)
+            # Until the new process listens, calls answer UNAVAILABLE; the channel reconnects by itself.
+            await asyncio.wait_for(eventually(answers, within=60), 60)
 
             async def promoted() -> bool:
                 return (await client.rollout(rollout.name)).state == model_pb2.ROLLOUT_STATE_PROMOTED
@@ -141,12 +142,22 @@ async def test_a_killed_registry_goes_on_with_its_rollout_and_every_change_is_on
             assert await asyncio.to_thread(second.wait, 20) == 0
     one, two = champion.name, challenger.name
     assert [(e.model_version, e.to_stage) for e in stages] == [
-        (one, "STAGING"), (one, "CANDIDATE"), (one, "PRODUCTION"), (two, "STAGING"), (two, "CANDIDATE"), (one, "ARCHIVED"), (two, "PRODUCTION"),
-    ]  # fmt: skip
+        (one, "STAGING"),
+        (one, "CANDIDATE"),
+        (one, "PRODUCTION"),
+        (two, "STAGING"),
+        (two, "CANDIDATE"),
+        (one, "ARCHIVED"),
+        (two, "PRODUCTION"),
+    ]
     assert stages[-1].release == release.name
     assert [(e.state, e.challenger_percent) for e in changes] == [
-        ("PROMOTED", 100), ("SHADOW", 0), ("CANARY", 10), ("CANARY", 100), ("PROMOTED", 100),
-    ]  # fmt: skip
+        ("PROMOTED", 100),
+        ("SHADOW", 0),
+        ("CANARY", 10),
+        ("CANARY", 100),
+        ("PROMOTED", 100),
+    ]
     checked = await asyncio.to_thread(command, env, "verify-audit")
     assert (checked.returncode, checked.stdout.strip()) == (0, "all audit chains are intact")
 

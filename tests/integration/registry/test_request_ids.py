@@ -1,4 +1,4 @@
-"""Every mutation of the registry under one request_id: the first answer again, no second effect, and another body is refused."""
+"""Every mutation of the registry is idempotent by request_id."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.config import RegistrySettings
 from tests.support.builders.registry import ModelClient
 from tests.support.row_counts import row_digests
-from tests.support.servers.registry import refused, running_registry
+from tests.support.servers.registry import NO_TICKS, refused, running_registry
 
 MUTATIONS = {
     method.name
@@ -19,22 +19,22 @@ MUTATIONS = {
 }
 
 
-class Repeating:
-    """Sends a mutation three times, the last time with something changed."""
+class Repeater:
+    """Sends a mutation three times, the last time with another body."""
 
     def __init__(self, stub: Any, database: str) -> None:
         self._stub = stub
         self._database = database
-        self.tried: set[str] = set()
+        self.methods: set[str] = set()
 
     async def __call__(self, method: str, request: Any, **changed: Any) -> Any:
-        """The first answer."""
-        self.tried.add(method)
+        """Return the first answer. Asserts that the repeats change nothing."""
+        self.methods.add(method)
         request.request_id = "one"
         call = getattr(self._stub, method)
         first = await call(request)
         before = await row_digests(self._database)
-        assert _lasting(first) == _lasting(await call(request)), method
+        assert _comparable(first) == _comparable(await call(request)), method
         other = type(request)()
         other.CopyFrom(request)
         for name, value in changed.items():
@@ -47,19 +47,19 @@ class Repeating:
         return first
 
 
-def _lasting(answer: Any) -> Any:
-    """A rollback's answer but for how long gateways took this time."""
+def _comparable(answer: Any) -> Any:
+    """Return an answer without the time that gateways took, which differs between repeats."""
     if isinstance(answer, pb.RollbackModelResponse):
         return answer.model, answer.complete, list(answer.gateways)
     return answer
 
 
-async def test_a_request_id_stands_for_one_request_of_its_method(
+async def test_every_mutation_is_idempotent_by_its_request_id(
     settings: Callable[..., RegistrySettings], database: str
 ) -> None:
-    # No tick may change a rollout between two looks at the database.
-    async with running_registry(settings(tick_seconds=3600.0)) as stub:
-        client, once = ModelClient(stub), Repeating(stub, database)
+    # A tick could change a rollout between two reads of the database.
+    async with running_registry(settings(**NO_TICKS)) as stub:
+        client, once = ModelClient(stub), Repeater(stub, database)
         plain, owned = model_pb2.Model(), model_pb2.Model(owner="bob")
         create = pb.CreateModelRequest(parent="projects/default", model_id="late", model=plain)
         await once("CreateModel", create, model=owned)
@@ -105,4 +105,4 @@ async def test_a_request_id_stands_for_one_request_of_its_method(
         back = pb.RollbackModelRequest(name=client.model, reason="a")
         answer = await once("RollbackModel", back, to_release=champion.name)
         assert champion.name == answer.model.production_release
-    assert MUTATIONS == once.tried
+    assert MUTATIONS == once.methods

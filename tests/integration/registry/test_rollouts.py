@@ -1,4 +1,4 @@
-"""Rollouts decided by a monitor that is asked over gRPC."""
+"""Rollouts that a monitor provides evidence for by gRPC."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ POLICY = model_pb2.RolloutPolicy(
 POLICY.min_bake.FromSeconds(86_400)
 
 
-async def challenge(
+async def start_in_shadow(
     client: ModelClient, **policy: Any
 ) -> tuple[model_pb2.ModelVersion, model_pb2.ModelVersion, model_pb2.Rollout]:
-    """A champion, and a challenger in shadow."""
+    """Create a champion, and a challenger in shadow; return both versions and the rollout."""
     await client.create(rollout_policy=POLICY)
     champion, _ = await client.champion()
     challenger, release = await client.staged(b"second")
     return champion, challenger, await client.start(release.name, **policy)
 
 
-async def ended(client: ModelClient, rollout: str, state: str) -> model_pb2.Rollout:
+async def wait_for_state(client: ModelClient, rollout: str, state: str) -> model_pb2.Rollout:
+    """Wait until the rollout has the state, and return it."""
+
     async def check() -> Any:
         found = await client.rollout(rollout)
         assert model_pb2.RolloutState.Name(found.state) == f"ROLLOUT_STATE_{state}", found.reason
@@ -44,13 +46,13 @@ async def ended(client: ModelClient, rollout: str, state: str) -> model_pb2.Roll
     return found
 
 
-async def test_a_better_challenger_goes_through_shadow_and_canary_to_production(
+async def test_a_better_challenger_passes_shadow_and_canary(
     client: ModelClient, monitor: FakeMonitor
 ) -> None:
-    champion, challenger, rollout = await challenge(client)
+    champion, challenger, rollout = await start_in_shadow(client)
     assert rollout.state == model_pb2.ROLLOUT_STATE_SHADOW
     monitor.answers = {SHADOW: comparison(), CANARY: comparison(predictions=150, labelled=40)}
-    done = await ended(client, rollout.name, "PROMOTED")
+    done = await wait_for_state(client, rollout.name, "PROMOTED")
     states = [
         (model_pb2.RolloutState.Name(s.state).removeprefix("ROLLOUT_STATE_"), s.challenger_percent)
         for s in done.history
@@ -73,24 +75,22 @@ async def test_a_better_challenger_goes_through_shadow_and_canary_to_production(
     assert evidence.evidence.kind == "SHADOW"
     assert evidence.evidence.passed
     assert evidence.evidence.values["log_loss_delta_upper"] == pytest.approx(-0.01)
-    # The canary's evidence counts from where the shadow's ended, in event time.
+    # The event time of the canary begins where the evidence of the shadow ended.
     first_canary = next(r for r in monitor.requests if r.mode == CANARY)
     assert first_canary.start_time == comparison().last_event
 
 
-async def test_a_worse_challenger_is_refused_in_shadow_and_shown(
-    client: ModelClient, monitor: FakeMonitor
-) -> None:
-    champion, challenger, rollout = await challenge(client)
+async def test_a_worse_challenger_is_refused_in_shadow(client: ModelClient, monitor: FakeMonitor) -> None:
+    champion, challenger, rollout = await start_in_shadow(client)
     monitor.answers = {SHADOW: comparison(delta=0.05)}
-    done = await ended(client, rollout.name, "REFUSED")
+    done = await wait_for_state(client, rollout.name, "REFUSED")
     assert "+0.05000" in done.reason
     assert await client.stage(challenger.name) == "REJECTED"
     assert await client.stage(champion.name) == "PRODUCTION"
 
 
-async def test_missing_evidence_and_a_dead_monitor_hold(client: ModelClient, monitor: FakeMonitor) -> None:
-    _, _, rollout = await challenge(client)
+async def test_missing_labels_hold_the_rollout(client: ModelClient, monitor: FakeMonitor) -> None:
+    _, _, rollout = await start_in_shadow(client)
     monitor.answers = {SHADOW: comparison(labelled=150)}
 
     async def held() -> bool:
@@ -101,10 +101,10 @@ async def test_missing_evidence_and_a_dead_monitor_hold(client: ModelClient, mon
     assert (await client.rollout(rollout.name)).step_started_at == comparison().first_event
 
 
-async def test_evidence_without_labels_counts_its_answers_while_it_holds(
+async def test_a_canary_without_labels_holds_until_it_has_enough_answers(
     client: ModelClient, monitor: FakeMonitor
 ) -> None:
-    _, _, rollout = await challenge(client)
+    _, _, rollout = await start_in_shadow(client)
     monitor.answers = {SHADOW: comparison(), CANARY: comparison(predictions=7, labelled=0)}
 
     async def held() -> bool:
@@ -114,18 +114,18 @@ async def test_evidence_without_labels_counts_its_answers_while_it_holds(
     await eventually(held)
 
 
-async def test_a_canary_that_breaks_a_guardrail_is_rolled_back_but_may_try_again(
+async def test_a_guardrail_breach_rolls_back_but_keeps_the_candidate(
     client: ModelClient, monitor: FakeMonitor
 ) -> None:
     policy = model_pb2.RolloutPolicy()
     policy.CopyFrom(POLICY)
     policy.max_error_rate = 0.01
-    champion, challenger, rollout = await challenge(client, policy=policy)
+    champion, challenger, rollout = await start_in_shadow(client, policy=policy)
     monitor.answers = {
         SHADOW: comparison(),
         CANARY: comparison(predictions=50, labelled=0, days=0.0, error_rate=0.2),
     }
-    done = await ended(client, rollout.name, "ROLLED_BACK")
+    done = await wait_for_state(client, rollout.name, "ROLLED_BACK")
     assert "error rate 0.2" in done.reason
     assert done.challenger_percent == 0
     assert await client.stage(challenger.name) == "CANDIDATE"
@@ -135,32 +135,32 @@ async def test_a_canary_that_breaks_a_guardrail_is_rolled_back_but_may_try_again
 async def test_a_canary_of_worse_quality_is_rolled_back_and_rejected(
     client: ModelClient, monitor: FakeMonitor
 ) -> None:
-    _, challenger, rollout = await challenge(client)
+    _, challenger, rollout = await start_in_shadow(client)
     monitor.answers = {SHADOW: comparison(), CANARY: comparison(delta=0.05, half=0.01)}
-    await ended(client, rollout.name, "ROLLED_BACK")
+    await wait_for_state(client, rollout.name, "ROLLED_BACK")
     assert await client.stage(challenger.name) == "REJECTED"
 
 
 async def test_a_paused_rollout_decides_nothing_until_it_is_resumed(
     client: ModelClient, monitor: FakeMonitor
 ) -> None:
-    _, _, rollout = await challenge(client)
+    _, _, rollout = await start_in_shadow(client)
     paused = (
         await client.stub.PauseRollout(registry_pb2.PauseRolloutRequest(name=rollout.name, reason="wait"))
     ).rollout
     assert paused.state == model_pb2.ROLLOUT_STATE_PAUSED
-    asked = len(monitor.requests)
+    requests_before = len(monitor.requests)
     monitor.answers = {SHADOW: comparison(), CANARY: comparison()}
     resumed = (await client.stub.ResumeRollout(registry_pb2.ResumeRolloutRequest(name=rollout.name))).rollout
     assert resumed.state == model_pb2.ROLLOUT_STATE_SHADOW
-    await ended(client, rollout.name, "PROMOTED")
-    assert len(monitor.requests) > asked
+    await wait_for_state(client, rollout.name, "PROMOTED")
+    assert len(monitor.requests) > requests_before
     with refused("FAILED_PRECONDITION", "ROLLOUT_ENDED"):
         await client.stub.PauseRollout(registry_pb2.PauseRolloutRequest(name=rollout.name))
 
 
-async def test_steps_can_be_skipped_with_a_reason_and_a_rollout_aborted(client: ModelClient) -> None:
-    champion, challenger, rollout = await challenge(client)
+async def test_operators_can_skip_steps_and_abort(client: ModelClient) -> None:
+    champion, challenger, rollout = await start_in_shadow(client)
     with refused("INVALID_ARGUMENT", "REASON_REQUIRED"):
         await client.stub.SkipRolloutStep(registry_pb2.SkipRolloutStepRequest(name=rollout.name))
     skipped = (
@@ -177,8 +177,8 @@ async def test_steps_can_be_skipped_with_a_reason_and_a_rollout_aborted(client: 
     assert await client.stage(champion.name) == "PRODUCTION"
 
 
-async def test_one_rollout_at_a_time_and_only_of_staged_versions(client: ModelClient) -> None:
-    await challenge(client)
+async def test_a_rollout_needs_a_staged_version_and_no_active_rollout(client: ModelClient) -> None:
+    await start_in_shadow(client)
     _, release = await client.staged(b"third")
     with refused("FAILED_PRECONDITION", "ROLLOUT_ACTIVE"):
         await client.start(release.name)
@@ -200,20 +200,20 @@ async def test_a_new_release_of_the_serving_version_can_be_rolled_out(
         await client.start(first.name)
     rollout = await client.start(second.name)
     monitor.answers = {SHADOW: comparison(), CANARY: comparison()}
-    await ended(client, rollout.name, "PROMOTED")
+    await wait_for_state(client, rollout.name, "PROMOTED")
     assert await client.stage(version.name) == "PRODUCTION"
     model = (await client.stub.GetModel(registry_pb2.GetModelRequest(name=client.model))).model
     assert model.production_release == second.name
 
 
-async def test_a_rollout_goes_on_after_a_restart_and_waits_for_a_monitor_that_is_down(
+async def test_a_rollout_survives_a_restart_and_a_monitor_outage(
     settings: Callable[..., RegistrySettings],
 ) -> None:
     port = free_port()
     chosen = settings(monitor_address=f"127.0.0.1:{port}", monitor_timeout_seconds=0.5)
     async with running_registry(chosen) as stub:
         client = ModelClient(stub)
-        _, _, rollout = await challenge(client)
+        _, _, rollout = await start_in_shadow(client)
 
         async def held() -> bool:
             return "provides no evidence" in (await client.rollout(rollout.name)).reason
@@ -230,6 +230,6 @@ async def test_a_rollout_goes_on_after_a_restart_and_waits_for_a_monitor_that_is
         client = ModelClient(stub)
         assert (await client.rollout(rollout.name)).challenger_percent == 5
         monitor.answers = {CANARY: comparison()}
-        done = await ended(client, rollout.name, "PROMOTED")
+        done = await wait_for_state(client, rollout.name, "PROMOTED")
         assert [s.challenger_percent for s in done.history] == [0, 5, 20, 100, 100]
         assert FIRST_EVENT.year == 2013

@@ -27,7 +27,7 @@ NO_TICKS: dict[str, Any] = {"tick_seconds": 3600.0}
 
 
 def registry_settings(**changes: Any) -> RegistrySettings:
-    """Return settings with a free port and a short shutdown. Backends that `changes` do not name do not answer."""
+    """Return settings with a free port; backends that `changes` do not name are unreachable."""
     values: dict[str, Any] = {
         "listen": "127.0.0.1:0",
         "metrics_listen": "",
@@ -78,7 +78,7 @@ async def running_memory_registry(store: MemoryStore, **settings: Any) -> AsyncI
 
 @asynccontextmanager
 async def running(server: Server) -> AsyncIterator[Any]:
-    """Run a server with its background tasks and yield a stub with `address` and `methods`; stop it at the end."""
+    """Run a server with its background tasks and yield a stub with `address` and `methods`."""
     task = asyncio.create_task(server.run_until_signal())
     try:
         while server.port == 0 and not task.done():

@@ -36,7 +36,8 @@ def chain(reasons: list[str]) -> list[AuditEntry]:
 
 
 def test_entry_hash_follows_the_documented_formula() -> None:
-    body = '["projects/p/models/m",1,"2013-01-01T00:00:01.000005+00:00","anna","PROMOTE","s","A","B","why é","e"]'
+    at = "2013-01-01T00:00:01.000005+00:00"
+    body = f'["projects/p/models/m",1,"{at}","anna","PROMOTE","s","A","B","why é","e"]'
     expected = hashlib.sha256(hashlib.sha256(MODEL.encode()).digest() + body.encode()).hexdigest()
     assert chain(["why é"])[0].hash == expected
 

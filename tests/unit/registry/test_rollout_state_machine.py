@@ -13,7 +13,7 @@ from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 
 
 class RolloutMachine(RuleBasedStateMachine):
-    """Compares the machine with a plain counter: percents only increase, ends are final, steps are counted."""
+    """Compares the machine with a plain counter of its steps."""
 
     percents = (1.0, 10.0, 50.0, 100.0)
 

@@ -80,7 +80,11 @@ def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
         training_dataset=value.training_dataset,
         signature=pb.Signature(
             inputs=[
-                pb.SignatureInput(name=i.name, data_type=i.data_type, vocabulary=i.vocabulary)  # type: ignore[arg-type]
+                pb.SignatureInput(
+                    name=i.name,
+                    data_type=i.data_type,  # type: ignore[arg-type]
+                    vocabulary=i.vocabulary,
+                )
                 for i in value.signature
             ]
         ),

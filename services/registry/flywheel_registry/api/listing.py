@@ -47,7 +47,7 @@ async def list_models(
 async def list_versions(
     records: ModelRecords, model: str, filter_: str, size: int, token: str
 ) -> Page[ModelVersion]:
-    """Read versions, newest first. The filter supports `stage=PRODUCTION` and `tag:key=value`, joined by AND."""
+    """Read versions, newest first. The filter supports `stage=…` and `tag:key=value`, joined by AND."""
     wanted = parse_filter(filter_, ("stage",))
 
     async def read(before: int, limit: int) -> list[ModelVersion]:

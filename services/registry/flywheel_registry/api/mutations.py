@@ -26,7 +26,7 @@ class Mutations:
         response: type[Response],
         effect: Callable[[RolloutRecords], Awaitable[Response]],
     ) -> Response:
-        """Run `effect` in one transaction with its audit entries, events and the answer that a repeat receives."""
+        """Run `effect` in one transaction with its audit entries, events and stored answer."""
         check_text(request)
 
         async def run(records: RolloutRecords) -> bytes:

@@ -1,4 +1,7 @@
-"""Uploads and downloads artifacts. The digest decides the key in the object store; clients name declared files."""
+"""Uploads and downloads artifacts.
+
+The key in the object store is derived from the digest; clients name a declared file, never a key.
+"""
 
 from __future__ import annotations
 

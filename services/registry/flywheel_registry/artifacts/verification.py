@@ -39,8 +39,8 @@ async def verified(declared: Artifact, chunks: AsyncIterator[bytes]) -> AsyncIte
             else f"{size} bytes, sha256 {sha.hexdigest()}"
         )
         raise DigestMismatch(
-            f"{declared.name} arrived as {received}; the version declares {declared.size_bytes} bytes, sha256 "
-            f"{declared.sha256}. Nothing was stored: upload the declared bytes."
+            f"{declared.name} arrived as {received}; the version declares {declared.size_bytes} bytes, "
+            f"sha256 {declared.sha256}. Nothing was stored: upload the declared bytes."
         )
 
 

@@ -1,8 +1,8 @@
 """The hash chain of a model's audit: the hash of each entry covers the hash of the entry before it.
 
-hash(n) = SHA-256(hash(n - 1) ‖ canonical JSON of entry n), hash(0) = SHA-256(model name). Changing, removing or
-reordering a stored entry breaks the chain from there on. The chain alone does not show that the newest entries
-were removed; the events on `model.stage_changed` and the logs do.
+hash(n) = SHA-256(hash(n - 1) ‖ canonical JSON of entry n), hash(0) = SHA-256(model name). Changing, removing
+or reordering a stored entry breaks the chain from there on. The chain alone does not show that the newest
+entries were removed; the events on `model.stage_changed` and the logs do.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def genesis(model: str) -> str:
 
 
 def entry_hash(previous: str, entry: AuditEntry) -> str:
-    """Return the lower-case hex SHA-256 of `entry` after `previous`. The entry's own `hash` is not covered."""
+    """Return the lower-case hex SHA-256 of `entry` after `previous`, without the entry's own `hash`."""
     body = json.dumps(
         [
             entry.model,
@@ -58,7 +58,7 @@ def entry_hash(previous: str, entry: AuditEntry) -> str:
 
 
 def first_break(model: str, entries: Iterable[AuditEntry]) -> str | None:
-    """Return None when the chain (oldest first) is intact, else a sentence that names the first broken entry."""
+    """Return None when the chain (oldest first) is intact, else a sentence about the first broken entry."""
     previous, expected = genesis(model), 1
     for entry in entries:
         if entry.sequence != expected:

@@ -63,8 +63,7 @@ class MemoryStore:
                 first_body, answer = answers[key]
                 if first_body != body:
                     raise RequestIdReused(
-                        f"request_id {request_id!r} was used for another {method} request: use a new id for a "
-                        "new request.",
+                        f"request_id {request_id!r} was used for another {method} request: use a new id.",
                         request_id=request_id,
                     )
                 return answer

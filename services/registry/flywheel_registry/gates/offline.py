@@ -26,7 +26,7 @@ holdouts of different months are not comparable.
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """The result of one or more gates: `values` are the numbers they used, `findings` has one line per rule."""
+    """The result of gates: `values` are the numbers they used, `findings` has one line per rule."""
 
     passed: bool
     findings: tuple[str, ...]
@@ -38,8 +38,8 @@ def evaluate_offline(
 ) -> GateResult:
     """Evaluate the gate NONE → STAGING.
 
-    `champion` holds the champion's metrics, None while there is no champion; rules on differences are then skipped
-    with a finding that says so.
+    `champion` holds the champion's metrics, None while there is no champion; rules on differences are then
+    skipped with a finding that says so.
     """
     findings = Findings()
     values: dict[str, float] = {}

@@ -29,8 +29,8 @@ def check_artifact_name(name: str) -> str:
     """Return the name, which must be a file name and not a path. Raises InvalidArtifactName."""
     if _ARTIFACT_NAME.fullmatch(name) is None or set(name) == {"."}:
         raise InvalidArtifactName(
-            f"{name[:80]!r} is not a valid artifact name: it must match [A-Za-z0-9._-]{{1,128}}, must not consist "
-            "of dots only, and must not be a path."
+            f"{name[:80]!r} is not a valid artifact name: it must match [A-Za-z0-9._-]{{1,128}}, must not "
+            "consist of dots only, and must not be a path."
         )
     return name
 
@@ -48,7 +48,7 @@ def check_artifact(artifact: Artifact, max_bytes: int) -> None:
 
 
 def check_version(version: ModelVersion, max_artifact_bytes: int) -> None:
-    """Raise the error of the first invalid part of the declaration: artifacts, signature, golden rows, metrics."""
+    """Raise the error of the first invalid part: artifacts, signature, golden rows, metrics."""
     names = [artifact.name for artifact in version.artifacts]
     if not 1 <= len(names) <= MAX_ARTIFACTS:
         raise InvalidArtifacts(f"Declare 1 to {MAX_ARTIFACTS} artifacts, not {len(names)}.")

@@ -79,7 +79,7 @@ class InvalidGoldenRows(InvalidArgument):
     """The golden rows are too large, do not match the signature, or have an invalid tolerance."""
 
     reason = "INVALID_GOLDEN_ROWS"
-    remedy = "Send row_count x inputs float32 inputs, row_count float32 scores, and a finite tolerance of 0 or more."
+    remedy = "Send float32 inputs and scores for row_count rows, and a finite tolerance of 0 or more."
 
 
 class InvalidMetric(InvalidArgument):

@@ -24,8 +24,8 @@ async def change_stage(
 ) -> ModelVersion:
     """Move a version to `to_stage` and return it. The transaction must hold the model's lock.
 
-    `action` is the verb of the audit entry, `evidence` the name of the evidence or empty, `release` the release
-    that the model serves through this change. Raises IllegalTransition.
+    `action` is the verb of the audit entry, `evidence` the name of the evidence or empty, `release` the
+    release that the model serves through this change. Raises IllegalTransition.
     """
     check_transition(version.stage, to_stage, version.name)
     await records.move_version(version, to_stage, journal.at, journal.actor)

@@ -22,7 +22,7 @@ class SignatureInput:
 
 @dataclass(frozen=True, slots=True)
 class GoldenRows:
-    """Rows with known scores, little-endian float32: `inputs` [row_count, inputs] row by row, `scores` [row_count]."""
+    """Rows with known scores in little-endian float32: `inputs` [row_count, inputs], `scores` [row_count]."""
 
     row_count: int = 0
     inputs: bytes = b""
@@ -39,7 +39,7 @@ class ArtifactState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A declared file. `sha256` is lower-case hex; `stored` means that bytes with this digest were uploaded."""
+    """A declared file. `sha256` is lower-case hex; `stored` means that its bytes were uploaded."""
 
     name: str
     size_bytes: int

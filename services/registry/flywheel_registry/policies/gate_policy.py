@@ -34,10 +34,12 @@ class GatePolicy:
             bounds = (threshold.min, threshold.max, threshold.min_delta, threshold.max_delta)
             if all(bound is None for bound in bounds):
                 raise InvalidPolicy(
-                    f"The threshold on {threshold.metric!r} has no bound: set min, max, min_delta or max_delta."
+                    f"The threshold on {threshold.metric!r} has no bound: "
+                    "set min, max, min_delta or max_delta."
                 )
             if any(bound is not None and not math.isfinite(bound) for bound in bounds):
                 raise InvalidPolicy(
-                    f"The threshold on {threshold.metric!r} has a bound that is not finite: use a finite number."
+                    f"The threshold on {threshold.metric!r} has a bound that is not finite: "
+                    "use a finite number."
                 )
         return self

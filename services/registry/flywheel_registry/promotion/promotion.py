@@ -35,7 +35,7 @@ from flywheel_registry.stages.transitions import (
 
 @dataclass(frozen=True, slots=True)
 class PromotionResult:
-    """The version after a promotion attempt. `passed` is the result of the gates, whatever an override did."""
+    """The version after a promotion attempt. `passed` is the result of the gates, also with an override."""
 
     version: ModelVersion
     passed: bool
@@ -59,11 +59,12 @@ class Promotions:
         override: bool,
         added: Mapping[str, float],
     ) -> PromotionResult:
-        """Evaluate the gates up to `to_stage` (None: the next stage); move the version if they pass or on `override`.
+        """Evaluate the gates up to `to_stage` (None: the next stage) and move the version if they pass.
 
-        A failed gate is a result, not an error, and is stored as evidence. `added` are values beside the version's
-        metrics. Raises IllegalTransition, ArtifactsPending, RolloutActive, NoRelease, EvidenceConflict,
-        InvalidMetric, and ReasonRequired for an override without a reason.
+        With `override` it moves also when they fail. A failed gate is a result, not an error, and is stored
+        as evidence. `added` are values beside the version's metrics. Raises IllegalTransition,
+        ArtifactsPending, RolloutActive, NoRelease, EvidenceConflict, InvalidMetric, and ReasonRequired for an
+        override without a reason.
         """
         if override:
             require_reason(reason, "An override")
@@ -122,7 +123,8 @@ class Promotions:
     async def reject(self, records: RolloutRecords, name: VersionName, reason: str, by: str) -> ModelVersion:
         """Move a version to REJECTED, which is final.
 
-        Raises ReasonRequired, IllegalTransition for the champion, and RolloutActive for the challenger of a rollout.
+        Raises ReasonRequired, IllegalTransition for the champion, and RolloutActive for the challenger of a
+        rollout.
         """
         require_reason(reason, "A rejection")
         await lock_model(records, name.parent)
@@ -136,11 +138,11 @@ class Promotions:
 async def _release_to_serve(
     records: RolloutRecords, version: ModelVersion, champion: ModelVersion | None, *, override: bool
 ) -> Release:
-    """Return the newest release of the version. Raises IllegalTransition when a rollout must decide, NoRelease."""
+    """Return the version's newest release. Raises NoRelease, IllegalTransition when a rollout must decide."""
     if champion is not None and not override:
         hint = (
-            f"{champion.name} is the champion: replace it by StartRollout, or promote with `override`, a reason "
-            "and a role that may override."
+            f"{champion.name} is the champion: replace it by StartRollout, or promote with `override`, "
+            "a reason and a role that may override."
         )
         raise illegal_transition(version.stage, Stage.PRODUCTION, version.name, hint=hint)
     release = await records.newest_release_of(version.model, version.number)
@@ -163,15 +165,15 @@ async def _refuse_during_rollout(
 def _merge_metrics(stored: Mapping[str, float], added: Mapping[str, float]) -> dict[str, float]:
     """Return stored and added metrics.
 
-    Raises InvalidMetric, and EvidenceConflict where they differ: a request cannot replace the metrics that the
-    version was registered with.
+    Raises InvalidMetric, and EvidenceConflict where they differ: a request cannot replace the metrics that
+    the version was registered with.
     """
     for name, value in added.items():
         if not math.isfinite(value):
             raise InvalidMetric(f"evidence.values[{name!r}] is {value}: send a finite value.")
         if name in stored and stored[name] != value:
             raise EvidenceConflict(
-                f"evidence.values[{name!r}] is {value:g}, but the version was registered with {stored[name]:g}: "
-                "leave it out or give it another name."
+                f"evidence.values[{name!r}] is {value:g}, but the version was registered with "
+                f"{stored[name]:g}: leave it out or give it another name."
             )
     return {**added, **stored}

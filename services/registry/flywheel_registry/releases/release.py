@@ -27,8 +27,8 @@ class Isotonic:
 class Release:
     """A release of a model; `number` is 0 before it is created.
 
-    `version` is the number of a version of the same model. `calibration` None means identity, `default_score` None
-    no default answer, `cached_max_age_seconds` None no cached answers.
+    `version` is the number of a version of the same model. `calibration` None means identity, `default_score`
+    None no default answer, `cached_max_age_seconds` None no cached answers.
     """
 
     model: str

@@ -24,8 +24,8 @@ class Variant:
 class Comparison:
     """Challenger against champion since a step began.
 
-    The deltas are the challenger's mean log-loss minus the champion's; the score shift is in standard deviations
-    of the champion's scores.
+    The deltas are the challenger's mean log-loss minus the champion's; the score shift is in standard
+    deviations of the champion's scores.
     """
 
     champion: Variant = Variant()
@@ -46,7 +46,7 @@ class Comparison:
         return (self.last_event - self.first_event).total_seconds()
 
     def values(self) -> dict[str, float]:
-        """Return the numbers by name, as stored in evidence. Infinite bounds carry no information and are left out."""
+        """Return the numbers by name, as stored in evidence, without infinite bounds."""
         numbers: dict[str, float] = {
             "labelled": self.labelled,
             "bake_seconds": self.bake_seconds,

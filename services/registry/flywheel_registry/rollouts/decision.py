@@ -1,24 +1,24 @@
 """The rules that decide what a rollout does next, from the evidence of its current step.
 
-All bounds are one-sided at the policy's `alpha`. Durations are event time, from the first to the last prediction of
-the evidence; nothing here reads a clock.
+All bounds are one-sided at the policy's `alpha`. Durations are event time, from the first to the last
+prediction of the evidence; nothing here reads a clock.
 
-* Guardrails come first, in shadow and canary. Error rate: breached when the Wilson lower bound (E. B. Wilson 1927)
-  of the challenger's error rate is above `max_error_rate`: at a limit of 0.1, two errors in ten answers are no
-  breach, 25 in 50 are. p99 latency: checked from 100 predictions on. Score shift: breached when |mean difference|
-  in champion standard deviations exceeds `max_score_shift` by more than z standard errors.
-* Shadow compares both on the same labelled rows. It passes when the upper bound of the log-loss delta is at most
-  `shadow_max_log_loss_delta` and is refused when the lower bound is above it. In between it holds, for at most
-  `max_step`.
-* Canary compares different subjects. It is rolled back when the lower bound is above `canary_max_log_loss_delta`.
-  It advances when the upper bound is at most that, or when there are enough predictions and bake time without a
-  breach. The second way is deliberate: with 5 % of the subjects the interval is too wide to prove non-inferiority
-  in a reasonable time, and shadow has proven it on paired rows.
+* Guardrails come first, in shadow and canary. Error rate: breached when the Wilson lower bound (E. B. Wilson
+  1927) of the challenger's error rate is above `max_error_rate`: at a limit of 0.1, two errors in ten answers
+  are no breach, 25 in 50 are. p99 latency: checked from 100 predictions on. Score shift: breached when |mean
+  difference| in champion standard deviations exceeds `max_score_shift` by more than z standard errors.
+* Shadow compares both on the same labelled rows. It passes when the upper bound of the log-loss delta is at
+  most `shadow_max_log_loss_delta` and is refused when the lower bound is above it. In between it holds, for
+  at most `max_step`.
+* Canary compares different subjects. It is rolled back when the lower bound is above
+  `canary_max_log_loss_delta`. It advances when the upper bound is at most that, or when there are enough
+  predictions and bake time without a breach. The second way is deliberate: with 5 % of the subjects the
+  interval is too wide to prove non-inferiority in a reasonable time, and shadow has proven it on paired rows.
 * At 100 % the champion has no concurrent traffic, and its older answers are not comparable. The last step is
   decided by error rate, p99 latency, predictions and bake time alone.
 
-The bounds are evaluated repeatedly without a correction for multiple looks; `min_bake` and the minimal counts delay
-the first look.
+The bounds are evaluated repeatedly without a correction for multiple looks; `min_bake` and the minimal counts
+delay the first look.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Decision(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """A decision, its reason (one sentence with the numbers) and one finding for each rule that was evaluated.
+    """A decision, its reason (one sentence with the numbers) and one finding per evaluated rule.
 
     `by_guardrail` means that a guardrail decided, not the quality of the scores.
     """

@@ -34,7 +34,7 @@ class RolloutLifecycle:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
 
-    # ---------------------------------------------------------------------------------------------- by evidence
+    # ------------------------------------------------------------------------------------------ by evidence
 
     async def apply_verdict(
         self,
@@ -124,8 +124,8 @@ class RolloutLifecycle:
     ) -> Rollout:
         """End the rollout without promotion and reject the challenger's version.
 
-        A version that breached a guardrail in canary stays CANDIDATE and may try again: errors and latency can have
-        causes outside the model.
+        A version that breached a guardrail in canary stays CANDIDATE and may try again: errors and latency
+        can have causes outside the model.
         """
         after = state_machine.withdraw(rollout.progress)
         changed = await self._change(
@@ -152,7 +152,7 @@ class RolloutLifecycle:
             )
         return changed
 
-    # ---------------------------------------------------------------------------------------------- by operators
+    # ------------------------------------------------------------------------------------------ by operators
 
     async def pause(self, records: RolloutRecords, name: RolloutName, reason: str, by: str) -> Rollout:
         """Stop deciding; the routing stays. Raises RolloutEnded."""
@@ -181,7 +181,7 @@ class RolloutLifecycle:
         return await self.end(records, self._journal(records, rollout, by), rollout, reason or "aborted")
 
     async def end(self, records: RolloutRecords, journal: Journal, rollout: Rollout, reason: str) -> Rollout:
-        """Abort a rollout as part of another change, which must hold the model's lock. Raises RolloutEnded."""
+        """Abort a rollout inside another change that holds the model's lock. Raises RolloutEnded."""
         after = state_machine.abort(rollout.progress)
         return await self._change(records, journal, rollout, after, action="ABORT", reason=reason)
 
@@ -192,7 +192,7 @@ class RolloutLifecycle:
         journal = self._journal(records, rollout, by)
         return await self._advance(records, journal, rollout, reason=f"skipped: {reason}", action="SKIP")
 
-    # ---------------------------------------------------------------------------------------------- shared
+    # ------------------------------------------------------------------------------------------ shared
 
     async def _change(
         self,

@@ -38,7 +38,7 @@ class RolloutRecords(ServingRecords, Protocol):
         ...
 
     async def note_hold(self, rollout: Rollout, progress: Progress) -> None:
-        """Store `reason` and `step_started_at` of a hold, unless the rollout has left the step of `progress`."""
+        """Store `reason` and `step_started_at` of a hold, unless the rollout has left that step."""
         ...
 
 
@@ -46,7 +46,7 @@ class Monitor(Protocol):
     """Compares the predictions of challenger and champion."""
 
     async def compare(self, rollout: Rollout) -> Comparison | None:
-        """Return the comparison since `rollout.step_started_at`; None when none is available. Never raises."""
+        """Return the comparison since `rollout.step_started_at`, None without one. Never raises."""
         ...
 
 

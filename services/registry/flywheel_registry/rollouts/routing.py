@@ -16,7 +16,8 @@ def routing_during_rollout(
 ) -> Routing:
     """Return the routing for a rollout's state; `routing` itself when nothing changes.
 
-    PAUSED keeps the routing. PROMOTED makes the challenger the champion, every other end leaves the champion alone.
+    PAUSED keeps the routing. PROMOTED makes the challenger the champion, every other end leaves the champion
+    alone.
     """
     match progress.state:
         case RolloutState.PAUSED:

@@ -45,9 +45,10 @@ class RolloutStart:
         reason: str,
         by: str,
     ) -> Rollout:
-        """Start a rollout in shadow. A model without a champion promotes the release on its offline gate alone.
+        """Start a rollout in shadow; without a champion, promote the release on its offline gate alone.
 
-        Raises UnknownModel, UnknownRelease, WrongModel, RolloutActive, NotStaged, AlreadyServing, InvalidPolicy.
+        Raises UnknownModel, UnknownRelease, WrongModel, RolloutActive, NotStaged, AlreadyServing,
+        InvalidPolicy.
         """
         await lock_model(records, model_name)
         model = await find_model(records, model_name)
@@ -63,7 +64,7 @@ class RolloutStart:
             )
         if version.stage not in STARTABLE_STAGES:
             raise NotStaged(
-                f"{version.name} is in stage {version.stage}: bring it to STAGING by PromoteModelVersion first.",
+                f"{version.name} is in stage {version.stage}: promote it to STAGING first.",
                 stage=version.stage,
             )
         routing = await records.routing(model_name)

@@ -35,9 +35,9 @@ ACTIVE_STATES = frozenset({RolloutState.SHADOW, RolloutState.CANARY, RolloutStat
 class Progress:
     """How far a rollout has come.
 
-    `challenger_percent` is the share of subjects that the challenger answers. `step` increases by one with every
-    change of state, so that a decision can be matched with the step that it was made for. `resume_to` is the state
-    to which a PAUSED rollout returns.
+    `challenger_percent` is the share of subjects that the challenger answers. `step` increases by one with
+    every change of state, so that a decision can be matched with the step that it was made for. `resume_to`
+    is the state to which a PAUSED rollout returns.
     """
 
     state: RolloutState = RolloutState.SHADOW
@@ -62,7 +62,7 @@ def advance(progress: Progress, policy: RolloutPolicy) -> Progress:
 
 
 def withdraw(progress: Progress) -> Progress:
-    """Return REFUSED from shadow, ROLLED_BACK from canary: the challenger answers nothing. Raises RolloutEnded."""
+    """Return REFUSED from shadow, ROLLED_BACK from canary. Raises RolloutEnded."""
     in_shadow = _running_state(progress) is RolloutState.SHADOW
     end = RolloutState.REFUSED if in_shadow else RolloutState.ROLLED_BACK
     return Progress(end, 0.0, progress.step + 1)

@@ -1,7 +1,7 @@
 """The ticker: fetches evidence for every active rollout and applies the verdict, under a lease.
 
-A tick may be repeated or interrupted at any point: it decides from what is stored, and a verdict is applied only to
-the step that it was made for.
+A tick may be repeated or interrupted at any point: it decides from what is stored, and a verdict is applied
+only to the step that it was made for.
 """
 
 from __future__ import annotations

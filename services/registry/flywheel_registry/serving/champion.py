@@ -25,13 +25,13 @@ async def replace_champion(
 ) -> ModelVersion:
     """Serve `release` (of `version`) to all requests and archive the old champion; return the version.
 
-    A version that is already in PRODUCTION keeps its stage and only the release changes. `evidence` is a resource
-    name or empty. The transaction must hold the model's lock.
+    A version that is already in PRODUCTION keeps its stage and only the release changes. `evidence` is a
+    resource name or empty. The transaction must hold the model's lock.
     """
     model = journal.model
     champion = await records.champion(model)
     if champion is None or champion.number != version.number:
-        # The database allows one version in PRODUCTION after each statement, so the old champion leaves first.
+        # The database allows one version in PRODUCTION at any time, so the old champion leaves first.
         if champion is not None:
             why = f"replaced by {version.name}: {reason}"
             await change_stage(

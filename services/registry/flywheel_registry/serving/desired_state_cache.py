@@ -1,7 +1,7 @@
 """Keeps the desired state of all models in memory and streams it to gateways.
 
-Each replica has one. Notifications tell it which models changed, whichever replica changed them. While the database
-is unavailable, watchers keep the state that they have.
+Each replica has one. Notifications tell it which models changed, whichever replica changed them. While the
+database is unavailable, watchers keep the state that they have.
 """
 
 from __future__ import annotations

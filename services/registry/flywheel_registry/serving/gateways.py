@@ -9,7 +9,7 @@ from datetime import datetime
 
 @dataclass(frozen=True, slots=True)
 class ObservedModel:
-    """A gateway's report on one model: the generation that it applies, releases that are ready, and failures."""
+    """A gateway's report on one model: the generation that it applies, ready releases, and failures."""
 
     model: str
     generation: int

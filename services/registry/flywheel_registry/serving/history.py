@@ -30,8 +30,8 @@ class ServingSpan:
 def rollback_stack(spans: Sequence[ServingSpan]) -> list[int]:
     """Return the releases that repeated rollbacks would return to, oldest first, the serving one last.
 
-    A promotion pushes its release. A rollback pops the releases above its target, so that a second rollback goes
-    further back instead of returning to the release that was just rolled back. `spans` are oldest first.
+    A promotion pushes its release. A rollback pops the releases above its target, so that a second rollback
+    goes further back instead of returning to the release that was just rolled back. `spans` are oldest first.
     """
     stack: list[int] = []
     for span in spans:

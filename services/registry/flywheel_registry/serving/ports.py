@@ -52,7 +52,7 @@ class Gateways(Protocol):
         ...
 
     def on_heartbeat(self, callback: Callable[[], None]) -> Callable[[], None]:
-        """Call `callback` after every heartbeat that this replica receives; return a function that ends this."""
+        """Call `callback` after every heartbeat at this replica; return a function that ends this."""
         ...
 
 
@@ -62,8 +62,8 @@ class RoutingNotifications(Protocol):
     async def next(self, timeout_seconds: float) -> set[str] | None:
         """Return the models whose routing changed since the last call; empty after the timeout.
 
-        Returns None when notifications may have been lost, as with a new connection: the caller must then compare
-        all generations. Raises Unavailable.
+        Returns None when notifications may have been lost, as with a new connection: the caller must then
+        compare all generations. Raises Unavailable.
         """
         ...
 

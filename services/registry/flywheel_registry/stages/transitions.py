@@ -1,7 +1,7 @@
 """The stages of a model version and the legal transitions between them.
 
-NONE → STAGING → CANDIDATE → PRODUCTION → ARCHIVED. ARCHIVED → PRODUCTION happens by rollback only. Every stage
-except PRODUCTION may change to REJECTED, which is final.
+NONE → STAGING → CANDIDATE → PRODUCTION → ARCHIVED. ARCHIVED → PRODUCTION happens by rollback only. Every
+stage except PRODUCTION may change to REJECTED, which is final.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def illegal_transition(current: Stage, target: Stage, subject: str, *, hint: str
 def promotion_path(current: Stage, target: Stage | None, subject: str = "The version") -> tuple[Stage, ...]:
     """Return the stages to pass through, in order, to reach `target` (None: the next stage).
 
-    Raises IllegalTransition when promotion does not lead from `current` to `target`. An ARCHIVED version returns
-    to PRODUCTION by rollback, never by promotion.
+    Raises IllegalTransition when promotion does not lead from `current` to `target`. An ARCHIVED version
+    returns to PRODUCTION by rollback, never by promotion.
     """
     if current not in PROMOTION_ORDER or current is Stage.PRODUCTION:
         hint = "An archived version serves again by RollbackModel." if current is Stage.ARCHIVED else ""

@@ -11,7 +11,7 @@ from flywheel_registry.store.postgres import statements as sql
 
 
 class PostgresGateways:
-    """`Gateways` on PostgreSQL. After a crash of the database the table is empty until the next heartbeats."""
+    """`Gateways` on PostgreSQL. A crash of the database empties the table until the next heartbeats."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

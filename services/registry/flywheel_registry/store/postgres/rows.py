@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import datetime
 from typing import Any
 
@@ -37,21 +37,22 @@ def policy_to_json(policy: GatePolicy | RolloutPolicy) -> str:
 
 
 def _gate_policy(stored: str) -> GatePolicy:
-    fields = json.loads(stored)
+    values = json.loads(stored)
     return GatePolicy(
-        offline=tuple(MetricThreshold(**_known_fields(MetricThreshold, t)) for t in fields["offline"]),
-        min_evaluation_rows=fields["min_evaluation_rows"],
+        offline=tuple(MetricThreshold(**_known_fields(MetricThreshold, t)) for t in values["offline"]),
+        min_evaluation_rows=values["min_evaluation_rows"],
     )
 
 
 def _rollout_policy(stored: str) -> RolloutPolicy:
-    fields = _known_fields(RolloutPolicy, json.loads(stored))
-    return RolloutPolicy(**{**fields, "canary_percents": tuple(fields["canary_percents"])})
+    values = _known_fields(RolloutPolicy, json.loads(stored))
+    return RolloutPolicy(**{**values, "canary_percents": tuple(values["canary_percents"])})
 
 
-def _known_fields(kind: type, stored: dict[str, Any]) -> dict[str, Any]:
+def _known_fields(kind: type[MetricThreshold | RolloutPolicy], stored: dict[str, Any]) -> dict[str, Any]:
     """Leave out the fields that a newer replica stored and this one does not know."""
-    return {key: value for key, value in stored.items() if key in kind.__dataclass_fields__}  # type: ignore[attr-defined]
+    known = {field.name for field in fields(kind)}
+    return {key: value for key, value in stored.items() if key in known}
 
 
 def model(row: Row) -> Model:

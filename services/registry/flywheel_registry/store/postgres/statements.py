@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-# ------------------------------------------------------------------------------------------------------- models
+# --------------------------------------------------------------------------------------------------- models
 INSERT_MODEL = """
 INSERT INTO model (name, project, description, owner, tags, gate_policy, rollout_policy, created_at)
 VALUES ($1, $2, $3, $4, $5::text::jsonb, $6::text::jsonb, $7::text::jsonb, $8)
@@ -31,13 +31,13 @@ NEXT_NUMBER = {
     for kind in ("version", "release", "rollout", "evidence")
 }
 
-# ----------------------------------------------------------------------------------------------------- versions
+# ------------------------------------------------------------------------------------------------- versions
 INSERT_VERSION = """
-INSERT INTO model_version (model, number, stage, training_run, framework, metrics, feature_set, training_dataset,
-  signature, golden_row_count, golden_inputs, golden_scores, golden_tolerance, tags, description, parent_version,
-  cause_alert, pipeline_run, registered_at, registered_by)
-VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14::text::jsonb, $15, $16,
-  $17, $18, $19, $20)
+INSERT INTO model_version (model, number, stage, training_run, framework, metrics, feature_set,
+  training_dataset, signature, golden_row_count, golden_inputs, golden_scores, golden_tolerance, tags,
+  description, parent_version, cause_alert, pipeline_run, registered_at, registered_by)
+VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14::text::jsonb,
+  $15, $16, $17, $18, $19, $20)
 """
 INSERT_ARTIFACTS = """
 INSERT INTO artifact (model, version, name, position, size_bytes, sha256)
@@ -49,7 +49,9 @@ v.model, v.number, v.stage, v.training_run, v.framework, v.metrics::text AS metr
 v.training_dataset, v.signature::text AS signature, v.golden_row_count, v.golden_inputs, v.golden_scores,
 v.golden_tolerance, v.tags::text AS tags, v.description, v.parent_version, v.cause_alert, v.pipeline_run,
 v.registered_at, v.registered_by, v.promoted_at, v.promoted_by,
-(SELECT coalesce(json_agg(json_build_array(a.name, a.size_bytes, a.sha256, a.stored) ORDER BY a.position), '[]')::text
+(SELECT coalesce(json_agg(
+    json_build_array(a.name, a.size_bytes, a.sha256, a.stored) ORDER BY a.position
+  ), '[]')::text
  FROM artifact a WHERE a.model = v.model AND a.version = v.number) AS artifacts
 """
 SELECT_VERSION = f"SELECT {VERSION_COLUMNS} FROM model_version v WHERE v.model = $1 AND v.number = $2"
@@ -80,7 +82,7 @@ UPDATE artifact SET stored = true WHERE model = $1 AND version = $2 AND name = $
 """
 DIGEST_STORED = "SELECT 1 FROM artifact WHERE sha256 = $1 AND stored LIMIT 1"
 
-# ----------------------------------------------------------------------------------------------------- releases
+# ------------------------------------------------------------------------------------------------- releases
 INSERT_RELEASE = """
 INSERT INTO release (model, number, version, feature_set, body, created_at, created_by)
 VALUES ($1, $2, $3, $4, $5::text::jsonb, $6, $7)
@@ -92,7 +94,7 @@ SELECT_RELEASE = _RELEASE + "WHERE model = $1 AND number = $2"
 LIST_RELEASES = _RELEASE + "WHERE model = $1 AND number < $2 ORDER BY number DESC LIMIT $3"
 NEWEST_RELEASE_OF = _RELEASE + "WHERE model = $1 AND version = $2 ORDER BY number DESC LIMIT 1"
 
-# ------------------------------------------------------------------------------------------- evidence and audit
+# --------------------------------------------------------------------------------------- evidence and audit
 INSERT_EVIDENCE = """
 INSERT INTO evidence (model, number, kind, version, numbers, findings, passed, created_at)
 VALUES ($1, $2, $3, $4, $5::text::jsonb, $6::text::jsonb, $7, $8)
@@ -114,7 +116,7 @@ LIST_AUDIT = "SELECT * FROM audit WHERE model = $1 AND sequence < $2 ORDER BY se
 AUDITED_MODELS = "SELECT DISTINCT model FROM audit ORDER BY model"
 WHOLE_AUDIT = "SELECT * FROM audit WHERE model = $1 AND sequence > $2 ORDER BY sequence LIMIT 1000"
 
-# ----------------------------------------------------------------------------------------------------- rollouts
+# ------------------------------------------------------------------------------------------------- rollouts
 INSERT_ROLLOUT = """
 INSERT INTO rollout (model, number, champion, challenger, state, resume_to, step, challenger_percent, policy,
   step_started_at, last_decision, reason, created_at, created_by, ended_at)
@@ -130,9 +132,9 @@ UPDATE rollout SET last_decision = 'HOLD', reason = $4, step_started_at = $5
 WHERE model = $1 AND number = $2 AND step = $3 AND ended_at IS NULL
 """
 _ROLLOUT = """
-SELECT o.model, o.number, o.champion, o.challenger, r.version AS challenger_version, o.state, o.resume_to, o.step,
-       o.challenger_percent, o.policy::text AS policy, o.step_started_at, o.last_decision, o.reason, o.created_at,
-       o.created_by, o.ended_at,
+SELECT o.model, o.number, o.champion, o.challenger, r.version AS challenger_version, o.state, o.resume_to,
+       o.step, o.challenger_percent, o.policy::text AS policy, o.step_started_at, o.last_decision, o.reason,
+       o.created_at, o.created_by, o.ended_at,
        (SELECT coalesce(json_agg(
           json_build_array(h.state, h.challenger_percent, h.entered_at, h.reason, h.evidence) ORDER BY h.step
         ), '[]')::text
@@ -148,20 +150,23 @@ INSERT INTO rollout_step (model, rollout, step, state, challenger_percent, enter
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 """
 
-# ------------------------------------------------------------------------------------------------------ serving
+# -------------------------------------------------------------------------------------------------- serving
 SELECT_ROUTING = """
-SELECT generation, champion, challenger, rollout, shadow_percent, challenger_percent FROM serving WHERE model = $1
+SELECT generation, champion, challenger, rollout, shadow_percent, challenger_percent
+FROM serving WHERE model = $1
 """
 UPSERT_ROUTING = """
 INSERT INTO serving (model, generation, champion, challenger, rollout, shadow_percent, challenger_percent)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (model) DO UPDATE
-SET generation = $2, champion = $3, challenger = $4, rollout = $5, shadow_percent = $6, challenger_percent = $7
+SET generation = $2, champion = $3, challenger = $4, rollout = $5, shadow_percent = $6,
+    challenger_percent = $7
 """
 NOTIFY_SERVING = "SELECT pg_notify('flywheel_serving', $1)"
 GENERATIONS = "SELECT model, generation FROM serving"
 ALL_SPANS = """
-SELECT release, version, since, until, reason, by_rollback FROM serving_span WHERE model = $1 ORDER BY position
+SELECT release, version, since, until, reason, by_rollback FROM serving_span
+WHERE model = $1 ORDER BY position
 """
 LIST_SPANS = """
 SELECT position, release, version, since, until, reason, by_rollback FROM serving_span
@@ -173,7 +178,7 @@ INSERT INTO serving_span (model, position, release, version, since, reason, by_r
 VALUES ($1, (SELECT coalesce(max(position), 0) + 1 FROM serving_span WHERE model = $1), $2, $3, $4, $5, $6)
 """
 
-# ----------------------------------------------------------------------------------------------------- gateways
+# ------------------------------------------------------------------------------------------------- gateways
 # The database's clock measures heartbeats, so that replicas agree on which gateways are live.
 HEARTBEAT = """
 INSERT INTO gateway (id, last_heartbeat, observed) VALUES ($1, clock_timestamp(), $2::text::jsonb)
@@ -186,7 +191,8 @@ ON CONFLICT (id) DO UPDATE SET project = $2
 LIST_GATEWAYS = """
 SELECT id, project, last_heartbeat, last_heartbeat >= clock_timestamp() - interval '1 second' AS live,
        observed::text AS observed
-FROM gateway WHERE last_heartbeat >= clock_timestamp() - $1 * interval '1 second' AND id > $2 ORDER BY id LIMIT $3
+FROM gateway
+WHERE last_heartbeat >= clock_timestamp() - $1 * interval '1 second' AND id > $2 ORDER BY id LIMIT $3
 """
 DELETE_OLD_GATEWAYS = """
 DELETE FROM gateway WHERE last_heartbeat < clock_timestamp() - interval '1 day' AND last_heartbeat > 'epoch'

@@ -1,0 +1,162 @@
+"""Promotion, idempotency and audit of a registry on real stores."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import asyncpg
+import grpc
+import pytest
+
+from flywheel_common.grpc.channel import from_rpc_error
+from flywheel_common.postgres.pool import create_pool
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2
+from flywheel_registry.api.convert_events import to_event
+from flywheel_registry.config import RegistrySettings
+from flywheel_registry.store.postgres.store import PostgresStore
+from tests.support.builders.registry import ModelClient
+from tests.support.row_counts import row_digests
+from tests.support.servers.registry import NO_TICKS, refused, running_registry
+
+
+async def test_the_first_release_is_promoted_on_its_offline_gate_alone(
+    client: ModelClient,
+) -> None:
+    await client.create()
+    version, release = await client.staged()
+    rollout = await client.start(release.name, reason="go")
+    assert rollout.state == model_pb2.ROLLOUT_STATE_PROMOTED
+    assert await client.stage(version.name) == "PRODUCTION"
+    model = (await client.stub.GetModel(registry_pb2.GetModelRequest(name=client.model))).model
+    assert (model.production_release, model.production_version) == (release.name, version.name)
+    entry = next(e for e in await client.audit() if e.to_state == "PRODUCTION")
+    assert "no champion" in entry.reason
+    assert entry.evidence.endswith("/evidence/1")
+
+
+async def test_a_failed_gate_is_stored_as_evidence_with_its_numbers(
+    client: ModelClient,
+) -> None:
+    threshold = model_pb2.MetricThreshold(metric="auc", min=0.8)
+    await client.create(gate_policy=model_pb2.GatePolicy(offline=[threshold], min_evaluation_rows=500))
+    version = await client.version(auc=0.75, rows=1000)
+    answer = await client.promote(version.name)
+    assert not answer.passed
+    assert list(answer.evidence.findings) == [
+        "passed: evaluation rows: 1000, at least 500 needed",
+        "FAILED: auc: 0.75, must be at least 0.8",
+    ]
+    assert await client.stage(version.name) == "NONE"
+    stored = await client.stub.GetEvidence(registry_pb2.GetEvidenceRequest(name=answer.evidence.name))
+    assert stored.evidence == answer.evidence
+
+
+async def test_a_hundred_concurrent_promotions_leave_one_champion(client: ModelClient, database: str) -> None:
+    await client.create()
+    versions = []
+    for i in range(100):
+        version = await client.version(b"same bytes", auc=0.7 + i / 1000)
+        await client.release(version.name)
+        versions.append(version.name)
+
+    async def promote(name: str) -> bool:
+        try:
+            return (await client.promote(name, to_stage=model_pb2.STAGE_PRODUCTION)).passed
+        except grpc.RpcError as error:
+            reason = from_rpc_error(error).reason
+            assert reason == "ILLEGAL_TRANSITION"
+            return False
+
+    won = await asyncio.gather(*(promote(name) for name in versions))
+    assert sum(won) == 1
+    conn = await asyncpg.connect(database)
+    try:
+        assert await conn.fetchval("SELECT count(*) FROM model_version WHERE stage = 'PRODUCTION'") == 1
+        assert await conn.fetchval("SELECT count(*) FROM serving_span WHERE until IS NULL") == 1
+    finally:
+        await conn.close()
+    overridden = await asyncio.gather(
+        *(
+            client.promote(name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="concurrent")
+            for name, is_champion in zip(versions, won, strict=True)
+            if not is_champion
+        )
+    )
+    assert len(overridden) == 99
+    production = await client.stub.ListModelVersions(
+        registry_pb2.ListModelVersionsRequest(parent=client.model, filter="stage=PRODUCTION")
+    )
+    assert len(production.model_versions) == 1
+    history = await client.stub.ListServingHistory(
+        registry_pb2.ListServingHistoryRequest(parent=client.model, page_size=1000)
+    )
+    assert len(history.spans) == 100
+    assert [span.HasField("until") for span in history.spans] == [False] + [True] * 99
+
+
+async def test_a_hundred_concurrent_equal_request_ids_make_one_version(client: ModelClient) -> None:
+    await client.create()
+    version = model_pb2.ModelVersion(
+        artifacts=[model_pb2.Artifact(name="model.onnx", size_bytes=1, sha256="a" * 64)]
+    )
+    request = registry_pb2.CreateModelVersionRequest(
+        parent=client.model, model_version=version, request_id="wf:register"
+    )
+    answers = await asyncio.gather(*(client.stub.CreateModelVersion(request, timeout=60) for _ in range(100)))
+    assert {a.model_version.name for a in answers} == {f"{client.model}/versions/1"}
+    listed = await client.stub.ListModelVersions(registry_pb2.ListModelVersionsRequest(parent=client.model))
+    assert len(listed.model_versions) == 1
+    assert [e.action for e in await client.audit()].count("REGISTER") == 1
+    request.model_version.description = "another body"
+    with refused("INVALID_ARGUMENT", "REQUEST_ID_REUSED"):
+        await client.stub.CreateModelVersion(request)
+
+
+async def test_the_database_protects_the_audit_and_the_chain_shows_changes(
+    client: ModelClient, database: str
+) -> None:
+    await client.create()
+    await client.champion()
+    conn = await asyncpg.connect(database)
+    try:
+        for statement in (
+            "UPDATE audit SET reason = 'x'",
+            "DELETE FROM audit",
+            "TRUNCATE audit",
+            "UPDATE release SET version = 2",
+        ):
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                await conn.execute(statement)
+        async with create_pool(database) as pool:
+            store = PostgresStore(pool, to_event)
+            assert await store.broken_audits() == []
+            await conn.execute("ALTER TABLE audit DISABLE TRIGGER audit_written_once")
+            await conn.execute("UPDATE audit SET actor = 'another' WHERE sequence = 2")
+            assert await store.broken_audits() == [
+                f"{client.model}: entry 2 was changed after it was written"
+            ]
+            await conn.execute("DELETE FROM audit WHERE sequence = 2")
+            assert await store.broken_audits() == [f"{client.model}: entry 2 is missing (found 3)"]
+    finally:
+        await conn.close()
+
+
+async def test_a_mutation_that_fails_at_its_last_write_is_rolled_back(
+    settings: Callable[..., RegistrySettings], database: str
+) -> None:
+    """The outbox rejects an event too large for Kafka after the stage and the audit were written."""
+    async with running_registry(settings(**NO_TICKS)) as stub:
+        client = ModelClient(stub)
+        await client.create()
+        version = await client.version()
+        before = await row_digests(database)
+        too_large = registry_pb2.RejectModelVersionRequest(
+            name=version.name, reason="x" * (9 << 20), request_id="one"
+        )
+        with refused("INVALID_ARGUMENT", "EVENT_TOO_LARGE"):
+            await stub.RejectModelVersion(too_large)
+        assert before == await row_digests(database)
+        again = registry_pb2.RejectModelVersionRequest(name=version.name, reason="short", request_id="one")
+        await stub.RejectModelVersion(again)
+        assert "REJECTED" == await client.stage(version.name)
