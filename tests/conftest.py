@@ -1,7 +1,7 @@
 """Fixtures for real backends: each is started on first use, once per session, on free ports.
 
-A fixture named after a backend (``postgres``, ``redis``, ``s3``, ``kafka``, ``triton``, ``ray``) is the running
-server of ``flywheel_local``: its addresses, and ``kill()``, ``restart()`` and ``process.signal(…)`` for fault
+A fixture named after a backend (``postgres``, ``redis``, ``s3``, ``kafka``, ``triton``, ``ray``) is the
+running server of ``flywheel_local``: its addresses, and ``kill()``, ``restart()`` and ``process.signal(…)`` for fault
 tests. Tests do not share data: ``database`` is a new PostgreSQL database, ``bucket`` a new bucket,
 ``topic_prefix`` a unique prefix; ``redis_url`` is an empty Redis.
 """
@@ -129,7 +129,7 @@ def templates() -> dict[str, str]:
 
 @pytest.fixture
 def database(request: pytest.FixtureRequest, postgres: Postgres, templates: dict[str, str]) -> Iterator[str]:
-    """DSN of a new database: migrated for tests in a service's folder (tests/<tier>/<service>), else empty."""
+    """DSN of a new database: migrated for tests in tests/<tier>/<service>, else empty."""
     service = request.path.parent.name
     migrations = _SERVICES / service / f"flywheel_{service}" / "migrations"
     name = f"test_{uuid.uuid4().hex[:16]}"

@@ -62,7 +62,7 @@ def remedy(cls: ErrorClass) -> str:
 
 
 def class_problems(classes: list[ErrorClass]) -> Iterator[str]:
-    """Classes without a reason, docstring or remedy, and reasons of one status that a package describes in two ways."""
+    """Classes without a reason, docstring or remedy, and reasons with two descriptions in one package."""
     first: dict[tuple[object, ...], ErrorClass] = {}
     for cls in (*BY_CODE.values(), *classes):
         name = f"{cls.__module__}.{cls.__name__}"

@@ -1,8 +1,8 @@
 """Runs every command and program of the documentation against a platform that has played the flights example.
 
-A fenced block with the language `python` is a program. Lines of other blocks that start with `flywheel` or `grpcurl`
-are commands (a backslash or an open quote continues the line). `make` commands start platforms of their own; CI and
-the fresh-machine run prove them.
+A fenced block with the language `python` is a program. Lines of other blocks that start with `flywheel` or
+`grpcurl` are commands (a backslash or an open quote continues the line). `make` commands start platforms of
+their own; CI and the fresh-machine run prove them.
 """
 
 from __future__ import annotations

@@ -173,28 +173,3 @@ async def test_a_missing_database_is_reported_without_retries(database: str) -> 
         async with create_pool(database.rsplit("/", 1)[0] + "/absent", wait_seconds=20):
             pass
     assert caught.value.reason == "POSTGRES_REFUSED"
-
-
-async def test_a_connection_that_the_server_ended_is_unavailable(database: str) -> None:
-    """The server announces the end of an idle connection before the socket closes: asyncpg then raises
-    InternalClientError, which once stopped whole processes when PostgreSQL crashed."""
-    port = int(database.rsplit(":", 1)[1].split("/", maxsplit=1)[0])
-    async with (
-        FaultProxy("127.0.0.1", port) as proxy,
-        create_pool(database.replace(f":{port}/", f":{proxy.port}/"), max_size=1) as pool,
-        create_pool(database, max_size=1) as other,
-    ):
-        for opened in (connection, transaction):
-            async with opened(pool) as conn:
-                backend = await conn.fetchval("SELECT pg_backend_pid()")
-            proxy.hide_ends()
-            async with connection(other) as conn:
-                assert await conn.fetchval("SELECT pg_terminate_backend($1, 5000)", backend)
-            await asyncio.sleep(0.1)  # the announcement arrives, and shows nowhere
-            with pytest.raises(errors.Unavailable) as caught:
-                async with opened(pool) as conn:
-                    await conn.fetchval("SELECT 1")
-            assert caught.value.reason == "POSTGRES_UNAVAILABLE"
-            async with opened(pool) as conn:
-                assert await conn.fetchval("SELECT 2") == 2
-            proxy.heal()

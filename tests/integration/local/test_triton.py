@@ -25,7 +25,8 @@ class TritonPythonModel:
 
     def execute(self, requests):
         inputs = [pb.get_input_tensor_by_name(request, "INPUT").as_numpy() for request in requests]
-        return [pb.InferenceResponse([pb.Tensor("SCORE", self.session.run(None, {"INPUT": x})[0])]) for x in inputs]
+        scores = [self.session.run(None, {"INPUT": x})[0] for x in inputs]
+        return [pb.InferenceResponse([pb.Tensor("SCORE", values)]) for values in scores]
 """
 
 

@@ -1,9 +1,8 @@
 """Unary calls to a service of which no replica is ready.
 
-The health check of a channel keeps calls away from replicas that are not ready. When none is, gRPC fails the call
-itself, with UNAVAILABLE and no reason. Such a call is sent once more without the health check: the service then
-answers it, or fails it with the reason (for example POSTGRES_UNAVAILABLE). Load balancers call this a panic
-threshold of zero.
+The health check of a channel keeps calls away from replicas that are not ready. When no replica is ready,
+gRPC fails the call, with UNAVAILABLE and no reason. Such a call is sent once more without the health check:
+the service then answers it, or fails it with its reason (for example POSTGRES_UNAVAILABLE).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Batching without a timer.
 
-An idle batcher sends at once; items that arrive while a batch runs form the next one. A batch that runs for longer
-than `stall_seconds` frees its slot, so that the next one can start. Each item has its own deadline on the loop's
-clock. When it passes, the caller gets `Expired`, even if the batch is still running.
+An idle batcher sends at once; items that arrive while a batch runs form the next one. A batch that runs for
+longer than `stall_seconds` frees its slot, so that the next one can start. Each item has its own deadline on
+the loop's clock. When it passes, the caller gets `Expired`, even if the batch is still running.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A release: feature set, model version, calibration, threshold and fallback policy as one immutable bundle."""
+"""A release: feature set, model version, calibration, threshold and fallback as one immutable bundle."""
 
 from __future__ import annotations
 

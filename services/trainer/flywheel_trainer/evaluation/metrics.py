@@ -50,7 +50,8 @@ def brier(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
 
 
 def ece(labels: npt.ArrayLike, scores: npt.ArrayLike, bins: int = ECE_BINS) -> float:
-    """Expected calibration error over equal-width bins: Σ share·|mean label − mean score| (Guo et al. 2017)."""
+    """Expected calibration error over equal-width bins: Σ share·|mean label − mean score|
+    (Guo et al. 2017)."""
     y, s = _checked(labels, scores)
     index = np.minimum((s * bins).astype(np.int64), bins - 1)
     gap = np.bincount(index, weights=y, minlength=bins) - np.bincount(index, weights=s, minlength=bins)

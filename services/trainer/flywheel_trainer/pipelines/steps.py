@@ -128,7 +128,7 @@ class PipelineSteps:
         }
 
     async def register(self, workflow: str, results: Mapping[str, Result]) -> Result:
-        """Create the model version, upload its files, and let the registry's offline gate decide on STAGING."""
+        """Create the model version, upload its files, and request STAGING from the offline gate."""
         run = await self._begin(workflow, "register")
         report, artifacts = await self._report(results["train"]["run"])
         metrics: dict[str, float] = results["evaluate"]["metrics"]
