@@ -1,8 +1,8 @@
 """Fixtures for real backends: each is started on first use, once per session, on free ports.
 
 A fixture named after a backend (``postgres``, ``redis``, ``s3``, ``kafka``, ``triton``, ``ray``) is the
-running server of ``flywheel_local``: its addresses, and ``kill()``, ``restart()`` and ``process.signal(…)`` for fault
-tests. Tests do not share data: ``database`` is a new PostgreSQL database, ``bucket`` a new bucket,
+running server of ``flywheel_local``: its addresses, and ``kill()``, ``restart()`` and ``process.signal(…)``
+for fault tests. Tests do not share data: ``database`` is a new PostgreSQL database, ``bucket`` a new bucket,
 ``topic_prefix`` a unique prefix; ``redis_url`` is an empty Redis.
 """
 

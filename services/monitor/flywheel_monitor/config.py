@@ -22,7 +22,7 @@ class MonitorSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     consumer_group: str = "flywheel-monitor"
     """Kafka consumer group; its positions are stored in PostgreSQL."""
     pane_seconds: int = Field(60, ge=1, le=86_400)
-    """Width of a pane, the smallest slice of event time with own counts. Must not change once counts exist."""
+    """Width of a pane: the smallest slice of event time. Must not change after counts exist."""
     out_of_order_seconds: float = Field(0.0, ge=0)
     """Event time that a window stays open after the watermark has passed its end."""
     watch_poll_seconds: float = Field(0.25, gt=0)
