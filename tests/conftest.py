@@ -13,7 +13,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,10 +27,10 @@ from pydantic import SecretStr
 from flywheel_common.config import S3Settings
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import create_pool
+from flywheel_local import ports
 from flywheel_local.backend import Backend
 from flywheel_local.backends import Backends
 from flywheel_local.kafka import Kafka
-from flywheel_local.ports import free
 from flywheel_local.postgres import Postgres
 from flywheel_local.ray import Ray
 from flywheel_local.redis import Redis
@@ -43,6 +43,10 @@ os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "WHEN_REQUIRED")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 # gRPC's fork handlers crash a child that is forked while gRPC runs in this process, as backends are.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+# Test processes that run side by side (pytest-xdist) must not choose the same free port.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    ports.FREE = ports.FREE[int(worker.removeprefix("gw")) :: int(os.environ["PYTEST_XDIST_WORKER_COUNT"])]
 
 _SERVICES = Path(__file__).resolve().parents[1] / "services"
 
@@ -202,9 +206,3 @@ def s3_settings(s3: S3, bucket: str) -> S3Settings:
 def topic_prefix(kafka: Kafka) -> str:
     """A unique prefix for topics and consumer groups."""
     return f"t{uuid.uuid4().hex[:12]}."
-
-
-@pytest.fixture
-def free_port() -> Callable[[], int]:
-    """Returns a free loopback port per call."""
-    return lambda: free(["one"])["one"]

@@ -22,9 +22,9 @@ import pytest
 from google.protobuf import descriptor_pool, json_format, message_factory
 
 from flywheel_local.platform import Platform
-from tests.support.servers.platform import SERVICES, client_environment, platform, story
+from tests.support.servers.platform import SERVICES, client_environment, example_output, platform
 
-__all__ = ["client_environment", "platform", "story"]
+__all__ = ["client_environment", "example_output", "platform"]
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
@@ -80,7 +80,7 @@ def test_the_documentation_contains_programs_and_commands() -> None:
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_documented_program_succeeds(
-    program: str, story: str, client_environment: dict[str, str], tmp_path: Path
+    program: str, example_output: str, client_environment: dict[str, str], tmp_path: Path
 ) -> None:
     script = tmp_path / "program.py"
     script.write_text(program)
@@ -92,7 +92,7 @@ def test_a_documented_program_succeeds(
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_documented_command_succeeds(
-    command: str, story: str, platform: Platform, client_environment: dict[str, str]
+    command: str, example_output: str, platform: Platform, client_environment: dict[str, str]
 ) -> None:
     words = shlex.split(command)
     if words[0] == "grpcurl":

@@ -3,66 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 
-import psutil
 import pytest
 
 import flywheel as fw
-from flywheel_local import ports
 from flywheel_local.platform import Platform
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2
+from tests.support.servers.platform import addresses, client_environment, example_output, platform
 
-EXAMPLE = Path(__file__).parents[2] / "examples" / "flights" / "main.py"
+__all__ = ["addresses", "client_environment", "example_output", "platform"]
+
 MODEL = "projects/default/models/late-arrival"
 
 pytestmark = pytest.mark.timeout(900)
-
-
-@pytest.fixture(scope="module")
-def platform(backends_directory: Path) -> Iterator[Platform]:
-    directory = backends_directory / "platform"
-    directory.mkdir()
-    directory.chmod(0o755)
-    running = Platform(directory / "data", directory / "log", ports.free(ports.OFFSETS))
-    with running:
-        yield running
-    children = [
-        p for p in psutil.Process().children(recursive=True) if str(directory) in " ".join(p.cmdline())
-    ]
-    assert children == [], "processes of the platform are still running"
-
-
-@pytest.fixture(scope="module")
-def example_output(platform: Platform) -> str:
-    """The output of the example, which must succeed."""
-    environment = {**os.environ, **platform.client_environment, "SCOPE": "slice"}
-    done = subprocess.run(
-        [sys.executable, str(EXAMPLE)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=800,
-    )
-    assert done.returncode == 0, done.stdout[-6000:]
-    return done.stdout
-
-
-@pytest.fixture
-def addresses(platform: Platform) -> dict[str, str]:
-    return {
-        name: f"127.0.0.1:{platform.ports[name]}"
-        for name in ("feature", "registry", "trainer", "inference", "monitor")
-    }
 
 
 async def test_the_first_model_reaches_production_with_its_lineage(

@@ -36,6 +36,9 @@ OFFSETS: Mapping[str, int] = {
     "ray_dashboard": 311,
 }
 
+FREE = range(15_000, 32_000)
+"""Where `free` looks: below the ephemeral range, so that no client socket takes a port meanwhile."""
+
 
 def setting_for(name: str) -> str:
     """The environment variable of one port."""
@@ -58,16 +61,16 @@ def configured(environment: Mapping[str, str] = os.environ) -> dict[str, int]:
 
 
 def free(names: Iterable[str]) -> dict[str, int]:
-    """A free port for each name, below the ephemeral range, so that no client socket takes it meanwhile."""
+    """A free port of `FREE` for each name."""
     taken: dict[str, int] = {}
     for name in names:
         for _ in range(2000):
-            port = random.randrange(15000, 32000)
+            port = random.choice(FREE)
             if port not in taken.values() and is_free(port):
                 taken[name] = port
                 break
         else:
-            raise LocalError("no free port between 15000 and 32000", "stop processes that use them")
+            raise LocalError(f"no free port between {FREE[0]} and {FREE[-1]}", "stop processes that use them")
     return taken
 
 

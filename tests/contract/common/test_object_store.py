@@ -20,6 +20,7 @@ from flywheel_common.storage.objects import ObjectStore, content_key, put_conten
 from flywheel_common.storage.s3 import PART_BYTES, S3ObjectStore, object_store, s3_client
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
+from tests.support.ports import free_port
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -138,7 +139,7 @@ async def test_invalid_keys_are_refused(store: ObjectStore, key: str) -> None:
         assert caught.value.reason == "INVALID_OBJECT_KEY"
 
 
-async def test_a_store_that_is_down_is_unavailable(request: pytest.FixtureRequest, free_port: Any) -> None:
+async def test_a_store_that_is_down_is_unavailable(request: pytest.FixtureRequest) -> None:
     async with object_store(s3_settings(request, s3_endpoint=f"http://127.0.0.1:{free_port()}")) as down:
         with pytest.raises(errors.Unavailable) as caught:
             await down.get("a")

@@ -35,6 +35,7 @@ from flywheel_feature.store.postgres.archive import PostgresArchive
 from flywheel_feature.store.postgres.push_log import PostgresPushLog
 from flywheel_feature.tables.ports import Archive, Segment
 from flywheel_local.kafka import Kafka
+from tests.support.ports import free_port
 
 AT = Field("at", DataType.TIMESTAMP)
 LANDINGS = Source("p", "landings", (AT,), "at", "", StreamSource(partitions=2))
@@ -128,7 +129,7 @@ async def test_pushed_files_are_in_the_order_of_their_pushes(written: Written) -
     assert [] == list(await written.archive.pushed_uris("p", "other"))
 
 
-async def test_end_offsets_without_kafka_are_unavailable(pool: Any, free_port: Callable[[], int]) -> None:
+async def test_end_offsets_without_kafka_are_unavailable(pool: Any) -> None:
     bootstrap = f"127.0.0.1:{free_port()}"
     async with Producer(bootstrap, client_id="test") as producer:
         topics = SourceTopics(bootstrap, producer, topic_of=lambda p, s: f"{p}.{s}", partitions=1)

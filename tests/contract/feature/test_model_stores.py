@@ -18,6 +18,7 @@ from flywheel_local.s3 import S3
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_registry.config import RegistrySettings
 from tests.support.builders.registry import ModelClient as Story
+from tests.support.ports import free_port
 from tests.support.servers.registry import running_registry as running
 
 
@@ -91,7 +92,7 @@ async def test_all_uses_of_feature_sets_are_listed_also_by_rejected_models(regis
     assert [] == list(await registered.models.feature_uses("none"))
 
 
-async def test_unreachable_registry_is_unavailable(free_port: Callable[[], int]) -> None:
+async def test_unreachable_registry_is_unavailable() -> None:
     async with channel(f"127.0.0.1:{free_port()}", client_name="flywheel-feature") as opened:
         with pytest.raises(Unavailable):
             await RegistryModels(opened).feature_uses("default")

@@ -21,6 +21,7 @@ from flywheel_feature.store.redis.connection import RedisPipe
 from flywheel_feature.store.redis.online_store import OnlineStore
 from flywheel_feature.windows.applied_offsets import positions_of
 from tests.support.builders.tiles import LAYOUT, START, F, delta, windows, windows_of_events
+from tests.support.ports import free_port
 from tests.support.servers.redis_cluster import Cluster, three_nodes
 
 ROWS = RowLayout([Feature("x", DataType.FLOAT64)])
@@ -236,7 +237,7 @@ async def test_positions_of_an_older_generation_are_deleted_and_cannot_move(stor
 
 
 @pytest.mark.parametrize(("opened", "scheme"), [(RedisPipe, "redis"), (ClusterPipe, "redis+cluster")])
-async def test_unreachable_store_is_unavailable(opened: Any, scheme: str, free_port: Any) -> None:
+async def test_unreachable_store_is_unavailable(opened: Any, scheme: str) -> None:
     pipe = opened(f"{scheme}://127.0.0.1:{free_port()}")
     with pytest.raises(Unavailable) as refused:
         await OnlineStore(pipe).read([b"k"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import polars as pl
 import pyarrow.fs as fs
@@ -17,6 +16,7 @@ from flywheel_feature.store.s3.deletion import S3Deletion
 from flywheel_feature.store.s3.workspaces import FileWorkspace
 from flywheel_feature.tables.ports import Between
 from flywheel_local.s3 import S3
+from tests.support.ports import free_port
 
 
 @pytest.fixture(params=["memory", "disk", "s3"])
@@ -86,7 +86,7 @@ async def test_concurrent_writes_of_one_key_leave_one_complete_file(workspace: W
     assert ["one"] == workspace.keys()
 
 
-def test_unreachable_store_is_unavailable(free_port: Any) -> None:
+def test_unreachable_store_is_unavailable() -> None:
     workspace = on_s3(f"http://127.0.0.1:{free_port()}", "a", "b", "bucket/join")
     with pytest.raises(Unavailable) as refused:
         workspace.read_bytes("x")

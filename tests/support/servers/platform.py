@@ -30,7 +30,7 @@ def platform(backends_directory: Path) -> Iterator[Platform]:
     children = [
         p for p in psutil.Process().children(recursive=True) if str(directory) in " ".join(p.cmdline())
     ]
-    assert children == [], "processes of the platform are left"
+    assert children == [], "processes of the platform are still running"
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +40,8 @@ def client_environment(platform: Platform) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def story(client_environment: dict[str, str]) -> str:
-    """Output of the flights example, which must succeed on the slice of January to April."""
+def example_output(client_environment: dict[str, str]) -> str:
+    """Output of the flights example, which must succeed on its slice of the year (until April 22)."""
     done = subprocess.run(
         [sys.executable, str(EXAMPLE)],
         env={**client_environment, "SCOPE": "slice"},
