@@ -1,4 +1,5 @@
--- Models are keyed by their full resource name; what belongs to a model is numbered within it, from counters in its row.
+-- Models are keyed by their full resource name. Versions, releases, rollouts and evidence are numbered within
+-- their model, from counters in its row.
 CREATE TABLE model (
   name text PRIMARY KEY,
   project text NOT NULL,
@@ -41,7 +42,7 @@ CREATE TABLE model_version (
   promoted_by text NOT NULL DEFAULT '',
   PRIMARY KEY (model, number)
 );
--- Exactly one champion per model, whatever races.
+-- At most one champion per model, also under concurrent transactions.
 CREATE UNIQUE INDEX one_production_per_model ON model_version (model) WHERE stage = 'PRODUCTION';
 
 CREATE TABLE artifact (
@@ -117,7 +118,7 @@ CREATE TABLE rollout_step (
   FOREIGN KEY (model, rollout) REFERENCES rollout
 );
 
--- The serving pointer: what gateways are told.
+-- The routing of each model, which gateways apply.
 CREATE TABLE serving (
   model text PRIMARY KEY REFERENCES model,
   generation bigint NOT NULL,
@@ -159,16 +160,19 @@ CREATE TABLE audit (
   PRIMARY KEY (model, sequence)
 );
 
--- Audit, evidence and releases are written once. Triggers hold for the table's owner too, revoked grants would not.
+-- Audit, evidence and releases are append-only. Triggers also bind the owner of a table; revoked grants do not.
 CREATE FUNCTION written_once() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
   RAISE EXCEPTION '% is append-only', TG_TABLE_NAME USING ERRCODE = 'insufficient_privilege';
 END $$;
-CREATE TRIGGER audit_written_once BEFORE UPDATE OR DELETE OR TRUNCATE ON audit FOR EACH STATEMENT EXECUTE FUNCTION written_once();
-CREATE TRIGGER evidence_written_once BEFORE UPDATE OR DELETE OR TRUNCATE ON evidence FOR EACH STATEMENT EXECUTE FUNCTION written_once();
-CREATE TRIGGER release_written_once BEFORE UPDATE OR DELETE OR TRUNCATE ON release FOR EACH STATEMENT EXECUTE FUNCTION written_once();
+CREATE TRIGGER audit_written_once BEFORE UPDATE OR DELETE OR TRUNCATE ON audit
+  FOR EACH STATEMENT EXECUTE FUNCTION written_once();
+CREATE TRIGGER evidence_written_once BEFORE UPDATE OR DELETE OR TRUNCATE ON evidence
+  FOR EACH STATEMENT EXECUTE FUNCTION written_once();
+CREATE TRIGGER release_written_once BEFORE UPDATE OR DELETE OR TRUNCATE ON release
+  FOR EACH STATEMENT EXECUTE FUNCTION written_once();
 
--- Heartbeats: rebuilt within a second, so they need no write-ahead log.
+-- Heartbeats are reported again within a second, so they need no write-ahead log.
 CREATE UNLOGGED TABLE gateway (
   id text PRIMARY KEY,
   project text NOT NULL DEFAULT '',
