@@ -132,21 +132,33 @@ def templates() -> dict[str, str]:
 
 
 @pytest.fixture
+def empty_database(postgres: Postgres) -> Iterator[str]:
+    """DSN of a new, empty database."""
+    name = f"test_{uuid.uuid4().hex[:16]}"
+    postgres.create_databases([name])
+    yield postgres.dsn(name)
+    _drop(postgres, name)
+
+
+@pytest.fixture
 def database(request: pytest.FixtureRequest, postgres: Postgres, templates: dict[str, str]) -> Iterator[str]:
     """DSN of a new database: migrated for tests in tests/<tier>/<service>, else empty."""
     service = request.path.parent.name
     migrations = _SERVICES / service / f"flywheel_{service}" / "migrations"
+    if not migrations.is_dir():
+        yield request.getfixturevalue("empty_database")
+        return
+    if service not in templates:
+        templates[service] = f"template_{service}_{uuid.uuid4().hex[:8]}"
+        postgres.create_databases([templates[service]])
+        asyncio.run(_migrate(postgres.dsn(templates[service]), migrations))
     name = f"test_{uuid.uuid4().hex[:16]}"
-    if migrations.is_dir():
-        if service not in templates:
-            template = f"template_{service}_{uuid.uuid4().hex[:8]}"
-            postgres.create_databases([template])
-            asyncio.run(_migrate(postgres.dsn(template), migrations))
-            templates[service] = template
-        asyncio.run(_execute(postgres.dsn(), f'CREATE DATABASE "{name}" TEMPLATE "{templates[service]}"'))
-    else:
-        postgres.create_databases([name])
+    asyncio.run(_execute(postgres.dsn(), f'CREATE DATABASE "{name}" TEMPLATE "{templates[service]}"'))
     yield postgres.dsn(name)
+    _drop(postgres, name)
+
+
+def _drop(postgres: Postgres, name: str) -> None:
     asyncio.run(_execute(postgres.dsn(), f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
 
 

@@ -18,6 +18,7 @@ from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.eventually import eventually
+from tests.support.ports import free_port
 from tests.support.servers.feature import ServiceProcesses, answers, job_ended
 
 T0 = datetime(2013, 3, 1, 12, tzinfo=UTC)
@@ -200,7 +201,7 @@ async def test_the_rows_per_second_limit_holds_and_a_cancelled_job_stops(
 
 
 async def test_a_killed_job_continues_within_its_file(
-    service_processes: ServiceProcesses, table: Table, free_port: Any
+    service_processes: ServiceProcesses, table: Table
 ) -> None:
     table.write_many("a.parquet", 300_000, 0.0, entities=300_000)
     port = free_port()

@@ -28,6 +28,7 @@ from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.builders.jobs import RecordingJob
 from tests.support.eventually import eventually
+from tests.support.ports import free_port
 from tests.support.servers.feature import PARENT, ServiceProcesses, answers, job_ended, job_of
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
@@ -259,7 +260,7 @@ async def test_a_cancelled_running_job_builds_nothing(
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_a_job_of_a_killed_process_is_finished_by_another_as_one_set(
-    service_processes: ServiceProcesses, tables: S3Tables, bucket: str, free_port: Callable[[], int]
+    service_processes: ServiceProcesses, tables: S3Tables, bucket: str
 ) -> None:
     spine = write_inputs(tables, bucket, 2_000_000)
     port = free_port()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -14,12 +14,13 @@ from flywheel_common.kafka.producer import Producer
 from flywheel_local.kafka import Kafka
 from flywheel_local.s3 import S3
 from tests.support.peers.monitor import peers
+from tests.support.ports import free_port
 from tests.support.servers.monitor_process import MonitoredModel, MonitorProcess, process_environment
 
 
 @pytest.fixture
 async def world(
-    kafka: Kafka, s3: S3, bucket: str, database: str, free_port: Callable[[], int], tmp_path: Path
+    kafka: Kafka, s3: S3, bucket: str, database: str, tmp_path: Path
 ) -> AsyncIterator[MonitoredModel]:
     await ensure_topics(kafka.bootstrap, topics.STANDARD)
     project = f"p{uuid.uuid4().hex[:10]}"

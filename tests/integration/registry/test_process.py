@@ -162,8 +162,10 @@ async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
     assert (checked.returncode, checked.stdout.strip()) == (0, "all audit chains are intact")
 
 
-def test_migrating_twice_changes_nothing(settings: Callable[..., RegistrySettings]) -> None:
-    env = environment(settings())
+def test_migrating_twice_changes_nothing(
+    settings: Callable[..., RegistrySettings], empty_database: str
+) -> None:
+    env = environment(settings(postgres_dsn=empty_database))
     outputs = [command(env, "migrate").stdout for _ in range(2)]
     assert [line.splitlines()[-1] for line in outputs][1] == "0 migration(s) applied"
     assert "migration(s) applied" in outputs[0]

@@ -20,6 +20,7 @@ from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 from tests.support.builders.trainer import learnable_rows
 from tests.support.peers.trainer import Peers, serve_peers
+from tests.support.ports import free_port
 from tests.support.servers.trainer import TrainerProcess
 
 
@@ -37,9 +38,7 @@ async def peers(s3_settings: S3Settings, bucket: str) -> AsyncIterator[Peers]:
 
 
 @pytest.fixture
-def trainer_settings(
-    postgres: Postgres, database: str, s3: S3, bucket: str, free_port: Callable[[], int]
-) -> dict[str, str]:
+def trainer_settings(postgres: Postgres, database: str, s3: S3, bucket: str) -> dict[str, str]:
     """Settings of a trainer without Kafka, Ray and peers; the `with_…` fixtures add their addresses."""
     postgres.create_databases([database.rsplit("/", 1)[1] + "_dbos"])
     settings = {
