@@ -196,7 +196,9 @@ async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[
             raise
         except BaseException as error:
             if isinstance(error.__cause__, asyncpg.InternalClientError):
-                checkout.conn.terminate()  # asyncpg takes it for an open connection
+                # asyncpg takes it for an open connection, unless the socket has closed meanwhile.
+                with suppress(asyncpg.InterfaceError):
+                    checkout.conn.terminate()
             await _release(pool, checkout.conn)
             raise
     await _release(pool, checkout.conn)
@@ -238,6 +240,10 @@ def _mapped(error: Exception, translate: Translation) -> FlywheelError | None:
     return None
 
 
+_LOST = ("closed", "released back to the pool")
+"""What asyncpg says of a lost connection: the pool takes it back while a block still uses it."""
+
+
 def is_connection_loss(error: BaseException) -> bool:
     """Whether the connection to the database was lost, as opposed to a refused statement."""
     return isinstance(
@@ -254,7 +260,7 @@ def is_connection_loss(error: BaseException) -> bool:
             # of a statement after the server announced the end of the connection, before the socket closed
             asyncpg.InternalClientError,
         ),
-    ) or (isinstance(error, asyncpg.InterfaceError) and "closed" in str(error))
+    ) or (isinstance(error, asyncpg.InterfaceError) and any(text in str(error) for text in _LOST))
 
 
 def _unavailable() -> PostgresUnavailable:
