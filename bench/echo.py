@@ -1,4 +1,4 @@
-"""A server that does nothing but what every service must: the same interceptors, then prepared bytes.
+"""A gRPC server with the interceptors of a service, which returns prepared bytes.
 
 python -m bench.echo ADDRESS METHOD=FILE …
 """
@@ -20,7 +20,7 @@ SERVICE = "flywheel.bench.v1.EchoService"
 
 
 def add_answers(answers: dict[str, str], server: Any) -> None:
-    """Like a generated `add_…Servicer_to_server`: each method answers its own bytes whatever it was sent."""
+    """As a generated `add_…Servicer_to_server`: each method returns its bytes for any request."""
 
     def handler(path: str) -> Any:
         answer = Path(path).read_bytes()

@@ -1,4 +1,4 @@
-"""Load from a C client (h2load of nghttp2), because a Python client would be the bottleneck. Answers are checked by their bytes."""
+"""Generates load with h2load (nghttp2), as a Python client would be the bottleneck; checks answer sizes."""
 
 from __future__ import annotations
 
@@ -15,22 +15,24 @@ PACKAGE = "nghttp2-client"
 
 
 class ToolMissing(RuntimeError):
-    """A program this machine lacks; the message names the package to install."""
+    """A program is not installed; the message names the package to install."""
 
 
 class WrongAnswers(RuntimeError):
-    """The load was not answered as a single call was."""
+    """Answers under load differ from the answer of a single call."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
+    """The result of a load: calls per second, latencies in milliseconds."""
+
     per_second: float
     p50: float
-    """Milliseconds."""
     p99: float
 
 
 def require() -> str:
+    """The path of h2load. Raises ToolMissing."""
     found = shutil.which("h2load")
     if found is None:
         raise ToolMissing(f"h2load is missing: install the package {PACKAGE} (apt-get install {PACKAGE})")
@@ -40,9 +42,12 @@ def require() -> str:
 def load(
     address: str, method: str, message: bytes, answer_bytes: int | None, *, concurrent: int, calls: int
 ) -> Load:
-    """`calls` unary gRPC calls, `concurrent` at a time (up to four connections). Raises WrongAnswers unless each was answered 200 with a
-    message of `answer_bytes`: an error has no message, so it cannot pass for a fast answer. Without a length every answer must have
-    the average one of at least a byte."""
+    """Make `calls` unary gRPC calls, `concurrent` at a time on up to four connections.
+
+    Raises WrongAnswers unless each answer has status 200 and a message of `answer_bytes`: a gRPC error also
+    has status 200, but no message. If `answer_bytes` is None, all answers must have the same length of at
+    least one byte.
+    """
     connections = min(4, concurrent)
     body = b"\0" + len(message).to_bytes(4, "big") + message
     headers = ["content-type: application/grpc", "te: trailers", "grpc-timeout: 5S"]
@@ -58,26 +63,20 @@ def load(
 
 
 def load_http(address: str, path: str, body: bytes, *, concurrent: int, calls: int) -> Load:
-    """The same with HTTP/1.1 POSTs of JSON, a connection for each at a time."""
-    return _run(
-        f"http://{address}{path}",
-        body,
-        ["content-type: application/json"],
-        ["--h1", "-c", concurrent],
-        calls,
-        None,
-    )
+    """As `load`, with HTTP/1.1 POSTs of JSON on `concurrent` connections."""
+    headers = ["content-type: application/json"]
+    return _run(f"http://{address}{path}", body, headers, ["--h1", "-c", concurrent], calls, None)
 
 
 def _run(
-    url: str, body: bytes, headers: list[str], how: list[object], calls: int, answer_bytes: int | None
+    url: str, body: bytes, headers: list[str], options: list[object], calls: int, answer_bytes: int | None
 ) -> Load:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         data, log = Path(folder) / "body", Path(folder) / "log"
         data.write_bytes(body)
-        command = [
-            require(), "-n", calls, *how, "-t", 1, "-d", data, "--log-file", log, *(x for h in headers for x in ("-H", h)), url,
-        ]  # fmt: skip
+        header_options = [option for h in headers for option in ("-H", h)]
+        files = ["-d", data, "--log-file", log]
+        command = [require(), "-n", calls, *options, "-t", 1, *files, *header_options, url]
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
         micros = np.loadtxt(log, usecols=2)
     text = done.stdout

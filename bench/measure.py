@@ -1,7 +1,7 @@
-"""What a measurement is: two things run in turn on the same machine, and what their ratio must be.
+"""Compares two measurements on the same machine by their ratio.
 
-Machines are noisy and shared, so a number alone says little. Rounds alternate (A B A B …); the ratio is the median of the rounds'
-own ratios, the two values beside it are the medians of each side.
+Machines are noisy and shared, so that an absolute number means little. Rounds alternate (A B B A …). The
+ratio is the median of the ratios of all rounds; the two values are the medians of each side.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ console = Console(width=150)
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A bound; of the ratio, or, with `of_value`, of the value itself."""
+    """A bound of the ratio, or with `of_value` of the value."""
 
     bound: float
     at_least: bool
@@ -47,7 +47,7 @@ def at_most(bound: float, *, of_value: bool = False) -> Target:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of the result: `value` is ours, `ratio` is ours to theirs."""
+    """One line of the result; `value` is ours, `ratio` is ours divided by theirs."""
 
     name: str
     value: float
@@ -57,13 +57,13 @@ class Row:
     ratio: float | None
     target: str
     holds: bool | None
-    """None: measured for information, nothing was promised."""
+    """None: measured for information, without a target."""
 
 
 def alternating(
     rounds: int, ours: Callable[[], float], theirs: Callable[[], float]
 ) -> list[tuple[float, float]]:
-    """Pairs of measurements; every second round begins with the other side."""
+    """Pairs of measurements; every second round starts with the other side."""
     pairs = []
     for i in range(rounds):
         if i % 2:
@@ -77,7 +77,7 @@ def alternating(
 def compared(
     name: str, unit: str, against: str, pairs: Sequence[tuple[float, float]], target: Target | None
 ) -> Row:
-    """A row out of rounds of (ours, theirs)."""
+    """The row of rounds of (ours, theirs)."""
     value = statistics.median(a for a, _ in pairs)
     other = statistics.median(b for _, b in pairs)
     ratio = statistics.median(a / b for a, b in pairs)
@@ -98,7 +98,7 @@ def row(
 
 
 def save(suite: str, rows: Iterable[Row]) -> Path:
-    """`bench/results/<suite>.json`; rows of the same name that were there before are replaced, others stay."""
+    """Write rows to `bench/results/<suite>.json`; rows of the same name are replaced, others are kept."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{suite}.json"
     before = json.loads(path.read_text()) if path.exists() else []
@@ -109,17 +109,13 @@ def save(suite: str, rows: Iterable[Row]) -> Path:
 
 def show(suite: str, rows: Iterable[Row]) -> None:
     table = Table(title=f"bench: {suite}", title_justify="left")
-    for column, justify in (
-        ("measured", "left"), ("value", "right"), ("against", "left"), ("its value", "right"), ("ratio", "right"),
-        ("target", "right"), ("", "left"),
-    ):  # fmt: skip
-        table.add_column(column, justify=justify)
+    for column in ("measured", "value", "against", "its value", "ratio", "target", ""):
+        table.add_column(column, justify="left" if column in ("measured", "against", "") else "right")
     verdicts = {True: "[green]holds[/]", False: "[red]missed[/]", None: ""}
     for r in rows:
-        table.add_row(
-            r.name, f"{number(r.value)} {r.unit}", r.against, number(r.against_value), number(r.ratio), r.target,
-            verdicts[r.holds],
-        )  # fmt: skip
+        ours = r.name, f"{number(r.value)} {r.unit}"
+        theirs = r.against, number(r.against_value)
+        table.add_row(*ours, *theirs, number(r.ratio), r.target, verdicts[r.holds])
     console.print(table)
 
 

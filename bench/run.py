@@ -1,6 +1,7 @@
-"""Measure against the limits and the peers: `python -m bench.run [suite …] [--only text]`.
+"""Run the benchmarks and check their targets: `python -m bench.run [suite …] [--only text]`.
 
-Every suite writes `bench/results/<suite>.json`, a list of {name, value, unit, against, against_value, ratio, target, holds}.
+Each suite writes `bench/results/<suite>.json`, a list of
+{name, value, unit, against, against_value, ratio, target, holds}.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from bench import measure
 
 SUITES = ("feature",)
-"""Each is a package beside this file with `run(only) -> list[Row]`."""
+"""Each suite is a package of this folder with `run(only) -> list[Row]`."""
 
 
 def main() -> int:

@@ -1,10 +1,11 @@
 # ruff: noqa: PTH123 - a script that prints
-"""What the pipeline costs: CPU microseconds of the server process per unary call, bare and with each part.
+"""Measures the CPU time of a gRPC server per unary call: bare grpc.aio, and with parts of the pipeline.
 
     python bench/common/server_overhead.py [calls]
 
-CPU time of the server alone, so that a busy machine or a slow client does not enter. Each variant runs in a process
-of its own, three rounds interleaved; the median is printed, and the ratio to bare.
+Only the CPU time of the server process counts, so that a busy machine or a slow client has no influence. Each
+variant runs in its own process, in three interleaved rounds. Prints the median, and its ratio to bare
+grpc.aio.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ METHOD = f"/{SERVICE}/Echo"
 IN_FLIGHT = 32
 
 
-class Nothing(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Passes on, as an interceptor that wraps handlers would have to."""
+class PassThrough(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """An interceptor that wraps handlers and does nothing else."""
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         handler = await continuation(details)
@@ -54,7 +55,7 @@ class Nothing(grpc.aio.ServerInterceptor):  # type: ignore[misc]
 async def serve(variant: str, ready: int) -> None:
     if variant in ("bare grpc.aio", "five interceptors doing nothing"):
         count = 5 if variant.startswith("five") else 0
-        server: Any = grpc.aio.server(interceptors=[Nothing() for _ in range(count)])
+        server: Any = grpc.aio.server(interceptors=[PassThrough() for _ in range(count)])
         add_echo(Echo(), server)
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
@@ -105,16 +106,16 @@ def measure(variant: str, calls: int) -> tuple[float, float]:
     port = int(os.read(read, 20))
     try:
         uvloop.run(load(port, calls // 10))
-        before, began = cpu_seconds(pid), time.monotonic()
+        before, started = cpu_seconds(pid), time.monotonic()
         uvloop.run(load(port, calls))
-        return (cpu_seconds(pid) - before) / calls * 1e6, calls / (time.monotonic() - began)
+        return (cpu_seconds(pid) - before) / calls * 1e6, calls / (time.monotonic() - started)
     finally:
         os.kill(pid, 9)
         os.waitpid(pid, 0)
 
 
 def main() -> None:
-    if len(sys.argv) > 2:  # one measurement, in a fresh interpreter: grpc does not survive a fork
+    if len(sys.argv) > 2:  # one measurement, in a fresh interpreter, as gRPC does not work after a fork
         print(*measure(sys.argv[2], int(sys.argv[1])))
         return
     import subprocess
@@ -130,9 +131,8 @@ def main() -> None:
     bare = statistics.median(found["bare grpc.aio"])
     for name, values in found.items():
         median = statistics.median(values)
-        print(
-            f"{name:32} {median:7.1f} µs CPU per call   {median / bare:5.2f} × bare   (runs: {', '.join(f'{v:.0f}' for v in values)})"
-        )
+        runs = ", ".join(f"{v:.0f}" for v in values)
+        print(f"{name:32} {median:7.1f} µs CPU per call   {median / bare:5.2f} × bare   (runs: {runs})")
 
 
 if __name__ == "__main__":

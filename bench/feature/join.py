@@ -1,4 +1,4 @@
-"""The point-in-time join of a million spine rows with a million rows, beside a plain Polars join_asof of the same tables."""
+"""The point-in-time join of a million spine rows with a million rows, compared with Polars join_asof."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import polars as pl
 
 from bench import measure
-from bench.feature.join_side import COLUMNS
-from bench.feature.room import Room
+from bench.feature.deployment import Deployment
+from bench.feature.join_process import COLUMNS
 from flywheel_local.services import S3_CLIENTS
 
 ROWS = 1_000_000
@@ -22,14 +22,14 @@ ROUNDS = 9
 REPOSITORY = Path(__file__).parents[2]
 
 
-def run(room: Room) -> Iterable[measure.Row]:
-    folder = room.folder / "join"
+def run(deployment: Deployment) -> Iterable[measure.Row]:
+    folder = deployment.folder / "join"
     write_tables(folder)
     for known, bound in ((False, 1.2), (True, 2.0)):
         ours, theirs = [], []
         for _ in range(ROUNDS):
-            ours.append(side("ours", folder, known))
-            theirs.append(side("polars", folder, known))
+            ours.append(run_join("ours", folder, known))
+            theirs.append(run_join("polars", folder, known))
             if not known and not math.isclose(ours[-1][2], theirs[-1][2], rel_tol=1e-9):
                 raise RuntimeError(f"the joins disagree: {ours[-1][2]} and {theirs[-1][2]}")
         what = f"point-in-time join, 1 M × 1 M, {'with' if known else 'without'} known_at"
@@ -40,18 +40,29 @@ def run(room: Room) -> Iterable[measure.Row]:
             )
 
 
-def side(name: str, folder: Path, known: bool) -> tuple[float, float, float]:
-    """Seconds, peak MiB, sum of the first value."""
+def run_join(side: str, folder: Path, known: bool) -> tuple[float, float, float]:
+    """(seconds, peak MiB, sum of the first value) of a join in its own process."""
     done = subprocess.run(
-        [sys.executable, "-m", "bench.feature.join_side", name, str(folder), "known" if known else "plain"],
-        capture_output=True, text=True, check=True, cwd=REPOSITORY, env=dict(S3_CLIENTS),
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "bench.feature.join_process",
+            side,
+            str(folder),
+            "known" if known else "plain",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=REPOSITORY,
+        env=dict(S3_CLIENTS),
+    )
     seconds, peak, total = done.stdout.split()
     return float(seconds), float(peak), float(total)
 
 
 def write_tables(folder: Path) -> None:
-    """Rows of a year, in no order; some became known hours after their event."""
+    """Write rows of one year in random order; a fifth became known up to six hours after their event."""
     folder.mkdir(exist_ok=True)
     generator = np.random.default_rng(11)
     year = 365 * 86400 * 1_000_000

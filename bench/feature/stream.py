@@ -1,4 +1,4 @@
-"""Stream materialization: how fast one worker process takes a backlog of events into tiles and the archive."""
+"""Stream materialization: how fast one worker process applies a backlog to tiles and the archive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from aiokafka import AIOKafkaProducer
 import flywheel as fw
 from bench import measure
 from bench.feature import definitions as d
-from bench.feature.room import Room
+from bench.feature.deployment import Deployment
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.topics import feature_source
 from flywheel_common.value import from_python
@@ -27,11 +27,11 @@ PUSHED_TOGETHER = 200
 ENTITIES = 2_000
 ROUNDS = 3
 Rows = dict[str, list[Any]]
-Send = Callable[[Room, Rows, int], int]
+Send = Callable[[Deployment, Rows, int], int]
 SPAN = timedelta(hours=20)
 
 
-def run(room: Room) -> Iterable[measure.Row]:
+def run(deployment: Deployment) -> Iterable[measure.Row]:
     what = f"stream materialization, two windows, {ENTITIES:,} entities"
     for number, (how, send, events) in enumerate(
         (
@@ -39,18 +39,16 @@ def run(room: Room) -> Iterable[measure.Row]:
             ("one event a record", _produced, SINGLE_EVENTS),
         )
     ):
-        rates = [_once(room, number * ROUNDS + i, send, events) for i in range(1, ROUNDS + 1)]
-        yield measure.row(
-            f"{what}, {how}", statistics.median(rates), "events/s per process",
-            measure.at_least(20_000, of_value=True),
-        )  # fmt: skip
+        rates = [_once(deployment, number * ROUNDS + i, send, events) for i in range(1, ROUNDS + 1)]
+        target = measure.at_least(20_000, of_value=True)
+        yield measure.row(f"{what}, {how}", statistics.median(rates), "events/s per process", target)
 
 
-def _once(room: Room, number: int, send: Send, events: int) -> float:
-    """Events a second between the first and the last effect of a backlog."""
+def _once(deployment: Deployment, number: int, send: Send, events: int) -> float:
+    """Events per second between the first and the last applied event of a backlog."""
     rows = d.ride_rows(number, events, ENTITIES, d.NOW - SPAN + number * timedelta(seconds=1), SPAN / events)
-    end = send(room, rows, number)
-    redis = room.redis()
+    end = send(deployment, rows, number)
+    redis = deployment.redis()
     key = position_key("default", "rides")
 
     def applied() -> int:
@@ -58,24 +56,24 @@ def _once(room: Room, number: int, send: Send, events: int) -> float:
         return min((int(v.split(b":")[0]) for v in positions), default=0)
 
     start = applied()
-    worker = room.start_worker()
-    began, first = 0.0, start
+    worker = deployment.start_worker()
+    started, first = 0.0, start
     deadline = time.monotonic() + 120
     try:
         while (now := applied()) < end:
-            if now > first and not began:
-                began, first = time.perf_counter(), now
+            if now > first and not started:
+                started, first = time.perf_counter(), now
             if time.monotonic() > deadline:
                 raise RuntimeError(f"the worker applied {now} of {end} records: {worker.log}")
             time.sleep(0.002)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - started
     finally:
         worker.stop()
     return (end - first) / (end - start) * events / seconds
 
 
-def _pushed(room: Room, rows: Rows, _: int) -> int:
-    """Through PushFeatures; the offset after the last record."""
+def _pushed(deployment: Deployment, rows: Rows, _: int) -> int:
+    """Send rows with PushFeatures; returns the offset after the last record."""
     parts = [
         {name: column[i : i + PUSHED_TOGETHER] for name, column in rows.items()}
         for i in range(0, len(rows["at"]), PUSHED_TOGETHER)
@@ -89,14 +87,14 @@ def _pushed(room: Room, rows: Rows, _: int) -> int:
                 end = max(end, *(o.next_offset for o in pushed.offsets))
         return end
 
-    return room.ask(push)
+    return deployment.call(push)
 
 
-def _produced(room: Room, rows: Rows, number: int) -> int:
-    """As another team's producer would: an envelope for each event, straight to the topic."""
+def _produced(deployment: Deployment, rows: Rows, number: int) -> int:
+    """Send one Kafka record per event, as external producers do; returns the offset after the last record."""
 
     async def produce() -> int:
-        producer = AIOKafkaProducer(bootstrap_servers=room.backends.kafka.bootstrap, linger_ms=5)
+        producer = AIOKafkaProducer(bootstrap_servers=deployment.backends.kafka.bootstrap, linger_ms=5)
         await producer.start()
         try:
             last: Any = None
@@ -104,8 +102,11 @@ def _produced(room: Room, rows: Rows, number: int) -> int:
                 fields = {name: from_python(v) for name, v in zip(rows, values, strict=True)}
                 event = build_event(
                     SourceEvent(source="projects/default/sources/rides", fields=fields),
-                    source="bench", key="0", event_time=values[1], event_id=f"single-{number}-{i}",
-                )  # fmt: skip
+                    source="bench",
+                    key="0",
+                    event_time=values[1],
+                    event_id=f"single-{number}-{i}",
+                )
                 last = await producer.send(feature_source("rides"), event.SerializeToString(), partition=0)
             return int((await last).offset) + 1
         finally:

@@ -265,17 +265,17 @@ def _rebuild_job(ports: Ports, materializing: MaterializeJob) -> RebuildJob:
 
 def _erase_job(settings: FeatureSettings, ports: Ports) -> EraseJob:
     return EraseJob(
-        ports.definitions.current,
-        ports.online,
-        ports.archive,
-        ports.push_log,
-        ports.tables,
-        ports.tombstones,
-        ports.topics,
-        ports.training_sets,
-        SystemClock(),
-        SystemIds().new,
-        ports.objects.delete,
+        catalogs=ports.definitions.current,
+        online=ports.online,
+        archive=ports.archive,
+        pushes=ports.push_log,
+        objects=ports.tables,
+        tombstones=ports.tombstones,
+        topics=ports.topics,
+        training_sets=ports.training_sets,
+        clock=SystemClock(),
+        new_id=SystemIds().new,
+        delete=ports.objects.delete,
         predictions=settings.prediction_log_prefix,
     )
 

@@ -133,6 +133,6 @@ async def test_end_offsets_without_kafka_are_unavailable(pool: Any, free_port: C
     async with Producer(bootstrap, client_id="test") as producer:
         topics = SourceTopics(bootstrap, producer, topic_of=lambda p, s: f"{p}.{s}", partitions=1)
         log = PushLog(PostgresPushLog(pool), MemoryTables("bucket"), SystemIds().new)
-        with pytest.raises(Unavailable) as away:
+        with pytest.raises(Unavailable) as refused:
             await EventHistory(PostgresArchive(pool, "bucket"), topics, log).end_offsets("p", "landings")
-    assert "KAFKA_UNAVAILABLE" == away.value.reason
+    assert "KAFKA_UNAVAILABLE" == refused.value.reason

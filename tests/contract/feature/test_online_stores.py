@@ -238,7 +238,7 @@ async def test_positions_of_an_older_generation_are_deleted_and_cannot_move(stor
 @pytest.mark.parametrize(("opened", "scheme"), [(RedisPipe, "redis"), (ClusterPipe, "redis+cluster")])
 async def test_unreachable_store_is_unavailable(opened: Any, scheme: str, free_port: Any) -> None:
     pipe = opened(f"{scheme}://127.0.0.1:{free_port()}")
-    with pytest.raises(Unavailable) as away:
+    with pytest.raises(Unavailable) as refused:
         await OnlineStore(pipe).read([b"k"])
-    assert "ONLINE_STORE_DOWN" == away.value.reason
+    assert "ONLINE_STORE_DOWN" == refused.value.reason
     await pipe.close()

@@ -88,6 +88,6 @@ async def test_concurrent_writes_of_one_key_leave_one_complete_file(workspace: W
 
 def test_unreachable_store_is_unavailable(free_port: Any) -> None:
     workspace = on_s3(f"http://127.0.0.1:{free_port()}", "a", "b", "bucket/join")
-    with pytest.raises(Unavailable) as away:
+    with pytest.raises(Unavailable) as refused:
         workspace.read_bytes("x")
-    assert "OBJECT_STORE_DOWN" == away.value.reason
+    assert "OBJECT_STORE_DOWN" == refused.value.reason

@@ -1,4 +1,4 @@
-"""Answers written as bytes say what answers built as messages say."""
+"""Answers encoded as bytes equal the same answers built as messages."""
 
 from __future__ import annotations
 
@@ -11,40 +11,40 @@ from flywheel.tables import to_dict
 from flywheel_common.columns import to_numpy
 from flywheel_feature.api.answer_encoding import AnswerEncoder
 from flywheel_feature.api.convert_online import answer_to_proto
-from flywheel_feature.definitions.catalog import Catalog
-from flywheel_feature.definitions.model import BatchView, DataType, Entity, Feature, Field, VersionRef, View
+from flywheel_feature.definitions.model import BatchView, DataType, Feature, VersionRef, View
 from flywheel_feature.encoding.row_encoding import DTYPES, RowLayout
-from flywheel_feature.online.read_plan import Answer, ReadPlan, plan_of_features
+from flywheel_feature.online.read_plan import Answer, ReadPlan
 from flywheel_feature.windows.applied_offsets import AppliedOffsets
 from flywheel_protos.feature.v1 import feature_pb2 as pb
+from tests.support.builders.feature_units import object_array, plan_of_view
 
 T = DataType
 FEATURES = (
-    Feature("a", T.FLOAT64), Feature("b", T.INT64), Feature("c", T.BOOL), Feature("d", T.FLOAT32), Feature("e", T.STRING),
-    Feature("f", T.FLOAT64_LIST), Feature("g", T.FLOAT32_VECTOR, 2), Feature("h", T.TIMESTAMP), Feature("i", T.BYTES),
-)  # fmt: skip
-
-
-def objects(*values: Any) -> Any:
-    packed = np.empty(len(values), dtype=object)
-    packed[:] = values
-    return packed
-
-
-NUMBERS = tuple(
-    Feature(name, kind)
-    for name, kind in (
-        ("a", T.FLOAT64), ("b", T.INT64), ("c", T.FLOAT32), ("d", T.FLOAT64), ("a_long_name_of_a_feature", T.FLOAT64), ("eee", T.BOOL),
-        ("fff", T.INT64), ("gggg", T.TIMESTAMP),
-    )
-)  # fmt: skip
+    Feature("a", T.FLOAT64),
+    Feature("b", T.INT64),
+    Feature("c", T.BOOL),
+    Feature("d", T.FLOAT32),
+    Feature("e", T.STRING),
+    Feature("f", T.FLOAT64_LIST),
+    Feature("g", T.FLOAT32_VECTOR, 2),
+    Feature("h", T.TIMESTAMP),
+    Feature("i", T.BYTES),
+)
+NUMBERS = (
+    Feature("a", T.FLOAT64),
+    Feature("b", T.INT64),
+    Feature("c", T.FLOAT32),
+    Feature("d", T.FLOAT64),
+    Feature("a_long_name_of_a_feature", T.FLOAT64),
+    Feature("eee", T.BOOL),
+    Feature("fff", T.INT64),
+    Feature("gggg", T.TIMESTAMP),
+)
 
 
 def plan_of(features: list[str], of: tuple[Feature, ...] = FEATURES) -> ReadPlan:
     view = View("default", "v", "e", BatchView("s", of), version=3, features=of, ttl=1000)
-    entity = Entity("default", "e", (Field("k", T.STRING),))
-    catalog = Catalog("default", 1, {"e": entity}, {}, {VersionRef("v", 3): view}, {}, {"v": view})
-    return plan_of_features(catalog, features)
+    return plan_of_view(view, *features)
 
 
 @pytest.fixture
@@ -55,18 +55,25 @@ def plan() -> ReadPlan:
 def answer(plan: ReadPlan, rows: int) -> Answer:
     n = 3
     valid = np.array([True, False, True])
-    columns = {
-        "a": (np.array([1.5, 9.0, -0.0]), valid), "b": (np.array([1, 9, -(2**62)]), valid), "c": (np.array([True, True, False]), valid),
-        "d": (np.array([1.5, 9.0, 2.5], "f4"), valid), "e": (objects("x", "", "ü"), valid), "f": (objects([1.0], [], [2.0, 3.0]), valid),
-        "g": (np.array([[1, 2], [0, 0], [3, 4]], "f4"), valid), "h": (np.array([5, 9, 7]), valid), "i": (objects(b"\0", b"", b"yz"), valid),
-    }  # fmt: skip
+    values: dict[str, Any] = {
+        "a": np.array([1.5, 9.0, -0.0]),
+        "b": np.array([1, 9, -(2**62)]),
+        "c": np.array([True, True, False]),
+        "d": np.array([1.5, 9.0, 2.5], "f4"),
+        "e": object_array("x", "", "ü"),
+        "f": object_array([1.0], [], [2.0, 3.0]),
+        "g": np.array([[1, 2], [0, 0], [3, 4]], "f4"),
+        "h": np.array([5, 9, 7]),
+        "i": object_array(b"\0", b"", b"yz"),
+    }
+    columns = {name: (array, valid) for name, array in values.items()}
     stored = RowLayout(FEATURES).encode(columns, np.array([11, 12, 13]), np.array([11, 12, 13]))
     blobs = [*stored, None][:rows] + [None] * (rows - n - 1)
     return plan.decode(blobs, np.full(rows, 20, np.int64), {})
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4, 9, 200])
-def test_bytes_and_messages_agree(plan: ReadPlan, rows: int) -> None:
+def test_encoded_bytes_equal_the_serialized_message(plan: ReadPlan, rows: int) -> None:
     given = answer(plan, rows)
     message = pb.GetOnlineFeaturesResponse.FromString(AnswerEncoder(plan).encode(given))
     wanted = answer_to_proto(given, plan, pb.ANSWER_LAYOUT_COLUMNS)
@@ -76,7 +83,7 @@ def test_bytes_and_messages_agree(plan: ReadPlan, rows: int) -> None:
         assert getattr(message, field) == getattr(wanted, field)
 
 
-def test_part_of_a_shared_answer_is_encoded_as_if_it_were_alone(plan: ReadPlan) -> None:
+def test_a_part_of_a_batch_is_encoded_like_a_single_answer(plan: ReadPlan) -> None:
     whole = answer(plan, 4)
     encoder = AnswerEncoder(plan)
     part = pb.GetOnlineFeaturesResponse.FromString(encoder.encode(whole.rows(2, 4)))
@@ -106,8 +113,8 @@ def test_applied_offsets_are_lists_of_partition_and_next_offset(plan: ReadPlan) 
 
 
 @pytest.mark.parametrize("parts", [1, 3])
-@pytest.mark.parametrize("late", [False, True])
-def test_numbers_under_names_of_any_length_stand_in_the_column_of_their_name(parts: int, late: bool) -> None:
+@pytest.mark.parametrize("stale", [False, True])
+def test_columns_with_names_of_any_length_hold_their_values(parts: int, stale: bool) -> None:
     read = plan_of(["v:*"], NUMBERS)
     rows = 20 * parts
     columns = {
@@ -115,22 +122,22 @@ def test_numbers_under_names_of_any_length_stand_in_the_column_of_their_name(par
         for i, f in enumerate(NUMBERS)
     }
     event = np.arange(1, rows + 1)
-    too_late = np.arange(rows) % 3 == 0 if late else np.zeros(rows, np.bool_)
+    is_stale = np.arange(rows) % 3 == 0 if stale else np.zeros(rows, np.bool_)
     blobs = RowLayout(NUMBERS).encode(columns, event, event)
-    whole = read.decode(blobs, event + np.where(too_late, 1001, 1000), {})
+    whole = read.decode(blobs, event + np.where(is_stale, 1001, 1000), {})
     for i, encoded in enumerate(AnswerEncoder(read).encode_parts(whole, [20] * parts)):
         message = pb.GetOnlineFeaturesResponse.FromString(encoded)
         here = slice(20 * i, 20 * i + 20)
         assert {f"v__{name}": values[here].tolist() for name, (values, _) in columns.items()} == to_dict(
             message.features
         )
-        assert [4 if old else 1 for old in too_late[here]] * len(NUMBERS) == list(message.statuses)
+        assert [4 if old else 1 for old in is_stale[here]] * len(NUMBERS) == list(message.statuses)
         assert event[here].tolist() == np.frombuffer(message.event_times, "<i8").tolist()
 
 
 @pytest.mark.parametrize("sizes", [[1, 1, 1, 1], [2, 2], [1, 2, 1], [4], [0, 3, 1], [1, 3, 0]])
 @pytest.mark.parametrize("features", [["v:*"], ["v:h", "v:a", "v:b"], ["v:b"], ["v:c", "v:a"], ["v:d"]])
-def test_a_shared_answer_is_cut_into_what_each_asked_for(sizes: list[int], features: list[str]) -> None:
+def test_a_batch_is_split_into_the_rows_of_each_request(sizes: list[int], features: list[str]) -> None:
     read = plan_of(features)
     whole = answer(read, 4)
     messages = AnswerEncoder(read).encode_parts(whole, sizes)

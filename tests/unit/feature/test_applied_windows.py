@@ -1,9 +1,7 @@
-"""Stream features recomputed from exactly the events that an online answer was made of, however far the stream lagged behind."""
+"""Stream features recomputed from exactly the events of an online answer, however far the stream lagged."""
 
 from __future__ import annotations
 
-import math
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -22,12 +20,18 @@ from flywheel_feature.windows.event_order import event_ranks
 from flywheel_feature.windows.tile_layout import TileLayout
 from flywheel_feature.windows.tile_reading import TileReader
 from flywheel_feature.windows.tile_writing import Events, partials, state_of
+from tests.support.builders.feature_units import (
+    MINUTE,
+    UTC_MICROSECONDS,
+    at,
+    float_column,
+    is_close,
+    microseconds,
+    rows_of,
+)
 
 F = AggregationFunction
-MINUTE = 60_000_000
 TILE = 5 * MINUTE
-EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
-BASE = round(EPOCH.timestamp()) * 1_000_000
 AGGREGATIONS = [
     Aggregation(
         f"{function.name}_{window}", function, "" if function == F.COUNT else "v", window * MINUTE, limit=20
@@ -42,7 +46,7 @@ FEATURES = [
 Arrival = tuple[str, int, float | None, int]
 """Origin, minute of the event, value, partition; offsets count up per partition in the order of arrival."""
 Read = tuple[str, int, int]
-"""Origin, minute as of which is read, number of events that had arrived by then."""
+"""Origin, minute of the read, number of events that had arrived by then."""
 
 arrivals_of = st.lists(
     st.tuples(
@@ -68,12 +72,11 @@ def offsets_of(arrivals: list[Arrival]) -> list[int]:
 
 
 def state_after(layout: TileLayout, arrivals: list[Arrival], origin: str, count: int) -> bytes | None:
-    """The state of the entity when `count` events had arrived."""
+    """The state of the entity after the first `count` events."""
     offsets = offsets_of(arrivals)
     chosen = [(i, e) for i, e in enumerate(arrivals[:count]) if e[0] == origin]
-    time = np.array([BASE + e[1] * MINUTE for _, e in chosen], np.int64)
-    value = np.array([e[2] or 0.0 for _, e in chosen], np.float64)
-    present = np.array([e[2] is not None for _, e in chosen], np.bool_)
+    time = microseconds([e[1] for _, e in chosen])
+    value, present = float_column([e[2] for _, e in chosen])
     ranks = event_ranks([f"e{i}" for i, _ in chosen])
     deltas = partials(
         layout, Events(np.zeros(len(chosen), np.int64), time, time, ranks, {"v": (value, present)})
@@ -83,46 +86,41 @@ def state_after(layout: TileLayout, arrivals: list[Arrival], origin: str, count:
 
 
 def answered(arrivals: list[Arrival], reads: list[Read]) -> tuple[list[list[Any]], list[list[int]]]:
-    """Per read the online values, and the applied offsets that come with them."""
+    """Per read the online values and their applied offsets."""
     layout = TileLayout(AGGREGATIONS, TILE)
     states = [state_after(layout, arrivals, origin, count) for origin, _, count in reads]
-    read = TileReader(layout).read(states, np.array([BASE + r[1] * MINUTE for r in reads], np.int64))
-    rows = [[column[i] if mask[i] else None for column, mask in read.columns] for i in range(len(reads))]
+    read = TileReader(layout).read(states, microseconds([r[1] for r in reads]))
     bounds, pairs = positions_of(states)
     applied = [pairs[bounds[i] : bounds[i + 1]].ravel().tolist() for i in range(len(reads))]
-    return [[v.tolist() if isinstance(v, np.ndarray) else v for v in row] for row in rows], applied
+    return rows_of(read.columns, len(reads)), applied
 
 
 def recomputed(arrivals: list[Arrival], reads: list[Read], applied: list[list[int]]) -> pl.DataFrame:
     events = pl.DataFrame(
         {
             "origin": [e[0] for e in arrivals],
-            "t": [EPOCH + timedelta(minutes=e[1]) for e in arrivals],
+            "t": [at(e[1]) for e in arrivals],
             "v": [e[2] for e in arrivals],
             "id": [f"e{i}" for i in range(len(arrivals))],
             "partition": [e[3] for e in arrivals],
             "offset": offsets_of(arrivals),
         },
         schema={
-            "origin": pl.String, "t": pl.Datetime("us", "UTC"), "v": pl.Float64, "id": pl.String, "partition": pl.Int32,
+            "origin": pl.String,
+            "t": UTC_MICROSECONDS,
+            "v": pl.Float64,
+            "id": pl.String,
+            "partition": pl.Int32,
             "offset": pl.Int64,
         },
-    )  # fmt: skip
+    )
     spine = pl.DataFrame(
-        {"origin": [r[0] for r in reads], "at": [EPOCH + timedelta(minutes=r[1]) for r in reads]},
+        {"origin": [r[0] for r in reads], "at": [at(r[1]) for r in reads]},
         schema={"origin": pl.String, "at": pl.Datetime("us", "UTC")},
     )
     stream = Stream(events, ["origin"], "t", None, "id", "partition", "offset")
     lists = pl.Series(applied, dtype=pl.List(pl.Int64))
     return applied_features(spine, lists, stream, spine_time="at", tile=TILE, features=FEATURES)
-
-
-def close(a: Any, b: Any) -> bool:
-    if isinstance(a, list) or isinstance(b, list):
-        return bool((a or None) == (b or None))
-    if a is None or b is None:
-        return a is b
-    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-7)
 
 
 def assert_agree(arrivals: list[Arrival], reads: list[Read]) -> None:
@@ -131,34 +129,32 @@ def assert_agree(arrivals: list[Arrival], reads: list[Read]) -> None:
     assert offline.height == len(reads)
     for row, expected in enumerate(online):
         names = [a.name for a in AGGREGATIONS]
-        differing = [x for x in zip(names, expected, offline.row(row), strict=True) if not close(x[1], x[2])]
+        differing = [
+            x for x in zip(names, expected, offline.row(row), strict=True) if not is_close(x[1], x[2])
+        ]
         assert not differing
 
 
 @settings(max_examples=200, deadline=None)
 @given(arrivals=arrivals_of, reads=reads_of)
-# The second event came after the read, into a tile that was over.
+# The second event arrived after the read, for a tile that had ended.
 @example(arrivals=[("JFK", 0, 0.0, 0), ("JFK", 0, 1.0, 0)], reads=[("JFK", 5, 1)])
 @example(
     arrivals=[("JFK", -5, 3.0, 0), ("JFK", 0, 2.0, 0), ("JFK", 2, 1.0, 0)],
     reads=[("JFK", 60, 2), ("JFK", 5, 1)],
 )
-def test_every_answer_is_recomputed_whatever_had_arrived_by_then(
-    arrivals: list[Arrival], reads: list[Read]
-) -> None:
+def test_offline_windows_equal_online_answers_at_any_lag(arrivals: list[Arrival], reads: list[Read]) -> None:
     assert_agree(arrivals, reads)
 
 
 @pytest.mark.parametrize("at_once", [1, 7])
-def test_windows_with_holes_are_recomputed_a_few_pairs_at_a_time(
-    monkeypatch: pytest.MonkeyPatch, at_once: int
-) -> None:
+def test_windows_with_holes_are_recomputed_in_chunks(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(applied_windows, "MAX_PAIRS", at_once)
     late: list[Arrival] = [("JFK", (37 * i) % 60, float(i), i % 2) for i in range(30)]
     assert_agree(late, [("JFK", 60, count) for count in range(31)])
 
 
-def test_what_arrived_after_the_answer_does_not_count_and_what_arrived_early_does() -> None:
+def test_only_events_applied_at_the_answer_count() -> None:
     arrivals: list[Arrival] = [("JFK", 10, 1.0, 0), ("JFK", 14, 10.0, 0), ("JFK", 11, 100.0, 0)]
     # As of minute 12, the current tile holds minutes 10 … 14.
     offline = recomputed(arrivals, [("JFK", 12, 0)] * 4, applied=[[], [0, 1], [0, 2], [0, 3]])
@@ -167,25 +163,25 @@ def test_what_arrived_after_the_answer_does_not_count_and_what_arrived_early_doe
     assert offline["LAST_5"].to_list() == [None, 1.0, 10.0, 10.0]
 
 
-def test_a_store_that_lost_events_and_applied_them_in_another_order_is_recomputed_too() -> None:
+def test_answers_are_recomputed_after_the_store_lost_events() -> None:
     arrivals: list[Arrival] = [("JFK", 10, 1.0, 0), ("JFK", 10, 10.0, 1), ("JFK", 10, 100.0, 0)]
     applied = [[0, 1], [0, 1, 1, 1], [1, 1], [1, 1, 0, 2]]
     offline = recomputed(arrivals, [("JFK", 12, 0)] * 4, applied)
     assert offline["SUM_5"].to_list() == [1.0, 11.0, 10.0, 111.0]
 
 
-def test_an_entity_whose_newest_applied_event_is_too_old_has_no_values() -> None:
+def test_a_stale_entity_has_no_values() -> None:
     events = pl.DataFrame(
         {
             "origin": ["JFK", "JFK"],
-            "t": [EPOCH, EPOCH + timedelta(minutes=20)],
+            "t": [at(0), at(20)],
             "v": [1.0, 2.0],
             "id": ["e0", "e1"],
             "partition": [0, 0],
             "offset": [0, 1],
         }
     )
-    spine = pl.DataFrame({"origin": ["JFK", "JFK"], "at": [EPOCH + timedelta(minutes=31)] * 2})
+    spine = pl.DataFrame({"origin": ["JFK", "JFK"], "at": [at(31)] * 2})
     stream = Stream(events, ["origin"], "t", None, "id", "partition", "offset")
     answer = applied_features(
         spine,

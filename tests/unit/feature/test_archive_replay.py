@@ -1,4 +1,4 @@
-"""Archived events come back in pieces that never part the rows of one record."""
+"""A replay of archived events comes in batches that never split the rows of one record."""
 
 from __future__ import annotations
 
@@ -15,18 +15,16 @@ SOURCE = Source("p", "events", (Field("at", DataType.TIMESTAMP),), "at", "", Str
 
 
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 7))
-def test_pieces_are_whole_records_in_order_and_each_ends_where_the_next_begins(
-    offsets: list[int], size: int
-) -> None:
+def test_batches_hold_whole_records_in_order(offsets: list[int], size: int) -> None:
     offset = np.sort(np.array(offsets, np.int64))
     n = len(offset)
     columns = {"at": (np.arange(n), np.ones(n, bool))}
     rows = SourceRows(SOURCE, 0, columns, [str(i) for i in range(n)], offset, 100)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(archive_replay, "APPLIED_EVENTS", size)
-        pieces = list(archive_replay.cut(rows))
-    assert [i for p in pieces for i in p.event_ids] == [str(i) for i in range(n)]
-    assert [v for p in pieces for v in p.columns["at"][0].tolist()] == list(range(n))
-    for piece, following in zip(pieces, [*pieces[1:], None][: len(pieces)], strict=True):
+        batches = list(archive_replay.cut(rows))
+    assert [i for p in batches for i in p.event_ids] == [str(i) for i in range(n)]
+    assert [v for p in batches for v in p.columns["at"][0].tolist()] == list(range(n))
+    for batch, following in zip(batches, [*batches[1:], None][: len(batches)], strict=True):
         wanted = 100 if following is None else following.offset[0]
-        assert piece.next_offset == wanted > piece.offset[-1]
+        assert batch.next_offset == wanted > batch.offset[-1]

@@ -37,7 +37,7 @@ tables = st.lists(st.tuples(*[values] * len(COLUMNS)), min_size=1, max_size=6)
 
 @settings(max_examples=1000, deadline=None)
 @given(sql=texts, rows=tables)
-def test_it_is_the_engine_bit_for_bit(sql: str, rows: list[tuple[float | None, ...]]) -> None:
+def test_arithmetic_equals_the_sql_engine_bit_for_bit(sql: str, rows: list[tuple[float | None, ...]]) -> None:
     plain = arithmetic(sql, COLUMNS)
     if plain is None:
         return
@@ -62,7 +62,7 @@ def test_it_is_the_engine_bit_for_bit(sql: str, rows: list[tuple[float | None, .
         ("1.5 * (a - b) / (a + b)", ("a", "b")),
     ],
 )
-def test_sums_and_ratios_are_plain(sql: str, read: tuple[str, ...]) -> None:
+def test_sums_and_ratios_are_arithmetic(sql: str, read: tuple[str, ...]) -> None:
     plain = arithmetic(sql, COLUMNS)
     assert plain is not None
     assert read == plain.columns
@@ -102,11 +102,11 @@ def test_sums_and_ratios_are_plain(sql: str, read: tuple[str, ...]) -> None:
         "",
     ],
 )
-def test_everything_else_is_left_to_the_engine(sql: str) -> None:
+def test_other_expressions_are_left_to_the_sql_engine(sql: str) -> None:
     assert arithmetic(sql, COLUMNS) is None
 
 
-def test_null_in_null_out_and_what_is_no_number_is_null() -> None:
+def test_null_inputs_and_nan_results_are_null() -> None:
     plain = arithmetic("a / b", COLUMNS)
     assert plain is not None
     columns: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""What the features of a training set are called, and which names cannot stand beside each other."""
+"""Names of the columns of a training set, and names that conflict."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plan(*features: str, keys: tuple[str, ...] = ("origin",), request: tuple[str
     return JoinPlan(found, (), (), outputs)
 
 
-def test_columns_carry_their_view_unless_short_names_are_asked_for() -> None:
+def test_columns_carry_their_view_unless_names_are_short() -> None:
     weather = plan("weather:wind", "traffic:n")
     assert ["weather__wind", "traffic__n"] == feature_names(weather, LONG)
     assert ["wind", "n"] == feature_names(weather, SHORT)
@@ -52,17 +52,17 @@ def test_columns_carry_their_view_unless_short_names_are_asked_for() -> None:
     ],
     ids=["another feature", "a key", "a request field", "the label", "the time"],
 )
-def test_a_short_name_that_is_taken_is_refused_and_the_long_one_is_not(wrong: JoinPlan) -> None:
+def test_a_short_name_that_is_taken_is_rejected(wrong: JoinPlan) -> None:
     check_names(wrong, LONG)
-    with pytest.raises(InvalidArgument, match="short_feature_names") as refused:
+    with pytest.raises(InvalidArgument, match="short_feature_names") as rejected:
         check_names(wrong, SHORT)
-    assert "DUPLICATE_COLUMN" == refused.value.reason
-    assert wrong.outputs[-1][1] == refused.value.metadata["field"]
+    assert "DUPLICATE_COLUMN" == rejected.value.reason
+    assert wrong.outputs[-1][1] == rejected.value.metadata["field"]
 
 
 @pytest.mark.parametrize("name", ["label", "event_timestamp", "weather__wind"])
 @pytest.mark.parametrize("request_", [LONG, SHORT], ids=["long", "short"])
-def test_a_key_may_not_be_called_like_a_column_of_every_set(name: str, request_: TrainingSetRequest) -> None:
-    with pytest.raises(InvalidArgument) as refused:
+def test_a_join_key_with_a_reserved_column_name_is_rejected(name: str, request_: TrainingSetRequest) -> None:
+    with pytest.raises(InvalidArgument) as rejected:
         check_names(plan("weather:wind", keys=(name,)), request_)
-    assert "WRONG_SPINE" == refused.value.reason
+    assert "WRONG_SPINE" == rejected.value.reason

@@ -1,4 +1,4 @@
-"""Columns go to a frame and come back the same."""
+"""Columns survive a round trip through frames."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ CASES: list[tuple[T, Any, Any]] = [
 
 @pytest.mark.parametrize(("kind", "values", "shown"), CASES, ids=lambda c: getattr(c, "name", ""))
 @pytest.mark.parametrize("sliced", [False, True])
-def test_values_and_nulls_survive_the_way_there_and_back(
-    kind: T, values: Any, shown: Any, sliced: bool
-) -> None:
+def test_values_and_nulls_survive_a_round_trip(kind: T, values: Any, shown: Any, sliced: bool) -> None:
     valid = np.array([True, False, True])
     series = to_series(Field("x", kind), values, valid)
     assert series.null_count() == 1
@@ -39,7 +37,7 @@ def test_values_and_nulls_survive_the_way_there_and_back(
     assert back[mask].tolist() == values[low:][mask].tolist()
 
 
-def test_not_a_number_is_no_value() -> None:
+def test_nan_is_null() -> None:
     values, mask = from_series(pl.Series("x", [1.0, float("nan"), None]), T.FLOAT64)
     assert mask.tolist() == [True, False, False]
     assert values.tolist() == [1.0, 0.0, 0.0]
@@ -48,7 +46,7 @@ def test_not_a_number_is_no_value() -> None:
 def test_a_frame_of_numbers_equals_its_series_one_by_one() -> None:
     valid = np.array([True, False, True])
     columns = {kind.name: (values, valid) for kind, values, _ in CASES[:4]}
-    # A column of packed rows is no contiguous array.
+    # A column of packed rows is not a contiguous array.
     rows = np.zeros(3, [("head", "u1"), ("number", "<f8")])
     rows["number"] = [1.5, 0.0, float("nan")]
     columns["packed"] = rows["number"], np.ones(3, np.bool_)

@@ -1,4 +1,4 @@
-"""Jobs are carried out, resumed, cancelled and given up as their handlers end: the runner over a store in memory."""
+"""The job runner over a store in memory: success, failure, retry, resumption and cancellation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flywheel_common.errors import FailedPrecondition, InvalidArgument, Unavailable
+from flywheel_common.errors import FailedPrecondition
 from flywheel_common.ids import SequentialIds
+from flywheel_feature.definitions.errors import WrongSpine
 from flywheel_feature.fakes.jobs import MemoryJobs
 from flywheel_feature.jobs.model import Job, JobState
 from flywheel_feature.jobs.runner import Handler, JobContext, JobRunner
+from flywheel_feature.tables.errors import ObjectStoreDown
 from tests.support.eventually import eventually
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)
@@ -40,7 +42,7 @@ async def ended(runner: JobRunner, job: Job) -> Job:
     return found
 
 
-async def test_a_job_succeeds_with_what_its_handler_answered() -> None:
+async def test_a_job_succeeds_with_the_result_of_its_handler() -> None:
     async def handler(job: JobContext) -> Mapping[str, object]:
         job.progress(2, 2, "rows", "done")
         return {"request": job.request.decode()}
@@ -56,14 +58,14 @@ async def test_a_job_succeeds_with_what_its_handler_answered() -> None:
     ("error", "reason", "shown"),
     [
         (
-            InvalidArgument("The spine has no time.", reason="WRONG_SPINE"),
+            WrongSpine("The spine has no time."),
             "WRONG_SPINE",
             "The spine has no time.",
         ),
         (RuntimeError("password=hunter2"), "INTERNAL", "error id"),
     ],
 )
-async def test_a_job_fails_with_its_reason_and_never_with_the_text_of_a_bug(
+async def test_a_failed_job_has_a_reason_and_never_an_exception_text(
     error: Exception, reason: str, shown: str
 ) -> None:
     async def handler(job: JobContext) -> None:
@@ -76,7 +78,7 @@ async def test_a_job_fails_with_its_reason_and_never_with_the_text_of_a_bug(
     assert "hunter2" not in found.error_message
 
 
-async def test_a_job_goes_on_from_its_checkpoint_when_its_process_ends() -> None:
+async def test_a_job_resumes_from_its_checkpoint_after_a_restart() -> None:
     store, begun = MemoryJobs(), asyncio.Event()
 
     async def first(job: JobContext) -> None:
@@ -95,14 +97,14 @@ async def test_a_job_goes_on_from_its_checkpoint_when_its_process_ends() -> None
     assert (JobState.SUCCEEDED, {"from": "half", "attempt": 2}) == (found.state, found.result)
 
 
-async def test_a_dependency_that_was_away_is_tried_again() -> None:
+async def test_a_job_is_retried_when_a_dependency_was_down() -> None:
     now = 0.0
     calls: list[int] = []
 
     async def handler(job: JobContext) -> None:
         calls.append(job.job.attempt)
         if len(calls) == 1:
-            raise Unavailable("S3 does not answer.", reason="OBJECT_STORE_DOWN")
+            raise ObjectStoreDown("S3 does not answer.")
 
     async with running(MemoryJobs(lambda: now), handler) as runner:
         job = await runner.submit("BUILD", b"", project="p")
@@ -117,7 +119,7 @@ async def test_a_dependency_that_was_away_is_tried_again() -> None:
     assert (JobState.SUCCEEDED, [1, 2]) == (found.state, calls)
 
 
-async def test_a_running_job_that_is_cancelled_ends_as_cancelled_and_an_ended_one_cannot_be() -> None:
+async def test_a_running_job_can_be_cancelled_and_an_ended_one_cannot() -> None:
     stuck, begun = asyncio.Event(), asyncio.Event()
 
     async def handler(job: JobContext) -> None:
@@ -137,7 +139,7 @@ async def test_a_running_job_that_is_cancelled_ends_as_cancelled_and_an_ended_on
     assert "JOB_ENDED" == over.value.reason
 
 
-async def test_who_watches_sees_every_state_until_the_end() -> None:
+async def test_watch_yields_the_states_until_the_end() -> None:
     gate = asyncio.Event()
 
     async def handler(job: JobContext) -> None:

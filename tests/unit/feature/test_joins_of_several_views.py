@@ -1,7 +1,8 @@
-"""Several views at once, in memory and in partitions, against an oracle that looks at every row for every spine row.
+"""Joins of several views, in memory and in partitions, against an oracle that visits every row for every
+spine row.
 
-The views have different keys: one of two columns with created times and a TTL, one of a single column, and windows over a stream
-whose events come late, out of order and twice.
+The views have different keys: one has two columns, created times and a TTL; one has a single column; one has
+windows over a stream whose events are late, out of order and repeated.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel_common.clock import SystemClock
-from flywheel_common.errors import DataLoss, FlywheelError, Unavailable
+from flywheel_common.errors import FlywheelError
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import (
     Aggregation,
@@ -44,26 +44,14 @@ from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import Compute, FileSpine, TrainingSetRequest
 from flywheel_feature.offline.partitioned.build import RAY, JoinLimits
 from flywheel_feature.offline.ports import PartitionEngine
+from flywheel_feature.tables.errors import CorruptTable, ObjectStoreDown
 from flywheel_feature.tables.ports import Segment
+from tests.support.builders.feature_units import MINUTE, UTC_MICROSECONDS, at
+from tests.support.builders.jobs import RecordingJob
 
-EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
-MINUTE = 60_000_000
 TILE, WINDOW, TTL = 3, 6, 4
-UTC_US = pl.Datetime("us", "UTC")
 D = DataType
 KEY = (Field("carrier", D.STRING), Field("flight", D.INT64))
-
-
-def at(minute: int | None) -> datetime | None:
-    return None if minute is None else EPOCH + timedelta(minutes=minute)
-
-
-class Quiet:
-    def progress(self, done: int, total: int, unit: str = "", message: str = "") -> None:
-        pass
-
-    def check_cancelled(self) -> None:
-        pass
 
 
 def definitions() -> Catalog:
@@ -81,11 +69,12 @@ def definitions() -> Catalog:
         Aggregation("last", AggregationFunction.LAST, "seats", WINDOW * MINUTE),
     )
     numbers = tuple(Feature(a.name, D.INT64) for a in windows)
+    stream_kind = StreamView("stream", windows, tile=TILE * MINUTE)
     views = [
         View("p", "pairs", "pair", BatchView("pairs", (v,)), ttl=TTL * MINUTE, version=1, features=(v,)),
         View("p", "singles", "carrier", BatchView("singles", (s,)), version=1, features=(s,)),
-        View("p", "windows", "carrier", StreamView("stream", windows, tile=TILE * MINUTE), version=1, features=numbers),
-    ]  # fmt: skip
+        View("p", "windows", "carrier", stream_kind, version=1, features=numbers),
+    ]
     schema = [Field(f"{view.id}__{f.name}", f.data_type) for view in views for f in view.features]
     features = tuple(f.name.replace("__", ":") for f in schema)
     wanted = FeatureSet(
@@ -108,15 +97,18 @@ def definitions() -> Catalog:
     )
 
 
-def best(spine: Any, rows: Sequence[tuple[Any, int, int | None, Any]], ttl: int | None) -> Any:
-    """Latest event, then latest created, then read last; (key, event, created, value)."""
+def latest_value(spine: Any, rows: Sequence[tuple[Any, int, int | None, Any]], ttl: int | None) -> Any:
+    """The value of the row (key, event, created, value) that is latest by event, created and place."""
     key, t = spine
     found = [
         (event, event if created is None else created, place, value)
         for place, (row_key, event, created, value) in enumerate(rows)
-        if row_key == key and None not in (key, event) and None not in _parts(key) and event <= t
+        if row_key == key
+        and None not in (key, event)
+        and None not in _parts(key)
+        and event <= t
         and (created is None or created <= t)
-    ]  # fmt: skip
+    ]
     if not found or (ttl is not None and t - max(found)[0] > ttl):
         return None
     return max(found, key=lambda r: r[:3])[3]
@@ -126,7 +118,7 @@ def _parts(key: Any) -> tuple[Any, ...]:
     return key if isinstance(key, tuple) else (key,)
 
 
-def window(carrier: str | None, t: int, events: list[Any]) -> tuple[Any, Any, Any]:
+def window_values(carrier: str | None, t: int, events: list[Any]) -> tuple[Any, Any, Any]:
     seen = [
         e for e in events if carrier is not None and e[0] == carrier and e[1] <= t and (e[2] or e[1]) <= t
     ]
@@ -143,13 +135,13 @@ minutes = st.integers(0, 8)
 late = st.one_of(st.none(), st.integers(0, 16))
 numbers = st.one_of(st.none(), st.integers(-50, 50))
 spines = st.lists(st.tuples(carriers, st.sampled_from([1, 2, None]), minutes), min_size=4, max_size=20)
-some = {"min_size": 12, "max_size": 40}
+sizes = {"min_size": 12, "max_size": 40}
 pairs = st.one_of(
     st.just([]),
-    st.lists(st.tuples(carriers, st.sampled_from([1, 2, None]), minutes, late, st.floats(-9, 9)), **some),
+    st.lists(st.tuples(carriers, st.sampled_from([1, 2, None]), minutes, late, st.floats(-9, 9)), **sizes),
 )
-singles = st.one_of(st.just([]), st.lists(st.tuples(carriers, minutes, numbers), **some))
-# One event per carrier and minute: LAST among ties is another test's matter.
+singles = st.one_of(st.just([]), st.lists(st.tuples(carriers, minutes, numbers), **sizes))
+# One event per carrier and minute: other tests cover LAST among equal times.
 streams = st.lists(
     st.tuples(st.sampled_from(["AA", "UA"]), minutes, late, numbers),
     max_size=40,
@@ -158,15 +150,15 @@ streams = st.lists(
 
 
 def frame(rows: Sequence[tuple[Any, ...]], **types: Any) -> pl.DataFrame:
-    """Minutes become times where the type is one."""
+    """Rows as a frame; minutes become times in columns of times."""
     columns = {
-        name: [at(r[i]) if dtype == UTC_US else r[i] for r in rows]
+        name: [at(r[i]) if dtype == UTC_MICROSECONDS else r[i] for r in rows]
         for i, (name, dtype) in enumerate(types.items())
     }
     return pl.DataFrame(columns, schema=types)
 
 
-def in_files(tables: MemoryTables, prefix: str, whole: pl.DataFrame, files: int) -> None:
+def write_files(tables: MemoryTables, prefix: str, whole: pl.DataFrame, files: int) -> None:
     size = -(-max(whole.height, 1) // files)
     for i in range(files):
         tables.write(f"{prefix}{i}.parquet", whole.slice(i * size, size))
@@ -174,19 +166,35 @@ def in_files(tables: MemoryTables, prefix: str, whole: pl.DataFrame, files: int)
 
 @settings(max_examples=40, deadline=None)
 @given(
-    spine=spines, pair_rows=pairs, single_rows=singles, events=streams, files=st.integers(1, 3),
+    spine=spines,
+    pair_rows=pairs,
+    single_rows=singles,
+    events=streams,
+    files=st.integers(1, 3),
     memory=st.sampled_from([6_000, 12_000, 50_000]),
-)  # fmt: skip
-def test_every_view_answers_what_its_definition_says_in_memory_and_in_partitions(
+)
+def test_joins_in_memory_and_in_partitions_equal_the_oracle(
     spine: list[Any], pair_rows: list[Any], single_rows: list[Any], events: list[Any], files: int, memory: int
 ) -> None:
     tables, archive = MemoryTables(), MemoryArchive()
     carrier: dict[str, Any] = {"carrier": pl.String}
-    in_files(tables, "s3://inputs/spine/", frame(spine, **carrier, flight=pl.Int64, t=UTC_US), files)
-    in_files(
-        tables, "s3://inputs/pairs/", frame(pair_rows, **carrier, flight=pl.Int64, t=UTC_US, c=UTC_US, v=pl.Float64), files
-    )  # fmt: skip
-    in_files(tables, "s3://inputs/singles/", frame(single_rows, **carrier, t=UTC_US, seats=pl.Int64), files)
+    write_files(
+        tables, "s3://inputs/spine/", frame(spine, **carrier, flight=pl.Int64, t=UTC_MICROSECONDS), files
+    )
+    pair_types = {
+        **carrier,
+        "flight": pl.Int64,
+        "t": UTC_MICROSECONDS,
+        "c": UTC_MICROSECONDS,
+        "v": pl.Float64,
+    }
+    write_files(tables, "s3://inputs/pairs/", frame(pair_rows, **pair_types), files)
+    write_files(
+        tables,
+        "s3://inputs/singles/",
+        frame(single_rows, **carrier, t=UTC_MICROSECONDS, seats=pl.Int64),
+        files,
+    )
     _archive(tables, archive, events, files)
 
     async def catalogs(_: str) -> Catalog:
@@ -194,26 +202,37 @@ def test_every_view_answers_what_its_definition_says_in_memory_and_in_partitions
 
     def builder(*engines: PartitionEngine) -> TrainingSetBuilder:
         return TrainingSetBuilder(
-            catalogs=catalogs, tables=tables, archive=archive, training_sets=MemoryTrainingSets(), clock=SystemClock(),
-            engines=engines, limits=JoinLimits(memory),
-        )  # fmt: skip
+            catalogs=catalogs,
+            tables=tables,
+            archive=archive,
+            training_sets=MemoryTrainingSets(),
+            clock=SystemClock(),
+            engines=engines,
+            limits=JoinLimits(memory),
+        )
 
     wanted = TrainingSetRequest("p", "one", "set", 0, FileSpine("s3://inputs/spine/", "t"))
-    whole = asyncio.run(builder().build(wanted, Quiet()))
-    expected = sorted(
+    whole = asyncio.run(builder().build(wanted, RecordingJob()))
+    keyed_pairs = [((a, b), e, k, v) for a, b, e, k, v in pair_rows]
+    keyed_singles = [(a, e, None, v) for a, e, v in single_rows]
+    expected = [
         (
-            (t, c, f, best(((c, f), t), [((a, b), e, k, v) for a, b, e, k, v in pair_rows], TTL),
-             best((c, t), [(a, e, None, v) for a, e, v in single_rows], None), *window(c, t, events))
-            for c, f, t in spine
-        ),
-        key=lambda r: (r[0], r[1] is not None, r[1] or "", r[2] is not None, r[2] or 0),
-    )  # fmt: skip
+            t,
+            c,
+            f,
+            latest_value(((c, f), t), keyed_pairs, TTL),
+            latest_value((c, t), keyed_singles, None),
+            *window_values(c, t, events),
+        )
+        for c, f, t in spine
+    ]
+    expected.sort(key=lambda r: (r[0], r[1] is not None, r[1] or "", r[2] is not None, r[2] or 0))
     columns = [f.name for f in whole.schema]
     answered = tables.read(whole.uri, columns)
     # Columns: carrier, flight, event_timestamp, features.
     assert [(at(r[0]), *r[1:]) for r in expected] == [(r[2], r[0], r[1], *r[3:]) for r in answered.rows()]
-    anyway = dataclasses.replace(wanted, compute=Compute.RAY)
-    parts = asyncio.run(builder(MemoryPartitions(tables, RAY)).build(anyway, Quiet()))
+    on_ray = dataclasses.replace(wanted, compute=Compute.RAY)
+    parts = asyncio.run(builder(MemoryPartitions(tables, RAY)).build(on_ray, RecordingJob()))
     assert parts.uri.endswith("/feature-p-one/parts/"), "it was joined in memory"
     assert whole.content_hash == parts.content_hash
     assert whole.profile == parts.profile
@@ -221,8 +240,8 @@ def test_every_view_answers_what_its_definition_says_in_memory_and_in_partitions
 
 
 def _archive(tables: MemoryTables, archive: MemoryArchive, events: list[Any], files: int) -> None:
-    """Events in the order drawn, over segments; the first segment comes twice."""
-    types = {"carrier": pl.String, "t": UTC_US, "c": UTC_US, "seats": pl.Int64}
+    """Archive the events in segments; the first segment is archived twice."""
+    types = {"carrier": pl.String, "t": UTC_MICROSECONDS, "c": UTC_MICROSECONDS, "seats": pl.Int64}
     whole = frame(events, **types).with_columns(
         __event_id=pl.format("e{}", pl.int_range(pl.len())),
         __partition=pl.lit(0, pl.Int32),
@@ -243,8 +262,8 @@ def _archive(tables: MemoryTables, archive: MemoryArchive, events: list[Any], fi
             )
 
 
-class Failing(MemoryTables):
-    """Written parts cannot be read again, while `error` is set."""
+class FailingTables(MemoryTables):
+    """Reading written parts fails while `error` is set."""
 
     error: FlywheelError | None = None
 
@@ -260,38 +279,58 @@ class Failing(MemoryTables):
 @pytest.mark.parametrize(
     ("error", "left"),
     [
-        # Nobody goes on with it.
-        (DataLoss("A part is corrupt.", reason="CORRUPT_TABLE"), 0),
-        # Another attempt goes on with what is written.
-        (Unavailable("The object store does not answer.", reason="OBJECT_STORE_DOWN"), 1),
+        # No retry follows.
+        (CorruptTable("A part is corrupt."), 0),
+        # A retry reuses the written part.
+        (ObjectStoreDown("The object store does not answer."), 1),
     ],
     ids=["for good", "for now"],
 )
-async def test_partitions_that_fail_for_good_leave_no_part(error: FlywheelError, left: int) -> None:
-    tables = Failing()
+async def test_only_a_retryable_failure_keeps_partition_files(error: FlywheelError, left: int) -> None:
+    tables = FailingTables()
     carrier: dict[str, Any] = {"carrier": pl.String}
-    in_files(tables, "s3://inputs/spine/", frame([("AA", 1, 7)], **carrier, flight=pl.Int64, t=UTC_US), 1)
-    pair = frame([("AA", 1, 5, 5, 2.5)], **carrier, flight=pl.Int64, t=UTC_US, c=UTC_US, v=pl.Float64)
-    in_files(tables, "s3://inputs/pairs/", pair, 1)
-    in_files(tables, "s3://inputs/singles/", frame([("AA", 6, 3)], **carrier, t=UTC_US, seats=pl.Int64), 1)
+    write_files(
+        tables, "s3://inputs/spine/", frame([("AA", 1, 7)], **carrier, flight=pl.Int64, t=UTC_MICROSECONDS), 1
+    )
+    pair = frame(
+        [("AA", 1, 5, 5, 2.5)],
+        **carrier,
+        flight=pl.Int64,
+        t=UTC_MICROSECONDS,
+        c=UTC_MICROSECONDS,
+        v=pl.Float64,
+    )
+    write_files(tables, "s3://inputs/pairs/", pair, 1)
+    write_files(
+        tables,
+        "s3://inputs/singles/",
+        frame([("AA", 6, 3)], **carrier, t=UTC_MICROSECONDS, seats=pl.Int64),
+        1,
+    )
 
     async def catalogs(_: str) -> Catalog:
         return definitions()
 
     registered = MemoryTrainingSets()
     builder = TrainingSetBuilder(
-        catalogs=catalogs, tables=tables, archive=MemoryArchive(), training_sets=registered, clock=SystemClock(),
-        engines=[MemoryPartitions(tables, RAY)], limits=JoinLimits(10_000),
-    )  # fmt: skip
+        catalogs=catalogs,
+        tables=tables,
+        archive=MemoryArchive(),
+        training_sets=registered,
+        clock=SystemClock(),
+        engines=[MemoryPartitions(tables, RAY)],
+        limits=JoinLimits(10_000),
+    )
     wanted = TrainingSetRequest(
         "p", "one", "set", 0, FileSpine("s3://inputs/spine/", "t"), compute=Compute.RAY
     )
     tables.error = error
-    with pytest.raises(type(error)):
-        await builder.build(wanted, Quiet(), "job")
+    with pytest.raises(FlywheelError) as raised:
+        await builder.build(wanted, RecordingJob(), "job")
+    assert (error.code, error.reason) == (raised.value.code, raised.value.reason)
     assert left == len(tables.parts())
     assert await registered.get("p", "one") is None
     tables.error = None
-    built = await builder.build(wanted, Quiet(), "job")
+    built = await builder.build(wanted, RecordingJob(), "job")
     assert [f"{built.uri}part-00000.parquet"] == tables.parts()
     assert [(2.5, 3)] == tables.read(built.uri, ["pairs__v", "singles__seats"]).rows()

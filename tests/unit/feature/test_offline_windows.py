@@ -1,9 +1,8 @@
-"""Windowed aggregations recomputed offline, against an oracle that walks over every event of every tile."""
+"""Offline windowed aggregations against an oracle that visits every event of every tile."""
 
 from __future__ import annotations
 
 import math
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import polars as pl
@@ -15,10 +14,8 @@ from flywheel_feature.definitions.model import AggregationFunction as Function
 from flywheel_feature.offline.joins import windows as windows_module
 from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
 from flywheel_feature.windows.event_order import event_ranks
+from tests.support.builders.feature_units import MINUTE, UTC_MICROSECONDS, at
 
-EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
-MINUTE = 60_000_000
-UTC_US = pl.Datetime("us", "UTC")
 INT64, FLOAT64, STRING, FLOAT64_LIST = 2, 4, 5, 15
 
 TILE = 5
@@ -45,16 +42,14 @@ FEATURES = [
 ]
 
 
-def at(minute: int | None) -> datetime | None:
-    return None if minute is None else EPOCH + timedelta(minutes=minute)
-
-
 def events_frame(events: list[Any]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "origin": pl.Series([e[0] for e in events], dtype=pl.String),
-            "landed": pl.Series([at(e[1]) for e in events], dtype=UTC_US),
-            "recorded": pl.Series([None if e[2] is None else at(e[1] + e[2]) for e in events], dtype=UTC_US),
+            "landed": pl.Series([at(e[1]) for e in events], dtype=UTC_MICROSECONDS),
+            "recorded": pl.Series(
+                [None if e[2] is None else at(e[1] + e[2]) for e in events], dtype=UTC_MICROSECONDS
+            ),
             "delay": pl.Series([e[3] for e in events], dtype=pl.Float64),
             "seats": pl.Series([e[4] for e in events], dtype=pl.Int64),
             "plane": pl.Series([e[5] for e in events], dtype=pl.String),
@@ -67,7 +62,7 @@ def spine_frame(spine: list[Any]) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "origin": pl.Series([s[0] for s in spine], dtype=pl.String),
-            "t": pl.Series([at(s[1]) for s in spine], dtype=UTC_US),
+            "t": pl.Series([at(s[1]) for s in spine], dtype=UTC_MICROSECONDS),
         }
     )
 
@@ -159,10 +154,10 @@ spines = st.lists(
     ttl=st.one_of(st.none(), st.integers(1, 40)),
     pairs=st.sampled_from([5, 4_000_000]),
 )
-def test_windows_give_what_walking_over_the_events_gives(
+def test_windows_equal_a_brute_force_oracle(
     spine: list[Any], events: list[Any], known_at: bool, ttl: int | None, pairs: int
 ) -> None:
-    whole, windows_module.MAX_PAIRS = windows_module.MAX_PAIRS, pairs
+    default, windows_module.MAX_PAIRS = windows_module.MAX_PAIRS, pairs
     try:
         answer = windowed_features(
             spine_frame(spine),
@@ -177,7 +172,7 @@ def test_windows_give_what_walking_over_the_events_gives(
             features=FEATURES,
         )
     finally:
-        windows_module.MAX_PAIRS = whole
+        windows_module.MAX_PAIRS = default
     for feature in FEATURES:
         expected = oracle(
             spine, [e if known_at else (*e[:2], None, *e[3:]) for e in events], feature, known_at, ttl
@@ -187,17 +182,17 @@ def test_windows_give_what_walking_over_the_events_gives(
         assert all(map(same, expected, actual)), (feature.name, expected, actual)
 
 
-def one(spine_minute: float, event_minutes: list[float], window: int = 15) -> list[Any]:
+def count_at(spine_minute: float, event_minutes: list[float], window: int = 15) -> list[Any]:
     frame = pl.DataFrame(
         {
             "origin": ["JFK"] * len(event_minutes),
-            "landed": [EPOCH + timedelta(minutes=m) for m in event_minutes],
+            "landed": [at(m) for m in event_minutes],
         },
-        schema={"origin": pl.String, "landed": UTC_US},
+        schema={"origin": pl.String, "landed": UTC_MICROSECONDS},
     )
     spine = pl.DataFrame(
-        {"origin": ["JFK"], "t": [EPOCH + timedelta(minutes=spine_minute)]},
-        schema={"origin": pl.String, "t": UTC_US},
+        {"origin": ["JFK"], "t": [at(spine_minute)]},
+        schema={"origin": pl.String, "t": UTC_MICROSECONDS},
     )
     feature = WindowFeature("n", Function.COUNT, "", window * MINUTE, INT64)
     return windowed_features(
@@ -214,7 +209,7 @@ def one(spine_minute: float, event_minutes: list[float], window: int = 15) -> li
 @pytest.mark.parametrize(
     ("spine", "event", "counted"),
     [
-        (20, 20, 1),  # the event of the very moment counts
+        (20, 20, 1),  # an event at the time of the spine counts
         (20, 20.001, None),  # a later one does not, and nothing else is known of the entity
         (20, 10, 1),  # tiles 2, 3 and 4 are in the window of 15 minutes at 20
         (20, 9.999, 0),
@@ -223,17 +218,17 @@ def one(spine_minute: float, event_minutes: list[float], window: int = 15) -> li
     ],
 )
 def test_edges_of_a_window_are_edges_of_tiles(spine: float, event: float, counted: int | None) -> None:
-    assert [counted] == one(spine, [event])
+    assert [counted] == count_at(spine, [event])
 
 
-def test_the_standard_deviation_does_not_cancel() -> None:
+def test_the_standard_deviation_has_no_cancellation_error() -> None:
     values = [1e9 + 0.1, 1e9 + 0.2, 1e9 + 0.3, 1e9 + 0.4]
     frame = pl.DataFrame(
-        {"origin": ["JFK"] * 4, "landed": [EPOCH + timedelta(minutes=m) for m in (0, 4, 6, 11)], "v": values},
-        schema={"origin": pl.String, "landed": UTC_US, "v": pl.Float64},
+        {"origin": ["JFK"] * 4, "landed": [at(m) for m in (0, 4, 6, 11)], "v": values},
+        schema={"origin": pl.String, "landed": UTC_MICROSECONDS, "v": pl.Float64},
     )
     spine = pl.DataFrame(
-        {"origin": ["JFK"], "t": [EPOCH + timedelta(minutes=12)]}, schema={"origin": pl.String, "t": UTC_US}
+        {"origin": ["JFK"], "t": [at(12)]}, schema={"origin": pl.String, "t": UTC_MICROSECONDS}
     )
     feature = WindowFeature("s", Function.STD, "v", 60 * MINUTE, FLOAT64)
     answer = windowed_features(

@@ -1,9 +1,7 @@
-"""One tile arithmetic: what the online store reads at t is what history recomputes for t."""
+"""Offline values at a time equal the values that the online store returned at that time."""
 
 from __future__ import annotations
 
-import math
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -19,12 +17,10 @@ from flywheel_feature.windows.hyperloglog import observations
 from flywheel_feature.windows.tile_layout import TileLayout
 from flywheel_feature.windows.tile_reading import TileReader
 from flywheel_feature.windows.tile_writing import Events, partials, state_of
+from tests.support.builders.feature_units import MINUTE, at, float_column, is_close, microseconds, rows_of
 
 F = AggregationFunction
-MINUTE = 60_000_000
 TILE = 5 * MINUTE
-EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
-BASE = round(EPOCH.timestamp()) * 1_000_000
 AGGREGATIONS = [
     Aggregation(
         f"{function.name}_{window}", function, "" if function == F.COUNT else "v", window * MINUTE, limit=3
@@ -48,13 +44,12 @@ events_of = st.lists(
 
 
 def online(events: list[Any], origin: str, minute: int) -> list[Any]:
-    """The state of the entity after exactly the events up to the time, read as of that time."""
+    """The values of an entity at a minute, from a state with exactly the events up to then."""
     layout = TileLayout(AGGREGATIONS, TILE)
     chosen = [(i, e) for i, e in enumerate(events) if e[0] == origin and e[1] <= minute]
     count = len(chosen)
-    time = np.array([BASE + e[1] * MINUTE for _, e in chosen], np.int64)
-    present = np.array([e[2] is not None for _, e in chosen], np.bool_)
-    value = np.array([e[2] or 0.0 for _, e in chosen], np.float64)
+    time = microseconds([e[1] for _, e in chosen])
+    value, present = float_column([e[2] for _, e in chosen])
     batch = Events(
         np.zeros(count, np.int64),
         time,
@@ -65,17 +60,8 @@ def online(events: list[Any], origin: str, minute: int) -> list[Any]:
     )
     deltas = partials(layout, batch)
     state = state_of(layout, deltas[0], {0: count}) if deltas else None
-    values = TileReader(layout).read([state], np.array([BASE + minute * MINUTE], np.int64))
-    row = [column[0] if mask[0] else None for column, mask in values.columns]
-    return [v.tolist() if isinstance(v, (np.ndarray, np.generic)) else v for v in row]
-
-
-def close(a: Any, b: Any) -> bool:
-    if isinstance(a, list) or isinstance(b, list):
-        return bool((a or None) == (b or None))
-    if a is None or b is None:
-        return a is b
-    return math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-7)
+    values = TileReader(layout).read([state], microseconds([minute]))
+    return rows_of(values.columns, 1)[0]
 
 
 @settings(max_examples=150, deadline=None)
@@ -83,20 +69,18 @@ def close(a: Any, b: Any) -> bool:
     events=events_of,
     spine=st.lists(st.tuples(st.sampled_from(["JFK", "LGA"]), st.integers(-30, 130)), max_size=6),
 )
-def test_history_recomputes_what_the_online_store_would_have_answered(
-    events: list[Any], spine: list[Any]
-) -> None:
+def test_offline_values_equal_online_values(events: list[Any], spine: list[Any]) -> None:
     frame = pl.DataFrame(
         {
             "origin": [e[0] for e in events],
-            "t": [EPOCH + timedelta(minutes=e[1]) for e in events],
+            "t": [at(e[1]) for e in events],
             "v": [e[2] for e in events],
             "id": [f"e{i}" for i in range(len(events))],
         },
         schema={"origin": pl.String, "t": pl.Datetime("us", "UTC"), "v": pl.Float64, "id": pl.String},
     )
-    asked = pl.DataFrame(
-        {"origin": [s[0] for s in spine], "at": [EPOCH + timedelta(minutes=s[1]) for s in spine]},
+    spine_frame = pl.DataFrame(
+        {"origin": [s[0] for s in spine], "at": [at(s[1]) for s in spine]},
         schema={"origin": pl.String, "at": pl.Datetime("us", "UTC")},
     )
     features = [
@@ -104,7 +88,7 @@ def test_history_recomputes_what_the_online_store_would_have_answered(
         for a in AGGREGATIONS
     ]
     offline = windowed_features(
-        asked,
+        spine_frame,
         frame,
         keys=["origin"],
         spine_time="at",
@@ -117,6 +101,8 @@ def test_history_recomputes_what_the_online_store_would_have_answered(
         expected = online(events, origin, minute)
         actual = list(offline.row(row))[:-1]
         differing = [
-            (a.name, x, y) for a, x, y in zip(AGGREGATIONS, expected, actual, strict=True) if not close(x, y)
+            (a.name, x, y)
+            for a, x, y in zip(AGGREGATIONS, expected, actual, strict=True)
+            if not is_close(x, y)
         ]
         assert not differing

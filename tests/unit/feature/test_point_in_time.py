@@ -1,8 +1,8 @@
-"""The point-in-time join against a brute-force oracle that reads like its definition."""
+"""The point-in-time join against a brute-force oracle that follows its definition."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 import polars as pl
@@ -12,21 +12,15 @@ from hypothesis import strategies as st
 
 from flywheel_feature.offline.joins import point_in_time
 from flywheel_feature.offline.joins.point_in_time import MATCHED_TIME, as_of_join, latest_join
-
-EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
-UTC_US = pl.Datetime("us", "UTC")
+from tests.support.builders.feature_units import UTC_MICROSECONDS, at
 
 
-def at(minutes: int | None) -> datetime | None:
-    return None if minutes is None else EPOCH + timedelta(minutes=minutes)
-
-
-def spine_frame(rows: list[tuple[Any, Any, Any]], unit: pl.DataType = UTC_US) -> pl.DataFrame:
+def spine_frame(rows: list[tuple[Any, Any, Any]], unit: pl.DataType = UTC_MICROSECONDS) -> pl.DataFrame:
     return pl.DataFrame(
         {
             "carrier": pl.Series([r[0] for r in rows], dtype=pl.String),
             "flight": pl.Series([r[1] for r in rows], dtype=pl.Int64),
-            "t": pl.Series([at(r[2]) for r in rows], dtype=UTC_US).cast(unit),
+            "t": pl.Series([at(r[2]) for r in rows], dtype=UTC_MICROSECONDS).cast(unit),
         }
     )
 
@@ -36,8 +30,8 @@ def view_frame(rows: list[tuple[Any, Any, Any, Any, Any]]) -> pl.DataFrame:
         {
             "carrier": pl.Series([r[0] for r in rows], dtype=pl.String),
             "flight": pl.Series([r[1] for r in rows], dtype=pl.Int64),
-            "happened": pl.Series([at(r[2]) for r in rows], dtype=UTC_US),
-            "created": pl.Series([at(r[3]) for r in rows], dtype=UTC_US),
+            "happened": pl.Series([at(r[2]) for r in rows], dtype=UTC_MICROSECONDS),
+            "created": pl.Series([at(r[3]) for r in rows], dtype=UTC_MICROSECONDS),
             "value": pl.Series([r[4] for r in rows], dtype=pl.Float64),
         }
     )
@@ -78,7 +72,7 @@ ttls = st.one_of(st.none(), st.integers(1, 6))
 
 @settings(max_examples=400, deadline=None)
 @given(spine=spines, rows=views, ttl=ttls, known_at=st.booleans())
-def test_the_join_gives_what_the_definition_gives(
+def test_the_join_equals_its_definition(
     spine: list[Any], rows: list[Any], ttl: int | None, known_at: bool
 ) -> None:
     joined = as_of_join(
@@ -96,18 +90,18 @@ def test_the_join_gives_what_the_definition_gives(
 
 
 @pytest.mark.parametrize("keys", [["carrier", "flight"], ["carrier"]])
-@pytest.mark.parametrize("alike", ["all", "some", "none"])
+@pytest.mark.parametrize("equal_hashes", ["all", "some", "none"])
 @settings(max_examples=100, deadline=None)
 @given(spine=spines, rows=views, known_at=st.booleans())
-def test_keys_whose_hashes_are_alike_are_told_apart(
-    alike: str, keys: list[str], spine: list[Any], rows: list[Any], known_at: bool
+def test_keys_with_equal_hashes_are_not_confused(
+    equal_hashes: str, keys: list[str], spine: list[Any], rows: list[Any], known_at: bool
 ) -> None:
     hashes = {"all": pl.lit(0, pl.UInt64), "some": pl.col("carrier").hash() % 2}
     if keys == ["carrier"]:
         spine, rows = [(c, 1, t) for c, _, t in spine], [(c, 1, *rest) for c, _, *rest in rows]
     with pytest.MonkeyPatch.context() as patch:
-        if alike in hashes:
-            patch.setattr(point_in_time, "_hash", lambda _: hashes[alike])
+        if equal_hashes in hashes:
+            patch.setattr(point_in_time, "_hash", lambda _: hashes[equal_hashes])
         joined = as_of_join(
             spine_frame(spine),
             view_frame(rows),
@@ -122,9 +116,7 @@ def test_keys_whose_hashes_are_alike_are_told_apart(
 
 @settings(max_examples=100, deadline=None)
 @given(spine=spines, rows=views)
-def test_the_naive_join_takes_the_newest_value_whatever_the_spine_time(
-    spine: list[Any], rows: list[Any]
-) -> None:
+def test_the_naive_join_takes_the_newest_value_at_any_time(spine: list[Any], rows: list[Any]) -> None:
     joined = latest_join(
         spine_frame(spine),
         view_frame(rows),
@@ -132,8 +124,8 @@ def test_the_naive_join_takes_the_newest_value_whatever_the_spine_time(
         event_time="happened",
         columns={"value": "v"},
     )
-    far = [(c, f, 10_000) for c, f, _ in spine]
-    assert oracle(far, rows, None, False) == list(joined.iter_rows())
+    late_spine = [(c, f, 10_000) for c, f, _ in spine]
+    assert oracle(late_spine, rows, None, False) == list(joined.iter_rows())
 
 
 @pytest.mark.parametrize(("age", "found"), [(59, True), (60, True), (61, False)])
@@ -150,7 +142,7 @@ def test_a_row_exactly_as_old_as_its_ttl_still_counts(age: int, found: bool) -> 
     assert [5.0 if found else None] == joined["value"].to_list()
 
 
-def test_time_zones_and_units_name_the_same_instant() -> None:
+def test_times_of_any_zone_and_unit_are_the_same_instant() -> None:
     instants = view_frame([("AA", 1, 10, None, 1.0), ("AA", 1, 20, None, 2.0)])
     spine = spine_frame([("AA", 1, 10), ("AA", 1, 19), ("AA", 1, 20)])
     for unit, zone in (("ms", "America/New_York"), ("ns", "Asia/Kathmandu"), ("us", None)):
@@ -167,7 +159,7 @@ def test_time_zones_and_units_name_the_same_instant() -> None:
         assert joined["value"].to_list() == [1.0, 1.0, 2.0]
 
 
-def test_duplicate_spine_rows_stay_and_keep_their_places() -> None:
+def test_duplicate_spine_rows_are_kept_in_place() -> None:
     spine = [("UA", 2, 9), ("AA", 1, 5), ("UA", 2, 9), ("AA", 1, 1), ("AA", 1, 5)]
     joined = as_of_join(
         spine_frame(spine),
@@ -180,7 +172,7 @@ def test_duplicate_spine_rows_stay_and_keep_their_places() -> None:
     assert joined["value"].to_list() == [4.0, 3.0, 4.0, None, 3.0]
 
 
-def test_an_empty_view_gives_nulls_of_the_right_type_for_every_spine_row() -> None:
+def test_an_empty_view_gives_typed_nulls() -> None:
     joined = as_of_join(
         spine_frame([("AA", 1, 5)]),
         view_frame([]),
@@ -189,5 +181,5 @@ def test_an_empty_view_gives_nulls_of_the_right_type_for_every_spine_row() -> No
         event_time="happened",
         columns={"value": "value"},
     )
-    assert {"value": pl.Float64, MATCHED_TIME: UTC_US} == dict(joined.schema)
+    assert {"value": pl.Float64, MATCHED_TIME: UTC_MICROSECONDS} == dict(joined.schema)
     assert joined["value"].to_list() == [None]

@@ -1,4 +1,4 @@
-"""A stream of pushes: order, a bound on what is under way, and an end that leaves nothing behind."""
+"""A stream of pushes: order of answers, bound of pushes in flight, and no task left at the end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import pytest
 
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_feature.api.push_stream import answered_in_order
+from tests.support.builders.feature_units import run_event_loop
 
 
 async def numbers(count: int) -> AsyncIterator[int]:
@@ -16,20 +17,20 @@ async def numbers(count: int) -> AsyncIterator[int]:
         yield i
 
 
-async def test_answers_keep_the_order_and_errors_their_place() -> None:
+async def test_answers_and_errors_keep_the_order_of_requests() -> None:
     async def push(number: int) -> int:
         await asyncio.sleep(0.001 * (7 - number % 7))
         if number % 5 == 0:
-            raise InvalidArgument("no", reason=f"R{number}")
+            raise InvalidArgument("no", number=number)
         return number
 
     got = [a async for a in answered_in_order(numbers(40), push)]
-    assert [a.reason if isinstance(a, FlywheelError) else a for a in got] == [
-        f"R{i}" if i % 5 == 0 else i for i in range(40)
+    assert [a.metadata["number"] if isinstance(a, FlywheelError) else a for a in got] == [
+        str(i) if i % 5 == 0 else i for i in range(40)
     ]
 
 
-async def test_no_more_than_the_bound_are_under_way_or_untaken() -> None:
+async def test_pushes_in_flight_and_unread_answers_are_bounded() -> None:
     started = 0
 
     async def push(number: int) -> int:
@@ -39,15 +40,15 @@ async def test_no_more_than_the_bound_are_under_way_or_untaken() -> None:
 
     answers = answered_in_order(numbers(100), push, in_flight=4)
     assert await anext(answers) == 0
-    await asyncio.sleep(0.01)
+    await run_event_loop()
     assert started == 4
     assert [a async for a in answers] == list(range(1, 100))
 
 
-async def test_a_broken_stream_raises_and_a_closed_one_stops_its_pushes() -> None:
+async def test_a_failed_stream_raises_and_a_closed_one_stops_its_pushes() -> None:
     async def broken() -> AsyncIterator[int]:
         yield 1
-        raise InvalidArgument("garbled", reason="MALFORMED")
+        raise InvalidArgument("garbled")
 
     async def same(number: int) -> int:
         return number
@@ -64,7 +65,7 @@ async def test_a_broken_stream_raises_and_a_closed_one_stops_its_pushes() -> Non
 
     answers = answered_in_order(numbers(10), never)
     waiting = asyncio.ensure_future(anext(answers))
-    await asyncio.sleep(0.01)
+    await run_event_loop()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

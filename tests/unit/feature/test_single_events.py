@@ -1,4 +1,4 @@
-"""Events that carry one row each are read together as they are read one by one, and a bad one spoils only itself."""
+"""Events of one row each: decoding them together equals decoding each alone, and poison is isolated."""
 
 from __future__ import annotations
 
@@ -27,10 +27,17 @@ SOURCE = Source(
     created_field="",
     timestamp_field="at",
     schema=(
-        Field("at", T.TIMESTAMP), Field("driver", T.STRING), Field("fare", T.FLOAT64), Field("seats", T.INT64), Field("late", T.BOOL),
-        Field("near", T.FLOAT32), Field("blob", T.BYTES), Field("stops", T.FLOAT64_LIST), Field("place", T.FLOAT32_VECTOR, 2),
+        Field("at", T.TIMESTAMP),
+        Field("driver", T.STRING),
+        Field("fare", T.FLOAT64),
+        Field("seats", T.INT64),
+        Field("late", T.BOOL),
+        Field("near", T.FLOAT32),
+        Field("blob", T.BYTES),
+        Field("stops", T.FLOAT64_LIST),
+        Field("place", T.FLOAT32_VECTOR, 2),
     ),
-)  # fmt: skip
+)
 
 
 def single(number: int, **fields: Any) -> Event:
@@ -71,7 +78,7 @@ def cells(columns: Any, row: int) -> dict[str, Any]:
     return found
 
 
-def test_read_together_as_one_by_one() -> None:
+def test_events_decoded_together_equal_events_decoded_alone() -> None:
     columns, ids = from_single_events(GOOD, SOURCE)
     alone = [from_event(event, SOURCE) for event in GOOD]
     assert [a[1][0] for a in alone] == ids
@@ -90,11 +97,16 @@ def test_times_are_read_to_the_microsecond() -> None:
 @pytest.mark.parametrize(
     "bad",
     [
-        single(9, fare="a lot"), single(9, seats=float("inf")), single(9, at=None), single(9, fare=[1.0]),
-        single(9, fare=float("nan")), single(9, driver=3), single(9, at=datetime(9999, 12, 31, tzinfo=UTC)),
+        single(9, fare="a lot"),
+        single(9, seats=float("inf")),
+        single(9, at=None),
+        single(9, fare=[1.0]),
+        single(9, fare=float("nan")),
+        single(9, driver=3),
+        single(9, at=datetime(9999, 12, 31, tzinfo=UTC)),
     ],
-)  # fmt: skip
-def test_a_bad_event_spoils_only_itself(bad: Event) -> None:
+)
+def test_only_the_invalid_event_is_poison(bad: Event) -> None:
     with pytest.raises(InvalidArgument):
         from_single_events([*GOOD, bad], SOURCE)
     records = [record(10 + i, e) for i, e in enumerate([GOOD[0], bad, *GOOD[1:]])]
@@ -105,8 +117,8 @@ def test_a_bad_event_spoils_only_itself(bad: Event) -> None:
     assert ["id-0", "id-1", "id-2", "id-3"] == [i for p in parts for i in p[2]]
 
 
-def test_values_of_any_kind_that_fits_are_read_together_as_one_by_one() -> None:
-    # Whole numbers for fractions, a time as microseconds, text that ends in NUL: what producers in other languages send.
+def test_convertible_values_decode_the_same_together_and_alone() -> None:
+    # Integers for fractions, times as microseconds, texts that end in NUL: other languages send these.
     events = [
         single(0, fare=2, near=3, driver="a\0", blob=b"\0\0"),
         single(1, fare=0.5, near=0.25, at=1_362_139_200_000_000),
@@ -119,7 +131,7 @@ def test_values_of_any_kind_that_fits_are_read_together_as_one_by_one() -> None:
     assert [2.0, 0.5, 1.0] == columns["fare"][0].tolist()
 
 
-def test_of_thousands_read_together_the_bad_ones_are_found_and_the_others_kept_in_order() -> None:
+def test_poison_among_thousands_is_found_and_order_is_kept() -> None:
     bad = {0, 1, 777, 1999, 2000, 2499}
     records = [record(i, single(i, fare="a lot" if i in bad else 1.0)) for i in range(2500)]
     parts, poison, why = _rows_of(records, SOURCE)

@@ -1,4 +1,4 @@
-"""The stream worker over stores in memory: whatever dies or is lost whenever, each event counts once, online and in the archive."""
+"""The stream materializer over stores in memory: after any crash each event counts once."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ from flywheel_feature.ingest.stream_materialization import PositionLost, StreamM
 from flywheel_feature.ingest.stream_tiles import SourceTiles, ViewTiles
 from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.windows.tile_reading import TileReader
+from tests.support.builders.feature_units import object_array
 
 KEY = Field("airport", DataType.STRING)
 SCHEMA = (KEY, Field("at", DataType.TIMESTAMP), Field("x", DataType.FLOAT64))
@@ -44,30 +45,35 @@ SOURCE = Source("default", "events", SCHEMA, "at", "", StreamSource())
 KIND = StreamView("events", (Aggregation("sum", AggregationFunction.SUM, "x", 6 * HOUR),), "", 600 * SECOND)
 VIEW = View("default", "sums", "airport", KIND, version=1)
 CATALOG = Catalog(
-    "default", 1, {"airport": Entity("default", "airport", (KEY,))}, {"events": SOURCE}, {VersionRef("sums", 1): VIEW}, {},
+    "default",
+    1,
+    {"airport": Entity("default", "airport", (KEY,))},
+    {"events": SOURCE},
+    {VersionRef("sums", 1): VIEW},
+    {},
     {"sums": VIEW},
-)  # fmt: skip
+)
 
 
-class Dies(Exception):
-    """The process ends here."""
+class ProcessDied(Exception):
+    """Raised where the simulated process dies."""
 
 
-class Mortal:
-    """A port whose calls kill the process after a number of them: before their effect, or after it but before the answer."""
+class CrashingPort:
+    """A port that kills the process after a number of calls, before the effect or before the answer."""
 
-    def __init__(self, inner: Any, life: list[int]) -> None:
+    def __init__(self, inner: Any, calls_left: list[int]) -> None:
         self._inner = inner
-        self._life = life
+        self._left = calls_left
 
     def __getattr__(self, name: str) -> Any:
         async def call(*args: Any) -> Any:
-            self._life[0] -= 1
-            if self._life[0] == 0:
-                raise Dies
+            self._left[0] -= 1
+            if self._left[0] == 0:
+                raise ProcessDied
             answer = await getattr(self._inner, name)(*args)
-            if self._life[0] == 1 and len(args) % 2:
-                raise Dies
+            if self._left[0] == 1 and len(args) % 2:
+                raise ProcessDied
             return answer
 
         return call
@@ -76,26 +82,25 @@ class Mortal:
 def records(events: list[tuple[str, int]], low: int, high: int) -> SourceRows:
     """Events low <= offset < high: (airport, id), each of value id + 1."""
     mine = events[low:high]
-    everywhere = np.ones(len(mine), bool)
-    airports = np.empty(len(mine), object)
-    airports[:] = [a for a, _ in mine]
+    present = np.ones(len(mine), bool)
+    airports = object_array(*(a for a, _ in mine))
     values = np.array([i + 1.0 for _, i in mine])
     times = np.array([i * 60 * SECOND for _, i in mine], np.int64)
-    columns = {"airport": (airports, everywhere), "at": (times, everywhere), "x": (values, everywhere)}
+    columns = {"airport": (airports, present), "at": (times, present), "x": (values, present)}
     return SourceRows(SOURCE, 0, columns, [str(i) for _, i in mine], np.arange(low, high), high)
 
 
-async def live(
-    events: list[tuple[str, int]], step: int, life: int, online: Any, streams: Any, files: MemoryTables
+async def run_process(
+    events: list[tuple[str, int]], step: int, calls: int, online: Any, streams: Any, files: MemoryTables
 ) -> bool:
-    """One process's work on the partition; False when it died."""
-    left = [life]
-    store, kept = Mortal(online, left), Mortal(streams, left)
-    erased = TombstoneFilter(lambda _: CATALOG, lambda _: {})
+    """Work on the partition; returns False when the process died at one of `calls` calls of ports."""
+    left = [calls]
+    store, streams = CrashingPort(online, left), CrashingPort(streams, left)
+    tombstones = TombstoneFilter(lambda _: CATALOG, lambda _: {})
     tiles = SourceTiles(store)
-    archiver = Archiver(kept, files, lambda: uuid4().hex, erased, files.delete, flush_rows=5)
-    filling = TileFiller(Generations(store, kept), ArchiveReplay(kept, files), tiles, erased)
-    worker = StreamMaterializer(kept, kept, tiles, archiver, filling)
+    archiver = Archiver(streams, files, lambda: uuid4().hex, tombstones, files.delete, flush_rows=5)
+    filler = TileFiller(Generations(store, streams), ArchiveReplay(streams, files), tiles, tombstones)
+    worker = StreamMaterializer(streams, streams, tiles, archiver, filler)
     try:
         at = await worker.begin(CATALOG, SOURCE, 0)
         while at < len(events):
@@ -103,7 +108,7 @@ async def live(
             await worker.apply(CATALOG, records(events, at, following))
             at = following
         await archiver.flush_all()
-    except (Dies, PositionLost):
+    except (ProcessDied, PositionLost):
         return False
     return True
 
@@ -111,29 +116,29 @@ async def live(
 @settings(max_examples=100, deadline=None)
 @given(
     events=st.lists(st.tuples(st.sampled_from("AB"), st.integers(0, 30)), min_size=1, max_size=30),
-    lives=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(0, 4)), max_size=8),
+    processes=st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(0, 4)), max_size=8),
 )
-def test_each_event_counts_once_wherever_processes_die(
-    events: list[tuple[str, int]], lives: list[tuple[int, int, int]]
+def test_each_event_counts_once_when_processes_die_anywhere(
+    events: list[tuple[str, int]], processes: list[tuple[int, int, int]]
 ) -> None:
-    # The same id always comes with the same airport: a repeated event.
+    # An id has always the same airport: the event is repeated.
     events = [("AB"[i % 2], i) for _, i in events]
     online, streams, files = MemoryOnlineStore(), MemoryStreams(), MemoryTables()
 
-    async def story() -> tuple[list[bytes | None], list[str]]:
+    async def run_all() -> tuple[list[bytes | None], list[str]]:
         nonlocal online
-        for life, step, luck in lives:
-            if luck == 0:
-                # The online store lost everything; the archive did not.
+        for calls, step, case in processes:
+            if case == 0:
+                # The online store loses its data, the archive does not.
                 online = MemoryOnlineStore()
-            await live(events, step, life, online, streams, files)
-        assert await live(events, 7, 10_000, online, streams, files)
+            await run_process(events, step, calls, online, streams, files)
+        assert await run_process(events, 7, 10_000, online, streams, files)
         names = entity_keys([(DataType.STRING, ["A", "B"])])
         states = await online.read([key_prefix(VIEW) + n for n in names])
         segments = await streams.segments("default", "events")
         return states, [segment.uri for segment in segments]
 
-    states, uris = asyncio.run(story())
+    states, uris = asyncio.run(run_all())
     layout = ViewTiles(VIEW, (KEY,), SCHEMA).layout
     (sums,) = TileReader(layout).read(states, np.full(2, 40 * 60 * SECOND, np.int64)).columns
     expected = [sum(i + 1.0 for i in {i for a, i in events if a == airport}) for airport in "AB"]

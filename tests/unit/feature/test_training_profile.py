@@ -25,7 +25,7 @@ numbers = st.lists(
 
 @settings(max_examples=200, deadline=None)
 @given(values=numbers)
-def test_bins_are_right_closed_hold_every_number_and_their_edges_increase(values: list[float | None]) -> None:
+def test_bins_are_right_closed_and_hold_every_number(values: list[float | None]) -> None:
     profile = profile_column(pl.Series("x", values, dtype=pl.Float64), DataType.FLOAT64)
     present = [v for v in values if v is not None and v == v]
     edges = list(profile.edges)
@@ -78,7 +78,7 @@ def frame(**change: list[Any]) -> pl.DataFrame:
     return pl.DataFrame({**BASE, **change}, schema_overrides={"when": pl.Datetime("us", "UTC")}, strict=False)
 
 
-def test_a_hash_does_not_depend_on_how_rows_are_chunked() -> None:
+def test_content_hash_does_not_depend_on_chunks() -> None:
     whole = frame()
     pieces = pl.concat([whole.slice(0, 1), whole.slice(1, 2)], rechunk=False)
     assert content_hash(whole) == content_hash(pieces)
@@ -96,7 +96,7 @@ def test_a_hash_does_not_depend_on_how_rows_are_chunked() -> None:
         {"list": [[1.0, 2.0], None, []]},
     ],
 )
-def test_a_hash_notices_every_difference(change: dict[str, list[Any]]) -> None:
+def test_content_hash_differs_for_every_change(change: dict[str, list[Any]]) -> None:
     assert content_hash(frame()) != content_hash(frame(**change))
     assert content_hash(frame()) != content_hash(frame()[::-1])
     assert content_hash(frame()) != content_hash(frame().rename({"flag": "flog"}))

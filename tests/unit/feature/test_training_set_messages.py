@@ -1,4 +1,4 @@
-"""Training-set requests and answers as messages."""
+"""Conversion of training set requests and training sets from and to messages."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from flywheel_feature.offline.model import (
 from flywheel_feature.offline.skew import FeatureSkew, SkewReport
 from flywheel_protos.feature.v1 import feature_pb2 as pb
 
-ASKED = """
+REQUEST_TEXT = """
 parent: "projects/p" training_set_id: "winter" feature_set: "projects/p/featureSets/flights/versions/3"
 spine { source { source: "projects/p/sources/landings" timestamp_field: "scheduled" label: "delay >= 15"
                  start_time { seconds: 1 } end_time { seconds: 2 nanos: 5000 } } }
 """
 
 
-def asked(**change: object) -> pb.BuildTrainingSetRequest:
-    message = text_format.Parse(ASKED, pb.BuildTrainingSetRequest())
+def request_message(**change: object) -> pb.BuildTrainingSetRequest:
+    message = text_format.Parse(REQUEST_TEXT, pb.BuildTrainingSetRequest())
     for name, value in change.items():
         setattr(message, name, value)
     return message
 
 
-def test_a_request_reads_as_written() -> None:
-    request = training_set_request(asked())
+def test_a_request_is_converted_field_by_field() -> None:
+    request = training_set_request(request_message())
     assert ("p", "winter", "flights", 3) == (
         request.project,
         request.training_set_id,
@@ -52,7 +52,7 @@ def test_a_request_reads_as_written() -> None:
     assert SourceSpine("landings", "scheduled", "delay >= 15", 1_000_000, 2_000_005) == request.spine
     assert JoinMode.POINT_IN_TIME == request.mode
     assert (False, Compute.BY_SIZE) == (request.short_feature_names, request.compute)
-    changed = training_set_request(asked(short_feature_names=True, compute=2))
+    changed = training_set_request(request_message(short_feature_names=True, compute=2))
     assert (True, Compute.RAY) == (changed.short_feature_names, changed.compute)
 
 
@@ -67,32 +67,32 @@ def test_a_request_reads_as_written() -> None:
         ({"mode": 9}, "WRONG_SPINE"),
     ],
 )
-def test_a_wrong_request_is_refused_with_its_reason(change: dict[str, object], reason: str) -> None:
-    with pytest.raises(InvalidArgument) as refused:
-        training_set_request(asked(**change))
-    assert reason == refused.value.reason
+def test_an_invalid_request_is_rejected_with_its_reason(change: dict[str, object], reason: str) -> None:
+    with pytest.raises(InvalidArgument) as rejected:
+        training_set_request(request_message(**change))
+    assert reason == rejected.value.reason
 
 
-def test_a_request_without_a_spine_is_refused() -> None:
-    message = asked()
+def test_a_request_without_a_spine_is_rejected() -> None:
+    message = request_message()
     message.ClearField("spine")
-    with pytest.raises(InvalidArgument) as refused:
+    with pytest.raises(InvalidArgument) as rejected:
         training_set_request(message)
-    assert "WRONG_SPINE" == refused.value.reason
+    assert "WRONG_SPINE" == rejected.value.reason
 
 
 def test_a_repeated_request_gets_the_same_id() -> None:
-    unnamed = asked(training_set_id="", request_id="r1")
+    unnamed = request_message(training_set_id="", request_id="r1")
     first, second = with_training_set_id(unnamed, "a"), with_training_set_id(unnamed, "b")
     assert first == second
     assert training_set_request(first).training_set_id.startswith("ts-")
-    assert with_training_set_id(asked(training_set_id=""), "a") != with_training_set_id(
-        asked(training_set_id=""), "b"
+    assert with_training_set_id(request_message(training_set_id=""), "a") != with_training_set_id(
+        request_message(training_set_id=""), "b"
     )
-    assert "winter" == with_training_set_id(asked(), "a").training_set_id
+    assert "winter" == with_training_set_id(request_message(), "a").training_set_id
 
 
-def test_a_set_answers_what_was_built() -> None:
+def test_a_training_set_is_converted_field_by_field() -> None:
     built = TrainingSet(
         project="p",
         id="winter",
@@ -137,7 +137,7 @@ def test_a_set_answers_what_was_built() -> None:
     )
 
 
-def test_a_skew_report_survives_being_kept_as_json() -> None:
+def test_a_skew_report_survives_json() -> None:
     report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, ["p1: online 1.0, offline 2.0"]),), 2)
     message = skew_report_to_proto(report.to_json())
     assert (2, 4, 1, 2) == (

@@ -1,4 +1,4 @@
-"""Files of an attempt that does not end well."""
+"""Files of an attempt that fails are removed."""
 
 from __future__ import annotations
 
@@ -7,32 +7,32 @@ import threading
 
 import pytest
 
-from flywheel_common.errors import Unavailable
 from flywheel_feature.offline.unfinished import finish_in_thread, remove_on_failure
+from flywheel_feature.tables.errors import ObjectStoreDown
 
 URI = "s3://b/training-sets/p/t/0-1/"
 
 
 class Files:
-    """The part of Tables that is needed; the store may be away."""
+    """The part of Tables that is needed; the store may be down."""
 
-    def __init__(self, away: bool = False) -> None:
+    def __init__(self, down: bool = False) -> None:
         self.keys: set[str] = set()
-        self._away = away
+        self._down = down
 
     def remove(self, uri: str, *, keep: str = "") -> None:
-        if self._away:
-            raise Unavailable("The object store does not answer.", reason="OBJECT_STORE_DOWN")
+        if self._down:
+            raise ObjectStoreDown("The object store does not answer.")
         self.keys = {k for k in self.keys if not k.startswith(uri) or (keep and k.startswith(keep))}
 
 
-async def test_a_file_whose_writing_outlives_the_cancellation_is_removed_too() -> None:
+async def test_a_file_written_after_the_cancellation_is_removed() -> None:
     files = Files()
-    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
+    begun, proceed, ended = threading.Event(), threading.Event(), threading.Event()
 
     def write() -> None:
         begun.set()
-        go_on.wait(10)
+        proceed.wait(10)
         files.keys.add(f"{URI}part-0")
         ended.set()
 
@@ -46,15 +46,15 @@ async def test_a_file_whose_writing_outlives_the_cancellation_is_removed_too() -
     for _ in range(10):
         await asyncio.sleep(0)
     assert not building.done()
-    go_on.set()
+    proceed.set()
     with pytest.raises(asyncio.CancelledError):
         await building
     assert ended.is_set()
     assert set() == files.keys
 
 
-async def test_a_failure_is_told_as_it_was_even_where_the_files_cannot_be_removed() -> None:
-    for files, left in ((Files(), set()), (Files(away=True), {f"{URI}part-0"})):
+async def test_the_original_error_is_raised_if_removal_fails() -> None:
+    for files, left in ((Files(), set()), (Files(down=True), {f"{URI}part-0"})):
         files.keys = {f"{URI}part-0"}
         with pytest.raises(ValueError, match="profile"):
             async with remove_on_failure(files, URI):  # type: ignore[arg-type]
@@ -62,7 +62,7 @@ async def test_a_failure_is_told_as_it_was_even_where_the_files_cannot_be_remove
         assert left == files.keys
 
 
-async def test_what_ended_well_stays() -> None:
+async def test_files_of_a_successful_attempt_are_kept() -> None:
     files = Files()
     async with remove_on_failure(files, URI):  # type: ignore[arg-type]
         await finish_in_thread(lambda: files.keys.add(f"{URI}part-0"))

@@ -14,7 +14,7 @@ from flywheel_feature.definitions.errors import UnknownField
 from flywheel_feature.definitions.model import Entity
 from flywheel_feature.encoding.keys import entity_keys
 from flywheel_feature.encoding.wire_columns import micros
-from flywheel_feature.erasure.erase_job import EraseRequest
+from flywheel_feature.erasure.model import EraseRequest
 from flywheel_feature.ingest.materialize_job import MaterializeRequest
 from flywheel_feature.jobs.model import Job
 from flywheel_protos.feature.v1 import feature_pb2 as pb

@@ -1,1 +1,1 @@
-"""In-memory adapters, held to the same contract suites as the real stores."""
+"""In-memory adapters for tests; the contract tests run over them and over the real stores."""

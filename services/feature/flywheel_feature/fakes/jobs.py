@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from time import monotonic
 
 from flywheel_common.postgres.errors import RequestIdReused
+from flywheel_feature.jobs.errors import JobLost
 from flywheel_feature.jobs.model import Job, JobState, Progress
 from flywheel_feature.jobs.ports import MAX_ATTEMPTS
 
@@ -59,7 +60,7 @@ class MemoryJobs:
                     row.job,
                     state=JobState.LOST,
                     ended_at=datetime.now(UTC),
-                    error_reason="JOB_LOST",
+                    error_reason=JobLost.reason,
                     error_message="Every process that ran the job died: read their logs and submit it again.",
                 )
             elif row.job.kind in kinds and row.due <= now and (expired or row.job.state is JobState.QUEUED):

@@ -1,5 +1,4 @@
-"""The archive of stream sources: every event once in Parquet on S3, because training sets recompute features
-from it.
+"""The archive of stream sources, from which training sets are computed: every event once, in Parquet on S3.
 
 Rows are buffered per partition and written as a segment when they are many, when they are old, or when no row
 arrived for a moment. A segment belongs to the archive once PostgreSQL has it: one transaction registers it
@@ -21,10 +20,9 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.frames import to_frame
-from flywheel_feature.ingest.ports import FrameWriter
 from flywheel_feature.ingest.source_rows import SourceRows
 from flywheel_feature.ingest.tombstones import TombstoneFilter
-from flywheel_feature.tables.ports import Segment
+from flywheel_feature.tables.ports import FrameWriter, Segment
 
 log = get_logger(__name__)
 

@@ -4,20 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import polars as pl
-
-
-class FrameWriter(Protocol):
-    """Writes Parquet files; methods block."""
-
-    def bucket_uri(self, key: str) -> str:
-        """`s3://bucket/key` in the service's own bucket."""
-        ...
-
-    def write(self, uri: str, frame: pl.DataFrame) -> None:
-        """Write one file, whole or not at all; an existing file is replaced. Raises Unavailable."""
-        ...
-
 
 class Materialized(Protocol):
     """How far the batch views of a project are materialized. Raises Unavailable."""

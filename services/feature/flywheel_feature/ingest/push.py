@@ -1,5 +1,4 @@
-"""PushFeatures: appends rows to the topic of a stream source, or writes rows of a batch view online and to
-its push log.
+"""PushFeatures: rows go to the topic of a stream source, or to a batch view's push log and online.
 
 Every row is checked before anything is written.
 """
@@ -146,8 +145,7 @@ class Pusher:
         offline: bool = True,
         online: bool = True,
     ) -> PushResult:
-        """Append rows to the push log of a batch view, then write those online that are newer than the stored
-        ones.
+        """Append rows to the push log of a batch view, then write those online that are newer.
 
         Raises ValueOutOfRange, PartialRow, ValidationFailed; Unavailable: a part may have been written then,
         and repeating the push is harmless.

@@ -11,9 +11,8 @@ from typing import Protocol
 
 from flywheel_feature.definitions.model import Source, View
 from flywheel_feature.encoding.frames import Columns, to_frame
-from flywheel_feature.ingest.ports import FrameWriter
 from flywheel_feature.tables.blocking import answered_in_time
-from flywheel_feature.tables.ports import TableFile
+from flywheel_feature.tables.ports import FrameWriter, TableFile
 
 
 class PushedSegments(Protocol):

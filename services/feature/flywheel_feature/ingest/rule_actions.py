@@ -13,9 +13,9 @@ from flywheel_feature.definitions.model import BatchView, Source, ValidationActi
 from flywheel_feature.definitions.value_rules import Breach, Report, Ruled, Verdict, validate
 from flywheel_feature.encoding.frames import Columns, to_frame
 from flywheel_feature.ingest.errors import ValidationFailed
-from flywheel_feature.ingest.ports import FrameWriter
 from flywheel_feature.tables.blocking import answered_in_time
 from flywheel_feature.tables.content_hash import content_hash
+from flywheel_feature.tables.ports import FrameWriter
 
 BROKEN = "__broken"
 """Column of a quarantine file: the rules that the row breaks, as `feature: rule`."""

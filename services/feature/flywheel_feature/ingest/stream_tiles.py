@@ -52,10 +52,9 @@ class ViewTiles:
         self.lifetime_ms = state_lifetime_ms(self.layout.kept_tiles * self.layout.tile, view.ttl)
 
     async def apply(self, rows: SourceRows, store: TileStore, generation: int) -> None:
-        """Merge the events that the states have not applied; may be repeated with other batches of the
-        partition.
+        """Merge the events that the states have not applied yet.
 
-        Raises PositionLost.
+        It may be repeated with the same or other batches of the partition. Raises PositionLost.
         """
         counted = self._counted(rows)
         if not counted.any():

@@ -25,8 +25,7 @@ class TileStore(Protocol):
         lifetime_ms: int,
         generation: int,
     ) -> list[int]:
-        """Merge deltas (key, delta, first offset, next offset) of one partition; every event counts once per
-        key.
+        """Merge deltas (key, delta, first offset, next offset) of one partition; events count once per key.
 
         Returns per delta the offset up to which the key has applied the partition. It is less than the
         delta's next offset when the key had applied a part of its events: then nothing was merged, and the

@@ -203,8 +203,7 @@ class _Reading:
         return lists, present
 
     def _texts(self, number: int, kind: DataType, chosen: Mask) -> npt.NDArray[Any]:
-        """Texts of a list's chosen entries. All lists of texts of a row lie one after the other behind all
-        sections."""
+        """Texts of a list's chosen entries; the texts of all lists of a row follow its sections."""
         owner, entries = self._section(number)
         here = self.begins[:, -1] * 8
         for earlier, field in enumerate(list(self.layout.lists)[:number]):

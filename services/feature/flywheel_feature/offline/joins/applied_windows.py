@@ -1,12 +1,13 @@
-"""Windowed aggregations as one online answer had them: recomputed from exactly the events that were applied when it was read.
+"""Windowed aggregations of an online answer, recomputed from exactly the events that it included.
 
-An answer's log says per partition below which offset the entity's events were in its state (applied_offsets.py). Of these, and only
-these, a window takes whole tiles floor((t - w)/s) + 1 … floor(t/s), as the online store does: an event of the current tile counts
-although it lies after t, and one that came late does not count although it lies before.
+The log of an answer holds, per partition, the offset below which the entity's events were in its state
+(windows/applied_offsets.py). A window takes whole tiles floor((t - w)/s) + 1 … floor(t/s) of these events and
+no others, as the online store does: an applied event of the current tile counts although it is later than t,
+and an event that was not applied yet does not count although it is earlier.
 
-The states that an entity goes through only ever gain events. Put in that order they number the moments at which each event
-appeared; events ordered by time appeared nearly in that order too, so that most windows are one range of events. Where late
-events make holes in the range, its events are looked at one by one.
+The states of an entity only gain events. Numbered in that order, they give for each event the first state
+that holds it. Events in order of time were mostly applied in that order, so most windows are one range of
+events. Where late events make holes in a range, its events are checked one by one.
 """
 
 from __future__ import annotations
@@ -21,23 +22,22 @@ import polars as pl
 from flywheel_common.arrays import Ints
 from flywheel_feature.definitions.frame_types import polars_type
 from flywheel_feature.definitions.ttl import is_stale
-from flywheel_feature.offline.joins.point_in_time import microseconds
+from flywheel_feature.offline.joins.point_in_time import known_microseconds, microseconds
 from flywheel_feature.offline.joins.window_folds import Fold, fold
 from flywheel_feature.offline.joins.windows import WindowFeature
 from flywheel_feature.windows.event_order import event_ranks
 
 MAX_PAIRS = 4_000_000
-"""Events looked at one by one at a time: bounds the memory."""
+"""Events that are checked one by one at once; bounds the memory."""
 
-_ENTITY, _CHAIN, _MOMENT, _TIME, _KNOWN, _RANK = (
-    "__entity", "__chain", "__moment", "__time", "__known", "__rank",
-)  # fmt: skip
+_ENTITY, _CHAIN, _MOMENT = "__entity", "__chain", "__moment"
+_TIME, _KNOWN, _RANK = "__time", "__known", "__rank"
 _PARTITION, _NEXT = "__applied_partition", "__applied_next"
 
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Events of a source, and the names of the columns that order them."""
+    """Events of a source, and the names of the columns that identify and order them."""
 
     events: pl.DataFrame
     keys: Sequence[str]
@@ -50,24 +50,30 @@ class Stream:
 
 @dataclass(frozen=True, slots=True)
 class _States:
-    """Per spine row the chain of states that its answer's belongs to, and its number; numbers rise within and across chains."""
+    """The state of each spine row's answer: its chain and its number.
+
+    A chain is a sequence of states of one entity that only gain events. Numbers ascend within and across
+    chains.
+    """
 
     chain: Ints
     moment: Ints
+    """The number of each row's state."""
     starts: Ints
-    """First number of every chain, and one past the last of all."""
+    """The first number of every chain, and one past the last number."""
     limits: pl.DataFrame
     """Chain, number, partition, next offset."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Events:
-    """Events by (chain, event time, known time, rank). `appeared`: number of the first state that holds each."""
+    """Events by (chain, event time, known time, rank)."""
 
     frame: pl.DataFrame
     chain: Ints
     times: Ints
     appeared: Ints
+    """The number of the first state that holds each event."""
 
     def positions(self, chain: Ints, times: Ints) -> Ints:
         """Per row the first event of its chain with event time >= the row's time."""
@@ -86,15 +92,16 @@ def applied_features(
     ttl: int = 0,
     features: Sequence[WindowFeature],
 ) -> pl.DataFrame:
-    """Every feature for every spine row, in the spine's order.
+    """Every feature for every spine row, in the order of the spine.
 
-    `applied` has one list per row: partition, next offset, partition, next offset …. Null where no event was applied (COUNT too),
-    where the newest one is older than `ttl` (microseconds, 0: never), or where the window has no value (COUNT then is 0).
+    `applied` has one list per row: partition, next offset, partition, next offset …. A feature is null where
+    no event was applied (also COUNT), where the newest applied event is stale, or where the window has no
+    value (COUNT is 0 then). `tile` and `ttl` are in microseconds.
     """
     entities = spine.select(stream.keys).unique(maintain_order=True).with_row_index(_ENTITY)
     entity = spine.select(stream.keys).join(entities, on=list(stream.keys), how="left", maintain_order="left")
     states = _states(entity.get_column(_ENTITY).fill_null(entities.height).to_list(), applied)
-    events = _appearances(stream, entities, entity.get_column(_ENTITY), states)
+    events = _events(stream, entities, entity.get_column(_ENTITY), states)
     times = spine.select(microseconds(pl.col(spine_time))).to_series().to_numpy().astype(np.int64)
 
     first_unseen = _settled(events.appeared, states.moment, last=True)
@@ -120,8 +127,11 @@ def applied_features(
 
 
 def _states(entities: list[int], applied: pl.Series) -> _States:
-    """Order the answers of every entity by what their states had seen; one that lacks what another has begins a new chain, as
-    after a loss of the online store."""
+    """Order the states of every entity by the events they hold.
+
+    A state that lacks events of the one before begins a new chain; this happens when the online store lost
+    data.
+    """
     flat = applied.list.explode(keep_nulls=False, empty_as_null=False).to_numpy().reshape(-1, 2)
     counts = applied.list.len().to_numpy().astype(np.int64) // 2
     ends = np.cumsum(counts)
@@ -148,18 +158,16 @@ def _states(entities: list[int], applied: pl.Series) -> _States:
     return _States(chain, moment, starts, limits)
 
 
-def _appearances(stream: Stream, entities: pl.DataFrame, entity: pl.Series, states: _States) -> _Events:
+def _events(stream: Stream, entities: pl.DataFrame, entity: pl.Series, states: _States) -> _Events:
     chains = pl.DataFrame({_ENTITY: entity, _CHAIN: states.chain}).unique().drop_nulls()
-    event = microseconds(pl.col(stream.event_time))
-    known = (
-        pl.max_horizontal(event, microseconds(pl.col(stream.created_time))) if stream.created_time else event
-    )
     own = (
         stream.events.filter(pl.col(stream.event_time).is_not_null())
         .join(entities, on=list(stream.keys), how="inner")
         .join(chains, on=_ENTITY, how="inner")
         .with_columns(
-            event.alias(_TIME), known.alias(_KNOWN), pl.col(stream.partition).cast(pl.Int64).alias(_PARTITION)
+            microseconds(pl.col(stream.event_time)).alias(_TIME),
+            known_microseconds(stream.event_time, stream.created_time).alias(_KNOWN),
+            pl.col(stream.partition).cast(pl.Int64).alias(_PARTITION),
         )
     )
     ranks = pl.Series(_RANK, event_ranks(own.get_column(stream.event_id).to_list()), dtype=pl.Int64)
@@ -180,9 +188,9 @@ def _appearances(stream: Stream, entities: pl.DataFrame, entity: pl.Series, stat
 
 
 def _settled(appeared: Ints, moment: Ints, *, last: bool) -> Ints:
-    """Per row the end of the events that are all there, or (`last`) the begin of those that are all not.
+    """Per row the end of the leading events that are all applied, or (`last`) of all applied events.
 
-    Numbers rise from chain to chain, so running over all chains at once never mixes them.
+    Numbers ascend from chain to chain, so one running extreme over all chains does not mix them.
     """
     if last:
         return np.searchsorted(np.minimum.accumulate(appeared[::-1])[::-1], moment, "right").astype(np.int64)
@@ -192,22 +200,23 @@ def _settled(appeared: Ints, moment: Ints, *, last: bool) -> Ints:
 def _folds(
     events: _Events, chain: Ints, moment: Ints, times: Ints, window: int, tile: int
 ) -> Iterator[tuple[npt.NDArray[np.intp], Fold]]:
-    """Which rows, and where their windows lie among the events."""
+    """Parts of the rows, and the ranges of their windows among the events."""
     current = times // tile
     low = events.positions(chain, (current - window // tile + 1) * tile)
     middle = events.positions(chain, current * tile)
     high = events.positions(chain, (current + 1) * tile)
-    there = _settled(events.appeared, moment, last=False)
-    absent = _settled(events.appeared, moment, last=True)
-    whole = np.maximum(there, low) >= np.minimum(absent, high)
-    rows = np.flatnonzero(whole)
-    end = np.minimum(high, np.maximum(low, there))[rows]
+    all_applied = _settled(events.appeared, moment, last=False)
+    none_applied = _settled(events.appeared, moment, last=True)
+    is_range = np.maximum(all_applied, low) >= np.minimum(none_applied, high)
+    rows = np.flatnonzero(is_range)
+    end = np.minimum(high, np.maximum(low, all_applied))[rows]
     whole_tiles = middle[rows]
-    # Where the range ends within an earlier tile, the rest of that one came later: a part of a tile is folded last, as the current one is.
+    # A range that ends within an earlier tile has only a part of it: it is folded last, as the current tile
+    # is.
     cut = np.flatnonzero(end < whole_tiles)
     whole_tiles[cut] = events.positions(chain[rows][cut], events.times[end[cut]] // tile * tile)
     yield rows, Fold(None, events.chain, events.times // tile, low[rows], whole_tiles, end)
-    rows = np.flatnonzero(~whole)
+    rows = np.flatnonzero(~is_range)
     if rows.size:
         chunk = np.cumsum((high - low)[rows]) // MAX_PAIRS
         for part in np.split(rows, np.flatnonzero(np.diff(chunk)) + 1):

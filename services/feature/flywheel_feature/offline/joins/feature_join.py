@@ -1,4 +1,4 @@
-"""Joining every feature of a feature set to a spine: batch rows, stream windows, then on-demand expressions."""
+"""Joining all features of a feature set to a spine: batch rows, stream windows, on-demand expressions."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
-from flywheel_common.errors import InvalidArgument
 from flywheel_feature.definitions.catalog import Catalog
+from flywheel_feature.definitions.errors import WrongSpine
 from flywheel_feature.definitions.frame_types import to_type
 from flywheel_feature.definitions.model import (
     BatchView,
@@ -31,21 +31,23 @@ from flywheel_feature.tables.sources import SourceReader
 
 @dataclass(frozen=True, slots=True)
 class ComputedView:
+    """An on-demand view whose features are computed after the join."""
+
     view: View
     compiled: CompiledExpressions
     inputs: dict[str, tuple[VersionRef, str]]
-    """Column in an expression → the view version and feature it comes from; other columns are request fields."""
+    """Column of an expression → view version and feature; other columns are request fields."""
 
 
 @dataclass(frozen=True, slots=True)
 class JoinPlan:
-    """Everything a join of one feature set needs, resolved and compiled."""
+    """A join of one feature set: its views resolved, its expressions compiled."""
 
     feature_set: FeatureSet
     stored: tuple[StoredView, ...]
     computed: tuple[ComputedView, ...]
     outputs: tuple[tuple[VersionRef, str, Field], ...]
-    """Per feature of the set, in order: view version, feature name, column of the answer."""
+    """Per feature of the set, in order: view version, feature name, column of the result."""
 
     @property
     def stream_sources(self) -> list[Source]:
@@ -60,6 +62,8 @@ class JoinPlan:
 
 @dataclass(slots=True)
 class _Wanted:
+    """The views to read, and the features wanted from each."""
+
     views: dict[VersionRef, View] = field(default_factory=dict)
     features: dict[VersionRef, dict[str, None]] = field(default_factory=dict)
 
@@ -69,7 +73,7 @@ class _Wanted:
 
 
 def plan_join(catalog: Catalog, feature_set: FeatureSet) -> JoinPlan:
-    """Resolve views, entities and sources, compile expressions. Raises NotFound naming what is missing."""
+    """Resolve definitions and compile expressions. Raises NotFound for a missing definition."""
     views = {ref.id: catalog.view(ref.id, ref.version) for ref in feature_set.views}
     wanted, computed_wanted = _Wanted(), _Wanted()
     outputs: list[tuple[VersionRef, str, Field]] = []
@@ -116,7 +120,7 @@ def _computed(catalog: Catalog, view: View, names: Collection[str], wanted: _Wan
 
 
 class FeatureJoiner:
-    """Computes feature sets offline. Stateless; one may serve many jobs at once."""
+    """Computes feature sets offline; stateless, so that many jobs may share one."""
 
     def __init__(self, reader: SourceReader) -> None:
         self._reader = reader
@@ -132,8 +136,9 @@ class FeatureJoiner:
     ) -> pl.DataFrame:
         """One column per feature of the set, named `view__feature`, rows as in `spine`.
 
-        `spine` has the join keys, the request fields and `spine_time`, typed as declared. Stream views in `applied` are
-        computed from exactly the events named there (see applied_windows), not from those up to `spine_time`.
+        `spine` has the join keys, the request fields and `spine_time`, typed as declared. Stream views in
+        `applied` are computed from exactly the events named there (applied_windows.py), instead of those up
+        to `spine_time`.
         """
         found: dict[tuple[VersionRef, str], pl.Series] = {}
         steps = len(plan.stored) + 1
@@ -162,7 +167,7 @@ class FeatureJoiner:
         earliest, latest = times.row(0)
         low, high = stored.between(earliest, latest, mode)
         if applied is not None:
-            # Applied is applied, whatever its time: the current tile and the newest event reach beyond the spine's.
+            # Applied events may be later than the spine: in the current tile, or as the newest event.
             events = await self._reader.read(stored.source, stored.fields, positions=True)
             return await asyncio.to_thread(
                 lambda: stored.join_applied(spine, spine_time, applied, stored.kept(events))
@@ -174,11 +179,11 @@ class FeatureJoiner:
 
 
 Found = dict[tuple[VersionRef, str], pl.Series]
-"""Per view version and feature the values, rows as in the spine."""
+"""The values of each (view version, feature), rows as in the spine."""
 
 
 def with_computed(plan: JoinPlan, stored: Found, spine: pl.DataFrame) -> pl.DataFrame:
-    """One column per feature of the set; on-demand features are computed row by row from the stored ones and the spine."""
+    """One column per feature of the set; on-demand features are computed here."""
     found = dict(stored)
     for computed in plan.computed:
         columns = {c: found[origin].alias(c) for c, origin in computed.inputs.items()}
@@ -189,16 +194,12 @@ def with_computed(plan: JoinPlan, stored: Found, spine: pl.DataFrame) -> pl.Data
 
 
 def typed_spine(frame: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
-    """Join keys and request fields cast to their declared types; other columns as they are.
-
-    Raises InvalidArgument WRONG_SPINE naming what is missing or does not fit.
-    """
+    """The spine with join keys and request fields cast to their declared types. Raises WrongSpine."""
     fields = {f.name: f for f in (*plan.feature_set.join_keys, *plan.feature_set.request_fields)}
     missing = [name for name in fields if name not in frame.columns]
     if missing:
-        raise InvalidArgument(
-            f"The spine has no column {missing[0]!r}, which {plan.feature_set.name} needs; it needs: {', '.join(fields)}.",
-            reason="WRONG_SPINE",
+        raise WrongSpine(
+            f"The spine has no column {missing[0]!r}; {plan.feature_set.name} needs: {', '.join(fields)}.",
             field=missing[0],
         )
     try:
@@ -206,7 +207,5 @@ def typed_spine(frame: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
             to_type(n, frame.schema[n], f.data_type, f.vector_size) for n, f in fields.items()
         )
     except pl.exceptions.PolarsError as error:
-        raise InvalidArgument(
-            f"The spine's columns do not fit their declared types: {str(error).splitlines()[0][:200]}",
-            reason="WRONG_SPINE",
-        ) from error
+        reason = str(error).splitlines()[0][:200]
+        raise WrongSpine(f"The spine's columns do not fit their declared types: {reason}") from error

@@ -1,14 +1,14 @@
-"""The point-in-time join: for every spine row the values that were known at its time.
+"""The point-in-time join: for every spine row, the values that were known at its time.
 
-For a spine row (keys k, time t) the answer is, among the rows with equal keys, event time <= t and created time <= t,
-the one with the latest event time; then the latest created time; then the one read last (files in path order, rows in
-file order). A null created time means: known at its event time. With a TTL the answer counts only if t - event time <= ttl
-(a row exactly as old as its TTL still counts). Null keys match nothing, on either side. Every spine row
-comes back exactly once, in its place.
+A spine row with keys k and time t takes, among the rows with equal keys, event time <= t and created time <=
+t, the row with the latest event time; of several, the one with the latest created time; of several, the one
+read last (files in path order, rows in file order). A null created time means that the row was known at its
+event time. A stale row (definitions/ttl.py) counts as no row. Null keys match nothing, on either side. The
+result has one row per spine row, in the order of the spine.
 
-With created times it is still one as-of join. A row becomes known at max(event time, created time). Number the rows by
-(event time, created time, place); the answer at t is the highest number among the rows known by t, which is a running maximum
-over rows in the order in which they became known.
+Created times need no second join. A row becomes known at max(event time, created time). Number the rows by
+(event time, created time, place); the row taken at t has the highest number of the rows known by t. That is a
+running maximum over the rows in the order in which they became known.
 """
 
 from __future__ import annotations
@@ -23,15 +23,21 @@ from flywheel_feature.definitions.frame_types import TIMESTAMP
 from flywheel_feature.definitions.ttl import is_stale
 
 MATCHED_TIME = "__event_time"
-"""Column of the answer: event time of the row taken, null where none was."""
+"""Column of the result: event time of the row taken, null for none."""
 
 _NEVER = np.iinfo(np.int64).min
 _I, _T, _R, _K = "__row", "__time", "__rank", "__key"
 
 
 def microseconds(column: pl.Expr) -> pl.Expr:
-    """Timestamps of any unit and zone as Int64 microseconds since 1970 UTC (naive ones are taken as UTC)."""
+    """Timestamps of any unit and zone as Int64 microseconds since 1970 UTC; naive times are UTC."""
     return column.dt.epoch("us")
+
+
+def known_microseconds(event_time: str, created_time: str | None) -> pl.Expr:
+    """When rows became known: the later of event time and, where not null, created time; microseconds."""
+    event = microseconds(pl.col(event_time))
+    return event if created_time is None else pl.max_horizontal(event, microseconds(pl.col(created_time)))
 
 
 def as_of_join(
@@ -45,10 +51,11 @@ def as_of_join(
     ttl: int = 0,
     columns: Mapping[str, str],
 ) -> pl.DataFrame:
-    """Values for every row of `spine`, in its order (see the module's docstring).
+    """The values for every row of `spine`, in its order (see the docstring of this module).
 
-    `ttl` is in microseconds, 0: none. `keys` name equal columns on both sides; `columns` maps columns of `rows` to their names in the answer.
-    Answers those columns and `MATCHED_TIME`, `spine.height` rows; time and memory O((n + m) log m).
+    `ttl` is in microseconds, 0: none. `keys` are columns of both sides; `columns` maps columns of `rows` to
+    their names in the result. Returns these columns and `MATCHED_TIME`, `spine.height` rows; time and memory
+    O((n + m) log m).
     """
     if spine.height == 0 or rows.height == 0:
         return _nothing(spine.height, rows, columns)
@@ -73,7 +80,7 @@ def latest_join(
     created_time: str | None = None,
     columns: Mapping[str, str],
 ) -> pl.DataFrame:
-    """The newest values whatever the spine's time: the leaky join that a point-in-time join is compared with."""
+    """The newest values at any time: the leaky join that a point-in-time join is compared with."""
     if spine.height == 0 or rows.height == 0:
         return _nothing(spine.height, rows, columns)
     latest = latest_rows(rows, keys=keys, event_time=event_time, created_time=created_time)
@@ -89,7 +96,7 @@ def latest_join(
 def latest_rows(
     rows: pl.DataFrame, *, keys: Sequence[str], event_time: str, created_time: str | None = None
 ) -> pl.DataFrame:
-    """The row per key that an unlimited as-of join would take; null keys and null event times left out. Order not defined."""
+    """The latest row per key, without null keys and null event times; the order is not defined."""
     known = rows.filter(pl.col(event_time).is_not_null(), *(pl.col(k).is_not_null() for k in keys))
     order = [pl.col(event_time)]
     if created_time is not None:
@@ -98,7 +105,7 @@ def latest_rows(
 
 
 def _spine_side(spine: pl.DataFrame, keys: Sequence[str], spine_time: str) -> pl.DataFrame:
-    """Keys, time as an integer and place, sorted by time; rows without a time come first and match nothing."""
+    """Keys, integer time and place, sorted by time; rows with a null time come first and match nothing."""
     return (
         spine.select(*keys, microseconds(pl.col(spine_time)).fill_null(_NEVER).alias(_T))
         .with_row_index(_I)
@@ -107,8 +114,11 @@ def _spine_side(spine: pl.DataFrame, keys: Sequence[str], spine_time: str) -> pl
 
 
 def _asof(left: pl.DataFrame, right: pl.DataFrame, keys: Sequence[str]) -> pl.DataFrame:
-    """Joined on `_T` within equal keys; both sides are sorted by it. Keys of texts, or of several columns, are joined by their hash, which
-    is twice as fast; were a row of another key with the same hash found, or could one hide another, the keys themselves are joined."""
+    """An as-of join on `_T` within equal keys; both sides are sorted by `_T`.
+
+    Text keys and keys of several columns are joined by their hash, which is twice as fast. If a row found has
+    another key with the same hash, the join is repeated with the keys themselves.
+    """
     if not _hashable(left, right, keys):
         return _exact_asof(left, right, keys)
     key = _hash(keys)
@@ -127,7 +137,7 @@ def _hash(keys: Sequence[str]) -> pl.Expr:
 
 
 def _exact_asof(left: pl.DataFrame, right: pl.DataFrame, by: Sequence[str]) -> pl.DataFrame:
-    # Within groups Polars could not check that both are sorted.
+    # Polars cannot check sortedness within groups.
     return left.join_asof(right, on=_T, by=list(by), strategy="backward", check_sortedness=False)
 
 

@@ -1,4 +1,4 @@
-"""Joining the features of one batch or stream view to a spine: what is read for it, and what is made of the rows."""
+"""Joining the features of one batch or stream view to a spine: which rows to read, and the join itself."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flywheel_feature.tables.sources import EVENT_ID, OFFSET, PARTITION
 
 @dataclass(frozen=True, slots=True)
 class StoredView:
-    """A batch or stream view and the features wanted from it."""
+    """A batch or stream view, and the features that are read from it."""
 
     view: View
     entity: Entity
@@ -53,7 +53,7 @@ class StoredView:
 
     @property
     def pushed_to(self) -> View | None:
-        """The view whose pushed rows count besides those of its source."""
+        """The view whose pushed rows count together with the rows of its source; None for a stream view."""
         return self.view if isinstance(self.view.kind, BatchView) else None
 
     @property
@@ -70,22 +70,23 @@ class StoredView:
     def between(
         self, earliest: int | None, latest: int | None, mode: JoinMode
     ) -> tuple[int | None, int | None]:
-        """Event times low <= t < high that can matter to spine rows from `earliest` to `latest` (microseconds)."""
+        """The event times low <= t < high to read for spine times `earliest` to `latest`; microseconds."""
         if mode == JoinMode.NAIVE_LATEST or earliest is None or latest is None:
             return None, None
-        # A stream view reads all earlier events: an entity with any event has COUNT 0, not null, outside its windows.
+        # A stream view reads all earlier events: an entity with any event has COUNT 0, not null, outside its
+        # windows.
         low = earliest_fresh(earliest, self.view.ttl) if isinstance(self.view.kind, BatchView) else None
         return low, latest + 1
 
     def kept(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The rows that the view looks at."""
+        """The rows that pass the filter of the view."""
         predicate = self.predicate
         if predicate is None:
             return rows
         return rows.filter(predicate.evaluate(rows).to_series().fill_null(False))
 
     def join(self, spine: pl.DataFrame, spine_time: str, mode: JoinMode, rows: pl.DataFrame) -> pl.DataFrame:
-        """One column per wanted feature, rows as in `spine`; `rows` are `kept` ones, in the order of the source."""
+        """One column per wanted feature, rows as in `spine`; `rows` come from `kept`, in source order."""
         if isinstance(self.view.kind, BatchView):
             return _join_batch(self, self.view.kind, spine, spine_time, mode, rows)
         assert isinstance(self.view.kind, StreamView)
@@ -94,7 +95,7 @@ class StoredView:
     def join_applied(
         self, spine: pl.DataFrame, spine_time: str, applied: pl.Series, events: pl.DataFrame
     ) -> pl.DataFrame:
-        """As `join`, from exactly the events that `applied` names; `events` have their `PARTITION` and `OFFSET`."""
+        """As `join`, from exactly the events that `applied` names; `events` have `PARTITION` and `OFFSET`."""
         source, kind = self.source, self.view.kind
         assert isinstance(kind, StreamView)
         stream = Stream(
@@ -118,8 +119,13 @@ class StoredView:
 
 
 def _join_batch(
-    stored: StoredView, kind: BatchView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, rows: pl.DataFrame
-) -> pl.DataFrame:  # fmt: skip
+    stored: StoredView,
+    kind: BatchView,
+    spine: pl.DataFrame,
+    spine_time: str,
+    mode: JoinMode,
+    rows: pl.DataFrame,
+) -> pl.DataFrame:
     source = stored.source
     fields = {f.name: f for f in kind.features if f.name in stored.wanted}
     rows = rows.with_columns(
@@ -140,29 +146,54 @@ def _join_batch(
             columns=columns,
         )
     return as_of_join(
-        spine, rows, keys=stored.keys, spine_time=spine_time, event_time=source.timestamp_field, created_time=created,
-        ttl=stored.view.ttl, columns=columns,
-    )  # fmt: skip
+        spine,
+        rows,
+        keys=stored.keys,
+        spine_time=spine_time,
+        event_time=source.timestamp_field,
+        created_time=created,
+        ttl=stored.view.ttl,
+        columns=columns,
+    )
 
 
 def _join_stream(
-    stored: StoredView, kind: StreamView, spine: pl.DataFrame, spine_time: str, mode: JoinMode, events: pl.DataFrame
-) -> pl.DataFrame:  # fmt: skip
+    stored: StoredView,
+    kind: StreamView,
+    spine: pl.DataFrame,
+    spine_time: str,
+    mode: JoinMode,
+    events: pl.DataFrame,
+) -> pl.DataFrame:
     view, source = stored.view, stored.source
     features = stored.windows
     if mode == JoinMode.POINT_IN_TIME:
         return windowed_features(
-            spine, events, keys=stored.keys, spine_time=spine_time, event_time=source.timestamp_field,
-            created_time=source.created_field or None, event_id=EVENT_ID, tile=kind.tile, ttl=view.ttl, features=features,
-        )  # fmt: skip
-    # The newest answer each entity ever had: as of its last event, known to everybody at any time.
+            spine,
+            events,
+            keys=stored.keys,
+            spine_time=spine_time,
+            event_time=source.timestamp_field,
+            created_time=source.created_field or None,
+            event_id=EVENT_ID,
+            tile=kind.tile,
+            ttl=view.ttl,
+            features=features,
+        )
+    # NAIVE_LATEST: every spine row gets the values as of the last event of its entity.
     newest = latest_rows(events, keys=stored.keys, event_time=source.timestamp_field).select(
         *stored.keys, source.timestamp_field
     )
     values = windowed_features(
-        newest, events, keys=stored.keys, spine_time=source.timestamp_field, event_time=source.timestamp_field,
-        event_id=EVENT_ID, tile=kind.tile, features=features,
-    )  # fmt: skip
+        newest,
+        events,
+        keys=stored.keys,
+        spine_time=source.timestamp_field,
+        event_time=source.timestamp_field,
+        event_id=EVENT_ID,
+        tile=kind.tile,
+        features=features,
+    )
     table = newest.select(stored.keys).hstack(values.drop(MATCHED_TIME))
     return (
         spine.select(stored.keys)

@@ -1,8 +1,9 @@
-"""Folding ranges of ordered values, all rows at once: what each aggregation function makes of a window's events."""
+"""The aggregation functions over ranges of ordered events, all rows at once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -15,24 +16,29 @@ from flywheel_feature.windows import hyperloglog
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Windows over `n` ordered events: row `i` takes whole tiles `low[i]:middle[i]` and the current one `middle[i]:high[i]`.
-
-    `take` picks the events from the prepared ones (None: all of them); `owner` and `tile` have one entry per picked event.
-    """
+    """Windows over ordered events: per row the ranges of its whole tiles and of its current tile."""
 
     take: Ints | None
+    """Places of the picked events among the prepared ones; None: all."""
     owner: Ints
+    """Per picked event the entity or row that it belongs to."""
     tile: Ints
+    """Per picked event its tile."""
     low: Ints
+    """Per row the first event of its whole tiles."""
     middle: Ints
+    """Per row the first event of its current tile."""
     high: Ints
+    """Per row the end of its current tile."""
 
     @classmethod
     def of_pairs(
         cls, times: Ints, since: Ints, tile: int, low: Ints, middle: Ints, high: Ints, at: Ints
     ) -> Fold:
-        """The events of each row's window that the row may see, laid out row by row: those with since <= at. `times` and
-        `since` have one entry per event, the rest one per row. For windows that are no ranges of all events."""
+        """The windows of rows that may not see all events of their range: those with since <= at, row by row.
+
+        `times` and `since` have one entry per event, the others one per row.
+        """
         lengths = high - low
         row = np.repeat(np.arange(lengths.size), lengths)
         index = np.arange(row.size) - np.repeat(np.cumsum(lengths) - lengths, lengths) + low[row]
@@ -44,7 +50,7 @@ class Fold:
         return cls(index, row.astype(np.int64), times[index] // tile, starts, starts + whole, ends)
 
     def values(self, events: pl.DataFrame, field: str) -> pl.Series | None:
-        """A field of the picked events; None for no field."""
+        """A field of the picked events; None for an empty field."""
         if not field:
             return None
         values = events.get_column(field)
@@ -128,11 +134,11 @@ def _last_n(values: pl.Series, windows: Fold, limit: int) -> pl.Series:
 
 PAIRS = 4_000_000
 ROWS = 65_536
-"""APPROX_DISTINCT looks at so many values and windows at once: bounds the memory."""
+"""Values and windows that APPROX_DISTINCT folds at once; bounds the memory."""
 
 
 def _distinct(values: pl.Series, windows: Fold) -> pl.Series:
-    """Registers of a window are the maximum over its values, whatever the tiles; equal windows are folded once."""
+    """Estimates by HyperLogLog; equal windows are folded once."""
     seen = _observed(values)
     width = len(seen) + 1
     ranges, inverse = np.unique(windows.low * width + windows.high, return_inverse=True)
@@ -149,7 +155,7 @@ def _distinct(values: pl.Series, windows: Fold) -> pl.Series:
 
 
 def _observed(values: pl.Series) -> Ints:
-    """What hyperloglog.observations makes of the same values online; every text is hashed once."""
+    """hyperloglog.observations of the values; every different text is hashed once."""
     if values.dtype in (pl.String, pl.Binary):
         known = values.unique()
         observed = hyperloglog.observations(np.array([*known.to_list(), None], object)[:-1])
@@ -164,12 +170,13 @@ def _observed(values: pl.Series) -> Ints:
 def reduce_ranges(
     ufunc: np.ufunc, array: npt.NDArray[np.generic], low: Ints, high: Ints
 ) -> npt.NDArray[np.generic]:
-    """`ufunc` folded over array[low:high] per row, left to right; 0 where the range is empty. O(sum of range lengths)."""
+    """`ufunc` folded over array[low:high] per row, left to right; 0 for an empty range. O(sum of lengths)."""
     result = np.zeros(low.size, dtype=array.dtype)
     rows = np.flatnonzero(high > low)
     if not rows.size:
         return result
-    # Sorted by their start, what lies between two ranges is looked at once at most.
+    # reduceat also folds the gaps between ranges; with ranges sorted by start, each gap is folded at most
+    # once.
     rows = rows[np.argsort(low[rows], kind="stable")]
     pairs = np.stack([low[rows], high[rows]], axis=1).ravel()
     padded = np.concatenate([array, array[-1:]])
@@ -179,7 +186,7 @@ def reduce_ranges(
 
 @dataclass(frozen=True, slots=True)
 class _Tiles:
-    """Tiles that hold events, and per row the range of whole tiles; equal ranges are folded once."""
+    """Tiles with events, and per row the range of its whole tiles; equal ranges are folded once."""
 
     starts: Ints
     ends: Ints
@@ -193,7 +200,7 @@ class _Tiles:
         fresh = np.ones(count, dtype=np.bool_)
         fresh[1:] = (windows.owner[1:] != windows.owner[:-1]) | (windows.tile[1:] != windows.tile[:-1])
         starts = np.flatnonzero(fresh).astype(np.int64)
-        # Tiles that start before a position: windows begin and end their whole tiles where a tile starts.
+        # The number of tiles that start before each position; whole tiles begin and end where a tile starts.
         before = np.concatenate([np.zeros(1, np.int64), np.cumsum(fresh, dtype=np.int64)])
         ranges = np.stack([before[windows.low], before[windows.middle]], axis=1)
         width = starts.size + 1
@@ -213,8 +220,20 @@ def _by_tiles(ufunc: np.ufunc, array: npt.NDArray[np.generic], windows: Fold) ->
     return np.where(has_whole & has_current, ufunc(whole, current), np.where(has_whole, whole, current))
 
 
-def _moments(array: Floats, low: Ints, high: Ints) -> tuple[Floats, Floats, Floats]:
-    """Count, mean and sum of squared deviations of short ranges, in two passes."""
+class _Moments(NamedTuple):
+    """Moments of n sets."""
+
+    n: Floats
+    mean: Floats
+    squares: Floats
+    """Sums of squared deviations from the mean."""
+
+    def take(self, rows: Any) -> _Moments:
+        return _Moments(self.n[rows], self.mean[rows], self.squares[rows])
+
+
+def _moments(array: Floats, low: Ints, high: Ints) -> _Moments:
+    """The moments of short ranges, in two passes."""
     count = (high - low).astype(np.float64)
     mean = reduce_ranges(np.add, array, low, high).astype(np.float64) / np.maximum(count, 1.0)
     lengths = high - low
@@ -223,37 +242,35 @@ def _moments(array: Floats, low: Ints, high: Ints) -> tuple[Floats, Floats, Floa
     squares: Floats = np.bincount(row, weights=(array[index] - mean[row]) ** 2, minlength=low.size).astype(
         np.float64
     )
-    return count, mean, squares
+    return _Moments(count, mean, squares)
 
 
-def _merge(
-    a: tuple[Floats, Floats, Floats], b: tuple[Floats, Floats, Floats]
-) -> tuple[Floats, Floats, Floats]:
-    """Chan, Golub, LeVeque 1979: moments of two sets together; an empty set changes nothing."""
-    count = a[0] + b[0]
+def _merge(a: _Moments, b: _Moments) -> _Moments:
+    """The moments of two sets together (Chan, Golub, LeVeque 1979); an empty set changes nothing."""
+    count = a.n + b.n
     safe = np.maximum(count, 1.0)
-    delta = b[1] - a[1]
-    mean = np.where(a[0] == 0, b[1], a[1] + delta * b[0] / safe)
-    return count, mean, a[2] + b[2] + delta * delta * a[0] * b[0] / safe
+    delta = b.mean - a.mean
+    mean = np.where(a.n == 0, b.mean, a.mean + delta * b.n / safe)
+    return _Moments(count, mean, a.squares + b.squares + delta * delta * a.n * b.n / safe)
 
 
 def _standard_deviation(array: Floats, windows: Fold) -> Floats:
-    """Population standard deviation, free of cancellation: moments per tile, merged in ascending order, current tile last."""
+    """Population standard deviation without cancellation: moments per tile, merged in ascending order."""
     tiles = _Tiles.of(windows)
     partials = _moments(array, tiles.starts, tiles.ends)
     lengths = tiles.high - tiles.low
     order = np.argsort(-lengths, kind="stable")
     low, lengths = tiles.low[order], lengths[order]
-    whole = tuple(np.zeros(low.size) for _ in range(3))
+    whole = _Moments(np.zeros(low.size), np.zeros(low.size), np.zeros(low.size))
     for step in range(int(lengths[0]) if lengths.size else 0):
-        active = int(np.searchsorted(-lengths, -step, "left"))  # rows with more than `step` tiles come first
-        index = low[:active] + step
-        merged = _merge(tuple(w[:active] for w in whole), tuple(p[index] for p in partials))  # type: ignore[arg-type]
+        # Rows with more than `step` tiles come first.
+        active = int(np.searchsorted(-lengths, -step, "left"))
+        merged = _merge(whole.take(slice(active)), partials.take(low[:active] + step))
         for target, source in zip(whole, merged, strict=True):
             target[:active] = source
     back = np.empty(order.size, dtype=np.int64)
     back[order] = np.arange(order.size)
-    spread = tuple(w[back][tiles.inverse] for w in whole)
-    count, _, squares = _merge(spread, _moments(array, windows.middle, windows.high))  # type: ignore[arg-type]
+    current = _moments(array, windows.middle, windows.high)
+    count, _, squares = _merge(whole.take(back[tiles.inverse]), current)
     deviation: Floats = np.sqrt(np.maximum(squares, 0.0) / np.maximum(count, 1.0))
     return deviation

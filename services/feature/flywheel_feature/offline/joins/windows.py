@@ -1,12 +1,12 @@
-"""Windowed aggregations of a stream, recomputed point in time from its archived events.
+"""Windowed aggregations of a stream at past times, recomputed from archived events.
 
-A window `w` with tiles of width `s` at time `t` covers tiles floor((t - w)/s) + 1 … floor(t/s), restricted to events with event
-time <= t (and created time <= t where the source has one). Its start is a tile's start, so the window holds between
-w - s and w of time: what the online store answers, which keeps whole tiles only.
+A window `w` over tiles of width `s` at time `t` covers tiles floor((t - w)/s) + 1 … floor(t/s), restricted to
+events with event time <= t (and created time <= t where the source has one). A window starts where a tile
+starts, so it covers between w - s and w of time, as in the online store, which keeps whole tiles only.
 
-Sums are folded the way the online store folds them: each tile by itself, tiles merged in ascending order, the current tile
-last. Within a tile events are folded by (event time, known time, rank of the event id), online in the order they came: results agree
-to a relative 1e-6, exactly for all but sums, means and standard deviations of fractions.
+Sums are folded as in the online store: each tile by itself, then tiles in ascending order, the current tile
+last. Within a tile, events are folded by (event time, known time, rank), online in the order of arrival.
+Sums, means and standard deviations of fractions agree to a relative 1e-6, everything else exactly.
 """
 
 from __future__ import annotations
@@ -22,25 +22,30 @@ from flywheel_common.arrays import Ints
 from flywheel_feature.definitions.frame_types import polars_type
 from flywheel_feature.definitions.model import AggregationFunction, DataType
 from flywheel_feature.definitions.ttl import is_stale
-from flywheel_feature.offline.joins.point_in_time import MATCHED_TIME, as_of_join, microseconds
+from flywheel_feature.offline.joins.point_in_time import (
+    MATCHED_TIME,
+    as_of_join,
+    known_microseconds,
+    microseconds,
+)
 from flywheel_feature.offline.joins.window_folds import Fold, fold
 from flywheel_feature.windows.event_order import event_ranks
 
 MAX_PAIRS = 4_000_000
-"""Late events are looked at pair by pair with spine rows, this many at a time: bounds the memory."""
+"""Pairs of late events and spine rows that are compared at once; bounds the memory."""
 
 _CODE, _TIME, _KNOWN, _RANK = "__code", "__time", "__known", "__rank"
 
 
 @dataclass(frozen=True, slots=True)
 class WindowFeature:
-    """One aggregation. `window` is a multiple of the tile; `field` is empty only for COUNT; `kind` is its data type."""
+    """One aggregation; `field` is empty only for COUNT, `kind` is its data type."""
 
     name: str
     function: AggregationFunction
     field: str
     window: int
-    """Microseconds."""
+    """Microseconds, a multiple of the tile."""
     kind: DataType
     limit: int = 0
 
@@ -53,7 +58,7 @@ class _Events:
     codes: Ints
     times: Ints
     known: Ints | None
-    """When each became known; None when every event was known at its event time."""
+    """When each became known; None if every event was known at its event time."""
 
     def positions(self, codes: Ints, times: Ints, unique_times: Ints, ranks: Ints) -> Ints:
         """Per row the first event of its entity with event time >= the row's time."""
@@ -75,14 +80,20 @@ def windowed_features(
     ttl: int = 0,
     features: Sequence[WindowFeature],
 ) -> pl.DataFrame:
-    """Every feature for every spine row, in the spine's order, and `MATCHED_TIME`, the newest event's time.
+    """Every feature per spine row, in the order of the spine, and `MATCHED_TIME`, the newest event's time.
 
-    Null where the entity has no known event at all yet (COUNT too), where its newest event is older than `ttl`
-    (microseconds, 0: never), or where the window has no value (COUNT then is 0). `tile` is in microseconds.
+    A feature is null where the entity has no known event yet (also COUNT), where its newest event is stale,
+    or where the window has no value (COUNT is 0 then). `tile` and `ttl` are in microseconds.
     """
     newest = as_of_join(
-        spine, events, keys=keys, spine_time=spine_time, event_time=event_time, created_time=created_time, columns={}
-    )  # fmt: skip
+        spine,
+        events,
+        keys=keys,
+        spine_time=spine_time,
+        event_time=event_time,
+        created_time=created_time,
+        columns={},
+    )
     seen = _seen(spine, newest, spine_time, ttl)
     rows = np.flatnonzero(seen)
     prepared, codes = _prepare(spine[rows], events, keys, event_time, created_time, event_id)
@@ -128,14 +139,13 @@ def _prepare(
     codes = (
         spine.select(keys).join(entities, on=list(keys), how="left", maintain_order="left").get_column(_CODE)
     )
-    event = microseconds(pl.col(event_time))
-    known = (
-        pl.max_horizontal(event, microseconds(pl.col(created_time))) if created_time is not None else event
-    )
     ordered = (
         events.filter(pl.col(event_time).is_not_null())
         .join(entities, on=list(keys), how="inner", maintain_order="left")
-        .with_columns(event.alias(_TIME), known.alias(_KNOWN))
+        .with_columns(
+            microseconds(pl.col(event_time)).alias(_TIME),
+            known_microseconds(event_time, created_time).alias(_KNOWN),
+        )
         .sort([_CODE, _TIME, _KNOWN], maintain_order=True)
     )
     if event_id is not None:
@@ -150,7 +160,7 @@ def _prepare(
 
 
 def _break_ties(ordered: pl.DataFrame, event_id: str) -> pl.DataFrame:
-    """Order events of equal times as the online store does. Hashing every id would cost more than all the rest."""
+    """Order events of equal times as the online store does; only their ids are hashed: hashing is slow."""
     tied = ordered.select(pl.struct(_CODE, _TIME, _KNOWN).is_duplicated()).to_series()
     if not tied.any():
         return ordered
@@ -163,7 +173,7 @@ def _break_ties(ordered: pl.DataFrame, event_id: str) -> pl.DataFrame:
 
 
 def _layouts(events: _Events, codes: Ints, times: Ints, window: int, tile: int) -> Iterator[Fold]:
-    """Where each row's window lies among the events; several layouts, rows in order, when late events make them overlap."""
+    """The range of each row's window among the events; with late events several parts, rows in order."""
     unique_times, ranks = np.unique(events.times, return_inverse=True)
     current = times // tile
     low = events.positions(codes, (current - window // tile + 1) * tile, unique_times, ranks)

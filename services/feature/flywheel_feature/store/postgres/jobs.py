@@ -9,6 +9,7 @@ from typing import Any
 
 from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_common.postgres.pool import Pool, connection, transaction
+from flywheel_feature.jobs.errors import JobLost
 from flywheel_feature.jobs.model import Job, JobState, Progress
 from flywheel_feature.jobs.ports import MAX_ATTEMPTS
 
@@ -21,7 +22,7 @@ RETURNING *
 _BY_REQUEST = "SELECT * FROM job WHERE project = $1 AND kind = $2 AND request_id = $3"
 _CLAIM = """
 WITH lost AS (
-    UPDATE job SET state = 'LOST', ended_at = now(), owner = NULL, error_reason = 'JOB_LOST',
+    UPDATE job SET state = 'LOST', ended_at = now(), owner = NULL, error_reason = $5,
         error_message = 'Every process that ran the job died: read their logs and submit it again.'
     WHERE state = 'RUNNING' AND lease_until < now() AND attempt >= $4)
 UPDATE job
@@ -94,7 +95,7 @@ class PostgresJobs:
 
     async def claim(self, owner: str, kinds: Sequence[str], lease_seconds: float) -> Job | None:
         async with connection(self._pool) as conn:
-            row = await conn.fetchrow(_CLAIM, owner, list(kinds), lease_seconds, MAX_ATTEMPTS)
+            row = await conn.fetchrow(_CLAIM, owner, list(kinds), lease_seconds, MAX_ATTEMPTS, JobLost.reason)
         return None if row is None else _job(row)
 
     async def heartbeat(self, job: Job, owner: str, progress: Progress, lease_seconds: float) -> bool | None:

@@ -60,9 +60,9 @@ def snapshot(uri: str, options: Mapping[str, str], version: int) -> TableSnapsho
         )
         for action in actions
     ]
-    held = pa.schema([field for field in schema if field.name not in partitions])
+    stored = pa.schema([field for field in schema if field.name not in partitions])
     return TableSnapshot(
-        tuple(sorted(pieces, key=lambda p: p.uri)), stored_types(held, partitions), table.version()
+        tuple(sorted(pieces, key=lambda p: p.uri)), stored_types(stored, partitions), table.version()
     )
 
 

@@ -22,8 +22,8 @@ def of_files(files_system: fs.FileSystem, files: Sequence[str], base: str) -> Ta
     The types are those of the first file.
     """
     pieces = tuple(Piece(f"s3://{path}", partition=_hive(path[len(base) :])) for path in files)
-    held = fragment(files_system, files[0], pieces[0]).physical_schema
-    return TableSnapshot(pieces, stored_types(held, [name for name, _ in pieces[0].partition]))
+    schema = fragment(files_system, files[0], pieces[0]).physical_schema
+    return TableSnapshot(pieces, stored_types(schema, [name for name, _ in pieces[0].partition]))
 
 
 def stored_types(schema: pa.Schema, partitions: Sequence[str]) -> dict[str, pl.DataType]:

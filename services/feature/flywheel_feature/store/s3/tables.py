@@ -125,9 +125,9 @@ class S3Tables:
         def read() -> pl.DataFrame:
             fragment = snapshots.fragment(self._fs, path, piece)
             schema = fragment.physical_schema
-            held = [c for c in wanted if c in schema.names]
+            present = [c for c in wanted if c in schema.names]
             pushed = where if where is not None and where.column in schema.names else None
-            table = fragment.to_table(columns=held, filter=arrow_filter(schema, pushed))
+            table = fragment.to_table(columns=present, filter=arrow_filter(schema, pushed))
             return snapshots.with_partition(to_frame(table), table.num_rows, piece, wanted)
 
         return self._guard_file(piece.uri, read)
@@ -140,9 +140,9 @@ class S3Tables:
         def one(uri: str) -> pa.Table:
             with self._fs.open_input_file(self._path(uri)) as file:
                 small = file.size() <= SMALL_BYTES
-                held = pq.ParquetFile(pa.BufferReader(file.read()) if small else file)
-                names = [c for c in wanted if c in held.schema_arrow.names]
-                return held.read(columns=names, use_threads=False)
+                parquet = pq.ParquetFile(pa.BufferReader(file.read()) if small else file)
+                names = [c for c in wanted if c in parquet.schema_arrow.names]
+                return parquet.read(columns=names, use_threads=False)
 
         def read() -> pl.DataFrame:
             # An archive has many small files, so that the requests take most of the time.

@@ -1,4 +1,4 @@
-"""Expressions see one row: what one row gives, many give."""
+"""SQL expressions: values per row, types, and rejected expressions."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ rows = st.lists(
 
 @settings(max_examples=100, deadline=None)
 @given(rows=rows)
-def test_one_row_gives_what_it_gives_among_many(rows: list[dict[str, Any]]) -> None:
+def test_a_row_alone_gives_the_same_values_as_in_a_batch(rows: list[dict[str, Any]]) -> None:
     compiled = compile_expressions(EXPRESSIONS, SCHEMA)
     together = compiled.evaluate(pl.DataFrame(rows, schema=FRAME))
     alone = [compiled.evaluate(pl.DataFrame([row], schema=FRAME)).row(0) for row in rows]
@@ -86,12 +86,12 @@ def test_values_follow_sql_and_nulls_stay_null() -> None:
     assert [FRAME["delay"], pl.Boolean, pl.Float32, pl.Float64, pl.String, pl.Int64] == result.dtypes[:6]
 
 
-def test_what_is_no_number_is_null() -> None:
+def test_nan_results_are_null() -> None:
     compiled = compile_expressions([("x", FLOAT64, "delay / delay")], SCHEMA)
     assert [None, 1.0] == compiled.evaluate(pl.DataFrame({"delay": [0.0, 2.0]}))["x"].to_list()
 
 
-def test_only_the_columns_that_are_read_are_asked_for() -> None:
+def test_only_columns_that_the_expression_reads_are_required() -> None:
     compiled = compile_expressions([("x", FLOAT64, "delay + seats")], SCHEMA)
     assert compiled.input_columns == ("delay", "seats")
     assert compiled.evaluate(pl.DataFrame({"seats": [1], "delay": [2.0], "more": ["?"]}))["x"].to_list() == [
@@ -130,28 +130,28 @@ def test_only_the_columns_that_are_read_are_asked_for() -> None:
         "delay || " + "1" * 5000,
     ],
 )
-def test_what_is_not_an_expression_of_one_row_is_refused_with_a_reason(sql: str) -> None:
-    with pytest.raises(InvalidArgument) as refused:
+def test_expressions_over_other_rows_or_the_clock_are_rejected(sql: str) -> None:
+    with pytest.raises(InvalidArgument) as rejected:
         compile_expressions([("x", FLOAT64, sql)], SCHEMA)
-    assert refused.value.reason == "INVALID_EXPRESSION"
-    assert "x" in refused.value.message
+    assert rejected.value.reason == "INVALID_EXPRESSION"
+    assert "x" in rejected.value.message
 
 
 @pytest.mark.parametrize(
     ("kind", "sql"),
     [(STRING, "delay"), (INT64, "delay"), (BOOL, "seats"), (FLOAT64, "origin"), (TIMESTAMP, "seats")],
 )
-def test_a_result_of_another_kind_than_declared_is_refused(kind: int, sql: str) -> None:
+def test_a_result_of_another_type_than_declared_is_rejected(kind: int, sql: str) -> None:
     with pytest.raises(InvalidArgument, match="declared"):
         compile_expressions([("x", kind, sql)], SCHEMA)
 
 
-def test_an_unknown_column_is_named_with_those_that_exist() -> None:
+def test_an_unknown_column_error_lists_the_columns() -> None:
     with pytest.raises(InvalidArgument, match=r"unknown column 'arr_delay'.*delay, seats"):
         compile_expressions([("x", FLOAT64, "arr_delay + 1")], SCHEMA)
 
 
-def test_words_inside_text_are_not_looked_at() -> None:
+def test_keywords_inside_string_literals_are_allowed() -> None:
     compiled = compile_expressions(
         [("x", STRING, "CASE WHEN origin = 'SELECT SUM(1) -- CAST(' THEN 'OVER' ELSE origin END")], SCHEMA
     )

@@ -1,4 +1,4 @@
-"""No two entities share a key, and every view's key of an entity lies in one slot."""
+"""Keys of entities: unique per entity and view, and in one Redis slot per entity."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def two_entities(draw: st.DrawFn) -> tuple[list[DataType], list[object], list[ob
 
 
 @given(two_entities())
-def test_keys_are_equal_exactly_when_the_entities_are(
+def test_keys_are_equal_exactly_when_entities_are_equal(
     entities: tuple[list[DataType], list[object], list[object]],
 ) -> None:
     kinds, one, other = entities
@@ -44,7 +44,7 @@ def test_keys_are_equal_exactly_when_the_entities_are(
     st.sampled_from(["facts", "fact"]),
     st.integers(1, 12),
 )
-def test_entities_of_different_numbers_of_keys_and_views_share_no_key(
+def test_different_entities_and_views_never_share_a_key(
     one: list[str], other: list[str], view_id: str, version: int
 ) -> None:
     first = key_prefix(FACTS) + entity_keys([(DataType.STRING, [v]) for v in one])[0]
@@ -54,7 +54,7 @@ def test_entities_of_different_numbers_of_keys_and_views_share_no_key(
 
 
 @given(st.lists(TEXT, min_size=1, max_size=3), st.integers(1, 99))
-def test_all_views_of_an_entity_are_in_one_slot(values: list[str], version: int) -> None:
+def test_keys_of_all_views_of_an_entity_are_in_one_slot(values: list[str], version: int) -> None:
     name = entity_keys([(DataType.STRING, [v]) for v in values])[0]
     other = replace(FACTS, id="others", version=version)
     assert key_slot(key_prefix(FACTS) + name) == key_slot(key_prefix(other) + name)

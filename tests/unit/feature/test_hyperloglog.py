@@ -1,8 +1,7 @@
-"""APPROX_DISTINCT: the estimate against true counts, and tiles against history."""
+"""APPROX_DISTINCT: estimates against true counts, and online against offline values."""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -17,22 +16,20 @@ from flywheel_feature.windows.hyperloglog import REGISTERS, STANDARD_ERROR, coun
 from flywheel_feature.windows.tile_layout import TileLayout
 from flywheel_feature.windows.tile_reading import TileReader
 from flywheel_feature.windows.tile_writing import Events, partials, state_of
+from tests.support.builders.feature_units import MINUTE, at, microseconds
 
-MINUTE = 60_000_000
 TILE = 5 * MINUTE
-EPOCH = datetime(2013, 1, 1, tzinfo=UTC)
-BASE = round(EPOCH.timestamp()) * 1_000_000
 DISTINCT = AggregationFunction.APPROX_DISTINCT
 
 
 @pytest.mark.parametrize("true", [50, 500, 5_000, 50_000])
-def test_the_error_over_many_samples_is_the_one_that_is_promised(true: int) -> None:
+def test_the_error_over_many_samples_is_the_standard_error(true: int) -> None:
     samples = 60
     owner = np.repeat(np.arange(samples), true)
     estimates = counts(owner, observations(np.arange(samples * true, dtype=np.int64)), samples)
     errors = estimates / true - 1.0
     assert abs(errors.mean()) < 3 * STANDARD_ERROR / np.sqrt(samples)
-    # The sample standard deviation of 60 errors lies within 30 % of the true one but once in a thousand times.
+    # The sample deviation of 60 errors is more than 30 % off the true one in 1 of 1,000 samples.
     assert errors.std() < 1.3 * STANDARD_ERROR
 
 
@@ -52,12 +49,12 @@ def test_the_standard_error_is_that_of_2048_registers() -> None:
         np.array([b"", b"a", b"\0", b"\0\0"], object),
     ],
 )
-def test_few_values_of_every_scalar_type_are_counted_exactly_and_repetitions_not(values: Any) -> None:
+def test_few_values_of_every_scalar_type_are_counted_exactly(values: Any) -> None:
     repeated = np.concatenate([values, values, values])
     assert counts(np.zeros(repeated.size, np.int64), observations(repeated), 2).tolist() == [values.size, 0]
 
 
-def test_the_same_number_is_one_value_whatever_its_width_and_sign_of_zero() -> None:
+def test_equal_numbers_of_any_width_are_one_value() -> None:
     assert observations(np.array([0.5], np.float32)) == observations(np.array([0.5]))
     assert observations(np.array([0.0])) == observations(np.array([-0.0]))
 
@@ -70,26 +67,30 @@ EVENTS = st.lists(
 
 @settings(max_examples=80, deadline=None)
 @given(EVENTS, st.integers(0, 100))
-def test_tiles_and_history_count_the_same_texts(events: list[Any], minute: int) -> None:
+def test_online_and_offline_counts_of_texts_are_equal(events: list[Any], minute: int) -> None:
     aggregations = [Aggregation(f"d{w}", DISTINCT, "v", w * MINUTE) for w in (15, 60)]
     layout = TileLayout(aggregations, TILE)
     seen = [e for e in events if e[1] <= minute]
     texts = np.array([*(e[2] or "" for e in seen), None], object)[:-1]
     present = np.array([e[2] is not None for e in seen], bool)
-    time = np.array([BASE + e[1] * MINUTE for e in seen], np.int64)
+    time = microseconds([e[1] for e in seen])
     batch = Events(
-        np.array(["AB".index(e[0]) for e in seen], np.int64), time, time, np.arange(len(seen)),
-        {"v": (np.zeros(len(seen)), present)}, {"v": observations(texts)},
-    )  # fmt: skip
+        np.array(["AB".index(e[0]) for e in seen], np.int64),
+        time,
+        time,
+        np.arange(len(seen)),
+        {"v": (np.zeros(len(seen)), present)},
+        {"v": observations(texts)},
+    )
     deltas = partials(layout, batch)
     states = [state_of(layout, deltas[i], {0: 1}) if i in deltas else None for i in range(2)]
-    online = TileReader(layout).read(states, np.full(2, BASE + minute * MINUTE, np.int64))
+    online = TileReader(layout).read(states, microseconds([minute] * 2))
     offline = windowed_features(
-        pl.DataFrame({"k": ["A", "B"], "at": [EPOCH + timedelta(minutes=minute)] * 2}),
+        pl.DataFrame({"k": ["A", "B"], "at": [at(minute)] * 2}),
         pl.DataFrame(
             {
                 "k": [e[0] for e in events],
-                "t": [EPOCH + timedelta(minutes=e[1]) for e in events],
+                "t": [at(e[1]) for e in events],
                 "v": [e[2] for e in events],
                 "id": [str(i) for i in range(len(events))],
             },

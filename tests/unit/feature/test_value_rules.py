@@ -1,4 +1,4 @@
-"""Validation rules: which rows break what, and which action wins."""
+"""Validation rules: which rows break them, and which action applies."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_rows_that_break_a_rule(rule: ValidationRule, series: pl.Series, broken:
     assert rejected(rule, series) == [bool(b) for b in broken]
 
 
-def test_the_hardest_action_wins_and_every_broken_rule_is_named() -> None:
+def test_the_most_severe_action_wins_and_all_breaches_are_listed() -> None:
     rules = [
         ("x", ValidationRule(max=1, action=FLAG)),
         ("x", ValidationRule(max=2, action=QUARANTINE)),
@@ -60,8 +60,11 @@ def test_the_hardest_action_wins_and_every_broken_rule_is_named() -> None:
     assert verdict.kept.tolist() == [True, True, False, False]
     assert verdict.reasons == (("x: max 1", "x: max 2", "y: allowed a"),)
     assert [(b.feature, b.rule, b.rows, b.first) for b in verdict.breaches] == [
-        ("x", "max 1", 3, 1), ("x", "max 2", 2, 2), ("x", "max 3", 1, 3), ("y", "allowed a", 2, 2),
-    ]  # fmt: skip
+        ("x", "max 1", 3, 1),
+        ("x", "max 2", 2, 2),
+        ("x", "max 3", 1, 3),
+        ("y", "allowed a", 2, 2),
+    ]
     twice = Report().plus(verdict).plus(verdict)
     assert (twice.rejected, twice.quarantined, twice.flagged) == (2, 2, 2)
     assert [b.rows for b in twice.breaches] == [6, 4, 2, 4]
@@ -72,20 +75,20 @@ def test_the_hardest_action_wins_and_every_broken_rule_is_named() -> None:
     st.integers(-10, 10),
     st.sampled_from(ValidationAction),
 )
-def test_every_row_has_one_fate_and_only_breakers_are_left_out(
+def test_every_row_has_one_action_and_only_breaches_are_dropped(
     values: list[int | None], bound: int, action: ValidationAction
 ) -> None:
     frame = pl.DataFrame({"x": pl.Series(values, dtype=pl.Int64)})
     verdict = validate([("x", ValidationRule(max=bound, action=action))], frame)
     want = np.array([v is not None and v > bound for v in values], bool)
-    fates = {REJECT: verdict.rejected, QUARANTINE: verdict.quarantined, FLAG: verdict.flagged}
-    assert fates.pop(action).tolist() == want.tolist()
-    assert not any(mask.any() for mask in fates.values())
+    by_action = {REJECT: verdict.rejected, QUARANTINE: verdict.quarantined, FLAG: verdict.flagged}
+    assert by_action.pop(action).tolist() == want.tolist()
+    assert not any(mask.any() for mask in by_action.values())
     assert verdict.kept.tolist() == (np.ones(len(values), bool) if action is FLAG else ~want).tolist()
 
 
 @pytest.mark.parametrize(
-    ("rule", "kind", "says"),
+    ("rule", "kind", "expected"),
     [
         (ValidationRule(), DataType.FLOAT64, "set min, max"),
         (ValidationRule(min=2, max=1), DataType.FLOAT64, "min must not be greater than max"),
@@ -95,8 +98,6 @@ def test_every_row_has_one_fate_and_only_breakers_are_left_out(
         (ValidationRule(max_null_rate=1.0), DataType.BYTES, "at least 0 and below 1"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused_when_applied(
-    rule: ValidationRule, kind: DataType, says: str
-) -> None:
-    assert any(says in m for m in mistakes(rule, kind))
+def test_invalid_rules_are_rejected_when_applied(rule: ValidationRule, kind: DataType, expected: str) -> None:
+    assert any(expected in m for m in mistakes(rule, kind))
     assert mistakes(replace(rule, min=0, max=None, max_null_rate=None, allowed=()), DataType.FLOAT32) == []

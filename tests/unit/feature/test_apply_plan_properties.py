@@ -1,4 +1,4 @@
-"""Laws of plans, over random definitions and random changes of them."""
+"""Properties of apply plans for random definitions and random changes of them."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ from flywheel_feature.definitions.model import (
     ValidationRule,
     View,
 )
+from tests.support.builders.apply_example import (
+    EVERYTHING,
+    P,
+    age,
+    applied,
+    facts,
+    plan,
+    recent,
+)
 
-from .test_definition_plans import EVERYTHING, P, age, applied, facts, plan, recent
-
-WORDS = st.text("abc ", max_size=4)
+TEXTS = st.text("abc ", max_size=4)
 METADATA = st.builds(
-    Metadata, WORDS, WORDS, st.dictionaries(st.sampled_from(["team", "tier"]), WORDS, max_size=2)
+    Metadata, TEXTS, TEXTS, st.dictionaries(st.sampled_from(["team", "tier"]), TEXTS, max_size=2)
 )
 AGGREGATIONS = st.lists(
     st.builds(
@@ -40,7 +47,7 @@ AGGREGATIONS = st.lists(
         st.just("delay"),
         st.sampled_from([HOUR, 3 * HOUR]),
         st.just(0),
-        WORDS,
+        TEXTS,
     ),
     min_size=1,
     max_size=3,
@@ -51,23 +58,30 @@ RULES = st.lists(st.builds(ValidationRule, min=st.integers(0, 3).map(float)), ma
 
 @st.composite
 def declarations(draw: Any) -> Declared:
-    """The example with everything varied that may vary."""
-    built = Feature("built", DataType.FLOAT64, description=draw(WORDS), rules=draw(RULES))
+    """Variants of the example: other metadata, descriptions, rules, TTLs and aggregations."""
+    built = Feature("built", DataType.FLOAT64, description=draw(TEXTS), rules=draw(RULES))
     views: list[View] = [
-        replace(facts, kind=BatchView("planes", (built,)), ttl=draw(st.sampled_from([0, HOUR])), metadata=draw(METADATA)),
         replace(
-            recent, kind=StreamView("landings", tuple(draw(AGGREGATIONS))), freshness_sla=draw(st.sampled_from([0, HOUR])),
+            facts,
+            kind=BatchView("planes", (built,)),
+            ttl=draw(st.sampled_from([0, HOUR])),
+            metadata=draw(METADATA),
+        ),
+        replace(
+            recent,
+            kind=StreamView("landings", tuple(draw(AGGREGATIONS))),
+            freshness_sla=draw(st.sampled_from([0, HOUR])),
             metadata=draw(METADATA),
         ),
         replace(age, metadata=draw(METADATA)),
-    ]  # fmt: skip
+    ]
     sets = (FeatureSet(P, "late", ("facts:built", "recent:*", "age:years"), draw(METADATA)),)
     entities = tuple(replace(e, metadata=draw(METADATA)) for e in EVERYTHING.entities)
     sources = tuple(replace(s, metadata=draw(METADATA)) for s in EVERYTHING.sources)
     return Declared(entities, sources, tuple(draw(st.permutations(views))), sets)
 
 
-def with_other_words(declared: Declared, metadata: Metadata) -> Declared:
+def with_metadata(declared: Declared, metadata: Metadata) -> Declared:
     def each(items: Any) -> Any:
         return tuple(replace(i, metadata=metadata) for i in items)
 
@@ -82,7 +96,7 @@ def acted(made: ApplyPlan) -> set[Action]:
 
 @settings(max_examples=60, deadline=None)
 @given(declarations(), declarations())
-def test_applying_twice_is_applying_once(first: Declared, second: Declared) -> None:
+def test_apply_is_idempotent(first: Declared, second: Declared) -> None:
     catalog = applied(Catalog(P), plan(Catalog(P), first))
     for declared in (first, second):
         catalog = applied(catalog, plan(catalog, declared))
@@ -91,9 +105,9 @@ def test_applying_twice_is_applying_once(first: Declared, second: Declared) -> N
 
 @settings(max_examples=60, deadline=None)
 @given(declarations(), METADATA)
-def test_words_never_make_a_version(declared: Declared, words: Metadata) -> None:
+def test_metadata_never_makes_a_version(declared: Declared, metadata: Metadata) -> None:
     catalog = applied(Catalog(P), plan(Catalog(P), declared))
-    made = plan(catalog, with_other_words(declared, words))
+    made = plan(catalog, with_metadata(declared, metadata))
     assert acted(made) <= {Action.UPDATE}
     after = applied(catalog, made)
     assert set(after.views) == set(catalog.views) and set(after.feature_sets) == set(catalog.feature_sets)
@@ -101,7 +115,7 @@ def test_words_never_make_a_version(declared: Declared, words: Metadata) -> None
 
 @settings(max_examples=60, deadline=None)
 @given(declarations(), declarations())
-def test_a_stored_version_never_changes_what_it_says(first: Declared, second: Declared) -> None:
+def test_a_stored_version_never_changes(first: Declared, second: Declared) -> None:
     catalog = applied(Catalog(P), plan(Catalog(P), first))
     later = applied(catalog, plan(catalog, second))
     for ref, view in catalog.views.items():

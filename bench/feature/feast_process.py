@@ -1,10 +1,11 @@
-"""Feast's side of the comparison. Runs in the environment of the peers (.local/peers), so it imports nothing of ours.
+"""Feast's side of the comparison; runs in the environment of the peers (.local/peers) and imports nothing of
+ours.
 
-    feast_side.py materialize FOLDER REDIS ROWS      → rows a second, into an empty store
-    feast_side.py questions FOLDER                   → writes the bodies of the requests that the servers get
-    feast_side.py join FOLDER duckdb|dask            → seconds of get_historical_features, and the rows it answered
+    feast_process.py materialize FOLDER REDIS ROWS   prints rows per second, into an empty store
+    feast_process.py requests FOLDER                 writes the request bodies for the servers
+    feast_process.py join FOLDER duckdb|dask         prints seconds of get_historical_features, and rows
 
-FOLDER holds wide.parquet (materialize) or spine.parquet and rows.parquet (join).
+FOLDER contains wide.parquet (materialize), or spine.parquet and rows.parquet (join).
 """
 
 import json
@@ -55,12 +56,12 @@ def store_of(
 def materialize(folder: Path, redis: str, rows: int) -> None:
     store = store_of(folder, "wide.parquet", WIDE, "duckdb", f"redis\n  connection_string: {redis}")
     now = datetime.now(UTC)
-    began = time.perf_counter()
+    started = time.perf_counter()
     store.materialize(now - timedelta(days=30), now + timedelta(days=1))
-    print(rows / (time.perf_counter() - began))
+    print(rows / (time.perf_counter() - started))
 
 
-def questions(folder: Path) -> None:
+def requests(folder: Path) -> None:
     from feast.protos.feast.serving.ServingService_pb2 import FeatureList, GetOnlineFeaturesRequest
     from feast.protos.feast.types.Value_pb2 import RepeatedValue, Value
 
@@ -79,10 +80,10 @@ def join(folder: Path, engine: str) -> None:
 
     store = store_of(folder, "rows.parquet", JOINED, engine, f"sqlite\n  path: {folder}/online.db", "created")
     spine = pd.read_parquet(folder / "spine.parquet").rename(columns={"asked_at": "event_timestamp"})
-    began = time.perf_counter()
+    started = time.perf_counter()
     job = store.get_historical_features(entity_df=spine, features=[f"wide:{n}" for n in JOINED])
     table = job.to_arrow()
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     print(seconds, table.num_rows)
 
 
@@ -90,8 +91,8 @@ def main() -> None:
     what, folder = sys.argv[1], Path(sys.argv[2]).resolve()
     if what == "materialize":
         materialize(folder, sys.argv[3], int(sys.argv[4]))
-    elif what == "questions":
-        questions(folder)
+    elif what == "requests":
+        requests(folder)
     else:
         join(folder, sys.argv[3])
 

@@ -1,4 +1,4 @@
-"""Windowed aggregates read from tiles equal the same aggregates computed from the events themselves."""
+"""Aggregates read from tiles equal the same aggregates computed from the events."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def arrays(events: list[tuple[int, int, float | None, float | None]], ids: list[
 
 
 def expected(aggregation: Aggregation, events: list[Any], ranks: list[int], entity: int, as_of: int) -> Any:
-    """Straight from the definition of a window, event by event."""
+    """The value by the definition of a window, event by event."""
     inside = []
     for event, rank in zip(events, ranks, strict=True):
         tile = event[1] // TILE
@@ -88,7 +88,7 @@ def expected(aggregation: Aggregation, events: list[Any], ranks: list[int], enti
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(EVENT, max_size=60), st.integers(0, 60))
-def test_reads_equal_a_brute_force_over_the_events(events: list[Any], minutes_after: int) -> None:
+def test_reads_equal_a_brute_force_oracle(events: list[Any], minutes_after: int) -> None:
     layout = TileLayout(AGGREGATIONS, TILE)
     as_of = max((e[1] for e in events), default=1_357_000_000 * SECOND) + minutes_after * 60 * SECOND
     ids = [f"event-{i}" for i in range(len(events))]
@@ -110,7 +110,7 @@ def test_reads_equal_a_brute_force_over_the_events(events: list[Any], minutes_af
                 assert values[entity] == pytest.approx(want, rel=1e-9, abs=1e-7), aggregation.name
 
 
-def test_a_window_that_moved_past_every_event_counts_zero_and_has_no_mean() -> None:
+def test_a_window_after_all_events_counts_zero_and_has_no_mean() -> None:
     layout = TileLayout([Aggregation("n", F.COUNT, "", HOUR), Aggregation("m", F.MEAN, "x", HOUR)], TILE)
     events = Events(
         np.zeros(1, np.int64),
@@ -126,13 +126,13 @@ def test_a_window_that_moved_past_every_event_counts_zero_and_has_no_mean() -> N
     assert mean[0] == 4.0 and has_mean.tolist() == [True, False]
 
 
-def test_the_default_tile_divides_every_window_into_at_least_twelve() -> None:
+def test_the_default_tile_cuts_every_window_into_at_least_12() -> None:
     assert choose_tile([HOUR, 3 * HOUR]) == 300 * SECOND
     assert choose_tile([DAY, 7 * DAY]) == 2 * HOUR
     assert choose_tile([6 * HOUR]) == 1800 * SECOND
     assert choose_tile([300 * SECOND]) == 15 * SECOND
 
 
-def test_default_names_say_function_field_and_window() -> None:
+def test_default_names_have_function_field_and_window() -> None:
     assert default_name(F.MEAN, "dep_delay", 7 * DAY) == "mean_dep_delay_7d"
     assert default_name(F.COUNT, "", 90 * 60 * SECOND) == "count_90m"

@@ -1,6 +1,7 @@
-"""One point-in-time join in a process of its own: `python -m bench.feature.join_side SIDE FOLDER KNOWN` prints seconds, peak MiB, a checksum.
+"""One point-in-time join in its own process: `python -m bench.feature.join_process SIDE FOLDER KNOWN`.
 
-The tables are in memory before the clock starts; the peak is that of the whole process from then on.
+Prints seconds, peak MiB and a checksum. The tables are in memory before the clock starts; the peak is that of
+the process from then on.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ def ours(spine: pl.DataFrame, rows: pl.DataFrame, known: bool) -> pl.DataFrame:
     from flywheel_feature.offline.joins.point_in_time import as_of_join
 
     return as_of_join(
-        spine, rows, keys=["driver"], spine_time="asked_at", event_time="at", created_time="created" if known else None,
+        spine,
+        rows,
+        keys=["driver"],
+        spine_time="asked_at",
+        event_time="at",
+        created_time="created" if known else None,
         columns={c: c for c in COLUMNS},
-    )  # fmt: skip
+    )
 
 
 def polars(spine: pl.DataFrame, rows: pl.DataFrame, _: bool) -> pl.DataFrame:
-    """What a user would write by hand: sorted by time, then join_asof. It knows nothing of created times."""
+    """What a user would write by hand: sort by time, then join_asof. It ignores created times."""
     return spine.sort("asked_at").join_asof(
         rows.drop("created").sort("at"),
         left_on="asked_at",
@@ -43,11 +49,11 @@ def main() -> None:
     join = polars if side == "polars" else ours
     join(spine.head(1000), rows.head(1000), known)
     Path("/proc/self/clear_refs").write_text("5")
-    began = time.perf_counter()
+    started = time.perf_counter()
     if side == "ours_from_file":
         rows = pl.read_parquet(folder / "rows.parquet")
     joined = join(spine, rows, known)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     peak = re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())
     assert peak is not None
     assert joined.height == spine.height

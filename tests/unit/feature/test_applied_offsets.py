@@ -1,4 +1,4 @@
-"""Of requests that are read together only those that ask get applied offsets, each of its own rows."""
+"""Applied offsets in answers of a batch: only for requests with the flag, each for its own rows."""
 
 from __future__ import annotations
 
@@ -9,27 +9,22 @@ import numpy as np
 
 from flywheel_common.columns import from_table
 from flywheel_feature.api.answer_encoding import AnswerEncoder
-from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import (
     Aggregation,
     AggregationFunction,
     DataType,
-    Entity,
     Feature,
-    Field,
     StreamView,
-    VersionRef,
     View,
 )
 from flywheel_feature.encoding.keys import entity_keys
 from flywheel_feature.online.lookup import Lookup, SharedRead
-from flywheel_feature.online.read_plan import plan_of_features
 from flywheel_feature.windows.event_order import event_ranks
 from flywheel_feature.windows.tile_layout import TileLayout
 from flywheel_feature.windows.tile_writing import Events, partials, state_of
 from flywheel_protos.feature.v1 import feature_pb2 as pb
+from tests.support.builders.feature_units import MINUTE, plan_of_view
 
-MINUTE = 60_000_000
 AGGREGATIONS = (Aggregation("flights", AggregationFunction.COUNT, "", 60 * MINUTE),)
 LAYOUT = TileLayout(AGGREGATIONS, 5 * MINUTE)
 
@@ -41,14 +36,14 @@ def state(count: int, offsets: dict[int, int]) -> bytes:
 
 
 class Store:
-    """States by entity, and how many keys each read asked for."""
+    """States by entity; records the number of keys of each read."""
 
     def __init__(self, states: dict[bytes, bytes]) -> None:
         self._states = states
-        self.asked: list[int] = []
+        self.reads: list[int] = []
 
     async def read(self, keys: Sequence[bytes]) -> list[bytes | None]:
-        self.asked.append(len(keys))
+        self.reads.append(len(keys))
         await asyncio.sleep(0)
         return [next((v for k, v in self._states.items() if key.endswith(k)), None) for key in keys]
 
@@ -58,8 +53,8 @@ def lookup(*origins: str, with_applied_offsets: bool) -> Lookup:
     return Lookup([entities], {}, MINUTE, len(origins), with_applied_offsets)
 
 
-def opened(answer: bytes) -> tuple[int, list[list[int]] | None]:
-    """The last row's count of flights, and the offsets of every row."""
+def decoded(answer: bytes) -> tuple[int, list[list[int]] | None]:
+    """The count of flights in the last row, and the offsets of every row."""
     message = pb.GetOnlineFeaturesResponse.FromString(answer)
     count = int(from_table(message.features)["traffic__flights"][0][-1])
     if not message.HasField("applied_offsets"):
@@ -68,23 +63,19 @@ def opened(answer: bytes) -> tuple[int, list[list[int]] | None]:
     return count, [row.tolist() for row in lists]
 
 
-async def test_only_who_asks_gets_the_offsets_of_its_own_rows() -> None:
+async def test_only_requests_with_the_flag_get_offsets_of_their_rows() -> None:
     features = (Feature("flights", DataType.INT64),)
     kind = StreamView("landings", aggregations=AGGREGATIONS, tile=5 * MINUTE)
     view = View("default", "traffic", "origin", kind, version=3, features=features)
-    entity = Entity("default", "origin", (Field("origin", DataType.STRING),))
-    catalog = Catalog(
-        "default", 1, {"origin": entity}, {}, {VersionRef("traffic", 3): view}, {}, {"traffic": view}
-    )
     store = Store({b"{3:JFK}"[1:]: state(2, {0: 7, 1: 9}), b"{3:LGA}"[1:]: state(4, {1: 11})})
-    shared = SharedRead(plan_of_features(catalog, ["traffic:*"]), store, AnswerEncoder)
+    shared = SharedRead(plan_of_view(view), store, AnswerEncoder)
     one, two, three = await asyncio.gather(
         shared.read(lookup("EWR", "JFK", with_applied_offsets=True)),
         shared.read(lookup("JFK", with_applied_offsets=False)),
         shared.read(lookup("LGA", with_applied_offsets=True)),
     )
-    assert [4] == store.asked
-    assert (2, [[], [0, 7, 1, 9]]) == opened(one)
-    assert (2, None) == opened(two)
-    assert (4, [[1, 11]]) == opened(three)
-    assert (2, None) == opened(await shared.read(lookup("JFK", with_applied_offsets=False)))
+    assert [4] == store.reads
+    assert (2, [[], [0, 7, 1, 9]]) == decoded(one)
+    assert (2, None) == decoded(two)
+    assert (4, [[1, 11]]) == decoded(three)
+    assert (2, None) == decoded(await shared.read(lookup("JFK", with_applied_offsets=False)))

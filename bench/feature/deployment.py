@@ -1,4 +1,4 @@
-"""The feature service as it runs for users: its own processes on real backends, started for one run of the suite and gone after it."""
+"""A deployment of the feature service for one run of the benchmarks: service processes on real backends."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ T = TypeVar("T")
 START_SECONDS = 60.0
 
 
-class Room:
-    """``with Room() as room``: PostgreSQL, Redis, S3, Kafka and `flywheel-feature serve`."""
+class Deployment:
+    """A context manager that runs PostgreSQL, Redis, S3, Kafka and `flywheel-feature serve`."""
 
     def __init__(self) -> None:
         self.folder = LOCAL / "bench" / f"feature-{os.getpid()}"
@@ -73,7 +73,7 @@ class Room:
             "s3_access_key": backends.s3.access_key,
             "s3_secret_key": backends.s3.secret_key,
             "s3_bucket": BUCKET,
-            # One partition: what a single process does with a single stream.
+            # One partition, as one worker process is measured.
             "kafka_partitions": "1",
         }
         return {**{f"FLYWHEEL_FEATURE_{k.upper()}": v for k, v in fields.items()}, **S3_CLIENTS}
@@ -81,7 +81,7 @@ class Room:
     def start(
         self, name: str, arguments: list[str], environment: dict[str, str] | None = None, address: str = ""
     ) -> Process:
-        """A Python process; with an address it is waited for until its health says SERVING."""
+        """Start a Python process; with an address, wait until its health status is SERVING."""
         process = Process(
             name,
             [sys.executable, *arguments],
@@ -98,16 +98,16 @@ class Room:
         return process
 
     def keep(self, process: Process) -> Process:
-        """Stopped with the room."""
+        """Stop the process at the end of the deployment."""
         self._stack.callback(process.stop)
         return process
 
     def start_worker(self) -> Process:
-        """`flywheel-feature materialize`."""
+        """Start `flywheel-feature materialize`."""
         return self.start("materialize", ["-m", "flywheel_feature", "materialize"], self.settings)
 
-    def ask(self, work: Callable[[fw.Client], Awaitable[T]]) -> T:
-        """Runs `work` with the SDK's client of this service."""
+    def call(self, work: Callable[[fw.Client], Awaitable[T]]) -> T:
+        """Run `work` with an SDK client of the service."""
 
         async def run() -> T:
             async with fw.Client(feature=self.address, timeout=300.0) as client:
@@ -116,7 +116,7 @@ class Room:
         return asyncio.run(run())
 
     def write_table(self, uri: str, frame: pl.DataFrame) -> None:
-        """A Parquet file on S3, written as other systems would."""
+        """Write a Parquet file to S3."""
         s3 = self.backends.s3
         S3Tables(
             endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=BUCKET

@@ -39,7 +39,7 @@ def test_terms_select_by_tag_owner_and_text(text: str, found: list[str]) -> None
     assert [e.id for e in page.items] == found
 
 
-def test_pages_of_a_filtered_list_hold_everything_once() -> None:
+def test_pages_of_a_filtered_list_hold_every_item_once() -> None:
     first = page_of(ITEMS, parent="projects/p", text="flies", size=1, token="")
     second = page_of(ITEMS, parent="projects/p", text="flies", size=1, token=first.next_page_token)
     assert [e.id for e in (*first.items, *second.items)] == ["carrier", "plane"]
@@ -47,7 +47,7 @@ def test_pages_of_a_filtered_list_hold_everything_once() -> None:
 
 
 @pytest.mark.parametrize("text", ["tag:", "tag:=x", "owner:", "flies AND tag:"])
-def test_a_term_that_says_nothing_is_refused(text: str) -> None:
+def test_an_empty_filter_term_is_rejected(text: str) -> None:
     with pytest.raises(InvalidArgument) as raised:
         page_of(ITEMS, parent="projects/p", text=text, size=0, token="")
     assert raised.value.reason == "INVALID_FILTER"

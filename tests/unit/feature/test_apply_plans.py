@@ -1,14 +1,13 @@
-"""What an apply changes: versions for definitions, updates for words, violations for mistakes."""
+"""Plans of an apply: versions for definitions, updates for metadata, violations for mistakes."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
 
 import pytest
 
 from flywheel_common.errors import FailedPrecondition, InvalidArgument
-from flywheel_feature.apply.plan import Action, ApplyPlan, Declared, make_plan
+from flywheel_feature.apply.plan import Action, Declared
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import (
     HOUR,
@@ -16,15 +15,12 @@ from flywheel_feature.definitions.model import (
     AggregationFunction,
     BatchView,
     DataType,
-    Entity,
     Expression,
     Feature,
-    FeatureSet,
     Field,
     Metadata,
     OnDemandView,
     ParquetSource,
-    RequestSource,
     Source,
     StreamSource,
     StreamView,
@@ -32,72 +28,26 @@ from flywheel_feature.definitions.model import (
     VersionRef,
     View,
 )
-
-NOW = datetime(2026, 1, 1, tzinfo=UTC)
-P = "default"
-plane = Entity(P, "plane", (Field("tailnum", DataType.STRING),))
-planes = Source(
-    P, "planes", (Field("tailnum", DataType.STRING), Field("at", DataType.TIMESTAMP), Field("built", DataType.FLOAT64)),
-    "at", "", ParquetSource("s3://bucket/planes/"),
-)  # fmt: skip
-landings = Source(
-    P, "landings", (Field("tailnum", DataType.STRING), Field("at", DataType.TIMESTAMP), Field("delay", DataType.FLOAT64)),
-    "at", "", StreamSource(),
-)  # fmt: skip
-trip = Source(P, "trip", (Field("distance", DataType.FLOAT64),), "", "", RequestSource())
-facts = View(P, "facts", "plane", BatchView("planes", (Feature("built", DataType.FLOAT64),)))
-recent = View(
+from tests.support.builders.apply_example import (
+    EVERYTHING,
     P,
-    "recent",
-    "plane",
-    StreamView("landings", (Aggregation("", AggregationFunction.MEAN, "delay", 3 * HOUR),)),
+    actions,
+    age,
+    applied,
+    example_catalog,
+    facts,
+    landings,
+    late,
+    plan,
+    plane,
+    planes,
+    recent,
 )
-age = View(
-    P,
-    "age",
-    "",
-    OnDemandView(
-        ("facts",), ("trip",), (Expression(Feature("years", DataType.FLOAT64), "2013 - facts__built"),)
-    ),
-)
-late = FeatureSet(P, "late", ("facts:built", "recent:*", "age:years"))
-EVERYTHING = Declared((plane,), (planes, landings, trip), (age, facts, recent), (late,))
-
-
-def applied(catalog: Catalog, plan: ApplyPlan) -> Catalog:
-    """The project after a plan, put together by hand."""
-    assert not plan.violations
-    entities, sources = dict(catalog.entities), dict(catalog.sources)
-    views, sets = dict(catalog.views), dict(catalog.feature_sets)
-    latest, latest_sets = dict(catalog.latest_views), dict(catalog.latest_feature_sets)
-    for change in plan.changes:
-        match change.definition:
-            case Entity() as e:
-                entities[e.id] = e
-            case Source() as s:
-                sources[s.id] = s
-            case View() as v:
-                views[VersionRef(v.id, v.version)] = latest[v.id] = v
-            case FeatureSet() as f:
-                sets[VersionRef(f.id, f.version)] = latest_sets[f.id] = f
-    return Catalog(P, catalog.revision + 1, entities, sources, views, sets, latest, latest_sets)
-
-
-def plan(catalog: Catalog, declared: Declared, *deletes: str) -> ApplyPlan:
-    return make_plan(catalog, declared, list(deletes), NOW)
-
-
-def actions(made: ApplyPlan) -> dict[str, Action]:
-    return {
-        c.name.partition(f"projects/{P}/")[2]: c.action
-        for c in made.changes
-        if c.action is not Action.UNCHANGED
-    }
 
 
 @pytest.fixture
 def catalog() -> Catalog:
-    return applied(Catalog(P), plan(Catalog(P), EVERYTHING))
+    return example_catalog()
 
 
 def test_a_first_apply_resolves_types_names_tiles_and_inputs(catalog: Catalog) -> None:
@@ -116,19 +66,20 @@ def test_applying_the_same_again_changes_nothing(catalog: Catalog) -> None:
     assert actions(plan(catalog, EVERYTHING)) == {}
 
 
-def test_words_update_in_place_and_definitions_make_versions(catalog: Catalog) -> None:
+def test_metadata_updates_in_place_and_definitions_make_versions(catalog: Catalog) -> None:
     described = replace(facts, metadata=Metadata("Built when"))
     assert actions(plan(catalog, Declared(views=(described,)))) == {"views/facts/versions/1": Action.UPDATE}
     longer = replace(facts, ttl=HOUR)
     made = plan(catalog, Declared(views=(longer,)))
     assert actions(made) == {"views/facts/versions/2": Action.NEW_VERSION}
     assert made.changes[0].readers == (
-        "projects/default/featureSets/late/versions/1", "projects/default/views/age/versions/1",
-    )  # fmt: skip
+        "projects/default/featureSets/late/versions/1",
+        "projects/default/views/age/versions/1",
+    )
     assert "ttl: 0 -> 3600000000" in made.changes[0].differences
 
 
-def test_a_set_stays_with_its_versions_until_it_is_applied_again(catalog: Catalog) -> None:
+def test_a_feature_set_keeps_its_view_versions_until_applied_again(catalog: Catalog) -> None:
     changed = applied(catalog, plan(catalog, Declared(views=(replace(facts, ttl=HOUR),))))
     assert changed.feature_set("late").views[0] == VersionRef("facts", 1)
     assert {v.name.rpartition("views/")[2] for v in changed.live_views()} >= {
@@ -146,31 +97,62 @@ def test_a_set_stays_with_its_versions_until_it_is_applied_again(catalog: Catalo
     [
         (Declared(views=(replace(facts, entity="ghost"),)), "UNKNOWN_REFERENCE", "entity"),
         (Declared(views=(replace(facts, kind=BatchView("ghost", ())),)), "UNKNOWN_REFERENCE", "batch.source"),
-        (Declared(feature_sets=(replace(late, features=("facts:ghost",)),)), "UNKNOWN_REFERENCE", "features[0]"),
+        (
+            Declared(feature_sets=(replace(late, features=("facts:ghost",)),)),
+            "UNKNOWN_REFERENCE",
+            "features[0]",
+        ),
         (Declared(entities=(replace(plane, join_keys=()),)), "INVALID_DEFINITION", "join_keys"),
         (
-            Declared(sources=(replace(planes, kind=ParquetSource("s3://bucket/planes/", TableFormat.ICEBERG)),)),
+            Declared(
+                sources=(replace(planes, kind=ParquetSource("s3://bucket/planes/", TableFormat.ICEBERG)),)
+            ),
             "INVALID_DEFINITION",
             "parquet.format",
         ),
         (
-            Declared(views=(replace(recent, kind=StreamView("landings", (Aggregation("m", AggregationFunction.SUM, "tailnum", HOUR),))),)),
+            Declared(
+                views=(
+                    replace(
+                        recent,
+                        kind=StreamView(
+                            "landings", (Aggregation("m", AggregationFunction.SUM, "tailnum", HOUR),)
+                        ),
+                    ),
+                )
+            ),
             "INVALID_DEFINITION",
             "stream.aggregations[0].field",
         ),
         (
-            Declared(views=(replace(recent, kind=StreamView("landings", (Aggregation("m", AggregationFunction.COUNT, "", 1),))),)),
+            Declared(
+                views=(
+                    replace(
+                        recent,
+                        kind=StreamView("landings", (Aggregation("m", AggregationFunction.COUNT, "", 1),)),
+                    ),
+                )
+            ),
             "INVALID_DEFINITION",
             "stream.aggregations[0].window",
         ),
         (
-            Declared(views=(replace(age, kind=OnDemandView(("facts",), (), (Expression(Feature("y", DataType.FLOAT64), "1 +"),))),)),
+            Declared(
+                views=(
+                    replace(
+                        age,
+                        kind=OnDemandView(
+                            ("facts",), (), (Expression(Feature("y", DataType.FLOAT64), "1 +"),)
+                        ),
+                    ),
+                )
+            ),
             "INVALID_DEFINITION",
             "on_demand.expressions[0].sql",
         ),
     ],
-)  # fmt: skip
-def test_a_mistake_names_the_object_and_the_field(
+)
+def test_a_violation_names_the_object_and_the_field(
     catalog: Catalog, declared: Declared, reason: str, path: str
 ) -> None:
     made = plan(catalog, declared)
@@ -186,11 +168,20 @@ def test_a_source_may_become_a_delta_table(catalog: Catalog) -> None:
 
 
 events = Source(
-    P, "events",
-    (Field("tailnum", DataType.STRING), Field("at", DataType.TIMESTAMP), Field("raw", DataType.BYTES), Field("on", DataType.BOOL),
-     Field("tags", DataType.STRING_LIST), Field("x", DataType.INT64)),
-    "at", "", StreamSource(),
-)  # fmt: skip
+    P,
+    "events",
+    (
+        Field("tailnum", DataType.STRING),
+        Field("at", DataType.TIMESTAMP),
+        Field("raw", DataType.BYTES),
+        Field("on", DataType.BOOL),
+        Field("tags", DataType.STRING_LIST),
+        Field("x", DataType.INT64),
+    ),
+    "at",
+    "",
+    StreamSource(),
+)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +201,7 @@ events = Source(
         (AggregationFunction.MEAN, "on", DataType.FLOAT64),
     ],
 )
-def test_an_aggregation_has_the_type_of_what_it_keeps(
+def test_an_aggregation_has_the_type_of_its_result(
     function: AggregationFunction, field: str, kind: DataType
 ) -> None:
     view = View(P, "v", "plane", StreamView("events", (Aggregation("f", function, field, HOUR, 3),)))
@@ -221,7 +212,7 @@ def test_an_aggregation_has_the_type_of_what_it_keeps(
 
 
 @pytest.mark.parametrize(
-    ("function", "field", "says"),
+    ("function", "field", "text"),
     [
         (AggregationFunction.FIRST, "tailnum", "FIRST takes BOOL, INT64, FLOAT32, FLOAT64, TIMESTAMP"),
         (AggregationFunction.LAST_N, "raw", "'raw' is BYTES"),
@@ -229,27 +220,29 @@ def test_an_aggregation_has_the_type_of_what_it_keeps(
         (AggregationFunction.MAX, "at", "'at' is TIMESTAMP"),
     ],
 )
-def test_what_a_function_cannot_take_is_said(function: AggregationFunction, field: str, says: str) -> None:
+def test_a_field_type_that_a_function_rejects_is_a_violation(
+    function: AggregationFunction, field: str, text: str
+) -> None:
     view = View(P, "v", "plane", StreamView("events", (Aggregation("f", function, field, HOUR, 3),)))
     (violation,) = plan(Catalog(P), Declared((plane,), (events,), (view,))).violations
-    assert says in violation.message and violation.field == "stream.aggregations[0].field"
+    assert text in violation.message and violation.field == "stream.aggregations[0].field"
 
 
-def test_distinct_counts_have_a_bound_on_their_tiles() -> None:
+def test_approx_distinct_is_limited_to_256_tiles() -> None:
     wide = Aggregation("d", AggregationFunction.APPROX_DISTINCT, "x", 90 * 24 * HOUR)
     view = View(P, "v", "plane", StreamView("events", (wide,), "", HOUR))
     (violation,) = plan(Catalog(P), Declared((plane,), (events,), (view,))).violations
     assert "2160 tiles, more than 256" in violation.message
 
 
-def test_a_source_that_views_read_keeps_its_fields(catalog: Catalog) -> None:
+def test_fields_of_a_source_with_readers_cannot_be_removed(catalog: Catalog) -> None:
     narrower = replace(landings, schema=landings.schema[:2])
     assert [v.field for v in plan(catalog, Declared(sources=(narrower,))).violations] == ["schema"]
     wider = replace(landings, schema=(*landings.schema, Field("gate", DataType.STRING)))
     assert actions(plan(catalog, Declared(sources=(wider,)))) == {"sources/landings": Action.UPDATE}
 
 
-def test_what_is_read_is_not_deleted_unless_its_readers_go_too(catalog: Catalog) -> None:
+def test_a_view_is_deleted_only_together_with_its_readers(catalog: Catalog) -> None:
     with pytest.raises(FailedPrecondition) as raised:
         plan(catalog, Declared(), "projects/default/views/facts")
     assert raised.value.reason == "IN_USE"

@@ -1,4 +1,4 @@
-"""Tombstones: which events and rows of an erased entity are passed over."""
+"""Tombstones: which events and rows of an erased entity are dropped."""
 
 from __future__ import annotations
 
@@ -21,16 +21,15 @@ VISITS = Source("p", "visits", (PERSON, SHOP, AT), "at", "", StreamSource())
 TABLE = Source("p", "table", (PERSON, SHOP, AT), "at", "", ParquetSource("s3://bucket/table/"))
 
 ROW = st.tuples(st.sampled_from(["a", "b", None]), st.integers(0, 2), st.integers(0, 30))
-BURIED = st.dictionaries(
-    st.tuples(st.sampled_from("ab"), st.integers(0, 2)), st.integers(0, 30), max_size=4
-)  # fmt: skip
+ERASED = st.dictionaries(st.tuples(st.sampled_from("ab"), st.integers(0, 2)), st.integers(0, 30), max_size=4)
+"""(person, shop) → barrier or time of the erasure."""
 
 
-def erased(stones: dict[tuple[str, int], Tombstone]) -> TombstoneFilter:
+def filter_of(tombstones: dict[tuple[str, int], Tombstone]) -> TombstoneFilter:
     held = {}
-    for (person, shop), stone in stones.items():
+    for (person, shop), tombstone in tombstones.items():
         (name,) = entity_keys([(DataType.STRING, [person]), (DataType.INT64, [shop])])
-        held[key_hash(PLACE, name)] = stone
+        held[key_hash(PLACE, name)] = tombstone
     catalog = Catalog("p", entities={"place": PLACE})
     return TombstoneFilter(lambda _: catalog, lambda _: {"place": held} if held else {})
 
@@ -42,35 +41,35 @@ def columns(rows: list[Any]) -> Any:
     return {"person": (people, known), "shop": (shops, np.ones(len(rows), bool))}
 
 
-@given(st.lists(ROW, max_size=20), BURIED, st.integers(0, 1))
-def test_events_below_the_barrier_of_their_entity_go_and_no_others(
-    rows: list[Any], buried: dict[tuple[str, int], int], partition: int
+@given(st.lists(ROW, max_size=20), ERASED, st.integers(0, 1))
+def test_only_events_below_the_barrier_are_dropped(
+    rows: list[Any], erased_at: dict[tuple[str, int], int], partition: int
 ) -> None:
     offset = np.sort(np.array([r[2] for r in rows], np.int64))
-    stones = {key: Tombstone(0, {"visits": {0: barrier}}) for key, barrier in buried.items()}
-    kept = erased(stones).events(VISITS, partition, offset, columns(rows))
+    tombstones = {key: Tombstone(0, {"visits": {0: barrier}}) for key, barrier in erased_at.items()}
+    kept = filter_of(tombstones).events(VISITS, partition, offset, columns(rows))
     wanted = [
-        not (partition == 0 and (r[0], r[1]) in buried and o < buried[r[0], r[1]])
+        not (partition == 0 and (r[0], r[1]) in erased_at and o < erased_at[r[0], r[1]])
         for r, o in zip(rows, offset, strict=True)
     ]
     assert (kept.tolist() if kept is not None else [True] * len(rows)) == wanted
 
 
-@given(st.lists(ROW, max_size=20), BURIED)
-def test_rows_of_a_table_that_were_known_before_the_erasure_go(
-    rows: list[Any], buried: dict[tuple[str, int], int]
+@given(st.lists(ROW, max_size=20), ERASED)
+def test_rows_known_before_the_erasure_are_dropped(
+    rows: list[Any], erased_at: dict[tuple[str, int], int]
 ) -> None:
     known = np.array([r[2] for r in rows], np.int64)
     frame = pl.DataFrame(
         {"person": [r[0] for r in rows], "shop": [r[1] for r in rows]},
         schema={"person": pl.String, "shop": pl.Int64},
     )
-    kept = erased({key: Tombstone(at) for key, at in buried.items()}).batch_rows(TABLE, known, frame)
-    wanted = [not ((r[0], r[1]) in buried and r[2] <= buried[r[0], r[1]]) for r in rows]
+    kept = filter_of({key: Tombstone(at) for key, at in erased_at.items()}).batch_rows(TABLE, known, frame)
+    wanted = [not ((r[0], r[1]) in erased_at and r[2] <= erased_at[r[0], r[1]]) for r in rows]
     assert (kept.tolist() if kept is not None else [True] * len(rows)) == wanted
 
 
-def test_a_source_speaks_of_an_entity_when_it_has_all_its_keys_in_their_types() -> None:
+def test_a_source_names_an_entity_if_it_has_all_its_typed_keys() -> None:
     assert names_entity(VISITS, PLACE)
     other_type = Source("p", "x", (PERSON, Field("shop", DataType.STRING), AT), "at", "", StreamSource())
     assert not names_entity(other_type, PLACE)

@@ -1,11 +1,11 @@
-"""A training set over a history that does not fit: time and peak memory of the join in partitions.
+"""Time and peak memory of a training set whose history does not fit into memory (join in partitions).
 
-    python bench/large_join.py [--rows 50000000] [--spine 1000000] [--memory 2048] [--repeat]
+    python -m bench.feature.large_join [--rows 50000000] [--spine 1000000] [--memory 2048] [--repeat]
 
-Starts an S3 of its own under a temporary folder, writes the history as Parquet files of a million rows (an entity key, event time,
-created time, two numbers, a text), and builds a point-in-time training set with TTL and created times. `--memory` is the setting
-join_memory_mebibytes. Peak memory is that of the largest process: this one and the one that joins. With `--repeat` the set is built a
-second time in half as large partitions, and the hashes must be equal.
+Starts its own S3 in a temporary folder, writes the history as Parquet files of a million rows (an entity key,
+event time, created time, two numbers, a text), and builds a point-in-time training set with TTL and created
+times. `--memory` is the setting join_memory_mebibytes. The peak memory is that of this process and of the
+join process. With `--repeat` the set is built again with half of the memory, and the hashes must be equal.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ FILE_ROWS = 1_000_000
 START, YEAR = 1_357_000_000_000_000, 365 * DAY
 
 
-class Printed:
-    """A job whose stages are printed."""
+class PrintedJob:
+    """A job that prints its stages."""
 
     def __init__(self) -> None:
         self._last = ""
@@ -80,22 +80,37 @@ class Printed:
 def definitions() -> Catalog:
     key = Field("user", DataType.INT64)
     fields = (
-        key, Field("at", DataType.TIMESTAMP), Field("written", DataType.TIMESTAMP), Field("amount", DataType.FLOAT64),
-        Field("count", DataType.INT64), Field("place", DataType.STRING),
-    )  # fmt: skip
+        key,
+        Field("at", DataType.TIMESTAMP),
+        Field("written", DataType.TIMESTAMP),
+        Field("amount", DataType.FLOAT64),
+        Field("count", DataType.INT64),
+        Field("place", DataType.STRING),
+    )
     source = Source("p", "history", fields, "at", "written", ParquetSource(f"s3://{BUCKET}/history/"))
     features = tuple(Feature(f.name, f.data_type, field=f.name) for f in fields[3:])
     view = View(
         "p", "user", "user", BatchView("history", features), ttl=90 * DAY, version=1, features=features
     )
     schema = tuple(Field(f"user__{f.name}", f.data_type) for f in features)
-    wanted = FeatureSet(
-        "p", "set", tuple(f"user:{f.name}" for f in features), version=1, views=(view.ref,), schema=schema, join_keys=(key,)
-    )  # fmt: skip
+    feature_set = FeatureSet(
+        "p",
+        "set",
+        tuple(f"user:{f.name}" for f in features),
+        version=1,
+        views=(view.ref,),
+        schema=schema,
+        join_keys=(key,),
+    )
     return Catalog(
-        "p", entities={"user": Entity("p", "user", (key,))}, sources={"history": source}, views={view.ref: view},
-        feature_sets={VersionRef("set", 1): wanted}, latest_views={"user": view}, latest_feature_sets={"set": wanted},
-    )  # fmt: skip
+        "p",
+        entities={"user": Entity("p", "user", (key,))},
+        sources={"history": source},
+        views={view.ref: view},
+        feature_sets={VersionRef("set", 1): feature_set},
+        latest_views={"user": view},
+        latest_feature_sets={"set": feature_set},
+    )
 
 
 def write_inputs(tables: S3Tables, rows: int, spine: int) -> None:
@@ -116,8 +131,11 @@ def write_inputs(tables: S3Tables, rows: int, spine: int) -> None:
         ).with_columns(_time("at"), _time("written"), pl.format("place-{}", "place").alias("place"))
         tables.write(f"s3://{BUCKET}/history/part-{file:05d}.parquet", frame)
     chance = np.random.default_rng(999)
-    asked = {"user": chance.integers(0, users, spine), "when": START + chance.integers(0, YEAR, spine)}
-    tables.write(f"s3://{BUCKET}/spine.parquet", pl.DataFrame(asked).with_columns(_time("when")))
+    rows_of_spine = {
+        "user": chance.integers(0, users, spine),
+        "when": START + chance.integers(0, YEAR, spine),
+    }
+    tables.write(f"s3://{BUCKET}/spine.parquet", pl.DataFrame(rows_of_spine).with_columns(_time("when")))
 
 
 def _time(name: str) -> pl.Expr:
@@ -125,10 +143,10 @@ def _time(name: str) -> pl.Expr:
 
 
 def watch_joins() -> Callable[[], float]:
-    """Answers a function that tells the highest VmHWM (MiB) of the processes that joined since."""
+    """Watch the join processes; the returned function stops and returns their highest VmHWM (MiB)."""
     highest, ended = [0.0], threading.Event()
 
-    def look() -> None:
+    def watch() -> None:
         while not ended.wait(0.05):
             for child in psutil.Process().children():
                 with contextlib.suppress(psutil.Error, OSError):
@@ -137,7 +155,7 @@ def watch_joins() -> Callable[[], float]:
                         peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
                         highest[0] = max(highest[0], int(peak.split()[1]) / 1024)
 
-    watching = threading.Thread(target=look)
+    watching = threading.Thread(target=watch)
     watching.start()
 
     def peak() -> float:
@@ -161,19 +179,24 @@ async def build(tables: S3Tables, server: S3, spill: Path, memory: int, name: st
         "FLYWHEEL_FEATURE_S3_BUCKET": BUCKET,
     }
     builder = TrainingSetBuilder(
-        catalogs=catalogs, tables=tables, archive=MemoryArchive(), training_sets=MemoryTrainingSets(), clock=SystemClock(),
-        engines=[PartitionProcess(str(spill), environment)], limits=JoinLimits(memory * MEBIBYTE),
-    )  # fmt: skip
+        catalogs=catalogs,
+        tables=tables,
+        archive=MemoryArchive(),
+        training_sets=MemoryTrainingSets(),
+        clock=SystemClock(),
+        engines=[PartitionProcess(str(spill), environment)],
+        limits=JoinLimits(memory * MEBIBYTE),
+    )
     wanted = TrainingSetRequest("p", name, "set", 0, FileSpine(f"s3://{BUCKET}/spine.parquet", "when"))
     peak = watch_joins()
     started = time.monotonic()
-    built = await builder.build(wanted, Printed())
+    built = await builder.build(wanted, PrintedJob())
     spent = time.monotonic() - started
     joining = peak()
     here = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{name}: {built.row_count:,} rows in {spent:.0f} s, hash {built.content_hash[:16]}")
     print(
-        f"peak memory: the join's process {joining:,.0f} MiB, this process {here:,.0f} MiB (limit {memory:,} MiB)"
+        f"peak memory: join process {joining:,.0f} MiB, this process {here:,.0f} MiB (limit {memory:,} MiB)"
     )
     return built
 
@@ -193,10 +216,14 @@ def main() -> None:
         try:
             (server,) = backends
             assert isinstance(server, S3)
-            fs.S3FileSystem(
-                access_key=server.access_key, secret_key=server.secret_key, scheme="http", allow_bucket_creation=True,
+            files = fs.S3FileSystem(
+                access_key=server.access_key,
+                secret_key=server.secret_key,
+                scheme="http",
+                allow_bucket_creation=True,
                 endpoint_override=server.endpoint.removeprefix("http://"),
-            ).create_dir(BUCKET)  # fmt: skip
+            )
+            files.create_dir(BUCKET)
             tables = S3Tables(
                 endpoint=server.endpoint,
                 access_key=server.access_key,
