@@ -29,7 +29,7 @@ CREATE TABLE online_generation (
 INSERT INTO online_generation (generation) VALUES (0);
 
 -- Erased entities, by SHA-256 of their key. `barriers`: source id → partition → offset. Events of the entity
--- below that offset are ignored for ever, and so are rows of batch sources known before erased_at (microseconds).
+-- below that offset are ignored, and so are rows of batch sources known before erased_at (microseconds).
 CREATE TABLE erased_entity (
     project    text   NOT NULL,
     entity     text   NOT NULL,

@@ -208,7 +208,7 @@ class SourceReader:
         low: int | None = None,
         high: int | None = None,
     ) -> pl.DataFrame:
-        """The rows of pieces, in order; those of streams have PARTITION and OFFSET (see `events_in_order`)."""
+        """The rows of pieces, in order; those of streams keep `PARTITION` and `OFFSET`."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
         extra = STREAM_COLUMNS if source.is_stream else ()
         # Only columns of timestamps are filtered while reading; `_in_range` also filters times stored as
