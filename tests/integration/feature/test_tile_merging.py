@@ -97,7 +97,8 @@ def at_once(layout: TileLayout, sent: list[Any]) -> list[bytes | None]:
     named = np.concatenate([p.columns["s"][1] for p in parts])
     lengths = np.array([len(t) for t in raw], np.float64)
     observed = {"x": observations(x[0]), "s": observations(texts)}
-    events = Events(code, time, time, rank, {"x": x, "s": (lengths, named)}, observed, {"s": raw})  # type: ignore[dict-item]
+    values: dict[str, Any] = {"x": x, "s": (lengths, named)}
+    events = Events(code, time, time, rank, values, observed, {"s": raw})
     deltas = partials(layout, events)
     return [state_of(layout, deltas[c], {}) if c in deltas else None for c in (0, 1)]
 

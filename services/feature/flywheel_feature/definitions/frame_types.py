@@ -40,7 +40,8 @@ def same_kind(actual: pl.DataType, kind: int) -> bool:
         return True
     declared = DataType(kind)
     if declared.is_list:
-        return isinstance(actual, pl.List) and same_kind(actual.inner, declared.element)  # type: ignore[arg-type]
+        inner = actual.inner if isinstance(actual, pl.List) else None
+        return inner is not None and same_kind(inner, declared.element)  # type: ignore[arg-type]
     if declared.is_vector:
         return isinstance(actual, (pl.Array, pl.List)) and actual.inner.is_numeric()
     if declared in (DataType.FLOAT32, DataType.FLOAT64):
