@@ -119,9 +119,12 @@ status: ## show processes, addresses and log files
 
 # --------------------------------------------------------------------------------------------------- quality
 .PHONY: test acceptance check format reference bench bench-peers soak
-# Unit, contract, integration and end-to-end tests; must end within 20 minutes on 2 cores.
+# Unit, contract, integration and end-to-end tests; must end within 20 minutes on 2 cores. Each of the two test
+# processes (WORKERS=1: one) starts its own backends; the files with the longest tests start first.
+WORKERS := 2
 test: setup ## run the test suite against real backends (SUITE=tests/unit, ARGS='-k name')
-	@exec $(PY) -m pytest $(or $(SUITE),tests/unit tests/contract tests/integration tests/e2e) $(ARGS)
+	@exec $(PY) -m pytest $(or $(SUITE),tests/e2e tests/integration tests/contract tests/unit) \
+	  $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 # Must end within 60 minutes on 2 cores.
 acceptance: setup ## run the commands of the documentation and the fault tests
