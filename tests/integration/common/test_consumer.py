@@ -154,6 +154,19 @@ async def test_a_member_with_an_old_claim_cannot_commit(pool: Pool) -> None:
     assert await stored_positions(pool, "g") == {tp: 5}
 
 
+async def test_a_repeated_commit_is_fenced(pool: Pool) -> None:
+    """The connection may break after a commit and before its acknowledgement; the batch is then retried."""
+    tp = TopicPartition("t", 0)
+    claim = (await claim_partitions(pool, "g", "member", [tp]))[tp]
+    async with transaction(pool) as conn:
+        await move_position(conn, "g", claim, 10)
+    with pytest.raises(Fenced):
+        async with transaction(pool) as conn:
+            await conn.execute("INSERT INTO effect VALUES ('twice', 't', 0)")
+            await move_position(conn, "g", claim, 10)
+    assert await effects(pool) == []
+
+
 async def test_dedupe_processes_an_event_id_once(
     kafka: Any, pool: Pool, producer: Producer, topic_prefix: str, running: Running, consumer: Any
 ) -> None:

@@ -174,7 +174,7 @@ class BatchProcessor:
         self._stats.fenced += 1
         self._claims.pop(claim.partition, None)
         log.warning(
-            "partition was claimed by another member",
+            "position not moved: the partition is claimed again",
             group=self._group,
             topic=claim.partition.topic,
             partition=claim.partition.partition,

@@ -47,6 +47,8 @@ lag_records = Gauge(
     "flywheel_consumer_lag", "Records between the position and the end", ["group", "topic", "partition"]
 )
 
+LOST_PARTITION = (IllegalStateError, AssertionError)
+"""What aiokafka raises for a partition that a rebalance took away (AssertionError: no assignment at all)."""
 TRIM_SECONDS = 600.0
 """How often the ids of old events are deleted."""
 
@@ -157,7 +159,7 @@ class ConsumerLoop:
         try:
             if held:
                 await self._consumer.commit(held)
-        except (KafkaError, IllegalStateError) as error:
+        except (KafkaError, *LOST_PARTITION) as error:
             raise unavailable(error) from error
 
     async def _session(self) -> None:
@@ -200,7 +202,7 @@ class ConsumerLoop:
             return
         try:
             polled = await consumer.getmany(*claimed, timeout_ms=500, max_records=self._batch)
-        except IllegalStateError:  # a rebalance came between the two statements
+        except LOST_PARTITION:  # a rebalance came between the two statements
             return
         batches = [(self._claims[tp], raw) for tp, raw in polled.items() if raw and tp in self._claims]
         if len(batches) == 1:
@@ -228,22 +230,25 @@ class ConsumerLoop:
             claims = {tp: Claim(tp, found.get(tp), 0) for tp in partitions}
         else:
             claims = {tp: Claim(tp, await consumer.committed(tp), 0) for tp in partitions}
+        unread = [tp for tp, claim in claims.items() if claim.next_offset is None]
+        beginnings = await consumer.beginning_offsets(unread) if unread else {}
+        claimed = [tp for tp, claim in claims.items() if self._seek(consumer, claim, beginnings)]
+        if claimed:
+            self.stats.assignments += 1
+            names = [f"{tp.topic}/{tp.partition}" for tp in sorted(claimed)]
+            log.info("partitions claimed", group=self.group, partitions=names)
+
+    def _seek(
+        self, consumer: AIOKafkaConsumer, claim: Claim, beginnings: Mapping[TopicPartition, int]
+    ) -> bool:
+        """Keeps a claim and moves the consumer to its position; False if a rebalance took the partition."""
+        tp = claim.partition
         try:
-            for tp, claim in claims.items():
-                if claim.next_offset is None:
-                    await consumer.seek_to_beginning(tp)
-                else:
-                    consumer.seek(tp, claim.next_offset)
-                self._claims[tp] = claim
-        except IllegalStateError:
-            self._claims.clear()
-            return
-        self.stats.assignments += 1
-        log.info(
-            "partitions claimed",
-            group=self.group,
-            partitions=[f"{tp.topic}/{tp.partition}" for tp in sorted(claims)],
-        )
+            consumer.seek(tp, beginnings[tp] if claim.next_offset is None else claim.next_offset)
+        except LOST_PARTITION:
+            return False
+        self._claims[tp] = claim
+        return True
 
     async def _trim(self) -> None:
         now = asyncio.get_running_loop().time()

@@ -18,7 +18,7 @@ RETURNING next_offset, epoch
 """
 _MOVE = """
 UPDATE consumer_offset SET next_offset = $5, updated_at = now()
-WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND epoch = $4 AND coalesce(next_offset, 0) <= $5
+WHERE consumer_group = $1 AND topic = $2 AND partition = $3 AND epoch = $4 AND coalesce(next_offset, -1) < $5
 RETURNING true
 """
 _POSITIONS = """
@@ -34,7 +34,10 @@ _TRIM = "DELETE FROM consumer_event WHERE consumer_group = $1 AND seen_at < now(
 
 
 class Fenced(Exception):
-    """Another member has claimed the partition: this member must not commit."""
+    """The position cannot move: another member has claimed the partition, or the position is already there.
+
+    A position is already there when a commit succeeded but its acknowledgement was lost. Repeating the batch
+    would repeat its effect; the partition must be claimed again to read the stored position."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
