@@ -97,12 +97,13 @@ async def test_each_event_counts_once_while_members_and_topics_change(
         stop.set()
         await load
 
-        async def all_applied() -> None:
+        async def all_applied() -> bool:
             async with connection(pool) as conn:
                 rows = await conn.fetch("SELECT id FROM effect")
             found = Counter(row["id"] for row in rows)
             assert len(found) == len(sent), f"{len(found)} of {len(sent)}"
             assert set(found.values()) == {1}
+            return True
 
         await eventually(all_applied, within=180, every=0.5)
         assert len(sent) > 20 * SECONDS, "too little load to prove anything"

@@ -216,7 +216,8 @@ class ConsumerLoop:
                 raise group.exceptions[0] from None
         for claim, raw in batches:
             tp = claim.partition
-            end = consumer.highwater(tp)
+            # A rebalance may have taken the partition while its records were processed.
+            end = consumer.highwater(tp) if tp in consumer.assignment() else None
             if end is not None:
                 lag_records.labels(self.group, tp.topic, tp.partition).set(max(0, end - raw[-1].offset - 1))
         await self._trim()
