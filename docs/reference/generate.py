@@ -168,7 +168,8 @@ def permissions_page() -> tuple[str, list[str]]:
         if not (package / "permissions.py").exists():
             problems.append(f"{package.relative_to(ROOT)} has no permissions.py")
             continue
-        permissions = importlib.import_module(f"{package.name}.permissions").PERMISSIONS
+        module = importlib.import_module(f"{package.name}.permissions")
+        permissions = module.PERMISSIONS
         rows: dict[str, list[tuple[str, ...]]] = {}
         for method, permission in permissions.items():
             service, _, name = method.lstrip("/").partition("/")
@@ -180,6 +181,10 @@ def permissions_page() -> tuple[str, list[str]]:
                 "",
                 *table(("Method", "Permission", "Roles that have it"), of_service),
             ]
+        if of_request := getattr(module, "REQUEST_PERMISSIONS", {}):
+            rows_of_requests = [(what, names[needed], roles(needed)) for what, needed in of_request.items()]
+            sections += ["", "Beside the method's permission, a request needs:", ""]
+            sections += table(("Request", "Permission", "Roles that have it"), rows_of_requests)
     head = [
         "# Permissions",
         "",

@@ -12,10 +12,11 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from google.protobuf.field_mask_pb2 import FieldMask
 
 from flywheel_common.grpc.channel import channel, from_rpc_error
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2_grpc
 from flywheel_protos.registry.v1 import registry_pb2 as pb
-from flywheel_protos.registry.v1 import registry_pb2_grpc
 from flywheel_registry.fakes.store import MemoryStore
 from tests.support.builders.registry import ModelClient
 from tests.support.servers.registry import running_memory_registry
@@ -91,6 +92,40 @@ async def test_editors_promote_and_only_operators_override(clients: dict[str, Mo
     assert "STAGING" == await clients["viewer"].stage(version)
     assert "" == await promotion("operator", override=True)
     assert "CANDIDATE" == await clients["viewer"].stage(version)
+
+
+async def test_only_operators_promote_to_production(clients: dict[str, ModelClient]) -> None:
+    await clients["editor"].create()
+    version = (await clients["editor"].version()).name
+    await clients["editor"].release(version)
+
+    async def promotion(role: str) -> str:
+        return await reason_for(
+            clients[role].stub.PromoteModelVersion(
+                pb.PromoteModelVersionRequest(name=version, to_stage=model_pb2.STAGE_PRODUCTION)
+            )
+        )
+
+    assert "ROLE_REQUIRED" == await promotion("editor")
+    assert "NONE" == await clients["viewer"].stage(version)
+    assert "" == await promotion("operator")
+    assert "PRODUCTION" == await clients["viewer"].stage(version)
+
+
+async def test_only_operators_change_policies(clients: dict[str, ModelClient]) -> None:
+    model = await clients["editor"].create()
+    policy = model_pb2.GatePolicy(min_evaluation_rows=10)
+
+    async def update(role: str, *mask: str, **fields: object) -> str:
+        changed = model_pb2.Model(name=model.name, **fields)
+        request = pb.UpdateModelRequest(model=changed, update_mask=FieldMask(paths=mask))
+        return await reason_for(clients[role].stub.UpdateModel(request))
+
+    assert "ROLE_REQUIRED" == await update("editor", gate_policy=policy)
+    assert "ROLE_REQUIRED" == await update("editor", "gate_policy")
+    assert "ROLE_REQUIRED" == await update("editor", "description", "rollout_policy")
+    assert "" == await update("editor", description="rides")
+    assert "" == await update("operator", gate_policy=policy)
 
 
 @pytest.mark.parametrize(

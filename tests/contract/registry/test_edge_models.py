@@ -63,6 +63,11 @@ async def test_models_are_created_read_and_updated(client: ModelClient) -> None:
     assert updated == (await stub.GetModel(pb.GetModelRequest(name=client.model))).model
     with refused("ABORTED", "ETAG_MISMATCH"):
         await stub.UpdateModel(update)
+    without_mask = model_pb2.Model(name=client.model, description="new")
+    kept = (await stub.UpdateModel(pb.UpdateModelRequest(model=without_mask))).model
+    assert ("new", "bob", gate) == (kept.description, kept.owner, kept.gate_policy)
+    with refused("INVALID_ARGUMENT", "INVALID_FIELD_MASK"):
+        await stub.UpdateModel(pb.UpdateModelRequest(model=model_pb2.Model(name=client.model)))
     update.update_mask.paths.append("name")
     with refused("INVALID_ARGUMENT", "INVALID_FIELD_MASK"):
         await stub.UpdateModel(update)

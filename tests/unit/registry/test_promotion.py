@@ -41,7 +41,8 @@ async def store_with_versions(*aucs: float, releases: bool = True) -> MemoryStor
 
 
 async def promote(store: MemoryStore, number: int, to: Stage | None, **changes: Any) -> PromotionResult:
-    wanted: dict[str, Any] = {"override": False, "added": {}, **changes}
+    defaults = {"override": False, "check_path": lambda path: None, "added": {}}
+    wanted: dict[str, Any] = {**defaults, **changes}
     async with store.transaction() as records:
         name = VersionName.parse(f"{LATE}/versions/{number}")
         return await Promotions(ManualClock(AT)).promote(records, name, to, "because", "ann", **wanted)

@@ -12,6 +12,7 @@ from flywheel_registry.api.convert_policies import (
     rollout_policy_to_proto,
 )
 from flywheel_registry.api.errors import InvalidStage
+from flywheel_registry.models.catalog import MUTABLE_FIELDS
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion, SignatureInput
@@ -28,6 +29,11 @@ def model(message: pb.Model, name: str) -> Model:
         gate_policy(message.gate_policy),
         rollout_policy(message.rollout_policy),
     )
+
+
+def populated_fields(message: pb.Model) -> list[str]:
+    """The mutable fields that are set in the message: what an update without a mask changes."""
+    return [field.name for field, _ in message.ListFields() if field.name in MUTABLE_FIELDS]
 
 
 def model_to_proto(value: Model) -> pb.Model:

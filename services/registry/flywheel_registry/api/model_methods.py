@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from flywheel_common.grpc.auth import actor, require_role
@@ -14,13 +14,19 @@ from flywheel_registry.api.errors import TargetMissing, TargetRepeated
 from flywheel_registry.api.mutations import Mutations
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
 from flywheel_registry.artifacts.verification import CHUNK_BYTES
-from flywheel_registry.models.catalog import ModelCatalog
+from flywheel_registry.models.catalog import POLICY_FIELDS, ModelCatalog
 from flywheel_registry.models.lookups import find_model, find_version
 from flywheel_registry.models.names import ModelName, VersionName
 from flywheel_registry.models.ports import ModelRecords
-from flywheel_registry.permissions import OVERRIDE_GATE
+from flywheel_registry.permissions import (
+    CHANGE_POLICY,
+    OVERRIDE_GATE,
+    PROMOTE_TO_PRODUCTION,
+    REQUEST_PERMISSIONS,
+)
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.rollouts.ports import RolloutRecords
+from flywheel_registry.stages.transitions import Stage
 
 
 class ModelMethods(Mutations):
@@ -59,7 +65,10 @@ class ModelMethods(Mutations):
 
     async def UpdateModel(self, request: pb.UpdateModelRequest, context: Any) -> pb.UpdateModelResponse:
         wanted = convert_models.model(request.model, str(ModelName.parse(request.model.name)))
-        fields, etag = list(request.update_mask.paths), request.model.etag
+        fields = list(request.update_mask.paths) or convert_models.populated_fields(request.model)
+        etag = request.model.etag
+        if not POLICY_FIELDS.isdisjoint(fields):
+            _require(CHANGE_POLICY)
 
         async def effect(records: ModelRecords) -> pb.UpdateModelResponse:
             model = await self._models.update_model(records, wanted, fields, etag, actor())
@@ -136,7 +145,11 @@ class ModelMethods(Mutations):
     ) -> pb.PromoteModelVersionResponse:
         name, target = VersionName.parse(request.name), convert_models.stage(request.to_stage)
         if request.override:
-            require_role(OVERRIDE_GATE, "Overriding a gate")
+            _require(OVERRIDE_GATE)
+
+        def check_path(path: Sequence[Stage]) -> None:
+            if Stage.PRODUCTION in path:
+                _require(PROMOTE_TO_PRODUCTION)
 
         async def effect(records: RolloutRecords) -> pb.PromoteModelVersionResponse:
             result = await self._promotions.promote(
@@ -146,6 +159,7 @@ class ModelMethods(Mutations):
                 request.reason,
                 actor(),
                 override=request.override,
+                check_path=check_path,
                 added=dict(request.evidence.values),
             )
             return pb.PromoteModelVersionResponse(
@@ -166,6 +180,11 @@ class ModelMethods(Mutations):
             return pb.RejectModelVersionResponse(model_version=convert_models.version_to_proto(version))
 
         return await self._mutate("RejectModelVersion", request, pb.RejectModelVersionResponse, effect)
+
+
+def _require(action: str) -> None:
+    """Raises RoleRequired unless the caller has one of the roles of the action."""
+    require_role(REQUEST_PERMISSIONS[action], action)
 
 
 async def _data(requests: AsyncIterator[pb.UploadArtifactRequest]) -> AsyncIterator[bytes]:

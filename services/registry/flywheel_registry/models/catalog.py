@@ -16,7 +16,8 @@ from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.stages.transitions import Stage
 
-MUTABLE_FIELDS = ("description", "owner", "tags", "gate_policy", "rollout_policy")
+POLICY_FIELDS = frozenset({"gate_policy", "rollout_policy"})
+MUTABLE_FIELDS = ("description", "owner", "tags", *sorted(POLICY_FIELDS))
 
 
 class ModelCatalog:
@@ -38,10 +39,12 @@ class ModelCatalog:
     async def update_model(
         self, records: ModelRecords, wanted: Model, fields: Sequence[str], etag: str, by: str
     ) -> Model:
-        """Set `fields` to their values in `wanted`; without fields, set all mutable ones.
+        """Set `fields` to their values in `wanted`; all other fields keep their values.
 
         Raises EtagMismatch, InvalidFieldMask, InvalidPolicy, UnknownModel.
         """
+        if not fields:
+            raise InvalidFieldMask("update_mask is empty and the model has no field to change.")
         unknown = [field for field in fields if field not in MUTABLE_FIELDS]
         if unknown:
             raise InvalidFieldMask(
@@ -51,12 +54,12 @@ class ModelCatalog:
         current = await find_model(records, wanted.name)
         if etag and etag != current.etag:
             raise EtagMismatch("The model was changed after it was read: read it again and retry.")
-        changed = replace(current, **{field: getattr(wanted, field) for field in fields or MUTABLE_FIELDS})
+        changed = replace(current, **{field: getattr(wanted, field) for field in fields})
         changed.gate_policy.check()
         changed.rollout_policy.check()
         await records.change_model(changed)
         await Journal(records, wanted.name, self._clock.now(), by).write(
-            "UPDATE", wanted.name, reason=", ".join(fields or MUTABLE_FIELDS)
+            "UPDATE", wanted.name, reason=", ".join(fields)
         )
         return await find_model(records, wanted.name)
 

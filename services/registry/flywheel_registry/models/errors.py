@@ -34,7 +34,7 @@ class EtagMismatch(Aborted):
 
 
 class InvalidFieldMask(InvalidArgument):
-    """The update mask names a field that cannot be changed."""
+    """The update mask names a field that cannot be changed, or there is nothing to change."""
 
     reason = "INVALID_FIELD_MASK"
     remedy = "Name only description, owner, tags, gate_policy or rollout_policy."

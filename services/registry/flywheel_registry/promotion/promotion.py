@@ -6,7 +6,7 @@ The roles that may promote, and those that may override a gate, are in `permissi
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flywheel_common.clock import Clock
@@ -57,13 +57,15 @@ class Promotions:
         by: str,
         *,
         override: bool,
+        check_path: Callable[[Sequence[Stage]], None],
         added: Mapping[str, float],
     ) -> PromotionResult:
         """Evaluate the gates up to `to_stage` (None: the next stage) and move the version if they pass.
 
         With `override` it moves also when they fail. A failed gate is a result, not an error, and is stored
-        as evidence. `added` are values beside the version's metrics. Raises IllegalTransition,
-        ArtifactsPending, RolloutActive, NoRelease, EvidenceConflict, InvalidMetric, and ReasonRequired for an
+        as evidence. `check_path` raises if the caller may not move a version through these stages. `added`
+        are values beside the version's metrics. Raises IllegalTransition, ArtifactsPending, RolloutActive,
+        NoRelease, EvidenceConflict, InvalidMetric, what `check_path` raises, and ReasonRequired for an
         override without a reason.
         """
         if override:
@@ -71,6 +73,7 @@ class Promotions:
         await lock_model(records, name.parent)
         version = await find_version(records, name)
         path = promotion_path(version.stage, to_stage, str(name))
+        check_path(path)
         require_ready(version)
         champion = await records.champion(name.parent)
         release = None
