@@ -53,6 +53,13 @@ async def serving_gateway(deployment: MemoryDeployment) -> Gateway:
         ({"model": "projects/test/models/unknown"}, ("NOT_FOUND", "UNKNOWN_MODEL")),
         ({"model": "late"}, ("INVALID_ARGUMENT", "INVALID_NAME")),
         ({"prediction_id": "x" * 129}, ("INVALID_ARGUMENT", "INVALID_PREDICTION_ID")),
+        ({"prediction_id": "a\0b"}, ("INVALID_ARGUMENT", "INVALID_TEXT")),
+        ({"subject": "a\0b"}, ("INVALID_ARGUMENT", "INVALID_TEXT")),
+        ({"entity_keys": {"carrier": Value(string_value="U\0A")}}, ("INVALID_ARGUMENT", "INVALID_TEXT")),
+        (
+            {"request_fields": {"miles": Value(double_value=1.0), "origin": Value(string_value="J\0")}},
+            ("INVALID_ARGUMENT", "INVALID_TEXT"),
+        ),
     ],
 )
 async def test_invalid_predict_requests_are_refused_with_a_reason(
@@ -139,6 +146,9 @@ async def test_outcomes_are_stored_as_often_as_they_are_sent(memory_deployment: 
         (pb.Outcome(name="label", value=1), "MISSING_PREDICTION_ID"),
         (pb.Outcome(prediction_id="x"), "INVALID_VALUE"),
         (pb.Outcome(prediction_id="x", name="label", value=float("nan")), "INVALID_VALUE"),
+        (pb.Outcome(prediction_id="x\0", name="label", value=1), "INVALID_TEXT"),
+        (pb.Outcome(prediction_id="x", name="label\0", value=1), "INVALID_TEXT"),
+        (pb.Outcome(prediction_id="x", name="label", value=1, outcome_id="\0"), "INVALID_TEXT"),
     ],
 )
 async def test_one_invalid_outcome_refuses_the_whole_call(

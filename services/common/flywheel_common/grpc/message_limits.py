@@ -1,6 +1,8 @@
 """Values that protobuf can carry but stores cannot: NUL in text, timestamps and durations out of range.
 
-Checked only after a call has failed with an unexpected exception, so that successful calls do not pay for it.
+The pipeline checks a whole message only after a call has failed with an unexpected exception, so that
+successful calls do not pay for it. A method that passes texts on without a store that would refuse them (into
+events, for example) calls `check_text` itself.
 """
 
 from __future__ import annotations
@@ -21,6 +23,17 @@ _LONGEST_SECONDS = 315_576_000_000
 _NANOS = 1_000_000_000
 
 
+def check_text(text: str, field: str) -> str:
+    """Returns the text. Raises InvalidText if it contains a NUL character."""
+    if "\0" in text:
+        raise _nul(field)
+    return text
+
+
+def _nul(field: str) -> InvalidText:
+    return InvalidText(f"{field} contains a NUL character: remove it.", field=field)
+
+
 def unsupported_value(message: Message) -> InvalidArgument | None:
     """The error for the first such field; None if there is none."""
     return next(_found(message, ""), None)
@@ -32,7 +45,7 @@ def _found(message: Message, prefix: str) -> Iterator[InvalidArgument]:
         for part in _parts(field, value):
             if isinstance(part, str):
                 if "\0" in part:
-                    yield InvalidText(f"{path} contains a NUL character: remove it.", field=path)
+                    yield _nul(path)
             elif isinstance(part, Timestamp):
                 if not (_FIRST_SECOND <= part.seconds <= _LAST_SECOND and 0 <= part.nanos < _NANOS):
                     yield InvalidTimestamp(f"{path} must be between the years 1 and 9999.", field=path)

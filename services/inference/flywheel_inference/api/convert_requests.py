@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.grpc.message_limits import check_text
 from flywheel_common.value import Value, coerce
 from flywheel_inference.outcomes.row import OutcomeRow
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
@@ -31,8 +32,8 @@ class ProtoCall:
 
     def __init__(self, request: pb.PredictRequest) -> None:
         self.model = request.model
-        self.subject = request.subject
-        self.prediction_id = request.prediction_id
+        self.subject = check_text(request.subject, "subject")
+        self.prediction_id = check_text(request.prediction_id, "prediction_id")
         self.include_features = request.include_features
         self.as_of_micros: int | None = None
         if request.HasField("as_of"):
@@ -70,6 +71,8 @@ def _value(sent: Mapping[str, Value], spec: FieldSpec, where: str, missing: type
         )
     value = sent[spec.name]
     kind = value.WhichOneof("kind")
+    if kind == "string_value":
+        check_text(value.string_value, f"{where}[{spec.name!r}]")
     if kind == _EXACT_KINDS.get(spec.data_type, "") and kind is not None:
         return getattr(value, kind)
     return coerce(value, spec.data_type, f"{where}[{spec.name!r}]")
@@ -79,11 +82,11 @@ def outcome_rows(outcomes: Iterable[pb.Outcome], now_micros: int) -> list[Outcom
     """The outcomes of a request. Event time defaults to now, the id to prediction id and name."""
     return [
         OutcomeRow(
-            outcome.prediction_id,
-            outcome.name,
+            check_text(outcome.prediction_id, "prediction_id"),
+            check_text(outcome.name, "name"),
             outcome.value,
             outcome.event_time.ToMicroseconds() if outcome.HasField("event_time") else now_micros,
-            outcome.outcome_id or f"{outcome.prediction_id}:{outcome.name}",
+            check_text(outcome.outcome_id, "outcome_id") or f"{outcome.prediction_id}:{outcome.name}",
         )
         for outcome in outcomes
     ]
