@@ -179,3 +179,27 @@ def test_a_table_refuses_unequal_lengths_and_duplicate_names() -> None:
         columns.from_table(column_pb2.Table(row_count=3, columns=[x, x]))
     with pytest.raises(InvalidArgument):
         columns.to_table([x, columns.from_numpy("y", np.arange(2))])
+
+
+def test_rows_are_taken_from_columns_of_every_kind() -> None:
+    table = columns.to_table(
+        [
+            columns.from_numpy("floats", np.array([1.0, 2.0, 3.0]), np.array([True, False, True])),
+            columns.from_numpy("bools", np.array([True, False, True])),
+            columns.from_numpy("vectors", np.arange(6, dtype=np.float32).reshape(3, 2)),
+            columns.from_texts("texts", ["a", None, "c"]),
+            columns.from_blobs("blobs", [b"x", b"y", None]),
+            columns.from_lists("lists", [[1, 2], None, []], value_pb2.DATA_TYPE_INT64_LIST),
+        ]
+    )
+    taken = columns.take_rows(table, np.array([2, 0]))
+    assert taken == columns.to_table(
+        [
+            columns.from_numpy("floats", np.array([3.0, 1.0])),
+            columns.from_numpy("bools", np.array([True, True])),
+            columns.from_numpy("vectors", np.array([[4, 5], [0, 1]], np.float32)),
+            columns.from_texts("texts", ["c", "a"]),
+            columns.from_blobs("blobs", [None, b"x"]),
+            columns.from_lists("lists", [[], [1, 2]], value_pb2.DATA_TYPE_INT64_LIST),
+        ]
+    )

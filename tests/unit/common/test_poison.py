@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_common.kafka.poison import ISOLATION_ATTEMPTS, Batch, isolate
+from flywheel_common.kafka.poison import ISOLATION_ATTEMPTS, Batch, PoisonError, isolate
 from flywheel_common.kafka.record import Record
 
 
@@ -90,7 +92,15 @@ def test_one_bad_record_costs_logarithmically_many_attempts() -> None:
 
 
 def test_named_poison_is_removed_from_the_batch() -> None:
-    rest = batch(1, 2, 3, failures=2).without([record(2)])
+    poison = PoisonError("bad", [record(2)])
+    rest = batch(1, 2, 3, failures=2).without(poison)
     assert ([1, 3], 4, 2) == (offsets(rest.records), rest.next_offset, rest.failures)
     with pytest.raises(RuntimeError, match="records of the batch"):
-        rest.without([record(2)])
+        rest.without(poison)
+
+
+def test_the_part_of_a_record_that_is_not_poison_stays() -> None:
+    part = replace(record(2), value=b"part")
+    rest = batch(1, 2, 3).without(PoisonError("bad", [record(2)], [part]))
+    assert [1, 2, 3] == offsets(rest.records)
+    assert part is rest.records[1]

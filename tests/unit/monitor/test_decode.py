@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+from datetime import UTC, datetime
+from typing import Any
 
-from flywheel_common.columns import from_lists, from_texts
+import numpy as np
+import pytest
+from google.protobuf.message import Message
+
+from flywheel_common.columns import from_lists, from_texts, to_table
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.envelope import build_event, parse_event, payload_of
+from flywheel_common.kafka.poison import Batch, PoisonError
+from flywheel_common.kafka.record import Record
 from flywheel_monitor.ingest import decode
+from flywheel_monitor.ingest.batches import PredictionColumns
+from flywheel_monitor.ingest.consumer import EventHandler
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.types.v1.column_pb2 import Column
 from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_INT64, DATA_TYPE_INT64_LIST
@@ -63,6 +75,67 @@ def test_a_malformed_prediction_batch_is_rejected(damage: dict[str, object]) -> 
             setattr(batch, field, value)
     with pytest.raises(InvalidArgument):
         decode.prediction_columns(batch, b"")
+
+
+def event_record(offset: int, payload: Message) -> Record:
+    event = build_event(payload, source="test", key="0", event_time=datetime(2026, 1, 1, tzinfo=UTC))
+    topic = topics.PREDICTION_LOGGED
+    if isinstance(payload, prediction_pb2.OutcomeBatch):
+        topic = topics.OUTCOME_RECORDED
+    return Record(topic, 0, offset, "0", event.SerializeToString(), (), 0, event)
+
+
+def test_only_rows_with_a_nul_character_are_poison() -> None:
+    batch = good_batch()
+    del batch.prediction_ids[:]
+    batch.prediction_ids.extend(["a", "b\0"])
+    batch.event_times = np.array([7, 9], "<i8").tobytes()
+    batch.features.CopyFrom(to_table([from_texts("origin", ["JFK", "LGA"])]))
+    counted: list[Any] = []
+
+    class Counting:
+        async def add_predictions(self, partition: int, batches: list[PredictionColumns]) -> None:
+            counted.extend(batches)
+
+    handler = EventHandler(lambda conn: Counting())  # type: ignore[arg-type, return-value]
+    records = [event_record(4, good_batch()), event_record(5, batch)]
+    with pytest.raises(PoisonError) as caught:
+        asyncio.run(handler.handle(None, records))  # type: ignore[arg-type]
+    assert [] == counted
+    (parked,) = caught.value.records
+    bad = payload_of(parse_event(parked.value), prediction_pb2.PredictionBatch)
+    assert (5, ["b\0"], np.array([9], "<i8").tobytes()) == (
+        parked.offset,
+        bad.prediction_ids,
+        bad.event_times,
+    )
+    rest = Batch(tuple(records), 6).without(caught.value)
+    asyncio.run(handler.handle(None, rest.records))  # type: ignore[arg-type]
+    assert [["a", "b"], ["a"]] == [columns.ids for columns in counted]
+    assert [7] == counted[1].event_times.tolist()
+    assert ["JFK"] == counted[1].features["origin"][0].tolist()
+
+
+def test_only_outcomes_with_a_nul_character_are_poison() -> None:
+    batch = prediction_pb2.OutcomeBatch(
+        model="projects/p/models/late",
+        prediction_ids=["a", "b", "c"],
+        event_times=bytes(24),
+        name="label",
+        values=np.array([1.0, 0.0, 1.0]).tobytes(),
+        outcome_ids=["1", "2\0", "3"],
+    )
+    handler = EventHandler(lambda conn: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(PoisonError) as caught:
+        asyncio.run(handler.handle(None, [event_record(1, batch)]))  # type: ignore[arg-type]
+    (rest,) = caught.value.remaining
+    assert rest.event is not None
+    kept = decode.outcome_columns(payload_of(rest.event, prediction_pb2.OutcomeBatch))
+    assert (["a", "c"], ["1", "3"], [1.0, 1.0]) == (
+        kept.prediction_ids,
+        kept.outcome_ids,
+        kept.values.tolist(),
+    )
 
 
 @pytest.mark.parametrize("table", ["entities", "request_fields", "applied_offsets"])

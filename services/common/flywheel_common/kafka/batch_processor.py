@@ -112,7 +112,7 @@ class BatchProcessor:
                 self._drop(claim)
             except PoisonError as poison:
                 await self._send_to_dead_letters(claim, poison)
-                pending.insert(0, batch.without(poison.records))
+                pending.insert(0, batch.without(poison))
             except Exception as error:  # noqa: BLE001 - a handler may raise anything
                 if _is_transient(error):
                     pending.insert(0, batch)

@@ -19,12 +19,17 @@ ISOLATION_ATTEMPTS = 3
 
 class PoisonError(Exception):
     """Raised by a handler: these records can never be processed. The transaction is rolled back, the records
-    go to the dead-letter topic, and the rest of the batch is tried again without them."""
+    go to the dead-letter topic, and the rest of the batch is tried again without them.
 
-    def __init__(self, why: str, records: Sequence[Record]) -> None:
+    Of a record of which only a part is poison, `records` has the poison part and `remaining` the other part,
+    both at the record's offset.
+    """
+
+    def __init__(self, why: str, records: Sequence[Record], remaining: Sequence[Record] = ()) -> None:
         super().__init__(why)
         self.why = why
         self.records = list(records)
+        self.remaining = list(remaining)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +43,14 @@ class Batch:
     next_offset: int
     failures: int = 0
 
-    def without(self, poison: Sequence[Record]) -> Self:
-        """The batch without these records. Raises RuntimeError when none of them is in it."""
-        removed = {record.offset for record in poison}
-        rest = tuple(record for record in self.records if record.offset not in removed)
-        if len(rest) == len(self.records):
+    def without(self, poison: PoisonError) -> Self:
+        """The batch without the poison. Raises RuntimeError when none of its records is in the batch."""
+        removed = {record.offset for record in poison.records}
+        if removed.isdisjoint(record.offset for record in self.records):
             raise RuntimeError("PoisonError must name records of the batch")
-        return replace(self, records=rest)
+        remaining = {record.offset: record for record in poison.remaining}
+        kept = (remaining.get(r.offset) if r.offset in removed else r for r in self.records)
+        return replace(self, records=tuple(record for record in kept if record is not None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,15 @@
 """Handling of consumed records: decode them, report poison events, count the rest.
 
 A record that cannot be decoded is poison: PoisonError names it, and the consumer loop moves it to the
-dead-letter topic.
+dead-letter topic. Of a record with single rows that cannot be stored, only these rows are poison.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from google.protobuf.message import Message
 
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.kafka import topics
@@ -16,7 +19,9 @@ from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.batches import OutcomeColumns, PredictionColumns
 from flywheel_monitor.ingest.decode import outcome_columns, prediction_columns
 from flywheel_monitor.ingest.ports import Ingestion
+from flywheel_monitor.ingest.row_split import take_outcomes, take_predictions, with_nul
 from flywheel_protos.events.v1 import prediction_pb2
+from flywheel_protos.events.v1.event_pb2 import Event
 
 STATEMENT_ROWS = 10_000
 """Most rows of one INSERT, so that none reaches the statement timeout on a busy machine."""
@@ -36,6 +41,15 @@ def in_parts(batches: Sequence[PredictionColumns], rows: int) -> Iterator[list[P
         yield part
 
 
+def _with_payload(record: Record, payload: Message) -> Record:
+    """The record with another payload in its event."""
+    event = Event()
+    if record.event is not None:
+        event.CopyFrom(record.event)
+    event.payload = payload.SerializeToString()
+    return replace(record, value=event.SerializeToString(), event=event)
+
+
 class EventHandler:
     """The handler of the consumer loop. `on` returns the ingestion port inside the loop's transaction."""
 
@@ -49,20 +63,38 @@ class EventHandler:
         predictions: list[PredictionColumns] = []
         outcomes: list[OutcomeColumns] = []
         poison: list[Record] = []
+        remaining: list[Record] = []
         why = ""
+        split: tuple[Message, Message]
         for record in records:
             try:
                 assert record.event is not None
                 if record.topic == topics.PREDICTION_LOGGED:
                     batch = payload_of(record.event, prediction_pb2.PredictionBatch)
-                    predictions.append(prediction_columns(batch, record.event.payload))
+                    columns = prediction_columns(batch, record.event.payload)
+                    bad = with_nul(columns.ids, columns.segments)
+                    if bad is None:
+                        predictions.append(columns)
+                        continue
+                    split = take_predictions(batch, bad), take_predictions(batch, ~bad)
                 else:
-                    outcomes.append(outcome_columns(payload_of(record.event, prediction_pb2.OutcomeBatch)))
+                    outcome = payload_of(record.event, prediction_pb2.OutcomeBatch)
+                    labels = outcome_columns(outcome)
+                    bad = with_nul(labels.prediction_ids, labels.outcome_ids)
+                    if bad is None:
+                        outcomes.append(labels)
+                        continue
+                    split = take_outcomes(outcome, bad), take_outcomes(outcome, ~bad)
             except InvalidArgument as error:
                 poison.append(record)
                 why = why or error.message
+            else:
+                poison.append(_with_payload(record, split[0]))
+                if not bad.all():
+                    remaining.append(_with_payload(record, split[1]))
+                why = why or "an id or a segment contains a NUL character"
         if poison:
-            raise PoisonError(why, poison)
+            raise PoisonError(why, poison, remaining)
         ingestion, partition = self._on(conn), records[0].partition
         for part in in_parts(predictions, STATEMENT_ROWS):
             await ingestion.add_predictions(partition, part)

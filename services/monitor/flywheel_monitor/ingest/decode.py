@@ -70,6 +70,8 @@ def outcome_columns(batch: prediction_pb2.OutcomeBatch) -> OutcomeColumns:
         or not all(batch.outcome_ids)
     ):
         raise _malformed("the name or an id is empty, or outcome_ids and prediction_ids differ in number")
+    if "\0" in batch.name:
+        raise _malformed("the name contains a NUL character")
     if not np.isfinite(values).all():
         raise _malformed("a value is not finite")
     return OutcomeColumns(
