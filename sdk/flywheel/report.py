@@ -6,6 +6,7 @@ from rich.table import Table
 
 from flywheel.client import Client
 from flywheel.errors import NotFound
+from flywheel.paging import list_items
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 
@@ -13,8 +14,9 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 async def versions_table(client: Client, model: str) -> Table:
     """One row per version, oldest first; quality is that of labelled predictions that callers got."""
     table = Table("version", "stage", "served", "labelled", "AUC", "log-loss", "calibration error")
-    request = registry_pb2.ListModelVersionsRequest(parent=client.path("models", model), page_size=1000)
-    for version in reversed((await client.registry.ListModelVersions(request)).model_versions):
+    request = registry_pb2.ListModelVersionsRequest(parent=client.path("models", model))
+    versions = await list_items(client.registry.ListModelVersions, request, "model_versions")
+    for version in reversed(versions.items):
         stage = model_pb2.Stage.Name(version.stage).removeprefix("STAGE_")
         table.add_row(version.name.rpartition("/")[2], stage, *await _served(client, version.name))
     return table
@@ -42,10 +44,10 @@ async def alerts_table(client: Client, model: str) -> Table:
         "opened by the window until", "kind", "state", "version", "most drifted features, or reason"
     )
     request = monitor_pb2.ListAlertsRequest(
-        parent=client.parent, page_size=1000, filter=f"model={client.path('models', model)}"
+        parent=client.parent, filter=f"model={client.path('models', model)}"
     )
-    alerts = (await client.monitor.ListAlerts(request)).alerts
-    for alert in sorted(alerts, key=lambda a: a.window_end.ToNanoseconds()):
+    alerts = await list_items(client.monitor.ListAlerts, request, "alerts")
+    for alert in sorted(alerts.items, key=lambda a: a.window_end.ToNanoseconds()):
         table.add_row(
             f"{alert.window_end.ToDatetime():%Y-%m-%d}",
             alert.kind,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from flywheel.cli.output import call, console, errors, show_all, state
+from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, errors, show_all, show_list, state
 from flywheel.cli.version_diff import diff_lines
 from flywheel.client import Client
 from flywheel.definitions import compile_definitions, load_module, location_of_violation
@@ -102,6 +102,7 @@ def list_definitions(
     where: Annotated[
         str, typer.Option("--filter", help="tag:key=value, owner:name or text, joined by AND")
     ] = "",
+    limit: Limit = DEFAULT_LIMIT,
 ) -> None:
     """List entities, sources, views or feature sets."""
     if kind not in COLLECTIONS:
@@ -109,15 +110,8 @@ def list_definitions(
     method, field, columns = COLLECTIONS[kind]
 
     async def work(client: Client) -> None:
-        request = getattr(feature_pb2, f"{method}Request")(parent=client.parent, filter=where, page_size=1000)
-        items: list[Any] = []
-        while True:
-            answer = await getattr(client.feature, method)(request)
-            items += getattr(answer, field)
-            if not answer.next_page_token:
-                break
-            request.page_token = answer.next_page_token
-        show_all(items, columns)
+        request = getattr(feature_pb2, f"{method}Request")(parent=client.parent, filter=where)
+        await show_list(getattr(client.feature, method), request, field, columns, limit)
 
     call(work)
 

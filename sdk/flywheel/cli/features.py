@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from flywheel.cli.output import call, console, errors, show, show_all
+from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, errors, show, show_all, show_list
 from flywheel.client import Client
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.types.v1 import value_pb2
@@ -108,15 +108,12 @@ def freshness() -> None:
 
 
 @features.command("training-sets")
-def training_sets() -> None:
+def training_sets(limit: Limit = DEFAULT_LIMIT) -> None:
     """List training sets, newest first."""
 
     async def work(client: Client) -> None:
-        answer = await client.feature.ListTrainingSets(
-            feature_pb2.ListTrainingSetsRequest(parent=client.parent)
-        )
-        show_all(
-            answer.training_sets, ["name", "row_count", "label_mean", "min_time", "max_time", "content_hash"]
-        )
+        request = feature_pb2.ListTrainingSetsRequest(parent=client.parent)
+        columns = ["name", "row_count", "label_mean", "min_time", "max_time", "content_hash"]
+        await show_list(client.feature.ListTrainingSets, request, "training_sets", columns, limit)
 
     call(work)

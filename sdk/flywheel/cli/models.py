@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from flywheel.cli.output import call, console, show, show_all
+from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.client import Client
 from flywheel.connection import request_id
 from flywheel.model_watch import ModelWatch
@@ -19,12 +19,13 @@ models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rol
 
 
 @models.command("list")
-def list_models() -> None:
+def list_models(limit: Limit = DEFAULT_LIMIT) -> None:
     """List models with their production versions."""
 
     async def work(client: Client) -> None:
-        answer = await client.registry.ListModels(registry_pb2.ListModelsRequest(parent=client.parent))
-        show_all(answer.models, ["name", "production_version", "production_release", "owner"])
+        request = registry_pb2.ListModelsRequest(parent=client.parent)
+        columns = ["name", "production_version", "production_release", "owner"]
+        await show_list(client.registry.ListModels, request, "models", columns, limit)
 
     call(work)
 
@@ -60,54 +61,49 @@ def watch(
 
 
 @models.command("versions")
-def list_versions(model: str) -> None:
+def list_versions(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
     """List the versions of a model, newest first."""
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListModelVersionsRequest(parent=client.path("models", model))
-        answer = await client.registry.ListModelVersions(request)
-        show_all(
-            answer.model_versions,
-            ["name", "stage", "metrics", "training_dataset", "cause_alert", "registered_at"],
-        )
+        columns = ["name", "stage", "metrics", "training_dataset", "cause_alert", "registered_at"]
+        await show_list(client.registry.ListModelVersions, request, "model_versions", columns, limit)
 
     call(work)
 
 
 @models.command("history")
-def history(model: str) -> None:
+def history(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
     """Show which release served when, and why."""
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListServingHistoryRequest(parent=client.path("models", model))
-        show_all(
-            (await client.registry.ListServingHistory(request)).spans,
-            ["release", "model_version", "from", "until", "reason"],
-        )
+        columns = ["release", "model_version", "from", "until", "reason"]
+        await show_list(client.registry.ListServingHistory, request, "spans", columns, limit)
 
     call(work)
 
 
 @models.command("audit")
-def audit(model: str) -> None:
+def audit(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
     """Show the audit log of a model, newest first."""
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListAuditEntriesRequest(parent=client.path("models", model))
-        answer = await client.registry.ListAuditEntries(request)
-        show_all(answer.entries, ["at", "actor", "action", "subject", "from_state", "to_state", "reason"])
+        columns = ["at", "actor", "action", "subject", "from_state", "to_state", "reason"]
+        await show_list(client.registry.ListAuditEntries, request, "entries", columns, limit)
 
     call(work)
 
 
 @models.command("rollouts")
-def rollouts(model: str) -> None:
+def rollouts(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
     """List the rollouts of a model, newest first."""
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListRolloutsRequest(parent=client.path("models", model))
-        answer = await client.registry.ListRollouts(request)
-        show_all(answer.rollouts, ["name", "state", "challenger_percent", "challenger_release", "reason"])
+        columns = ["name", "state", "challenger_percent", "challenger_release", "reason"]
+        await show_list(client.registry.ListRollouts, request, "rollouts", columns, limit)
 
     call(work)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from flywheel.cli.output import call, console, show, show_all
+from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_all, show_list
 from flywheel.client import Client
 from flywheel.connection import request_id
 from flywheel_protos.monitor.v1 import monitor_pb2
@@ -20,15 +20,14 @@ alerts = typer.Typer(no_args_is_help=True, help="Drift, performance and alerts."
 def list_runs(
     where: Annotated[str, typer.Option(help="e.g. metrics.auc>0.7")] = "",
     order_by: Annotated[str, typer.Option(help="e.g. -metrics.auc")] = "",
+    limit: Limit = DEFAULT_LIMIT,
 ) -> None:
     """List runs, newest first or ordered by a metric."""
 
     async def work(client: Client) -> None:
         request = trainer_pb2.ListRunsRequest(parent=client.parent, filter=where, order_by=order_by)
-        show_all(
-            (await client.trainer.ListRuns(request)).runs,
-            ["name", "state", "metrics", "params", "training_set", "started_at"],
-        )
+        columns = ["name", "state", "metrics", "params", "training_set", "started_at"]
+        await show_list(client.trainer.ListRuns, request, "runs", columns, limit)
 
     call(work)
 
@@ -44,29 +43,27 @@ def show_run(run: str) -> None:
 
 
 @runs.command("pipelines")
-def pipelines() -> None:
+def pipelines(limit: Limit = DEFAULT_LIMIT) -> None:
     """List pipeline runs, newest first."""
 
     async def work(client: Client) -> None:
-        answer = await client.trainer.ListPipelineRuns(
-            trainer_pb2.ListPipelineRunsRequest(parent=client.parent)
-        )
-        show_all(
-            answer.pipeline_runs,
-            ["name", "state", "model_version", "rollout", "cause_alert", "error_message", "created_at"],
-        )
+        request = trainer_pb2.ListPipelineRunsRequest(parent=client.parent)
+        columns = ["name", "state", "model_version", "rollout", "cause_alert", "error_message", "created_at"]
+        await show_list(client.trainer.ListPipelineRuns, request, "pipeline_runs", columns, limit)
 
     call(work)
 
 
 @alerts.command("list")
-def list_alerts(where: Annotated[str, typer.Option(help="e.g. state=OPEN")] = "") -> None:
+def list_alerts(
+    where: Annotated[str, typer.Option(help="e.g. state=OPEN")] = "", limit: Limit = DEFAULT_LIMIT
+) -> None:
     """List alerts, newest first."""
 
     async def work(client: Client) -> None:
         request = monitor_pb2.ListAlertsRequest(parent=client.parent, filter=where)
-        answer = await client.monitor.ListAlerts(request)
-        show_all(answer.alerts, ["name", "kind", "state", "model_version", "window_end", "reason"])
+        columns = ["name", "kind", "state", "model_version", "window_end", "reason"]
+        await show_list(client.monitor.ListAlerts, request, "alerts", columns, limit)
 
     call(work)
 

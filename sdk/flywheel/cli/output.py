@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 from google.protobuf.json_format import MessageToJson
@@ -14,6 +14,10 @@ from rich.table import Table
 
 from flywheel.client import Client
 from flywheel.errors import FlywheelError, JobFailedError
+from flywheel.paging import list_items
+
+Limit = Annotated[int, typer.Option("--limit", min=1, help="Show at most this many")]
+DEFAULT_LIMIT = 1000
 
 console, errors = Console(), Console(stderr=True)
 state: dict[str, Any] = {"project": "default", "json": False}
@@ -59,6 +63,16 @@ def show_all(items: Any, columns: list[str]) -> None:
     for item in items:
         table.add_row(*[_text(item, column) for column in columns])
     console.print(table)
+
+
+async def show_list(
+    method: Callable[[Any], Awaitable[Any]], request: Message, field: str, columns: list[str], limit: int
+) -> None:
+    """Prints at most `limit` items of a List call, and says on standard error if there are more."""
+    listing = await list_items(method, request, field, limit)
+    show_all(listing.items, columns)
+    if listing.more:
+        errors.print(f"the first {limit} are shown; there are more: use --limit", highlight=False)
 
 
 def _text(message: Message, name: str) -> str:
