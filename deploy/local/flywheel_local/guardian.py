@@ -1,9 +1,10 @@
 """Ends the children of its parent process after the parent has ended, whatever ended it.
 
 Runs as a separate script (standard library only). Its standard input is a pipe from the parent with one line
-per child: ``+<pid> <mark>`` registers it, ``-<pid>`` removes it. End of file means that the parent is gone,
-even after SIGKILL. The registered children are then terminated, with their process groups and all processes
-that have their mark in the environment.
+per child: ``+<pid> <start> <mark>`` registers it, ``-<pid>`` removes it. End of file means that the parent is
+gone, even after SIGKILL. The registered children are then terminated, with their process groups and all
+processes that have their mark in the environment. A child is known by its process id and its start time: the
+system may give the id to another process after the child has ended.
 """
 
 from __future__ import annotations
@@ -34,23 +35,35 @@ def marked(marks: set[str]) -> set[int]:
     return found
 
 
-def family(roots: set[int]) -> set[int]:
-    """Living members of the process groups of the roots, and all their descendants, without zombies."""
+def stat_of(pid: int) -> list[str]:
+    """The fields of /proc/<pid>/stat from the state on; empty when there is no such process."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []
+
+
+def start_of(pid: int) -> int:
+    """When a process started, in clock ticks since boot; 0 when there is no such process."""
+    fields = stat_of(pid)
+    return int(fields[19]) if fields else 0
+
+
+def family(roots: dict[int, int]) -> set[int]:
+    """Living members of the process groups of the roots, and all their descendants, without zombies. `roots`
+    maps process ids to start times; an id that another process has now is ignored, as is its group."""
+    reused = {pid for pid, start in roots.items() if start_of(pid) not in (start, 0)}
+    own = roots.keys() - reused
     parents: dict[int, int] = {}
     found = set()
-    for entry in os.listdir("/proc"):
-        if not entry.isdigit():
+    for pid in [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]:
+        fields = stat_of(pid)
+        if not fields or fields[0] in "ZX":
             continue
-        try:
-            with open(f"/proc/{entry}/stat") as file:
-                fields = file.read().rpartition(")")[2].split()
-        except OSError:
-            continue
-        if fields[0] in "ZX":
-            continue
-        parents[int(entry)] = int(fields[1])
-        if int(entry) in roots or int(fields[2]) in roots:
-            found.add(int(entry))
+        parents[pid] = int(fields[1])
+        if pid in own or int(fields[2]) in own:
+            found.add(pid)
     while more := {pid for pid, parent in parents.items() if parent in found and pid not in found}:
         found |= more
     return found
@@ -67,22 +80,25 @@ def send(pids: set[int], number: int) -> None:
 def main() -> None:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
-    children: dict[int, str] = {}
+    children: dict[int, int] = {}
+    marks: dict[int, str] = {}
     for line in sys.stdin:
         word = line.split()
+        pid = int(word[0][1:])
         if line.startswith("+"):
-            children[int(word[0][1:])] = word[1]
+            children[pid], marks[pid] = int(word[1]), word[2]
         elif line.startswith("-"):
-            children.pop(int(word[0][1:]), None)
+            children.pop(pid, None)
+            marks.pop(pid, None)
 
     def remaining() -> set[int]:
-        return marked(set(children.values())) | family(set(children))
+        return marked(set(marks.values())) | family(children)
 
     if not children or not remaining():
         return
     # SIGINT is PostgreSQL's fast, clean shutdown; the others stop on SIGTERM.
     send(remaining(), signal.SIGTERM)
-    send(set(children), signal.SIGINT)
+    send({pid for pid, start in children.items() if start_of(pid) == start}, signal.SIGINT)
     deadline = time.monotonic() + GRACE_SECONDS
     while remaining() and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -100,7 +100,8 @@ class Process:
                 raise LocalError(
                     f"{name} cannot be started: {error}", "run make setup to install what is missing"
                 ) from error
-        _guardian.send(f"+{self.pid} {self._mark}")
+        self._started = guardian.start_of(self.pid)
+        _guardian.send(f"+{self.pid} {self._started} {self._mark}")
         if stdin_text is not None and self._popen.stdin is not None:
             self._popen.stdin.write(stdin_text.encode())
             self._popen.stdin.close()
@@ -120,7 +121,7 @@ class Process:
 
     def descendants(self) -> set[int]:
         """The process and its descendants that are alive."""
-        return guardian.family({self.pid}) | guardian.marked({self._mark})
+        return guardian.family({self.pid: self._started}) | guardian.marked({self._mark})
 
     def signal(self, number: int) -> None:
         """Sends a signal to the process, not to its descendants."""

@@ -44,7 +44,17 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 def gone(pid: int) -> bool:
-    return pid not in guardian.family({pid})
+    return not guardian.stat_of(pid) or guardian.stat_of(pid)[0] in "ZX"
+
+
+def test_a_process_id_that_was_reused_is_not_signalled(tmp_path: Path) -> None:
+    process = Process("child", [sys.executable, "-c", "import time; time.sleep(600)"], log=tmp_path / "log")
+    started = guardian.start_of(process.pid)
+    assert {process.pid} == guardian.family({process.pid: started})
+    assert set() == guardian.family({process.pid: started - 1})
+    process.stop()
+    assert 0 == guardian.start_of(process.pid)
+    assert set() == guardian.family({process.pid: started})
 
 
 def test_stopping_ends_descendants_that_left_the_session(tmp_path: Path) -> None:
