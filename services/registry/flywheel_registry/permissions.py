@@ -1,4 +1,4 @@
-"""Which roles may call which method, and what needs more than the method's own roles.
+"""Which roles may call each method, and which requests need additional roles.
 
 The tables apply in JWT mode; a method without a row is denied.
 """
@@ -11,7 +11,7 @@ from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissi
 
 SERVICE = "flywheel.registry.v1.RegistryService"
 
-OVERRIDE_GATE = "PromoteModelVersion with `override` (although a gate failed, or past a champion)"
+OVERRIDE_GATE = "PromoteModelVersion with `override` (although a gate failed, or another champion serves)"
 PROMOTE_TO_PRODUCTION = "PromoteModelVersion to PRODUCTION"
 CHANGE_POLICY = "UpdateModel of `gate_policy` or `rollout_policy`"
 
@@ -20,7 +20,7 @@ REQUEST_PERMISSIONS: Mapping[str, Permission] = {
     PROMOTE_TO_PRODUCTION: OPERATE,
     CHANGE_POLICY: OPERATE,
 }
-"""What a request asks for → the roles of which its caller needs one, beside those of the method. Checked
+"""Property of a request → roles: its caller needs one of them, in addition to a role of the method. Checked
 after parsing and before any effect."""
 
 _METHODS: dict[Permission, tuple[str, ...]] = {

@@ -212,7 +212,7 @@ async def test_illegal_transitions_name_the_legal_ones(client: ModelClient) -> N
     await client.stub.RejectModelVersion(pb.RejectModelVersionRequest(name=other.name, reason="bad"))
     with refused("FAILED_PRECONDITION", "ILLEGAL_TRANSITION") as error:
         await client.promote(other.name)
-    assert "nothing can follow" in error.message
+    assert "this stage is final" in error.message
 
 
 async def test_artifacts_are_stored_under_their_declared_digest(client: ModelClient) -> None:

@@ -90,7 +90,7 @@ async def test_a_port_in_use_exits_with_status_3() -> None:
     ("arguments", "settings", "expected", "message"),
     [
         ((), {"DRAIN_SECONDS": "soon"}, 2, "FLYWHEEL_ECHO_DRAIN_SECONDS"),
-        ((), {"LISTEN": "0.0.0.0:0"}, 2, "would let anyone in"),
+        ((), {"LISTEN": "0.0.0.0:0"}, 2, "would accept every caller"),
         (("unavailable",), {}, 4, "PostgreSQL is down: start it."),
         (("crash",), {}, 1, "relay"),
         (("bug",), {}, 1, ""),

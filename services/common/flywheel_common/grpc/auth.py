@@ -151,7 +151,7 @@ def authenticator(settings: ServiceSettings) -> Authenticator:
     if settings.auth_mode == "open":
         if not settings.auth_open_anywhere and not _is_loopback(split_address(settings.listen)[0]):
             raise ValueError(
-                f"auth_mode=open on {settings.listen} would let anyone in: listen on 127.0.0.1, "
+                f"auth_mode=open on {settings.listen} would accept every caller: listen on 127.0.0.1, "
                 "set auth_mode=jwt, or set auth_open_anywhere=true inside a closed network."
             )
         return OpenAuthenticator()
@@ -174,15 +174,14 @@ def authenticator(settings: ServiceSettings) -> Authenticator:
 def authorize(principal: Principal, permission: Permission | None, method: str) -> None:
     """Raises RoleRequired unless the principal has the permission; `None` (no row in the table) is denied."""
     if permission is None or (ROLE_ANY not in permission and permission.isdisjoint(principal.roles)):
-        raise RoleRequired(
-            f"{principal.subject} may not call {method}: "
-            f"it requires one of the roles {sorted(permission or [])}.",
-            method=method,
-        )
+        why = "the method has no entry in the permission table"
+        if permission is not None:
+            why = f"it requires one of the roles {sorted(permission)}"
+        raise RoleRequired(f"{principal.subject} may not call {method}: {why}.", method=method)
 
 
 def require_role(permission: Permission, action: str) -> None:
-    """Checks the caller of the running call, for decisions inside a method. Raises RoleRequired."""
+    """Checks the caller of the current call, for decisions inside a method. Raises RoleRequired."""
     principal = current_principal()
     if ROLE_ANY in principal.roles or not permission.isdisjoint(principal.roles):
         return

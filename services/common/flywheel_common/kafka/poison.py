@@ -14,15 +14,16 @@ from typing import Self
 from flywheel_common.kafka.record import Record
 
 ISOLATION_ATTEMPTS = 3
-"""How often a record fails, alone or as the last half of failed batches, before it counts as poison."""
+"""Failures after which a single record is poison. Failures of larger batches count if the record was always
+in their last half."""
 
 
 class PoisonError(Exception):
     """Raised by a handler: these records can never be processed. The transaction is rolled back, the records
     go to the dead-letter topic, and the rest of the batch is tried again without them.
 
-    Of a record of which only a part is poison, `records` has the poison part and `remaining` the other part,
-    both at the record's offset.
+    If only a part of a record is poison, `records` holds that part and `remaining` the rest, both with the
+    offset of the record.
     """
 
     def __init__(self, why: str, records: Sequence[Record], remaining: Sequence[Record] = ()) -> None:
@@ -66,7 +67,8 @@ def isolate(failed: Batch) -> Isolation:
     """One step of the bisection, after the handler failed on `failed` with a permanent error.
 
     Several records become two halves; the first half moves the position to the first record of the second. A
-    single record is tried again until it has failed ISOLATION_ATTEMPTS times; then it is poison.
+    single record is tried again until `failures` reaches ISOLATION_ATTEMPTS; then it is poison. An empty
+    batch is tried again without limit.
     """
     records, failures = failed.records, failed.failures + 1
     if len(records) > 1:

@@ -1,7 +1,7 @@
 """Time to live (TTL) of feature values: when a value is stale, and when the online store deletes it.
 
 The TTL of a view is in microseconds; 0 means that its values never become stale. The age of a value is the
-time of the read less its event time; a value exactly as old as its TTL is still fresh. Online reads return a
+time of the read minus its event time; a value exactly as old as its TTL is still fresh. Online reads return a
 stale value with status STALE, offline joins return null for it.
 """
 
@@ -15,11 +15,11 @@ from flywheel_common.arrays import Ints, Mask
 from flywheel_feature.definitions.model import DAY, HOUR
 
 _FOREVER = 2**63 - 1
-"""No age of 64 bits is greater."""
+"""Larger than any possible age."""
 MINIMUM_STALE = HOUR
-"""Microseconds for which a row with a TTL stays readable as STALE, at least."""
+"""Minimum time for which a row with a TTL stays readable as STALE, microseconds."""
 MINIMUM_STATE_LIFETIME = DAY
-"""Microseconds for which the state of an entity of a stream view is kept after its last event, at least."""
+"""Minimum time for which the state of a stream view's entity is kept after its last event, microseconds."""
 
 
 @overload
@@ -41,12 +41,12 @@ def earliest_fresh(as_of: int, ttl: int) -> int | None:
 def row_lifetime_ms(ttl: int) -> int:
     """Milliseconds after a write for which the online store keeps a row of a batch view; 0: for ever.
 
-    A row is readable as STALE for as long as it was fresh, and for `MINIMUM_STALE` at least.
+    It is kept for its TTL and then for the larger of TTL and `MINIMUM_STALE`, counted from the write.
     """
     return (ttl + max(ttl, MINIMUM_STALE)) // 1000 if ttl else 0
 
 
 def state_lifetime_ms(kept: int, ttl: int) -> int:
-    """Milliseconds after its last event for which the online store keeps a state whose tiles cover `kept`
-    microseconds."""
+    """Milliseconds for which the online store keeps the state of an entity after its last event; `kept` is
+    the time span of its tiles, microseconds."""
     return max(MINIMUM_STATE_LIFETIME // 1000, kept // 1000 + 2 * ttl // 1000)

@@ -1,7 +1,9 @@
-"""The order of events: by event time, then known time, then a rank derived from the event id.
+"""The order of events in windows: by event time, then known time, then a rank derived from the event id.
 
-The online store and the offline joins use the same order, so FIRST, LAST and LAST_N choose the same event of
-several with equal event times.
+The later event has the larger value. Online tiles and offline windows use this order, so FIRST, LAST and
+LAST_N choose the same event of several with equal event times. Rows of batch views have no event ids: of
+equal event and created times, the row that was written (online) or read (offline) last wins
+(offline/joins/point_in_time.py).
 """
 
 from __future__ import annotations

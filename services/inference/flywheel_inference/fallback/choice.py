@@ -1,6 +1,7 @@
 """Fallback choice: what answers a request when the model cannot.
 
-A cached batch prediction that is young enough comes first, then the declared default, then an error.
+A cached batch prediction that is not older than `cached_max_age_seconds` comes first, then the declared
+default, otherwise an error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Canary assignment: which share of the subjects a rollout's challenger gets.
+"""Canary assignment: which subjects the challenger of a rollout serves.
 
 bucket = first 8 bytes, big-endian, of SHA-256(rollout + "/" + subject), modulo 10,000. A subject is in a
 share of p percent when its bucket < p * 100. A subject that is in the share therefore stays in it while the

@@ -1,9 +1,9 @@
-"""The lifecycle of alerts as a pure state machine: OPEN → ACKNOWLEDGED → RESOLVED, at most one unresolved
+"""The lifecycle of alerts as a pure state machine: OPEN → (ACKNOWLEDGED →) RESOLVED, at most one unresolved
 alert per (model version, kind).
 
-The verdicts of the last `m_windows` windows decide. An alert opens when the newest window drifted and at
-least `k_of` of these windows did, so that one odd window opens none. It is resolved after `m_windows` windows
-in a row without drift, so that it does not flap.
+The newest `m_windows` windows with enough rows decide; every verdict but NO_DRIFT counts as drift, also
+DATA_QUALITY. An alert opens when the newest window and at least `k_of` of these windows drifted: a single
+window opens none if `k_of` is above 1. It is resolved when none of `m_windows` windows drifted.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Kind(StrEnum):
 FEATURE_KINDS = (Kind.DATA_DRIFT, Kind.DATA_QUALITY, Kind.PREDICTION_DRIFT)
 """Judged when a window closes."""
 LABEL_KINDS = (Kind.LABEL_DRIFT, Kind.CONCEPT_DRIFT)
-"""Judged when the lateness of labels has passed."""
+"""Judged when the maximum delay of labels has passed."""
 MAJOR = (Verdict.DRIFT, Verdict.DATA_QUALITY)
 """Verdicts that are published as `drift.detected`."""
 
 
 @dataclass(frozen=True)
 class AlertActions:
-    """What the verdict on a window does. `announce`: the drift is major and is published as
-    `drift.detected`."""
+    """The effects of the verdict on a window: open an alert, confirm the open one (drift goes on), resolve
+    it, and publish the drift as `drift.detected` (`announce`: the drift is major)."""
 
     open: bool = False
     confirm: bool = False
@@ -54,9 +54,9 @@ class AlertActions:
 
 
 def alert_actions(unresolved: bool, recent: Sequence[Verdict], policy: MonitorPolicy) -> AlertActions:
-    """What follows from the newest verdict of a kind. `unresolved`: such an alert exists. `recent`: the
-    verdicts of this kind, newest first, beginning with the window that was just judged; windows with too
-    few rows are skipped."""
+    """The effects of the newest verdict of a kind. `unresolved`: whether an unresolved alert of this kind
+    exists. `recent`: the verdicts of this kind, newest first, beginning with the window that was just judged;
+    windows with too few rows are skipped."""
     if not recent or recent[0] == Verdict.INSUFFICIENT:
         return AlertActions()
     judged = [v for v in recent if v != Verdict.INSUFFICIENT][: policy.m_windows]

@@ -1,7 +1,7 @@
 """The stages of a model version and the legal transitions between them.
 
-NONE → STAGING → CANDIDATE → PRODUCTION → ARCHIVED. ARCHIVED → PRODUCTION happens by rollback only. Every
-stage except PRODUCTION may change to REJECTED, which is final.
+NONE → STAGING → CANDIDATE → PRODUCTION → ARCHIVED. ARCHIVED → PRODUCTION happens by rollback only. NONE,
+STAGING, CANDIDATE and ARCHIVED may change to REJECTED, which is final.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ def check_transition(current: Stage, target: Stage, subject: str = "The version"
 def illegal_transition(current: Stage, target: Stage, subject: str, *, hint: str = "") -> IllegalTransition:
     """Return the error for an illegal transition; its message lists the legal ones."""
     legal = LEGAL_TRANSITIONS[current]
-    allowed = "only " + ", ".join(legal) + " can follow" if legal else "nothing can follow"
+    allowed = f"legal next stages: {', '.join(legal)}" if legal else "this stage is final"
     return IllegalTransition(
-        f"{subject} is in stage {current}; {allowed}, not {target}.{f' {hint}' if hint else ''}",
+        f"{subject} is in stage {current} and cannot move to {target} this way; {allowed}."
+        f"{f' {hint}' if hint else ''}",
         **{"from": current.value, "to": target.value, "legal": ",".join(legal)},
     )
 

@@ -1,6 +1,6 @@
 """Whether a drift event starts a retraining run: trigger kinds, cooldown, daily budget.
 
-This is a pure decision over the policy and the runs that it started before.
+A pure function of the policy, the drift, the runs that the policy started, and whether a run is active.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Decision:
 
 
 def decide(policy: Policy, drift: Drift, started_at: Sequence[datetime], run_active: bool) -> Reason:
-    """The first rule that forbids a run, or else STARTED, or DRY_RUN if the policy starts none.
+    """The first rule that forbids a run. If none does: DRY_RUN for a dry-run policy, else STARTED.
 
-    `started_at` are the event times of the runs that this policy started; `run_active` says whether the model
-    has a pipeline run that has not ended. All times are event times. The cooldown applies before and after a
-    started run, because events of several windows can arrive out of order; the budget counts the runs of one
-    UTC day.
+    `started_at` are the event times of the runs that this policy started; `run_active`: the model has a
+    pipeline run that has not ended. All times are event times in UTC. The cooldown applies before and after
+    each started run, because events of several windows can arrive out of order. The budget limits the runs
+    per UTC day of `window_end`.
     """
     if policy.disabled:
         return Reason.DISABLED

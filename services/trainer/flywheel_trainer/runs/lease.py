@@ -1,7 +1,7 @@
-"""When a run is LOST: a RUNNING run without a heartbeat for its lease.
+"""When a run becomes LOST: it is RUNNING and had no heartbeat for longer than its lease.
 
-Heartbeats are LogMetrics and UpdateRun; for the run of a job, also each check that finds the job running.
-The run of a job ends as LOST as well when its job does (`jobs.supervision`).
+LogMetrics and UpdateRun count as heartbeats. For a run that belongs to a job, each check that finds the job
+running counts too; such a run also becomes LOST when its job does (`jobs.supervision`).
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """The point-in-time join: for every spine row, the values that were known at its time.
 
-A spine row with keys k and time t takes, among the rows with equal keys, event time <= t and created time <=
-t, the row with the latest event time; of several, the one with the latest created time; of several, the one
-read last (files in path order, rows in file order). A null created time means that the row was known at its
-event time. A stale row (definitions/ttl.py) counts as no row. Null keys match nothing, on either side. The
-result has one row per spine row, in the order of the spine.
+For a spine row with keys k and time t:
+- candidates are the rows with keys k, event time <= t and created time <= t; a null created time means that
+  the row was known at its event time;
+- the row with the latest event time is taken; of several, the one with the latest created time; of several,
+  the one read last (files in path order, rows in file order);
+- a stale row (definitions/ttl.py) counts as no row, and null keys match nothing.
+The result has one row per spine row, in the order of the spine.
 
-Created times need no second join. A row becomes known at max(event time, created time). Number the rows by
-(event time, created time, place); the row taken at t has the highest number of the rows known by t. That is a
-running maximum over the rows in the order in which they became known.
+One as-of join is enough, also with created times. A row becomes known at max(event time, created time).
+Number the rows by (event time, created time, read order): the row for t has the highest number of all rows
+known by t, which is a running maximum over the rows in the order in which they became known.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from flywheel_feature.definitions.frame_types import TIMESTAMP
 from flywheel_feature.definitions.ttl import is_stale
 
 MATCHED_TIME = "__event_time"
-"""Column of the result: event time of the row taken, null for none."""
+"""Column of the result: event time of the row taken; null if no row matched."""
 
 _NEVER = np.iinfo(np.int64).min
 _I, _T, _R, _K = "__row", "__time", "__rank", "__key"
