@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,11 +53,6 @@ def from_python(value: Any) -> Value:
         case list() | tuple():
             return Value(list_value=value_pb2.ValueList(values=[from_python(v) for v in value]))
     raise InvalidValue(f"A {type(value).__name__} is not a feature value.")
-
-
-def fields_to_python(fields: Mapping[str, Value]) -> dict[str, Any]:
-    """The Python values of request fields or source events."""
-    return {name: to_python(value) for name, value in fields.items()}
 
 
 def micros(moment: datetime) -> int:

@@ -11,9 +11,11 @@ import pytest
 from aiokafka import TopicPartition
 
 from flywheel_common import errors
-from flywheel_common.kafka.consumer import ConsumerLoop, PoisonError, Record
+from flywheel_common.kafka.consumer import ConsumerLoop
 from flywheel_common.kafka.offsets import Fenced, claim_partitions, move_position, stored_positions
+from flywheel_common.kafka.poison import PoisonError
 from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.record import Record
 from flywheel_common.kafka.topics import dead_letter, partition_for
 from flywheel_common.postgres.pool import Pool, connection, create_pool, transaction
 from tests.support.builders.events import create_topic, event, produce, read_records

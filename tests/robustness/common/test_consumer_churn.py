@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from flywheel_common.kafka.consumer import ConsumerLoop, Record
+from flywheel_common.kafka.consumer import ConsumerLoop
 from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, connection, create_pool
 from tests.support.builders.events import create_topic, event

@@ -29,13 +29,12 @@ from flywheel_common.kafka.client import stop_consumer, unavailable
 from flywheel_common.kafka.dead_letters import DeadLetters
 from flywheel_common.kafka.errors import TooMuchPoison
 from flywheel_common.kafka.offsets import Claim, claim_partitions, trim_events
-from flywheel_common.kafka.poison import PoisonError
 from flywheel_common.kafka.producer import Producer
-from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.pool import Pool
 from flywheel_common.telemetry.logs import get_logger
 
-__all__ = ["ConsumerLoop", "Handler", "PoisonError", "Positions", "Record", "TopicPartition"]
+# TopicPartition is exported for services, which must not import the driver.
+__all__ = ["ConsumerLoop", "Positions", "TopicPartition"]
 
 log = get_logger(__name__)
 

@@ -9,8 +9,6 @@ from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import TopicSpec, dead_letter
 from flywheel_common.telemetry.logs import get_logger
 
-__all__ = ["DeadLetters", "PoisonError"]
-
 log = get_logger(__name__)
 
 

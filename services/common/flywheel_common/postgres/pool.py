@@ -141,8 +141,8 @@ async def _acquire(pool: Pool) -> Connection:
 
 @asynccontextmanager
 async def connection(pool: Pool, *, translate: Translation | None = None) -> AsyncIterator[Connection]:
-    """A connection for reads: each statement is a transaction of its own. Raises domain errors; if the
-    running call has a deadline, a database that hangs is PostgresUnavailable before it."""
+    """A connection for reads: each statement is a transaction of its own. Raises domain errors. If the
+    database hangs, PostgresUnavailable is raised before the deadline of the running call."""
     async with _checkout(pool, translate) as checkout:
         yield checkout.conn
 

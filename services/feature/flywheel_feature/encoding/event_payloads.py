@@ -54,11 +54,6 @@ def encode_event(source: Source, columns: Columns, event_ids: list[str], partiti
     return to_event(source, columns, event_ids, partition).SerializeToString()
 
 
-def source_name(event: Event) -> str:
-    """Name of the source whose rows an event holds. Raises InvalidArgument for an event without rows."""
-    return _payload(event).source
-
-
 def from_event(event: Event, source: Source) -> tuple[Columns, list[str]]:
     """The rows of an event and their ids.
 

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from flywheel_common.errors import FlywheelError, InvalidArgument
-from flywheel_common.kafka.consumer import ConsumerLoop, PoisonError, Record, TopicPartition
+from flywheel_common.kafka.consumer import ConsumerLoop, TopicPartition
+from flywheel_common.kafka.poison import PoisonError
+from flywheel_common.kafka.record import Record
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.definitions.catalog import Catalog

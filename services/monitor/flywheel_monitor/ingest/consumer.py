@@ -13,8 +13,9 @@ from google.protobuf.message import Message
 
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.kafka import topics
-from flywheel_common.kafka.consumer import PoisonError, Record
 from flywheel_common.kafka.envelope import payload_of
+from flywheel_common.kafka.poison import PoisonError
+from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.batches import OutcomeColumns, PredictionColumns
 from flywheel_monitor.ingest.decode import outcome_columns, prediction_columns

@@ -11,28 +11,24 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from flywheel_common.grpc.errors import InvalidText
+from flywheel_common.grpc.message_limits import check_text
 
 
-def check_text(message: Message) -> None:
+def check_texts(message: Message) -> None:
     """Raise InvalidText for the first field that contains NUL, which PostgreSQL cannot store in text."""
     for descriptor, value in message.ListFields():
         if descriptor.type == descriptor.TYPE_STRING:
             texts = [value] if isinstance(value, str) else value
-            if any("\0" in text for text in texts):
-                raise _nul_in(descriptor.name)
+            for text in texts:
+                check_text(text, descriptor.name)
         elif descriptor.type == descriptor.TYPE_MESSAGE:
             if descriptor.message_type is not None and descriptor.message_type.GetOptions().map_entry:
-                texts = [text for text in (*value.keys(), *value.values()) if isinstance(text, str)]
-                if any("\0" in text for text in texts):
-                    raise _nul_in(descriptor.name)
+                for text in (*value.keys(), *value.values()):
+                    if isinstance(text, str):
+                        check_text(text, descriptor.name)
             else:
                 for part in [value] if isinstance(value, Message) else value:
-                    check_text(part)
-
-
-def _nul_in(field: str) -> InvalidText:
-    return InvalidText(f"{field} contains a NUL character: remove it.", field=field)
+                    check_texts(part)
 
 
 def to_timestamp(moment: datetime | None) -> Timestamp | None:

@@ -9,7 +9,7 @@ from flywheel_common.grpc.auth import actor, require_role
 from flywheel_common.names import check_id, parse_project
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_evidence, convert_models, listing
-from flywheel_registry.api.convert import check_text
+from flywheel_registry.api.convert import check_texts
 from flywheel_registry.api.errors import TargetMissing, TargetRepeated
 from flywheel_registry.api.mutations import Mutations
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
@@ -54,7 +54,7 @@ class ModelMethods(Mutations):
         return pb.GetModelResponse(model=convert_models.model_to_proto(model))
 
     async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
-        check_text(request)
+        check_texts(request)
         project = parse_project(request.parent)
         async with self._store.reading() as records:
             page = await listing.list_models(
@@ -99,7 +99,7 @@ class ModelMethods(Mutations):
     async def ListModelVersions(
         self, request: pb.ListModelVersionsRequest, context: Any
     ) -> pb.ListModelVersionsResponse:
-        check_text(request)
+        check_texts(request)
         parent = str(ModelName.parse(request.parent))
         async with self._store.reading() as records:
             await find_model(records, parent)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from flywheel_common.postgres.transactions import Store
-from flywheel_registry.api.convert import check_text
+from flywheel_registry.api.convert import check_texts
 from flywheel_registry.rollouts.ports import RolloutRecords
 
 Response = TypeVar("Response", bound=Message)
@@ -27,7 +27,7 @@ class Mutations:
         effect: Callable[[RolloutRecords], Awaitable[Response]],
     ) -> Response:
         """Run `effect` in one transaction with its audit entries, events and stored answer."""
-        check_text(request)
+        check_texts(request)
 
         async def run(records: RolloutRecords) -> bytes:
             return (await effect(records)).SerializeToString()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from flywheel_common.grpc.auth import actor
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_policies, convert_releases, convert_rollouts, listing
-from flywheel_registry.api.mutations import Mutations
+from flywheel_registry.api.mutations import Mutations, Response
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
 from flywheel_registry.releases.catalog import ReleaseCatalog
@@ -18,7 +19,11 @@ from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
 from flywheel_registry.rollouts.lookups import find_rollout
 from flywheel_registry.rollouts.names import RolloutName
 from flywheel_registry.rollouts.ports import RolloutRecords
+from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.start import RolloutStart
+
+RolloutChange = Callable[[RolloutRecords, RolloutName, str, str], Awaitable[Rollout]]
+"""A use case called with (records, rollout, reason, actor)."""
 
 
 class RolloutMethods(Mutations):
@@ -81,39 +86,26 @@ class RolloutMethods(Mutations):
         return pb.ListRolloutsResponse(rollouts=rollouts, next_page_token=page.next_page_token)
 
     async def PauseRollout(self, request: pb.PauseRolloutRequest, context: Any) -> pb.PauseRolloutResponse:
-        name = RolloutName.parse(request.name)
-
-        async def effect(records: RolloutRecords) -> pb.PauseRolloutResponse:
-            rollout = await self._rollout_lifecycle.pause(records, name, request.reason, actor())
-            return pb.PauseRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
-
-        return await self._mutate("PauseRollout", request, pb.PauseRolloutResponse, effect)
+        return await self._change(request, pb.PauseRolloutResponse, self._rollout_lifecycle.pause)
 
     async def ResumeRollout(self, request: pb.ResumeRolloutRequest, context: Any) -> pb.ResumeRolloutResponse:
-        name = RolloutName.parse(request.name)
-
-        async def effect(records: RolloutRecords) -> pb.ResumeRolloutResponse:
-            rollout = await self._rollout_lifecycle.resume(records, name, request.reason, actor())
-            return pb.ResumeRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
-
-        return await self._mutate("ResumeRollout", request, pb.ResumeRolloutResponse, effect)
+        return await self._change(request, pb.ResumeRolloutResponse, self._rollout_lifecycle.resume)
 
     async def AbortRollout(self, request: pb.AbortRolloutRequest, context: Any) -> pb.AbortRolloutResponse:
-        name = RolloutName.parse(request.name)
-
-        async def effect(records: RolloutRecords) -> pb.AbortRolloutResponse:
-            rollout = await self._rollout_lifecycle.abort(records, name, request.reason, actor())
-            return pb.AbortRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
-
-        return await self._mutate("AbortRollout", request, pb.AbortRolloutResponse, effect)
+        return await self._change(request, pb.AbortRolloutResponse, self._rollout_lifecycle.abort)
 
     async def SkipRolloutStep(
         self, request: pb.SkipRolloutStepRequest, context: Any
     ) -> pb.SkipRolloutStepResponse:
+        return await self._change(request, pb.SkipRolloutStepResponse, self._rollout_lifecycle.skip)
+
+    async def _change(self, request: Any, response: type[Response], change: RolloutChange) -> Response:
+        """Run a mutating method whose request names a rollout and a reason."""
         name = RolloutName.parse(request.name)
 
-        async def effect(records: RolloutRecords) -> pb.SkipRolloutStepResponse:
-            rollout = await self._rollout_lifecycle.skip(records, name, request.reason, actor())
-            return pb.SkipRolloutStepResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
+        async def effect(records: RolloutRecords) -> Response:
+            rollout = await change(records, name, request.reason, actor())
+            return response(rollout=convert_rollouts.rollout_to_proto(rollout))
 
-        return await self._mutate("SkipRolloutStep", request, pb.SkipRolloutStepResponse, effect)
+        method = response.DESCRIPTOR.name.removesuffix("Response")
+        return await self._mutate(method, request, response, effect)

@@ -13,7 +13,7 @@ from flywheel_common.grpc.auth import actor
 from flywheel_common.names import parse_project
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_models, convert_serving, listing
-from flywheel_registry.api.convert import check_text
+from flywheel_registry.api.convert import check_texts
 from flywheel_registry.api.mutations import Mutations
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
@@ -78,7 +78,7 @@ class ServingMethods(Mutations):
             yield pb.WatchServingResponse(models=map(convert_serving.serving_to_proto, models))
 
     async def ReportServing(self, request: pb.ReportServingRequest, context: Any) -> pb.ReportServingResponse:
-        check_text(request)
+        check_texts(request)
         observed = [convert_serving.observed(model) for model in request.models]
         await self._gateways.heartbeat(_gateway_id(request.gateway_id), observed)
         return pb.ReportServingResponse()

@@ -39,7 +39,7 @@ def evaluate_offline(
     """Evaluate the gate NONE → STAGING.
 
     `champion` holds the champion's metrics, None while there is no champion; rules on differences are then
-    skipped with a finding that says so.
+    skipped, and a finding records this.
     """
     findings = Findings()
     values: dict[str, float] = {}

@@ -7,9 +7,9 @@ from datetime import UTC
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError
-from flywheel_common.kafka.dead_letters import PoisonError
 from flywheel_common.kafka.envelope import payload_of
 from flywheel_common.kafka.errors import MalformedEvent
+from flywheel_common.kafka.poison import PoisonError
 from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.pool import Connection
 from flywheel_common.telemetry.logs import get_logger
