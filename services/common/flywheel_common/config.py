@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import SecretStr, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EXIT_BAD_SETTINGS = 2
@@ -58,6 +58,8 @@ class ServiceSettings(Settings):
     """OTLP/gRPC endpoint for traces, e.g. http://127.0.0.1:4317; empty for none."""
     trace_ratio: float = 0.01
     """Share of calls without a sampled parent that are traced."""
+    max_clock_skew_seconds: float = Field(300.0, ge=0)
+    """Event times later than now + this many seconds are refused by RPCs and quarantined by consumers."""
     auth_mode: Literal["open", "jwt"] = "open"
     """open: every caller may do everything, on loopback only. jwt: bearer tokens, denied by default."""
     auth_open_anywhere: bool = False

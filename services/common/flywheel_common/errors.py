@@ -255,3 +255,10 @@ class WrongType(InvalidArgument):
 
     reason = "WRONG_TYPE"
     remedy = "Send a value of the type in the metadata field `expected`, or change the definition."
+
+
+class EventTimeOutOfRange(InvalidArgument):
+    """An event time lies after now + max_clock_skew, or was never set."""
+
+    reason = "OUT_OF_RANGE"
+    remedy = "Correct the clock of the sender, or send the time of the event."

@@ -1,0 +1,58 @@
+"""The upper bound of event times: now + `max_clock_skew`.
+
+A time beyond the bound comes from a wrong clock. No watermark, window, expiry or bake time may follow it, so
+each service refuses it at its RPCs and quarantines it in its consumers. The past has no such bound, because
+history is replayed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+
+from flywheel_common.clock import Clock
+from flywheel_common.errors import EventTimeOutOfRange
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class EventTimeBound:
+    """Decides which event times are accepted. Times are microseconds since 1970 UTC."""
+
+    clock: Clock
+    max_clock_skew_seconds: float = 300.0
+
+    def latest(self) -> int:
+        """The latest accepted event time."""
+        return (self.clock.now() - EPOCH) // timedelta(microseconds=1) + int(
+            self.max_clock_skew_seconds * 1_000_000
+        )
+
+    def check(self, micros: int, what: str) -> None:
+        """Raises EventTimeOutOfRange for a time after the bound, and for 0, which an unset Timestamp has.
+
+        `what` names the field in the message.
+        """
+        if micros == 0:
+            raise EventTimeOutOfRange(
+                f"{what} is 1970-01-01T00:00:00Z, the value of a Timestamp that was never set: send the time "
+                "of the event.",
+                field=what,
+            )
+        latest = self.latest()
+        if micros > latest:
+            raise EventTimeOutOfRange(
+                f"{what} is {_text(micros)}, after the latest accepted time {_text(latest)} (now + "
+                f"max_clock_skew of {self.max_clock_skew_seconds:g} s): correct the clock of the sender.",
+                field=what,
+                latest=_text(latest),
+            )
+
+
+def _text(micros: int) -> str:
+    """RFC 3339, or the number of microseconds for years that a datetime cannot hold."""
+    try:
+        return (EPOCH + timedelta(microseconds=micros)).isoformat().replace("+00:00", "Z")
+    except OverflowError:
+        return f"{micros} µs since 1970"
