@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from math import isnan
 from typing import Any
 
 import numpy as np
@@ -48,16 +49,21 @@ def from_python(value: Any) -> Value:
             return Value(bytes_value=value)
         case datetime():
             result = Value()
-            result.timestamp_value.FromDatetime(value if value.tzinfo is None else value.astimezone(UTC))
+            result.timestamp_value.FromDatetime(as_utc(value))
             return result
         case list() | tuple():
             return Value(list_value=value_pb2.ValueList(values=[from_python(v) for v in value]))
     raise InvalidValue(f"A {type(value).__name__} is not a feature value.")
 
 
+def as_utc(moment: datetime) -> datetime:
+    """The moment in UTC; a naive datetime is UTC, whatever the time zone of the machine."""
+    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+
+
 def micros(moment: datetime) -> int:
-    """Microseconds since 1970 UTC."""
-    delta = moment.astimezone(UTC) - EPOCH
+    """Microseconds since 1970 UTC; a naive datetime is UTC."""
+    delta = as_utc(moment) - EPOCH
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
@@ -65,10 +71,11 @@ def coerce(value: Value, data_type: int, field: str) -> Any:
     """The value as its declared type: TIMESTAMP as int microseconds, lists and vectors as lists, null as
     None.
 
-    Exact widening is allowed (int → float, RFC 3339 text → timestamp); other conversions raise WrongType.
+    NaN is null. Whole numbers are accepted for INT64 and FLOAT64 alike, RFC 3339 text for TIMESTAMP. A value
+    that does not fit exactly raises WrongType, as do null and NaN inside a list.
     """
     plain = to_python(value)
-    if plain is None:
+    if plain is None or (isinstance(plain, float) and isnan(plain)):
         return None
     if data_type in ELEMENT_OF or data_type in VECTORS:
         if not isinstance(plain, list):
@@ -90,8 +97,10 @@ def _scalar(plain: Any, data_type: int, field: str) -> Any:
             return plain
         case value_pb2.DATA_TYPE_INT64, float() if plain.is_integer() and abs(plain) < 2**53:
             return int(plain)
-        case ((value_pb2.DATA_TYPE_FLOAT32 | value_pb2.DATA_TYPE_FLOAT64), (int() | float())) if (
-            not isinstance(plain, bool)
+        case ((value_pb2.DATA_TYPE_FLOAT32 | value_pb2.DATA_TYPE_FLOAT64), float()) if not isnan(plain):
+            return plain
+        case ((value_pb2.DATA_TYPE_FLOAT32 | value_pb2.DATA_TYPE_FLOAT64), int()) if (
+            not isinstance(plain, bool) and int(float(plain)) == plain
         ):
             return float(plain)
         case value_pb2.DATA_TYPE_STRING, str():
@@ -100,14 +109,12 @@ def _scalar(plain: Any, data_type: int, field: str) -> Any:
             return plain
         case value_pb2.DATA_TYPE_TIMESTAMP, datetime():
             return micros(plain)
-        case value_pb2.DATA_TYPE_TIMESTAMP, int() if not isinstance(plain, bool):
-            return plain
         case value_pb2.DATA_TYPE_TIMESTAMP, str():
             try:
                 moment = datetime.fromisoformat(plain)
             except ValueError:
                 raise _wrong(field, data_type, plain) from None
-            return micros(moment if moment.tzinfo else moment.replace(tzinfo=UTC))
+            return micros(moment)
     raise _wrong(field, data_type, plain)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -64,7 +65,9 @@ def test_values_widen_to_the_declared_type(value: Any, kind: int, expected: Any)
         (1, value_pb2.DATA_TYPE_STRING),
         ("yesterday", value_pb2.DATA_TYPE_TIMESTAMP),
         (1.0, value_pb2.DATA_TYPE_FLOAT64_LIST),
-        (float("nan"), value_pb2.DATA_TYPE_INT64),
+        (1700000000, value_pb2.DATA_TYPE_TIMESTAMP),
+        (2**53 + 1, value_pb2.DATA_TYPE_FLOAT64),
+        ([1.0, float("nan")], value_pb2.DATA_TYPE_FLOAT64_LIST),
         (float("inf"), value_pb2.DATA_TYPE_INT64),
     ],
 )
@@ -78,3 +81,19 @@ def test_wrong_types_are_refused_with_the_field(value: Any, kind: int) -> None:
 def test_micros_are_exact_in_any_zone() -> None:
     assert micros(datetime(2013, 1, 1, 1, tzinfo=timezone(timedelta(hours=1)))) == MICROS
     assert micros(datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC)) == -1
+
+
+@pytest.mark.parametrize("kind", [value_pb2.DATA_TYPE_FLOAT64, value_pb2.DATA_TYPE_INT64])
+def test_nan_is_null(kind: int) -> None:
+    assert coerce(from_python(float("nan")), kind, "x") is None
+
+
+def test_naive_datetimes_are_utc_in_every_time_zone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "America/New_York")
+    time.tzset()
+    try:
+        assert micros(datetime(2013, 1, 1)) == MICROS
+        assert to_python(from_python(datetime(2013, 1, 1))) == datetime(2013, 1, 1, tzinfo=UTC)
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -69,4 +69,12 @@ def _inputs(views: list[View], scope: Scope, found: Findings) -> tuple[tuple[Fie
         for key in scope.entities[view.entity].join_keys if view.entity in scope.entities else ():
             if keys.setdefault(key.name, key).data_type != key.data_type:
                 found.add("features", f"join key {key.name!r} has two types in the views of this set")
+    for name in sorted(keys.keys() & requests.keys()):
+        key, field = keys[name], requests[name]
+        if key.data_type != field.data_type:
+            found.add(
+                "features",
+                f"{name!r} is a join key of type {key.data_type.name} and a request field of type "
+                f"{field.data_type.name}: a caller sends one value for both, so their types must be equal",
+            )
     return tuple(keys.values()), tuple(requests.values())

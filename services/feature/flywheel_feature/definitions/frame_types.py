@@ -9,6 +9,7 @@ from typing import Final
 
 import polars as pl
 
+from flywheel_common import conversion
 from flywheel_feature.definitions.model import DataType
 
 TIMESTAMP: Final = pl.Datetime("us", "UTC")
@@ -53,42 +54,24 @@ def same_kind(actual: pl.DataType, kind: int) -> bool:
     return actual == _SCALARS[declared]
 
 
-def fits(actual: pl.DataType, kind: int) -> bool:
-    """Whether a stored column may be read as a data type: as `same_kind`, or stored in a wider type."""
-    if same_kind(actual, kind):
-        return True
-    declared = DataType(kind)
-    if declared == DataType.STRING:
-        return isinstance(actual, (pl.Categorical, pl.Enum))
-    if declared in (DataType.FLOAT32, DataType.FLOAT64):
-        return isinstance(actual, pl.Decimal)
-    # pandas writes integer columns that contain nulls as floats.
-    return declared == DataType.INT64 and actual.is_float()
+def accepts(stored: pl.DataType, kind: int) -> bool:
+    """Whether a stored column may be declared as a data type; `converted` checks its values."""
+    return stored.is_float() or conversion.accepts(pl.Series([], dtype=stored).to_arrow().type, kind)
 
 
-def to_type(column: str, actual: pl.DataType, kind: int, vector_size: int = 0) -> pl.Expr:
-    """A column cast to a data type; NaN becomes null, as in the online store.
+def converted(frame: pl.DataFrame, column: str, kind: int, vector_size: int = 0) -> pl.Series:
+    """A column as a data type, by the rules of flywheel_common.conversion; NaN becomes null.
 
-    A value that does not fit raises when the frame is computed.
+    Raises WrongType for the first value that does not fit.
     """
-    expr, wanted = pl.col(column), polars_type(kind, vector_size)
-    if actual.is_float() and (wanted.is_float() or wanted == pl.Int64):
-        expr = expr.fill_nan(None)
-    if actual == wanted:
-        return expr
-    if wanted == TIMESTAMP and getattr(actual, "time_zone", None) is None:
-        return expr.cast(pl.Datetime("us")).dt.replace_time_zone("UTC")
-    return expr.cast(wanted)
+    series, wanted = frame.get_column(column), polars_type(kind, vector_size)
+    if series.dtype == wanted and not wanted.is_nested():
+        return series.fill_nan(None) if wanted.is_float() else series
+    arrow = conversion.convert(series.to_arrow(), kind, vector_size=vector_size, column=column)
+    return pl.Series(column, arrow, dtype=wanted)
 
 
-def from_text(column: str, kind: int) -> pl.Expr:
-    """A text column (folder names of a partitioned table) parsed as a data type.
-
-    A text that does not parse raises when the frame is computed.
-    """
-    expr, declared = pl.col(column), DataType(kind)
-    if declared == DataType.BOOL:
-        return expr.str.to_lowercase().replace_strict({"true": True, "false": False}, return_dtype=pl.Boolean)
-    if declared == DataType.TIMESTAMP:
-        return expr.str.to_datetime(time_unit="us", time_zone="UTC")
-    return expr.cast(polars_type(kind))
+def converted_text(frame: pl.DataFrame, column: str, kind: int) -> pl.Series:
+    """A text column (folder names of a partitioned table) parsed as a data type. Raises WrongType."""
+    arrow = conversion.from_text(frame.get_column(column).to_arrow(), kind, column=column)
+    return pl.Series(column, arrow, dtype=polars_type(kind))

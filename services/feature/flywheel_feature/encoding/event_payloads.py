@@ -11,10 +11,10 @@ import numpy as np
 from flywheel_common.errors import WrongType
 from flywheel_common.kafka.envelope import build_event, payload_of
 from flywheel_common.kafka.errors import MalformedEvent
-from flywheel_common.value import to_python
+from flywheel_common.value import coerce
 from flywheel_feature.definitions.model import DataType, Field, Source
 from flywheel_feature.encoding.frames import Columns
-from flywheel_feature.encoding.row_checks import check_values, required
+from flywheel_feature.encoding.row_checks import check_values, required, wrong_type
 from flywheel_feature.encoding.row_encoding import DTYPES
 from flywheel_feature.encoding.wire_columns import micros, read_rows, to_column
 from flywheel_protos.events.v1.event_pb2 import Event
@@ -23,12 +23,12 @@ from flywheel_protos.types.v1 import column_pb2, value_pb2
 
 PRODUCER = "flywheel-feature"
 _SINGLE = SourceEvent.DESCRIPTOR.full_name
-_NUMBER = frozenset({None, "double_value", "int64_value"})
+_FLOATING = frozenset({None, "double_value"})
 _USUAL_KINDS = {
     DataType.BOOL: frozenset({None, "bool_value"}),
     DataType.INT64: frozenset({None, "int64_value"}),
-    DataType.FLOAT32: _NUMBER,
-    DataType.FLOAT64: _NUMBER,
+    DataType.FLOAT32: _FLOATING,
+    DataType.FLOAT64: _FLOATING,
     DataType.STRING: frozenset({None, "string_value"}),
     DataType.BYTES: frozenset({None, "bytes_value"}),
     DataType.TIMESTAMP: frozenset({None, "timestamp_value"}),
@@ -128,28 +128,15 @@ def _nulls(field: Field, rows: int) -> tuple[Any, Any]:
 def _single(payload: SourceEvent, source: Source) -> Columns:
     columns: Columns = {}
     for field in source.schema:
-        value = _readable(payload.fields[field.name]) if field.name in payload.fields else None
-        if value is None:
-            columns[field.name] = _nulls(field, 1)
-            continue
-        columns[field.name] = _one_value(field, value)
+        found = payload.fields.get(field.name)
+        columns[field.name] = _nulls(field, 1) if found is None else _one_value(field, found)
     return columns
-
-
-def _readable(value: value_pb2.Value) -> Any:
-    """A Python value; a timestamp as microseconds, because a datetime cannot hold every year."""
-    if value.WhichOneof("kind") == "timestamp_value":
-        return micros(value.timestamp_value)
-    return to_python(value)
 
 
 def _many_values(field: Field, cells: Sequence[value_pb2.Value | None]) -> tuple[Any, Any]:
     kinds = [None if cell is None else cell.WhichOneof("kind") for cell in cells]
     if not set(kinds) <= _USUAL_KINDS.get(field.data_type, frozenset()):
-        single = [
-            _nulls(field, 1) if cell is None or kind is None else _one_value(field, _readable(cell))
-            for cell, kind in zip(cells, kinds, strict=True)
-        ]
+        single = [_nulls(field, 1) if cell is None else _one_value(field, cell) for cell in cells]
         return np.concatenate([v for v, _ in single]), np.concatenate([valid for _, valid in single])
     present = [(cell, kind) for cell, kind in zip(cells, kinds, strict=True) if kind is not None]
     values = [getattr(cell, kind) for cell, kind in present]
@@ -160,28 +147,35 @@ def _many_values(field: Field, cells: Sequence[value_pb2.Value | None]) -> tuple
     try:
         packed[valid] = values
     except OverflowError:
-        raise _wrong_type(field) from None
+        raise _too_large(field) from None
+    if packed.dtype.kind == "f":
+        nan = np.isnan(packed)
+        packed[nan], valid[nan] = 0, False
     return packed, valid
 
 
-def _one_value(field: Field, value: Any) -> tuple[Any, Any]:
+def _one_value(field: Field, cell: value_pb2.Value) -> tuple[Any, Any]:
+    """The value in an array of one, converted by flywheel_common.value. Raises WrongType."""
     kind = field.data_type
-    try:
-        if kind in (DataType.STRING, DataType.BYTES) or kind.is_list:
-            if kind in (DataType.STRING, DataType.BYTES) and not isinstance(
-                value, str if kind == DataType.STRING else bytes
-            ):
-                raise TypeError
-            values = np.empty(1, dtype=object)
-            values[0] = value
-        else:
-            if isinstance(value, (str, bytes)) or isinstance(value, list) != kind.is_vector:
-                raise TypeError
+    if cell.WhichOneof("kind") == "timestamp_value" and kind == DataType.TIMESTAMP:
+        # A datetime cannot hold every year.
+        value: Any = micros(cell.timestamp_value)
+    else:
+        value = coerce(cell, int(kind), f"Field {field.name!r}")
+    if value is None:
+        return _nulls(field, 1)
+    if kind.is_vector and len(value) != field.vector_size:
+        raise wrong_type(field, f"a vector of {len(value)} where {field.vector_size} are declared")
+    if kind.is_list or kind in (DataType.STRING, DataType.BYTES):
+        values = np.empty(1, dtype=object)
+        values[0] = value
+    else:
+        try:
             values = np.array([value], DTYPES[kind.element])
-    except (TypeError, ValueError, OverflowError):
-        raise _wrong_type(field) from None
+        except OverflowError:
+            raise _too_large(field) from None
     return values, np.ones(1, np.bool_)
 
 
-def _wrong_type(field: Field) -> WrongType:
-    return WrongType(f"Field {field.name!r} must be {field.data_type.name}.")
+def _too_large(field: Field) -> WrongType:
+    return wrong_type(field, "a number that does not fit into 64 bits")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.columns import from_lists, from_numpy, row_count, to_numpy
+from flywheel_common.conversion import convert
 from flywheel_common.errors import InvalidColumn
 from flywheel_feature.definitions.errors import UnknownField
 from flywheel_feature.definitions.model import DataType, Field
@@ -19,14 +21,9 @@ from flywheel_feature.encoding.row_checks import wrong_type
 from flywheel_feature.encoding.row_encoding import DTYPES, WIDE
 from flywheel_protos.types.v1 import column_pb2
 
-_CONVERTIBLE = {
-    (DataType.INT64, DataType.FLOAT64),
-    (DataType.INT64, DataType.FLOAT32),
-    (DataType.FLOAT32, DataType.FLOAT64),
-    (DataType.FLOAT64, DataType.FLOAT32),
-    (DataType.INT64, DataType.TIMESTAMP),
-}
-"""(sent, declared) types of numbers that are accepted for one another."""
+_NUMBERS = frozenset({DataType.INT64, DataType.FLOAT32, DataType.FLOAT64})
+"""Types that are accepted for one another where flywheel_common.conversion accepts the values."""
+_FLOATS = frozenset({DataType.FLOAT32, DataType.FLOAT64})
 _TEXT = (0, int(DataType.STRING))
 _DATA_TYPES = frozenset(int(t) for t in DataType)
 
@@ -52,7 +49,10 @@ def row_total(table: column_pb2.Table) -> int:
 
 
 def read_column(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any, Any]:
-    """Values and mask of a column, converted to the type of its field. Raises WrongType or InvalidColumn."""
+    """Values and mask of a column, converted to the type of its field; NaN is null.
+
+    Raises WrongType or InvalidColumn.
+    """
     declared = field.data_type
     if column.data_type == 0:
         column.data_type = int(declared)  # type: ignore[assignment]
@@ -60,13 +60,16 @@ def read_column(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any
     given = int(column.data_type)
     if given != int(declared):
         sent = DataType(given) if given in _DATA_TYPES else None
-        if sent is None or (sent, declared) not in _CONVERTIBLE:
+        if sent is None or not {sent, declared} <= _NUMBERS:
             raise wrong_type(field, sent.name if sent else f"type {given}")
     if rows and column.WhichOneof("values") is None and not column.offsets:
         raise InvalidColumn(f"Column {field.name!r} has no values.", column=field.name)
     values, valid = to_numpy(column, rows)
     if given != int(declared):
-        values = values.astype(DTYPES[declared])
+        array = convert(pa.array(values, mask=~valid), int(declared), column=field.name)
+        values, valid = np.asarray(array.fill_null(0)), np.asarray(array.is_valid())
+    elif declared in _FLOATS and (nan := np.isnan(values)).any():
+        values, valid = np.where(nan, values.dtype.type(0), values), valid & ~nan
     if declared.is_vector and values.shape[1] != field.vector_size:
         raise wrong_type(field, f"a vector of {values.shape[1]} where {field.vector_size} are declared")
     return values, valid
@@ -84,8 +87,10 @@ def read_request_column(column: column_pb2.Column, field: Field, rows: int) -> t
         and field.data_type in WIDE
         and not column.validity
     ):
-        # The usual column, numbers of eight bytes without nulls, needs no further check.
-        return np.frombuffer(packed, DTYPES[field.data_type]), None
+        # The usual column: numbers of eight bytes without nulls.
+        values = np.frombuffer(packed, DTYPES[field.data_type])
+        if field.data_type != DataType.FLOAT64 or not np.isnan(values).any():
+            return values, None
     count = row_count(column)
     if count != rows:
         raise _mismatch(field, count, rows)

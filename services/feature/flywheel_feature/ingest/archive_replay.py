@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 import polars as pl
 
-from flywheel_feature.definitions.frame_types import to_type
+from flywheel_feature.definitions.frame_types import converted
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.frames import Columns, from_series
 from flywheel_feature.ingest.archive import EVENT_ID, OFFSET, EventArchive
@@ -87,9 +87,9 @@ def source_rows(source: Source, partition: int, frame: pl.DataFrame | None, next
     if frame is None:
         empty = pl.DataFrame({f.name: [] for f in source.schema})
         frame = empty.with_columns(pl.lit("").alias(EVENT_ID), pl.lit(0, pl.Int64).alias(OFFSET)).clear()
-    typed = frame.select(
-        to_type(f.name, frame.schema[f.name], f.data_type, f.vector_size) for f in source.schema
-    )
-    columns: Columns = {f.name: from_series(typed.get_column(f.name), f.data_type) for f in source.schema}
+    columns: Columns = {
+        f.name: from_series(converted(frame, f.name, f.data_type, f.vector_size), f.data_type)
+        for f in source.schema
+    }
     ids = frame.get_column(EVENT_ID).to_list()
     return SourceRows(source, partition, columns, ids, frame.get_column(OFFSET).to_numpy(), next_offset)

@@ -20,7 +20,7 @@ import polars as pl
 
 from flywheel_common.arrays import Mask
 from flywheel_feature.definitions.catalog import Catalog
-from flywheel_feature.definitions.frame_types import to_type
+from flywheel_feature.definitions.frame_types import converted
 from flywheel_feature.definitions.model import Entity, Source
 from flywheel_feature.encoding.frames import Columns, from_series
 from flywheel_feature.encoding.keys import entity_keys
@@ -71,10 +71,10 @@ def rows_of(entity: Entity, columns: Columns, find: Callable[[bytes], T | None])
 
 def key_columns(entity: Entity, frame: pl.DataFrame) -> Columns:
     """The join keys of a frame's rows as arrays."""
-    typed = frame.select(
-        to_type(k.name, frame.schema[k.name], k.data_type, k.vector_size) for k in entity.join_keys
-    )
-    return {k.name: from_series(typed.get_column(k.name), k.data_type) for k in entity.join_keys}
+    return {
+        k.name: from_series(converted(frame, k.name, k.data_type, k.vector_size), k.data_type)
+        for k in entity.join_keys
+    }
 
 
 class TombstoneFilter:

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 
-from flywheel_feature.definitions.frame_types import to_type
+from flywheel_feature.definitions.frame_types import converted
 from flywheel_feature.definitions.model import DataType, TableFormat
 from flywheel_feature.offline.errors import WrongArchive
 from flywheel_feature.tables.ports import Between, Piece, Tables
@@ -55,9 +55,9 @@ def _answers(tables: Tables, file: Piece, where: Between) -> pl.DataFrame:
     if _SOURCE in columns:
         # Default and cached answers were not computed from these features.
         frame = frame.filter(pl.col(_SOURCE).cast(pl.String).is_in(_FROM_MODEL))
-    return frame.filter(pl.col(FEATURE_SET).is_not_null() & (pl.col(FEATURE_SET) != "")).with_columns(
-        to_type(EVENT_TIME, frame.schema[EVENT_TIME], DataType.TIMESTAMP),
-        pl.col(PREDICTION_ID).cast(pl.String),
+    frame = frame.filter(pl.col(FEATURE_SET).is_not_null() & (pl.col(FEATURE_SET) != ""))
+    return frame.with_columns(
+        converted(frame, EVENT_TIME, DataType.TIMESTAMP), pl.col(PREDICTION_ID).cast(pl.String)
     )
 
 

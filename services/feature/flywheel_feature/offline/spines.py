@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import polars as pl
 
 from flywheel_feature.definitions.errors import UnknownField, WrongSpine
-from flywheel_feature.definitions.frame_types import to_type
+from flywheel_feature.definitions.frame_types import converted
 from flywheel_feature.definitions.model import DataType, Field, Source
 from flywheel_feature.expressions.sql import CompiledExpressions, compile_label
 from flywheel_feature.offline.joins.feature_join import JoinPlan, typed_spine
@@ -57,7 +57,7 @@ def from_file(plan: JoinPlan, spine: FileSpine, rows: pl.DataFrame) -> pl.DataFr
         raise WrongSpine(
             f"Column {spine.timestamp_field!r} of {spine.uri} has nulls: every spine row needs a time."
         )
-    time = to_type(spine.timestamp_field, rows.schema[spine.timestamp_field], DataType.TIMESTAMP)
+    time = converted(rows, spine.timestamp_field, DataType.TIMESTAMP)
     label = [pl.col(spine.label_field).cast(pl.Float64).alias(LABEL)] if spine.label_field else []
     frame = rows.select(*(f.name for f in spine_fields(plan)), time.alias(EVENT_TIMESTAMP), *label)
     return typed_spine(frame, plan).select(spine_columns(plan, spine))

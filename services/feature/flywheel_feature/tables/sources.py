@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import NotFound
+from flywheel_common.errors import NotFound, WrongType
 from flywheel_feature.definitions.errors import UnknownField, WrongSpine
-from flywheel_feature.definitions.frame_types import fits, from_text, polars_type, to_type
+from flywheel_feature.definitions.frame_types import accepts, converted, converted_text, polars_type
 from flywheel_feature.definitions.model import (
     BatchView,
     DataType,
@@ -277,7 +277,7 @@ def batch_rows(frame: pl.DataFrame, view: View, entity: Entity, source: Source) 
     features = []
     for f in view.kind.features:
         stored = f.field or f.name
-        features.append(to_type(stored, frame.schema[stored], f.data_type, f.vector_size).alias(f.name))
+        features.append(converted(frame, stored, f.data_type, f.vector_size).alias(f.name))
     time, created = source.timestamp_field, source.created_field or source.timestamp_field
     return frame.select(
         *keys,
@@ -353,7 +353,7 @@ def _check_stored(source: Source, names: Sequence[str], stored: Mapping[str, pl.
     for name, field in _fields(source, names):
         if name not in stored:
             raise _mismatch(source, f"the files have no column {name!r}")
-        if not (fits(stored[name], field.data_type) or stored[name] == pl.Null):
+        if not accepts(stored[name], field.data_type):
             raise _mismatch(
                 source,
                 f"column {name!r} is stored as {stored[name]}, declared as {DataType(field.data_type).name}",
@@ -370,18 +370,12 @@ def _as_declared(
     """The columns `names` typed as declared, then `extra`. `text`: the fields that are stored as text."""
     fields = _fields(source, names)
     try:
-        frame = frame.with_columns(from_text(n, f.data_type) for n, f in text)
-        return frame.select(
-            *(to_type(n, frame.schema[n], f.data_type, f.vector_size) for n, f in fields), *extra
-        )
+        frame = frame.with_columns([converted_text(frame, n, f.data_type) for n, f in text])
+        return frame.select(*(converted(frame, n, f.data_type, f.vector_size) for n, f in fields), *extra)
     except pl.exceptions.ColumnNotFoundError as error:
         raise _mismatch(source, f"a column is missing: {str(error).splitlines()[0]}") from error
-    except KeyError as error:
-        raise _mismatch(source, f"the files have no column {error}") from error
-    except pl.exceptions.PolarsError as error:
-        raise _mismatch(
-            source, f"a value does not fit its declared type: {str(error).splitlines()[0][:200]}"
-        ) from error
+    except WrongType as error:
+        raise _mismatch(source, error.message) from error
 
 
 def _mismatch(source: Source, why: str) -> SourceMismatch:

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 
 import polars as pl
 
+from flywheel_common.errors import WrongType
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.errors import WrongSpine
-from flywheel_feature.definitions.frame_types import to_type
+from flywheel_feature.definitions.frame_types import converted
 from flywheel_feature.definitions.model import (
     BatchView,
     FeatureSet,
@@ -204,8 +205,7 @@ def typed_spine(frame: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
         )
     try:
         return frame.with_columns(
-            to_type(n, frame.schema[n], f.data_type, f.vector_size) for n, f in fields.items()
+            [converted(frame, n, f.data_type, f.vector_size) for n, f in fields.items()]
         )
-    except pl.exceptions.PolarsError as error:
-        reason = str(error).splitlines()[0][:200]
-        raise WrongSpine(f"The spine's columns do not fit their declared types: {reason}") from error
+    except WrongType as error:
+        raise WrongSpine(f"The spine does not fit its declared types. {error.message}") from error

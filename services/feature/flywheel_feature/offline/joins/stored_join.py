@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from flywheel_feature.definitions.frame_types import to_type
+from flywheel_feature.definitions.frame_types import converted
 from flywheel_feature.definitions.model import BatchView, Entity, Source, StreamView, View
 from flywheel_feature.definitions.ttl import earliest_fresh
 from flywheel_feature.expressions.sql import CompiledExpressions, compile_predicate
@@ -129,9 +129,7 @@ def _join_batch(
     source = stored.source
     fields = {f.name: f for f in kind.features if f.name in stored.wanted}
     rows = rows.with_columns(
-        to_type(f.field or f.name, rows.schema[f.field or f.name], f.data_type, f.vector_size).alias(
-            _column(name)
-        )
+        converted(rows, f.field or f.name, f.data_type, f.vector_size).alias(_column(name))
         for name, f in fields.items()
     )
     columns = {_column(name): name for name in fields}

@@ -1,0 +1,405 @@
+"""Conversion of Arrow columns to the declared data types: exactly, or refused with column, row and value.
+
+One table of rules serves pushes of the SDK, columns of numbers in requests, Parquet and Delta files, folder
+names of partitioned tables, and spines; `docs/reference/types.md` is generated from it. Naive times are UTC.
+NaN is null. A column without a single value fits every data type. Rounding happens in three documented cases
+only: decimals become the nearest float, FLOAT32 is the nearest float of 32 bits, and nanoseconds are cut to
+microseconds (towards the past). Needs pyarrow, which the SDK and the feature service install.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from flywheel_common.columns import ELEMENT_OF, VECTORS
+from flywheel_common.errors import WrongType
+from flywheel_protos.types.v1 import value_pb2
+
+BOOL = value_pb2.DATA_TYPE_BOOL
+INT64 = value_pb2.DATA_TYPE_INT64
+FLOAT32 = value_pb2.DATA_TYPE_FLOAT32
+FLOAT64 = value_pb2.DATA_TYPE_FLOAT64
+STRING = value_pb2.DATA_TYPE_STRING
+BYTES = value_pb2.DATA_TYPE_BYTES
+TIMESTAMP = value_pb2.DATA_TYPE_TIMESTAMP
+
+ARROW_TYPES: dict[int, pa.DataType] = {
+    BOOL: pa.bool_(),
+    INT64: pa.int64(),
+    FLOAT32: pa.float32(),
+    FLOAT64: pa.float64(),
+    STRING: pa.large_string(),
+    BYTES: pa.large_binary(),
+    TIMESTAMP: pa.timestamp("us", "UTC"),
+}
+"""The Arrow type of each scalar data type after conversion."""
+
+EXACT_FLOAT_INTEGERS = 2**53
+"""Whole floats below this size are accepted as integers; larger ones may have been rounded before."""
+
+Rule = Callable[[pa.Array, int], tuple[pa.Array, Any]]
+"""(array, data type) → (converted array, mask of values that do not fit or None)."""
+
+
+def element_of(data_type: int) -> int:
+    """The data type of the elements of a list or vector; a scalar data type itself."""
+    if data_type in VECTORS:
+        return FLOAT32 if data_type == value_pb2.DATA_TYPE_FLOAT32_VECTOR else FLOAT64
+    return int(ELEMENT_OF.get(data_type, data_type))
+
+
+def arrow_type(data_type: int, vector_size: int = 0) -> pa.DataType:
+    """The Arrow type of a column after conversion."""
+    element = ARROW_TYPES[element_of(data_type)]
+    if data_type in VECTORS:
+        return pa.list_(element, vector_size)
+    return pa.large_list(element) if data_type in ELEMENT_OF else element
+
+
+def data_type_of(stored: pa.DataType, column: str) -> int:
+    """The data type of a column that is sent without a declared type. Raises WrongType if it has none."""
+    stored = _plain_type(stored)
+    if pa.types.is_fixed_size_list(stored):
+        single = stored.value_type in (pa.float32(), pa.float16())
+        return value_pb2.DATA_TYPE_FLOAT32_VECTOR if single else value_pb2.DATA_TYPE_FLOAT64_VECTOR
+    if _is_list(stored):
+        element = data_type_of(stored.value_type, column)
+        found = next((k for k, e in ELEMENT_OF.items() if e == element), None)
+        if found is None:
+            raise WrongType(f"Column {column!r} holds {stored}, which no data type stores.", column=column)
+        return found
+    if pa.types.is_decimal(stored):
+        return INT64 if stored.scale == 0 else FLOAT64
+    for data_type in (BOOL, INT64, STRING, BYTES, TIMESTAMP):
+        if _rule(stored, data_type) is not None and not pa.types.is_floating(stored):
+            return data_type
+    if pa.types.is_floating(stored):
+        return FLOAT64 if pa.types.is_float64(stored) else FLOAT32
+    raise WrongType(f"Column {column!r} holds {stored}, which no data type stores.", column=column)
+
+
+def accepts(stored: pa.DataType, data_type: int) -> bool:
+    """Whether a stored column may hold values of a data type; its values are checked by `convert`."""
+    stored = _plain_type(stored)
+    if pa.types.is_null(stored):
+        return True
+    if data_type in ELEMENT_OF or data_type in VECTORS:
+        return _is_list(stored) and accepts(stored.value_type, element_of(data_type))
+    return _rule(stored, data_type) is not None
+
+
+def rule_text(stored: pa.DataType, data_type: int) -> str:
+    """How a stored scalar type becomes a data type, for the documentation: the first line of its rule."""
+    if pa.types.is_null(stored):
+        return "null"
+    rule = _rule(stored, data_type)
+    if rule is None:
+        return "refused"
+    return "exact" if rule is _floats and data_type == FLOAT64 else _TEXTS[rule]
+
+
+def convert(
+    values: pa.Array | pa.ChunkedArray, data_type: int, *, vector_size: int = 0, column: str
+) -> pa.Array:
+    """The values as `arrow_type(data_type, vector_size)`; NaN is null.
+
+    Raises WrongType, with the metadata column, row (from 0) and value, for the first value that does not
+    fit; nulls inside lists and vectors do not fit. `vector_size` 0 takes the size of the first vector.
+    """
+    array = _plain(values)
+    if array.null_count == len(array):
+        if data_type in VECTORS and not vector_size:
+            vector_size = array.type.list_size if pa.types.is_fixed_size_list(array.type) else 1
+        return pa.nulls(len(array), arrow_type(data_type, vector_size))
+    if data_type in ELEMENT_OF or data_type in VECTORS:
+        return _convert_lists(array, data_type, vector_size, column)
+    if pa.types.is_floating(array.type):
+        array = _nan_to_null(array)
+        if array.null_count == len(array):
+            return pa.nulls(len(array), ARROW_TYPES[data_type])
+    converted, wrong = _scalars(array, data_type, column)
+    if wrong is not None and wrong.any():
+        raise _refused(array, int(np.argmax(wrong)), data_type, column)
+    return converted
+
+
+def from_text(values: pa.Array, data_type: int, *, column: str) -> pa.Array:
+    """Folder names of a partitioned table parsed as a data type. Raises WrongType as `convert` does."""
+    texts = pc.cast(_plain(values), pa.large_string())
+    if data_type == STRING:
+        return texts
+    parsers: dict[int, Callable[[pa.Array], pa.Array]] = {
+        BOOL: lambda t: pc.cast(pc.utf8_lower(t), pa.bool_()),
+        INT64: lambda t: pc.cast(t, pa.int64()),
+        FLOAT32: lambda t: pc.cast(t, pa.float32()),
+        FLOAT64: lambda t: pc.cast(t, pa.float64()),
+        TIMESTAMP: _times_from_text,
+    }
+    parse = parsers.get(data_type)
+    row = next((i for i, v in enumerate(texts.to_pylist()) if v is not None), 0)
+    if parse is None:
+        raise _refused(texts, row, data_type, column)
+    try:
+        return convert(parse(texts), data_type, column=column)
+    except pa.ArrowInvalid:
+        for row in np.flatnonzero(np.asarray(texts.is_valid())).tolist():
+            try:
+                parse(texts.slice(row, 1))
+            except pa.ArrowInvalid:
+                break
+        raise _refused(texts, row, data_type, column) from None
+
+
+def _times_from_text(texts: pa.Array) -> pa.Array:
+    try:
+        return pc.cast(texts, pa.timestamp("us", "UTC"))
+    except pa.ArrowInvalid:
+        return pc.cast(texts, pa.timestamp("us"))
+
+
+def _scalars(array: pa.Array, data_type: int, column: str) -> tuple[pa.Array, Any]:
+    rule = _rule(array.type, data_type)
+    if rule is None:
+        row = int(np.argmax(np.asarray(array.is_valid())))
+        raise _refused(array, row, data_type, column)
+    return rule(array, data_type)
+
+
+def _convert_lists(array: pa.Array, data_type: int, vector_size: int, column: str) -> pa.Array:
+    if not _is_list(array.type):
+        raise _refused(array, int(np.argmax(np.asarray(array.is_valid()))), data_type, column)
+    present = np.asarray(array.is_valid())
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
+    flat = _plain(array.flatten())
+    row_of = np.repeat(np.arange(len(array)), np.where(present, lengths, 0))
+    if pa.types.is_floating(flat.type):
+        flat = _nan_to_null(flat)
+    element = element_of(data_type)
+    if flat.null_count:
+        row = int(row_of[np.argmin(np.asarray(flat.is_valid()))])
+        raise _refused(array, row, data_type, column, "a null or NaN inside it")
+    if len(flat):
+        if _rule(flat.type, element) is None:
+            raise _refused(array, int(row_of[0]), data_type, column)
+        converted, wrong = _scalars(flat, element, column)
+        if wrong is not None and wrong.any():
+            raise _refused(array, int(row_of[np.argmax(wrong)]), data_type, column)
+    else:
+        converted = pa.array([], ARROW_TYPES[element])
+    offsets = np.concatenate([[0], np.cumsum(np.where(present, lengths, 0))])
+    if data_type not in VECTORS:
+        mask = pa.array(~present) if not present.all() else None
+        return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), converted, mask=mask)
+    size = vector_size or int(lengths[np.argmax(present)])
+    wrong_size = present & (lengths != size)
+    if wrong_size.any():
+        row = int(np.argmax(wrong_size))
+        raise _refused(array, row, data_type, column, f"{lengths[row]} elements instead of {size}")
+    numbers = np.zeros((len(array), size), np.float32 if element == FLOAT32 else np.float64)
+    numbers[present] = np.asarray(converted).reshape(-1, size)
+    mask = pa.array(~present) if not present.all() else None
+    return pa.FixedSizeListArray.from_arrays(
+        pa.array(numbers.reshape(-1), ARROW_TYPES[element]), size, mask=mask
+    )
+
+
+def _rule(stored: pa.DataType, data_type: int) -> Rule | None:
+    """The rule for a scalar stored type and a scalar data type; None where the pair is refused."""
+    for applies, declared, rule in _RULES:
+        if data_type in declared and applies(stored):
+            return rule
+    return None
+
+
+def _cast(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
+    wanted = ARROW_TYPES[data_type]
+    return (array if array.type == wanted else array.cast(wanted)), None
+
+
+def _integers(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
+    """Integers to INT64; unsigned ones of 2^63 and more do not fit."""
+    if not pa.types.is_uint64(array.type):
+        return _cast(array, data_type)
+    wrong = _mask(pc.greater(array, pa.scalar(2**63 - 1, pa.uint64())))
+    return array.cast(pa.int64(), safe=False), wrong
+
+
+def _integers_to_float(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
+    """Integers that the float type holds exactly."""
+    wanted = ARROW_TYPES[data_type]
+    floats = array.cast(wanted, safe=False)
+    if array.type.bit_width <= (16 if data_type == FLOAT32 else 32):
+        return floats, None
+    integers = np.asarray(array.fill_null(0))
+    back = np.asarray(floats.fill_null(0)).astype(np.float64)
+    limit = 2.0**64 if integers.dtype.kind == "u" else 2.0**63
+    inside = back < limit
+    exact = np.where(inside, back, 0).astype(integers.dtype) == integers
+    return floats, ~(exact & inside)
+
+
+def _whole_floats(array: pa.Array, _: int) -> tuple[pa.Array, Any]:
+    numbers = np.asarray(array.fill_null(0)).astype(np.float64)
+    wrong = ~((np.abs(numbers) < EXACT_FLOAT_INTEGERS) & (np.floor(numbers) == numbers))
+    integers = np.where(wrong, 0, numbers).astype(np.int64)
+    return pa.array(integers, mask=~np.asarray(array.is_valid())), wrong
+
+
+def _floats(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
+    """Floats to the nearest float of the declared width; finite ones that become infinite do not fit."""
+    wanted = ARROW_TYPES[data_type]
+    if array.type == wanted:
+        return array, None
+    converted = array.cast(wanted, safe=False)
+    if not (pa.types.is_float64(array.type) and data_type == FLOAT32):
+        return converted, None
+    before, after = np.asarray(array.fill_null(0)), np.asarray(converted.fill_null(0))
+    return converted, np.isfinite(before) & ~np.isfinite(after)
+
+
+def _decimals_to_integers(array: pa.Array, _: int) -> tuple[pa.Array, Any]:
+    integers: list[int | None] = []
+    wrong = np.zeros(len(array), np.bool_)
+    for i, value in enumerate(array.to_pylist()):
+        fits = value is not None and value == value.to_integral_value() and -(2**63) <= value < 2**63
+        wrong[i] = value is not None and not fits
+        integers.append(int(value) if fits else None)
+    return pa.array(integers, pa.int64()), wrong
+
+
+def _decimals_to_floats(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
+    # Through Python: float(Decimal) is the nearest float, a cast by Arrow may be off by the last bit.
+    floats = pa.array([None if v is None else float(v) for v in array.to_pylist()], pa.float64())
+    return _floats(floats, data_type)
+
+
+def _times(array: pa.Array, _: int) -> tuple[pa.Array, Any]:
+    """Timestamps of any unit; naive ones are UTC, nanoseconds are cut towards the past."""
+    wanted = ARROW_TYPES[TIMESTAMP]
+    if array.type == wanted:
+        return array, None
+    ticks = np.asarray(array.cast(pa.timestamp(array.type.unit)).cast(pa.int64()).fill_null(0))
+    wrong = None
+    if array.type.unit == "ns":
+        ticks = np.floor_divide(ticks, 1000)
+    elif array.type.unit in ("s", "ms"):
+        scale = 1_000_000 if array.type.unit == "s" else 1000
+        wrong = np.abs(ticks.astype(np.float64)) * scale >= 2.0**63
+        ticks = np.where(wrong, 0, ticks) * scale
+    return pa.array(ticks, pa.int64(), mask=~np.asarray(array.is_valid())).cast(wanted), wrong
+
+
+def _dates(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
+    """Dates as midnight UTC."""
+    return _times(array.cast(pa.timestamp("ms")), data_type)
+
+
+def _is_text(stored: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(stored) or pa.types.is_large_string(stored) or pa.types.is_string_view(stored)
+    )
+
+
+def _is_blob(stored: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_binary(stored)
+        or pa.types.is_large_binary(stored)
+        or pa.types.is_binary_view(stored)
+        or pa.types.is_fixed_size_binary(stored)
+    )
+
+
+def _is_list(stored: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_list(stored)
+        or pa.types.is_large_list(stored)
+        or pa.types.is_fixed_size_list(stored)
+        or pa.types.is_list_view(stored)
+        or pa.types.is_large_list_view(stored)
+    )
+
+
+_RULES: tuple[tuple[Callable[[pa.DataType], Any], tuple[int, ...], Rule], ...] = (
+    (pa.types.is_boolean, (BOOL,), _cast),
+    (pa.types.is_integer, (INT64,), _integers),
+    (pa.types.is_integer, (FLOAT32, FLOAT64), _integers_to_float),
+    (pa.types.is_floating, (INT64,), _whole_floats),
+    (pa.types.is_floating, (FLOAT32, FLOAT64), _floats),
+    (pa.types.is_decimal, (INT64,), _decimals_to_integers),
+    (pa.types.is_decimal, (FLOAT32, FLOAT64), _decimals_to_floats),
+    (_is_text, (STRING,), _cast),
+    (_is_blob, (BYTES,), _cast),
+    (pa.types.is_timestamp, (TIMESTAMP,), _times),
+    (pa.types.is_date, (TIMESTAMP,), _dates),
+)
+"""(stored types, declared data types, rule); a pair without a rule is refused."""
+
+
+_TEXTS: dict[Rule, str] = {
+    _cast: "exact",
+    _integers: "exact; 2^63 and more refused",
+    _integers_to_float: "if the float is equal",
+    _whole_floats: "whole numbers below 2^53",
+    _floats: "nearest float; overflow refused",
+    _decimals_to_integers: "whole numbers that fit",
+    _decimals_to_floats: "nearest float",
+    _times: "exact; ns cut to us",
+    _dates: "midnight UTC",
+}
+
+
+def _plain_type(stored: pa.DataType) -> pa.DataType:
+    if isinstance(stored, pa.BaseExtensionType):
+        stored = stored.storage_type
+    if pa.types.is_dictionary(stored) or pa.types.is_run_end_encoded(stored):
+        stored = stored.value_type
+    return stored
+
+
+def _plain(values: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """One array without dictionaries, run-length encoding and extension types."""
+    array = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    if isinstance(array, pa.ChunkedArray):
+        # Columns of several chunks of a view type stay chunked.
+        array = pa.concat_arrays(array.chunks) if array.num_chunks else pa.array([], array.type)
+    if isinstance(array, pa.ExtensionArray):
+        array = array.storage
+    if pa.types.is_dictionary(array.type):
+        array = array.dictionary_decode()
+    if pa.types.is_run_end_encoded(array.type):
+        array = pc.run_end_decode(array)
+    return array
+
+
+def _nan_to_null(array: pa.Array) -> pa.Array:
+    nan = np.isnan(np.asarray(array.fill_null(0)))
+    if not nan.any():
+        return array
+    return pc.if_else(pa.array(nan), pa.scalar(None, array.type), array)
+
+
+def _mask(condition: pa.Array) -> Any:
+    return np.asarray(condition.fill_null(False))
+
+
+def _refused(array: pa.Array, row: int, data_type: int, column: str, why: str = "") -> WrongType:
+    expected = value_pb2.DataType.Name(data_type).removeprefix("DATA_TYPE_")
+    try:
+        value = repr(array[row].as_py())
+    except (ValueError, OverflowError):
+        # A year or a nanosecond that a datetime cannot hold.
+        value = str(array[row].value)
+    value = value if len(value) <= 100 else value[:97] + "..."
+    return WrongType(
+        f"Column {column!r}, row {row}: {value} (stored as {array.type}) does not fit {expected}"
+        f"{': it has ' + why if why else ''}. Correct the value, or declare the type that it has.",
+        column=column,
+        row=row,
+        value=value,
+        expected=expected,
+    )
