@@ -119,7 +119,7 @@ async def test_invalid_pushes_are_refused_and_write_nothing(
         (push(view, weight=None), InvalidArgument, "PARTIAL_ROW"),
         (push(colour=["red"]), InvalidArgument, "UNKNOWN_FIELD"),
         (push(weight=["heavy"]), InvalidArgument, "WRONG_TYPE"),
-        (push(**two, weight=[1.0, float("nan")]), InvalidArgument, "OUT_OF_RANGE"),
+        (push(**two, weight=[1.0, float("-inf")]), InvalidArgument, "OUT_OF_RANGE"),
         (push(view, **two, weight=[1.0, float("inf")]), InvalidArgument, "OUT_OF_RANGE"),
         (push(at=[datetime(9999, 1, 1, tzinfo=UTC)]), InvalidArgument, "OUT_OF_RANGE"),
         (push(view, at=[datetime(9999, 1, 1, tzinfo=UTC)]), InvalidArgument, "OUT_OF_RANGE"),

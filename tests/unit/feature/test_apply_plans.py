@@ -21,6 +21,7 @@ from flywheel_feature.definitions.model import (
     Metadata,
     OnDemandView,
     ParquetSource,
+    RequestSource,
     Source,
     StreamSource,
     StreamView,
@@ -248,3 +249,14 @@ def test_a_view_is_deleted_only_together_with_its_readers(catalog: Catalog) -> N
     assert raised.value.reason == "IN_USE"
     names = [f"projects/default/{n}" for n in ("views/facts", "views/age", "featureSets/late")]
     assert set(actions(plan(catalog, Declared(), *names)).values()) == {Action.DELETE}
+
+
+@pytest.mark.parametrize(("sent", "expected"), [(DataType.INT64, 1), (DataType.STRING, 0)])
+def test_a_key_and_a_request_field_of_one_name_have_one_type(sent: DataType, expected: int) -> None:
+    trip = Source(P, "trip", (Field("tailnum", sent),), "", "", RequestSource())
+    length = Expression(Feature("years", DataType.FLOAT64), "2013 - facts__built")
+    age = View(P, "age", "", OnDemandView(("facts",), ("trip",), (length,)))
+    made = plan(Catalog(P), replace(EVERYTHING, sources=(planes, landings, trip), views=(age, facts, recent)))
+    found = [v.message for v in made.violations if "join key of type STRING" in v.message]
+    assert len(found) == expected
+    assert all("request field of type INT64" in message for message in found)
