@@ -35,11 +35,7 @@ class EventTimeBound:
         `what` names the field in the message.
         """
         if micros == 0:
-            raise EventTimeOutOfRange(
-                f"{what} is 1970-01-01T00:00:00Z, the value of a Timestamp that was never set: send the time "
-                "of the event.",
-                field=what,
-            )
+            raise unset_time(what)
         latest = self.latest()
         if micros > latest:
             raise EventTimeOutOfRange(
@@ -48,6 +44,15 @@ class EventTimeBound:
                 field=what,
                 latest=_text(latest),
             )
+
+
+def unset_time(what: str) -> EventTimeOutOfRange:
+    """The error for a Timestamp that was sent without a value."""
+    return EventTimeOutOfRange(
+        f"{what} is 1970-01-01T00:00:00Z, the value of a Timestamp that was never set: send the time of the "
+        "event.",
+        field=what,
+    )
 
 
 def _text(micros: int) -> str:

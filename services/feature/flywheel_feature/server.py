@@ -11,6 +11,7 @@ from pathlib import Path
 
 from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FlywheelError
+from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
@@ -165,7 +166,15 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
         idempotency=ports.idempotency,
         online=OnlineFeatures(ports.definitions, ports.online, AnswerEncoder),
         freshness=freshness,
-        pushing=Pusher(ports.topics, ports.online, push_log, ports.materialized, encode_event, rule_actions),
+        pushing=Pusher(
+            ports.topics,
+            ports.online,
+            push_log,
+            ports.materialized,
+            encode_event,
+            rule_actions,
+            event_times=EventTimeBound(clock, settings.max_clock_skew_seconds),
+        ),
         materializing=materializing,
         builder=builder,
         training_sets=ports.training_sets,
@@ -215,7 +224,11 @@ def wire_worker(settings: MaterializeSettings, ports: StreamPorts) -> Worker:
     filler = TileFiller(generations, replay, tiles, tombstones)
     materializer = StreamMaterializer(ports.archive, ports.archive, tiles, archiver, filler)
     stream = StreamWorker(
-        ports.definitions, materializer, generations, lambda p, s: settings.topic_prefix + topic_name(p, s)
+        ports.definitions,
+        materializer,
+        generations,
+        lambda p, s: settings.topic_prefix + topic_name(p, s),
+        EventTimeBound(SystemClock(), settings.max_clock_skew_seconds),
     )
     worker = Worker(settings)
     worker.add_background("definitions", ports.definitions.follow)

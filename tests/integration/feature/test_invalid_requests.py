@@ -122,6 +122,8 @@ async def test_invalid_pushes_are_refused_and_write_nothing(
         (push(**two, weight=[1.0, float("-inf")]), InvalidArgument, "OUT_OF_RANGE"),
         (push(view, **two, weight=[1.0, float("inf")]), InvalidArgument, "OUT_OF_RANGE"),
         (push(at=[datetime(9999, 1, 1, tzinfo=UTC)]), InvalidArgument, "OUT_OF_RANGE"),
+        (push(at=[datetime.now(UTC) + timedelta(minutes=10)]), InvalidArgument, "OUT_OF_RANGE"),
+        (push(at=[datetime(1970, 1, 1, tzinfo=UTC)]), InvalidArgument, "OUT_OF_RANGE"),
         (push(view, at=[datetime(9999, 1, 1, tzinfo=UTC)]), InvalidArgument, "OUT_OF_RANGE"),
         (push(tailnum=["N" * (10 << 20)]), InvalidArgument, "OUT_OF_RANGE"),
         (push(ids=["a", "b"]), InvalidArgument, "ROW_COUNT_MISMATCH"),

@@ -11,6 +11,7 @@ import numpy as np
 from google.protobuf import json_format
 
 from flywheel_common.errors import FlywheelError
+from flywheel_common.event_time import unset_time
 from flywheel_common.value import from_python
 from flywheel_feature.api.errors import MissingJoinKey, MissingRequestField, TooManyRows
 from flywheel_feature.definitions.model import DataType, Field
@@ -112,7 +113,13 @@ def _request_fields(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan, rows: 
 
 
 def _as_of(request: pb.GetOnlineFeaturesRequest) -> int:
-    return micros(request.as_of) if request.HasField("as_of") else time.time_ns() // 1000
+    """The time of the read, now unless the request sets it. Raises EventTimeOutOfRange for 1970-01-01."""
+    if not request.HasField("as_of"):
+        return time.time_ns() // 1000
+    as_of = micros(request.as_of)
+    if as_of == 0:
+        raise unset_time("as_of")
+    return as_of
 
 
 def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnlineFeaturesResponse:

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from flywheel_common.errors import Unavailable
+from flywheel_common.event_time import EventTimeBound
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import Field, Source, View
@@ -77,6 +78,8 @@ class Pusher:
         materialized: Materialized,
         encode: Encode,
         rule_actions: RuleActions,
+        *,
+        event_times: EventTimeBound,
     ) -> None:
         self._topics = topics
         self._online = online
@@ -85,6 +88,7 @@ class Pusher:
         self._newest: dict[str, int] = {}
         self._encode = encode
         self._rule_actions = rule_actions
+        self._event_times = event_times
 
     async def prepare(self, sources: Iterable[Source]) -> None:
         """Create the topics before the first push; while Kafka is down, the first push creates them."""
@@ -99,10 +103,12 @@ class Pusher:
     ) -> PushResult:
         """Push rows to a stream source; returns when Kafka has stored all of them.
 
-        Raises ValueOutOfRange, PartialRow, RowCountMismatch, ValidationFailed, Unavailable.
+        Raises ValueOutOfRange, EventTimeOutOfRange for a time after now + max_clock_skew, PartialRow,
+        RowCountMismatch, ValidationFailed, Unavailable.
         """
         _check_rows(source.schema, columns)
         required(columns, [source.timestamp_field], "every event needs its time")
+        self._check_times(source, columns)
         ids = _event_ids(source.schema, columns, rows, event_ids)
         kept, report = await self._rule_actions.pushed_to_source(source, columns, rows)
         if kept is not None:
@@ -120,6 +126,14 @@ class Pusher:
         for partition, offset in await self._topics.send(source, events):
             next_offsets[partition] = max(offset + 1, next_offsets.get(partition, 0))
         return PushResult(rows, next_offsets, report)
+
+    def _check_times(self, source: Source, columns: Columns) -> None:
+        """Raises EventTimeOutOfRange for the first time that is unset or after now + max_clock_skew."""
+        times = columns[source.timestamp_field][0]
+        wrong = (times > self._event_times.latest()) | (times == 0)
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            self._event_times.check(int(times[row]), f"{source.timestamp_field} of row {row}")
 
     def _records(
         self, source: Source, columns: Columns, ids: list[str], rows: np.ndarray, partition: int

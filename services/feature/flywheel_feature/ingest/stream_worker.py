@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
 import numpy as np
+from prometheus_client import Counter
 
+from flywheel_common.arrays import Mask
 from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.event_time import EventTimeBound
 from flywheel_common.kafka.consumer import ConsumerLoop, TopicPartition
 from flywheel_common.kafka.poison import PoisonError
 from flywheel_common.kafka.record import Record
@@ -18,13 +21,25 @@ from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import Source
-from flywheel_feature.encoding.event_payloads import carries_one, from_event, from_single_events
+from flywheel_feature.encoding.event_payloads import (
+    carries_one,
+    from_event,
+    from_single_events,
+    to_event,
+)
+from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.ingest.generations import Generations
 from flywheel_feature.ingest.source_rows import Part, joined
 from flywheel_feature.ingest.stream_materialization import StreamMaterializer
 from flywheel_feature.ingest.tile_store import PositionLost
 
 log = get_logger(__name__)
+
+_AHEAD = Counter(
+    "flywheel_feature_events_ahead_of_time",
+    "Events that were not applied because their time was after now + max_clock_skew",
+    ["source"],
+)
 
 WATCH_SECONDS = 2.0
 """Interval of the check for lost data in Redis, which works also while no event arrives."""
@@ -41,11 +56,13 @@ class StreamWorker:
         materializer: StreamMaterializer,
         generations: Generations,
         topic_of: Callable[[str, str], str],
+        event_times: EventTimeBound,
     ) -> None:
         self._definitions = definitions
         self._materializer = materializer
         self._generations = generations
         self._topic_of = topic_of
+        self._event_times = event_times
         self._loop: ConsumerLoop | None = None
         self._live: frozenset[str] = frozenset()
 
@@ -104,7 +121,11 @@ class StreamWorker:
         return found
 
     async def handle(self, conn: Any, records: Sequence[Record]) -> None:
-        """Apply records of one partition. Raises PoisonError naming those that cannot be decoded."""
+        """Apply records of one partition.
+
+        Raises PoisonError naming those that cannot be decoded, and the rows with times after now +
+        max_clock_skew.
+        """
         known = self._find(records[0].topic)
         if known is None:
             await self._definitions.refresh()
@@ -116,6 +137,10 @@ class StreamWorker:
         parts, poison, why = _rows_of(records, source)
         if poison:
             raise PoisonError(why, poison)
+        ahead, rest, rows = _ahead_of_time(records, parts, source, self._event_times.latest())
+        if ahead:
+            _AHEAD.labels(source.name).inc(rows)
+            raise PoisonError("the event time is after now + max_clock_skew", ahead, rest)
         if not parts:
             return
         try:
@@ -170,6 +195,37 @@ def _read(run: list[Record], source: Source) -> Iterator[Part | _Poison]:
     else:
         offsets = [r.offset for r in run] if len(run) > 1 else [run[0].offset] * len(ids)
         yield np.array(offsets, np.int64), columns, ids
+
+
+def _ahead_of_time(
+    records: Sequence[Record], parts: Sequence[Part], source: Source, latest: int
+) -> tuple[list[Record], list[Record], int]:
+    """The rows with times after `latest` as records, the other rows of the same records, and the number of
+    the former."""
+    ahead: list[Record] = []
+    rest: list[Record] = []
+    count = 0
+    by_offset = {r.offset: r for r in records}
+    for offsets, columns, ids in parts:
+        late = columns[source.timestamp_field][0] > latest
+        count += int(late.sum())
+        for offset in np.unique(offsets[late]).tolist():
+            own, record = offsets == offset, by_offset[offset]
+            if late[own].all():
+                ahead.append(record)
+                continue
+            ahead.append(_with_rows(record, source, columns, ids, own & late))
+            rest.append(_with_rows(record, source, columns, ids, own & ~late))
+    return ahead, rest, count
+
+
+def _with_rows(record: Record, source: Source, columns: Columns, ids: Sequence[str], keep: Mask) -> Record:
+    """The record with only the rows that `keep` selects."""
+    kept = {name: (values[keep], valid[keep]) for name, (values, valid) in columns.items()}
+    event = to_event(source, kept, [ids[i] for i in np.flatnonzero(keep).tolist()], record.partition)
+    if record.event is not None:
+        event.id = record.event.id
+    return replace(record, value=event.SerializeToString(), event=event)
 
 
 def _is_single(record: Record) -> bool:
