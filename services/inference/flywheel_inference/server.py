@@ -13,7 +13,9 @@ from weakref import WeakSet
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from flywheel_common.clock import SystemClock
 from flywheel_common.errors import Unavailable
+from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import new_id
@@ -197,6 +199,7 @@ def wire(
         log,
         gateway_id=gateway_id,
         now_micros=now_micros,
+        event_times=EventTimeBound(SystemClock(), settings.max_clock_skew_seconds),
     )
     server = Server(
         settings,

@@ -11,7 +11,9 @@ from typing import Protocol
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from flywheel_common.clock import SystemClock
 from flywheel_common.errors import FlywheelError
+from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
@@ -180,7 +182,7 @@ async def _consume(settings: MonitorSettings, pool: Pool, store: PostgresStore) 
         bootstrap=settings.kafka_bootstrap,
         group=settings.consumer_group,
         topics=CONSUMED,
-        handler=EventHandler(store.on).handle,
+        handler=EventHandler(store.on, EventTimeBound(SystemClock(), settings.max_clock_skew_seconds)).handle,
         pool=pool,
         batch_records=settings.batch_records,
     ).run()

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from google.protobuf.message import Message
 
+from flywheel_common.clock import ManualClock
 from flywheel_common.columns import from_lists, from_texts, to_table
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.event_time import EventTimeBound
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import build_event, parse_event, payload_of
 from flywheel_common.kafka.poison import Batch, PoisonError
@@ -77,6 +79,10 @@ def test_a_malformed_prediction_batch_is_rejected(damage: dict[str, object]) -> 
         decode.prediction_columns(batch, b"")
 
 
+NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
+BOUND = EventTimeBound(ManualClock(NOON), 300)
+
+
 def event_record(offset: int, payload: Message) -> Record:
     event = build_event(payload, source="test", key="0", event_time=datetime(2026, 1, 1, tzinfo=UTC))
     topic = topics.PREDICTION_LOGGED
@@ -97,7 +103,7 @@ def test_only_rows_with_a_nul_character_are_poison() -> None:
         async def add_predictions(self, partition: int, batches: list[PredictionColumns]) -> None:
             counted.extend(batches)
 
-    handler = EventHandler(lambda conn: Counting())  # type: ignore[arg-type, return-value]
+    handler = EventHandler(lambda conn: Counting(), BOUND)  # type: ignore[arg-type, return-value]
     records = [event_record(4, good_batch()), event_record(5, batch)]
     with pytest.raises(PoisonError) as caught:
         asyncio.run(handler.handle(None, records))  # type: ignore[arg-type]
@@ -120,12 +126,12 @@ def test_only_outcomes_with_a_nul_character_are_poison() -> None:
     batch = prediction_pb2.OutcomeBatch(
         model="projects/p/models/late",
         prediction_ids=["a", "b", "c"],
-        event_times=bytes(24),
+        event_times=np.array([7, 8, 9], "<i8").tobytes(),
         name="label",
         values=np.array([1.0, 0.0, 1.0]).tobytes(),
         outcome_ids=["1", "2\0", "3"],
     )
-    handler = EventHandler(lambda conn: None)  # type: ignore[arg-type, return-value]
+    handler = EventHandler(lambda conn: None, BOUND)  # type: ignore[arg-type, return-value]
     with pytest.raises(PoisonError) as caught:
         asyncio.run(handler.handle(None, [event_record(1, batch)]))  # type: ignore[arg-type]
     (rest,) = caught.value.remaining
@@ -173,3 +179,26 @@ def test_a_malformed_outcome_batch_is_rejected(damage: dict[str, object]) -> Non
     assert decode.outcome_columns(prediction_pb2.OutcomeBatch(**fields)).values.tolist() == [0.0]
     with pytest.raises(InvalidArgument):
         decode.outcome_columns(prediction_pb2.OutcomeBatch(**{**fields, **damage}))
+
+
+@pytest.mark.parametrize("wrong", [0, int(NOON.timestamp() * 1e6) + 300_000_001, 253_402_300_799_000_000])
+def test_only_rows_with_a_time_out_of_range_are_poison(wrong: int) -> None:
+    honest = int(NOON.timestamp() * 1e6) + 300_000_000
+    batch = prediction_pb2.OutcomeBatch(
+        model="projects/p/models/late",
+        prediction_ids=["a", "b", "c"],
+        event_times=np.array([1, wrong, honest], "<i8").tobytes(),
+        name="label",
+        values=np.array([1.0, 0.0, 1.0]).tobytes(),
+        outcome_ids=["1", "2", "3"],
+    )
+    handler = EventHandler(lambda conn: None, BOUND)  # type: ignore[arg-type, return-value]
+    with pytest.raises(PoisonError, match="max_clock_skew") as caught:
+        asyncio.run(handler.handle(None, [event_record(1, batch)]))  # type: ignore[arg-type]
+    (rest,) = caught.value.remaining
+    assert rest.event is not None
+    kept = decode.outcome_columns(payload_of(rest.event, prediction_pb2.OutcomeBatch))
+    assert kept.prediction_ids == ["a", "c"]
+    (parked,) = caught.value.records
+    assert parked.event is not None
+    assert payload_of(parked.event, prediction_pb2.OutcomeBatch).prediction_ids == ["b"]

@@ -6,8 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.message_limits import check_text
 from flywheel_common.value import Value, coerce
+from flywheel_inference.outcomes.errors import InvalidOutcomeValue
 from flywheel_inference.outcomes.row import OutcomeRow
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 from flywheel_inference.requests.errors import MissingJoinKey, MissingRequestField
@@ -30,7 +32,8 @@ class ProtoCall:
 
     __slots__ = ("_fields", "_keys", "as_of_micros", "include_features", "model", "prediction_id", "subject")
 
-    def __init__(self, request: pb.PredictRequest) -> None:
+    def __init__(self, request: pb.PredictRequest, event_times: EventTimeBound) -> None:
+        """Raises EventTimeOutOfRange for an `as_of` that is unset or after now + max_clock_skew."""
         self.model = request.model
         self.subject = check_text(request.subject, "subject")
         self.prediction_id = check_text(request.prediction_id, "prediction_id")
@@ -38,6 +41,7 @@ class ProtoCall:
         self.as_of_micros: int | None = None
         if request.HasField("as_of"):
             self.as_of_micros = request.as_of.ToMicroseconds()
+            event_times.check(self.as_of_micros, "as_of")
         self._keys = request.entity_keys
         self._fields = request.request_fields
 
@@ -74,19 +78,34 @@ def _value(sent: Mapping[str, Value], spec: FieldSpec, where: str, missing: type
     if kind == "string_value":
         check_text(value.string_value, f"{where}[{spec.name!r}]")
     if kind == _EXACT_KINDS.get(spec.data_type, "") and kind is not None:
-        return getattr(value, kind)
+        plain = getattr(value, kind)
+        # NaN differs from itself; it is null.
+        return plain if plain == plain else None
     return coerce(value, spec.data_type, f"{where}[{spec.name!r}]")
 
 
-def outcome_rows(outcomes: Iterable[pb.Outcome], now_micros: int) -> list[OutcomeRow]:
-    """The outcomes of a request. Event time defaults to now, the id to prediction id and name."""
-    return [
-        OutcomeRow(
-            check_text(outcome.prediction_id, "prediction_id"),
-            check_text(outcome.name, "name"),
-            outcome.value,
-            outcome.event_time.ToMicroseconds() if outcome.HasField("event_time") else now_micros,
-            check_text(outcome.outcome_id, "outcome_id") or f"{outcome.prediction_id}:{outcome.name}",
+def outcome_rows(
+    outcomes: Iterable[pb.Outcome], now_micros: int, event_times: EventTimeBound
+) -> list[OutcomeRow]:
+    """The outcomes of a request. Event time defaults to now, the id to prediction id and name.
+
+    Raises InvalidOutcomeValue for an outcome without a value, EventTimeOutOfRange.
+    """
+    rows = []
+    for place, outcome in enumerate(outcomes):
+        if not outcome.HasField("value"):
+            raise InvalidOutcomeValue(f"outcomes[{place}] has no value: send a finite number.")
+        time = now_micros
+        if outcome.HasField("event_time"):
+            time = outcome.event_time.ToMicroseconds()
+            event_times.check(time, f"outcomes[{place}].event_time")
+        rows.append(
+            OutcomeRow(
+                check_text(outcome.prediction_id, "prediction_id"),
+                check_text(outcome.name, "name"),
+                outcome.value,
+                time,
+                check_text(outcome.outcome_id, "outcome_id") or f"{outcome.prediction_id}:{outcome.name}",
+            )
         )
-        for outcome in outcomes
-    ]
+    return rows

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from flywheel_common.event_time import EventTimeBound
 from flywheel_inference.api.convert_requests import ProtoCall, outcome_rows
 from flywheel_inference.api.convert_responses import to_response, to_status_response
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
@@ -27,6 +28,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         *,
         gateway_id: str,
         now_micros: Callable[[], int],
+        event_times: EventTimeBound,
     ) -> None:
         self._predictor = predictor
         self._outcomes = outcomes
@@ -34,13 +36,14 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._log = log
         self._gateway_id = gateway_id
         self._now_micros = now_micros
+        self._event_times = event_times
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
-        return to_response(await self._predictor.predict(ProtoCall(request)))
+        return to_response(await self._predictor.predict(ProtoCall(request, self._event_times)))
 
     async def RecordOutcome(self, request: pb.RecordOutcomeRequest, context: Any) -> pb.RecordOutcomeResponse:
         MODEL_NAME.parse(request.model)
-        rows = outcome_rows(request.outcomes, self._now_micros())
+        rows = outcome_rows(request.outcomes, self._now_micros(), self._event_times)
         return pb.RecordOutcomeResponse(accepted_count=await self._outcomes.record(request.model, rows))
 
     async def GetServingStatus(

@@ -10,8 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from google.protobuf.message import Message
+from prometheus_client import Counter
 
+from flywheel_common.arrays import Ints, Mask
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.event_time import EventTimeBound
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import payload_of
 from flywheel_common.kafka.poison import PoisonError
@@ -24,6 +27,11 @@ from flywheel_monitor.ingest.row_split import take_outcomes, take_predictions, w
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.events.v1.event_pb2 import Event
 
+_WRONG_TIMES = Counter(
+    "flywheel_monitor_events_out_of_time",
+    "Predictions and outcomes that were not counted because their time was unset or after now + "
+    "max_clock_skew",
+)
 STATEMENT_ROWS = 10_000
 """Most rows of one INSERT, so that none reaches the statement timeout on a busy machine."""
 
@@ -52,10 +60,14 @@ def _with_payload(record: Record, payload: Message) -> Record:
 
 
 class EventHandler:
-    """The handler of the consumer loop. `on` returns the ingestion port inside the loop's transaction."""
+    """The handler of the consumer loop. `on` returns the ingestion port inside the loop's transaction.
 
-    def __init__(self, on: Callable[[Connection], Ingestion]) -> None:
+    Rows with an unset event time, or one after `event_times`, are poison: no watermark may follow them.
+    """
+
+    def __init__(self, on: Callable[[Connection], Ingestion], event_times: EventTimeBound) -> None:
         self._on = on
+        self._event_times = event_times
 
     async def handle(self, conn: Connection, records: Sequence[Record]) -> None:
         """Count records of one partition of one topic, in the transaction that moves the position. Raises
@@ -73,7 +85,7 @@ class EventHandler:
                 if record.topic == topics.PREDICTION_LOGGED:
                     batch = payload_of(record.event, prediction_pb2.PredictionBatch)
                     columns = prediction_columns(batch, record.event.payload)
-                    bad = with_nul(columns.ids, columns.segments)
+                    bad, cause = self._bad_rows(columns.event_times, columns.ids, columns.segments)
                     if bad is None:
                         predictions.append(columns)
                         continue
@@ -81,7 +93,7 @@ class EventHandler:
                 else:
                     outcome = payload_of(record.event, prediction_pb2.OutcomeBatch)
                     labels = outcome_columns(outcome)
-                    bad = with_nul(labels.prediction_ids, labels.outcome_ids)
+                    bad, cause = self._bad_rows(labels.event_times, labels.prediction_ids, labels.outcome_ids)
                     if bad is None:
                         outcomes.append(labels)
                         continue
@@ -93,7 +105,7 @@ class EventHandler:
                 poison.append(_with_payload(record, split[0]))
                 if not bad.all():
                     remaining.append(_with_payload(record, split[1]))
-                why = why or "an id or a segment contains a NUL character"
+                why = why or cause
         if poison:
             raise PoisonError(why, poison, remaining)
         ingestion, partition = self._on(conn), records[0].partition
@@ -101,3 +113,12 @@ class EventHandler:
             await ingestion.add_predictions(partition, part)
         if outcomes:
             await ingestion.add_outcomes(partition, outcomes)
+
+    def _bad_rows(self, event_times: Ints, *texts: Sequence[str]) -> tuple[Mask | None, str]:
+        """The mask of rows that cannot be counted, None without any, and what is wrong with them."""
+        nul = with_nul(*texts)
+        wrong = (event_times > self._event_times.latest()) | (event_times == 0)
+        if not wrong.any():
+            return nul, "an id or a segment contains a NUL character"
+        _WRONG_TIMES.inc(int(wrong.sum()))
+        return wrong if nul is None else wrong | nul, ("an event time is unset or after now + max_clock_skew")
