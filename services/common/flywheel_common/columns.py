@@ -42,6 +42,15 @@ ELEMENT_OF: dict[int, Any] = {
 """Element data type of each list data type."""
 
 
+def element_of(data_type: int) -> int:
+    """The data type of the elements of a list or vector; a scalar data type itself."""
+    if data_type == value_pb2.DATA_TYPE_FLOAT32_VECTOR:
+        return value_pb2.DATA_TYPE_FLOAT32
+    if data_type == value_pb2.DATA_TYPE_FLOAT64_VECTOR:
+        return value_pb2.DATA_TYPE_FLOAT64
+    return int(ELEMENT_OF.get(data_type, data_type))
+
+
 def to_numpy(column: Column, rows: int | None = None) -> tuple[Array, Mask]:
     """The values of a column and its mask of valid rows (True = has a value).
 

@@ -16,8 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flywheel_common.columns import ELEMENT_OF, VECTORS
+from flywheel_common.columns import ELEMENT_OF, VECTORS, element_of
 from flywheel_common.errors import WrongType
+from flywheel_common.value import EXACT_FLOAT_INTEGERS
 from flywheel_protos.types.v1 import value_pb2
 
 BOOL = value_pb2.DATA_TYPE_BOOL
@@ -39,18 +40,8 @@ ARROW_TYPES: dict[int, pa.DataType] = {
 }
 """The Arrow type of each scalar data type after conversion."""
 
-EXACT_FLOAT_INTEGERS = 2**53
-"""Whole floats below this size are accepted as integers; larger ones may have been rounded before."""
-
 Rule = Callable[[pa.Array, int], tuple[pa.Array, Any]]
 """(array, data type) → (converted array, mask of values that do not fit or None)."""
-
-
-def element_of(data_type: int) -> int:
-    """The data type of the elements of a list or vector; a scalar data type itself."""
-    if data_type in VECTORS:
-        return FLOAT32 if data_type == value_pb2.DATA_TYPE_FLOAT32_VECTOR else FLOAT64
-    return int(ELEMENT_OF.get(data_type, data_type))
 
 
 def arrow_type(data_type: int, vector_size: int = 0) -> pa.DataType:
@@ -75,11 +66,11 @@ def data_type_of(stored: pa.DataType, column: str) -> int:
         return found
     if pa.types.is_decimal(stored):
         return INT64 if stored.scale == 0 else FLOAT64
-    for data_type in (BOOL, INT64, STRING, BYTES, TIMESTAMP):
-        if _rule(stored, data_type) is not None and not pa.types.is_floating(stored):
-            return data_type
     if pa.types.is_floating(stored):
         return FLOAT64 if pa.types.is_float64(stored) else FLOAT32
+    for data_type in (BOOL, INT64, STRING, BYTES, TIMESTAMP):
+        if _rule(stored, data_type) is not None:
+            return data_type
     raise WrongType(f"Column {column!r} holds {stored}, which no data type stores.", column=column)
 
 
@@ -94,13 +85,11 @@ def accepts(stored: pa.DataType, data_type: int) -> bool:
 
 
 def rule_text(stored: pa.DataType, data_type: int) -> str:
-    """How a stored scalar type becomes a data type, for the documentation: the first line of its rule."""
+    """How a stored scalar type becomes a data type, for the documentation."""
     if pa.types.is_null(stored):
         return "null"
-    rule = _rule(stored, data_type)
-    if rule is None:
-        return "refused"
-    return "exact" if rule is _floats and data_type == FLOAT64 else _TEXTS[rule]
+    texts = (text for applies, declared, _, text in _RULES if data_type in declared and applies(stored))
+    return next(texts, "refused")
 
 
 def convert(
@@ -122,7 +111,7 @@ def convert(
         array = _nan_to_null(array)
         if array.null_count == len(array):
             return pa.nulls(len(array), ARROW_TYPES[data_type])
-    converted, wrong = _scalars(array, data_type, column)
+    converted, wrong = _scalars(array, data_type)
     if wrong is not None and wrong.any():
         raise _refused(array, int(np.argmax(wrong)), data_type, column)
     return converted
@@ -162,21 +151,19 @@ def _times_from_text(texts: pa.Array) -> pa.Array:
         return pc.cast(texts, pa.timestamp("us"))
 
 
-def _scalars(array: pa.Array, data_type: int, column: str) -> tuple[pa.Array, Any]:
+def _scalars(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
+    """The result of the rule; without a rule, every value is one that does not fit."""
     rule = _rule(array.type, data_type)
-    if rule is None:
-        row = int(np.argmax(np.asarray(array.is_valid())))
-        raise _refused(array, row, data_type, column)
-    return rule(array, data_type)
+    return rule(array, data_type) if rule is not None else (array, np.asarray(array.is_valid()))
 
 
 def _convert_lists(array: pa.Array, data_type: int, vector_size: int, column: str) -> pa.Array:
-    if not _is_list(array.type):
-        raise _refused(array, int(np.argmax(np.asarray(array.is_valid()))), data_type, column)
     present = np.asarray(array.is_valid())
+    if not _is_list(array.type):
+        raise _refused(array, int(np.argmax(present)), data_type, column)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
     flat = _plain(array.flatten())
-    row_of = np.repeat(np.arange(len(array)), np.where(present, lengths, 0))
+    row_of = np.repeat(np.arange(len(array)), lengths)
     if pa.types.is_floating(flat.type):
         flat = _nan_to_null(flat)
     element = element_of(data_type)
@@ -184,16 +171,14 @@ def _convert_lists(array: pa.Array, data_type: int, vector_size: int, column: st
         row = int(row_of[np.argmin(np.asarray(flat.is_valid()))])
         raise _refused(array, row, data_type, column, "a null or NaN inside it")
     if len(flat):
-        if _rule(flat.type, element) is None:
-            raise _refused(array, int(row_of[0]), data_type, column)
-        converted, wrong = _scalars(flat, element, column)
+        converted, wrong = _scalars(flat, element)
         if wrong is not None and wrong.any():
             raise _refused(array, int(row_of[np.argmax(wrong)]), data_type, column)
     else:
         converted = pa.array([], ARROW_TYPES[element])
-    offsets = np.concatenate([[0], np.cumsum(np.where(present, lengths, 0))])
+    mask = pa.array(~present) if not present.all() else None
     if data_type not in VECTORS:
-        mask = pa.array(~present) if not present.all() else None
+        offsets = np.concatenate([[0], np.cumsum(lengths)])
         return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), converted, mask=mask)
     size = vector_size or int(lengths[np.argmax(present)])
     wrong_size = present & (lengths != size)
@@ -202,7 +187,6 @@ def _convert_lists(array: pa.Array, data_type: int, vector_size: int, column: st
         raise _refused(array, row, data_type, column, f"{lengths[row]} elements instead of {size}")
     numbers = np.zeros((len(array), size), np.float32 if element == FLOAT32 else np.float64)
     numbers[present] = np.asarray(converted).reshape(-1, size)
-    mask = pa.array(~present) if not present.all() else None
     return pa.FixedSizeListArray.from_arrays(
         pa.array(numbers.reshape(-1), ARROW_TYPES[element]), size, mask=mask
     )
@@ -210,7 +194,7 @@ def _convert_lists(array: pa.Array, data_type: int, vector_size: int, column: st
 
 def _rule(stored: pa.DataType, data_type: int) -> Rule | None:
     """The rule for a scalar stored type and a scalar data type; None where the pair is refused."""
-    for applies, declared, rule in _RULES:
+    for applies, declared, rule, _ in _RULES:
         if data_type in declared and applies(stored):
             return rule
     return None
@@ -225,7 +209,7 @@ def _integers(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
     """Integers to INT64; unsigned ones of 2^63 and more do not fit."""
     if not pa.types.is_uint64(array.type):
         return _cast(array, data_type)
-    wrong = _mask(pc.greater(array, pa.scalar(2**63 - 1, pa.uint64())))
+    wrong = np.asarray(pc.greater(array, pa.scalar(2**63 - 1, pa.uint64())).fill_null(False))
     return array.cast(pa.int64(), safe=False), wrong
 
 
@@ -324,33 +308,21 @@ def _is_list(stored: pa.DataType) -> bool:
     )
 
 
-_RULES: tuple[tuple[Callable[[pa.DataType], Any], tuple[int, ...], Rule], ...] = (
-    (pa.types.is_boolean, (BOOL,), _cast),
-    (pa.types.is_integer, (INT64,), _integers),
-    (pa.types.is_integer, (FLOAT32, FLOAT64), _integers_to_float),
-    (pa.types.is_floating, (INT64,), _whole_floats),
-    (pa.types.is_floating, (FLOAT32, FLOAT64), _floats),
-    (pa.types.is_decimal, (INT64,), _decimals_to_integers),
-    (pa.types.is_decimal, (FLOAT32, FLOAT64), _decimals_to_floats),
-    (_is_text, (STRING,), _cast),
-    (_is_blob, (BYTES,), _cast),
-    (pa.types.is_timestamp, (TIMESTAMP,), _times),
-    (pa.types.is_date, (TIMESTAMP,), _dates),
+_RULES: tuple[tuple[Callable[[pa.DataType], Any], tuple[int, ...], Rule, str], ...] = (
+    (pa.types.is_boolean, (BOOL,), _cast, "exact"),
+    (pa.types.is_integer, (INT64,), _integers, "exact; 2^63 and more refused"),
+    (pa.types.is_integer, (FLOAT32, FLOAT64), _integers_to_float, "if the float is equal"),
+    (pa.types.is_floating, (INT64,), _whole_floats, "whole numbers below 2^53"),
+    (pa.types.is_floating, (FLOAT32,), _floats, "nearest float; overflow refused"),
+    (pa.types.is_floating, (FLOAT64,), _cast, "exact"),
+    (pa.types.is_decimal, (INT64,), _decimals_to_integers, "whole numbers that fit"),
+    (pa.types.is_decimal, (FLOAT32, FLOAT64), _decimals_to_floats, "nearest float"),
+    (_is_text, (STRING,), _cast, "exact"),
+    (_is_blob, (BYTES,), _cast, "exact"),
+    (pa.types.is_timestamp, (TIMESTAMP,), _times, "exact; ns cut to us"),
+    (pa.types.is_date, (TIMESTAMP,), _dates, "midnight UTC"),
 )
-"""(stored types, declared data types, rule); a pair without a rule is refused."""
-
-
-_TEXTS: dict[Rule, str] = {
-    _cast: "exact",
-    _integers: "exact; 2^63 and more refused",
-    _integers_to_float: "if the float is equal",
-    _whole_floats: "whole numbers below 2^53",
-    _floats: "nearest float; overflow refused",
-    _decimals_to_integers: "whole numbers that fit",
-    _decimals_to_floats: "nearest float",
-    _times: "exact; ns cut to us",
-    _dates: "midnight UTC",
-}
+"""(stored types, declared data types, rule, its description); a pair without a rule is refused."""
 
 
 def _plain_type(stored: pa.DataType) -> pa.DataType:
@@ -381,10 +353,6 @@ def _nan_to_null(array: pa.Array) -> pa.Array:
     if not nan.any():
         return array
     return pc.if_else(pa.array(nan), pa.scalar(None, array.type), array)
-
-
-def _mask(condition: pa.Array) -> Any:
-    return np.asarray(condition.fill_null(False))
 
 
 def _refused(array: pa.Array, row: int, data_type: int, column: str, why: str = "") -> WrongType:

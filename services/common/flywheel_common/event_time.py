@@ -8,12 +8,12 @@ history is replayed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
+from flywheel_common.arrays import Ints, Mask
 from flywheel_common.clock import Clock
 from flywheel_common.errors import EventTimeOutOfRange
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+from flywheel_common.value import EPOCH, micros
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,21 +25,24 @@ class EventTimeBound:
 
     def latest(self) -> int:
         """The latest accepted event time."""
-        return (self.clock.now() - EPOCH) // timedelta(microseconds=1) + int(
-            self.max_clock_skew_seconds * 1_000_000
-        )
+        return micros(self.clock.now()) + int(self.max_clock_skew_seconds * 1_000_000)
 
-    def check(self, micros: int, what: str) -> None:
+    def out_of_range(self, times: Ints) -> Mask:
+        """[n] bool: the times that `check` refuses."""
+        wrong: Mask = (times > self.latest()) | (times == 0)
+        return wrong
+
+    def check(self, time: int, what: str) -> None:
         """Raises EventTimeOutOfRange for a time after the bound, and for 0, which an unset Timestamp has.
 
         `what` names the field in the message.
         """
-        if micros == 0:
+        if time == 0:
             raise unset_time(what)
         latest = self.latest()
-        if micros > latest:
+        if time > latest:
             raise EventTimeOutOfRange(
-                f"{what} is {_text(micros)}, after the latest accepted time {_text(latest)} (now + "
+                f"{what} is {_text(time)}, after the latest accepted time {_text(latest)} (now + "
                 f"max_clock_skew of {self.max_clock_skew_seconds:g} s): correct the clock of the sender.",
                 field=what,
                 latest=_text(latest),
@@ -55,9 +58,9 @@ def unset_time(what: str) -> EventTimeOutOfRange:
     )
 
 
-def _text(micros: int) -> str:
+def _text(time: int) -> str:
     """RFC 3339, or the number of microseconds for years that a datetime cannot hold."""
     try:
-        return (EPOCH + timedelta(microseconds=micros)).isoformat().replace("+00:00", "Z")
+        return (EPOCH + timedelta(microseconds=time)).isoformat().replace("+00:00", "Z")
     except OverflowError:
-        return f"{micros} µs since 1970"
+        return f"{time} µs since 1970"

@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_common.columns import ELEMENT_OF, VECTORS
+from flywheel_common.columns import ELEMENT_OF, VECTORS, element_of
 from flywheel_common.errors import InvalidValue, WrongType
 from flywheel_protos.types.v1 import value_pb2
 
 Value = value_pb2.Value
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EXACT_FLOAT_INTEGERS = 2**53
+"""Whole floats below this size are accepted as integers; larger ones may have been rounded before."""
 
 
 def to_python(value: Value) -> Any:
@@ -80,12 +82,7 @@ def coerce(value: Value, data_type: int, field: str) -> Any:
     if data_type in ELEMENT_OF or data_type in VECTORS:
         if not isinstance(plain, list):
             raise _wrong(field, data_type, plain)
-        element = ELEMENT_OF.get(data_type) or (
-            value_pb2.DATA_TYPE_FLOAT32
-            if data_type == value_pb2.DATA_TYPE_FLOAT32_VECTOR
-            else value_pb2.DATA_TYPE_FLOAT64
-        )
-        return [_scalar(v, element, field) for v in plain]
+        return [_scalar(v, element_of(data_type), field) for v in plain]
     return _scalar(plain, data_type, field)
 
 
@@ -95,7 +92,7 @@ def _scalar(plain: Any, data_type: int, field: str) -> Any:
             return plain
         case value_pb2.DATA_TYPE_INT64, int() if not isinstance(plain, bool):
             return plain
-        case value_pb2.DATA_TYPE_INT64, float() if plain.is_integer() and abs(plain) < 2**53:
+        case value_pb2.DATA_TYPE_INT64, float() if plain.is_integer() and abs(plain) < EXACT_FLOAT_INTEGERS:
             return int(plain)
         case ((value_pb2.DATA_TYPE_FLOAT32 | value_pb2.DATA_TYPE_FLOAT64), float()) if not isnan(plain):
             return plain

@@ -14,17 +14,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_common.conversion import ARROW_TYPES, accepts, arrow_type, convert, data_type_of, from_text
+from flywheel_common.conversion import (
+    ARROW_TYPES,
+    BOOL,
+    BYTES,
+    FLOAT32,
+    FLOAT64,
+    INT64,
+    STRING,
+    TIMESTAMP,
+    accepts,
+    arrow_type,
+    convert,
+    data_type_of,
+    from_text,
+)
 from flywheel_common.errors import WrongType
 from flywheel_protos.types.v1 import value_pb2
 
-BOOL = value_pb2.DATA_TYPE_BOOL
-INT64 = value_pb2.DATA_TYPE_INT64
-FLOAT32 = value_pb2.DATA_TYPE_FLOAT32
-FLOAT64 = value_pb2.DATA_TYPE_FLOAT64
-STRING = value_pb2.DATA_TYPE_STRING
-BYTES = value_pb2.DATA_TYPE_BYTES
-TIMESTAMP = value_pb2.DATA_TYPE_TIMESTAMP
 NAN = float("nan")
 NOON = datetime(2024, 5, 1, 12, tzinfo=UTC)
 NOON_MICROS = 1_714_564_800_000_000  # date -u -d 2024-05-01T12:00:00Z +%s, times 10^6

@@ -13,7 +13,7 @@ from flywheel_common.kafka.envelope import build_event, payload_of
 from flywheel_common.kafka.errors import MalformedEvent
 from flywheel_common.value import coerce
 from flywheel_feature.definitions.model import DataType, Field, Source
-from flywheel_feature.encoding.frames import Columns
+from flywheel_feature.encoding.frames import Columns, nan_to_null
 from flywheel_feature.encoding.row_checks import check_values, required, wrong_type
 from flywheel_feature.encoding.row_encoding import DTYPES
 from flywheel_feature.encoding.wire_columns import micros, read_rows, to_column
@@ -148,10 +148,7 @@ def _many_values(field: Field, cells: Sequence[value_pb2.Value | None]) -> tuple
         packed[valid] = values
     except OverflowError:
         raise _too_large(field) from None
-    if packed.dtype.kind == "f":
-        nan = np.isnan(packed)
-        packed[nan], valid[nan] = 0, False
-    return packed, valid
+    return nan_to_null(packed, valid) if packed.dtype.kind == "f" else (packed, valid)
 
 
 def _one_value(field: Field, cell: value_pb2.Value) -> tuple[Any, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -15,6 +16,20 @@ from flywheel_feature.encoding.row_encoding import DTYPES
 
 Columns = dict[str, tuple[Array, Mask]]
 """Name → (values, mask of rows that are not null)."""
+
+
+def take_rows(columns: Columns, rows: npt.NDArray[Any]) -> Columns:
+    """The columns at `rows` (places or a mask)."""
+    return {name: (values[rows], valid[rows]) for name, (values, valid) in columns.items()}
+
+
+def nan_to_null(values: Array, valid: Mask) -> tuple[Array, Mask]:
+    """The values with 0 for NaN, and the mask without these rows. Values: [n] floats."""
+    nan = np.isnan(values)
+    if not nan.any():
+        return values, valid
+    return np.where(nan, values.dtype.type(0), values), valid & ~nan
+
 
 _PLAIN = frozenset({DataType.BOOL, DataType.INT64, DataType.FLOAT32, DataType.FLOAT64})
 _FLOATS = frozenset({DataType.FLOAT32, DataType.FLOAT64})

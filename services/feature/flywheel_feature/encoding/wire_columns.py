@@ -16,7 +16,7 @@ from flywheel_common.errors import InvalidColumn
 from flywheel_feature.definitions.errors import UnknownField
 from flywheel_feature.definitions.model import DataType, Field
 from flywheel_feature.encoding.errors import PartialRow, RowCountMismatch
-from flywheel_feature.encoding.frames import Columns
+from flywheel_feature.encoding.frames import Columns, nan_to_null
 from flywheel_feature.encoding.row_checks import wrong_type
 from flywheel_feature.encoding.row_encoding import DTYPES, WIDE
 from flywheel_protos.types.v1 import column_pb2
@@ -68,8 +68,8 @@ def read_column(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any
     if given != int(declared):
         array = convert(pa.array(values, mask=~valid), int(declared), column=field.name)
         values, valid = np.asarray(array.fill_null(0)), np.asarray(array.is_valid())
-    elif declared in _FLOATS and (nan := np.isnan(values)).any():
-        values, valid = np.where(nan, values.dtype.type(0), values), valid & ~nan
+    elif declared in _FLOATS:
+        values, valid = nan_to_null(values, valid)
     if declared.is_vector and values.shape[1] != field.vector_size:
         raise wrong_type(field, f"a vector of {values.shape[1]} where {field.vector_size} are declared")
     return values, valid

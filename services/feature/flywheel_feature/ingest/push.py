@@ -19,7 +19,7 @@ from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import Field, Source, View
 from flywheel_feature.definitions.value_rules import Report
 from flywheel_feature.encoding.errors import RowCountMismatch, ValueOutOfRange
-from flywheel_feature.encoding.frames import Columns
+from flywheel_feature.encoding.frames import Columns, take_rows
 from flywheel_feature.encoding.keys import entity_keys
 from flywheel_feature.encoding.row_checks import check_values, required, row_ids
 from flywheel_feature.ingest.ports import Materialized
@@ -112,7 +112,7 @@ class Pusher:
         ids = _event_ids(source.schema, columns, rows, event_ids)
         kept, report = await self._rule_actions.pushed_to_source(source, columns, rows)
         if kept is not None:
-            columns, rows = _pick(columns, kept), int(kept.sum())
+            columns, rows = take_rows(columns, kept), int(kept.sum())
             ids = [event_id for event_id, ok in zip(ids, kept.tolist(), strict=True) if ok]
         if not rows:
             return PushResult(0, {}, report)
@@ -130,7 +130,7 @@ class Pusher:
     def _check_times(self, source: Source, columns: Columns) -> None:
         """Raises EventTimeOutOfRange for the first time that is unset or after now + max_clock_skew."""
         times = columns[source.timestamp_field][0]
-        wrong = (times > self._event_times.latest()) | (times == 0)
+        wrong = self._event_times.out_of_range(times)
         if wrong.any():
             row = int(np.argmax(wrong))
             self._event_times.check(int(times[row]), f"{source.timestamp_field} of row {row}")
@@ -139,7 +139,7 @@ class Pusher:
         self, source: Source, columns: Columns, ids: list[str], rows: np.ndarray, partition: int
     ) -> list[tuple[int, bytes]]:
         """The records of rows of one partition: one, or halves where it is too large."""
-        value = self._encode(source, _pick(columns, rows), [ids[i] for i in rows.tolist()], partition)
+        value = self._encode(source, take_rows(columns, rows), [ids[i] for i in rows.tolist()], partition)
         if len(value) <= MAXIMUM_RECORD_BYTES or len(rows) == 1:
             return [(partition, value)]
         middle = len(rows) // 2
@@ -169,7 +169,7 @@ class Pusher:
         required(columns, [*keys, source.timestamp_field], "a row needs its join keys and its time")
         kept, report = await self._rule_actions.pushed_to_view(view, source, columns, rows)
         if kept is not None:
-            columns, rows = _pick(columns, kept), int(kept.sum())
+            columns, rows = take_rows(columns, kept), int(kept.sum())
         if rows and offline:
             await self._log.append(view, source, columns, rows)
         if rows and online:
@@ -188,11 +188,6 @@ class Pusher:
         if newest > self._newest.get(view.name, 0) + FRESHNESS_STEP:
             await self._materialized.done(view.project, view.id, view.version, newest + 1, newest)
             self._newest[view.name] = newest
-
-
-def _pick(columns: Columns, rows: np.ndarray) -> Columns:
-    """The columns at `rows` (places or a mask)."""
-    return {name: (v[rows], m[rows]) for name, (v, m) in columns.items()}
 
 
 def _check_rows(fields: Sequence[Field], columns: Columns) -> None:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from flywheel_common.arrays import Ints
 from flywheel_feature.definitions.model import Source
-from flywheel_feature.encoding.frames import Columns
+from flywheel_feature.encoding.frames import Columns, take_rows
 from flywheel_feature.windows.event_order import event_ranks, known_times
 
 
@@ -31,7 +31,7 @@ class SourceRows:
 
     def take(self, rows: npt.NDArray[Any]) -> SourceRows:
         """The rows at `rows` (places or a mask)."""
-        columns = {name: (v[rows], m[rows]) for name, (v, m) in self.columns.items()}
+        columns = take_rows(self.columns, rows)
         ids = [self.event_ids[i] for i in np.arange(len(self.event_ids))[rows].tolist()]
         return SourceRows(self.source, self.partition, columns, ids, self.offset[rows], self.next_offset)
 

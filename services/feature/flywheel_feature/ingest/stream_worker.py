@@ -27,7 +27,7 @@ from flywheel_feature.encoding.event_payloads import (
     from_single_events,
     to_event,
 )
-from flywheel_feature.encoding.frames import Columns
+from flywheel_feature.encoding.frames import Columns, take_rows
 from flywheel_feature.ingest.generations import Generations
 from flywheel_feature.ingest.source_rows import Part, joined
 from flywheel_feature.ingest.stream_materialization import StreamMaterializer
@@ -221,8 +221,9 @@ def _ahead_of_time(
 
 def _with_rows(record: Record, source: Source, columns: Columns, ids: Sequence[str], keep: Mask) -> Record:
     """The record with only the rows that `keep` selects."""
-    kept = {name: (values[keep], valid[keep]) for name, (values, valid) in columns.items()}
-    event = to_event(source, kept, [ids[i] for i in np.flatnonzero(keep).tolist()], record.partition)
+    event = to_event(
+        source, take_rows(columns, keep), [ids[i] for i in np.flatnonzero(keep).tolist()], record.partition
+    )
     if record.event is not None:
         event.id = record.event.id
     return replace(record, value=event.SerializeToString(), event=event)

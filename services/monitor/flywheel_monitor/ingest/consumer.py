@@ -117,7 +117,7 @@ class EventHandler:
     def _bad_rows(self, event_times: Ints, *texts: Sequence[str]) -> tuple[Mask | None, str]:
         """The mask of rows that cannot be counted, None without any, and what is wrong with them."""
         nul = with_nul(*texts)
-        wrong = (event_times > self._event_times.latest()) | (event_times == 0)
+        wrong = self._event_times.out_of_range(event_times)
         if not wrong.any():
             return nul, "an id or a segment contains a NUL character"
         _WRONG_TIMES.inc(int(wrong.sum()))
