@@ -14,6 +14,13 @@ class UnusableTrainingSet(FailedPrecondition):
     )
 
 
+class TooFewEventTimes(FailedPrecondition):
+    """The rows have too few distinct event times to be split into training, calibration and evaluation."""
+
+    reason = "TOO_FEW_EVENT_TIMES"
+    remedy = "Build a training set whose labelled rows have at least 3 distinct event times."
+
+
 class TrainingFailed(FailedPrecondition):
     """The training code raised an exception; the message is that exception."""
 

@@ -66,6 +66,6 @@ def prepare(spec: TabularSpec, store: Any, start: InitialWeights) -> PreparedDat
     """Read, split and encode the training set."""
     names = [c.name for c in spec.columns]
     frame = in_time_order(objects.read_table(store, spec.uri, [*names, LABEL, TIME]))
-    split = split_by_time(frame.height, spec.hyperparameters.holdout_fraction)
+    split = split_by_time(frame[TIME], spec.hyperparameters.holdout_fraction)
     inputs = choose_inputs(spec.columns, frame.head(split.train_end), start.vocabularies)
     return PreparedData(inputs, encode(frame, inputs), labels_of(frame), split)
