@@ -76,6 +76,9 @@ def _nearest(borders: npt.NDArray[np.int64], wanted: int) -> int:
 
 def labels_of(frame: pl.DataFrame) -> npt.NDArray[np.float32]:
     """The labels. Raises UnusableTrainingSet if one is not 0 or 1, or all are equal."""
+    data_type = frame[LABEL].dtype
+    if not data_type.is_numeric() and data_type != pl.Boolean:
+        raise UnusableTrainingSet(f"Labels must be 0 or 1, but {LABEL!r} is of type {data_type}.")
     labels = np.array(frame[LABEL].cast(pl.Float32), dtype=np.float32)
     if not np.isin(labels, (0.0, 1.0)).all():
         raise UnusableTrainingSet("This recipe needs labels that are 0 or 1.")
