@@ -17,6 +17,6 @@ async def trainer() -> AsyncIterator[MemoryTrainer]:
     """A trainer with an experiment and a training set."""
     async with AsyncExitStack() as stack:
         trainer = await serve_in_memory(stack)
-        trainer.feature.known[TRAINING_SET] = TrainingSet(TRAINING_SET, "s3://b/t", (), 1, "f" * 64, "")
+        trainer.feature.known[TRAINING_SET] = TrainingSet(TRAINING_SET, "s3://b/t", (), 100, "f" * 64, "")
         await trainer.ports.runs.create_experiment(EXPERIMENT, "", b"", AT)
         yield trainer

@@ -84,6 +84,7 @@ async def failure(call: Any) -> tuple[str, str]:
         ("SubmitJob", submit_job(training_set=f"{P}/trainingSets/none"), "NOT_FOUND UNKNOWN_TRAINING_SET"),
         ("SubmitJob", submit_job(experiment="none"), "NOT_FOUND UNKNOWN_EXPERIMENT"),
         ("SubmitJob", submit_job(tabular=pb.TabularRecipe(dropout=1.5)), "INVALID_ARGUMENT INVALID_SPEC"),
+        ("SubmitJob", submit_job(workers=101), "INVALID_ARGUMENT INVALID_SPEC"),
         (
             "SubmitJob",
             submit_job(tabular=pb.TabularRecipe(warm_start=f"{MODEL}/versions/9")),

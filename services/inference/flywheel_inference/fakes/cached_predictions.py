@@ -11,5 +11,5 @@ class MemoryCachedPredictions:
     def __init__(self) -> None:
         self.predictions: dict[tuple[str, str], CachedPrediction] = {}
 
-    async def get(self, model: str, subject: str) -> CachedPrediction | None:
-        return self.predictions.get((model, subject))
+    async def get(self, model: str, keys: str) -> CachedPrediction | None:
+        return self.predictions.get((model, keys))

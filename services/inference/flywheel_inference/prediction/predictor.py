@@ -23,6 +23,7 @@ from flywheel_inference.requests.request import (
     PredictCall,
     RoutedRequest,
     checked_id,
+    joined_keys,
     segment_of,
     subject_of,
 )
@@ -171,7 +172,7 @@ class Predictor:
     async def _fall_back(self, scorer: ReleaseScorer, request: RoutedRequest, reason: str) -> Answer:
         policy, cached = scorer.spec.fallback, None
         if self._cached is not None and policy.cached_max_age_seconds > 0:
-            cached = await self._cached.get(scorer.spec.model, subject_of(request.keys))
+            cached = await self._cached.get(scorer.spec.model, joined_keys(request.keys))
         found = choose_fallback(policy, cached, request.event_micros)
         score, source = found if found is not None else (float("nan"), ERROR)
         decision = score >= scorer.spec.threshold

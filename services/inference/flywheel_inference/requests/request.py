@@ -98,9 +98,17 @@ class RoutedRequest:
         )
 
 
+def joined_keys(keys: tuple[Any, ...]) -> str:
+    r"""The entity keys joined by `|`, in key order, with `\` before each `\` and `|` of a key.
+
+    Different keys of a feature set, and keys of different length, have different texts.
+    """
+    return "|".join([str(key).replace("\\", r"\\").replace("|", r"\|") for key in keys])
+
+
 def subject_of(keys: tuple[Any, ...]) -> str:
-    """The default routing subject: the entity keys joined by `|`, in key order."""
-    return str(keys[0]) if len(keys) == 1 else "|".join(map(str, keys))
+    """The default routing subject: the joined keys, or a single key as it is."""
+    return str(keys[0]) if len(keys) == 1 else joined_keys(keys)
 
 
 def segment_of(call: PredictCall, segment_keys: tuple[str, ...]) -> str:

@@ -78,10 +78,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def LogMetrics(self, request: pb.LogMetricsRequest, context: Any) -> pb.LogMetricsResponse:
         name = RunName.parse(request.run)
-        stored = await self._runs.log_metrics(
+        logged = await self._runs.log_metrics(
             name, request.keys, request.steps, request.values, request.times
         )
-        return pb.LogMetricsResponse(stored_count=stored)
+        return pb.LogMetricsResponse(stored_count=logged.stored, ignored_count=logged.ignored)
 
     async def ListMetricPoints(
         self, request: pb.ListMetricPointsRequest, context: Any
@@ -97,8 +97,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         )
 
     async def UpdateRun(self, request: pb.UpdateRunRequest, context: Any) -> pb.UpdateRunResponse:
-        run = await self._runs.update(RunName.parse(request.name), run_update_from_proto(request))
-        return pb.UpdateRunResponse(run=run_to_proto(run))
+        name = RunName.parse(request.name)
+        run, ignored = await self._runs.update(name, run_update_from_proto(request))
+        return pb.UpdateRunResponse(run=run_to_proto(run), ignored_params=ignored)
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         spec = train_spec_from_proto(request.job.train)

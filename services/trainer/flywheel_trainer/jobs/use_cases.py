@@ -41,6 +41,12 @@ class Jobs:
             return known
         check_spec(spec)
         training_set = await self._training_sets.get(spec.training_set)
+        if spec.workers > training_set.row_count:
+            raise InvalidSpec(
+                f"train.workers is {spec.workers}, but each worker needs a row and {spec.training_set} has "
+                f"{training_set.row_count}.",
+                field="train.workers",
+            )
         warm: dict[str, str] | None = None
         if spec.warm_start:
             found = await self._weights.of(spec.warm_start)

@@ -1,7 +1,7 @@
 """Cached batch predictions in Redis.
 
-Key `prediction:{model resource name}:{entity keys joined by |}`, value 16 bytes little-endian: float64
-calibrated score, int64 microseconds since 1970 UTC at which it was computed.
+Key `prediction:{model resource name}:{entity keys}`, value 16 bytes little-endian: float64 calibrated score,
+int64 microseconds since 1970 UTC at which it was computed. `requests.joined_keys` joins the entity keys.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 _VALUE = struct.Struct("<dq")
 
 
-def key_of(model: str, subject: str) -> str:
+def key_of(model: str, keys: str) -> str:
     """The Redis key of a prediction."""
-    return f"prediction:{model}:{subject}"
+    return f"prediction:{model}:{keys}"
 
 
 def encode(score: float, scored_at_micros: int) -> bytes:
@@ -49,10 +49,10 @@ class RedisCachedPredictions:
         """Reads that have not ended yet, including those whose caller no longer waits."""
         return len(self._reads)
 
-    async def get(self, model: str, subject: str) -> CachedPrediction | None:
+    async def get(self, model: str, keys: str) -> CachedPrediction | None:
         if not self._breaker.allows(time.monotonic()):
             return None
-        read = asyncio.create_task(self._read(model, subject))
+        read = asyncio.create_task(self._read(model, keys))
         self._reads.add(read)
         read.add_done_callback(self._reads.discard)
         left = left_seconds()
@@ -73,9 +73,9 @@ class RedisCachedPredictions:
         await asyncio.gather(*self._reads, return_exceptions=True)
         await self._redis.aclose()
 
-    async def _read(self, model: str, subject: str) -> CachedPrediction | None:
+    async def _read(self, model: str, keys: str) -> CachedPrediction | None:
         try:
-            value = await self._redis.get(key_of(model, subject))
+            value = await self._redis.get(key_of(model, keys))
         except (RedisError, OSError):
             self._breaker.failed(time.monotonic())
             return None

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from flywheel_trainer.recipes.errors import UnusableTrainingSet
+from flywheel_trainer.recipes.errors import TooFewEventTimes, UnusableTrainingSet
 from flywheel_trainer.recipes.tabular.spec import LABEL, TIME, Column
 
 MAX_VOCABULARY = 200
@@ -49,20 +49,36 @@ def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.filter(pl.col(LABEL).is_not_null()).sort(TIME, maintain_order=True)
 
 
-def split_by_time(rows: int, holdout_fraction: float) -> Split:
+def split_by_time(times: pl.Series, holdout_fraction: float) -> Split:
     """Split off the newest rows as the holdout, and its oldest CALIBRATION_SHARE for calibration.
 
-    Every part has at least one row. Raises UnusableTrainingSet if there are fewer than 10 rows.
+    `times` is sorted. Rows of one time are in one part, so the parts are as near to the wanted sizes as the
+    borders between times permit. Raises UnusableTrainingSet if there are fewer than 10 rows, TooFewEventTimes
+    if there are fewer than 3 times.
     """
+    rows = len(times)
     if rows < 10:
         raise UnusableTrainingSet(f"The training set has {rows} labelled rows; at least 10 are needed.")
-    holdout = min(max(round(rows * holdout_fraction), 2), rows - 1)
-    calibration = min(max(round(holdout * CALIBRATION_SHARE), 1), holdout - 1)
-    return Split(train_end=rows - holdout, calibration_end=rows - holdout + calibration, rows=rows)
+    borders = np.flatnonzero(np.diff(times.rle_id().to_numpy())) + 1
+    if len(borders) < 2:
+        raise TooFewEventTimes(
+            f"The labelled rows have {len(borders) + 1} distinct event times; at least 3 are needed."
+        )
+    train_end = _nearest(borders[:-1], rows - round(rows * holdout_fraction))
+    wanted = train_end + round((rows - train_end) * CALIBRATION_SHARE)
+    return Split(train_end, _nearest(borders[borders > train_end], wanted), rows)
+
+
+def _nearest(borders: npt.NDArray[np.int64], wanted: int) -> int:
+    """The border nearest to `wanted`; of two, the lower one."""
+    return int(borders[np.abs(borders - wanted).argmin()])
 
 
 def labels_of(frame: pl.DataFrame) -> npt.NDArray[np.float32]:
     """The labels. Raises UnusableTrainingSet if one is not 0 or 1, or all are equal."""
+    data_type = frame[LABEL].dtype
+    if not data_type.is_numeric() and data_type != pl.Boolean:
+        raise UnusableTrainingSet(f"Labels must be 0 or 1, but {LABEL!r} is of type {data_type}.")
     labels = np.array(frame[LABEL].cast(pl.Float32), dtype=np.float32)
     if not np.isin(labels, (0.0, 1.0)).all():
         raise UnusableTrainingSet("This recipe needs labels that are 0 or 1.")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from flywheel_trainer.recipes import objects
+from flywheel_trainer.recipes.errors import TooFewTrainingRows
 from flywheel_trainer.recipes.tabular.dataset import (
     Input,
     Split,
@@ -62,10 +63,25 @@ def load_initial_weights(spec: TabularSpec, store: Any) -> InitialWeights:
     return InitialWeights(vocabularies, saved["state"], spec.warm_start.version)
 
 
+def check_training_set(spec: TabularSpec, store: Any) -> None:
+    """Check event times, labels and the number of rows before the workers start.
+
+    Raises UnusableTrainingSet, TooFewEventTimes, and TooFewTrainingRows if a worker would have no row.
+    """
+    frame = in_time_order(objects.read_table(store, spec.uri, [LABEL, TIME]))
+    split = split_by_time(frame[TIME], spec.hyperparameters.holdout_fraction)
+    labels_of(frame)
+    if spec.workers > split.train_end:
+        raise TooFewTrainingRows(
+            f"{split.train_end} of {split.rows} labelled rows are left for training, but each of "
+            f"{spec.workers} workers needs at least one."
+        )
+
+
 def prepare(spec: TabularSpec, store: Any, start: InitialWeights) -> PreparedData:
     """Read, split and encode the training set."""
     names = [c.name for c in spec.columns]
     frame = in_time_order(objects.read_table(store, spec.uri, [*names, LABEL, TIME]))
-    split = split_by_time(frame.height, spec.hyperparameters.holdout_fraction)
+    split = split_by_time(frame[TIME], spec.hyperparameters.holdout_fraction)
     inputs = choose_inputs(spec.columns, frame.head(split.train_end), start.vocabularies)
     return PreparedData(inputs, encode(frame, inputs), labels_of(frame), split)
