@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
+import hypothesis
 import pytest
 from pydantic import SecretStr
 
@@ -33,6 +34,12 @@ from flywheel_local.ray import Ray
 from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3
 from flywheel_local.triton import Triton
+
+# A busy machine is no failure: no time limits for single examples or for their generation.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 # pyarrow and botocore read these at import; the local S3 server does not support the newer checksum headers.
 os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")

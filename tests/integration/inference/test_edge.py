@@ -106,8 +106,10 @@ async def test_an_answer_too_large_for_the_log_is_counted_and_others_logged(
     memory_deployment: MemoryDeployment,
 ) -> None:
     gateway = await serving_gateway(memory_deployment)
-    large = await gateway.predict("UA", 1.0, "JFK", subject="x" * (9 << 20), timeout=30)
-    assert large.score == pytest.approx(expected_score(W, 0.0, [2.0, 1.0, 0]), abs=1e-5)
+    memory_deployment.features.padding = "x" * (9 << 20)
+    large = await gateway.predict("UA", 1.0, "JFK", timeout=30)
+    assert large.score == pytest.approx(expected_score(W, 0.0, [2.0, 1.0, -1]), abs=1e-5)
+    memory_deployment.features.padding = ""
 
     async def counted() -> bool:
         status = await gateway.stub.GetServingStatus(pb.GetServingStatusRequest())

@@ -95,6 +95,7 @@ def log_request(number: int, subject: str = "") -> RoutedRequest:
     """Prediction `id-{number}`; the default subject is `s{number}`."""
     return RoutedRequest(
         call=None,  # type: ignore[arg-type]
+        contract=LOG_CONTRACT,
         prediction_id=f"id-{number}",
         keys=(f"N{number}",),
         fields=(None if number % 2 else float(number),),

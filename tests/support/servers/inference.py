@@ -194,6 +194,10 @@ class MemoryDeployment(Deployment):
         )
         return wire(settings, stack, ports, gateway_id=settings.gateway_id, prometheus=CollectorRegistry())
 
+    def log_rows(self) -> int:
+        """Number of rows in the prediction log."""
+        return sum(record.rows for record in self.log.stored)
+
     async def logged(
         self, topic: str, ids: set[str], *, each: int = 1, within: float = 20.0
     ) -> dict[str, list[LoggedRow]]:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from flywheel_common.errors import FlywheelError
+from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.fallback.choice import ERROR, MODEL
 from flywheel_inference.fallback.errors import BadScore
@@ -86,41 +86,81 @@ class ShadowCopies:
     ) -> None:
         began = time.perf_counter()
         batch: ScoredBatch | None = None
-        reason = ""
+        failed: list[tuple[RoutedRequest, str]] = []
+        scored = requests
         try:
             if block.feature_set and block.feature_set == challenger.contract.feature_set:
                 batch = await challenger.score_block(block, self._timeout)
             else:
-                bound = [request.bound_to(challenger.contract) for request in requests]
-                batch = await challenger.score_requests(bound, self._timeout)
+                scored, failed = _bound(requests, challenger)
+                result = await challenger.score_requests(scored, self._timeout)
+                failed += [(scored[row], error.reason) for row, error in result.errors.items()]
+                batch, scored = result.batch, [scored[row] for row in result.rows]
         except FlywheelError as error:
-            reason = error.reason
+            failed += [(request, error.reason) for request in scored]
+            scored = []
         milliseconds = (time.perf_counter() - began) * 1e3
-        self._offer_to_log(_rows(challenger, rollout, requests, batch, reason, milliseconds))
+        if batch is not None:
+            self._offer_to_log(_answers(challenger, rollout, scored, batch, milliseconds))
+        for of_contract in _by_contract(failed):
+            self._offer_to_log(_failures(challenger, rollout, of_contract, milliseconds))
 
 
-def _rows(
+def _bound(
+    requests: list[RoutedRequest], challenger: ReleaseScorer
+) -> tuple[list[RoutedRequest], list[tuple[RoutedRequest, str]]]:
+    """The requests bound to the challenger; and those that lack what it needs, with the reason."""
+    bound, failed = [], []
+    for request in requests:
+        try:
+            bound.append(request.bound_to(challenger.contract))
+        except InvalidArgument as error:
+            failed.append((request, error.reason))
+    return bound, failed
+
+
+def _by_contract(failed: list[tuple[RoutedRequest, str]]) -> list[list[tuple[RoutedRequest, str]]]:
+    groups: dict[str, list[tuple[RoutedRequest, str]]] = {}
+    for request, reason in failed:
+        groups.setdefault(request.contract.feature_set, []).append((request, reason))
+    return list(groups.values())
+
+
+def _answers(
     challenger: ReleaseScorer,
     rollout: str,
     requests: list[RoutedRequest],
-    batch: ScoredBatch | None,
-    reason: str,
+    batch: ScoredBatch,
     milliseconds: float,
 ) -> LogRows:
-    """The challenger's answers; `batch` None: it failed with `reason`."""
-    count = len(requests)
-    scores = batch.scores if batch is not None else np.full(count, np.nan)
-    finite = np.isfinite(scores)
-    reasons = [] if finite.all() else ["" if ok else reason or BadScore.reason for ok in finite.tolist()]
+    finite = np.isfinite(batch.scores)
     return log_rows(
         challenger,
         requests,
         role=SHADOW,
         rollout=rollout,
-        block=batch.block if batch is not None else None,
-        scores=scores,
-        decisions=batch.decisions if batch is not None else np.zeros(count, np.bool_),
+        block=batch.block,
+        scores=batch.scores,
+        decisions=batch.decisions,
         sources=np.where(finite, MODEL, ERROR).astype(np.uint8),
+        latencies_ms=np.full(len(requests), milliseconds, np.float32),
+        reasons=[] if finite.all() else ["" if ok else BadScore.reason for ok in finite.tolist()],
+    )
+
+
+def _failures(
+    challenger: ReleaseScorer, rollout: str, failed: list[tuple[RoutedRequest, str]], milliseconds: float
+) -> LogRows:
+    count = len(failed)
+    return log_rows(
+        challenger,
+        [request for request, _ in failed],
+        role=SHADOW,
+        rollout=rollout,
+        block=None,
+        scores=np.full(count, np.nan),
+        decisions=np.zeros(count, np.bool_),
+        sources=np.full(count, ERROR, np.uint8),
         latencies_ms=np.full(count, milliseconds, np.float32),
-        reasons=reasons,
+        reasons=[reason for _, reason in failed],
     )

@@ -12,10 +12,12 @@ from flywheel_inference.releases.calibration import Calibration, Identity
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """A typed field. `data_type` is the number of a types.v1.DataType."""
+    """A typed field. `data_type` is the number of a types.v1.DataType. `vector_size`: elements of each
+    vector; 0 for other types."""
 
     name: str
     data_type: int
+    vector_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
