@@ -80,5 +80,3 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Maximum time that RecordOutcome waits for Kafka."""
     heartbeat_seconds: float = 0.25
     """Pause between reports to the registry, and between checks of the loaded models."""
-    boot_wait_seconds: float = 3.0
-    """How long a gateway without a saved state waits for the registry before it becomes ready."""

@@ -93,6 +93,7 @@ async def build(
 ) -> Server:
     """A gateway on the adapters that the settings describe; `stack` closes them."""
     folder = await asyncio.to_thread(StateFolder, settings.state_dir)
+    stack.callback(folder.close)
     gateway_id = settings.gateway_id or folder.gateway_id(f"gateway-{new_id()}")
     token = settings.service_token.get_secret_value()
 
@@ -183,7 +184,6 @@ def wire(
         make_scorer=scorers.make,
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,
-        boot_wait_seconds=settings.boot_wait_seconds,
     )
 
     metrics.watch("in_flight", "Predictions in flight", lambda: predictor.in_flight)

@@ -12,6 +12,7 @@ from flywheel_common.kafka import topics
 from flywheel_inference.api.convert_requests import MAX_PREDICT_BYTES
 from flywheel_inference.routing.route import CHALLENGER, CHAMPION, SHADOW
 from flywheel_protos.events.v1 import prediction_pb2 as events
+from flywheel_protos.registry.v1 import model_pb2
 from tests.support.builders.inference import expected_score
 from tests.support.eventually import eventually
 from tests.support.servers.inference import MemoryDeployment
@@ -111,3 +112,35 @@ async def test_a_shadow_that_lacks_a_field_fails_only_in_the_log(memory_deployme
     batch, row = next((batch, row) for _, batch, row in rows if batch.role == SHADOW)
     assert batch.sources[row] == ERROR_ANSWER and batch.error_reasons[row] == "MISSING_REQUEST_FIELD"
     await eventually(lambda: memory_deployment.log_rows() == 2)
+
+
+async def test_changed_content_of_a_release_is_served(memory_deployment: MemoryDeployment) -> None:
+    registry = memory_deployment.registry
+    release = registry.release(1, W)
+    gateway = await memory_deployment.gateway_serving(release)
+    assert (await gateway.predict("UA", 3.0, "EWR")).decision
+    release.release.threshold = 0.999
+    registry.desired.models[0].champion.CopyFrom(release)
+    registry.changed.set()
+
+    async def refused() -> bool:
+        return not (await gateway.predict("UA", 3.0, "EWR")).decision
+
+    await eventually(refused, within=10)
+
+
+async def test_a_release_that_cannot_be_decoded_leaves_the_old_one(
+    memory_deployment: MemoryDeployment,
+) -> None:
+    registry = memory_deployment.registry
+    gateway = await memory_deployment.gateway_serving(registry.release(1, W))
+    newer = registry.release(2, W, calibration=model_pb2.Calibration(isotonic={"x": [1.0, 0.0], "y": [0, 1]}))
+    registry.want(champion=newer)
+
+    async def reported() -> str:
+        return str((await gateway.status()).failures.get(newer.release.name, ""))
+
+    assert "must not decrease" in await eventually(reported, within=10)
+    answer = await gateway.predict()
+    assert answer.release.endswith("/releases/1") and not answer.degraded
+    assert (await gateway.status()).generation == 1

@@ -78,6 +78,7 @@ LOG_CONTRACT = FeatureSetContract(
 )
 LOG_SPEC = ReleaseSpec(
     name="releases/1",
+    digest="",
     model="models/m",
     model_version="versions/1",
     triton_model="m",

@@ -103,7 +103,6 @@ def settings_for_tests(**changes: Any) -> InferenceSettings:
         "kafka_bootstrap": NO_SERVER,
         "state_dir": Path("/nonexistent"),
         "gateway_id": "gateway-test",
-        "boot_wait_seconds": 0.5,
         "log_drain_seconds": 2.0,
         # Long limits: the tests check behaviour, and the machine may be busy.
         "batch_cap_seconds": 2.0,
