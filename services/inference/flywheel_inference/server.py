@@ -148,10 +148,14 @@ def wire(
         flush_seconds=settings.log_flush_seconds,
         flush_rows=settings.log_flush_rows,
         max_rows=settings.log_max_rows,
+        max_bytes=settings.log_max_bytes,
     )
     stack.push_async_callback(log.drain, settings.log_drain_seconds)
     shadow = ShadowCopies(
-        log.offer, max_rows=settings.shadow_max_rows, timeout_seconds=settings.shadow_timeout_seconds
+        log.offer,
+        max_rows=settings.shadow_max_rows,
+        max_bytes=settings.shadow_max_bytes,
+        timeout_seconds=settings.shadow_timeout_seconds,
     )
     serving = ServingState()
     predictor = Predictor(

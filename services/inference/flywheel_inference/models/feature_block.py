@@ -25,6 +25,13 @@ class FeatureColumn:
     values: Array
     valid: Mask
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the values; of texts and lists, their lengths."""
+        if self.values.dtype != object:
+            return int(self.values.nbytes)
+        return sum(len(value) for value in self.values if value is not None)
+
     def take(self, rows: Array) -> FeatureColumn:
         """The rows at these indices."""
         return FeatureColumn(self.name, self.data_type, self.values[rows], self.valid[rows])
@@ -46,6 +53,11 @@ class FeatureBlock:
     @property
     def rows(self) -> int:
         return int(self.statuses.shape[1])
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the feature values."""
+        return sum(column.size_bytes for column in self.columns)
 
     def take(self, rows: Array) -> FeatureBlock:
         """The rows at these indices, in that order."""
