@@ -10,6 +10,7 @@ import pytest
 from flywheel_common.errors import FlywheelError
 from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.offline.prediction_log import read_answers
+from flywheel_feature.offline.skew import comparable, mismatched
 
 AT = dt.datetime(2024, 5, 1, tzinfo=dt.UTC)
 VALID: dict[str, pl.Series] = {
@@ -57,3 +58,49 @@ def test_text_and_what_stands_for_text_is_read() -> None:
     assert frame.get_column("prediction_id").to_list() == ["1"]
     (frame,) = answers(source=STORED["categorical"])
     assert frame.get_column("prediction_id").to_list() == ["a"]
+
+
+RECOMPUTED: dict[str, pl.Series] = {
+    "BOOL": pl.Series([True, None]),
+    "INT64": pl.Series([1, None]),
+    "FLOAT32": pl.Series([1.5, None], dtype=pl.Float32),
+    "STRING": pl.Series(["x", None]),
+    "BYTES": pl.Series([b"\xff", None]),
+    "TIMESTAMP": pl.Series([AT, None]),
+    "INT64_LIST": pl.Series([[1], None]),
+    "STRING_LIST": pl.Series([["a"], None]),
+    "TIMESTAMP_LIST": pl.Series([[AT], None]),
+    "FLOAT64_VECTOR": pl.Series([[1.0, 2.0], None], dtype=pl.Array(pl.Float64, 2)),
+}
+LISTS: dict[str, pl.Series] = {
+    "list of lists": pl.Series([[[1]], None]),
+    "list of nulls": pl.Series([[None], None]),
+    "list of structs": pl.Series([[{"a": 1}], None]),
+}
+
+
+@pytest.mark.parametrize("feature", RECOMPUTED)
+def test_features_of_any_stored_type_are_compared_or_not_comparable(feature: str) -> None:
+    recomputed = RECOMPUTED[feature]
+    for served in (STORED | LISTS | RECOMPUTED).values():
+        if comparable(served.dtype, recomputed.dtype):
+            assert len(mismatched(served, recomputed)) == 2
+    assert comparable(recomputed.dtype, recomputed.dtype)
+    assert mismatched(recomputed, recomputed).to_list() == [False, False]
+
+
+def test_text_and_numbers_are_not_comparable_with_lists_and_structs() -> None:
+    for feature in ("BOOL", "INT64", "STRING", "BYTES", "TIMESTAMP"):
+        for stored in (STORED["list"], STORED["struct"], STORED["duration"]):
+            assert not comparable(stored.dtype, RECOMPUTED[feature].dtype)
+    assert not comparable(STORED["int"].dtype, RECOMPUTED["INT64_LIST"].dtype)
+    assert not comparable(STORED["binary"].dtype, RECOMPUTED["INT64"].dtype)
+
+
+def test_bytes_and_text_are_compared_as_bytes() -> None:
+    assert mismatched(pl.Series(["a", "b", None]), pl.Series([b"a", b"\xff", b""])).to_list() == [
+        False,
+        True,
+        True,
+    ]
+    assert mismatched(pl.Series([b"\xff"]), pl.Series(["a"])).to_list() == [True]
