@@ -12,6 +12,7 @@ import pytest
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_trainer.runs.errors import ExperimentExists, RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import ExperimentName, Run, RunName, RunState, RunUpdate
 from flywheel_trainer.runs.search import parse_filter, parse_order
@@ -193,3 +194,14 @@ async def test_runs_are_filtered_and_ordered_page_by_page(runs: Any) -> None:
     assert ["0"] == await found("metrics.auc!=0.75")
     assert ["4", "3", "2", "1", "0"] == await found("experiment=late AND params.none!=x")
     assert [] == await found("experiment=other")
+
+
+async def test_runs_are_found_by_any_name_of_a_metric_param_or_tag(runs: Any) -> None:
+    odd = {"": "empty", "a`b": '"', "größe = 1": "x AND y", "a'; --\\": "{}", "a.b": ""}
+    name = (await create_run(runs, "run-1", params=odd, tags=odd)).name
+    await create_run(runs, "run-2", params={"a": "b"})
+    await runs.log(name, [point("val/loss@5{a=b}", 1, 0.5)], AT)
+    terms = [Term(field, key, "=", value) for field in ("params", "tags") for key, value in odd.items()]
+    for term in (*terms, *parse_filter("metrics.`val/loss@5{a=b}`<0.6")):
+        page = await runs.list_runs("p", (term,), None, 9, "")
+        assert [name] == [run.name for run in page.items], term

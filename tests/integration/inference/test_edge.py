@@ -148,6 +148,8 @@ async def test_outcomes_are_stored_as_often_as_they_are_sent(memory_deployment: 
         (pb.Outcome(name="label", value=1), "MISSING_PREDICTION_ID"),
         (pb.Outcome(prediction_id="x"), "INVALID_VALUE"),
         (pb.Outcome(prediction_id="x", name="label", value=float("nan")), "INVALID_VALUE"),
+        (pb.Outcome(prediction_id="x", name="label", value=2.0), "INVALID_VALUE"),
+        (pb.Outcome(prediction_id="x", name="label", value=-1.0), "INVALID_VALUE"),
         (pb.Outcome(prediction_id="x\0", name="label", value=1), "INVALID_TEXT"),
         (pb.Outcome(prediction_id="x", name="label\0", value=1), "INVALID_TEXT"),
         (pb.Outcome(prediction_id="x", name="label", value=1, outcome_id="\0"), "INVALID_TEXT"),

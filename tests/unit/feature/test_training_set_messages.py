@@ -9,13 +9,14 @@ import pytest
 from google.protobuf import text_format
 
 from flywheel_common.errors import InvalidArgument
+from flywheel_feature.api.convert_jobs import job_to_proto
 from flywheel_feature.api.convert_training_sets import (
-    skew_report_to_proto,
     training_set_request,
     training_set_to_proto,
     with_training_set_id,
 )
 from flywheel_feature.definitions.model import DataType, Field
+from flywheel_feature.jobs.model import Job, JobState
 from flywheel_feature.offline.model import (
     ColumnProfile,
     Compute,
@@ -139,7 +140,16 @@ def test_a_training_set_is_converted_field_by_field() -> None:
 
 def test_a_skew_report_survives_json() -> None:
     report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, ["p1: online 1.0, offline 2.0"]),), 2)
-    message = skew_report_to_proto(report.to_json())
+    job = Job(
+        "p",
+        "j",
+        "SKEW_CHECK",
+        b"",
+        datetime(2026, 1, 1, tzinfo=UTC),
+        state=JobState.SUCCEEDED,
+        result=report.to_json(),
+    )
+    message = job_to_proto(job).skew_report
     assert (2, 4, 1, 2) == (
         message.predictions,
         message.values,

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
-
-from google.protobuf import json_format
 
 from flywheel_common.errors import InvalidName
 from flywheel_common.names import Pattern, check_id, parse_project
@@ -185,12 +182,6 @@ def skew_request(request: pb.CheckSkewRequest) -> SkewRequest:
         end=micros(request.end_time) if request.HasField("end_time") else None,
         sample_limit=request.sample_limit,
     )
-
-
-def skew_report_to_proto(result: Mapping[str, Any]) -> pb.SkewReport:
-    """The message of a job's stored result (SkewReport.to_json)."""
-    report: pb.SkewReport = json_format.ParseDict(dict(result), pb.SkewReport())
-    return report
 
 
 def training_set_handler(builder: TrainingSetBuilder) -> Handler:

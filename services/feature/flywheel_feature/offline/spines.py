@@ -58,9 +58,25 @@ def from_file(plan: JoinPlan, spine: FileSpine, rows: pl.DataFrame) -> pl.DataFr
             f"Column {spine.timestamp_field!r} of {spine.uri} has nulls: every spine row needs a time."
         )
     time = converted(rows, spine.timestamp_field, DataType.TIMESTAMP)
-    label = [pl.col(spine.label_field).cast(pl.Float64).alias(LABEL)] if spine.label_field else []
+    label = [_file_label(spine, rows)] if spine.label_field else []
     frame = rows.select(*(f.name for f in spine_fields(plan)), time.alias(EVENT_TIMESTAMP), *label)
     return typed_spine(frame, plan).select(spine_columns(plan, spine))
+
+
+def _file_label(spine: FileSpine, rows: pl.DataFrame) -> pl.Series:
+    """The labels. Raises WrongSpine, because a file need not have the types of the one that was checked."""
+    stored = rows.get_column(spine.label_field)
+    if not _is_label(stored.dtype):
+        raise WrongSpine(
+            f"Column {spine.label_field!r} of {spine.uri} is not a number or bool in every file, but "
+            f"{stored.dtype} in one.",
+            field=spine.label_field,
+        )
+    return stored.cast(pl.Float64).alias(LABEL)
+
+
+def _is_label(stored: pl.DataType) -> bool:
+    return stored.is_numeric() or stored in (pl.Boolean, pl.Null)
 
 
 def labelled(frame: pl.DataFrame) -> pl.DataFrame:
@@ -115,7 +131,5 @@ def check_file_spine(plan: JoinPlan, spine: FileSpine, stored: Mapping[str, pl.D
         )
     if not isinstance(stored[spine.timestamp_field], (pl.Datetime, pl.Date)):
         raise WrongSpine(f"Column {spine.timestamp_field!r} of {spine.uri} is not a timestamp.")
-    if spine.label_field and not (
-        stored[spine.label_field].is_numeric() or stored[spine.label_field] == pl.Boolean
-    ):
+    if spine.label_field and not _is_label(stored[spine.label_field]):
         raise WrongSpine(f"Column {spine.label_field!r} of {spine.uri} is not a number or bool.")

@@ -13,10 +13,11 @@ from flywheel_common.paging import Key, Page, cut, decode_token
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.recipes.outcome import MetricPoint
 from flywheel_trainer.runs.errors import ExperimentExists
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.lease import LOST_MESSAGE, has_expired
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, Run, RunName, RunState, RunUpdate
-from flywheel_trainer.runs.search import Order, Term, rank
+from flywheel_trainer.runs.search import Order, rank
 
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,

@@ -11,10 +11,11 @@ from flywheel_common.names import check_id
 from flywheel_common.paging import Page
 from flywheel_trainer.recipes.outcome import MetricPoint
 from flywheel_trainer.runs.errors import InvalidLease, InvalidState, UnknownRun
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.metric_points import LoggedPoints, metric_points
 from flywheel_trainer.runs.ports import RunStore
 from flywheel_trainer.runs.run import Experiment, Run, RunName, RunState, RunUpdate
-from flywheel_trainer.runs.search import Order, Term
+from flywheel_trainer.runs.search import Order
 
 
 class Runs:

@@ -12,10 +12,11 @@ from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
 from flywheel_trainer.runs.errors import ExperimentExists, RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.lease import LOST_MESSAGE
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState, RunUpdate
-from flywheel_trainer.runs.search import Order, Term, rank
+from flywheel_trainer.runs.search import Order, rank
 from flywheel_trainer.store.postgres.run_search import search_clauses
 
 _INSERT_EXPERIMENT = """
