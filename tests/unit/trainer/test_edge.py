@@ -86,6 +86,11 @@ async def failure(call: Any) -> tuple[str, str]:
         ("SubmitJob", submit_job(tabular=pb.TabularRecipe(dropout=1.5)), "INVALID_ARGUMENT INVALID_SPEC"),
         (
             "SubmitJob",
+            submit_job(tabular=pb.TabularRecipe(weight_column="none")),
+            "INVALID_ARGUMENT INVALID_SPEC",
+        ),
+        (
+            "SubmitJob",
             submit_job(tabular=pb.TabularRecipe(warm_start=f"{MODEL}/versions/9")),
             "NOT_FOUND UNKNOWN_MODEL_VERSION",
         ),

@@ -72,7 +72,7 @@ def labels_of(frame: pl.DataFrame) -> npt.NDArray[np.float32]:
 
 
 def weights_of(frame: pl.DataFrame, column: str) -> npt.NDArray[np.float64] | None:
-    """The weights of the rows; None without a weight column.
+    """The weights of the rows as shares of the largest one; None without a weight column.
 
     Raises UnusableTrainingSet unless all are finite numbers of at least 0, and not all are 0.
     """
@@ -92,11 +92,9 @@ def weights_of(frame: pl.DataFrame, column: str) -> npt.NDArray[np.float64] | No
             f"Weight column {column!r} has the value {values[int(wrong[0])]} in a row of time "
             f"{frame[TIME][int(wrong[0])]}: weights must be finite and at least 0."
         )
-    if not np.isfinite(weights.sum()):
-        raise UnusableTrainingSet(f"The weights in {column!r} are too large to be summed.")
     if not weights.any():
         raise UnusableTrainingSet(f"Every weight in {column!r} is 0.")
-    return weights
+    return weights / weights.max()
 
 
 def check_weights(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from pyarrow import fs
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
@@ -54,15 +55,17 @@ def run_worker(config: dict[str, str]) -> None:
     context = ray.train.get_context()
     threads = max(1, (os.cpu_count() or 1) // context.get_world_size())
     torch.set_num_threads(threads)
+    store = objects.open_store()
     outcome = train(
         spec,
+        store=store,
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         device=ray.train.torch.get_device(),
         distribute=ray.train.torch.prepare_model,
     )
     if outcome is not None:
-        objects.write(objects.open_store(), spec.outcome_uri, outcome.to_json())
+        objects.write(store, spec.outcome_uri, outcome.to_json())
     if dist.is_initialized():
         dist.barrier()
 
@@ -70,6 +73,7 @@ def run_worker(config: dict[str, str]) -> None:
 def train(
     spec: TabularSpec,
     *,
+    store: fs.FileSystem,
     rank: int,
     world: int,
     device: torch.device,
@@ -79,7 +83,6 @@ def train(
 
     Equal seed, data and world size give an equal network.
     """
-    store = objects.open_store()
     start = load_initial_weights(spec, store)
     data = prepare(spec, store, start)
     hyper = spec.hyperparameters
