@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -222,11 +223,32 @@ def test_a_value_that_does_not_fit_fails_the_build_with_column_and_row() -> None
 
 
 def test_columns_of_files_with_other_types_or_without_them_are_kept() -> None:
-    first = spine(id=pl.Series([1, 2], dtype=pl.Int64), weight=[0.5, 2.0])
-    second = spine(id=pl.Series([3, 4], dtype=pl.Int16))
-    _, rows = Inputs(first, second).build()
-    assert [1, 2, 3, 4] == rows["id"].to_list()
-    assert [0.5, 2.0, None, None] == rows["weight"].to_list()
+    first = spine(id=pl.Series([1, 2], dtype=pl.Int64), weight=[0.5, 2.0], n=[1, None], x=[None, None])
+    second = spine(
+        id=pl.Series([3, 4], dtype=pl.Int16),
+        n=[0.1, 2.0],
+        x=["a", None],
+        late=pl.Series([0.1, 1], dtype=pl.Float32),
+    )
+    for files in ([first, second], [second, first]):
+        built, rows = Inputs(*files).build()
+        kinds = {f.name: f.data_type for f in built.schema if f.name in built.extra_columns}
+        assert {"id": D.INT64, "weight": D.FLOAT64, "n": D.FLOAT64, "x": D.STRING, "late": D.FLOAT32} == kinds
+        by_id = rows.sort("id").select("id", "weight", "n", "x", "late").rows()
+        tenth = float(np.float32(0.1))
+        assert [
+            (1, 0.5, 1.0, None, None),
+            (2, 2.0, None, None, None),
+            (3, None, 0.1, "a", tenth),
+            (4, None, 2.0, None, 1.0),
+        ] == by_id
+
+
+def test_a_column_stored_as_text_and_numbers_is_refused_unless_it_is_ignored() -> None:
+    inputs = Inputs(spine(id=[1, 2]), spine(id=["1", "2"]))
+    refused = inputs.refusal()
+    assert ("WRONG_SPINE", "id") == (refused.reason, refused.metadata["field"])
+    assert () == inputs.build(replace(SPINE, ignored_columns=("id",)))[0].extra_columns
 
 
 def test_a_folder_column_of_a_spine_is_kept_as_text() -> None:

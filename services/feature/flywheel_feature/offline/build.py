@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -40,7 +40,7 @@ from flywheel_feature.offline.unfinished import (
 )
 from flywheel_feature.tables.blocking import answered_in_time
 from flywheel_feature.tables.content_hash import content_hash
-from flywheel_feature.tables.ports import Archive, Tables
+from flywheel_feature.tables.ports import Archive, Piece, Tables
 from flywheel_feature.tables.sources import READERS, SourceReader, wait_until_archived
 
 _VERSIONS = "source_versions"
@@ -89,12 +89,23 @@ class TrainingSetBuilder:
             spines.check_source_spine(plan, spine, source)
             extras = spines.source_extras(spine, source)
         else:
-            stored = self._tables.snapshot(spine.uri, TableFormat.PARQUET).stored
-            spines.check_file_spine(plan, spine, stored)
-            extras = spines.file_extras(plan, spine, stored)
+            first, *others = self._stored(spine)
+            spines.check_file_spine(plan, spine, first)
+            extras = spines.file_extras(plan, spine, [first, *others])
         plan = replace(plan, extras=extras)
         check_extras(plan, request)
         return plan
+
+    def _stored(self, spine: FileSpine) -> list[Mapping[str, pl.DataType]]:
+        """The stored types of the columns of each file of a spine; partition columns are text."""
+        snapshot = self._tables.snapshot(spine.uri, TableFormat.PARQUET)
+
+        def of_file(file: Piece) -> Mapping[str, pl.DataType]:
+            stored = self._tables.snapshot(file.uri, TableFormat.PARQUET).stored
+            return {**{name: pl.String() for name, _ in file.partition}, **stored}
+
+        with ThreadPoolExecutor(READERS) as readers:
+            return [snapshot.stored, *readers.map(of_file, snapshot.files[1:])]
 
     async def build(
         self, request: TrainingSetRequest, job: ResumableJob, work: str = "", *, reached: int = 0

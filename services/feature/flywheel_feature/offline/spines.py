@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import polars as pl
 import pyarrow as pa
@@ -97,22 +97,45 @@ def source_extras(spine: SourceSpine, source: Source) -> tuple[Field, ...]:
     return tuple(found)
 
 
-def file_extras(plan: JoinPlan, spine: FileSpine, stored: Mapping[str, pl.DataType]) -> tuple[Field, ...]:
-    """The extra columns of a file: all that have no other use. Raises InvalidArgument WRONG_SPINE."""
+def file_extras(
+    plan: JoinPlan, spine: FileSpine, files: Sequence[Mapping[str, pl.DataType]]
+) -> tuple[Field, ...]:
+    """The extra columns of files with these stored types: all that have no other use.
+
+    A column may be missing in some files. Raises InvalidArgument WRONG_SPINE.
+    """
+    stored: dict[str, list[pl.DataType]] = {}
+    for file in files:
+        for name, kind in file.items():
+            stored.setdefault(name, []).append(kind)
     unknown = [name for name in spine.ignored_columns if name not in stored]
     if unknown:
         raise WrongSpine(
             f"ignored_columns names {unknown[0]!r}, which {spine.uri} does not have.", field=unknown[0]
         )
     used = {*(f.name for f in spine_fields(plan)), spine.timestamp_field, spine.label_field}
-    kept = {name: kind for name, kind in stored.items() if name not in {*used, *spine.ignored_columns}}
-    return tuple(_extra_field(spine, name, kind) for name, kind in kept.items())
+    left_out = {*used, *spine.ignored_columns}
+    return tuple(_common(spine, name, kinds) for name, kinds in stored.items() if name not in left_out)
+
+
+def _common(spine: FileSpine, name: str, stored: Sequence[pl.DataType]) -> Field:
+    """An extra column as the data type of all files: FLOAT64 for different numbers, INT64 for nulls only."""
+    fields = {_extra_field(spine, name, kind): None for kind in dict.fromkeys(stored) if kind != pl.Null}
+    first, *others = fields or (Field(name, DataType.INT64),)
+    if not others:
+        return first
+    if {f.data_type for f in fields} <= {DataType.INT64, DataType.FLOAT32, DataType.FLOAT64}:
+        return Field(name, DataType.FLOAT64)
+    kinds = " and ".join(str(kind) for kind in dict.fromkeys(stored))
+    raise WrongSpine(
+        f"Column {name!r} of {spine.uri} is stored as {kinds} in different files: store it as one type, or "
+        "name it in ignored_columns.",
+        field=name,
+    )
 
 
 def _extra_field(spine: FileSpine, name: str, stored: pl.DataType) -> Field:
-    """An extra column with the data type that its stored type becomes; INT64 if it has nulls only."""
-    if stored == pl.Null:
-        return Field(name, DataType.INT64)
+    """An extra column with the data type that its stored type becomes."""
     try:
         kind = DataType(conversion.data_type_of(pl.Series([], dtype=stored).to_arrow().type, name))
         if not accepts(stored, kind):
