@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -36,6 +37,7 @@ from flywheel_feature.fakes.training_sets import MemoryTrainingSets
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import Compute, FileSpine, SourceSpine, TrainingSet, TrainingSetRequest
 from flywheel_feature.offline.partitioned.build import RAY, JoinLimits
+from flywheel_feature.offline.partitioned.spec import Kind, PartitionSpec
 from tests.support.builders.feature_units import UTC_MICROSECONDS, at, microseconds
 from tests.support.builders.jobs import RecordingJob
 
@@ -316,3 +318,26 @@ def test_rows_keep_the_order_of_the_spine(rows: list[tuple[Any, ...]], files: in
     expected = [(k, at(t), n, note, y) for k, t, y, n, note in rows if y is not None]
     assert expected == answered.drop("view__v").rows()
     assert len(rows) - len(expected) == built.unlabelled_count
+
+
+def test_a_join_that_an_older_version_started_sorts_its_rows() -> None:
+    known = catalog()
+    wanted = PartitionSpec(
+        request=TrainingSetRequest("p", "one", "set", 0, SPINE),
+        feature_set=known.feature_set("set", 0),
+        entities=tuple(known.entities.values()),
+        sources=tuple(known.sources.values()),
+        views=tuple(known.views.values()),
+        spine=((),),
+        histories=(),
+        rows_per_range=10,
+        uri="s3://memory/parts/",
+        extras=(Field("id", D.INT64),),
+        keeps_order=True,
+    )
+    assert wanted == PartitionSpec.from_json(wanted.to_json())
+    assert (Kind.CHUNK, ("id",)) == (wanted.ordered, tuple(f.name for f in wanted.plan().extras))
+    older = json.loads(wanted.to_json())
+    del older["extras"], older["keeps_order"]
+    read = PartitionSpec.from_json(json.dumps(older).encode())
+    assert (Kind.RANGE, ()) == (read.ordered, read.plan().extras)
