@@ -87,6 +87,11 @@ async def failure(call: Any) -> tuple[str, str]:
         ("SubmitJob", submit_job(workers=101), "INVALID_ARGUMENT INVALID_SPEC"),
         (
             "SubmitJob",
+            submit_job(tabular=pb.TabularRecipe(weight_column="none")),
+            "INVALID_ARGUMENT INVALID_SPEC",
+        ),
+        (
+            "SubmitJob",
             submit_job(tabular=pb.TabularRecipe(warm_start=f"{MODEL}/versions/9")),
             "NOT_FOUND UNKNOWN_MODEL_VERSION",
         ),

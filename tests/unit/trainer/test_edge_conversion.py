@@ -124,7 +124,7 @@ async def test_runs_are_filtered_and_ordered(trainer: MemoryTrainer) -> None:
 
 
 async def test_a_job_is_converted_from_its_submission_to_its_end(trainer: MemoryTrainer) -> None:
-    train = train_spec(experiment=f"{P}/experiments/late")
+    train = train_spec(experiment=f"{P}/experiments/late", tabular=pb.TabularRecipe(weight_column="weight"))
     train.tabular.batch_size, train.tabular.holdout_fraction = 1024, 0.2
     expected = pb.Job(
         name=f"{P}/jobs/job-n-000001",
@@ -136,7 +136,8 @@ async def test_a_job_is_converted_from_its_submission_to_its_end(trainer: Memory
         created_at=timestamp(AT),
         priority=3,
     )
-    assert expected == (await trainer.stub.SubmitJob(submit_job(priority=3))).job
+    submitted = submit_job(priority=3, tabular=pb.TabularRecipe(weight_column="weight"))
+    assert expected == (await trainer.stub.SubmitJob(submitted)).job
     run = (await trainer.stub.GetRun(pb.GetRunRequest(name=expected.run))).run
     assert (expected.name, TRAINING_SET) == (run.job, run.training_set)
     name = JobName.parse(expected.name)

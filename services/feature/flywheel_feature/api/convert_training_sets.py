@@ -104,9 +104,11 @@ def _spine(project: str, spine: ts.Spine) -> Spine:
                 micros(given.start_time),
                 micros(given.end_time),
                 known,
+                tuple(given.extra_fields),
             )
         case "file":
-            return FileSpine(spine.file.uri, spine.file.timestamp_field, spine.file.label_field)
+            file = spine.file
+            return FileSpine(file.uri, file.timestamp_field, file.label_field, tuple(file.ignored_columns))
     raise WrongSpine("The request has no spine: set spine.source or spine.file.")
 
 
@@ -126,6 +128,7 @@ def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
         unlabelled_count=built.unlabelled_count,
         short_feature_names=built.short_feature_names,
         source_versions=dict(built.source_versions),
+        extra_columns=built.extra_columns,
     )
     if built.row_count:
         message.min_time.CopyFrom(to_timestamp(built.min_time))
@@ -138,7 +141,10 @@ def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
 def _spine_to_proto(project: str, spine: Spine) -> ts.Spine:
     if isinstance(spine, FileSpine):
         file = ts.FileSpine(
-            uri=spine.uri, timestamp_field=spine.timestamp_field, label_field=spine.label_field
+            uri=spine.uri,
+            timestamp_field=spine.timestamp_field,
+            label_field=spine.label_field,
+            ignored_columns=spine.ignored_columns,
         )
         return ts.Spine(file=file)
     return ts.Spine(
@@ -149,6 +155,7 @@ def _spine_to_proto(project: str, spine: Spine) -> ts.Spine:
             start_time=to_timestamp(spine.start),
             end_time=to_timestamp(spine.end),
             known_before=to_timestamp(spine.known_before) if spine.known_before else None,
+            extra_fields=spine.extra_fields,
         )
     )
 

@@ -67,6 +67,8 @@ class TrainingSet:
     content_hash: str
     feature_set: str
     naive: bool = False
+    extra_columns: tuple[Column, ...] = ()
+    """Columns of the spine that are no features; one of them may have the weights of the rows."""
 
 
 class TrainingSets(Protocol):

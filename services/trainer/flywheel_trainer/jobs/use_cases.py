@@ -11,7 +11,7 @@ from flywheel_common.paging import Page
 from flywheel_trainer.jobs.errors import InvalidSpec, UnknownJob
 from flywheel_trainer.jobs.job import ENDED, Job, JobName
 from flywheel_trainer.jobs.ports import JobLogs, JobStore, TrainingSets, Weights
-from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec
+from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec, check_weight_column
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import RunName
 
@@ -48,6 +48,7 @@ class Jobs:
                 f"{training_set.row_count}.",
                 field="train.workers",
             )
+        check_weight_column(spec, training_set.extra_columns)
         warm: dict[str, str] | None = None
         if spec.warm_start:
             found = await self._weights.of(spec.warm_start)

@@ -87,6 +87,48 @@ def labels_of(frame: pl.DataFrame) -> npt.NDArray[np.float32]:
     return labels
 
 
+def weights_of(frame: pl.DataFrame, column: str) -> npt.NDArray[np.float64] | None:
+    """The weights of the rows as shares of the largest one; None without a weight column.
+
+    Raises UnusableTrainingSet unless all are finite numbers of at least 0, and not all are 0.
+    """
+    if not column:
+        return None
+    if column not in frame.columns:
+        raise UnusableTrainingSet(f"The training set has no column {column!r}, which weight_column names.")
+    values = frame[column]
+    if not (values.dtype.is_numeric() or values.dtype == pl.Boolean):
+        raise UnusableTrainingSet(
+            f"Weight column {column!r} is stored as {values.dtype}: weights are numbers."
+        )
+    weights = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if wrong.size:
+        raise UnusableTrainingSet(
+            f"Weight column {column!r} has the value {values[int(wrong[0])]} in a row of time "
+            f"{frame[TIME][int(wrong[0])]}: weights must be finite and at least 0."
+        )
+    if not weights.any():
+        raise UnusableTrainingSet(f"Every weight in {column!r} is 0.")
+    return weights / weights.max()
+
+
+def check_weights(
+    weights: npt.NDArray[np.float64] | None, labels: npt.NDArray[np.float32], split: Split
+) -> None:
+    """Raises UnusableTrainingSet if a part has no weight, or the weight is on labels of one class."""
+    if weights is None:
+        return
+    bounds = {"training": (0, split.train_end), "calibration": (split.train_end, split.calibration_end)}
+    bounds["evaluation"] = (split.calibration_end, split.rows)
+    for part, (start, end) in bounds.items():
+        if not weights[start:end].any():
+            raise UnusableTrainingSet(f"Every weight of the {part} rows is 0: give these rows weights.")
+    used = labels[weights > 0]
+    if used.min() == used.max():
+        raise UnusableTrainingSet(f"Every label with a weight is {used[0]:g}: both classes need weight.")
+
+
 def choose_inputs(
     columns: Sequence[Column], train: pl.DataFrame, vocabularies: Mapping[str, tuple[str, ...]] | None = None
 ) -> tuple[Input, ...]:
