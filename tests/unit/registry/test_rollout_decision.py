@@ -40,8 +40,8 @@ def evidence(
         challenger=replace(
             Variant(predictions=predictions, labelled=labelled, score_stddev=0.1), **challenger
         ),
-        first_event=START,
-        last_event=START + timedelta(days=days),
+        covered_from=START,
+        covered_until=START + timedelta(days=days),
         labelled=labelled,
         log_loss_delta=(lower + upper) / 2,
         log_loss_delta_upper=upper,
@@ -147,7 +147,7 @@ def test_a_step_without_enough_evidence_ends_after_max_step(progress: Progress, 
     policy = replace(POLICY, max_step_seconds=5 * 86_400)
     poor = evidence(labelled=3, predictions=5, days=5)
     assert decide(poor, policy, progress).decision is Decision.HOLD
-    late = decide(replace(poor, last_event=START + timedelta(days=5, seconds=1)), policy, progress)
+    late = decide(replace(poor, covered_until=START + timedelta(days=5, seconds=1)), policy, progress)
     assert late.decision is decision
     assert "max_step of 5 days" in late.reason
 
