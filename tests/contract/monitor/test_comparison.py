@@ -44,7 +44,7 @@ async def test_a_shadow_is_compared_over_requests_that_both_predicted(monitor: L
     assert difference.mean() == pytest.approx(found.log_loss.delta, abs=1e-9)
     assert (low, high) == pytest.approx((found.log_loss.lower, found.log_loss.upper), abs=1e-9)
     assert ((challenger >= 0.5) != (scores >= 0.5))[:90].mean() == pytest.approx(found.disagreement_rate)
-    assert (times[0], times[99]) == (evidence.first_event_us, evidence.last_event_us)
+    assert (times[2], times[97]) == evidence.covered, "the third oldest and the third newest"
     since = (await monitor.compare(shadow=True, since_us=times[50])).comparison
     assert (50, 40, 20) == (since.champion.predictions, since.challenger.predictions, since.labelled)
 
