@@ -348,3 +348,26 @@ async def test_errors_have_their_status_and_reason(edge: LocalMonitor, stub: Any
     await edge.predicted(predictions(["x"], model=OTHER))
     found = [(await refused(getattr(stub, method)(make())), method) for _, method, make in REFUSALS]
     assert [(expected, method) for expected, method, _ in REFUSALS] == found
+
+
+def zero_times() -> list[tuple[str, str]]:
+    """(method, Timestamp field) of every request of the monitor."""
+    methods = pb.DESCRIPTOR.services_by_name["MonitorService"].methods
+    return [
+        (method.name, field.name)
+        for method in methods
+        for field in method.input_type.fields
+        if field.message_type is not None and field.message_type.full_name == "google.protobuf.Timestamp"
+    ]
+
+
+@pytest.mark.parametrize(("method", "field"), zero_times())
+async def test_a_timestamp_without_a_value_is_refused(stub: Any, method: str, field: str) -> None:
+    requests = {
+        "GetDriftReport": pb.GetDriftReportRequest(name=V1),
+        "GetPerformance": pb.GetPerformanceRequest(model_version=V1),
+        "CompareVariants": comparison(),
+    }
+    request = requests[method]
+    getattr(request, field).SetInParent()
+    assert "INVALID_ARGUMENT OUT_OF_RANGE" == await refused(getattr(stub, method)(request))

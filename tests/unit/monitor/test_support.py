@@ -94,6 +94,6 @@ def test_the_covered_time_leaves_out_both_ends(times: list[int], expected: tuple
 
 
 def test_a_wrong_clock_of_one_percent_of_the_traffic_starts_no_bake_time() -> None:
-    hour = list(range(0, 3600))
+    hour = list(range(3600))
     yesterday = [-86_400 + t for t in range(30)]
     assert 3550 <= bake([*hour, *yesterday]) <= 3600
