@@ -49,6 +49,21 @@ async def test_a_shadow_is_compared_over_requests_that_both_predicted(monitor: L
     assert (50, 40, 20) == (since.champion.predictions, since.challenger.predictions, since.labelled)
 
 
+@pytest.mark.parametrize("role", [SHADOW, CHALLENGER])
+async def test_one_request_with_a_wrong_time_bakes_nothing(monitor: LocalMonitor, role: int) -> None:
+    times = [START_US + i * 1_000_000 for i in range(50)]
+    ids = [f"{i}" for i in range(50)]
+    for wrong in ([], [START_US - 10**15], [START_US - 10**15, START_US + 10**15]):
+        mine, at = [*ids, *(f"wrong-{w}" for w in wrong)], [*times, *wrong]
+        await monitor.predicted(predictions(mine, times=at, rollout=ROLLOUT))
+        if role == SHADOW:
+            shadow = predictions(mine, times=at, version=2, release=2, role=SHADOW, rollout=ROLLOUT)
+            await monitor.predicted(shadow)
+        found = (await monitor.compare(shadow=role == SHADOW)).covered
+        assert found is not None
+        assert times[1] <= found[0] <= times[2] and times[47] <= found[1] <= times[48]
+
+
 async def test_a_canary_is_compared_by_means(monitor: LocalMonitor) -> None:
     ids, scores, labels = scored_labels(60)
     sources = [4] * 5 + [1] * 15
