@@ -118,7 +118,7 @@ class IngestRows:
             await conn.execute(_ARCHIVE, version.model_id, count, pack_kept(new), batch.payload)
         await work.write(conn, partition)
         await self._count(partition, tallies)
-        await advance(conn, "progress", partition, arrived)
+        await advance(conn, partition, arrived, labels=False)
 
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
         """Store outcomes. Labels are counted in the panes of their predictions, or wait for these."""
@@ -148,7 +148,7 @@ class IngestRows:
             times += [time for outcome, time in by_id.items() if outcome in new]
         await work.write(conn, partition)
         await self._count(partition, tallies)
-        await advance(conn, "label_progress", partition, arrived)
+        await advance(conn, partition, arrived, labels=True)
 
     async def _insert(
         self, partition: int, batches: Sequence[PredictionColumns], variant_ids: Sequence[int]

@@ -58,8 +58,8 @@ class ReportRows:
     _conn: Connection
 
     async def reached_times(self) -> ReachedTimes:
-        predictions = await reached(self._conn, "progress")
-        return ReachedTimes(predictions, await reached(self._conn, "label_progress"))
+        predictions = await reached(self._conn, labels=False)
+        return ReachedTimes(predictions, await reached(self._conn, labels=True))
 
     async def frontiers(self) -> list[Frontier]:
         return [
