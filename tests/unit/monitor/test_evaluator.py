@@ -174,6 +174,19 @@ async def test_a_prediction_counted_during_the_lag_read_closes_no_window(traffic
     assert 1 == await traffic.evaluator.pass_once()
 
 
+@pytest.mark.parametrize(("before", "needed"), [(5, 3), (16, 6), (200, 8)])
+async def test_a_quiet_model_waits_for_a_few_events_only(traffic: Traffic, before: int, needed: int) -> None:
+    """A quarter of the last 32 events, and at least three, must lie behind the end of the window."""
+    await traffic.hour(10, n=before)
+    judged = []
+    for number in range(needed):
+        batch = predictions([f"later-{number}"], times=[11 * HOUR_US + number])
+        async with traffic.store.transaction() as records:
+            await records.add_predictions(0, [batch])
+        judged.append(await traffic.evaluator.pass_once())
+    assert [0] * (needed - 1) + [1] == judged
+
+
 SHIFTS = (0.0, 1.5, 1.5, 0.0, 0.0, 0.0)
 FIRST_HOUR = 380_000  # 2013
 LAST_HOUR = 500_000  # 2027
