@@ -85,6 +85,18 @@ class BatchProcessor:
         self._decode = decode_events
         self._slots = asyncio.Semaphore(concurrency)
 
+    async def process_all(self, batches: Sequence[tuple[Claim, Sequence[Any]]]) -> None:
+        """Processes the records of several partitions. Raises TooMuchPoison."""
+        if len(batches) == 1:
+            await self.process(*batches[0])
+        elif batches:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for claim, fetched in batches:
+                        tasks.create_task(self.process(claim, fetched))
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
+
     async def process(self, claim: Claim, fetched: Sequence[Any]) -> None:
         """Processes the records that were fetched from the claimed partition. Raises TooMuchPoison."""
         async with self._slots:

@@ -13,7 +13,6 @@ transient error (Kafka or PostgreSQL is down, a concurrent change won) the same 
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
@@ -22,14 +21,13 @@ from aiokafka.coordinator.assignors.range import RangePartitionAssignor
 from aiokafka.errors import IllegalStateError, KafkaError
 from prometheus_client import Gauge
 
-from flywheel_common.errors import FlywheelError
 from flywheel_common.ids import new_id
 from flywheel_common.kafka.batch_processor import BatchProcessor, Handler, Stats
 from flywheel_common.kafka.client import stop_consumer, unavailable
 from flywheel_common.kafka.dead_letters import DeadLetters
-from flywheel_common.kafka.errors import TooMuchPoison
 from flywheel_common.kafka.offsets import Claim, claim_partitions, trim_events
 from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.reconnect import reconnecting
 from flywheel_common.postgres.pool import Pool
 from flywheel_common.telemetry.logs import get_logger
 
@@ -126,22 +124,8 @@ class ConsumerLoop:
     async def run(self) -> None:
         """Never returns; reconnects after outages of Kafka and PostgreSQL. Raises TooMuchPoison when a long
         run of records is poison: the cause is a bug or a wrong topic, not single bad records."""
-        delay = 0.2
         try:
-            while True:
-                started = asyncio.get_running_loop().time()
-                try:
-                    await self._session()
-                except TooMuchPoison:
-                    raise
-                except (KafkaError, OSError, TimeoutError) as error:
-                    log.warning("consumer reconnects", group=self.group, error=type(error).__name__)
-                except FlywheelError as error:
-                    if not error.retryable:
-                        raise
-                    log.warning("consumer reconnects", group=self.group, error=error.reason)
-                delay = 0.2 if asyncio.get_running_loop().time() - started > 30 else min(delay * 2, 5.0)
-                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            await reconnecting(self.group, self._session)
         finally:
             await self._producer.close()
 
@@ -204,15 +188,7 @@ class ConsumerLoop:
         except LOST_PARTITION:  # a rebalance came between the two statements
             return
         batches = [(self._claims[tp], raw) for tp, raw in polled.items() if raw and tp in self._claims]
-        if len(batches) == 1:
-            await self._processor.process(*batches[0])
-        elif batches:
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for claim, raw in batches:
-                        tasks.create_task(self._processor.process(claim, raw))
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None
+        await self._processor.process_all(batches)
         for claim, raw in batches:
             tp = claim.partition
             # A rebalance may have taken the partition while its records were processed.

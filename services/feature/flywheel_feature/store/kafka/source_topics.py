@@ -26,6 +26,12 @@ def topic_name(project: str, source: str) -> str:
     return feature_source(source if project == "default" else f"{project}.{source}")
 
 
+def topic_spec(source: Source, prefix: str, partitions: int) -> TopicSpec:
+    """The topic of a stream source; `partitions`: the platform's default."""
+    assert isinstance(source.kind, StreamSource)
+    return TopicSpec(prefix + topic_name(source.project, source.id), source.kind.partitions or partitions)
+
+
 class SourceTopics:
     """Topics of stream sources; methods raise Unavailable KAFKA_UNAVAILABLE while Kafka is unreachable."""
 
