@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,6 @@ log = get_logger(__name__)
 
 Handler = Callable[[Connection, Sequence[Record]], Awaitable[None]]
 """Called with (conn, records of one partition in offset order). Without a pool, conn is None."""
-Commit = Callable[[Mapping[TopicPartition, int]], Awaitable[None]]
-"""Commits next offsets to Kafka."""
 
 records_total = Counter("flywheel_consumer_records", "Records whose effect is committed", ["group", "topic"])
 poison_total = Counter(
@@ -57,7 +55,7 @@ class BatchProcessor:
 
     `claims` is shared with the consumer loop, which removes a claim when the partition is reassigned. With
     `pool`, the handler and the new position share a transaction. Without, the handler stores its own
-    positions, and `commit` (if given) commits them to Kafka too.
+    positions.
     """
 
     def __init__(
@@ -66,7 +64,6 @@ class BatchProcessor:
         group: str,
         handler: Handler,
         pool: Pool | None,
-        commit: Commit | None,
         claims: dict[TopicPartition, Claim],
         dead_letters: DeadLetters,
         stats: Stats,
@@ -77,7 +74,6 @@ class BatchProcessor:
         self._group = group
         self._handler = handler
         self._pool = pool
-        self._commit = commit
         self._claims = claims
         self._dead_letters = dead_letters
         self._stats = stats
@@ -150,8 +146,6 @@ class BatchProcessor:
             if self._pool is None:
                 if batch.records:
                     await self._handler(None, batch.records)
-                if self._commit is not None:
-                    await self._commit({claim.partition: batch.next_offset})
                 return
             async with transaction(self._pool) as conn:
                 records: Sequence[Record] = batch.records

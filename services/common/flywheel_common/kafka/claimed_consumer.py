@@ -114,7 +114,6 @@ class ClaimedConsumer:
             group=group,
             handler=handler,
             pool=None,
-            commit=None,
             claims=self._claims,
             dead_letters=DeadLetters(bootstrap, self._producer, group, poison_limit),
             stats=self.stats,
