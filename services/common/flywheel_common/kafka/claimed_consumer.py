@@ -41,6 +41,8 @@ log = get_logger(__name__)
 
 LOOK_SECONDS = 1.0
 """How often a member looks at the others: how soon it takes what they gave up."""
+NEW_TOPIC_SECONDS = 0.2
+"""How often it looks while Kafka is creating a topic."""
 COUNT_SECONDS = 60.0
 """How often partitions that were added to topics are looked for."""
 BEGIN_TOGETHER = 16
@@ -178,7 +180,8 @@ class ClaimedConsumer:
                     raise
                 log.warning("partitions not assigned yet", group=self.group, reason=error.reason)
             with suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
+                new = any(spec.name not in self._counts for spec in self._topics())
+                async with asyncio.timeout(NEW_TOPIC_SECONDS if new else LOOK_SECONDS):
                     await self._changed.wait()
 
     async def _reassign(self, token: int) -> None:
@@ -209,14 +212,16 @@ class ClaimedConsumer:
             log.info("partitions claimed", group=self.group, partitions=names)
 
     async def _partitions(self) -> list[TopicPartition]:
-        """All partitions of the group. Of new topics, once Kafka has them."""
+        """All partitions of the group. Those of new topics are absent until Kafka has them."""
         specs = {spec.name: spec for spec in self._topics()}
         now = asyncio.get_running_loop().time()
         due = now - self._counted > COUNT_SECONDS
         unknown = [spec for name, spec in specs.items() if due or name not in self._counts]
         if unknown:
             try:
-                self._counts.update(await partition_counts(self._bootstrap, unknown))
+                found = await partition_counts(self._bootstrap, unknown)
+                # A broker knows a new topic before its partitions; the next look finds them.
+                self._counts.update({name: count for name, count in found.items() if count})
                 if due:
                     self._counted = now
             except (KafkaError, OSError, TimeoutError) as error:
