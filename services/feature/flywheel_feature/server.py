@@ -316,6 +316,7 @@ def _consumer(settings: MaterializeSettings, stream: StreamWorker, pool: Pool) -
         begin=stream.begin,
         end=stream.end,
         handler=stream.handle,
+        skip=stream.skip,
         batch_records=settings.stream_batch_records,
         session_timeout_seconds=settings.stream_session_seconds,
         member=settings.stream_member,

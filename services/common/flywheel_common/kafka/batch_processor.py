@@ -27,6 +27,7 @@ log = get_logger(__name__)
 
 Handler = Callable[[Connection, Sequence[Record]], Awaitable[None]]
 """Called with (conn, records of one partition in offset order). Without a pool, conn is None."""
+Skip = Callable[[TopicPartition, int], Awaitable[None]]
 
 records_total = Counter("flywheel_consumer_records", "Records whose effect is committed", ["group", "topic"])
 poison_total = Counter(
@@ -55,7 +56,7 @@ class BatchProcessor:
 
     `claims` is shared with the consumer loop, which removes a claim when the partition is reassigned. With
     `pool`, the handler and the new position share a transaction. Without, the handler stores its own
-    positions.
+    positions, and `skip(partition, next_offset)` moves them past records that went to the dead letters.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class BatchProcessor:
         group: str,
         handler: Handler,
         pool: Pool | None,
+        skip: Skip | None = None,
         claims: dict[TopicPartition, Claim],
         dead_letters: DeadLetters,
         stats: Stats,
@@ -74,6 +76,7 @@ class BatchProcessor:
         self._group = group
         self._handler = handler
         self._pool = pool
+        self._skip = skip
         self._claims = claims
         self._dead_letters = dead_letters
         self._stats = stats
@@ -144,8 +147,12 @@ class BatchProcessor:
         token = current_call.set(_call_of(self._group, claim.partition.topic, batch.records))
         try:
             if self._pool is None:
+                reached = -1
                 if batch.records:
                     await self._handler(None, batch.records)
+                    reached = batch.records[-1].offset + 1
+                if self._skip is not None and reached < batch.next_offset:
+                    await self._skip(claim.partition, batch.next_offset)
                 return
             async with transaction(self._pool) as conn:
                 records: Sequence[Record] = batch.records

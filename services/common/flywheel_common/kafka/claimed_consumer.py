@@ -22,7 +22,7 @@ from aiokafka.errors import KafkaError
 from flywheel_common.errors import FlywheelError
 from flywheel_common.ids import new_id
 from flywheel_common.kafka.assignment import assign
-from flywheel_common.kafka.batch_processor import BatchProcessor, Handler, Stats
+from flywheel_common.kafka.batch_processor import BatchProcessor, Handler, Skip, Stats
 from flywheel_common.kafka.client import partition_counts, stop_consumer
 from flywheel_common.kafka.consumer import lag_records
 from flywheel_common.kafka.dead_letters import DeadLetters
@@ -68,7 +68,9 @@ class ClaimedConsumer:
     `topics()` gives the topics to read now; missing ones are created. `begin(partition)` is called after a
     partition was claimed and gives its first offset (None: the beginning of the topic); it may take long, as
     the other partitions are read meanwhile. `end(partition)` is called before a partition is given up, when
-    no batch of it is in flight. `member` names a member over restarts; empty: a new name.
+    no batch of it is in flight. `skip(partition, next_offset)` is called when the records before this offset
+    are handled or in the dead-letter topic, and the last ones are in the latter. `member` names a member over
+    restarts; empty: a new name.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class ClaimedConsumer:
         begin: Callable[[TopicPartition], Awaitable[int | None]],
         end: Callable[[TopicPartition], Awaitable[None]],
         handler: Handler,
+        skip: Skip | None = None,
         member: str = "",
         session_timeout_seconds: float = 10.0,
         batch_records: int = 500,
@@ -116,6 +119,7 @@ class ClaimedConsumer:
             group=group,
             handler=handler,
             pool=None,
+            skip=skip,
             claims=self._claims,
             dead_letters=DeadLetters(bootstrap, self._producer, group, poison_limit),
             stats=self.stats,

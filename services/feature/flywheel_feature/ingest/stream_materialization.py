@@ -128,6 +128,12 @@ class StreamMaterializer:
         self.generation = await self._filler.fill(catalog, source, partition, archived)
         return archived
 
+    async def skip(self, catalog: Catalog, source: Source, partition: int, next_offset: int) -> None:
+        """Move the positions past records that hold no rows to apply. Raises PositionLost."""
+        rows = SourceRows(source, partition, {}, [], np.zeros(0, np.int64), next_offset)
+        await self._tiles.apply(rows, self._filler.views(catalog, source))
+        await self._archiver.gather(rows)
+
     async def end(self, source: Source, partition: int) -> None:
         """Archive what was applied of a partition that another process takes over."""
         await self._archiver.end(source, partition)

@@ -160,6 +160,16 @@ class StreamWorker:
             log.warning("another process moved the positions; restarting from them", source=source.name)
             self._restart(source, records[0].partition)
 
+    async def skip(self, partition: TopicPartition, next_offset: int) -> None:
+        """Move the positions past poison records, so that they do not count as waiting."""
+        stream = self._streams.get(partition.topic)
+        if stream is None:
+            return
+        try:
+            await self._materializer.skip(stream.catalog, stream.source, partition.partition, next_offset)
+        except PositionLost:
+            self._restart(stream.source, partition.partition)
+
     def _restart(self, source: Source, partition: int) -> None:
         if self._consumer is not None:
             self._consumer.restart([TopicPartition(self._topic_of(source).name, partition)])
