@@ -39,10 +39,7 @@ async def fresh(client: fw.Client, name: str) -> pb.Freshness:
 async def shown(server: Server) -> str:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        "-m",
-        "flywheel.cli.main",
-        "features",
-        "freshness",
+        *("-c", "from flywheel.cli.main import main; main()", "features", "freshness"),
         env={
             **os.environ,
             "FLYWHEEL_FEATURE": f"127.0.0.1:{server.port}",

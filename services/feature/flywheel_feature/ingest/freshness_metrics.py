@@ -66,9 +66,9 @@ class FreshnessGauges:
                 self._views.add(fresh.name)
                 waiting = now - fresh.waiting_since / 1e6 if fresh.waiting_since else 0.0
                 _WAITING.labels(fresh.name).set(max(0.0, waiting))
+                _SLA.labels(fresh.name).set(fresh.freshness_sla / 1e6)
                 if fresh.watermark:
                     _LAG.labels(fresh.name).set(max(0.0, now - fresh.watermark / 1e6))
-                    _SLA.labels(fresh.name).set(fresh.freshness_sla / 1e6)
         for name in before - self._views:
             # The last value of a deleted view would be an alarm for ever.
             for gauge in (_LAG, _SLA, _WAITING):
