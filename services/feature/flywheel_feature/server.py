@@ -199,7 +199,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
     server.add_background("tombstones", ports.tombstones.follow)
     server.add_background("jobs", jobs.run)
     server.add_background("freshness", gauges.run)
-    server.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket))
+    server.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket), ends=True)
     server.add_background("housekeeping", lambda: _trim_periodically(ports.idempotency))
     server.add_background("leftovers", leftovers.run)
     return server
@@ -234,9 +234,9 @@ def wire_worker(settings: MaterializeSettings, ports: StreamPorts) -> Worker:
     worker.add_background("definitions", ports.definitions.follow)
     worker.add_background("tombstones", ports.tombstones.follow)
     worker.add_background("online-store", stream.watch)
-    worker.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket))
+    worker.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket), ends=True)
     worker.add_background("streams", _consumer(settings, stream).run)
-    worker.add_background("archive", archiver.run)
+    worker.add_background("archive", archiver.run, stops_last=True)
     return worker
 
 

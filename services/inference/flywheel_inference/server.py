@@ -126,9 +126,9 @@ async def build(
         cached=cached,
     )
     server = wire(settings, stack, ports, gateway_id=gateway_id, prometheus=prometheus)
-    server.add_background("topics", lambda: _ensure_topics(settings))
+    server.add_background("topics", lambda: _ensure_topics(settings), ends=True)
     if cached is not None:
-        server.add_background("cached predictions", cached.connect)
+        server.add_background("cached predictions", cached.connect, ends=True)
     return server
 
 
@@ -210,7 +210,7 @@ def wire(
         registry=prometheus,
     )
     server.add_background("serving", reconciler.run)
-    server.add_background("prediction log", log.run)
+    server.add_background("prediction log", log.run, stops_last=True)
     server.add_background("shadow", shadow.run)
     return server
 

@@ -91,7 +91,7 @@ async def build(
         prometheus=prometheus,
     )
     server.add_background("consumer", lambda: _retry_start(lambda: _consume(settings, pool, store)))
-    server.add_background("outbox relay", Relay(pool, producer).run)
+    server.add_background("outbox relay", Relay(pool, producer).run, stops_last=True)
     return server
 
 

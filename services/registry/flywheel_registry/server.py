@@ -107,7 +107,7 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         ready=store.ready,
     )
     server = wire(settings, SystemClock(), ports)
-    server.add_background("outbox relay", lambda: _relay_events(settings, pool, producer))
+    server.add_background("outbox relay", lambda: _relay_events(settings, pool, producer), stops_last=True)
     server.add_background("housekeeping", lambda: _housekeeping(Idempotency(pool), gateways))
     return server
 

@@ -139,8 +139,8 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     )
     server = await wire(settings, stack, ports, clock=clock, ids=SystemIds())
     producer = await stack.enter_async_context(Producer(settings.kafka_bootstrap, client_id=CLIENT_NAME))
-    server.add_background("bucket", lambda: _ensure_bucket(objects))
-    server.add_background("outbox relay", Relay(pool, producer).run)
+    server.add_background("bucket", lambda: _ensure_bucket(objects), ends=True)
+    server.add_background("outbox relay", Relay(pool, producer).run, stops_last=True)
     if settings.consume_drift:
         consumer = ConsumerLoop(
             bootstrap=settings.kafka_bootstrap,
