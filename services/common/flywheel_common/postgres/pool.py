@@ -66,7 +66,7 @@ async def create_pool(
         try:
             async with asyncio.timeout(5):
                 await pool.close()
-        except (OSError, asyncpg.PostgresError):
+        except DRIVER_ERRORS:
             pool.terminate()
 
 
@@ -128,7 +128,8 @@ async def _no_reset(_: Connection) -> None:
     migrations) must change it back."""
 
 
-async def _acquire(pool: Pool) -> Connection:
+async def acquire(pool: Pool) -> Connection:
+    """A free connection, for a user that keeps it, such as a listener. Raises PostgresUnavailable."""
     left = seconds_to_answer()
     timeout = ACQUIRE_SECONDS if left is None else max(0.001, min(ACQUIRE_SECONDS, left))
     try:
@@ -186,7 +187,7 @@ class _Checkout:
 async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[_Checkout]:
     """Takes a connection and returns it to the pool whatever happens. A cancelled caller does not wait for a
     database that may hang: its rollback and release run in a background task."""
-    checkout = _Checkout(await _acquire(pool))
+    checkout = _Checkout(await acquire(pool))
     async with in_time(_unavailable):
         try:
             with domain_errors(translate):
@@ -199,9 +200,9 @@ async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[
                 # asyncpg takes it for an open connection, unless the socket has closed meanwhile.
                 with suppress(asyncpg.InterfaceError):
                     checkout.conn.terminate()
-            await _release(pool, checkout.conn)
+            await release(pool, checkout.conn)
             raise
-    await _release(pool, checkout.conn)
+    await release(pool, checkout.conn)
 
 
 @contextmanager
@@ -285,10 +286,11 @@ async def _roll_back_and_release(pool: Pool, checkout: _Checkout) -> None:
                 await checkout.begun.rollback()
     except DRIVER_ERRORS:
         checkout.conn.terminate()
-    await _release(pool, checkout.conn)
+    await release(pool, checkout.conn)
 
 
-async def _release(pool: Pool, conn: Connection) -> None:
+async def release(pool: Pool, conn: Connection) -> None:
+    """Returns a connection to the pool, whatever became of it."""
     try:
         await pool.release(conn, timeout=RELEASE_SECONDS)
     except DRIVER_ERRORS:

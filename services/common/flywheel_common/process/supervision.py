@@ -69,7 +69,10 @@ class BackgroundFailed(RuntimeError):
 
     def __init__(self, task: str, failures: int, error: BaseException) -> None:
         self.task = task
-        why = f"{type(error).__name__}: {error}".rstrip(": ")
+        cause = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        why = f"{type(cause).__name__}: {cause}".rstrip(": ")
         super().__init__(f"Background task {task!r} failed {failures} times in a row, at last with {why}.")
 
 
