@@ -44,6 +44,9 @@ class Faults:
         return replace(ports, **proxies)
 
     def proxy(self, port: Any) -> Any:
+        """A proxy of one port, or of each port of a list."""
+        if isinstance(port, list):
+            return [self.proxy(each) for each in port]
         return _Proxy(port, self._on_call)
 
     def watch(self, server: Worker, *, without_ports: Sequence[str] = ()) -> None:

@@ -29,7 +29,7 @@ log = get_logger(__name__)
 EXIT_CRASH = 1
 EXIT_PORT_TAKEN = 3
 EXIT_DEPENDENCY = 4
-CANCEL_SECONDS = 10.0
+CANCEL_SECONDS = 5.0
 """How long cancelled background tasks may take to end before the process exits without them."""
 
 

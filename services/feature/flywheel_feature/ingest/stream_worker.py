@@ -67,10 +67,12 @@ class StreamWorker:
         self._live: frozenset[str] = frozenset()
 
     def attach(self, loop: ConsumerLoop) -> None:
-        """Rewind this loop, which calls `handle` and `positions`, whenever partitions must restart."""
+        """Rewind this loop, which calls `handle` and `positions`, whenever partitions must restart. It
+        replaces an earlier loop."""
+        if self._loop is None:
+            self._definitions.on_change(self._definitions_changed)
         self._loop = loop
         self._live = self._live_views()
-        self._definitions.on_change(self._definitions_changed)
 
     async def watch(self) -> None:
         """Restart all partitions whenever Redis has lost its data, until cancelled."""
