@@ -190,7 +190,7 @@ async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[
     checkout = _Checkout(await acquire(pool))
     async with in_time(_unavailable):
         try:
-            with domain_errors(translate):
+            with domain_errors(checkout.conn, translate):
                 yield checkout
         except _INTERRUPTED:
             _release_later(pool, checkout)
@@ -206,19 +206,15 @@ async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[
 
 
 @contextmanager
-def domain_errors(translate: Translation | None = None) -> Iterator[None]:
-    """Turns asyncpg's errors into domain errors. A violated constraint without a translation is raised
-    unchanged."""
+def domain_errors(conn: Connection, translate: Translation | None = None) -> Iterator[None]:
+    """Turns asyncpg's errors into domain errors. Any error of the driver after which the connection is closed
+    is the loss of the connection. A violated constraint without a translation is raised unchanged."""
     try:
         yield
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-        ConnectionError,
-        TimeoutError,
-    ) as error:
+    except DRIVER_ERRORS as error:
         mapped = _mapped(error, translate or {})
+        if mapped is None and not alive(conn):
+            mapped = _unavailable()
         if mapped is None:
             raise
         raise mapped from error
