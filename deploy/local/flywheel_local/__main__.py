@@ -90,13 +90,15 @@ def _show(state: State) -> bool:
     all_running = True
     total = 0.0
     for name, (pid, where, log) in state.members.items():
+        running, size = False, 0.0
         try:
             process = psutil.Process(pid)
-            family = [process, *process.children(recursive=True)]
-            size = sum(each.memory_full_info().pss for each in family) / 2**20
+            # The id of a process that ended may belong to another one, which the supervisor did not start.
+            if running := process.ppid() == state.supervisor and process.status() != psutil.STATUS_ZOMBIE:
+                family = [process, *process.children(recursive=True)]
+                size = sum(each.memory_full_info().pss for each in family) / 2**20
         except psutil.Error:
-            size = 0.0
-        running = psutil.pid_exists(pid)
+            pass
         all_running &= running
         total += size
         shown = os.path.relpath(log) if log.startswith(str(LOCAL)) else log

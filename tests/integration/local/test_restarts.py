@@ -173,11 +173,13 @@ except Stopped:
 def test_status_says_what_ended_and_why(tmp_path: Path) -> None:
     me = psutil.Process()
     note = "given up after 5 restarts in a row: exit status 7: the disk is full"
+    running = Process("monitor", [sys.executable, "-c", SLEEPS], log=tmp_path / "log")
     state = State(
         me.pid,
         me.create_time(),
         ready=True,
-        members={"feature": (me.pid, "gRPC 127.0.0.1:1", "feature.log")},
+        # This process stands for another one that got the id of the ended process.
+        members={"feature": (me.pid, "1", "feature.log"), "monitor": (running.pid, "2", "monitor.log")},
         notes={"feature": note},
     )
     state_file.write(tmp_path / "state.json", state)
@@ -188,5 +190,8 @@ def test_status_says_what_ended_and_why(tmp_path: Path) -> None:
         text=True,
         timeout=60,
     )
-    assert done.returncode == 0, done.stderr
-    assert note in done.stdout
+    running.stop()
+    assert done.returncode == 1, done.stderr
+    feature, monitor = [line for line in done.stdout.splitlines() if ".log" in line]
+    assert "DEAD" in feature and note in feature
+    assert str(running.pid) in monitor and "DEAD" not in monitor
