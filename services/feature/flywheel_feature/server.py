@@ -120,9 +120,14 @@ class Ports(StreamPorts):
 
 async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     """The gRPC service; `stack` closes what it opened, in reverse."""
+    return wire(settings, await open_ports(settings, stack))
+
+
+async def open_ports(settings: FeatureSettings, stack: AsyncExitStack) -> Ports:
+    """The adapters of the gRPC service."""
     pool = await _database(settings, stack, "flywheel-feature")
     shared = await _stream_ports(settings, stack, pool)
-    ports = Ports(
+    return Ports(
         **vars(shared),
         topics=await _topics(settings, stack),
         push_log=PostgresPushLog(pool),
@@ -133,13 +138,17 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         idempotency=Idempotency(pool),
         models=await _models(settings, stack),
     )
-    return wire(settings, ports)
 
 
 async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> Worker:
     """The stream worker; `stack` closes what it opened, in reverse."""
+    return wire_worker(settings, await open_worker_ports(settings, stack))
+
+
+async def open_worker_ports(settings: MaterializeSettings, stack: AsyncExitStack) -> StreamPorts:
+    """The adapters of the stream worker."""
     pool = await _database(settings, stack, "flywheel-feature-materialize")
-    return wire_worker(settings, await _stream_ports(settings, stack, pool))
+    return await _stream_ports(settings, stack, pool)
 
 
 def wire(settings: FeatureSettings, ports: Ports) -> Server:
@@ -199,7 +208,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
     server.add_background("tombstones", ports.tombstones.follow)
     server.add_background("jobs", jobs.run)
     server.add_background("freshness", gauges.run)
-    server.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket))
+    server.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket), ends=True)
     server.add_background("housekeeping", lambda: _trim_periodically(ports.idempotency))
     server.add_background("leftovers", leftovers.run)
     return server
@@ -234,9 +243,9 @@ def wire_worker(settings: MaterializeSettings, ports: StreamPorts) -> Worker:
     worker.add_background("definitions", ports.definitions.follow)
     worker.add_background("tombstones", ports.tombstones.follow)
     worker.add_background("online-store", stream.watch)
-    worker.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket))
-    worker.add_background("streams", _consumer(settings, stream, ports.pool).run)
-    worker.add_background("archive", archiver.run)
+    worker.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket), ends=True)
+    worker.add_background("streams", lambda: _consumer(settings, stream, ports.pool).run())
+    worker.add_background("archive", archiver.run, stops_last=True)
     return worker
 
 
@@ -410,11 +419,11 @@ async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -
 
 async def _trim_periodically(idempotency: Idempotency) -> None:
     while True:
-        await asyncio.sleep(HOUSEKEEPING_SECONDS)
         try:
             await idempotency.trim()
         except FlywheelError as error:
             log.warning("housekeeping failed", reason=error.reason)
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
 
 async def _until_done(work: Callable[[], Awaitable[object]]) -> None:

@@ -177,12 +177,13 @@ class MemoryDeployment(Deployment):
         self.log, self.outcomes = MemoryPredictionLog(PARTITIONS), MemoryOutcomes()
         self.cached = MemoryCachedPredictions()
 
-    async def _server(self, settings: InferenceSettings, stack: AsyncExitStack) -> Server:
+    async def ports(self, settings: InferenceSettings, stack: AsyncExitStack) -> Ports:
+        """The adapters of one gateway."""
         registry, features = [
             await stack.enter_async_context(channel(address, client_name="tests", health_check=False))
             for address in (settings.registry_address, settings.feature_address)
         ]
-        ports = Ports(
+        return Ports(
             registry=GrpcRegistry(registry, settings.gateway_id, ""),
             features=GrpcFeatures(features),
             models=self.models,
@@ -190,7 +191,11 @@ class MemoryDeployment(Deployment):
             log=self.log,
             outcomes=self.outcomes,
             cached=self.cached,
+            ensure_topics=_nothing_to_do,
         )
+
+    async def _server(self, settings: InferenceSettings, stack: AsyncExitStack) -> Server:
+        ports = await self.ports(settings, stack)
         return wire(settings, stack, ports, gateway_id=settings.gateway_id, prometheus=CollectorRegistry())
 
     def log_rows(self) -> int:
@@ -209,6 +214,10 @@ class MemoryDeployment(Deployment):
 
         found: dict[str, list[LoggedRow]] = await eventually(rows, within=within)
         return found
+
+
+async def _nothing_to_do() -> None:
+    pass
 
 
 @asynccontextmanager

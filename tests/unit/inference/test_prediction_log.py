@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 
 from flywheel_common import columns
 from flywheel_common.kafka import topics
@@ -97,6 +98,25 @@ async def test_rows_that_waited_are_encoded_in_small_steps() -> None:
     assert await log.flush()
     assert encoded == [50] * 20
     assert logged(sink) == [f"id-{i}" for i in range(1000)]
+
+
+async def test_rows_that_an_unexpected_error_stopped_are_stored_by_the_next_run() -> None:
+    class BrokenOnce(MemoryPredictionLog):
+        broken = True
+
+        async def publish(self, records: Sequence[LogRecord]) -> int:
+            if self.broken:
+                self.broken = False
+                raise RuntimeError("broken")
+            return await super().publish(records)
+
+    sink = BrokenOnce(1)
+    log = PredictionLog(sink, flush_seconds=0.001)
+    log.offer(numbered_log_rows([1, 2]))
+    with pytest.raises(RuntimeError, match="broken"):
+        await asyncio.wait_for(log.run(), 5)
+    await running(log, lambda: logged(sink) == ["id-1", "id-2"])
+    assert (log.logged_count, log.held) == (2, 0)
 
 
 async def test_drain_stores_the_remaining_rows_or_counts_them() -> None:

@@ -114,6 +114,8 @@ class Lease:
             if task.done():
                 await task
             else:
+                if renewer.done():
+                    await renewer  # raises its exception, if it had one
                 log.warning("lease lost", lease=self.name)
         finally:
             task.cancel()

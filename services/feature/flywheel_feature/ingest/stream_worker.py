@@ -68,10 +68,12 @@ class StreamWorker:
         self._streams: dict[str, _Stream] = self._read_streams()
 
     def attach(self, consumer: ClaimedConsumer) -> None:
-        """Restart the partitions of this consumer, which calls the methods below, when they must restart."""
+        """Restart the partitions of this consumer, which calls the methods below, when they must restart. It
+        replaces an earlier consumer."""
+        if self._consumer is None:
+            self._definitions.on_change(self._definitions_changed)
+            self._materializer.on_lost(self._restart)
         self._consumer = consumer
-        self._definitions.on_change(self._definitions_changed)
-        self._materializer.on_lost(self._restart)
 
     async def watch(self) -> None:
         """Restart all partitions whenever Redis has lost its data, until cancelled."""

@@ -104,8 +104,11 @@ class ShadowCopies:
         return any(copies is not None and copies.challenger is scorer for copies in busy)
 
     async def run(self) -> None:
-        """Scores copies until cancelled."""
-        self._filled.set()  # Copies that an earlier run left.
+        """Scores copies until cancelled. Can be called again after an exception."""
+        for queue in self._queues.values():
+            # A worker that was cancelled before its first step has not reset it.
+            queue.worker = None
+        self._filled.set()
         async with asyncio.TaskGroup() as group:
             while True:
                 await self._filled.wait()

@@ -70,7 +70,9 @@ class PredictionLog:
             self._full.set()
 
     async def run(self) -> None:
-        """Stores rows until cancelled."""
+        """Stores rows until cancelled. Can be called again after an exception."""
+        if self.held:
+            self._filled.set()
         while True:
             await self._filled.wait()
             try:

@@ -48,14 +48,22 @@ class Reconciler:
         self._make_scorer = make_scorer
         self._in_use = in_use
         self._heartbeat_seconds = heartbeat_seconds
+        self._booted = False
         self._wake = asyncio.Event()
         self._report_now = asyncio.Event()
 
     async def run(self) -> None:
-        """Boots from the local copy, then follows the registry until cancelled."""
-        content = await asyncio.to_thread(self._store.load_desired)
-        if content is not None:
-            self._accept(content)
+        """Boots from the local copy, then follows the registry until cancelled. Can be called again after an
+        exception: it then continues with the desired state that it has."""
+        if not self._booted:
+            content = await asyncio.to_thread(self._store.load_desired)
+            if content is not None:
+                self._accept(content)
+            self._booted = True
+        for release in self._state.releases.values():
+            # A task that was cancelled before its first step has not reset it.
+            release.task = None
+        self._wake.set()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_registry())
             group.create_task(self._send_heartbeats())
