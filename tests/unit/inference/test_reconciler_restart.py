@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from flywheel_inference.serving.desired_state import DesiredModel
 from flywheel_inference.serving.reconciler import Reconciler
 from flywheel_inference.serving.state import ServingState
+from tests.support.builders.inference import LOG_SPEC
 from tests.support.eventually import eventually
 
 M = "projects/p/models/m"
-RELEASE: Any = SimpleNamespace(name=f"{M}/releases/1", triton_model="m.v1", artifacts=())
+RELEASE = replace(LOG_SPEC, name=f"{M}/releases/1", model=M)
 
 
 class State(ServingState):
@@ -68,7 +70,7 @@ async def test_a_release_whose_load_was_interrupted_is_loaded_by_the_next_run() 
     reconciler = Reconciler(
         state,
         *peers,
-        decode=lambda _: ([DesiredModel(M, 1, RELEASE)], {}),
+        decode=lambda _: [DesiredModel(M, 1, RELEASE)],
         make_scorer=lambda spec, contract, _: SimpleNamespace(spec=spec, ready=False, idle=True),
         in_use=lambda _: False,
         heartbeat_seconds=0.02,
