@@ -42,7 +42,7 @@ async def shown(server: Server) -> str:
         *("-c", "from flywheel.cli.main import main; main()", "features", "freshness"),
         env={
             **os.environ,
-            "FLYWHEEL_FEATURE": f"127.0.0.1:{server.port}",
+            "FLYWHEEL_FEATURE_ADDRESS": f"127.0.0.1:{server.port}",
             "FORCE_COLOR": "1",
             "COLUMNS": "200",
         },
