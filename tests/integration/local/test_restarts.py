@@ -12,8 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from redis import Redis
 
 from flywheel_local import state as state_file
+from flywheel_local.backends import Backends
 from flywheel_local.failure import LocalError
 from flywheel_local.process import Process
 from flywheel_local.restarts import Restarts
@@ -195,3 +197,26 @@ def test_status_says_what_ended_and_why(tmp_path: Path) -> None:
     feature, monitor = [line for line in done.stdout.splitlines() if ".log" in line]
     assert "DEAD" in feature and note in feature
     assert str(running.pid) in monitor and "DEAD" not in monitor
+
+
+def test_a_killed_server_is_started_again_with_its_data(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with Backends({"redis"}, directory=tmp_path) as backends:
+        redis = backends.redis
+        client = Redis.from_url(redis.url)
+        client.set("kept", "42")
+        client.execute_command("WAITAOF", 1, 0, 5000)
+        now = 0.0
+        restarts = Restarts(backends, lambda _: None, lambda: now)
+        assert redis.process is not None
+        before = redis.process.pid
+        redis.process.signal(signal.SIGKILL)
+        while redis.process.running:
+            time.sleep(0.01)
+        assert restarts.tick()
+        now = 1.0
+        assert restarts.tick()
+        assert redis.process.pid != before
+        assert client.get("kept") == b"42"
+        assert not restarts.tick()
+        client.close()
