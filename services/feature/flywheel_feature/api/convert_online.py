@@ -58,7 +58,12 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
             )
     entities = [_entities(group, sent, rows) for group in plan.key_groups]
     return Lookup(
-        entities, _request_fields(request, plan, rows), _as_of(request), rows, request.with_applied_offsets
+        entities,
+        _request_fields(request, plan, rows),
+        _as_of(request),
+        rows,
+        request.with_applied_offsets,
+        hides_later=request.HasField("as_of"),
     )
 
 
