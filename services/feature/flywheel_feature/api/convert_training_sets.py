@@ -129,6 +129,7 @@ def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
         unlabelled_count=built.unlabelled_count,
         short_feature_names=built.short_feature_names,
         source_versions=dict(built.source_versions),
+        late_events=dict(built.late_events),
     )
     if built.row_count:
         message.min_time.CopyFrom(to_timestamp(built.min_time))

@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import polars as pl
@@ -177,6 +178,7 @@ class TrainingSetBuilder:
             schema=files.schema,
             profile=files.profile,
             unlabelled_count=files.unlabelled_count,
+            late_events=files.late_events,
             created_at=self._clock.now(),
             build_seconds=self._clock.monotonic() - started,
             short_feature_names=request.short_feature_names,
@@ -218,7 +220,10 @@ class TrainingSetBuilder:
         job.progress(0, 0, message="reading the spine")
         spine, unlabelled = await self._spine(request, plan, catalog, reader)
         job.begin(until=70)
-        features = await FeatureJoiner(reader).join(plan, spine, EVENT_TIMESTAMP, request.mode, job)
+        late: dict[str, int] = {}
+        features = await FeatureJoiner(reader).join(
+            plan, spine, EVENT_TIMESTAMP, request.mode, job, late=late
+        )
         frame = assemble(plan, request, spine, features)
         digest = await asyncio.to_thread(content_hash, frame)
         uri = attempt_uri(self._tables, request, name, digest)
@@ -230,7 +235,8 @@ class TrainingSetBuilder:
                 rows = frame.slice(offset, ROWS_PER_FILE)
                 await finish_in_thread(partial(self._tables.write, f"{uri}part-{part:05d}.parquet", rows))
             job.progress(frame.height, frame.height, "rows", "profiling columns")
-            return await asyncio.to_thread(of_frame, plan, request, frame, uri, unlabelled, digest)
+            built = await asyncio.to_thread(of_frame, plan, request, frame, uri, unlabelled, digest)
+            return replace(built, late_events=late)
 
     async def _register(
         self, request: TrainingSetRequest, plan: JoinPlan, training_set: TrainingSet

@@ -121,6 +121,8 @@ class TrainingSet:
     short_feature_names: bool = False
     source_versions: Mapping[str, int] = field(default_factory=dict)
     """Resource name of a source → the version of its Delta table that was read."""
+    late_events: Mapping[str, int] = field(default_factory=dict)
+    """Resource name of a view version → the events that its windows left out (windows/lateness.py)."""
 
     @property
     def name(self) -> str:
