@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from uuid import uuid4
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
+from flywheel_feature.api.convert_training_sets import training_set_to_proto
 from flywheel_feature.definitions.catalog import Catalog
 from flywheel_feature.definitions.model import (
     HOUR,
@@ -28,6 +30,7 @@ from flywheel_feature.definitions.model import (
 )
 from flywheel_feature.encoding.keys import entity_keys
 from flywheel_feature.fakes.online import MemoryOnlineStore
+from flywheel_feature.fakes.partitions import MemoryPartitions
 from flywheel_feature.fakes.streams import MemoryStreams
 from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.ingest.archive import ARRIVED, Archiver
@@ -42,6 +45,8 @@ from flywheel_feature.offline.model import JoinMode
 from flywheel_feature.online.read_plan import plan_of_features
 from flywheel_feature.tables.sources import SourceReader
 from tests.support.builders.feature_units import UTC_MICROSECONDS, at, microseconds, object_array
+from tests.support.builders.jobs import RecordingJob
+from tests.support.builders.partitioned_joins import JoinInputs, request, without_identity
 
 MINUTES = st.integers(0, 240)
 Event = tuple[str, int, int | None, int | None]
@@ -186,3 +191,25 @@ async def test_the_archive_keeps_late_events_with_their_arrival(allowed: int) ->
     (segment,) = await lab.streams.segments("p", "events")
     arrived = lab.tables.read_files([segment.uri], [ARRIVED]).get_column(ARRIVED).to_list()
     assert [int(microseconds([200])[0]), 0] == arrived
+
+
+async def test_a_training_set_counts_late_events_in_memory_and_in_partitions() -> None:
+    tables = MemoryTables()
+    inputs = JoinInputs(tables, "memory")
+    landings = replace(inputs.catalog.sources["landings"], kind=StreamSource(allowed_lateness=HOUR))
+    all_events = tables.read_files(
+        [f"s3://memory/archive/{i}.parquet" for i in range(4)], ["distance", "landed", "known"]
+    )
+    events = all_events.filter(pl.col("distance") > 0)
+    within = await inputs.builder().build(request("any-lateness"), RecordingJob())
+    inputs.catalog = replace(inputs.catalog, sources={**inputs.catalog.sources, "landings": landings})
+    in_memory = await inputs.builder().build(request("in-memory"), RecordingJob())
+    parts = await inputs.builder(MemoryPartitions(tables)).build(request("parts"), RecordingJob())
+    assert without_identity(in_memory) == without_identity(parts)
+    # An event of these inputs has no created time, or one two hours after its event time.
+    newest = pl.from_epoch(pl.lit(in_memory.max_time), "us").dt.replace_time_zone("UTC")
+    late = events.filter(pl.col("landed") <= newest, pl.col("known").is_not_null()).height
+    assert {"projects/p/views/traffic/versions/1": late} == in_memory.late_events
+    assert {} == within.late_events
+    assert within.content_hash != in_memory.content_hash
+    assert dict(in_memory.late_events) == dict(training_set_to_proto(in_memory).late_events)
