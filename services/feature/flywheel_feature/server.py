@@ -40,6 +40,7 @@ from flywheel_feature.erasure.erase_job import KIND as ERASE
 from flywheel_feature.erasure.erase_job import EraseJob
 from flywheel_feature.ingest.archive import Archiver
 from flywheel_feature.ingest.archive_replay import ArchiveReplay
+from flywheel_feature.ingest.due_rows import DueRows
 from flywheel_feature.ingest.freshness import FreshnessReader
 from flywheel_feature.ingest.freshness_metrics import FreshnessGauges
 from flywheel_feature.ingest.generations import Generations
@@ -182,6 +183,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
             ports.materialized,
             encode_event,
             rule_actions,
+            seen=ports.materialized,
             event_times=EventTimeBound(clock, settings.max_clock_skew_seconds),
         ),
         materializing=materializing,
@@ -200,6 +202,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
         # ready, and methods that need it answer UNAVAILABLE.
         readiness=ports.online.ping,
     )
+    due_rows = DueRows(ports.materialized, jobs.submit, ports.definitions.projects, clock)
     gauges = FreshnessGauges(freshness, ports.definitions.projects, clock)
     leftovers = Leftovers(
         ports.jobs, TRAINING_SET_JOB, ports.training_sets, ports.tables, ports.engines, clock
@@ -207,6 +210,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
     server.add_background("definitions", ports.definitions.follow)
     server.add_background("tombstones", ports.tombstones.follow)
     server.add_background("jobs", jobs.run)
+    server.add_background("due-rows", due_rows.run)
     server.add_background("freshness", gauges.run)
     server.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket), ends=True)
     server.add_background("housekeeping", lambda: _trim_periodically(ports.idempotency))

@@ -292,6 +292,24 @@ async def test_mismatches_are_counted_per_feature_with_examples(inputs: Training
     assert "online 'near', offline 'far'" in found["computed__far"].examples[0]
 
 
+async def test_values_that_were_not_yet_valid_are_counted_apart(inputs: TrainingSetInputs) -> None:
+    def plant(frame: pl.DataFrame) -> pl.DataFrame:
+        row = pl.int_range(pl.len())
+        unknown = ["weather__wind", "computed__headwind"]
+        return frame.with_columns(
+            *(pl.when(row == 1).then(None).otherwise(name).alias(name) for name in unknown),
+            pl.when(row == 1).then(pl.lit(",".join(unknown))).otherwise(pl.lit("")).alias("not_yet_valid"),
+            # A null that was served as NULL is skew.
+            pl.when(row == 4).then(None).otherwise("computed__far").alias("computed__far"),
+        )
+
+    report = await inputs.skew_check().check(SkewRequest("p", predictions(inputs, plant)), RecordingJob())
+    assert (5, 23, 1, 2) == (report.predictions, report.values, report.mismatches, report.not_yet_valid)
+    found = {f.feature: (f.compared, f.mismatches, f.not_yet_valid) for f in report.features}
+    assert (4, 0, 1) == found["weather__wind"] == found["computed__headwind"]
+    assert ((5, 1, 0), (5, 0, 0)) == (found["computed__far"], found["traffic__flights"])
+
+
 async def test_a_skew_check_skips_default_answers_and_samples_evenly(inputs: TrainingSetInputs) -> None:
     def plant(frame: pl.DataFrame) -> pl.DataFrame:
         default = frame.head(1).with_columns(

@@ -157,7 +157,7 @@ def test_a_training_set_is_converted_field_by_field() -> None:
 
 
 def test_a_skew_report_survives_json() -> None:
-    report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, ["p1: online 1.0, offline 2.0"]),), 2)
+    report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, 3, ["p1: online 1.0, offline 2.0"]),), 2, 3)
     job = Job(
         "p",
         "j",
@@ -168,14 +168,16 @@ def test_a_skew_report_survives_json() -> None:
         result=report.to_json(),
     )
     message = job_to_proto(job).skew_report
-    assert (2, 4, 1, 2) == (
+    assert (2, 4, 1, 2, 3) == (
         message.predictions,
         message.values,
         message.mismatches,
         message.exact_predictions,
+        message.not_yet_valid,
     )
-    assert ("v__f", 4, 1) == (
+    assert ("v__f", 4, 1, 3) == (
         message.features[0].feature,
         message.features[0].compared_count,
         message.features[0].mismatch_count,
+        message.features[0].not_yet_valid_count,
     )

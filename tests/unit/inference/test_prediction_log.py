@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -153,6 +154,7 @@ def test_records_hold_ids_of_their_partition_and_aligned_columns() -> None:
         assert columns.from_table(batch.entities)["tail"][0].tolist() == [f"N{n}" for n in numbers]
         assert columns.from_table(batch.request_fields)["miles"][1].tolist() == [n % 2 == 0 for n in numbers]
         assert not batch.error_reasons
+        assert not batch.not_yet_valid
         applied = columns.from_table(batch.applied_offsets)
         assert [v.tolist() for v in applied["h@1"][0]] == [[0, n] * (n % 3) for n in numbers]
         assert [v.tolist() for v in applied["w@2"][0]] == [[1, n] for n in numbers]
@@ -170,3 +172,10 @@ def test_rows_without_features_have_null_columns_and_a_reason() -> None:
     assert list(batch.error_reasons) == ["MODEL_UNAVAILABLE"]
     assert not batch.applied_offsets.columns
     assert list(batch.sources) == [prediction_pb2.PREDICTION_SOURCE_DEFAULT]
+
+
+def test_features_that_were_not_yet_valid_are_named_per_row() -> None:
+    later = replace(numbered_log_rows([1, 2]), not_yet_valid=["a__x", ""])
+    (record,) = prediction_records([numbered_log_rows([0]), later], 1)
+    batch = payload_of(parse_event(record.value), prediction_pb2.PredictionBatch)
+    assert ["", "a__x", ""] == list(batch.not_yet_valid)

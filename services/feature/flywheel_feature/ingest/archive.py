@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import polars as pl
 
 from flywheel_common.errors import FlywheelError
@@ -27,6 +28,7 @@ from flywheel_feature.tables.ports import FrameWriter, Segment
 log = get_logger(__name__)
 
 EVENT_ID = "__event_id"
+ARRIVED = "__arrived"
 EVENT_TIME = "__event_time"
 EVENT_RANK = "__event_rank"
 """event_order.event_ranks of the id: orders events of equal times, online and offline."""
@@ -242,13 +244,15 @@ class Archiver:
 
 
 def segment_frame(rows: SourceRows) -> pl.DataFrame:
-    """The rows of a segment: the schema's columns and each event's id, time, rank, partition, offset."""
+    """The rows of a segment: the schema's columns and each event's id, time, rank, position, arrival."""
     frame = to_frame(list(rows.source.schema), rows.columns, len(rows.event_ids))
     event, _ = rows.times()
+    arrived = np.zeros(len(event), np.int64) if rows.arrived is None else rows.arrived
     return frame.with_columns(
         pl.Series(EVENT_ID, list(rows.event_ids), dtype=pl.String),
         pl.Series(EVENT_TIME, event).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
         pl.Series(EVENT_RANK, rows.ranks),
         pl.lit(rows.partition, dtype=pl.Int32).alias(PARTITION),
         pl.Series(OFFSET, rows.offset),
+        pl.Series(ARRIVED, arrived, dtype=pl.Int64),
     )

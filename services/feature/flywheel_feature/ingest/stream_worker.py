@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from prometheus_client import Counter
 
-from flywheel_common.arrays import Mask
+from flywheel_common.arrays import Ints, Mask
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.kafka.claimed_consumer import ClaimedConsumer, TopicPartition
@@ -148,16 +148,15 @@ class StreamWorker:
         parts, poison, why = _rows_of(records, source)
         if poison:
             raise PoisonError(why, poison)
-        ahead, rest, rows = _ahead_of_time(records, parts, source, self._event_times.latest())
+        ahead, rest, count = _ahead_of_time(records, parts, source, self._event_times.latest())
         if ahead:
-            _AHEAD.labels(source.name).inc(rows)
+            _AHEAD.labels(source.name).inc(count)
             raise PoisonError("the event time is after now + max_clock_skew", ahead, rest)
         if not parts:
             return
+        rows = joined(source, records[0].partition, parts, records[-1].offset + 1)
         try:
-            await self._materializer.apply(
-                catalog, joined(source, records[0].partition, parts, records[-1].offset + 1)
-            )
+            await self._materializer.apply(catalog, replace(rows, arrived=_arrived(records, rows.offset)))
         except PositionLost:
             log.warning("another process moved the positions; restarting from them", source=source.name)
             self._restart(source, records[0].partition)
@@ -186,6 +185,13 @@ class _Stream:
     topic: TopicSpec
     views: frozenset[str]
     """The names of its live views."""
+
+
+def _arrived(records: Sequence[Record], offset: Ints) -> Ints:
+    """[n] when Kafka stored the records at these offsets, microseconds. `records` are in order."""
+    times = np.array([r.timestamp_ms for r in records], np.int64) * 1000
+    found: Ints = times[np.searchsorted(np.array([r.offset for r in records], np.int64), offset)]
+    return found
 
 
 def _rows_of(records: Sequence[Record], source: Source) -> tuple[list[Part], list[Record], str]:

@@ -194,6 +194,7 @@ class TrainingSetBuilder:
             schema=files.schema,
             profile=files.profile,
             unlabelled_count=files.unlabelled_count,
+            late_events=files.late_events,
             created_at=self._clock.now(),
             build_seconds=self._clock.monotonic() - started,
             short_feature_names=request.short_feature_names,
@@ -239,7 +240,10 @@ class TrainingSetBuilder:
         spine, unlabelled = await self._spine(request, plan, catalog, reader)
         job.begin(until=70)
         joined = spine.drop(f.name for f in plan.extras)
-        features = await FeatureJoiner(reader).join(plan, joined, EVENT_TIMESTAMP, request.mode, job)
+        late: dict[str, int] = {}
+        features = await FeatureJoiner(reader).join(
+            plan, joined, EVENT_TIMESTAMP, request.mode, job, late=late
+        )
         frame = assemble(plan, request, spine, features)
         digest = await asyncio.to_thread(content_hash, frame)
         uri = attempt_uri(self._tables, request, name, digest)
@@ -251,7 +255,8 @@ class TrainingSetBuilder:
                 rows = frame.slice(offset, ROWS_PER_FILE)
                 await finish_in_thread(partial(self._tables.write, f"{uri}part-{part:05d}.parquet", rows))
             job.progress(frame.height, frame.height, "rows", "profiling columns")
-            return await asyncio.to_thread(of_frame, plan, request, frame, uri, unlabelled, digest)
+            built = await asyncio.to_thread(of_frame, plan, request, frame, uri, unlabelled, digest)
+            return replace(built, late_events=late)
 
     async def _register(
         self, request: TrainingSetRequest, plan: JoinPlan, training_set: TrainingSet

@@ -127,6 +127,8 @@ class TrainingSet:
     """Resource name of a source → the version of its Delta table that was read."""
     extra_columns: tuple[str, ...] = ()
     """Columns of the spine that are no join key, time, request field or label; they are no features."""
+    late_events: Mapping[str, int] = field(default_factory=dict)
+    """Resource name of a view version → the events that its windows left out (windows/lateness.py)."""
 
     @property
     def name(self) -> str:

@@ -17,6 +17,8 @@ from flywheel_feature.offline.errors import WrongArchive
 from flywheel_feature.tables.ports import Between, Piece, Tables
 
 PREDICTION_ID, EVENT_TIME, FEATURE_SET = "prediction_id", "event_time", "feature_set"
+NOT_YET_VALID = "not_yet_valid"
+"""Names of the features with this status, separated by commas; files without such a feature lack it."""
 _SOURCE = "source"
 _FROM_MODEL = ("MODEL", "PREDICTION_SOURCE_MODEL", "1")
 READERS = 8
@@ -50,7 +52,7 @@ def _answers(tables: Tables, file: Piece, where: Between) -> pl.DataFrame:
     missing = [c for c in required if c not in stored]
     if missing:
         raise WrongArchive(f"{file.uri} is not a prediction archive: it has no column {missing[0]!r}.")
-    columns = sorted(c for c in stored if c in (*required, _SOURCE) or "__" in c)
+    columns = sorted(c for c in stored if c in (*required, _SOURCE, NOT_YET_VALID) or "__" in c)
     frame = tables.read_piece(file, columns, where)
     for name in (PREDICTION_ID, FEATURE_SET, _SOURCE):
         if name in columns and not _is_text(frame.schema[name]):

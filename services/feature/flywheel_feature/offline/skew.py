@@ -3,6 +3,9 @@
 If the log has the stream offsets of an answer (`applied__` columns), stream features are recomputed from
 exactly those events. Otherwise they are recomputed from the events up to the time of the prediction, which
 gives the same values only if the streams had been applied that far.
+
+Values that were served as NOT_YET_VALID are counted apart: the online store keeps one row per entity and does
+not know the one before it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,13 @@ from flywheel_feature.jobs.progress import JobProgress
 from flywheel_feature.offline.errors import InvalidArchiveFeatureSet, WrongArchive
 from flywheel_feature.offline.joins.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
 from flywheel_feature.offline.model import JoinMode
-from flywheel_feature.offline.prediction_log import EVENT_TIME, FEATURE_SET, PREDICTION_ID, read_answers
+from flywheel_feature.offline.prediction_log import (
+    EVENT_TIME,
+    FEATURE_SET,
+    NOT_YET_VALID,
+    PREDICTION_ID,
+    read_answers,
+)
 from flywheel_feature.tables.ports import Archive, Tables
 from flywheel_feature.tables.sources import SourceReader, wait_until_archived
 from flywheel_feature.windows.applied_offsets import applied_name
@@ -56,6 +65,7 @@ class FeatureSkew:
     feature: str
     compared: int = 0
     mismatches: int = 0
+    not_yet_valid: int = 0
     examples: list[str] = field(default_factory=list)
 
 
@@ -67,6 +77,8 @@ class SkewReport:
     features: tuple[FeatureSkew, ...]
     exact_predictions: int
     """Predictions recomputed from exactly the stream events that were applied when they were made."""
+    not_yet_valid: int
+    """Values that were not compared."""
 
     def to_json(self) -> dict[str, object]:
         """The result of the job; see flywheel.feature.v1.SkewReport."""
@@ -75,11 +87,13 @@ class SkewReport:
             "values": self.values,
             "mismatches": self.mismatches,
             "exact_predictions": self.exact_predictions,
+            "not_yet_valid": self.not_yet_valid,
             "features": [
                 {
                     "feature": f.feature,
                     "compared_count": f.compared,
                     "mismatch_count": f.mismatches,
+                    "not_yet_valid_count": f.not_yet_valid,
                     "examples": list(f.examples),
                 }
                 for f in self.features
@@ -145,12 +159,14 @@ class SkewCheck:
         for total in features:
             _VALUES.labels(request.project, total.feature, "mismatch").inc(total.mismatches)
             _VALUES.labels(request.project, total.feature, "match").inc(total.compared - total.mismatches)
+            _VALUES.labels(request.project, total.feature, "not_yet_valid").inc(total.not_yet_valid)
         return SkewReport(
             sum(rows.height for rows in logged),
             sum(f.compared for f in features),
             sum(f.mismatches for f in features),
             features,
             exact,
+            sum(f.not_yet_valid for f in features),
         )
 
     async def _plan(self, project: str, name: str) -> JoinPlan:
@@ -239,9 +255,11 @@ def _compare(
                 f"The predictions store {declared.name!r} as {served.dtype}, but the feature is "
                 f"{recomputed.dtype}."
             )
-        wrong = mismatched(served, recomputed)
+        unknown = _not_yet_valid(rows, declared.name)
+        wrong = mismatched(served, recomputed) & ~unknown
         total = totals.setdefault(declared.name, FeatureSkew(declared.name))
-        total.compared += len(served)
+        total.not_yet_valid += int(unknown.sum())
+        total.compared += len(served) - int(unknown.sum())
         total.mismatches += int(wrong.sum())
         for index in wrong.arg_true()[: EXAMPLES - len(total.examples)].to_list():
             total.examples.append(
@@ -268,6 +286,14 @@ def _inner(stored: pl.List | pl.Array) -> pl.DataType:
 def _is_number(stored: pl.DataType) -> bool:
     """Numbers, and what is compared as one."""
     return stored.is_numeric() or isinstance(stored, pl.Boolean | pl.Date | pl.Datetime)
+
+
+def _not_yet_valid(rows: pl.DataFrame, feature: str) -> pl.Series:
+    """True for the rows in which the feature was served with this status."""
+    if NOT_YET_VALID not in rows.columns:
+        return pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
+    names = rows.get_column(NOT_YET_VALID).cast(pl.String).fill_null("").str.split(",")
+    return names.list.contains(feature)
 
 
 def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:

@@ -29,6 +29,8 @@ from flywheel_feature.tables.ports import Archive, Between, Piece, Segment, Tabl
 EVENT_ID, PARTITION, OFFSET = "__event_id", "__partition", "__offset"
 """Columns that the archive adds to a source's schema."""
 STREAM_COLUMNS = (EVENT_ID, PARTITION, OFFSET)
+ARRIVED = "__arrived"
+"""Another one: when Kafka stored the event, microseconds. It is read for sources with an allowed lateness."""
 
 ROW_EVENT_TIME, ROW_CREATED_TIME = "__event_time", "__created_time"
 """Columns with the times of the rows that `read_batch_rows` returns."""
@@ -139,8 +141,10 @@ class SourceReader:
         uris = [s.uri for s in _in_order(segments)]
         if not uris:
             return events_in_order(empty_rows(source, names), positions=positions)
-        frame = self._tables.read_files(uris, [*names, *STREAM_COLUMNS])
-        extra = STREAM_COLUMNS if positions else (EVENT_ID,)
+        arrived = _arrived_column(source)
+        frame = self._tables.read_files(uris, [*names, *STREAM_COLUMNS, *arrived])
+        frame = frame.cast(dict.fromkeys(arrived, pl.Int64))
+        extra = (*(STREAM_COLUMNS if positions else (EVENT_ID,)), *arrived)
         events = _as_declared(source, names, events_in_order(frame, positions=positions), extra)
         return _in_range(events, source.timestamp_field, low, high)
 
@@ -210,7 +214,8 @@ class SourceReader:
     ) -> pl.DataFrame:
         """The rows of pieces, in order; those of streams keep `PARTITION` and `OFFSET`."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
-        extra = STREAM_COLUMNS if source.is_stream else ()
+        arrived = _arrived_column(source)
+        extra = (*STREAM_COLUMNS, *arrived) if source.is_stream else ()
         # Only columns of timestamps are filtered while reading; `_in_range` also filters times stored as
         # numbers.
         where = None if low is None and high is None else Between(source.timestamp_field, low, high)
@@ -218,7 +223,7 @@ class SourceReader:
         for piece in pieces:
             frame = self._tables.read_piece(piece, [*names, *extra], where)
             if source.is_stream:
-                frame = frame.cast({PARTITION: pl.Int32, OFFSET: pl.Int64})
+                frame = frame.cast({PARTITION: pl.Int32, **dict.fromkeys([OFFSET, *arrived], pl.Int64)})
             text = [(n, f) for n, f in _fields(source, names) if n in dict(piece.partition)]
             parts.append(
                 _in_range(_as_declared(source, names, frame, extra, text), source.timestamp_field, low, high)
@@ -244,8 +249,15 @@ class SourceReader:
 def empty_rows(source: Source, names: Sequence[str]) -> pl.DataFrame:
     """No rows, with the columns of `SourceReader.read_pieces`."""
     columns = {n: polars_type(f.data_type, f.vector_size) for n, f in _fields(source, names)}
-    extra = {EVENT_ID: pl.String(), PARTITION: pl.Int32(), OFFSET: pl.Int64()} if source.is_stream else {}
+    extra: dict[str, pl.DataType] = {}
+    if source.is_stream:
+        extra = {EVENT_ID: pl.String(), PARTITION: pl.Int32(), OFFSET: pl.Int64()}
+        extra |= {name: pl.Int64() for name in _arrived_column(source)}
     return pl.DataFrame(schema={**columns, **extra})
+
+
+def _arrived_column(source: Source) -> tuple[str, ...]:
+    return (ARRIVED,) if source.allowed_lateness else ()
 
 
 def events_in_order(frame: pl.DataFrame, *, positions: bool = False) -> pl.DataFrame:

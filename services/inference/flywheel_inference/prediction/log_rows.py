@@ -44,4 +44,5 @@ def log_rows(
         latencies_ms=latencies_ms,
         reasons=list(reasons),
         applied=block.applied if block is not None else (),
+        not_yet_valid=block.not_yet_valid() if block is not None else (),
     )

@@ -180,6 +180,7 @@ class PartitionRun:
             schema=tuple(fields),
             profile=tuple(profile),
             unlabelled_count=sum(n["unlabelled"] for n in self._tasks.notes(Kind.CHUNK)),
+            late_events=self._tasks.late_events(),
         )
         self._workspace.write_bytes(RESULT, built.to_json())
         self._count = self._total

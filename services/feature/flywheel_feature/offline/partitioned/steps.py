@@ -32,6 +32,7 @@ from flywheel_feature.tables.sources import SourceReader, events_in_order
 
 QUANTILES = 256
 ROWS_PER_GROUP = 16_384
+LATE = "late/"
 
 
 @dataclass(slots=True)
@@ -112,9 +113,12 @@ class PartitionTasks:
         pieces = self.spec.histories[task.view].pieces[task.index]
         # Piece by piece, so that rows that the view does not need are dropped before the next piece is read.
         parts = [self.reader.read_pieces(stored.source, stored.fields, [], task.low, task.high)]
+        late: dict[str, int] = {}
         for piece in pieces:
             rows = self.reader.read_pieces(stored.source, stored.fields, [piece], task.low, task.high)
-            parts.append(stored.kept(rows).filter(pl.col(k).is_not_null() for k in stored.keys))
+            parts.append(stored.kept(rows, late).filter(pl.col(k).is_not_null() for k in stored.keys))
+        if late:
+            self.workspace.write_json(f"{LATE}{task.view:03d}-{task.index:06d}.json", late)
         self._spread(task, pl.concat(parts))
 
     def _spread(self, task: Task, frame: pl.DataFrame) -> None:
@@ -177,6 +181,14 @@ class PartitionTasks:
         """The notes of the tasks of a kind, by index."""
         prefix = Task(kind, 0).output.rpartition("000000")[0]
         return [self.workspace.read_json(key) for key in sorted(self.workspace.keys(prefix))]
+
+    def late_events(self) -> dict[str, int]:
+        """The late events that the ROWS tasks left out, per view version."""
+        found: dict[str, int] = {}
+        for key in self.workspace.keys(LATE):
+            for view, events in self.workspace.read_json(key).items():
+                found[view] = found.get(view, 0) + events
+        return found
 
     def _note(self, task: Task, **values: object) -> None:
         self.workspace.write_json(task.output, {"index": task.index, **values})
