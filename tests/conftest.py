@@ -34,9 +34,7 @@ from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3
 from flywheel_local.triton import Triton
 
-# pyarrow and botocore read these at import; the local S3 server does not support the newer checksum headers.
-os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
-os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "WHEN_REQUIRED")
+# pyarrow and botocore read this at import.
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 # gRPC's fork handlers crash a child that is forked while gRPC runs in this process, as backends are.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")

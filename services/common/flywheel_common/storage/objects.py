@@ -33,11 +33,11 @@ class Digest:
 class ObjectStore(Protocol):
     """A store of whole objects.
 
-    A put is atomic, reads see completed puts, and the last of two concurrent puts wins; S3 has no
-    preconditions here, so use PostgreSQL for arbitration, or content-addressed keys. Deleting a missing key
-    does nothing. Keys are relative, without empty, `.` or `..` parts. Raises ObjectNotFound for a missing key
-    (get, stream), InvalidObjectKey, and S3Unavailable, before the deadline of the running call if it has one:
-    a change may then have happened.
+    A put is atomic, reads see completed puts, and the last of two concurrent puts wins: use PostgreSQL for
+    arbitration, or content-addressed keys. Lists are sorted by key, in some stores folder by folder. Deleting
+    a missing key does nothing. Keys are relative, without empty, `.` or `..` parts. Raises ObjectNotFound for
+    a missing key (get, stream), InvalidObjectKey, and S3Unavailable, before the deadline of the running call
+    if it has one: a change may then have happened.
     """
 
     async def put(self, key: str, data: bytes) -> Digest: ...
