@@ -15,10 +15,14 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from flywheel_local.backend import Backend, require_tool
+from flywheel_local.failure import LocalError
 from flywheel_local.process import Process
 
 _PROBE = "ready"
 """A bucket with one object, which is written to find out whether the server accepts writes."""
+
+
+_SIGNED = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
 
 
 class S3(Backend):
@@ -52,6 +56,7 @@ class S3(Backend):
 
     def spawn(self) -> Process:
         weed = require_tool(Path(sys.prefix) / "bin" / "weed", "SeaweedFS")
+        self._remove_sockets()
         objects = self.data / "objects"
         objects.mkdir(exist_ok=True)
         options = {
@@ -87,6 +92,8 @@ class S3(Backend):
                 "WEED_MASTER_VOLUME_GROWTH_COPY_1": "1",
                 # A third less memory; no slower by measurement.
                 "GOGC": "25",
+                # Only the gateway may use the HTTP ports of the volume server and the filer.
+                **{f"WEED_JWT_{part}_KEY": self.secret("internal") for part in _SIGNED},
             },
             directory=self.data,
             # The filer waits 15 s for the gateway of the same process to end its subscription. Finished
@@ -107,6 +114,25 @@ class S3(Backend):
         errors = self._client.exceptions
         with suppress(errors.BucketAlreadyExists, errors.BucketAlreadyOwnedByYou):
             self._client.create_bucket(Bucket=name)
+
+    def stop(self) -> None:
+        super().stop()
+        self._remove_sockets()
+
+    def _remove_sockets(self) -> None:
+        """SeaweedFS opens sockets in /tmp, whose names cannot be set, and leaves them there when killed. It
+        never starts when a socket of another user has the name."""
+        for part in ("s3", "master", "volume", "filer"):
+            prefix = "s3" if part == "s3" else f"s3_{part}"
+            for name in (f"{part}-{self.ports[prefix]}", f"{part}-grpc-{self.ports[f'{prefix}_grpc']}"):
+                socket = Path(f"/tmp/seaweedfs-{name}.sock")  # noqa: S108
+                try:
+                    socket.unlink(missing_ok=True)
+                except PermissionError as error:
+                    raise LocalError(
+                        f"{socket} belongs to another user, so that the S3 server cannot start",
+                        "remove it, or choose other ports: PORT_BASE=…",
+                    ) from error
 
     def _identities(self) -> Path:
         """The file with the access key, which only its owner can read."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+import urllib.error
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -57,14 +59,31 @@ def test_a_change_that_was_answered_survives_the_end_of_the_server(tmp_path: Pat
             assert b"%d" % n == client.get_object(Bucket="kept", Key=f"small/{n:03}")["Body"].read()
 
 
-def test_a_stop_is_fast_and_leaves_no_process(tmp_path: Path) -> None:
+def test_a_stop_is_fast_and_leaves_neither_processes_nor_sockets(tmp_path: Path) -> None:
     with Backends({"s3"}, directory=tmp_path) as backends:
         assert backends.s3.process is not None
-        pid = backends.s3.process.pid
+        pid, ports = backends.s3.process.pid, backends.s3.ports.values()
+
+        def sockets() -> list[Path]:
+            return [f for port in ports for f in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]  # noqa: S108
+
+        assert sockets()
         began = time.monotonic()
         backends.stop()
         assert time.monotonic() - began < 5
         assert not psutil.pid_exists(pid)
+        assert [] == sockets()
+
+
+def test_objects_are_refused_without_a_key_on_every_port(s3: S3, client: Any, bucket: str) -> None:
+    client.put_object(Bucket=bucket, Key="a", Body=b"secret")
+    statuses = {}
+    for name, path in (("s3", f"{bucket}/a"), ("s3_filer", f"buckets/{bucket}/a"), ("s3_volume", "1,01")):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{s3.ports[name]}/{path}", timeout=5)
+        statuses[name] = refused.value.code
+        refused.value.close()
+    assert {"s3": 403, "s3_filer": 401, "s3_volume": 401} == statuses
 
 
 def test_one_of_many_writers_of_a_new_key_succeeds(client: Any, bucket: str) -> None:
