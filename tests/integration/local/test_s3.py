@@ -65,7 +65,7 @@ def test_a_stop_is_fast_and_leaves_neither_processes_nor_sockets(tmp_path: Path)
         pid, ports = backends.s3.process.pid, backends.s3.ports.values()
 
         def sockets() -> list[Path]:
-            return [f for port in ports for f in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]  # noqa: S108
+            return [f for port in ports for f in Path("/tmp").glob(f"seaweedfs-*-{port}.sock")]
 
         assert sockets()
         began = time.monotonic()
