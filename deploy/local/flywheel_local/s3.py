@@ -39,7 +39,7 @@ class S3(Backend):
         "s3_filer",
         "s3_filer_grpc",
     )
-    start_seconds = 30.0
+    start_seconds = 60.0
     access_key = "flywheel"
 
     @property

@@ -74,7 +74,8 @@ async def put_content(store: ObjectStore, data: bytes, *, prefix: str = "") -> t
 
 def check_key(key: str) -> str:
     """Returns the key. Raises InvalidObjectKey."""
-    if not key or len(key) > 900 or any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+    parts = key.split("/")
+    if len(key) > 900 or "\0" in key or any(p in ("", ".", "..") or len(p.encode()) > 255 for p in parts):
         raise InvalidObjectKey(f"{key[:80]!r} is not a valid object key.")
     return key
 
