@@ -20,8 +20,8 @@ from flywheel_local.process import Process
 
 _PROBE = "ready"
 """A bucket with one object, which is written to find out whether the server accepts writes."""
-
-
+_PARTS = {"s3": "s3", "master": "s3_master", "volume": "s3_volume", "filer": "s3_filer"}
+"""Part of SeaweedFS → name of its HTTP port."""
 _SIGNED = ("SIGNING", "SIGNING_READ", "FILER_SIGNING", "FILER_SIGNING_READ")
 
 
@@ -29,16 +29,7 @@ class S3(Backend):
     """An S3 server on loopback."""
 
     name = "s3"
-    port_names = (
-        "s3",
-        "s3_grpc",
-        "s3_master",
-        "s3_master_grpc",
-        "s3_volume",
-        "s3_volume_grpc",
-        "s3_filer",
-        "s3_filer_grpc",
-    )
+    port_names = tuple(name for http in _PARTS.values() for name in (http, f"{http}_grpc"))
     start_seconds = 60.0
     access_key = "flywheel"
 
@@ -57,10 +48,10 @@ class S3(Backend):
     def spawn(self) -> Process:
         weed = require_tool(Path(sys.prefix) / "bin" / "weed", "SeaweedFS")
         self._remove_sockets()
-        objects = self.data / "objects"
-        objects.mkdir(exist_ok=True)
+        volumes = self.data / "volumes"
+        volumes.mkdir(exist_ok=True)
         options = {
-            "dir": objects,
+            "dir": volumes,
             "ip": "127.0.0.1",
             "ip.bind": "127.0.0.1",
             # A single master is the leader at once; otherwise it waits for an election.
@@ -79,9 +70,8 @@ class S3(Backend):
             "s3.port.iceberg": 0,
             "s3.port.lance": 0,
         }
-        for part in ("s3", "master", "volume", "filer"):
-            prefix = "s3" if part == "s3" else f"s3_{part}"
-            options |= {f"{part}.port": self.ports[prefix], f"{part}.port.grpc": self.ports[f"{prefix}_grpc"]}
+        for part, http in _PARTS.items():
+            options |= {f"{part}.port": self.ports[http], f"{part}.port.grpc": self.ports[f"{http}_grpc"]}
         return Process(
             self.name,
             [weed, "-logtostderr=true", "server", *(f"-{name}={value}" for name, value in options.items())],
@@ -102,10 +92,10 @@ class S3(Backend):
         )
 
     def ready(self) -> bool:
-        """Writes an object: the gateway listens before there is a volume to write to."""
+        """Writes an object, because the gateway listens before there is a volume to write to."""
         with suppress(BotoCoreError, ClientError):
             self.create_bucket(_PROBE)
-            self._client.put_object(Bucket=_PROBE, Key=_PROBE, Body=b"")
+            self._client.put_object(Bucket=_PROBE, Key=_PROBE, Body=b"x")
             return True
         return False
 
@@ -122,9 +112,8 @@ class S3(Backend):
     def _remove_sockets(self) -> None:
         """SeaweedFS opens sockets in /tmp, whose names cannot be set, and leaves them there when killed. It
         never starts when a socket of another user has the name."""
-        for part in ("s3", "master", "volume", "filer"):
-            prefix = "s3" if part == "s3" else f"s3_{part}"
-            for name in (f"{part}-{self.ports[prefix]}", f"{part}-grpc-{self.ports[f'{prefix}_grpc']}"):
+        for part, http in _PARTS.items():
+            for name in (f"{part}-{self.ports[http]}", f"{part}-grpc-{self.ports[f'{http}_grpc']}"):
                 socket = Path(f"/tmp/seaweedfs-{name}.sock")  # noqa: S108
                 try:
                     socket.unlink(missing_ok=True)
