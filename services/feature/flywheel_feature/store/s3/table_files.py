@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from flywheel_common.errors import DataLoss, FlywheelError, NotFound
 from flywheel_feature.definitions.model import TableFormat
@@ -27,7 +26,7 @@ class S3TableFiles(S3Tables):
             return [TableFile(file.uri, uri, "delta") for file in self.snapshot(uri, table_format).files]
 
         def found() -> list[TableFile]:
-            return [TableFile(f"s3://{i.path}", uri, f"{i.size}-{i.mtime_ns}") for i in self._timed(path)]
+            return [TableFile(f"s3://{i.path}", uri, f"{i.size}-{i.mtime_ns}") for i in self._files(path)]
 
         return self._guard(uri, found)
 
@@ -36,20 +35,12 @@ class S3TableFiles(S3Tables):
         limit = time.time_ns() - int(seconds * 1e9)
 
         def found() -> list[str]:
-            return [f"s3://{i.path}" for i in self._timed(self._path(uri)) if i.mtime_ns < limit]
+            return [f"s3://{i.path}" for i in self._files(self._path(uri)) if i.mtime_ns < limit]
 
         try:
             return self._guard(uri, found)
         except NotFound:
             return []
-
-    def _timed(self, path: str) -> list[fs.FileInfo]:
-        """Files with their modification times.
-
-        A listing by rclone drops trailing zeros of the milliseconds, which Arrow cannot parse: one file in
-        ten has no time, and is requested separately.
-        """
-        return [i if i.mtime_ns else self._fs.get_file_info(i.path) for i in self._files(path)]
 
     def row_counts(self, uris: Sequence[str]) -> list[int | FlywheelError]:
         def count(uri: str) -> int | FlywheelError:
