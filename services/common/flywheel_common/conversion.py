@@ -58,7 +58,7 @@ def data_type_of(stored: pa.DataType, column: str) -> int:
     if pa.types.is_fixed_size_list(stored):
         single = stored.value_type in (pa.float32(), pa.float16())
         return value_pb2.DATA_TYPE_FLOAT32_VECTOR if single else value_pb2.DATA_TYPE_FLOAT64_VECTOR
-    if _is_list(stored):
+    if is_list(stored):
         element = data_type_of(stored.value_type, column)
         found = next((k for k, e in ELEMENT_OF.items() if e == element), None)
         if found is None:
@@ -80,7 +80,7 @@ def accepts(stored: pa.DataType, data_type: int) -> bool:
     if pa.types.is_null(stored):
         return True
     if data_type in ELEMENT_OF or data_type in VECTORS:
-        return _is_list(stored) and accepts(stored.value_type, element_of(data_type))
+        return is_list(stored) and accepts(stored.value_type, element_of(data_type))
     return _rule(stored, data_type) is not None
 
 
@@ -151,15 +151,57 @@ def _times_from_text(texts: pa.Array) -> pa.Array:
         return pc.cast(texts, pa.timestamp("us"))
 
 
+def narrowed(array: pa.Array, column: str) -> pa.Array:
+    """Decimals of 256 bits as decimals of 128 bits. Raises WrongType for a value with more than 38 digits."""
+    wrong = _too_long(array)
+    if wrong is not None:
+        row = int(np.argmax(wrong))
+        value = str(array[row].as_py())
+        raise WrongType(
+            f"Column {column!r}, row {row}: {value} (stored as {array.type}) has more than 38 digits.",
+            column=column,
+            row=row,
+            value=value,
+        )
+    return array.cast(_narrow(array.type))
+
+
+def _narrow(stored: pa.DataType) -> pa.DataType:
+    return pa.decimal128(38, min(stored.scale, 38))
+
+
+def _too_long(array: pa.Array) -> Any:
+    """A mask of the decimals that 128 bits do not hold; None if there are none."""
+    if not pa.types.is_decimal256(array.type):
+        return None
+    wanted = _narrow(array.type)
+    try:
+        array.cast(wanted)
+    except pa.ArrowInvalid:
+        return np.array([not _casts(array.slice(row, 1), wanted) for row in range(len(array))], np.bool_)
+    return None
+
+
+def _casts(array: pa.Array, wanted: pa.DataType) -> bool:
+    try:
+        array.cast(wanted)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
 def _scalars(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
     """The result of the rule; without a rule, every value is one that does not fit."""
     rule = _rule(array.type, data_type)
-    return rule(array, data_type) if rule is not None else (array, np.asarray(array.is_valid()))
+    if rule is None:
+        return array, np.asarray(array.is_valid())
+    too_long = _too_long(array)
+    return rule(array, data_type) if too_long is None else (array, too_long)
 
 
 def _convert_lists(array: pa.Array, data_type: int, vector_size: int, column: str) -> pa.Array:
     present = np.asarray(array.is_valid())
-    if not _is_list(array.type):
+    if not is_list(array.type):
         raise _refused(array, int(np.argmax(present)), data_type, column)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
     flat = _plain(array.flatten())
@@ -298,7 +340,8 @@ def _is_blob(stored: pa.DataType) -> bool:
     )
 
 
-def _is_list(stored: pa.DataType) -> bool:
+def is_list(stored: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's five types of lists."""
     return bool(
         pa.types.is_list(stored)
         or pa.types.is_large_list(stored)
@@ -315,8 +358,8 @@ _RULES: tuple[tuple[Callable[[pa.DataType], Any], tuple[int, ...], Rule, str], .
     (pa.types.is_floating, (INT64,), _whole_floats, "whole numbers below 2^53"),
     (pa.types.is_floating, (FLOAT32,), _floats, "nearest float; overflow refused"),
     (pa.types.is_floating, (FLOAT64,), _cast, "exact"),
-    (pa.types.is_decimal, (INT64,), _decimals_to_integers, "whole numbers that fit"),
-    (pa.types.is_decimal, (FLOAT32, FLOAT64), _decimals_to_floats, "nearest float"),
+    (pa.types.is_decimal, (INT64,), _decimals_to_integers, "whole numbers that fit; at most 38 digits"),
+    (pa.types.is_decimal, (FLOAT32, FLOAT64), _decimals_to_floats, "nearest float; at most 38 digits"),
     (_is_text, (STRING,), _cast, "exact"),
     (_is_blob, (BYTES,), _cast, "exact"),
     (pa.types.is_timestamp, (TIMESTAMP,), _times, "exact; ns cut to us"),

@@ -39,6 +39,7 @@ from flywheel_feature.offline.unfinished import (
 )
 from flywheel_feature.tables.blocking import answered_in_time
 from flywheel_feature.tables.content_hash import content_hash
+from flywheel_feature.tables.file_columns import read_columns
 from flywheel_feature.tables.ports import Archive, Tables
 from flywheel_feature.tables.sources import READERS, SourceReader, wait_until_archived
 
@@ -202,7 +203,7 @@ class TrainingSetBuilder:
         files = self._tables.snapshot(spine.uri, TableFormat.PARQUET).files
         columns = spines.file_columns(plan, spine)
         with ThreadPoolExecutor(READERS) as readers:
-            rows = readers.map(lambda file: self._tables.read_piece(file, columns), files)
+            rows = readers.map(lambda file: read_columns(self._tables, file, columns), files)
             return pl.concat([spines.from_file(plan, spine, part) for part in rows])
 
     async def _in_memory(

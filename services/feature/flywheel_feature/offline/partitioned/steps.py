@@ -18,6 +18,7 @@ from flywheel_feature.offline.partitioned.spec import BUCKET, ROW, SPEC, TIME, K
 from flywheel_feature.offline.ports import Workspace
 from flywheel_feature.tables.content_hash import block_digests, named_types
 from flywheel_feature.tables.empty_archive import EmptyArchive
+from flywheel_feature.tables.file_columns import read_columns
 from flywheel_feature.tables.ports import Between, Piece, Tables
 from flywheel_feature.tables.sources import SourceReader, events_in_order
 
@@ -69,7 +70,7 @@ class PartitionTasks:
         spine = self.spec.request.spine
         if isinstance(spine, FileSpine):
             assert piece is not None
-            rows = self.tables.read_piece(piece, spines.file_columns(self.plan, spine))
+            rows = read_columns(self.tables, piece, spines.file_columns(self.plan, spine))
             return spines.from_file(self.plan, spine, rows)
         source = self.spec.catalog.source(spine.source)
         high = spine.known_before + 1 if spine.known_before else None
@@ -104,7 +105,9 @@ class PartitionTasks:
         # Piece by piece, so that rows that the view does not need are dropped before the next piece is read.
         parts = [self.reader.read_pieces(stored.source, stored.fields, [], task.low, task.high)]
         for piece in pieces:
-            rows = self.reader.read_pieces(stored.source, stored.fields, [piece], task.low, task.high)
+            rows = self.reader.read_pieces(
+                stored.source, stored.fields, [piece], task.low, task.high, keys=stored.keys
+            )
             parts.append(stored.kept(rows).filter(pl.col(k).is_not_null() for k in stored.keys))
         self._spread(task, pl.concat(parts))
 
