@@ -151,52 +151,10 @@ def _times_from_text(texts: pa.Array) -> pa.Array:
         return pc.cast(texts, pa.timestamp("us"))
 
 
-def narrowed(array: pa.Array, column: str) -> pa.Array:
-    """Decimals of 256 bits as decimals of 128 bits. Raises WrongType for a value with more than 38 digits."""
-    wrong = _too_long(array)
-    if wrong is not None:
-        row = int(np.argmax(wrong))
-        value = str(array[row].as_py())
-        raise WrongType(
-            f"Column {column!r}, row {row}: {value} (stored as {array.type}) has more than 38 digits.",
-            column=column,
-            row=row,
-            value=value,
-        )
-    return array.cast(_narrow(array.type))
-
-
-def _narrow(stored: pa.DataType) -> pa.DataType:
-    return pa.decimal128(38, min(stored.scale, 38))
-
-
-def _too_long(array: pa.Array) -> Any:
-    """A mask of the decimals that 128 bits do not hold; None if there are none."""
-    if not pa.types.is_decimal256(array.type):
-        return None
-    wanted = _narrow(array.type)
-    try:
-        array.cast(wanted)
-    except pa.ArrowInvalid:
-        return np.array([not _casts(array.slice(row, 1), wanted) for row in range(len(array))], np.bool_)
-    return None
-
-
-def _casts(array: pa.Array, wanted: pa.DataType) -> bool:
-    try:
-        array.cast(wanted)
-    except pa.ArrowInvalid:
-        return False
-    return True
-
-
 def _scalars(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
     """The result of the rule; without a rule, every value is one that does not fit."""
     rule = _rule(array.type, data_type)
-    if rule is None:
-        return array, np.asarray(array.is_valid())
-    too_long = _too_long(array)
-    return rule(array, data_type) if too_long is None else (array, too_long)
+    return rule(array, data_type) if rule is not None else (array, np.asarray(array.is_valid()))
 
 
 def _convert_lists(array: pa.Array, data_type: int, vector_size: int, column: str) -> pa.Array:
@@ -358,8 +316,8 @@ _RULES: tuple[tuple[Callable[[pa.DataType], Any], tuple[int, ...], Rule, str], .
     (pa.types.is_floating, (INT64,), _whole_floats, "whole numbers below 2^53"),
     (pa.types.is_floating, (FLOAT32,), _floats, "nearest float; overflow refused"),
     (pa.types.is_floating, (FLOAT64,), _cast, "exact"),
-    (pa.types.is_decimal, (INT64,), _decimals_to_integers, "whole numbers that fit; at most 38 digits"),
-    (pa.types.is_decimal, (FLOAT32, FLOAT64), _decimals_to_floats, "nearest float; at most 38 digits"),
+    (pa.types.is_decimal, (INT64,), _decimals_to_integers, "whole numbers that fit"),
+    (pa.types.is_decimal, (FLOAT32, FLOAT64), _decimals_to_floats, "nearest float"),
     (_is_text, (STRING,), _cast, "exact"),
     (_is_blob, (BYTES,), _cast, "exact"),
     (pa.types.is_timestamp, (TIMESTAMP,), _times, "exact; ns cut to us"),

@@ -165,10 +165,10 @@ class Tables(FrameWriter, Footers, Protocol):
     def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
         """The rows of a piece, with those of the columns that its file has.
 
-        `where` filters the rows if the file has its column, with timestamps. Raises FailedPrecondition
-        TABLE_CHANGED when the file of the piece was deleted, FailedPrecondition UNSUPPORTED_FORMAT when it
-        has a column twice, and WrongType for a decimal with more than 38 digits. All but WrongType name the
-        file.
+        `where` may filter the rows: by a column of timestamps, and not on every file. Raises
+        FailedPrecondition TABLE_CHANGED when the file of the piece was deleted, FailedPrecondition
+        UNSUPPORTED_FORMAT when it has a column twice, and WrongType for a decimal of more than 38 digits that
+        would become a whole float. All but WrongType name the file.
         """
         ...
 

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from decimal import Context, Decimal
+
 import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from flywheel_common.conversion import is_list, narrowed
+from flywheel_common.conversion import is_list
+from flywheel_common.errors import WrongType
+
+_DIGITS = Context(prec=80)
+"""Decimals of 256 bits have up to 76 digits."""
 
 
 def to_frame(table: pa.Table) -> pl.DataFrame:
-    """The rows of a table; values of types that Polars lacks get an equal type (see `_known_type`).
+    """The rows of a table.
 
-    Raises WrongType for a decimal with more than 38 digits, and pyarrow.ArrowInvalid for a text that is not
-    UTF-8.
+    Polars lacks decimals of 256 bits, views of lists and time zones by offset; they become smaller decimals
+    or floats, lists and times in UTC. Dictionaries and extension types become their values.
+    Raises WrongType for a decimal of more than 38 digits that would become a whole float, and
+    pyarrow.ArrowInvalid for a text that is not UTF-8.
     """
     names = table.column_names
     frame = pl.from_arrow(pa.table([_known(table.column(n), n) for n in names], names=names))
@@ -30,59 +38,75 @@ def stored_types(schema: pa.Schema) -> dict[str, pl.DataType]:
     return dict(to_frame(pa.schema(list(fields.values())).empty_table()).schema)
 
 
+def has_view(stored: pa.DataType) -> bool:
+    """Whether a type is, or contains, a view, which Arrow cannot filter."""
+    if pa.types.is_nested(stored):
+        is_view = pa.types.is_list_view(stored) or pa.types.is_large_list_view(stored)
+        return is_view or any(has_view(stored.field(i).type) for i in range(stored.num_fields))
+    return bool(pa.types.is_string_view(stored) or pa.types.is_binary_view(stored))
+
+
 def _known(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    wanted = _known_type(column.type)
-    if wanted != column.type:
-        column = pa.chunked_array([_known_array(chunk, name) for chunk in column.chunks], wanted)
+    if not _is_known(column.type):
+        one = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        column = pa.chunked_array([_known_array(one, name)])
     # Polars reads the bytes of a text without a check, and invalid ones end the process later.
-    if _has_text(wanted):
+    if _has_text(column.type):
         column.validate(full=True)
     return column
 
 
-def _known_type(stored: pa.DataType) -> pa.DataType:
-    """The type of equal values that Polars has.
-
-    Polars lacks decimals of 256 bits, views of lists and time zones by offset; dictionaries and extension
-    types count as the type of their values.
-    """
-    if isinstance(stored, pa.BaseExtensionType):
-        return _known_type(stored.storage_type)
-    if pa.types.is_dictionary(stored):
-        return _known_type(stored.value_type)
-    if pa.types.is_decimal256(stored):
-        return pa.decimal128(38, min(stored.scale, 38))
-    if pa.types.is_timestamp(stored) and stored.tz is not None:
-        return pa.timestamp(stored.unit, "UTC")
-    if is_list(stored):
-        inner = _known_type(stored.value_type)
+def _is_known(stored: pa.DataType) -> bool:
+    if isinstance(stored, pa.BaseExtensionType) or pa.types.is_dictionary(stored):
+        return False
+    if pa.types.is_nested(stored):
         is_view = pa.types.is_list_view(stored) or pa.types.is_large_list_view(stored)
-        return pa.large_list(inner) if is_view or inner != stored.value_type else stored
-    if pa.types.is_struct(stored):
-        fields = [f.with_type(_known_type(f.type)) for f in stored]
-        return pa.struct(fields)
-    if pa.types.is_map(stored):
-        return pa.map_(_known_type(stored.key_type), _known_type(stored.item_type))
-    return stored
+        return not is_view and all(_is_known(stored.field(i).type) for i in range(stored.num_fields))
+    is_zoned = pa.types.is_timestamp(stored) and stored.tz not in (None, "UTC")
+    return not (is_zoned or pa.types.is_decimal256(stored))
 
 
 def _known_array(array: pa.Array, name: str) -> pa.Array:
-    wanted = _known_type(array.type)
-    if wanted == array.type:
+    stored = array.type
+    if _is_known(stored):
         return array
     if isinstance(array, pa.ExtensionArray):
         return _known_array(array.storage, name)
-    if pa.types.is_dictionary(array.type):
+    if pa.types.is_dictionary(stored):
         return _known_array(array.dictionary_decode(), name)
-    if pa.types.is_decimal256(array.type):
-        return narrowed(array, name)
-    if is_list(array.type):
+    if pa.types.is_decimal256(stored):
+        return _decimals(array, name)
+    if is_list(stored):
         # Arrow's casts of list views use wrong offsets.
         lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
         offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]), pa.int64())
         flat = _known_array(array.flatten(), name)
         return pa.LargeListArray.from_arrays(offsets, flat, mask=pc.is_null(array))
-    return array.cast(wanted)
+    if pa.types.is_timestamp(stored):
+        return array.cast(pa.timestamp(stored.unit, "UTC"))
+    # No data type stores a struct or a map; the text of the value is what an error message needs.
+    texts = [None if value is None else str(value) for value in array.to_pylist()]
+    return pa.StructArray.from_arrays([pa.array(texts, pa.string())], ["value"], mask=pc.is_null(array))
+
+
+def _decimals(array: pa.Array, name: str) -> pa.Array:
+    """Decimals of 128 bits if all values fit exactly, else the nearest floats."""
+    values: list[Decimal | None] = array.to_pylist()
+    places = [-v.normalize(_DIGITS).as_tuple().exponent for v in values if v]  # type: ignore[operator]
+    try:
+        return array.cast(pa.decimal128(38, min(max([0, *places]), 38)))
+    except pa.ArrowInvalid:
+        floats = [None if v is None else float(v) for v in values]
+    for row, (value, nearest) in enumerate(zip(values, floats, strict=True)):
+        # A float that is whole would count as an integer.
+        if value and nearest and nearest.is_integer() and value != value.to_integral_value(context=_DIGITS):
+            raise WrongType(
+                f"Column {name!r}, row {row}: {value} (stored as {array.type}) has more than 38 digits.",
+                column=name,
+                row=row,
+                value=str(value),
+            )
+    return pa.array(floats, pa.float64())
 
 
 def _has_text(stored: pa.DataType) -> bool:

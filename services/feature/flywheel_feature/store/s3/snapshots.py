@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from flywheel_feature.store.s3.arrow_frames import stored_types
+from flywheel_feature.store.s3.arrow_frames import has_view, stored_types
 from flywheel_feature.tables.errors import UnsupportedFormat
 from flywheel_feature.tables.ports import Between, Piece, TableSnapshot
 
@@ -46,7 +46,7 @@ def fragment(files_system: fs.FileSystem, path: str, piece: Piece) -> ds.Parquet
 def scanner(
     fragment: ds.ParquetFileFragment, columns: Sequence[str], where: Between | None, **options: Any
 ) -> ds.Scanner:
-    """Reads those of the columns that the file has; filters by `where` if its column has timestamps.
+    """Reads those of the columns that the file has, filtered by `where` where Arrow can filter.
 
     Raises FailedPrecondition UNSUPPORTED_FORMAT if a column exists twice.
     """
@@ -57,18 +57,20 @@ def scanner(
         raise UnsupportedFormat(
             f"s3://{fragment.path} has more than one column {twice[0]!r}: write it with different names."
         )
-    is_timestamp = (
-        where is not None
-        and schema.names.count(where.column) == 1
-        and pa.types.is_timestamp(schema.field(where.column).type)
-    )
-    condition = _filter(schema, where) if where is not None and is_timestamp else None
+    condition = None
+    if where is not None and not any(has_view(schema.field(c).type) for c in present):
+        condition = _filter(schema, where)
     return fragment.scanner(columns=present, filter=condition, **options)
 
 
-def _filter(schema: pa.Schema, where: Between) -> ds.Expression:
-    zone = schema.field(where.column).type.tz
-    kind = pa.timestamp("us", zone)
+def _filter(schema: pa.Schema, where: Between) -> ds.Expression | None:
+    """`where` as a filter of Arrow; None if its column is missing or has no timestamps."""
+    if schema.names.count(where.column) != 1:
+        return None
+    stored = schema.field(where.column).type
+    if not pa.types.is_timestamp(stored):
+        return None
+    kind = pa.timestamp("us", stored.tz)
     column = ds.field(where.column)
     condition = column.is_valid()
     for bound, lower in ((where.low, True), (where.high, False)):
@@ -76,7 +78,7 @@ def _filter(schema: pa.Schema, where: Between) -> ds.Expression:
             continue
         scalar = pa.scalar(bound, kind)
         # Compared in microseconds, so that a bound is not rounded to the column's seconds or milliseconds.
-        left = column.cast(kind, safe=False) if schema.field(where.column).type != kind else column
+        left = column.cast(kind, safe=False) if stored != kind else column
         condition = condition & (left >= scalar if lower else left < scalar)
     return condition
 
