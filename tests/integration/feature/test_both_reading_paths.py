@@ -1,0 +1,103 @@
+"""Tables on the object store: what is materialized online equals what a training set reads."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from deltalake import DeltaTable, write_deltalake
+
+from flywheel_feature.definitions.model import DataType, ParquetSource, TableFormat
+from flywheel_feature.store.s3.table_files import S3TableFiles
+from flywheel_local.s3 import S3
+from tests.support.builders.both_paths import KEY, T0, TIME, BothPaths
+from tests.support.builders.delta_lake import DeltaLake
+from tests.support.builders.parquet_types import PARQUET, VECTOR_SIZE
+
+D = DataType
+
+
+@pytest.fixture
+def lake(s3: S3, bucket: str) -> DeltaLake:
+    return DeltaLake(s3, bucket)
+
+
+@pytest.fixture
+def tables(s3: S3, bucket: str) -> S3TableFiles:
+    return S3TableFiles(
+        endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket
+    )
+
+
+def rows(*keys: str, **columns: Any) -> pa.Table:
+    return pa.table({KEY: list(keys), TIME: pa.array([T0] * len(keys)), **columns})
+
+
+@pytest.mark.parametrize("spelling", ["s3://{}/t", "s3://{}/t/", "s3://{}//t//"])
+async def test_delta_files_that_were_removed_are_on_no_path(
+    lake: DeltaLake, tables: S3TableFiles, spelling: str
+) -> None:
+    uri = spelling.format(lake.bucket)
+
+    def commit(table: pa.Table, mode: Any) -> None:
+        options = {**lake.options}
+        write_deltalake(
+            f"s3://{lake.bucket}/t",
+            table,
+            mode=mode,
+            partition_by=[KEY],
+            storage_options=options,
+            schema_mode="merge" if mode == "append" else "overwrite",
+        )
+
+    def write() -> None:
+        commit(rows("old", "01", x=[9.0, 9.0]), "overwrite")
+        commit(rows("01", "1", "gone", x=[1.0, 2.0, 3.0]), "overwrite")
+        DeltaTable(f"s3://{lake.bucket}/t", storage_options=lake.options).delete(f"{KEY} = 'gone'")
+        commit(rows("2", x=[4.0], added=["new"]), "append")
+
+    await asyncio.to_thread(write)
+    kind = ParquetSource(uri, TableFormat.DELTA)
+    both = BothPaths(tables, kind, {"x": D.FLOAT64, "added": D.STRING})
+    assert await both.materialize() == ""
+    expected = {"01": (1.0, None), "1": (2.0, None), "2": (4.0, "new")}
+    absent = dict.fromkeys(["old", "gone"], (None, None))
+    assert await both.online([*expected, *absent]) == expected
+    assert await both.offline([*expected, *absent]) == expected | absent
+
+
+@pytest.mark.parametrize("spelling", ["s3://{}/t", "s3://{}/t/"])
+async def test_folders_and_added_columns_are_read_on_both_paths(
+    lake: DeltaLake, tables: S3TableFiles, spelling: str
+) -> None:
+    for key, file in (("01", rows("-", x=[1.0])), ("1", rows("-", x=[2.0], added=["new"]))):
+        await asyncio.to_thread(_write, tables, f"{lake.bucket}/t/{KEY}={key}/a.parquet", file.drop([KEY]))
+    kind = ParquetSource(spelling.format(lake.bucket))
+    both = BothPaths(tables, kind, {"x": D.FLOAT64, "added": D.STRING})
+    assert await both.materialize() == ""
+    expected = {"01": (1.0, None), "1": (2.0, "new")}
+    assert await both.online(["01", "1"]) == await both.offline(["01", "1"]) == expected
+
+
+async def test_every_parquet_type_is_read_alike_on_both_paths(lake: DeltaLake, tables: S3TableFiles) -> None:
+    columns: dict[str, pa.Array] = {}
+    types: dict[str, DataType] = {}
+    wanted: list[Any] = []
+    for place, (array, expected) in enumerate(PARQUET.values()):
+        for kind, value in expected.items():
+            name = f"c{place}_{kind.name.lower()}"
+            columns[name], types[name] = array, kind
+            wanted.append(value)
+    await asyncio.to_thread(_write, tables, f"{lake.bucket}/t/a.parquet", rows("A", "B", **columns))
+    both = BothPaths(tables, ParquetSource(f"s3://{lake.bucket}/t"), types, vector_size=VECTOR_SIZE)
+    assert await both.materialize() == ""
+    found = {"A": (None,) * len(wanted), "B": tuple(wanted)}
+    assert await both.online(["A", "B"]) == await both.offline(["A", "B"]) == found
+
+
+def _write(tables: S3TableFiles, path: str, table: pa.Table) -> None:
+    with tables._fs.open_output_stream(path) as stream:
+        pq.write_table(table, stream)
