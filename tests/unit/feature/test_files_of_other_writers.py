@@ -12,6 +12,7 @@ import pytest
 
 from flywheel_common.errors import FailedPrecondition, FlywheelError
 from flywheel_feature.definitions.model import DataType, ParquetSource
+from flywheel_feature.tables.sources import SourceReader
 from tests.support.builders.both_paths import KEY, T0, TIME, BothPaths, LocalTables
 
 D = DataType
@@ -187,3 +188,59 @@ async def test_hidden_files_and_folders_are_not_data(tables: LocalTables) -> Non
     tables.write_arrow("t/_day=3/c.parquet", rows("C", x=[3.0]))
     both = BothPaths(tables, ParquetSource(TABLE), {"x": D.FLOAT64})
     assert await answers(both, "A", "B", "C") == {"A": (1.0,), "B": (None,), "C": (3.0,)}
+
+
+NAMES = ["Order Amount", "Größe", "2nd price", "a.b", "x,y", "SELECT", "ORDER_AMOUNT", "_hidden", "f'\"`"]
+
+
+@pytest.mark.parametrize("stored", NAMES)
+async def test_a_column_of_any_name_is_mapped_to_a_field(tables: LocalTables, stored: str) -> None:
+    tables.write_arrow("t/a.parquet", rows("A", **{stored: [1.5]}))
+    tables.write_arrow("t/b.parquet", rows("B"))
+    kind = ParquetSource(TABLE, columns={stored: "order_amount"})
+    both = BothPaths(tables, kind, {"order_amount": D.FLOAT64})
+    tables.write_arrow("pushes/1.parquet", rows("C", order_amount=[2.5]))
+    both.push("s3://local/pushes/1.parquet")
+    expected = {"A": (1.5,), "B": (None,), "C": (2.5,)}
+    assert await answers(both, *expected) == expected
+    # In partitions, the files of the table and the pushed ones are read piece by piece.
+    reader = SourceReader(tables, both.archive)
+    pieces = await reader.pieces(both.source, [KEY, "order_amount"], 1, pushed_to=both.view)
+    found = reader.read_pieces(both.source, [KEY, "order_amount"], pieces, high=2**62)
+    assert found.select(KEY, "order_amount").rows() == [("A", 1.5), ("B", None), ("C", 2.5)]
+
+
+async def test_keys_times_and_folders_are_mapped(tables: LocalTables) -> None:
+    table = rows("A", "B", x=[1.0, 2.0]).rename_columns(["Store Nr", "When?", "x"])
+    tables.write_arrow("t/Day Of=07/a.parquet", table)
+    columns = {"Store Nr": KEY, "When?": TIME, "Day Of": "day"}
+    both = BothPaths(tables, ParquetSource(TABLE, columns=columns), {"x": D.FLOAT64, "day": D.STRING})
+    assert await answers(both, "A", "B") == {"A": (1.0, "07"), "B": (2.0, "07")}
+
+
+async def test_two_columns_may_swap_their_names(tables: LocalTables) -> None:
+    tables.write_arrow("t/a.parquet", rows("A", x=[1.0], y=[2.0]))
+    both = BothPaths(tables, ParquetSource(TABLE, columns={"x": "y", "y": "x"}), {"x": D.INT64, "y": D.INT64})
+    assert await answers(both, "A") == {"A": (2, 1)}
+
+
+@pytest.mark.parametrize("both_columns", [True, False])
+async def test_a_real_column_of_a_mapped_name_is_refused(tables: LocalTables, both_columns: bool) -> None:
+    mapped = {"X": [1.0]} if both_columns else {}
+    tables.write_arrow("t/bad.parquet", rows("A", x=[9.0], **mapped))
+    tables.write_arrow("t/good.parquet", rows("B", X=[2.0]))
+    both = BothPaths(tables, ParquetSource(TABLE, columns={"X": "x"}), {"x": D.FLOAT64})
+    reason = "s3://local/t/bad.parquet: there is a column 'x', and the field is mapped from column 'X'"
+    assert reason in await both.materialize()
+    assert await both.online(["A", "B"]) == {"B": (2.0,)}
+    with pytest.raises(FailedPrecondition) as refused:
+        await both.offline(["A"])
+    assert reason in refused.value.message
+
+
+async def test_a_mapped_column_in_no_file_is_refused(tables: LocalTables) -> None:
+    tables.write_arrow("t/a.parquet", rows("A", y=[1.0]))
+    both = BothPaths(tables, ParquetSource(TABLE, columns={"Typo": "x"}), {"x": D.FLOAT64})
+    for read in (both.materialize(), both.offline(["A"])):
+        with pytest.raises(FailedPrecondition, match="no column 'Typo'"):
+            await read

@@ -6,6 +6,7 @@ Each function returns the violations that it finds, with the path of the field.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from flywheel_feature.apply.violations import Findings, Violation
 from flywheel_feature.definitions.model import (
@@ -39,6 +40,26 @@ def check_entity(entity: Entity) -> list[Violation]:
     return found.violations
 
 
+def _check_columns(found: Findings, source: Source, columns: Mapping[str, str]) -> None:
+    mapped: dict[str, str] = {}
+    for stored, name in columns.items():
+        path = f"parquet.columns[{stored[:80]!r}]"
+        if not stored:
+            found.add(path, "a column has a name")
+        if source.field(name) is None:
+            found.add(path, f"the schema has no field {name!r}", unknown=True)
+        elif name in mapped:
+            found.add(path, f"field {name!r} is also mapped from column {mapped[name]!r}")
+        mapped[name] = stored
+    for stored, name in columns.items():
+        if stored != name and source.field(stored) is not None and stored not in mapped:
+            found.add(
+                f"parquet.columns[{stored[:80]!r}]",
+                f"column {stored!r} is mapped to {name!r}: map the field {stored!r} from another column, "
+                "or remove it",
+            )
+
+
 def check_source(source: Source) -> list[Violation]:
     found = Findings(source.name)
     if not source.schema:
@@ -65,6 +86,7 @@ def check_source(source: Source) -> list[Violation]:
                 "parquet.format",
                 "ICEBERG tables cannot be read: write the table as DELTA or as PARQUET files instead",
             )
+        _check_columns(found, source, source.kind.columns)
     if source.rules and not source.is_stream:
         found.add("rules", "only a stream source has rules: set those of a table on the features of its view")
     for i, ruled in enumerate(source.rules):

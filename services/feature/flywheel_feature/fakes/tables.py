@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import unquote
 
 import polars as pl
@@ -60,7 +60,7 @@ class MemoryTables:
         for piece in files:
             rows = self._file(piece.uri).frame.height
             if rows:
-                found.append(Piece(piece.uri, rows, (0,), piece.partition))
+                found.append(replace(piece, rows=rows, groups=(0,)))
         return found
 
     def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:

@@ -26,8 +26,15 @@ from flywheel_feature.ingest.rate_limit import RateLimit
 from flywheel_feature.ingest.rule_actions import RuleActions
 from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.jobs.progress import ResumableJob
-from flywheel_feature.tables.declared import check_columns, declared_rows, in_range, mismatch
-from flywheel_feature.tables.ports import Between, Footer, PushedFiles, SeenFiles, TableFile, TableFiles
+from flywheel_feature.tables.declared import (
+    check_columns,
+    columns_of,
+    declared_rows,
+    in_range,
+    mismatch,
+    times_between,
+)
+from flywheel_feature.tables.ports import Footer, PushedFiles, SeenFiles, TableFile, TableFiles
 from flywheel_feature.tables.sources import (
     ROW_CREATED_TIME,
     ROW_EVENT_TIME,
@@ -165,8 +172,9 @@ class ViewRun:
         names = batch_fields(view, self._input.entity, source)
         where = None
         if not self._input.is_incremental:
-            where = Between(source.timestamp_field, self._input.start, self._input.end)
-        batches = self._files.batches(file, names, where, BATCH_ROWS, checkpoint.batches)
+            where = times_between(source, file, self._input.start, self._input.end)
+        columns = columns_of(source, names, file)
+        batches = self._files.batches(file, columns, where, BATCH_ROWS, checkpoint.batches)
         all_in_range = True
         while (found := await asyncio.to_thread(self._next, file, batches)) is not None:
             number, raw = found
@@ -203,7 +211,7 @@ class ViewRun:
     ) -> tuple[pl.DataFrame, bool]:
         """The rows of a batch to write, checked, and whether all rows lie before the end of the range."""
         view, source, end = self._input.view, self._input.source, self._input.end
-        declared = declared_rows(source, names, raw, file=file.uri, partition=file.partition, keys=self._keys)
+        declared = declared_rows(source, names, raw, file, keys=self._keys)
         time = pl.col(source.timestamp_field).dt.epoch("us")
         all_in_range = end is None or declared.filter(time >= end).height == 0
         declared = in_range(declared, source.timestamp_field, self._input.start, end)

@@ -22,7 +22,7 @@ class TableFile:
     partition: tuple[tuple[str, str | None], ...] = ()
     """As in `Piece`."""
     pushed: bool = False
-    """The file has rows that were pushed to the view; it is not a file of its source."""
+    """The file has rows that were pushed to the view; its columns have the names of the fields."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +107,8 @@ class Piece:
     """Row groups in file order; empty: the whole file."""
     partition: tuple[tuple[str, str | None], ...] = ()
     """(column, value as text) of Hive folders and Delta partitions."""
+    pushed: bool = False
+    """As in `TableFile`."""
 
 
 @dataclass(frozen=True, slots=True)

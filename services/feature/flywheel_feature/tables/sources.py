@@ -14,9 +14,17 @@ from flywheel_feature.definitions.errors import UnknownField, WrongSpine
 from flywheel_feature.definitions.frame_types import converted, polars_type
 from flywheel_feature.definitions.model import BatchView, Entity, ParquetSource, Source, TableFormat, View
 from flywheel_feature.jobs.progress import JobProgress
-from flywheel_feature.tables.declared import check_columns, declared_rows, fields_of, in_range, mismatch
+from flywheel_feature.tables.declared import (
+    check_columns,
+    columns_of,
+    declared_rows,
+    fields_of,
+    in_range,
+    mismatch,
+    times_between,
+)
 from flywheel_feature.tables.errors import ArchiveBehind
-from flywheel_feature.tables.ports import Archive, Between, Piece, Segment, Tables, TableSnapshot
+from flywheel_feature.tables.ports import Archive, Piece, Segment, Tables, TableSnapshot
 
 EVENT_ID, PARTITION, OFFSET = "__event_id", "__partition", "__offset"
 """Columns that the archive adds to a source's schema."""
@@ -201,7 +209,8 @@ class SourceReader:
             if not uris:
                 raise
             files = ()
-        return await asyncio.to_thread(self._tables.pieces, [*files, *map(Piece, uris)], most_rows)
+        pushed = [Piece(uri, pushed=True) for uri in uris]
+        return await asyncio.to_thread(self._tables.pieces, [*files, *pushed], most_rows)
 
     def read_pieces(
         self,
@@ -215,19 +224,17 @@ class SourceReader:
         """The rows of pieces, in order; those of streams keep `PARTITION` and `OFFSET`."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
         extra = STREAM_COLUMNS if source.is_stream else ()
-        # Only columns of timestamps are filtered while reading; `in_range` also filters dates.
-        where = None if low is None and high is None else Between(source.timestamp_field, low, high)
         parts = [empty_rows(source, names)]
         for piece in pieces:
             try:
-                frame = self._tables.read_piece(piece, [*names, *extra], where)
+                # Not all files are filtered while reading; `in_range` filters all.
+                where = times_between(source, piece, low, high)
+                frame = self._tables.read_piece(piece, [*columns_of(source, names, piece), *extra], where)
             except WrongType as error:
                 raise mismatch(source, f"{piece.uri}: {error.message}") from error
             if source.is_stream:
                 frame = frame.cast({PARTITION: pl.Int32, OFFSET: pl.Int64})
-            rows = declared_rows(
-                source, names, frame, file=piece.uri, partition=piece.partition, keys=keys, extra=extra
-            )
+            rows = declared_rows(source, names, frame, piece, keys=keys, extra=extra)
             parts.append(in_range(rows, source.timestamp_field, low, high))
         return pl.concat(parts)
 
