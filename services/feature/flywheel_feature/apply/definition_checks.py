@@ -5,10 +5,10 @@ Each function returns the violations that it finds, with the path of the field.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from flywheel_feature.apply.violations import Findings, Violation
+from flywheel_feature.definitions.errors import InvalidUri
 from flywheel_feature.definitions.model import (
     KEY_TYPES,
     DataType,
@@ -19,6 +19,7 @@ from flywheel_feature.definitions.model import (
     Source,
     TableFormat,
 )
+from flywheel_feature.tables.addresses import object_path
 
 
 def check_fields(found: Findings, path: str, fields: tuple[Field, ...]) -> None:
@@ -79,8 +80,10 @@ def check_source(source: Source) -> list[Violation]:
         case _ if not source.timestamp_field:
             found.add("timestamp_field", "name the field that holds the event time")
     if isinstance(source.kind, ParquetSource):
-        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}/.+", source.kind.uri):
-            found.add("parquet.uri", "expected s3://bucket/prefix/ or s3://bucket/key.parquet")
+        try:
+            object_path(source.kind.uri)
+        except InvalidUri as error:
+            found.add("parquet.uri", error.message)
         if source.kind.format == TableFormat.ICEBERG:
             found.add(
                 "parquet.format",
