@@ -9,17 +9,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import unquote
 
 import polars as pl
 
 from flywheel_common.errors import FlywheelError
 from flywheel_feature.definitions.model import TableFormat
-from flywheel_feature.tables.addresses import is_data_file, object_path
+from flywheel_feature.tables.addresses import hive_columns, is_data_file, object_path
 from flywheel_feature.tables.errors import TableChanged, UnknownTable, UnsupportedFormat
 from flywheel_feature.tables.ports import Between, Footer, Piece, TableFile, TableSnapshot
-
-Partition = tuple[tuple[str, str | None], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +48,7 @@ class MemoryTables:
         if table_format != TableFormat.PARQUET:
             raise UnsupportedFormat(f"{uri} is not a plain Parquet table.")
         base = len(_normal(uri))
-        pieces = tuple(Piece(f, partition=_hive(f[base:])) for f in self._found(uri))
+        pieces = tuple(Piece(f, partition=hive_columns(f[base:])) for f in self._found(uri))
         stored = dict(self._files[pieces[0].uri].frame.schema)
         return TableSnapshot(pieces, {n: pl.String() for n, _ in pieces[0].partition} | stored)
 
@@ -146,11 +143,6 @@ def _normal(uri: str) -> str:
 
 def _unknown(uri: str) -> UnknownTable:
     return UnknownTable(f"There is no Parquet at {uri}: check the address, or write it first.")
-
-
-def _hive(path: str) -> Partition:
-    folders = [folder.partition("=") for folder in path.split("/")[:-1] if "=" in folder]
-    return tuple((n, None if v == "__HIVE_DEFAULT_PARTITION__" else unquote(v)) for n, _, v in folders)
 
 
 def _selected(frame: pl.DataFrame, columns: Sequence[str], where: Between | None) -> pl.DataFrame:

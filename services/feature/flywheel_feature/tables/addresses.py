@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from urllib.parse import unquote
 
 from flywheel_feature.definitions.errors import InvalidUri
 
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])/(.+)")
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 _HIDDEN = re.compile(r"\.|_(?!.*=)")
 
 
@@ -29,3 +31,11 @@ def is_data_file(path: str) -> bool:
     Spark reads the same files.
     """
     return path.endswith(".parquet") and not any(_HIDDEN.match(name) for name in path.split("/"))
+
+
+def hive_columns(path: str) -> tuple[tuple[str, str | None], ...]:
+    """(column, value as text) of the `column=value` folders of a path below the folder of a table."""
+    folders = [folder.partition("=") for folder in path.split("/")[:-1] if "=" in folder]
+    return tuple(
+        (unquote(name), None if value == _HIVE_NULL else unquote(value)) for name, _, value in folders
+    )

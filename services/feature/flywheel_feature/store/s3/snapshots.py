@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-from urllib.parse import unquote
 
 import polars as pl
 import pyarrow as pa
@@ -14,10 +13,9 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from flywheel_feature.store.s3.arrow_frames import has_view, stored_types
+from flywheel_feature.tables.addresses import hive_columns
 from flywheel_feature.tables.errors import UnsupportedFormat
 from flywheel_feature.tables.ports import Between, Piece, TableSnapshot
-
-HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def of_files(files_system: fs.FileSystem, files: Sequence[str], base: str) -> TableSnapshot:
@@ -25,16 +23,10 @@ def of_files(files_system: fs.FileSystem, files: Sequence[str], base: str) -> Ta
 
     The types are those of the first file.
     """
-    pieces = tuple(Piece(f"s3://{path}", partition=hive(path[len(base) :])) for path in files)
+    pieces = tuple(Piece(f"s3://{path}", partition=hive_columns(path[len(base) :])) for path in files)
     schema = fragment(files_system, files[0], pieces[0]).physical_schema
     folders = {name: pl.String() for name, _ in pieces[0].partition}
     return TableSnapshot(pieces, folders | stored_types(schema))
-
-
-def hive(path: str) -> tuple[tuple[str, str | None], ...]:
-    """(column, value as text) of the `key=value` folders of a path."""
-    folders = [folder.partition("=") for folder in path.split("/")[:-1] if "=" in folder]
-    return tuple((name, None if value == HIVE_NULL else unquote(value)) for name, _, value in folders)
 
 
 def fragment(files_system: fs.FileSystem, path: str, piece: Piece) -> ds.ParquetFileFragment:

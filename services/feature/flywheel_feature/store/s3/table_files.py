@@ -15,6 +15,7 @@ from flywheel_feature.definitions.model import TableFormat
 from flywheel_feature.store.s3 import snapshots
 from flywheel_feature.store.s3.arrow_frames import to_frame
 from flywheel_feature.store.s3.tables import S3Tables
+from flywheel_feature.tables.addresses import hive_columns
 from flywheel_feature.tables.ports import Between, Piece, TableFile
 
 
@@ -30,7 +31,7 @@ class S3TableFiles(S3Tables):
 
         def found() -> list[TableFile]:
             return [
-                TableFile(f"s3://{i.path}", f"{i.size}-{i.mtime_ns}", snapshots.hive(i.path[len(path) :]))
+                TableFile(f"s3://{i.path}", f"{i.size}-{i.mtime_ns}", hive_columns(i.path[len(path) :]))
                 for i in self._timed(path)
             ]
 
