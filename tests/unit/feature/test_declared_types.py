@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from flywheel_common.columns import from_lists, from_numpy, from_texts
 from flywheel_common.errors import WrongType
-from flywheel_feature.definitions.frame_types import converted, converted_text, polars_type
+from flywheel_feature.definitions.frame_types import accepts, converted, converted_text, polars_type
 from flywheel_feature.definitions.model import DataType, Field
 from flywheel_feature.encoding.wire_columns import read_column, read_request_column
 
@@ -48,6 +48,7 @@ def test_a_stored_column_is_read_as_its_declared_type_or_refused(
 ) -> None:
     frame = as_frame([None, value], dtype)
     if declared in accepted:
+        assert accepts(frame.schema["x"], declared)
         found = converted(frame, "x", declared)
         assert found.dtype == polars_type(declared)
         wanted = value.replace(tzinfo=UTC) if isinstance(value, datetime) else value

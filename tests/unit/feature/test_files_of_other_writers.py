@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from flywheel_common.errors import FailedPrecondition, FlywheelError
-from flywheel_feature.definitions.model import DataType, ParquetSource
+from flywheel_feature.definitions.model import DataType, ParquetSource, TableFormat
+from flywheel_feature.tables.ports import Between, Piece, TableFile
 from flywheel_feature.tables.sources import SourceReader
 from tests.support.builders.both_paths import KEY, T0, TIME, BothPaths, LocalTables
 
@@ -244,3 +247,50 @@ async def test_a_mapped_column_in_no_file_is_refused(tables: LocalTables) -> Non
     for read in (both.materialize(), both.offline(["A"])):
         with pytest.raises(FailedPrecondition, match="no column 'Typo'"):
             await read
+
+
+def damaged(chance: random.Random, content: bytes) -> bytes:
+    """A file with a few bytes changed, removed or added, often in its footer."""
+    changed = bytearray(content)
+    for _ in range(chance.choice([1, 2, 5, 50])):
+        at = chance.randrange(chance.choice([0, max(len(changed) - 900, 0)]), len(changed))
+        match chance.randrange(4):
+            case 0:
+                del changed[at : at + chance.randrange(1, 50)]
+            case 1:
+                changed[at:at] = chance.randbytes(chance.randrange(1, 20))
+            case _:
+                changed[at : at + 1] = chance.randbytes(1)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("compression", ["none", "snappy", "gzip", "zstd", "lz4", "brotli"])
+async def test_a_damaged_file_is_named_whatever_the_damage(tables: LocalTables, compression: str) -> None:
+    chance = random.Random(compression)
+    names = [f"K{i}" for i in range(50)]
+    table = rows(*names, x=[i / 7 for i in range(50)], d=pa.array(names).dictionary_encode())
+    stream = pa.BufferOutputStream()
+    pq.write_table(table, stream, compression=compression, row_group_size=20)
+    tables.write_arrow("t/good.parquet", rows("good", x=[1.0], d=["d"]))
+    path, columns = "s3://local/t/bad.parquet", [KEY, TIME, "x", "d"]
+    refused: set[tuple[str, bool]] = set()
+    for _ in range(60):
+        with tables._fs.open_output_stream("local/t/bad.parquet") as file:
+            file.write(damaged(chance, stream.getvalue().to_pybytes()))
+        (footer,) = tables.footers([path])
+        reads = (
+            partial(tables.snapshot, path, TableFormat.PARQUET),
+            partial(tables.read_piece, Piece(path), columns, Between(TIME, 0, 2**62)),
+            lambda: list(tables.batches(TableFile(path, ""), columns, None, 10, 0)),
+        )
+        for read in reads:
+            try:
+                read()
+            except FlywheelError as error:
+                refused.add((error.reason, path in error.message))
+        if isinstance(footer, FlywheelError):
+            both = BothPaths(tables, ParquetSource(TABLE), {"x": D.FLOAT64, "d": D.STRING})
+            assert path in await both.materialize()
+            assert await both.online(["good"]) == {"good": (1.0, "d")}
+    assert ("CORRUPT_TABLE", True) in refused
+    assert refused <= {("CORRUPT_TABLE", True), ("UNSUPPORTED_FORMAT", True)}

@@ -54,6 +54,11 @@ def same_kind(actual: pl.DataType, kind: int) -> bool:
     return actual == _SCALARS[declared]
 
 
+def accepts(stored: pl.DataType, kind: int) -> bool:
+    """Whether a stored column may be declared as a data type; `converted` checks its values."""
+    return stored.is_float() or conversion.accepts(pl.Series([], dtype=stored).to_arrow().type, kind)
+
+
 def converted(frame: pl.DataFrame, column: str, kind: int, vector_size: int = 0) -> pl.Series:
     """A column as a data type, by the rules of flywheel_common.conversion; NaN becomes null.
 

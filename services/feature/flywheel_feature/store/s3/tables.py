@@ -35,9 +35,8 @@ READERS = 8
 """Files read at the same time."""
 SMALL_BYTES = 1024 * 1024
 """Files up to this size are read in one request, which takes a quarter of the time of separate reads."""
-_FROM_STORE = re.compile(r"AWS Error|S3 error")
-_CORRUPT = re.compile(r"Parquet|magic bytes|[Tt]hrift|[Dd]ecompress|[Cc]orrupt|[Uu]nexpected end of stream")
-"""Messages of Parquet readers about corrupt bytes. They raise OSError, as broken connections do."""
+_FROM_STORE = re.compile(r"AWS Error|S3 error|curl|HTTP|[Cc]onnection|[Tt]imed? ?out")
+"""Messages about the store. Readers of Parquet raise OSError too, with many messages about the file."""
 
 
 class S3Tables:
@@ -216,9 +215,11 @@ class S3Tables:
             raise UnknownTable(
                 f"There is no Parquet at {uri}: check the address, or write it first."
             ) from error
+        except pa.ArrowMemoryError:
+            raise
         except pa.ArrowNotImplementedError as error:
             raise UnsupportedFormat(f"{uri} cannot be read: {str(error)[:200]}") from error
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowException, UnicodeDecodeError) as error:
             raise CorruptTable(f"{uri} cannot be read as Parquet: {str(error)[:200]}") from error
         except OSError as error:
             raise _os_error(uri, error) from error
@@ -226,7 +227,7 @@ class S3Tables:
 
 def _os_error(uri: str, error: OSError) -> FlywheelError:
     text = str(error)
-    if not _FROM_STORE.search(text) and _CORRUPT.search(text):
+    if error.errno is None and not _FROM_STORE.search(text):
         return CorruptTable(f"{uri} is corrupt: {text[:200]}")
     if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "404" in text:
         return UnknownTable(f"There is no Parquet at {uri}: the bucket does not exist.")
