@@ -223,6 +223,8 @@ def types_page() -> str:
         *table(("Stored \\ declared", *names), rows),
         "",
         "- NaN is null, in every column of floats. A column without a single value fits every type.",
+        "- Infinity, times outside the years 1642 to 2100 and values of more than 256 KiB are refused in",
+        "  pushes and in tables.",
         "- Naive times are UTC.",
         "- Dictionary and run-length encoded columns and extension types count as the type of their values.",
         "- Lists of every kind become lists or vectors; their elements follow the table. A null or NaN",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+import re
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -247,6 +249,38 @@ async def test_a_mapped_column_in_no_file_is_refused(tables: LocalTables) -> Non
     for read in (both.materialize(), both.offline(["A"])):
         with pytest.raises(FailedPrecondition, match="no column 'Typo'"):
             await read
+
+
+OUTSIDE: dict[str, tuple[DataType, Any, str]] = {
+    "infinity": (D.FLOAT64, float("-inf"), "infinity is not accepted"),
+    "infinity in a list": (D.FLOAT64_LIST, [1.0, float("inf")], "infinity is not accepted"),
+    "a time after 2100": (D.TIMESTAMP, datetime(9999, 12, 31, tzinfo=UTC), "between the years 1642 and 2100"),
+    "a long text": (D.STRING, "é" * 131_073, "larger than 262144 bytes"),
+    "long bytes": (D.BYTES, b"x" * 262_145, "larger than 262144 bytes"),
+    "a long text in a list": (D.STRING_LIST, ["", "x" * 262_145], "larger than 262144 bytes"),
+}
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+async def test_a_value_outside_the_limits_is_refused_on_both_paths(tables: LocalTables, name: str) -> None:
+    kind, value, reason = OUTSIDE[name]
+    tables.write_arrow("t/bad.parquet", rows("A", "B", x=[None, value]))
+    tables.write_arrow("t/good.parquet", rows("C", x=pa.nulls(1)))
+    both = BothPaths(tables, ParquetSource(TABLE), {"x": kind})
+    named = f"s3://local/t/bad.parquet: Column 'x', row 1: .*{reason}"
+    assert re.search(named, await both.materialize())
+    assert await both.online(["A", "B", "C"]) == {"C": (None,)}
+    with pytest.raises(FailedPrecondition, match=named) as refused:
+        await both.offline(["A"])
+    assert refused.value.reason == "SOURCE_MISMATCH"
+
+
+@pytest.mark.parametrize("value", [1.7e308, "é" * 131_072, datetime(2099, 12, 31, tzinfo=UTC)])
+async def test_a_value_within_the_limits_is_read_on_both_paths(tables: LocalTables, value: Any) -> None:
+    kinds = {float: D.FLOAT64, str: D.STRING, datetime: D.TIMESTAMP}
+    tables.write_arrow("t/a.parquet", rows("A", x=[value]))
+    both = BothPaths(tables, ParquetSource(TABLE), {"x": kinds[type(value)]})
+    assert await answers(both, "A") == {"A": (value,)}
 
 
 def damaged(chance: random.Random, content: bytes) -> bytes:

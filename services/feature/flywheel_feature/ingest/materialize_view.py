@@ -20,7 +20,6 @@ import polars as pl
 
 from flywheel_common.errors import FlywheelError, NotFound, WrongType
 from flywheel_feature.definitions.model import Entity, ParquetSource, Source, View
-from flywheel_feature.ingest.frame_checks import check_frame
 from flywheel_feature.ingest.materialize_checkpoint import MaterializeCheckpoint
 from flywheel_feature.ingest.rate_limit import RateLimit
 from flywheel_feature.ingest.rule_actions import RuleActions
@@ -216,7 +215,6 @@ class ViewRun:
         all_in_range = end is None or declared.filter(time >= end).height == 0
         declared = in_range(declared, source.timestamp_field, self._input.start, end)
         frame = batch_rows(declared, view, self._input.entity, source)
-        check_frame(frame, view.features)
         if not file.pushed:
             known = frame.get_column(ROW_CREATED_TIME).dt.epoch("us").to_numpy()
             kept = self._tombstones.batch_rows(source, known, frame)

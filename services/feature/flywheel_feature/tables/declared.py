@@ -15,6 +15,7 @@ import polars as pl
 from flywheel_common.errors import WrongType
 from flywheel_feature.definitions.frame_types import converted, converted_text, polars_type
 from flywheel_feature.definitions.model import Field, Source
+from flywheel_feature.definitions.value_limits import first_outside
 from flywheel_feature.tables.errors import SourceMismatch
 from flywheel_feature.tables.ports import Between, Footer, Footers, Piece, TableFile
 
@@ -49,6 +50,8 @@ def declared_rows(
         try:
             if stored in frame.columns:
                 column = converted(frame, stored, field.data_type, field.vector_size)
+                if file is not None and not file.pushed and not source.is_stream:
+                    _check_limits(column, field)
             elif stored in folders:
                 column = _from_folder(stored, folders[stored], field, frame.height)
             elif name == source.timestamp_field or name in keys:
@@ -110,6 +113,15 @@ def check_columns(
 
 def fields_of(source: Source, names: Iterable[str]) -> list[tuple[str, Field]]:
     return [(n, f) for n in names if (f := source.field(n)) is not None]
+
+
+def _check_limits(column: pl.Series, field: Field) -> None:
+    """Raises WrongType. Pushed rows and events were checked when they were sent."""
+    found = first_outside(column, field.data_type)
+    if found is not None:
+        row, reason = found
+        value = repr(column[row])[:100]
+        raise WrongType(f"Column {column.name!r}, row {row}: {reason} ({value})", column=column.name, row=row)
 
 
 def _stored_names(source: Source, file: Piece | TableFile | None) -> Mapping[str, str]:
