@@ -55,7 +55,7 @@ class LocalTables(S3TableFiles):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(endpoint="http://localhost:1", access_key="none", secret_key="none", bucket="local")
-        folder.mkdir(exist_ok=True)
+        (folder / "local").mkdir(parents=True, exist_ok=True)
         self._fs = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())
 
     def write_arrow(self, key: str, table: pa.Table) -> None:

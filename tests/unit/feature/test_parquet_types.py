@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from flywheel_common.errors import FailedPrecondition
@@ -53,6 +55,33 @@ async def test_all_other_types_are_refused_alike_on_both_paths(tables: LocalTabl
             await both.offline(["A"])
         assert refused.value.reason == "SOURCE_MISMATCH"
         assert f"s3://local/t/bad.parquet: {reason}" in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("time", "accepted"),
+    [
+        (datetime(2024, 5, 1, 12, 0, 0, 7, tzinfo=UTC), True),
+        (datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), True),
+        # As nanoseconds of 64 bits these would be times in 1816 and 2184.
+        (datetime(9999, 12, 31, tzinfo=UTC), False),
+        (datetime(1600, 1, 1, tzinfo=UTC), False),
+    ],
+)
+async def test_times_of_96_bits_are_exact_or_refused(
+    tables: LocalTables, time: datetime, accepted: bool
+) -> None:
+    table = pa.table({KEY: ["A"], TIME: [T0], "x": pa.array([time], pa.timestamp("us", "UTC"))})
+    with tables._fs.open_output_stream("local/t.parquet") as stream:
+        pq.write_table(table, stream, use_deprecated_int96_timestamps=True, store_schema=False)
+    both = BothPaths(tables, ParquetSource("s3://local/t.parquet"), {"x": DataType.TIMESTAMP})
+    left_out = await both.materialize()
+    if accepted:
+        assert left_out == ""
+        assert await both.online(["A"]) == await both.offline(["A"]) == {"A": (time,)}
+        return
+    assert "a time must lie between the years 1642 and 2100" in left_out
+    with pytest.raises(FailedPrecondition, match="a time must lie between the years 1642 and 2100"):
+        await both.offline(["A"])
 
 
 KEYS = [

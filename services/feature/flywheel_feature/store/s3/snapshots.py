@@ -30,7 +30,8 @@ def of_files(files_system: fs.FileSystem, files: Sequence[str], base: str) -> Ta
 
 
 def fragment(files_system: fs.FileSystem, path: str, piece: Piece) -> ds.ParquetFileFragment:
-    return ds.ParquetFileFormat().make_fragment(
+    # As nanoseconds, INT96 times after 2262 (such as 9999-12-31) would wrap around.
+    return ds.ParquetFileFormat(coerce_int96_timestamp_unit="us").make_fragment(
         path, filesystem=files_system, row_groups=list(piece.groups) or None
     )
 
