@@ -186,11 +186,14 @@ class BothPaths:
 
     async def offline(self, keys: Sequence[Any]) -> Answers:
         """The values of a training set whose spine has each key once, after T0."""
-        self._sets += 1
-        spine = f"spines/{self._sets}.parquet"
-        uri = self.tables.bucket_uri(spine)
+        uri = self.tables.bucket_uri(f"spines/{self._sets}.parquet")
         times = pl.Series("when", [T0.replace(month=6)] * len(keys), dtype=pl.Datetime("us", "UTC"))
         await asyncio.to_thread(self.tables.write, uri, pl.DataFrame([pl.Series(KEY, keys), times]))
+        return {row[0]: tuple(row[1:]) for row in await self.joined(uri)}
+
+    async def joined(self, uri: str) -> list[tuple[Any, ...]]:
+        """(key, *values) of the rows of a training set; the spine at `uri` has the columns KEY and when."""
+        self._sets += 1
         builder = TrainingSetBuilder(
             catalogs=self._catalogs,
             tables=self.tables,
@@ -202,7 +205,7 @@ class BothPaths:
         built = await builder.build(request, RecordingJob())
         columns = [f.name for f in self._set.schema]
         rows = await asyncio.to_thread(self.tables.read, built.uri, [KEY, *columns])
-        return {row[0]: tuple(row[1:]) for row in rows.iter_rows()}
+        return list(rows.iter_rows())
 
 
 def _value(data_type: DataType, value: Any) -> Any:

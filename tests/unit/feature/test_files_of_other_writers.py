@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from flywheel_common.errors import FailedPrecondition, FlywheelError
+from flywheel_common.errors import FailedPrecondition, FlywheelError, InvalidArgument
 from flywheel_feature.definitions.model import DataType, ParquetSource, TableFormat
 from flywheel_feature.tables.ports import Between, Piece, TableFile
 from flywheel_feature.tables.sources import SourceReader
@@ -281,6 +281,23 @@ async def test_a_value_within_the_limits_is_read_on_both_paths(tables: LocalTabl
     tables.write_arrow("t/a.parquet", rows("A", x=[value]))
     both = BothPaths(tables, ParquetSource(TABLE), {"x": kinds[type(value)]})
     assert await answers(both, "A") == {"A": (value,)}
+
+
+@pytest.mark.parametrize("column", [KEY, "when"])
+async def test_a_spine_file_without_a_key_or_time_is_named(tables: LocalTables, column: str) -> None:
+    """The check of the call reads the first file only."""
+    tables.write_arrow("t/a.parquet", rows("A", x=[1.0]))
+    both = BothPaths(tables, ParquetSource(TABLE), {"x": D.FLOAT64})
+    spine = pa.table({KEY: ["A"], "when": [T0 + timedelta(days=1)]})
+    tables.write_arrow("spine/1.parquet", spine)
+    tables.write_arrow("spine/2.parquet", spine)
+    assert await both.joined("s3://local/spine") == [("A", 1.0)] * 2
+    tables.write_arrow("spine/2.parquet", spine.drop([column]).append_column("x", [[1.0]]))
+    with pytest.raises(
+        InvalidArgument, match=f"s3://local/spine/2.parquet has no column '{column}'"
+    ) as refused:
+        await both.joined("s3://local/spine")
+    assert refused.value.reason == "WRONG_SPINE"
 
 
 def damaged(chance: random.Random, content: bytes) -> bytes:

@@ -192,7 +192,8 @@ class TrainingSetBuilder:
         if isinstance(spine, SourceSpine):
             source = catalog.source(spine.source)
             high = spine.known_before + 1 if spine.known_before else None
-            rows = await reader.read(source, spines.source_columns(plan, spine, source), high=high)
+            keys = [k.name for k in plan.feature_set.join_keys]
+            rows = await reader.read(source, spines.source_columns(plan, spine, source), high=high, keys=keys)
             frame = await asyncio.to_thread(spines.from_source, plan, spine, source, rows)
         else:
             frame = await asyncio.to_thread(self._file_rows, plan, spine)
@@ -201,9 +202,11 @@ class TrainingSetBuilder:
 
     def _file_rows(self, plan: JoinPlan, spine: FileSpine) -> pl.DataFrame:
         files = self._tables.snapshot(spine.uri, TableFormat.PARQUET).files
-        columns = spines.file_columns(plan, spine)
+        columns, required = spines.file_columns(plan, spine), spines.required_columns(plan, spine)
         with ThreadPoolExecutor(READERS) as readers:
-            rows = readers.map(lambda file: read_columns(self._tables, file, columns), files)
+            rows = readers.map(
+                lambda file: read_columns(self._tables, file, columns, required=required), files
+            )
             return pl.concat([spines.from_file(plan, spine, part) for part in rows])
 
     async def _in_memory(

@@ -70,12 +70,15 @@ class PartitionTasks:
         spine = self.spec.request.spine
         if isinstance(spine, FileSpine):
             assert piece is not None
-            rows = read_columns(self.tables, piece, spines.file_columns(self.plan, spine))
+            required = spines.required_columns(self.plan, spine)
+            columns = spines.file_columns(self.plan, spine)
+            rows = read_columns(self.tables, piece, columns, required=required)
             return spines.from_file(self.plan, spine, rows)
         source = self.spec.catalog.source(spine.source)
         high = spine.known_before + 1 if spine.known_before else None
         columns = spines.source_columns(self.plan, spine, source)
-        rows = self.reader.read_pieces(source, columns, [piece] if piece else [], high=high)
+        keys = [k.name for k in self.plan.feature_set.join_keys]
+        rows = self.reader.read_pieces(source, columns, [piece] if piece else [], high=high, keys=keys)
         return spines.from_source(self.plan, spine, source, rows)
 
     def _range(self, task: Task) -> None:
