@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 from typing import Any
 
 import pyarrow as pa
@@ -10,9 +11,14 @@ import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable, write_deltalake
 
+import flywheel as fw
+from flywheel.tables import to_dict
 from flywheel_feature.definitions.model import DataType, ParquetSource, TableFormat
 from flywheel_feature.store.s3.table_files import S3TableFiles
+from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_local.s3 import S3
+from flywheel_protos.feature.v1 import feature_pb2 as pb
+from flywheel_protos.feature.v1 import training_set_pb2 as ts
 from tests.support.builders.both_paths import KEY, T0, TIME, BothPaths
 from tests.support.builders.delta_lake import DeltaLake
 from tests.support.builders.parquet_types import PARQUET, VECTOR_SIZE
@@ -98,6 +104,37 @@ async def test_every_parquet_type_is_read_alike_on_both_paths(lake: DeltaLake, t
     assert await both.online(["A", "B"]) == await both.offline(["A", "B"]) == found
 
 
-def _write(tables: S3TableFiles, path: str, table: pa.Table) -> None:
+async def test_mapped_columns_are_stored_with_their_source(client: fw.Client, lake: DeltaLake) -> None:
+    columns = {"Store Nr": "store", "2nd Größe": "size"}
+    source = fw.DeltaSource(
+        "stores",
+        {"store": fw.STRING, "at": fw.TIMESTAMP, "size": fw.FLOAT64},
+        timestamp="at",
+        uri=f"s3://{lake.bucket}/t",
+        columns=columns,
+    )
+    view = fw.BatchView("facts", fw.Entity("store", {"store": fw.STRING}), source, {"size": fw.FLOAT64})
+    await client.apply(fw.compile_definitions([view, fw.FeatureSet("all", ["facts:size"])], "default"))
+    listed = await client.feature.GetSource(pb.GetSourceRequest(name="projects/default/sources/stores"))
+    assert dict(listed.source.parquet.columns) == columns
+
+    def write() -> None:
+        table = rows("A", "B", x=[1.5, 2.5]).rename_columns(["Store Nr", "at", "2nd Größe"])
+        write_deltalake(f"s3://{lake.bucket}/t", table, storage_options=lake.options)
+        spine = pa.table({KEY: ["A", "B", "C"], "when": [T0 + timedelta(days=1)] * 3})
+        _write(lake.tables, f"{lake.bucket}/spine.parquet", spine)
+
+    await asyncio.to_thread(write)
+    await client.push("views/facts", {"store": ["C"], "at": [T0], "size": [3.5]}, source.schema)
+    await client.materialize("facts")
+    answer = await client.online_features("all", {"store": ["A", "B", "C"]})
+    assert to_dict(answer.features)["facts__size"] == [1.5, 2.5, 3.5]
+    file = ts.FileSpine(uri=f"s3://{lake.bucket}/spine.parquet", timestamp_field="when")
+    built = await client.build_training_set("all", ts.Spine(file=file))
+    read = await asyncio.to_thread(lake.tables.read, built.uri, [KEY, "facts__size"])
+    assert sorted(read.rows()) == [("A", 1.5), ("B", 2.5), ("C", 3.5)]
+
+
+def _write(tables: S3Tables, path: str, table: pa.Table) -> None:
     with tables._fs.open_output_stream(path) as stream:
         pq.write_table(table, stream)
