@@ -238,7 +238,11 @@ class SourceReader:
             except WrongType as error:
                 raise mismatch(source, f"{piece.uri}: {error.message}") from error
             if source.is_stream:
-                frame = frame.cast({PARTITION: pl.Int32, **dict.fromkeys([OFFSET, *arrived], pl.Int64)})
+                # Segments that an older version wrote lack the time of arrival.
+                missing = (pl.lit(None, pl.Int64).alias(n) for n in arrived if n not in frame.columns)
+                frame = frame.with_columns(missing).cast(
+                    {PARTITION: pl.Int32, **dict.fromkeys([OFFSET, *arrived], pl.Int64)}
+                )
             rows = declared_rows(source, names, frame, piece, keys=keys, extra=extra)
             parts.append(in_range(rows, source.timestamp_field, low, high))
         return pl.concat(parts)
