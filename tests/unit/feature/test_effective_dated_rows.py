@@ -183,10 +183,27 @@ async def test_a_job_that_stops_inside_a_file_loses_no_later_row() -> None:
     assert [(PRESENT, 1.0), (PRESENT, 2.0)] == await lab.read(["A", "B"])
 
 
+async def test_later_rows_that_were_read_before_an_erasure_do_not_return() -> None:
+    lab = BatchViewLab(minute=1)
+    lab.write("1", ("K", 10, None, 1.0), ("K", 20, None, 2.0), ("L", 10, None, 3.0))
+    await lab.materialize()
+    lab.clock.advance(60)
+    lab.erase("K")
+    lab.clock.advance(60)
+    lab.write("2", ("K", 20, None, 4.0))
+    await lab.materialize()
+    lab.clock.advance(9 * 60)
+    await lab.pick_up()
+    assert [(NOT_FOUND, None), (PRESENT, 3.0)] == await lab.read(["K", "L"])
+    lab.clock.advance(10 * 60)
+    await lab.pick_up()
+    assert [(PRESENT, 4.0)] == await lab.read(["K"]), "the file that was read after the erasure"
+
+
 async def test_a_view_gets_one_job_per_due_time_and_another_if_it_failed() -> None:
     lab = BatchViewLab()
-    await lab.seen.mark_due("p", "facts", 1, "s3://memory/none", micros(1))
-    await lab.seen.mark_due("p", "gone", 1, "s3://memory/none", micros(1))
+    await lab.seen.mark_due("p", "facts", 1, "s3://memory/none", SeenFile("", micros(1), 1))
+    await lab.seen.mark_due("p", "gone", 1, "s3://memory/none", SeenFile("", micros(1), 1))
     lab.clock.advance(60)
     for _ in range(3):
         assert 1 == await lab.due_rows.submit()
