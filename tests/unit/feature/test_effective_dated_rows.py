@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flywheel_common.errors import EventTimeOutOfRange
+from flywheel_feature.fakes.online import MemoryOnlineStore
 from flywheel_feature.ingest.materialize_view import BATCH_ROWS
 from flywheel_feature.jobs.runner import JobCancelled
 from flywheel_feature.online.view_reads import NOT_FOUND, NOT_YET_VALID, NULL, PRESENT, STALE
@@ -219,7 +220,7 @@ async def test_a_row_that_was_valid_before_is_not_written_again() -> None:
     lab.write("1", ("K", 0, None, 1.0), ("L", 10, None, 2.0))
     await lab.materialize()
     lab.clock.advance(600)
-    await lab.online.delete(list(lab.online._values))
+    lab.online = MemoryOnlineStore()
     done = await lab.materialize(due_only=True)
     assert (2, 1) == (done.read, done.written)
     assert [(NOT_FOUND, None), (PRESENT, 2.0)] == await lab.read(["K", "L"])
