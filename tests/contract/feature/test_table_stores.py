@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
+from flywheel_common.errors import FailedPrecondition, FlywheelError, InvalidArgument, NotFound
 from flywheel_feature.definitions.model import TableFormat
 from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.store.s3.table_files import S3TableFiles
@@ -213,3 +213,18 @@ def test_missing_tables_and_invalid_addresses_are_refused(tables: Any) -> None:
         with pytest.raises(InvalidArgument) as wrong:
             tables.read(uri, ["n"])
         assert "INVALID_URI" == wrong.value.reason
+
+
+@pytest.mark.parametrize("table_format", [PARQUET, TableFormat.DELTA])
+def test_missing_buckets_and_wrong_credentials_are_refused(
+    s3: S3, bucket: str, table_format: TableFormat
+) -> None:
+    for name, secret, reason in (
+        (bucket, "another-secret", "INVALID_URI"),
+        ("bucket-that-is-missing", s3.secret_key, "UNKNOWN_TABLE"),
+    ):
+        tables = S3TableFiles(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=secret, bucket=name)
+        for address in ("t/", "t/403.parquet"):
+            with pytest.raises(FlywheelError) as refused:
+                tables.snapshot(tables.bucket_uri(address), table_format)
+            assert reason == refused.value.reason

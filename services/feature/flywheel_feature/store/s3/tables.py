@@ -35,7 +35,9 @@ READERS = 8
 """Files read at the same time."""
 SMALL_BYTES = 1024 * 1024
 """Files up to this size are read in one request, which takes a quarter of the time of separate reads."""
-_FROM_STORE = re.compile(r"AWS Error|S3 error|curl|HTTP|[Cc]onnection|[Tt]imed? ?out")
+_ABSENT = re.compile(r"AWS Error NO_SUCH_BUCKET|<Code>NoSuchBucket|404 Not Found|HTTP status 404")
+_DENIED = re.compile(r"AWS Error ACCESS_DENIED|<Code>AccessDenied|403 Forbidden|HTTP status 403")
+_FROM_STORE = re.compile(r"AWS Error|S3 error|Error performing|curl|HTTP|[Cc]onnection|[Tt]imed? ?out")
 """Messages about the store. Readers of Parquet raise OSError too, with many messages about the file."""
 
 
@@ -227,10 +229,10 @@ class S3Tables:
 
 def _os_error(uri: str, error: OSError) -> FlywheelError:
     text = str(error)
+    if _ABSENT.search(text):
+        return UnknownTable(f"There is no Parquet at {uri}: the bucket does not exist.")
+    if _DENIED.search(text):
+        return InvalidUri(f"{uri} cannot be read with this service's credentials.")
     if error.errno is None and not _FROM_STORE.search(text):
         return CorruptTable(f"{uri} is corrupt: {text[:200]}")
-    if "NO_SUCH_BUCKET" in text or "NoSuchBucket" in text or "404" in text:
-        return UnknownTable(f"There is no Parquet at {uri}: the bucket does not exist.")
-    if "ACCESS_DENIED" in text or "403" in text:
-        return InvalidUri(f"{uri} cannot be read with this service's credentials.")
     return ObjectStoreDown(f"The object store does not answer for {uri}: retry.")
