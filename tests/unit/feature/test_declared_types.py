@@ -90,7 +90,7 @@ def test_a_request_column_without_nan_has_no_mask() -> None:
         (from_numpy("x", np.array([True])), D.INT64),
         (from_numpy("x", np.array([2134])), D.STRING),
         (from_texts("x", ["2"]), D.INT64),
-        (from_lists("x", [[1.0]], int(D.FLOAT64_LIST)), D.INT64_LIST),
+        (from_lists("x", [[1.5]], int(D.FLOAT64_LIST)), D.INT64_LIST),
     ],
 )
 def test_a_sent_column_of_another_type_is_refused(column: Any, declared: DataType) -> None:

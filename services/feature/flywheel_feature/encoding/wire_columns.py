@@ -12,19 +12,20 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.columns import from_lists, from_numpy, row_count, to_numpy
-from flywheel_common.conversion import convert
+from flywheel_common.conversion import accepts, arrow_type, convert
 from flywheel_common.errors import InvalidColumn
 from flywheel_common.event_time import unset_time
 from flywheel_feature.definitions.errors import UnknownField
+from flywheel_feature.definitions.frame_types import converted
 from flywheel_feature.definitions.model import DataType, Field
 from flywheel_feature.encoding.errors import PartialRow, RowCountMismatch
-from flywheel_feature.encoding.frames import Columns, nan_to_null
+from flywheel_feature.encoding.frames import Columns, from_series, nan_to_null, to_series
 from flywheel_feature.encoding.row_checks import wrong_type
 from flywheel_feature.encoding.row_encoding import DTYPES, WIDE
 from flywheel_protos.types.v1 import column_pb2
 
 _NUMBERS = frozenset({DataType.INT64, DataType.FLOAT32, DataType.FLOAT64})
-"""Types that are accepted for one another where flywheel_common.conversion accepts the values."""
+"""Types that are converted without a detour over a frame."""
 _FLOATS = frozenset({DataType.FLOAT32, DataType.FLOAT64})
 _TEXT = (0, int(DataType.STRING))
 _DATA_TYPES = frozenset(int(t) for t in DataType)
@@ -73,21 +74,34 @@ def read_column(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any
         column.data_type = int(declared)  # type: ignore[assignment]
         column.vector_size = field.vector_size
     given = int(column.data_type)
-    if given != int(declared):
-        sent = DataType(given) if given in _DATA_TYPES else None
-        if sent is None or not {sent, declared} <= _NUMBERS:
-            raise wrong_type(field, sent.name if sent else f"type {given}")
+    if given not in _DATA_TYPES:
+        raise wrong_type(field, f"type {given}")
     if rows and column.WhichOneof("values") is None and not column.offsets:
         raise InvalidColumn(f"Column {field.name!r} has no values.", column=field.name)
     values, valid = to_numpy(column, rows)
     if given != int(declared):
-        array = convert(pa.array(values, mask=~valid), int(declared), column=field.name)
-        values, valid = np.asarray(array.fill_null(0)), np.asarray(array.is_valid())
-    elif declared in _FLOATS:
+        return _converted(values, valid, Field(field.name, DataType(given), column.vector_size), field)
+    if declared in _FLOATS:
         values, valid = nan_to_null(values, valid)
     if declared.is_vector and values.shape[1] != field.vector_size:
         raise wrong_type(field, f"a vector of {values.shape[1]} where {field.vector_size} are declared")
     return values, valid
+
+
+def _converted(values: Any, valid: Any, sent: Field, field: Field) -> tuple[Any, Any]:
+    """Values of the type `sent` as those of a field. Raises WrongType."""
+    declared = int(field.data_type)
+    # Lists are converted by their elements: an empty one fits every list.
+    by_elements = sent.data_type.is_list and field.data_type.is_list
+    if valid.any() and not (
+        by_elements or accepts(arrow_type(int(sent.data_type), sent.vector_size), declared)
+    ):
+        raise wrong_type(field, sent.data_type.name)
+    if {sent.data_type, field.data_type} <= _NUMBERS:
+        array = convert(pa.array(values, mask=~valid), declared, column=field.name)
+        return np.asarray(array.fill_null(0)), np.asarray(array.is_valid())
+    series = converted(to_series(sent, values, valid).to_frame(), field.name, declared, field.vector_size)
+    return from_series(series, field.data_type)
 
 
 def read_request_column(column: column_pb2.Column, field: Field, rows: int) -> tuple[Any, Any | None]:

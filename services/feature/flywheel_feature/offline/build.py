@@ -12,8 +12,9 @@ from functools import partial
 import polars as pl
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import FlywheelError
+from flywheel_common.errors import FlywheelError, WrongType
 from flywheel_feature.definitions.catalog import Catalog, CatalogReader
+from flywheel_feature.definitions.errors import WrongSpine
 from flywheel_feature.definitions.model import ParquetSource, Source, TableFormat
 from flywheel_feature.jobs.progress import ResumableJob, Stages
 from flywheel_feature.offline import spines
@@ -224,10 +225,15 @@ class TrainingSetBuilder:
     def _file_rows(self, plan: JoinPlan, spine: FileSpine) -> pl.DataFrame:
         files = self._tables.snapshot(spine.uri, TableFormat.PARQUET).files
         columns, required = spines.file_columns(plan, spine), spines.required_columns(plan, spine)
+
+        def read(file: Piece) -> pl.DataFrame:
+            try:
+                return read_columns(self._tables, file, columns, required=required)
+            except WrongType as error:
+                raise WrongSpine(f"{file.uri}: {error.message}", **error.metadata) from error
+
         with ThreadPoolExecutor(READERS) as readers:
-            rows = readers.map(
-                lambda file: read_columns(self._tables, file, columns, required=required), files
-            )
+            rows = readers.map(read, files)
             return pl.concat([spines.from_file(plan, spine, part) for part in rows])
 
     async def _in_memory(
