@@ -204,6 +204,9 @@ class FeatureCalls(Connection):
     ) -> training_set_pb2.TrainingSet:
         """Joins a spine with a feature set and waits for the manifest.
 
+        The set keeps the spine's own columns, named in `extra_columns`, and the row order of a file spine.
+        A column of a file that cannot be kept is refused by name; `ignored_columns` leaves it out.
+
         `full_feature_names=False` names columns `feature` instead of `view__feature`, for use outside of
         Flywheel: models are trained on the full names. `compute` sets where the join runs; by default its
         size decides.

@@ -204,6 +204,7 @@ def freshness_to_proto(item: Freshness) -> pb.Freshness:
             pb.AppliedOffset(source=item.name, partition=p, next_offset=o) for p, o in item.applied.items()
         ],
         lag_events=item.lag_events,
+        waiting_since=to_timestamp(item.waiting_since) if item.waiting_since else None,
         archived_events=item.archived_events,
         freshness_sla=to_duration(item.freshness_sla),
     )

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
-
-from google.protobuf import json_format
 
 from flywheel_common.errors import InvalidName
 from flywheel_common.names import Pattern, check_id, parse_project
@@ -107,9 +104,11 @@ def _spine(project: str, spine: ts.Spine) -> Spine:
                 start,
                 end,
                 micros_if_set(given, "known_before") or 0,
+                tuple(given.extra_fields),
             )
         case "file":
-            return FileSpine(spine.file.uri, spine.file.timestamp_field, spine.file.label_field)
+            file = spine.file
+            return FileSpine(file.uri, file.timestamp_field, file.label_field, tuple(file.ignored_columns))
     raise WrongSpine("The request has no spine: set spine.source or spine.file.")
 
 
@@ -129,6 +128,7 @@ def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
         unlabelled_count=built.unlabelled_count,
         short_feature_names=built.short_feature_names,
         source_versions=dict(built.source_versions),
+        extra_columns=built.extra_columns,
         late_events=dict(built.late_events),
     )
     if built.row_count:
@@ -142,7 +142,10 @@ def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
 def _spine_to_proto(project: str, spine: Spine) -> ts.Spine:
     if isinstance(spine, FileSpine):
         file = ts.FileSpine(
-            uri=spine.uri, timestamp_field=spine.timestamp_field, label_field=spine.label_field
+            uri=spine.uri,
+            timestamp_field=spine.timestamp_field,
+            label_field=spine.label_field,
+            ignored_columns=spine.ignored_columns,
         )
         return ts.Spine(file=file)
     return ts.Spine(
@@ -153,6 +156,7 @@ def _spine_to_proto(project: str, spine: Spine) -> ts.Spine:
             start_time=to_timestamp(spine.start),
             end_time=to_timestamp(spine.end),
             known_before=to_timestamp(spine.known_before) if spine.known_before else None,
+            extra_fields=spine.extra_fields,
         )
     )
 
@@ -186,12 +190,6 @@ def skew_request(request: pb.CheckSkewRequest) -> SkewRequest:
         end=micros_if_set(request, "end_time"),
         sample_limit=request.sample_limit,
     )
-
-
-def skew_report_to_proto(result: Mapping[str, Any]) -> pb.SkewReport:
-    """The message of a job's stored result (SkewReport.to_json)."""
-    report: pb.SkewReport = json_format.ParseDict(dict(result), pb.SkewReport())
-    return report
 
 
 def training_set_handler(builder: TrainingSetBuilder) -> Handler:

@@ -128,10 +128,28 @@ class Archiver:
         self._idle_seconds = idle_seconds
         self._buffers: dict[tuple[str, int], _Buffer] = {}
         self._lock = asyncio.Lock()
+        self._on_lost: Callable[[Source, int], None] | None = None
+
+    def on_lost(self, listener: Callable[[Source, int], None]) -> None:
+        """Call `listener(source, partition)` when the archived position was moved by another process: rows
+        that were buffered here are dropped, and the partition must begin again."""
+        self._on_lost = listener
 
     def begin(self, source: Source, partition: int, archived: int) -> None:
         """Start a partition at its stored position; buffered rows are dropped and will be read again."""
         self._buffers[source.name, partition] = _Buffer(source, partition, archived, end=archived)
+
+    async def end(self, source: Source, partition: int) -> None:
+        """Write what is buffered of a partition that another process takes over."""
+        buffer = self._buffers.get((source.name, partition))
+        if buffer is None:
+            return
+        try:
+            await self._flush(buffer)
+        finally:
+            # A later write here would race with that process.
+            if self._is_current(buffer):
+                del self._buffers[source.name, partition]
 
     async def gather(self, rows: SourceRows) -> None:
         """Buffer rows without duplicates; rows that are buffered or archived already are skipped."""
@@ -196,6 +214,8 @@ class Archiver:
                     partition=buffer.partition,
                     first_offset=first,
                 )
+                if self._on_lost is not None:
+                    self._on_lost(buffer.source, buffer.partition)
                 return
             del buffer.frames[: len(frames)]
             buffer.rows -= rows

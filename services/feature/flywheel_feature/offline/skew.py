@@ -250,6 +250,11 @@ def _compare(
 ) -> None:
     for declared in fields:
         served, recomputed = rows.get_column(declared.name), offline.get_column(declared.name)
+        if not comparable(served.dtype, recomputed.dtype):
+            raise WrongArchive(
+                f"The predictions store {declared.name!r} as {served.dtype}, but the feature is "
+                f"{recomputed.dtype}."
+            )
         unknown = _not_yet_valid(rows, declared.name)
         wrong = mismatched(served, recomputed) & ~unknown
         total = totals.setdefault(declared.name, FeatureSkew(declared.name))
@@ -262,6 +267,27 @@ def _compare(
             )
 
 
+def comparable(served: pl.DataType, recomputed: pl.DataType) -> bool:
+    """Whether `mismatched` compares columns of these types: lists, numbers and times, or text."""
+    if pl.Null in (served, recomputed):
+        return True
+    if isinstance(served, pl.List | pl.Array) and isinstance(recomputed, pl.List | pl.Array):
+        return comparable(_inner(served), _inner(recomputed))
+    if isinstance(recomputed, pl.String | pl.Binary):
+        return _is_number(served) or isinstance(served, pl.String | pl.Binary | pl.Categorical | pl.Enum)
+    return _is_number(recomputed) and (_is_number(served) or isinstance(served, pl.String))
+
+
+def _inner(stored: pl.List | pl.Array) -> pl.DataType:
+    """The type of the elements of a list."""
+    return stored.inner if isinstance(stored.inner, pl.DataType) else stored.inner()
+
+
+def _is_number(stored: pl.DataType) -> bool:
+    """Numbers, and what is compared as one."""
+    return stored.is_numeric() or isinstance(stored, pl.Boolean | pl.Date | pl.Datetime)
+
+
 def _not_yet_valid(rows: pl.DataFrame, feature: str) -> pl.Series:
     """True for the rows in which the feature was served with this status."""
     if NOT_YET_VALID not in rows.columns:
@@ -271,13 +297,16 @@ def _not_yet_valid(rows: pl.DataFrame, feature: str) -> pl.Series:
 
 
 def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
-    """True where two columns differ: in nulls and NaN, by more than 1e-6 relative at float32, or as text."""
+    """True where two columns differ: in nulls and NaN, by more than 1e-6 relative at float32, or as text.
+
+    The types must be `comparable`.
+    """
     if isinstance(recomputed.dtype, (pl.List, pl.Array)) or isinstance(served.dtype, (pl.List, pl.Array)):
         pairs = zip(served.to_list(), recomputed.to_list(), strict=True)
         return pl.Series([_lists_differ(a, b) for a, b in pairs], dtype=pl.Boolean)
     if served.dtype == pl.String or recomputed.dtype in (pl.String, pl.Binary):
-        kind = pl.Binary if recomputed.dtype == pl.Binary and served.dtype == pl.Binary else pl.String
-        return served.cast(kind).ne_missing(recomputed.cast(kind))
+        kind = pl.Binary if pl.Binary in (served.dtype, recomputed.dtype) else pl.String
+        return _text(served, kind).ne_missing(_text(recomputed, kind))
     if isinstance(recomputed.dtype, pl.Datetime) and isinstance(served.dtype, pl.Datetime):
         return served.dt.epoch("us").ne_missing(recomputed.dt.epoch("us"))
     frame = pl.DataFrame({"a": _number(served), "b": _number(recomputed)})
@@ -287,6 +316,11 @@ def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
     return frame.select(
         pl.when(both).then(~(close | (a == b))).otherwise(a.is_null() != b.is_null())
     ).to_series()
+
+
+def _text(values: pl.Series, kind: type[pl.DataType]) -> pl.Series:
+    """The values as text, or as the bytes of it: bytes need not be text."""
+    return values if values.dtype == pl.Binary else values.cast(pl.String).cast(kind)
 
 
 def _number(values: pl.Series) -> pl.Series:

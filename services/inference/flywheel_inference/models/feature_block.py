@@ -31,6 +31,13 @@ class FeatureColumn:
     values: Array
     valid: Mask
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the values; of texts and lists, their lengths."""
+        if self.values.dtype != object:
+            return int(self.values.nbytes)
+        return sum(len(value) for value in self.values if value is not None)
+
     def take(self, rows: Array) -> FeatureColumn:
         """The rows at these indices."""
         return FeatureColumn(self.name, self.data_type, self.values[rows], self.valid[rows])
@@ -52,6 +59,11 @@ class FeatureBlock:
     @property
     def rows(self) -> int:
         return int(self.statuses.shape[1])
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the feature values."""
+        return sum(column.size_bytes for column in self.columns)
 
     def not_yet_valid(self) -> list[str]:
         """Per row the names of features with this status, separated by commas; empty if no row has one."""

@@ -39,6 +39,12 @@ class LogRows:
     not_yet_valid: Sequence[str] = ()
 
     @property
+    def size_bytes(self) -> int:
+        """Approximate memory: the requests as sent, and the features."""
+        sent = sum(request.call.size_bytes for request in self.requests)
+        return sent + sum(column.size_bytes for column in self.features or ())
+
+    @property
     def group(self) -> Group:
         """Rows with equal groups can share a record."""
         applied = tuple(column.name for column in self.applied)

@@ -49,6 +49,8 @@ class JoinPlan:
     computed: tuple[ComputedView, ...]
     outputs: tuple[tuple[VersionRef, str, Field], ...]
     """Per feature of the set, in order: view version, feature name, column of the result."""
+    extras: tuple[Field, ...] = ()
+    """The columns of the spine that are carried into the training set and used by no join."""
 
     @property
     def stream_sources(self) -> list[Source]:
@@ -198,8 +200,9 @@ def with_computed(plan: JoinPlan, stored: Found, spine: pl.DataFrame) -> pl.Data
 
 
 def typed_spine(frame: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
-    """The spine with join keys and request fields cast to their declared types. Raises WrongSpine."""
-    fields = {f.name: f for f in (*plan.feature_set.join_keys, *plan.feature_set.request_fields)}
+    """The spine with join keys, request fields and extra columns as their types. Raises WrongSpine."""
+    declared = (*plan.feature_set.join_keys, *plan.feature_set.request_fields)
+    fields = {f.name: f for f in (*declared, *plan.extras)}
     missing = [name for name in fields if name not in frame.columns]
     if missing:
         raise WrongSpine(

@@ -67,7 +67,9 @@ def to_contract(feature_set: definitions_pb2.FeatureSet, name: str) -> FeatureSe
     return FeatureSetContract(
         feature_set=name,
         join_keys=tuple(FieldSpec(f.name, f.data_type) for f in feature_set.join_keys),
-        request_fields=tuple(FieldSpec(f.name, f.data_type) for f in feature_set.request_fields),
+        request_fields=tuple(
+            FieldSpec(f.name, f.data_type, f.vector_size) for f in feature_set.request_fields
+        ),
     )
 
 
