@@ -123,7 +123,7 @@ status: ## show processes, addresses and log files
 # processes (WORKERS=1: one) starts its own backends; the files with the longest tests start first.
 WORKERS := 2
 test: setup ## run the test suite against real backends (SUITE=tests/unit, ARGS='-k name')
-	@exec $(PY) -m pytest $(or $(SUITE),tests/e2e tests/integration tests/contract tests/unit) \
+	@exec $(PY) -m pytest $(or $(SUITE),tests/e2e tests/robustness/services tests/integration tests/contract tests/unit) \
 	  $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 # Must end within 60 minutes on 2 cores.
@@ -156,6 +156,7 @@ bench-peers: setup ## install the peers (in their own environment) and run the b
 	@$(UV) pip sync -q --python $(LOCAL)/peers/bin/python --require-hashes bench/peers.lock
 	@exec $(PY) -m bench.run $(SUITE) --only feast $(ARGS)
 
-soak: setup ## run the flights example repeatedly (ROUNDS=5); SUITE=feature kills stream workers over EVENTS=200000
+soak: setup ## run the flights example repeatedly (ROUNDS=5); SUITE=feature kills stream workers over EVENTS=200000, SUITE=postgres stops PostgreSQL STOPS=100 times
 	@[ "$(SUITE)" != feature ] || { FLYWHEEL_SOAK_EVENTS=$${EVENTS:-200000} exec $(PY) -m pytest -s --show-capture=no tests/robustness/feature; }; \
+	[ "$(SUITE)" != postgres ] || { FLYWHEEL_SOAK_STOPS=$${STOPS:-100} exec $(PY) -m pytest -s --show-capture=no tests/robustness/services; }; \
 	[ "$(SUITE)" = feature ] || for round in $$(seq $${ROUNDS:-5}); do echo "round $$round"; $(PY) -m flywheel_local run || exit 1; done

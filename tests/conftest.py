@@ -8,8 +8,17 @@ for fault tests. Tests do not share data: ``database`` is a new PostgreSQL datab
 
 from __future__ import annotations
 
-import asyncio
 import os
+
+# Libraries read these when they are imported. gRPC's fork handlers crash a child that is forked while gRPC
+# runs in this process, as backends are.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# The local S3 server does not support the newer checksum headers.
+os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
+os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "WHEN_REQUIRED")
+os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+
+import asyncio
 import shutil
 import tempfile
 import uuid
@@ -18,6 +27,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
+import hypothesis
 import pytest
 from pydantic import SecretStr
 
@@ -34,12 +44,11 @@ from flywheel_local.redis import Redis
 from flywheel_local.s3 import S3
 from flywheel_local.triton import Triton
 
-# pyarrow and botocore read these at import; the local S3 server does not support the newer checksum headers.
-os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
-os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "WHEN_REQUIRED")
-os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
-# gRPC's fork handlers crash a child that is forked while gRPC runs in this process, as backends are.
-os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+# A busy machine is no failure: no time limits for single examples or for their generation.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("suite")
 
 # Test processes that run side by side (pytest-xdist) must not choose the same free port.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):

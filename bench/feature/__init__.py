@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.feature import against_feast, join, materialize, online, stream
+from bench.feature import against_feast, join, materialize, new_source, online, stream
 from bench.feature.deployment import Deployment
 from bench.h2load import ToolMissing
 
@@ -13,6 +13,7 @@ Part = Callable[[Deployment], Iterable[measure.Row]]
 PARTS: dict[str, Part] = {
     "online": online.run,
     "stream": stream.run,
+    "new-source": new_source.run,
     "materialize": materialize.run,
     "join": join.run,
     "feast-online": against_feast.run_online,

@@ -124,7 +124,12 @@ class DeltaSource(ParquetSource):
 
 @dataclass(frozen=True)
 class StreamSource(Source):
-    """Events of the topic `feature.source.<name>`. `rules` validate the fields of pushed events."""
+    """Events of the topic `feature.source.<name>`. `rules` validate the fields of pushed events.
+
+    Windows leave out an event that arrived more than `allowed_lateness` after its event time (0: none). It
+    arrives at its created time, without one when it is pushed: to replay history into such a source, declare
+    `created`.
+    """
 
     allowed_lateness: str | timedelta = timedelta(0)
     rules: Rules = field(default_factory=dict, kw_only=True)

@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 
 from flywheel.connection import Connection, request_id
-from flywheel.tables import to_table
+from flywheel.event_ids import event_ids
+from flywheel.tables import to_arrow, to_table
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.value import from_python
 from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, training_set_pb2
@@ -53,12 +54,19 @@ class FeatureCalls(Connection):
         rows: Any,
         schema: Mapping[str, int] | None = None,
         *,
-        ids: Sequence[str] = (),
+        ids: str | Sequence[str] = (),
+        push_id: str = "",
         to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
     ) -> feature_pb2.PushFeaturesResponse:
         """Sends rows to a stream source, or to a batch view if `target` begins with `views/` (`to` then
-        limits the push to the online or the offline store)."""
-        return await self.feature.PushFeatures(self.push_request(target, rows, schema, ids=ids, to=to))
+        limits the push to the online or the offline store).
+
+        `ids` of events: one per row, the name of a column that has them, or "auto" (`push_id` and the place
+        of the row). Without ids, equal rows count as one event. Retries inside this call send the same ids;
+        to repeat a push with `ids="auto"` yourself, give both calls the same `push_id`. By default it is new.
+        """
+        request = self.push_request(target, rows, schema, ids=ids, push_id=push_id, to=to)
+        return await self.feature.PushFeatures(request)
 
     def push_request(
         self,
@@ -66,15 +74,20 @@ class FeatureCalls(Connection):
         rows: Any,
         schema: Mapping[str, int] | None = None,
         *,
-        ids: Sequence[str] = (),
+        ids: str | Sequence[str] = (),
+        push_id: str = "",
         to: int = feature_pb2.PUSH_TARGET_UNSPECIFIED,
     ) -> feature_pb2.PushFeaturesRequest:
-        """The request of one push, for `push_stream`."""
+        """The request of one push, for `push_stream`; the arguments are those of `push`.
+
+        Raises InvalidColumn or WrongType for a column of ids that is unknown, has a null or has another type.
+        """
+        table = to_arrow(rows)
         name = f"{self.parent}/{target}" if target.startswith("views/") else self.path("sources", target)
         return feature_pb2.PushFeaturesRequest(
             target=name,
-            rows=to_table(rows, schema),
-            event_ids=ids,
+            rows=to_table(table, schema),
+            event_ids=event_ids(table, ids, push_id or request_id()),
             push_target=to,  # type: ignore[arg-type]
         )
 
@@ -190,6 +203,9 @@ class FeatureCalls(Connection):
         progress: Callable[[feature_pb2.Job], None] | None = None,
     ) -> training_set_pb2.TrainingSet:
         """Joins a spine with a feature set and waits for the manifest.
+
+        The set keeps the spine's own columns, named in `extra_columns`, and the row order of a file spine.
+        A column of a file that cannot be kept is refused by name; `ignored_columns` leaves it out.
 
         `full_feature_names=False` names columns `feature` instead of `view__feature`, for use outside of
         Flywheel: models are trained on the full names. `compute` sets where the join runs; by default its

@@ -134,7 +134,10 @@ class ModelCalls(Connection):
         *,
         name: str = "label",
     ) -> int:
-        """Sends (prediction id, value, time at which it became known); returns the number accepted."""
+        """Sends (prediction id, value, time at which it became known); returns the number accepted.
+
+        A `label` is 0 or 1; other values are outcomes with the name of a business metric.
+        """
         accepted = 0
         for start in range(0, len(outcomes), 10_000):
             request = inference_pb2.RecordOutcomeRequest(model=self.path("models", model))

@@ -19,7 +19,8 @@ from flywheel.client import Client
 from flywheel.definitions import StreamSource
 from flywheel.errors import FlywheelError
 from flywheel.tables import to_arrow
-from flywheel_common.value import micros
+from flywheel_common.event_time import unset_time
+from flywheel_common.value import as_utc, micros
 from flywheel_protos.inference.v1 import inference_pb2
 
 PUSHED_ROWS = 5_000
@@ -51,7 +52,11 @@ class Requests:
 
 
 class Replay:
-    """Replays requests from `start` on; earlier events are sent with `push`."""
+    """Replays requests from `start` on; earlier events are sent with `push`.
+
+    Naive bounds are UTC. A bound of 1970-01-01 raises EventTimeOutOfRange: it is the value of a time that was
+    never set.
+    """
 
     def __init__(
         self,
@@ -63,6 +68,7 @@ class Replay:
         start: datetime,
         concurrent: int = 64,
     ) -> None:
+        start = _bound(start, "start")
         self._client, self._model, self._requests = client, model, requests
         self._events = [(e, _Timeline(e.frame, e.source.timestamp)) for e in events]
         self._due = _Timeline(requests.frame, requests.at).since(start)
@@ -76,11 +82,12 @@ class Replay:
 
     def total(self, until: datetime) -> int:
         """The number of requests before `until`."""
-        return len(self._due.between(self._start, until))
+        return len(self._due.between(self._start, _bound(until, "until")))
 
     async def push(self, start: datetime, end: datetime) -> int:
         """Sends the events and labels that became known in [start, end). Returns the number of events when
         they are visible online."""
+        start, end = _bound(start, "start"), _bound(end, "end")
 
         async def send(events: Events, rows: pa.Table) -> Iterable[Any]:
             ids = rows[events.id].to_pylist() if events.id else ()
@@ -105,6 +112,7 @@ class Replay:
     ) -> AsyncIterator[tuple[datetime, int]]:
         """Replays in steps; yields the end and the number of requests of each step. Requests see what was
         known when their step began."""
+        until = _bound(until, "until")
         begin = self._start
         while begin < until:
             due = self._due.between(begin, begin + step)
@@ -142,6 +150,12 @@ class Replay:
             ("Predict, p50 / p99", _percentiles(self.milliseconds)),
             ("feature lookup, p50 / p99", _percentiles(lookups)),
         ]
+
+
+def _bound(moment: datetime, name: str) -> datetime:
+    if micros(moment) == 0:
+        raise unset_time(name)
+    return as_utc(moment)
 
 
 class _Timeline:

@@ -24,7 +24,10 @@ def storage() -> fs.S3FileSystem:
 
 
 def read_table(uri: str) -> pa.Table:
-    """Reads the Parquet file at `s3://bucket/key`, or a training set at a prefix ending in `/`."""
+    """Reads the Parquet file at `s3://bucket/key`, or a training set at a prefix ending in `/`.
+
+    The rows of a training set have the order of its spine; all columns are read, the extra ones included.
+    """
     return pq.read_table(uri.removeprefix("s3://"), filesystem=storage())
 
 

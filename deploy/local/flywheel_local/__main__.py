@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from flywheel_local import kafka_jars, libpython, supervisor
+from flywheel_local import kafka_jars, libpython, stopping, supervisor
 from flywheel_local import state as state_file
 from flywheel_local.failure import LocalError
 from flywheel_local.layout import LOCAL, REPOSITORY, STATE
@@ -85,22 +85,25 @@ def lock() -> None:
 
 def _show(state: State) -> bool:
     table = Table(box=None, pad_edge=False)
-    for column in ("", "pid", "MiB", "listens on", "log"):
+    for column in ("", "pid", "MiB", "listens on", "log", "ended"):
         table.add_column(column, justify="right" if column in ("pid", "MiB") else "left", overflow="fold")
     all_running = True
     total = 0.0
     for name, (pid, where, log) in state.members.items():
+        running, size = False, 0.0
         try:
             process = psutil.Process(pid)
-            family = [process, *process.children(recursive=True)]
-            size = sum(each.memory_full_info().pss for each in family) / 2**20
+            # The id of a process that ended may belong to another one, which the supervisor did not start.
+            if running := process.ppid() == state.supervisor and process.status() != psutil.STATUS_ZOMBIE:
+                family = [process, *process.children(recursive=True)]
+                size = sum(each.memory_full_info().pss for each in family) / 2**20
         except psutil.Error:
-            size = 0.0
-        running = psutil.pid_exists(pid)
+            pass
         all_running &= running
         total += size
         shown = os.path.relpath(log) if log.startswith(str(LOCAL)) else log
-        table.add_row(name, str(pid) if running else "DEAD", f"{size:.0f}", where, shown)
+        note = state.notes.get(name, "")
+        table.add_row(name, str(pid) if running else "DEAD", f"{size:.0f}", where, shown, note)
     # Addresses and paths can be copied: lines do not break, however narrow the terminal is.
     Console(soft_wrap=True, width=max(Console().width, 150)).print(table)
     print(f"{total:.0f} MiB in total")
@@ -109,12 +112,12 @@ def _show(state: State) -> bool:
 
 def main() -> None:
     try:
-        with supervisor.stoppable():
+        with stopping.stoppable():
             app(standalone_mode=True)
     except LocalError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-    except supervisor.Stopped as stop:
+    except stopping.Stopped as stop:
         print(f"stopped by {stop}", file=sys.stderr)
         sys.exit(stop.exit_code)
 

@@ -15,6 +15,7 @@ from typing import ClassVar
 from flywheel_local import ports as port_numbers
 from flywheel_local.failure import LocalError
 from flywheel_local.process import Process
+from flywheel_local.stopping import undisturbed
 
 
 class Backend(ABC):
@@ -97,6 +98,13 @@ class Backend(ABC):
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def start_again(self) -> None:
+        """Starts a server that ended on the same data and ports. Raises LocalError."""
+        with undisturbed():
+            self.kill()
+            self.begin()
+        self.wait_ready()
 
     def stop(self) -> None:
         """Stops the server; waits for a clean stop only if it was ready."""

@@ -18,7 +18,9 @@ from flywheel_local.backend import answers_http
 from flywheel_local.backends import Backends
 from flywheel_local.failure import LocalError
 from flywheel_local.process import Process
+from flywheel_local.restarts import Restartable
 from flywheel_local.services import SERVICES, Service
+from flywheel_local.stopping import undisturbed
 
 START_SECONDS = 90.0
 Report = Callable[[str], None]
@@ -76,14 +78,16 @@ class Platform:
         self._report("stopping everything")
         self.stop()
 
-    def ended(self) -> list[str]:
-        """A sentence for each process that has ended."""
-        found = [(b.name, b.process) for b in self.backends] + list(self.processes.items())
-        return [
-            f"{name} ended with status {process.exit_code} (log: {process.log})"
-            for name, process in found
-            if process is not None and not process.running
-        ]
+    @property
+    def restartable(self) -> list[Restartable]:
+        """Every process of the platform."""
+        return [*self.backends, *(_ServiceProcess(self, service) for service in SERVICES)]
+
+    def start_again(self, service: Service) -> None:
+        """Starts a service that ended. Raises LocalError."""
+        with undisturbed():
+            self.processes[service.name].kill()
+            self.processes[service.name] = self._spawn(service)
 
     @property
     def client_environment(self) -> dict[str, str]:
@@ -120,6 +124,22 @@ class Platform:
             except OSError:
                 return False
         return serves(f"127.0.0.1:{self.ports[service.port]}")
+
+
+class _ServiceProcess:
+    """A service of a platform, as `Restartable`."""
+
+    def __init__(self, platform: Platform, service: Service) -> None:
+        self.name = service.name
+        self._platform = platform
+        self._service = service
+
+    @property
+    def process(self) -> Process | None:
+        return self._platform.processes.get(self.name)
+
+    def start_again(self) -> None:
+        self._platform.start_again(self._service)
 
 
 def serves(address: str) -> bool:

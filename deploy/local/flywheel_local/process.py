@@ -16,6 +16,7 @@ from typing import IO
 
 from flywheel_local import guardian
 from flywheel_local.failure import LocalError
+from flywheel_local.stopping import undisturbed
 
 # The variables that a child inherits. Other settings of the shell must not change how a server behaves.
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER")
@@ -82,7 +83,7 @@ class Process:
         inherited = {
             k: v for k, v in os.environ.items() if k in _INHERITED or k.endswith(_INHERITED_SUFFIXES)
         }
-        with log.open("ab") as sink:
+        with undisturbed(), log.open("ab") as sink:
             try:
                 self._popen = subprocess.Popen(
                     self.command,
@@ -100,8 +101,8 @@ class Process:
                 raise LocalError(
                     f"{name} cannot be started: {error}", "run make setup to install what is missing"
                 ) from error
-        self._started = guardian.start_of(self.pid)
-        _guardian.send(f"+{self.pid} {self._started} {self._mark}")
+            self._started = guardian.start_of(self.pid)
+            _guardian.send(f"+{self.pid} {self._started} {self._mark}")
         if stdin_text is not None and self._popen.stdin is not None:
             self._popen.stdin.write(stdin_text.encode())
             self._popen.stdin.close()

@@ -12,13 +12,15 @@ import psutil
 
 @dataclass(frozen=True)
 class State:
-    """``ready``: everything serves. ``members`` maps names to (pid, addresses, log file)."""
+    """``ready``: everything served. ``members`` maps names to (pid, addresses, log file), ``notes`` those of
+    processes that ended to what happened."""
 
     supervisor: int
     supervisor_started: float
     ready: bool = False
     members: dict[str, tuple[int, str, str]] = field(default_factory=dict)
     client_environment: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
 
     def alive(self) -> bool:
         """Whether the supervisor is running; its start time guards against a reused process id."""

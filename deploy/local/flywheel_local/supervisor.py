@@ -11,8 +11,8 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 
 import psutil
 
@@ -21,6 +21,7 @@ from flywheel_local import state as state_file
 from flywheel_local.failure import LocalError
 from flywheel_local.layout import LOCAL, REPOSITORY, STATE
 from flywheel_local.platform import Platform
+from flywheel_local.restarts import Restarts
 from flywheel_local.services import SERVICES
 from flywheel_local.state import State
 
@@ -29,61 +30,29 @@ _LOG = LOCAL / "log"
 _SUPERVISOR_LOG = _LOG / "supervisor.log"
 
 
-class Stopped(BaseException):
-    """Raised on SIGTERM, SIGINT or SIGHUP."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
-
-
-@contextmanager
-def stoppable() -> Iterator[None]:
-    """Raises Stopped on the first stop signal and ignores further ones, so that they do not interrupt the
-    clean-up."""
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def report(message: str) -> None:
     """Prints a progress message."""
     print(message, flush=True)
 
 
 def serve() -> None:
-    """Runs the platform until a stop signal; ``up`` starts this in the background."""
+    """Runs the platform until a stop signal, and starts processes that end again; ``up`` starts this in the
+    background."""
     me = psutil.Process()
     state = State(supervisor=me.pid, supervisor_started=me.create_time())
     state_file.write(STATE, state)
     try:
         with Platform(_DATA, _LOG, port_numbers.configured(), report) as platform:
-            ready = State(me.pid, me.create_time(), True, members(platform), platform.client_environment)
-            state_file.write(STATE, ready)
-            reported: set[str] = set()
+            ready = replace(state, ready=True, client_environment=platform.client_environment)
+            restarts, changed = Restarts(platform.restartable, report), True
             while True:
-                _report_ended(platform, reported)
+                if changed:
+                    known = replace(ready, members=members(platform), notes=restarts.notes())
+                    state_file.write(STATE, known)
                 time.sleep(1)
+                changed = restarts.tick()
     finally:
         STATE.unlink(missing_ok=True)
-
-
-def _report_ended(platform: Platform, reported: set[str]) -> None:
-    """Prints a message for each process that has ended since the last call."""
-    for message in platform.ended():
-        if message not in reported:
-            reported.add(message)
-            report(message)
 
 
 def members(platform: Platform) -> dict[str, tuple[int, str, str]]:
@@ -187,10 +156,10 @@ def _exclusive(directory: Path) -> Iterator[None]:
 
 def _run_script(script: Path, environment: Mapping[str, str], platform: Platform) -> int:
     process = subprocess.Popen([sys.executable, str(script)], cwd=REPOSITORY, env=dict(environment))
-    reported: set[str] = set()
+    restarts = Restarts(platform.restartable, report)
     try:
         while process.poll() is None:
-            _report_ended(platform, reported)
+            restarts.tick()
             time.sleep(0.2)
     finally:
         if process.poll() is None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
-from typing import Annotated
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
@@ -13,6 +13,9 @@ from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, errors, sho
 from flywheel.client import Client
 from flywheel_protos.feature.v1 import feature_pb2
 from flywheel_protos.types.v1 import value_pb2
+
+WAITING_TOO_LONG = timedelta(seconds=30)
+"""How long events may wait, unless the view promises a freshness."""
 
 features = typer.Typer(no_args_is_help=True, help="Online features, freshness, training sets.")
 
@@ -98,11 +101,19 @@ def show_progress(job: feature_pb2.Job) -> None:
 
 @features.command("freshness")
 def freshness() -> None:
-    """Show how far streams are applied and batch views are materialized."""
+    """Show how far streams are applied and batch views are materialized; red: events wait too long."""
+
+    def style(fresh: Any) -> str:
+        if not fresh.HasField("waiting_since"):
+            return ""
+        waiting = datetime.now(UTC) - fresh.waiting_since.ToDatetime(UTC)
+        bound = fresh.freshness_sla.ToTimedelta() or WAITING_TOO_LONG
+        return "red" if waiting > bound else ""
 
     async def work(client: Client) -> None:
         answer = await client.feature.GetFreshness(feature_pb2.GetFreshnessRequest(parent=client.parent))
-        show_all(answer.freshness, ["name", "watermark", "lag_events", "archived_events"])
+        columns = ["name", "watermark", "lag_events", "waiting_since", "archived_events"]
+        show_all(answer.freshness, columns, style)
 
     call(work)
 

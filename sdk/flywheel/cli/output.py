@@ -51,8 +51,8 @@ def show(message: Message, title: str = "") -> None:
     console.print(table)
 
 
-def show_all(items: Any, columns: list[str]) -> None:
-    """Prints messages: a row each, with the named fields as columns."""
+def show_all(items: Any, columns: list[str], style: Callable[[Any], str] = lambda _: "") -> None:
+    """Prints messages: a row each, with the named fields as columns. `style` gives a row's colour."""
     if state["json"]:
         for item in items:
             console.print_json(MessageToJson(item, preserving_proto_field_name=True))
@@ -61,7 +61,7 @@ def show_all(items: Any, columns: list[str]) -> None:
     for column in columns:
         table.add_column(column, overflow="fold")
     for item in items:
-        table.add_row(*[_text(item, column) for column in columns])
+        table.add_row(*[_text(item, column) for column in columns], style=style(item))
     console.print(table)
 
 

@@ -181,10 +181,12 @@ def _convert_lists(array: pa.Array, data_type: int, vector_size: int, column: st
         offsets = np.concatenate([[0], np.cumsum(lengths)])
         return pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), converted, mask=mask)
     size = vector_size or int(lengths[np.argmax(present)])
-    wrong_size = present & (lengths != size)
+    wrong_size = present & ((lengths != size) | (lengths == 0))
     if wrong_size.any():
         row = int(np.argmax(wrong_size))
-        raise _refused(array, row, data_type, column, f"{lengths[row]} elements instead of {size}")
+        raise _refused(
+            array, row, data_type, column, f"{lengths[row]} elements instead of {size or 'one or more'}"
+        )
     numbers = np.zeros((len(array), size), np.float32 if element == FLOAT32 else np.float64)
     numbers[present] = np.asarray(converted).reshape(-1, size)
     return pa.FixedSizeListArray.from_arrays(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from datetime import UTC, datetime
-from math import isnan
+from math import isinf, isnan
 from typing import Any
 
 import numpy as np
@@ -73,33 +74,29 @@ def coerce(value: Value, data_type: int, field: str) -> Any:
     """The value as its declared type: TIMESTAMP as int microseconds, lists and vectors as lists, null as
     None.
 
-    NaN is null. Whole numbers are accepted for INT64 and FLOAT64 alike, RFC 3339 text for TIMESTAMP. A value
-    that does not fit exactly raises WrongType, as do null and NaN inside a list.
+    The rules are those of flywheel_common.conversion, and RFC 3339 text is a TIMESTAMP. A value that does not
+    fit raises WrongType, as do null and NaN inside a list, and a vector
+    without elements.
     """
     plain = to_python(value)
     if plain is None or (isinstance(plain, float) and isnan(plain)):
         return None
     if data_type in ELEMENT_OF or data_type in VECTORS:
-        if not isinstance(plain, list):
+        if not isinstance(plain, list) or (data_type in VECTORS and not plain):
             raise _wrong(field, data_type, plain)
         return [_scalar(v, element_of(data_type), field) for v in plain]
     return _scalar(plain, data_type, field)
+
+
+def nearest_float32(number: float) -> float:
+    """The nearest float of 32 bits; infinite above their range."""
+    return ctypes.c_float(number).value
 
 
 def _scalar(plain: Any, data_type: int, field: str) -> Any:
     match data_type, plain:
         case value_pb2.DATA_TYPE_BOOL, bool():
             return plain
-        case value_pb2.DATA_TYPE_INT64, int() if not isinstance(plain, bool):
-            return plain
-        case value_pb2.DATA_TYPE_INT64, float() if plain.is_integer() and abs(plain) < EXACT_FLOAT_INTEGERS:
-            return int(plain)
-        case ((value_pb2.DATA_TYPE_FLOAT32 | value_pb2.DATA_TYPE_FLOAT64), float()) if not isnan(plain):
-            return plain
-        case ((value_pb2.DATA_TYPE_FLOAT32 | value_pb2.DATA_TYPE_FLOAT64), int()) if (
-            not isinstance(plain, bool) and int(float(plain)) == plain
-        ):
-            return float(plain)
         case value_pb2.DATA_TYPE_STRING, str():
             return plain
         case value_pb2.DATA_TYPE_BYTES, bytes():
@@ -108,11 +105,33 @@ def _scalar(plain: Any, data_type: int, field: str) -> Any:
             return micros(plain)
         case value_pb2.DATA_TYPE_TIMESTAMP, str():
             try:
-                moment = datetime.fromisoformat(plain)
+                return micros(datetime.fromisoformat(plain))
             except ValueError:
                 raise _wrong(field, data_type, plain) from None
-            return micros(moment)
+        case _, int() | float() if not isinstance(plain, bool):
+            number = _number(plain, data_type)
+            if number is not None:
+                return number
     raise _wrong(field, data_type, plain)
+
+
+def _number(plain: int | float, data_type: int) -> int | float | None:
+    """The number as its declared type; None where it does not fit."""
+    match data_type, plain:
+        case value_pb2.DATA_TYPE_INT64, int():
+            return plain
+        case value_pb2.DATA_TYPE_INT64, float() if plain.is_integer() and abs(plain) < EXACT_FLOAT_INTEGERS:
+            return int(plain)
+        case value_pb2.DATA_TYPE_FLOAT64, float() if not isnan(plain):
+            return plain
+        case value_pb2.DATA_TYPE_FLOAT64, int() if int(float(plain)) == plain:
+            return float(plain)
+        case value_pb2.DATA_TYPE_FLOAT32, float() if not isnan(plain):
+            single = nearest_float32(plain)
+            return single if isinf(single) == isinf(plain) else None
+        case value_pb2.DATA_TYPE_FLOAT32, int() if int(nearest_float32(plain)) == plain:
+            return nearest_float32(plain)
+    return None
 
 
 def _wrong(field: str, data_type: int, plain: Any) -> WrongType:

@@ -29,11 +29,11 @@ class FeatureSettings(ServiceSettings, PostgresSettings, RedisSettings, KafkaSet
     batch has at most 8 MiB of them. Redis is written once per entity and batch. A killed worker repeats its
     batch."""
     stream_session_seconds: float = 10.0
-    """Seconds without a heartbeat after which Kafka gives the partitions of a stream worker to others."""
+    """Seconds without a renewal of its lease after which a stream worker's partitions go to the others."""
     stream_member: str = ""
     """Name of a stream worker that is kept over restarts and unique among the workers (the pod name of a
     StatefulSet). A restarted worker then gets its partitions back at once. Empty: other workers take them
-    over when the session has ended."""
+    over when its lease has ended."""
     archive_flush_rows: int = 20_000
     """Events of a partition after which a segment of the archive is written."""
     archive_flush_seconds: float = 10.0

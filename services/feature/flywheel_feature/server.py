@@ -15,9 +15,8 @@ from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import SystemIds
-from flywheel_common.kafka.consumer import ConsumerLoop
+from flywheel_common.kafka.claimed_consumer import ClaimedConsumer
 from flywheel_common.kafka.producer import Producer
-from flywheel_common.kafka.topics import feature_source
 from flywheel_common.postgres.idempotency import Idempotency
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, create_pool
@@ -41,6 +40,7 @@ from flywheel_feature.erasure.erase_job import KIND as ERASE
 from flywheel_feature.erasure.erase_job import EraseJob
 from flywheel_feature.ingest.archive import Archiver
 from flywheel_feature.ingest.archive_replay import ArchiveReplay
+from flywheel_feature.ingest.due_rows import DueRows
 from flywheel_feature.ingest.freshness import FreshnessReader
 from flywheel_feature.ingest.freshness_metrics import FreshnessGauges
 from flywheel_feature.ingest.generations import Generations
@@ -67,7 +67,7 @@ from flywheel_feature.store.engines.process import PartitionProcess
 from flywheel_feature.store.engines.ray import PartitionRay
 from flywheel_feature.store.event_history import EventHistory
 from flywheel_feature.store.grpc.model_uses import NoModels, RegistryModels
-from flywheel_feature.store.kafka.source_topics import SourceTopics, topic_name
+from flywheel_feature.store.kafka.source_topics import SourceTopics, topic_name, topic_spec
 from flywheel_feature.store.postgres.archive import PostgresArchive
 from flywheel_feature.store.postgres.definitions import PostgresDefinitions
 from flywheel_feature.store.postgres.generations import PostgresGenerations
@@ -94,6 +94,7 @@ HOUSEKEEPING_SECONDS = 3600.0
 class StreamPorts:
     """The adapters of the stream worker. One adapter may implement several ports."""
 
+    pool: Pool
     definitions: AppliedDefinitions
     online: OnlineStore
     archive: PostgresArchive
@@ -120,9 +121,14 @@ class Ports(StreamPorts):
 
 async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
     """The gRPC service; `stack` closes what it opened, in reverse."""
+    return wire(settings, await open_ports(settings, stack))
+
+
+async def open_ports(settings: FeatureSettings, stack: AsyncExitStack) -> Ports:
+    """The adapters of the gRPC service."""
     pool = await _database(settings, stack, "flywheel-feature")
     shared = await _stream_ports(settings, stack, pool)
-    ports = Ports(
+    return Ports(
         **vars(shared),
         topics=await _topics(settings, stack),
         push_log=PostgresPushLog(pool),
@@ -133,13 +139,17 @@ async def build(settings: FeatureSettings, stack: AsyncExitStack) -> Server:
         idempotency=Idempotency(pool),
         models=await _models(settings, stack),
     )
-    return wire(settings, ports)
 
 
 async def build_worker(settings: MaterializeSettings, stack: AsyncExitStack) -> Worker:
     """The stream worker; `stack` closes what it opened, in reverse."""
+    return wire_worker(settings, await open_worker_ports(settings, stack))
+
+
+async def open_worker_ports(settings: MaterializeSettings, stack: AsyncExitStack) -> StreamPorts:
+    """The adapters of the stream worker."""
     pool = await _database(settings, stack, "flywheel-feature-materialize")
-    return wire_worker(settings, await _stream_ports(settings, stack, pool))
+    return await _stream_ports(settings, stack, pool)
 
 
 def wire(settings: FeatureSettings, ports: Ports) -> Server:
@@ -173,6 +183,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
             ports.materialized,
             encode_event,
             rule_actions,
+            seen=ports.materialized,
             event_times=EventTimeBound(clock, settings.max_clock_skew_seconds),
         ),
         materializing=materializing,
@@ -191,6 +202,7 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
         # ready, and methods that need it answer UNAVAILABLE.
         readiness=ports.online.ping,
     )
+    due_rows = DueRows(ports.materialized, jobs.submit, ports.definitions.projects, clock)
     gauges = FreshnessGauges(freshness, ports.definitions.projects, clock)
     leftovers = Leftovers(
         ports.jobs, TRAINING_SET_JOB, ports.training_sets, ports.tables, ports.engines, clock
@@ -198,8 +210,9 @@ def wire(settings: FeatureSettings, ports: Ports) -> Server:
     server.add_background("definitions", ports.definitions.follow)
     server.add_background("tombstones", ports.tombstones.follow)
     server.add_background("jobs", jobs.run)
+    server.add_background("due-rows", due_rows.run)
     server.add_background("freshness", gauges.run)
-    server.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket))
+    server.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket), ends=True)
     server.add_background("housekeeping", lambda: _trim_periodically(ports.idempotency))
     server.add_background("leftovers", leftovers.run)
     return server
@@ -227,16 +240,16 @@ def wire_worker(settings: MaterializeSettings, ports: StreamPorts) -> Worker:
         ports.definitions,
         materializer,
         generations,
-        lambda p, s: settings.topic_prefix + topic_name(p, s),
+        lambda source: topic_spec(source, settings.topic_prefix, settings.kafka_partitions),
         EventTimeBound(SystemClock(), settings.max_clock_skew_seconds),
     )
     worker = Worker(settings)
     worker.add_background("definitions", ports.definitions.follow)
     worker.add_background("tombstones", ports.tombstones.follow)
     worker.add_background("online-store", stream.watch)
-    worker.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket))
-    worker.add_background("streams", _consumer(settings, stream).run)
-    worker.add_background("archive", archiver.run)
+    worker.add_background("bucket", lambda: _until_done(ports.objects.ensure_bucket), ends=True)
+    worker.add_background("streams", lambda: _consumer(settings, stream, ports.pool).run())
+    worker.add_background("archive", archiver.run, stops_last=True)
     return worker
 
 
@@ -307,18 +320,19 @@ def _training_set_builder(
     )
 
 
-def _consumer(settings: MaterializeSettings, stream: StreamWorker) -> ConsumerLoop:
-    topics = settings.topic_prefix + feature_source("")
-    consumer = ConsumerLoop(
-        handler=stream.handle,
-        positions=stream.positions,
-        commit_to_kafka=False,
+def _consumer(settings: MaterializeSettings, stream: StreamWorker, pool: Pool) -> ClaimedConsumer:
+    consumer = ClaimedConsumer(
         bootstrap=settings.kafka_bootstrap,
         group=settings.topic_prefix + GROUP,
+        pool=pool,
+        topics=stream.topics,
+        begin=stream.begin,
+        end=stream.end,
+        handler=stream.handle,
+        skip=stream.skip,
         batch_records=settings.stream_batch_records,
         session_timeout_seconds=settings.stream_session_seconds,
         member=settings.stream_member,
-        pattern="^" + topics.replace(".", r"\.") + ".+",
     )
     stream.attach(consumer)
     return consumer
@@ -327,6 +341,7 @@ def _consumer(settings: MaterializeSettings, stream: StreamWorker) -> ConsumerLo
 async def _stream_ports(settings: FeatureSettings, stack: AsyncExitStack, pool: Pool) -> StreamPorts:
     """The adapters that the service and the worker share; definitions and tombstones are read."""
     ports = StreamPorts(
+        pool=pool,
         definitions=AppliedDefinitions(PostgresDefinitions(pool)),
         online=await _online_store(settings, stack),
         archive=PostgresArchive(pool, settings.s3_bucket),
@@ -408,11 +423,11 @@ async def _partition_engines(settings: FeatureSettings, stack: AsyncExitStack) -
 
 async def _trim_periodically(idempotency: Idempotency) -> None:
     while True:
-        await asyncio.sleep(HOUSEKEEPING_SECONDS)
         try:
             await idempotency.trim()
         except FlywheelError as error:
             log.warning("housekeeping failed", reason=error.reason)
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
 
 async def _until_done(work: Callable[[], Awaitable[object]]) -> None:

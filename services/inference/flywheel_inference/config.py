@@ -65,7 +65,9 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Time until an open circuit breaker lets one batch probe the dependency."""
 
     shadow_max_rows: int = 2_000
-    """Maximum number of waiting shadow copies; more are dropped and counted."""
+    """Maximum number of waiting shadow copies of a model; more are dropped and counted."""
+    shadow_max_bytes: int = 32 * 1024 * 1024
+    """Maximum memory of the waiting shadow copies of a model; more are dropped and counted."""
     shadow_timeout_seconds: float = 1.0
     """Time limit of one shadow batch."""
     log_flush_seconds: float = 0.02
@@ -74,11 +76,11 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Number of prediction log rows that are sent without waiting."""
     log_max_rows: int = 50_000
     """Maximum number of prediction log rows in memory; more are dropped and counted."""
+    log_max_bytes: int = 256 * 1024 * 1024
+    """Maximum memory of the prediction log rows; more are dropped and counted."""
     log_drain_seconds: float = 5.0
     """Time limit for sending the remaining prediction log rows at shutdown."""
     outcome_timeout_seconds: float = 5.0
     """Maximum time that RecordOutcome waits for Kafka."""
     heartbeat_seconds: float = 0.25
     """Pause between reports to the registry, and between checks of the loaded models."""
-    boot_wait_seconds: float = 3.0
-    """How long a gateway without a saved state waits for the registry before it becomes ready."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -77,7 +77,8 @@ class SavedState(DesiredStateStore, ArtifactCache, Protocol):
 
 @dataclass(frozen=True)
 class Ports:
-    """The gateway's adapters. `cached` None: there are no cached batch predictions."""
+    """The gateway's adapters. `cached` None: there are no cached batch predictions. `ensure_topics` creates
+    the topics of the logs, waiting for Kafka."""
 
     registry: RegistryPeer
     features: FeaturePeer
@@ -86,6 +87,7 @@ class Ports:
     log: LogSink
     outcomes: OutcomeSink
     cached: CachedPredictions | None
+    ensure_topics: Callable[[], Awaitable[None]]
 
 
 async def build(
@@ -93,6 +95,7 @@ async def build(
 ) -> Server:
     """A gateway on the adapters that the settings describe; `stack` closes them."""
     folder = await asyncio.to_thread(StateFolder, settings.state_dir)
+    stack.callback(folder.close)
     gateway_id = settings.gateway_id or folder.gateway_id(f"gateway-{new_id()}")
     token = settings.service_token.get_secret_value()
 
@@ -124,12 +127,9 @@ async def build(
         log=KafkaPredictionLog(log_producer, settings.kafka_partitions),
         outcomes=KafkaOutcomes(outcome_producer, settings.kafka_partitions),
         cached=cached,
+        ensure_topics=lambda: _ensure_topics(settings),
     )
-    server = wire(settings, stack, ports, gateway_id=gateway_id, prometheus=prometheus)
-    server.add_background("topics", lambda: _ensure_topics(settings))
-    if cached is not None:
-        server.add_background("cached predictions", cached.connect)
-    return server
+    return wire(settings, stack, ports, gateway_id=gateway_id, prometheus=prometheus)
 
 
 def wire(
@@ -147,10 +147,14 @@ def wire(
         flush_seconds=settings.log_flush_seconds,
         flush_rows=settings.log_flush_rows,
         max_rows=settings.log_max_rows,
+        max_bytes=settings.log_max_bytes,
     )
     stack.push_async_callback(log.drain, settings.log_drain_seconds)
     shadow = ShadowCopies(
-        log.offer, max_rows=settings.shadow_max_rows, timeout_seconds=settings.shadow_timeout_seconds
+        log.offer,
+        max_rows=settings.shadow_max_rows,
+        max_bytes=settings.shadow_max_bytes,
+        timeout_seconds=settings.shadow_timeout_seconds,
     )
     serving = ServingState()
     predictor = Predictor(
@@ -183,7 +187,6 @@ def wire(
         make_scorer=scorers.make,
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,
-        boot_wait_seconds=settings.boot_wait_seconds,
     )
 
     metrics.watch("in_flight", "Predictions in flight", lambda: predictor.in_flight)
@@ -209,8 +212,11 @@ def wire(
         readiness=lambda: serving.settled,
         registry=prometheus,
     )
+    server.add_background("topics", ports.ensure_topics, ends=True)
+    if ports.cached is not None:
+        server.add_background("cached predictions", ports.cached.connect, ends=True)
     server.add_background("serving", reconciler.run)
-    server.add_background("prediction log", log.run)
+    server.add_background("prediction log", log.run, stops_last=True)
     server.add_background("shadow", shadow.run)
     return server
 

@@ -52,6 +52,7 @@ log = get_logger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
 CONSUMED = (topics.PREDICTION_LOGGED, topics.OUTCOME_RECORDED)
 PEER_SECONDS = 5.0
+RunInOneReplica = Callable[[Callable[[int], Awaitable[None]]], Awaitable[None]]
 
 
 async def build(
@@ -84,15 +85,16 @@ async def build(
     store = PostgresStore(pool, VersionCache(pool, GrpcReferences(*channels)), pane_us(settings))
     lag = KafkaLag(settings.kafka_bootstrap, pool, settings.consumer_group, CONSUMED)
     stack.push_async_callback(lag.close)
-    server = wire(
-        settings,
-        Ports(store=store, lag=lag, objects=objects, ready=store.ready),
-        lease=lambda name: Lease(pool, name, ttl_seconds=settings.lease_ttl_seconds),
-        prometheus=prometheus,
+    ports = Ports(
+        store=store,
+        lag=lag,
+        objects=objects,
+        ready=store.ready,
+        lease=lambda name: Lease(pool, name, ttl_seconds=settings.lease_ttl_seconds).run,
+        consume_events=lambda: _consume(settings, pool, store),
+        relay_events=Relay(pool, producer).run,
     )
-    server.add_background("consumer", lambda: _retry_start(lambda: _consume(settings, pool, store)))
-    server.add_background("outbox relay", Relay(pool, producer).run)
-    return server
+    return wire(settings, ports, prometheus=prometheus)
 
 
 class Records(ApiRecords, EvaluationRecords, ArchiveQueue, Retention, Protocol):
@@ -101,23 +103,23 @@ class Records(ApiRecords, EvaluationRecords, ArchiveQueue, Retention, Protocol):
 
 @dataclass(frozen=True)
 class Ports:
-    """The adapters that the service uses. `ready`: whether the store responds."""
+    """The adapters that the service uses. `ready`: whether the store responds.
+
+    `lease`: the name of a lease → what runs work for ever, in one replica at a time. `consume_events` ingests
+    predictions and outcomes, `relay_events` sends stored events to Kafka, both for ever.
+    """
 
     store: Store[Records]
     lag: ConsumerLag
     objects: ArchiveObjects
     ready: Callable[[], Awaitable[bool]]
+    lease: Callable[[str], RunInOneReplica]
+    consume_events: Callable[[], Awaitable[None]]
+    relay_events: Callable[[], Awaitable[None]]
 
 
-def wire(
-    settings: MonitorSettings,
-    ports: Ports,
-    *,
-    lease: Callable[[str], Lease],
-    prometheus: CollectorRegistry,
-) -> Server:
-    """The service on these ports, without the Kafka consumer and the outbox relay. `lease` makes the lease
-    under which one replica at a time does a background task."""
+def wire(settings: MonitorSettings, ports: Ports, *, prometheus: CollectorRegistry) -> Server:
+    """The service on these ports."""
     ingest_metrics = IngestMetrics(prometheus)
     archive = PredictionArchive(
         ports.store,
@@ -161,11 +163,13 @@ def wire(
         await _retry_start(ports.objects.ensure_bucket)
         await archive.run()
 
-    evaluation_lease, archive_lease = lease("watch"), lease("archive")
-    server.add_background("watch", lambda: evaluation_lease.run(lambda _: evaluator.run()))
-    server.add_background("archive", lambda: archive_lease.run(lambda _: write_archive()))
+    evaluate_in_one_replica, archive_in_one_replica = ports.lease("watch"), ports.lease("archive")
+    server.add_background("watch", lambda: evaluate_in_one_replica(lambda _: evaluator.run()))
+    server.add_background("archive", lambda: archive_in_one_replica(lambda _: write_archive()))
     keep_us = int(settings.keep_days * 86_400_000_000)
     server.add_background("prune", lambda: prune_forever(ports.store, keep_us))
+    server.add_background("consumer", lambda: _retry_start(ports.consume_events))
+    server.add_background("outbox relay", ports.relay_events, stops_last=True)
     return server
 
 

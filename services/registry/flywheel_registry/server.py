@@ -60,6 +60,8 @@ class Ports:
     """The adapters that a registry runs on.
 
     `prepare_objects` makes the object store writable; `ready` returns whether the service can serve.
+    `relay_events` sends stored events to Kafka for ever; `delete_old` deletes old answers of idempotent
+    requests and old gateways.
     """
 
     store: Store[RolloutRecords]
@@ -70,6 +72,8 @@ class Ports:
     monitor: Monitor
     ticker_lease: TickerLease
     ready: Callable[[], bool | Awaitable[bool]]
+    relay_events: Callable[[], Awaitable[None]]
+    delete_old: Callable[[], Awaitable[None]]
 
 
 async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
@@ -95,7 +99,12 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
     stack.push_async_callback(monitor_channel.close)
     notifications = PostgresRoutingNotifications(pool)
     stack.push_async_callback(notifications.close)
-    store, gateways = PostgresStore(pool, to_event), PostgresGateways(pool)
+    store, gateways, idempotency = PostgresStore(pool, to_event), PostgresGateways(pool), Idempotency(pool)
+
+    async def delete_old() -> None:
+        await idempotency.trim()
+        await gateways.delete_old()
+
     ports = Ports(
         store=store,
         objects=objects,
@@ -105,11 +114,10 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         monitor=GrpcMonitor(monitor_channel, settings.monitor_timeout_seconds),
         ticker_lease=Lease(pool, "rollout-ticker", ttl_seconds=settings.tick_lease_seconds),
         ready=store.ready,
+        relay_events=lambda: _relay_events(settings, pool, producer),
+        delete_old=delete_old,
     )
-    server = wire(settings, SystemClock(), ports)
-    server.add_background("outbox relay", lambda: _relay_events(settings, pool, producer))
-    server.add_background("housekeeping", lambda: _housekeeping(Idempotency(pool), gateways))
-    return server
+    return wire(settings, SystemClock(), ports)
 
 
 def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
@@ -141,6 +149,8 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     ticker = Ticker(ports.store, lifecycle, ports.monitor, settings.tick_seconds)
     server.add_background("desired state", desired_state.run)
     server.add_background("rollout ticker", lambda: ports.ticker_lease.run(lambda _: ticker.run()))
+    server.add_background("housekeeping", lambda: _housekeeping(ports.delete_old))
+    server.add_background("outbox relay", ports.relay_events, stops_last=True)
     return server
 
 
@@ -159,12 +169,11 @@ async def _relay_events(settings: RegistrySettings, pool: Pool, producer: Produc
     await Relay(pool, producer).run()
 
 
-async def _housekeeping(idempotency: Idempotency, gateways: PostgresGateways) -> None:
-    """Delete old answers of idempotent requests and old gateways every hour."""
+async def _housekeeping(delete_old: Callable[[], Awaitable[None]]) -> None:
+    """Delete what is old, now and every hour."""
     while True:
-        await asyncio.sleep(HOUSEKEEPING_SECONDS)
         try:
-            await idempotency.trim()
-            await gateways.delete_old()
+            await delete_old()
         except FlywheelError as error:
             log.warning("housekeeping postponed", reason=error.reason)
+        await asyncio.sleep(HOUSEKEEPING_SECONDS)

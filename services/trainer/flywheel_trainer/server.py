@@ -26,7 +26,7 @@ from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, connection, create_pool
 from flywheel_common.ray.jobs import ray_jobs
 from flywheel_common.storage.objects import ObjectStore
-from flywheel_common.storage.s3 import S3ObjectStore, arrow_filesystem, object_store
+from flywheel_common.storage.s3 import arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.drift_events import DriftHandler
@@ -89,6 +89,12 @@ class Ports:
     run_in_one_replica: Callable[[Callable[[int], Awaitable[None]]], Awaitable[None]]
     """Runs a function forever, in one replica at a time."""
     is_ready: Callable[[], Awaitable[bool]]
+    prepare_objects: Callable[[], Awaitable[None]]
+    """Makes the object store writable."""
+    relay_events: Callable[[], Awaitable[None]]
+    """Sends stored events to Kafka, forever."""
+    consume_drift: Callable[[], Awaitable[None]] | None
+    """Handles drift events, forever; None: this replica does not."""
 
 
 async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
@@ -115,6 +121,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         channel(settings.registry_address, client_name=CLIENT_NAME, token=token)
     )
     registry = GrpcRegistry(registry_channel)
+    producer = await stack.enter_async_context(Producer(settings.kafka_bootstrap, client_id=CLIENT_NAME))
     clock = SystemClock()
     ports = Ports(
         runs=PostgresRuns(pool),
@@ -136,22 +143,11 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         ),
         run_in_one_replica=Lease(pool, "job-supervisor", holder=settings.executor_id).run,
         is_ready=lambda: _database_answers(pool),
+        prepare_objects=objects.ensure_bucket,
+        relay_events=Relay(pool, producer).run,
+        consume_drift=(lambda: _consume(settings, pool, clock)) if settings.consume_drift else None,
     )
-    server = await wire(settings, stack, ports, clock=clock, ids=SystemIds())
-    producer = await stack.enter_async_context(Producer(settings.kafka_bootstrap, client_id=CLIENT_NAME))
-    server.add_background("bucket", lambda: _ensure_bucket(objects))
-    server.add_background("outbox relay", Relay(pool, producer).run)
-    if settings.consume_drift:
-        consumer = ConsumerLoop(
-            bootstrap=settings.kafka_bootstrap,
-            group=settings.consumer_group,
-            topics=[settings.drift_topic],
-            handler=DriftHandler(PostgresDecisions, clock),
-            pool=pool,
-            dedupe=True,
-        )
-        server.add_background("drift", lambda: _consume(settings, consumer))
-    return server
+    return await wire(settings, stack, ports, clock=clock, ids=SystemIds())
 
 
 async def wire(
@@ -198,6 +194,10 @@ async def wire(
     )
     server.add_background("pipelines", lambda: workflows.start_accepted_runs(settings.pipeline_poll_seconds))
     server.add_background("run leases", lambda: lease_expiry.run(settings.lease_check_seconds))
+    server.add_background("bucket", lambda: _ensure_bucket(ports.prepare_objects), ends=True)
+    if ports.consume_drift is not None:
+        server.add_background("drift", ports.consume_drift)
+    server.add_background("outbox relay", ports.relay_events, stops_last=True)
     return server
 
 
@@ -228,11 +228,11 @@ async def migrate_database(settings: TrainerSettings) -> int:
         return await migrate(pool, MIGRATIONS)
 
 
-async def _ensure_bucket(objects: S3ObjectStore) -> None:
+async def _ensure_bucket(prepare: Callable[[], Awaitable[None]]) -> None:
     """Retry until the bucket exists: without the object store jobs wait, but the trainer starts."""
     while True:
         try:
-            await objects.ensure_bucket()
+            await prepare()
             return
         except FlywheelError as error:
             log.warning("bucket not checked", reason=error.reason, error=error.message)
@@ -244,7 +244,7 @@ async def _database_answers(pool: Pool) -> bool:
         return bool(await conn.fetchval("SELECT true"))
 
 
-async def _consume(settings: TrainerSettings, consumer: ConsumerLoop) -> None:
+async def _consume(settings: TrainerSettings, pool: Pool, clock: Clock) -> None:
     while True:
         try:
             specs = [
@@ -256,4 +256,11 @@ async def _consume(settings: TrainerSettings, consumer: ConsumerLoop) -> None:
         except FlywheelError as error:
             log.warning("drift events not consumed", reason=error.reason)
             await asyncio.sleep(2)
-    await consumer.run()
+    await ConsumerLoop(
+        bootstrap=settings.kafka_bootstrap,
+        group=settings.consumer_group,
+        topics=[settings.drift_topic],
+        handler=DriftHandler(PostgresDecisions, clock),
+        pool=pool,
+        dedupe=True,
+    ).run()

@@ -31,7 +31,7 @@ BUILT = TrainingSet(
     id="winter",
     feature_set="projects/p/featureSets/flights/versions/2",
     view_versions=("projects/p/views/weather/versions/1",),
-    spine=SourceSpine("landings", "scheduled", "delay >= 15", 1, 2, 3),
+    spine=SourceSpine("landings", "scheduled", "delay >= 15", 1, 2, 3, ("id",)),
     mode=JoinMode.POINT_IN_TIME,
     uri="s3://b/training-sets/p/winter/0123/",
     content_hash="0123",
@@ -60,6 +60,7 @@ BUILT = TrainingSet(
     build_seconds=1.5,
     short_feature_names=True,
     source_versions={"projects/p/sources/weather": 4},
+    extra_columns=("id",),
 )
 BUILT_MESSAGE = """
 name: "projects/p/trainingSets/winter" feature_set: "projects/p/featureSets/flights/versions/2"
@@ -68,6 +69,7 @@ spine {
   source {
     source: "projects/p/sources/landings" timestamp_field: "scheduled" label: "delay >= 15"
     start_time { nanos: 1000 } end_time { nanos: 2000 } known_before { nanos: 3000 }
+    extra_fields: "id"
   }
 }
 mode: JOIN_MODE_POINT_IN_TIME uri: "s3://b/training-sets/p/winter/0123/" content_hash: "0123"
@@ -85,7 +87,7 @@ profile {
   category_counts: 4 category_counts: 2 other_count: 1
 }
 created_at { seconds: 1767225600 } build_duration { seconds: 1 nanos: 500000000 }
-source_versions { key: "projects/p/sources/weather" value: 4 }
+source_versions { key: "projects/p/sources/weather" value: 4 } extra_columns: "id"
 """
 
 

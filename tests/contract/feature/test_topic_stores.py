@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import replace
@@ -56,6 +57,20 @@ async def test_events_get_the_offsets_of_their_partition_in_order(topics: Any) -
     assert {0: 2, 1: 2} == await topics.end_offsets("p", "landings")
     assert {0: 2, 1: 2} == await topics.recent_end_offsets("p", "landings")
     assert {} == await topics.end_offsets("p", "starts")
+
+
+async def test_oldest_record_after_positions_tells_since_when_events_wait(topics: Any) -> None:
+    await topics.ensure(LANDINGS)
+    assert 0 == await topics.stored_since("p", "landings", {})
+    before = time.time_ns() // 1_000_000 * 1000
+    await topics.send(LANDINGS, [(0, b"a"), (1, b"b" * 100_000)])
+    between = time.time_ns() // 1000
+    await asyncio.sleep(1.2)
+    await topics.send(LANDINGS, [(0, b"c"), (1, b"d")])
+    for positions in ({0: 0}, {1: 0}, {0: 1, 1: 0}):
+        assert before <= await topics.stored_since("p", "landings", positions) <= between
+        await asyncio.sleep(1.2)  # an answer may be a second old
+    assert between + 1_000_000 < await topics.stored_since("p", "landings", {0: 1, 1: 1})
 
 
 async def test_hung_broker_is_unavailable_before_the_deadline(in_kafka: SourceTopics, kafka: Kafka) -> None:

@@ -26,7 +26,7 @@ BUILT = TrainingSet(
     id="winter",
     feature_set="projects/p/featureSets/flights/versions/2",
     view_versions=("projects/p/views/weather/versions/1",),
-    spine=SourceSpine("landings", "scheduled", "delay >= 15", 1, 2, 3),
+    spine=SourceSpine("landings", "scheduled", "delay >= 15", 1, 2, 3, ("id",)),
     mode=JoinMode.POINT_IN_TIME,
     uri="s3://b/training-sets/p/winter/0123/",
     content_hash="0123",
@@ -39,6 +39,7 @@ BUILT = TrainingSet(
     unlabelled_count=2,
     created_at=datetime(2026, 1, 1, tzinfo=UTC),
     build_seconds=1.5,
+    extra_columns=("id",),
 )
 
 
@@ -51,7 +52,7 @@ def sets(backing: str, request: pytest.FixtureRequest) -> TrainingSets:
 
 async def test_created_sets_read_back(sets: TrainingSets) -> None:
     from_file = replace(
-        BUILT, id="file", spine=FileSpine("s3://b/k.parquet", "t"), mode=JoinMode.NAIVE_LATEST
+        BUILT, id="file", spine=FileSpine("s3://b/k.parquet", "t", "", ("notes",)), mode=JoinMode.NAIVE_LATEST
     )
     await sets.create(BUILT)
     await sets.create(from_file)

@@ -87,13 +87,33 @@ async def test_concurrent_readers_get_their_own_predictions(adapter: Adapter) ->
     assert [CachedPrediction(i / 100, i) for i in range(100)] == found
 
 
-@pytest.mark.parametrize("value", [b"", b"0.875", b"x" * 17])
+@pytest.mark.parametrize(
+    "value", [b"", b"0.875", b"x" * 17, encode(float("nan"), 1), encode(float("inf"), 1)]
+)
 async def test_an_unreadable_value_is_none(redis_url: str, value: bytes) -> None:
     async with Redis.from_url(redis_url) as redis:
         await redis.set(key_of(LATE, "UA"), value)
         await redis.rpush(key_of(LATE, "a list"), "x")
     cached = RedisCachedPredictions(redis_url, timeout_seconds=LONG_TIMEOUT)
     assert (None, None) == (await cached.get(LATE, "UA"), await cached.get(LATE, "a list"))
+    await cached.close()
+
+
+async def test_fallbacks_of_one_batch_share_one_command_and_one_connection(redis_url: str) -> None:
+    cached = RedisCachedPredictions(redis_url, timeout_seconds=LONG_TIMEOUT)
+    await cached.connect()
+    async with Redis.from_url(redis_url) as redis:
+
+        async def commands() -> dict[str, int]:
+            stats = await redis.info("commandstats")
+            return {name: stats.get(f"cmdstat_{name}", {}).get("calls", 0) for name in ("get", "mget")}
+
+        before = await commands()
+        connections = (await redis.info("clients"))["connected_clients"]
+        await asyncio.gather(*(cached.get(LATE, f"s{i}") for i in range(500)))
+        after = await commands()
+        assert (await redis.info("clients"))["connected_clients"] == connections
+    assert (after["get"] - before["get"], after["mget"] - before["mget"]) == (0, 1)
     await cached.close()
 
 
@@ -114,7 +134,7 @@ async def test_a_stalled_or_stopped_redis_returns_none_without_an_error(redis_ur
         assert written == await eventually(read)
         proxy.stall()
         assert await read() is None
-        assert cached.pending_reads == 1, "the late read continues in the background"
+        assert not cached.idle, "the late read continues in the background"
         proxy.cut()
         for _ in range(10):
             assert await read() is None

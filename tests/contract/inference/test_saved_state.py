@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +13,42 @@ import pytest
 
 from flywheel_inference.fakes.saved_state import MemoryState
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
+from flywheel_inference.serving.errors import StateInUse
 from flywheel_inference.store.disk.state_folder import StateFolder
 
 CONTRACT = FeatureSetContract(
     "projects/p/featureSets/f/versions/2",
     (FieldSpec("tail", 5), FieldSpec("day", 2)),
-    (FieldSpec("miles", 4),),
+    (FieldSpec("miles", 4), FieldSpec("embedding", 8, 16)),
 )
 Boot = Callable[[], Any]
 
 
 @pytest.fixture(params=["memory", "disk"])
-def boot(request: pytest.FixtureRequest, tmp_path: Path) -> Boot:
-    """Opens the saved state as a starting gateway does."""
+def boot(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Boot]:
+    """Opens the saved state as a starting gateway does, after the one before has ended."""
     if request.param == "memory":
         memory = MemoryState()
-        return lambda: memory
-    return lambda: StateFolder(tmp_path)
+        yield lambda: memory
+        return
+    opened: list[StateFolder] = []
+
+    def open_folder() -> StateFolder:
+        for folder in opened:
+            folder.close()
+        opened.append(StateFolder(tmp_path))
+        return opened[-1]
+
+    yield open_folder
+    for folder in opened:
+        folder.close()
+
+
+def test_a_second_gateway_on_the_same_folder_is_refused(tmp_path: Path) -> None:
+    with opened(tmp_path), pytest.raises(StateInUse):
+        StateFolder(tmp_path)
+    with opened(tmp_path):
+        pass
 
 
 def digest(content: bytes) -> str:
@@ -86,39 +106,47 @@ def test_concurrent_saves_leave_one_complete_state(boot: Boot) -> None:
     assert states[0] == boot().load_artifact(digest(states[0]))
 
 
+def opened(folder: Path) -> closing[StateFolder]:
+    return closing(StateFolder(folder))
+
+
 @pytest.mark.parametrize("damage", [b"", b"short", b"x" * 38])
 def test_a_damaged_file_is_ignored(tmp_path: Path, damage: bytes) -> None:
-    folder = StateFolder(tmp_path)
-    folder.save_desired(b"wanted")
-    folder.save_contract(CONTRACT)
-    folder.save_artifact(digest(b"onnx"), b"onnx")
-    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    with opened(tmp_path) as folder:
+        folder.save_desired(b"wanted")
+        folder.save_contract(CONTRACT)
+        folder.save_artifact(digest(b"onnx"), b"onnx")
+    files = [file for file in tmp_path.rglob("*") if file.is_file() and file.name != "lock"]
     assert 3 == len(files)
     for file in files:
         file.write_bytes(damage)
-    again = StateFolder(tmp_path)
-    assert again.load_desired() is None
-    assert again.load_artifact(digest(b"onnx")) is None
-    assert again.load_contract(CONTRACT.feature_set) is None
+    with opened(tmp_path) as again:
+        assert again.load_desired() is None
+        assert again.load_artifact(digest(b"onnx")) is None
+        assert again.load_contract(CONTRACT.feature_set) is None
 
 
 def test_a_changed_byte_of_the_desired_state_is_detected(tmp_path: Path) -> None:
-    StateFolder(tmp_path).save_desired(b"wanted")
+    with opened(tmp_path) as folder:
+        folder.save_desired(b"wanted")
     file = tmp_path / "desired.pb"
     file.write_bytes(file.read_bytes()[:-1] + b"e")
-    assert StateFolder(tmp_path).load_desired() is None
+    with opened(tmp_path) as again:
+        assert again.load_desired() is None
 
 
 def test_a_partly_written_file_is_never_read(tmp_path: Path) -> None:
-    folder = StateFolder(tmp_path)
-    folder.save_desired(b"wanted")
+    with opened(tmp_path) as folder:
+        folder.save_desired(b"wanted")
     (tmp_path / "desired.pb.0123456789ab.new").write_bytes(b"half")
     (tmp_path / "artifacts" / f"{digest(b'onnx')}.0123456789ab.new").write_bytes(b"on")
-    again = StateFolder(tmp_path)
-    assert (b"wanted", None) == (again.load_desired(), again.load_artifact(digest(b"onnx")))
-    again.keep_artifacts(set())
-    assert [] == list((tmp_path / "artifacts").iterdir())
+    with opened(tmp_path) as again:
+        assert (b"wanted", None) == (again.load_desired(), again.load_artifact(digest(b"onnx")))
+        again.keep_artifacts(set())
+        assert [] == list((tmp_path / "artifacts").iterdir())
 
 
 def test_the_gateway_id_is_stored_once(tmp_path: Path) -> None:
-    assert "one" == StateFolder(tmp_path).gateway_id("one") == StateFolder(tmp_path).gateway_id("two")
+    for offered in ("one", "two"):
+        with opened(tmp_path) as folder:
+            assert "one" == folder.gateway_id(offered)

@@ -197,6 +197,8 @@ async def test_alerts_of_a_version_that_no_longer_serves_are_resolved(monitor: L
     start = START_US
     await opened(monitor, "a1", times=[start])
     await opened(monitor, "a2", Kind.DATA_QUALITY, times=[start + 50])
+    await monitor.predicted(predictions(["x", "y"], times=[start + 50, start + 50]))
+    await monitor.predicted(predictions(["wrong"], times=[start + 10**15]))
     await opened(monitor, "b1", version=2, release=2, times=[start])
     await monitor.predicted(predictions(["s"], role=3, times=[start + 99]))
     await acknowledge(monitor, "projects/p/alerts/a2", "ann")
@@ -205,7 +207,7 @@ async def test_alerts_of_a_version_that_no_longer_serves_are_resolved(monitor: L
         assert ["b1", "a1"] == await names(monitor, "state=OPEN")
         async with monitor.store.transaction() as records:
             await records.retire_alerts(version, since)
-    assert ["a2", "a1"] == await names(monitor, "state=RESOLVED"), "a shadow prediction is not served"
+    assert ["a2", "a1"] == await names(monitor, "state=RESOLVED"), "shadow and single predictions"
     assert "the version no longer serves" == (await alert_of(monitor, "projects/p/alerts/a2")).resolved_reason
 
 

@@ -145,7 +145,8 @@ async def test_a_comparison_is_converted(edge: LocalMonitor, stub: Any, shadow: 
     assert found.log_loss_delta_lower < found.log_loss_delta < found.log_loss_delta_upper
     since = await stub.CompareVariants(at(request, "start_time", times[30]))
     assert (30, 10) == (since.champion.predictions, since.challenger.predictions)
-    assert times[30] == since.first_event.ToMicroseconds()
+    covered = since.covered_from.ToMicroseconds(), since.covered_until.ToMicroseconds()
+    assert (times[30 + 2 if shadow else 30 + 1], times[57]) == covered
     request.alpha = 0.5
     assert (await stub.CompareVariants(request)).log_loss_delta_upper < since.log_loss_delta_upper
 
@@ -190,7 +191,9 @@ async def test_the_ingest_status_is_converted(edge: LocalMonitor) -> None:
     lag = MemoryLag({"prediction.logged": 1})
     lag.write("prediction.logged", 0, 3)
     lag.park(2)
-    await edge.predicted(predictions(["a", "b", "b"], times=[START_US, START_US + 7, START_US]))
+    await edge.predicted(
+        predictions(["a", "b", "b", "c"], times=[START_US + 9, START_US + 7, START_US, START_US + 8])
+    )
     await edge.labelled(outcomes(["a", "x", "y"], [1.0, 0.0, 1.0]))
     version, report = await edge.version_id(), await edge.report(MODEL, START_US, START_US + HOUR_US)
     async with edge.store.transaction() as records:
@@ -199,7 +202,7 @@ async def test_the_ingest_status_is_converted(edge: LocalMonitor) -> None:
     async with served(edge.store, lag) as stub:
         found = await stub.GetIngestStatus(request)
         assert (3, 2) == (found.lag_records, found.dead_letters)
-        assert (2, 3, 2, 1) == (
+        assert (3, 3, 2, 1) == (
             found.predictions,
             found.outcomes,
             found.orphan_outcomes,
@@ -345,3 +348,26 @@ async def test_errors_have_their_status_and_reason(edge: LocalMonitor, stub: Any
     await edge.predicted(predictions(["x"], model=OTHER))
     found = [(await refused(getattr(stub, method)(make())), method) for _, method, make in REFUSALS]
     assert [(expected, method) for expected, method, _ in REFUSALS] == found
+
+
+def zero_times() -> list[tuple[str, str]]:
+    """(method, Timestamp field) of every request of the monitor."""
+    methods = pb.DESCRIPTOR.services_by_name["MonitorService"].methods
+    return [
+        (method.name, field.name)
+        for method in methods
+        for field in method.input_type.fields
+        if field.message_type is not None and field.message_type.full_name == "google.protobuf.Timestamp"
+    ]
+
+
+@pytest.mark.parametrize(("method", "field"), zero_times())
+async def test_a_timestamp_without_a_value_is_refused(stub: Any, method: str, field: str) -> None:
+    requests = {
+        "GetDriftReport": pb.GetDriftReportRequest(name=V1),
+        "GetPerformance": pb.GetPerformanceRequest(model_version=V1),
+        "CompareVariants": comparison(),
+    }
+    request = requests[method]
+    getattr(request, field).SetInParent()
+    assert "INVALID_ARGUMENT OUT_OF_RANGE" == await refused(getattr(stub, method)(request))

@@ -81,6 +81,17 @@ async def test_each_new_row_is_archived_once_by_day_and_version(monitor: LocalMo
     assert 0 == await archive(monitor, objects).pass_once(now=True)
 
 
+async def test_features_that_were_not_yet_valid_are_archived(monitor: LocalMonitor) -> None:
+    objects = MemoryObjectStore()
+    await monitor.predicted(predictions(["a", "b"], not_yet_valid=["v__x", ""]), predictions(["c"]))
+    await archive(monitor, objects).pass_once(now=True)
+    (key,) = [info.key async for info in objects.list("predictions/p/late/")]
+    table = pq.read_table(io.BytesIO(await objects.get(key)))
+    assert {"a": "v__x", "b": "", "c": None} == dict(
+        zip(table["prediction_id"].to_pylist(), table["not_yet_valid"].to_pylist(), strict=True)
+    )
+
+
 async def test_a_segment_takes_the_oldest_batches_once_enough_rows_wait(monitor: LocalMonitor) -> None:
     objects = MemoryObjectStore()
     due = archive(monitor, objects, rows=4)

@@ -44,9 +44,24 @@ async def test_a_shadow_is_compared_over_requests_that_both_predicted(monitor: L
     assert difference.mean() == pytest.approx(found.log_loss.delta, abs=1e-9)
     assert (low, high) == pytest.approx((found.log_loss.lower, found.log_loss.upper), abs=1e-9)
     assert ((challenger >= 0.5) != (scores >= 0.5))[:90].mean() == pytest.approx(found.disagreement_rate)
-    assert (times[0], times[99]) == (evidence.first_event_us, evidence.last_event_us)
+    assert (times[2], times[97]) == evidence.covered, "the third oldest and the third newest"
     since = (await monitor.compare(shadow=True, since_us=times[50])).comparison
     assert (50, 40, 20) == (since.champion.predictions, since.challenger.predictions, since.labelled)
+
+
+@pytest.mark.parametrize("role", [SHADOW, CHALLENGER])
+async def test_one_request_with_a_wrong_time_bakes_nothing(monitor: LocalMonitor, role: int) -> None:
+    times = [START_US + i * 1_000_000 for i in range(50)]
+    ids = [f"{i}" for i in range(50)]
+    for wrong in ([], [START_US - 10**15], [START_US - 10**15, START_US + 10**15]):
+        mine, at = [*ids, *(f"wrong-{w}" for w in wrong)], [*times, *wrong]
+        await monitor.predicted(predictions(mine, times=at, rollout=ROLLOUT))
+        if role == SHADOW:
+            shadow = predictions(mine, times=at, version=2, release=2, role=SHADOW, rollout=ROLLOUT)
+            await monitor.predicted(shadow)
+        found = (await monitor.compare(shadow=role == SHADOW)).covered
+        assert found is not None
+        assert times[1] <= found[0] <= times[2] and times[47] <= found[1] <= times[48]
 
 
 async def test_a_canary_is_compared_by_means(monitor: LocalMonitor) -> None:

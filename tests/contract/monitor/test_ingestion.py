@@ -31,9 +31,9 @@ from tests.support.servers.monitor import LocalMonitor
 async def test_the_first_of_equal_predictions_counts_others_are_duplicates(monitor: LocalMonitor) -> None:
     await monitor.predicted(predictions(["a", "b", "a"], [0.25, 0.75, 0.5]))
     await monitor.predicted(predictions(["b"], [0.125]), predictions(["b", "c"], [0.0625, 0.5]))
-    counts, newest, _ = await monitor.status()
+    counts, reached, _ = await monitor.status()
     assert IngestCounts(predictions=3, duplicates=3) == counts
-    assert START_US == newest
+    assert START_US == reached
     found = await monitor.performance()
     assert 3 == found.predictions
     assert (0.25 + 0.75 + 0.5) / 3 == pytest.approx(found.score_mean, abs=1e-9)
@@ -122,8 +122,8 @@ async def test_the_newest_label_wins_then_the_largest_outcome_id(
 
 async def test_a_label_without_prediction_is_an_orphan_until_it_arrives(monitor: LocalMonitor) -> None:
     await monitor.labelled(outcomes(["a", "b", "never"], [1.0, 0.0, 1.0]))
-    counts, newest, _ = await monitor.status()
-    assert (IngestCounts(outcomes=3, orphans=3), None) == (counts, newest)
+    counts, reached, _ = await monitor.status()
+    assert (IngestCounts(outcomes=3, orphans=3), None) == (counts, reached)
     await monitor.predicted(predictions(["a"], role=SHADOW, release=2, version=2))
     assert 3 == (await monitor.counts()).orphans, "a shadow prediction does not end an orphan"
     await monitor.predicted(predictions(["b", "c", "a"], [0.25, 0.5, 0.75]))
@@ -175,7 +175,7 @@ async def test_a_time_range_is_widened_to_whole_panes(monitor: LocalMonitor) -> 
     with pytest.raises(InvalidArgument) as wrong:
         await found(start + MINUTE_US, start)
     assert "INVALID_TIME_RANGE" == wrong.value.reason
-    assert times[3] == (await monitor.status())[1]
+    assert times[1] == (await monitor.status())[1], "the third newest"
 
 
 async def test_fallbacks_and_errors_count_but_have_no_quality(monitor: LocalMonitor) -> None:
@@ -260,10 +260,12 @@ async def test_pruned_predictions_stay_counted(monitor: LocalMonitor) -> None:
     await monitor.predicted(predictions(ids, scores, times=times, rollout=rollout))
     await monitor.labelled(outcomes(ids, labels, times=times))
     before = await monitor.performance()
+    # The eighth newest of the last 32: hour 72, from which 22 hours back lies hour 50.
+    assert times[72] == (await monitor.status())[1]
 
     async def prune() -> int:
         async with monitor.store.transaction() as records:
-            return await records.prune(29 * HOUR_US)
+            return await records.prune(22 * HOUR_US)
 
     assert [50, 0] == [await prune(), await prune()]
     found = await monitor.performance()
@@ -274,6 +276,15 @@ async def test_pruned_predictions_stay_counted(monitor: LocalMonitor) -> None:
     assert (times[50], times[79]) == (found.first_event_us, found.last_event_us)
     assert 30 == (await monitor.compare(shadow=True)).comparison.champion.predictions
     assert IngestCounts(80, 80, 0, 0) == await monitor.counts()
+
+
+async def test_one_wrong_time_prunes_nothing(monitor: LocalMonitor) -> None:
+    times = [START_US + i * HOUR_US for i in range(40)]
+    await monitor.predicted(predictions([f"{i}" for i in range(40)], times=times))
+    for place, wrong in enumerate((START_US + 10**15, START_US - 10**15)):
+        await monitor.predicted(predictions([f"wrong-{place}"], times=[wrong]))
+        async with monitor.store.transaction() as records:
+            assert place == await records.prune(40 * HOUR_US), "only the old one itself"
 
 
 async def test_projects_are_counted_separately(monitor: LocalMonitor) -> None:

@@ -18,10 +18,11 @@ from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.verdicts import WindowVerdict
 from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.reference import ScoreReference
-from flywheel_monitor.windows.watermark import NewestEvents
+from flywheel_monitor.windows.watermark import ReachedTimes
 from tests.support.builders.monitor import (
     HOUR_US,
     MODEL,
+    SHADOW,
     START_US,
     hour,
     outcomes,
@@ -129,6 +130,17 @@ async def test_a_model_is_shown_by_its_newest_champion(monitor: LocalMonitor) ->
     assert version_name(1) == await shown()
 
 
+async def test_one_wrong_time_makes_no_version_the_champion(monitor: LocalMonitor) -> None:
+    for number, start in ((1, START_US), (2, START_US + HOUR_US)):
+        ids = [f"{number}-{i}" for i in range(3)]
+        await monitor.predicted(predictions(ids, version=number, release=number, times=[start] * 3))
+    await monitor.predicted(predictions(["wrong"], times=[START_US + 1000 * HOUR_US]))
+    assert version_name(2) == (await monitor.report(MODEL, START_US, START_US + 2 * HOUR_US)).model_version
+    late = [START_US + 2 * HOUR_US] * 2
+    await monitor.predicted(predictions(["right-1", "right-2"], times=late))
+    assert version_name(1) == (await monitor.report(MODEL, START_US, START_US + 2 * HOUR_US)).model_version
+
+
 async def test_recent_verdicts_are_the_newest_with_enough_rows(
     monitor: LocalMonitor,
 ) -> None:
@@ -184,22 +196,41 @@ async def test_windows_with_served_predictions_are_listed_oldest_first(monitor: 
     assert [] == await found(4, 7)
 
 
-async def test_newest_events_are_kept_per_partition(monitor: LocalMonitor) -> None:
+async def test_reached_times_are_kept_per_partition(monitor: LocalMonitor) -> None:
     start, other = START_US, "projects/p/models/other"
     await monitor.predicted(predictions(["a", "b"], times=[start + 5, start + 3]), partition=0)
     await monitor.predicted(predictions(["c"], times=[start + 1]), partition=0)
     await monitor.predicted(predictions(["d"], times=[start + 2]), partition=3)
-    await monitor.predicted(predictions(["d"], times=[start + 9]), partition=3)
-    await monitor.labelled(outcomes(["a", "d"], [1.0, 1.0], times=[start + 7, start + 6]), partition=1)
-    await monitor.labelled(outcomes(["x"], [1.0], times=[start + 4], model=other), partition=0)
+    for _ in range(3):
+        await monitor.predicted(predictions(["d"], times=[start + 9]), partition=3)
+        await monitor.labelled(outcomes(["x"], [1.0], times=[start + 4], model=other), partition=0)
+    await monitor.predicted(predictions(["a", "e", "f"], times=[start + 9] * 3, role=SHADOW), partition=3)
+    times = [start + 7, start + 6, start + 8, start + 6]
+    await monitor.labelled(outcomes(list("adxa"), [1.0] * 4, times=times), partition=1)
+    clicks = outcomes(["a", "b", "c"], [1.0] * 3, times=[start + 11, start + 10, start + 12], name="click")
+    await monitor.labelled(clicks, clicks, partition=2)
     async with monitor.store.reading() as records:
-        newest = await records.newest_events()
+        reached = await records.reached_times()
         numbers = {name: number for number, name, _ in await records.policies()}
-    model, second = numbers[MODEL], numbers[other]
-    assert (
-        NewestEvents({model: {0: start + 5, 3: start + 2}}, {model: {1: start + 7}, second: {0: start + 4}})
-        == newest
-    )
+    model = numbers[MODEL]
+    # Repeated and shadow predictions do not count, and two events reach nothing.
+    assert ReachedTimes({model: {0: start + 1}}, {model: {1: start + 6, 2: start + 10}}) == reached
+    assert start + 1 == (await monitor.status())[1]
+
+
+async def test_a_reached_time_follows_the_last_32_events(monitor: LocalMonitor) -> None:
+    wrong = START_US + 10_000 * HOUR_US
+    times = [wrong] * 7 + [START_US + i for i in range(25)]
+    seen = []
+    for place, time in enumerate([*times, wrong, *[START_US + 25 + i for i in range(32)]]):
+        await monitor.predicted(predictions([f"{place}"], times=[time]))
+        seen.append((await monitor.status())[1])
+    # Of 32 events a quarter, 8, must have reached a time: 7 wrong ones alone do not suffice.
+    assert [None, None] + [wrong] * 5 == seen[:7]
+    assert START_US + 24 == seen[31]
+    # The 33rd event is wrong, but the first one is forgotten.
+    assert START_US + 24 == seen[32]
+    assert START_US + 56 - 7 == seen[-1]
 
 
 async def test_the_scores_of_the_first_window_are_kept(monitor: LocalMonitor) -> None:

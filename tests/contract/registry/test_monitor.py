@@ -58,8 +58,8 @@ async def test_a_comparison_has_the_statistics_of_the_monitor(prepared: Prepared
     assert Comparison(
         champion=Variant(400, 300, 0.0, 0.0, 0.0, 0.1, None),
         challenger=Variant(400, 300, 0.125, 0.0, 0.0, 0.1, None),
-        first_event=FIRST_EVENT,
-        last_event=FIRST_EVENT + timedelta(days=2),
+        covered_from=FIRST_EVENT,
+        covered_until=FIRST_EVENT + timedelta(days=2),
         labelled=300,
         log_loss_delta=-0.5,
         log_loss_delta_upper=-0.25,

@@ -33,6 +33,7 @@ BUILT = TrainingSet(
     row_count=7,
     content_hash="f" * 64,
     feature_set=FEATURE_SET,
+    extra_columns=(Column("order__weight", "FLOAT64"),),
 )
 
 

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from flywheel_common.errors import InvalidPageToken
 from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_trainer.jobs.errors import JobEnded, UnknownJob
-from flywheel_trainer.jobs.job import Job, JobName, JobState
+from flywheel_trainer.jobs.job import FILTER_FIELDS, Job, JobName, JobState
 from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.errors import UnknownExperiment
-from flywheel_trainer.runs.run import RunName, RunState
+from flywheel_trainer.runs.filter_terms import parse_terms
+from flywheel_trainer.runs.run import ExperimentName, RunName, RunState
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import ARTIFACT, AT, EXPERIMENT, SECOND, TRAIN_SPEC
 from tests.support.builders.trainer import metric_point as point
@@ -54,7 +56,7 @@ async def test_equal_requests_create_one_job(stores: Any) -> None:
     assert [jobs[0]] * 10 == jobs
     with pytest.raises(RequestIdReused):
         await create_job(stores, "x", "once", b"other", priority=9)
-    assert [jobs[0]] == list((await stores.jobs.list("p", 99, "")).items)
+    assert [jobs[0]] == list((await stores.jobs.list("p", (), 99, "")).items)
     assert 1 == len((await stores.runs.list_runs("p", (), None, 99, "")).items)
 
 
@@ -79,9 +81,37 @@ async def test_active_jobs_are_ordered_by_priority_then_age(stores: Any) -> None
 async def test_jobs_are_listed_newest_first_page_by_page(stores: Any) -> None:
     for number in ("2", "1", "4", "3"):
         await create_job(stores, number)
-    first = await stores.jobs.list("p", 3, "")
-    rest = await stores.jobs.list("p", 3, first.next_page_token)
+    first = await stores.jobs.list("p", (), 3, "")
+    rest = await stores.jobs.list("p", (), 3, first.next_page_token)
     assert ["job-4", "job-3", "job-2", "job-1"] == [j.name.job for j in (*first.items, *rest.items)]
+
+
+async def test_jobs_are_listed_by_state_experiment_and_training_set(stores: Any) -> None:
+    await stores.runs.create_experiment(replace(EXPERIMENT, name=ExperimentName("p", "other")), "", b"", AT)
+    for number, experiment, training_set in (("1", "late", "a"), ("2", "other", "a"), ("3", "late", "b' OR")):
+        spec = replace(TRAIN_SPEC, experiment=experiment, training_set=training_set)
+        await stores.jobs.create(replace(build.job(number), spec=spec), {}, "", b"", AT)
+    await stores.jobs.mark_started(JobName("p", "job-1"), AT)
+
+    async def found(text: str) -> str:
+        """The numbers of the jobs, read page by page."""
+        numbers, token = "", ""
+        while True:
+            page = await stores.jobs.list("p", parse_terms(text, FILTER_FIELDS), 1, token)
+            numbers += "".join(j.name.job.removeprefix("job-") for j in page.items)
+            token = page.next_page_token
+            if not token:
+                return numbers
+
+    assert "321" == await found("")
+    assert "1" == await found("state=running")
+    assert "32" == await found("state!=JOB_STATE_RUNNING")
+    assert "31" == await found("experiment=late")
+    assert "3" == await found("training_set=b' OR")
+    assert "2" == await found("experiment!=late AND state=QUEUED AND training_set=a")
+    first = await stores.jobs.list("p", parse_terms("experiment=late", FILTER_FIELDS), 1, "")
+    with pytest.raises(InvalidPageToken):
+        await stores.jobs.list("p", (), 1, first.next_page_token)
 
 
 async def test_a_job_waits_starts_and_reports_progress(stores: Any) -> None:

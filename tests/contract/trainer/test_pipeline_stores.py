@@ -13,7 +13,8 @@ from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
-from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRun, PipelineRunName, Step
+from flywheel_trainer.pipelines.pipeline_run import FILTER_FIELDS, STEPS, PipelineRun, PipelineRunName, Step
+from flywheel_trainer.runs.filter_terms import parse_terms
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, SECOND
 
@@ -40,13 +41,34 @@ async def test_runs_of_a_project_are_listed_newest_first(stores: Any) -> None:
     for run in ("pipe-2", "pipe-4", "pipe-1", "pipe-3"):
         await start(stores, run)
     await start(stores, "pipe-9", "q")
-    first = await stores.pipelines.list("p", 3, "")
-    rest = await stores.pipelines.list("p", 3, first.next_page_token)
+    first = await stores.pipelines.list("p", (), 3, "")
+    rest = await stores.pipelines.list("p", (), 3, first.next_page_token)
     assert ["pipe-4", "pipe-3", "pipe-2"] == [r.name.run for r in first.items]
     assert (["pipe-1"], "") == ([r.name.run for r in rest.items], rest.next_page_token)
     assert await stores.pipelines.get(PipelineRunName("p", "pipe-1")) == rest.items[0]
     with pytest.raises(InvalidPageToken):
-        await stores.pipelines.list("q", 3, first.next_page_token)
+        await stores.pipelines.list("q", (), 3, first.next_page_token)
+
+
+async def test_runs_are_listed_by_state_model_and_alert(stores: Any) -> None:
+    other = "projects/p/models/other"
+    for run in (
+        build.pipeline_run("pipe-1"),
+        build.pipeline_run("pipe-2", model=other),
+        replace(build.pipeline_run("pipe-3", model=other), cause_alert="projects/p/alerts/a"),
+    ):
+        await stores.pipelines.create(run, "", b"", AT)
+    await stores.pipelines.begin_step(PipelineRunName("p", "pipe-2"), "train", AT)
+    for text, expected in (
+        ("", "321"),
+        ("state=QUEUED", "31"),
+        (f"model={other}", "32"),
+        (f'model!="{other}"', "1"),
+        (f"model={other} AND state=JOB_STATE_RUNNING", "2"),
+        ("cause_alert=projects/p/alerts/a", "3"),
+    ):
+        page = await stores.pipelines.list("p", parse_terms(text, FILTER_FIELDS), 9, "")
+        assert expected == "".join(r.name.run.removeprefix("pipe-") for r in page.items), text
 
 
 async def test_equal_requests_start_one_run(stores: Any) -> None:
@@ -60,7 +82,7 @@ async def test_equal_requests_start_one_run(stores: Any) -> None:
     assert running == await create("pipe-x"), "a repeated request returns the run as it is now"
     with pytest.raises(RequestIdReused):
         await create("pipe-y", b"other", threshold=0.5)
-    assert [running] == list((await stores.pipelines.list("p", 9, "")).items)
+    assert [running] == list((await stores.pipelines.list("p", (), 9, "")).items)
 
 
 async def test_a_cancel_request_is_stored_until_the_run_has_ended(stores: Any) -> None:

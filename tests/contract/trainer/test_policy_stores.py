@@ -62,7 +62,7 @@ async def test_a_decision_is_stored_with_the_run_that_it_starts(stores: Any) -> 
     await stores.policies.set(POLICY, "", b"", AT)
     await stores.decide(drift("a1"), AT)
     (decision,) = await decisions(stores)
-    (run,) = (await stores.pipelines.list("p", 9, "")).items
+    (run,) = (await stores.pipelines.list("p", (), 9, "")).items
     assert decision == Decision(
         policy=NAME,
         alert="projects/p/alerts/a1",
@@ -87,7 +87,7 @@ async def test_each_window_of_an_alert_is_decided_once(stores: Any) -> None:
     await asyncio.gather(*(stores.decide(drift("a1"), AT) for _ in range(5)))
     await stores.decide(drift("a1", kind="LABEL_DRIFT"), AT)
     assert [Reason.STARTED] == [d.reason for d in await decisions(stores)]
-    (run,) = (await stores.pipelines.list("p", 9, "")).items
+    (run,) = (await stores.pipelines.list("p", (), 9, "")).items
     await stores.decide(drift("a1", WINDOW_END + DAY), AT)
     await stores.pipelines.finish(run.name, JobState.SUCCEEDED, "", "", AT)
     await stores.decide(drift("a1", WINDOW_END + 2 * DAY), AT)
@@ -98,7 +98,7 @@ async def test_each_window_of_an_alert_is_decided_once(stores: Any) -> None:
         (WINDOW_END + DAY, Reason.RUN_ACTIVE),
         (WINDOW_END, Reason.STARTED),
     ] == [(d.event_time, d.reason) for d in await decisions(stores)]
-    assert 2 == len((await stores.pipelines.list("p", 9, "")).items)
+    assert 2 == len((await stores.pipelines.list("p", (), 9, "")).items)
 
 
 async def test_concurrent_decisions_start_one_run(stores: Any) -> None:
@@ -106,7 +106,7 @@ async def test_concurrent_decisions_start_one_run(stores: Any) -> None:
     await asyncio.gather(*(stores.decide(drift(f"a{i}"), AT) for i in range(6)))
     reasons = sorted(d.reason for d in await decisions(stores))
     assert [Reason.RUN_ACTIVE] * 5 + [Reason.STARTED] == reasons
-    assert 1 == len((await stores.pipelines.list("p", 9, "")).items)
+    assert 1 == len((await stores.pipelines.list("p", (), 9, "")).items)
 
 
 async def test_decisions_that_start_nothing_are_stored_with_a_reason(stores: Any) -> None:
@@ -121,13 +121,13 @@ async def test_decisions_that_start_nothing_are_stored_with_a_reason(stores: Any
         d.reason for d in found
     ]
     assert {(False, "")} == {(d.started, d.pipeline_run) for d in found}
-    assert [] == list((await stores.pipelines.list("p", 9, "")).items)
+    assert [] == list((await stores.pipelines.list("p", (), 9, "")).items)
 
 
 async def test_drift_of_a_model_without_a_policy_is_not_decided(stores: Any) -> None:
     await stores.policies.set(policy("q"), "", b"", AT)
     await stores.decide(drift("a1"), AT)
-    assert [] == list((await stores.pipelines.list("p", 9, "")).items)
+    assert [] == list((await stores.pipelines.list("p", (), 9, "")).items)
     await stores.policies.set(POLICY, "", b"", AT)
     assert [] == await decisions(stores), "a new policy does not decide earlier drift"
     await stores.decide(drift("a1"), AT)

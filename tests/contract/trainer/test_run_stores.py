@@ -12,6 +12,8 @@ import pytest
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_trainer.runs.errors import ExperimentExists, RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.filter_terms import Term
+from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import ExperimentName, Run, RunName, RunState, RunUpdate
 from flywheel_trainer.runs.search import parse_filter, parse_order
 from tests.support.builders.trainer import ARTIFACT, AT, EXPERIMENT, SECOND
@@ -86,11 +88,14 @@ async def test_a_hundred_equal_requests_create_one_run(runs: Any) -> None:
 async def test_the_first_value_of_a_step_is_kept(runs: Any) -> None:
     name = (await create_run(runs)).name
     first = [point("loss", 1, 0.5), point("loss", 3, 0.25), point("auc", 1, 0.75)]
-    assert 3 == await runs.log(name, first, AT)
-    assert 0 == await runs.log(name, first, AT)
-    assert 1 == await runs.log(name, [point("loss", 3, 99.0), point("loss", 2, 0.125)], AT)
-    assert 1 == await runs.log(name, [point("loss", 5, 0.0625), point("loss", 5, 7.0)], AT)
-    assert 0 == await runs.log(name, [], AT)
+    assert LoggedPoints(stored=3, ignored=0) == await runs.log(name, first, AT)
+    assert LoggedPoints(stored=0, ignored=0) == await runs.log(name, first, AT)
+    other = [point("loss", 3, 99.0), point("loss", 2, 0.125)]
+    assert LoggedPoints(stored=1, ignored=1) == await runs.log(name, other, AT)
+    assert LoggedPoints(stored=0, ignored=1) == await runs.log(name, other, AT)
+    twice = [point("loss", 5, 0.0625), point("loss", 5, 7.0), point("loss", 5, math.nan)]
+    assert LoggedPoints(stored=1, ignored=2) == await runs.log(name, twice, AT)
+    assert LoggedPoints(stored=0, ignored=0) == await runs.log(name, [], AT)
     everything = [
         point("auc", 1, 0.75),
         point("loss", 1, 0.5),
@@ -104,6 +109,14 @@ async def test_the_first_value_of_a_step_is_kept(runs: Any) -> None:
     assert everything[1:] == list((await runs.points(name, "loss", 9, "")).items)
     with pytest.raises(UnknownRun):
         await runs.log(RunName("q", "run-1"), [point("loss", 1, 0.5)], AT)
+
+
+async def test_a_repeated_nan_is_not_ignored(runs: Any) -> None:
+    name = (await create_run(runs)).name
+    nan = [point("loss", 1, math.nan), point("loss", 1, math.nan)]
+    assert LoggedPoints(stored=1, ignored=0) == await runs.log(name, nan, AT)
+    assert LoggedPoints(stored=0, ignored=0) == await runs.log(name, nan, AT)
+    assert LoggedPoints(stored=0, ignored=1) == await runs.log(name, [point("loss", 1, 0.5)], AT)
 
 
 async def test_the_value_of_the_last_step_is_the_metric_of_the_run(runs: Any) -> None:
@@ -181,3 +194,14 @@ async def test_runs_are_filtered_and_ordered_page_by_page(runs: Any) -> None:
     assert ["0"] == await found("metrics.auc!=0.75")
     assert ["4", "3", "2", "1", "0"] == await found("experiment=late AND params.none!=x")
     assert [] == await found("experiment=other")
+
+
+async def test_runs_are_found_by_any_name_of_a_metric_param_or_tag(runs: Any) -> None:
+    odd = {"": "empty", "a`b": '"', "größe = 1": "x AND y", "a'; --\\": "{}", "a.b": ""}
+    name = (await create_run(runs, "run-1", params=odd, tags=odd)).name
+    await create_run(runs, "run-2", params={"a": "b"})
+    await runs.log(name, [point("val/loss@5{a=b}", 1, 0.5)], AT)
+    terms = [Term(field, key, "=", value) for field in ("params", "tags") for key, value in odd.items()]
+    for term in (*terms, *parse_filter("metrics.`val/loss@5{a=b}`<0.6")):
+        page = await runs.list_runs("p", (term,), None, 9, "")
+        assert [name] == [run.name for run in page.items], term

@@ -281,36 +281,6 @@ async def test_topics_that_appear_later_match_a_pattern(
     assert sorted(await eventually(lambda: _len(pool, 2), within=60)) == ["a", "b"]
 
 
-async def test_a_handler_can_store_its_own_positions(
-    kafka: Any, producer: Producer, topic_prefix: str, running: Running
-) -> None:
-    topic = await create_topic(kafka, topic_prefix + "in", 1)
-    await produce(producer, topic, [f"e{i}" for i in range(10)], 1)
-    seen: list[int] = []
-    start = 4
-
-    async def positions(partitions: Any) -> Any:
-        return dict.fromkeys(partitions, start)
-
-    async def handler(conn: Any, records: Sequence[Record]) -> None:
-        assert conn is None
-        seen.extend(r.offset for r in records)
-
-    loop = ConsumerLoop(
-        bootstrap=kafka.bootstrap,
-        group=topic_prefix + "g",
-        topics=[topic],
-        handler=handler,
-        positions=positions,
-        commit_to_kafka=False,
-    )
-    running.begin(loop)
-    await eventually(lambda: seen == list(range(4, 10)), within=60)
-    start = 8
-    loop.rewind()  # the store lost data
-    await eventually(lambda: seen[6:] == [8, 9], within=60)
-
-
 async def test_a_consumer_survives_lost_database_connections(
     kafka: Any, pool: Pool, database: str, producer: Producer, topic_prefix: str, running: Running
 ) -> None:

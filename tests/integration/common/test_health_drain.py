@@ -17,13 +17,15 @@ from prometheus_client import CollectorRegistry
 
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
-from flywheel_common.process.worker import BackgroundCrashed, PortTaken
+from flywheel_common.process.supervision import BackgroundFailed, RestartRule
+from flywheel_common.process.worker import PortTaken, Worker
 from flywheel_protos.types.v1.value_pb2 import Value
 from tests.support.echo import SERVICE, Echo, EchoStub, add_echo
 from tests.support.eventually import eventually
 from tests.support.ports import free_port
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+SOON = RestartRule(first_delay_seconds=0.02)
 UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
@@ -206,18 +208,90 @@ async def test_a_server_that_did_not_start_is_released() -> None:
         assert released() is None
 
 
-async def test_a_crashed_background_task_ends_the_process() -> None:
-    async def crash() -> None:
+async def test_a_failed_background_task_starts_again_and_calls_go_on() -> None:
+    attempts = 0
+
+    async def fails_twice() -> None:
+        nonlocal attempts
+        attempts += 1
+        if attempts <= 2:
+            raise RuntimeError("broken")
+        await asyncio.Event().wait()
+
+    registry = CollectorRegistry()
+    server = make_server(settings(drain_seconds=0.0), registry=registry, restarts=SOON)
+    server.add_background("bad", fails_twice)
+    task = asyncio.create_task(server.run_until_signal())
+    await eventually(lambda: attempts == 3)
+    async with channel(f"127.0.0.1:{server.port}", client_name="t", health_check=False) as opened:
+        assert (await EchoStub(opened).Echo(Value(string_value="x"))).string_value == "x"
+    assert registry.get_sample_value("flywheel_background_failures_total", {"task": "bad"}) == 2
+    server.request_stop()
+    await asyncio.wait_for(task, 10)
+
+
+async def test_five_failures_in_a_row_drain_and_end_the_process() -> None:
+    attempts = 0
+
+    async def fails() -> None:
+        nonlocal attempts
+        attempts += 1
         raise RuntimeError("broken")
 
     async def for_ever() -> None:
         await asyncio.Event().wait()
 
-    server = make_server(settings(drain_seconds=0.0))
+    server = make_server(settings(drain_seconds=0.5), readiness=lambda: True, restarts=SOON)
     server.add_background("fine", for_ever)
-    server.add_background("bad", crash)
-    with pytest.raises(BackgroundCrashed, match="bad"):
-        await asyncio.wait_for(server.run_until_signal(), 10)
+    server.add_background("bad", fails)
+    task = asyncio.create_task(server.run_until_signal())
+    await eventually(lambda: server.port)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as opened:
+        await eventually(lambda: attempts == 5 and server.health.status() == NOT_SERVING)
+        # The process drains: calls that are on their way here are answered.
+        assert (await EchoStub(opened).Echo(Value(string_value="x"))).string_value == "x"
+    with pytest.raises(BackgroundFailed, match=r"'bad' failed 5 times in a row.*RuntimeError: broken"):
+        await asyncio.wait_for(task, 10)
+
+
+async def test_tasks_end_after_the_calls_and_before_the_tasks_that_take_their_work() -> None:
+    ended: list[str] = []
+    echo = Echo()
+
+    def recorded(name: str) -> Any:
+        async def work() -> None:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                await asyncio.sleep(0.05)
+                ended.append(name)
+
+        return work
+
+    server = make_server(settings(drain_seconds=0.0), servicers=[(add_echo, echo)])
+    server.add_background("log", recorded("log"), stops_last=True)
+    server.add_background("consumer", recorded("consumer"))
+    task = asyncio.create_task(server.run_until_signal())
+    await eventually(lambda: server.port)
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as opened:
+        call = asyncio.ensure_future(EchoStub(opened).Echo(Value(string_value="wait")))
+        call.add_done_callback(lambda _: ended.append("call"))
+        await eventually(lambda: echo.running == 1)
+        server.request_stop()
+        await eventually(lambda: server.health.status() == NOT_SERVING)
+        echo.release.set()
+        assert (await call).string_value == "wait"
+    await task
+    assert ended == ["call", "consumer", "log"]
+
+
+def test_two_background_tasks_cannot_have_one_name() -> None:
+    async def work() -> None: ...
+
+    server = Worker(settings())
+    server.add_background("relay", work)
+    with pytest.raises(ValueError, match="relay"):
+        server.add_background("relay", work)
 
 
 async def test_the_metrics_page_shows_red_metrics() -> None:

@@ -35,6 +35,17 @@ async def test_the_token_rises_with_every_change_of_holder(pool: Pool) -> None:
     assert await one.try_acquire() == 3
 
 
+async def test_a_process_replaces_its_former_run_once(pool: Pool) -> None:
+    former = Lease(pool, "pod-0", ttl_seconds=30)
+    assert await former.try_acquire() == 1
+    again = Lease(pool, "pod-0", ttl_seconds=30, replace=True)
+    assert await again.try_acquire() == 2
+    assert not await former.renew(1)
+    third = Lease(pool, "pod-0", ttl_seconds=30, replace=True)
+    assert await third.try_acquire() == 3
+    assert await again.try_acquire() is None, "a process that was replaced waits for the end of the lease"
+
+
 async def test_a_holder_that_lost_the_lease_cannot_commit(pool: Pool) -> None:
     one, two = (
         Lease(pool, "ticker", holder="one", ttl_seconds=0.1),

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from flywheel_common import errors
+from flywheel_common.clock import SystemClock
 from flywheel_common.kafka.outbox import Relay, enqueue
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.postgres.pool import Pool, connection, transaction
+from flywheel_common.process.supervision import BackgroundTask, RestartRule, Supervisor
+from flywheel_common.telemetry.metrics import background_failures
 from tests.support.builders.events import create_topic, event, event_id, read_records
 from tests.support.eventually import eventually
 from tests.support.ports import free_port
 
 pytestmark = pytest.mark.timeout(120)
+FAILURES = background_failures(CollectorRegistry())
 
 
 async def test_the_outbox_sends_committed_events_in_order_per_key(
@@ -45,6 +51,37 @@ async def test_the_outbox_sends_committed_events_in_order_per_key(
             int(r.key == key.encode() and event_id(r).split("-")[1]) for r in records if r.key == key.encode()
         ]
         assert numbers == [n for n in range(20) if n % 5 != 4]
+
+
+async def test_the_outbox_sends_in_order_after_an_unexpected_error(
+    kafka: Any, pool: Pool, producer: Producer, topic_prefix: str
+) -> None:
+    class BrokenOnce(Producer):
+        """Sends two events of the first batch, and raises."""
+
+        broken = True
+
+        async def send_in_order(self, records: Sequence[Any]) -> Any:
+            if self.broken:
+                self.broken = False
+                await super().send_in_order(records[:2])
+                raise RuntimeError("broken")
+            return await super().send_in_order(records)
+
+    topic = await create_topic(kafka, topic_prefix + "out", 1)
+    async with transaction(pool) as conn:
+        for n in range(6):
+            await enqueue(conn, topic, event(f"e-{n}", "k"))
+    async with BrokenOnce(kafka.bootstrap, client_id="broken-once") as broken:
+        supervisor = Supervisor(RestartRule(first_delay_seconds=0.05), SystemClock(), FAILURES)
+        relay = Relay(pool, broken, poll_seconds=0.2, lease_ttl_seconds=2)
+        task = asyncio.create_task(supervisor.keep_running(BackgroundTask("relay", relay.run)))
+        await eventually(lambda: _outbox_empty(pool), within=20)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+    sent = [event_id(record) for record in await read_records(kafka.bootstrap, topic, 8)]
+    # The two that were sent and not marked are sent again; consumers know them by their ids.
+    assert sent == ["e-0", "e-1", *(f"e-{n}" for n in range(6))]
 
 
 async def _outbox_empty(pool: Pool) -> bool:

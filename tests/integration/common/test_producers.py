@@ -11,7 +11,7 @@ from flywheel_common import errors
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.outbox import enqueue
-from flywheel_common.kafka.producer import LossyProducer, Producer
+from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import TopicSpec
 from flywheel_common.postgres.pool import Pool, transaction
 from flywheel_protos.types.v1.value_pb2 import Value
@@ -40,25 +40,6 @@ async def test_a_broker_that_is_down_is_unavailable_within_the_timeout() -> None
     assert caught.value.reason == "KAFKA_UNAVAILABLE"
 
 
-async def test_the_lossy_producer_drops_records_when_its_queue_is_full(kafka: Any, topic_prefix: str) -> None:
-    topic = await create_topic(kafka, topic_prefix + "log", 1)
-    async with Producer(kafka.bootstrap, client_id="lossy") as producer:
-        lossy = LossyProducer(producer, name="predictions", capacity=10)
-        assert [lossy.offer(topic, event(f"e{n}"), partition=0) for n in range(12)] == [True] * 10 + [
-            False
-        ] * 2
-        assert lossy.dropped == 2
-        task = asyncio.create_task(lossy.run())
-        assert await lossy.flush(20)
-        assert lossy.offer(topic, event("later"), partition=0)
-        assert await lossy.flush(20)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-    assert [event_id(r) for r in await read_records(kafka.bootstrap, topic, 11)] == [
-        f"e{n}" for n in range(10)
-    ] + ["later"]
-
-
 async def test_a_record_that_is_too_large_is_refused(kafka: Any, pool: Pool, topic_prefix: str) -> None:
     topic = await create_topic(kafka, topic_prefix + "in", 1)
     huge = build_event(Value(bytes_value=b"x" * 9_000_000), source="test", key="k", event_time=MOMENT)
@@ -69,14 +50,10 @@ async def test_a_record_that_is_too_large_is_refused(kafka: Any, pool: Pool, top
         with pytest.raises(errors.InvalidArgument) as caught:
             await producer.send(topic, huge)
         assert caught.value.reason == "EVENT_TOO_LARGE"
-        lossy = LossyProducer(producer, name="large")
-        for one in (event("a"), huge, large, event("b")):
-            lossy.offer(topic, one, partition=0)
-        task = asyncio.create_task(lossy.run())
-        assert await lossy.flush(20)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
-        assert (lossy.sent, lossy.dropped) == (3, 1)
+        records = [(topic, e.SerializeToString(), e.key, 0) for e in (event("a"), large, huge, event("b"))]
+        done, failure = await producer.send_in_order(records)
+        assert (2, "EVENT_TOO_LARGE") == (done, failure.reason if failure else "")
+        assert (1, None) == await producer.send_in_order(records[3:])
     assert [event_id(r) for r in await read_records(kafka.bootstrap, topic, 3)] == ["a", "large", "b"]
     with pytest.raises(errors.InvalidArgument):
         async with transaction(pool) as conn:

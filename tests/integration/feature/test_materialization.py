@@ -149,6 +149,30 @@ async def test_a_range_reads_only_its_rows_and_marks_no_file_as_done(client: fw.
     assert await weights(client, "N1", "N2", "N3") == [1.0, 2.0, 3.0]
 
 
+async def test_a_row_with_a_time_ahead_is_served_from_that_time_on(client: fw.Client, table: Table) -> None:
+    async def online(**changes: Any) -> tuple[float | None, int]:
+        answer = await client.online_features("all", {"tailnum": ["N1"]}, **changes)
+        return to_dict(answer.features)["facts__weight"][0], answer.statuses[0]
+
+    now = datetime.now(UTC)
+    hours = (now - T0) / timedelta(hours=1)
+    table.write("a.parquet", ("N1", hours - 1, 1.0, ""), ("N1", hours + 5 / 3600, 2.0, ""))
+    await client.apply(table.definitions())
+    await client.materialize("facts")
+    assert (1.0, pb.FEATURE_STATUS_PRESENT) == await online()
+    table.write("b.parquet", ("N1", hours - 0.5, 3.0, ""))
+    await client.materialize("facts")
+    if datetime.now(UTC) < now + timedelta(seconds=5):
+        assert (3.0, pb.FEATURE_STATUS_PRESENT) == await online()
+
+    async def is_served() -> bool:
+        return (await online())[0] == 2.0
+
+    await eventually(is_served, within=30)
+    assert datetime.now(UTC) >= now + timedelta(seconds=5)
+    assert (None, pb.FEATURE_STATUS_NOT_YET_VALID) == await online(as_of=now)
+
+
 async def test_unreadable_files_are_named_and_all_others_are_materialized(
     client: fw.Client, table: Table
 ) -> None:

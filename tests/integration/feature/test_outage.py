@@ -112,6 +112,13 @@ async def test_a_poison_event_goes_to_the_dead_letter_topic(
         return await seen(client) == 2
 
     await eventually(both, within=60)
+
+    async def nothing_waits() -> bool:
+        answer = await client.feature.GetFreshness(pb.GetFreshnessRequest(parent=PARENT))
+        return not any(f.lag_events or f.HasField("waiting_since") for f in answer.freshness)
+
+    # One partition ends with a poison record.
+    await eventually(nothing_waits, within=30)
     consumer = AIOKafkaConsumer(
         dead_letter(topic_prefix + GROUP), bootstrap_servers=kafka.bootstrap, auto_offset_reset="earliest"
     )

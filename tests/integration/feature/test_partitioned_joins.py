@@ -53,8 +53,10 @@ async def test_a_spine_file_is_joined_in_partitions(inputs: S3JoinInputs) -> Non
             START + chance.randrange(400) * HOUR,
             500,
             chance.choice([0.0, 1.0, None]),
+            i,
+            chance.choice([None, [], ["a", "b"]]),
         )
-        for _ in range(3000)
+        for i in range(3000)
     ]
     types = {
         "origin": pl.String,
@@ -62,6 +64,8 @@ async def test_a_spine_file_is_joined_in_partitions(inputs: S3JoinInputs) -> Non
         "when": UTC_US,
         "distance": pl.Int64,
         "late": pl.Float64,
+        "order id": pl.Int64,
+        "notes": pl.List(pl.String),
     }
     inputs.write("spines/a.parquet", rows[:1000], types)
     inputs.write("spines/b.parquet", rows[1000:], types)
@@ -71,6 +75,9 @@ async def test_a_spine_file_is_joined_in_partitions(inputs: S3JoinInputs) -> Non
     assert without_identity(in_memory) == without_identity(parts)
     assert sum(r[4] is None for r in rows) == parts.unlabelled_count
     assert 3000 == parts.row_count + parts.unlabelled_count
+    assert ("order id", "notes") == parts.extra_columns
+    kept = inputs.read(parts.uri, ["order id", "notes"])
+    assert [r[5:] for r in rows if r[4] is not None] == kept.rows()
 
 
 async def test_an_empty_spine_gives_an_empty_training_set(inputs: S3JoinInputs) -> None:

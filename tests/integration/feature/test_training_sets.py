@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import polars as pl
 import pytest
 
+import flywheel as fw
 from flywheel_common.clock import ManualClock
 from flywheel_common.errors import DataLoss, FailedPrecondition, FlywheelError, InvalidArgument, NotFound
 from flywheel_feature.definitions.model import ParquetSource
+from flywheel_feature.offline.manifest import ROWS_PER_FILE
 from flywheel_feature.offline.model import FileSpine, JoinMode, TrainingSetRequest
 from flywheel_feature.offline.skew import SkewRequest
 from flywheel_feature.store.s3.tables import S3Tables
 from flywheel_feature.tables.content_hash import content_hash
 from flywheel_feature.tables.sources import ROW_CREATED_TIME, ROW_EVENT_TIME, SourceReader
+from flywheel_local.s3 import S3
 from tests.support.builders.jobs import RecordingJob
 from tests.support.builders.training_sets import (
     COLUMNS,
@@ -105,6 +109,7 @@ async def test_a_spine_file_gives_rows_and_label(inputs: TrainingSetInputs) -> N
             "when": [at(9.5), at(12.25), at(12.25)],
             "distance": [10, 1500, 1500],
             "late": [0, 1, 1],
+            "order_id": ["c", "a", "b"],
         }
     )
     inputs.tables.write(f"s3://{inputs.bucket}/spines/one.parquet", spine)
@@ -113,10 +118,40 @@ async def test_a_spine_file_gives_rows_and_label(inputs: TrainingSetInputs) -> N
     )
     await inputs.builder().validate(wanted)
     built = await inputs.builder().build(wanted, RecordingJob())
-    frame = inputs.read(built.uri)
-    assert [("LGA", 7.0, 0.0), ("JFK", 4.0, 1.0), ("JFK", 4.0, 1.0)] == frame.select(
-        "origin", "weather__wind", "label"
+    frame = inputs.tables.read(built.uri, [f.name for f in built.schema])
+    assert [("LGA", "c", 7.0, 0.0), ("JFK", "a", 4.0, 1.0), ("JFK", "b", 4.0, 1.0)] == frame.select(
+        "origin", "order_id", "weather__wind", "label"
     ).rows()
+
+
+async def test_the_sdk_reads_rows_in_the_order_of_the_spine(
+    inputs: TrainingSetInputs, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = 2 * ROWS_PER_FILE + 10
+    chance = random.Random(3)
+    spine = pl.DataFrame(
+        {
+            "origin": [chance.choice(["LGA", "JFK"]) for _ in range(rows)],
+            "when": [at(chance.randrange(20)) for _ in range(rows)],
+            "distance": [10] * rows,
+            "order_id": range(rows),
+        }
+    )
+    inputs.tables.write(f"s3://{inputs.bucket}/spines/large.parquet", spine)
+    uri = f"s3://{inputs.bucket}/spines/large.parquet"
+    wanted = TrainingSetRequest("p", "large", "flights", 1, FileSpine(uri, "when"))
+    built = await inputs.builder().build(wanted, RecordingJob())
+    for name, value in (
+        ("ENDPOINT", s3.endpoint),
+        ("ACCESS_KEY", s3.access_key),
+        ("SECRET_KEY", s3.secret_key),
+    ):
+        monkeypatch.setenv(f"FLYWHEEL_S3_{name}", value)
+    found = fw.read_table(built.uri)
+    assert [f.name for f in built.schema] == found.column_names
+    assert ["order_id"] == list(built.extra_columns)
+    assert list(range(rows)) == found["order_id"].to_pylist()
+    assert spine["origin"].to_list() == found["origin"].to_pylist()
 
 
 async def test_a_restarted_build_gives_the_same_training_set(inputs: TrainingSetInputs) -> None:
@@ -255,6 +290,24 @@ async def test_mismatches_are_counted_per_feature_with_examples(inputs: Training
     assert "p1" in found["weather__wind"].examples[0]
     assert "origin=JFK" in found["weather__wind"].examples[0]
     assert "online 'near', offline 'far'" in found["computed__far"].examples[0]
+
+
+async def test_values_that_were_not_yet_valid_are_counted_apart(inputs: TrainingSetInputs) -> None:
+    def plant(frame: pl.DataFrame) -> pl.DataFrame:
+        row = pl.int_range(pl.len())
+        unknown = ["weather__wind", "computed__headwind"]
+        return frame.with_columns(
+            *(pl.when(row == 1).then(None).otherwise(name).alias(name) for name in unknown),
+            pl.when(row == 1).then(pl.lit(",".join(unknown))).otherwise(pl.lit("")).alias("not_yet_valid"),
+            # A null that was served as NULL is skew.
+            pl.when(row == 4).then(None).otherwise("computed__far").alias("computed__far"),
+        )
+
+    report = await inputs.skew_check().check(SkewRequest("p", predictions(inputs, plant)), RecordingJob())
+    assert (5, 23, 1, 2) == (report.predictions, report.values, report.mismatches, report.not_yet_valid)
+    found = {f.feature: (f.compared, f.mismatches, f.not_yet_valid) for f in report.features}
+    assert (4, 0, 1) == found["weather__wind"] == found["computed__headwind"]
+    assert ((5, 1, 0), (5, 0, 0)) == (found["computed__far"], found["traffic__flights"])
 
 
 async def test_a_skew_check_skips_default_answers_and_samples_evenly(inputs: TrainingSetInputs) -> None:

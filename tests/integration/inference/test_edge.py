@@ -106,8 +106,10 @@ async def test_an_answer_too_large_for_the_log_is_counted_and_others_logged(
     memory_deployment: MemoryDeployment,
 ) -> None:
     gateway = await serving_gateway(memory_deployment)
-    large = await gateway.predict("UA", 1.0, "JFK", subject="x" * (9 << 20), timeout=30)
-    assert large.score == pytest.approx(expected_score(W, 0.0, [2.0, 1.0, 0]), abs=1e-5)
+    memory_deployment.features.padding = "x" * (9 << 20)
+    large = await gateway.predict("UA", 1.0, "JFK", timeout=30)
+    assert large.score == pytest.approx(expected_score(W, 0.0, [2.0, 1.0, -1]), abs=1e-5)
+    memory_deployment.features.padding = ""
 
     async def counted() -> bool:
         status = await gateway.stub.GetServingStatus(pb.GetServingStatusRequest())
@@ -146,6 +148,8 @@ async def test_outcomes_are_stored_as_often_as_they_are_sent(memory_deployment: 
         (pb.Outcome(name="label", value=1), "MISSING_PREDICTION_ID"),
         (pb.Outcome(prediction_id="x"), "INVALID_VALUE"),
         (pb.Outcome(prediction_id="x", name="label", value=float("nan")), "INVALID_VALUE"),
+        (pb.Outcome(prediction_id="x", name="label", value=2.0), "INVALID_VALUE"),
+        (pb.Outcome(prediction_id="x", name="label", value=-1.0), "INVALID_VALUE"),
         (pb.Outcome(prediction_id="x\0", name="label", value=1), "INVALID_TEXT"),
         (pb.Outcome(prediction_id="x", name="label\0", value=1), "INVALID_TEXT"),
         (pb.Outcome(prediction_id="x", name="label", value=1, outcome_id="\0"), "INVALID_TEXT"),

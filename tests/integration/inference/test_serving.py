@@ -280,9 +280,9 @@ async def test_a_gateway_is_not_ready_before_its_champions_are_loaded(
 ) -> None:
     deployment.registry.want(champion=deployment.registry.release(91, W))
     triton.kill()
-    gateway = await deployment.gateway(boot_wait_seconds=0.1)
+    gateway = await deployment.gateway()
     await failure(gateway, f"{MODEL}/releases/91", "MODEL_SERVER_DOWN")
-    # Several turns of the main loop, all of them after the boot wait.
+    # Several turns of the main loop.
     reports = len(deployment.registry.reports)
     await eventually(lambda: len(deployment.registry.reports) >= reports + 4)
     assert gateway.server.health.status("") == NOT_SERVING
@@ -290,13 +290,17 @@ async def test_a_gateway_is_not_ready_before_its_champions_are_loaded(
     await eventually(lambda: gateway.server.health.status("") == SERVING, within=40)
 
 
-async def test_a_gateway_with_nothing_to_serve_and_no_registry_is_ready(deployment: Deployment) -> None:
+async def test_a_gateway_that_never_heard_of_the_registry_is_not_ready(deployment: Deployment) -> None:
     await deployment.registry_server.stop()
     gateway = await deployment.gateway()
+    error = await error_of(gateway.predict())
+    assert (error.code.name, error.reason) == ("UNAVAILABLE", "NO_DESIRED_STATE")
+    assert await gateway.status() is None
+    assert gateway.server.health.status("") == NOT_SERVING
+    await deployment.registry_server.start()
     await eventually(lambda: gateway.server.health.status("") == SERVING, within=10)
     error = await error_of(gateway.predict())
     assert (error.code.name, error.reason) == ("NOT_FOUND", "UNKNOWN_MODEL")
-    assert await gateway.status() is None
 
 
 async def test_a_cached_prediction_is_preferred_to_the_default_score(

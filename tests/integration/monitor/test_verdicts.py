@@ -213,7 +213,9 @@ async def test_a_shadow_is_compared_in_pairs(world: MonitoredModel) -> None:
     later.start_time.FromMicroseconds(int(r["times"][500]))
     since = await compare(world, pb.COMPARISON_MODE_SHADOW, start_time=later.start_time)
     assert (since.champion.predictions, since.labelled) == (500, 200)
-    assert since.first_event.ToMicroseconds() == r["times"][500]
+    # Of 500 requests the oldest percent starts no bake time, and the third newest ends it.
+    covered = since.covered_from.ToMicroseconds(), since.covered_until.ToMicroseconds()
+    assert covered == (r["times"][504], r["times"][997])
 
 
 async def test_a_canary_is_compared_by_means_with_its_errors(world: MonitoredModel) -> None:

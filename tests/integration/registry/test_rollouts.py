@@ -77,7 +77,7 @@ async def test_a_better_challenger_passes_shadow_and_canary(
     assert evidence.evidence.values["log_loss_delta_upper"] == pytest.approx(-0.01)
     # The event time of the canary begins where the evidence of the shadow ended.
     first_canary = next(r for r in monitor.requests if r.mode == CANARY)
-    assert first_canary.start_time == comparison().last_event
+    assert first_canary.start_time == comparison().covered_until
 
 
 async def test_a_worse_challenger_is_refused_in_shadow(client: ModelClient, monitor: FakeMonitor) -> None:
@@ -98,7 +98,7 @@ async def test_missing_labels_hold_the_rollout(client: ModelClient, monitor: Fak
         return found.last_decision == model_pb2.ROLLOUT_DECISION_HOLD and "150 of 200" in found.reason
 
     await eventually(held)
-    assert (await client.rollout(rollout.name)).step_started_at == comparison().first_event
+    assert (await client.rollout(rollout.name)).step_started_at == comparison().covered_from
 
 
 async def test_a_canary_without_labels_holds_until_it_has_enough_answers(

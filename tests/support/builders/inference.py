@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,7 @@ from flywheel_inference.releases.release import (
     InputSpec,
     ReleaseSpec,
 )
-from flywheel_inference.requests.request import RoutedRequest
+from flywheel_inference.requests.request import PredictCall, RoutedRequest
 from flywheel_protos.types.v1 import value_pb2 as types
 
 MODEL = "projects/test/models/late"
@@ -78,6 +80,7 @@ LOG_CONTRACT = FeatureSetContract(
 )
 LOG_SPEC = ReleaseSpec(
     name="releases/1",
+    digest="",
     model="models/m",
     model_version="versions/1",
     triton_model="m",
@@ -94,7 +97,8 @@ LOG_SPEC = ReleaseSpec(
 def log_request(number: int, subject: str = "") -> RoutedRequest:
     """Prediction `id-{number}`; the default subject is `s{number}`."""
     return RoutedRequest(
-        call=None,  # type: ignore[arg-type]
+        call=cast("PredictCall", SimpleNamespace(size_bytes=100)),
+        contract=LOG_CONTRACT,
         prediction_id=f"id-{number}",
         keys=(f"N{number}",),
         fields=(None if number % 2 else float(number),),

@@ -67,6 +67,7 @@ def predictions(
     segments: Sequence[str] = (),
     reasons: Sequence[str] = (),
     latencies: Sequence[float] | np.ndarray | None = None,
+    not_yet_valid: Sequence[str] = (),
 ) -> PredictionColumns:
     """A batch as the gateway logs it. Defaults: score 0.5 in the first minute, feature `v__x` 0, source
     MODEL, 3 ms."""
@@ -90,6 +91,7 @@ def predictions(
         latencies_ms=np.asarray([3.0] * n if latencies is None else latencies, "<f4").tobytes(),
         segments=segments,
         error_reasons=reasons,
+        not_yet_valid=not_yet_valid,
         entities=to_table([from_texts("flight", list(ids))]),
     )
     return decode.prediction_columns(message, message.SerializeToString())

@@ -23,14 +23,19 @@ NO_SERVER = "127.0.0.1:1"
 class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
     """Feature hist__delay by carrier from `delays`; trip__miles and route__origin echo the request.
 
-    `outage`: status code with which every read fails. `hold`: reads wait for this event. A feature set with
-    `broken` in its name fails with INTERNAL, one with `unknown` does not exist.
+    `outage`: status code with which every read fails. `hold`: reads wait for this event. Each read takes
+    `seconds`; one with a carrier in `refused` fails with INVALID_ARGUMENT. `padding` is added to
+    route__origin. A feature set with `broken` in its name fails with INTERNAL, one with `unknown` does not
+    exist, and one with `windy` needs the request field `wind`.
     """
 
     def __init__(self) -> None:
         self.delays: dict[str, float | None] = {"UA": 2.0, "DL": -1.0}
         self.outage: grpc.StatusCode | None = None
         self.hold: asyncio.Event | None = None
+        self.seconds = 0.0
+        self.refused: set[str] = set()
+        self.padding = ""
         self.batches: list[int] = []
         self.broken_lookups = 0
         self.as_ofs: list[int | None] = []
@@ -39,6 +44,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         if "unknown" in request.name:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
         field = types.Field
+        extra = [field(name="wind", data_type=types.DATA_TYPE_FLOAT64)] if "windy" in request.name else []
         return feature_pb2.GetFeatureSetResponse(
             feature_set=definitions_pb2.FeatureSet(
                 name=FEATURE_SET,
@@ -48,6 +54,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
                 request_fields=[
                     field(name="miles", data_type=types.DATA_TYPE_FLOAT64),
                     field(name="origin", data_type=types.DATA_TYPE_STRING),
+                    *extra,
                 ],
             )
         )
@@ -55,6 +62,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
     async def GetOnlineFeatures(self, request: Any, context: Any) -> Any:
         if self.hold is not None:
             await self.hold.wait()
+        await asyncio.sleep(self.seconds)
         if self.outage is not None:
             await context.abort(self.outage, "down")
         if "broken" in request.feature_set:
@@ -63,6 +71,8 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         sent = columns.from_table(request.entities)
         fields = columns.from_table(request.request_fields)
         carriers = list(sent["carrier"][0])
+        if not self.refused.isdisjoint(carriers):
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "refused")
         self.batches.append(len(carriers))
         self.as_ofs.append(request.as_of.ToMicroseconds() if request.HasField("as_of") else None)
         found = [self.delays.get(c) for c in carriers]
@@ -73,7 +83,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         valid = np.array([v is not None for v in found])
         delay = columns.from_numpy("hist__delay", np.array([v or 0.0 for v in found]), valid)
         miles = columns.from_numpy("trip__miles", *fields["miles"])
-        origin = columns.from_texts("route__origin", list(fields["origin"][0]))
+        origin = columns.from_texts("route__origin", [o + self.padding for o in fields["origin"][0]])
         answer = feature_pb2.GetOnlineFeaturesResponse(
             features=columns.to_table([delay, miles, origin]),
             statuses=bytes(status) + b"\x01" * (2 * len(carriers)),

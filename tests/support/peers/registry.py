@@ -64,8 +64,8 @@ def comparison(
         log_loss_delta_upper=delta + half,
         log_loss_delta_lower=delta - half,
     )
-    answer.first_event.FromDatetime(FIRST_EVENT)
-    answer.last_event.FromDatetime(FIRST_EVENT + timedelta(days=days))
+    answer.covered_from.FromDatetime(FIRST_EVENT)
+    answer.covered_until.FromDatetime(FIRST_EVENT + timedelta(days=days))
     return answer
 
 

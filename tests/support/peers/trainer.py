@@ -107,6 +107,7 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
         schema = [
             value_pb2.Field(name="carrier", data_type=value_pb2.DATA_TYPE_STRING),
             value_pb2.Field(name="event_timestamp", data_type=value_pb2.DATA_TYPE_TIMESTAMP),
+            value_pb2.Field(name="order__weight", data_type=value_pb2.DATA_TYPE_FLOAT64),
             *(value_pb2.Field(name=n, data_type=t) for n, t in COLUMNS.items()),
             value_pb2.Field(name="label", data_type=value_pb2.DATA_TYPE_INT64),
         ]
@@ -119,6 +120,7 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
             content_hash="f" * 64,
             mode=self.mode,
             short_feature_names=self.short,
+            extra_columns=["order__weight"],
             profile=[training_set_pb2.ColumnProfile(name=n) for n in (*COLUMNS, "label")],
         )
         return feature_pb2.GetTrainingSetResponse(training_set=training_set)

@@ -12,6 +12,7 @@ from flywheel_common.config import ServiceSettings
 from flywheel_common.errors import Unavailable
 from flywheel_common.grpc.server import Server
 from flywheel_common.process.runtime import main
+from flywheel_common.process.supervision import RestartRule
 from tests.support.echo import SERVICE, Echo, add_echo
 
 
@@ -28,7 +29,12 @@ async def build(settings: EchoSettings, stack: AsyncExitStack) -> Server:
         raise Unavailable("PostgreSQL is down: start it.")
     if "bug" in sys.argv:
         raise KeyError("x")
-    server = Server(settings, servicers=[(add_echo, Echo())], full_service_names=[SERVICE])
+    server = Server(
+        settings,
+        servicers=[(add_echo, Echo())],
+        full_service_names=[SERVICE],
+        restarts=RestartRule(first_delay_seconds=0.05),
+    )
 
     async def crash() -> None:
         raise RuntimeError("broken")

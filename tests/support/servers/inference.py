@@ -103,7 +103,6 @@ def settings_for_tests(**changes: Any) -> InferenceSettings:
         "kafka_bootstrap": NO_SERVER,
         "state_dir": Path("/nonexistent"),
         "gateway_id": "gateway-test",
-        "boot_wait_seconds": 0.5,
         "log_drain_seconds": 2.0,
         # Long limits: the tests check behaviour, and the machine may be busy.
         "batch_cap_seconds": 2.0,
@@ -178,12 +177,13 @@ class MemoryDeployment(Deployment):
         self.log, self.outcomes = MemoryPredictionLog(PARTITIONS), MemoryOutcomes()
         self.cached = MemoryCachedPredictions()
 
-    async def _server(self, settings: InferenceSettings, stack: AsyncExitStack) -> Server:
+    async def ports(self, settings: InferenceSettings, stack: AsyncExitStack) -> Ports:
+        """The adapters of one gateway."""
         registry, features = [
             await stack.enter_async_context(channel(address, client_name="tests", health_check=False))
             for address in (settings.registry_address, settings.feature_address)
         ]
-        ports = Ports(
+        return Ports(
             registry=GrpcRegistry(registry, settings.gateway_id, ""),
             features=GrpcFeatures(features),
             models=self.models,
@@ -191,8 +191,16 @@ class MemoryDeployment(Deployment):
             log=self.log,
             outcomes=self.outcomes,
             cached=self.cached,
+            ensure_topics=_nothing_to_do,
         )
+
+    async def _server(self, settings: InferenceSettings, stack: AsyncExitStack) -> Server:
+        ports = await self.ports(settings, stack)
         return wire(settings, stack, ports, gateway_id=settings.gateway_id, prometheus=CollectorRegistry())
+
+    def log_rows(self) -> int:
+        """Number of rows in the prediction log."""
+        return sum(record.rows for record in self.log.stored)
 
     async def logged(
         self, topic: str, ids: set[str], *, each: int = 1, within: float = 20.0
@@ -206,6 +214,10 @@ class MemoryDeployment(Deployment):
 
         found: dict[str, list[LoggedRow]] = await eventually(rows, within=within)
         return found
+
+
+async def _nothing_to_do() -> None:
+    pass
 
 
 @asynccontextmanager

@@ -62,11 +62,11 @@ class LocalMonitor:
             return await records.counts(project)
 
     async def status(self, project: str = "p") -> tuple[IngestCounts, int | None, int]:
-        """(totals, newest event time, number of evaluated windows)."""
+        """(totals, reached event time, number of evaluated windows)."""
         async with self.store.reading() as records:
             return (
                 await records.counts(project),
-                await records.newest(project),
+                await records.reached(project),
                 await records.evaluated(project),
             )
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import grpc
 
-from flywheel_common.clock import SystemClock
+from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.grpc.channel import channel, from_rpc_error
 from flywheel_common.grpc.server import Server
@@ -57,23 +57,34 @@ async def running_registry(settings: RegistrySettings) -> AsyncIterator[Any]:
 @asynccontextmanager
 async def running_memory_registry(store: MemoryStore, **settings: Any) -> AsyncIterator[Any]:
     """Run a registry without ticks on `store` and other adapters in memory and yield a stub to it."""
+    ports, clock = memory_ports(store)
+    async with running(wire(registry_settings(**NO_TICKS, **settings), clock, ports)) as stub:
+        yield stub
+
+
+def memory_ports(store: MemoryStore) -> tuple[Ports, Clock]:
+    """Return adapters in memory, with `store` as their store, and their clock."""
     clock = SystemClock()
 
-    async def nothing_to_prepare() -> None:
+    async def nothing_to_do() -> None:
         pass
+
+    async def no_events_to_send() -> None:
+        await asyncio.Event().wait()
 
     ports = Ports(
         store=store,
         objects=MemoryObjectStore(),
-        prepare_objects=nothing_to_prepare,
+        prepare_objects=nothing_to_do,
         gateways=MemoryGateways(clock),
         notifications=MemoryRoutingNotifications(store),
         monitor=MemoryMonitor(),
         ticker_lease=UncontestedLease(),
         ready=lambda: True,
+        relay_events=no_events_to_send,
+        delete_old=nothing_to_do,
     )
-    async with running(wire(registry_settings(**NO_TICKS, **settings), clock, ports)) as stub:
-        yield stub
+    return ports, clock
 
 
 @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -33,6 +34,7 @@ from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.server import Ports, wire
 from tests.support.builders.trainer import AT
 from tests.support.eventually import eventually
@@ -91,8 +93,13 @@ class TrainerProcess:
 class IdleWorkflows:
     """A workflow engine that starts no runs."""
 
+    def __init__(self, store: PipelineStore) -> None:
+        self._store = store
+
     async def start_accepted_runs(self, poll_seconds: float) -> None:
-        """Return at once."""
+        while True:
+            await self._store.unfinished()
+            await asyncio.sleep(poll_seconds)
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,8 @@ class MemoryTrainer:
     policies: MemoryPolicies
 
 
-async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
-    """A trainer over adapters in memory, without its background tasks."""
+def memory_ports() -> Ports:
+    """Adapters in memory."""
     tracking, objects, engine, pipelines = (
         MemoryTracking(),
         MemoryObjectStore(),
@@ -118,8 +125,8 @@ async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
     feature, registry, policies = MemoryFeature({}), MemoryRegistry([]), MemoryPolicies(pipelines)
 
     @asynccontextmanager
-    async def workflows(_steps: Any, _store: Any) -> AsyncIterator[IdleWorkflows]:
-        yield IdleWorkflows()
+    async def workflows(_steps: Any, store: PipelineStore) -> AsyncIterator[IdleWorkflows]:
+        yield IdleWorkflows(store)
 
     async def is_ready() -> bool:
         return True
@@ -127,7 +134,13 @@ async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
     async def run_in_one_replica(work: Any) -> None:
         await work(1)
 
-    ports = Ports(
+    async def nothing_to_do() -> None:
+        pass
+
+    async def no_events() -> None:
+        await asyncio.Event().wait()
+
+    return Ports(
         runs=MemoryRuns(tracking),
         jobs=MemoryJobs(tracking),
         pipelines=pipelines,
@@ -141,26 +154,39 @@ async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
         workflows=workflows,
         run_in_one_replica=run_in_one_replica,
         is_ready=is_ready,
+        prepare_objects=nothing_to_do,
+        relay_events=no_events,
+        consume_drift=no_events,
     )
-    settings = TrainerSettings(
-        listen="127.0.0.1:0",
-        metrics_listen="",
-        drain_seconds=0,
-        grace_seconds=1,
-        watch_poll_seconds=0.01,
-        postgres_dsn=SecretStr("postgresql://unused"),
-        kafka_bootstrap="127.0.0.1:1",
-        s3_endpoint="http://127.0.0.1:1",
-        s3_access_key=SecretStr("none"),
-        s3_secret_key=SecretStr("none"),
-        s3_bucket="b",
-    )
+
+
+def memory_settings(**changes: Any) -> TrainerSettings:
+    """Settings of a trainer over adapters in memory."""
+    values = {
+        "listen": "127.0.0.1:0",
+        "metrics_listen": "",
+        "drain_seconds": 0,
+        "grace_seconds": 1,
+        "watch_poll_seconds": 0.01,
+        "postgres_dsn": SecretStr("postgresql://unused"),
+        "kafka_bootstrap": "127.0.0.1:1",
+        "s3_endpoint": "http://127.0.0.1:1",
+        "s3_access_key": SecretStr("none"),
+        "s3_secret_key": SecretStr("none"),
+        "s3_bucket": "b",
+    }
+    return TrainerSettings(**{**values, **changes})
+
+
+async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
+    """A trainer over adapters in memory, without its background tasks."""
+    ports = memory_ports()
     clock = ManualClock(AT)
     server = await wire(
-        settings, stack, ports, clock=clock, ids=SequentialIds("n"), prometheus=CollectorRegistry()
+        memory_settings(), stack, ports, clock=clock, ids=SequentialIds("n"), prometheus=CollectorRegistry()
     )
     await server.start()
     stack.push_async_callback(server.stop)
     connection = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
     stub = trainer_pb2_grpc.TrainerServiceStub(connection)
-    return MemoryTrainer(stub, ports, clock, feature, engine, policies)
+    return MemoryTrainer(stub, ports, clock, ports.feature, ports.engine, ports.policies)

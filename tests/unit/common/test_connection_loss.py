@@ -16,8 +16,12 @@ RELEASED = "cannot call Connection.fetchval(): connection has been released back
 class LostConnection:
     """Fails each statement; once asyncpg has detached it from the pool, `terminate` fails too."""
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, *, closed: bool = False) -> None:
         self._error = error
+        self._closed = closed
+
+    def is_closed(self) -> bool:
+        return self._closed
 
     async def fetchval(self, statement: str) -> Any:
         raise self._error
@@ -51,6 +55,21 @@ async def test_a_lost_connection_is_postgres_unavailable(error: Exception) -> No
         async with connection(pool) as conn:
             await conn.fetchval("SELECT 1")
     assert caught.value.reason == "POSTGRES_UNAVAILABLE"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        asyncpg.InterfaceError("cannot perform operation: another operation is in progress"),
+        asyncpg.PostgresError("an error that no list names"),
+        OSError("no route to host"),
+    ],
+)
+async def test_any_error_of_the_driver_with_a_closed_connection_is_its_loss(error: Exception) -> None:
+    pool: Any = Pool(LostConnection(error, closed=True))
+    with pytest.raises(Unavailable):
+        async with connection(pool) as conn:
+            await conn.fetchval("SELECT 1")
 
 
 async def test_a_wrong_use_of_asyncpg_is_not_a_lost_connection() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.kafka import topics
-from flywheel_common.kafka.envelope import build_event, event_time_of, parse_event, payload_of
+from flywheel_common.kafka.envelope import build_event, parse_event, payload_of
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.prediction_pb2 import OutcomeBatch, PredictionBatch
 
@@ -26,7 +26,7 @@ def test_an_event_carries_its_payload_type_key_and_time() -> None:
     )
     event = parse_event(sent.SerializeToString())
     assert (event.id, event.type, event.key) == ("e1", "flywheel.events.v1.OutcomeBatch", "3")
-    assert event_time_of(event) == MOMENT
+    assert event.event_time.ToDatetime(tzinfo=UTC) == MOMENT
     assert payload_of(event, OutcomeBatch).model == "projects/p/models/m"
 
 

@@ -6,13 +6,16 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
 from flywheel_common.errors import FailedPrecondition
 from flywheel_common.ids import SequentialIds
+from flywheel_common.postgres.errors import StatementTimeout
 from flywheel_feature.definitions.errors import WrongSpine
 from flywheel_feature.fakes.jobs import MemoryJobs
+from flywheel_feature.jobs import runner as runner_module
 from flywheel_feature.jobs.model import Job, JobState
 from flywheel_feature.jobs.runner import Handler, JobContext, JobRunner
 from flywheel_feature.tables.errors import ObjectStoreDown
@@ -153,3 +156,77 @@ async def test_watch_yields_the_states_until_the_end() -> None:
             if state.state is JobState.RUNNING:
                 gate.set()
     assert [JobState.RUNNING, JobState.SUCCEEDED] == seen[-2:]
+
+
+class FailingJobs(MemoryJobs):
+    """Fails each method named in `errors`, once per error."""
+
+    def __init__(self, **errors: list[Exception]) -> None:
+        super().__init__()
+        self.errors = errors
+
+    async def claim(self, *arguments: Any) -> Job | None:
+        self._fail("claim")
+        return await super().claim(*arguments)
+
+    async def heartbeat(self, *arguments: Any) -> bool | None:
+        self._fail("heartbeat")
+        return await super().heartbeat(*arguments)
+
+    async def finish(self, *arguments: Any) -> None:
+        self._fail("finish")
+        await super().finish(*arguments)
+
+    def _fail(self, method: str) -> None:
+        if self.errors.get(method):
+            raise self.errors[method].pop(0)
+
+
+TIMED_OUT = StatementTimeout("A statement took too long.")
+
+
+async def succeeds(job: JobContext) -> None:
+    await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize("method", ["claim", "heartbeat", "finish"])
+async def test_a_retryable_error_of_the_store_ends_neither_the_job_nor_the_runner(method: str) -> None:
+    store = FailingJobs(**{method: [TIMED_OUT]})
+    async with running(store, succeeds) as runner:
+        found = await ended(runner, await runner.submit("BUILD", b"", project="p"))
+    assert (JobState.SUCCEEDED, 1) == (found.state, found.attempt)
+    assert not store.errors[method]
+
+
+async def test_a_job_whose_end_cannot_be_stored_runs_again_when_its_lease_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runner_module, "LEASE_SECONDS", 0.3)
+    monkeypatch.setattr(runner_module, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(runner_module, "WRITE_RETRY_SECONDS", (0.01, 0.01))
+    store = FailingJobs(finish=[TIMED_OUT] * 3)
+    async with running(store, succeeds) as runner:
+        found = await ended(runner, await runner.submit("BUILD", b"", project="p"))
+    assert (JobState.SUCCEEDED, 2) == (found.state, found.attempt)
+
+
+@pytest.mark.parametrize("method", ["claim", "heartbeat", "finish"])
+async def test_the_runner_carries_out_all_jobs_after_an_unexpected_error(
+    method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with as many jobs as slots at the time of the error: no slot is lost."""
+    monkeypatch.setattr(runner_module, "LEASE_SECONDS", 0.3)
+    store = FailingJobs(**{method: [RuntimeError("broken")]})
+    runner = JobRunner(store, SequentialIds("n"), lambda: AT)
+    runner.register("BUILD", succeeds)
+    jobs = [await runner.submit("BUILD", b"", project="p") for _ in range(6)]
+    with pytest.raises(ExceptionGroup) as caught:
+        await asyncio.wait_for(runner.run(), 5)
+    assert [str(error) for error in caught.value.exceptions] == ["broken"]
+    again = asyncio.create_task(runner.run())
+    try:
+        found = [await ended(runner, job) for job in jobs]
+    finally:
+        again.cancel()
+        await asyncio.gather(again, return_exceptions=True)
+    assert [job.state for job in found] == [JobState.SUCCEEDED] * 6

@@ -134,7 +134,19 @@ carriers = st.sampled_from(["AA", "UA", "", None])
 minutes = st.integers(0, 8)
 late = st.one_of(st.none(), st.integers(0, 16))
 numbers = st.one_of(st.none(), st.integers(-50, 50))
-spines = st.lists(st.tuples(carriers, st.sampled_from([1, 2, None]), minutes), min_size=4, max_size=20)
+extras = {"weight": pl.Float64, "words": pl.List(pl.String), "vector": pl.Array(pl.Float32, 2)}
+spines = st.lists(
+    st.tuples(
+        carriers,
+        st.sampled_from([1, 2, None]),
+        minutes,
+        st.sampled_from([None, 0.0, 0.5]),
+        st.sampled_from([None, [], ["a"], ["a", ""]]),
+        st.sampled_from([None, [1.0, -0.5]]),
+    ),
+    min_size=4,
+    max_size=20,
+)
 sizes = {"min_size": 12, "max_size": 40}
 pairs = st.one_of(
     st.just([]),
@@ -179,7 +191,10 @@ def test_joins_in_memory_and_in_partitions_equal_the_oracle(
     tables, archive = MemoryTables(), MemoryArchive()
     carrier: dict[str, Any] = {"carrier": pl.String}
     write_files(
-        tables, "s3://inputs/spine/", frame(spine, **carrier, flight=pl.Int64, t=UTC_MICROSECONDS), files
+        tables,
+        "s3://inputs/spine/",
+        frame(spine, **carrier, flight=pl.Int64, t=UTC_MICROSECONDS, **extras),
+        files,
     )
     pair_types = {
         **carrier,
@@ -217,25 +232,28 @@ def test_joins_in_memory_and_in_partitions_equal_the_oracle(
     keyed_singles = [(a, e, None, v) for a, e, v in single_rows]
     expected = [
         (
-            t,
             c,
             f,
+            at(t),
+            *own,
             latest_value(((c, f), t), keyed_pairs, TTL),
             latest_value((c, t), keyed_singles, None),
             *window_values(c, t, events),
         )
-        for c, f, t in spine
+        for c, f, t, *own in spine
     ]
-    expected.sort(key=lambda r: (r[0], r[1] is not None, r[1] or "", r[2] is not None, r[2] or 0))
     columns = [f.name for f in whole.schema]
     answered = tables.read(whole.uri, columns)
-    # Columns: carrier, flight, event_timestamp, features.
-    assert [(at(r[0]), *r[1:]) for r in expected] == [(r[2], r[0], r[1], *r[3:]) for r in answered.rows()]
+    assert ["carrier", "flight", "event_timestamp", *extras] == columns[:6]
+    assert expected == answered.rows()
+    assert tuple(extras) == whole.extra_columns
+    assert not {*extras} & {p.name for p in whole.profile}
     on_ray = dataclasses.replace(wanted, compute=Compute.RAY)
     parts = asyncio.run(builder(MemoryPartitions(tables, RAY)).build(on_ray, RecordingJob()))
     assert parts.uri.endswith("/feature-p-one/parts/"), "it was joined in memory"
     assert whole.content_hash == parts.content_hash
     assert whole.profile == parts.profile
+    assert whole.extra_columns == parts.extra_columns
     assert answered.equals(tables.read(parts.uri, columns))
 
 

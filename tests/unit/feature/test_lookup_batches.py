@@ -186,10 +186,10 @@ async def test_an_invalid_request_does_not_fail_its_batch(
     shared = SharedRead(plan, Store(plan), AnswerEncoder)
     decode = plan.decode
 
-    def failing(blobs, as_of, requests):  # type: ignore[no-untyped-def]
+    def failing(blobs, as_of, requests, valid_until):  # type: ignore[no-untyped-def]
         if (as_of == 13).any():
             raise InvalidExpression("no")
-        return decode(blobs, as_of, requests)
+        return decode(blobs, as_of, requests, valid_until)
 
     monkeypatch.setattr(plan, "decode", failing)
     invalid = Lookup([keys([2])], {}, 13, 1)

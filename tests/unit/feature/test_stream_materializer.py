@@ -145,3 +145,74 @@ def test_each_event_counts_once_when_processes_die_anywhere(
     assert expected == [float(v) if ok else 0.0 for v, ok in zip(*sums, strict=True)]
     archived = [i for uri in uris for i in files.read_files([uri], ["__event_id"])["__event_id"].to_list()]
     assert sorted({str(i) for _, i in events}) == sorted(archived)
+
+
+EVENTS = [("A", i) for i in range(10)]
+
+
+def archiver_of(streams: MemoryStreams, files: MemoryTables) -> tuple[Archiver, list[tuple[str, int]]]:
+    """An archiver, and the partitions that it lost."""
+    archiver = Archiver(
+        streams, files, lambda: uuid4().hex, TombstoneFilter(lambda _: CATALOG, lambda _: {}), files.delete
+    )
+    lost: list[tuple[str, int]] = []
+    archiver.on_lost(lambda source, partition: lost.append((source.id, partition)))
+    return archiver, lost
+
+
+def test_partition_is_lost_when_another_process_archives_it() -> None:
+    streams, files = MemoryStreams(), MemoryTables()
+    (one, lost_by_one), (two, lost_by_two) = (archiver_of(streams, files) for _ in range(2))
+
+    async def both_archive() -> int:
+        for archiver in (one, two):
+            archiver.begin(SOURCE, 0, 0)
+            await archiver.gather(records(EVENTS, 0, 5))
+        await one.flush_all()
+        await two.flush_all()
+        await one.gather(records(EVENTS, 5, 10))
+        await one.flush_all()
+        return await streams.archived_offset("default", "events", 0)
+
+    assert 10 == asyncio.run(both_archive())
+    assert ([], [("events", 0)]) == (lost_by_one, lost_by_two)
+
+
+def test_partition_that_is_given_up_is_archived_and_forgotten() -> None:
+    streams, files = MemoryStreams(), MemoryTables()
+    archiver, lost = archiver_of(streams, files)
+
+    async def give_up() -> int:
+        archiver.begin(SOURCE, 0, 0)
+        await archiver.gather(records(EVENTS, 0, 5))
+        await archiver.end(SOURCE, 0)
+        # A batch that comes late is not archived here.
+        await archiver.gather(records(EVENTS, 5, 10))
+        await archiver.flush_all()
+        await archiver.end(SOURCE, 0)
+        return await streams.archived_offset("default", "events", 0)
+
+    assert 5 == asyncio.run(give_up())
+    assert [] == lost
+
+
+def test_positions_move_past_records_without_rows() -> None:
+    online, streams, files = MemoryOnlineStore(), MemoryStreams(), MemoryTables()
+
+    async def skip() -> tuple[int, str, int]:
+        archiver, _ = archiver_of(streams, files)
+        tombstones = TombstoneFilter(lambda _: CATALOG, lambda _: {})
+        tiles = SourceTiles(online)
+        filler = TileFiller(Generations(online, streams), ArchiveReplay(streams, files), tiles, tombstones)
+        worker = StreamMaterializer(streams, streams, tiles, archiver, filler)
+        await worker.begin(CATALOG, SOURCE, 0)
+        await worker.apply(CATALOG, records(EVENTS, 0, 5))
+        await worker.skip(CATALOG, SOURCE, 0, 8)
+        await archiver.flush_all()
+        (position,) = (await online.positions("default", "events")).values()
+        (segment,) = await streams.segments("default", "events")
+        return await streams.archived_offset("default", "events", 0), position, segment.event_count
+
+    archived, position, count = asyncio.run(skip())
+    assert (8, 5) == (archived, count)
+    assert f"8:{4 * 60 * SECOND}" == position

@@ -9,13 +9,14 @@ import pytest
 from google.protobuf import text_format
 
 from flywheel_common.errors import InvalidArgument
+from flywheel_feature.api.convert_jobs import job_to_proto
 from flywheel_feature.api.convert_training_sets import (
-    skew_report_to_proto,
     training_set_request,
     training_set_to_proto,
     with_training_set_id,
 )
 from flywheel_feature.definitions.model import DataType, Field
+from flywheel_feature.jobs.model import Job, JobState
 from flywheel_feature.offline.model import (
     ColumnProfile,
     Compute,
@@ -73,6 +74,17 @@ def test_an_invalid_request_is_rejected_with_its_reason(change: dict[str, object
     assert reason == rejected.value.reason
 
 
+def test_columns_of_a_spine_are_converted() -> None:
+    message = request_message()
+    message.spine.source.extra_fields.extend(["id", "weight"])
+    source = training_set_request(message).spine
+    assert isinstance(source, SourceSpine)
+    assert ("id", "weight") == source.extra_fields
+    message.spine.file.uri, message.spine.file.timestamp_field = "s3://b/k", "t"
+    message.spine.file.ignored_columns.append("notes")
+    assert FileSpine("s3://b/k", "t", "", ("notes",)) == training_set_request(message).spine
+
+
 def test_a_request_without_a_spine_is_rejected() -> None:
     message = request_message()
     message.ClearField("spine")
@@ -98,7 +110,7 @@ def test_a_training_set_is_converted_field_by_field() -> None:
         id="winter",
         feature_set="projects/p/featureSets/flights/versions/2",
         view_versions=("projects/p/views/weather/versions/1",),
-        spine=SourceSpine("landings", "scheduled", "delay >= 15", 1, 2, 3),
+        spine=SourceSpine("landings", "scheduled", "delay >= 15", 1, 2, 3, ("id",)),
         mode=JoinMode.NAIVE_LATEST,
         uri="s3://b/x/",
         content_hash="0123",
@@ -113,6 +125,7 @@ def test_a_training_set_is_converted_field_by_field() -> None:
         build_seconds=1.5,
         short_feature_names=True,
         source_versions={"projects/p/sources/weather": 4},
+        extra_columns=("id",),
     )
     message = training_set_to_proto(built)
     assert "projects/p/trainingSets/winter" == message.name
@@ -121,6 +134,7 @@ def test_a_training_set_is_converted_field_by_field() -> None:
         message.spine.source.known_before.nanos,
     )
     assert message.short_feature_names
+    assert (["id"], ["id"]) == (list(message.spine.source.extra_fields), list(message.extra_columns))
     assert {"projects/p/sources/weather": 4} == dict(message.source_versions)
     assert (1, 500_000_000, 1500) == (
         message.min_time.seconds,
@@ -132,22 +146,38 @@ def test_a_training_set_is_converted_field_by_field() -> None:
         list(message.profile[0].bin_counts),
         message.profile[0].data_type,
     )
-    assert (
-        "s3://b/k" == training_set_to_proto(replace(built, spine=FileSpine("s3://b/k", "t"))).spine.file.uri
+    from_file = replace(built, spine=FileSpine("s3://b/k", "t", "y", ("notes",)))
+    file = training_set_to_proto(from_file).spine.file
+    assert ("s3://b/k", "t", "y", ["notes"]) == (
+        file.uri,
+        file.timestamp_field,
+        file.label_field,
+        list(file.ignored_columns),
     )
 
 
 def test_a_skew_report_survives_json() -> None:
-    report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, ["p1: online 1.0, offline 2.0"]),), 2)
-    message = skew_report_to_proto(report.to_json())
-    assert (2, 4, 1, 2) == (
+    report = SkewReport(2, 4, 1, (FeatureSkew("v__f", 4, 1, 3, ["p1: online 1.0, offline 2.0"]),), 2, 3)
+    job = Job(
+        "p",
+        "j",
+        "SKEW_CHECK",
+        b"",
+        datetime(2026, 1, 1, tzinfo=UTC),
+        state=JobState.SUCCEEDED,
+        result=report.to_json(),
+    )
+    message = job_to_proto(job).skew_report
+    assert (2, 4, 1, 2, 3) == (
         message.predictions,
         message.values,
         message.mismatches,
         message.exact_predictions,
+        message.not_yet_valid,
     )
-    assert ("v__f", 4, 1) == (
+    assert ("v__f", 4, 1, 3) == (
         message.features[0].feature,
         message.features[0].compared_count,
         message.features[0].mismatch_count,
+        message.features[0].not_yet_valid_count,
     )

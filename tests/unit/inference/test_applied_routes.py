@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 from flywheel_inference.serving.applied_routes import AppliedRoutes, apply_desired
-from flywheel_inference.serving.desired_state import DesiredModel
-from flywheel_inference.serving.tracked_release import TrackedRelease
+from flywheel_inference.serving.desired_state import DesiredModel, Undecodable
+from flywheel_inference.serving.tracked_release import ReleaseKey, TrackedRelease
 
 M = "projects/p/models/m"
 
 
-def spec(name: str) -> Any:
-    return SimpleNamespace(name=name)
+def spec(name: str, digest: str = "") -> Any:
+    return SimpleNamespace(name=name, key=(name, digest))
 
 
-def releases(**ready: bool) -> dict[str, TrackedRelease]:
+def releases(**ready: bool) -> dict[ReleaseKey, TrackedRelease]:
     """Tracked releases by name, ready or not."""
     scorers: dict[str, Any] = {name: SimpleNamespace(spec=spec(name), ready=r) for name, r in ready.items()}
-    return {name: TrackedRelease(spec(name), scorer=scorer) for name, scorer in scorers.items()}
+    return {spec(name).key: TrackedRelease(spec(name), scorer=scorer) for name, scorer in scorers.items()}
 
 
 def desired(generation: int, champion: str | None, challenger: str | None = None, **fields: Any) -> Any:
@@ -78,3 +79,30 @@ def test_a_model_without_a_champion_loses_its_route() -> None:
 def test_a_model_that_is_no_longer_desired_is_removed() -> None:
     first = apply_desired(AppliedRoutes(), desired(1, "a"), releases(a=True))
     assert apply_desired(first, {}, releases()) == AppliedRoutes()
+
+
+def test_an_undecodable_champion_leaves_the_old_route_and_acknowledges_nothing() -> None:
+    first = apply_desired(AppliedRoutes(), desired(1, "a"), releases(a=True))
+    unknown = {M: DesiredModel(model=M, generation=2, champion=Undecodable("b", "unknown calibration"))}
+    kept = apply_desired(first, unknown, releases(a=True))
+    assert routing(kept) == ("a", "", 1, 1)
+    assert apply_desired(AppliedRoutes(), unknown, releases()) == AppliedRoutes()
+
+
+def test_an_undecodable_challenger_leaves_the_old_route_and_acknowledges_nothing() -> None:
+    wanted = desired(2, "b", challenger_percent=5.0)
+    wanted[M] = replace(wanted[M], challenger=Undecodable("c", "unknown calibration"))
+    first = apply_desired(AppliedRoutes(), desired(1, "a"), releases(a=True))
+    assert routing(apply_desired(first, wanted, releases(a=True, b=True))) == ("a", "", 1, 1)
+    assert routing(apply_desired(AppliedRoutes(), wanted, releases(b=True))) == ("b", "", 2, 0)
+
+
+def test_changed_content_of_a_release_replaces_the_route_when_it_is_ready() -> None:
+    first = apply_desired(AppliedRoutes(), desired(1, "a"), releases(a=True))
+    changed = spec("a", "other")
+    wanted = {M: DesiredModel(model=M, generation=1, champion=changed)}
+    tracked = TrackedRelease(changed)
+    assert apply_desired(first, wanted, {changed.key: tracked}).routes == first.routes
+    scorer: Any = SimpleNamespace(spec=changed, ready=True)
+    tracked.scorer = scorer
+    assert apply_desired(first, wanted, {changed.key: tracked}).routes[M].champion is scorer

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flywheel_inference.batching.batcher import BadBatch, Batcher, Entry, Expired
+from flywheel_inference.batching.batcher import Batcher, Entry, Expired
 from tests.support.eventually import eventually
 
 
@@ -142,16 +142,16 @@ async def test_expired_and_cancelled_items_are_not_sent() -> None:
     assert seen == [1, 4]
 
 
-async def test_a_bad_item_fails_alone() -> None:
+async def test_batches_hold_at_most_max_bytes_and_a_larger_item_is_alone() -> None:
+    batches = []
+
     async def run(batch: list[Entry[int, int]]) -> list[int | Exception]:
-        if any(entry.item == 13 for entry in batch):
-            raise BadBatch(ValueError("13"))
+        batches.append([entry.item for entry in batch])
         return await squares(batch)
 
-    batcher = Batcher(run)
-    answers = await asyncio.gather(*(batcher.submit(i, soon()) for i in range(40)), return_exceptions=True)
-    assert isinstance(answers[13], ValueError)
-    assert [a for i, a in enumerate(answers) if i != 13] == [i * i for i in range(40) if i != 13]
+    batcher = Batcher(run, max_bytes=10, size_of=lambda item: item)
+    await asyncio.gather(*(batcher.submit(i, soon()) for i in (4, 5, 2, 30, 1, 9, 1)))
+    assert batches == [[4, 5], [2], [30], [1, 9], [1]]
 
 
 async def test_a_failed_batch_fails_all_its_callers_but_not_the_next_batch() -> None:
@@ -179,7 +179,7 @@ async def test_close_finishes_accepted_items_and_refuses_new_ones() -> None:
 
 STEP = st.tuples(
     st.integers(0, 3),  # iterations of the loop before the item is submitted
-    st.sampled_from(["answer", "fail", "bad", "cancel", "expire"]),
+    st.sampled_from(["answer", "fail", "cancel", "expire"]),
 )
 
 
@@ -203,8 +203,6 @@ def test_any_interleaving_reiterations_each_caller_its_own_result(
             for _ in range(pause):
                 await asyncio.sleep(0)
             assert len(batch) <= max_rows
-            if any(kind == "bad" for _, kind in (entry.item for entry in batch)):
-                raise BadBatch(ValueError(next(n for n, kind in (e.item for e in batch) if kind == "bad")))
             return [
                 ValueError(n) if kind == "fail" else (n, "answered") for n, kind in (e.item for e in batch)
             ]
@@ -223,7 +221,7 @@ def test_any_interleaving_reiterations_each_caller_its_own_result(
         for number, ((_, kind), result) in enumerate(zip(steps, results, strict=True)):
             if kind == "answer":
                 assert result == (number, "answered")
-            elif kind in ("fail", "bad"):
+            elif kind == "fail":
                 assert isinstance(result, ValueError) and result.args == (number,)
             elif kind == "cancel":
                 assert isinstance(result, asyncio.CancelledError) or result == (number, "answered")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from flywheel_common.columns import from_numpy, to_table
-from flywheel_inference.models.feature_block import NULL, PRESENT, STALE
+from flywheel_inference.models.feature_block import NOT_YET_VALID, NULL, PRESENT, STALE
 from flywheel_inference.models.input_tensor import TensorBuilder
 from flywheel_inference.releases.release import FeatureSetContract, InputSpec
 from flywheel_inference.store.grpc.features import to_block
@@ -30,3 +30,14 @@ def test_a_stale_value_is_null_for_the_model() -> None:
     expected = [[1.0, 4.0], [np.nan, 5.0], [np.nan, np.nan]]
     np.testing.assert_array_equal(np.array(expected, np.float32), tensor)
     assert block.statuses.tolist() == [[PRESENT, STALE, NULL], [PRESENT, PRESENT, STALE]], "callers see STALE"
+
+
+def test_a_value_that_is_not_yet_valid_is_null_for_the_model() -> None:
+    block = to_block(
+        response([[PRESENT, NOT_YET_VALID, NULL], [NOT_YET_VALID, NOT_YET_VALID, 1]]), CONTRACT, 3
+    )
+    tensor = TensorBuilder([InputSpec("v__x", 4), InputSpec("v__y", 4)]).build(block)
+    expected = [[1.0, np.nan], [np.nan, np.nan], [np.nan, 6.0]]
+    np.testing.assert_array_equal(np.array(expected, np.float32), tensor)
+    assert ["v__y", "v__x,v__y", ""] == block.not_yet_valid()
+    assert [] == block.take(np.array([2])).not_yet_valid(), "no row has one"

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from flywheel_common import columns
 from flywheel_common.kafka import topics
@@ -13,6 +16,7 @@ from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_inference.encoding.prediction_events import prediction_records
 from flywheel_inference.fakes.event_log import MemoryPredictionLog
 from flywheel_inference.prediction_log.buffer import PredictionLog
+from flywheel_inference.prediction_log.rows import LogRecord, LogRows
 from flywheel_protos.events.v1 import prediction_pb2
 from tests.support.builders.inference import numbered_log_rows
 from tests.support.eventually import eventually
@@ -62,6 +66,60 @@ async def test_rows_wait_during_an_outage_and_excess_rows_are_counted() -> None:
     assert log.held == 1
 
 
+async def test_rows_beyond_the_memory_limit_are_dropped_and_counted() -> None:
+    sink = MemoryPredictionLog(1)
+    one = numbered_log_rows([0]).size_bytes
+    log = PredictionLog(sink, max_bytes=3 * one)
+    for number in range(5):
+        log.offer(numbered_log_rows([number]))
+    assert (log.held, log.dropped_count) == (3, 2)
+    sink.down = True
+    assert not await log.flush()
+    log.offer(numbered_log_rows([5] * 100))
+    assert (log.held, log.dropped_count) == (3, 102), "encoded rows count, too"
+    sink.down = False
+    assert await log.flush()
+    for number in range(3):
+        log.offer(numbered_log_rows([number]))
+    assert (log.held, log.dropped_count) == (3, 102), "stored rows free their memory"
+
+
+async def test_rows_that_waited_are_encoded_in_small_steps() -> None:
+    encoded: list[int] = []
+
+    class Sink(MemoryPredictionLog):
+        def encode(self, rows: Sequence[LogRows]) -> list[LogRecord]:
+            encoded.append(sum(len(part.requests) for part in rows))
+            return super().encode(rows)
+
+    sink = Sink(1)
+    log = PredictionLog(sink, flush_rows=50)
+    for number in range(100):
+        log.offer(numbered_log_rows(list(range(10 * number, 10 * number + 10))))
+    assert await log.flush()
+    assert encoded == [50] * 20
+    assert logged(sink) == [f"id-{i}" for i in range(1000)]
+
+
+async def test_rows_that_an_unexpected_error_stopped_are_stored_by_the_next_run() -> None:
+    class BrokenOnce(MemoryPredictionLog):
+        broken = True
+
+        async def publish(self, records: Sequence[LogRecord]) -> int:
+            if self.broken:
+                self.broken = False
+                raise RuntimeError("broken")
+            return await super().publish(records)
+
+    sink = BrokenOnce(1)
+    log = PredictionLog(sink, flush_seconds=0.001)
+    log.offer(numbered_log_rows([1, 2]))
+    with pytest.raises(RuntimeError, match="broken"):
+        await asyncio.wait_for(log.run(), 5)
+    await running(log, lambda: logged(sink) == ["id-1", "id-2"])
+    assert (log.logged_count, log.held) == (2, 0)
+
+
 async def test_drain_stores_the_remaining_rows_or_counts_them() -> None:
     sink = MemoryPredictionLog(1)
     log = PredictionLog(sink)
@@ -96,6 +154,7 @@ def test_records_hold_ids_of_their_partition_and_aligned_columns() -> None:
         assert columns.from_table(batch.entities)["tail"][0].tolist() == [f"N{n}" for n in numbers]
         assert columns.from_table(batch.request_fields)["miles"][1].tolist() == [n % 2 == 0 for n in numbers]
         assert not batch.error_reasons
+        assert not batch.not_yet_valid
         applied = columns.from_table(batch.applied_offsets)
         assert [v.tolist() for v in applied["h@1"][0]] == [[0, n] * (n % 3) for n in numbers]
         assert [v.tolist() for v in applied["w@2"][0]] == [[1, n] for n in numbers]
@@ -113,3 +172,10 @@ def test_rows_without_features_have_null_columns_and_a_reason() -> None:
     assert list(batch.error_reasons) == ["MODEL_UNAVAILABLE"]
     assert not batch.applied_offsets.columns
     assert list(batch.sources) == [prediction_pb2.PREDICTION_SOURCE_DEFAULT]
+
+
+def test_features_that_were_not_yet_valid_are_named_per_row() -> None:
+    later = replace(numbered_log_rows([1, 2]), not_yet_valid=["a__x", ""])
+    (record,) = prediction_records([numbered_log_rows([0]), later], 1)
+    batch = payload_of(parse_event(record.value), prediction_pb2.PredictionBatch)
+    assert ["", "a__x", ""] == list(batch.not_yet_valid)

@@ -202,3 +202,31 @@ def test_only_rows_with_a_time_out_of_range_are_poison(wrong: int) -> None:
     (parked,) = caught.value.records
     assert parked.event is not None
     assert payload_of(parked.event, prediction_pb2.OutcomeBatch).prediction_ids == ["b"]
+
+
+@pytest.mark.parametrize("wrong", [2.0, -1.0, 0.5, 1e-9])
+def test_only_labels_that_are_not_binary_are_poison(wrong: float) -> None:
+    batch = prediction_pb2.OutcomeBatch(
+        model="projects/p/models/late",
+        prediction_ids=["a", "b", "c"],
+        event_times=np.array([1, 1, 1], "<i8").tobytes(),
+        name="label",
+        values=np.array([1.0, wrong, 0.0]).tobytes(),
+        outcome_ids=["1", "2", "3"],
+    )
+    counted: list[Any] = []
+
+    class Counting:
+        async def add_outcomes(self, partition: int, batches: list[Any]) -> None:
+            counted.extend(batches)
+
+    handler = EventHandler(lambda conn: Counting(), BOUND)  # type: ignore[arg-type, return-value]
+    with pytest.raises(PoisonError, match="neither 0 nor 1") as caught:
+        asyncio.run(handler.handle(None, [event_record(1, batch)]))  # type: ignore[arg-type]
+    (parked,) = caught.value.records
+    assert parked.event is not None
+    assert payload_of(parked.event, prediction_pb2.OutcomeBatch).prediction_ids == ["b"]
+    asyncio.run(handler.handle(None, caught.value.remaining))  # type: ignore[arg-type]
+    batch.name = "revenue"
+    asyncio.run(handler.handle(None, [event_record(2, batch)]))  # type: ignore[arg-type]
+    assert [[1.0, 0.0], [1.0, wrong, 0.0]] == [columns.values.tolist() for columns in counted]

@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 from scipy import stats
 
@@ -13,6 +15,7 @@ from flywheel_common.clock import ManualClock
 from flywheel_common.ids import SequentialIds
 from flywheel_monitor.alerts.filter import AlertFilter
 from flywheel_monitor.alerts.lifecycle import AlertState, Kind
+from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.evaluator import Evaluator
 from flywheel_monitor.evaluation.metrics import EvaluationMetrics
 from flywheel_monitor.fakes.references import MemoryReferences
@@ -71,6 +74,23 @@ class Traffic:
             if labelled:
                 labels = rng.integers(0, 2, n).astype(float)
                 await records.add_outcomes(0, [outcomes(ids, labels, times=times)])
+
+    async def stray(self, time_us: int) -> None:
+        """One prediction with a wrong time."""
+        async with self.store.transaction() as records:
+            await records.add_predictions(0, [predictions(["stray"], times=[time_us])])
+
+    async def verdicts(self) -> dict[tuple[int, Kind], Verdict]:
+        """(hour, kind) → verdict, of hours with enough predictions."""
+        async with self.store.reading() as records:
+            version = await records.version(VERSION)
+            assert version is not None
+            kinds = (Kind.DATA_DRIFT, Kind.PREDICTION_DRIFT, Kind.DATA_QUALITY)
+            return {
+                (v.span.start_us // HOUR_US, kind): v.verdict
+                for kind in kinds
+                for v in await records.recent(version.id, kind, 99)
+            }
 
     async def alerts(self) -> list[tuple[Kind, AlertState, int]]:
         """(kind, state, hour of the newest window that confirmed it), newest first."""
@@ -152,3 +172,43 @@ async def test_a_prediction_counted_during_the_lag_read_closes_no_window(traffic
     assert 0 == await traffic.evaluator.pass_once()
     traffic.during_read = None
     assert 1 == await traffic.evaluator.pass_once()
+
+
+@pytest.mark.parametrize(("before", "needed"), [(5, 3), (16, 6), (200, 8)])
+async def test_a_quiet_model_waits_for_a_few_events_only(traffic: Traffic, before: int, needed: int) -> None:
+    """A quarter of the last 32 events, and at least three, must lie behind the end of the window."""
+    await traffic.hour(10, n=before)
+    judged = []
+    for number in range(needed):
+        batch = predictions([f"later-{number}"], times=[11 * HOUR_US + number])
+        async with traffic.store.transaction() as records:
+            await records.add_predictions(0, [batch])
+        judged.append(await traffic.evaluator.pass_once())
+    assert [0] * (needed - 1) + [1] == judged
+
+
+SHIFTS = (0.0, 1.5, 1.5, 0.0, 0.0, 0.0)
+FIRST_HOUR = 380_000  # 2013
+LAST_HOUR = 500_000  # 2027
+
+
+async def replayed(stray: tuple[int, int] | None) -> list[object]:
+    """Verdicts and alerts after each of six hours of 2013, with one wrong time (before which hour, in
+    microseconds) or without."""
+    traffic, seen = Traffic(), list[object]()
+    for place, shift in enumerate(SHIFTS):
+        if stray is not None and stray[0] == place:
+            await traffic.stray(stray[1])
+        await traffic.hour(FIRST_HOUR + place, shift)
+        await traffic.evaluator.pass_once()
+        seen.append((await traffic.verdicts(), await traffic.alerts()))
+    return seen
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, len(SHIFTS) - 1), st.integers(1, LAST_HOUR * HOUR_US))
+@example(1, LAST_HOUR * HOUR_US)
+@example(0, 1)
+@example(3, (FIRST_HOUR + 3) * HOUR_US)
+async def test_one_wrong_time_changes_no_verdict_and_no_alert(place: int, time_us: int) -> None:
+    assert await replayed(None) == await replayed((place, time_us))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from flywheel_monitor.windows.support import covered
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
 from flywheel_registry.rollouts.comparison import Comparison, Variant
 from flywheel_registry.rollouts.decision import Decision, decide
@@ -16,6 +18,7 @@ from flywheel_registry.rollouts.guardrails import wilson_lower
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 
 START = datetime(2013, 9, 1, tzinfo=UTC)
+DAY_US = 86_400_000_000
 POLICY = RolloutPolicy(
     shadow_min_labelled=200,
     shadow_max_log_loss_delta=0.01,
@@ -40,8 +43,8 @@ def evidence(
         challenger=replace(
             Variant(predictions=predictions, labelled=labelled, score_stddev=0.1), **challenger
         ),
-        first_event=START,
-        last_event=START + timedelta(days=days),
+        covered_from=START,
+        covered_until=START + timedelta(days=days),
         labelled=labelled,
         log_loss_delta=(lower + upper) / 2,
         log_loss_delta_upper=upper,
@@ -147,7 +150,7 @@ def test_a_step_without_enough_evidence_ends_after_max_step(progress: Progress, 
     policy = replace(POLICY, max_step_seconds=5 * 86_400)
     poor = evidence(labelled=3, predictions=5, days=5)
     assert decide(poor, policy, progress).decision is Decision.HOLD
-    late = decide(replace(poor, last_event=START + timedelta(days=5, seconds=1)), policy, progress)
+    late = decide(replace(poor, covered_until=START + timedelta(days=5, seconds=1)), policy, progress)
     assert late.decision is decision
     assert "max_step of 5 days" in late.reason
 
@@ -182,3 +185,24 @@ def test_decisions_keep_the_rules_for_any_evidence(
         assert progress.state is RolloutState.SHADOW
     if verdict.decision is Decision.ROLL_BACK:
         assert progress.state is RolloutState.CANARY
+
+
+@given(
+    st.integers(50, 400),
+    st.floats(0.1, 3.0).filter(lambda days: abs(days - 1) > 0.1),
+    st.integers(-(2**50), 2**50),
+    st.sampled_from([SHADOW, CANARY, AT_100_PERCENT]),
+)
+@example(100, 0.5, 2**50, SHADOW)
+@example(100, 0.5, -(2**50), CANARY)
+def test_one_wrong_time_changes_no_decision(n: int, days: float, wrong: int, progress: Progress) -> None:
+    """n predictions over some days, and one more with any time, compared with those without it."""
+
+    def decided(times: list[int]) -> Decision:
+        start, end = covered(np.array(times, np.int64)) or (0, 0)
+        baked = evidence(days=(end - start) / DAY_US, predictions=len(times) + 1000)
+        return decide(baked, POLICY, progress).decision
+
+    times = np.linspace(0, days * DAY_US, n).astype(int).tolist()
+    assert decided(times) == decided([*times, wrong])
+    assert (Decision.ADVANCE if days > 1 else Decision.HOLD) == decided(times)

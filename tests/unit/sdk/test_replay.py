@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 import flywheel as fw
+from flywheel_common.errors import EventTimeOutOfRange
 from flywheel_protos.inference.v1 import inference_pb2
 
 START = datetime(2013, 4, 1, tzinfo=UTC)
@@ -120,3 +121,21 @@ def test_a_replay_without_requests_has_no_percentiles() -> None:
 def test_storage_reads_its_address_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLYWHEEL_S3_ENDPOINT", "http://127.0.0.1:1")
     assert fw.storage().type_name == "s3"
+
+
+async def test_a_bound_of_1970_is_refused_and_a_naive_one_is_utc() -> None:
+    platform, unset = Platform(), datetime(1970, 1, 1, tzinfo=UTC)
+    played = replay(platform)
+    with pytest.raises(EventTimeOutOfRange, match="start"):
+        fw.Replay(platform, "m", [], played._requests, start=unset)  # type: ignore[arg-type]
+    with pytest.raises(EventTimeOutOfRange, match="start"):
+        await played.push(unset, START)
+    with pytest.raises(EventTimeOutOfRange, match="end"):
+        await played.push(START, unset)
+    with pytest.raises(EventTimeOutOfRange, match="until"):
+        played.total(unset)
+    with pytest.raises(EventTimeOutOfRange, match="until"):
+        await anext(played.steps(unset))
+    naive = (START + 3 * HOUR).replace(tzinfo=None)
+    assert 4 == played.total(naive)
+    assert 3 == len([step async for step in played.steps(naive)])

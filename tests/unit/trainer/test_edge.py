@@ -84,10 +84,28 @@ async def failure(call: Any) -> tuple[str, str]:
         ("SubmitJob", submit_job(training_set=f"{P}/trainingSets/none"), "NOT_FOUND UNKNOWN_TRAINING_SET"),
         ("SubmitJob", submit_job(experiment="none"), "NOT_FOUND UNKNOWN_EXPERIMENT"),
         ("SubmitJob", submit_job(tabular=pb.TabularRecipe(dropout=1.5)), "INVALID_ARGUMENT INVALID_SPEC"),
+        ("SubmitJob", submit_job(workers=101), "INVALID_ARGUMENT INVALID_SPEC"),
+        (
+            "SubmitJob",
+            submit_job(tabular=pb.TabularRecipe(weight_column="none")),
+            "INVALID_ARGUMENT INVALID_SPEC",
+        ),
         (
             "SubmitJob",
             submit_job(tabular=pb.TabularRecipe(warm_start=f"{MODEL}/versions/9")),
             "NOT_FOUND UNKNOWN_MODEL_VERSION",
+        ),
+        ("ListJobs", pb.ListJobsRequest(parent=P, filter="color=red"), "INVALID_ARGUMENT INVALID_FILTER"),
+        ("ListJobs", pb.ListJobsRequest(parent=P, filter="state=DONE"), "INVALID_ARGUMENT INVALID_FILTER"),
+        (
+            "ListPipelineRuns",
+            pb.ListPipelineRunsRequest(parent=P, filter="color=red"),
+            "INVALID_ARGUMENT INVALID_FILTER",
+        ),
+        (
+            "ListPipelineRuns",
+            pb.ListPipelineRunsRequest(parent=P, filter="state=DONE"),
+            "INVALID_ARGUMENT INVALID_FILTER",
         ),
         ("GetJob", pb.GetJobRequest(name=NO_JOB), "NOT_FOUND UNKNOWN_JOB"),
         ("CancelJob", pb.CancelJobRequest(name=NO_JOB), "NOT_FOUND UNKNOWN_JOB"),
@@ -228,6 +246,19 @@ async def test_lists_are_read_page_by_page(trainer: MemoryTrainer) -> None:
         )
         request.page_token = "?"
         assert ("INVALID_ARGUMENT", "INVALID_PAGE_TOKEN") == await failure(call(request))
+
+
+async def test_jobs_and_pipeline_runs_are_filtered(trainer: MemoryTrainer) -> None:
+    stub = trainer.stub
+    jobs = [(await stub.SubmitJob(submit_job())).job.name for _ in range(2)]
+    runs = [(await stub.StartPipelineRun(start_pipeline())).pipeline_run.name for _ in range(2)]
+    await trainer.ports.jobs.end(JobName.parse(jobs[0]), JobState.CANCELLED, Outcome(False), AT)
+    await trainer.ports.pipelines.finish(PipelineRunName.parse(runs[1]), JobState.CANCELLED, "", "", AT)
+    for state, job, run in (("CANCELLED", jobs[0], runs[1]), ("QUEUED", jobs[1], runs[0])):
+        listed = (await stub.ListJobs(pb.ListJobsRequest(parent=P, filter=f"state={state}"))).jobs
+        assert [job] == [j.name for j in listed]
+        request = pb.ListPipelineRunsRequest(parent=P, filter=f"state={state} AND model={MODEL}")
+        assert [run] == [r.name for r in (await stub.ListPipelineRuns(request)).pipeline_runs]
 
 
 async def test_watching_a_job_streams_states_and_log_until_it_ends(trainer: MemoryTrainer) -> None:

@@ -87,8 +87,10 @@ async def test_metric_points_are_converted_in_columns(trainer: MemoryTrainer) ->
     points = pb.LogMetricsRequest(
         run=name, keys=["loss", "loss", "auc"], steps=[1, 2, 1], values=[0.5, 0.25, 0.75], times=[7, 8, 9]
     )
-    assert 3 == (await trainer.stub.LogMetrics(points)).stored_count
-    assert 0 == (await trainer.stub.LogMetrics(points)).stored_count
+    assert await trainer.stub.LogMetrics(points) == pb.LogMetricsResponse(stored_count=3)
+    assert await trainer.stub.LogMetrics(points) == pb.LogMetricsResponse()
+    other = pb.LogMetricsRequest(run=name, keys=["loss"] * 2, steps=[1, 2], values=[0.5, 9], times=[7, 8])
+    assert await trainer.stub.LogMetrics(other) == pb.LogMetricsResponse(ignored_count=1)
     found = await trainer.stub.ListMetricPoints(pb.ListMetricPointsRequest(run=name))
     assert (["auc", "loss", "loss"], [1, 1, 2]) == (list(found.keys), list(found.steps))
     assert ([0.75, 0.5, 0.25], [9, 7, 8]) == (list(found.values), list(found.times))
@@ -96,6 +98,16 @@ async def test_metric_points_are_converted_in_columns(trainer: MemoryTrainer) ->
     assert [0.5, 0.25] == list(loss.values)
     run = (await trainer.stub.GetRun(pb.GetRunRequest(name=name))).run
     assert {"loss": 0.25, "auc": 0.75} == dict(run.metrics)
+
+
+async def test_params_that_keep_their_first_value_are_named(trainer: MemoryTrainer) -> None:
+    name = (await trainer.stub.CreateRun(create_run(params={"lr": "0.1", "seed": "7"}))).run.name
+    params = {"lr": "9", "seed": "7", "epochs": "3", "a": "x"}
+    first = await trainer.stub.UpdateRun(pb.UpdateRunRequest(name=name, params=params))
+    assert {"lr": "0.1", "seed": "7", "epochs": "3", "a": "x"} == dict(first.run.params)
+    assert ["lr"] == list(first.ignored_params)
+    again = await trainer.stub.UpdateRun(pb.UpdateRunRequest(name=name, params={"epochs": "4", "a": "y"}))
+    assert ["a", "epochs"] == list(again.ignored_params)
 
 
 async def test_runs_are_filtered_and_ordered(trainer: MemoryTrainer) -> None:
@@ -112,7 +124,7 @@ async def test_runs_are_filtered_and_ordered(trainer: MemoryTrainer) -> None:
 
 
 async def test_a_job_is_converted_from_its_submission_to_its_end(trainer: MemoryTrainer) -> None:
-    train = train_spec(experiment=f"{P}/experiments/late")
+    train = train_spec(experiment=f"{P}/experiments/late", tabular=pb.TabularRecipe(weight_column="weight"))
     train.tabular.batch_size, train.tabular.holdout_fraction = 1024, 0.2
     expected = pb.Job(
         name=f"{P}/jobs/job-n-000001",
@@ -124,7 +136,8 @@ async def test_a_job_is_converted_from_its_submission_to_its_end(trainer: Memory
         created_at=timestamp(AT),
         priority=3,
     )
-    assert expected == (await trainer.stub.SubmitJob(submit_job(priority=3))).job
+    submitted = submit_job(priority=3, tabular=pb.TabularRecipe(weight_column="weight"))
+    assert expected == (await trainer.stub.SubmitJob(submitted)).job
     run = (await trainer.stub.GetRun(pb.GetRunRequest(name=expected.run))).run
     assert (expected.name, TRAINING_SET) == (run.job, run.training_set)
     name = JobName.parse(expected.name)

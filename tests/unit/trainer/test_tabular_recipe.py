@@ -15,6 +15,7 @@ from sklearn import metrics as sk
 from flywheel_trainer.evaluation.calibration import Platt
 from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.pipelines.comparison import ChampionModel, comparison_with
+from flywheel_trainer.recipes.errors import TooFewEventTimes
 from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
 from flywheel_trainer.recipes.tabular.dataset import (
     Input,
@@ -69,11 +70,40 @@ def test_unlabelled_rows_are_dropped_and_the_rest_sorted_by_time() -> None:
     assert in_time_order(frame)["event_timestamp"].to_list() == [1, 3]
 
 
-@given(st.integers(10, 100_000), st.floats(0.01, 0.99))
+def nearest_border(times: list[int], wanted: int, start: int, end: int) -> int:
+    """The row in [start, end) nearest to `wanted` at which a new time starts, by trying all of them."""
+    borders = [row for row in range(start, end) if times[row - 1] != times[row]]
+    return min(borders, key=lambda row: (abs(row - wanted), row))
+
+
+@given(st.integers(10, 10_000), st.floats(0.01, 0.99))
 def test_the_holdout_is_the_newest_share_and_no_part_is_empty(rows: int, fraction: float) -> None:
-    split = split_by_time(rows, fraction)
+    split = split_by_time(pl.Series(range(rows)), fraction)
     assert 0 < split.train_end < split.calibration_end < split.rows == rows
     assert abs((rows - split.train_end) - rows * fraction) <= 2
+
+
+@given(st.lists(st.integers(0, 12), min_size=10, max_size=60), st.floats(0.01, 0.99))
+def test_rows_of_one_time_are_in_one_part_of_the_split(times: list[int], fraction: float) -> None:
+    times.sort()
+    if len(set(times)) < 3:
+        with pytest.raises(TooFewEventTimes, match=f"{len(set(times))} distinct"):
+            split_by_time(pl.Series(times), fraction)
+        return
+    split = split_by_time(pl.Series(times), fraction)
+    train, calibration = set(times[: split.train_end]), set(times[split.train_end : split.calibration_end])
+    evaluation = set(times[split.calibration_end :])
+    assert train
+    assert calibration
+    assert evaluation
+    assert not train & calibration
+    assert not calibration & evaluation
+    last = times.index(times[-1])  # evaluation needs at least this time
+    rows = len(times)
+    assert split.train_end == nearest_border(times, rows - round(rows * fraction), 1, last)
+    held = rows - split.train_end
+    wanted = split.train_end + round(held * 0.4)
+    assert split.calibration_end == nearest_border(times, wanted, split.train_end + 1, rows)
 
 
 @given(st.integers(1, 500), st.integers(1, 8), st.integers(0, 1000), st.integers(1, 50))

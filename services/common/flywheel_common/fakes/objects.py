@@ -15,6 +15,9 @@ class MemoryObjectStore:
     def __init__(self) -> None:
         self._objects: dict[str, tuple[bytes, datetime]] = {}
 
+    async def ensure_bucket(self) -> None:
+        """The bucket exists."""
+
     async def put(self, key: str, data: bytes) -> Digest:
         self._objects[check_key(key)] = (bytes(data), datetime.now(UTC))
         return Digest(len(data), hashlib.sha256(data).hexdigest())

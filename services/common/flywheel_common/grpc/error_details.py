@@ -13,7 +13,7 @@ from flywheel_common.errors import (
     Internal,
     ResourceExhausted,
 )
-from flywheel_common.grpc.errors import PeerUnavailable
+from flywheel_common.grpc.errors import MessageTooLarge, PeerUnavailable
 
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
 _NO_RESPONSE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -42,7 +42,7 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str = "") -> FlywheelError:
     A status of the transport (connection refused, deadline exceeded) has no ErrorInfo: its reason is the name
     of its code. A code that no service sends (UNKNOWN) becomes Internal. With `peer` (a service name),
     UNAVAILABLE and DEADLINE_EXCEEDED of the transport become PeerUnavailable: the deadline was that of the
-    outgoing call.
+    outgoing call. A message that the transport refuses for its size becomes MessageTooLarge.
     """
     code = _code_of(error)
     message = (error.details() if hasattr(error, "details") else None) or code.name
@@ -65,6 +65,8 @@ def from_rpc_error(error: grpc.RpcError, *, peer: str = "") -> FlywheelError:
                 retry_after = retry.retry_delay.ToNanoseconds() / 1e9
     if peer and reason is None and code in _NO_RESPONSE:
         return PeerUnavailable(peer)
+    if reason is None and code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in message:
+        return MessageTooLarge(message)
     cls = BY_CODE.get(code, Internal)
     result = cls.from_wire(message, reason=reason or cls.reason, metadata=metadata)
     if isinstance(result, ResourceExhausted):

@@ -29,6 +29,7 @@ from flywheel_common.grpc.admission import Admission
 from flywheel_common.grpc.auth import AUTHENTICATED, Permissions, authenticator
 from flywheel_common.grpc.health import Health
 from flywheel_common.grpc.pipeline import Pipeline
+from flywheel_common.process.supervision import RESTARTS, RestartRule
 from flywheel_common.process.worker import PortTaken, Worker
 from flywheel_common.telemetry.logs import RpcLog, get_logger
 from flywheel_common.telemetry.metrics import red_metrics
@@ -60,8 +61,9 @@ class Server(Worker):
         interceptors: Sequence[grpc.aio.ServerInterceptor] = (),
         readiness: Callable[[], Any] | None = None,
         registry: CollectorRegistry = REGISTRY,
+        restarts: RestartRule = RESTARTS,
     ) -> None:
-        super().__init__(settings, registry=registry)
+        super().__init__(settings, registry=registry, restarts=restarts)
         self.health = Health(full_service_names)
         self.methods: list[str] = []
         self.port = 0

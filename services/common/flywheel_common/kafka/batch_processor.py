@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,8 +27,7 @@ log = get_logger(__name__)
 
 Handler = Callable[[Connection, Sequence[Record]], Awaitable[None]]
 """Called with (conn, records of one partition in offset order). Without a pool, conn is None."""
-Commit = Callable[[Mapping[TopicPartition, int]], Awaitable[None]]
-"""Commits next offsets to Kafka."""
+Skip = Callable[[TopicPartition, int], Awaitable[None]]
 
 records_total = Counter("flywheel_consumer_records", "Records whose effect is committed", ["group", "topic"])
 poison_total = Counter(
@@ -57,7 +56,7 @@ class BatchProcessor:
 
     `claims` is shared with the consumer loop, which removes a claim when the partition is reassigned. With
     `pool`, the handler and the new position share a transaction. Without, the handler stores its own
-    positions, and `commit` (if given) commits them to Kafka too.
+    positions, and `skip(partition, next_offset)` moves them past records that went to the dead letters.
     """
 
     def __init__(
@@ -66,7 +65,7 @@ class BatchProcessor:
         group: str,
         handler: Handler,
         pool: Pool | None,
-        commit: Commit | None,
+        skip: Skip | None = None,
         claims: dict[TopicPartition, Claim],
         dead_letters: DeadLetters,
         stats: Stats,
@@ -77,13 +76,25 @@ class BatchProcessor:
         self._group = group
         self._handler = handler
         self._pool = pool
-        self._commit = commit
+        self._skip = skip
         self._claims = claims
         self._dead_letters = dead_letters
         self._stats = stats
         self._dedupe = dedupe
         self._decode = decode_events
         self._slots = asyncio.Semaphore(concurrency)
+
+    async def process_all(self, batches: Sequence[tuple[Claim, Sequence[Any]]]) -> None:
+        """Processes the records of several partitions. Raises TooMuchPoison."""
+        if len(batches) == 1:
+            await self.process(*batches[0])
+        elif batches:
+            try:
+                async with asyncio.TaskGroup() as tasks:
+                    for claim, fetched in batches:
+                        tasks.create_task(self.process(claim, fetched))
+            except BaseExceptionGroup as group:
+                raise group.exceptions[0] from None
 
     async def process(self, claim: Claim, fetched: Sequence[Any]) -> None:
         """Processes the records that were fetched from the claimed partition. Raises TooMuchPoison."""
@@ -136,10 +147,12 @@ class BatchProcessor:
         token = current_call.set(_call_of(self._group, claim.partition.topic, batch.records))
         try:
             if self._pool is None:
+                reached = -1
                 if batch.records:
                     await self._handler(None, batch.records)
-                if self._commit is not None:
-                    await self._commit({claim.partition: batch.next_offset})
+                    reached = batch.records[-1].offset + 1
+                if self._skip is not None and reached < batch.next_offset:
+                    await self._skip(claim.partition, batch.next_offset)
                 return
             async with transaction(self._pool) as conn:
                 records: Sequence[Record] = batch.records

@@ -95,26 +95,36 @@ async def ensure_topics(bootstrap: str, specs: Iterable[TopicSpec], *, timeout_s
 
 
 async def _create(bootstrap: str, specs: Sequence[TopicSpec]) -> None:
+    counts = await partition_counts(bootstrap, specs)
+    for spec in specs:
+        if 0 < counts[spec.name] < spec.partitions:
+            raise TooFewPartitions(
+                f"Topic {spec.name} has {counts[spec.name]} partitions where {spec.partitions} are needed: "
+                "create it again, or set kafka_partitions to the number that it has.",
+            )
+
+
+async def partition_counts(bootstrap: str, specs: Sequence[TopicSpec]) -> dict[str, int]:
+    """Creates missing topics; returns how many partitions each topic has. Raises errors of aiokafka."""
     admin = AIOKafkaAdminClient(bootstrap_servers=bootstrap, request_timeout_ms=10_000)
     try:
         await admin.start()
         existing = set(await admin.list_topics())
+        counts = {spec.name: spec.partitions for spec in specs}
         missing = [spec for spec in specs if spec.name not in existing]
         if missing:
             answer = await admin.create_topics(
                 [NewTopic(s.name, s.partitions, s.replication, topic_configs=s.configs) for s in missing]
             )
             for name, code, *_ in answer.topic_errors:
-                if code not in (0, _EXISTS):
+                if code == _EXISTS:
+                    existing.add(name)
+                elif code:
                     raise for_code(code)(f"topic {name}")
-        wanted = {spec.name: spec.partitions for spec in specs if spec.name in existing}
-        for topic in await admin.describe_topics(sorted(wanted)) if wanted else ():
-            name, count = topic["topic"], len(topic["partitions"])
-            if 0 < count < wanted[name]:
-                raise TooFewPartitions(
-                    f"Topic {name} has {count} partitions where {wanted[name]} are needed: "
-                    "create it again, or set kafka_partitions to the number that it has.",
-                )
+        known = sorted(counts.keys() & existing)
+        for topic in await admin.describe_topics(known) if known else ():
+            counts[topic["topic"]] = len(topic["partitions"])
+        return counts
     finally:
         with suppress(Exception):
             await admin.close()

@@ -13,34 +13,28 @@ transient error (Kafka or PostgreSQL is down, a concurrent change won) the same 
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from aiokafka import AIOKafkaConsumer, ConsumerRebalanceListener, TopicPartition
 from aiokafka.coordinator.assignors.range import RangePartitionAssignor
-from aiokafka.errors import IllegalStateError, KafkaError
+from aiokafka.errors import IllegalStateError
 from prometheus_client import Gauge
 
-from flywheel_common.errors import FlywheelError
 from flywheel_common.ids import new_id
 from flywheel_common.kafka.batch_processor import BatchProcessor, Handler, Stats
-from flywheel_common.kafka.client import stop_consumer, unavailable
+from flywheel_common.kafka.client import stop_consumer
 from flywheel_common.kafka.dead_letters import DeadLetters
-from flywheel_common.kafka.errors import TooMuchPoison
 from flywheel_common.kafka.offsets import Claim, claim_partitions, trim_events
 from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.reconnect import reconnecting
 from flywheel_common.postgres.pool import Pool
 from flywheel_common.telemetry.logs import get_logger
 
 # TopicPartition is exported for services, which must not import the driver.
-__all__ = ["ConsumerLoop", "Positions", "TopicPartition"]
+__all__ = ["ConsumerLoop", "TopicPartition"]
 
 log = get_logger(__name__)
-
-Positions = Callable[[Sequence[TopicPartition]], Awaitable[Mapping[TopicPartition, int | None]]]
-"""The first offsets of partitions, for a loop whose handler stores its own positions; None = from the
-beginning."""
 
 lag_records = Gauge(
     "flywheel_consumer_lag", "Records between the position and the end", ["group", "topic", "partition"]
@@ -55,11 +49,9 @@ TRIM_SECONDS = 600.0
 class ConsumerLoop:
     """`await loop.run()` as a background task. Exactly one of `topics` and `pattern` is given.
 
-    With `pool`, positions are stored with the effect. Without, the handler stores its own: `positions` gives
-    the first offsets (default: Kafka's commits); after each batch the offsets are committed to Kafka if
-    `commit_to_kafka`, else by `commit(...)`. `dedupe` passes each event id to the handler once per group.
-    `decode_events=False` leaves `record.event` None, for topics that hold no envelopes. `member` names a
-    static group member: restarted within the session timeout it keeps its partitions without a rebalance.
+    `dedupe` passes each event id to the handler once per group. `decode_events=False` leaves `record.event`
+    None, for topics that hold no envelopes. For a handler that stores its own positions, and for topics that
+    come and go, see claimed_consumer.py.
     """
 
     def __init__(
@@ -70,23 +62,18 @@ class ConsumerLoop:
         topics: Sequence[str] = (),
         pattern: str | None = None,
         handler: Handler,
-        pool: Pool | None = None,
+        pool: Pool,
         dedupe: bool = False,
         decode_events: bool = True,
         batch_records: int = 500,
         concurrency: int = 1,
-        positions: Positions | None = None,
-        commit_to_kafka: bool = True,
         max_record_bytes: int = 8 * 1024 * 1024,
         session_timeout_seconds: float = 10.0,
         keep_event_ids_days: float = 7.0,
         poison_limit: int = 1000,
-        member: str = "",
     ) -> None:
         if bool(topics) == bool(pattern):
             raise ValueError("give either topics or a pattern")
-        if dedupe and pool is None:
-            raise ValueError("dedupe needs a pool: the ids are stored with the effect")
         self.group = group
         self.stats = Stats()
         self._bootstrap = bootstrap
@@ -95,20 +82,16 @@ class ConsumerLoop:
         self._pool = pool
         self._dedupe = dedupe
         self._batch = batch_records
-        self._positions = positions
         self._max_record_bytes = max_record_bytes
         self._session_timeout = session_timeout_seconds
         self._keep_days = keep_event_ids_days
-        self._member = member or None
         self._owner = new_id()
         self._claims: dict[TopicPartition, Claim] = {}
-        self._consumer: AIOKafkaConsumer | None = None
         self._producer = Producer(bootstrap, client_id=f"{group}-dead-letters")
         self._processor = BatchProcessor(
             group=group,
             handler=handler,
             pool=pool,
-            commit=self.commit if commit_to_kafka else None,
             claims=self._claims,
             dead_letters=DeadLetters(bootstrap, self._producer, group, poison_limit),
             stats=self.stats,
@@ -126,40 +109,14 @@ class ConsumerLoop:
     async def run(self) -> None:
         """Never returns; reconnects after outages of Kafka and PostgreSQL. Raises TooMuchPoison when a long
         run of records is poison: the cause is a bug or a wrong topic, not single bad records."""
-        delay = 0.2
         try:
-            while True:
-                started = asyncio.get_running_loop().time()
-                try:
-                    await self._session()
-                except TooMuchPoison:
-                    raise
-                except (KafkaError, OSError, TimeoutError) as error:
-                    log.warning("consumer reconnects", group=self.group, error=type(error).__name__)
-                except FlywheelError as error:
-                    if not error.retryable:
-                        raise
-                    log.warning("consumer reconnects", group=self.group, error=error.reason)
-                delay = 0.2 if asyncio.get_running_loop().time() - started > 30 else min(delay * 2, 5.0)
-                await asyncio.sleep(delay * random.uniform(0.5, 1.0))
+            await reconnecting(self.group, self._session)
         finally:
             await self._producer.close()
 
     def rewind(self) -> None:
-        """Drops the claims, so that the next poll reads the positions again (for a store that lost data)."""
+        """Drops the claims, so that the next poll reads the positions again."""
         self._claims.clear()
-
-    async def commit(self, offsets: Mapping[TopicPartition, int]) -> None:
-        """Commits next offsets to Kafka, for a handler that stores its own positions. Raises
-        KafkaUnavailable."""
-        if self._consumer is None:
-            return
-        held = {tp: offset for tp, offset in offsets.items() if tp in self._consumer.assignment()}
-        try:
-            if held:
-                await self._consumer.commit(held)
-        except (KafkaError, *LOST_PARTITION) as error:
-            raise unavailable(error) from error
 
     async def _session(self) -> None:
         """Polls with one Kafka consumer until it fails."""
@@ -167,7 +124,6 @@ class ConsumerLoop:
             bootstrap_servers=self._bootstrap,
             group_id=self.group,
             client_id=f"{self.group}-{self._owner[-6:]}",
-            group_instance_id=self._member,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
             partition_assignment_strategy=[RangePartitionAssignor],
@@ -182,11 +138,9 @@ class ConsumerLoop:
         consumer.subscribe(topics=self._topics or (), pattern=self._pattern, listener=_Listener(self))
         try:
             await consumer.start()
-            self._consumer = consumer
             while True:
                 await self._step(consumer)
         finally:
-            self._consumer = None
             self._claims.clear()
             await stop_consumer(consumer, seconds=5)
 
@@ -204,15 +158,7 @@ class ConsumerLoop:
         except LOST_PARTITION:  # a rebalance came between the two statements
             return
         batches = [(self._claims[tp], raw) for tp, raw in polled.items() if raw and tp in self._claims]
-        if len(batches) == 1:
-            await self._processor.process(*batches[0])
-        elif batches:
-            try:
-                async with asyncio.TaskGroup() as tasks:
-                    for claim, raw in batches:
-                        tasks.create_task(self._processor.process(claim, raw))
-            except BaseExceptionGroup as group:
-                raise group.exceptions[0] from None
+        await self._processor.process_all(batches)
         for claim, raw in batches:
             tp = claim.partition
             # A rebalance may have taken the partition while its records were processed.
@@ -223,13 +169,7 @@ class ConsumerLoop:
 
     async def _claim(self, consumer: AIOKafkaConsumer, partitions: Sequence[TopicPartition]) -> None:
         """Claims partitions and moves the consumer to their stored positions."""
-        if self._pool is not None:
-            claims = await claim_partitions(self._pool, self.group, self._owner, partitions)
-        elif self._positions is not None:
-            found = await self._positions(partitions)
-            claims = {tp: Claim(tp, found.get(tp), 0) for tp in partitions}
-        else:
-            claims = {tp: Claim(tp, await consumer.committed(tp), 0) for tp in partitions}
+        claims = await claim_partitions(self._pool, self.group, self._owner, partitions)
         unread = [tp for tp, claim in claims.items() if claim.next_offset is None]
         beginnings = await consumer.beginning_offsets(unread) if unread else {}
         claimed = [tp for tp, claim in claims.items() if self._seek(consumer, claim, beginnings)]
@@ -252,7 +192,7 @@ class ConsumerLoop:
 
     async def _trim(self) -> None:
         now = asyncio.get_running_loop().time()
-        if self._dedupe and self._pool is not None and now - self._trimmed > TRIM_SECONDS:
+        if self._dedupe and now - self._trimmed > TRIM_SECONDS:
             self._trimmed = now
             await trim_events(self._pool, self.group, self._keep_days)
 

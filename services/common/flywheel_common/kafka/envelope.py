@@ -53,8 +53,3 @@ def payload_of(event: Event, kind: type[M]) -> M:
         return kind.FromString(event.payload)
     except DecodeError:
         raise MalformedEvent(f"The payload is not a {event.type}.") from None
-
-
-def event_time_of(event: Event) -> datetime:
-    """The event time, in UTC."""
-    return event.event_time.ToDatetime(tzinfo=UTC)

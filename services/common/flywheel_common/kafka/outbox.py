@@ -8,9 +8,7 @@ by event id.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from prometheus_client import Counter, Gauge
 
@@ -19,7 +17,8 @@ from flywheel_common.kafka.errors import EventTooLarge
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.topics import MAX_RECORD_BYTES
 from flywheel_common.postgres.lease import Lease
-from flywheel_common.postgres.pool import DRIVER_ERRORS, Connection, Pool, alive, connection
+from flywheel_common.postgres.listener import Listener
+from flywheel_common.postgres.pool import Connection, Pool, connection
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.events.v1.event_pb2 import Event
 
@@ -78,19 +77,14 @@ class Relay:
 
     async def _relay(self) -> None:
         woken = asyncio.Event()
-
-        def wake(*_: Any) -> None:
-            woken.set()
-
+        listener = Listener(self._pool, CHANNEL, lambda _: woken.set())
         trimmed = 0.0
         loop = asyncio.get_running_loop()
-        listener: Any = None
         try:
             while True:
                 woken.clear()
                 try:
-                    if not alive(listener):
-                        listener = await self._listen(wake)
+                    if await listener.ensure():
                         woken.set()
                     sent = await self.send_batch()
                     if loop.time() - trimmed > 60:
@@ -107,11 +101,7 @@ class Relay:
                         async with asyncio.timeout(self._poll):
                             await woken.wait()
         finally:
-            if alive(listener):
-                with suppress(*DRIVER_ERRORS):
-                    async with asyncio.timeout(2.0):
-                        await listener.remove_listener(CHANNEL, wake)
-                        await self._pool.release(listener)
+            await listener.close()
 
     async def send_batch(self) -> int:
         """Sends at most one batch and returns the number of events. Marks the events that were acknowledged
@@ -136,13 +126,3 @@ class Relay:
         async with connection(self._pool) as conn:
             await conn.execute(_TRIM, self._keep)
             waiting.set(await conn.fetchval(_WAITING))
-
-    async def _listen(self, wake: Callable[..., None]) -> Any:
-        """A connection that listens for new events; None if none is available."""
-        async with asyncio.timeout(5):
-            try:
-                conn = await self._pool.acquire()
-                await conn.add_listener(CHANNEL, wake)
-            except DRIVER_ERRORS:
-                return None
-        return conn

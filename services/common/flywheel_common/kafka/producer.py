@@ -1,9 +1,8 @@
-"""Kafka producers: one waits for acknowledgements, the other never blocks and may drop records."""
+"""A Kafka producer that waits for acknowledgements."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
 from types import TracebackType
@@ -25,9 +24,6 @@ log = get_logger(__name__)
 Outgoing = tuple[str, bytes, str | None, int | None]
 """(topic, value, key, partition); partition None = by the key's hash."""
 
-dropped_total = Counter(
-    "flywheel_producer_dropped", "Records dropped because the queue was full", ["producer"]
-)
 sent_total = Counter("flywheel_producer_sent", "Records acknowledged", ["producer"])
 
 
@@ -188,81 +184,3 @@ def _too_large(topic: str, value: bytes) -> EventTooLarge:
 def _ignore_result(future: Any) -> None:
     if not future.cancelled():
         future.exception()
-
-
-class LossyProducer:
-    """A producer with a bounded queue: `offer` never waits, and drops and counts records when the queue is
-    full. `run` sends in order in the background and keeps the queue during an outage of Kafka."""
-
-    def __init__(self, producer: Producer, *, name: str, capacity: int = 50_000, batch: int = 1000) -> None:
-        self._producer = producer
-        self._name = name
-        self._capacity = capacity
-        self._batch = batch
-        self._queue: deque[Outgoing] = deque()
-        self._wake = asyncio.Event()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self.dropped = 0
-        self.sent = 0
-
-    def __len__(self) -> int:
-        return len(self._queue)
-
-    def offer(
-        self, topic: str, value: bytes | Event, *, key: str | None = None, partition: int | None = None
-    ) -> bool:
-        """Queues a record; False when it was dropped because the queue is full."""
-        if len(self._queue) >= self._capacity:
-            self._drop()
-            return False
-        if isinstance(value, Event):
-            key = value.key if key is None else key
-            value = value.SerializeToString()
-        self._queue.append((topic, value, key, partition))
-        self._idle.clear()
-        self._wake.set()
-        return True
-
-    async def run(self) -> None:
-        """Sends for ever."""
-        delay = 0.1
-        while True:
-            if not self._queue:
-                self._idle.set()
-                self._wake.clear()
-                await self._wake.wait()
-            batch = [self._queue[i] for i in range(min(self._batch, len(self._queue)))]
-            done, failure = await self._producer.send_in_order(batch)
-            for _ in range(done):
-                self._queue.popleft()
-            self.sent += done
-            if failure is None:
-                delay = 0.1
-                continue
-            if not failure.retryable:
-                self._queue.popleft()
-                self._drop()
-                log.error("record dropped", producer=self._name, reason=failure.reason)
-                continue
-            log.warning(
-                "records wait for kafka",
-                producer=self._name,
-                waiting=len(self._queue),
-                dropped=self.dropped,
-            )
-            await asyncio.sleep(delay)
-            delay = min(delay * 2, 2.0)
-
-    def _drop(self) -> None:
-        self.dropped += 1
-        dropped_total.labels(self._name).inc()
-
-    async def flush(self, seconds: float = 5.0) -> bool:
-        """Waits until the queue is empty; False after `seconds`. `run` must be running."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._idle.wait()
-        except TimeoutError:
-            return False
-        return True

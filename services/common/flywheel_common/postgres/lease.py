@@ -23,7 +23,7 @@ INSERT INTO lease AS l (name, holder, token, expires_at)
 VALUES ($1, $2, 1, clock_timestamp() + $3 * interval '1 second')
 ON CONFLICT (name) DO UPDATE SET holder = $2, expires_at = clock_timestamp() + $3 * interval '1 second',
     token = CASE WHEN l.holder = $2 AND l.expires_at > clock_timestamp() THEN l.token ELSE l.token + 1 END
-WHERE l.holder = $2 OR l.expires_at <= clock_timestamp()
+WHERE l.holder = $2 OR l.expires_at <= clock_timestamp() OR $4
 RETURNING token
 """
 _RENEW = """
@@ -34,22 +34,40 @@ _RELEASE = "UPDATE lease SET expires_at = clock_timestamp() WHERE name = $1 AND 
 _FENCE = "SELECT true FROM lease WHERE name = $1 AND token = $2 AND expires_at > clock_timestamp() FOR SHARE"
 
 
+_LIVE = "SELECT name FROM lease WHERE starts_with(name, $1) AND expires_at > clock_timestamp()"
+_TRIM = "DELETE FROM lease WHERE starts_with(name, $1) AND expires_at < clock_timestamp() - interval '1 hour'"
+
+
 class Lease:
-    """A lease on `name` for `ttl_seconds`, renewed every quarter of that time while `run` works."""
+    """A lease on `name` for `ttl_seconds`, renewed every quarter of that time while `run` works.
+
+    With `replace`, the first acquisition also takes a lease that has not expired: for a name that belongs to
+    one process at a time, whose former run may have died without a release.
+    """
 
     def __init__(
-        self, pool: Pool, name: str, *, holder: str | None = None, ttl_seconds: float = 10.0
+        self,
+        pool: Pool,
+        name: str,
+        *,
+        holder: str | None = None,
+        ttl_seconds: float = 10.0,
+        replace: bool = False,
     ) -> None:
         self.name = name
         self.holder = holder or new_id()
         self.ttl_seconds = ttl_seconds
         self._pool = pool
+        self._replace = replace
 
     async def try_acquire(self) -> int | None:
         """The fencing token, which rises with every change of holder, or None while another process holds
         it."""
         async with connection(self._pool) as conn:
-            token: int | None = await conn.fetchval(_TAKE, self.name, self.holder, self.ttl_seconds)
+            token: int | None = await conn.fetchval(
+                _TAKE, self.name, self.holder, self.ttl_seconds, self._replace
+            )
+        self._replace = False
         return token
 
     async def renew(self, token: int) -> bool:
@@ -96,6 +114,8 @@ class Lease:
             if task.done():
                 await task
             else:
+                if renewer.done():
+                    await renewer  # raises its exception, if it had one
                 log.warning("lease lost", lease=self.name)
         finally:
             task.cancel()
@@ -127,3 +147,13 @@ async def fence(conn: Connection, name: str, token: int) -> None:
     transaction ends. Raises LeaseLost unless `token` still holds it."""
     if not await conn.fetchval(_FENCE, name, token):
         raise LeaseLost(f"The lease {name} is held by another process.", lease=name)
+
+
+async def live_leases(conn: Connection, prefix: str) -> list[str]:
+    """The names with this prefix whose lease is held now."""
+    return [row["name"] for row in await conn.fetch(_LIVE, prefix)]
+
+
+async def trim_leases(conn: Connection, prefix: str) -> None:
+    """Deletes the leases with this prefix that ended an hour ago, for names that are not used again."""
+    await conn.execute(_TRIM, prefix)

@@ -66,7 +66,7 @@ async def create_pool(
         try:
             async with asyncio.timeout(5):
                 await pool.close()
-        except (OSError, asyncpg.PostgresError):
+        except DRIVER_ERRORS:
             pool.terminate()
 
 
@@ -128,7 +128,8 @@ async def _no_reset(_: Connection) -> None:
     migrations) must change it back."""
 
 
-async def _acquire(pool: Pool) -> Connection:
+async def acquire(pool: Pool) -> Connection:
+    """A free connection, for a user that keeps it, such as a listener. Raises PostgresUnavailable."""
     left = seconds_to_answer()
     timeout = ACQUIRE_SECONDS if left is None else max(0.001, min(ACQUIRE_SECONDS, left))
     try:
@@ -186,10 +187,10 @@ class _Checkout:
 async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[_Checkout]:
     """Takes a connection and returns it to the pool whatever happens. A cancelled caller does not wait for a
     database that may hang: its rollback and release run in a background task."""
-    checkout = _Checkout(await _acquire(pool))
+    checkout = _Checkout(await acquire(pool))
     async with in_time(_unavailable):
         try:
-            with domain_errors(translate):
+            with domain_errors(checkout.conn, translate):
                 yield checkout
         except _INTERRUPTED:
             _release_later(pool, checkout)
@@ -199,25 +200,21 @@ async def _checkout(pool: Pool, translate: Translation | None) -> AsyncIterator[
                 # asyncpg takes it for an open connection, unless the socket has closed meanwhile.
                 with suppress(asyncpg.InterfaceError):
                     checkout.conn.terminate()
-            await _release(pool, checkout.conn)
+            await release(pool, checkout.conn)
             raise
-    await _release(pool, checkout.conn)
+    await release(pool, checkout.conn)
 
 
 @contextmanager
-def domain_errors(translate: Translation | None = None) -> Iterator[None]:
-    """Turns asyncpg's errors into domain errors. A violated constraint without a translation is raised
-    unchanged."""
+def domain_errors(conn: Connection, translate: Translation | None = None) -> Iterator[None]:
+    """Turns asyncpg's errors into domain errors. Any error of the driver after which the connection is closed
+    is the loss of the connection. A violated constraint without a translation is raised unchanged."""
     try:
         yield
-    except (
-        asyncpg.PostgresError,
-        asyncpg.InterfaceError,
-        asyncpg.InternalClientError,
-        ConnectionError,
-        TimeoutError,
-    ) as error:
+    except DRIVER_ERRORS as error:
         mapped = _mapped(error, translate or {})
+        if mapped is None and not alive(conn):
+            mapped = _unavailable()
         if mapped is None:
             raise
         raise mapped from error
@@ -285,10 +282,11 @@ async def _roll_back_and_release(pool: Pool, checkout: _Checkout) -> None:
                 await checkout.begun.rollback()
     except DRIVER_ERRORS:
         checkout.conn.terminate()
-    await _release(pool, checkout.conn)
+    await release(pool, checkout.conn)
 
 
-async def _release(pool: Pool, conn: Connection) -> None:
+async def release(pool: Pool, conn: Connection) -> None:
+    """Returns a connection to the pool, whatever became of it."""
     try:
         await pool.release(conn, timeout=RELEASE_SECONDS)
     except DRIVER_ERRORS:

@@ -22,7 +22,8 @@ import uvloop
 
 from flywheel_common.config import EXIT_BAD_SETTINGS, ServiceSettings, load
 from flywheel_common.errors import FlywheelError
-from flywheel_common.process.worker import EXIT_CRASH, EXIT_DEPENDENCY, BackgroundCrashed, PortTaken, Worker
+from flywheel_common.process.supervision import BackgroundFailed
+from flywheel_common.process.worker import EXIT_CRASH, EXIT_DEPENDENCY, PortTaken, Worker
 from flywheel_common.telemetry.logs import configure_logs, get_logger
 from flywheel_common.telemetry.traces import configure_telemetry
 
@@ -51,8 +52,8 @@ def main(service_name: str, settings: type[S] | S, build: Build[S]) -> NoReturn:
     except ValueError as error:
         log.error("cannot start", exc_info=error)
         code = _print_error(str(error), EXIT_BAD_SETTINGS)
-    except BackgroundCrashed as error:
-        code = _print_error(f"Background task {error} crashed; its traceback is in the log.", EXIT_CRASH)
+    except BackgroundFailed as error:
+        code = _print_error(f"{error} Its traceback is in the log.", EXIT_CRASH)
     except KeyboardInterrupt:
         code = 130
     except Exception as error:

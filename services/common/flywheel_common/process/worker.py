@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from flywheel_common.clock import SystemClock
 from flywheel_common.config import ServiceSettings
+from flywheel_common.process.supervision import (
+    RESTARTS,
+    BackgroundFailed,
+    BackgroundTask,
+    RestartRule,
+    Supervisor,
+    Work,
+)
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_common.telemetry.metrics import MetricsPage
+from flywheel_common.telemetry.metrics import MetricsPage, background_failures
 
 log = get_logger(__name__)
 
 EXIT_CRASH = 1
 EXIT_PORT_TAKEN = 3
 EXIT_DEPENDENCY = 4
-
-Work = Callable[[], Awaitable[None]]
+CANCEL_SECONDS = 5.0
+"""How long cancelled background tasks may take to end before the process exits without them."""
 
 
 class PortTaken(SystemExit):
@@ -37,25 +47,35 @@ class PortTaken(SystemExit):
         return self.message
 
 
-class BackgroundCrashed(RuntimeError):
-    """A background task raised an exception; the process exits with status 1."""
-
-
 class Worker:
     """A process without gRPC, such as `flywheel-feature materialize`. `Server` is a subclass."""
 
-    def __init__(self, settings: ServiceSettings, *, registry: CollectorRegistry = REGISTRY) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        *,
+        registry: CollectorRegistry = REGISTRY,
+        restarts: RestartRule = RESTARTS,
+    ) -> None:
         self._settings = settings
         self._registry = registry
-        self._background: list[tuple[str, Work]] = []
+        self._restarts = restarts
+        self._background: list[BackgroundTask] = []
         self._metrics_page: MetricsPage | None = None
         self._stop_requested = asyncio.Event()
         self.metrics_port: int = 0
 
-    def add_background(self, name: str, work: Work) -> None:
-        """Runs `work()` as long as the process. If it raises, the process logs the exception, drains and
-        exits with status 1. If it returns, nothing happens."""
-        self._background.append((name, work))
+    def add_background(self, name: str, work: Work, *, ends: bool = False, stops_last: bool = False) -> None:
+        """Keeps `work()` running as long as the process, by the rule of process/supervision.py. The
+        parameters are the fields of BackgroundTask."""
+        if name in (task.name for task in self._background):
+            raise ValueError(f"two background tasks are named {name!r}")
+        self._background.append(BackgroundTask(name, work, ends, stops_last))
+
+    @property
+    def background(self) -> Sequence[BackgroundTask]:
+        """The declared background tasks."""
+        return tuple(self._background)
 
     def request_stop(self) -> None:
         """Stops the process, as SIGTERM does."""
@@ -91,43 +111,62 @@ class Worker:
 
     async def run_until_signal(self) -> None:
         """Starts the process and returns after SIGTERM or SIGINT, when everything has stopped. Raises
-        BackgroundCrashed when a background task raised an exception."""
+        BackgroundFailed when a background task failed too often.
+
+        In both cases the process first drains and finishes its calls, which may need the background tasks,
+        and then cancels these: last those that take work from the others.
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
         try:
-            async with self:
-                crashed = await self._supervise()
+            async with AsyncExitStack() as stack:
+                await self.start()
+                running: dict[asyncio.Task[None], BackgroundTask] = {}
+                stack.push_async_callback(_cancel, running)
+                stack.push_async_callback(self.stop)
+                failure = await self._run_background(running)
+                log.info("stopping", failed=failure and failure.task)
                 await self.drain()
         finally:
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.remove_signal_handler(number)
-        if crashed is not None:
-            raise BackgroundCrashed(crashed)
+        if failure is not None:
+            raise failure
 
-    async def _supervise(self) -> str | None:
-        """Runs until a stop is requested or a task crashes; returns the name of the crashed task. Background
-        tasks are cancelled after the drain, because calls may need them."""
+    async def _run_background(
+        self, running: dict[asyncio.Task[None], BackgroundTask]
+    ) -> BackgroundFailed | None:
+        """Starts the background tasks, into `running`, and waits for a stop request (None) or for a task that
+        failed too often."""
+        supervisor = Supervisor(self._restarts, SystemClock(), background_failures(self._registry))
+        for each in self._background:
+            running[asyncio.create_task(supervisor.keep_running(each), name=each.name)] = each
         stop = asyncio.create_task(self._stop_requested.wait())
-        tasks = {asyncio.create_task(self._run(work), name=name): name for name, work in self._background}
-        crashed: str | None = None
         try:
-            pending: set[asyncio.Task[object]] = {stop, *tasks}
-            while not stop.done() and crashed is None:
+            pending: set[asyncio.Task[object]] = {stop, *running}
+            while not stop.done():
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done - {stop}:
-                    if not task.cancelled() and task.exception() is not None:
-                        crashed = task.get_name()
-                        log.error("background task crashed", task=crashed, exc_info=task.exception())
-            log.info("stopping", crashed=crashed)
-            if crashed is None:
-                await self.drain()
+                    error = None if task.cancelled() else task.exception()
+                    if isinstance(error, BackgroundFailed):
+                        return error
+                    if error is not None:
+                        raise error
         finally:
-            for task in (stop, *tasks):
-                task.cancel()
-            await asyncio.gather(stop, *tasks, return_exceptions=True)
-        return crashed
+            stop.cancel()
+        return None
 
-    @staticmethod
-    async def _run(work: Work) -> None:
-        await work()
+
+async def _cancel(running: dict[asyncio.Task[None], BackgroundTask]) -> None:
+    """Cancels the tasks: those that other tasks hand work to after these have ended."""
+    for last in (False, True):
+        tasks = {task for task, each in running.items() if each.stops_last == last}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            ended, hanging = await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+            # Their exceptions are in the log; asyncio complains of those that nothing reads.
+            await asyncio.gather(*ended, return_exceptions=True)
+            if hanging:
+                log.error("background tasks do not stop", tasks=sorted(task.get_name() for task in hanging))

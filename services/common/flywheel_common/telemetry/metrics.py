@@ -50,6 +50,18 @@ def red_metrics(registry: CollectorRegistry = REGISTRY) -> RedMetrics:
     return _shared[registry]
 
 
+_background: WeakKeyDictionary[CollectorRegistry, Counter] = WeakKeyDictionary()
+
+
+def background_failures(registry: CollectorRegistry = REGISTRY) -> Counter:
+    """The counter of failures of background tasks, with the label `task`; once per registry."""
+    if registry not in _background:
+        _background[registry] = Counter(
+            "flywheel_background_failures", "Failures of background tasks", ["task"], registry=registry
+        )
+    return _background[registry]
+
+
 class MetricsPage:
     """The /metrics page on host:port, served by a thread."""
 

@@ -212,7 +212,7 @@ def _runs(starts: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def has_value(statuses: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-    """PRESENT and STALE have a value, NULL and NOT_FOUND have none."""
+    """PRESENT and STALE have a value, the other statuses have none."""
     return (statuses == PRESENT) | (statuses == STALE)
 
 

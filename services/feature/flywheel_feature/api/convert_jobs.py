@@ -13,7 +13,7 @@ from flywheel_feature.api.errors import InvalidFilter, MissingJoinKey
 from flywheel_feature.definitions.errors import UnknownField
 from flywheel_feature.definitions.model import Entity
 from flywheel_feature.encoding.keys import entity_keys
-from flywheel_feature.encoding.wire_columns import micros
+from flywheel_feature.encoding.wire_columns import micros_if_set
 from flywheel_feature.erasure.model import EraseRequest
 from flywheel_feature.ingest.materialize_job import MaterializeRequest
 from flywheel_feature.jobs.model import Job
@@ -61,12 +61,13 @@ def job_filter(text: str) -> tuple[str, str]:
 
 
 def to_materialize(request: pb.MaterializeViewRequest) -> MaterializeRequest:
+    """Raises InvalidName, or EventTimeOutOfRange for a time of 1970-01-01."""
     project, view = plain_name(request.view, VIEW) if request.view else (parse_project(request.parent), "")
     return MaterializeRequest(
         project,
         view,
-        micros(request.start_time) if request.HasField("start_time") else None,
-        micros(request.end_time) if request.HasField("end_time") else None,
+        micros_if_set(request, "start_time"),
+        micros_if_set(request, "end_time"),
         request.rows_per_second,
     )
 

@@ -11,7 +11,6 @@ import numpy as np
 from google.protobuf import json_format
 
 from flywheel_common.errors import FlywheelError
-from flywheel_common.event_time import unset_time
 from flywheel_common.value import from_python
 from flywheel_feature.api.errors import MissingJoinKey, MissingRequestField, TooManyRows
 from flywheel_feature.definitions.model import DataType, Field
@@ -20,7 +19,7 @@ from flywheel_feature.encoding.keys import NO_ENTITY, entity_keys
 from flywheel_feature.encoding.same_length_keys import MANY, SameLengthTexts
 from flywheel_feature.encoding.wire_columns import (
     holds_texts,
-    micros,
+    micros_if_set,
     read_request_column,
     read_texts,
     row_total,
@@ -58,7 +57,12 @@ def to_lookup(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan) -> Lookup:
             )
     entities = [_entities(group, sent, rows) for group in plan.key_groups]
     return Lookup(
-        entities, _request_fields(request, plan, rows), _as_of(request), rows, request.with_applied_offsets
+        entities,
+        _request_fields(request, plan, rows),
+        _as_of(request),
+        rows,
+        request.with_applied_offsets,
+        hides_later=request.HasField("as_of"),
     )
 
 
@@ -114,12 +118,8 @@ def _request_fields(request: pb.GetOnlineFeaturesRequest, plan: ReadPlan, rows: 
 
 def _as_of(request: pb.GetOnlineFeaturesRequest) -> int:
     """The time of the read, now unless the request sets it. Raises EventTimeOutOfRange for 1970-01-01."""
-    if not request.HasField("as_of"):
-        return time.time_ns() // 1000
-    as_of = micros(request.as_of)
-    if as_of == 0:
-        raise unset_time("as_of")
-    return as_of
+    as_of = micros_if_set(request, "as_of")
+    return time.time_ns() // 1000 if as_of is None else as_of
 
 
 def answer_to_proto(answer: Answer, plan: ReadPlan, layout: int) -> pb.GetOnlineFeaturesResponse:
@@ -204,6 +204,7 @@ def freshness_to_proto(item: Freshness) -> pb.Freshness:
             pb.AppliedOffset(source=item.name, partition=p, next_offset=o) for p, o in item.applied.items()
         ],
         lag_events=item.lag_events,
+        waiting_since=to_timestamp(item.waiting_since) if item.waiting_since else None,
         archived_events=item.archived_events,
         freshness_sla=to_duration(item.freshness_sla),
     )

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import Any
-
-from google.protobuf import json_format
 
 from flywheel_common.errors import InvalidName
 from flywheel_common.names import Pattern, check_id, parse_project
@@ -20,7 +17,7 @@ from flywheel_feature.api.convert_definitions import (
 )
 from flywheel_feature.api.errors import WrongCompute
 from flywheel_feature.definitions.errors import InvalidUri, WrongSpine
-from flywheel_feature.encoding.wire_columns import micros, to_timestamp
+from flywheel_feature.encoding.wire_columns import micros_if_set, to_timestamp
 from flywheel_feature.jobs.runner import Handler, JobContext
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import (
@@ -97,19 +94,21 @@ def _spine(project: str, spine: ts.Spine) -> Spine:
             given = spine.source
             owner, source_id = plain_name(given.source, SOURCE)
             _check_project(project, owner, given.source)
-            if not (given.HasField("start_time") and given.HasField("end_time")):
+            start, end = micros_if_set(given, "start_time"), micros_if_set(given, "end_time")
+            if start is None or end is None:
                 raise WrongSpine("A source spine needs start_time and end_time.")
-            known = micros(given.known_before) if given.HasField("known_before") else 0
             return SourceSpine(
                 source_id,
                 given.timestamp_field,
                 given.label,
-                micros(given.start_time),
-                micros(given.end_time),
-                known,
+                start,
+                end,
+                micros_if_set(given, "known_before") or 0,
+                tuple(given.extra_fields),
             )
         case "file":
-            return FileSpine(spine.file.uri, spine.file.timestamp_field, spine.file.label_field)
+            file = spine.file
+            return FileSpine(file.uri, file.timestamp_field, file.label_field, tuple(file.ignored_columns))
     raise WrongSpine("The request has no spine: set spine.source or spine.file.")
 
 
@@ -129,6 +128,8 @@ def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
         unlabelled_count=built.unlabelled_count,
         short_feature_names=built.short_feature_names,
         source_versions=dict(built.source_versions),
+        extra_columns=built.extra_columns,
+        late_events=dict(built.late_events),
     )
     if built.row_count:
         message.min_time.CopyFrom(to_timestamp(built.min_time))
@@ -141,7 +142,10 @@ def training_set_to_proto(built: TrainingSet) -> ts.TrainingSet:
 def _spine_to_proto(project: str, spine: Spine) -> ts.Spine:
     if isinstance(spine, FileSpine):
         file = ts.FileSpine(
-            uri=spine.uri, timestamp_field=spine.timestamp_field, label_field=spine.label_field
+            uri=spine.uri,
+            timestamp_field=spine.timestamp_field,
+            label_field=spine.label_field,
+            ignored_columns=spine.ignored_columns,
         )
         return ts.Spine(file=file)
     return ts.Spine(
@@ -152,6 +156,7 @@ def _spine_to_proto(project: str, spine: Spine) -> ts.Spine:
             start_time=to_timestamp(spine.start),
             end_time=to_timestamp(spine.end),
             known_before=to_timestamp(spine.known_before) if spine.known_before else None,
+            extra_fields=spine.extra_fields,
         )
     )
 
@@ -175,22 +180,16 @@ def _profile_to_proto(profile: ColumnProfile) -> ts.ColumnProfile:
 
 
 def skew_request(request: pb.CheckSkewRequest) -> SkewRequest:
-    """Raises InvalidName or InvalidUri."""
+    """Raises InvalidName, InvalidUri, or EventTimeOutOfRange for a time of 1970-01-01."""
     if not request.predictions_uri.startswith("s3://"):
         raise InvalidUri("predictions_uri must be of the form s3://bucket/prefix/.")
     return SkewRequest(
         project=parse_project(request.parent),
         predictions_uri=request.predictions_uri,
-        start=micros(request.start_time) if request.HasField("start_time") else None,
-        end=micros(request.end_time) if request.HasField("end_time") else None,
+        start=micros_if_set(request, "start_time"),
+        end=micros_if_set(request, "end_time"),
         sample_limit=request.sample_limit,
     )
-
-
-def skew_report_to_proto(result: Mapping[str, Any]) -> pb.SkewReport:
-    """The message of a job's stored result (SkewReport.to_json)."""
-    report: pb.SkewReport = json_format.ParseDict(dict(result), pb.SkewReport())
-    return report
 
 
 def training_set_handler(builder: TrainingSetBuilder) -> Handler:

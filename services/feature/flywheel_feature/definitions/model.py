@@ -105,7 +105,7 @@ class ParquetSource:
 @dataclass(frozen=True, slots=True)
 class StreamSource:
     allowed_lateness: int = 0
-    """Microseconds; 0: no limit."""
+    """Microseconds (windows/lateness.py); 0: no limit."""
     partitions: int = 0
     """0: the platform's default."""
     type: Literal["stream"] = "stream"
@@ -160,6 +160,11 @@ class Source:
     @property
     def is_stream(self) -> bool:
         return isinstance(self.kind, StreamSource)
+
+    @property
+    def allowed_lateness(self) -> int:
+        """Microseconds; 0: no limit."""
+        return self.kind.allowed_lateness if isinstance(self.kind, StreamSource) else 0
 
     def field(self, name: str) -> Field | None:
         return next((f for f in self.schema if f.name == name), None)

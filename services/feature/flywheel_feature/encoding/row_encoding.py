@@ -154,6 +154,21 @@ class DecodedRows(Sequence[tuple[Array, Mask]]):
         """[n, layout.wide]: the bits of the features of eight bytes, 0 where there is no value."""
         self._begins: list[npt.NDArray[np.int64]] | None = None
 
+    def hide_later_than(self, limit: npt.NDArray[np.int64]) -> Mask | None:
+        """Clear the rows whose event time or created time is after `limit` [n]; returns them, None for none.
+
+        A cleared row has only nulls and event time 0, as an absent one, but is still `found`.
+        """
+        later: Mask = self.found & (np.maximum(self.event, self._fixed["created"]) > limit)
+        if not later.any():
+            return None
+        self._fixed = self._fixed.copy()
+        self._fixed[later] = np.zeros((), self._fixed.dtype)
+        self.event = np.where(later, 0, self.event)
+        self.valid = self.valid & ~later[:, None]
+        self.bits = self.bits * ~later[:, None]
+        return later
+
     @property
     def columns(self) -> Sequence[tuple[Array, Mask]]:
         return self

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.columns import from_lists, from_numpy, row_count, to_numpy
 from flywheel_common.conversion import convert
 from flywheel_common.errors import InvalidColumn
+from flywheel_common.event_time import unset_time
 from flywheel_feature.definitions.errors import UnknownField
 from flywheel_feature.definitions.model import DataType, Field
 from flywheel_feature.encoding.errors import PartialRow, RowCountMismatch
@@ -31,6 +33,19 @@ _DATA_TYPES = frozenset(int(t) for t in DataType)
 def micros(timestamp: Timestamp) -> int:
     """Microseconds since 1970 UTC."""
     return timestamp.seconds * 1_000_000 + timestamp.nanos // 1000
+
+
+def micros_if_set(message: Message, name: str) -> int | None:
+    """Microseconds since 1970 UTC of a Timestamp field, None if the message lacks it.
+
+    Raises EventTimeOutOfRange for 1970-01-01, the value of a Timestamp that was never set.
+    """
+    if not message.HasField(name):
+        return None
+    value = micros(getattr(message, name))
+    if value == 0:
+        raise unset_time(name)
+    return value
 
 
 def to_timestamp(value: int) -> Timestamp:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from flywheel_feature.ingest.archive import NewSegment
 from flywheel_feature.ingest.tombstones import Tombstone, Tombstones
-from flywheel_feature.tables.ports import Segment
+from flywheel_feature.tables.ports import SeenFile, Segment
 
 Garbage = dict[str, None]
 """Keys of objects to delete, in order; the fakes of one test share it."""
@@ -152,7 +152,7 @@ class MemoryMaterialized:
 
     def __init__(self) -> None:
         self._newest: dict[ViewVersion, int] = {}
-        self._seen: dict[ViewVersion, dict[str, str]] = {}
+        self._seen: dict[ViewVersion, dict[str, SeenFile]] = {}
 
     async def newest(self, project: str) -> dict[tuple[str, int], int]:
         return {(view, version): t for (p, view, version), t in self._newest.items() if p == project}
@@ -161,11 +161,22 @@ class MemoryMaterialized:
         key = project, view, version
         self._newest[key] = max(newest, self._newest.get(key, newest))
 
-    async def seen(self, project: str, view: str, version: int) -> Mapping[str, str]:
+    async def seen(self, project: str, view: str, version: int) -> Mapping[str, SeenFile]:
         return dict(self._seen.get((project, view, version), {}))
 
-    async def mark_seen(self, project: str, view: str, version: int, uri: str, stamp: str) -> None:
-        self._seen.setdefault((project, view, version), {})[uri] = stamp
+    async def mark_seen(self, project: str, view: str, version: int, uri: str, seen: SeenFile) -> None:
+        self._seen.setdefault((project, view, version), {})[uri] = seen
+
+    async def mark_due(self, project: str, view: str, version: int, uri: str, due: int) -> None:
+        files = self._seen.setdefault((project, view, version), {})
+        before = files.get(uri, SeenFile(""))
+        files[uri] = SeenFile(before.stamp, min(before.due or due, due))
+
+    async def due(self, now: int) -> Mapping[ViewVersion, int]:
+        times = {
+            key: [f.due for f in files.values() if 0 < f.due <= now] for key, files in self._seen.items()
+        }
+        return {key: min(found) for key, found in times.items() if found}
 
     async def forget_files(self, project: str, view: str, version: int) -> None:
         self._seen.pop((project, view, version), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 
 from flywheel_feature.definitions.model import Source, StreamSource
@@ -13,6 +14,7 @@ class MemoryTopics:
     def __init__(self, partitions: int) -> None:
         self._partitions = partitions
         self._records: dict[tuple[str, str], list[list[bytes]]] = {}
+        self._stored: dict[tuple[str, str, int, int], int] = {}
 
     async def ensure(self, source: Source) -> int:
         assert isinstance(source.kind, StreamSource)
@@ -24,6 +26,7 @@ class MemoryTopics:
         for partition, value in events:
             records = self._records[source.project, source.id][partition]
             answers.append((partition, len(records)))
+            self._stored[source.project, source.id, partition, len(records)] = time.time_ns() // 1000
             records.append(value)
         return answers
 
@@ -32,3 +35,7 @@ class MemoryTopics:
 
     async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
         return await self.end_offsets(project, source)
+
+    async def stored_since(self, project: str, source: str, offsets: Mapping[int, int]) -> int:
+        found = (self._stored.get((project, source, p, offset), 0) for p, offset in offsets.items())
+        return min((at for at in found if at), default=0)

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import polars as pl
 
 from flywheel_common.errors import FlywheelError
@@ -27,6 +28,7 @@ from flywheel_feature.tables.ports import FrameWriter, Segment
 log = get_logger(__name__)
 
 EVENT_ID = "__event_id"
+ARRIVED = "__arrived"
 EVENT_TIME = "__event_time"
 EVENT_RANK = "__event_rank"
 """event_order.event_ranks of the id: orders events of equal times, online and offline."""
@@ -126,10 +128,28 @@ class Archiver:
         self._idle_seconds = idle_seconds
         self._buffers: dict[tuple[str, int], _Buffer] = {}
         self._lock = asyncio.Lock()
+        self._on_lost: Callable[[Source, int], None] | None = None
+
+    def on_lost(self, listener: Callable[[Source, int], None]) -> None:
+        """Call `listener(source, partition)` when the archived position was moved by another process: rows
+        that were buffered here are dropped, and the partition must begin again."""
+        self._on_lost = listener
 
     def begin(self, source: Source, partition: int, archived: int) -> None:
         """Start a partition at its stored position; buffered rows are dropped and will be read again."""
         self._buffers[source.name, partition] = _Buffer(source, partition, archived, end=archived)
+
+    async def end(self, source: Source, partition: int) -> None:
+        """Write what is buffered of a partition that another process takes over."""
+        buffer = self._buffers.get((source.name, partition))
+        if buffer is None:
+            return
+        try:
+            await self._flush(buffer)
+        finally:
+            # A later write here would race with that process.
+            if self._is_current(buffer):
+                del self._buffers[source.name, partition]
 
     async def gather(self, rows: SourceRows) -> None:
         """Buffer rows without duplicates; rows that are buffered or archived already are skipped."""
@@ -194,6 +214,8 @@ class Archiver:
                     partition=buffer.partition,
                     first_offset=first,
                 )
+                if self._on_lost is not None:
+                    self._on_lost(buffer.source, buffer.partition)
                 return
             del buffer.frames[: len(frames)]
             buffer.rows -= rows
@@ -222,13 +244,15 @@ class Archiver:
 
 
 def segment_frame(rows: SourceRows) -> pl.DataFrame:
-    """The rows of a segment: the schema's columns and each event's id, time, rank, partition, offset."""
+    """The rows of a segment: the schema's columns and each event's id, time, rank, position, arrival."""
     frame = to_frame(list(rows.source.schema), rows.columns, len(rows.event_ids))
     event, _ = rows.times()
+    arrived = np.zeros(len(event), np.int64) if rows.arrived is None else rows.arrived
     return frame.with_columns(
         pl.Series(EVENT_ID, list(rows.event_ids), dtype=pl.String),
         pl.Series(EVENT_TIME, event).cast(pl.Datetime("us")).dt.replace_time_zone("UTC"),
         pl.Series(EVENT_RANK, rows.ranks),
         pl.lit(rows.partition, dtype=pl.Int32).alias(PARTITION),
         pl.Series(OFFSET, rows.offset),
+        pl.Series(ARRIVED, arrived, dtype=pl.Int64),
     )

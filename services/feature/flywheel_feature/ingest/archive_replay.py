@@ -13,7 +13,7 @@ import polars as pl
 from flywheel_feature.definitions.frame_types import converted
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.frames import Columns, from_series
-from flywheel_feature.ingest.archive import EVENT_ID, OFFSET, EventArchive
+from flywheel_feature.ingest.archive import ARRIVED, EVENT_ID, OFFSET, EventArchive
 from flywheel_feature.ingest.source_rows import SourceRows
 from flywheel_feature.tables.ports import Segment
 
@@ -61,7 +61,7 @@ class ArchiveReplay:
             )
             if group and is_full:
                 frame = await asyncio.to_thread(
-                    self._files.read_files, [s.uri for s in group], [*names, EVENT_ID, OFFSET]
+                    self._files.read_files, [s.uri for s in group], [*names, EVENT_ID, OFFSET, ARRIVED]
                 )
                 for part in cut(source_rows(source, partition, frame, group[-1].next_offset)):
                     yield part
@@ -86,10 +86,13 @@ def source_rows(source: Source, partition: int, frame: pl.DataFrame | None, next
     """Archived rows as arrays; no rows for None."""
     if frame is None:
         empty = pl.DataFrame({f.name: [] for f in source.schema})
-        frame = empty.with_columns(pl.lit("").alias(EVENT_ID), pl.lit(0, pl.Int64).alias(OFFSET)).clear()
+        numbers = [pl.lit(0, pl.Int64).alias(name) for name in (OFFSET, ARRIVED)]
+        frame = empty.with_columns(pl.lit("").alias(EVENT_ID), *numbers).clear()
     columns: Columns = {
         f.name: from_series(converted(frame, f.name, f.data_type, f.vector_size), f.data_type)
         for f in source.schema
     }
     ids = frame.get_column(EVENT_ID).to_list()
-    return SourceRows(source, partition, columns, ids, frame.get_column(OFFSET).to_numpy(), next_offset)
+    offset = frame.get_column(OFFSET).to_numpy()
+    arrived = frame.get_column(ARRIVED).cast(pl.Int64).fill_null(0).to_numpy()
+    return SourceRows(source, partition, columns, ids, offset, next_offset, arrived)

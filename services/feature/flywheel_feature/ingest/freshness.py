@@ -24,12 +24,15 @@ class Freshness:
     applied: Mapping[int, int] = field(default_factory=dict)
     """Stream sources: partition → next offset; every event below it is online in all views."""
     lag_events: int = 0
+    """Records that are not applied: of the stream, or to the view."""
+    waiting_since: int = 0
+    """When Kafka stored the oldest of these records."""
     archived_events: int = 0
     freshness_sla: int = 0
 
 
 class TopicEnds(Protocol):
-    """End offsets of the topics of stream sources. Raises Unavailable while Kafka is down."""
+    """The records of the topics of stream sources. Raises Unavailable while Kafka is down."""
 
     async def end_offsets(self, project: str, source: str) -> Mapping[int, int]:
         """Partition → end of the topic now."""
@@ -37,6 +40,13 @@ class TopicEnds(Protocol):
 
     async def recent_end_offsets(self, project: str, source: str) -> Mapping[int, int]:
         """Partition → end of the topic a moment ago; empty when there is no topic."""
+        ...
+
+    async def stored_since(self, project: str, source: str, offsets: Mapping[int, int]) -> int:
+        """When the first record at or after these offsets (partition → offset) was stored, in microseconds.
+
+        0 when there is none. The answer may be a moment old.
+        """
         ...
 
 
@@ -60,10 +70,12 @@ class FreshnessReader:
             asyncio.gather(*(self._tiles.positions(catalog.project, s.id) for s in streams)),
         )
         by_source: dict[str, dict[str, str]] = dict(zip((s.id for s in streams), positions, strict=True))
-        sources = await asyncio.gather(
+        found = await asyncio.gather(
             *(self._source(catalog, s, by_source[s.id], archived.get(s.id, {})) for s in streams)
         )
-        views = [_view(v, by_source, newest) for v in catalog.latest_views.values()]
+        streamed = {s.id: (f, ends) for s, (f, ends) in zip(streams, found, strict=True)}
+        views = [_view(v, by_source, newest, streamed) for v in catalog.latest_views.values()]
+        sources = [f for f, _ in found]
         return sorted(sources, key=lambda f: f.name) + sorted(
             (v for v in views if v is not None), key=lambda f: f.name
         )
@@ -74,7 +86,8 @@ class FreshnessReader:
         source: Source,
         positions: Mapping[str, str],
         archived: Mapping[int, tuple[int, int]],
-    ) -> Freshness:
+    ) -> tuple[Freshness, Mapping[int, int]]:
+        """The freshness of a source, and the ends of its topic."""
         views = catalog.stream_views(source.id)
         partitions = set(archived) | {int(f.rpartition("/")[2]) for f in positions}
         applied: dict[int, int] = {}
@@ -87,24 +100,50 @@ class FreshnessReader:
                 (p.next_offset for p in found), default=archived.get(partition, (0, 0))[0]
             )
             watermark = max(watermark, *(p.watermark for p in found), 0)
+        since = 0
         try:
             ends = await self._ends.recent_end_offsets(source.project, source.id)
+            waiting = _waiting(ends, applied)
+            if waiting:
+                since = await self._ends.stored_since(source.project, source.id, waiting)
         except Unavailable:
             ends = {}
-        lag = sum(max(0, end - applied.get(p, 0)) for p, end in ends.items())
-        return Freshness(source.name, watermark, applied, lag, sum(n for _, n in archived.values()))
+        lag = sum(ends[p] - applied.get(p, 0) for p in _waiting(ends, applied))
+        events = sum(n for _, n in archived.values())
+        return Freshness(source.name, watermark, applied, lag, since, events), ends
+
+
+def _waiting(ends: Mapping[int, int], applied: Mapping[int, int]) -> dict[int, int]:
+    """Partition → applied position, of those with records that are not applied."""
+    return {p: applied.get(p, 0) for p, end in ends.items() if end > applied.get(p, 0)}
 
 
 def _view(
-    view: View, by_source: Mapping[str, Mapping[str, str]], newest: Mapping[tuple[str, int], int]
+    view: View,
+    by_source: Mapping[str, Mapping[str, str]],
+    newest: Mapping[tuple[str, int], int],
+    streams: Mapping[str, tuple[Freshness, Mapping[int, int]]],
 ) -> Freshness | None:
+    lag = since = 0
     match view.kind:
         case BatchView():
             watermark = newest.get((view.id, view.version), 0)
         case StreamView(source=source):
             prefix = f"{view.id}@{view.version}/"
-            texts = [t for f, t in by_source.get(source, {}).items() if f.startswith(prefix)]
-            watermark = max((Position.parse(t).watermark for t in texts), default=0)
+            positions = {
+                int(f.removeprefix(prefix)): Position.parse(t)
+                for f, t in by_source.get(source, {}).items()
+                if f.startswith(prefix)
+            }
+            watermark = max((p.watermark for p in positions.values()), default=0)
+            if source in streams:
+                stream, ends = streams[source]
+                applied = {p: position.next_offset for p, position in positions.items()}
+                lag = sum(ends[p] - applied.get(p, 0) for p in _waiting(ends, applied))
+                # The views of a source move together; the slowest one tells how long events wait.
+                since = stream.waiting_since if lag else 0
         case _:
             return None
-    return Freshness(view.base_name, watermark, freshness_sla=view.freshness_sla)
+    return Freshness(
+        view.base_name, watermark, lag_events=lag, waiting_since=since, freshness_sla=view.freshness_sla
+    )

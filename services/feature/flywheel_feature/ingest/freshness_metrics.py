@@ -1,9 +1,13 @@
-"""Prometheus gauges of freshness: lag and SLA per view, unapplied records per source."""
+"""Prometheus gauges of freshness: lag, SLA and waiting events per view, unapplied records per source.
+
+The service publishes them, not the stream worker, so that they grow while no worker runs.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 
 from prometheus_client import Gauge
 
@@ -21,6 +25,11 @@ _LAG = Gauge(
     "flywheel_feature_freshness_lag_seconds", "Now less the newest event time that is online", ["view"]
 )
 _SLA = Gauge("flywheel_feature_freshness_sla_seconds", "Promised lag; 0: none", ["view"])
+_WAITING = Gauge(
+    "flywheel_feature_freshness_waiting_seconds",
+    "How long the oldest event that is not online has been stored in Kafka; 0: none waits",
+    ["view"],
+)
 _SOURCE_LAG = Gauge(
     "flywheel_feature_source_lag_events", "Records of a stream source that are not applied", ["source"]
 )
@@ -35,6 +44,7 @@ class FreshnessGauges:
         self._reader = reader
         self._projects = projects
         self._clock = clock
+        self._views: set[str] = set()
 
     async def run(self) -> None:
         """Publish until cancelled."""
@@ -47,10 +57,20 @@ class FreshnessGauges:
 
     async def publish(self) -> None:
         now = self._clock.now().timestamp()
+        before, self._views = self._views, set()
         for catalog in self._projects():
             for fresh in await self._reader.read(catalog):
                 if "/sources/" in fresh.name:
                     _SOURCE_LAG.labels(fresh.name).set(fresh.lag_events)
-                elif fresh.watermark:
+                    continue
+                self._views.add(fresh.name)
+                waiting = now - fresh.waiting_since / 1e6 if fresh.waiting_since else 0.0
+                _WAITING.labels(fresh.name).set(max(0.0, waiting))
+                _SLA.labels(fresh.name).set(fresh.freshness_sla / 1e6)
+                if fresh.watermark:
                     _LAG.labels(fresh.name).set(max(0.0, now - fresh.watermark / 1e6))
-                    _SLA.labels(fresh.name).set(fresh.freshness_sla / 1e6)
+        for name in before - self._views:
+            # The last value of a deleted view would be an alarm for ever.
+            for gauge in (_LAG, _SLA, _WAITING):
+                with suppress(KeyError):
+                    gauge.remove(name)

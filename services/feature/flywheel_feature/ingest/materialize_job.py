@@ -11,6 +11,7 @@ import polars as pl
 
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError
+from flywheel_common.value import micros
 from flywheel_feature.definitions.catalog import Catalog, CatalogReader
 from flywheel_feature.definitions.errors import NotABatchView
 from flywheel_feature.definitions.model import BatchView, Field, View
@@ -41,6 +42,8 @@ class MaterializeRequest:
     end: int | None = None
     rows_per_second: int = 0
     """0: the limit of the service."""
+    due_only: bool = False
+    """Write only rows that have become valid since they were read (due_rows.py)."""
 
     def dump(self) -> bytes:
         return json.dumps(asdict(self), sort_keys=True).encode()
@@ -94,7 +97,12 @@ class MaterializeJob:
         checkpoint = MaterializeCheckpoint.load(job.checkpoint)
         await self.materialize(MaterializeRequest.load(job.request), checkpoint, job)
         validation = report_to_json(checkpoint.report)
-        return {"rows": checkpoint.read, "written": checkpoint.written, "validation": validation}
+        return {
+            "rows": checkpoint.read,
+            "written": checkpoint.written,
+            "later": checkpoint.later,
+            "validation": validation,
+        }
 
     async def materialize(
         self, request: MaterializeRequest, checkpoint: MaterializeCheckpoint, job: ResumableJob
@@ -115,7 +123,15 @@ class MaterializeJob:
                 continue
             entity, source = catalog.entity(view.entity), catalog.source(view.kind.source)
             run = ViewRun(
-                ViewInput(view, entity, source, request.start, request.end),
+                ViewInput(
+                    view,
+                    entity,
+                    source,
+                    request.start,
+                    request.end,
+                    micros(self._clock.now()),
+                    request.due_only,
+                ),
                 self._files,
                 self._seen,
                 self._pushed,
@@ -134,7 +150,8 @@ class MaterializeJob:
                 await self._materialized.done(request.project, view.id, view.version, end, checkpoint.newest)
             checkpoint.finish_view(view.name)
             await job.save_checkpoint(checkpoint.dump())
-        job.progress(checkpoint.read, checkpoint.read, "rows", f"{checkpoint.written} rows were new")
+        later = f", {checkpoint.later} become valid later" if checkpoint.later else ""
+        job.progress(checkpoint.read, checkpoint.read, "rows", f"{checkpoint.written} rows were new{later}")
         if checkpoint.failures:
             messages = "; ".join(checkpoint.failures[:3])[:800]
             raise FilesLeftOut(

@@ -6,6 +6,10 @@ a whole. Files are read in the order of offline reads (by path, then the rows pu
 different rows with equal times the same one is kept. A range run (with a start) reads the rows of its range
 in every file, and marks no file as read. Memory is bounded by one row group and one batch.
 
+A row is valid from the later of its event time and its created time. Rows that are valid after the clock of
+the run are not written; the file is remembered with the time of the first of them (`SeenFile.due`). From that
+time on, an incremental run and a due run (due_rows.py) read the file again, and only these rows.
+
 After every batch the job's checkpoint holds the file and the number of its batches that are online; another
 process resumes there.
 """
@@ -13,7 +17,7 @@ process resumes there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import polars as pl
@@ -33,7 +37,7 @@ from flywheel_feature.tables.declared import (
     mismatch,
     times_between,
 )
-from flywheel_feature.tables.ports import Footer, PushedFiles, SeenFiles, TableFile, TableFiles
+from flywheel_feature.tables.ports import Footer, PushedFiles, SeenFile, SeenFiles, TableFile, TableFiles
 from flywheel_feature.tables.sources import (
     ROW_CREATED_TIME,
     ROW_EVENT_TIME,
@@ -56,10 +60,25 @@ class ViewInput:
     start: int | None
     """Microseconds; None: incremental."""
     end: int | None
+    now: int
+    """The clock of the run, microseconds."""
+    due_only: bool = False
+    """Read only the files with rows that have become valid."""
 
     @property
     def is_incremental(self) -> bool:
         return self.start is None
+
+
+@dataclass(frozen=True, slots=True)
+class FileToRead:
+    """A file, and what a run reads of it."""
+
+    file: TableFile
+    stamp: str
+    """The stamp to remember when it was read."""
+    valid_from: int | None = None
+    """Rows that are valid from an earlier time are online; None: read all rows."""
 
 
 class ViewRun:
@@ -83,6 +102,9 @@ class ViewRun:
         self._rule_actions = rule_actions
         self._write = write
         self._keys = [k.name for k in view_input.entity.join_keys]
+        self._version = view_input.view.project, view_input.view.id, view_input.view.version
+        self._vanished: Mapping[str, SeenFile] = {}
+        """Files that are remembered with rows that have become valid, and that no longer exist."""
 
     async def run(self, checkpoint: MaterializeCheckpoint, limit: RateLimit, job: ResumableJob) -> None:
         """Read and write every file of the run, from the checkpoint on.
@@ -93,21 +115,23 @@ class ViewRun:
         table, pushed = await self._all_files()
         files = await self._files_to_read([*table, *pushed], checkpoint)
         job.progress(checkpoint.read, 0, "rows", f"reading {len(files)} files of {self._input.view.id}")
-        footers = await asyncio.to_thread(self._files.footers, [f.uri for f in files])
+        footers = await asyncio.to_thread(self._files.footers, [f.file.uri for f in files])
         await asyncio.to_thread(self._check_columns, table, files, footers)
         total = checkpoint.read + sum(f.rows for f in footers if isinstance(f, Footer))
-        for file, footer in zip(files, footers, strict=True):
+        for reading, footer in zip(files, footers, strict=True):
             if isinstance(footer, FlywheelError):
-                checkpoint.failures.append(_about(file, footer))
+                checkpoint.failures.append(_about(reading.file, footer))
                 continue
-            checkpoint.begin_file(file)
+            checkpoint.begin_file(reading.file)
             try:
-                await self._file(file, checkpoint, total, limit, job)
+                await self._file(reading, checkpoint, total, limit, job)
             except FlywheelError as error:
                 if error.retryable:
                     raise
-                checkpoint.failures.append(_about(file, error))
+                checkpoint.failures.append(_about(reading.file, error))
             await job.save_checkpoint(checkpoint.dump())
+        for uri, seen in self._vanished.items():
+            await self._seen.mark_seen(*self._version, uri, SeenFile(seen.stamp))
 
     async def _all_files(self) -> tuple[list[TableFile], list[TableFile]]:
         """(the files of the table, the files of the push log)."""
@@ -124,25 +148,39 @@ class ViewRun:
 
     async def _files_to_read(
         self, files: list[TableFile], checkpoint: MaterializeCheckpoint
-    ) -> list[TableFile]:
-        """Of an incremental run, files with unread contents; of a range run, those from the checkpoint on."""
+    ) -> list[FileToRead]:
+        """Of an incremental run, the files with unread contents or with rows that have become valid.
+
+        Of a range run, the files from the checkpoint on.
+        """
         if not self._input.is_incremental:
-            return _from_checkpoint(files, checkpoint)
-        view = self._input.view
-        seen = await self._seen.seen(view.project, view.id, view.version)
-        return [f for f in files if not f.stamp or seen.get(f.uri) != f.stamp]
+            return _from_checkpoint([FileToRead(f, f.stamp) for f in files], checkpoint)
+        seen = await self._seen.seen(*self._version)
+        due = {uri: s for uri, s in seen.items() if 0 < s.due <= self._input.now}
+        present = {f.uri for f in files}
+        self._vanished = {uri: s for uri, s in due.items() if uri not in present}
+        # The rows of a vanished file may be in a new one: an erasure and a compaction replace files.
+        everything = not self._input.due_only or bool(self._vanished)
+        found = []
+        for file in files:
+            before = seen.get(file.uri, SeenFile(""))
+            if everything and (not file.stamp or before.stamp != file.stamp):
+                found.append(FileToRead(file, file.stamp))
+            elif file.uri in due:
+                found.append(FileToRead(file, before.stamp, before.due))
+        return found
 
     def _check_columns(
         self,
         table: Sequence[TableFile],
-        files: Sequence[TableFile],
+        files: Sequence[FileToRead],
         footers: Sequence[Footer | FlywheelError],
     ) -> None:
         """Check that the table has every field of the view, as offline reads do.
 
         `footers` are those of `files`. Raises FailedPrecondition SOURCE_MISMATCH.
         """
-        read = {file.uri: footer for file, footer in zip(files, footers, strict=True)}
+        read = {reading.file.uri: footer for reading, footer in zip(files, footers, strict=True)}
         found = [f for file in table if isinstance(f := read.get(file.uri), Footer)]
         if not found:
             return
@@ -155,14 +193,14 @@ class ViewRun:
 
     async def _file(
         self,
-        file: TableFile,
+        reading: FileToRead,
         checkpoint: MaterializeCheckpoint,
         total: int,
         limit: RateLimit,
         job: ResumableJob,
     ) -> None:
         """Read and write the batches of a file that are not online yet, then mark the file as read."""
-        view, source = self._input.view, self._input.source
+        view, source, file = self._input.view, self._input.source, reading.file
 
         def report() -> None:
             left = limit.time_left(total - checkpoint.read)
@@ -179,6 +217,7 @@ class ViewRun:
             number, raw = found
             frame, in_time = await asyncio.to_thread(self._prepared, file, names, raw)
             all_in_range = all_in_range and in_time
+            frame = await asyncio.to_thread(self._valid, reading, frame, checkpoint)
             # Rules come before `_latest`: when the latest row is left out, the one before it counts.
             frame, checkpoint.report = await self._rule_actions.materialized(view, frame, checkpoint.report)
             frame = await asyncio.to_thread(self._latest, frame)
@@ -196,8 +235,26 @@ class ViewRun:
             checkpoint.batches = number
             await job.save_checkpoint(checkpoint.dump())
             report()
-        if self._input.is_incremental and all_in_range and file.stamp:
-            await self._seen.mark_seen(view.project, view.id, view.version, file.uri, file.stamp)
+        if self._input.is_incremental and all_in_range:
+            if reading.stamp or checkpoint.due or reading.valid_from:
+                seen = SeenFile(reading.stamp, checkpoint.due)
+                await self._seen.mark_seen(*self._version, file.uri, seen)
+        elif checkpoint.due and reading.valid_from is None:
+            await self._seen.mark_due(*self._version, file.uri, checkpoint.due)
+
+    def _valid(
+        self, reading: FileToRead, frame: pl.DataFrame, checkpoint: MaterializeCheckpoint
+    ) -> pl.DataFrame:
+        """The rows that are valid now and not online yet; later ones are counted in the checkpoint."""
+        valid_from = frame.select(
+            pl.max_horizontal(ROW_EVENT_TIME, ROW_CREATED_TIME).dt.epoch("us")
+        ).to_series()
+        is_later = valid_from > self._input.now
+        if is_later.any():
+            later = valid_from.filter(is_later)
+            checkpoint.add_later(int(later.min()), len(later))  # type: ignore[arg-type]
+            frame, valid_from = frame.filter(~is_later), valid_from.filter(~is_later)
+        return frame if reading.valid_from is None else frame.filter(valid_from >= reading.valid_from)
 
     def _next(self, file: TableFile, batches: Iterator[Batch]) -> Batch | None:
         try:
@@ -232,7 +289,7 @@ def _about(file: TableFile, error: FlywheelError) -> str:
     return error.message if file.uri in error.message else f"{file.uri}: {error.message}"
 
 
-def _from_checkpoint(files: list[TableFile], checkpoint: MaterializeCheckpoint) -> list[TableFile]:
+def _from_checkpoint(files: list[FileToRead], checkpoint: MaterializeCheckpoint) -> list[FileToRead]:
     """The files from the one of the checkpoint on: a range run has no other record of files that are done."""
-    uris = [file.uri for file in files]
+    uris = [reading.file.uri for reading in files]
     return files[uris.index(checkpoint.uri) :] if checkpoint.uri in uris else files

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
+from flywheel_common.arrays import Ints
 from flywheel_common.errors import Unavailable
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.telemetry.logs import get_logger
@@ -25,6 +26,7 @@ from flywheel_feature.encoding.row_checks import check_values, required, row_ids
 from flywheel_feature.ingest.ports import Materialized
 from flywheel_feature.ingest.row_writer import RowStore, RowWriter
 from flywheel_feature.ingest.rule_actions import RuleActions
+from flywheel_feature.tables.ports import SeenFiles
 
 log = get_logger(__name__)
 
@@ -53,8 +55,8 @@ class SourceTopics(Protocol):
 class RowLog(Protocol):
     """Pushed rows of batch views."""
 
-    async def append(self, view: View, source: Source, columns: Columns, rows: int) -> None:
-        """Append rows; they are durable when this returns. Raises Unavailable."""
+    async def append(self, view: View, source: Source, columns: Columns, rows: int) -> str:
+        """Append rows; returns the uri of their file when they are durable. Raises Unavailable."""
         ...
 
 
@@ -79,6 +81,7 @@ class Pusher:
         encode: Encode,
         rule_actions: RuleActions,
         *,
+        seen: SeenFiles,
         event_times: EventTimeBound,
     ) -> None:
         self._topics = topics
@@ -88,6 +91,7 @@ class Pusher:
         self._newest: dict[str, int] = {}
         self._encode = encode
         self._rule_actions = rule_actions
+        self._seen = seen
         self._event_times = event_times
 
     async def prepare(self, sources: Iterable[Source]) -> None:
@@ -161,8 +165,11 @@ class Pusher:
     ) -> PushResult:
         """Append rows to the push log of a batch view, then write those online that are newer.
 
-        Raises ValueOutOfRange, PartialRow, ValidationFailed; Unavailable: a part may have been written then,
-        and repeating the push is harmless.
+        Rows that are valid after now + max_clock_skew get online when they are due (due_rows.py).
+
+        Raises ValueOutOfRange, PartialRow, ValidationFailed; EventTimeOutOfRange for such rows if they are
+        not to be stored offline; Unavailable: a part may have been written then, and repeating the push is
+        harmless.
         """
         _check_rows(source.schema, columns)
         keys = [k.name for k in catalog.entity(view.entity).join_keys]
@@ -170,15 +177,23 @@ class Pusher:
         kept, report = await self._rule_actions.pushed_to_view(view, source, columns, rows)
         if kept is not None:
             columns, rows = take_rows(columns, kept), int(kept.sum())
-        if rows and offline:
-            await self._log.append(view, source, columns, rows)
-        if rows and online:
+        if not rows:
+            return PushResult(0, {}, report)
+        event, created = _times(source, columns)
+        valid_from = np.maximum(event, created)
+        is_later = valid_from > self._event_times.latest()
+        if is_later.any() and not offline:
+            row = int(np.argmax(is_later))
+            self._event_times.check(int(valid_from[row]), f"the time of row {row}")
+        if offline:
+            uri = await self._log.append(view, source, columns, rows)
+            if is_later.any() and online:
+                due = int(valid_from[is_later].min())
+                await self._seen.mark_due(view.project, view.id, view.version, uri, due)
+        valid = ~is_later
+        if online and valid.any():
             writer = RowWriter(catalog, view)
-            event = columns[source.timestamp_field][0].astype(np.int64)
-            created = event
-            if source.created_field:
-                given, valid = columns[source.created_field]
-                created = np.where(valid, given, event).astype(np.int64)
+            columns, event, created = take_rows(columns, valid), event[valid], created[valid]
             by_feature = {f.name: columns[f.field] for f in view.features}
             await writer.write({k: columns[k] for k in keys}, by_feature, event, created, self._online)
             await self._record_freshness(view, int(event.max()))
@@ -188,6 +203,15 @@ class Pusher:
         if newest > self._newest.get(view.name, 0) + FRESHNESS_STEP:
             await self._materialized.done(view.project, view.id, view.version, newest + 1, newest)
             self._newest[view.name] = newest
+
+
+def _times(source: Source, columns: Columns) -> tuple[Ints, Ints]:
+    """[n] event times and [n] created times of rows of a batch source, microseconds."""
+    event = columns[source.timestamp_field][0].astype(np.int64)
+    if not source.created_field:
+        return event, event
+    given, valid = columns[source.created_field]
+    return event, np.where(valid, given, event).astype(np.int64)
 
 
 def _check_rows(fields: Sequence[Field], columns: Columns) -> None:

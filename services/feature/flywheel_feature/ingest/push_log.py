@@ -42,11 +42,13 @@ class PushLog:
         self._writer = writer
         self._new_id = new_id
 
-    async def append(self, view: View, source: Source, columns: Columns, rows: int) -> None:
+    async def append(self, view: View, source: Source, columns: Columns, rows: int) -> str:
         key = f"pushes/{view.project}/{view.id}/{self._new_id()}.parquet"
         frame = to_frame(list(source.schema), columns, rows)
-        await answered_in_time(partial(self._writer.write, self._writer.bucket_uri(key), frame))
+        uri = self._writer.bucket_uri(key)
+        await answered_in_time(partial(self._writer.write, uri, frame))
         await self._segments.add(view.project, view.id, key, rows)
+        return uri
 
     async def pushed(self, project: str, view: str) -> list[TableFile]:
         """The files in the order of their pushes; a file never changes, but an erasure may replace it."""

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flywheel_common.arrays import Ints
+from flywheel_common.arrays import Ints, Mask
 from flywheel_feature.definitions.model import Source
 from flywheel_feature.encoding.frames import Columns, take_rows
 from flywheel_feature.windows.event_order import event_ranks, known_times
+from flywheel_feature.windows.lateness import late_events
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,17 @@ class SourceRows:
     """[n] the offset of each row's record; rows of one record share it."""
     next_offset: int
     """Offset after the last record."""
+    arrived: Ints | None = None
+    """[n] when Kafka stored each row's record, microseconds, 0: unknown; None: unknown for all."""
 
     def take(self, rows: npt.NDArray[Any]) -> SourceRows:
         """The rows at `rows` (places or a mask)."""
         columns = take_rows(self.columns, rows)
         ids = [self.event_ids[i] for i in np.arange(len(self.event_ids))[rows].tolist()]
-        return SourceRows(self.source, self.partition, columns, ids, self.offset[rows], self.next_offset)
+        arrived = None if self.arrived is None else self.arrived[rows]
+        return SourceRows(
+            self.source, self.partition, columns, ids, self.offset[rows], self.next_offset, arrived
+        )
 
     @cached_property
     def ranks(self) -> Ints:
@@ -47,6 +53,18 @@ class SourceRows:
             return event, event
         created, given = self.columns[self.source.created_field]
         return event, known_times(event, created, given)
+
+    def late(self) -> Mask | None:
+        """[n] the rows that windows leave out (windows/lateness.py); None: none."""
+        allowed = self.source.allowed_lateness
+        if not allowed:
+            return None
+        event = self.columns[self.source.timestamp_field][0].astype(np.int64)
+        arrived = np.zeros(len(event), np.int64) if self.arrived is None else self.arrived
+        if self.source.created_field:
+            created, given = self.columns[self.source.created_field]
+            arrived = np.where(given, created, arrived)
+        return late_events(event, arrived, allowed)
 
 
 Part = tuple[Ints, Columns, Sequence[str]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -127,6 +127,20 @@ class StreamMaterializer:
         self._archiver.begin(source, partition, archived)
         self.generation = await self._filler.fill(catalog, source, partition, archived)
         return archived
+
+    async def skip(self, catalog: Catalog, source: Source, partition: int, next_offset: int) -> None:
+        """Move the positions past records that hold no rows to apply. Raises PositionLost."""
+        rows = SourceRows(source, partition, {}, [], np.zeros(0, np.int64), next_offset)
+        await self._tiles.apply(rows, self._filler.views(catalog, source))
+        await self._archiver.gather(rows)
+
+    async def end(self, source: Source, partition: int) -> None:
+        """Archive what was applied of a partition that another process takes over."""
+        await self._archiver.end(source, partition)
+
+    def on_lost(self, listener: Callable[[Source, int], None]) -> None:
+        """Call `listener(source, partition)` for a partition that must begin again (Archiver.on_lost)."""
+        self._archiver.on_lost(listener)
 
     async def apply(self, catalog: Catalog, rows: SourceRows) -> None:
         """Apply rows; each event takes effect once, however often and in whatever batches it arrives.

@@ -28,6 +28,7 @@ from flywheel_feature.expressions.sql import compile_predicate
 from flywheel_feature.ingest.source_rows import SourceRows
 from flywheel_feature.ingest.tile_store import Position, PositionLost, TileStore, position_field
 from flywheel_feature.windows import hyperloglog
+from flywheel_feature.windows.lateness import LATE_EVENTS
 from flywheel_feature.windows.tile_layout import TileLayout
 from flywheel_feature.windows.tile_writing import Events, partials
 
@@ -57,6 +58,10 @@ class ViewTiles:
         It may be repeated with the same or other batches of the partition. Raises PositionLost.
         """
         counted = self._counted(rows)
+        late = rows.late()
+        if late is not None and (left_out := counted & late).any():
+            LATE_EVENTS.labels(rows.source.id, self.view.id, "online").inc(int(left_out.sum()))
+            counted &= ~late
         if not counted.any():
             return
         chosen = rows if counted.all() else rows.take(counted)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 from prometheus_client import Counter
 
-from flywheel_common.arrays import Mask
+from flywheel_common.arrays import Ints, Mask
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.event_time import EventTimeBound
-from flywheel_common.kafka.consumer import ConsumerLoop, TopicPartition
+from flywheel_common.kafka.claimed_consumer import ClaimedConsumer, TopicPartition
 from flywheel_common.kafka.poison import PoisonError
 from flywheel_common.kafka.record import Record
+from flywheel_common.kafka.topics import TopicSpec
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.definitions.catalog import Catalog
-from flywheel_feature.definitions.model import Source
+from flywheel_feature.definitions.model import Source, StreamView
 from flywheel_feature.encoding.event_payloads import (
     carries_one,
     from_event,
@@ -48,14 +49,14 @@ READ_TOGETHER = 1000
 
 
 class StreamWorker:
-    """Handles the records of applied sources; `topic_of(project, source)` is the name of a topic."""
+    """Handles the records of applied sources; `topic_of(source)` is the topic of one."""
 
     def __init__(
         self,
         definitions: AppliedDefinitions,
         materializer: StreamMaterializer,
         generations: Generations,
-        topic_of: Callable[[str, str], str],
+        topic_of: Callable[[Source], TopicSpec],
         event_times: EventTimeBound,
     ) -> None:
         self._definitions = definitions
@@ -63,14 +64,16 @@ class StreamWorker:
         self._generations = generations
         self._topic_of = topic_of
         self._event_times = event_times
-        self._loop: ConsumerLoop | None = None
-        self._live: frozenset[str] = frozenset()
+        self._consumer: ClaimedConsumer | None = None
+        self._streams: dict[str, _Stream] = self._read_streams()
 
-    def attach(self, loop: ConsumerLoop) -> None:
-        """Rewind this loop, which calls `handle` and `positions`, whenever partitions must restart."""
-        self._loop = loop
-        self._live = self._live_views()
-        self._definitions.on_change(self._definitions_changed)
+    def attach(self, consumer: ClaimedConsumer) -> None:
+        """Restart the partitions of this consumer, which calls the methods below, when they must restart. It
+        replaces an earlier consumer."""
+        if self._consumer is None:
+            self._definitions.on_change(self._definitions_changed)
+            self._materializer.on_lost(self._restart)
+        self._consumer = consumer
 
     async def watch(self) -> None:
         """Restart all partitions whenever Redis has lost its data, until cancelled."""
@@ -83,42 +86,53 @@ class StreamWorker:
                         "the online store has lost data; all partitions restart from their stored positions",
                         generation=generation,
                     )
-                    self._restart()
+                    if self._consumer is not None:
+                        self._consumer.restart()
             except FlywheelError as error:
                 log.warning("the check for lost data in the online store failed", reason=error.reason)
 
-    def _live_views(self) -> frozenset[str]:
-        return frozenset(
-            v.name
-            for c in self._definitions.projects()
-            for s in c.sources.values()
-            if s.is_stream
-            for v in c.stream_views(s.id)
-        ) | frozenset(s.name for c in self._definitions.projects() for s in c.sources.values() if s.is_stream)
+    def topics(self) -> list[TopicSpec]:
+        """The topics of all applied stream sources."""
+        return [stream.topic for stream in self._streams.values()]
+
+    def _read_streams(self) -> dict[str, _Stream]:
+        """Topic name → stream, for all applied stream sources."""
+        streams = {}
+        for catalog in self._definitions.projects():
+            views: dict[str, list[str]] = {}
+            for view in catalog.live_views():
+                if isinstance(view.kind, StreamView):
+                    views.setdefault(view.kind.source, []).append(view.name)
+            for source in catalog.sources.values():
+                if source.is_stream:
+                    topic = self._topic_of(source)
+                    streams[topic.name] = _Stream(catalog, source, topic, frozenset(views.get(source.id, ())))
+        return streams
 
     def _definitions_changed(self) -> None:
-        live = self._live_views()
-        added, self._live = live - self._live, live
-        if added and self._loop is not None:
-            log.info("restarting all partitions for new definitions", views=sorted(added))
-            self._loop.rewind()
+        before, self._streams = self._streams, self._read_streams()
+        if self._consumer is None:
+            return
+        # A new view takes the earlier events of its source from the archive.
+        grown = {t for t, s in self._streams.items() if t in before and s.views - before[t].views}
+        if grown:
+            log.info("restarting the partitions of sources with new views", topics=sorted(grown))
+            self._consumer.restart_topics(grown)
+        if self._streams.keys() != before.keys():
+            self._consumer.topics_changed()
 
-    def _find(self, topic: str) -> tuple[Catalog, Source] | None:
-        for catalog in self._definitions.projects():
-            for source in catalog.sources.values():
-                if source.is_stream and self._topic_of(catalog.project, source.id) == topic:
-                    return catalog, source
-        return None
+    async def begin(self, partition: TopicPartition) -> int | None:
+        """Where to start reading a claimed partition; None: at the first record that Kafka has."""
+        stream = self._streams.get(partition.topic)
+        if stream is None:
+            return None
+        return await self._materializer.begin(stream.catalog, stream.source, partition.partition) or None
 
-    async def positions(self, partitions: Sequence[TopicPartition]) -> Mapping[TopicPartition, int | None]:
-        """Where to start reading assigned partitions; None: at the first record that Kafka has."""
-        await self._definitions.refresh()
-        found: dict[TopicPartition, int | None] = {}
-        for tp in partitions:
-            known = self._find(tp.topic)
-            offset = await self._materializer.begin(*known, tp.partition) if known is not None else 0
-            found[tp] = offset or None
-        return found
+    async def end(self, partition: TopicPartition) -> None:
+        """Finish a partition that another worker takes over."""
+        stream = self._streams.get(partition.topic)
+        if stream is not None:
+            await self._materializer.end(stream.source, partition.partition)
 
     async def handle(self, conn: Any, records: Sequence[Record]) -> None:
         """Apply records of one partition.
@@ -126,34 +140,58 @@ class StreamWorker:
         Raises PoisonError naming those that cannot be decoded, and the rows with times after now +
         max_clock_skew.
         """
-        known = self._find(records[0].topic)
-        if known is None:
-            await self._definitions.refresh()
-            if self._find(records[0].topic) is not None:
-                self._restart()
-            # The source is not applied: its events are ignored.
+        stream = self._streams.get(records[0].topic)
+        if stream is None:
+            # The source was deleted: its events are ignored.
             return
-        catalog, source = known
+        catalog, source = stream.catalog, stream.source
         parts, poison, why = _rows_of(records, source)
         if poison:
             raise PoisonError(why, poison)
-        ahead, rest, rows = _ahead_of_time(records, parts, source, self._event_times.latest())
+        ahead, rest, count = _ahead_of_time(records, parts, source, self._event_times.latest())
         if ahead:
-            _AHEAD.labels(source.name).inc(rows)
+            _AHEAD.labels(source.name).inc(count)
             raise PoisonError("the event time is after now + max_clock_skew", ahead, rest)
         if not parts:
             return
+        rows = joined(source, records[0].partition, parts, records[-1].offset + 1)
         try:
-            await self._materializer.apply(
-                catalog, joined(source, records[0].partition, parts, records[-1].offset + 1)
-            )
+            await self._materializer.apply(catalog, replace(rows, arrived=_arrived(records, rows.offset)))
         except PositionLost:
             log.warning("another process moved the positions; restarting from them", source=source.name)
-            self._restart()
+            self._restart(source, records[0].partition)
 
-    def _restart(self) -> None:
-        if self._loop is not None:
-            self._loop.rewind()
+    async def skip(self, partition: TopicPartition, next_offset: int) -> None:
+        """Move the positions past poison records, so that they do not count as waiting."""
+        stream = self._streams.get(partition.topic)
+        if stream is None:
+            return
+        try:
+            await self._materializer.skip(stream.catalog, stream.source, partition.partition, next_offset)
+        except PositionLost:
+            self._restart(stream.source, partition.partition)
+
+    def _restart(self, source: Source, partition: int) -> None:
+        if self._consumer is not None:
+            self._consumer.restart([TopicPartition(self._topic_of(source).name, partition)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Stream:
+    """An applied stream source with its project."""
+
+    catalog: Catalog
+    source: Source
+    topic: TopicSpec
+    views: frozenset[str]
+    """The names of its live views."""
+
+
+def _arrived(records: Sequence[Record], offset: Ints) -> Ints:
+    """[n] when Kafka stored the records at these offsets, microseconds. `records` are in order."""
+    times = np.array([r.timestamp_ms for r in records], np.int64) * 1000
+    found: Ints = times[np.searchsorted(np.array([r.offset for r in records], np.int64), offset)]
+    return found
 
 
 def _rows_of(records: Sequence[Record], source: Source) -> tuple[list[Part], list[Record], str]:

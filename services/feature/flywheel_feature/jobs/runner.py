@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 
-from flywheel_common.errors import FlywheelError, Internal, Unavailable
+from flywheel_common.errors import FlywheelError, Internal
 from flywheel_common.ids import Ids
 from flywheel_feature.jobs.errors import JobEnded, UnknownJob
 from flywheel_feature.jobs.model import Job, JobState, Progress
@@ -30,6 +30,8 @@ LEASE_SECONDS = 15.0
 HEARTBEAT_SECONDS = 0.5
 POLL_SECONDS = 1.0
 WATCH_SECONDS = 0.1
+WRITE_RETRY_SECONDS = (0.2, 0.5, 1.0, 2.0, 4.0)
+"""Pauses before the end of a job is written again."""
 
 
 class JobCancelled(Exception):
@@ -98,6 +100,7 @@ class JobRunner:
         self._owner = ids.new()
         self._handlers: dict[str, Handler] = {}
         self._wake = asyncio.Event()
+        self._concurrency = concurrency
         self._slots = asyncio.Semaphore(concurrency)
 
     def register(self, kind: str, handler: Handler) -> None:
@@ -160,7 +163,12 @@ class JobRunner:
             await asyncio.sleep(WATCH_SECONDS)
 
     async def run(self) -> None:
-        """Carry out jobs until cancelled; running jobs are then requeued for another process to resume."""
+        """Carry out jobs until cancelled; running jobs are then requeued for another process to resume.
+
+        Can be called again after an exception.
+        """
+        # A job that was cancelled before its first step has not released its slot.
+        self._slots = asyncio.Semaphore(self._concurrency)
         async with asyncio.TaskGroup() as group:
             while True:
                 await self._slots.acquire()
@@ -175,8 +183,11 @@ class JobRunner:
 
     async def _claim_next(self) -> Job | None:
         self._wake.clear()
-        with suppress(Unavailable):
+        try:
             job = await self._store.claim(self._owner, sorted(self._handlers), LEASE_SECONDS)
+        except FlywheelError as error:
+            _raise_unless_retryable(error, "no job is claimed")
+        else:
             if job is not None:
                 return job
         with suppress(TimeoutError):
@@ -190,8 +201,12 @@ class JobRunner:
         heartbeat = asyncio.create_task(self._beat(job, context, handler), name=f"heartbeat-{job.id}")
         try:
             ended = await self._outcome(job, context, handler)
+            if heartbeat.done():
+                heartbeat.result()
             if ended is not None:
                 await self._retry_write(lambda: self._store.finish(ended, self._owner))
+        except FlywheelError as error:
+            _raise_unless_retryable(error, f"{job.name} runs again when its lease ends")
         except asyncio.CancelledError:
             handler.cancel()
             with suppress(asyncio.CancelledError, Exception):
@@ -243,11 +258,19 @@ class JobRunner:
     async def _beat(
         self, job: Job, context: JobContext, handler: asyncio.Future[Mapping[str, object] | None]
     ) -> None:
+        """Extend the lease until the handler has ended; an exception stops the handler, because another
+        process takes the job when the lease ends."""
         while not handler.done():
-            with suppress(Unavailable):
+            try:
                 answer = await self._store.heartbeat(
                     job, self._owner, context.current_progress, LEASE_SECONDS
                 )
+            except Exception as error:
+                if not isinstance(error, FlywheelError) or not error.retryable:
+                    handler.cancel()
+                    raise
+                log.warning("no heartbeat of %s: %s", job.name, error.message)
+            else:
                 if answer is not False:
                     if answer:
                         context.stop()
@@ -256,15 +279,22 @@ class JobRunner:
             await asyncio.sleep(HEARTBEAT_SECONDS)
 
     async def _retry_write(self, write: Callable[[], Awaitable[None]]) -> None:
-        """Repeat a write while the database is down; if that takes too long, the lease runs out."""
-        for wait in (0.2, 0.5, 1.0, 2.0, 4.0):
+        """Repeat a write while the database is down. If that takes too long, raises its error."""
+        for wait in WRITE_RETRY_SECONDS:
             try:
                 await write()
-            except Unavailable:
+            except FlywheelError as error:
+                _raise_unless_retryable(error, "the end of a job is stored later")
                 await asyncio.sleep(wait)
             else:
                 return
         await write()
+
+
+def _raise_unless_retryable(error: FlywheelError, consequence: str) -> None:
+    if not error.retryable:
+        raise error
+    log.warning("%s: %s", consequence, error.message)
 
 
 def _known(job: Job | None, project: str, job_id: str) -> Job:

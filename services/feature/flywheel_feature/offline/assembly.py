@@ -1,4 +1,4 @@
-"""The columns of a training set: join keys, event_timestamp, request fields, features, label."""
+"""The columns of a training set: join keys, event_timestamp, request fields, extras, features, label."""
 
 from __future__ import annotations
 
@@ -46,12 +46,25 @@ def check_names(plan: JoinPlan, request: TrainingSetRequest) -> None:
         )
 
 
+def check_extras(plan: JoinPlan, request: TrainingSetRequest) -> None:
+    """Raises InvalidArgument DUPLICATE_COLUMN for an extra column with the name of another column."""
+    taken = {EVENT_TIMESTAMP, LABEL, *(f.name for f in spine_fields(plan)), *feature_names(plan, request)}
+    for extra in plan.extras:
+        if extra.name in taken:
+            raise DuplicateColumn(
+                f"The spine has a column {extra.name!r}, and another column of the training set has this "
+                "name: rename it, or leave it out (ignored_columns of a file, extra_fields of a source).",
+                field=extra.name,
+            )
+        taken.add(extra.name)
+
+
 def assemble(
     plan: JoinPlan, request: TrainingSetRequest, spine: pl.DataFrame, features: pl.DataFrame
 ) -> pl.DataFrame:
     """The columns of a training set; `features` has one column per feature of the set, in its order."""
     keys = [f.name for f in plan.feature_set.join_keys]
-    others = [f.name for f in spine_fields(plan) if f.name not in keys]
+    others = [f.name for f in (*spine_fields(plan), *plan.extras) if f.name not in keys]
     named = features.rename(dict(zip(features.columns, feature_names(plan, request), strict=True)))
     parts = [spine.select(*keys, pl.col(EVENT_TIMESTAMP).cast(TIMESTAMP), *others), named]
     if LABEL in spine.columns:
@@ -61,7 +74,7 @@ def assemble(
 
 def set_fields(plan: JoinPlan, request: TrainingSetRequest, columns: Sequence[str]) -> list[Field]:
     """The schema of a training set with these columns."""
-    known = {f.name: f for f in spine_fields(plan)}
+    known = {f.name: f for f in (*spine_fields(plan), *plan.extras)}
     for name, f in zip(feature_names(plan, request), plan.feature_set.schema, strict=True):
         known[name] = Field(name, f.data_type, f.vector_size, f.description)
     known[EVENT_TIMESTAMP] = Field(EVENT_TIMESTAMP, DataType.TIMESTAMP)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import polars as pl
@@ -16,7 +17,7 @@ from flywheel_feature.definitions.catalog import Catalog, CatalogReader
 from flywheel_feature.definitions.model import ParquetSource, Source, TableFormat
 from flywheel_feature.jobs.progress import ResumableJob, Stages
 from flywheel_feature.offline import spines
-from flywheel_feature.offline.assembly import assemble, check_names
+from flywheel_feature.offline.assembly import assemble, check_extras, check_names
 from flywheel_feature.offline.errors import TrainingSetExists
 from flywheel_feature.offline.joins.feature_join import FeatureJoiner, JoinPlan, plan_join
 from flywheel_feature.offline.manifest import ROWS_PER_FILE, BuiltFiles, of_frame
@@ -40,7 +41,7 @@ from flywheel_feature.offline.unfinished import (
 from flywheel_feature.tables.blocking import answered_in_time
 from flywheel_feature.tables.content_hash import content_hash
 from flywheel_feature.tables.file_columns import read_columns
-from flywheel_feature.tables.ports import Archive, Tables
+from flywheel_feature.tables.ports import Archive, Piece, Tables
 from flywheel_feature.tables.sources import READERS, SourceReader, wait_until_archived
 
 _VERSIONS = "source_versions"
@@ -78,15 +79,34 @@ class TrainingSetBuilder:
         """
         catalog = await self._catalogs(request.project)
         plan = _plan(catalog, request)
-        if isinstance(request.spine, SourceSpine):
-            spines.check_source_spine(plan, request.spine, catalog.source(request.spine.source))
-        else:
-            await answered_in_time(partial(self._check_file_spine, plan, request.spine))
+        await answered_in_time(partial(self._with_extras, plan, request, catalog))
         self._partitioned.check(request)
 
-    def _check_file_spine(self, plan: JoinPlan, spine: FileSpine) -> None:
-        stored = self._tables.snapshot(spine.uri, TableFormat.PARQUET).stored
-        spines.check_file_spine(plan, spine, stored)
+    def _with_extras(self, plan: JoinPlan, request: TrainingSetRequest, catalog: Catalog) -> JoinPlan:
+        """The plan with the extra columns of the spine. Raises what `validate` raises about spines."""
+        spine = request.spine
+        if isinstance(spine, SourceSpine):
+            source = catalog.source(spine.source)
+            spines.check_source_spine(plan, spine, source)
+            extras = spines.source_extras(spine, source)
+        else:
+            first, *others = self._stored(spine)
+            spines.check_file_spine(plan, spine, first)
+            extras = spines.file_extras(plan, spine, [first, *others])
+        plan = replace(plan, extras=extras)
+        check_extras(plan, request)
+        return plan
+
+    def _stored(self, spine: FileSpine) -> list[Mapping[str, pl.DataType]]:
+        """The stored types of the columns of each file of a spine; partition columns are text."""
+        snapshot = self._tables.snapshot(spine.uri, TableFormat.PARQUET)
+
+        def of_file(file: Piece) -> Mapping[str, pl.DataType]:
+            stored = self._tables.snapshot(file.uri, TableFormat.PARQUET).stored
+            return {**{name: pl.String() for name, _ in file.partition}, **stored}
+
+        with ThreadPoolExecutor(READERS) as readers:
+            return [snapshot.stored, *readers.map(of_file, snapshot.files[1:])]
 
     async def build(
         self, request: TrainingSetRequest, job: ResumableJob, work: str = "", *, reached: int = 0
@@ -116,10 +136,7 @@ class TrainingSetBuilder:
         await wait_until_archived(
             self._archive, self._clock, unique, timeout_seconds=self._archive_wait_seconds, job=stages
         )
-        if isinstance(request.spine, SourceSpine):
-            spines.check_source_spine(plan, request.spine, catalog.source(request.spine.source))
-        else:
-            await asyncio.to_thread(self._check_file_spine, plan, request.spine)
+        plan = await asyncio.to_thread(self._with_extras, plan, request, catalog)
         name = work_name(request.project, work or request.training_set_id)
         built = await self._in_partitions(request, plan, catalog, reader, name, stages)
         if built is None:
@@ -178,16 +195,19 @@ class TrainingSetBuilder:
             schema=files.schema,
             profile=files.profile,
             unlabelled_count=files.unlabelled_count,
+            late_events=files.late_events,
             created_at=self._clock.now(),
             build_seconds=self._clock.monotonic() - started,
             short_feature_names=request.short_feature_names,
             source_versions=built.source_versions,
+            # A job that an earlier version of this service started has no extra columns.
+            extra_columns=tuple(f.name for f in files.schema if f in plan.extras),
         )
 
     async def _spine(
         self, request: TrainingSetRequest, plan: JoinPlan, catalog: Catalog, reader: SourceReader
     ) -> tuple[pl.DataFrame, int]:
-        """(keys, request fields, EVENT_TIMESTAMP, LABEL in canonical order; number of rows without label)."""
+        """(the prepared rows in the order of the training set; the number of rows without label)."""
         spine = request.spine
         if isinstance(spine, SourceSpine):
             source = catalog.source(spine.source)
@@ -195,10 +215,11 @@ class TrainingSetBuilder:
             keys = [k.name for k in plan.feature_set.join_keys]
             rows = await reader.read(source, spines.source_columns(plan, spine, source), high=high, keys=keys)
             frame = await asyncio.to_thread(spines.from_source, plan, spine, source, rows)
+            labelled = await asyncio.to_thread(lambda: spines.in_order(spines.labelled(frame)))
         else:
             frame = await asyncio.to_thread(self._file_rows, plan, spine)
-        labelled = spines.labelled(frame)
-        return await asyncio.to_thread(spines.in_order, labelled), frame.height - labelled.height
+            labelled = spines.labelled(frame)
+        return labelled, frame.height - labelled.height
 
     def _file_rows(self, plan: JoinPlan, spine: FileSpine) -> pl.DataFrame:
         files = self._tables.snapshot(spine.uri, TableFormat.PARQUET).files
@@ -222,7 +243,11 @@ class TrainingSetBuilder:
         job.progress(0, 0, message="reading the spine")
         spine, unlabelled = await self._spine(request, plan, catalog, reader)
         job.begin(until=70)
-        features = await FeatureJoiner(reader).join(plan, spine, EVENT_TIMESTAMP, request.mode, job)
+        joined = spine.drop(f.name for f in plan.extras)
+        late: dict[str, int] = {}
+        features = await FeatureJoiner(reader).join(
+            plan, joined, EVENT_TIMESTAMP, request.mode, job, late=late
+        )
         frame = assemble(plan, request, spine, features)
         digest = await asyncio.to_thread(content_hash, frame)
         uri = attempt_uri(self._tables, request, name, digest)
@@ -234,7 +259,8 @@ class TrainingSetBuilder:
                 rows = frame.slice(offset, ROWS_PER_FILE)
                 await finish_in_thread(partial(self._tables.write, f"{uri}part-{part:05d}.parquet", rows))
             job.progress(frame.height, frame.height, "rows", "profiling columns")
-            return await asyncio.to_thread(of_frame, plan, request, frame, uri, unlabelled, digest)
+            built = await asyncio.to_thread(of_frame, plan, request, frame, uri, unlabelled, digest)
+            return replace(built, late_events=late)
 
     async def _register(
         self, request: TrainingSetRequest, plan: JoinPlan, training_set: TrainingSet

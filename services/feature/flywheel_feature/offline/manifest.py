@@ -5,8 +5,8 @@ It does not depend on where or how the set was built.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import polars as pl
 from pydantic import TypeAdapter
@@ -34,6 +34,7 @@ class BuiltFiles:
     schema: tuple[Field, ...]
     profile: tuple[ColumnProfile, ...]
     unlabelled_count: int
+    late_events: Mapping[str, int] = field(default_factory=dict)
 
     def to_json(self) -> bytes:
         return _BUILT.dump_json(self)
@@ -79,9 +80,9 @@ def profile_files(
     """(schema, profiles, labels) of a training set in files, with one column in memory at a time."""
     fields = set_fields(plan, request, columns)
     profile, labels = [], None
-    for field in profiled_fields(plan, request, fields):
-        values = tables.read_files(uris, [field.name]).get_column(field.name).rechunk()
-        profile.append(profile_column(values, field.data_type))
-        if field.name == LABEL:
+    for profiled in profiled_fields(plan, request, fields):
+        values = tables.read_files(uris, [profiled.name]).get_column(profiled.name).rechunk()
+        profile.append(profile_column(values, profiled.data_type))
+        if profiled.name == LABEL:
             labels = values
     return fields, profile, labels

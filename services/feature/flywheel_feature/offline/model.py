@@ -41,6 +41,8 @@ class SourceSpine:
     end: int
     known_before: int = 0
     """Only rows whose event time is not later; 0: no limit."""
+    extra_fields: tuple[str, ...] = ()
+    """Fields that become extra columns of the training set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class FileSpine:
     uri: str
     timestamp_field: str
     label_field: str = ""
+    ignored_columns: tuple[str, ...] = ()
+    """Columns that do not become extra columns of the training set."""
 
 
 Spine = SourceSpine | FileSpine
@@ -121,6 +125,10 @@ class TrainingSet:
     short_feature_names: bool = False
     source_versions: Mapping[str, int] = field(default_factory=dict)
     """Resource name of a source → the version of its Delta table that was read."""
+    extra_columns: tuple[str, ...] = ()
+    """Columns of the spine that are no join key, time, request field or label; they are no features."""
+    late_events: Mapping[str, int] = field(default_factory=dict)
+    """Resource name of a view version → the events that its windows left out (windows/lateness.py)."""
 
     @property
     def name(self) -> str:

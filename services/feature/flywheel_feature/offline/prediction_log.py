@@ -18,6 +18,8 @@ from flywheel_feature.tables.file_columns import read_columns
 from flywheel_feature.tables.ports import Between, Piece, Tables
 
 PREDICTION_ID, EVENT_TIME, FEATURE_SET = "prediction_id", "event_time", "feature_set"
+NOT_YET_VALID = "not_yet_valid"
+"""Names of the features with this status, separated by commas; files without such a feature lack it."""
 _SOURCE = "source"
 _FROM_MODEL = ("MODEL", "PREDICTION_SOURCE_MODEL", "1")
 READERS = 8
@@ -51,15 +53,25 @@ def _answers(tables: Tables, file: Piece, where: Between) -> pl.DataFrame:
     missing = [c for c in required if c not in stored]
     if missing:
         raise WrongArchive(f"{file.uri} is not a prediction archive: it has no column {missing[0]!r}.")
-    columns = sorted(c for c in stored if c in (*required, _SOURCE) or "__" in c)
+    columns = sorted(c for c in stored if c in (*required, _SOURCE, NOT_YET_VALID) or "__" in c)
     frame = read_columns(tables, file, columns, where)
+    for name in (PREDICTION_ID, FEATURE_SET, _SOURCE):
+        if name in columns and not _is_text(frame.schema[name]):
+            raise WrongArchive(
+                f"{file.uri} is not a prediction archive: column {name!r} is stored as {frame.schema[name]}."
+            )
     if _SOURCE in columns:
         # Default and cached answers were not computed from these features.
         frame = frame.filter(pl.col(_SOURCE).cast(pl.String).is_in(_FROM_MODEL))
-    frame = frame.filter(pl.col(FEATURE_SET).is_not_null() & (pl.col(FEATURE_SET) != ""))
+    frame = frame.with_columns(pl.col(FEATURE_SET).cast(pl.String)).filter(pl.col(FEATURE_SET) != "")
     return frame.with_columns(
         converted(frame, EVENT_TIME, DataType.TIMESTAMP), pl.col(PREDICTION_ID).cast(pl.String)
     )
+
+
+def _is_text(stored: pl.DataType) -> bool:
+    """Text, or a number that stands for one."""
+    return stored.is_integer() or isinstance(stored, pl.String | pl.Categorical | pl.Enum | pl.Null)
 
 
 def _sample(frames: Sequence[pl.DataFrame], limit: int) -> list[pl.DataFrame]:

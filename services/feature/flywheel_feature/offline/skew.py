@@ -3,6 +3,9 @@
 If the log has the stream offsets of an answer (`applied__` columns), stream features are recomputed from
 exactly those events. Otherwise they are recomputed from the events up to the time of the prediction, which
 gives the same values only if the streams had been applied that far.
+
+Values that were served as NOT_YET_VALID are counted apart: the online store keeps one row per entity and does
+not know the one before it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,13 @@ from flywheel_feature.jobs.progress import JobProgress
 from flywheel_feature.offline.errors import InvalidArchiveFeatureSet, WrongArchive
 from flywheel_feature.offline.joins.feature_join import FeatureJoiner, JoinPlan, plan_join, typed_spine
 from flywheel_feature.offline.model import JoinMode
-from flywheel_feature.offline.prediction_log import EVENT_TIME, FEATURE_SET, PREDICTION_ID, read_answers
+from flywheel_feature.offline.prediction_log import (
+    EVENT_TIME,
+    FEATURE_SET,
+    NOT_YET_VALID,
+    PREDICTION_ID,
+    read_answers,
+)
 from flywheel_feature.tables.ports import Archive, Tables
 from flywheel_feature.tables.sources import SourceReader, wait_until_archived
 from flywheel_feature.windows.applied_offsets import applied_name
@@ -56,6 +65,7 @@ class FeatureSkew:
     feature: str
     compared: int = 0
     mismatches: int = 0
+    not_yet_valid: int = 0
     examples: list[str] = field(default_factory=list)
 
 
@@ -67,6 +77,8 @@ class SkewReport:
     features: tuple[FeatureSkew, ...]
     exact_predictions: int
     """Predictions recomputed from exactly the stream events that were applied when they were made."""
+    not_yet_valid: int
+    """Values that were not compared."""
 
     def to_json(self) -> dict[str, object]:
         """The result of the job; see flywheel.feature.v1.SkewReport."""
@@ -75,11 +87,13 @@ class SkewReport:
             "values": self.values,
             "mismatches": self.mismatches,
             "exact_predictions": self.exact_predictions,
+            "not_yet_valid": self.not_yet_valid,
             "features": [
                 {
                     "feature": f.feature,
                     "compared_count": f.compared,
                     "mismatch_count": f.mismatches,
+                    "not_yet_valid_count": f.not_yet_valid,
                     "examples": list(f.examples),
                 }
                 for f in self.features
@@ -145,12 +159,14 @@ class SkewCheck:
         for total in features:
             _VALUES.labels(request.project, total.feature, "mismatch").inc(total.mismatches)
             _VALUES.labels(request.project, total.feature, "match").inc(total.compared - total.mismatches)
+            _VALUES.labels(request.project, total.feature, "not_yet_valid").inc(total.not_yet_valid)
         return SkewReport(
             sum(rows.height for rows in logged),
             sum(f.compared for f in features),
             sum(f.mismatches for f in features),
             features,
             exact,
+            sum(f.not_yet_valid for f in features),
         )
 
     async def _plan(self, project: str, name: str) -> JoinPlan:
@@ -234,9 +250,16 @@ def _compare(
 ) -> None:
     for declared in fields:
         served, recomputed = rows.get_column(declared.name), offline.get_column(declared.name)
-        wrong = mismatched(served, recomputed)
+        if not comparable(served.dtype, recomputed.dtype):
+            raise WrongArchive(
+                f"The predictions store {declared.name!r} as {served.dtype}, but the feature is "
+                f"{recomputed.dtype}."
+            )
+        unknown = _not_yet_valid(rows, declared.name)
+        wrong = mismatched(served, recomputed) & ~unknown
         total = totals.setdefault(declared.name, FeatureSkew(declared.name))
-        total.compared += len(served)
+        total.not_yet_valid += int(unknown.sum())
+        total.compared += len(served) - int(unknown.sum())
         total.mismatches += int(wrong.sum())
         for index in wrong.arg_true()[: EXAMPLES - len(total.examples)].to_list():
             total.examples.append(
@@ -244,14 +267,46 @@ def _compare(
             )
 
 
+def comparable(served: pl.DataType, recomputed: pl.DataType) -> bool:
+    """Whether `mismatched` compares columns of these types: lists, numbers and times, or text."""
+    if pl.Null in (served, recomputed):
+        return True
+    if isinstance(served, pl.List | pl.Array) and isinstance(recomputed, pl.List | pl.Array):
+        return comparable(_inner(served), _inner(recomputed))
+    if isinstance(recomputed, pl.String | pl.Binary):
+        return _is_number(served) or isinstance(served, pl.String | pl.Binary | pl.Categorical | pl.Enum)
+    return _is_number(recomputed) and (_is_number(served) or isinstance(served, pl.String))
+
+
+def _inner(stored: pl.List | pl.Array) -> pl.DataType:
+    """The type of the elements of a list."""
+    return stored.inner if isinstance(stored.inner, pl.DataType) else stored.inner()
+
+
+def _is_number(stored: pl.DataType) -> bool:
+    """Numbers, and what is compared as one."""
+    return stored.is_numeric() or isinstance(stored, pl.Boolean | pl.Date | pl.Datetime)
+
+
+def _not_yet_valid(rows: pl.DataFrame, feature: str) -> pl.Series:
+    """True for the rows in which the feature was served with this status."""
+    if NOT_YET_VALID not in rows.columns:
+        return pl.repeat(False, rows.height, dtype=pl.Boolean, eager=True)
+    names = rows.get_column(NOT_YET_VALID).cast(pl.String).fill_null("").str.split(",")
+    return names.list.contains(feature)
+
+
 def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
-    """True where two columns differ: in nulls and NaN, by more than 1e-6 relative at float32, or as text."""
+    """True where two columns differ: in nulls and NaN, by more than 1e-6 relative at float32, or as text.
+
+    The types must be `comparable`.
+    """
     if isinstance(recomputed.dtype, (pl.List, pl.Array)) or isinstance(served.dtype, (pl.List, pl.Array)):
         pairs = zip(served.to_list(), recomputed.to_list(), strict=True)
         return pl.Series([_lists_differ(a, b) for a, b in pairs], dtype=pl.Boolean)
     if served.dtype == pl.String or recomputed.dtype in (pl.String, pl.Binary):
-        kind = pl.Binary if recomputed.dtype == pl.Binary and served.dtype == pl.Binary else pl.String
-        return served.cast(kind).ne_missing(recomputed.cast(kind))
+        kind = pl.Binary if pl.Binary in (served.dtype, recomputed.dtype) else pl.String
+        return _text(served, kind).ne_missing(_text(recomputed, kind))
     if isinstance(recomputed.dtype, pl.Datetime) and isinstance(served.dtype, pl.Datetime):
         return served.dt.epoch("us").ne_missing(recomputed.dt.epoch("us"))
     frame = pl.DataFrame({"a": _number(served), "b": _number(recomputed)})
@@ -261,6 +316,11 @@ def mismatched(served: pl.Series, recomputed: pl.Series) -> pl.Series:
     return frame.select(
         pl.when(both).then(~(close | (a == b))).otherwise(a.is_null() != b.is_null())
     ).to_series()
+
+
+def _text(values: pl.Series, kind: type[pl.DataType]) -> pl.Series:
+    """The values as text, or as the bytes of it: bytes need not be text."""
+    return values if values.dtype == pl.Binary else values.cast(pl.String).cast(kind)
 
 
 def _number(values: pl.Series) -> pl.Series:

@@ -28,6 +28,7 @@ from flywheel_feature.online.read_counters import ReadCounters
 from flywheel_feature.online.read_plan import Answer, ReadPlan
 from flywheel_feature.windows.applied_offsets import AppliedOffsets
 
+FOREVER = np.iinfo(np.int64).max
 MAXIMUM_ROWS = 1000
 """Rows of one request."""
 FULL_ROWS = 2000
@@ -89,6 +90,10 @@ class Lookup:
     """Microseconds."""
     rows: int
     with_applied_offsets: bool = False
+    hides_later: bool = False
+    """The request names its as_of: rows of batch views that are later are hidden. A read of now does not
+    compare, because rows are written when they are valid by the clock of the writer; a clock that is behind
+    would hide them."""
 
 
 @dataclass(slots=True)
@@ -241,7 +246,11 @@ class SharedRead:
             as_of = np.repeat(np.array([x.as_of for x in lookups], np.int64), [x.rows for x in lookups])
         _BATCH.observe(len(as_of))
         blobs = await self._store.read(plan.redis_keys(entities))
-        answer = plan.decode(blobs, as_of, requests)
+        valid_until = None
+        if any(x.hides_later for x in lookups):
+            limits = [x.as_of if x.hides_later else FOREVER for x in lookups]
+            valid_until = np.repeat(np.array(limits, np.int64), [x.rows for x in lookups])
+        answer = plan.decode(blobs, as_of, requests, valid_until)
         if any(x.with_applied_offsets for x in lookups):
             answer.applied = plan.applied_offsets(blobs, len(as_of))
         self._counters.count(plan.view_versions, answer.event_times)

@@ -26,6 +26,7 @@ from flywheel_feature.encoding.same_length_keys import keys_of
 from flywheel_feature.online.errors import NoFeatures, UnknownFeature
 from flywheel_feature.online.view_reads import (
     NOT_FOUND,
+    NOT_YET_VALID,
     NULL,
     OnDemandRead,
     StoredRead,
@@ -142,10 +143,17 @@ class ReadPlan:
         """Keys of all values, view by view; `entities` has one list of encoded entities per key group."""
         return keys_of([(r.prefix, entities[g]) for r, g in zip(self.stored, self._group_of, strict=True)])
 
-    def decode(self, blobs: Sequence[bytes | None], as_of: Ints, requests: Columns) -> Answer:
-        """The answer for n = len(as_of) rows from the values of `redis_keys`."""
+    def decode(
+        self, blobs: Sequence[bytes | None], as_of: Ints, requests: Columns, valid_until: Ints | None = None
+    ) -> Answer:
+        """The answer for n = len(as_of) rows from the values of `redis_keys`.
+
+        Rows of batch views that are later than `valid_until` [n] are NOT_YET_VALID.
+        """
         n = len(as_of)
-        stored = [read.decode(blobs[i * n : (i + 1) * n], as_of) for i, read in enumerate(self.stored)]
+        stored = [
+            read.decode(blobs[i * n : (i + 1) * n], as_of, valid_until) for i, read in enumerate(self.stored)
+        ]
         views = stored + [step.evaluate(stored, requests, n) for step in self.on_demand]
         bits = _concatenated([v.bits for v in views], self._wide)
         times = np.array([s.event for s in stored]) if stored else np.zeros((0, n), np.int64)
@@ -166,7 +174,7 @@ class ReadPlan:
         given = bases[:, self._view_of]
         if valid.all():
             return given
-        without = np.where(bases == NOT_FOUND, np.uint8(NOT_FOUND), np.uint8(NULL))
+        without = np.where((bases == NOT_FOUND) | (bases == NOT_YET_VALID), bases, np.uint8(NULL))
         return np.where(valid, given, without[:, self._view_of])
 
 

@@ -27,7 +27,7 @@ from flywheel_feature.expressions.sql import CompiledExpressions, compile_expres
 from flywheel_feature.windows.tile_layout import TileLayout
 from flywheel_feature.windows.tile_reading import TileReader
 
-PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
+PRESENT, NULL, NOT_FOUND, STALE, NOT_YET_VALID = 1, 2, 3, 4, 5
 """Statuses of a value; the numbers are those of flywheel.feature.v1.FeatureStatus."""
 
 
@@ -36,7 +36,7 @@ class ViewValues:
     """The values of one view for n rows."""
 
     base: npt.NDArray[np.uint8]
-    """[n] the status of the row's values that are not null: PRESENT, STALE or NOT_FOUND."""
+    """[n] the status of the row's values that are not null; NOT_FOUND, NOT_YET_VALID: of all values."""
     event: Ints
     """[n] event times, 0 where the entity was never written."""
     valid: Mask
@@ -74,7 +74,9 @@ class StoredRead:
         else:
             self.tiles, self.rows = None, RowLayout(view.features)
 
-    def decode(self, blobs: Sequence[bytes | None], as_of: Ints) -> ViewValues:
+    def decode(
+        self, blobs: Sequence[bytes | None], as_of: Ints, valid_until: Ints | None = None
+    ) -> ViewValues:
         if self.tiles is not None:
             read = self.tiles.read(blobs, as_of)
             base = self._base(read.found, read.newest, as_of)
@@ -82,7 +84,11 @@ class StoredRead:
             return ViewValues(base, read.newest, read.valid, bits, read.columns)
         assert self.rows is not None
         rows = self.rows.decode(blobs)
-        return ViewValues(self._base(rows.found, rows.event, as_of), rows.event, rows.valid, rows.bits, rows)
+        later = None if valid_until is None else rows.hide_later_than(valid_until)
+        base = self._base(rows.found, rows.event, as_of)
+        if later is not None:
+            base[later] = NOT_YET_VALID
+        return ViewValues(base, rows.event, rows.valid, rows.bits, rows)
 
     def _base(self, found: Mask, event: Ints, as_of: Ints) -> npt.NDArray[np.uint8]:
         base = np.where(found, np.uint8(PRESENT), np.uint8(NOT_FOUND))
@@ -146,6 +152,13 @@ class OnDemandRead:
         for place in self._places:
             base[stored[place].base == STALE] = STALE
         outputs = self._computed(columns, rows)
+        later = np.zeros(rows, np.bool_)
+        for place in self._places:
+            later |= stored[place].base == NOT_YET_VALID
+        if later.any():
+            # An expression may give a value for a null, but this value is unknown, not null.
+            base[later] = NOT_YET_VALID
+            outputs = [(values, valid & ~later) for values, valid in outputs]
         return ViewValues.of_columns(base, np.zeros(rows, np.int64), outputs, self._wide)
 
     def _computed(self, columns: Columns, rows: int) -> list[tuple[Array, Mask]]:

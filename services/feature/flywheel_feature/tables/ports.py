@@ -64,15 +64,36 @@ class TableFiles(Footers, Protocol):
         ...
 
 
-class SeenFiles(Protocol):
-    """Remembers per view version which files were materialized."""
+@dataclass(frozen=True, slots=True)
+class SeenFile:
+    """What a view version has read of a file."""
 
-    async def seen(self, project: str, view: str, version: int) -> Mapping[str, str]:
-        """uri → stamp of the files whose rows are online."""
+    stamp: str
+    """The stamp of the contents that were read as a whole; empty: none."""
+    due: int = 0
+    """The earliest time at which a row becomes valid that is not online yet, microseconds; 0: none."""
+
+
+class SeenFiles(Protocol):
+    """Remembers per view version which files were materialized, and which have rows that become valid later.
+
+    Raises Unavailable.
+    """
+
+    async def seen(self, project: str, view: str, version: int) -> Mapping[str, SeenFile]:
+        """uri → what was read of it."""
         ...
 
-    async def mark_seen(self, project: str, view: str, version: int, uri: str, stamp: str) -> None:
-        """Remember a file; a later stamp replaces an earlier one."""
+    async def mark_seen(self, project: str, view: str, version: int, uri: str, seen: SeenFile) -> None:
+        """Remember a file; this replaces what was remembered of it."""
+        ...
+
+    async def mark_due(self, project: str, view: str, version: int, uri: str, due: int) -> None:
+        """Remember that a row of a file becomes valid at `due`; an earlier time and the stamp are kept."""
+        ...
+
+    async def due(self, now: int) -> Mapping[tuple[str, str, int], int]:
+        """(project, view, version) → the earliest `due` of its files that is not after `now`."""
         ...
 
     async def forget_files(self, project: str, view: str, version: int) -> None:

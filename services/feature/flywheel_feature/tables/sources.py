@@ -24,11 +24,14 @@ from flywheel_feature.tables.declared import (
     times_between,
 )
 from flywheel_feature.tables.errors import ArchiveBehind
+from flywheel_feature.tables.file_columns import read_columns
 from flywheel_feature.tables.ports import Archive, Piece, Segment, Tables, TableSnapshot
 
 EVENT_ID, PARTITION, OFFSET = "__event_id", "__partition", "__offset"
 """Columns that the archive adds to a source's schema."""
 STREAM_COLUMNS = (EVENT_ID, PARTITION, OFFSET)
+ARRIVED = "__arrived"
+"""Another one: when Kafka stored the event, microseconds. It is read for sources with an allowed lateness."""
 
 ROW_EVENT_TIME, ROW_CREATED_TIME = "__event_time", "__created_time"
 """Columns with the times of the rows that `read_batch_rows` returns."""
@@ -142,8 +145,10 @@ class SourceReader:
         uris = [s.uri for s in _in_order(segments)]
         if not uris:
             return events_in_order(empty_rows(source, names), positions=positions)
-        frame = self._tables.read_files(uris, [*names, *STREAM_COLUMNS])
-        extra = STREAM_COLUMNS if positions else (EVENT_ID,)
+        arrived = _arrived_column(source)
+        frame = self._tables.read_files(uris, [*names, *STREAM_COLUMNS, *arrived])
+        frame = frame.cast(dict.fromkeys(arrived, pl.Int64))
+        extra = (*(STREAM_COLUMNS if positions else (EVENT_ID,)), *arrived)
         events = declared_rows(source, names, events_in_order(frame, positions=positions), extra=extra)
         return in_range(events, source.timestamp_field, low, high)
 
@@ -223,17 +228,22 @@ class SourceReader:
     ) -> pl.DataFrame:
         """The rows of pieces, in order; those of streams keep `PARTITION` and `OFFSET`."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
-        extra = STREAM_COLUMNS if source.is_stream else ()
+        arrived = _arrived_column(source)
+        extra = (*STREAM_COLUMNS, *arrived) if source.is_stream else ()
         parts = [empty_rows(source, names)]
         for piece in pieces:
             try:
                 # Not all files are filtered while reading; `in_range` filters all.
                 where = times_between(source, piece, low, high)
-                frame = self._tables.read_piece(piece, [*columns_of(source, names, piece), *extra], where)
+                columns = [*columns_of(source, names, piece), *extra]
+                if source.is_stream:
+                    frame = read_columns(self._tables, piece, columns, where)
+                else:
+                    frame = self._tables.read_piece(piece, columns, where)
             except WrongType as error:
                 raise mismatch(source, f"{piece.uri}: {error.message}") from error
             if source.is_stream:
-                frame = frame.cast({PARTITION: pl.Int32, OFFSET: pl.Int64})
+                frame = frame.cast({PARTITION: pl.Int32, **dict.fromkeys([OFFSET, *arrived], pl.Int64)})
             rows = declared_rows(source, names, frame, piece, keys=keys, extra=extra)
             parts.append(in_range(rows, source.timestamp_field, low, high))
         return pl.concat(parts)
@@ -258,8 +268,15 @@ class SourceReader:
 def empty_rows(source: Source, names: Sequence[str]) -> pl.DataFrame:
     """No rows, with the columns of `SourceReader.read_pieces`."""
     columns = {n: polars_type(f.data_type, f.vector_size) for n, f in fields_of(source, names)}
-    extra = {EVENT_ID: pl.String(), PARTITION: pl.Int32(), OFFSET: pl.Int64()} if source.is_stream else {}
+    extra: dict[str, pl.DataType] = {}
+    if source.is_stream:
+        extra = {EVENT_ID: pl.String(), PARTITION: pl.Int32(), OFFSET: pl.Int64()}
+        extra |= {name: pl.Int64() for name in _arrived_column(source)}
     return pl.DataFrame(schema={**columns, **extra})
+
+
+def _arrived_column(source: Source) -> tuple[str, ...]:
+    return (ARRIVED,) if source.allowed_lateness else ()
 
 
 def events_in_order(frame: pl.DataFrame, *, positions: bool = False) -> pl.DataFrame:

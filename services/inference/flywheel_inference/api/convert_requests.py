@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidArgument, WrongType
 from flywheel_common.event_time import EventTimeBound
+from flywheel_common.grpc.errors import MessageTooLarge
 from flywheel_common.grpc.message_limits import check_text
 from flywheel_common.value import Value, coerce
 from flywheel_inference.outcomes.errors import InvalidOutcomeValue
@@ -27,13 +28,34 @@ _EXACT_KINDS: dict[int, str] = {
 """Data type → the kind of Value that already has this type and needs no coercion."""
 
 
+MAX_PREDICT_BYTES = 1024 * 1024
+"""Largest PredictRequest: a record of the prediction log, which is larger, must hold its fields."""
+
+
 class ProtoCall:
     """`requests.PredictCall` on a PredictRequest."""
 
-    __slots__ = ("_fields", "_keys", "as_of_micros", "include_features", "model", "prediction_id", "subject")
+    __slots__ = (
+        "_fields",
+        "_keys",
+        "as_of_micros",
+        "include_features",
+        "model",
+        "prediction_id",
+        "size_bytes",
+        "subject",
+    )
 
     def __init__(self, request: pb.PredictRequest, event_times: EventTimeBound) -> None:
-        """Raises EventTimeOutOfRange for an `as_of` that is unset or after now + max_clock_skew."""
+        """Raises EventTimeOutOfRange for an `as_of` that is unset or after now + max_clock_skew,
+        MessageTooLarge, InvalidText."""
+        self.size_bytes = request.ByteSize()
+        if self.size_bytes > MAX_PREDICT_BYTES:
+            raise MessageTooLarge(
+                f"The request has {self.size_bytes} bytes, the limit is {MAX_PREDICT_BYTES}: shorten its "
+                "fields.",
+                limit_bytes=MAX_PREDICT_BYTES,
+            )
         self.model = request.model
         self.subject = check_text(request.subject, "subject")
         self.prediction_id = check_text(request.prediction_id, "prediction_id")
@@ -81,7 +103,12 @@ def _value(sent: Mapping[str, Value], spec: FieldSpec, where: str, missing: type
         plain = getattr(value, kind)
         # NaN differs from itself; it is null.
         return plain if plain == plain else None
-    return coerce(value, spec.data_type, f"{where}[{spec.name!r}]")
+    plain = coerce(value, spec.data_type, f"{where}[{spec.name!r}]")
+    if spec.vector_size and plain is not None and len(plain) != spec.vector_size:
+        raise WrongType(
+            f"{where}[{spec.name!r}] has {len(plain)} elements: send {spec.vector_size}.", field=spec.name
+        )
+    return plain
 
 
 def outcome_rows(

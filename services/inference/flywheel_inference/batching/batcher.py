@@ -21,15 +21,6 @@ class Expired(Exception):
     """The item's deadline passed before its batch was done."""
 
 
-class BadBatch(Exception):
-    """The content of the batch was refused. The batcher bisects the batch until each bad item is alone; that
-    item gets `cause`."""
-
-    def __init__(self, cause: Exception) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
 class Entry(Generic[I, R]):
     """An item and the future of its caller. `live` is false once the future is answered, expired or
     cancelled."""
@@ -52,7 +43,8 @@ Run = Callable[[list[Entry[I, R]]], Awaitable[Sequence[R | Exception]]]
 
 
 class Batcher(Generic[I, R]):
-    """Groups single calls into batches of at most `max_rows`. At most `slots` batches run at once while none
+    """Groups single calls into batches of at most `max_rows` and `max_bytes` (by `size_of`; a larger item is
+    alone). At most `slots` batches run at once while none
     stalls, and never more than `max_slots`."""
 
     def __init__(
@@ -63,12 +55,16 @@ class Batcher(Generic[I, R]):
         slots: int = 1,
         max_slots: int = 8,
         stall_seconds: float = 0.05,
+        max_bytes: int = 8 * 1024 * 1024,
+        size_of: Callable[[I], int] = lambda _: 0,
     ) -> None:
         self._run = run
         self._max_rows = max_rows
         self._slots = slots
         self._max_slots = max(slots, max_slots)
         self._stall_seconds = stall_seconds
+        self._max_bytes = max_bytes
+        self._size_of = size_of
         self._loop = asyncio.get_running_loop()
         # A batch belongs to several callers, so it runs in the batcher's context, not in one of theirs.
         self._context = contextvars.copy_context()
@@ -116,12 +112,17 @@ class Batcher(Generic[I, R]):
         self._scheduled = False
         while self._waiting and self._busy < self._slots and len(self._tasks) < self._max_slots:
             batch: list[Entry[I, R]] = []
+            size = 0
             while self._waiting and len(batch) < self._max_rows:
-                entry = self._waiting.popleft()
+                entry = self._waiting[0]
                 if entry.live:
+                    size += self._size_of(entry.item)
+                    if batch and size > self._max_bytes:
+                        break
                     batch.append(entry)
                 elif entry.timer is not None:
                     entry.timer.cancel()
+                self._waiting.popleft()
             if batch:
                 self._start(batch)
 
@@ -158,15 +159,6 @@ class Batcher(Generic[I, R]):
             results = await self._run(batch)
             if len(results) != len(batch):
                 raise RuntimeError(f"a batch of {len(batch)} items got {len(results)} results")
-        except BadBatch as bad:
-            if len(batch) == 1:
-                _settle(batch[0], bad.cause)
-                return
-            middle = len(batch) // 2
-            for half in (batch[:middle], batch[middle:]):
-                if live := [entry for entry in half if entry.live]:
-                    await self._process(live)
-            return
         except Exception as error:  # noqa: BLE001 - passed on to every caller of the batch
             for entry in batch:
                 _settle(entry, error)

@@ -60,9 +60,9 @@ class _JoinedRows:
         self._decisions = np.concatenate([part.decisions for part in rows])
         self._sources = np.concatenate([part.sources for part in rows])
         self._latencies = np.concatenate([part.latencies_ms for part in rows])
-        self._reasons: list[str] = []
-        if any(part.reasons for part in rows):
-            self._reasons = [reason for part in rows for reason in part.reasons or [""] * len(part.requests)]
+        sizes = [len(part.requests) for part in rows]
+        self._reasons = _texts([part.reasons for part in rows], sizes)
+        self._not_yet_valid = _texts([part.not_yet_valid for part in rows], sizes)
         self._features: tuple[FeatureColumn, ...] | None = None
         if self._first.features is not None:
             self._features = concatenate_columns(
@@ -90,6 +90,7 @@ class _JoinedRows:
             subjects=[request.subject for request in requests],
             segments=segments if first.spec.segment_keys else [],
             error_reasons=[self._reasons[i] for i in index.tolist()] if self._reasons else [],
+            not_yet_valid=[self._not_yet_valid[i] for i in index.tolist()] if self._not_yet_valid else [],
             entities=table([request.keys for request in requests], first.contract.join_keys),
             request_fields=table([request.fields for request in requests], first.contract.request_fields),
             feature_set=first.feature_set,
@@ -100,3 +101,10 @@ class _JoinedRows:
         if self._features is None:
             return null_inputs(self._first.spec.inputs, len(index))
         return feature_table(self._features, index)
+
+
+def _texts(parts: Sequence[Sequence[str]], sizes: Sequence[int]) -> list[str]:
+    """The texts of all rows, empty when no part has any; a part without texts has an empty one per row."""
+    if not any(parts):
+        return []
+    return [text for part, size in zip(parts, sizes, strict=True) for text in part or [""] * size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 
 import numpy as np
@@ -17,41 +18,37 @@ from flywheel_inference.releases.release import (
     InputSpec,
     ReleaseSpec,
 )
-from flywheel_inference.serving.desired_state import DesiredModel
+from flywheel_inference.serving.desired_state import DesiredModel, Undecodable
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 
 VERSION_NAME = Pattern("projects/{project}/models/{model}/versions/{version:int}")
 
 
-def desired_models(content: bytes) -> tuple[list[DesiredModel], dict[str, str]]:
-    """The models of a serialized WatchServingResponse, and release → cause for each release that cannot be
-    decoded."""
+def desired_models(content: bytes) -> list[DesiredModel]:
+    """The models of a serialized WatchServingResponse."""
     response = registry_pb2.WatchServingResponse.FromString(content)
-    failures: dict[str, str] = {}
-
-    def spec(message: model_pb2.ServingRelease) -> ReleaseSpec | None:
-        if not message.release.name:
-            return None
-        try:
-            return _release(message)
-        except (ValueError, InvalidArgument) as error:
-            failures[message.release.name] = f"The release cannot be served: {error}."
-            return None
-
-    models = [
+    return [
         DesiredModel(
             model=model.model,
             generation=model.generation,
-            champion=spec(model.champion),
-            challenger=spec(model.challenger),
+            champion=_spec(model.champion),
+            challenger=_spec(model.challenger),
             rollout=model.rollout,
             shadow_percent=model.shadow_percent,
             challenger_percent=model.challenger_percent,
-            warm=tuple(s for s in map(spec, model.warm) if s is not None),
+            warm=tuple(s for s in map(_spec, model.warm) if s is not None),
         )
         for model in response.models
     ]
-    return models, failures
+
+
+def _spec(message: model_pb2.ServingRelease) -> ReleaseSpec | Undecodable | None:
+    if not message.release.name:
+        return None
+    try:
+        return _release(message)
+    except (ValueError, InvalidArgument) as error:
+        return Undecodable(message.release.name, f"The release cannot be served: {error}.")
 
 
 def _release(message: model_pb2.ServingRelease) -> ReleaseSpec:
@@ -63,6 +60,7 @@ def _release(message: model_pb2.ServingRelease) -> ReleaseSpec:
     policy = release.fallback
     return ReleaseSpec(
         name=release.name,
+        digest=hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest(),
         model=f"projects/{parts['project']}/models/{parts['model']}",
         model_version=version.name,
         triton_model=model_name(str(parts["project"]), str(parts["model"]), int(parts["version"])),

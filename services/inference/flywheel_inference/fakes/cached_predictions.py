@@ -11,5 +11,8 @@ class MemoryCachedPredictions:
     def __init__(self) -> None:
         self.predictions: dict[tuple[str, str], CachedPrediction] = {}
 
-    async def get(self, model: str, subject: str) -> CachedPrediction | None:
-        return self.predictions.get((model, subject))
+    async def connect(self) -> None:
+        pass
+
+    async def get(self, model: str, keys: str) -> CachedPrediction | None:
+        return self.predictions.get((model, keys))

@@ -10,9 +10,15 @@ import numpy.typing as npt
 
 from flywheel_common.arrays import Array, Mask
 
-PRESENT, NULL, NOT_FOUND, STALE = 1, 2, 3, 4
+PRESENT, NULL, NOT_FOUND, STALE, NOT_YET_VALID = 1, 2, 3, 4, 5
 """Statuses of a feature value: numbers of feature.v1.FeatureStatus."""
-STATUS_NAMES = {PRESENT: "PRESENT", NULL: "NULL", NOT_FOUND: "NOT_FOUND", STALE: "STALE"}
+STATUS_NAMES = {
+    PRESENT: "PRESENT",
+    NULL: "NULL",
+    NOT_FOUND: "NOT_FOUND",
+    STALE: "STALE",
+    NOT_YET_VALID: "NOT_YET_VALID",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +31,13 @@ class FeatureColumn:
     values: Array
     valid: Mask
 
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the values; of texts and lists, their lengths."""
+        if self.values.dtype != object:
+            return int(self.values.nbytes)
+        return sum(len(value) for value in self.values if value is not None)
+
     def take(self, rows: Array) -> FeatureColumn:
         """The rows at these indices."""
         return FeatureColumn(self.name, self.data_type, self.values[rows], self.valid[rows])
@@ -34,8 +47,8 @@ class FeatureColumn:
 class FeatureBlock:
     """The features of a batch, from one feature set version.
 
-    `statuses` [features, rows] holds PRESENT, NULL, NOT_FOUND or STALE. `applied` holds the stream offsets
-    that the features contain (lists: partition, next offset, …), for the prediction log.
+    `statuses` [features, rows] holds the status of each value (`STATUS_NAMES`). `applied` holds the stream
+    offsets that the features contain (lists: partition, next offset, …), for the prediction log.
     """
 
     feature_set: str
@@ -46,6 +59,19 @@ class FeatureBlock:
     @property
     def rows(self) -> int:
         return int(self.statuses.shape[1])
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the feature values."""
+        return sum(column.size_bytes for column in self.columns)
+
+    def not_yet_valid(self) -> list[str]:
+        """Per row the names of features with this status, separated by commas; empty if no row has one."""
+        found = self.statuses == NOT_YET_VALID
+        if not found.any():
+            return []
+        names = np.array([column.name for column in self.columns])
+        return [",".join(names[row]) for row in found.T]
 
     def take(self, rows: Array) -> FeatureBlock:
         """The rows at these indices, in that order."""

@@ -20,7 +20,10 @@ class MissingPredictionId(InvalidArgument):
 
 
 class InvalidOutcomeValue(InvalidArgument):
-    """An outcome has no name, or a value that is not a finite number."""
+    """An outcome has no name, a value that is not a finite number, or a label other than 0 and 1."""
 
     reason = "INVALID_VALUE"
-    remedy = "Name the outcome `label` or after a business metric, and send a finite number."
+    remedy = (
+        "Send 0 or 1 for the outcome `label`, and a finite number under the name of a business metric for "
+        "any other outcome."
+    )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from flywheel_inference.outcomes.errors import InvalidOutcomeValue, MissingPredictionId, TooManyOutcomes
 from flywheel_inference.outcomes.ports import OutcomeSink
-from flywheel_inference.outcomes.row import OutcomeRow
+from flywheel_inference.outcomes.row import LABEL, OutcomeRow
 
 MAX_OUTCOMES = 10_000
 
@@ -32,6 +32,11 @@ class OutcomeRecorder:
             if not math.isfinite(row.value):
                 raise InvalidOutcomeValue(
                     f"outcomes[{place}] has the value {row.value}: send a finite number."
+                )
+            if row.name == LABEL and row.value not in (0.0, 1.0):
+                raise InvalidOutcomeValue(
+                    f"outcomes[{place}] is a label with the value {row.value:g}: models predict the "
+                    "probability of label 1, so send 0 or 1, or name it as a business metric."
                 )
         if rows:
             await self._sink.record(model, rows)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LABEL = "label"
+"""Name of the outcome that the model predicts the probability of: its value is 0 or 1."""
+
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRow:

@@ -27,13 +27,15 @@ def log_rows(
     latencies_ms: npt.NDArray[np.float32],
     reasons: Sequence[str] = (),
 ) -> LogRows:
-    """Rows of one release in one role. `block`: features of the requests; None: none were read."""
+    """Rows of one release in one role. The requests have one contract, which is not the release's when they
+    lack what the release needs. `block`: features of the requests; None: none were read."""
+    contract = requests[0].contract
     return LogRows(
         spec=scorer.spec,
-        contract=scorer.contract,
+        contract=contract,
         rollout=rollout,
         role=role,
-        feature_set=block.feature_set if block is not None else scorer.contract.feature_set,
+        feature_set=block.feature_set if block is not None else contract.feature_set,
         requests=requests,
         features=scorer.tensors.served(block) if block is not None else None,
         scores=scores,
@@ -42,4 +44,5 @@ def log_rows(
         latencies_ms=latencies_ms,
         reasons=list(reasons),
         applied=block.applied if block is not None else (),
+        not_yet_valid=block.not_yet_valid() if block is not None else (),
     )

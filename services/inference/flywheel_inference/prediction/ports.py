@@ -18,10 +18,14 @@ class Routes(Protocol):
 
 
 class CachedPredictions(Protocol):
-    """Batch predictions by model and entity keys (`requests.subject_of`). A read returns the value written
+    """Batch predictions by model and entity keys (`requests.joined_keys`). A read returns the value written
     last. Never raises and never waits long: a value that is absent, unreadable or late is None."""
 
-    async def get(self, model: str, subject: str) -> CachedPrediction | None: ...
+    async def connect(self) -> None:
+        """Prepare for the first read. Does not raise while the store is down."""
+        ...
+
+    async def get(self, model: str, keys: str) -> CachedPrediction | None: ...
 
 
 class Measures(Protocol):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from flywheel_common.context import left_seconds
+from flywheel_common.errors import InvalidArgument
 from flywheel_inference.batching.batcher import Expired
 from flywheel_inference.fallback.choice import ERROR, MODEL, choose_fallback
 from flywheel_inference.fallback.errors import BudgetExceeded, CannotScore, NoFallback
@@ -23,6 +24,7 @@ from flywheel_inference.requests.request import (
     PredictCall,
     RoutedRequest,
     checked_id,
+    joined_keys,
     segment_of,
     subject_of,
 )
@@ -94,51 +96,84 @@ class Predictor:
             self.in_flight -= 1
 
     async def _predict(self, route: Route[ReleaseScorer], call: PredictCall, started: float) -> Answer:
-        scorer, role = route.champion, CHAMPION
-        keys, fields = call.bind(scorer.contract)
+        champion = route.champion
+        keys, fields = call.bind(champion.contract)
         subject = call.subject or subject_of(keys)
-        copy_to = None
-        if route.challenger is not None:
-            choice = route.choose(subject)
-            copy_to = choice.shadow
-            if choice.challenger:
-                scorer, role = choice.release, CHALLENGER
-                if scorer.contract is not route.champion.contract:
-                    keys, fields = call.bind(scorer.contract)
         request = RoutedRequest(
             call=call,
+            contract=champion.contract,
             prediction_id=checked_id(call.prediction_id) or self._new_id(),
             keys=keys,
             fields=fields,
             as_of_micros=call.as_of_micros,
             event_micros=call.as_of_micros if call.as_of_micros is not None else self._now_micros(),
             subject=subject,
-            segment=segment_of(call, scorer.spec.segment_keys) if scorer.spec.segment_keys else "",
+            segment=segment_of(call, champion.spec.segment_keys) if champion.spec.segment_keys else "",
             started=started,
-            role=role,
+            role=CHAMPION,
             rollout=route.rollout,
-            copy_to=copy_to,
         )
         left = left_seconds()
         budget = (self._default_budget if left is None else min(left, self._default_budget)) - self._reserve
+        deadline = self._loop.time() + budget
+        if route.challenger is None:
+            return await self._score(champion, request, deadline)
+        choice = route.choose(subject)
+        request.copy_to = choice.shadow
+        if not choice.challenger:
+            return await self._score(champion, request, deadline)
         try:
-            scored = await scorer.score(request, self._loop.time() + budget)
+            return await self._score(choice.release, self._for_challenger(request, choice.release), deadline)
+        except InvalidArgument as refusal:
+            # The challenger needs what the caller does not send. The champion may be content with it.
+            answer = await self._score(champion, request, deadline)
+            self._log_failure(choice.release, request, refusal.reason)
+            return answer
+
+    def _for_challenger(self, request: RoutedRequest, challenger: ReleaseScorer) -> RoutedRequest:
+        """The request, bound to the challenger. Raises InvalidArgument."""
+        bound = request.bound_to(challenger.contract)
+        keys = challenger.spec.segment_keys
+        bound.segment = segment_of(request.call, keys) if keys else ""
+        bound.role, bound.rollout = CHALLENGER, request.rollout
+        return bound
+
+    async def _score(self, scorer: ReleaseScorer, request: RoutedRequest, deadline: float) -> Answer:
+        try:
+            scored = await scorer.score(request, deadline)
         except CannotScore as error:
             return await self._fall_back(scorer, request, error.reason)
         except Expired:
             return await self._fall_back(scorer, request, BudgetExceeded.reason)
-        self._measures.answered(scorer.spec.model, role, MODEL, "")
-        total_ms = (time.perf_counter() - started) * 1e3
+        self._measures.answered(scorer.spec.model, request.role, MODEL, "")
         return Answer(
             request=request,
             scorer=scorer,
-            role=role,
+            role=request.role,
             score=scored.score,
             decision=scored.decision,
             source=MODEL,
             reason="",
             scored=scored,
-            total_ms=total_ms,
+            total_ms=(time.perf_counter() - request.started) * 1e3,
+        )
+
+    def _log_failure(self, challenger: ReleaseScorer, request: RoutedRequest, reason: str) -> None:
+        """Logs that the challenger refused a request which the champion answered."""
+        self._measures.answered(challenger.spec.model, CHALLENGER, ERROR, reason)
+        self._log.offer(
+            log_rows(
+                challenger,
+                [request],
+                role=CHALLENGER,
+                rollout=request.rollout,
+                block=None,
+                scores=np.array([np.nan]),
+                decisions=np.array([False]),
+                sources=np.array([ERROR], np.uint8),
+                latencies_ms=np.array([(time.perf_counter() - request.started) * 1e3], np.float32),
+                reasons=[reason],
+            )
         )
 
     def log_batch(self, scorer: ReleaseScorer, requests: list[RoutedRequest], batch: ScoredBatch) -> None:
@@ -171,7 +206,7 @@ class Predictor:
     async def _fall_back(self, scorer: ReleaseScorer, request: RoutedRequest, reason: str) -> Answer:
         policy, cached = scorer.spec.fallback, None
         if self._cached is not None and policy.cached_max_age_seconds > 0:
-            cached = await self._cached.get(scorer.spec.model, subject_of(request.keys))
+            cached = await self._cached.get(scorer.spec.model, joined_keys(request.keys))
         found = choose_fallback(policy, cached, request.event_micros)
         score, source = found if found is not None else (float("nan"), ERROR)
         decision = score >= scorer.spec.threshold

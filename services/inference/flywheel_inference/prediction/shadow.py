@@ -1,7 +1,7 @@
 """Shadow copies: the challenger answers copies of the champion's requests, and no caller waits for it.
 
-Copies wait in a bounded queue with one worker. A full queue drops and counts copies. A challenger that hangs,
-fails or returns bad scores affects only its own log rows.
+Copies wait in one bounded queue per model, each with its own worker. A full queue drops and counts copies. A
+challenger that hangs, fails or returns bad scores affects only its own log rows.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from flywheel_common.errors import FlywheelError
+from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.fallback.choice import ERROR, MODEL
 from flywheel_inference.fallback.errors import BadScore
@@ -28,20 +29,57 @@ from flywheel_inference.scoring.scorer import ReleaseScorer
 log = get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Copies:
+    """Requests of one batch with the champion's features, for one challenger."""
+
+    challenger: ReleaseScorer
+    rollout: str
+    requests: list[RoutedRequest]
+    block: FeatureBlock
+    size_bytes: int
+
+
+class _Queue:
+    """The waiting copies of one model."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[_Copies] = deque()
+        self.running: _Copies | None = None
+        self.worker: asyncio.Task[None] | None = None
+        self.rows = 0
+        self.bytes = 0
+
+    def add(self, copies: _Copies) -> None:
+        self.waiting.append(copies)
+        self.rows += len(copies.requests)
+        self.bytes += copies.size_bytes
+
+    def take(self) -> _Copies:
+        copies = self.waiting.popleft()
+        self.rows -= len(copies.requests)
+        self.bytes -= copies.size_bytes
+        return copies
+
+
 class ShadowCopies:
-    """`offer` is called on the Predict path, `run` is a background task. At most `max_rows` copies wait; each
-    batch gets `timeout_seconds`."""
+    """`offer` is called on the Predict path, `run` is a background task. At most `max_rows` copies and
+    `max_bytes` of each model wait; each batch gets `timeout_seconds`."""
 
     def __init__(
-        self, offer_to_log: Callable[[LogRows], None], *, max_rows: int = 2_000, timeout_seconds: float = 1.0
+        self,
+        offer_to_log: Callable[[LogRows], None],
+        *,
+        max_rows: int = 2_000,
+        max_bytes: int = 32 * 1024 * 1024,
+        timeout_seconds: float = 1.0,
     ) -> None:
         self._offer_to_log = offer_to_log
         self._max_rows = max_rows
+        self._max_bytes = max_bytes
         self._timeout = timeout_seconds
-        self._queue: deque[tuple[ReleaseScorer, str, list[RoutedRequest], FeatureBlock]] = deque()
-        self._rows = 0
+        self._queues: dict[str, _Queue] = {}
         self._filled = asyncio.Event()
-        self._running: ReleaseScorer | None = None
         self.dropped_count = 0
 
     def offer(
@@ -49,78 +87,137 @@ class ShadowCopies:
     ) -> None:
         """Queues copies of requests that the champion answered. `block` holds the champion's features, which
         are reused when the challenger has the same feature set."""
-        if self._rows + len(requests) > self._max_rows:
+        size = block.size_bytes + sum(request.call.size_bytes for request in requests)
+        queue = self._queues.setdefault(challenger.spec.model, _Queue())
+        if queue.rows + len(requests) > self._max_rows or queue.bytes + size > self._max_bytes:
             self.dropped_count += len(requests)
             return
-        self._rows += len(requests)
-        self._queue.append((challenger, rollout, requests, block))
+        queue.add(_Copies(challenger, rollout, requests, block, size))
         self._filled.set()
 
     def uses(self, scorer: ReleaseScorer) -> bool:
         """Whether copies for this release wait or are being scored."""
-        return self._running is scorer or any(challenger is scorer for challenger, *_ in self._queue)
+        queue = self._queues.get(scorer.spec.model)
+        if queue is None:
+            return False
+        busy = [*queue.waiting, queue.running] if queue.running is not None else queue.waiting
+        return any(copies is not None and copies.challenger is scorer for copies in busy)
 
     async def run(self) -> None:
-        """Scores copies until cancelled."""
-        while True:
-            await self._filled.wait()
-            while self._queue:
-                challenger, rollout, requests, block = self._queue.popleft()
-                self._rows -= len(requests)
-                self._running = challenger
+        """Scores copies until cancelled. Can be called again after an exception."""
+        for queue in self._queues.values():
+            # A worker that was cancelled before its first step has not reset it.
+            queue.worker = None
+        self._filled.set()
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await self._filled.wait()
+                self._filled.clear()
+                for model, queue in list(self._queues.items()):
+                    if queue.worker is None and queue.waiting:
+                        queue.worker = group.create_task(self._work(queue))
+                    elif queue.worker is None:
+                        del self._queues[model]
+
+    async def _work(self, queue: _Queue) -> None:
+        """Scores the copies of one model until none waits."""
+        try:
+            while queue.waiting:
+                copies = queue.running = queue.take()
                 try:
-                    await self._score(challenger, rollout, requests, block)
+                    await self._score(copies.challenger, copies.rollout, copies.requests, copies.block)
                 except Exception as error:
                     log.error(
                         "shadow copies failed",
-                        release=challenger.spec.name,
-                        rows=len(requests),
+                        release=copies.challenger.spec.name,
+                        rows=len(copies.requests),
                         exc_info=error,
                     )
                 finally:
-                    self._running = None
-            self._filled.clear()
+                    queue.running = None
+        finally:
+            queue.worker = None
 
     async def _score(
         self, challenger: ReleaseScorer, rollout: str, requests: list[RoutedRequest], block: FeatureBlock
     ) -> None:
         began = time.perf_counter()
         batch: ScoredBatch | None = None
-        reason = ""
+        failed: list[tuple[RoutedRequest, str]] = []
+        scored = requests
         try:
             if block.feature_set and block.feature_set == challenger.contract.feature_set:
                 batch = await challenger.score_block(block, self._timeout)
             else:
-                bound = [request.bound_to(challenger.contract) for request in requests]
-                batch = await challenger.score_requests(bound, self._timeout)
+                scored, failed = _bound(requests, challenger)
+                result = await challenger.score_requests(scored, self._timeout)
+                failed += [(scored[row], error.reason) for row, error in result.errors.items()]
+                batch, scored = result.batch, [scored[row] for row in result.rows]
         except FlywheelError as error:
-            reason = error.reason
+            failed += [(request, error.reason) for request in scored]
+            scored = []
         milliseconds = (time.perf_counter() - began) * 1e3
-        self._offer_to_log(_rows(challenger, rollout, requests, batch, reason, milliseconds))
+        if batch is not None:
+            self._offer_to_log(_answers(challenger, rollout, scored, batch, milliseconds))
+        for of_contract in _by_contract(failed):
+            self._offer_to_log(_failures(challenger, rollout, of_contract, milliseconds))
 
 
-def _rows(
+def _bound(
+    requests: list[RoutedRequest], challenger: ReleaseScorer
+) -> tuple[list[RoutedRequest], list[tuple[RoutedRequest, str]]]:
+    """The requests bound to the challenger; and those that lack what it needs, with the reason."""
+    bound, failed = [], []
+    for request in requests:
+        try:
+            bound.append(request.bound_to(challenger.contract))
+        except InvalidArgument as error:
+            failed.append((request, error.reason))
+    return bound, failed
+
+
+def _by_contract(failed: list[tuple[RoutedRequest, str]]) -> list[list[tuple[RoutedRequest, str]]]:
+    groups: dict[str, list[tuple[RoutedRequest, str]]] = {}
+    for request, reason in failed:
+        groups.setdefault(request.contract.feature_set, []).append((request, reason))
+    return list(groups.values())
+
+
+def _answers(
     challenger: ReleaseScorer,
     rollout: str,
     requests: list[RoutedRequest],
-    batch: ScoredBatch | None,
-    reason: str,
+    batch: ScoredBatch,
     milliseconds: float,
 ) -> LogRows:
-    """The challenger's answers; `batch` None: it failed with `reason`."""
-    count = len(requests)
-    scores = batch.scores if batch is not None else np.full(count, np.nan)
-    finite = np.isfinite(scores)
-    reasons = [] if finite.all() else ["" if ok else reason or BadScore.reason for ok in finite.tolist()]
+    finite = np.isfinite(batch.scores)
     return log_rows(
         challenger,
         requests,
         role=SHADOW,
         rollout=rollout,
-        block=batch.block if batch is not None else None,
-        scores=scores,
-        decisions=batch.decisions if batch is not None else np.zeros(count, np.bool_),
+        block=batch.block,
+        scores=batch.scores,
+        decisions=batch.decisions,
         sources=np.where(finite, MODEL, ERROR).astype(np.uint8),
+        latencies_ms=np.full(len(requests), milliseconds, np.float32),
+        reasons=[] if finite.all() else ["" if ok else BadScore.reason for ok in finite.tolist()],
+    )
+
+
+def _failures(
+    challenger: ReleaseScorer, rollout: str, failed: list[tuple[RoutedRequest, str]], milliseconds: float
+) -> LogRows:
+    count = len(failed)
+    return log_rows(
+        challenger,
+        [request for request, _ in failed],
+        role=SHADOW,
+        rollout=rollout,
+        block=None,
+        scores=np.full(count, np.nan),
+        decisions=np.zeros(count, np.bool_),
+        sources=np.full(count, ERROR, np.uint8),
         latencies_ms=np.full(count, milliseconds, np.float32),
-        reasons=reasons,
+        reasons=[reason for _, reason in failed],
     )

@@ -1,8 +1,9 @@
 """The buffer of the prediction log: logs every answer without delaying one.
 
-Rows wait in memory for `flush_seconds`, or until `flush_rows` are there. They leave as one record per
-release, role and partition, or as several when one would be too large. At most `max_rows` are held, including
-those being sent; rows beyond that are dropped and counted.
+Rows wait in memory for `flush_seconds`, or until `flush_rows` are there. They leave in steps of about
+`flush_rows` rows, so that the encoding after an outage never blocks the event loop for long: one record per
+release, role and partition, or several when one would be too large. At most `max_rows` and `max_bytes` are
+held, including those being sent; rows beyond that are dropped and counted.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ log = get_logger(__name__)
 
 class PredictionLog:
     """Takes rows from the Predict path (`offer`) and stores them in a background task (`run`). During an
-    outage of the sink it holds up to `max_rows` and retries."""
+    outage of the sink it holds up to `max_rows` and `max_bytes` and retries."""
 
     def __init__(
         self,
@@ -29,17 +30,20 @@ class PredictionLog:
         flush_seconds: float = 0.02,
         flush_rows: int = 500,
         max_rows: int = 50_000,
+        max_bytes: int = 256 * 1024 * 1024,
         retry_seconds: float = 0.5,
     ) -> None:
         self._sink = sink
         self._flush_seconds = flush_seconds
         self._flush_rows = flush_rows
         self._max_rows = max_rows
+        self._max_bytes = max_bytes
         self._retry_seconds = retry_seconds
-        self._buffer: list[LogRows] = []
+        self._buffer: deque[tuple[LogRows, int]] = deque()
         self._buffered = 0
         self._records: deque[LogRecord] = deque()
         self._recorded = 0
+        self._bytes = 0
         self._filled = asyncio.Event()
         self._full = asyncio.Event()
         self._lock = asyncio.Lock()
@@ -54,17 +58,21 @@ class PredictionLog:
     def offer(self, rows: LogRows) -> None:
         """Adds rows without waiting. Drops and counts them when the buffer is full."""
         count = len(rows.requests)
-        if self.held + count > self._max_rows:
+        size = rows.size_bytes
+        if self.held + count > self._max_rows or self._bytes + size > self._max_bytes:
             self.dropped_count += count
             return
-        self._buffer.append(rows)
+        self._buffer.append((rows, size))
         self._buffered += count
+        self._bytes += size
         self._filled.set()
         if self._buffered >= self._flush_rows:
             self._full.set()
 
     async def run(self) -> None:
-        """Stores rows until cancelled."""
+        """Stores rows until cancelled. Can be called again after an exception."""
+        if self.held:
+            self._filled.set()
         while True:
             await self._filled.wait()
             try:
@@ -78,13 +86,16 @@ class PredictionLog:
     async def flush(self) -> bool:
         """Stores all rows held now; False when the sink did not take all of them."""
         async with self._lock:
-            self._encode()
-            while self._records:
+            while self._records or self._buffer:
+                if not self._records:
+                    self._encode()
+                    continue
                 sending = list(islice(self._records, 64))
                 stored = await self._sink.publish(sending)
                 for record in sending[:stored]:
                     self._records.popleft()
                     self._recorded -= record.rows
+                    self._bytes -= len(record.value)
                     self.logged_count += record.rows
                 if stored < len(sending):
                     self._filled.set()
@@ -104,20 +115,28 @@ class PredictionLog:
             self.dropped_count += self.held
 
     def _encode(self) -> None:
-        rows, self._buffer, self._buffered = self._buffer, [], 0
-        self._filled.clear()
-        self._full.clear()
+        """Encodes about `flush_rows` rows of the buffer."""
         groups: dict[Group, list[LogRows]] = {}
-        for part in rows:
+        taken = 0
+        while self._buffer and taken < self._flush_rows:
+            part, size = self._buffer.popleft()
             groups.setdefault(part.group, []).append(part)
+            taken += len(part.requests)
+            self._bytes -= size
+        self._buffered -= taken
+        if not self._buffer:
+            self._filled.clear()
+            self._full.clear()
         for group in groups.values():
             count = sum(len(part.requests) for part in group)
             try:
                 records = self._sink.encode(group)
-                self._records.extend(records)
-                recorded = sum(record.rows for record in records)
-                self._recorded += recorded
-                self.dropped_count += count - recorded
             except Exception as error:
                 log.error("prediction log rows not encoded: dropped", rows=count, exc_info=error)
                 self.dropped_count += count
+                continue
+            self._records.extend(records)
+            recorded = sum(record.rows for record in records)
+            self._recorded += recorded
+            self._bytes += sum(len(record.value) for record in records)
+            self.dropped_count += count - recorded

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,8 @@ Group = tuple[str, str, int, str, bool, tuple[str, ...]]
 class LogRows:
     """Answers of one release in one role. Arrays are [rows]; latencies in milliseconds.
 
-    `features` None: no features were read. `reasons` is empty when no row has one. `applied`: see
-    `FeatureBlock`.
+    `features` None: no features were read. `reasons` and `not_yet_valid` are empty when no row has one.
+    `applied` and `not_yet_valid`: see `FeatureBlock`.
     """
 
     spec: ReleaseSpec
@@ -35,6 +36,13 @@ class LogRows:
     latencies_ms: npt.NDArray[np.float32]
     reasons: list[str]
     applied: tuple[FeatureColumn, ...] = ()
+    not_yet_valid: Sequence[str] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Approximate memory: the requests as sent, and the features."""
+        sent = sum(request.call.size_bytes for request in self.requests)
+        return sent + sum(column.size_bytes for column in self.features or ())
 
     @property
     def group(self) -> Group:

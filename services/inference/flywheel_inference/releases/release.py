@@ -12,10 +12,12 @@ from flywheel_inference.releases.calibration import Calibration, Identity
 
 @dataclass(frozen=True, slots=True)
 class FieldSpec:
-    """A typed field. `data_type` is the number of a types.v1.DataType."""
+    """A typed field. `data_type` is the number of a types.v1.DataType. `vector_size`: elements of each
+    vector; 0 for other types."""
 
     name: str
     data_type: int
+    vector_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,11 @@ class FallbackPolicy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReleaseSpec:
-    """Everything needed to serve one release. `triton_model` is the name of the model version inside
-    Triton."""
+    """Everything needed to serve one release. `digest`: of its whole content. `triton_model` is the name of
+    the model version inside Triton."""
 
     name: str
+    digest: str
     model: str
     model_version: str
     triton_model: str
@@ -85,3 +88,8 @@ class ReleaseSpec:
     threshold: float = 0.5
     fallback: FallbackPolicy = field(default_factory=FallbackPolicy)
     segment_keys: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Identifies the release and its content."""
+        return self.name, self.digest

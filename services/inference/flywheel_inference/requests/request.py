@@ -18,6 +18,7 @@ class PredictCall(Protocol):
     prediction_id: str
     as_of_micros: int | None
     include_features: bool
+    size_bytes: int
 
     def bind(self, contract: FeatureSetContract) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The join keys and request fields of a feature set, in its order and types; a null request field is
@@ -30,16 +31,17 @@ class PredictCall(Protocol):
 
 
 class RoutedRequest:
-    """A request bound to the release that answers it.
+    """A request bound to a feature set and a role.
 
-    `as_of_micros` None: now. `event_micros`: event time of the prediction. `started`: on time.perf_counter.
-    `role` (`routing.route`) and `rollout`: why this release answers. `copy_to`: challenger that gets a shadow
-    copy.
+    `contract`: feature set whose keys and fields it has. `as_of_micros` None: now. `event_micros`: event time
+    of the prediction. `started`: on time.perf_counter. `role` (`routing.route`) and `rollout`: why its
+    release answers. `copy_to`: challenger that gets a shadow copy.
     """
 
     __slots__ = (
         "as_of_micros",
         "call",
+        "contract",
         "copy_to",
         "event_micros",
         "fields",
@@ -56,6 +58,7 @@ class RoutedRequest:
         self,
         *,
         call: PredictCall,
+        contract: FeatureSetContract,
         prediction_id: str,
         keys: tuple[Any, ...],
         fields: tuple[Any, ...],
@@ -69,6 +72,7 @@ class RoutedRequest:
         copy_to: Any = None,
     ) -> None:
         self.call = call
+        self.contract = contract
         self.prediction_id = prediction_id
         self.keys = keys
         self.fields = fields
@@ -82,11 +86,13 @@ class RoutedRequest:
         self.copy_to = copy_to
 
     def bound_to(self, contract: FeatureSetContract) -> RoutedRequest:
-        """The same request with the keys and fields of another feature set, for a shadow copy.
-        Raises InvalidArgument."""
-        keys, fields = self.call.bind(contract)
+        """The same request with the keys and fields of a feature set, for a challenger. Raises
+        InvalidArgument."""
+        same = contract.feature_set == self.contract.feature_set
+        keys, fields = (self.keys, self.fields) if same else self.call.bind(contract)
         return RoutedRequest(
             call=self.call,
+            contract=contract,
             prediction_id=self.prediction_id,
             keys=keys,
             fields=fields,
@@ -98,9 +104,17 @@ class RoutedRequest:
         )
 
 
+def joined_keys(keys: tuple[Any, ...]) -> str:
+    r"""The entity keys joined by `|`, in key order, with `\` before each `\` and `|` of a key.
+
+    Different keys of a feature set, and keys of different length, have different texts.
+    """
+    return "|".join([str(key).replace("\\", r"\\").replace("|", r"\|") for key in keys])
+
+
 def subject_of(keys: tuple[Any, ...]) -> str:
-    """The default routing subject: the entity keys joined by `|`, in key order."""
-    return str(keys[0]) if len(keys) == 1 else "|".join(map(str, keys))
+    """The default routing subject: the joined keys, or a single key as it is."""
+    return str(keys[0]) if len(keys) == 1 else joined_keys(keys)
 
 
 def segment_of(call: PredictCall, segment_keys: tuple[str, ...]) -> str:

@@ -1,12 +1,15 @@
-"""Feature lookup of one batch, with a circuit breaker."""
+"""Feature lookup of one batch, with a circuit breaker. A bad request fails alone, not with its batch."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
+from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.fallback.errors import BudgetExceeded, FeaturesUnavailable
@@ -14,6 +17,16 @@ from flywheel_inference.models.feature_block import FeatureBlock, concatenate_bl
 from flywheel_inference.releases.release import FeatureSetContract
 from flywheel_inference.requests.request import RoutedRequest
 from flywheel_inference.scoring.ports import FeatureLookup
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureRows:
+    """Features of a batch. `block` holds the requests with the indices `rows`, in that order; None: no
+    request has features. `errors`: index of a request without features → why."""
+
+    rows: Array
+    block: FeatureBlock | None
+    errors: Mapping[int, FlywheelError]
 
 
 class FeatureReader:
@@ -24,54 +37,75 @@ class FeatureReader:
         self._contract = contract
         self._breaker = breaker
 
-    async def read(self, requests: list[RoutedRequest], budget: float) -> FeatureBlock:
-        """The features of the requests, in order, within `budget` seconds. Raises CannotScore;
-        InvalidArgument when the feature service refuses the content of a request."""
-        if not self._breaker.allows(time.monotonic()):
-            raise FeaturesUnavailable("the circuit breaker of the feature service is open")
-        if budget <= 0:
-            raise BudgetExceeded("no time is left for the feature lookup")
-        try:
-            block = await self._read_by_time(requests, budget)
-        except InvalidArgument:
-            self._breaker.succeeded()
-            raise
-        except FlywheelError as error:
-            self._breaker.failed(time.monotonic())
-            raise FeaturesUnavailable(error.message) from None
-        self._breaker.succeeded()
-        return block
+    async def read(self, requests: list[RoutedRequest], budget: float) -> FeatureRows:
+        """The features of the requests within `budget` seconds.
 
-    async def _read_by_time(self, requests: list[RoutedRequest], budget: float) -> FeatureBlock:
-        """One lookup per event time. That is usually a single lookup, because most requests ask for now."""
+        One lookup per event time: usually one, because most requests ask for now. A lookup whose content is
+        refused is bisected, both halves at once, until each bad request is alone. Errors of a request are
+        InvalidArgument or CannotScore.
+        """
+        if not self._breaker.allows(time.monotonic()):
+            error = FeaturesUnavailable("the circuit breaker of the feature service is open")
+            return _joined([], dict.fromkeys(range(len(requests)), error))
+        deadline = time.monotonic() + budget
         times: dict[int | None, list[int]] = {}
         for row, request in enumerate(requests):
             times.setdefault(request.as_of_micros, []).append(row)
+        found: list[tuple[list[int], FeatureBlock]] = []
+        errors: dict[int, FlywheelError] = {}
         if len(times) == 1:
-            (as_of,) = times
-            return await self._online(requests, as_of, budget)
-        async with asyncio.TaskGroup() as group:
-            lookups = [
-                group.create_task(self._attempt([requests[row] for row in rows], as_of, budget))
-                for as_of, rows in times.items()
-            ]
-        results = [lookup.result() for lookup in lookups]
-        for result in results:
-            if isinstance(result, FlywheelError):
-                raise result
-        block = concatenate_blocks([result for result in results if isinstance(result, FeatureBlock)])
-        return block.take(np.argsort(np.concatenate([np.array(rows) for rows in times.values()])))
+            await self._look_up(requests, list(range(len(requests))), deadline, found, errors)
+        else:
+            async with asyncio.TaskGroup() as group:
+                for rows in times.values():
+                    group.create_task(self._look_up(requests, rows, deadline, found, errors))
+        return _joined(found, errors)
 
-    async def _attempt(
-        self, requests: list[RoutedRequest], as_of: int | None, budget: float
-    ) -> FeatureBlock | FlywheelError:
-        # Returned instead of raised: the task group would cancel the other lookups and raise an
-        # ExceptionGroup.
+    async def _look_up(
+        self,
+        requests: list[RoutedRequest],
+        rows: list[int],
+        deadline: float,
+        found: list[tuple[list[int], FeatureBlock]],
+        errors: dict[int, FlywheelError],
+    ) -> None:
+        """Looks up requests of one event time; adds to `found` and `errors`."""
+        budget = deadline - time.monotonic()
+        if budget <= 0:
+            errors.update(dict.fromkeys(rows, BudgetExceeded("no time is left for the feature lookup")))
+            return
+        asked = [requests[row] for row in rows]
         try:
-            return await self._online(requests, as_of, budget)
+            block = await self._lookup.online(
+                self._contract,
+                [request.keys for request in asked],
+                [request.fields for request in asked],
+                asked[0].as_of_micros,
+                budget,
+            )
+        except InvalidArgument as error:
+            self._breaker.succeeded()
+            if len(rows) == 1:
+                errors[rows[0]] = error
+                return
+            middle = len(rows) // 2
+            async with asyncio.TaskGroup() as group:
+                for half in (rows[:middle], rows[middle:]):
+                    group.create_task(self._look_up(requests, half, deadline, found, errors))
         except FlywheelError as error:
-            return error
+            self._breaker.failed(time.monotonic())
+            errors.update(dict.fromkeys(rows, FeaturesUnavailable(error.message)))
+        else:
+            self._breaker.succeeded()
+            found.append((rows, block))
 
-    async def _online(self, requests: list[RoutedRequest], as_of: int | None, budget: float) -> FeatureBlock:
-        keys, fields = [r.keys for r in requests], [r.fields for r in requests]
-        return await self._lookup.online(self._contract, keys, fields, as_of, budget)
+
+def _joined(found: list[tuple[list[int], FeatureBlock]], errors: Mapping[int, FlywheelError]) -> FeatureRows:
+    if not found:
+        return FeatureRows(np.zeros(0, np.intp), None, errors)
+    rows = np.concatenate([np.array(rows, np.intp) for rows, _ in found])
+    block = concatenate_blocks([block for _, block in found])
+    if len(found) > 1:
+        order = np.argsort(rows)
+        rows, block = rows[order], block.take(order)
+    return FeatureRows(rows, block, errors)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.arrays import Array, Floats, Mask
+from flywheel_common.errors import FlywheelError
 from flywheel_inference.models.feature_block import FeatureBlock
 
 
@@ -33,6 +35,19 @@ class ScoredBatch:
             self.features_ms,
             self.model_ms,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredRequests:
+    """Requests that were looked up and scored together.
+
+    `batch` holds the requests with the indices `rows`, in that order; None: none has features. `errors`:
+    index of a request that failed alone → why.
+    """
+
+    batch: ScoredBatch | None
+    rows: Array
+    errors: Mapping[int, FlywheelError]
 
 
 @dataclass(frozen=True, slots=True)

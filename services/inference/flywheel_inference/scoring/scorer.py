@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flywheel_common.errors import DeadlineExceeded, FlywheelError, InvalidArgument, NotFound
-from flywheel_inference.batching.batcher import BadBatch, Batcher, Entry
+from flywheel_common.errors import DeadlineExceeded, FlywheelError, NotFound
+from flywheel_inference.batching.batcher import Batcher, Entry
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.fallback.errors import BadScore, BudgetExceeded, FeaturesIncomplete, ModelUnavailable
 from flywheel_inference.models.feature_block import PRESENT, FeatureBlock
@@ -20,7 +20,7 @@ from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.requests.request import RoutedRequest
 from flywheel_inference.scoring.feature_reader import FeatureReader
 from flywheel_inference.scoring.ports import FeatureLookup
-from flywheel_inference.scoring.scored import Scored, ScoredBatch
+from flywheel_inference.scoring.scored import Scored, ScoredBatch, ScoredRequests
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,7 @@ class ReleaseScorer:
             slots=settings.slots,
             max_slots=settings.max_slots,
             stall_seconds=settings.stall_seconds,
+            size_of=lambda request: request.call.size_bytes,
         )
 
     @property
@@ -89,13 +90,23 @@ class ReleaseScorer:
     async def close(self) -> None:
         await self._batcher.close()
 
-    async def score_requests(self, requests: list[RoutedRequest], budget: float) -> ScoredBatch:
-        """Looks the features up and runs the model, within `budget` seconds. Raises CannotScore;
-        InvalidArgument when the feature service refuses the content of a request."""
+    async def score_requests(
+        self,
+        requests: list[RoutedRequest],
+        budget: float,
+        wanted: Callable[[], bool] = lambda: True,
+    ) -> ScoredRequests:
+        """Looks the features up and runs the model, within `budget` seconds. Raises CannotScore when the
+        model cannot score, and when nobody has `wanted` the answer since the lookup."""
         began = time.perf_counter()
-        block = await self._features.read(requests, budget)
+        features = await self._features.read(requests, budget)
+        if features.block is None:
+            return ScoredRequests(None, features.rows, features.errors)
         spent = time.perf_counter() - began
-        return await self.score_block(block, budget - spent, spent * 1e3)
+        if not wanted():
+            raise BudgetExceeded("every caller had its answer before the model was called")
+        batch = await self.score_block(features.block, budget - spent, spent * 1e3)
+        return ScoredRequests(batch, features.rows, features.errors)
 
     async def score_block(self, block: FeatureBlock, budget: float, features_ms: float = 0.0) -> ScoredBatch:
         """Runs the model on features that were looked up before. Raises CannotScore."""
@@ -125,31 +136,37 @@ class ReleaseScorer:
 
     async def _run(self, entries: list[Entry[RoutedRequest, Scored]]) -> Sequence[Scored | Exception]:
         sent = time.perf_counter()
-        left = max(entry.deadline for entry in entries) - asyncio.get_running_loop().time()
         requests = [entry.item for entry in entries]
-        try:
-            batch = await self.score_requests(requests, min(left, self._cap_seconds))
-        except InvalidArgument as error:
-            raise BadBatch(error) from error
-        results: list[Scored | Exception] = []
+        # The dependencies get the time limit of the batch, not the callers' deadlines: a call that a caller's
+        # deadline cut short would count as a failure of the dependency. Callers get `Expired` in time anyway.
+        scored = await self.score_requests(
+            requests, self._cap_seconds, lambda: any(entry.live for entry in entries)
+        )
+        results: list[Scored | Exception | None] = [scored.errors.get(i) for i in range(len(requests))]
+        batch = scored.batch
+        if batch is None:
+            return [r for r in results if r is not None]
         answered: list[int] = []
         rows = zip(
-            entries,
+            scored.rows.tolist(),
             batch.scores.tolist(),
             batch.decisions.tolist(),
             np.isfinite(batch.scores).tolist(),
             batch.flagged.tolist(),
             strict=True,
         )
-        for row, (entry, score, decision, finite, flagged) in enumerate(rows):
+        for row, (place, score, decision, finite, flagged) in enumerate(rows):
             if not finite:
-                results.append(BadScore("the model returned a score that is not finite"))
+                results[place] = BadScore("the model returned a score that is not finite")
                 continue
+            entry = entries[place]
             if entry.live:
                 answered.append(row)
-            results.append(Scored(score, decision, batch, row, flagged, (sent - entry.item.started) * 1e3))
+            queue_ms = (sent - entry.item.started) * 1e3
+            results[place] = Scored(score, decision, batch, row, flagged, queue_ms)
         if len(answered) == len(requests):
             self._on_scored(self, requests, batch)
         elif answered:
-            self._on_scored(self, [requests[row] for row in answered], batch.take(np.array(answered)))
-        return results
+            in_batch = [requests[scored.rows[row]] for row in answered]
+            self._on_scored(self, in_batch, batch.take(np.array(answered)))
+        return [r for r in results if r is not None]

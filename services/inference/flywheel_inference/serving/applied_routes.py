@@ -1,7 +1,8 @@
 """Application of generations: a model's route is replaced at once, when every release it needs is ready.
 
-Until then the old route serves. A model without a route gets its new champion alone as soon as that is ready;
-its generation counts as applied only when the challenger is ready too.
+Until then the old route serves, also when a release cannot be decoded. A model without a route gets its new
+champion alone as soon as that is ready; its generation counts as applied only when the challenger is ready
+too.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass, field
 
 from flywheel_inference.routing.route import Route
 from flywheel_inference.scoring.scorer import ReleaseScorer
-from flywheel_inference.serving.desired_state import DesiredModel
-from flywheel_inference.serving.tracked_release import TrackedRelease
+from flywheel_inference.serving.desired_state import DesiredModel, Undecodable
+from flywheel_inference.serving.tracked_release import ReleaseKey, TrackedRelease
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,9 @@ class AppliedRoutes:
 
 
 def apply_desired(
-    applied: AppliedRoutes, desired: Mapping[str, DesiredModel], releases: Mapping[str, TrackedRelease]
+    applied: AppliedRoutes,
+    desired: Mapping[str, DesiredModel],
+    releases: Mapping[ReleaseKey, TrackedRelease],
 ) -> AppliedRoutes:
     """The routes after every desired generation whose releases are ready is applied."""
     routes = {model: route for model, route in applied.routes.items() if model in desired}
@@ -38,20 +41,35 @@ def apply_desired(
             routes.pop(model, None)
             generations[model] = wanted.generation
             continue
-        if generations.get(model) == wanted.generation and model in routes:
+        if isinstance(wanted.champion, Undecodable):
             continue
-        champion = releases[wanted.champion.name]
-        challenger_spec = wanted.active_challenger
-        challenger = releases[challenger_spec.name] if challenger_spec is not None else None
+        champion = releases[wanted.champion.key]
+        undecodable = isinstance(wanted.active_challenger, Undecodable)
+        challenger = None
+        if wanted.active_challenger is not None and not isinstance(wanted.active_challenger, Undecodable):
+            challenger = releases[wanted.active_challenger.key]
+        if generations.get(model) == wanted.generation and _serves(routes.get(model), champion, challenger):
+            continue
         if not champion.ready:
             continue
-        if challenger is None or challenger.ready:
+        if not undecodable and (challenger is None or challenger.ready):
             routes[model] = _route(wanted, champion, challenger)
             generations[model] = wanted.generation
         elif model not in routes:
             routes[model] = _route(wanted, champion, None)
             generations[model] = 0
     return AppliedRoutes(routes, generations)
+
+
+def _serves(
+    route: Route[ReleaseScorer] | None, champion: TrackedRelease, challenger: TrackedRelease | None
+) -> bool:
+    """Whether a route has these releases with this content."""
+    if route is None or route.champion.spec.key != champion.spec.key:
+        return False
+    if route.challenger is None or challenger is None:
+        return route.challenger is None and challenger is None
+    return route.challenger.spec.key == challenger.spec.key
 
 
 def _route(

@@ -8,25 +8,42 @@ from flywheel_inference.releases.release import ReleaseSpec
 
 
 @dataclass(frozen=True, slots=True)
+class Undecodable:
+    """A release that this gateway cannot read, for example of a newer registry. The old route stays."""
+
+    name: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class DesiredModel:
     """Routing and releases that the registry wants for one model. `warm` releases are loaded but get no
     traffic."""
 
     model: str
     generation: int
-    champion: ReleaseSpec | None
-    challenger: ReleaseSpec | None = None
+    champion: ReleaseSpec | Undecodable | None
+    challenger: ReleaseSpec | Undecodable | None = None
     rollout: str = ""
     shadow_percent: float = 0.0
     challenger_percent: float = 0.0
-    warm: tuple[ReleaseSpec, ...] = ()
+    warm: tuple[ReleaseSpec | Undecodable, ...] = ()
 
     @property
     def releases(self) -> tuple[ReleaseSpec, ...]:
         """Every release to keep loaded, the most urgent first."""
-        return tuple(r for r in (self.champion, self.challenger, *self.warm) if r is not None)
+        return tuple(r for r in self._all if isinstance(r, ReleaseSpec))
 
     @property
-    def active_challenger(self) -> ReleaseSpec | None:
+    def undecodable(self) -> dict[str, str]:
+        """Release → why it cannot be served."""
+        return {r.name: r.cause for r in self._all if isinstance(r, Undecodable)}
+
+    @property
+    def _all(self) -> tuple[ReleaseSpec | Undecodable | None, ...]:
+        return (self.champion, self.challenger, *self.warm)
+
+    @property
+    def active_challenger(self) -> ReleaseSpec | Undecodable | None:
         """The challenger, if it gets canary or shadow traffic."""
         return self.challenger if self.shadow_percent > 0 or self.challenger_percent > 0 else None

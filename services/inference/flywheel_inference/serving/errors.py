@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.errors import NotFound, Unavailable
+from flywheel_common.errors import FailedPrecondition, NotFound, Unavailable
 
 
 class UnknownModel(NotFound):
@@ -10,6 +10,20 @@ class UnknownModel(NotFound):
 
     reason = "UNKNOWN_MODEL"
     remedy = "Register a version, create a release and start its rollout."
+
+
+class NoDesiredState(Unavailable):
+    """The gateway has neither a saved state nor an answer of the registry, so it does not know its models."""
+
+    reason = "NO_DESIRED_STATE"
+    remedy = "Start the registry, or check the gateway's registry_address; the gateway recovers by itself."
+
+
+class StateInUse(FailedPrecondition):
+    """Another gateway process uses the state folder."""
+
+    reason = "STATE_IN_USE"
+    remedy = "Set state_dir to a folder of its own for each gateway."
 
 
 class ReleaseNotReady(Unavailable):

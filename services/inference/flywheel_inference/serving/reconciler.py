@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from flywheel_common.errors import FlywheelError, Internal
 from flywheel_common.telemetry.logs import get_logger
@@ -18,8 +18,8 @@ from flywheel_inference.serving.tracked_release import TrackedRelease
 
 log = get_logger(__name__)
 
-Decode = Callable[[bytes], tuple[Sequence[DesiredModel], Mapping[str, str]]]
-"""Desired state as bytes → models, and release → why it cannot be served."""
+Decode = Callable[[bytes], Sequence[DesiredModel]]
+"""Desired state as bytes → models."""
 MakeScorer = Callable[[ReleaseSpec, FeatureSetContract, Callable[[], None]], ReleaseScorer]
 """Release, contract, and a callback for a model that the model server lost → scorer."""
 
@@ -39,7 +39,6 @@ class Reconciler:
         make_scorer: MakeScorer,
         in_use: Callable[[ReleaseScorer], bool],
         heartbeat_seconds: float = 0.25,
-        boot_wait_seconds: float = 3.0,
     ) -> None:
         self._state = state
         self._registry = registry
@@ -49,20 +48,26 @@ class Reconciler:
         self._make_scorer = make_scorer
         self._in_use = in_use
         self._heartbeat_seconds = heartbeat_seconds
-        self._boot_wait_seconds = boot_wait_seconds
+        self._booted = False
         self._wake = asyncio.Event()
         self._report_now = asyncio.Event()
 
     async def run(self) -> None:
-        """Boots from the local copy, then follows the registry until cancelled."""
-        content = await asyncio.to_thread(self._store.load_desired)
-        if content is not None:
-            self._accept(content)
+        """Boots from the local copy, then follows the registry until cancelled. Can be called again after an
+        exception: it then continues with the desired state that it has."""
+        if not self._booted:
+            content = await asyncio.to_thread(self._store.load_desired)
+            if content is not None:
+                self._accept(content)
+            self._booted = True
+        for release in self._state.releases.values():
+            # A task that was cancelled before its first step has not reset it.
+            release.task = None
+        self._wake.set()
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_registry())
             group.create_task(self._send_heartbeats())
             group.create_task(self._check_models())
-            group.create_task(self._end_boot_wait())
             while True:
                 await self._wake.wait()
                 self._wake.clear()
@@ -71,11 +76,11 @@ class Reconciler:
                 if (generations := self._state.apply()) is not None:
                     log.info("routing applied", generations=generations)
                     self._report_now.set()
-                self._retire(group)
+                await self._retire(group)
                 self._state.settle()
 
     def _accept(self, content: bytes) -> None:
-        self._state.accept(*self._decode(content))
+        self._state.accept(self._decode(content))
         self._wake.set()
 
     # --- background
@@ -129,11 +134,6 @@ class Reconciler:
                 self._state.model_server_up = False
             self._wake.set()
 
-    async def _end_boot_wait(self) -> None:
-        await asyncio.sleep(self._boot_wait_seconds)
-        self._state.boot_wait_over = True
-        self._wake.set()
-
     # --- loading, unloading
     async def _load(self, release: TrackedRelease) -> None:
         began = time.monotonic()
@@ -154,7 +154,7 @@ class Reconciler:
             release.task = None
             self._wake.set()
 
-    def _retire(self, group: asyncio.TaskGroup) -> None:
+    async def _retire(self, group: asyncio.TaskGroup) -> None:
         """Forgets unused releases, unloads models that no other release uses, and deletes their artifacts."""
         forgotten = self._state.forget_unused(self._in_use)
         if not forgotten:
@@ -163,7 +163,8 @@ class Reconciler:
         for model in {spec.triton_model for spec in forgotten} - {spec.triton_model for spec in left}:
             group.create_task(self._unload(model))
         try:
-            self._store.keep_artifacts({artifact.sha256 for spec in left for artifact in spec.artifacts})
+            wanted = {artifact.sha256 for spec in left for artifact in spec.artifacts}
+            await asyncio.to_thread(self._store.keep_artifacts, wanted)
         except OSError as error:
             log.warning("unused artifacts not deleted", error=str(error))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 from flywheel_common.names import Pattern
 from flywheel_inference.models.errors import ModelServerDown
@@ -10,10 +10,10 @@ from flywheel_inference.releases.release import ReleaseSpec
 from flywheel_inference.routing.route import Route
 from flywheel_inference.scoring.scorer import ReleaseScorer
 from flywheel_inference.serving.applied_routes import AppliedRoutes, apply_desired
-from flywheel_inference.serving.desired_state import DesiredModel
-from flywheel_inference.serving.errors import ReleaseNotReady, UnknownModel
+from flywheel_inference.serving.desired_state import DesiredModel, Undecodable
+from flywheel_inference.serving.errors import NoDesiredState, ReleaseNotReady, UnknownModel
 from flywheel_inference.serving.observed_state import ObservedModel, ServingStatus
-from flywheel_inference.serving.tracked_release import TrackedRelease
+from flywheel_inference.serving.tracked_release import ReleaseKey, TrackedRelease
 
 MODEL_NAME = Pattern("projects/{project}/models/{model}")
 
@@ -22,27 +22,27 @@ class ServingState:
     """Answers `route` on the Predict path. The `Reconciler` changes it; no method waits or does I/O."""
 
     def __init__(self) -> None:
-        self.releases: dict[str, TrackedRelease] = {}
+        self.releases: dict[ReleaseKey, TrackedRelease] = {}
         self.model_server_up = True
-        self.boot_wait_over = False
-        """A desired state has arrived, or the wait for one is over."""
         self.settled = False
         """Every champion desired at boot is loaded or refused. Never becomes false again."""
-        self._desired: dict[str, DesiredModel] = {}
-        self._undecodable: Mapping[str, str] = {}
+        self._desired: dict[str, DesiredModel] | None = None
+        """None: neither a saved state nor one of the registry has arrived."""
         self._applied = AppliedRoutes()
 
     # --- read side
     def route(self, model: str) -> Route[ReleaseScorer]:
         """The route applied now. Raises NotFound UNKNOWN_MODEL, Unavailable RELEASE_NOT_READY,
-        InvalidArgument."""
+        NO_DESIRED_STATE, InvalidArgument."""
         found = self._applied.routes.get(model)
         if found is not None:
             return found
         MODEL_NAME.parse(model)
+        if self._desired is None:
+            raise NoDesiredState("The registry has not answered since this gateway started: try again.")
         desired = self._desired.get(model)
         if desired is not None and desired.champion is not None:
-            cause = self._failure(desired.champion.name) or "it is being loaded"
+            cause = self._failure(desired.champion) or "it is being loaded"
             raise ReleaseNotReady(f"Release {desired.champion.name} is not ready: {cause}", model=model)
         raise UnknownModel(
             f"No release serves {model}: register a version, create a release and start its rollout.",
@@ -71,68 +71,74 @@ class ServingState:
     def observed(self) -> list[ObservedModel]:
         """The report to the registry."""
         result = []
-        for model, desired in self._desired.items():
-            names = [spec.name for spec in desired.releases]
-            ready = tuple(n for n in names if self.model_server_up and self.releases[n].ready)
-            failures = {n: cause for n in names if n not in ready and (cause := self._failure(n))}
-            failures |= {n: cause for n, cause in self._undecodable.items() if n.startswith(f"{model}/")}
+        for model, desired in (self._desired or {}).items():
+            specs = desired.releases
+            ready = tuple(s.name for s in specs if self.model_server_up and self.releases[s.key].ready)
+            failures = desired.undecodable
+            for spec in specs:
+                if spec.name not in ready and (cause := self._failure(spec)):
+                    failures[spec.name] = cause
             result.append(ObservedModel(model, self._applied.generations.get(model, 0), ready, failures))
         return result
 
     # --- changes
-    def accept(self, models: Iterable[DesiredModel], undecodable: Mapping[str, str]) -> None:
-        """Replaces the desired state. `undecodable`: release → why it cannot be served."""
+    def accept(self, models: Iterable[DesiredModel]) -> None:
+        """Replaces the desired state."""
         self._desired = {model.model: model for model in models}
-        self._undecodable = undecodable
         for spec in self._wanted():
-            self.releases.setdefault(spec.name, TrackedRelease(spec))
-        self.boot_wait_over = True
+            self.releases.setdefault(spec.key, TrackedRelease(spec))
 
     def due_for_loading(self, now: float) -> list[TrackedRelease]:
-        """Desired releases to load now, the most urgent of each model first."""
-        wanted = [self.releases.setdefault(spec.name, TrackedRelease(spec)) for spec in self._wanted()]
+        """Desired and routed releases to load now, the most urgent of each model first."""
+        wanted = [self.releases.setdefault(spec.key, TrackedRelease(spec)) for spec in self._wanted()]
+        # Routed ones, too: an old champion serves until its successor is ready, and Triton may lose it.
+        wanted += [self.releases[key] for key in self._routed()]
         return list(dict.fromkeys(release for release in wanted if release.due(now)))
 
     def apply(self) -> dict[str, int] | None:
         """Applies the generations whose releases are ready. Returns the generations by model; None: no
         change."""
         before = self._applied
-        self._applied = apply_desired(before, self._desired, self.releases)
+        self._applied = apply_desired(before, self._desired or {}, self.releases)
         return dict(self._applied.generations) if self._applied.differs_from(before) else None
 
     def forget_unused(self, in_use: Callable[[ReleaseScorer], bool]) -> list[ReleaseSpec]:
         """Forgets and returns the releases that are not desired, routed, being loaded or still scoring."""
-        wanted = {spec.name for spec in self._wanted()}
-        routed = {
-            scorer.spec.name
-            for route in self._applied.routes.values()
-            for scorer in (route.champion, route.challenger)
-            if scorer is not None
-        }
+        kept = {spec.key for spec in self._wanted()} | self._routed()
         forgotten = []
-        for name, release in list(self.releases.items()):
-            if name in wanted or name in routed or release.task is not None:
+        for key, release in list(self.releases.items()):
+            if key in kept or release.task is not None:
                 continue
             if release.scorer is not None and (not release.scorer.idle or in_use(release.scorer)):
                 continue
-            forgotten.append(self.releases.pop(name).spec)
+            forgotten.append(self.releases.pop(key).spec)
         return forgotten
 
     def settle(self) -> None:
         """Updates `settled`."""
-        if not self.settled and self.boot_wait_over:
+        if not self.settled and self._desired is not None:
             champions = [
-                self.releases[d.champion.name] for d in self._desired.values() if d.champion is not None
+                self.releases[model.champion.key]
+                for model in self._desired.values()
+                if isinstance(model.champion, ReleaseSpec)
             ]
             self.settled = all(release.ready or release.refused for release in champions)
 
     def _wanted(self) -> list[ReleaseSpec]:
-        return [spec for desired in self._desired.values() for spec in desired.releases]
+        return [spec for desired in (self._desired or {}).values() for spec in desired.releases]
 
-    def _failure(self, release: str) -> str:
-        tracked = self.releases.get(release)
-        if tracked is None:
-            return self._undecodable.get(release, "")
+    def _routed(self) -> set[ReleaseKey]:
+        return {
+            scorer.spec.key
+            for route in self._applied.routes.values()
+            for scorer in (route.champion, route.challenger)
+            if scorer is not None
+        }
+
+    def _failure(self, release: ReleaseSpec | Undecodable) -> str:
+        if isinstance(release, Undecodable):
+            return release.cause
+        tracked = self.releases[release.key]
         if tracked.ready and not self.model_server_up:
             return f"{ModelServerDown.reason}: Triton does not answer."
         return tracked.failure

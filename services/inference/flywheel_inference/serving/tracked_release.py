@@ -11,6 +11,8 @@ from flywheel_inference.scoring.scorer import ReleaseScorer
 
 RETRY_SECONDS = (0.25, 0.5, 1.0, 2.0)
 """Pauses before retries while a dependency does not answer; the last one repeats."""
+ReleaseKey = tuple[str, str]
+"""`ReleaseSpec.key`."""
 REFUSED_RETRY_SECONDS = 30.0
 """Pause after an error that only a change of the stored data can fix."""
 

@@ -46,7 +46,8 @@ class Alerts(Protocol):
         ...
 
     async def retire_alerts(self, version_id: int, silent_since_us: int) -> None:
-        """Resolve all alerts of the version if it has served no prediction at or after this event time."""
+        """Resolve all alerts of the version if it has served fewer than SUPPORT of the stored predictions at
+        or after this event time."""
         ...
 
     async def announce(self, drift: DriftAnnouncement) -> bool:

@@ -27,11 +27,12 @@ def comparison_to_proto(
     champion: str, challenger: str, found: RolloutEvidence
 ) -> monitor_pb2.CompareVariantsResponse:
     c = found.comparison
+    start, end = found.covered or (None, None)
     return monitor_pb2.CompareVariantsResponse(
         champion=variant_to_proto(champion, c.champion),
         challenger=variant_to_proto(challenger, c.challenger),
-        first_event=timestamp(found.first_event_us),
-        last_event=timestamp(found.last_event_us),
+        covered_from=timestamp(start),
+        covered_until=timestamp(end),
         labelled=c.labelled,
         log_loss_delta=c.log_loss.delta,
         log_loss_delta_upper=c.log_loss.upper,

@@ -176,7 +176,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         except KafkaUnavailable:
             lag = self._lag.last
         async with self._store.reading() as records:
-            counts, newest = await records.counts(project), await records.newest(project)
+            counts, reached = await records.counts(project), await records.reached(project)
             evaluated = await records.evaluated(project)
         return pb.GetIngestStatusResponse(
             lag_records=lag.total,
@@ -185,7 +185,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
             orphan_outcomes=counts.orphans,
             duplicates=counts.duplicates,
             dead_letters=lag.dead_letters,
-            watermark=timestamp(newest),
+            watermark=timestamp(reached),
             windows_evaluated=evaluated,
         )
 

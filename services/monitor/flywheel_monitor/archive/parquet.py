@@ -33,8 +33,9 @@ _OBJECTS = {
 def batch_table(payload: bytes, kept: Mask) -> tuple[str, pa.Table]:
     """(model version, the kept rows of a batch). Columns: the fields that every prediction has, then the
     features as served (`view__feature`), `entity__<join key>`, `request__<field>` and
-    `applied__<view>@<version>`. The last is the position in the stream that the features include: a list
-    of partition, next offset, partition, next offset … (null: not logged)."""
+    `applied__<view>@<version>`, the position in the stream that the features include: a list of partition,
+    next offset, partition, next offset … (null: not logged). The last column is `not_yet_valid`, the features
+    with this status, separated by commas, if a row of the batch has one."""
     batch = prediction_pb2.PredictionBatch.FromString(payload)
     decoded = prediction_columns(batch, payload)
     n = len(decoded.ids)
@@ -61,6 +62,8 @@ def batch_table(payload: bytes, kept: Mask) -> tuple[str, pa.Table]:
     ):
         for column in table.columns:
             columns[prefix + column.name] = _column(column, n)
+    if len(batch.not_yet_valid) == n > 0:
+        columns["not_yet_valid"] = pa.array(list(batch.not_yet_valid), pa.string())
     table = pa.table(columns)
     return batch.model_version, table if bool(kept.all()) else table.filter(pa.array(kept))
 

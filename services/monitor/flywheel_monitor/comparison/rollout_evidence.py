@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.comparison.errors import InvalidAlpha, InvalidReleases
 from flywheel_monitor.comparison.ports import VariantPredictions
@@ -11,17 +13,17 @@ from flywheel_monitor.comparison.variants import Comparison, compare
 from flywheel_monitor.ingest.batches import Role
 from flywheel_monitor.models.names import RolloutName
 from flywheel_monitor.windows.span import ALL_TIME
+from flywheel_monitor.windows.support import covered
 
 DEFAULT_ALPHA = 0.05
 
 
 @dataclass(frozen=True)
 class RolloutEvidence:
-    """A comparison and the event times that it covers (None without predictions)."""
+    """A comparison, and the first and last event time that its predictions cover (`support.covered`)."""
 
     comparison: Comparison
-    first_event_us: int | None
-    last_event_us: int | None
+    covered: tuple[int, int] | None
 
 
 async def rollout_evidence(
@@ -50,10 +52,10 @@ async def rollout_evidence(
         challenger_rows = await records.variant_rows(rollout, challenger, role, since)
         champion_rows = await records.variant_rows(rollout, champion, Role.CHAMPION, since)
     found = compare(champion_rows, challenger_rows, is_paired=shadow, alpha=alpha)
-    times = [
-        int(edge(rows.event_times))
+    # A request that both predicted counts once.
+    times = {
+        prediction: time
         for rows in (champion_rows, challenger_rows)
-        if len(rows.event_times)
-        for edge in (min, max)
-    ]
-    return RolloutEvidence(found, min(times, default=None), max(times, default=None))
+        for prediction, time in zip(rows.ids, rows.event_times.tolist(), strict=True)
+    }
+    return RolloutEvidence(found, covered(np.fromiter(times.values(), np.int64, len(times))))

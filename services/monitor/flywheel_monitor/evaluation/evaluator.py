@@ -74,10 +74,10 @@ class Evaluator:
     async def pass_once(self) -> int:
         """Judge every window that is due; returns the number of judgements."""
         async with self._store.reading() as records:
-            newest = await records.newest_events()
-        # The order matters: the lag is read after the newest events. A prediction counted in between could be
+            reached = await records.reached_times()
+        # The order matters: the lag is read after the reached times. A prediction counted in between could be
         # ahead of older ones that are unread in another partition, and would close their window without them.
-        known = watermarks(newest, await self._unread())
+        known = watermarks(reached, await self._unread())
         async with self._store.reading() as records:
             policies = {model_id: (name, policy) for model_id, name, policy in await records.policies()}
             frontiers = await records.frontiers()

@@ -41,7 +41,7 @@ class EvaluationMetrics:
             "flywheel_alerts_open", "Unresolved alerts", ["model", "kind"], registry=registry
         )
         self._watermark = Gauge(
-            "flywheel_watermark_seconds", "Event time processed, Unix seconds", ["model"], registry=registry
+            "flywheel_watermark_seconds", "Reached event time, Unix seconds", ["model"], registry=registry
         )
         self._shown: dict[str, set[str]] = {}
 

@@ -11,7 +11,7 @@ from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.verdicts import WindowVerdict
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.span import Span
-from flywheel_monitor.windows.watermark import NewestEvents
+from flywheel_monitor.windows.watermark import ReachedTimes
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Frontier:
 class Reports(Protocol):
     """Windows to judge, the reports and verdicts on them, and how far evaluation has got."""
 
-    async def newest_events(self) -> NewestEvents: ...
+    async def reached_times(self) -> ReachedTimes: ...
 
     async def frontiers(self) -> list[Frontier]:
         """The frontier of every version."""

@@ -15,10 +15,10 @@ from flywheel_monitor.alerts.filter import AlertFilter
 from flywheel_monitor.alerts.lifecycle import AlertState, Kind
 from flywheel_monitor.drift.features import FeatureDrift
 from flywheel_monitor.fakes.data import Data
-from flywheel_monitor.ingest.batches import Role
 from flywheel_monitor.models.names import AlertName, ModelName
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.span import Span
+from flywheel_monitor.windows.support import SUPPORT
 
 
 class MemoryAlerts:
@@ -93,11 +93,11 @@ class MemoryAlerts:
     async def retire_alerts(self, version_id: int, silent_since_us: int) -> None:
         name = self._data.versions[version_id].name
         served = [
-            time
-            for key, time in self._data.variants.items()
-            if key.model_version == name and key.role is not Role.SHADOW
+            a
+            for a in self._data.predictions.values()
+            if a.batch.key.model_version == name and not a.batch.shadow and a.time >= silent_since_us
         ]
-        if max(served, default=0) < silent_since_us:
+        if len(served) < SUPPORT:
             for serial in self._open(version_id):
                 self._resolve(serial, "the version no longer serves")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 
@@ -23,6 +23,7 @@ from flywheel_monitor.models.names import ModelName
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.span import Span
+from flywheel_monitor.windows.support import reached_time
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,8 @@ class Data:
 
     models: dict[str, tuple[int, MonitorPolicy | None]] = field(default_factory=dict)
     versions: dict[int, WatchedVersion] = field(default_factory=dict)
-    variants: dict[VariantKey, int] = field(default_factory=dict)
-    """Newest event time of each variant."""
+    variants: dict[VariantKey, None] = field(default_factory=dict)
+    """Every variant, oldest first."""
     predictions: dict[tuple[str, bool], StoredPrediction] = field(default_factory=dict)
     labels: dict[str, StoredLabel] = field(default_factory=dict)
     pruned: dict[int, tuple[StoredPrediction, StoredLabel | None]] = field(default_factory=dict)
@@ -82,9 +83,9 @@ class Data:
     """Oldest first."""
     segments: dict[int, tuple[Segment, tuple[int, int] | None]] = field(default_factory=dict)
     """Each with its rows and newest event time once it is completed."""
-    newest: dict[tuple[int, int], int] = field(default_factory=dict)
-    newest_labels: dict[tuple[int, int], int] = field(default_factory=dict)
-    """By (model, partition)."""
+    recent: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    recent_labels: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    """Times of the last events by (model, partition), in order of arrival."""
     frontiers: dict[int, Frontier] = field(default_factory=dict)
     reports: dict[tuple[int, Span], Report] = field(default_factory=dict)
     verdicts: dict[tuple[int, Kind, Span], WindowVerdict] = field(default_factory=dict)
@@ -104,9 +105,22 @@ class Data:
     def models_of(self, project: str) -> set[int]:
         return {n for name, (n, _) in self.models.items() if ModelName.parse(name).project == project}
 
+    def reached(self) -> dict[tuple[int, int], int]:
+        """(model, partition) → the event time that its predictions have reached."""
+        return _reached(self.recent)
+
+    def reached_labels(self) -> dict[tuple[int, int], int]:
+        """(model, partition) → the time that its outcomes have reached."""
+        return _reached(self.recent_labels)
+
     def served(self, version_id: int) -> Iterator[tuple[StoredPrediction, StoredLabel | None]]:
         """Every served prediction of a version, also pruned ones, with its label."""
         stored = ((p, self.labels.get(p.id)) for p in self.predictions.values())
         for prediction, label in (*stored, *self.pruned.values()):
             if prediction.version_id == version_id and not prediction.batch.shadow:
                 yield prediction, label
+
+
+def _reached(recent: Mapping[tuple[int, int], list[int]]) -> dict[tuple[int, int], int]:
+    times = {at: reached_time(mine) for at, mine in recent.items()}
+    return {at: time for at, time in times.items() if time is not None}

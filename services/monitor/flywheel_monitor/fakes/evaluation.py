@@ -12,14 +12,14 @@ from flywheel_monitor.evaluation.verdicts import WindowVerdict
 from flywheel_monitor.fakes.data import Data
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.span import Span, window_of
-from flywheel_monitor.windows.watermark import NewestEvents
+from flywheel_monitor.windows.watermark import ReachedTimes
 
 
 class MemoryReports:
     _data: Data
 
-    async def newest_events(self) -> NewestEvents:
-        return NewestEvents(_by_model(self._data.newest), _by_model(self._data.newest_labels))
+    async def reached_times(self) -> ReachedTimes:
+        return ReachedTimes(_by_model(self._data.reached()), _by_model(self._data.reached_labels()))
 
     async def frontiers(self) -> list[Frontier]:
         return list(self._data.frontiers.values())
@@ -62,9 +62,9 @@ class MemoryReports:
         return sum(self._data.versions[v].model_id in models for v, _ in self._data.reports)
 
 
-def _by_model(newest: dict[tuple[int, int], int]) -> dict[int, dict[int, int]]:
-    """model id → partition → newest event time."""
+def _by_model(reached: dict[tuple[int, int], int]) -> dict[int, dict[int, int]]:
+    """model id → partition → reached event time."""
     found: dict[int, dict[int, int]] = {}
-    for (model, partition), time in newest.items():
+    for (model, partition), time in reached.items():
         found.setdefault(model, {})[partition] = time
     return found

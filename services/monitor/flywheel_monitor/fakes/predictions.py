@@ -28,6 +28,7 @@ from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
 from flywheel_monitor.windows.rows import usable_scores
 from flywheel_monitor.windows.span import Span
+from flywheel_monitor.windows.support import with_recent
 
 
 class MemoryPredictions(MemoryVersions):
@@ -51,8 +52,8 @@ class MemoryPredictions(MemoryVersions):
                     continue
                 new[row] = True
                 self._count(version.model_id, predictions=int(not batch.shadow))
-                data.variants[batch.key] = max(data.variants[batch.key], prediction.time)
-                _advance(data.newest, (version.model_id, partition), prediction.time)
+                if not batch.shadow:
+                    _advance(data.recent, (version.model_id, partition), prediction.time)
             if new.any():
                 data.queue[max(data.queue, default=0) + 1] = Queued(
                     version.model_id, int(new.sum()), pack_kept(new), batch.payload, self._clock.now()
@@ -64,9 +65,10 @@ class MemoryPredictions(MemoryVersions):
             model = data.model(batch.model)
             for row, prediction_id in enumerate(batch.prediction_ids):
                 at, outcome_id = int(batch.event_times[row]), batch.outcome_ids[row]
-                _advance(data.newest_labels, (model, partition), at)
                 if batch.name != LABEL:
                     known = outcome_id in data.outcomes
+                    if not known:
+                        _advance(data.recent_labels, (model, partition), at)
                     data.outcomes[outcome_id] = model
                 else:
                     known = prediction_id in data.labels
@@ -74,6 +76,7 @@ class MemoryPredictions(MemoryVersions):
                     stored = data.labels.get(prediction_id)
                     if stored is None or label.replaces(stored.label):
                         data.labels[prediction_id] = StoredLabel(label, model)
+                        _advance(data.recent_labels, (model, partition), at)
                 self._count(model, outcomes=int(not known), duplicates=int(known))
 
     def _count(self, model: int, *, predictions: int = 0, outcomes: int = 0, duplicates: int = 0) -> None:
@@ -145,18 +148,18 @@ class MemoryPredictions(MemoryVersions):
             sum(c.duplicates for c in found),
         )
 
-    async def newest(self, project: str) -> int | None:
+    async def reached(self, project: str) -> int | None:
         mine = self._data.models_of(project)
-        return max((time for (model, _), time in self._data.newest.items() if model in mine), default=None)
+        return max((time for (model, _), time in self._data.reached().items() if model in mine), default=None)
 
     async def prune(self, keep_us: int) -> int:
-        data, newest = self._data, dict[int, int]()
-        for (model, _), time in data.newest.items():
-            newest[model] = max(newest.get(model, time), time)
+        data, reached = self._data, dict[int, int]()
+        for (model, _), time in data.reached().items():
+            reached[model] = max(reached.get(model, time), time)
         old = [
             (key, a)
             for key, a in data.predictions.items()
-            if a.time < newest[data.versions[a.version_id].model_id] - keep_us
+            if a.time < reached.get(data.versions[a.version_id].model_id, a.time) - keep_us
         ]
         for _, prediction in old:
             data.pruned[len(data.pruned)] = prediction, data.labels.get(prediction.id)
@@ -199,5 +202,5 @@ def _by_batch(predictions: Iterable[StoredPrediction]) -> Iterator[tuple[Predict
     yield from found.values()
 
 
-def _advance(newest: dict[tuple[int, int], int], at: tuple[int, int], time: int) -> None:
-    newest[at] = max(newest.get(at, time), time)
+def _advance(recent: dict[tuple[int, int], list[int]], at: tuple[int, int], time: int) -> None:
+    recent[at] = with_recent(recent.get(at, ()), [time])

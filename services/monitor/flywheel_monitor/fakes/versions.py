@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from flywheel_monitor.evaluation.ports import Frontier
@@ -12,6 +13,7 @@ from flywheel_monitor.references.ports import ReferenceSource
 from flywheel_monitor.references.reference import ScoreReference
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.layout import Layout
+from flywheel_monitor.windows.support import SUPPORT
 
 
 class MemoryVersions:
@@ -29,9 +31,14 @@ class MemoryVersions:
         return [(n, name, policy or MonitorPolicy()) for name, (n, policy) in self._data.models.items()]
 
     async def champion(self, model: str) -> str | None:
-        served = self._data.variants.items()
-        mine = [(time, key) for key, time in served if (key.model, key.role) == (model, Role.CHAMPION)]
-        return max(reversed(mine), key=lambda m: m[0])[1].model_version if mine else None
+        mine = [k for k in self._data.variants if (k.model, k.role) == (model, Role.CHAMPION)]
+        return max(reversed(mine), key=self._rank).model_version if mine else None
+
+    def _rank(self, key: VariantKey) -> tuple[float, float]:
+        """The SUPPORT-th newest and the newest time of a variant's predictions, each -inf without it."""
+        stored = self._data.predictions.values()
+        times = sorted((a.time for a in stored if a.batch.key == key), reverse=True)
+        return times[SUPPORT - 1] if len(times) >= SUPPORT else -math.inf, times[0] if times else -math.inf
 
     async def set_first_window(self, version_id: int, reference: ScoreReference) -> None:
         version = self._data.versions[version_id]
@@ -49,5 +56,5 @@ class MemoryVersions:
             version = WatchedVersion(number, key.model_version, model, key.model, reference, layout)
             self._data.versions[number] = version
             self._data.frontiers[number] = Frontier(number, model, 0, 0)
-        self._data.variants.setdefault(key, 0)
+        self._data.variants.setdefault(key)
         return version

@@ -12,7 +12,7 @@ from dataclasses import replace
 from google.protobuf.message import Message
 from prometheus_client import Counter
 
-from flywheel_common.arrays import Ints, Mask
+from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.kafka import topics
@@ -20,8 +20,9 @@ from flywheel_common.kafka.envelope import payload_of
 from flywheel_common.kafka.poison import PoisonError
 from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.ingest.batches import OutcomeColumns, PredictionColumns
+from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionColumns
 from flywheel_monitor.ingest.decode import outcome_columns, prediction_columns
+from flywheel_monitor.ingest.labels import not_binary
 from flywheel_monitor.ingest.ports import Ingestion
 from flywheel_monitor.ingest.row_split import take_outcomes, take_predictions, with_nul
 from flywheel_protos.events.v1 import prediction_pb2
@@ -31,6 +32,9 @@ _WRONG_TIMES = Counter(
     "flywheel_monitor_events_out_of_time",
     "Predictions and outcomes that were not counted because their time was unset or after now + "
     "max_clock_skew",
+)
+_WRONG_LABELS = Counter(
+    "flywheel_monitor_labels_not_binary", "Labels that were not counted because they are neither 0 nor 1"
 )
 STATEMENT_ROWS = 10_000
 """Most rows of one INSERT, so that none reaches the statement timeout on a busy machine."""
@@ -62,7 +66,8 @@ def _with_payload(record: Record, payload: Message) -> Record:
 class EventHandler:
     """The handler of the consumer loop. `on` returns the ingestion port inside the loop's transaction.
 
-    Rows with an unset event time, or one after `event_times`, are poison: no watermark may follow them.
+    Rows with an unset event time, or one after `event_times`, are poison: no watermark may follow them. So
+    are labels that are neither 0 nor 1.
     """
 
     def __init__(self, on: Callable[[Connection], Ingestion], event_times: EventTimeBound) -> None:
@@ -94,6 +99,8 @@ class EventHandler:
                     outcome = payload_of(record.event, prediction_pb2.OutcomeBatch)
                     labels = outcome_columns(outcome)
                     bad, cause = self._bad_rows(labels.event_times, labels.prediction_ids, labels.outcome_ids)
+                    if labels.name == LABEL:
+                        bad, cause = _with_bad_labels(labels.values, bad, cause)
                     if bad is None:
                         outcomes.append(labels)
                         continue
@@ -122,3 +129,12 @@ class EventHandler:
             return nul, "an id or a segment contains a NUL character"
         _WRONG_TIMES.inc(int(wrong.sum()))
         return wrong if nul is None else wrong | nul, ("an event time is unset or after now + max_clock_skew")
+
+
+def _with_bad_labels(values: Floats, bad: Mask | None, cause: str) -> tuple[Mask | None, str]:
+    """`_bad_rows` with the labels that are not binary."""
+    wrong = not_binary(values)
+    if not wrong.any():
+        return bad, cause
+    _WRONG_LABELS.inc(int(wrong.sum()))
+    return wrong if bad is None else wrong | bad, "a label is neither 0 nor 1"

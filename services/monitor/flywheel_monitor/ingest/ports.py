@@ -35,8 +35,9 @@ class IngestStatus(Protocol):
 
     async def counts(self, project: str) -> IngestCounts: ...
 
-    async def newest(self, project: str) -> int | None:
-        """Newest event time of a prediction."""
+    async def reached(self, project: str) -> int | None:
+        """The newest event time that the predictions of a model have reached in a partition (see
+        `windows.support`); None before any has."""
         ...
 
 
@@ -58,8 +59,9 @@ class Retention(Protocol):
     """Deletes old predictions."""
 
     async def prune(self, keep_us: int) -> int:
-        """Delete some predictions (and their labels) that are more than `keep_us` older than their model's
-        newest; returns how many were deleted, 0 when none is left."""
+        """Delete some predictions (and their labels) that are more than `keep_us` older than the time that
+        their model has reached (see `windows.support`); returns how many were deleted, 0 when none is
+        left."""
         ...
 
 

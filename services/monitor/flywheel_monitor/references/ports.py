@@ -23,7 +23,8 @@ class Versions(Protocol):
     async def version(self, name: str) -> WatchedVersion | None: ...
 
     async def champion(self, model: str) -> str | None:
-        """The version that made the model's newest prediction (by event time) as champion."""
+        """The version whose SUPPORT-th newest prediction as champion is the newest by event time, so that one
+        wrong time decides nothing. Versions with fewer of them come after, by their newest."""
         ...
 
     async def set_first_window(self, version_id: int, reference: ScoreReference) -> None:

@@ -25,13 +25,14 @@ class Comparison:
     """Challenger against champion since a step began.
 
     The deltas are the challenger's mean log-loss minus the champion's; the score shift is in standard
-    deviations of the champion's scores.
+    deviations of the champion's scores. `covered_from` and `covered_until` are the event times that enough
+    predictions support: single predictions with wrong times do not move them.
     """
 
     champion: Variant = Variant()
     challenger: Variant = Variant()
-    first_event: datetime | None = None
-    last_event: datetime | None = None
+    covered_from: datetime | None = None
+    covered_until: datetime | None = None
     labelled: int = 0
     log_loss_delta: float = 0.0
     log_loss_delta_upper: float = 0.0
@@ -40,10 +41,10 @@ class Comparison:
 
     @property
     def bake_seconds(self) -> float:
-        """The event time from the first to the last prediction."""
-        if self.first_event is None or self.last_event is None:
+        """The event time that the predictions cover."""
+        if self.covered_from is None or self.covered_until is None:
             return 0.0
-        return (self.last_event - self.first_event).total_seconds()
+        return (self.covered_until - self.covered_from).total_seconds()
 
     def values(self) -> dict[str, float]:
         """Return the numbers by name, as stored in evidence, without infinite bounds."""

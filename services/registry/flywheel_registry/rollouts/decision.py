@@ -1,7 +1,7 @@
 """The rules that decide what a rollout does next, from the evidence of its current step.
 
-All bounds are one-sided at the policy's `alpha`. Durations are event time, from the first to the last
-prediction of the evidence; nothing here reads a clock.
+All bounds are one-sided at the policy's `alpha`. Durations are the event time that the evidence
+covers (`Comparison.bake_seconds`); nothing here reads a clock.
 
 * Guardrails come first, in shadow and canary. Error rate: breached when the Wilson lower bound (E. B. Wilson
   1927) of the challenger's error rate is above `max_error_rate`: at a limit of 0.1, two errors in ten answers

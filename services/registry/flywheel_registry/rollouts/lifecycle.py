@@ -48,7 +48,7 @@ class RolloutLifecycle:
 
         Returns None when the rollout has changed since: the verdict is about an earlier step.
         """
-        started = judged.step_started_at or (comparison.first_event if comparison else None)
+        started = judged.step_started_at or (comparison.covered_from if comparison else None)
         if verdict.decision is Decision.HOLD or comparison is None:
             held = replace(
                 judged, reason=verdict.reason, step_started_at=started, last_decision=Decision.HOLD
@@ -79,7 +79,7 @@ class RolloutLifecycle:
                 rollout,
                 reason=verdict.reason,
                 evidence=evidence,
-                step_started_at=comparison.last_event,
+                step_started_at=comparison.covered_until,
             )
         return await self._withdraw(records, journal, rollout, verdict, evidence)
 

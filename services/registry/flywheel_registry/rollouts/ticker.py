@@ -55,7 +55,9 @@ class Ticker:
         """Tick every rollout that is active and not paused."""
         async with self._store.reading() as records:
             active = await records.undecided_rollouts()
-        await asyncio.gather(*(self._tick_logged(rollout) for rollout in active))
+        async with asyncio.TaskGroup() as ticks:
+            for rollout in active:
+                ticks.create_task(self._tick_logged(rollout))
 
     async def _tick_logged(self, rollout: Rollout) -> None:
         """Tick one rollout; its error is logged and does not stop the others."""

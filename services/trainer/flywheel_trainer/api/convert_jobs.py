@@ -28,6 +28,7 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         dropout=recipe.dropout,
         seed=recipe.seed,
         holdout_fraction=recipe.holdout_fraction or _DEFAULTS.holdout_fraction,
+        weight_column=recipe.weight_column,
     )
     return TrainSpec(
         experiment=experiment_id(spec.experiment),

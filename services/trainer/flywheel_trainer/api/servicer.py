@@ -20,12 +20,15 @@ from flywheel_trainer.api.convert_runs import (
     run_to_proto,
     run_update_from_proto,
 )
+from flywheel_trainer.jobs.job import FILTER_FIELDS as JOB_FIELDS
 from flywheel_trainer.jobs.job import JobName
 from flywheel_trainer.jobs.use_cases import Jobs
+from flywheel_trainer.pipelines.pipeline_run import FILTER_FIELDS as PIPELINE_FIELDS
 from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
 from flywheel_trainer.pipelines.use_cases import Pipelines
 from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.use_cases import Policies
+from flywheel_trainer.runs.filter_terms import parse_terms
 from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
 from flywheel_trainer.runs.search import parse_filter, parse_order
 from flywheel_trainer.runs.use_cases import Runs
@@ -78,10 +81,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def LogMetrics(self, request: pb.LogMetricsRequest, context: Any) -> pb.LogMetricsResponse:
         name = RunName.parse(request.run)
-        stored = await self._runs.log_metrics(
+        logged = await self._runs.log_metrics(
             name, request.keys, request.steps, request.values, request.times
         )
-        return pb.LogMetricsResponse(stored_count=stored)
+        return pb.LogMetricsResponse(stored_count=logged.stored, ignored_count=logged.ignored)
 
     async def ListMetricPoints(
         self, request: pb.ListMetricPointsRequest, context: Any
@@ -97,8 +100,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         )
 
     async def UpdateRun(self, request: pb.UpdateRunRequest, context: Any) -> pb.UpdateRunResponse:
-        run = await self._runs.update(RunName.parse(request.name), run_update_from_proto(request))
-        return pb.UpdateRunResponse(run=run_to_proto(run))
+        name = RunName.parse(request.name)
+        run, ignored = await self._runs.update(name, run_update_from_proto(request))
+        return pb.UpdateRunResponse(run=run_to_proto(run), ignored_params=ignored)
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         spec = train_spec_from_proto(request.job.train)
@@ -111,7 +115,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Any) -> pb.ListJobsResponse:
         page = await self._jobs.list(
-            parse_project(request.parent), page_size(request.page_size), request.page_token
+            parse_project(request.parent),
+            parse_terms(request.filter, JOB_FIELDS),
+            page_size(request.page_size),
+            request.page_token,
         )
         return pb.ListJobsResponse(jobs=map(job_to_proto, page.items), next_page_token=page.next_page_token)
 
@@ -146,7 +153,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self, request: pb.ListPipelineRunsRequest, context: Any
     ) -> pb.ListPipelineRunsResponse:
         page = await self._pipelines.list(
-            parse_project(request.parent), page_size(request.page_size), request.page_token
+            parse_project(request.parent),
+            parse_terms(request.filter, PIPELINE_FIELDS),
+            page_size(request.page_size),
+            request.page_token,
         )
         return pb.ListPipelineRunsResponse(
             pipeline_runs=map(pipeline_run_to_proto, page.items), next_page_token=page.next_page_token

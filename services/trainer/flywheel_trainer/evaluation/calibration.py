@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.arrays import Floats
-from flywheel_trainer.evaluation.metrics import EPSILON
+from flywheel_trainer.evaluation.metrics import EPSILON, Weights
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,32 @@ def sigmoid(z: Floats) -> Floats:
     return np.where(z >= 0, 1 / (1 + e), e / (1 + e))
 
 
-def fit_platt(labels: npt.ArrayLike, scores: npt.ArrayLike, *, iterations: int = 100) -> Platt:
-    """Newton's method with step halving on the convex negative log-likelihood.
+def fit_platt(
+    labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None, *, iterations: int = 100
+) -> Platt:
+    """Newton's method with step halving on the convex negative log-likelihood, weighted by row.
 
     Returns the identity if there is no finite optimum that keeps the order: one class only, equal scores,
     rows that a threshold separates perfectly, or a slope that is not positive (it would reverse the ranking).
     """
     y = np.asarray(labels, dtype=np.float64)
     z = logit(scores)
+    w = np.ones_like(y) if weights is None else np.asarray(weights, dtype=np.float64)
+    y, z, w = y[w > 0], z[w > 0], w[w > 0]
     if len(y) < 2 or y.min() == y.max() or z.min() == z.max() or _separable(y, z):
         return IDENTITY
+    w = w / w.mean()
     centre, scale = float(z.mean()), float(z.std())
     x = np.column_stack([(z - centre) / scale, np.ones_like(z)])
     beta = np.array([scale, centre])  # the identity in standardised coordinates
-    loss = _loss(x, y, beta)
+    loss = _loss(x, y, w, beta)
     for _ in range(iterations):
         p = sigmoid(x @ beta)
-        gradient = x.T @ (p - y)
-        hessian = (x * (p * (1 - p))[:, None]).T @ x + 1e-12 * np.eye(2)
+        gradient = x.T @ (w * (p - y))
+        hessian = (x * (w * p * (1 - p))[:, None]).T @ x + 1e-12 * np.eye(2)
         step = np.linalg.solve(hessian, gradient)
         size = 1.0
-        while (candidate := _loss(x, y, beta - size * step)) > loss and size > 1e-8:
+        while (candidate := _loss(x, y, w, beta - size * step)) > loss and size > 1e-8:
             size /= 2
         beta, previous, loss = beta - size * step, loss, candidate
         if previous - loss <= 1e-12 * max(1.0, abs(previous)):
@@ -72,9 +77,9 @@ def fit_platt(labels: npt.ArrayLike, scores: npt.ArrayLike, *, iterations: int =
     return Platt(slope, intercept) if slope > 0 and np.isfinite([slope, intercept]).all() else IDENTITY
 
 
-def _loss(x: Floats, y: Floats, beta: Floats) -> float:
+def _loss(x: Floats, y: Floats, w: Floats, beta: Floats) -> float:
     z = x @ beta
-    return float(np.sum(np.logaddexp(0.0, z) - y * z))
+    return float(np.sum(w * (np.logaddexp(0.0, z) - y * z)))
 
 
 def _separable(y: Floats, z: Floats) -> bool:

@@ -1,6 +1,7 @@
 """Metrics of binary classification, shared by the training job and the pipeline's evaluate step.
 
-Every function takes `labels` (0/1) and `scores` (probabilities), both one-dimensional and of equal length.
+Every function takes `labels` (0/1), `scores` (probabilities) and optionally `weights` (at least 0, their sum
+above 0; by default all are 1), all one-dimensional and of equal length. A row of weight n counts as n rows.
 """
 
 from __future__ import annotations
@@ -17,68 +18,72 @@ EPSILON = 1e-7
 
 ECE_BINS = 15
 
+Weights = npt.ArrayLike | None
 
-def auc(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
-    """Area under the ROC curve: the Mann-Whitney statistic with mid-ranks for ties.
 
-    NaN if a class is missing.
+def auc(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None) -> float:
+    """Area under the ROC curve: the share of pairs of a positive and a negative that are in the right order.
+
+    A tie counts as half a pair; the weight of a pair is the product of both weights. NaN if a class has none.
     """
-    y, s = _checked(labels, scores)
-    positives = float(y.sum())
-    negatives = float(len(y)) - positives
-    if positives == 0 or negatives == 0:
+    y, s, w = _checked(labels, scores, weights)
+    _, group = np.unique(s, return_inverse=True)
+    positives, negatives = np.bincount(group, weights=w * y), np.bincount(group, weights=w * (1 - y))
+    pairs = positives.sum() * negatives.sum()
+    if pairs == 0:
         return float("nan")
-    _, inverse, counts = np.unique(s, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    mid_ranks = last - (counts - 1) / 2.0
-    return float(
-        (mid_ranks[inverse][y == 1].sum() - positives * (positives + 1) / 2) / (positives * negatives)
-    )
+    below = np.cumsum(negatives) - negatives / 2
+    return float((positives * below).sum() / pairs)
 
 
-def log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+def log_loss(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None) -> float:
     """Mean negative log-likelihood in nats."""
-    y, s = _checked(labels, scores)
+    y, s, w = _checked(labels, scores, weights)
     p = np.clip(s, EPSILON, 1 - EPSILON)
-    return float(-np.mean(y * np.log(p) + (1 - y) * np.log1p(-p)))
+    return float(-np.average(y * np.log(p) + (1 - y) * np.log1p(-p), weights=w))
 
 
-def brier(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+def brier(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None) -> float:
     """Mean squared error of the probability."""
-    y, s = _checked(labels, scores)
-    return float(np.mean((s - y) ** 2))
+    y, s, w = _checked(labels, scores, weights)
+    return float(np.average((s - y) ** 2, weights=w))
 
 
-def ece(labels: npt.ArrayLike, scores: npt.ArrayLike, bins: int = ECE_BINS) -> float:
+def ece(
+    labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None, *, bins: int = ECE_BINS
+) -> float:
     """Expected calibration error over equal-width bins: Σ share·|mean label − mean score|
     (Guo et al. 2017)."""
-    y, s = _checked(labels, scores)
+    y, s, w = _checked(labels, scores, weights)
     index = np.minimum((s * bins).astype(np.int64), bins - 1)
-    gap = np.bincount(index, weights=y, minlength=bins) - np.bincount(index, weights=s, minlength=bins)
-    return float(np.abs(gap).sum() / len(y))
+    gap = np.bincount(index, weights=w * y, minlength=bins) - np.bincount(
+        index, weights=w * s, minlength=bins
+    )
+    return float(np.abs(gap).sum() / w.sum())
 
 
-def f1(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float) -> float:
+def f1(labels: npt.ArrayLike, scores: npt.ArrayLike, threshold: float, weights: Weights = None) -> float:
     """F1 of the decision score >= threshold; 0 if no label and no decision is positive."""
-    y, s = _checked(labels, scores)
+    y, s, w = _checked(labels, scores, weights)
     decided = s >= threshold
-    true_positives = float(y[decided].sum())
-    total = float(decided.sum() + y.sum())
+    true_positives = float((w * y)[decided].sum())
+    total = float(w[decided].sum() + (w * y).sum())
     return 2 * true_positives / total if total else 0.0
 
 
-def best_threshold(labels: npt.ArrayLike, scores: npt.ArrayLike) -> float:
+def best_threshold(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None) -> float:
     """The score that maximizes F1 as the threshold (score >= threshold); the highest one of equals.
 
     0.5 if no label is positive.
     """
-    y, s = _checked(labels, scores)
-    if y.sum() == 0:
+    y, s, w = _checked(labels, scores, weights)
+    positive = float((w * y).sum())
+    if positive == 0:
         return 0.5
     order = np.argsort(-s, kind="stable")
     ranked = s[order]
-    hits = np.cumsum(y[order])
-    values = 2 * hits / (np.arange(1, len(y) + 1) + y.sum())
+    hits = np.cumsum((w * y)[order])
+    values = 2 * hits / (np.cumsum(w[order]) + positive)
     last_of_value = np.append(ranked[1:] != ranked[:-1], True)
     return float(ranked[last_of_value][np.argmax(values[last_of_value])])
 
@@ -92,6 +97,7 @@ class Evaluation:
     brier: float
     ece: float
     rows: float
+    """The number of rows; weights do not change it."""
     label_mean: float
     score_mean: float
     score_stddev: float
@@ -100,22 +106,26 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(labels: npt.ArrayLike, scores: npt.ArrayLike) -> Evaluation:
-    """All metrics. Raises ValueError if there are no rows, lengths differ or a score is not finite."""
-    y, s = _checked(labels, scores)
+def evaluate(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None) -> Evaluation:
+    """All metrics.
+
+    Raises ValueError if there are no rows, lengths differ, a score is not finite, or weights are not usable.
+    """
+    y, s, w = _checked(labels, scores, weights)
+    mean = float(np.average(s, weights=w))
     return Evaluation(
-        auc=auc(y, s),
-        log_loss=log_loss(y, s),
-        brier=brier(y, s),
-        ece=ece(y, s),
+        auc=auc(y, s, w),
+        log_loss=log_loss(y, s, w),
+        brier=brier(y, s, w),
+        ece=ece(y, s, w),
         rows=float(len(y)),
-        label_mean=float(y.mean()),
-        score_mean=float(s.mean()),
-        score_stddev=float(s.std()),
+        label_mean=float(np.average(y, weights=w)),
+        score_mean=mean,
+        score_stddev=float(np.sqrt(np.average((s - mean) ** 2, weights=w))),
     )
 
 
-def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floats]:
+def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights) -> tuple[Floats, Floats, Floats]:
     y = np.asarray(labels, dtype=np.float64)
     s = np.asarray(scores, dtype=np.float64)
     if y.ndim != 1 or y.shape != s.shape or len(y) == 0:
@@ -124,4 +134,8 @@ def _checked(labels: npt.ArrayLike, scores: npt.ArrayLike) -> tuple[Floats, Floa
         )
     if not np.isfinite(s).all():
         raise ValueError("scores must be finite")
-    return y, s
+    w = np.ones_like(y) if weights is None else np.asarray(weights, dtype=np.float64)
+    if w.shape != y.shape or not (np.isfinite(w) & (w >= 0)).all() or not w.any():
+        raise ValueError("weights must be one per row, finite and at least 0, and their sum above 0")
+    # No metric depends on the scale, and products of weights of this scale neither vanish nor overflow.
+    return y, s, w / w.max()

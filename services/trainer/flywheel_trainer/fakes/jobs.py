@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_common.paging import Page, cut, decode_token
+from flywheel_trainer.fakes.text_terms import has_text
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.errors import JobEnded, UnknownJob
 from flywheel_trainer.jobs.job import ENDED, Job, JobName, JobState
 from flywheel_trainer.recipes.outcome import Outcome
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import Run, RunName, RunState
 
 
@@ -49,12 +51,14 @@ class MemoryJobs:
         found = self._tracking.jobs.get(name)
         return found[0] if found else None
 
-    async def list(self, project: str, size: int, token: str) -> Page[Job]:
-        (after,) = decode_token(token, query=project) or [""]
+    async def list(self, project: str, terms: Sequence[Term], size: int, token: str) -> Page[Job]:
+        query = repr((project, terms))
+        (after,) = decode_token(token, query=query) or [""]
         found = [j for j, _ in self._tracking.jobs.values() if j.name.project == project]
+        found = [j for j in found if all(has_text(t, _field(j, t.field)) for t in terms)]
         found = [j for j in found if not after or j.name.job < str(after)]
         rows = sorted(found, key=lambda j: j.name.job, reverse=True)
-        return cut(rows[: size + 1], size, lambda j: (j.name.job,), query=project)
+        return cut(rows[: size + 1], size, lambda j: (j.name.job,), query=query)
 
     async def request_cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job:
         if self._requests.replay("CancelJob", request_id, body) is not None:
@@ -118,3 +122,7 @@ class MemoryJobs:
         record = self._tracking.runs.get(run)
         steps = [step for key, step in record.points if key == "train_loss"] if record else []
         return max(steps, default=0)
+
+
+def _field(job: Job, field: str) -> str:
+    return str(job.state) if field == "state" else str(getattr(job.spec, field))

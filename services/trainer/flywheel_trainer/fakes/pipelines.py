@@ -9,9 +9,11 @@ from typing import Any
 
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_trainer.fakes.requests import MemoryRequests
+from flywheel_trainer.fakes.text_terms import has_text
 from flywheel_trainer.jobs.job import ENDED, JobState
 from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, Step
+from flywheel_trainer.runs.filter_terms import Term
 
 
 class MemoryPipelines:
@@ -40,12 +42,14 @@ class MemoryPipelines:
     async def get(self, name: PipelineRunName) -> PipelineRun | None:
         return self._runs.get(name)
 
-    async def list(self, project: str, size: int, token: str) -> Page[PipelineRun]:
-        (after,) = decode_token(token, query=project) or [""]
+    async def list(self, project: str, terms: Sequence[Term], size: int, token: str) -> Page[PipelineRun]:
+        query = repr((project, terms))
+        (after,) = decode_token(token, query=query) or [""]
         found = [r for r in self._runs.values() if r.name.project == project]
+        found = [r for r in found if all(has_text(t, _field(r, t.field)) for t in terms)]
         found = [r for r in found if not after or r.name.run < str(after)]
         rows = sorted(found, key=lambda r: r.name.run, reverse=True)
-        return cut(rows[: size + 1], size, lambda r: (r.name.run,), query=project)
+        return cut(rows[: size + 1], size, lambda r: (r.name.run,), query=query)
 
     async def unfinished(self) -> Sequence[PipelineRunName]:
         names = [r.name for r in self._runs.values() if r.state not in ENDED]
@@ -122,3 +126,7 @@ class MemoryPipelines:
 
     def _steps(self, name: PipelineRunName, step: str, changes: Mapping[str, Any]) -> tuple[Step, ...]:
         return tuple(replace(s, **changes) if s.step == step else s for s in self._runs[name].steps)
+
+
+def _field(run: PipelineRun, field: str) -> str:
+    return run.spec.model if field == "model" else str(getattr(run, field))

@@ -13,9 +13,11 @@ from flywheel_common.paging import Key, Page, cut, decode_token
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.recipes.outcome import MetricPoint
 from flywheel_trainer.runs.errors import ExperimentExists
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.lease import LOST_MESSAGE, has_expired
+from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, Run, RunName, RunState, RunUpdate
-from flywheel_trainer.runs.search import Order, Term, rank
+from flywheel_trainer.runs.search import Order, rank
 
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -84,7 +86,7 @@ class MemoryRuns:
             found = [r for r in found if compare(key(r), last)]
         return cut(found[: size + 1], size, lambda r: tuple(map(str, key(r))), query=query)
 
-    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> int:
+    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> LoggedPoints:
         record = self._tracking.running(name)
         record.heartbeat = now
         return record.add(points)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -11,6 +12,7 @@ from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.jobs.job import Job, JobName
 from flywheel_trainer.recipes.outcome import MetricPoint
 from flywheel_trainer.runs.errors import RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState
 
 
@@ -22,14 +24,16 @@ class RunRecord:
     heartbeat: datetime
     points: dict[tuple[str, int], MetricPoint] = field(default_factory=dict)
 
-    def add(self, points: Sequence[MetricPoint]) -> int:
-        """Add points, keeping the first value of a (key, step), and return how many are new."""
-        before = len(self.points)
+    def add(self, points: Sequence[MetricPoint]) -> LoggedPoints:
+        """Add points, keeping the first value of a (key, step)."""
+        before, ignored = len(self.points), 0
         for point in points:
-            self.points.setdefault((point.key, point.step), point)
+            kept = self.points.setdefault((point.key, point.step), point).value
+            both_nan = math.isnan(kept) and math.isnan(point.value)
+            ignored += kept != point.value and not both_nan
         last_values = {key: self.points[key, step].value for key, step in sorted(self.points)}
         self.run = replace(self.run, metrics=last_values)
-        return len(self.points) - before
+        return LoggedPoints(stored=len(self.points) - before, ignored=ignored)
 
 
 class MemoryTracking:

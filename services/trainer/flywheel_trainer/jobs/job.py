@@ -31,6 +31,13 @@ class JobState(StrEnum):
     LOST = "LOST"
 
 
+FILTER_FIELDS: Mapping[str, tuple[str, ...]] = {
+    "state": tuple(JobState),
+    "experiment": (),
+    "training_set": (),
+}
+"""Fields of the filter of ListJobs, with their values if they have few."""
+
 ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.LOST})
 
 

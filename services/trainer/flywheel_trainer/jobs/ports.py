@@ -11,6 +11,7 @@ from flywheel_common.paging import Page
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.recipes.tabular.spec import Column
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import RunName
 
 
@@ -19,6 +20,7 @@ class JobStore(Protocol):
 
     - `create` stores the job and its run together and is idempotent by request_id. Raises UnknownExperiment,
       RequestIdReused. `details` is a JSON object for the supervisor.
+    - `list` returns the jobs that match all terms, newest first; the fields are `job.FILTER_FIELDS`.
     - `find_by_request` returns the job of an earlier equal request. Raises RequestIdReused.
     - `request_cancel` is idempotent by request_id; a repeated request returns the job as it is now. Raises
       UnknownJob, JobEnded, RequestIdReused.
@@ -37,7 +39,7 @@ class JobStore(Protocol):
 
     async def get(self, name: JobName) -> Job | None: ...
 
-    async def list(self, project: str, size: int, token: str) -> Page[Job]: ...
+    async def list(self, project: str, terms: Sequence[Term], size: int, token: str) -> Page[Job]: ...
 
     async def request_cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job: ...
 
@@ -65,6 +67,8 @@ class TrainingSet:
     content_hash: str
     feature_set: str
     naive: bool = False
+    extra_columns: tuple[Column, ...] = ()
+    """Columns of the spine that are no features; one of them may have the weights of the rows."""
 
 
 class TrainingSets(Protocol):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from flywheel_trainer.jobs.errors import InvalidSpec
-from flywheel_trainer.recipes.tabular.spec import Hyperparameters
+from flywheel_trainer.recipes.tabular.spec import Column, Hyperparameters
 
 MAX_WORKERS = 1024
+WEIGHT_TYPES = ("BOOL", "INT64", "FLOAT32", "FLOAT64")
 
 
 @dataclass(frozen=True)
@@ -55,4 +56,22 @@ def check_spec(spec: TrainSpec) -> None:
         raise InvalidSpec(
             "train.tabular.warm_start must name a model version "
             "(projects/{project}/models/{model}/versions/{version})."
+        )
+
+
+def check_weight_column(spec: TrainSpec, extra_columns: Sequence[Column]) -> None:
+    """Raises InvalidSpec unless the weight column is an extra column with numbers, or there is none."""
+    name, field = spec.hyperparameters.weight_column, "train.tabular.weight_column"
+    if not name:
+        return
+    types = {column.name: column.data_type for column in extra_columns}
+    if name not in types:
+        known = ", ".join(types) or "none"
+        raise InvalidSpec(
+            f"{field} names {name!r}, which is no extra column of {spec.training_set}; it has: {known}.",
+            field=field,
+        )
+    if types[name] not in WEIGHT_TYPES:
+        raise InvalidSpec(
+            f"{field} names {name!r}, which is {types[name]}: weights are numbers.", field=field
         )

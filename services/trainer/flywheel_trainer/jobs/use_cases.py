@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from flywheel_common.clock import Clock
 from flywheel_common.ids import Ids
@@ -11,7 +11,8 @@ from flywheel_common.paging import Page
 from flywheel_trainer.jobs.errors import InvalidSpec, UnknownJob
 from flywheel_trainer.jobs.job import ENDED, Job, JobName
 from flywheel_trainer.jobs.ports import JobLogs, JobStore, TrainingSets, Weights
-from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec
+from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec, check_weight_column
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import RunName
 
 
@@ -41,6 +42,13 @@ class Jobs:
             return known
         check_spec(spec)
         training_set = await self._training_sets.get(spec.training_set)
+        if spec.workers > training_set.row_count:
+            raise InvalidSpec(
+                f"train.workers is {spec.workers}, but each worker needs a row and {spec.training_set} has "
+                f"{training_set.row_count}.",
+                field="train.workers",
+            )
+        check_weight_column(spec, training_set.extra_columns)
         warm: dict[str, str] | None = None
         if spec.warm_start:
             found = await self._weights.of(spec.warm_start)
@@ -65,8 +73,8 @@ class Jobs:
             raise UnknownJob.of(name)
         return job
 
-    async def list(self, project: str, size: int, token: str) -> Page[Job]:
-        return await self._store.list(project, size, token)
+    async def list(self, project: str, terms: Sequence[Term], size: int, token: str) -> Page[Job]:
+        return await self._store.list(project, terms, size, token)
 
     async def cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job:
         """Request the end of all processes of the job; it is CANCELLED when they have ended.

@@ -12,7 +12,14 @@ import polars as pl
 from flywheel_trainer.evaluation.calibration import Calibration, Platt
 from flywheel_trainer.evaluation.metrics import evaluate
 from flywheel_trainer.jobs.ports import TrainingSet
-from flywheel_trainer.recipes.tabular.dataset import Input, Split, encode, in_time_order, labels_of
+from flywheel_trainer.recipes.tabular.dataset import (
+    Input,
+    Split,
+    encode,
+    in_time_order,
+    labels_of,
+    weights_of,
+)
 from flywheel_trainer.recipes.tabular.scoring import onnx_scores, open_session
 from flywheel_trainer.recipes.tabular.spec import LABEL, TIME
 
@@ -70,17 +77,21 @@ def _compare(
 ) -> Comparison:
     inputs = tuple(Input(i["name"], i["data_type"], tuple(i["vocabulary"])) for i in report["inputs"])
     wanted = {i.name: None for i in (*inputs, *(champion.inputs if champion else ()))}
+    weight_column = report.get("weight_column", "")  # absent in reports of older versions
+    if weight_column:
+        wanted[weight_column] = None
     frame = in_time_order(read(uri, [*wanted, LABEL, TIME]))
     split = Split(**report["split"])
     rows = frame.slice(split.calibration_end, split.rows - split.calibration_end)
     labels = labels_of(frame).astype("float64")[split.calibration_end :]
-    ours = _metrics(rows, labels, challenger, inputs, Platt(**report["calibration"]))
+    weights = weights_of(rows, weight_column)
+    ours = _metrics(rows, (labels, weights), challenger, inputs, Platt(**report["calibration"]))
     if champion is None:
         return Comparison(ours, {}, "no champion to compare with")
     missing = [i.name for i in champion.inputs if i.name not in frame.columns]
     if missing:
         return Comparison(ours, {}, f"champion {champion.version} not compared: no column {missing[0]}")
-    theirs = _metrics(rows, labels, champion.model, champion.inputs, champion.calibration)
+    theirs = _metrics(rows, (labels, weights), champion.model, champion.inputs, champion.calibration)
     note = (
         f"champion {champion.version} on the same {rows.height} rows: "
         f"AUC {theirs['auc']:.4f}, log-loss {theirs['log_loss']:.4f}"
@@ -89,7 +100,13 @@ def _compare(
 
 
 def _metrics(
-    rows: pl.DataFrame, labels: Any, model: bytes, inputs: Sequence[Input], calibration: Calibration
+    rows: pl.DataFrame,
+    expected: tuple[Any, Any],
+    model: bytes,
+    inputs: Sequence[Input],
+    calibration: Calibration,
 ) -> dict[str, float]:
+    """The metrics of a model; `expected` has the labels of the rows, and their weights or None."""
+    labels, weights = expected
     scores = onnx_scores(open_session(model), encode(rows, inputs))
-    return evaluate(labels, calibration.apply(scores)).as_metrics()
+    return evaluate(labels, calibration.apply(scores), weights).as_metrics()

@@ -14,6 +14,9 @@ from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec
 
 STEPS = ("training_set", "train", "evaluate", "register", "release", "rollout")
 
+FILTER_FIELDS: Mapping[str, tuple[str, ...]] = {"state": tuple(JobState), "model": (), "cause_alert": ()}
+"""Fields of the filter of ListPipelineRuns, with their values if they have few."""
+
 
 @dataclass(frozen=True, slots=True)
 class PipelineRunName(ResourceName):

@@ -11,6 +11,7 @@ from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import TrainingSets
 from flywheel_trainer.pipelines.comparison import ChampionModel
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName
+from flywheel_trainer.runs.filter_terms import Term
 
 
 class PipelineStore(Protocol):
@@ -19,6 +20,7 @@ class PipelineStore(Protocol):
     - `create` and `request_cancel` are idempotent by request_id: a repeated request returns the run as it is
       now, and another body raises RequestIdReused. `request_cancel` raises UnknownPipelineRun,
       PipelineRunEnded.
+    - `list` returns the runs that match all terms, newest first; the fields are `pipeline_run.FILTER_FIELDS`.
     - `begin_step`, `set_fields`, `end_step` and `finish` can be repeated after a crash: they write the same
       rows.
     - `set_fields` and `end_step` set fields of the run: training_set, run, model_version, release, rollout,
@@ -32,7 +34,7 @@ class PipelineStore(Protocol):
 
     async def get(self, name: PipelineRunName) -> PipelineRun | None: ...
 
-    async def list(self, project: str, size: int, token: str) -> Page[PipelineRun]: ...
+    async def list(self, project: str, terms: Sequence[Term], size: int, token: str) -> Page[PipelineRun]: ...
 
     async def unfinished(self) -> Sequence[PipelineRunName]: ...
 

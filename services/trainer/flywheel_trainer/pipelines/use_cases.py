@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from flywheel_common.clock import Clock
 from flywheel_common.ids import Ids
@@ -12,6 +12,7 @@ from flywheel_trainer.jobs.job import ENDED
 from flywheel_trainer.pipelines.errors import UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec, check_pipeline
 from flywheel_trainer.pipelines.ports import PipelineStore
+from flywheel_trainer.runs.filter_terms import Term
 
 
 class Pipelines:
@@ -34,8 +35,8 @@ class Pipelines:
             raise UnknownPipelineRun.of(name)
         return run
 
-    async def list(self, project: str, size: int, token: str) -> Page[PipelineRun]:
-        return await self._store.list(project, size, token)
+    async def list(self, project: str, terms: Sequence[Term], size: int, token: str) -> Page[PipelineRun]:
+        return await self._store.list(project, terms, size, token)
 
     async def cancel(self, name: PipelineRunName, request_id: str = "", body: bytes = b"") -> PipelineRun:
         """Request the end of the run after the step in progress; a training job in progress is stopped.

@@ -14,6 +14,20 @@ class UnusableTrainingSet(FailedPrecondition):
     )
 
 
+class TooFewEventTimes(FailedPrecondition):
+    """The rows have too few distinct event times to be split into training, calibration and evaluation."""
+
+    reason = "TOO_FEW_EVENT_TIMES"
+    remedy = "Build a training set whose labelled rows have at least 3 distinct event times."
+
+
+class TooFewTrainingRows(FailedPrecondition):
+    """The training rows, without the holdout, are fewer than the workers."""
+
+    reason = "TOO_FEW_TRAINING_ROWS"
+    remedy = "Use fewer workers, a smaller holdout_fraction, or a training set with more rows."
+
+
 class TrainingFailed(FailedPrecondition):
     """The training code raised an exception; the message is that exception."""
 

@@ -88,10 +88,10 @@ class InvalidMetricKey(InvalidArgument):
 
 
 class InvalidFilter(InvalidArgument):
-    """The filter of ListRuns is not valid."""
+    """The filter of a List method has an unknown field, operator or value, or the wrong form."""
 
     reason = "INVALID_FILTER"
-    remedy = "Join terms such as experiment=NAME, params.KEY=VALUE or metrics.KEY>0.7 with AND."
+    remedy = "Join terms such as state=FAILED, params.KEY=VALUE or metrics.KEY>0.7 with AND."
 
 
 class InvalidOrder(InvalidArgument):

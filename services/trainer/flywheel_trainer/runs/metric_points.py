@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from flywheel_trainer.recipes.outcome import MetricPoint
 from flywheel_trainer.runs.errors import InvalidMetricKey, TooManyPoints, UnequalColumns
 
 MAX_POINTS = 100_000
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@/{}=,-]{0,199}")
+
+
+@dataclass(frozen=True)
+class LoggedPoints:
+    """What became of the points of one call; repeats of a stored point are in neither number."""
+
+    stored: int
+    """New points."""
+    ignored: int
+    """Points whose (key, step) has another value already."""
 
 
 def metric_points(

@@ -8,8 +8,10 @@ from typing import Protocol
 
 from flywheel_common.paging import Page
 from flywheel_trainer.recipes.outcome import MetricPoint
+from flywheel_trainer.runs.filter_terms import Term
+from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, Run, RunName, RunUpdate
-from flywheel_trainer.runs.search import Order, Term
+from flywheel_trainer.runs.search import Order
 
 
 class RunStore(Protocol):
@@ -19,8 +21,9 @@ class RunStore(Protocol):
       one.
     - `create_experiment` and `create_run` return the first result for a repeated request_id and raise
       RequestIdReused for another body. `create_run` raises UnknownExperiment.
-    - `log` keeps the first value of a (key, step) and returns the number of new points. `log` and `update`
-      are heartbeats; they raise UnknownRun and RunEnded.
+    - `log` keeps the first value of a (key, step) and returns how many points were new, and how many were
+      ignored because they have another value. `log` and `update` are heartbeats; they raise UnknownRun and
+      RunEnded.
     - `update` keeps the first value of a param and the last value of a tag.
     - `expire` ends the runs whose lease has expired (`runs.lease.has_expired`) as LOST and returns their
       names.
@@ -40,7 +43,7 @@ class RunStore(Protocol):
         self, project: str, terms: Sequence[Term], order: Order | None, size: int, token: str
     ) -> Page[Run]: ...
 
-    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> int: ...
+    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> LoggedPoints: ...
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]: ...
 

@@ -11,10 +11,11 @@ from flywheel_common.names import check_id
 from flywheel_common.paging import Page
 from flywheel_trainer.recipes.outcome import MetricPoint
 from flywheel_trainer.runs.errors import InvalidLease, InvalidState, UnknownRun
-from flywheel_trainer.runs.metric_points import metric_points
+from flywheel_trainer.runs.filter_terms import Term
+from flywheel_trainer.runs.metric_points import LoggedPoints, metric_points
 from flywheel_trainer.runs.ports import RunStore
 from flywheel_trainer.runs.run import Experiment, Run, RunName, RunState, RunUpdate
-from flywheel_trainer.runs.search import Order, Term
+from flywheel_trainer.runs.search import Order
 
 
 class Runs:
@@ -57,8 +58,8 @@ class Runs:
         steps: Sequence[int],
         values: Sequence[float],
         times: Sequence[int],
-    ) -> int:
-        """Store points given in columns of equal length and return how many were new."""
+    ) -> LoggedPoints:
+        """Store points given in columns of equal length."""
         points = metric_points(keys, steps, values, times)
         return await self._store.log(name, points, self._clock.now())
 
@@ -67,10 +68,14 @@ class Runs:
         await self.get(name)
         return await self._store.points(name, key, size, token)
 
-    async def update(self, name: RunName, update: RunUpdate) -> Run:
-        """Record a heartbeat and the additions, and end the run if a state is given. Raises RunEnded."""
+    async def update(self, name: RunName, update: RunUpdate) -> tuple[Run, list[str]]:
+        """Record a heartbeat and the additions, and end the run if a state is given. Raises RunEnded.
+
+        Also returns the params that were ignored because the run has another value of them.
+        """
         if update.state is RunState.RUNNING or update.state is RunState.LOST:
             raise InvalidState(
                 "state must be SUCCEEDED, FAILED or CANCELLED to end the run, or unset for a heartbeat."
             )
-        return await self._store.update(name, update, self._clock.now())
+        run = await self._store.update(name, update, self._clock.now())
+        return run, sorted(key for key, value in update.params.items() if run.params[key] != value)

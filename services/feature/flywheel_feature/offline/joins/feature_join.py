@@ -49,6 +49,8 @@ class JoinPlan:
     computed: tuple[ComputedView, ...]
     outputs: tuple[tuple[VersionRef, str, Field], ...]
     """Per feature of the set, in order: view version, feature name, column of the result."""
+    extras: tuple[Field, ...] = ()
+    """The columns of the spine that are carried into the training set and used by no join."""
 
     @property
     def stream_sources(self) -> list[Source]:
@@ -134,12 +136,14 @@ class FeatureJoiner:
         mode: JoinMode,
         job: JobProgress,
         applied: Mapping[VersionRef, pl.Series] | None = None,
+        *,
+        late: dict[str, int] | None = None,
     ) -> pl.DataFrame:
         """One column per feature of the set, named `view__feature`, rows as in `spine`.
 
         `spine` has the join keys, the request fields and `spine_time`, typed as declared. Stream views in
         `applied` are computed from exactly the events named there (applied_windows.py), instead of those up
-        to `spine_time`.
+        to `spine_time`. `late` gets the number of late events per view version that has some.
         """
         found: dict[tuple[VersionRef, str], pl.Series] = {}
         steps = len(plan.stored) + 1
@@ -147,7 +151,7 @@ class FeatureJoiner:
             job.check_cancelled()
             job.progress(step, steps, "views", f"joining {stored.view.id}")
             exact = (applied or {}).get(stored.view.ref)
-            joined = await self._join_one(stored, spine, spine_time, mode, exact)
+            joined = await self._join_one(stored, spine, spine_time, mode, exact, late)
             found.update({(stored.view.ref, name): joined.get_column(name) for name in stored.wanted})
         answer = await asyncio.to_thread(with_computed, plan, found, spine)
         job.progress(steps, steps, "views", "joined")
@@ -160,6 +164,7 @@ class FeatureJoiner:
         spine_time: str,
         mode: JoinMode,
         applied: pl.Series | None,
+        late: dict[str, int] | None,
     ) -> pl.DataFrame:
         times = spine.select(
             pl.col(spine_time).dt.epoch("us").min().alias("low"),
@@ -171,7 +176,7 @@ class FeatureJoiner:
             # Applied events may be later than the spine: in the current tile, or as the newest event.
             events = await self._reader.read(stored.source, stored.fields, positions=True)
             return await asyncio.to_thread(
-                lambda: stored.join_applied(spine, spine_time, applied, stored.kept(events))
+                lambda: stored.join_applied(spine, spine_time, applied, stored.kept(events, late))
             )
         rows = await self._reader.read(
             stored.source,
@@ -181,7 +186,7 @@ class FeatureJoiner:
             pushed_to=stored.pushed_to,
             keys=stored.keys,
         )
-        return await asyncio.to_thread(lambda: stored.join(spine, spine_time, mode, stored.kept(rows)))
+        return await asyncio.to_thread(lambda: stored.join(spine, spine_time, mode, stored.kept(rows, late)))
 
 
 Found = dict[tuple[VersionRef, str], pl.Series]
@@ -200,8 +205,9 @@ def with_computed(plan: JoinPlan, stored: Found, spine: pl.DataFrame) -> pl.Data
 
 
 def typed_spine(frame: pl.DataFrame, plan: JoinPlan) -> pl.DataFrame:
-    """The spine with join keys and request fields cast to their declared types. Raises WrongSpine."""
-    fields = {f.name: f for f in (*plan.feature_set.join_keys, *plan.feature_set.request_fields)}
+    """The spine with join keys, request fields and extra columns as their types. Raises WrongSpine."""
+    declared = (*plan.feature_set.join_keys, *plan.feature_set.request_fields)
+    fields = {f.name: f for f in (*declared, *plan.extras)}
     missing = [name for name in fields if name not in frame.columns]
     if missing:
         raise WrongSpine(

@@ -14,7 +14,8 @@ from flywheel_feature.offline.joins.applied_windows import Stream, applied_featu
 from flywheel_feature.offline.joins.point_in_time import MATCHED_TIME, as_of_join, latest_join, latest_rows
 from flywheel_feature.offline.joins.windows import WindowFeature, windowed_features
 from flywheel_feature.offline.model import JoinMode
-from flywheel_feature.tables.sources import EVENT_ID, OFFSET, PARTITION
+from flywheel_feature.tables.sources import ARRIVED, EVENT_ID, OFFSET, PARTITION
+from flywheel_feature.windows.lateness import LATE_EVENTS, late_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +79,19 @@ class StoredView:
         low = earliest_fresh(earliest, self.view.ttl) if isinstance(self.view.kind, BatchView) else None
         return low, latest + 1
 
-    def kept(self, rows: pl.DataFrame) -> pl.DataFrame:
-        """The rows that pass the filter of the view."""
+    def kept(self, rows: pl.DataFrame, late: dict[str, int] | None = None) -> pl.DataFrame:
+        """The rows that pass the filter of the view and are not late; `late` counts the others by view."""
         predicate = self.predicate
-        if predicate is None:
+        if predicate is not None:
+            rows = rows.filter(predicate.evaluate(rows).to_series().fill_null(False))
+        if not self.source.allowed_lateness:
             return rows
-        return rows.filter(predicate.evaluate(rows).to_series().fill_null(False))
+        on_time = rows.filter(~late_rows(self.source, ARRIVED))
+        left_out = rows.height - on_time.height
+        LATE_EVENTS.labels(self.source.id, self.view.id, "offline").inc(left_out)
+        if late is not None and left_out:
+            late[self.view.name] = late.get(self.view.name, 0) + left_out
+        return on_time
 
     def join(self, spine: pl.DataFrame, spine_time: str, mode: JoinMode, rows: pl.DataFrame) -> pl.DataFrame:
         """One column per wanted feature, rows as in `spine`; `rows` come from `kept`, in source order."""

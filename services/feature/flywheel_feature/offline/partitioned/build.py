@@ -138,7 +138,7 @@ class PartitionedBuild:
             high = spine.known_before + 1 if spine.known_before else None
             rows = await reader.pieces(source, names, self._task_rows(width), high=high)
         else:
-            width = _width(spines.spine_fields(plan)) + 16
+            width = _width((*spines.spine_fields(plan), *plan.extras)) + 16
             rows = await asyncio.to_thread(self._file_pieces, spine, self._task_rows(width))
         histories = []
         for stored in plan.stored:
@@ -200,6 +200,8 @@ class PartitionedBuild:
             ),
             rows_per_range=self._task_rows(spine.width),
             uri=self.uri(request, name),
+            extras=plan.extras,
+            keeps_order=isinstance(request.spine, FileSpine),
         )
 
     def uri(self, request: TrainingSetRequest, name: str) -> str:

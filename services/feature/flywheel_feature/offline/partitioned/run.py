@@ -73,10 +73,13 @@ class PartitionRun:
         steps = sum(len(h.pieces) + h.buckets for h in spec.histories)
         self._total = len(spec.spine) + steps + 2
         self._stage("reading the spine", [Task(Kind.CHUNK, i) for i in range(len(spec.spine))])
-        ranges = self._ranges()
-        self._total += len(ranges) * (1 + len(spec.histories))
-        self._stage("ordering the spine", ranges)
-        spread = [*self._spread_spine(), *self._spread_histories()]
+        if spec.ordered == Kind.RANGE:
+            ranges = self._ranges()
+            self._total += len(ranges)
+            self._stage("ordering the spine", ranges)
+        spine = self._spread_spine()
+        self._total += len(spine)
+        spread = [*spine, *self._spread_histories()]
         self._stage("distributing rows over buckets", spread)
         joins = [
             Task(Kind.JOIN, bucket, view)
@@ -125,7 +128,7 @@ class PartitionRun:
 
     def _spread_spine(self) -> list[Task]:
         tasks, offset = [], 0
-        for note in self._tasks.notes(Kind.RANGE):
+        for note in self._tasks.notes(self._tasks.spec.ordered):
             tasks += [
                 Task(Kind.KEYS, note["index"], view, offset=offset)
                 for view in range(len(self._tasks.plan.stored))
@@ -146,11 +149,11 @@ class PartitionRun:
         return tasks
 
     def _times(self) -> tuple[int | None, int | None]:
-        notes = [n for n in self._tasks.notes(Kind.RANGE) if n["rows"]]
+        notes = [n for n in self._tasks.notes(self._tasks.spec.ordered) if n["rows"]]
         return min((n["low"] for n in notes), default=None), max((n["high"] for n in notes), default=None)
 
     def _parts(self) -> list[Task]:
-        rows = sum(n["rows"] for n in self._tasks.notes(Kind.RANGE))
+        rows = sum(n["rows"] for n in self._tasks.notes(self._tasks.spec.ordered))
         return [
             Task(Kind.PART, part, low=start, high=min(start + ROWS_PER_FILE, rows))
             for part, start in enumerate(range(0, max(rows, 1), ROWS_PER_FILE))
@@ -177,6 +180,7 @@ class PartitionRun:
             schema=tuple(fields),
             profile=tuple(profile),
             unlabelled_count=sum(n["unlabelled"] for n in self._tasks.notes(Kind.CHUNK)),
+            late_events=self._tasks.late_events(),
         )
         self._workspace.write_bytes(RESULT, built.to_json())
         self._count = self._total

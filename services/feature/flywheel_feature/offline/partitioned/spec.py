@@ -8,6 +8,7 @@ result does not depend on the number of buckets, on where a task runs or on how 
     CHUNK   rows of the spine from some pieces                               → spine/chunk-i
     RANGE   the rows of all chunks in a range of times, in canonical order   → spine/range-r
     KEYS    keys, time and number of the rows of a range, by bucket          → view-v/keys-r
+            (the files of a caller keep their order: there the chunks are the ranges)
     ROWS    the rows of a view from some pieces, by bucket                   → view-v/rows-i
     JOIN    the features of a bucket, by number of the spine row             → view-v/joined-b
     PART    one file of the training set                     → the set's folder; block digests in parts/k
@@ -16,12 +17,12 @@ result does not depend on the number of buckets, on where a task runs or on how 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import TypeAdapter
 
 from flywheel_feature.definitions.catalog import Catalog
-from flywheel_feature.definitions.model import Entity, FeatureSet, Source, VersionRef, View
+from flywheel_feature.definitions.model import Entity, FeatureSet, Field, Source, VersionRef, View
 from flywheel_feature.offline.joins.feature_join import JoinPlan, plan_join
 from flywheel_feature.offline.model import TrainingSetRequest
 from flywheel_feature.tables.ports import Piece
@@ -40,6 +41,9 @@ class Kind(enum.StrEnum):
     JOIN = "joined"
     PART = "part"
 
+
+ROWS_OF = {Kind.CHUNK: "spine/rows-", Kind.RANGE: "spine/ordered-"}
+"""The beginnings of the keys of the files with rows of the spine."""
 
 Pieces = tuple[Piece, ...]
 
@@ -70,6 +74,14 @@ class PartitionSpec:
     """About how many rows of the spine one RANGE task sorts."""
     uri: str
     """The folder for the files of the training set."""
+    extras: tuple[Field, ...] = ()
+    keeps_order: bool = False
+    """The rows stay in the order of the pieces; else they are sorted. False in specs of older versions."""
+
+    @property
+    def ordered(self) -> Kind:
+        """The kind of task that writes the rows of the spine in the order of the training set."""
+        return Kind.CHUNK if self.keeps_order else Kind.RANGE
 
     @property
     def catalog(self) -> Catalog:
@@ -83,7 +95,7 @@ class PartitionSpec:
         )
 
     def plan(self) -> JoinPlan:
-        return plan_join(self.catalog, self.feature_set)
+        return replace(plan_join(self.catalog, self.feature_set), extras=self.extras)
 
     def to_json(self) -> bytes:
         return _SPEC.dump_json(self)
@@ -107,7 +119,7 @@ class Task:
     high: int | None = None
     """low <= x < high for x = spine time (RANGE), event time (ROWS) or number of a spine row (PART)."""
     offset: int = 0
-    """The number of the first row of the range (KEYS)."""
+    """The number of the first row of the ordered rows (KEYS)."""
 
     @property
     def output(self) -> str:
@@ -118,6 +130,11 @@ class Task:
             case Kind.PART:
                 return f"parts/{self.index:06d}.json"
         return f"{self.folder}{self.index:06d}.parquet"
+
+    @property
+    def rows_file(self) -> str:
+        """The key of the file with the rows of a CHUNK or RANGE task."""
+        return f"{ROWS_OF[self.kind]}{self.index:06d}.parquet"
 
     @property
     def folder(self) -> str:

@@ -14,7 +14,16 @@ from flywheel_feature.offline import spines
 from flywheel_feature.offline.assembly import assemble
 from flywheel_feature.offline.joins.feature_join import Found, JoinPlan, with_computed
 from flywheel_feature.offline.model import EVENT_TIMESTAMP, FileSpine
-from flywheel_feature.offline.partitioned.spec import BUCKET, ROW, SPEC, TIME, Kind, PartitionSpec, Task
+from flywheel_feature.offline.partitioned.spec import (
+    BUCKET,
+    ROW,
+    ROWS_OF,
+    SPEC,
+    TIME,
+    Kind,
+    PartitionSpec,
+    Task,
+)
 from flywheel_feature.offline.ports import Workspace
 from flywheel_feature.tables.content_hash import block_digests, named_types
 from flywheel_feature.tables.empty_archive import EmptyArchive
@@ -24,7 +33,7 @@ from flywheel_feature.tables.sources import SourceReader, events_in_order
 
 QUANTILES = 256
 ROWS_PER_GROUP = 16_384
-CHUNKS, RANGES = "spine/rows-", "spine/ordered-"
+LATE = "late/"
 
 
 @dataclass(slots=True)
@@ -37,7 +46,7 @@ class PartitionTasks:
     workspace: Workspace
     plan: JoinPlan = field(init=False)
     _ordered: list[dict[str, Any]] = field(default_factory=list)
-    """Notes of the RANGE tasks, read by the first PART task."""
+    """Notes of the tasks that ordered the spine, read by the first PART task."""
 
     def __post_init__(self) -> None:
         self.plan = self.spec.plan()
@@ -55,16 +64,24 @@ class PartitionTasks:
 
     def _chunk(self, task: Task) -> None:
         frame = pl.concat([self._spine_rows(piece) for piece in self.spec.spine[task.index] or (None,)])
-        kept = spines.labelled(frame).sort(EVENT_TIMESTAMP, maintain_order=True)
-        self.workspace.write(f"{CHUNKS}{task.index:06d}.parquet", kept, _groups(kept.height))
+        kept = spines.labelled(frame)
+        unlabelled = frame.height - kept.height
+        if self.spec.keeps_order:
+            self._write_rows(task, kept, unlabelled=unlabelled)
+            return
+        kept = kept.sort(EVENT_TIMESTAMP, maintain_order=True)
         times = kept.select(pl.col(EVENT_TIMESTAMP).dt.epoch("us")).to_series().to_numpy()
         ranks = np.linspace(0, max(times.size - 1, 0), min(QUANTILES, times.size)).astype(np.int64)
-        self._note(
-            task,
-            rows=kept.height,
-            unlabelled=frame.height - kept.height,
-            times=[int(t) for t in times[ranks]],
-        )
+        self._write_rows(task, kept, unlabelled=unlabelled, times=[int(t) for t in times[ranks]])
+
+    def _write_rows(self, task: Task, frame: pl.DataFrame, **values: object) -> None:
+        """Write rows of the spine, and a note with their number and their first and last time."""
+        self.workspace.write(task.rows_file, frame, _groups(frame.height))
+        low, high = frame.select(
+            pl.col(EVENT_TIMESTAMP).dt.epoch("us").min().alias("low"),
+            pl.col(EVENT_TIMESTAMP).dt.epoch("us").max().alias("high"),
+        ).row(0)
+        self._note(task, rows=frame.height, low=low, high=high, **values)
 
     def _spine_rows(self, piece: Piece | None) -> pl.DataFrame:
         spine = self.spec.request.spine
@@ -84,19 +101,12 @@ class PartitionTasks:
     def _range(self, task: Task) -> None:
         where = Between(EVENT_TIMESTAMP, task.low, task.high)
         columns = spines.spine_columns(self.plan, self.spec.request.spine)
-        frame = spines.in_order(self.workspace.read(CHUNKS, columns, where))
-        self.workspace.write(f"{RANGES}{task.index:06d}.parquet", frame, _groups(frame.height))
-        low, high = frame.select(
-            pl.col(EVENT_TIMESTAMP).dt.epoch("us").min().alias("low"),
-            pl.col(EVENT_TIMESTAMP).dt.epoch("us").max().alias("high"),
-        ).row(0)
-        self._note(task, rows=frame.height, low=low, high=high)
+        self._write_rows(task, spines.in_order(self.workspace.read(ROWS_OF[Kind.CHUNK], columns, where)))
 
     def _keys(self, task: Task) -> None:
         stored = self.plan.stored[task.view]
-        frame = self.workspace.read(
-            f"{RANGES}{task.index:06d}.parquet", list(dict.fromkeys([*stored.keys, EVENT_TIMESTAMP]))
-        )
+        rows = Task(self.spec.ordered, task.index).rows_file
+        frame = self.workspace.read(rows, list(dict.fromkeys([*stored.keys, EVENT_TIMESTAMP])))
         frame = frame.select(*stored.keys, pl.col(EVENT_TIMESTAMP).alias(TIME)).with_row_index(
             ROW, task.offset
         )
@@ -107,11 +117,14 @@ class PartitionTasks:
         pieces = self.spec.histories[task.view].pieces[task.index]
         # Piece by piece, so that rows that the view does not need are dropped before the next piece is read.
         parts = [self.reader.read_pieces(stored.source, stored.fields, [], task.low, task.high)]
+        late: dict[str, int] = {}
         for piece in pieces:
             rows = self.reader.read_pieces(
                 stored.source, stored.fields, [piece], task.low, task.high, keys=stored.keys
             )
-            parts.append(stored.kept(rows).filter(pl.col(k).is_not_null() for k in stored.keys))
+            parts.append(stored.kept(rows, late).filter(pl.col(k).is_not_null() for k in stored.keys))
+        if late:
+            self.workspace.write_json(f"{LATE}{task.view:03d}-{task.index:06d}.json", late)
         self._spread(task, pl.concat(parts))
 
     def _spread(self, task: Task, frame: pl.DataFrame) -> None:
@@ -156,23 +169,32 @@ class PartitionTasks:
     def _spine_part(self, low: int, high: int) -> pl.DataFrame:
         """The rows low … high - 1 of the ordered spine."""
         columns = spines.spine_columns(self.plan, self.spec.request.spine)
+        kind = self.spec.ordered
         parts, start = [], 0
         if not self._ordered:
-            self._ordered = self.notes(Kind.RANGE)
+            self._ordered = self.notes(kind)
         for note in self._ordered:
             end = start + note["rows"]
             if start < high and low < end:
-                part = self.workspace.read(f"{RANGES}{note['index']:06d}.parquet", columns)
+                part = self.workspace.read(Task(kind, note["index"]).rows_file, columns)
                 parts.append(part.slice(max(low - start, 0), min(high, end) - max(low, start)))
             start = end
         if not parts:
-            parts = [self.workspace.read(f"{RANGES}{0:06d}.parquet", columns).head(0)]
+            parts = [self.workspace.read(Task(kind, 0).rows_file, columns).head(0)]
         return pl.concat(parts)
 
     def notes(self, kind: Kind) -> list[dict[str, Any]]:
         """The notes of the tasks of a kind, by index."""
         prefix = Task(kind, 0).output.rpartition("000000")[0]
         return [self.workspace.read_json(key) for key in sorted(self.workspace.keys(prefix))]
+
+    def late_events(self) -> dict[str, int]:
+        """The late events that the ROWS tasks left out, per view version."""
+        found: dict[str, int] = {}
+        for key in self.workspace.keys(LATE):
+            for view, events in self.workspace.read_json(key).items():
+                found[view] = found.get(view, 0) + events
+        return found
 
     def _note(self, task: Task, **values: object) -> None:
         self.workspace.write_json(task.output, {"index": task.index, **values})

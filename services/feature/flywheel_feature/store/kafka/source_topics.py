@@ -19,11 +19,21 @@ from flywheel_feature.definitions.model import Source, StreamSource
 
 END_SECONDS = 1.0
 """How long end offsets may be reused for computing lag."""
+FIRST_RECORD_BYTES = 4096
+"""Bytes to read of each partition for the time of a record; the broker sends a larger record whole."""
+READ_SECONDS = 1.0
+"""Longest wait for such records."""
 
 
 def topic_name(project: str, source: str) -> str:
     """The topic of a stream source; only projects other than `default` are part of the name."""
     return feature_source(source if project == "default" else f"{project}.{source}")
+
+
+def topic_spec(source: Source, prefix: str, partitions: int) -> TopicSpec:
+    """The topic of a stream source; `partitions`: the platform's default."""
+    assert isinstance(source.kind, StreamSource)
+    return TopicSpec(prefix + topic_name(source.project, source.id), source.kind.partitions or partitions)
 
 
 class SourceTopics:
@@ -40,7 +50,11 @@ class SourceTopics:
         self._counted: dict[str, int] = {}
         self._consumer: AIOKafkaConsumer | None = None
         self._lock = asyncio.Lock()
+        self._reader: AIOKafkaConsumer | None = None
+        """On connections of its own, so that `end_offsets` does not wait for its fetches."""
+        self._reading = asyncio.Lock()
         self._ends: dict[str, tuple[float, dict[int, int]]] = {}
+        self._times: dict[str, tuple[float, dict[tuple[TopicPartition, int], int]]] = {}
 
     def topic(self, project: str, source: str) -> str:
         return self._topic_of(project, source)
@@ -85,6 +99,22 @@ class SourceTopics:
             return found
         return await self.end_offsets(project, source)
 
+    async def stored_since(self, project: str, source: str, offsets: Mapping[int, int]) -> int:
+        """When the first record at or after these offsets was stored, in microseconds; 0: there is none."""
+        topic = self.topic(project, source)
+        wanted = {TopicPartition(topic, p): offset for p, offset in offsets.items()}
+        async with in_time(_timed_out), self._reading:
+            at, known = self._times.get(topic, (0.0, {}))
+            if time.monotonic() - at > END_SECONDS:
+                # A record never changes, so that only positions that have moved are looked up again.
+                known = {place: stored for place, stored in known.items() if place in wanted.items()}
+                missing = {tp: offset for tp, offset in wanted.items() if (tp, offset) not in known}
+                if missing:
+                    with kafka_errors():
+                        known |= await self._stored(missing)
+                self._times[topic] = time.monotonic(), known
+        return min((stored for (tp, _), stored in known.items() if tp in wanted), default=0)
+
     async def _partitions_of(self, topic: str) -> int:
         """The number of partitions of a topic; 0 when it does not exist."""
         if topic not in self._counted:
@@ -101,25 +131,57 @@ class SourceTopics:
             self._counted[topic] = count
         return self._counted[topic]
 
+    async def _stored(self, offsets: Mapping[TopicPartition, int]) -> dict[tuple[TopicPartition, int], int]:
+        """(partition, offset) → microseconds at which the first record from there on was stored."""
+        if self._reader is None:
+            self._reader = await _started(
+                AIOKafkaConsumer(
+                    bootstrap_servers=self._bootstrap,
+                    group_id=None,
+                    auto_offset_reset="earliest",
+                    fetch_max_wait_ms=100,
+                    max_partition_fetch_bytes=FIRST_RECORD_BYTES,
+                )
+            )
+        reader = self._reader
+        reader.assign(list(offsets))
+        for tp, offset in offsets.items():
+            reader.seek(tp, offset)
+        found: dict[tuple[TopicPartition, int], int] = {}
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(READ_SECONDS):
+                    while len(found) < len(offsets):
+                        for tp, records in (await reader.getmany(timeout_ms=200)).items():
+                            found.setdefault((tp, offsets[tp]), int(records[0].timestamp) * 1000)
+        finally:
+            # Otherwise it would go on to fetch.
+            reader.pause(*offsets)
+        return found
+
     async def close(self) -> None:
-        if self._consumer is not None:
-            with suppress(Exception):
-                async with asyncio.timeout(2.0):
-                    await self._consumer.stop()
+        for consumer in (self._consumer, self._reader):
+            if consumer is not None:
+                with suppress(Exception):
+                    async with asyncio.timeout(2.0):
+                        await consumer.stop()
 
     async def _connected(self) -> AIOKafkaConsumer:
         if self._consumer is None:
-            consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._bootstrap, group_id=None, metadata_max_age_ms=30_000
+            self._consumer = await _started(
+                AIOKafkaConsumer(bootstrap_servers=self._bootstrap, group_id=None, metadata_max_age_ms=30_000)
             )
-            try:
-                await consumer.start()
-            except BaseException:
-                with suppress(Exception):
-                    await consumer.stop()
-                raise
-            self._consumer = consumer
         return self._consumer
+
+
+async def _started(consumer: AIOKafkaConsumer) -> AIOKafkaConsumer:
+    try:
+        await consumer.start()
+    except BaseException:
+        with suppress(Exception):
+            await consumer.stop()
+        raise
+    return consumer
 
 
 def _timed_out() -> KafkaUnavailable:

@@ -5,11 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flywheel_common.postgres.pool import Pool, connection
+from flywheel_feature.tables.ports import SeenFile
 
-_SEEN = "SELECT uri, stamp FROM materialized_file WHERE project = $1 AND view = $2 AND version = $3"
+_SEEN = "SELECT uri, stamp, due FROM materialized_file WHERE project = $1 AND view = $2 AND version = $3"
 _MARK = """
-INSERT INTO materialized_file (project, view, version, uri, stamp) VALUES ($1, $2, $3, $4, $5)
-ON CONFLICT (project, view, version, uri) DO UPDATE SET stamp = $5
+INSERT INTO materialized_file (project, view, version, uri, stamp, due) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (project, view, version, uri) DO UPDATE SET stamp = $5, due = $6
+"""
+_MARK_DUE = """
+INSERT INTO materialized_file AS f (project, view, version, uri, stamp, due) VALUES ($1, $2, $3, $4, '', $5)
+ON CONFLICT (project, view, version, uri) DO UPDATE SET due = least(nullif(f.due, 0), $5)
+"""
+_DUE = """
+SELECT project, view, version, min(due) AS due FROM materialized_file
+WHERE due > 0 AND due <= $1 GROUP BY project, view, version
 """
 _FORGET = "DELETE FROM materialized_file WHERE project = $1 AND view = $2 AND version = $3"
 _LIST = "SELECT view, version, newest FROM materialized WHERE project = $1"
@@ -32,13 +41,23 @@ class PostgresMaterialized:
         async with connection(self._pool) as conn:
             await conn.execute(_PUT, project, view, version, end_time, newest)
 
-    async def seen(self, project: str, view: str, version: int) -> Mapping[str, str]:
+    async def seen(self, project: str, view: str, version: int) -> Mapping[str, SeenFile]:
         async with connection(self._pool) as conn:
-            return {r["uri"]: r["stamp"] for r in await conn.fetch(_SEEN, project, view, version)}
+            rows = await conn.fetch(_SEEN, project, view, version)
+        return {r["uri"]: SeenFile(r["stamp"], r["due"]) for r in rows}
 
-    async def mark_seen(self, project: str, view: str, version: int, uri: str, stamp: str) -> None:
+    async def mark_seen(self, project: str, view: str, version: int, uri: str, seen: SeenFile) -> None:
         async with connection(self._pool) as conn:
-            await conn.execute(_MARK, project, view, version, uri, stamp)
+            await conn.execute(_MARK, project, view, version, uri, seen.stamp, seen.due)
+
+    async def mark_due(self, project: str, view: str, version: int, uri: str, due: int) -> None:
+        async with connection(self._pool) as conn:
+            await conn.execute(_MARK_DUE, project, view, version, uri, due)
+
+    async def due(self, now: int) -> Mapping[tuple[str, str, int], int]:
+        async with connection(self._pool) as conn:
+            rows = await conn.fetch(_DUE, now)
+        return {(r["project"], r["view"], r["version"]): r["due"] for r in rows}
 
     async def forget_files(self, project: str, view: str, version: int) -> None:
         async with connection(self._pool) as conn:

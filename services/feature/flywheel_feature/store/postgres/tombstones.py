@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
-from flywheel_common.errors import Unavailable
+from flywheel_common.errors import FlywheelError
 from flywheel_common.postgres.pool import Pool, connection
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_feature.ingest.tombstones import Tombstone, Tombstones
@@ -54,7 +54,7 @@ class PostgresTombstones:
             await asyncio.sleep(REFRESH_SECONDS)
             try:
                 await self.refresh()
-            except Unavailable as error:
+            except FlywheelError as error:
                 log.warning("tombstones not refreshed", reason=error.reason)
 
     async def put(self, project: str, entity: str, key_hash: bytes, tombstone: Tombstone) -> None:

@@ -5,24 +5,41 @@ Every file is written under another name and renamed, so a crash leaves the old 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import secrets
+from dataclasses import astuple
 from pathlib import Path
 
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
+from flywheel_inference.serving.errors import StateInUse
 
 
 class StateFolder:
-    """`serving.DesiredStateStore` and `models.ArtifactCache`."""
+    """`serving.DesiredStateStore` and `models.ArtifactCache`. One gateway owns a folder until `close`, or
+    until its process ends."""
 
     def __init__(self, folder: Path) -> None:
+        """Raises StateInUse when another gateway owns the folder."""
         self._folder = folder
         self._artifacts = folder / "artifacts"
         self._contracts = folder / "feature_sets"
         for directory in (folder, self._artifacts, self._contracts):
             directory.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / "lock").open("wb")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.close()
+            raise StateInUse(
+                f"Another gateway uses the state folder {folder}: give each gateway a folder of its own."
+            ) from None
+
+    def close(self) -> None:
+        """Lets another gateway use the folder."""
+        self._lock.close()
 
     def gateway_id(self, make: str) -> str:
         """The stored gateway id; stores `make` when there is none yet."""
@@ -60,8 +77,8 @@ class StateFolder:
     def save_contract(self, contract: FeatureSetContract) -> None:
         content = {
             "feature_set": contract.feature_set,
-            "join_keys": [[f.name, f.data_type] for f in contract.join_keys],
-            "request_fields": [[f.name, f.data_type] for f in contract.request_fields],
+            "join_keys": [astuple(field) for field in contract.join_keys],
+            "request_fields": [astuple(field) for field in contract.request_fields],
         }
         _write(self._contract_file(contract.feature_set), json.dumps(content).encode())
 
@@ -70,10 +87,10 @@ class StateFolder:
             content = json.loads(self._contract_file(feature_set).read_bytes())
             return FeatureSetContract(
                 feature_set=feature_set,
-                join_keys=tuple(FieldSpec(str(n), int(t)) for n, t in content["join_keys"]),
-                request_fields=tuple(FieldSpec(str(n), int(t)) for n, t in content["request_fields"]),
+                join_keys=tuple(FieldSpec(*field) for field in content["join_keys"]),
+                request_fields=tuple(FieldSpec(*field) for field in content["request_fields"]),
             )
-        except (FileNotFoundError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def _contract_file(self, feature_set: str) -> Path:

@@ -14,7 +14,7 @@ from flywheel_common import columns
 from flywheel_common.errors import Internal
 from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_inference.encoding.typed_columns import table
-from flywheel_inference.models.feature_block import STALE, FeatureBlock, FeatureColumn
+from flywheel_inference.models.feature_block import NOT_YET_VALID, STALE, FeatureBlock, FeatureColumn
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2_grpc
 from flywheel_protos.feature.v1 import feature_pb2 as pb
@@ -67,13 +67,15 @@ def to_contract(feature_set: definitions_pb2.FeatureSet, name: str) -> FeatureSe
     return FeatureSetContract(
         feature_set=name,
         join_keys=tuple(FieldSpec(f.name, f.data_type) for f in feature_set.join_keys),
-        request_fields=tuple(FieldSpec(f.name, f.data_type) for f in feature_set.request_fields),
+        request_fields=tuple(
+            FieldSpec(f.name, f.data_type, f.vector_size) for f in feature_set.request_fields
+        ),
     )
 
 
 def to_block(response: pb.GetOnlineFeaturesResponse, contract: FeatureSetContract, rows: int) -> FeatureBlock:
-    """A response for `rows` entities. A STALE value becomes null for the model, as it is in a training
-    set."""
+    """A response for `rows` entities. A STALE or NOT_YET_VALID value becomes null for the model, as it
+    is in a training set."""
     received = response.features.columns
     if len(response.statuses) != len(received) * rows:
         raise Internal(
@@ -83,19 +85,19 @@ def to_block(response: pb.GetOnlineFeaturesResponse, contract: FeatureSetContrac
     statuses = np.frombuffer(response.statuses, np.uint8).reshape(len(received), rows)
     return FeatureBlock(
         response.feature_set or contract.feature_set,
-        _without_stale(_columns(received, rows), statuses),
+        _valid_only(_columns(received, rows), statuses),
         statuses,
         _columns(response.applied_offsets.columns, rows),
     )
 
 
-def _without_stale(
+def _valid_only(
     columns: tuple[FeatureColumn, ...], statuses: npt.NDArray[np.uint8]
 ) -> tuple[FeatureColumn, ...]:
-    stale = statuses == STALE
-    if not stale.any():
+    invalid = (statuses == STALE) | (statuses == NOT_YET_VALID)
+    if not invalid.any():
         return columns
-    return tuple(replace(c, valid=c.valid & ~old) for c, old in zip(columns, stale, strict=True))
+    return tuple(replace(c, valid=c.valid & ~rows) for c, rows in zip(columns, invalid, strict=True))
 
 
 def _columns(received: Iterable[column_pb2.Column], rows: int) -> tuple[FeatureColumn, ...]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
+from flywheel_common.deadline import in_time
+from flywheel_common.errors import FlywheelError
 from flywheel_common.kafka import topics
-from flywheel_common.kafka.producer import Producer
+from flywheel_common.kafka.errors import KafkaUnavailable
+from flywheel_common.kafka.producer import Outgoing, Producer
 from flywheel_inference.encoding.outcome_events import outcome_records
 from flywheel_inference.encoding.prediction_events import prediction_records
 from flywheel_inference.outcomes.row import OutcomeRow
@@ -40,11 +44,17 @@ class KafkaOutcomes:
         self._partitions = partitions
 
     async def record(self, model: str, rows: Sequence[OutcomeRow]) -> None:
-        _, failure = await self._producer.send_in_order(
-            [
-                (topics.OUTCOME_RECORDED, value, str(partition), partition)
-                for partition, value in outcome_records(model, rows, self._partitions)
-            ]
-        )
+        records: list[Outgoing] = [
+            (topics.OUTCOME_RECORDED, value, str(partition), partition)
+            for partition, value in outcome_records(model, rows, self._partitions)
+        ]
+        # A caller's deadline does not interrupt the producer, which others use.
+        sending = asyncio.ensure_future(self._producer.send_in_order(records))
+        async with in_time(_late):
+            _, failure = await asyncio.shield(sending)
         if failure is not None:
             raise failure
+
+
+def _late() -> FlywheelError:
+    return KafkaUnavailable("Kafka does not answer within the deadline of the call: try again.")

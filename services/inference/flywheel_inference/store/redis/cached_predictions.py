@@ -1,7 +1,7 @@
 """Cached batch predictions in Redis.
 
-Key `prediction:{model resource name}:{entity keys joined by |}`, value 16 bytes little-endian: float64
-calibrated score, int64 microseconds since 1970 UTC at which it was computed.
+Key `prediction:{model resource name}:{entity keys}`, value 16 bytes little-endian: float64 calibrated score,
+int64 microseconds since 1970 UTC at which it was computed. `requests.joined_keys` joins the entity keys.
 """
 
 from __future__ import annotations
@@ -9,20 +9,22 @@ from __future__ import annotations
 import asyncio
 import struct
 import time
+from math import isfinite
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from flywheel_common.deadline import left_seconds
+from flywheel_inference.batching.batcher import Batcher, Entry, Expired
 from flywheel_inference.fallback.choice import CachedPrediction
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 
 _VALUE = struct.Struct("<dq")
 
 
-def key_of(model: str, subject: str) -> str:
+def key_of(model: str, keys: str) -> str:
     """The Redis key of a prediction."""
-    return f"prediction:{model}:{subject}"
+    return f"prediction:{model}:{keys}"
 
 
 def encode(score: float, scored_at_micros: int) -> bytes:
@@ -31,10 +33,10 @@ def encode(score: float, scored_at_micros: int) -> bytes:
 
 
 class RedisCachedPredictions:
-    """`prediction.CachedPredictions`. A read waits at most `timeout_seconds` and half of the running call's
-    budget.
+    """`prediction.CachedPredictions`. Reads of the same moment share one MGET. A read waits at most
+    `timeout_seconds` and half of the running call's budget.
 
-    A late read continues in the background, so that a connection that opens slowly is ready for the next
+    A late MGET continues in the background, so that a connection that opens slowly is ready for the next
     read. A circuit breaker skips reads while Redis is down.
     """
 
@@ -42,23 +44,23 @@ class RedisCachedPredictions:
         self._redis = Redis.from_url(url, socket_connect_timeout=1.0, socket_timeout=1.0)
         self._timeout = timeout_seconds
         self._breaker = CircuitBreaker(threshold=5, open_seconds=1.0)
-        self._reads: set[asyncio.Task[CachedPrediction | None]] = set()
+        self._batcher: Batcher[str, CachedPrediction | None] = Batcher(self._read, max_rows=1000)
+        self._loop = asyncio.get_running_loop()
 
     @property
-    def pending_reads(self) -> int:
-        """Reads that have not ended yet, including those whose caller no longer waits."""
-        return len(self._reads)
+    def idle(self) -> bool:
+        """No read runs, not even one whose caller no longer waits."""
+        return self._batcher.idle
 
-    async def get(self, model: str, subject: str) -> CachedPrediction | None:
+    async def get(self, model: str, keys: str) -> CachedPrediction | None:
         if not self._breaker.allows(time.monotonic()):
             return None
-        read = asyncio.create_task(self._read(model, subject))
-        self._reads.add(read)
-        read.add_done_callback(self._reads.discard)
         left = left_seconds()
         timeout = self._timeout if left is None else max(0.0, min(self._timeout, left / 2))
-        done, _ = await asyncio.wait({read}, timeout=timeout)
-        return read.result() if done else None
+        try:
+            return await self._batcher.submit(key_of(model, keys), self._loop.time() + timeout)
+        except Expired:
+            return None
 
     async def connect(self) -> None:
         """Opens a connection before the first fallback needs it. Does not raise when Redis is down."""
@@ -68,18 +70,23 @@ class RedisCachedPredictions:
             self._breaker.failed(time.monotonic())
 
     async def close(self) -> None:
-        for read in self._reads:
-            read.cancel()
-        await asyncio.gather(*self._reads, return_exceptions=True)
+        await self._batcher.close()
         await self._redis.aclose()
 
-    async def _read(self, model: str, subject: str) -> CachedPrediction | None:
+    async def _read(
+        self, entries: list[Entry[str, CachedPrediction | None]]
+    ) -> list[CachedPrediction | None]:
         try:
-            value = await self._redis.get(key_of(model, subject))
+            values = await self._redis.mget([entry.item for entry in entries])
         except (RedisError, OSError):
             self._breaker.failed(time.monotonic())
-            return None
+            return [None] * len(entries)
         self._breaker.succeeded()
-        if not isinstance(value, bytes) or len(value) != _VALUE.size:
-            return None
-        return CachedPrediction(*_VALUE.unpack(value))
+        return [_decoded(value) for value in values]
+
+
+def _decoded(value: object) -> CachedPrediction | None:
+    if not isinstance(value, bytes) or len(value) != _VALUE.size:
+        return None
+    score, scored_at = _VALUE.unpack(value)
+    return CachedPrediction(score, scored_at) if isfinite(score) else None

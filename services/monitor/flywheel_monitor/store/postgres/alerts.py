@@ -20,6 +20,7 @@ from flywheel_monitor.drift.features import FeatureDrift, feature_from_json
 from flywheel_monitor.models.names import AlertName, ModelName
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.span import Span
+from flywheel_monitor.windows.support import SUPPORT
 
 _COLUMNS = (
     "SELECT a.*, v.name AS version_name FROM alert a JOIN model_version v ON v.id = a.model_version_id "
@@ -43,7 +44,10 @@ _RETIRE = """
 UPDATE alert a SET state = 3, resolved_at = clock_timestamp(),
     resolved_reason = 'the version no longer serves'
 WHERE a.state <> 3 AND a.model_version_id = $1
-  AND coalesce((SELECT max(last_event) FROM variant t WHERE t.model_version_id = $1 AND t.role <> 3), 0) < $2
+  AND (SELECT count(*) FROM (
+      SELECT FROM variant t JOIN prediction p ON p.variant_id = t.id
+      WHERE t.model_version_id = $1 AND t.role <> 3 AND p.event_time >= $2 LIMIT $3
+  ) served) < $3
 """
 _ANNOUNCE = """
 INSERT INTO announcement (model_version_id, kind, reference_hash, start_us, end_us)
@@ -108,7 +112,7 @@ class AlertRows:
         await self._conn.execute(_END, version_id, kind.value, reason)
 
     async def retire_alerts(self, version_id: int, silent_since_us: int) -> None:
-        await self._conn.execute(_RETIRE, version_id, silent_since_us)
+        await self._conn.execute(_RETIRE, version_id, silent_since_us, SUPPORT)
 
     async def announce(self, drift: DriftAnnouncement) -> bool:
         window = (drift.span.start_us, drift.span.end_us)

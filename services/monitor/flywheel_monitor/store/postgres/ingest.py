@@ -20,9 +20,11 @@ from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionCol
 from flywheel_monitor.ingest.labels import Label
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.store.postgres.panes import merge_panes
+from flywheel_monitor.store.postgres.progress import advance
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_monitor.windows.panes import PaneAccumulator
 from flywheel_monitor.windows.rows import Rows, usable_scores
+from flywheel_monitor.windows.support import RECENT
 
 _INSERT = """
 INSERT INTO prediction (prediction_id, shadow, variant_id, event_time, score, decision, failed, source,
@@ -53,18 +55,8 @@ SELECT prediction_id, shadow, variant_id, event_time, score, source, segment FRO
 _ADD_OUTCOMES = """
 INSERT INTO outcome (outcome_id, prediction_id, value, event_time, model_id, name)
 SELECT *, $5, $6 FROM unnest($1::text[], $2::text[], $3::float8[], $4::bigint[])
-    ON CONFLICT DO NOTHING RETURNING true
+    ON CONFLICT DO NOTHING RETURNING outcome_id
 """
-_PROGRESS = """
-INSERT INTO progress (model_id, partition, newest_us) VALUES ($1, $2, $3)
-ON CONFLICT (model_id, partition) DO UPDATE SET newest_us = greatest(progress.newest_us, excluded.newest_us)
-"""
-_LABEL_PROGRESS = """
-INSERT INTO label_progress (model_id, partition, newest_us) VALUES ($1, $2, $3)
-ON CONFLICT (model_id, partition) DO UPDATE
-    SET newest_us = greatest(label_progress.newest_us, excluded.newest_us)
-"""
-_SEEN = "UPDATE variant SET last_event = greatest(last_event, $2) WHERE id = $1"
 _COUNT = """
 INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orphans, duplicates)
     VALUES ($1, $2, $3, $4, $5, $6)
@@ -98,7 +90,7 @@ class IngestRows:
         orphans_exist = await conn.fetchval(_ORPHANS, partition) > 0
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
-        newest: dict[int, int] = {}
+        arrived: dict[int, list[int]] = {}
         # Only these can have a label already: while orphans exist, or as the shadow of a labelled prediction.
         candidates = [
             i
@@ -108,42 +100,40 @@ class IngestRows:
         ]
         stored = await conn.fetch(_LABELS, candidates) if candidates else []
         labels = {row["prediction_id"]: row["value"] for row in stored}
-        for batch, (variant_id, version), new in zip(batches, variants, kept, strict=True):
+        for batch, (_, version), new in zip(batches, variants, kept, strict=True):
             tally = tallies.setdefault(version.model_id, _Tally())
             count = int(new.sum())
             tally.duplicates += len(new) - count
             if count == 0:
                 continue
+            rows = rows_of(batch, new)
             if not batch.shadow:
                 tally.predictions += count
-            rows = rows_of(batch, new)
+                arrived.setdefault(version.model_id, []).extend(rows.event_times[-RECENT:].tolist())
             work.of(version).add_rows(rows)
             if labels:
                 tally.orphans -= _count_early_labels(
                     work.of(version), rows, _selected(batch.ids, new), labels
                 )
-            latest = int(rows.event_times.max())
-            newest[version.model_id] = max(newest.get(version.model_id, latest), latest)
-            await conn.execute(_SEEN, variant_id, latest)
             await conn.execute(_ARCHIVE, version.model_id, count, pack_kept(new), batch.payload)
         await work.write(conn, partition)
         await self._count(partition, tallies)
-        for model_id, latest in newest.items():
-            await conn.execute(_PROGRESS, model_id, partition, latest)
+        await advance(conn, partition, arrived, labels=False)
 
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
         """Store outcomes. Labels are counted in the panes of their predictions, or wait for these."""
         conn = self._conn
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
+        arrived: dict[int, list[int]] = {}
         for batch in batches:
             if not batch.prediction_ids:
                 continue
             model_id = await self._versions.model_id(batch.model)
-            await conn.execute(_LABEL_PROGRESS, model_id, partition, int(batch.event_times.max()))
             tally = tallies.setdefault(model_id, _Tally())
+            times = arrived.setdefault(model_id, [])
             if batch.name == LABEL:
-                await self._labels(partition, batch, tally, work)
+                times += await self._labels(partition, batch, tally, work)
                 continue
             columns = (
                 batch.outcome_ids,
@@ -151,11 +141,14 @@ class IngestRows:
                 batch.values.tolist(),
                 batch.event_times.tolist(),
             )
-            new = len(await conn.fetch(_ADD_OUTCOMES, *columns, model_id, batch.name))
-            tally.outcomes += new
-            tally.duplicates += len(batch.outcome_ids) - new
+            new = {r[0] for r in await conn.fetch(_ADD_OUTCOMES, *columns, model_id, batch.name)}
+            tally.outcomes += len(new)
+            tally.duplicates += len(batch.outcome_ids) - len(new)
+            by_id = dict(zip(batch.outcome_ids, batch.event_times.tolist(), strict=True))
+            times += [time for outcome, time in by_id.items() if outcome in new]
         await work.write(conn, partition)
         await self._count(partition, tallies)
+        await advance(conn, partition, arrived, labels=True)
 
     async def _insert(
         self, partition: int, batches: Sequence[PredictionColumns], variant_ids: Sequence[int]
@@ -195,10 +188,10 @@ class IngestRows:
             kept.append(new)
         return kept
 
-    async def _labels(self, partition: int, batch: OutcomeColumns, tally: _Tally, work: _Panes) -> None:
-        conn = self._conn
+    async def _labels(self, partition: int, batch: OutcomeColumns, tally: _Tally, work: _Panes) -> list[int]:
         """Store the labels of a batch, and count the new and corrected ones in the panes of their
-        predictions."""
+        predictions. Returns the event times of these labels, in order of arrival."""
+        conn = self._conn
         latest: dict[str, Label] = {}
         rows = zip(
             batch.prediction_ids,
@@ -247,6 +240,7 @@ class IngestRows:
                 np.array(values, np.float64),
                 np.array(weights, np.int64),
             )
+        return [label.event_time for i, label in latest.items() if i in added or i in corrected]
 
     async def _count(self, partition: int, tallies: dict[int, _Tally]) -> None:
         for model_id, t in sorted(tallies.items()):

@@ -41,8 +41,10 @@ _PRUNE = """
 WITH old AS (
     SELECT p.ctid FROM prediction p JOIN variant t ON t.id = p.variant_id
     JOIN model_version v ON v.id = t.model_version_id
-    JOIN (SELECT model_id, max(newest_us) AS newest FROM progress GROUP BY model_id) w USING (model_id)
-    WHERE p.event_time < w.newest - $1 LIMIT 20000
+    JOIN (
+        SELECT model_id, max(reached_us) AS reached FROM progress WHERE NOT labels GROUP BY model_id
+    ) w USING (model_id)
+    WHERE p.event_time < w.reached - $1 LIMIT 20000
 ), gone AS (DELETE FROM prediction WHERE ctid IN (SELECT ctid FROM old) RETURNING prediction_id),
 labels AS (DELETE FROM label WHERE prediction_id IN (SELECT prediction_id FROM gone))
 SELECT count(*) FROM gone
@@ -52,7 +54,9 @@ SELECT coalesce(sum(predictions), 0) AS predictions, coalesce(sum(outcomes), 0) 
     coalesce(sum(orphans), 0) AS orphans, coalesce(sum(duplicates), 0) AS duplicates
 FROM ingest_count c JOIN model m ON m.id = c.model_id WHERE m.project = $1
 """
-_WATERMARK = "SELECT max(newest_us) FROM progress p JOIN model m ON m.id = p.model_id WHERE m.project = $1"
+_REACHED = """
+SELECT max(reached_us) FROM progress p JOIN model m ON m.id = p.model_id WHERE m.project = $1 AND NOT labels
+"""
 
 
 class PredictionRows:
@@ -102,6 +106,6 @@ class PredictionRows:
             **{name: int(n) for name, n in (await self._conn.fetchrow(_STATUS, project)).items()}
         )
 
-    async def newest(self, project: str) -> int | None:
-        found: int | None = await self._conn.fetchval(_WATERMARK, project)
+    async def reached(self, project: str) -> int | None:
+        found: int | None = await self._conn.fetchval(_REACHED, project)
         return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.alerts.lifecycle import Kind
@@ -12,12 +11,11 @@ from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.verdicts import WindowVerdict
 from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.store.postgres.progress import reached
 from flywheel_monitor.store.postgres.versions import SELECT_VERSION, watched_version
 from flywheel_monitor.windows.span import Span
-from flywheel_monitor.windows.watermark import NewestEvents
+from flywheel_monitor.windows.watermark import ReachedTimes
 
-_PROGRESS = "SELECT model_id, partition, newest_us FROM progress"
-_LABEL_PROGRESS = "SELECT model_id, partition, newest_us FROM label_progress"
 _FRONTIERS = "SELECT id, model_id, closed_until, labelled_until FROM model_version ORDER BY id"
 _WINDOWS = """
 SELECT DISTINCT start_us / $4 * $4 AS w FROM pane
@@ -59,9 +57,9 @@ class ReportRows:
 
     _conn: Connection
 
-    async def newest_events(self) -> NewestEvents:
-        predictions = await self._conn.fetch(_PROGRESS)
-        return NewestEvents(_by_model(predictions), _by_model(await self._conn.fetch(_LABEL_PROGRESS)))
+    async def reached_times(self) -> ReachedTimes:
+        predictions = await reached(self._conn, labels=False)
+        return ReachedTimes(predictions, await reached(self._conn, labels=True))
 
     async def frontiers(self) -> list[Frontier]:
         return [
@@ -109,11 +107,3 @@ class ReportRows:
 
     async def evaluated(self, project: str) -> int:
         return int(await self._conn.fetchval(_EVALUATED, project))
-
-
-def _by_model(rows: Sequence[Mapping[str, int]]) -> dict[int, dict[int, int]]:
-    """model id → partition → newest event time."""
-    found: dict[int, dict[int, int]] = {}
-    for r in rows:
-        found.setdefault(r["model_id"], {})[r["partition"]] = r["newest_us"]
-    return found

@@ -19,6 +19,7 @@ from flywheel_monitor.references.reference import (
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.bins import ColumnReference
 from flywheel_monitor.windows.layout import Layout
+from flywheel_monitor.windows.support import SUPPORT
 
 _ADD_MODEL = "INSERT INTO model (name, project) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING"
 _MODEL = "SELECT id FROM model WHERE name = $1"
@@ -50,7 +51,15 @@ _FIRST_WINDOW = "UPDATE model_version SET score_reference = $2 WHERE id = $1 AND
 _CHAMPION = """
 SELECT v.name FROM variant t JOIN model_version v ON v.id = t.model_version_id
     JOIN model m ON m.id = v.model_id
-WHERE m.name = $1 AND t.role = 1 ORDER BY t.last_event DESC, t.id DESC LIMIT 1
+    LEFT JOIN LATERAL (
+        SELECT event_time FROM prediction WHERE variant_id = t.id
+        ORDER BY event_time DESC OFFSET $2 - 1 LIMIT 1
+    ) supported ON true
+    LEFT JOIN LATERAL (
+        SELECT event_time FROM prediction WHERE variant_id = t.id ORDER BY event_time DESC LIMIT 1
+    ) newest ON true
+WHERE m.name = $1 AND t.role = 1
+ORDER BY supported.event_time DESC NULLS LAST, newest.event_time DESC NULLS LAST, t.id DESC LIMIT 1
 """
 
 
@@ -76,7 +85,7 @@ class VersionRows:
         return None if row is None else watched_version(row)
 
     async def champion(self, model: str) -> str | None:
-        name: str | None = await self._conn.fetchval(_CHAMPION, model)
+        name: str | None = await self._conn.fetchval(_CHAMPION, model, SUPPORT)
         return name
 
     async def set_first_window(self, version_id: int, reference: ScoreReference) -> None:

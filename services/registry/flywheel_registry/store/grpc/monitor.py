@@ -74,8 +74,8 @@ def parse_comparison(message: monitor_pb2.CompareVariantsResponse) -> Comparison
     return Comparison(
         champion=_variant(message.champion),
         challenger=_variant(message.challenger),
-        first_event=_utc(message.first_event) if message.HasField("first_event") else None,
-        last_event=_utc(message.last_event) if message.HasField("last_event") else None,
+        covered_from=_utc(message.covered_from) if message.HasField("covered_from") else None,
+        covered_until=_utc(message.covered_until) if message.HasField("covered_until") else None,
         labelled=message.labelled,
         log_loss_delta=message.log_loss_delta,
         log_loss_delta_upper=message.log_loss_delta_upper,

@@ -6,29 +6,34 @@ import os
 import sys
 import tempfile
 import traceback
+from typing import Any
 
+from flywheel_common.errors import FlywheelError
 from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.errors import TrainingFailed, UnusableTrainingSet
+from flywheel_trainer.recipes.errors import TrainingFailed
 from flywheel_trainer.recipes.outcome import Outcome
+from flywheel_trainer.recipes.tabular.preparation import check_training_set
 from flywheel_trainer.recipes.tabular.spec import TabularSpec
 
 
 def main(spec_uri: str) -> int:
+    """Run the job of this specification and return the exit status."""
+    store = objects.open_store()
+    return run(TabularSpec.from_json(objects.read(store, spec_uri)), store)
+
+
+def run(spec: TabularSpec, store: Any) -> int:
     """Run the workers and return the exit status; if they fail, write an outcome with the cause.
 
     Rank 0 writes the outcome of a success.
     """
-    store = objects.open_store()
-    spec = TabularSpec.from_json(objects.read(store, spec_uri))
     try:
+        check_training_set(spec, store)
         run_group(spec)
         return 0
     except Exception as error:  # noqa: BLE001 - the outcome contains every failure
         traceback.print_exc()
-        cause = root_cause(error)
-        message = f"{type(cause).__name__}: {str(cause).strip()}"[:2000]
-        failure = UnusableTrainingSet if isinstance(cause, UnusableTrainingSet) else TrainingFailed
-        objects.write(store, spec.outcome_uri, Outcome.failed(failure(message)).to_json())
+        objects.write(store, spec.outcome_uri, Outcome.failed(failure_of(error)).to_json())
         return 1
 
 
@@ -57,10 +62,21 @@ def run_group(spec: TabularSpec) -> None:
         ).fit()
 
 
+def failure_of(error: BaseException) -> FlywheelError:
+    """The error that the outcome reports: the cause if it has a reason of its own, else TrainingFailed."""
+    cause = root_cause(error)
+    if isinstance(cause, FlywheelError):
+        return cause
+    return TrainingFailed(f"{type(cause).__name__}: {str(cause).strip()}"[:2000])
+
+
 def root_cause(error: BaseException) -> BaseException:
-    """The exception of the worker inside the exceptions that Ray wraps around it."""
+    """The exception of the worker inside the exceptions that Ray wraps around it.
+
+    The causes of an error that has a reason are details of it.
+    """
     seen: set[int] = set()
-    while id(error) not in seen:
+    while id(error) not in seen and not isinstance(error, FlywheelError):
         seen.add(id(error))
         failures = getattr(error, "worker_failures", None)
         inner = next(iter(failures.values()), None) if failures else None

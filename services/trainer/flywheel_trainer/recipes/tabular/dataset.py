@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from flywheel_trainer.recipes.errors import UnusableTrainingSet
+from flywheel_trainer.recipes.errors import TooFewEventTimes, UnusableTrainingSet
 from flywheel_trainer.recipes.tabular.spec import LABEL, TIME, Column
 
 MAX_VOCABULARY = 200
@@ -49,26 +49,84 @@ def in_time_order(frame: pl.DataFrame) -> pl.DataFrame:
     return frame.filter(pl.col(LABEL).is_not_null()).sort(TIME, maintain_order=True)
 
 
-def split_by_time(rows: int, holdout_fraction: float) -> Split:
+def split_by_time(times: pl.Series, holdout_fraction: float) -> Split:
     """Split off the newest rows as the holdout, and its oldest CALIBRATION_SHARE for calibration.
 
-    Every part has at least one row. Raises UnusableTrainingSet if there are fewer than 10 rows.
+    `times` is sorted. Rows of one time are in one part, so the parts are as near to the wanted sizes as the
+    borders between times permit. Raises UnusableTrainingSet if there are fewer than 10 rows, TooFewEventTimes
+    if there are fewer than 3 times.
     """
+    rows = len(times)
     if rows < 10:
         raise UnusableTrainingSet(f"The training set has {rows} labelled rows; at least 10 are needed.")
-    holdout = min(max(round(rows * holdout_fraction), 2), rows - 1)
-    calibration = min(max(round(holdout * CALIBRATION_SHARE), 1), holdout - 1)
-    return Split(train_end=rows - holdout, calibration_end=rows - holdout + calibration, rows=rows)
+    borders = np.flatnonzero(np.diff(times.rle_id().to_numpy())) + 1
+    if len(borders) < 2:
+        raise TooFewEventTimes(
+            f"The labelled rows have {len(borders) + 1} distinct event times; at least 3 are needed."
+        )
+    train_end = _nearest(borders[:-1], rows - round(rows * holdout_fraction))
+    wanted = train_end + round((rows - train_end) * CALIBRATION_SHARE)
+    return Split(train_end, _nearest(borders[borders > train_end], wanted), rows)
+
+
+def _nearest(borders: npt.NDArray[np.int64], wanted: int) -> int:
+    """The border nearest to `wanted`; of two, the lower one."""
+    return int(borders[np.abs(borders - wanted).argmin()])
 
 
 def labels_of(frame: pl.DataFrame) -> npt.NDArray[np.float32]:
     """The labels. Raises UnusableTrainingSet if one is not 0 or 1, or all are equal."""
+    data_type = frame[LABEL].dtype
+    if not data_type.is_numeric() and data_type != pl.Boolean:
+        raise UnusableTrainingSet(f"Labels must be 0 or 1, but {LABEL!r} is of type {data_type}.")
     labels = np.array(frame[LABEL].cast(pl.Float32), dtype=np.float32)
     if not np.isin(labels, (0.0, 1.0)).all():
         raise UnusableTrainingSet("This recipe needs labels that are 0 or 1.")
     if labels.min() == labels.max():
         raise UnusableTrainingSet(f"Every label is {labels[0]:g}: labels of both classes are needed.")
     return labels
+
+
+def weights_of(frame: pl.DataFrame, column: str) -> npt.NDArray[np.float64] | None:
+    """The weights of the rows as shares of the largest one; None without a weight column.
+
+    Raises UnusableTrainingSet unless all are finite numbers of at least 0, and not all are 0.
+    """
+    if not column:
+        return None
+    if column not in frame.columns:
+        raise UnusableTrainingSet(f"The training set has no column {column!r}, which weight_column names.")
+    values = frame[column]
+    if not (values.dtype.is_numeric() or values.dtype == pl.Boolean):
+        raise UnusableTrainingSet(
+            f"Weight column {column!r} is stored as {values.dtype}: weights are numbers."
+        )
+    weights = values.cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if wrong.size:
+        raise UnusableTrainingSet(
+            f"Weight column {column!r} has the value {values[int(wrong[0])]} in a row of time "
+            f"{frame[TIME][int(wrong[0])]}: weights must be finite and at least 0."
+        )
+    if not weights.any():
+        raise UnusableTrainingSet(f"Every weight in {column!r} is 0.")
+    return weights / weights.max()
+
+
+def check_weights(
+    weights: npt.NDArray[np.float64] | None, labels: npt.NDArray[np.float32], split: Split
+) -> None:
+    """Raises UnusableTrainingSet if a part has no weight, or the weight is on labels of one class."""
+    if weights is None:
+        return
+    bounds = {"training": (0, split.train_end), "calibration": (split.train_end, split.calibration_end)}
+    bounds["evaluation"] = (split.calibration_end, split.rows)
+    for part, (start, end) in bounds.items():
+        if not weights[start:end].any():
+            raise UnusableTrainingSet(f"Every weight of the {part} rows is 0: give these rows weights.")
+    used = labels[weights > 0]
+    if used.min() == used.max():
+        raise UnusableTrainingSet(f"Every label with a weight is {used[0]:g}: both classes need weight.")
 
 
 def choose_inputs(

@@ -11,14 +11,17 @@ import numpy as np
 import torch
 
 from flywheel_trainer.recipes import objects
+from flywheel_trainer.recipes.errors import TooFewTrainingRows
 from flywheel_trainer.recipes.tabular.dataset import (
     Input,
     Split,
+    check_weights,
     choose_inputs,
     encode,
     in_time_order,
     labels_of,
     split_by_time,
+    weights_of,
 )
 from flywheel_trainer.recipes.tabular.scoring import Tensor
 from flywheel_trainer.recipes.tabular.spec import LABEL, TIME, TabularSpec
@@ -32,6 +35,8 @@ class PreparedData:
     rows: Tensor
     labels: np.ndarray[Any, np.dtype[np.float32]]
     split: Split
+    weights: np.ndarray[Any, np.dtype[np.float64]] | None = None
+    """None: all rows have the same weight."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +67,30 @@ def load_initial_weights(spec: TabularSpec, store: Any) -> InitialWeights:
     return InitialWeights(vocabularies, saved["state"], spec.warm_start.version)
 
 
+def check_training_set(spec: TabularSpec, store: Any) -> None:
+    """Check event times, labels, weights and the number of rows before the workers start.
+
+    Raises UnusableTrainingSet, TooFewEventTimes, and TooFewTrainingRows if a worker would have no row.
+    """
+    hyper = spec.hyperparameters
+    names = [hyper.weight_column] if hyper.weight_column else []
+    frame = in_time_order(objects.read_table(store, spec.uri, [*names, LABEL, TIME]))
+    split = split_by_time(frame[TIME], hyper.holdout_fraction)
+    check_weights(weights_of(frame, hyper.weight_column), labels_of(frame), split)
+    if spec.workers > split.train_end:
+        raise TooFewTrainingRows(
+            f"{split.train_end} of {split.rows} labelled rows are left for training, but each of "
+            f"{spec.workers} workers needs at least one."
+        )
+
+
 def prepare(spec: TabularSpec, store: Any, start: InitialWeights) -> PreparedData:
     """Read, split and encode the training set."""
-    names = [c.name for c in spec.columns]
+    hyper = spec.hyperparameters
+    names = [c.name for c in spec.columns] + ([hyper.weight_column] if hyper.weight_column else [])
     frame = in_time_order(objects.read_table(store, spec.uri, [*names, LABEL, TIME]))
-    split = split_by_time(frame.height, spec.hyperparameters.holdout_fraction)
+    split = split_by_time(frame[TIME], hyper.holdout_fraction)
     inputs = choose_inputs(spec.columns, frame.head(split.train_end), start.vocabularies)
-    return PreparedData(inputs, encode(frame, inputs), labels_of(frame), split)
+    labels, weights = labels_of(frame), weights_of(frame, hyper.weight_column)
+    check_weights(weights, labels, split)
+    return PreparedData(inputs, encode(frame, inputs), labels, split, weights)

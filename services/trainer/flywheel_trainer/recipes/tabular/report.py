@@ -36,12 +36,14 @@ def export_and_evaluate(
     scores = onnx_scores(session, data.rows[split.train_end :])
     labels = data.labels[split.train_end :]
     cut = split.calibration_end - split.train_end
-    platt = fit_platt(labels[:cut], scores[:cut])
+    weights = None if data.weights is None else data.weights[split.train_end :]
+    old, new = (None, None) if weights is None else (weights[:cut], weights[cut:])
+    platt = fit_platt(labels[:cut], scores[:cut], old)
     calibrated = platt.apply(scores)
-    threshold = best_threshold(labels[:cut], calibrated[:cut])
-    metrics = evaluate(labels[cut:], calibrated[cut:]).as_metrics() | {
-        "log_loss_raw": log_loss(labels[cut:], scores[cut:]),
-        "f1": f1(labels[cut:], calibrated[cut:], threshold),
+    threshold = best_threshold(labels[:cut], calibrated[:cut], old)
+    metrics = evaluate(labels[cut:], calibrated[cut:], new).as_metrics() | {
+        "log_loss_raw": log_loss(labels[cut:], scores[cut:], new),
+        "f1": f1(labels[cut:], calibrated[cut:], threshold, new),
         "best_epoch": float(best_epoch),
         "train_rows": float(split.train_end),
     }
@@ -64,6 +66,7 @@ def export_and_evaluate(
         "threshold": threshold,
         "parity": parity,
         "split": asdict(split),
+        "weight_column": hyper.weight_column,
         "warm_start": start.note,
         "warm_started_from": start.note if start.state is not None else "",
         "golden": {

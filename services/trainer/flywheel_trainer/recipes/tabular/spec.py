@@ -31,6 +31,8 @@ class Hyperparameters:
     dropout: float = 0.0
     seed: int = 0
     holdout_fraction: float = 0.2
+    weight_column: str = ""
+    """Extra column of the training set with the weight of each row; empty: all rows have the same weight."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:

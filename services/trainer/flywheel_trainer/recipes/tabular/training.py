@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from pyarrow import fs
 from torch import nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flywheel_trainer.evaluation.metrics import auc, log_loss
 from flywheel_trainer.recipes import objects
@@ -35,6 +37,15 @@ def shard(rows: int, world: int, rank: int, seed: int, epoch: int) -> torch.Tens
     return order[: rows - rows % world][rank::world]
 
 
+def relative_weights(weights: np.ndarray[Any, np.dtype[np.float64]]) -> torch.Tensor:
+    """Sample weights `[rows, 1]` for the loss, scaled to a mean of 1.
+
+    The mean is that of all training rows, not of a batch, so that the expected gradient is that of the
+    weighted mean loss, and a learning rate fits weights of any scale.
+    """
+    return torch.from_numpy((weights / weights.mean()).astype(np.float32)[:, None])
+
+
 def run_worker(config: dict[str, str]) -> None:
     """Entry point of every Ray Train worker; rank 0 writes the outcome to S3."""
     import ray.train
@@ -44,15 +55,17 @@ def run_worker(config: dict[str, str]) -> None:
     context = ray.train.get_context()
     threads = max(1, (os.cpu_count() or 1) // context.get_world_size())
     torch.set_num_threads(threads)
+    store = objects.open_store()
     outcome = train(
         spec,
+        store=store,
         rank=context.get_world_rank(),
         world=context.get_world_size(),
         device=ray.train.torch.get_device(),
         distribute=ray.train.torch.prepare_model,
     )
     if outcome is not None:
-        objects.write(objects.open_store(), spec.outcome_uri, outcome.to_json())
+        objects.write(store, spec.outcome_uri, outcome.to_json())
     if dist.is_initialized():
         dist.barrier()
 
@@ -60,6 +73,7 @@ def run_worker(config: dict[str, str]) -> None:
 def train(
     spec: TabularSpec,
     *,
+    store: fs.FileSystem,
     rank: int,
     world: int,
     device: torch.device,
@@ -67,9 +81,8 @@ def train(
 ) -> Outcome | None:
     """Train; on rank 0 also export, evaluate and store the files.
 
-    Equal seed, data and world size give equal weights.
+    Equal seed, data and world size give an equal network.
     """
-    store = objects.open_store()
     start = load_initial_weights(spec, store)
     data = prepare(spec, store, start)
     hyper = spec.hyperparameters
@@ -85,9 +98,9 @@ def train(
         network.load_state_dict(start.state)
     model = distribute(network.to(device))
     optimizer = torch.optim.AdamW(model.parameters(), lr=hyper.learning_rate, weight_decay=hyper.weight_decay)
-    loss_of = nn.BCEWithLogitsLoss()
     rows = torch.from_numpy(data.rows[:end]).to(device)
     labels = torch.from_numpy(data.labels[:end, None]).to(device)
+    weights = None if data.weights is None else relative_weights(data.weights[:end]).to(device)
     batch = max(1, min(hyper.batch_size, end // world))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
@@ -103,7 +116,9 @@ def train(
             own_rows = shard(end, world, rank, hyper.seed, epoch).to(device)
             for chunk in own_rows.split(batch):
                 optimizer.zero_grad(set_to_none=True)
-                loss = loss_of(model(rows[chunk]), labels[chunk])
+                loss = binary_cross_entropy_with_logits(
+                    model(rows[chunk]), labels[chunk], None if weights is None else weights[chunk]
+                )
                 loss.backward()
                 nn.utils.clip_grad_norm_(model.parameters(), 5.0)
                 optimizer.step()
@@ -120,7 +135,9 @@ def train(
                 )
             held = slice(end, data.split.calibration_end)
             scores = _scores(network, data.rows[held], device)
-            val_loss, val_auc = log_loss(data.labels[held], scores), auc(data.labels[held], scores)
+            held_weights = None if data.weights is None else data.weights[held]
+            val_loss = log_loss(data.labels[held], scores, held_weights)
+            val_auc = auc(data.labels[held], scores, held_weights)
             reporter.log(epoch, train_loss=train_loss, val_loss=val_loss, val_auc=val_auc)
             sys.stdout.write(
                 f"epoch {epoch}/{hyper.epochs} train_loss {train_loss:.5f} "
@@ -145,7 +162,7 @@ def train(
         succeeded=True,
         artifacts=tuple(artifacts),
         points=points,
-        params={k: str(v) for k, v in asdict(hyper).items()}
+        params={k: str(v) for k, v in asdict(hyper).items() if v != ""}
         | {"workers": str(world), "warm_start": start.note},
         code_version=code_version(),
         environment=environment() | {"device": str(device)},

@@ -51,19 +51,22 @@ class GrpcFeature:
         found = described.training_set
         if found.short_feature_names:
             raise ShortFeatureNames.of(name)
+        extras = set(found.extra_columns)
         features = {column.name for column in found.profile} or {
             f.name for f in found.schema if "__" in f.name
         }
+        features -= {LABEL, *extras}
+        columns = [
+            Column(f.name, value_pb2.DataType.Name(f.data_type).removeprefix("DATA_TYPE_"))
+            for f in found.schema
+        ]
         return TrainingSet(
             name=found.name,
             uri=found.uri,
-            columns=tuple(
-                Column(f.name, value_pb2.DataType.Name(f.data_type).removeprefix("DATA_TYPE_"))
-                for f in found.schema
-                if f.name in features and f.name != LABEL
-            ),
+            columns=tuple(c for c in columns if c.name in features),
             row_count=found.row_count,
             content_hash=found.content_hash,
             feature_set=found.feature_set,
             naive=found.mode == training_set_pb2.JOIN_MODE_NAIVE_LATEST,
+            extra_columns=tuple(c for c in columns if c.name in extras),
         )

@@ -15,8 +15,10 @@ from flywheel_trainer.jobs.job import ENDED, TRAIN, Job, JobName, JobState
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.errors import UnknownExperiment
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import Run, RunName, RunState
 from flywheel_trainer.store.postgres.runs import end_run_with_outcome, insert_run
+from flywheel_trainer.store.postgres.text_conditions import text_conditions
 
 _METHOD = "SubmitJob"
 _INSERT = """
@@ -24,7 +26,13 @@ INSERT INTO job (id, project, kind, state, spec, run_id, priority, created_at)
 VALUES ($1, $2, $3, 'QUEUED', $4, $5, $6, $7)
 """
 _GET = "SELECT * FROM job WHERE id = $1 AND project = $2"
-_LIST = "SELECT * FROM job WHERE project = $1 AND ($2 = '' OR id < $2) ORDER BY id DESC LIMIT $3"
+_LIST = "SELECT * FROM job WHERE project = $1 AND ($2 = '' OR id < $2)"
+_NEWEST = " ORDER BY id DESC LIMIT $3"
+_COLUMNS = {
+    "state": "state",
+    "experiment": "spec ->> 'experiment'",
+    "training_set": "spec ->> 'training_set'",
+}
 _CANCEL = """
 UPDATE job SET cancel_requested = true
 WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING') RETURNING *
@@ -98,11 +106,13 @@ class PostgresJobs:
             row = await conn.fetchrow(_GET, name.job, name.project)
         return None if row is None else _job(row)
 
-    async def list(self, project: str, size: int, token: str) -> Page[Job]:
-        after = decode_token(token, query=project) or [""]
+    async def list(self, project: str, terms: Sequence[Term], size: int, token: str) -> Page[Job]:
+        query = repr((project, terms))
+        after = decode_token(token, query=query) or [""]
+        conditions, parameters = text_conditions(terms, _COLUMNS, [project, after[0], size + 1])
         async with connection(self._pool) as conn:
-            rows = await conn.fetch(_LIST, project, after[0], size + 1)
-        return cut([_job(row) for row in rows], size, lambda j: (j.name.job,), query=project)
+            rows = await conn.fetch(_LIST + conditions + _NEWEST, *parameters)
+        return cut([_job(row) for row in rows], size, lambda j: (j.name.job,), query=query)
 
     async def request_cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job:
         async with (

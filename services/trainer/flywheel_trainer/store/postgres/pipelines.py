@@ -17,6 +17,8 @@ from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
 from flywheel_trainer.jobs.job import ENDED, JobState
 from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRun, PipelineRunName, PipelineSpec, Step
+from flywheel_trainer.runs.filter_terms import Term
+from flywheel_trainer.store.postgres.text_conditions import text_conditions
 
 _INSERT = """
 INSERT INTO pipeline_run (id, project, model, spec, state, cause_alert, event_time, created_at)
@@ -36,7 +38,9 @@ SELECT p.*, (
 FROM pipeline_run p
 """
 _GET = _SELECT + "WHERE id = $1 AND project = $2"
-_LIST = _SELECT + "WHERE project = $1 AND ($2 = '' OR id < $2) ORDER BY id DESC LIMIT $3"
+_LIST = _SELECT + "WHERE project = $1 AND ($2 = '' OR id < $2)"
+_NEWEST = " ORDER BY id DESC LIMIT $3"
+_COLUMNS = {"state": "state", "model": "model", "cause_alert": "cause_alert"}
 _UNFINISHED = "SELECT project, id FROM pipeline_run WHERE state IN ('QUEUED', 'RUNNING') ORDER BY id"
 _CANCEL = """
 UPDATE pipeline_run SET cancel_requested = true
@@ -111,11 +115,13 @@ class PostgresPipelines:
             row = await conn.fetchrow(_GET, name.run, name.project)
         return None if row is None else _run(row)
 
-    async def list(self, project: str, size: int, token: str) -> Page[PipelineRun]:
-        after = decode_token(token, query=project) or [""]
+    async def list(self, project: str, terms: Sequence[Term], size: int, token: str) -> Page[PipelineRun]:
+        query = repr((project, terms))
+        after = decode_token(token, query=query) or [""]
+        conditions, parameters = text_conditions(terms, _COLUMNS, [project, after[0], size + 1])
         async with connection(self._pool) as conn:
-            rows = await conn.fetch(_LIST, project, after[0], size + 1)
-        return cut([_run(row) for row in rows], size, lambda r: (r.name.run,), query=project)
+            rows = await conn.fetch(_LIST + conditions + _NEWEST, *parameters)
+        return cut([_run(row) for row in rows], size, lambda r: (r.name.run,), query=query)
 
     async def unfinished(self) -> Sequence[PipelineRunName]:
         async with connection(self._pool) as conn:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from flywheel_common.paging import Key
-from flywheel_trainer.runs.search import Order, Term
+from flywheel_trainer.runs.filter_terms import Term
+from flywheel_trainer.runs.search import Order
 
 _OPERATORS = frozenset({"=", "!=", "<", "<=", ">", ">="})
 

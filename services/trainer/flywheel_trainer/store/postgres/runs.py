@@ -12,9 +12,11 @@ from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
 from flywheel_trainer.runs.errors import ExperimentExists, RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.lease import LOST_MESSAGE
+from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState, RunUpdate
-from flywheel_trainer.runs.search import Order, Term, rank
+from flywheel_trainer.runs.search import Order, rank
 from flywheel_trainer.store.postgres.run_search import search_clauses
 
 _INSERT_EXPERIMENT = """
@@ -35,17 +37,26 @@ SELECT r.*, coalesce(
 FROM run r
 """
 _INSERT_POINTS = """
-WITH added AS (
+WITH given AS (
+    SELECT * FROM unnest($2::text[], $3::bigint[], $4::float8[], $5::bigint[]) AS g(key, step, value, time_us)
+), added AS (
     INSERT INTO metric_point (run_id, key, step, value, time_us)
-    SELECT $1, * FROM unnest($2::text[], $3::bigint[], $4::float8[], $5::bigint[])
+    SELECT $1, * FROM given
     ON CONFLICT DO NOTHING RETURNING key, step, value
+), kept AS (
+    SELECT * FROM added
+    UNION ALL
+    SELECT p.key, p.step, p.value FROM metric_point p JOIN given USING (key, step) WHERE p.run_id = $1
 ), newest AS (
     INSERT INTO run_metric (run_id, key, step, value)
     SELECT DISTINCT ON (key) $1, key, step, value FROM added ORDER BY key, step DESC
     ON CONFLICT (run_id, key) DO UPDATE SET step = excluded.step, value = excluded.value
     WHERE run_metric.step < excluded.step
 )
-SELECT count(*) FROM added
+SELECT (SELECT count(*) FROM added) AS stored, (
+    SELECT count(*) FROM given g
+    WHERE EXISTS (SELECT 1 FROM kept k WHERE (k.key, k.step) = (g.key, g.step) AND k.value <> g.value)
+) AS ignored
 """
 _HEARTBEAT = (
     "UPDATE run SET heartbeat_at = $3 WHERE id = $1 AND project = $2 AND state = 'RUNNING' RETURNING true"
@@ -178,7 +189,7 @@ class PostgresRuns:
 
         return cut([_run(row) for row in rows], size, key, query=query)
 
-    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> int:
+    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> LoggedPoints:
         async with transaction(self._pool) as conn:
             if not await conn.fetchval(_HEARTBEAT, name.run, name.project, now):
                 raise await _not_running(conn, name)
@@ -213,10 +224,10 @@ class PostgresRuns:
             return [row[0] for row in await conn.fetch(_EXPIRE, now, not_before, LOST_MESSAGE)]
 
 
-async def _insert_points(conn: Connection, run_id: str, points: Sequence[MetricPoint]) -> int:
+async def _insert_points(conn: Connection, run_id: str, points: Sequence[MetricPoint]) -> LoggedPoints:
     if not points:
-        return 0
-    added: int = await conn.fetchval(
+        return LoggedPoints(0, 0)
+    row = await conn.fetchrow(
         _INSERT_POINTS,
         run_id,
         [p.key for p in points],
@@ -224,7 +235,7 @@ async def _insert_points(conn: Connection, run_id: str, points: Sequence[MetricP
         [p.value for p in points],
         [p.time_us for p in points],
     )
-    return added
+    return LoggedPoints(row["stored"], row["ignored"])
 
 
 async def _existing(conn: Connection, name: RunName) -> Run:

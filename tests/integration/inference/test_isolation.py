@@ -1,0 +1,146 @@
+"""A caller, a request or a challenger that fails does not change the answers of others."""
+
+from __future__ import annotations
+
+import asyncio
+
+import grpc
+import pytest
+
+from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.kafka import topics
+from flywheel_inference.api.convert_requests import MAX_PREDICT_BYTES
+from flywheel_inference.routing.route import CHALLENGER, CHAMPION, SHADOW
+from flywheel_protos.events.v1 import prediction_pb2 as events
+from flywheel_protos.registry.v1 import model_pb2
+from tests.support.builders.inference import expected_score
+from tests.support.eventually import eventually
+from tests.support.servers.inference import MemoryDeployment
+
+W = (0.5, -0.25, 1.0)
+MODEL_ANSWER, ERROR_ANSWER = events.PREDICTION_SOURCE_MODEL, events.PREDICTION_SOURCE_ERROR
+
+
+async def test_short_deadlines_of_a_caller_open_no_breaker(memory_deployment: MemoryDeployment) -> None:
+    gateway = await memory_deployment.gateway_serving(
+        memory_deployment.registry.release(1, W), breaker_failures=2, breaker_open_seconds=60.0
+    )
+    memory_deployment.features.seconds = 0.03
+    for _ in range(8):
+        # Too late or a default, but no answer of the model.
+        (answer,) = await asyncio.gather(gateway.predict(timeout=0.02), return_exceptions=True)
+        assert isinstance(answer, grpc.aio.AioRpcError) or answer.degraded_reason == "BUDGET_EXCEEDED"
+    assert not (await gateway.predict()).degraded
+
+
+async def test_a_dependency_that_hangs_opens_the_breaker(memory_deployment: MemoryDeployment) -> None:
+    gateway = await memory_deployment.gateway_serving(
+        memory_deployment.registry.release(1, W, default_score=0.1),
+        breaker_failures=2,
+        breaker_open_seconds=60.0,
+        batch_cap_seconds=0.1,
+    )
+    assert not (await gateway.predict()).degraded
+    memory_deployment.features.hold = asyncio.Event()
+    for _ in range(2):
+        assert (await gateway.predict()).degraded
+    memory_deployment.features.hold.set()
+    # The feature service answers again, but the open breaker asks it only after a pause.
+    answer = await gateway.predict()
+    assert answer.degraded and answer.degraded_reason == "FEATURES_UNAVAILABLE"
+
+
+async def test_a_refused_request_fails_alone(memory_deployment: MemoryDeployment) -> None:
+    gateway = await memory_deployment.gateway_serving(memory_deployment.registry.release(1, W))
+    memory_deployment.features.refused = {"bad"}
+    carriers = ["bad" if i % 17 == 5 else "UA" for i in range(85)]
+    answers = await asyncio.gather(
+        *(gateway.predict(carrier, float(i)) for i, carrier in enumerate(carriers)), return_exceptions=True
+    )
+    for i, (carrier, answer) in enumerate(zip(carriers, answers, strict=True)):
+        if carrier == "bad":
+            assert isinstance(answer, grpc.aio.AioRpcError)
+            assert answer.code() is grpc.StatusCode.INVALID_ARGUMENT
+        else:
+            assert not isinstance(answer, BaseException)
+            assert answer.score == pytest.approx(expected_score(W, 0.0, (2.0, float(i), 0.0)), abs=1e-5)
+
+
+async def test_a_request_that_is_too_large_is_refused(memory_deployment: MemoryDeployment) -> None:
+    gateway = await memory_deployment.gateway_serving(memory_deployment.registry.release(1, W))
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gateway.predict(origin="x" * MAX_PREDICT_BYTES)
+    assert from_rpc_error(caught.value).reason == "MESSAGE_TOO_LARGE"
+
+
+async def test_a_canary_that_lacks_a_field_leaves_the_answer_to_the_champion(
+    memory_deployment: MemoryDeployment,
+) -> None:
+    registry = memory_deployment.registry
+    champion = registry.release(1, W)
+    challenger = registry.release(2, (0.0, 0.0, 0.0), feature_set="projects/t/featureSets/windy/versions/1")
+    gateway = await memory_deployment.gateway()
+    await gateway.serves(
+        registry.want(champion=champion, challenger=challenger, rollout="r", challenger_percent=100.0)
+    )
+    answer = await gateway.predict("UA", 3.0, "EWR", prediction_id="lacks-wind")
+    assert answer.release == champion.release.name and answer.role == CHAMPION
+    rows = (await memory_deployment.logged(topics.PREDICTION_LOGGED, {"lacks-wind"}, each=2))["lacks-wind"]
+    logged = {batch.role: (batch, row) for _, batch, row in rows}
+    assert logged[CHAMPION][0].sources[logged[CHAMPION][1]] == MODEL_ANSWER
+    batch, row = logged[CHALLENGER]
+    assert batch.release == challenger.release.name and batch.rollout == "r"
+    assert batch.sources[row] == ERROR_ANSWER and batch.error_reasons[row] == "MISSING_REQUEST_FIELD"
+    with pytest.raises(grpc.aio.AioRpcError):
+        # The champion refuses this request, too: not a failure of the challenger.
+        await gateway.predict("UA", prediction_id="x" * 1000)
+    await asyncio.sleep(0.1)
+    assert memory_deployment.log_rows() == 2
+
+
+async def test_a_shadow_that_lacks_a_field_fails_only_in_the_log(memory_deployment: MemoryDeployment) -> None:
+    registry = memory_deployment.registry
+    champion = registry.release(1, W)
+    challenger = registry.release(2, W, feature_set="projects/t/featureSets/windy/versions/1")
+    gateway = await memory_deployment.gateway()
+    await gateway.serves(
+        registry.want(champion=champion, challenger=challenger, rollout="r", shadow_percent=100.0)
+    )
+    answer = await gateway.predict("UA", 3.0, "EWR", prediction_id="no-wind")
+    assert answer.role == CHAMPION and not answer.degraded
+    rows = (await memory_deployment.logged(topics.PREDICTION_LOGGED, {"no-wind"}, each=2))["no-wind"]
+    batch, row = next((batch, row) for _, batch, row in rows if batch.role == SHADOW)
+    assert batch.sources[row] == ERROR_ANSWER and batch.error_reasons[row] == "MISSING_REQUEST_FIELD"
+    await eventually(lambda: memory_deployment.log_rows() == 2)
+
+
+async def test_changed_content_of_a_release_is_served(memory_deployment: MemoryDeployment) -> None:
+    registry = memory_deployment.registry
+    release = registry.release(1, W)
+    gateway = await memory_deployment.gateway_serving(release)
+    assert (await gateway.predict("UA", 3.0, "EWR")).decision
+    release.release.threshold = 0.999
+    registry.desired.models[0].champion.CopyFrom(release)
+    registry.changed.set()
+
+    async def refused() -> bool:
+        return not (await gateway.predict("UA", 3.0, "EWR")).decision
+
+    await eventually(refused, within=10)
+
+
+async def test_a_release_that_cannot_be_decoded_leaves_the_old_one(
+    memory_deployment: MemoryDeployment,
+) -> None:
+    registry = memory_deployment.registry
+    gateway = await memory_deployment.gateway_serving(registry.release(1, W))
+    newer = registry.release(2, W, calibration=model_pb2.Calibration(isotonic={"x": [1.0, 0.0], "y": [0, 1]}))
+    registry.want(champion=newer)
+
+    async def reported() -> str:
+        return str((await gateway.status()).failures.get(newer.release.name, ""))
+
+    assert "must not decrease" in await eventually(reported, within=10)
+    answer = await gateway.predict()
+    assert answer.release.endswith("/releases/1") and not answer.degraded
+    assert (await gateway.status()).generation == 1

@@ -1,0 +1,17 @@
+"""Background tasks of the registry after unexpected exceptions."""
+
+from __future__ import annotations
+
+from flywheel_registry.fakes.store import MemoryStore
+from flywheel_registry.server import wire
+from tests.support.background_faults import Faults
+from tests.support.servers.registry import memory_ports, registry_settings, running
+
+
+async def test_each_background_task_works_again_after_an_unexpected_error() -> None:
+    faults = Faults()
+    ports, clock = memory_ports(MemoryStore())
+    server = wire(registry_settings(), clock, faults.wrap(ports))
+    faults.watch(server)
+    async with running(server):
+        await faults.overcome()
