@@ -40,7 +40,7 @@ from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.offline.build import TrainingSetBuilder
 from flywheel_feature.offline.model import FileSpine, TrainingSetRequest
 from flywheel_feature.store.s3.table_files import S3TableFiles
-from flywheel_feature.tables.ports import TableFile
+from flywheel_feature.tables.ports import SeenFile, TableFile
 from tests.support.builders.jobs import RecordingJob
 
 KEY, TIME = "store", "at"
@@ -74,14 +74,20 @@ class _Memory:
     """Which files and how far views are materialized, and pushed files (several ports of ingest)."""
 
     def __init__(self) -> None:
-        self.read: dict[str, str] = {}
+        self.read: dict[str, SeenFile] = {}
         self.pushed_files: list[TableFile] = []
 
-    async def seen(self, project: str, view: str, version: int) -> Mapping[str, str]:
+    async def seen(self, project: str, view: str, version: int) -> Mapping[str, SeenFile]:
         return dict(self.read)
 
-    async def mark_seen(self, project: str, view: str, version: int, uri: str, stamp: str) -> None:
-        self.read[uri] = stamp
+    async def mark_seen(self, project: str, view: str, version: int, uri: str, seen: SeenFile) -> None:
+        self.read[uri] = seen
+
+    async def mark_due(self, project: str, view: str, version: int, uri: str, seen: SeenFile) -> None:
+        raise NotImplementedError("All rows are valid.")
+
+    async def due(self, now: int) -> Mapping[tuple[str, str, int], int]:
+        return {}
 
     async def forget_files(self, project: str, view: str, version: int) -> None:
         self.read.clear()

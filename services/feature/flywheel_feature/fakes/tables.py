@@ -78,8 +78,8 @@ class MemoryTables:
         self._files[_normal(uri)] = _File(frame, str(self._writes), time.time())
 
     def remove(self, uri: str, *, keep: str = "") -> None:
-        below, kept = f"{_normal(uri)}/", f"{_normal(keep)}/" if keep else None
-        for found in [u for u in self._files if u.startswith(below)]:
+        address, kept = _normal(uri), f"{_normal(keep)}/" if keep else None
+        for found in [u for u in self._files if u == address or u.startswith(f"{address}/")]:
             if kept is None or not found.startswith(kept):
                 del self._files[found]
 
