@@ -176,6 +176,34 @@ STORED_TYPES: dict[str, pa.DataType] = {
 }
 
 
+FILES_OF_TABLES = (
+    "## Files of tables",
+    "",
+    "Materialization and training sets read the files of a source by the same rules.",
+    "",
+    "| Files | Rule |",
+    "| --- | --- |",
+    "| `s3://bucket/t`, `s3://bucket/t/`, `s3://bucket//t/` | the same table |",
+    "| Names that do not end in `.parquet` | not read |",
+    "| Files and folders that begin with `_` or `.` | not read, except Hive folders like `_day=3` |",
+    "| A Delta table | the files of its newest version, as its log lists them |",
+    "| `store=01` as a folder, and a column `store` in the file | the column |",
+    "| A column that only some files have | null in the other files, in any order |",
+    "| A join key or the event time missing in a file | the file is refused |",
+    "| A field that no file has | the table is refused |",
+    "| Two columns of one name | the file is refused, if a field reads the column |",
+    "| Text that is not UTF-8 | the file is refused |",
+    '| A mapped field (`columns={"Order Amount": "order_amount"}`) | the mapped column or folder |',
+    "| A mapped field, and a column with the name of the field | the file is refused |",
+    "",
+    "A materialization leaves out a refused file, names it in `FILES_LEFT_OUT` and reads all others. A",
+    "training set fails with the reason and names the file. Names are compared exactly, with upper and",
+    "lower case. A decimal of 256 bits with more than 38 digits becomes the nearest float; if this float",
+    "is whole and the decimal is not, the file is refused.",
+)
+"""How the files of a table are read (flywheel_feature.tables), for types.md."""
+
+
 def types_page() -> str:
     """The text of types.md, from the rules of flywheel_common.conversion."""
     declared = [int(data_type) for data_type in conversion.ARROW_TYPES]
@@ -195,6 +223,8 @@ def types_page() -> str:
         *table(("Stored \\ declared", *names), rows),
         "",
         "- NaN is null, in every column of floats. A column without a single value fits every type.",
+        "- Infinity, times outside the years 1642 to 2100 and values of more than 256 KiB are refused in",
+        "  pushes and in tables.",
         "- Naive times are UTC.",
         "- Dictionary and run-length encoded columns and extension types count as the type of their values.",
         "- Lists of every kind become lists or vectors; their elements follow the table. A null or NaN",
@@ -203,6 +233,8 @@ def types_page() -> str:
         "  STRING and 1 for INT64.",
         "- Without a declared type (a push without a schema) integers and decimals of scale 0 are INT64,",
         "  other decimals FLOAT64, half floats FLOAT32, dates TIMESTAMP.",
+        "",
+        *FILES_OF_TABLES,
     ]
     return "\n".join([*lines, ""])
 

@@ -91,12 +91,15 @@ FORMATS = {"parquet": pb.TABLE_FORMAT_PARQUET, "delta": pb.TABLE_FORMAT_DELTA}
 class ParquetSource(Source):
     """Parquet files on S3: one file, or all files below `s3://bucket/prefix/`.
 
-    Folders like `day=2013-01-01` are columns. With `format="delta"` the prefix is a Delta table: each job
-    reads a single version of it, and the manifest of a training set names that version.
+    Folders like `day=2013-01-01` are columns. `columns` maps names of columns and folders to fields of the
+    schema, for names that no field can have: `columns={"Order Amount": "order_amount"}`. With
+    `format="delta"` the prefix is a Delta table: each job reads a single version of it, and the manifest of
+    a training set names that version.
     """
 
     uri: str = ""
     format: Literal["parquet", "delta"] = "parquet"
+    columns: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
@@ -108,6 +111,7 @@ class ParquetSource(Source):
         result = super().proto(project)
         result.parquet.uri = self.uri
         result.parquet.format = FORMATS[self.format]
+        result.parquet.columns.update(self.columns)
         return result
 
 

@@ -58,7 +58,7 @@ def data_type_of(stored: pa.DataType, column: str) -> int:
     if pa.types.is_fixed_size_list(stored):
         single = stored.value_type in (pa.float32(), pa.float16())
         return value_pb2.DATA_TYPE_FLOAT32_VECTOR if single else value_pb2.DATA_TYPE_FLOAT64_VECTOR
-    if _is_list(stored):
+    if is_list(stored):
         element = data_type_of(stored.value_type, column)
         found = next((k for k, e in ELEMENT_OF.items() if e == element), None)
         if found is None:
@@ -80,7 +80,7 @@ def accepts(stored: pa.DataType, data_type: int) -> bool:
     if pa.types.is_null(stored):
         return True
     if data_type in ELEMENT_OF or data_type in VECTORS:
-        return _is_list(stored) and accepts(stored.value_type, element_of(data_type))
+        return is_list(stored) and accepts(stored.value_type, element_of(data_type))
     return _rule(stored, data_type) is not None
 
 
@@ -159,7 +159,7 @@ def _scalars(array: pa.Array, data_type: int) -> tuple[pa.Array, Any]:
 
 def _convert_lists(array: pa.Array, data_type: int, vector_size: int, column: str) -> pa.Array:
     present = np.asarray(array.is_valid())
-    if not _is_list(array.type):
+    if not is_list(array.type):
         raise _refused(array, int(np.argmax(present)), data_type, column)
     lengths = np.asarray(pc.fill_null(pc.list_value_length(array), 0)).astype(np.int64)
     flat = _plain(array.flatten())
@@ -300,7 +300,8 @@ def _is_blob(stored: pa.DataType) -> bool:
     )
 
 
-def _is_list(stored: pa.DataType) -> bool:
+def is_list(stored: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's five types of lists."""
     return bool(
         pa.types.is_list(stored)
         or pa.types.is_large_list(stored)

@@ -26,7 +26,10 @@ sources {
   schema { name: "known" data_type: DATA_TYPE_TIMESTAMP }
   schema { name: "built" data_type: DATA_TYPE_FLOAT64 }
   schema { name: "shape" data_type: DATA_TYPE_FLOAT32_VECTOR vector_size: 3 }
-  parquet { uri: "s3://bucket/planes/" format: TABLE_FORMAT_DELTA }
+  parquet {
+    uri: "s3://bucket/planes/" format: TABLE_FORMAT_DELTA
+    columns { key: "Year Built" value: "built" } columns { key: "Form" value: "shape" }
+  }
 }
 sources {
   name: "projects/p/sources/landings" timestamp_field: "at" description: "all landings"

@@ -9,11 +9,12 @@ import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
 
-from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
+from flywheel_common.errors import FailedPrecondition, FlywheelError, InvalidArgument, NotFound
 from flywheel_feature.definitions.model import TableFormat
 from flywheel_feature.fakes.tables import MemoryTables
 from flywheel_feature.store.s3.table_files import S3TableFiles
-from flywheel_feature.tables.ports import Between
+from flywheel_feature.tables.file_columns import read_columns
+from flywheel_feature.tables.ports import Between, Footer
 from flywheel_local.s3 import S3
 
 T0 = datetime(2013, 1, 1, tzinfo=UTC)
@@ -57,29 +58,38 @@ def test_a_file_reads_back_and_is_replaced(tables: Any) -> None:
 
 def test_table_consists_of_its_visible_files_by_path(tables: Any) -> None:
     base = tables.bucket_uri("t/")
-    for key, first in (("b/2", 6), ("a", 0), ("b/1", 3), ("_hidden/x", 90), (".staging/x", 90)):
+    # A Hive folder is visible, whatever the name of its column begins with.
+    for key, first in (("b/2", 6), ("a", 0), ("b/1", 3), ("_n=1/x", 9), ("c/_d=1/x", 12)):
         tables.write(f"{base}{key}.parquet", rows(first))
-    assert list(range(9)) == numbers(tables.read(base, ["n"]))
-    assert [f"{base}{key}.parquet" for key in ("a", "b/1", "b/2")] == [
+    for hidden in ("_hidden/x", ".staging/x", "_n=2/.x", "b/_x", ".d=1/x"):
+        tables.write(f"{base}{hidden}.parquet", rows(90))
+    assert [*range(9, 12), *range(9), *range(12, 15)] == numbers(tables.read(base, ["n"]))
+    assert [f"{base}{key}.parquet" for key in ("_n=1/x", "a", "b/1", "b/2", "c/_d=1/x")] == [
         piece.uri for piece in tables.snapshot(base, PARQUET).files
     ]
     assert [f.uri for f in tables.files(base)] == [p.uri for p in tables.snapshot(base, PARQUET).files]
     between = Between("at", MICROS + 2 * HOUR, MICROS + 7 * HOUR)
-    assert [2, 3, 4, 5, 6] == numbers(tables.read(base, ["n"], between))
+    assert [2, 3, 4, 5, 6] == numbers(tables.read(f"{base}a.parquet", ["n"], between)) + numbers(
+        tables.read(f"{base}b", ["n"], between)
+    )
 
 
 def test_hive_folders_become_columns(tables: Any) -> None:
     base = tables.bucket_uri("t/")
     tables.write(f"{base}origin=JFK/a.parquet", rows(0, 1))
     tables.write(f"{base}origin=L%20A/a.parquet", rows(1, 1))
+    tables.write(f"{base}year%20of=__HIVE_DEFAULT_PARTITION__/a.parquet", rows(2, 1))
     snapshot = tables.snapshot(base, PARQUET)
-    assert [(("origin", "JFK"),), (("origin", "L A"),)] == [piece.partition for piece in snapshot.files]
+    assert [(("origin", "JFK"),), (("origin", "L A"),), (("year of", None),)] == [
+        piece.partition for piece in snapshot.files
+    ]
+    assert [piece.partition for piece in snapshot.files] == [f.partition for f in tables.files(base)]
     assert pl.String == snapshot.stored["origin"]
-    read = pl.concat(tables.read_piece(piece, ["n", "origin"]) for piece in snapshot.files)
+    read = pl.concat(read_columns(tables, piece, ["n", "origin"]) for piece in snapshot.files[:2])
     assert {"n": [0, 1], "origin": ["JFK", "L A"]} == read.to_dict(as_series=False)
 
 
-def test_pieces_have_the_rows_of_their_files_and_nulls_for_missing_columns(tables: Any) -> None:
+def test_pieces_have_the_rows_of_their_files_without_missing_columns(tables: Any) -> None:
     base = tables.bucket_uri("t/")
     for i, count in enumerate((3, 0, 2)):
         tables.write(f"{base}{i}.parquet", rows(10 * i, count))
@@ -87,7 +97,9 @@ def test_pieces_have_the_rows_of_their_files_and_nulls_for_missing_columns(table
     assert [3, 2] == [piece.rows for piece in pieces], "a file without rows has no piece"
     read = [tables.read_piece(piece, ["n", "absent"]) for piece in pieces]
     assert [0, 1, 2, 20, 21] == [n for frame in read for n in numbers(frame)]
-    assert all(frame.get_column("absent").null_count() == frame.height for frame in read)
+    assert [["n"], ["n"]] == [frame.columns for frame in read]
+    null = read_columns(tables, pieces[0], ["n", "absent"]).get_column("absent")
+    assert (pl.Null, [None] * 3) == (null.dtype, null.to_list())
     late = tables.read_piece(pieces[0], ["n"], Between("at", low=MICROS + HOUR))
     assert [1, 2] == numbers(late)
     tables.remove(base)
@@ -100,10 +112,37 @@ def test_files_are_read_in_the_requested_order(tables: Any) -> None:
     one, two = (tables.bucket_uri(f"t/{n}.parquet") for n in (1, 2))
     tables.write(one, rows(0, 2))
     tables.write(two, rows(5, 1).drop("s"))
-    found = tables.read_files([two, one], ["n", "s"])
-    assert {"n": [5, 0, 1], "s": [None, "0", "1"]} == found.to_dict(as_series=False)
+    found = tables.read_files([two, one], ["n", "s", "absent"])
+    expected = {"n": [5, 0, 1], "s": [None, "0", "1"], "absent": [None] * 3}
+    assert expected == found.to_dict(as_series=False)
     assert (["n"], 0) == ((empty := tables.read_files([], ["n"])).columns, empty.height)
-    assert [2, 1] == tables.row_counts([one, two])
+
+
+def test_footers_name_columns_and_the_files_that_cannot_be_read(tables: Any) -> None:
+    one, two = (tables.bucket_uri(f"t/{n}.parquet") for n in (1, 2))
+    tables.write(one, rows(0, 2))
+    tables.write(two, rows(5, 1).drop("s"))
+    found = tables.footers([one, tables.bucket_uri("t/none.parquet"), two, "file:///etc/passwd"])
+    assert [Footer(2, frozenset({"n", "s", "at"})), Footer(1, frozenset({"n", "at"}))] == found[::2]
+    assert ["UNKNOWN_TABLE", "INVALID_URI"] == [error.reason for error in found[1::2]]
+
+
+@pytest.mark.parametrize("file", ["", "a.parquet"])
+def test_every_spelling_of_an_address_is_the_same_table(tables: Any, file: str) -> None:
+    tables.write(tables.bucket_uri("t/day=1/a.parquet"), rows(0, 2))
+    tables.write(tables.bucket_uri("tt/a.parquet"), rows(5, 2))
+    root = tables.bucket_uri("").rstrip("/")
+    expected = tables.files(tables.bucket_uri(f"t/day=1/{file}"))
+    assert [tables.bucket_uri("t/day=1/a.parquet")] == [f.uri for f in expected]
+    for spelling in ("t/day=1", "t/day=1/", "t//day=1//", "/t/day=1"):
+        uri = f"{root}/{spelling}/{file}" if file else f"{root}/{spelling}"
+        for end in ("", "/"):
+            assert expected == tables.files(uri + end)
+            assert [f.uri for f in expected] == [f.uri for f in tables.snapshot(uri + end, PARQUET).files]
+            assert [0, 1] == numbers(tables.read(uri + end, ["n"]))
+            assert tables.schema(uri + end).keys() >= {"n", "s", "at"}
+    (whole,) = tables.files(f"{root}/t")
+    assert (("day", "1"),) == whole.partition
 
 
 def test_rewritten_file_has_another_stamp(tables: Any) -> None:
@@ -113,7 +152,7 @@ def test_rewritten_file_has_another_stamp(tables: Any) -> None:
     assert [before] == tables.files(base)
     tables.write(f"{base}a.parquet", rows(0, 5))
     (after,) = tables.files(base)
-    assert (before.uri, before.table) == (after.uri, after.table)
+    assert before.uri == after.uri
     assert before.stamp != after.stamp
 
 
@@ -129,8 +168,8 @@ def test_a_file_is_always_split_into_the_same_batches(tables: Any) -> None:
     assert [(1, [0, 1, 2]), (2, [3, 4, 5]), (3, [6])] == batches()
     assert [(2, [3, 4, 5]), (3, [6])] == batches(skip=1)
     (_, frame), *_ = tables.batches(file, ["n", "origin", "absent"], None, 3, 0)
-    assert {"n", "origin"} == set(frame.columns)
-    assert ["JFK"] * 3 == frame.get_column("origin").to_list()
+    assert ["n"] == frame.columns
+    assert (("origin", "JFK"),) == file.partition
     assert [5, 6] == [n for _, ns in batches(where=Between("at", low=MICROS + 5 * HOUR)) for n in ns]
 
 
@@ -174,3 +213,18 @@ def test_missing_tables_and_invalid_addresses_are_refused(tables: Any) -> None:
         with pytest.raises(InvalidArgument) as wrong:
             tables.read(uri, ["n"])
         assert "INVALID_URI" == wrong.value.reason
+
+
+@pytest.mark.parametrize("table_format", [PARQUET, TableFormat.DELTA])
+def test_missing_buckets_and_wrong_credentials_are_refused(
+    s3: S3, bucket: str, table_format: TableFormat
+) -> None:
+    for name, secret, reason in (
+        (bucket, "another-secret", "INVALID_URI"),
+        ("bucket-that-is-missing", s3.secret_key, "UNKNOWN_TABLE"),
+    ):
+        tables = S3TableFiles(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=secret, bucket=name)
+        for address in ("t/", "t/403.parquet"):
+            with pytest.raises(FlywheelError) as refused:
+                tables.snapshot(tables.bucket_uri(address), table_format)
+            assert reason == refused.value.reason

@@ -150,6 +150,7 @@ async def test_files_are_read_in_the_given_order_with_null_for_missing_columns(l
     assert [*range(rows), -1, -2, -1, -2] == read["n"].to_list()
     assert [None, None, "a", "b", "a", "b"] == read["s"].to_list()[rows - 2 :]
     assert [[1, None], [2], None, [2], None] == read["l"].to_list()[rows - 1 :]
-    assert {"s", "l", "n"} == set(read.columns)
+    assert ["s", "l", "n", "nowhere"] == read.columns
+    assert read["nowhere"].null_count() == read.height
     with pytest.raises(NotFound):
         lake.tables.read_files([f"s3://{lake.bucket}/files/none.parquet"], ["n"])

@@ -111,6 +111,29 @@ def test_a_feature_set_keeps_its_view_versions_until_applied_again(catalog: Cata
             "INVALID_DEFINITION",
             "parquet.format",
         ),
+        *(
+            (
+                Declared(sources=(replace(planes, kind=ParquetSource(uri)),)),
+                "INVALID_DEFINITION",
+                "parquet.uri",
+            )
+            for uri in ("/data/planes", "s3://bucket/", "s3://bucket//", "s3://bucket/a/../b")
+        ),
+        *(
+            (
+                Declared(
+                    sources=(replace(planes, kind=ParquetSource("s3://bucket/planes", columns=columns)),)
+                ),
+                reason,
+                path,
+            )
+            for columns, reason, path in (
+                ({"Built In": "ghost"}, "UNKNOWN_REFERENCE", "parquet.columns['Built In']"),
+                ({"A": "built", "B": "built"}, "INVALID_DEFINITION", "parquet.columns['B']"),
+                ({"built": "tailnum"}, "INVALID_DEFINITION", "parquet.columns['built']"),
+                ({"": "built"}, "INVALID_DEFINITION", "parquet.columns['']"),
+            )
+        ),
         (
             Declared(
                 views=(

@@ -150,7 +150,7 @@ async def test_a_later_row_survives_the_replacement_of_its_file() -> None:
     lab = BatchViewLab()
     lab.write("1", ("K", 10, None, 1.0), ("X", 10, None, 7.0))
     await lab.materialize()
-    lab.tables.remove(f"{URI}1.parquet")
+    await lab.tables.delete("facts/1.parquet")
     lab.write("2", ("K", 10, None, 1.0))
     lab.clock.advance(600)
     assert 1 == await lab.pick_up()

@@ -50,6 +50,8 @@ def test_a_parquet_source_compiles_its_format() -> None:
 
     assert compiled().format == pb.TABLE_FORMAT_PARQUET
     assert compiled(format="delta") == pb.ParquetSource(uri="s3://b/planes/", format=pb.TABLE_FORMAT_DELTA)
+    columns = {"Order Amount": "order_amount", "Größe": "size"}
+    assert dict(compiled(columns=columns).columns) == columns
     with pytest.raises(ValueError, match="one of parquet, delta"):
         compiled(format="iceberg")
 

@@ -126,7 +126,7 @@ def _source(project: str, item_id: str, item: pb.Source) -> Source:
                 table = TableFormat(item.parquet.format or TableFormat.PARQUET)
             except ValueError:
                 raise _Unreadable("parquet.format", f"{item.parquet.format} is not a table format") from None
-            kind = ParquetSource(item.parquet.uri, table)
+            kind = ParquetSource(item.parquet.uri, table, dict(item.parquet.columns))
         case "stream":
             kind = StreamSource(
                 _micros(item.stream.allowed_lateness, "stream.allowed_lateness"), item.stream.partitions
@@ -240,8 +240,9 @@ def source_to_proto(source: Source) -> pb.Source:
         **_texts(source.metadata),
     )
     match source.kind:
-        case ParquetSource(uri=uri, format=kind):
+        case ParquetSource(uri=uri, format=kind, columns=columns):
             message.parquet.uri, message.parquet.format = uri, int(kind)  # type: ignore[assignment]
+            message.parquet.columns.update(columns)
         case StreamSource(allowed_lateness=lateness, partitions=partitions):
             message.stream.partitions = partitions
             message.stream.SetInParent()

@@ -5,9 +5,10 @@ Each function returns the violations that it finds, with the path of the field.
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 
 from flywheel_feature.apply.violations import Findings, Violation
+from flywheel_feature.definitions.errors import InvalidUri
 from flywheel_feature.definitions.model import (
     KEY_TYPES,
     DataType,
@@ -18,6 +19,7 @@ from flywheel_feature.definitions.model import (
     Source,
     TableFormat,
 )
+from flywheel_feature.tables.addresses import object_path
 
 
 def check_fields(found: Findings, path: str, fields: tuple[Field, ...]) -> None:
@@ -39,6 +41,26 @@ def check_entity(entity: Entity) -> list[Violation]:
     return found.violations
 
 
+def _check_columns(found: Findings, source: Source, columns: Mapping[str, str]) -> None:
+    mapped: dict[str, str] = {}
+    for stored, name in columns.items():
+        path = f"parquet.columns[{stored[:80]!r}]"
+        if not stored:
+            found.add(path, "a column has a name")
+        if source.field(name) is None:
+            found.add(path, f"the schema has no field {name!r}", unknown=True)
+        elif name in mapped:
+            found.add(path, f"field {name!r} is also mapped from column {mapped[name]!r}")
+        mapped[name] = stored
+    for stored, name in columns.items():
+        if stored != name and source.field(stored) is not None and stored not in mapped:
+            found.add(
+                f"parquet.columns[{stored[:80]!r}]",
+                f"column {stored!r} is mapped to {name!r}: map the field {stored!r} from another column, "
+                "or remove it",
+            )
+
+
 def check_source(source: Source) -> list[Violation]:
     found = Findings(source.name)
     if not source.schema:
@@ -58,13 +80,16 @@ def check_source(source: Source) -> list[Violation]:
         case _ if not source.timestamp_field:
             found.add("timestamp_field", "name the field that holds the event time")
     if isinstance(source.kind, ParquetSource):
-        if not re.fullmatch(r"s3://[a-z0-9][a-z0-9.-]{2,62}/.+", source.kind.uri):
-            found.add("parquet.uri", "expected s3://bucket/prefix/ or s3://bucket/key.parquet")
+        try:
+            object_path(source.kind.uri)
+        except InvalidUri as error:
+            found.add("parquet.uri", error.message)
         if source.kind.format == TableFormat.ICEBERG:
             found.add(
                 "parquet.format",
                 "ICEBERG tables cannot be read: write the table as DELTA or as PARQUET files instead",
             )
+        _check_columns(found, source, source.kind.columns)
     if source.rules and not source.is_stream:
         found.add("rules", "only a stream source has rules: set those of a table on the features of its view")
     for i, ruled in enumerate(source.rules):

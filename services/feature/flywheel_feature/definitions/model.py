@@ -97,6 +97,8 @@ class TableFormat(enum.IntEnum):
 class ParquetSource:
     uri: str
     format: TableFormat = TableFormat.PARQUET
+    columns: Mapping[str, str] = field(default_factory=dict)
+    """Stored name of a column → field; other fields have the name of their column."""
     type: Literal["parquet"] = "parquet"
 
 
@@ -166,6 +168,12 @@ class Source:
 
     def field(self, name: str) -> Field | None:
         return next((f for f in self.schema if f.name == name), None)
+
+    @property
+    def stored_names(self) -> Mapping[str, str]:
+        """Field → name of its column in the files of the table, of the fields whose names differ."""
+        columns = self.kind.columns if isinstance(self.kind, ParquetSource) else {}
+        return {name: stored for stored, name in columns.items() if name != stored}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,15 +14,10 @@ import numpy.typing as npt
 
 from flywheel_common.errors import WrongType
 from flywheel_feature.definitions.model import DataType, Field
+from flywheel_feature.definitions.value_limits import EARLIEST, LATEST, MAXIMUM_VALUE_BYTES
 from flywheel_feature.encoding.errors import PartialRow, ValueOutOfRange
 from flywheel_feature.encoding.frames import Columns
 from flywheel_feature.encoding.row_encoding import DTYPES
-
-EARLIEST = -62_135_596_800_000_000 // 6
-"""Earliest accepted time in microseconds, about the year 1642."""
-LATEST = 4_102_444_800_000_000
-"""Latest accepted time in microseconds, 2100-01-01T00:00:00Z: a later event time is a mistake."""
-MAXIMUM_VALUE_BYTES = 256 * 1024
 
 
 def wrong_type(field: Field, given: str) -> WrongType:

@@ -17,30 +17,45 @@ process resumes there.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import polars as pl
 
-from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_common.errors import FlywheelError, NotFound, WrongType
 from flywheel_feature.definitions.model import Entity, ParquetSource, Source, View
-from flywheel_feature.ingest.frame_checks import check_frame
 from flywheel_feature.ingest.materialize_checkpoint import MaterializeCheckpoint
 from flywheel_feature.ingest.rate_limit import RateLimit
 from flywheel_feature.ingest.rule_actions import RuleActions
 from flywheel_feature.ingest.tombstones import TombstoneFilter
 from flywheel_feature.jobs.progress import ResumableJob
-from flywheel_feature.tables.ports import Between, PushedFiles, SeenFile, SeenFiles, TableFile, TableFiles
+from flywheel_feature.tables.declared import (
+    check_columns,
+    columns_of,
+    declared_rows,
+    in_range,
+    mismatch,
+    times_between,
+)
+from flywheel_feature.tables.ports import (
+    Footer,
+    PushedFiles,
+    SeenFile,
+    SeenFiles,
+    TableFile,
+    TableFiles,
+)
 from flywheel_feature.tables.sources import (
     ROW_CREATED_TIME,
     ROW_EVENT_TIME,
     batch_fields,
     batch_rows,
-    declared_rows,
 )
 
 BATCH_ROWS = 65_536
+Batch = tuple[int, pl.DataFrame]
+"""(number of the batch in its file, its rows as stored)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,15 +122,15 @@ class ViewRun:
         A file that cannot be read or holds invalid values is left out, with a message in
         `checkpoint.failures`.
         """
-        files = await self._files_to_read()
+        table, pushed = await self._all_files()
+        files = await self._files_to_read([*table, *pushed], checkpoint)
         job.progress(checkpoint.read, 0, "rows", f"reading {len(files)} files of {self._input.view.id}")
-        if not self._input.is_incremental:
-            files = _from_checkpoint(files, checkpoint)
-        counts = await asyncio.to_thread(self._files.row_counts, [f.file.uri for f in files])
-        total = checkpoint.read + sum(c for c in counts if isinstance(c, int))
-        for reading, count in zip(files, counts, strict=True):
-            if isinstance(count, FlywheelError):
-                checkpoint.failures.append(count.message)
+        footers = await asyncio.to_thread(self._files.footers, [f.file.uri for f in files])
+        await asyncio.to_thread(self._check_columns, table, [f.file for f in files], footers)
+        total = checkpoint.read + sum(f.rows for f in footers if isinstance(f, Footer))
+        for reading, footer in zip(files, footers, strict=True):
+            if isinstance(footer, FlywheelError):
+                checkpoint.failures.append(_about(reading.file, footer))
                 continue
             checkpoint.begin_file(reading.file)
             try:
@@ -123,14 +138,13 @@ class ViewRun:
             except FlywheelError as error:
                 if error.retryable:
                     raise
-                checkpoint.failures.append(f"{reading.file.uri}: {error.message}")
+                checkpoint.failures.append(_about(reading.file, error))
             await job.save_checkpoint(checkpoint.dump())
         for uri, seen in self._vanished.items():
             await self._seen.mark_seen(*self._version, uri, SeenFile(seen.stamp))
 
-    async def _files_to_read(self) -> list[FileToRead]:
-        """The files of the table and of the push log; of an incremental run, those with unread contents or
-        with rows that have become valid."""
+    async def _all_files(self) -> tuple[list[TableFile], list[TableFile]]:
+        """(the files of the table, the files of the push log)."""
         view, source = self._input.view, self._input.source.kind
         assert isinstance(source, ParquetSource)
         pushed = await self._pushed.pushed(view.project, view.id)
@@ -140,9 +154,15 @@ class ViewRun:
             if not pushed:
                 raise
             files = []
-        files += pushed
+        return files, pushed
+
+    async def _files_to_read(
+        self, files: list[TableFile], checkpoint: MaterializeCheckpoint
+    ) -> list[FileToRead]:
+        """Of an incremental run, files with unread contents or with rows that have become valid; of a range
+        run, those from the checkpoint on."""
         if not self._input.is_incremental:
-            return [FileToRead(f, f.stamp) for f in files]
+            return _from_checkpoint([FileToRead(f, f.stamp) for f in files], checkpoint)
         seen = await self._seen.seen(*self._version)
         due = {uri: s for uri, s in seen.items() if 0 < s.due <= self._input.now}
         present = {f.uri for f in files}
@@ -157,6 +177,27 @@ class ViewRun:
             elif file.uri in due:
                 found.append(FileToRead(file, before.stamp, before.due, before.read_at))
         return found
+
+    def _check_columns(
+        self,
+        table: Sequence[TableFile],
+        files: Sequence[TableFile],
+        footers: Sequence[Footer | FlywheelError],
+    ) -> None:
+        """Check that the table has every field of the view, as offline reads do.
+
+        `footers` are those of `files`. Raises FailedPrecondition SOURCE_MISMATCH.
+        """
+        read = {file.uri: footer for file, footer in zip(files, footers, strict=True)}
+        found = [f for file in table if isinstance(f := read.get(file.uri), Footer)]
+        if not found:
+            return
+        folders = {name for file in table for name, _ in file.partition}
+        known = folders.union(*(footer.columns for footer in found))
+        source = self._input.source
+        names = batch_fields(self._input.view, self._input.entity, source)
+        others = [file.uri for file in table if file.uri not in read]
+        check_columns(source, names, known, self._files, others)
 
     async def _file(
         self,
@@ -176,13 +217,14 @@ class ViewRun:
         names = batch_fields(view, self._input.entity, source)
         where = None
         if not self._input.is_incremental:
-            where = Between(source.timestamp_field, self._input.start, self._input.end)
-        batches = self._files.batches(file, names, where, BATCH_ROWS, checkpoint.batches)
+            where = times_between(source, file, self._input.start, self._input.end)
+        columns = columns_of(source, names, file)
+        batches = self._files.batches(file, columns, where, BATCH_ROWS, checkpoint.batches)
         all_in_range = True
-        while (found := await asyncio.to_thread(next, batches, None)) is not None:
+        while (found := await asyncio.to_thread(self._next, file, batches)) is not None:
             number, raw = found
-            frame, in_range = await asyncio.to_thread(self._prepared, reading, names, raw)
-            all_in_range = all_in_range and in_range
+            frame, in_time = await asyncio.to_thread(self._prepared, reading, names, raw)
+            all_in_range = all_in_range and in_time
             frame = await asyncio.to_thread(self._valid, reading, frame, checkpoint)
             # Rules come before `_latest`: when the latest row is left out, the one before it counts.
             frame, checkpoint.report = await self._rule_actions.materialized(view, frame, checkpoint.report)
@@ -223,21 +265,22 @@ class ViewRun:
             frame, valid_from = frame.filter(~is_later), valid_from.filter(~is_later)
         return frame if reading.valid_from is None else frame.filter(valid_from >= reading.valid_from)
 
+    def _next(self, file: TableFile, batches: Iterator[Batch]) -> Batch | None:
+        try:
+            return next(batches, None)
+        except WrongType as error:
+            raise mismatch(self._input.source, f"{file.uri}: {error.message}") from error
+
     def _prepared(
         self, reading: FileToRead, names: Sequence[str], raw: pl.DataFrame
     ) -> tuple[pl.DataFrame, bool]:
         """The rows of a batch to write, checked, and whether all rows lie before the end of the range."""
         view, source, end = self._input.view, self._input.source, self._input.end
-        if reading.file.pushed:
-            # A field that was added to the schema later is null in files pushed before.
-            raw = raw.with_columns(pl.lit(None).alias(n) for n in names if n not in raw.columns)
-        declared = declared_rows(source, names, raw)
+        declared = declared_rows(source, names, raw, reading.file, keys=self._keys)
         time = pl.col(source.timestamp_field).dt.epoch("us")
         all_in_range = end is None or declared.filter(time >= end).height == 0
-        if self._input.start is not None or end is not None:
-            declared = declared_rows(source, names, raw, self._input.start, end)
+        declared = in_range(declared, source.timestamp_field, self._input.start, end)
         frame = batch_rows(declared, view, self._input.entity, source)
-        check_frame(frame, view.features)
         if not reading.file.pushed:
             known = frame.get_column(ROW_CREATED_TIME).dt.epoch("us").to_numpy()
             if reading.read_at:
@@ -252,6 +295,10 @@ class ViewRun:
         return frame.sort(ROW_EVENT_TIME, ROW_CREATED_TIME, maintain_order=True).unique(
             subset=self._keys, keep="last", maintain_order=True
         )
+
+
+def _about(file: TableFile, error: FlywheelError) -> str:
+    return error.message if file.uri in error.message else f"{file.uri}: {error.message}"
 
 
 def _from_checkpoint(files: list[FileToRead], checkpoint: MaterializeCheckpoint) -> list[FileToRead]:

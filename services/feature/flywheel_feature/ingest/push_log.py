@@ -55,7 +55,7 @@ class PushLog:
         files = []
         for number, key in await self._segments.keys(project, view):
             uri = self._writer.bucket_uri(key)
-            files.append(TableFile(uri, uri, str(number), pushed=True))
+            files.append(TableFile(uri, str(number), pushed=True))
         return files
 
     async def pushed_uris(self, project: str, view: str) -> list[str]:

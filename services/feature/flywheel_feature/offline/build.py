@@ -40,6 +40,7 @@ from flywheel_feature.offline.unfinished import (
 )
 from flywheel_feature.tables.blocking import answered_in_time
 from flywheel_feature.tables.content_hash import content_hash
+from flywheel_feature.tables.file_columns import read_columns
 from flywheel_feature.tables.ports import Archive, Piece, Tables
 from flywheel_feature.tables.sources import READERS, SourceReader, wait_until_archived
 
@@ -211,7 +212,8 @@ class TrainingSetBuilder:
         if isinstance(spine, SourceSpine):
             source = catalog.source(spine.source)
             high = spine.known_before + 1 if spine.known_before else None
-            rows = await reader.read(source, spines.source_columns(plan, spine, source), high=high)
+            keys = [k.name for k in plan.feature_set.join_keys]
+            rows = await reader.read(source, spines.source_columns(plan, spine, source), high=high, keys=keys)
             frame = await asyncio.to_thread(spines.from_source, plan, spine, source, rows)
             labelled = await asyncio.to_thread(lambda: spines.in_order(spines.labelled(frame)))
         else:
@@ -221,9 +223,11 @@ class TrainingSetBuilder:
 
     def _file_rows(self, plan: JoinPlan, spine: FileSpine) -> pl.DataFrame:
         files = self._tables.snapshot(spine.uri, TableFormat.PARQUET).files
-        columns = spines.file_columns(plan, spine)
+        columns, required = spines.file_columns(plan, spine), spines.required_columns(plan, spine)
         with ThreadPoolExecutor(READERS) as readers:
-            rows = readers.map(lambda file: self._tables.read_piece(file, columns), files)
+            rows = readers.map(
+                lambda file: read_columns(self._tables, file, columns, required=required), files
+            )
             return pl.concat([spines.from_file(plan, spine, part) for part in rows])
 
     async def _in_memory(

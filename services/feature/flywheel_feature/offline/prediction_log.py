@@ -14,6 +14,7 @@ import polars as pl
 from flywheel_feature.definitions.frame_types import converted
 from flywheel_feature.definitions.model import DataType, TableFormat
 from flywheel_feature.offline.errors import WrongArchive
+from flywheel_feature.tables.file_columns import read_columns
 from flywheel_feature.tables.ports import Between, Piece, Tables
 
 PREDICTION_ID, EVENT_TIME, FEATURE_SET = "prediction_id", "event_time", "feature_set"
@@ -53,7 +54,7 @@ def _answers(tables: Tables, file: Piece, where: Between) -> pl.DataFrame:
     if missing:
         raise WrongArchive(f"{file.uri} is not a prediction archive: it has no column {missing[0]!r}.")
     columns = sorted(c for c in stored if c in (*required, _SOURCE, NOT_YET_VALID) or "__" in c)
-    frame = tables.read_piece(file, columns, where)
+    frame = read_columns(tables, file, columns, where)
     for name in (PREDICTION_ID, FEATURE_SET, _SOURCE):
         if name in columns and not _is_text(frame.schema[name]):
             raise WrongArchive(

@@ -44,6 +44,11 @@ def file_columns(plan: JoinPlan, spine: FileSpine) -> list[str]:
     return [*(f.name for f in (*spine_fields(plan), *plan.extras)), spine.timestamp_field, *label]
 
 
+def required_columns(plan: JoinPlan, spine: FileSpine) -> list[str]:
+    """The columns that each file of a spine must have."""
+    return [*(k.name for k in plan.feature_set.join_keys), spine.timestamp_field]
+
+
 def from_source(plan: JoinPlan, spine: SourceSpine, source: Source, rows: pl.DataFrame) -> pl.DataFrame:
     """The prepared rows of a spine, in the order of `rows`."""
     time = pl.col(spine.timestamp_field)

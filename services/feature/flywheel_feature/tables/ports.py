@@ -17,23 +17,41 @@ class TableFile:
     """One file of a table."""
 
     uri: str
-    table: str
-    """The address of the table."""
     stamp: str
     """Equal stamps mean equal contents. A file with an empty stamp is read again each time."""
+    partition: tuple[tuple[str, str | None], ...] = ()
+    """As in `Piece`."""
     pushed: bool = False
-    """The file has rows that were pushed to the view; it is not a file of its source."""
+    """The file has rows that were pushed to the view; its columns have the names of the fields."""
 
 
-class TableFiles(Protocol):
+@dataclass(frozen=True, slots=True)
+class Footer:
+    """The number of rows of a Parquet file, and the names of its columns."""
+
+    rows: int
+    columns: frozenset[str]
+
+
+class Footers(Protocol):
+    """Reads the footers of Parquet files."""
+
+    def footers(self, uris: Sequence[str]) -> list[Footer | FlywheelError]:
+        """The footer of each file, or the error with which reading it fails; that error is not retryable.
+
+        Raises Unavailable OBJECT_STORE_DOWN.
+        """
+        ...
+
+
+class TableFiles(Footers, Protocol):
     """Reads files in batches. Methods block, may be called from any thread, and raise as `Tables` does."""
 
     def files(self, uri: str, table_format: TableFormat) -> list[TableFile]:
-        """The Parquet files of a table now, by path. Raises NotFound UNKNOWN_TABLE when there is none."""
-        ...
+        """The files of a table now, by path. Reads no file of a Parquet table.
 
-    def row_counts(self, uris: Sequence[str]) -> list[int | FlywheelError]:
-        """The number of rows of each file; an error for a file that is not Parquet."""
+        Raises NotFound UNKNOWN_TABLE when there is none.
+        """
         ...
 
     def batches(
@@ -41,8 +59,7 @@ class TableFiles(Protocol):
     ) -> Iterator[tuple[int, pl.DataFrame]]:
         """(number of the batch from 1, its rows) for all batches of up to `rows` rows after the first `skip`.
 
-        A file is always split into the same batches. Hive partition columns are included; columns that the
-        file lacks are left out.
+        A file is always split into the same batches. Columns and filter are those of `Tables.read_piece`.
         """
         ...
 
@@ -112,7 +129,9 @@ class Piece:
     groups: tuple[int, ...] = ()
     """Row groups in file order; empty: the whole file."""
     partition: tuple[tuple[str, str | None], ...] = ()
-    """(column, value as text) of columns that are not in the file: Hive folders and Delta partitions."""
+    """(column, value as text) of Hive folders and Delta partitions."""
+    pushed: bool = False
+    """As in `TableFile`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,8 +157,10 @@ class FrameWriter(Protocol):
         ...
 
 
-class Tables(FrameWriter, Protocol):
+class Tables(FrameWriter, Footers, Protocol):
     """Parquet tables on an object store. Methods block and may be called from any thread.
+
+    The address of a table is that of a file or of a folder; repeated and final slashes do not matter.
 
     All methods raise NotFound UNKNOWN_TABLE for a missing table, DataLoss CORRUPT_TABLE for a file that is
     not Parquet, InvalidArgument INVALID_URI for an address that may not be read, and Unavailable
@@ -147,14 +168,11 @@ class Tables(FrameWriter, Protocol):
     """
 
     def schema(self, uri: str) -> dict[str, pl.DataType]:
-        """The stored types of the columns, including Hive partition columns."""
+        """The stored types of the columns of the first file, and text for Hive folders."""
         ...
 
     def read(self, uri: str, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        """The rows of the file at a key, or of all Parquet files below a prefix that ends in `/`.
-
-        Files are in the order of their paths, rows in file order.
-        """
+        """The rows of a table; files are in the order of their paths, rows in file order."""
         ...
 
     def snapshot(self, uri: str, table_format: TableFormat, version: int = -1) -> TableSnapshot:
@@ -170,10 +188,12 @@ class Tables(FrameWriter, Protocol):
         ...
 
     def read_piece(self, piece: Piece, columns: Sequence[str], where: Between | None = None) -> pl.DataFrame:
-        """The rows of a piece; a column that it lacks is null. `where` must name a column of timestamps.
+        """The rows of a piece, with those of the columns that its file has.
 
-        Raises FailedPrecondition TABLE_CHANGED when the file of the piece was deleted. It and DataLoss name
-        the file.
+        `where` may filter the rows: by a column of timestamps, and not on every file. Raises
+        FailedPrecondition TABLE_CHANGED when the file of the piece was deleted, FailedPrecondition
+        UNSUPPORTED_FORMAT when it has a column twice, and WrongType for a decimal of more than 38 digits that
+        would become a whole float. All but WrongType name the file.
         """
         ...
 

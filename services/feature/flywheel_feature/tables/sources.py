@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
@@ -11,20 +11,20 @@ import polars as pl
 from flywheel_common.clock import Clock
 from flywheel_common.errors import NotFound, WrongType
 from flywheel_feature.definitions.errors import UnknownField, WrongSpine
-from flywheel_feature.definitions.frame_types import accepts, converted, converted_text, polars_type
-from flywheel_feature.definitions.model import (
-    BatchView,
-    DataType,
-    Entity,
-    Field,
-    ParquetSource,
-    Source,
-    TableFormat,
-    View,
-)
+from flywheel_feature.definitions.frame_types import converted, polars_type
+from flywheel_feature.definitions.model import BatchView, Entity, ParquetSource, Source, TableFormat, View
 from flywheel_feature.jobs.progress import JobProgress
-from flywheel_feature.tables.errors import ArchiveBehind, SourceMismatch
-from flywheel_feature.tables.ports import Archive, Between, Piece, Segment, Tables, TableSnapshot
+from flywheel_feature.tables.declared import (
+    check_columns,
+    columns_of,
+    declared_rows,
+    fields_of,
+    in_range,
+    mismatch,
+    times_between,
+)
+from flywheel_feature.tables.errors import ArchiveBehind
+from flywheel_feature.tables.ports import Archive, Piece, Segment, Tables, TableSnapshot
 
 EVENT_ID, PARTITION, OFFSET = "__event_id", "__partition", "__offset"
 """Columns that the archive adds to a source's schema."""
@@ -62,6 +62,7 @@ class SourceReader:
         high: int | None = None,
         positions: bool = False,
         pushed_to: View | None = None,
+        keys: Collection[str] = (),
     ) -> pl.DataFrame:
         """`fields` of the rows with low <= event time < high (microseconds), typed as declared, in fixed
         order.
@@ -69,7 +70,8 @@ class SourceReader:
         The events of a stream are unique and ordered by (partition, offset), with the additional column
         `EVENT_ID` (and with `positions` also `PARTITION` and `OFFSET`). The rows of a Parquet source are
         followed by the rows pushed to the batch view `pushed_to`, in the order in which they were pushed.
-        Raises FailedPrecondition SOURCE_MISMATCH when the files do not match the schema.
+        `keys` are fields that each file must have. Raises FailedPrecondition SOURCE_MISMATCH when the files
+        do not match the schema.
         """
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
         unknown = [n for n in names if source.field(n) is None]
@@ -86,7 +88,7 @@ class SourceReader:
         if pushed_to is not None:
             uris = await self._archive.pushed_uris(pushed_to.project, pushed_to.id)
         try:
-            rows = await asyncio.to_thread(self._read_table, source, source.kind, names, low, high)
+            rows = await asyncio.to_thread(self._read_table, source, source.kind, names, low, high, keys)
         except NotFound:
             if not uris:
                 raise
@@ -104,7 +106,8 @@ class SourceReader:
         times are left out.
         """
         fields = batch_fields(view, entity, source)
-        frame = await self.read(source, fields, low=start, high=end, pushed_to=view)
+        keys = [k.name for k in entity.join_keys]
+        frame = await self.read(source, fields, low=start, high=end, pushed_to=view, keys=keys)
         return batch_rows(frame, view, entity, source)
 
     async def _read_stream(
@@ -126,8 +129,8 @@ class SourceReader:
     ) -> pl.DataFrame:
         if not uris:
             return rows
-        pushed = _as_declared(source, names, self._tables.read_files(uris, names))
-        return pl.concat([rows, _in_range(pushed, source.timestamp_field, low, high)])
+        pushed = declared_rows(source, names, self._tables.read_files(uris, names))
+        return pl.concat([rows, in_range(pushed, source.timestamp_field, low, high)])
 
     def _read_segments(
         self,
@@ -145,17 +148,25 @@ class SourceReader:
         frame = self._tables.read_files(uris, [*names, *STREAM_COLUMNS, *arrived])
         frame = frame.cast(dict.fromkeys(arrived, pl.Int64))
         extra = (*(STREAM_COLUMNS if positions else (EVENT_ID,)), *arrived)
-        events = _as_declared(source, names, events_in_order(frame, positions=positions), extra)
-        return _in_range(events, source.timestamp_field, low, high)
+        events = declared_rows(source, names, events_in_order(frame, positions=positions), extra=extra)
+        return in_range(events, source.timestamp_field, low, high)
 
     def _read_table(
-        self, source: Source, kind: ParquetSource, names: list[str], low: int | None, high: int | None
+        self,
+        source: Source,
+        kind: ParquetSource,
+        names: list[str],
+        low: int | None,
+        high: int | None,
+        keys: Collection[str],
     ) -> pl.DataFrame:
         files = self._snapshot(source, kind, names).files
         if len(files) == 1:
-            return self.read_pieces(source, names, files, low, high)
+            return self.read_pieces(source, names, files, low, high, keys=keys)
         with ThreadPoolExecutor(READERS) as readers:
-            parts = readers.map(lambda file: self.read_pieces(source, names, [file], low, high), files)
+            parts = readers.map(
+                lambda file: self.read_pieces(source, names, [file], low, high, keys=keys), files
+            )
             return pl.concat([empty_rows(source, names), *parts])
 
     def pinned(self) -> SourceReader:
@@ -202,7 +213,8 @@ class SourceReader:
             if not uris:
                 raise
             files = ()
-        return await asyncio.to_thread(self._tables.pieces, [*files, *map(Piece, uris)], most_rows)
+        pushed = [Piece(uri, pushed=True) for uri in uris]
+        return await asyncio.to_thread(self._tables.pieces, [*files, *pushed], most_rows)
 
     def read_pieces(
         self,
@@ -211,23 +223,28 @@ class SourceReader:
         pieces: Sequence[Piece],
         low: int | None = None,
         high: int | None = None,
+        keys: Collection[str] = (),
     ) -> pl.DataFrame:
         """The rows of pieces, in order; those of streams keep `PARTITION` and `OFFSET`."""
         names = list(dict.fromkeys([*fields, source.timestamp_field]))
         arrived = _arrived_column(source)
         extra = (*STREAM_COLUMNS, *arrived) if source.is_stream else ()
-        # Only columns of timestamps are filtered while reading; `_in_range` also filters times stored as
-        # numbers.
-        where = None if low is None and high is None else Between(source.timestamp_field, low, high)
         parts = [empty_rows(source, names)]
         for piece in pieces:
-            frame = self._tables.read_piece(piece, [*names, *extra], where)
+            try:
+                # Not all files are filtered while reading; `in_range` filters all.
+                where = times_between(source, piece, low, high)
+                frame = self._tables.read_piece(piece, [*columns_of(source, names, piece), *extra], where)
+            except WrongType as error:
+                raise mismatch(source, f"{piece.uri}: {error.message}") from error
             if source.is_stream:
-                frame = frame.cast({PARTITION: pl.Int32, **dict.fromkeys([OFFSET, *arrived], pl.Int64)})
-            text = [(n, f) for n, f in _fields(source, names) if n in dict(piece.partition)]
-            parts.append(
-                _in_range(_as_declared(source, names, frame, extra, text), source.timestamp_field, low, high)
-            )
+                # Segments that an older version wrote lack the time of arrival.
+                missing = (pl.lit(None, pl.Int64).alias(n) for n in arrived if n not in frame.columns)
+                frame = frame.with_columns(missing).cast(
+                    {PARTITION: pl.Int32, **dict.fromkeys([OFFSET, *arrived], pl.Int64)}
+                )
+            rows = declared_rows(source, names, frame, piece, keys=keys, extra=extra)
+            parts.append(in_range(rows, source.timestamp_field, low, high))
         return pl.concat(parts)
 
     def _snapshot(self, source: Source, kind: ParquetSource, names: Sequence[str]) -> TableSnapshot:
@@ -236,8 +253,9 @@ class SourceReader:
             snapshot = self._tables.snapshot(kind.uri, kind.format)
             if self._pins is not None:
                 self._pins[source.name] = snapshot
-        text = {name for file in snapshot.files[:1] for name, _ in file.partition}
-        _check_stored(source, [n for n in names if n not in text], snapshot.stored)
+        folders = {name for file in snapshot.files for name, _ in file.partition}
+        others = [file.uri for file in snapshot.files[1:]]
+        check_columns(source, names, {*snapshot.stored, *folders}, self._tables, others)
         return snapshot
 
     @property
@@ -248,7 +266,7 @@ class SourceReader:
 
 def empty_rows(source: Source, names: Sequence[str]) -> pl.DataFrame:
     """No rows, with the columns of `SourceReader.read_pieces`."""
-    columns = {n: polars_type(f.data_type, f.vector_size) for n, f in _fields(source, names)}
+    columns = {n: polars_type(f.data_type, f.vector_size) for n, f in fields_of(source, names)}
     extra: dict[str, pl.DataType] = {}
     if source.is_stream:
         extra = {EVENT_ID: pl.String(), PARTITION: pl.Int32(), OFFSET: pl.Int64()}
@@ -299,17 +317,6 @@ def batch_rows(frame: pl.DataFrame, view: View, entity: Entity, source: Source) 
     )
 
 
-def declared_rows(
-    source: Source, names: Sequence[str], frame: pl.DataFrame, low: int | None = None, high: int | None = None
-) -> pl.DataFrame:
-    """Rows of a source as stored → rows typed as declared, with low <= event time < high.
-
-    Raises FailedPrecondition SOURCE_MISMATCH.
-    """
-    _check_stored(source, names, frame.schema)
-    return _in_range(_as_declared(source, names, frame), source.timestamp_field, low, high)
-
-
 async def wait_until_archived(
     archive: Archive, clock: Clock, sources: Iterable[Source], *, timeout_seconds: float, job: JobProgress
 ) -> None:
@@ -345,50 +352,3 @@ def _missing(target: Mapping[int, int], archived: Mapping[int, int]) -> int:
 
 def _overlaps(segment: Segment, low: int | None, high: int | None) -> bool:
     return (low is None or segment.max_time >= low) and (high is None or segment.min_time < high)
-
-
-def _in_range(frame: pl.DataFrame, column: str, low: int | None, high: int | None) -> pl.DataFrame:
-    time = pl.col(column).dt.epoch("us")
-    kept = pl.col(column).is_not_null()
-    if low is not None:
-        kept = kept & (time >= low)
-    if high is not None:
-        kept = kept & (time < high)
-    return frame.filter(kept)
-
-
-def _fields(source: Source, names: Sequence[str]) -> list[tuple[str, Field]]:
-    return [(n, f) for n in names if (f := source.field(n)) is not None]
-
-
-def _check_stored(source: Source, names: Sequence[str], stored: Mapping[str, pl.DataType]) -> None:
-    for name, field in _fields(source, names):
-        if name not in stored:
-            raise _mismatch(source, f"the files have no column {name!r}")
-        if not accepts(stored[name], field.data_type):
-            raise _mismatch(
-                source,
-                f"column {name!r} is stored as {stored[name]}, declared as {DataType(field.data_type).name}",
-            )
-
-
-def _as_declared(
-    source: Source,
-    names: Sequence[str],
-    frame: pl.DataFrame,
-    extra: Sequence[str] = (),
-    text: Sequence[tuple[str, Field]] = (),
-) -> pl.DataFrame:
-    """The columns `names` typed as declared, then `extra`. `text`: the fields that are stored as text."""
-    fields = _fields(source, names)
-    try:
-        frame = frame.with_columns([converted_text(frame, n, f.data_type) for n, f in text])
-        return frame.select(*(converted(frame, n, f.data_type, f.vector_size) for n, f in fields), *extra)
-    except pl.exceptions.ColumnNotFoundError as error:
-        raise _mismatch(source, f"a column is missing: {str(error).splitlines()[0]}") from error
-    except WrongType as error:
-        raise _mismatch(source, error.message) from error
-
-
-def _mismatch(source: Source, why: str) -> SourceMismatch:
-    return SourceMismatch(f"Source {source.id!r} does not match its schema: {why}.", source=source.name)

@@ -179,7 +179,12 @@ class FeatureJoiner:
                 lambda: stored.join_applied(spine, spine_time, applied, stored.kept(events, late))
             )
         rows = await self._reader.read(
-            stored.source, stored.fields, low=low, high=high, pushed_to=stored.pushed_to
+            stored.source,
+            stored.fields,
+            low=low,
+            high=high,
+            pushed_to=stored.pushed_to,
+            keys=stored.keys,
         )
         return await asyncio.to_thread(lambda: stored.join(spine, spine_time, mode, stored.kept(rows, late)))
 

@@ -27,6 +27,7 @@ from flywheel_feature.offline.partitioned.spec import (
 from flywheel_feature.offline.ports import Workspace
 from flywheel_feature.tables.content_hash import block_digests, named_types
 from flywheel_feature.tables.empty_archive import EmptyArchive
+from flywheel_feature.tables.file_columns import read_columns
 from flywheel_feature.tables.ports import Between, Piece, Tables
 from flywheel_feature.tables.sources import SourceReader, events_in_order
 
@@ -86,12 +87,15 @@ class PartitionTasks:
         spine = self.spec.request.spine
         if isinstance(spine, FileSpine):
             assert piece is not None
-            rows = self.tables.read_piece(piece, spines.file_columns(self.plan, spine))
+            required = spines.required_columns(self.plan, spine)
+            columns = spines.file_columns(self.plan, spine)
+            rows = read_columns(self.tables, piece, columns, required=required)
             return spines.from_file(self.plan, spine, rows)
         source = self.spec.catalog.source(spine.source)
         high = spine.known_before + 1 if spine.known_before else None
         columns = spines.source_columns(self.plan, spine, source)
-        rows = self.reader.read_pieces(source, columns, [piece] if piece else [], high=high)
+        keys = [k.name for k in self.plan.feature_set.join_keys]
+        rows = self.reader.read_pieces(source, columns, [piece] if piece else [], high=high, keys=keys)
         return spines.from_source(self.plan, spine, source, rows)
 
     def _range(self, task: Task) -> None:
@@ -115,7 +119,9 @@ class PartitionTasks:
         parts = [self.reader.read_pieces(stored.source, stored.fields, [], task.low, task.high)]
         late: dict[str, int] = {}
         for piece in pieces:
-            rows = self.reader.read_pieces(stored.source, stored.fields, [piece], task.low, task.high)
+            rows = self.reader.read_pieces(
+                stored.source, stored.fields, [piece], task.low, task.high, keys=stored.keys
+            )
             parts.append(stored.kept(rows, late).filter(pl.col(k).is_not_null() for k in stored.keys))
         if late:
             self.workspace.write_json(f"{LATE}{task.view:03d}-{task.index:06d}.json", late)

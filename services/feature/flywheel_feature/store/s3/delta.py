@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import unquote
 
+import polars as pl
 import pyarrow as pa
 from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from flywheel_common.errors import FlywheelError
-from flywheel_feature.store.s3.snapshots import stored_types
+from flywheel_feature.store.s3.arrow_frames import stored_types
 from flywheel_feature.tables.errors import CorruptTable, TableChanged, UnknownTable, UnsupportedFormat
 from flywheel_feature.tables.ports import Piece, TableSnapshot
 
@@ -60,10 +61,8 @@ def snapshot(uri: str, options: Mapping[str, str], version: int) -> TableSnapsho
         )
         for action in actions
     ]
-    stored = pa.schema([field for field in schema if field.name not in partitions])
-    return TableSnapshot(
-        tuple(sorted(pieces, key=lambda p: p.uri)), stored_types(stored, partitions), table.version()
-    )
+    stored = stored_types(schema) | {name: pl.String() for name in partitions}
+    return TableSnapshot(tuple(sorted(pieces, key=lambda p: p.uri)), stored, table.version())
 
 
 def _check_protocol(uri: str, table: DeltaTable) -> None:

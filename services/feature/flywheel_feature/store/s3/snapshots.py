@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from urllib.parse import unquote
+from dataclasses import replace
+from typing import Any
 
 import polars as pl
 import pyarrow as pa
@@ -11,9 +12,10 @@ import pyarrow.dataset as ds
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
-from flywheel_feature.tables.ports import Piece, TableSnapshot
-
-HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+from flywheel_feature.store.s3.arrow_frames import has_view, stored_types
+from flywheel_feature.tables.addresses import hive_columns
+from flywheel_feature.tables.errors import UnsupportedFormat
+from flywheel_feature.tables.ports import Between, Piece, TableSnapshot
 
 
 def of_files(files_system: fs.FileSystem, files: Sequence[str], base: str) -> TableSnapshot:
@@ -21,28 +23,57 @@ def of_files(files_system: fs.FileSystem, files: Sequence[str], base: str) -> Ta
 
     The types are those of the first file.
     """
-    pieces = tuple(Piece(f"s3://{path}", partition=_hive(path[len(base) :])) for path in files)
+    pieces = tuple(Piece(f"s3://{path}", partition=hive_columns(path[len(base) :])) for path in files)
     schema = fragment(files_system, files[0], pieces[0]).physical_schema
-    return TableSnapshot(pieces, stored_types(schema, [name for name, _ in pieces[0].partition]))
-
-
-def stored_types(schema: pa.Schema, partitions: Sequence[str]) -> dict[str, pl.DataType]:
-    """The types of the columns of a file, and text for the partition columns."""
-    empty = pl.from_arrow(schema.empty_table())
-    assert isinstance(empty, pl.DataFrame)
-    types = dict(zip(empty.columns, empty.dtypes, strict=True))
-    return types | {name: pl.String() for name in partitions if name not in types}
-
-
-def _hive(path: str) -> tuple[tuple[str, str | None], ...]:
-    folders = [folder.partition("=") for folder in path.split("/")[:-1] if "=" in folder]
-    return tuple((name, None if value == HIVE_NULL else unquote(value)) for name, _, value in folders)
+    folders = {name: pl.String() for name, _ in pieces[0].partition}
+    return TableSnapshot(pieces, folders | stored_types(schema))
 
 
 def fragment(files_system: fs.FileSystem, path: str, piece: Piece) -> ds.ParquetFileFragment:
-    return ds.ParquetFileFormat().make_fragment(
+    # As nanoseconds, INT96 times after 2262 (such as 9999-12-31) would wrap around.
+    return ds.ParquetFileFormat(coerce_int96_timestamp_unit="us").make_fragment(
         path, filesystem=files_system, row_groups=list(piece.groups) or None
     )
+
+
+def scanner(
+    fragment: ds.ParquetFileFragment, columns: Sequence[str], where: Between | None, **options: Any
+) -> ds.Scanner:
+    """Reads those of the columns that the file has, filtered by `where` where Arrow can filter.
+
+    Raises FailedPrecondition UNSUPPORTED_FORMAT if a column exists twice.
+    """
+    schema = fragment.physical_schema
+    present = [c for c in dict.fromkeys(columns) if c in schema.names]
+    twice = [c for c in present if schema.names.count(c) > 1]
+    if twice:
+        raise UnsupportedFormat(
+            f"s3://{fragment.path} has more than one column {twice[0]!r}: write it with different names."
+        )
+    condition = None
+    if where is not None and not any(has_view(schema.field(c).type) for c in present):
+        condition = _filter(schema, where)
+    return fragment.scanner(columns=present, filter=condition, **options)
+
+
+def _filter(schema: pa.Schema, where: Between) -> ds.Expression | None:
+    """`where` as a filter of Arrow; None if its column is missing or has no timestamps."""
+    if schema.names.count(where.column) != 1:
+        return None
+    stored = schema.field(where.column).type
+    if not pa.types.is_timestamp(stored):
+        return None
+    kind = pa.timestamp("us", stored.tz)
+    column = ds.field(where.column)
+    condition = column.is_valid()
+    for bound, lower in ((where.low, True), (where.high, False)):
+        if bound is None:
+            continue
+        scalar = pa.scalar(bound, kind)
+        # Compared in microseconds, so that a bound is not rounded to the column's seconds or milliseconds.
+        left = column.cast(kind, safe=False) if stored != kind else column
+        condition = condition & (left >= scalar if lower else left < scalar)
+    return condition
 
 
 def split(files_system: fs.FileSystem, path: str, piece: Piece, most_rows: int) -> list[Piece]:
@@ -54,25 +85,11 @@ def split(files_system: fs.FileSystem, path: str, piece: Piece, most_rows: int) 
     for group in range(metadata.num_row_groups):
         count = metadata.row_group(group).num_rows
         if groups and rows + count > most_rows:
-            pieces.append(Piece(piece.uri, rows, tuple(groups), piece.partition))
+            pieces.append(replace(piece, rows=rows, groups=tuple(groups)))
             groups, rows = [], 0
         if count:
             groups.append(group)
             rows += count
     if groups:
-        pieces.append(Piece(piece.uri, rows, tuple(groups), piece.partition))
+        pieces.append(replace(piece, rows=rows, groups=tuple(groups)))
     return pieces
-
-
-def with_partition(frame: pl.DataFrame, height: int, piece: Piece, wanted: Sequence[str]) -> pl.DataFrame:
-    """The wanted columns: from the file, from the partition (as text), or null."""
-    partition = dict(piece.partition)
-    columns: dict[str, pl.Series] = {}
-    for name in wanted:
-        if name in frame.columns:
-            columns[name] = frame.get_column(name)
-        elif name in partition:
-            columns[name] = pl.Series([partition[name]], dtype=pl.String).new_from_index(0, height)
-        else:
-            columns[name] = pl.Series([None], dtype=pl.Null).new_from_index(0, height)
-    return pl.DataFrame(columns)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
-from pyarrow import fs
 
-from flywheel_common.errors import DataLoss, FlywheelError, NotFound
+from flywheel_common.errors import NotFound
 from flywheel_feature.definitions.model import TableFormat
-from flywheel_feature.store.s3.tables import READERS, S3Tables, arrow_filter, to_frame
-from flywheel_feature.tables.ports import Between, TableFile
+from flywheel_feature.store.s3 import snapshots
+from flywheel_feature.store.s3.arrow_frames import to_frame
+from flywheel_feature.store.s3.tables import S3Tables
+from flywheel_feature.tables.addresses import hive_columns
+from flywheel_feature.tables.ports import Between, Piece, TableFile
 
 
 class S3TableFiles(S3Tables):
@@ -24,10 +25,14 @@ class S3TableFiles(S3Tables):
         path = self._path(uri)
         if table_format == TableFormat.DELTA:
             # The files of a Delta table never change.
-            return [TableFile(file.uri, uri, "delta") for file in self.snapshot(uri, table_format).files]
+            files = self.snapshot(uri, table_format).files
+            return [TableFile(file.uri, "delta", file.partition) for file in files]
 
         def found() -> list[TableFile]:
-            return [TableFile(f"s3://{i.path}", uri, f"{i.size}-{i.mtime_ns}") for i in self._timed(path)]
+            return [
+                TableFile(f"s3://{i.path}", f"{i.size}-{i.mtime_ns}", hive_columns(i.path[len(path) :]))
+                for i in self._files(path)
+            ]
 
         return self._guard(uri, found)
 
@@ -36,48 +41,23 @@ class S3TableFiles(S3Tables):
         limit = time.time_ns() - int(seconds * 1e9)
 
         def found() -> list[str]:
-            return [f"s3://{i.path}" for i in self._timed(self._path(uri)) if i.mtime_ns < limit]
+            return [f"s3://{i.path}" for i in self._files(self._path(uri)) if i.mtime_ns < limit]
 
         try:
             return self._guard(uri, found)
         except NotFound:
             return []
 
-    def _timed(self, path: str) -> list[fs.FileInfo]:
-        """Files with their modification times.
-
-        A listing by rclone drops trailing zeros of the milliseconds, which Arrow cannot parse: one file in
-        ten has no time, and is requested separately.
-        """
-        return [i if i.mtime_ns else self._fs.get_file_info(i.path) for i in self._files(path)]
-
-    def row_counts(self, uris: Sequence[str]) -> list[int | FlywheelError]:
-        def count(uri: str) -> int | FlywheelError:
-            try:
-                return self._guard(
-                    uri, lambda: int(pq.read_metadata(self._path(uri), filesystem=self._fs).num_rows)
-                )
-            except DataLoss as error:
-                return error
-
-        with ThreadPoolExecutor(READERS) as readers:
-            return list(readers.map(count, uris))
-
     def batches(
         self, file: TableFile, columns: Sequence[str], where: Between | None, rows: int, skip: int
     ) -> Iterator[tuple[int, pl.DataFrame]]:
         def opened() -> Iterator[pa.RecordBatch]:
-            dataset = self._dataset_of([self._path(file.uri)], self._path(file.table))
-            schema = dataset.schema
-            is_timestamp = (
-                where is not None
-                and where.column in schema.names
-                and pa.types.is_timestamp(schema.field(where.column).type)
-            )
+            fragment = snapshots.fragment(self._fs, self._path(file.uri), Piece(file.uri))
             # Without read-ahead at most one row group of the wanted columns is in memory.
-            scanner = dataset.scanner(
-                columns=[c for c in columns if c in schema.names],
-                filter=arrow_filter(schema, where if is_timestamp else None),
+            scanner = snapshots.scanner(
+                fragment,
+                columns,
+                where,
                 batch_size=rows,
                 batch_readahead=1,
                 fragment_readahead=1,
@@ -90,4 +70,4 @@ class S3TableFiles(S3Tables):
         while (batch := self._guard(file.uri, lambda: next(source, None))) is not None:
             number += 1
             if number > skip and batch.num_rows:
-                yield number, to_frame(pa.Table.from_batches([batch]))
+                yield number, self._guard(file.uri, partial(to_frame, pa.Table.from_batches([batch])))
