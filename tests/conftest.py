@@ -13,9 +13,6 @@ import os
 # Libraries read these when they are imported. gRPC's fork handlers crash a child that is forked while gRPC
 # runs in this process, as backends are.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
-# The local S3 server does not support the newer checksum headers.
-os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
-os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "WHEN_REQUIRED")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
 import asyncio

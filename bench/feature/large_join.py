@@ -13,15 +13,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import resource
 import tempfile
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "WHEN_REQUIRED")
 
 import numpy as np
 import polars as pl

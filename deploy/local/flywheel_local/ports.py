@@ -34,6 +34,13 @@ OFFSETS: Mapping[str, int] = {
     "triton_metrics": 308,
     "ray": 310,
     "ray_dashboard": 311,
+    "s3_grpc": 321,
+    "s3_master": 322,
+    "s3_master_grpc": 323,
+    "s3_volume": 324,
+    "s3_volume_grpc": 325,
+    "s3_filer": 326,
+    "s3_filer_grpc": 327,
 }
 
 FREE = range(15_000, 32_000)

@@ -69,9 +69,6 @@ def settings(service: Service, backends: Backends, ports: Mapping[str, int], sta
 
 
 S3_CLIENTS = {
-    # rclone's S3 server does not support the newer checksum headers.
-    "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
-    "AWS_RESPONSE_CHECKSUM_VALIDATION": "WHEN_REQUIRED",
     "AWS_EC2_METADATA_DISABLED": "true",
     # Several processes share few cores: a thread pool per library would slow them down.
     "OMP_NUM_THREADS": "1",

@@ -23,9 +23,13 @@ class EventTimeBound:
     clock: Clock
     max_clock_skew_seconds: float = 300.0
 
+    def now(self) -> int:
+        """The time now."""
+        return micros(self.clock.now())
+
     def latest(self) -> int:
         """The latest accepted event time."""
-        return micros(self.clock.now()) + int(self.max_clock_skew_seconds * 1_000_000)
+        return self.now() + int(self.max_clock_skew_seconds * 1_000_000)
 
     def out_of_range(self, times: Ints) -> Mask:
         """[n] bool: the times that `check` refuses."""

@@ -86,7 +86,7 @@ log = get_logger(__name__)
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 GROUP = "flywheel-feature-materialize"
-"""Consumer group of the stream workers."""
+"""Under this name the stream workers share the partitions, and their poison records are parked."""
 HOUSEKEEPING_SECONDS = 3600.0
 
 

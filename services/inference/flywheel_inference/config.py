@@ -84,3 +84,5 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Maximum time that RecordOutcome waits for Kafka."""
     heartbeat_seconds: float = 0.25
     """Pause between reports to the registry, and between checks of the loaded models."""
+    unload_seconds: float = 30.0
+    """How long a model stays in Triton after its last use: other gateways on this Triton may still use it."""

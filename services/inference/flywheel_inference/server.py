@@ -187,6 +187,7 @@ def wire(
         make_scorer=scorers.make,
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,
+        unload_seconds=settings.unload_seconds,
     )
 
     metrics.watch("in_flight", "Predictions in flight", lambda: predictor.in_flight)

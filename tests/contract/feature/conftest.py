@@ -10,9 +10,9 @@ import pytest
 import flywheel_feature
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import Pool, create_pool
-from tests.support.servers.feature import StreamWorkers, bucket, client, environment, server, workers
+from tests.support.servers.feature import StreamWorkers, client, environment, server, workers
 
-__all__ = ["StreamWorkers", "bucket", "client", "environment", "server", "workers"]
+__all__ = ["StreamWorkers", "client", "environment", "server", "workers"]
 
 
 @pytest.fixture(params=["memory", "postgres"])

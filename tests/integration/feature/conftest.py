@@ -1,7 +1,6 @@
 """Fixtures of the integration tests of the feature service."""
 
 from tests.support.servers.feature import (
-    bucket,
     client,
     environment,
     server,
@@ -10,4 +9,4 @@ from tests.support.servers.feature import (
     workers,
 )
 
-__all__ = ["bucket", "client", "environment", "server", "service_processes", "tables", "workers"]
+__all__ = ["client", "environment", "server", "service_processes", "tables", "workers"]

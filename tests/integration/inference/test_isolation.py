@@ -144,3 +144,24 @@ async def test_a_release_that_cannot_be_decoded_leaves_the_old_one(
     answer = await gateway.predict()
     assert answer.release.endswith("/releases/1") and not answer.degraded
     assert (await gateway.status()).generation == 1
+
+
+async def test_a_gateway_keeps_a_model_loaded_that_another_one_still_uses(
+    memory_deployment: MemoryDeployment,
+) -> None:
+    registry = memory_deployment.registry
+    old, new = registry.release(1, W), registry.release(2, W)
+    gateway = await memory_deployment.gateway_serving(old, unload_seconds=1.0)
+    await gateway.serves(registry.want(champion=new))
+    name = "test.late.v1"
+    await asyncio.sleep(0.3)
+    assert await memory_deployment.models.is_loaded(name, 1.0), "the other gateway may still use it"
+    await gateway.serves(registry.want(champion=old))
+    await asyncio.sleep(1.2)
+    assert await memory_deployment.models.is_loaded(name, 1.0), "it is used again"
+    await gateway.serves(registry.want(champion=new))
+
+    async def unloaded() -> bool:
+        return not await memory_deployment.models.is_loaded(name, 1.0)
+
+    await eventually(unloaded, within=10)

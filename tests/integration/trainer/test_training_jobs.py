@@ -220,4 +220,4 @@ async def test_an_unusable_training_set_fails_the_job_with_its_reason(
 
         job = await eventually(ended, within=240, every=0.3)
     assert (job.state, job.error_reason) == (job_pb2.JOB_STATE_FAILED, "UNUSABLE_TRAINING_SET")
-    assert job.error_message == "UnusableTrainingSet: Every label is 1: labels of both classes are needed."
+    assert job.error_message == "Every label is 1: labels of both classes are needed."

@@ -35,7 +35,7 @@ from flywheel_feature.ingest.materialize_job import MaterializeJob, MaterializeR
 from flywheel_feature.ingest.push import Pusher
 from flywheel_feature.ingest.push_log import PushLog
 from flywheel_feature.ingest.rule_actions import RuleActions
-from flywheel_feature.ingest.tombstones import TombstoneFilter
+from flywheel_feature.ingest.tombstones import Tombstone, TombstoneFilter, key_hash
 from flywheel_feature.jobs.model import Job
 from flywheel_feature.offline.joins.stored_join import StoredView
 from flywheel_feature.offline.model import JoinMode
@@ -74,6 +74,7 @@ class BatchViewLab:
         self.clock = ManualClock(EPOCH)
         self.clock.advance(minute * 60.0)
         self.tables, self.online, self.seen = MemoryTables(), MemoryOnlineStore(), MemoryMaterialized()
+        self.erased: dict[bytes, Tombstone] = {}
         self._files = 0
         self.log = PushLog(MemoryPushLog(Garbage()), self.tables, self._new_id)
         self.pusher = Pusher(
@@ -101,6 +102,12 @@ class BatchViewLab:
         if request_id not in dict(self.submitted):
             self.submitted.append((request_id, MaterializeRequest.load(request)))
         return Job(project, request_id, kind, request, self.clock.now())
+
+    def erase(self, key: str) -> None:
+        """Erase an entity at the time of the clock."""
+        (name,) = entity_keys([(DataType.STRING, [key])])
+        now = round(self.clock.now().timestamp() * 1e6)
+        self.erased[key_hash(self.entity, name)] = Tombstone(now, {})
 
     def frame(self, rows: Sequence[Row]) -> pl.DataFrame:
         columns: dict[str, Any] = {
@@ -139,7 +146,7 @@ class BatchViewLab:
             pushed=self.log,
             online=self.online,
             materialized=self.seen,
-            tombstones=TombstoneFilter(lambda project: self.catalog, lambda project: {}),
+            tombstones=TombstoneFilter(lambda project: self.catalog, lambda project: {"e": self.erased}),
             rule_actions=RuleActions(self.tables),
             clock=self.clock,
         )

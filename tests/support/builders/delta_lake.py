@@ -42,9 +42,7 @@ class DeltaLake:
         self.bucket = bucket
         self.uri = f"s3://{bucket}/weather/"
         self.tables = s3_tables(s3, bucket)
-        # The local store has no conditional writes, which Delta uses to commit.
-        options = storage_options(s3.endpoint, s3.access_key, s3.secret_key, 30.0)
-        self.options = {**options, "aws_s3_allow_unsafe_rename": "true"}
+        self.options = storage_options(s3.endpoint, s3.access_key, s3.secret_key, 30.0)
 
     @property
     def reader(self) -> SourceReader:

@@ -292,7 +292,6 @@ class S3JoinInputs(JoinInputs):
             "FLYWHEEL_FEATURE_S3_ACCESS_KEY": s3.access_key,
             "FLYWHEEL_FEATURE_S3_SECRET_KEY": s3.secret_key,
             "FLYWHEEL_FEATURE_S3_BUCKET": bucket,
-            "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
         }
         self.process = PartitionProcess(str(spill), self.environment)
         super().__init__(s3_tables(s3, bucket), bucket)

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -50,14 +49,6 @@ def s3_files(s3: S3) -> fs.S3FileSystem:
 def s3_tables(s3: S3, bucket: str) -> S3Tables:
     """Tables of a bucket of the local object store."""
     return S3Tables(endpoint=s3.endpoint, access_key=s3.access_key, secret_key=s3.secret_key, bucket=bucket)
-
-
-@pytest.fixture
-def bucket(s3: S3) -> str:
-    """A new bucket, made through the API: rclone sees folders made on disk only minutes later."""
-    name = f"test-{uuid.uuid4().hex[:16]}"
-    s3_files(s3).create_dir(name)
-    return name
 
 
 @pytest.fixture

@@ -104,6 +104,7 @@ def settings_for_tests(**changes: Any) -> InferenceSettings:
         "state_dir": Path("/nonexistent"),
         "gateway_id": "gateway-test",
         "log_drain_seconds": 2.0,
+        "unload_seconds": 0.0,
         # Long limits: the tests check behaviour, and the machine may be busy.
         "batch_cap_seconds": 2.0,
         "default_budget_seconds": 4.0,

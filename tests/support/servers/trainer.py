@@ -49,7 +49,7 @@ class TrainerProcess:
         self.address = settings["FLYWHEEL_TRAINER_LISTEN"]
 
     async def start(self) -> None:
-        environment = {**os.environ, **self.settings, "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED"}
+        environment = {**os.environ, **self.settings}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(  # noqa: ASYNC220 - it outlives this test's loop
                 [sys.executable, "-m", "flywheel_trainer", "serve"], env=environment, stdout=log, stderr=log

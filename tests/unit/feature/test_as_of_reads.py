@@ -24,6 +24,7 @@ from flywheel_feature.definitions.model import (
     View,
 )
 from flywheel_feature.encoding.row_encoding import RowLayout
+from flywheel_feature.encoding.same_length_values import SameLengthReply
 from flywheel_feature.online.lookup import SharedRead
 from flywheel_feature.online.read_plan import ReadPlan, plan_of_features
 from flywheel_feature.online.view_reads import NOT_FOUND, NOT_YET_VALID, NULL, PRESENT, STALE
@@ -133,6 +134,24 @@ def test_on_demand_features_of_a_hidden_row_are_unknown() -> None:
         "d__text": ["secret", None, "none"],
         "v__x": [1.5, None, None],
     } == to_dict(message.features)
+
+
+def test_rows_that_redis_sent_in_one_piece_are_hidden() -> None:
+    """They stay in the reply, with the heads of the values between them."""
+    numbers = (Feature("x", T.FLOAT64), Feature("b", T.BOOL))
+    layout = RowLayout(numbers)
+    times = until(10, 11, 10)
+    columns = {"x": (np.array([1.0, 2.0, 3.0]), np.ones(3, np.bool_)), "b": (np.ones(3, np.bool_),) * 2}
+    values = layout.encode(columns, times, times)
+    reply = SameLengthReply(3)
+    assert reply.add(b"*3\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(v), v) for v in values))
+    rows = layout.decode(reply.values)
+    later = rows.hide_later_than(until(10, 10, 10))
+    assert later is not None
+    assert [False, True, False] == later.tolist()
+    assert [[1.0, 0.0, 3.0], [True, False, True]] == [values.tolist() for values, _ in rows.columns]
+    assert [[True, True], [False, False], [True, True]] == rows.valid.tolist()
+    assert (values, reply.values[1]) == (list(reply.values), values[1]), "the reply is unchanged"
 
 
 def test_a_stale_row_is_stale_and_a_later_row_is_not_yet_valid() -> None:

@@ -127,7 +127,7 @@ async def test_a_bound_of_1970_is_refused_and_a_naive_one_is_utc() -> None:
     platform, unset = Platform(), datetime(1970, 1, 1, tzinfo=UTC)
     played = replay(platform)
     with pytest.raises(EventTimeOutOfRange, match="start"):
-        fw.Replay(platform, "m", [], played._requests, start=unset)  # type: ignore[arg-type]
+        fw.Replay(platform, "m", [], None, start=unset)  # type: ignore[arg-type]
     with pytest.raises(EventTimeOutOfRange, match="start"):
         await played.push(unset, START)
     with pytest.raises(EventTimeOutOfRange, match="end"):

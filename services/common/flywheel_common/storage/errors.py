@@ -13,10 +13,10 @@ class ObjectNotFound(NotFound):
 
 
 class InvalidObjectKey(InvalidArgument):
-    """An object key is empty, too long, or has empty, `.` or `..` parts."""
+    """An object key is empty or too long, or has empty, `.`, `..` or long parts."""
 
     reason = "INVALID_OBJECT_KEY"
-    remedy = "Use a relative key of at most 900 characters."
+    remedy = "Use a relative key of at most 900 characters, with at most 255 bytes between slashes."
 
 
 class S3Unavailable(Unavailable):

@@ -33,11 +33,11 @@ class Digest:
 class ObjectStore(Protocol):
     """A store of whole objects.
 
-    A put is atomic, reads see completed puts, and the last of two concurrent puts wins; S3 has no
-    preconditions here, so use PostgreSQL for arbitration, or content-addressed keys. Deleting a missing key
-    does nothing. Keys are relative, without empty, `.` or `..` parts. Raises ObjectNotFound for a missing key
-    (get, stream), InvalidObjectKey, and S3Unavailable, before the deadline of the running call if it has one:
-    a change may then have happened.
+    A put is atomic, reads see completed puts, and the last of two concurrent puts wins: use PostgreSQL for
+    arbitration, or content-addressed keys. Lists are sorted by key, in some stores folder by folder. Deleting
+    a missing key does nothing. Keys are relative, without empty, `.` or `..` parts. Raises ObjectNotFound for
+    a missing key (get, stream), InvalidObjectKey, and S3Unavailable, before the deadline of the running call
+    if it has one: a change may then have happened.
     """
 
     async def put(self, key: str, data: bytes) -> Digest: ...
@@ -74,7 +74,8 @@ async def put_content(store: ObjectStore, data: bytes, *, prefix: str = "") -> t
 
 def check_key(key: str) -> str:
     """Returns the key. Raises InvalidObjectKey."""
-    if not key or len(key) > 900 or any(part in ("", ".", "..") for part in key.split("/")) or "\0" in key:
+    parts = key.split("/")
+    if len(key) > 900 or "\0" in key or any(p in ("", ".", "..") or len(p.encode()) > 255 for p in parts):
         raise InvalidObjectKey(f"{key[:80]!r} is not a valid object key.")
     return key
 

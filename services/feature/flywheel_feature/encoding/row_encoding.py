@@ -162,8 +162,10 @@ class DecodedRows(Sequence[tuple[Array, Mask]]):
         later: Mask = self.found & (np.maximum(self.event, self._fixed["created"]) > limit)
         if not later.any():
             return None
-        self._fixed = self._fixed.copy()
-        self._fixed[later] = np.zeros((), self._fixed.dtype)
+        # As bytes: numpy copies records field by field.
+        raw = self._fixed[:, None].view(np.uint8).copy()
+        raw[later] = 0
+        self._fixed = raw.view(self._layout.dtype)[:, 0]
         self.event = np.where(later, 0, self.event)
         self.valid = self.valid & ~later[:, None]
         self.bits = self.bits * ~later[:, None]

@@ -167,10 +167,14 @@ class MemoryMaterialized:
     async def mark_seen(self, project: str, view: str, version: int, uri: str, seen: SeenFile) -> None:
         self._seen.setdefault((project, view, version), {})[uri] = seen
 
-    async def mark_due(self, project: str, view: str, version: int, uri: str, due: int) -> None:
+    async def mark_due(self, project: str, view: str, version: int, uri: str, later: SeenFile) -> None:
         files = self._seen.setdefault((project, view, version), {})
         before = files.get(uri, SeenFile(""))
-        files[uri] = SeenFile(before.stamp, min(before.due or due, due))
+        files[uri] = SeenFile(
+            before.stamp,
+            min(before.due or later.due, later.due),
+            min(before.read_at or later.read_at, later.read_at),
+        )
 
     async def due(self, now: int) -> Mapping[ViewVersion, int]:
         times = {

@@ -20,6 +20,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import polars as pl
 
 from flywheel_common.errors import FlywheelError, NotFound, WrongType
@@ -37,7 +38,14 @@ from flywheel_feature.tables.declared import (
     mismatch,
     times_between,
 )
-from flywheel_feature.tables.ports import Footer, PushedFiles, SeenFile, SeenFiles, TableFile, TableFiles
+from flywheel_feature.tables.ports import (
+    Footer,
+    PushedFiles,
+    SeenFile,
+    SeenFiles,
+    TableFile,
+    TableFiles,
+)
 from flywheel_feature.tables.sources import (
     ROW_CREATED_TIME,
     ROW_EVENT_TIME,
@@ -79,6 +87,8 @@ class FileToRead:
     """The stamp to remember when it was read."""
     valid_from: int | None = None
     """Rows that are valid from an earlier time are online; None: read all rows."""
+    read_at: int = 0
+    """When the rows were read before, microseconds; 0: not yet."""
 
 
 class ViewRun:
@@ -116,7 +126,7 @@ class ViewRun:
         files = await self._files_to_read([*table, *pushed], checkpoint)
         job.progress(checkpoint.read, 0, "rows", f"reading {len(files)} files of {self._input.view.id}")
         footers = await asyncio.to_thread(self._files.footers, [f.file.uri for f in files])
-        await asyncio.to_thread(self._check_columns, table, files, footers)
+        await asyncio.to_thread(self._check_columns, table, [f.file for f in files], footers)
         total = checkpoint.read + sum(f.rows for f in footers if isinstance(f, Footer))
         for reading, footer in zip(files, footers, strict=True):
             if isinstance(footer, FlywheelError):
@@ -149,10 +159,8 @@ class ViewRun:
     async def _files_to_read(
         self, files: list[TableFile], checkpoint: MaterializeCheckpoint
     ) -> list[FileToRead]:
-        """Of an incremental run, the files with unread contents or with rows that have become valid.
-
-        Of a range run, the files from the checkpoint on.
-        """
+        """Of an incremental run, files with unread contents or with rows that have become valid; of a range
+        run, those from the checkpoint on."""
         if not self._input.is_incremental:
             return _from_checkpoint([FileToRead(f, f.stamp) for f in files], checkpoint)
         seen = await self._seen.seen(*self._version)
@@ -167,20 +175,20 @@ class ViewRun:
             if everything and (not file.stamp or before.stamp != file.stamp):
                 found.append(FileToRead(file, file.stamp))
             elif file.uri in due:
-                found.append(FileToRead(file, before.stamp, before.due))
+                found.append(FileToRead(file, before.stamp, before.due, before.read_at))
         return found
 
     def _check_columns(
         self,
         table: Sequence[TableFile],
-        files: Sequence[FileToRead],
+        files: Sequence[TableFile],
         footers: Sequence[Footer | FlywheelError],
     ) -> None:
         """Check that the table has every field of the view, as offline reads do.
 
         `footers` are those of `files`. Raises FailedPrecondition SOURCE_MISMATCH.
         """
-        read = {reading.file.uri: footer for reading, footer in zip(files, footers, strict=True)}
+        read = {file.uri: footer for file, footer in zip(files, footers, strict=True)}
         found = [f for file in table if isinstance(f := read.get(file.uri), Footer)]
         if not found:
             return
@@ -215,7 +223,7 @@ class ViewRun:
         all_in_range = True
         while (found := await asyncio.to_thread(self._next, file, batches)) is not None:
             number, raw = found
-            frame, in_time = await asyncio.to_thread(self._prepared, file, names, raw)
+            frame, in_time = await asyncio.to_thread(self._prepared, reading, names, raw)
             all_in_range = all_in_range and in_time
             frame = await asyncio.to_thread(self._valid, reading, frame, checkpoint)
             # Rules come before `_latest`: when the latest row is left out, the one before it counts.
@@ -235,12 +243,13 @@ class ViewRun:
             checkpoint.batches = number
             await job.save_checkpoint(checkpoint.dump())
             report()
+        read_at = (reading.read_at or self._input.now) if checkpoint.due else 0
+        seen = SeenFile(reading.stamp, checkpoint.due, read_at)
         if self._input.is_incremental and all_in_range:
             if reading.stamp or checkpoint.due or reading.valid_from:
-                seen = SeenFile(reading.stamp, checkpoint.due)
                 await self._seen.mark_seen(*self._version, file.uri, seen)
         elif checkpoint.due and reading.valid_from is None:
-            await self._seen.mark_due(*self._version, file.uri, checkpoint.due)
+            await self._seen.mark_due(*self._version, file.uri, seen)
 
     def _valid(
         self, reading: FileToRead, frame: pl.DataFrame, checkpoint: MaterializeCheckpoint
@@ -263,17 +272,20 @@ class ViewRun:
             raise mismatch(self._input.source, f"{file.uri}: {error.message}") from error
 
     def _prepared(
-        self, file: TableFile, names: Sequence[str], raw: pl.DataFrame
+        self, reading: FileToRead, names: Sequence[str], raw: pl.DataFrame
     ) -> tuple[pl.DataFrame, bool]:
         """The rows of a batch to write, checked, and whether all rows lie before the end of the range."""
         view, source, end = self._input.view, self._input.source, self._input.end
-        declared = declared_rows(source, names, raw, file, keys=self._keys)
+        declared = declared_rows(source, names, raw, reading.file, keys=self._keys)
         time = pl.col(source.timestamp_field).dt.epoch("us")
         all_in_range = end is None or declared.filter(time >= end).height == 0
         declared = in_range(declared, source.timestamp_field, self._input.start, end)
         frame = batch_rows(declared, view, self._input.entity, source)
-        if not file.pushed:
+        if not reading.file.pushed:
             known = frame.get_column(ROW_CREATED_TIME).dt.epoch("us").to_numpy()
+            if reading.read_at:
+                # Without a created time, a row that becomes valid later would count as known later.
+                known = np.minimum(known, reading.read_at)
             kept = self._tombstones.batch_rows(source, known, frame)
             frame = frame if kept is None else frame.filter(pl.Series(kept))
         return frame, all_in_range

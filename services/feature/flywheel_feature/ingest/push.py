@@ -26,7 +26,7 @@ from flywheel_feature.encoding.row_checks import check_values, required, row_ids
 from flywheel_feature.ingest.ports import Materialized
 from flywheel_feature.ingest.row_writer import RowStore, RowWriter
 from flywheel_feature.ingest.rule_actions import RuleActions
-from flywheel_feature.tables.ports import SeenFiles
+from flywheel_feature.tables.ports import SeenFile, SeenFiles
 
 log = get_logger(__name__)
 
@@ -189,7 +189,8 @@ class Pusher:
             uri = await self._log.append(view, source, columns, rows)
             if is_later.any() and online:
                 due = int(valid_from[is_later].min())
-                await self._seen.mark_due(view.project, view.id, view.version, uri, due)
+                later = SeenFile("", due, self._event_times.now())
+                await self._seen.mark_due(view.project, view.id, view.version, uri, later)
         valid = ~is_later
         if online and valid.any():
             writer = RowWriter(catalog, view)

@@ -45,6 +45,8 @@ class ViewValues:
     """[n, features of eight bytes] their bits, 0 where there is no value."""
     columns: Sequence[tuple[Array, Mask]]
     """One per feature of the view."""
+    later: Mask | None = None
+    """[n] the rows that are NOT_YET_VALID; None: none."""
 
     @classmethod
     def of_columns(
@@ -88,7 +90,7 @@ class StoredRead:
         base = self._base(rows.found, rows.event, as_of)
         if later is not None:
             base[later] = NOT_YET_VALID
-        return ViewValues(base, rows.event, rows.valid, rows.bits, rows)
+        return ViewValues(base, rows.event, rows.valid, rows.bits, rows, later)
 
     def _base(self, found: Mask, event: Ints, as_of: Ints) -> npt.NDArray[np.uint8]:
         base = np.where(found, np.uint8(PRESENT), np.uint8(NOT_FOUND))
@@ -152,13 +154,12 @@ class OnDemandRead:
         for place in self._places:
             base[stored[place].base == STALE] = STALE
         outputs = self._computed(columns, rows)
-        later = np.zeros(rows, np.bool_)
         for place in self._places:
-            later |= stored[place].base == NOT_YET_VALID
-        if later.any():
-            # An expression may give a value for a null, but this value is unknown, not null.
-            base[later] = NOT_YET_VALID
-            outputs = [(values, valid & ~later) for values, valid in outputs]
+            later = stored[place].later
+            if later is not None:
+                # An expression may give a value for a null, but this value is unknown, not null.
+                base[later] = NOT_YET_VALID
+                outputs = [(values, valid & ~later) for values, valid in outputs]
         return ViewValues.of_columns(base, np.zeros(rows, np.int64), outputs, self._wide)
 
     def _computed(self, columns: Columns, rows: int) -> list[tuple[Array, Mask]]:

@@ -72,6 +72,8 @@ class SeenFile:
     """The stamp of the contents that were read as a whole; empty: none."""
     due: int = 0
     """The earliest time at which a row becomes valid that is not online yet, microseconds; 0: none."""
+    read_at: int = 0
+    """When these rows were read, microseconds; 0 without such rows."""
 
 
 class SeenFiles(Protocol):
@@ -88,8 +90,8 @@ class SeenFiles(Protocol):
         """Remember a file; this replaces what was remembered of it."""
         ...
 
-    async def mark_due(self, project: str, view: str, version: int, uri: str, due: int) -> None:
-        """Remember that a row of a file becomes valid at `due`; an earlier time and the stamp are kept."""
+    async def mark_due(self, project: str, view: str, version: int, uri: str, later: SeenFile) -> None:
+        """Remember that a row of a file becomes valid at `later.due`; earlier times and stamps are kept."""
         ...
 
     async def due(self, now: int) -> Mapping[tuple[str, str, int], int]:

@@ -24,7 +24,6 @@ from flywheel_feature.tables.declared import (
     times_between,
 )
 from flywheel_feature.tables.errors import ArchiveBehind
-from flywheel_feature.tables.file_columns import read_columns
 from flywheel_feature.tables.ports import Archive, Piece, Segment, Tables, TableSnapshot
 
 EVENT_ID, PARTITION, OFFSET = "__event_id", "__partition", "__offset"
@@ -235,15 +234,15 @@ class SourceReader:
             try:
                 # Not all files are filtered while reading; `in_range` filters all.
                 where = times_between(source, piece, low, high)
-                columns = [*columns_of(source, names, piece), *extra]
-                if source.is_stream:
-                    frame = read_columns(self._tables, piece, columns, where)
-                else:
-                    frame = self._tables.read_piece(piece, columns, where)
+                frame = self._tables.read_piece(piece, [*columns_of(source, names, piece), *extra], where)
             except WrongType as error:
                 raise mismatch(source, f"{piece.uri}: {error.message}") from error
             if source.is_stream:
-                frame = frame.cast({PARTITION: pl.Int32, **dict.fromkeys([OFFSET, *arrived], pl.Int64)})
+                # Segments that an older version wrote lack the time of arrival.
+                missing = (pl.lit(None, pl.Int64).alias(n) for n in arrived if n not in frame.columns)
+                frame = frame.with_columns(missing).cast(
+                    {PARTITION: pl.Int32, **dict.fromkeys([OFFSET, *arrived], pl.Int64)}
+                )
             rows = declared_rows(source, names, frame, piece, keys=keys, extra=extra)
             parts.append(in_range(rows, source.timestamp_field, low, high))
         return pl.concat(parts)

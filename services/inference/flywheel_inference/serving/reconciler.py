@@ -39,6 +39,7 @@ class Reconciler:
         make_scorer: MakeScorer,
         in_use: Callable[[ReleaseScorer], bool],
         heartbeat_seconds: float = 0.25,
+        unload_seconds: float = 30.0,
     ) -> None:
         self._state = state
         self._registry = registry
@@ -48,6 +49,8 @@ class Reconciler:
         self._make_scorer = make_scorer
         self._in_use = in_use
         self._heartbeat_seconds = heartbeat_seconds
+        self._unload_seconds = unload_seconds
+        self._unload_at: dict[str, float] = {}
         self._booted = False
         self._wake = asyncio.Event()
         self._report_now = asyncio.Event()
@@ -76,7 +79,8 @@ class Reconciler:
                 if (generations := self._state.apply()) is not None:
                     log.info("routing applied", generations=generations)
                     self._report_now.set()
-                await self._retire(group)
+                await self._retire()
+                self._unload_due(group)
                 self._state.settle()
 
     def _accept(self, content: bytes) -> None:
@@ -154,19 +158,31 @@ class Reconciler:
             release.task = None
             self._wake.set()
 
-    async def _retire(self, group: asyncio.TaskGroup) -> None:
-        """Forgets unused releases, unloads models that no other release uses, and deletes their artifacts."""
+    async def _retire(self) -> None:
+        """Forgets unused releases and deletes their artifacts; their models are unloaded later."""
         forgotten = self._state.forget_unused(self._in_use)
         if not forgotten:
             return
         left = [release.spec for release in self._state.releases.values()]
-        for model in {spec.triton_model for spec in forgotten} - {spec.triton_model for spec in left}:
-            group.create_task(self._unload(model))
+        for spec in forgotten:
+            self._unload_at[spec.triton_model] = time.monotonic() + self._unload_seconds
         try:
             wanted = {artifact.sha256 for spec in left for artifact in spec.artifacts}
             await asyncio.to_thread(self._store.keep_artifacts, wanted)
         except OSError as error:
             log.warning("unused artifacts not deleted", error=str(error))
+
+    def _unload_due(self, group: asyncio.TaskGroup) -> None:
+        """Unloads models that no release has used for `unload_seconds`: other gateways on the same model
+        server may apply the new routes later."""
+        used = {release.spec.triton_model for release in self._state.releases.values()}
+        now = time.monotonic()
+        for model, due in list(self._unload_at.items()):
+            if model in used:
+                del self._unload_at[model]
+            elif due <= now:
+                del self._unload_at[model]
+                group.create_task(self._unload(model))
 
     async def _unload(self, triton_model: str) -> None:
         try:

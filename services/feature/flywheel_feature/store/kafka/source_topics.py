@@ -121,15 +121,14 @@ class SourceTopics:
             admin = AIOKafkaAdminClient(bootstrap_servers=self._bootstrap)
             try:
                 await admin.start()
-                described = await admin.describe_topics([topic])
+                # All topics at once: freshness is asked for every source, one after the other.
+                described = await admin.describe_topics()
             finally:
                 with suppress(Exception):
                     await admin.close()
-            count = len(described[0]["partitions"]) if described else 0
-            if not count:
-                return 0
-            self._counted[topic] = count
-        return self._counted[topic]
+            counts = {found["topic"]: len(found["partitions"]) for found in described}
+            self._counted.update({name: count for name, count in counts.items() if count})
+        return self._counted.get(topic, 0)
 
     async def _stored(self, offsets: Mapping[TopicPartition, int]) -> dict[tuple[TopicPartition, int], int]:
         """(partition, offset) → microseconds at which the first record from there on was stored."""

@@ -9,10 +9,9 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
-import asyncpg
 from pydantic import TypeAdapter
 
-from flywheel_common.postgres.pool import Connection, Pool, alive, connection, transaction
+from flywheel_common.postgres.pool import DRIVER_ERRORS, Connection, Pool, alive, connection, transaction
 from flywheel_feature.apply.lineage import ModelUses
 from flywheel_feature.apply.plan import Action, ApplyPlan, Declared, Definition, make_plan
 from flywheel_feature.definitions.catalog import Catalog
@@ -98,7 +97,7 @@ class PostgresDefinitions:
                         async with asyncio.timeout(self._poll_seconds):
                             await notified.wait()
             finally:
-                with suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                with suppress(*DRIVER_ERRORS):
                     await conn.remove_listener(CHANNEL, on_notification)
 
 

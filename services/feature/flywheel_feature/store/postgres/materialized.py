@@ -7,14 +7,19 @@ from collections.abc import Mapping
 from flywheel_common.postgres.pool import Pool, connection
 from flywheel_feature.tables.ports import SeenFile
 
-_SEEN = "SELECT uri, stamp, due FROM materialized_file WHERE project = $1 AND view = $2 AND version = $3"
+_SEEN = (
+    "SELECT uri, stamp, due, read_at FROM materialized_file WHERE project = $1 AND view = $2 AND version = $3"
+)
 _MARK = """
-INSERT INTO materialized_file (project, view, version, uri, stamp, due) VALUES ($1, $2, $3, $4, $5, $6)
-ON CONFLICT (project, view, version, uri) DO UPDATE SET stamp = $5, due = $6
+INSERT INTO materialized_file (project, view, version, uri, stamp, due, read_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
+ON CONFLICT (project, view, version, uri) DO UPDATE SET stamp = $5, due = $6, read_at = $7
 """
 _MARK_DUE = """
-INSERT INTO materialized_file AS f (project, view, version, uri, stamp, due) VALUES ($1, $2, $3, $4, '', $5)
-ON CONFLICT (project, view, version, uri) DO UPDATE SET due = least(nullif(f.due, 0), $5)
+INSERT INTO materialized_file AS f (project, view, version, uri, stamp, due, read_at)
+VALUES ($1, $2, $3, $4, '', $5, $6)
+ON CONFLICT (project, view, version, uri)
+DO UPDATE SET due = least(nullif(f.due, 0), $5), read_at = least(nullif(f.read_at, 0), $6)
 """
 _DUE = """
 SELECT project, view, version, min(due) AS due FROM materialized_file
@@ -44,15 +49,15 @@ class PostgresMaterialized:
     async def seen(self, project: str, view: str, version: int) -> Mapping[str, SeenFile]:
         async with connection(self._pool) as conn:
             rows = await conn.fetch(_SEEN, project, view, version)
-        return {r["uri"]: SeenFile(r["stamp"], r["due"]) for r in rows}
+        return {r["uri"]: SeenFile(r["stamp"], r["due"], r["read_at"]) for r in rows}
 
     async def mark_seen(self, project: str, view: str, version: int, uri: str, seen: SeenFile) -> None:
         async with connection(self._pool) as conn:
-            await conn.execute(_MARK, project, view, version, uri, seen.stamp, seen.due)
+            await conn.execute(_MARK, project, view, version, uri, seen.stamp, seen.due, seen.read_at)
 
-    async def mark_due(self, project: str, view: str, version: int, uri: str, due: int) -> None:
+    async def mark_due(self, project: str, view: str, version: int, uri: str, later: SeenFile) -> None:
         async with connection(self._pool) as conn:
-            await conn.execute(_MARK_DUE, project, view, version, uri, due)
+            await conn.execute(_MARK_DUE, project, view, version, uri, later.due, later.read_at)
 
     async def due(self, now: int) -> Mapping[tuple[str, str, int], int]:
         async with connection(self._pool) as conn:

@@ -1,7 +1,7 @@
 """Deletes objects on S3, through botocore.
 
-pyarrow is not used because it writes a marker object when the last file of a folder is deleted. A store with
-real folders treats the marker as a file, or refuses it.
+pyarrow is not used because it writes an empty object `folder/` when it deletes the last file of a folder, and
+other clients list that object as a file.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from functools import partial
 
 import polars as pl
 import pyarrow as pa
-from pyarrow import fs
 
 from flywheel_common.errors import NotFound
 from flywheel_feature.definitions.model import TableFormat
@@ -32,7 +31,7 @@ class S3TableFiles(S3Tables):
         def found() -> list[TableFile]:
             return [
                 TableFile(f"s3://{i.path}", f"{i.size}-{i.mtime_ns}", hive_columns(i.path[len(path) :]))
-                for i in self._timed(path)
+                for i in self._files(path)
             ]
 
         return self._guard(uri, found)
@@ -42,20 +41,12 @@ class S3TableFiles(S3Tables):
         limit = time.time_ns() - int(seconds * 1e9)
 
         def found() -> list[str]:
-            return [f"s3://{i.path}" for i in self._timed(self._path(uri)) if i.mtime_ns < limit]
+            return [f"s3://{i.path}" for i in self._files(self._path(uri)) if i.mtime_ns < limit]
 
         try:
             return self._guard(uri, found)
         except NotFound:
             return []
-
-    def _timed(self, path: str) -> list[fs.FileInfo]:
-        """Files with their modification times.
-
-        A listing by rclone drops trailing zeros of the milliseconds, which Arrow cannot parse: one file in
-        ten has no time, and is requested separately.
-        """
-        return [i if i.mtime_ns else self._fs.get_file_info(i.path) for i in self._files(path)]
 
     def batches(
         self, file: TableFile, columns: Sequence[str], where: Between | None, rows: int, skip: int
