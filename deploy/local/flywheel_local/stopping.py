@@ -33,7 +33,8 @@ def stoppable() -> Iterator[None]:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for each in _SIGNALS:
-            signal.signal(each, signal.SIG_IGN)
+            # Not SIG_IGN, which a process that is being started would inherit.
+            signal.signal(each, _nothing)
         if not _Postponed.depth:
             raise Stopped(number)
         _Postponed.stop = Stopped(number)
@@ -44,6 +45,10 @@ def stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    pass
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from flywheel_common.context import Call, Principal, current_call
 from flywheel_common.deadline import budget, call_timeout
 from flywheel_common.telemetry.traces import configure_telemetry, parse_traceparent
 from flywheel_protos.types.v1.value_pb2 import Value
+from tests.support.eventually import eventually
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 UNSAMPLED = PARENT[:-1] + "0"
@@ -78,6 +79,8 @@ async def test_a_sampled_call_has_a_client_and_a_server_span_of_one_trace(
     await running.stub.Echo(text("x"))
     with pytest.raises(Exception, match="NOT_FOUND"):
         await running.stub.Echo(text("not found"))
+    # The span of the server ends after its client has the response.
+    await eventually(lambda: len(spans.get_finished_spans()) >= 3)
     by_kind = {(s.kind.name, s.status.status_code.name): s for s in spans.get_finished_spans()}
     assert set(by_kind) == {("CLIENT", "UNSET"), ("SERVER", "UNSET"), ("SERVER", "ERROR")}
     server, client = by_kind["SERVER", "UNSET"], by_kind["CLIENT", "UNSET"]
@@ -100,6 +103,7 @@ async def test_sampling_follows_the_ratio(start: Any) -> None:
     tracing = configure_telemetry("test", ratio=1.0, exporter=exporter)
     running = await start()
     await running.stub.Echo(text("x"))
+    await eventually(lambda: exporter.get_finished_spans())
     assert [s.kind.name for s in exporter.get_finished_spans()] == ["SERVER"]
     tracing.close()
     configure_telemetry("test")

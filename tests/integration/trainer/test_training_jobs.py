@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,7 +18,6 @@ import torch
 from flywheel_common.config import S3Settings
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.storage.s3 import object_store
-from flywheel_local.s3 import S3
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.recipes.tabular.dataset import Input, encode
@@ -48,7 +46,7 @@ async def test_two_workers_train_through_a_restart_of_the_trainer(
     with_peers: dict[str, str],
     with_ray: dict[str, str],
     peers: Any,
-    s3: S3,
+    s3_settings: S3Settings,
     bucket: str,
     start_trainer: Start,
 ) -> None:
@@ -82,24 +80,21 @@ async def test_two_workers_train_through_a_restart_of_the_trainer(
     assert run.metrics["auc"] > 0.7
     assert reason == "UNKNOWN_TRAINING_SET"
 
-    def content(name: str) -> bytes:
-        artifact = next(a for a in run.artifacts if a.name == name)
-        return (s3.data / "objects" / artifact.uri.removeprefix("s3://")).read_bytes()
-
-    weights = torch.load(io.BytesIO(content("weights.pt")), weights_only=True)
+    async with object_store(s3_settings) as store:
+        files = {a.name: await store.get(a.uri.removeprefix(f"s3://{bucket}/")) for a in run.artifacts}
+        table = await store.get("sets/one/part-0.parquet")
+    weights = torch.load(io.BytesIO(files["weights.pt"]), weights_only=True)
     inputs = tuple(Input(i["name"], i["data_type"], tuple(i["vocabulary"])) for i in weights["inputs"])
     network = TabularNet(
         [len(i.vocabulary) if i.categorical else None for i in inputs], weights["hidden_sizes"]
     )
     network.load_state_dict(weights["state"])
-    rows = encode(
-        pl.read_parquet(Path(s3.data / "objects" / bucket / "sets" / "one" / "part-0.parquet")), inputs
-    )
-    session = onnxruntime.InferenceSession(content("model.onnx"))
+    rows = encode(pl.read_parquet(table), inputs)
+    session = onnxruntime.InferenceSession(files["model.onnx"])
     with torch.no_grad():
         expected = Scorer(network).eval()(torch.from_numpy(rows)).numpy()
     np.testing.assert_allclose(session.run(["SCORE"], {"INPUT": rows})[0], expected, atol=1e-6)
-    report = json.loads(content("report.json"))
+    report = json.loads(files["report.json"])
     assert [i["name"] for i in report["inputs"]] == ["v__x", "v__z", "v__c", "v__b"]
     assert report["metrics"]["rows"] + report["split"]["calibration_end"] == len(rows)
 
