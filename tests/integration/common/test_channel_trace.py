@@ -103,7 +103,7 @@ async def test_sampling_follows_the_ratio(start: Any) -> None:
     tracing = configure_telemetry("test", ratio=1.0, exporter=exporter)
     running = await start()
     await running.stub.Echo(text("x"))
-    await eventually(lambda: exporter.get_finished_spans())
+    await eventually(exporter.get_finished_spans)
     assert [s.kind.name for s in exporter.get_finished_spans()] == ["SERVER"]
     tracing.close()
     configure_telemetry("test")
