@@ -58,13 +58,7 @@ class TritonModelServer:
             response = await self._stub.ModelInfer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise _translated(error, name) from None
-        raw = response.raw_output_contents[0] if response.raw_output_contents else b""
-        if len(raw) != rows * 4 or response.outputs[0].datatype != "FP32":
-            output = response.outputs[0]
-            raise WrongShape(
-                f"{name} returned {output.datatype} {list(output.shape)}: float32 [{rows}, 1] is expected."
-            )
-        return np.frombuffer(raw, "<f4")
+        return _scores(response, name, rows)
 
     async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
         request = pb.RepositoryModelLoadRequest(model_name=name)
@@ -108,6 +102,17 @@ class TritonModelServer:
             if isinstance(translated, NotFound):
                 return False
             raise translated from None
+
+
+def _scores(response: pb.ModelInferResponse, name: str, rows: int) -> npt.NDArray[np.float32]:
+    """[rows] scores of a response. Raises WrongShape."""
+    raw = response.raw_output_contents[0] if response.raw_output_contents else b""
+    found = [f"{output.datatype} {list(output.shape)}" for output in response.outputs]
+    if len(raw) != rows * 4 or [output.datatype for output in response.outputs] != ["FP32"]:
+        raise WrongShape(
+            f"{name} returned {', '.join(found) or 'no output'}: float32 [{rows}, 1] is expected."
+        )
+    return np.frombuffer(raw, "<f4")
 
 
 def _translated(error: grpc.aio.AioRpcError, name: str) -> FlywheelError:

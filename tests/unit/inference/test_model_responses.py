@@ -1,0 +1,39 @@
+"""Responses of the model server that are no scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from tritonclient.grpc import service_pb2 as pb
+
+from flywheel_inference.models.errors import WrongShape
+from flywheel_inference.store.triton.model_server import _scores
+
+Output = pb.ModelInferResponse.InferOutputTensor
+
+
+def response(raw: list[bytes], *outputs: Any) -> pb.ModelInferResponse:
+    return pb.ModelInferResponse(raw_output_contents=raw, outputs=outputs)
+
+
+def test_one_float_per_row_is_read() -> None:
+    raw = np.array([0.25, 0.5], "<f4").tobytes()
+    assert _scores(response([raw], Output(datatype="FP32", shape=[2, 1])), "m", 2).tolist() == [0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("raw", "outputs"),
+    [
+        ([], ()),
+        ([b"\0" * 8], ()),
+        ([], (Output(datatype="FP32", shape=[2, 1]),)),
+        ([b"\0" * 4], (Output(datatype="FP32", shape=[1, 1]),)),
+        ([b"\0" * 16], (Output(datatype="FP32", shape=[2, 2]),)),
+        ([b"\0" * 8], (Output(datatype="INT32", shape=[2, 1]),)),
+    ],
+)
+def test_any_other_response_is_refused(raw: list[bytes], outputs: tuple[Any, ...]) -> None:
+    with pytest.raises(WrongShape, match="is expected"):
+        _scores(response(raw, *outputs), "m", 2)
