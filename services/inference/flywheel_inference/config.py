@@ -86,3 +86,5 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Pause between reports to the registry, and between checks of the loaded models."""
     unload_seconds: float = 30.0
     """How long a model stays in Triton after its last use: other gateways on this Triton may still use it."""
+    loads_at_once: int = 8
+    """Maximum number of releases that are loaded at once; champions that were asked last come first."""

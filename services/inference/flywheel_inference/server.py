@@ -188,6 +188,7 @@ def wire(
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,
         unload_seconds=settings.unload_seconds,
+        loads_at_once=settings.loads_at_once,
     )
 
     metrics.watch("in_flight", "Predictions in flight", lambda: predictor.in_flight)

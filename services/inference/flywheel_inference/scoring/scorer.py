@@ -60,6 +60,8 @@ class ReleaseScorer:
         self.contract = contract
         self.tensors = TensorBuilder(spec.inputs)
         self.ready = False
+        self.last_asked = 0.0
+        """When a request last came, on time.monotonic; 0: never."""
         self._features = FeatureReader(features, contract, feature_breaker)
         self._models = models
         self._model_breaker = model_breaker
@@ -85,6 +87,7 @@ class ReleaseScorer:
 
     def score(self, request: RoutedRequest, deadline: float) -> asyncio.Future[Scored]:
         """The future raises CannotScore, Expired or InvalidArgument. `deadline` is on the loop's clock."""
+        self.last_asked = time.monotonic()
         return self._batcher.submit(request, deadline)
 
     async def close(self) -> None:

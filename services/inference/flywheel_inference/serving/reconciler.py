@@ -40,6 +40,7 @@ class Reconciler:
         in_use: Callable[[ReleaseScorer], bool],
         heartbeat_seconds: float = 0.25,
         unload_seconds: float = 30.0,
+        loads_at_once: int = 8,
     ) -> None:
         self._state = state
         self._registry = registry
@@ -51,6 +52,7 @@ class Reconciler:
         self._heartbeat_seconds = heartbeat_seconds
         self._unload_seconds = unload_seconds
         self._unload_at: dict[str, float] = {}
+        self._loads_at_once = loads_at_once
         self._booted = False
         self._wake = asyncio.Event()
         self._report_now = asyncio.Event()
@@ -74,7 +76,7 @@ class Reconciler:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                for release in self._state.due_for_loading(time.monotonic()):
+                for release in self._state.due_for_loading(time.monotonic(), self._loads_at_once):
                     release.task = group.create_task(self._load(release))
                 if (generations := self._state.apply()) is not None:
                     log.info("routing applied", generations=generations)

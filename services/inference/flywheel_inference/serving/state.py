@@ -88,12 +88,20 @@ class ServingState:
         for spec in self._wanted():
             self.releases.setdefault(spec.key, TrackedRelease(spec))
 
-    def due_for_loading(self, now: float) -> list[TrackedRelease]:
-        """Desired and routed releases to load now, the most urgent of each model first."""
-        wanted = [self.releases.setdefault(spec.key, TrackedRelease(spec)) for spec in self._wanted()]
-        # Routed ones, too: an old champion serves until its successor is ready, and Triton may lose it.
-        wanted += [self.releases[key] for key in self._routed()]
-        return list(dict.fromkeys(release for release in wanted if release.due(now)))
+    def due_for_loading(self, now: float, at_once: int) -> list[TrackedRelease]:
+        """Desired and routed releases to load now, so that at most `at_once` are being loaded: champions
+        first, of these the ones that were asked last, then challengers, then warm releases."""
+        urgency: dict[ReleaseKey, int] = {}
+        for desired in (self._desired or {}).values():
+            for rank, spec in enumerate(desired.releases):
+                self.releases.setdefault(spec.key, TrackedRelease(spec))
+                urgency[spec.key] = min(rank, urgency.get(spec.key, rank))
+        # An old champion serves until its successor is ready, and Triton may lose it.
+        urgency |= dict.fromkeys(self._routed(), 0)
+        due = [self.releases[key] for key in urgency if self.releases[key].due(now)]
+        due.sort(key=lambda release: (urgency[release.spec.key], -release.last_asked))
+        loading = sum(release.task is not None for release in self.releases.values())
+        return due[: max(0, at_once - loading)]
 
     def apply(self) -> dict[str, int] | None:
         """Applies the generations whose releases are ready. Returns the generations by model; None: no

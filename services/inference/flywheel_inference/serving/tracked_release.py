@@ -33,6 +33,11 @@ class TrackedRelease:
     def ready(self) -> bool:
         return self.scorer is not None and self.scorer.ready
 
+    @property
+    def last_asked(self) -> float:
+        """When a request last came for it, on time.monotonic; 0: never."""
+        return self.scorer.last_asked if self.scorer is not None else 0.0
+
     def due(self, now: float) -> bool:
         """Whether to start loading now."""
         return not self.ready and self.task is None and now >= self.retry_at

@@ -1,0 +1,57 @@
+"""The order in which releases are loaded, for example after a restart of Triton."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+from flywheel_inference.serving.desired_state import DesiredModel
+from flywheel_inference.serving.state import ServingState
+from tests.support.builders.inference import LOG_SPEC
+
+
+def release(name: str) -> Any:
+    return replace(LOG_SPEC, name=name)
+
+
+def names(state: ServingState, at_once: int = 100) -> list[str]:
+    return [tracked.spec.name for tracked in state.due_for_loading(1000.0, at_once)]
+
+
+def asked(state: ServingState, name: str, when: float) -> None:
+    scorer: Any = SimpleNamespace(ready=False, last_asked=when)
+    state.releases[name, ""].scorer = scorer
+
+
+def test_champions_with_traffic_come_first() -> None:
+    state = ServingState()
+    state.accept(
+        [
+            DesiredModel("quiet", 1, release("quiet/1"), warm=(release("quiet/0"),)),
+            DesiredModel("busy", 1, release("busy/2"), release("busy/3"), challenger_percent=5.0),
+            DesiredModel("older", 1, release("older/1")),
+        ]
+    )
+    asked(state, "busy/2", 900.0)
+    asked(state, "older/1", 100.0)
+    order = names(state)
+    assert order[:3] == ["busy/2", "older/1", "quiet/1"]
+    assert sorted(order[3:]) == ["busy/3", "quiet/0"]
+
+
+async def test_at_most_some_releases_are_loaded_at_once() -> None:
+    state = ServingState()
+    state.accept([DesiredModel(str(n), 1, release(f"{n}/1")) for n in range(20)])
+    first = state.due_for_loading(1000.0, 8)
+    assert len(first) == 8
+    loading = asyncio.create_task(asyncio.sleep(60))
+    for tracked in first:
+        tracked.task = loading
+    assert names(state, 8) == []
+    for tracked in first[:3]:
+        tracked.task = None
+        tracked.retry_at = 2000.0
+    assert len(names(state, 8)) == 3
+    loading.cancel()
