@@ -185,7 +185,7 @@ class BothPaths:
             if rows[place] is not None:
                 values = zip(self.view.features, decoded.columns, strict=True)
                 found[key] = tuple(
-                    _value(f.data_type, column[place]) if valid[place] else None
+                    plain_value(f.data_type, column[place]) if valid[place] else None
                     for f, (column, valid) in values
                 )
         return found
@@ -214,10 +214,10 @@ class BothPaths:
         return list(rows.iter_rows())
 
 
-def _value(data_type: DataType, value: Any) -> Any:
+def plain_value(data_type: DataType, value: Any) -> Any:
     """A decoded value as Polars returns it."""
     if data_type.is_list or data_type.is_vector:
-        return [_value(data_type.element, v) for v in value]
+        return [plain_value(data_type.element, v) for v in value]
     if data_type == DataType.TIMESTAMP:
         return datetime.fromtimestamp(0, UTC) + timedelta(microseconds=int(value))
     return value.item() if hasattr(value, "item") else value

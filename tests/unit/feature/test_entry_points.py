@@ -17,7 +17,7 @@ from flywheel.types import vector
 from flywheel_common.errors import InvalidArgument
 from flywheel_feature.definitions.model import DataType, Field, ParquetSource
 from flywheel_feature.encoding.wire_columns import read_request_column, read_rows
-from tests.support.builders.both_paths import KEY, T0, TIME, BothPaths, LocalTables, _value
+from tests.support.builders.both_paths import KEY, T0, TIME, BothPaths, LocalTables, plain_value
 from tests.support.builders.parquet_types import PARQUET, VECTOR_SIZE
 
 REFUSED = object()
@@ -35,7 +35,7 @@ def sdk_type(kind: DataType) -> int:
 
 def plain(kind: DataType, values: Any, valid: Any) -> list[Any]:
     is_valid = np.ones(len(values), np.bool_) if valid is None else valid
-    return [_value(kind, v) if ok else None for v, ok in zip(values, is_valid, strict=True)]
+    return [plain_value(kind, v) if ok else None for v, ok in zip(values, is_valid, strict=True)]
 
 
 def pushed(array: pa.Array, kind: DataType) -> Any:
