@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flywheel_common.clock import ManualClock
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.event_time import EventTimeBound
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.record import Record
 from flywheel_common.value import from_python
 from flywheel_feature.definitions.model import DataType, Field, Source, StreamSource
 from flywheel_feature.encoding.event_payloads import from_event, from_single_events, to_event
-from flywheel_feature.ingest.stream_worker import _ahead_of_time, _rows_of
+from flywheel_feature.ingest.stream_worker import _out_of_range, _rows_of
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.source_pb2 import SourceEvent
 
@@ -162,9 +164,9 @@ def test_single_events_and_batches_may_alternate() -> None:
     assert ["id-0", "b0", "b1", "b2", "b3", "id-1", "id-2"] == [i for p in parts for i in p[2]]
 
 
-def test_only_rows_ahead_of_time_leave_a_record() -> None:
-    # Three honest events, one two days ahead and one in the year 2099, alone and in one batch.
-    ahead = [single(3, at=NOW + timedelta(days=2)), single(4, at=datetime(2099, 1, 1, tzinfo=UTC))]
+def test_only_rows_with_refused_times_leave_a_record() -> None:
+    # Three honest events, one two days ahead and one whose time was never set, alone and in one batch.
+    ahead = [single(3, at=NOW + timedelta(days=2)), single(4, at=datetime(1970, 1, 1, tzinfo=UTC))]
     events = [single(0), ahead[0], single(1), ahead[1], single(2)]
     columns, ids = from_single_events(events, SOURCE)
     batch = to_event(SOURCE, columns, [f"b-{i}" for i in ids], 0)
@@ -172,8 +174,8 @@ def test_only_rows_ahead_of_time_leave_a_record() -> None:
     parts, poison, _ = _rows_of(records, SOURCE)
     assert not poison
 
-    latest = int((NOW + timedelta(minutes=5)).timestamp() * 1e6)
-    parked, remaining, rows = _ahead_of_time(records, parts, SOURCE, latest)
+    bound = EventTimeBound(ManualClock(NOW), 300)
+    parked, remaining, rows = _out_of_range(records, parts, SOURCE, bound)
     assert rows == 4
     assert [r.offset for r in parked] == [1, 3, 5]
     assert [r.offset for r in remaining] == [5]
@@ -185,7 +187,7 @@ def test_only_rows_ahead_of_time_leave_a_record() -> None:
     parts, poison, _ = _rows_of(left, SOURCE)
     assert not poison
     assert [i for p in parts for i in p[2]] == ["id-0", "id-1", "id-2", "b-id-0", "b-id-1", "b-id-2"]
-    assert _ahead_of_time(left, parts, SOURCE, latest) == ([], [], 0)
+    assert _out_of_range(left, parts, SOURCE, bound) == ([], [], 0)
     assert [i for r in parked if r.event for i in from_event(r.event, SOURCE)[1]] == [
         "id-3",
         "id-4",

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 REPOSITORY = Path(__file__).parents[3]
-RULES = REPOSITORY / "deploy" / "prometheus" / "alerts.yaml"
+RULES = REPOSITORY / "deploy" / "prometheus"
 KINDS = {"Counter": "_total", "Gauge": "", "Histogram": "_bucket"}
 OF_PROMETHEUS = {"job", "instance", "le"}
 
@@ -37,7 +37,7 @@ METRICS = dict(exported())
 
 
 def rules() -> list[Any]:
-    groups = yaml.safe_load(RULES.read_text())["groups"]
+    groups = [group for file in RULES.glob("*.yaml") for group in yaml.safe_load(file.read_text())["groups"]]
     return [rule for group in groups for rule in group["rules"]]
 
 

@@ -36,9 +36,9 @@ from flywheel_feature.ingest.tile_store import PositionLost
 
 log = get_logger(__name__)
 
-_AHEAD = Counter(
-    "flywheel_feature_events_ahead_of_time",
-    "Events that were not applied because their time was after now + max_clock_skew",
+_OUT_OF_RANGE = Counter(
+    "flywheel_feature_events_out_of_range",
+    "Events that were not applied because their time was after now + max_clock_skew, or never set",
     ["source"],
 )
 
@@ -148,10 +148,10 @@ class StreamWorker:
         parts, poison, why = _rows_of(records, source)
         if poison:
             raise PoisonError(why, poison)
-        ahead, rest, count = _ahead_of_time(records, parts, source, self._event_times.latest())
-        if ahead:
-            _AHEAD.labels(source.name).inc(count)
-            raise PoisonError("the event time is after now + max_clock_skew", ahead, rest)
+        wrong, rest, count = _out_of_range(records, parts, source, self._event_times)
+        if wrong:
+            _OUT_OF_RANGE.labels(source.name).inc(count)
+            raise PoisonError("the event time is after now + max_clock_skew, or was never set", wrong, rest)
         if not parts:
             return
         rows = joined(source, records[0].partition, parts, records[-1].offset + 1)
@@ -235,26 +235,26 @@ def _read(run: list[Record], source: Source) -> Iterator[Part | _Poison]:
         yield np.array(offsets, np.int64), columns, ids
 
 
-def _ahead_of_time(
-    records: Sequence[Record], parts: Sequence[Part], source: Source, latest: int
+def _out_of_range(
+    records: Sequence[Record], parts: Sequence[Part], source: Source, event_times: EventTimeBound
 ) -> tuple[list[Record], list[Record], int]:
-    """The rows with times after `latest` as records, the other rows of the same records, and the number of
-    the former."""
-    ahead: list[Record] = []
+    """The rows with refused times as records, the other rows of the same records, and the number of the
+    former."""
+    wrong: list[Record] = []
     rest: list[Record] = []
     count = 0
     by_offset = {r.offset: r for r in records}
     for offsets, columns, ids in parts:
-        late = columns[source.timestamp_field][0] > latest
-        count += int(late.sum())
-        for offset in np.unique(offsets[late]).tolist():
+        refused = event_times.out_of_range(columns[source.timestamp_field][0])
+        count += int(refused.sum())
+        for offset in np.unique(offsets[refused]).tolist():
             own, record = offsets == offset, by_offset[offset]
-            if late[own].all():
-                ahead.append(record)
+            if refused[own].all():
+                wrong.append(record)
                 continue
-            ahead.append(_with_rows(record, source, columns, ids, own & late))
-            rest.append(_with_rows(record, source, columns, ids, own & ~late))
-    return ahead, rest, count
+            wrong.append(_with_rows(record, source, columns, ids, own & refused))
+            rest.append(_with_rows(record, source, columns, ids, own & ~refused))
+    return wrong, rest, count
 
 
 def _with_rows(record: Record, source: Source, columns: Columns, ids: Sequence[str], keep: Mask) -> Record:
