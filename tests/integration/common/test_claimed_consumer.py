@@ -43,7 +43,7 @@ class Member:
         if partition in self.broken:
             raise KeyError(partition)
         self.events.append(("begin", partition))
-        return None
+        return 0
 
     async def _end(self, partition: TopicPartition) -> None:
         self.events.append(("end", partition))

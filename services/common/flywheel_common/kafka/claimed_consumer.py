@@ -66,8 +66,8 @@ class ClaimedConsumer:
     """`await consumer.run()` as a background task.
 
     `topics()` gives the topics to read now; missing ones are created. `begin(partition)` is called after a
-    partition was claimed and gives its first offset (None: the beginning of the topic); it may take long, as
-    the other partitions are read meanwhile. `end(partition)` is called before a partition is given up, when
+    partition was claimed and gives its first offset, 0 for the first record that Kafka has; it may take long,
+    as the other partitions are read meanwhile. `end(partition)` is called before a partition is given up, when
     no batch of it is in flight. `skip(partition, next_offset)` is called when the records before this offset
     are handled or in the dead-letter topic, and the last ones are in the latter. `member` names a member over
     restarts; empty: a new name.
@@ -80,7 +80,7 @@ class ClaimedConsumer:
         group: str,
         pool: Pool,
         topics: Callable[[], Collection[TopicSpec]],
-        begin: Callable[[TopicPartition], Awaitable[int | None]],
+        begin: Callable[[TopicPartition], Awaitable[int]],
         end: Callable[[TopicPartition], Awaitable[None]],
         handler: Handler,
         skip: Skip | None = None,
@@ -105,7 +105,7 @@ class ClaimedConsumer:
         self._held: dict[TopicPartition, _Held] = {}
         self._claims: dict[TopicPartition, Claim] = {}
         """The held partitions that have begun."""
-        self._next: dict[TopicPartition, int | None] = {}
+        self._next: dict[TopicPartition, int] = {}
         """Where to go on reading each of them."""
         self._reading: dict[TopicPartition, Claim] = {}
         """The claims for which the Kafka consumer is at the right position."""
@@ -361,18 +361,18 @@ class ClaimedConsumer:
         """Assign the partitions to the consumer and seek to where each begins or goes on.
 
         aiokafka's `assign` forgets all positions and what it has fetched, so it is called for changes of the
-        set only. A partition that begins again stays in the set meanwhile.
+        set only. A partition that begins again stays in the set meanwhile. Each gets a position, because
+        aiokafka may never find the first offset of a partition whose leader is not there yet.
         """
         assigned = consumer.assignment()
         wanted = self._claims.keys() | (assigned & self._held.keys())
         moved = [tp for tp, claim in self._claims.items() if self._reading.get(tp) is not claim]
         if not moved and wanted == assigned:
             return
-        if wanted != assigned or any(self._next[tp] is None for tp in moved):
+        if wanted != assigned:
             consumer.assign(sorted(wanted))
             moved = sorted(wanted)
         for tp in moved:
-            offset = self._next.get(tp)
-            if offset is not None:
-                consumer.seek(tp, offset)
+            if tp in self._next:
+                consumer.seek(tp, self._next[tp])
         self._reading = dict(self._claims)

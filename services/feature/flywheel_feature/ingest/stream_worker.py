@@ -121,12 +121,12 @@ class StreamWorker:
         if self._streams.keys() != before.keys():
             self._consumer.topics_changed()
 
-    async def begin(self, partition: TopicPartition) -> int | None:
-        """Where to start reading a claimed partition; None: at the first record that Kafka has."""
+    async def begin(self, partition: TopicPartition) -> int:
+        """Where to start reading a claimed partition."""
         stream = self._streams.get(partition.topic)
         if stream is None:
-            return None
-        return await self._materializer.begin(stream.catalog, stream.source, partition.partition) or None
+            return 0
+        return await self._materializer.begin(stream.catalog, stream.source, partition.partition)
 
     async def end(self, partition: TopicPartition) -> None:
         """Finish a partition that another worker takes over."""
