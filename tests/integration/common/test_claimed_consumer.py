@@ -39,7 +39,7 @@ class Member:
     def assigned(self) -> list[TopicPartition]:
         return self.consumer.assigned
 
-    async def _begin(self, partition: TopicPartition) -> int | None:
+    async def _begin(self, partition: TopicPartition) -> int:
         if partition in self.broken:
             raise KeyError(partition)
         self.events.append(("begin", partition))

@@ -77,13 +77,13 @@ class ClaimingMember:
     async def run(self) -> None:
         await self._consumer.run()
 
-    async def _begin(self, partition: TopicPartition) -> int | None:
+    async def _begin(self, partition: TopicPartition) -> int:
         async with connection(self._pool) as conn:
             found = await conn.fetchval(
                 "SELECT next FROM position WHERE topic = $1 AND partition = $2", *partition
             )
         self._known[partition] = found or 0
-        return found
+        return self._known[partition]
 
     async def _end(self, partition: TopicPartition) -> None:
         del self._known[partition]
