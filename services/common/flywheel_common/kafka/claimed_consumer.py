@@ -66,11 +66,11 @@ class ClaimedConsumer:
     """`await consumer.run()` as a background task.
 
     `topics()` gives the topics to read now; missing ones are created. `begin(partition)` is called after a
-    partition was claimed and gives its first offset, 0 for the first record that Kafka has; it may take long,
-    as the other partitions are read meanwhile. `end(partition)` is called before a partition is given up, when
-    no batch of it is in flight. `skip(partition, next_offset)` is called when the records before this offset
-    are handled or in the dead-letter topic, and the last ones are in the latter. `member` names a member over
-    restarts; empty: a new name.
+    partition was claimed and gives its first offset, 0 for the first record that Kafka has; it may take
+    long, as the other partitions are read meanwhile. `end(partition)` is called before a partition is given
+    up, when no batch of it is in flight. `skip(partition, next_offset)` is called when the records before
+    this offset are handled or in the dead-letter topic, and the last ones are in the latter. `member` names a
+    member over restarts; empty: a new name.
     """
 
     def __init__(
