@@ -114,7 +114,9 @@ class Process:
     @property
     def exit_code(self) -> int | None:
         """None while it runs; -n if signal n ended it."""
-        return self._popen.poll()
+        # An exception inside poll may keep its lock, after which the end is never noticed.
+        with undisturbed():
+            return self._popen.poll()
 
     @property
     def running(self) -> bool:
@@ -126,12 +128,14 @@ class Process:
 
     def signal(self, number: int) -> None:
         """Sends a signal to the process, not to its descendants."""
-        if self.running:
-            self._popen.send_signal(number)
+        with undisturbed():
+            if self.running:
+                self._popen.send_signal(number)
 
     def kill(self) -> None:
         """Sends SIGKILL to the process and all its descendants, as in a power failure."""
-        self._end_all()
+        with undisturbed():
+            self._end_all()
 
     def stop(self, grace_seconds: float | None = None) -> None:
         """Sends the stop signal, waits for ``grace_seconds``, then kills what is left."""
@@ -139,7 +143,8 @@ class Process:
         deadline = time.monotonic() + (self._grace_seconds if grace_seconds is None else grace_seconds)
         while self.running and time.monotonic() < deadline:
             time.sleep(0.02)
-        self._end_all()
+        with undisturbed():
+            self._end_all()
 
     def _end_all(self) -> None:
         deadline = time.monotonic() + 10.0

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_AGAIN_SECONDS = 0.01
 
 
 class Stopped(BaseException):
@@ -31,20 +32,35 @@ def stoppable() -> Iterator[None]:
     """Raises Stopped on the first stop signal and ignores further ones, so that they do not interrupt the
     clean-up."""
 
-    def stop(number: int, _frame: FrameType | None) -> None:
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if _in_finalizer(frame):
+            # Python drops an exception that leaves __del__.
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
+            return
         for each in _SIGNALS:
             # Not SIG_IGN, which a process that is being started would inherit.
             signal.signal(each, _nothing)
         if not _Postponed.depth:
-            raise Stopped(number)
-        _Postponed.stop = Stopped(number)
+            raise Stopped(received[0])
+        _Postponed.stop = Stopped(received[0])
 
-    before = {number: signal.signal(number, stop) for number in _SIGNALS}
+    before = {number: signal.signal(number, stop) for number in (*_SIGNALS, signal.SIGALRM)}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _in_finalizer(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_name == "__del__":
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _nothing(_number: int, _frame: FrameType | None) -> None:
