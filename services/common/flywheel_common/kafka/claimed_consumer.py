@@ -48,6 +48,8 @@ COUNT_SECONDS = 60.0
 BEGIN_TOGETHER = 16
 """Partitions that begin at a time."""
 LONGEST_DELAY_SECONDS = 5.0
+STALL_SECONDS = 5.0
+"""How long a partition with unread records may give none before the connection to Kafka is made anew."""
 END_SECONDS = 5.0
 """Longest time for `end` of a partition that is given up."""
 
@@ -109,6 +111,10 @@ class ClaimedConsumer:
         """Where to go on reading each of them."""
         self._reading: dict[TopicPartition, Claim] = {}
         """The claims for which the Kafka consumer is at the right position."""
+        self._heard: dict[TopicPartition, float] = {}
+        """When each of them last gave records, or was found to have none; on the loop's clock."""
+        self._behind: dict[TopicPartition, int] = {}
+        """Where silent partitions stood that had records at the last look."""
         self._leaving: set[TopicPartition] = set()
         self._changed = asyncio.Event()
         self._processing = asyncio.Lock()
@@ -330,6 +336,7 @@ class ClaimedConsumer:
                 await self._step(consumer)
         finally:
             self._reading = {}
+            self._heard, self._behind = {}, {}
             await stop_consumer(consumer, seconds=5)
 
     async def _step(self, consumer: AIOKafkaConsumer) -> None:
@@ -340,6 +347,7 @@ class ClaimedConsumer:
             await asyncio.sleep(0.05)
             return
         polled = await consumer.getmany(*readable, timeout_ms=100, max_records=self._batch)
+        await self._check_stall(consumer, readable, polled)
         async with self._processing:
             batches = [
                 (self._reading[tp], raw)
@@ -356,6 +364,31 @@ class ClaimedConsumer:
                 if end is not None:
                     lag = max(0, end - raw[-1].offset - 1)
                     lag_records.labels(self.group, tp.topic, tp.partition).set(lag)
+
+    async def _check_stall(
+        self,
+        consumer: AIOKafkaConsumer,
+        readable: Collection[TopicPartition],
+        polled: Collection[TopicPartition],
+    ) -> None:
+        """Raises KafkaError if a partition has records that the consumer does not fetch.
+
+        aiokafka may never fetch a partition that had no leader when it was assigned, without any error.
+        """
+        now = asyncio.get_running_loop().time()
+        self._heard.update(dict.fromkeys(polled, now))
+        silent = [tp for tp in readable if now - self._heard.setdefault(tp, now) > STALL_SECONDS]
+        if not silent:
+            return
+        async with asyncio.timeout(STALL_SECONDS):
+            ends = await consumer.end_offsets(silent)
+            positions = {tp: await consumer.position(tp) for tp in silent}
+        self._heard.update(dict.fromkeys(silent, now))
+        # Records may have come just now; at the next look they are read, or the partition stalls.
+        before, self._behind = self._behind, {tp: at for tp, at in positions.items() if at < ends[tp]}
+        for tp, at in self._behind.items():
+            if before.get(tp) == at:
+                raise KafkaError(f"{self.group} gets no records of {tp.topic}/{tp.partition}")
 
     def _align(self, consumer: AIOKafkaConsumer) -> None:
         """Assign the partitions to the consumer and seek to where each begins or goes on.
