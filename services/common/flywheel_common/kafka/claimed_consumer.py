@@ -242,6 +242,7 @@ class ClaimedConsumer:
         self._held.pop(tp, None)
         self._claims.pop(tp, None)
         self._next.pop(tp, None)
+        self._heard.pop(tp, None)
         with suppress(KeyError):
             lag_records.remove(self.group, tp.topic, str(tp.partition))
 

@@ -160,21 +160,35 @@ class Predictor:
 
     def _log_failure(self, challenger: ReleaseScorer, request: RoutedRequest, reason: str) -> None:
         """Logs that the challenger refused a request which the champion answered."""
-        self._measures.answered(challenger.spec.model, CHALLENGER, ERROR, reason)
+        total_ms = (time.perf_counter() - request.started) * 1e3
+        self._log_unscored(challenger, request, CHALLENGER, float("nan"), ERROR, reason, total_ms)
+
+    def _log_unscored(
+        self,
+        scorer: ReleaseScorer,
+        request: RoutedRequest,
+        role: int,
+        score: float,
+        source: int,
+        reason: str,
+        total_ms: float,
+    ) -> None:
+        """Logs and counts an answer that the model did not give. `score` NaN: there is none."""
         self._log.offer(
             log_rows(
-                challenger,
+                scorer,
                 [request],
-                role=CHALLENGER,
+                role=role,
                 rollout=request.rollout,
                 block=None,
-                scores=np.array([np.nan]),
-                decisions=np.array([False]),
-                sources=np.array([ERROR], np.uint8),
-                latencies_ms=np.array([(time.perf_counter() - request.started) * 1e3], np.float32),
+                scores=np.array([score]),
+                decisions=np.array([score >= scorer.spec.threshold]),
+                sources=np.array([source], np.uint8),
+                latencies_ms=np.array([total_ms], np.float32),
                 reasons=[reason],
             )
         )
+        self._measures.answered(scorer.spec.model, role, source, reason)
 
     def log_batch(self, scorer: ReleaseScorer, requests: list[RoutedRequest], batch: ScoredBatch) -> None:
         """Logs a scored batch before its callers get their answers, and offers its shadow copies."""
@@ -211,21 +225,7 @@ class Predictor:
         score, source = found if found is not None else (float("nan"), ERROR)
         decision = score >= scorer.spec.threshold
         total_ms = (time.perf_counter() - request.started) * 1e3
-        self._log.offer(
-            log_rows(
-                scorer,
-                [request],
-                role=request.role,
-                rollout=request.rollout,
-                block=None,
-                scores=np.array([score]),
-                decisions=np.array([decision]),
-                sources=np.array([source], np.uint8),
-                latencies_ms=np.array([total_ms], np.float32),
-                reasons=[reason],
-            )
-        )
-        self._measures.answered(scorer.spec.model, request.role, source, reason)
+        self._log_unscored(scorer, request, request.role, score, source, reason, total_ms)
         if found is None:
             raise NoFallback(
                 f"The model cannot answer ({reason}) and no fallback of release {scorer.spec.name} applies: "

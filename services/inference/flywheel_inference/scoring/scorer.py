@@ -100,7 +100,7 @@ class ReleaseScorer:
         wanted: Callable[[], bool] = lambda: True,
     ) -> ScoredRequests:
         """Looks the features up and runs the model, within `budget` seconds. Raises CannotScore when the
-        model cannot score, and when nobody has `wanted` the answer since the lookup."""
+        model cannot score, and when `wanted` is false after the lookup."""
         began = time.perf_counter()
         features = await self._features.read(requests, budget)
         if features.block is None:
