@@ -14,11 +14,11 @@ from scipy.signal import lfilter
 
 from bench import measure
 from flywheel_common.arrays import Floats, Ints
-from flywheel_monitor.drift.design_effect import MAX_BLOCKS
 from flywheel_monitor.drift.features import judge_features, judge_window
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
+from flywheel_monitor.windows.blocks import MAX_BLOCKS
 
 WINDOWS = 10_000
 SHIFTED = 300

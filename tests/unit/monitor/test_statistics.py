@@ -16,6 +16,7 @@ from flywheel_monitor.drift import chi_square, design_effect, distances, fdr, ks
 from flywheel_monitor.performance import quality
 from flywheel_monitor.performance.rates import error_rate, fallback_rate
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
+from flywheel_monitor.windows.blocks import block_of
 from flywheel_monitor.windows.histograms import LATENCY_EDGES_MS, latency_bins, quantile
 
 
@@ -219,16 +220,27 @@ def test_a_time_of_day_within_the_window_is_no_dependence() -> None:
     assert design_effect.of_order(blocks) < 0.3 * between
 
 
-def test_blocks_have_about_equal_rows_and_keep_all() -> None:
-    rng = np.random.default_rng(7)
-    rows = rng.integers(0, 40, 1440)
-    panes = np.stack([rows, 2 * rows], axis=1)
-    blocks = design_effect.merged(panes, rows)
-    assert blocks.shape == (20, 2)
-    assert blocks.sum(axis=0).tolist() == panes.sum(axis=0).tolist()
-    assert blocks[:, 0].min() > 0.9 * rows.sum() / 20
-    assert len(design_effect.merged(panes[:3], rows[:3])) <= 3
-    assert len(design_effect.merged(panes * 0, rows * 0)) == 0
+def test_blocks_have_about_equal_rows() -> None:
+    rows = np.random.default_rng(7).integers(0, 40, 1440)
+    blocks = block_of(rows)
+    assert blocks.tolist() == sorted(blocks.tolist())
+    sizes = np.bincount(blocks, weights=rows)
+    assert len(sizes) == 20
+    assert sizes.min() > 0.9 * rows.sum() / 20
+    assert block_of(np.array([20, 0, 90])).tolist() == [0, 0, 1]
+    assert block_of(np.zeros(3, np.int64)).tolist() == [0, 0, 0]
+    assert block_of(np.zeros(0, np.int64)).tolist() == []
+
+
+def test_the_mean_of_repeated_values_has_the_design_effect_of_their_repeats() -> None:
+    rng = np.random.default_rng(8)
+    estimates = []
+    for _ in range(200):
+        values = np.repeat(rng.normal(3, 2, 2000), 5)
+        sums = np.array([part.sum() for part in np.split(values, 20)])
+        estimates.append(design_effect.of_mean(sums, np.full(20, 500), values.std()))
+    degrees = 2 / 3 * 19
+    assert np.mean(estimates) == pytest.approx(5 * degrees / stats.chi2.ppf(0.1, degrees), rel=0.05)
 
 
 def test_few_blocks_have_no_design_effect() -> None:

@@ -17,26 +17,11 @@ from scipy.special import chdtri
 
 from flywheel_common.arrays import Floats, Ints
 
-MAX_BLOCKS = 20
 MIN_BLOCKS = 8
 """With fewer blocks the design effect is unknown, and rows count as independent."""
-BLOCK_ROWS = 50
-"""Least rows per block: blocks must be longer than the dependence lasts."""
 CONFIDENCE = 0.9
 """The upper confidence limit of the estimate is used, because an estimate that is too low is a false alarm.
 Successive differences of B blocks have about 2 (B - 1) / 3 degrees of freedom."""
-
-
-def merged(panes: Ints, rows: Ints) -> Ints:
-    """[B, K] blocks of about equal rows from consecutive panes [P, K] of `rows` [P]; B <= MAX_BLOCKS."""
-    total = int(rows.sum())
-    count = min(MAX_BLOCKS, total // BLOCK_ROWS, int(np.count_nonzero(rows)))
-    if count < 1:
-        return panes[:0]
-    middle = np.cumsum(rows) - rows / 2
-    block = np.minimum((middle * count / total).astype(np.int64), count - 1)
-    places = np.flatnonzero(np.diff(block, prepend=-1))
-    return np.asarray(np.add.reduceat(panes, places, axis=0))
 
 
 def design_effect(blocks: Ints, rows: Ints) -> float:
@@ -52,13 +37,31 @@ def design_effect(blocks: Ints, rows: Ints) -> float:
     independent = float(np.sum(share * (1 - share))) / n
     if independent <= 0:
         return 1.0
-    # Ratio estimator: what a block has more than its rows times the window's share (Cochran, Sampling
-    # Techniques, 1977, chapter 6).
-    steps = np.diff(blocks - rows[:, None] * share, axis=0)
-    variance = float(np.sum(steps * steps)) / 2 * count / (count - 1) / (n * n)
+    return _upper(_variance(blocks - rows[:, None] * share, n), independent, count)
+
+
+def of_mean(sums: Floats, rows: Ints, stddev: float) -> float:
+    """The design effect of a mean, from the sums [B] of values with this standard deviation in blocks of
+    rows [B]."""
+    used = rows > 0
+    sums, rows = sums[used], rows[used]
+    count, n = len(rows), float(rows.sum())
+    if count < MIN_BLOCKS or not stddev > 0:
+        return 1.0
+    return _upper(_variance(sums - rows * (sums.sum() / n), n), stddev * stddev / n, count)
+
+
+def _variance(excess: Floats, rows: float) -> float:
+    """Sum of the variances of the shares or means, from what each block [B] or [B, J] has more than its rows
+    times the window's share or mean: a ratio estimator (Cochran, Sampling Techniques, 1977, chapter 6)."""
+    steps = np.diff(excess, axis=0)
+    count = len(excess)
+    return float(np.sum(steps * steps)) / 2 * count / (count - 1) / (rows * rows)
+
+
+def _upper(variance: float, independent: float, count: int) -> float:
     degrees = 2 / 3 * (count - 1)
-    upper = degrees / float(chdtri(degrees, CONFIDENCE))
-    return max(1.0, variance / independent * upper)
+    return max(1.0, variance / independent * degrees / float(chdtri(degrees, CONFIDENCE)))
 
 
 def of_order(blocks: Ints) -> float:

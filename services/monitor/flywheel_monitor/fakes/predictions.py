@@ -97,7 +97,9 @@ class MemoryPredictions(MemoryVersions):
             np.array(times, np.int64), segments, False, scores, labels, np.ones(len(times), np.int64)
         )
         counted = panes.merge({}) if panes else {}
-        wanted = [p for k, p in counted.items() if k.segment == segment and _within(k.start_us, span)]
+        wanted = [
+            (k.start_us, p) for k, p in counted.items() if k.segment == segment and _within(k.start_us, span)
+        ]
         return sum_panes(version.layout, wanted)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:

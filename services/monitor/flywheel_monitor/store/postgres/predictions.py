@@ -15,7 +15,7 @@ from flywheel_monitor.windows.rows import usable_scores
 from flywheel_monitor.windows.span import Span
 
 _PANES = """
-SELECT predictions, counts, sums FROM pane
+SELECT start_us, predictions, counts, sums FROM pane
 WHERE model_version_id = $1 AND NOT shadow AND segment = $2 AND start_us >= $3 AND start_us < $4
 """
 # The same condition as `usable_scores`.
@@ -67,7 +67,7 @@ class PredictionRows:
 
     async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
         rows = await self._conn.fetch(_PANES, version.id, segment, span.start_us, span.end_us)
-        panes = [PackedPane(r["counts"], r["sums"], r["predictions"]) for r in rows]
+        panes = [(r["start_us"], PackedPane(r["counts"], r["sums"], r["predictions"])) for r in rows]
         return sum_panes(version.layout, panes)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:
