@@ -8,6 +8,8 @@ SERVICE = "flywheel.inference.v1.InferenceService"
 
 PERMISSIONS: Permissions = {
     f"/{SERVICE}/Predict": READ,
+    f"/{SERVICE}/BatchPredict": READ,
+    f"/{SERVICE}/StreamPredict": READ,
     f"/{SERVICE}/RecordOutcome": WRITE,
     f"/{SERVICE}/GetServingStatus": READ,
 }

@@ -37,6 +37,7 @@ from flywheel_inference.models.ports import (
 from flywheel_inference.outcomes.ports import OutcomeSink
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
 from flywheel_inference.permissions import PERMISSIONS, SERVICE
+from flywheel_inference.prediction.bulk import BulkPredictor
 from flywheel_inference.prediction.ports import CachedPredictions
 from flywheel_inference.prediction.predictor import Predictor
 from flywheel_inference.prediction.shadow import ShadowCopies
@@ -197,14 +198,22 @@ def wire(
     metrics.watch("log_dropped", "Log rows dropped", lambda: log.dropped_count)
     metrics.watch("shadow_dropped", "Shadow copies dropped", lambda: shadow.dropped_count)
 
+    bulk = BulkPredictor(
+        predictor,
+        max_in_flight=settings.bulk_in_flight,
+        max_batches=settings.max_batches,
+        max_bytes=settings.max_message_bytes,
+    )
     servicer = InferenceServicer(
         predictor,
+        bulk,
         OutcomeRecorder(ports.outcomes),
         serving,
         log,
         gateway_id=gateway_id,
         now_micros=now_micros,
         event_times=EventTimeBound(SystemClock(), settings.max_clock_skew_seconds),
+        stream_in_flight=settings.stream_in_flight,
     )
     server = Server(
         settings,

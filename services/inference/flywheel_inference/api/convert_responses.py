@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from flywheel_common.errors import FlywheelError, ResourceExhausted
 from flywheel_common.value import from_python
 from flywheel_inference.models.feature_block import PRESENT, STATUS_NAMES
 from flywheel_inference.prediction.predictor import Answer
@@ -50,6 +51,16 @@ def _add_features(response: pb.PredictResponse, scored: Scored, *, include_all: 
             value=from_python(value if column.valid[row] else None),
             status=STATUS_NAMES.get(status, "UNSPECIFIED"),
         )
+
+
+def to_error(error: FlywheelError) -> pb.PredictError:
+    """The error of one request of a batch or stream."""
+    result = pb.PredictError(
+        code=error.code.value[0], reason=error.reason, message=error.message, metadata=error.metadata
+    )
+    if isinstance(error, ResourceExhausted):
+        result.retry_delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+    return result
 
 
 def to_status_response(
