@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from flywheel_common.context import left_seconds
+from flywheel_common.context import keep_back, left_seconds
 from flywheel_common.errors import FlywheelError
 from flywheel_inference.prediction.errors import (
     NotReached,
@@ -24,6 +24,8 @@ MAX_REQUESTS = 10_000
 """Largest number of requests of a batch."""
 RESERVED_SHARE = 0.05
 """Share of a batch's time that is reserved for its response."""
+SHORTEST_SECONDS = 0.01
+"""A request of a batch is not begun with less time than this."""
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -98,9 +100,11 @@ class BulkPredictor:
 
         async def work() -> None:
             nonlocal total
+            # The answers come before the reserve, so that the response can still be sent.
+            keep_back(reserve)
             for place, request in waiting:
                 left = left_seconds()
-                if left is not None and left < reserve:
+                if left is not None and left < SHORTEST_SECONDS:
                     error: FlywheelError = NotReached(
                         "The deadline of the batch is near: send fewer requests."
                     )
