@@ -132,11 +132,17 @@ def _texts(message: tensor_pb2.Tensor, count: int) -> Sequence[str]:
     return texts
 
 
+def packed_texts(array: Array) -> bytes:
+    """The texts of an array in C order: for each its length as little-endian uint32, then the UTF-8 bytes.
+    The Open Inference Protocol has the same form for BYTES."""
+    parts = [str(value).encode() for value in array.ravel().tolist()]
+    return b"".join([struct.pack("<I", len(part)) + part for part in parts])
+
+
 def tensor_message(name: str, data_type: int, array: Array) -> tensor_pb2.Tensor:
     """The message of an array; its values are converted to the data type."""
     if data_type == STRING:
-        parts = [str(value).encode() for value in array.ravel().tolist()]
-        data = b"".join(struct.pack("<I", len(part)) + part for part in parts)
+        data = packed_texts(array)
     else:
         data = np.ascontiguousarray(array, TENSOR_DTYPES[data_type]).tobytes()
     return tensor_pb2.Tensor(name=name, data_type=data_type, shape=array.shape, data=data)  # type: ignore[arg-type]
