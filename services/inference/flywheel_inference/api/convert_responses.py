@@ -62,13 +62,16 @@ def _add_features(response: pb.PredictResponse, scored: Scored, *, include_all: 
         )
 
 
-def to_error(error: FlywheelError) -> pb.PredictError:
-    """The error of one request of a batch or stream."""
-    result = pb.PredictError(
-        code=error.code.value[0], reason=error.reason, message=error.message, metadata=error.metadata
-    )
-    if isinstance(error, ResourceExhausted):
-        result.retry_delay.FromNanoseconds(int(error.retry_after_seconds * 1e9))
+def to_result(answer: pb.PredictResponse | FlywheelError) -> pb.PredictResult:
+    """The result of one request of a batch or stream."""
+    if not isinstance(answer, FlywheelError):
+        return pb.PredictResult(response=answer)
+    result = pb.PredictResult()
+    error = result.error
+    error.code, error.reason, error.message = answer.code.value[0], answer.reason, answer.message
+    error.metadata.update(answer.metadata)
+    if isinstance(answer, ResourceExhausted):
+        error.retry_delay.FromNanoseconds(int(answer.retry_after_seconds * 1e9))
     return result
 
 

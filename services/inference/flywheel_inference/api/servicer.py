@@ -7,9 +7,9 @@ from typing import Any
 
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.answer_stream import answered_when_ready
-from flywheel_common.grpc.leaving_error import leaving_error
 from flywheel_inference.api.convert_requests import ProtoCall, outcome_rows
-from flywheel_inference.api.convert_responses import to_error, to_response, to_status_response
+from flywheel_inference.api.convert_responses import to_response, to_result, to_status_response
+from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
 from flywheel_inference.prediction.bulk import BulkPredictor
 from flywheel_inference.prediction.predictor import Predictor
@@ -26,6 +26,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self,
         predictor: Predictor,
         bulk: BulkPredictor,
+        rows: RowAnswers,
         outcomes: OutcomeRecorder,
         serving: ServingState,
         log: PredictionLog,
@@ -37,6 +38,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> None:
         self._predictor = predictor
         self._bulk = bulk
+        self._rows = rows
         self._stream_in_flight = stream_in_flight
         self._outcomes = outcomes
         self._serving = serving
@@ -51,12 +53,10 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def BatchPredict(self, request: pb.BatchPredictRequest, context: Any) -> pb.BatchPredictResponse:
         for one in request.requests:
             one.model = one.model or request.model
-        results = await self._bulk.predict_each(
-            request.requests,
-            self._result,
-            refusal=lambda error: pb.PredictResult(error=to_error(error)),
-            size_of=pb.PredictResult.ByteSize,
-        )
+        with self._bulk.batch(len(request.requests)):
+            results = await self._bulk.predict_each(
+                request.requests, self._result, refusal=to_result, size_of=pb.PredictResult.ByteSize
+            )
         return pb.BatchPredictResponse(results=results)
 
     async def StreamPredict(
@@ -69,12 +69,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return pb.StreamPredictResponse(id=request.id, result=await self._result(request.request))
 
     async def _result(self, request: pb.PredictRequest) -> pb.PredictResult:
-        """The answer to one of several requests; an error is its alone."""
-        try:
-            answer = await self._bulk.predict(ProtoCall(request, self._event_times))
-            return pb.PredictResult(response=to_response(answer))
-        except Exception as error:  # noqa: BLE001 - the others of the batch or stream are answered
-            return pb.PredictResult(error=to_error(leaving_error(error, request)))
+        return to_result(await self._rows.answer(lambda: request))
 
     async def RecordOutcome(self, request: pb.RecordOutcomeRequest, context: Any) -> pb.RecordOutcomeResponse:
         MODEL_NAME.parse(request.model)

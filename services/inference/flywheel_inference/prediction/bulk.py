@@ -6,7 +6,8 @@ All of them share a part of the Predictor's places, so that large batches leave 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from flywheel_common.context import keep_back, left_seconds
@@ -52,10 +53,30 @@ class BulkPredictor:
         self._places = asyncio.Semaphore(max_in_flight)
         self._batches = 0
 
-    async def predict(self, call: PredictCall) -> Answer:
-        """Waits for a place. Raises as `Predictor.predict`."""
+    async def predict(self, make_call: Callable[[], PredictCall]) -> Answer:
+        """Waits for a place, then makes the call, so that no more calls exist than places. Raises as
+        `make_call` and `Predictor.predict`."""
         async with self._places:
-            return await self._predictor.predict(call)
+            return await self._predictor.predict(make_call())
+
+    @contextmanager
+    def batch(self, requests: int) -> Iterator[None]:
+        """Counts a batch while it runs. Raises InvalidArgument TOO_MANY_REQUESTS, ResourceExhausted
+        OVERLOADED."""
+        if requests > MAX_REQUESTS:
+            raise TooManyRequests(
+                f"The batch has {requests} requests: send at most {MAX_REQUESTS}.", limit=MAX_REQUESTS
+            )
+        if self._batches >= self._max_batches:
+            raise TooManyPredictions(
+                f"{self._max_batches} batches are running: retry after the delay, with backoff.",
+                retry_after_seconds=0.5,
+            )
+        self._batches += 1
+        try:
+            yield
+        finally:
+            self._batches -= 1
 
     async def predict_each(
         self,
@@ -68,31 +89,7 @@ class BulkPredictor:
         """The result of each request, in order. `answer` calls `predict` and returns errors of the request as
         results; `refusal` makes the result of a request that is not begun: the deadline of the call is near,
         or the results so far are too large.
-
-        Raises InvalidArgument TOO_MANY_REQUESTS, ResourceExhausted OVERLOADED.
         """
-        if len(requests) > MAX_REQUESTS:
-            raise TooManyRequests(
-                f"The batch has {len(requests)} requests: send at most {MAX_REQUESTS}.", limit=MAX_REQUESTS
-            )
-        if self._batches >= self._max_batches:
-            raise TooManyPredictions(
-                f"{self._max_batches} batches are running: retry after the delay, with backoff.",
-                retry_after_seconds=0.5,
-            )
-        self._batches += 1
-        try:
-            return await self._answered(requests, answer, refusal, size_of)
-        finally:
-            self._batches -= 1
-
-    async def _answered(
-        self,
-        requests: Sequence[Request],
-        answer: Callable[[Request], Awaitable[Result]],
-        refusal: Callable[[FlywheelError], Result],
-        size_of: Callable[[Result], int],
-    ) -> list[Result]:
         reserve = (left_seconds() or 0.0) * RESERVED_SHARE
         results: list[Result | None] = [None] * len(requests)
         waiting = iter(enumerate(requests))

@@ -6,7 +6,7 @@ from flywheel_common.errors import DeadlineExceeded, InvalidArgument, ResourceEx
 
 
 class TooManyPredictions(ResourceExhausted):
-    """The gateway already has its maximum number of predictions or batches in flight."""
+    """The gateway already has its maximum number of predictions, batches or bytes in flight."""
 
     reason = "OVERLOADED"
     remedy = "Retry after the delay in RetryInfo, with exponential backoff."
