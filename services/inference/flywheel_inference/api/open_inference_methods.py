@@ -20,9 +20,13 @@ from flywheel_inference.api import open_inference_rows as rows
 from flywheel_inference.api.open_inference_tensors import infer_response, inputs_of, metadata
 from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.open_inference.address import address
-from flywheel_inference.open_inference.raw_inference import RawInference, output_datatype
+from flywheel_inference.open_inference.raw_inference import (
+    RawInference,
+    raw_input_metadata,
+    raw_output_metadata,
+)
 from flywheel_inference.open_inference.served import Served
-from flywheel_inference.open_inference.tensor import TENSOR_DATATYPES, NamedTensor
+from flywheel_inference.open_inference.tensor import NamedTensor
 from flywheel_inference.prediction.bulk import BulkPredictor
 from flywheel_inference.requests.bytes_in_flight import BytesInFlight
 from flywheel_protos.inference.v1 import inference_pb2
@@ -69,7 +73,7 @@ class OpenInferenceServicer:
     async def ServerMetadata(
         self, request: pb.ServerMetadataRequest, context: Any
     ) -> pb.ServerMetadataResponse:
-        return pb.ServerMetadataResponse(name="flywheel", version=version("flywheel-inference"))
+        return pb.ServerMetadataResponse(name=PLATFORM, version=version("flywheel-inference"))
 
     async def ModelMetadata(self, request: pb.ModelMetadataRequest, context: Any) -> pb.ModelMetadataResponse:
         at = address(request.name, request.version)
@@ -81,12 +85,8 @@ class OpenInferenceServicer:
             response.versions.extend(self._served.versions(at.model))
             return response
         spec = self._served.version(at.model_version)
-        inputs = spec.signature.input_tensors
-        response.inputs.extend(
-            metadata((t.name, TENSOR_DATATYPES[t.data_type], (-1, *t.shape)) for t in inputs)
-        )
-        output = spec.signature.output
-        response.outputs.extend(metadata([(output.tensor, output_datatype(spec), (-1, output.width))]))
+        response.inputs.extend(metadata(raw_input_metadata(spec)))
+        response.outputs.extend(metadata([raw_output_metadata(spec)]))
         response.versions.append(at.version)
         return response
 
@@ -110,7 +110,8 @@ class OpenInferenceServicer:
                 refusal = leaving_error(error, request)
                 response = pb.ModelStreamInferResponse(error_message=f"{refusal.reason}: {refusal.message}")
                 response.infer_response.id = request.id
-            if request.parameters[WANTS_FINAL_RESPONSE].bool_param:
+            wanted = request.parameters.get(WANTS_FINAL_RESPONSE)
+            if wanted is not None and wanted.bool_param:
                 response.infer_response.parameters[FINAL_RESPONSE].bool_param = True
             return response
 
@@ -139,7 +140,7 @@ class OpenInferenceServicer:
             range(sent.count),
             lambda row: self._answers.answer(lambda: sent.request(row)),
             refusal=lambda error: error,
-            size_of=lambda result: 0,
+            size_of=lambda _: 0,  # `wanted_outputs` has checked the size of the answer
         )
         answers: list[inference_pb2.PredictResponse] = []
         for row, result in enumerate(results):

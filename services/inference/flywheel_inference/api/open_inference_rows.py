@@ -22,7 +22,7 @@ from flywheel_inference.open_inference.errors import (
     TensorTooLarge,
     UnknownTensor,
 )
-from flywheel_inference.open_inference.tensor import BYTES, DTYPES, NamedTensor
+from flywheel_inference.open_inference.tensor import BYTES, DTYPES, NamedTensor, TensorMetadata
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.inference.v1 import inference_pb2 as pb
@@ -102,10 +102,11 @@ def _option(tensor: NamedTensor) -> Array:
 
 def _per_row(tensor: NamedTensor, spec: FieldSpec | None) -> Array:
     """[rows] single values, or [rows, elements] of lists."""
-    many = spec is not None and (spec.data_type in ELEMENT_OF or spec.data_type in VECTORS)
-    if len(tensor.shape) == 1 or (
-        len(tensor.shape) == 2 and (many or (spec is None and tensor.shape[1] > 1))
-    ):
+    if spec is None:
+        many = tensor.values.size > tensor.shape[0]
+    else:
+        many = spec.data_type in ELEMENT_OF or spec.data_type in VECTORS
+    if len(tensor.shape) == 1 or (len(tensor.shape) == 2 and many):
         return tensor.values
     if tensor.values.size == tensor.shape[0]:
         return tensor.values.ravel()
@@ -153,7 +154,7 @@ def _set_micros(timestamp: Any, name: str, micros: int) -> None:
         raise InvalidTensor(f"Tensor {name!r} has a time outside the years 1 to 9999.", tensor=name) from None
 
 
-def input_metadata(contract: FeatureSetContract) -> list[tuple[str, str, Sequence[int]]]:
+def input_metadata(contract: FeatureSetContract) -> list[TensorMetadata]:
     """Name, datatype and shape of the tensors that the feature set needs."""
     seen = {field.name: field for field in (*contract.join_keys, *contract.request_fields)}
     return [(name, _DATATYPES[element_of(field.data_type)], _shape(field)) for name, field in seen.items()]
@@ -165,9 +166,9 @@ def _shape(field: FieldSpec) -> Sequence[int]:
     return (-1, -1) if field.data_type in ELEMENT_OF else (-1,)
 
 
-def output_metadata(output: OutputSpec) -> list[tuple[str, str, Sequence[int]]]:
+def output_metadata(output: OutputSpec) -> list[TensorMetadata]:
     """Name, datatype and shape of the tensors of an answer."""
-    found: list[tuple[str, str, Sequence[int]]] = [
+    found: list[TensorMetadata] = [
         ("score", "FP64", (-1,)),
         ("decision", "BOOL", (-1,)),
         ("prediction_id", BYTES, (-1,)),

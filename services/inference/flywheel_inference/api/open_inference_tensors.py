@@ -10,6 +10,7 @@ from flywheel_inference.open_inference.errors import InvalidTensor, UnsupportedP
 from flywheel_inference.open_inference.tensor import (
     BYTES,
     NamedTensor,
+    TensorMetadata,
     element_count,
     from_elements,
     from_raw,
@@ -88,9 +89,9 @@ def infer_response(request: pb.ModelInferRequest, tensors: Sequence[NamedTensor]
 
 
 def metadata(
-    tensors: Iterable[tuple[str, str, Sequence[int]]],
+    tensors: Iterable[TensorMetadata],
 ) -> list[pb.ModelMetadataResponse.TensorMetadata]:
-    """Metadata of tensors: name, datatype, shape with -1 for the rows."""
+    """The metadata of tensors."""
     return [
         pb.ModelMetadataResponse.TensorMetadata(name=name, datatype=datatype, shape=shape)
         for name, datatype, shape in tensors

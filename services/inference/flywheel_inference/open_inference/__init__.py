@@ -1,1 +1,1 @@
-"""The Open Inference Protocol (KServe v2): addresses, tensors, and models that are called with raw tensors."""
+"""The Open Inference Protocol (KServe v2): addresses, tensors, calls with raw tensors."""

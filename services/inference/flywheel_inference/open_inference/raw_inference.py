@@ -21,7 +21,7 @@ from flywheel_inference.open_inference.errors import (
     UnknownTensor,
 )
 from flywheel_inference.open_inference.served import Served
-from flywheel_inference.open_inference.tensor import DTYPES, TENSOR_DATATYPES, NamedTensor
+from flywheel_inference.open_inference.tensor import DTYPES, TENSOR_DATATYPES, NamedTensor, TensorMetadata
 from flywheel_inference.releases.release import ReleaseSpec
 
 MAX_SECONDS = 30.0
@@ -42,7 +42,7 @@ class RawInference:
         """The output tensor [rows, width]. `outputs`: names that the caller asks for; empty: all. Raises
         VersionNotLoaded, InvalidArgument, and as `ModelServer.infer`."""
         spec = self._served.version(model_version)
-        datatype = output_datatype(spec)
+        datatype = raw_output_metadata(spec)[1]
         output = spec.signature.output
         for name in outputs:
             if name != output.tensor:
@@ -61,9 +61,15 @@ class RawInference:
         return NamedTensor(output.tensor, datatype, values)
 
 
-def output_datatype(spec: ReleaseSpec) -> str:
-    """The datatype of the output tensor, which is that of the golden rows."""
-    return "FP64" if spec.golden.output.dtype.itemsize == 8 else "FP32"
+def raw_input_metadata(spec: ReleaseSpec) -> list[TensorMetadata]:
+    """The input tensors of a version."""
+    return [(t.name, TENSOR_DATATYPES[t.data_type], (-1, *t.shape)) for t in spec.signature.input_tensors]
+
+
+def raw_output_metadata(spec: ReleaseSpec) -> TensorMetadata:
+    """The output tensor of a version. Its datatype is that of the golden rows."""
+    output = spec.signature.output
+    return output.tensor, "FP64" if spec.golden.output.dtype.itemsize == 8 else "FP32", (-1, output.width)
 
 
 def _checked(spec: ReleaseSpec, inputs: Sequence[NamedTensor]) -> tuple[dict[str, Array], int]:

@@ -51,6 +51,10 @@ class NamedTensor:
         return self.values.shape
 
 
+TensorMetadata = tuple[str, str, Sequence[int]]
+"""Name, datatype, and shape with -1 for the rows and for other sizes that vary."""
+
+
 def element_count(name: str, datatype: str, shape: Sequence[int]) -> int:
     """The number of elements of a declared shape. Raises InvalidTensor, TensorTooLarge."""
     if datatype != BYTES and datatype not in DTYPES:
@@ -76,7 +80,7 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Name
     dtype = DTYPES[datatype]
     if len(raw) != count * dtype.itemsize:
         raise InvalidTensor(
-            f"Tensor {name!r} of shape {list(shape)} needs {count * dtype.itemsize} bytes, it has {len(raw)}.",
+            f"Tensor {name!r} of shape {list(shape)} needs {count * dtype.itemsize} bytes, not {len(raw)}.",
             tensor=name,
         )
     if datatype == "BOOL" and raw and max(raw) > 1:
@@ -113,7 +117,8 @@ def raw_bytes(tensor: NamedTensor) -> bytes:
 
 
 def _texts(name: str, raw: bytes, count: int) -> list[bytes]:
-    texts, place, end = [], 0, len(raw)
+    texts: list[bytes] = []
+    place, end = 0, len(raw)
     if end >= 4 * count:
         while place + 4 <= end and len(texts) < count:
             start = place + 4
