@@ -16,6 +16,7 @@ from flywheel_common.tensors import Tensor, array_of
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.types.v1 import tensor_pb2
 
+
 def signature_from_message(message: model_pb2.Signature) -> Signature:
     """The signature of a message; `signature.problems` says whether it is valid."""
     return Signature(

@@ -45,11 +45,13 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "UpdateModel",
         "CreateModelVersion",
         "UploadArtifact",
+        "CheckModelVersion",
         "PromoteModelVersion",
         "CreateRelease",
     ),
     OPERATE: (
         "RejectModelVersion",
+        "DeleteModelVersion",
         "StartRollout",
         "PauseRollout",
         "ResumeRollout",

@@ -23,6 +23,7 @@ REASONS = {
         "ALREADY_SERVING",
         "ARTIFACTS_PENDING",
         "ILLEGAL_TRANSITION",
+        "INVALID_VERSION",
         "NOTHING_TO_ROLL_BACK_TO",
         "NOT_DECLARED",
         "NOT_PAUSED",
@@ -31,6 +32,8 @@ REASONS = {
         "REJECTED_VERSION",
         "ROLLOUT_ACTIVE",
         "ROLLOUT_ENDED",
+        "VERSION_IN_USE",
+        "VERSION_NOT_CHECKED",
     },
     "INVALID_ARGUMENT": {
         "EVIDENCE_CONFLICT",
