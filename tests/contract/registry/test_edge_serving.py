@@ -42,7 +42,7 @@ async def test_watchers_receive_the_desired_state_at_every_change(client: ModelC
         assert (client.model, 1) == (serving.model, serving.generation)
         assert (a, first.name) == (serving.champion.release, serving.champion.model_version.name)
         assert not serving.HasField("challenger") and not serving.warm
-        _, b = await client.staged(b"second")
+        _, b = await client.staged("second")
         rollout = await client.start(b.name)
         serving = (await next_state()).models[0]
         assert (2, a.name, b.name) == (
