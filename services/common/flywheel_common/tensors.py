@@ -35,8 +35,7 @@ class Tensor:
     def of(cls, name: str, data_type: int, array: Array) -> Tensor:
         """The tensor of an array; its values are converted to the data type."""
         if data_type == STRING:
-            parts = [str(value).encode() for value in array.ravel().tolist()]
-            data = b"".join(struct.pack("<I", len(part)) + part for part in parts)
+            data = packed_texts(array)
         else:
             data = np.ascontiguousarray(array, TENSOR_DTYPES[data_type]).tobytes()
         return cls(name, data_type, tuple(array.shape), data)
@@ -71,6 +70,13 @@ def array_of(tensor: TensorLike) -> Array:
             f"it has {len(tensor.data)}"
         )
     return np.frombuffer(tensor.data, dtype).reshape(shape)
+
+
+def packed_texts(array: Array) -> bytes:
+    """The texts of an array in C order: for each its length as little-endian uint32, then the UTF-8 bytes.
+    The Open Inference Protocol has the same form for BYTES."""
+    parts = [str(value).encode() for value in array.ravel().tolist()]
+    return b"".join([struct.pack("<I", len(part)) + part for part in parts])
 
 
 def _texts(tensor: TensorLike, count: int) -> Sequence[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
+from flywheel_common.signature import OutputKind
 from flywheel_common.value import from_python
 from flywheel_inference.models.feature_block import PRESENT, STATUS_NAMES
 from flywheel_inference.prediction.predictor import Answer
@@ -14,6 +17,7 @@ from flywheel_protos.inference.v1 import inference_pb2 as pb
 
 def to_response(answer: Answer) -> pb.PredictResponse:
     request, scored, spec = answer.request, answer.scored, answer.scorer.spec
+    output = spec.signature.output
     response = pb.PredictResponse(
         prediction_id=request.prediction_id,
         score=answer.score,
@@ -24,7 +28,12 @@ def to_response(answer: Answer) -> pb.PredictResponse:
         source=answer.source,  # type: ignore[arg-type]
         degraded=scored is None,
         degraded_reason=answer.reason,
+        output_kind=int(output.kind),  # type: ignore[arg-type]
     )
+    if output.kind in (OutputKind.MULTICLASS, OutputKind.VECTOR):
+        response.values.extend(answer.values)
+        if answer.decision:
+            response.predicted_class = output.class_names[int(np.argmax(answer.values))]
     timing = response.timing
     timing.total_ms = answer.total_ms
     if scored is not None:

@@ -85,9 +85,9 @@ class RoutedRequest:
         self.rollout = rollout
         self.copy_to = copy_to
 
-    def bound_to(self, contract: FeatureSetContract) -> RoutedRequest:
-        """The same request with the keys and fields of a feature set, for a challenger. Raises
-        InvalidArgument."""
+    def bound_to(self, contract: FeatureSetContract, segment_keys: tuple[str, ...]) -> RoutedRequest:
+        """The same request with the keys and fields of a feature set and the segment of these keys, for a
+        challenger. Raises InvalidArgument."""
         same = contract.feature_set == self.contract.feature_set
         keys, fields = (self.keys, self.fields) if same else self.call.bind(contract)
         return RoutedRequest(
@@ -99,7 +99,7 @@ class RoutedRequest:
             as_of_micros=self.as_of_micros,
             event_micros=self.event_micros,
             subject=self.subject,
-            segment=self.segment,
+            segment=segment_of(self.call, segment_keys),
             started=self.started,
         )
 
@@ -119,7 +119,7 @@ def subject_of(keys: tuple[Any, ...]) -> str:
 
 def segment_of(call: PredictCall, segment_keys: tuple[str, ...]) -> str:
     """`origin=JFK,carrier=UA` for the release's segment keys; empty when it declares none."""
-    return ",".join(f"{key}={call.key_text(key)}" for key in segment_keys)
+    return ",".join([f"{key}={call.key_text(key)}" for key in segment_keys])
 
 
 def checked_id(prediction_id: str) -> str:
