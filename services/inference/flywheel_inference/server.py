@@ -24,7 +24,7 @@ from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.producer import Producer
 from flywheel_inference.api.servicer import InferenceServicer
 from flywheel_inference.config import InferenceSettings
-from flywheel_inference.encoding.serving_messages import desired_models
+from flywheel_inference.encoding.serving_messages import desired_change, release_of_spec, saved_state
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.models.loader import ReleaseLoader
 from flywheel_inference.models.ports import (
@@ -47,6 +47,7 @@ from flywheel_inference.prediction_log.ports import LogSink
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.scoring.ports import FeatureLookup
 from flywheel_inference.scoring.scorer import OnScored, ReleaseScorer, ScorerSettings
+from flywheel_inference.serving.desired_models import DesiredModels
 from flywheel_inference.serving.ports import DesiredStateStore, ServingRegistry
 from flywheel_inference.serving.reconciler import Reconciler
 from flywheel_inference.serving.state import ServingState
@@ -194,7 +195,9 @@ def wire(
         ports.registry,
         loader,
         ports.saved,
-        decode=desired_models,
+        desired=DesiredModels(ports.registry, ports.saved, release_of_spec),
+        decode=desired_change,
+        encode=saved_state,
         make_scorer=scorers.make,
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,

@@ -59,6 +59,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "SkipRolloutStep",
         "RollbackModel",
         "WatchServing",
+        "GetServingSpec",
         "ReportServing",
     ),
 }

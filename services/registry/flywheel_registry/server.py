@@ -26,6 +26,7 @@ from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from flywheel_registry.api.convert_events import to_event
+from flywheel_registry.api.convert_serving import spec_digest
 from flywheel_registry.api.servicer import RegistryServicer
 from flywheel_registry.artifacts.check import VersionCheck
 from flywheel_registry.artifacts.ports import FeatureSets, GraphRunner
@@ -128,7 +129,7 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
 
 def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     """Return the registry on these ports: use cases, servicer and background tasks."""
-    desired_state = DesiredStateCache(ports.store, ports.notifications)
+    desired_state = DesiredStateCache(ports.store, ports.notifications, spec_digest)
     lifecycle = RolloutLifecycle(clock)
     checks = VersionCheck(ports.store, ports.graphs, ports.features, clock)
     servicer = RegistryServicer(

@@ -15,6 +15,7 @@ REASONS = {
         "CHAMPION_CHANGED",
         "ETAG_MISMATCH",
         "ROLLOUT_STARTED",
+        "SPEC_CHANGED",
         "STAGE_CHANGED",
     },
     "ALREADY_EXISTS": {"MODEL_EXISTS"},

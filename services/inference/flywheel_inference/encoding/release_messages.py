@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import numpy as np
@@ -27,9 +26,9 @@ _CALIBRATES = {
 """Kind of calibration → the kind of output that it is for."""
 
 
-def release_spec(message: model_pb2.ServingRelease) -> ReleaseSpec:
-    """The release of a message. Raises ValueError or InvalidArgument with the reason why a gateway cannot
-    serve it."""
+def release_spec(message: model_pb2.ServingRelease, digest: str) -> ReleaseSpec:
+    """The release of a message with this digest. Raises ValueError or InvalidArgument with the reason why a
+    gateway cannot serve it."""
     release, version = message.release, message.model_version
     parts = VERSION_NAME.parse(version.name)
     signature = signature_from_message(version.signature)
@@ -39,7 +38,7 @@ def release_spec(message: model_pb2.ServingRelease) -> ReleaseSpec:
         raise ValueError(" ".join(found))
     return ReleaseSpec(
         name=release.name,
-        digest=hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest(),
+        digest=digest,
         model=f"projects/{parts['project']}/models/{parts['model']}",
         model_version=version.name,
         triton_model=model_name(str(parts["project"]), str(parts["model"]), int(parts["version"])),

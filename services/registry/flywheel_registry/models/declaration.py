@@ -115,7 +115,7 @@ def golden_problems(golden: GoldenRows, signature: Signature) -> list[str]:
         found.append(f"The golden rows need one tensor each for {', '.join(wanted)}, not {names or 'none'}.")
     for name in given.keys() & wanted.keys():
         found += _tensor_problems(given[name], wanted[name].data_type, [(rows, *wanted[name].shape)])
-    if golden.output.name not in ("", output.tensor):
+    if golden.output.name != output.tensor:
         found.append(f"The golden output is {golden.output.name}, the signature reads {output.tensor}.")
     if golden.output.data_type not in (FLOAT32, FLOAT64):
         found.append("The golden output must be FLOAT32 or FLOAT64.")
