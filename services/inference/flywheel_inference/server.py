@@ -27,7 +27,7 @@ from flywheel_inference.api.open_inference_methods import OpenInferenceServicer,
 from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.api.servicer import InferenceServicer
 from flywheel_inference.config import InferenceSettings
-from flywheel_inference.encoding.serving_messages import desired_models
+from flywheel_inference.encoding.serving_messages import desired_change, release_of_spec, saved_state
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.models.loader import ReleaseLoader
 from flywheel_inference.models.ports import (
@@ -54,6 +54,7 @@ from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.requests.bytes_in_flight import BytesInFlight
 from flywheel_inference.scoring.ports import FeatureLookup
 from flywheel_inference.scoring.scorer import OnScored, ReleaseScorer, ScorerSettings
+from flywheel_inference.serving.desired_models import DesiredModels
 from flywheel_inference.serving.ports import DesiredStateStore, ServingRegistry
 from flywheel_inference.serving.reconciler import Reconciler
 from flywheel_inference.serving.state import ServingState
@@ -201,7 +202,9 @@ def wire(
         ports.registry,
         loader,
         ports.saved,
-        decode=desired_models,
+        desired=DesiredModels(ports.registry, ports.saved, release_of_spec),
+        decode=desired_change,
+        encode=saved_state,
         make_scorer=scorers.make,
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,

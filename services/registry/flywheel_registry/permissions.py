@@ -45,11 +45,13 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "UpdateModel",
         "CreateModelVersion",
         "UploadArtifact",
+        "CheckModelVersion",
         "PromoteModelVersion",
         "CreateRelease",
     ),
     OPERATE: (
         "RejectModelVersion",
+        "DeleteModelVersion",
         "StartRollout",
         "PauseRollout",
         "ResumeRollout",
@@ -57,6 +59,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "SkipRolloutStep",
         "RollbackModel",
         "WatchServing",
+        "GetServingSpec",
         "ReportServing",
     ),
 }

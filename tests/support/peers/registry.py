@@ -84,7 +84,7 @@ async def serving_monitor(port: int = 0) -> AsyncIterator[FakeMonitor]:
 
 
 class FakeGateway:
-    """A gateway that applies each desired state after `lag` seconds and reports every 50 ms."""
+    """A gateway that applies each change of the desired state after `lag` seconds and reports every 50 ms."""
 
     def __init__(self, stub: Any, name: str, lag: float = 0.0) -> None:
         self._stub = stub
@@ -103,7 +103,10 @@ class FakeGateway:
         async for state in self._stub.WatchServing(request):
             self.states.append(state)
             await asyncio.sleep(self._lag)
-            self.applied = {model.model: model.generation for model in state.models}
+            changed = {model.model: model.generation for model in state.models}
+            self.applied = changed if state.snapshot else {**self.applied, **changed}
+            for name in state.removed_models:
+                self.applied.pop(name, None)
 
     async def _report(self) -> None:
         while True:

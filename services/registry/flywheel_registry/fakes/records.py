@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import TypeVar
@@ -168,6 +168,18 @@ class MemoryRecords:
     async def digest_stored(self, sha256: str) -> bool:
         artifacts = (a for v in self._data.versions.values() for a in v.artifacts)
         return any(a.stored and a.sha256 == sha256 for a in artifacts)
+
+    async def record_check(self, version: ModelVersion, problems: Sequence[str]) -> None:
+        key = version.model, version.number
+        self._data.versions[key] = replace(self._data.versions[key], check_problems=tuple(problems))
+
+    async def has_dependents(self, version: ModelVersion) -> bool:
+        released = {(r.model, r.version) for r in self._data.releases.values()}
+        judged = {(e.model, e.version) for e in self._data.evidence.values()}
+        return (version.model, version.number) in released | judged
+
+    async def delete_version(self, version: ModelVersion) -> None:
+        del self._data.versions[version.model, version.number]
 
     async def add_release(self, release: Release) -> Release:
         added = replace(release, number=self._next_number(release.model, "release"))
