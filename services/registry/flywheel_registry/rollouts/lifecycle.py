@@ -185,6 +185,16 @@ class RolloutLifecycle:
         after = state_machine.abort(rollout.progress)
         return await self._change(records, journal, rollout, after, action="ABORT", reason=reason)
 
+    async def roll_back(
+        self, records: RolloutRecords, journal: Journal, rollout: Rollout, reason: str
+    ) -> Rollout:
+        """End a rollout as ROLLED_BACK by an operator; the challenger's version keeps its stage.
+
+        The transaction must hold the model's lock. Raises RolloutEnded.
+        """
+        after = state_machine.withdraw(rollout.progress)
+        return await self._change(records, journal, rollout, after, action="ROLLBACK", reason=reason)
+
     async def skip(self, records: RolloutRecords, name: RolloutName, reason: str, by: str) -> Rollout:
         """Move to the next step without evidence. Raises RolloutEnded, ReasonRequired."""
         require_reason(reason, "Skipping a step")
