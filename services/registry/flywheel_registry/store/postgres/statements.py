@@ -185,15 +185,21 @@ INSERT INTO gateway (id, last_heartbeat, observed) VALUES ($1, clock_timestamp()
 ON CONFLICT (id) DO UPDATE SET last_heartbeat = clock_timestamp(), observed = $2::text::jsonb
 """
 SET_GATEWAY_PROJECT = """
-INSERT INTO gateway (id, project, last_heartbeat, observed) VALUES ($1, $2, 'epoch', '[]')
-ON CONFLICT (id) DO UPDATE SET project = $2
+INSERT INTO gateway_project (gateway, project) VALUES ($1, $2)
+ON CONFLICT (gateway) DO UPDATE SET project = $2, watched_at = clock_timestamp()
 """
 LIST_GATEWAYS = """
-SELECT id, project, last_heartbeat, last_heartbeat >= clock_timestamp() - interval '1 second' AS live,
-       observed::text AS observed
-FROM gateway
+SELECT id, coalesce(p.project, '') AS project, last_heartbeat,
+       last_heartbeat >= clock_timestamp() - interval '1 second' AS live, observed::text AS observed
+FROM gateway g LEFT JOIN gateway_project p ON p.gateway = g.id
 WHERE last_heartbeat >= clock_timestamp() - $1 * interval '1 second' AND id > $2 ORDER BY id LIMIT $3
 """
 DELETE_OLD_GATEWAYS = """
-DELETE FROM gateway WHERE last_heartbeat < clock_timestamp() - interval '1 day' AND last_heartbeat > 'epoch'
+WITH old AS (DELETE FROM gateway WHERE last_heartbeat < clock_timestamp() - interval '1 day')
+DELETE FROM gateway_project p
+WHERE watched_at < clock_timestamp() - interval '1 day'
+  AND NOT EXISTS (
+    SELECT FROM gateway g
+    WHERE g.id = p.gateway AND g.last_heartbeat >= clock_timestamp() - interval '1 day'
+  )
 """
