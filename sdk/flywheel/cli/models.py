@@ -151,8 +151,8 @@ def rollback(
         if not answer.complete:
             silent = ", ".join(answer.unacknowledged_gateways)
             console.print(
-                f"[bold red]NOT COMPLETE[/bold red]: these gateways have not reported the change and may serve "
-                f"the former release: {silent}"
+                f"[bold red]NOT COMPLETE[/bold red]: these gateways have not reported the change and may "
+                f"serve the former release: {silent}"
             )
             raise typer.Exit(1)
 

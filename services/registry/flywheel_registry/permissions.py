@@ -55,6 +55,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ResumeRollout",
         "AbortRollout",
         "SkipRolloutStep",
+        "ConcludeRollout",
         "RollbackModel",
         "WatchServing",
         "ReportServing",

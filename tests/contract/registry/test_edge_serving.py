@@ -50,19 +50,20 @@ async def test_watchers_receive_the_desired_state_at_every_change(client: ModelC
             serving.champion.release.name,
             serving.challenger.release.name,
         )
-        assert (rollout.name, 100, 0) == (
+        assert (rollout.name, 0, 0) == (
             serving.rollout,
             serving.shadow_percent,
             serving.challenger_percent,
         )
-        await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
-        serving = (await next_state()).models[0]
-        assert (3, 0, 5) == (serving.generation, serving.shadow_percent, serving.challenger_percent)
+        for expected in ((3, 100, 0), (4, 0, 5)):
+            await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
+            serving = (await next_state()).models[0]
+            assert expected == (serving.generation, serving.shadow_percent, serving.challenger_percent)
         async with watching(client, "projects/default") as late:
             assert [serving] == list((await late()).models)
         await client.stub.AbortRollout(pb.AbortRolloutRequest(name=rollout.name))
         serving = (await next_state()).models[0]
-        assert (4, a.name, "") == (serving.generation, serving.champion.release.name, serving.rollout)
+        assert (5, a.name, "") == (serving.generation, serving.champion.release.name, serving.rollout)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(elsewhere(), 0.2)
 

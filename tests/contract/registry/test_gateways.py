@@ -143,7 +143,9 @@ async def test_gateways_silent_for_a_day_are_deleted(database: str) -> None:
                 "UPDATE gateway_project SET watched_at = now() - interval '25 hours' WHERE gateway = $1", name
             )
         await pool.execute("UPDATE gateway SET last_heartbeat = now() - interval '25 hours' WHERE id = 'old'")
-        await pool.execute("UPDATE gateway_project SET watched_at = now() - interval '2 days' WHERE gateway = 'new'")
+        await pool.execute(
+            "UPDATE gateway_project SET watched_at = now() - interval '2 days' WHERE gateway = 'new'"
+        )
         await gateways.delete_old()
         found = await pool.fetch("SELECT id FROM gateway ORDER BY id")
         assert ["new"] == [row["id"] for row in found]

@@ -83,9 +83,7 @@ async def test_a_rollback_in_canary_ends_the_rollout_and_keeps_the_champion() ->
     async with store.transaction() as records:
         version = await records.add_version(ModelVersion(LATE, stage=Stage.STAGING, registered_at=AT))
         release = await records.add_release(Release(LATE, version.number, created_at=AT))
-        rollout = await RolloutStart(CLOCK).start(
-            records, LATE, ReleaseName.parse(release.name), None, "go", "ann"
-        )
+        rollout = await RolloutStart(CLOCK).start(records, ReleaseName.parse(release.name), None, "go", "ann")
         name = RolloutName.parse(rollout.name)
         while not (await records.routing(LATE)).challenger_percent:
             await LIFECYCLE.skip(records, name, "known", "ann")
@@ -108,7 +106,7 @@ async def test_a_named_rollback_in_canary_replaces_the_champion() -> None:
     async with store.transaction() as records:
         version = await records.add_version(ModelVersion(LATE, stage=Stage.STAGING, registered_at=AT))
         release = await records.add_release(Release(LATE, version.number, created_at=AT))
-        await RolloutStart(CLOCK).start(records, LATE, ReleaseName.parse(release.name), None, "go", "ann")
+        await RolloutStart(CLOCK).start(records, ReleaseName.parse(release.name), None, "go", "ann")
     assert 1 == await roll_back(store, to=1)
     async with store.reading() as records:
         assert await records.active_rollout(LATE) is None
@@ -121,7 +119,7 @@ async def test_a_rollback_between_releases_of_one_version_has_event_and_entry() 
         second = await records.add_release(Release(LATE, 1, created_at=AT))
         assert first is not None
         rollout = await RolloutStart(CLOCK).start(
-            records, LATE, ReleaseName.parse(second.name), None, "lower threshold", "ann"
+            records, ReleaseName.parse(second.name), None, "lower threshold", "ann"
         )
         name = RolloutName.parse(rollout.name)
         while await records.active_rollout(LATE) is not None:

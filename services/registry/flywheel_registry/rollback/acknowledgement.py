@@ -1,7 +1,7 @@
 """Waits until the gateways apply a routing.
 
-A gateway that cannot reach the registry keeps serving what it had. So silence is no acknowledgement: a routing
-is applied completely only when every gateway of the last hour reported it.
+A gateway that cannot reach the registry keeps serving what it had. So silence is no acknowledgement: a
+routing is applied completely only when every gateway of the last hour reported it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from flywheel_common.clock import Clock
-from flywheel_registry.serving.gateways import Gateway
+from flywheel_registry.serving.gateways import Gateway, watching_model
 from flywheel_registry.serving.ports import Gateways
 
 POLL_SECONDS = 0.05
@@ -49,7 +49,8 @@ class Acknowledgements:
     ) -> Acknowledgement:
         """Wait until the gateways of the model's project apply at least `generation`, or the timeout.
 
-        Gateways silent for longer than WAITED_FOR_SECONDS are not waited for. `since` is the monotonic time from which the answer's `seconds` count.
+        Gateways silent for longer than WAITED_FOR_SECONDS are not waited for. `since` is the monotonic time
+        from which the answer's `seconds` count.
         """
         heard = asyncio.Event()
         unsubscribe = self._gateways.on_heartbeat(heard.set)
@@ -68,12 +69,6 @@ class Acknowledgements:
                         await heard.wait()
         finally:
             unsubscribe()
-
-
-def watching_model(model: str, gateways: Sequence[Gateway]) -> list[Gateway]:
-    """Return the gateways that watch the model's project, or all projects."""
-    project = model.split("/")[1]
-    return [gateway for gateway in gateways if gateway.project in ("", project)]
 
 
 def applies(gateway: Gateway, model: str, generation: int) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_registry.audit.journal import Journal
+from flywheel_registry.audit.journal import Journal, Proof
 from flywheel_registry.events.lifecycle import StageChanged
 from flywheel_registry.models.stage_changes import change_stage
 from flywheel_registry.models.version import ModelVersion
@@ -21,14 +21,14 @@ async def replace_champion(
     version: ModelVersion,
     reason: str,
     *,
-    evidence: str = "",
+    evidence: Proof | None = None,
     by_rollback: bool = False,
 ) -> ModelVersion:
     """Serve `release` (of `version`) to all requests and archive the old champion; return the version.
 
     A version that is already in PRODUCTION keeps its stage and only the release changes: this too is an audit
-    entry of the version and an event, from PRODUCTION to PRODUCTION. `evidence` is a resource name or empty.
-    The transaction must hold the model's lock.
+    entry of the version and an event, from PRODUCTION to PRODUCTION. The transaction must hold the model's
+    lock.
     """
     model, action = journal.model, "ROLLBACK" if by_rollback else "PROMOTE"
     champion = await records.champion(model)
