@@ -32,8 +32,10 @@ from flywheel_inference.models.ports import (
     ArtifactSource,
     FeatureSetContracts,
     ModelControl,
+    ModelHolds,
     ModelServer,
 )
+from flywheel_inference.models.unshared import UnsharedModels
 from flywheel_inference.outcomes.ports import OutcomeSink
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
 from flywheel_inference.permissions import PERMISSIONS, SERVICE
@@ -54,6 +56,7 @@ from flywheel_inference.store.grpc.registry import GrpcRegistry
 from flywheel_inference.store.kafka.event_log import KafkaOutcomes, KafkaPredictionLog
 from flywheel_inference.store.prometheus.metrics import GatewayMetrics
 from flywheel_inference.store.redis.cached_predictions import RedisCachedPredictions
+from flywheel_inference.store.redis.model_holds import RedisModelHolds
 from flywheel_inference.store.triton.model_server import TritonModelServer
 from flywheel_protos.inference.v1 import inference_pb2_grpc
 
@@ -83,6 +86,7 @@ class Ports:
     registry: RegistryPeer
     features: FeaturePeer
     models: ModelControl
+    holds: ModelHolds
     saved: SavedState
     log: LogSink
     outcomes: OutcomeSink
@@ -115,14 +119,20 @@ async def build(
         timeout_seconds=settings.outcome_timeout_seconds,
     )
     stack.push_async_callback(outcome_producer.close)
-    cached = None
+    cached: CachedPredictions | None = None
+    holds: ModelHolds = UnsharedModels()
     if redis_url := settings.redis_url.get_secret_value():
         cached = RedisCachedPredictions(redis_url, timeout_seconds=settings.answer_reserve_seconds)
         stack.push_async_callback(cached.close)
+        holds = RedisModelHolds(
+            redis_url, settings.triton_url, gateway_id, hold_seconds=settings.hold_seconds
+        )
+        stack.push_async_callback(holds.close)
     ports = Ports(
         registry=GrpcRegistry(registry_channel, gateway_id, settings.project),
         features=GrpcFeatures(feature_channel),
         models=triton,
+        holds=holds,
         saved=folder,
         log=KafkaPredictionLog(log_producer, settings.kafka_partitions),
         outcomes=KafkaOutcomes(outcome_producer, settings.kafka_partitions),
@@ -175,6 +185,7 @@ def wire(
         ports.features,
         ports.saved,
         ports.models,
+        ports.holds,
         backend=settings.triton_backend,
         instances=settings.triton_instances,
     )
@@ -217,6 +228,7 @@ def wire(
     server.add_background("topics", ports.ensure_topics, ends=True)
     if ports.cached is not None:
         server.add_background("cached predictions", ports.cached.connect, ends=True)
+    server.add_background("model holds", ports.holds.run)
     server.add_background("serving", reconciler.run)
     server.add_background("prediction log", log.run, stops_last=True)
     server.add_background("shadow", shadow.run)

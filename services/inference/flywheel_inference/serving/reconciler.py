@@ -188,7 +188,9 @@ class Reconciler:
 
     async def _unload(self, triton_model: str) -> None:
         try:
-            await self._loader.unload(triton_model)
-            log.info("model unloaded", model=triton_model)
+            unloaded = await self._loader.unload(triton_model)
         except FlywheelError as error:
-            log.warning("model not unloaded", model=triton_model, reason=error.reason)
+            log.warning("model not unloaded: trying again", model=triton_model, reason=error.reason)
+            self._unload_at.setdefault(triton_model, time.monotonic() + self._unload_seconds)
+        else:
+            log.info("model unloaded" if unloaded else "model left to other gateways", model=triton_model)
