@@ -104,9 +104,7 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         start = (await client.release(second.name)).name
         rollout = (await client.start(start, policy=ab_test, reason="a")).name
         await stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout, reason="a"))
-        verdict = pb.ConcludeRolloutRequest(
-            name=rollout, verdict=pb.EXPERIMENT_VERDICT_ROLL_BACK, reason="a"
-        )
+        verdict = pb.ConcludeRolloutRequest(name=rollout, verdict=pb.EXPERIMENT_VERDICT_ROLL_BACK, reason="a")
         await once("ConcludeRollout", verdict, reason="b")
 
         await client.release(third.name)

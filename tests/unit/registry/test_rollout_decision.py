@@ -157,8 +157,8 @@ def test_an_ab_test_waits_for_its_verdict_but_not_past_a_guardrail() -> None:
     [
         ("max_error_rate", 0.05, evidence(error_rate=0.055), evidence(error_rate=0.1)),
         ("max_p99_ms", 20.0, evidence(latency_p99_ms=20.0), evidence(latency_p99_ms=20.1)),
-        # Standard error of the difference: sqrt(1/10000 + 1/1000) = 0.03317. After 1000 rows the half-width is
-        # 3.364 (rho = 25, shadow) or 3.448 (rho = 12.5, canary) of them: 0.1116 or 0.1144.
+        # Standard error of the difference: sqrt(1/10000 + 1/1000) = 0.03317. After 1000 rows the half-width
+        # is 3.364 (rho = 25, shadow) or 3.448 (rho = 12.5, canary) of them: 0.1116 or 0.1144.
         (
             "max_score_shift",
             0.5,
