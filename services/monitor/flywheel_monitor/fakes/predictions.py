@@ -111,12 +111,15 @@ class MemoryPredictions(MemoryVersions):
         ]
         return with_exact_auc(quality(totals_of_window(window)), *_scores(rows))
 
-    async def variant_rows(self, rollout: str, release: str, role: Role, since_us: int) -> VariantRows:
+    async def variant_rows(
+        self, rollout: str, release: str, role: Role, since_us: int, generation: int
+    ) -> VariantRows:
         rows = [
             a
             for a in self._data.predictions.values()
             if (a.batch.key.rollout, a.batch.key.release, a.batch.key.role) == (rollout, release, role)
             and a.time >= since_us
+            and generation in (0, a.batch.key.generation)
         ]
         labels = [self._data.labels.get(a.id) for a in rows]
         return VariantRows(

@@ -31,6 +31,7 @@ SELECT array_agg(p.prediction_id) AS ids, array_agg(p.event_time) AS times, arra
     array_agg(p.latency_ms) AS latencies, array_agg(p.source) AS sources, array_agg(p.failed) AS failed
 FROM variant t JOIN prediction p ON p.variant_id = t.id LEFT JOIN label l USING (prediction_id)
 WHERE t.rollout = $1 AND t.release = $2 AND t.role = $3 AND p.event_time >= $4
+    AND ($5::bigint = 0 OR t.generation = $5)
 """
 _EVENT_RANGE = """
 SELECT min(p.event_time), max(p.event_time) FROM prediction p JOIN variant t ON t.id = p.variant_id
@@ -79,8 +80,10 @@ class PredictionRows:
             found, np.array(row["scores"] or [], np.float64), np.array(row["labels"] or [], np.float64)
         )
 
-    async def variant_rows(self, rollout: str, release: str, role: Role, since_us: int) -> VariantRows:
-        row = await self._conn.fetchrow(_VARIANT, rollout, release, int(role), since_us)
+    async def variant_rows(
+        self, rollout: str, release: str, role: Role, since_us: int, generation: int
+    ) -> VariantRows:
+        row = await self._conn.fetchrow(_VARIANT, rollout, release, int(role), since_us, generation)
         scores = np.array(row["scores"] or [], np.float64)
         sources = np.array(row["sources"] or [], np.int64)
         return VariantRows(
