@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissions
+from flywheel_trainer.jobs.tokens import ATTEMPT
 
 SERVICE = "flywheel.trainer.v1.TrainerService"
 
@@ -24,13 +25,13 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
     WRITE: (
         "CreateExperiment",
         "CreateRun",
-        "LogMetrics",
         "UpdateRun",
         "SubmitJob",
         "CancelJob",
         "StartPipelineRun",
         "CancelPipelineRun",
     ),
+    WRITE | ATTEMPT: ("LogMetrics",),
     OPERATE: ("SetRetrainingPolicy",),
 }
 
