@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissions
-from flywheel_trainer.jobs.tokens import ATTEMPT
+from flywheel_common.grpc.auth import OPERATE, READ, REPORT, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.trainer.v1.TrainerService"
 
@@ -31,7 +30,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "StartPipelineRun",
         "CancelPipelineRun",
     ),
-    WRITE | ATTEMPT: ("LogMetrics",),
+    REPORT: ("LogMetrics",),
     OPERATE: ("SetRetrainingPolicy",),
 }
 
