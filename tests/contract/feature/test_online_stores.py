@@ -202,6 +202,24 @@ async def test_tiles_older_than_the_kept_ones_are_dropped(store: Any) -> None:
     assert (2, 1.0) == (count, np.frombuffer(state, "<f8")[2])
 
 
+async def test_nothing_is_found_before_the_first_event(store: Any) -> None:
+    days = [3 * 1440, 1440, 2 * 1440, 9 * 1440]
+    # The tiles of days 1 and 2 come too late to be kept; the one of day 3 is dropped with day 9.
+    expected: list[list[int | None]] = [
+        [None, None, None, 1, 0],
+        [None, 0, 0, 1, 0],
+        [None, 0, 0, 1, 0],
+        [None, 0, 0, 0, 0],
+    ]
+    for number, counts in enumerate(expected):
+        following = number + 1
+        added = delta([number], days)
+        assert [following] == await store.merge_tiles(LAYOUT, [(b"k", added, number, following)], 0, 0, 1)
+        (state,) = await store.read([b"k"])
+        assert counts == [windows(state, day * 1440)[list(F).index(F.COUNT)] for day in range(5)]
+        assert [[0, following]] == positions_of([state])[1].tolist()
+
+
 async def test_state_of_an_older_generation_counts_as_absent(store: Any) -> None:
     minutes = list(range(20))
     assert [10] == await store.merge_tiles(LAYOUT, [(b"k", delta(range(10), minutes), 0, 10)], 0, 0, 1)
