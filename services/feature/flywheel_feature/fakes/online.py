@@ -142,7 +142,8 @@ class _State:
         for index, tile in other.tiles.items():
             mine = self.tiles.get(index)
             self.tiles[index] = tile if mine is None else _merged(self.layout.operations, mine, tile)
-        oldest = max(self.tiles) - self.layout.kept_tiles + 1
+        before, latest = sorted(self.tiles)[-2:] if len(self.tiles) > 1 else [max(self.tiles)] * 2
+        oldest = (latest if latest - before < self.layout.kept_tiles else before) - self.layout.kept_tiles + 1
         self.tiles = {index: self.tiles[index] for index in sorted(self.tiles) if index >= oldest}
         kept = self.layout.lists.values()
         self.lists = [

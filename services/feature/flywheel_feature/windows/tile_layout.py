@@ -98,7 +98,11 @@ class TileLayout:
         self.absent = bytes(self.head.size)
         """The header that stands for no state."""
         self.kept_tiles = self.windows[-1] // tile + max(2, self.windows[-1] // tile // 4)
-        """Tiles that a state keeps, counted back from its newest: a quarter more than the longest window."""
+        """Tiles that a state keeps, counted back from its newest: a quarter more than the longest window.
+
+        A tile that is this far ahead of all others drops none of them: it may be one event of today in a
+        replay of last year. Two such tiles do. A state has one tile more than this at most.
+        """
 
 
 def _components(functions: set[AggregationFunction]) -> list[str]:

@@ -97,11 +97,21 @@ local delta_header = {unpack_('<' .. string.rep('d', 1 + sections), delta)}
 local delta_tiles = delta_header[1]
 local delta_tiles_at = (1 + sections) * DOUBLE + 1
 
--- 2. Tiles, ascending by index. Tiles older than the newest `kept_tiles` are dropped.
+-- 2. Tiles, ascending by index. Tiles older than the newest `kept_tiles` are dropped, but not because of one
+-- tile that is as far ahead of all others.
 
 local function tile_index(s, at, i) return (unpack_('<d', s, at + (i - 1) * tile_size)) end
-local latest = tile_index(delta, delta_tiles_at, delta_tiles)
-if tiles > 0 then latest = max(latest, tile_index(state, tiles_at, tiles)) end
+local latest, before = -math.huge, -math.huge
+local function see_newest_two(s, at, n)
+  for i = max(1, n - 1), n do
+    local index = tile_index(s, at, i)
+    if index > latest then latest, before = index, latest
+    elseif index < latest then before = max(before, index) end
+  end
+end
+see_newest_two(delta, delta_tiles_at, delta_tiles)
+see_newest_two(state, tiles_at, tiles)
+if before > -math.huge and latest - before >= kept_tiles then latest = before end
 local oldest = latest - kept_tiles + 1
 
 local function merged_tile(a, b)
