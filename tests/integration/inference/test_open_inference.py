@@ -131,7 +131,7 @@ async def test_entity_keys_are_answered_and_logged_as_predict_does(
     assert set(result.as_numpy("source").tolist()) == {b"MODEL"}
     assert not result.as_numpy("degraded").any()
     logged = await deployment_with_kafka.logged(topics.PREDICTION_LOGGED, ids)
-    found = {id_: batch.scores[row] for id_, [(_, batch, row)] in logged.items()}
+    found = {id_: np.frombuffer(batch.scores, "<f8")[row] for id_, [(_, batch, row)] in logged.items()}
     assert found == pytest.approx(dict(zip(sorted(ids), expected, strict=True)), abs=1e-6)
 
 

@@ -1,5 +1,6 @@
-"""10,000 damaged requests of the Open Inference Protocol and 10,000 of the gateway's own: documented codes, no
-large allocation, and the gateway answers afterwards."""
+"""10,000 damaged requests of the Open Inference Protocol and 10,000 of the gateway's own.
+
+They get documented codes, cause no large allocation, and the gateway answers afterwards."""
 
 from __future__ import annotations
 
@@ -46,6 +47,11 @@ def memory(kind: str) -> int:
     """VmRSS, the memory of this process now, or VmHWM, its peak; bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{kind}:"))
+
+
+def restart_peak() -> None:
+    """Sets VmHWM to the memory of now."""
+    Path("/proc/self/clear_refs").write_text("5")
 
 
 def predict_request() -> pb.PredictRequest:
@@ -148,7 +154,7 @@ async def test_damaged_requests_get_documented_codes_within_bounded_memory(
     else:
         calls = damaged_calls(OPEN_INFERENCE, open_inference_requests, ["ModelInfer"] * 20)
     before = memory("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts again
+    restart_peak()
     answers = await outcomes(gateway, service, calls)
     grown = memory("VmHWM") - before
     assert len(answers) == CALLS
