@@ -216,7 +216,7 @@ def wire(
         predictor,
         bulk,
         rows,
-        OutcomeRecorder(ports.outcomes),
+        OutcomeRecorder(ports.outcomes, serving),
         serving,
         log,
         gateway_id=gateway_id,
