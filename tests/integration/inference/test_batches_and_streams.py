@@ -13,6 +13,7 @@ import pytest
 
 import flywheel as fw
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.grpc.health import SERVING
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.types.v1.value_pb2 import Value
 from tests.support.builders.inference import MODEL, ORIGINS, expected_score
@@ -250,6 +251,7 @@ async def test_the_sdk_predicts_in_batches_and_streams(memory_deployment: Memory
     gateway = await serving_gateway(memory_deployment)
     miles = [float(i) for i in range(20)]
     expected = [expected_score(W, 0.0, (2.0, m, 0.0)) for m in miles]
+    await eventually(lambda: gateway.server.health.status() == SERVING)
     async with fw.Client("test", inference=f"127.0.0.1:{gateway.server.port}") as client:
         good = [
             client.prediction_request("late", {"carrier": "UA"}, {"miles": m, "origin": "JFK"}) for m in miles
