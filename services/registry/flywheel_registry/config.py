@@ -24,6 +24,8 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """host:port of the monitor, which provides the evidence of rollouts."""
     monitor_timeout_seconds: float = 2.0
     """How long a tick waits for the monitor before the rollout holds."""
+    monitor_longest_timeout_seconds: float = 60.0
+    """How long it waits at most, for models whose comparisons did not end in `monitor_timeout_seconds`."""
     tick_seconds: float = 0.3
     """Wall time between two ticks, which decide the active rollouts."""
     tick_lease_seconds: float = 3.0

@@ -111,7 +111,9 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         prepare_objects=objects.ensure_bucket,
         gateways=gateways,
         notifications=notifications,
-        monitor=GrpcMonitor(monitor_channel, settings.monitor_timeout_seconds),
+        monitor=GrpcMonitor(
+            monitor_channel, settings.monitor_timeout_seconds, settings.monitor_longest_timeout_seconds
+        ),
         ticker_lease=Lease(pool, "rollout-ticker", ttl_seconds=settings.tick_lease_seconds),
         ready=store.ready,
         relay_events=lambda: _relay_events(settings, pool, producer),
