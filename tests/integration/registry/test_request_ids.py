@@ -77,6 +77,8 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         )
         rejected = f"{client.model}/versions/1"
         await once("RejectModelVersion", pb.RejectModelVersionRequest(name=rejected, reason="a"), reason="b")
+        deleted = pb.DeleteModelVersionRequest(name=rejected, reason="a")
+        await once("DeleteModelVersion", deleted, reason="b")
 
         first, second, third = [await client.version() for _ in range(3)]
         await once("PromoteModelVersion", pb.PromoteModelVersionRequest(name=first.name), reason="another")
