@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +14,21 @@ import pytest
 
 from flywheel_common.arrays import Array
 from flywheel_common.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
-from flywheel_common.signature import FLOAT64, InputSpec, OutputSpec, Signature
+from flywheel_common.signature import (
+    FLOAT64,
+    INT64,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    Signature,
+    TensorSpec,
+)
 from flywheel_inference.fakes.model_server import MemoryModelServer
 from flywheel_inference.models.ports import ModelControl
 from flywheel_inference.models.triton_config import load_request
 from flywheel_inference.store.triton.model_server import TritonModelServer
 from tests.support.builders.inference import expected_score, onnx_model, run_onnx
+from tests.support.builders.kinds import KINDS, mixed_binary
 from tests.support.peers.inference import NO_SERVER
 
 TIMEOUT = 60.0
@@ -136,6 +146,71 @@ async def test_rows_with_a_wrong_number_of_inputs_are_refused(models: ModelContr
     assert "MODEL_REFUSED" == refused.value.reason
     assert scores(W) == await answer(models, name)
     await models.unload(name, TIMEOUT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_kind_of_model_reproduces_onnx_runtime(
+    models: ModelControl, name: str, kind: str
+) -> None:
+    model = KINDS[kind]()
+    await load_with(models, name, model.file, model.signature, model.output)
+    output = model.signature.output
+    rows = len(model.output)
+    # The second column of [rows, 2] is the probability of a BINARY model; [rows] becomes [rows, 1].
+    expected = model.output[:, 1:] if kind == "binary" else model.output.reshape(rows, output.width)
+    found = await models.infer(name, model.tensors, output, TIMEOUT)
+    assert (found.dtype, found.shape) == (model.output.dtype, (rows, output.width))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    order = np.array([2, 0])
+    part = {tensor: values[order] for tensor, values in model.tensors.items()}
+    np.testing.assert_allclose(
+        await models.infer(name, part, output, TIMEOUT), expected[order], rtol=0, atol=1e-6
+    )
+    await models.unload(name, TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [
+        ("multiclass", OutputSpec(OutputKind.MULTICLASS, "probabilities", class_names=("a", "b"))),
+        ("multiclass", OutputSpec(OutputKind.BINARY, "probabilities")),
+        ("vector", OutputSpec(OutputKind.VECTOR, "embedding", size=3)),
+        ("regression", OutputSpec(OutputKind.VECTOR, "minutes", size=2)),
+    ],
+)
+async def test_an_output_of_another_shape_is_refused(
+    models: ModelControl, name: str, kind: str, output: OutputSpec
+) -> None:
+    model = KINDS[kind]()
+    await load_with(models, name, model.file, model.signature, model.output)
+    with pytest.raises(FailedPrecondition) as refused:
+        await models.infer(name, model.tensors, output, TIMEOUT)
+    assert refused.value.reason == "WRONG_SHAPE"
+    await models.unload(name, TIMEOUT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_model_whose_output_has_another_type_is_not_loaded(
+    models: ModelControl, name: str, kind: str
+) -> None:
+    model = KINDS[kind]()
+    other = model.output.astype(np.float64 if model.output.dtype == np.float32 else np.float32)
+    with pytest.raises(FailedPrecondition) as refused:
+        await load_with(models, name, model.file, model.signature, other)
+    assert refused.value.reason == "MODEL_REFUSED"
+    assert not await models.is_loaded(name, TIMEOUT)
+
+
+async def test_a_model_whose_inputs_have_other_types_is_not_loaded(models: ModelControl, name: str) -> None:
+    model = mixed_binary()
+    tensors = tuple(
+        TensorSpec(t.name, FLOAT64 if t.data_type == INT64 else t.data_type, t.shape)
+        for t in model.signature.tensors
+    )
+    signature = replace(model.signature, tensors=tensors)
+    with pytest.raises(FailedPrecondition) as refused:
+        await load_with(models, name, model.file, signature, model.output)
+    assert refused.value.reason == "MODEL_REFUSED"
 
 
 async def assert_unavailable(models: ModelControl) -> None:
