@@ -15,6 +15,7 @@ from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2 as types
 from tests.support.builders.inference import FEATURE_SET, INPUTS, MODEL, ORIGINS, expected_score, onnx_model
+from tests.support.builders.onnx_models import golden_rows
 
 NO_SERVER = "127.0.0.1:1"
 """An address on which no server listens."""
@@ -204,7 +205,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                         name="model.onnx", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
                     )
                 ],
-                golden_rows=model_pb2.GoldenRows(row_count=3, inputs=rows.tobytes(), scores=scores.tobytes()),
+                golden_rows=golden_rows(rows, scores),
             ),
         )
 
