@@ -102,19 +102,25 @@ class OnnxFile:
         return signature
 
     def _output(self, output: OutputSpec, found: list[str]) -> OutputSpec:
-        numbers = [
-            o.name for o in self._session.get_outputs() if o.type in ("tensor(float)", "tensor(double)")
-        ]
-        if output.tensor:
-            if output.tensor not in numbers:
-                found.append(
-                    f"The graph has no output {output.tensor} of numbers, only {', '.join(numbers)}."
-                )
+        numbers = {
+            one.name: one.shape
+            for one in self._session.get_outputs()
+            if one.type in ("tensor(float)", "tensor(double)")
+        }
+        names = ", ".join(numbers) or "none"
+        if output.tensor and output.tensor not in numbers:
+            found.append(f"The graph has no output {output.tensor} of numbers, only {names}.")
             return output
-        if len(numbers) != 1:
-            found.append(f"Name the output: the graph has {', '.join(numbers) or 'none'} of numbers.")
+        if not output.tensor and len(numbers) != 1:
+            found.append(f"Name the output: the outputs of numbers are {names}.")
             return replace(output, tensor="?")
-        return replace(output, tensor=numbers[0])
+        tensor = output.tensor or next(iter(numbers))
+        row = numbers[tensor][1:]
+        widths = (1, 2) if output.kind is OutputKind.BINARY else (output.width,)
+        if all(isinstance(size, int) for size in row) and int(np.prod(row, dtype=np.int64)) not in widths:
+            wanted = " or ".join(map(str, widths))
+            found.append(f"Output {tensor} has {row} values per row, a {output.kind.name} output {wanted}.")
+        return replace(output, tensor=tensor)
 
     def run(self, rows: Tensors, output: str) -> npt.NDArray[Any]:
         """The output of the graph. Raises ValueError when it refuses the rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ import torch
 from onnx import TensorProto, helper
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
+from typer.testing import CliRunner
 
+from flywheel.cli.main import app
 from flywheel.client import Client
 from flywheel.errors import InvalidModelError
 from flywheel.onnx_signature import SignatureError
@@ -214,3 +217,33 @@ async def test_the_registry_lists_what_differs_from_an_explicit_signature(
         await client.register("iris", file, feature_set=IRIS, signature=signature)
     assert 4 == len(caught.value.problems)
     assert f"Feature set {IRIS} has no feature iris__x." == caught.value.problems[3]
+
+
+async def test_the_command_registers_a_file_with_its_own_signature(
+    client: Client, features: FakeFeatures, tmp_path: Path
+) -> None:
+    content, _ = iris_classifier()
+    file = tmp_path / "iris.onnx"
+    file.write_bytes(content)
+    stub = client.registry._stub
+    env = {
+        "FLYWHEEL_REGISTRY_ADDRESS": client._addresses["registry"],
+        "FLYWHEEL_FEATURE_ADDRESS": features.address,
+    }
+
+    def run(*options: str) -> Any:
+        command = ["--json", "models", "register", str(file), "--feature-set", IRIS, "--signature", "auto"]
+        return CliRunner().invoke(app, [*command, *options], env=env)
+
+    classes = [part for name in ("setosa", "versicolor", "virginica") for part in ("--class-name", name)]
+    registered = await asyncio.to_thread(run, "--kind", "multiclass", *classes)
+    assert registered.exit_code == 0, registered.output
+    model = "projects/default/models/iris"
+    request = registry_pb2.GetModelVersionRequest(name=f"{model}/versions/1")
+    version = (await stub.GetModelVersion(request)).model_version
+    assert (READY, 16) == (version.artifact_state, version.golden_rows.row_count)
+    wrong_kind = await asyncio.to_thread(run, "--kind", "regression")
+    assert wrong_kind.exit_code == 1
+    assert "Output P has [3] values per row, a REGRESSION output 1." in wrong_kind.output
+    with refused("NOT_FOUND", "UNKNOWN_MODEL_VERSION"):
+        await stub.GetModelVersion(registry_pb2.GetModelVersionRequest(name=f"{model}/versions/2"))
