@@ -58,6 +58,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "AbortRollout",
         "SkipRolloutStep",
         "RollbackModel",
+        "SetModelVariants",
         "WatchServing",
         "GetServingSpec",
         "ReportServing",

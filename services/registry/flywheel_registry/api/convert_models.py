@@ -56,6 +56,15 @@ def model_to_proto(value: Model) -> pb.Model:
         production_version=VersionName.of(value.name, value.production_version),
         created_at=to_timestamp(value.created_at),
         etag=value.etag,
+        variants=[
+            pb.Variant(
+                name=one.name,
+                release=ReleaseName.of(value.name, one.release),
+                percent=one.percent,
+                shadow_percent=one.shadow_percent,
+            )
+            for one in value.variants
+        ],
     )
 
 
