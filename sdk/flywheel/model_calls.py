@@ -130,24 +130,26 @@ class ModelCalls(Connection):
     async def record_outcomes(
         self,
         model: str,
-        outcomes: Sequence[tuple[str, float, datetime]],
+        outcomes: Sequence[tuple[str, float | str, datetime]],
         *,
         name: str = "label",
     ) -> int:
         """Sends (prediction id, value, time at which it became known); returns the number accepted.
 
-        A `label` is 0 or 1; other values are outcomes with the name of a business metric.
+        A `label` is 0 or 1 for a BINARY model, a number for a REGRESSION model and the class name (str) for a
+        MULTICLASS model; other values are outcomes with the name of a business metric.
         """
         accepted = 0
         for start in range(0, len(outcomes), 10_000):
             request = inference_pb2.RecordOutcomeRequest(model=self.path("models", model))
             for prediction, value, moment in outcomes[start : start + 10_000]:
-                request.outcomes.add(
-                    prediction_id=prediction,
-                    name=name,
-                    value=value,
-                    event_time=timestamp(moment),
+                outcome = request.outcomes.add(
+                    prediction_id=prediction, name=name, event_time=timestamp(moment)
                 )
+                if isinstance(value, str):
+                    outcome.class_name = value
+                else:
+                    outcome.value = value
             accepted += (await self.inference.RecordOutcome(request)).accepted_count
         return accepted
 

@@ -213,7 +213,7 @@ def wire(
 
     servicer = InferenceServicer(
         predictor,
-        OutcomeRecorder(ports.outcomes),
+        OutcomeRecorder(ports.outcomes, serving),
         serving,
         log,
         gateway_id=gateway_id,

@@ -14,6 +14,8 @@ from grpc_health.v1 import health_pb2
 from redis.asyncio import Redis
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.signature import OutputSpec
+from flywheel_inference.fallback.choice import CachedPrediction
 from flywheel_inference.store.redis.cached_predictions import encode, key_of
 from flywheel_inference.store.triton.model_server import TritonModelServer
 from flywheel_local.triton import Triton
@@ -346,7 +348,9 @@ async def test_a_cached_prediction_is_preferred_to_the_default_score(
     deployment: Deployment, redis_url: str
 ) -> None:
     async with Redis.from_url(redis_url) as redis:
-        await redis.set(key_of(MODEL, "UA"), encode(0.875, 1_000_000_000))
+        await redis.set(
+            key_of(MODEL, "UA"), encode(CachedPrediction((0.875,), 1_000_000_000, OutputSpec().fingerprint))
+        )
     release = deployment.registry.release(73, W)
     release.release.fallback.cached_max_age.FromSeconds(60)
     gateway = await deployment.gateway_serving(release, redis_url=redis_url, answer_reserve_seconds=0.2)

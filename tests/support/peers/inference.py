@@ -11,10 +11,13 @@ import grpc
 import numpy as np
 
 from flywheel_common import columns
+from flywheel_common.signature import FLOAT32, FLOAT64
+from flywheel_common.signature_messages import signature_message, tensor_message
 from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2 as types
 from tests.support.builders.inference import FEATURE_SET, INPUTS, MODEL, ORIGINS, expected_score, onnx_model
+from tests.support.builders.kinds import KindModel
 from tests.support.builders.onnx_models import golden_rows
 
 NO_SERVER = "127.0.0.1:1"
@@ -26,8 +29,9 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
 
     `outage`: status code with which every read fails. `hold`: reads wait for this event. Each read takes
     `seconds`; one with a carrier in `refused` fails with INVALID_ARGUMENT. `padding` is added to
-    route__origin. A feature set with `broken` in its name fails with INTERNAL, one with `unknown` does not
-    exist, and one with `windy` needs the request field `wind`.
+    route__origin. `extra` computes more features from the carriers and the request fields. A feature set
+    with `broken` in its name fails with INTERNAL, one with `unknown` does not exist, and one with `windy`
+    needs the request field `wind`.
     """
 
     def __init__(self) -> None:
@@ -37,6 +41,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         self.seconds = 0.0
         self.refused: set[str] = set()
         self.padding = ""
+        self.extra: Callable[[list[str], Any], list[Any]] = lambda carriers, fields: []
         self.batches: list[int] = []
         self.broken_lookups = 0
         self.as_ofs: list[int | None] = []
@@ -85,9 +90,10 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         delay = columns.from_numpy("hist__delay", np.array([v or 0.0 for v in found]), valid)
         miles = columns.from_numpy("trip__miles", *fields["miles"])
         origin = columns.from_texts("route__origin", [o + self.padding for o in fields["origin"][0]])
+        extra = self.extra(carriers, fields)
         answer = feature_pb2.GetOnlineFeaturesResponse(
-            features=columns.to_table([delay, miles, origin]),
-            statuses=bytes(status) + b"\x01" * (2 * len(carriers)),
+            features=columns.to_table([delay, miles, origin, *extra]),
+            statuses=bytes(status) + b"\x01" * ((2 + len(extra)) * len(carriers)),
             feature_set=FEATURE_SET,
         )
         if request.with_applied_offsets:
@@ -208,6 +214,41 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                 golden_rows=golden_rows(rows, scores),
             ),
         )
+
+
+def kind_release(
+    registry: RegistryServicer, number: int, model: KindModel, *, golden_shift: float = 0.0, **fields: Any
+) -> Any:
+    """Registers a version of a model of any kind; returns a release of it."""
+    version = f"{MODEL}/versions/{number}"
+    registry.artifacts[version, "model.onnx"] = model.file
+    signature = model.signature
+    types_of = {tensor.name: tensor.data_type for tensor in signature.input_tensors}
+    output = model.output + golden_shift
+    return model_pb2.ServingRelease(
+        release=model_pb2.Release(
+            name=f"{MODEL}/releases/{number}", model_version=version, feature_set=FEATURE_SET, **fields
+        ),
+        model_version=model_pb2.ModelVersion(
+            name=version,
+            feature_set=FEATURE_SET,
+            signature=signature_message(signature),
+            artifacts=[
+                model_pb2.Artifact(
+                    name="model.onnx",
+                    size_bytes=len(model.file),
+                    sha256=hashlib.sha256(model.file).hexdigest(),
+                )
+            ],
+            golden_rows=model_pb2.GoldenRows(
+                row_count=len(output),
+                tensors=[tensor_message(n, types_of[n], tensor) for n, tensor in model.tensors.items()],
+                output=tensor_message(
+                    signature.output.tensor, FLOAT64 if output.dtype == np.float64 else FLOAT32, output
+                ),
+            ),
+        ),
+    )
 
 
 class PeerServer:

@@ -11,7 +11,7 @@ from flywheel_inference.api.convert_responses import to_response, to_status_resp
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
 from flywheel_inference.prediction.predictor import Predictor
 from flywheel_inference.prediction_log.buffer import PredictionLog
-from flywheel_inference.serving.state import MODEL_NAME, ServingState
+from flywheel_inference.serving.state import ServingState
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.inference.v1 import inference_pb2_grpc
 
@@ -42,7 +42,6 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return to_response(await self._predictor.predict(ProtoCall(request, self._event_times)))
 
     async def RecordOutcome(self, request: pb.RecordOutcomeRequest, context: Any) -> pb.RecordOutcomeResponse:
-        MODEL_NAME.parse(request.model)
         rows = outcome_rows(request.outcomes, self._now_micros(), self._event_times)
         return pb.RecordOutcomeResponse(accepted_count=await self._outcomes.record(request.model, rows))
 
