@@ -129,7 +129,7 @@ async def test_a_three_class_model_is_checked_and_released(client: Client, tmp_p
 
 async def test_a_regression_from_torch_is_checked_and_released(client: Client, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+    network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
     file, rows = tmp_path / "delay.onnx", np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
     exported = torch.onnx.export(
         network,
@@ -190,9 +190,10 @@ async def test_wrong_inputs_are_refused_before_anything_is_stored(client: Client
     )
     with pytest.raises(SignatureError) as caught:
         await client.register("wide", file, feature_set=IRIS)
-    assert ["Input X of type FLOAT32 has [7] elements per row, its features have 4"] == [
-        difference.partition(":")[0] for difference in caught.value.differences
-    ]
+    assert [
+        "Input X of type FLOAT32 has [7] elements per row, its features have 4",
+        "Output SCORE has [7] values per row, a BINARY output 1 or 2.",
+    ] == [difference.partition(":")[0] for difference in caught.value.differences]
     with refused("NOT_FOUND", "UNKNOWN_MODEL"):
         await client.registry._stub.GetModel(
             registry_pb2.GetModelRequest(name="projects/default/models/wide")

@@ -102,6 +102,10 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         await once("SkipRolloutStep", pb.SkipRolloutStepRequest(name=rollout, reason="a"), reason="b")
         await once("AbortRollout", pb.AbortRolloutRequest(name=rollout, reason="a"), reason="b")
 
+        holdback = model_pb2.Variant(name="hold", release=champion.name, percent=1)
+        variants = pb.SetModelVariantsRequest(name=client.model, variants=[holdback], reason="a")
+        await once("SetModelVariants", variants, reason="b")
+
         await client.release(third.name)
         await client.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="a")
         back = pb.RollbackModelRequest(name=client.model, reason="a")

@@ -117,12 +117,19 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self.changed = asyncio.Event()
 
     def want(self, **routing: Any) -> int:
-        """Sets the routing of MODEL to these ServingReleases and shares; returns its generation."""
+        """Sets the routing of MODEL to these ServingReleases and shares; returns its generation. `variants`:
+        name → (ServingRelease, percent, percent of copies)."""
         generation = (self.desired.models[0].generation if self.desired.models else 0) + 1
         for variant in ("champion", "challenger"):
             if routing.get(variant) is not None:
                 routing[variant] = self.reference(routing[variant])
         routing["warm"] = [self.reference(release) for release in routing.get("warm", ())]
+        routing["variants"] = [
+            model_pb2.ServingVariant(
+                name=name, release=self.reference(release), percent=percent, shadow_percent=copies
+            )
+            for name, (release, percent, copies) in routing.get("variants", {}).items()
+        ]
         model = model_pb2.ServingModel(model=MODEL, generation=generation, **routing)
         self.desired = registry_pb2.WatchServingResponse(models=[model])
         self.changed.set()

@@ -34,15 +34,15 @@ class RoutedRequest:
     """A request bound to a feature set and a role.
 
     `contract`: feature set whose keys and fields it has. `as_of_micros` None: now. `event_micros`: event time
-    of the prediction. `started`: on time.perf_counter. `role` (`routing.route`) and `rollout`: why its
-    release answers. `copy_to`: challenger that gets a shadow copy.
+    of the prediction. `started`: on time.perf_counter. `role` (`routing.route`) and `rollout` (or
+    variant): why its release answers. `copies`: (release, rollout or variant) that get a shadow copy.
     """
 
     __slots__ = (
         "as_of_micros",
         "call",
         "contract",
-        "copy_to",
+        "copies",
         "event_micros",
         "fields",
         "keys",
@@ -69,7 +69,7 @@ class RoutedRequest:
         started: float,
         role: int = 1,
         rollout: str = "",
-        copy_to: Any = None,
+        copies: tuple[tuple[Any, str], ...] = (),
     ) -> None:
         self.call = call
         self.contract = contract
@@ -83,7 +83,7 @@ class RoutedRequest:
         self.started = started
         self.role = role
         self.rollout = rollout
-        self.copy_to = copy_to
+        self.copies = copies
 
     def bound_to(self, contract: FeatureSetContract, segment_keys: tuple[str, ...]) -> RoutedRequest:
         """The same request with the keys and fields of a feature set and the segment of these keys, for a
