@@ -57,6 +57,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ResumeRollout",
         "AbortRollout",
         "SkipRolloutStep",
+        "ConcludeRollout",
         "RollbackModel",
         "SetModelVariants",
         "WatchServing",

@@ -157,7 +157,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         deadlines={f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + ROLLBACK_RESERVE_SECONDS},
         readiness=ports.ready,
     )
-    ticker = Ticker(ports.store, lifecycle, ports.monitor, settings.tick_seconds)
+    ticker = Ticker(ports.store, lifecycle, ports.monitor, ports.gateways, clock, settings.tick_seconds)
     server.add_background("desired state", desired_state.run)
     server.add_background("rollout ticker", lambda: ports.ticker_lease.run(lambda _: ticker.run()))
     server.add_background("housekeeping", lambda: _housekeeping(ports.delete_old))

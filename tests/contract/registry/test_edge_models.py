@@ -83,6 +83,16 @@ async def test_models_are_created_read_and_updated(client: ModelClient) -> None:
         await stub.UpdateModel(update)
 
 
+async def test_an_update_without_a_mask_keeps_the_fields_it_does_not_set(client: ModelClient) -> None:
+    gate = model_pb2.GatePolicy(min_evaluation_rows=100)
+    rollout = model_pb2.RolloutPolicy(canary_percents=[10, 100])
+    await client.create(gate_policy=gate, rollout_policy=rollout, owner="ann")
+    changed = model_pb2.Model(name=client.model, description="new")
+    updated = (await client.stub.UpdateModel(pb.UpdateModelRequest(model=changed))).model
+    assert (gate, rollout) == (updated.gate_policy, updated.rollout_policy)
+    assert ("new", "ann") == (updated.description, updated.owner)
+
+
 async def test_models_are_listed_by_name_in_pages_with_a_filter(client: ModelClient) -> None:
     stub = client.stub
     for i, name in enumerate(["c", "a", "b"]):

@@ -151,10 +151,16 @@ async def test_a_model_has_one_active_rollout_with_its_history(
     assert (first.name, release.name) == (rollout.champion_release, rollout.challenger_release)
     assert [2] == numbers([rollout])
     assert rollout == await client.rollout(rollout.name)
-    await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
+    for _ in range(2):
+        await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
     await client.stub.AbortRollout(pb.AbortRolloutRequest(name=rollout.name, reason="enough"))
     ended = await client.rollout(rollout.name)
-    assert [("SHADOW", 0, "go"), ("CANARY", 10, "skipped: known"), ("ABORTED", 0, "enough")] == [
+    assert [
+        ("PENDING_LOAD", 0, "go"),
+        ("SHADOW", 0, "skipped: known"),
+        ("CANARY", 10, "skipped: known"),
+        ("ABORTED", 0, "enough"),
+    ] == [
         (model_pb2.RolloutState.Name(s.state).removeprefix("ROLLOUT_STATE_"), s.challenger_percent, s.reason)
         for s in ended.history
     ]
@@ -164,7 +170,7 @@ async def test_a_model_has_one_active_rollout_with_its_history(
     assert [again, ended] == list(listed.rollouts)[:2]
     assert [3, 2, 1] == numbers(listed.rollouts)
     kinds = [type(event).__name__ for event, _ in memory_store.events]
-    assert 5 == kinds.count("RolloutChanged")
+    assert 6 == kinds.count("RolloutChanged")
 
 
 async def test_a_paused_rollout_is_still_active(client: ModelClient) -> None:
@@ -177,6 +183,6 @@ async def test_a_paused_rollout_is_still_active(client: ModelClient) -> None:
     with refused("FAILED_PRECONDITION", "ROLLOUT_ACTIVE"):
         await client.start(release.name)
     resumed = await client.stub.ResumeRollout(pb.ResumeRolloutRequest(name=rollout.name))
-    assert model_pb2.ROLLOUT_STATE_SHADOW == resumed.rollout.state
+    assert model_pb2.ROLLOUT_STATE_PENDING_LOAD == resumed.rollout.state
     with refused("FAILED_PRECONDITION", "NOT_PAUSED"):
         await client.stub.ResumeRollout(pb.ResumeRolloutRequest(name=rollout.name))

@@ -106,6 +106,13 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         variants = pb.SetModelVariantsRequest(name=client.model, variants=[holdback], reason="a")
         await once("SetModelVariants", variants, reason="b")
 
+        ab_test = model_pb2.RolloutPolicy(canary_percents=[50], until_verdict=True)
+        start = (await client.release(second.name)).name
+        rollout = (await client.start(start, policy=ab_test, reason="a")).name
+        await stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout, reason="a"))
+        verdict = pb.ConcludeRolloutRequest(name=rollout, verdict=pb.EXPERIMENT_VERDICT_ROLL_BACK, reason="a")
+        await once("ConcludeRollout", verdict, reason="b")
+
         await client.release(third.name)
         await client.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="a")
         back = pb.RollbackModelRequest(name=client.model, reason="a")

@@ -130,6 +130,7 @@ class FakeGateway:
         self._lag = lag
         self.states: list[registry_pb2.WatchServingResponse] = []
         self.applied: dict[str, int] = {}
+        self.ready: dict[str, list[str]] = {}
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -143,12 +144,25 @@ class FakeGateway:
             await asyncio.sleep(self._lag)
             changed = {model.model: model.generation for model in state.models}
             self.applied = changed if state.snapshot else {**self.applied, **changed}
+            ready = {
+                model.model: [
+                    served.release
+                    for served in (model.champion, model.challenger, *model.warm)
+                    if served.release
+                ]
+                for model in state.models
+            }
+            self.ready = ready if state.snapshot else {**self.ready, **ready}
             for name in state.removed_models:
                 self.applied.pop(name, None)
+                self.ready.pop(name, None)
 
     async def _report(self) -> None:
         while True:
-            models = [model_pb2.ObservedModel(model=m, generation=g) for m, g in self.applied.items()]
+            models = [
+                model_pb2.ObservedModel(model=m, generation=g, ready_releases=self.ready[m])
+                for m, g in self.applied.items()
+            ]
             request = registry_pb2.ReportServingRequest(gateway_id=self._name, models=models)
             await self._stub.ReportServing(request)
             await asyncio.sleep(0.05)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from flywheel_inference.releases.rollout_step import NO_ROLLOUT, RolloutStep
 from flywheel_inference.routing.canary_assignment import bucket, in_share
 
 CHAMPION, CHALLENGER, SHADOW = 1, 2, 3
@@ -31,14 +32,14 @@ class Variant(Generic[R]):
 
 @dataclass(frozen=True, slots=True)
 class Choice(Generic[R]):
-    """The release that answers a request. `challenger`: it is not the champion. `group`: the rollout or
-    variant that its rows belong to. Each of `shadows` (release, group) gets a copy, whose answer is only
-    logged."""
+    """The release that answers a request. `challenger`: it is not the champion. `step`: the step of the
+    rollout, or the variant, that its rows belong to. Each of `shadows` (release, step) gets a copy, whose
+    answer is only logged."""
 
     release: R
     challenger: bool
-    group: str = ""
-    shadows: tuple[tuple[R, str], ...] = ()
+    step: RolloutStep = NO_ROLLOUT
+    shadows: tuple[tuple[R, RolloutStep], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,11 @@ class Route(Generic[R]):
         """Whether the champion answers every request, without copies."""
         return self.challenger is None and not self.variants
 
+    @property
+    def step(self) -> RolloutStep:
+        """The step of the active rollout."""
+        return RolloutStep(self.rollout, self.generation) if self.rollout else NO_ROLLOUT
+
     def choose(self, subject: str) -> Choice[R]:
         """The release that answers a subject; the same one as long as the percentages do not change.
 
@@ -72,30 +78,30 @@ class Route(Generic[R]):
         subject of a variant is in no rollout.
         """
         chosen: Choice[R] | None = None
-        shadows: list[tuple[R, str]] = []
+        shadows: list[tuple[R, RolloutStep]] = []
         for variant in self.variants:
-            group = f"{self.model}/variants/{variant.name}"
-            subject_bucket = bucket(group, subject)
+            step = RolloutStep(f"{self.model}/variants/{variant.name}", self.generation)
+            subject_bucket = bucket(step.rollout, subject)
             if chosen is None and in_share(subject_bucket, variant.percent):
-                chosen = Choice(variant.release, variant.release is not self.champion, group)
+                chosen = Choice(variant.release, variant.release is not self.champion, step)
             elif in_share(subject_bucket, variant.shadow_percent):
-                shadows.append((variant.release, group))
+                shadows.append((variant.release, step))
         if chosen is None:
             chosen = self._in_rollout(subject)
         copies = (*chosen.shadows, *shadows)
         return Choice(
             chosen.release,
             chosen.challenger,
-            chosen.group,
-            tuple((release, group) for release, group in copies if release is not chosen.release),
+            chosen.step,
+            tuple((release, step) for release, step in copies if release is not chosen.release),
         )
 
     def _in_rollout(self, subject: str) -> Choice[R]:
         challenger = self.challenger
         if challenger is None or (self.challenger_percent <= 0 and self.shadow_percent <= 0):
-            return Choice(self.champion, False, self.rollout)
+            return Choice(self.champion, False, self.step)
         subject_bucket = bucket(self.rollout, subject)
         if in_share(subject_bucket, self.challenger_percent):
-            return Choice(challenger, True, self.rollout)
+            return Choice(challenger, True, self.step)
         copied = in_share(subject_bucket, self.shadow_percent)
-        return Choice(self.champion, False, self.rollout, ((challenger, self.rollout),) if copied else ())
+        return Choice(self.champion, False, self.step, ((challenger, self.step),) if copied else ())

@@ -12,6 +12,13 @@ class InvalidStage(InvalidArgument):
     remedy = "Send one of the values of the enum Stage, or leave the field unset."
 
 
+class InvalidVerdict(InvalidArgument):
+    """The number is not a verdict that ends an A/B test."""
+
+    reason = "INVALID_VERDICT"
+    remedy = "Send EXPERIMENT_VERDICT_SHIP or EXPERIMENT_VERDICT_ROLL_BACK."
+
+
 class InvalidFilter(InvalidArgument):
     """The list filter contains a condition that this method does not support."""
 

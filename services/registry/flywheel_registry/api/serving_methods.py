@@ -59,6 +59,7 @@ class ServingMethods(Mutations):
         wait = max(0.0, (self._rollback_wait if left is None else left) - ANSWER_RESERVE_SECONDS)
         acknowledged = await self._acknowledgements.wait(model, generation, since=began, timeout_seconds=wait)
         response.complete = acknowledged.complete
+        response.unacknowledged_gateways.extend(acknowledged.unacknowledged)
         response.elapsed.FromTimedelta(timedelta(seconds=acknowledged.seconds))
         response.gateways.extend(map(convert_serving.gateway_to_proto, acknowledged.gateways))
         return response

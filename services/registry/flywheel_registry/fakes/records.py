@@ -18,10 +18,10 @@ from flywheel_registry.models.errors import (
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.version import Artifact, FeatureUse, ModelVersion
 from flywheel_registry.releases.release import Release
-from flywheel_registry.rollouts.decision import Decision
 from flywheel_registry.rollouts.errors import ConcurrentRolloutStart
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.routing import Routing
 from flywheel_registry.stages.transitions import Stage
@@ -259,7 +259,10 @@ class MemoryRecords:
         self._data.rollouts[rollout.model, rollout.number] = replace(
             stored,
             progress=rollout.progress,
+            generation=rollout.generation,
             step_started_at=rollout.step_started_at,
+            step_entered_at=rollout.step_entered_at,
+            step_ran_seconds=rollout.step_ran_seconds,
             last_decision=rollout.last_decision,
             reason=rollout.reason,
             ended_at=rollout.ended_at,

@@ -13,7 +13,9 @@ class InvalidVariants(InvalidArgument):
 
 
 class VariantNotAllowed(FailedPrecondition):
-    """A release cannot be a variant, or its version cannot be rejected because it is one."""
+    """A release cannot be a variant now, or its version cannot be rejected because it is one."""
 
     reason = "VARIANT_NOT_ALLOWED"
-    remedy = "Use a release of a version that passed its gates and has the champion's output."
+    remedy = (
+        "Use a release of a version that passed its gates and has the champion's output; wait for a rollout."
+    )

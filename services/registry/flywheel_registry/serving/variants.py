@@ -43,6 +43,11 @@ class Variants:
         routing, champion = await records.routing(model), await records.champion(model)
         if champion is None:
             raise VariantNotAllowed(f"No release of {model} serves yet, so it can have no variants.")
+        if routing.rollout is not None:
+            raise VariantNotAllowed(
+                f"A rollout of {model} is active, and its evidence belongs to one routing: change the variants "
+                "after its end."
+            )
         for variant in variants:
             name = ReleaseName.numbered(model, variant.release)
             release = await find_release(records, name)

@@ -16,11 +16,11 @@ from flywheel_registry.models.model import Model
 from flywheel_registry.models.variant import Variant
 from flywheel_registry.models.version import Artifact, GoldenRows, ModelVersion
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
-from flywheel_registry.policies.rollout_policy import RolloutPolicy
+from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
 from flywheel_registry.releases.release import Calibration, Isotonic, Platt, Release, Temperature
-from flywheel_registry.rollouts.decision import Decision
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.serving.gateways import Gateway, ObservedModel
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.routing import Routing
@@ -49,10 +49,14 @@ def _gate_policy(stored: str) -> GatePolicy:
 
 def _rollout_policy(stored: str) -> RolloutPolicy:
     values = _known_fields(RolloutPolicy, json.loads(stored))
-    return RolloutPolicy(**{**values, "canary_percents": tuple(values["canary_percents"])})
+    steps = [StepOverride(**_known_fields(StepOverride, step)) for step in values.get("steps", ())]
+    percents = tuple(values["canary_percents"])
+    return RolloutPolicy(**{**values, "canary_percents": percents, "steps": tuple(steps)})
 
 
-def _known_fields(kind: type[MetricThreshold | RolloutPolicy], stored: dict[str, Any]) -> dict[str, Any]:
+def _known_fields(
+    kind: type[MetricThreshold | RolloutPolicy | StepOverride], stored: dict[str, Any]
+) -> dict[str, Any]:
     """Leave out the fields that a newer replica stored and this one does not know."""
     known = {field.name for field in fields(kind)}
     return {key: value for key, value in stored.items() if key in known}
@@ -200,6 +204,11 @@ def evidence(row: Row) -> Evidence:
         findings=tuple(json.loads(row["findings"])),
         passed=row["passed"],
         created_at=row["created_at"],
+        producer=row["producer"],
+        champion=row["champion"],
+        rollout=row["rollout"],
+        step=row["step"],
+        policy=row["policy"],
     )
 
 
@@ -218,7 +227,10 @@ def rollout(row: Row) -> Rollout:
         challenger_version=row["challenger_version"],
         progress=progress,
         policy=_rollout_policy(row["policy"]),
+        generation=row["generation"],
         step_started_at=row["step_started_at"],
+        step_entered_at=row["step_entered_at"],
+        step_ran_seconds=row["step_ran_seconds"],
         last_decision=Decision(row["last_decision"]) if row["last_decision"] else None,
         reason=row["reason"],
         history=tuple(

@@ -104,11 +104,13 @@ NEWEST_RELEASE_OF = _RELEASE + "WHERE model = $1 AND version = $2 ORDER BY numbe
 
 # --------------------------------------------------------------------------------------- evidence and audit
 INSERT_EVIDENCE = """
-INSERT INTO evidence (model, number, kind, version, numbers, findings, passed, created_at)
-VALUES ($1, $2, $3, $4, $5::text::jsonb, $6::text::jsonb, $7, $8)
+INSERT INTO evidence (model, number, kind, version, numbers, findings, passed, created_at, producer, champion,
+  rollout, step, policy)
+VALUES ($1, $2, $3, $4, $5::text::jsonb, $6::text::jsonb, $7, $8, $9, $10, $11, $12, $13)
 """
 _EVIDENCE = """
-SELECT model, number, kind, version, numbers::text AS numbers, findings::text AS findings, passed, created_at
+SELECT model, number, kind, version, numbers::text AS numbers, findings::text AS findings, passed, created_at,
+       producer, champion, rollout, step, policy
 FROM evidence
 """
 SELECT_EVIDENCE = _EVIDENCE + "WHERE model = $1 AND number = $2"
@@ -117,8 +119,9 @@ NEWEST_EVIDENCE_OF = (
 )
 LAST_AUDIT = "SELECT sequence, hash FROM audit WHERE model = $1 ORDER BY sequence DESC LIMIT 1"
 INSERT_AUDIT = """
-INSERT INTO audit (model, sequence, at, actor, action, subject, from_state, to_state, reason, evidence, hash)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+INSERT INTO audit (model, sequence, at, actor, action, subject, from_state, to_state, reason, evidence, hash,
+  evidence_hash)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 """
 LIST_AUDIT = "SELECT * FROM audit WHERE model = $1 AND sequence < $2 ORDER BY sequence DESC LIMIT $3"
 AUDITED_MODELS = "SELECT DISTINCT model FROM audit ORDER BY model"
@@ -127,12 +130,14 @@ WHOLE_AUDIT = "SELECT * FROM audit WHERE model = $1 AND sequence > $2 ORDER BY s
 # ------------------------------------------------------------------------------------------------- rollouts
 INSERT_ROLLOUT = """
 INSERT INTO rollout (model, number, champion, challenger, state, resume_to, step, challenger_percent, policy,
-  step_started_at, last_decision, reason, created_at, created_by, ended_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14, $15)
+  step_started_at, last_decision, reason, created_at, created_by, ended_at, generation, step_entered_at,
+  step_ran_seconds)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 """
 UPDATE_ROLLOUT = """
 UPDATE rollout SET state = $3, resume_to = $4, step = $5, challenger_percent = $6, step_started_at = $7,
-  last_decision = $8, reason = $9, ended_at = $10
+  last_decision = $8, reason = $9, ended_at = $10, generation = $11, step_entered_at = $12,
+  step_ran_seconds = $13
 WHERE model = $1 AND number = $2
 """
 NOTE_HOLD = """
@@ -142,7 +147,7 @@ WHERE model = $1 AND number = $2 AND step = $3 AND ended_at IS NULL
 _ROLLOUT = """
 SELECT o.model, o.number, o.champion, o.challenger, r.version AS challenger_version, o.state, o.resume_to,
        o.step, o.challenger_percent, o.policy::text AS policy, o.step_started_at, o.last_decision, o.reason,
-       o.created_at, o.created_by, o.ended_at,
+       o.generation, o.step_entered_at, o.step_ran_seconds, o.created_at, o.created_by, o.ended_at,
        (SELECT coalesce(json_agg(
           json_build_array(h.state, h.challenger_percent, h.entered_at, h.reason, h.evidence) ORDER BY h.step
         ), '[]')::text
@@ -195,15 +200,21 @@ INSERT INTO gateway (id, last_heartbeat, observed) VALUES ($1, clock_timestamp()
 ON CONFLICT (id) DO UPDATE SET last_heartbeat = clock_timestamp(), observed = $2::text::jsonb
 """
 SET_GATEWAY_PROJECT = """
-INSERT INTO gateway (id, project, last_heartbeat, observed) VALUES ($1, $2, 'epoch', '[]')
-ON CONFLICT (id) DO UPDATE SET project = $2
+INSERT INTO gateway_project (gateway, project) VALUES ($1, $2)
+ON CONFLICT (gateway) DO UPDATE SET project = $2, watched_at = clock_timestamp()
 """
 LIST_GATEWAYS = """
-SELECT id, project, last_heartbeat, last_heartbeat >= clock_timestamp() - interval '1 second' AS live,
-       observed::text AS observed
-FROM gateway
+SELECT id, coalesce(p.project, '') AS project, last_heartbeat,
+       last_heartbeat >= clock_timestamp() - interval '1 second' AS live, observed::text AS observed
+FROM gateway g LEFT JOIN gateway_project p ON p.gateway = g.id
 WHERE last_heartbeat >= clock_timestamp() - $1 * interval '1 second' AND id > $2 ORDER BY id LIMIT $3
 """
 DELETE_OLD_GATEWAYS = """
-DELETE FROM gateway WHERE last_heartbeat < clock_timestamp() - interval '1 day' AND last_heartbeat > 'epoch'
+WITH old AS (DELETE FROM gateway WHERE last_heartbeat < clock_timestamp() - interval '1 day')
+DELETE FROM gateway_project p
+WHERE watched_at < clock_timestamp() - interval '1 day'
+  AND NOT EXISTS (
+    SELECT FROM gateway g
+    WHERE g.id = p.gateway AND g.last_heartbeat >= clock_timestamp() - interval '1 day'
+  )
 """
