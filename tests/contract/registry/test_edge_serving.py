@@ -215,6 +215,8 @@ async def test_variants_need_shares_names_and_versions_that_may_serve(client: Mo
     assert "VARIANT_NOT_ALLOWED" == await refusal({**a, "release": release.name}), "STAGING cannot answer"
     assert "" == await refusal({"name": "a", "shadow_percent": 10, "release": release.name})
     assert "STAGING" == await client.stage(staged.name)
+    await client.start(release.name)
+    assert "VARIANT_NOT_ALLOWED" == await refusal(a), "a rollout is active"
 
 
 async def test_serving_history_has_adjacent_spans_in_pages(client: ModelClient) -> None:

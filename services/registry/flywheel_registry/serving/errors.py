@@ -16,6 +16,4 @@ class VariantNotAllowed(FailedPrecondition):
     """A release cannot be a variant now, or its version cannot be rejected because it is one."""
 
     reason = "VARIANT_NOT_ALLOWED"
-    remedy = (
-        "Use a release of a version that passed its gates and has the champion's output; wait for a rollout."
-    )
+    remedy = "Use a release of a gated version with the champion's output, and wait for the end of a rollout."

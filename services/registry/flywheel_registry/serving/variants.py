@@ -45,8 +45,8 @@ class Variants:
             raise VariantNotAllowed(f"No release of {model} serves yet, so it can have no variants.")
         if routing.rollout is not None:
             raise VariantNotAllowed(
-                f"A rollout of {model} is active, and its evidence belongs to one routing: change the variants "
-                "after its end."
+                f"A rollout of {model} is active, and its evidence belongs to one routing: "
+                "change the variants after its end."
             )
         for variant in variants:
             name = ReleaseName.numbered(model, variant.release)
