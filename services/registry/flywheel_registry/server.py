@@ -44,6 +44,7 @@ from flywheel_registry.rollouts.start import RolloutStart
 from flywheel_registry.rollouts.ticker import Ticker
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways, RoutingNotifications
+from flywheel_registry.serving.variants import Variants
 from flywheel_registry.store.grpc.features import GrpcFeatureSets
 from flywheel_registry.store.grpc.monitor import GrpcMonitor
 from flywheel_registry.store.onnxruntime.graphs import OnnxGraphs
@@ -147,6 +148,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         acknowledgements=Acknowledgements(clock, ports.gateways),
         desired_state=desired_state,
         gateways=ports.gateways,
+        variants=Variants(clock),
         rollback_wait_seconds=settings.rollback_wait_seconds,
     )
     server = Server(
