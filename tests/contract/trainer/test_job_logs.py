@@ -64,7 +64,7 @@ async def logs(request: pytest.FixtureRequest) -> AsyncIterator[Logs]:
 
 async def test_a_log_is_read_to_the_end_of_a_line_while_the_job_runs(logs: Logs) -> None:
     assert b"" == (await logs.port.read(JOB, "driver", 0, ended=False)).data
-    await logs.prints("driver", "Verlust 0.5\nzur".encode())
+    await logs.prints("driver", b"Verlust 0.5\nzur")
     first = await logs.port.read(JOB, "driver", 0, ended=False)
     assert (b"Verlust 0.5\n", 12) == (first.data, first.offset)
     again = await logs.port.read(JOB, "driver", first.offset, ended=False)
