@@ -104,7 +104,7 @@ def test_places_are_counted_per_machine(request_: Request, expected: int) -> Non
         (
             Request(1, 1, 2),
             Quota(),
-            "The job requests 1 workers of 1 CPUs and 2 GPUs, and the machines of the cluster have room for 0.",
+            "The job requests 1 x 1 CPUs and 2 GPUs, and the machines have room for 0.",
         ),
         (Request(2, 1), Quota(cpus=1), "The job requests 2 CPUs, and the quota of the project is 1."),
         (Request(1, 1, 1), Quota(gpus=0), "The job requests 1 GPUs, and the quota of the project is 0."),
