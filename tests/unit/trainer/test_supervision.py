@@ -370,6 +370,17 @@ async def test_a_job_without_steps_is_stopped_as_stalled() -> None:
     assert EngineState.STOPPED == (await world.engine.state("job-1-1")).state
 
 
+async def test_a_job_whose_metrics_never_arrive_is_not_stalled_while_it_prints() -> None:
+    world = World()
+    await world.submit(limits=Limits(stall_seconds=30))
+    for length in range(1, 60):
+        await world.objects.put(f"jobs/p/job-1/logs/driver/{0:020d}-0001", b"." * length)
+        await world.tick()
+    assert (await world.job()).state is JobState.RUNNING
+    await world.tick(35)
+    assert "JOB_STALLED" == (await world.job()).error_reason
+
+
 async def test_time_in_which_the_engine_is_away_is_no_stall() -> None:
     world = World()
     await world.submit(limits=Limits(stall_seconds=30))

@@ -190,7 +190,7 @@ class Supervisor:
             return
         kind = self._kinds[job.kind]
         steps = await self._store.last_steps(job.run)
-        watch = watched(active.watch, sum(step + 1 for step in steps.values()), now)
+        watch = watched(active.watch, await self._mark(job, steps), now)
         reason = exceeded_limit(attempt, watch, kind.limits(job.spec), now)
         if reason:
             watch = type(watch)(watch.mark, watch.idle_seconds, watch.checked_at, reason)
@@ -201,6 +201,16 @@ class Supervisor:
         if reason:
             log.warning("attempt stopped", job=str(job.name), attempt=attempt.number, reason=reason)
             await self._engine.stop(attempt.engine_id)
+
+    async def _mark(self, job: Job, steps: Mapping[str, int]) -> int:
+        """A number that changes with each step.
+
+        While no metric has arrived, the length of the log counts: the cluster may not reach this service.
+        """
+        if steps:
+            return sum(step + 1 for step in steps.values())
+        end, _ = await self._logs.end_of(job.name)
+        return end
 
     async def _conclude(self, active: ActiveJob, attempt: Attempt, known: EngineJob) -> None:
         job, kind = active.job, self._kinds[active.job.kind]
