@@ -303,6 +303,25 @@ async def test_a_submission_that_timed_out_and_was_accepted_is_supervised() -> N
     assert (JobState.RUNNING, 1) == (job.state, len(job.attempts))
 
 
+async def test_an_engine_that_never_accepts_a_job_does_not_hold_its_slot_for_ever() -> None:
+    """Ray answers 500 to some requests that it can never satisfy."""
+    world = World(max_running=1)
+    await world.submit("1", limits=Limits(max_attempts=2))
+    world.engine.submissions_time_out = True
+    await world.tick(70, 10)
+    job = await world.job()
+    assert [("JOB_LOST", True), ("", False)] == [
+        (attempt.error_reason, attempt.ended_at is not None) for attempt in job.attempts
+    ]
+    await world.tick(70, 10)
+    job = await world.job()
+    assert (JobState.LOST, "JOB_LOST") == (job.state, job.error_reason)
+    world.engine.submissions_time_out = False
+    await world.submit("2")
+    await world.tick()
+    assert (await world.job("2")).state is JobState.RUNNING
+
+
 async def test_a_submission_that_lands_after_the_end_of_its_job_is_stopped() -> None:
     world = World()
     await world.submit()
