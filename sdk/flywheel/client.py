@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from flywheel.feature_calls import FeatureCalls
 from flywheel.model_calls import ModelCalls
+from flywheel.rollout_calls import RolloutCalls
 
 
-class Client(FeatureCalls, ModelCalls):
+class Client(FeatureCalls, ModelCalls, RolloutCalls):
     """Use as `async with Client() as client:`."""
