@@ -10,14 +10,15 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
+from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show_list
+from flywheel.cli.rollouts import rollout
 from flywheel.client import Client
-from flywheel.connection import request_id
 from flywheel.model_watch import ModelWatch
 from flywheel.report import alerts_table, versions_table
 from flywheel_protos.registry.v1 import registry_pb2
 
 models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rollback, audit.")
+models.add_typer(rollout, name="rollout")
 
 
 @models.command("list")
@@ -150,30 +151,6 @@ def rollouts(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
         await show_list(client.registry.ListRollouts, request, "rollouts", columns, limit)
 
     call(work)
-
-
-def _rollout_command(verb: str) -> Callable[[str, str], None]:
-    """A command that calls the RPC `verb` of the registry for a rollout."""
-
-    def command(rollout: str, reason: Annotated[str, typer.Option(help="Written to the audit log")]) -> None:
-        async def work(client: Client) -> None:
-            request = getattr(registry_pb2, f"{verb}Request")(
-                name=rollout, reason=reason, request_id=request_id()
-            )
-            show((await getattr(client.registry, verb)(request)).rollout)
-
-        call(work)
-
-    return command
-
-
-for verb, label, text in (
-    ("PauseRollout", "pause", "Pause a rollout; the current routing stays."),
-    ("ResumeRollout", "resume", "Resume a paused rollout."),
-    ("AbortRollout", "abort", "End a rollout; the champion serves all requests."),
-    ("SkipRolloutStep", "skip", "Advance a rollout to its next step without waiting for evidence."),
-):
-    models.command(label, help=text)(_rollout_command(verb))
 
 
 @models.command("rollback")
