@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from flywheel_common.errors import FlywheelError, ResourceExhausted
 from flywheel_common.signature import OutputKind
 from flywheel_common.value import from_python
 from flywheel_inference.models.feature_block import PRESENT, STATUS_NAMES
@@ -59,6 +60,19 @@ def _add_features(response: pb.PredictResponse, scored: Scored, *, include_all: 
             value=from_python(value if column.valid[row] else None),
             status=STATUS_NAMES.get(status, "UNSPECIFIED"),
         )
+
+
+def to_result(answer: pb.PredictResponse | FlywheelError) -> pb.PredictResult:
+    """The result of one request of a batch or stream."""
+    if not isinstance(answer, FlywheelError):
+        return pb.PredictResult(response=answer)
+    result = pb.PredictResult()
+    error = result.error
+    error.code, error.reason, error.message = answer.code.value[0], answer.reason, answer.message
+    error.metadata.update(answer.metadata)
+    if isinstance(answer, ResourceExhausted):
+        error.retry_delay.FromNanoseconds(int(answer.retry_after_seconds * 1e9))
+    return result
 
 
 def to_status_response(
