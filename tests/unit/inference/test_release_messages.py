@@ -24,7 +24,7 @@ def release(kind: str, **fields: Any) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_signature_and_golden_rows_of_every_kind_are_decoded(kind: str) -> None:
     model = KINDS[kind]()
-    spec = release_spec(release(kind))
+    spec = release_spec(release(kind), "d")
     assert spec.signature == model.signature
     assert spec.golden.tensors.keys() == model.tensors.keys()
     for name, tensor in model.tensors.items():
@@ -35,7 +35,7 @@ def test_signature_and_golden_rows_of_every_kind_are_decoded(kind: str) -> None:
 
 def test_packed_golden_rows_are_the_tensor_input() -> None:
     message = RegistryServicer().release(1, (0.5, -0.25, 1.0))
-    spec = release_spec(message)
+    spec = release_spec(message, "d")
     rows = np.frombuffer(message.model_version.golden_rows.inputs, "<f4").reshape(3, 3)
     np.testing.assert_array_equal(spec.golden.tensors["INPUT"], rows)
     assert spec.golden.output.shape == (3, 1)
@@ -75,14 +75,14 @@ def test_a_version_with_other_golden_rows_is_refused(change: Change) -> None:
     message = release("binary")
     change(message.model_version)
     with pytest.raises(ValueError, match=r"golden rows|bytes|declare"):
-        release_spec(message)
+        release_spec(message, "d")
 
 
 def test_golden_rows_with_another_width_are_refused() -> None:
     message = release("multiclass")
     message.model_version.signature.output.multiclass.class_names.append("never")
     with pytest.raises(ValueError, match="golden rows"):
-        release_spec(message)
+        release_spec(message, "d")
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_golden_rows_with_another_width_are_refused() -> None:
 )
 def test_calibration_and_fallback_must_fit_the_kind(kind: str, fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"calibration|fallback|default"):
-        release_spec(release(kind, **fields))
+        release_spec(release(kind, **fields), "d")
