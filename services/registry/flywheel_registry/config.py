@@ -34,6 +34,8 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """CPU time and wall time of that process; a model that needs more fails its check."""
     monitor_longest_timeout_seconds: float = 60.0
     """How long it waits at most, for models whose comparisons did not end in `monitor_timeout_seconds`."""
+    checks_at_once: int = 2
+    """How many of these processes run at once; further uploads wait."""
     tick_seconds: float = 0.3
     """Wall time between two ticks, which decide the active rollouts."""
     tick_lease_seconds: float = 3.0
