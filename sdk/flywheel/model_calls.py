@@ -179,10 +179,18 @@ class ModelCalls(BulkPredictions):
         return archive.uri
 
     async def rollback(
-        self, model: str, reason: str, *, timeout: float = 30.0
+        self, model: str, reason: str, *, to: str = "", timeout: float = 30.0
     ) -> registry_pb2.RollbackModelResponse:
-        """Serves the previous release again; returns when every live gateway has acknowledged."""
+        """Serves the previous release again, or the release `to` (a number or a full name).
+
+        Returns when the gateways apply it or the timeout is near. Check `complete`: while it is false, the
+        gateways in `unacknowledged_gateways` may serve the former release.
+        """
+        name = self.path("models", model)
         request = registry_pb2.RollbackModelRequest(
-            name=self.path("models", model), reason=reason, request_id=request_id()
+            name=name,
+            to_release=f"{name}/releases/{to}" if to.isdigit() else to,
+            reason=reason,
+            request_id=request_id(),
         )
         return await self.registry.RollbackModel(request, timeout=timeout)

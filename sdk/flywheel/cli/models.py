@@ -133,12 +133,27 @@ for verb, label, text in (
 
 
 @models.command("rollback")
-def rollback(model: str, reason: Annotated[str, typer.Option(help="Written to the audit log")]) -> None:
-    """Serve the previous release again; returns when every live gateway has acknowledged."""
+def rollback(
+    model: str,
+    reason: Annotated[str, typer.Option(help="Written to the audit log")],
+    to: Annotated[str, typer.Option(help="Release to serve; empty: the one that served before")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for gateways")] = 30.0,
+) -> None:
+    """Serve a former release again and wait until the gateways apply it.
+
+    Exits with status 1 when a gateway has not reported the change: it may still serve the other release.
+    """
 
     async def work(client: Client) -> None:
-        answer = await client.rollback(model, reason)
+        answer = await client.rollback(model, reason, to=to, timeout=timeout)
         seconds = answer.elapsed.ToTimedelta().total_seconds()
-        console.print(f"{answer.model.production_release} serves after {seconds:.3f} s")
+        console.print(f"{answer.model.production_release} is to serve, after {seconds:.3f} s")
+        if not answer.complete:
+            silent = ", ".join(answer.unacknowledged_gateways)
+            console.print(
+                f"[bold red]NOT COMPLETE[/bold red]: these gateways have not reported the change and may "
+                f"serve the former release: {silent}"
+            )
+            raise typer.Exit(1)
 
     call(work)

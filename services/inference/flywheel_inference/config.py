@@ -95,5 +95,9 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Pause between reports to the registry, and between checks of the loaded models."""
     unload_seconds: float = 30.0
     """How long a model stays in Triton after its last use: other gateways on this Triton may still use it."""
+    hold_seconds: int = 30
+    """With Redis: time after which a gateway that died no longer counts as a user of the models that it had
+    loaded, and time after the first start in which no model is unloaded. Gateways on one Triton must have
+    equal triton_url."""
     loads_at_once: int = 8
     """Maximum number of releases that are loaded at once; champions that were asked last come first."""

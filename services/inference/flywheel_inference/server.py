@@ -27,7 +27,7 @@ from flywheel_inference.api.open_inference_methods import OpenInferenceServicer,
 from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.api.servicer import InferenceServicer
 from flywheel_inference.config import InferenceSettings
-from flywheel_inference.encoding.serving_messages import desired_models
+from flywheel_inference.encoding.serving_messages import desired_change, release_of_spec, saved_state
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.models.loader import ReleaseLoader
 from flywheel_inference.models.ports import (
@@ -35,8 +35,10 @@ from flywheel_inference.models.ports import (
     ArtifactSource,
     FeatureSetContracts,
     ModelControl,
+    ModelHolds,
     ModelServer,
 )
+from flywheel_inference.models.unshared import UnsharedModels
 from flywheel_inference.open_inference.raw_inference import RawInference
 from flywheel_inference.open_inference.served import Served
 from flywheel_inference.outcomes.ports import OutcomeSink
@@ -52,6 +54,7 @@ from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.requests.bytes_in_flight import BytesInFlight
 from flywheel_inference.scoring.ports import FeatureLookup
 from flywheel_inference.scoring.scorer import OnScored, ReleaseScorer, ScorerSettings
+from flywheel_inference.serving.desired_models import DesiredModels
 from flywheel_inference.serving.ports import DesiredStateStore, ServingRegistry
 from flywheel_inference.serving.reconciler import Reconciler
 from flywheel_inference.serving.state import ServingState
@@ -61,6 +64,7 @@ from flywheel_inference.store.grpc.registry import GrpcRegistry
 from flywheel_inference.store.kafka.event_log import KafkaOutcomes, KafkaPredictionLog
 from flywheel_inference.store.prometheus.metrics import GatewayMetrics
 from flywheel_inference.store.redis.cached_predictions import RedisCachedPredictions
+from flywheel_inference.store.redis.model_holds import RedisModelHolds
 from flywheel_inference.store.triton.model_server import TritonModelServer
 from flywheel_protos.inference.v1 import inference_pb2_grpc
 
@@ -90,6 +94,7 @@ class Ports:
     registry: RegistryPeer
     features: FeaturePeer
     models: ModelControl
+    holds: ModelHolds
     saved: SavedState
     log: LogSink
     outcomes: OutcomeSink
@@ -122,14 +127,20 @@ async def build(
         timeout_seconds=settings.outcome_timeout_seconds,
     )
     stack.push_async_callback(outcome_producer.close)
-    cached = None
+    cached: CachedPredictions | None = None
+    holds: ModelHolds = UnsharedModels()
     if redis_url := settings.redis_url.get_secret_value():
         cached = RedisCachedPredictions(redis_url, timeout_seconds=settings.answer_reserve_seconds)
         stack.push_async_callback(cached.close)
+        holds = RedisModelHolds(
+            redis_url, settings.triton_url, gateway_id, hold_seconds=settings.hold_seconds
+        )
+        stack.push_async_callback(holds.close)
     ports = Ports(
         registry=GrpcRegistry(registry_channel, gateway_id, settings.project),
         features=GrpcFeatures(feature_channel),
         models=triton,
+        holds=holds,
         saved=folder,
         log=KafkaPredictionLog(log_producer, settings.kafka_partitions),
         outcomes=KafkaOutcomes(outcome_producer, settings.kafka_partitions),
@@ -182,6 +193,7 @@ def wire(
         ports.features,
         ports.saved,
         ports.models,
+        ports.holds,
         backend=settings.triton_backend,
         instances=settings.triton_instances,
     )
@@ -190,7 +202,9 @@ def wire(
         ports.registry,
         loader,
         ports.saved,
-        decode=desired_models,
+        desired=DesiredModels(ports.registry, ports.saved, release_of_spec),
+        decode=desired_change,
+        encode=saved_state,
         make_scorer=scorers.make,
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,
@@ -251,6 +265,7 @@ def wire(
     server.add_background("topics", ports.ensure_topics, ends=True)
     if ports.cached is not None:
         server.add_background("cached predictions", ports.cached.connect, ends=True)
+    server.add_background("model holds", ports.holds.run)
     server.add_background("serving", reconciler.run)
     server.add_background("prediction log", log.run, stops_last=True)
     server.add_background("shadow", shadow.run)

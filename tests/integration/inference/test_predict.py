@@ -200,6 +200,7 @@ async def test_shadow_scores_use_the_features_of_the_champion(deployment_with_ka
         assert set(by_role) == {CHAMPION, SHADOW}
         batch, row = by_role[SHADOW]
         assert batch.release == f"{MODEL}/releases/2" and batch.rollout == "projects/test/r"
+        assert {generation} == {other.generation for other, _ in by_role.values()}
         assert np.frombuffer(batch.scores, "<f8")[row] == pytest.approx(
             score(other, 0.0, 2.0, i / 10, 0.0), abs=1e-5
         )

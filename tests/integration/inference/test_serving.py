@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -21,7 +22,7 @@ from flywheel_local.triton import Triton
 from flywheel_protos.events.v1 import prediction_pb2
 from tests.support.builders.inference import MODEL, expected_score
 from tests.support.eventually import eventually
-from tests.support.servers.inference import Deployment, Gateway
+from tests.support.servers.inference import Deployment, Gateway, MemoryDeployment
 
 W = (0.5, -0.25, 1.0)
 CACHED, DEFAULT = prediction_pb2.PREDICTION_SOURCE_CACHED, prediction_pb2.PREDICTION_SOURCE_DEFAULT
@@ -177,6 +178,45 @@ async def test_models_of_replaced_releases_are_unloaded(
 
     await eventually(unloaded, within=20)
     assert await models.is_loaded("test.late.v42", 5.0)
+
+
+async def test_a_model_that_another_gateway_serves_stays_loaded() -> None:
+    async with AsyncExitStack() as stack:
+        first, second = MemoryDeployment(stack), MemoryDeployment(stack)
+        second.models, second.holds = first.models, first.holds
+        for deployment in (first, second):
+            await deployment.start()
+        swapped, old = [
+            await deployment.gateway_serving(deployment.registry.release(41, W), gateway_id=name)
+            for deployment, name in ((first, "first"), (second, "second"))
+        ]
+        await swapped.serves(first.registry.want(champion=first.registry.release(42, W, 1.0)))
+        await eventually(lambda: first.holds.holders["test.late.v41"] == {"second"})
+        for _ in range(20):
+            assert not (await old.predict()).degraded
+        assert await first.models.is_loaded("test.late.v41", 5.0)
+        await old.serves(second.registry.want(champion=second.registry.release(42, W, 1.0)))
+
+        async def unloaded() -> bool:
+            return not await first.models.is_loaded("test.late.v41", 5.0)
+
+        await eventually(unloaded)
+        assert first.holds.unloading == {}
+
+
+async def test_models_are_unloaded_once_the_holds_are_known(memory_deployment: MemoryDeployment) -> None:
+    registry, models = memory_deployment.registry, memory_deployment.models
+    gateway = await memory_deployment.gateway_serving(registry.release(41, W))
+    memory_deployment.holds.unknown = True
+    await gateway.serves(registry.want(champion=registry.release(42, W, 1.0)))
+    await gateway.predict()
+    assert await models.is_loaded("test.late.v41", 5.0)
+    memory_deployment.holds.unknown = False
+
+    async def unloaded() -> bool:
+        return not await models.is_loaded("test.late.v41", 5.0)
+
+    await eventually(unloaded)
 
 
 async def test_a_gateway_boots_from_disk_without_the_registry(deployment: Deployment, triton: Triton) -> None:

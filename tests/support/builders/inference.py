@@ -18,6 +18,7 @@ from flywheel_inference.releases.release import (
     GoldenRows,
     ReleaseSpec,
 )
+from flywheel_inference.releases.rollout_step import NO_ROLLOUT
 from flywheel_inference.requests.request import PredictCall, RoutedRequest
 from flywheel_protos.types.v1 import value_pb2 as types
 
@@ -136,7 +137,7 @@ def numbered_log_rows(
     return LogRows(
         spec=LOG_SPEC,
         contract=LOG_CONTRACT,
-        rollout="",
+        step=NO_ROLLOUT,
         role=role,
         feature_set="fs",
         requests=[log_request(i, named.get(i, "")) for i in numbers],

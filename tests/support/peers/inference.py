@@ -104,27 +104,49 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
-    """Streams the desired state, serves `artifacts` by version and file name, and collects `reports`."""
+    """Streams the desired state, serves `artifacts` by version and file name and `specs` by digest, and
+    collects `reports`. `spec_reads`: the digests that were fetched."""
 
     def __init__(self) -> None:
         self.desired = registry_pb2.WatchServingResponse()
         self.artifacts: dict[tuple[str, str], bytes] = {}
+        self.specs: dict[str, bytes] = {}
+        self.spec_reads: list[str] = []
         self.reports: list[Any] = []
         self.changed = asyncio.Event()
 
     def want(self, **routing: Any) -> int:
-        """Sets the routing of MODEL; returns its generation."""
+        """Sets the routing of MODEL to these ServingReleases and shares; returns its generation."""
         generation = (self.desired.models[0].generation if self.desired.models else 0) + 1
+        for variant in ("champion", "challenger"):
+            if routing.get(variant) is not None:
+                routing[variant] = self.reference(routing[variant])
+        routing["warm"] = [self.reference(release) for release in routing.get("warm", ())]
         model = model_pb2.ServingModel(model=MODEL, generation=generation, **routing)
         self.desired = registry_pb2.WatchServingResponse(models=[model])
         self.changed.set()
         return generation
 
+    def reference(self, release: Any) -> Any:
+        """Serves the specification of a ServingRelease and returns its reference."""
+        content = release.SerializeToString(deterministic=True)
+        digest = hashlib.sha256(content).hexdigest()
+        self.specs[digest] = content
+        return model_pb2.ServingReference(release=release.release.name, digest=digest)
+
     async def WatchServing(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        snapshot = True
         while True:
             self.changed.clear()
-            yield self.desired
+            yield registry_pb2.WatchServingResponse(models=self.desired.models, snapshot=snapshot)
+            snapshot = False
             await self.changed.wait()
+
+    async def GetServingSpec(self, request: Any, context: Any) -> Any:
+        self.spec_reads.append(request.digest)
+        if request.digest not in self.specs:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
+        return registry_pb2.GetServingSpecResponse(spec=self.specs[request.digest])
 
     async def ReportServing(self, request: Any, context: Any) -> Any:
         self.reports.append(request)

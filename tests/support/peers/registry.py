@@ -84,7 +84,7 @@ async def serving_monitor(port: int = 0) -> AsyncIterator[FakeMonitor]:
 
 
 class FakeGateway:
-    """A gateway that applies each desired state after `lag` seconds and reports every 50 ms."""
+    """A gateway that applies each change of the desired state after `lag` seconds and reports every 50 ms."""
 
     def __init__(self, stub: Any, name: str, lag: float = 0.0) -> None:
         self._stub = stub
@@ -92,6 +92,7 @@ class FakeGateway:
         self._lag = lag
         self.states: list[registry_pb2.WatchServingResponse] = []
         self.applied: dict[str, int] = {}
+        self.ready: dict[str, list[str]] = {}
 
     async def run(self) -> None:
         async with asyncio.TaskGroup() as group:
@@ -103,11 +104,27 @@ class FakeGateway:
         async for state in self._stub.WatchServing(request):
             self.states.append(state)
             await asyncio.sleep(self._lag)
-            self.applied = {model.model: model.generation for model in state.models}
+            changed = {model.model: model.generation for model in state.models}
+            self.applied = changed if state.snapshot else {**self.applied, **changed}
+            ready = {
+                model.model: [
+                    served.release
+                    for served in (model.champion, model.challenger, *model.warm)
+                    if served.release
+                ]
+                for model in state.models
+            }
+            self.ready = ready if state.snapshot else {**self.ready, **ready}
+            for name in state.removed_models:
+                self.applied.pop(name, None)
+                self.ready.pop(name, None)
 
     async def _report(self) -> None:
         while True:
-            models = [model_pb2.ObservedModel(model=m, generation=g) for m, g in self.applied.items()]
+            models = [
+                model_pb2.ObservedModel(model=m, generation=g, ready_releases=self.ready[m])
+                for m, g in self.applied.items()
+            ]
             request = registry_pb2.ReportServingRequest(gateway_id=self._name, models=models)
             await self._stub.ReportServing(request)
             await asyncio.sleep(0.05)

@@ -155,12 +155,14 @@ class Pipeline:
         current_call.set(call)
         if self._authenticator.open:
             call.actor = named
-        else:
+        if authorization or not self._authenticator.open:
             permission = self._permissions.get(state.method)
             if permission != PUBLIC:
                 call.principal = await self._authenticator.authenticate(authorization)
-                call.actor = call.principal.subject
-                authorize(call.principal, permission, state.method)
+                # In open mode only a token of the service's own gives another principal than ANONYMOUS.
+                if not (self._authenticator.open and call.principal is ANONYMOUS):
+                    call.actor = call.principal.subject
+                    authorize(call.principal, permission, state.method)
         left = context.time_remaining()
         if left is not None:
             call.deadline = state.started + left

@@ -79,7 +79,8 @@ class _JoinedRows:
             model=first.spec.model,
             model_version=first.spec.model_version,
             release=first.spec.name,
-            rollout=first.rollout,
+            rollout=first.step.rollout,
+            generation=first.step.generation,
             role=first.role,  # type: ignore[arg-type]
             prediction_ids=[request.prediction_id for request in requests],
             event_times=np.array([request.event_micros for request in requests], "<i8").tobytes(),

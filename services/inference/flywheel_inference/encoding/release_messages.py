@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 
 import numpy as np
 
 from flywheel_common.names import Pattern
 from flywheel_common.signature import INPUT, OutputKind, OutputSpec, Signature, problems
-from flywheel_common.signature_messages import TENSOR_DTYPES, signature_from_message, tensor_array
+from flywheel_common.signature_messages import signature_from_message, tensor_array
+from flywheel_common.tensors import TENSOR_DTYPES
 from flywheel_inference.models.errors import WrongShape
 from flywheel_inference.models.output_values import output_values
 from flywheel_inference.models.triton_config import model_name
@@ -26,9 +26,9 @@ _CALIBRATES = {
 """Kind of calibration → the kind of output that it is for."""
 
 
-def release_spec(message: model_pb2.ServingRelease) -> ReleaseSpec:
-    """The release of a message. Raises ValueError or InvalidArgument with the reason why a gateway cannot
-    serve it."""
+def release_spec(message: model_pb2.ServingRelease, digest: str) -> ReleaseSpec:
+    """The release of a message with this digest. Raises ValueError or InvalidArgument with the reason why a
+    gateway cannot serve it."""
     release, version = message.release, message.model_version
     parts = VERSION_NAME.parse(version.name)
     signature = signature_from_message(version.signature)
@@ -38,7 +38,7 @@ def release_spec(message: model_pb2.ServingRelease) -> ReleaseSpec:
         raise ValueError(" ".join(found))
     return ReleaseSpec(
         name=release.name,
-        digest=hashlib.sha256(message.SerializeToString(deterministic=True)).hexdigest(),
+        digest=digest,
         model=f"projects/{parts['project']}/models/{parts['model']}",
         model_version=version.name,
         triton_model=model_name(str(parts["project"]), str(parts["model"]), int(parts["version"])),

@@ -1,36 +1,54 @@
-"""Decodes the registry's WatchServingResponse to the desired state."""
+"""Decodes the registry's WatchServingResponse and its specifications, and encodes the saved state."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from flywheel_common.errors import InvalidArgument
 from flywheel_inference.encoding.release_messages import release_spec
 from flywheel_inference.releases.release import ReleaseSpec
-from flywheel_inference.serving.desired_state import DesiredModel, Undecodable
+from flywheel_inference.serving.desired_state import DesiredChange, Reference, RoutedModel, Undecodable
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 
 
-def desired_models(content: bytes) -> list[DesiredModel]:
-    """The models of a serialized WatchServingResponse."""
+def desired_change(content: bytes) -> DesiredChange:
+    """The change that a serialized WatchServingResponse describes."""
     response = registry_pb2.WatchServingResponse.FromString(content)
-    return [
-        DesiredModel(
-            model=model.model,
-            generation=model.generation,
-            champion=_spec(model.champion),
-            challenger=_spec(model.challenger),
-            rollout=model.rollout,
-            shadow_percent=model.shadow_percent,
-            challenger_percent=model.challenger_percent,
-            warm=tuple(s for s in map(_spec, model.warm) if s is not None),
-        )
-        for model in response.models
-    ]
+    return DesiredChange(
+        models=tuple(map(_routed, response.models)),
+        removed=tuple(response.removed_models),
+        snapshot=response.snapshot,
+    )
 
 
-def _spec(message: model_pb2.ServingRelease) -> ReleaseSpec | Undecodable | None:
-    if not message.release.name:
-        return None
+def saved_state(models: Iterable[RoutedModel]) -> bytes:
+    """A snapshot of these models, which `desired_change` reads."""
+    messages = [model_pb2.ServingModel.FromString(model.message) for model in models]
+    return registry_pb2.WatchServingResponse(models=messages, snapshot=True).SerializeToString()
+
+
+def release_of_spec(reference: Reference, content: bytes) -> ReleaseSpec | Undecodable:
+    """The release of a serialized ServingRelease."""
     try:
-        return release_spec(message)
+        return release_spec(model_pb2.ServingRelease.FromString(content), reference.digest)
+    # FromString raises DecodeError, which is a ValueError.
     except (ValueError, InvalidArgument) as error:
-        return Undecodable(message.release.name, f"The release cannot be served: {error}.")
+        return Undecodable(reference.release, f"The release cannot be served: {error}.")
+
+
+def _routed(message: model_pb2.ServingModel) -> RoutedModel:
+    return RoutedModel(
+        model=message.model,
+        generation=message.generation,
+        champion=_reference(message.champion),
+        challenger=_reference(message.challenger),
+        rollout=message.rollout,
+        shadow_percent=message.shadow_percent,
+        challenger_percent=message.challenger_percent,
+        warm=tuple(one for one in map(_reference, message.warm) if one is not None),
+        message=message.SerializeToString(),
+    )
+
+
+def _reference(message: model_pb2.ServingReference) -> Reference | None:
+    return Reference(message.release, message.digest) if message.release else None

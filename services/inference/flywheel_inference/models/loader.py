@@ -17,7 +17,13 @@ from flywheel_inference.models.errors import (
     NoModelFile,
 )
 from flywheel_inference.models.output_values import output_values
-from flywheel_inference.models.ports import ArtifactCache, ArtifactSource, FeatureSetContracts, ModelControl
+from flywheel_inference.models.ports import (
+    ArtifactCache,
+    ArtifactSource,
+    FeatureSetContracts,
+    ModelControl,
+    ModelHolds,
+)
 from flywheel_inference.models.triton_config import MAX_BATCH_ROWS, MODEL_FILE, Backend, load_request
 from flywheel_inference.releases.release import ArtifactSpec, FeatureSetContract, ReleaseSpec
 
@@ -33,6 +39,7 @@ class ReleaseLoader:
         contracts: FeatureSetContracts,
         cache: ArtifactCache,
         models: ModelControl,
+        holds: ModelHolds,
         *,
         backend: Literal["auto", "onnxruntime", "python"] = "auto",
         instances: int = 1,
@@ -42,6 +49,7 @@ class ReleaseLoader:
         self._contracts = contracts
         self._cache = cache
         self._models = models
+        self._holds = holds
         self._backend: Backend | None = None if backend == "auto" else backend
         self._instances = instances
         self._load_seconds = load_seconds
@@ -54,6 +62,7 @@ class ReleaseLoader:
         contract = await self.contract(spec.feature_set)
         async with self._locks.setdefault(spec.triton_model, asyncio.Lock()):
             artifact = _model_file(spec)
+            await self._holds.hold(spec.triton_model)
             if await self._models.loaded_digest(spec.triton_model, 5.0) != artifact.sha256:
                 await self._load(spec, artifact, await self._verified(spec, artifact))
             try:
@@ -74,10 +83,17 @@ class ReleaseLoader:
             await asyncio.to_thread(self._cache.save_contract, found)
         return self._known_contracts.setdefault(feature_set, found)
 
-    async def unload(self, triton_model: str) -> None:
-        """Unloads a model, which frees its memory."""
+    async def unload(self, triton_model: str) -> bool:
+        """Unloads a model that no other gateway holds, which frees its memory; else returns False. Raises
+        Unavailable, DeadlineExceeded."""
         async with self._locks.setdefault(triton_model, asyncio.Lock()):
-            await self._models.unload(triton_model, self._load_seconds)
+            if not await self._holds.drop(triton_model):
+                return False
+            try:
+                await self._models.unload(triton_model, self._load_seconds)
+            finally:
+                await self._holds.unloaded(triton_model)
+            return True
 
     async def is_loaded(self, triton_model: str) -> bool:
         """Raises Unavailable or DeadlineExceeded when the model server does not answer."""

@@ -10,6 +10,7 @@ import numpy.typing as npt
 from flywheel_common.arrays import Floats
 from flywheel_inference.models.feature_block import FeatureBlock
 from flywheel_inference.prediction_log.rows import LogRows
+from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import RoutedRequest
 from flywheel_inference.scoring.scorer import ReleaseScorer
 
@@ -19,7 +20,7 @@ def log_rows(
     requests: list[RoutedRequest],
     *,
     role: int,
-    rollout: str,
+    step: RolloutStep,
     block: FeatureBlock | None,
     values: Floats,
     decisions: npt.NDArray[np.bool_],
@@ -34,7 +35,7 @@ def log_rows(
     return LogRows(
         spec=scorer.spec,
         contract=contract,
-        rollout=rollout,
+        step=step,
         role=role,
         feature_set=block.feature_set if block is not None else contract.feature_set,
         requests=requests,

@@ -20,6 +20,7 @@ from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction.ports import CachedPredictions, Measures, Routes
 from flywheel_inference.prediction.shadow import ShadowCopies
 from flywheel_inference.prediction_log.buffer import PredictionLog
+from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import (
     PredictCall,
     RoutedRequest,
@@ -113,7 +114,7 @@ class Predictor:
             segment=segment_of(call, champion.spec.segment_keys),
             started=started,
             role=CHAMPION,
-            rollout=route.rollout,
+            step=route.step,
         )
         left = left_seconds()
         budget = (self._default_budget if left is None else min(left, self._default_budget)) - self._reserve
@@ -135,7 +136,7 @@ class Predictor:
     def _for_challenger(self, request: RoutedRequest, challenger: ReleaseScorer) -> RoutedRequest:
         """The request, bound to the challenger. Raises InvalidArgument."""
         bound = request.bound_to(challenger.contract, challenger.spec.segment_keys)
-        bound.role, bound.rollout = CHALLENGER, request.rollout
+        bound.role, bound.step = CHALLENGER, request.step
         return bound
 
     async def _score(self, scorer: ReleaseScorer, request: RoutedRequest, deadline: float) -> Answer:
@@ -187,7 +188,7 @@ class Predictor:
                 scorer,
                 [request],
                 role=role,
-                rollout=request.rollout,
+                step=request.step,
                 block=None,
                 values=values,
                 decisions=decisions,
@@ -204,7 +205,7 @@ class Predictor:
         now = time.perf_counter()
         self._measures.batch(len(requests), batch.features_ms, batch.model_ms)
         # Almost always a single group; several only in a batch during which the generation changes.
-        for (role, rollout), rows in _grouped(requests, lambda r: (r.role, r.rollout)).items():
+        for (role, step), rows in _grouped(requests, lambda r: (r.role, r.step)).items():
             single = len(rows) == len(requests)
             part = batch if single else batch.take(np.array(rows))
             of_part = requests if single else [requests[row] for row in rows]
@@ -213,7 +214,7 @@ class Predictor:
                     scorer,
                     of_part,
                     role=role,
-                    rollout=rollout,
+                    step=step,
                     block=part.block,
                     values=part.values,
                     decisions=part.decisions,
@@ -221,10 +222,10 @@ class Predictor:
                     latencies_ms=np.array([(now - r.started) * 1e3 for r in of_part], np.float32),
                 )
             )
-        for (challenger, rollout), rows in _grouped(requests, lambda r: (r.copy_to, r.rollout)).items():
+        for (challenger, step), rows in _grouped(requests, lambda r: (r.copy_to, r.step)).items():
             if challenger is not None:
                 block = batch.block if len(rows) == len(requests) else batch.block.take(np.array(rows))
-                self._shadow.offer(challenger, rollout, [requests[row] for row in rows], block)
+                self._shadow.offer(challenger, step, [requests[row] for row in rows], block)
 
     async def _fall_back(self, scorer: ReleaseScorer, request: RoutedRequest, reason: str) -> Answer:
         policy, cached = scorer.spec.fallback, None
@@ -255,9 +256,9 @@ class Predictor:
 
 
 def _grouped(
-    requests: list[RoutedRequest], key: Callable[[RoutedRequest], tuple[Any, str]]
-) -> dict[tuple[Any, str], list[int]]:
-    groups: dict[tuple[Any, str], list[int]] = {}
+    requests: list[RoutedRequest], key: Callable[[RoutedRequest], tuple[Any, RolloutStep]]
+) -> dict[tuple[Any, RolloutStep], list[int]]:
+    groups: dict[tuple[Any, RolloutStep], list[int]] = {}
     for row, request in enumerate(requests):
         groups.setdefault(key(request), []).append(row)
     return groups

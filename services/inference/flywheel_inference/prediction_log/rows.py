@@ -10,9 +10,10 @@ import numpy.typing as npt
 
 from flywheel_inference.models.feature_block import FeatureColumn
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
+from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import RoutedRequest
 
-Group = tuple[str, str, str, int, str, bool, tuple[str, ...]]
+Group = tuple[str, str, RolloutStep, int, str, bool, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class LogRows:
 
     spec: ReleaseSpec
     contract: FeatureSetContract
-    rollout: str
+    step: RolloutStep
     role: int
     feature_set: str
     requests: list[RoutedRequest]
@@ -50,7 +51,7 @@ class LogRows:
     def group(self) -> Group:
         """Rows with equal groups can share a record."""
         applied = tuple(column.name for column in self.applied)
-        return *self.spec.key, self.rollout, self.role, self.feature_set, self.features is None, applied
+        return *self.spec.key, self.step, self.role, self.feature_set, self.features is None, applied
 
 
 @dataclass(frozen=True, slots=True)

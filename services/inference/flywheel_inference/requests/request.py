@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from flywheel_inference.releases.release import FeatureSetContract
+from flywheel_inference.releases.rollout_step import NO_ROLLOUT, RolloutStep
 from flywheel_inference.requests.errors import InvalidPredictionId
 
 MAX_ID_LENGTH = 128
@@ -34,7 +35,7 @@ class RoutedRequest:
     """A request bound to a feature set and a role.
 
     `contract`: feature set whose keys and fields it has. `as_of_micros` None: now. `event_micros`: event time
-    of the prediction. `started`: on time.perf_counter. `role` (`routing.route`) and `rollout`: why its
+    of the prediction. `started`: on time.perf_counter. `role` and `step` (`routing.route`): why its
     release answers. `copy_to`: challenger that gets a shadow copy.
     """
 
@@ -48,9 +49,9 @@ class RoutedRequest:
         "keys",
         "prediction_id",
         "role",
-        "rollout",
         "segment",
         "started",
+        "step",
         "subject",
     )
 
@@ -68,7 +69,7 @@ class RoutedRequest:
         segment: str,
         started: float,
         role: int = 1,
-        rollout: str = "",
+        step: RolloutStep = NO_ROLLOUT,
         copy_to: Any = None,
     ) -> None:
         self.call = call
@@ -82,7 +83,7 @@ class RoutedRequest:
         self.segment = segment
         self.started = started
         self.role = role
-        self.rollout = rollout
+        self.step = step
         self.copy_to = copy_to
 
     def bound_to(self, contract: FeatureSetContract, segment_keys: tuple[str, ...]) -> RoutedRequest:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from flywheel_inference.releases.rollout_step import NO_ROLLOUT, RolloutStep
 from flywheel_inference.routing.canary_assignment import bucket, in_share
 
 CHAMPION, CHALLENGER, SHADOW = 1, 2, 3
@@ -33,6 +34,11 @@ class Route(Generic[R]):
     rollout: str = ""
     shadow_percent: float = 0.0
     challenger_percent: float = 0.0
+
+    @property
+    def step(self) -> RolloutStep:
+        """The step of the active rollout."""
+        return RolloutStep(self.rollout, self.generation) if self.rollout else NO_ROLLOUT
 
     def choose(self, subject: str) -> Choice[R]:
         """The release that answers a subject; the same one as long as the percentages do not change."""

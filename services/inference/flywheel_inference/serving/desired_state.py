@@ -1,4 +1,4 @@
-"""The desired state of one model, as the registry publishes it."""
+"""The desired state of models: in references, as the registry publishes it, and with their releases."""
 
 from __future__ import annotations
 
@@ -13,6 +13,45 @@ class Undecodable:
 
     name: str
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A release without its content. `digest`: SHA-256 of its specification, which never changes."""
+
+    release: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedModel:
+    """The routing that the registry wants for one model, in references. `message`: the form that is saved."""
+
+    model: str
+    generation: int
+    champion: Reference | None
+    challenger: Reference | None = None
+    rollout: str = ""
+    shadow_percent: float = 0.0
+    challenger_percent: float = 0.0
+    warm: tuple[Reference, ...] = ()
+    message: bytes = b""
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """Every release, the most urgent first."""
+        found = (self.champion, self.challenger, *self.warm)
+        return tuple(one for one in found if one is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredChange:
+    """Models in their new state, and names of models that nothing serves any more. `snapshot`: `models` are
+    all models."""
+
+    models: tuple[RoutedModel, ...] = ()
+    removed: tuple[str, ...] = ()
+    snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True)

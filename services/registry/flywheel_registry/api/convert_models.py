@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from flywheel_common.signature import FLOAT32, INPUT, SCORE, Signature
+from flywheel_common.signature_messages import (
+    from_message,
+    signature_from_message,
+    signature_message,
+    to_message,
+)
+from flywheel_common.tensors import Tensor
 from flywheel_protos.registry.v1 import model_pb2 as pb
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_registry.api.convert import to_timestamp
@@ -13,9 +21,10 @@ from flywheel_registry.api.convert_policies import (
 )
 from flywheel_registry.api.errors import InvalidStage
 from flywheel_registry.models.catalog import MUTABLE_FIELDS
+from flywheel_registry.models.errors import InvalidGoldenRows
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.names import VersionName
-from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion, SignatureInput
+from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.stages.transitions import Stage
 
@@ -52,7 +61,6 @@ def model_to_proto(value: Model) -> pb.Model:
 
 
 def version(message: pb.ModelVersion, model_name: str) -> ModelVersion:
-    golden = message.golden_rows
     return ModelVersion(
         model=model_name,
         training_run=message.training_run,
@@ -60,11 +68,9 @@ def version(message: pb.ModelVersion, model_name: str) -> ModelVersion:
         metrics=dict(message.metrics),
         feature_set=message.feature_set,
         training_dataset=message.training_dataset,
-        signature=tuple(
-            SignatureInput(i.name, int(i.data_type), tuple(i.vocabulary)) for i in message.signature.inputs
-        ),
+        signature=signature_from_message(message.signature),
         artifacts=tuple(Artifact(a.name, a.size_bytes, a.sha256) for a in message.artifacts),
-        golden_rows=GoldenRows(golden.row_count, golden.inputs, golden.scores, golden.tolerance),
+        golden_rows=_golden_rows(message.golden_rows),
         tags=dict(message.tags),
         description=message.description,
         parent_version=message.parent_version,
@@ -74,8 +80,35 @@ def version(message: pb.ModelVersion, model_name: str) -> ModelVersion:
     )
 
 
+def _golden_rows(message: pb.GoldenRows) -> GoldenRows:
+    tensors = tuple(map(from_message, message.tensors))
+    output = from_message(message.output) if message.HasField("output") else None
+    if not tensors and message.inputs and message.row_count:
+        rows = message.row_count
+        tensors = (Tensor(INPUT, FLOAT32, (rows, len(message.inputs) // 4 // rows), message.inputs),)
+        output = Tensor(SCORE, FLOAT32, (rows,), message.scores)
+    golden = GoldenRows(tensors, output, message.tolerance)
+    if message.row_count not in (0, golden.row_count):
+        raise InvalidGoldenRows(
+            f"row_count is {message.row_count}, the golden output has {golden.row_count} rows."
+        )
+    return golden
+
+
+def _golden_to_proto(golden: GoldenRows) -> pb.GoldenRows:
+    message = pb.GoldenRows(
+        row_count=golden.row_count,
+        tolerance=golden.tolerance,
+        tensors=map(to_message, golden.tensors),
+        output=to_message(golden.output) if golden.output is not None else None,
+    )
+    plain = [t.name for t in golden.tensors] == [INPUT] and golden.tensors[0].data_type == FLOAT32
+    if plain and golden.output is not None and golden.output.data_type == FLOAT32:
+        message.inputs, message.scores = golden.tensors[0].data, golden.output.data
+    return message
+
+
 def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
-    golden = value.golden_rows
     return pb.ModelVersion(
         name=value.name,
         stage=stage_to_proto(value.stage),
@@ -84,23 +117,12 @@ def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
         metrics=value.metrics,
         feature_set=value.feature_set,
         training_dataset=value.training_dataset,
-        signature=pb.Signature(
-            inputs=[
-                pb.SignatureInput(
-                    name=i.name,
-                    data_type=i.data_type,  # type: ignore[arg-type]
-                    vocabulary=i.vocabulary,
-                )
-                for i in value.signature
-            ]
-        ),
+        signature=signature_message(value.signature) if value.signature != Signature() else None,
         artifacts=[
             pb.Artifact(name=a.name, size_bytes=a.size_bytes, sha256=a.sha256) for a in value.artifacts
         ],
         artifact_state=f"ARTIFACT_STATE_{value.artifact_state}",
-        golden_rows=pb.GoldenRows(
-            row_count=golden.row_count, inputs=golden.inputs, scores=golden.scores, tolerance=golden.tolerance
-        ),
+        golden_rows=_golden_to_proto(value.golden_rows),
         tags=value.tags,
         description=value.description,
         parent_version=value.parent_version,
@@ -110,6 +132,7 @@ def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
         registered_by=value.registered_by,
         promoted_by=value.promoted_by,
         promoted_at=to_timestamp(value.promoted_at),
+        check_problems=value.check_problems or (),
     )
 
 

@@ -11,6 +11,7 @@ from flywheel_registry.api import convert_evidence, listing
 from flywheel_registry.api.model_methods import ModelMethods
 from flywheel_registry.api.rollout_methods import RolloutMethods
 from flywheel_registry.api.serving_methods import ServingMethods
+from flywheel_registry.artifacts.check import VersionCheck
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
 from flywheel_registry.evidence.lookups import find_evidence
 from flywheel_registry.evidence.names import EvidenceName
@@ -37,6 +38,7 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         store: Store[RolloutRecords],
         models: ModelCatalog,
         artifacts: ArtifactTransfer,
+        checks: VersionCheck,
         promotions: Promotions,
         releases: ReleaseCatalog,
         rollout_start: RolloutStart,
@@ -50,6 +52,7 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         self._store = store
         self._models = models
         self._artifacts = artifacts
+        self._checks = checks
         self._promotions = promotions
         self._releases = releases
         self._rollout_start = rollout_start

@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2_grpc
 from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError, NotFound
 from flywheel_common.signature import OutputSpec
-from flywheel_common.signature_messages import packed_texts
+from flywheel_common.tensors import packed_texts
 from flywheel_inference.models.errors import (
     ModelNotLoaded,
     ModelRefused,

@@ -57,16 +57,14 @@ class GrpcMonitor:
 def compare_request(rollout: Rollout) -> monitor_pb2.CompareVariantsRequest:
     """Return the request for a rollout's current step."""
     in_shadow = rollout.progress.state is RolloutState.SHADOW
-    request = monitor_pb2.CompareVariantsRequest(
+    return monitor_pb2.CompareVariantsRequest(
         rollout=rollout.name,
         champion_release=ReleaseName.of(rollout.model, rollout.champion),
         challenger_release=ReleaseName.of(rollout.model, rollout.challenger),
         mode=monitor_pb2.COMPARISON_MODE_SHADOW if in_shadow else monitor_pb2.COMPARISON_MODE_CANARY,
         alpha=rollout.policy.level,
+        generation=rollout.generation,
     )
-    if rollout.step_started_at is not None:
-        request.start_time.FromDatetime(rollout.step_started_at.astimezone(UTC))
-    return request
 
 
 def parse_comparison(message: monitor_pb2.CompareVariantsResponse) -> Comparison:
