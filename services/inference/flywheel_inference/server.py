@@ -226,7 +226,7 @@ def wire(
     )
     event_times = EventTimeBound(SystemClock(), settings.max_clock_skew_seconds)
     rows = RowAnswers(bulk, event_times)
-    budget = BytesInFlight(settings.bulk_max_bytes)
+    budget = BytesInFlight(settings.bulk_max_bytes, settings.bulk_max_calls)
     servicer = InferenceServicer(
         predictor,
         bulk,

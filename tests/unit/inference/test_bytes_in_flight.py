@@ -18,7 +18,7 @@ from tests.support.builders.feature_units import run_event_loop
 
 
 def test_bytes_above_the_limit_are_refused_until_others_end() -> None:
-    budget = BytesInFlight(100)
+    budget = BytesInFlight(100, 9)
     with budget.call() as first:
         first.take(60)
         with budget.call() as second:
@@ -34,13 +34,21 @@ def test_bytes_above_the_limit_are_refused_until_others_end() -> None:
     assert budget.total == 0
 
 
+def test_calls_above_the_limit_are_refused_until_others_end() -> None:
+    budget = BytesInFlight(100, 2)
+    with budget.call(), budget.call(), pytest.raises(TooManyBytes), budget.call():
+        raise AssertionError("a third call began")
+    with budget.call(), budget.call():
+        pass
+
+
 def request(number: int, size: int = 1_000) -> pb.StreamPredictRequest:
     return pb.StreamPredictRequest(id=f"{number:0{size}}")
 
 
 @pytest.mark.parametrize("answered", [answered_in_order, answered_when_ready])
 async def test_a_stream_refuses_requests_above_the_limit_and_goes_on(answered: object) -> None:
-    budget = BytesInFlight(3_500)
+    budget = BytesInFlight(3_500, 9)
     gate = asyncio.Event()
     arrived: asyncio.Queue[pb.StreamPredictRequest | None] = asyncio.Queue()
 
@@ -72,7 +80,7 @@ async def test_a_stream_refuses_requests_above_the_limit_and_goes_on(answered: o
 
 
 async def test_a_closed_stream_gives_its_bytes_back() -> None:
-    budget = BytesInFlight(10_000)
+    budget = BytesInFlight(10_000, 9)
 
     async def requests() -> AsyncIterator[pb.StreamPredictRequest]:
         for number in range(6):

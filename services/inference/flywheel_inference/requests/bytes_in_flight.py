@@ -9,19 +9,29 @@ from flywheel_inference.requests.errors import TooManyBytes
 
 
 class BytesInFlight:
-    """Counts the bytes that calls hold, up to a limit. Used from one event loop only."""
+    """Counts calls and the bytes that they hold, up to a limit of both. Used from one event loop only."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, max_calls: int) -> None:
         self.limit = limit
         self.total = 0
+        self._max_calls = max_calls
+        self._calls = 0
 
     @contextmanager
     def call(self) -> Iterator[HeldBytes]:
-        """The bytes of one call, none at first; what it still holds at its end is given back."""
+        """The bytes of one call, none at first; what it still holds at its end is given back. Raises
+        ResourceExhausted OVERLOADED."""
+        if self._calls >= self._max_calls:
+            raise TooManyBytes(
+                f"{self._max_calls} calls are in flight: retry after the delay, with backoff.",
+                retry_after_seconds=0.1,
+            )
         held = HeldBytes(self)
+        self._calls += 1
         try:
             yield held
         finally:
+            self._calls -= 1
             held.add(-held.size)
 
 
