@@ -33,10 +33,9 @@ def test_signature_and_golden_rows_of_every_kind_are_decoded(kind: str) -> None:
     assert spec.golden.output.dtype == model.output.dtype
 
 
-def test_packed_golden_rows_are_the_tensor_input() -> None:
-    message = RegistryServicer().release(1, (0.5, -0.25, 1.0))
-    spec = release_spec(message, "d")
-    rows = np.frombuffer(message.model_version.golden_rows.inputs, "<f4").reshape(3, 3)
+def test_golden_rows_of_a_signature_without_tensors_are_the_tensor_input() -> None:
+    spec = release_spec(RegistryServicer().release(1, (0.5, -0.25, 1.0)), "d")
+    rows = np.array([[1, 2, 0], [0.5, -1, 2], [np.nan, 1, -1]], np.float32)
     np.testing.assert_array_equal(spec.golden.tensors["INPUT"], rows)
     assert spec.golden.output.shape == (3, 1)
     assert spec.signature.output.kind is OutputKind.BINARY
