@@ -83,6 +83,7 @@ async def build(
         Producer(settings.kafka_bootstrap, client_id="flywheel-monitor")
     )
     store = PostgresStore(pool, VersionCache(pool, GrpcReferences(*channels)), pane_us(settings))
+    await store.adopt_panes()
     lag = KafkaLag(settings.kafka_bootstrap, pool, settings.consumer_group, CONSUMED)
     stack.push_async_callback(lag.close)
     ports = Ports(

@@ -12,6 +12,7 @@ import pytest
 from sklearn import metrics
 
 from flywheel_common.errors import InvalidArgument, NotFound, Unavailable
+from flywheel_monitor.comparison.ports import VariantName
 from flywheel_monitor.ingest.batches import IngestCounts, Role
 from tests.support.builders.monitor import (
     HOUR_US,
@@ -273,8 +274,8 @@ async def test_pruned_predictions_stay_counted(monitor: LocalMonitor) -> None:
     assert before.quality.log_loss == found.quality.log_loss
     # The AUC now comes from the histograms: bins of 1/200 hardly tie 80 scores.
     assert metrics.roc_auc_score(labels, scores) == pytest.approx(found.quality.auc, abs=0.01)
-    assert (times[50], times[79]) == (found.first_event_us, found.last_event_us)
-    assert 30 == (await monitor.compare(shadow=True)).comparison.champion.predictions
+    assert (times[0], times[79]) == (found.first_event_us, found.last_event_us)
+    assert 80 == (await monitor.compare(shadow=True)).comparison.champion.predictions
     assert IngestCounts(80, 80, 0, 0) == await monitor.counts()
 
 
@@ -321,8 +322,8 @@ async def test_each_shadow_of_a_request_counts(monitor: LocalMonitor) -> None:
     for release in (2, 3):
         async with monitor.store.reading() as records:
             names = f"{MODEL}/releases/{release}"
-            found = await records.variant_rows(rollout, names, Role.SHADOW, 0)
-        assert (2, 2) == (len(found.ids), int(found.has_label().sum()))
+            found = await records.variant_window(VariantName(rollout, names, Role.SHADOW), 0)
+        assert (2, 2) == (found.predictions, found.labelled)
 
 
 async def test_projects_are_counted_separately(monitor: LocalMonitor) -> None:

@@ -50,6 +50,22 @@ def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:
     return np.unique(group, return_inverse=True)[1].astype(np.int64)
 
 
+def grouped(window: Ints, reference: Ints) -> float:
+    """Bias-corrected PSI of two histograms [B] over the reference's deciles."""
+    groups = decile_groups(reference)
+    size = int(groups.max(initial=0)) + 1
+    a, b = (
+        np.rint(np.bincount(groups, weights=c.astype(np.float64), minlength=size)).astype(np.int64)
+        for c in (window, reference)
+    )
+    return corrected(psi(a, b), a, b)
+
+
+def by_class(window: Ints, reference: Ints) -> float:
+    """Bias-corrected PSI of the rows of each class."""
+    return corrected(psi(window, reference), window, reference)
+
+
 def coarse(bins: FeatureBins, counts: Ints) -> Ints:
     """The counts that PSI is computed from. Numeric: reference deciles, then one bin each for null,
     non-finite, below, above (with far), unseen and malformed values. Categorical: all bins."""

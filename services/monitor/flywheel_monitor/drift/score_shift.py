@@ -16,7 +16,6 @@ from flywheel_monitor.drift import psi
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.references.reference import ScoreReference
-from flywheel_monitor.windows.histograms import SCORE_BINS
 
 SIGNIFICANT_Z = 3.0
 
@@ -37,7 +36,7 @@ class ScoreShift:
 
 
 def score_psi(window: Ints, reference: Ints) -> float:
-    """PSI of two score histograms [SCORE_BINS] over the reference's deciles."""
+    """PSI of two score histograms  over the reference's deciles."""
     groups = psi.decile_groups(reference)
     size = int(groups.max(initial=0)) + 1
     grouped = [
@@ -53,8 +52,9 @@ def score_shift(
     counts: Ints,
     reference: ScoreReference | None,
     policy: MonitorPolicy,
+    classes: Ints | None = None,
 ) -> ScoreShift:
-    """The shift of `count` scores with these moments and histogram."""
+    """The shift of `count` scores with these moments and histogram, and of the predicted `classes`."""
     if reference is None:
         return ScoreShift(mean, stddev, verdict=Verdict.INSUFFICIENT, reason="no reference scores yet")
     found = {
@@ -74,14 +74,22 @@ def score_shift(
         if shift
         else 0.0
     )
-    known = len(reference.counts) == SCORE_BINS
+    known = len(reference.counts) == len(counts)
     value = score_psi(counts, np.asarray(reference.counts, np.int64)) if known else 0.0
     if count < policy.min_predictions:
         verdict, reason = Verdict.INSUFFICIENT, f"{count} scores, {policy.min_predictions} needed"
     elif abs(shift) >= policy.score_shift and abs(z) >= SIGNIFICANT_Z:
         verdict = Verdict.DRIFT
         reason = f"mean score {mean:.4f} is {shift:+.2f} sigma from {reference.mean:.4f} (z {z:+.1f})"
+    elif (moved := _class_psi(classes, reference)) >= policy.psi_alert:
+        verdict, reason = Verdict.DRIFT, f"PSI {moved:.3f} of the predicted classes"
     else:
         verdict = Verdict.NO_DRIFT
         reason = f"mean score {mean:.4f}, {shift:+.2f} sigma from the reference"
     return ScoreShift(**found, shift=shift, z=z, psi=value, verdict=verdict, reason=reason)
+
+
+def _class_psi(classes: Ints | None, reference: ScoreReference) -> float:
+    if classes is None or not len(classes) or len(reference.classes) != len(classes):
+        return 0.0
+    return psi.by_class(classes, np.asarray(reference.classes, np.int64))

@@ -127,10 +127,19 @@ class Evaluator:
             window = await records.window(version, span)
             if version.first_window is None and window.scored >= policy.min_predictions:
                 mean, stddev = window.score_moments()
-                first = ScoreReference(mean, stddev, window.scored, tuple(window.scores.tolist()))
+                first = ScoreReference(
+                    mean,
+                    stddev,
+                    window.scored,
+                    tuple(window.scores.tolist()),
+                    tuple(window.predicted.tolist()),
+                )
                 await records.set_first_window(version_id, first)
                 version = replace(version, first_window=first)
             quality = await records.quality(version_id, span, window) if labels else Quality()
+            if quality.labels and not version.first_labels and quality.labelled >= policy.min_labels:
+                await records.set_first_labels(version_id, quality.labels)
+                version = replace(version, first_labels=quality.labels)
             report = report_on(version, span, window, quality, policy)
             await records.put_report(version_id, report)
             kinds = (*FEATURE_KINDS, *LABEL_KINDS) if labels else FEATURE_KINDS

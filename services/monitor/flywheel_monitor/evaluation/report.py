@@ -53,9 +53,13 @@ class Report:
                 "features": tuple(feature_from_json(f) for f in stored["features"]),
                 "score": ScoreShift(**{**stored["score"], "verdict": Verdict(stored["score"]["verdict"])}),
                 "verdict": Verdict(stored["verdict"]),
-                "quality": Quality(**stored["quality"]),
+                "quality": _quality(stored["quality"]),
             }
         )
+
+
+def _quality(stored: Mapping[str, Any]) -> Quality:
+    return Quality(**{**stored, "labels": tuple(stored.get("labels", ()))})
 
 
 def report_on(
@@ -75,7 +79,9 @@ def report_on(
     else:
         verdict, reason = Verdict.INSUFFICIENT, version.reference.reason or "no reference"
     mean, stddev = window.score_moments()
-    score = score_shift(mean, stddev, window.scored, window.scores, version.score_reference, policy)
+    score = score_shift(
+        mean, stddev, window.scored, window.scores, version.score_reference, policy, window.predicted
+    )
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
     return Report(

@@ -8,19 +8,30 @@ import numpy as np
 
 from flywheel_common.arrays import Ints
 from flywheel_monitor.windows.bins import FeatureBins, Special
-from flywheel_monitor.windows.histograms import LATENCY_BINS, SCORE_BINS
-from flywheel_monitor.windows.layout import SCORE_SCALE, SOURCES, Z_SCALE, Layout, Sums
+from flywheel_monitor.windows.histograms import LATENCY_BINS
+from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
+from flywheel_monitor.windows.output import CLASS_BINS
+from flywheel_monitor.windows.sums import carried, value
 
 
 @dataclass(frozen=True)
 class WindowCounts:
-    """The sum of some panes: [layout.size] counts, [layout.sums] fixed-point sums, and the number of
+    """The sum of some panes: [layout.size] counts, [layout.sums, LIMBS] exact sums, and the number of
     predictions."""
 
     layout: Layout
     counts: Ints
     sums: Ints
     predictions: int
+
+    def plus(self, other: WindowCounts) -> WindowCounts:
+        """The counts of both windows."""
+        return WindowCounts(
+            self.layout,
+            self.counts + other.counts,
+            carried(self.sums + other.sums),
+            self.predictions + other.predictions,
+        )
 
     def feature(self, bins: FeatureBins) -> Ints:
         """[bins.size] counts."""
@@ -38,22 +49,22 @@ class WindowCounts:
         counts = self.feature(bins)
         outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
         finite = int(counts[: bins.regular].sum() + outside.sum())
-        return float(self.sums[at] / Z_SCALE / finite) if finite else None
+        return value(self.sums[at]) / finite if finite else None
 
     def _part(self, start: int, length: int) -> Ints:
         return self.counts[start : start + length]
 
     @property
     def scores(self) -> Ints:
-        return self._part(self.layout.scores, SCORE_BINS)
+        return self._part(self.layout.scores, self.layout.output.bins)
 
     @property
     def positives(self) -> Ints:
-        return self._part(self.layout.positives, SCORE_BINS)
+        return self._part(self.layout.positives, self.layout.output.bins)
 
     @property
     def negatives(self) -> Ints:
-        return self._part(self.layout.negatives, SCORE_BINS)
+        return self._part(self.layout.negatives, self.layout.output.bins)
 
     @property
     def latencies(self) -> Ints:
@@ -79,7 +90,32 @@ class WindowCounts:
         return int(self.positives.sum() + self.negatives.sum())
 
     def total(self, which: Sums, offset: int = 0) -> float:
-        return float(self.sums[self.layout.common_sums + which + offset]) / SCORE_SCALE
+        return value(self.sums[self.layout.common_sums + which + offset])
+
+    def counted(self, which: Extra) -> int:
+        return int(self.counts[self.layout.extras + which])
+
+    @property
+    def predicted(self) -> Ints:
+        """[classes] rows by predicted class."""
+        return self._part(self.layout.predicted, self.layout.output.classes)
+
+    @property
+    def confusion(self) -> Ints:
+        """[classes, classes] labelled rows by true and predicted class."""
+        classes = self.layout.output.classes
+        return self._part(self.layout.confusion, classes * classes).reshape(classes, classes)
+
+    @property
+    def class_bins(self) -> Ints:
+        """[classes, CLASS_BINS] rows by the probability of each class."""
+        classes = self.layout.output.classes
+        return self._part(self.layout.class_bins, classes * CLASS_BINS).reshape(classes, CLASS_BINS)
+
+    def cost_mean(self) -> float | None:
+        """Mean cost of the predictions whose cost was measured."""
+        n = self.counted(Extra.COSTED)
+        return self.total(Sums.COST) / n if n else None
 
     def score_moments(self) -> tuple[float, float]:
         """(mean, population standard deviation) of the scores; (0, 0) without any."""

@@ -18,8 +18,9 @@ from flywheel_monitor.windows.watermark import ReachedTimes
 
 _FRONTIERS = "SELECT id, model_id, closed_until, labelled_until FROM model_version ORDER BY id"
 _WINDOWS = """
-SELECT DISTINCT start_us / $4 * $4 AS w FROM pane
-WHERE model_version_id = $1 AND NOT shadow AND segment = '' AND start_us >= $2 AND start_us < $3 ORDER BY w
+SELECT DISTINCT p.start_us / $4 * $4 AS w FROM pane p JOIN variant t ON t.id = p.variant_id
+WHERE t.model_version_id = $1 AND t.role <> 3 AND p.segment = '' AND p.width_us = $5
+    AND p.start_us >= $2 AND p.start_us < $3 ORDER BY w
 """
 _PUT_REPORT = """
 INSERT INTO window_report (model_version_id, start_us, end_us, predictions, labelled, report)
@@ -56,6 +57,7 @@ class ReportRows:
     """`Reports` on the transaction's connection."""
 
     _conn: Connection
+    _pane_us: int
 
     async def reached_times(self) -> ReachedTimes:
         predictions = await reached(self._conn, labels=False)
@@ -68,7 +70,7 @@ class ReportRows:
         ]
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
-        rows = await self._conn.fetch(_WINDOWS, version_id, start_us, end_us, window_us)
+        rows = await self._conn.fetch(_WINDOWS, version_id, start_us, end_us, window_us, self._pane_us)
         return [Span(r["w"], r["w"] + window_us) for r in rows]
 
     async def lock(self, version_id: int) -> WatchedVersion:
