@@ -18,7 +18,7 @@ from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_common.signature import OutputKind
 from flywheel_monitor.windows.histograms import SCORE_BINS, score_bins
 
-LARGEST_SCORE = 2.0**41
+LARGEST_SCORE = 2.0**40
 """Scores and labels with a larger absolute value are not usable: the fourth power of twice this is the
 largest term of a sum (`windows.sums`)."""
 MAX_CLASSES = 256

@@ -1,9 +1,8 @@
 """Exact sums of fixed-point numbers, wider than 64 bits.
 
 A sum is LIMBS integers of 40 bits, the last one signed with 64: value = Σ limb_k 2^(40 k) / SCALE. The
-largest term, 2^168 (`output.LARGEST_SCORE`), can be added 2^23 times to the 64-bit limbs of one accumulation
-and 2^23 times 2^16 in all before the last limb overflows. Integers add exactly, so that any order gives the
-same bits.
+largest term, 2^164 (`output.LARGEST_SCORE`), fits 2^26 times; one more is an OverflowError, no wrong number.
+One transaction adds at most 2^23 terms. Integers add exactly, so that any order gives the same bits.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ _LABELLED = """
 SELECT array_agg(p.score) AS scores, array_agg(l.value) AS labels
 FROM prediction p JOIN label l USING (model_id, prediction_id)
 WHERE p.variant_id = ANY($1::integer[]) AND p.event_time >= $2 AND p.event_time < $3
-  AND p.source IN (1, 2) AND abs(p.score) <= 2199023255552 AND ($4 = '' OR p.segment = $4)
+  AND p.source IN (1, 2) AND abs(p.score) <= 1099511627776 AND ($4 = '' OR p.segment = $4)
   AND l.value IN (0, 1)
 """
 _FIRST = """
