@@ -184,6 +184,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
             outcomes=counts.outcomes,
             orphan_outcomes=counts.orphans,
             duplicates=counts.duplicates,
+            late_predictions=counts.late,
             dead_letters=lag.dead_letters,
             watermark=timestamp(reached),
             windows_evaluated=evaluated,

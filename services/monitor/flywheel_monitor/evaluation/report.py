@@ -31,6 +31,7 @@ class Report:
     reference_hash: str
     quality: Quality
     label_shift: float | None = None
+    late_predictions: int = 0
 
     @property
     def bad_data(self) -> bool:
@@ -63,9 +64,15 @@ def _quality(stored: Mapping[str, Any]) -> Quality:
 
 
 def report_on(
-    version: WatchedVersion, span: Span, window: WindowCounts, quality: Quality, policy: MonitorPolicy
+    version: WatchedVersion,
+    span: Span,
+    window: WindowCounts,
+    quality: Quality,
+    policy: MonitorPolicy,
+    late: int = 0,
 ) -> Report:
-    """The report on a window from its counts; `quality` is empty while labels are not judged."""
+    """The report on a window from its counts; `quality` is empty while labels are not judged. `late`: how
+    many predictions came after the window was judged."""
     layout = version.layout
     shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
     features = judge_features(
@@ -91,8 +98,9 @@ def report_on(
         features=tuple(features),
         score=score,
         verdict=verdict,
-        reason=reason,
+        reason=f"{reason}; {late} of {window.predictions} predictions came late" if late else reason,
         reference_hash=version.reference.hash,
         quality=quality,
         label_shift=shift,
+        late_predictions=late,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 
 import numpy as np
 
@@ -25,6 +26,7 @@ from flywheel_monitor.performance.quality import EXACT_AUC_ROWS, Quality, qualit
 from flywheel_monitor.references.ports import ReferenceSource
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.lateness import late_rows
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
 from flywheel_monitor.windows.rows import usable_scores
@@ -47,13 +49,14 @@ class MemoryPredictions(MemoryVersions):
             version = await self._add_version(batch)
             new = np.zeros(len(batch.ids), np.bool_)
             for row in range(len(batch.ids)):
-                prediction = StoredPrediction(batch, row, version.id)
+                prediction = StoredPrediction(batch, row, version.id, self._clock.now())
                 if data.predictions.setdefault(prediction.key, prediction) is not prediction:
                     self._count(version.model_id, duplicates=1)
                     continue
                 new[row] = True
                 self._count(version.model_id, predictions=int(not batch.shadow))
                 if not batch.shadow:
+                    self._add_late(version, prediction.time)
                     _advance(data.recent, (version.model_id, partition), prediction.time)
             if new.any():
                 data.queue[max(data.queue, default=0) + 1] = Queued(
@@ -81,11 +84,21 @@ class MemoryPredictions(MemoryVersions):
                         _advance(data.recent_labels, (model, partition), at)
                 self._count(model, outcomes=int(not known), duplicates=int(known))
 
-    def _count(self, model: int, *, predictions: int = 0, outcomes: int = 0, duplicates: int = 0) -> None:
+    def _count(
+        self, model: int, *, predictions: int = 0, outcomes: int = 0, duplicates: int = 0, late: int = 0
+    ) -> None:
         c = self._data.counts.get(model, IngestCounts())
         self._data.counts[model] = IngestCounts(
-            c.predictions + predictions, c.outcomes + outcomes, 0, c.duplicates + duplicates
+            c.predictions + predictions, c.outcomes + outcomes, 0, c.duplicates + duplicates, c.late + late
         )
+
+    def _add_late(self, version: WatchedVersion, time: int) -> None:
+        frontier = self._data.frontiers[version.id]
+        late = late_rows([time], frontier.closed_until, frontier.labelled_until, self._pane_us)
+        for start in late.panes:
+            self._data.late[version.id, start] = self._data.late.get((version.id, start), 0) + 1
+            self._data.late_pending.add((version.id, start))
+        self._count(version.model_id, late=late.too_late)
 
     async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
         return self._counted(version, list(self._data.served(version.id)), span, segment)
@@ -167,21 +180,16 @@ class MemoryPredictions(MemoryVersions):
             sum(c.outcomes for c in found),
             orphans,
             sum(c.duplicates for c in found),
+            sum(c.late for c in found),
         )
 
     async def reached(self, project: str) -> int | None:
         mine = self._data.models_of(project)
         return max((time for (model, _), time in self._data.reached().items() if model in mine), default=None)
 
-    async def prune(self, keep_us: int) -> int:
-        data, reached = self._data, dict[int, int]()
-        for (model, _), time in data.reached().items():
-            reached[model] = max(reached.get(model, time), time)
-        old = [
-            (key, a)
-            for key, a in data.predictions.items()
-            if a.time < reached.get(data.versions[a.version_id].model_id, a.time) - keep_us
-        ]
+    async def prune(self, arrived_before: datetime) -> int:
+        data = self._data
+        old = [(key, a) for key, a in data.predictions.items() if a.arrived_at < arrived_before]
         for _, prediction in old:
             data.pruned[len(data.pruned)] = prediction, data.labels.get(prediction.labelled_by)
         for key, prediction in old:

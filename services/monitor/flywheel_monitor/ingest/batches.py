@@ -79,13 +79,14 @@ LABEL = "label"
 @dataclass(frozen=True)
 class IngestCounts:
     """Totals of what was ingested: served predictions, outcomes (one per labelled prediction), orphans
-    (labels without a prediction so far), and duplicates (repeated rows, and labels that correct an earlier
-    one)."""
+    (labels without a prediction so far), duplicates (repeated rows, and labels that correct an earlier one),
+    and served predictions that were too late for a judgement of their window (`windows.lateness`)."""
 
     predictions: int = 0
     outcomes: int = 0
     orphans: int = 0
     duplicates: int = 0
+    late: int = 0
 
 
 def rows_of(batch: PredictionColumns, keep: Mask) -> Rows:

@@ -4,6 +4,7 @@ microseconds."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from flywheel_monitor.ingest.batches import IngestCounts, OutcomeColumns, PredictionColumns
@@ -67,10 +68,9 @@ class CountedWindows(Protocol):
 class Retention(Protocol):
     """Deletes old predictions."""
 
-    async def prune(self, keep_us: int) -> int:
-        """Delete some predictions (and their labels) that are more than `keep_us` older than the time that
-        their model has reached (see `windows.support`); returns how many were deleted, 0 when none is
-        left."""
+    async def prune(self, arrived_before: datetime) -> int:
+        """Delete some predictions (and their labels) that arrived before this wall time, whatever their event
+        time is; returns how many were deleted, 0 when none is left."""
         ...
 
 

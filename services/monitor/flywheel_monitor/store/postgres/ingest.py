@@ -20,6 +20,7 @@ from flywheel_monitor.ingest.answers import Answer, Known, Pair, answers_of, lab
 from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionColumns, Role, rows_of
 from flywheel_monitor.ingest.labels import Label
 from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of, stored_outputs
+from flywheel_monitor.store.postgres.late import add_late
 from flywheel_monitor.store.postgres.panes import merge_panes
 from flywheel_monitor.store.postgres.progress import advance
 from flywheel_monitor.store.postgres.variants import Variant
@@ -67,10 +68,10 @@ SELECT *, $5, $6 FROM unnest($1::text[], $2::text[], $3::float8[], $4::bigint[])
     ON CONFLICT DO NOTHING RETURNING outcome_id
 """
 _COUNT = """
-INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orphans, duplicates)
-    VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orphans, duplicates, late)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (model_id, partition) DO UPDATE SET predictions = c.predictions + $3, outcomes = c.outcomes + $4,
-    orphans = c.orphans + $5, duplicates = c.duplicates + $6
+    orphans = c.orphans + $5, duplicates = c.duplicates + $6, late = c.late + $7
 """
 _ARCHIVE = "INSERT INTO archive_queue (model_id, rows, kept, payload) VALUES ($1, $2, $3, $4)"
 
@@ -81,6 +82,7 @@ class _Tally:
     outcomes: int = 0
     orphans: int = 0
     duplicates: int = 0
+    late: int = 0
 
 
 class IngestRows:
@@ -103,6 +105,7 @@ class IngestRows:
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         arrived: dict[int, list[int]] = {}
+        times: dict[int, list[int]] = {}
         # Only these can have a label already: while orphans exist, or as the shadow of a labelled prediction.
         candidates = [
             (variant.version.model_id, i)
@@ -125,6 +128,7 @@ class IngestRows:
             if not batch.shadow:
                 tally.predictions += count
                 arrived.setdefault(model_id, []).extend(rows.event_times[-RECENT:].tolist())
+                times.setdefault(variant.version.id, []).extend(rows.event_times.tolist())
             panes.add_rows(rows)
             if labels:
                 answers = zip(compress(batch.ids, new.tolist()), answers_of(rows), strict=True)
@@ -134,6 +138,9 @@ class IngestRows:
             await conn.execute(_ARCHIVE, model_id, count, pack_kept(new), batch.payload)
         await self._count_pairs(batches, variants, kept, work)
         await work.write(conn, partition)
+        models = {v.version.id: v.version.model_id for v in variants}
+        for version_id, count in (await add_late(conn, partition, times, self._pane_us)).items():
+            tallies[models[version_id]].late += count
         await self._count(partition, tallies)
         await advance(conn, partition, arrived, labels=False)
 
@@ -303,7 +310,7 @@ class IngestRows:
     async def _count(self, partition: int, tallies: dict[int, _Tally]) -> None:
         for model_id, t in sorted(tallies.items()):
             await self._conn.execute(
-                _COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates
+                _COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates, t.late
             )
 
 

@@ -3,6 +3,8 @@ range."""
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import numpy as np
 
 from flywheel_common.postgres.pool import Connection
@@ -30,11 +32,7 @@ SELECT min(event_time) FROM prediction WHERE variant_id = ANY($1::integer[])
 _LAST = _FIRST.replace("min", "max")
 _PRUNE = """
 WITH old AS (
-    SELECT p.ctid FROM prediction p
-    JOIN (
-        SELECT model_id, max(reached_us) AS reached FROM progress WHERE NOT labels GROUP BY model_id
-    ) w USING (model_id)
-    WHERE p.event_time < w.reached - $1 LIMIT 20000
+    SELECT ctid FROM prediction WHERE arrived_at < $1 LIMIT 20000
 ), gone AS (DELETE FROM prediction WHERE ctid IN (SELECT ctid FROM old) RETURNING model_id, prediction_id),
 labels AS (
     DELETE FROM label WHERE (model_id, prediction_id) IN (SELECT model_id, prediction_id FROM gone)
@@ -43,7 +41,8 @@ SELECT count(*) FROM gone
 """
 _STATUS = """
 SELECT coalesce(sum(predictions), 0) AS predictions, coalesce(sum(outcomes), 0) AS outcomes,
-    coalesce(sum(orphans), 0) AS orphans, coalesce(sum(duplicates), 0) AS duplicates
+    coalesce(sum(orphans), 0) AS orphans, coalesce(sum(duplicates), 0) AS duplicates,
+    coalesce(sum(late), 0) AS late
 FROM ingest_count c JOIN model m ON m.id = c.model_id WHERE m.project = $1
 """
 _REACHED = """
@@ -85,8 +84,8 @@ class PredictionRows:
             ends.append(pane if exact is None else exact)
         return ends[0], ends[1]
 
-    async def prune(self, keep_us: int) -> int:
-        return int(await self._conn.fetchval(_PRUNE, keep_us))
+    async def prune(self, arrived_before: datetime) -> int:
+        return int(await self._conn.fetchval(_PRUNE, arrived_before))
 
     async def counts(self, project: str) -> IngestCounts:
         return IngestCounts(

@@ -11,6 +11,7 @@ from flywheel_monitor.store.postgres.alerts import AlertRows
 from flywheel_monitor.store.postgres.archive_queue import ArchiveRows
 from flywheel_monitor.store.postgres.comparisons import ComparisonRows
 from flywheel_monitor.store.postgres.ingest import IngestRows
+from flywheel_monitor.store.postgres.late import LateRows
 from flywheel_monitor.store.postgres.panes import adopt_panes
 from flywheel_monitor.store.postgres.predictions import PredictionRows
 from flywheel_monitor.store.postgres.reports import ReportRows
@@ -18,7 +19,7 @@ from flywheel_monitor.store.postgres.versions import VersionCache, VersionRows
 
 
 class PostgresRecords(
-    VersionRows, IngestRows, PredictionRows, ComparisonRows, ArchiveRows, ReportRows, AlertRows
+    VersionRows, IngestRows, PredictionRows, ComparisonRows, ArchiveRows, ReportRows, AlertRows, LateRows
 ):
     """Every port of rows on one connection; its changes commit together or not at all."""
 

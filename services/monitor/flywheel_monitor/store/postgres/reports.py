@@ -43,6 +43,12 @@ _NEWEST = """
 SELECT report FROM window_report WHERE model_version_id = $1 AND predictions > 0
     ORDER BY end_us DESC, start_us DESC LIMIT 1
 """
+_VERDICT = """
+SELECT verdict FROM window_verdict WHERE model_version_id = $1 AND kind = $2 AND start_us = $3 AND end_us = $4
+"""
+_JUDGED = """
+SELECT EXISTS (SELECT FROM window_report WHERE model_version_id = $1 AND start_us = $2 AND end_us = $3)
+"""
 _CLOSE = "UPDATE model_version SET closed_until = greatest(closed_until, $2) WHERE id = $1"
 _LABEL_CLOSE = "UPDATE model_version SET labelled_until = greatest(labelled_until, $2) WHERE id = $1"
 _LOCK = SELECT_VERSION + "WHERE v.id = $1 FOR UPDATE OF v"
@@ -93,6 +99,13 @@ class ReportRows:
         await self._conn.execute(
             _PUT_VERDICT, version_id, kind.value, span.start_us, span.end_us, int(verdict), reason
         )
+
+    async def verdict(self, version_id: int, kind: Kind, span: Span) -> Verdict | None:
+        found = await self._conn.fetchval(_VERDICT, version_id, kind.value, span.start_us, span.end_us)
+        return None if found is None else Verdict(found)
+
+    async def judged(self, version_id: int, span: Span) -> bool:
+        return bool(await self._conn.fetchval(_JUDGED, version_id, span.start_us, span.end_us))
 
     async def recent(self, version_id: int, kind: Kind, limit: int) -> list[WindowVerdict]:
         rows = await self._conn.fetch(_RECENT, version_id, kind.value, limit)
