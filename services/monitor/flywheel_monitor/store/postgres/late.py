@@ -35,8 +35,8 @@ async def add_late(
     conn: Connection, partition: int, arrived: Mapping[int, Sequence[int]], pane_us: int
 ) -> dict[int, int]:
     """Record which of the new predictions (version id → event times) are late; version id → how many came
-    when no more judgement of their window was due. One writer at a time works on a partition. The lock makes a
-    judgement either count these predictions or come before them."""
+    when no more judgement of their window was due. One writer at a time works on a partition. Under the lock
+    a judgement either counts these predictions or comes before them."""
     too_late: dict[int, int] = {}
     for r in await conn.fetch(_FRONTIERS, sorted(arrived)):
         late = late_rows(arrived[r["id"]], r["closed_until"], r["labelled_until"], pane_us)
