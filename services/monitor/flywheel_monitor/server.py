@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -83,6 +84,7 @@ async def build(
         Producer(settings.kafka_bootstrap, client_id="flywheel-monitor")
     )
     store = PostgresStore(pool, VersionCache(pool, GrpcReferences(*channels)), pane_us(settings))
+    await store.adopt_panes()
     lag = KafkaLag(settings.kafka_bootstrap, pool, settings.consumer_group, CONSUMED)
     stack.push_async_callback(lag.close)
     ports = Ports(
@@ -166,8 +168,8 @@ def wire(settings: MonitorSettings, ports: Ports, *, prometheus: CollectorRegist
     evaluate_in_one_replica, archive_in_one_replica = ports.lease("watch"), ports.lease("archive")
     server.add_background("watch", lambda: evaluate_in_one_replica(lambda _: evaluator.run()))
     server.add_background("archive", lambda: archive_in_one_replica(lambda _: write_archive()))
-    keep_us = int(settings.keep_days * 86_400_000_000)
-    server.add_background("prune", lambda: prune_forever(ports.store, keep_us))
+    keep = timedelta(days=settings.keep_days)
+    server.add_background("prune", lambda: prune_forever(ports.store, keep, SystemClock()))
     server.add_background("consumer", lambda: _retry_start(ports.consume_events))
     server.add_background("outbox relay", ports.relay_events, stops_last=True)
     return server

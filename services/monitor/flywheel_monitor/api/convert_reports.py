@@ -53,4 +53,5 @@ def report_to_proto(report: Report) -> monitor_pb2.DriftReport:
         reference_hash=report.reference_hash,
         label_mean=report.quality.label_mean,
         label_shift=report.label_shift,
+        late_predictions=report.late_predictions,
     )

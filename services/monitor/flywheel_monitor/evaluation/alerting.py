@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from flywheel_common.ids import Ids
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_monitor.alerts.drift_event import DriftAnnouncement
-from flywheel_monitor.alerts.lifecycle import Kind, alert_actions
+from flywheel_monitor.alerts.lifecycle import DRIFTED, Kind, alert_actions
 from flywheel_monitor.alerts.ports import Alerts
 from flywheel_monitor.drift.features import FeatureDrift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.ports import Reports
 from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.evaluation.verdicts import WindowVerdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.span import Span
 
 log = get_logger(__name__)
 
@@ -30,8 +33,11 @@ async def update_alert(
     kind: Kind,
     report: Report,
     policy: MonitorPolicy,
+    before: Verdict | None = None,
 ) -> None:
-    """Apply `alert_actions` for the newest verdicts of a kind, after that of the report was stored."""
+    """Apply `alert_actions` for the newest verdicts of a kind, after that of the report was stored.
+    `before`: the earlier verdict on the window of the report; an alert that it supported is retracted when
+    too few windows support it now."""
     recent = await records.recent(version.id, kind, policy.m_windows)
     if all(verdict.span != report.span for verdict in recent):
         return  # the window had too few rows, or is older than the windows that decide
@@ -45,6 +51,9 @@ async def update_alert(
         log.warning("alert opened", alert=name, version=version.name, kind=kind.value, reason=newest.reason)
     elif actions.confirm and newest.span == report.span:
         await records.confirm_alert(version.id, kind, newest.span, features, newest.reason)
+    elif unresolved and retracts(before, report.span, recent, policy):
+        await records.end_alert(version.id, kind, f"late events corrected the window: {report.reason}")
+        log.info("alert retracted", alert=name, version=version.name, kind=kind.value)
     elif actions.resolve:
         await records.end_alert(version.id, kind, f"{policy.m_windows} windows without it: {newest.reason}")
         log.info("alert resolved", alert=name, version=version.name, kind=kind.value)
@@ -63,6 +72,16 @@ async def update_alert(
                 reference_hash=version.reference.hash,
             )
         )
+
+
+def retracts(
+    before: Verdict | None, span: Span, recent: Sequence[WindowVerdict], policy: MonitorPolicy
+) -> bool:
+    """Whether the window drifted according to its earlier verdict, does no longer, and leaves fewer drifted
+    windows than an alert needs."""
+    now = next((v.verdict for v in recent if v.span == span), Verdict.INSUFFICIENT)
+    corrected = before in DRIFTED and now not in DRIFTED
+    return corrected and sum(v.verdict in DRIFTED for v in recent) < policy.k_of
 
 
 def evidence(kind: Kind, report: Report) -> list[FeatureDrift]:

@@ -32,6 +32,7 @@ class Report:
     reference_hash: str
     quality: Quality
     label_shift: float | None = None
+    late_predictions: int = 0
 
     @property
     def bad_data(self) -> bool:
@@ -54,15 +55,25 @@ class Report:
                 "features": tuple(feature_from_json(f) for f in stored["features"]),
                 "score": ScoreShift(**{**stored["score"], "verdict": Verdict(stored["score"]["verdict"])}),
                 "verdict": Verdict(stored["verdict"]),
-                "quality": Quality(**stored["quality"]),
+                "quality": _quality(stored["quality"]),
             }
         )
 
 
+def _quality(stored: Mapping[str, Any]) -> Quality:
+    return Quality(**{**stored, "labels": tuple(stored.get("labels", ()))})
+
+
 def report_on(
-    version: WatchedVersion, span: Span, window: WindowCounts, quality: Quality, policy: MonitorPolicy
+    version: WatchedVersion,
+    span: Span,
+    window: WindowCounts,
+    quality: Quality,
+    policy: MonitorPolicy,
+    late: int = 0,
 ) -> Report:
-    """The report on a window from its counts; `quality` is empty while labels are not judged."""
+    """The report on a window from its counts; `quality` is empty while labels are not judged. `late`: how
+    many predictions came after the window was judged."""
     layout = version.layout
     shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
     features = judge_features(
@@ -78,7 +89,16 @@ def report_on(
         verdict, reason = Verdict.INSUFFICIENT, version.reference.reason or "no reference"
     mean, stddev = window.score_moments()
     effect = design_effect.of_mean(*window.score_blocks(), stddev)
-    score = score_shift(mean, stddev, window.scored, window.scores, version.score_reference, policy, effect)
+    score = score_shift(
+        mean,
+        stddev,
+        window.scored,
+        window.scores,
+        version.score_reference,
+        policy,
+        effect=effect,
+        classes=window.predicted,
+    )
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
     return Report(
@@ -88,8 +108,9 @@ def report_on(
         features=tuple(features),
         score=score,
         verdict=verdict,
-        reason=reason,
+        reason=f"{reason}; {late} of {window.predictions} predictions came late" if late else reason,
         reference_hash=version.reference.hash,
         quality=quality,
         label_shift=shift,
+        late_predictions=late,
     )

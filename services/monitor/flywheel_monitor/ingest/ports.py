@@ -3,13 +3,15 @@ microseconds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from flywheel_monitor.ingest.batches import IngestCounts, OutcomeColumns, PredictionColumns
 from flywheel_monitor.ingest.lag import Lag
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.output import Output
 from flywheel_monitor.windows.span import Span
 
 
@@ -28,6 +30,10 @@ class Ingestion(Protocol):
 
     Counts, labels, progress and the archive queue change together, in the transaction. Raises a retryable
     FlywheelError, and counts nothing, while the reference of a new version cannot be fetched."""
+
+    async def outputs(self, model: str) -> Mapping[str, Output]:
+        """Version → output of the model's versions that have made predictions."""
+        ...
 
     async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None: ...
 
@@ -55,17 +61,16 @@ class CountedWindows(Protocol):
         ...
 
     async def event_range(self, version_id: int, span: Span, segment: str) -> tuple[int | None, int | None]:
-        """Event time of the first and last served prediction that is still stored."""
+        """Event time of the first and last served prediction; the start of its pane if it is deleted."""
         ...
 
 
 class Retention(Protocol):
     """Deletes old predictions."""
 
-    async def prune(self, keep_us: int) -> int:
-        """Delete some predictions (and their labels) that are more than `keep_us` older than the time that
-        their model has reached (see `windows.support`); returns how many were deleted, 0 when none is
-        left."""
+    async def prune(self, arrived_before: datetime) -> int:
+        """Delete some predictions (and their labels) that arrived before this wall time, whatever their event
+        time is; returns how many were deleted, 0 when none is left."""
         ...
 
 

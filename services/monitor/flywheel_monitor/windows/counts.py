@@ -9,15 +9,17 @@ import numpy as np
 
 from flywheel_common.arrays import Floats, Ints
 from flywheel_monitor.windows.bins import FeatureBins, Special
-from flywheel_monitor.windows.histograms import LATENCY_BINS, SCORE_BINS
-from flywheel_monitor.windows.layout import SCORE_SCALE, SOURCES, Z_SCALE, Layout, Sums
+from flywheel_monitor.windows.histograms import LATENCY_BINS
+from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
+from flywheel_monitor.windows.output import CLASS_BINS
+from flywheel_monitor.windows.sums import carried, value
 
 
 @dataclass(frozen=True)
 class WindowCounts:
-    """The sum of some panes: [layout.size] counts, [layout.sums] fixed-point sums, and the number of
-    predictions. `count_blocks` [B, layout.size] and `sum_blocks` [B, layout.sums] are the same per block
-    (`windows.blocks`)."""
+    """The sum of some panes: [layout.size] counts, [layout.sums, LIMBS] exact sums, and the number of
+    predictions. `count_blocks` [B, layout.size] and `sum_blocks` [B, layout.sums, LIMBS] are the same per
+    block (`windows.blocks`)."""
 
     layout: Layout
     count_blocks: Ints
@@ -30,7 +32,16 @@ class WindowCounts:
 
     @cached_property
     def sums(self) -> Ints:
-        return self.sum_blocks.sum(axis=0)
+        return carried(self.sum_blocks.sum(axis=0))
+
+    def plus(self, other: WindowCounts) -> WindowCounts:
+        """The counts of both windows; the blocks of the other follow."""
+        return WindowCounts(
+            self.layout,
+            np.concatenate([self.count_blocks, other.count_blocks]),
+            np.concatenate([self.sum_blocks, other.sum_blocks]),
+            self.predictions + other.predictions,
+        )
 
     def feature(self, bins: FeatureBins) -> Ints:
         """[bins.size] counts."""
@@ -44,9 +55,9 @@ class WindowCounts:
 
     def score_blocks(self) -> tuple[Floats, Ints]:
         """Sum and number of the scores in each block, [B] each."""
-        sums = self.sum_blocks[:, self.layout.common_sums + Sums.SCORE] / SCORE_SCALE
-        start = self.layout.scores
-        return sums, self.count_blocks[:, start : start + SCORE_BINS].sum(axis=1)
+        at, start = self.layout.common_sums + Sums.SCORE, self.layout.scores
+        sums = np.array([value(limbs) for limbs in self.sum_blocks[:, at]], np.float64)
+        return sums, self.count_blocks[:, start : start + self.layout.output.bins].sum(axis=1)
 
     def mean_shift(self, name: str) -> float | None:
         """(mean - reference mean) / reference stddev over the finite values of a numeric feature."""
@@ -59,22 +70,22 @@ class WindowCounts:
         counts = self.feature(bins)
         outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
         finite = int(counts[: bins.regular].sum() + outside.sum())
-        return float(self.sums[at] / Z_SCALE / finite) if finite else None
+        return value(self.sums[at]) / finite if finite else None
 
     def _part(self, start: int, length: int) -> Ints:
         return self.counts[start : start + length]
 
     @property
     def scores(self) -> Ints:
-        return self._part(self.layout.scores, SCORE_BINS)
+        return self._part(self.layout.scores, self.layout.output.bins)
 
     @property
     def positives(self) -> Ints:
-        return self._part(self.layout.positives, SCORE_BINS)
+        return self._part(self.layout.positives, self.layout.output.bins)
 
     @property
     def negatives(self) -> Ints:
-        return self._part(self.layout.negatives, SCORE_BINS)
+        return self._part(self.layout.negatives, self.layout.output.bins)
 
     @property
     def latencies(self) -> Ints:
@@ -100,7 +111,32 @@ class WindowCounts:
         return int(self.positives.sum() + self.negatives.sum())
 
     def total(self, which: Sums, offset: int = 0) -> float:
-        return float(self.sums[self.layout.common_sums + which + offset]) / SCORE_SCALE
+        return value(self.sums[self.layout.common_sums + which + offset])
+
+    def counted(self, which: Extra) -> int:
+        return int(self.counts[self.layout.extras + which])
+
+    @property
+    def predicted(self) -> Ints:
+        """[classes] rows by predicted class."""
+        return self._part(self.layout.predicted, self.layout.output.classes)
+
+    @property
+    def confusion(self) -> Ints:
+        """[classes, classes] labelled rows by true and predicted class."""
+        classes = self.layout.output.classes
+        return self._part(self.layout.confusion, classes * classes).reshape(classes, classes)
+
+    @property
+    def class_bins(self) -> Ints:
+        """[classes, CLASS_BINS] rows by the probability of each class."""
+        classes = self.layout.output.classes
+        return self._part(self.layout.class_bins, classes * CLASS_BINS).reshape(classes, CLASS_BINS)
+
+    def cost_mean(self) -> float | None:
+        """Mean cost of the predictions whose cost was measured."""
+        n = self.counted(Extra.COSTED)
+        return self.total(Sums.COST) / n if n else None
 
     def score_moments(self) -> tuple[float, float]:
         """(mean, population standard deviation) of the scores; (0, 0) without any."""
