@@ -37,7 +37,9 @@ from flywheel_trainer.recipes.outcome import Outcome
 log = get_logger(__name__)
 
 CALL_SECONDS = 10.0
-"""Budget of one step of one job, so that a hanging dependency does not delay the other jobs for long."""
+"""Budget of a step of a running job, so that a hanging dependency does not delay the other jobs for long."""
+CONCLUDE_SECONDS = 60.0
+"""Budget of the end of a job, which may read a large outcome."""
 AT_ONCE = 8
 """Jobs that are advanced at the same time."""
 LOG_TAIL_BYTES = 16_384
@@ -129,7 +131,7 @@ class Supervisor:
         """Advance one job; an error of this job does not stop the supervision of the others."""
         name = active.job.name
         try:
-            with budget(CALL_SECONDS):
+            with budget(CONCLUDE_SECONDS):
                 await self._advance(active)
         except LeaseLost:
             raise
@@ -151,16 +153,18 @@ class Supervisor:
         if attempt is None:
             await self._end(job, JobState.CANCELLED, _cancelled())
             return
-        known = await self._engine.state(attempt.engine_id)
-        if known.state is EngineState.UNKNOWN and attempt.started_at is None:
-            if job.cancel_requested:  # if the engine accepts it later, it is an orphan
-                await self._end(job, JobState.CANCELLED, _cancelled())
-            else:
-                await self._launch(active, attempt)
-        elif known.state in ENDED_ON_ENGINE:
-            await self._conclude(active, attempt, known)
-        else:
-            await self._observe(active, attempt, known)
+        with budget(CALL_SECONDS):
+            known = await self._engine.state(attempt.engine_id)
+            if known.state is EngineState.UNKNOWN and attempt.started_at is None:
+                if job.cancel_requested:  # if the engine accepts it later, it is an orphan
+                    await self._end(job, JobState.CANCELLED, _cancelled())
+                else:
+                    await self._launch(active, attempt)
+                return
+            if known.state not in ENDED_ON_ENGINE:
+                await self._observe(active, attempt, known)
+                return
+        await self._conclude(active, attempt, known)
 
     async def _launch(self, active: ActiveJob, attempt: Attempt) -> None:
         """Start an attempt on the engine; repeated until the engine has accepted it."""
