@@ -92,6 +92,10 @@ class ReleaseScorer:
     def waiting(self) -> int:
         return self._batcher.waiting
 
+    @property
+    def utilisation(self) -> float:
+        return self._batcher.utilisation
+
     def score(self, request: RoutedRequest, deadline: float) -> asyncio.Future[Scored]:
         """The future raises CannotScore, Expired or InvalidArgument. `deadline` is on the loop's clock."""
         self.last_asked = time.monotonic()
@@ -104,24 +108,34 @@ class ReleaseScorer:
         self,
         requests: list[RoutedRequest],
         budget: float,
-        wanted: Callable[[], bool] = lambda: True,
+        wanted: Callable[[int], bool] = lambda _: True,
     ) -> ScoredRequests:
-        """Looks the features up and runs the model, within `budget` seconds. Raises CannotScore when the
-        model cannot score, and when `wanted` is false after the lookup."""
+        """Looks the features up and runs the model, within `budget` seconds, on the requests whose index is
+        `wanted` after the lookup. Raises CannotScore when the model cannot score."""
         began = time.perf_counter()
         features = await self._features.read(requests, budget)
         if features.block is None:
             return ScoredRequests(None, features.rows, features.errors)
+        places: list[int] = features.rows.tolist()
+        block, errors = features.block, dict(features.errors)
+        left = [row for row, place in enumerate(places) if wanted(place)]
+        if len(left) < len(places):
+            errors.update(
+                (place, BudgetExceeded("the caller had its answer before the model was called"))
+                for place in places
+                if not wanted(place)
+            )
+            places = [places[row] for row in left]
+            if not places:
+                return ScoredRequests(None, np.zeros(0, np.intp), errors)
+            block = block.take(np.array(left, np.intp))
         spent = time.perf_counter() - began
-        if not wanted():
-            raise BudgetExceeded("every caller had its answer before the model was called")
-        segments = [requests[row].segment for row in features.rows] if self.spec.segment_thresholds else ()
-        scored = await self.score_block(features.block, segments, budget - spent, spent * 1e3)
-        if not features.errors and not scored.errors:
+        segments = [requests[place].segment for place in places] if self.spec.segment_thresholds else ()
+        scored = await self.score_block(block, segments, budget - spent, spent * 1e3)
+        if not errors and not scored.errors:
             return scored
-        places = features.rows.tolist()
-        errors = {**features.errors, **{places[row]: error for row, error in scored.errors.items()}}
-        return ScoredRequests(scored.batch, features.rows[scored.rows], errors)
+        errors.update((places[row], error) for row, error in scored.errors.items())
+        return ScoredRequests(scored.batch, np.array(places, np.intp)[scored.rows], errors)
 
     async def score_block(
         self, block: FeatureBlock, segments: Sequence[str], budget: float, features_ms: float = 0.0
@@ -182,9 +196,7 @@ class ReleaseScorer:
         requests = [entry.item for entry in entries]
         # The dependencies get the time limit of the batch, not the callers' deadlines: a call that a caller's
         # deadline cut short would count as a failure of the dependency. Callers get `Expired` in time anyway.
-        scored = await self.score_requests(
-            requests, self._cap_seconds, lambda: any(entry.live for entry in entries)
-        )
+        scored = await self.score_requests(requests, self._cap_seconds, lambda place: entries[place].live)
         results: list[Scored | Exception | None] = [scored.errors.get(i) for i in range(len(requests))]
         batch = scored.batch
         if batch is None:
