@@ -28,6 +28,7 @@ from flywheel_inference.requests.request import (
     joined_keys,
     segment_of,
     subject_of,
+    thresholds_of,
 )
 from flywheel_inference.routing.route import CHALLENGER, CHAMPION, Route
 from flywheel_inference.scoring.scored import Scored, ScoredBatch
@@ -173,7 +174,7 @@ class Predictor:
         if found is not None:
             values[0] = found
         scores = spec.scores(values)
-        decisions = spec.decisions(scores, [request.segment])
+        decisions = spec.decisions(scores, thresholds_of(spec, [request]))
         self._log.offer(
             log_rows(
                 scorer,

@@ -24,7 +24,7 @@ from flywheel_inference.models.feature_block import PRESENT, FeatureBlock
 from flywheel_inference.models.input_tensors import MissingFeature, TensorBuilder, Tensors
 from flywheel_inference.models.ports import ModelServer
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
-from flywheel_inference.requests.request import RoutedRequest
+from flywheel_inference.requests.request import RoutedRequest, thresholds_of
 from flywheel_inference.scoring.feature_reader import FeatureReader
 from flywheel_inference.scoring.ports import FeatureLookup
 from flywheel_inference.scoring.scored import Scored, ScoredBatch, ScoredRequests
@@ -130,19 +130,18 @@ class ReleaseScorer:
                 return ScoredRequests(None, np.zeros(0, np.intp), errors)
             block = block.take(np.array(left, np.intp))
         spent = time.perf_counter() - began
-        segments = [requests[place].segment for place in places] if self.spec.segment_thresholds else ()
-        scored = await self.score_block(block, segments, budget - spent, spent * 1e3)
+        thresholds = thresholds_of(self.spec, [requests[place] for place in places])
+        scored = await self.score_block(block, thresholds, budget - spent, spent * 1e3)
         if not errors and not scored.errors:
             return scored
         errors.update((places[row], error) for row, error in scored.errors.items())
         return ScoredRequests(scored.batch, np.array(places, np.intp)[scored.rows], errors)
 
     async def score_block(
-        self, block: FeatureBlock, segments: Sequence[str], budget: float, features_ms: float = 0.0
+        self, block: FeatureBlock, thresholds: Sequence[float], budget: float, features_ms: float = 0.0
     ) -> ScoredRequests:
         """Runs the model on features that were looked up before; rows that its tensors cannot hold fail
-        alone. `segments`: of each row, used when the release has thresholds of segments. Raises
-        CannotScore."""
+        alone. `thresholds`: of each row; empty: the release's. Raises CannotScore."""
         began = time.perf_counter()
         try:
             tensors, unfit = self.tensors.build(block)
@@ -157,7 +156,7 @@ class ReleaseScorer:
                 return ScoredRequests(None, rows, errors)
             block = block.take(rows)
             tensors = {name: tensor[rows] for name, tensor in tensors.items()}
-            segments = [segments[row] for row in rows.tolist()] if segments else ()
+            thresholds = [thresholds[row] for row in rows.tolist()] if thresholds else ()
         raw = await self._infer(tensors, budget)
         values = self.spec.calibration.apply(raw)
         scores = self.spec.scores(values)
@@ -165,7 +164,7 @@ class ReleaseScorer:
             block,
             values,
             scores,
-            self.spec.decisions(scores, segments),
+            self.spec.decisions(scores, thresholds),
             (block.statuses != PRESENT).any(axis=0),
             features_ms,
             (time.perf_counter() - began) * 1e3,
