@@ -42,6 +42,10 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
 
     max_in_flight: int = 1024
     """Maximum number of predictions in flight; more are refused with RESOURCE_EXHAUSTED OVERLOADED."""
+    max_in_flight_per_model: int = 768
+    """Maximum number of predictions of one model in flight, so that others keep places."""
+    max_in_flight_per_caller: int = 512
+    """Maximum number of predictions of one authenticated caller in flight, so that others keep places."""
     bulk_in_flight: int = 256
     """Maximum number of requests of batches and streams in flight, out of max_in_flight."""
     max_batches: int = 16
