@@ -44,7 +44,7 @@ class BulkPredictor:
         self,
         predictor: Predictor,
         *,
-        max_in_flight: int = 256,
+        max_in_flight: int = 128,
         max_batches: int = 16,
         max_bytes: int = 16 * 1024 * 1024,
     ) -> None:
