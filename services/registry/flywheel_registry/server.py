@@ -117,7 +117,9 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         prepare_objects=objects.ensure_bucket,
         gateways=gateways,
         notifications=notifications,
-        monitor=GrpcMonitor(monitor_channel, settings.monitor_timeout_seconds),
+        monitor=GrpcMonitor(
+            monitor_channel, settings.monitor_timeout_seconds, settings.monitor_longest_timeout_seconds
+        ),
         graphs=OnnxGraphs(
             objects,
             memory_bytes=settings.check_memory_bytes,

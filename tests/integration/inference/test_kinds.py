@@ -1,4 +1,4 @@
-"""Models of every kind reproduce ONNX Runtime through Predict, the prediction log and shadow copies."""
+"""Models of every kind reproduce ONNX Runtime through Predict, the v2 protocol, the log and shadow copies."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.support.builders.kinds import CLASSES, KINDS, KindModel, mixed_binary
 from tests.support.eventually import eventually
 from tests.support.peers.inference import kind_release
 from tests.support.servers.inference import Deployment
+from tests.support.triton_client import tensor, texts, triton_client
 
 ROWS = [("UA", 0.5), ("DL", -1.25), ("UA", 2.0), ("DL", 3.5)]
 """Carrier and miles of each request."""
@@ -189,3 +190,43 @@ async def test_a_release_that_does_not_fit_its_model_gets_no_traffic(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await gateway.predict()
     assert from_rpc_error(caught.value).reason == "RELEASE_NOT_READY"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_open_inference_protocol_reproduces_onnx_runtime(deployment: Deployment, kind: str) -> None:
+    deployment.features.extra = extra_features
+    model = KINDS[kind]()
+    output = model.signature.output
+    champion = kind_release(deployment.registry, 1, model, threshold=0.6)
+    gateway = await deployment.gateway_serving(champion)
+    async with triton_client(gateway) as client:
+        declared = await client.get_model_metadata(MODEL, "1")
+        datatypes = {tensor.name: tensor.datatype for tensor in declared.inputs}
+        assert datatypes.keys() == model.tensors.keys()
+        raw = await client.infer(
+            MODEL,
+            [tensor(name, values, datatypes[name]) for name, values in model.tensors.items()],
+            model_version="1",
+        )
+        carriers, miles = zip(*ROWS, strict=True)
+        predicted = await client.infer(
+            MODEL,
+            [
+                texts("carrier", *carriers),
+                tensor("miles", np.array(miles), "FP64"),
+                texts("origin", *["JFK"] * len(ROWS)),
+            ],
+        )
+    rows = len(next(iter(model.tensors.values())))
+    of_file = model.output.reshape(rows, -1)
+    wanted = of_file[:, 1:] if kind == "binary" else of_file
+    np.testing.assert_allclose(raw.as_numpy(output.tensor), wanted, atol=1e-5)
+    values = expected(kind, model).astype(float)
+    if output.kind in (OutputKind.MULTICLASS, OutputKind.VECTOR):
+        np.testing.assert_allclose(predicted.as_numpy("values"), values, atol=1e-5)
+    else:
+        np.testing.assert_allclose(predicted.as_numpy("score"), values[:, 0], atol=1e-5)
+        assert predicted.as_numpy("values") is None
+    if output.kind is OutputKind.MULTICLASS:
+        best = [CLASSES[i] if row[i] >= 0.6 else "" for i, row in zip(values.argmax(1), values, strict=True)]
+        assert predicted.as_numpy("predicted_class").tolist() == [name.encode() for name in best]

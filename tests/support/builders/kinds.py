@@ -7,6 +7,7 @@ import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ class KindModel:
         return run_onnx(self.file, self.tensors, self.signature.output.tensor)
 
 
+@cache
 def multiclass() -> KindModel:
     """A scikit-learn logistic regression with three classes: [rows, 3] float32."""
     from sklearn.linear_model import LogisticRegression
@@ -75,6 +77,7 @@ def multiclass() -> KindModel:
     return model
 
 
+@cache
 def regression() -> KindModel:
     """A scikit-learn ridge regression on a float64 tensor: [rows] float64."""
     from sklearn.linear_model import Ridge
@@ -98,6 +101,7 @@ def regression() -> KindModel:
     return model
 
 
+@cache
 def embedding() -> KindModel:
     """A torch network: [rows, 4] float32."""
     import torch
@@ -133,6 +137,7 @@ def embedding() -> KindModel:
     return model
 
 
+@cache
 def mixed_binary() -> KindModel:
     """A graph with a tensor of each type, one of them of shape [rows]: [rows, 2] float32."""
     file = _model(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -22,15 +22,21 @@ FIRST_EVENT = datetime(2013, 4, 1, tzinfo=UTC)
 
 
 class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer, health_pb2_grpc.HealthServicer):
-    """A monitor with comparisons that a test sets by mode in `answers`; `requests` records every call."""
+    """A monitor with comparisons that a test sets by mode in `answers`; `requests` records every call.
+
+    `before(request, context)` runs before each answer, to delay or refuse it.
+    """
 
     def __init__(self) -> None:
         self.answers: dict[int, monitor_pb2.CompareVariantsResponse] = {}
         self.requests: list[monitor_pb2.CompareVariantsRequest] = []
         self.address = ""
+        self.before: Callable[[Any, Any], Awaitable[None]] | None = None
 
     async def CompareVariants(self, request: Any, context: Any) -> monitor_pb2.CompareVariantsResponse:
         self.requests.append(request)
+        if self.before is not None:
+            await self.before(request, context)
         return self.answers.get(request.mode, monitor_pb2.CompareVariantsResponse())
 
     async def Check(self, request: Any, context: Any) -> health_pb2.HealthCheckResponse:

@@ -161,6 +161,8 @@ def _numbers(plan: _Plan, columns: Sequence[FeatureColumn], rows: int, unfit: di
                 tensor[:, part.elements] = values
             except FloatingPointError:
                 overflow = True
+                with np.errstate(over="ignore"):
+                    tensor[:, part.elements] = values
     # One reduction over all columns costs less than one for each, and the ufunc less than the method.
     if masks and not np.logical_and.reduce(np.concatenate(masks)):
         _nulls(plan, columns, tensor, unfit)
@@ -198,7 +200,6 @@ def _inexact(plan: _Plan, columns: Sequence[FeatureColumn], tensor: Array, unfit
             wrong = ~inside | (np.where(inside, stored, 0).astype(np.int64) != column.values)
         else:
             wrong = np.isinf(stored) & np.isfinite(column.values)
-            tensor[:, part.elements] = stored
         wrong = wrong.any(axis=1) if wrong.ndim == 2 else wrong
         for row in np.flatnonzero(wrong & column.valid).tolist():
             unfit.setdefault(row, f"tensor {plan.spec.name} cannot hold the value of {column.name} exactly")
