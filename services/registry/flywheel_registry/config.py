@@ -25,7 +25,7 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     monitor_timeout_seconds: float = 2.0
     """How long a tick waits for the monitor before the rollout holds."""
     monitor_longest_timeout_seconds: float = 60.0
-    """How long a tick waits at most, for models whose comparisons did not end in `monitor_timeout_seconds`."""
+    """How long it waits at most, for models whose comparisons did not end in `monitor_timeout_seconds`."""
     feature_address: str = "127.0.0.1:7101"
     """host:port of the feature service, which knows the features that the check of a version compares."""
     feature_timeout_seconds: float = 5.0

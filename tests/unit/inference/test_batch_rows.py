@@ -23,6 +23,7 @@ from flywheel_inference.models.output_values import output_values
 from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction_log.rows import LogRows
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec, GoldenRows, ReleaseSpec
+from flywheel_inference.releases.rollout_step import NO_ROLLOUT
 from flywheel_inference.requests.request import PredictCall, RoutedRequest
 from flywheel_inference.scoring.scored import ScoredBatch
 from flywheel_inference.scoring.scorer import ReleaseScorer, ScorerSettings
@@ -106,7 +107,7 @@ async def score_all(
                 scorer,
                 requests,
                 role=1,
-                rollout="",
+                step=NO_ROLLOUT,
                 block=batch.block,
                 values=batch.values,
                 decisions=batch.decisions,
