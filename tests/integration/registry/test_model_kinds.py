@@ -249,8 +249,16 @@ async def test_the_command_registers_a_file_with_its_own_signature(
     request = registry_pb2.GetModelVersionRequest(name=f"{model}/versions/1")
     version = (await stub.GetModelVersion(request)).model_version
     assert (READY, 16) == (version.artifact_state, version.golden_rows.row_count)
+    checked = await asyncio.to_thread(
+        CliRunner().invoke, app, ["--json", "models", "check", version.name], env=env
+    )
+    assert (checked.exit_code, '"ARTIFACT_STATE_READY"' in checked.output) == (0, True)
     wrong_kind = await asyncio.to_thread(run, "--kind", "regression")
     assert wrong_kind.exit_code == 1
     assert "Output P has [3] values per row, a REGRESSION output 1." in wrong_kind.output
     with refused("NOT_FOUND", "UNKNOWN_MODEL_VERSION"):
         await stub.GetModelVersion(registry_pb2.GetModelVersionRequest(name=f"{model}/versions/2"))
+    deleted = await asyncio.to_thread(CliRunner().invoke, app, ["models", "delete", version.name], env=env)
+    assert deleted.exit_code == 0
+    with refused("NOT_FOUND", "UNKNOWN_MODEL_VERSION"):
+        await stub.GetModelVersion(request)
