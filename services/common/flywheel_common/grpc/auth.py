@@ -26,7 +26,9 @@ from flywheel_common.grpc.errors import (
 __all__ = [
     "ADMIN",
     "AUTHENTICATED",
+    "MEASURE",
     "OPERATE",
+    "PROMOTE",
     "PUBLIC",
     "READ",
     "WRITE",
@@ -50,6 +52,10 @@ Permissions = Mapping[str, Permission]
 READ: Permission = frozenset({"viewer", "editor", "operator", "admin", "service"})
 WRITE: Permission = frozenset({"editor", "operator", "admin", "service"})
 OPERATE: Permission = frozenset({"operator", "admin", "service"})
+PROMOTE: Permission = OPERATE | {"promoter"}
+"""To change what answers callers. A promoter has this beside another role, such as editor."""
+MEASURE: Permission = frozenset({"service"})
+"""To report what only a service measures."""
 ADMIN: Permission = frozenset({"admin"})
 AUTHENTICATED: Permission = frozenset({ROLE_ANY})
 """Any authenticated caller."""
