@@ -90,7 +90,11 @@ async def events_of(kafka: Kafka, topic: str, model: str, count: int) -> list[An
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
-    settings: Callable[..., RegistrySettings], monitor: FakeMonitor, kafka: Kafka, tmp_path: Path, database: str
+    settings: Callable[..., RegistrySettings],
+    monitor: FakeMonitor,
+    kafka: Kafka,
+    tmp_path: Path,
+    database: str,
 ) -> None:
     port = free_port()
     env = environment(
@@ -175,7 +179,7 @@ async def forget_last_entry(database: str, model: str) -> None:
     try:
         await conn.execute("ALTER TABLE audit DISABLE TRIGGER audit_written_once")
         await conn.execute(
-            "DELETE FROM audit WHERE model = $1 AND sequence = (SELECT last_audit FROM model WHERE name = $1)",
+            "DELETE FROM audit a USING model m WHERE m.name = $1 AND a.model = $1 AND sequence = last_audit",
             model,
         )
         await conn.execute(

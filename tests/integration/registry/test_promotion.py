@@ -138,6 +138,8 @@ async def test_the_database_protects_the_audit_and_the_chain_shows_changes(
             ]
             await conn.execute("DELETE FROM audit WHERE sequence = 2")
             assert await store.broken_audits({}) == [f"{client.model}: entry 2 is missing (found 3)"]
+    finally:
+        await conn.close()
 
 
 async def test_a_removed_end_chain_or_evidence_is_found(client: ModelClient, database: str) -> None:
@@ -172,8 +174,6 @@ async def test_a_removed_end_chain_or_evidence_is_found(client: ModelClient, dat
         assert (await store.broken_audits(gone))[-1] == (
             "projects/default/models/gone: the model and its audit are missing"
         )
-    finally:
-        await conn.close()
 
 
 async def test_a_mutation_that_fails_at_its_last_write_is_rolled_back(

@@ -20,7 +20,8 @@ def chain(n: int) -> list[AuditEntry]:
     entries, previous = [], genesis(MODEL)
     for i in range(1, n + 1):
         evidence = (f"{MODEL}/evidence/{i // 2}", f"hash {i // 2}") if i % 2 == 0 else ("", "")
-        entry = AuditEntry(MODEL, i, AT + timedelta(hours=i), "ann", "PROMOTE", "v", "A", "B", "why", *evidence)
+        at = AT + timedelta(hours=i)
+        entry = AuditEntry(MODEL, i, at, "ann", "PROMOTE", "v", "A", "B", "why", *evidence)
         previous = entry_hash(previous, entry)
         entries.append(replace(entry, hash=previous))
     return entries
@@ -48,7 +49,7 @@ def test_an_intact_audit_has_no_faults() -> None:
         ({"entries": ENTRIES[:4], "sent": {}}, ["ends with entry 4, the last one was entry 6"]),
         ({"entries": [], "sent": {}}, ["ends with entry 0, the last one was entry 6"]),
         # The head was changed to match: the event still tells.
-        ({"entries": ENTRIES[:4], "head": AuditHead(4, ENTRIES[3].hash)}, ["entry 6 is missing that an event"]),
+        ({"entries": ENTRIES[:4], "head": AuditHead(4, ENTRIES[3].hash)}, ["entry 6 is missing that"]),
         ({"entries": [], "head": AuditHead()}, ["entry 2 is missing", "entry 6 is missing"]),
         ({"sent": {2: "another"}}, ["entry 2 is not the one that an event was sent with"]),
         ({"evidence_hashes": {1: "hash 1", 3: "hash 3"}}, ["evidence 2 is missing"]),
