@@ -165,10 +165,10 @@ async def test_a_removed_end_chain_or_evidence_is_found(client: ModelClient, dat
         )
         await pool.execute("DELETE FROM audit WHERE model = $1", other.model)
         ends = [fault for fault in await store.broken_audits({}) if "ends with entry" in fault]
+        was = f"the last one was entry {last.sequence}"
         assert ends == [
-            f"{client.model}: the audit ends with entry {last.sequence - 1}, "
-            f"the last one was entry {last.sequence}",
-            f"{other.model}: the audit ends with entry 0, the last one was entry {last.sequence}",
+            f"{client.model}: the audit ends with entry {last.sequence - 1}, {was}",
+            f"{other.model}: the audit ends with entry 0, {was}",
         ]
         gone = {"projects/default/models/gone": {1: "hash"}}
         assert (await store.broken_audits(gone))[-1] == (
