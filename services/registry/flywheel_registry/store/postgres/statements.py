@@ -195,6 +195,9 @@ SET_GATEWAY_PROJECT = """
 INSERT INTO gateway_project (gateway, project) VALUES ($1, $2)
 ON CONFLICT (gateway) DO UPDATE SET project = $2, watched_at = clock_timestamp()
 """
+REMOVE_GATEWAY = """
+WITH project AS (DELETE FROM gateway_project WHERE gateway = $1) DELETE FROM gateway WHERE id = $1
+"""
 LIST_GATEWAYS = """
 SELECT id, coalesce(p.project, '') AS project, last_heartbeat,
        last_heartbeat >= clock_timestamp() - interval '1 second' AS live, observed::text AS observed
