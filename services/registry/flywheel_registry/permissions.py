@@ -47,11 +47,13 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "UpdateModel",
         "CreateModelVersion",
         "UploadArtifact",
+        "CheckModelVersion",
         "PromoteModelVersion",
         "CreateRelease",
     ),
     PROMOTE: (
         "RejectModelVersion",
+        "DeleteModelVersion",
         "StartRollout",
         "PauseRollout",
         "ResumeRollout",
@@ -59,9 +61,11 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "SkipRolloutStep",
         "ConcludeRollout",
         "RollbackModel",
+        "SetModelVariants",
     ),
     OPERATE: (
         "WatchServing",
+        "GetServingSpec",
         "ReportServing",
     ),
 }

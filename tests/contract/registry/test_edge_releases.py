@@ -64,7 +64,7 @@ async def test_measured_metrics_outrank_registered_ones(client: ModelClient) -> 
 
 async def test_a_difference_gate_compares_with_the_champion(client: ModelClient) -> None:
     await client.create(gate_policy=auc_gate(min_delta=0.0))
-    await client.champion(b"first")
+    await client.champion("first")
     worse = await client.version(b"second", auc=0.7)
     answer = await client.promote(worse.name)
     assert not answer.passed
@@ -107,7 +107,7 @@ async def test_releases_read_back_newest_first_in_pages(client: ModelClient) -> 
 
 async def test_concurrent_promotions_leave_one_champion(client: ModelClient) -> None:
     await client.create()
-    versions = [(await client.staged(b"same"))[0].name for _ in range(6)]
+    versions = [(await client.staged("same"))[0].name for _ in range(6)]
 
     async def promote(name: str) -> str:
         try:
@@ -142,7 +142,7 @@ async def test_a_model_has_one_active_rollout_with_its_history(
 ) -> None:
     await client.create(rollout_policy=model_pb2.RolloutPolicy(canary_percents=[10, 100]))
     _, first = await client.champion()
-    _, release = await client.staged(b"second")
+    _, release = await client.staged("second")
     results = await asyncio.gather(
         *(client.start(release.name, reason="go") for _ in range(4)), return_exceptions=True
     )
@@ -177,7 +177,7 @@ async def test_a_model_has_one_active_rollout_with_its_history(
 async def test_a_paused_rollout_is_still_active(client: ModelClient) -> None:
     await client.create()
     await client.champion()
-    _, release = await client.staged(b"second")
+    _, release = await client.staged("second")
     rollout = await client.start(release.name)
     await client.stub.PauseRollout(pb.PauseRolloutRequest(name=rollout.name, reason="wait"))
     assert model_pb2.ROLLOUT_STATE_PAUSED == (await client.rollout(rollout.name)).state

@@ -145,7 +145,7 @@ async def test_answers_are_logged_before_a_stopped_gateway_exits(
 
 async def test_acknowledged_outcomes_are_in_kafka(deployment_with_kafka: Deployment) -> None:
     deployment = deployment_with_kafka
-    gateway = await deployment.gateway()
+    gateway = await deployment.gateway_serving(deployment.registry.release(1, W))
     outcome = inference_pb2.Outcome
     ids = [f"outcome-test-{i}" for i in range(20)]
     request = inference_pb2.RecordOutcomeRequest(

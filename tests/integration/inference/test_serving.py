@@ -14,11 +14,14 @@ from grpc_health.v1 import health_pb2
 from redis.asyncio import Redis
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.signature import OutputSpec
+from flywheel_inference.fallback.choice import CachedPrediction
 from flywheel_inference.store.redis.cached_predictions import encode, key_of
 from flywheel_inference.store.triton.model_server import TritonModelServer
 from flywheel_local.triton import Triton
 from flywheel_protos.events.v1 import prediction_pb2
 from tests.support.builders.inference import MODEL, expected_score
+from tests.support.builders.onnx_models import golden_rows
 from tests.support.eventually import eventually
 from tests.support.servers.inference import Deployment, Gateway, MemoryDeployment
 
@@ -111,9 +114,7 @@ async def test_a_signature_that_differs_from_the_model_file_is_refused(deploymen
     release = deployment.registry.release(23, (1.0, 1.0, 1.0))
     del release.model_version.signature.inputs[2]
     rows = np.ones((1, 2), np.float32)
-    release.model_version.golden_rows.inputs = rows.tobytes()
-    release.model_version.golden_rows.row_count = 1
-    release.model_version.golden_rows.scores = np.ones(1, np.float32).tobytes()
+    release.model_version.golden_rows.CopyFrom(golden_rows(rows, np.ones(1, np.float32)))
     deployment.registry.want(champion=release)
     await failure(gateway, f"{MODEL}/releases/23", "MODEL_REFUSED")
     error = await error_of(gateway.predict())
@@ -347,7 +348,9 @@ async def test_a_cached_prediction_is_preferred_to_the_default_score(
     deployment: Deployment, redis_url: str
 ) -> None:
     async with Redis.from_url(redis_url) as redis:
-        await redis.set(key_of(MODEL, "UA"), encode(0.875, 1_000_000_000))
+        await redis.set(
+            key_of(MODEL, "UA"), encode(CachedPrediction((0.875,), 1_000_000_000, OutputSpec().fingerprint))
+        )
     release = deployment.registry.release(73, W)
     release.release.fallback.cached_max_age.FromSeconds(60)
     gateway = await deployment.gateway_serving(release, redis_url=redis_url, answer_reserve_seconds=0.2)

@@ -116,7 +116,7 @@ async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
             await asyncio.wait_for(eventually(answers, within=60), 60)
             await client.create(rollout_policy=model_pb2.RolloutPolicy(canary_percents=[10, 100]))
             champion, _ = await client.champion()
-            challenger, release = await client.staged(b"second")
+            challenger, release = await client.staged("second")
             rollout = await client.start(release.name)
             monitor.answers = {1: comparison()}
 

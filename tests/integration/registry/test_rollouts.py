@@ -46,7 +46,7 @@ async def start_in_shadow(
     """Create a champion, and a challenger in shadow; return both versions and the rollout."""
     await client.create(rollout_policy=POLICY)
     champion, _ = await client.champion()
-    challenger, release = await client.staged(b"second")
+    challenger, release = await client.staged("second")
     rollout = await client.start(release.name, **policy)
     return champion, challenger, await wait_for_state(client, rollout.name, "SHADOW")
 
@@ -198,10 +198,10 @@ async def test_operators_can_skip_steps_and_abort(client: ModelClient) -> None:
 
 async def test_a_rollout_needs_a_staged_version_and_no_active_rollout(client: ModelClient) -> None:
     await start_in_shadow(client)
-    _, release = await client.staged(b"third")
+    _, release = await client.staged("third")
     with refused("FAILED_PRECONDITION", "ROLLOUT_ACTIVE"):
         await client.start(release.name)
-    fourth = await client.version(b"fourth")
+    fourth = await client.version()
     bundle = await client.release(fourth.name)
     rollouts = await client.stub.ListRollouts(registry_pb2.ListRolloutsRequest(parent=client.model))
     await client.stub.AbortRollout(registry_pb2.AbortRolloutRequest(name=rollouts.rollouts[0].name))

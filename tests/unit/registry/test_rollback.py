@@ -35,7 +35,7 @@ async def served(*versions: int) -> MemoryStore:
     async with store.transaction() as records:
         await records.add_model(Model(LATE, created_at=AT))
         for _ in range(max(versions)):
-            await records.add_version(ModelVersion(LATE, registered_at=AT))
+            await records.add_version(ModelVersion(LATE, registered_at=AT, check_problems=()))
     for number in versions:
         async with store.transaction() as records:
             await records.add_release(Release(LATE, number, created_at=AT))
@@ -81,7 +81,9 @@ async def test_a_rollback_goes_past_a_release_whose_version_was_rejected() -> No
 async def test_a_rollback_in_canary_ends_the_rollout_and_keeps_the_champion() -> None:
     store = await served(1, 2)
     async with store.transaction() as records:
-        version = await records.add_version(ModelVersion(LATE, stage=Stage.STAGING, registered_at=AT))
+        version = await records.add_version(
+            ModelVersion(LATE, stage=Stage.STAGING, registered_at=AT, check_problems=())
+        )
         release = await records.add_release(Release(LATE, version.number, created_at=AT))
         rollout = await RolloutStart(CLOCK).start(records, ReleaseName.parse(release.name), None, "go", "ann")
         name = RolloutName.parse(rollout.name)
@@ -104,7 +106,9 @@ async def test_a_rollback_in_canary_ends_the_rollout_and_keeps_the_champion() ->
 async def test_a_named_rollback_in_canary_replaces_the_champion() -> None:
     store = await served(1, 2)
     async with store.transaction() as records:
-        version = await records.add_version(ModelVersion(LATE, stage=Stage.STAGING, registered_at=AT))
+        version = await records.add_version(
+            ModelVersion(LATE, stage=Stage.STAGING, registered_at=AT, check_problems=())
+        )
         release = await records.add_release(Release(LATE, version.number, created_at=AT))
         await RolloutStart(CLOCK).start(records, ReleaseName.parse(release.name), None, "go", "ann")
     assert 1 == await roll_back(store, to=1)

@@ -31,6 +31,7 @@ __all__ = [
     "PROMOTE",
     "PUBLIC",
     "READ",
+    "REPORT",
     "WRITE",
     "Authenticator",
     "OpenAuthenticator",
@@ -51,6 +52,8 @@ Permissions = Mapping[str, Permission]
 
 READ: Permission = frozenset({"viewer", "editor", "operator", "admin", "service"})
 WRITE: Permission = frozenset({"editor", "operator", "admin", "service"})
+REPORT: Permission = WRITE | {"attempt"}
+"""Those who may write, and attempts of training jobs, which have tokens of the trainer for their metrics."""
 OPERATE: Permission = frozenset({"operator", "admin", "service"})
 PROMOTE: Permission = OPERATE | {"promoter"}
 """To change what answers callers. A promoter has this beside another role, such as editor."""

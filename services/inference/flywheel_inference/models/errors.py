@@ -62,10 +62,10 @@ class ModelRefused(FailedPrecondition):
 
 
 class WrongShape(FailedPrecondition):
-    """The model returned an output of another shape or type than float32 [rows, 1]."""
+    """The model's output has another shape or type than its signature declares."""
 
     reason = "WRONG_SHAPE"
-    remedy = "Export the model with one float32 output SCORE of shape [rows, 1]."
+    remedy = "Register a version whose signature describes the output tensor of the ONNX graph."
 
 
 class ModelNotLoaded(NotFound):

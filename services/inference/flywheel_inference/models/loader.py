@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from flywheel_common.errors import DataLoss, FlywheelError
+from flywheel_common.errors import FlywheelError
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.models.errors import (
     DigestMismatch,
@@ -16,6 +16,7 @@ from flywheel_inference.models.errors import (
     NoGoldenRows,
     NoModelFile,
 )
+from flywheel_inference.models.output_values import output_values
 from flywheel_inference.models.ports import (
     ArtifactCache,
     ArtifactSource,
@@ -66,8 +67,9 @@ class ReleaseLoader:
                 await self._load(spec, artifact, await self._verified(spec, artifact))
             try:
                 await self._check_golden(spec)
-            except DataLoss:
-                await self._models.unload(spec.triton_model, self._load_seconds)
+            except FlywheelError as error:
+                if not error.retryable:
+                    await self._models.unload(spec.triton_model, self._load_seconds)
                 raise
         return contract
 
@@ -114,7 +116,8 @@ class ReleaseLoader:
         for backend in ("onnxruntime", "python") if self._backend is None else (self._backend,):
             config, files = load_request(
                 spec.triton_model,
-                len(spec.inputs),
+                spec.signature,
+                spec.golden.output,
                 onnx,
                 artifact.sha256,
                 backend=backend,
@@ -132,21 +135,22 @@ class ReleaseLoader:
             return
 
     async def _check_golden(self, spec: ReleaseSpec) -> None:
-        golden = spec.golden
-        rows = len(golden.inputs)
+        golden, output = spec.golden, spec.signature.output
+        rows = len(golden.output)
         if rows == 0:
             raise NoGoldenRows(
                 f"{spec.model_version} has no golden rows: register a version with golden rows."
             )
+        expected = output_values(output, golden.output, rows)
         for start in range(0, rows, MAX_BATCH_ROWS):
             part = slice(start, start + MAX_BATCH_ROWS)
-            rows_in = np.ascontiguousarray(golden.inputs[part], np.float32)
-            scores = await self._models.infer(spec.triton_model, rows_in, self._load_seconds)
-            worst = np.abs(scores.astype(np.float64) - golden.scores[part]).max()
+            tensors = {name: tensor[part] for name, tensor in golden.tensors.items()}
+            found = await self._models.infer(spec.triton_model, tensors, output, self._load_seconds)
+            worst = np.abs(found.astype(np.float64) - expected[part]).max()
             # Written so that NaN fails.
             if not worst <= golden.tolerance:
                 raise GoldenRowsMismatch(
-                    f"Triton's scores of the golden rows of {spec.model_version} differ by up to "
+                    f"Triton's output for the golden rows of {spec.model_version} differs by up to "
                     f"{worst:.3g}; {golden.tolerance:.3g} is allowed."
                 )
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from flywheel_common.arrays import Array
+from flywheel_common.signature import OutputSpec
+from flywheel_inference.models.input_tensors import Tensors
 from flywheel_inference.releases.release import ArtifactSpec, FeatureSetContract
 
 
@@ -68,10 +68,9 @@ class ModelServer(Protocol):
     """Runs loaded models. Raises NotFound MODEL_NOT_LOADED, Unavailable MODEL_SERVER_DOWN, DeadlineExceeded,
     FailedPrecondition MODEL_REFUSED, WRONG_SHAPE."""
 
-    async def infer(
-        self, name: str, tensor: npt.NDArray[np.float32], timeout: float
-    ) -> npt.NDArray[np.float32]:
-        """[rows, inputs] → [rows] raw scores."""
+    async def infer(self, name: str, tensors: Tensors, output: OutputSpec, timeout: float) -> Array:
+        """Named input tensors [rows, …] → float32 or float64 [rows, width] of the output
+        (`output_values`), in the order of the rows."""
         ...
 
 

@@ -148,12 +148,15 @@ class ShadowCopies:
         scored = requests
         try:
             if block.feature_set and block.feature_set == challenger.contract.feature_set:
-                batch = await challenger.score_block(block, self._timeout)
+                keys = challenger.spec.segment_keys
+                scored = [request.bound_to(request.contract, keys) for request in requests]
+                segments = [request.segment for request in scored]
+                result = await challenger.score_block(block, segments, self._timeout)
             else:
                 scored, failed = _bound(requests, challenger)
                 result = await challenger.score_requests(scored, self._timeout)
-                failed += [(scored[row], error.reason) for row, error in result.errors.items()]
-                batch, scored = result.batch, [scored[row] for row in result.rows]
+            failed += [(scored[row], error.reason) for row, error in result.errors.items()]
+            batch, scored = result.batch, [scored[row] for row in result.rows]
         except FlywheelError as error:
             failed += [(request, error.reason) for request in scored]
             scored = []
@@ -171,7 +174,7 @@ def _bound(
     bound, failed = [], []
     for request in requests:
         try:
-            bound.append(request.bound_to(challenger.contract))
+            bound.append(request.bound_to(challenger.contract, challenger.spec.segment_keys))
         except InvalidArgument as error:
             failed.append((request, error.reason))
     return bound, failed
@@ -191,14 +194,14 @@ def _answers(
     batch: ScoredBatch,
     milliseconds: float,
 ) -> LogRows:
-    finite = np.isfinite(batch.scores)
+    finite = batch.finite
     return log_rows(
         challenger,
         requests,
         role=SHADOW,
         step=step,
         block=batch.block,
-        scores=batch.scores,
+        values=batch.values,
         decisions=batch.decisions,
         sources=np.where(finite, MODEL, ERROR).astype(np.uint8),
         latencies_ms=np.full(len(requests), milliseconds, np.float32),
@@ -216,7 +219,7 @@ def _failures(
         role=SHADOW,
         step=step,
         block=None,
-        scores=np.full(count, np.nan),
+        values=np.full((count, challenger.spec.signature.output.width), np.nan),
         decisions=np.zeros(count, np.bool_),
         sources=np.full(count, ERROR, np.uint8),
         latencies_ms=np.full(count, milliseconds, np.float32),

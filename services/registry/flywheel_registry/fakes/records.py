@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import TypeVar
@@ -91,9 +91,12 @@ class MemoryRecords:
         found = self._data.models.get(name)
         if found is None:
             return None
-        champion = self._data.routing.get(name, Routing()).champion
+        routing = self._data.routing.get(name, Routing())
+        champion = routing.champion
         version = self._data.releases[name, champion].version if champion is not None else None
-        return replace(found, production_release=champion, production_version=version)
+        return replace(
+            found, production_release=champion, production_version=version, variants=routing.variants
+        )
 
     async def models(self, project: str, after: str, tags: Mapping[str, str], limit: int) -> list[Model]:
         names = sorted(
@@ -170,6 +173,18 @@ class MemoryRecords:
     async def digest_stored(self, sha256: str) -> bool:
         artifacts = (a for v in self._data.versions.values() for a in v.artifacts)
         return any(a.stored and a.sha256 == sha256 for a in artifacts)
+
+    async def record_check(self, version: ModelVersion, problems: Sequence[str]) -> None:
+        key = version.model, version.number
+        self._data.versions[key] = replace(self._data.versions[key], check_problems=tuple(problems))
+
+    async def has_dependents(self, version: ModelVersion) -> bool:
+        released = {(r.model, r.version) for r in self._data.releases.values()}
+        judged = {(e.model, e.version) for e in self._data.evidence.values()}
+        return (version.model, version.number) in released | judged
+
+    async def delete_version(self, version: ModelVersion) -> None:
+        del self._data.versions[version.model, version.number]
 
     async def add_release(self, release: Release) -> Release:
         added = replace(release, number=self._next_number(release.model, "release"))

@@ -11,7 +11,7 @@ ON CONFLICT DO NOTHING RETURNING name
 _MODEL = """
 SELECT m.name, m.description, m.owner, m.tags::text AS tags, m.gate_policy::text AS gate_policy,
        m.rollout_policy::text AS rollout_policy, m.revision, m.created_at, s.champion AS production_release,
-       r.version AS production_version
+       r.version AS production_version, coalesce(s.variants, '[]')::text AS variants
 FROM model m
 LEFT JOIN serving s ON s.model = m.name
 LEFT JOIN release r ON r.model = s.model AND r.number = s.champion
@@ -34,10 +34,10 @@ NEXT_NUMBER = {
 # ------------------------------------------------------------------------------------------------- versions
 INSERT_VERSION = """
 INSERT INTO model_version (model, number, stage, training_run, framework, metrics, feature_set,
-  training_dataset, signature, golden_row_count, golden_inputs, golden_scores, golden_tolerance, tags,
-  description, parent_version, cause_alert, pipeline_run, registered_at, registered_by)
-VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14::text::jsonb,
-  $15, $16, $17, $18, $19, $20)
+  training_dataset, signature, golden_tensors, golden_data, golden_tolerance, tags, description,
+  parent_version, cause_alert, pipeline_run, registered_at, registered_by)
+VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9::text::jsonb, $10::text::jsonb, $11, $12,
+  $13::text::jsonb, $14, $15, $16, $17, $18, $19)
 """
 INSERT_ARTIFACTS = """
 INSERT INTO artifact (model, version, name, position, size_bytes, sha256)
@@ -46,9 +46,10 @@ FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::text[]) AS a (name, posi
 """
 VERSION_COLUMNS = """
 v.model, v.number, v.stage, v.training_run, v.framework, v.metrics::text AS metrics, v.feature_set,
-v.training_dataset, v.signature::text AS signature, v.golden_row_count, v.golden_inputs, v.golden_scores,
-v.golden_tolerance, v.tags::text AS tags, v.description, v.parent_version, v.cause_alert, v.pipeline_run,
-v.registered_at, v.registered_by, v.promoted_at, v.promoted_by,
+v.training_dataset, v.signature::text AS signature, v.golden_tensors::text AS golden_tensors, v.golden_data,
+v.golden_tolerance, v.check_problems::text AS check_problems, v.tags::text AS tags, v.description,
+v.parent_version, v.cause_alert, v.pipeline_run, v.registered_at, v.registered_by, v.promoted_at,
+v.promoted_by,
 (SELECT coalesce(json_agg(
     json_build_array(a.name, a.size_bytes, a.sha256, a.stored) ORDER BY a.position
   ), '[]')::text
@@ -79,6 +80,13 @@ SELECT_CHAMPION = (
 )
 MARK_STORED = """
 UPDATE artifact SET stored = true WHERE model = $1 AND version = $2 AND name = $3 AND sha256 = $4 RETURNING 1
+"""
+RECORD_CHECK = "UPDATE model_version SET check_problems = $3::text::jsonb WHERE model = $1 AND number = $2"
+DELETE_ARTIFACTS = "DELETE FROM artifact WHERE model = $1 AND version = $2"
+DELETE_VERSION = "DELETE FROM model_version WHERE model = $1 AND number = $2"
+HAS_DEPENDENTS = """
+SELECT EXISTS (SELECT 1 FROM release WHERE model = $1 AND version = $2)
+  OR EXISTS (SELECT 1 FROM evidence WHERE model = $1 AND version = $2)
 """
 DIGEST_STORED = "SELECT 1 FROM artifact WHERE sha256 = $1 AND stored LIMIT 1"
 
@@ -159,15 +167,17 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 
 # -------------------------------------------------------------------------------------------------- serving
 SELECT_ROUTING = """
-SELECT generation, champion, challenger, rollout, shadow_percent, challenger_percent
+SELECT generation, champion, challenger, rollout, shadow_percent, challenger_percent,
+  variants::text AS variants
 FROM serving WHERE model = $1
 """
 UPSERT_ROUTING = """
-INSERT INTO serving (model, generation, champion, challenger, rollout, shadow_percent, challenger_percent)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO serving (model, generation, champion, challenger, rollout, shadow_percent, challenger_percent,
+  variants)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb)
 ON CONFLICT (model) DO UPDATE
 SET generation = $2, champion = $3, challenger = $4, rollout = $5, shadow_percent = $6,
-    challenger_percent = $7
+    challenger_percent = $7, variants = $8::text::jsonb
 """
 NOTIFY_SERVING = "SELECT pg_notify('flywheel_serving', $1)"
 GENERATIONS = "SELECT model, generation FROM serving"
