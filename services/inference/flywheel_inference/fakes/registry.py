@@ -13,12 +13,14 @@ from flywheel_inference.serving.observed_state import ObservedModel
 
 class MemoryRegistry:
     """`serving.ServingRegistry` and `models.ArtifactSource`. `artifacts`: bytes by version and file name;
-    `specs`: specifications by digest; `reports`: the received reports, in order."""
+    `specs`: specifications by digest; `reports`: the received reports, in order; `left`: whether the gateway
+    left after the last one."""
 
     def __init__(self, desired: bytes = b"") -> None:
         self.artifacts: dict[tuple[str, str], bytes] = {}
         self.specs: dict[str, bytes] = {}
         self.reports: list[tuple[ObservedModel, ...]] = []
+        self.left = False
         self._desired = desired
         self._down = False
         self._changed = asyncio.Event()
@@ -49,6 +51,11 @@ class MemoryRegistry:
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
         self._check_up()
         self.reports.append(tuple(models))
+        self.left = False
+
+    async def leave(self, timeout: float) -> None:
+        self._check_up()
+        self.left = True
 
     async def download(self, model_version: str, artifact: ArtifactSpec, timeout: float) -> bytes:
         self._check_up()

@@ -24,6 +24,10 @@ class ServingRegistry(Protocol):
         """Sends one heartbeat with the observed state."""
         ...
 
+    async def leave(self, timeout: float) -> None:
+        """Tells that this gateway has stopped serving; its next report makes it known again."""
+        ...
+
 
 class DesiredStateStore(Protocol):
     """The local copy from which a gateway boots while the registry is unavailable. Blocking; raises OSError.

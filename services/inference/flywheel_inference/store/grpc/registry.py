@@ -41,9 +41,13 @@ class GrpcRegistry:
             raise from_rpc_error(error) from None
 
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
-        request = pb.ReportServingRequest(
-            gateway_id=self._gateway_id, models=[to_observed(model) for model in models]
-        )
+        observed = [to_observed(model) for model in models]
+        await self._report(pb.ReportServingRequest(gateway_id=self._gateway_id, models=observed), timeout)
+
+    async def leave(self, timeout: float) -> None:
+        await self._report(pb.ReportServingRequest(gateway_id=self._gateway_id, leaving=True), timeout)
+
+    async def _report(self, request: pb.ReportServingRequest, timeout: float) -> None:
         try:
             await self._stub.ReportServing(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
