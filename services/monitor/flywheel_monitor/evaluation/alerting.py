@@ -44,7 +44,9 @@ async def update_alert(
     unresolved = await records.unresolved(version.id, kind)
     actions = alert_actions(unresolved is not None, [v.verdict for v in recent], policy)
     newest = recent[0]
-    features = evidence(kind, report)
+    shown = report if newest.span == report.span else await records.newest_report(version.id)
+    # An older window that late events corrected may open an alert; it shows the newest window.
+    features = evidence(kind, shown if shown and shown.span == newest.span else report)
     name = unresolved.name if unresolved else ""
     if actions.open:
         name = await records.open_alert(ids.new(), version, kind, newest.span, features, newest.reason)
