@@ -24,6 +24,7 @@ def feature_to_proto(d: FeatureDrift) -> monitor_pb2.FeatureDrift:
         unseen_rate=d.unseen_rate,
         verdict=int(d.verdict),  # type: ignore[arg-type]
         reason=d.reason,
+        cause=d.cause,
     )
 
 
@@ -48,4 +49,5 @@ def report_to_proto(report: Report) -> monitor_pb2.DriftReport:
         label_mean=report.quality.label_mean,
         label_shift=report.label_shift,
         late_predictions=report.late_predictions,
+        causes=report.causes,
     )

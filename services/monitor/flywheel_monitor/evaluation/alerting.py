@@ -68,12 +68,27 @@ async def update_alert(
                 version_id=version.id,
                 kind=kind,
                 span=newest.span,
-                data_quality_cause=kind == Kind.DATA_QUALITY or report.bad_data,
+                data_quality_cause=await bad_data_causes(records, version, kind, report, policy),
                 features=features,
                 summary=newest.reason,
                 reference_hash=version.reference.hash,
             )
         )
+
+
+async def bad_data_causes(
+    records: AlertingRecords, version: WatchedVersion, kind: Kind, report: Report, policy: MonitorPolicy
+) -> bool:
+    """Whether bad data is the likely cause of what the window shows. Data drift is judged without the
+    features that have bad data, and labels contain none. Scores and quality do, until all of `m_windows`
+    windows have it: a column that is dead for good explains no new drift."""
+    if kind in (Kind.DATA_DRIFT, Kind.LABEL_DRIFT):
+        return False
+    if kind == Kind.DATA_QUALITY or not report.bad_data:
+        return kind == Kind.DATA_QUALITY
+    recent = await records.recent(version.id, Kind.DATA_QUALITY, policy.m_windows)
+    lasting = len(recent) == policy.m_windows and all(v.verdict in DRIFTED for v in recent)
+    return not lasting
 
 
 def retracts(

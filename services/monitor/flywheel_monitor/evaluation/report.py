@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
 from flywheel_monitor.drift.verdict import Verdict
@@ -15,6 +16,9 @@ from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.span import Span
+
+LATE_SHARE = 0.2
+"""Share of late predictions that is a cause of its own."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,15 @@ class Report:
     quality: Quality
     label_shift: float | None = None
     late_predictions: int = 0
+
+    @property
+    def causes(self) -> list[str]:
+        """What is wrong with the data of the window: the causes of its features, and CLOCK_JUMP if many of
+        its predictions came after it was judged, as from senders with a wrong clock or a replay."""
+        found = {d.cause for d in self.features if d.cause}
+        if self.late_predictions > LATE_SHARE * self.predictions:
+            found.add(Cause.CLOCK_JUMP)
+        return sorted(found)
 
     @property
     def bad_data(self) -> bool:
@@ -75,11 +88,13 @@ def report_on(
     many predictions came after the window was judged."""
     layout = version.layout
     shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
+    spreads = {f.name: window.spread(f.name) for f in layout.features}
     features = judge_features(
         layout.features,
         {f.name: window.feature(f) for f in layout.features},
         {name: shift for name, shift in shifts.items() if shift is not None},
         policy,
+        {name: spread for name, spread in spreads.items() if spread is not None},
     )
     if layout.features:
         verdict, reason = judge_window(features, window.predictions, policy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,16 +41,30 @@ class WindowCounts:
 
     def mean_shift(self, name: str) -> float | None:
         """(mean - reference mean) / reference stddev over the finite values of a numeric feature."""
+        finite, total, _ = self._standardized(name)
+        return total / finite if finite else None
+
+    def spread(self, name: str) -> float | None:
+        """The standard deviation of the finite values of a numeric feature in those of the reference; None if
+        their squares were not counted (layout version 1)."""
+        finite, total, squared = self._standardized(name)
+        if not finite or (squared == 0 and total != 0):
+            return None
+        return math.sqrt(max(0.0, squared / finite - (total / finite) ** 2))
+
+    def _standardized(self, name: str) -> tuple[int, float, float]:
+        """(finite values, sum and sum of squares of their distances from the reference's mean in its standard
+        deviations); no values for a feature without a standard deviation."""
         at = self.layout.numeric.get(name)
         if at is None:
-            return None
+            return 0, 0.0, 0.0
         bins = next(f for f in self.layout.features if f.name == name)
         if not bins.reference.stddev > 0:
-            return None
+            return 0, 0.0, 0.0
         counts = self.feature(bins)
         outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
         finite = int(counts[: bins.regular].sum() + outside.sum())
-        return value(self.sums[at]) / finite if finite else None
+        return finite, value(self.sums[at]), value(self.sums[self.layout.squares + at])
 
     def _part(self, start: int, length: int) -> Ints:
         return self.counts[start : start + length]

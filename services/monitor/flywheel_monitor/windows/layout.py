@@ -155,4 +155,9 @@ class Layout:
     @property
     def sums(self) -> int:
         """Length of the sums."""
+        return self.squares + len(self.numeric)
+
+    @property
+    def squares(self) -> int:
+        """Index of the first of the sums of squares of the features, in the order of their sums."""
         return self.common_sums + SUM_COUNT

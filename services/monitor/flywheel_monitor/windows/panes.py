@@ -106,7 +106,9 @@ class PaneAccumulator:
         for bins in layout.features:
             if bins.numeric and bins.name in rows.features:
                 z = bins.standardized(*rows.features[bins.name], n)
-                sums.append((layout.numeric[bins.name], np.where(by_model, z, 0.0)))
+                counted = np.where(by_model, z, 0.0)
+                sums.append((layout.numeric[bins.name], counted))
+                sums.append((layout.squares + layout.numeric[bins.name], counted**2))
         base = layout.common_sums
         sums.append((base + Sums.SCORE, scores))
         sums.append((base + Sums.SCORE_SQUARED, scores * scores))
