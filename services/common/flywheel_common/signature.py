@@ -5,6 +5,8 @@ Registry, trainer, gateway and monitor share it. `data_type` is always the numbe
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,6 +90,13 @@ class OutputSpec:
         if self.kind is OutputKind.MULTICLASS:
             return len(self.class_names)
         return self.size if self.kind is OutputKind.VECTOR else 1
+
+    @property
+    def fingerprint(self) -> bytes:
+        """8 bytes, equal for outputs whose values mean the same: the start of the SHA-256 of kind, positive
+        class, class names, unit and size, as JSON. Stored values carry it."""
+        meaning = [self.kind.name, self.positive_class, list(self.class_names), self.unit, self.size]
+        return hashlib.sha256(json.dumps(meaning).encode()).digest()[:8]
 
 
 @dataclass(frozen=True, slots=True)

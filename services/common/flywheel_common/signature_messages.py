@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import struct
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
-
 from flywheel_common.arrays import Array
 from flywheel_common.signature import (
-    BOOL,
-    FLOAT32,
-    FLOAT64,
     INPUT,
-    INT64,
     SCORE,
-    STRING,
     InputSpec,
     OutputKind,
     OutputSpec,
     Signature,
     TensorSpec,
 )
+from flywheel_common.tensors import Tensor, array_of
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.types.v1 import tensor_pb2
-
-TENSOR_DTYPES: dict[int, np.dtype[Any]] = {
-    BOOL: np.dtype("?"),
-    INT64: np.dtype("<i8"),
-    FLOAT32: np.dtype("<f4"),
-    FLOAT64: np.dtype("<f8"),
-}
-"""numpy type of each fixed-width tensor type."""
 
 
 def signature_from_message(message: model_pb2.Signature) -> Signature:
@@ -97,46 +78,25 @@ def _output_message(output: OutputSpec) -> model_pb2.SignatureOutput:
 
 
 def tensor_array(message: tensor_pb2.Tensor) -> Array:
-    """The array of a tensor: object dtype with str for STRING. The length is checked before memory is
-    allocated. Raises ValueError."""
-    shape, data_type = tuple(message.shape), int(message.data_type)
-    count = math.prod(shape)
-    if data_type == STRING:
-        return np.array(_texts(message, count), dtype=object).reshape(shape)
-    dtype = TENSOR_DTYPES.get(data_type)
-    if dtype is None:
-        raise ValueError(f"tensor {message.name!r} has the data type {data_type}, which no tensor has")
-    if len(message.data) != count * dtype.itemsize:
-        raise ValueError(
-            f"tensor {message.name!r} of shape {list(shape)} needs {count * dtype.itemsize} bytes, "
-            f"it has {len(message.data)}"
-        )
-    return np.frombuffer(message.data, dtype).reshape(shape)
-
-
-def _texts(message: tensor_pb2.Tensor, count: int) -> Sequence[str]:
-    data, texts, place = message.data, [], 0
-    if len(data) < 4 * count:
-        raise ValueError(f"tensor {message.name!r} is too short for {count} texts")
-    for _ in range(count):
-        if place + 4 > len(data):
-            raise ValueError(f"tensor {message.name!r} ends inside a text")
-        (size,) = struct.unpack_from("<I", data, place)
-        place += 4
-        if place + size > len(data):
-            raise ValueError(f"tensor {message.name!r} ends inside a text")
-        texts.append(data[place : place + size].decode())
-        place += size
-    if place != len(data):
-        raise ValueError(f"tensor {message.name!r} has {len(data) - place} bytes after its last text")
-    return texts
+    """The array of a tensor: object dtype with str for STRING. Raises ValueError."""
+    return array_of(message)
 
 
 def tensor_message(name: str, data_type: int, array: Array) -> tensor_pb2.Tensor:
     """The message of an array; its values are converted to the data type."""
-    if data_type == STRING:
-        parts = [str(value).encode() for value in array.ravel().tolist()]
-        data = b"".join(struct.pack("<I", len(part)) + part for part in parts)
-    else:
-        data = np.ascontiguousarray(array, TENSOR_DTYPES[data_type]).tobytes()
-    return tensor_pb2.Tensor(name=name, data_type=data_type, shape=array.shape, data=data)  # type: ignore[arg-type]
+    return to_message(Tensor.of(name, data_type, array))
+
+
+def from_message(message: tensor_pb2.Tensor) -> Tensor:
+    """The tensor of a message."""
+    return Tensor(message.name, int(message.data_type), tuple(message.shape), message.data)
+
+
+def to_message(tensor: Tensor) -> tensor_pb2.Tensor:
+    """The message of a tensor."""
+    return tensor_pb2.Tensor(
+        name=tensor.name,
+        data_type=tensor.data_type,  # type: ignore[arg-type]
+        shape=tensor.shape,
+        data=tensor.data,
+    )

@@ -70,7 +70,7 @@ def report(late: int = 0, **features: Any) -> Report:
             given,
         )
     )
-    window = sum_panes(LAYOUT, panes.merge({}).values())
+    window = sum_panes(LAYOUT, [(k.start_us, p) for k, p in panes.merge({}).items()])
     return report_on(VERSION, Span(0, 60_000_000), window, Quality(), MonitorPolicy(), late)
 
 

@@ -67,7 +67,7 @@ def test_a_pane_of_the_first_layout_version_is_read() -> None:
     indices, counts = [0, 1, score_bin, layout.positives + 100, layout.failures], [3, -1, 2, 1, 4]
     packed = struct.pack("<I5I5i", 5, *indices, *counts)
     stored = [round(-1.5 * 2**16), round(0.75 * 2**32), round(0.3125 * 2**32), 2**32, *range(13)]
-    window = sum_panes(layout, [PackedPane(packed, struct.pack("<17q", *stored), 9)] * 2)
+    window = sum_panes(layout, [(0, PackedPane(packed, struct.pack("<17q", *stored), 9))] * 2)
     assert 18 == window.predictions
     assert [6, -2] == window.counts[:2].tolist()
     assert (8, 4, 2) == (window.failures, window.scores[100], window.positives[100])

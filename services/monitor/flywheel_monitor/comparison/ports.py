@@ -12,11 +12,12 @@ from flywheel_monitor.windows.counts import WindowCounts
 
 @dataclass(frozen=True)
 class VariantName:
-    """Names a variant of a rollout."""
+    """Names a variant of a rollout in the step that began with `generation` of the routing (0: in all)."""
 
     rollout: str
     release: str
     role: Role
+    generation: int = 0
 
 
 class VariantCounts(Protocol):

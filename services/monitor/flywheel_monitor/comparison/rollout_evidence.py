@@ -32,8 +32,10 @@ async def rollout_evidence(
     shadow: bool,
     start_us: int | None,
     alpha: float,
+    generation: int = 0,
 ) -> RolloutEvidence:
-    """Compare two releases of a rollout since `start_us`; `alpha` 0 is DEFAULT_ALPHA. Raises InvalidAlpha,
+    """Compare two releases of a rollout since `start_us`, in the step that began with `generation` of the
+    routing (0: in all steps); `alpha` 0 is DEFAULT_ALPHA. Raises InvalidAlpha,
     InvalidReleases."""
     RolloutName.parse(rollout)
     alpha = alpha or DEFAULT_ALPHA
@@ -44,8 +46,8 @@ async def rollout_evidence(
     if not champion or not challenger or champion == challenger:
         raise InvalidReleases("Give two different releases to compare.")
     since = ALL_TIME.start_us if start_us is None else start_us
-    challenger_name = VariantName(rollout, challenger, Role.SHADOW if shadow else Role.CHALLENGER)
-    champion_name = VariantName(rollout, champion, Role.CHAMPION)
+    challenger_name = VariantName(rollout, challenger, Role.SHADOW if shadow else Role.CHALLENGER, generation)
+    champion_name = VariantName(rollout, champion, Role.CHAMPION, generation)
     async with store.reading() as records:
         champion_window = await records.variant_window(champion_name, since)
         challenger_window = await records.variant_window(challenger_name, since)

@@ -32,10 +32,11 @@ class Cause(StrEnum):
 
 
 def cause_of(
-    bins: FeatureBins, counts: Ints, mean_shift: float | None, spread: float | None, rate: float
+    bins: FeatureBins, counts: Ints, moments: tuple[float, float] | None, rate: float
 ) -> tuple[Cause, str] | None:
-    """The cause and why, or None for good data. `mean_shift` and `spread` are the mean's shift and the
-    standard deviation in reference standard deviations; `rate` is the share of rows that is bad data."""
+    """The cause and why, or None for good data. `moments`: the mean's shift and the standard deviation, both
+    in reference standard deviations (`WindowCounts.moments`). `rate` is the share of rows that is bad
+    data."""
     reference = bins.reference_counts
     malformed = int(counts[bins.regular + Special.MALFORMED]) / max(1, int(counts.sum()))
     if malformed > rate:
@@ -49,8 +50,9 @@ def cause_of(
         if bins.numeric:
             return Cause.UNIT_CHANGE, f"{broken:.0%} of values lie far outside the reference's range"
         return Cause.NEW_CATEGORY, f"{broken:.0%} of values are categories that the reference does not have"
-    if mean_shift is None or spread is None:
+    if moments is None:
         return None
+    mean_shift, spread = moments
     finite = np.concatenate([counts[: bins.regular], counts[bins.regular + Special.BELOW :][:3]])
     if spread < FROZEN_SPREAD and np.count_nonzero(finite) == 1:
         return Cause.FROZEN_FEATURE, "all values are equal"

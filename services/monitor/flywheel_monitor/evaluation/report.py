@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flywheel_monitor.drift import design_effect
 from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
@@ -88,13 +89,14 @@ def report_on(
     many predictions came after the window was judged."""
     layout = version.layout
     shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
-    spreads = {f.name: window.spread(f.name) for f in layout.features}
+    moments = {f.name: window.moments(f.name) for f in layout.features}
     features = judge_features(
         layout.features,
         {f.name: window.feature(f) for f in layout.features},
         {name: shift for name, shift in shifts.items() if shift is not None},
         policy,
-        {name: spread for name, spread in spreads.items() if spread is not None},
+        {f.name: window.feature_blocks(f) for f in layout.features},
+        {name: found for name, found in moments.items() if found is not None},
     )
     if layout.features:
         verdict, reason = judge_window(features, window.predictions, policy)
@@ -102,7 +104,14 @@ def report_on(
         verdict, reason = Verdict.INSUFFICIENT, version.reference.reason or "no reference"
     mean, stddev = window.score_moments()
     score = score_shift(
-        mean, stddev, window.scored, window.scores, version.score_reference, policy, window.predicted
+        mean,
+        stddev,
+        window.scored,
+        window.scores,
+        version.score_reference,
+        policy,
+        effect=design_effect.of_mean(*window.score_blocks(), stddev),
+        classes=window.predicted,
     )
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected

@@ -141,7 +141,9 @@ class MemoryPredictions(MemoryVersions):
         panes.add_labels(labelled_rows(version.output, labelled))
         panes.add_pairs(paired_rows(version.output, pairs))
         counted = panes.merge({}) if panes else {}
-        wanted = [p for k, p in counted.items() if k.segment == segment and _within(k.start_us, span)]
+        wanted = [
+            (k.start_us, p) for k, p in counted.items() if k.segment == segment and _within(k.start_us, span)
+        ]
         return sum_panes(version.layout, wanted)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:
@@ -159,7 +161,7 @@ class MemoryPredictions(MemoryVersions):
     async def variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
         rows = [(a, self._data.labels.get(a.labelled_by)) for a in self._of_variant(name, since_us)]
         deleted = self._data.pruned.values()
-        rows += [(a, stored) for a, stored in deleted if _variant_name(a) == name and a.time >= since_us]
+        rows += [(a, stored) for a, stored in deleted if _is_of(a, name) and a.time >= since_us]
         if not rows:
             return sum_panes(Layout.of(()), ())
         version = self._data.versions[rows[0][0].version_id]
@@ -178,7 +180,7 @@ class MemoryPredictions(MemoryVersions):
         return covered(np.array(times, np.int64))
 
     def _of_variant(self, name: VariantName, since_us: int) -> list[StoredPrediction]:
-        return [a for a in self._data.predictions.values() if _variant_name(a) == name and a.time >= since_us]
+        return [a for a in self._data.predictions.values() if _is_of(a, name) and a.time >= since_us]
 
     async def event_range(self, version_id: int, span: Span, segment: str) -> tuple[int | None, int | None]:
         stored = [
@@ -251,9 +253,11 @@ def _answer(prediction: StoredPrediction) -> Answer:
     )
 
 
-def _variant_name(prediction: StoredPrediction) -> VariantName:
+def _is_of(prediction: StoredPrediction, name: VariantName) -> bool:
     key = prediction.batch.key
-    return VariantName(key.rollout, key.release, key.role)
+    return name in (
+        VariantName(key.rollout, key.release, key.role, generation) for generation in (0, key.generation)
+    )
 
 
 def _known(stored: StoredLabel) -> Known:
@@ -262,7 +266,10 @@ def _known(stored: StoredLabel) -> Known:
 
 def _is_pair(champion: StoredPrediction, shadow: StoredPrediction) -> bool:
     a, b = champion.batch, shadow.batch
-    return a.key.role == Role.CHAMPION and a.key.rollout == b.key.rollout and a.output.same(b.output)
+    step = a.key.rollout, a.key.generation
+    return (
+        a.key.role == Role.CHAMPION and step == (b.key.rollout, b.key.generation) and a.output.same(b.output)
+    )
 
 
 def _by_batch(predictions: Iterable[StoredPrediction]) -> Iterator[tuple[PredictionColumns, np.ndarray]]:

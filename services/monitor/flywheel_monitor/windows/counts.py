@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from flywheel_common.arrays import Ints
+from flywheel_common.arrays import Floats, Ints
 from flywheel_monitor.windows.bins import FeatureBins, Special
 from flywheel_monitor.windows.histograms import LATENCY_BINS
 from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
@@ -17,20 +18,29 @@ from flywheel_monitor.windows.sums import carried, value
 
 @dataclass(frozen=True)
 class WindowCounts:
-    """The sum of some panes: [layout.size] counts, [layout.sums, LIMBS] exact sums, and the number of
-    predictions."""
+    """The sum of some panes: `counts` [layout.size], exact `sums` [layout.sums, LIMBS], and the number of
+    predictions. `count_blocks` [B, layout.size] and `sum_blocks` [B, layout.sums, LIMBS] are the same per
+    block (`windows.blocks`)."""
 
     layout: Layout
-    counts: Ints
-    sums: Ints
+    count_blocks: Ints
+    sum_blocks: Ints
     predictions: int
 
+    @cached_property
+    def counts(self) -> Ints:
+        return self.count_blocks.sum(axis=0)
+
+    @cached_property
+    def sums(self) -> Ints:
+        return carried(self.sum_blocks.sum(axis=0))
+
     def plus(self, other: WindowCounts) -> WindowCounts:
-        """The counts of both windows."""
+        """The counts of both windows, in the blocks of both."""
         return WindowCounts(
             self.layout,
-            self.counts + other.counts,
-            carried(self.sums + other.sums),
+            np.concatenate([self.count_blocks, other.count_blocks]),
+            np.concatenate([self.sum_blocks, other.sum_blocks]),
             self.predictions + other.predictions,
         )
 
@@ -39,32 +49,43 @@ class WindowCounts:
         start = self.layout.offsets[bins.name]
         return self.counts[start : start + bins.size]
 
+    def feature_blocks(self, bins: FeatureBins) -> Ints:
+        """[B, bins.size] counts."""
+        start = self.layout.offsets[bins.name]
+        return self.count_blocks[:, start : start + bins.size]
+
+    def score_blocks(self) -> tuple[Floats, Ints]:
+        """Sum and number of the scores in each block, [B] each."""
+        at = self.layout.common_sums + Sums.SCORE
+        start, bins = self.layout.scores, self.layout.output.bins
+        sums = np.array([value(block[at]) for block in self.sum_blocks], np.float64)
+        return sums, self.count_blocks[:, start : start + bins].sum(axis=1)
+
     def mean_shift(self, name: str) -> float | None:
-        """(mean - reference mean) / reference stddev over the finite values of a numeric feature."""
-        finite, total, _ = self._standardized(name)
-        return total / finite if finite else None
+        """(mean - reference mean) / reference stddev over the finite values of a numeric feature, clipped to
+        the reference's range."""
+        at, finite = self.layout.numeric.get(name), self._finite(name)
+        return value(self.sums[at]) / finite if at is not None and finite else None
 
-    def spread(self, name: str) -> float | None:
-        """The standard deviation of the finite values of a numeric feature in those of the reference; None if
-        their squares were not counted (layout version 1)."""
-        finite, total, squared = self._standardized(name)
-        if not finite or (squared == 0 and total != 0):
+    def moments(self, name: str) -> tuple[float, float] | None:
+        """(mean - reference mean, standard deviation) of the finite values of a numeric feature as they are,
+        in reference standard deviations; None if they were not counted (layout version 1)."""
+        at, finite = self.layout.numeric.get(name), self._finite(name)
+        if at is None or not finite:
             return None
-        return math.sqrt(max(0.0, squared / finite - (total / finite) ** 2))
+        total, squared = (value(self.sums[self.layout.moments + 2 * at + k]) for k in (0, 1))
+        if squared == 0 and value(self.sums[at]) != 0:
+            return None
+        return total / finite, math.sqrt(max(0.0, squared / finite - (total / finite) ** 2))
 
-    def _standardized(self, name: str) -> tuple[int, float, float]:
-        """(finite values, sum and sum of squares of their distances from the reference's mean in its standard
-        deviations); no values for a feature without a standard deviation."""
-        at = self.layout.numeric.get(name)
-        if at is None:
-            return 0, 0.0, 0.0
+    def _finite(self, name: str) -> int:
+        """Finite values of a numeric feature; 0 if its reference has no standard deviation."""
         bins = next(f for f in self.layout.features if f.name == name)
-        if not bins.reference.stddev > 0:
-            return 0, 0.0, 0.0
+        if not bins.numeric or not bins.reference.stddev > 0:
+            return 0
         counts = self.feature(bins)
         outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
-        finite = int(counts[: bins.regular].sum() + outside.sum())
-        return finite, value(self.sums[at]), value(self.sums[self.layout.squares + at])
+        return int(counts[: bins.regular].sum() + outside.sum())
 
     def _part(self, start: int, length: int) -> Ints:
         return self.counts[start : start + length]

@@ -15,6 +15,7 @@ import numpy as np
 
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_common.signature import OutputKind
+from flywheel_monitor.windows.blocks import block_of
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.histograms import calibration_bins, latency_bins
 from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
@@ -106,9 +107,10 @@ class PaneAccumulator:
         for bins in layout.features:
             if bins.numeric and bins.name in rows.features:
                 z = bins.standardized(*rows.features[bins.name], n)
-                counted = np.where(by_model, z, 0.0)
-                sums.append((layout.numeric[bins.name], counted))
-                sums.append((layout.squares + layout.numeric[bins.name], counted**2))
+                sums.append((layout.numeric[bins.name], np.where(by_model, z, 0.0)))
+                raw = np.where(by_model, bins.standardized(*rows.features[bins.name], n, clip=False), 0.0)
+                at = layout.moments + 2 * layout.numeric[bins.name]
+                sums += [(at, raw), (at + 1, raw**2)]
         base = layout.common_sums
         sums.append((base + Sums.SCORE, scores))
         sums.append((base + Sums.SCORE_SQUARED, scores * scores))
@@ -285,17 +287,41 @@ class PaneAccumulator:
             self._sum_values.append(weighted if keep is None else weighted[keep])
 
 
-def sum_panes(layout: Layout, panes: Iterable[PackedPane]) -> WindowCounts:
-    """The counts of a window that consists of these panes."""
-    counts = np.zeros(layout.size, np.int64)
-    sums = np.zeros((layout.sums, LIMBS), np.int64)
-    predictions = 0
-    for pane in panes:
-        indices, values = unpack(pane.counts)
-        counts[indices] += values
-        sums += _stored_sums(layout, pane)
-        predictions += pane.predictions
-    return WindowCounts(layout, counts, carried(sums), predictions)
+class WindowSum:
+    """Adds up panes in blocks of a window."""
+
+    def __init__(self, layout: Layout, rows: Mapping[int, int]) -> None:
+        """`rows`: predictions by start of the panes in microseconds."""
+        self._layout = layout
+        starts = sorted(rows)
+        self._total = sum(rows.values())
+        block = block_of(np.array([rows[start] for start in starts], np.int64))
+        self._block = dict(zip(starts, block.tolist(), strict=True))
+        size = int(block.max(initial=0)) + 1
+        self._counts = np.zeros((size, layout.size), np.int64)
+        self._sums = np.zeros((size, layout.sums, LIMBS), np.int64)
+
+    def add(self, start_us: int, pane: PackedPane) -> None:
+        """Add a pane; panes that appeared since `rows` were read are left out."""
+        at = self._block.get(start_us)
+        if at is not None:
+            indices, values = unpack(pane.counts)
+            self._counts[at, indices] += values
+            self._sums[at] += _stored_sums(self._layout, pane)
+
+    def result(self) -> WindowCounts:
+        return WindowCounts(self._layout, self._counts, carried(self._sums), self._total)
+
+
+def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> WindowCounts:
+    """The counts of a window that consists of these panes, each with its start in microseconds."""
+    rows: dict[int, int] = {}
+    for start, pane in panes:
+        rows[start] = rows.get(start, 0) + pane.predictions
+    total = WindowSum(layout, rows)
+    for start, pane in panes:
+        total.add(start, pane)
+    return total.result()
 
 
 def _stored_sums(layout: Layout, pane: PackedPane) -> Ints:

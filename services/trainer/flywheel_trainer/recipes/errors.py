@@ -33,3 +33,12 @@ class TrainingFailed(FailedPrecondition):
 
     reason = "TRAINING_FAILED"
     remedy = "Read the job's log, correct the hyperparameters or the training set, and submit the job again."
+
+
+class WorkerLost(FailedPrecondition):
+    """A worker's process or machine was lost during training."""
+
+    reason = "WORKER_LOST"
+    remedy = (
+        "The job is attempted again by itself; look for memory that ran out if it happens at every attempt."
+    )

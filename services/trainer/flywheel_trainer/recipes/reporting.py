@@ -5,6 +5,7 @@ If the service does not answer, points are sent again later; the outcome contain
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from types import TracebackType
@@ -17,6 +18,9 @@ from flywheel_trainer.recipes.outcome import MetricPoint
 
 FLUSH_SECONDS = 0.5
 CALL_SECONDS = 5.0
+TOKEN_VARIABLE = "FLYWHEEL_ATTEMPT_TOKEN"  # noqa: S105 - a name
+"""Environment variable with the token of the attempt, which the trainer requires with the metrics of a
+job."""
 
 
 class MetricReporter:
@@ -54,6 +58,8 @@ class MetricReporter:
     def _send_until_stopped(self) -> None:
         assert self._channel is not None
         stub = trainer_pb2_grpc.TrainerServiceStub(self._channel)
+        token = os.environ.get(TOKEN_VARIABLE)
+        metadata = (("authorization", f"Bearer {token}"),) if token else ()
         while True:
             last = self._stop.wait(FLUSH_SECONDS)
             batch = self.points[self._sent :]
@@ -68,6 +74,7 @@ class MetricReporter:
                             times=[p.time_us for p in batch],
                         ),
                         timeout=CALL_SECONDS,
+                        metadata=metadata,
                     )
                     self._sent += len(batch)
                 except grpc.RpcError:

@@ -21,7 +21,10 @@ from flywheel_monitor.windows.rows import Rows
 from flywheel_monitor.windows.span import ALL_TIME, Span
 from flywheel_monitor.windows.support import SUPPORT, oldest_skipped
 
-_VARIANT = "SELECT id FROM variant WHERE rollout = $1 AND release = $2 AND role = $3 ORDER BY id"
+_VARIANT = """
+SELECT id FROM variant WHERE rollout = $1 AND release = $2 AND role = $3 AND ($4::bigint = 0 OR generation =
+$4) ORDER BY id
+"""
 _ROWS = """
 SELECT p.event_time, p.segment, p.score, p.source, p.decision, p.outputs, p.latency_ms, p.cost, p.failed,
     l.value, l.class_name
@@ -65,7 +68,7 @@ class ComparisonRows:
         return None if first is None or last is None or first > last else (first, last)
 
     async def _variants(self, name: VariantName) -> list[Variant]:
-        rows = await self._conn.fetch(_VARIANT, name.rollout, name.release, int(name.role))
+        rows = await self._conn.fetch(_VARIANT, name.rollout, name.release, int(name.role), name.generation)
         return [await self._versions.of_variant(r["id"]) for r in rows]
 
     async def _rows_between(self, variant: Variant, span: Span) -> WindowCounts:
@@ -98,4 +101,4 @@ class ComparisonRows:
             pairs = await self._conn.fetch(PAIRS_BETWEEN, variant.id, span.start_us, span.end_us)
             panes.add_pairs(paired_rows(output, [pair_of(r) for r in pairs]))
         counted = panes.merge({}) if panes else {}
-        return sum_panes(layout, [pane for key, pane in counted.items() if not key.segment])
+        return sum_panes(layout, [(k.start_us, pane) for k, pane in counted.items() if not k.segment])

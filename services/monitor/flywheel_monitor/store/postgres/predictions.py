@@ -12,6 +12,7 @@ from flywheel_monitor.ingest.batches import IngestCounts
 from flywheel_monitor.performance.quality import EXACT_AUC_ROWS, Quality, quality, with_exact_auc
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.store.postgres.panes import extent, sum_of_panes
+from flywheel_monitor.windows.blocks import MAX_BLOCKS
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.panes import rollup_widths
 from flywheel_monitor.windows.span import Span
@@ -60,7 +61,9 @@ class PredictionRows:
     async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
         rollups = rollup_widths(self._pane_us) if version.rolled_up else ()
         variants = await self._served_variants(version.id)
-        widths = (self._pane_us, *rollups)
+        # Panes wider than a block of the window would hide how dependent its rows are.
+        length = span.end_us - span.start_us
+        widths = (self._pane_us, *(w for w in rollups if length >= w * MAX_BLOCKS))
         return await sum_of_panes(self._conn, variants, version.layout, span, segment, widths)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:

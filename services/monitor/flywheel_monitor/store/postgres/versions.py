@@ -40,15 +40,16 @@ _VERSION_TABLES = "\nFROM model_version v JOIN model m ON m.id = v.model_id\n"
 SELECT_VERSION = _VERSION_COLUMNS + _VERSION_TABLES
 _VERSION = SELECT_VERSION + "WHERE v.name = $1"
 _ADD_VARIANT = """
-INSERT INTO variant (model_version_id, release, rollout, role) VALUES ($1, $2, $3, $4)
-ON CONFLICT (model_version_id, release, rollout, role) DO NOTHING
+INSERT INTO variant (model_version_id, release, rollout, role, generation) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (model_version_id, release, rollout, role, generation) DO NOTHING
 """
-_VARIANT = (
-    "SELECT id FROM variant WHERE model_version_id = $1 AND release = $2 AND rollout = $3 AND role = $4"
-)
+_VARIANT = """
+SELECT id FROM variant
+WHERE model_version_id = $1 AND release = $2 AND rollout = $3 AND role = $4 AND generation = $5
+"""
 _VERSION_OF_VARIANT = (
     _VERSION_COLUMNS
-    + ", t.release, t.rollout, t.role"
+    + ", t.release, t.rollout, t.role, t.generation"
     + _VERSION_TABLES
     + "JOIN variant t ON t.model_version_id = v.id WHERE t.id = $1"
 )
@@ -151,7 +152,7 @@ class VersionCache:
         if key not in self._variants:
             version = await self._version(batch, seconds)
             async with transaction(self._pool) as conn:
-                fields = (version.id, key.release, key.rollout, int(key.role))
+                fields = (version.id, key.release, key.rollout, int(key.role), key.generation)
                 await conn.execute(_ADD_VARIANT, *fields)
                 variant = Variant(await conn.fetchval(_VARIANT, *fields), key, version)
             self._variants[key] = self._by_id[variant.id] = variant
@@ -163,7 +164,14 @@ class VersionCache:
             async with connection(self._pool) as conn:
                 row = await conn.fetchrow(_VERSION_OF_VARIANT, variant_id)
             version = watched_version(row)
-            key = VariantKey(version.model, version.name, row["release"], row["rollout"], Role(row["role"]))
+            key = VariantKey(
+                version.model,
+                version.name,
+                row["release"],
+                row["rollout"],
+                Role(row["role"]),
+                row["generation"],
+            )
             self._by_id[variant_id] = Variant(variant_id, key, version)
         return self._by_id[variant_id]
 

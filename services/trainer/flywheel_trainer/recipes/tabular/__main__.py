@@ -10,10 +10,23 @@ from typing import Any
 
 from flywheel_common.errors import FlywheelError
 from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.errors import TrainingFailed
+from flywheel_trainer.recipes.errors import TrainingFailed, WorkerLost
 from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.recipes.tabular.preparation import check_training_set
 from flywheel_trainer.recipes.tabular.spec import TabularSpec
+
+LOST_WORKER = frozenset(
+    {
+        "ActorDiedError",
+        "ActorUnavailableError",
+        "NodeDiedError",
+        "OutOfMemoryError",
+        "OwnerDiedError",
+        "RayActorError",
+        "WorkerCrashedError",
+    }
+)
+"""Names of Ray's exceptions for a worker whose process or machine is gone."""
 
 
 def main(spec_uri: str) -> int:
@@ -25,7 +38,7 @@ def main(spec_uri: str) -> int:
 def run(spec: TabularSpec, store: Any) -> int:
     """Run the workers and return the exit status; if they fail, write an outcome with the cause.
 
-    Rank 0 writes the outcome of a success.
+    Rank 0 writes the outcome of a success to another object, which outranks a later failure.
     """
     try:
         check_training_set(spec, store)
@@ -33,7 +46,8 @@ def run(spec: TabularSpec, store: Any) -> int:
         return 0
     except Exception as error:  # noqa: BLE001 - the outcome contains every failure
         traceback.print_exc()
-        objects.write(store, spec.outcome_uri, Outcome.failed(failure_of(error)).to_json())
+        failure = Outcome.failed(failure_of(error))
+        objects.write(store, spec.failure_uri or spec.outcome_uri, failure.to_json())
         return 1
 
 
@@ -67,6 +81,8 @@ def failure_of(error: BaseException) -> FlywheelError:
     cause = root_cause(error)
     if isinstance(cause, FlywheelError):
         return cause
+    if type(cause).__name__ in LOST_WORKER and type(cause).__module__.startswith("ray."):
+        return WorkerLost(f"A worker was lost: {str(cause).strip()}"[:2000])
     return TrainingFailed(f"{type(cause).__name__}: {str(cause).strip()}"[:2000])
 
 

@@ -61,7 +61,10 @@ class TabularSpec:
     output_uri: str
     """`s3://bucket/prefix` under which artifacts are stored by digest."""
     outcome_uri: str
-    """`s3://bucket/key` of the outcome."""
+    """`s3://bucket/key` of the outcome that rank 0 writes as its last act."""
+    failure_uri: str = ""
+    """`s3://bucket/key` of the outcome that the driver writes if the workers fail; empty: at
+    `outcome_uri`."""
     trainer_address: str = ""
     """host:port for live metrics; empty: metrics are only written to the outcome."""
     workers: int = 1
