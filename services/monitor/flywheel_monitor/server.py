@@ -38,8 +38,9 @@ from flywheel_monitor.evaluation.evaluator import EvaluationRecords, Evaluator
 from flywheel_monitor.evaluation.metrics import EvaluationMetrics
 from flywheel_monitor.ingest.consumer import EventHandler
 from flywheel_monitor.ingest.metrics import IngestMetrics
-from flywheel_monitor.ingest.ports import ConsumerLag, Retention
+from flywheel_monitor.ingest.ports import ConsumerLag, Retention, WaitingPredictions
 from flywheel_monitor.ingest.retention import prune_forever
+from flywheel_monitor.ingest.waiting import count_waiting_forever
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
 from flywheel_monitor.store.grpc.references import GrpcReferences
 from flywheel_monitor.store.kafka.lag import KafkaLag
@@ -99,7 +100,7 @@ async def build(
     return wire(settings, ports, prometheus=prometheus)
 
 
-class Records(ApiRecords, EvaluationRecords, ArchiveQueue, Retention, Protocol):
+class Records(ApiRecords, EvaluationRecords, ArchiveQueue, Retention, WaitingPredictions, Protocol):
     """What the service reads and changes in one transaction."""
 
 
@@ -170,6 +171,13 @@ def wire(settings: MonitorSettings, ports: Ports, *, prometheus: CollectorRegist
     server.add_background("archive", lambda: archive_in_one_replica(lambda _: write_archive()))
     keep = timedelta(days=settings.keep_days)
     server.add_background("prune", lambda: prune_forever(ports.store, keep, SystemClock()))
+    references_in_one_replica = ports.lease("references")
+    server.add_background(
+        "references",
+        lambda: references_in_one_replica(
+            lambda _: count_waiting_forever(ports.store, settings.watch_poll_seconds)
+        ),
+    )
     server.add_background("consumer", lambda: _retry_start(ports.consume_events))
     server.add_background("outbox relay", ports.relay_events, stops_last=True)
     return server

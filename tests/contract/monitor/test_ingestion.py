@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from flywheel_common.errors import InvalidArgument, NotFound, Unavailable
+from flywheel_common.errors import InvalidArgument, NotFound
 from flywheel_monitor.comparison.ports import VariantName
 from flywheel_monitor.ingest.batches import IngestCounts, Role
+from flywheel_monitor.ingest.waiting import count_waiting_once
 from tests.support.builders.monitor import (
     HOUR_US,
     MINUTE_US,
@@ -199,19 +200,37 @@ async def test_a_shadow_prediction_is_separate_and_not_served(monitor: LocalMoni
     assert 0 == (await monitor.performance(version_name(2))).predictions
 
 
-async def test_nothing_counts_while_a_new_version_has_no_reference(monitor: LocalMonitor) -> None:
-    monitor.references.down = True
-    with pytest.raises(Unavailable):
-        await monitor.predicted(predictions(["a"]))
-    assert (IngestCounts(), None) == (await monitor.status())[:2]
-    with pytest.raises(NotFound) as absent:
-        await monitor.performance()
-    assert "NO_PREDICTIONS" == absent.value.reason
-    monitor.references.down = False
+async def test_predictions_wait_for_their_reference_and_delay_no_other_version(monitor: LocalMonitor) -> None:
     await monitor.predicted(predictions(["a"]))
     monitor.references.down = True
-    await monitor.predicted(predictions(["b"]))
-    assert IngestCounts(predictions=2) == await monitor.counts()
+    ids, scores, labels = scored_labels(30)
+    new = predictions(ids[:20], scores[:20], version=2)
+    await monitor.predicted(new, predictions(["b"]), partition=1)
+    await monitor.predicted(predictions(ids[10:], scores[10:], version=2), partition=1)
+    await monitor.labelled(outcomes(ids, labels), partition=1)
+    assert IngestCounts(predictions=2, outcomes=30, orphans=30) == await monitor.counts()
+    assert 40 == await waiting(monitor)
+    with pytest.raises(NotFound) as absent:
+        await monitor.performance(version_name(2))
+    assert "NO_PREDICTIONS" == absent.value.reason
+    assert 0 == await count_waiting_once(monitor.store)
+    other = predictions(["x"], kind=3, version=2)
+    async with monitor.store.reading() as records:
+        assert not (await records.outputs(MODEL))[version_name(2)].same(other.output), "its output is fixed"
+    monitor.references.down = False
+    assert 2 == await count_waiting_once(monitor.store)
+    assert (0, 0) == (await count_waiting_once(monitor.store), await waiting(monitor))
+    assert IngestCounts(32, 30, 0, 10) == await monitor.counts()
+    found = await monitor.performance(version_name(2))
+    assert (30, 30) == (found.predictions, found.quality.labelled)
+    assert metrics.log_loss(labels, scores) == pytest.approx(found.quality.log_loss, abs=1e-8)
+    report = await monitor.report(version_name(2), START_US, START_US + MINUTE_US)
+    assert report.reference_hash.startswith("sha256:"), "it has its reference"
+
+
+async def waiting(monitor: LocalMonitor) -> int:
+    async with monitor.store.reading() as records:
+        return await records.waiting_rows("p")
 
 
 async def test_the_reference_of_a_version_never_changes(monitor: LocalMonitor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import numpy as np
@@ -25,6 +26,7 @@ from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.windows.bins import ColumnReference
 from flywheel_monitor.windows.watermark import UnreadPartitions
 from tests.support.builders.monitor import MODEL, PANE_US, outcomes, predictions, version_name
+from tests.support.eventually import eventually
 
 VERSION = version_name()
 POLICY = MonitorPolicy(
@@ -274,3 +276,30 @@ async def test_predictions_that_come_while_windows_are_closed_are_not_passed(tra
     await traffic.evaluator.pass_once()
     await traffic.evaluator.pass_once()
     assert {9, 10, 11} <= {hour for hour, _ in await traffic.verdicts()}
+
+
+async def test_gauges_show_the_newest_window_and_end_with_the_lease(traffic: Traffic) -> None:
+    registry = CollectorRegistry()
+    traffic.evaluator._metrics = EvaluationMetrics(registry)
+
+    def shift() -> float | None:
+        return registry.get_sample_value(
+            "flywheel_feature_psi", {"model_version": VERSION, "feature": "v__x"}
+        )
+
+    for number in range(10, 13):
+        await traffic.hour(number, shift=3.0 if number == 10 else 0.0)
+    await traffic.evaluator.pass_once()
+    newest = shift()
+    assert newest is not None and newest < 0.1
+    async with traffic.store.transaction() as records:
+        late = predictions([f"l{i}" for i in range(50)], times=[10 * HOUR_US] * 50, values=[3.0] * 50)
+        await records.add_predictions(0, [late])
+    assert 1 == await traffic.evaluator.pass_once()
+    assert newest == shift(), "the window that was judged again is older"
+    traffic.evaluator._metrics = EvaluationMetrics(registry := CollectorRegistry())
+    next_leader = asyncio.create_task(traffic.evaluator.run())
+    await eventually(lambda: shift() == newest)
+    next_leader.cancel()
+    await asyncio.gather(next_leader, return_exceptions=True)
+    assert shift() is None, "an ex-leader exports no gauge"

@@ -179,6 +179,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         async with self._store.reading() as records:
             counts, reached = await records.counts(project), await records.reached(project)
             evaluated = await records.evaluated(project)
+            waiting = await records.waiting_rows(project)
         return pb.GetIngestStatusResponse(
             lag_records=lag.total,
             predictions=counts.predictions,
@@ -186,6 +187,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
             orphan_outcomes=counts.orphans,
             duplicates=counts.duplicates,
             late_predictions=counts.late,
+            waiting_predictions=waiting,
             dead_letters=lag.dead_letters,
             watermark=timestamp(reached),
             windows_evaluated=evaluated,

@@ -77,9 +77,25 @@ def batch_table(payload: bytes, kept: Mask) -> tuple[str, pa.Table]:
     return batch.model_version, table if bool(kept.all()) else table.filter(pa.array(kept))
 
 
-def by_day(tables: Iterable[pa.Table]) -> dict[int, pa.Table]:
+def joined(tables: Iterable[pa.Table]) -> list[pa.Table]:
+    """The rows of the tables in as few tables as their types permit: a table with a column whose type does
+    not fit those before it begins a new one."""
+    found: list[list[pa.Table]] = []
+    for table in tables:
+        for group in found:
+            try:
+                pa.unify_schemas([group[-1].schema, table.schema], promote_options="permissive")
+                group.append(pa.concat_tables([group.pop(), table], promote_options="permissive"))
+                break
+            except (pa.ArrowTypeError, pa.ArrowInvalid):
+                continue
+        else:
+            found.append([table])
+    return [group[0] for group in found]
+
+
+def by_day(table: pa.Table) -> dict[int, pa.Table]:
     """day (since 1970) → its rows sorted by event time, then prediction id and role."""
-    table = pa.concat_tables(list(tables), promote_options="permissive")
     days = table["event_time"].cast(pa.int64()).to_numpy() // DAY_US
     found = {}
     for day in np.unique(days):

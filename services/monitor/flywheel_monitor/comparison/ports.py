@@ -12,7 +12,7 @@ from flywheel_monitor.windows.counts import WindowCounts
 
 @dataclass(frozen=True)
 class VariantName:
-    """Names a variant of a rollout. `generation` of the routing: the step of the rollout; 0: all steps."""
+    """Names a variant of a rollout in the step that began with `generation` of the routing (0: in all)."""
 
     rollout: str
     release: str

@@ -71,15 +71,15 @@ def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:
     return np.unique(group, return_inverse=True)[1].astype(np.int64)
 
 
-def in_deciles(window: Ints, reference: Ints) -> tuple[Ints, Ints]:
-    """Two histograms [B] over the reference's deciles."""
+def grouped(window: Ints, reference: Ints) -> float:
+    """Bias-corrected PSI of two histograms [B] over the reference's deciles."""
     groups = decile_groups(reference)
     size = int(groups.max(initial=0)) + 1
     a, b = (
         np.rint(np.bincount(groups, weights=c.astype(np.float64), minlength=size)).astype(np.int64)
         for c in (window, reference)
     )
-    return a, b
+    return corrected(a, b)
 
 
 def coarse(bins: FeatureBins, counts: Ints) -> Ints:

@@ -37,6 +37,16 @@ class ScoreShift:
     reason: str = ""
 
 
+def _deciles(window: Ints, reference: Ints) -> tuple[Ints, Ints]:
+    """Two score histograms over the reference's deciles."""
+    groups = psi.decile_groups(reference)
+    size = int(groups.max(initial=0)) + 1
+    a, b = (
+        np.rint(np.bincount(groups, weights=c, minlength=size)).astype(np.int64) for c in (window, reference)
+    )
+    return a, b
+
+
 def score_shift(
     mean: float,
     stddev: float,
@@ -48,8 +58,8 @@ def score_shift(
     effect: float = 1.0,
     classes: Ints | None = None,
 ) -> ScoreShift:
-    """The shift of `count` scores with these moments and histogram, and of the predicted `classes`.
-    `effect` is the design effect of the scores."""
+    """The shift of `count` scores with these moments and histogram, and of the rows by predicted class.
+    `effect` is their design effect."""
     if reference is None:
         return ScoreShift(mean, stddev, verdict=Verdict.INSUFFICIENT, reason="no reference scores yet")
     found = {
@@ -72,7 +82,7 @@ def score_shift(
         else 0.0
     )
     known = len(reference.counts) == len(counts)
-    grouped = psi.in_deciles(counts, np.asarray(reference.counts, np.int64)) if known else None
+    grouped = _deciles(counts, np.asarray(reference.counts, np.int64)) if known else None
     value = psi.psi(*grouped) if grouped is not None else 0.0
     moved = psi.corrected(*grouped, effect) if grouped is not None else 0.0
     if count < policy.min_predictions:
@@ -83,8 +93,8 @@ def score_shift(
     elif moved >= policy.psi_alert:
         verdict = Verdict.DRIFT
         reason = f"PSI of the scores {moved:.3f}: at least {policy.psi_alert:g}; mean {shift:+.2f} sigma"
-    elif (moved := _class_psi(classes, reference, effect)) >= policy.psi_alert:
-        verdict, reason = Verdict.DRIFT, f"PSI {moved:.3f} of the predicted classes"
+    elif (changed := _class_psi(classes, reference, effect)) >= policy.psi_alert:
+        verdict, reason = Verdict.DRIFT, f"PSI {changed:.3f} of the predicted classes"
     else:
         verdict = Verdict.NO_DRIFT
         reason = f"mean score {mean:.4f}, {shift:+.2f} sigma from the reference"

@@ -44,7 +44,9 @@ async def update_alert(
     unresolved = await records.unresolved(version.id, kind)
     actions = alert_actions(unresolved is not None, [v.verdict for v in recent], policy)
     newest = recent[0]
-    features = evidence(kind, report)
+    shown = report if newest.span == report.span else await records.newest_report(version.id)
+    # An older window that late events corrected may open an alert; it shows the newest window.
+    features = evidence(kind, shown if shown and shown.span == newest.span else report)
     name = unresolved.name if unresolved else ""
     if actions.open:
         name = await records.open_alert(ids.new(), version, kind, newest.span, features, newest.reason)
@@ -66,12 +68,27 @@ async def update_alert(
                 version_id=version.id,
                 kind=kind,
                 span=newest.span,
-                data_quality_cause=kind == Kind.DATA_QUALITY or report.bad_data,
+                data_quality_cause=await bad_data_causes(records, version, kind, report, policy),
                 features=features,
                 summary=newest.reason,
                 reference_hash=version.reference.hash,
             )
         )
+
+
+async def bad_data_causes(
+    records: AlertingRecords, version: WatchedVersion, kind: Kind, report: Report, policy: MonitorPolicy
+) -> bool:
+    """Whether bad data is the likely cause of what the window shows. Data drift is judged without the
+    features that have bad data, and labels contain none. Scores and quality do, until all of `m_windows`
+    windows have it: a column that is dead for good explains no new drift."""
+    if kind in (Kind.DATA_DRIFT, Kind.LABEL_DRIFT):
+        return False
+    if kind == Kind.DATA_QUALITY or not report.bad_data:
+        return kind == Kind.DATA_QUALITY
+    recent = await records.recent(version.id, Kind.DATA_QUALITY, policy.m_windows)
+    lasting = len(recent) == policy.m_windows and all(v.verdict in DRIFTED for v in recent)
+    return not lasting
 
 
 def retracts(

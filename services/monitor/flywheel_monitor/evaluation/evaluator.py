@@ -64,16 +64,28 @@ class Evaluator:
         self._done: dict[int, tuple[Watermarks, MonitorPolicy]] = {}
 
     async def run(self) -> None:
-        """Continues after outages of the store and of Kafka."""
-        while True:
-            try:
-                await self.pass_once()
-            except FlywheelError as error:
-                if not error.retryable:
-                    raise
-                log.warning("evaluation waits for a dependency", reason=error.reason)
-                await asyncio.sleep(1.0)
-            await asyncio.sleep(self._poll)
+        """Continues after outages of the store and of Kafka. Exports no gauges after its end."""
+        self._done.clear()
+        try:
+            await self._show_newest()
+            while True:
+                try:
+                    await self.pass_once()
+                except FlywheelError as error:
+                    if not error.retryable:
+                        raise
+                    log.warning("evaluation waits for a dependency", reason=error.reason)
+                    await asyncio.sleep(1.0)
+                await asyncio.sleep(self._poll)
+        finally:
+            self._metrics.stop()
+
+    async def _show_newest(self) -> None:
+        async with self._store.reading() as records:
+            for frontier in await records.frontiers():
+                report = await records.newest_report(frontier.version_id)
+                if report is not None:
+                    self._metrics.show(report)
 
     async def pass_once(self) -> int:
         """Judge every window that is due; returns the number of judgements."""

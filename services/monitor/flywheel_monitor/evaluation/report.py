@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flywheel_monitor.drift import design_effect
+from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
 from flywheel_monitor.drift.verdict import Verdict
@@ -16,6 +17,9 @@ from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.span import Span
+
+LATE_SHARE = 0.2
+"""Share of late predictions that is a cause of its own."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,15 @@ class Report:
     quality: Quality
     label_shift: float | None = None
     late_predictions: int = 0
+
+    @property
+    def causes(self) -> list[str]:
+        """What is wrong with the data of the window: the causes of its features, and CLOCK_JUMP if many of
+        its predictions came after it was judged, as from senders with a wrong clock or a replay."""
+        found = {d.cause for d in self.features if d.cause}
+        if self.late_predictions > LATE_SHARE * self.predictions:
+            found.add(Cause.CLOCK_JUMP)
+        return sorted(found)
 
     @property
     def bad_data(self) -> bool:
@@ -76,19 +89,20 @@ def report_on(
     many predictions came after the window was judged."""
     layout = version.layout
     shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
+    moments = {f.name: window.moments(f.name) for f in layout.features}
     features = judge_features(
         layout.features,
         {f.name: window.feature(f) for f in layout.features},
         {name: shift for name, shift in shifts.items() if shift is not None},
         policy,
         {f.name: window.feature_blocks(f) for f in layout.features},
+        {name: found for name, found in moments.items() if found is not None},
     )
     if layout.features:
         verdict, reason = judge_window(features, window.predictions, policy)
     else:
         verdict, reason = Verdict.INSUFFICIENT, version.reference.reason or "no reference"
     mean, stddev = window.score_moments()
-    effect = design_effect.of_mean(*window.score_blocks(), stddev)
     score = score_shift(
         mean,
         stddev,
@@ -96,7 +110,7 @@ def report_on(
         window.scores,
         version.score_reference,
         policy,
-        effect=effect,
+        effect=design_effect.of_mean(*window.score_blocks(), stddev),
         classes=window.predicted,
     )
     expected = version.quality_reference.label_mean

@@ -100,6 +100,8 @@ class Data:
     recent: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     recent_labels: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     """Times of the last events by (model, partition), in order of arrival."""
+    waiting: dict[int, tuple[int, PredictionColumns]] = field(default_factory=dict)
+    """Partition and batch that wait for a reference, the oldest first."""
     late: dict[tuple[int, int], int] = field(default_factory=dict)
     """(version, start of a pane) → late predictions."""
     late_pending: set[tuple[int, int]] = field(default_factory=set)

@@ -22,7 +22,9 @@ class MemoryReports:
         return ReachedTimes(_by_model(self._data.reached()), _by_model(self._data.reached_labels()))
 
     async def frontiers(self) -> list[Frontier]:
-        return list(self._data.frontiers.values())
+        waiting = {batch.key.model_version for _, batch in self._data.waiting.values()}
+        frontiers = self._data.frontiers.values()
+        return [f for f in frontiers if self._data.versions[f.version_id].name not in waiting]
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
         times = [prediction.time for prediction, _ in self._data.served(version_id)]

@@ -8,6 +8,7 @@ from datetime import datetime
 import numpy as np
 
 from flywheel_common.clock import Clock
+from flywheel_common.errors import FlywheelError
 from flywheel_monitor.archive.queue import pack_kept
 from flywheel_monitor.comparison.ports import VariantName
 from flywheel_monitor.fakes.data import Data, Queued, StoredLabel, StoredPrediction
@@ -22,6 +23,7 @@ from flywheel_monitor.ingest.batches import (
     rows_of,
 )
 from flywheel_monitor.ingest.labels import Label
+from flywheel_monitor.models.names import ModelName
 from flywheel_monitor.performance.quality import EXACT_AUC_ROWS, Quality, quality, with_exact_auc
 from flywheel_monitor.references.ports import ReferenceSource
 from flywheel_monitor.references.version import WatchedVersion
@@ -46,7 +48,13 @@ class MemoryPredictions(MemoryVersions):
     async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None:
         data = self._data
         for batch in batches:
-            version = await self._add_version(batch)
+            try:
+                version = await self._add_version(batch)
+            except FlywheelError as error:
+                if not error.retryable:
+                    raise
+                data.waiting[len(data.waiting) + 1] = partition, batch
+                continue
             new = np.zeros(len(batch.ids), np.bool_)
             for row in range(len(batch.ids)):
                 prediction = StoredPrediction(batch, row, version.id, self._clock.now())
@@ -62,6 +70,21 @@ class MemoryPredictions(MemoryVersions):
                 data.queue[max(data.queue, default=0) + 1] = Queued(
                     version.model_id, int(new.sum()), pack_kept(new), batch.payload, self._clock.now()
                 )
+
+    async def waiting_versions(self) -> list[str]:
+        return sorted({batch.key.model_version for _, batch in self._data.waiting.values()})
+
+    async def count_waiting(self, model_version: str) -> int:
+        mine = {n: b for n, b in self._data.waiting.items() if b[1].key.model_version == model_version}
+        for number, (partition, batch) in mine.items():
+            await self._add_version(batch)
+            del self._data.waiting[number]
+            await self.add_predictions(partition, [batch])
+        return len(mine)
+
+    async def waiting_rows(self, project: str) -> int:
+        batches = [batch for _, batch in self._data.waiting.values()]
+        return sum(len(b.ids) for b in batches if ModelName.parse(b.key.model).project == project)
 
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
         data = self._data
@@ -232,7 +255,9 @@ def _answer(prediction: StoredPrediction) -> Answer:
 
 def _is_of(prediction: StoredPrediction, name: VariantName) -> bool:
     key = prediction.batch.key
-    return VariantName(key.rollout, key.release, key.role, key.generation if name.generation else 0) == name
+    return name in (
+        VariantName(key.rollout, key.release, key.role, generation) for generation in (0, key.generation)
+    )
 
 
 def _known(stored: StoredLabel) -> Known:
@@ -241,7 +266,10 @@ def _known(stored: StoredLabel) -> Known:
 
 def _is_pair(champion: StoredPrediction, shadow: StoredPrediction) -> bool:
     a, b = champion.batch, shadow.batch
-    return a.key.role == Role.CHAMPION and a.key.rollout == b.key.rollout and a.output.same(b.output)
+    step = a.key.rollout, a.key.generation
+    return (
+        a.key.role == Role.CHAMPION and step == (b.key.rollout, b.key.generation) and a.output.same(b.output)
+    )
 
 
 def _by_batch(predictions: Iterable[StoredPrediction]) -> Iterator[tuple[PredictionColumns, np.ndarray]]:

@@ -54,7 +54,9 @@ class MemoryVersions:
         self._data.versions[version_id] = replace(version, first_labels=version.first_labels or tuple(counts))
 
     async def outputs(self, model: str) -> dict[str, Output]:
-        return {v.name: v.output for v in self._data.versions.values() if v.model == model}
+        waiting = [batch for _, batch in self._data.waiting.values() if batch.key.model == model]
+        known = {v.name: v.output for v in self._data.versions.values() if v.model == model}
+        return {b.key.model_version: b.output for b in reversed(waiting)} | known
 
     async def _add_version(self, batch: PredictionColumns) -> WatchedVersion:
         key = batch.key

@@ -28,8 +28,8 @@ class Ingestion(Protocol):
     of its prediction, for the served prediction and for its shadows. A label that arrives before its served
     prediction is an orphan until then.
 
-    Counts, labels, progress and the archive queue change together, in the transaction. Raises a retryable
-    FlywheelError, and counts nothing, while the reference of a new version cannot be fetched."""
+    Counts, labels, progress and the archive queue change together, in the transaction. Batches of a version
+    whose reference cannot be fetched wait (`WaitingPredictions`) and delay no other version."""
 
     async def outputs(self, model: str) -> Mapping[str, Output]:
         """Version → output of the model's versions that have made predictions."""
@@ -40,10 +40,26 @@ class Ingestion(Protocol):
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None: ...
 
 
+class WaitingPredictions(Protocol):
+    """Batches that wait until the reference of their version can be fetched. They are not counted, and their
+    version is not evaluated, until then."""
+
+    async def waiting_versions(self) -> list[str]: ...
+
+    async def count_waiting(self, model_version: str) -> int:
+        """Count some waiting batches of the version as `Ingestion` does, the oldest first; returns how many,
+        0 when none is left. Raises a retryable FlywheelError while the reference cannot be fetched."""
+        ...
+
+
 class IngestStatus(Protocol):
     """How much of a project was ingested."""
 
     async def counts(self, project: str) -> IngestCounts: ...
+
+    async def waiting_rows(self, project: str) -> int:
+        """Predictions that wait for the reference of their version."""
+        ...
 
     async def reached(self, project: str) -> int | None:
         """The newest event time that the predictions of a model have reached in a partition (see

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,7 +18,7 @@ from flywheel_monitor.windows.sums import carried, value
 
 @dataclass(frozen=True)
 class WindowCounts:
-    """The sum of some panes: [layout.size] counts, [layout.sums, LIMBS] exact sums, and the number of
+    """The sum of some panes: `counts` [layout.size], exact `sums` [layout.sums, LIMBS], and the number of
     predictions. `count_blocks` [B, layout.size] and `sum_blocks` [B, layout.sums, LIMBS] are the same per
     block (`windows.blocks`)."""
 
@@ -35,7 +36,7 @@ class WindowCounts:
         return carried(self.sum_blocks.sum(axis=0))
 
     def plus(self, other: WindowCounts) -> WindowCounts:
-        """The counts of both windows; the blocks of the other follow."""
+        """The counts of both windows, in the blocks of both."""
         return WindowCounts(
             self.layout,
             np.concatenate([self.count_blocks, other.count_blocks]),
@@ -55,22 +56,36 @@ class WindowCounts:
 
     def score_blocks(self) -> tuple[Floats, Ints]:
         """Sum and number of the scores in each block, [B] each."""
-        at, start = self.layout.common_sums + Sums.SCORE, self.layout.scores
-        sums = np.array([value(limbs) for limbs in self.sum_blocks[:, at]], np.float64)
-        return sums, self.count_blocks[:, start : start + self.layout.output.bins].sum(axis=1)
+        at = self.layout.common_sums + Sums.SCORE
+        start, bins = self.layout.scores, self.layout.output.bins
+        sums = np.array([value(block[at]) for block in self.sum_blocks], np.float64)
+        return sums, self.count_blocks[:, start : start + bins].sum(axis=1)
 
     def mean_shift(self, name: str) -> float | None:
-        """(mean - reference mean) / reference stddev over the finite values of a numeric feature."""
-        at = self.layout.numeric.get(name)
-        if at is None:
+        """(mean - reference mean) / reference stddev over the finite values of a numeric feature, clipped to
+        the reference's range."""
+        at, finite = self.layout.numeric.get(name), self._finite(name)
+        return value(self.sums[at]) / finite if at is not None and finite else None
+
+    def moments(self, name: str) -> tuple[float, float] | None:
+        """(mean - reference mean, standard deviation) of the finite values of a numeric feature as they are,
+        in reference standard deviations; None if they were not counted (layout version 1)."""
+        at, finite = self.layout.numeric.get(name), self._finite(name)
+        if at is None or not finite:
             return None
+        total, squared = (value(self.sums[self.layout.moments + 2 * at + k]) for k in (0, 1))
+        if squared == 0 and value(self.sums[at]) != 0:
+            return None
+        return total / finite, math.sqrt(max(0.0, squared / finite - (total / finite) ** 2))
+
+    def _finite(self, name: str) -> int:
+        """Finite values of a numeric feature; 0 if its reference has no standard deviation."""
         bins = next(f for f in self.layout.features if f.name == name)
-        if not bins.reference.stddev > 0:
-            return None
+        if not bins.numeric or not bins.reference.stddev > 0:
+            return 0
         counts = self.feature(bins)
         outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
-        finite = int(counts[: bins.regular].sum() + outside.sum())
-        return value(self.sums[at]) / finite if finite else None
+        return int(counts[: bins.regular].sum() + outside.sum())
 
     def _part(self, start: int, length: int) -> Ints:
         return self.counts[start : start + length]

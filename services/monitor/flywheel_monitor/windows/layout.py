@@ -155,4 +155,9 @@ class Layout:
     @property
     def sums(self) -> int:
         """Length of the sums."""
+        return self.moments + 2 * len(self.numeric)
+
+    @property
+    def moments(self) -> int:
+        """Index of the first of the sums and sums of squares of the numeric features, without clipping."""
         return self.common_sums + SUM_COUNT

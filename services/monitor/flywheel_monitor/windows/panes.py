@@ -26,8 +26,6 @@ from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows, Source
 from flywheel_monitor.windows.sums import LIMBS, carried, limbs_of
 
 HOUR_US = 3_600_000_000
-CARRY_AFTER = 256
-"""Panes that are added up before their sums are carried; each limb has room for many more."""
 DAY_US = 24 * HOUR_US
 
 
@@ -110,6 +108,9 @@ class PaneAccumulator:
             if bins.numeric and bins.name in rows.features:
                 z = bins.standardized(*rows.features[bins.name], n)
                 sums.append((layout.numeric[bins.name], np.where(by_model, z, 0.0)))
+                raw = np.where(by_model, bins.standardized(*rows.features[bins.name], n, clip=False), 0.0)
+                at = layout.moments + 2 * layout.numeric[bins.name]
+                sums += [(at, raw), (at + 1, raw**2)]
         base = layout.common_sums
         sums.append((base + Sums.SCORE, scores))
         sums.append((base + Sums.SCORE_SQUARED, scores * scores))
@@ -287,33 +288,29 @@ class PaneAccumulator:
 
 
 class WindowSum:
-    """Adds up the panes of a window, one after the other in any order, per block of consecutive panes."""
+    """Adds up panes in blocks of a window."""
 
     def __init__(self, layout: Layout, rows: Mapping[int, int]) -> None:
-        """`rows`: predictions by the start of each pane in microseconds; they decide on the blocks."""
-        starts = sorted(rows)
-        blocks = block_of(np.array([rows[start] for start in starts], np.int64))
+        """`rows`: predictions by start of the panes in microseconds."""
         self._layout = layout
-        self._blocks = dict(zip(starts, blocks.tolist(), strict=True))
-        self._last = int(blocks.max(initial=0))
-        self._counts = np.zeros((self._last + 1, layout.size), np.int64)
-        self._sums = np.zeros((self._last + 1, layout.sums, LIMBS), np.int64)
-        self._predictions = 0
-        self._added = 0
+        starts = sorted(rows)
+        self._total = sum(rows.values())
+        block = block_of(np.array([rows[start] for start in starts], np.int64))
+        self._block = dict(zip(starts, block.tolist(), strict=True))
+        size = int(block.max(initial=0)) + 1
+        self._counts = np.zeros((size, layout.size), np.int64)
+        self._sums = np.zeros((size, layout.sums, LIMBS), np.int64)
 
     def add(self, start_us: int, pane: PackedPane) -> None:
-        """Add a pane. One that was not among `rows` counts in the last block."""
-        block = self._blocks.get(start_us, self._last)
-        indices, values = unpack(pane.counts)
-        self._counts[block, indices] += values
-        self._sums[block] += _stored_sums(self._layout, pane)
-        self._predictions += pane.predictions
-        self._added += 1
-        if self._added % CARRY_AFTER == 0:
-            self._sums = carried(self._sums)
+        """Add a pane; panes that appeared since `rows` were read are left out."""
+        at = self._block.get(start_us)
+        if at is not None:
+            indices, values = unpack(pane.counts)
+            self._counts[at, indices] += values
+            self._sums[at] += _stored_sums(self._layout, pane)
 
-    def window(self) -> WindowCounts:
-        return WindowCounts(self._layout, self._counts, carried(self._sums), self._predictions)
+    def result(self) -> WindowCounts:
+        return WindowCounts(self._layout, self._counts, carried(self._sums), self._total)
 
 
 def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> WindowCounts:
@@ -324,7 +321,7 @@ def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> Window
     total = WindowSum(layout, rows)
     for start, pane in panes:
         total.add(start, pane)
-    return total.window()
+    return total.result()
 
 
 def _stored_sums(layout: Layout, pane: PackedPane) -> Ints:

@@ -22,8 +22,8 @@ from flywheel_monitor.windows.span import ALL_TIME, Span
 from flywheel_monitor.windows.support import SUPPORT, oldest_skipped
 
 _VARIANT = """
-SELECT id FROM variant WHERE rollout = $1 AND release = $2 AND role = $3 AND ($4 = 0 OR generation = $4)
-ORDER BY id
+SELECT id FROM variant WHERE rollout = $1 AND release = $2 AND role = $3 AND ($4::bigint = 0 OR generation =
+$4) ORDER BY id
 """
 _ROWS = """
 SELECT p.event_time, p.segment, p.score, p.source, p.decision, p.outputs, p.latency_ms, p.cost, p.failed,

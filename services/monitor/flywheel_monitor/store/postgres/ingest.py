@@ -22,6 +22,7 @@ from flywheel_monitor.ingest.labels import Label
 from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of, stored_outputs
 from flywheel_monitor.store.postgres.late import add_late
 from flywheel_monitor.store.postgres.panes import merge_panes
+from flywheel_monitor.store.postgres.parking import lock_partition, park
 from flywheel_monitor.store.postgres.progress import advance
 from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache, output_from_json
@@ -43,6 +44,9 @@ WHERE (model_id, prediction_id) IN (SELECT * FROM unnest($1::integer[], $2::text
 """
 _OUTPUTS = """
 SELECT v.name, v.output FROM model_version v JOIN model m ON m.id = v.model_id WHERE m.name = $1
+UNION ALL
+(SELECT DISTINCT ON (model_version) model_version, output FROM waiting_batch WHERE model = $1
+    ORDER BY model_version, id)
 """
 _ORPHANS = "SELECT coalesce(sum(orphans), 0) FROM ingest_count WHERE partition = $1"
 _ADD_LABELS = """
@@ -99,7 +103,14 @@ class IngestRows:
         """Store the new predictions, count them and the labels that arrived before them, and queue them
         for the archive."""
         conn = self._conn
-        variants = [await self._versions.variant(b) for b in batches]
+        await lock_partition(conn, partition)
+        known = [(b, await self._versions.known_variant(b)) for b in batches]
+        for batch in (b for b, variant in known if variant is None):
+            await park(conn, partition, batch)
+        batches = [b for b, variant in known if variant is not None]
+        variants = [variant for _, variant in known if variant is not None]
+        if not batches:
+            return
         kept = await self._insert(partition, batches, variants)
         orphans_exist = await conn.fetchval(_ORPHANS, partition) > 0
         work = _Panes(self._pane_us)
@@ -173,6 +184,7 @@ class IngestRows:
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
         """Store outcomes. Labels are counted in the panes of their predictions, or wait for these."""
         conn = self._conn
+        await lock_partition(conn, partition)
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         arrived: dict[int, list[int]] = {}

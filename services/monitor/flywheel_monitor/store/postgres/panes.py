@@ -23,13 +23,13 @@ SELECT $1, $2, * FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[
 ON CONFLICT (variant_id, segment, width_us, start_us, partition)
 DO UPDATE SET predictions = excluded.predictions, counts = excluded.counts, sums = excluded.sums
 """
-_IN_PIECES = """
+_PIECES = """
 FROM unnest($3::bigint[], $4::bigint[], $5::bigint[]) AS k (width_us, start_us, end_us)
 JOIN pane p ON p.variant_id = ANY($1::integer[]) AND p.segment = $2
     AND p.width_us = k.width_us AND p.start_us >= k.start_us AND p.start_us < k.end_us
 """
-_PREDICTIONS = "SELECT p.start_us, sum(p.predictions)::bigint" + _IN_PIECES + "GROUP BY p.start_us"
-_PANES = "SELECT p.start_us, p.predictions, p.counts, p.sums" + _IN_PIECES
+_ROWS = "SELECT p.start_us, sum(p.predictions)::bigint AS predictions" + _PIECES + "GROUP BY p.start_us"
+_SUM = "SELECT p.start_us, p.predictions, p.counts, p.sums" + _PIECES
 _EXTENT = """
 SELECT min(start_us), max(start_us) FROM (
     SELECT * FROM unnest($1::integer[]) AS v (id), LATERAL (
@@ -87,12 +87,13 @@ async def sum_of_panes(
     """The sum of the panes in the span, from as few of these widths (the narrowest first) as possible."""
     parts = pieces(span, widths)
     columns = [[p.width_us for p in parts], [p.span.start_us for p in parts], [p.span.end_us for p in parts]]
-    arguments = (list(variant_ids), segment, *columns)
-    async with conn.transaction():
-        total = WindowSum(layout, dict(await conn.fetch(_PREDICTIONS, *arguments)))
-        async for r in conn.cursor(_PANES, *arguments, prefetch=ROWS_AT_ONCE):
+    # One snapshot: a pane that is written in between is in both statements or in none.
+    async with conn.transaction(isolation=None if conn.is_in_transaction() else "repeatable_read"):
+        rows = await conn.fetch(_ROWS, list(variant_ids), segment, *columns)
+        total = WindowSum(layout, {r["start_us"]: r["predictions"] for r in rows})
+        async for r in conn.cursor(_SUM, list(variant_ids), segment, *columns, prefetch=ROWS_AT_ONCE):
             total.add(r["start_us"], PackedPane(r["counts"], r["sums"], r["predictions"]))
-    return total.window()
+    return total.result()
 
 
 async def extent(

@@ -61,9 +61,9 @@ class PredictionRows:
     async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
         rollups = rollup_widths(self._pane_us) if version.rolled_up else ()
         variants = await self._served_variants(version.id)
-        # Wide panes save time, but the design effect needs several panes.
-        wide = [w for w in rollups if span.end_us - span.start_us >= MAX_BLOCKS * w]
-        widths = (self._pane_us, *wide)
+        # Panes wider than a block of the window would hide how dependent its rows are.
+        length = span.end_us - span.start_us
+        widths = (self._pane_us, *(w for w in rollups if length >= w * MAX_BLOCKS))
         return await sum_of_panes(self._conn, variants, version.layout, span, segment, widths)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:

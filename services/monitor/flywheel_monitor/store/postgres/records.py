@@ -10,16 +10,16 @@ from flywheel_common.postgres.pool import Connection, Pool, connection, transact
 from flywheel_monitor.store.postgres.alerts import AlertRows
 from flywheel_monitor.store.postgres.archive_queue import ArchiveRows
 from flywheel_monitor.store.postgres.comparisons import ComparisonRows
-from flywheel_monitor.store.postgres.ingest import IngestRows
 from flywheel_monitor.store.postgres.late import LateRows
 from flywheel_monitor.store.postgres.panes import adopt_panes
 from flywheel_monitor.store.postgres.predictions import PredictionRows
 from flywheel_monitor.store.postgres.reports import ReportRows
 from flywheel_monitor.store.postgres.versions import VersionCache, VersionRows
+from flywheel_monitor.store.postgres.waiting import WaitingRows
 
 
 class PostgresRecords(
-    VersionRows, IngestRows, PredictionRows, ComparisonRows, ArchiveRows, ReportRows, AlertRows, LateRows
+    VersionRows, PredictionRows, ComparisonRows, ArchiveRows, ReportRows, AlertRows, LateRows, WaitingRows
 ):
     """Every port of rows on one connection; its changes commit together or not at all."""
 

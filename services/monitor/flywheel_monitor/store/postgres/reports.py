@@ -16,7 +16,10 @@ from flywheel_monitor.store.postgres.versions import SELECT_VERSION, watched_ver
 from flywheel_monitor.windows.span import Span
 from flywheel_monitor.windows.watermark import ReachedTimes
 
-_FRONTIERS = "SELECT id, model_id, closed_until, labelled_until FROM model_version ORDER BY id"
+_FRONTIERS = """
+SELECT id, model_id, closed_until, labelled_until FROM model_version v
+WHERE NOT EXISTS (SELECT FROM waiting_batch w WHERE w.model_version = v.name) ORDER BY id
+"""
 _WINDOWS = """
 SELECT DISTINCT p.start_us / $4 * $4 AS w FROM pane p JOIN variant t ON t.id = p.variant_id
 WHERE t.model_version_id = $1 AND t.role <> 3 AND p.segment = '' AND p.width_us = $5

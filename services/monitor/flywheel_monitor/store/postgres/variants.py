@@ -22,5 +22,6 @@ class Variant:
             self.key.role == Role.SHADOW
             and champion.key.role == Role.CHAMPION
             and champion.key.rollout == self.key.rollout
+            and champion.key.generation == self.key.generation
             and champion.version.output.same(self.version.output)
         )

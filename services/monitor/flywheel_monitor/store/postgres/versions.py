@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping, Sequence
 
+from flywheel_common.errors import FlywheelError
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_monitor.ingest.batches import PredictionColumns, Role, VariantKey
 from flywheel_monitor.models.names import ModelName
 from flywheel_monitor.models.policy import MonitorPolicy
+from flywheel_monitor.references.errors import ReferencePending
 from flywheel_monitor.references.ports import ReferenceSource
 from flywheel_monitor.references.reference import (
     Reference,
@@ -70,6 +73,9 @@ SELECT v.name FROM variant t JOIN model_version v ON v.id = t.model_version_id
 WHERE m.name = $1 AND t.role = 1
 ORDER BY supported.event_time DESC NULLS LAST, newest.event_time DESC NULLS LAST, t.id DESC LIMIT 1
 """
+INLINE_SECONDS = 1.0
+"""How long the consumer waits for the reference of a new version before its predictions are set aside."""
+ASK_AGAIN_SECONDS = 5.0
 
 
 class VersionRows:
@@ -115,6 +121,8 @@ class VersionCache:
         self._versions: dict[str, WatchedVersion] = {}
         self._variants: dict[VariantKey, Variant] = {}
         self._by_id: dict[int, Variant] = {}
+        self._ask_again: dict[str, float] = {}
+        """Version without reference → time of the loop at which its peers are asked again."""
 
     async def model_id(self, name: str) -> int:
         """The id of a model, which is created if it is new."""
@@ -124,12 +132,25 @@ class VersionCache:
                 self._models[name] = await conn.fetchval(_MODEL, name)
         return self._models[name]
 
-    async def variant(self, batch: PredictionColumns) -> Variant:
-        """The variant of a batch; the reference of a new version is fetched first. Raises a retryable
-        FlywheelError while a peer is unavailable."""
+    async def known_variant(self, batch: PredictionColumns) -> Variant | None:
+        """The variant of a batch, or None while the reference of its version cannot be fetched. A slow or
+        absent peer is asked once in ASK_AGAIN_SECONDS, for INLINE_SECONDS at most."""
+        name = batch.key.model_version
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._ask_again.get(name, 0.0):
+            return None
+        try:
+            return await self.variant(batch, INLINE_SECONDS)
+        except ReferencePending:
+            self._ask_again[name] = loop.time() + ASK_AGAIN_SECONDS
+            return None
+
+    async def variant(self, batch: PredictionColumns, seconds: float | None = None) -> Variant:
+        """The variant of a batch; the reference of a new version is fetched first, in `seconds` at most.
+        Raises ReferencePending while a peer is unavailable."""
         key = batch.key
         if key not in self._variants:
-            version = await self._version(batch)
+            version = await self._version(batch, seconds)
             async with transaction(self._pool) as conn:
                 fields = (version.id, key.release, key.rollout, int(key.role), key.generation)
                 await conn.execute(_ADD_VARIANT, *fields)
@@ -154,17 +175,30 @@ class VersionCache:
             self._by_id[variant_id] = Variant(variant_id, key, version)
         return self._by_id[variant_id]
 
-    async def _version(self, batch: PredictionColumns) -> WatchedVersion:
+    async def _version(self, batch: PredictionColumns, seconds: float | None) -> WatchedVersion:
         name = batch.key.model_version
         if name not in self._versions:
             async with connection(self._pool) as conn:
                 row = await conn.fetchrow(_VERSION, name)
-            self._versions[name] = await self._add_version(batch) if row is None else watched_version(row)
+            self._versions[name] = (
+                await self._add_version(batch, seconds) if row is None else watched_version(row)
+            )
+            self._ask_again.pop(name, None)
         return self._versions[name]
 
-    async def _add_version(self, batch: PredictionColumns) -> WatchedVersion:
+    async def _add_version(self, batch: PredictionColumns, seconds: float | None) -> WatchedVersion:
         key = batch.key
-        reference = await self._source.fetch(key.model_version)
+        try:
+            async with asyncio.timeout(seconds):
+                reference = await self._source.fetch(key.model_version)
+        except TimeoutError:
+            raise ReferencePending(f"The reference of {key.model_version} is not read yet.") from None
+        except FlywheelError as error:
+            if not error.retryable:
+                raise
+            raise ReferencePending(
+                f"The reference of {key.model_version} cannot be read: {error.message}"
+            ) from error
         model_id = await self.model_id(key.model)
         columns = json.dumps([c.to_json() for c in reference.columns])
         async with transaction(self._pool) as conn:
