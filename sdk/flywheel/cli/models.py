@@ -12,6 +12,7 @@ import typer
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
 from flywheel.client import Client
+from flywheel.connection import request_id
 from flywheel.model_watch import ModelWatch
 from flywheel.report import alerts_table, versions_table
 from flywheel_protos.registry.v1 import registry_pb2
