@@ -38,7 +38,7 @@ def test_golden_rows_of_a_signature_without_tensors_are_the_tensor_input() -> No
     spec = release_spec(message, "digest")
     rows = np.frombuffer(message.model_version.golden_rows.tensors[0].data, "<f4").reshape(3, 3)
     np.testing.assert_array_equal(spec.golden.tensors["INPUT"], rows)
-    assert (spec.golden.output.shape, spec.digest) == ((3,), "digest")
+    assert (spec.golden.output.shape, spec.digest) == ((3, 1), "digest")
     assert spec.signature.output.kind is OutputKind.BINARY
     assert spec.fallback.default == (0.25,)
 
