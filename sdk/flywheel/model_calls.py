@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from flywheel.connection import Connection, request_id, timestamp
-from flywheel_common.value import from_python
+from flywheel.bulk_predictions import BulkPredictions
+from flywheel.connection import request_id, timestamp
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 
-class ModelCalls(Connection):
+class ModelCalls(BulkPredictions):
     """Calls of the registry, the trainer, the inference gateway and the monitor."""
 
     async def create_model(
@@ -117,14 +117,9 @@ class ModelCalls(Connection):
         timeout: float | None = None,
     ) -> inference_pb2.PredictResponse:
         """One prediction."""
-        request = inference_pb2.PredictRequest(
-            model=self.path("models", model),
-            entity_keys={name: from_python(value) for name, value in entity_keys.items()},
-            request_fields={name: from_python(value) for name, value in (request_fields or {}).items()},
-            prediction_id=prediction_id,
+        request = self.prediction_request(
+            model, entity_keys, request_fields, as_of=as_of, prediction_id=prediction_id
         )
-        if as_of is not None:
-            request.as_of.FromDatetime(as_of)
         return await self.inference.Predict(request, timeout=timeout)
 
     async def record_outcomes(

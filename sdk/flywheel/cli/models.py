@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
@@ -68,6 +70,48 @@ def list_versions(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
         request = registry_pb2.ListModelVersionsRequest(parent=client.path("models", model))
         columns = ["name", "stage", "metrics", "training_dataset", "cause_alert", "registered_at"]
         await show_list(client.registry.ListModelVersions, request, "model_versions", columns, limit)
+
+    call(work)
+
+
+@models.command("register")
+def register(
+    file: Annotated[Path, typer.Argument(help="ONNX file")],
+    *,
+    feature_set: Annotated[str, typer.Option(help="Feature set that has the model's inputs")],
+    signature: Annotated[str, typer.Option(help="`auto`: read it from the graph")] = "auto",
+    model: Annotated[str, typer.Option(help="Default: the file's name without its suffix")] = "",
+    samples: Annotated[
+        Path | None, typer.Option(help="Golden rows: .npy of the only tensor, or .npz by tensor name")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="binary, multiclass, regression or vector")] = "binary",
+    output: Annotated[str, typer.Option(help="Output tensor; default: the only one of numbers")] = "",
+    class_name: Annotated[list[str] | None, typer.Option(help="Repeat per class, in order")] = None,
+    unit: Annotated[str, typer.Option(help="Unit of a regression")] = "",
+    size: Annotated[int, typer.Option(help="Elements of a vector")] = 0,
+) -> None:
+    """Register an ONNX file as a new version; the registry checks it."""
+    if signature != "auto":
+        raise typer.BadParameter("only `auto` is supported; use Client.register for another signature")
+
+    async def work(client: Client) -> None:
+        rows = None
+        if samples is not None:
+            loaded = await asyncio.to_thread(np.load, samples, allow_pickle=False)
+            rows = dict(loaded) if samples.suffix == ".npz" else loaded
+        show(
+            await client.register(
+                model or file.stem,
+                file,
+                feature_set=feature_set,
+                samples=rows,
+                kind=kind,
+                output=output,
+                class_names=class_name or (),
+                unit=unit,
+                size=size,
+            )
+        )
 
     call(work)
 

@@ -32,6 +32,8 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """Address space of the process that loads a version's model file to check it."""
     check_seconds: float = 60.0
     """CPU time and wall time of that process; a model that needs more fails its check."""
+    monitor_longest_timeout_seconds: float = 60.0
+    """How long it waits at most, for models whose comparisons did not end in `monitor_timeout_seconds`."""
     tick_seconds: float = 0.3
     """Wall time between two ticks, which decide the active rollouts."""
     tick_lease_seconds: float = 3.0

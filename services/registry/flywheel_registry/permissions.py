@@ -59,6 +59,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "SkipRolloutStep",
         "ConcludeRollout",
         "RollbackModel",
+        "SetModelVariants",
         "WatchServing",
         "GetServingSpec",
         "ReportServing",

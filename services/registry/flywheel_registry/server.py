@@ -44,6 +44,7 @@ from flywheel_registry.rollouts.start import RolloutStart
 from flywheel_registry.rollouts.ticker import Ticker
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways, RoutingNotifications
+from flywheel_registry.serving.variants import Variants
 from flywheel_registry.store.grpc.features import GrpcFeatureSets
 from flywheel_registry.store.grpc.monitor import GrpcMonitor
 from flywheel_registry.store.onnxruntime.graphs import OnnxGraphs
@@ -116,7 +117,9 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         prepare_objects=objects.ensure_bucket,
         gateways=gateways,
         notifications=notifications,
-        monitor=GrpcMonitor(monitor_channel, settings.monitor_timeout_seconds),
+        monitor=GrpcMonitor(
+            monitor_channel, settings.monitor_timeout_seconds, settings.monitor_longest_timeout_seconds
+        ),
         graphs=OnnxGraphs(objects, memory_bytes=settings.check_memory_bytes, seconds=settings.check_seconds),
         features=GrpcFeatureSets(feature_channel, settings.feature_timeout_seconds),
         ticker_lease=Lease(pool, "rollout-ticker", ttl_seconds=settings.tick_lease_seconds),
@@ -145,6 +148,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         acknowledgements=Acknowledgements(clock, ports.gateways),
         desired_state=desired_state,
         gateways=ports.gateways,
+        variants=Variants(clock),
         rollback_wait_seconds=settings.rollback_wait_seconds,
     )
     server = Server(

@@ -9,8 +9,10 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
+import grpc
 import pytest
 
+from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_common.signature import InputSpec, Signature
 from flywheel_common.tensors import Tensor
 from flywheel_protos.registry.v1 import model_pb2
@@ -145,6 +147,76 @@ async def test_bytes_per_change_do_not_grow_with_the_number_of_models(
     among = await bytes_of_a_change(1000, 999)
     assert alone == among
     assert among < 300, "no golden rows, no vocabulary"
+
+
+async def test_variants_stay_over_rollouts_and_are_watched(client: ModelClient) -> None:
+    await client.create()
+
+    async def set_variants(*variants: model_pb2.Variant) -> model_pb2.Model:
+        request = pb.SetModelVariantsRequest(name=client.model, variants=variants, reason="holdback")
+        return (await client.stub.SetModelVariants(request)).model
+
+    staged, later = await client.staged("second")
+    wanted = [
+        model_pb2.Variant(name="hold", release=f"{client.model}/releases/2", percent=5),
+        model_pb2.Variant(name="copy", release=later.name, shadow_percent=50),
+    ]
+    with refused("FAILED_PRECONDITION", "VARIANT_NOT_ALLOWED") as error:
+        await set_variants(wanted[1])
+    assert "serves yet" in error.message
+    _, champion = await client.champion()
+    assert champion.name == wanted[0].release
+    async with watching(client) as next_state:
+        assert not (await next_state()).models[0].variants
+        assert wanted == list((await set_variants(*wanted)).variants)
+        (serving,) = (await next_state()).models
+        assert (2, serving.champion) == (serving.generation, serving.variants[0].release)
+        assert [("hold", 5, 0), ("copy", 0, 50)] == [
+            (v.name, v.percent, v.shadow_percent) for v in serving.variants
+        ]
+        assert later == (await specification(client, serving.variants[1].release)).release
+        third, release = await client.staged("third")
+        await client.promote(third.name, **OVERRIDE)
+        (serving,) = (await next_state()).models
+        assert (release.name, 2) == (serving.champion.release, len(serving.variants))
+    with refused("FAILED_PRECONDITION", "VARIANT_NOT_ALLOWED"):
+        await client.stub.RejectModelVersion(pb.RejectModelVersionRequest(name=staged.name, reason="bad"))
+    assert [] == list((await set_variants()).variants)
+    await client.stub.RejectModelVersion(pb.RejectModelVersionRequest(name=staged.name, reason="bad"))
+    texts = [(e.from_state, e.to_state) for e in await client.audit() if e.action == "VARIANTS"]
+    described = "hold release 2 5 % copies 0 %, copy release 1 0 % copies 50 %"
+    assert [("", described), (described, "")] == texts
+
+
+async def test_variants_need_shares_names_and_versions_that_may_serve(client: ModelClient) -> None:
+    await client.create()
+    _, champion = await client.champion()
+    staged, release = await client.staged("second")
+
+    async def refusal(*variants: dict[str, Any]) -> str:
+        messages = [model_pb2.Variant(**{"release": champion.name, **fields}) for fields in variants]
+        try:
+            await client.stub.SetModelVariants(
+                pb.SetModelVariantsRequest(name=client.model, variants=messages)
+            )
+        except grpc.RpcError as error:
+            return from_rpc_error(error).reason
+        return ""
+
+    a = {"name": "a", "percent": 10}
+    assert "INVALID_VARIANTS" == await refusal(a, a)
+    assert "INVALID_VARIANTS" == await refusal({"name": "a"})
+    assert "INVALID_VARIANTS" == await refusal({"name": "a", "percent": 100.5})
+    assert "INVALID_VARIANTS" == await refusal({"name": "a", "percent": float("nan")})
+    assert "INVALID_VARIANTS" == await refusal(*({"name": f"v{n}", "percent": 1} for n in range(11)))
+    assert "INVALID_ID" == await refusal({"name": "A b", "percent": 1})
+    assert "UNKNOWN_RELEASE" == await refusal({**a, "release": f"{client.model}/releases/9"})
+    assert "WRONG_MODEL" == await refusal({**a, "release": "projects/default/models/other/releases/1"})
+    assert "VARIANT_NOT_ALLOWED" == await refusal({**a, "release": release.name}), "STAGING cannot answer"
+    assert "" == await refusal({"name": "a", "shadow_percent": 10, "release": release.name})
+    assert "STAGING" == await client.stage(staged.name)
+    await client.start(release.name)
+    assert "VARIANT_NOT_ALLOWED" == await refusal(a), "a rollout is active"
 
 
 async def test_serving_history_has_adjacent_spans_in_pages(client: ModelClient) -> None:

@@ -98,9 +98,26 @@ async def test_an_unavailable_monitor_is_no_evidence_and_no_error() -> None:
         monitor = GrpcMonitor(opened, 0.5)
         fake.answers[SHADOW] = comparison(delta=math.nan)
         assert await monitor.compare(ROLLOUT) is None
-        for failure in (_not_found, _hanging):
-            fake.CompareVariants = failure  # type: ignore[method-assign]
+        fake.answers[SHADOW] = comparison()
+        assert await monitor.compare(ROLLOUT) is not None
+        for fake.before in (_not_found, _hanging):
             assert await monitor.compare(ROLLOUT) is None
+
+
+async def test_slow_comparisons_of_a_busy_model_get_more_time() -> None:
+    async with serving_monitor() as fake, channel(fake.address, client_name="tests") as opened:
+
+        async def slow(request: Any, context: Any) -> None:
+            await asyncio.sleep(0.6)
+
+        fake.before = slow
+        fake.answers[SHADOW] = comparison()
+        monitor = GrpcMonitor(opened, 0.1)
+        found = [await monitor.compare(ROLLOUT) for _ in range(5)]
+        assert found[0] is None
+        assert found[-1] is not None
+        impatient = GrpcMonitor(opened, 0.1, 0.2)
+        assert [None] * 4 == [await impatient.compare(ROLLOUT) for _ in range(4)]
 
 
 async def _not_found(request: Any, context: Any) -> Any:

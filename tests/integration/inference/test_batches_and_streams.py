@@ -11,7 +11,9 @@ import grpc
 import numpy as np
 import pytest
 
+import flywheel as fw
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.grpc.health import SERVING
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.types.v1.value_pb2 import Value
 from tests.support.builders.inference import MODEL, ORIGINS, expected_score
@@ -243,3 +245,25 @@ async def test_a_closed_stream_leaves_no_prediction_in_flight(memory_deployment:
     await eventually(lambda: gateway.server.admission.streams == 0)
     memory_deployment.features.hold.set()
     assert not (await gateway.predict()).degraded
+
+
+async def test_the_sdk_predicts_in_batches_and_streams(memory_deployment: MemoryDeployment) -> None:
+    gateway = await serving_gateway(memory_deployment)
+    miles = [float(i) for i in range(20)]
+    expected = [expected_score(W, 0.0, (2.0, m, 0.0)) for m in miles]
+    await eventually(lambda: gateway.server.health.status() == SERVING)
+    async with fw.Client("test", inference=f"127.0.0.1:{gateway.server.port}") as client:
+        good = [
+            client.prediction_request("late", {"carrier": "UA"}, {"miles": m, "origin": "JFK"}) for m in miles
+        ]
+        bad = client.prediction_request("late", {})
+        *results, refused = await client.predict_batch([*good, bad])
+        assert [r.response.score for r in results] == pytest.approx(expected, abs=1e-6)
+        assert refused.error.reason == "MISSING_JOIN_KEY"
+
+        async def numbered() -> AsyncIterator[tuple[str, pb.PredictRequest]]:
+            for number, one in enumerate(good):
+                yield str(number), one
+
+        streamed = {id_: result.response.score async for id_, result in client.predict_stream(numbered())}
+    assert [streamed[str(i)] for i in range(20)] == pytest.approx(expected, abs=1e-6)

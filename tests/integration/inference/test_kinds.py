@@ -1,4 +1,4 @@
-"""Models of every kind reproduce ONNX Runtime through Predict, the prediction log and shadow copies."""
+"""Models of every kind reproduce ONNX Runtime through Predict, the v2 protocol, the log and shadow copies."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from tests.support.builders.kinds import CLASSES, KINDS, KindModel, mixed_binary
 from tests.support.eventually import eventually
 from tests.support.peers.inference import kind_release
 from tests.support.servers.inference import Deployment
+from tests.support.triton_client import tensor, texts, triton_client
 
 ROWS = [("UA", 0.5), ("DL", -1.25), ("UA", 2.0), ("DL", 3.5)]
 """Carrier and miles of each request."""
@@ -123,6 +124,30 @@ async def test_a_row_that_a_tensor_cannot_hold_falls_back_alone(deployment: Depl
     assert [answers[0].score, answers[4].score] == pytest.approx([wanted] * 2, abs=1e-5)
 
 
+async def test_policies_decide_what_the_model_gets_for_a_missing_feature(deployment: Deployment) -> None:
+    model = KINDS["multiclass"]()
+    registry = deployment.registry
+    default: dict[str, Any] = {
+        "feature": "hist__delay",
+        "missing": model_pb2.FEATURE_ACTION_DEFAULT,
+        "default_value": types.Value(double_value=-1.0),
+    }
+    gateway = await deployment.gateway_serving(kind_release(registry, 1, model, feature_policies=[default]))
+    filled, present = await gateway.predict("ZZ", -1.25), await gateway.predict("DL", -1.25)
+    assert list(filled.values) == pytest.approx(list(present.values), abs=1e-6)
+    assert [(f.name, f.status, f.value.WhichOneof("kind")) for f in filled.features] == [
+        ("hist__delay", "NOT_FOUND", None)
+    ]
+    fail = {"feature": "hist__delay", "missing": model_pb2.FEATURE_ACTION_FAIL}
+    failing = kind_release(
+        registry, 2, model, feature_policies=[fail], fallback={"default_values": [0.5, 0.25, 0.25]}
+    )
+    await gateway.serves(registry.want(champion=failing))
+    answers = await asyncio.gather(*(gateway.predict(carrier, 2.0) for carrier in ("UA", "ZZ", "DL")))
+    assert [a.degraded_reason for a in answers] == ["", "FEATURE_MISSING", ""]
+    assert list(answers[1].values) == [0.5, 0.25, 0.25]
+
+
 async def test_fallbacks_follow_the_kind(deployment: Deployment) -> None:
     registry = deployment.registry
     gateway = await deployment.gateway()
@@ -189,3 +214,43 @@ async def test_a_release_that_does_not_fit_its_model_gets_no_traffic(
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await gateway.predict()
     assert from_rpc_error(caught.value).reason == "RELEASE_NOT_READY"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_open_inference_protocol_reproduces_onnx_runtime(deployment: Deployment, kind: str) -> None:
+    deployment.features.extra = extra_features
+    model = KINDS[kind]()
+    output = model.signature.output
+    champion = kind_release(deployment.registry, 1, model, threshold=0.6)
+    gateway = await deployment.gateway_serving(champion)
+    async with triton_client(gateway) as client:
+        declared = await client.get_model_metadata(MODEL, "1")
+        datatypes = {tensor.name: tensor.datatype for tensor in declared.inputs}
+        assert datatypes.keys() == model.tensors.keys()
+        raw = await client.infer(
+            MODEL,
+            [tensor(name, values, datatypes[name]) for name, values in model.tensors.items()],
+            model_version="1",
+        )
+        carriers, miles = zip(*ROWS, strict=True)
+        predicted = await client.infer(
+            MODEL,
+            [
+                texts("carrier", *carriers),
+                tensor("miles", np.array(miles), "FP64"),
+                texts("origin", *["JFK"] * len(ROWS)),
+            ],
+        )
+    rows = len(next(iter(model.tensors.values())))
+    of_file = model.output.reshape(rows, -1)
+    wanted = of_file[:, 1:] if kind == "binary" else of_file
+    np.testing.assert_allclose(raw.as_numpy(output.tensor), wanted, atol=1e-5)
+    values = expected(kind, model).astype(float)
+    if output.kind in (OutputKind.MULTICLASS, OutputKind.VECTOR):
+        np.testing.assert_allclose(predicted.as_numpy("values"), values, atol=1e-5)
+    else:
+        np.testing.assert_allclose(predicted.as_numpy("score"), values[:, 0], atol=1e-5)
+        assert predicted.as_numpy("values") is None
+    if output.kind is OutputKind.MULTICLASS:
+        best = [CLASSES[i] if row[i] >= 0.6 else "" for i, row in zip(values.argmax(1), values, strict=True)]
+        assert predicted.as_numpy("predicted_class").tolist() == [name.encode() for name in best]

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import queue
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 import pytest
 import tritonclient.grpc
 import tritonclient.grpc.aio
@@ -21,23 +18,13 @@ from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.kafka import topics
 from tests.support.builders.inference import MODEL, ORIGINS, expected_score
 from tests.support.servers.inference import Deployment, Gateway, MemoryDeployment
+from tests.support.triton_client import tensor, texts, triton_client
 
 W = (0.5, -0.25, 1.0)
 VERSION = f"{MODEL}/versions/101"
-Input = tritonclient.grpc.InferInput
 
 
-def tensor(name: str, values: npt.NDArray[Any], datatype: str) -> Input:
-    made = Input(name, list(values.shape), datatype)
-    made.set_data_from_numpy(values)
-    return made
-
-
-def texts(name: str, *values: str) -> Input:
-    return tensor(name, np.array([v.encode() for v in values], object), "BYTES")
-
-
-def flights(miles: list[float], **extra: str) -> list[Input]:
+def flights(miles: list[float], **extra: str) -> list[tritonclient.grpc.InferInput]:
     """Rows of carrier UA from JFK."""
     rows = len(miles)
     return [
@@ -46,12 +33,6 @@ def flights(miles: list[float], **extra: str) -> list[Input]:
         texts("origin", *["JFK"] * rows),
         *(texts(name, *[value] * rows) for name, value in extra.items()),
     ]
-
-
-@asynccontextmanager
-async def triton_client(gateway: Gateway) -> AsyncIterator[tritonclient.grpc.aio.InferenceServerClient]:
-    async with tritonclient.grpc.aio.InferenceServerClient(f"127.0.0.1:{gateway.server.port}") as client:
-        yield client
 
 
 async def serving(deployment: Deployment, **settings: Any) -> Gateway:
@@ -131,7 +112,7 @@ async def test_entity_keys_are_answered_and_logged_as_predict_does(
     assert set(result.as_numpy("source").tolist()) == {b"MODEL"}
     assert not result.as_numpy("degraded").any()
     logged = await deployment_with_kafka.logged(topics.PREDICTION_LOGGED, ids)
-    found = {id_: batch.scores[row] for id_, [(_, batch, row)] in logged.items()}
+    found = {id_: np.frombuffer(batch.scores, "<f8")[row] for id_, [(_, batch, row)] in logged.items()}
     assert found == pytest.approx(dict(zip(sorted(ids), expected, strict=True)), abs=1e-6)
 
 

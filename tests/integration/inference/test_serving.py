@@ -21,6 +21,7 @@ from flywheel_inference.store.triton.model_server import TritonModelServer
 from flywheel_local.triton import Triton
 from flywheel_protos.events.v1 import prediction_pb2
 from tests.support.builders.inference import MODEL, expected_score
+from tests.support.builders.onnx_models import golden_rows
 from tests.support.eventually import eventually
 from tests.support.servers.inference import Deployment, Gateway, MemoryDeployment
 
@@ -113,9 +114,7 @@ async def test_a_signature_that_differs_from_the_model_file_is_refused(deploymen
     release = deployment.registry.release(23, (1.0, 1.0, 1.0))
     del release.model_version.signature.inputs[2]
     rows = np.ones((1, 2), np.float32)
-    release.model_version.golden_rows.inputs = rows.tobytes()
-    release.model_version.golden_rows.row_count = 1
-    release.model_version.golden_rows.scores = np.ones(1, np.float32).tobytes()
+    release.model_version.golden_rows.CopyFrom(golden_rows(rows, np.ones(1, np.float32)))
     deployment.registry.want(champion=release)
     await failure(gateway, f"{MODEL}/releases/23", "MODEL_REFUSED")
     error = await error_of(gateway.predict())

@@ -32,12 +32,14 @@ VALUES ('projects/p/models/m', $1, 'model.onnx', 0, 1, repeat('a', 64), $2)
 """
 
 
-async def test_old_versions_get_the_plain_signature_and_golden_tensors(database: str, tmp_path: Path) -> None:
+async def test_old_versions_get_the_plain_signature_and_golden_tensors(
+    empty_database: str, tmp_path: Path
+) -> None:
     before = tmp_path / "flywheel_registry" / "migrations"
     before.mkdir(parents=True)
     shutil.copy(MIGRATIONS / "0001_registry.sql", before)
     inputs, scores = struct.pack("<4f", 1, 2, 3, 4), struct.pack("<2f", 0.25, 0.75)
-    async with create_pool(database) as pool:
+    async with create_pool(empty_database) as pool:
         await migrate(pool, before)
         await pool.execute(INSERT_MODEL)
         await pool.execute(INSERT_VERSION, 1, '[["v__a", 4, []], ["v__b", 5, ["x"]]]', 2, inputs, scores)

@@ -44,8 +44,8 @@ async def test_rollback_answers_when_every_live_gateway_applies_it(client: Model
         assert fast.applied[client.model] == slow.applied[client.model] == before + 1
         assert {g.id for g in answer.gateways if g.live} == {"fast", "slow"}
         serving = fast.states[-1].models[0]
-        assert serving.champion.release.name == releases[0].name
-        assert [w.release.name for w in serving.warm] == [releases[1].name]
+        assert serving.champion.release == releases[0].name
+        assert [w.release for w in serving.warm] == [releases[1].name]
     assert answer.model.production_release == releases[0].name
     assert [await client.stage(v.name) for v in versions] == ["PRODUCTION", "ARCHIVED"]
     history = (
@@ -123,7 +123,7 @@ async def test_rollback_aborts_an_active_rollout(client: ModelClient) -> None:
         await eventually(lambda: watching.states and watching.states[-1].models[0].HasField("challenger"))
         assert (await roll_back(client)).complete
         serving = watching.states[-1].models[0]
-        assert serving.champion.release.name == releases[0].name
+        assert serving.champion.release == releases[0].name
         assert not serving.HasField("challenger")
     assert (await client.rollout(rollout.name)).state == model_pb2.ROLLOUT_STATE_ABORTED
 
@@ -139,6 +139,6 @@ async def test_watchers_of_one_replica_see_changes_made_at_another(
             answer = await roll_back(client)
             assert answer.complete
             assert [g.id for g in answer.gateways] == ["elsewhere"]
-            assert elsewhere.states[-1].models[0].champion.release.name == releases[0].name
+            assert elsewhere.states[-1].models[0].champion.release == releases[0].name
         listed = await two.ListGateways(registry_pb2.ListGatewaysRequest())
         assert [g.id for g in listed.gateways] == ["elsewhere"]

@@ -1,10 +1,17 @@
-"""Small ONNX files, built with onnx.helper."""
+"""Small ONNX files, built with onnx.helper, and golden rows."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_common.signature import FLOAT32
+from flywheel_common.signature_messages import tensor_message
+from flywheel_protos.registry.v1 import model_pb2
 
 
 @functools.cache
@@ -57,3 +64,12 @@ def three_classes() -> bytes:
     inputs = [("AB", TensorProto.FLOAT, ["rows", 2]), ("CODE", TensorProto.INT64, ["rows"])]
     last = helper.make_tensor("last", TensorProto.INT64, [1], [1])
     return graph_file(nodes, inputs, [("P", TensorProto.FLOAT, ["rows", 3])], [last])
+
+
+def golden_rows(rows: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) -> model_pb2.GoldenRows:
+    """Golden rows [rows, inputs] and scores [rows] of a signature without declared tensors."""
+    return model_pb2.GoldenRows(
+        row_count=len(rows),
+        tensors=[tensor_message("INPUT", FLOAT32, rows)],
+        output=tensor_message("SCORE", FLOAT32, scores),
+    )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+
+import numpy as np
 
 from flywheel_common.postgres.transactions import Store
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -15,7 +16,7 @@ from flywheel_registry.models.model import Model
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.releases.release import Release
 from flywheel_registry.rollouts.ports import RolloutRecords
-from tests.support.builders.onnx_models import constant_half
+from tests.support.builders.onnx_models import constant_half, golden_rows
 
 Result = TypeVar("Result")
 
@@ -64,9 +65,7 @@ class ModelClient:
             signature=model_pb2.Signature(
                 inputs=[model_pb2.SignatureInput(name="view__a", data_type="DATA_TYPE_FLOAT64")]
             ),
-            golden_rows=model_pb2.GoldenRows(
-                row_count=1, inputs=struct.pack("<f", 1.0), scores=struct.pack("<f", 0.5)
-            ),
+            golden_rows=golden_rows(np.ones((1, 1), np.float32), np.full(1, 0.5, np.float32)),
         )
         request = registry_pb2.CreateModelVersionRequest(parent=self.model, model_version=declared)
         version = (await self.stub.CreateModelVersion(request)).model_version

@@ -18,6 +18,7 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_gr
 from flywheel_protos.types.v1 import value_pb2 as types
 from tests.support.builders.inference import FEATURE_SET, INPUTS, MODEL, ORIGINS, expected_score, onnx_model
 from tests.support.builders.kinds import KindModel
+from tests.support.builders.onnx_models import golden_rows
 
 NO_SERVER = "127.0.0.1:1"
 """An address on which no server listens."""
@@ -116,12 +117,19 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
         self.changed = asyncio.Event()
 
     def want(self, **routing: Any) -> int:
-        """Sets the routing of MODEL to these ServingReleases and shares; returns its generation."""
+        """Sets the routing of MODEL to these ServingReleases and shares; returns its generation. `variants`:
+        name → (ServingRelease, percent, percent of copies)."""
         generation = (self.desired.models[0].generation if self.desired.models else 0) + 1
         for variant in ("champion", "challenger"):
             if routing.get(variant) is not None:
                 routing[variant] = self.reference(routing[variant])
         routing["warm"] = [self.reference(release) for release in routing.get("warm", ())]
+        routing["variants"] = [
+            model_pb2.ServingVariant(
+                name=name, release=self.reference(release), percent=percent, shadow_percent=copies
+            )
+            for name, (release, percent, copies) in routing.get("variants", {}).items()
+        ]
         model = model_pb2.ServingModel(model=MODEL, generation=generation, **routing)
         self.desired = registry_pb2.WatchServingResponse(models=[model])
         self.changed.set()
@@ -210,7 +218,7 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                         name="model.onnx", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
                     )
                 ],
-                golden_rows=model_pb2.GoldenRows(row_count=3, inputs=rows.tobytes(), scores=scores.tobytes()),
+                golden_rows=golden_rows(rows, scores),
             ),
         )
 

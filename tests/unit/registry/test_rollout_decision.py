@@ -227,7 +227,8 @@ def test_decisions_keep_the_rules_for_any_evidence(
             assert delta + half <= 0.01
         else:
             assert predictions >= 100
-            assert labelled < 30 or delta - half <= 0.02 or progress == AT_100_PERCENT
+            # Bounds that hold at every look have at most three times the width of one that holds at one look.
+            assert labelled < 30 or delta - 3 * half <= 0.02 or progress == AT_100_PERCENT
     if verdict.decision is Decision.REFUSE:
         assert progress.state is RolloutState.SHADOW
     if verdict.decision is Decision.ROLL_BACK:

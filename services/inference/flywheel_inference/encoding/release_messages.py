@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from flywheel_common.names import Pattern
-from flywheel_common.signature import INPUT, OutputKind, OutputSpec, Signature, problems
+from flywheel_common.signature import OutputKind, OutputSpec, Signature, problems
 from flywheel_common.signature_messages import signature_from_message, tensor_array
 from flywheel_common.tensors import TENSOR_DTYPES
 from flywheel_common.value import coerce
@@ -77,8 +77,6 @@ def _policies(messages: Iterable[model_pb2.FeaturePolicy], signature: Signature)
 
 def _golden(message: model_pb2.GoldenRows, signature: Signature) -> GoldenRows:
     tolerance = message.tolerance or 1e-4
-    if not message.tensors:
-        return _packed_golden(message, signature, tolerance)
     tensors = {tensor.name: tensor_array(tensor) for tensor in message.tensors}
     output = tensor_array(message.output)
     rows = len(output) if output.ndim else 0
@@ -95,20 +93,6 @@ def _golden(message: model_pb2.GoldenRows, signature: Signature) -> GoldenRows:
     except WrongShape as error:
         raise ValueError(f"its golden rows do not fit its signature: {error.message}") from None
     return GoldenRows(tensors, output, tolerance)
-
-
-def _packed_golden(message: model_pb2.GoldenRows, signature: Signature, tolerance: float) -> GoldenRows:
-    """Golden rows of the one float32 tensor of a signature that declares no tensors."""
-    rows, elements = message.row_count, sum(i.elements for i in signature.inputs)
-    if signature.tensors or signature.output.width != 1:
-        raise ValueError("its golden rows do not have the tensors of its signature")
-    if len(message.inputs) != rows * elements * 4 or len(message.scores) != rows * 4:
-        raise ValueError(f"its {rows} golden rows do not have {elements} inputs and one score each")
-    return GoldenRows(
-        tensors={INPUT: np.frombuffer(message.inputs, "<f4").reshape(rows, elements)},
-        output=np.frombuffer(message.scores, "<f4").reshape(rows, 1),
-        tolerance=tolerance,
-    )
 
 
 def _calibration(message: model_pb2.Calibration, output: OutputKind) -> Calibration:

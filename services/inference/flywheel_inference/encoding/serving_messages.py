@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from flywheel_common.errors import InvalidArgument
 from flywheel_inference.encoding.release_messages import release_spec
 from flywheel_inference.releases.release import ReleaseSpec
+from flywheel_inference.routing.route import Variant
 from flywheel_inference.serving.desired_state import DesiredChange, Reference, RoutedModel, Undecodable
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 
@@ -46,8 +47,19 @@ def _routed(message: model_pb2.ServingModel) -> RoutedModel:
         shadow_percent=message.shadow_percent,
         challenger_percent=message.challenger_percent,
         warm=tuple(one for one in map(_reference, message.warm) if one is not None),
+        variants=tuple(
+            Variant(
+                one.name, Reference(one.release.release, one.release.digest), one.percent, one.shadow_percent
+            )
+            for one in message.variants
+        ),
         message=message.SerializeToString(),
     )
+
+
+def _variant(message: model_pb2.ServingVariant) -> Variant[Reference]:
+    release = Reference(message.release.release, message.release.digest)
+    return Variant(message.name, release, message.percent, message.shadow_percent)
 
 
 def _reference(message: model_pb2.ServingReference) -> Reference | None:

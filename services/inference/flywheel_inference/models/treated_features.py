@@ -23,7 +23,7 @@ from flywheel_inference.releases.feature_policy import DEFAULT, FAIL, FeaturePol
 
 @dataclass(frozen=True, slots=True)
 class Treated:
-"""Features of a batch as the release's policies treat them: nulls, defaults, or rows that fail."""
+    """`block`: features for the model. `missing`, `stale`: row that fails → its first such feature."""
 
     block: FeatureBlock
     missing: dict[int, str]

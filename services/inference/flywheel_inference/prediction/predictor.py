@@ -110,10 +110,10 @@ class Predictor:
         left = left_seconds()
         budget = (self._default_budget if left is None else min(left, self._default_budget)) - self._reserve
         deadline = self._loop.time() + budget
-        if route.challenger is None:
+        if route.champion_alone:
             return await self._score(champion, request, deadline)
         choice = route.choose(subject)
-        request.copy_to = choice.shadow
+        request.step, request.copies = choice.step, choice.shadows
         if not choice.challenger:
             return await self._score(champion, request, deadline)
         try:
@@ -127,7 +127,7 @@ class Predictor:
     def _for_challenger(self, request: RoutedRequest, challenger: ReleaseScorer) -> RoutedRequest:
         """The request, bound to the challenger. Raises InvalidArgument."""
         bound = request.bound_to(challenger.contract, challenger.spec.segment_keys)
-        bound.role, bound.step = CHALLENGER, request.step
+        bound.role, bound.step, bound.copies = CHALLENGER, request.step, request.copies
         return bound
 
     async def _score(self, scorer: ReleaseScorer, request: RoutedRequest, deadline: float) -> Answer:
@@ -214,10 +214,13 @@ class Predictor:
                     latencies_ms=np.array([(now - r.started) * 1e3 for r in of_part], np.float32),
                 )
             )
-        for (challenger, step), rows in _grouped(requests, lambda r: (r.copy_to, r.step)).items():
-            if challenger is not None:
-                block = batch.block if len(rows) == len(requests) else batch.block.take(np.array(rows))
-                self._shadow.offer(challenger, step, [requests[row] for row in rows], block)
+        copies: dict[tuple[ReleaseScorer, RolloutStep], list[int]] = {}
+        for row, request in enumerate(requests):
+            for copy in request.copies:
+                copies.setdefault(copy, []).append(row)
+        for (shadow, step), rows in copies.items():
+            block = batch.block if len(rows) == len(requests) else batch.block.take(np.array(rows))
+            self._shadow.offer(shadow, step, [requests[row] for row in rows], block)
 
     async def _fall_back(self, scorer: ReleaseScorer, request: RoutedRequest, reason: str) -> Answer:
         policy, cached = scorer.spec.fallback, None

@@ -37,14 +37,14 @@ class RoutedRequest:
 
     `contract`: feature set whose keys and fields it has. `as_of_micros` None: now. `event_micros`: event time
     of the prediction. `started`: on time.perf_counter. `role` and `step` (`routing.route`): why its
-    release answers. `copy_to`: challenger that gets a shadow copy.
+    release answers. `copies`: releases that get a shadow copy, with the step to which it belongs.
     """
 
     __slots__ = (
         "as_of_micros",
         "call",
         "contract",
-        "copy_to",
+        "copies",
         "event_micros",
         "fields",
         "keys",
@@ -71,7 +71,7 @@ class RoutedRequest:
         started: float,
         role: int = 1,
         step: RolloutStep = NO_ROLLOUT,
-        copy_to: Any = None,
+        copies: tuple[tuple[Any, RolloutStep], ...] = (),
     ) -> None:
         self.call = call
         self.contract = contract
@@ -85,7 +85,7 @@ class RoutedRequest:
         self.started = started
         self.role = role
         self.step = step
-        self.copy_to = copy_to
+        self.copies = copies
 
     def bound_to(self, contract: FeatureSetContract, segment_keys: tuple[str, ...]) -> RoutedRequest:
         """The same request with the keys and fields of a feature set and the segment of these keys, for a

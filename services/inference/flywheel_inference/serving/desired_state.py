@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from flywheel_inference.releases.release import ReleaseSpec
+from flywheel_inference.routing.route import Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,13 @@ class RoutedModel:
     shadow_percent: float = 0.0
     challenger_percent: float = 0.0
     warm: tuple[Reference, ...] = ()
+    variants: tuple[Variant[Reference], ...] = ()
     message: bytes = b""
 
     @property
     def references(self) -> tuple[Reference, ...]:
         """Every release, the most urgent first."""
-        found = (self.champion, self.challenger, *self.warm)
+        found = (self.champion, self.challenger, *(v.release for v in self.variants), *self.warm)
         return tuple(one for one in found if one is not None)
 
 
@@ -67,6 +69,7 @@ class DesiredModel:
     shadow_percent: float = 0.0
     challenger_percent: float = 0.0
     warm: tuple[ReleaseSpec | Undecodable, ...] = ()
+    variants: tuple[Variant[ReleaseSpec | Undecodable], ...] = ()
 
     @property
     def releases(self) -> tuple[ReleaseSpec, ...]:
@@ -80,7 +83,7 @@ class DesiredModel:
 
     @property
     def _all(self) -> tuple[ReleaseSpec | Undecodable | None, ...]:
-        return (self.champion, self.challenger, *self.warm)
+        return (self.champion, self.challenger, *(v.release for v in self.variants), *self.warm)
 
     @property
     def active_challenger(self) -> ReleaseSpec | Undecodable | None:

@@ -145,12 +145,7 @@ class ServingState:
         return [spec for desired in (self._desired or {}).values() for spec in desired.releases]
 
     def _routed(self) -> set[ReleaseKey]:
-        return {
-            scorer.spec.key
-            for route in self._applied.routes.values()
-            for scorer in (route.champion, route.challenger)
-            if scorer is not None
-        }
+        return {scorer.spec.key for route in self._applied.routes.values() for scorer in route.releases}
 
     def _failure(self, release: ReleaseSpec | Undecodable) -> str:
         if isinstance(release, Undecodable):

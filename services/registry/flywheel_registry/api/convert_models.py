@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from flywheel_common.signature import FLOAT32, INPUT, SCORE, Signature
+from flywheel_common.signature import Signature
 from flywheel_common.signature_messages import (
     from_message,
     signature_from_message,
     signature_message,
     to_message,
 )
-from flywheel_common.tensors import Tensor
 from flywheel_protos.registry.v1 import model_pb2 as pb
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_registry.api.convert import to_timestamp
@@ -57,6 +56,15 @@ def model_to_proto(value: Model) -> pb.Model:
         production_version=VersionName.of(value.name, value.production_version),
         created_at=to_timestamp(value.created_at),
         etag=value.etag,
+        variants=[
+            pb.Variant(
+                name=one.name,
+                release=ReleaseName.of(value.name, one.release),
+                percent=one.percent,
+                shadow_percent=one.shadow_percent,
+            )
+            for one in value.variants
+        ],
     )
 
 
@@ -83,10 +91,6 @@ def version(message: pb.ModelVersion, model_name: str) -> ModelVersion:
 def _golden_rows(message: pb.GoldenRows) -> GoldenRows:
     tensors = tuple(map(from_message, message.tensors))
     output = from_message(message.output) if message.HasField("output") else None
-    if not tensors and message.inputs and message.row_count:
-        rows = message.row_count
-        tensors = (Tensor(INPUT, FLOAT32, (rows, len(message.inputs) // 4 // rows), message.inputs),)
-        output = Tensor(SCORE, FLOAT32, (rows,), message.scores)
     golden = GoldenRows(tensors, output, message.tolerance)
     if message.row_count not in (0, golden.row_count):
         raise InvalidGoldenRows(
@@ -96,16 +100,12 @@ def _golden_rows(message: pb.GoldenRows) -> GoldenRows:
 
 
 def _golden_to_proto(golden: GoldenRows) -> pb.GoldenRows:
-    message = pb.GoldenRows(
+    return pb.GoldenRows(
         row_count=golden.row_count,
         tolerance=golden.tolerance,
         tensors=map(to_message, golden.tensors),
         output=to_message(golden.output) if golden.output is not None else None,
     )
-    plain = [t.name for t in golden.tensors] == [INPUT] and golden.tensors[0].data_type == FLOAT32
-    if plain and golden.output is not None and golden.output.data_type == FLOAT32:
-        message.inputs, message.scores = golden.tensors[0].data, golden.output.data
-    return message
 
 
 def version_to_proto(value: ModelVersion) -> pb.ModelVersion:

@@ -11,7 +11,9 @@ from flywheel_registry.api.convert import to_timestamp
 from flywheel_registry.api.convert_models import version_to_proto
 from flywheel_registry.api.convert_releases import release_to_proto
 from flywheel_registry.models.names import VersionName
+from flywheel_registry.models.variant import Variant
 from flywheel_registry.models.version import ModelVersion
+from flywheel_registry.releases.errors import WrongModel
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.releases.release import Release
 from flywheel_registry.rollouts.names import RolloutName
@@ -56,8 +58,25 @@ def _serving_to_proto(value: ServingModel) -> pb.ServingModel:
         rollout=RolloutName.of(value.model, value.rollout),
         shadow_percent=value.shadow_percent,
         challenger_percent=value.challenger_percent,
+        variants=[
+            pb.ServingVariant(
+                name=one.variant.name,
+                release=_reference(value.model, one.served),
+                percent=one.variant.percent,
+                shadow_percent=one.variant.shadow_percent,
+            )
+            for one in value.variants
+        ],
         warm=[message for item in value.warm if (message := _reference(value.model, item)) is not None],
     )
+
+
+def variant(message: pb.Variant, model: str) -> Variant:
+    """Parse a variant. Raises WrongModel for a release of another model."""
+    release = ReleaseName.parse(message.release)
+    if release.parent != model:
+        raise WrongModel(f"{release} is not a release of {model}.")
+    return Variant(message.name, release.number, message.percent, message.shadow_percent)
 
 
 def _reference(model: str, served: ServedRelease | None) -> pb.ServingReference | None:

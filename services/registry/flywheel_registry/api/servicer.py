@@ -27,6 +27,7 @@ from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.rollouts.start import RolloutStart
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways
+from flywheel_registry.serving.variants import Variants
 
 
 class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistryServiceServicer):
@@ -47,6 +48,7 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         acknowledgements: Acknowledgements,
         desired_state: DesiredStateCache,
         gateways: Gateways,
+        variants: Variants,
         rollback_wait_seconds: float,
     ) -> None:
         self._store = store
@@ -62,6 +64,7 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         self._rollback_wait = rollback_wait_seconds
         self._desired_state = desired_state
         self._gateways = gateways
+        self._variants = variants
 
     async def GetEvidence(self, request: pb.GetEvidenceRequest, context: Any) -> pb.GetEvidenceResponse:
         async with self._store.reading() as records:

@@ -25,6 +25,7 @@ from flywheel_registry.rollback.rollback import Rollbacks
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways
+from flywheel_registry.serving.variants import Variants
 
 ANSWER_RESERVE_SECONDS = 0.25
 """How much of its caller's deadline a waiting rollback keeps, to answer in time."""
@@ -40,6 +41,7 @@ class ServingMethods(Mutations):
     _rollback_wait: float
     _desired_state: DesiredStateCache
     _gateways: Gateways
+    _variants: Variants
 
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Any) -> pb.RollbackModelResponse:
         began, model = time.monotonic(), str(ModelName.parse(request.name))
@@ -61,6 +63,19 @@ class ServingMethods(Mutations):
         response.elapsed.FromTimedelta(timedelta(seconds=acknowledged.seconds))
         response.gateways.extend(map(convert_serving.gateway_to_proto, acknowledged.gateways))
         return response
+
+    async def SetModelVariants(
+        self, request: pb.SetModelVariantsRequest, context: Any
+    ) -> pb.SetModelVariantsResponse:
+        model = str(ModelName.parse(request.name))
+        variants = [convert_serving.variant(message, model) for message in request.variants]
+
+        async def effect(records: RolloutRecords) -> pb.SetModelVariantsResponse:
+            await self._variants.set(records, model, variants, request.reason, actor())
+            found = await find_model(records, model)
+            return pb.SetModelVariantsResponse(model=convert_models.model_to_proto(found))
+
+        return await self._mutate("SetModelVariants", request, pb.SetModelVariantsResponse, effect)
 
     async def ListServingHistory(
         self, request: pb.ListServingHistoryRequest, context: Any

@@ -89,9 +89,12 @@ class MemoryRecords:
         found = self._data.models.get(name)
         if found is None:
             return None
-        champion = self._data.routing.get(name, Routing()).champion
+        routing = self._data.routing.get(name, Routing())
+        champion = routing.champion
         version = self._data.releases[name, champion].version if champion is not None else None
-        return replace(found, production_release=champion, production_version=version)
+        return replace(
+            found, production_release=champion, production_version=version, variants=routing.variants
+        )
 
     async def models(self, project: str, after: str, tags: Mapping[str, str], limit: int) -> list[Model]:
         names = sorted(

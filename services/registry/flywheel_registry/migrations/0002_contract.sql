@@ -26,3 +26,6 @@ ALTER TABLE model_version
 ALTER TABLE model_version ADD COLUMN check_problems jsonb;
 UPDATE model_version v SET check_problems = '[]'
 WHERE NOT EXISTS (SELECT 1 FROM artifact a WHERE a.model = v.model AND a.version = v.number AND NOT a.stored);
+
+-- Variants: [name, release, percent, percent of copies], in the order in which they take their subjects.
+ALTER TABLE serving ADD COLUMN variants jsonb NOT NULL DEFAULT '[]';

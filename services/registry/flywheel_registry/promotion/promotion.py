@@ -26,6 +26,7 @@ from flywheel_registry.releases.release import Release
 from flywheel_registry.rollouts.errors import RolloutActive
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.champion import replace_champion
+from flywheel_registry.serving.variants import refuse_variant
 from flywheel_registry.stages.transitions import (
     Stage,
     check_transition,
@@ -129,14 +130,15 @@ class Promotions:
     async def reject(self, records: RolloutRecords, name: VersionName, reason: str, by: str) -> ModelVersion:
         """Move a version to REJECTED, which is final.
 
-        Raises ReasonRequired, IllegalTransition for the champion, and RolloutActive for the challenger of a
-        rollout.
+        Raises ReasonRequired, IllegalTransition for the champion, RolloutActive for the challenger of a
+        rollout, and VariantNotAllowed for a variant.
         """
         require_reason(reason, "A rejection")
         await lock_model(records, name.parent)
         version = await find_version(records, name)
         check_transition(version.stage, Stage.REJECTED, str(name))
         await _refuse_during_rollout(records, version, ())
+        await refuse_variant(records, version)
         journal = Journal(records, name.parent, self._clock.now(), by)
         return await change_stage(records, journal, version, Stage.REJECTED, reason, action="REJECT")
 

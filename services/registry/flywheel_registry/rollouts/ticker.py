@@ -60,6 +60,7 @@ class Ticker:
         self._interval = interval_seconds
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
         self._busy: set[str] = set()
+        self._errors: dict[str, str] = {}
         self._stalls = Stalls()
 
     async def run(self) -> None:
@@ -78,7 +79,9 @@ class Ticker:
         """Begin a tick of every rollout that is active, not paused, and not being ticked."""
         async with self._store.reading() as records:
             active = await records.undecided_rollouts()
-        self._stalls.keep({rollout.name for rollout in active})
+        names = {rollout.name for rollout in active}
+        self._stalls.keep(names)
+        self._errors = {name: text for name, text in self._errors.items() if name in names}
         stalled.set(self._stalls.count(self._clock.monotonic()))
         for rollout in active:
             if rollout.name not in self._busy:
@@ -90,16 +93,23 @@ class Ticker:
         try:
             async with self._slots:
                 await self.tick(rollout)
-        except FlywheelError as error:
+            self._errors.pop(rollout.name, None)
+        except Exception as error:  # noqa: BLE001 - one odd rollout must not stop the others
             failed_ticks.inc()
-            log.warning(
-                "rollout not ticked", rollout=rollout.name, reason=error.reason, message=error.message
-            )
-        except Exception as error:
-            failed_ticks.inc()
-            log.error("rollout not ticked", rollout=rollout.name, exc_info=error)
+            self._log_error(rollout, error)
         finally:
             self._busy.discard(rollout.name)
+
+    def _log_error(self, rollout: Rollout, error: Exception) -> None:
+        """Log an error of a rollout's ticks when it is another one than at the last tick."""
+        text = f"{error.reason} {error.message}" if isinstance(error, FlywheelError) else repr(error)
+        if self._errors.get(rollout.name) == text:
+            return
+        self._errors[rollout.name] = text
+        expected = isinstance(error, FlywheelError)
+        log.error(
+            "rollout not ticked", rollout=rollout.name, error=text, exc_info=None if expected else error
+        )
 
     async def tick(self, rollout: Rollout) -> None:
         """Fetch the evidence of a rollout's current step, decide, and apply the verdict."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from flywheel_registry.models.variant import Variant
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.releases.release import Release
 from flywheel_registry.serving.history import warm_releases
@@ -23,6 +24,14 @@ class ServedRelease:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedVariant:
+    """A variant with its release."""
+
+    variant: Variant
+    served: ServedRelease
+
+
+@dataclass(frozen=True, slots=True)
 class ServingModel:
     """The desired state of one model. `warm` are former releases to keep loaded, newest first."""
 
@@ -34,6 +43,7 @@ class ServingModel:
     shadow_percent: float
     challenger_percent: float
     warm: Sequence[ServedRelease] = ()
+    variants: Sequence[ServedVariant] = ()
 
     @property
     def project(self) -> str:
@@ -43,7 +53,7 @@ class ServingModel:
     @property
     def digests(self) -> dict[int, str]:
         """Release → digest of its specification."""
-        served = (self.champion, self.challenger, *self.warm)
+        served = (self.champion, self.challenger, *self.warm, *(v.served for v in self.variants))
         return {one.release: one.digest for one in served if one is not None}
 
 
@@ -78,6 +88,7 @@ async def load_serving_model(
             return None
         return ServedRelease(number, digest(release, version))
 
+    variants = [(variant, await served(variant.release)) for variant in routing.variants]
     warm = [await served(number) for number in warm_releases(await records.spans(name), routing)]
     return ServingModel(
         model=name,
@@ -88,4 +99,5 @@ async def load_serving_model(
         shadow_percent=routing.shadow_percent,
         challenger_percent=routing.challenger_percent,
         warm=[item for item in warm if item is not None],
+        variants=[ServedVariant(variant, one) for variant, one in variants if one is not None],
     )

@@ -41,13 +41,13 @@ class Quota:
 
 
 def places(request: Request, nodes: Sequence[Node]) -> int:
-    """The number of workers for which the empty machines have room; a worker does not span two machines."""
-    return sum(
-        _times(
-            request.cpus_per_worker, node.cpus, _times(request.gpus_per_worker, node.gpus, request.workers)
-        )
-        for node in nodes
-    )
+    """The number of workers, at most all, for which the empty machines have room.
+
+    A worker does not span two machines.
+    """
+    cpus, gpus, workers = request.cpus_per_worker, request.gpus_per_worker, request.workers
+    room = [min(_times(cpus, node.cpus, workers), _times(gpus, node.gpus, workers)) for node in nodes]
+    return min(workers, sum(room))
 
 
 def missing(request: Request, nodes: Sequence[Node], quota: Quota) -> str:
@@ -62,9 +62,8 @@ def missing(request: Request, nodes: Sequence[Node], quota: Quota) -> str:
         if wanted > total:
             return f"The job requests {wanted:g} {unit}, and the cluster has {total:g}."
     return (
-        f"The job requests {request.workers} workers of {request.cpus_per_worker:g} CPUs and "
-        f"{request.gpus_per_worker:g} GPUs, and the machines of the cluster have room for "
-        f"{places(request, nodes)}."
+        f"The job requests {request.workers} x {request.cpus_per_worker:g} CPUs and "
+        f"{request.gpus_per_worker:g} GPUs, and the machines have room for {places(request, nodes)}."
     )
 
 

@@ -13,6 +13,7 @@ from flywheel_common.tensors import Tensor
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.models.model import Model
+from flywheel_registry.models.variant import Variant
 from flywheel_registry.models.version import Artifact, GoldenRows, ModelVersion
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
@@ -73,6 +74,7 @@ def model(row: Row) -> Model:
         production_version=row["production_version"],
         created_at=row["created_at"],
         revision=row["revision"],
+        variants=_variants(row),
     )
 
 
@@ -246,7 +248,12 @@ def audit_entry(row: Row) -> AuditEntry:
 
 
 def routing(row: Row) -> Routing:
-    return Routing(**{field: row[field] for field in Routing.__dataclass_fields__})
+    values = {field: row[field] for field in Routing.__dataclass_fields__}
+    return Routing(**{**values, "variants": _variants(row)})
+
+
+def _variants(row: Row) -> tuple[Variant, ...]:
+    return tuple(Variant(*parts) for parts in json.loads(row["variants"]))
 
 
 def span(row: Row) -> ServingSpan:

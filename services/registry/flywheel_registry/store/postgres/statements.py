@@ -11,7 +11,7 @@ ON CONFLICT DO NOTHING RETURNING name
 _MODEL = """
 SELECT m.name, m.description, m.owner, m.tags::text AS tags, m.gate_policy::text AS gate_policy,
        m.rollout_policy::text AS rollout_policy, m.revision, m.created_at, s.champion AS production_release,
-       r.version AS production_version
+       r.version AS production_version, coalesce(s.variants, '[]')::text AS variants
 FROM model m
 LEFT JOIN serving s ON s.model = m.name
 LEFT JOIN release r ON r.model = s.model AND r.number = s.champion
@@ -165,15 +165,17 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 
 # -------------------------------------------------------------------------------------------------- serving
 SELECT_ROUTING = """
-SELECT generation, champion, challenger, rollout, shadow_percent, challenger_percent
+SELECT generation, champion, challenger, rollout, shadow_percent, challenger_percent,
+  variants::text AS variants
 FROM serving WHERE model = $1
 """
 UPSERT_ROUTING = """
-INSERT INTO serving (model, generation, champion, challenger, rollout, shadow_percent, challenger_percent)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO serving (model, generation, champion, challenger, rollout, shadow_percent, challenger_percent,
+  variants)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb)
 ON CONFLICT (model) DO UPDATE
 SET generation = $2, champion = $3, challenger = $4, rollout = $5, shadow_percent = $6,
-    challenger_percent = $7
+    challenger_percent = $7, variants = $8::text::jsonb
 """
 NOTIFY_SERVING = "SELECT pg_notify('flywheel_serving', $1)"
 GENERATIONS = "SELECT model, generation FROM serving"
