@@ -25,14 +25,6 @@ from flywheel_monitor.windows.packing import pack, pack_sums, unpack, unpack_sum
 from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows, Source, usable_scores
 from flywheel_monitor.windows.sums import LIMBS, carried, limbs_of
 
-HOUR_US = 3_600_000_000
-DAY_US = 24 * HOUR_US
-
-
-def rollup_widths(pane_us: int) -> tuple[int, ...]:
-    """The widths that panes of this width are added up to: hours and days, as far as they are whole panes."""
-    return tuple(w for w in (HOUR_US, DAY_US) if w > pane_us and w % pane_us == 0)
-
 
 class PaneKey(NamedTuple):
     """Identifies a pane of a variant: its segment ("" is all), width and start in microseconds."""
