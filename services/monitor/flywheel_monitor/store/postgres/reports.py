@@ -24,7 +24,8 @@ WHERE NOT EXISTS (SELECT FROM waiting_batch w WHERE w.model_version = v.name) OR
 _WINDOWS = """
 SELECT DISTINCT p.start_us / $4 * $4 AS w FROM pane p JOIN variant t ON t.id = p.variant_id
     JOIN model_version v ON v.id = t.model_version_id
-WHERE v.id = $1 AND t.role <> 3 AND p.segment = '' AND p.width_us = CASE WHEN v.rolled_up THEN $5::bigint ELSE $6::bigint END
+WHERE v.id = $1 AND t.role <> 3 AND p.segment = ''
+    AND p.width_us = CASE WHEN v.rolled_up THEN $5::bigint ELSE $6::bigint END
     AND p.start_us >= $2 AND p.start_us < $3 ORDER BY w
 """
 _PUT_REPORT = """
