@@ -163,10 +163,13 @@ class ModelCalls(BulkPredictions):
                 await asyncio.sleep(0.1)
 
     async def wait_monitored(self, *, within: float = 60.0) -> None:
-        """Waits until the monitor has read all predictions and outcomes so far. Raises TimeoutError."""
+        """Waits until the monitor has counted all predictions and outcomes so far. Raises TimeoutError."""
         request = monitor_pb2.GetIngestStatusRequest(parent=self.parent)
         async with asyncio.timeout(within):
-            while (await self.monitor.GetIngestStatus(request)).lag_records:
+            while True:
+                status = await self.monitor.GetIngestStatus(request)
+                if not status.lag_records and not status.waiting_predictions:
+                    return
                 await asyncio.sleep(0.05)
 
     async def prediction_archive(self, model: str, *, rows: int = 0, within: float = 120.0) -> str:
