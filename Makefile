@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 UV := $(LOCAL)/bootstrap/bin/uv
 STAMPS := $(LOCAL)/stamps
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-MEMBERS := protos services/common services/feature services/registry services/trainer services/inference services/monitor sdk deploy/local
+MEMBERS := protos services/common services/feature services/registry services/trainer services/trainer/job services/inference services/monitor sdk deploy/local
 SERVICES := feature registry trainer inference monitor
 
 # The name of a stamp contains the hash of its inputs, so that a step runs again only when its inputs change.

@@ -10,9 +10,9 @@ import pytest
 
 from flywheel_common.errors import InvalidPageToken
 from flywheel_common.postgres.errors import RequestIdReused
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.errors import JobEnded, UnknownJob
 from flywheel_trainer.jobs.job import FILTER_FIELDS, Job, JobName, JobState
-from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.errors import UnknownExperiment
 from flywheel_trainer.runs.filter_terms import parse_terms
 from flywheel_trainer.runs.run import ExperimentName, RunName, RunState

@@ -15,19 +15,19 @@ import torch
 from pyarrow import fs
 from sklearn import metrics as sk
 
+from flywheel_job import objects
+from flywheel_job.artifacts import MODEL, REPORT
+from flywheel_job.errors import UnusableTrainingSet
+from flywheel_job.outcome import Outcome
+from flywheel_job.recipes.tabular.network import TabularNet
+from flywheel_job.recipes.tabular.preparation import InitialWeights, prepare
+from flywheel_job.recipes.tabular.scoring import onnx_scores, open_session
+from flywheel_job.recipes.tabular.spec import Column, Hyperparameters, TabularSpec
+from flywheel_job.recipes.tabular.training import train
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.jobs.train_spec import TrainSpec, check_weight_column
 from flywheel_trainer.pipelines.comparison import comparison_with
-from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.artifacts import MODEL, REPORT
-from flywheel_trainer.recipes.errors import UnusableTrainingSet
-from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.network import TabularNet
-from flywheel_trainer.recipes.tabular.preparation import InitialWeights, prepare
-from flywheel_trainer.recipes.tabular.scoring import onnx_scores, open_session
-from flywheel_trainer.recipes.tabular.spec import Column, Hyperparameters, TabularSpec
-from flywheel_trainer.recipes.tabular.training import train
 
 ROWS = 2000
 START = datetime(2013, 1, 1, tzinfo=UTC)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from flywheel_common.clock import ManualClock
 from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.ray.errors import EngineUnavailable
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.fakes.engine import MemoryEngine
 from flywheel_trainer.fakes.jobs import MemoryJobs
 from flywheel_trainer.fakes.runs import MemoryRuns
@@ -14,7 +15,6 @@ from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.engine import EngineJob, EngineState
 from flywheel_trainer.jobs.job import Job, JobState
 from flywheel_trainer.jobs.supervision import LaunchSettings, Supervisor
-from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.run import Run, RunState
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT

@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 from pyarrow import fs
 
-from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.errors import TooFewEventTimes
-from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.__main__ import failure_of, run
-from flywheel_trainer.recipes.tabular.spec import Hyperparameters, TabularSpec
+from flywheel_job import objects
+from flywheel_job.errors import TooFewEventTimes
+from flywheel_job.outcome import Outcome
+from flywheel_job.recipes.tabular.__main__ import failure_of, run
+from flywheel_job.recipes.tabular.spec import Hyperparameters, TabularSpec
 
 
 def outcome_of(folder: Path, frame: pl.DataFrame, workers: int = 1) -> Outcome:

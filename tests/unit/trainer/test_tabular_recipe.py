@@ -12,12 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from flywheel_trainer.evaluation.calibration import Platt
-from flywheel_trainer.jobs.ports import TrainingSet
-from flywheel_trainer.pipelines.comparison import ChampionModel, comparison_with
-from flywheel_trainer.recipes.errors import TooFewEventTimes
-from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
-from flywheel_trainer.recipes.tabular.dataset import (
+from flywheel_job.errors import TooFewEventTimes
+from flywheel_job.evaluation.calibration import Platt
+from flywheel_job.outcome import Artifact, MetricPoint, Outcome
+from flywheel_job.recipes.tabular.dataset import (
     Input,
     UnusableTrainingSet,
     choose_inputs,
@@ -27,11 +25,13 @@ from flywheel_trainer.recipes.tabular.dataset import (
     most_frequent,
     split_by_time,
 )
-from flywheel_trainer.recipes.tabular.export import check_parity, to_onnx, torch_scores
-from flywheel_trainer.recipes.tabular.network import TabularNet
-from flywheel_trainer.recipes.tabular.scoring import onnx_scores, open_session
-from flywheel_trainer.recipes.tabular.spec import Column, Hyperparameters, TabularSpec, WarmStart
-from flywheel_trainer.recipes.tabular.training import shard
+from flywheel_job.recipes.tabular.export import check_parity, to_onnx, torch_scores
+from flywheel_job.recipes.tabular.network import TabularNet
+from flywheel_job.recipes.tabular.scoring import onnx_scores, open_session
+from flywheel_job.recipes.tabular.spec import Column, Hyperparameters, TabularSpec, WarmStart
+from flywheel_job.recipes.tabular.training import shard
+from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.pipelines.comparison import ChampionModel, comparison_with
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
+from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.api.convert_runs import experiment_id
 from flywheel_trainer.api.convert_times import timestamp
 from flywheel_trainer.jobs.job import Job, JobState
 from flywheel_trainer.jobs.train_spec import TrainSpec
-from flywheel_trainer.recipes.tabular.spec import Hyperparameters
 from flywheel_trainer.runs.run import ExperimentName
 
 _DEFAULTS = Hyperparameters()

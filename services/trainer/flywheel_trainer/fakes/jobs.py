@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_common.paging import Page, cut, decode_token
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.fakes.text_terms import has_text
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.errors import JobEnded, UnknownJob
 from flywheel_trainer.jobs.job import ENDED, Job, JobName, JobState
-from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import Run, RunName, RunState
 

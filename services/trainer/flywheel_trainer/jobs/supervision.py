@@ -15,19 +15,19 @@ from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError, NotFound, Unavailable
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.telemetry.logs import get_logger
+from flywheel_job.artifacts import ARTIFACTS
+from flywheel_job.outcome import Outcome
+from flywheel_job.recipes.tabular.spec import Column, TabularSpec, WarmStart
 from flywheel_trainer.jobs.engine import ENDED_ON_ENGINE, Engine, EngineJob, EngineState
 from flywheel_trainer.jobs.errors import CancelledOnRequest, JobCrashed, JobLost
 from flywheel_trainer.jobs.files import LOG, OUTCOME, SPEC, file_key
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.jobs.ports import JobStore
-from flywheel_trainer.recipes.artifacts import ARTIFACTS
-from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.spec import Column, TabularSpec, WarmStart
 
 log = get_logger(__name__)
 
 LOG_TAIL_BYTES = 4000
-RECIPE = "flywheel_trainer.recipes.tabular"
+RECIPE = "flywheel_job.recipes.tabular"
 """Module that Ray starts for a TRAIN job."""
 
 

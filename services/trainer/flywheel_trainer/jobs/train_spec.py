@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from flywheel_job.recipes.tabular.spec import Column, Hyperparameters
 from flywheel_trainer.jobs.errors import InvalidSpec
-from flywheel_trainer.recipes.tabular.spec import Column, Hyperparameters
 
 MAX_WORKERS = 1024
 WEIGHT_TYPES = ("BOOL", "INT64", "FLOAT32", "FLOAT64")

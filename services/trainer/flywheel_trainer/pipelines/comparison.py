@@ -9,10 +9,9 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from flywheel_trainer.evaluation.calibration import Calibration, Platt
-from flywheel_trainer.evaluation.metrics import evaluate
-from flywheel_trainer.jobs.ports import TrainingSet
-from flywheel_trainer.recipes.tabular.dataset import (
+from flywheel_job.evaluation.calibration import Calibration, Platt
+from flywheel_job.evaluation.metrics import evaluate
+from flywheel_job.recipes.tabular.dataset import (
     Input,
     Split,
     encode,
@@ -20,8 +19,9 @@ from flywheel_trainer.recipes.tabular.dataset import (
     labels_of,
     weights_of,
 )
-from flywheel_trainer.recipes.tabular.scoring import onnx_scores, open_session
-from flywheel_trainer.recipes.tabular.spec import LABEL, TIME
+from flywheel_job.recipes.tabular.scoring import onnx_scores, open_session
+from flywheel_job.recipes.tabular.spec import LABEL, TIME
+from flywheel_trainer.jobs.ports import TrainingSet
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from google.protobuf.json_format import ParseDict
 
 from flywheel_common.deadline import call_timeout
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_job.artifacts import MODEL
+from flywheel_job.evaluation.calibration import IDENTITY, Calibration, Isotonic, Platt
+from flywheel_job.recipes.tabular.dataset import Input
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
-from flywheel_trainer.evaluation.calibration import IDENTITY, Calibration, Isotonic, Platt
 from flywheel_trainer.jobs.errors import DigestMismatch
 from flywheel_trainer.pipelines.comparison import ChampionModel
-from flywheel_trainer.recipes.artifacts import MODEL
-from flywheel_trainer.recipes.tabular.dataset import Input
 from flywheel_trainer.store.grpc.calls import response_of
 
 PEER = "registry"

@@ -10,10 +10,10 @@ from typing import Any
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.errors import JobEnded, UnknownJob
 from flywheel_trainer.jobs.job import ENDED, TRAIN, Job, JobName, JobState
 from flywheel_trainer.jobs.train_spec import TrainSpec
-from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.errors import UnknownExperiment
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import Run, RunName, RunState

@@ -10,7 +10,7 @@ from typing import Any
 from flywheel_common.paging import Key, Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
-from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
+from flywheel_job.outcome import Artifact, MetricPoint, Outcome
 from flywheel_trainer.runs.errors import ExperimentExists, RunEnded, UnknownExperiment, UnknownRun
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.lease import LOST_MESSAGE

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.errors import TooFewTrainingRows
-from flywheel_trainer.recipes.tabular.dataset import (
+from flywheel_job import objects
+from flywheel_job.errors import TooFewTrainingRows
+from flywheel_job.recipes.tabular.dataset import (
     Input,
     Split,
     check_weights,
@@ -23,8 +23,8 @@ from flywheel_trainer.recipes.tabular.dataset import (
     split_by_time,
     weights_of,
 )
-from flywheel_trainer.recipes.tabular.scoring import Tensor
-from flywheel_trainer.recipes.tabular.spec import LABEL, TIME, TabularSpec
+from flywheel_job.recipes.tabular.scoring import Tensor
+from flywheel_job.recipes.tabular.spec import LABEL, TIME, TabularSpec
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from typing import Self
 
 import grpc
 
+from flywheel_job.outcome import MetricPoint
 from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
-from flywheel_trainer.recipes.outcome import MetricPoint
 
 FLUSH_SECONDS = 0.5
 CALL_SECONDS = 5.0

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from flywheel_trainer.recipes.errors import TooFewEventTimes, UnusableTrainingSet
-from flywheel_trainer.recipes.tabular.spec import LABEL, TIME, Column
+from flywheel_job.errors import TooFewEventTimes, UnusableTrainingSet
+from flywheel_job.recipes.tabular.spec import LABEL, TIME, Column
 
 MAX_VOCABULARY = 200
 NUMERIC = frozenset({"BOOL", "INT64", "FLOAT32", "FLOAT64", "TIMESTAMP"})

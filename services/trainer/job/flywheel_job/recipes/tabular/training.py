@@ -16,16 +16,16 @@ from pyarrow import fs
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from flywheel_trainer.evaluation.metrics import auc, log_loss
-from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.outcome import Artifact, Outcome
-from flywheel_trainer.recipes.provenance import code_version, environment
-from flywheel_trainer.recipes.reporting import MetricReporter
-from flywheel_trainer.recipes.tabular.network import TabularNet
-from flywheel_trainer.recipes.tabular.preparation import load_initial_weights, prepare
-from flywheel_trainer.recipes.tabular.report import export_and_evaluate
-from flywheel_trainer.recipes.tabular.scoring import Tensor
-from flywheel_trainer.recipes.tabular.spec import TabularSpec
+from flywheel_job import objects
+from flywheel_job.evaluation.metrics import auc, log_loss
+from flywheel_job.outcome import Artifact, Outcome
+from flywheel_job.provenance import code_version, environment
+from flywheel_job.recipes.tabular.network import TabularNet
+from flywheel_job.recipes.tabular.preparation import load_initial_weights, prepare
+from flywheel_job.recipes.tabular.report import export_and_evaluate
+from flywheel_job.recipes.tabular.scoring import Tensor
+from flywheel_job.recipes.tabular.spec import TabularSpec
+from flywheel_job.reporting import MetricReporter
 
 
 def shard(rows: int, world: int, rank: int, seed: int, epoch: int) -> torch.Tensor:

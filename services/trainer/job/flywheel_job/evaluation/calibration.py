@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.arrays import Floats
-from flywheel_trainer.evaluation.metrics import EPSILON, Weights
+from flywheel_job.evaluation.metrics import EPSILON, Weights
 
 
 @dataclass(frozen=True)

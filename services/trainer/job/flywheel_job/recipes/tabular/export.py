@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from flywheel_trainer.recipes.tabular.network import Scorer, TabularNet
-from flywheel_trainer.recipes.tabular.scoring import INPUT, SCORE, Tensor, onnx_scores, open_session
+from flywheel_job.recipes.tabular.network import Scorer, TabularNet
+from flywheel_job.recipes.tabular.scoring import INPUT, SCORE, Tensor, onnx_scores, open_session
 
 OPSET = 18
 PARITY_TOLERANCE = 1e-5

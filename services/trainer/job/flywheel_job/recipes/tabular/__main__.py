@@ -1,4 +1,4 @@
-"""Driver of a TRAIN job, which Ray starts as `python -m flywheel_trainer.recipes.tabular SPEC_URI`."""
+"""Driver of a TRAIN job, which Ray starts as `python -m flywheel_job.recipes.tabular SPEC_URI`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import traceback
 from typing import Any
 
 from flywheel_common.errors import FlywheelError
-from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.errors import TrainingFailed
-from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.preparation import check_training_set
-from flywheel_trainer.recipes.tabular.spec import TabularSpec
+from flywheel_job import objects
+from flywheel_job.errors import TrainingFailed
+from flywheel_job.outcome import Outcome
+from flywheel_job.recipes.tabular.preparation import check_training_set
+from flywheel_job.recipes.tabular.spec import TabularSpec
 
 
 def main(spec_uri: str) -> int:
@@ -44,7 +44,7 @@ def run_group(spec: TabularSpec) -> None:
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    from flywheel_trainer.recipes.tabular.training import run_worker
+    from flywheel_job.recipes.tabular.training import run_worker
 
     ray.init(log_to_driver=True, logging_level="warning")
     gpus = spec.gpus_per_worker

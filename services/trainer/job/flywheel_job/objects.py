@@ -10,7 +10,7 @@ import polars as pl
 import pyarrow.dataset
 from pyarrow import fs
 
-from flywheel_trainer.recipes.artifacts import artifact_key
+from flywheel_job.artifacts import artifact_key
 
 
 def open_store() -> fs.S3FileSystem:

@@ -16,7 +16,7 @@ def code_version(folder: Path = Path(__file__).parent) -> str:
     """Commit of the code, with `+dirty.<digest>` if files differ; the package version outside of git."""
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
-        return f"flywheel-trainer {importlib.metadata.version('flywheel-trainer')}"
+        return f"flywheel-job {importlib.metadata.version('flywheel-job')}"
     changes = _git(folder, "diff", "HEAD", "--", str(folder.parent))
     dirty = f"+dirty.{hashlib.sha256(changes.encode()).hexdigest()[:12]}" if changes else ""
     return commit.strip() + dirty

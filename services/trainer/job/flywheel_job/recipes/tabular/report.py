@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from flywheel_trainer.evaluation.calibration import fit_platt
-from flywheel_trainer.evaluation.metrics import best_threshold, evaluate, f1, log_loss
-from flywheel_trainer.recipes.artifacts import MODEL, REPORT, WEIGHTS
-from flywheel_trainer.recipes.tabular.dataset import Input
-from flywheel_trainer.recipes.tabular.export import OPSET, check_parity, to_onnx
-from flywheel_trainer.recipes.tabular.network import TabularNet
-from flywheel_trainer.recipes.tabular.preparation import InitialWeights, PreparedData
-from flywheel_trainer.recipes.tabular.scoring import Tensor, onnx_scores, open_session
-from flywheel_trainer.recipes.tabular.spec import TabularSpec
+from flywheel_job.artifacts import MODEL, REPORT, WEIGHTS
+from flywheel_job.evaluation.calibration import fit_platt
+from flywheel_job.evaluation.metrics import best_threshold, evaluate, f1, log_loss
+from flywheel_job.recipes.tabular.dataset import Input
+from flywheel_job.recipes.tabular.export import OPSET, check_parity, to_onnx
+from flywheel_job.recipes.tabular.network import TabularNet
+from flywheel_job.recipes.tabular.preparation import InitialWeights, PreparedData
+from flywheel_job.recipes.tabular.scoring import Tensor, onnx_scores, open_session
+from flywheel_job.recipes.tabular.spec import TabularSpec
 
 GOLDEN_ROWS = 16
 
