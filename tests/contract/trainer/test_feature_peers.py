@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from flywheel_common.errors import InvalidArgument, NotFound, Unavailable
-from flywheel_job.recipes.tabular.spec import Column
+from flywheel_job.launch import Column
 from flywheel_protos.feature.v1 import feature_pb2_grpc, training_set_pb2
 from flywheel_trainer.fakes.feature import MemoryFeature
 from flywheel_trainer.jobs.errors import ShortFeatureNames, UnknownTrainingSet

@@ -18,8 +18,9 @@ import torch
 from flywheel_common.config import S3Settings
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.storage.s3 import object_store
-from flywheel_job.recipes.tabular.dataset import Input, encode
+from flywheel_job.recipes.dataset import encode
 from flywheel_job.recipes.tabular.network import Scorer, TabularNet
+from flywheel_job.signature import Input
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from tests.support.builders.trainer import learnable_rows

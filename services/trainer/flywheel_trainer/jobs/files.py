@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flywheel_trainer.jobs.job import JobName
 
-SPEC, OUTCOME, LOG = "spec.json", "outcome.json", "log.txt"
+SPEC, OUTCOME, LOG, CHECKPOINTS = "spec.json", "outcome.json", "log.txt", "checkpoints"
 
 
 def file_key(name: JobName, file: str) -> str:

@@ -8,8 +8,8 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from flywheel_common.paging import Page
+from flywheel_job.launch import Column
 from flywheel_job.outcome import Outcome
-from flywheel_job.recipes.tabular.spec import Column
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import RunName

@@ -16,19 +16,20 @@ from flywheel_common.errors import FlywheelError, NotFound, Unavailable
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_job.artifacts import ARTIFACTS
+from flywheel_job.launch import Column, DataSet, LaunchSpec, Resources
 from flywheel_job.outcome import Outcome
-from flywheel_job.recipes.tabular.spec import Column, TabularSpec, WarmStart
+from flywheel_job.recipes.tabular.spec import CHECK, EXPORT, TRAIN, TabularSpec, WarmStart
 from flywheel_trainer.jobs.engine import ENDED_ON_ENGINE, Engine, EngineJob, EngineState
 from flywheel_trainer.jobs.errors import CancelledOnRequest, JobCrashed, JobLost
-from flywheel_trainer.jobs.files import LOG, OUTCOME, SPEC, file_key
+from flywheel_trainer.jobs.files import CHECKPOINTS, LOG, OUTCOME, SPEC, file_key
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.jobs.ports import JobStore
 
 log = get_logger(__name__)
 
 LOG_TAIL_BYTES = 4000
-RECIPE = "flywheel_job.recipes.tabular"
-"""Module that Ray starts for a TRAIN job."""
+DRIVER = "flywheel_job"
+"""Module that Ray starts for a job."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Supervisor:
     async def _start(self, job: Job, details: Mapping[str, Any]) -> None:
         spec = self._spec(job, details)
         await self._objects.put(file_key(job.name, SPEC), spec.to_json())
-        command = f"exec {self._launch.python} -m {RECIPE} {self._uri(job.name, SPEC)}"
+        command = f"exec {self._launch.python} -m {DRIVER} {self._uri(job.name, SPEC)}"
         await self._engine.submit(job.name.job, command, self._launch.environment)
         await self._store.mark_started(job.name, self._clock.now())
         log.info("job started", job=str(job.name))
@@ -148,20 +149,30 @@ class Supervisor:
     def _uri(self, name: JobName, file: str) -> str:
         return f"s3://{self._launch.bucket}/{file_key(name, file)}"
 
-    def _spec(self, job: Job, details: Mapping[str, Any]) -> TabularSpec:
+    def _spec(self, job: Job, details: Mapping[str, Any]) -> LaunchSpec:
         warm = details["warm_start"]
-        return TabularSpec(
-            job=str(job.name),
-            run=str(job.run),
+        columns = tuple(Column(name, data_type) for name, data_type in details["columns"])
+        recipe = TabularSpec(
             training_set=job.spec.training_set,
             uri=details["uri"],
-            columns=tuple(Column(name, data_type) for name, data_type in details["columns"]),
-            output_uri=f"s3://{self._launch.bucket}/{ARTIFACTS}",
-            outcome_uri=self._uri(job.name, OUTCOME),
-            trainer_address=self._launch.metrics_address,
+            columns=columns,
             workers=job.spec.workers,
-            gpus_per_worker=job.spec.gpus_per_worker,
-            cpus_per_worker=self._launch.cpus_per_worker,
             hyperparameters=job.spec.hyperparameters,
             warm_start=WarmStart(**warm) if warm else None,
+        )
+        return LaunchSpec(
+            job=str(job.name),
+            run=str(job.run),
+            params=recipe.params(),
+            data={"train": DataSet(details["uri"], job.spec.training_set, columns)},
+            output_uri=f"s3://{self._launch.bucket}/{ARTIFACTS}",
+            outcome_uri=self._uri(job.name, OUTCOME),
+            checkpoint_uri=self._uri(job.name, CHECKPOINTS),
+            trainer_address=self._launch.metrics_address,
+            workers=job.spec.workers,
+            resources=Resources(cpus=self._launch.cpus_per_worker, gpus=job.spec.gpus_per_worker),
+            seed=job.spec.hyperparameters.seed,
+            check=CHECK,
+            function=TRAIN,
+            export=EXPORT,
         )

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from flywheel_job.recipes.tabular.spec import Column, Hyperparameters
+from flywheel_job.launch import Column
+from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_trainer.jobs.errors import InvalidSpec
 
 MAX_WORKERS = 1024

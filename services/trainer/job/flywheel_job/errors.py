@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.errors import FailedPrecondition
+from flywheel_common.errors import DataLoss, FailedPrecondition, InvalidArgument
 
 
 class UnusableTrainingSet(FailedPrecondition):
@@ -29,7 +29,79 @@ class TooFewTrainingRows(FailedPrecondition):
 
 
 class TrainingFailed(FailedPrecondition):
-    """The training code raised an exception; the message is that exception."""
+    """The training code raised an exception; the message has the last lines of its traceback."""
 
     reason = "TRAINING_FAILED"
     remedy = "Read the job's log, correct the hyperparameters or the training set, and submit the job again."
+
+
+class InvalidSource(InvalidArgument):
+    """The source archive is damaged, too large, or has files outside of its own folder."""
+
+    reason = "INVALID_SOURCE"
+    remedy = "Submit the job again with the SDK of this version, from a folder with the source code only."
+
+
+class InvalidFunction(InvalidArgument):
+    """The function that the job names is missing, or does not accept exactly one argument (`ctx`)."""
+
+    reason = "INVALID_FUNCTION"
+    remedy = "Name a function as `file.py:function`, with the file's path relative to the source folder."
+
+
+class InvalidParams(InvalidArgument):
+    """A parameter is unknown, missing or of the wrong type; the message names each one."""
+
+    reason = "INVALID_PARAMS"
+    remedy = "Correct the parameters that the message names, and submit the job again."
+
+
+class UnknownDataSet(InvalidArgument):
+    """The training code reads a data set that the job does not name."""
+
+    reason = "UNKNOWN_DATA_SET"
+    remedy = "Add the data set to the job, or read one of those that the message names."
+
+
+class EmptyDataSet(FailedPrecondition):
+    """The data set has fewer rows than the job has workers."""
+
+    reason = "EMPTY_DATA_SET"
+    remedy = "Use a data set with at least one row for each worker."
+
+
+class NonFiniteMetric(FailedPrecondition):
+    """The training code logged a metric that is NaN or infinite, such as the loss of a diverged model."""
+
+    reason = "NON_FINITE_METRIC"
+    remedy = "Lower the learning rate, clip the gradients, or remove invalid values from the data set."
+
+
+class WrongCheckpoint(FailedPrecondition):
+    """The checkpoint is of another model: parameters are missing or have another shape."""
+
+    reason = "WRONG_CHECKPOINT"
+    remedy = "Restore into the model, optimizer and state that the checkpoint was saved from."
+
+
+class CorruptCheckpoint(DataLoss):
+    """A file of a complete checkpoint is missing or has another size."""
+
+    reason = "CORRUPT_CHECKPOINT"
+    remedy = "Start the job again without its checkpoints, and check the object store."
+
+
+class InvalidExport(FailedPrecondition):
+    """The exported model does not match its signature, or does not compute scores for the example rows."""
+
+    reason = "INVALID_EXPORT"
+    remedy = (
+        "Export a model from INPUT [rows, inputs] to SCORE [rows, outputs] with a dynamic number of rows."
+    )
+
+
+class UnsupportedStrategy(InvalidArgument):
+    """The parallel strategy does not fit the number of workers or the model."""
+
+    reason = "UNSUPPORTED_STRATEGY"
+    remedy = "Choose a strategy and a number of workers that fit together, as the message states."

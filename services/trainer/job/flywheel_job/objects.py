@@ -12,9 +12,14 @@ from pyarrow import fs
 
 from flywheel_job.artifacts import artifact_key
 
+STORE_FOLDER = "FLYWHEEL_JOB_STORE"
+"""Variable with a folder whose subfolders are the buckets, for jobs without S3."""
 
-def open_store() -> fs.S3FileSystem:
-    """The store at AWS_ENDPOINT_URL (empty: AWS itself)."""
+
+def open_store() -> fs.FileSystem:
+    """The store at AWS_ENDPOINT_URL (empty: AWS itself), or the folder that FLYWHEEL_JOB_STORE names."""
+    if folder := os.environ.get(STORE_FOLDER):
+        return fs.SubTreeFileSystem(folder, fs.LocalFileSystem())
     endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
     if not endpoint.netloc:
         return fs.S3FileSystem()
@@ -41,8 +46,35 @@ def read(store: fs.FileSystem, uri: str) -> bytes:
 
 
 def write(store: fs.FileSystem, uri: str, data: bytes) -> None:
+    create_folder(store, uri.rpartition("/")[0])
     with store.open_output_stream(path_of(uri)) as stream:
         stream.write(data)
+
+
+def create_folder(store: fs.FileSystem, uri: str) -> None:
+    """Create the folder in a file system; an object store has no folders."""
+    if not isinstance(store, fs.S3FileSystem):
+        store.create_dir(path_of(uri), recursive=True)
+
+
+def files_under(store: fs.FileSystem, uri: str, suffix: str = "") -> list[str]:
+    """Paths of the files at `uri`, a file or a prefix, in the order of their names."""
+    path = path_of(uri).rstrip("/")
+    if store.get_file_info(path).type == fs.FileType.File:
+        return [path]
+    found = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return sorted(one.path for one in found if one.type == fs.FileType.File and one.path.endswith(suffix))
+
+
+def delete(store: fs.FileSystem, uri: str) -> None:
+    """Delete all files under a prefix; absent ones are ignored."""
+    for path in files_under(store, uri):
+        store.delete_file(path)
+    if (
+        not isinstance(store, fs.S3FileSystem)
+        and store.get_file_info(path_of(uri)).type == fs.FileType.Directory
+    ):
+        store.delete_dir(path_of(uri))
 
 
 def put_by_digest(store: fs.FileSystem, prefix: str, data: bytes) -> tuple[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
@@ -17,13 +18,20 @@ from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
 FLUSH_SECONDS = 0.5
 CALL_SECONDS = 5.0
+CALL_POINTS = 10_000
 
 
 class MetricReporter:
     """Collects metric points and sends them from a thread, so that training never waits for the network."""
 
-    def __init__(self, address: str, run: str) -> None:
-        """`address` is host:port of the trainer service; if it is empty, points are only collected."""
+    def __init__(self, address: str, run: str, token: str = "") -> None:
+        """`address` is host:port of the trainer service; if it is empty, points are only collected.
+
+        `token` is a bearer token.
+        """
+        self.run_ended = threading.Event()
+        """Set when the service answers that the run has ended: it was cancelled, or has another attempt."""
+        self._metadata = [("authorization", f"Bearer {token}")] if token else None
         self.points: list[MetricPoint] = []
         self._run = run
         self._sent = 0
@@ -46,8 +54,8 @@ class MetricReporter:
             self._thread.join(timeout=2 * CALL_SECONDS)
             self._channel.close()
 
-    def log(self, step: int, **values: float) -> None:
-        """Add one point per keyword at `step`."""
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Add one point per metric at `step`."""
         now = time.time_ns() // 1000
         self.points += [MetricPoint(key, step, value, now) for key, value in values.items()]
 
@@ -56,7 +64,7 @@ class MetricReporter:
         stub = trainer_pb2_grpc.TrainerServiceStub(self._channel)
         while True:
             last = self._stop.wait(FLUSH_SECONDS)
-            batch = self.points[self._sent :]
+            batch = self.points[self._sent : self._sent + CALL_POINTS]
             if batch:
                 try:
                     stub.LogMetrics(
@@ -68,9 +76,12 @@ class MetricReporter:
                             times=[p.time_us for p in batch],
                         ),
                         timeout=CALL_SECONDS,
+                        metadata=self._metadata,
                     )
                     self._sent += len(batch)
-                except grpc.RpcError:
-                    pass  # sent again with the next flush; the outcome contains points that never arrive
+                except grpc.RpcError as error:
+                    # Sent again with the next flush; the outcome contains points that never arrive.
+                    if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
+                        self.run_ended.set()
             if last:
                 return

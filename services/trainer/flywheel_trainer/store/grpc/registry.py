@@ -13,7 +13,7 @@ from flywheel_common.deadline import call_timeout
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_job.artifacts import MODEL
 from flywheel_job.evaluation.calibration import IDENTITY, Calibration, Isotonic, Platt
-from flywheel_job.recipes.tabular.dataset import Input
+from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
 from flywheel_trainer.jobs.errors import DigestMismatch

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from flywheel_job.recipes.tabular.network import Scorer, TabularNet
-from flywheel_job.recipes.tabular.scoring import INPUT, SCORE, Tensor, onnx_scores, open_session
+from flywheel_job.scoring import INPUT, SCORE, Tensor, onnx_scores, open_session
 
 OPSET = 18
 PARITY_TOLERANCE = 1e-5

@@ -12,8 +12,8 @@ import torch
 
 from flywheel_job import objects
 from flywheel_job.errors import TooFewTrainingRows
-from flywheel_job.recipes.tabular.dataset import (
-    Input,
+from flywheel_job.launch import LABEL, TIME
+from flywheel_job.recipes.dataset import (
     Split,
     check_weights,
     choose_inputs,
@@ -23,8 +23,9 @@ from flywheel_job.recipes.tabular.dataset import (
     split_by_time,
     weights_of,
 )
-from flywheel_job.recipes.tabular.scoring import Tensor
-from flywheel_job.recipes.tabular.spec import LABEL, TIME, TabularSpec
+from flywheel_job.recipes.tabular.spec import TabularSpec
+from flywheel_job.scoring import Tensor
+from flywheel_job.signature import Input
 
 
 @dataclass(frozen=True)

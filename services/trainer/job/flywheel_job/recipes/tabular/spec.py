@@ -1,4 +1,4 @@
-"""The specification of a tabular training job, a JSON object on S3 next to the job's outcome."""
+"""The parameters of a tabular training job."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
-LABEL = "label"
-TIME = "event_timestamp"
+from flywheel_job.launch import Column, LaunchSpec
 
-
-@dataclass(frozen=True)
-class Column:
-    """One model input: its name `view__feature` and the name of its type (`FLOAT64`, `STRING`, …)."""
-
-    name: str
-    data_type: str
+MODULE = "flywheel_job.recipes.tabular.training"
+CHECK, TRAIN, EXPORT = f"{MODULE}:check", f"{MODULE}:train", f"{MODULE}:export"
+"""The functions of the recipe."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +30,10 @@ class Hyperparameters:
     """Extra column of the training set with the weight of each row; empty: all rows have the same weight."""
 
     @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        return asdict(cls())
+
+    @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of `asdict` followed by a round trip through JSON."""
         return cls(**{**fields, "hidden_sizes": tuple(fields["hidden_sizes"])})
@@ -51,32 +50,31 @@ class WarmStart:
 
 @dataclass(frozen=True)
 class TabularSpec:
-    """All settings of a job except credentials, which come from the environment."""
+    """What the recipe trains, on which data set."""
 
-    job: str
-    run: str
     training_set: str
     uri: str
     columns: tuple[Column, ...]
-    output_uri: str
-    """`s3://bucket/prefix` under which artifacts are stored by digest."""
-    outcome_uri: str
-    """`s3://bucket/key` of the outcome."""
-    trainer_address: str = ""
-    """host:port for live metrics; empty: metrics are only written to the outcome."""
     workers: int = 1
-    gpus_per_worker: int = 0
-    cpus_per_worker: float = 1.0
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
     warm_start: WarmStart | None = None
 
-    def to_json(self) -> bytes:
-        return json.dumps(asdict(self), sort_keys=True).encode()
+    def params(self) -> dict[str, Any]:
+        """The parameters of the job; `of` is the inverse."""
+        warm = asdict(self.warm_start) if self.warm_start else None
+        params: dict[str, Any] = json.loads(json.dumps(asdict(self.hyperparameters)))
+        return params | {"warm_start": warm}
 
     @classmethod
-    def from_json(cls, data: bytes) -> Self:
-        raw: dict[str, Any] = json.loads(data)
-        raw["columns"] = tuple(Column(**c) for c in raw["columns"])
-        raw["hyperparameters"] = Hyperparameters.from_json(raw["hyperparameters"])
-        raw["warm_start"] = WarmStart(**raw["warm_start"]) if raw["warm_start"] else None
-        return cls(**raw)
+    def of(cls, launch: LaunchSpec) -> Self:
+        """The specification in the data set and the parameters of a job."""
+        data, params = launch.data["train"], dict(launch.params)
+        warm = params.pop("warm_start", None)
+        return cls(
+            training_set=data.name,
+            uri=data.uri,
+            columns=data.columns,
+            workers=launch.workers,
+            hyperparameters=Hyperparameters.from_json(Hyperparameters.defaults() | params),
+            warm_start=WarmStart(**warm) if warm else None,
+        )

@@ -10,26 +10,13 @@ import numpy.typing as npt
 import polars as pl
 
 from flywheel_job.errors import TooFewEventTimes, UnusableTrainingSet
-from flywheel_job.recipes.tabular.spec import LABEL, TIME, Column
+from flywheel_job.launch import LABEL, TIME, Column
+from flywheel_job.signature import CATEGORICAL, Input
 
 MAX_VOCABULARY = 200
 NUMERIC = frozenset({"BOOL", "INT64", "FLOAT32", "FLOAT64", "TIMESTAMP"})
-CATEGORICAL = frozenset({"STRING"})
 CALIBRATION_SHARE = 0.4
 """Share of the holdout (its oldest rows) for choosing the best epoch, the calibration and the threshold."""
-
-
-@dataclass(frozen=True)
-class Input:
-    """One model input in tensor order; a categorical one is encoded as its index in the vocabulary."""
-
-    name: str
-    data_type: str
-    vocabulary: tuple[str, ...] = ()
-
-    @property
-    def categorical(self) -> bool:
-        return self.data_type in CATEGORICAL
 
 
 @dataclass(frozen=True)
