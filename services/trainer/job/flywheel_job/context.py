@@ -89,13 +89,14 @@ class Context:
         same_batches: bool = False,
         replica: tuple[int, int] | None = None,
         window_rows: int = WINDOW_ROWS,
+        resume: bool = True,
     ) -> Shard:
         """This rank's share of a data set, streamed in batches of `batch_size` rows for each rank.
 
-        An iteration is one epoch. Checkpoints contain the position. `replica` is (number, count) for ranks
-        that share one replica of a model, and therefore its rows; default: every rank is a replica. With
-        `same_batches` the rows of a global batch do not depend on the number of ranks, but every rank reads
-        all files.
+        An iteration is one epoch. Checkpoints contain the position, unless `resume` is False. `replica` is
+        (number, count) for ranks that share one replica of a model, and therefore its rows; default: every
+        rank is a replica. With `same_batches` the rows of a global batch do not depend on the number of
+        ranks, but every rank reads all files.
         """
         number, count = replica or (self.rank, self.world_size)
         shard = Shard(
@@ -109,9 +110,10 @@ class Context:
             window_rows=window_rows,
             pin=self.device.type == "cuda",
         )
-        if name in self._positions:
-            shard.restore(self._positions[name])
-        self._shards[name] = shard
+        if resume:
+            self._shards[name] = shard
+            if name in self._positions:
+                shard.restore(self._positions[name])
         return shard
 
     def table(self, name: str = "train", columns: list[str] | None = None) -> pl.DataFrame:

@@ -15,9 +15,22 @@ from pyarrow import fs
 
 from flywheel_common.errors import FlywheelError
 from flywheel_job import objects
-from flywheel_job.errors import TrainingFailed
+from flywheel_job.errors import TrainingFailed, WorkerLost
 from flywheel_job.launch import LaunchSpec
 from flywheel_job.outcome import Outcome
+
+LOST_WORKER = frozenset(
+    {
+        "ActorDiedError",
+        "ActorUnavailableError",
+        "NodeDiedError",
+        "OutOfMemoryError",
+        "OwnerDiedError",
+        "RayActorError",
+        "WorkerCrashedError",
+    }
+)
+"""Names of Ray's exceptions for a worker whose process or machine is gone."""
 
 Group = Callable[[LaunchSpec], None]
 """Runs all ranks; returns when all have ended, and raises if one failed."""
@@ -115,6 +128,8 @@ def failure_of(error: BaseException) -> FlywheelError:
     cause = root_cause(error)
     if isinstance(cause, FlywheelError):
         return cause
+    if type(cause).__name__ in LOST_WORKER and type(cause).__module__.startswith("ray."):
+        return WorkerLost(f"A worker was lost: {str(cause).strip()}"[:2000])
     return TrainingFailed(f"{type(cause).__name__}: {str(cause).strip()}"[:2000])
 
 

@@ -105,3 +105,12 @@ class UnsupportedStrategy(InvalidArgument):
 
     reason = "UNSUPPORTED_STRATEGY"
     remedy = "Choose a strategy and a number of workers that fit together, as the message states."
+
+
+class WorkerLost(FailedPrecondition):
+    """A worker's process or machine was lost during training."""
+
+    reason = "WORKER_LOST"
+    remedy = (
+        "The job is attempted again by itself; look for memory that ran out if it happens at every attempt."
+    )

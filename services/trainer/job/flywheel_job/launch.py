@@ -89,8 +89,6 @@ class LaunchSpec:
     seed: int = 0
     trainer_address: str = ""
     """host:port for live metrics; empty: metrics are only written to the outcome."""
-    token: str = ""
-    """Bearer token for the trainer, valid for this attempt."""
     provenance: Mapping[str, str] = field(default_factory=dict)
     """What the submitter recorded: commit, digest of uncommitted changes, digest of the requirements lock."""
 

@@ -5,6 +5,7 @@ If the service does not answer, points are sent again later; the outcome contain
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -16,6 +17,9 @@ import grpc
 from flywheel_job.outcome import MetricPoint
 from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
+TOKEN_VARIABLE = "FLYWHEEL_ATTEMPT_TOKEN"  # noqa: S105 - a name
+"""Environment variable with the token of the attempt, which the trainer requires with the metrics of a
+job."""
 FLUSH_SECONDS = 0.5
 CALL_SECONDS = 5.0
 CALL_POINTS = 10_000
@@ -24,11 +28,9 @@ CALL_POINTS = 10_000
 class MetricReporter:
     """Collects metric points and sends them from a thread, so that training never waits for the network."""
 
-    def __init__(self, address: str, run: str, token: str = "") -> None:
-        """`address` is host:port of the trainer service; if it is empty, points are only collected.
-
-        `token` is a bearer token.
-        """
+    def __init__(self, address: str, run: str) -> None:
+        """`address` is host:port of the trainer service; if it is empty, points are only collected."""
+        token = os.environ.get(TOKEN_VARIABLE)
         self.run_ended = threading.Event()
         """Set when the service answers that the run has ended: it was cancelled, or has another attempt."""
         self._metadata = [("authorization", f"Bearer {token}")] if token else None

@@ -62,7 +62,7 @@ def call(
     used = device or torch.device("cpu")
     seed_generators(spec.seed)
     address = spec.trainer_address if rank == 0 else ""
-    with source_folder(spec, store) as root, MetricReporter(address, spec.run, spec.token) as reporter:
+    with source_folder(spec, store) as root, MetricReporter(address, spec.run) as reporter:
         function = load_function(name, root)
         ctx = Context(spec, store, reporter, rank=rank, world_size=world_size, device=used, stop=stop)
         call_user_code(function, ctx)

@@ -63,6 +63,16 @@ class Shard:
         self._next = 0
         self._ranges = deal([(0, self._order.rows)], self.ranks)[self.rank]
 
+    @property
+    def rows(self) -> int:
+        """Rows of the whole data set."""
+        return self._files.rows
+
+    def first(self) -> Batch:
+        """The first row of the first file, to see the shape of the columns; the position does not change."""
+        order = EpochOrder(self._files.groups, 0, 0, 1, shuffle=False)
+        return to_batch(self._files.read(order, order.windows[0], (0, 1)))
+
     def __len__(self) -> int:
         """Number of batches that are left in this epoch."""
         if self._same:
