@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flywheel_common.errors import FlywheelError, NotFound, Unavailable
 
-__all__ = ["FlywheelError", "JobFailedError", "NotFound", "Unavailable"]
+__all__ = ["FlywheelError", "JobFailedError", "NotFound", "SourceError", "Unavailable"]
 
 
 class JobFailedError(Exception):
@@ -17,3 +17,7 @@ class JobFailedError(Exception):
 
 class DefinitionError(ValueError):
     """A definition is invalid; the message begins with its file and line."""
+
+
+class SourceError(ValueError):
+    """The source folder, function or parameters of a training job cannot be submitted."""

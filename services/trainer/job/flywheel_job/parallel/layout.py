@@ -52,9 +52,7 @@ class Layout:
         if chosen is Strategy.DDP_PIPELINE:
             parts = stages or 2
             if world % parts or parts < 1:
-                raise UnsupportedStrategy(
-                    f"{world} workers cannot be divided into pipelines of {parts} stages."
-                )
+                raise UnsupportedStrategy(f"{world} workers make no pipelines of {parts} stages.")
         else:
             parts = stages or world
             if parts != world:

@@ -14,8 +14,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
+from flywheel_job.parallel.gradients import average_gradients, clip_gradients
 from flywheel_job.parallel.layout import Layout, Strategy
-from flywheel_job.parallel.norm import clip_gradients
 from flywheel_job.parallel.options import Options
 
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -182,11 +182,9 @@ class PipelineTraining:
         self._device, self._options = device, options
         self._stages = mesh["part"].get_group()
         self._replicas = mesh["replica"].get_group() if layout.replicas > 1 else None
-        called = module
-        if self._replicas is not None:
-            ids = [device.index] if device.type == "cuda" else None
-            called = nn.parallel.DistributedDataParallel(module, device_ids=ids, process_group=self._replicas)
-        self._stage = PipelineStage(called, layout.part, layout.parts, device, group=self._stages)
+        # Gradients are averaged after the last micro-batch: DDP inside of a stage fails on the second batch,
+        # because it counts each parameter once for every micro-batch (torch 2.13).
+        self._stage = PipelineStage(module, layout.part, layout.parts, device, group=self._stages)
         self._schedule = Schedule1F1B(self._stage, self.micro_batches, loss_fn=loss)
 
     @property
@@ -198,6 +196,8 @@ class PipelineTraining:
         self.module.train()
         self.optimizer.zero_grad(set_to_none=True)
         loss = self._run(self._schedule.step, inputs, targets)
+        if self._replicas is not None:
+            average_gradients(self.module.parameters(), self._replicas)
         if self._options.clip_norm:
             clip_gradients(self.module.parameters(), self._options.clip_norm, self._stages)
         self.optimizer.step()

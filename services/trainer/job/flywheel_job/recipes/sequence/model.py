@@ -88,11 +88,11 @@ class Block(nn.Module):
         rows, length, _ = inputs.shape
         normed = self.before_attention(inputs)
         # With tensor parallelism a rank has some of the heads only, so their number follows from the width.
-        parts = [
+        query, key, value = (
             one(normed).view(rows, length, -1, self.head_width).transpose(1, 2)
             for one in (self.query, self.key, self.value)
-        ]
-        attended = scaled_dot_product_attention(*parts, is_causal=True)
+        )
+        attended = scaled_dot_product_attention(query, key, value, is_causal=True)
         inputs = inputs + self.output(attended.transpose(1, 2).reshape(rows, length, -1))
         return inputs + self.down(nn.functional.gelu(self.up(self.before_network(inputs))))
 

@@ -29,8 +29,8 @@ class SequenceParams:
     """Ranks of one pipeline; 0: all, or 2 for ddp+pipeline."""
     steps: int = 100
     batch_size: int = 32
-    """Rows of a step over all ranks. Learning rates are not scaled by the number of ranks, because it does not
-    change the batch."""
+    """Rows of a step over all ranks. The learning rate is not scaled by the number of ranks, because that
+    does not change the batch."""
     learning_rate: float = 3e-3
     warmup_steps: int = 0
     weight_decay: float = 0.01
@@ -107,9 +107,9 @@ def batches_of(ctx: Context, params: SequenceParams, layout: Layout, name: str) 
 
     Raises UnsupportedStrategy if a batch cannot be divided, EmptyDataSet if there is not one batch.
     """
-    parts = layout.replicas * (
-        max(params.accumulate, layout.parts) if layout.parts > 1 else params.accumulate
-    )
+    pipeline = layout.strategy in {Strategy.PIPELINE, Strategy.DDP_PIPELINE}
+    micro_batches = max(params.accumulate, layout.parts) if pipeline else params.accumulate
+    parts = layout.replicas * micro_batches
     if params.batch_size % parts:
         raise UnsupportedStrategy(
             f"batch_size {params.batch_size} cannot be divided into {parts} equal parts "

@@ -1,4 +1,4 @@
-"""The gradient norm of a model whose parameters are divided among ranks."""
+"""Gradients of a model whose parameters are divided among ranks: their norm, and their mean over replicas."""
 
 from __future__ import annotations
 
@@ -25,6 +25,16 @@ def clip_gradients(
     for gradient in gradients:
         _local(gradient).mul_(scale)
     return norm
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter], replicas: dist.ProcessGroup) -> None:
+    """Replace the gradients by their mean over the replicas, in one message."""
+    gradients = [one.grad for one in parameters if one.grad is not None]
+    flat = torch.cat([one.flatten() for one in gradients])
+    dist.all_reduce(flat, group=replicas)
+    flat /= dist.get_world_size(replicas)
+    for gradient, mean in zip(gradients, flat.split([one.numel() for one in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
 
 
 def squared_norm(gradients: Iterable[torch.Tensor]) -> torch.Tensor:
