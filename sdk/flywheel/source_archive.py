@@ -100,7 +100,7 @@ def _checked(root: Path, name: str) -> Path | None:
 
 
 def check_function(folder: Path, archive: SourceArchive, function: str) -> None:
-    """Raises SourceError unless `file.py:function` is in the archive and accepts one argument. Runs nothing."""
+    """Raises SourceError unless `file.py:function` is packed and accepts one argument; it never runs."""
     file, separator, name = function.partition(":")
     if not separator or not file.endswith(".py") or not name.isidentifier():
         raise SourceError(f"function is {function!r}, which is not of the form file.py:function.")
