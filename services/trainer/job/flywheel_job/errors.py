@@ -114,3 +114,10 @@ class WorkerLost(FailedPrecondition):
     remedy = (
         "The job is attempted again by itself; look for memory that ran out if it happens at every attempt."
     )
+
+
+class MissingPackage(FailedPrecondition):
+    """The job needs a Python package that the environment of its workers does not have."""
+
+    reason = "MISSING_PACKAGE"
+    remedy = "Use an environment with the package; recipes need flywheel-job[estimators]."
