@@ -88,6 +88,8 @@ $(FETCH_STAMP): | $(MEMBERS_STAMP)
 protos: ## compile the .proto files after a change
 	@$(PY) protos/compile_protos.py
 
+# Clients of the Open Inference Protocol by other projects, for the acceptance tests.
+CLIENTS := kserve mlserver
 LOCK := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
 	--python-platform x86_64-manylinux_2_35 --no-emit-package flywheel --no-emit-package flywheel-common --no-emit-package flywheel-protos
 .PHONY: lock
@@ -97,6 +99,7 @@ lock: $(BOOTSTRAP_STAMP) ## resolve dependencies into requirements.lock files (U
 	@$(LOCK) -c requirements.lock services/build.in -o services/build.lock
 	@for f in bootstrap triton-runtime; do $(LOCK) --no-config deploy/local/$$f.in -o deploy/local/$$f.lock || exit 1; done
 	@$(LOCK) --no-config bench/peers.in -o bench/peers.lock
+	@for c in $(CLIENTS); do $(LOCK) --no-config tests/acceptance/clients/$$c.in -o tests/acceptance/clients/$$c.lock || exit 1; done
 	@$(LOCK) --no-config --no-deps deploy/local/triton.in -o deploy/local/triton.lock
 	@$(PY) -m flywheel_local lock
 
@@ -127,7 +130,10 @@ test: setup ## run the test suite against real backends (SUITE=tests/unit, ARGS=
 	  $(if $(filter-out 1,$(WORKERS)),-n $(WORKERS) --dist loadfile --no-loadscope-reorder) $(ARGS)
 
 # Must end within 60 minutes on 2 cores.
-acceptance: setup ## run the commands of the documentation and the fault tests
+acceptance: setup ## run the commands of the documentation, clients of other projects and the fault tests
+	@for c in $(CLIENTS); do \
+	  [ -x $(LOCAL)/clients/$$c/bin/python ] || $(UV) venv -q --python "$(PYTHON)" $(LOCAL)/clients/$$c; \
+	  $(UV) pip sync -q --python $(LOCAL)/clients/$$c/bin/python --require-hashes tests/acceptance/clients/$$c.lock || exit 1; done
 	@exec $(PY) -m pytest $(or $(SUITE),tests/acceptance tests/robustness) $(ARGS)
 
 # Every tool runs, also after an earlier one failed, so that one run shows all problems.

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from flywheel.feature_calls import FeatureCalls
 from flywheel.model_calls import ModelCalls
+from flywheel.registration import RegistrationCalls
 
 
-class Client(FeatureCalls, ModelCalls):
+class Client(FeatureCalls, ModelCalls, RegistrationCalls):
     """Use as `async with Client() as client:`."""

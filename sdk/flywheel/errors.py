@@ -1,10 +1,17 @@
-"""Errors of the SDK: those that services report, failed jobs, and invalid definitions."""
+"""Errors of the SDK: those that services report, failed jobs, invalid models and definitions."""
 
 from __future__ import annotations
 
 from flywheel_common.errors import FlywheelError, NotFound, Unavailable
 
-__all__ = ["FlywheelError", "JobFailedError", "NotFound", "SourceError", "Unavailable"]
+__all__ = [
+    "FlywheelError",
+    "InvalidModelError",
+    "JobFailedError",
+    "NotFound",
+    "SourceError",
+    "Unavailable",
+]
 
 
 class JobFailedError(Exception):
@@ -13,6 +20,15 @@ class JobFailedError(Exception):
     def __init__(self, name: str, reason: str, message: str) -> None:
         super().__init__(f"{name} ended: {reason}: {message}")
         self.name, self.reason = name, reason
+
+
+class InvalidModelError(Exception):
+    """The registry's check of a version failed; `problems` has one sentence for each problem. The version
+    stays, and can be deleted."""
+
+    def __init__(self, name: str, problems: list[str]) -> None:
+        super().__init__(f"{name} failed its check: {' '.join(problems)}")
+        self.name, self.problems = name, problems
 
 
 class DefinitionError(ValueError):

@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from flywheel.connection import Connection, request_id, timestamp
-from flywheel_common.value import from_python
+from flywheel.bulk_predictions import BulkPredictions
+from flywheel.connection import request_id, timestamp
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2
 
 
-class ModelCalls(Connection):
+class ModelCalls(BulkPredictions):
     """Calls of the registry, the trainer, the inference gateway and the monitor."""
 
     async def create_model(
@@ -117,37 +117,34 @@ class ModelCalls(Connection):
         timeout: float | None = None,
     ) -> inference_pb2.PredictResponse:
         """One prediction."""
-        request = inference_pb2.PredictRequest(
-            model=self.path("models", model),
-            entity_keys={name: from_python(value) for name, value in entity_keys.items()},
-            request_fields={name: from_python(value) for name, value in (request_fields or {}).items()},
-            prediction_id=prediction_id,
+        request = self.prediction_request(
+            model, entity_keys, request_fields, as_of=as_of, prediction_id=prediction_id
         )
-        if as_of is not None:
-            request.as_of.FromDatetime(as_of)
         return await self.inference.Predict(request, timeout=timeout)
 
     async def record_outcomes(
         self,
         model: str,
-        outcomes: Sequence[tuple[str, float, datetime]],
+        outcomes: Sequence[tuple[str, float | str, datetime]],
         *,
         name: str = "label",
     ) -> int:
         """Sends (prediction id, value, time at which it became known); returns the number accepted.
 
-        A `label` is 0 or 1; other values are outcomes with the name of a business metric.
+        A `label` is 0 or 1 for a BINARY model, a number for a REGRESSION model and the class name (str) for a
+        MULTICLASS model; other values are outcomes with the name of a business metric.
         """
         accepted = 0
         for start in range(0, len(outcomes), 10_000):
             request = inference_pb2.RecordOutcomeRequest(model=self.path("models", model))
             for prediction, value, moment in outcomes[start : start + 10_000]:
-                request.outcomes.add(
-                    prediction_id=prediction,
-                    name=name,
-                    value=value,
-                    event_time=timestamp(moment),
+                outcome = request.outcomes.add(
+                    prediction_id=prediction, name=name, event_time=timestamp(moment)
                 )
+                if isinstance(value, str):
+                    outcome.class_name = value
+                else:
+                    outcome.value = value
             accepted += (await self.inference.RecordOutcome(request)).accepted_count
         return accepted
 
@@ -182,10 +179,18 @@ class ModelCalls(Connection):
         return archive.uri
 
     async def rollback(
-        self, model: str, reason: str, *, timeout: float = 30.0
+        self, model: str, reason: str, *, to: str = "", timeout: float = 30.0
     ) -> registry_pb2.RollbackModelResponse:
-        """Serves the previous release again; returns when every live gateway has acknowledged."""
+        """Serves the previous release again, or the release `to` (a number or a full name).
+
+        Returns when the gateways apply it or the timeout is near. Check `complete`: while it is false, the
+        gateways in `unacknowledged_gateways` may serve the former release.
+        """
+        name = self.path("models", model)
         request = registry_pb2.RollbackModelRequest(
-            name=self.path("models", model), reason=reason, request_id=request_id()
+            name=name,
+            to_release=f"{name}/releases/{to}" if to.isdigit() else to,
+            reason=reason,
+            request_id=request_id(),
         )
         return await self.registry.RollbackModel(request, timeout=timeout)

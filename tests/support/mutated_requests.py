@@ -72,8 +72,8 @@ async def refusals(
     seen: Counter[str] = Counter()
     before = await contents()
     for method in service.methods:
-        requests = [_MALFORMED, b"", *_random_requests(method, rounds, seed)]
-        answers = [await _call(channel, service, method, request, timeout) for request in requests]
+        requests = [_MALFORMED, b"", *random_requests(method, rounds, seed)]
+        answers = [await outcome_of(channel, service, method, request, timeout) for request in requests]
         wrong += undocumented(answers)
         seen.update(a.code for a in answers)
         after = await contents()
@@ -96,7 +96,28 @@ def undocumented(answers: Sequence[Outcome]) -> list[str]:
     ]
 
 
-def _random_requests(method: MethodDescriptor, rounds: int, seed: int) -> Iterator[bytes]:
+def damaged(valid: bytes, chance: random.Random) -> bytes:
+    """A serialized message after one to four random changes of its bytes."""
+    body = bytearray(valid)
+    for _ in range(chance.randint(1, 4)):
+        place = chance.randrange(len(body) + 1)
+        match chance.randrange(5):
+            case 0 if body:
+                body[place % len(body)] ^= 1 << chance.randrange(8)
+            case 1:
+                body[place:place] = chance.randbytes(chance.randint(1, 6))
+            case 2:
+                del body[place : place + chance.randint(1, 6)]
+            case 3:
+                body[place:place] = body[: chance.randint(1, 40)]
+            case _:
+                # A varint with the largest length or number.
+                body[place : place + 1] = b"\xff\xff\xff\xff\xff\xff\xff\xff\x7f"
+    return bytes(body)
+
+
+def random_requests(method: MethodDescriptor, rounds: int, seed: int) -> Iterator[bytes]:
+    """Serialized requests of a method whose fields have random values."""
     chance = random.Random(f"{method.full_name} {seed}")
     kind = message_factory.GetMessageClass(method.input_type)
     for _ in range(rounds):
@@ -170,13 +191,14 @@ def _value(field: Any, chance: random.Random) -> Any:
     return chance.choice([0, 1, 3, 1000, top, -1 if signed else 7, -top if signed else 8])
 
 
-async def _call(
+async def outcome_of(
     channel: grpc.aio.Channel,
     service: ServiceDescriptor,
     method: MethodDescriptor,
     request: bytes,
-    timeout: float,
+    timeout: float = 10.0,
 ) -> Outcome:
+    """The outcome of one call."""
     path = f"/{service.full_name}/{method.name}"
 
     def answer(code: str, reason: str = "", message: str = "") -> Outcome:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import typer
 
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
@@ -72,6 +74,48 @@ def list_versions(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
     call(work)
 
 
+@models.command("register")
+def register(
+    file: Annotated[Path, typer.Argument(help="ONNX file")],
+    *,
+    feature_set: Annotated[str, typer.Option(help="Feature set that has the model's inputs")],
+    signature: Annotated[str, typer.Option(help="`auto`: read it from the graph")] = "auto",
+    model: Annotated[str, typer.Option(help="Default: the file's name without its suffix")] = "",
+    samples: Annotated[
+        Path | None, typer.Option(help="Golden rows: .npy of the only tensor, or .npz by tensor name")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="binary, multiclass, regression or vector")] = "binary",
+    output: Annotated[str, typer.Option(help="Output tensor; default: the only one of numbers")] = "",
+    class_name: Annotated[list[str] | None, typer.Option(help="Repeat per class, in order")] = None,
+    unit: Annotated[str, typer.Option(help="Unit of a regression")] = "",
+    size: Annotated[int, typer.Option(help="Elements of a vector")] = 0,
+) -> None:
+    """Register an ONNX file as a new version; the registry checks it."""
+    if signature != "auto":
+        raise typer.BadParameter("only `auto` is supported; use Client.register for another signature")
+
+    async def work(client: Client) -> None:
+        rows = None
+        if samples is not None:
+            loaded = await asyncio.to_thread(np.load, samples, allow_pickle=False)
+            rows = dict(loaded) if samples.suffix == ".npz" else loaded
+        show(
+            await client.register(
+                model or file.stem,
+                file,
+                feature_set=feature_set,
+                samples=rows,
+                kind=kind,
+                output=output,
+                class_names=class_name or (),
+                unit=unit,
+                size=size,
+            )
+        )
+
+    call(work)
+
+
 @models.command("history")
 def history(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
     """Show which release served when, and why."""
@@ -133,12 +177,27 @@ for verb, label, text in (
 
 
 @models.command("rollback")
-def rollback(model: str, reason: Annotated[str, typer.Option(help="Written to the audit log")]) -> None:
-    """Serve the previous release again; returns when every live gateway has acknowledged."""
+def rollback(
+    model: str,
+    reason: Annotated[str, typer.Option(help="Written to the audit log")],
+    to: Annotated[str, typer.Option(help="Release to serve; empty: the one that served before")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for gateways")] = 30.0,
+) -> None:
+    """Serve a former release again and wait until the gateways apply it.
+
+    Exits with status 1 when a gateway has not reported the change: it may still serve the other release.
+    """
 
     async def work(client: Client) -> None:
-        answer = await client.rollback(model, reason)
+        answer = await client.rollback(model, reason, to=to, timeout=timeout)
         seconds = answer.elapsed.ToTimedelta().total_seconds()
-        console.print(f"{answer.model.production_release} serves after {seconds:.3f} s")
+        console.print(f"{answer.model.production_release} is to serve, after {seconds:.3f} s")
+        if not answer.complete:
+            silent = ", ".join(answer.unacknowledged_gateways)
+            console.print(
+                f"[bold red]NOT COMPLETE[/bold red]: these gateways have not reported the change and may "
+                f"serve the former release: {silent}"
+            )
+            raise typer.Exit(1)
 
     call(work)

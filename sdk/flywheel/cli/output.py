@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flywheel.client import Client
-from flywheel.errors import FlywheelError, JobFailedError
+from flywheel.errors import FlywheelError, InvalidModelError, JobFailedError
 from flywheel.paging import list_items
 
 Limit = Annotated[int, typer.Option("--limit", min=1, help="Show at most this many")]
@@ -35,7 +35,7 @@ def call(work: Callable[[Client], Awaitable[None]]) -> None:
     except FlywheelError as error:
         errors.print(f"[red]{error.reason}[/red] {error.message}", highlight=False)
         raise typer.Exit(1) from error
-    except (JobFailedError, FileNotFoundError, ValueError) as error:
+    except (JobFailedError, InvalidModelError, FileNotFoundError, ValueError) as error:
         errors.print(f"[red]{error}[/red]", highlight=False)
         raise typer.Exit(1) from error
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from contextvars import ContextVar
+from copy import copy
 
 ROLE_ANY = "*"
 
@@ -84,3 +85,12 @@ def left_seconds() -> float | None:
     if call is None or call.deadline is None:
         return None
     return call.deadline - time.monotonic()
+
+
+def keep_back(seconds: float) -> None:
+    """Shortens the budget of the running call for the current task and the tasks that it starts."""
+    call = current_call.get()
+    if call is not None and call.deadline is not None:
+        shorter = copy(call)
+        shorter.deadline = call.deadline - seconds
+        current_call.set(shorter)

@@ -42,6 +42,15 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
 
     max_in_flight: int = 1024
     """Maximum number of predictions in flight; more are refused with RESOURCE_EXHAUSTED OVERLOADED."""
+    bulk_in_flight: int = 256
+    """Maximum number of requests of batches and streams in flight, out of max_in_flight."""
+    max_batches: int = 16
+    """Maximum number of BatchPredict calls in flight; more are refused with RESOURCE_EXHAUSTED OVERLOADED."""
+    open_inference_max_bytes: int = 256 * 1024 * 1024
+    """Maximum size of the ModelInfer requests in flight; more are refused with RESOURCE_EXHAUSTED
+    OVERLOADED."""
+    stream_in_flight: int = 64
+    """Maximum number of unanswered requests and unread answers of one stream; then no more are read."""
     max_concurrent_rpcs: int = 2048
     """Maximum number of unary calls of any kind in flight; more are refused with RESOURCE_EXHAUSTED."""
     default_budget_seconds: float = 1.0
@@ -86,5 +95,9 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Pause between reports to the registry, and between checks of the loaded models."""
     unload_seconds: float = 30.0
     """How long a model stays in Triton after its last use: other gateways on this Triton may still use it."""
+    hold_seconds: int = 30
+    """With Redis: time after which a gateway that died no longer counts as a user of the models that it had
+    loaded, and time after the first start in which no model is unloaded. Gateways on one Triton must have
+    equal triton_url."""
     loads_at_once: int = 8
     """Maximum number of releases that are loaded at once; champions that were asked last come first."""

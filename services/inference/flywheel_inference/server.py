@@ -17,14 +17,17 @@ from flywheel_common.clock import SystemClock
 from flywheel_common.errors import Unavailable
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.channel import channel
+from flywheel_common.grpc.health import SERVING
 from flywheel_common.grpc.server import Server
 from flywheel_common.ids import new_id
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.producer import Producer
+from flywheel_inference.api.open_inference_methods import OpenInferenceServicer, add_open_inference
+from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.api.servicer import InferenceServicer
 from flywheel_inference.config import InferenceSettings
-from flywheel_inference.encoding.serving_messages import desired_models
+from flywheel_inference.encoding.serving_messages import desired_change, release_of_spec, saved_state
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.models.loader import ReleaseLoader
 from flywheel_inference.models.ports import (
@@ -32,19 +35,26 @@ from flywheel_inference.models.ports import (
     ArtifactSource,
     FeatureSetContracts,
     ModelControl,
+    ModelHolds,
     ModelServer,
 )
+from flywheel_inference.models.unshared import UnsharedModels
+from flywheel_inference.open_inference.raw_inference import RawInference
+from flywheel_inference.open_inference.served import Served
 from flywheel_inference.outcomes.ports import OutcomeSink
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
-from flywheel_inference.permissions import PERMISSIONS, SERVICE
+from flywheel_inference.permissions import OPEN_INFERENCE, PERMISSIONS, SERVICE
+from flywheel_inference.prediction.bulk import BulkPredictor
 from flywheel_inference.prediction.ports import CachedPredictions
 from flywheel_inference.prediction.predictor import Predictor
 from flywheel_inference.prediction.shadow import ShadowCopies
 from flywheel_inference.prediction_log.buffer import PredictionLog
 from flywheel_inference.prediction_log.ports import LogSink
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
+from flywheel_inference.requests.bytes_in_flight import BytesInFlight
 from flywheel_inference.scoring.ports import FeatureLookup
 from flywheel_inference.scoring.scorer import OnScored, ReleaseScorer, ScorerSettings
+from flywheel_inference.serving.desired_models import DesiredModels
 from flywheel_inference.serving.ports import DesiredStateStore, ServingRegistry
 from flywheel_inference.serving.reconciler import Reconciler
 from flywheel_inference.serving.state import ServingState
@@ -54,6 +64,7 @@ from flywheel_inference.store.grpc.registry import GrpcRegistry
 from flywheel_inference.store.kafka.event_log import KafkaOutcomes, KafkaPredictionLog
 from flywheel_inference.store.prometheus.metrics import GatewayMetrics
 from flywheel_inference.store.redis.cached_predictions import RedisCachedPredictions
+from flywheel_inference.store.redis.model_holds import RedisModelHolds
 from flywheel_inference.store.triton.model_server import TritonModelServer
 from flywheel_protos.inference.v1 import inference_pb2_grpc
 
@@ -83,6 +94,7 @@ class Ports:
     registry: RegistryPeer
     features: FeaturePeer
     models: ModelControl
+    holds: ModelHolds
     saved: SavedState
     log: LogSink
     outcomes: OutcomeSink
@@ -115,14 +127,20 @@ async def build(
         timeout_seconds=settings.outcome_timeout_seconds,
     )
     stack.push_async_callback(outcome_producer.close)
-    cached = None
+    cached: CachedPredictions | None = None
+    holds: ModelHolds = UnsharedModels()
     if redis_url := settings.redis_url.get_secret_value():
         cached = RedisCachedPredictions(redis_url, timeout_seconds=settings.answer_reserve_seconds)
         stack.push_async_callback(cached.close)
+        holds = RedisModelHolds(
+            redis_url, settings.triton_url, gateway_id, hold_seconds=settings.hold_seconds
+        )
+        stack.push_async_callback(holds.close)
     ports = Ports(
         registry=GrpcRegistry(registry_channel, gateway_id, settings.project),
         features=GrpcFeatures(feature_channel),
         models=triton,
+        holds=holds,
         saved=folder,
         log=KafkaPredictionLog(log_producer, settings.kafka_partitions),
         outcomes=KafkaOutcomes(outcome_producer, settings.kafka_partitions),
@@ -175,6 +193,7 @@ def wire(
         ports.features,
         ports.saved,
         ports.models,
+        ports.holds,
         backend=settings.triton_backend,
         instances=settings.triton_instances,
     )
@@ -183,7 +202,9 @@ def wire(
         ports.registry,
         loader,
         ports.saved,
-        decode=desired_models,
+        desired=DesiredModels(ports.registry, ports.saved, release_of_spec),
+        decode=desired_change,
+        encode=saved_state,
         make_scorer=scorers.make,
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,
@@ -197,19 +218,44 @@ def wire(
     metrics.watch("log_dropped", "Log rows dropped", lambda: log.dropped_count)
     metrics.watch("shadow_dropped", "Shadow copies dropped", lambda: shadow.dropped_count)
 
+    bulk = BulkPredictor(
+        predictor,
+        max_in_flight=settings.bulk_in_flight,
+        max_batches=settings.max_batches,
+        max_bytes=settings.max_message_bytes,
+    )
+    event_times = EventTimeBound(SystemClock(), settings.max_clock_skew_seconds)
+    rows = RowAnswers(bulk, event_times)
     servicer = InferenceServicer(
         predictor,
-        OutcomeRecorder(ports.outcomes),
+        bulk,
+        rows,
+        OutcomeRecorder(ports.outcomes, serving),
         serving,
         log,
         gateway_id=gateway_id,
         now_micros=now_micros,
-        event_times=EventTimeBound(SystemClock(), settings.max_clock_skew_seconds),
+        event_times=event_times,
+        stream_in_flight=settings.stream_in_flight,
+    )
+    served = Served(serving)
+    open_inference = OpenInferenceServicer(
+        served,
+        RawInference(served, ports.models, max_bytes=settings.max_message_bytes),
+        bulk,
+        rows,
+        BytesInFlight(settings.open_inference_max_bytes),
+        is_ready=lambda: server.health.status() == SERVING,
+        stream_in_flight=settings.stream_in_flight,
+        max_bytes=settings.max_message_bytes,
     )
     server = Server(
         settings,
-        servicers=[(inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer)],
-        full_service_names=[SERVICE],
+        servicers=[
+            (inference_pb2_grpc.add_InferenceServiceServicer_to_server, servicer),
+            (add_open_inference, open_inference),
+        ],
+        full_service_names=[SERVICE, OPEN_INFERENCE],
         permissions=PERMISSIONS,
         readiness=lambda: serving.settled,
         registry=prometheus,
@@ -217,6 +263,7 @@ def wire(
     server.add_background("topics", ports.ensure_topics, ends=True)
     if ports.cached is not None:
         server.add_background("cached predictions", ports.cached.connect, ends=True)
+    server.add_background("model holds", ports.holds.run)
     server.add_background("serving", reconciler.run)
     server.add_background("prediction log", log.run, stops_last=True)
     server.add_background("shadow", shadow.run)

@@ -26,7 +26,10 @@ from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_protos.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from flywheel_registry.api.convert_events import to_event
+from flywheel_registry.api.convert_serving import spec_digest
 from flywheel_registry.api.servicer import RegistryServicer
+from flywheel_registry.artifacts.check import VersionCheck
+from flywheel_registry.artifacts.ports import FeatureSets, GraphRunner
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.models.catalog import ModelCatalog
@@ -41,7 +44,10 @@ from flywheel_registry.rollouts.start import RolloutStart
 from flywheel_registry.rollouts.ticker import Ticker
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways, RoutingNotifications
+from flywheel_registry.serving.variants import Variants
+from flywheel_registry.store.grpc.features import GrpcFeatureSets
 from flywheel_registry.store.grpc.monitor import GrpcMonitor
+from flywheel_registry.store.onnxruntime.graphs import OnnxGraphs
 from flywheel_registry.store.postgres.gateways import PostgresGateways
 from flywheel_registry.store.postgres.routing_notifications import PostgresRoutingNotifications
 from flywheel_registry.store.postgres.store import PostgresStore
@@ -70,6 +76,8 @@ class Ports:
     gateways: Gateways
     notifications: RoutingNotifications
     monitor: Monitor
+    graphs: GraphRunner
+    features: FeatureSets
     ticker_lease: TickerLease
     ready: Callable[[], bool | Awaitable[bool]]
     relay_events: Callable[[], Awaitable[None]]
@@ -90,13 +98,11 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
     objects = await stack.enter_async_context(object_store(settings, prefix=settings.s3_prefix))
     producer = Producer(settings.kafka_bootstrap, client_id="flywheel-registry")
     stack.push_async_callback(producer.close)
-    monitor_channel = channel(
-        settings.monitor_address,
-        client_name="registry",
-        token=settings.service_token.get_secret_value(),
-        retries=False,
-    )
+    token = settings.service_token.get_secret_value()
+    monitor_channel = channel(settings.monitor_address, client_name="registry", token=token, retries=False)
     stack.push_async_callback(monitor_channel.close)
+    feature_channel = channel(settings.feature_address, client_name="registry", token=token)
+    stack.push_async_callback(feature_channel.close)
     notifications = PostgresRoutingNotifications(pool)
     stack.push_async_callback(notifications.close)
     store, gateways, idempotency = PostgresStore(pool, to_event), PostgresGateways(pool), Idempotency(pool)
@@ -111,7 +117,11 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         prepare_objects=objects.ensure_bucket,
         gateways=gateways,
         notifications=notifications,
-        monitor=GrpcMonitor(monitor_channel, settings.monitor_timeout_seconds),
+        monitor=GrpcMonitor(
+            monitor_channel, settings.monitor_timeout_seconds, settings.monitor_longest_timeout_seconds
+        ),
+        graphs=OnnxGraphs(objects, memory_bytes=settings.check_memory_bytes, seconds=settings.check_seconds),
+        features=GrpcFeatureSets(feature_channel, settings.feature_timeout_seconds),
         ticker_lease=Lease(pool, "rollout-ticker", ttl_seconds=settings.tick_lease_seconds),
         ready=store.ready,
         relay_events=lambda: _relay_events(settings, pool, producer),
@@ -122,12 +132,14 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
 
 def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     """Return the registry on these ports: use cases, servicer and background tasks."""
-    desired_state = DesiredStateCache(ports.store, ports.notifications)
+    desired_state = DesiredStateCache(ports.store, ports.notifications, spec_digest)
     lifecycle = RolloutLifecycle(clock)
+    checks = VersionCheck(ports.store, ports.graphs, ports.features, clock)
     servicer = RegistryServicer(
         store=ports.store,
         models=ModelCatalog(clock, settings.max_artifact_bytes),
-        artifacts=ArtifactTransfer(ports.store, ports.objects, clock, ports.prepare_objects),
+        artifacts=ArtifactTransfer(ports.store, ports.objects, clock, ports.prepare_objects, checks),
+        checks=checks,
         promotions=Promotions(clock),
         releases=ReleaseCatalog(clock),
         rollout_start=RolloutStart(clock),
@@ -136,6 +148,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         acknowledgements=Acknowledgements(clock, ports.gateways),
         desired_state=desired_state,
         gateways=ports.gateways,
+        variants=Variants(clock),
         rollback_wait_seconds=settings.rollback_wait_seconds,
     )
     server = Server(
@@ -146,7 +159,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         deadlines={f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + ROLLBACK_RESERVE_SECONDS},
         readiness=ports.ready,
     )
-    ticker = Ticker(ports.store, lifecycle, ports.monitor, settings.tick_seconds)
+    ticker = Ticker(ports.store, lifecycle, ports.monitor, ports.gateways, clock, settings.tick_seconds)
     server.add_background("desired state", desired_state.run)
     server.add_background("rollout ticker", lambda: ports.ticker_lease.run(lambda _: ticker.run()))
     server.add_background("housekeeping", lambda: _housekeeping(ports.delete_old))

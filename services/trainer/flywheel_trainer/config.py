@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
-from flywheel_common.config import KafkaSettings, PostgresSettings, S3Settings, ServiceSettings
+from flywheel_common.config import (
+    KafkaSettings,
+    PostgresSettings,
+    S3Settings,
+    ServiceSettings,
+    split_address,
+)
+from flywheel_trainer.jobs.resources import Quota
+
+
+class ProjectQuota(BaseModel):
+    """Limits of one project; None: no limit."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    cpus: float | None = None
+    gpus: float | None = None
 
 
 class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settings):
@@ -21,8 +38,6 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """host:port of the Prometheus /metrics page; empty for none."""
     workflow_dsn: SecretStr = SecretStr("")
     """DSN of the DBOS system database; empty: the service's own database name with `_dbos` appended."""
-    executor_id: str = "trainer-0"
-    """Name of this replica in the workflow engine; it must be unique and must not change over restarts."""
     pipeline_version: str = "pipeline-1"
     """Version of the pipeline's order of steps.
 
@@ -33,7 +48,8 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     registry_address: str = "127.0.0.1:7102"
     """host:port of the registry."""
     trainer_address: str = ""
-    """host:port under which jobs reach this service for live metrics; empty: listen."""
+    """host:port under which jobs reach this service for live metrics; empty: the host name of this machine if
+    `listen` is an address of all interfaces, else `listen`."""
     ray_address: str = "http://127.0.0.1:7311"
     """Jobs HTTP API of the Ray cluster."""
     ray_auth_token: SecretStr = SecretStr("")
@@ -44,8 +60,13 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """URL under which the machines of the cluster reach the object store; empty: s3_endpoint."""
     cpus_per_worker: float = 1.0
     """CPUs that each training worker reserves."""
+    job_environment: dict[str, str] = Field(default_factory=dict)
+    """Further environment variables of jobs, as a JSON object."""
     max_running_jobs: int = 2
     """Largest number of jobs on the cluster; further jobs wait, higher priority first."""
+    project_quotas: dict[str, ProjectQuota] = Field(default_factory=dict)
+    """The CPUs and GPUs that the jobs of a project may use at one time, as a JSON object such as
+    `{"fraud": {"cpus": 16, "gpus": 2}}`; `*` is for projects that are not named. Absent: no limit."""
     job_poll_seconds: float = 1.0
     """Seconds between two checks of the active jobs."""
     pipeline_poll_seconds: float = 1.0
@@ -60,6 +81,20 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """Topic of drift events."""
     consumer_group: str = "flywheel-trainer"
     """Kafka consumer group for drift events."""
+
+    @property
+    def metrics_address(self) -> str:
+        """host:port that jobs dial."""
+        if self.trainer_address:
+            return self.trainer_address
+        host, port = split_address(self.listen)
+        everywhere = host in ("", "0.0.0.0", "::")  # noqa: S104 - the address is not bound here
+        return f"{socket.gethostname()}:{port}" if everywhere else self.listen
+
+    def quota_of(self, project: str) -> Quota:
+        """The quota of a project."""
+        found = self.project_quotas.get(project) or self.project_quotas.get("*") or ProjectQuota()
+        return Quota(found.cpus, found.gpus)
 
     @property
     def workflow_database(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import OPERATE, READ, REPORT, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.trainer.v1.TrainerService"
 
@@ -24,13 +24,13 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
     WRITE: (
         "CreateExperiment",
         "CreateRun",
-        "LogMetrics",
         "UpdateRun",
         "SubmitJob",
         "CancelJob",
         "StartPipelineRun",
         "CancelPipelineRun",
     ),
+    REPORT: ("LogMetrics",),
     OPERATE: ("SetRetrainingPolicy",),
 }
 

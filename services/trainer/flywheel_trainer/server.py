@@ -15,7 +15,7 @@ from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.server import Server
-from flywheel_common.ids import Ids, SystemIds
+from flywheel_common.ids import Ids, SystemIds, new_id
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.client import ensure_topics
 from flywheel_common.kafka.consumer import ConsumerLoop
@@ -28,14 +28,20 @@ from flywheel_common.ray.jobs import ray_jobs
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.storage.s3 import arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
+from flywheel_job.reporting import TOKEN_VARIABLE
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
+from flywheel_trainer.api.attempt_tokens import WithAttemptTokens
 from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.config import TrainerSettings
 from flywheel_trainer.jobs.engine import Engine
-from flywheel_trainer.jobs.logs import StoredOrLiveLogs
-from flywheel_trainer.jobs.ports import JobStore, Weights
-from flywheel_trainer.jobs.supervision import LaunchSettings, Supervisor
+from flywheel_trainer.jobs.kinds import Kinds
+from flywheel_trainer.jobs.logs import StoredLogs
+from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
+from flywheel_trainer.jobs.supervision import Rules, Supervisor
+from flywheel_trainer.jobs.tokens import AttemptTokens
+from flywheel_trainer.jobs.train import TrainKind, TrainSettings
+from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.permissions import PERMISSIONS, SERVICE
 from flywheel_trainer.pipelines.comparison import TableReader, comparison_with
@@ -55,7 +61,9 @@ from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
 from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
+from flywheel_trainer.store.postgres.replicas import executor_lease, live_executors, read_installation
 from flywheel_trainer.store.postgres.runs import PostgresRuns
+from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
 from flywheel_trainer.store.ray.engine import RayEngine
 from flywheel_trainer.store.s3.tables import ParquetTables
 
@@ -86,8 +94,13 @@ class Ports:
     registry: RegistryPeer
     weights: Weights
     workflows: Callable[[PipelineSteps, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
+    supervision: Callable[[int], Supervision]
+    """The jobs under the fencing token of a supervisor."""
     run_in_one_replica: Callable[[Callable[[int], Awaitable[None]]], Awaitable[None]]
-    """Runs a function forever, in one replica at a time."""
+    """Runs a function forever, in one replica at a time, with its fencing token."""
+    tokens: AttemptTokens
+    keep_alive: Callable[[], Awaitable[None]]
+    """Tells the other replicas that this one is alive, forever."""
     is_ready: Callable[[], Awaitable[bool]]
     prepare_objects: Callable[[], Awaitable[None]]
     """Makes the object store writable."""
@@ -109,6 +122,11 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         )
     )
     await migrate(pool, MIGRATIONS)
+    installation = await read_installation(pool)
+    replica = new_id()
+    alive = executor_lease(pool, replica)
+    # Before the first workflow starts: without the lease another replica would take it over.
+    await alive.try_acquire()
     objects = await stack.enter_async_context(object_store(settings))
     ray = await stack.enter_async_context(
         ray_jobs(settings.ray_address, settings.ray_auth_token.get_secret_value())
@@ -128,7 +146,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         jobs=PostgresJobs(pool),
         pipelines=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
-        engine=RayEngine(ray),
+        engine=RayEngine(ray, installation.id),
         objects=objects,
         tables=ParquetTables(arrow_filesystem(settings)),
         feature=GrpcFeature(feature_channel),
@@ -138,10 +156,14 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
             steps,
             store,
             dsn=settings.workflow_database,
-            executor_id=settings.executor_id,
+            executor_id=replica,
             version=settings.pipeline_version,
+            live_executors=lambda: live_executors(pool),
         ),
-        run_in_one_replica=Lease(pool, "job-supervisor", holder=settings.executor_id).run,
+        supervision=lambda token: PostgresSupervision(pool, token),
+        run_in_one_replica=Lease(pool, LEASE, holder=replica).run,
+        tokens=AttemptTokens(installation.token_key),
+        keep_alive=lambda: alive.run(_forever),
         is_ready=lambda: _database_answers(pool),
         prepare_objects=objects.ensure_bucket,
         relay_events=Relay(pool, producer).run,
@@ -162,9 +184,19 @@ async def wire(
     """The trainer over these ports; `stack` stops its workflows."""
     runs = Runs(ports.runs, ids, clock)
     lease_expiry = LeaseExpiry(ports.runs, clock)
-    logs = StoredOrLiveLogs(ports.objects, ports.engine)
-    jobs = Jobs(ports.jobs, ports.feature, ports.weights, logs, ids, clock)
-    supervisor = Supervisor(ports.jobs, ports.engine, ports.objects, launch_settings(settings), clock)
+    train = TrainSettings(
+        settings.s3_bucket, settings.job_python, settings.metrics_address, settings.cpus_per_worker
+    )
+    kinds: Kinds = {TrainSpec.KIND: TrainKind(ports.feature, ports.weights, train)}
+    logs = StoredLogs(ports.objects)
+    jobs = Jobs(ports.jobs, kinds, ports.engine, settings.quota_of, logs, ids, clock)
+    rules = job_rules(settings, ports.tokens)
+
+    async def supervise(token: int) -> None:
+        store = ports.supervision(token)
+        supervisor = Supervisor(store, ports.engine, ports.objects, kinds, rules, clock)
+        await supervisor.run(settings.job_poll_seconds)
+
     pipelines = Pipelines(ports.pipelines, ids, clock)
     policies = Policies(ports.policies, clock)
     steps = PipelineSteps(
@@ -187,11 +219,10 @@ async def wire(
         permissions=PERMISSIONS,
         readiness=ports.is_ready,
         registry=prometheus,
+        authenticate=lambda others: WithAttemptTokens(others, ports.tokens),
     )
-    server.add_background(
-        "job supervisor",
-        lambda: ports.run_in_one_replica(lambda _: supervisor.run(settings.job_poll_seconds)),
-    )
+    server.add_background("replica", ports.keep_alive)
+    server.add_background("job supervisor", lambda: ports.run_in_one_replica(supervise))
     server.add_background("pipelines", lambda: workflows.start_accepted_runs(settings.pipeline_poll_seconds))
     server.add_background("run leases", lambda: lease_expiry.run(settings.lease_check_seconds))
     server.add_background("bucket", lambda: _ensure_bucket(ports.prepare_objects), ends=True)
@@ -201,25 +232,30 @@ async def wire(
     return server
 
 
-def launch_settings(settings: TrainerSettings) -> LaunchSettings:
-    """How jobs are started."""
-    return LaunchSettings(
+def job_rules(settings: TrainerSettings, tokens: AttemptTokens) -> Rules:
+    """How attempts of jobs are started."""
+    common = {
+        "AWS_ENDPOINT_URL": settings.job_s3_endpoint or settings.s3_endpoint,
+        "AWS_ACCESS_KEY_ID": settings.s3_access_key.get_secret_value(),
+        "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value(),
+        "AWS_REGION": settings.s3_region,
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "PYTHONWARNINGS": "ignore",
+        **settings.job_environment,
+    }
+    return Rules(
         bucket=settings.s3_bucket,
         python=settings.job_python,
-        environment={
-            "AWS_ENDPOINT_URL": settings.job_s3_endpoint or settings.s3_endpoint,
-            "AWS_ACCESS_KEY_ID": settings.s3_access_key.get_secret_value(),
-            "AWS_SECRET_ACCESS_KEY": settings.s3_secret_key.get_secret_value(),
-            "AWS_REGION": settings.s3_region,
-            "AWS_REQUEST_CHECKSUM_CALCULATION": "WHEN_REQUIRED",
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "RAY_TRAIN_V2_ENABLED": "1",
-            "PYTHONWARNINGS": "ignore",
-        },
-        metrics_address=settings.trainer_address or settings.listen,
-        cpus_per_worker=settings.cpus_per_worker,
+        environment_of=lambda engine_id: {**common, TOKEN_VARIABLE: tokens.issue(engine_id)},
         max_running=settings.max_running_jobs,
+        quota_of=settings.quota_of,
     )
+
+
+async def _forever(_token: int) -> None:
+    await asyncio.Event().wait()
 
 
 async def migrate_database(settings: TrainerSettings) -> int:

@@ -191,7 +191,7 @@ async def test_events_that_a_key_has_seen_change_nothing(store: Any) -> None:
 
 
 async def test_tiles_older_than_the_kept_ones_are_dropped(store: Any) -> None:
-    days = [0, 60 * 24, 60 * 24 + 1]
+    days = [0, 60 * 24, 60 * 24 + 10]
     for i in (0, 1, 2):
         await store.merge_tiles(LAYOUT, [(b"k", delta([i], days), i, i + 1)], 0, 0, 1)
     late = [*days, 5]
@@ -199,7 +199,42 @@ async def test_tiles_older_than_the_kept_ones_are_dropped(store: Any) -> None:
     (state,) = await store.read([b"k"])
     assert state is not None
     count = windows(state, days[2])[list(F).index(F.COUNT)]
-    assert (2, 1.0) == (count, np.frombuffer(state, "<f8")[2])
+    assert (2, 2.0) == (count, np.frombuffer(state, "<f8")[2])
+
+
+async def test_one_event_far_ahead_drops_no_tiles(store: Any) -> None:
+    """A replay of last year meets an event of today; two tiles of today show that time has moved on."""
+    year = 365 * 1440
+    minutes = [0, 60, year, year + 1, 100, 110, year + 10, 115]
+    counted = [1, 2, 2, 2, 2, 3, 0, 0]  # the event 4 has no value
+    for number, expected in enumerate(counted):
+        added = delta([number], minutes)
+        await store.merge_tiles(LAYOUT, [(b"k", added, number, number + 1)], 0, 0, 1)
+        (state,) = await store.read([b"k"])
+        assert expected == windows(state, 119)[list(F).index(F.COUNT)], f"after event {number}"
+    assert 3 == windows(state, year + 10)[list(F).index(F.COUNT)]
+    # The same events at once.
+    assert [8] == await store.merge_tiles(LAYOUT, [(b"all", delta(range(8), minutes), 0, 8)], 0, 0, 1)
+    (state,) = await store.read([b"all"])
+    assert 3 == windows(state, year + 10)[list(F).index(F.COUNT)]
+
+
+async def test_nothing_is_found_before_the_first_event(store: Any) -> None:
+    days = [3 * 1440, 1440, 2 * 1440, 9 * 1440]
+    # Days are so far apart that the tiles of two days are kept.
+    expected: list[list[int | None]] = [
+        [None, None, None, 1, 0],
+        [None, 1, 0, 1, 0],
+        [None, 0, 1, 1, 0],
+        [None, 0, 0, 1, 0],
+    ]
+    for number, counts in enumerate(expected):
+        following = number + 1
+        added = delta([number], days)
+        assert [following] == await store.merge_tiles(LAYOUT, [(b"k", added, number, following)], 0, 0, 1)
+        (state,) = await store.read([b"k"])
+        assert counts == [windows(state, day * 1440)[list(F).index(F.COUNT)] for day in range(5)]
+        assert [[0, following]] == positions_of([state])[1].tolist()
 
 
 async def test_state_of_an_older_generation_counts_as_absent(store: Any) -> None:

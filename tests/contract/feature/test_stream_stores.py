@@ -11,11 +11,14 @@ import pytest
 from flywheel_feature.definitions.model import DataType, Field, Source, StreamSource
 from flywheel_feature.fakes.streams import Garbage, MemoryStreams, MemoryTombstones
 from flywheel_feature.ingest.archive import NewSegment
-from flywheel_feature.ingest.generations import GenerationCounter
+from flywheel_feature.ingest.generations import GenerationCounter, Generations
 from flywheel_feature.store.postgres.archive import PostgresArchive
 from flywheel_feature.store.postgres.generations import PostgresGenerations
 from flywheel_feature.store.postgres.tombstones import PostgresTombstones
+from flywheel_feature.store.redis.connection import RedisPipe
+from flywheel_feature.store.redis.online_store import OnlineStore
 from flywheel_feature.tables.ports import Segment
+from flywheel_local.redis import Redis
 
 SOURCE = Source("p", "landings", (Field("at", DataType.TIMESTAMP),), "at", "", StreamSource())
 FIRST = NewSegment(SOURCE, 0, 0, 10, "sources/a.parquet", 9, 100, 200)
@@ -135,3 +138,17 @@ async def test_concurrent_members_get_the_same_next_generation(counter: Generati
     assert 1 == await counter.next_generation(0), "a late member joins the generation"
     assert 2 == await counter.next_generation(1)
     assert 2 == await counter.generation()
+
+
+async def test_partitions_that_begin_together_share_one_generation(
+    counter: GenerationCounter, redis: Redis, redis_url: str
+) -> None:
+    pipe = RedisPipe(redis_url)
+    generations = Generations(OnlineStore(pipe), counter)
+    try:
+        for loss in range(1, 31):
+            redis.flush()
+            assert [loss] * 12 == await asyncio.gather(*(generations.current() for _ in range(12)))
+            assert loss == await generations.marked()
+    finally:
+        await pipe.close()

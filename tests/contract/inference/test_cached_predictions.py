@@ -22,6 +22,10 @@ LONG_TIMEOUT = 5.0
 """Seconds; the tests check what is read, and the machine may be busy."""
 
 
+def prediction(at: int, *values: float) -> CachedPrediction:
+    return CachedPrediction(values, at, b"\0fingers")
+
+
 @dataclass
 class Adapter:
     cached: CachedPredictions
@@ -48,7 +52,7 @@ async def adapter(url: str) -> AsyncIterator[Adapter]:
     async with Redis.from_url(url) as redis:
 
         async def put(model: str, subject: str, prediction: CachedPrediction) -> None:
-            await redis.set(key_of(model, subject), encode(prediction.score, prediction.scored_at_micros))
+            await redis.set(key_of(model, subject), encode(prediction))
 
         cached = RedisCachedPredictions(url, timeout_seconds=LONG_TIMEOUT)
         yield Adapter(cached, put)
@@ -57,38 +61,49 @@ async def adapter(url: str) -> AsyncIterator[Adapter]:
 
 async def test_get_returns_the_prediction_written_last(adapter: Adapter) -> None:
     assert await adapter.cached.get(LATE, "UA") is None
-    for prediction in (
-        CachedPrediction(0.875, 1_000_000_001),
-        CachedPrediction(0.1, -1),
-        CachedPrediction(1.0, 2**62),
+    for written in (
+        prediction(1_000_000_001, 0.875),
+        prediction(-1, 0.1),
+        prediction(2**62, 1.0),
+        prediction(3, *[i / 7 for i in range(2_000)]),
     ):
-        await adapter.put(LATE, "UA", prediction)
-        assert prediction == await adapter.cached.get(LATE, "UA")
+        await adapter.put(LATE, "UA", written)
+        assert written == await adapter.cached.get(LATE, "UA")
 
 
 async def test_predictions_are_separate_by_model_and_subject(adapter: Adapter) -> None:
     written = {
-        (LATE, "UA"): CachedPrediction(0.1, 1),
-        (OTHER, "UA"): CachedPrediction(0.2, 2),
-        (LATE, "UA|JFK"): CachedPrediction(0.3, 3),
-        (LATE, "ü:\n"): CachedPrediction(0.4, 4),
-        (LATE, ""): CachedPrediction(0.5, 5),
+        (LATE, "UA"): prediction(1, 0.1),
+        (OTHER, "UA"): prediction(2, 0.2),
+        (LATE, "UA|JFK"): prediction(3, 0.3),
+        (LATE, "ü:\n"): prediction(4, 0.4),
+        (LATE, ""): prediction(5, 0.5),
     }
-    for (model, subject), prediction in written.items():
-        await adapter.put(model, subject, prediction)
+    for (model, subject), value in written.items():
+        await adapter.put(model, subject, value)
     assert written == {(m, s): await adapter.cached.get(m, s) for m, s in written}
     assert await adapter.cached.get(OTHER, "JFK") is None
 
 
 async def test_concurrent_readers_get_their_own_predictions(adapter: Adapter) -> None:
     for i in range(100):
-        await adapter.put(LATE, f"s{i}", CachedPrediction(i / 100, i))
+        await adapter.put(LATE, f"s{i}", prediction(i, i / 100))
     found = await asyncio.gather(*(adapter.cached.get(LATE, f"s{i}") for i in range(100)))
-    assert [CachedPrediction(i / 100, i) for i in range(100)] == found
+    assert [prediction(i, i / 100) for i in range(100)] == found
 
 
 @pytest.mark.parametrize(
-    "value", [b"", b"0.875", b"x" * 17, encode(float("nan"), 1), encode(float("inf"), 1)]
+    "value",
+    [
+        b"",
+        b"0.875",
+        b"x" * 16,
+        b"x" * 23,
+        b"x" * 25,
+        encode(prediction(1, float("nan"))),
+        encode(prediction(1, 0.5, float("inf"))),
+        encode(prediction(1)),
+    ],
 )
 async def test_an_unreadable_value_is_none(redis_url: str, value: bytes) -> None:
     async with Redis.from_url(redis_url) as redis:
@@ -118,9 +133,9 @@ async def test_fallbacks_of_one_batch_share_one_command_and_one_connection(redis
 
 
 async def test_a_stalled_or_stopped_redis_returns_none_without_an_error(redis_url: str) -> None:
-    written = CachedPrediction(0.875, 1)
+    written = prediction(1, 0.875)
     async with Redis.from_url(redis_url) as redis:
-        await redis.set(key_of(LATE, "UA"), encode(written.score, written.scored_at_micros))
+        await redis.set(key_of(LATE, "UA"), encode(written))
     address = urlsplit(redis_url)
     assert address.hostname and address.port
     async with FaultProxy(address.hostname, address.port) as proxy:

@@ -5,22 +5,35 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
+from flywheel_common.arrays import Array
 from flywheel_common.errors import DeadlineExceeded, FailedPrecondition, NotFound, Unavailable
+from flywheel_common.signature import (
+    FLOAT64,
+    INT64,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    Signature,
+    TensorSpec,
+)
 from flywheel_inference.fakes.model_server import MemoryModelServer
 from flywheel_inference.models.ports import ModelControl
 from flywheel_inference.models.triton_config import load_request
 from flywheel_inference.store.triton.model_server import TritonModelServer
 from tests.support.builders.inference import expected_score, onnx_model, run_onnx
+from tests.support.builders.kinds import KINDS, mixed_binary
 from tests.support.peers.inference import NO_SERVER
 
 TIMEOUT = 60.0
 W, V = (0.5, -0.25, 1.0), (-1.0, 0.5, 0.25)
+SCORE = OutputSpec()
 ROWS = np.array([[1, 2, 0], [0.5, -1, 2], [np.nan, 1, -1]], np.float32)
 
 
@@ -47,9 +60,15 @@ def name() -> str:
 
 
 async def load(models: ModelControl, name: str, file: bytes, inputs: int = 3) -> str:
-    """Loads a model file; returns its digest."""
+    """Loads a model file with one tensor; returns its digest."""
+    signature = Signature(tuple(InputSpec(f"a__x{i}", FLOAT64) for i in range(inputs)))
+    return await load_with(models, name, file, signature, np.zeros((1, 1), np.float32))
+
+
+async def load_with(models: ModelControl, name: str, file: bytes, signature: Signature, output: Array) -> str:
+    """Loads a model file with a signature and an output of this type and shape; returns its digest."""
     digest = hashlib.sha256(file).hexdigest()
-    config, files = load_request(name, inputs, file, digest, backend="python")
+    config, files = load_request(name, signature, output, file, digest, backend="python")
     await models.load(name, config, files, TIMEOUT)
     return digest
 
@@ -59,13 +78,15 @@ def scores(weights: tuple[float, ...], bias: float = 0.0) -> list[float]:
 
 
 async def answer(models: ModelControl, name: str, rows: npt.NDArray[np.float32] = ROWS) -> Any:
-    return pytest.approx((await models.infer(name, rows, TIMEOUT)).tolist(), abs=1e-6)
+    found = await models.infer(name, {"INPUT": rows}, SCORE, TIMEOUT)
+    assert (found.dtype, found.shape) == (np.float32, (len(rows), 1))
+    return pytest.approx(found[:, 0].tolist(), abs=1e-6)
 
 
 async def test_a_model_that_is_not_loaded_is_not_found(models: ModelControl, name: str) -> None:
     assert (False, "") == (await models.is_loaded(name, TIMEOUT), await models.loaded_digest(name, TIMEOUT))
     with pytest.raises(NotFound) as absent:
-        await models.infer(name, ROWS, TIMEOUT)
+        await models.infer(name, {"INPUT": ROWS}, SCORE, TIMEOUT)
     assert "MODEL_NOT_LOADED" == absent.value.reason
     await models.unload(name, TIMEOUT)
 
@@ -92,7 +113,7 @@ async def test_models_are_separate_by_name_until_they_are_unloaded(models: Model
     await models.unload(name, TIMEOUT)
     assert [False, True] == [await models.is_loaded(n, TIMEOUT) for n in (name, other)]
     with pytest.raises(NotFound):
-        await models.infer(name, ROWS, TIMEOUT)
+        await models.infer(name, {"INPUT": ROWS}, SCORE, TIMEOUT)
     assert scores(V) == await answer(models, other)
     await models.unload(other, TIMEOUT)
 
@@ -121,10 +142,75 @@ async def test_an_invalid_file_is_refused_and_the_loaded_model_stays(models: Mod
 async def test_rows_with_a_wrong_number_of_inputs_are_refused(models: ModelControl, name: str) -> None:
     await load(models, name, onnx_model(W, 0.0))
     with pytest.raises(FailedPrecondition) as refused:
-        await models.infer(name, ROWS[:, :2].copy(), TIMEOUT)
+        await models.infer(name, {"INPUT": ROWS[:, :2].copy()}, SCORE, TIMEOUT)
     assert "MODEL_REFUSED" == refused.value.reason
     assert scores(W) == await answer(models, name)
     await models.unload(name, TIMEOUT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_every_kind_of_model_reproduces_onnx_runtime(
+    models: ModelControl, name: str, kind: str
+) -> None:
+    model = KINDS[kind]()
+    await load_with(models, name, model.file, model.signature, model.output)
+    output = model.signature.output
+    rows = len(model.output)
+    # The second column of [rows, 2] is the probability of a BINARY model; [rows] becomes [rows, 1].
+    expected = model.output[:, 1:] if kind == "binary" else model.output.reshape(rows, output.width)
+    found = await models.infer(name, model.tensors, output, TIMEOUT)
+    assert (found.dtype, found.shape) == (model.output.dtype, (rows, output.width))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
+    order = np.array([2, 0])
+    part = {tensor: values[order] for tensor, values in model.tensors.items()}
+    np.testing.assert_allclose(
+        await models.infer(name, part, output, TIMEOUT), expected[order], rtol=0, atol=1e-6
+    )
+    await models.unload(name, TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [
+        ("multiclass", OutputSpec(OutputKind.MULTICLASS, "probabilities", class_names=("a", "b"))),
+        ("multiclass", OutputSpec(OutputKind.BINARY, "probabilities")),
+        ("vector", OutputSpec(OutputKind.VECTOR, "embedding", size=3)),
+        ("regression", OutputSpec(OutputKind.VECTOR, "minutes", size=2)),
+    ],
+)
+async def test_an_output_of_another_shape_is_refused(
+    models: ModelControl, name: str, kind: str, output: OutputSpec
+) -> None:
+    model = KINDS[kind]()
+    await load_with(models, name, model.file, model.signature, model.output)
+    with pytest.raises(FailedPrecondition) as refused:
+        await models.infer(name, model.tensors, output, TIMEOUT)
+    assert refused.value.reason == "WRONG_SHAPE"
+    await models.unload(name, TIMEOUT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_model_whose_output_has_another_type_is_not_loaded(
+    models: ModelControl, name: str, kind: str
+) -> None:
+    model = KINDS[kind]()
+    other = model.output.astype(np.float64 if model.output.dtype == np.float32 else np.float32)
+    with pytest.raises(FailedPrecondition) as refused:
+        await load_with(models, name, model.file, model.signature, other)
+    assert refused.value.reason == "MODEL_REFUSED"
+    assert not await models.is_loaded(name, TIMEOUT)
+
+
+async def test_a_model_whose_inputs_have_other_types_is_not_loaded(models: ModelControl, name: str) -> None:
+    model = mixed_binary()
+    tensors = tuple(
+        TensorSpec(t.name, FLOAT64 if t.data_type == INT64 else t.data_type, t.shape)
+        for t in model.signature.tensors
+    )
+    signature = replace(model.signature, tensors=tensors)
+    with pytest.raises(FailedPrecondition) as refused:
+        await load_with(models, name, model.file, signature, model.output)
+    assert refused.value.reason == "MODEL_REFUSED"
 
 
 async def assert_unavailable(models: ModelControl) -> None:
@@ -134,7 +220,7 @@ async def assert_unavailable(models: ModelControl) -> None:
         models.unload("late", TIMEOUT),
         models.is_loaded("late", TIMEOUT),
         models.loaded_digest("late", TIMEOUT),
-        models.infer("late", ROWS, TIMEOUT),
+        models.infer("late", {"INPUT": ROWS}, SCORE, TIMEOUT),
     ):
         with pytest.raises(Unavailable) as down:
             await call
@@ -153,7 +239,7 @@ async def test_infer_raises_deadline_exceeded_after_its_timeout(triton: Any, nam
     models = TritonModelServer(triton.grpc_url)
     await load(models, name, onnx_model(W, 0.0))
     with pytest.raises(DeadlineExceeded) as late:
-        await models.infer(name, np.repeat(ROWS, 300, axis=0), 1e-6)
+        await models.infer(name, {"INPUT": np.repeat(ROWS, 300, axis=0)}, SCORE, 1e-6)
     assert "MODEL_TIMEOUT" == late.value.reason
     assert scores(W) == await answer(models, name)
     await models.unload(name, TIMEOUT)

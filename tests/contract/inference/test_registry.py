@@ -32,6 +32,8 @@ class Adapter:
     want: Callable[[int], None]
     """Sets the desired generation."""
     artifacts: dict[tuple[str, str], bytes]
+    specs: dict[str, bytes]
+    """By digest."""
     reports: Callable[[], list[list[Any]]]
     """The models of each report, as protobuf."""
     stop: Callable[[], Awaitable[None]]
@@ -54,6 +56,7 @@ async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Adapter]:
             memory,
             lambda generation: memory.want(state(generation)),
             memory.artifacts,
+            memory.specs,
             lambda: [[to_observed(model) for model in report] for report in memory.reports],
             stop,
             start,
@@ -72,6 +75,7 @@ async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Adapter]:
             GrpcRegistry(client, "gateway-test", ""),
             want,
             servicer.artifacts,
+            servicer.specs,
             lambda: [list(report.models) for report in servicer.reports],
             server.stop,
             server.start,
@@ -92,7 +96,7 @@ async def next_generation(states: AsyncIterator[bytes]) -> int:
     return int(model.generation)
 
 
-async def test_watch_yields_the_complete_state_now_and_at_every_change(registry: Adapter) -> None:
+async def test_watch_yields_the_state_now_and_every_change(registry: Adapter) -> None:
     states = registry.port.watch()
     assert await next_generation(states) == 1
     for generation in (2, 3):
@@ -125,6 +129,13 @@ async def test_an_outage_ends_the_stream_and_watch_works_afterwards(registry: Ad
         return None
 
     assert await eventually(watched) == 1
+
+
+async def test_a_specification_is_returned_by_its_digest(registry: Adapter) -> None:
+    registry.specs["ab"] = b"spec"
+    assert b"spec" == await registry.port.spec(f"{MODEL}/releases/1", "ab", TIMEOUT)
+    with pytest.raises(NotFound):
+        await registry.port.spec(f"{MODEL}/releases/1", "cd", TIMEOUT)
 
 
 async def test_a_report_arrives_completely(registry: Adapter) -> None:

@@ -49,6 +49,19 @@ async def test_a_shadow_is_compared_over_requests_that_both_predicted(monitor: L
     assert (50, 40, 20) == (since.champion.predictions, since.challenger.predictions, since.labelled)
 
 
+async def test_a_comparison_counts_only_the_predictions_of_its_step(monitor: LocalMonitor) -> None:
+    """Both steps have predictions of the same event times, as when a step follows before labels arrive."""
+    for generation, n in ((4, 30), (5, 50)):
+        ids, times = [f"{generation}-{i}" for i in range(n)], [START_US + i * 1_000_000 for i in range(n)]
+        step = {"times": times, "rollout": ROLLOUT, "generation": generation}
+        await monitor.predicted(predictions(ids, **step))
+        theirs = [f"{i}'" for i in ids]
+        await monitor.predicted(predictions(theirs, version=2, release=2, role=CHALLENGER, **step))
+    for generation, n in ((4, 30), (5, 50), (6, 0), (0, 80)):
+        found = (await monitor.compare(shadow=False, generation=generation)).comparison
+        assert (n, n) == (found.champion.predictions, found.challenger.predictions)
+
+
 @pytest.mark.parametrize("role", [SHADOW, CHALLENGER])
 async def test_one_request_with_a_wrong_time_bakes_nothing(monitor: LocalMonitor, role: int) -> None:
     times = [START_US + i * 1_000_000 for i in range(50)]

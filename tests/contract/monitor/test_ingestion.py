@@ -12,7 +12,7 @@ import pytest
 from sklearn import metrics
 
 from flywheel_common.errors import InvalidArgument, NotFound, Unavailable
-from flywheel_monitor.ingest.batches import IngestCounts
+from flywheel_monitor.ingest.batches import IngestCounts, Role
 from tests.support.builders.monitor import (
     HOUR_US,
     MINUTE_US,
@@ -285,6 +285,44 @@ async def test_one_wrong_time_prunes_nothing(monitor: LocalMonitor) -> None:
         await monitor.predicted(predictions([f"wrong-{place}"], times=[wrong]))
         async with monitor.store.transaction() as records:
             assert place == await records.prune(40 * HOUR_US), "only the old one itself"
+
+
+async def test_models_that_share_ids_keep_their_rows_and_labels(monitor: LocalMonitor) -> None:
+    ids, scores, labels = scored_labels(50)
+    other, foreign = "projects/p/models/other", "projects/q/models/late"
+    await monitor.labelled(outcomes(ids[:10], 1 - labels[:10], model=other))
+    await monitor.predicted(predictions(ids, scores), predictions(ids, 1 - scores, model=other))
+    await monitor.labelled(outcomes(ids, labels))
+    late = [START_US + 9 * HOUR_US] * 50
+    await monitor.labelled(outcomes(ids, 1 - labels, times=late, model=foreign, outcome_ids=ids))
+    await monitor.labelled(outcomes(ids[10:], 1 - labels[10:], model=other))
+    await monitor.labelled(outcomes(ids[:5], [9.0] * 5, name="refund", outcome_ids=list("abcde")))
+    await monitor.labelled(
+        outcomes(ids[:5], [9.0] * 5, name="refund", outcome_ids=list("abcde"), model=other)
+    )
+    assert IngestCounts(predictions=100, outcomes=110) == await monitor.counts()
+    assert IngestCounts(outcomes=50, orphans=50) == await monitor.counts("q")
+    mine = await monitor.performance()
+    assert metrics.log_loss(labels, scores) == pytest.approx(mine.quality.log_loss, abs=1e-8)
+    theirs = await monitor.performance(f"{other}/versions/1")
+    assert (50, 50) == (theirs.predictions, theirs.quality.labelled)
+    assert metrics.log_loss(1 - labels, 1 - scores) == pytest.approx(theirs.quality.log_loss, abs=1e-8)
+    assert labels.mean() + theirs.quality.label_mean == pytest.approx(1.0)
+
+
+async def test_each_shadow_of_a_request_counts(monitor: LocalMonitor) -> None:
+    rollout = f"{MODEL}/rollouts/1"
+    for release in (2, 3):
+        shadow = predictions(["a", "b"], version=release, release=release, role=SHADOW, rollout=rollout)
+        await monitor.predicted(shadow, shadow)
+    await monitor.predicted(predictions(["a", "b"], rollout=rollout))
+    await monitor.labelled(outcomes(["a", "b"], [0.0, 1.0]))
+    assert IngestCounts(predictions=2, outcomes=2, duplicates=4) == await monitor.counts()
+    for release in (2, 3):
+        async with monitor.store.reading() as records:
+            names = f"{MODEL}/releases/{release}"
+            found = await records.variant_rows(rollout, names, Role.SHADOW, 0)
+        assert (2, 2) == (len(found.ids), int(found.has_label().sum()))
 
 
 async def test_projects_are_counted_separately(monitor: LocalMonitor) -> None:

@@ -123,7 +123,25 @@ WRONG_STAGE = pb.PromoteModelVersionRequest(name=f"{MODEL}/versions/1", to_stage
             "INVALID_ARGUMENT",
             "INVALID_FALLBACK",
         ),
+        (
+            "CreateRelease",
+            new_release(calibration=model_pb2.Calibration(temperature={"temperature": 2.0})),
+            "INVALID_ARGUMENT",
+            "INVALID_CALIBRATION",
+        ),
         ("CreateRelease", new_release(segment_keys=["A b"]), "INVALID_ARGUMENT", "INVALID_ID"),
+        (
+            "CheckModelVersion",
+            named("versions/1", pb.CheckModelVersionRequest),
+            "FAILED_PRECONDITION",
+            "ARTIFACTS_PENDING",
+        ),
+        (
+            "DeleteModelVersion",
+            named("versions/2", pb.DeleteModelVersionRequest),
+            "NOT_FOUND",
+            "UNKNOWN_MODEL_VERSION",
+        ),
         (
             "CreateRelease",
             new_release(model_version="projects/default/models/other/versions/1"),
@@ -176,6 +194,7 @@ async def test_wrong_requests_get_the_documented_status(
     client: ModelClient, method: str, request_: Any, code: str, reason: str
 ) -> None:
     await client.create()
+    await client.version(upload=False)
     with refused(code, reason):
         await getattr(client.stub, method)(request_)
 

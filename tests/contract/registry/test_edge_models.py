@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import struct
 from datetime import UTC
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import pytest
@@ -12,13 +14,21 @@ import pytest
 from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
+from flywheel_protos.types.v1 import tensor_pb2
+from flywheel_registry.artifacts.graph import Feature
 from flywheel_registry.audit.chain import AuditEntry, first_break
+from flywheel_registry.fakes.checks import MemoryFeatureSets
 from flywheel_registry.fakes.store import MemoryStore
+from flywheel_registry.server import wire
 from tests.support.builders.registry import ModelClient, numbers
-from tests.support.servers.registry import refused
+from tests.support.servers.registry import NO_TICKS, memory_ports, refused, registry_settings, running
 
 PRODUCTION, STAGING = model_pb2.STAGE_PRODUCTION, model_pb2.STAGE_STAGING
 FILE = model_pb2.Artifact(name="model.onnx", size_bytes=1, sha256="ab" * 32)
+
+
+def tensor(name: str, data_type: str, shape: list[int], data: bytes) -> tensor_pb2.Tensor:
+    return tensor_pb2.Tensor(name=name, data_type=f"DATA_TYPE_{data_type}", shape=shape, data=data)
 
 
 async def audit_chain(client: ModelClient) -> list[AuditEntry]:
@@ -71,6 +81,16 @@ async def test_models_are_created_read_and_updated(client: ModelClient) -> None:
     update.update_mask.paths.append("name")
     with refused("INVALID_ARGUMENT", "INVALID_FIELD_MASK"):
         await stub.UpdateModel(update)
+
+
+async def test_an_update_without_a_mask_keeps_the_fields_it_does_not_set(client: ModelClient) -> None:
+    gate = model_pb2.GatePolicy(min_evaluation_rows=100)
+    rollout = model_pb2.RolloutPolicy(canary_percents=[10, 100])
+    await client.create(gate_policy=gate, rollout_policy=rollout, owner="ann")
+    changed = model_pb2.Model(name=client.model, description="new")
+    updated = (await client.stub.UpdateModel(pb.UpdateModelRequest(model=changed))).model
+    assert (gate, rollout) == (updated.gate_policy, updated.rollout_policy)
+    assert ("new", "ann") == (updated.description, updated.owner)
 
 
 async def test_models_are_listed_by_name_in_pages_with_a_filter(client: ModelClient) -> None:
@@ -138,12 +158,32 @@ async def test_versions_read_back_as_they_were_declared(client: ModelClient) -> 
         signature=model_pb2.Signature(
             inputs=[
                 model_pb2.SignatureInput(name="v__a", data_type="DATA_TYPE_FLOAT64"),
-                model_pb2.SignatureInput(name="v__b", data_type="DATA_TYPE_STRING", vocabulary=["x", "y"]),
-            ]
+                model_pb2.SignatureInput(
+                    name="v__b", data_type="DATA_TYPE_STRING", vocabulary=["x", "y"], tensor="KIND"
+                ),
+                model_pb2.SignatureInput(
+                    name="v__c", data_type="DATA_TYPE_FLOAT32_VECTOR", vector_size=2, tensor="WHERE"
+                ),
+            ],
+            tensors=[
+                model_pb2.SignatureTensor(name="INPUT", data_type="DATA_TYPE_FLOAT32", shape=[1]),
+                model_pb2.SignatureTensor(name="KIND", data_type="DATA_TYPE_INT64"),
+                model_pb2.SignatureTensor(name="WHERE", data_type="DATA_TYPE_FLOAT32", shape=[2, 1]),
+            ],
+            output=model_pb2.SignatureOutput(
+                tensor="P", multiclass=model_pb2.MulticlassOutput(class_names=["low", "high"])
+            ),
         ),
         artifacts=[FILE, model_pb2.Artifact(name="weights.pt", sha256="cd" * 32)],
         golden_rows=model_pb2.GoldenRows(
-            row_count=1, inputs=b"\0\0\x80?" * 2, scores=b"\0\0\0?", tolerance=0.25
+            row_count=1,
+            tensors=[
+                tensor("INPUT", "FLOAT32", [1, 1], b"\0\0\x80?"),
+                tensor("KIND", "INT64", [1], bytes(8)),
+                tensor("WHERE", "FLOAT32", [1, 2, 1], b"\0\0\x80?" * 2),
+            ],
+            output=tensor("P", "FLOAT64", [1, 2], struct.pack("<2d", 0.25, 0.75)),
+            tolerance=0.25,
         ),
         tags={"team": "ü"},
         description="ünïcode",
@@ -234,7 +274,7 @@ async def test_artifacts_are_stored_under_their_declared_digest(client: ModelCli
         ready = await client.upload(version.name, b"right")
         assert model_pb2.ARTIFACT_STATE_READY == ready.artifact_state
     assert b"right" == await client.download(version.name)
-    assert ["REGISTER", "UPLOAD", "READY"] == [e.action for e in await client.audit()][1:]
+    assert ["REGISTER", "UPLOAD", "CHECK"] == [e.action for e in await client.audit()][1:]
     # Another version that declares equal bytes still needs an upload of its own.
     second = await client.version(b"right", upload=False)
     with refused("FAILED_PRECONDITION", "ARTIFACTS_PENDING"):
@@ -351,3 +391,63 @@ async def test_a_failed_call_leaves_its_request_id_free(client: ModelClient) -> 
     await client.create()
     answer = await client.stub.CreateModelVersion(registration(client, "one", "another description"))
     assert "another description" == answer.model_version.description
+
+
+async def test_a_version_that_fails_its_check_is_shown_and_deleted(client: ModelClient) -> None:
+    await client.create()
+    request = pb.CreateModelVersionRequest(parent=client.model)
+    request.model_version.artifacts.add(
+        name="model.onnx", size_bytes=5, sha256=hashlib.sha256(b"hello").hexdigest()
+    )
+    name = (await client.stub.CreateModelVersion(request)).model_version.name
+    failed = await client.upload(name, b"hello")
+    assert model_pb2.ARTIFACT_STATE_INVALID == failed.artifact_state
+    assert ["The version has no signature.", "The version has no golden rows."] == [*failed.check_problems]
+    again = await client.stub.CheckModelVersion(pb.CheckModelVersionRequest(name=name))
+    assert failed == again.model_version
+    for refused_call in (client.promote(name), client.release(name)):
+        with refused("FAILED_PRECONDITION", "INVALID_VERSION") as error:
+            await refused_call
+        assert "no golden rows" in error.message
+    rejected = await client.stub.RejectModelVersion(pb.RejectModelVersionRequest(name=name, reason="bad"))
+    assert model_pb2.STAGE_REJECTED == rejected.model_version.stage
+    await client.stub.DeleteModelVersion(pb.DeleteModelVersionRequest(name=name, reason="not needed"))
+    with refused("NOT_FOUND", "UNKNOWN_MODEL_VERSION"):
+        await client.stub.GetModelVersion(pb.GetModelVersionRequest(name=name))
+    actions = [(e.action, e.to_state) for e in await client.audit()][1:]
+    assert [("REGISTER", "NONE"), ("UPLOAD", ""), ("CHECK", "INVALID")] == actions[:3]
+    assert [("REJECT", "REJECTED"), ("DELETE", "")] == actions[3:]
+
+
+async def test_versions_that_something_refers_to_are_not_deleted(client: ModelClient) -> None:
+    await client.create()
+    champion, _ = await client.champion()
+    released = await client.version()
+    await client.release(released.name)
+    for version in (champion, released):
+        with refused("FAILED_PRECONDITION", "VERSION_IN_USE"):
+            await client.stub.DeleteModelVersion(pb.DeleteModelVersionRequest(name=version.name))
+
+
+async def test_a_check_that_lost_the_feature_service_is_repeated() -> None:
+    ports, clock = memory_ports(MemoryStore())
+    features = cast("MemoryFeatureSets", ports.features)
+    features.down = True
+    async with running(wire(registry_settings(**NO_TICKS), clock, ports)) as stub:
+        client = ModelClient(stub)
+        await client.create()
+        name = (await client.version(b"x", upload=False, feature_set="projects/p/featureSets/f")).name
+        with refused("UNAVAILABLE", "UNAVAILABLE"):
+            await client.upload(name, b"x")
+        found = await stub.GetModelVersion(pb.GetModelVersionRequest(name=name))
+        assert model_pb2.ARTIFACT_STATE_STORED == found.model_version.artifact_state
+        with refused("FAILED_PRECONDITION", "VERSION_NOT_CHECKED"):
+            await client.promote(name)
+        features.down, features.every = False, {"view__a": Feature(5)}
+        checked = (await stub.CheckModelVersion(pb.CheckModelVersionRequest(name=name))).model_version
+        assert model_pb2.ARTIFACT_STATE_INVALID == checked.artifact_state
+        (problem,) = checked.check_problems
+        assert "Feature view__a of projects/p/featureSets/f has data type 5" in problem
+        features.every = {"view__a": Feature(4)}
+        checked = (await stub.CheckModelVersion(pb.CheckModelVersionRequest(name=name))).model_version
+        assert (model_pb2.ARTIFACT_STATE_READY, []) == (checked.artifact_state, [*checked.check_problems])

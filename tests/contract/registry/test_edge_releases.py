@@ -63,7 +63,7 @@ async def test_requests_cannot_replace_registered_metrics(client: ModelClient) -
 
 async def test_a_difference_gate_compares_with_the_champion(client: ModelClient) -> None:
     await client.create(gate_policy=auc_gate(min_delta=0.0))
-    await client.champion(b"first")
+    await client.champion("first")
     worse = await client.version(b"second", auc=0.7)
     answer = await client.promote(worse.name)
     assert not answer.passed
@@ -106,7 +106,7 @@ async def test_releases_read_back_newest_first_in_pages(client: ModelClient) -> 
 
 async def test_concurrent_promotions_leave_one_champion(client: ModelClient) -> None:
     await client.create()
-    versions = [(await client.staged(b"same"))[0].name for _ in range(6)]
+    versions = [(await client.staged("same"))[0].name for _ in range(6)]
 
     async def promote(name: str) -> str:
         try:
@@ -141,7 +141,7 @@ async def test_a_model_has_one_active_rollout_with_its_history(
 ) -> None:
     await client.create(rollout_policy=model_pb2.RolloutPolicy(canary_percents=[10, 100]))
     _, first = await client.champion()
-    _, release = await client.staged(b"second")
+    _, release = await client.staged("second")
     results = await asyncio.gather(
         *(client.start(release.name, reason="go") for _ in range(4)), return_exceptions=True
     )
@@ -151,10 +151,16 @@ async def test_a_model_has_one_active_rollout_with_its_history(
     assert (first.name, release.name) == (rollout.champion_release, rollout.challenger_release)
     assert [2] == numbers([rollout])
     assert rollout == await client.rollout(rollout.name)
-    await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
+    for _ in range(2):
+        await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
     await client.stub.AbortRollout(pb.AbortRolloutRequest(name=rollout.name, reason="enough"))
     ended = await client.rollout(rollout.name)
-    assert [("SHADOW", 0, "go"), ("CANARY", 10, "skipped: known"), ("ABORTED", 0, "enough")] == [
+    assert [
+        ("PENDING_LOAD", 0, "go"),
+        ("SHADOW", 0, "skipped: known"),
+        ("CANARY", 10, "skipped: known"),
+        ("ABORTED", 0, "enough"),
+    ] == [
         (model_pb2.RolloutState.Name(s.state).removeprefix("ROLLOUT_STATE_"), s.challenger_percent, s.reason)
         for s in ended.history
     ]
@@ -164,19 +170,19 @@ async def test_a_model_has_one_active_rollout_with_its_history(
     assert [again, ended] == list(listed.rollouts)[:2]
     assert [3, 2, 1] == numbers(listed.rollouts)
     kinds = [type(event).__name__ for event, _ in memory_store.events]
-    assert 5 == kinds.count("RolloutChanged")
+    assert 6 == kinds.count("RolloutChanged")
 
 
 async def test_a_paused_rollout_is_still_active(client: ModelClient) -> None:
     await client.create()
     await client.champion()
-    _, release = await client.staged(b"second")
+    _, release = await client.staged("second")
     rollout = await client.start(release.name)
     await client.stub.PauseRollout(pb.PauseRolloutRequest(name=rollout.name, reason="wait"))
     assert model_pb2.ROLLOUT_STATE_PAUSED == (await client.rollout(rollout.name)).state
     with refused("FAILED_PRECONDITION", "ROLLOUT_ACTIVE"):
         await client.start(release.name)
     resumed = await client.stub.ResumeRollout(pb.ResumeRolloutRequest(name=rollout.name))
-    assert model_pb2.ROLLOUT_STATE_SHADOW == resumed.rollout.state
+    assert model_pb2.ROLLOUT_STATE_PENDING_LOAD == resumed.rollout.state
     with refused("FAILED_PRECONDITION", "NOT_PAUSED"):
         await client.stub.ResumeRollout(pb.ResumeRolloutRequest(name=rollout.name))

@@ -135,8 +135,37 @@ async def test_gateways_silent_for_a_day_are_deleted(database: str) -> None:
         gateways = PostgresGateways(pool)
         for name in ("old", "new"):
             await gateways.heartbeat(name, [])
+            await gateways.set_project(name, "p")
         await gateways.set_project("without heartbeat", "p")
+        for name in ("old", "old without heartbeat"):
+            await gateways.set_project(name, "p")
+            await pool.execute(
+                "UPDATE gateway_project SET watched_at = now() - interval '25 hours' WHERE gateway = $1", name
+            )
         await pool.execute("UPDATE gateway SET last_heartbeat = now() - interval '25 hours' WHERE id = 'old'")
+        await pool.execute(
+            "UPDATE gateway_project SET watched_at = now() - interval '2 days' WHERE gateway = 'new'"
+        )
         await gateways.delete_old()
         found = await pool.fetch("SELECT id FROM gateway ORDER BY id")
-        assert ["new", "without heartbeat"] == [row["id"] for row in found]
+        assert ["new"] == [row["id"] for row in found]
+        watching = await pool.fetch("SELECT gateway FROM gateway_project ORDER BY gateway")
+        assert ["new", "without heartbeat"] == [row["gateway"] for row in watching]
+
+
+async def test_a_database_crash_loses_no_projects(database: str) -> None:
+    async with create_pool(database) as pool:
+        await migrate(pool, MIGRATIONS)
+        gateways = PostgresGateways(pool)
+        await gateways.set_project("g", "p")
+        await gateways.heartbeat("g", [LATE])
+        unlogged = await pool.fetch(
+            "SELECT relname FROM pg_class WHERE relkind = 'r' AND relpersistence = 'u' "
+            "AND relnamespace = 'public'::regnamespace"
+        )
+        for row in unlogged:  # what recovery does to unlogged tables
+            await pool.execute(f'TRUNCATE "{row["relname"]}"')
+        assert [] == await gateways.recent(HOUR)
+        await gateways.heartbeat("g", [LATE])
+        (seen,) = await gateways.recent(HOUR)
+        assert "p" == seen.project

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from flywheel_common.postgres.transactions import Store
+from flywheel_common.signature import InputSpec, OutputKind, OutputSpec, Signature, TensorSpec
+from flywheel_common.tensors import Tensor
 from flywheel_registry.audit.chain import AuditEntry, first_break
 from flywheel_registry.events.lifecycle import StageChanged
 from flywheel_registry.evidence.evidence import Evidence
@@ -18,10 +20,10 @@ from flywheel_registry.models.errors import (
     ConcurrentStageChange,
 )
 from flywheel_registry.models.model import Model
-from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion, SignatureInput
+from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
-from flywheel_registry.releases.release import Isotonic, Platt, Release
+from flywheel_registry.releases.release import Isotonic, Platt, Release, Temperature
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.routing import Routing
 from flywheel_registry.stages.transitions import Stage
@@ -35,9 +37,21 @@ VERSION = ModelVersion(
     metrics={"auc": 0.75, "rows": 1000.0},
     feature_set="projects/p/featureSets/f/versions/1",
     training_dataset="projects/p/trainingSets/t",
-    signature=(SignatureInput("v__a", 4), SignatureInput("v__b", 5, ("x", "y"))),
+    signature=Signature(
+        inputs=(
+            InputSpec("v__a", 4),
+            InputSpec("v__b", 5, ("x", "y"), tensor="WORDS"),
+            InputSpec("v__c", 24, (), "V", 3),
+        ),
+        tensors=(TensorSpec("INPUT", 3, (1,)), TensorSpec("WORDS", 2, ()), TensorSpec("V", 3, (3, 1))),
+        output=OutputSpec(OutputKind.MULTICLASS, "P", class_names=("low", "mid", "high")),
+    ),
     artifacts=(Artifact("model.onnx", 10, SHA), Artifact("weights.pt", 0, "cd" * 32)),
-    golden_rows=GoldenRows(1, b"\0\0\x80?", b"\0\0\0?", 1e-4),
+    golden_rows=GoldenRows(
+        (Tensor("INPUT", 3, (1, 1), b"\0\0\x80?"), Tensor("WORDS", 2, (1,), b"\1" + bytes(7))),
+        Tensor("P", 3, (1, 3), bytes(12)),
+        1e-4,
+    ),
     tags={"team": "a"},
     description="ünïcode",
     registered_at=CREATED_AT,
@@ -267,11 +281,13 @@ async def test_releases_read_back_newest_first(store: Store[RolloutRecords]) -> 
         default_score=0.5,
         has_fallback=True,
         segment_keys=("origin",),
+        segment_thresholds={"origin=JFK": 0.125},
+        default_values=(0.5, 0.25, 0.25),
         cached_max_age_seconds=60.0,
         created_at=CREATED_AT,
         created_by="ann",
     )
-    kinds = [None, Platt(1.5, -0.5), Isotonic((0.0, 1.0), (0.25, 0.75))]
+    kinds = [None, Platt(1.5, -0.5), Isotonic((0.0, 1.0), (0.25, 0.75)), Temperature(1.5)]
     async with store.transaction() as records:
         await records.add_version(VERSION)
         await records.add_version(VERSION)
@@ -279,13 +295,46 @@ async def test_releases_read_back_newest_first(store: Store[RolloutRecords]) -> 
             await records.add_release(replace(release, calibration=calibration, version=1 + i % 2))
     async with store.reading() as records:
         expected = [
-            replace(release, number=3 - i, calibration=kinds[2 - i], version=1 + i % 2) for i in range(3)
+            replace(release, number=4 - i, calibration=kinds[3 - i], version=2 - i % 2) for i in range(4)
         ]
         assert expected == await records.releases(MODEL, 99, 9)
         assert [2] == [r.number for r in await records.releases(MODEL, 3, 1)]
-        assert expected[:2] == [await records.newest_release_of(MODEL, v) for v in (1, 2)]
+        assert expected[:2] == [await records.newest_release_of(MODEL, v) for v in (2, 1)]
         assert await records.newest_release_of(MODEL, 3) is None
-        assert (expected[1], None) == (await records.release(MODEL, 2), await records.release(MODEL, 4))
+        assert (expected[2], None) == (await records.release(MODEL, 2), await records.release(MODEL, 5))
+
+
+async def test_a_check_is_recorded_and_replaced(store: Store[RolloutRecords]) -> None:
+    await add_model(store, template=VERSION)
+
+    async def recorded(problems: list[str]) -> ModelVersion | None:
+        async with store.transaction() as records:
+            version = await records.version(MODEL, 1)
+            assert version is not None
+            await records.record_check(version, problems)
+        async with store.reading() as records:
+            return await records.version(MODEL, 1)
+
+    expected = replace(VERSION, number=1)
+    assert replace(expected, check_problems=("a", "b")) == await recorded(["a", "b"])
+    assert replace(expected, check_problems=()) == await recorded([])
+
+
+async def test_a_version_without_dependents_is_deleted_for_ever(store: Store[RolloutRecords]) -> None:
+    await add_model(store, versions=1, template=VERSION)
+    async with store.transaction() as records:
+        released = await records.version(MODEL, 1)
+        lone = await records.add_version(VERSION)
+        judged = await records.add_version(VERSION)
+        await records.add_evidence(Evidence(MODEL, "OFFLINE", 3, {}, (), False, created_at=CREATED_AT))
+    async with store.transaction() as records:
+        assert released is not None
+        assert [True, False, True] == [await records.has_dependents(v) for v in (released, lone, judged)]
+        await records.delete_version(lone)
+    async with store.transaction() as records:
+        assert await records.version(MODEL, 2) is None
+        assert [3, 1] == [v.number for v in await records.versions(MODEL, 99, None, {}, 9)]
+        assert 4 == (await records.add_version(VERSION)).number
 
 
 async def test_evidence_reads_back_and_the_newest_of_a_kind_is_found(store: Store[RolloutRecords]) -> None:

@@ -23,7 +23,8 @@ from tests.support.peers.registry import CANARY, FIRST_EVENT, SHADOW, comparison
 from tests.support.ports import free_port
 
 ROLLOUT = Rollout("projects/p/models/late", challenger=2, challenger_version=2, champion=1, number=7)
-IN_CANARY = replace(ROLLOUT, progress=Progress(RolloutState.CANARY, 5.0, 1))
+ROLLOUT = replace(ROLLOUT, progress=Progress(RolloutState.SHADOW, 0.0, 1), generation=3)
+IN_CANARY = replace(ROLLOUT, progress=Progress(RolloutState.CANARY, 5.0, 2), generation=4)
 
 
 @dataclass
@@ -75,14 +76,14 @@ async def test_a_comparison_without_labels_has_infinite_bounds(prepared: Prepare
     assert (math.inf, 9) == (found.log_loss_delta_upper, found.challenger.predictions)
 
 
-async def test_the_request_names_the_step_and_its_start_time() -> None:
+async def test_the_request_names_the_step_by_its_generation() -> None:
     async with serving_monitor() as fake, channel(fake.address, client_name="tests") as opened:
         monitor = GrpcMonitor(opened, 5.0)
         await monitor.compare(ROLLOUT)
-        await monitor.compare(replace(IN_CANARY, step_started_at=FIRST_EVENT))
+        await monitor.compare(IN_CANARY)
         shadow, canary = fake.requests
-        assert (SHADOW, False) == (shadow.mode, shadow.HasField("start_time"))
-        assert (CANARY, FIRST_EVENT.timestamp()) == (canary.mode, canary.start_time.ToSeconds())
+        assert (SHADOW, 3) == (shadow.mode, shadow.generation)
+        assert (CANARY, 4) == (canary.mode, canary.generation)
         for request in (shadow, canary):
             assert ROLLOUT.name == request.rollout
             assert "projects/p/models/late/releases/1" == request.champion_release
@@ -97,9 +98,26 @@ async def test_an_unavailable_monitor_is_no_evidence_and_no_error() -> None:
         monitor = GrpcMonitor(opened, 0.5)
         fake.answers[SHADOW] = comparison(delta=math.nan)
         assert await monitor.compare(ROLLOUT) is None
-        for failure in (_not_found, _hanging):
-            fake.CompareVariants = failure  # type: ignore[method-assign]
+        fake.answers[SHADOW] = comparison()
+        assert await monitor.compare(ROLLOUT) is not None
+        for fake.before in (_not_found, _hanging):
             assert await monitor.compare(ROLLOUT) is None
+
+
+async def test_slow_comparisons_of_a_busy_model_get_more_time() -> None:
+    async with serving_monitor() as fake, channel(fake.address, client_name="tests") as opened:
+
+        async def slow(request: Any, context: Any) -> None:
+            await asyncio.sleep(0.6)
+
+        fake.before = slow
+        fake.answers[SHADOW] = comparison()
+        monitor = GrpcMonitor(opened, 0.1)
+        found = [await monitor.compare(ROLLOUT) for _ in range(5)]
+        assert found[0] is None
+        assert found[-1] is not None
+        impatient = GrpcMonitor(opened, 0.1, 0.2)
+        assert [None] * 4 == [await impatient.compare(ROLLOUT) for _ in range(4)]
 
 
 async def _not_found(request: Any, context: Any) -> Any:

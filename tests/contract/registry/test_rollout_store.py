@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from flywheel_common.postgres.transactions import Store
+from flywheel_registry.models.variant import Variant
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
 from flywheel_registry.rollouts.decision import Decision
 from flywheel_registry.rollouts.errors import ConcurrentRolloutStart
@@ -100,7 +101,8 @@ async def test_routing_is_the_one_set_last(store: Store[RolloutRecords]) -> None
     await add_model(store)
     async with store.reading() as records:
         assert Routing() == await records.routing(MODEL)
-    for routing in (Routing(1, champion=1), Routing(2, 1, 1, 1, 100.0, 12.5)):
+    variants = (Variant("hold", 1, 5.0), Variant("copy", 1, shadow_percent=50.0))
+    for routing in (Routing(1, champion=1), Routing(2, 1, 1, 1, 100.0, 12.5, variants)):
         await in_transaction(store, lambda r, routing=routing: r.set_routing(MODEL, routing))
         async with store.reading() as records:
             assert routing == await records.routing(MODEL)

@@ -13,6 +13,7 @@ from flywheel_common.clock import ManualClock
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import build_event
 from flywheel_common.kafka.record import Record
+from flywheel_common.postgres.lease import Lease
 from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import create_pool, transaction
 from flywheel_protos.events.v1.event_pb2 import Event
@@ -22,9 +23,10 @@ from flywheel_trainer.fakes.jobs import MemoryJobs
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.runs import MemoryRuns
+from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.job import JobState
-from flywheel_trainer.jobs.ports import JobStore
+from flywheel_trainer.jobs.ports import JobStore, Supervision
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.ports import PolicyStore
@@ -35,6 +37,7 @@ from flywheel_trainer.store.postgres.jobs import PostgresJobs
 from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.postgres.runs import PostgresRuns
+from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
 
 
 @dataclass
@@ -49,10 +52,13 @@ class Stores:
     """Consumes a drift event."""
     completed: Callable[[], Awaitable[list[TrainingCompleted]]]
     """The `training.completed` events so far, in order."""
+    supervise: Callable[[], Awaitable[Supervision]]
+    """Takes the lease of the supervisor from whoever holds it."""
 
 
 def memory_stores() -> Stores:
-    tracking, pipelines = MemoryTracking(), MemoryPipelines()
+    tracking = MemoryTracking()
+    pipelines = MemoryPipelines(tracking)
     policies = MemoryPolicies(pipelines)
 
     async def completed() -> list[TrainingCompleted]:
@@ -68,8 +74,13 @@ def memory_stores() -> Stores:
             for run, message in pipelines.completed
         ]
 
+    tokens = iter(range(1, 1_000))
+
+    async def supervise() -> Supervision:
+        return MemorySupervision(tracking, next(tokens))
+
     runs, jobs = MemoryRuns(tracking), MemoryJobs(tracking)
-    return Stores(runs, jobs, pipelines, policies, policies.decide, completed)
+    return Stores(runs, jobs, pipelines, policies, policies.decide, completed, supervise)
 
 
 async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
@@ -94,8 +105,13 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
         assert {row["topic"] for row in rows} <= {topics.TRAINING_COMPLETED}
         return [TrainingCompleted.FromString(Event.FromString(row["value"]).payload) for row in rows]
 
+    async def supervise() -> Supervision:
+        token = await Lease(pool, LEASE, ttl_seconds=600, replace=True).try_acquire()
+        assert token is not None
+        return PostgresSupervision(pool, token)
+
     runs, jobs = PostgresRuns(pool), PostgresJobs(pool)
-    return Stores(runs, jobs, PostgresPipelines(pool), PostgresPolicies(pool), decide, completed)
+    return Stores(runs, jobs, PostgresPipelines(pool), PostgresPolicies(pool), decide, completed, supervise)
 
 
 @pytest.fixture(params=["memory", "postgres"])

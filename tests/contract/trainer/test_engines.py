@@ -13,11 +13,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from flywheel_common.deadline import budget, left_seconds
-from flywheel_common.ray.errors import EngineUnavailable
+from flywheel_common.ray.errors import EngineRefused, EngineUnavailable
 from flywheel_common.ray.jobs import ray_jobs
 from flywheel_local.ray import Ray
 from flywheel_trainer.fakes.engine import MemoryEngine
 from flywheel_trainer.jobs.engine import Engine, EngineJob, EngineState
+from flywheel_trainer.jobs.resources import Node
 from flywheel_trainer.store.ray.engine import RayEngine
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
@@ -42,18 +43,21 @@ class Engines:
     up: Engine
     down: Engine
     """An engine that does not answer."""
+    other: Engine
+    """The engine of another installation on the same cluster."""
 
 
 @pytest.fixture(params=["memory", "ray"])
 async def engines(request: pytest.FixtureRequest) -> AsyncIterator[Engines]:
     if request.param == "memory":
-        down = MemoryEngine(PROGRAMS)
+        down, up = MemoryEngine(PROGRAMS), MemoryEngine(PROGRAMS, owner="one")
         down.down = True
-        yield Engines(MemoryEngine(PROGRAMS), down)
+        up.machines = [Node(2.0)]
+        yield Engines(up, down, MemoryEngine(PROGRAMS, owner="two", cluster=up.started))
         return
     ray = request.getfixturevalue("ray")
     async with ray_jobs(ray.jobs_url, ray.token) as up, ray_jobs("http://127.0.0.1:1", ray.token) as away:
-        yield Engines(RayEngine(up), RayEngine(away))
+        yield Engines(RayEngine(up, "one"), RayEngine(away, "one"), RayEngine(up, "two"))
 
 
 @pytest.fixture
@@ -83,7 +87,7 @@ async def prints(engine: Engine, job_id: str, *expected: str) -> list[str]:
     line."""
 
     async def written() -> Any:
-        text = (await engine.log(job_id)).decode()
+        text = (await engine.log_tail(job_id, 1 << 20)).decode()
         lines = re.sub(r"Running entrypoint for job .*\n", "", text).splitlines()
         return lines if set(expected) <= set(lines) else None
 
@@ -110,7 +114,29 @@ async def test_a_failing_command_is_a_failed_job_with_a_message(engine: Engine, 
     failed = await reaches(engine, job_id, EngineState.FAILED, EngineState.SUCCEEDED)
     assert EngineState.FAILED == failed.state
     assert failed.message
+    assert (3, False) == (failed.exit_code, failed.machine_lost)
     await prints(engine, job_id, "wrong")
+    assert 4 == len(await engine.log_tail(job_id, 4))
+
+
+async def test_the_jobs_of_an_installation_are_listed_until_they_are_forgotten(
+    engines: Engines, job_id: str
+) -> None:
+    await engines.up.submit(job_id, OTHER, {})
+    await reaches(engines.up, job_id, EngineState.SUCCEEDED)
+    listed = {job.job_id: job.state for job in await engines.up.jobs()}
+    assert EngineState.SUCCEEDED == listed[job_id]
+    assert job_id not in [job.job_id for job in await engines.other.jobs()]
+    await engines.up.forget(job_id)
+    assert job_id not in [job.job_id for job in await engines.up.jobs()]
+    assert EngineJob(EngineState.UNKNOWN) == await engines.up.state(job_id)
+
+
+async def test_the_machines_of_the_cluster_are_known(engine: Engine) -> None:
+    async def nodes() -> Any:
+        return await engine.nodes()
+
+    assert [Node(2.0)] == await eventually(nodes, within=WITHIN)
 
 
 async def test_a_known_id_is_not_submitted_again(engine: Engine, job_id: str) -> None:
@@ -134,8 +160,9 @@ async def test_stopping_an_ended_job_does_not_change_it(engine: Engine, job_id: 
 
 async def test_an_unknown_job_has_no_log_and_can_be_stopped(engine: Engine, job_id: str) -> None:
     assert EngineJob(EngineState.UNKNOWN) == await engine.state(job_id)
-    assert b"" == await engine.log(job_id)
+    assert b"" == await engine.log_tail(job_id, 99)
     await engine.stop(job_id)
+    await engine.forget(job_id)
     assert EngineJob(EngineState.UNKNOWN) == await engine.state(job_id)
 
 
@@ -146,7 +173,10 @@ async def test_every_method_raises_unavailable_while_the_engine_is_down(
         engines.down.submit(job_id, OTHER, {}),
         engines.down.state(job_id),
         engines.down.stop(job_id),
-        engines.down.log(job_id),
+        engines.down.log_tail(job_id, 99),
+        engines.down.jobs(),
+        engines.down.forget(job_id),
+        engines.down.nodes(),
     ):
         with pytest.raises(EngineUnavailable):
             await call
@@ -160,14 +190,16 @@ async def test_a_hanging_ray_is_unavailable_before_the_deadline(ray: Ray, job_id
         FaultProxy(address.hostname, address.port) as proxy,
         ray_jobs(f"http://{proxy.address}", ray.token) as jobs,
     ):
-        engine = RayEngine(jobs)
+        engine = RayEngine(jobs, "one")
         assert EngineJob(EngineState.UNKNOWN) == await engine.state(job_id)
         proxy.stall()
         for call in (
             lambda: engine.submit(job_id, OTHER, {}),
             lambda: engine.state(job_id),
             lambda: engine.stop(job_id),
-            lambda: engine.log(job_id),
+            lambda: engine.log_tail(job_id, 99),
+            engine.jobs,
+            engine.nodes,
         ):
             with budget(1.0):
                 with pytest.raises(EngineUnavailable):
@@ -186,7 +218,7 @@ async def test_stopping_a_job_ends_its_child_processes(engine: Engine, job_id: s
     await engine.submit(job_id, "sleep 600 & sleep 600 & echo $$ $!; wait", {})
 
     async def process_ids() -> list[int]:
-        found = re.search(rb"^(\d+) (\d+)$", await engine.log(job_id), re.MULTILINE)
+        found = re.search(rb"^(\d+) (\d+)$", await engine.log_tail(job_id, 1 << 20), re.MULTILINE)
         return [int(process) for process in found.groups()] if found else []
 
     processes = await eventually(process_ids, within=WITHIN)
@@ -194,3 +226,19 @@ async def test_stopping_a_job_ends_its_child_processes(engine: Engine, job_id: s
     await engine.stop(job_id)
     await reaches(engine, job_id, EngineState.STOPPED)
     assert [False, False] == [is_alive(process) for process in processes]
+
+
+async def test_a_job_that_ray_refuses_is_not_unavailable(ray: Ray, job_id: str) -> None:
+    """A refusal that is reported as an outage would be repeated for ever."""
+    async with ray_jobs(ray.jobs_url, ray.token) as jobs:
+        with pytest.raises(EngineRefused):
+            await RayEngine(jobs, "one").submit(job_id, 3, {})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("engines", ["ray"], indirect=True)
+async def test_a_log_that_is_no_text_delays_nothing(engine: Engine, job_id: str) -> None:
+    """Ray answers 500 to a request for a log that is no UTF-8, for ever."""
+    await engine.submit(job_id, "printf 'a\\000b\\377c\\n'; kill -9 $$", {})
+    failed = await reaches(engine, job_id, EngineState.FAILED)
+    assert -9 == failed.exit_code
+    assert b"" == await engine.log_tail(job_id, 99)

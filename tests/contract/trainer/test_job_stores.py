@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 
 from flywheel_common.errors import InvalidPageToken
-from flywheel_common.postgres.errors import RequestIdReused
+from flywheel_common.postgres.errors import LeaseLost, RequestIdReused
 from flywheel_job.outcome import Outcome
-from flywheel_trainer.jobs.errors import JobEnded, UnknownJob
+from flywheel_trainer.jobs.attempt import Attempt, Watch
+from flywheel_trainer.jobs.errors import CancelledOnRequest, JobEnded, UnknownJob
 from flywheel_trainer.jobs.job import FILTER_FIELDS, Job, JobName, JobState
-from flywheel_trainer.runs.errors import UnknownExperiment
+from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, UnknownExperiment
 from flywheel_trainer.runs.filter_terms import parse_terms
 from flywheel_trainer.runs.run import ExperimentName, RunName, RunState
 from tests.support.builders import trainer as build
@@ -72,10 +74,11 @@ async def test_a_job_is_found_by_the_request_that_created_it(stores: Any) -> Non
 async def test_active_jobs_are_ordered_by_priority_then_age(stores: Any) -> None:
     for number, priority, age in (("1", 0, 0), ("2", 5, 1), ("3", 5, 2), ("4", 0, 3)):
         await create_job(stores, number, priority=priority, created_at=AT - age * SECOND)
-    await stores.jobs.end(JobName("p", "job-1"), JobState.CANCELLED, Outcome(False), AT)
-    active = await stores.jobs.active()
-    assert ["job-3", "job-2", "job-4"] == [j.name.job for j, _ in active]
-    assert {"uri": "s3://b/3"} == active[0][1]
+    supervision = await stores.supervise()
+    await supervision.end(JobName("p", "job-1"), JobState.CANCELLED, Outcome(False), AT)
+    active = await supervision.active()
+    assert ["job-3", "job-2", "job-4"] == [a.job.name.job for a in active]
+    assert {"uri": "s3://b/3"} == active[0].details
 
 
 async def test_jobs_are_listed_newest_first_page_by_page(stores: Any) -> None:
@@ -91,7 +94,7 @@ async def test_jobs_are_listed_by_state_experiment_and_training_set(stores: Any)
     for number, experiment, training_set in (("1", "late", "a"), ("2", "other", "a"), ("3", "late", "b' OR")):
         spec = replace(TRAIN_SPEC, experiment=experiment, training_set=training_set)
         await stores.jobs.create(replace(build.job(number), spec=spec), {}, "", b"", AT)
-    await stores.jobs.mark_started(JobName("p", "job-1"), AT)
+    await start(await stores.supervise(), JobName("p", "job-1"))
 
     async def found(text: str) -> str:
         """The numbers of the jobs, read page by page."""
@@ -114,34 +117,143 @@ async def test_jobs_are_listed_by_state_experiment_and_training_set(stores: Any)
         await stores.jobs.list("p", (), 1, first.next_page_token)
 
 
+async def start(supervision: Any, name: JobName, now: Any = AT) -> Attempt:
+    """Begin an attempt that the engine accepts."""
+    attempt = await supervision.begin_attempt(name, now)
+    await supervision.mark_running(name, attempt.number, now)
+    return attempt
+
+
 async def test_a_job_waits_starts_and_reports_progress(stores: Any) -> None:
     job = await create_job(stores)
-    await stores.jobs.set_waiting(job.name, "waiting for a free slot")
-    await stores.jobs.heartbeat(job.name, EPOCH, AT)
+    supervision = await stores.supervise()
+    await supervision.set_waiting(job.name, "waiting for a free slot")
     queued = await stores.jobs.get(job.name)
     assert {"message": "waiting for a free slot"} == queued.progress
-    await stores.jobs.mark_started(job.name, AT + SECOND)
-    await stores.jobs.mark_started(job.name, AT + 9 * SECOND)
-    await stores.jobs.heartbeat(job.name, EPOCH, AT + 50 * SECOND)
+    first = await supervision.begin_attempt(job.name, AT)
+    assert Attempt(1, "job-1-1", AT) == first
+    assert first == await supervision.begin_attempt(job.name, AT + SECOND)
+    assert JobState.QUEUED == (await stores.jobs.get(job.name)).state
+    await supervision.mark_running(job.name, 1, AT + SECOND)
+    await supervision.mark_running(job.name, 1, AT + 9 * SECOND)
+    watch = Watch(3, 20.5, AT + 50 * SECOND, "JOB_STALLED")
+    await supervision.observe(job.name, 1, watch, EPOCH)
     running = await stores.jobs.get(job.name)
     assert (JobState.RUNNING, AT + SECOND, EPOCH) == (running.state, running.started_at, running.progress)
-    await stores.runs.log(job.run, [point("train_loss", 2, 0.5)], AT + 50 * SECOND)
-    assert 2 == await stores.jobs.epochs_done(job.run)
+    assert (replace(first, started_at=AT + SECOND),) == running.attempts
+    (active,) = await supervision.active()
+    assert (running, running.attempts[0], watch) == (active.job, active.attempt, active.watch)
+    await stores.runs.log(job.run, [point("train_loss", 2, 0.5), point("auc", 1, 0.5)], AT + 50 * SECOND)
+    assert {"train_loss": 2, "auc": 1} == await supervision.last_steps(job.run)
 
 
-async def test_a_heartbeat_of_a_job_renews_the_lease_of_its_run(stores: Any) -> None:
+async def test_a_run_of_a_job_is_not_lost_before_its_job_has_ended(stores: Any) -> None:
+    """However long the job waits in the queue, and whatever becomes of heartbeats."""
     # The id of a run need not follow from the id of its job.
     job = Job(JobName("p", "job-1"), TRAIN_SPEC, RunName("p", "run-other"))
     await stores.jobs.create(job, {}, "", b"", AT)
-    await stores.jobs.mark_started(job.name, AT)
-    await stores.jobs.heartbeat(job.name, EPOCH, AT + 50 * SECOND)
-    assert [] == await stores.runs.expire(AT + 100 * SECOND, AT)
-    assert ["projects/p/runs/run-other"] == await stores.runs.expire(AT + 111 * SECOND, AT)
+    assert [] == await stores.runs.expire(AT + 9999 * SECOND, AT)
+    supervision = await stores.supervise()
+    await start(supervision, job.name)
+    assert [] == await stores.runs.expire(AT + 9999 * SECOND, AT)
+    assert 1 == (await stores.runs.log(job.run, [point("train_loss", 1, 0.5)], AT + 9999 * SECOND)).stored
+
+
+async def test_a_lost_attempt_is_followed_by_another_one(stores: Any) -> None:
+    job = await create_job(stores)
+    supervision = await stores.supervise()
+    await start(supervision, job.name)
+    await stores.runs.log(job.run, [point("train_loss", 1, 0.75)], AT)
+    await supervision.observe(job.name, 1, Watch(2, 20.0, AT, ""), EPOCH)
+    await supervision.end_attempt(job.name, 1, "JOB_LOST", "gone", AT + SECOND)
+    await supervision.observe(job.name, 1, Watch(2, 30.0, AT, "JOB_STALLED"), {"done": 9})
+    (active,) = await supervision.active()
+    lost = Attempt(1, "job-1-1", AT, AT, AT + SECOND, "JOB_LOST", "gone")
+    assert (JobState.QUEUED, (lost,), None) == (active.job.state, active.job.attempts, active.attempt)
+    assert {**EPOCH, "message": "attempt 1 was lost: JOB_LOST"} == active.job.progress
+    second = await start(supervision, job.name, AT + 2 * SECOND)
+    assert (2, "job-1-2") == (second.number, second.engine_id)
+    (active,) = await supervision.active()
+    assert Watch(checked_at=AT + 2 * SECOND) == active.watch
+    run = await stores.runs.get_run(job.run)
+    assert (RunState.RUNNING, {}) == (run.state, run.metrics)
+    assert 1 == (await stores.runs.log(job.run, [point("train_loss", 1, 0.5)], AT)).stored
+    await supervision.end(job.name, JobState.SUCCEEDED, Outcome(True), AT + 3 * SECOND)
+    ended = await stores.jobs.get(job.name)
+    assert [AT + SECOND, AT + 3 * SECOND] == [attempt.ended_at for attempt in ended.attempts]
+    assert await supervision.begin_attempt(job.name, AT) is None
+
+
+async def test_only_the_active_attempt_stores_points_of_its_own_run(stores: Any) -> None:
+    job, other = await create_job(stores, "1"), await create_job(stores, "2")
+    supervision = await stores.supervise()
+    await start(supervision, job.name)
+    await start(supervision, other.name)
+    points = [point("train_loss", 1, 0.5)]
+    assert 1 == (await stores.runs.log(job.run, points, AT, "job-1-1")).stored
+    with pytest.raises(ForeignRun):
+        await stores.runs.log(other.run, points, AT, "job-1-1")
+    await supervision.end_attempt(job.name, 1, "JOB_LOST", "gone", AT)
+    await start(supervision, job.name)
+    for attempt in ("job-1-1", "job-9-1"):
+        with pytest.raises(AttemptEnded):
+            await stores.runs.log(job.run, points, AT, attempt)
+    assert 1 == (await stores.runs.log(job.run, points, AT, "job-1-2")).stored
+
+
+async def test_a_supervisor_that_lost_its_lease_changes_nothing(stores: Any) -> None:
+    job = await create_job(stores)
+    before = await stores.supervise()
+    await start(before, job.name)
+    expected = await stores.jobs.get(job.name)
+    await stores.supervise()
+    for write in (
+        lambda: before.begin_attempt(job.name, AT),
+        lambda: before.mark_running(job.name, 1, AT),
+        lambda: before.observe(job.name, 1, Watch(), EPOCH),
+        lambda: before.set_waiting(job.name, "x"),
+        lambda: before.end_attempt(job.name, 1, "JOB_LOST", "", AT),
+        lambda: before.end(job.name, JobState.FAILED, Outcome(False), AT),
+    ):
+        with pytest.raises(LeaseLost):
+            await write()
+    assert expected == await stores.jobs.get(job.name)
+
+
+async def test_a_job_is_cancelled_with_its_pipeline_run(stores: Any) -> None:
+    """Also if the process that waits for the job dies: the cancellation is in the transaction of the run."""
+    runs = [build.pipeline_run(f"pipe-{i}") for i in range(3)]
+    jobs = []
+    for number, run in enumerate(runs):
+        await stores.pipelines.create(run, "", b"", AT)
+        jobs.append(await create_job(stores, str(number), pipeline_run=str(run.name)))
+    await stores.pipelines.request_cancel(runs[0].name, "once", b"body")
+    await stores.pipelines.finish(runs[1].name, JobState.FAILED, "X", "x", AT)
+    found = [await stores.jobs.get(job.name) for job in jobs]
+    assert [True, True, False] == [job.cancel_requested for job in found]
+    assert [str(run.name) for run in runs] == [job.pipeline_run for job in found]
+    for number, run in enumerate(runs[:2]):
+        with pytest.raises(CancelledOnRequest):
+            await create_job(stores, f"late{number}", pipeline_run=str(run.name))
+
+
+async def test_a_specification_reads_back_with_every_field(stores: Any) -> None:
+    spec = replace(
+        TRAIN_SPEC,
+        warm_start="projects/p/models/m/versions/1",
+        gpus_per_worker=1,
+        cpus_per_worker=0.5,
+        limits=Limits(3600.5, 60.25, 2),
+    )
+    spec = replace(spec, hyperparameters=replace(spec.hyperparameters, seed=2**32 - 1, weight_column="w"))
+    job = replace(build.job(), spec=spec)
+    assert spec == (await stores.jobs.create(job, {}, "", b"", AT)).spec
 
 
 async def test_a_job_ends_once_together_with_its_run(stores: Any) -> None:
     job = await create_job(stores)
-    await stores.jobs.mark_started(job.name, AT + SECOND)
+    supervision = await stores.supervise()
+    await start(supervision, job.name, AT + SECOND)
     await stores.runs.log(job.run, [point("train_loss", 2, 0.5)], AT + 50 * SECOND)
     outcome = Outcome(
         True,
@@ -153,10 +265,10 @@ async def test_a_job_ends_once_together_with_its_run(stores: Any) -> None:
     )
     end = AT + 60 * SECOND
     ends = await asyncio.gather(
-        *(stores.jobs.end(job.name, JobState.SUCCEEDED, outcome, end) for _ in range(6))
+        *(supervision.end(job.name, JobState.SUCCEEDED, outcome, end) for _ in range(6))
     )
     assert 1 == sum(ends)
-    assert not await stores.jobs.end(job.name, JobState.FAILED, Outcome(False, "X", "late"), AT)
+    assert not await supervision.end(job.name, JobState.FAILED, Outcome(False, "X", "late"), AT)
     run, ended = await stores.runs.get_run(job.run), await stores.jobs.get(job.name)
     assert (JobState.SUCCEEDED, RunState.SUCCEEDED, "") == (ended.state, run.state, ended.error_reason)
     assert end == ended.ended_at == run.ended_at
@@ -171,7 +283,8 @@ async def test_a_cancel_request_is_stored_until_the_job_has_ended(stores: Any) -
     requested = await stores.jobs.request_cancel(job.name)
     assert (True, JobState.QUEUED) == (requested.cancel_requested, requested.state)
     assert requested == await stores.jobs.request_cancel(job.name)
-    await stores.jobs.end(job.name, JobState.CANCELLED, Outcome(False, "CANCELLED", "as requested"), AT)
+    supervision = await stores.supervise()
+    await supervision.end(job.name, JobState.CANCELLED, Outcome(False, "CANCELLED", "as requested"), AT)
     with pytest.raises(JobEnded):
         await stores.jobs.request_cancel(job.name)
     with pytest.raises(UnknownJob):
@@ -186,6 +299,7 @@ async def test_a_repeated_cancel_request_returns_the_job_as_it_is_now(stores: An
     with pytest.raises(RequestIdReused):
         await stores.jobs.request_cancel(other.name, "once", b"another")
     assert requested == await stores.jobs.request_cancel(job.name, "once", b"body")
-    await stores.jobs.end(job.name, JobState.CANCELLED, Outcome(False, "CANCELLED", "as requested"), AT)
+    supervision = await stores.supervise()
+    await supervision.end(job.name, JobState.CANCELLED, Outcome(False, "CANCELLED", "as requested"), AT)
     again = await stores.jobs.request_cancel(job.name, "once", b"body")
     assert JobState.CANCELLED == again.state

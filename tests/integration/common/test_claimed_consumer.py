@@ -7,7 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
+from aiokafka.client import AIOKafkaClient
+from aiokafka.consumer.fetcher import Fetcher
 
+from flywheel_common.kafka import claimed_consumer
 from flywheel_common.kafka.claimed_consumer import ClaimedConsumer, TopicPartition
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.record import Record
@@ -29,6 +32,7 @@ class Member:
         self.events: list[tuple[str, TopicPartition]] = []
         self.seen: list[str] = []
         self.broken: set[TopicPartition] = set()
+        self.hanging: set[TopicPartition] = set()
         self.hold: asyncio.Event | None = None
         self.consumer = consumer(
             topics=lambda: topics, begin=self._begin, end=self._end, handler=self._handle, **options
@@ -43,6 +47,8 @@ class Member:
         if partition in self.broken:
             raise KeyError(partition)
         self.events.append(("begin", partition))
+        if partition in self.hanging:
+            await asyncio.Event().wait()
         return 0
 
     async def _end(self, partition: TopicPartition) -> None:
@@ -184,3 +190,75 @@ async def test_a_partition_that_cannot_begin_stops_no_other(
     await eventually(lambda: one.seen == ["p1", "p0"], within=30)
     one.consumer.restart([good])
     await eventually(lambda: one.seen == ["p1", "p0", "p1"], within=30)
+
+
+async def test_a_begin_that_hangs_is_called_again_and_stops_no_other(
+    member: Callable[..., Member], producer: Producer, topic_prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claimed_consumer, "BEGIN_SECONDS", 1.0)
+    topics = [TopicSpec(topic_prefix + "in", 2)]
+    bad, good = (TopicPartition(topics[0].name, p) for p in range(2))
+    one = member(topics)
+    one.hanging.add(bad)
+    await eventually(lambda: one.assigned == [good], within=30)
+    for partition in range(2):
+        await producer.send(topics[0].name, event(f"p{partition}"), key="k", partition=partition)
+    await eventually(lambda: one.seen == ["p1"], within=30)
+    await eventually(lambda: one.events.count(("begin", bad)) >= 3, within=30)
+    one.hanging.clear()
+    await eventually(lambda: one.seen == ["p1", "p0"], within=30)
+
+
+def never_fetch(monkeypatch: pytest.MonkeyPatch, stuck: TopicPartition) -> None:
+    """In the first fetcher that reads `stuck`, a fetch of this partition seems to be in flight for ever."""
+    found: list[Fetcher] = []
+    node_of = Fetcher._select_read_replica
+
+    def select(self: Fetcher, partition: TopicPartition) -> Any:
+        if partition != stuck or self is not (found or [self])[0]:
+            return node_of(self, partition)
+        found[:] = [self]
+        self._in_flight.add("a node that never answers")
+        return "a node that never answers"
+
+    monkeypatch.setattr(Fetcher, "_select_read_replica", select)
+
+
+def never_learn(monkeypatch: pytest.MonkeyPatch, stuck: TopicPartition) -> None:
+    """The first consumer's client that asks for the metadata of the topic does not get it."""
+    found: list[AIOKafkaClient] = []
+    update_of = AIOKafkaClient._metadata_update
+
+    async def update(self: AIOKafkaClient, cluster: Any, topics: Any) -> Any:
+        consumes = self._client_id.startswith(stuck.topic.removesuffix("new"))
+        if not consumes or stuck.topic not in topics or self is not (found or [self])[0]:
+            return await update_of(self, cluster, topics)
+        found[:] = [self]
+        await asyncio.sleep(0.05)
+        return await update_of(self, cluster, [t for t in topics if t != stuck.topic] or ["none"])
+
+    monkeypatch.setattr(AIOKafkaClient, "_metadata_update", update)
+
+
+@pytest.mark.parametrize("fault", [never_fetch, never_learn])
+async def test_a_partition_that_kafka_client_never_fetches_is_read_after_a_reconnect(
+    fault: Callable[[pytest.MonkeyPatch, TopicPartition], None],
+    member: Callable[..., Member],
+    producer: Producer,
+    topic_prefix: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(claimed_consumer, "STALL_SECONDS", 2.0)
+    topics = [TopicSpec(topic_prefix + "in", 2)]
+    one = member(topics)
+    await eventually(lambda: len(one.assigned) == 2, within=30)
+    await producer.send(topics[0].name, event("before"), key="k", partition=0)
+    await eventually(lambda: one.seen == ["before"], within=30)
+    fault(monkeypatch, TopicPartition(topic_prefix + "new", 0))
+    topics.append(TopicSpec(topic_prefix + "new", 1))
+    one.consumer.topics_changed()
+    await eventually(lambda: len(one.assigned) == 3, within=30)
+    await producer.send(topics[1].name, event("stuck"), key="k", partition=0)
+    await producer.send(topics[0].name, event("other"), key="k", partition=1)
+    await eventually(lambda: "other" in one.seen, within=30)
+    await eventually(lambda: sorted(one.seen) == ["before", "other", "stuck"], within=30)

@@ -121,7 +121,7 @@ async def test_an_answer_too_large_for_the_log_is_counted_and_others_logged(
 
 
 async def test_outcomes_are_stored_as_often_as_they_are_sent(memory_deployment: MemoryDeployment) -> None:
-    gateway = await memory_deployment.gateway()
+    gateway = await serving_gateway(memory_deployment)
     ids = [uuid4().hex for _ in range(10)]
     outcomes = [
         pb.Outcome(prediction_id=p, name="label", value=i % 2, event_time={"seconds": 60 + i})
@@ -158,15 +158,48 @@ async def test_outcomes_are_stored_as_often_as_they_are_sent(memory_deployment: 
 async def test_one_invalid_outcome_refuses_the_whole_call(
     memory_deployment: MemoryDeployment, outcome: pb.Outcome, reason: str
 ) -> None:
-    gateway = await memory_deployment.gateway()
+    gateway = await serving_gateway(memory_deployment)
     valid = pb.Outcome(prediction_id="y", name="label", value=1)
     request = pb.RecordOutcomeRequest(model=MODEL, outcomes=[valid, outcome])
     assert await refusal(gateway.stub.RecordOutcome(request, timeout=20)) == ("INVALID_ARGUMENT", reason)
     assert memory_deployment.outcomes.stored == []
 
 
-async def test_too_many_outcomes_are_refused(memory_deployment: MemoryDeployment) -> None:
+async def test_outcomes_of_an_unknown_model_are_refused_also_after_a_boot_without_registry(
+    memory_deployment: MemoryDeployment,
+) -> None:
+    first = await serving_gateway(memory_deployment)
+    await first.close()
+    await memory_deployment.registry_server.stop()
+    # The model's file cannot be loaded either: what counts is the saved desired state.
+    memory_deployment.models.down = True
     gateway = await memory_deployment.gateway()
+    outcome = pb.Outcome(prediction_id="y", name="label", value=1)
+
+    async def record(model: str) -> Any:
+        return await gateway.stub.RecordOutcome(
+            pb.RecordOutcomeRequest(model=model, outcomes=[outcome]), timeout=20
+        )
+
+    assert await refusal(record("projects/test/models/other")) == ("NOT_FOUND", "UNKNOWN_MODEL")
+    assert await refusal(record("projects/other/models/late")) == ("NOT_FOUND", "UNKNOWN_MODEL")
+    assert memory_deployment.outcomes.stored == []
+    assert (await record(MODEL)).accepted_count == 1
+
+
+async def test_a_gateway_that_never_saw_a_registry_accepts_no_outcome(
+    memory_deployment: MemoryDeployment,
+) -> None:
+    await memory_deployment.registry_server.stop()
+    gateway = await memory_deployment.gateway()
+    request = pb.RecordOutcomeRequest(model=MODEL, outcomes=[pb.Outcome(prediction_id="y", name="label")])
+    request.outcomes[0].value = 1
+    refused = await refusal(gateway.stub.RecordOutcome(request, timeout=20))
+    assert refused == ("UNAVAILABLE", "NO_DESIRED_STATE")
+
+
+async def test_too_many_outcomes_are_refused(memory_deployment: MemoryDeployment) -> None:
+    gateway = await serving_gateway(memory_deployment)
     outcome = pb.Outcome(prediction_id="y", name="label", value=1)
     request = pb.RecordOutcomeRequest(model=MODEL, outcomes=[outcome] * 10_001)
     assert await refusal(gateway.stub.RecordOutcome(request, timeout=20)) == (
@@ -176,7 +209,7 @@ async def test_too_many_outcomes_are_refused(memory_deployment: MemoryDeployment
 
 
 async def test_a_failed_outcome_store_is_unavailable(memory_deployment: MemoryDeployment) -> None:
-    gateway = await memory_deployment.gateway()
+    gateway = await serving_gateway(memory_deployment)
     memory_deployment.outcomes.down = True
     request = pb.RecordOutcomeRequest(
         model=MODEL, outcomes=[pb.Outcome(prediction_id="y", name="label", value=1)]

@@ -120,7 +120,7 @@ async def test_changed_content_of_a_release_is_served(memory_deployment: MemoryD
     gateway = await memory_deployment.gateway_serving(release)
     assert (await gateway.predict("UA", 3.0, "EWR")).decision
     release.release.threshold = 0.999
-    registry.desired.models[0].champion.CopyFrom(release)
+    registry.desired.models[0].champion.CopyFrom(registry.reference(release))
     registry.changed.set()
 
     async def refused() -> bool:

@@ -145,7 +145,7 @@ async def test_answers_are_logged_before_a_stopped_gateway_exits(
 
 async def test_acknowledged_outcomes_are_in_kafka(deployment_with_kafka: Deployment) -> None:
     deployment = deployment_with_kafka
-    gateway = await deployment.gateway()
+    gateway = await deployment.gateway_serving(deployment.registry.release(1, W))
     outcome = inference_pb2.Outcome
     ids = [f"outcome-test-{i}" for i in range(20)]
     request = inference_pb2.RecordOutcomeRequest(
@@ -200,6 +200,7 @@ async def test_shadow_scores_use_the_features_of_the_champion(deployment_with_ka
         assert set(by_role) == {CHAMPION, SHADOW}
         batch, row = by_role[SHADOW]
         assert batch.release == f"{MODEL}/releases/2" and batch.rollout == "projects/test/r"
+        assert {generation} == {other.generation for other, _ in by_role.values()}
         assert np.frombuffer(batch.scores, "<f8")[row] == pytest.approx(
             score(other, 0.0, 2.0, i / 10, 0.0), abs=1e-5
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from typing import Any
 
 import grpc
@@ -13,13 +14,16 @@ from grpc_health.v1 import health_pb2
 from redis.asyncio import Redis
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.signature import OutputSpec
+from flywheel_inference.fallback.choice import CachedPrediction
 from flywheel_inference.store.redis.cached_predictions import encode, key_of
 from flywheel_inference.store.triton.model_server import TritonModelServer
 from flywheel_local.triton import Triton
 from flywheel_protos.events.v1 import prediction_pb2
 from tests.support.builders.inference import MODEL, expected_score
+from tests.support.builders.onnx_models import golden_rows
 from tests.support.eventually import eventually
-from tests.support.servers.inference import Deployment, Gateway
+from tests.support.servers.inference import Deployment, Gateway, MemoryDeployment
 
 W = (0.5, -0.25, 1.0)
 CACHED, DEFAULT = prediction_pb2.PREDICTION_SOURCE_CACHED, prediction_pb2.PREDICTION_SOURCE_DEFAULT
@@ -110,9 +114,7 @@ async def test_a_signature_that_differs_from_the_model_file_is_refused(deploymen
     release = deployment.registry.release(23, (1.0, 1.0, 1.0))
     del release.model_version.signature.inputs[2]
     rows = np.ones((1, 2), np.float32)
-    release.model_version.golden_rows.inputs = rows.tobytes()
-    release.model_version.golden_rows.row_count = 1
-    release.model_version.golden_rows.scores = np.ones(1, np.float32).tobytes()
+    release.model_version.golden_rows.CopyFrom(golden_rows(rows, np.ones(1, np.float32)))
     deployment.registry.want(champion=release)
     await failure(gateway, f"{MODEL}/releases/23", "MODEL_REFUSED")
     error = await error_of(gateway.predict())
@@ -175,6 +177,45 @@ async def test_models_of_replaced_releases_are_unloaded(
 
     await eventually(unloaded, within=20)
     assert await models.is_loaded("test.late.v42", 5.0)
+
+
+async def test_a_model_that_another_gateway_serves_stays_loaded() -> None:
+    async with AsyncExitStack() as stack:
+        first, second = MemoryDeployment(stack), MemoryDeployment(stack)
+        second.models, second.holds = first.models, first.holds
+        for deployment in (first, second):
+            await deployment.start()
+        swapped, old = [
+            await deployment.gateway_serving(deployment.registry.release(41, W), gateway_id=name)
+            for deployment, name in ((first, "first"), (second, "second"))
+        ]
+        await swapped.serves(first.registry.want(champion=first.registry.release(42, W, 1.0)))
+        await eventually(lambda: first.holds.holders["test.late.v41"] == {"second"})
+        for _ in range(20):
+            assert not (await old.predict()).degraded
+        assert await first.models.is_loaded("test.late.v41", 5.0)
+        await old.serves(second.registry.want(champion=second.registry.release(42, W, 1.0)))
+
+        async def unloaded() -> bool:
+            return not await first.models.is_loaded("test.late.v41", 5.0)
+
+        await eventually(unloaded)
+        assert first.holds.unloading == {}
+
+
+async def test_models_are_unloaded_once_the_holds_are_known(memory_deployment: MemoryDeployment) -> None:
+    registry, models = memory_deployment.registry, memory_deployment.models
+    gateway = await memory_deployment.gateway_serving(registry.release(41, W))
+    memory_deployment.holds.unknown = True
+    await gateway.serves(registry.want(champion=registry.release(42, W, 1.0)))
+    await gateway.predict()
+    assert await models.is_loaded("test.late.v41", 5.0)
+    memory_deployment.holds.unknown = False
+
+    async def unloaded() -> bool:
+        return not await models.is_loaded("test.late.v41", 5.0)
+
+    await eventually(unloaded)
 
 
 async def test_a_gateway_boots_from_disk_without_the_registry(deployment: Deployment, triton: Triton) -> None:
@@ -307,7 +348,9 @@ async def test_a_cached_prediction_is_preferred_to_the_default_score(
     deployment: Deployment, redis_url: str
 ) -> None:
     async with Redis.from_url(redis_url) as redis:
-        await redis.set(key_of(MODEL, "UA"), encode(0.875, 1_000_000_000))
+        await redis.set(
+            key_of(MODEL, "UA"), encode(CachedPrediction((0.875,), 1_000_000_000, OutputSpec().fingerprint))
+        )
     release = deployment.registry.release(73, W)
     release.release.fallback.cached_max_age.FromSeconds(60)
     gateway = await deployment.gateway_serving(release, redis_url=redis_url, answer_reserve_seconds=0.2)

@@ -25,7 +25,7 @@ async def test_artifacts_read_back_unchanged(client: ModelClient, size: int) -> 
     await client.create()
     content = os.urandom(size)
     version = await client.version(content)
-    assert version.artifact_state == model_pb2.ARTIFACT_STATE_READY
+    assert version.artifact_state == model_pb2.ARTIFACT_STATE_INVALID, "stored, and no model"
     assert await client.download(version.name) == content
 
 
@@ -44,7 +44,7 @@ async def test_an_upload_with_a_wrong_byte_stores_nothing(
     await client.upload(version.name, content)
     assert await object_sizes(s3_settings) == {f"registry/sha256/{digest[:2]}/{digest[2:4]}/{digest}": size}
     ready = await client.upload(version.name, content)
-    assert ready.artifact_state == model_pb2.ARTIFACT_STATE_READY
+    assert ready.artifact_state == model_pb2.ARTIFACT_STATE_INVALID, "stored, and no model"
 
 
 async def test_corrupt_objects_are_not_served_and_an_upload_repairs_them(

@@ -13,6 +13,7 @@ from flywheel_local.postgres import Postgres
 from flywheel_local.s3 import S3
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.registry.v1 import registry_pb2 as pb
+from tests.support.builders.onnx_models import constant_half
 from tests.support.builders.registry import ModelClient
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
@@ -71,7 +72,7 @@ async def test_calls_fail_within_their_deadline_while_postgres_hangs(
 async def test_only_artifact_calls_fail_while_s3_hangs(settings: Callable[..., Any], s3: S3) -> None:
     address = urlsplit(s3.endpoint)
     assert address.hostname and address.port
-    content = bytes(range(256)) * 80_000  # more than one part, and more than the buffers on the way hold
+    content = constant_half("x" * 20_000_000)  # more than one part, and than the buffers on the way hold
     async with (
         FaultProxy(address.hostname, address.port) as proxy,
         running_registry(settings(s3_endpoint=f"http://{proxy.address}")) as stub,

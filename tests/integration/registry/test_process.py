@@ -24,7 +24,7 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_gr
 from flywheel_registry.config import RegistrySettings
 from tests.support.builders.registry import ModelClient
 from tests.support.eventually import eventually
-from tests.support.peers.registry import FakeMonitor, comparison
+from tests.support.peers.registry import FakeMonitor, comparison, running_gateway
 from tests.support.ports import free_port
 
 COMMAND = [sys.executable, "-m", "flywheel_registry"]
@@ -111,14 +111,15 @@ async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
             await asyncio.wait_for(eventually(answers, within=60), 60)
             await client.create(rollout_policy=model_pb2.RolloutPolicy(canary_percents=[10, 100]))
             champion, _ = await client.champion()
-            challenger, release = await client.staged(b"second")
+            challenger, release = await client.staged("second")
             rollout = await client.start(release.name)
             monitor.answers = {1: comparison()}
 
             async def in_canary() -> bool:
                 return (await client.rollout(rollout.name)).challenger_percent == 10
 
-            await eventually(in_canary, within=20)
+            async with running_gateway(client.stub, "g"):
+                await eventually(in_canary, within=20)
             first.send_signal(signal.SIGKILL)
             first.wait()
         with process(env, tmp_path / "log") as second:
@@ -136,7 +137,7 @@ async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
             ]
             changes = [
                 payload_of(e, RolloutChanged)
-                for e in await events_of(kafka, "rollout.changed", client.model, 5)
+                for e in await events_of(kafka, "rollout.changed", client.model, 6)
             ]
             second.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(second.wait, 20) == 0
@@ -153,6 +154,7 @@ async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
     assert stages[-1].release == release.name
     assert [(e.state, e.challenger_percent) for e in changes] == [
         ("PROMOTED", 100),
+        ("PENDING_LOAD", 0),
         ("SHADOW", 0),
         ("CANARY", 10),
         ("CANARY", 100),

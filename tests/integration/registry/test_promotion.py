@@ -56,7 +56,7 @@ async def test_a_hundred_concurrent_promotions_leave_one_champion(client: ModelC
     await client.create()
     versions = []
     for i in range(100):
-        version = await client.version(b"same bytes", auc=0.7 + i / 1000)
+        version = await client.version(auc=0.7 + i / 1000)
         await client.release(version.name)
         versions.append(version.name)
 

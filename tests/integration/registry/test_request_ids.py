@@ -77,8 +77,10 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         )
         rejected = f"{client.model}/versions/1"
         await once("RejectModelVersion", pb.RejectModelVersionRequest(name=rejected, reason="a"), reason="b")
+        deleted = pb.DeleteModelVersionRequest(name=rejected, reason="a")
+        await once("DeleteModelVersion", deleted, reason="b")
 
-        first, second, third = [await client.version(content) for content in (b"one", b"two", b"three")]
+        first, second, third = [await client.version() for _ in range(3)]
         await once("PromoteModelVersion", pb.PromoteModelVersionRequest(name=first.name), reason="another")
         for version in (second, third):
             await client.promote(version.name)
@@ -99,6 +101,17 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         await once("ResumeRollout", pb.ResumeRolloutRequest(name=rollout, reason="a"), reason="b")
         await once("SkipRolloutStep", pb.SkipRolloutStepRequest(name=rollout, reason="a"), reason="b")
         await once("AbortRollout", pb.AbortRolloutRequest(name=rollout, reason="a"), reason="b")
+
+        holdback = model_pb2.Variant(name="hold", release=champion.name, percent=1)
+        variants = pb.SetModelVariantsRequest(name=client.model, variants=[holdback], reason="a")
+        await once("SetModelVariants", variants, reason="b")
+
+        ab_test = model_pb2.RolloutPolicy(canary_percents=[50], until_verdict=True)
+        start = (await client.release(second.name)).name
+        rollout = (await client.start(start, policy=ab_test, reason="a")).name
+        await stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout, reason="a"))
+        verdict = pb.ConcludeRolloutRequest(name=rollout, verdict=pb.EXPERIMENT_VERDICT_ROLL_BACK, reason="a")
+        await once("ConcludeRollout", verdict, reason="b")
 
         await client.release(third.name)
         await client.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="a")

@@ -19,8 +19,8 @@ async def two_served_versions(
 ) -> tuple[list[model_pb2.ModelVersion], list[model_pb2.Release]]:
     """Create two versions; both have served, the second serves."""
     await client.create()
-    first, a = await client.champion(b"first")
-    second, b = await client.staged(b"second")
+    first, a = await client.champion("first")
+    second, b = await client.staged("second")
     await client.promote(second.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="test")
     return [first, second], [a, b]
 
@@ -44,8 +44,8 @@ async def test_rollback_answers_when_every_live_gateway_applies_it(client: Model
         assert fast.applied[client.model] == slow.applied[client.model] == before + 1
         assert {g.id for g in answer.gateways if g.live} == {"fast", "slow"}
         serving = fast.states[-1].models[0]
-        assert serving.champion.release.name == releases[0].name
-        assert [w.release.name for w in serving.warm] == [releases[1].name]
+        assert serving.champion.release == releases[0].name
+        assert [w.release for w in serving.warm] == [releases[1].name]
     assert answer.model.production_release == releases[0].name
     assert [await client.stage(v.name) for v in versions] == ["PRODUCTION", "ARCHIVED"]
     history = (
@@ -69,17 +69,18 @@ async def test_rollback_is_incomplete_when_a_gateway_does_not_apply_it(
     assert answer.model.production_release == releases[0].name
 
 
-async def test_rollback_does_not_wait_for_a_dead_gateway(client: ModelClient) -> None:
+async def test_rollback_is_incomplete_when_a_gateway_is_cut_off(client: ModelClient) -> None:
     await two_served_versions(client)
-    async with running_gateway(client.stub, "gone", lag=60.0) as gone:
-        await eventually(lambda: gone.states)
+    async with running_gateway(client.stub, "cut off") as gone:
+        await eventually(lambda: gone.applied)
     answer = await roll_back(client)
-    assert answer.complete
+    assert not answer.complete
+    assert list(answer.unacknowledged_gateways) == ["cut off"]
 
 
 async def test_a_second_rollback_goes_further_back(client: ModelClient) -> None:
     _, releases = await two_served_versions(client)
-    third, c = await client.staged(b"third")
+    third, c = await client.staged("third")
     await client.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="test")
     assert (await roll_back(client)).model.production_release == releases[1].name
     assert (await roll_back(client)).model.production_release == releases[0].name
@@ -90,7 +91,7 @@ async def test_a_second_rollback_goes_further_back(client: ModelClient) -> None:
 
 async def test_concurrent_equal_request_ids_roll_back_once(client: ModelClient) -> None:
     _, releases = await two_served_versions(client)
-    third, _ = await client.staged(b"third")
+    third, _ = await client.staged("third")
     await client.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="test")
     answers = await asyncio.gather(*(roll_back(client, request_id="incident-1") for _ in range(10)))
     assert {a.model.production_release for a in answers} == {releases[1].name}
@@ -105,7 +106,7 @@ async def test_a_repeated_rollback_does_not_undo_a_later_promotion(
 ) -> None:
     _, releases = await two_served_versions(client)
     first = await roll_back(client, request_id="incident-1")
-    third, c = await client.staged(b"third")
+    third, c = await client.staged("third")
     await client.promote(third.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="fixed")
     again = await roll_back(client, request_id="incident-1")
     assert again.model == first.model
@@ -116,14 +117,13 @@ async def test_a_repeated_rollback_does_not_undo_a_later_promotion(
 
 async def test_rollback_aborts_an_active_rollout(client: ModelClient) -> None:
     _, releases = await two_served_versions(client)
-    _, release = await client.staged(b"third")
+    _, release = await client.staged("third")
     rollout = await client.start(release.name)
     async with running_gateway(client.stub, "g") as watching:
         await eventually(lambda: watching.states and watching.states[-1].models[0].HasField("challenger"))
-        assert watching.states[-1].models[0].shadow_percent == 100
         assert (await roll_back(client)).complete
         serving = watching.states[-1].models[0]
-        assert serving.champion.release.name == releases[0].name
+        assert serving.champion.release == releases[0].name
         assert not serving.HasField("challenger")
     assert (await client.rollout(rollout.name)).state == model_pb2.ROLLOUT_STATE_ABORTED
 
@@ -139,6 +139,6 @@ async def test_watchers_of_one_replica_see_changes_made_at_another(
             answer = await roll_back(client)
             assert answer.complete
             assert [g.id for g in answer.gateways] == ["elsewhere"]
-            assert elsewhere.states[-1].models[0].champion.release.name == releases[0].name
+            assert elsewhere.states[-1].models[0].champion.release == releases[0].name
         listed = await two.ListGateways(registry_pb2.ListGatewaysRequest())
         assert [g.id for g in listed.gateways] == ["elsewhere"]

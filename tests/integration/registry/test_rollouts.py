@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -11,7 +11,15 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_registry.config import RegistrySettings
 from tests.support.builders.registry import ModelClient
 from tests.support.eventually import eventually
-from tests.support.peers.registry import CANARY, FIRST_EVENT, SHADOW, FakeMonitor, comparison, serving_monitor
+from tests.support.peers.registry import (
+    CANARY,
+    FIRST_EVENT,
+    SHADOW,
+    FakeMonitor,
+    comparison,
+    running_gateway,
+    serving_monitor,
+)
 from tests.support.ports import free_port
 from tests.support.servers.registry import refused, running_registry
 
@@ -22,6 +30,14 @@ POLICY = model_pb2.RolloutPolicy(
     canary_max_log_loss_delta=0.02,
 )
 POLICY.min_bake.FromSeconds(86_400)
+POLICY.min_wall_bake.FromSeconds(0)
+
+
+@pytest.fixture
+async def client(registry: Any) -> AsyncIterator[ModelClient]:
+    """A client of a registry with one gateway, which loads every release."""
+    async with running_gateway(registry, "g"):
+        yield ModelClient(registry)
 
 
 async def start_in_shadow(
@@ -30,8 +46,9 @@ async def start_in_shadow(
     """Create a champion, and a challenger in shadow; return both versions and the rollout."""
     await client.create(rollout_policy=POLICY)
     champion, _ = await client.champion()
-    challenger, release = await client.staged(b"second")
-    return champion, challenger, await client.start(release.name, **policy)
+    challenger, release = await client.staged("second")
+    rollout = await client.start(release.name, **policy)
+    return champion, challenger, await wait_for_state(client, rollout.name, "SHADOW")
 
 
 async def wait_for_state(client: ModelClient, rollout: str, state: str) -> model_pb2.Rollout:
@@ -57,7 +74,8 @@ async def test_a_better_challenger_passes_shadow_and_canary(
         (model_pb2.RolloutState.Name(s.state).removeprefix("ROLLOUT_STATE_"), s.challenger_percent)
         for s in done.history
     ]
-    assert states == [("SHADOW", 0), ("CANARY", 5), ("CANARY", 20), ("CANARY", 100), ("PROMOTED", 100)]
+    assert states[0] == ("PENDING_LOAD", 0)
+    assert states[1:] == [("SHADOW", 0), ("CANARY", 5), ("CANARY", 20), ("CANARY", 100), ("PROMOTED", 100)]
     assert await client.stage(challenger.name) == "PRODUCTION"
     assert await client.stage(champion.name) == "ARCHIVED"
     moves = [
@@ -71,13 +89,14 @@ async def test_a_better_challenger_passes_shadow_and_canary(
         (champion.name, "PRODUCTION", "ARCHIVED"),
         (challenger.name, "CANDIDATE", "PRODUCTION"),
     ]
-    evidence = await client.stub.GetEvidence(registry_pb2.GetEvidenceRequest(name=done.history[1].evidence))
+    evidence = await client.stub.GetEvidence(registry_pb2.GetEvidenceRequest(name=done.history[2].evidence))
     assert evidence.evidence.kind == "SHADOW"
     assert evidence.evidence.passed
     assert evidence.evidence.values["log_loss_delta_upper"] == pytest.approx(-0.01)
-    # The event time of the canary begins where the evidence of the shadow ended.
-    first_canary = next(r for r in monitor.requests if r.mode == CANARY)
-    assert first_canary.start_time == comparison().covered_until
+    # The evidence of each step is that of its own generation of the routing.
+    generations = {r.generation for r in monitor.requests if r.mode == CANARY}
+    assert len(generations) == 3
+    assert min(generations) > max(r.generation for r in monitor.requests if r.mode == SHADOW)
 
 
 async def test_a_worse_challenger_is_refused_in_shadow(client: ModelClient, monitor: FakeMonitor) -> None:
@@ -120,7 +139,7 @@ async def test_a_guardrail_breach_rolls_back_but_keeps_the_candidate(
     policy = model_pb2.RolloutPolicy()
     policy.CopyFrom(POLICY)
     policy.max_error_rate = 0.01
-    champion, challenger, rollout = await start_in_shadow(client, policy=policy)
+    champion, challenger, rollout = await start_in_shadow(client, policy=policy, reason="stricter")
     monitor.answers = {
         SHADOW: comparison(),
         CANARY: comparison(predictions=50, labelled=0, days=0.0, error_rate=0.2),
@@ -179,10 +198,10 @@ async def test_operators_can_skip_steps_and_abort(client: ModelClient) -> None:
 
 async def test_a_rollout_needs_a_staged_version_and_no_active_rollout(client: ModelClient) -> None:
     await start_in_shadow(client)
-    _, release = await client.staged(b"third")
+    _, release = await client.staged("third")
     with refused("FAILED_PRECONDITION", "ROLLOUT_ACTIVE"):
         await client.start(release.name)
-    fourth = await client.version(b"fourth")
+    fourth = await client.version()
     bundle = await client.release(fourth.name)
     rollouts = await client.stub.ListRollouts(registry_pb2.ListRolloutsRequest(parent=client.model))
     await client.stub.AbortRollout(registry_pb2.AbortRolloutRequest(name=rollouts.rollouts[0].name))
@@ -211,7 +230,7 @@ async def test_a_rollout_survives_a_restart_and_a_monitor_outage(
 ) -> None:
     port = free_port()
     chosen = settings(monitor_address=f"127.0.0.1:{port}", monitor_timeout_seconds=0.5)
-    async with running_registry(chosen) as stub:
+    async with running_registry(chosen) as stub, running_gateway(stub, "g"):
         client = ModelClient(stub)
         _, _, rollout = await start_in_shadow(client)
 
@@ -231,5 +250,5 @@ async def test_a_rollout_survives_a_restart_and_a_monitor_outage(
         assert (await client.rollout(rollout.name)).challenger_percent == 5
         monitor.answers = {CANARY: comparison()}
         done = await wait_for_state(client, rollout.name, "PROMOTED")
-        assert [s.challenger_percent for s in done.history] == [0, 5, 20, 100, 100]
+        assert [s.challenger_percent for s in done.history] == [0, 0, 5, 20, 100, 100]
         assert FIRST_EVENT.year == 2013

@@ -4,6 +4,8 @@ registry."""
 from __future__ import annotations
 
 import io
+import json
+import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -59,6 +61,8 @@ def trainer_settings(postgres: Postgres, database: str, s3: S3, bucket: str) -> 
         "registry_address": "127.0.0.1:1",
         "ray_address": "http://127.0.0.1:1",
         "job_python": sys.executable,
+        # Jobs run the code of this checkout, also where the environment has another one installed.
+        "job_environment": json.dumps({"PYTHONPATH": os.environ.get("PYTHONPATH", "")}),
     }
     return as_environment(settings)
 

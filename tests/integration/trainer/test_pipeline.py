@@ -121,11 +121,12 @@ async def test_a_pipeline_survives_kills_and_has_each_effect_once(
     assert version.metrics["auc"] > 0.75
     assert {a.name for a in version.artifacts} == {"model.onnx", "weights.pt", "report.json"}
     golden = version.golden_rows
-    inputs = np.frombuffer(golden.inputs, "<f4").reshape(golden.row_count, len(version.signature.inputs))
+    (rows,) = golden.tensors
+    inputs = np.frombuffer(rows.data, "<f4").reshape(golden.row_count, len(version.signature.inputs))
     session = onnxruntime.InferenceSession(peers.registry.files[version.name, "model.onnx"])
     scores = session.run(["SCORE"], {"INPUT": inputs})[0]
     assert scores.shape == (golden.row_count, 1)
-    np.testing.assert_allclose(scores[:, 0], np.frombuffer(golden.scores, "<f4"), atol=1e-5)
+    np.testing.assert_allclose(scores[:, 0], np.frombuffer(golden.output.data, "<f4"), atol=1e-5)
     release = peers.registry.releases[run.release]
     assert release.calibration.platt.slope > 0
     assert release.fallback.default_score == 0.2

@@ -193,13 +193,6 @@ async def clients(running: Services) -> AsyncIterator[tuple[dict[str, Call], fw.
             rows = {"carrier": ["AA"], "at": [T0 + timedelta(milliseconds=n)], "delay": [1.0]}
             return feature.push("landings", rows, SCHEMA, ids=[f"event-{n}"])
 
-        def outcome(n: int) -> Awaitable[object]:
-            one = inference_pb2.Outcome(
-                prediction_id=f"prediction-{n}", name="label", value=1, event_time={"seconds": 1_000 + n}
-            )
-            request = inference_pb2.RecordOutcomeRequest(model=f"{PROJECT}/models/late", outcomes=[one])
-            return inference.RecordOutcome(request, timeout=5)
-
         calls: dict[str, Call] = {
             "create a model": lambda n: registry.CreateModel(
                 registry_pb2.CreateModelRequest(parent=PROJECT, model_id=f"m{n}"), timeout=5
@@ -217,7 +210,9 @@ async def clients(running: Services) -> AsyncIterator[tuple[dict[str, Call], fw.
                 monitor_pb2.ListAlertsRequest(parent=PROJECT), timeout=5
             ),
             "push an event": push,
-            "record an outcome": outcome,
+            "read the serving status": lambda _: inference.GetServingStatus(
+                inference_pb2.GetServingStatusRequest(), timeout=5
+            ),
         }
         yield calls, feature, registry, trainer
 

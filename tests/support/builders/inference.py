@@ -7,17 +7,18 @@ from types import SimpleNamespace
 from typing import cast
 
 import numpy as np
-import numpy.typing as npt
 
+from flywheel_common.arrays import Array
+from flywheel_common.signature import InputSpec, Signature
 from flywheel_inference.models.feature_block import FeatureColumn
 from flywheel_inference.prediction_log.rows import LogRows
 from flywheel_inference.releases.release import (
     FeatureSetContract,
     FieldSpec,
     GoldenRows,
-    InputSpec,
     ReleaseSpec,
 )
+from flywheel_inference.releases.rollout_step import NO_ROLLOUT
 from flywheel_inference.requests.request import PredictCall, RoutedRequest
 from flywheel_protos.types.v1 import value_pb2 as types
 
@@ -63,16 +64,16 @@ def expected_score(weights: tuple[float, ...], bias: float, inputs: Sequence[flo
     return float(1 / (1 + np.exp(-(x @ np.array(weights) + bias))))
 
 
-def run_onnx(file: bytes, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def run_onnx(file: bytes, tensors: Mapping[str, Array], output: str) -> Array:
     """Runs a model file in this process; the `run` of a MemoryModelServer."""
     import onnxruntime
 
     try:
         session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        (scores,) = session.run(["SCORE"], {"INPUT": rows})
+        (found,) = session.run([output], dict(tensors))
     except Exception as error:
         raise ValueError(str(error)) from None
-    return np.ascontiguousarray(scores[:, 0], np.float32)
+    return np.asarray(found)
 
 
 LOG_CONTRACT = FeatureSetContract(
@@ -85,12 +86,11 @@ LOG_SPEC = ReleaseSpec(
     model_version="versions/1",
     triton_model="m",
     feature_set="fs",
-    inputs=(
-        InputSpec("a__x", types.DATA_TYPE_FLOAT64),
-        InputSpec("a__c", types.DATA_TYPE_STRING, ("u", "v")),
+    signature=Signature(
+        (InputSpec("a__x", types.DATA_TYPE_FLOAT64), InputSpec("a__c", types.DATA_TYPE_STRING, ("u", "v")))
     ),
     artifacts=(),
-    golden=GoldenRows(np.zeros((0, 2), np.float32), np.zeros(0, np.float32)),
+    golden=GoldenRows({}, np.zeros((0, 1), np.float32)),
 )
 
 
@@ -137,12 +137,12 @@ def numbered_log_rows(
     return LogRows(
         spec=LOG_SPEC,
         contract=LOG_CONTRACT,
-        rollout="",
+        step=NO_ROLLOUT,
         role=role,
         feature_set="fs",
         requests=[log_request(i, named.get(i, "")) for i in numbers],
         features=features if with_features else None,
-        scores=np.array([i / 100 for i in numbers]),
+        values=np.array([[i / 100] for i in numbers]),
         decisions=np.array([i > 50 for i in numbers]),
         sources=np.full(n, 1 if with_features else 3, np.uint8),
         latencies_ms=np.array(numbers, np.float32),

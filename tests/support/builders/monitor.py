@@ -62,6 +62,7 @@ def predictions(
     release: int = 1,
     version: int = 1,
     rollout: str = "",
+    generation: int = 0,
     model: str = MODEL,
     sources: Sequence[int] | None = None,
     segments: Sequence[str] = (),
@@ -81,6 +82,7 @@ def predictions(
         model_version=version_name(version, model),
         release=f"{model}/releases/{release}",
         rollout=rollout,
+        generation=generation,
         role=role,  # type: ignore[arg-type]
         prediction_ids=ids,
         event_times=np.asarray([START_US] * n if times is None else times, "<i8").tobytes(),

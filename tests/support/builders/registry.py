@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, TypeVar
+
+import numpy as np
 
 from flywheel_common.postgres.transactions import Store
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
@@ -15,6 +16,7 @@ from flywheel_registry.models.model import Model
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.releases.release import Release
 from flywheel_registry.rollouts.ports import RolloutRecords
+from tests.support.builders.onnx_models import constant_half, golden_rows
 
 Result = TypeVar("Result")
 
@@ -39,14 +41,18 @@ class ModelClient:
 
     async def version(
         self,
-        content: bytes = b"onnx bytes",
+        content: bytes | None = None,
         upload: bool = True,
         *,
         feature_set: str = "",
         tags: dict[str, str] | None = None,
         **metrics: float,
     ) -> model_pb2.ModelVersion:
-        """Register a version with one artifact, `model.onnx`, and upload it."""
+        """Register a version with one artifact, `model.onnx`, and upload it.
+
+        Without `content` it is a model that passes the check.
+        """
+        content = constant_half() if content is None else content
         declared = model_pb2.ModelVersion(
             metrics=metrics or {"auc": 0.75, "rows": 1000},
             feature_set=feature_set,
@@ -59,9 +65,7 @@ class ModelClient:
             signature=model_pb2.Signature(
                 inputs=[model_pb2.SignatureInput(name="view__a", data_type="DATA_TYPE_FLOAT64")]
             ),
-            golden_rows=model_pb2.GoldenRows(
-                row_count=1, inputs=struct.pack("<f", 1.0), scores=struct.pack("<f", 0.5)
-            ),
+            golden_rows=golden_rows(np.ones((1, 1), np.float32), np.full(1, 0.5, np.float32)),
         )
         request = registry_pb2.CreateModelVersionRequest(parent=self.model, model_version=declared)
         version = (await self.stub.CreateModelVersion(request)).model_version
@@ -103,11 +107,9 @@ class ModelClient:
         request = registry_pb2.CreateReleaseRequest(parent=self.model, release=release)
         return (await self.stub.CreateRelease(request)).release
 
-    async def staged(
-        self, content: bytes = b"onnx bytes"
-    ) -> tuple[model_pb2.ModelVersion, model_pb2.Release]:
-        """Return a version in STAGING and its release."""
-        version = await self.version(content)
+    async def staged(self, label: str = "") -> tuple[model_pb2.ModelVersion, model_pb2.Release]:
+        """Return a version in STAGING and its release; `label` makes its file differ from others."""
+        version = await self.version(constant_half(label))
         assert (await self.promote(version.name)).passed
         return version, await self.release(version.name)
 
@@ -118,9 +120,9 @@ class ModelClient:
     async def rollout(self, name: str) -> model_pb2.Rollout:
         return (await self.stub.GetRollout(registry_pb2.GetRolloutRequest(name=name))).rollout
 
-    async def champion(self, content: bytes = b"first") -> tuple[model_pb2.ModelVersion, model_pb2.Release]:
+    async def champion(self, label: str = "first") -> tuple[model_pb2.ModelVersion, model_pb2.Release]:
         """Return the model's first version and release, which serve."""
-        version, release = await self.staged(content)
+        version, release = await self.staged(label)
         await self.start(release.name)
         return version, release
 

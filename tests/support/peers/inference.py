@@ -11,10 +11,14 @@ import grpc
 import numpy as np
 
 from flywheel_common import columns
+from flywheel_common.signature import FLOAT32, FLOAT64
+from flywheel_common.signature_messages import signature_message, tensor_message
 from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2_grpc
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2 as types
 from tests.support.builders.inference import FEATURE_SET, INPUTS, MODEL, ORIGINS, expected_score, onnx_model
+from tests.support.builders.kinds import KindModel
+from tests.support.builders.onnx_models import golden_rows
 
 NO_SERVER = "127.0.0.1:1"
 """An address on which no server listens."""
@@ -25,8 +29,9 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
 
     `outage`: status code with which every read fails. `hold`: reads wait for this event. Each read takes
     `seconds`; one with a carrier in `refused` fails with INVALID_ARGUMENT. `padding` is added to
-    route__origin. A feature set with `broken` in its name fails with INTERNAL, one with `unknown` does not
-    exist, and one with `windy` needs the request field `wind`.
+    route__origin. `extra` computes more features from the carriers and the request fields. A feature set
+    with `broken` in its name fails with INTERNAL, one with `unknown` does not exist, and one with `windy`
+    needs the request field `wind`.
     """
 
     def __init__(self) -> None:
@@ -36,6 +41,7 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         self.seconds = 0.0
         self.refused: set[str] = set()
         self.padding = ""
+        self.extra: Callable[[list[str], Any], list[Any]] = lambda carriers, fields: []
         self.batches: list[int] = []
         self.broken_lookups = 0
         self.as_ofs: list[int | None] = []
@@ -84,9 +90,10 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
         delay = columns.from_numpy("hist__delay", np.array([v or 0.0 for v in found]), valid)
         miles = columns.from_numpy("trip__miles", *fields["miles"])
         origin = columns.from_texts("route__origin", [o + self.padding for o in fields["origin"][0]])
+        extra = self.extra(carriers, fields)
         answer = feature_pb2.GetOnlineFeaturesResponse(
-            features=columns.to_table([delay, miles, origin]),
-            statuses=bytes(status) + b"\x01" * (2 * len(carriers)),
+            features=columns.to_table([delay, miles, origin, *extra]),
+            statuses=bytes(status) + b"\x01" * ((2 + len(extra)) * len(carriers)),
             feature_set=FEATURE_SET,
         )
         if request.with_applied_offsets:
@@ -98,27 +105,56 @@ class FeatureServicer(feature_pb2_grpc.FeatureServiceServicer):
 
 
 class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
-    """Streams the desired state, serves `artifacts` by version and file name, and collects `reports`."""
+    """Streams the desired state, serves `artifacts` by version and file name and `specs` by digest, and
+    collects `reports`. `spec_reads`: the digests that were fetched."""
 
     def __init__(self) -> None:
         self.desired = registry_pb2.WatchServingResponse()
         self.artifacts: dict[tuple[str, str], bytes] = {}
+        self.specs: dict[str, bytes] = {}
+        self.spec_reads: list[str] = []
         self.reports: list[Any] = []
         self.changed = asyncio.Event()
 
     def want(self, **routing: Any) -> int:
-        """Sets the routing of MODEL; returns its generation."""
+        """Sets the routing of MODEL to these ServingReleases and shares; returns its generation. `variants`:
+        name → (ServingRelease, percent, percent of copies)."""
         generation = (self.desired.models[0].generation if self.desired.models else 0) + 1
+        for variant in ("champion", "challenger"):
+            if routing.get(variant) is not None:
+                routing[variant] = self.reference(routing[variant])
+        routing["warm"] = [self.reference(release) for release in routing.get("warm", ())]
+        routing["variants"] = [
+            model_pb2.ServingVariant(
+                name=name, release=self.reference(release), percent=percent, shadow_percent=copies
+            )
+            for name, (release, percent, copies) in routing.get("variants", {}).items()
+        ]
         model = model_pb2.ServingModel(model=MODEL, generation=generation, **routing)
         self.desired = registry_pb2.WatchServingResponse(models=[model])
         self.changed.set()
         return generation
 
+    def reference(self, release: Any) -> Any:
+        """Serves the specification of a ServingRelease and returns its reference."""
+        content = release.SerializeToString(deterministic=True)
+        digest = hashlib.sha256(content).hexdigest()
+        self.specs[digest] = content
+        return model_pb2.ServingReference(release=release.release.name, digest=digest)
+
     async def WatchServing(self, request: Any, context: Any) -> AsyncIterator[Any]:
+        snapshot = True
         while True:
             self.changed.clear()
-            yield self.desired
+            yield registry_pb2.WatchServingResponse(models=self.desired.models, snapshot=snapshot)
+            snapshot = False
             await self.changed.wait()
+
+    async def GetServingSpec(self, request: Any, context: Any) -> Any:
+        self.spec_reads.append(request.digest)
+        if request.digest not in self.specs:
+            await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
+        return registry_pb2.GetServingSpecResponse(spec=self.specs[request.digest])
 
     async def ReportServing(self, request: Any, context: Any) -> Any:
         self.reports.append(request)
@@ -182,9 +218,44 @@ class RegistryServicer(registry_pb2_grpc.RegistryServiceServicer):
                         name="model.onnx", size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest()
                     )
                 ],
-                golden_rows=model_pb2.GoldenRows(row_count=3, inputs=rows.tobytes(), scores=scores.tobytes()),
+                golden_rows=golden_rows(rows, scores),
             ),
         )
+
+
+def kind_release(
+    registry: RegistryServicer, number: int, model: KindModel, *, golden_shift: float = 0.0, **fields: Any
+) -> Any:
+    """Registers a version of a model of any kind; returns a release of it."""
+    version = f"{MODEL}/versions/{number}"
+    registry.artifacts[version, "model.onnx"] = model.file
+    signature = model.signature
+    types_of = {tensor.name: tensor.data_type for tensor in signature.input_tensors}
+    output = model.output + golden_shift
+    return model_pb2.ServingRelease(
+        release=model_pb2.Release(
+            name=f"{MODEL}/releases/{number}", model_version=version, feature_set=FEATURE_SET, **fields
+        ),
+        model_version=model_pb2.ModelVersion(
+            name=version,
+            feature_set=FEATURE_SET,
+            signature=signature_message(signature),
+            artifacts=[
+                model_pb2.Artifact(
+                    name="model.onnx",
+                    size_bytes=len(model.file),
+                    sha256=hashlib.sha256(model.file).hexdigest(),
+                )
+            ],
+            golden_rows=model_pb2.GoldenRows(
+                row_count=len(output),
+                tensors=[tensor_message(n, types_of[n], tensor) for n, tensor in model.tensors.items()],
+                output=tensor_message(
+                    signature.output.tensor, FLOAT64 if output.dtype == np.float64 else FLOAT32, output
+                ),
+            ),
+        ),
+    )
 
 
 class PeerServer:

@@ -20,6 +20,7 @@ from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_inference.config import InferenceSettings
 from flywheel_inference.fakes.cached_predictions import MemoryCachedPredictions
 from flywheel_inference.fakes.event_log import MemoryOutcomes, MemoryPredictionLog
+from flywheel_inference.fakes.model_holds import MemoryModelHolds, SharedHolds
 from flywheel_inference.fakes.model_server import MemoryModelServer
 from flywheel_inference.fakes.saved_state import MemoryState
 from flywheel_inference.server import Ports, build, wire
@@ -177,6 +178,7 @@ class MemoryDeployment(Deployment):
         self.models, self.saved = MemoryModelServer(run_onnx), MemoryState()
         self.log, self.outcomes = MemoryPredictionLog(PARTITIONS), MemoryOutcomes()
         self.cached = MemoryCachedPredictions()
+        self.holds = SharedHolds()
 
     async def ports(self, settings: InferenceSettings, stack: AsyncExitStack) -> Ports:
         """The adapters of one gateway."""
@@ -185,6 +187,7 @@ class MemoryDeployment(Deployment):
             for address in (settings.registry_address, settings.feature_address)
         ]
         return Ports(
+            holds=MemoryModelHolds(settings.gateway_id, self.holds),
             registry=GrpcRegistry(registry, settings.gateway_id, ""),
             features=GrpcFeatures(features),
             models=self.models,

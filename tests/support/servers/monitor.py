@@ -100,10 +100,14 @@ class LocalMonitor:
             pane_us=PANE_US,
         )
 
-    async def compare(self, *, shadow: bool, since_us: int | None = None) -> RolloutEvidence:
+    async def compare(
+        self, *, shadow: bool, since_us: int | None = None, generation: int = 0
+    ) -> RolloutEvidence:
         """Release 2 (challenger) with release 1 (champion) in rollout 1."""
         names = f"{MODEL}/rollouts/1", f"{MODEL}/releases/1", f"{MODEL}/releases/2"
-        return await rollout_evidence(self.store, *names, shadow=shadow, start_us=since_us, alpha=0.0)
+        return await rollout_evidence(
+            self.store, *names, shadow=shadow, start_us=since_us, alpha=0.0, generation=generation
+        )
 
 
 def known_references() -> MemoryReferences:

@@ -14,7 +14,9 @@ from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.grpc.channel import channel, from_rpc_error
 from flywheel_common.grpc.server import Server
 from flywheel_protos.registry.v1 import registry_pb2_grpc
+from flywheel_registry.artifacts.graph import Feature
 from flywheel_registry.config import RegistrySettings
+from flywheel_registry.fakes.checks import MemoryFeatureSets, MemoryGraphs
 from flywheel_registry.fakes.gateways import MemoryGateways
 from flywheel_registry.fakes.lease import UncontestedLease
 from flywheel_registry.fakes.monitor import MemoryMonitor
@@ -41,6 +43,7 @@ def registry_settings(**changes: Any) -> RegistrySettings:
         "s3_secret_key": "none",
         "s3_bucket": "none",
         "monitor_address": "127.0.0.1:1",
+        "feature_address": "127.0.0.1:1",
         "tick_seconds": 0.05,
         "tick_lease_seconds": 1.0,
     }
@@ -79,6 +82,8 @@ def memory_ports(store: MemoryStore) -> tuple[Ports, Clock]:
         gateways=MemoryGateways(clock),
         notifications=MemoryRoutingNotifications(store),
         monitor=MemoryMonitor(),
+        graphs=MemoryGraphs(),
+        features=MemoryFeatureSets(every={"view__a": Feature(4)}),
         ticker_lease=UncontestedLease(),
         ready=lambda: True,
         relay_events=no_events_to_send,

@@ -32,8 +32,10 @@ from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
 from flywheel_trainer.fakes.runs import MemoryRuns
+from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.server import Ports, wire
 from tests.support.builders.trainer import AT
@@ -116,13 +118,10 @@ class MemoryTrainer:
 
 def memory_ports() -> Ports:
     """Adapters in memory."""
-    tracking, objects, engine, pipelines = (
-        MemoryTracking(),
-        MemoryObjectStore(),
-        MemoryEngine(),
-        MemoryPipelines(),
-    )
+    tracking, objects, engine = MemoryTracking(), MemoryObjectStore(), MemoryEngine()
+    pipelines = MemoryPipelines(tracking)
     feature, registry, policies = MemoryFeature({}), MemoryRegistry([]), MemoryPolicies(pipelines)
+    tokens = iter(range(1, 1_000_000))
 
     @asynccontextmanager
     async def workflows(_steps: Any, store: PipelineStore) -> AsyncIterator[IdleWorkflows]:
@@ -132,7 +131,7 @@ def memory_ports() -> Ports:
         return True
 
     async def run_in_one_replica(work: Any) -> None:
-        await work(1)
+        await work(next(tokens))
 
     async def nothing_to_do() -> None:
         pass
@@ -152,7 +151,10 @@ def memory_ports() -> Ports:
         registry=registry,
         weights=MemoryWeights(registry, objects, "b"),
         workflows=workflows,
+        supervision=lambda token: MemorySupervision(tracking, token),
         run_in_one_replica=run_in_one_replica,
+        tokens=AttemptTokens(b"k" * 32),
+        keep_alive=no_events,
         is_ready=is_ready,
         prepare_objects=nothing_to_do,
         relay_events=no_events,

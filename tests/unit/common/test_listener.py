@@ -36,6 +36,8 @@ class Connection:
         self.listens = True
 
     async def remove_listener(self, channel: str, _: Any) -> None:
+        if self.hangs:
+            await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
         self.listens = False
@@ -111,3 +113,16 @@ async def test_closing_stops_listening_or_drops_the_connection() -> None:
     good.error = asyncpg.InternalClientError("cannot switch to state 12")
     await listener.close()
     assert (pool.free, good.closed) == ([good], True)
+
+
+async def test_a_cancelled_close_returns_its_connection() -> None:
+    conn = Connection()
+    listener, pool = listening(conn)
+    await listener.ensure()
+    conn.hangs = True
+    task = asyncio.create_task(listener.close())
+    await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (pool.free, conn.closed) == ([conn], True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from flywheel_feature.definitions.model import Aggregation, AggregationFunction
@@ -43,10 +43,11 @@ events_of = st.lists(
 )
 
 
-def online(events: list[Any], origin: str, minute: int) -> list[Any]:
-    """The values of an entity at a minute, from a state with exactly the events up to then."""
+def online(events: list[Any], origin: str, minute: int, *, later: bool = False) -> list[Any]:
+    """The values of an entity at a minute, from a state with exactly the events up to then, or also with
+    the later ones."""
     layout = TileLayout(AGGREGATIONS, TILE)
-    chosen = [(i, e) for i, e in enumerate(events) if e[0] == origin and e[1] <= minute]
+    chosen = [(i, e) for i, e in enumerate(events) if e[0] == origin and (later or e[1] <= minute)]
     count = len(chosen)
     time = microseconds([e[1] for _, e in chosen])
     value, present = float_column([e[2] for _, e in chosen])
@@ -64,12 +65,8 @@ def online(events: list[Any], origin: str, minute: int) -> list[Any]:
     return rows_of(values.columns, 1)[0]
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    events=events_of,
-    spine=st.lists(st.tuples(st.sampled_from(["JFK", "LGA"]), st.integers(-30, 130)), max_size=6),
-)
-def test_offline_values_equal_online_values(events: list[Any], spine: list[Any]) -> None:
+def offline(events: list[Any], spine: list[Any]) -> list[list[Any]]:
+    """The values per spine row."""
     frame = pl.DataFrame(
         {
             "origin": [e[0] for e in events],
@@ -87,7 +84,7 @@ def test_offline_values_equal_online_values(events: list[Any], spine: list[Any])
         WindowFeature(a.name, a.function, a.field, a.window, feature_type(a.function), a.limit)
         for a in AGGREGATIONS
     ]
-    offline = windowed_features(
+    found = windowed_features(
         spine_frame,
         frame,
         keys=["origin"],
@@ -97,12 +94,33 @@ def test_offline_values_equal_online_values(events: list[Any], spine: list[Any])
         tile=TILE,
         features=features,
     )
-    for row, (origin, minute) in enumerate(spine):
-        expected = online(events, origin, minute)
-        actual = list(offline.row(row))[:-1]
-        differing = [
-            (a.name, x, y)
-            for a, x, y in zip(AGGREGATIONS, expected, actual, strict=True)
-            if not is_close(x, y)
-        ]
-        assert not differing
+    return [list(row)[:-1] for row in found.iter_rows()]
+
+
+def assert_agree(online: list[Any], offline: list[Any]) -> None:
+    pairs = zip(AGGREGATIONS, online, offline, strict=True)
+    assert [] == [(a.name, x, y) for a, x, y in pairs if not is_close(x, y)]
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    events=events_of,
+    spine=st.lists(st.tuples(st.sampled_from(["JFK", "LGA"]), st.integers(-30, 130)), max_size=6),
+)
+def test_offline_values_equal_online_values(events: list[Any], spine: list[Any]) -> None:
+    for (origin, minute), actual in zip(spine, offline(events, spine), strict=True):
+        assert_agree(online(events, origin, minute), actual)
+
+
+# A state keeps more entries of LAST and LAST_N than these events, and reads at the ends of tiles.
+@settings(max_examples=150, deadline=None)
+@given(
+    events=events_of.map(lambda events: events[:8]),
+    spine=st.lists(st.tuples(st.sampled_from(["JFK", "LGA"]), st.integers(-6, 26)), max_size=6),
+)
+@example(events=[("JFK", 60, 1.0)], spine=[("JFK", 0)])
+@example(events=[("JFK", 60, 1.0), ("JFK", -30, 2.0)], spine=[("JFK", 10)])
+def test_values_before_later_events_equal_offline_values(events: list[Any], spine: list[Any]) -> None:
+    spine = [(origin, 5 * tile + 4) for origin, tile in spine]
+    for (origin, minute), actual in zip(spine, offline(events, spine), strict=True):
+        assert_agree(online(events, origin, minute, later=True), actual)

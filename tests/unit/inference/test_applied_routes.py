@@ -6,6 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+from flywheel_inference.routing.route import Variant
 from flywheel_inference.serving.applied_routes import AppliedRoutes, apply_desired
 from flywheel_inference.serving.desired_state import DesiredModel, Undecodable
 from flywheel_inference.serving.tracked_release import ReleaseKey, TrackedRelease
@@ -106,3 +107,16 @@ def test_changed_content_of_a_release_replaces_the_route_when_it_is_ready() -> N
     scorer: Any = SimpleNamespace(spec=changed, ready=True)
     tracked.scorer = scorer
     assert apply_desired(first, wanted, {changed.key: tracked}).routes[M].champion is scorer
+
+
+def test_a_generation_is_applied_when_its_variants_are_ready() -> None:
+    first = apply_desired(AppliedRoutes(), desired(1, "a"), releases(a=True))
+    wanted = desired(2, "a", variants=(Variant("v", spec("b"), 5.0), Variant("w", spec("a"), 5.0)))
+    assert apply_desired(first, wanted, releases(a=True, b=False)) == first
+    applied = apply_desired(first, wanted, releases(a=True, b=True))
+    shares = [(v.name, v.release.spec.name, v.percent) for v in applied.routes[M].variants]
+    assert (shares, applied.generations[M]) == ([("v", "b", 5.0), ("w", "a", 5.0)], 2)
+    unknown = desired(3, "a", variants=(Variant("v", Undecodable("c", "unknown kind"), 5.0),))
+    assert apply_desired(applied, unknown, releases(a=True, b=True)) == applied
+    alone = apply_desired(AppliedRoutes(), unknown, releases(a=True))
+    assert (alone.routes[M].variants, alone.generations[M]) == ((), 0)

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from flywheel_inference.serving.desired_state import DesiredModel
+from flywheel_inference.serving.desired_models import DesiredModels
+from flywheel_inference.serving.desired_state import DesiredChange, Reference, RoutedModel
 from flywheel_inference.serving.reconciler import Reconciler
 from flywheel_inference.serving.state import ServingState
 from tests.support.builders.inference import LOG_SPEC
@@ -18,6 +19,7 @@ from tests.support.eventually import eventually
 
 M = "projects/p/models/m"
 RELEASE = replace(LOG_SPEC, name=f"{M}/releases/1", model=M)
+WANTED = DesiredChange((RoutedModel(M, 1, Reference(RELEASE.name, "digest")),), snapshot=True)
 
 
 class State(ServingState):
@@ -63,6 +65,9 @@ class Saved:
 
     def save_desired(self, content: bytes) -> None: ...
 
+    def load_artifact(self, sha256: str) -> bytes:
+        return b"specification"
+
 
 async def test_a_release_whose_load_was_interrupted_is_loaded_by_the_next_run() -> None:
     state, saved = State(), Saved()
@@ -70,7 +75,11 @@ async def test_a_release_whose_load_was_interrupted_is_loaded_by_the_next_run() 
     reconciler = Reconciler(
         state,
         *peers,
-        decode=lambda _: [DesiredModel(M, 1, RELEASE)],
+        desired=DesiredModels(peers[0], peers[2], lambda reference, content: RELEASE),
+        decode=lambda _: DesiredChange(
+            (RoutedModel(M, 1, Reference(RELEASE.name, "digest")),), snapshot=True
+        ),
+        encode=lambda _: b"",
         make_scorer=lambda spec, contract, _: SimpleNamespace(spec=spec, ready=False, idle=True),
         in_use=lambda _: False,
         heartbeat_seconds=0.02,

@@ -8,8 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.routing.canary_assignment import bucket
-from flywheel_inference.routing.route import Route
+from flywheel_inference.routing.route import Route, Variant
+
+R1 = RolloutStep("r1", 1)
 
 
 def route(**changes: object) -> Route[str]:
@@ -59,18 +62,69 @@ def test_the_challenger_gets_its_share(percent: float, expected: int) -> None:
 
 def test_in_shadow_the_champion_answers_and_the_challenger_gets_a_copy() -> None:
     choice = route(shadow_percent=100.0).choose("subject")
-    assert (choice.release, choice.challenger, choice.shadow) == ("old", False, "new")
+    assert (choice.release, choice.challenger, choice.shadows) == ("old", False, (("new", R1),))
 
 
 def test_shadow_copies_its_share_of_the_requests() -> None:
-    copies = sum(route(shadow_percent=30.0).choose(f"s{i}").shadow == "new" for i in range(10_000))
+    copies = sum(route(shadow_percent=30.0).choose(f"s{i}").shadows == (("new", R1),) for i in range(10_000))
     assert copies == pytest.approx(3_000, abs=150)
 
 
 def test_an_answer_by_the_challenger_is_not_copied_to_it() -> None:
-    assert route(challenger_percent=100.0, shadow_percent=100.0).choose("x").shadow is None
+    assert route(challenger_percent=100.0, shadow_percent=100.0).choose("x").shadows == ()
 
 
 def test_without_a_challenger_the_champion_answers() -> None:
     choice = route(challenger=None, challenger_percent=50.0).choose("x")
-    assert (choice.release, choice.challenger, choice.shadow) == ("old", False, None)
+    assert (choice.release, choice.challenger, choice.shadows) == ("old", False, ())
+
+
+def step(variant: str) -> RolloutStep:
+    return RolloutStep(f"m/variants/{variant}", 1)
+
+
+HOLD = Variant("hold", "old", percent=10.0)
+MONTHS = Variant("months", "other", percent=25.0)
+COPY = Variant("copy", "third", shadow_percent=40.0)
+
+
+def test_variants_take_their_shares_in_order_and_keep_their_subjects() -> None:
+    subjects = [f"s{i}" for i in range(20_000)]
+    routed = route(challenger_percent=50.0, variants=(HOLD, MONTHS))
+    groups = {subject: routed.choose(subject).step.rollout for subject in subjects}
+    for subject in subjects:
+        held = bucket("m/variants/hold", subject) < 1_000
+        in_months = bucket("m/variants/months", subject) < 2_500
+        expected = "m/variants/hold" if held else "m/variants/months" if in_months else "r1"
+        assert groups[subject] == expected
+    shares = {group: list(groups.values()).count(group) / 20_000 for group in set(groups.values())}
+    assert shares["m/variants/hold"] == pytest.approx(0.1, abs=0.01)
+    assert shares["m/variants/months"] == pytest.approx(0.9 * 0.25, abs=0.01)
+    without_rollout = route(challenger=None, rollout="", variants=(HOLD, MONTHS))
+    kept = [s for s in subjects if without_rollout.choose(s).step.rollout == "m/variants/hold"]
+    assert kept == [s for s in subjects if groups[s] == "m/variants/hold"]
+
+
+def test_a_holdback_answers_with_the_champion_and_is_in_no_rollout() -> None:
+    everyone = route(challenger_percent=100.0, shadow_percent=100.0, variants=(Variant("h", "old", 100.0),))
+    choice = everyone.choose("x")
+    assert (choice.release, choice.challenger, choice.step.rollout) == ("old", False, "m/variants/h")
+    assert choice.shadows == ()
+
+
+def test_several_shadows_get_copies_but_never_of_their_own_answers() -> None:
+    copy_all = (Variant("a", "third", shadow_percent=100.0), Variant("b", "fourth", shadow_percent=100.0))
+    both = route(shadow_percent=100.0, variants=copy_all).choose("x")
+    assert (both.release, both.shadows) == (
+        "old",
+        (("new", R1), ("third", step("a")), ("fourth", step("b"))),
+    )
+    mine = Variant("a", "third", percent=100.0, shadow_percent=100.0)
+    answered = route(variants=(mine, copy_all[1])).choose("x")
+    assert (answered.release, answered.challenger, answered.shadows) == (
+        "third",
+        True,
+        (("fourth", step("b")),),
+    )
+    copies = sum(bool(route(variants=(COPY,)).choose(f"s{i}").shadows) for i in range(10_000))
+    assert copies == pytest.approx(4_000, abs=250)

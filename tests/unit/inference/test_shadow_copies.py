@@ -27,11 +27,13 @@ class Challenger:
     """A challenger of one model that fails once `answers` is set."""
 
     def __init__(self, model: str) -> None:
-        self.spec = SimpleNamespace(model=model, name=f"{model}/releases/2", inputs=LOG_SPEC.inputs)
+        self.spec = SimpleNamespace(
+            model=model, name=f"{model}/releases/2", signature=LOG_SPEC.signature, segment_keys=()
+        )
         self.contract = LOG_CONTRACT
         self.answers = asyncio.Event()
 
-    async def score_block(self, block: FeatureBlock, budget: float) -> Any:
+    async def score_block(self, block: FeatureBlock, segments: Any, budget: float) -> Any:
         await self.answers.wait()
         raise Unavailable("down")
 

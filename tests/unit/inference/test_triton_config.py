@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+from flywheel_common.signature import (
+    BOOL,
+    FLOAT32_VECTOR,
+    FLOAT64,
+    INT64,
+    STRING,
+    InputSpec,
+    OutputKind,
+    OutputSpec,
+    Signature,
+    TensorSpec,
+)
 from flywheel_inference.models.triton_config import Backend, load_request, model_name
+
+SEVEN = Signature(tuple(InputSpec(f"a__x{i}", FLOAT64) for i in range(7)))
+ONE = np.zeros((3, 1), np.float32)
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])
 def test_both_backends_get_the_same_tensors_batching_and_digest(backend: Backend) -> None:
-    config, files = load_request("p.m.v3", 7, b"onnx", "abc", backend=backend, instances=2)
+    config, files = load_request("p.m.v3", SEVEN, ONE, b"onnx", "abc", backend=backend, instances=2)
     parsed = json.loads(config)
     assert (parsed["name"], parsed["backend"]) == ("p.m.v3", backend)
     assert parsed["input"] == [{"name": "INPUT", "data_type": "TYPE_FP32", "dims": [7]}]
@@ -23,8 +39,34 @@ def test_both_backends_get_the_same_tensors_batching_and_digest(backend: Backend
     assert ("file:1/model.py" in files) == (backend == "python")
 
 
+def test_every_tensor_of_the_signature_is_in_the_config_with_its_type_and_shape() -> None:
+    signature = Signature(
+        inputs=(
+            InputSpec("a__text", STRING, tensor="text"),
+            InputSpec("a__count", INT64, tensor="count"),
+            InputSpec("a__flag", BOOL, tensor="flag"),
+            InputSpec("a__v", FLOAT32_VECTOR, tensor="v", vector_size=6),
+        ),
+        tensors=(
+            TensorSpec("text", STRING, (1,)),
+            TensorSpec("count", INT64, ()),
+            TensorSpec("flag", BOOL, (1,)),
+            TensorSpec("v", FLOAT64, (2, 3)),
+        ),
+        output=OutputSpec(OutputKind.MULTICLASS, "probabilities", class_names=("a", "b", "c")),
+    )
+    config, _ = load_request("m", signature, np.zeros((3, 3)), b"", "", backend="onnxruntime")
+    assert json.loads(config)["input"] == [
+        {"name": "text", "data_type": "TYPE_STRING", "dims": [1]},
+        {"name": "count", "data_type": "TYPE_INT64", "dims": [1], "reshape": {"shape": []}},
+        {"name": "flag", "data_type": "TYPE_BOOL", "dims": [1]},
+        {"name": "v", "data_type": "TYPE_FP64", "dims": [2, 3]},
+    ]
+    assert json.loads(config)["output"] == [{"name": "probabilities", "data_type": "TYPE_FP64", "dims": [3]}]
+
+
 def test_model_py_compiles() -> None:
-    _, files = load_request("p.m.v3", 7, b"onnx", "abc", backend="python")
+    _, files = load_request("p.m.v3", SEVEN, ONE, b"onnx", "abc", backend="python")
     compile(files["file:1/model.py"], "model.py", "exec")
 
 

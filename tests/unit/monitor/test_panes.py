@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -11,10 +12,16 @@ from hypothesis import strategies as st
 
 from flywheel_monitor.performance.quality import quality, totals_of_rows, totals_of_window
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins, Special
+from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.packing import pack, unpack
 from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey, sum_panes
 from flywheel_monitor.windows.rows import Rows
+
+
+def total(panes: Mapping[PaneKey, PackedPane]) -> WindowCounts:
+    return sum_panes(LAYOUT, [(key.start_us, pane) for key, pane in panes.items()])
+
 
 NUMBER = ColumnReference(
     "v__x",
@@ -124,7 +131,7 @@ def test_any_split_and_order_of_rows_gives_the_same_panes(
         added.add_rows(batch(shuffled[start : start + 7]))
         stored.update(added.merge({k: stored[k] for k in added.touched() if k in stored}))
     assert stored == at_once
-    window = sum_panes(LAYOUT, at_once.values())
+    window = total(at_once)
     assert window.predictions == len(rows)
     for bins in LAYOUT.features:
         assert window.feature(bins).sum() == len(rows)
@@ -134,10 +141,10 @@ def test_a_label_that_is_taken_back_changes_no_count() -> None:
     added = PaneAccumulator(LAYOUT, PANE)
     times, scores = np.zeros(2, np.int64), np.array([0.2, 0.9])
     added.add_rows(make([0.0, 0.0], scores=scores))
-    before = sum_panes(LAYOUT, added.merge({}).values())
+    before = total(added.merge({}))
     for label, weight in ((1.0, 1), (1.0, -1)):
         added.add_labels(times, ("", ""), False, scores, np.full(2, label), np.full(2, weight, np.int64))
-    after = sum_panes(LAYOUT, added.merge({}).values())
+    after = total(added.merge({}))
     assert np.array_equal(after.counts, before.counts)
     assert np.array_equal(after.sums, before.sums)
 
@@ -150,7 +157,7 @@ def test_window_quality_equals_that_of_the_rows() -> None:
     times = rng.integers(0, 10, 3000) * PANE
     added.add_rows(make([0.0] * 3000, scores=scores, event_times=times))
     added.add_labels(times, ("",) * 3000, False, scores, labels, np.ones(3000, np.int64))
-    window = sum_panes(LAYOUT, added.merge({}).values())
+    window = total(added.merge({}))
     found, exact = quality(totals_of_window(window)), quality(totals_of_rows(scores, labels))
     assert found.log_loss == pytest.approx(exact.log_loss, abs=1e-8)
     assert found.brier == pytest.approx(exact.brier, abs=1e-8)
@@ -164,7 +171,7 @@ def test_mean_shift_is_in_reference_standard_deviations() -> None:
     values = values[np.abs(values) < 3]
     added = PaneAccumulator(LAYOUT, PANE)
     added.add_rows(make(values.tolist()))
-    window = sum_panes(LAYOUT, added.merge({}).values())
+    window = total(added.merge({}))
     assert window.mean_shift("v__x") == pytest.approx(values.mean(), abs=1e-4)
 
 
@@ -186,7 +193,7 @@ def test_features_of_fallbacks_and_errors_are_not_counted() -> None:
     added.add_rows(
         make([0.0, 0.0, 0.0], sources=sources, scores=np.array([0.5, np.nan, 0.5]), failed=sources == 4)
     )
-    window = sum_panes(LAYOUT, added.merge({}).values())
+    window = total(added.merge({}))
     assert window.feature(LAYOUT.features[0]).sum() == 1
     assert (window.scored, window.failures, window.predictions) == (1, 1, 3)
     assert window.sources.tolist() == [0, 1, 0, 1, 1]

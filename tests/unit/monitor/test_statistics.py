@@ -7,14 +7,34 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.spatial.distance import jensenshannon
 from sklearn import metrics
 
 from flywheel_monitor.comparison.bounds import paired, welch
 from flywheel_monitor.comparison.variants import score_shift
-from flywheel_monitor.drift import chi_square, fdr, ks, psi
+from flywheel_monitor.drift import chi_square, design_effect, distances, fdr, ks, psi
 from flywheel_monitor.performance import quality
 from flywheel_monitor.performance.rates import error_rate, fallback_rate
+from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
+from flywheel_monitor.windows.blocks import block_of
 from flywheel_monitor.windows.histograms import LATENCY_EDGES_MS, latency_bins, quantile
+
+
+def column_of(values: np.ndarray) -> ColumnReference:
+    """The profile of a numeric training column in 128 quantile bins."""
+    edges = np.quantile(values, np.linspace(0, 1, 129)[1:-1])
+    counts = np.bincount(np.searchsorted(edges, values, side="left"), minlength=128)
+    return ColumnReference(
+        "v__x",
+        True,
+        tuple(counts.tolist()),
+        edges=tuple(edges.tolist()),
+        mean=float(values.mean()),
+        stddev=float(values.std()),
+        minimum=float(values.min()),
+        maximum=float(values.max()),
+    )
+
 
 counts = st.lists(st.integers(0, 500), min_size=2, max_size=40)
 
@@ -98,20 +118,135 @@ def test_ks_p_value_without_rows_is_one() -> None:
 def test_chi_square_equals_scipy(pair: tuple[list[int], list[int]]) -> None:
     a, b = (np.array(x, np.int64) for x in pair)
     used = (a + b) > 0
-    statistic, p = chi_square.chi_square(a, b)
+    found = chi_square.chi_square(a, b)
     if used.sum() < 2 or a.sum() == 0 or b.sum() == 0:
-        assert (statistic, p) == (0.0, 1.0)
+        assert found == chi_square.ChiSquare()
         return
     expected = stats.chi2_contingency(np.array([a[used], b[used]]), correction=False)
-    assert statistic == pytest.approx(expected.statistic, rel=1e-9, abs=1e-9)
-    assert p == pytest.approx(expected.pvalue, rel=1e-9, abs=1e-12)
+    assert found.statistic == pytest.approx(expected.statistic, rel=1e-9, abs=1e-9)
+    assert found.p_value == pytest.approx(expected.pvalue, rel=1e-9, abs=1e-12)
+    assert found.degrees == expected.dof
+    table = np.array([a[used], b[used]])
+    assert found.cramers_v == pytest.approx(
+        stats.contingency.association(table, method="cramer"), rel=1e-9, abs=1e-9
+    )
+
+
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 9))
+def test_chi_square_of_repeated_rows_equals_that_of_the_rows(x: int, y: int, repeats: int) -> None:
+    """With a large reference, rows that come `repeats` times are worth one row each."""
+    reference = np.array([10**9, 2 * 10**9])
+    once, repeated = np.array([x, y]), np.array([x, y]) * repeats
+    assert chi_square.chi_square(repeated, reference, repeats).p_value == pytest.approx(
+        chi_square.chi_square(once, reference).p_value, rel=1e-4, abs=1e-9
+    )
 
 
 def test_pooling_keeps_the_totals() -> None:
     a, b = np.array([100, 1, 2, 0, 300]), np.array([120, 0, 1, 3, 280])
     x, y = chi_square.pooled(a, b)
     assert (x.sum(), y.sum()) == (a.sum(), b.sum())
-    assert len(x) == 3
+    assert x.tolist() == [103, 300]
+
+
+def test_a_few_rows_of_small_bins_do_not_decide() -> None:
+    a, b = np.array([1000, 1, 2, 0, 300]), np.array([1000, 0, 0, 0, 300])
+    x, y = chi_square.pooled(a, b)
+    assert x.tolist() == [1000, 303]
+    assert y.tolist() == [1000, 300]
+    assert chi_square.chi_square(x, y).p_value > 0.5
+
+
+def test_psi_with_a_smallest_share_equals_the_formula() -> None:
+    p, q = [0.0001, 0.4, 0.6], [0.3, 0.3, 0.4]
+    expected = sum((a - b) * np.log(a / b) for a, b in zip(p, q, strict=True))
+    window, reference = np.array([0, 40, 60]), np.array([30, 30, 40])
+    assert psi.psi(window, reference, psi.Smoothing.EPSILON) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_distances_equal_scipy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    positions = np.sort(rng.normal(size=30))
+    a, b = rng.integers(0, 30, 700) % 25, rng.integers(3, 30, 900)
+    x, y = np.bincount(a, minlength=30), np.bincount(b, minlength=30)
+    assert distances.wasserstein(x, y, positions) == pytest.approx(
+        stats.wasserstein_distance(positions[a], positions[b]), abs=1e-9
+    )
+    assert distances.jensen_shannon(x, y) == pytest.approx(jensenshannon(x, y, base=2), abs=1e-9)
+
+
+def test_distances_of_equal_or_missing_rows_are_zero() -> None:
+    positions, rows = np.array([0.0, 1.0]), np.array([3, 4])
+    assert distances.wasserstein(rows, 2 * rows, positions) == pytest.approx(0, abs=1e-12)
+    assert distances.jensen_shannon(rows, 2 * rows) == pytest.approx(0, abs=1e-7)
+    assert distances.wasserstein(rows, 0 * rows, positions) == 0
+    assert distances.jensen_shannon(0 * rows, rows) == 0
+
+
+def test_wasserstein_from_bins_is_within_its_bound() -> None:
+    rng = np.random.default_rng(4)
+    bins = FeatureBins(column_of(rng.normal(size=20_000)))
+    window, reference = rng.normal(0.4, 1, 3000), rng.normal(size=3000)
+    counts = [
+        np.bincount(bins.assign(x, np.ones(3000, np.bool_), 3000), minlength=bins.size)
+        for x in (window, reference)
+    ]
+    ordered = [ks.ordered(bins, c) for c in counts]
+    widths = np.diff(np.concatenate([[bins.reference.minimum], bins.positions]))
+    held = sum(np.sum(c * widths) / c.sum() for c in ordered)
+    exact = stats.wasserstein_distance(window, reference)
+    assert distances.wasserstein(*ordered, bins.positions) == pytest.approx(exact, abs=held)
+
+
+def test_repeated_rows_have_the_design_effect_of_their_repeats() -> None:
+    rng = np.random.default_rng(5)
+    estimates = []
+    for _ in range(200):
+        rows = np.repeat(rng.integers(0, 12, 2000), 5)
+        blocks = np.stack([np.bincount(part, minlength=12) for part in np.split(rows, 20)])
+        estimates.append(design_effect.of_shares(blocks))
+    degrees = 2 / 3 * 19
+    assert np.mean(estimates) == pytest.approx(5 * degrees / stats.chi2.ppf(0.1, degrees), rel=0.05)
+
+
+def test_a_time_of_day_within_the_window_is_no_dependence() -> None:
+    rng = np.random.default_rng(6)
+    phase = np.sin(np.linspace(0, 2 * np.pi, 20_000))
+    rows = np.digitize(rng.normal(phase, 1), [-1.0, 0.0, 1.0])
+    blocks = np.stack([np.bincount(part, minlength=4) for part in np.split(rows, 20)])
+    between = np.var(blocks[:, 0] / 1000, ddof=1) / (blocks[:, 0].mean() / 1000 * 0.5 / 1000)
+    assert between > 50
+    assert design_effect.of_order(blocks) < 0.3 * between
+
+
+def test_blocks_have_about_equal_rows() -> None:
+    rows = np.random.default_rng(7).integers(0, 40, 1440)
+    blocks = block_of(rows)
+    assert blocks.tolist() == sorted(blocks.tolist())
+    sizes = np.bincount(blocks, weights=rows)
+    assert len(sizes) == 20
+    assert sizes.min() > 0.9 * rows.sum() / 20
+    assert block_of(np.array([20, 0, 90])).tolist() == [0, 0, 1]
+    assert block_of(np.zeros(3, np.int64)).tolist() == [0, 0, 0]
+    assert block_of(np.zeros(0, np.int64)).tolist() == []
+
+
+def test_the_mean_of_repeated_values_has_the_design_effect_of_their_repeats() -> None:
+    rng = np.random.default_rng(8)
+    estimates = []
+    for _ in range(200):
+        values = np.repeat(rng.normal(3, 2, 2000), 5)
+        sums = np.array([part.sum() for part in np.split(values, 20)])
+        estimates.append(design_effect.of_mean(sums, np.full(20, 500), values.std()))
+    degrees = 2 / 3 * 19
+    assert np.mean(estimates) == pytest.approx(5 * degrees / stats.chi2.ppf(0.1, degrees), rel=0.05)
+
+
+def test_few_blocks_have_no_design_effect() -> None:
+    blocks = np.array([[100, 0], [0, 100]] * 3)
+    assert design_effect.of_shares(blocks) == 1.0
+    assert design_effect.of_shares(np.array([[100, 0]] * 20)) == 1.0
 
 
 @given(st.lists(st.floats(0, 1), max_size=60))

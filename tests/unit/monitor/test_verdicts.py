@@ -18,6 +18,7 @@ from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.performance.verdicts import judge_concept, judge_labels
 from flywheel_monitor.references.reference import QualityReference, ScoreReference
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins, Special
+from flywheel_monitor.windows.histograms import SCORE_BINS, score_bins
 from flywheel_monitor.windows.span import window_of
 from flywheel_monitor.windows.watermark import PartitionProgress, progress, watermark
 
@@ -154,6 +155,50 @@ def test_a_small_shift_of_one_in_20_features_is_found_in_3_windows() -> None:
             verdicts.append(next(d.verdict for d in judged if d.feature == "v__f7"))
         found += alert_actions(False, verdicts, POLICY).open
     assert found == 20
+
+
+def test_bounded_scores_that_move_are_drift_without_a_shift_of_two_sigma() -> None:
+    rng = np.random.default_rng(23)
+    first, later = rng.beta(2, 5, 5000), rng.beta(4, 4, 5000)
+    counts = [np.bincount(score_bins(x), minlength=SCORE_BINS) for x in (first, later)]
+    known = ScoreReference(float(first.mean()), float(first.std()), 5000, tuple(counts[0].tolist()))
+    found = score_shift(float(later.mean()), float(later.std()), 5000, counts[1], known, POLICY)
+    assert abs(found.shift) < POLICY.score_shift
+    assert found.verdict == Verdict.DRIFT
+    same = score_shift(float(first.mean()), float(first.std()), 5000, counts[0], known, POLICY)
+    assert same.verdict == Verdict.NO_DRIFT
+
+
+def test_dependent_rows_do_not_alarm() -> None:
+    """Each row comes ten times: without the design effect, one window of three alarms."""
+    rng = np.random.default_rng(24)
+    bins = [reference(f"v__f{i}") for i in range(20)]
+    alarms, naive = 0, 0
+    for _ in range(30):
+        counts, blocks, shifts = {}, {}, {}
+        for b in bins:
+            values = np.repeat(rng.normal(size=200), 10)
+            places = b.assign(values, np.ones(2000, np.bool_), 2000)
+            blocks[b.name] = np.stack([np.bincount(p, minlength=b.size) for p in np.split(places, 20)])
+            counts[b.name] = blocks[b.name].sum(axis=0)
+            shifts[b.name] = float(values.mean())
+        judged = judge_features(bins, counts, shifts, POLICY, blocks)
+        alarms += any(d.verdict != Verdict.NO_DRIFT for d in judged)
+        naive += any(d.verdict != Verdict.NO_DRIFT for d in judge_features(bins, counts, shifts, POLICY))
+    assert naive > 10
+    assert alarms == 0
+
+
+def test_one_outlier_does_not_move_the_mean() -> None:
+    bins, values = reference(), RNG.normal(size=2000)
+    values[7] = 1e9
+    shift = float(bins.standardized(values, np.ones(2000, np.bool_), 2000).mean())
+    assert abs(shift) < 0.1
+
+
+def test_nulls_that_become_more_frequent_are_a_warning() -> None:
+    values, valid = RNG.normal(size=4000), np.arange(4000) % 12 != 0
+    assert judge(reference(), values, valid) == Verdict.WARNING
 
 
 def test_score_shift_depends_on_the_effect_not_on_the_traffic() -> None:

@@ -34,7 +34,8 @@ async def store_with_versions(*aucs: float, releases: bool = True) -> MemoryStor
     async with store.transaction() as records:
         await records.add_model(Model(LATE, gate_policy=GATE, created_at=AT))
         for auc in aucs:
-            version = await records.add_version(ModelVersion(LATE, metrics={"auc": auc}, registered_at=AT))
+            checked = ModelVersion(LATE, metrics={"auc": auc}, registered_at=AT, check_problems=())
+            version = await records.add_version(checked)
             if releases:
                 await records.add_release(Release(LATE, version.number, created_at=AT))
     return store

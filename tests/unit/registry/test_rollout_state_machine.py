@@ -22,7 +22,7 @@ class RolloutMachine(RuleBasedStateMachine):
         self.policy = RolloutPolicy(canary_percents=self.percents)
         self.progress = Progress()
         self.moves = 0
-        self.position = 0  # 0: shadow, 1 to 4: canary steps, 5: promoted
+        self.position = 0  # 0: loading, 1: shadow, 2 to 5: canary steps, 6: promoted
         self.ended = False
         self.paused = False
 
@@ -31,21 +31,15 @@ class RolloutMachine(RuleBasedStateMachine):
     def advance(self) -> None:
         self.progress, self.moves = state_machine.advance(self.progress, self.policy), self.moves + 1
         self.position, self.paused = self.position + 1, False
-        self.ended = self.position == len(self.percents) + 1
+        self.ended = self.position == len(self.percents) + 2
 
     @precondition(lambda self: not self.ended)
-    @rule(how=st.sampled_from(["abort", "withdraw"]))
+    @rule(how=st.sampled_from(["abort", "withdraw", "expire"]))
     def finish(self, how: str) -> None:
-        expected = (
-            RolloutState.ABORTED
-            if how == "abort"
-            else RolloutState.REFUSED
-            if self.position == 0
-            else RolloutState.ROLLED_BACK
-        )
-        self.progress = (
-            state_machine.abort(self.progress) if how == "abort" else state_machine.withdraw(self.progress)
-        )
+        withdrawn = RolloutState.REFUSED if self.position <= 1 else RolloutState.ROLLED_BACK
+        ends = {"abort": RolloutState.ABORTED, "withdraw": withdrawn, "expire": RolloutState.EXPIRED}
+        expected = ends[how]
+        self.progress = getattr(state_machine, how)(self.progress)
         assert self.progress.state is expected
         assert self.progress.challenger_percent == 0
         self.moves, self.ended = self.moves + 1, True
@@ -68,10 +62,10 @@ class RolloutMachine(RuleBasedStateMachine):
         self.progress, self.moves, self.paused = state_machine.resume(self.progress), self.moves + 1, False
 
     @precondition(lambda self: self.ended)
-    @rule(how=st.sampled_from([state_machine.abort, state_machine.withdraw, state_machine.pause]))
-    def an_end_is_final(self, how: object) -> None:
+    @rule(how=st.sampled_from(["abort", "withdraw", "expire", "pause"]))
+    def an_end_is_final(self, how: str) -> None:
         with pytest.raises(RolloutEnded):
-            how(self.progress)  # type: ignore[operator]
+            getattr(state_machine, how)(self.progress)
         with pytest.raises(RolloutEnded):
             state_machine.advance(self.progress, self.policy)
 
@@ -83,8 +77,9 @@ class RolloutMachine(RuleBasedStateMachine):
             return
         assert (self.progress.state is RolloutState.PAUSED) == self.paused
         state = self.progress.resume_to if self.paused else self.progress.state
-        assert state is (RolloutState.SHADOW if self.position == 0 else RolloutState.CANARY)
-        assert self.progress.challenger_percent == (0.0, *self.percents)[self.position]
+        early = (RolloutState.PENDING_LOAD, RolloutState.SHADOW)
+        assert state is (early[self.position] if self.position < 2 else RolloutState.CANARY)
+        assert self.progress.challenger_percent == (0.0, 0.0, *self.percents)[self.position]
 
 
 TestRolloutMachine = RolloutMachine.TestCase

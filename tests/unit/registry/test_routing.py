@@ -80,11 +80,14 @@ def test_generation_increases_exactly_when_the_routing_changes() -> None:
 
     routing = champion_only(Routing(), 1)
     assert (routing.generation, routing.champion) == (1, 1)
-    shadow = during(routing, Progress())
-    assert shadow == Routing(2, 1, 2, 7, 30.0, 0.0)
-    assert during(shadow, Progress()) == shadow
-    assert during(shadow, Progress(RolloutState.PAUSED, 0, 1, RolloutState.SHADOW)) == shadow
-    canary = during(shadow, Progress(RolloutState.CANARY, 5.0, 1))
-    assert canary == Routing(3, 1, 2, 7, 0.0, 5.0)
-    assert during(canary, Progress(RolloutState.ROLLED_BACK, 0.0, 2)) == Routing(4, 1)
-    assert during(canary, Progress(RolloutState.PROMOTED, 100.0, 2)) == Routing(4, 2)
+    loading = during(routing, Progress())
+    assert loading == Routing(2, 1, 2, 7, 0.0, 0.0)
+    shadow = during(loading, Progress(RolloutState.SHADOW, 0.0, 1))
+    assert shadow == Routing(3, 1, 2, 7, 30.0, 0.0)
+    assert during(shadow, Progress(RolloutState.SHADOW, 0.0, 1)) == shadow
+    assert during(shadow, Progress(RolloutState.PAUSED, 0, 2, RolloutState.SHADOW)) == shadow
+    canary = during(shadow, Progress(RolloutState.CANARY, 5.0, 2))
+    assert canary == Routing(4, 1, 2, 7, 0.0, 5.0)
+    for end in (RolloutState.ROLLED_BACK, RolloutState.EXPIRED, RolloutState.ABORTED):
+        assert during(canary, Progress(end, 0.0, 3)) == Routing(5, 1)
+    assert during(canary, Progress(RolloutState.PROMOTED, 100.0, 3)) == Routing(5, 2)

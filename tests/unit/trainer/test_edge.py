@@ -14,6 +14,7 @@ from flywheel_job.outcome import Outcome
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.jobs.job import JobName, JobState
+from flywheel_trainer.jobs.resources import Node
 from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT
@@ -146,7 +147,7 @@ async def test_ended_resources_are_failed_preconditions(trainer: MemoryTrainer) 
     run = (await stub.CreateRun(create_run())).run.name
     await stub.UpdateRun(pb.UpdateRunRequest(name=run, state=pb.RUN_STATE_SUCCEEDED))
     job = (await stub.SubmitJob(submit_job())).job.name
-    await trainer.ports.jobs.end(JobName.parse(job), JobState.CANCELLED, Outcome(False), AT)
+    await trainer.ports.supervision(1).end(JobName.parse(job), JobState.CANCELLED, Outcome(False), AT)
     pipeline = (await stub.StartPipelineRun(start_pipeline())).pipeline_run.name
     name = PipelineRunName.parse(pipeline)
     await trainer.ports.pipelines.finish(name, JobState.CANCELLED, "", "", AT)
@@ -200,7 +201,7 @@ async def test_a_repeated_cancel_request_succeeds_after_the_end(trainer: MemoryT
     cancel_run = pb.CancelPipelineRunRequest(name=runs[0], request_id="once")
     await stub.CancelJob(cancel_job)
     await stub.CancelPipelineRun(cancel_run)
-    await ports.jobs.end(JobName.parse(jobs[0]), JobState.CANCELLED, Outcome(False), AT)
+    await ports.supervision(1).end(JobName.parse(jobs[0]), JobState.CANCELLED, Outcome(False), AT)
     await ports.pipelines.finish(PipelineRunName.parse(runs[0]), JobState.CANCELLED, "", "", AT)
     assert job_pb2.JOB_STATE_CANCELLED == (await stub.CancelJob(cancel_job)).job.state
     assert job_pb2.JOB_STATE_CANCELLED == (await stub.CancelPipelineRun(cancel_run)).pipeline_run.state
@@ -252,7 +253,7 @@ async def test_jobs_and_pipeline_runs_are_filtered(trainer: MemoryTrainer) -> No
     stub = trainer.stub
     jobs = [(await stub.SubmitJob(submit_job())).job.name for _ in range(2)]
     runs = [(await stub.StartPipelineRun(start_pipeline())).pipeline_run.name for _ in range(2)]
-    await trainer.ports.jobs.end(JobName.parse(jobs[0]), JobState.CANCELLED, Outcome(False), AT)
+    await trainer.ports.supervision(1).end(JobName.parse(jobs[0]), JobState.CANCELLED, Outcome(False), AT)
     await trainer.ports.pipelines.finish(PipelineRunName.parse(runs[1]), JobState.CANCELLED, "", "", AT)
     for state, job, run in (("CANCELLED", jobs[0], runs[1]), ("QUEUED", jobs[1], runs[0])):
         listed = (await stub.ListJobs(pb.ListJobsRequest(parent=P, filter=f"state={state}"))).jobs
@@ -263,18 +264,69 @@ async def test_jobs_and_pipeline_runs_are_filtered(trainer: MemoryTrainer) -> No
 
 async def test_watching_a_job_streams_states_and_log_until_it_ends(trainer: MemoryTrainer) -> None:
     name = JobName.parse((await trainer.stub.SubmitJob(submit_job())).job.name)
-    trainer.engine.programs["work"] = lambda _: ("zurück\n", 0)
     watch = trainer.stub.WatchJob(pb.WatchJobRequest(name=str(name)))
     updates = aiter(watch)
     first = await anext(updates)
     assert (job_pb2.JOB_STATE_QUEUED, "") == (first.job.state, first.log)
-    await trainer.engine.submit(name.job, "work", {})
+    chunk = f"jobs/p/{name.job}/logs/driver/{0:020d}-0001"
+    await trainer.ports.objects.put(chunk, "zurück\nzur".encode())
     second = await anext(updates)
     assert ("zurück\n", 8) == (second.log, second.log_offset)
-    await trainer.ports.jobs.end(name, JobState.SUCCEEDED, Outcome(True), AT)
-    assert [job_pb2.JOB_STATE_SUCCEEDED] == [update.job.state async for update in updates]
+    await trainer.ports.supervision(1).end(name, JobState.SUCCEEDED, Outcome(True), AT)
+    last = [(update.job.state, update.log) async for update in updates]
+    assert [(job_pb2.JOB_STATE_SUCCEEDED, "zur")] == last
     later = [u async for u in trainer.stub.WatchJob(pb.WatchJobRequest(name=str(name), log_offset=5))]
-    assert ["ck\n"] == [update.log for update in later]
+    assert ["ck\nzur"] == [update.log for update in later]
+    other = trainer.stub.WatchJob(pb.WatchJobRequest(name=str(name), log_stream="rank-1"))
+    assert [""] == [update.log async for update in other]
+    wrong = trainer.stub.WatchJob(pb.WatchJobRequest(name=str(name), log_stream="../secret"))
+    assert ("INVALID_ARGUMENT", "INVALID_LOG_STREAM") == await failure(wrong.read())
+
+
+async def test_a_repeated_update_of_a_run_has_one_effect(trainer: MemoryTrainer) -> None:
+    name = (await trainer.stub.CreateRun(create_run())).run.name
+    update = pb.UpdateRunRequest(
+        name=name, artifacts=[pb.RunArtifact(name="log")], state=pb.RUN_STATE_SUCCEEDED, request_id="once"
+    )
+    first = await trainer.stub.UpdateRun(update)
+    assert first == await trainer.stub.UpdateRun(update)
+    assert ["log"] == [artifact.name for artifact in first.run.artifacts]
+    update.error_message = "other"
+    assert ("INVALID_ARGUMENT", "REQUEST_ID_REUSED") == await failure(trainer.stub.UpdateRun(update))
+
+
+async def test_a_request_that_the_cluster_cannot_satisfy_is_refused_at_once(trainer: MemoryTrainer) -> None:
+    trainer.engine.machines.append(Node(2))
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await trainer.stub.SubmitJob(submit_job(gpus_per_worker=1))
+    found = from_rpc_error(error.value)
+    assert ("FAILED_PRECONDITION", "INFEASIBLE_RESOURCES") == (found.code.name, found.reason)
+    assert "requests 2 GPUs, and the cluster has 0" in found.message
+    assert not (await trainer.stub.ListJobs(pb.ListJobsRequest(parent=P))).jobs
+    trainer.engine.down = True
+    assert (await trainer.stub.SubmitJob(submit_job(gpus_per_worker=1))).job.name
+
+
+async def test_an_attempt_writes_metrics_to_its_own_run_only(trainer: MemoryTrainer) -> None:
+    """Its token permits nothing else, in open mode too."""
+    job, other = [(await trainer.stub.SubmitJob(submit_job())).job for _ in range(2)]
+    attempt = await trainer.ports.supervision(1).begin_attempt(JobName.parse(job.name), AT)
+    assert attempt is not None
+    token = trainer.ports.tokens.issue(attempt.engine_id)
+    metadata = (("authorization", f"Bearer {token}"),)
+
+    def points(run: str) -> pb.LogMetricsRequest:
+        return pb.LogMetricsRequest(run=run, keys=["loss"], steps=[1], values=[0.5], times=[1])
+
+    stub = trainer.stub
+    assert 1 == (await stub.LogMetrics(points(job.run), metadata=metadata)).stored_count
+    denied = stub.LogMetrics(points(other.run), metadata=metadata)
+    assert ("PERMISSION_DENIED", "FOREIGN_RUN") == await failure(denied)
+    read = stub.GetJob(pb.GetJobRequest(name=job.name), metadata=metadata)
+    assert ("PERMISSION_DENIED", "ROLE_REQUIRED") == await failure(read)
+    await trainer.ports.supervision(1).end(JobName.parse(job.name), JobState.FAILED, Outcome(False), AT)
+    late = stub.LogMetrics(points(job.run), metadata=metadata)
+    assert ("FAILED_PRECONDITION", "ATTEMPT_ENDED") == await failure(late)
 
 
 async def test_watching_a_pipeline_run_streams_states_until_it_ends(trainer: MemoryTrainer) -> None:

@@ -12,6 +12,7 @@ from flywheel_job.outcome import Outcome
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
+from flywheel_trainer.jobs.attempt import Watch
 from flywheel_trainer.jobs.job import JobName, JobState
 from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRunName
 from tests.support.builders import trainer as build
@@ -28,6 +29,10 @@ from tests.support.builders.trainer_requests import (
     train_spec,
 )
 from tests.support.servers.trainer import MemoryTrainer
+
+DEFAULT_LIMITS = pb.JobLimits(
+    timeout=Duration(seconds=86_400), stall_timeout=Duration(seconds=1800), max_attempts=3
+)
 
 
 async def test_an_experiment_is_converted(trainer: MemoryTrainer) -> None:
@@ -126,6 +131,7 @@ async def test_runs_are_filtered_and_ordered(trainer: MemoryTrainer) -> None:
 async def test_a_job_is_converted_from_its_submission_to_its_end(trainer: MemoryTrainer) -> None:
     train = train_spec(experiment=f"{P}/experiments/late", tabular=pb.TabularRecipe(weight_column="weight"))
     train.tabular.batch_size, train.tabular.holdout_fraction = 1024, 0.2
+    train.limits.CopyFrom(DEFAULT_LIMITS)
     expected = pb.Job(
         name=f"{P}/jobs/job-n-000001",
         kind="TRAIN",
@@ -141,19 +147,28 @@ async def test_a_job_is_converted_from_its_submission_to_its_end(trainer: Memory
     run = (await trainer.stub.GetRun(pb.GetRunRequest(name=expected.run))).run
     assert (expected.name, TRAINING_SET) == (run.job, run.training_set)
     name = JobName.parse(expected.name)
-    await trainer.ports.jobs.mark_started(name, AT + SECOND)
+    supervision = trainer.ports.supervision(1)
+    await supervision.begin_attempt(name, AT)
+    await supervision.mark_running(name, 1, AT + SECOND)
     progress = {"done": 1, "total": 3, "unit": "epoch", "message": "one"}
-    await trainer.ports.jobs.heartbeat(name, progress, AT + SECOND)
+    await supervision.observe(name, 1, Watch(), progress)
     expected.progress.CopyFrom(job_pb2.JobProgress(done=1, total=3, unit="epoch", message="one"))
     expected.state = job_pb2.JOB_STATE_RUNNING
     expected.started_at.CopyFrom(timestamp(AT + SECOND))
+    expected.attempts.add(
+        number=1, engine_id="job-n-000001-1", created_at=timestamp(AT), started_at=timestamp(AT + SECOND)
+    )
     expected.cancel_requested = True
     assert expected == (await trainer.stub.CancelJob(pb.CancelJobRequest(name=expected.name))).job
     outcome = Outcome(False, "JOB_CRASHED", "out of memory")
-    await trainer.ports.jobs.end(name, JobState.FAILED, outcome, AT + 2 * SECOND)
+    await supervision.end(name, JobState.FAILED, outcome, AT + 2 * SECOND)
     expected.state = job_pb2.JOB_STATE_FAILED
     expected.error_reason, expected.error_message = "JOB_CRASHED", "out of memory"
     expected.ended_at.CopyFrom(timestamp(AT + 2 * SECOND))
+    ended = pb.JobAttempt(
+        error_reason="JOB_CRASHED", error_message="out of memory", ended_at=expected.ended_at
+    )
+    expected.attempts[0].MergeFrom(ended)
     assert expected == (await trainer.stub.GetJob(pb.GetJobRequest(name=expected.name))).job
 
 
@@ -162,6 +177,7 @@ async def test_unset_fields_of_a_training_job_become_defaults(trainer: MemoryTra
     job = (await trainer.stub.SubmitJob(pb.SubmitJobRequest(parent=P, job=pb.Job(train=train)))).job
     recipe = job.train.tabular
     assert ([64, 32], 10, 1024) == (list(recipe.hidden_sizes), recipe.epochs, recipe.batch_size)
+    assert DEFAULT_LIMITS == job.train.limits
     assert (1e-3, 0.2, 1) == (recipe.learning_rate, recipe.holdout_fraction, job.train.workers)
 
 
@@ -175,6 +191,7 @@ async def test_a_pipeline_run_is_converted_from_its_start_to_its_end(trainer: Me
     spec.train.CopyFrom(train_spec(experiment=f"{P}/experiments/late"))
     spec.train.training_set = ""
     spec.train.tabular.batch_size, spec.train.tabular.holdout_fraction = 1024, 0.2
+    spec.train.limits.CopyFrom(DEFAULT_LIMITS)
     queued = job_pb2.JOB_STATE_QUEUED
     expected = pb.PipelineRun(
         name=f"{P}/pipelineRuns/pipe-n-000001",

@@ -29,6 +29,7 @@ __all__ = [
     "OPERATE",
     "PUBLIC",
     "READ",
+    "REPORT",
     "WRITE",
     "Authenticator",
     "OpenAuthenticator",
@@ -49,6 +50,8 @@ Permissions = Mapping[str, Permission]
 
 READ: Permission = frozenset({"viewer", "editor", "operator", "admin", "service"})
 WRITE: Permission = frozenset({"editor", "operator", "admin", "service"})
+REPORT: Permission = WRITE | {"attempt"}
+"""Those who may write, and attempts of training jobs, which have tokens of the trainer for their metrics."""
 OPERATE: Permission = frozenset({"operator", "admin", "service"})
 ADMIN: Permission = frozenset({"admin"})
 AUTHENTICATED: Permission = frozenset({ROLE_ANY})

@@ -14,22 +14,19 @@ from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import grpc
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 from opentelemetry.trace import Span, Status, StatusCode
 
 from flywheel_common.context import ANONYMOUS, Call, current_call, left_seconds
-from flywheel_common.errors import DeadlineExceeded, FlywheelError, Internal
 from flywheel_common.grpc.admission import Admission
 from flywheel_common.grpc.auth import PUBLIC, Authenticator, Permissions, authorize
 from flywheel_common.grpc.error_details import trailing_metadata
 from flywheel_common.grpc.errors import MalformedRequest, MessageTooLarge
-from flywheel_common.grpc.message_limits import unsupported_value
-from flywheel_common.ids import new_id
-from flywheel_common.telemetry.logs import RpcLog, get_logger
+from flywheel_common.grpc.leaving_error import leaving_error
+from flywheel_common.telemetry.logs import RpcLog
 from flywheel_common.telemetry.metrics import RedMetrics
 from flywheel_common.telemetry.traces import Tracing
 
-log = get_logger(__name__)
 _MAX_ACTOR = 200
 RETRY_SECONDS = 1.0
 NO_RETRY = ("grpc-retry-pushback-ms", "-1")
@@ -158,12 +155,14 @@ class Pipeline:
         current_call.set(call)
         if self._authenticator.open:
             call.actor = named
-        else:
+        if authorization or not self._authenticator.open:
             permission = self._permissions.get(state.method)
             if permission != PUBLIC:
                 call.principal = await self._authenticator.authenticate(authorization)
-                call.actor = call.principal.subject
-                authorize(call.principal, permission, state.method)
+                # In open mode only a token of the service's own gives another principal than ANONYMOUS.
+                if not (self._authenticator.open and call.principal is ANONYMOUS):
+                    call.actor = call.principal.subject
+                    authorize(call.principal, permission, state.method)
         left = context.time_remaining()
         if left is not None:
             call.deadline = state.started + left
@@ -200,22 +199,7 @@ class Pipeline:
             raise error
         if not isinstance(error, Exception):
             raise error
-        if isinstance(error, TimeoutError):
-            mapped: FlywheelError = DeadlineExceeded("The call took longer than its deadline allows.")
-        elif isinstance(error, FlywheelError):
-            mapped = error
-        elif isinstance(state.request, Message) and (refusal := unsupported_value(state.request)) is not None:
-            log.warning("unsupported value", method=state.method, reason=refusal.reason, exc_info=error)
-            mapped = refusal
-        else:
-            error_id = new_id()
-            log.error("unhandled exception", error_id=error_id, exc_info=error)
-            mapped = Internal(
-                f"An internal error happened: report error id {error_id}.",
-                error_id=error_id,
-            )
-        if isinstance(mapped, Internal) and mapped is error:
-            log.error("internal error", reason=mapped.reason, exc_info=error)
+        mapped = leaving_error(error, state.request)
         state.code, state.reason = mapped.code.name, mapped.reason
         metadata: tuple[tuple[str, str | bytes], ...] = trailing_metadata(mapped)
         left = left_seconds()

@@ -26,7 +26,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from flywheel_common.config import ServiceSettings, split_address
 from flywheel_common.grpc import health as health_module
 from flywheel_common.grpc.admission import Admission
-from flywheel_common.grpc.auth import AUTHENTICATED, Permissions, authenticator
+from flywheel_common.grpc.auth import AUTHENTICATED, Authenticator, Permissions, authenticator
 from flywheel_common.grpc.health import Health
 from flywheel_common.grpc.pipeline import Pipeline
 from flywheel_common.process.supervision import RESTARTS, RestartRule
@@ -62,7 +62,10 @@ class Server(Worker):
         readiness: Callable[[], Any] | None = None,
         registry: CollectorRegistry = REGISTRY,
         restarts: RestartRule = RESTARTS,
+        authenticate: Callable[[Authenticator], Authenticator] = lambda selected: selected,
     ) -> None:
+        """`authenticate` may wrap the authenticator that the settings select, for tokens of the service's
+        own."""
         super().__init__(settings, registry=registry, restarts=restarts)
         self.health = Health(full_service_names)
         self.methods: list[str] = []
@@ -75,7 +78,7 @@ class Server(Worker):
         metrics.in_flight.set_function(lambda: admission.in_flight)
         self._rpc_log = RpcLog(_short_name(full_service_names)) if settings.log_rpcs else None
         self._pipeline = Pipeline(
-            authenticator=authenticator(settings),
+            authenticator=authenticate(authenticator(settings)),
             permissions={_REFLECTION_METHOD: AUTHENTICATED, **(permissions or {})},
             admission=self.admission,
             metrics=metrics,

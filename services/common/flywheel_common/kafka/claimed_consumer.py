@@ -11,7 +11,7 @@ noticing may still call the handler, which therefore moves its stored positions 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -47,6 +47,8 @@ COUNT_SECONDS = 60.0
 """How often partitions that were added to topics are looked for."""
 BEGIN_TOGETHER = 16
 """Partitions that begin at a time."""
+BEGIN_SECONDS = 120.0
+"""Longest time for one call of `begin`; then it is cancelled, logged and called again."""
 LONGEST_DELAY_SECONDS = 5.0
 STALL_SECONDS = 5.0
 """How long a partition with unread records may give none before the connection to Kafka is made anew."""
@@ -114,7 +116,7 @@ class ClaimedConsumer:
         self._heard: dict[TopicPartition, float] = {}
         """When each of them last gave records, or was found to have none; on the loop's clock."""
         self._behind: dict[TopicPartition, int] = {}
-        """Where silent partitions stood that had records at the last look."""
+        """Where a silent partition stood that had records at the last look."""
         self._leaving: set[TopicPartition] = set()
         self._changed = asyncio.Event()
         self._processing = asyncio.Lock()
@@ -218,8 +220,7 @@ class ClaimedConsumer:
                 self._held[tp] = _Held(epoch)
                 self._start(tp, self._held[tp])
             self.stats.assignments += 1
-            names = [f"{tp.topic}/{tp.partition}" for tp in free]
-            log.info("partitions claimed", group=self.group, partitions=names)
+            log.info("partitions claimed", group=self.group, partitions=_names(free))
 
     async def _partitions(self) -> list[TopicPartition]:
         """All partitions of the group. Those of new topics are absent until Kafka has them."""
@@ -243,6 +244,7 @@ class ClaimedConsumer:
         self._claims.pop(tp, None)
         self._next.pop(tp, None)
         self._heard.pop(tp, None)
+        self._behind.pop(tp, None)
         with suppress(KeyError):
             lag_records.remove(self.group, tp.topic, str(tp.partition))
 
@@ -265,8 +267,7 @@ class ClaimedConsumer:
                     # The next member does this work again.
                     log.warning("partition not finished", partition=str(tp), error=type(error).__name__)
             await self._membership.release(epochs)
-            names = [f"{tp.topic}/{tp.partition}" for tp in sorted(epochs)]
-            log.info("partitions given up", group=self.group, partitions=names)
+            log.info("partitions given up", group=self.group, partitions=_names(sorted(epochs)))
         except FlywheelError as error:
             # They are still claimed; the next look gives them up again.
             log.warning("partitions not given up yet", group=self.group, reason=error.reason)
@@ -297,8 +298,10 @@ class ClaimedConsumer:
             while self._held.get(tp) is held:
                 held.again = False
                 try:
-                    async with self._slots:
+                    async with self._slots, asyncio.timeout(BEGIN_SECONDS):
                         offset = await self._begin(tp)
+                except TimeoutError:
+                    log.error("partition not begun yet", partition=str(tp), seconds=BEGIN_SECONDS)
                 except FlywheelError as error:
                     log.warning("partition not begun yet", partition=str(tp), reason=error.reason)
                 except Exception as error:
@@ -372,24 +375,32 @@ class ClaimedConsumer:
         readable: Collection[TopicPartition],
         polled: Collection[TopicPartition],
     ) -> None:
-        """Raises KafkaError if a partition has records that the consumer does not fetch.
+        """Raises KafkaError if a partition has records that the consumer does not fetch, TimeoutError if this
+        cannot be found out.
 
-        aiokafka may never fetch a partition that had no leader when it was assigned, without any error.
+        aiokafka may never fetch a partition that had no leader when it was assigned, without any error, and
+        may learn of a new topic late.
         """
         now = asyncio.get_running_loop().time()
         self._heard.update(dict.fromkeys(polled, now))
         silent = [tp for tp in readable if now - self._heard.setdefault(tp, now) > STALL_SECONDS]
         if not silent:
             return
-        async with asyncio.timeout(STALL_SECONDS):
-            ends = await consumer.end_offsets(silent)
-            positions = {tp: await consumer.position(tp) for tp in silent}
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                ends = await consumer.end_offsets(silent)
+                positions = {tp: await consumer.position(tp) for tp in silent}
+        except TimeoutError:
+            log.warning("the ends of partitions without new records are unknown", partitions=_names(silent))
+            raise
         self._heard.update(dict.fromkeys(silent, now))
         # Records may have come just now; at the next look they are read, or the partition stalls.
-        before, self._behind = self._behind, {tp: at for tp, at in positions.items() if at < ends[tp]}
-        for tp, at in self._behind.items():
-            if before.get(tp) == at:
-                raise KafkaError(f"{self.group} gets no records of {tp.topic}/{tp.partition}")
+        behind = {tp: at for tp, at in positions.items() if at < ends[tp]}
+        stalled = [tp for tp, at in behind.items() if self._behind.get(tp) == at]
+        self._behind.update(behind)
+        if stalled:
+            log.warning("partitions have records that are not fetched", partitions=_names(stalled))
+            raise KafkaError(f"{self.group} gets no records of {_names(stalled)}")
 
     def _align(self, consumer: AIOKafkaConsumer) -> None:
         """Assign the partitions to the consumer and seek to where each begins or goes on.
@@ -407,6 +418,13 @@ class ClaimedConsumer:
             consumer.assign(sorted(wanted))
             moved = sorted(wanted)
         for tp in moved:
+            self._heard.pop(tp, None)
+            self._behind.pop(tp, None)
             if tp in self._next:
                 consumer.seek(tp, self._next[tp])
         self._reading = dict(self._claims)
+
+
+def _names(partitions: Iterable[TopicPartition]) -> list[str]:
+    """As log lines show them: `topic/0`."""
+    return [f"{tp.topic}/{tp.partition}" for tp in partitions]

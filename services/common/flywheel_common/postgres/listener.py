@@ -63,8 +63,10 @@ class Listener:
                 async with asyncio.timeout(UNLISTEN_SECONDS):
                     await conn.remove_listener(self._channel, self._notified)
                 conn.remove_termination_listener(self._lost)
-        except DRIVER_ERRORS:
+        except BaseException as error:
             await self._drop(conn)
+            if not isinstance(error, DRIVER_ERRORS):
+                raise
         else:
             await release(self._pool, conn)
 

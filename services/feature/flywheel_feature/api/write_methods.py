@@ -7,11 +7,11 @@ from collections.abc import AsyncIterable, AsyncIterator
 from typing import Any
 
 from flywheel_common.errors import FlywheelError
+from flywheel_common.grpc.answer_stream import answered_in_order
 from flywheel_common.names import parse_project
 from flywheel_feature.api import convert_jobs, convert_online
 from flywheel_feature.api.convert_definitions import ENTITY, SOURCE, VIEW, plain_name
 from flywheel_feature.api.errors import NotAStreamSource, UnsupportedPushTarget
-from flywheel_feature.api.push_stream import answered_in_order
 from flywheel_feature.apply.applied import AppliedDefinitions
 from flywheel_feature.definitions.errors import NotABatchView
 from flywheel_feature.definitions.model import BatchView
@@ -81,8 +81,14 @@ class WriteMethods:
     async def StreamPushFeatures(
         self, requests: AsyncIterable[pb.StreamPushFeaturesRequest], context: Any
     ) -> AsyncIterator[pb.StreamPushFeaturesResponse]:
+        async def push(request: pb.StreamPushFeaturesRequest) -> pb.PushFeaturesResponse | FlywheelError:
+            try:
+                return await self.PushFeatures(request.push, context)
+            except FlywheelError as error:
+                return error
+
         sequence = 0
-        async for outcome in answered_in_order(requests, lambda r: self.PushFeatures(r.push, context)):
+        async for outcome in answered_in_order(requests, push):
             answer = pb.StreamPushFeaturesResponse(sequence=sequence)
             if isinstance(outcome, FlywheelError):
                 answer.error.CopyFrom(convert_online.push_error(outcome))

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flywheel_common.arrays import Floats
-from flywheel_feature.windows.tile_layout import ENTRY, FORMAT, GENERATION, TileLayout
+from flywheel_feature.windows.tile_layout import ENTRY, FIRST_EVENT, FORMAT, GENERATION, TileLayout
 from flywheel_feature.windows.tile_writing import Delta, state_of
 
 
@@ -135,10 +135,15 @@ class _State:
 
     def merge(self, other: _State) -> None:
         self.newest = max(self.newest, other.newest)
+        if not self.tiles:
+            self.offsets[FIRST_EVENT] = other.offsets[FIRST_EVENT]
+        elif FIRST_EVENT in self.offsets:
+            self.offsets[FIRST_EVENT] = min(self.offsets[FIRST_EVENT], other.offsets[FIRST_EVENT])
         for index, tile in other.tiles.items():
             mine = self.tiles.get(index)
             self.tiles[index] = tile if mine is None else _merged(self.layout.operations, mine, tile)
-        oldest = max(self.tiles) - self.layout.kept_tiles + 1
+        before, latest = sorted(self.tiles)[-2:] if len(self.tiles) > 1 else [max(self.tiles)] * 2
+        oldest = (latest if latest - before < self.layout.kept_tiles else before) - self.layout.kept_tiles + 1
         self.tiles = {index: self.tiles[index] for index in sorted(self.tiles) if index >= oldest}
         kept = self.layout.lists.values()
         self.lists = [

@@ -8,6 +8,7 @@ as absent, so that incomplete contents are never used.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Protocol
 
 from flywheel_common.telemetry.logs import get_logger
@@ -45,16 +46,31 @@ class Generations:
     def __init__(self, markers: GenerationMarkers, counter: GenerationCounter) -> None:
         self._markers = markers
         self._counter = counter
+        self._beginning = asyncio.Lock()
 
     async def current(self) -> int:
-        """The generation to work in; a new one when Redis has lost data. Raises Unavailable."""
-        marked, known = await self._markers.generation(), await self._counter.generation()
-        if marked is not None and marked == known:
+        """The generation to work in; a new one when Redis has lost data. Raises Unavailable.
+
+        Of many calls at once, one begins the new generation. Another process may still begin one more, so
+        that a caller must compare its generation with `marked` while it works.
+        """
+        marked, known = await self._read()
+        if marked == known:
             return known
-        log.warning(
-            "the online store has lost data; its tiles will be filled again", marked=marked, known=known
-        )
-        return await self.begin(known)
+        async with self._beginning:
+            marked, known = await self._read()
+            if marked == known:
+                return known
+            log.warning(
+                "the online store has lost data; its tiles will be filled again", marked=marked, known=known
+            )
+            return await self.begin(known)
+
+    async def _read(self) -> tuple[int | None, int]:
+        """The marked and the known generation."""
+        # The counter first: a generation that begins between the two reads is joined.
+        known = await self._counter.generation()
+        return await self._markers.generation(), known
 
     async def begin(self, after: int) -> int:
         """Begin the generation after `after`, or take the one that another process began."""
@@ -66,6 +82,6 @@ class Generations:
         """The generation in PostgreSQL, whatever Redis holds."""
         return await self._counter.generation()
 
-    async def holds(self, generation: int) -> bool:
-        """Whether `generation` is still the marked one, so that work in it may continue."""
-        return await self._markers.generation() == generation
+    async def marked(self) -> int | None:
+        """The generation in which work may continue; None when Redis has lost data. Raises Unavailable."""
+        return await self._markers.generation()

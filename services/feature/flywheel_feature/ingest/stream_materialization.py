@@ -118,15 +118,17 @@ class StreamMaterializer:
         self._tiles = tiles
         self._archiver = archiver
         self._filler = filler
-        self.generation = 0
-        """The generation of the online store that this process works in; 0 before the first partition."""
 
     async def begin(self, catalog: Catalog, source: Source, partition: int) -> int:
         """Fill the tiles from the archive; returns the offset from which the partition must be read."""
         archived = await self._archive.archived_offset(source.project, source.id, partition)
         self._archiver.begin(source, partition, archived)
-        self.generation = await self._filler.fill(catalog, source, partition, archived)
+        await self._filler.fill(catalog, source, partition, archived)
         return archived
+
+    def generation(self, source: Source, partition: int) -> int:
+        """The generation of the online store in which a partition began; 0 before its first begin."""
+        return self._tiles.generation(source, partition)
 
     async def skip(self, catalog: Catalog, source: Source, partition: int, next_offset: int) -> None:
         """Move the positions past records that hold no rows to apply. Raises PositionLost."""

@@ -178,10 +178,14 @@ class SourceTiles:
             begin.append(Position.parse(text).next_offset if text else 0)
         return min(begin, default=-1)
 
+    def generation(self, source: Source, partition: int) -> int:
+        """The generation in which the positions of a partition were loaded; 0 if they never were."""
+        return self._generations.get((source.name, partition), 0)
+
     async def apply(self, rows: SourceRows, views: Sequence[ViewTiles]) -> None:
         """Apply rows to every view and move the positions. Raises PositionLost."""
         source, moves = rows.source, {}
-        generation = self._generations.get((source.name, rows.partition), 0)
+        generation = self.generation(source, rows.partition)
         newest = int(rows.times()[0].max()) if len(rows.event_ids) else 0
         for view in views:
             field = position_field(view.view.ref, rows.partition)

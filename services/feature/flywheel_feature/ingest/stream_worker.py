@@ -43,7 +43,7 @@ _OUT_OF_RANGE = Counter(
 )
 
 WATCH_SECONDS = 2.0
-"""Interval of the check for lost data in Redis, which works also while no event arrives."""
+"""Interval of the check for lost data in Redis."""
 READ_TOGETHER = 1000
 """Events of one row each that are decoded together; few enough for the processor's cache."""
 
@@ -76,20 +76,36 @@ class StreamWorker:
         self._consumer = consumer
 
     async def watch(self) -> None:
-        """Restart all partitions whenever Redis has lost its data, until cancelled."""
+        """Call `restart_lost` every WATCH_SECONDS, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_SECONDS)
-            generation = self._materializer.generation
             try:
-                if generation and not await self._generations.holds(generation):
-                    log.warning(
-                        "the online store has lost data; all partitions restart from their stored positions",
-                        generation=generation,
-                    )
-                    if self._consumer is not None:
-                        self._consumer.restart()
+                await self.restart_lost()
             except FlywheelError as error:
                 log.warning("the check for lost data in the online store failed", reason=error.reason)
+
+    async def restart_lost(self) -> None:
+        """Restart the partitions whose generation has ended: their positions and tiles count as absent.
+
+        Records that arrive would show it too, but a partition may get none for long. Partitions that begin
+        while a generation ends may be in different ones, so that each is compared. Raises Unavailable.
+        """
+        if self._consumer is None or not self._consumer.assigned:
+            return
+        marked = await self._generations.marked()
+        lost = [tp for tp in self._consumer.assigned if self._generation(tp) not in (None, marked)]
+        if lost:
+            log.warning(
+                "the online store has lost data; partitions restart from their stored positions",
+                generation=marked,
+                partitions=[f"{tp.topic}/{tp.partition}" for tp in lost],
+            )
+            self._consumer.restart(lost)
+
+    def _generation(self, partition: TopicPartition) -> int | None:
+        """The generation in which a partition began; None when its source was deleted."""
+        stream = self._streams.get(partition.topic)
+        return self._materializer.generation(stream.source, partition.partition) if stream else None
 
     def topics(self) -> list[TopicSpec]:
         """The topics of all applied stream sources."""

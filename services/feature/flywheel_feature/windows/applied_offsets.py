@@ -14,7 +14,6 @@ import numpy as np
 
 from flywheel_common.arrays import Ints
 from flywheel_feature.definitions.model import VersionRef
-from flywheel_feature.windows.tile_layout import GENERATION
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +37,13 @@ def applied_name(view: VersionRef) -> str:
 
 
 def positions_of(states: Sequence[bytes | None]) -> tuple[Ints, Ints]:
-    """Bounds and pairs, as in AppliedOffsets, of n states, without the generation that each state holds."""
+    """Bounds and pairs, as in AppliedOffsets, of n states, without their pseudo-partitions."""
     held = [state for state in states if state]
     filled = np.fromiter((bool(state) for state in states), np.bool_, len(states))
     counts = np.zeros(len(states), np.int64)
     counts[filled] = [int(np.frombuffer(state, "<f8", 1, 24)[0]) for state in held]
     tails = [state[len(state) - 16 * n :] for state, n in zip(held, counts[filled].tolist(), strict=True)]
     pairs = np.frombuffer(b"".join(tails), "<f8").astype(np.int64).reshape(-1, 2)
-    partition = pairs[:, 0] != GENERATION
+    partition = pairs[:, 0] >= 0
     counts -= np.bincount(np.repeat(np.arange(len(states)), counts)[~partition], minlength=len(states))
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)]), pairs[partition]

@@ -2,8 +2,8 @@
 
 A window `w` over tiles of width `s` at time `t` covers the tiles floor((t - w)/s) + 1 … floor(t/s). A tile
 holds partial aggregates of its events, so windows of all lengths share one state. An event whose field is
-null does not count for that field. An entity without any event has no state: all its features, COUNT
-included, are null (NOT_FOUND).
+null does not count for that field. An entity has no state before its first event, and a read of a tile
+before that of its first event finds none either: all its features, COUNT included, are null (NOT_FOUND).
 
 The state of one (view version, entity) is one array of little-endian doubles (integers below 2^53 are exact):
 
@@ -40,6 +40,8 @@ ENTRY = 4
 """Doubles of a list's entry."""
 GENERATION = -1
 """The pseudo-partition that holds the generation of a state (ingest/generations.py) among its positions."""
+FIRST_EVENT = -2
+"""The pseudo-partition that holds the first event time of a state. States of earlier versions lack it."""
 _LETTERS = {"n": "+", "sum": "+", "m2": "v", "min": "<", "max": ">", "first": "f", "": "."}
 
 
@@ -96,7 +98,11 @@ class TileLayout:
         self.absent = bytes(self.head.size)
         """The header that stands for no state."""
         self.kept_tiles = self.windows[-1] // tile + max(2, self.windows[-1] // tile // 4)
-        """Tiles that a state keeps, counted back from its newest: a quarter more than the longest window."""
+        """Tiles that a state keeps, counted back from its newest: a quarter more than the longest window.
+
+        A tile that is this far ahead of all others drops none of them: it may be one event of today in a
+        replay of last year. Two such tiles do. A state has one tile more than this at most.
+        """
 
 
 def _components(functions: set[AggregationFunction]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_feature.definitions.model import Aggregation, AggregationFunction, DataType
 from flywheel_feature.windows import hyperloglog
-from flywheel_feature.windows.tile_layout import ENTRY, TileLayout
+from flywheel_feature.windows.tile_layout import ENTRY, FIRST_EVENT, TileLayout
 from flywheel_feature.windows.tile_moments import Moments
 
 F = AggregationFunction
@@ -87,6 +88,11 @@ class _Reading:
         header, tile = 8 * layout.header, 8 * layout.stride
         # A loop over states is faster than index arithmetic for few states, and no slower for many.
         heads = [layout.head.unpack_from(s) for s in self.states]
+        for row in np.flatnonzero(np.array([h[1] for h in heads]) > as_of).tolist():
+            if _begins_after(
+                self.states[row], int(heads[row][3]), int(as_of[row]) // layout.tile, layout.tile
+            ):
+                self.states[row], heads[row] = layout.absent, layout.head.unpack(layout.absent)
         tiles = [s[header : header + int(h[2]) * tile] for s, h in zip(self.states, heads, strict=True)]
         self.heads = np.array(heads).reshape(-1, layout.header).astype(np.int64)
         self.found = self.heads[:, 0] > 0
@@ -219,6 +225,12 @@ class _Reading:
             raw = self.raw[low : low + size]
             found[i] = raw.decode() if kind.element == DataType.STRING else raw
         return found
+
+
+def _begins_after(state: bytes, pairs: int, current: int, tile: int) -> bool:
+    """Whether the first event of a state lies in a tile after the current one."""
+    offsets = dict(struct.iter_unpack("<dd", state[len(state) - 16 * pairs :]))
+    return FIRST_EVENT in offsets and int(offsets[FIRST_EVENT]) // tile > current
 
 
 _EMPTY: dict[DataType, Any] = {DataType.STRING: "", DataType.BYTES: b""}

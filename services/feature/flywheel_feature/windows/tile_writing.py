@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from flywheel_common.arrays import Floats, Ints, Mask
 from flywheel_feature.windows import hyperloglog
-from flywheel_feature.windows.tile_layout import FORMAT, TileLayout
+from flywheel_feature.windows.tile_layout import FIRST_EVENT, FORMAT, TileLayout
 
 _INF = float("inf")
 Places = npt.NDArray[np.intp]
@@ -58,6 +58,8 @@ class Events:
 class Delta:
     """Partial aggregates of one entity's events, to be merged into its state."""
 
+    first: int
+    """First event time."""
     newest: int
     """Newest event time."""
     body: bytes
@@ -89,17 +91,19 @@ def partials(layout: TileLayout, events: Events) -> dict[int, Delta]:
     # Slicing bytes is cheaper than making an array of the few numbers of one entity.
     head, width = heads.tobytes(), heads.shape[1] * 8
     body, low, high = tiles.tobytes(), tile_low * layout.stride * 8, tile_high * layout.stride * 8
-    cuts = zip(codes.tolist(), low.tolist(), high.tolist(), events.time[last - 1].tolist(), strict=True)
+    times = zip(events.time[first].tolist(), events.time[last - 1].tolist(), strict=True)
+    cuts = zip(codes.tolist(), low.tolist(), high.tolist(), times, strict=True)
     deltas: dict[int, Delta] = {}
-    for i, (code, begin, end, newest) in enumerate(cuts):
+    for i, (code, begin, end, (oldest, newest)) in enumerate(cuts):
         pieces = [head[i * width : (i + 1) * width], body[begin:end], *(e[i].tobytes() for e in entries)]
-        deltas[code] = Delta(newest, b"".join(pieces), b"".join(t[i] for t in texts))
+        deltas[code] = Delta(oldest, newest, b"".join(pieces), b"".join(t[i] for t in texts))
     return deltas
 
 
 def state_of(layout: TileLayout, delta: Delta, offsets: Mapping[int, int]) -> bytes:
     """The state of an entity whose only events are those of `delta`; `offsets`: partition → next offset."""
     body = np.frombuffer(delta.body, "<f8")
+    offsets = {FIRST_EVENT: delta.first, **offsets}
     head = [FORMAT, delta.newest, body[0], len(offsets), *body[1 : 1 + layout.sections]]
     tail = [x for pair in sorted(offsets.items()) for x in pair]
     return b"".join(

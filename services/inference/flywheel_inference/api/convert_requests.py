@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -116,11 +117,12 @@ def outcome_rows(
 ) -> list[OutcomeRow]:
     """The outcomes of a request. Event time defaults to now, the id to prediction id and name.
 
-    Raises InvalidOutcomeValue for an outcome without a value, EventTimeOutOfRange.
+    The value of one with a class_name only is NaN. Raises InvalidOutcomeValue for an outcome without both,
+    EventTimeOutOfRange.
     """
     rows = []
     for place, outcome in enumerate(outcomes):
-        if not outcome.HasField("value"):
+        if not outcome.HasField("value") and not outcome.class_name:
             raise InvalidOutcomeValue(f"outcomes[{place}] has no value: send a finite number.")
         time = now_micros
         if outcome.HasField("event_time"):
@@ -130,9 +132,10 @@ def outcome_rows(
             OutcomeRow(
                 check_text(outcome.prediction_id, "prediction_id"),
                 check_text(outcome.name, "name"),
-                outcome.value,
+                outcome.value if outcome.HasField("value") else math.nan,
                 time,
                 check_text(outcome.outcome_id, "outcome_id") or f"{outcome.prediction_id}:{outcome.name}",
+                check_text(outcome.class_name, "class_name"),
             )
         )
     return rows

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import numpy as np
+
+from flywheel_common.errors import FlywheelError, ResourceExhausted
+from flywheel_common.signature import OutputKind
 from flywheel_common.value import from_python
 from flywheel_inference.models.feature_block import PRESENT, STATUS_NAMES
 from flywheel_inference.prediction.predictor import Answer
@@ -14,6 +18,7 @@ from flywheel_protos.inference.v1 import inference_pb2 as pb
 
 def to_response(answer: Answer) -> pb.PredictResponse:
     request, scored, spec = answer.request, answer.scored, answer.scorer.spec
+    output = spec.signature.output
     response = pb.PredictResponse(
         prediction_id=request.prediction_id,
         score=answer.score,
@@ -24,7 +29,12 @@ def to_response(answer: Answer) -> pb.PredictResponse:
         source=answer.source,  # type: ignore[arg-type]
         degraded=scored is None,
         degraded_reason=answer.reason,
+        output_kind=int(output.kind),  # type: ignore[arg-type]
     )
+    if output.kind in (OutputKind.MULTICLASS, OutputKind.VECTOR):
+        response.values.extend(answer.values)
+        if answer.decision:
+            response.predicted_class = output.class_names[int(np.argmax(answer.values))]
     timing = response.timing
     timing.total_ms = answer.total_ms
     if scored is not None:
@@ -50,6 +60,19 @@ def _add_features(response: pb.PredictResponse, scored: Scored, *, include_all: 
             value=from_python(value if column.valid[row] else None),
             status=STATUS_NAMES.get(status, "UNSPECIFIED"),
         )
+
+
+def to_result(answer: pb.PredictResponse | FlywheelError) -> pb.PredictResult:
+    """The result of one request of a batch or stream."""
+    if not isinstance(answer, FlywheelError):
+        return pb.PredictResult(response=answer)
+    result = pb.PredictResult()
+    error = result.error
+    error.code, error.reason, error.message = answer.code.value[0], answer.reason, answer.message
+    error.metadata.update(answer.metadata)
+    if isinstance(answer, ResourceExhausted):
+        error.retry_delay.FromNanoseconds(int(answer.retry_after_seconds * 1e9))
+    return result
 
 
 def to_status_response(

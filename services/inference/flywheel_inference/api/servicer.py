@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import Any
 
 from flywheel_common.event_time import EventTimeBound
+from flywheel_common.grpc.answer_stream import answered_when_ready
 from flywheel_inference.api.convert_requests import ProtoCall, outcome_rows
-from flywheel_inference.api.convert_responses import to_response, to_status_response
+from flywheel_inference.api.convert_responses import to_response, to_result, to_status_response
+from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
+from flywheel_inference.prediction.bulk import BulkPredictor
 from flywheel_inference.prediction.predictor import Predictor
 from flywheel_inference.prediction_log.buffer import PredictionLog
-from flywheel_inference.serving.state import MODEL_NAME, ServingState
+from flywheel_inference.serving.state import ServingState
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.inference.v1 import inference_pb2_grpc
 
@@ -22,6 +25,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     def __init__(
         self,
         predictor: Predictor,
+        bulk: BulkPredictor,
+        rows: RowAnswers,
         outcomes: OutcomeRecorder,
         serving: ServingState,
         log: PredictionLog,
@@ -29,8 +34,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         gateway_id: str,
         now_micros: Callable[[], int],
         event_times: EventTimeBound,
+        stream_in_flight: int,
     ) -> None:
         self._predictor = predictor
+        self._bulk = bulk
+        self._rows = rows
+        self._stream_in_flight = stream_in_flight
         self._outcomes = outcomes
         self._serving = serving
         self._log = log
@@ -41,8 +50,28 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
         return to_response(await self._predictor.predict(ProtoCall(request, self._event_times)))
 
+    async def BatchPredict(self, request: pb.BatchPredictRequest, context: Any) -> pb.BatchPredictResponse:
+        for one in request.requests:
+            one.model = one.model or request.model
+        with self._bulk.batch(len(request.requests)):
+            results = await self._bulk.predict_each(
+                request.requests, self._result, refusal=to_result, size_of=pb.PredictResult.ByteSize
+            )
+        return pb.BatchPredictResponse(results=results)
+
+    async def StreamPredict(
+        self, requests: AsyncIterable[pb.StreamPredictRequest], context: Any
+    ) -> AsyncIterator[pb.StreamPredictResponse]:
+        async for response in answered_when_ready(requests, self._response, in_flight=self._stream_in_flight):
+            yield response
+
+    async def _response(self, request: pb.StreamPredictRequest) -> pb.StreamPredictResponse:
+        return pb.StreamPredictResponse(id=request.id, result=await self._result(request.request))
+
+    async def _result(self, request: pb.PredictRequest) -> pb.PredictResult:
+        return to_result(await self._rows.answer(lambda: request))
+
     async def RecordOutcome(self, request: pb.RecordOutcomeRequest, context: Any) -> pb.RecordOutcomeResponse:
-        MODEL_NAME.parse(request.model)
         rows = outcome_rows(request.outcomes, self._now_micros(), self._event_times)
         return pb.RecordOutcomeResponse(accepted_count=await self._outcomes.record(request.model, rows))
 

@@ -27,6 +27,7 @@ def outcome_records(model: str, outcomes: Sequence[OutcomeRow], partitions: int)
             name=name,
             values=np.array([row.value for row in rows], "<f8").tobytes(),
             outcome_ids=[row.outcome_id for row in rows],
+            class_names=[row.class_name for row in rows] if any(row.class_name for row in rows) else [],
         )
         records.append((partition, event_bytes(batch, partition, max(row.event_micros for row in rows))))
     return records

@@ -56,7 +56,7 @@ class _JoinedRows:
     def __init__(self, rows: Sequence[LogRows]) -> None:
         self._first = rows[0]
         self._requests = [request for part in rows for request in part.requests]
-        self._scores = np.concatenate([part.scores for part in rows])
+        self._values = np.concatenate([part.values for part in rows])
         self._decisions = np.concatenate([part.decisions for part in rows])
         self._sources = np.concatenate([part.sources for part in rows])
         self._latencies = np.concatenate([part.latencies_ms for part in rows])
@@ -74,16 +74,18 @@ class _JoinedRows:
         """The rows at these indices."""
         first, requests = self._first, [self._requests[i] for i in index.tolist()]
         segments = [request.segment for request in requests]
+        output = first.spec.signature.output
         return pb.PredictionBatch(
             model=first.spec.model,
             model_version=first.spec.model_version,
             release=first.spec.name,
-            rollout=first.rollout,
+            rollout=first.step.rollout,
+            generation=first.step.generation,
             role=first.role,  # type: ignore[arg-type]
             prediction_ids=[request.prediction_id for request in requests],
             event_times=np.array([request.event_micros for request in requests], "<i8").tobytes(),
             features=self._served(index),
-            scores=self._scores[index].astype("<f8").tobytes(),
+            scores=self._values[index].astype("<f8").tobytes(),
             decisions=self._decisions[index].astype(np.uint8).tobytes(),
             sources=self._sources[index].astype(np.uint8).tobytes(),
             latencies_ms=self._latencies[index].astype("<f4").tobytes(),
@@ -95,11 +97,14 @@ class _JoinedRows:
             request_fields=table([request.fields for request in requests], first.contract.request_fields),
             feature_set=first.feature_set,
             applied_offsets=feature_table(self._applied, index) if self._applied else None,
+            output_kind=int(output.kind),  # type: ignore[arg-type]
+            score_width=output.width,
+            class_names=output.class_names,
         )
 
     def _served(self, index: Any) -> column_pb2.Table:
         if self._features is None:
-            return null_inputs(self._first.spec.inputs, len(index))
+            return null_inputs(self._first.spec.signature.inputs, len(index))
         return feature_table(self._features, index)
 
 

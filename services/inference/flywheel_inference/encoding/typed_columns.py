@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from flywheel_common import columns
+from flywheel_common.signature import InputSpec
 from flywheel_inference.models.feature_block import FeatureColumn
-from flywheel_inference.releases.release import FieldSpec, InputSpec
+from flywheel_inference.releases.release import FieldSpec
 from flywheel_protos.types.v1 import column_pb2, value_pb2
 
 TEXT = value_pb2.DATA_TYPE_STRING
@@ -54,7 +55,8 @@ def feature_table(features: Sequence[FeatureColumn], index: Any) -> column_pb2.T
 def null_inputs(inputs: Sequence[InputSpec], rows: int) -> column_pb2.Table:
     """Columns of nulls for the inputs of a model, for requests whose features were not read."""
     columns_of_nulls = [
-        _nulls(spec.name, TEXT if spec.vocabulary else spec.data_type, rows) for spec in inputs
+        _nulls(spec.name, TEXT if spec.vocabulary else spec.data_type, rows, spec.vector_size)
+        for spec in inputs
     ]
     return column_pb2.Table(row_count=rows, columns=columns_of_nulls)
 
@@ -66,8 +68,9 @@ def _feature_column(feature: FeatureColumn) -> column_pb2.Column:
     return columns.from_numpy(feature.name, feature.values, feature.valid, data_type=feature.data_type)
 
 
-def _nulls(name: str, kind: int, rows: int) -> column_pb2.Column:
+def _nulls(name: str, kind: int, rows: int, vector_size: int) -> column_pb2.Column:
     if kind == TEXT:
         return columns.from_texts(name, [None] * rows)
-    zeros = np.zeros(rows, columns.DTYPES.get(kind, np.dtype("<f8")))
+    shape = (rows, vector_size) if vector_size else (rows,)
+    zeros = np.zeros(shape, columns.DTYPES.get(kind, np.dtype("<f8")))
     return columns.from_numpy(name, zeros, np.zeros(rows, np.bool_), data_type=kind)

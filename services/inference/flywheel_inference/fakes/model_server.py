@@ -7,19 +7,29 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from flywheel_common.arrays import Floats
+from flywheel_common.arrays import Array
+from flywheel_common.signature import OutputSpec
 from flywheel_inference.models.errors import ModelNotLoaded, ModelRefused, ModelServerDown
+from flywheel_inference.models.input_tensors import Tensors
+from flywheel_inference.models.output_values import output_values
 from flywheel_inference.models.triton_config import DIGEST, MODEL_FILE
+
+_DTYPES = {
+    "TYPE_BOOL": np.dtype("?"),
+    "TYPE_INT64": np.dtype("<i8"),
+    "TYPE_FP32": np.dtype("<f4"),
+    "TYPE_FP64": np.dtype("<f8"),
+}
 
 
 class MemoryModelServer:
-    """`models.ModelControl`. `run` computes [rows] scores from a model file and [rows, inputs].
+    """`models.ModelControl`. `run` computes the output tensor of a name from a model file and its inputs.
 
-    `run` is tried when a model is loaded; it raises ValueError when the file is no model with that many
-    inputs. `down`: calls raise Unavailable.
+    `run` is tried when a model is loaded; it raises ValueError when the file is no model with these tensors.
+    `down`: calls raise Unavailable.
     """
 
-    def __init__(self, run: Callable[[bytes, Floats], Floats]) -> None:
+    def __init__(self, run: Callable[[bytes, Tensors, str], Array]) -> None:
         self._run = run
         self._loaded: dict[str, tuple[str, bytes]] = {}
         self.down = False
@@ -28,7 +38,10 @@ class MemoryModelServer:
         self._check_up()
         declared = json.loads(config)
         file = files[f"file:1/{MODEL_FILE}"]
-        self._scores(name, file, np.zeros((1, *declared["input"][0]["dims"]), np.float32))
+        output = declared["output"][0]
+        found = self._output(name, file, {t["name"]: _one_row(t) for t in declared["input"]}, output["name"])
+        if found.dtype != _DTYPES[output["data_type"]]:
+            raise ModelRefused(f"{name} returns {found.dtype}, its config has {output['data_type']}.")
         self._loaded[name] = declared["parameters"][DIGEST]["string_value"], file
 
     async def unload(self, name: str, timeout: float) -> None:
@@ -43,18 +56,27 @@ class MemoryModelServer:
         self._check_up()
         return self._loaded[name][0] if name in self._loaded else ""
 
-    async def infer(self, name: str, tensor: Floats, timeout: float) -> Floats:
+    async def infer(self, name: str, tensors: Tensors, output: OutputSpec, timeout: float) -> Array:
         self._check_up()
         if name not in self._loaded:
             raise ModelNotLoaded(f"There is no model {name}.")
-        return self._scores(name, self._loaded[name][1], tensor)
+        found = self._output(name, self._loaded[name][1], tensors, output.tensor)
+        return output_values(output, found, len(next(iter(tensors.values()))))
 
-    def _scores(self, name: str, file: bytes, tensor: Floats) -> Floats:
+    def _output(self, name: str, file: bytes, tensors: Tensors, output: str) -> Array:
         try:
-            return self._run(file, tensor)
+            return self._run(file, tensors, output)
         except ValueError as error:
             raise ModelRefused(f"{name} cannot be run: {error}") from None
 
     def _check_up(self) -> None:
         if self.down:
             raise ModelServerDown("The model server does not answer.")
+
+
+def _one_row(tensor: Mapping[str, object]) -> Array:
+    """A tensor of the config with one row of zeros or empty texts."""
+    dims: list[int] = [] if "reshape" in tensor else tensor["dims"]  # type: ignore[assignment]
+    if tensor["data_type"] == "TYPE_STRING":
+        return np.full((1, *dims), "", object)
+    return np.zeros((1, *dims), _DTYPES[str(tensor["data_type"])])

@@ -13,17 +13,18 @@ from flywheel_inference.serving.observed_state import ObservedModel
 
 class MemoryRegistry:
     """`serving.ServingRegistry` and `models.ArtifactSource`. `artifacts`: bytes by version and file name;
-    `reports`: the received reports, in order."""
+    `specs`: specifications by digest; `reports`: the received reports, in order."""
 
     def __init__(self, desired: bytes = b"") -> None:
         self.artifacts: dict[tuple[str, str], bytes] = {}
+        self.specs: dict[str, bytes] = {}
         self.reports: list[tuple[ObservedModel, ...]] = []
         self._desired = desired
         self._down = False
         self._changed = asyncio.Event()
 
     def want(self, desired: bytes) -> None:
-        """Sets the desired state."""
+        """Sets the next message of every stream, which is also the first of a new one."""
         self._desired = desired
         self._wake()
 
@@ -38,6 +39,12 @@ class MemoryRegistry:
             changed = self._changed
             yield self._desired
             await changed.wait()
+
+    async def spec(self, release: str, digest: str, timeout: float) -> bytes:
+        self._check_up()
+        if digest not in self.specs:
+            raise NotFound(f"{release} has no specification {digest}.")
+        return self.specs[digest]
 
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
         self._check_up()

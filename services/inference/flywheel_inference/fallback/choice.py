@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flywheel_common.signature import OutputSpec
 from flywheel_inference.releases.release import FallbackPolicy
 
 MICROS = 1_000_000
@@ -18,21 +19,28 @@ MODEL, CACHED, DEFAULT, ERROR = 1, 2, 3, 4
 
 @dataclass(frozen=True, slots=True)
 class CachedPrediction:
-    """A cached batch prediction: calibrated score, and when it was computed (microseconds since 1970 UTC)."""
+    """A cached batch prediction: calibrated values, when they were computed (microseconds since 1970 UTC),
+    and the output that they are of (`OutputSpec.fingerprint`)."""
 
-    score: float
+    values: tuple[float, ...]
     scored_at_micros: int
+    output: bytes
 
 
 def choose_fallback(
-    policy: FallbackPolicy, cached: CachedPrediction | None, as_of_micros: int
-) -> tuple[float, int] | None:
-    """The score and its source (CACHED or DEFAULT); None when no fallback of the policy applies.
-    A cached prediction applies when it is at most `cached_max_age_seconds` older than `as_of_micros`."""
-    if cached is not None and policy.cached_max_age_seconds > 0:
+    policy: FallbackPolicy, output: OutputSpec, cached: CachedPrediction | None, as_of_micros: int
+) -> tuple[tuple[float, ...], int] | None:
+    """The values and their source (CACHED or DEFAULT); None when no fallback of the policy applies.
+    A cached prediction applies when it is of this output and at most `cached_max_age_seconds` older than
+    `as_of_micros`."""
+    if cached is not None and policy.cached_max_age_seconds > 0 and _is_of(cached, output):
         age = (as_of_micros - cached.scored_at_micros) / MICROS
         if age <= policy.cached_max_age_seconds:
-            return cached.score, CACHED
-    if policy.default_score is not None:
-        return policy.default_score, DEFAULT
+            return cached.values, CACHED
+    if policy.default is not None:
+        return policy.default, DEFAULT
     return None
+
+
+def _is_of(cached: CachedPrediction, output: OutputSpec) -> bool:
+    return cached.output == output.fingerprint and len(cached.values) == output.width

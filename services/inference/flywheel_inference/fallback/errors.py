@@ -28,6 +28,16 @@ class FeaturesIncomplete(CannotScore):
     remedy = "Create a release whose feature set has all inputs of the model's signature."
 
 
+class InputNotExact(CannotScore):
+    """A tensor of the model cannot hold the value of a feature exactly, or has no null for it."""
+
+    reason = "INPUT_NOT_EXACT"
+    remedy = (
+        "Declare a tensor that holds every value of the feature: FLOAT64 for numbers above the range of "
+        "FLOAT32 and integers above 2^24, FLOAT32 or FLOAT64 for features that can be null."
+    )
+
+
 class ModelUnavailable(CannotScore):
     """The model is not loaded, its call failed, or its circuit breaker is open."""
 
@@ -43,7 +53,7 @@ class BudgetExceeded(CannotScore):
 
 
 class BadScore(CannotScore):
-    """The model returned a score that is not a finite number."""
+    """The model returned a value that is not a finite number."""
 
     reason = "BAD_SCORE"
     remedy = "Check the model with the features of the logged request."

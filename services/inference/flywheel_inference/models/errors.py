@@ -26,6 +26,20 @@ class GoldenRowsMismatch(DataLoss):
     remedy = "Compare the exported model with the one that was trained, then register a new version."
 
 
+class ModelBeingUnloaded(Unavailable):
+    """Another gateway on the same model server unloads the model at this moment."""
+
+    reason = "MODEL_BEING_UNLOADED"
+    remedy = "None: the gateway loads the model as soon as it is unloaded."
+
+
+class HoldsUnknown(Unavailable):
+    """Redis does not say whether other gateways use a model, so the model stays loaded."""
+
+    reason = "HOLDS_UNKNOWN"
+    remedy = "None while Redis starts; else restore Redis. The gateway tries again."
+
+
 class DigestMismatch(DataLoss):
     """The downloaded bytes of an artifact do not have the registered SHA-256 digest."""
 
@@ -48,10 +62,10 @@ class ModelRefused(FailedPrecondition):
 
 
 class WrongShape(FailedPrecondition):
-    """The model returned an output of another shape or type than float32 [rows, 1]."""
+    """The model's output has another shape or type than its signature declares."""
 
     reason = "WRONG_SHAPE"
-    remedy = "Export the model with one float32 output SCORE of shape [rows, 1]."
+    remedy = "Register a version whose signature describes the output tensor of the ONNX graph."
 
 
 class ModelNotLoaded(NotFound):

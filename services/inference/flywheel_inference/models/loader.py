@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from flywheel_common.errors import DataLoss, FlywheelError
+from flywheel_common.errors import FlywheelError
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.models.errors import (
     DigestMismatch,
@@ -16,7 +16,14 @@ from flywheel_inference.models.errors import (
     NoGoldenRows,
     NoModelFile,
 )
-from flywheel_inference.models.ports import ArtifactCache, ArtifactSource, FeatureSetContracts, ModelControl
+from flywheel_inference.models.output_values import output_values
+from flywheel_inference.models.ports import (
+    ArtifactCache,
+    ArtifactSource,
+    FeatureSetContracts,
+    ModelControl,
+    ModelHolds,
+)
 from flywheel_inference.models.triton_config import MAX_BATCH_ROWS, MODEL_FILE, Backend, load_request
 from flywheel_inference.releases.release import ArtifactSpec, FeatureSetContract, ReleaseSpec
 
@@ -32,6 +39,7 @@ class ReleaseLoader:
         contracts: FeatureSetContracts,
         cache: ArtifactCache,
         models: ModelControl,
+        holds: ModelHolds,
         *,
         backend: Literal["auto", "onnxruntime", "python"] = "auto",
         instances: int = 1,
@@ -41,6 +49,7 @@ class ReleaseLoader:
         self._contracts = contracts
         self._cache = cache
         self._models = models
+        self._holds = holds
         self._backend: Backend | None = None if backend == "auto" else backend
         self._instances = instances
         self._load_seconds = load_seconds
@@ -53,12 +62,14 @@ class ReleaseLoader:
         contract = await self.contract(spec.feature_set)
         async with self._locks.setdefault(spec.triton_model, asyncio.Lock()):
             artifact = _model_file(spec)
+            await self._holds.hold(spec.triton_model)
             if await self._models.loaded_digest(spec.triton_model, 5.0) != artifact.sha256:
                 await self._load(spec, artifact, await self._verified(spec, artifact))
             try:
                 await self._check_golden(spec)
-            except DataLoss:
-                await self._models.unload(spec.triton_model, self._load_seconds)
+            except FlywheelError as error:
+                if not error.retryable:
+                    await self._models.unload(spec.triton_model, self._load_seconds)
                 raise
         return contract
 
@@ -72,10 +83,17 @@ class ReleaseLoader:
             await asyncio.to_thread(self._cache.save_contract, found)
         return self._known_contracts.setdefault(feature_set, found)
 
-    async def unload(self, triton_model: str) -> None:
-        """Unloads a model, which frees its memory."""
+    async def unload(self, triton_model: str) -> bool:
+        """Unloads a model that no other gateway holds, which frees its memory; else returns False. Raises
+        Unavailable, DeadlineExceeded."""
         async with self._locks.setdefault(triton_model, asyncio.Lock()):
-            await self._models.unload(triton_model, self._load_seconds)
+            if not await self._holds.drop(triton_model):
+                return False
+            try:
+                await self._models.unload(triton_model, self._load_seconds)
+            finally:
+                await self._holds.unloaded(triton_model)
+            return True
 
     async def is_loaded(self, triton_model: str) -> bool:
         """Raises Unavailable or DeadlineExceeded when the model server does not answer."""
@@ -98,7 +116,8 @@ class ReleaseLoader:
         for backend in ("onnxruntime", "python") if self._backend is None else (self._backend,):
             config, files = load_request(
                 spec.triton_model,
-                len(spec.inputs),
+                spec.signature,
+                spec.golden.output,
                 onnx,
                 artifact.sha256,
                 backend=backend,
@@ -116,21 +135,22 @@ class ReleaseLoader:
             return
 
     async def _check_golden(self, spec: ReleaseSpec) -> None:
-        golden = spec.golden
-        rows = len(golden.inputs)
+        golden, output = spec.golden, spec.signature.output
+        rows = len(golden.output)
         if rows == 0:
             raise NoGoldenRows(
                 f"{spec.model_version} has no golden rows: register a version with golden rows."
             )
+        expected = output_values(output, golden.output, rows)
         for start in range(0, rows, MAX_BATCH_ROWS):
             part = slice(start, start + MAX_BATCH_ROWS)
-            rows_in = np.ascontiguousarray(golden.inputs[part], np.float32)
-            scores = await self._models.infer(spec.triton_model, rows_in, self._load_seconds)
-            worst = np.abs(scores.astype(np.float64) - golden.scores[part]).max()
+            tensors = {name: tensor[part] for name, tensor in golden.tensors.items()}
+            found = await self._models.infer(spec.triton_model, tensors, output, self._load_seconds)
+            worst = np.abs(found.astype(np.float64) - expected[part]).max()
             # Written so that NaN fails.
             if not worst <= golden.tolerance:
                 raise GoldenRowsMismatch(
-                    f"Triton's scores of the golden rows of {spec.model_version} differ by up to "
+                    f"Triton's output for the golden rows of {spec.model_version} differs by up to "
                     f"{worst:.3g}; {golden.tolerance:.3g} is allowed."
                 )
 

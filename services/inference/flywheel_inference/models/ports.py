@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
+from flywheel_common.arrays import Array
+from flywheel_common.signature import OutputSpec
+from flywheel_inference.models.input_tensors import Tensors
 from flywheel_inference.releases.release import ArtifactSpec, FeatureSetContract
 
 
@@ -37,14 +37,40 @@ class ArtifactCache(Protocol):
     def save_contract(self, contract: FeatureSetContract) -> None: ...
 
 
+class ModelHolds(Protocol):
+    """Which gateways use a model of the model server that they share. A gateway unloads a model only when no
+    other gateway holds it.
+
+    A gateway that dies without dropping its holds loses them after a time. Concurrent calls are safe.
+    """
+
+    async def hold(self, model: str) -> None:
+        """Holds the model, repeatedly until it is dropped. Does not fail when the holds cannot be stored,
+        because a model must be loadable then. Raises Unavailable MODEL_BEING_UNLOADED; the model is held all
+        the same, so that the next call succeeds once the other gateway has finished."""
+        ...
+
+    async def drop(self, model: str) -> bool:
+        """Drops this gateway's hold. True: no other gateway holds the model; then `hold` of every other
+        gateway is refused until `unloaded` or a time limit. Raises Unavailable HOLDS_UNKNOWN."""
+        ...
+
+    async def unloaded(self, model: str) -> None:
+        """Ends the unloading that `drop` has begun. Does not fail."""
+        ...
+
+    async def run(self) -> None:
+        """Renews the holds until cancelled."""
+        ...
+
+
 class ModelServer(Protocol):
     """Runs loaded models. Raises NotFound MODEL_NOT_LOADED, Unavailable MODEL_SERVER_DOWN, DeadlineExceeded,
     FailedPrecondition MODEL_REFUSED, WRONG_SHAPE."""
 
-    async def infer(
-        self, name: str, tensor: npt.NDArray[np.float32], timeout: float
-    ) -> npt.NDArray[np.float32]:
-        """[rows, inputs] → [rows] raw scores."""
+    async def infer(self, name: str, tensors: Tensors, output: OutputSpec, timeout: float) -> Array:
+        """Named input tensors [rows, …] → float32 or float64 [rows, width] of the output
+        (`output_values`), in the order of the rows."""
         ...
 
 

@@ -20,10 +20,11 @@ class MissingPredictionId(InvalidArgument):
 
 
 class InvalidOutcomeValue(InvalidArgument):
-    """An outcome has no name, a value that is not a finite number, or a label other than 0 and 1."""
+    """An outcome has no name, a value that is not a finite number, or a label that its model cannot have."""
 
     reason = "INVALID_VALUE"
     remedy = (
-        "Send 0 or 1 for the outcome `label`, and a finite number under the name of a business metric for "
+        "Send as the outcome `label` 0 or 1 for a BINARY model, a finite number for a REGRESSION model and "
+        "the class name for a MULTICLASS model, and a finite number under the name of a business metric for "
         "any other outcome."
     )

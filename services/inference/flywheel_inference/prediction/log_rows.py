@@ -10,6 +10,7 @@ import numpy.typing as npt
 from flywheel_common.arrays import Floats
 from flywheel_inference.models.feature_block import FeatureBlock
 from flywheel_inference.prediction_log.rows import LogRows
+from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import RoutedRequest
 from flywheel_inference.scoring.scorer import ReleaseScorer
 
@@ -19,26 +20,27 @@ def log_rows(
     requests: list[RoutedRequest],
     *,
     role: int,
-    rollout: str,
+    step: RolloutStep,
     block: FeatureBlock | None,
-    scores: Floats,
+    values: Floats,
     decisions: npt.NDArray[np.bool_],
     sources: npt.NDArray[np.uint8],
     latencies_ms: npt.NDArray[np.float32],
     reasons: Sequence[str] = (),
 ) -> LogRows:
-    """Rows of one release in one role. The requests have one contract, which is not the release's when they
-    lack what the release needs. `block`: features of the requests; None: none were read."""
+    """Rows of one release in one role; `values` [rows, width]. The requests have one contract, which is not
+    the release's when they lack what the release needs. `block`: features of the requests; None: none were
+    read."""
     contract = requests[0].contract
     return LogRows(
         spec=scorer.spec,
         contract=contract,
-        rollout=rollout,
+        step=step,
         role=role,
         feature_set=block.feature_set if block is not None else contract.feature_set,
         requests=requests,
         features=scorer.tensors.served(block) if block is not None else None,
-        scores=scores,
+        values=values,
         decisions=decisions,
         sources=sources,
         latencies_ms=latencies_ms,

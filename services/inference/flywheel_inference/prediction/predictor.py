@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction.ports import CachedPredictions, Measures, Routes
 from flywheel_inference.prediction.shadow import ShadowCopies
 from flywheel_inference.prediction_log.buffer import PredictionLog
+from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import (
     PredictCall,
     RoutedRequest,
@@ -35,11 +36,13 @@ from flywheel_inference.scoring.scorer import ReleaseScorer
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """The answer to a request. `scored` is None when it comes from a fallback. Times in milliseconds."""
+    """The answer to a request. `values`: the calibrated output, as many as its width. `scored` is None when
+    the answer comes from a fallback. Times in milliseconds."""
 
     request: RoutedRequest
     scorer: ReleaseScorer
     role: int
+    values: Sequence[float]
     score: float
     decision: bool
     source: int
@@ -108,18 +111,18 @@ class Predictor:
             as_of_micros=call.as_of_micros,
             event_micros=call.as_of_micros if call.as_of_micros is not None else self._now_micros(),
             subject=subject,
-            segment=segment_of(call, champion.spec.segment_keys) if champion.spec.segment_keys else "",
+            segment=segment_of(call, champion.spec.segment_keys),
             started=started,
             role=CHAMPION,
-            rollout=route.rollout,
+            step=route.step,
         )
         left = left_seconds()
         budget = (self._default_budget if left is None else min(left, self._default_budget)) - self._reserve
         deadline = self._loop.time() + budget
-        if route.challenger is None:
+        if route.champion_alone:
             return await self._score(champion, request, deadline)
         choice = route.choose(subject)
-        request.copy_to = choice.shadow
+        request.step, request.copies = choice.step, choice.shadows
         if not choice.challenger:
             return await self._score(champion, request, deadline)
         try:
@@ -132,10 +135,8 @@ class Predictor:
 
     def _for_challenger(self, request: RoutedRequest, challenger: ReleaseScorer) -> RoutedRequest:
         """The request, bound to the challenger. Raises InvalidArgument."""
-        bound = request.bound_to(challenger.contract)
-        keys = challenger.spec.segment_keys
-        bound.segment = segment_of(request.call, keys) if keys else ""
-        bound.role, bound.rollout = CHALLENGER, request.rollout
+        bound = request.bound_to(challenger.contract, challenger.spec.segment_keys)
+        bound.role, bound.step, bound.copies = CHALLENGER, request.step, request.copies
         return bound
 
     async def _score(self, scorer: ReleaseScorer, request: RoutedRequest, deadline: float) -> Answer:
@@ -150,6 +151,7 @@ class Predictor:
             request=request,
             scorer=scorer,
             role=request.role,
+            values=scored.values,
             score=scored.score,
             decision=scored.decision,
             source=MODEL,
@@ -161,41 +163,49 @@ class Predictor:
     def _log_failure(self, challenger: ReleaseScorer, request: RoutedRequest, reason: str) -> None:
         """Logs that the challenger refused a request which the champion answered."""
         total_ms = (time.perf_counter() - request.started) * 1e3
-        self._log_unscored(challenger, request, CHALLENGER, float("nan"), ERROR, reason, total_ms)
+        self._log_unscored(challenger, request, CHALLENGER, None, ERROR, reason, total_ms)
 
     def _log_unscored(
         self,
         scorer: ReleaseScorer,
         request: RoutedRequest,
         role: int,
-        score: float,
+        found: Sequence[float] | None,
         source: int,
         reason: str,
         total_ms: float,
-    ) -> None:
-        """Logs and counts an answer that the model did not give. `score` NaN: there is none."""
+    ) -> tuple[float, bool]:
+        """Logs and counts an answer that the model did not give; returns its score and decision. `found`: the
+        values of the answer; None: there is none."""
+        spec = scorer.spec
+        values = np.full((1, spec.signature.output.width), np.nan)
+        if found is not None:
+            values[0] = found
+        scores = spec.scores(values)
+        decisions = spec.decisions(scores, [request.segment])
         self._log.offer(
             log_rows(
                 scorer,
                 [request],
                 role=role,
-                rollout=request.rollout,
+                step=request.step,
                 block=None,
-                scores=np.array([score]),
-                decisions=np.array([score >= scorer.spec.threshold]),
+                values=values,
+                decisions=decisions,
                 sources=np.array([source], np.uint8),
                 latencies_ms=np.array([total_ms], np.float32),
                 reasons=[reason],
             )
         )
-        self._measures.answered(scorer.spec.model, role, source, reason)
+        self._measures.answered(spec.model, role, source, reason)
+        return float(scores[0]), bool(decisions[0])
 
     def log_batch(self, scorer: ReleaseScorer, requests: list[RoutedRequest], batch: ScoredBatch) -> None:
         """Logs a scored batch before its callers get their answers, and offers its shadow copies."""
         now = time.perf_counter()
         self._measures.batch(len(requests), batch.features_ms, batch.model_ms)
         # Almost always a single group; several only in a batch during which the generation changes.
-        for (role, rollout), rows in _grouped(requests, lambda r: (r.role, r.rollout)).items():
+        for (role, step), rows in _grouped(requests, lambda r: (r.role, r.step)).items():
             single = len(rows) == len(requests)
             part = batch if single else batch.take(np.array(rows))
             of_part = requests if single else [requests[row] for row in rows]
@@ -204,38 +214,41 @@ class Predictor:
                     scorer,
                     of_part,
                     role=role,
-                    rollout=rollout,
+                    step=step,
                     block=part.block,
-                    scores=part.scores,
+                    values=part.values,
                     decisions=part.decisions,
                     sources=np.full(len(rows), MODEL, np.uint8),
                     latencies_ms=np.array([(now - r.started) * 1e3 for r in of_part], np.float32),
                 )
             )
-        for (challenger, rollout), rows in _grouped(requests, lambda r: (r.copy_to, r.rollout)).items():
-            if challenger is not None:
-                block = batch.block if len(rows) == len(requests) else batch.block.take(np.array(rows))
-                self._shadow.offer(challenger, rollout, [requests[row] for row in rows], block)
+        copies: dict[tuple[ReleaseScorer, RolloutStep], list[int]] = {}
+        for row, request in enumerate(requests):
+            for copy in request.copies:
+                copies.setdefault(copy, []).append(row)
+        for (shadow, step), rows in copies.items():
+            block = batch.block if len(rows) == len(requests) else batch.block.take(np.array(rows))
+            self._shadow.offer(shadow, step, [requests[row] for row in rows], block)
 
     async def _fall_back(self, scorer: ReleaseScorer, request: RoutedRequest, reason: str) -> Answer:
         policy, cached = scorer.spec.fallback, None
         if self._cached is not None and policy.cached_max_age_seconds > 0:
             cached = await self._cached.get(scorer.spec.model, joined_keys(request.keys))
-        found = choose_fallback(policy, cached, request.event_micros)
-        score, source = found if found is not None else (float("nan"), ERROR)
-        decision = score >= scorer.spec.threshold
+        output = scorer.spec.signature.output
+        values, source = choose_fallback(policy, output, cached, request.event_micros) or (None, ERROR)
         total_ms = (time.perf_counter() - request.started) * 1e3
-        self._log_unscored(scorer, request, request.role, score, source, reason, total_ms)
-        if found is None:
+        score, decision = self._log_unscored(scorer, request, request.role, values, source, reason, total_ms)
+        if values is None:
             raise NoFallback(
                 f"The model cannot answer ({reason}) and no fallback of release {scorer.spec.name} applies: "
-                "retry, or declare a default score.",
+                "retry, or declare a default answer.",
                 cause=reason,
             )
         return Answer(
             request=request,
             scorer=scorer,
             role=request.role,
+            values=values,
             score=score,
             decision=decision,
             source=source,
@@ -246,9 +259,9 @@ class Predictor:
 
 
 def _grouped(
-    requests: list[RoutedRequest], key: Callable[[RoutedRequest], tuple[Any, str]]
-) -> dict[tuple[Any, str], list[int]]:
-    groups: dict[tuple[Any, str], list[int]] = {}
+    requests: list[RoutedRequest], key: Callable[[RoutedRequest], tuple[Any, RolloutStep]]
+) -> dict[tuple[Any, RolloutStep], list[int]]:
+    groups: dict[tuple[Any, RolloutStep], list[int]] = {}
     for row, request in enumerate(requests):
         groups.setdefault(key(request), []).append(row)
     return groups

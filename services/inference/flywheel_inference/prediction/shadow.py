@@ -21,6 +21,7 @@ from flywheel_inference.fallback.errors import BadScore
 from flywheel_inference.models.feature_block import FeatureBlock
 from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction_log.rows import LogRows
+from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import RoutedRequest
 from flywheel_inference.routing.route import SHADOW
 from flywheel_inference.scoring.scored import ScoredBatch
@@ -34,7 +35,7 @@ class _Copies:
     """Requests of one batch with the champion's features, for one challenger."""
 
     challenger: ReleaseScorer
-    rollout: str
+    step: RolloutStep
     requests: list[RoutedRequest]
     block: FeatureBlock
     size_bytes: int
@@ -83,7 +84,7 @@ class ShadowCopies:
         self.dropped_count = 0
 
     def offer(
-        self, challenger: ReleaseScorer, rollout: str, requests: list[RoutedRequest], block: FeatureBlock
+        self, challenger: ReleaseScorer, step: RolloutStep, requests: list[RoutedRequest], block: FeatureBlock
     ) -> None:
         """Queues copies of requests that the champion answered. `block` holds the champion's features, which
         are reused when the challenger has the same feature set."""
@@ -92,7 +93,7 @@ class ShadowCopies:
         if queue.rows + len(requests) > self._max_rows or queue.bytes + size > self._max_bytes:
             self.dropped_count += len(requests)
             return
-        queue.add(_Copies(challenger, rollout, requests, block, size))
+        queue.add(_Copies(challenger, step, requests, block, size))
         self._filled.set()
 
     def uses(self, scorer: ReleaseScorer) -> bool:
@@ -125,7 +126,7 @@ class ShadowCopies:
             while queue.waiting:
                 copies = queue.running = queue.take()
                 try:
-                    await self._score(copies.challenger, copies.rollout, copies.requests, copies.block)
+                    await self._score(copies.challenger, copies.step, copies.requests, copies.block)
                 except Exception as error:
                     log.error(
                         "shadow copies failed",
@@ -139,7 +140,7 @@ class ShadowCopies:
             queue.worker = None
 
     async def _score(
-        self, challenger: ReleaseScorer, rollout: str, requests: list[RoutedRequest], block: FeatureBlock
+        self, challenger: ReleaseScorer, step: RolloutStep, requests: list[RoutedRequest], block: FeatureBlock
     ) -> None:
         began = time.perf_counter()
         batch: ScoredBatch | None = None
@@ -147,20 +148,23 @@ class ShadowCopies:
         scored = requests
         try:
             if block.feature_set and block.feature_set == challenger.contract.feature_set:
-                batch = await challenger.score_block(block, self._timeout)
+                keys = challenger.spec.segment_keys
+                scored = [request.bound_to(request.contract, keys) for request in requests]
+                segments = [request.segment for request in scored]
+                result = await challenger.score_block(block, segments, self._timeout)
             else:
                 scored, failed = _bound(requests, challenger)
                 result = await challenger.score_requests(scored, self._timeout)
-                failed += [(scored[row], error.reason) for row, error in result.errors.items()]
-                batch, scored = result.batch, [scored[row] for row in result.rows]
+            failed += [(scored[row], error.reason) for row, error in result.errors.items()]
+            batch, scored = result.batch, [scored[row] for row in result.rows]
         except FlywheelError as error:
             failed += [(request, error.reason) for request in scored]
             scored = []
         milliseconds = (time.perf_counter() - began) * 1e3
         if batch is not None:
-            self._offer_to_log(_answers(challenger, rollout, scored, batch, milliseconds))
+            self._offer_to_log(_answers(challenger, step, scored, batch, milliseconds))
         for of_contract in _by_contract(failed):
-            self._offer_to_log(_failures(challenger, rollout, of_contract, milliseconds))
+            self._offer_to_log(_failures(challenger, step, of_contract, milliseconds))
 
 
 def _bound(
@@ -170,7 +174,7 @@ def _bound(
     bound, failed = [], []
     for request in requests:
         try:
-            bound.append(request.bound_to(challenger.contract))
+            bound.append(request.bound_to(challenger.contract, challenger.spec.segment_keys))
         except InvalidArgument as error:
             failed.append((request, error.reason))
     return bound, failed
@@ -185,19 +189,19 @@ def _by_contract(failed: list[tuple[RoutedRequest, str]]) -> list[list[tuple[Rou
 
 def _answers(
     challenger: ReleaseScorer,
-    rollout: str,
+    step: RolloutStep,
     requests: list[RoutedRequest],
     batch: ScoredBatch,
     milliseconds: float,
 ) -> LogRows:
-    finite = np.isfinite(batch.scores)
+    finite = batch.finite
     return log_rows(
         challenger,
         requests,
         role=SHADOW,
-        rollout=rollout,
+        step=step,
         block=batch.block,
-        scores=batch.scores,
+        values=batch.values,
         decisions=batch.decisions,
         sources=np.where(finite, MODEL, ERROR).astype(np.uint8),
         latencies_ms=np.full(len(requests), milliseconds, np.float32),
@@ -206,16 +210,16 @@ def _answers(
 
 
 def _failures(
-    challenger: ReleaseScorer, rollout: str, failed: list[tuple[RoutedRequest, str]], milliseconds: float
+    challenger: ReleaseScorer, step: RolloutStep, failed: list[tuple[RoutedRequest, str]], milliseconds: float
 ) -> LogRows:
     count = len(failed)
     return log_rows(
         challenger,
         [request for request, _ in failed],
         role=SHADOW,
-        rollout=rollout,
+        step=step,
         block=None,
-        scores=np.full(count, np.nan),
+        values=np.full((count, challenger.spec.signature.output.width), np.nan),
         decisions=np.zeros(count, np.bool_),
         sources=np.full(count, ERROR, np.uint8),
         latencies_ms=np.full(count, milliseconds, np.float32),

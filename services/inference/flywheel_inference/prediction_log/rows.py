@@ -10,14 +10,16 @@ import numpy.typing as npt
 
 from flywheel_inference.models.feature_block import FeatureColumn
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
+from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import RoutedRequest
 
-Group = tuple[str, str, int, str, bool, tuple[str, ...]]
+Group = tuple[str, str, RolloutStep, int, str, bool, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class LogRows:
-    """Answers of one release in one role. Arrays are [rows]; latencies in milliseconds.
+    """Answers of one release in one role. `values` [rows, width]: calibrated output, NaN for a row without
+    one. The other arrays are [rows]; latencies in milliseconds.
 
     `features` None: no features were read. `reasons` and `not_yet_valid` are empty when no row has one.
     `applied` and `not_yet_valid`: see `FeatureBlock`.
@@ -25,12 +27,12 @@ class LogRows:
 
     spec: ReleaseSpec
     contract: FeatureSetContract
-    rollout: str
+    step: RolloutStep
     role: int
     feature_set: str
     requests: list[RoutedRequest]
     features: tuple[FeatureColumn, ...] | None
-    scores: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
     decisions: npt.NDArray[np.bool_]
     sources: npt.NDArray[np.uint8]
     latencies_ms: npt.NDArray[np.float32]
@@ -40,15 +42,16 @@ class LogRows:
 
     @property
     def size_bytes(self) -> int:
-        """Approximate memory: the requests as sent, and the features."""
+        """Approximate memory: the requests as sent, the features, and the answers."""
         sent = sum(request.call.size_bytes for request in self.requests)
-        return sent + sum(column.size_bytes for column in self.features or ())
+        features = sum(column.size_bytes for column in self.features or ())
+        return sent + features + int(self.values.nbytes)
 
     @property
     def group(self) -> Group:
         """Rows with equal groups can share a record."""
         applied = tuple(column.name for column in self.applied)
-        return self.spec.name, self.rollout, self.role, self.feature_set, self.features is None, applied
+        return *self.spec.key, self.step, self.role, self.feature_set, self.features is None, applied
 
 
 @dataclass(frozen=True, slots=True)

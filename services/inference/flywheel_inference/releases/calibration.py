@@ -1,7 +1,9 @@
-"""Calibration of a model's raw score to a probability; part of the release."""
+"""Calibration of a model's probabilities; part of the release. Platt and isotonic calibrate BINARY models,
+temperature calibrates MULTICLASS models."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +18,10 @@ EPSILON = 1e-7
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The raw score is the probability."""
+    """The output is the answer."""
 
     def apply(self, raw: npt.NDArray[Any]) -> Scores:
-        """[rows] raw scores → [rows] probabilities."""
+        """[rows, width] output → the same as float64."""
         return raw.astype(np.float64)
 
 
@@ -31,7 +33,7 @@ class Platt:
     intercept: float
 
     def apply(self, raw: npt.NDArray[Any]) -> Scores:
-        """[rows] raw scores → [rows] probabilities; NaN stays NaN."""
+        """[rows, 1] raw scores → [rows, 1] probabilities; NaN stays NaN."""
         p = np.clip(raw.astype(np.float64), EPSILON, 1 - EPSILON)
         return 1.0 / (1.0 + np.exp(-(self.slope * np.log(p / (1 - p)) + self.intercept)))
 
@@ -50,9 +52,29 @@ class Isotonic:
             raise ValueError("the x of an isotonic calibration must not decrease")
 
     def apply(self, raw: npt.NDArray[Any]) -> Scores:
-        """[rows] raw scores → [rows] probabilities; NaN stays NaN."""
+        """[rows, 1] raw scores → [rows, 1] probabilities; NaN stays NaN."""
         scores = raw.astype(np.float64)
         return np.where(np.isnan(scores), np.nan, np.interp(scores, self.x, self.y))
 
 
-Calibration = Identity | Platt | Isotonic
+@dataclass(frozen=True, slots=True)
+class Temperature:
+    """p_k is proportional to p_k ^ (1 / temperature): Guo et al. 2017, on log-probabilities."""
+
+    temperature: float
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError("the temperature of a calibration must be greater than 0")
+
+    def apply(self, raw: npt.NDArray[Any]) -> Scores:
+        """[rows, classes] probabilities → [rows, classes]; a row without a positive one becomes NaN."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            logits = np.log(raw.astype(np.float64)) / self.temperature
+            # The largest logit becomes 0, so that the exponentials do not overflow.
+            powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+            probabilities: Scores = powers / powers.sum(axis=1, keepdims=True)
+        return probabilities
+
+
+Calibration = Identity | Platt | Isotonic | Temperature

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-import numpy.typing as npt
-
+from flywheel_common.arrays import Array, Floats, Mask
+from flywheel_common.signature import Signature
 from flywheel_inference.releases.calibration import Calibration, Identity
+from flywheel_inference.releases.decision import decisions, scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +31,6 @@ class FeatureSetContract:
 
 
 @dataclass(frozen=True, slots=True)
-class InputSpec:
-    """One model input. With a vocabulary, the model gets the value's index in it, or -1 for an unknown
-    value."""
-
-    name: str
-    data_type: int
-    vocabulary: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
 class ArtifactSpec:
     """One file of a model version. `sha256` is lower-case hexadecimal."""
 
@@ -50,11 +41,11 @@ class ArtifactSpec:
 
 @dataclass(frozen=True, slots=True)
 class GoldenRows:
-    """Inputs [rows, inputs] float32 and the raw scores [rows] float32 expected for them, within `tolerance`
-    absolute."""
+    """Input tensors [rows, …] and the output tensor [rows, …], before calibration, that is expected for them
+    within `tolerance` absolute."""
 
-    inputs: npt.NDArray[np.float32]
-    scores: npt.NDArray[np.float32]
+    tensors: Mapping[str, Array]
+    output: Array
     tolerance: float = 1e-4
 
 
@@ -63,17 +54,18 @@ class FallbackPolicy:
     """Fallbacks of a release, applied in this order by `fallback.choice`.
 
     `cached_max_age_seconds`: maximum age of a cached batch prediction; 0 disables it.
-    `default_score`: the default answer; None: the request fails.
+    `default`: the values of the default answer, as many as the model's output has; None: the request fails.
     """
 
-    default_score: float | None = None
+    default: tuple[float, ...] | None = None
     cached_max_age_seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ReleaseSpec:
     """Everything needed to serve one release. `digest`: of its whole content. `triton_model` is the name of
-    the model version inside Triton."""
+    the model version inside Triton. `segment_thresholds`: thresholds of single segments, in place of
+    `threshold`."""
 
     name: str
     digest: str
@@ -81,11 +73,12 @@ class ReleaseSpec:
     model_version: str
     triton_model: str
     feature_set: str
-    inputs: tuple[InputSpec, ...]
+    signature: Signature
     artifacts: tuple[ArtifactSpec, ...]
     golden: GoldenRows
     calibration: Calibration = field(default_factory=Identity)
     threshold: float = 0.5
+    segment_thresholds: Mapping[str, float] = field(default_factory=dict)
     fallback: FallbackPolicy = field(default_factory=FallbackPolicy)
     segment_keys: tuple[str, ...] = ()
 
@@ -93,3 +86,13 @@ class ReleaseSpec:
     def key(self) -> tuple[str, str]:
         """Identifies the release and its content."""
         return self.name, self.digest
+
+    def scores(self, values: Floats) -> Floats:
+        """[rows, width] calibrated values → the score of each row (`decision.scores`)."""
+        return scores(self.signature.output.kind, values)
+
+    def decisions(self, scores: Floats, segments: Sequence[str]) -> Mask:
+        """The decision of each row from its score and its segment (`decision.decisions`)."""
+        return decisions(
+            self.signature.output.kind, scores, segments, self.threshold, self.segment_thresholds
+        )

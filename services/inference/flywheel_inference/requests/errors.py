@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import InvalidArgument, ResourceExhausted
 
 
 class MissingJoinKey(InvalidArgument):
@@ -24,3 +24,10 @@ class InvalidPredictionId(InvalidArgument):
 
     reason = "INVALID_PREDICTION_ID"
     remedy = "Send at most 128 characters, or leave the id empty to get one."
+
+
+class TooManyBytes(ResourceExhausted):
+    """The gateway already has its maximum number of predictions, batches or bytes in flight."""
+
+    reason = "OVERLOADED"
+    remedy = "Retry after the delay in RetryInfo, with exponential backoff."

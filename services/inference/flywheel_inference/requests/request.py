@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from flywheel_inference.releases.release import FeatureSetContract
+from flywheel_inference.releases.rollout_step import NO_ROLLOUT, RolloutStep
 from flywheel_inference.requests.errors import InvalidPredictionId
 
 MAX_ID_LENGTH = 128
@@ -34,23 +35,23 @@ class RoutedRequest:
     """A request bound to a feature set and a role.
 
     `contract`: feature set whose keys and fields it has. `as_of_micros` None: now. `event_micros`: event time
-    of the prediction. `started`: on time.perf_counter. `role` (`routing.route`) and `rollout`: why its
-    release answers. `copy_to`: challenger that gets a shadow copy.
+    of the prediction. `started`: on time.perf_counter. `role` and `step` (`routing.route`): why its
+    release answers. `copies`: releases that get a shadow copy, with the step to which it belongs.
     """
 
     __slots__ = (
         "as_of_micros",
         "call",
         "contract",
-        "copy_to",
+        "copies",
         "event_micros",
         "fields",
         "keys",
         "prediction_id",
         "role",
-        "rollout",
         "segment",
         "started",
+        "step",
         "subject",
     )
 
@@ -68,8 +69,8 @@ class RoutedRequest:
         segment: str,
         started: float,
         role: int = 1,
-        rollout: str = "",
-        copy_to: Any = None,
+        step: RolloutStep = NO_ROLLOUT,
+        copies: tuple[tuple[Any, RolloutStep], ...] = (),
     ) -> None:
         self.call = call
         self.contract = contract
@@ -82,12 +83,12 @@ class RoutedRequest:
         self.segment = segment
         self.started = started
         self.role = role
-        self.rollout = rollout
-        self.copy_to = copy_to
+        self.step = step
+        self.copies = copies
 
-    def bound_to(self, contract: FeatureSetContract) -> RoutedRequest:
-        """The same request with the keys and fields of a feature set, for a challenger. Raises
-        InvalidArgument."""
+    def bound_to(self, contract: FeatureSetContract, segment_keys: tuple[str, ...]) -> RoutedRequest:
+        """The same request with the keys and fields of a feature set and the segment of these keys, for a
+        challenger. Raises InvalidArgument."""
         same = contract.feature_set == self.contract.feature_set
         keys, fields = (self.keys, self.fields) if same else self.call.bind(contract)
         return RoutedRequest(
@@ -99,7 +100,7 @@ class RoutedRequest:
             as_of_micros=self.as_of_micros,
             event_micros=self.event_micros,
             subject=self.subject,
-            segment=self.segment,
+            segment=segment_of(self.call, segment_keys),
             started=self.started,
         )
 
@@ -119,7 +120,7 @@ def subject_of(keys: tuple[Any, ...]) -> str:
 
 def segment_of(call: PredictCall, segment_keys: tuple[str, ...]) -> str:
     """`origin=JFK,carrier=UA` for the release's segment keys; empty when it declares none."""
-    return ",".join(f"{key}={call.key_text(key)}" for key in segment_keys)
+    return ",".join([f"{key}={call.key_text(key)}" for key in segment_keys])
 
 
 def checked_id(prediction_id: str) -> str:

@@ -15,20 +15,28 @@ from flywheel_inference.models.feature_block import FeatureBlock
 
 @dataclass(frozen=True, slots=True)
 class ScoredBatch:
-    """A batch that the model scored. Arrays are [rows]; times in milliseconds.
-    `flagged`: a feature of the row was not PRESENT."""
+    """A batch that the model scored. `values` [rows, width]: calibrated output; the other arrays are [rows];
+    times in milliseconds. `flagged`: a feature of the row was not PRESENT."""
 
     block: FeatureBlock
+    values: Floats
     scores: Floats
     decisions: npt.NDArray[np.bool_]
     flagged: Mask
     features_ms: float
     model_ms: float
 
+    @property
+    def finite(self) -> Mask:
+        """[rows]: every value of the row is a finite number."""
+        found: Mask = np.logical_and.reduce(np.isfinite(self.values), axis=1)
+        return found
+
     def take(self, rows: Array) -> ScoredBatch:
         """The rows at these indices."""
         return ScoredBatch(
             self.block.take(rows),
+            self.values[rows],
             self.scores[rows],
             self.decisions[rows],
             self.flagged[rows],
@@ -39,10 +47,10 @@ class ScoredBatch:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRequests:
-    """Requests that were looked up and scored together.
+    """Requests, or rows of features, that were scored together.
 
-    `batch` holds the requests with the indices `rows`, in that order; None: none has features. `errors`:
-    index of a request that failed alone → why.
+    `batch` holds those with the indices `rows`, in that order; None: none was scored. `errors`: index of
+    one that failed alone → why.
     """
 
     batch: ScoredBatch | None
@@ -60,3 +68,9 @@ class Scored:
     row: int
     flagged: bool
     queue_ms: float
+
+    @property
+    def values(self) -> list[float]:
+        """The calibrated output of the row."""
+        found: list[float] = self.batch.values[self.row].tolist()
+        return found

@@ -9,12 +9,19 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flywheel_common.arrays import Array
 from flywheel_common.errors import DeadlineExceeded, FlywheelError, NotFound
 from flywheel_inference.batching.batcher import Batcher, Entry
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
-from flywheel_inference.fallback.errors import BadScore, BudgetExceeded, FeaturesIncomplete, ModelUnavailable
+from flywheel_inference.fallback.errors import (
+    BadScore,
+    BudgetExceeded,
+    FeaturesIncomplete,
+    InputNotExact,
+    ModelUnavailable,
+)
 from flywheel_inference.models.feature_block import PRESENT, FeatureBlock
-from flywheel_inference.models.input_tensor import MissingFeature, TensorBuilder
+from flywheel_inference.models.input_tensors import MissingFeature, TensorBuilder, Tensors
 from flywheel_inference.models.ports import ModelServer
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.requests.request import RoutedRequest
@@ -58,7 +65,7 @@ class ReleaseScorer:
     ) -> None:
         self.spec = spec
         self.contract = contract
-        self.tensors = TensorBuilder(spec.inputs)
+        self.tensors = TensorBuilder(spec.signature)
         self.ready = False
         self.last_asked = 0.0
         """When a request last came, on time.monotonic; 0: never."""
@@ -108,22 +115,58 @@ class ReleaseScorer:
         spent = time.perf_counter() - began
         if not wanted():
             raise BudgetExceeded("every caller had its answer before the model was called")
-        batch = await self.score_block(features.block, budget - spent, spent * 1e3)
-        return ScoredRequests(batch, features.rows, features.errors)
+        segments = [requests[row].segment for row in features.rows] if self.spec.segment_thresholds else ()
+        scored = await self.score_block(features.block, segments, budget - spent, spent * 1e3)
+        if not features.errors and not scored.errors:
+            return scored
+        places = features.rows.tolist()
+        errors = {**features.errors, **{places[row]: error for row, error in scored.errors.items()}}
+        return ScoredRequests(scored.batch, features.rows[scored.rows], errors)
 
-    async def score_block(self, block: FeatureBlock, budget: float, features_ms: float = 0.0) -> ScoredBatch:
-        """Runs the model on features that were looked up before. Raises CannotScore."""
+    async def score_block(
+        self, block: FeatureBlock, segments: Sequence[str], budget: float, features_ms: float = 0.0
+    ) -> ScoredRequests:
+        """Runs the model on features that were looked up before; rows that its tensors cannot hold fail
+        alone. `segments`: of each row, used when the release has thresholds of segments. Raises
+        CannotScore."""
         began = time.perf_counter()
         try:
-            tensor = self.tensors.build(block)
+            tensors, unfit = self.tensors.build(block)
         except MissingFeature as error:
             raise FeaturesIncomplete(str(error)) from None
+        rows = np.arange(block.rows)
+        errors: dict[int, FlywheelError] = {}
+        if unfit:
+            errors = {row: InputNotExact(why) for row, why in unfit.items()}
+            rows = np.delete(rows, list(unfit))
+            if not len(rows):
+                return ScoredRequests(None, rows, errors)
+            block = block.take(rows)
+            tensors = {name: tensor[rows] for name, tensor in tensors.items()}
+            segments = [segments[row] for row in rows.tolist()] if segments else ()
+        raw = await self._infer(tensors, budget)
+        values = self.spec.calibration.apply(raw)
+        scores = self.spec.scores(values)
+        batch = ScoredBatch(
+            block,
+            values,
+            scores,
+            self.spec.decisions(scores, segments),
+            (block.statuses != PRESENT).any(axis=0),
+            features_ms,
+            (time.perf_counter() - began) * 1e3,
+        )
+        return ScoredRequests(batch, rows, errors)
+
+    async def _infer(self, tensors: Tensors, budget: float) -> Array:
         if not self.ready or not self._model_breaker.allows(time.monotonic()):
             raise ModelUnavailable("the model is not loaded, or its circuit breaker is open")
         if budget <= 0:
             raise BudgetExceeded("no time is left for the model")
         try:
-            raw = await self._models.infer(self.spec.triton_model, tensor, budget)
+            raw = await self._models.infer(
+                self.spec.triton_model, tensors, self.spec.signature.output, budget
+            )
         except FlywheelError as error:
             self._model_breaker.failed(time.monotonic())
             if isinstance(error, NotFound):
@@ -132,10 +175,7 @@ class ReleaseScorer:
             cause = BudgetExceeded if isinstance(error, DeadlineExceeded) else ModelUnavailable
             raise cause(error.message) from None
         self._model_breaker.succeeded()
-        scores = self.spec.calibration.apply(raw)
-        model_ms = (time.perf_counter() - began) * 1e3
-        flagged = (block.statuses != PRESENT).any(axis=0)
-        return ScoredBatch(block, scores, scores >= self.spec.threshold, flagged, features_ms, model_ms)
+        return raw
 
     async def _run(self, entries: list[Entry[RoutedRequest, Scored]]) -> Sequence[Scored | Exception]:
         sent = time.perf_counter()
@@ -154,13 +194,13 @@ class ReleaseScorer:
             scored.rows.tolist(),
             batch.scores.tolist(),
             batch.decisions.tolist(),
-            np.isfinite(batch.scores).tolist(),
+            batch.finite.tolist(),
             batch.flagged.tolist(),
             strict=True,
         )
         for row, (place, score, decision, finite, flagged) in enumerate(rows):
             if not finite:
-                results[place] = BadScore("the model returned a score that is not finite")
+                results[place] = BadScore("the model returned a value that is not finite")
                 continue
             entry = entries[place]
             if entry.live:

@@ -1,15 +1,16 @@
 """Application of generations: a model's route is replaced at once, when every release it needs is ready.
 
 Until then the old route serves, also when a release cannot be decoded. A model without a route gets its new
-champion alone as soon as that is ready; its generation counts as applied only when the challenger is ready
-too.
+champion alone as soon as that is ready; its generation counts as applied only when the challenger and the
+variants are ready too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from flywheel_inference.releases.release import ReleaseSpec
 from flywheel_inference.routing.route import Route
 from flywheel_inference.scoring.scorer import ReleaseScorer
 from flywheel_inference.serving.desired_state import DesiredModel, Undecodable
@@ -44,46 +45,48 @@ def apply_desired(
         if isinstance(wanted.champion, Undecodable):
             continue
         champion = releases[wanted.champion.key]
-        undecodable = isinstance(wanted.active_challenger, Undecodable)
-        challenger = None
-        if wanted.active_challenger is not None and not isinstance(wanted.active_challenger, Undecodable):
-            challenger = releases[wanted.active_challenger.key]
-        if generations.get(model) == wanted.generation and _serves(routes.get(model), champion, challenger):
+        others = [wanted.active_challenger, *(variant.release for variant in wanted.variants)]
+        decoded = [releases[r.key] for r in others if r is not None and not isinstance(r, Undecodable)]
+        undecodable = any(isinstance(one, Undecodable) for one in others)
+        if generations.get(model) == wanted.generation and _serves(routes.get(model), [champion, *decoded]):
             continue
         if not champion.ready:
             continue
-        if not undecodable and (challenger is None or challenger.ready):
-            routes[model] = _route(wanted, champion, challenger)
+        if not undecodable and all(one.ready for one in decoded):
+            routes[model] = _route(wanted, releases)
             generations[model] = wanted.generation
         elif model not in routes:
-            routes[model] = _route(wanted, champion, None)
+            routes[model] = _route(replace(wanted, challenger=None, variants=()), releases)
             generations[model] = 0
     return AppliedRoutes(routes, generations)
 
 
-def _serves(
-    route: Route[ReleaseScorer] | None, champion: TrackedRelease, challenger: TrackedRelease | None
-) -> bool:
+def _serves(route: Route[ReleaseScorer] | None, wanted: Sequence[TrackedRelease]) -> bool:
     """Whether a route has these releases with this content."""
-    if route is None or route.champion.spec.key != champion.spec.key:
-        return False
-    if route.challenger is None or challenger is None:
-        return route.challenger is None and challenger is None
-    return route.challenger.spec.key == challenger.spec.key
+    return route is not None and [r.spec.key for r in route.releases] == [w.spec.key for w in wanted]
 
 
-def _route(
-    wanted: DesiredModel, champion: TrackedRelease, challenger: TrackedRelease | None
-) -> Route[ReleaseScorer]:
-    assert champion.scorer is not None
-    if challenger is None:
-        return Route(model=wanted.model, generation=wanted.generation, champion=champion.scorer)
+def _route(wanted: DesiredModel, releases: Mapping[ReleaseKey, TrackedRelease]) -> Route[ReleaseScorer]:
+    """The route of a model whose releases are decoded and ready."""
+
+    def scorer(release: ReleaseSpec | Undecodable | None) -> ReleaseScorer:
+        assert release is not None
+        assert not isinstance(release, Undecodable)
+        found = releases[release.key].scorer
+        assert found is not None
+        return found
+
+    champion = scorer(wanted.champion)
+    variants = tuple(variant.with_release(scorer(variant.release)) for variant in wanted.variants)
+    if wanted.active_challenger is None:
+        return Route(model=wanted.model, generation=wanted.generation, champion=champion, variants=variants)
     return Route(
         model=wanted.model,
         generation=wanted.generation,
-        champion=champion.scorer,
-        challenger=challenger.scorer,
+        champion=champion,
+        challenger=scorer(wanted.active_challenger),
         rollout=wanted.rollout,
         shadow_percent=wanted.shadow_percent,
         challenger_percent=wanted.challenger_percent,
+        variants=variants,
     )

@@ -1,10 +1,11 @@
-"""The desired state of one model, as the registry publishes it."""
+"""The desired state of models: in references, as the registry publishes it, and with their releases."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from flywheel_inference.releases.release import ReleaseSpec
+from flywheel_inference.routing.route import Variant
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,46 @@ class Undecodable:
 
     name: str
     cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A release without its content. `digest`: SHA-256 of its specification, which never changes."""
+
+    release: str
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedModel:
+    """The routing that the registry wants for one model, in references. `message`: the form that is saved."""
+
+    model: str
+    generation: int
+    champion: Reference | None
+    challenger: Reference | None = None
+    rollout: str = ""
+    shadow_percent: float = 0.0
+    challenger_percent: float = 0.0
+    warm: tuple[Reference, ...] = ()
+    variants: tuple[Variant[Reference], ...] = ()
+    message: bytes = b""
+
+    @property
+    def references(self) -> tuple[Reference, ...]:
+        """Every release, the most urgent first."""
+        found = (self.champion, self.challenger, *(v.release for v in self.variants), *self.warm)
+        return tuple(one for one in found if one is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class DesiredChange:
+    """Models in their new state, and names of models that nothing serves any more. `snapshot`: `models` are
+    all models."""
+
+    models: tuple[RoutedModel, ...] = ()
+    removed: tuple[str, ...] = ()
+    snapshot: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +69,7 @@ class DesiredModel:
     shadow_percent: float = 0.0
     challenger_percent: float = 0.0
     warm: tuple[ReleaseSpec | Undecodable, ...] = ()
+    variants: tuple[Variant[ReleaseSpec | Undecodable], ...] = ()
 
     @property
     def releases(self) -> tuple[ReleaseSpec, ...]:
@@ -41,7 +83,7 @@ class DesiredModel:
 
     @property
     def _all(self) -> tuple[ReleaseSpec | Undecodable | None, ...]:
-        return (self.champion, self.challenger, *self.warm)
+        return (self.champion, self.challenger, *(v.release for v in self.variants), *self.warm)
 
     @property
     def active_challenger(self) -> ReleaseSpec | Undecodable | None:

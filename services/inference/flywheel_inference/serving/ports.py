@@ -12,7 +12,12 @@ class ServingRegistry(Protocol):
     """The registry's serving API. Raises FlywheelError."""
 
     def watch(self) -> AsyncIterator[bytes]:
-        """The complete desired state, now and at every change, until the stream breaks or ends."""
+        """Serialized WatchServingResponses, until the stream breaks or ends: the first is the complete
+        desired state, each other one a change."""
+        ...
+
+    async def spec(self, release: str, digest: str, timeout: float) -> bytes:
+        """The specification of a release, serialized. The digest is not verified."""
         ...
 
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
@@ -24,7 +29,8 @@ class DesiredStateStore(Protocol):
     """The local copy from which a gateway boots while the registry is unavailable. Blocking; raises OSError.
 
     `load_desired` returns the state saved last, complete even if the process died while saving; None when
-    there is none or it is damaged. `keep_artifacts` deletes the artifacts that are not wanted.
+    there is none or it is damaged. `keep_artifacts` deletes the artifacts and specifications whose SHA-256 is
+    not wanted.
     """
 
     def save_desired(self, content: bytes) -> None: ...

@@ -11,15 +11,18 @@ from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.models.loader import ReleaseLoader
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.scoring.scorer import ReleaseScorer
-from flywheel_inference.serving.desired_state import DesiredModel
+from flywheel_inference.serving.desired_models import DesiredModels
+from flywheel_inference.serving.desired_state import DesiredChange, RoutedModel
 from flywheel_inference.serving.ports import DesiredStateStore, ServingRegistry
 from flywheel_inference.serving.state import ServingState
 from flywheel_inference.serving.tracked_release import TrackedRelease
 
 log = get_logger(__name__)
 
-Decode = Callable[[bytes], Sequence[DesiredModel]]
-"""Desired state as bytes → models."""
+Decode = Callable[[bytes], DesiredChange]
+"""A message of the watch, or the saved state → change."""
+Encode = Callable[[Sequence[RoutedModel]], bytes]
+"""All models → the state to save."""
 MakeScorer = Callable[[ReleaseSpec, FeatureSetContract, Callable[[], None]], ReleaseScorer]
 """Release, contract, and a callback for a model that the model server lost → scorer."""
 
@@ -35,7 +38,9 @@ class Reconciler:
         loader: ReleaseLoader,
         store: DesiredStateStore,
         *,
+        desired: DesiredModels,
         decode: Decode,
+        encode: Encode,
         make_scorer: MakeScorer,
         in_use: Callable[[ReleaseScorer], bool],
         heartbeat_seconds: float = 0.25,
@@ -46,7 +51,9 @@ class Reconciler:
         self._registry = registry
         self._loader = loader
         self._store = store
+        self._desired = desired
         self._decode = decode
+        self._encode = encode
         self._make_scorer = make_scorer
         self._in_use = in_use
         self._heartbeat_seconds = heartbeat_seconds
@@ -62,8 +69,8 @@ class Reconciler:
         exception: it then continues with the desired state that it has."""
         if not self._booted:
             content = await asyncio.to_thread(self._store.load_desired)
-            if content is not None:
-                self._accept(content)
+            if content is not None and (saved := self._decode(content)).snapshot:
+                await self._accept(saved, offline=True)
             self._booted = True
         for release in self._state.releases.values():
             # A task that was cancelled before its first step has not reset it.
@@ -85,8 +92,9 @@ class Reconciler:
                 self._unload_due(group)
                 self._state.settle()
 
-    def _accept(self, content: bytes) -> None:
-        self._state.accept(self._decode(content))
+    async def _accept(self, change: DesiredChange, *, offline: bool = False) -> None:
+        await self._desired.apply(change, offline=offline)
+        self._state.accept(self._desired.models)
         self._wake.set()
 
     # --- background
@@ -95,17 +103,17 @@ class Reconciler:
         while True:
             try:
                 async for content in self._registry.watch():
+                    await self._accept(self._decode(content))
                     delay = 0.1
-                    self._accept(content)
-                    await self._save(content)
+                    await self._save()
             except FlywheelError as error:
                 log.warning("registry unavailable: serving the last desired state", reason=error.reason)
             await asyncio.sleep(delay)
             delay = min(delay * 2, 2.0)
 
-    async def _save(self, content: bytes) -> None:
+    async def _save(self) -> None:
         try:
-            await asyncio.to_thread(self._store.save_desired, content)
+            await asyncio.to_thread(self._store.save_desired, self._encode(self._desired.routed))
         except OSError as error:
             log.error("desired state not saved: the next boot needs the registry", exc_info=error)
 
@@ -170,6 +178,7 @@ class Reconciler:
             self._unload_at[spec.triton_model] = time.monotonic() + self._unload_seconds
         try:
             wanted = {artifact.sha256 for spec in left for artifact in spec.artifacts}
+            wanted |= self._desired.digests
             await asyncio.to_thread(self._store.keep_artifacts, wanted)
         except OSError as error:
             log.warning("unused artifacts not deleted", error=str(error))
@@ -188,7 +197,9 @@ class Reconciler:
 
     async def _unload(self, triton_model: str) -> None:
         try:
-            await self._loader.unload(triton_model)
-            log.info("model unloaded", model=triton_model)
+            unloaded = await self._loader.unload(triton_model)
         except FlywheelError as error:
-            log.warning("model not unloaded", model=triton_model, reason=error.reason)
+            log.warning("model not unloaded: trying again", model=triton_model, reason=error.reason)
+            self._unload_at.setdefault(triton_model, time.monotonic() + self._unload_seconds)
+        else:
+            log.info("model unloaded" if unloaded else "model left to other gateways", model=triton_model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from flywheel_common.names import Pattern
+from flywheel_common.signature import OutputSpec
 from flywheel_inference.models.errors import ModelServerDown
 from flywheel_inference.releases.release import ReleaseSpec
 from flywheel_inference.routing.route import Route
@@ -37,17 +38,25 @@ class ServingState:
         found = self._applied.routes.get(model)
         if found is not None:
             return found
+        desired = self._desired_of(model)
+        if desired.champion is not None:
+            cause = self._failure(desired.champion) or "it is being loaded"
+            raise ReleaseNotReady(f"Release {desired.champion.name} is not ready: {cause}", model=model)
+        raise _unknown(model)
+
+    def outputs(self, model: str) -> list[OutputSpec]:
+        """Outputs of the model's desired releases, the champion's first; empty when none can be read. Raises
+        NotFound UNKNOWN_MODEL, Unavailable NO_DESIRED_STATE, InvalidArgument."""
+        return [release.signature.output for release in self._desired_of(model).releases]
+
+    def _desired_of(self, model: str) -> DesiredModel:
         MODEL_NAME.parse(model)
         if self._desired is None:
             raise NoDesiredState("The registry has not answered since this gateway started: try again.")
         desired = self._desired.get(model)
-        if desired is not None and desired.champion is not None:
-            cause = self._failure(desired.champion) or "it is being loaded"
-            raise ReleaseNotReady(f"Release {desired.champion.name} is not ready: {cause}", model=model)
-        raise UnknownModel(
-            f"No release serves {model}: register a version, create a release and start its rollout.",
-            model=model,
-        )
+        if desired is None:
+            raise _unknown(model)
+        return desired
 
     def statuses(self) -> list[ServingStatus]:
         """What is served, by model."""
@@ -136,12 +145,7 @@ class ServingState:
         return [spec for desired in (self._desired or {}).values() for spec in desired.releases]
 
     def _routed(self) -> set[ReleaseKey]:
-        return {
-            scorer.spec.key
-            for route in self._applied.routes.values()
-            for scorer in (route.champion, route.challenger)
-            if scorer is not None
-        }
+        return {scorer.spec.key for route in self._applied.routes.values() for scorer in route.releases}
 
     def _failure(self, release: ReleaseSpec | Undecodable) -> str:
         if isinstance(release, Undecodable):
@@ -150,3 +154,9 @@ class ServingState:
         if tracked.ready and not self.model_server_up:
             return f"{ModelServerDown.reason}: Triton does not answer."
         return tracked.failure
+
+
+def _unknown(model: str) -> UnknownModel:
+    return UnknownModel(
+        f"No release serves {model}: register a version, create a release and start its rollout.", model=model
+    )

@@ -22,6 +22,12 @@ def feature_to_proto(d: FeatureDrift) -> monitor_pb2.FeatureDrift:
         null_rate=d.null_rate,
         reference_null_rate=d.reference_null_rate,
         unseen_rate=d.unseen_rate,
+        reference_unseen_rate=d.reference_unseen_rate,
+        chi_square_degrees=d.chi_square_degrees,
+        cramers_v=d.cramers_v,
+        jensen_shannon=d.jensen_shannon,
+        wasserstein=d.wasserstein,
+        effective_rows=d.effective_rows,
         verdict=int(d.verdict),  # type: ignore[arg-type]
         reason=d.reason,
     )

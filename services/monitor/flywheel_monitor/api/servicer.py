@@ -126,6 +126,7 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
             shadow=request.mode == pb.COMPARISON_MODE_SHADOW,
             start_us=start,
             alpha=request.alpha,
+            generation=request.generation,
         )
         return comparison_to_proto(request.champion_release, request.challenger_release, found)
 

@@ -35,8 +35,10 @@ async def rollout_evidence(
     shadow: bool,
     start_us: int | None,
     alpha: float,
+    generation: int = 0,
 ) -> RolloutEvidence:
-    """Compare two releases of a rollout since `start_us`; `alpha` 0 is DEFAULT_ALPHA. Raises InvalidAlpha,
+    """Compare two releases of a rollout since `start_us`, in the step that began with `generation` of the
+    routing (0: in all steps); `alpha` 0 is DEFAULT_ALPHA. Raises InvalidAlpha,
     InvalidReleases."""
     RolloutName.parse(rollout)
     alpha = alpha or DEFAULT_ALPHA
@@ -49,8 +51,8 @@ async def rollout_evidence(
     since = ALL_TIME.start_us if start_us is None else start_us
     role = Role.SHADOW if shadow else Role.CHALLENGER
     async with store.reading() as records:
-        challenger_rows = await records.variant_rows(rollout, challenger, role, since)
-        champion_rows = await records.variant_rows(rollout, champion, Role.CHAMPION, since)
+        challenger_rows = await records.variant_rows(rollout, challenger, role, since, generation)
+        champion_rows = await records.variant_rows(rollout, champion, Role.CHAMPION, since, generation)
     found = compare(champion_rows, challenger_rows, is_paired=shadow, alpha=alpha)
     # A request that both predicted counts once.
     times = {

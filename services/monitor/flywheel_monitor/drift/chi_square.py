@@ -6,6 +6,8 @@ the contingency form treats both sides as samples.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.special import chdtrc
 
@@ -16,24 +18,51 @@ MIN_EXPECTED = 5.0
 
 
 def pooled(a: Ints, b: Ints) -> tuple[Ints, Ints]:
-    """Both vectors, with the bins of a small expected count merged into one last bin."""
+    """Both vectors, with the bins of a small expected count merged into one last bin. If that bin is small
+    too, it is merged into the smallest other one: a few rows must not decide."""
     total = a + b
     n, m = int(a.sum()), int(b.sum())
     if n == 0 or m == 0:
         return a, b
-    small = total * (min(n, m) / (n + m)) < MIN_EXPECTED
+    least = MIN_EXPECTED * (n + m) / min(n, m)
+    small = total < least
     if not small.any():
         return a, b
-    return np.append(a[~small], a[small].sum()), np.append(b[~small], b[small].sum())
+    x, y = np.append(a[~small], a[small].sum()), np.append(b[~small], b[small].sum())
+    if x[-1] + y[-1] >= least or len(x) == 1:
+        return x, y
+    smallest = int(np.argmin((x + y)[:-1]))
+    x[smallest] += x[-1]
+    y[smallest] += y[-1]
+    return x[:-1], y[:-1]
 
 
-def chi_square(a: Ints, b: Ints) -> tuple[float, float]:
-    """(statistic, p-value) of two count vectors [B]; (0, 1) when a side or all but one bin is empty."""
+@dataclass(frozen=True)
+class ChiSquare:
+    """Statistic, degrees of freedom, p-value, and Cramér's V: the square root of statistic / (n + m), 0 to 1
+    (Cramér, Mathematical Methods of Statistics, 1946; a table of two rows)."""
+
+    statistic: float = 0.0
+    degrees: int = 0
+    p_value: float = 1.0
+    cramers_v: float = 0.0
+
+
+def chi_square(a: Ints, b: Ints, effect: float = 1.0) -> ChiSquare:
+    """The test of two count vectors [B]; p 1 when a side or all but one bin is empty. `effect` is the design
+    effect of `a`: it divides the statistic that the p-value is taken from, as the variance of the difference
+    grows from 1/n + 1/m to effect/n + 1/m (Rao and Scott 1984, first order)."""
     used = (a + b) > 0
     x, y = a[used].astype(np.float64), b[used].astype(np.float64)
     n, m = x.sum(), y.sum()
     if n == 0 or m == 0 or len(x) < 2:
-        return 0.0, 1.0
+        return ChiSquare()
     share = (x + y) / (n + m)
     statistic = float(np.sum((x - n * share) ** 2 / (n * share)) + np.sum((y - m * share) ** 2 / (m * share)))
-    return statistic, float(chdtrc(len(x) - 1, statistic))
+    inflated = (effect / n + 1 / m) / (1 / n + 1 / m)
+    return ChiSquare(
+        statistic,
+        len(x) - 1,
+        float(chdtrc(len(x) - 1, statistic / inflated)),
+        float(np.sqrt(statistic / (n + m))),
+    )

@@ -15,7 +15,7 @@ import numpy as np
 
 from flywheel_common.arrays import Ints
 from flywheel_monitor.drift import chi_square as chi2
-from flywheel_monitor.drift import fdr, ks, psi
+from flywheel_monitor.drift import design_effect, distances, fdr, ks, psi
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.windows.bins import FeatureBins, Special, broken_rate, null_rate, unseen_rate
@@ -23,6 +23,8 @@ from flywheel_monitor.windows.bins import FeatureBins, Special, broken_rate, nul
 MEAN_SHIFT_WARNING = 0.1
 """Mean shift in reference standard deviations that counts as a warning whatever the PSI: a shift of 0.3
 sigma has a PSI of only 0.09."""
+RATE_WARNING = 0.05
+"""Rise of the share of missing, or of unseen and out-of-range, values that counts as a warning."""
 
 
 @dataclass(frozen=True)
@@ -35,50 +37,81 @@ class FeatureDrift:
     ks: float | None = None
     ks_p_value: float | None = None
     chi_square: float | None = None
+    chi_square_degrees: int = 0
     chi_square_p_value: float | None = None
+    cramers_v: float | None = None
+    jensen_shannon: float = 0.0
+    wasserstein: float | None = None
+    effective_rows: float = 0.0
     adjusted_p_value: float = 1.0
     mean_shift: float | None = None
     null_rate: float = 0.0
     reference_null_rate: float = 0.0
     unseen_rate: float = 0.0
+    reference_unseen_rate: float = 0.0
     verdict: Verdict = Verdict.NO_DRIFT
     reason: str = ""
 
 
-def measure(bins: FeatureBins, counts: Ints, mean_shift: float | None) -> tuple[FeatureDrift, float]:
+def measure(
+    bins: FeatureBins, counts: Ints, mean_shift: float | None, blocks: Ints | None = None
+) -> tuple[FeatureDrift, float]:
     """The statistics of one feature and its p-value before adjustment.
 
     Numeric: KS of the finite values and chi-square of present against missing and out of range, the
     smaller p doubled (Bonferroni), so that a null burst is as significant as a shift. Categorical:
-    chi-square over all bins."""
+    chi-square over all bins. `blocks` [B, size]: the counts of consecutive parts of the window, from which
+    the design effect is estimated; None: rows are independent."""
     reference = bins.reference_counts
     window_coarse, reference_coarse = psi.coarse(bins, counts), psi.coarse(bins, reference)
-    value = psi.psi(window_coarse, reference_coarse)
     found = FeatureDrift(
         feature=bins.name,
-        psi=value,
-        psi_corrected=psi.corrected(value, window_coarse, reference_coarse),
+        psi=psi.psi(window_coarse, reference_coarse),
+        jensen_shannon=distances.jensen_shannon(window_coarse, reference_coarse),
         null_rate=null_rate(bins, counts),
         reference_null_rate=null_rate(bins, reference),
         unseen_rate=unseen_rate(bins, counts),
+        reference_unseen_rate=unseen_rate(bins, reference),
     )
     if not bins.numeric:
-        statistic, p = chi2.chi_square(*chi2.pooled(counts, reference))
-        return replace(found, chi_square=statistic, chi_square_p_value=p), p
+        effect = 1.0 if blocks is None else design_effect.of_shares(blocks)
+        test = chi2.chi_square(*chi2.pooled(counts, reference), effect)
+        found = replace(
+            found,
+            psi_corrected=psi.corrected(window_coarse, reference_coarse, effect),
+            chi_square=test.statistic,
+            chi_square_degrees=test.degrees,
+            chi_square_p_value=test.p_value,
+            cramers_v=test.cramers_v,
+            effective_rows=counts.sum() / effect,
+        )
+        return found, test.p_value
     a, b = ks.ordered(bins, counts), ks.ordered(bins, reference)
+    effect = 1.0 if blocks is None else design_effect.of_order(ks.ordered(bins, blocks))
     statistic = ks.ks_statistic(a, b)
-    ks_p = ks.ks_p_value(statistic, float(a.sum()), float(b.sum()))
-    _, special_p = chi2.chi_square(*chi2.pooled(_kinds(bins, counts), _kinds(bins, reference)))
-    found = replace(found, ks=statistic, ks_p_value=ks_p, mean_shift=mean_shift)
-    return found, min(1.0, 2 * min(ks_p, special_p))
+    ks_p = ks.ks_p_value(statistic, float(a.sum()) / effect, float(b.sum()))
+    kinds_effect = 1.0 if blocks is None else design_effect.of_shares(_kinds(bins, blocks))
+    kinds = chi2.chi_square(*chi2.pooled(_kinds(bins, counts), _kinds(bins, reference)), kinds_effect)
+    spread = bins.reference.stddev
+    found = replace(
+        found,
+        psi_corrected=psi.corrected(window_coarse, reference_coarse, effect),
+        ks=statistic,
+        ks_p_value=ks_p,
+        wasserstein=distances.wasserstein(a, b, bins.positions) / spread if spread > 0 else None,
+        mean_shift=mean_shift,
+        effective_rows=float(counts.sum()) / effect,
+    )
+    return found, min(1.0, 2 * min(ks_p, kinds.p_value))
 
 
 def _kinds(bins: FeatureBins, counts: Ints) -> Ints:
-    """Rows that are [present, missing, far]. The KS test covers finite values only and does not see these
-    shares."""
-    s = counts[bins.regular :]
-    missing = s[Special.NULL] + s[Special.NON_FINITE] + s[Special.MALFORMED]
-    return np.array([counts.sum() - missing - s[Special.FAR], missing, s[Special.FAR]], np.int64)
+    """Rows that are [present, missing, far] in the last axis. The KS test covers finite values only and does
+    not see these shares."""
+    s = counts[..., bins.regular :]
+    missing = s[..., Special.NULL] + s[..., Special.NON_FINITE] + s[..., Special.MALFORMED]
+    far = s[..., Special.FAR]
+    return np.stack([counts.sum(axis=-1) - missing - far, missing, far], axis=-1)
 
 
 def judge_features(
@@ -86,9 +119,15 @@ def judge_features(
     counts: Mapping[str, Ints],
     mean_shifts: Mapping[str, float],
     policy: MonitorPolicy,
+    blocks: Mapping[str, Ints] | None = None,
 ) -> list[FeatureDrift]:
-    """The verdict on every feature, most drifted first. `counts` [size] per feature name."""
-    measured = [measure(bins, counts[bins.name], mean_shifts.get(bins.name)) for bins in features]
+    """The verdict on every feature, most drifted first. Per feature name `counts` [size] and, for the design
+    effect, `blocks` [B, size]."""
+    blocks = blocks or {}
+    measured = [
+        measure(bins, counts[bins.name], mean_shifts.get(bins.name), blocks.get(bins.name))
+        for bins in features
+    ]
     adjusted = fdr.adjust([p for _, p in measured])
     judged = [
         _judge(bins, counts[bins.name], replace(found, adjusted_p_value=float(q)), policy)
@@ -126,6 +165,13 @@ def _judge(bins: FeatureBins, counts: Ints, d: FeatureDrift, policy: MonitorPoli
         return replace(d, verdict=Verdict.DRIFT, reason=f"{numbers}: at least {policy.psi_alert:g}")
     if d.psi_corrected >= policy.psi_warning or shift >= MEAN_SHIFT_WARNING:
         return replace(d, verdict=Verdict.WARNING, reason=f"{numbers}: moved, less than {policy.psi_alert:g}")
+    for what, rate, expected in (
+        ("missing or unusable", d.null_rate, d.reference_null_rate),
+        ("unseen or out of range", d.unseen_rate, d.reference_unseen_rate),
+    ):
+        if rate - expected >= RATE_WARNING:
+            reason = f"{rate:.1%} of values are {what}, {expected:.1%} in the reference"
+            return replace(d, verdict=Verdict.WARNING, reason=reason)
     return replace(d, reason=f"significant but small; {numbers}")
 
 

@@ -17,12 +17,11 @@ from flywheel_monitor.windows.bins import FeatureBins, Special
 
 
 def ordered(bins: FeatureBins, counts: Ints) -> Ints:
-    """Counts of the finite values in ascending order: below, regular bins, above. FAR is left out, because
-    it holds both sides."""
-    specials = counts[bins.regular :]
-    return np.concatenate(
-        [[specials[Special.BELOW]], counts[: bins.regular], [specials[Special.ABOVE]]]
-    ).astype(np.int64)
+    """Counts of the finite values in ascending order, in the last axis: below, regular bins, above. FAR is
+    left out, because it holds both sides."""
+    specials = counts[..., bins.regular :]
+    below, above = specials[..., [Special.BELOW]], specials[..., [Special.ABOVE]]
+    return np.concatenate([below, counts[..., : bins.regular], above], axis=-1).astype(np.int64)
 
 
 def ks_statistic(a: Ints, b: Ints) -> float:

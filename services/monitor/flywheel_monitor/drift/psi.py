@@ -1,23 +1,39 @@
 """Population stability index.
 
 psi = Σ (p_i - q_i) ln(p_i / q_i), p the window's and q the reference's share of bin i (Siddiqi, Credit Risk
-Scorecards, 2006), with Jeffreys' prior: share = (count + 0.5) / (n + 0.5 B). Without drift its expectation is
+Scorecards, 2006). Bins: the deciles of the reference, open-ended and right-closed, or the categories. Nulls
+and unseen categories are no bins: they have rates of their own. Without drift the expectation of the PSI is
 about (B - 1)(1/n + 1/m) (Yurdakul, Statistical Properties of Population Stability Index, 2018), which is
-subtracted.
+subtracted; n is divided by the design effect of the window. Sparse bins are pooled first, because the
+expectation holds for expected counts from about 5 on.
 """
 
 from __future__ import annotations
 
+from enum import Enum
+
 import numpy as np
 
 from flywheel_common.arrays import Ints
+from flywheel_monitor.drift.chi_square import pooled
 from flywheel_monitor.windows.bins import FeatureBins, Special
 
 PRIOR = 0.5
 DECILES = 10
 
 
-def psi(window: Ints, reference: Ints) -> float:
+class Smoothing(Enum):
+    """How an empty bin gets a share above 0. JEFFREYS: (count + 0.5) / (n + 0.5 B), the Jeffreys prior.
+    EPSILON: max(count / n, 1e-4), as most tools do; sparse bins then dominate the sum."""
+
+    JEFFREYS = "jeffreys"
+    EPSILON = "epsilon"
+
+
+EPSILON_SHARE = 1e-4
+
+
+def psi(window: Ints, reference: Ints, smoothing: Smoothing = Smoothing.JEFFREYS) -> float:
     """PSI of two count vectors [B] over the same bins, dimensionless, natural logarithm. Bins empty on
     both sides are left out. 0 when either side has no rows."""
     used = (window > 0) | (reference > 0)
@@ -25,18 +41,23 @@ def psi(window: Ints, reference: Ints) -> float:
     n, m = a.sum(), b.sum()
     if n == 0 or m == 0:
         return 0.0
-    p = (a + PRIOR) / (n + PRIOR * len(a))
-    q = (b + PRIOR) / (m + PRIOR * len(b))
+    if smoothing is Smoothing.EPSILON:
+        p, q = np.maximum(a / n, EPSILON_SHARE), np.maximum(b / m, EPSILON_SHARE)
+    else:
+        p = (a + PRIOR) / (n + PRIOR * len(a))
+        q = (b + PRIOR) / (m + PRIOR * len(b))
     return float(np.sum((p - q) * np.log(p / q)))
 
 
-def corrected(value: float, window: Ints, reference: Ints) -> float:
-    """`value` less its expectation under no drift, not below 0."""
-    bins = int(np.count_nonzero((window > 0) | (reference > 0)))
-    n, m = float(window.sum()), float(reference.sum())
+def corrected(window: Ints, reference: Ints, effect: float = 1.0) -> float:
+    """PSI over the bins that are not sparse, less its expectation under no drift, not below 0. `effect` is
+    the design effect of the window."""
+    a, b = pooled(window, reference)
+    bins = int(np.count_nonzero((a > 0) | (b > 0)))
+    n, m = float(a.sum()), float(b.sum())
     if n == 0 or m == 0:
         return 0.0
-    return max(0.0, value - (bins - 1) * (1 / n + 1 / m))
+    return max(0.0, psi(a, b) - (bins - 1) * (effect / n + 1 / m))
 
 
 def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:
@@ -51,16 +72,20 @@ def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:
 
 
 def coarse(bins: FeatureBins, counts: Ints) -> Ints:
-    """The counts that PSI is computed from. Numeric: reference deciles, then one bin each for null,
-    non-finite, below, above (with far), unseen and malformed values. Categorical: all bins."""
+    """The counts that PSI is computed from. Numeric: the reference's deciles, with what is below and above
+    its range in the first and last one; a reference of one value keeps them apart. Categorical: the listed
+    categories."""
+    regular = counts[: bins.regular]
     if not bins.numeric:
-        return counts
+        return regular
+    below, above = (int(counts[bins.regular + s]) for s in (Special.BELOW, Special.ABOVE))
     groups = decile_groups(bins.reference_counts[: bins.regular])
-    deciles = np.bincount(
-        groups, weights=counts[: bins.regular].astype(np.float64), minlength=int(groups.max(initial=0)) + 1
+    size = int(groups.max(initial=0)) + 1
+    deciles = np.rint(np.bincount(groups, weights=regular.astype(np.float64), minlength=size)).astype(
+        np.int64
     )
-    special = counts[bins.regular :].copy()
-    # FAR does not say on which side a value is; together with one side it still shows in the PSI.
-    special[Special.ABOVE] += special[Special.FAR]
-    special[Special.FAR] = 0
-    return np.concatenate([np.rint(deciles).astype(np.int64), special])
+    if size == 1:
+        return np.array([below, deciles[0], above], np.int64)
+    deciles[0] += below
+    deciles[-1] += above
+    return deciles

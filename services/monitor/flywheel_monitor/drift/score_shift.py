@@ -1,7 +1,9 @@
 """Prediction drift: the shift of the mean score against the reference.
 
 The effect is (mean - reference mean) / reference stddev; z is the difference over its standard error. The
-verdict depends on the effect, because z grows with the traffic; z only rules out chance.
+verdict depends on the effect, because z grows with the traffic; z only rules out chance. The mean of scores
+in [0, 1] rarely moves by two standard deviations, so that the PSI of the scores, less its expectation,
+decides too.
 """
 
 from __future__ import annotations
@@ -36,14 +38,14 @@ class ScoreShift:
     reason: str = ""
 
 
-def score_psi(window: Ints, reference: Ints) -> float:
-    """PSI of two score histograms [SCORE_BINS] over the reference's deciles."""
+def _deciles(window: Ints, reference: Ints) -> tuple[Ints, Ints]:
+    """Two score histograms [SCORE_BINS] over the reference's deciles."""
     groups = psi.decile_groups(reference)
     size = int(groups.max(initial=0)) + 1
-    grouped = [
+    a, b = (
         np.rint(np.bincount(groups, weights=c, minlength=size)).astype(np.int64) for c in (window, reference)
-    ]
-    return psi.psi(grouped[0], grouped[1])
+    )
+    return a, b
 
 
 def score_shift(
@@ -53,8 +55,9 @@ def score_shift(
     counts: Ints,
     reference: ScoreReference | None,
     policy: MonitorPolicy,
+    effect: float = 1.0,
 ) -> ScoreShift:
-    """The shift of `count` scores with these moments and histogram."""
+    """The shift of `count` scores with these moments and histogram. `effect` is their design effect."""
     if reference is None:
         return ScoreShift(mean, stddev, verdict=Verdict.INSUFFICIENT, reason="no reference scores yet")
     found = {
@@ -66,7 +69,9 @@ def score_shift(
     if count == 0 or not reference.stddev > 0:
         return ScoreShift(**found, verdict=Verdict.INSUFFICIENT, reason="no scores to compare")
     shift = (mean - reference.mean) / reference.stddev
-    variance = stddev**2 / count + (reference.stddev**2 / reference.count if reference.count else 0.0)
+    variance = stddev**2 * effect / count + (
+        reference.stddev**2 / reference.count if reference.count else 0.0
+    )
     z = (
         (mean - reference.mean) / math.sqrt(variance)
         if variance > 0
@@ -75,12 +80,17 @@ def score_shift(
         else 0.0
     )
     known = len(reference.counts) == SCORE_BINS
-    value = score_psi(counts, np.asarray(reference.counts, np.int64)) if known else 0.0
+    grouped = _deciles(counts, np.asarray(reference.counts, np.int64)) if known else None
+    value = psi.psi(*grouped) if grouped is not None else 0.0
+    moved = psi.corrected(*grouped, effect) if grouped is not None else 0.0
     if count < policy.min_predictions:
         verdict, reason = Verdict.INSUFFICIENT, f"{count} scores, {policy.min_predictions} needed"
     elif abs(shift) >= policy.score_shift and abs(z) >= SIGNIFICANT_Z:
         verdict = Verdict.DRIFT
         reason = f"mean score {mean:.4f} is {shift:+.2f} sigma from {reference.mean:.4f} (z {z:+.1f})"
+    elif moved >= policy.psi_alert:
+        verdict = Verdict.DRIFT
+        reason = f"PSI of the scores {moved:.3f}: at least {policy.psi_alert:g}; mean {shift:+.2f} sigma"
     else:
         verdict = Verdict.NO_DRIFT
         reason = f"mean score {mean:.4f}, {shift:+.2f} sigma from the reference"

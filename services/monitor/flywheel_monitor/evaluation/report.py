@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from flywheel_monitor.drift import design_effect
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
 from flywheel_monitor.drift.verdict import Verdict
@@ -69,13 +70,15 @@ def report_on(
         {f.name: window.feature(f) for f in layout.features},
         {name: shift for name, shift in shifts.items() if shift is not None},
         policy,
+        {f.name: window.feature_blocks(f) for f in layout.features},
     )
     if layout.features:
         verdict, reason = judge_window(features, window.predictions, policy)
     else:
         verdict, reason = Verdict.INSUFFICIENT, version.reference.reason or "no reference"
     mean, stddev = window.score_moments()
-    score = score_shift(mean, stddev, window.scored, window.scores, version.score_reference, policy)
+    effect = design_effect.of_mean(*window.score_blocks(), stddev)
+    score = score_shift(mean, stddev, window.scored, window.scores, version.score_reference, policy, effect)
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
     return Report(

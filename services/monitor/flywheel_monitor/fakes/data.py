@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 
@@ -45,6 +46,16 @@ class StoredPrediction:
         return self.batch.ids[self.row]
 
     @property
+    def key(self) -> tuple[str, str, VariantKey | None]:
+        """Its identity."""
+        return self.batch.key.model, self.id, self.batch.key if self.batch.shadow else None
+
+    @property
+    def labelled_by(self) -> tuple[str, str]:
+        """The key of its label."""
+        return self.batch.key.model, self.id
+
+    @property
     def time(self) -> int:
         return int(self.batch.event_times[self.row])
 
@@ -73,10 +84,12 @@ class Data:
     versions: dict[int, WatchedVersion] = field(default_factory=dict)
     variants: dict[VariantKey, None] = field(default_factory=dict)
     """Every variant, oldest first."""
-    predictions: dict[tuple[str, bool], StoredPrediction] = field(default_factory=dict)
-    labels: dict[str, StoredLabel] = field(default_factory=dict)
+    predictions: dict[tuple[str, str, VariantKey | None], StoredPrediction] = field(default_factory=dict)
+    """By (model, id, None or the shadow's variant)."""
+    labels: dict[tuple[str, str], StoredLabel] = field(default_factory=dict)
+    """By (model, prediction id)."""
     pruned: dict[int, tuple[StoredPrediction, StoredLabel | None]] = field(default_factory=dict)
-    outcomes: dict[str, int] = field(default_factory=dict)
+    outcomes: set[tuple[int, str]] = field(default_factory=set)
     counts: dict[int, IngestCounts] = field(default_factory=dict)
     """By model; orphans are counted when they are read."""
     queue: dict[int, Queued] = field(default_factory=dict)
@@ -96,7 +109,7 @@ class Data:
     """(caller, method, request id) → (body, response)."""
 
     def copy(self) -> Data:
-        return Data(*(dict(getattr(self, f.name)) for f in fields(self)))
+        return Data(*(copy(getattr(self, f.name)) for f in fields(self)))
 
     def model(self, name: str) -> int:
         """The id of the model, which is created if it is new."""
@@ -115,7 +128,7 @@ class Data:
 
     def served(self, version_id: int) -> Iterator[tuple[StoredPrediction, StoredLabel | None]]:
         """Every served prediction of a version, also pruned ones, with its label."""
-        stored = ((p, self.labels.get(p.id)) for p in self.predictions.values())
+        stored = ((p, self.labels.get(p.labelled_by)) for p in self.predictions.values())
         for prediction, label in (*stored, *self.pruned.values()):
             if prediction.version_id == version_id and not prediction.batch.shadow:
                 yield prediction, label

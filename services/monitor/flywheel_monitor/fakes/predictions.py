@@ -47,7 +47,7 @@ class MemoryPredictions(MemoryVersions):
             new = np.zeros(len(batch.ids), np.bool_)
             for row in range(len(batch.ids)):
                 prediction = StoredPrediction(batch, row, version.id)
-                if data.predictions.setdefault((prediction.id, batch.shadow), prediction) is not prediction:
+                if data.predictions.setdefault(prediction.key, prediction) is not prediction:
                     self._count(version.model_id, duplicates=1)
                     continue
                 new[row] = True
@@ -66,16 +66,17 @@ class MemoryPredictions(MemoryVersions):
             for row, prediction_id in enumerate(batch.prediction_ids):
                 at, outcome_id = int(batch.event_times[row]), batch.outcome_ids[row]
                 if batch.name != LABEL:
-                    known = outcome_id in data.outcomes
+                    known = (model, outcome_id) in data.outcomes
                     if not known:
                         _advance(data.recent_labels, (model, partition), at)
-                    data.outcomes[outcome_id] = model
+                    data.outcomes.add((model, outcome_id))
                 else:
-                    known = prediction_id in data.labels
+                    key = batch.model, prediction_id
+                    known = key in data.labels
                     label = Label(at, outcome_id, float(batch.values[row]))
-                    stored = data.labels.get(prediction_id)
+                    stored = data.labels.get(key)
                     if stored is None or label.replaces(stored.label):
-                        data.labels[prediction_id] = StoredLabel(label, model)
+                        data.labels[key] = StoredLabel(label, model)
                         _advance(data.recent_labels, (model, partition), at)
                 self._count(model, outcomes=int(not known), duplicates=int(known))
 
@@ -97,11 +98,13 @@ class MemoryPredictions(MemoryVersions):
             np.array(times, np.int64), segments, False, scores, labels, np.ones(len(times), np.int64)
         )
         counted = panes.merge({}) if panes else {}
-        wanted = [p for k, p in counted.items() if k.segment == segment and _within(k.start_us, span)]
+        wanted = [
+            (k.start_us, p) for k, p in counted.items() if k.segment == segment and _within(k.start_us, span)
+        ]
         return sum_panes(version.layout, wanted)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:
-        kept = ((a, self._data.labels.get(a.id)) for a in self._data.predictions.values())
+        kept = ((a, self._data.labels.get(a.labelled_by)) for a in self._data.predictions.values())
         rows = [
             (a, label)
             for a, label in kept
@@ -109,14 +112,17 @@ class MemoryPredictions(MemoryVersions):
         ]
         return with_exact_auc(quality(totals_of_window(window)), *_scores(rows))
 
-    async def variant_rows(self, rollout: str, release: str, role: Role, since_us: int) -> VariantRows:
+    async def variant_rows(
+        self, rollout: str, release: str, role: Role, since_us: int, generation: int
+    ) -> VariantRows:
         rows = [
             a
             for a in self._data.predictions.values()
             if (a.batch.key.rollout, a.batch.key.release, a.batch.key.role) == (rollout, release, role)
             and a.time >= since_us
+            and generation in (0, a.batch.key.generation)
         ]
-        labels = [self._data.labels.get(a.id) for a in rows]
+        labels = [self._data.labels.get(a.labelled_by) for a in rows]
         return VariantRows(
             ids=tuple(a.id for a in rows),
             event_times=np.array([a.time for a in rows], np.int64),
@@ -138,8 +144,8 @@ class MemoryPredictions(MemoryVersions):
         mine = self._data.models_of(project)
         found = [c for model, c in self._data.counts.items() if model in mine]
         orphans = sum(
-            label.model_id in mine and (prediction_id, False) not in self._data.predictions
-            for prediction_id, label in self._data.labels.items()
+            label.model_id in mine and (*key, None) not in self._data.predictions
+            for key, label in self._data.labels.items()
         )
         return IngestCounts(
             sum(c.predictions for c in found),
@@ -162,10 +168,10 @@ class MemoryPredictions(MemoryVersions):
             if a.time < reached.get(data.versions[a.version_id].model_id, a.time) - keep_us
         ]
         for _, prediction in old:
-            data.pruned[len(data.pruned)] = prediction, data.labels.get(prediction.id)
+            data.pruned[len(data.pruned)] = prediction, data.labels.get(prediction.labelled_by)
         for key, prediction in old:
             del data.predictions[key]
-            data.labels.pop(prediction.id, None)
+            data.labels.pop(prediction.labelled_by, None)
         return len(old)
 
     @staticmethod

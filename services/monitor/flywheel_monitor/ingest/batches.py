@@ -21,13 +21,15 @@ class Role(IntEnum):
 
 @dataclass(frozen=True)
 class VariantKey:
-    """The variant that all rows of a batch belong to."""
+    """The variant that all rows of a batch belong to. `generation` of the routing: the step of the
+    rollout."""
 
     model: str
     model_version: str
     release: str
     rollout: str
     role: Role
+    generation: int = 0
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,9 @@ def prediction_columns(batch: prediction_pb2.PredictionBatch, payload: bytes) ->
         # Only the archive decodes these, and by then the batch is counted and cannot be rejected.
         check_table(table, n)
     return PredictionColumns(
-        key=VariantKey(batch.model, batch.model_version, batch.release, batch.rollout, Role(role)),
+        key=VariantKey(
+            batch.model, batch.model_version, batch.release, batch.rollout, Role(role), batch.generation
+        ),
         ids=list(batch.prediction_ids),
         event_times=_times(batch.event_times, n),
         scores=scores,

@@ -16,14 +16,18 @@ from flywheel_monitor.windows.span import Span
 class Ingestion(Protocol):
     """Counts predictions and outcomes, each once, whatever is repeated and in whatever order they arrive.
 
-    One writer at a time works on a partition; a prediction and its outcomes are in the same partition.
-    Predictions are identified by (prediction id, shadow or served): the first one is kept, later ones are
-    duplicates. A prediction counts in the pane of its event time, in the segment "" and in its own
-    segment. The label of a prediction is its outcome named LABEL with the largest (event time, outcome
-    id). It counts in the pane of its prediction, for the served prediction and for its shadow. A label
-    that arrives before its served prediction is an orphan until then. Other outcomes are identified by
-    their id. Counts, labels, progress and the archive queue change together, in the transaction. Raises a
-    retryable FlywheelError, and counts nothing, while the reference of a new version cannot be fetched."""
+    One writer at a time works on a partition; a prediction and its outcomes are in the same partition. A
+    served prediction is identified by (model, prediction id), a shadow prediction by its variant too: the
+    first one is kept, later ones are duplicates. An outcome is identified by (model, outcome id) and belongs
+    to the predictions of its own model only.
+
+    A prediction counts in the pane of its event time, in the segment "" and in its own segment. The label of
+    a prediction is its outcome named LABEL with the largest (event time, outcome id). It counts in the pane
+    of its prediction, for the served prediction and for its shadows. A label that arrives before its served
+    prediction is an orphan until then.
+
+    Counts, labels, progress and the archive queue change together, in the transaction. Raises a retryable
+    FlywheelError, and counts nothing, while the reference of a new version cannot be fetched."""
 
     async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None: ...
 

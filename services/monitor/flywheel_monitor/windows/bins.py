@@ -127,6 +127,13 @@ class FeatureBins:
             return -np.inf, np.inf
         return self.reference.minimum - width, self.reference.maximum + width
 
+    @cached_property
+    def positions(self) -> Floats:
+        """[regular + 2] places on the axis of below, the regular bins and above: the right edges of the
+        right-closed bins; what is outside the range counts at its ends."""
+        low, high = self.reference.minimum, self.reference.maximum
+        return np.concatenate([[low], self._edges, [high, high]])
+
     def assign(self, values: Array | None, valid: Mask, rows: int) -> Ints:
         """[rows] bin of each row. `values` None: the column was not logged, every row is NULL."""
         if values is None:
@@ -173,8 +180,9 @@ class FeatureBins:
         return bins
 
     def standardized(self, values: Array | None, valid: Mask, rows: int) -> Floats:
-        """[rows] (x - reference mean) / reference stddev, clipped to ±1e6; 0 where x is null, not finite
-        or no number, and for a constant reference."""
+        """[rows] (x - reference mean) / reference stddev, with x clipped to the reference's range, so that
+        one outlier does not move the mean of a window (a winsorized mean); 0 where x is null, not finite or
+        no number, and for a constant reference."""
         spread = self.reference.stddev
         if (
             values is None
@@ -184,10 +192,10 @@ class FeatureBins:
             or values.dtype.kind not in "biuf"
         ):
             return np.zeros(rows)
-        with np.errstate(invalid="ignore", over="ignore"):
-            z = (values.astype(np.float64, copy=False) - self.reference.mean) / spread
-            z = np.clip(z, -1e6, 1e6)
-        return np.where(valid & np.isfinite(z), z, 0.0)
+        x = values.astype(np.float64, copy=False)
+        clipped = np.clip(x, self.reference.minimum, self.reference.maximum)
+        z = np.clip((clipped - self.reference.mean) / spread, -1e6, 1e6)
+        return np.where(valid & np.isfinite(x), z, 0.0)
 
 
 def null_rate(bins: FeatureBins, counts: Ints) -> float:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-from flywheel_common.arrays import Ints
+from flywheel_common.arrays import Floats, Ints
 from flywheel_monitor.windows.bins import FeatureBins, Special
 from flywheel_monitor.windows.histograms import LATENCY_BINS, SCORE_BINS
 from flywheel_monitor.windows.layout import SCORE_SCALE, SOURCES, Z_SCALE, Layout, Sums
@@ -15,17 +16,37 @@ from flywheel_monitor.windows.layout import SCORE_SCALE, SOURCES, Z_SCALE, Layou
 @dataclass(frozen=True)
 class WindowCounts:
     """The sum of some panes: [layout.size] counts, [layout.sums] fixed-point sums, and the number of
-    predictions."""
+    predictions. `count_blocks` [B, layout.size] and `sum_blocks` [B, layout.sums] are the same per block
+    (`windows.blocks`)."""
 
     layout: Layout
-    counts: Ints
-    sums: Ints
+    count_blocks: Ints
+    sum_blocks: Ints
     predictions: int
+
+    @cached_property
+    def counts(self) -> Ints:
+        return self.count_blocks.sum(axis=0)
+
+    @cached_property
+    def sums(self) -> Ints:
+        return self.sum_blocks.sum(axis=0)
 
     def feature(self, bins: FeatureBins) -> Ints:
         """[bins.size] counts."""
         start = self.layout.offsets[bins.name]
         return self.counts[start : start + bins.size]
+
+    def feature_blocks(self, bins: FeatureBins) -> Ints:
+        """[B, bins.size] counts."""
+        start = self.layout.offsets[bins.name]
+        return self.count_blocks[:, start : start + bins.size]
+
+    def score_blocks(self) -> tuple[Floats, Ints]:
+        """Sum and number of the scores in each block, [B] each."""
+        sums = self.sum_blocks[:, self.layout.common_sums + Sums.SCORE] / SCORE_SCALE
+        start = self.layout.scores
+        return sums, self.count_blocks[:, start : start + SCORE_BINS].sum(axis=1)
 
     def mean_shift(self, name: str) -> float | None:
         """(mean - reference mean) / reference stddev over the finite values of a numeric feature."""

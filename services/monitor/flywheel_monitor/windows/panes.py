@@ -8,12 +8,13 @@ traffic costs a few bytes per feature; a full pane of 20 features with 128 bins 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from flywheel_common.arrays import Floats, Ints, Mask
+from flywheel_monitor.windows.blocks import block_of
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.histograms import calibration_bins, latency_bins, score_bins
 from flywheel_monitor.windows.layout import SCORE_SCALE, SOURCES, Z_SCALE, Layout, Sums, fixed
@@ -181,17 +182,20 @@ class PaneAccumulator:
         self._sum_values.append(values if keep is None else values[keep])
 
 
-def sum_panes(layout: Layout, panes: Iterable[PackedPane]) -> WindowCounts:
-    """The counts of a window that consists of these panes."""
-    counts = np.zeros(layout.size, np.int64)
-    sums = np.zeros(layout.sums, np.int64)
-    predictions = 0
-    for pane in panes:
+def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> WindowCounts:
+    """The counts of a window that consists of these panes, each with its start in microseconds."""
+    starts, places = np.unique([start for start, _ in panes], return_inverse=True)
+    rows = np.zeros(len(starts), np.int64)
+    np.add.at(rows, places, [pane.predictions for _, pane in panes])
+    blocks = block_of(rows)
+    size = int(blocks.max(initial=0)) + 1
+    counts = np.zeros((size, layout.size), np.int64)
+    sums = np.zeros((size, layout.sums), np.int64)
+    for place, (_, pane) in zip(places.tolist(), panes, strict=True):
         indices, values = unpack(pane.counts)
-        counts[indices] += values
-        sums += np.frombuffer(pane.sums, "<i8")
-        predictions += pane.predictions
-    return WindowCounts(layout, counts, sums, predictions)
+        counts[blocks[place], indices] += values
+        sums[blocks[place]] += np.frombuffer(pane.sums, "<i8")
+    return WindowCounts(layout, counts, sums, int(rows.sum()))
 
 
 def _both(a: Mask | None, b: Mask | None) -> Mask | None:

@@ -7,6 +7,7 @@ from flywheel_registry.api.convert import to_timestamp
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.models.names import VersionName
+from flywheel_registry.rollouts.names import RolloutName
 
 
 def evidence_to_proto(value: Evidence) -> pb.Evidence:
@@ -18,6 +19,12 @@ def evidence_to_proto(value: Evidence) -> pb.Evidence:
         findings=value.findings,
         passed=value.passed,
         created_at=to_timestamp(value.created_at),
+        producer=value.producer,
+        champion_version=VersionName.of(value.model, value.champion),
+        rollout=RolloutName.of(value.model, value.rollout),
+        step=value.step or 0,
+        policy=value.policy,
+        hash=value.hash,
     )
 
 
@@ -32,5 +39,6 @@ def audit_to_proto(entry: AuditEntry) -> pb.AuditEntry:
         to_state=entry.to_state,
         reason=entry.reason,
         evidence=entry.evidence,
+        evidence_hash=entry.evidence_hash,
         hash=entry.hash,
     )

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from flywheel_common.signature import Signature
+from flywheel_common.signature_messages import (
+    from_message,
+    signature_from_message,
+    signature_message,
+    to_message,
+)
 from flywheel_protos.registry.v1 import model_pb2 as pb
 from flywheel_protos.registry.v1 import registry_pb2
 from flywheel_registry.api.convert import to_timestamp
@@ -13,9 +20,10 @@ from flywheel_registry.api.convert_policies import (
 )
 from flywheel_registry.api.errors import InvalidStage
 from flywheel_registry.models.catalog import MUTABLE_FIELDS
+from flywheel_registry.models.errors import InvalidGoldenRows
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.names import VersionName
-from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion, SignatureInput
+from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.stages.transitions import Stage
 
@@ -48,11 +56,19 @@ def model_to_proto(value: Model) -> pb.Model:
         production_version=VersionName.of(value.name, value.production_version),
         created_at=to_timestamp(value.created_at),
         etag=value.etag,
+        variants=[
+            pb.Variant(
+                name=one.name,
+                release=ReleaseName.of(value.name, one.release),
+                percent=one.percent,
+                shadow_percent=one.shadow_percent,
+            )
+            for one in value.variants
+        ],
     )
 
 
 def version(message: pb.ModelVersion, model_name: str) -> ModelVersion:
-    golden = message.golden_rows
     return ModelVersion(
         model=model_name,
         training_run=message.training_run,
@@ -60,11 +76,9 @@ def version(message: pb.ModelVersion, model_name: str) -> ModelVersion:
         metrics=dict(message.metrics),
         feature_set=message.feature_set,
         training_dataset=message.training_dataset,
-        signature=tuple(
-            SignatureInput(i.name, int(i.data_type), tuple(i.vocabulary)) for i in message.signature.inputs
-        ),
+        signature=signature_from_message(message.signature),
         artifacts=tuple(Artifact(a.name, a.size_bytes, a.sha256) for a in message.artifacts),
-        golden_rows=GoldenRows(golden.row_count, golden.inputs, golden.scores, golden.tolerance),
+        golden_rows=_golden_rows(message.golden_rows),
         tags=dict(message.tags),
         description=message.description,
         parent_version=message.parent_version,
@@ -74,8 +88,27 @@ def version(message: pb.ModelVersion, model_name: str) -> ModelVersion:
     )
 
 
+def _golden_rows(message: pb.GoldenRows) -> GoldenRows:
+    tensors = tuple(map(from_message, message.tensors))
+    output = from_message(message.output) if message.HasField("output") else None
+    golden = GoldenRows(tensors, output, message.tolerance)
+    if message.row_count not in (0, golden.row_count):
+        raise InvalidGoldenRows(
+            f"row_count is {message.row_count}, the golden output has {golden.row_count} rows."
+        )
+    return golden
+
+
+def _golden_to_proto(golden: GoldenRows) -> pb.GoldenRows:
+    return pb.GoldenRows(
+        row_count=golden.row_count,
+        tolerance=golden.tolerance,
+        tensors=map(to_message, golden.tensors),
+        output=to_message(golden.output) if golden.output is not None else None,
+    )
+
+
 def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
-    golden = value.golden_rows
     return pb.ModelVersion(
         name=value.name,
         stage=stage_to_proto(value.stage),
@@ -84,23 +117,12 @@ def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
         metrics=value.metrics,
         feature_set=value.feature_set,
         training_dataset=value.training_dataset,
-        signature=pb.Signature(
-            inputs=[
-                pb.SignatureInput(
-                    name=i.name,
-                    data_type=i.data_type,  # type: ignore[arg-type]
-                    vocabulary=i.vocabulary,
-                )
-                for i in value.signature
-            ]
-        ),
+        signature=signature_message(value.signature) if value.signature != Signature() else None,
         artifacts=[
             pb.Artifact(name=a.name, size_bytes=a.size_bytes, sha256=a.sha256) for a in value.artifacts
         ],
         artifact_state=f"ARTIFACT_STATE_{value.artifact_state}",
-        golden_rows=pb.GoldenRows(
-            row_count=golden.row_count, inputs=golden.inputs, scores=golden.scores, tolerance=golden.tolerance
-        ),
+        golden_rows=_golden_to_proto(value.golden_rows),
         tags=value.tags,
         description=value.description,
         parent_version=value.parent_version,
@@ -110,6 +132,7 @@ def version_to_proto(value: ModelVersion) -> pb.ModelVersion:
         registered_by=value.registered_by,
         promoted_by=value.promoted_by,
         promoted_at=to_timestamp(value.promoted_at),
+        check_problems=value.check_problems or (),
     )
 
 

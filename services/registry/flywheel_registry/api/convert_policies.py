@@ -6,7 +6,7 @@ from flywheel_protos.registry.v1 import model_pb2 as pb
 from flywheel_registry.api.convert import to_duration, to_seconds
 from flywheel_registry.policies.errors import InvalidPolicy
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
-from flywheel_registry.policies.rollout_policy import RolloutPolicy
+from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
 
 
 def gate_policy(message: pb.GatePolicy) -> GatePolicy:
@@ -55,9 +55,40 @@ def rollout_policy(message: pb.RolloutPolicy) -> RolloutPolicy:
         max_error_rate=message.max_error_rate,
         max_p99_ms=message.max_p99_ms,
         max_score_shift=message.max_score_shift,
-        max_step_seconds=to_seconds(message.max_step) if message.HasField("max_step") else None,
+        max_step_seconds=_duration(message, "max_step"),
         alpha=message.alpha,
+        min_wall_bake_seconds=_duration(message, "min_wall_bake"),
+        load_timeout_seconds=_duration(message, "load_timeout"),
+        steps=tuple(map(_step, message.steps)),
+        until_verdict=message.until_verdict,
     )
+
+
+def _step(message: pb.RolloutStepPolicy) -> StepOverride:
+    def value(field: str) -> float | None:
+        return getattr(message, field) if message.HasField(field) else None
+
+    samples = (
+        _count(message.min_samples, "rollout_policy.steps.min_samples")
+        if message.HasField("min_samples")
+        else None
+    )
+    return StepOverride(
+        percent=message.percent,
+        min_bake_seconds=_duration(message, "min_bake"),
+        min_wall_bake_seconds=_duration(message, "min_wall_bake"),
+        max_step_seconds=_duration(message, "max_step"),
+        min_samples=samples,
+        max_log_loss_delta=value("max_log_loss_delta"),
+        max_error_rate=value("max_error_rate"),
+        max_p99_ms=value("max_p99_ms"),
+        max_score_shift=value("max_score_shift"),
+    )
+
+
+def _duration(message: pb.RolloutPolicy | pb.RolloutStepPolicy, field: str) -> float | None:
+    """Return a duration in seconds, None when it is not set."""
+    return to_seconds(getattr(message, field)) if message.HasField(field) else None
 
 
 def rollout_policy_to_proto(policy: RolloutPolicy) -> pb.RolloutPolicy:
@@ -74,4 +105,21 @@ def rollout_policy_to_proto(policy: RolloutPolicy) -> pb.RolloutPolicy:
         max_score_shift=policy.max_score_shift,
         max_step=to_duration(policy.max_step_seconds),
         alpha=policy.alpha,
+        min_wall_bake=to_duration(policy.min_wall_bake_seconds),
+        load_timeout=to_duration(policy.load_timeout_seconds),
+        steps=[
+            pb.RolloutStepPolicy(
+                percent=step.percent,
+                min_bake=to_duration(step.min_bake_seconds),
+                min_wall_bake=to_duration(step.min_wall_bake_seconds),
+                max_step=to_duration(step.max_step_seconds),
+                min_samples=step.min_samples,
+                max_log_loss_delta=step.max_log_loss_delta,
+                max_error_rate=step.max_error_rate,
+                max_p99_ms=step.max_p99_ms,
+                max_score_shift=step.max_score_shift,
+            )
+            for step in policy.steps
+        ],
+        until_verdict=policy.until_verdict,
     )

@@ -6,14 +6,14 @@ from flywheel_protos.registry.v1 import model_pb2 as pb
 from flywheel_registry.api.convert import to_duration, to_seconds, to_timestamp
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.releases.errors import WrongModel
-from flywheel_registry.releases.release import Isotonic, Platt, Release
+from flywheel_registry.releases.release import Calibration, Isotonic, Platt, Release, Temperature
 
 
 def release(message: pb.Release, model_name: str) -> Release:
     version_name = VersionName.parse(message.model_version)
     if version_name.parent != model_name:
         raise WrongModel(f"{version_name} is not a version of {model_name}.")
-    calibration: Platt | Isotonic | None = None
+    calibration: Calibration | None = None
     match message.calibration.WhichOneof("kind"):
         case "platt":
             calibration = Platt(message.calibration.platt.slope, message.calibration.platt.intercept)
@@ -21,6 +21,8 @@ def release(message: pb.Release, model_name: str) -> Release:
             calibration = Isotonic(
                 tuple(message.calibration.isotonic.x), tuple(message.calibration.isotonic.y)
             )
+        case "temperature":
+            calibration = Temperature(message.calibration.temperature.temperature)
     fallback = message.fallback
     return Release(
         model_name,
@@ -34,6 +36,8 @@ def release(message: pb.Release, model_name: str) -> Release:
         if fallback.HasField("cached_max_age")
         else None,
         segment_keys=tuple(message.segment_keys),
+        segment_thresholds=dict(message.segment_thresholds),
+        default_values=tuple(fallback.default_values),
     )
 
 
@@ -44,6 +48,7 @@ def release_to_proto(value: Release) -> pb.Release:
         feature_set=value.feature_set,
         threshold=value.threshold,
         segment_keys=value.segment_keys,
+        segment_thresholds=value.segment_thresholds,
         created_at=to_timestamp(value.created_at),
         created_by=value.created_by,
     )
@@ -52,9 +57,13 @@ def release_to_proto(value: Release) -> pb.Release:
             message.calibration.platt.CopyFrom(pb.Calibration.Platt(slope=slope, intercept=intercept))
         case Isotonic(x, y):
             message.calibration.isotonic.CopyFrom(pb.Calibration.Isotonic(x=x, y=y))
+        case Temperature(temperature):
+            message.calibration.temperature.temperature = temperature
     if value.has_fallback:
         fallback = pb.Fallback(
-            default_score=value.default_score, cached_max_age=to_duration(value.cached_max_age_seconds)
+            default_score=value.default_score,
+            cached_max_age=to_duration(value.cached_max_age_seconds),
+            default_values=value.default_values,
         )
         message.fallback.CopyFrom(fallback)
     return message

@@ -1,14 +1,17 @@
-"""Rollouts → protobuf."""
+"""Rollouts ↔ protobuf."""
 
 from __future__ import annotations
 
 from flywheel_protos.registry.v1 import model_pb2 as pb
-from flywheel_registry.api.convert import to_timestamp
+from flywheel_protos.registry.v1 import registry_pb2
+from flywheel_registry.api.convert import to_duration, to_timestamp
 from flywheel_registry.api.convert_policies import rollout_policy_to_proto
+from flywheel_registry.api.errors import InvalidVerdict
 from flywheel_registry.evidence.names import EvidenceName
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.state_machine import RolloutState
+from flywheel_registry.rollouts.verdict import Decision
 
 
 def rollout_to_proto(value: Rollout) -> pb.Rollout:
@@ -36,8 +39,25 @@ def rollout_to_proto(value: Rollout) -> pb.Rollout:
         created_at=to_timestamp(value.created_at),
         ended_at=to_timestamp(value.ended_at),
         created_by=value.created_by,
+        generation=value.generation,
+        step_entered_at=to_timestamp(value.step_entered_at),
+        step_ran=to_duration(value.step_ran_seconds or None),
     )
 
 
 def _rollout_state(state: RolloutState) -> str:
     return f"ROLLOUT_STATE_{state}"
+
+
+_VERDICTS = {
+    registry_pb2.EXPERIMENT_VERDICT_SHIP: Decision.ADVANCE,
+    registry_pb2.EXPERIMENT_VERDICT_ROLL_BACK: Decision.ROLL_BACK,
+}
+
+
+def verdict(number: int) -> Decision:
+    """Parse the verdict of an experiment. Raises InvalidVerdict."""
+    for value, decision in _VERDICTS.items():
+        if value == number:
+            return decision
+    raise InvalidVerdict(f"verdict {number} ends no A/B test: send SHIP or ROLL_BACK.", field="verdict")

@@ -1,8 +1,8 @@
-"""Errors of the gRPC edge: malformed requests."""
+"""Errors of the gRPC edge: malformed requests, and specifications that changed."""
 
 from __future__ import annotations
 
-from flywheel_common.errors import InvalidArgument
+from flywheel_common.errors import Aborted, InvalidArgument
 
 
 class InvalidStage(InvalidArgument):
@@ -10,6 +10,13 @@ class InvalidStage(InvalidArgument):
 
     reason = "INVALID_STAGE"
     remedy = "Send one of the values of the enum Stage, or leave the field unset."
+
+
+class InvalidVerdict(InvalidArgument):
+    """The number is not a verdict that ends an A/B test."""
+
+    reason = "INVALID_VERDICT"
+    remedy = "Send EXPERIMENT_VERDICT_SHIP or EXPERIMENT_VERDICT_ROLL_BACK."
 
 
 class InvalidFilter(InvalidArgument):
@@ -31,3 +38,10 @@ class TargetRepeated(InvalidArgument):
 
     reason = "TARGET_REPEATED"
     remedy = "Send `target` only in the first message, and `data` in all others."
+
+
+class SpecChanged(Aborted):
+    """The specification of the release has another digest at this replica of the registry."""
+
+    reason = "SPEC_CHANGED"
+    remedy = "Watch again and fetch the digest of the new snapshot."

@@ -12,6 +12,7 @@ from flywheel_registry.api import convert_evidence, convert_models, listing
 from flywheel_registry.api.convert import check_texts
 from flywheel_registry.api.errors import TargetMissing, TargetRepeated
 from flywheel_registry.api.mutations import Mutations
+from flywheel_registry.artifacts.check import VersionCheck
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
 from flywheel_registry.artifacts.verification import CHUNK_BYTES
 from flywheel_registry.models.catalog import POLICY_FIELDS, ModelCatalog
@@ -34,6 +35,7 @@ class ModelMethods(Mutations):
 
     _models: ModelCatalog
     _artifacts: ArtifactTransfer
+    _checks: VersionCheck
     _promotions: Promotions
 
     # ------------------------------------------------------------------------------------------------ models
@@ -137,6 +139,23 @@ class ModelMethods(Mutations):
         async for chunk in self._artifacts.download(name, request.artifact):
             for start in range(0, len(chunk), CHUNK_BYTES):
                 yield pb.DownloadArtifactResponse(data=chunk[start : start + CHUNK_BYTES])
+
+    async def CheckModelVersion(
+        self, request: pb.CheckModelVersionRequest, context: Any
+    ) -> pb.CheckModelVersionResponse:
+        version = await self._checks.check(VersionName.parse(request.name), actor())
+        return pb.CheckModelVersionResponse(model_version=convert_models.version_to_proto(version))
+
+    async def DeleteModelVersion(
+        self, request: pb.DeleteModelVersionRequest, context: Any
+    ) -> pb.DeleteModelVersionResponse:
+        name = VersionName.parse(request.name)
+
+        async def effect(records: ModelRecords) -> pb.DeleteModelVersionResponse:
+            await self._models.delete_version(records, name, request.reason, actor())
+            return pb.DeleteModelVersionResponse()
+
+        return await self._mutate("DeleteModelVersion", request, pb.DeleteModelVersionResponse, effect)
 
     # ---------------------------------------------------------------------------------------------- stages
 

@@ -12,6 +12,7 @@ from flywheel_registry.api.mutations import Mutations, Response
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
 from flywheel_registry.releases.catalog import ReleaseCatalog
+from flywheel_registry.releases.errors import WrongModel
 from flywheel_registry.releases.lookups import find_release
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.releases.ports import ReleaseRecords
@@ -62,11 +63,13 @@ class RolloutMethods(Mutations):
     async def StartRollout(self, request: pb.StartRolloutRequest, context: Any) -> pb.StartRolloutResponse:
         model = str(ModelName.parse(request.parent))
         challenger = ReleaseName.parse(request.challenger_release)
+        if challenger.parent != model:
+            raise WrongModel(f"{challenger} is not a release of {model}.")
         policy = convert_policies.rollout_policy(request.policy) if request.HasField("policy") else None
 
         async def effect(records: RolloutRecords) -> pb.StartRolloutResponse:
             rollout = await self._rollout_start.start(
-                records, model, challenger, policy, request.reason, actor()
+                records, challenger, policy, request.reason, actor(), override=request.override
             )
             return pb.StartRolloutResponse(rollout=convert_rollouts.rollout_to_proto(rollout))
 
@@ -98,6 +101,16 @@ class RolloutMethods(Mutations):
         self, request: pb.SkipRolloutStepRequest, context: Any
     ) -> pb.SkipRolloutStepResponse:
         return await self._change(request, pb.SkipRolloutStepResponse, self._rollout_lifecycle.skip)
+
+    async def ConcludeRollout(
+        self, request: pb.ConcludeRolloutRequest, context: Any
+    ) -> pb.ConcludeRolloutResponse:
+        decision = convert_rollouts.verdict(request.verdict)
+
+        async def conclude(records: RolloutRecords, name: RolloutName, reason: str, by: str) -> Rollout:
+            return await self._rollout_lifecycle.conclude(records, name, decision, reason, by)
+
+        return await self._change(request, pb.ConcludeRolloutResponse, conclude)
 
     async def _change(self, request: Any, response: type[Response], change: RolloutChange) -> Response:
         """Run a mutating method whose request names a rollout and a reason."""

@@ -11,6 +11,7 @@ from flywheel_registry.api import convert_evidence, listing
 from flywheel_registry.api.model_methods import ModelMethods
 from flywheel_registry.api.rollout_methods import RolloutMethods
 from flywheel_registry.api.serving_methods import ServingMethods
+from flywheel_registry.artifacts.check import VersionCheck
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
 from flywheel_registry.evidence.lookups import find_evidence
 from flywheel_registry.evidence.names import EvidenceName
@@ -26,6 +27,7 @@ from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.rollouts.start import RolloutStart
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways
+from flywheel_registry.serving.variants import Variants
 
 
 class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistryServiceServicer):
@@ -37,6 +39,7 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         store: Store[RolloutRecords],
         models: ModelCatalog,
         artifacts: ArtifactTransfer,
+        checks: VersionCheck,
         promotions: Promotions,
         releases: ReleaseCatalog,
         rollout_start: RolloutStart,
@@ -45,11 +48,13 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         acknowledgements: Acknowledgements,
         desired_state: DesiredStateCache,
         gateways: Gateways,
+        variants: Variants,
         rollback_wait_seconds: float,
     ) -> None:
         self._store = store
         self._models = models
         self._artifacts = artifacts
+        self._checks = checks
         self._promotions = promotions
         self._releases = releases
         self._rollout_start = rollout_start
@@ -59,6 +64,7 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         self._rollback_wait = rollback_wait_seconds
         self._desired_state = desired_state
         self._gateways = gateways
+        self._variants = variants
 
     async def GetEvidence(self, request: pb.GetEvidenceRequest, context: Any) -> pb.GetEvidenceResponse:
         async with self._store.reading() as records:

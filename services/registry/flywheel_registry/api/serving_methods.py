@@ -14,15 +14,18 @@ from flywheel_common.names import parse_project
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_models, convert_serving, listing
 from flywheel_registry.api.convert import check_texts
+from flywheel_registry.api.errors import SpecChanged
 from flywheel_registry.api.mutations import Mutations
-from flywheel_registry.models.lookups import find_model
-from flywheel_registry.models.names import ModelName
+from flywheel_registry.models.lookups import find_model, find_version
+from flywheel_registry.models.names import ModelName, VersionName
+from flywheel_registry.releases.lookups import find_release
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.rollback.acknowledgement import Acknowledgements
 from flywheel_registry.rollback.rollback import Rollbacks
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways
+from flywheel_registry.serving.variants import Variants
 
 ANSWER_RESERVE_SECONDS = 0.25
 """How much of its caller's deadline a waiting rollback keeps, to answer in time."""
@@ -38,6 +41,7 @@ class ServingMethods(Mutations):
     _rollback_wait: float
     _desired_state: DesiredStateCache
     _gateways: Gateways
+    _variants: Variants
 
     async def RollbackModel(self, request: pb.RollbackModelRequest, context: Any) -> pb.RollbackModelResponse:
         began, model = time.monotonic(), str(ModelName.parse(request.name))
@@ -55,9 +59,23 @@ class ServingMethods(Mutations):
         wait = max(0.0, (self._rollback_wait if left is None else left) - ANSWER_RESERVE_SECONDS)
         acknowledged = await self._acknowledgements.wait(model, generation, since=began, timeout_seconds=wait)
         response.complete = acknowledged.complete
+        response.unacknowledged_gateways.extend(acknowledged.unacknowledged)
         response.elapsed.FromTimedelta(timedelta(seconds=acknowledged.seconds))
         response.gateways.extend(map(convert_serving.gateway_to_proto, acknowledged.gateways))
         return response
+
+    async def SetModelVariants(
+        self, request: pb.SetModelVariantsRequest, context: Any
+    ) -> pb.SetModelVariantsResponse:
+        model = str(ModelName.parse(request.name))
+        variants = [convert_serving.variant(message, model) for message in request.variants]
+
+        async def effect(records: RolloutRecords) -> pb.SetModelVariantsResponse:
+            await self._variants.set(records, model, variants, request.reason, actor())
+            found = await find_model(records, model)
+            return pb.SetModelVariantsResponse(model=convert_models.model_to_proto(found))
+
+        return await self._mutate("SetModelVariants", request, pb.SetModelVariantsResponse, effect)
 
     async def ListServingHistory(
         self, request: pb.ListServingHistoryRequest, context: Any
@@ -74,8 +92,23 @@ class ServingMethods(Mutations):
     ) -> AsyncIterator[pb.WatchServingResponse]:
         project = parse_project(request.parent) if request.parent else ""
         await self._gateways.set_project(_gateway_id(request.gateway_id), project)
-        async for models in self._desired_state.watch(project):
-            yield pb.WatchServingResponse(models=map(convert_serving.serving_to_proto, models))
+        async for change in self._desired_state.watch(project):
+            yield convert_serving.change_to_proto(change)
+
+    async def GetServingSpec(
+        self, request: pb.GetServingSpecRequest, context: Any
+    ) -> pb.GetServingSpecResponse:
+        name = ReleaseName.parse(request.release)
+        async with self._store.reading() as records:
+            release = await find_release(records, name)
+            version = await find_version(records, VersionName.numbered(name.parent, release.version))
+        spec = convert_serving.spec(release, version)
+        if convert_serving.spec_digest(release, version) != request.digest:
+            raise SpecChanged(
+                f"The specification of {name} has another digest here than {request.digest[:80]!r}: "
+                "watch again."
+            )
+        return pb.GetServingSpecResponse(spec=spec)
 
     async def ReportServing(self, request: pb.ReportServingRequest, context: Any) -> pb.ReportServingResponse:
         check_texts(request)

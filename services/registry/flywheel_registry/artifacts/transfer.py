@@ -12,6 +12,7 @@ from flywheel_common.clock import Clock
 from flywheel_common.errors import NotFound
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.objects import ObjectStore, content_key
+from flywheel_registry.artifacts.check import VersionCheck
 from flywheel_registry.artifacts.errors import DigestMismatch, NotDeclared
 from flywheel_registry.artifacts.verification import CHUNK_BYTES, stored_intact, verified
 from flywheel_registry.audit.journal import Journal
@@ -35,20 +36,23 @@ class ArtifactTransfer:
         objects: ObjectStore,
         clock: Clock,
         prepare: Callable[[], Awaitable[None]],
+        checks: VersionCheck,
     ) -> None:
         self._store = store
         self._objects = objects
         self._clock = clock
         self._prepare = prepare
         self._prepared = False
+        self._checks = checks
 
     async def upload(
         self, name: VersionName, artifact_name: str, chunks: AsyncIterator[bytes], by: str
     ) -> ModelVersion:
-        """Store a declared file's bytes; the version is READY with the last file.
+        """Store a declared file's bytes; the last file's upload also checks the version.
 
         The bytes become visible only when all of them match, also when the file is stored already. Raises
-        InvalidArtifactName, NotDeclared, DigestMismatch, TooLarge.
+        InvalidArtifactName, NotDeclared, DigestMismatch, TooLarge, and Unavailable when the bytes are stored
+        and the check has no answer of the feature service: another upload or CheckModelVersion repeats it.
         """
         declared = await self._declared(name, artifact_name)
         if not self._prepared:
@@ -64,17 +68,16 @@ class ArtifactTransfer:
             await self._objects.put_stream(key, received)
         async with self._store.transaction() as records:
             await lock_model(records, name.parent)
-            before = await find_version(records, name)
-            if any(a.name == artifact_name and a.stored for a in before.artifacts):
-                return before
-            await records.mark_stored(name.parent, name.number, artifact_name, declared.sha256)
             version = await find_version(records, name)
-            journal = Journal(records, name.parent, self._clock.now(), by)
-            await journal.write("UPLOAD", version.name, reason=f"{artifact_name} sha256 {declared.sha256}")
-            if version.artifact_state is ArtifactState.READY:
+            if not any(a.name == artifact_name and a.stored for a in version.artifacts):
+                await records.mark_stored(name.parent, name.number, artifact_name, declared.sha256)
+                version = await find_version(records, name)
+                journal = Journal(records, name.parent, self._clock.now(), by)
                 await journal.write(
-                    "READY", version.name, from_state=ArtifactState.PENDING, to_state=ArtifactState.READY
+                    "UPLOAD", version.name, reason=f"{artifact_name} sha256 {declared.sha256}"
                 )
+        if version.artifact_state is ArtifactState.STORED:
+            version = await self._checks.check(name, by)
         return version
 
     async def download(self, name: VersionName, artifact_name: str) -> AsyncIterator[bytes]:

@@ -16,7 +16,11 @@ from datetime import UTC, datetime
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """One audit entry. `at` is wall time in whole microseconds, the resolution of PostgreSQL."""
+    """One audit entry. `at` is wall time in whole microseconds, the resolution of PostgreSQL.
+
+    `evidence` is a resource name or empty, `evidence_hash` the hash of that evidence: through it the chain
+    covers what the evidence says.
+    """
 
     model: str
     sequence: int
@@ -28,6 +32,7 @@ class AuditEntry:
     to_state: str
     reason: str
     evidence: str
+    evidence_hash: str = ""
     hash: str = ""
 
 
@@ -50,6 +55,7 @@ def entry_hash(previous: str, entry: AuditEntry) -> str:
             entry.to_state,
             entry.reason,
             entry.evidence,
+            *([entry.evidence_hash] if entry.evidence_hash else []),
         ],
         ensure_ascii=False,
         separators=(",", ":"),

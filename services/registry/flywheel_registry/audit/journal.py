@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Protocol
 
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.audit.ports import AuditRecords
+
+
+class Proof(Protocol):
+    """What a change was decided on: evidence, with its resource name and the hash of its fields."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def hash(self) -> str: ...
 
 
 class Journal:
@@ -28,9 +39,9 @@ class Journal:
         from_state: str = "",
         to_state: str = "",
         reason: str = "",
-        evidence: str = "",
+        evidence: Proof | None = None,
     ) -> None:
-        """Append one entry. `subject` is the resource that changed, `evidence` a resource name or empty."""
+        """Append one entry. `subject` is the resource that changed."""
         await self._records.add_audit(
             AuditEntry(
                 model=self.model,
@@ -42,6 +53,7 @@ class Journal:
                 from_state=str(from_state),
                 to_state=str(to_state),
                 reason=reason,
-                evidence=evidence,
+                evidence=evidence.name if evidence else "",
+                evidence_hash=evidence.hash if evidence else "",
             )
         )

@@ -22,7 +22,10 @@ class StageChanged:
 
 @dataclass(frozen=True, slots=True)
 class RolloutChanged:
-    """A rollout changed its state or the challenger's share of the traffic."""
+    """A rollout changed its state or the challenger's share of the traffic.
+
+    `alert` means that it ended by itself without a promotion, so that a person should look at it.
+    """
 
     model: str
     rollout: int
@@ -31,3 +34,4 @@ class RolloutChanged:
     champion: int | None
     challenger: int
     reason: str
+    alert: bool = False

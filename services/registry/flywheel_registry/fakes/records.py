@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import TypeVar
@@ -18,10 +18,10 @@ from flywheel_registry.models.errors import (
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.version import Artifact, FeatureUse, ModelVersion
 from flywheel_registry.releases.release import Release
-from flywheel_registry.rollouts.decision import Decision
 from flywheel_registry.rollouts.errors import ConcurrentRolloutStart
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.routing import Routing
 from flywheel_registry.stages.transitions import Stage
@@ -89,9 +89,12 @@ class MemoryRecords:
         found = self._data.models.get(name)
         if found is None:
             return None
-        champion = self._data.routing.get(name, Routing()).champion
+        routing = self._data.routing.get(name, Routing())
+        champion = routing.champion
         version = self._data.releases[name, champion].version if champion is not None else None
-        return replace(found, production_release=champion, production_version=version)
+        return replace(
+            found, production_release=champion, production_version=version, variants=routing.variants
+        )
 
     async def models(self, project: str, after: str, tags: Mapping[str, str], limit: int) -> list[Model]:
         names = sorted(
@@ -169,6 +172,18 @@ class MemoryRecords:
         artifacts = (a for v in self._data.versions.values() for a in v.artifacts)
         return any(a.stored and a.sha256 == sha256 for a in artifacts)
 
+    async def record_check(self, version: ModelVersion, problems: Sequence[str]) -> None:
+        key = version.model, version.number
+        self._data.versions[key] = replace(self._data.versions[key], check_problems=tuple(problems))
+
+    async def has_dependents(self, version: ModelVersion) -> bool:
+        released = {(r.model, r.version) for r in self._data.releases.values()}
+        judged = {(e.model, e.version) for e in self._data.evidence.values()}
+        return (version.model, version.number) in released | judged
+
+    async def delete_version(self, version: ModelVersion) -> None:
+        del self._data.versions[version.model, version.number]
+
     async def add_release(self, release: Release) -> Release:
         added = replace(release, number=self._next_number(release.model, "release"))
         self._data.releases[added.model, added.number] = added
@@ -244,7 +259,10 @@ class MemoryRecords:
         self._data.rollouts[rollout.model, rollout.number] = replace(
             stored,
             progress=rollout.progress,
+            generation=rollout.generation,
             step_started_at=rollout.step_started_at,
+            step_entered_at=rollout.step_entered_at,
+            step_ran_seconds=rollout.step_ran_seconds,
             last_decision=rollout.last_decision,
             reason=rollout.reason,
             ended_at=rollout.ended_at,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Protocol
 
+from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.evidence.findings import Findings
 from flywheel_registry.evidence.ports import EvidenceRecords
-from flywheel_registry.gates.offline import NO_CHAMPION, GateResult, evaluate_offline
+from flywheel_registry.gates.offline import CHAMPION_PREFIX, NO_CHAMPION, GateResult, evaluate_offline
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.models.version import ModelVersion
+from flywheel_registry.policies.snapshot import policy_snapshot
 from flywheel_registry.stages.transitions import Stage
 
 EVIDENCE_KINDS = {Stage.STAGING: "OFFLINE", Stage.CANDIDATE: "SHADOW", Stage.PRODUCTION: "CANARY"}
@@ -65,3 +68,48 @@ async def _evaluate_gate(
             False, "canary comparison with the champion, no passed canary evidence: StartRollout gathers it"
         )
     return GateResult(findings.passed, findings.lines(), {})
+
+
+async def newest_offline_proof(
+    records: GateRecords, version: ModelVersion, champion: ModelVersion | None, by: str, at: datetime
+) -> Evidence:
+    """Return evidence of the offline gate against `champion` and the policy of now, passed or not.
+
+    Stored evidence counts when it was compared with this champion under this policy; otherwise the gate is
+    evaluated again, with the version's metrics and those that the stored evidence was measured with.
+    """
+    model = await find_model(records, version.model)
+    policy = policy_snapshot(model.gate_policy)
+    number = champion.number if champion else None
+    stored = await records.newest_evidence_of(version.model, version.number, "OFFLINE")
+    if stored is not None and stored.passed and (stored.champion, stored.policy) == (number, policy):
+        return stored
+    metrics = dict(version.metrics) if stored is None else _known_metrics(version, stored, number)
+    result = evaluate_offline(model.gate_policy, metrics, champion.metrics if champion else None)
+    return await records.add_evidence(
+        Evidence(
+            model=version.model,
+            kind="OFFLINE",
+            version=version.number,
+            values=result.values,
+            findings=result.findings,
+            passed=result.passed,
+            created_at=at,
+            producer=by,
+            champion=number,
+            policy=policy,
+        )
+    )
+
+
+def _known_metrics(version: ModelVersion, stored: Evidence, champion: int | None) -> dict[str, float]:
+    """Return the version's metrics and those that stored evidence was measured with.
+
+    The metrics of a champion on the version's rows count only for the champion that they were measured with.
+    """
+    own = {n: v for n, v in stored.values.items() if not n.startswith(("champion.", "delta."))}
+    metrics = {**own, **version.metrics}
+    if stored.champion != champion:
+        return {name: value for name, value in metrics.items() if not name.startswith(CHAMPION_PREFIX)}
+    base = {n.removeprefix("champion."): v for n, v in stored.values.items() if n.startswith("champion.")}
+    return metrics | {f"{CHAMPION_PREFIX}{name}": value for name, value in base.items()}

@@ -8,8 +8,8 @@ from dataclasses import replace
 from flywheel_common.clock import Clock
 from flywheel_registry.audit.journal import Journal
 from flywheel_registry.models.declaration import check_version
-from flywheel_registry.models.errors import EtagMismatch, InvalidFieldMask, ModelExists
-from flywheel_registry.models.lookups import find_model, lock_model
+from flywheel_registry.models.errors import EtagMismatch, InvalidFieldMask, ModelExists, VersionInUse
+from flywheel_registry.models.lookups import find_model, find_version, lock_model
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.ports import ModelRecords
@@ -82,9 +82,26 @@ class ModelCatalog:
                 registered_by=version.registered_by or by,
                 promoted_at=None,
                 promoted_by="",
+                check_problems=None,
             )
         )
         await Journal(records, added.model, now, by).write(
             "REGISTER", added.name, to_state=Stage.NONE, reason=added.description
         )
         return added
+
+    async def delete_version(self, records: ModelRecords, name: VersionName, reason: str, by: str) -> None:
+        """Delete a version that nothing refers to; its bytes stay in the object store, which versions share.
+
+        Raises UnknownModelVersion, VersionInUse.
+        """
+        await lock_model(records, name.parent)
+        version = await find_version(records, name)
+        if version.stage not in (Stage.NONE, Stage.REJECTED):
+            raise VersionInUse(f"{name} is in stage {version.stage}: only NONE and REJECTED can be deleted.")
+        if await records.has_dependents(version):
+            raise VersionInUse(f"A release or evidence refers to {name}, which therefore stays.")
+        await records.delete_version(version)
+        await Journal(records, name.parent, self._clock.now(), by).write(
+            "DELETE", version.name, from_state=version.stage, reason=reason
+        )

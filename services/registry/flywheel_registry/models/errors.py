@@ -69,17 +69,17 @@ class TooLarge(InvalidArgument):
 
 
 class InvalidSignature(InvalidArgument):
-    """The signature has missing, repeated or too many input names, or a vocabulary repeats a value."""
+    """The signature's inputs, tensors or output contradict each other."""
 
     reason = "INVALID_SIGNATURE"
-    remedy = "Give each input a name of its own and each vocabulary distinct values."
+    remedy = "Correct each rule that the message lists."
 
 
 class InvalidGoldenRows(InvalidArgument):
     """The golden rows are too large, do not match the signature, or have an invalid tolerance."""
 
     reason = "INVALID_GOLDEN_ROWS"
-    remedy = "Send float32 inputs and scores for row_count rows, and a finite tolerance of 0 or more."
+    remedy = "Send the tensors of the signature with the same rows, and a finite tolerance of 0 or more."
 
 
 class InvalidMetric(InvalidArgument):
@@ -94,6 +94,27 @@ class ArtifactsPending(FailedPrecondition):
 
     reason = "ARTIFACTS_PENDING"
     remedy = "Upload the missing artifacts with UploadArtifact first."
+
+
+class VersionNotChecked(FailedPrecondition):
+    """All bytes of the version are stored, and its check has not ended."""
+
+    reason = "VERSION_NOT_CHECKED"
+    remedy = "Call CheckModelVersion, which repeats the check."
+
+
+class InvalidVersion(FailedPrecondition):
+    """The version failed its check: its model file, signature, golden rows or feature set contradict."""
+
+    reason = "INVALID_VERSION"
+    remedy = "Register a corrected version; reject or delete this one."
+
+
+class VersionInUse(FailedPrecondition):
+    """The version cannot be deleted: its stage, a release or evidence keeps it."""
+
+    reason = "VERSION_IN_USE"
+    remedy = "Reject the version instead; what was decided about it stays recorded."
 
 
 class ConcurrentStageChange(Aborted):

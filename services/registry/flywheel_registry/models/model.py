@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from flywheel_registry.models.variant import Variant
 from flywheel_registry.policies.gate_policy import GatePolicy
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
 
@@ -24,6 +25,7 @@ class Model:
     production_version: int | None = None
     created_at: datetime | None = None
     revision: int = 1
+    variants: Sequence[Variant] = ()
 
     @property
     def etag(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import Protocol
 
@@ -77,6 +77,18 @@ class ModelRecords(AuditRecords, EventRecords, Protocol):
 
         Raises ConcurrentArtifactChange when the version declares no such artifact with this digest.
         """
+        ...
+
+    async def record_check(self, version: ModelVersion, problems: Sequence[str]) -> None:
+        """Replace what the check of a version found; empty: it passed."""
+        ...
+
+    async def has_dependents(self, version: ModelVersion) -> bool:
+        """Return whether a release or evidence refers to the version."""
+        ...
+
+    async def delete_version(self, version: ModelVersion) -> None:
+        """Delete a version to which nothing refers, with its artifacts' rows. Its number is not reused."""
         ...
 
     async def digest_stored(self, sha256: str) -> bool:

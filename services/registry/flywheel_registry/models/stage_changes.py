@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flywheel_registry.audit.journal import Journal
+from flywheel_registry.audit.journal import Journal, Proof
 from flywheel_registry.events.lifecycle import StageChanged
 from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.models.version import ModelVersion
@@ -19,13 +19,13 @@ async def change_stage(
     reason: str,
     *,
     action: str = "PROMOTE",
-    evidence: str = "",
+    evidence: Proof | None = None,
     release: int | None = None,
 ) -> ModelVersion:
     """Move a version to `to_stage` and return it. The transaction must hold the model's lock.
 
-    `action` is the verb of the audit entry, `evidence` the name of the evidence or empty, `release` the
-    release that the model serves through this change. Raises IllegalTransition.
+    `action` is the verb of the audit entry, `evidence` what the change was decided on, `release` the release
+    that the model serves through this change. Raises IllegalTransition.
     """
     check_transition(version.stage, to_stage, version.name)
     await records.move_version(version, to_stage, journal.at, journal.actor)

@@ -7,34 +7,39 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
-from flywheel_registry.models.errors import ArtifactsPending
+from flywheel_common.signature import Signature
+from flywheel_common.tensors import Tensor
+from flywheel_registry.models.errors import ArtifactsPending, InvalidVersion, VersionNotChecked
 from flywheel_registry.stages.transitions import Stage
 
-
-@dataclass(frozen=True, slots=True)
-class SignatureInput:
-    """One input of the model, in tensor order. `data_type` is the number of `types.v1.DataType`."""
-
-    name: str
-    data_type: int
-    vocabulary: Sequence[str] = ()
+DEFAULT_TOLERANCE = 1e-4
+"""Largest difference between a golden output and a model's output when the golden rows name none."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoldenRows:
-    """Rows with known scores in little-endian float32: `inputs` [row_count, inputs], `scores` [row_count]."""
+    """Rows with known answers: the input tensors and the output tensor before calibration.
 
-    row_count: int = 0
-    inputs: bytes = b""
-    scores: bytes = b""
+    `tolerance` is the largest allowed absolute difference of the output; 0 means DEFAULT_TOLERANCE.
+    """
+
+    tensors: Sequence[Tensor] = ()
+    output: Tensor | None = None
     tolerance: float = 0.0
+
+    @property
+    def row_count(self) -> int:
+        """The number of rows; 0 without an output."""
+        return self.output.shape[0] if self.output is not None and self.output.shape else 0
 
 
 class ArtifactState(StrEnum):
-    """Whether all bytes of a version are stored."""
+    """Whether all bytes of a version are stored and its check has passed."""
 
     PENDING = "PENDING"
+    STORED = "STORED"
     READY = "READY"
+    INVALID = "INVALID"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +54,10 @@ class Artifact:
 
 @dataclass(frozen=True, slots=True)
 class ModelVersion:
-    """A model version; `number` is 0 before it is registered."""
+    """A model version; `number` is 0 before it is registered.
+
+    `check_problems` is what its check found, empty when it passed, None before the check.
+    """
 
     model: str
     number: int = 0
@@ -59,7 +67,7 @@ class ModelVersion:
     metrics: Mapping[str, float] = field(default_factory=dict)
     feature_set: str = ""
     training_dataset: str = ""
-    signature: Sequence[SignatureInput] = ()
+    signature: Signature = field(default_factory=Signature)
     artifacts: Sequence[Artifact] = ()
     golden_rows: GoldenRows = field(default_factory=GoldenRows)
     tags: Mapping[str, str] = field(default_factory=dict)
@@ -71,6 +79,7 @@ class ModelVersion:
     registered_by: str = ""
     promoted_at: datetime | None = None
     promoted_by: str = ""
+    check_problems: Sequence[str] | None = None
 
     @property
     def name(self) -> str:
@@ -79,8 +88,12 @@ class ModelVersion:
 
     @property
     def artifact_state(self) -> ArtifactState:
-        """READY when every declared artifact is stored."""
-        return ArtifactState.READY if all(a.stored for a in self.artifacts) else ArtifactState.PENDING
+        """READY when every declared artifact is stored and the check passed."""
+        if not all(a.stored for a in self.artifacts):
+            return ArtifactState.PENDING
+        if self.check_problems is None:
+            return ArtifactState.STORED
+        return ArtifactState.INVALID if self.check_problems else ArtifactState.READY
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +106,17 @@ class FeatureUse:
     feature_set: str
 
 
-def require_ready(version: ModelVersion) -> None:
+def require_stored(version: ModelVersion) -> None:
     """Raise ArtifactsPending, naming the missing files, unless every artifact is stored."""
-    if version.artifact_state is not ArtifactState.READY:
+    if version.artifact_state is ArtifactState.PENDING:
         missing = ", ".join(a.name for a in version.artifacts if not a.stored)
         raise ArtifactsPending(f"Bytes of {version.name} are missing: upload {missing} first.")
+
+
+def require_ready(version: ModelVersion) -> None:
+    """Raise ArtifactsPending, VersionNotChecked or InvalidVersion unless the version passed its check."""
+    require_stored(version)
+    if version.check_problems is None:
+        raise VersionNotChecked(f"{version.name} has not been checked: call CheckModelVersion.")
+    if version.check_problems:
+        raise InvalidVersion(f"{version.name} failed its check. {' '.join(version.check_problems)}")

@@ -16,15 +16,17 @@ from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.gates.offline import NO_CHAMPION
 from flywheel_registry.gates.path import EVIDENCE_KINDS, evaluate_path
 from flywheel_registry.models.errors import InvalidMetric
-from flywheel_registry.models.lookups import find_version, lock_model
+from flywheel_registry.models.lookups import find_model, find_version, lock_model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.stage_changes import change_stage
 from flywheel_registry.models.version import ModelVersion, require_ready
+from flywheel_registry.policies.snapshot import policy_snapshot
 from flywheel_registry.promotion.errors import EvidenceConflict, NoRelease
 from flywheel_registry.releases.release import Release
 from flywheel_registry.rollouts.errors import RolloutActive
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.champion import replace_champion
+from flywheel_registry.serving.variants import refuse_variant
 from flywheel_registry.stages.transitions import (
     Stage,
     check_transition,
@@ -81,6 +83,7 @@ class Promotions:
             release = await _release_to_serve(records, version, champion, override=override)
         await _refuse_during_rollout(records, version, path)
 
+        model = await find_model(records, name.parent)
         metrics = _merge_metrics(version.metrics, added)
         result = await evaluate_path(records, version, champion, path, metrics)
         kind = EVIDENCE_KINDS[path[0]]
@@ -94,6 +97,9 @@ class Promotions:
                 findings=result.findings,
                 passed=result.passed,
                 created_at=journal.at,
+                producer=by,
+                champion=champion.number if champion else None,
+                policy=policy_snapshot(model.gate_policy),
             )
         )
         if not result.passed and not override:
@@ -103,7 +109,7 @@ class Promotions:
                 from_state=version.stage,
                 to_state=version.stage,
                 reason="; ".join(line for line in result.findings if line.startswith("FAILED")),
-                evidence=evidence.name,
+                evidence=evidence,
             )
             return PromotionResult(version, False, evidence)
         why = reason or f"{kind.lower()} gate passed"
@@ -114,26 +120,25 @@ class Promotions:
         action = "PROMOTE" if result.passed else "OVERRIDE"
         for stage in path:
             if stage is Stage.PRODUCTION and release is not None:
-                version = await replace_champion(
-                    records, journal, release, version, why, evidence=evidence.name
-                )
+                version = await replace_champion(records, journal, release, version, why, evidence=evidence)
             else:
                 version = await change_stage(
-                    records, journal, version, stage, why, action=action, evidence=evidence.name
+                    records, journal, version, stage, why, action=action, evidence=evidence
                 )
         return PromotionResult(version, result.passed, evidence)
 
     async def reject(self, records: RolloutRecords, name: VersionName, reason: str, by: str) -> ModelVersion:
         """Move a version to REJECTED, which is final.
 
-        Raises ReasonRequired, IllegalTransition for the champion, and RolloutActive for the challenger of a
-        rollout.
+        Raises ReasonRequired, IllegalTransition for the champion, RolloutActive for the challenger of a
+        rollout, and VariantNotAllowed for a variant.
         """
         require_reason(reason, "A rejection")
         await lock_model(records, name.parent)
         version = await find_version(records, name)
         check_transition(version.stage, Stage.REJECTED, str(name))
         await _refuse_during_rollout(records, version, ())
+        await refuse_variant(records, version)
         journal = Journal(records, name.parent, self._clock.now(), by)
         return await change_stage(records, journal, version, Stage.REJECTED, reason, action="REJECT")
 

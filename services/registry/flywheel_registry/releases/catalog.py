@@ -27,9 +27,9 @@ class ReleaseCatalog:
 
         Raises UnknownModelVersion, ArtifactsPending, RejectedVersion and the errors of `check_release`.
         """
-        check_release(release)
         await lock_model(records, release.model)
         version = await find_version(records, VersionName.numbered(release.model, release.version))
+        check_release(release, version.signature.output)
         require_ready(version)
         if version.stage is Stage.REJECTED:
             raise RejectedVersion(f"{version.name} is REJECTED, which is final: release another version.")

@@ -6,29 +6,83 @@ import math
 from itertools import pairwise
 
 from flywheel_common.names import check_id
+from flywheel_common.signature import OutputKind, OutputSpec
 from flywheel_registry.policies.rollout_policy import LONGEST_SECONDS
 from flywheel_registry.releases.errors import InvalidCalibration, InvalidFallback, InvalidThreshold
-from flywheel_registry.releases.release import Isotonic, Platt, Release
+from flywheel_registry.releases.release import Calibration, Isotonic, Platt, Release, Temperature
+
+_CALIBRATIONS: dict[OutputKind, tuple[type[Calibration], ...]] = {
+    OutputKind.BINARY: (Platt, Isotonic),
+    OutputKind.MULTICLASS: (Temperature,),
+}
+"""Kind of the output → its calibrations. The other kinds have none."""
 
 
-def check_release(release: Release) -> None:
-    """Raise InvalidThreshold, InvalidCalibration, InvalidFallback, or InvalidId for a segment key."""
+def check_release(release: Release, output: OutputSpec) -> None:
+    """Check a release against the output of its version.
+
+    Raises InvalidThreshold, InvalidCalibration, InvalidFallback, or InvalidId for a segment key.
+    """
+    for key in release.segment_keys:
+        check_id(key, "segment_keys")
+    _check_thresholds(release, output)
+    _check_calibration(release.calibration, output.kind)
+    _check_default(release, output)
+    age = release.cached_max_age_seconds
+    if age is not None and not 0 < age <= LONGEST_SECONDS:
+        raise InvalidFallback("fallback.cached_max_age must be positive and at most ten years, or unset.")
+
+
+def _check_thresholds(release: Release, output: OutputSpec) -> None:
     if not 0 <= release.threshold <= 1:
         raise InvalidThreshold(
             f"threshold {release.threshold:g} is not a probability: it must lie in 0 to 1."
         )
-    _check_calibration(release.calibration)
-    if release.default_score is not None and not 0 <= release.default_score <= 1:
-        raise InvalidFallback(f"fallback.default_score {release.default_score:g} must lie in 0 to 1.")
-    age = release.cached_max_age_seconds
-    if age is not None and not 0 < age <= LONGEST_SECONDS:
-        raise InvalidFallback("fallback.cached_max_age must be positive and at most ten years, or unset.")
-    for key in release.segment_keys:
-        check_id(key, "segment_keys")
+    if release.segment_thresholds and output.kind in (OutputKind.REGRESSION, OutputKind.VECTOR):
+        raise InvalidThreshold(f"A {output.kind.name} output has no threshold: leave segment_thresholds out.")
+    for segment, threshold in release.segment_thresholds.items():
+        key, equals, _ = segment.partition("=")
+        if not equals or key not in release.segment_keys:
+            raise InvalidThreshold(
+                f"segment_thresholds names {segment[:80]!r}: write `key=value` with a key of segment_keys."
+            )
+        if not 0 <= threshold <= 1:
+            raise InvalidThreshold(
+                f"The threshold {threshold:g} of segment {segment[:80]} must lie in 0 to 1."
+            )
 
 
-def _check_calibration(calibration: Platt | Isotonic | None) -> None:
+def _check_default(release: Release, output: OutputSpec) -> None:
+    scalar = output.kind in (OutputKind.BINARY, OutputKind.REGRESSION)
+    if scalar and release.default_values:
+        raise InvalidFallback(f"A {output.kind.name} output has fallback.default_score, no default_values.")
+    if not scalar and release.default_score is not None:
+        raise InvalidFallback(f"A {output.kind.name} output has fallback.default_values, no default_score.")
+    values = [release.default_score] if release.default_score is not None else list(release.default_values)
+    if release.default_values and len(values) != output.width:
+        raise InvalidFallback(
+            f"fallback.default_values has {len(values)} values, the output has {output.width}."
+        )
+    probability = output.kind in (OutputKind.BINARY, OutputKind.MULTICLASS)
+    for value in values:
+        if not (0 <= value <= 1 if probability else math.isfinite(value)):
+            raise InvalidFallback(
+                f"The default {value:g} of the fallback must "
+                + ("lie in 0 to 1." if probability else "be finite.")
+            )
+
+
+def _check_calibration(calibration: Calibration | None, kind: OutputKind) -> None:
+    if calibration is not None and not isinstance(calibration, _CALIBRATIONS.get(kind, ())):
+        raise InvalidCalibration(
+            f"A {kind.name} output cannot have a calibration of kind {type(calibration).__name__.lower()}: "
+            "Platt and isotonic are for BINARY, temperature is for MULTICLASS."
+        )
     match calibration:
+        case Temperature(temperature) if not (math.isfinite(temperature) and temperature > 0):
+            raise InvalidCalibration(
+                f"The temperature {temperature} of the calibration must be finite and positive."
+            )
         case Platt(slope, intercept) if not (math.isfinite(slope) and math.isfinite(intercept)):
             raise InvalidCalibration(
                 f"Slope {slope} and intercept {intercept} of the calibration must be finite."

@@ -27,21 +27,21 @@ class RejectedVersion(FailedPrecondition):
 
 
 class InvalidThreshold(InvalidArgument):
-    """The decision threshold is not a probability."""
+    """A threshold is not a probability, or belongs to a segment that the release does not have."""
 
     reason = "INVALID_THRESHOLD"
-    remedy = "Send a threshold from 0 to 1."
+    remedy = "Send thresholds from 0 to 1, and segments as `key=value` with a key of segment_keys."
 
 
 class InvalidCalibration(InvalidArgument):
-    """The calibration has values that are not finite, not in order or out of range."""
+    """The calibration does not fit the output, or has values that are not finite, in order and in range."""
 
     reason = "INVALID_CALIBRATION"
     remedy = "Send finite numbers; isotonic x must increase and y must not decrease, within 0 to 1."
 
 
 class InvalidFallback(InvalidArgument):
-    """The fallback's default score or maximum age is out of range."""
+    """The fallback's default does not fit the output, or its maximum age is out of range."""
 
     reason = "INVALID_FALLBACK"
-    remedy = "Send a default score from 0 to 1 and a positive age of at most ten years, or leave them unset."
+    remedy = "Send a default of the output's size and range and a positive age of at most ten years, or none."

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 
 
@@ -24,23 +24,36 @@ class Isotonic:
 
 
 @dataclass(frozen=True, slots=True)
+class Temperature:
+    """Temperature scaling: p_k is proportional to p_k ^ (1 / temperature) (Guo et al. 2017)."""
+
+    temperature: float
+
+
+Calibration = Platt | Isotonic | Temperature
+
+
+@dataclass(frozen=True, slots=True)
 class Release:
     """A release of a model; `number` is 0 before it is created.
 
     `version` is the number of a version of the same model. `calibration` None means identity, `default_score`
-    None no default answer, `cached_max_age_seconds` None no cached answers.
+    None and `default_values` () no default answer, `cached_max_age_seconds` None no cached answers.
+    `segment_thresholds` maps a segment (`key=value`) to its threshold.
     """
 
     model: str
     version: int
     number: int = 0
     feature_set: str = ""
-    calibration: Platt | Isotonic | None = None
+    calibration: Calibration | None = None
     threshold: float = 0.0
     default_score: float | None = None
     cached_max_age_seconds: float | None = None
     has_fallback: bool = False
     segment_keys: Sequence[str] = ()
+    segment_thresholds: Mapping[str, float] = field(default_factory=dict)
+    default_values: Sequence[float] = ()
     created_at: datetime | None = None
     created_by: str = ""
 

@@ -1,4 +1,8 @@
-"""Waits until the live gateways apply a routing."""
+"""Waits until the gateways apply a routing.
+
+A gateway that cannot reach the registry keeps serving what it had. So silence is no acknowledgement: a
+routing is applied completely only when every gateway of the last hour reported it.
+"""
 
 from __future__ import annotations
 
@@ -8,22 +12,29 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from flywheel_common.clock import Clock
-from flywheel_registry.serving.gateways import Gateway
+from flywheel_registry.serving.gateways import Gateway, watching_model
 from flywheel_registry.serving.ports import Gateways
 
 POLL_SECONDS = 0.05
 """How often stored reports are read, for gateways that report to another replica."""
+WAITED_FOR_SECONDS = 5.0
+"""Gateways that are silent for longer are not waited for."""
 SEEN_SECONDS = 3600.0
-"""Gateways without a heartbeat in this time are left out of the answer."""
+"""Gateways without a heartbeat in this time are taken for stopped and left out of the answer."""
 
 
 @dataclass(frozen=True, slots=True)
 class Acknowledgement:
-    """Which gateways apply the routing: `complete` when every live one does, or none is live."""
+    """The gateways of the last hour, and the ids of those that have not reported the routing."""
 
-    complete: bool
     seconds: float
     gateways: Sequence[Gateway]
+    unacknowledged: Sequence[str]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every gateway of the last hour applies the routing; true without gateways."""
+        return not self.unacknowledged
 
 
 class Acknowledgements:
@@ -36,9 +47,10 @@ class Acknowledgements:
     async def wait(
         self, model: str, generation: int, *, since: float, timeout_seconds: float
     ) -> Acknowledgement:
-        """Wait until every live gateway of the model's project applies at least `generation`, or the timeout.
+        """Wait until the gateways of the model's project apply at least `generation`, or the timeout.
 
-        `since` is the monotonic time from which the answer's `seconds` count.
+        Gateways silent for longer than WAITED_FOR_SECONDS are not waited for. `since` is the monotonic time
+        from which the answer's `seconds` count.
         """
         heard = asyncio.Event()
         unsubscribe = self._gateways.on_heartbeat(heard.set)
@@ -47,21 +59,16 @@ class Acknowledgements:
             while True:
                 heard.clear()
                 watching = watching_model(model, await self._gateways.recent(SEEN_SECONDS))
+                missing = [gateway for gateway in watching if not applies(gateway, model, generation)]
+                heard_lately = {g.id for g in await self._gateways.recent(WAITED_FOR_SECONDS)}
                 now = self._clock.monotonic()
-                complete = all(applies(gateway, model, generation) for gateway in watching if gateway.live)
-                if complete or now >= deadline:
-                    return Acknowledgement(complete, now - since, watching)
+                if heard_lately.isdisjoint(g.id for g in missing) or now >= deadline:
+                    return Acknowledgement(now - since, watching, [gateway.id for gateway in missing])
                 with suppress(TimeoutError):
                     async with asyncio.timeout(POLL_SECONDS):
                         await heard.wait()
         finally:
             unsubscribe()
-
-
-def watching_model(model: str, gateways: Sequence[Gateway]) -> list[Gateway]:
-    """Return the gateways that watch the model's project, or all projects."""
-    project = model.split("/")[1]
-    return [gateway for gateway in gateways if gateway.project in ("", project)]
 
 
 def applies(gateway: Gateway, model: str, generation: int) -> bool:

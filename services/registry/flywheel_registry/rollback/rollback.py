@@ -9,7 +9,6 @@ from flywheel_registry.models.names import VersionName
 from flywheel_registry.releases.errors import RejectedVersion, WrongModel
 from flywheel_registry.releases.lookups import find_release
 from flywheel_registry.releases.names import ReleaseName
-from flywheel_registry.releases.release import Release
 from flywheel_registry.rollback.target import rollback_target
 from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
 from flywheel_registry.rollouts.ports import RolloutRecords
@@ -26,27 +25,37 @@ class Rollbacks:
 
     async def roll_back(
         self, records: RolloutRecords, model: str, to_release: ReleaseName | None, reason: str, by: str
-    ) -> Release:
-        """Serve the release that served before, or `to_release`; an active rollout is aborted.
+    ) -> None:
+        """Serve the release that served before, or `to_release`, and end an active rollout.
 
-        Raises UnknownModel, WrongModel, NothingToRollBackTo, RejectedVersion.
+        While a challenger answers callers and no release is named, the challenger is what is rolled back: the
+        champion serves alone again. Raises UnknownModel, WrongModel, NothingToRollBackTo, RejectedVersion.
         """
         if to_release is not None and to_release.parent != model:
             raise WrongModel(f"{to_release} is not a release of {model}.")
         await lock_model(records, model)
-        target = rollback_target(await records.spans(model), to_release.number if to_release else None)
+        journal = Journal(records, model, self._clock.now(), by)
+        why = reason or "rollback"
+        active = await records.active_rollout(model)
+        if active is not None and to_release is None and active.progress.challenger_percent > 0:
+            await self._lifecycle.roll_back(records, journal, active, why)
+            return
+        spans = await records.spans(model)
+        rejected = {n for n in {span.version for span in spans} if await _is_rejected(records, model, n)}
+        target = rollback_target(spans, to_release.number if to_release else None, rejected=rejected)
         release = await find_release(records, ReleaseName.numbered(model, target))
         version = await find_version(records, VersionName.numbered(model, release.version))
         if version.stage is Stage.REJECTED:
             raise RejectedVersion(
                 f"{version.name} was REJECTED after it served: name another release in to_release."
             )
-        journal = Journal(records, model, self._clock.now(), by)
-        why = reason or "rollback"
-        active = await records.active_rollout(model)
         if active is not None:
             await self._lifecycle.end(
                 records, journal, active, f"ended by a rollback to {release.name}: {why}"
             )
         await replace_champion(records, journal, release, version, why, by_rollback=True)
-        return release
+
+
+async def _is_rejected(records: RolloutRecords, model: str, number: int) -> bool:
+    version = await find_version(records, VersionName.numbered(model, number))
+    return version.stage is Stage.REJECTED

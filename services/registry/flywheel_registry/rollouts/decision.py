@@ -1,163 +1,159 @@
 """The rules that decide what a rollout does next, from the evidence of its current step.
 
-All bounds are one-sided at the policy's `alpha`. Durations are the event time that the evidence
-covers (`Comparison.bake_seconds`); nothing here reads a clock.
+All bounds are one-sided and hold at every look (`bounds`), at the levels of `StepPolicy`. A bake needs both
+the event time that the evidence covers (`Comparison.bake_seconds`) and a least wall time of the step: a
+caller chooses event times, but not how fast the clock runs. Nothing here reads a clock.
 
-* Guardrails come first, in shadow and canary. Error rate: breached when the Wilson lower bound (E. B. Wilson
-  1927) of the challenger's error rate is above `max_error_rate`: at a limit of 0.1, two errors in ten answers
-  are no breach, 25 in 50 are. p99 latency: checked from 100 predictions on. Score shift: breached when |mean
-  difference| in champion standard deviations exceeds `max_score_shift` by more than z standard errors.
+* Guardrails come first, in shadow and canary: error rate, p99 latency (from 100 predictions on) and score
+  shift. A breach ends the rollout and leaves the version as it was: errors and latency can have causes
+  outside the model.
 * Shadow compares both on the same labelled rows. It passes when the upper bound of the log-loss delta is at
-  most `shadow_max_log_loss_delta` and is refused when the lower bound is above it. In between it holds, for
-  at most `max_step`.
-* Canary compares different subjects. It is rolled back when the lower bound is above
-  `canary_max_log_loss_delta`. It advances when the upper bound is at most that, or when there are enough
-  predictions and bake time without a breach. The second way is deliberate: with 5 % of the subjects the
-  interval is too wide to prove non-inferiority in a reasonable time, and shadow has proven it on paired rows.
+  most the limit. The version is rejected when the lower bound is above it. In between it holds.
+* Canary compares different subjects. It is rolled back, and the version rejected, when the lower bound is
+  above the limit. It advances when the upper bound is at most that, or when there are enough predictions and
+  bake time without a breach. The second way is deliberate: with 5 % of the subjects the interval is too wide
+  to prove non-inferiority in a reasonable time, and shadow has proven it on paired rows.
 * At 100 % the champion has no concurrent traffic, and its older answers are not comparable. The last step is
   decided by error rate, p99 latency, predictions and bake time alone.
-
-The bounds are evaluated repeatedly without a correction for multiple looks; `min_bake` and the minimal counts
-delay the first look.
+* An A/B test stays at its split until its verdict (ConcludeRollout); only guardrails end it earlier.
+* A step that holds longer than `max_step` expires: the rollout ends, the version stays as it was.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import timedelta
-from enum import StrEnum
+from dataclasses import replace
 
 from flywheel_registry.evidence.findings import Findings
-from flywheel_registry.policies.rollout_policy import RolloutPolicy
+from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepPolicy
+from flywheel_registry.rollouts.bounds import standard_error, standard_errors
 from flywheel_registry.rollouts.comparison import Comparison
 from flywheel_registry.rollouts.guardrails import evaluate_guardrails
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.verdict import Decision, Verdict, duration_text, expire_after
 
 MIN_LABELLED_FOR_BOUND = 30
 """With fewer labelled rows the normal approximation of a bound is not valid, whatever the policy allows."""
 
 
-class Decision(StrEnum):
-    """What a rollout does next."""
+def decide(
+    evidence: Comparison | None, policy: RolloutPolicy, progress: Progress, wall_seconds: float
+) -> Verdict:
+    """Return the verdict on the current step, which has lasted `wall_seconds` without pauses.
 
-    HOLD = "HOLD"
-    ADVANCE = "ADVANCE"
-    REFUSE = "REFUSE"
-    ROLL_BACK = "ROLL_BACK"
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """A decision, its reason (one sentence with the numbers) and one finding per evaluated rule.
-
-    `by_guardrail` means that a guardrail decided, not the quality of the scores.
+    Missing evidence (None) holds the rollout, for at most `max_step`.
     """
-
-    decision: Decision
-    reason: str
-    findings: tuple[str, ...] = ()
-    by_guardrail: bool = False
-
-
-def decide(evidence: Comparison | None, policy: RolloutPolicy, progress: Progress) -> Verdict:
-    """Return the verdict on the current step. Missing evidence (None) holds the rollout."""
     if progress.state not in (RolloutState.SHADOW, RolloutState.CANARY):
         return Verdict(Decision.HOLD, f"The rollout is {progress.state}: nothing to decide.")
+    step = policy.step(progress.challenger_percent)
     if evidence is None:
-        return Verdict(Decision.HOLD, "The monitor provides no evidence: the rollout holds until it does.")
+        verdict = Verdict(Decision.HOLD, "The monitor provides no evidence: the rollout holds until it does.")
+    else:
+        verdict = _judge(evidence, policy, step, progress, wall_seconds)
+    verdict = expire_after(verdict, wall_seconds, step.max_step_seconds, "max_step")
+    numbers = {} if evidence is None else evidence.values()
+    return replace(verdict, values={**numbers, "wall_seconds": wall_seconds})
+
+
+def _judge(
+    evidence: Comparison, policy: RolloutPolicy, step: StepPolicy, progress: Progress, wall_seconds: float
+) -> Verdict:
     in_shadow = progress.state is RolloutState.SHADOW
-    withdraw = Decision.REFUSE if in_shadow else Decision.ROLL_BACK
-    findings = evaluate_guardrails(evidence, policy, with_champion=not _at_100_percent(progress))
+    alone = not in_shadow and step.percent >= 100
+    findings = evaluate_guardrails(evidence, step, with_champion=not alone)
     if breaches := findings.failed():
-        reason = f"Guardrail breached: {'; '.join(breaches)}."
-        return Verdict(withdraw, reason, findings.lines(), by_guardrail=True)
-    verdict = (
-        _decide_shadow(evidence, policy, findings)
-        if in_shadow
-        else _decide_canary(evidence, policy, progress, findings)
-    )
-    limit = policy.max_step_seconds
-    if verdict.decision is Decision.HOLD and limit is not None and evidence.bake_seconds > limit:
-        reason = f"No decision within max_step of {duration_text(limit)}: {verdict.reason}"
-        return Verdict(withdraw, reason, verdict.findings)
-    return verdict
+        withdraw = Decision.REFUSE if in_shadow else Decision.ROLL_BACK
+        return Verdict(withdraw, f"Guardrail breached: {'; '.join(breaches)}.", findings.lines())
+    bake = _bake_time(evidence, step, wall_seconds)
+    if in_shadow:
+        return _decide_shadow(evidence, step, findings, bake)
+    if policy.until_verdict:
+        reason = f"The A/B test at {step.percent:g} % continues until its verdict."
+        return Verdict(Decision.HOLD, reason, findings.lines())
+    return _decide_canary(evidence, step, findings, bake, alone=alone)
 
 
-def _at_100_percent(progress: Progress) -> bool:
-    """Whether the challenger answers all subjects, so that the champion has no concurrent traffic."""
-    return progress.state is RolloutState.CANARY and progress.challenger_percent >= 100
+Rule = tuple[bool, str]
+"""Whether a rule holds, and its line with the numbers."""
 
 
-def _decide_shadow(evidence: Comparison, policy: RolloutPolicy, findings: Findings) -> Verdict:
-    needed = max(policy.shadow_min_labelled, MIN_LABELLED_FOR_BOUND)
+def _decide_shadow(
+    evidence: Comparison, step: StepPolicy, findings: Findings, bake: tuple[Rule, Rule]
+) -> Verdict:
+    needed = max(step.min_samples, MIN_LABELLED_FOR_BOUND)
     labelled = evidence.labelled >= needed, f"{evidence.labelled} of {needed} rows labelled on both sides"
-    if missing := _missing_evidence(findings, labelled, _bake_time(evidence, policy)):
+    if missing := _missing_evidence(findings, labelled, *bake):
         return Verdict(Decision.HOLD, f"Evidence is missing: {missing}.", findings.lines())
-    limit = policy.shadow_max_log_loss_delta
-    numbers, rows = _log_loss_delta(evidence, policy), f"{evidence.labelled} labelled rows"
-    if evidence.log_loss_delta_upper <= limit:
+    limit = step.max_log_loss_delta
+    lower, upper, numbers = _log_loss_delta(evidence, step)
+    rows = f"{evidence.labelled} labelled rows"
+    if upper <= limit:
         findings.add(True, f"{numbers}: upper bound at most {limit:g}")
         decision, reason = Decision.ADVANCE, f"Passed in shadow on {rows}: {numbers}, allowed {limit:g}."
         return Verdict(decision, reason, findings.lines())
     findings.add(False, f"{numbers}: upper bound above {limit:g}")
-    if evidence.log_loss_delta_lower > limit:
-        decision = Decision.REFUSE
+    if lower > limit:
         reason = f"Worse in shadow on {rows}: {numbers}, even the lower bound is above {limit:g}."
-    else:
-        decision = Decision.HOLD
-        reason = f"Undecided on {rows}: {numbers}, the interval contains {limit:g}; more labels are needed."
-    return Verdict(decision, reason, findings.lines())
+        return Verdict(Decision.REFUSE, reason, findings.lines(), rejects=True)
+    reason = f"Undecided on {rows}: {numbers}, the interval contains {limit:g}; more labels are needed."
+    return Verdict(Decision.HOLD, reason, findings.lines())
 
 
 def _decide_canary(
-    evidence: Comparison, policy: RolloutPolicy, progress: Progress, findings: Findings
+    evidence: Comparison, step: StepPolicy, findings: Findings, bake: tuple[Rule, Rule], *, alone: bool
 ) -> Verdict:
-    step = f"at {progress.challenger_percent:g} %"
-    limit = policy.canary_max_log_loss_delta
-    alone = _at_100_percent(progress)
+    at, limit = f"at {step.percent:g} %", step.max_log_loss_delta
     bounded = evidence.labelled >= MIN_LABELLED_FOR_BOUND and not alone
+    lower, upper, numbers = _log_loss_delta(evidence, step)
     if alone:
         numbers = "no champion traffic to compare with"
-    elif bounded:
-        numbers = _log_loss_delta(evidence, policy)
-    else:
+    elif not bounded:
         numbers = f"{evidence.labelled} labelled rows are too few for a log-loss bound"
-    if bounded and evidence.log_loss_delta_lower > limit:
+    if bounded and lower > limit:
         findings.add(False, f"{numbers}: lower bound above {limit:g}")
         reason = (
-            f"Worse {step} on {evidence.labelled} labelled rows: {numbers}, "
+            f"Worse {at} on {evidence.labelled} labelled rows: {numbers}, "
             f"even the lower bound is above {limit:g}."
         )
-        return Verdict(Decision.ROLL_BACK, reason, findings.lines())
-    count, needed = evidence.challenger.predictions, max(policy.canary_min_predictions, 1)
+        return Verdict(Decision.ROLL_BACK, reason, findings.lines(), rejects=True)
+    count, needed = evidence.challenger.predictions, max(step.min_samples, 1)
     answers = count >= needed, f"{count} of {needed} challenger answers"
-    if missing := _missing_evidence(findings, answers, _bake_time(evidence, policy)):
-        return Verdict(Decision.HOLD, f"Evidence {step} is missing: {missing}.", findings.lines())
-    if bounded and evidence.log_loss_delta_upper <= limit:
+    if missing := _missing_evidence(findings, answers, *bake):
+        return Verdict(Decision.HOLD, f"Evidence {at} is missing: {missing}.", findings.lines())
+    if bounded and upper <= limit:
         findings.add(True, f"{numbers}: upper bound at most {limit:g}, non-inferior")
-        reason = f"Not inferior {step} after {count} answers: {numbers}, allowed {limit:g}."
+        reason = f"Not inferior {at} after {count} answers: {numbers}, allowed {limit:g}."
     else:
         unrefuted = "" if alone else f"; non-inferiority within {limit:g} is not refuted"
         findings.add(True, f"{numbers}{unrefuted}")
-        reason = f"No breach {step} after {count} answers: {numbers}{unrefuted}."
+        reason = f"No breach {at} after {count} answers: {numbers}{unrefuted}."
     return Verdict(Decision.ADVANCE, reason, findings.lines())
 
 
-def _bake_time(evidence: Comparison, policy: RolloutPolicy) -> tuple[bool, str]:
-    baked, needed = evidence.bake_seconds, policy.min_bake_seconds
-    return baked >= needed, f"{duration_text(baked)} of {duration_text(needed)} of event time"
+def _bake_time(evidence: Comparison, step: StepPolicy, wall_seconds: float) -> tuple[Rule, Rule]:
+    baked, needed, least = evidence.bake_seconds, step.min_bake_seconds, step.min_wall_bake_seconds
+    return (
+        (baked >= needed, f"{duration_text(baked)} of {duration_text(needed)} of event time"),
+        (wall_seconds >= least, f"{duration_text(wall_seconds)} of {duration_text(least)} of wall time"),
+    )
 
 
-def _missing_evidence(findings: Findings, *rules: tuple[bool, str]) -> str:
+def _missing_evidence(findings: Findings, *rules: Rule) -> str:
     """Add the rules to the findings; return the lines of those that do not hold, joined."""
     return ", ".join([line for holds, line in rules if not findings.add(holds, line)])
 
 
-def _log_loss_delta(evidence: Comparison, policy: RolloutPolicy) -> str:
-    bounds = f"[{evidence.log_loss_delta_lower:+.5f}, {evidence.log_loss_delta_upper:+.5f}]"
-    return f"log-loss delta {evidence.log_loss_delta:+.5f} {bounds} (one-sided {1 - policy.level:.0%} bounds)"
+def _log_loss_delta(evidence: Comparison, step: StepPolicy) -> tuple[float, float, str]:
+    """Return the lower and upper bound that hold at every look, and a text with the numbers.
 
-
-def duration_text(seconds: float) -> str:
-    """Return a duration as people read it: `2 days, 3:00:00`."""
-    return str(timedelta(seconds=round(seconds)))
+    The monitor's bounds hold at one look; they give the standard error.
+    """
+    delta, n = evidence.log_loss_delta, max(evidence.labelled, 1)
+    tightest = max(step.min_samples, MIN_LABELLED_FOR_BOUND)
+    error = standard_error(evidence.log_loss_delta_upper - delta, step.pass_level)
+    lower = delta - error * standard_errors(n, step.breach_level, tightest)
+    upper = delta + error * standard_errors(n, step.pass_level, tightest)
+    text = (
+        f"log-loss delta {delta:+.5f} [{lower:+.5f} at {1 - step.breach_level:.4g}, "
+        f"{upper:+.5f} at {1 - step.pass_level:.4g}, one-sided and valid at every look]"
+    )
+    return lower, upper, text

@@ -33,6 +33,13 @@ class NotPaused(FailedPrecondition):
     remedy = "Resume only a rollout in state PAUSED."
 
 
+class NotAnExperiment(FailedPrecondition):
+    """The rollout is no A/B test at its split, so no verdict of an experiment ends it."""
+
+    reason = "NOT_AN_EXPERIMENT"
+    remedy = "Start an A/B test with `until_verdict` in its policy, or abort or skip this rollout."
+
+
 class NotStaged(FailedPrecondition):
     """The version of the challenger has not passed its offline gate, or is archived or rejected."""
 

@@ -3,29 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import datetime
 
 from flywheel_common.clock import Clock
 from flywheel_registry.audit.journal import Journal
 from flywheel_registry.audit.reasons import require_reason
-from flywheel_registry.evidence.evidence import Evidence, name_of
+from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.models.lookups import find_version, lock_model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.stage_changes import change_stage
 from flywheel_registry.models.version import ModelVersion
+from flywheel_registry.policies.snapshot import policy_snapshot
 from flywheel_registry.releases.lookups import find_release
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.rollouts import state_machine
 from flywheel_registry.rollouts.comparison import Comparison
-from flywheel_registry.rollouts.decision import Decision, Verdict
+from flywheel_registry.rollouts.errors import NotAnExperiment
 from flywheel_registry.rollouts.lookups import find_rollout
 from flywheel_registry.rollouts.names import RolloutName
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.routing import apply_routing
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.verdict import Decision, Verdict
 from flywheel_registry.serving.champion import replace_champion
 from flywheel_registry.stages.transitions import Stage
+
+EVIDENCE_KINDS = {
+    RolloutState.PENDING_LOAD: "LOAD",
+    RolloutState.SHADOW: "SHADOW",
+    RolloutState.CANARY: "CANARY",
+}
+"""State → kind of the evidence that a verdict on it is stored as."""
+EVIDENCE_PRODUCERS = {
+    RolloutState.PENDING_LOAD: "gateways",
+    RolloutState.SHADOW: "monitor",
+    RolloutState.CANARY: "monitor",
+}
+"""State → the services whose numbers a verdict on it rests on."""
 
 
 class RolloutLifecycle:
@@ -49,7 +63,7 @@ class RolloutLifecycle:
         Returns None when the rollout has changed since: the verdict is about an earlier step.
         """
         started = judged.step_started_at or (comparison.covered_from if comparison else None)
-        if verdict.decision is Decision.HOLD or comparison is None:
+        if verdict.decision is Decision.HOLD:
             held = replace(
                 judged, reason=verdict.reason, step_started_at=started, last_decision=Decision.HOLD
             )
@@ -61,26 +75,25 @@ class RolloutLifecycle:
         if rollout is None or rollout.progress != judged.progress:
             return None
         journal = Journal(records, judged.model, self._clock.now(), by)
+        champion = await records.champion(judged.model)
         evidence = await records.add_evidence(
             Evidence(
                 model=judged.model,
-                kind=judged.progress.state.value,
+                kind=EVIDENCE_KINDS[judged.progress.state],
                 version=judged.challenger_version,
-                values=comparison.values(),
+                values=verdict.values,
                 findings=verdict.findings,
                 passed=verdict.decision is Decision.ADVANCE,
                 created_at=journal.at,
+                producer=EVIDENCE_PRODUCERS[judged.progress.state],
+                champion=champion.number if champion else None,
+                rollout=judged.number,
+                step=judged.progress.step,
+                policy=policy_snapshot(judged.policy),
             )
         )
         if evidence.passed:
-            return await self._advance(
-                records,
-                journal,
-                rollout,
-                reason=verdict.reason,
-                evidence=evidence,
-                step_started_at=comparison.covered_until,
-            )
+            return await self._advance(records, journal, rollout, reason=verdict.reason, evidence=evidence)
         return await self._withdraw(records, journal, rollout, verdict, evidence)
 
     async def _advance(
@@ -91,22 +104,23 @@ class RolloutLifecycle:
         *,
         reason: str,
         evidence: Evidence | None = None,
-        step_started_at: datetime | None = None,
         action: str = "ADVANCE",
     ) -> Rollout:
-        """Move to the next step. Its event time begins where the evidence of the last step ended."""
+        """Move to the next step. A version that begins to answer callers becomes CANDIDATE."""
         after = state_machine.advance(rollout.progress, rollout.policy)
-        proof = name_of(evidence)
-        version = await self._challenger_version(records, rollout)
-        if version.stage is Stage.STAGING:
-            version = await change_stage(records, journal, version, Stage.CANDIDATE, reason, evidence=proof)
-        if after.state is RolloutState.PROMOTED:
-            release = await find_release(records, ReleaseName.numbered(rollout.model, rollout.challenger))
-            await replace_champion(records, journal, release, version, reason, evidence=proof)
+        if after.state is not RolloutState.SHADOW:
+            version = await self._challenger_version(records, rollout)
+            if version.stage is Stage.STAGING:
+                version = await change_stage(
+                    records, journal, version, Stage.CANDIDATE, reason, evidence=evidence
+                )
+            if after.state is RolloutState.PROMOTED:
+                release = await find_release(records, ReleaseName.numbered(rollout.model, rollout.challenger))
+                await replace_champion(records, journal, release, version, reason, evidence=evidence)
         return await self._change(
             records,
             journal,
-            replace(rollout, step_started_at=step_started_at or rollout.step_started_at),
+            rollout,
             after,
             action=action,
             reason=reason,
@@ -122,12 +136,13 @@ class RolloutLifecycle:
         verdict: Verdict,
         evidence: Evidence,
     ) -> Rollout:
-        """End the rollout without promotion and reject the challenger's version.
+        """End the rollout without promotion.
 
-        A version that breached a guardrail in canary stays CANDIDATE and may try again: errors and latency
-        can have causes outside the model.
+        Only a verdict that rejects, because a quality bound was crossed, rejects the challenger's version;
+        otherwise it keeps its stage and may try again.
         """
-        after = state_machine.withdraw(rollout.progress)
+        expired = verdict.decision is Decision.EXPIRE
+        after = (state_machine.expire if expired else state_machine.withdraw)(rollout.progress)
         changed = await self._change(
             records,
             journal,
@@ -137,10 +152,10 @@ class RolloutLifecycle:
             reason=verdict.reason,
             decision=verdict.decision,
             evidence=evidence,
+            alert=True,
         )
         version = await self._challenger_version(records, rollout)
-        may_try_again = verdict.by_guardrail and after.state is RolloutState.ROLLED_BACK
-        if version.stage in (Stage.STAGING, Stage.CANDIDATE) and not may_try_again:
+        if verdict.rejects and version.stage in (Stage.STAGING, Stage.CANDIDATE):
             await change_stage(
                 records,
                 journal,
@@ -148,14 +163,14 @@ class RolloutLifecycle:
                 Stage.REJECTED,
                 verdict.reason,
                 action="REJECT",
-                evidence=evidence.name,
+                evidence=evidence,
             )
         return changed
 
     # ------------------------------------------------------------------------------------------ by operators
 
     async def pause(self, records: RolloutRecords, name: RolloutName, reason: str, by: str) -> Rollout:
-        """Stop deciding; the routing stays. Raises RolloutEnded."""
+        """Stop deciding and the clock of the step; the routing stays. Raises RolloutEnded."""
         rollout = await self._lock(records, name)
         after = state_machine.pause(rollout.progress)
         if after == rollout.progress:
@@ -185,8 +200,45 @@ class RolloutLifecycle:
         after = state_machine.abort(rollout.progress)
         return await self._change(records, journal, rollout, after, action="ABORT", reason=reason)
 
+    async def roll_back(
+        self, records: RolloutRecords, journal: Journal, rollout: Rollout, reason: str
+    ) -> Rollout:
+        """End a rollout as ROLLED_BACK by an operator; the challenger's version keeps its stage.
+
+        The transaction must hold the model's lock. Raises RolloutEnded.
+        """
+        after = state_machine.withdraw(rollout.progress)
+        return await self._change(records, journal, rollout, after, action="ROLLBACK", reason=reason)
+
+    async def conclude(
+        self, records: RolloutRecords, name: RolloutName, decision: Decision, reason: str, by: str
+    ) -> Rollout:
+        """End an A/B test by the verdict of its experiment: ADVANCE promotes, ROLL_BACK ends it.
+
+        The challenger's version keeps its stage after ROLL_BACK. Raises RolloutEnded, NotAnExperiment,
+        ReasonRequired.
+        """
+        require_reason(reason, "The verdict of an A/B test")
+        rollout = await self._lock(records, name)
+        running = state_machine.running_state(rollout.progress)
+        if not rollout.policy.until_verdict or running is not RolloutState.CANARY:
+            raise NotAnExperiment(
+                f"{name} is no A/B test that answers callers: its steps decide, or it has not begun.",
+                state=rollout.progress.state,
+            )
+        journal = self._journal(records, rollout, by)
+        if decision is Decision.ADVANCE:
+            return await self._advance(records, journal, rollout, reason=reason, action="SHIP")
+        after = state_machine.withdraw(rollout.progress)
+        return await self._change(
+            records, journal, rollout, after, action="ROLL_BACK", reason=reason, decision=Decision.ROLL_BACK
+        )
+
     async def skip(self, records: RolloutRecords, name: RolloutName, reason: str, by: str) -> Rollout:
-        """Move to the next step without evidence. Raises RolloutEnded, ReasonRequired."""
+        """Move to the next step without evidence. The next step begins with its own clock and evidence.
+
+        Raises RolloutEnded, ReasonRequired.
+        """
         require_reason(reason, "Skipping a step")
         rollout = await self._lock(records, name)
         journal = self._journal(records, rollout, by)
@@ -205,33 +257,38 @@ class RolloutLifecycle:
         reason: str,
         decision: Decision | None = None,
         evidence: Evidence | None = None,
+        alert: bool = False,
     ) -> Rollout:
         """Store a rollout's new progress with its routing, audit entry and event.
 
-        Without a decision the last one is kept.
+        Without a decision the last one is kept. A new step begins with a clock and evidence of its own; a
+        pause and its end belong to the step.
         """
         number = evidence.number if evidence else None
         step = RolloutStep(after.state, after.challenger_percent, journal.at, reason, number)
+        same_step = action in ("PAUSE", "RESUME")
         changed = replace(
             rollout,
             progress=after,
+            step_entered_at=journal.at,
+            step_ran_seconds=rollout.step_seconds(journal.at) if same_step else 0.0,
+            step_started_at=rollout.step_started_at if same_step or not after.active else None,
             last_decision=decision or rollout.last_decision,
             reason=reason,
             ended_at=None if after.active else journal.at,
             history=(*rollout.history, step),
         )
+        changed = replace(changed, generation=await apply_routing(records, changed))
         await records.change_rollout(changed, step)
-        if after.state is not RolloutState.PROMOTED:
-            await apply_routing(records, changed)
         await journal.write(
             action,
             changed.name,
             from_state=_label(rollout.progress),
             to_state=_label(after),
             reason=reason,
-            evidence=name_of(evidence),
+            evidence=evidence,
         )
-        await records.emit(changed.changed(reason), journal.at)
+        await records.emit(changed.changed(reason, alert=alert), journal.at)
         return changed
 
     async def _challenger_version(self, records: RolloutRecords, rollout: Rollout) -> ModelVersion:

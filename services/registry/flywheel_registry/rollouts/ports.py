@@ -46,7 +46,8 @@ class Monitor(Protocol):
     """Compares the predictions of challenger and champion."""
 
     async def compare(self, rollout: Rollout) -> Comparison | None:
-        """Return the comparison since `rollout.step_started_at`, None without one. Never raises."""
+        """Return the comparison of the predictions of `rollout.generation`, None without one. Never
+        raises."""
         ...
 
 

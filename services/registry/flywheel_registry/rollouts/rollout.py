@@ -8,8 +8,8 @@ from datetime import datetime
 
 from flywheel_registry.events.lifecycle import RolloutChanged
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
-from flywheel_registry.rollouts.decision import Decision
-from flywheel_registry.rollouts.state_machine import Progress
+from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.verdict import Decision
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,10 @@ class RolloutStep:
 class Rollout:
     """A rollout; `number` is 0 before it is stored.
 
-    `champion` and `challenger` are release numbers. `step_started_at` is event time, None until it is known.
+    `champion` and `challenger` are release numbers. `generation` is that of the routing since the present
+    step began: predictions of this generation are the step's evidence. `step_started_at` is the event time at
+    which that evidence begins, None until it is known. `step_entered_at` is the wall time since which the
+    step's clock runs, `step_ran_seconds` what had run before: a pause stops the clock.
     """
 
     model: str
@@ -37,7 +40,10 @@ class Rollout:
     number: int = 0
     progress: Progress = field(default_factory=Progress)
     policy: RolloutPolicy = field(default_factory=RolloutPolicy)
+    generation: int = 0
     step_started_at: datetime | None = None
+    step_entered_at: datetime | None = None
+    step_ran_seconds: float = 0.0
     last_decision: Decision | None = None
     reason: str = ""
     history: Sequence[RolloutStep] = ()
@@ -50,7 +56,13 @@ class Rollout:
         """The full resource name."""
         return f"{self.model}/rollouts/{self.number}"
 
-    def changed(self, reason: str) -> RolloutChanged:
+    def step_seconds(self, now: datetime) -> float:
+        """Return the wall time that the present step has lasted, without pauses."""
+        if self.progress.state is RolloutState.PAUSED or self.step_entered_at is None:
+            return self.step_ran_seconds
+        return self.step_ran_seconds + max(0.0, (now - self.step_entered_at).total_seconds())
+
+    def changed(self, reason: str, *, alert: bool = False) -> RolloutChanged:
         """Return the event that reports the rollout's present state."""
         return RolloutChanged(
             model=self.model,
@@ -60,4 +72,5 @@ class Rollout:
             champion=self.champion,
             challenger=self.challenger,
             reason=reason,
+            alert=alert,
         )

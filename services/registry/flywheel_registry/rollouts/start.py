@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from flywheel_common.clock import Clock
 from flywheel_registry.audit.journal import Journal
-from flywheel_registry.evidence.evidence import name_of
+from flywheel_registry.audit.reasons import require_reason
+from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.gates.errors import GateFailed
 from flywheel_registry.gates.offline import NO_CHAMPION
+from flywheel_registry.gates.path import newest_offline_proof
 from flywheel_registry.models.lookups import find_model, find_version, lock_model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.stage_changes import change_stage
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
-from flywheel_registry.releases.errors import WrongModel
+from flywheel_registry.policies.snapshot import policy_changes
 from flywheel_registry.releases.lookups import find_release
 from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.releases.release import Release
@@ -39,60 +42,79 @@ class RolloutStart:
     async def start(
         self,
         records: RolloutRecords,
-        model_name: str,
         challenger: ReleaseName,
         policy: RolloutPolicy | None,
         reason: str,
         by: str,
+        *,
+        override: bool = False,
     ) -> Rollout:
-        """Start a rollout in shadow; without a champion, promote the release on its offline gate alone.
+        """Start a rollout, which waits for gateways to load it; without a champion, promote the release.
 
-        Raises UnknownModel, UnknownRelease, WrongModel, RolloutActive, NotStaged, AlreadyServing,
-        InvalidPolicy.
+        The version must pass the offline gate against today's champion, unless `override`. A `policy` other
+        than the model's, and an override, need a reason and are audited. Raises UnknownModel, UnknownRelease,
+        RolloutActive, NotStaged, AlreadyServing, InvalidPolicy, GateFailed, ReasonRequired.
         """
+        model_name = challenger.parent
         await lock_model(records, model_name)
         model = await find_model(records, model_name)
-        if challenger.parent != model_name:
-            raise WrongModel(f"{challenger} is not a release of {model_name}.")
         release = await find_release(records, challenger)
         version = await find_version(records, VersionName.numbered(model_name, release.version))
         chosen = (policy or model.rollout_policy).check()
-        active = await records.active_rollout(model_name)
-        if active is not None:
-            raise RolloutActive(
-                f"{active.name} is active: wait for its end or abort it first.", rollout=active.name
-            )
-        if version.stage not in STARTABLE_STAGES:
-            raise NotStaged(
-                f"{version.name} is in stage {version.stage}: promote it to STAGING first.",
-                stage=version.stage,
-            )
-        routing = await records.routing(model_name)
-        if routing.champion == release.number:
-            raise AlreadyServing(f"{release.name} serves already: there is nothing to roll out.")
+        await _check_startable(records, version, release)
         journal = Journal(records, model_name, self._clock.now(), by)
-        if routing.champion is None:
-            return await self._promote_first(records, journal, release, version, chosen, reason)
+        if changes := policy_changes(model.rollout_policy, chosen):
+            why = require_reason(reason, "A rollout policy other than the model's")
+            await journal.write("OVERRIDE_POLICY", release.name, reason=f"{why}: {changes}")
+        proof = await self._offline_proof(records, journal, version, reason, override=override)
+        champion = (await records.routing(model_name)).champion
+        if champion is None:
+            return await self._promote_first(records, journal, release, version, chosen, reason, proof)
         why = reason or "started"
         rollout = await records.add_rollout(
             Rollout(
                 model_name,
                 release.number,
                 version.number,
-                champion=routing.champion,
+                champion=champion,
                 policy=chosen,
                 reason=why,
-                history=(RolloutStep(RolloutState.SHADOW, 0.0, journal.at, why),),
+                history=(RolloutStep(RolloutState.PENDING_LOAD, 0.0, journal.at, why),),
+                step_entered_at=journal.at,
                 created_at=journal.at,
                 created_by=by,
             )
         )
         await apply_routing(records, rollout)
         await journal.write(
-            "START_ROLLOUT", rollout.name, to_state=RolloutState.SHADOW, reason=f"{release.name}: {why}"
+            "START_ROLLOUT",
+            rollout.name,
+            to_state=rollout.progress.state,
+            reason=f"{release.name}: {why}",
+            evidence=proof,
         )
         await records.emit(rollout.changed(why), journal.at)
         return rollout
+
+    async def _offline_proof(
+        self, records: RolloutRecords, journal: Journal, version: ModelVersion, reason: str, *, override: bool
+    ) -> Evidence | None:
+        """Return evidence of the offline gate against today's champion; None for the champion's own version.
+
+        Raises GateFailed, ReasonRequired.
+        """
+        champion = await records.champion(version.model)
+        if champion is not None and champion.number == version.number:
+            return None
+        proof = await newest_offline_proof(records, version, champion, journal.actor, journal.at)
+        if proof.passed:
+            return proof
+        failed = "; ".join(line for line in proof.findings if line.startswith("FAILED"))
+        if not override:
+            raise GateFailed(f"{version.name} does not pass the offline gate today: {failed}.")
+        why = require_reason(reason, "An override")
+        await journal.write("OVERRIDE", version.name, reason=f"{why}: {failed}", evidence=proof)
+        return proof
 
     async def _promote_first(
         self,
@@ -102,13 +124,12 @@ class RolloutStart:
         version: ModelVersion,
         policy: RolloutPolicy,
         reason: str,
+        proof: Evidence | None,
     ) -> Rollout:
         """Promote the first release of a model; the stored rollout is PROMOTED from the beginning."""
         why = f"{reason}: {NO_CHAMPION}" if reason else NO_CHAMPION
-        offline = await records.newest_evidence_of(version.model, version.number, "OFFLINE")
-        proof = name_of(offline)
         progress = Progress(RolloutState.PROMOTED, 100.0)
-        step = RolloutStep(progress.state, 100.0, journal.at, why, offline.number if offline else None)
+        step = RolloutStep(progress.state, 100.0, journal.at, why, proof.number if proof else None)
         rollout = await records.add_rollout(
             Rollout(
                 version.model,
@@ -135,3 +156,19 @@ class RolloutStart:
         )
         await records.emit(rollout.changed(why), journal.at)
         return rollout
+
+
+async def _check_startable(records: RolloutRecords, version: ModelVersion, release: Release) -> None:
+    """Raise RolloutActive, NotStaged or AlreadyServing unless a rollout of the release may start."""
+    active = await records.active_rollout(version.model)
+    if active is not None:
+        raise RolloutActive(
+            f"{active.name} is active: wait for its end or abort it first.", rollout=active.name
+        )
+    if version.stage not in STARTABLE_STAGES:
+        raise NotStaged(
+            f"{version.name} is in stage {version.stage}: promote it to STAGING first.",
+            stage=version.stage,
+        )
+    if (await records.routing(version.model)).champion == release.number:
+        raise AlreadyServing(f"{release.name} serves already: there is nothing to roll out.")

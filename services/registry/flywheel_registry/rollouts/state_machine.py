@@ -1,9 +1,10 @@
 """The states of a rollout and the transitions between them.
 
-    SHADOW → CANARY(5) → CANARY(20) → CANARY(100) → PROMOTED       (percents from the policy)
-    SHADOW → REFUSED     CANARY → ROLLED_BACK     any active → ABORTED     SHADOW | CANARY ⇄ PAUSED
+    PENDING_LOAD → SHADOW → CANARY(5) → CANARY(20) → CANARY(100) → PROMOTED       (percents from the policy)
+    PENDING_LOAD → CANARY(50) → PROMOTED | ROLLED_BACK                            (A/B test: by its verdict)
+    SHADOW → REFUSED     CANARY → ROLLED_BACK     any active → ABORTED, EXPIRED     any active ⇄ PAUSED
 
-The rules that choose a transition from the evidence are in `decision`.
+The rules that choose a transition from the evidence are in `loading` and `decision`.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from flywheel_registry.rollouts.errors import NotPaused, RolloutEnded
 class RolloutState(StrEnum):
     """The state of a rollout."""
 
+    PENDING_LOAD = "PENDING_LOAD"
     SHADOW = "SHADOW"
     CANARY = "CANARY"
     PROMOTED = "PROMOTED"
     REFUSED = "REFUSED"
     ROLLED_BACK = "ROLLED_BACK"
     ABORTED = "ABORTED"
+    EXPIRED = "EXPIRED"
     PAUSED = "PAUSED"
 
 
-ACTIVE_STATES = frozenset({RolloutState.SHADOW, RolloutState.CANARY, RolloutState.PAUSED})
+ACTIVE_STATES = frozenset(
+    {RolloutState.PENDING_LOAD, RolloutState.SHADOW, RolloutState.CANARY, RolloutState.PAUSED}
+)
 """States in which a rollout decides the routing of its model."""
 
 
@@ -40,7 +45,7 @@ class Progress:
     is the state to which a PAUSED rollout returns.
     """
 
-    state: RolloutState = RolloutState.SHADOW
+    state: RolloutState = RolloutState.PENDING_LOAD
     challenger_percent: float = 0.0
     step: int = 0
     resume_to: RolloutState | None = None
@@ -52,9 +57,13 @@ class Progress:
 
 
 def advance(progress: Progress, policy: RolloutPolicy) -> Progress:
-    """Return the next step: the next canary percent, or PROMOTED after 100. Raises RolloutEnded."""
-    if _running_state(progress) is RolloutState.SHADOW:
-        return Progress(RolloutState.CANARY, policy.percents[0], progress.step + 1)
+    """Return the next step: shadow, the next canary percent, or PROMOTED. Raises RolloutEnded.
+
+    An A/B test has no shadow and one split.
+    """
+    running = running_state(progress)
+    if running is RolloutState.PENDING_LOAD and not policy.until_verdict:
+        return Progress(RolloutState.SHADOW, 0.0, progress.step + 1)
     later = [p for p in policy.percents if p > progress.challenger_percent]
     if later:
         return Progress(RolloutState.CANARY, later[0], progress.step + 1)
@@ -62,9 +71,9 @@ def advance(progress: Progress, policy: RolloutPolicy) -> Progress:
 
 
 def withdraw(progress: Progress) -> Progress:
-    """Return REFUSED from shadow, ROLLED_BACK from canary. Raises RolloutEnded."""
-    in_shadow = _running_state(progress) is RolloutState.SHADOW
-    end = RolloutState.REFUSED if in_shadow else RolloutState.ROLLED_BACK
+    """Return ROLLED_BACK from canary, else REFUSED: no caller got an answer. Raises RolloutEnded."""
+    in_canary = running_state(progress) is RolloutState.CANARY
+    end = RolloutState.ROLLED_BACK if in_canary else RolloutState.REFUSED
     return Progress(end, 0.0, progress.step + 1)
 
 
@@ -72,6 +81,12 @@ def abort(progress: Progress) -> Progress:
     """Return ABORTED: the champion answers everything. Raises RolloutEnded."""
     _require_active(progress)
     return Progress(RolloutState.ABORTED, 0.0, progress.step + 1)
+
+
+def expire(progress: Progress) -> Progress:
+    """Return EXPIRED: no decision in time. Raises RolloutEnded."""
+    _require_active(progress)
+    return Progress(RolloutState.EXPIRED, 0.0, progress.step + 1)
 
 
 def pause(progress: Progress) -> Progress:
@@ -91,8 +106,8 @@ def resume(progress: Progress) -> Progress:
     return replace(progress, state=progress.resume_to, resume_to=None, step=progress.step + 1)
 
 
-def _running_state(progress: Progress) -> RolloutState | None:
-    """Return SHADOW or CANARY; for PAUSED, the state before the pause. Raises RolloutEnded."""
+def running_state(progress: Progress) -> RolloutState | None:
+    """Return the state of an active rollout; for PAUSED, that before the pause. Raises RolloutEnded."""
     _require_active(progress)
     return progress.resume_to if progress.state is RolloutState.PAUSED else progress.state
 
@@ -100,7 +115,6 @@ def _running_state(progress: Progress) -> RolloutState | None:
 def _require_active(progress: Progress) -> None:
     if not progress.active:
         raise RolloutEnded(
-            f"The rollout ended as {progress.state}: only SHADOW, CANARY and PAUSED rollouts can change; "
-            "start a new one.",
+            f"The rollout ended as {progress.state} and cannot change any more: start a new one.",
             state=progress.state.value,
         )

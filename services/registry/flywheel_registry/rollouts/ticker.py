@@ -1,20 +1,30 @@
 """The ticker: fetches evidence for every active rollout and applies the verdict, under a lease.
 
 A tick may be repeated or interrupted at any point: it decides from what is stored, and a verdict is applied
-only to the step that it was made for.
+only to the step that it was made for. Each rollout is ticked on its own: one whose evidence is slow or cannot
+be read delays no other.
 """
 
 from __future__ import annotations
 
 import asyncio
 
+from prometheus_client import Counter, Gauge
+
+from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_registry.rollouts.decision import Decision, decide
+from flywheel_registry.rollouts.comparison import Comparison
+from flywheel_registry.rollouts.decision import decide
 from flywheel_registry.rollouts.lifecycle import RolloutLifecycle
+from flywheel_registry.rollouts.loading import decide_load
 from flywheel_registry.rollouts.ports import Monitor, RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout
+from flywheel_registry.rollouts.stalls import Stalls
+from flywheel_registry.rollouts.state_machine import RolloutState
+from flywheel_registry.rollouts.verdict import Decision
+from flywheel_registry.serving.ports import Gateways
 
 log = get_logger(__name__)
 
@@ -22,6 +32,12 @@ ACTOR = "registry-ticker"
 """The actor of the ticker's changes in the audit."""
 MAX_CONCURRENT = 8
 """How many rollouts are decided at once."""
+GATEWAY_SECONDS = 60.0
+"""How long a gateway may be silent to be read at all; only live ones count."""
+
+ended_total = Counter("flywheel_rollouts_ended", "Rollouts ended by the ticker", ["state"])
+stalled = Gauge("flywheel_rollouts_stalled", "Active rollouts whose evidence has not grown for an hour")
+failed_ticks = Counter("flywheel_rollout_ticks_failed", "Ticks of a rollout that ended with an error")
 
 
 class Ticker:
@@ -32,59 +48,98 @@ class Ticker:
         store: Store[RolloutRecords],
         lifecycle: RolloutLifecycle,
         monitor: Monitor,
+        gateways: Gateways,
+        clock: Clock,
         interval_seconds: float,
     ) -> None:
         self._store = store
         self._lifecycle = lifecycle
         self._monitor = monitor
+        self._gateways = gateways
+        self._clock = clock
         self._interval = interval_seconds
         self._slots = asyncio.Semaphore(MAX_CONCURRENT)
+        self._busy: set[str] = set()
+        self._errors: dict[str, str] = {}
+        self._stalls = Stalls()
 
     async def run(self) -> None:
         """Tick until cancelled."""
-        while True:
-            try:
-                await self.tick_all()
-            except FlywheelError as error:
-                if not error.retryable:
-                    raise
-                log.warning("tick interrupted", reason=error.reason)
-            await asyncio.sleep(self._interval)
+        async with asyncio.TaskGroup() as ticks:
+            while True:
+                try:
+                    await self.start_ticks(ticks)
+                except FlywheelError as error:
+                    if not error.retryable:
+                        raise
+                    log.warning("tick interrupted", reason=error.reason)
+                await asyncio.sleep(self._interval)
 
-    async def tick_all(self) -> None:
-        """Tick every rollout that is active and not paused."""
+    async def start_ticks(self, ticks: asyncio.TaskGroup) -> None:
+        """Begin a tick of every rollout that is active, not paused, and not being ticked."""
         async with self._store.reading() as records:
             active = await records.undecided_rollouts()
-        async with asyncio.TaskGroup() as ticks:
-            for rollout in active:
+        names = {rollout.name for rollout in active}
+        self._stalls.keep(names)
+        self._errors = {name: text for name, text in self._errors.items() if name in names}
+        stalled.set(self._stalls.count(self._clock.monotonic()))
+        for rollout in active:
+            if rollout.name not in self._busy:
+                self._busy.add(rollout.name)
                 ticks.create_task(self._tick_logged(rollout))
 
     async def _tick_logged(self, rollout: Rollout) -> None:
-        """Tick one rollout; its error is logged and does not stop the others."""
-        async with self._slots:
-            try:
+        """Tick one rollout; whatever its error, it is logged and does not stop the others."""
+        try:
+            async with self._slots:
                 await self.tick(rollout)
-            except FlywheelError as error:
-                log.warning(
-                    "rollout not ticked", rollout=rollout.name, reason=error.reason, message=error.message
-                )
+            self._errors.pop(rollout.name, None)
+        except Exception as error:  # noqa: BLE001 - one odd rollout must not stop the others
+            failed_ticks.inc()
+            self._log_error(rollout, error)
+        finally:
+            self._busy.discard(rollout.name)
+
+    def _log_error(self, rollout: Rollout, error: Exception) -> None:
+        """Log an error of a rollout's ticks when it is another one than at the last tick."""
+        text = f"{error.reason} {error.message}" if isinstance(error, FlywheelError) else repr(error)
+        if self._errors.get(rollout.name) == text:
+            return
+        self._errors[rollout.name] = text
+        expected = isinstance(error, FlywheelError)
+        log.error(
+            "rollout not ticked", rollout=rollout.name, error=text, exc_info=None if expected else error
+        )
 
     async def tick(self, rollout: Rollout) -> None:
         """Fetch the evidence of a rollout's current step, decide, and apply the verdict."""
-        comparison = await self._monitor.compare(rollout)
-        verdict = decide(comparison, rollout.policy, rollout.progress)
+        waited = rollout.step_seconds(self._clock.now())
+        comparison: Comparison | None = None
+        if rollout.progress.state is RolloutState.PENDING_LOAD:
+            gateways = await self._gateways.recent(GATEWAY_SECONDS)
+            verdict = decide_load(gateways, rollout.model, rollout.challenger, rollout.policy, waited)
+        else:
+            comparison = await self._monitor.compare(rollout)
+            verdict = decide(comparison, rollout.policy, rollout.progress, waited)
         if verdict.decision is Decision.HOLD:
+            grown = comparison.challenger.predictions if comparison else 0
+            if self._stalls.note(rollout, grown, self._clock.monotonic()):
+                log.error("rollout stalled: no new evidence", rollout=rollout.name, reason=verdict.reason)
             async with self._store.reading() as records:
                 await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
             return
         async with self._store.transaction() as records:
             changed = await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
-        if changed is not None:
-            log.info(
-                "rollout changed",
-                rollout=rollout.name,
-                decision=verdict.decision,
-                state=changed.progress.state,
-                percent=changed.progress.challenger_percent,
-                reason=verdict.reason,
-            )
+        if changed is None:
+            return
+        advanced = verdict.decision is Decision.ADVANCE
+        (log.info if advanced else log.error)(
+            "rollout changed",
+            rollout=rollout.name,
+            decision=verdict.decision,
+            state=changed.progress.state,
+            percent=changed.progress.challenger_percent,
+            reason=verdict.reason,
+        )
+        if not changed.progress.active:
+            ended_total.labels(changed.progress.state.value).inc()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flywheel_registry.audit.journal import Journal
+from flywheel_registry.audit.journal import Journal, Proof
+from flywheel_registry.events.lifecycle import StageChanged
 from flywheel_registry.models.stage_changes import change_stage
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.releases.names import ReleaseName
@@ -20,15 +21,16 @@ async def replace_champion(
     version: ModelVersion,
     reason: str,
     *,
-    evidence: str = "",
+    evidence: Proof | None = None,
     by_rollback: bool = False,
 ) -> ModelVersion:
     """Serve `release` (of `version`) to all requests and archive the old champion; return the version.
 
-    A version that is already in PRODUCTION keeps its stage and only the release changes. `evidence` is a
-    resource name or empty. The transaction must hold the model's lock.
+    A version that is already in PRODUCTION keeps its stage and only the release changes: this too is an audit
+    entry of the version and an event, from PRODUCTION to PRODUCTION. The transaction must hold the model's
+    lock.
     """
-    model = journal.model
+    model, action = journal.model, "ROLLBACK" if by_rollback else "PROMOTE"
     champion = await records.champion(model)
     if champion is None or champion.number != version.number:
         # The database allows one version in PRODUCTION at any time, so the old champion leaves first.
@@ -43,9 +45,18 @@ async def replace_champion(
             version,
             Stage.PRODUCTION,
             reason,
-            action="ROLLBACK" if by_rollback else "PROMOTE",
+            action=action,
             evidence=evidence,
             release=release.number,
+        )
+    else:
+        stage = version.stage
+        await journal.write(
+            action, version.name, from_state=stage, to_state=stage, reason=reason, evidence=evidence
+        )
+        await records.emit(
+            StageChanged(model, version.number, stage, stage, journal.actor, reason, release.number),
+            journal.at,
         )
     routing = await records.routing(model)
     await records.set_routing(model, champion_only(routing, release.number))

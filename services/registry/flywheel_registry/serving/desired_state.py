@@ -1,22 +1,34 @@
-"""The desired state of a model: what its gateways serve, with everything they need to load it."""
+"""The desired state of a model: what its gateways serve, in references to immutable specifications."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from flywheel_registry.models.variant import Variant
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.releases.release import Release
 from flywheel_registry.serving.history import warm_releases
 from flywheel_registry.serving.ports import ServingRecords
 
+Digest = Callable[[Release, ModelVersion], str]
+"""Release and its version → SHA-256 of the specification."""
+
 
 @dataclass(frozen=True, slots=True)
 class ServedRelease:
-    """A release with its version."""
+    """A release by its number, with the digest of its specification."""
 
-    release: Release
-    version: ModelVersion
+    release: int
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServedVariant:
+    """A variant with its release."""
+
+    variant: Variant
+    served: ServedRelease
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,24 +43,52 @@ class ServingModel:
     shadow_percent: float
     challenger_percent: float
     warm: Sequence[ServedRelease] = ()
+    variants: Sequence[ServedVariant] = ()
 
     @property
     def project(self) -> str:
         """The id of the model's project."""
         return self.model.split("/")[1]
 
+    @property
+    def digests(self) -> dict[int, str]:
+        """Release → digest of its specification."""
+        served = (self.champion, self.challenger, *self.warm, *(v.served for v in self.variants))
+        return {one.release: one.digest for one in served if one is not None}
 
-async def load_serving_model(records: ServingRecords, name: str) -> ServingModel | None:
-    """Return the desired state of a model; None while nothing serves."""
+
+@dataclass(frozen=True, slots=True)
+class ServingChange:
+    """Models that changed, and names of models that nothing serves any more. `snapshot`: `models` are all."""
+
+    models: Sequence[ServingModel]
+    removed: Sequence[str] = ()
+    snapshot: bool = False
+
+
+async def load_serving_model(
+    records: ServingRecords, name: str, digest: Digest, known: Mapping[int, str]
+) -> ServingModel | None:
+    """Return the desired state of a model; None while nothing serves.
+
+    `known` are digests of releases that need not be computed again: releases never change.
+    """
     routing = await records.routing(name)
     if routing.champion is None:
         return None
 
     async def served(number: int | None) -> ServedRelease | None:
-        release = await records.release(name, number) if number is not None else None
+        if number is None:
+            return None
+        if number in known:
+            return ServedRelease(number, known[number])
+        release = await records.release(name, number)
         version = await records.version(name, release.version) if release is not None else None
-        return ServedRelease(release, version) if release is not None and version is not None else None
+        if release is None or version is None:
+            return None
+        return ServedRelease(number, digest(release, version))
 
+    variants = [(variant, await served(variant.release)) for variant in routing.variants]
     warm = [await served(number) for number in warm_releases(await records.spans(name), routing)]
     return ServingModel(
         model=name,
@@ -59,4 +99,5 @@ async def load_serving_model(records: ServingRecords, name: str) -> ServingModel
         shadow_percent=routing.shadow_percent,
         challenger_percent=routing.challenger_percent,
         warm=[item for item in warm if item is not None],
+        variants=[ServedVariant(variant, one) for variant, one in variants if one is not None],
     )

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import suppress
 
 from flywheel_common.errors import FlywheelError
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_registry.serving.desired_state import ServingModel, load_serving_model
+from flywheel_registry.serving.desired_state import (
+    Digest,
+    ServingChange,
+    ServingModel,
+    load_serving_model,
+)
 from flywheel_registry.serving.ports import RoutingNotifications, ServingRecords
 
 log = get_logger(__name__)
@@ -23,14 +27,36 @@ RESYNC_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 
 
+class _Watcher:
+    """Names of models that changed since a watcher took them; the same name twice is one change."""
+
+    def __init__(self) -> None:
+        self._names: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def add(self, name: str) -> None:
+        self._names.add(name)
+        self._changed.set()
+
+    async def take(self) -> set[str]:
+        """Wait for a change and return the names."""
+        await self._changed.wait()
+        self._changed.clear()
+        names, self._names = self._names, set()
+        return names
+
+
 class DesiredStateCache:
     """The desired state of all models: `run` keeps it current, `watch` streams it."""
 
-    def __init__(self, store: Store[ServingRecords], notifications: RoutingNotifications) -> None:
+    def __init__(
+        self, store: Store[ServingRecords], notifications: RoutingNotifications, digest: Digest
+    ) -> None:
         self._store = store
         self._notifications = notifications
+        self._digest = digest
         self._models: dict[str, ServingModel] = {}
-        self._changed = asyncio.Event()
+        self._watchers: set[_Watcher] = set()
         self._loaded = asyncio.Event()
 
     async def run(self) -> None:
@@ -52,24 +78,38 @@ class DesiredStateCache:
 
     async def _load(self, names: set[str]) -> None:
         for name in sorted(names):
-            async with self._store.transaction() as records:
-                model = await load_serving_model(records, name)
             known = self._models.get(name)
-            if model is not None and (known is None or model.generation > known.generation):
-                self._models[name] = model
-                changed, self._changed = self._changed, asyncio.Event()
-                changed.set()
-
-    async def watch(self, project: str) -> AsyncIterator[list[ServingModel]]:
-        """Yield the whole state of a project (empty: all projects) at once, then after each change of it."""
-        await self._loaded.wait()
-        last: list[ServingModel] | None = None
-        while True:
-            changed = self._changed
-            state = [model for _, model in sorted(self._models.items()) if project in ("", model.project)]
-            if state != last:
-                last = state
-                yield state
+            async with self._store.transaction() as records:
+                model = await load_serving_model(
+                    records, name, self._digest, known.digests if known is not None else {}
+                )
+            if model is None:
+                if self._models.pop(name, None) is None:
+                    continue
+            elif known is not None and model.generation <= known.generation:
                 continue
-            with suppress(TimeoutError):
-                await changed.wait()
+            else:
+                self._models[name] = model
+            for watcher in self._watchers:
+                watcher.add(name)
+
+    async def watch(self, project: str) -> AsyncIterator[ServingChange]:
+        """Yield the whole state of a project (empty: all projects) at once, then each change of it.
+
+        Changes that happen while the caller handles one arrive together in the next.
+        """
+        await self._loaded.wait()
+        watcher = _Watcher()
+        self._watchers.add(watcher)
+        try:
+            state = [model for _, model in sorted(self._models.items()) if project in ("", model.project)]
+            yield ServingChange(state, snapshot=True)
+            while True:
+                names = sorted(await watcher.take())
+                if project:
+                    names = [name for name in names if name.startswith(f"projects/{project}/")]
+                if names:
+                    models = [self._models[name] for name in names if name in self._models]
+                    yield ServingChange(models, [name for name in names if name not in self._models])
+        finally:
+            self._watchers.discard(watcher)

@@ -30,3 +30,9 @@ class Gateway:
     live: bool
     observed: Sequence[ObservedModel]
     project: str = ""
+
+
+def watching_model(model: str, gateways: Sequence[Gateway]) -> list[Gateway]:
+    """Return the gateways that watch the model's project, or all projects."""
+    project = model.split("/")[1]
+    return [gateway for gateway in gateways if gateway.project in ("", project)]

@@ -44,7 +44,7 @@ class Gateways(Protocol):
         ...
 
     async def set_project(self, gateway: str, project: str) -> None:
-        """Store which project a gateway watches; empty for all."""
+        """Store which project a gateway watches; empty for all. A crash of the database does not lose it."""
         ...
 
     async def recent(self, within_seconds: float, after: str = "", limit: int = 1000) -> list[Gateway]:

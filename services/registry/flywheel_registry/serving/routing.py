@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from flywheel_registry.models.variant import Variant
+
 
 @dataclass(frozen=True, slots=True)
 class Routing:
@@ -18,8 +20,9 @@ class Routing:
     rollout: int | None = None
     shadow_percent: float = 0.0
     challenger_percent: float = 0.0
+    variants: tuple[Variant, ...] = ()
 
 
 def champion_only(routing: Routing, release: int) -> Routing:
-    """Return the next routing, in which `release` answers all requests and no rollout is active."""
-    return Routing(routing.generation + 1, champion=release)
+    """Return the next routing, with `release` as champion and without a rollout. The variants stay."""
+    return Routing(routing.generation + 1, champion=release, variants=routing.variants)

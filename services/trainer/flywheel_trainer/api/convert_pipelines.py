@@ -5,8 +5,9 @@ from __future__ import annotations
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
-from flywheel_trainer.api.convert_jobs import job_state_to_proto, train_spec_from_proto, train_spec_to_proto
+from flywheel_trainer.api.convert_jobs import job_state_to_proto
 from flywheel_trainer.api.convert_times import timestamp
+from flywheel_trainer.encoding.specs import train_spec_from_proto, train_spec_to_proto
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineSpec
 

@@ -9,6 +9,7 @@ from datetime import timedelta
 from flywheel_job.outcome import Artifact
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.api.convert_times import duration, timestamp
+from flywheel_trainer.encoding.specs import experiment_id
 from flywheel_trainer.runs.run import (
     DEFAULT_LEASE_SECONDS,
     Experiment,
@@ -51,11 +52,6 @@ def run_from_proto(request: pb.CreateRunRequest, project: str) -> Run:
         job=run.job,
         lease_seconds=lease,
     )
-
-
-def experiment_id(text: str) -> str:
-    """The id in the name of an experiment; also accepts the id alone."""
-    return ExperimentName.parse(text).experiment if "/" in text else text
 
 
 def run_to_proto(run: Run) -> pb.Run:

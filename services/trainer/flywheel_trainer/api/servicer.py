@@ -11,7 +11,8 @@ from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
-from flywheel_trainer.api.convert_jobs import job_to_proto, train_spec_from_proto
+from flywheel_trainer.api.attempt_tokens import current_attempt
+from flywheel_trainer.api.convert_jobs import job_to_proto
 from flywheel_trainer.api.convert_pipelines import pipeline_run_to_proto, pipeline_spec_from_proto
 from flywheel_trainer.api.convert_policies import decision_to_proto, policy_from_proto, policy_to_proto
 from flywheel_trainer.api.convert_runs import (
@@ -20,6 +21,7 @@ from flywheel_trainer.api.convert_runs import (
     run_to_proto,
     run_update_from_proto,
 )
+from flywheel_trainer.encoding.specs import spec_of
 from flywheel_trainer.jobs.job import FILTER_FIELDS as JOB_FIELDS
 from flywheel_trainer.jobs.job import JobName
 from flywheel_trainer.jobs.use_cases import Jobs
@@ -82,7 +84,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     async def LogMetrics(self, request: pb.LogMetricsRequest, context: Any) -> pb.LogMetricsResponse:
         name = RunName.parse(request.run)
         logged = await self._runs.log_metrics(
-            name, request.keys, request.steps, request.values, request.times
+            name, request.keys, request.steps, request.values, request.times, current_attempt()
         )
         return pb.LogMetricsResponse(stored_count=logged.stored, ignored_count=logged.ignored)
 
@@ -101,11 +103,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def UpdateRun(self, request: pb.UpdateRunRequest, context: Any) -> pb.UpdateRunResponse:
         name = RunName.parse(request.name)
-        run, ignored = await self._runs.update(name, run_update_from_proto(request))
+        run, ignored = await self._runs.update(
+            name, run_update_from_proto(request), request.request_id, _body(request)
+        )
         return pb.UpdateRunResponse(run=run_to_proto(run), ignored_params=ignored)
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
-        spec = train_spec_from_proto(request.job.train)
+        spec = spec_of(request.job)
         project = parse_project(request.parent)
         job = await self._jobs.submit(project, spec, request.job.priority, request.request_id, _body(request))
         return pb.SubmitJobResponse(job=job_to_proto(job))
@@ -124,7 +128,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
     async def WatchJob(self, request: pb.WatchJobRequest, context: Any) -> AsyncIterator[pb.WatchJobResponse]:
         async for job, log, offset in self._jobs.watch(
-            JobName.parse(request.name), request.log_offset, self._poll_seconds
+            JobName.parse(request.name), request.log_stream, request.log_offset, self._poll_seconds
         ):
             yield pb.WatchJobResponse(
                 job=job_to_proto(job), log=log.decode(errors="replace"), log_offset=offset

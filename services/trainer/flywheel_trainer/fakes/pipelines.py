@@ -10,6 +10,7 @@ from typing import Any
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.fakes.text_terms import has_text
+from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.job import ENDED, JobState
 from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, Step
@@ -19,7 +20,9 @@ from flywheel_trainer.runs.filter_terms import Term
 class MemoryPipelines:
     """`PipelineStore`; `completed` are the ended runs, each with the message of its event."""
 
-    def __init__(self) -> None:
+    def __init__(self, tracking: MemoryTracking | None = None) -> None:
+        """`tracking` has the jobs that the runs submit."""
+        self._tracking = tracking or MemoryTracking()
         self._requests = MemoryRequests()
         self._runs: dict[PipelineRunName, PipelineRun] = {}
         self.completed: list[tuple[PipelineRun, str]] = []
@@ -66,6 +69,7 @@ class MemoryPipelines:
         if run.state in ENDED:
             raise PipelineRunEnded.of(name, run.state)
         self._requests.store("CancelPipelineRun", request_id, body, name)
+        self._tracking.close_pipeline_run(str(name))
         return self._change(name, cancel_requested=True)
 
     async def begin_step(self, name: PipelineRunName, step: str, now: datetime) -> None:
@@ -118,6 +122,7 @@ class MemoryPipelines:
             ended_at=now,
             steps=tuple(replace(s, **changes.get(s.state, {})) for s in run.steps),
         )
+        self._tracking.close_pipeline_run(str(name))
         self.completed.append((ended, message))
 
     def _change(self, name: PipelineRunName, **changes: Any) -> PipelineRun:

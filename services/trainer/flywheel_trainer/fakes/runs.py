@@ -86,7 +86,11 @@ class MemoryRuns:
             found = [r for r in found if compare(key(r), last)]
         return cut(found[: size + 1], size, lambda r: tuple(map(str, key(r))), query=query)
 
-    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> LoggedPoints:
+    async def log(
+        self, name: RunName, points: Sequence[MetricPoint], now: datetime, attempt: str = ""
+    ) -> LoggedPoints:
+        if attempt:
+            self._tracking.check_attempt(attempt, name)
         record = self._tracking.running(name)
         record.heartbeat = now
         return record.add(points)
@@ -100,7 +104,11 @@ class MemoryRuns:
         rows = [points[p] for p in sorted(points) if key in ("", p[0]) and p > last]
         return cut(rows[: size + 1], size, lambda p: (p.key, p.step), query=query)
 
-    async def update(self, name: RunName, update: RunUpdate, now: datetime) -> Run:
+    async def update(
+        self, name: RunName, update: RunUpdate, now: datetime, request_id: str = "", body: bytes = b""
+    ) -> Run:
+        if self._requests.replay("UpdateRun", request_id, body) is not None:
+            return self._tracking.runs[name].run
         record = self._tracking.running(name)
         record.heartbeat = now
         record.run = replace(
@@ -113,6 +121,7 @@ class MemoryRuns:
             record.run = replace(
                 record.run, state=update.state, error_message=update.error_message, ended_at=now
             )
+        self._requests.store("UpdateRun", request_id, body, name)
         return record.run
 
     async def expire(self, now: datetime, not_before: datetime) -> list[str]:
@@ -120,6 +129,7 @@ class MemoryRuns:
             record
             for record in self._tracking.runs.values()
             if record.run.state is RunState.RUNNING
+            and not self._tracking.has_active_job(record.run.name)
             and has_expired(record.heartbeat, record.run.lease_seconds, now, not_before)
         ]
         for record in expired:

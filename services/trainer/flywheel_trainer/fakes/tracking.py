@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from flywheel_job.outcome import MetricPoint
 from flywheel_trainer.fakes.requests import MemoryRequests
-from flywheel_trainer.jobs.job import Job, JobName
-from flywheel_trainer.runs.errors import RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.jobs.job import ENDED, JobName
+from flywheel_trainer.jobs.ports import ActiveJob
+from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, RunEnded, UnknownExperiment, UnknownRun
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState
 
@@ -23,6 +24,11 @@ class RunRecord:
     run: Run
     heartbeat: datetime
     points: dict[tuple[str, int], MetricPoint] = field(default_factory=dict)
+
+    def clear(self) -> None:
+        """Remove all points, because another attempt begins."""
+        self.points.clear()
+        self.run = replace(self.run, metrics={})
 
     def add(self, points: Sequence[MetricPoint]) -> LoggedPoints:
         """Add points, keeping the first value of a (key, step)."""
@@ -43,7 +49,35 @@ class MemoryTracking:
         self.requests = MemoryRequests()
         self.experiments: dict[ExperimentName, Experiment] = {}
         self.runs: dict[RunName, RunRecord] = {}
-        self.jobs: dict[JobName, tuple[Job, Mapping[str, Any]]] = {}
+        self.jobs: dict[JobName, ActiveJob] = {}
+        self.closed_pipeline_runs: set[str] = set()
+        """Names of pipeline runs that have ended or are to be cancelled."""
+        self.supervisor_token = 0
+        """Fencing token of the newest supervisor."""
+
+    def change(self, name: JobName, **changes: Any) -> None:
+        """Replace fields of a job."""
+        self.jobs[name] = replace(self.jobs[name], job=replace(self.jobs[name].job, **changes))
+
+    def close_pipeline_run(self, name: str) -> None:
+        """Cancel the jobs of a pipeline run that ends or is to be cancelled."""
+        self.closed_pipeline_runs.add(name)
+        for active in list(self.jobs.values()):
+            if active.job.pipeline_run == name and active.job.state not in ENDED:
+                self.change(active.job.name, cancel_requested=True)
+
+    def has_active_job(self, run: RunName) -> bool:
+        """Whether a job that has not ended writes the run."""
+        return any(a.job.run == run and a.job.state not in ENDED for a in self.jobs.values())
+
+    def check_attempt(self, attempt: str, run: RunName) -> None:
+        """Raises AttemptEnded, ForeignRun."""
+        for active in self.jobs.values():
+            if active.attempt is not None and active.attempt.engine_id == attempt:
+                if active.job.run != run:
+                    raise ForeignRun.of(attempt, run)
+                return
+        raise AttemptEnded.of(attempt)
 
     def add_run(self, run: Run, now: datetime) -> Run:
         """Raises UnknownExperiment."""

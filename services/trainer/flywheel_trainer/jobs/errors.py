@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Self
 
-from flywheel_common.errors import Cancelled, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from flywheel_common.errors import (
+    Cancelled,
+    DataLoss,
+    FailedPrecondition,
+    Internal,
+    InvalidArgument,
+    NotFound,
+)
 
 
 class InvalidSpec(InvalidArgument):
@@ -12,6 +19,13 @@ class InvalidSpec(InvalidArgument):
 
     reason = "INVALID_SPEC"
     remedy = "Correct the field that the message names."
+
+
+class InvalidLogStream(InvalidArgument):
+    """The log stream of WatchJob has another form than `driver` or `rank-N`."""
+
+    reason = "INVALID_LOG_STREAM"
+    remedy = "Use `driver`, or `rank-` and the number of the rank."
 
 
 class UnknownJob(NotFound):
@@ -91,6 +105,48 @@ class JobCrashed(FailedPrecondition):
 
     reason = "JOB_CRASHED"
     remedy = "Read the job's log, for example for memory that ran out, and submit the job again."
+
+
+class JobKilled(FailedPrecondition):
+    """The process of the job was killed by a signal, for example when memory ran out."""
+
+    reason = "JOB_KILLED"
+    remedy = "Give the job more memory or fewer workers on a machine, and submit it again."
+
+
+class JobTimeout(FailedPrecondition):
+    """An attempt took longer than the timeout of the job and was stopped."""
+
+    reason = "JOB_TIMEOUT"
+    remedy = "Raise limits.timeout, or make the job shorter."
+
+
+class JobStalled(FailedPrecondition):
+    """The job made no step for the stall timeout and was stopped, for example because a collective hangs."""
+
+    reason = "JOB_STALLED"
+    remedy = "Read the job's log for ranks that wait; raise limits.stall_timeout if a step takes that long."
+
+
+class JobStopped(FailedPrecondition):
+    """The job was stopped on the compute engine, but not by this service."""
+
+    reason = "JOB_STOPPED"
+    remedy = "Submit the job again; cancel jobs with CancelJob."
+
+
+class NotSupervisable(Internal):
+    """The supervisor failed several times in a row on this job with an unexpected error."""
+
+    reason = "NOT_SUPERVISABLE"
+    remedy = "Report the message with the trainer's log; submit the job again."
+
+
+class InfeasibleResources(FailedPrecondition):
+    """The cluster, or the quota of the project, can never satisfy the resources that the job requests."""
+
+    reason = "INFEASIBLE_RESOURCES"
+    remedy = "Request fewer workers, CPUs or GPUs, or enlarge the cluster or the project's quota."
 
 
 class CancelledOnRequest(Cancelled):

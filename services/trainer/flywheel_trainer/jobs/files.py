@@ -1,11 +1,29 @@
-"""Keys of a job's files on the object store."""
+"""Keys of a job's files on the object store.
+
+Every attempt has a folder of its own, so that a process of an earlier attempt cannot change a later one. Only
+the log (`jobs.logs`) and the checkpoints are shared; each checkpoint names its attempt.
+"""
 
 from __future__ import annotations
 
 from flywheel_trainer.jobs.job import JobName
 
-SPEC, OUTCOME, LOG, CHECKPOINTS = "spec.json", "outcome.json", "log.txt", "checkpoints"
+SPEC = "spec.json"
+OUTCOME = "outcome.json"
+"""The outcome of a success, written by the driver after all ranks have ended."""
+FAILURE = "failure.json"
+"""The outcome of a failure, written by the driver. A success outranks it."""
 
 
-def file_key(name: JobName, file: str) -> str:
-    return f"jobs/{name.project}/{name.job}/{file}"
+def attempt_key(name: JobName, attempt: int, file: str) -> str:
+    return f"jobs/{name.project}/{name.job}/attempts/{attempt}/{file}"
+
+
+def log_prefix(name: JobName, stream: str) -> str:
+    """The folder of the chunks of a log stream, without a slash at the end."""
+    return f"jobs/{name.project}/{name.job}/logs/{stream}"
+
+
+def checkpoint_prefix(name: JobName) -> str:
+    """The folder of a job's checkpoints, without a slash at the end."""
+    return f"jobs/{name.project}/{name.job}/checkpoints"

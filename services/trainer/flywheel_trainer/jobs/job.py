@@ -9,10 +9,9 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from flywheel_common.names import Pattern, ResourceName
+from flywheel_trainer.jobs.attempt import Attempt
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.runs.run import RunName
-
-TRAIN = "TRAIN"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,13 +47,17 @@ class Job:
     name: JobName
     spec: TrainSpec
     run: RunName
-    kind: str = TRAIN
+    kind: str = TrainSpec.KIND
     state: JobState = JobState.QUEUED
     progress: Mapping[str, Any] = field(default_factory=dict)
     error_reason: str = ""
     error_message: str = ""
     priority: int = 0
     cancel_requested: bool = False
+    attempts: tuple[Attempt, ...] = ()
+    """Executions on the engine, oldest first; only the last one can be active."""
+    pipeline_run: str = ""
+    """Name of the pipeline run that submitted the job, with which it is cancelled; or empty."""
     created_at: datetime | None = None
     started_at: datetime | None = None
     ended_at: datetime | None = None

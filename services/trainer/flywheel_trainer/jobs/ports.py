@@ -1,15 +1,17 @@
-"""Ports of jobs: their store, training sets, weights of model versions, logs."""
+"""Ports of jobs: their store, their supervision, training sets, weights of model versions, logs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
 
 from flywheel_common.paging import Page
+from flywheel_job.job_logs.chunks import LogPart
 from flywheel_job.launch import Column
 from flywheel_job.outcome import Outcome
+from flywheel_trainer.jobs.attempt import Attempt, Watch
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import RunName
@@ -18,17 +20,13 @@ from flywheel_trainer.runs.run import RunName
 class JobStore(Protocol):
     """Stores jobs. Every method is one transaction; the caller passes the time.
 
-    - `create` stores the job and its run together and is idempotent by request_id. Raises UnknownExperiment,
-      RequestIdReused. `details` is a JSON object for the supervisor.
+    - `create` stores the job and its run together and is idempotent by request_id. `details` is a JSON object
+      for the supervisor. Raises UnknownExperiment, RequestIdReused, and CancelledOnRequest if the pipeline
+      run of the job has ended or is to be cancelled, so that no job outlives its pipeline run.
     - `list` returns the jobs that match all terms, newest first; the fields are `job.FILTER_FIELDS`.
     - `find_by_request` returns the job of an earlier equal request. Raises RequestIdReused.
     - `request_cancel` is idempotent by request_id; a repeated request returns the job as it is now. Raises
       UnknownJob, JobEnded, RequestIdReused.
-    - `active` returns the jobs that have not ended with their details, by descending priority, then by age.
-    - `mark_started` sets a QUEUED job RUNNING; `set_waiting` writes a message into the progress of an active
-      job; `heartbeat` sets the progress of a RUNNING job and is a heartbeat of its run.
-    - `end` ends job and run together, and only if the job has not ended; it returns whether it did.
-    - `epochs_done` is the last step of the metric `train_loss` of a run.
     """
 
     async def create(
@@ -43,17 +41,55 @@ class JobStore(Protocol):
 
     async def request_cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job: ...
 
-    async def active(self) -> Sequence[tuple[Job, Mapping[str, Any]]]: ...
 
-    async def mark_started(self, name: JobName, now: datetime) -> None: ...
+@dataclass(frozen=True)
+class ActiveJob:
+    """A job that has not ended, with what the supervisor needs of it."""
+
+    job: Job
+    details: Mapping[str, Any]
+    attempt: Attempt | None = None
+    """The active attempt."""
+    watch: Watch = field(default_factory=Watch)
+
+
+class Supervision(Protocol):
+    """The supervisor's access to the jobs. Every write is one transaction under the fencing token of one
+    lease.
+
+    A write raises LeaseLost, and changes nothing, once another supervisor has taken the lease.
+
+    - `active` returns the jobs that have not ended, by descending priority, then by age.
+    - `begin_attempt` records the next attempt of a job without an active one, before the engine hears of it.
+      The metric points of earlier attempts are removed from the run. It returns an active attempt unchanged,
+      and None
+      if the job has ended.
+    - `mark_running` sets attempt and job RUNNING. `observe` stores the watch of an attempt and the progress
+      of its job. `set_waiting` writes a message into the progress.
+    - `end_attempt` ends an attempt without success; its job is QUEUED again.
+    - `end` ends job, attempt and run together, and only if the job has not ended; it returns whether it did.
+    - `last_steps` is the last step of every metric of a run.
+    """
+
+    async def active(self) -> Sequence[ActiveJob]: ...
+
+    async def begin_attempt(self, name: JobName, now: datetime) -> Attempt | None: ...
+
+    async def mark_running(self, name: JobName, number: int, now: datetime) -> None: ...
+
+    async def observe(
+        self, name: JobName, number: int, watch: Watch, progress: Mapping[str, Any]
+    ) -> None: ...
 
     async def set_waiting(self, name: JobName, message: str) -> None: ...
 
-    async def heartbeat(self, name: JobName, progress: Mapping[str, Any], now: datetime) -> None: ...
+    async def end_attempt(
+        self, name: JobName, number: int, reason: str, message: str, now: datetime
+    ) -> None: ...
 
     async def end(self, name: JobName, state: JobState, outcome: Outcome, now: datetime) -> bool: ...
 
-    async def epochs_done(self, run: RunName) -> int: ...
+    async def last_steps(self, run: RunName) -> Mapping[str, int]: ...
 
 
 @dataclass(frozen=True)
@@ -91,9 +127,10 @@ class Weights(Protocol):
 
 
 class JobLogs(Protocol):
-    """The log of a job as bytes, from its beginning.
+    """The log streams of jobs.
 
-    It is empty if there is no log yet or its store does not answer, so that a job can be watched in any case.
+    `read` returns text from an offset on, whole lines if `ended` is false, at most about 1 MiB. It is empty
+    if there is no more yet or the store does not answer, so that a job can be watched in any case.
     """
 
-    async def read(self, job: JobName) -> bytes: ...
+    async def read(self, job: JobName, stream: str, offset: int, *, ended: bool) -> LogPart: ...

@@ -1,178 +1,340 @@
-"""Moves jobs from QUEUED to their end: submits them to the engine, checks them, and reads their outcomes.
+"""Moves jobs from QUEUED to their end: starts attempts on the engine, watches them, and reads their outcomes.
 
-One replica supervises at a time. All state is in the job rows, the engine and the outcome objects, so another
-replica can continue at any point: the engine knows a job by the job's own id.
+One replica supervises at a time: all writes are under the fencing token of its lease. An attempt is recorded
+before the engine hears of it, and the engine knows it by an id of its own, so rows and the engine's jobs can
+be compared in both directions (`_advance` from the rows, `_stop_orphans` from the engine) after any crash.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
 
 from flywheel_common.clock import Clock
-from flywheel_common.errors import FlywheelError, NotFound, Unavailable
+from flywheel_common.deadline import budget
+from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_common.postgres.errors import LeaseLost
+from flywheel_common.ray.errors import EngineRefused, EngineUnavailable
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_job.artifacts import ARTIFACTS
-from flywheel_job.launch import Column, DataSet, LaunchSpec, Resources
+from flywheel_job.job_logs.chunks import DRIVER
 from flywheel_job.outcome import Outcome
-from flywheel_job.recipes.tabular.spec import CHECK, EXPORT, TRAIN, TabularSpec, WarmStart
+from flywheel_trainer.jobs.attempt import Attempt, exceeded_limit, retry_at, watched
+from flywheel_trainer.jobs.ending import Ending, Evidence, ending_of, last_lines
 from flywheel_trainer.jobs.engine import ENDED_ON_ENGINE, Engine, EngineJob, EngineState
-from flywheel_trainer.jobs.errors import CancelledOnRequest, JobCrashed, JobLost
-from flywheel_trainer.jobs.files import CHECKPOINTS, LOG, OUTCOME, SPEC, file_key
+from flywheel_trainer.jobs.errors import CancelledOnRequest, InfeasibleResources, NotSupervisable
+from flywheel_trainer.jobs.files import attempt_key, log_prefix
 from flywheel_trainer.jobs.job import Job, JobName, JobState
-from flywheel_trainer.jobs.ports import JobStore
+from flywheel_trainer.jobs.kinds import Kinds
+from flywheel_trainer.jobs.logs import StoredLogs
+from flywheel_trainer.jobs.ports import ActiveJob, Supervision
+from flywheel_trainer.jobs.resources import Node, Quota
+from flywheel_trainer.jobs.scheduling import Queued, plan
 
 log = get_logger(__name__)
 
-LOG_TAIL_BYTES = 4000
-DRIVER = "flywheel_job"
-"""Module that Ray starts for a job."""
+CALL_SECONDS = 10.0
+"""Budget of one step of one job, so that a hanging dependency does not delay the other jobs for long."""
+AT_ONCE = 8
+"""Jobs that are advanced at the same time."""
+LOG_TAIL_BYTES = 16_384
+RECONCILE_SECONDS = 5.0
+"""Interval of the comparison of the engine's jobs with the rows."""
+KEEP_ON_ENGINE = timedelta(hours=1)
+"""How long the engine keeps its record of an ended attempt, for people who look there."""
+MAX_FAILURES = 5
+"""Unexpected errors in a row after which a job is given up."""
+INFEASIBLE_SECONDS = 300.0
+"""How long a job waits for machines that the cluster does not have, before it fails: a machine may come
+back."""
+LAUNCHER = "flywheel_job.launcher"
 
 
 @dataclass(frozen=True)
-class LaunchSettings:
-    """How jobs are started."""
+class Rules:
+    """How attempts are started, and how many."""
 
     bucket: str
     python: str
     """Interpreter on the machines of the cluster."""
-    environment: Mapping[str, str]
-    """Environment of the job, with the credentials for S3."""
-    metrics_address: str
-    """host:port of this service for live metrics."""
-    cpus_per_worker: float
+    environment_of: Callable[[str], Mapping[str, str]]
+    """The environment of an attempt, by its engine id: credentials for S3 and the token for metrics."""
     max_running: int
+    quota_of: Callable[[str], Quota] = lambda _: Quota()
+    """The quota of a project."""
+
+
+@dataclass
+class _Memory:
+    """What one supervisor remembers between two ticks; a new one may start without it."""
+
+    failures: dict[JobName, int] = field(default_factory=dict)
+    infeasible_since: dict[JobName, float] = field(default_factory=dict)
+    next_reconciliation: float = float("-inf")
 
 
 class Supervisor:
     """Moves every active job one step at each `tick`."""
 
     def __init__(
-        self, store: JobStore, engine: Engine, objects: ObjectStore, launch: LaunchSettings, clock: Clock
+        self,
+        store: Supervision,
+        engine: Engine,
+        objects: ObjectStore,
+        kinds: Kinds,
+        rules: Rules,
+        clock: Clock,
     ) -> None:
         self._store, self._engine, self._objects = store, engine, objects
-        self._launch, self._clock = launch, clock
+        self._kinds, self._rules, self._clock = kinds, rules, clock
+        self._logs = StoredLogs(objects)
+        self._memory = _Memory()
 
     async def run(self, poll_seconds: float) -> None:
-        """Tick forever; the outage of a dependency delays jobs and ends none."""
+        """Tick until the lease is lost; the outage of a dependency delays jobs and ends none."""
         while True:
             try:
                 await self.tick()
+            except LeaseLost:
+                raise
             except FlywheelError as error:
                 log.warning("jobs not supervised", reason=error.reason, error=error.message)
             await asyncio.sleep(poll_seconds)
 
     async def tick(self) -> None:
-        """Check every active job once, highest priority first."""
+        """Advance every active attempt, then start the next ones. Raises LeaseLost."""
+        if self._clock.monotonic() >= self._memory.next_reconciliation:
+            await self._stop_orphans()
+            self._memory.next_reconciliation = self._clock.monotonic() + RECONCILE_SECONDS
+        gate = asyncio.Semaphore(AT_ONCE)
+
+        async def advance(active: ActiveJob) -> None:
+            async with gate:
+                await self._guarded(active)
+
         jobs = await self._store.active()
-        running = sum(job.state is JobState.RUNNING for job, _ in jobs)
-        for job, details in jobs:
-            try:
-                if job.cancel_requested:
-                    await self._cancel(job)
-                elif job.state is JobState.RUNNING:
-                    await self._check(job)
-                elif running < self._launch.max_running:
-                    running += 1
-                    await self._start(job, details)
-            except FlywheelError as error:
-                log.warning("job waits", job=str(job.name), reason=error.reason, error=error.message)
-                await self._store.set_waiting(job.name, f"waits: {error.message}")
+        steps = [advance(a) for a in jobs if a.attempt is not None or a.job.cancel_requested]
+        results = await asyncio.gather(*steps, return_exceptions=True)
+        for error in results:
+            if isinstance(error, BaseException):
+                raise error
+        await self._start_next()
 
-    async def _start(self, job: Job, details: Mapping[str, Any]) -> None:
-        spec = self._spec(job, details)
-        await self._objects.put(file_key(job.name, SPEC), spec.to_json())
-        command = f"exec {self._launch.python} -m {DRIVER} {self._uri(job.name, SPEC)}"
-        await self._engine.submit(job.name.job, command, self._launch.environment)
-        await self._store.mark_started(job.name, self._clock.now())
-        log.info("job started", job=str(job.name))
-
-    async def _check(self, job: Job) -> None:
-        known = await self._engine.state(job.name.job)
-        if known.state not in ENDED_ON_ENGINE:
-            epochs = await self._store.epochs_done(job.run)
-            progress = {"done": epochs, "total": job.spec.hyperparameters.epochs, "unit": "epoch"}
-            await self._store.heartbeat(job.name, progress, self._clock.now())
+    async def _guarded(self, active: ActiveJob) -> None:
+        """Advance one job; an error of this job does not stop the supervision of the others."""
+        name = active.job.name
+        try:
+            with budget(CALL_SECONDS):
+                await self._advance(active)
+        except LeaseLost:
+            raise
+        except FlywheelError as error:
+            log.warning("job waits", job=str(name), reason=error.reason, error=error.message)
+            await self._store.set_waiting(name, f"waits: {_plain(error.message)}")
+        except Exception as error:
+            failures = self._memory.failures.get(name, 0) + 1
+            self._memory.failures[name] = failures
+            log.error("job not advanced", job=str(name), failures_in_a_row=failures, exc_info=error)
+            if failures >= MAX_FAILURES:
+                message = f"The supervisor failed on this job: {type(error).__name__}."
+                await self._end(active.job, JobState.FAILED, Outcome.failed(NotSupervisable(message)))
             return
-        outcome = await self._outcome(job.name)
-        if outcome is not None:
-            await self._end(job, JobState.SUCCEEDED if outcome.succeeded else JobState.FAILED, outcome)
-        elif known.state is EngineState.UNKNOWN:
-            lost = JobLost(
-                "The compute engine no longer knows the job, and it left no outcome: its machine was lost."
+        self._memory.failures.pop(name, None)
+
+    async def _advance(self, active: ActiveJob) -> None:
+        job, attempt = active.job, active.attempt
+        if attempt is None:
+            await self._end(job, JobState.CANCELLED, _cancelled())
+            return
+        known = await self._engine.state(attempt.engine_id)
+        if known.state is EngineState.UNKNOWN and attempt.started_at is None:
+            if job.cancel_requested:  # if the engine accepts it later, it is an orphan
+                await self._end(job, JobState.CANCELLED, _cancelled())
+            else:
+                await self._launch(active, attempt)
+        elif known.state in ENDED_ON_ENGINE:
+            await self._conclude(active, attempt, known)
+        else:
+            await self._observe(active, attempt, known)
+
+    async def _launch(self, active: ActiveJob, attempt: Attempt) -> None:
+        """Start an attempt on the engine; repeated until the engine has accepted it."""
+        job = active.job
+        launch = self._kinds[job.kind].launch(job, active.details, attempt.number)
+        for file, data in launch.files.items():
+            await self._objects.put(attempt_key(job.name, attempt.number, file), data)
+        logs = f"s3://{self._rules.bucket}/{log_prefix(job.name, DRIVER)}"
+        wrapper = (self._rules.python, "-m", LAUNCHER, logs, str(attempt.number), "--")
+        command = f"exec {shlex.join((*wrapper, *launch.command))}"
+        try:
+            await self._engine.submit(
+                attempt.engine_id, command, self._rules.environment_of(attempt.engine_id)
             )
-            await self._end(job, JobState.LOST, Outcome.failed(lost))
-        else:
-            crashed = JobCrashed(await self._crash_message(job, known))
-            await self._end(job, JobState.FAILED, Outcome.failed(crashed))
-
-    async def _cancel(self, job: Job) -> None:
-        known = await self._engine.state(job.name.job)
-        if known.state not in ENDED_ON_ENGINE:
-            await self._engine.stop(job.name.job)
+        except EngineRefused as error:
+            await self._end(job, JobState.FAILED, Outcome.failed(error))
             return
-        outcome = await self._outcome(job.name)
-        if outcome is not None and outcome.succeeded:
-            await self._end(job, JobState.SUCCEEDED, outcome)
+        await self._store.mark_running(job.name, attempt.number, self._clock.now())
+        log.info("attempt started", job=str(job.name), attempt=attempt.number)
+
+    async def _observe(self, active: ActiveJob, attempt: Attempt, known: EngineJob) -> None:
+        """Record that the attempt runs; stop it if it is cancelled or exceeds a limit."""
+        job, now = active.job, self._clock.now()
+        if attempt.started_at is None:  # a submission that timed out was accepted
+            await self._store.mark_running(job.name, attempt.number, now)
+            attempt = Attempt(attempt.number, attempt.engine_id, attempt.created_at, now)
+        if job.cancel_requested or active.watch.stopping_reason:
+            await self._engine.stop(attempt.engine_id)
+            return
+        kind = self._kinds[job.kind]
+        steps = await self._store.last_steps(job.run)
+        watch = watched(active.watch, sum(step + 1 for step in steps.values()), now)
+        reason = exceeded_limit(attempt, watch, kind.limits(job.spec), now)
+        if reason:
+            watch = type(watch)(watch.mark, watch.idle_seconds, watch.checked_at, reason)
+        progress = dict(kind.progress(job, steps))
+        if known.state is EngineState.UNRECOGNIZED:
+            progress["message"] = _plain(f"the engine reports an unknown state: {known.message}"[:200])
+        await self._store.observe(job.name, attempt.number, watch, progress)
+        if reason:
+            log.warning("attempt stopped", job=str(job.name), attempt=attempt.number, reason=reason)
+            await self._engine.stop(attempt.engine_id)
+
+    async def _conclude(self, active: ActiveJob, attempt: Attempt, known: EngineJob) -> None:
+        job, kind = active.job, self._kinds[active.job.kind]
+
+        async def read(file: str) -> bytes | None:
+            try:
+                return await self._objects.get(attempt_key(job.name, attempt.number, file))
+            except NotFound:
+                return None
+
+        success, failure = await kind.conclude(read)
+        tail = b"" if success else await self._log_tail(job, attempt)
+        ending = ending_of(
+            Evidence(
+                known,
+                success,
+                failure,
+                cancel_requested=job.cancel_requested,
+                stopping_reason=active.watch.stopping_reason,
+                log_tail=last_lines(tail),
+            )
+        )
+        if ending.may_retry and attempt.number < kind.limits(job.spec).max_attempts:
+            await self._retry(job, attempt, ending)
         else:
-            cancelled = CancelledOnRequest("Cancelled on request.")
-            await self._end(job, JobState.CANCELLED, Outcome.failed(cancelled))
+            await self._end(job, ending.state, ending.outcome)
+
+    async def _retry(self, job: Job, attempt: Attempt, ending: Ending) -> None:
+        reason, message = ending.outcome.error_reason, ending.outcome.error_message
+        await self._store.end_attempt(job.name, attempt.number, reason, message, self._clock.now())
+        log.warning("attempt lost", job=str(job.name), attempt=attempt.number, reason=reason)
 
     async def _end(self, job: Job, state: JobState, outcome: Outcome) -> None:
-        text = await self._log_text(job.name)
-        if text:
-            await self._objects.put(file_key(job.name, LOG), text)
         if await self._store.end(job.name, state, outcome, self._clock.now()):
             log.info("job ended", job=str(job.name), state=str(state), reason=outcome.error_reason)
 
-    async def _outcome(self, name: JobName) -> Outcome | None:
-        try:
-            return Outcome.from_json(await self._objects.get(file_key(name, OUTCOME)))
-        except (NotFound, ValueError):
-            return None
+    async def _log_tail(self, job: Job, attempt: Attempt) -> bytes:
+        """The end of the attempt's log; a log that is lost does not delay the end of the job.
 
-    async def _crash_message(self, job: Job, known: EngineJob) -> str:
-        tail = (await self._log_text(job.name))[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
-        return f"The job's process ended without an outcome. {known.message[:500]}\n{tail[-1500:]}".strip()
-
-    async def _log_text(self, name: JobName) -> bytes:
-        """The log of an ended job. A job can end without it: the log may be lost with its machine."""
+        If the launcher could not start, only the engine has a log, which is stored like the launcher's.
+        """
         try:
-            return await self._engine.log(name.job)
-        except Unavailable as error:
-            log.warning("job log not stored", job=str(name), error=error.message)
+            end, writer = await self._logs.end_of(job.name)
+            if writer == attempt.number:
+                return await self._logs.tail(job.name, LOG_TAIL_BYTES)
+            text = await self._engine.log_tail(attempt.engine_id, LOG_TAIL_BYTES)
+            if text:
+                await self._logs.append(job.name, attempt.number, end, text)
+            return text
+        except FlywheelError as error:
+            log.warning("job log not read", job=str(job.name), reason=error.reason, error=error.message)
             return b""
 
-    def _uri(self, name: JobName, file: str) -> str:
-        return f"s3://{self._launch.bucket}/{file_key(name, file)}"
+    async def _start_next(self) -> None:
+        """Start the attempts that the plan names, and tell the other queued jobs why they wait."""
+        jobs = await self._store.active()
+        queued = [a for a in jobs if a.attempt is None and not a.job.cancel_requested]
+        if not queued:
+            self._memory.infeasible_since.clear()
+            return
+        by_name = {active.job.name: active for active in queued}
+        decided = plan(
+            [self._queued(active) for active in queued],
+            [(a.job.name.project, self._kinds[a.job.kind].request(a.job.spec)) for a in jobs if a.attempt],
+            await self._nodes(),
+            self._rules.quota_of,
+            self._rules.max_running,
+            self._clock.now(),
+        )
+        for name in decided.start:
+            attempt = await self._store.begin_attempt(name, self._clock.now())
+            if attempt is not None:
+                active = by_name[name]
+                await self._guarded(ActiveJob(active.job, active.details, attempt))
+        for name, reason in (*decided.waiting.items(), *decided.infeasible.items()):
+            if by_name[name].job.progress.get("message") != reason:
+                await self._store.set_waiting(name, reason)
+        await self._fail_infeasible(decided.infeasible, by_name)
 
-    def _spec(self, job: Job, details: Mapping[str, Any]) -> LaunchSpec:
-        warm = details["warm_start"]
-        columns = tuple(Column(name, data_type) for name, data_type in details["columns"])
-        recipe = TabularSpec(
-            training_set=job.spec.training_set,
-            uri=details["uri"],
-            columns=columns,
-            workers=job.spec.workers,
-            hyperparameters=job.spec.hyperparameters,
-            warm_start=WarmStart(**warm) if warm else None,
+    def _queued(self, active: ActiveJob) -> Queued[JobName]:
+        job = active.job
+        ended = job.attempts[-1].ended_at if job.attempts else None
+        return Queued(
+            job.name,
+            job.name.project,
+            job.priority,
+            job.created_at or self._clock.now(),
+            self._kinds[job.kind].request(job.spec),
+            retry_at(len(job.attempts), ended) if ended else None,
         )
-        return LaunchSpec(
-            job=str(job.name),
-            run=str(job.run),
-            params=recipe.params(),
-            data={"train": DataSet(details["uri"], job.spec.training_set, columns)},
-            output_uri=f"s3://{self._launch.bucket}/{ARTIFACTS}",
-            outcome_uri=self._uri(job.name, OUTCOME),
-            checkpoint_uri=self._uri(job.name, CHECKPOINTS),
-            trainer_address=self._launch.metrics_address,
-            workers=job.spec.workers,
-            resources=Resources(cpus=self._launch.cpus_per_worker, gpus=job.spec.gpus_per_worker),
-            seed=job.spec.hyperparameters.seed,
-            check=CHECK,
-            function=TRAIN,
-            export=EXPORT,
-        )
+
+    async def _nodes(self) -> list[Node]:
+        try:
+            with budget(CALL_SECONDS):
+                return list(await self._engine.nodes())
+        except EngineUnavailable:
+            return []
+
+    async def _fail_infeasible(
+        self, infeasible: Mapping[JobName, str], jobs: Mapping[JobName, ActiveJob]
+    ) -> None:
+        since, now = self._memory.infeasible_since, self._clock.monotonic()
+        for name in [name for name in since if name not in infeasible]:
+            del since[name]
+        for name, lack in infeasible.items():
+            if now - since.setdefault(name, now) >= INFEASIBLE_SECONDS:
+                await self._end(jobs[name].job, JobState.FAILED, Outcome.failed(InfeasibleResources(lack)))
+
+    async def _stop_orphans(self) -> None:
+        """Stop jobs of this installation on the engine that are no active attempt, and forget old ended ones.
+
+        The engine is read first: an attempt that begins meanwhile is not in its list.
+        """
+        try:
+            with budget(CALL_SECONDS):
+                listed = await self._engine.jobs()
+            current = {a.attempt.engine_id for a in await self._store.active() if a.attempt}
+            for job in listed:
+                if job.job_id in current:
+                    continue
+                with budget(CALL_SECONDS):
+                    if job.state not in ENDED_ON_ENGINE:
+                        log.warning("orphan stopped", engine_id=job.job_id)
+                        await self._engine.stop(job.job_id)
+                    elif job.ended_at is not None and self._clock.now() - job.ended_at > KEEP_ON_ENGINE:
+                        await self._engine.forget(job.job_id)
+        except EngineUnavailable as error:
+            log.warning("orphans not looked for", error=error.message)
+
+
+def _cancelled() -> Outcome:
+    return Outcome.failed(CancelledOnRequest("Cancelled on request."))
+
+
+def _plain(text: str) -> str:
+    """Text that a database can store."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")

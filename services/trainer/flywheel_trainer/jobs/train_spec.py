@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from flywheel_job.launch import Column
 from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.jobs.limits import Limits, check_limits
 
 MAX_WORKERS = 1024
 WEIGHT_TYPES = ("BOOL", "INT64", "FLOAT32", "FLOAT64")
@@ -18,6 +19,8 @@ WEIGHT_TYPES = ("BOOL", "INT64", "FLOAT32", "FLOAT64")
 class TrainSpec:
     """What a TRAIN job trains, on which data, with how many workers."""
 
+    KIND: ClassVar[str] = "TRAIN"
+
     experiment: str
     training_set: str
     hyperparameters: Hyperparameters = field(default_factory=Hyperparameters)
@@ -25,11 +28,16 @@ class TrainSpec:
     """Model version whose weights training starts from; empty: random weights."""
     workers: int = 1
     gpus_per_worker: int = 0
+    cpus_per_worker: float = 0.0
+    """0: the trainer's setting."""
+    limits: Limits = field(default_factory=Limits)
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of `asdict` followed by a round trip through JSON."""
-        return cls(**{**fields, "hyperparameters": Hyperparameters.from_json(fields["hyperparameters"])})
+        hyperparameters = Hyperparameters.from_json(fields["hyperparameters"])
+        limits = Limits.from_json(fields.get("limits", {}))
+        return cls(**{**fields, "hyperparameters": hyperparameters, "limits": limits})
 
 
 def check_spec(spec: TrainSpec) -> None:
@@ -40,6 +48,7 @@ def check_spec(spec: TrainSpec) -> None:
         (not spec.experiment, "experiment", "must name the experiment of the run"),
         (not spec.training_set, "training_set", "must name a training set"),
         (not 1 <= spec.workers <= MAX_WORKERS, "workers", f"must be between 1 and {MAX_WORKERS}"),
+        (not 0 <= spec.cpus_per_worker <= 1024, "cpus_per_worker", "must be between 0 and 1024"),
         (not sizes_fit, "tabular.hidden_sizes", "must be between 1 and 65536"),
         (len(hyper.hidden_sizes) > 32, "tabular.hidden_sizes", "must have at most 32 layers"),
         (not 1 <= hyper.epochs <= 100_000, "tabular.epochs", "must be between 1 and 100000"),
@@ -53,6 +62,7 @@ def check_spec(spec: TrainSpec) -> None:
     for wrong, name, rule in problems:
         if wrong:
             raise InvalidSpec(f"train.{name} {rule}.", field=f"train.{name}")
+    check_limits(spec.limits, "train.limits")
     if spec.warm_start and "/versions/" not in spec.warm_start:
         raise InvalidSpec(
             "train.tabular.warm_start must name a model version "

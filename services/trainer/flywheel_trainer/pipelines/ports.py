@@ -26,7 +26,8 @@ class PipelineStore(Protocol):
     - `set_fields` and `end_step` set fields of the run: training_set, run, model_version, release, rollout,
       gate_passed.
     - `finish` ends a run that has not ended, closes its open steps and writes `training.completed` to the
-      outbox.
+      outbox. `request_cancel` and `finish` also cancel the jobs of the run that have not ended, so that no
+      job outlives its run, whichever process dies.
     - `unfinished` returns the runs that have not ended, of all projects.
     """
 

@@ -22,8 +22,8 @@ from flywheel_job.artifacts import MODEL, REPORT
 from flywheel_job.errors import TrainingFailed
 from flywheel_job.evaluation.calibration import Platt
 from flywheel_job.outcome import Artifact
-from flywheel_trainer.jobs.errors import CancelledOnRequest, JobEnded
-from flywheel_trainer.jobs.job import ENDED, Job, JobName, JobState
+from flywheel_trainer.jobs.errors import CancelledOnRequest
+from flywheel_trainer.jobs.job import ENDED, Job, JobState
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.pipelines.artifacts import read_verified
 from flywheel_trainer.pipelines.comparison import Compare
@@ -85,16 +85,15 @@ class PipelineSteps:
         """Run a TRAIN job on the compute engine, and wait for it."""
         run = await self._begin(workflow, "train")
         spec = replace(run.spec.train, training_set=results["training_set"]["name"])
-        request_id = f"{run.name.run}:train"
-        job = await self._jobs.submit(run.name.project, spec, 0, request_id, repr(spec).encode())
+        # The pipeline run fixes the specification. A body made of its fields would change with the code.
+        body = spec.training_set.encode()
+        job = await self._jobs.submit(
+            run.name.project, spec, 0, f"{run.name.run}:train", body, pipeline_run=workflow
+        )
         # Set before the job ends, so that watchers of the pipeline run can read the losses during training.
         await self._store.set_fields(run.name, {"run": str(job.run)})
         while job.state not in ENDED:
-            try:
-                await self._pause(workflow)
-            except CancelledOnRequest:
-                await self._stop_job(job.name)
-                raise
+            await self._pause(workflow)
             job = await self._jobs.get(job.name)
         if job.state is not JobState.SUCCEEDED:
             raise _training_error(job)
@@ -227,12 +226,6 @@ class PipelineSteps:
         run = await self._store.get(PipelineRunName.parse(workflow))
         if run is not None and run.cancel_requested:
             raise _cancelled()
-
-    async def _stop_job(self, name: JobName) -> None:
-        try:
-            await self._jobs.cancel(name)
-        except JobEnded:
-            return
 
     async def _report(self, run_name: str) -> tuple[Mapping[str, Any], dict[str, Artifact]]:
         run = await self._runs.get(RunName.parse(run_name))

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Self
 
-from flywheel_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from flywheel_common.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PermissionDenied,
+)
 from flywheel_trainer.runs.run import ExperimentName, RunName, RunState
 
 
@@ -50,6 +56,28 @@ class RunEnded(FailedPrecondition):
     @classmethod
     def of(cls, name: RunName, state: RunState) -> Self:
         return cls(f"Run {str(name)!r} has ended as {state}: create a new run.", state=state)
+
+
+class AttemptEnded(FailedPrecondition):
+    """The attempt of a job that sends this has ended: the job has another attempt, or has ended."""
+
+    reason = "ATTEMPT_ENDED"
+    remedy = "Stop the processes of this attempt."
+
+    @classmethod
+    def of(cls, attempt: str) -> Self:
+        return cls(f"Attempt {attempt!r} has ended: its points are not stored.")
+
+
+class ForeignRun(PermissionDenied):
+    """The token of an attempt permits metrics of its own job's run only."""
+
+    reason = "FOREIGN_RUN"
+    remedy = "Use the run that the specification of the job names."
+
+    @classmethod
+    def of(cls, attempt: str, name: RunName) -> Self:
+        return cls(f"Attempt {attempt!r} may not write to {str(name)!r}.")
 
 
 class InvalidLease(InvalidArgument):

@@ -1,7 +1,7 @@
 """When a run becomes LOST: it is RUNNING and had no heartbeat for longer than its lease.
 
-LogMetrics and UpdateRun count as heartbeats. For a run that belongs to a job, each check that finds the job
-running counts too; such a run also becomes LOST when its job does (`jobs.supervision`).
+LogMetrics and UpdateRun count as heartbeats. A run of a job has no lease: it ends with its job, whatever time
+the job waits in the queue (`jobs.supervision`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from flywheel_trainer.runs.ports import RunStore
 
 log = get_logger(__name__)
 
+MAX_GAP = timedelta(seconds=20)
+"""Time between two checks after which this process counts as having been away."""
 LOST_MESSAGE = "no heartbeat within its lease"
 """`error_message` of a run whose lease has expired."""
 
@@ -31,17 +33,24 @@ def has_expired(heartbeat: datetime, lease_seconds: float, now: datetime, not_be
 class LeaseExpiry:
     """Ends runs whose lease has expired as LOST.
 
-    Leases count from the creation of this object at the earliest: before that, this process could not receive
-    heartbeats.
+    Leases pause while this process cannot receive heartbeats: before it was created, while its store is away,
+    and while it is stopped. After each such gap they count anew.
     """
 
     def __init__(self, store: RunStore, clock: Clock) -> None:
         self._store, self._clock = store, clock
-        self._since = clock.now()
+        self._since = self._last = clock.now()
+        self._failed = False
 
     async def expire(self) -> list[str]:
         """End expired runs and return their names."""
-        return await self._store.expire(self._clock.now(), self._since)
+        now = self._clock.now()
+        if self._failed or now - self._last > MAX_GAP:
+            self._since = now
+        self._failed = True
+        expired = await self._store.expire(now, self._since)
+        self._failed, self._last = False, self._clock.now()
+        return expired
 
     async def run(self, every_seconds: float) -> None:
         """Expire runs forever; while the store is unavailable, try again."""

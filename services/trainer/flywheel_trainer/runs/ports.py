@@ -23,10 +23,12 @@ class RunStore(Protocol):
       RequestIdReused for another body. `create_run` raises UnknownExperiment.
     - `log` keeps the first value of a (key, step) and returns how many points were new, and how many were
       ignored because they have another value. `log` and `update` are heartbeats; they raise UnknownRun and
-      RunEnded.
-    - `update` keeps the first value of a param and the last value of a tag.
+      RunEnded. If `attempt` is the engine id of an attempt, `log` raises AttemptEnded unless this attempt is
+      active, and ForeignRun unless the run is that of its job.
+    - `update` keeps the first value of a param and the last value of a tag. It is idempotent by request_id: a
+      repeated request returns the run as it is now, and another body raises RequestIdReused.
     - `expire` ends the runs whose lease has expired (`runs.lease.has_expired`) as LOST and returns their
-      names.
+      names, without the runs of jobs that have not ended: their end is the end of the job.
     """
 
     async def create_experiment(
@@ -43,10 +45,14 @@ class RunStore(Protocol):
         self, project: str, terms: Sequence[Term], order: Order | None, size: int, token: str
     ) -> Page[Run]: ...
 
-    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> LoggedPoints: ...
+    async def log(
+        self, name: RunName, points: Sequence[MetricPoint], now: datetime, attempt: str = ""
+    ) -> LoggedPoints: ...
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]: ...
 
-    async def update(self, name: RunName, update: RunUpdate, now: datetime) -> Run: ...
+    async def update(
+        self, name: RunName, update: RunUpdate, now: datetime, request_id: str = "", body: bytes = b""
+    ) -> Run: ...
 
     async def expire(self, now: datetime, not_before: datetime) -> list[str]: ...

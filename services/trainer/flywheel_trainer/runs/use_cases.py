@@ -58,17 +58,21 @@ class Runs:
         steps: Sequence[int],
         values: Sequence[float],
         times: Sequence[int],
+        attempt: str = "",
     ) -> LoggedPoints:
-        """Store points given in columns of equal length."""
+        """Store points given in columns of equal length; `attempt` is the engine id of the sending
+        attempt."""
         points = metric_points(keys, steps, values, times)
-        return await self._store.log(name, points, self._clock.now())
+        return await self._store.log(name, points, self._clock.now(), attempt)
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]:
         """Raises UnknownRun."""
         await self.get(name)
         return await self._store.points(name, key, size, token)
 
-    async def update(self, name: RunName, update: RunUpdate) -> tuple[Run, list[str]]:
+    async def update(
+        self, name: RunName, update: RunUpdate, request_id: str = "", body: bytes = b""
+    ) -> tuple[Run, list[str]]:
         """Record a heartbeat and the additions, and end the run if a state is given. Raises RunEnded.
 
         Also returns the params that were ignored because the run has another value of them.
@@ -77,5 +81,5 @@ class Runs:
             raise InvalidState(
                 "state must be SUCCEEDED, FAILED or CANCELLED to end the run, or unset for a heartbeat."
             )
-        run = await self._store.update(name, update, self._clock.now())
+        run = await self._store.update(name, update, self._clock.now(), request_id, body)
         return run, sorted(key for key, value in update.params.items() if run.params[key] != value)

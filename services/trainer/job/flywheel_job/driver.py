@@ -45,9 +45,11 @@ def run(spec: LaunchSpec, store: fs.FileSystem, group: Group | None = None) -> i
         outcome = _run(spec, store, group or run_on_ray)
     except Exception as error:  # noqa: BLE001 - the outcome contains every failure
         traceback.print_exc()
-        outcome = Outcome.failed(failure_of(error))
+        failure = Outcome.failed(failure_of(error))
+        objects.write(store, spec.failure_uri or spec.outcome_uri, failure.to_json())
+        return 1
     objects.write(store, spec.outcome_uri, outcome.to_json())
-    return 0 if outcome.succeeded else 1
+    return 0
 
 
 def _run(spec: LaunchSpec, store: fs.FileSystem, group: Group) -> Outcome:

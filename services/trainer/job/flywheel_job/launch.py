@@ -73,9 +73,11 @@ class LaunchSpec:
     output_uri: str
     """`s3://bucket/prefix` under which artifacts are stored by digest."""
     outcome_uri: str
-    """`s3://bucket/key` of the outcome."""
+    """`s3://bucket/key` of the outcome of a success."""
     checkpoint_uri: str
     """`s3://bucket/prefix` of the job's checkpoints."""
+    failure_uri: str = ""
+    """`s3://bucket/key` of the outcome of a failure; empty: at `outcome_uri`."""
     attempt: int = 1
     source: Source | None = None
     params: Mapping[str, Any] = field(default_factory=dict)

@@ -95,8 +95,8 @@ def applied_features(
     """Every feature for every spine row, in the order of the spine.
 
     `applied` has one list per row: partition, next offset, partition, next offset …. A feature is null where
-    no event was applied (also COUNT), where the newest applied event is stale, or where the window has no
-    value (COUNT is 0 then). `tile` and `ttl` are in microseconds.
+    no event was applied up to the current tile (also COUNT), where the newest applied event is stale, or
+    where the window has no value (COUNT is 0 then). `tile` and `ttl` are in microseconds.
     """
     entities = spine.select(stream.keys).unique(maintain_order=True).with_row_index(_ENTITY)
     entity = spine.select(stream.keys).join(entities, on=list(stream.keys), how="left", maintain_order="left")
@@ -104,9 +104,9 @@ def applied_features(
     events = _events(stream, entities, entity.get_column(_ENTITY), states)
     times = spine.select(microseconds(pl.col(spine_time))).to_series().to_numpy().astype(np.int64)
 
-    first_unseen = _settled(events.appeared, states.moment, last=True)
-    seen = first_unseen > np.searchsorted(events.chain, states.chain, "left")
+    seen = _first_applied(events, states) < (times // tile + 1) * tile
     if ttl:
+        first_unseen = _settled(events.appeared, states.moment, last=True)
         newest = np.append(events.times, 0)[first_unseen - 1]
         seen &= ~is_stale(times, newest, ttl)
     rows = np.flatnonzero(seen)
@@ -195,6 +195,18 @@ def _settled(appeared: Ints, moment: Ints, *, last: bool) -> Ints:
     if last:
         return np.searchsorted(np.minimum.accumulate(appeared[::-1])[::-1], moment, "right").astype(np.int64)
     return np.searchsorted(np.maximum.accumulate(appeared), moment, "right").astype(np.int64)
+
+
+def _first_applied(events: _Events, states: _States) -> Ints:
+    """Per row the time of the first event that its state holds; the largest integer without any."""
+    # Shifted so that a chain lies below all earlier ones: then one running minimum serves all chains.
+    shift = int(states.starts[-1]) + 1
+    least = np.minimum.accumulate(events.appeared - events.chain * shift)
+    place = np.searchsorted(-least, states.chain * shift - states.moment, "left")
+    held = np.append(events.chain, -1)[place] == states.chain
+    none = np.iinfo(np.int64).max
+    found: Ints = np.where(held, np.append(events.times, none)[place], none)
+    return found
 
 
 def _folds(

@@ -72,7 +72,8 @@ class OnlineStore:
             offsets = partition, first, following
             content = delta.newest, delta.body, delta.texts
             limits = lifetime_ms, layout.kept_tiles
-            calls.append((key, (layout.operations, lists, *offsets, *limits, *content, kinds, generation)))
+            last = kinds, generation, delta.first
+            calls.append((key, (layout.operations, lists, *offsets, *limits, *content, *last)))
         return await self._run(MERGE_TILES, calls)
 
     async def positions(self, project: str, source: str) -> dict[str, str]:

@@ -33,6 +33,13 @@ class GrpcRegistry:
         finally:
             call.cancel()
 
+    async def spec(self, release: str, digest: str, timeout: float) -> bytes:
+        request = pb.GetServingSpecRequest(release=release, digest=digest)
+        try:
+            return (await self._stub.GetServingSpec(request, timeout=timeout)).spec
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc_error(error) from None
+
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
         request = pb.ReportServingRequest(
             gateway_id=self._gateway_id, models=[to_observed(model) for model in models]

@@ -1,7 +1,9 @@
 """Cached batch predictions in Redis.
 
-Key `prediction:{model resource name}:{entity keys}`, value 16 bytes little-endian: float64 calibrated score,
-int64 microseconds since 1970 UTC at which it was computed. `requests.joined_keys` joins the entity keys.
+Key `prediction:{model resource name}:{entity keys}`; `requests.joined_keys` joins the entity keys. Value,
+little-endian: int64 microseconds since 1970 UTC at which it was computed, the 8 bytes of
+`OutputSpec.fingerprint`, then the calibrated values as float64: one for BINARY and REGRESSION, one per class
+or element else. A gateway ignores a value whose fingerprint is not that of the release.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from flywheel_inference.batching.batcher import Batcher, Entry, Expired
 from flywheel_inference.fallback.choice import CachedPrediction
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 
-_VALUE = struct.Struct("<dq")
+_HEAD = struct.Struct("<q8s")
 
 
 def key_of(model: str, keys: str) -> str:
@@ -27,9 +29,10 @@ def key_of(model: str, keys: str) -> str:
     return f"prediction:{model}:{keys}"
 
 
-def encode(score: float, scored_at_micros: int) -> bytes:
+def encode(prediction: CachedPrediction) -> bytes:
     """The Redis value of a prediction."""
-    return _VALUE.pack(score, scored_at_micros)
+    head = _HEAD.pack(prediction.scored_at_micros, prediction.output)
+    return head + struct.pack(f"<{len(prediction.values)}d", *prediction.values)
 
 
 class RedisCachedPredictions:
@@ -86,7 +89,8 @@ class RedisCachedPredictions:
 
 
 def _decoded(value: object) -> CachedPrediction | None:
-    if not isinstance(value, bytes) or len(value) != _VALUE.size:
+    if not isinstance(value, bytes) or len(value) <= _HEAD.size or (len(value) - _HEAD.size) % 8:
         return None
-    score, scored_at = _VALUE.unpack(value)
-    return CachedPrediction(score, scored_at) if isfinite(score) else None
+    scored_at, output = _HEAD.unpack_from(value)
+    values = struct.unpack_from(f"<{(len(value) - _HEAD.size) // 8}d", value, _HEAD.size)
+    return CachedPrediction(values, scored_at, output) if all(map(isfinite, values)) else None

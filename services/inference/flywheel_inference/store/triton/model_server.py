@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import grpc
 import numpy as np
-import numpy.typing as npt
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_common.signature import OutputSpec
+from flywheel_common.tensors import packed_texts
 from flywheel_inference.models.errors import (
     ModelNotLoaded,
     ModelRefused,
@@ -18,8 +22,13 @@ from flywheel_inference.models.errors import (
     ModelTimeout,
     WrongShape,
 )
-from flywheel_inference.models.triton_config import DIGEST, INPUT, SCORE
+from flywheel_inference.models.input_tensors import Tensors
+from flywheel_inference.models.output_values import output_values
+from flywheel_inference.models.triton_config import DIGEST
 
+_TYPES = {"|b1": "BOOL", "<i8": "INT64", "<f4": "FP32", "<f8": "FP64", "|O": "BYTES"}
+"""numpy type of a tensor → its name in the protocol."""
+_DTYPES: dict[str, np.dtype[Any]] = {"FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
 _NOT_LOADED = ("unknown model", "is not found", "is not ready", "not loaded", "has no available versions")
 
 
@@ -39,26 +48,23 @@ class TritonModelServer:
             ],
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
-        self._output = pb.ModelInferRequest.InferRequestedOutputTensor(name=SCORE)
 
     async def close(self) -> None:
         await self._channel.close()
 
-    async def infer(
-        self, name: str, tensor: npt.NDArray[np.float32], timeout: float
-    ) -> npt.NDArray[np.float32]:
-        rows, inputs = tensor.shape
+    async def infer(self, name: str, tensors: Tensors, output: OutputSpec, timeout: float) -> Array:
         request = pb.ModelInferRequest(
             model_name=name,
-            inputs=[pb.ModelInferRequest.InferInputTensor(name=INPUT, datatype="FP32", shape=(rows, inputs))],
-            outputs=[self._output],
-            raw_input_contents=[tensor.tobytes()],
+            inputs=[_described(tensor_name, tensor) for tensor_name, tensor in tensors.items()],
+            outputs=[pb.ModelInferRequest.InferRequestedOutputTensor(name=output.tensor)],
+            raw_input_contents=[_raw(tensor) for tensor in tensors.values()],
         )
         try:
             response = await self._stub.ModelInfer(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:
             raise _translated(error, name) from None
-        return _scores(response, name, rows)
+        rows = len(next(iter(tensors.values())))
+        return output_values(output, _array(response, name), rows)
 
     async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
         request = pb.RepositoryModelLoadRequest(model_name=name)
@@ -104,15 +110,25 @@ class TritonModelServer:
             raise translated from None
 
 
-def _scores(response: pb.ModelInferResponse, name: str, rows: int) -> npt.NDArray[np.float32]:
-    """[rows] scores of a response. Raises WrongShape."""
-    raw = response.raw_output_contents[0] if response.raw_output_contents else b""
+def _described(name: str, tensor: Array) -> pb.ModelInferRequest.InferInputTensor:
+    # Triton has no tensor of shape [rows]: the config reshapes [rows, 1].
+    shape = tensor.shape if tensor.ndim > 1 else (*tensor.shape, 1)
+    return pb.ModelInferRequest.InferInputTensor(name=name, datatype=_TYPES[tensor.dtype.str], shape=shape)
+
+
+def _raw(tensor: Array) -> bytes:
+    return packed_texts(tensor) if tensor.dtype == object else tensor.tobytes()
+
+
+def _array(response: pb.ModelInferResponse, name: str) -> Array:
+    """The only output tensor of a response. Raises WrongShape."""
     found = [f"{output.datatype} {list(output.shape)}" for output in response.outputs]
-    if len(raw) != rows * 4 or [output.datatype for output in response.outputs] != ["FP32"]:
-        raise WrongShape(
-            f"{name} returned {', '.join(found) or 'no output'}: float32 [{rows}, 1] is expected."
-        )
-    return np.frombuffer(raw, "<f4")
+    raw = response.raw_output_contents
+    if len(found) == 1 and len(raw) == 1:
+        dtype, shape = _DTYPES.get(response.outputs[0].datatype), tuple(response.outputs[0].shape)
+        if dtype is not None and len(raw[0]) == math.prod(shape) * dtype.itemsize:
+            return np.frombuffer(raw[0], dtype).reshape(shape)
+    raise WrongShape(f"{name} returned {', '.join(found) or 'no output'}: one float tensor is expected.")
 
 
 def _translated(error: grpc.aio.AioRpcError, name: str) -> FlywheelError:

@@ -27,30 +27,31 @@ from flywheel_monitor.windows.rows import Rows, usable_scores
 from flywheel_monitor.windows.support import RECENT
 
 _INSERT = """
-INSERT INTO prediction (prediction_id, shadow, variant_id, event_time, score, decision, failed, source,
-    latency_ms, segment, partition)
-SELECT *, $11 FROM unnest($1::text[], $2::boolean[], $3::integer[], $4::bigint[], $5::float8[],
-    $6::boolean[], $7::boolean[], $8::smallint[], $9::real[], $10::text[])
-ON CONFLICT DO NOTHING RETURNING prediction_id, shadow
+INSERT INTO prediction (model_id, prediction_id, shadow_variant, variant_id, event_time, score, decision,
+    failed, source, latency_ms, segment, partition)
+SELECT *, $12 FROM unnest($1::integer[], $2::text[], $3::integer[], $4::integer[], $5::bigint[], $6::float8[],
+    $7::boolean[], $8::boolean[], $9::smallint[], $10::real[], $11::text[])
+ON CONFLICT DO NOTHING RETURNING model_id, prediction_id, shadow_variant
 """
-_LABELS = (
-    "SELECT prediction_id, value, event_time, outcome_id FROM label WHERE prediction_id = ANY($1::text[])"
-)
+_LABELS = """
+SELECT model_id, prediction_id, value, event_time, outcome_id FROM label
+WHERE (model_id, prediction_id) IN (SELECT * FROM unnest($1::integer[], $2::text[]))
+"""
 _ORPHANS = "SELECT coalesce(sum(orphans), 0) FROM ingest_count WHERE partition = $1"
 _ADD_LABELS = """
-INSERT INTO label (prediction_id, value, event_time, outcome_id, partition)
-SELECT *, $5 FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[])
+INSERT INTO label (prediction_id, value, event_time, outcome_id, partition, model_id)
+SELECT *, $5, $6 FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[])
 ON CONFLICT DO NOTHING RETURNING prediction_id
 """
 _CORRECT_LABELS = """
 UPDATE label l SET value = n.value, event_time = n.event_time, outcome_id = n.outcome_id
 FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[])
     AS n (prediction_id, value, event_time, outcome_id)
-WHERE l.prediction_id = n.prediction_id
+WHERE l.model_id = $5 AND l.prediction_id = n.prediction_id
 """
 _LABELLED_ROWS = """
-SELECT prediction_id, shadow, variant_id, event_time, score, source, segment FROM prediction
-    WHERE prediction_id = ANY($1::text[])
+SELECT prediction_id, shadow_variant, variant_id, event_time, score, source, segment FROM prediction
+    WHERE model_id = $1 AND prediction_id = ANY($2::text[])
 """
 _ADD_OUTCOMES = """
 INSERT INTO outcome (outcome_id, prediction_id, value, event_time, model_id, name)
@@ -86,20 +87,22 @@ class IngestRows:
         for the archive."""
         conn = self._conn
         variants = [await self._versions.variant(b.key) for b in batches]
-        kept = await self._insert(partition, batches, [v for v, _ in variants])
+        kept = await self._insert(partition, batches, variants)
         orphans_exist = await conn.fetchval(_ORPHANS, partition) > 0
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         arrived: dict[int, list[int]] = {}
         # Only these can have a label already: while orphans exist, or as the shadow of a labelled prediction.
         candidates = [
-            i
-            for batch, new in zip(batches, kept, strict=True)
+            (version.model_id, i)
+            for batch, (_, version), new in zip(batches, variants, kept, strict=True)
             if orphans_exist or batch.shadow
             for i in _selected(batch.ids, new)
         ]
-        stored = await conn.fetch(_LABELS, candidates) if candidates else []
-        labels = {row["prediction_id"]: row["value"] for row in stored}
+        labels: dict[int, dict[str, float]] = {}
+        if candidates:
+            for row in await conn.fetch(_LABELS, [m for m, _ in candidates], [i for _, i in candidates]):
+                labels.setdefault(row["model_id"], {})[row["prediction_id"]] = row["value"]
         for batch, (_, version), new in zip(batches, variants, kept, strict=True):
             tally = tallies.setdefault(version.model_id, _Tally())
             count = int(new.sum())
@@ -111,9 +114,9 @@ class IngestRows:
                 tally.predictions += count
                 arrived.setdefault(version.model_id, []).extend(rows.event_times[-RECENT:].tolist())
             work.of(version).add_rows(rows)
-            if labels:
+            if version.model_id in labels:
                 tally.orphans -= _count_early_labels(
-                    work.of(version), rows, _selected(batch.ids, new), labels
+                    work.of(version), rows, _selected(batch.ids, new), labels[version.model_id]
                 )
             await conn.execute(_ARCHIVE, version.model_id, count, pack_kept(new), batch.payload)
         await work.write(conn, partition)
@@ -133,7 +136,7 @@ class IngestRows:
             tally = tallies.setdefault(model_id, _Tally())
             times = arrived.setdefault(model_id, [])
             if batch.name == LABEL:
-                times += await self._labels(partition, batch, tally, work)
+                times += await self._labels(partition, model_id, batch, tally, work)
                 continue
             columns = (
                 batch.outcome_ids,
@@ -151,17 +154,22 @@ class IngestRows:
         await advance(conn, partition, arrived, labels=True)
 
     async def _insert(
-        self, partition: int, batches: Sequence[PredictionColumns], variant_ids: Sequence[int]
+        self,
+        partition: int,
+        batches: Sequence[PredictionColumns],
+        variants: Sequence[tuple[int, WatchedVersion]],
     ) -> list[Mask]:
         """Insert the rows; a mask of the new ones per batch. Of two equal rows the first is new."""
-        columns: list[list[object]] = [[] for _ in range(10)]
-        for batch, variant_id in zip(batches, variant_ids, strict=True):
+        columns: list[list[object]] = [[] for _ in range(11)]
+        shadows = [v if b.shadow else 0 for b, (v, _) in zip(batches, variants, strict=True)]
+        for batch, (variant_id, version), shadow in zip(batches, variants, shadows, strict=True):
             n = len(batch.ids)
             for column, part in zip(
                 columns,
                 (
+                    [version.model_id] * n,
                     batch.ids,
-                    [batch.shadow] * n,
+                    [shadow] * n,
                     [variant_id] * n,
                     batch.event_times.tolist(),
                     batch.scores.tolist(),
@@ -177,18 +185,21 @@ class IngestRows:
         inserted = await self._conn.fetch(_INSERT, *columns, partition)
         if len(inserted) == len(columns[0]):
             return [np.ones(len(b.ids), np.bool_) for b in batches]
-        fresh = {(r[0], r[1]) for r in inserted}
+        fresh = {(r[0], r[1], r[2]) for r in inserted}
         kept = []
-        for batch in batches:
+        for batch, (_, version), shadow in zip(batches, variants, shadows, strict=True):
             new = np.zeros(len(batch.ids), np.bool_)
             for i, prediction_id in enumerate(batch.ids):
-                if (prediction_id, batch.shadow) in fresh:
-                    fresh.remove((prediction_id, batch.shadow))
+                key = version.model_id, prediction_id, shadow
+                if key in fresh:
+                    fresh.remove(key)
                     new[i] = True
             kept.append(new)
         return kept
 
-    async def _labels(self, partition: int, batch: OutcomeColumns, tally: _Tally, work: _Panes) -> list[int]:
+    async def _labels(
+        self, partition: int, model_id: int, batch: OutcomeColumns, tally: _Tally, work: _Panes
+    ) -> list[int]:
         """Store the labels of a batch, and count the new and corrected ones in the panes of their
         predictions. Returns the event times of these labels, in order of arrival."""
         conn = self._conn
@@ -206,25 +217,29 @@ class IngestRows:
             if other is None or label.replaces(other):
                 latest[prediction_id] = label
         ids = list(latest)
-        added = {r[0] for r in await conn.fetch(_ADD_LABELS, ids, *_fields(latest, ids), partition)}
+        inserted = await conn.fetch(_ADD_LABELS, ids, *_fields(latest, ids), partition, model_id)
+        added = {r[0] for r in inserted}
         tally.outcomes += len(added)
         tally.duplicates += len(batch.prediction_ids) - len(added)
         known = [i for i in ids if i not in added]
         corrected: dict[str, Label] = {}
         if known:
-            stored = {r[0]: Label(r[2], r[3], r[1]) for r in await conn.fetch(_LABELS, known)}
+            found = await conn.fetch(_LABELS, [model_id] * len(known), known)
+            stored = {r["prediction_id"]: Label(r["event_time"], r["outcome_id"], r["value"]) for r in found}
             corrected = {i: stored[i] for i in known if latest[i].replaces(stored[i])}
             if corrected:
-                await conn.execute(_CORRECT_LABELS, list(corrected), *_fields(latest, list(corrected)))
-        found = await conn.fetch(_LABELLED_ROWS, [*added, *corrected])
-        tally.orphans += len(added) - len({r["prediction_id"] for r in found if not r["shadow"]} & added)
+                fields = _fields(latest, list(corrected))
+                await conn.execute(_CORRECT_LABELS, list(corrected), *fields, model_id)
+        found = await conn.fetch(_LABELLED_ROWS, model_id, [*added, *corrected])
+        served = {r["prediction_id"] for r in found if not r["shadow_variant"]}
+        tally.orphans += len(added) - len(served & added)
         groups: dict[tuple[int, bool], list[tuple[object, ...]]] = {}
         usable = usable_scores(
             np.array([r["score"] for r in found], np.float64),
             np.array([r["source"] for r in found], np.int64),
         )
         for r in compress(found, usable.tolist()):
-            group = groups.setdefault((r["variant_id"], r["shadow"]), [])
+            group = groups.setdefault((r["variant_id"], r["shadow_variant"] != 0), [])
             group.append((r["event_time"], r["segment"], r["score"], latest[r["prediction_id"]].value, 1))
             old = corrected.get(r["prediction_id"])
             if old is not None:

@@ -35,12 +35,13 @@ FROM model_version v JOIN model m ON m.id = v.model_id
 """
 _VERSION = SELECT_VERSION + "WHERE v.name = $1"
 _ADD_VARIANT = """
-INSERT INTO variant (model_version_id, release, rollout, role) VALUES ($1, $2, $3, $4)
-ON CONFLICT (model_version_id, release, rollout, role) DO NOTHING
+INSERT INTO variant (model_version_id, release, rollout, role, generation) VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (model_version_id, release, rollout, role, generation) DO NOTHING
 """
-_VARIANT = (
-    "SELECT id FROM variant WHERE model_version_id = $1 AND release = $2 AND rollout = $3 AND role = $4"
-)
+_VARIANT = """
+SELECT id FROM variant
+WHERE model_version_id = $1 AND release = $2 AND rollout = $3 AND role = $4 AND generation = $5
+"""
 _VERSION_OF_VARIANT = SELECT_VERSION + "JOIN variant t ON t.model_version_id = v.id WHERE t.id = $1"
 _POLICY = "SELECT policy FROM model WHERE name = $1"
 _SET_POLICY = """
@@ -118,7 +119,7 @@ class VersionCache:
         version = await self._version(key)
         if key not in self._variants:
             async with transaction(self._pool) as conn:
-                fields = (version.id, key.release, key.rollout, int(key.role))
+                fields = (version.id, key.release, key.rollout, int(key.role), key.generation)
                 await conn.execute(_ADD_VARIANT, *fields)
                 self._variants[key] = await conn.fetchval(_VARIANT, *fields)
         return self._variants[key], version

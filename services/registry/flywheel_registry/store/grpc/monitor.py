@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from datetime import UTC, datetime
 
 import grpc
@@ -20,20 +21,35 @@ from flywheel_registry.rollouts.state_machine import RolloutState
 
 log = get_logger(__name__)
 
+MAX_REMEMBERED = 1000
+"""Rollouts whose longer timeout is remembered."""
+
 
 class GrpcMonitor:
-    """`Monitor` by CompareVariants. A failed call is no evidence; it is logged when its reason changes."""
+    """`Monitor` by CompareVariants. A failed call is no evidence; it is logged when its reason changes.
 
-    def __init__(self, channel: grpc.aio.Channel, timeout_seconds: float) -> None:
+    The comparison of a busy model can take longer than `timeout_seconds`: after each call that did not end in
+    time, the next one for this rollout may take twice as long, up to `longest_timeout_seconds`.
+    """
+
+    def __init__(
+        self, channel: grpc.aio.Channel, timeout_seconds: float, longest_timeout_seconds: float = 60.0
+    ) -> None:
         self._stub = MonitorServiceStub(channel)
         self._timeout = timeout_seconds
+        self._longest = max(timeout_seconds, longest_timeout_seconds)
+        self._timeouts: OrderedDict[str, float] = OrderedDict()
         self._logged_reasons: dict[str, str] = {}
 
     async def compare(self, rollout: Rollout) -> Comparison | None:
+        timeout = self._timeouts.get(rollout.name, self._timeout)
         try:
-            response = await self._stub.CompareVariants(compare_request(rollout), timeout=self._timeout)
+            response = await self._stub.CompareVariants(compare_request(rollout), timeout=timeout)
         except grpc.RpcError as error:
-            self._log_missing(rollout, from_rpc_error(error))
+            mapped = from_rpc_error(error)
+            if mapped.code is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._allow(rollout.name, min(2 * timeout, self._longest))
+            self._log_missing(rollout, mapped)
             return None
         comparison = parse_comparison(response)
         if any(map(math.isnan, comparison.values().values())):
@@ -41,6 +57,12 @@ class GrpcMonitor:
             return None
         self._logged_reasons.pop(rollout.name, None)
         return comparison
+
+    def _allow(self, rollout: str, seconds: float) -> None:
+        """Remember the timeout of a rollout; those of the newest 1,000 slow ones are kept."""
+        self._timeouts[rollout] = seconds
+        if len(self._timeouts) > MAX_REMEMBERED:
+            self._timeouts.popitem(last=False)
 
     def _log_missing(self, rollout: Rollout, error: FlywheelError | None) -> None:
         reason = error.reason if error is not None else "NOT_A_NUMBER"
@@ -57,16 +79,14 @@ class GrpcMonitor:
 def compare_request(rollout: Rollout) -> monitor_pb2.CompareVariantsRequest:
     """Return the request for a rollout's current step."""
     in_shadow = rollout.progress.state is RolloutState.SHADOW
-    request = monitor_pb2.CompareVariantsRequest(
+    return monitor_pb2.CompareVariantsRequest(
         rollout=rollout.name,
         champion_release=ReleaseName.of(rollout.model, rollout.champion),
         challenger_release=ReleaseName.of(rollout.model, rollout.challenger),
         mode=monitor_pb2.COMPARISON_MODE_SHADOW if in_shadow else monitor_pb2.COMPARISON_MODE_CANARY,
         alpha=rollout.policy.level,
+        generation=rollout.generation,
     )
-    if rollout.step_started_at is not None:
-        request.start_time.FromDatetime(rollout.step_started_at.astimezone(UTC))
-    return request
 
 
 def parse_comparison(message: monitor_pb2.CompareVariantsResponse) -> Comparison:

@@ -36,6 +36,11 @@ class PostgresAudit(PostgresModels):
             rows.dumps(list(e.findings)),
             e.passed,
             e.created_at,
+            e.producer,
+            e.champion,
+            e.rollout,
+            e.step,
+            e.policy,
         )
         return e
 
@@ -65,6 +70,7 @@ class PostgresAudit(PostgresModels):
             entry.reason,
             entry.evidence,
             entry.hash,
+            entry.evidence_hash,
         )
         return entry
 

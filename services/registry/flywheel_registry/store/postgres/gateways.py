@@ -11,7 +11,7 @@ from flywheel_registry.store.postgres import statements as sql
 
 
 class PostgresGateways:
-    """`Gateways` on PostgreSQL. A crash of the database empties the table until the next heartbeats."""
+    """`Gateways` on PostgreSQL. A crash of the database loses the heartbeats, but no gateway's project."""
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool

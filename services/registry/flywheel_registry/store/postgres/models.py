@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
@@ -63,7 +63,7 @@ class PostgresModels:
 
     async def add_version(self, version: ModelVersion) -> ModelVersion:
         v = replace(version, number=await self._next_number(version.model, "version"))
-        golden = v.golden_rows
+        golden_tensors, golden_data = rows.golden_parts(v.golden_rows)
         await self._conn.execute(
             sql.INSERT_VERSION,
             v.model,
@@ -74,11 +74,10 @@ class PostgresModels:
             rows.dumps(dict(v.metrics)),
             v.feature_set,
             v.training_dataset,
-            rows.dumps([[i.name, i.data_type, list(i.vocabulary)] for i in v.signature]),
-            golden.row_count,
-            golden.inputs,
-            golden.scores,
-            golden.tolerance,
+            rows.signature_to_json(v.signature),
+            golden_tensors,
+            golden_data,
+            v.golden_rows.tolerance,
             rows.dumps(dict(v.tags)),
             v.description,
             v.parent_version,
@@ -135,3 +134,13 @@ class PostgresModels:
 
     async def digest_stored(self, sha256: str) -> bool:
         return await self._conn.fetchval(sql.DIGEST_STORED, sha256) is not None
+
+    async def record_check(self, version: ModelVersion, problems: Sequence[str]) -> None:
+        await self._conn.execute(sql.RECORD_CHECK, version.model, version.number, rows.dumps(list(problems)))
+
+    async def has_dependents(self, version: ModelVersion) -> bool:
+        return bool(await self._conn.fetchval(sql.HAS_DEPENDENTS, version.model, version.number))
+
+    async def delete_version(self, version: ModelVersion) -> None:
+        await self._conn.execute(sql.DELETE_ARTIFACTS, version.model, version.number)
+        await self._conn.execute(sql.DELETE_VERSION, version.model, version.number)

@@ -34,6 +34,9 @@ class PostgresRollouts(PostgresModels):
             added.created_at,
             added.created_by,
             added.ended_at,
+            added.generation,
+            added.step_entered_at,
+            added.step_ran_seconds,
         )
         for step in added.history:
             await self._add_step(added, step)
@@ -80,6 +83,9 @@ class PostgresRollouts(PostgresModels):
             decision.value if decision else None,
             rollout.reason,
             rollout.ended_at,
+            rollout.generation,
+            rollout.step_entered_at,
+            rollout.step_ran_seconds,
         )
         await self._add_step(rollout, step)
 

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, astuple, fields
 from datetime import datetime
 from typing import Any
 
+from flywheel_common.signature import InputSpec, OutputKind, OutputSpec, Signature, TensorSpec
+from flywheel_common.tensors import Tensor
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.models.model import Model
-from flywheel_registry.models.version import Artifact, GoldenRows, ModelVersion, SignatureInput
+from flywheel_registry.models.variant import Variant
+from flywheel_registry.models.version import Artifact, GoldenRows, ModelVersion
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
-from flywheel_registry.policies.rollout_policy import RolloutPolicy
-from flywheel_registry.releases.release import Isotonic, Platt, Release
-from flywheel_registry.rollouts.decision import Decision
+from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
+from flywheel_registry.releases.release import Calibration, Isotonic, Platt, Release, Temperature
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.serving.gateways import Gateway, ObservedModel
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.routing import Routing
@@ -46,10 +49,14 @@ def _gate_policy(stored: str) -> GatePolicy:
 
 def _rollout_policy(stored: str) -> RolloutPolicy:
     values = _known_fields(RolloutPolicy, json.loads(stored))
-    return RolloutPolicy(**{**values, "canary_percents": tuple(values["canary_percents"])})
+    steps = [StepOverride(**_known_fields(StepOverride, step)) for step in values.get("steps", ())]
+    percents = tuple(values["canary_percents"])
+    return RolloutPolicy(**{**values, "canary_percents": percents, "steps": tuple(steps)})
 
 
-def _known_fields(kind: type[MetricThreshold | RolloutPolicy], stored: dict[str, Any]) -> dict[str, Any]:
+def _known_fields(
+    kind: type[MetricThreshold | RolloutPolicy | StepOverride], stored: dict[str, Any]
+) -> dict[str, Any]:
     """Leave out the fields that a newer replica stored and this one does not know."""
     known = {field.name for field in fields(kind)}
     return {key: value for key, value in stored.items() if key in known}
@@ -67,13 +74,52 @@ def model(row: Row) -> Model:
         production_version=row["production_version"],
         created_at=row["created_at"],
         revision=row["revision"],
+        variants=_variants(row),
     )
+
+
+def signature_to_json(value: Signature) -> str:
+    """Return a signature as JSON: inputs and tensors by position, the output by field name."""
+    return dumps(
+        {
+            "inputs": [[i.name, i.data_type, i.vocabulary, i.tensor, i.vector_size] for i in value.inputs],
+            "tensors": [astuple(tensor) for tensor in value.tensors],
+            "output": asdict(value.output),
+        }
+    )
+
+
+def _signature(stored: str) -> Signature:
+    values = json.loads(stored)
+    output = values["output"]
+    if output:
+        output = {**output, "kind": OutputKind(output["kind"]), "class_names": tuple(output["class_names"])}
+    return Signature(
+        inputs=tuple(
+            InputSpec(name, kind, tuple(words), *rest) for name, kind, words, *rest in values["inputs"]
+        ),
+        tensors=tuple(TensorSpec(name, kind, tuple(shape)) for name, kind, shape in values["tensors"]),
+        output=OutputSpec(**output),
+    )
+
+
+def golden_parts(value: GoldenRows) -> tuple[str, list[bytes]]:
+    """Return the headers of the golden tensors as JSON and their bytes, the output last."""
+    tensors = (*value.tensors, *([value.output] if value.output is not None else []))
+    return dumps([[t.name, t.data_type, t.shape] for t in tensors]), [t.data for t in tensors]
+
+
+def _golden_rows(row: Row) -> GoldenRows:
+    headers = json.loads(row["golden_tensors"])
+    tensors = [
+        Tensor(name, kind, tuple(shape), data)
+        for (name, kind, shape), data in zip(headers, row["golden_data"], strict=True)
+    ]
+    return GoldenRows(tuple(tensors[:-1]), tensors[-1] if tensors else None, row["golden_tolerance"])
 
 
 def version(row: Row) -> ModelVersion:
-    golden = GoldenRows(
-        row["golden_row_count"], row["golden_inputs"], row["golden_scores"], row["golden_tolerance"]
-    )
+    problems = row["check_problems"]
     return ModelVersion(
         model=row["model"],
         number=row["number"],
@@ -83,11 +129,10 @@ def version(row: Row) -> ModelVersion:
         metrics=json.loads(row["metrics"]),
         feature_set=row["feature_set"],
         training_dataset=row["training_dataset"],
-        signature=tuple(
-            SignatureInput(name, kind, tuple(words)) for name, kind, words in json.loads(row["signature"])
-        ),
+        signature=_signature(row["signature"]),
         artifacts=tuple(Artifact(*parts) for parts in json.loads(row["artifacts"])),
-        golden_rows=golden,
+        golden_rows=_golden_rows(row),
+        check_problems=None if problems is None else tuple(json.loads(problems)),
         tags=json.loads(row["tags"]),
         description=row["description"],
         parent_version=row["parent_version"],
@@ -108,22 +153,28 @@ def release_body(value: Release) -> str:
         "cached_max_age_seconds": value.cached_max_age_seconds,
         "has_fallback": value.has_fallback,
         "segment_keys": list(value.segment_keys),
+        "segment_thresholds": dict(value.segment_thresholds),
+        "default_values": list(value.default_values),
     }
     match value.calibration:
         case Platt(slope, intercept):
             body["platt"] = [slope, intercept]
         case Isotonic(x, y):
             body["isotonic"] = [list(x), list(y)]
+        case Temperature(temperature):
+            body["temperature"] = temperature
     return dumps(body)
 
 
 def release(row: Row) -> Release:
     body = json.loads(row["body"])
-    calibration: Platt | Isotonic | None = None
+    calibration: Calibration | None = None
     if "platt" in body:
         calibration = Platt(*body["platt"])
     elif "isotonic" in body:
         calibration = Isotonic(*map(tuple, body["isotonic"]))
+    elif "temperature" in body:
+        calibration = Temperature(body["temperature"])
     return Release(
         model=row["model"],
         number=row["number"],
@@ -135,6 +186,9 @@ def release(row: Row) -> Release:
         cached_max_age_seconds=body["cached_max_age_seconds"],
         has_fallback=body["has_fallback"],
         segment_keys=tuple(body["segment_keys"]),
+        # Releases cannot be changed, so those from before these fields do not have them.
+        segment_thresholds=body.get("segment_thresholds", {}),
+        default_values=tuple(body.get("default_values", ())),
         created_at=row["created_at"],
         created_by=row["created_by"],
     )
@@ -150,6 +204,11 @@ def evidence(row: Row) -> Evidence:
         findings=tuple(json.loads(row["findings"])),
         passed=row["passed"],
         created_at=row["created_at"],
+        producer=row["producer"],
+        champion=row["champion"],
+        rollout=row["rollout"],
+        step=row["step"],
+        policy=row["policy"],
     )
 
 
@@ -168,7 +227,10 @@ def rollout(row: Row) -> Rollout:
         challenger_version=row["challenger_version"],
         progress=progress,
         policy=_rollout_policy(row["policy"]),
+        generation=row["generation"],
         step_started_at=row["step_started_at"],
+        step_entered_at=row["step_entered_at"],
+        step_ran_seconds=row["step_ran_seconds"],
         last_decision=Decision(row["last_decision"]) if row["last_decision"] else None,
         reason=row["reason"],
         history=tuple(
@@ -186,7 +248,12 @@ def audit_entry(row: Row) -> AuditEntry:
 
 
 def routing(row: Row) -> Routing:
-    return Routing(**{field: row[field] for field in Routing.__dataclass_fields__})
+    values = {field: row[field] for field in Routing.__dataclass_fields__}
+    return Routing(**{**values, "variants": _variants(row)})
+
+
+def _variants(row: Row) -> tuple[Variant, ...]:
+    return tuple(Variant(*parts) for parts in json.loads(row["variants"]))
 
 
 def span(row: Row) -> ServingSpan:

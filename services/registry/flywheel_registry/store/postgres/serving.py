@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 from flywheel_common.postgres.pool import Connection
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.routing import Routing
@@ -28,6 +30,7 @@ class PostgresServing:
             routing.rollout,
             routing.shadow_percent,
             routing.challenger_percent,
+            rows.dumps([astuple(variant) for variant in routing.variants]),
         )
         await self._conn.execute(sql.NOTIFY_SERVING, model)
 

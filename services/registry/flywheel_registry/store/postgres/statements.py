@@ -11,7 +11,7 @@ ON CONFLICT DO NOTHING RETURNING name
 _MODEL = """
 SELECT m.name, m.description, m.owner, m.tags::text AS tags, m.gate_policy::text AS gate_policy,
        m.rollout_policy::text AS rollout_policy, m.revision, m.created_at, s.champion AS production_release,
-       r.version AS production_version
+       r.version AS production_version, coalesce(s.variants, '[]')::text AS variants
 FROM model m
 LEFT JOIN serving s ON s.model = m.name
 LEFT JOIN release r ON r.model = s.model AND r.number = s.champion
@@ -34,10 +34,10 @@ NEXT_NUMBER = {
 # ------------------------------------------------------------------------------------------------- versions
 INSERT_VERSION = """
 INSERT INTO model_version (model, number, stage, training_run, framework, metrics, feature_set,
-  training_dataset, signature, golden_row_count, golden_inputs, golden_scores, golden_tolerance, tags,
-  description, parent_version, cause_alert, pipeline_run, registered_at, registered_by)
-VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14::text::jsonb,
-  $15, $16, $17, $18, $19, $20)
+  training_dataset, signature, golden_tensors, golden_data, golden_tolerance, tags, description,
+  parent_version, cause_alert, pipeline_run, registered_at, registered_by)
+VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9::text::jsonb, $10::text::jsonb, $11, $12,
+  $13::text::jsonb, $14, $15, $16, $17, $18, $19)
 """
 INSERT_ARTIFACTS = """
 INSERT INTO artifact (model, version, name, position, size_bytes, sha256)
@@ -46,9 +46,10 @@ FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::text[]) AS a (name, posi
 """
 VERSION_COLUMNS = """
 v.model, v.number, v.stage, v.training_run, v.framework, v.metrics::text AS metrics, v.feature_set,
-v.training_dataset, v.signature::text AS signature, v.golden_row_count, v.golden_inputs, v.golden_scores,
-v.golden_tolerance, v.tags::text AS tags, v.description, v.parent_version, v.cause_alert, v.pipeline_run,
-v.registered_at, v.registered_by, v.promoted_at, v.promoted_by,
+v.training_dataset, v.signature::text AS signature, v.golden_tensors::text AS golden_tensors, v.golden_data,
+v.golden_tolerance, v.check_problems::text AS check_problems, v.tags::text AS tags, v.description,
+v.parent_version, v.cause_alert, v.pipeline_run, v.registered_at, v.registered_by, v.promoted_at,
+v.promoted_by,
 (SELECT coalesce(json_agg(
     json_build_array(a.name, a.size_bytes, a.sha256, a.stored) ORDER BY a.position
   ), '[]')::text
@@ -80,6 +81,13 @@ SELECT_CHAMPION = (
 MARK_STORED = """
 UPDATE artifact SET stored = true WHERE model = $1 AND version = $2 AND name = $3 AND sha256 = $4 RETURNING 1
 """
+RECORD_CHECK = "UPDATE model_version SET check_problems = $3::text::jsonb WHERE model = $1 AND number = $2"
+DELETE_ARTIFACTS = "DELETE FROM artifact WHERE model = $1 AND version = $2"
+DELETE_VERSION = "DELETE FROM model_version WHERE model = $1 AND number = $2"
+HAS_DEPENDENTS = """
+SELECT EXISTS (SELECT 1 FROM release WHERE model = $1 AND version = $2)
+  OR EXISTS (SELECT 1 FROM evidence WHERE model = $1 AND version = $2)
+"""
 DIGEST_STORED = "SELECT 1 FROM artifact WHERE sha256 = $1 AND stored LIMIT 1"
 
 # ------------------------------------------------------------------------------------------------- releases
@@ -96,11 +104,13 @@ NEWEST_RELEASE_OF = _RELEASE + "WHERE model = $1 AND version = $2 ORDER BY numbe
 
 # --------------------------------------------------------------------------------------- evidence and audit
 INSERT_EVIDENCE = """
-INSERT INTO evidence (model, number, kind, version, numbers, findings, passed, created_at)
-VALUES ($1, $2, $3, $4, $5::text::jsonb, $6::text::jsonb, $7, $8)
+INSERT INTO evidence (model, number, kind, version, numbers, findings, passed, created_at, producer, champion,
+  rollout, step, policy)
+VALUES ($1, $2, $3, $4, $5::text::jsonb, $6::text::jsonb, $7, $8, $9, $10, $11, $12, $13)
 """
 _EVIDENCE = """
-SELECT model, number, kind, version, numbers::text AS numbers, findings::text AS findings, passed, created_at
+SELECT model, number, kind, version, numbers::text AS numbers, findings::text AS findings, passed, created_at,
+       producer, champion, rollout, step, policy
 FROM evidence
 """
 SELECT_EVIDENCE = _EVIDENCE + "WHERE model = $1 AND number = $2"
@@ -109,8 +119,9 @@ NEWEST_EVIDENCE_OF = (
 )
 LAST_AUDIT = "SELECT sequence, hash FROM audit WHERE model = $1 ORDER BY sequence DESC LIMIT 1"
 INSERT_AUDIT = """
-INSERT INTO audit (model, sequence, at, actor, action, subject, from_state, to_state, reason, evidence, hash)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+INSERT INTO audit (model, sequence, at, actor, action, subject, from_state, to_state, reason, evidence, hash,
+  evidence_hash)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 """
 LIST_AUDIT = "SELECT * FROM audit WHERE model = $1 AND sequence < $2 ORDER BY sequence DESC LIMIT $3"
 AUDITED_MODELS = "SELECT DISTINCT model FROM audit ORDER BY model"
@@ -119,12 +130,14 @@ WHOLE_AUDIT = "SELECT * FROM audit WHERE model = $1 AND sequence > $2 ORDER BY s
 # ------------------------------------------------------------------------------------------------- rollouts
 INSERT_ROLLOUT = """
 INSERT INTO rollout (model, number, champion, challenger, state, resume_to, step, challenger_percent, policy,
-  step_started_at, last_decision, reason, created_at, created_by, ended_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14, $15)
+  step_started_at, last_decision, reason, created_at, created_by, ended_at, generation, step_entered_at,
+  step_ran_seconds)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::text::jsonb, $10, $11, $12, $13, $14, $15, $16, $17, $18)
 """
 UPDATE_ROLLOUT = """
 UPDATE rollout SET state = $3, resume_to = $4, step = $5, challenger_percent = $6, step_started_at = $7,
-  last_decision = $8, reason = $9, ended_at = $10
+  last_decision = $8, reason = $9, ended_at = $10, generation = $11, step_entered_at = $12,
+  step_ran_seconds = $13
 WHERE model = $1 AND number = $2
 """
 NOTE_HOLD = """
@@ -134,7 +147,7 @@ WHERE model = $1 AND number = $2 AND step = $3 AND ended_at IS NULL
 _ROLLOUT = """
 SELECT o.model, o.number, o.champion, o.challenger, r.version AS challenger_version, o.state, o.resume_to,
        o.step, o.challenger_percent, o.policy::text AS policy, o.step_started_at, o.last_decision, o.reason,
-       o.created_at, o.created_by, o.ended_at,
+       o.generation, o.step_entered_at, o.step_ran_seconds, o.created_at, o.created_by, o.ended_at,
        (SELECT coalesce(json_agg(
           json_build_array(h.state, h.challenger_percent, h.entered_at, h.reason, h.evidence) ORDER BY h.step
         ), '[]')::text
@@ -152,15 +165,17 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
 
 # -------------------------------------------------------------------------------------------------- serving
 SELECT_ROUTING = """
-SELECT generation, champion, challenger, rollout, shadow_percent, challenger_percent
+SELECT generation, champion, challenger, rollout, shadow_percent, challenger_percent,
+  variants::text AS variants
 FROM serving WHERE model = $1
 """
 UPSERT_ROUTING = """
-INSERT INTO serving (model, generation, champion, challenger, rollout, shadow_percent, challenger_percent)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO serving (model, generation, champion, challenger, rollout, shadow_percent, challenger_percent,
+  variants)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8::text::jsonb)
 ON CONFLICT (model) DO UPDATE
 SET generation = $2, champion = $3, challenger = $4, rollout = $5, shadow_percent = $6,
-    challenger_percent = $7
+    challenger_percent = $7, variants = $8::text::jsonb
 """
 NOTIFY_SERVING = "SELECT pg_notify('flywheel_serving', $1)"
 GENERATIONS = "SELECT model, generation FROM serving"
@@ -185,15 +200,21 @@ INSERT INTO gateway (id, last_heartbeat, observed) VALUES ($1, clock_timestamp()
 ON CONFLICT (id) DO UPDATE SET last_heartbeat = clock_timestamp(), observed = $2::text::jsonb
 """
 SET_GATEWAY_PROJECT = """
-INSERT INTO gateway (id, project, last_heartbeat, observed) VALUES ($1, $2, 'epoch', '[]')
-ON CONFLICT (id) DO UPDATE SET project = $2
+INSERT INTO gateway_project (gateway, project) VALUES ($1, $2)
+ON CONFLICT (gateway) DO UPDATE SET project = $2, watched_at = clock_timestamp()
 """
 LIST_GATEWAYS = """
-SELECT id, project, last_heartbeat, last_heartbeat >= clock_timestamp() - interval '1 second' AS live,
-       observed::text AS observed
-FROM gateway
+SELECT id, coalesce(p.project, '') AS project, last_heartbeat,
+       last_heartbeat >= clock_timestamp() - interval '1 second' AS live, observed::text AS observed
+FROM gateway g LEFT JOIN gateway_project p ON p.gateway = g.id
 WHERE last_heartbeat >= clock_timestamp() - $1 * interval '1 second' AND id > $2 ORDER BY id LIMIT $3
 """
 DELETE_OLD_GATEWAYS = """
-DELETE FROM gateway WHERE last_heartbeat < clock_timestamp() - interval '1 day' AND last_heartbeat > 'epoch'
+WITH old AS (DELETE FROM gateway WHERE last_heartbeat < clock_timestamp() - interval '1 day')
+DELETE FROM gateway_project p
+WHERE watched_at < clock_timestamp() - interval '1 day'
+  AND NOT EXISTS (
+    SELECT FROM gateway g
+    WHERE g.id = p.gateway AND g.last_heartbeat >= clock_timestamp() - interval '1 day'
+  )
 """

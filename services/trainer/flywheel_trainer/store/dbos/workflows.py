@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any
@@ -39,9 +39,16 @@ MESSAGE_CHARACTERS = 1000
 class Workflows(DBOSConfiguredInstance):
     """The pipeline workflow, bound to its steps."""
 
-    def __init__(self, steps: PipelineSteps, store: PipelineStore) -> None:
+    def __init__(
+        self,
+        steps: PipelineSteps,
+        store: PipelineStore,
+        executor_id: str,
+        live_executors: Callable[[], Awaitable[set[str]]],
+    ) -> None:
         super().__init__(INSTANCE)
         self._pipeline_steps, self._store = steps, store
+        self._executor_id, self._live_executors = executor_id, live_executors
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @DBOS.workflow(name=WORKFLOW)
@@ -87,7 +94,7 @@ class Workflows(DBOSConfiguredInstance):
             return JobState.FAILED, *_reason_and_message(error)
 
     async def start_accepted_runs(self, poll_seconds: float) -> None:
-        """Start the workflow of every unfinished run, forever.
+        """Start the workflow of every unfinished run, and continue those of replicas that died, forever.
 
         Starting a workflow that exists changes nothing.
         """
@@ -102,9 +109,25 @@ class Workflows(DBOSConfiguredInstance):
                         known.add(name)
                     await self._fail_if_dead(name)
                 known &= set(unfinished)
+                await self._take_over()
             except FlywheelError as error:
                 log.warning("pipeline runs not started", reason=error.reason, error=error.message)
             await asyncio.sleep(poll_seconds)
+
+    async def _take_over(self) -> None:
+        """Continue the workflows of replicas that are no longer alive.
+
+        Several replicas may do this at once: DBOS puts a workflow into its queue only if the dead replica
+        still owns it, and one replica takes it from there. A replica that was only stopped for a while loses
+        its workflows, and DBOS refuses the results of their steps.
+        """
+        pending = await DBOS.list_workflows_async(status="PENDING", load_input=False, load_output=False)
+        owners = {workflow.executor_id for workflow in pending if workflow.executor_id} - {self._executor_id}
+        dead = sorted(owners - await self._live_executors()) if owners else []
+        if dead:
+            log.warning("workflows of dead replicas continue here", replicas=dead)
+            # The public resume_workflow would also restart a workflow that a live replica took meanwhile.
+            await asyncio.to_thread(DBOS._recover_pending_workflows, dead)  # noqa: SLF001
 
     async def _fail_if_dead(self, name: PipelineRunName) -> None:
         """Fail a run whose workflow ended before its last step: otherwise it would stay RUNNING forever."""
@@ -123,12 +146,19 @@ class Workflows(DBOSConfiguredInstance):
 
 @asynccontextmanager
 async def dbos_workflows(
-    steps: PipelineSteps, store: PipelineStore, *, dsn: str, executor_id: str, version: str
+    steps: PipelineSteps,
+    store: PipelineStore,
+    *,
+    dsn: str,
+    executor_id: str,
+    version: str,
+    live_executors: Callable[[], Awaitable[set[str]]],
 ) -> AsyncIterator[Workflows]:
     """Run DBOS with its own system database at `dsn`.
 
-    `executor_id` is the name of the replica, which must not change over restarts. `version` is the version of
-    the order of steps: this process does not continue runs of another version.
+    `executor_id` is the name of this process, which no other process ever has; `live_executors` are those
+    that are alive. `version` is the version of the order of steps: this process does not continue runs of
+    another version.
     """
     config: DBOSConfig = {
         "name": "flywheel-trainer",
@@ -140,7 +170,7 @@ async def dbos_workflows(
         "sys_db_pool_size": 5,
     }
     DBOS(config=config)
-    workflows = Workflows(steps, store)
+    workflows = Workflows(steps, store, executor_id, live_executors)
     DBOS.launch()
     try:
         yield workflows

@@ -11,6 +11,9 @@ from google.protobuf.json_format import ParseDict
 
 from flywheel_common.deadline import call_timeout
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.signature import FLOAT32, INPUT, SCORE
+from flywheel_common.signature_messages import to_message
+from flywheel_common.tensors import Tensor
 from flywheel_job.artifacts import MODEL
 from flywheel_job.evaluation.calibration import IDENTITY, Calibration, Isotonic, Platt
 from flywheel_job.signature import Input
@@ -88,11 +91,7 @@ class GrpcRegistry:
             artifacts=[
                 model_pb2.Artifact(name=n, size_bytes=s, sha256=d) for n, s, d in version["artifacts"]
             ],
-            golden_rows=model_pb2.GoldenRows(
-                row_count=version["golden_rows"],
-                inputs=version["golden_inputs"],
-                scores=version["golden_scores"],
-            ),
+            golden_rows=_golden_rows(version),
             parent_version=version["parent_version"],
             cause_alert=version["cause_alert"],
             pipeline_run=version["pipeline_run"],
@@ -147,6 +146,14 @@ class GrpcRegistry:
         rollout = (await response_of(PEER, self._stub.StartRollout(request))).rollout
         state = model_pb2.RolloutState.Name(rollout.state).removeprefix("ROLLOUT_STATE_")
         return rollout.name, f"{state} {rollout.reason}".strip()
+
+
+def _golden_rows(version: Mapping[str, Any]) -> model_pb2.GoldenRows:
+    """The float32 rows and scores of a report as the tensors of the plain signature."""
+    rows = version["golden_rows"]
+    inputs = Tensor(INPUT, FLOAT32, (rows, len(version["inputs"])), version["golden_inputs"])
+    scores = Tensor(SCORE, FLOAT32, (rows,), version["golden_scores"])
+    return model_pb2.GoldenRows(row_count=rows, tensors=[to_message(inputs)], output=to_message(scores))
 
 
 def _calibration(message: model_pb2.Calibration) -> Calibration:

@@ -3,57 +3,58 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
-from flywheel_job.outcome import Outcome
-from flywheel_trainer.jobs.errors import JobEnded, UnknownJob
-from flywheel_trainer.jobs.job import ENDED, TRAIN, Job, JobName, JobState
-from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.encoding.specs import spec_from_json, spec_to_json
+from flywheel_trainer.jobs.attempt import Attempt
+from flywheel_trainer.jobs.errors import CancelledOnRequest, JobEnded, UnknownJob
+from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.runs.errors import UnknownExperiment
 from flywheel_trainer.runs.filter_terms import Term
-from flywheel_trainer.runs.run import Run, RunName, RunState
-from flywheel_trainer.store.postgres.runs import end_run_with_outcome, insert_run
+from flywheel_trainer.runs.run import Run, RunName
+from flywheel_trainer.store.postgres.runs import insert_run
 from flywheel_trainer.store.postgres.text_conditions import text_conditions
 
 _METHOD = "SubmitJob"
 _INSERT = """
-INSERT INTO job (id, project, kind, state, spec, run_id, priority, created_at)
-VALUES ($1, $2, $3, 'QUEUED', $4, $5, $6, $7)
+INSERT INTO job ( id, project, kind, state, spec, run_id, priority, created_at, experiment, training_set,
+details, pipeline_run ) VALUES ($1, $2, $3, 'QUEUED', $4, $5, $6, $7, $8, $9, $10, $11)
 """
-_GET = "SELECT * FROM job WHERE id = $1 AND project = $2"
-_LIST = "SELECT * FROM job WHERE project = $1 AND ($2 = '' OR id < $2)"
+_PIPELINE_RUNS = """
+SELECT state IN ('QUEUED', 'RUNNING') AND NOT cancel_requested FROM pipeline_run
+WHERE 'projects/' || project || '/pipelineRuns/' || id = $1 FOR SHARE
+"""
+SELECT_JOB = """
+SELECT job.*, (
+    SELECT jsonb_agg(
+        jsonb_build_array(
+            a.number, a.engine_id, a.created_at, a.started_at, a.ended_at, a.error_reason, a.error_message
+        ) ORDER BY number
+    )
+    FROM attempt a WHERE a.job_id = job.id
+) AS attempts
+FROM job
+"""
+_GET = SELECT_JOB + "WHERE id = $1 AND project = $2"
+_LIST = SELECT_JOB + "WHERE project = $1 AND ($2 = '' OR id < $2)"
 _NEWEST = " ORDER BY id DESC LIMIT $3"
-_COLUMNS = {
-    "state": "state",
-    "experiment": "spec ->> 'experiment'",
-    "training_set": "spec ->> 'training_set'",
-}
+_COLUMNS = {"state": "state", "experiment": "experiment", "training_set": "training_set"}
 _CANCEL = """
 UPDATE job SET cancel_requested = true
-WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING') RETURNING *
+WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING') RETURNING true
 """
-_ACTIVE = "SELECT * FROM job WHERE state IN ('QUEUED', 'RUNNING') ORDER BY priority DESC, created_at"
-_STARTED = """
-UPDATE job SET state = 'RUNNING', started_at = coalesce(started_at, $2) WHERE id = $1 AND state = 'QUEUED'
+_CANCEL_JOBS_OF = """
+UPDATE job SET cancel_requested = true WHERE pipeline_run = $1 AND state IN ('QUEUED', 'RUNNING')
 """
-_PROGRESS = "UPDATE job SET progress = $2 WHERE id = $1 AND state = 'RUNNING' AND progress <> $2::jsonb"
-_WAITING = """
-UPDATE job SET progress = progress || jsonb_build_object('message', $2::text)
-WHERE id = $1 AND state IN ('QUEUED', 'RUNNING')
-"""
-_HEARTBEAT = """
-UPDATE run SET heartbeat_at = $2 FROM job WHERE job.id = $1 AND run.id = job.run_id AND run.state = 'RUNNING'
-"""
-_END = """
-UPDATE job SET state = $2, error_reason = $3, error_message = $4, ended_at = $5
-WHERE id = $1 AND state IN ('QUEUED', 'RUNNING') RETURNING run_id
-"""
-_EPOCH = "SELECT step FROM run_metric WHERE run_id = $1 AND key = 'train_loss'"
+
+
+async def cancel_jobs_of(conn: Connection, pipeline_run: str) -> None:
+    """Cancel the jobs of a pipeline run in the caller's transaction, which ends the run or cancels it."""
+    await conn.execute(_CANCEL_JOBS_OF, pipeline_run)
 
 
 class PostgresJobs:
@@ -72,6 +73,8 @@ class PostgresJobs:
         ):
             if once.replay is not None:
                 return await _existing(conn, JobName.parse(once.replay.decode()))
+            if job.pipeline_run and not await conn.fetchval(_PIPELINE_RUNS, job.pipeline_run):
+                raise CancelledOnRequest(f"{job.pipeline_run} was cancelled or has ended.")
             await insert_run(
                 conn,
                 Run(
@@ -82,9 +85,19 @@ class PostgresJobs:
                 ),
                 now,
             )
-            spec = asdict(job.spec) | {"details": dict(details)}
             await conn.execute(
-                _INSERT, job.name.job, job.name.project, job.kind, spec, job.run.run, job.priority, now
+                _INSERT,
+                job.name.job,
+                job.name.project,
+                job.kind,
+                spec_to_json(job.spec, job.name.project),
+                job.run.run,
+                job.priority,
+                now,
+                job.spec.experiment,
+                job.spec.training_set,
+                dict(details),
+                job.pipeline_run,
             )
             once.store(str(job.name).encode())
             return await _existing(conn, job.name)
@@ -104,7 +117,7 @@ class PostgresJobs:
     async def get(self, name: JobName) -> Job | None:
         async with connection(self._pool) as conn:
             row = await conn.fetchrow(_GET, name.job, name.project)
-        return None if row is None else _job(row)
+        return None if row is None else job_of(row)
 
     async def list(self, project: str, terms: Sequence[Term], size: int, token: str) -> Page[Job]:
         query = repr((project, terms))
@@ -112,7 +125,7 @@ class PostgresJobs:
         conditions, parameters = text_conditions(terms, _COLUMNS, [project, after[0], size + 1])
         async with connection(self._pool) as conn:
             rows = await conn.fetch(_LIST + conditions + _NEWEST, *parameters)
-        return cut([_job(row) for row in rows], size, lambda j: (j.name.job,), query=query)
+        return cut([job_of(row) for row in rows], size, lambda j: (j.name.job,), query=query)
 
     async def request_cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job:
         async with (
@@ -121,46 +134,14 @@ class PostgresJobs:
         ):
             if once.replay is not None:
                 return await _existing(conn, name)
-            done = await conn.fetchrow(_CANCEL, name.job, name.project)
-            row = done or await conn.fetchrow(_GET, name.job, name.project)
+            done = await conn.fetchval(_CANCEL, name.job, name.project)
+            row = await conn.fetchrow(_GET, name.job, name.project)
             if row is None:
                 raise UnknownJob.of(name)
-            if done is None:
+            if not done:
                 raise JobEnded.of(name, row["state"])
             once.store(str(name).encode())
-            return _job(row)
-
-    async def active(self) -> Sequence[tuple[Job, Mapping[str, Any]]]:
-        async with connection(self._pool) as conn:
-            return [(_job(row), row["spec"]["details"]) for row in await conn.fetch(_ACTIVE)]
-
-    async def mark_started(self, name: JobName, now: datetime) -> None:
-        async with connection(self._pool) as conn:
-            await conn.execute(_STARTED, name.job, now)
-
-    async def set_waiting(self, name: JobName, message: str) -> None:
-        async with connection(self._pool) as conn:
-            await conn.execute(_WAITING, name.job, message)
-
-    async def heartbeat(self, name: JobName, progress: Mapping[str, Any], now: datetime) -> None:
-        async with transaction(self._pool) as conn:
-            await conn.execute(_PROGRESS, name.job, dict(progress))
-            await conn.execute(_HEARTBEAT, name.job, now)
-
-    async def epochs_done(self, run: RunName) -> int:
-        async with connection(self._pool) as conn:
-            return int(await conn.fetchval(_EPOCH, run.run) or 0)
-
-    async def end(self, name: JobName, state: JobState, outcome: Outcome, now: datetime) -> bool:
-        assert state in ENDED
-        async with transaction(self._pool) as conn:
-            run_id = await conn.fetchval(
-                _END, name.job, state, outcome.error_reason, outcome.error_message, now
-            )
-            if run_id is None:
-                return False
-            await end_run_with_outcome(conn, run_id, outcome, RunState(state), now)
-            return True
+            return job_of(row)
 
 
 class _RollBack(Exception):
@@ -168,15 +149,14 @@ class _RollBack(Exception):
 
 
 async def _existing(conn: Connection, name: JobName) -> Job:
-    return _job(await conn.fetchrow(_GET, name.job, name.project))
+    return job_of(await conn.fetchrow(_GET, name.job, name.project))
 
 
-def _job(row: Any) -> Job:
-    spec = {key: value for key, value in row["spec"].items() if key != "details"}
-    assert row["kind"] == TRAIN
+def job_of(row: Any) -> Job:
+    """The job in a row of SELECT_JOB."""
     return Job(
         name=JobName(row["project"], row["id"]),
-        spec=TrainSpec.from_json(spec),
+        spec=spec_from_json(row["spec"]),
         run=RunName(row["project"], row["run_id"]),
         kind=row["kind"],
         state=JobState(row["state"]),
@@ -185,7 +165,16 @@ def _job(row: Any) -> Job:
         error_message=row["error_message"],
         priority=row["priority"],
         cancel_requested=row["cancel_requested"],
+        attempts=tuple(
+            Attempt(number, engine_id, _time(created), _time(started), _time(ended), reason, message)
+            for number, engine_id, created, started, ended, reason, message in row["attempts"] or ()
+        ),
+        pipeline_run=row["pipeline_run"],
         created_at=row["created_at"],
         started_at=row["started_at"],
         ended_at=row["ended_at"],
     )
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

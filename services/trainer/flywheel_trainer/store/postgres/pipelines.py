@@ -18,6 +18,7 @@ from flywheel_trainer.jobs.job import ENDED, JobState
 from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRun, PipelineRunName, PipelineSpec, Step
 from flywheel_trainer.runs.filter_terms import Term
+from flywheel_trainer.store.postgres.jobs import cancel_jobs_of
 from flywheel_trainer.store.postgres.text_conditions import text_conditions
 
 _INSERT = """
@@ -141,6 +142,7 @@ class PostgresPipelines:
             if not done:
                 raise PipelineRunEnded.of(name, row["state"])
             if once.replay is None:
+                await cancel_jobs_of(conn, str(name))
                 once.store(str(name).encode())
             return _run(row)
 
@@ -179,6 +181,7 @@ class PostgresPipelines:
                 return
             await conn.execute(_FINISH_RUNNING_STEP, name.run, state, message, now)
             await conn.execute(_SKIP_STEPS, name.run)
+            await cancel_jobs_of(conn, str(name))
             payload = TrainingCompleted(
                 pipeline_run=str(name),
                 model=row["model"],

@@ -11,7 +11,14 @@ from flywheel_common.paging import Key, Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_job.outcome import Artifact, MetricPoint, Outcome
-from flywheel_trainer.runs.errors import ExperimentExists, RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.errors import (
+    AttemptEnded,
+    ExperimentExists,
+    ForeignRun,
+    RunEnded,
+    UnknownExperiment,
+    UnknownRun,
+)
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.lease import LOST_MESSAGE
 from flywheel_trainer.runs.metric_points import LoggedPoints
@@ -80,8 +87,22 @@ WHERE id = $1 AND state IN ('RUNNING', 'LOST')
 _EXPIRE = """
 UPDATE run SET state = 'LOST', ended_at = $1, error_message = $3
 WHERE state = 'RUNNING' AND greatest(heartbeat_at, $2) + lease_seconds * interval '1 second' < $1
+    AND NOT EXISTS (SELECT FROM job WHERE job.run_id = run.id AND job.state IN ('QUEUED', 'RUNNING'))
 RETURNING 'projects/' || project || '/runs/' || id
 """
+
+_ATTEMPT = """
+SELECT a.ended_at IS NULL AS active, job.run_id FROM attempt a JOIN job ON job.id = a.job_id
+WHERE a.engine_id = $1 FOR SHARE OF a
+"""
+_CLEAR_POINTS = "DELETE FROM metric_point WHERE run_id = $1"
+_CLEAR_LAST_VALUES = "DELETE FROM run_metric WHERE run_id = $1"
+
+
+async def clear_points(conn: Connection, run_id: str) -> None:
+    """Remove the points of a run in the caller's transaction, which begins another attempt of its job."""
+    await conn.execute(_CLEAR_POINTS, run_id)
+    await conn.execute(_CLEAR_LAST_VALUES, run_id)
 
 
 async def insert_run(conn: Connection, run: Run, now: datetime) -> None:
@@ -189,8 +210,12 @@ class PostgresRuns:
 
         return cut([_run(row) for row in rows], size, key, query=query)
 
-    async def log(self, name: RunName, points: Sequence[MetricPoint], now: datetime) -> LoggedPoints:
+    async def log(
+        self, name: RunName, points: Sequence[MetricPoint], now: datetime, attempt: str = ""
+    ) -> LoggedPoints:
         async with transaction(self._pool) as conn:
+            if attempt:
+                await _check_attempt(conn, attempt, name)
             if not await conn.fetchval(_HEARTBEAT, name.run, name.project, now):
                 raise await _not_running(conn, name)
             return await _insert_points(conn, name.run, points)
@@ -202,8 +227,15 @@ class PostgresRuns:
             rows = await conn.fetch(_POINTS, name.run, key, after[0], after[1], size + 1)
         return cut([MetricPoint(*row) for row in rows], size, lambda p: (p.key, p.step), query=query)
 
-    async def update(self, name: RunName, update: RunUpdate, now: datetime) -> Run:
-        async with transaction(self._pool) as conn:
+    async def update(
+        self, name: RunName, update: RunUpdate, now: datetime, request_id: str = "", body: bytes = b""
+    ) -> Run:
+        async with (
+            transaction(self._pool) as conn,
+            idempotent(conn, "UpdateRun", request_id, body) as once,
+        ):
+            if once.replay is not None:
+                return await _existing(conn, name)
             done = await conn.fetchval(
                 _UPDATE,
                 name.run,
@@ -217,11 +249,21 @@ class PostgresRuns:
             )
             if not done:
                 raise await _not_running(conn, name)
+            once.store(str(name).encode())
             return await _existing(conn, name)
 
     async def expire(self, now: datetime, not_before: datetime) -> list[str]:
         async with connection(self._pool) as conn:
             return [row[0] for row in await conn.fetch(_EXPIRE, now, not_before, LOST_MESSAGE)]
+
+
+async def _check_attempt(conn: Connection, attempt: str, name: RunName) -> None:
+    """The lock lets no point of an attempt be stored after its end."""
+    row = await conn.fetchrow(_ATTEMPT, attempt)
+    if row is None or not row["active"]:
+        raise AttemptEnded.of(attempt)
+    if row["run_id"] != name.run:
+        raise ForeignRun.of(attempt, name)
 
 
 async def _insert_points(conn: Connection, run_id: str, points: Sequence[MetricPoint]) -> LoggedPoints:

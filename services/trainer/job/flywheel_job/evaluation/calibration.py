@@ -74,7 +74,9 @@ def fit_platt(
             break
     slope = float(beta[0] / scale)
     intercept = float(beta[1] - beta[0] * centre / scale)
-    return Platt(slope, intercept) if slope > 0 and np.isfinite([slope, intercept]).all() else IDENTITY
+    # Rounding errors decide the sign of a standardised slope near 0.
+    rises = beta[0] > 1e-6 and np.isfinite([slope, intercept]).all()
+    return Platt(slope, intercept) if rises else IDENTITY
 
 
 def _loss(x: Floats, y: Floats, w: Floats, beta: Floats) -> float:

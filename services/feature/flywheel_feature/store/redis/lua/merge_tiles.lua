@@ -15,6 +15,7 @@
 -- ARGV[10]  texts of the delta's list entries
 -- ARGV[11]  one letter per list and sketch: l list, t list of texts, s sketch
 -- ARGV[12]  generation
+-- ARGV[13]  first event time of the delta
 -- OBSERVATIONS is a constant that scripts.py defines before this script.
 --
 -- Returns the partition's next offset:
@@ -22,7 +23,7 @@
 --   smaller           the offset where the unseen events begin; nothing was changed
 --   -1                the state belongs to a newer generation; nothing was changed
 -- A state of an older generation counts as absent. Among the offsets of a state, partition -1 holds its
--- generation.
+-- generation, and -2 its first event time, unless an earlier version began the state.
 local unpack_, pack_, sub, min, max = struct.unpack, struct.pack, string.sub, math.min, math.max
 local DOUBLE, OFFSET, ENTRY = 8, 16, 32 -- sizes in bytes
 local RANKS = 64 -- numbers per register of a sketch
@@ -31,6 +32,7 @@ local operations = ARGV[1]
 local partition, first_offset, next_offset = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local lifetime, kept_tiles, newest = ARGV[6], tonumber(ARGV[7]), tonumber(ARGV[8])
 local delta, delta_texts, kinds, generation = ARGV[9], ARGV[10], ARGV[11], tonumber(ARGV[12])
+local first_event = tonumber(ARGV[13])
 local sections, components = #kinds, #operations
 local operation, capacity, kind = {}, {}, {}
 for j = 1, components do operation[j] = sub(operations, j, j) end
@@ -76,6 +78,8 @@ if state then
       if next_offset <= offset or first_offset < offset then return offset end
       offset = next_offset
       partition_found = true
+    elseif id == -2 then
+      offset = min(offset, first_event)
     end
     offsets[#offsets + 1] = pack_('<dd', id, offset)
   end
@@ -84,17 +88,30 @@ else
   for l = 1, sections do counts[l] = 0 end
 end
 if not partition_found then offsets[#offsets + 1] = pack_('<dd', partition, next_offset) end
-if state == '' then offsets[#offsets + 1] = pack_('<dd', -1, generation) end
+if state == '' then
+  offsets[#offsets + 1] = pack_('<dd', -1, generation)
+  offsets[#offsets + 1] = pack_('<dd', -2, first_event)
+end
 
 local delta_header = {unpack_('<' .. string.rep('d', 1 + sections), delta)}
 local delta_tiles = delta_header[1]
 local delta_tiles_at = (1 + sections) * DOUBLE + 1
 
--- 2. Tiles, ascending by index. Tiles older than the newest `kept_tiles` are dropped.
+-- 2. Tiles, ascending by index. Tiles older than the newest `kept_tiles` are dropped, but not because of one
+-- tile that is as far ahead of all others.
 
 local function tile_index(s, at, i) return (unpack_('<d', s, at + (i - 1) * tile_size)) end
-local latest = tile_index(delta, delta_tiles_at, delta_tiles)
-if tiles > 0 then latest = max(latest, tile_index(state, tiles_at, tiles)) end
+local latest, before = -math.huge, -math.huge
+local function see_newest_two(s, at, n)
+  for i = max(1, n - 1), n do
+    local index = tile_index(s, at, i)
+    if index > latest then latest, before = index, latest
+    elseif index < latest then before = max(before, index) end
+  end
+end
+see_newest_two(delta, delta_tiles_at, delta_tiles)
+see_newest_two(state, tiles_at, tiles)
+if before > -math.huge and latest - before >= kept_tiles then latest = before end
 local oldest = latest - kept_tiles + 1
 
 local function merged_tile(a, b)

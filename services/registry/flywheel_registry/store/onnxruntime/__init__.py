@@ -1,0 +1,1 @@
+"""ONNX Runtime in a process of its own."""

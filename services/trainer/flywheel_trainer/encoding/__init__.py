@@ -1,0 +1,1 @@
+"""Protobuf forms of domain values that the API and the stores share."""

@@ -1,0 +1,116 @@
+"""Job specifications as protobuf messages: in the API, and as JSON of the message in the database.
+
+What is stored is the message, so that a field that is added later is absent from old rows and has its
+default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict, ParseDict
+
+from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.jobs.kinds import Spec
+from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.runs.run import ExperimentName
+
+_DEFAULTS = Hyperparameters()
+_LIMITS = Limits()
+
+
+def spec_of(job: pb.Job) -> Spec:
+    """The specification in a job's oneof. Raises InvalidSpec if there is none, and InvalidName."""
+    match job.WhichOneof("spec"):
+        case "train":
+            return train_spec_from_proto(job.train)
+        case _:
+            raise InvalidSpec("The job has no specification: set `train`.", field="job.train")
+
+
+def job_with_spec(spec: Spec, project: str) -> pb.Job:
+    """A message with only the oneof set."""
+    return pb.Job(train=train_spec_to_proto(spec, project))
+
+
+def spec_to_json(spec: Spec, project: str) -> dict[str, Any]:
+    """The JSON form of the message, for storage."""
+    return MessageToDict(job_with_spec(spec, project), preserving_proto_field_name=True)
+
+
+def spec_from_json(stored: dict[str, Any]) -> Spec:
+    """The inverse of `spec_to_json`; fields of a newer version are ignored."""
+    return spec_of(ParseDict(stored, pb.Job(), ignore_unknown_fields=True))
+
+
+def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
+    """Zero values become defaults. Raises InvalidName."""
+    recipe = spec.tabular
+    hyper = Hyperparameters(
+        hidden_sizes=tuple(recipe.hidden_sizes) or _DEFAULTS.hidden_sizes,
+        epochs=recipe.epochs or _DEFAULTS.epochs,
+        batch_size=recipe.batch_size or _DEFAULTS.batch_size,
+        learning_rate=recipe.learning_rate or _DEFAULTS.learning_rate,
+        weight_decay=recipe.weight_decay,
+        dropout=recipe.dropout,
+        seed=recipe.seed,
+        holdout_fraction=recipe.holdout_fraction or _DEFAULTS.holdout_fraction,
+        weight_column=recipe.weight_column,
+    )
+    return TrainSpec(
+        experiment=experiment_id(spec.experiment),
+        training_set=spec.training_set,
+        hyperparameters=hyper,
+        warm_start=recipe.warm_start,
+        workers=spec.workers or 1,
+        gpus_per_worker=spec.gpus_per_worker,
+        cpus_per_worker=spec.cpus_per_worker,
+        limits=_limits_from_proto(spec.limits),
+    )
+
+
+def train_spec_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
+    return pb.TrainSpec(
+        experiment=str(ExperimentName(project, spec.experiment)),
+        training_set=spec.training_set,
+        tabular=pb.TabularRecipe(**asdict(spec.hyperparameters), warm_start=spec.warm_start),
+        workers=spec.workers,
+        gpus_per_worker=spec.gpus_per_worker,
+        cpus_per_worker=spec.cpus_per_worker,
+        limits=pb.JobLimits(
+            timeout=_duration(spec.limits.timeout_seconds),
+            stall_timeout=_duration(spec.limits.stall_seconds),
+            max_attempts=spec.limits.max_attempts,
+        ),
+    )
+
+
+def experiment_id(text: str) -> str:
+    """The id in the name of an experiment; also accepts the id alone."""
+    return ExperimentName.parse(text).experiment if "/" in text else text
+
+
+def _limits_from_proto(limits: pb.JobLimits) -> Limits:
+    def seconds(field: str, default: float) -> float:
+        if not limits.HasField(field):
+            return default
+        given: Duration = getattr(limits, field)
+        return given.seconds + given.nanos / 1e9
+
+    return Limits(
+        seconds("timeout", _LIMITS.timeout_seconds),
+        seconds("stall_timeout", _LIMITS.stall_seconds),
+        limits.max_attempts or _LIMITS.max_attempts,
+    )
+
+
+def _duration(seconds: float) -> Duration:
+    found = Duration()
+    found.FromTimedelta(timedelta(seconds=seconds))
+    return found

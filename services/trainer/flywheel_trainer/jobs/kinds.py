@@ -1,0 +1,59 @@
+"""The registry of job kinds: what the job core needs to know of each kind of job.
+
+A new kind is a specification class with a `KIND`, an entry here, a field of the oneof `Job.spec`, and an
+entry in `encoding.specs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from flywheel_job.outcome import Outcome
+from flywheel_trainer.jobs.job import Job
+from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.resources import Request
+from flywheel_trainer.jobs.train_spec import TrainSpec
+
+Spec = TrainSpec
+"""The specifications of all kinds."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What starts an attempt: files for its folder, and the command line."""
+
+    files: Mapping[str, bytes]
+    command: tuple[str, ...]
+
+
+class Kind(Protocol):
+    """One kind of job.
+
+    - `validate` checks a specification against its inputs and returns the details that `launch` needs, such
+      as addresses of the inputs. Raises InvalidSpec and the errors of its peers.
+    - `request` and `limits` are the resources and the limits that a specification asks for.
+    - `launch` is a function of its arguments alone, so that a repeated launch is equal.
+    - `progress` turns the last step of every metric into a JobProgress.
+    - `conclude` reads the files that an attempt left: (outcome of a success, outcome of a failure). `read`
+      returns None for a file that does not exist.
+    """
+
+    async def validate(self, spec: Spec) -> Mapping[str, Any]: ...
+
+    def request(self, spec: Spec) -> Request: ...
+
+    def limits(self, spec: Spec) -> Limits: ...
+
+    def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch: ...
+
+    def progress(self, job: Job, steps: Mapping[str, int]) -> Mapping[str, Any]: ...
+
+    async def conclude(
+        self, read: Callable[[str], Awaitable[bytes | None]]
+    ) -> tuple[Outcome | None, Outcome | None]: ...
+
+
+Kinds = Mapping[str, Kind]
+"""By name of the kind."""

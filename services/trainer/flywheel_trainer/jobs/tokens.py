@@ -1,0 +1,38 @@
+"""Tokens with which an attempt reports its metrics: they permit nothing else, and end with the attempt.
+
+A token is the attempt's engine id and its HMAC under a secret of the installation, so nothing is stored per
+token. Whether the attempt is still active is checked where its points are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+
+ATTEMPT = frozenset({"attempt"})
+"""The role of an attempt of a job: it permits LogMetrics to the run of its job alone."""
+PREFIX = "fwattempt"
+_TOKEN = re.compile(rf"{PREFIX}\.([A-Za-z0-9_-]+)\.([0-9a-f]{{64}})")
+
+
+class AttemptTokens:
+    """Issues and verifies the tokens of attempts."""
+
+    def __init__(self, secret: bytes) -> None:
+        if len(secret) < 32:
+            raise ValueError("the secret has fewer than 32 bytes")
+        self._secret = secret
+
+    def issue(self, engine_id: str) -> str:
+        return f"{PREFIX}.{engine_id}.{self._mac(engine_id)}"
+
+    def verify(self, token: str) -> str | None:
+        """The engine id of the attempt, or None if this is no valid token of an attempt."""
+        match = _TOKEN.fullmatch(token)
+        if match is None or not hmac.compare_digest(self._mac(match[1]), match[2]):
+            return None
+        return match[1]
+
+    def _mac(self, engine_id: str) -> str:
+        return hmac.new(self._secret, engine_id.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,148 @@
+"""Two replicas of the trainer on one database: one supervises, and each takes over what the other leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from flywheel_protos.feature.v1 import training_set_pb2
+from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_protos.types.v1 import job_pb2
+from tests.support.eventually import eventually
+from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET
+from tests.support.ports import free_port
+
+pytestmark = [pytest.mark.timeout(240)]
+PARENT = "projects/default"
+TAKEOVER_SECONDS = 40.0
+"""The leases of a dead replica last 10 s."""
+
+Start = Callable[[dict[str, str]], Awaitable[Any]]
+
+
+@pytest.fixture
+async def replicas(
+    trainer_settings: dict[str, str], with_peers: dict[str, str], start_trainer: Start
+) -> tuple[Any, Any]:
+    """Two trainers that start no jobs on an engine."""
+    settings = trainer_settings | with_peers | {"FLYWHEEL_TRAINER_MAX_RUNNING_JOBS": "0"}
+    first = await start_trainer(settings)
+    second = await start_trainer(
+        settings | {"FLYWHEEL_TRAINER_LISTEN": f"127.0.0.1:{free_port()}"},
+    )
+    connection, stub = first.stub()
+    async with connection:
+        await stub.CreateExperiment(pb.CreateExperimentRequest(parent=PARENT, experiment_id="late"))
+    return first, second
+
+
+async def supervisor(database: str) -> tuple[str, int]:
+    """(holder, fencing token) of the lease of the supervisor."""
+    connection = await asyncpg.connect(database)
+    try:
+        row = await connection.fetchrow("SELECT holder, token FROM lease WHERE name = 'job-supervisor'")
+        return row["holder"], row["token"]
+    finally:
+        await connection.close()
+
+
+async def cancels_a_job(stub: Any, request_id: str) -> None:
+    """A queued job is ended by the supervisor alone."""
+    train = pb.TrainSpec(experiment="late", training_set=TRAINING_SET)
+    job = (
+        await stub.SubmitJob(
+            pb.SubmitJobRequest(parent=PARENT, job=pb.Job(train=train), request_id=request_id)
+        )
+    ).job
+    await stub.CancelJob(pb.CancelJobRequest(name=job.name))
+
+    async def cancelled() -> bool:
+        found = (await stub.GetJob(pb.GetJobRequest(name=job.name))).job
+        return bool(found.state == job_pb2.JOB_STATE_CANCELLED)
+
+    await eventually(cancelled, within=TAKEOVER_SECONDS, every=0.2)
+
+
+async def test_the_other_replica_supervises_after_the_death_of_the_first(
+    replicas: tuple[Any, Any], database: str
+) -> None:
+    first, second = replicas
+    connection, stub = second.stub()
+    async with connection:
+        await cancels_a_job(stub, "one")
+        holder, token = await supervisor(database)
+        first.kill()  # it started first and took the lease
+        await cancels_a_job(stub, "two")
+        successor, next_token = await supervisor(database)
+    assert (successor != holder, next_token > token) == (True, True)
+
+
+async def test_a_replica_that_was_stopped_for_a_while_does_not_supervise_again(
+    replicas: tuple[Any, Any], database: str
+) -> None:
+    first, second = replicas
+    holder, token = await supervisor(database)
+    os.kill(first.process.pid, signal.SIGSTOP)
+    try:
+        connection, stub = second.stub()
+        async with connection:
+            await cancels_a_job(stub, "one")
+            successor = await supervisor(database)
+            os.kill(first.process.pid, signal.SIGCONT)
+            await cancels_a_job(stub, "two")
+            assert successor == await supervisor(database)
+    finally:
+        os.kill(first.process.pid, signal.SIGCONT)
+    assert (successor[0] != holder, successor[1] > token) == (True, True)
+
+
+async def test_the_pipeline_of_a_dead_replica_continues_on_another(
+    replicas: tuple[Any, Any], peers: Any
+) -> None:
+    """It is continued once, after the step that was finished, with each effect once."""
+    first, second = replicas
+    peers.feature.running_reads = 10**9
+    connection, stub = first.stub()
+    async with connection:
+        run = (await stub.StartPipelineRun(pipeline_request())).pipeline_run
+        await eventually(lambda: peers.requests.calls["GetJob"] >= 3, within=60, every=0.1)
+    first.kill()
+    second_connection, stub = second.stub()
+    async with second_connection:
+        # The second replica may have started the run itself: then nothing is left behind by the first.
+        reads = peers.requests.calls["GetJob"]
+        await eventually(
+            lambda: peers.requests.calls["GetJob"] >= reads + 3, within=TAKEOVER_SECONDS, every=0.1
+        )
+        peers.feature.failure = ("TOO_LARGE", "too many rows")
+        peers.feature.running_reads = 0
+
+        async def ended() -> Any:
+            found = (await stub.GetPipelineRun(pb.GetPipelineRunRequest(name=run.name))).pipeline_run
+            return found if found.HasField("ended_at") else None
+
+        found = await eventually(ended, within=TAKEOVER_SECONDS, every=0.2)
+    assert (job_pb2.JOB_STATE_FAILED, "TRAINING_SET_FAILED") == (found.state, found.error_reason)
+    assert 1 == peers.requests.effects["BuildTrainingSet"]
+    assert [] == peers.requests.conflicts
+
+
+def pipeline_request() -> pb.StartPipelineRunRequest:
+    source = training_set_pb2.SourceSpine(
+        source=f"{PARENT}/sources/landed",
+        timestamp_field="scheduled",
+        label="delay > 15",
+        start_time=Timestamp(seconds=1_357_000_000),
+        end_time=Timestamp(seconds=1_365_000_000),
+    )
+    train = pb.TrainSpec(experiment=f"{PARENT}/experiments/late", workers=1)
+    spec = pb.PipelineSpec(
+        model=MODEL, feature_set=FEATURE_SET, spine=training_set_pb2.Spine(source=source), train=train
+    )
+    return pb.StartPipelineRunRequest(parent=PARENT, spec=spec, request_id="once")

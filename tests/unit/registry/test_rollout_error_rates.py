@@ -1,0 +1,101 @@
+"""How often rollouts of a challenger exactly at the allowed limit are promoted or refused, at any tick."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from flywheel_registry.policies.rollout_policy import RolloutPolicy
+from flywheel_registry.rollouts import state_machine
+from flywheel_registry.rollouts.bounds import exceeds_rate
+from flywheel_registry.rollouts.comparison import Comparison, Variant
+from flywheel_registry.rollouts.decision import decide
+from flywheel_registry.rollouts.state_machine import Progress, RolloutState
+from flywheel_registry.rollouts.verdict import Decision
+
+ROLLOUTS, TICKS, ROWS_PER_TICK, ALPHA = 1000, 100, 50, 0.05
+LIMIT = 0.01
+POLICY = RolloutPolicy(
+    shadow_min_labelled=200,
+    shadow_max_log_loss_delta=LIMIT,
+    canary_max_log_loss_delta=LIMIT,
+    canary_min_predictions=10**9,  # evidence alone moves or ends a canary in this simulation
+)
+START = datetime(2026, 1, 1, tzinfo=UTC)
+MOST = ALPHA * ROLLOUTS
+
+
+def seen(n: int, mean: float, error: float) -> Comparison:
+    """Return what the monitor reports of n rows: Student's one-sided bounds at level ALPHA."""
+    margin = float(stats.t.ppf(1 - ALPHA, n - 1)) * error
+    return Comparison(
+        champion=Variant(predictions=n, labelled=n, score_stddev=0.1),
+        challenger=Variant(predictions=n, labelled=n, score_stddev=0.1),
+        covered_from=START,
+        covered_until=START + timedelta(days=1),
+        labelled=n,
+        log_loss_delta=mean,
+        log_loss_delta_upper=mean + margin,
+        log_loss_delta_lower=mean - margin,
+    )
+
+
+def decided(differences: np.ndarray, progress: Progress) -> Decision:
+    """Return the first decision of a step that sees ROWS_PER_TICK more rows at each tick."""
+    for tick in range(1, TICKS + 1):
+        n = tick * ROWS_PER_TICK
+        rows = differences[:n]
+        evidence = seen(n, float(rows.mean()), float(rows.std(ddof=1)) / np.sqrt(n))
+        decision = decide(evidence, POLICY, progress, 1.0).decision
+        if decision is not Decision.HOLD:
+            return decision
+    return Decision.HOLD
+
+
+@pytest.mark.parametrize("shape", ["normal", "skewed"])
+def test_a_challenger_at_the_limit_is_promoted_or_refused_in_at_most_alpha(shape: str) -> None:
+    generator = np.random.default_rng(15)
+    promoted = refused = 0
+    for _ in range(ROLLOUTS):
+        progress = state_machine.advance(Progress(), POLICY)
+        while progress.active:
+            size = TICKS * ROWS_PER_TICK
+            noise = generator.normal(0, 0.3, size)
+            if shape == "skewed":  # log-losses have a long right tail
+                noise = 0.3 * (generator.exponential(1, size) - 1)
+            decision = decided(LIMIT + noise, progress)
+            if decision in (Decision.REFUSE, Decision.ROLL_BACK):
+                refused += 1
+                break
+            # A challenger that is not refuted in shadow is not promoted: it expires. One that passed shadow
+            # has been let through by mistake, whatever its canary says.
+            promoted += decision is Decision.ADVANCE and progress.state is RolloutState.SHADOW
+            if decision is Decision.HOLD and progress.state is RolloutState.SHADOW:
+                break
+            progress = state_machine.advance(progress, POLICY)
+            if progress.challenger_percent >= 100:
+                break
+    assert promoted <= MOST, "more promotions than alpha allows"
+    assert refused <= MOST, "more refusals than alpha allows"
+
+
+def test_an_error_rate_at_its_limit_breaches_in_at_most_its_level() -> None:
+    generator, level, breached = np.random.default_rng(16), 0.05, 0
+    for _ in range(ROLLOUTS):
+        counts = np.cumsum(generator.random(4000) < 0.02)
+        breached += any(exceeds_rate(int(counts[n - 1]), n, 0.02, level) for n in range(20, 4001, 20))
+    assert breached <= MOST
+
+
+def test_one_look_bounds_would_refuse_far_more_often() -> None:
+    """The simulation can tell the difference: Student's bounds, looked at at every tick, are often wrong."""
+    generator, refused = np.random.default_rng(17), 0
+    for _ in range(200):
+        rows = LIMIT + generator.normal(0, 0.3, TICKS * ROWS_PER_TICK)
+        n = np.arange(ROWS_PER_TICK, len(rows) + 1, ROWS_PER_TICK)
+        means = np.cumsum(rows)[n - 1] / n
+        refused += bool((means - 1.645 * 0.3 / np.sqrt(n) > LIMIT).any())
+    assert refused > 2 * ALPHA * 200
