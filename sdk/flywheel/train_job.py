@@ -36,8 +36,9 @@ class TrainJob:
     export: str = ""
     """Function that runs after the workers have ended and freed their GPUs; empty: none."""
     workers: int = 1
-    gpus_per_worker: float = 0.0
-    cpus_per_worker: float = 1.0
+    gpus_per_worker: int = 0
+    cpus_per_worker: float = 0.0
+    """0: the setting of the trainer."""
     memory_bytes_per_worker: int = 0
     """0: not reserved."""
     accelerator_type: str = ""

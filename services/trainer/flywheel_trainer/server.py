@@ -38,6 +38,7 @@ from flywheel_trainer.jobs.engine import Engine
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
+from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.supervision import Rules, Supervisor
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
@@ -187,7 +188,8 @@ async def wire(
     train = TrainSettings(
         settings.s3_bucket, settings.job_python, settings.metrics_address, settings.cpus_per_worker
     )
-    kinds: Kinds = {TrainSpec.KIND: TrainKind(ports.feature, ports.weights, train)}
+    sources = Sources(ports.objects)
+    kinds: Kinds = {TrainSpec.KIND: TrainKind(ports.feature, ports.weights, sources, train)}
     logs = StoredLogs(ports.objects)
     jobs = Jobs(ports.jobs, kinds, ports.engine, settings.quota_of, logs, ids, clock)
     rules = job_rules(settings, ports.tokens)
@@ -211,7 +213,9 @@ async def wire(
         poll_seconds=settings.pipeline_poll_seconds,
     )
     workflows = await stack.enter_async_context(ports.workflows(steps, ports.pipelines))
-    servicer = TrainerServicer(runs, jobs, pipelines, policies, poll_seconds=settings.watch_poll_seconds)
+    servicer = TrainerServicer(
+        runs, jobs, sources, pipelines, policies, poll_seconds=settings.watch_poll_seconds
+    )
     server = Server(
         settings,
         servicers=[(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)],
