@@ -117,7 +117,8 @@ class ModelCalls(BulkPredictions):
         Raises SourceError before anything is sent, and JobFailedError with the user's traceback.
         """
         packed = await asyncio.to_thread(pack_job, job)
-        await self.upload_source(packed.archive)
+        if packed.archive is not None:
+            await self.upload_source(packed.archive)
         return await self.train(self.code_spec(packed), progress)
 
     async def upload_source(self, archive: SourceArchive) -> None:
@@ -144,7 +145,7 @@ class ModelCalls(BulkPredictions):
             cpus_per_worker=job.cpus_per_worker,
             code=trainer_pb2.CodeRecipe(
                 function=job.function,
-                source_sha256=packed.archive.sha256,
+                source_sha256=packed.archive.sha256 if packed.archive else "",
                 params_json=packed.params_json,
                 training_sets={name: self.path("trainingSets", one) for name, one in job.data.items()},
                 check=job.check,

@@ -23,9 +23,9 @@ class TrainJob:
     """
 
     function: str
-    """`file.py:function`; the file's path is relative to `source`."""
-    source: str | Path = "."
-    """Folder whose files are submitted, except those that git ignores."""
+    """`file.py:function`, the file's path relative to `source`; or a built-in recipe without `source`."""
+    source: str | Path | None = "."
+    """Folder whose files are submitted, except those that git ignores; None: a built-in recipe."""
     experiment: str = ""
     data: Mapping[str, str] = field(default_factory=dict)
     """Training sets (`projects/{project}/trainingSets/{training_set}`) by the names for `ctx.data(name)`."""
@@ -54,24 +54,28 @@ class PackedJob:
     """What is submitted: the archive, the parameters as JSON, and the provenance."""
 
     job: TrainJob
-    archive: SourceArchive
+    archive: SourceArchive | None
+    """None: a built-in recipe."""
     params_json: str
     provenance: Mapping[str, str]
 
 
 def pack_job(job: TrainJob) -> PackedJob:
     """Check a job and pack its source. Raises SourceError; the user's code does not run."""
-    folder = Path(job.source)
-    archive = pack(folder)
-    for function in filter(None, (job.function, job.check, job.export)):
-        check_function(folder, archive, function)
     if not job.function:
         raise SourceError("function is empty; name one as file.py:function.")
     if job.workers < 1:
         raise SourceError(f"workers is {job.workers}; a job needs at least one.")
+    text = params_json(job.params)
+    if job.source is None:
+        return PackedJob(job, None, text, {"seed": str(job.seed)})
+    folder = Path(job.source)
+    archive = pack(folder)
+    for function in filter(None, (job.function, job.check, job.export)):
+        check_function(folder, archive, function)
     lock = None if job.lock is None else Path(job.lock)
     recorded = provenance(folder, lock) | {"source_sha256": archive.sha256, "seed": str(job.seed)}
-    return PackedJob(job, archive, params_json(job.params), recorded)
+    return PackedJob(job, archive, text, recorded)
 
 
 def params_json(params: Mapping[str, Any]) -> str:

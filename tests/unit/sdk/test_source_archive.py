@@ -187,7 +187,13 @@ def test_a_job_is_packed_with_its_parameters(folder: Path) -> None:
     packed = pack_job(fw.TrainJob("train.py:train", folder, params={"b": 1, "a": [1.5, None]}, seed=7))
     assert packed.params_json == '{"a": [1.5, null], "b": 1}'
     assert packed.provenance["seed"] == "7"
+    assert packed.archive is not None
     assert packed.provenance["source_sha256"] == packed.archive.sha256
+
+
+def test_a_built_in_recipe_needs_no_source() -> None:
+    packed = pack_job(fw.TrainJob("flywheel_job.recipes.sequence.training:train", None))
+    assert packed.archive is None
 
 
 @pytest.mark.parametrize(
