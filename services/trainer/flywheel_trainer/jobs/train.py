@@ -12,7 +12,7 @@ from flywheel_job.outcome import Outcome
 from flywheel_job.recipes.tabular.spec import CHECK, EXPORT, TRAIN, TabularSpec, WarmStart
 from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
-from flywheel_trainer.jobs.files import FAILURE, OUTCOME, SPEC, attempt_key, checkpoint_prefix
+from flywheel_trainer.jobs.files import FAILURE, OUTCOME, SPEC, attempt_key, checkpoint_prefix, log_prefix
 from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.kinds import Launch
 from flywheel_trainer.jobs.limits import Limits
@@ -102,6 +102,7 @@ class TrainKind:
             outcome_uri=self._uri(job, attempt, OUTCOME),
             failure_uri=self._uri(job, attempt, FAILURE),
             checkpoint_uri=f"s3://{self._settings.bucket}/{checkpoint_prefix(job.name)}",
+            log_uri=f"s3://{self._settings.bucket}/{log_prefix(job.name, '').rstrip('/')}",
             trainer_address=self._settings.metrics_address,
             workers=job.spec.workers,
             **(

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +16,7 @@ from pyarrow import fs
 from flywheel_common.errors import FlywheelError
 from flywheel_job import objects
 from flywheel_job.errors import TrainingFailed, WorkerLost
+from flywheel_job.job_logs.storing import output_copied_to, stored_log
 from flywheel_job.launch import LaunchSpec
 from flywheel_job.outcome import Outcome
 
@@ -117,12 +118,23 @@ def run_rank(config: dict[str, str]) -> None:
     torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     store = objects.open_store()
     device = ray.train.torch.get_device()
-    outcome = call(spec.function, spec, store, rank=rank, world_size=world, device=device)
-    if dist.is_initialized():
-        dist.barrier()
-    if rank == 0:
-        objects.write(store, spec.result_uri, outcome.to_json())
-    sys.stdout.flush()
+    with stored_output(spec, store, rank):
+        outcome = call(spec.function, spec, store, rank=rank, world_size=world, device=device)
+        if dist.is_initialized():
+            dist.barrier()
+        if rank == 0:
+            objects.write(store, spec.result_uri, outcome.to_json())
+
+
+@contextmanager
+def stored_output(spec: LaunchSpec, store: fs.FileSystem, rank: int) -> Iterator[None]:
+    """Store what this rank writes as its own log stream."""
+    if not spec.log_uri:
+        yield
+        return
+    folder = f"{objects.path_of(spec.log_uri)}/rank-{rank}"
+    with stored_log(store, folder, spec.attempt, last_flush_seconds=5) as log, output_copied_to(log):
+        yield
 
 
 def failure_of(error: BaseException) -> FlywheelError:

@@ -78,6 +78,8 @@ class LaunchSpec:
     """`s3://bucket/prefix` of the job's checkpoints."""
     failure_uri: str = ""
     """`s3://bucket/key` of the outcome of a failure; empty: at `outcome_uri`."""
+    log_uri: str = ""
+    """`s3://bucket/prefix` below which each rank stores its log; empty: ranks store none."""
     attempt: int = 1
     source: Source | None = None
     params: Mapping[str, Any] = field(default_factory=dict)

@@ -17,6 +17,10 @@ import grpc
 from flywheel_job.outcome import MetricPoint
 from flywheel_protos.trainer.v1 import trainer_pb2, trainer_pb2_grpc
 
+FLUSH_SECONDS = 0.5
+CALL_SECONDS = 5.0
+BATCH_POINTS = 10_000
+"""Points per call; the service accepts 100,000."""
 TOKEN_VARIABLE = "FLYWHEEL_ATTEMPT_TOKEN"  # noqa: S105 - a name
 """Environment variable with the token of the attempt, which the trainer requires with the metrics of a
 job."""
@@ -66,7 +70,8 @@ class MetricReporter:
         stub = trainer_pb2_grpc.TrainerServiceStub(self._channel)
         while True:
             last = self._stop.wait(FLUSH_SECONDS)
-            batch = self.points[self._sent : self._sent + CALL_POINTS]
+            failed = False
+            batch = self.points[self._sent : self._sent + BATCH_POINTS]
             if batch:
                 try:
                     stub.LogMetrics(
@@ -83,7 +88,8 @@ class MetricReporter:
                     self._sent += len(batch)
                 except grpc.RpcError as error:
                     # Sent again with the next flush; the outcome contains points that never arrive.
+                    failed = True
                     if error.code() is grpc.StatusCode.FAILED_PRECONDITION:
                         self.run_ended.set()
-            if last:
+            if last and (not batch or self._sent == len(self.points) or failed):
                 return
