@@ -29,7 +29,7 @@ PROJECT = "projects/default"
 Start = Callable[[dict[str, str]], Awaitable[Any]]
 VICTIMS = {
     "worker": "RayTrainWorker",
-    "driver": "-m flywheel_job.recipes.tabular s3://",
+    "driver": "-m flywheel_job s3://",
     "launcher": "flywheel_job.launcher s3://",
 }
 
