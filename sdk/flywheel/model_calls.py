@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
 from flywheel.bulk_predictions import BulkPredictions
 from flywheel.connection import request_id, timestamp
+from flywheel.source_archive import SourceArchive
+from flywheel.train_job import PackedJob, TrainJob, pack_job
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2
+
+SOURCE_PART_BYTES = 512 * 1024
+UPLOAD_SECONDS = 300.0
 
 
 class ModelCalls(BulkPredictions):
@@ -103,6 +108,55 @@ class ModelCalls(BulkPredictions):
             progress,
         )
         return (await self.trainer.GetRun(trainer_pb2.GetRunRequest(name=job.run))).run
+
+    async def train_code(
+        self, job: TrainJob, progress: Callable[[trainer_pb2.Job], None] | None = None
+    ) -> trainer_pb2.Run:
+        """Runs one TRAIN job with the user's own code and returns its run.
+
+        Raises SourceError before anything is sent, and JobFailedError with the user's traceback.
+        """
+        packed = await asyncio.to_thread(pack_job, job)
+        if packed.archive is not None:
+            await self.upload_source(packed.archive)
+        return await self.train(self.code_spec(packed), progress)
+
+    async def upload_source(self, archive: SourceArchive) -> None:
+        """Stores a source archive; equal archives are stored once."""
+        content = archive.content
+
+        async def parts() -> AsyncIterator[trainer_pb2.UploadSourceRequest]:
+            target = trainer_pb2.UploadSourceRequest.Target(
+                parent=self.parent, sha256=archive.sha256, size_bytes=len(content)
+            )
+            yield trainer_pb2.UploadSourceRequest(target=target)
+            for start in range(0, len(content), SOURCE_PART_BYTES):
+                yield trainer_pb2.UploadSourceRequest(data=content[start : start + SOURCE_PART_BYTES])
+
+        await self.trainer.UploadSource(parts(), timeout=UPLOAD_SECONDS)
+
+    def code_spec(self, packed: PackedJob) -> trainer_pb2.TrainSpec:
+        """The specification of a packed job."""
+        job = packed.job
+        return trainer_pb2.TrainSpec(
+            experiment=self.path("experiments", job.experiment),
+            workers=job.workers,
+            gpus_per_worker=job.gpus_per_worker,
+            cpus_per_worker=job.cpus_per_worker,
+            code=trainer_pb2.CodeRecipe(
+                function=job.function,
+                source_sha256=packed.archive.sha256 if packed.archive else "",
+                params_json=packed.params_json,
+                training_sets={name: self.path("trainingSets", one) for name, one in job.data.items()},
+                check=job.check,
+                export=job.export,
+                seed=job.seed,
+                provenance=packed.provenance,
+                environment=job.environment,
+                memory_bytes_per_worker=job.memory_bytes_per_worker,
+                accelerator_type=job.accelerator_type,
+            ),
+        )
 
     # serving
 
