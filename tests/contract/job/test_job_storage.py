@@ -95,6 +95,13 @@ def test_the_rows_of_a_data_set_are_streamed(place: tuple[fs.FileSystem, str]) -
     assert sorted(rows) == list(range(300))
 
 
+def test_bytes_are_stored_as_they_are_under_any_name(place: tuple[fs.FileSystem, str]) -> None:
+    store, bucket = place
+    for name in ("a.tar.gz", "b.bz2", "c.zst", "d"):
+        objects.write(store, f"{bucket}/{name}", b"hello")
+        assert objects.read(store, f"{bucket}/{name}") == b"hello"
+
+
 def test_an_artifact_is_stored_under_its_digest(place: tuple[fs.FileSystem, str]) -> None:
     store, bucket = place
     uri, digest = objects.put_by_digest(store, f"{bucket}/artifacts", b"hello")

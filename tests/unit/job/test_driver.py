@@ -42,19 +42,26 @@ def test_the_success_is_written_after_the_group_has_ended(store: fs.FileSystem) 
     assert not exists(store, SPEC.failure_uri)
 
 
-def test_a_rank_that_fails_after_rank_0_has_finished_fails_the_job(store: fs.FileSystem) -> None:
+def test_a_failure_of_a_rank_fails_the_job(store: fs.FileSystem) -> None:
     def group(spec: LaunchSpec) -> None:
-        objects.write(store, spec.result_uri, RESULT.to_json())
         raise NonFiniteMetric("rank 1")
 
     assert run(SPEC, store, group) == 1
     found = Outcome.from_json(objects.read(store, SPEC.failure_uri))
-    assert (found.succeeded, found.error_reason, found.error_message) == (
-        False,
-        "NON_FINITE_METRIC",
-        "rank 1",
-    )
+    assert not found.succeeded
+    assert (found.error_reason, found.error_message) == ("NON_FINITE_METRIC", "rank 1")
     assert not exists(store, SPEC.outcome_uri)
+
+
+def test_a_failure_after_all_ranks_have_returned_is_none_of_the_job(
+    store: fs.FileSystem,
+) -> None:
+    def group(spec: LaunchSpec) -> None:
+        objects.write(store, spec.result_uri, RESULT.to_json())
+        raise RuntimeError("the worker of rank 1 was killed while it ended")
+
+    assert run(SPEC, store, group) == 0
+    assert Outcome.from_json(objects.read(store, SPEC.outcome_uri)) == RESULT
 
 
 def test_the_result_of_an_earlier_attempt_is_not_used(store: fs.FileSystem) -> None:

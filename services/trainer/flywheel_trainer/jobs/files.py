@@ -10,7 +10,7 @@ from flywheel_trainer.jobs.job import JobName
 
 SPEC = "spec.json"
 OUTCOME = "outcome.json"
-"""The outcome of a success, written by the driver after all ranks have ended."""
+"""The outcome of a success, written by the driver when all ranks have returned."""
 FAILURE = "failure.json"
 """The outcome of a failure, written by the driver. A success outranks it."""
 

@@ -23,10 +23,12 @@ class ArrowFileSystem(FileSystemBase):
 
     @contextmanager
     def create_stream(self, path: StrPath, mode: str) -> Generator[io.IOBase, None, None]:
-        reads = "r" in mode
-        open_stream = self._store.open_input_file if reads else self._store.open_output_stream
-        with open_stream(str(path)) as stream:
-            yield stream
+        if "r" in mode:
+            with self._store.open_input_file(str(path)) as stream:
+                yield stream
+        else:
+            with self._store.open_output_stream(str(path), compression=None) as stream:
+                yield stream
 
     def concat_path(self, path: StrPath, suffix: str) -> str:
         return f"{path}/{suffix}"

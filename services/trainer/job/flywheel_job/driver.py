@@ -40,7 +40,8 @@ Group = Callable[[LaunchSpec], None]
 def run(spec: LaunchSpec, store: fs.FileSystem, group: Group | None = None) -> int:
     """Run the job, write its outcome, and return the exit status.
 
-    A success is written after all ranks have ended, so that no later failure of a rank contradicts it.
+    Rank 0 leaves its result after all ranks have returned from the function, so a failure after that does not
+    undo the success.
     """
     try:
         outcome = _run(spec, store, group or run_on_ray)
@@ -58,7 +59,13 @@ def _run(spec: LaunchSpec, store: fs.FileSystem, group: Group) -> Outcome:
 
     if spec.check:
         call(spec.check, spec, store)
-    group(spec)
+    try:
+        group(spec)
+    except Exception:
+        if not objects.files_under(store, spec.result_uri):
+            raise
+        # All ranks had called the function to its end: what failed was the end of a process.
+        traceback.print_exc()
     outcome = Outcome.from_json(objects.read(store, spec.result_uri))
     if spec.export:
         exported = call(spec.export, spec, store)

@@ -47,7 +47,8 @@ def read(store: fs.FileSystem, uri: str) -> bytes:
 
 def write(store: fs.FileSystem, uri: str, data: bytes) -> None:
     create_folder(store, uri.rpartition("/")[0])
-    with store.open_output_stream(path_of(uri)) as stream:
+    # By default pyarrow compresses what is written to a name that ends with .gz.
+    with store.open_output_stream(path_of(uri), compression=None) as stream:
         stream.write(data)
 
 
