@@ -48,8 +48,8 @@ def reached_time(recent: Sequence[int]) -> int | None:
 def covered(times: Ints) -> tuple[int, int] | None:
     """The first and last event time that predictions cover; None if they cover no time.
 
-    Without the newest share of the times, because the next step of a rollout begins at the last one: its
-    predictions must not be counted twice.
+    The oldest share of the times is left out, the newest one is not: bakes of few predictions would last
+    longer for it.
     """
     skipped = max(SUPPORT, math.ceil(len(times) * OLDEST_SHARE)) - 1
     if len(times) <= skipped:
