@@ -12,6 +12,7 @@ import typer
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
 from flywheel.client import Client
+from flywheel.connection import request_id
 from flywheel.model_watch import ModelWatch
 from flywheel.report import alerts_table, versions_table
 from flywheel_protos.registry.v1 import registry_pb2
@@ -68,7 +69,15 @@ def list_versions(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListModelVersionsRequest(parent=client.path("models", model))
-        columns = ["name", "stage", "metrics", "training_dataset", "cause_alert", "registered_at"]
+        columns = [
+            "name",
+            "stage",
+            "artifact_state",
+            "metrics",
+            "training_dataset",
+            "cause_alert",
+            "registered_at",
+        ]
         await show_list(client.registry.ListModelVersions, request, "model_versions", columns, limit)
 
     call(work)
@@ -112,6 +121,29 @@ def register(
                 size=size,
             )
         )
+
+    call(work)
+
+
+@models.command("check")
+def check(version: str) -> None:
+    """Repeat the check of a version, e.g. after its feature set was applied."""
+
+    async def work(client: Client) -> None:
+        request = registry_pb2.CheckModelVersionRequest(name=version)
+        show((await client.registry.CheckModelVersion(request, timeout=120.0)).model_version)
+
+    call(work)
+
+
+@models.command("delete")
+def delete(version: str, reason: Annotated[str, typer.Option(help="Written to the audit log")] = "") -> None:
+    """Delete a version in stage NONE or REJECTED that nothing refers to."""
+
+    async def work(client: Client) -> None:
+        request = registry_pb2.DeleteModelVersionRequest(name=version, reason=reason, request_id=request_id())
+        await client.registry.DeleteModelVersion(request)
+        console.print(f"deleted {version}", highlight=False)
 
     call(work)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from flywheel_common.errors import NotFound, Unavailable
 from flywheel_inference.models.errors import WrongSize
@@ -35,7 +35,7 @@ class MemoryRegistry:
         self._down = down
         self._wake()
 
-    async def watch(self) -> AsyncIterator[bytes]:
+    async def watch(self) -> AsyncGenerator[bytes]:
         while True:
             self._check_up()
             changed = self._changed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import aclosing, suppress
 
 from flywheel_common.errors import FlywheelError, Internal
 from flywheel_common.telemetry.logs import get_logger
@@ -116,10 +116,12 @@ class Reconciler:
         delay = 0.1
         while True:
             try:
-                async for content in self._registry.watch():
-                    await self._accept(self._decode(content))
-                    delay = 0.1
-                    await self._save()
+                # Closed at once when a change cannot be applied: the next stream begins with a snapshot.
+                async with aclosing(self._registry.watch()) as changes:
+                    async for content in changes:
+                        await self._accept(self._decode(content))
+                        delay = 0.1
+                        await self._save()
             except FlywheelError as error:
                 log.warning("registry unavailable: serving the last desired state", reason=error.reason)
             await asyncio.sleep(delay)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import grpc
 
@@ -22,7 +22,7 @@ class GrpcRegistry:
         self._gateway_id = gateway_id
         self._parent = f"projects/{project}" if project else ""
 
-    async def watch(self) -> AsyncIterator[bytes]:
+    async def watch(self) -> AsyncGenerator[bytes]:
         request = pb.WatchServingRequest(gateway_id=self._gateway_id, parent=self._parent)
         call = self._stub.WatchServing(request)
         try:
