@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -149,10 +150,20 @@ def delete(version: str, reason: Annotated[str, typer.Option(help="Written to th
 
 
 @models.command("history")
-def history(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
+def history(
+    model: str,
+    limit: Limit = DEFAULT_LIMIT,
+    at: Annotated[datetime | None, typer.Option(help="Only what served at this time, UTC")] = None,
+) -> None:
     """Show which release served when, and why."""
 
     async def work(client: Client) -> None:
+        if at is not None:
+            span = await client.served_at(model, at)
+            if span is None:
+                raise ValueError(f"nothing served at {at.isoformat(sep=' ')} UTC")
+            show(span)
+            return
         request = registry_pb2.ListServingHistoryRequest(parent=client.path("models", model))
         columns = ["release", "model_version", "from", "until", "reason"]
         await show_list(client.registry.ListServingHistory, request, "spans", columns, limit)

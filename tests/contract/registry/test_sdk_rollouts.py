@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -90,6 +91,23 @@ async def test_the_command_line_runs_a_rollout(client: ModelClient, tmp_path: An
         assert (0, True) == (answer.exit_code, words in answer.output), answer.output
     watched = await cli(client, "models", "rollout", "watch", name)
     assert (1, True) == (watched.exit_code, "ROLLED_BACK" in watched.output)
+
+
+async def test_what_served_at_a_time_is_found(client: ModelClient, sdk: fw.Client) -> None:
+    before = datetime.now(UTC)
+    releases = await two_releases(client)
+    between = datetime.now(UTC)
+    await client.promote(
+        f"{client.model}/versions/2", to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="test"
+    )
+    assert await sdk.served_at("late", before) is None
+    for moment, release in ((between, releases[0]), (datetime.now(UTC), releases[1])):
+        for given in (moment, moment.replace(tzinfo=None)):
+            span = await sdk.served_at("late", given)
+            assert span is not None and release == span.release
+    shown = await cli(client, "models", "history", "late", "--at", "2100-01-01")
+    assert 1 == (await cli(client, "models", "history", "late", "--at", "2020-01-01")).exit_code
+    assert (0, True) == (shown.exit_code, releases[1] in shown.output)
 
 
 async def test_the_command_line_tells_that_a_rollback_is_not_complete(client: ModelClient) -> None:

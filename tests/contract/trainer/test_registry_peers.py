@@ -142,7 +142,7 @@ async def test_the_first_rollout_is_promoted_and_the_next_one_shadows(registry: 
     second = await registry.register("second:register")
     release = await registry.peer.create_release(MODEL, release_of(second), "second:release")
     _, state = await registry.peer.start_rollout(MODEL, release, "why", "second:rollout")
-    assert "SHADOW" == state
+    assert "PENDING_LOAD" == state
     assert champion == await registry.peer.champion(MODEL)
 
 

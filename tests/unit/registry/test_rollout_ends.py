@@ -18,6 +18,7 @@ from flywheel_registry.rollouts.errors import NotAnExperiment
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.rollouts.stalls import Stalls
 from flywheel_registry.rollouts.state_machine import RolloutState
+from flywheel_registry.rollouts.ticker import MAX_CONCURRENT
 from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.stages.transitions import Stage
 from tests.support.builders.rollouts import AT, LATE, Simulation
@@ -252,10 +253,18 @@ async def test_one_odd_rollout_stops_no_other() -> None:
     assert RolloutState.CANARY is (await simulation.rollout(rollout.number)).progress.state
 
 
-async def test_a_rollout_whose_evidence_is_slow_delays_no_other() -> None:
+async def test_rollouts_whose_evidence_is_slow_delay_no_other() -> None:
     simulation, rollout = await in_shadow()
     other, second = await beside_another(simulation)
     simulation.monitor.hangs.add(rollout.name)
+    for number in range(MAX_CONCURRENT):
+        slow = Simulation(
+            simulation.store, simulation.clock, simulation.monitor, f"projects/p/models/slow-{number}"
+        )
+        await slow.create(policy=POLICY)
+        started = await slow.begin(await slow.release())
+        await slow.change("skip", started.number)
+        simulation.monitor.hangs.add(started.name)
     await other.heartbeat()
     other.ticker._interval = 0.01
     task = asyncio.create_task(other.ticker.run())

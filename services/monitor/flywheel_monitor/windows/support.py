@@ -55,8 +55,8 @@ def oldest_skipped(predictions: int) -> int:
 def covered(times: Ints) -> tuple[int, int] | None:
     """The first and last event time that predictions cover; None if they cover no time.
 
-    Without the newest share of the times, because the next step of a rollout begins at the last one: its
-    predictions must not be counted twice.
+    The oldest share of the times is left out, the newest one is not: bakes of few predictions would last
+    longer for it.
     """
     skipped = oldest_skipped(len(times))
     if len(times) <= skipped or len(times) < SUPPORT:

@@ -31,7 +31,7 @@ log = get_logger(__name__)
 ACTOR = "registry-ticker"
 """The actor of the ticker's changes in the audit."""
 MAX_CONCURRENT = 8
-"""How many rollouts are decided at once."""
+"""How many verdicts are stored at once; their evidence is fetched for all rollouts at once."""
 GATEWAY_SECONDS = 60.0
 """How long a gateway may be silent to be read at all; only live ones count."""
 
@@ -91,8 +91,7 @@ class Ticker:
     async def _tick_logged(self, rollout: Rollout) -> None:
         """Tick one rollout; whatever its error, it is logged and does not stop the others."""
         try:
-            async with self._slots:
-                await self.tick(rollout)
+            await self.tick(rollout)
             self._errors.pop(rollout.name, None)
         except Exception as error:  # noqa: BLE001 - one odd rollout must not stop the others
             failed_ticks.inc()
@@ -125,10 +124,10 @@ class Ticker:
             grown = comparison.challenger.predictions if comparison else 0
             if self._stalls.note(rollout, grown, self._clock.monotonic()):
                 log.error("rollout stalled: no new evidence", rollout=rollout.name, reason=verdict.reason)
-            async with self._store.reading() as records:
+            async with self._slots, self._store.reading() as records:
                 await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
             return
-        async with self._store.transaction() as records:
+        async with self._slots, self._store.transaction() as records:
             changed = await self._lifecycle.apply_verdict(records, rollout, verdict, comparison, ACTOR)
         if changed is None:
             return

@@ -114,7 +114,7 @@ class MemoryRegistry:
             self._rollouts += 1
             first = not self._production[model]
             self._production[model] = self._production[model] or release
-            return f"{model}/rollouts/{self._rollouts}", "PROMOTED" if first else "SHADOW"
+            return f"{model}/rollouts/{self._rollouts}", "PROMOTED" if first else "PENDING_LOAD"
 
         return self._requests.once("start_rollout", request_id, body_of(model, release, reason), start)
 
