@@ -133,7 +133,7 @@ class ReleaseScorer:
                 return ScoredRequests(None, np.zeros(0, np.intp), errors)
             block = block.take(np.array(left, np.intp))
         spent = time.perf_counter() - began
-        thresholds = thresholds_of(self.spec, [requests[place] for place in places])
+        thresholds = thresholds_of(self.spec, (requests[place] for place in places))
         scored = await self.score_block(block, thresholds, budget - spent, spent * 1e3)
         if not errors and not scored.errors:
             return scored
