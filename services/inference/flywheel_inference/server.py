@@ -232,10 +232,12 @@ def wire(
     )
     event_times = EventTimeBound(SystemClock(), settings.max_clock_skew_seconds)
     rows = RowAnswers(bulk, event_times)
+    budget = BytesInFlight(settings.bulk_max_bytes, settings.bulk_max_calls)
     servicer = InferenceServicer(
         predictor,
         bulk,
         rows,
+        budget,
         OutcomeRecorder(ports.outcomes, serving),
         serving,
         log,
@@ -250,7 +252,7 @@ def wire(
         RawInference(served, ports.models, max_bytes=settings.max_message_bytes),
         bulk,
         rows,
-        BytesInFlight(settings.open_inference_max_bytes),
+        budget,
         is_ready=lambda: server.health.status() == SERVING,
         stream_in_flight=settings.stream_in_flight,
         max_bytes=settings.max_message_bytes,
