@@ -36,10 +36,12 @@ def test_signature_and_golden_rows_of_every_kind_are_decoded(kind: str) -> None:
     assert spec.golden.output.dtype == model.output.dtype
 
 
-def test_a_signature_without_tensors_has_the_tensor_input() -> None:
-    spec = release_spec(RegistryServicer().release(1, (0.5, -0.25, 1.0)), "d")
-    assert spec.golden.tensors["INPUT"].shape == (3, 3)
-    assert spec.golden.output.shape[0] == 3
+def test_golden_rows_of_a_signature_without_tensors_are_the_tensor_input() -> None:
+    message = RegistryServicer().release(1, (0.5, -0.25, 1.0))
+    spec = release_spec(message, "digest")
+    rows = np.frombuffer(message.model_version.golden_rows.tensors[0].data, "<f4").reshape(3, 3)
+    np.testing.assert_array_equal(spec.golden.tensors["INPUT"], rows)
+    assert (spec.golden.output.shape, spec.digest) == ((3, 1), "digest")
     assert spec.signature.output.kind is OutputKind.BINARY
     assert spec.fallback.default == (0.25,)
 

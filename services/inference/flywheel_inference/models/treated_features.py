@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,8 +21,7 @@ from flywheel_inference.models.feature_block import (
 from flywheel_inference.releases.feature_policy import DEFAULT, FAIL, FeaturePolicy
 
 
-@dataclass(frozen=True, slots=True)
-class Treated:
+class Treated(NamedTuple):
     """`block`: features for the model. `missing`, `stale`: row that fails → its first such feature."""
 
     block: FeatureBlock
@@ -32,9 +31,10 @@ class Treated:
 
 def treat(policies: Sequence[FeaturePolicy], block: FeatureBlock) -> Treated:
     """Applies the policies to a block. Inputs without a policy stay as they are: null."""
-    treated = Treated(block, {}, {})
+    missing_rows: dict[int, str] = {}
+    stale_rows: dict[int, str] = {}
     if not policies or (block.statuses == PRESENT).all():
-        return treated
+        return Treated(block, missing_rows, stale_rows)
     places = {column.name: place for place, column in enumerate(block.columns)}
     columns = list(block.columns)
     for policy in policies:
@@ -45,8 +45,8 @@ def treat(policies: Sequence[FeaturePolicy], block: FeatureBlock) -> Treated:
         stale = statuses == STALE
         filled = np.zeros(len(statuses), np.bool_)
         for action, rows, failed in (
-            (policy.missing, missing, treated.missing),
-            (policy.stale, stale, treated.stale),
+            (policy.missing, missing, missing_rows),
+            (policy.stale, stale, stale_rows),
         ):
             if action == FAIL:
                 failed.update(
@@ -56,7 +56,7 @@ def treat(policies: Sequence[FeaturePolicy], block: FeatureBlock) -> Treated:
                 filled |= rows
         if filled.any():
             columns[place] = _filled(columns[place], filled, policy.default)
-    return replace(treated, block=replace(block, columns=tuple(columns)))
+    return Treated(replace(block, columns=tuple(columns)), missing_rows, stale_rows)
 
 
 def _filled(column: FeatureColumn, rows: Mask, default: Any) -> FeatureColumn:

@@ -121,8 +121,8 @@ class ReleaseScorer:
             return ScoredRequests(None, features.rows, features.errors)
         places: list[int] = features.rows.tolist()
         block, errors = features.block, dict(features.errors)
-        left = [row for row, place in enumerate(places) if wanted(place)]
-        if len(left) < len(places):
+        if not all(map(wanted, places)):
+            left = [row for row, place in enumerate(places) if wanted(place)]
             errors.update(
                 (place, BudgetExceeded("the caller had its answer before the model was called"))
                 for place in places
@@ -133,7 +133,7 @@ class ReleaseScorer:
                 return ScoredRequests(None, np.zeros(0, np.intp), errors)
             block = block.take(np.array(left, np.intp))
         spent = time.perf_counter() - began
-        thresholds = thresholds_of(self.spec, [requests[place] for place in places])
+        thresholds = thresholds_of(self.spec, (requests[place] for place in places))
         scored = await self.score_block(block, thresholds, budget - spent, spent * 1e3)
         if not errors and not scored.errors:
             return scored
@@ -172,7 +172,7 @@ class ReleaseScorer:
             values,
             scores,
             self.spec.decisions(scores, thresholds),
-            (block.statuses != PRESENT).any(axis=0),
+            np.logical_or.reduce(block.statuses != PRESENT, axis=0),
             features_ms,
             (time.perf_counter() - began) * 1e3,
         )
