@@ -28,7 +28,8 @@ class MonitorSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     watch_poll_seconds: float = Field(0.25, gt=0)
     """Pause between passes that judge the windows that are due."""
     keep_days: float = Field(400.0, gt=0)
-    """Event time for which single predictions and labels are kept; counts, reports and the archive stay."""
+    """Time since their arrival for which single predictions and labels are kept; counts, reports and the
+    archive stay."""
     batch_records: int = Field(200, ge=1)
     """Most records of one partition in one transaction."""
     archive_prefix: str = "predictions"

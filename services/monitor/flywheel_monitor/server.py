@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
@@ -37,8 +38,9 @@ from flywheel_monitor.evaluation.evaluator import EvaluationRecords, Evaluator
 from flywheel_monitor.evaluation.metrics import EvaluationMetrics
 from flywheel_monitor.ingest.consumer import EventHandler
 from flywheel_monitor.ingest.metrics import IngestMetrics
-from flywheel_monitor.ingest.ports import ConsumerLag, Retention
+from flywheel_monitor.ingest.ports import ConsumerLag, Retention, WaitingPredictions
 from flywheel_monitor.ingest.retention import prune_forever
+from flywheel_monitor.ingest.waiting import count_waiting_forever
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
 from flywheel_monitor.store.grpc.references import GrpcReferences
 from flywheel_monitor.store.kafka.lag import KafkaLag
@@ -83,6 +85,7 @@ async def build(
         Producer(settings.kafka_bootstrap, client_id="flywheel-monitor")
     )
     store = PostgresStore(pool, VersionCache(pool, GrpcReferences(*channels)), pane_us(settings))
+    await store.adopt_panes()
     lag = KafkaLag(settings.kafka_bootstrap, pool, settings.consumer_group, CONSUMED)
     stack.push_async_callback(lag.close)
     ports = Ports(
@@ -97,7 +100,7 @@ async def build(
     return wire(settings, ports, prometheus=prometheus)
 
 
-class Records(ApiRecords, EvaluationRecords, ArchiveQueue, Retention, Protocol):
+class Records(ApiRecords, EvaluationRecords, ArchiveQueue, Retention, WaitingPredictions, Protocol):
     """What the service reads and changes in one transaction."""
 
 
@@ -166,8 +169,15 @@ def wire(settings: MonitorSettings, ports: Ports, *, prometheus: CollectorRegist
     evaluate_in_one_replica, archive_in_one_replica = ports.lease("watch"), ports.lease("archive")
     server.add_background("watch", lambda: evaluate_in_one_replica(lambda _: evaluator.run()))
     server.add_background("archive", lambda: archive_in_one_replica(lambda _: write_archive()))
-    keep_us = int(settings.keep_days * 86_400_000_000)
-    server.add_background("prune", lambda: prune_forever(ports.store, keep_us))
+    keep = timedelta(days=settings.keep_days)
+    server.add_background("prune", lambda: prune_forever(ports.store, keep, SystemClock()))
+    references_in_one_replica = ports.lease("references")
+    server.add_background(
+        "references",
+        lambda: references_in_one_replica(
+            lambda _: count_waiting_forever(ports.store, settings.watch_poll_seconds)
+        ),
+    )
     server.add_background("consumer", lambda: _retry_start(ports.consume_events))
     server.add_background("outbox relay", ports.relay_events, stops_last=True)
     return server

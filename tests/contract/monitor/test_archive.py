@@ -5,15 +5,19 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from prometheus_client import CollectorRegistry
 
+from flywheel_common.columns import from_texts, to_table
 from flywheel_common.errors import Unavailable
 from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.storage.objects import Digest
 from flywheel_monitor.archive.metrics import ArchiveMetrics
 from flywheel_monitor.archive.prediction_archive import ArchiveSettings, PredictionArchive
+from flywheel_monitor.ingest import decode
+from flywheel_protos.events.v1.prediction_pb2 import PredictionBatch
 from tests.support.builders.monitor import (
     MODEL,
     START_US,
@@ -79,6 +83,32 @@ async def test_each_new_row_is_archived_once_by_day_and_version(monitor: LocalMo
     assert (1, start) == await archived(monitor, "projects/p/models/other")
     assert (0, None) == await archived(monitor, "projects/q/models/late")
     assert 0 == await archive(monitor, objects).pass_once(now=True)
+
+
+async def test_rows_of_conflicting_types_go_to_the_dead_letter_folder(monitor: LocalMonitor) -> None:
+    objects = MemoryObjectStore()
+    text = predictions(["b"])
+    batch = PredictionBatch.FromString(text.payload)
+    batch.features.CopyFrom(to_table([from_texts("v__x", ["far"])]))
+    await monitor.predicted(predictions(["a"]))
+    await monitor.predicted(decode.prediction_columns(batch, batch.SerializeToString()))
+    await monitor.predicted(predictions(["c"]))
+    assert 1 == await archive(monitor, objects).pass_once(now=True)
+    assert [["a", "c"]] == list((await held(objects)).values())
+    assert [["b"]] == list((await held(objects, "predictions-dead-letter/p/late/")).values())
+    assert (3, START_US) == await archived(monitor)
+
+
+async def test_answers_of_several_values_are_archived(monitor: LocalMonitor) -> None:
+    objects, values = MemoryObjectStore(), np.array([[0.5, 0.25, 0.25], [0.1, 0.2, 0.7]])
+    rows = predictions(["a", "b"], values, kind=2, class_names=["x", "y", "z"], costs=[0.5, np.nan])
+    await monitor.predicted(rows)
+    await archive(monitor, objects).pass_once(now=True)
+    (key,) = [info.key async for info in objects.list("predictions/p/late/")]
+    table = pq.read_table(io.BytesIO(await objects.get(key)))
+    assert values.tolist() == table["scores"].to_pylist()
+    assert (["x", "z"], [0.5, 0.7]) == (table["class"].to_pylist(), table["score"].to_pylist())
+    assert [0.5, None] == table["cost"].to_pylist()
 
 
 async def test_features_that_were_not_yet_valid_are_archived(monitor: LocalMonitor) -> None:

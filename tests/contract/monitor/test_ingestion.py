@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pytest
 from sklearn import metrics
 
-from flywheel_common.errors import InvalidArgument, NotFound, Unavailable
+from flywheel_common.errors import InvalidArgument, NotFound
+from flywheel_monitor.comparison.ports import VariantName
 from flywheel_monitor.ingest.batches import IngestCounts, Role
+from flywheel_monitor.ingest.waiting import count_waiting_once
 from tests.support.builders.monitor import (
     HOUR_US,
     MINUTE_US,
@@ -197,19 +200,37 @@ async def test_a_shadow_prediction_is_separate_and_not_served(monitor: LocalMoni
     assert 0 == (await monitor.performance(version_name(2))).predictions
 
 
-async def test_nothing_counts_while_a_new_version_has_no_reference(monitor: LocalMonitor) -> None:
-    monitor.references.down = True
-    with pytest.raises(Unavailable):
-        await monitor.predicted(predictions(["a"]))
-    assert (IngestCounts(), None) == (await monitor.status())[:2]
-    with pytest.raises(NotFound) as absent:
-        await monitor.performance()
-    assert "NO_PREDICTIONS" == absent.value.reason
-    monitor.references.down = False
+async def test_predictions_wait_for_their_reference_and_delay_no_other_version(monitor: LocalMonitor) -> None:
     await monitor.predicted(predictions(["a"]))
     monitor.references.down = True
-    await monitor.predicted(predictions(["b"]))
-    assert IngestCounts(predictions=2) == await monitor.counts()
+    ids, scores, labels = scored_labels(30)
+    new = predictions(ids[:20], scores[:20], version=2)
+    await monitor.predicted(new, predictions(["b"]), partition=1)
+    await monitor.predicted(predictions(ids[10:], scores[10:], version=2), partition=1)
+    await monitor.labelled(outcomes(ids, labels), partition=1)
+    assert IngestCounts(predictions=2, outcomes=30, orphans=30) == await monitor.counts()
+    assert 40 == await waiting(monitor)
+    with pytest.raises(NotFound) as absent:
+        await monitor.performance(version_name(2))
+    assert "NO_PREDICTIONS" == absent.value.reason
+    assert 0 == await count_waiting_once(monitor.store)
+    other = predictions(["x"], kind=3, version=2)
+    async with monitor.store.reading() as records:
+        assert not (await records.outputs(MODEL))[version_name(2)].same(other.output), "its output is fixed"
+    monitor.references.down = False
+    assert 2 == await count_waiting_once(monitor.store)
+    assert (0, 0) == (await count_waiting_once(monitor.store), await waiting(monitor))
+    assert IngestCounts(32, 30, 0, 10) == await monitor.counts()
+    found = await monitor.performance(version_name(2))
+    assert (30, 30) == (found.predictions, found.quality.labelled)
+    assert metrics.log_loss(labels, scores) == pytest.approx(found.quality.log_loss, abs=1e-8)
+    report = await monitor.report(version_name(2), START_US, START_US + MINUTE_US)
+    assert report.reference_hash.startswith("sha256:"), "it has its reference"
+
+
+async def waiting(monitor: LocalMonitor) -> int:
+    async with monitor.store.reading() as records:
+        return await records.waiting_rows("p")
 
 
 async def test_the_reference_of_a_version_never_changes(monitor: LocalMonitor) -> None:
@@ -256,35 +277,29 @@ async def test_partitions_are_counted_concurrently(monitor: LocalMonitor) -> Non
 async def test_pruned_predictions_stay_counted(monitor: LocalMonitor) -> None:
     ids, scores, labels = scored_labels(80)
     times = [START_US + i * HOUR_US for i in range(80)]
+    old, new = slice(0, 80, 2), slice(1, 80, 2)
     rollout = f"{MODEL}/rollouts/1"
-    await monitor.predicted(predictions(ids, scores, times=times, rollout=rollout))
+    await monitor.predicted(predictions(ids[old], scores[old], times=times[old], rollout=rollout))
     await monitor.labelled(outcomes(ids, labels, times=times))
+    between = datetime.now(UTC)
+    await monitor.predicted(predictions(ids[new], scores[new], times=times[new], rollout=rollout))
     before = await monitor.performance()
-    # The eighth newest of the last 32: hour 72, from which 22 hours back lies hour 50.
-    assert times[72] == (await monitor.status())[1]
 
     async def prune() -> int:
         async with monitor.store.transaction() as records:
-            return await records.prune(22 * HOUR_US)
+            return await records.prune(between)
 
-    assert [50, 0] == [await prune(), await prune()]
+    assert [40, 0] == [await prune(), await prune()], (
+        "those that arrived before, whatever their event time is"
+    )
     found = await monitor.performance()
     assert (80, 80) == (found.predictions, found.quality.labelled)
     assert before.quality.log_loss == found.quality.log_loss
     # The AUC now comes from the histograms: bins of 1/200 hardly tie 80 scores.
     assert metrics.roc_auc_score(labels, scores) == pytest.approx(found.quality.auc, abs=0.01)
-    assert (times[50], times[79]) == (found.first_event_us, found.last_event_us)
-    assert 30 == (await monitor.compare(shadow=True)).comparison.champion.predictions
+    assert (times[0], times[79]) == (found.first_event_us, found.last_event_us)
+    assert 80 == (await monitor.compare(shadow=True)).comparison.champion.predictions
     assert IngestCounts(80, 80, 0, 0) == await monitor.counts()
-
-
-async def test_one_wrong_time_prunes_nothing(monitor: LocalMonitor) -> None:
-    times = [START_US + i * HOUR_US for i in range(40)]
-    await monitor.predicted(predictions([f"{i}" for i in range(40)], times=times))
-    for place, wrong in enumerate((START_US + 10**15, START_US - 10**15)):
-        await monitor.predicted(predictions([f"wrong-{place}"], times=[wrong]))
-        async with monitor.store.transaction() as records:
-            assert place == await records.prune(40 * HOUR_US), "only the old one itself"
 
 
 async def test_models_that_share_ids_keep_their_rows_and_labels(monitor: LocalMonitor) -> None:
@@ -321,8 +336,8 @@ async def test_each_shadow_of_a_request_counts(monitor: LocalMonitor) -> None:
     for release in (2, 3):
         async with monitor.store.reading() as records:
             names = f"{MODEL}/releases/{release}"
-            found = await records.variant_rows(rollout, names, Role.SHADOW, 0)
-        assert (2, 2) == (len(found.ids), int(found.has_label().sum()))
+            found = await records.variant_window(VariantName(rollout, names, Role.SHADOW), 0)
+        assert (2, 2) == (found.predictions, found.labelled)
 
 
 async def test_projects_are_counted_separately(monitor: LocalMonitor) -> None:

@@ -151,15 +151,15 @@ async def test_counts_are_exact_after_repeated_kills(world: MonitoredModel) -> N
     assert status.orphan_outcomes == 0
     found = await performance(world)
     assert (found.predictions, found.labelled) == (total, total)
-    assert found.auc == pytest.approx(metrics.roc_auc_score(labels, r["scores"]), abs=1e-9)
+    assert found.auc == pytest.approx(metrics.roc_auc_score(labels, r["scores"]), abs=2e-3)
     assert found.score_mean == pytest.approx(r["scores"].mean(), abs=1e-8)
     conn = await asyncpg.connect(world.dsn)
     try:
         # The topics also contain events of other tests' models.
         of_version = "(SELECT id FROM model_version WHERE name = $1)"
         panes = await conn.fetchval(
-            "SELECT sum(predictions) FROM pane "
-            f"WHERE segment = '' AND NOT shadow AND model_version_id = {of_version}",
+            "SELECT sum(predictions) FROM pane p JOIN variant t ON t.id = p.variant_id "
+            f"WHERE segment = '' AND width_us = 60000000 AND role <> 3 AND model_version_id = {of_version}",
             world.version_name(),
         )
         rows = await conn.fetchval(

@@ -69,9 +69,13 @@ def predictions(
     reasons: Sequence[str] = (),
     latencies: Sequence[float] | np.ndarray | None = None,
     not_yet_valid: Sequence[str] = (),
+    kind: int = 1,
+    class_names: Sequence[str] = (),
+    costs: Sequence[float] = (),
+    subjects: Sequence[str] = (),
 ) -> PredictionColumns:
-    """A batch as the gateway logs it. Defaults: score 0.5 in the first minute, feature `v__x` 0, source
-    MODEL, 3 ms."""
+    """A batch as the gateway logs it; scores are [n] or [n, width]. Defaults: BINARY, score 0.5 in
+    the first minute, feature `v__x` 0, source MODEL, 3 ms."""
     n = len(ids)
     values = [0.0] * n if values is None else list(values)
     scores = np.full(n, 0.5) if scores is None else np.asarray(scores, np.float64)
@@ -88,12 +92,17 @@ def predictions(
         event_times=np.asarray([START_US] * n if times is None else times, "<i8").tobytes(),
         features=to_table([feature]),
         scores=scores.astype("<f8").tobytes(),
-        decisions=np.asarray(scores >= 0.5, "u1").tobytes(),
+        decisions=np.asarray(scores.reshape(n, -1)[:, 0] >= 0.5, "u1").tobytes(),
         sources=np.asarray([1] * n if sources is None else sources, "u1").tobytes(),
         latencies_ms=np.asarray([3.0] * n if latencies is None else latencies, "<f4").tobytes(),
         segments=segments,
         error_reasons=reasons,
         not_yet_valid=not_yet_valid,
+        output_kind=kind,  # type: ignore[arg-type]
+        score_width=scores.size // n if n else 1,
+        class_names=class_names,
+        costs=np.asarray(costs, "<f4").tobytes(),
+        subjects=subjects,
         entities=to_table([from_texts("flight", list(ids))]),
     )
     return decode.prediction_columns(message, message.SerializeToString())
@@ -107,6 +116,7 @@ def outcomes(
     outcome_ids: Sequence[str] | None = None,
     name: str = "label",
     model: str = MODEL,
+    class_names: Sequence[str] = (),
 ) -> OutcomeColumns:
     """A batch of outcomes. Defaults: labels that became known an hour after START_US, one per prediction."""
     times = [START_US + HOUR_US] * len(ids) if times is None else times
@@ -117,6 +127,7 @@ def outcomes(
         name=name,
         values=np.asarray(values, "<f8").tobytes(),
         outcome_ids=[f"o-{i}" for i in ids] if outcome_ids is None else outcome_ids,
+        class_names=class_names,
     )
     return decode.outcome_columns(message)
 

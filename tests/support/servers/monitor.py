@@ -138,6 +138,7 @@ async def postgres_monitor(dsn: str) -> AsyncIterator[LocalMonitor]:
             return [DriftDetected.FromString(Event.FromString(r["value"]).payload).alert for r in rows]
 
         store = PostgresStore(pool, VersionCache(pool, references), PANE_US)
+        await store.adopt_panes()
         yield LocalMonitor(store, references, announced)
 
 

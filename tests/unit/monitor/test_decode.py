@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -21,11 +22,28 @@ from flywheel_common.kafka.record import Record
 from flywheel_monitor.ingest import decode
 from flywheel_monitor.ingest.batches import PredictionColumns
 from flywheel_monitor.ingest.consumer import EventHandler
+from flywheel_monitor.windows.output import Output
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.types.v1.column_pb2 import Column
 from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_INT64, DATA_TYPE_INT64_LIST
 
 VERSION = "projects/p/models/late/versions/1"
+
+
+@dataclass
+class Counting:
+    """Ingestion that lists what it counts; all models are BINARY."""
+
+    counted: list[Any]
+
+    async def outputs(self, model: str) -> dict[str, Output]:
+        return {VERSION: Output()}
+
+    async def add_predictions(self, partition: int, batches: list[PredictionColumns]) -> None:
+        self.counted.extend(batches)
+
+    async def add_outcomes(self, partition: int, batches: list[Any]) -> None:
+        self.counted.extend(batches)
 
 
 def good_batch() -> prediction_pb2.PredictionBatch:
@@ -65,6 +83,14 @@ def test_a_good_batch_is_decoded() -> None:
         {"error_reasons": ["x"]},
         {"segments": ["x", "y", "z"]},
         {"event_times": b"\xff" * 7 + b"\x7f" + bytes(8)},
+        {"output_kind": 9},
+        {"output_kind": 3, "score_width": 2, "scores": bytes(32)},
+        {"output_kind": 2, "class_names": ["x", "y"]},
+        {"output_kind": 2, "class_names": ["x", "x"], "score_width": 2, "scores": bytes(32)},
+        {"output_kind": 4, "score_width": 3},
+        {"class_names": ["x"]},
+        {"costs": np.full(2, -1.0, "<f4").tobytes()},
+        {"subjects": ["x"]},
     ],
 )
 def test_a_malformed_prediction_batch_is_rejected(damage: dict[str, object]) -> None:
@@ -98,12 +124,7 @@ def test_only_rows_with_a_nul_character_are_poison() -> None:
     batch.event_times = np.array([7, 9], "<i8").tobytes()
     batch.features.CopyFrom(to_table([from_texts("origin", ["JFK", "LGA"])]))
     counted: list[Any] = []
-
-    class Counting:
-        async def add_predictions(self, partition: int, batches: list[PredictionColumns]) -> None:
-            counted.extend(batches)
-
-    handler = EventHandler(lambda conn: Counting(), BOUND)  # type: ignore[arg-type, return-value]
+    handler = EventHandler(lambda conn: Counting(counted), BOUND)  # type: ignore[arg-type, return-value]
     records = [event_record(4, good_batch()), event_record(5, batch)]
     with pytest.raises(PoisonError) as caught:
         asyncio.run(handler.handle(None, records))  # type: ignore[arg-type]
@@ -131,7 +152,7 @@ def test_only_outcomes_with_a_nul_character_are_poison() -> None:
         values=np.array([1.0, 0.0, 1.0]).tobytes(),
         outcome_ids=["1", "2\0", "3"],
     )
-    handler = EventHandler(lambda conn: None, BOUND)  # type: ignore[arg-type, return-value]
+    handler = EventHandler(lambda conn: Counting([]), BOUND)  # type: ignore[arg-type, return-value]
     with pytest.raises(PoisonError) as caught:
         asyncio.run(handler.handle(None, [event_record(1, batch)]))  # type: ignore[arg-type]
     (rest,) = caught.value.remaining
@@ -192,7 +213,7 @@ def test_only_rows_with_a_time_out_of_range_are_poison(wrong: int) -> None:
         values=np.array([1.0, 0.0, 1.0]).tobytes(),
         outcome_ids=["1", "2", "3"],
     )
-    handler = EventHandler(lambda conn: None, BOUND)  # type: ignore[arg-type, return-value]
+    handler = EventHandler(lambda conn: Counting([]), BOUND)  # type: ignore[arg-type, return-value]
     with pytest.raises(PoisonError, match="max_clock_skew") as caught:
         asyncio.run(handler.handle(None, [event_record(1, batch)]))  # type: ignore[arg-type]
     (rest,) = caught.value.remaining
@@ -215,13 +236,8 @@ def test_only_labels_that_are_not_binary_are_poison(wrong: float) -> None:
         outcome_ids=["1", "2", "3"],
     )
     counted: list[Any] = []
-
-    class Counting:
-        async def add_outcomes(self, partition: int, batches: list[Any]) -> None:
-            counted.extend(batches)
-
-    handler = EventHandler(lambda conn: Counting(), BOUND)  # type: ignore[arg-type, return-value]
-    with pytest.raises(PoisonError, match="neither 0 nor 1") as caught:
+    handler = EventHandler(lambda conn: Counting(counted), BOUND)  # type: ignore[arg-type, return-value]
+    with pytest.raises(PoisonError, match="does not fit the output of its model") as caught:
         asyncio.run(handler.handle(None, [event_record(1, batch)]))  # type: ignore[arg-type]
     (parked,) = caught.value.records
     assert parked.event is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import numpy as np
@@ -25,6 +26,7 @@ from flywheel_monitor.references.reference import Reference
 from flywheel_monitor.windows.bins import ColumnReference
 from flywheel_monitor.windows.watermark import UnreadPartitions
 from tests.support.builders.monitor import MODEL, PANE_US, outcomes, predictions, version_name
+from tests.support.eventually import eventually
 
 VERSION = version_name()
 POLICY = MonitorPolicy(
@@ -212,3 +214,92 @@ async def replayed(stray: tuple[int, int] | None) -> list[object]:
 @example(3, (FIRST_HOUR + 3) * HOUR_US)
 async def test_one_wrong_time_changes_no_verdict_and_no_alert(place: int, time_us: int) -> None:
     assert await replayed(None) == await replayed((place, time_us))
+
+
+async def test_late_events_correct_their_window_and_retract_the_alert(traffic: Traffic) -> None:
+    for number in range(10, 14):
+        await traffic.hour(number, shift=3.0 if number >= 11 else 0.0)
+    await traffic.evaluator.pass_once()
+    assert (Kind.DATA_DRIFT, AlertState.OPEN, 12) in await traffic.alerts()
+    # The rest of hour 12: most of its values are as usual.
+    rng = np.random.default_rng(0)
+    late = predictions(
+        [f"late-{i}" for i in range(20_000)],
+        rng.uniform(0.05, 0.95, 20_000),
+        times=12 * HOUR_US + np.arange(20_000),
+        values=rng.normal(size=20_000),
+    )
+    async with traffic.store.transaction() as records:
+        await records.add_predictions(1, [late])
+    assert 1 == await traffic.evaluator.pass_once()
+    assert Verdict.NO_DRIFT == (await traffic.verdicts())[12, Kind.DATA_DRIFT]
+    assert (Kind.DATA_DRIFT, AlertState.RESOLVED, 12) in await traffic.alerts()
+    assert 0 == await traffic.evaluator.pass_once(), "once is enough"
+    async with traffic.store.reading() as records:
+        version = await records.version(VERSION)
+        report = await records.newest_report(version.id)
+        assert 0 == (await records.counts("p")).late, "they came before the last judgement of their window"
+    assert 20_000 == report.late_predictions
+    assert "20000 of 20200 predictions came late" in report.reason
+
+
+async def test_a_replay_of_the_past_beside_live_traffic_is_judged_and_counted(traffic: Traffic) -> None:
+    for number in range(1000, 1010):
+        await traffic.hour(number)
+    await traffic.evaluator.pass_once()
+    for number in range(10, 14):
+        await traffic.hour(number, shift=3.0)
+    await traffic.evaluator.pass_once()
+    found = await traffic.verdicts()
+    assert [Verdict.DRIFT] * 4 == [found[n, Kind.DATA_DRIFT] for n in range(10, 14)]
+    assert [] == await traffic.alerts(), "windows older than those that decide open none"
+    async with traffic.store.reading() as records:
+        assert 800 == (await records.counts("p")).late
+    await traffic.hour(11, shift=-3.0, n=300)
+    assert 0 == await traffic.evaluator.pass_once(), "a judged window is not judged again after its lateness"
+    async with traffic.store.reading() as records:
+        assert 900 == (await records.counts("p")).late, "200 of the ids were repeats"
+
+
+async def test_predictions_that_come_while_windows_are_closed_are_not_passed(traffic: Traffic) -> None:
+    await traffic.hour(10)
+    await traffic.hour(11)
+    await traffic.hour(12)
+    judge = traffic.evaluator._judge
+
+    async def judge_while_rows_arrive(*args: object, **labels: bool) -> None:
+        await judge(*args, **labels)  # type: ignore[arg-type]
+        traffic.evaluator._judge = judge  # type: ignore[method-assign]
+        await traffic.hour(9)
+
+    traffic.evaluator._judge = judge_while_rows_arrive  # type: ignore[method-assign, assignment]
+    await traffic.evaluator.pass_once()
+    await traffic.evaluator.pass_once()
+    assert {9, 10, 11} <= {hour for hour, _ in await traffic.verdicts()}
+
+
+async def test_gauges_show_the_newest_window_and_end_with_the_lease(traffic: Traffic) -> None:
+    registry = CollectorRegistry()
+    traffic.evaluator._metrics = EvaluationMetrics(registry)
+
+    def shift() -> float | None:
+        return registry.get_sample_value(
+            "flywheel_feature_psi", {"model_version": VERSION, "feature": "v__x"}
+        )
+
+    for number in range(10, 13):
+        await traffic.hour(number, shift=3.0 if number == 10 else 0.0)
+    await traffic.evaluator.pass_once()
+    newest = shift()
+    assert newest is not None and newest < 0.1
+    async with traffic.store.transaction() as records:
+        late = predictions([f"l{i}" for i in range(50)], times=[10 * HOUR_US] * 50, values=[3.0] * 50)
+        await records.add_predictions(0, [late])
+    assert 1 == await traffic.evaluator.pass_once()
+    assert newest == shift(), "the window that was judged again is older"
+    traffic.evaluator._metrics = EvaluationMetrics(registry := CollectorRegistry())
+    next_leader = asyncio.create_task(traffic.evaluator.run())
+    await eventually(lambda: shift() == newest)
+    next_leader.cancel()
+    await asyncio.gather(next_leader, return_exceptions=True)
+    assert shift() is None, "an ex-leader exports no gauge"

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sklearn import metrics
 
-from flywheel_monitor.performance.quality import quality, totals_of_rows, totals_of_window
+from flywheel_monitor.performance.quality import quality
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins, Special
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.packing import pack, unpack
 from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey, sum_panes
-from flywheel_monitor.windows.rows import Rows
+from flywheel_monitor.windows.rows import LabelledRows, Rows
 
 
 def total(panes: Mapping[PaneKey, PackedPane]) -> WindowCounts:
@@ -48,15 +49,22 @@ def make(values: list[float], *, pane: int = 0, categories: list[str] | None = N
     given_fields = {
         "event_times": np.full(n, pane * PANE, np.int64),
         "scores": np.full(n, 0.25),
+        "decisions": np.zeros(n, np.bool_),
+        "costs": np.full(n, np.nan),
         "sources": np.ones(n, np.int64),
         "latencies_ms": np.full(n, 5.0),
         "failed": np.zeros(n, np.bool_),
         "segments": ("",) * n,
         "features": {"v__x": (x, every), "v__c": (texts, every)},
-        "shadow": False,
         **fields,
     }
+    given_fields.setdefault("outputs", given_fields["scores"][:, None])
     return Rows(**given_fields)
+
+
+def labelled(times: Any, scores: Any, labels: Any, weight: int = 1) -> LabelledRows:
+    n = len(times)
+    return LabelledRows(times, ("",) * n, scores, scores[:, None], labels, np.full(n, weight, np.int64))
 
 
 def test_bins_are_right_closed_and_special_values_have_own_bins() -> None:
@@ -143,7 +151,7 @@ def test_a_label_that_is_taken_back_changes_no_count() -> None:
     added.add_rows(make([0.0, 0.0], scores=scores))
     before = total(added.merge({}))
     for label, weight in ((1.0, 1), (1.0, -1)):
-        added.add_labels(times, ("", ""), False, scores, np.full(2, label), np.full(2, weight, np.int64))
+        added.add_labels(labelled(times, scores, np.full(2, label), weight))
     after = total(added.merge({}))
     assert np.array_equal(after.counts, before.counts)
     assert np.array_equal(after.sums, before.sums)
@@ -156,13 +164,17 @@ def test_window_quality_equals_that_of_the_rows() -> None:
     added = PaneAccumulator(LAYOUT, PANE)
     times = rng.integers(0, 10, 3000) * PANE
     added.add_rows(make([0.0] * 3000, scores=scores, event_times=times))
-    added.add_labels(times, ("",) * 3000, False, scores, labels, np.ones(3000, np.int64))
+    added.add_labels(labelled(times, scores, labels))
     window = total(added.merge({}))
-    found, exact = quality(totals_of_window(window)), quality(totals_of_rows(scores, labels))
-    assert found.log_loss == pytest.approx(exact.log_loss, abs=1e-8)
-    assert found.brier == pytest.approx(exact.brier, abs=1e-8)
-    assert found.calibration_error == pytest.approx(exact.calibration_error, abs=1e-8)
-    assert found.auc == pytest.approx(exact.auc, abs=2e-3)
+    found = quality(window)
+    assert found.log_loss == pytest.approx(metrics.log_loss(labels, scores), abs=1e-8)
+    assert found.brier == pytest.approx(metrics.brier_score_loss(labels, scores), abs=1e-8)
+    expected = 0.0
+    for k in range(10):
+        inside = (scores >= k / 10) & (scores < (k + 1) / 10)
+        expected += inside.mean() * abs(scores[inside].mean() - labels[inside].mean())
+    assert found.calibration_error == pytest.approx(expected, abs=1e-8)
+    assert found.auc == pytest.approx(metrics.roc_auc_score(labels, scores), abs=2e-3)
     assert window.score_moments() == pytest.approx((scores.mean(), scores.std()), abs=1e-7)
 
 
@@ -175,15 +187,13 @@ def test_mean_shift_is_in_reference_standard_deviations() -> None:
     assert window.mean_shift("v__x") == pytest.approx(values.mean(), abs=1e-4)
 
 
-def test_segments_and_shadow_predictions_are_counted_apart() -> None:
+def test_segments_are_counted_apart() -> None:
     added = PaneAccumulator(LAYOUT, PANE)
     added.add_rows(make([0.0] * 3, segments=("jfk", "", "jfk")))
-    added.add_rows(make([0.0] * 2, shadow=True))
     panes = added.merge({})
     assert {k: p.predictions for k, p in panes.items()} == {
-        PaneKey(False, "", 0): 3,
-        PaneKey(False, "jfk", 0): 2,
-        PaneKey(True, "", 0): 2,
+        PaneKey("", PANE, 0): 3,
+        PaneKey("jfk", PANE, 0): 2,
     }
 
 
@@ -227,6 +237,6 @@ def test_a_full_pane_of_twenty_features_stays_below_32_kib() -> None:
 
 
 def test_packed_counts_unpack_to_the_same_counts() -> None:
-    indices, values = np.array([3, 900, 70_000]), np.array([1, 4_000_000, -2])
+    indices, values = np.array([3, 900, 70_000]), np.array([1, 4_000_000_000, -2])
     back = unpack(pack(indices, values))
     assert [b.tolist() for b in back] == [indices.tolist(), values.tolist()]

@@ -38,6 +38,8 @@ FEATURE_KINDS = (Kind.DATA_DRIFT, Kind.DATA_QUALITY, Kind.PREDICTION_DRIFT)
 """Judged when a window closes."""
 LABEL_KINDS = (Kind.LABEL_DRIFT, Kind.CONCEPT_DRIFT)
 """Judged when the maximum delay of labels has passed."""
+DRIFTED = (Verdict.WARNING, Verdict.DRIFT, Verdict.DATA_QUALITY)
+"""Verdicts that support an alert."""
 MAJOR = (Verdict.DRIFT, Verdict.DATA_QUALITY)
 """Verdicts that are published as `drift.detected`."""
 

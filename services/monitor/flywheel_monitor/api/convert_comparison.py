@@ -17,9 +17,13 @@ def variant_to_proto(release: str, v: Variant) -> monitor_pb2.VariantStatistics:
         latency_p99_ms=v.latency_p99_ms,
         score_mean=v.score_mean,
         score_stddev=v.score_stddev,
-        log_loss=v.log_loss,
-        auc=v.auc,
-        brier=v.brier,
+        log_loss=v.quality.log_loss,
+        auc=v.quality.auc,
+        brier=v.quality.brier,
+        accuracy=v.quality.accuracy,
+        rmse=v.quality.rmse,
+        mean_absolute_error=v.quality.mean_absolute_error,
+        cost_mean=v.cost_mean,
     )
 
 
@@ -34,9 +38,9 @@ def comparison_to_proto(
         covered_from=timestamp(start),
         covered_until=timestamp(end),
         labelled=c.labelled,
-        log_loss_delta=c.log_loss.delta,
-        log_loss_delta_upper=c.log_loss.upper,
-        log_loss_delta_lower=c.log_loss.lower,
+        log_loss_delta=c.loss.delta,
+        log_loss_delta_upper=c.loss.upper,
+        log_loss_delta_lower=c.loss.lower,
         disagreement_rate=c.disagreement_rate,
         score_shift=c.score_shift,
     )

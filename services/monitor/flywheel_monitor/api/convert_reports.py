@@ -30,6 +30,7 @@ def feature_to_proto(d: FeatureDrift) -> monitor_pb2.FeatureDrift:
         effective_rows=d.effective_rows,
         verdict=int(d.verdict),  # type: ignore[arg-type]
         reason=d.reason,
+        cause=d.cause,
     )
 
 
@@ -53,4 +54,6 @@ def report_to_proto(report: Report) -> monitor_pb2.DriftReport:
         reference_hash=report.reference_hash,
         label_mean=report.quality.label_mean,
         label_shift=report.label_shift,
+        late_predictions=report.late_predictions,
+        causes=report.causes,
     )

@@ -24,7 +24,7 @@ from flywheel_monitor.api.convert_reports import report_to_proto
 from flywheel_monitor.api.timestamps import micros_of, timestamp
 from flywheel_monitor.archive.prediction_archive import PredictionArchive
 from flywheel_monitor.comparison.errors import InvalidMode
-from flywheel_monitor.comparison.ports import VariantPredictions
+from flywheel_monitor.comparison.ports import VariantCounts
 from flywheel_monitor.comparison.rollout_evidence import rollout_evidence
 from flywheel_monitor.evaluation.report_lookup import ReportRecords, find_report
 from flywheel_monitor.ingest.ports import ConsumerLag, IngestStatus
@@ -40,7 +40,7 @@ LAG_SECONDS = 2.0
 """How long GetIngestStatus waits for the broker; then it returns the lag that was read last."""
 
 
-class ApiRecords(PerformanceRecords, ReportRecords, VariantPredictions, Alerts, IngestStatus, Protocol):
+class ApiRecords(PerformanceRecords, ReportRecords, VariantCounts, Alerts, IngestStatus, Protocol):
     """What the RPCs read and change."""
 
 
@@ -179,12 +179,15 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
         async with self._store.reading() as records:
             counts, reached = await records.counts(project), await records.reached(project)
             evaluated = await records.evaluated(project)
+            waiting = await records.waiting_rows(project)
         return pb.GetIngestStatusResponse(
             lag_records=lag.total,
             predictions=counts.predictions,
             outcomes=counts.outcomes,
             orphan_outcomes=counts.orphans,
             duplicates=counts.duplicates,
+            late_predictions=counts.late,
+            waiting_predictions=waiting,
             dead_letters=lag.dead_letters,
             watermark=timestamp(reached),
             windows_evaluated=evaluated,

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 
 from flywheel_common.arrays import Array, Mask
 from flywheel_common.columns import DTYPES, to_numpy
-from flywheel_monitor.ingest.batches import Role
+from flywheel_common.signature import OutputKind
+from flywheel_monitor.ingest.batches import PredictionColumns, Role
 from flywheel_monitor.ingest.decode import prediction_columns
 from flywheel_monitor.windows.rows import Source
 from flywheel_protos.events.v1 import prediction_pb2
@@ -35,11 +36,13 @@ def batch_table(payload: bytes, kept: Mask) -> tuple[str, pa.Table]:
     features as served (`view__feature`), `entity__<join key>`, `request__<field>` and
     `applied__<view>@<version>`, the position in the stream that the features include: a list of partition,
     next offset, partition, next offset … (null: not logged). The last column is `not_yet_valid`, the features
-    with this status, separated by commas, if a row of the batch has one."""
+    with this status, separated by commas, if a row of the batch has one. Answers of several values have them
+    in `scores`; `score` and `class` are derived from them (`Output.scores`)."""
     batch = prediction_pb2.PredictionBatch.FromString(payload)
     decoded = prediction_columns(batch, payload)
     n = len(decoded.ids)
     scores = pa.array(decoded.scores, from_pandas=True)
+    subjects = pa.array(list(decoded.subjects), pa.string())
     columns: dict[str, Any] = {
         "prediction_id": pa.array(decoded.ids, pa.string()),
         "event_time": pa.array(decoded.event_times, _TIME),
@@ -52,8 +55,14 @@ def batch_table(payload: bytes, kept: Mask) -> tuple[str, pa.Table]:
         "score": scores,
         "decision": pa.array(decoded.decisions),
         "latency_ms": pa.array(decoded.latencies_ms.astype(np.float32)),
-        "subject": pa.array(list(batch.subjects) if len(batch.subjects) == n else [""] * n, pa.string()),
+        "subject": subjects,
+        "segment": pa.array(list(decoded.segments), pa.string()),
+        "cost": pa.array(decoded.costs.astype(np.float32), from_pandas=True),
     }
+    if decoded.output.kind is OutputKind.MULTICLASS:
+        columns["class"] = pa.array(_classes(decoded), pa.string())
+    if decoded.output.width > 1:
+        columns["scores"] = pa.array(list(decoded.outputs), pa.list_(pa.float64()))
     for prefix, table in (
         ("", batch.features),
         ("entity__", batch.entities),
@@ -68,9 +77,25 @@ def batch_table(payload: bytes, kept: Mask) -> tuple[str, pa.Table]:
     return batch.model_version, table if bool(kept.all()) else table.filter(pa.array(kept))
 
 
-def by_day(tables: Iterable[pa.Table]) -> dict[int, pa.Table]:
+def joined(tables: Iterable[pa.Table]) -> list[pa.Table]:
+    """The rows of the tables in as few tables as their types permit: a table with a column whose type does
+    not fit those before it begins a new one."""
+    found: list[list[pa.Table]] = []
+    for table in tables:
+        for group in found:
+            try:
+                pa.unify_schemas([group[-1].schema, table.schema], promote_options="permissive")
+                group.append(pa.concat_tables([group.pop(), table], promote_options="permissive"))
+                break
+            except (pa.ArrowTypeError, pa.ArrowInvalid):
+                continue
+        else:
+            found.append([table])
+    return [group[0] for group in found]
+
+
+def by_day(table: pa.Table) -> dict[int, pa.Table]:
     """day (since 1970) → its rows sorted by event time, then prediction id and role."""
-    table = pa.concat_tables(list(tables), promote_options="permissive")
     days = table["event_time"].cast(pa.int64()).to_numpy() // DAY_US
     found = {}
     for day in np.unique(days):
@@ -86,6 +111,13 @@ def to_parquet(table: pa.Table) -> bytes:
     sink = io.BytesIO()
     pq.write_table(table, sink, compression="zstd")
     return sink.getvalue()
+
+
+def _classes(batch: PredictionColumns) -> list[str | None]:
+    """[n] predicted class, None for a row without scores."""
+    known = np.isfinite(batch.scores)
+    columns = np.where(known[:, None], batch.outputs, 0.0).argmax(axis=1)
+    return [batch.output.class_names[c] if k else None for c, k in zip(columns, known, strict=True)]
 
 
 def _constant(text: str, n: int) -> pa.Array:

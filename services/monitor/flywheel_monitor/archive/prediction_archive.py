@@ -19,13 +19,16 @@ from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_monitor.archive.metrics import ArchiveMetrics
-from flywheel_monitor.archive.parquet import batch_table, by_day, to_parquet
+from flywheel_monitor.archive.parquet import batch_table, by_day, joined, to_parquet
 from flywheel_monitor.archive.ports import ArchiveQueue
 from flywheel_monitor.archive.queue import Segment, unpack_kept
 from flywheel_monitor.models.names import ModelName, VersionName
 from flywheel_protos.events.v1 import prediction_pb2
 
 log = get_logger(__name__)
+DEAD_LETTER = "-dead-letter"
+"""Suffix of the prefix below which rows lie whose column types conflict with the rest of their segment."""
+CONFLICT = "the types of its columns conflict with the other rows of the segment"
 
 
 @dataclass(frozen=True)
@@ -107,23 +110,29 @@ class PredictionArchive:
             batches = await records.segment_batches(segment.id)
         files, rows, last = await asyncio.to_thread(_files, batches)
         objects = []
-        for (version, day), body in files.items():
+        for (version, part, day), body in files.items():
             date = (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).date().isoformat()
             file = f"segment-{segment.id:012d}-v{VersionName.parse(version).version}.parquet"
-            key = f"{self._folder(segment.model)}/date={date}/{file}"
+            folder = self._folder(segment.model)
+            if part:
+                # Readers of the archive unify the types of its files, so a conflict would stop them.
+                log.error("archive dead letter", model=segment.model, segment=segment.id, reason=CONFLICT)
+                folder, file = self._folder(segment.model, DEAD_LETTER), f"{part}-{file}"
+            key = f"{folder}/date={date}/{file}"
             await self._objects.put(key, body)
             objects.append(key)
         async with self._store.transaction() as records:
             await records.complete_segment(segment.id, objects, rows, last)
         log.info("segment archived", model=segment.model, segment=segment.id, rows=rows, objects=len(objects))
 
-    def _folder(self, model: str) -> str:
+    def _folder(self, model: str, suffix: str = "") -> str:
         name = ModelName.parse(model)
-        return f"{self._settings.prefix}/{name.project}/{name.model}"
+        return f"{self._settings.prefix}{suffix}/{name.project}/{name.model}"
 
 
-def _files(batches: list[tuple[bytes, bytes]]) -> tuple[dict[tuple[str, int], bytes], int, int]:
-    """((version, day) → Parquet bytes, rows, newest event time)."""
+def _files(batches: list[tuple[bytes, bytes]]) -> tuple[dict[tuple[str, int, int], bytes], int, int]:
+    """((version, part, day) → Parquet bytes, rows, newest event time). Part 0 is the archive; the others are
+    rows whose column types conflict with it."""
     tables: dict[str, list[pa.Table]] = {}
     for payload, kept in batches:
         rows = len(prediction_pb2.PredictionBatch.FromString(payload).prediction_ids)
@@ -131,8 +140,9 @@ def _files(batches: list[tuple[bytes, bytes]]) -> tuple[dict[tuple[str, int], by
         tables.setdefault(version, []).append(table)
     files, count, last = {}, 0, 0
     for version, parts in sorted(tables.items()):
-        for day, table in by_day(parts).items():
-            files[(version, day)] = to_parquet(table)
-            count += table.num_rows
-            last = max(last, int(table["event_time"].cast(pa.int64()).to_numpy().max()))
+        for part, whole in enumerate(joined(parts)):
+            for day, table in by_day(whole).items():
+                files[(version, part, day)] = to_parquet(table)
+                count += table.num_rows
+                last = max(last, int(table["event_time"].cast(pa.int64()).to_numpy().max()))
     return files, count, last

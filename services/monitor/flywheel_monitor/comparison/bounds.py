@@ -7,7 +7,23 @@ from dataclasses import dataclass
 
 from scipy.special import stdtrit
 
-from flywheel_common.arrays import Floats
+
+@dataclass(frozen=True)
+class Moments:
+    """n numbers by their sum and the sum of their squares."""
+
+    n: int
+    total: float
+    squared: float
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.n if self.n else 0.0
+
+    @property
+    def variance(self) -> float:
+        """The unbiased variance; n must be at least 2."""
+        return max(0.0, (self.squared - self.total * self.total / self.n) / (self.n - 1))
 
 
 @dataclass(frozen=True)
@@ -19,24 +35,23 @@ class Bounds:
     upper: float = math.inf
 
 
-def paired(difference: Floats, alpha: float) -> Bounds:
-    """Mean of [n] paired differences, with each bound at level 1 - alpha."""
-    n = len(difference)
+def paired(differences: Moments, alpha: float) -> Bounds:
+    """Mean of paired differences, with each bound at level 1 - alpha."""
+    n = differences.n
     if n < 2:
-        return Bounds(float(difference.mean()) if n else 0.0)
-    mean = float(difference.mean())
-    margin = float(stdtrit(n - 1, 1 - alpha)) * float(difference.std(ddof=1)) / math.sqrt(n)
-    return Bounds(mean, mean - margin, mean + margin)
+        return Bounds(differences.mean)
+    margin = float(stdtrit(n - 1, 1 - alpha)) * math.sqrt(differences.variance / n)
+    return Bounds(differences.mean, differences.mean - margin, differences.mean + margin)
 
 
-def welch(challenger: Floats, champion: Floats, alpha: float) -> Bounds:
+def welch(challenger: Moments, champion: Moments, alpha: float) -> Bounds:
     """Difference of the means of independent samples with unequal variances (Welch 1947),
     Welch-Satterthwaite degrees of freedom."""
-    n, m = len(challenger), len(champion)
-    delta = (float(challenger.mean()) if n else 0.0) - (float(champion.mean()) if m else 0.0)
+    n, m = challenger.n, champion.n
+    delta = challenger.mean - champion.mean
     if n < 2 or m < 2:
         return Bounds(delta if n and m else 0.0)
-    a, b = float(challenger.var(ddof=1)) / n, float(champion.var(ddof=1)) / m
+    a, b = challenger.variance / n, champion.variance / m
     if a + b == 0:
         return Bounds(delta, delta, delta)
     freedom = (a + b) ** 2 / (a * a / (n - 1) + b * b / (m - 1))

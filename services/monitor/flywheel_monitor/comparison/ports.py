@@ -1,20 +1,37 @@
-"""The port of a variant's stored predictions."""
+"""The port of the counted predictions of variants."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from flywheel_monitor.comparison.variants import VariantRows
 from flywheel_monitor.ingest.batches import Role
+from flywheel_monitor.windows.counts import WindowCounts
 
 
-class VariantPredictions(Protocol):
-    """Stored predictions by variant."""
+@dataclass(frozen=True)
+class VariantName:
+    """Names a variant of a rollout in the step that began with `generation` of the routing (0: in all)."""
 
-    async def variant_rows(
-        self, rollout: str, release: str, role: Role, since_us: int, generation: int
-    ) -> VariantRows:
-        """The stored predictions of one variant of a rollout with event time >= `since_us`, made
-        under `generation` of the routing (0: any), with the
-        labels that have arrived."""
+    rollout: str
+    release: str
+    role: Role
+    generation: int = 0
+
+
+class VariantCounts(Protocol):
+    """Counts of a variant's predictions. They remain when single predictions are deleted, but for the part of
+    a pane (see `windows.panes`) that `since_us` may cut off."""
+
+    async def variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
+        """Counts of the variant's predictions with event time >= `since_us`, with the labels that have
+        arrived. A shadow's counts include the requests that the champion of its rollout answered too."""
+        ...
+
+    async def covered(
+        self, names: Sequence[VariantName], since_us: int, total: int
+    ) -> tuple[int, int] | None:
+        """The first and last event time that the stored predictions of these variants cover together
+        (`support.covered`), of `total` since `since_us`."""
         ...

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.comparison.errors import InvalidAlpha, InvalidReleases
-from flywheel_monitor.comparison.ports import VariantPredictions
+from flywheel_monitor.comparison.ports import VariantCounts, VariantName
 from flywheel_monitor.comparison.variants import Comparison, compare
 from flywheel_monitor.ingest.batches import Role
 from flywheel_monitor.models.names import RolloutName
 from flywheel_monitor.windows.span import ALL_TIME
-from flywheel_monitor.windows.support import covered
 
 DEFAULT_ALPHA = 0.05
 
@@ -27,7 +24,7 @@ class RolloutEvidence:
 
 
 async def rollout_evidence(
-    store: Store[VariantPredictions],
+    store: Store[VariantCounts],
     rollout: str,
     champion: str,
     challenger: str,
@@ -49,15 +46,15 @@ async def rollout_evidence(
     if not champion or not challenger or champion == challenger:
         raise InvalidReleases("Give two different releases to compare.")
     since = ALL_TIME.start_us if start_us is None else start_us
-    role = Role.SHADOW if shadow else Role.CHALLENGER
+    challenger_name = VariantName(rollout, challenger, Role.SHADOW if shadow else Role.CHALLENGER, generation)
+    champion_name = VariantName(rollout, champion, Role.CHAMPION, generation)
     async with store.reading() as records:
-        challenger_rows = await records.variant_rows(rollout, challenger, role, since, generation)
-        champion_rows = await records.variant_rows(rollout, champion, Role.CHAMPION, since, generation)
-    found = compare(champion_rows, challenger_rows, is_paired=shadow, alpha=alpha)
-    # A request that both predicted counts once.
-    times = {
-        prediction: time
-        for rows in (champion_rows, challenger_rows)
-        for prediction, time in zip(rows.ids, rows.event_times.tolist(), strict=True)
-    }
-    return RolloutEvidence(found, covered(np.fromiter(times.values(), np.int64, len(times))))
+        champion_window = await records.variant_window(champion_name, since)
+        challenger_window = await records.variant_window(challenger_name, since)
+        # A shadow answers copies of the champion's requests: each request counts once.
+        names = [champion_name] if shadow else [champion_name, challenger_name]
+        total = champion_window.predictions + (0 if shadow else challenger_window.predictions)
+        covered = await records.covered(names, since, total)
+    return RolloutEvidence(
+        compare(champion_window, challenger_window, is_paired=shadow, alpha=alpha), covered
+    )

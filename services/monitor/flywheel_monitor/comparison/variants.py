@@ -1,44 +1,23 @@
-"""Comparison of a challenger with the champion.
+"""Comparison of a challenger with the champion, from counts and sums.
 
-A shadow predicted the same requests as the champion, so log-losses are paired and their difference has little
-variance. A canary served its own subjects, so means are compared.
+A shadow predicted the same requests as the champion, so losses are paired and their difference has little
+variance. A canary served its own subjects, so means are compared. The loss is the log-loss, for REGRESSION
+the squared error; a VECTOR output has none.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
-import numpy as np
-
-from flywheel_common.arrays import Floats, Ints, Mask
-from flywheel_monitor.comparison.bounds import Bounds, paired, welch
-from flywheel_monitor.performance.quality import quality, totals_of_rows
+from flywheel_monitor.comparison.bounds import Bounds, Moments, paired, welch
+from flywheel_monitor.performance.quality import Quality, quality
 from flywheel_monitor.performance.rates import error_rate
-from flywheel_monitor.windows.histograms import quantile
-from flywheel_monitor.windows.losses import log_loss_terms
+from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.histograms import LATENCY_EDGES_MS, quantile
+from flywheel_monitor.windows.layout import Extra, Sums
 
 LARGEST_SHIFT = 1e6
-
-
-@dataclass(frozen=True)
-class VariantRows:
-    """n stored predictions of one variant, in any order. `labels` is NaN where a prediction has none;
-    `usable` marks usable scores; `failed` marks predictions that the model should have made and did not."""
-
-    ids: tuple[str, ...]
-    event_times: Ints
-    scores: Floats
-    labels: Floats
-    decisions: Mask
-    latencies_ms: Floats
-    usable: Mask
-    failed: Mask
-
-    def scored(self) -> Floats:
-        return self.scores[self.usable]
-
-    def has_label(self) -> Mask:
-        return self.usable & np.isfinite(self.labels)
 
 
 @dataclass(frozen=True)
@@ -46,14 +25,16 @@ class Variant:
     """Statistics of one variant; see `VariantStatistics` of the API."""
 
     predictions: int
-    labelled: int
     error_rate: float
     latency_p99_ms: float
     score_mean: float
     score_stddev: float
-    log_loss: float | None
-    auc: float | None
-    brier: float | None
+    cost_mean: float | None
+    quality: Quality
+
+    @property
+    def labelled(self) -> int:
+        return self.quality.labelled
 
 
 @dataclass(frozen=True)
@@ -63,68 +44,57 @@ class Comparison:
     champion: Variant
     challenger: Variant
     labelled: int
-    log_loss: Bounds
+    loss: Bounds
     disagreement_rate: float | None
     score_shift: float
 
 
-def describe(rows: VariantRows) -> Variant:
-    """The statistics of one variant's rows."""
-    n = len(rows.event_times)
-    scores, labelled = rows.scored(), rows.has_label()
-    found = quality(totals_of_rows(rows.scores[labelled], rows.labels[labelled]))
+def describe(window: WindowCounts) -> Variant:
+    """The statistics of one variant."""
+    mean, stddev = window.score_moments()
     return Variant(
-        predictions=n,
-        labelled=found.labelled,
-        error_rate=error_rate(int(rows.failed.sum()), n),
-        latency_p99_ms=quantile(np.sort(rows.latencies_ms), np.ones(n, np.int64), 0.99),
-        score_mean=float(scores.mean()) if len(scores) else 0.0,
-        score_stddev=float(scores.std()) if len(scores) else 0.0,
-        log_loss=found.log_loss,
-        auc=found.auc,
-        brier=found.brier,
+        predictions=window.predictions,
+        error_rate=error_rate(window.failures, window.predictions),
+        latency_p99_ms=quantile(LATENCY_EDGES_MS, window.latencies, 0.99),
+        score_mean=mean,
+        score_stddev=stddev,
+        cost_mean=window.cost_mean(),
+        quality=quality(window),
     )
 
 
-def compare(champion: VariantRows, challenger: VariantRows, *, is_paired: bool, alpha: float) -> Comparison:
-    """Both variants, and the difference of their log-losses (challenger - champion)."""
+def compare(champion: WindowCounts, challenger: WindowCounts, *, is_paired: bool, alpha: float) -> Comparison:
+    """Both variants, and the difference of their losses (challenger - champion)."""
     a, b = describe(champion), describe(challenger)
     if is_paired:
-        at, bt = _pairs(champion.ids, challenger.ids)
-        both = champion.usable[at] & challenger.usable[bt]
-        at, bt = at[both], bt[both]
-        disagreement = float((champion.decisions[at] != challenger.decisions[bt]).mean()) if len(at) else None
-        shift = score_shift(champion.scores[at], challenger.scores[bt])
-        known = np.isfinite(champion.labels[at])
-        at, bt = at[known], bt[known]
-        labels = champion.labels[at]
-        bounds = paired(
-            log_loss_terms(challenger.scores[bt], labels) - log_loss_terms(champion.scores[at], labels), alpha
-        )
-        return Comparison(a, b, len(at), bounds, disagreement, shift)
-    challenger_losses, champion_losses = (
-        log_loss_terms(rows.scores[labelled], rows.labels[labelled])
-        for rows, labelled in ((rows, rows.has_label()) for rows in (challenger, champion))
+        pairs, labelled = challenger.counted(Extra.PAIRED), challenger.counted(Extra.PAIRS_LABELLED)
+        deltas = _moments(challenger, labelled, Sums.PAIR_LOSS_DELTA, Sums.PAIR_LOSS_DELTA_SQUARED)
+        scores = _moments(challenger, pairs, Sums.PAIR_CHAMPION_SCORE, Sums.PAIR_CHAMPION_SQUARED)
+        shadow_mean = challenger.total(Sums.PAIR_SHADOW_SCORE) / pairs if pairs else 0.0
+        disagreement = challenger.counted(Extra.DISAGREED) / pairs if pairs else None
+        shift = score_shift(scores, shadow_mean, pairs)
+        return Comparison(a, b, labelled, paired(deltas, alpha), disagreement, shift)
+    if not champion.layout.output.same(challenger.layout.output):
+        return Comparison(a, b, 0, Bounds(), None, 0.0)
+    losses, champion_losses = (
+        _moments(w, w.labelled, Sums.LOSS, Sums.LOSS_SQUARED) for w in (challenger, champion)
     )
-    bounds = welch(challenger_losses, champion_losses, alpha)
-    shift = score_shift(champion.scored(), challenger.scored())
-    return Comparison(a, b, min(a.labelled, b.labelled), bounds, None, shift)
+    scores = _moments(champion, champion.scored, Sums.SCORE, Sums.SCORE_SQUARED)
+    shift = score_shift(scores, b.score_mean, challenger.scored)
+    return Comparison(a, b, min(a.labelled, b.labelled), welch(losses, champion_losses, alpha), None, shift)
 
 
-def score_shift(champion: Floats, challenger: Floats) -> float:
+def score_shift(champion: Moments, challenger_mean: float, challenger_rows: int) -> float:
     """|difference of means| in champion standard deviations, at most LARGEST_SHIFT (for a champion with
     constant scores). 0 if the challenger has no scores, or the champion fewer than two."""
-    if len(champion) < 2 or len(challenger) == 0:
+    if champion.n < 2 or challenger_rows == 0:
         return 0.0
-    difference, spread = abs(float(challenger.mean() - champion.mean())), float(champion.std())
+    difference = abs(challenger_mean - champion.mean)
+    spread = math.sqrt(max(0.0, champion.squared / champion.n - champion.mean**2))
     if difference == 0:
         return 0.0
     return min(difference / spread, LARGEST_SHIFT) if spread else LARGEST_SHIFT
 
 
-def _pairs(a: tuple[str, ...], b: tuple[str, ...]) -> tuple[Ints, Ints]:
-    """Positions in `a` and in `b` of the ids that both contain."""
-    where = {prediction_id: i for i, prediction_id in enumerate(a)}
-    found = [(where[prediction_id], i) for i, prediction_id in enumerate(b) if prediction_id in where]
-    pairs = np.array(found, np.int64).reshape(-1, 2)
-    return pairs[:, 0], pairs[:, 1]
+def _moments(window: WindowCounts, n: int, total: Sums, squared: Sums) -> Moments:
+    return Moments(n, window.total(total), window.total(squared))

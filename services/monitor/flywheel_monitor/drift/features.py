@@ -16,9 +16,10 @@ import numpy as np
 from flywheel_common.arrays import Ints
 from flywheel_monitor.drift import chi_square as chi2
 from flywheel_monitor.drift import design_effect, distances, fdr, ks, psi
+from flywheel_monitor.drift.causes import cause_of
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
-from flywheel_monitor.windows.bins import FeatureBins, Special, broken_rate, null_rate, unseen_rate
+from flywheel_monitor.windows.bins import FeatureBins, Special, null_rate, unseen_rate
 
 MEAN_SHIFT_WARNING = 0.1
 """Mean shift in reference standard deviations that counts as a warning whatever the PSI: a shift of 0.3
@@ -51,6 +52,7 @@ class FeatureDrift:
     reference_unseen_rate: float = 0.0
     verdict: Verdict = Verdict.NO_DRIFT
     reason: str = ""
+    cause: str = ""
 
 
 def measure(
@@ -120,40 +122,44 @@ def judge_features(
     mean_shifts: Mapping[str, float],
     policy: MonitorPolicy,
     blocks: Mapping[str, Ints] | None = None,
+    moments: Mapping[str, tuple[float, float]] | None = None,
 ) -> list[FeatureDrift]:
-    """The verdict on every feature, most drifted first. Per feature name `counts` [size] and, for the design
-    effect, `blocks` [B, size]."""
-    blocks = blocks or {}
+    """The verdict on every feature, most drifted first. Per feature name `counts` [size]; for the design
+    effect, `blocks` [B, size]; for the causes of bad data, `moments` (`WindowCounts.moments`)."""
+    blocks, moments = blocks or {}, moments or {}
     measured = [
         measure(bins, counts[bins.name], mean_shifts.get(bins.name), blocks.get(bins.name))
         for bins in features
     ]
     adjusted = fdr.adjust([p for _, p in measured])
     judged = [
-        _judge(bins, counts[bins.name], replace(found, adjusted_p_value=float(q)), policy)
+        _judge(
+            bins,
+            counts[bins.name],
+            replace(found, adjusted_p_value=float(q)),
+            policy,
+            moments.get(bins.name),
+        )
         for bins, (found, _), q in zip(features, measured, adjusted, strict=True)
     ]
     return sorted(judged, key=lambda d: (-d.psi_corrected, d.feature))
 
 
-def _judge(bins: FeatureBins, counts: Ints, d: FeatureDrift, policy: MonitorPolicy) -> FeatureDrift:
+def _judge(
+    bins: FeatureBins,
+    counts: Ints,
+    d: FeatureDrift,
+    policy: MonitorPolicy,
+    moments: tuple[float, float] | None,
+) -> FeatureDrift:
     rows = int(counts.sum())
     if rows < policy.min_predictions:
         return replace(
             d, verdict=Verdict.INSUFFICIENT, reason=f"{rows} rows, {policy.min_predictions} needed"
         )
-    if d.null_rate - d.reference_null_rate > policy.data_quality_rate:
-        missing = f"{d.null_rate:.0%} of values are missing or unusable"
-        reason = f"{missing}, {d.reference_null_rate:.0%} in the reference"
-        return replace(d, verdict=Verdict.DATA_QUALITY, reason=reason)
-    broken = broken_rate(bins, counts) - broken_rate(bins, bins.reference_counts)
-    if broken > policy.data_quality_rate:
-        what = (
-            "lie far outside the reference's range"
-            if bins.numeric
-            else "are categories that the reference does not have"
-        )
-        return replace(d, verdict=Verdict.DATA_QUALITY, reason=f"{broken:.0%} of values {what}")
+    bad = cause_of(bins, counts, moments, policy.data_quality_rate)
+    if bad is not None:
+        return replace(d, verdict=Verdict.DATA_QUALITY, cause=bad[0].value, reason=bad[1])
     shift = abs(d.mean_shift or 0.0)
     significant = d.adjusted_p_value <= policy.fdr
     numbers = f"PSI {d.psi_corrected:.3f}" + (

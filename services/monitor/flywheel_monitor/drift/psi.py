@@ -71,6 +71,17 @@ def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:
     return np.unique(group, return_inverse=True)[1].astype(np.int64)
 
 
+def grouped(window: Ints, reference: Ints) -> float:
+    """Bias-corrected PSI of two histograms [B] over the reference's deciles."""
+    groups = decile_groups(reference)
+    size = int(groups.max(initial=0)) + 1
+    a, b = (
+        np.rint(np.bincount(groups, weights=c.astype(np.float64), minlength=size)).astype(np.int64)
+        for c in (window, reference)
+    )
+    return corrected(a, b)
+
+
 def coarse(bins: FeatureBins, counts: Ints) -> Ints:
     """The counts that PSI is computed from. Numeric: the reference's deciles, with what is below and above
     its range in the first and last one; a reference of one value keeps them apart. Categorical: the listed

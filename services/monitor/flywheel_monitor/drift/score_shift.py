@@ -18,7 +18,6 @@ from flywheel_monitor.drift import psi
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.references.reference import ScoreReference
-from flywheel_monitor.windows.histograms import SCORE_BINS
 
 SIGNIFICANT_Z = 3.0
 
@@ -39,7 +38,7 @@ class ScoreShift:
 
 
 def _deciles(window: Ints, reference: Ints) -> tuple[Ints, Ints]:
-    """Two score histograms [SCORE_BINS] over the reference's deciles."""
+    """Two score histograms over the reference's deciles."""
     groups = psi.decile_groups(reference)
     size = int(groups.max(initial=0)) + 1
     a, b = (
@@ -55,9 +54,12 @@ def score_shift(
     counts: Ints,
     reference: ScoreReference | None,
     policy: MonitorPolicy,
+    *,
     effect: float = 1.0,
+    classes: Ints | None = None,
 ) -> ScoreShift:
-    """The shift of `count` scores with these moments and histogram. `effect` is their design effect."""
+    """The shift of `count` scores with these moments and histogram, and of the rows by predicted class.
+    `effect` is their design effect."""
     if reference is None:
         return ScoreShift(mean, stddev, verdict=Verdict.INSUFFICIENT, reason="no reference scores yet")
     found = {
@@ -79,7 +81,7 @@ def score_shift(
         if shift
         else 0.0
     )
-    known = len(reference.counts) == SCORE_BINS
+    known = len(reference.counts) == len(counts)
     grouped = _deciles(counts, np.asarray(reference.counts, np.int64)) if known else None
     value = psi.psi(*grouped) if grouped is not None else 0.0
     moved = psi.corrected(*grouped, effect) if grouped is not None else 0.0
@@ -91,7 +93,15 @@ def score_shift(
     elif moved >= policy.psi_alert:
         verdict = Verdict.DRIFT
         reason = f"PSI of the scores {moved:.3f}: at least {policy.psi_alert:g}; mean {shift:+.2f} sigma"
+    elif (changed := _class_psi(classes, reference, effect)) >= policy.psi_alert:
+        verdict, reason = Verdict.DRIFT, f"PSI {changed:.3f} of the predicted classes"
     else:
         verdict = Verdict.NO_DRIFT
         reason = f"mean score {mean:.4f}, {shift:+.2f} sigma from the reference"
     return ScoreShift(**found, shift=shift, z=z, psi=value, verdict=verdict, reason=reason)
+
+
+def _class_psi(classes: Ints | None, reference: ScoreReference, effect: float) -> float:
+    if classes is None or not len(classes) or len(reference.classes) != len(classes):
+        return 0.0
+    return psi.corrected(classes, np.asarray(reference.classes, np.int64), effect)

@@ -33,6 +33,10 @@ from flywheel_monitor.windows.watermark import UnreadPartitions, Watermarks, wat
 log = get_logger(__name__)
 
 
+WINDOWS_AT_ONCE = 100
+"""Windows with late predictions that one pass judges again per version."""
+
+
 class EvaluationRecords(ReportRecords, AlertingRecords, Protocol):
     """What evaluation reads and changes."""
 
@@ -60,16 +64,28 @@ class Evaluator:
         self._done: dict[int, tuple[Watermarks, MonitorPolicy]] = {}
 
     async def run(self) -> None:
-        """Continues after outages of the store and of Kafka."""
-        while True:
-            try:
-                await self.pass_once()
-            except FlywheelError as error:
-                if not error.retryable:
-                    raise
-                log.warning("evaluation waits for a dependency", reason=error.reason)
-                await asyncio.sleep(1.0)
-            await asyncio.sleep(self._poll)
+        """Continues after outages of the store and of Kafka. Exports no gauges after its end."""
+        self._done.clear()
+        try:
+            await self._show_newest()
+            while True:
+                try:
+                    await self.pass_once()
+                except FlywheelError as error:
+                    if not error.retryable:
+                        raise
+                    log.warning("evaluation waits for a dependency", reason=error.reason)
+                    await asyncio.sleep(1.0)
+                await asyncio.sleep(self._poll)
+        finally:
+            self._metrics.stop()
+
+    async def _show_newest(self) -> None:
+        async with self._store.reading() as records:
+            for frontier in await records.frontiers():
+                report = await records.newest_report(frontier.version_id)
+                if report is not None:
+                    self._metrics.show(report)
 
     async def pass_once(self) -> int:
         """Judge every window that is due; returns the number of judgements."""
@@ -83,10 +99,11 @@ class Evaluator:
             frontiers = await records.frontiers()
         count = 0
         for frontier in frontiers:
+            name, policy = policies[frontier.model_id]
+            count += await self._correct(frontier, policy)
             read = known.get(frontier.model_id)
             if read is None:
                 continue
-            name, policy = policies[frontier.model_id]
             if self._done.get(frontier.version_id) == (read, policy):
                 continue
             self._metrics.watermark(name, read.predictions)
@@ -111,32 +128,67 @@ class Evaluator:
             until = (mark - delay) // width * width
             if until <= since:
                 continue
-            async with self._store.reading() as records:
-                spans = await records.windows(frontier.version_id, since // width * width, until, width)
-            for span in spans:
-                if span.end_us > since:
+            judged: set[Span] = set()
+            while True:
+                async with self._store.transaction() as records:
+                    await records.lock(frontier.version_id)
+                    spans = await records.windows(frontier.version_id, since // width * width, until, width)
+                    due = [span for span in spans if span.end_us > since and span not in judged]
+                    if not due:
+                        # Under the lock: predictions that come from here on find their windows closed.
+                        await records.close(frontier.version_id, until, labels=labels)
+                        break
+                for span in due:
                     await self._judge(frontier.version_id, span, policy, labels=labels)
-                    count += 1
-            async with self._store.transaction() as records:
-                await records.close(frontier.version_id, until, labels=labels)
+                    judged.add(span)
+            count += len(judged)
         return count
+
+    async def _correct(self, frontier: Frontier, policy: MonitorPolicy) -> int:
+        """Judge windows again that got late predictions: those inside the lateness, and those that were
+        passed without any prediction, as by live traffic beside a replay."""
+        async with self._store.reading() as records:
+            spans = await records.late_windows(frontier.version_id, policy.window_us, WINDOWS_AT_ONCE)
+            due = [
+                span.end_us > frontier.labelled_until or not await records.judged(frontier.version_id, span)
+                for span in spans
+            ]
+        for span, again in zip(spans, due, strict=True):
+            if again:
+                final = span.end_us <= frontier.labelled_until
+                await self._judge(frontier.version_id, span, policy, labels=final)
+            else:
+                async with self._store.transaction() as records:
+                    await records.take_late(frontier.version_id, span)
+        return sum(due)
 
     async def _judge(self, version_id: int, span: Span, policy: MonitorPolicy, *, labels: bool) -> None:
         async with self._store.transaction() as records:
             version = await records.lock(version_id)
+            await records.take_late(version_id, span)
             window = await records.window(version, span)
             if version.first_window is None and window.scored >= policy.min_predictions:
                 mean, stddev = window.score_moments()
-                first = ScoreReference(mean, stddev, window.scored, tuple(window.scores.tolist()))
+                first = ScoreReference(
+                    mean,
+                    stddev,
+                    window.scored,
+                    tuple(window.scores.tolist()),
+                    tuple(window.predicted.tolist()),
+                )
                 await records.set_first_window(version_id, first)
                 version = replace(version, first_window=first)
             quality = await records.quality(version_id, span, window) if labels else Quality()
-            report = report_on(version, span, window, quality, policy)
+            if quality.labels and not version.first_labels and quality.labelled >= policy.min_labels:
+                await records.set_first_labels(version_id, quality.labels)
+                version = replace(version, first_labels=quality.labels)
+            report = report_on(version, span, window, quality, policy, await records.late(version_id, span))
             await records.put_report(version_id, report)
             kinds = (*FEATURE_KINDS, *LABEL_KINDS) if labels else FEATURE_KINDS
             for kind, (verdict, reason) in verdicts(report, version, policy, kinds).items():
+                before = await records.verdict(version_id, kind, span)
                 await records.put_verdict(version_id, kind, span, verdict, reason)
-                await update_alert(records, self._ids, version, kind, report, policy)
+                await update_alert(records, self._ids, version, kind, report, policy, before)
             await records.close(version_id, span.end_us, labels=labels)
         self._metrics.report(report)
         log.info(

@@ -44,10 +44,26 @@ class EvaluationMetrics:
             "flywheel_watermark_seconds", "Reached event time, Unix seconds", ["model"], registry=registry
         )
         self._shown: dict[str, set[str]] = {}
+        self._newest: dict[str, int] = {}
+        self._newest_labelled: dict[str, int] = {}
+        """Version → end of the newest window shown."""
 
     def report(self, report: Report) -> None:
-        """The newest report on a version."""
+        """A judged window. The gauges show the newest window of a version; the counter counts every one."""
+        self._windows.labels(report.model_version, report.verdict.name).inc()
+        self.show(report)
+
+    def show(self, report: Report) -> None:
+        """Set the gauges of a version to a window that was judged, unless they show a newer one."""
         version = report.model_version
+        if report.span.end_us >= self._newest_labelled.get(version, report.span.end_us):
+            for gauge, value in ((self._auc, report.quality.auc), (self._log_loss, report.quality.log_loss)):
+                if value is not None:
+                    self._newest_labelled[version] = report.span.end_us
+                    gauge.labels(version).set(value)
+        if report.span.end_us < self._newest.get(version, report.span.end_us):
+            return
+        self._newest[version] = report.span.end_us
         shown = {d.feature: d.psi_corrected for d in report.features[:FEATURES_SHOWN]}
         for feature in self._shown.get(version, set()) - shown.keys():
             self._psi.remove(version, feature)
@@ -55,11 +71,6 @@ class EvaluationMetrics:
             self._psi.labels(version, feature).set(value)
         self._shown[version] = set(shown)
         self._shift.labels(version).set(report.score.shift)
-        if report.quality.auc is not None:
-            self._auc.labels(version).set(report.quality.auc)
-        if report.quality.log_loss is not None:
-            self._log_loss.labels(version).set(report.quality.log_loss)
-        self._windows.labels(version, report.verdict.name).inc()
 
     def alerts(self, counts: dict[tuple[str, str], int]) -> None:
         """The unresolved alerts of all models; models that are absent have none."""
@@ -69,3 +80,11 @@ class EvaluationMetrics:
 
     def watermark(self, model: str, micros: int) -> None:
         self._watermark.labels(model).set(micros / 1e6)
+
+    def stop(self) -> None:
+        """Export no gauge: another replica evaluates now, and these values would stay as they are."""
+        for gauge in (self._psi, self._shift, self._auc, self._log_loss, self._alerts, self._watermark):
+            gauge.clear()
+        self._shown.clear()
+        self._newest.clear()
+        self._newest_labelled.clear()

@@ -25,7 +25,23 @@ class Frontier:
     labelled_until: int
 
 
-class Reports(Protocol):
+class LatePredictions(Protocol):
+    """Served predictions that were counted after their window was judged."""
+
+    async def late_windows(self, version_id: int, window_us: int, limit: int) -> list[Span]:
+        """Windows with late predictions since `take_late`, the oldest first."""
+        ...
+
+    async def take_late(self, version_id: int, span: Span) -> None:
+        """The late predictions of the window so far are dealt with."""
+        ...
+
+    async def late(self, version_id: int, span: Span) -> int:
+        """How many predictions of the span were late, ever."""
+        ...
+
+
+class Reports(LatePredictions, Protocol):
     """Windows to judge, the reports and verdicts on them, and how far evaluation has got."""
 
     async def reached_times(self) -> ReachedTimes: ...
@@ -50,6 +66,14 @@ class Reports(Protocol):
         self, version_id: int, kind: Kind, span: Span, verdict: Verdict, reason: str
     ) -> None:
         """Store the verdict; it replaces an earlier one of this kind on the same window."""
+        ...
+
+    async def verdict(self, version_id: int, kind: Kind, span: Span) -> Verdict | None:
+        """The stored verdict on a window."""
+        ...
+
+    async def judged(self, version_id: int, span: Span) -> bool:
+        """Whether there is a report on the window."""
         ...
 
     async def recent(self, version_id: int, kind: Kind, limit: int) -> list[WindowVerdict]:

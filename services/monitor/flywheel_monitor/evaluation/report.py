@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flywheel_monitor.drift import design_effect
+from flywheel_monitor.drift.causes import Cause
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json, judge_features, judge_window
 from flywheel_monitor.drift.score_shift import ScoreShift, score_shift
 from flywheel_monitor.drift.verdict import Verdict
@@ -16,6 +17,9 @@ from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.span import Span
+
+LATE_SHARE = 0.2
+"""Share of late predictions that is a cause of its own."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,16 @@ class Report:
     reference_hash: str
     quality: Quality
     label_shift: float | None = None
+    late_predictions: int = 0
+
+    @property
+    def causes(self) -> list[str]:
+        """What is wrong with the data of the window: the causes of its features, and CLOCK_JUMP if many of
+        its predictions came after it was judged, as from senders with a wrong clock or a replay."""
+        found = {d.cause for d in self.features if d.cause}
+        if self.late_predictions > LATE_SHARE * self.predictions:
+            found.add(Cause.CLOCK_JUMP)
+        return sorted(found)
 
     @property
     def bad_data(self) -> bool:
@@ -54,31 +68,51 @@ class Report:
                 "features": tuple(feature_from_json(f) for f in stored["features"]),
                 "score": ScoreShift(**{**stored["score"], "verdict": Verdict(stored["score"]["verdict"])}),
                 "verdict": Verdict(stored["verdict"]),
-                "quality": Quality(**stored["quality"]),
+                "quality": _quality(stored["quality"]),
             }
         )
 
 
+def _quality(stored: Mapping[str, Any]) -> Quality:
+    return Quality(**{**stored, "labels": tuple(stored.get("labels", ()))})
+
+
 def report_on(
-    version: WatchedVersion, span: Span, window: WindowCounts, quality: Quality, policy: MonitorPolicy
+    version: WatchedVersion,
+    span: Span,
+    window: WindowCounts,
+    quality: Quality,
+    policy: MonitorPolicy,
+    late: int = 0,
 ) -> Report:
-    """The report on a window from its counts; `quality` is empty while labels are not judged."""
+    """The report on a window from its counts; `quality` is empty while labels are not judged. `late`: how
+    many predictions came after the window was judged."""
     layout = version.layout
     shifts = {f.name: window.mean_shift(f.name) for f in layout.features}
+    moments = {f.name: window.moments(f.name) for f in layout.features}
     features = judge_features(
         layout.features,
         {f.name: window.feature(f) for f in layout.features},
         {name: shift for name, shift in shifts.items() if shift is not None},
         policy,
         {f.name: window.feature_blocks(f) for f in layout.features},
+        {name: found for name, found in moments.items() if found is not None},
     )
     if layout.features:
         verdict, reason = judge_window(features, window.predictions, policy)
     else:
         verdict, reason = Verdict.INSUFFICIENT, version.reference.reason or "no reference"
     mean, stddev = window.score_moments()
-    effect = design_effect.of_mean(*window.score_blocks(), stddev)
-    score = score_shift(mean, stddev, window.scored, window.scores, version.score_reference, policy, effect)
+    score = score_shift(
+        mean,
+        stddev,
+        window.scored,
+        window.scores,
+        version.score_reference,
+        policy,
+        effect=design_effect.of_mean(*window.score_blocks(), stddev),
+        classes=window.predicted,
+    )
     expected = version.quality_reference.label_mean
     shift = None if quality.label_mean is None or expected is None else quality.label_mean - expected
     return Report(
@@ -88,8 +122,9 @@ def report_on(
         features=tuple(features),
         score=score,
         verdict=verdict,
-        reason=reason,
+        reason=f"{reason}; {late} of {window.predictions} predictions came late" if late else reason,
         reference_hash=version.reference.hash,
         quality=quality,
         label_shift=shift,
+        late_predictions=late,
     )

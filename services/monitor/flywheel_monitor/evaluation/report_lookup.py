@@ -48,6 +48,7 @@ async def find_report(
             span = whole_panes(start_us, end_us, pane_us)
         window = await records.window(version, span, segment)
         quality = await records.quality(version.id, span, window, segment)
+        late = await records.late(version.id, span) if not segment else 0
     if window.predictions == 0:
         raise NoPredictions(f"{version.name} served no predictions in this range.")
-    return report_on(version, span, window, quality, policy)
+    return report_on(version, span, window, quality, policy, late)

@@ -40,6 +40,7 @@ class StoredPrediction:
     batch: PredictionColumns
     row: int
     version_id: int
+    arrived_at: datetime
 
     @property
     def id(self) -> str:
@@ -99,6 +100,11 @@ class Data:
     recent: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     recent_labels: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     """Times of the last events by (model, partition), in order of arrival."""
+    waiting: dict[int, tuple[int, PredictionColumns]] = field(default_factory=dict)
+    """Partition and batch that wait for a reference, the oldest first."""
+    late: dict[tuple[int, int], int] = field(default_factory=dict)
+    """(version, start of a pane) → late predictions."""
+    late_pending: set[tuple[int, int]] = field(default_factory=set)
     frontiers: dict[int, Frontier] = field(default_factory=dict)
     reports: dict[tuple[int, Span], Report] = field(default_factory=dict)
     verdicts: dict[tuple[int, Kind, Span], WindowVerdict] = field(default_factory=dict)

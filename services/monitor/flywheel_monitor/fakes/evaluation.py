@@ -22,7 +22,9 @@ class MemoryReports:
         return ReachedTimes(_by_model(self._data.reached()), _by_model(self._data.reached_labels()))
 
     async def frontiers(self) -> list[Frontier]:
-        return list(self._data.frontiers.values())
+        waiting = {batch.key.model_version for _, batch in self._data.waiting.values()}
+        frontiers = self._data.frontiers.values()
+        return [f for f in frontiers if self._data.versions[f.version_id].name not in waiting]
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
         times = [prediction.time for prediction, _ in self._data.served(version_id)]
@@ -56,6 +58,28 @@ class MemoryReports:
     async def newest_report(self, version_id: int) -> Report | None:
         mine = [r for (v, _), r in self._data.reports.items() if v == version_id and r.predictions > 0]
         return max(mine, key=lambda r: (r.span.end_us, r.span.start_us), default=None)
+
+    async def late_windows(self, version_id: int, window_us: int, limit: int) -> list[Span]:
+        starts = [start for version, start in self._data.late_pending if version == version_id]
+        return sorted({window_of(start, window_us) for start in starts})[:limit]
+
+    async def take_late(self, version_id: int, span: Span) -> None:
+        mine = {key for key in self._data.late_pending if key[0] == version_id}
+        self._data.late_pending -= {key for key in mine if span.start_us <= key[1] < span.end_us}
+
+    async def late(self, version_id: int, span: Span) -> int:
+        return sum(
+            count
+            for (version, start), count in self._data.late.items()
+            if version == version_id and span.start_us <= start < span.end_us
+        )
+
+    async def verdict(self, version_id: int, kind: Kind, span: Span) -> Verdict | None:
+        found = self._data.verdicts.get((version_id, kind, span))
+        return None if found is None else found.verdict
+
+    async def judged(self, version_id: int, span: Span) -> bool:
+        return (version_id, span) in self._data.reports
 
     async def evaluated(self, project: str) -> int:
         models = self._data.models_of(project)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
 
 import numpy as np
 
-from flywheel_common.arrays import Floats
 from flywheel_common.clock import Clock
+from flywheel_common.errors import FlywheelError
 from flywheel_monitor.archive.queue import pack_kept
-from flywheel_monitor.comparison.variants import VariantRows
+from flywheel_monitor.comparison.ports import VariantName
 from flywheel_monitor.fakes.data import Data, Queued, StoredLabel, StoredPrediction
 from flywheel_monitor.fakes.versions import MemoryVersions
+from flywheel_monitor.ingest.answers import Answer, Known, Pair, labelled_rows, paired_rows
 from flywheel_monitor.ingest.batches import (
     LABEL,
     IngestCounts,
@@ -21,18 +23,21 @@ from flywheel_monitor.ingest.batches import (
     rows_of,
 )
 from flywheel_monitor.ingest.labels import Label
-from flywheel_monitor.performance.quality import Quality, quality, totals_of_window, with_exact_auc
+from flywheel_monitor.models.names import ModelName
+from flywheel_monitor.performance.quality import EXACT_AUC_ROWS, Quality, quality, with_exact_auc
 from flywheel_monitor.references.ports import ReferenceSource
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.lateness import late_rows
+from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
 from flywheel_monitor.windows.rows import usable_scores
-from flywheel_monitor.windows.span import Span
-from flywheel_monitor.windows.support import with_recent
+from flywheel_monitor.windows.span import ALL_TIME, Span
+from flywheel_monitor.windows.support import covered, with_recent
 
 
 class MemoryPredictions(MemoryVersions):
-    """`Ingestion`, `IngestStatus`, `CountedWindows`, `LabelledPredictions`, `VariantPredictions` and
+    """`Ingestion`, `IngestStatus`, `CountedWindows`, `LabelledPredictions`, `VariantCounts` and
     `Retention` in memory."""
 
     _data: Data
@@ -43,21 +48,43 @@ class MemoryPredictions(MemoryVersions):
     async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None:
         data = self._data
         for batch in batches:
-            version = await self._add_version(batch.key)
+            try:
+                version = await self._add_version(batch)
+            except FlywheelError as error:
+                if not error.retryable:
+                    raise
+                data.waiting[len(data.waiting) + 1] = partition, batch
+                continue
             new = np.zeros(len(batch.ids), np.bool_)
             for row in range(len(batch.ids)):
-                prediction = StoredPrediction(batch, row, version.id)
+                prediction = StoredPrediction(batch, row, version.id, self._clock.now())
                 if data.predictions.setdefault(prediction.key, prediction) is not prediction:
                     self._count(version.model_id, duplicates=1)
                     continue
                 new[row] = True
                 self._count(version.model_id, predictions=int(not batch.shadow))
                 if not batch.shadow:
+                    self._add_late(version, prediction.time)
                     _advance(data.recent, (version.model_id, partition), prediction.time)
             if new.any():
                 data.queue[max(data.queue, default=0) + 1] = Queued(
                     version.model_id, int(new.sum()), pack_kept(new), batch.payload, self._clock.now()
                 )
+
+    async def waiting_versions(self) -> list[str]:
+        return sorted({batch.key.model_version for _, batch in self._data.waiting.values()})
+
+    async def count_waiting(self, model_version: str) -> int:
+        mine = {n: b for n, b in self._data.waiting.items() if b[1].key.model_version == model_version}
+        for number, (partition, batch) in mine.items():
+            await self._add_version(batch)
+            del self._data.waiting[number]
+            await self.add_predictions(partition, [batch])
+        return len(mine)
+
+    async def waiting_rows(self, project: str) -> int:
+        batches = [batch for _, batch in self._data.waiting.values()]
+        return sum(len(b.ids) for b in batches if ModelName.parse(b.key.model).project == project)
 
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
         data = self._data
@@ -73,30 +100,46 @@ class MemoryPredictions(MemoryVersions):
                 else:
                     key = batch.model, prediction_id
                     known = key in data.labels
-                    label = Label(at, outcome_id, float(batch.values[row]))
+                    label = Label(at, outcome_id, float(batch.values[row]), batch.class_names[row])
                     stored = data.labels.get(key)
                     if stored is None or label.replaces(stored.label):
                         data.labels[key] = StoredLabel(label, model)
                         _advance(data.recent_labels, (model, partition), at)
                 self._count(model, outcomes=int(not known), duplicates=int(known))
 
-    def _count(self, model: int, *, predictions: int = 0, outcomes: int = 0, duplicates: int = 0) -> None:
+    def _count(
+        self, model: int, *, predictions: int = 0, outcomes: int = 0, duplicates: int = 0, late: int = 0
+    ) -> None:
         c = self._data.counts.get(model, IngestCounts())
         self._data.counts[model] = IngestCounts(
-            c.predictions + predictions, c.outcomes + outcomes, 0, c.duplicates + duplicates
+            c.predictions + predictions, c.outcomes + outcomes, 0, c.duplicates + duplicates, c.late + late
         )
 
+    def _add_late(self, version: WatchedVersion, time: int) -> None:
+        frontier = self._data.frontiers[version.id]
+        late = late_rows([time], frontier.closed_until, frontier.labelled_until, self._pane_us)
+        for start in late.panes:
+            self._data.late[version.id, start] = self._data.late.get((version.id, start), 0) + 1
+            self._data.late_pending.add((version.id, start))
+        self._count(version.model_id, late=late.too_late)
+
     async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
+        return self._counted(version, list(self._data.served(version.id)), span, segment)
+
+    def _counted(
+        self,
+        version: WatchedVersion,
+        rows: Sequence[tuple[StoredPrediction, StoredLabel | None]],
+        span: Span,
+        segment: str,
+        pairs: Sequence[Pair] = (),
+    ) -> WindowCounts:
         panes = PaneAccumulator(version.layout, self._pane_us)
-        served = list(self._data.served(version.id))
-        for batch, keep in _by_batch(prediction for prediction, _ in served):
+        for batch, keep in _by_batch(prediction for prediction, _ in rows):
             panes.add_rows(rows_of(batch, keep))
-        labelled = [(a, label) for a, label in served if label is not None and _usable(a)]
-        times, segments = [a.time for a, _ in labelled], tuple(a.segment for a, _ in labelled)
-        scores, labels = _scores(labelled)
-        panes.add_labels(
-            np.array(times, np.int64), segments, False, scores, labels, np.ones(len(times), np.int64)
-        )
+        labelled = [(_answer(a), _known(stored)) for a, stored in rows if stored is not None]
+        panes.add_labels(labelled_rows(version.output, labelled))
+        panes.add_pairs(paired_rows(version.output, pairs))
         counted = panes.merge({}) if panes else {}
         wanted = [
             (k.start_us, p) for k, p in counted.items() if k.segment == segment and _within(k.start_us, span)
@@ -104,41 +147,51 @@ class MemoryPredictions(MemoryVersions):
         return sum_panes(version.layout, wanted)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:
+        found = quality(window)
+        if found.auc is None or window.predictions > EXACT_AUC_ROWS:
+            return found
         kept = ((a, self._data.labels.get(a.labelled_by)) for a in self._data.predictions.values())
         rows = [
-            (a, label)
-            for a, label in kept
-            if label is not None and _usable(a) and self._is_served(a, version_id, span, segment)
+            (float(a.batch.scores[a.row]), stored.label.value)
+            for a, stored in kept
+            if stored is not None and _usable(a) and self._is_served(a, version_id, span, segment)
         ]
-        return with_exact_auc(quality(totals_of_window(window)), *_scores(rows))
+        return with_exact_auc(found, np.array([s for s, _ in rows]), np.array([v for _, v in rows]))
 
-    async def variant_rows(
-        self, rollout: str, release: str, role: Role, since_us: int, generation: int
-    ) -> VariantRows:
-        rows = [
-            a
-            for a in self._data.predictions.values()
-            if (a.batch.key.rollout, a.batch.key.release, a.batch.key.role) == (rollout, release, role)
-            and a.time >= since_us
-            and generation in (0, a.batch.key.generation)
-        ]
-        labels = [self._data.labels.get(a.labelled_by) for a in rows]
-        return VariantRows(
-            ids=tuple(a.id for a in rows),
-            event_times=np.array([a.time for a in rows], np.int64),
-            scores=np.array([a.batch.scores[a.row] for a in rows], np.float64),
-            labels=np.array([np.nan if v is None else v.label.value for v in labels], np.float64),
-            decisions=np.array([a.batch.decisions[a.row] for a in rows], np.bool_),
-            latencies_ms=np.array([a.batch.latencies_ms[a.row] for a in rows], np.float64),
-            usable=np.array([_usable(a) for a in rows], np.bool_),
-            failed=np.array([a.batch.failed[a.row] for a in rows], np.bool_),
-        )
+    async def variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
+        rows = [(a, self._data.labels.get(a.labelled_by)) for a in self._of_variant(name, since_us)]
+        deleted = self._data.pruned.values()
+        rows += [(a, stored) for a, stored in deleted if _is_of(a, name) and a.time >= since_us]
+        if not rows:
+            return sum_panes(Layout.of(()), ())
+        version = self._data.versions[rows[0][0].version_id]
+        pairs = []
+        for shadow, stored in rows:
+            champion = self._data.predictions.get((shadow.batch.key.model, shadow.id, None))
+            if name.role == Role.SHADOW and champion is not None and _is_pair(champion, shadow):
+                known = None if stored is None else _known(stored)
+                pairs.append(Pair(_answer(champion), _answer(shadow), known))
+        return self._counted(version, rows, ALL_TIME, "", pairs)
+
+    async def covered(
+        self, names: Sequence[VariantName], since_us: int, total: int
+    ) -> tuple[int, int] | None:
+        times = [a.time for name in names for a in self._of_variant(name, since_us)]
+        return covered(np.array(times, np.int64))
+
+    def _of_variant(self, name: VariantName, since_us: int) -> list[StoredPrediction]:
+        return [a for a in self._data.predictions.values() if _is_of(a, name) and a.time >= since_us]
 
     async def event_range(self, version_id: int, span: Span, segment: str) -> tuple[int | None, int | None]:
-        times = [
+        stored = [
             a.time for a in self._data.predictions.values() if self._is_served(a, version_id, span, segment)
         ]
-        return min(times, default=None), max(times, default=None)
+        pruned = [
+            a.time // self._pane_us * self._pane_us
+            for a, _ in self._data.pruned.values()
+            if self._is_served(a, version_id, span, segment)
+        ]
+        return min(stored + pruned, default=None), max(stored + pruned, default=None)
 
     async def counts(self, project: str) -> IngestCounts:
         mine = self._data.models_of(project)
@@ -152,21 +205,16 @@ class MemoryPredictions(MemoryVersions):
             sum(c.outcomes for c in found),
             orphans,
             sum(c.duplicates for c in found),
+            sum(c.late for c in found),
         )
 
     async def reached(self, project: str) -> int | None:
         mine = self._data.models_of(project)
         return max((time for (model, _), time in self._data.reached().items() if model in mine), default=None)
 
-    async def prune(self, keep_us: int) -> int:
-        data, reached = self._data, dict[int, int]()
-        for (model, _), time in data.reached().items():
-            reached[model] = max(reached.get(model, time), time)
-        old = [
-            (key, a)
-            for key, a in data.predictions.items()
-            if a.time < reached.get(data.versions[a.version_id].model_id, a.time) - keep_us
-        ]
+    async def prune(self, arrived_before: datetime) -> int:
+        data = self._data
+        old = [(key, a) for key, a in data.predictions.items() if a.arrived_at < arrived_before]
         for _, prediction in old:
             data.pruned[len(data.pruned)] = prediction, data.labels.get(prediction.labelled_by)
         for key, prediction in old:
@@ -193,9 +241,35 @@ def _usable(prediction: StoredPrediction) -> bool:
     return bool(usable_scores(prediction.batch.scores[at], prediction.batch.sources[at]).all())
 
 
-def _scores(rows: Sequence[tuple[StoredPrediction, StoredLabel]]) -> tuple[Floats, Floats]:
-    scores = np.array([a.batch.scores[a.row] for a, _ in rows], np.float64)
-    return scores, np.array([stored.label.value for _, stored in rows], np.float64)
+def _answer(prediction: StoredPrediction) -> Answer:
+    batch, row = prediction.batch, prediction.row
+    return Answer(
+        prediction.time,
+        prediction.segment,
+        float(batch.scores[row]),
+        int(batch.sources[row]),
+        bool(batch.decisions[row]),
+        batch.outputs[row],
+    )
+
+
+def _is_of(prediction: StoredPrediction, name: VariantName) -> bool:
+    key = prediction.batch.key
+    return name in (
+        VariantName(key.rollout, key.release, key.role, generation) for generation in (0, key.generation)
+    )
+
+
+def _known(stored: StoredLabel) -> Known:
+    return Known(stored.label.value, stored.label.class_name)
+
+
+def _is_pair(champion: StoredPrediction, shadow: StoredPrediction) -> bool:
+    a, b = champion.batch, shadow.batch
+    step = a.key.rollout, a.key.generation
+    return (
+        a.key.role == Role.CHAMPION and step == (b.key.rollout, b.key.generation) and a.output.same(b.output)
+    )
 
 
 def _by_batch(predictions: Iterable[StoredPrediction]) -> Iterator[tuple[PredictionColumns, np.ndarray]]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.fakes.data import Data
-from flywheel_monitor.ingest.batches import Role, VariantKey
+from flywheel_monitor.ingest.batches import PredictionColumns, Role, VariantKey
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.references.ports import ReferenceSource
 from flywheel_monitor.references.reference import ScoreReference
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.layout import Layout
+from flywheel_monitor.windows.output import Output
 from flywheel_monitor.windows.support import SUPPORT
 
 
@@ -47,12 +49,22 @@ class MemoryVersions:
     async def version(self, name: str) -> WatchedVersion | None:
         return next((v for v in self._data.versions.values() if v.name == name), None)
 
-    async def _add_version(self, key: VariantKey) -> WatchedVersion:
+    async def set_first_labels(self, version_id: int, counts: Sequence[int]) -> None:
+        version = self._data.versions[version_id]
+        self._data.versions[version_id] = replace(version, first_labels=version.first_labels or tuple(counts))
+
+    async def outputs(self, model: str) -> dict[str, Output]:
+        waiting = [batch for _, batch in self._data.waiting.values() if batch.key.model == model]
+        known = {v.name: v.output for v in self._data.versions.values() if v.model == model}
+        return {b.key.model_version: b.output for b in reversed(waiting)} | known
+
+    async def _add_version(self, batch: PredictionColumns) -> WatchedVersion:
+        key = batch.key
         version = await self.version(key.model_version)
         if version is None:
             reference = await self._source.fetch(key.model_version)
             number, model = len(self._data.versions) + 1, self._data.model(key.model)
-            layout = Layout.of(reference.columns)
+            layout = Layout.of(reference.columns, reference.placed(batch.output, batch.scores))
             version = WatchedVersion(number, key.model_version, model, key.model, reference, layout)
             self._data.versions[number] = version
             self._data.frontiers[number] = Frontier(number, model, 0, 0)

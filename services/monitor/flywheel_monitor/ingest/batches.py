@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from flywheel_common.arrays import Array, Floats, Ints, Mask
+from flywheel_monitor.windows.output import Output
 from flywheel_monitor.windows.rows import Rows
 
 
@@ -34,19 +35,24 @@ class VariantKey:
 
 @dataclass(frozen=True)
 class PredictionColumns:
-    """A `PredictionBatch` of n rows. `failed` marks rows that the model should have predicted and did not:
-    errors, and fallbacks with an error reason. `segments` has n entries. `payload` is the encoded batch,
-    for the archive."""
+    """A `PredictionBatch` of n rows. `outputs` [n, width] are the values of the answers, `scores` their
+    scores (`Output.scores`). `failed` marks rows that the model should have predicted and did not: errors,
+    and fallbacks with an error reason. `costs` is NaN where none was measured. `segments` and `subjects`
+    have n entries. `payload` is the encoded batch, for the archive."""
 
     key: VariantKey
+    output: Output
     ids: list[str]
     event_times: Ints
+    outputs: Floats
     scores: Floats
     decisions: Mask
     sources: Ints
     latencies_ms: Floats
+    costs: Floats
     failed: Mask
     segments: tuple[str, ...]
+    subjects: tuple[str, ...]
     features: Mapping[str, tuple[Array, Mask]]
     payload: bytes
 
@@ -57,7 +63,8 @@ class PredictionColumns:
 
 @dataclass(frozen=True)
 class OutcomeColumns:
-    """An `OutcomeBatch` of n rows. `name` is LABEL for the value that the model predicts."""
+    """An `OutcomeBatch` of n rows. `name` is LABEL for the value that the model predicts. `class_names` has n
+    entries; where one is not empty, the value is NaN."""
 
     model: str
     name: str
@@ -65,6 +72,7 @@ class OutcomeColumns:
     outcome_ids: list[str]
     event_times: Ints
     values: Floats
+    class_names: tuple[str, ...]
 
 
 LABEL = "label"
@@ -73,36 +81,27 @@ LABEL = "label"
 @dataclass(frozen=True)
 class IngestCounts:
     """Totals of what was ingested: served predictions, outcomes (one per labelled prediction), orphans
-    (labels without a prediction so far), and duplicates (repeated rows, and labels that correct an earlier
-    one)."""
+    (labels without a prediction so far), duplicates (repeated rows, and labels that correct an earlier one),
+    and served predictions that were too late for a judgement of their window (`windows.lateness`)."""
 
     predictions: int = 0
     outcomes: int = 0
     orphans: int = 0
     duplicates: int = 0
+    late: int = 0
 
 
 def rows_of(batch: PredictionColumns, keep: Mask) -> Rows:
     """The rows of a batch that `keep` selects."""
-    rows = Rows(
-        batch.event_times,
-        batch.scores,
-        batch.sources,
-        batch.latencies_ms,
-        batch.failed,
-        batch.segments,
-        batch.features,
-        batch.shadow,
-    )
-    if bool(keep.all()):
-        return rows
-    return replace(
-        rows,
-        event_times=rows.event_times[keep],
-        scores=rows.scores[keep],
-        sources=rows.sources[keep],
-        latencies_ms=rows.latencies_ms[keep],
-        failed=rows.failed[keep],
-        segments=tuple(s for s, k in zip(rows.segments, keep.tolist(), strict=True) if k),
-        features={name: (values[keep], valid[keep]) for name, (values, valid) in rows.features.items()},
+    return Rows(
+        event_times=batch.event_times[keep],
+        scores=batch.scores[keep],
+        outputs=batch.outputs[keep],
+        decisions=batch.decisions[keep],
+        sources=batch.sources[keep],
+        latencies_ms=batch.latencies_ms[keep],
+        costs=batch.costs[keep],
+        failed=batch.failed[keep],
+        segments=tuple(s for s, k in zip(batch.segments, keep.tolist(), strict=True) if k),
+        features={name: (values[keep], valid[keep]) for name, (values, valid) in batch.features.items()},
     )

@@ -12,7 +12,7 @@ from dataclasses import replace
 from google.protobuf.message import Message
 from prometheus_client import Counter
 
-from flywheel_common.arrays import Floats, Ints, Mask
+from flywheel_common.arrays import Ints, Mask
 from flywheel_common.errors import InvalidArgument
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.kafka import topics
@@ -22,9 +22,11 @@ from flywheel_common.kafka.record import Record
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionColumns
 from flywheel_monitor.ingest.decode import outcome_columns, prediction_columns
-from flywheel_monitor.ingest.labels import not_binary
+from flywheel_monitor.ingest.errors import MalformedBatch
+from flywheel_monitor.ingest.labels import unfit
 from flywheel_monitor.ingest.ports import Ingestion
 from flywheel_monitor.ingest.row_split import take_outcomes, take_predictions, with_nul
+from flywheel_monitor.windows.output import Output
 from flywheel_protos.events.v1 import prediction_pb2
 from flywheel_protos.events.v1.event_pb2 import Event
 
@@ -34,7 +36,8 @@ _WRONG_TIMES = Counter(
     "max_clock_skew",
 )
 _WRONG_LABELS = Counter(
-    "flywheel_monitor_labels_not_binary", "Labels that were not counted because they are neither 0 nor 1"
+    "flywheel_monitor_labels_unfit",
+    "Labels that were not counted because they do not fit the output of their model",
 )
 STATEMENT_ROWS = 10_000
 """Most rows of one INSERT, so that none reaches the statement timeout on a busy machine."""
@@ -67,7 +70,8 @@ class EventHandler:
     """The handler of the consumer loop. `on` returns the ingestion port inside the loop's transaction.
 
     Rows with an unset event time, or one after `event_times`, are poison: no watermark may follow them. So
-    are labels that are neither 0 nor 1.
+    are labels that fit no version of their model, and batches whose output differs from that of their
+    version.
     """
 
     def __init__(self, on: Callable[[Connection], Ingestion], event_times: EventTimeBound) -> None:
@@ -84,13 +88,18 @@ class EventHandler:
         remaining: list[Record] = []
         why = ""
         split: tuple[Message, Message]
+        ingestion, partition = self._on(conn), records[0].partition
+        outputs = _Outputs(ingestion)
         for record in records:
             try:
                 assert record.event is not None
                 if record.topic == topics.PREDICTION_LOGGED:
                     batch = payload_of(record.event, prediction_pb2.PredictionBatch)
                     columns = prediction_columns(batch, record.event.payload)
-                    bad, cause = self._bad_rows(columns.event_times, columns.ids, columns.segments)
+                    await outputs.check(columns)
+                    bad, cause = self._bad_rows(
+                        columns.event_times, columns.ids, columns.segments, columns.subjects
+                    )
                     if bad is None:
                         predictions.append(columns)
                         continue
@@ -98,9 +107,12 @@ class EventHandler:
                 else:
                     outcome = payload_of(record.event, prediction_pb2.OutcomeBatch)
                     labels = outcome_columns(outcome)
-                    bad, cause = self._bad_rows(labels.event_times, labels.prediction_ids, labels.outcome_ids)
+                    bad, cause = self._bad_rows(
+                        labels.event_times, labels.prediction_ids, labels.outcome_ids, labels.class_names
+                    )
                     if labels.name == LABEL:
-                        bad, cause = _with_bad_labels(labels.values, bad, cause)
+                        known = await outputs.of_model(labels.model)
+                        bad, cause = _with_bad_labels(unfit(labels, known.values()), bad, cause)
                     if bad is None:
                         outcomes.append(labels)
                         continue
@@ -115,7 +127,6 @@ class EventHandler:
                 why = why or cause
         if poison:
             raise PoisonError(why, poison, remaining)
-        ingestion, partition = self._on(conn), records[0].partition
         for part in in_parts(predictions, STATEMENT_ROWS):
             await ingestion.add_predictions(partition, part)
         if outcomes:
@@ -131,10 +142,32 @@ class EventHandler:
         return wrong if nul is None else wrong | nul, ("an event time is unset or after now + max_clock_skew")
 
 
-def _with_bad_labels(values: Floats, bad: Mask | None, cause: str) -> tuple[Mask | None, str]:
-    """`_bad_rows` with the labels that are not binary."""
-    wrong = not_binary(values)
+class _Outputs:
+    """The outputs of the versions of models, with those of the batches that were checked."""
+
+    def __init__(self, ingestion: Ingestion) -> None:
+        self._ingestion = ingestion
+        self._known: dict[str, dict[str, Output]] = {}
+
+    async def of_model(self, model: str) -> dict[str, Output]:
+        """version → output."""
+        if model not in self._known:
+            self._known[model] = dict(await self._ingestion.outputs(model))
+        return self._known[model]
+
+    async def check(self, batch: PredictionColumns) -> None:
+        """Raises MalformedBatch if the output differs from that of the version's first batch."""
+        known = (await self.of_model(batch.key.model)).setdefault(batch.key.model_version, batch.output)
+        if not known.same(batch.output):
+            raise MalformedBatch(
+                f"The batch is malformed: its scores are {batch.output.describe()}, those of "
+                f"{batch.key.model_version} are {known.describe()}."
+            )
+
+
+def _with_bad_labels(wrong: Mask, bad: Mask | None, cause: str) -> tuple[Mask | None, str]:
+    """`_bad_rows` with the labels that do not fit."""
     if not wrong.any():
         return bad, cause
     _WRONG_LABELS.inc(int(wrong.sum()))
-    return wrong if bad is None else wrong | bad, "a label is neither 0 nor 1"
+    return wrong if bad is None else wrong | bad, "a label does not fit the output of its model"

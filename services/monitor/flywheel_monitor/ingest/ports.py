@@ -3,13 +3,15 @@ microseconds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from flywheel_monitor.ingest.batches import IngestCounts, OutcomeColumns, PredictionColumns
 from flywheel_monitor.ingest.lag import Lag
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.output import Output
 from flywheel_monitor.windows.span import Span
 
 
@@ -26,18 +28,38 @@ class Ingestion(Protocol):
     of its prediction, for the served prediction and for its shadows. A label that arrives before its served
     prediction is an orphan until then.
 
-    Counts, labels, progress and the archive queue change together, in the transaction. Raises a retryable
-    FlywheelError, and counts nothing, while the reference of a new version cannot be fetched."""
+    Counts, labels, progress and the archive queue change together, in the transaction. Batches of a version
+    whose reference cannot be fetched wait (`WaitingPredictions`) and delay no other version."""
+
+    async def outputs(self, model: str) -> Mapping[str, Output]:
+        """Version → output of the model's versions that have made predictions."""
+        ...
 
     async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None: ...
 
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None: ...
 
 
+class WaitingPredictions(Protocol):
+    """Batches that wait until the reference of their version can be fetched. They are not counted, and their
+    version is not evaluated, until then."""
+
+    async def waiting_versions(self) -> list[str]: ...
+
+    async def count_waiting(self, model_version: str) -> int:
+        """Count some waiting batches of the version as `Ingestion` does, the oldest first; returns how many,
+        0 when none is left. Raises a retryable FlywheelError while the reference cannot be fetched."""
+        ...
+
+
 class IngestStatus(Protocol):
     """How much of a project was ingested."""
 
     async def counts(self, project: str) -> IngestCounts: ...
+
+    async def waiting_rows(self, project: str) -> int:
+        """Predictions that wait for the reference of their version."""
+        ...
 
     async def reached(self, project: str) -> int | None:
         """The newest event time that the predictions of a model have reached in a partition (see
@@ -55,17 +77,16 @@ class CountedWindows(Protocol):
         ...
 
     async def event_range(self, version_id: int, span: Span, segment: str) -> tuple[int | None, int | None]:
-        """Event time of the first and last served prediction that is still stored."""
+        """Event time of the first and last served prediction; the start of its pane if it is deleted."""
         ...
 
 
 class Retention(Protocol):
     """Deletes old predictions."""
 
-    async def prune(self, keep_us: int) -> int:
-        """Delete some predictions (and their labels) that are more than `keep_us` older than the time that
-        their model has reached (see `windows.support`); returns how many were deleted, 0 when none is
-        left."""
+    async def prune(self, arrived_before: datetime) -> int:
+        """Delete some predictions (and their labels) that arrived before this wall time, whatever their event
+        time is; returns how many were deleted, 0 when none is left."""
         ...
 
 

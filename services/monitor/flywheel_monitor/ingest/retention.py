@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
+from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.ingest.ports import Retention
@@ -12,12 +14,13 @@ PRUNE_SECONDS = 60.0
 """Pause after a pass that found nothing to delete."""
 
 
-async def prune_forever(store: Store[Retention], keep_us: int) -> None:
-    """Delete old predictions in small transactions; continues after outages of the store."""
+async def prune_forever(store: Store[Retention], keep: timedelta, clock: Clock) -> None:
+    """Delete predictions that arrived longer ago than `keep`, in small transactions; continues after outages
+    of the store."""
     while True:
         try:
             async with store.transaction() as records:
-                pruned = await records.prune(keep_us)
+                pruned = await records.prune(clock.now() - keep)
         except FlywheelError as error:
             if not error.retryable:
                 raise

@@ -10,10 +10,9 @@ from flywheel_common.arrays import Ints, Mask
 from flywheel_common.columns import take_rows
 from flywheel_protos.events.v1.prediction_pb2 import OutcomeBatch, PredictionBatch
 
-_PREDICTION_TEXTS = ("prediction_ids", "subjects", "segments", "error_reasons")
+_PREDICTION_TEXTS = ("prediction_ids", "subjects", "segments", "error_reasons", "not_yet_valid")
 _PREDICTION_BYTES = {
     "event_times": 8,
-    "scores": 8,
     "decisions": 1,
     "sources": 1,
     "latencies_ms": 4,
@@ -21,7 +20,7 @@ _PREDICTION_BYTES = {
 }
 """Packed field → bytes per row."""
 _PREDICTION_TABLES = ("features", "entities", "request_fields", "applied_offsets")
-_OUTCOME_TEXTS = ("prediction_ids", "outcome_ids")
+_OUTCOME_TEXTS = ("prediction_ids", "outcome_ids", "class_names")
 _OUTCOME_BYTES = {"event_times": 8, "values": 8}
 
 
@@ -39,7 +38,9 @@ def take_predictions(batch: PredictionBatch, keep: Mask) -> PredictionBatch:
     taken = PredictionBatch()
     taken.CopyFrom(batch)
     rows = np.flatnonzero(keep)
-    _take(batch, taken, rows, _PREDICTION_TEXTS, _PREDICTION_BYTES)
+    _take(
+        batch, taken, rows, _PREDICTION_TEXTS, {**_PREDICTION_BYTES, "scores": 8 * (batch.score_width or 1)}
+    )
     for name in _PREDICTION_TABLES:
         if batch.HasField(name):
             getattr(taken, name).CopyFrom(take_rows(getattr(batch, name), rows))

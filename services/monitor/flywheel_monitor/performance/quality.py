@@ -1,24 +1,34 @@
-"""Quality of labelled predictions: AUC, log-loss, Brier score and calibration.
+"""Quality of labelled predictions, from the counts of a window, by kind of output.
 
-Totals come from stored rows or from the counts of a window; `quality` alone turns totals into the figures.
+BINARY: AUC, log-loss, Brier score, calibration. MULTICLASS: the same without AUC, where the score is the
+probability of the predicted class (calibration: Guo et al. 2017), accuracy and macro F1. REGRESSION: root
+mean squared and mean absolute error, R². A VECTOR output has no labels.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flywheel_common.arrays import Floats, Ints
+from flywheel_common.signature import OutputKind
 from flywheel_monitor.windows.counts import WindowCounts
-from flywheel_monitor.windows.histograms import CALIBRATION_BINS, SCORE_BINS, calibration_bins, score_bins
+from flywheel_monitor.windows.histograms import CALIBRATION_BINS, SCORE_BINS
 from flywheel_monitor.windows.layout import Sums
-from flywheel_monitor.windows.losses import brier_terms, is_positive, log_loss_terms
+from flywheel_monitor.windows.losses import is_positive
+
+EXACT_AUC_ROWS = 5_000
+"""Predictions up to which the AUC is computed from the stored rows; above, from score bins, with an error of
+at most `auc_error_bound`."""
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Figures over `labelled` rows; None without labels, and for `auc` also with labels of one class only."""
+    """Figures over `labelled` rows; None where the kind of output or the labels do not define them (AUC: with
+    labels of one class only). `label_mean`: the share of positives, or the mean of the labels. `labels`:
+    their histogram, for label drift, of other kinds than BINARY."""
 
     labelled: int = 0
     auc: float | None = None
@@ -26,66 +36,69 @@ class Quality:
     brier: float | None = None
     calibration_error: float | None = None
     label_mean: float | None = None
+    accuracy: float | None = None
+    macro_f1: float | None = None
+    rmse: float | None = None
+    mean_absolute_error: float | None = None
+    r2: float | None = None
+    labels: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class LabelledTotals:
-    """What quality is computed from: rows of each class by rising score [distinct scores or score bins],
-    sums of the losses, and per calibration bin [CALIBRATION_BINS] its rows, its positives and the sum of
-    its scores."""
-
-    positives: Floats | Ints
-    negatives: Floats | Ints
-    log_loss: float
-    brier: float
-    bin_rows: Floats | Ints
-    bin_positives: Floats | Ints
-    bin_scores: Floats | Ints
-
-
-def totals_of_rows(scores: Floats, labels: Floats) -> LabelledTotals:
-    """Exact totals of [n] scores and labels."""
-    positives, negatives = _by_score(scores, labels)
-    bins = calibration_bins(score_bins(scores))
-    return LabelledTotals(
-        positives=positives,
-        negatives=negatives,
-        log_loss=float(log_loss_terms(scores, labels).sum()),
-        brier=float(brier_terms(scores, labels).sum()),
-        bin_rows=np.bincount(bins, minlength=CALIBRATION_BINS),
-        bin_positives=np.bincount(bins, weights=is_positive(labels), minlength=CALIBRATION_BINS),
-        bin_scores=np.bincount(bins, weights=scores, minlength=CALIBRATION_BINS),
-    )
-
-
-def totals_of_window(window: WindowCounts) -> LabelledTotals:
-    """Totals from counts: sums to the fixed-point resolution of 2**-32, classes by score bin."""
-    positives, negatives = window.positives, window.negatives
-    by_calibration_bin = (CALIBRATION_BINS, SCORE_BINS // CALIBRATION_BINS)
-    return LabelledTotals(
-        positives=positives,
-        negatives=negatives,
-        log_loss=window.total(Sums.LOG_LOSS),
-        brier=window.total(Sums.BRIER),
-        bin_rows=(positives + negatives).reshape(by_calibration_bin).sum(axis=1),
-        bin_positives=positives.reshape(by_calibration_bin).sum(axis=1),
-        bin_scores=np.array([window.total(Sums.CALIBRATION, b) for b in range(CALIBRATION_BINS)]),
-    )
-
-
-def quality(totals: LabelledTotals) -> Quality:
-    """The figures over all rows of the totals."""
-    positives = int(totals.positives.sum())
-    n = positives + int(totals.negatives.sum())
-    if n == 0:
+def quality(window: WindowCounts) -> Quality:
+    """The figures over all labelled rows of a window."""
+    kind, n = window.layout.output.kind, window.labelled
+    if n == 0 or kind is OutputKind.VECTOR:
         return Quality()
+    if kind is OutputKind.REGRESSION:
+        return _regression(window, n)
+    found = Quality(
+        labelled=n,
+        log_loss=window.total(Sums.LOSS) / n,
+        brier=window.total(Sums.BRIER) / n,
+        calibration_error=_calibration_error(window),
+    )
+    positives = int(window.positives.sum())
+    if kind is OutputKind.BINARY:
+        auc = auc_from_counts(window.positives, window.negatives)
+        return replace(found, auc=auc, label_mean=positives / n, accuracy=None)
+    confusion = window.confusion
+    return replace(
+        found,
+        accuracy=positives / n,
+        macro_f1=_macro_f1(confusion),
+        labels=tuple(confusion.sum(axis=1).tolist()),
+    )
+
+
+def _regression(window: WindowCounts, n: int) -> Quality:
+    squared, label, label_squared = (
+        window.total(which) for which in (Sums.LOSS, Sums.LABEL, Sums.LABEL_SQUARED)
+    )
+    spread = label_squared - label * label / n
     return Quality(
         labelled=n,
-        auc=auc_from_counts(totals.positives, totals.negatives),
-        log_loss=totals.log_loss / n,
-        brier=totals.brier / n,
-        calibration_error=calibration_error(totals.bin_rows, totals.bin_positives, totals.bin_scores),
-        label_mean=positives / n,
+        label_mean=label / n,
+        rmse=math.sqrt(squared / n),
+        mean_absolute_error=window.total(Sums.ABSOLUTE_ERROR) / n,
+        r2=1 - squared / spread if spread > 0 else None,
+        labels=tuple((window.positives + window.negatives).tolist()),
+    )
+
+
+def _macro_f1(confusion: Ints) -> float:
+    """Mean over the classes that occur of 2 TP / (2 TP + FP + FN)."""
+    hits = np.diag(confusion)
+    occurred = confusion.sum(axis=0) + confusion.sum(axis=1)
+    return float((2 * hits[occurred > 0] / occurred[occurred > 0]).mean())
+
+
+def _calibration_error(window: WindowCounts) -> float | None:
+    positives, negatives = window.positives, window.negatives
+    by_bin = (CALIBRATION_BINS, SCORE_BINS // CALIBRATION_BINS)
+    return calibration_error(
+        (positives + negatives).reshape(by_bin).sum(axis=1),
+        positives.reshape(by_bin).sum(axis=1),
+        np.array([window.total(Sums.CALIBRATION, b) for b in range(CALIBRATION_BINS)]),
     )
 
 

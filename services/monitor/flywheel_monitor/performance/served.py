@@ -28,6 +28,7 @@ class ServedPerformance:
     latency_p99_ms: float
     error_rate: float
     fallback_rate: float
+    cost_mean: float | None
     first_event_us: int | None
     last_event_us: int | None
 
@@ -63,6 +64,7 @@ async def served_performance(
         latency_p99_ms=quantile(LATENCY_EDGES_MS, window.latencies, 0.99),
         error_rate=error_rate(window.failures, window.predictions),
         fallback_rate=fallback_rate(window.sources, window.predictions),
+        cost_mean=window.cost_mean(),
         first_event_us=first,
         last_event_us=last,
     )

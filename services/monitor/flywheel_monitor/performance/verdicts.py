@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
+from flywheel_monitor.drift import psi
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.performance.quality import Quality
@@ -15,7 +18,7 @@ SIGNIFICANT_Z = 3.0
 def judge_concept(
     quality: Quality, reference: QualityReference, policy: MonitorPolicy
 ) -> tuple[Verdict, str]:
-    """Concept drift: a lower AUC or a higher log-loss than on held-out rows."""
+    """Concept drift: a lower AUC or accuracy, or a higher log-loss or RMSE, than on held-out rows."""
     if quality.labelled < policy.min_labels:
         return Verdict.INSUFFICIENT, f"{quality.labelled} labels, {policy.min_labels} needed"
     found = []
@@ -31,18 +34,36 @@ def judge_concept(
         and quality.log_loss > reference.log_loss * policy.log_loss_ratio
     ):
         found.append(f"log-loss {quality.log_loss:.3f} against {reference.log_loss:.3f}")
+    if (
+        quality.accuracy is not None
+        and reference.accuracy is not None
+        and quality.accuracy < reference.accuracy - policy.auc_drop
+    ):
+        found.append(f"accuracy {quality.accuracy:.3f} against {reference.accuracy:.3f}")
+    if quality.rmse is not None and reference.rmse and quality.rmse > reference.rmse * policy.log_loss_ratio:
+        found.append(f"RMSE {quality.rmse:.4g} against {reference.rmse:.4g}")
     if found:
         return Verdict.DRIFT, " and ".join(found) + f" on {quality.labelled} labels"
-    if reference.auc is None and reference.log_loss is None:
-        return Verdict.INSUFFICIENT, "the version has no held-out AUC or log-loss to compare with"
+    compared = (
+        (quality.auc, reference.auc),
+        (quality.log_loss, reference.log_loss),
+        (quality.accuracy, reference.accuracy),
+        (quality.rmse, reference.rmse),
+    )
+    if all(mine is None or held_out is None for mine, held_out in compared):
+        return Verdict.INSUFFICIENT, "the version has no held-out quality to compare with"
     return Verdict.NO_DRIFT, f"as good as on held-out rows, on {quality.labelled} labels"
 
 
 def judge_labels(quality: Quality, reference: QualityReference, policy: MonitorPolicy) -> tuple[Verdict, str]:
-    """Label drift: the share of positives moved by at least the policy's effect, and by more than chance
-    (binomial z >= SIGNIFICANT_Z)."""
-    if quality.labelled < policy.min_labels or quality.label_mean is None:
+    """Label drift of BINARY: the share of positives moved by at least the policy's effect, and by more than
+    chance (binomial z >= SIGNIFICANT_Z)."""
+    if quality.labelled < policy.min_labels:
         return Verdict.INSUFFICIENT, f"{quality.labelled} labels, {policy.min_labels} needed"
+    if quality.labels:
+        return _judge_histogram(quality.labels, reference.labels, policy)
+    if quality.label_mean is None:
+        return Verdict.INSUFFICIENT, "no labels"
     if reference.label_mean is None:
         return Verdict.INSUFFICIENT, "no reference share of positives"
     shift = quality.label_mean - reference.label_mean
@@ -51,3 +72,15 @@ def judge_labels(quality: Quality, reference: QualityReference, policy: MonitorP
     if abs(shift) >= policy.label_shift and abs(shift) / spread >= SIGNIFICANT_Z:
         return Verdict.DRIFT, numbers
     return Verdict.NO_DRIFT, numbers
+
+
+def _judge_histogram(
+    labels: Sequence[int], reference: Sequence[int], policy: MonitorPolicy
+) -> tuple[Verdict, str]:
+    """Label drift of MULTICLASS and REGRESSION: the bias-corrected PSI of the labels against those of the
+    first window, at least the policy's."""
+    if len(reference) != len(labels):
+        return Verdict.INSUFFICIENT, "no reference labels yet"
+    value = psi.grouped(np.asarray(labels, np.int64), np.asarray(reference, np.int64))
+    reason = f"PSI {value:.3f} of the labels against those of the first window"
+    return (Verdict.DRIFT if value >= policy.psi_alert else Verdict.NO_DRIFT), reason

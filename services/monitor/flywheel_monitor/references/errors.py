@@ -24,3 +24,10 @@ class PeerFailed(Unavailable):
 
     reason = "PEER_FAILED"
     remedy = "Fix the cause named by `peer_reason`; the monitor retries and loses no predictions."
+
+
+class ReferencePending(Unavailable):
+    """The reference of a version cannot be fetched yet; its predictions wait."""
+
+    reason = "REFERENCE_PENDING"
+    remedy = "Start the registry and the feature service; the monitor retries and loses no predictions."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from flywheel_monitor.references.reference import Reference, ScoreReference
@@ -29,4 +30,9 @@ class Versions(Protocol):
 
     async def set_first_window(self, version_id: int, reference: ScoreReference) -> None:
         """Store the scores of the first window served; later calls change nothing."""
+        ...
+
+    async def set_first_labels(self, version_id: int, counts: Sequence[int]) -> None:
+        """Store the histogram of the labels of the first window judged with labels; later calls change
+        nothing."""
         ...

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from flywheel_common.arrays import Floats
 from flywheel_monitor.windows.bins import ColumnReference
+from flywheel_monitor.windows.output import Output
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,34 @@ class Reference:
         text = json.dumps([c.to_json() for c in sorted(self.columns, key=lambda c: c.name)], sort_keys=True)
         return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
 
+    def placed(self, output: Output, scores: Floats) -> Output:
+        """The output with its bins placed by the recorded moments of the scores, else by these first ones."""
+        return output.placed(self.metrics.get("score_mean"), self.metrics.get("score_stddev"), scores)
+
 
 @dataclass(frozen=True)
 class ScoreReference:
-    """Moments of the reference scores over `count` rows (0: unknown, the moments are taken as exact), and
-    their histogram [SCORE_BINS] if known."""
+    """Moments of the reference scores over `count` rows (0: unknown, the moments are taken as exact), their
+    histogram [Output.bins] and the rows by predicted class if known."""
 
     mean: float
     stddev: float
     count: int = 0
     counts: tuple[int, ...] = ()
+    classes: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class QualityReference:
-    """Quality of the version on held-out rows; None is unknown."""
+    """Quality of the version on held-out rows; None is unknown. `labels` is the histogram of the first labels
+    served."""
 
     auc: float | None = None
     log_loss: float | None = None
     label_mean: float | None = None
+    accuracy: float | None = None
+    rmse: float | None = None
+    labels: tuple[int, ...] = ()
 
 
 def reference_from_profile(columns: Sequence[ColumnReference]) -> Reference:
@@ -72,8 +83,15 @@ def score_reference_to_json(reference: ScoreReference) -> dict[str, Any]:
         "stddev": reference.stddev,
         "count": reference.count,
         "counts": list(reference.counts),
+        "classes": list(reference.classes),
     }
 
 
 def score_reference_from_json(stored: Mapping[str, Any]) -> ScoreReference:
-    return ScoreReference(stored["mean"], stored["stddev"], stored["count"], tuple(stored["counts"]))
+    return ScoreReference(
+        stored["mean"],
+        stored["stddev"],
+        stored["count"],
+        tuple(stored["counts"]),
+        tuple(stored.get("classes", ())),
+    )

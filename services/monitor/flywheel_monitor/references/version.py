@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from flywheel_monitor.references.reference import QualityReference, Reference, ScoreReference
 from flywheel_monitor.windows.layout import Layout
+from flywheel_monitor.windows.output import Output
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,26 @@ class WatchedVersion:
     reference: Reference
     layout: Layout
     first_window: ScoreReference | None = None
+    first_labels: tuple[int, ...] = ()
+    """Histogram of the labels of the first window judged with labels (`performance.verdicts`)."""
+    rolled_up: bool = True
+    """Whether hours and days exist for all its panes."""
+
+    @property
+    def output(self) -> Output:
+        return self.layout.output
 
     @property
     def quality_reference(self) -> QualityReference:
         metrics = self.reference.metrics
-        return QualityReference(metrics.get("auc"), metrics.get("log_loss"), metrics.get("label_mean"))
+        return QualityReference(
+            auc=metrics.get("auc"),
+            log_loss=metrics.get("log_loss"),
+            label_mean=metrics.get("label_mean"),
+            accuracy=metrics.get("accuracy"),
+            rmse=metrics.get("rmse"),
+            labels=self.first_labels,
+        )
 
     @property
     def score_reference(self) -> ScoreReference | None:
@@ -31,8 +47,9 @@ class WatchedVersion:
         always that of the first window."""
         metrics = self.reference.metrics
         counts = self.first_window.counts if self.first_window else ()
+        classes = self.first_window.classes if self.first_window else ()
         if "score_mean" in metrics and metrics.get("score_stddev", 0.0) > 0:
             return ScoreReference(
-                metrics["score_mean"], metrics["score_stddev"], int(metrics.get("rows", 0)), counts
+                metrics["score_mean"], metrics["score_stddev"], int(metrics.get("rows", 0)), counts, classes
             )
         return self.first_window

@@ -179,10 +179,10 @@ class FeatureBins:
             bins[~valid] = self.regular + Special.NULL
         return bins
 
-    def standardized(self, values: Array | None, valid: Mask, rows: int) -> Floats:
+    def standardized(self, values: Array | None, valid: Mask, rows: int, *, clip: bool = True) -> Floats:
         """[rows] (x - reference mean) / reference stddev, with x clipped to the reference's range, so that
         one outlier does not move the mean of a window (a winsorized mean); 0 where x is null, not finite or
-        no number, and for a constant reference."""
+        no number, and for a constant reference. Without `clip`, z is only limited to ±1e6."""
         spread = self.reference.stddev
         if (
             values is None
@@ -193,7 +193,7 @@ class FeatureBins:
         ):
             return np.zeros(rows)
         x = values.astype(np.float64, copy=False)
-        clipped = np.clip(x, self.reference.minimum, self.reference.maximum)
+        clipped = np.clip(x, self.reference.minimum, self.reference.maximum) if clip else x
         z = np.clip((clipped - self.reference.mean) / spread, -1e6, 1e6)
         return np.where(valid & np.isfinite(x), z, 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -9,15 +10,17 @@ import numpy as np
 
 from flywheel_common.arrays import Floats, Ints
 from flywheel_monitor.windows.bins import FeatureBins, Special
-from flywheel_monitor.windows.histograms import LATENCY_BINS, SCORE_BINS
-from flywheel_monitor.windows.layout import SCORE_SCALE, SOURCES, Z_SCALE, Layout, Sums
+from flywheel_monitor.windows.histograms import LATENCY_BINS
+from flywheel_monitor.windows.layout import SOURCES, Extra, Layout, Sums
+from flywheel_monitor.windows.output import CLASS_BINS
+from flywheel_monitor.windows.sums import carried, value
 
 
 @dataclass(frozen=True)
 class WindowCounts:
-    """The sum of some panes: [layout.size] counts, [layout.sums] fixed-point sums, and the number of
-    predictions. `count_blocks` [B, layout.size] and `sum_blocks` [B, layout.sums] are the same per block
-    (`windows.blocks`)."""
+    """The sum of some panes: `counts` [layout.size], exact `sums` [layout.sums, LIMBS], and the number of
+    predictions. `count_blocks` [B, layout.size] and `sum_blocks` [B, layout.sums, LIMBS] are the same per
+    block (`windows.blocks`)."""
 
     layout: Layout
     count_blocks: Ints
@@ -30,7 +33,16 @@ class WindowCounts:
 
     @cached_property
     def sums(self) -> Ints:
-        return self.sum_blocks.sum(axis=0)
+        return carried(self.sum_blocks.sum(axis=0))
+
+    def plus(self, other: WindowCounts) -> WindowCounts:
+        """The counts of both windows, in the blocks of both."""
+        return WindowCounts(
+            self.layout,
+            np.concatenate([self.count_blocks, other.count_blocks]),
+            np.concatenate([self.sum_blocks, other.sum_blocks]),
+            self.predictions + other.predictions,
+        )
 
     def feature(self, bins: FeatureBins) -> Ints:
         """[bins.size] counts."""
@@ -44,37 +56,51 @@ class WindowCounts:
 
     def score_blocks(self) -> tuple[Floats, Ints]:
         """Sum and number of the scores in each block, [B] each."""
-        sums = self.sum_blocks[:, self.layout.common_sums + Sums.SCORE] / SCORE_SCALE
-        start = self.layout.scores
-        return sums, self.count_blocks[:, start : start + SCORE_BINS].sum(axis=1)
+        at = self.layout.common_sums + Sums.SCORE
+        start, bins = self.layout.scores, self.layout.output.bins
+        sums = np.array([value(block[at]) for block in self.sum_blocks], np.float64)
+        return sums, self.count_blocks[:, start : start + bins].sum(axis=1)
 
     def mean_shift(self, name: str) -> float | None:
-        """(mean - reference mean) / reference stddev over the finite values of a numeric feature."""
-        at = self.layout.numeric.get(name)
-        if at is None:
+        """(mean - reference mean) / reference stddev over the finite values of a numeric feature, clipped to
+        the reference's range."""
+        at, finite = self.layout.numeric.get(name), self._finite(name)
+        return value(self.sums[at]) / finite if at is not None and finite else None
+
+    def moments(self, name: str) -> tuple[float, float] | None:
+        """(mean - reference mean, standard deviation) of the finite values of a numeric feature as they are,
+        in reference standard deviations; None if they were not counted (layout version 1)."""
+        at, finite = self.layout.numeric.get(name), self._finite(name)
+        if at is None or not finite:
             return None
+        total, squared = (value(self.sums[self.layout.moments + 2 * at + k]) for k in (0, 1))
+        if squared == 0 and value(self.sums[at]) != 0:
+            return None
+        return total / finite, math.sqrt(max(0.0, squared / finite - (total / finite) ** 2))
+
+    def _finite(self, name: str) -> int:
+        """Finite values of a numeric feature; 0 if its reference has no standard deviation."""
         bins = next(f for f in self.layout.features if f.name == name)
-        if not bins.reference.stddev > 0:
-            return None
+        if not bins.numeric or not bins.reference.stddev > 0:
+            return 0
         counts = self.feature(bins)
         outside = counts[bins.regular + Special.BELOW : bins.regular + Special.FAR + 1]
-        finite = int(counts[: bins.regular].sum() + outside.sum())
-        return float(self.sums[at] / Z_SCALE / finite) if finite else None
+        return int(counts[: bins.regular].sum() + outside.sum())
 
     def _part(self, start: int, length: int) -> Ints:
         return self.counts[start : start + length]
 
     @property
     def scores(self) -> Ints:
-        return self._part(self.layout.scores, SCORE_BINS)
+        return self._part(self.layout.scores, self.layout.output.bins)
 
     @property
     def positives(self) -> Ints:
-        return self._part(self.layout.positives, SCORE_BINS)
+        return self._part(self.layout.positives, self.layout.output.bins)
 
     @property
     def negatives(self) -> Ints:
-        return self._part(self.layout.negatives, SCORE_BINS)
+        return self._part(self.layout.negatives, self.layout.output.bins)
 
     @property
     def latencies(self) -> Ints:
@@ -100,7 +126,32 @@ class WindowCounts:
         return int(self.positives.sum() + self.negatives.sum())
 
     def total(self, which: Sums, offset: int = 0) -> float:
-        return float(self.sums[self.layout.common_sums + which + offset]) / SCORE_SCALE
+        return value(self.sums[self.layout.common_sums + which + offset])
+
+    def counted(self, which: Extra) -> int:
+        return int(self.counts[self.layout.extras + which])
+
+    @property
+    def predicted(self) -> Ints:
+        """[classes] rows by predicted class."""
+        return self._part(self.layout.predicted, self.layout.output.classes)
+
+    @property
+    def confusion(self) -> Ints:
+        """[classes, classes] labelled rows by true and predicted class."""
+        classes = self.layout.output.classes
+        return self._part(self.layout.confusion, classes * classes).reshape(classes, classes)
+
+    @property
+    def class_bins(self) -> Ints:
+        """[classes, CLASS_BINS] rows by the probability of each class."""
+        classes = self.layout.output.classes
+        return self._part(self.layout.class_bins, classes * CLASS_BINS).reshape(classes, CLASS_BINS)
+
+    def cost_mean(self) -> float | None:
+        """Mean cost of the predictions whose cost was measured."""
+        n = self.counted(Extra.COSTED)
+        return self.total(Sums.COST) / n if n else None
 
     def score_moments(self) -> tuple[float, float]:
         """(mean, population standard deviation) of the scores; (0, 0) without any."""

@@ -1,55 +1,87 @@
-"""The layout of a pane: one vector of counts and one of fixed-point sums per model version.
+"""The layout of a pane: one vector of counts and one of exact sums per model version.
 
 All numbers are integers, so that adding panes is exact and any order gives the same bits. The counts, in
-order: the bins of every feature, scores, scores of positives, scores of negatives, latencies, sources,
-failures.
+order: the bins of every feature, scores, scores with a positive label, scores with another label, latencies,
+sources, failures (layout version 1 ends here), `Extra`, and for MULTICLASS the predicted classes, the
+confusion of true and predicted classes, and the bins of each class's probability.
+
+What "positive" means follows the kind: BINARY the label 1, MULTICLASS a correct class; for REGRESSION the
+labels themselves are counted in the two blocks, apart for scores above and not above them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 
-from flywheel_common.arrays import Floats, Ints
 from flywheel_monitor.windows.bins import ColumnReference, FeatureBins
-from flywheel_monitor.windows.histograms import CALIBRATION_BINS, LATENCY_BINS, SCORE_BINS
+from flywheel_monitor.windows.histograms import CALIBRATION_BINS, LATENCY_BINS
+from flywheel_monitor.windows.output import CLASS_BINS, Output
 from flywheel_monitor.windows.rows import Source
 
 SOURCES = len(Source)
-Z_SCALE = 2.0**16
-SCORE_SCALE = 2.0**32
 
 
 class Sums(IntEnum):
-    """Fixed-point sums that follow those of the features. All but SCORE and SCORE_SQUARED cover labelled
-    rows only."""
+    """Sums that follow those of the features. SCORE, SCORE_SQUARED and COST cover all rows, PAIR_… the
+    requests that champion and shadow both answered, the others labelled rows. The loss is the log-loss, for
+    REGRESSION the squared error."""
 
     SCORE = 0
     SCORE_SQUARED = 1
     LABEL = 2
-    LOG_LOSS = 3
+    LOSS = 3
     BRIER = 4
     LABELLED_SCORE = 5
     CALIBRATION = 6
     """First of CALIBRATION_BINS sums of scores."""
+    LOSS_SQUARED = CALIBRATION + CALIBRATION_BINS
+    ABSOLUTE_ERROR = LOSS_SQUARED + 1
+    LABEL_SQUARED = LOSS_SQUARED + 2
+    COST = LOSS_SQUARED + 3
+    PAIR_CHAMPION_SCORE = LOSS_SQUARED + 4
+    PAIR_CHAMPION_SQUARED = LOSS_SQUARED + 5
+    PAIR_SHADOW_SCORE = LOSS_SQUARED + 6
+    PAIR_LOSS_DELTA = LOSS_SQUARED + 7
+    """Loss of the shadow minus that of the champion."""
+    PAIR_LOSS_DELTA_SQUARED = LOSS_SQUARED + 8
 
 
-SUM_COUNT = int(Sums.CALIBRATION) + CALIBRATION_BINS
+SUM_COUNT = int(Sums.PAIR_LOSS_DELTA_SQUARED) + 1
+
+
+class Extra(IntEnum):
+    """Counts after those of layout version 1."""
+
+    UNUSABLE = 0
+    """Answers of a model without a usable score."""
+    DECISIONS = 1
+    """Rows with the decision 1."""
+    COSTED = 2
+    """Rows with a measured cost."""
+    PAIRED = 3
+    """Requests that champion and shadow both answered with a usable score."""
+    DISAGREED = 4
+    """Those of them with different decisions (MULTICLASS: classes)."""
+    PAIRS_LABELLED = 5
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Offsets into the vectors of one model version, fixed by its reference."""
+    """Offsets into the vectors of one model version, fixed by its reference and its output."""
 
     features: tuple[FeatureBins, ...]
+    output: Output = dataclass_field(default_factory=Output)
 
     @classmethod
-    def of(cls, columns: Sequence[ColumnReference]) -> Layout:
-        return cls(tuple(FeatureBins(c) for c in sorted(columns, key=lambda c: c.name)))
+    def of(cls, columns: Sequence[ColumnReference], output: Output | None = None) -> Layout:
+        bins = tuple(FeatureBins(c) for c in sorted(columns, key=lambda c: c.name))
+        return cls(bins, output or Output())
 
     @cached_property
     def offsets(self) -> dict[str, int]:
@@ -67,15 +99,15 @@ class Layout:
 
     @property
     def positives(self) -> int:
-        return self.scores + SCORE_BINS
+        return self.scores + self.output.bins
 
     @property
     def negatives(self) -> int:
-        return self.positives + SCORE_BINS
+        return self.positives + self.output.bins
 
     @property
     def latencies(self) -> int:
-        return self.negatives + SCORE_BINS
+        return self.negatives + self.output.bins
 
     @property
     def sources(self) -> int:
@@ -86,9 +118,29 @@ class Layout:
         return self.sources + SOURCES
 
     @property
+    def extras(self) -> int:
+        """Index of the first of `Extra`."""
+        return self.failures + 1
+
+    @property
+    def predicted(self) -> int:
+        """[classes] rows by predicted class."""
+        return self.extras + len(Extra)
+
+    @property
+    def confusion(self) -> int:
+        """[classes, classes] labelled rows by true and predicted class."""
+        return self.predicted + self.output.classes
+
+    @property
+    def class_bins(self) -> int:
+        """[classes, CLASS_BINS] rows by the probability of each class."""
+        return self.confusion + self.output.classes**2
+
+    @property
     def size(self) -> int:
         """Length of the counts."""
-        return self.failures + 1
+        return self.class_bins + self.output.classes * CLASS_BINS
 
     @cached_property
     def numeric(self) -> dict[str, int]:
@@ -103,9 +155,9 @@ class Layout:
     @property
     def sums(self) -> int:
         """Length of the sums."""
+        return self.moments + 2 * len(self.numeric)
+
+    @property
+    def moments(self) -> int:
+        """Index of the first of the sums and sums of squares of the numeric features, without clipping."""
         return self.common_sums + SUM_COUNT
-
-
-def fixed(values: Floats, scale: float) -> Ints:
-    """[n] values as fixed-point integers."""
-    return np.rint(values * scale).astype(np.int64)

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 
-import numpy as np
-
 from flywheel_common.arrays import Array, Floats, Ints, Mask
+from flywheel_monitor.windows.output import within_limit
 
 
 class Source(IntEnum):
@@ -22,21 +21,53 @@ class Source(IntEnum):
 
 
 def usable_scores(scores: Floats, sources: Ints) -> Mask:
-    """[n] rows with a finite score that a model computed, now or earlier (MODEL or CACHED). Labels and score
-    statistics count these rows only."""
-    return np.isfinite(scores) & ((sources == Source.MODEL) | (sources == Source.CACHED))
+    """[n] rows with a finite score of at most LARGEST_SCORE that a model computed, now or earlier (MODEL or
+    CACHED). Labels and score statistics count these rows only."""
+    return within_limit(scores) & ((sources == Source.MODEL) | (sources == Source.CACHED))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """n predictions of one model version. `failed` marks rows that the model should have predicted and did
-    not; `features` maps a name to (values, valid), each of length n."""
+    """n predictions of one variant. `outputs` [n, width] are the values of the answers and `scores` their
+    scores (`Output.scores`); `failed` marks rows that the model should have predicted and did not; `costs` is
+    NaN where none was measured; `features` maps a name to (values, valid), each of length n."""
 
     event_times: Ints
     scores: Floats
+    outputs: Floats
+    decisions: Mask
     sources: Ints
     latencies_ms: Floats
+    costs: Floats
     failed: Mask
     segments: tuple[str, ...]
     features: Mapping[str, tuple[Array, Mask]]
-    shadow: bool
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """n predictions with usable scores and their labels: 0 or 1 (BINARY), the column of the true class
+    (MULTICLASS) or a number (REGRESSION). Weight -1 takes a corrected label back."""
+
+    event_times: Ints
+    segments: tuple[str, ...]
+    scores: Floats
+    outputs: Floats
+    labels: Floats
+    weights: Ints
+
+
+@dataclass(frozen=True)
+class PairedRows:
+    """n requests that champion and shadow both answered with usable scores, at the times of the shadow.
+    `deltas` is the loss of the shadow minus that of the champion, NaN without a label. `labels_only`: the
+    requests were counted before."""
+
+    event_times: Ints
+    segments: tuple[str, ...]
+    champion_scores: Floats
+    shadow_scores: Floats
+    differ: Mask
+    deltas: Floats
+    weights: Ints
+    labels_only: bool = False

@@ -7,8 +7,8 @@ moves a decision by no more than the distance to the next event of the others.
 
 * Watermarks (`reached_time`): of the last RECENT events of a model in a partition, in order of arrival, a
   quarter and at least SUPPORT must have reached a time. A wrong time is forgotten after RECENT events.
-* Bake times (`covered`): from the SUPPORT-th oldest prediction, and at least the oldest percent, to the
-  SUPPORT-th newest.
+* Bake times (`covered`): from the SUPPORT-th oldest prediction, and at least the oldest percent (of it
+  OLDEST_LIMIT), to the SUPPORT-th newest.
 * Champions and retired alerts: a version serves since a time when SUPPORT predictions are newer.
 
 A stream with fewer events than SUPPORT reaches no time. Nothing waits for more than these events: the idle
@@ -32,6 +32,8 @@ WATERMARK_SHARE = 0.25
 """Share of the recent events that must have reached a watermark."""
 OLDEST_SHARE = 0.01
 """Share of the oldest predictions that start no bake time."""
+OLDEST_LIMIT = 1_000
+"""Most predictions of that share, which bounds what a comparison reads."""
 
 
 def with_recent(before: Sequence[int], times: Sequence[int]) -> list[int]:
@@ -45,14 +47,19 @@ def reached_time(recent: Sequence[int]) -> int | None:
     return sorted(recent)[-needed] if len(recent) >= needed else None
 
 
+def oldest_skipped(predictions: int) -> int:
+    """How many of the oldest predictions start no bake time."""
+    return min(max(SUPPORT, math.ceil(predictions * OLDEST_SHARE)), OLDEST_LIMIT) - 1
+
+
 def covered(times: Ints) -> tuple[int, int] | None:
     """The first and last event time that predictions cover; None if they cover no time.
 
     Without the newest share of the times, because the next step of a rollout begins at the last one: its
     predictions must not be counted twice.
     """
-    skipped = max(SUPPORT, math.ceil(len(times) * OLDEST_SHARE)) - 1
-    if len(times) <= skipped:
+    skipped = oldest_skipped(len(times))
+    if len(times) <= skipped or len(times) < SUPPORT:
         return None
     ordered = np.sort(times)
     first, last = int(ordered[skipped]), int(ordered[-SUPPORT])

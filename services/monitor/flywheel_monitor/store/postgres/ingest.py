@@ -8,49 +8,62 @@ prediction and its label never race. Rows are written in bulk; only rows that we
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import compress
 
 import numpy as np
 
-from flywheel_common.arrays import Floats, Ints, Mask
+from flywheel_common.arrays import Mask
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.archive.queue import pack_kept
-from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionColumns, rows_of
+from flywheel_monitor.ingest.answers import Answer, Known, Pair, answers_of, labelled_rows, paired_rows
+from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionColumns, Role, rows_of
 from flywheel_monitor.ingest.labels import Label
-from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of, stored_outputs
+from flywheel_monitor.store.postgres.late import add_late
 from flywheel_monitor.store.postgres.panes import merge_panes
+from flywheel_monitor.store.postgres.parking import lock_partition, park
 from flywheel_monitor.store.postgres.progress import advance
-from flywheel_monitor.store.postgres.versions import VersionCache
-from flywheel_monitor.windows.panes import PaneAccumulator
-from flywheel_monitor.windows.rows import Rows, usable_scores
+from flywheel_monitor.store.postgres.variants import Variant
+from flywheel_monitor.store.postgres.versions import VersionCache, output_from_json
+from flywheel_monitor.windows.output import Output
+from flywheel_monitor.windows.panes import PaneAccumulator, rollup_widths
 from flywheel_monitor.windows.support import RECENT
 
 _INSERT = """
 INSERT INTO prediction (model_id, prediction_id, shadow_variant, variant_id, event_time, score, decision,
-    failed, source, latency_ms, segment, partition)
-SELECT *, $12 FROM unnest($1::integer[], $2::text[], $3::integer[], $4::integer[], $5::bigint[], $6::float8[],
-    $7::boolean[], $8::boolean[], $9::smallint[], $10::real[], $11::text[])
+    failed, source, latency_ms, segment, subject, cost, outputs, partition)
+SELECT *, $15 FROM unnest($1::integer[], $2::text[], $3::integer[], $4::integer[], $5::bigint[], $6::float8[],
+    $7::boolean[], $8::boolean[], $9::smallint[], $10::real[], $11::text[], $12::text[], $13::real[],
+    $14::bytea[])
 ON CONFLICT DO NOTHING RETURNING model_id, prediction_id, shadow_variant
 """
 _LABELS = """
-SELECT model_id, prediction_id, value, event_time, outcome_id FROM label
+SELECT model_id, prediction_id, value, event_time, outcome_id, class_name FROM label
 WHERE (model_id, prediction_id) IN (SELECT * FROM unnest($1::integer[], $2::text[]))
+"""
+_OUTPUTS = """
+SELECT v.name, v.output FROM model_version v JOIN model m ON m.id = v.model_id WHERE m.name = $1
+UNION ALL
+(SELECT DISTINCT ON (model_version) model_version, output FROM waiting_batch WHERE model = $1
+    ORDER BY model_version, id)
 """
 _ORPHANS = "SELECT coalesce(sum(orphans), 0) FROM ingest_count WHERE partition = $1"
 _ADD_LABELS = """
-INSERT INTO label (prediction_id, value, event_time, outcome_id, partition, model_id)
-SELECT *, $5, $6 FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[])
+INSERT INTO label (prediction_id, value, event_time, outcome_id, class_name, partition, model_id)
+SELECT *, $6, $7 FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[], $5::text[])
 ON CONFLICT DO NOTHING RETURNING prediction_id
 """
 _CORRECT_LABELS = """
-UPDATE label l SET value = n.value, event_time = n.event_time, outcome_id = n.outcome_id
-FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[])
-    AS n (prediction_id, value, event_time, outcome_id)
-WHERE l.model_id = $5 AND l.prediction_id = n.prediction_id
+UPDATE label l SET value = n.value, event_time = n.event_time, outcome_id = n.outcome_id,
+    class_name = n.class_name
+FROM unnest($1::text[], $2::float8[], $3::bigint[], $4::text[], $5::text[])
+    AS n (prediction_id, value, event_time, outcome_id, class_name)
+WHERE l.model_id = $6 AND l.prediction_id = n.prediction_id
 """
 _LABELLED_ROWS = """
-SELECT prediction_id, shadow_variant, variant_id, event_time, score, source, segment FROM prediction
+SELECT prediction_id, shadow_variant, variant_id, event_time, score, source, segment, decision, outputs
+    FROM prediction
     WHERE model_id = $1 AND prediction_id = ANY($2::text[])
 """
 _ADD_OUTCOMES = """
@@ -59,10 +72,10 @@ SELECT *, $5, $6 FROM unnest($1::text[], $2::text[], $3::float8[], $4::bigint[])
     ON CONFLICT DO NOTHING RETURNING outcome_id
 """
 _COUNT = """
-INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orphans, duplicates)
-    VALUES ($1, $2, $3, $4, $5, $6)
+INSERT INTO ingest_count AS c (model_id, partition, predictions, outcomes, orphans, duplicates, late)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT (model_id, partition) DO UPDATE SET predictions = c.predictions + $3, outcomes = c.outcomes + $4,
-    orphans = c.orphans + $5, duplicates = c.duplicates + $6
+    orphans = c.orphans + $5, duplicates = c.duplicates + $6, late = c.late + $7
 """
 _ARCHIVE = "INSERT INTO archive_queue (model_id, rows, kept, payload) VALUES ($1, $2, $3, $4)"
 
@@ -73,6 +86,7 @@ class _Tally:
     outcomes: int = 0
     orphans: int = 0
     duplicates: int = 0
+    late: int = 0
 
 
 class IngestRows:
@@ -82,29 +96,41 @@ class IngestRows:
     _versions: VersionCache
     _pane_us: int
 
+    async def outputs(self, model: str) -> dict[str, Output]:
+        return {r["name"]: output_from_json(r["output"]) for r in await self._conn.fetch(_OUTPUTS, model)}
+
     async def add_predictions(self, partition: int, batches: Sequence[PredictionColumns]) -> None:
         """Store the new predictions, count them and the labels that arrived before them, and queue them
         for the archive."""
         conn = self._conn
-        variants = [await self._versions.variant(b.key) for b in batches]
+        await lock_partition(conn, partition)
+        known = [(b, await self._versions.known_variant(b)) for b in batches]
+        for batch in (b for b, variant in known if variant is None):
+            await park(conn, partition, batch)
+        batches = [b for b, variant in known if variant is not None]
+        variants = [variant for _, variant in known if variant is not None]
+        if not batches:
+            return
         kept = await self._insert(partition, batches, variants)
         orphans_exist = await conn.fetchval(_ORPHANS, partition) > 0
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         arrived: dict[int, list[int]] = {}
+        times: dict[int, list[int]] = {}
         # Only these can have a label already: while orphans exist, or as the shadow of a labelled prediction.
         candidates = [
-            (version.model_id, i)
-            for batch, (_, version), new in zip(batches, variants, kept, strict=True)
+            (variant.version.model_id, i)
+            for batch, variant, new in zip(batches, variants, kept, strict=True)
             if orphans_exist or batch.shadow
-            for i in _selected(batch.ids, new)
+            for i in compress(batch.ids, new.tolist())
         ]
-        labels: dict[int, dict[str, float]] = {}
+        labels: dict[tuple[int, str], Known] = {}
         if candidates:
             for row in await conn.fetch(_LABELS, [m for m, _ in candidates], [i for _, i in candidates]):
-                labels.setdefault(row["model_id"], {})[row["prediction_id"]] = row["value"]
-        for batch, (_, version), new in zip(batches, variants, kept, strict=True):
-            tally = tallies.setdefault(version.model_id, _Tally())
+                labels[row["model_id"], row["prediction_id"]] = Known(row["value"], row["class_name"])
+        for batch, variant, new in zip(batches, variants, kept, strict=True):
+            model_id, panes = variant.version.model_id, work.of(variant)
+            tally = tallies.setdefault(model_id, _Tally())
             count = int(new.sum())
             tally.duplicates += len(new) - count
             if count == 0:
@@ -112,20 +138,53 @@ class IngestRows:
             rows = rows_of(batch, new)
             if not batch.shadow:
                 tally.predictions += count
-                arrived.setdefault(version.model_id, []).extend(rows.event_times[-RECENT:].tolist())
-            work.of(version).add_rows(rows)
-            if version.model_id in labels:
-                tally.orphans -= _count_early_labels(
-                    work.of(version), rows, _selected(batch.ids, new), labels[version.model_id]
-                )
-            await conn.execute(_ARCHIVE, version.model_id, count, pack_kept(new), batch.payload)
+                arrived.setdefault(model_id, []).extend(rows.event_times[-RECENT:].tolist())
+                times.setdefault(variant.version.id, []).extend(rows.event_times.tolist())
+            panes.add_rows(rows)
+            if labels:
+                answers = zip(compress(batch.ids, new.tolist()), answers_of(rows), strict=True)
+                early = [(a, labels[model_id, i]) for i, a in answers if (model_id, i) in labels]
+                panes.add_labels(labelled_rows(variant.version.output, early))
+                tally.orphans -= 0 if batch.shadow else len(early)
+            await conn.execute(_ARCHIVE, model_id, count, pack_kept(new), batch.payload)
+        await self._count_pairs(batches, variants, kept, work)
         await work.write(conn, partition)
+        models = {v.version.id: v.version.model_id for v in variants}
+        for version_id, count in (await add_late(conn, partition, times, self._pane_us)).items():
+            tallies[models[version_id]].late += count
         await self._count(partition, tallies)
         await advance(conn, partition, arrived, labels=False)
+
+    async def _count_pairs(
+        self,
+        batches: Sequence[PredictionColumns],
+        variants: Sequence[Variant],
+        kept: Sequence[Mask],
+        work: _Panes,
+    ) -> None:
+        """Count requests that both the champion and a shadow of a rollout have answered with these rows."""
+        new: dict[int, dict[str, set[int]]] = {}
+        for batch, variant, mask in zip(batches, variants, kept, strict=True):
+            if batch.key.rollout and batch.key.role in (Role.CHAMPION, Role.SHADOW):
+                found = new.setdefault(variant.version.model_id, {})
+                for i in compress(batch.ids, mask.tolist()):
+                    found.setdefault(i, set()).add(variant.id if batch.shadow else 0)
+        for model_id, rows in new.items():
+            await self._pairs_of(model_id, rows, work)
+
+    async def _pairs_of(self, model_id: int, new: dict[str, set[int]], work: _Panes) -> None:
+        groups: dict[int, list[Pair]] = {}
+        for r in await self._conn.fetch(PAIRS, model_id, list(new)):
+            if new[r["prediction_id"]] & {0, r["variant_id"]}:
+                groups.setdefault(r["variant_id"], []).append(pair_of(r))
+        for variant_id, pairs in groups.items():
+            variant = await self._versions.of_variant(variant_id)
+            work.of(variant).add_pairs(paired_rows(variant.version.output, pairs))
 
     async def add_outcomes(self, partition: int, batches: Sequence[OutcomeColumns]) -> None:
         """Store outcomes. Labels are counted in the panes of their predictions, or wait for these."""
         conn = self._conn
+        await lock_partition(conn, partition)
         work = _Panes(self._pane_us)
         tallies: dict[int, _Tally] = {}
         arrived: dict[int, list[int]] = {}
@@ -157,20 +216,20 @@ class IngestRows:
         self,
         partition: int,
         batches: Sequence[PredictionColumns],
-        variants: Sequence[tuple[int, WatchedVersion]],
+        variants: Sequence[Variant],
     ) -> list[Mask]:
         """Insert the rows; a mask of the new ones per batch. Of two equal rows the first is new."""
-        columns: list[list[object]] = [[] for _ in range(11)]
-        shadows = [v if b.shadow else 0 for b, (v, _) in zip(batches, variants, strict=True)]
-        for batch, (variant_id, version), shadow in zip(batches, variants, shadows, strict=True):
+        columns: list[list[object]] = [[] for _ in range(14)]
+        shadows = [v.id if b.shadow else 0 for b, v in zip(batches, variants, strict=True)]
+        for batch, variant, shadow in zip(batches, variants, shadows, strict=True):
             n = len(batch.ids)
             for column, part in zip(
                 columns,
                 (
-                    [version.model_id] * n,
+                    [variant.version.model_id] * n,
                     batch.ids,
                     [shadow] * n,
-                    [variant_id] * n,
+                    [variant.id] * n,
                     batch.event_times.tolist(),
                     batch.scores.tolist(),
                     batch.decisions.tolist(),
@@ -178,6 +237,9 @@ class IngestRows:
                     batch.sources.tolist(),
                     batch.latencies_ms.tolist(),
                     batch.segments,
+                    batch.subjects,
+                    [None if np.isnan(c) else c for c in batch.costs.tolist()],
+                    stored_outputs(batch),
                 ),
                 strict=True,
             ):
@@ -187,10 +249,10 @@ class IngestRows:
             return [np.ones(len(b.ids), np.bool_) for b in batches]
         fresh = {(r[0], r[1], r[2]) for r in inserted}
         kept = []
-        for batch, (_, version), shadow in zip(batches, variants, shadows, strict=True):
+        for batch, variant, shadow in zip(batches, variants, shadows, strict=True):
             new = np.zeros(len(batch.ids), np.bool_)
             for i, prediction_id in enumerate(batch.ids):
-                key = version.model_id, prediction_id, shadow
+                key = variant.version.model_id, prediction_id, shadow
                 if key in fresh:
                     fresh.remove(key)
                     new[i] = True
@@ -209,10 +271,11 @@ class IngestRows:
             batch.values.tolist(),
             batch.event_times.tolist(),
             batch.outcome_ids,
+            batch.class_names,
             strict=True,
         )
-        for prediction_id, value, time, outcome_id in rows:
-            label = Label(time, outcome_id, value)
+        for prediction_id, value, time, outcome_id, class_name in rows:
+            label = Label(time, outcome_id, value, class_name)
             other = latest.get(prediction_id)
             if other is None or label.replaces(other):
                 latest[prediction_id] = label
@@ -225,7 +288,10 @@ class IngestRows:
         corrected: dict[str, Label] = {}
         if known:
             found = await conn.fetch(_LABELS, [model_id] * len(known), known)
-            stored = {r["prediction_id"]: Label(r["event_time"], r["outcome_id"], r["value"]) for r in found}
+            stored = {
+                r["prediction_id"]: Label(r["event_time"], r["outcome_id"], r["value"], r["class_name"])
+                for r in found
+            }
             corrected = {i: stored[i] for i in known if latest[i].replaces(stored[i])}
             if corrected:
                 fields = _fields(latest, list(corrected))
@@ -233,75 +299,62 @@ class IngestRows:
         found = await conn.fetch(_LABELLED_ROWS, model_id, [*added, *corrected])
         served = {r["prediction_id"] for r in found if not r["shadow_variant"]}
         tally.orphans += len(added) - len(served & added)
-        groups: dict[tuple[int, bool], list[tuple[object, ...]]] = {}
-        usable = usable_scores(
-            np.array([r["score"] for r in found], np.float64),
-            np.array([r["source"] for r in found], np.int64),
-        )
-        for r in compress(found, usable.tolist()):
-            group = groups.setdefault((r["variant_id"], r["shadow_variant"] != 0), [])
-            group.append((r["event_time"], r["segment"], r["score"], latest[r["prediction_id"]].value, 1))
-            old = corrected.get(r["prediction_id"])
-            if old is not None:
-                group.append((r["event_time"], r["segment"], r["score"], old.value, -1))
-        for (variant_id, shadow), entries in groups.items():
-            version = await self._versions.of_variant(variant_id)
-            times, segments, scores, values, weights = zip(*entries, strict=True)
-            work.of(version).add_labels(
-                np.array(times, np.int64),
-                tuple(str(s) for s in segments),
-                shadow,
-                np.array(scores, np.float64),
-                np.array(values, np.float64),
-                np.array(weights, np.int64),
-            )
+        answers: dict[int, dict[str, Answer]] = {}
+        for r in found:
+            answers.setdefault(r["variant_id"], {})[r["prediction_id"]] = answer_of(r)
+        changes = {i: [_known(latest[i])] for i in (*added, *corrected)}
+        for i, old in corrected.items():
+            changes[i].append(replace(_known(old), weight=-1))
+        variants = {v: await self._versions.of_variant(v) for v in answers}
+        for variant_id, mine in answers.items():
+            variant = variants[variant_id]
+            output, panes = variant.version.output, work.of(variant)
+            panes.add_labels(labelled_rows(output, [(a, k) for i, a in mine.items() for k in changes[i]]))
+            if variant.key.role != Role.SHADOW or not variant.key.rollout:
+                continue
+            for champion_id, theirs in answers.items():
+                if variant.is_shadow_of(variants[champion_id]):
+                    both = mine.keys() & theirs.keys()
+                    pairs = [Pair(theirs[i], mine[i], k) for i in both for k in changes[i]]
+                    panes.add_pairs(paired_rows(output, pairs, labels_only=True))
         return [label.event_time for i, label in latest.items() if i in added or i in corrected]
 
     async def _count(self, partition: int, tallies: dict[int, _Tally]) -> None:
         for model_id, t in sorted(tallies.items()):
             await self._conn.execute(
-                _COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates
+                _COUNT, model_id, partition, t.predictions, t.outcomes, t.orphans, t.duplicates, t.late
             )
 
 
 class _Panes:
-    """The pane accumulators of one transaction, by version."""
+    """The pane accumulators of one transaction, by variant."""
 
     def __init__(self, pane_us: int) -> None:
         self._pane_us = pane_us
-        self._found: dict[int, tuple[WatchedVersion, PaneAccumulator]] = {}
+        self._found: dict[int, PaneAccumulator] = {}
 
-    def of(self, version: WatchedVersion) -> PaneAccumulator:
-        if version.id not in self._found:
-            self._found[version.id] = (version, PaneAccumulator(version.layout, self._pane_us))
-        return self._found[version.id][1]
+    def of(self, variant: Variant) -> PaneAccumulator:
+        if variant.id not in self._found:
+            self._found[variant.id] = PaneAccumulator(
+                variant.version.layout, self._pane_us, rollup_widths(self._pane_us)
+            )
+        return self._found[variant.id]
 
     async def write(self, conn: Connection, partition: int) -> None:
-        for version_id, (_, added) in sorted(self._found.items()):
+        for variant_id, added in sorted(self._found.items()):
             if added:
-                await merge_panes(conn, version_id, partition, added)
+                await merge_panes(conn, variant_id, partition, added)
 
 
-def _fields(labels: dict[str, Label], ids: Sequence[str]) -> tuple[list[float], list[int], list[str]]:
+def _known(label: Label) -> Known:
+    return Known(label.value, label.class_name)
+
+
+def _fields(labels: dict[str, Label], ids: Sequence[str]) -> tuple[list[object], ...]:
     chosen = [labels[i] for i in ids]
-    return [c.value for c in chosen], [c.event_time for c in chosen], [c.outcome_id for c in chosen]
-
-
-def _selected(ids: Sequence[str], keep: Mask) -> list[str]:
-    return list(ids) if bool(keep.all()) else [i for i, k in zip(ids, keep.tolist(), strict=True) if k]
-
-
-def _count_early_labels(
-    panes: PaneAccumulator, rows: Rows, ids: Sequence[str], labels: dict[str, float]
-) -> int:
-    """Count labels that arrived before their predictions; returns how many are orphans no longer (none for
-    shadow rows)."""
-    has = np.array([i in labels for i in ids], np.bool_)
-    if not has.any():
-        return 0
-    at: Mask = has & usable_scores(rows.scores, rows.sources)
-    values: Floats = np.array([labels.get(i, 0.0) for i in ids], np.float64)
-    weights: Ints = np.ones(int(at.sum()), np.int64)
-    segments = tuple(s for s, k in zip(rows.segments, at.tolist(), strict=True) if k)
-    panes.add_labels(rows.event_times[at], segments, rows.shadow, rows.scores[at], values[at], weights)
-    return 0 if rows.shadow else int(has.sum())
+    return (
+        [c.value for c in chosen],
+        [c.event_time for c in chosen],
+        [c.outcome_id for c in chosen],
+        [c.class_name for c in chosen],
+    )

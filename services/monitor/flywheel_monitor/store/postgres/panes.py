@@ -5,30 +5,60 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flywheel_common.postgres.pool import Connection
-from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey
+from flywheel_monitor.windows.counts import WindowCounts
+from flywheel_monitor.windows.layout import Layout
+from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey, WindowSum
+from flywheel_monitor.windows.pieces import pieces
+from flywheel_monitor.windows.span import Span
 
 _READ = """
-SELECT p.shadow, p.segment, p.start_us, p.predictions, p.counts, p.sums
-FROM unnest($3::boolean[], $4::text[], $5::bigint[]) AS k (shadow, segment, start_us)
-JOIN pane p ON p.model_version_id = $1 AND p.partition = $2
-    AND p.shadow = k.shadow AND p.segment = k.segment AND p.start_us = k.start_us
+SELECT p.segment, p.width_us, p.start_us, p.predictions, p.counts, p.sums
+FROM unnest($3::text[], $4::bigint[], $5::bigint[]) AS k (segment, width_us, start_us)
+JOIN pane p ON p.variant_id = $1 AND p.partition = $2
+    AND p.segment = k.segment AND p.width_us = k.width_us AND p.start_us = k.start_us
 """
 _WRITE = """
-INSERT INTO pane (model_version_id, partition, shadow, segment, start_us, predictions, counts, sums)
-SELECT $1, $2, * FROM unnest($3::boolean[], $4::text[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[])
-ON CONFLICT (model_version_id, shadow, segment, start_us, partition)
+INSERT INTO pane (variant_id, partition, segment, width_us, start_us, predictions, counts, sums)
+SELECT $1, $2, * FROM unnest($3::text[], $4::bigint[], $5::bigint[], $6::bigint[], $7::bytea[], $8::bytea[])
+ON CONFLICT (variant_id, segment, width_us, start_us, partition)
 DO UPDATE SET predictions = excluded.predictions, counts = excluded.counts, sums = excluded.sums
 """
+_PIECES = """
+FROM unnest($3::bigint[], $4::bigint[], $5::bigint[]) AS k (width_us, start_us, end_us)
+JOIN pane p ON p.variant_id = ANY($1::integer[]) AND p.segment = $2
+    AND p.width_us = k.width_us AND p.start_us >= k.start_us AND p.start_us < k.end_us
+"""
+_ROWS = "SELECT p.start_us, sum(p.predictions)::bigint AS predictions" + _PIECES + "GROUP BY p.start_us"
+_SUM = "SELECT p.start_us, p.predictions, p.counts, p.sums" + _PIECES
+_EXTENT = """
+SELECT min(start_us), max(start_us) FROM (
+    SELECT * FROM unnest($1::integer[]) AS v (id), LATERAL (
+        (SELECT start_us FROM pane WHERE variant_id = v.id AND segment = $2 AND width_us = $3
+            AND start_us >= $4 AND start_us < $5 AND predictions > 0 ORDER BY start_us LIMIT 1)
+        UNION ALL
+        (SELECT start_us FROM pane WHERE variant_id = v.id AND segment = $2 AND width_us = $3
+            AND start_us >= $4 AND start_us < $5 AND predictions > 0 ORDER BY start_us DESC LIMIT 1)
+    ) ends
+) found
+"""
+_ADOPT = "UPDATE pane SET width_us = $1 WHERE width_us = 0"
+ROWS_AT_ONCE = 256
+"""Panes in memory while a window is summed."""
 
 
-async def merge_panes(conn: Connection, version_id: int, partition: int, added: PaneAccumulator) -> None:
+async def adopt_panes(conn: Connection, pane_us: int) -> None:
+    """Give panes that were counted before widths were stored the width of a pane."""
+    await conn.execute(_ADOPT, pane_us)
+
+
+async def merge_panes(conn: Connection, variant_id: int, partition: int, added: PaneAccumulator) -> None:
     """Add to the stored panes. Only the consumer of the partition writes them, so that nothing changes
     between read and write."""
     keys = added.touched()
-    columns = ([k.shadow for k in keys], [k.segment for k in keys], [k.start_us for k in keys])
-    rows = await conn.fetch(_READ, version_id, partition, *columns)
+    columns = tuple(list(column) for column in zip(*keys, strict=True))
+    rows = await conn.fetch(_READ, variant_id, partition, *columns)
     stored = {
-        PaneKey(r["shadow"], r["segment"], r["start_us"]): PackedPane(
+        PaneKey(r["segment"], r["width_us"], r["start_us"]): PackedPane(
             r["counts"], r["sums"], r["predictions"]
         )
         for r in rows
@@ -37,10 +67,38 @@ async def merge_panes(conn: Connection, version_id: int, partition: int, added: 
     panes: Sequence[PackedPane] = [merged[k] for k in keys]
     await conn.execute(
         _WRITE,
-        version_id,
+        variant_id,
         partition,
         *columns,
         [p.predictions for p in panes],
         [p.counts for p in panes],
         [p.sums for p in panes],
     )
+
+
+async def sum_of_panes(
+    conn: Connection,
+    variant_ids: Sequence[int],
+    layout: Layout,
+    span: Span,
+    segment: str,
+    widths: Sequence[int],
+) -> WindowCounts:
+    """The sum of the panes in the span, from as few of these widths (the narrowest first) as possible."""
+    parts = pieces(span, widths)
+    columns = [[p.width_us for p in parts], [p.span.start_us for p in parts], [p.span.end_us for p in parts]]
+    # One snapshot: a pane that is written in between is in both statements or in none.
+    async with conn.transaction(isolation=None if conn.is_in_transaction() else "repeatable_read"):
+        rows = await conn.fetch(_ROWS, list(variant_ids), segment, *columns)
+        total = WindowSum(layout, {r["start_us"]: r["predictions"] for r in rows})
+        async for r in conn.cursor(_SUM, list(variant_ids), segment, *columns, prefetch=ROWS_AT_ONCE):
+            total.add(r["start_us"], PackedPane(r["counts"], r["sums"], r["predictions"]))
+    return total.result()
+
+
+async def extent(
+    conn: Connection, variant_ids: Sequence[int], span: Span, segment: str, pane_us: int
+) -> tuple[int | None, int | None]:
+    """Start of the first and the last pane in the span with predictions."""
+    row = await conn.fetchrow(_EXTENT, list(variant_ids), segment, pane_us, span.start_us, span.end_us)
+    return row[0], row[1]

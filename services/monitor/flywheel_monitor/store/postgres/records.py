@@ -9,13 +9,18 @@ from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_monitor.store.postgres.alerts import AlertRows
 from flywheel_monitor.store.postgres.archive_queue import ArchiveRows
-from flywheel_monitor.store.postgres.ingest import IngestRows
+from flywheel_monitor.store.postgres.comparisons import ComparisonRows
+from flywheel_monitor.store.postgres.late import LateRows
+from flywheel_monitor.store.postgres.panes import adopt_panes
 from flywheel_monitor.store.postgres.predictions import PredictionRows
 from flywheel_monitor.store.postgres.reports import ReportRows
 from flywheel_monitor.store.postgres.versions import VersionCache, VersionRows
+from flywheel_monitor.store.postgres.waiting import WaitingRows
 
 
-class PostgresRecords(VersionRows, IngestRows, PredictionRows, ArchiveRows, ReportRows, AlertRows):
+class PostgresRecords(
+    VersionRows, PredictionRows, ComparisonRows, ArchiveRows, ReportRows, AlertRows, LateRows, WaitingRows
+):
     """Every port of rows on one connection; its changes commit together or not at all."""
 
     def __init__(self, conn: Connection, versions: VersionCache, pane_us: int) -> None:
@@ -58,6 +63,11 @@ class PostgresStore:
             response = await effect(self.on(conn))
             once.store(response)
         return response
+
+    async def adopt_panes(self) -> None:
+        """Finish the migration of panes, which needs their width."""
+        async with transaction(self._pool) as conn:
+            await adopt_panes(conn, self._pane_us)
 
     async def ready(self) -> bool:
         """Whether the database responds."""

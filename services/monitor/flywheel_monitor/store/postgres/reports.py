@@ -16,10 +16,14 @@ from flywheel_monitor.store.postgres.versions import SELECT_VERSION, watched_ver
 from flywheel_monitor.windows.span import Span
 from flywheel_monitor.windows.watermark import ReachedTimes
 
-_FRONTIERS = "SELECT id, model_id, closed_until, labelled_until FROM model_version ORDER BY id"
+_FRONTIERS = """
+SELECT id, model_id, closed_until, labelled_until FROM model_version v
+WHERE NOT EXISTS (SELECT FROM waiting_batch w WHERE w.model_version = v.name) ORDER BY id
+"""
 _WINDOWS = """
-SELECT DISTINCT start_us / $4 * $4 AS w FROM pane
-WHERE model_version_id = $1 AND NOT shadow AND segment = '' AND start_us >= $2 AND start_us < $3 ORDER BY w
+SELECT DISTINCT p.start_us / $4 * $4 AS w FROM pane p JOIN variant t ON t.id = p.variant_id
+WHERE t.model_version_id = $1 AND t.role <> 3 AND p.segment = '' AND p.width_us = $5
+    AND p.start_us >= $2 AND p.start_us < $3 ORDER BY w
 """
 _PUT_REPORT = """
 INSERT INTO window_report (model_version_id, start_us, end_us, predictions, labelled, report)
@@ -42,6 +46,12 @@ _NEWEST = """
 SELECT report FROM window_report WHERE model_version_id = $1 AND predictions > 0
     ORDER BY end_us DESC, start_us DESC LIMIT 1
 """
+_VERDICT = """
+SELECT verdict FROM window_verdict WHERE model_version_id = $1 AND kind = $2 AND start_us = $3 AND end_us = $4
+"""
+_JUDGED = """
+SELECT EXISTS (SELECT FROM window_report WHERE model_version_id = $1 AND start_us = $2 AND end_us = $3)
+"""
 _CLOSE = "UPDATE model_version SET closed_until = greatest(closed_until, $2) WHERE id = $1"
 _LABEL_CLOSE = "UPDATE model_version SET labelled_until = greatest(labelled_until, $2) WHERE id = $1"
 _LOCK = SELECT_VERSION + "WHERE v.id = $1 FOR UPDATE OF v"
@@ -56,6 +66,7 @@ class ReportRows:
     """`Reports` on the transaction's connection."""
 
     _conn: Connection
+    _pane_us: int
 
     async def reached_times(self) -> ReachedTimes:
         predictions = await reached(self._conn, labels=False)
@@ -68,7 +79,7 @@ class ReportRows:
         ]
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
-        rows = await self._conn.fetch(_WINDOWS, version_id, start_us, end_us, window_us)
+        rows = await self._conn.fetch(_WINDOWS, version_id, start_us, end_us, window_us, self._pane_us)
         return [Span(r["w"], r["w"] + window_us) for r in rows]
 
     async def lock(self, version_id: int) -> WatchedVersion:
@@ -91,6 +102,13 @@ class ReportRows:
         await self._conn.execute(
             _PUT_VERDICT, version_id, kind.value, span.start_us, span.end_us, int(verdict), reason
         )
+
+    async def verdict(self, version_id: int, kind: Kind, span: Span) -> Verdict | None:
+        found = await self._conn.fetchval(_VERDICT, version_id, kind.value, span.start_us, span.end_us)
+        return None if found is None else Verdict(found)
+
+    async def judged(self, version_id: int, span: Span) -> bool:
+        return bool(await self._conn.fetchval(_JUDGED, version_id, span.start_us, span.end_us))
 
     async def recent(self, version_id: int, kind: Kind, limit: int) -> list[WindowVerdict]:
         rows = await self._conn.fetch(_RECENT, version_id, kind.value, limit)

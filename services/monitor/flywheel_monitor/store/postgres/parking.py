@@ -1,0 +1,27 @@
+"""Batches that wait, and the lock of a partition, in PostgreSQL."""
+
+from __future__ import annotations
+
+import json
+
+from flywheel_common.postgres.pool import Connection
+from flywheel_monitor.ingest.batches import PredictionColumns
+
+_LOCK_CLASS = 0x6D6F6E70  # "monp"
+_LOCK = "SELECT pg_advisory_xact_lock($1, $2)"
+_ADD = """
+INSERT INTO waiting_batch (model, model_version, partition, rows, output, payload)
+VALUES ($1, $2, $3, $4, $5, $6)
+"""
+
+
+async def lock_partition(conn: Connection, partition: int) -> None:
+    """Until the transaction ends, no other one counts predictions or outcomes of the partition."""
+    await conn.execute(_LOCK, _LOCK_CLASS, partition)
+
+
+async def park(conn: Connection, partition: int, batch: PredictionColumns) -> None:
+    """Let a batch wait."""
+    output = json.dumps(batch.output.to_json())
+    key = batch.key
+    await conn.execute(_ADD, key.model, key.model_version, partition, len(batch.ids), output, batch.payload)

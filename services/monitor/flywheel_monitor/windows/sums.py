@@ -1,0 +1,49 @@
+"""Exact sums of fixed-point numbers, wider than 64 bits.
+
+A sum is LIMBS integers of 40 bits, the last one signed with 64: value = Σ limb_k 2^(40 k) / SCALE. The
+largest term, 2^164 (`output.LARGEST_SCORE`), fits 2^26 times; one more is an OverflowError, no wrong number.
+One transaction adds at most 2^23 terms. Integers add exactly, so that any order gives the same bits.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flywheel_common.arrays import Floats, Ints
+
+LIMBS = 5
+LIMB_BITS = 40
+SCALE = 2.0**32
+SUM_BYTES = 8 * LIMBS
+
+
+def limbs_of(values: Floats) -> list[Ints]:
+    """[n] numbers as signed limbs, the lowest first, without the highest ones that are all zero."""
+    magnitude = np.abs(np.rint(values * SCALE))
+    sign = np.where(values < 0, -1, 1)
+    found = []
+    while magnitude.any():
+        high = np.floor(magnitude / 2.0**LIMB_BITS)
+        found.append((magnitude - high * 2.0**LIMB_BITS).astype(np.int64) * sign)
+        magnitude = high
+    if len(found) > LIMBS:
+        raise OverflowError("a term of a sum has more than 200 bits")
+    return found
+
+
+def carried(sums: Ints) -> Ints:
+    """[..., LIMBS] in canonical form: all limbs but the last in [0, 2^40). Raises OverflowError before a sum
+    loses bits."""
+    found = sums.copy()
+    for k in range(LIMBS - 1):
+        found[..., k + 1] += found[..., k] >> LIMB_BITS
+        found[..., k] &= (1 << LIMB_BITS) - 1
+    if (np.abs(found[..., -1]) >> 62).any():
+        raise OverflowError("a sum of the window has more than 222 bits")
+    return found
+
+
+def value(sums: Ints) -> float:
+    """The number that [LIMBS] stand for, correctly rounded."""
+    total = sum(int(limb) << (LIMB_BITS * k) for k, limb in enumerate(sums))
+    return total / int(SCALE)
