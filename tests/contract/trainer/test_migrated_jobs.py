@@ -53,10 +53,12 @@ VALUES ($1, 'p', 'TRAIN', $2, $3, $4, 0, $5, $6)
 async def test_an_old_job_is_read_and_supervised(
     empty_database: str, tmp_path: Path, state: JobState
 ) -> None:
+    before = tmp_path / MIGRATIONS.parent.name / MIGRATIONS.name
+    before.mkdir(parents=True)
     for file in sorted(MIGRATIONS.glob("*.sql"))[:2]:
-        shutil.copy(file, tmp_path)
+        shutil.copy(file, before)
     async with create_pool(empty_database, init=prepare) as pool:
-        await migrate(pool, tmp_path)
+        await migrate(pool, before)
         await pool.execute(EXPERIMENT, AT)
         await pool.execute(RUN, "run-1", AT)
         started = None if state is JobState.QUEUED else AT
