@@ -13,7 +13,7 @@ PY := $(VENV)/bin/python
 UV := $(LOCAL)/bootstrap/bin/uv
 STAMPS := $(LOCAL)/stamps
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-MEMBERS := protos services/common services/feature services/registry services/trainer services/inference services/monitor sdk deploy/local
+MEMBERS := protos services/common services/feature services/registry services/trainer services/trainer/job services/inference services/monitor sdk deploy/local
 SERVICES := feature registry trainer inference monitor
 
 # The name of a stamp contains the hash of its inputs, so that a step runs again only when its inputs change.
@@ -91,11 +91,13 @@ protos: ## compile the .proto files after a change
 # Clients of the Open Inference Protocol by other projects, for the acceptance tests.
 CLIENTS := kserve mlserver
 LOCK := $(UV) pip compile --quiet --generate-hashes --no-emit-index-url --no-header --no-annotate --python-version 3.11 \
-	--python-platform x86_64-manylinux_2_35 --no-emit-package flywheel --no-emit-package flywheel-common --no-emit-package flywheel-protos
+	--python-platform x86_64-manylinux_2_35 --no-emit-package flywheel --no-emit-package flywheel-common --no-emit-package flywheel-job \
+	--no-emit-package flywheel-protos
 .PHONY: lock
 lock: $(BOOTSTRAP_STAMP) ## resolve dependencies into requirements.lock files (UPGRADE=1 takes newer versions)
 	@$(LOCK) $(if $(UPGRADE),--upgrade) --all-extras --group dev pyproject.toml $(addsuffix /pyproject.toml,$(MEMBERS)) examples/flights/pyproject.toml -o requirements.lock
 	@for s in $(SERVICES); do $(LOCK) -c requirements.lock services/$$s/pyproject.toml protos/pyproject.toml -o services/$$s/requirements.lock || exit 1; done
+	@$(LOCK) -c requirements.lock --extra run services/trainer/job/pyproject.toml protos/pyproject.toml -o services/trainer/job/requirements.lock
 	@$(LOCK) -c requirements.lock services/build.in -o services/build.lock
 	@for f in bootstrap triton-runtime; do $(LOCK) --no-config deploy/local/$$f.in -o deploy/local/$$f.lock || exit 1; done
 	@$(LOCK) --no-config bench/peers.in -o bench/peers.lock

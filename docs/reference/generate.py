@@ -30,12 +30,13 @@ ErrorClass = type[FlywheelError]
 
 def packages() -> list[Path]:
     """The folders of the importable packages of all services, and of the code that they share."""
-    return sorted(p.parent for p in ROOT.glob("services/*/flywheel_*/__init__.py"))
+    return sorted(p.parent for p in ROOT.glob("services/**/flywheel_*/__init__.py"))
 
 
 def module_name(path: Path) -> str:
     """`services/feature/flywheel_feature/online/errors.py` → `flywheel_feature.online.errors`."""
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts[2:])
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[next(i for i, part in enumerate(parts) if part.startswith("flywheel_")) :])
 
 
 def error_classes() -> list[ErrorClass]:
@@ -246,7 +247,7 @@ def permissions_page() -> tuple[str, list[str]]:
     }
     sections, problems = [], []
     for package in packages():
-        if package.name == "flywheel_common":
+        if package.name in {"flywheel_common", "flywheel_job"}:
             continue
         if not (package / "permissions.py").exists():
             problems.append(f"{package.relative_to(ROOT)} has no permissions.py")

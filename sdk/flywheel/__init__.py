@@ -29,11 +29,12 @@ from flywheel.definitions import (
     std,
     total,
 )
-from flywheel.errors import FlywheelError, JobFailedError, NotFound, Unavailable
+from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.storage import read_table, storage, write_table
+from flywheel.train_job import TrainJob
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -84,8 +85,10 @@ __all__ = [
     "RequestSource",
     "Requests",
     "Rule",
+    "SourceError",
     "StreamSource",
     "StreamView",
+    "TrainJob",
     "Unavailable",
     "alerts_table",
     "approx_distinct",

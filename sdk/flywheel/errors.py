@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from flywheel_common.errors import FlywheelError, NotFound, Unavailable
 
-__all__ = ["FlywheelError", "InvalidModelError", "JobFailedError", "NotFound", "Unavailable"]
+__all__ = [
+    "FlywheelError",
+    "InvalidModelError",
+    "JobFailedError",
+    "NotFound",
+    "SourceError",
+    "Unavailable",
+]
 
 
 class JobFailedError(Exception):
@@ -26,3 +33,7 @@ class InvalidModelError(Exception):
 
 class DefinitionError(ValueError):
     """A definition is invalid; the message begins with its file and line."""
+
+
+class SourceError(ValueError):
+    """The source folder, function or parameters of a training job cannot be submitted."""

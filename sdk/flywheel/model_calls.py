@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from flywheel.bulk_predictions import BulkPredictions
 from flywheel.connection import request_id, timestamp
 from flywheel.paging import list_items
+from flywheel.source_archive import SourceArchive
+from flywheel.train_job import PackedJob, TrainJob, pack_job
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2
+
+SOURCE_PART_BYTES = 512 * 1024
+UPLOAD_SECONDS = 300.0
 
 
 class ModelCalls(BulkPredictions):
@@ -105,6 +110,55 @@ class ModelCalls(BulkPredictions):
         )
         return (await self.trainer.GetRun(trainer_pb2.GetRunRequest(name=job.run))).run
 
+    async def train_code(
+        self, job: TrainJob, progress: Callable[[trainer_pb2.Job], None] | None = None
+    ) -> trainer_pb2.Run:
+        """Runs one TRAIN job with the user's own code and returns its run.
+
+        Raises SourceError before anything is sent, and JobFailedError with the user's traceback.
+        """
+        packed = await asyncio.to_thread(pack_job, job)
+        if packed.archive is not None:
+            await self.upload_source(packed.archive)
+        return await self.train(self.code_spec(packed), progress)
+
+    async def upload_source(self, archive: SourceArchive) -> None:
+        """Stores a source archive; equal archives are stored once."""
+        content = archive.content
+
+        async def parts() -> AsyncIterator[trainer_pb2.UploadSourceRequest]:
+            target = trainer_pb2.UploadSourceRequest.Target(
+                parent=self.parent, sha256=archive.sha256, size_bytes=len(content)
+            )
+            yield trainer_pb2.UploadSourceRequest(target=target)
+            for start in range(0, len(content), SOURCE_PART_BYTES):
+                yield trainer_pb2.UploadSourceRequest(data=content[start : start + SOURCE_PART_BYTES])
+
+        await self.trainer.UploadSource(parts(), timeout=UPLOAD_SECONDS)
+
+    def code_spec(self, packed: PackedJob) -> trainer_pb2.TrainSpec:
+        """The specification of a packed job."""
+        job = packed.job
+        return trainer_pb2.TrainSpec(
+            experiment=self.path("experiments", job.experiment),
+            workers=job.workers,
+            gpus_per_worker=job.gpus_per_worker,
+            cpus_per_worker=job.cpus_per_worker,
+            code=trainer_pb2.CodeRecipe(
+                function=job.function,
+                source_sha256=packed.archive.sha256 if packed.archive else "",
+                params_json=packed.params_json,
+                training_sets={name: self.path("trainingSets", one) for name, one in job.data.items()},
+                check=job.check,
+                export=job.export,
+                seed=job.seed,
+                provenance=packed.provenance,
+                environment=job.environment,
+                memory_bytes_per_worker=job.memory_bytes_per_worker,
+                accelerator_type=job.accelerator_type,
+            ),
+        )
+
     # serving
 
     async def predict(
@@ -164,10 +218,13 @@ class ModelCalls(BulkPredictions):
                 await asyncio.sleep(0.1)
 
     async def wait_monitored(self, *, within: float = 60.0) -> None:
-        """Waits until the monitor has read all predictions and outcomes so far. Raises TimeoutError."""
+        """Waits until the monitor has counted all predictions and outcomes so far. Raises TimeoutError."""
         request = monitor_pb2.GetIngestStatusRequest(parent=self.parent)
         async with asyncio.timeout(within):
-            while (await self.monitor.GetIngestStatus(request)).lag_records:
+            while True:
+                status = await self.monitor.GetIngestStatus(request)
+                if not status.lag_records and not status.waiting_predictions:
+                    return
                 await asyncio.sleep(0.05)
 
     async def prediction_archive(self, model: str, *, rows: int = 0, within: float = 120.0) -> str:

@@ -104,7 +104,8 @@ def drift(model: str) -> None:
         window = f"{report.window_start.ToDatetime()} – {report.window_end.ToDatetime()}"
         console.print(f"{report.model_version} {window}: {report.reason}")
         show_all(
-            report.features, ["feature", "psi_corrected", "ks", "adjusted_p_value", "mean_shift", "verdict"]
+            report.features,
+            ["feature", "psi_corrected", "ks", "adjusted_p_value", "mean_shift", "verdict", "cause"],
         )
 
     call(work)
@@ -112,7 +113,7 @@ def drift(model: str) -> None:
 
 @alerts.command("performance")
 def performance(model_version: str) -> None:
-    """Show AUC, log-loss and calibration of the labelled predictions of a version."""
+    """Show the quality of the labelled predictions of a version, by its kind of output, and its latency."""
 
     async def work(client: Client) -> None:
         request = monitor_pb2.GetPerformanceRequest(model_version=client.path("models", model_version))

@@ -30,6 +30,9 @@ class MonitorSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     keep_days: float = Field(400.0, gt=0)
     """Time since their arrival for which single predictions and labels are kept; counts, reports and the
     archive stay."""
+    keep_minutes_days: float = Field(60.0, ge=8)
+    """Event time for which panes narrower than an hour are kept; hours and days stay. Must exceed window and
+    lateness of every model."""
     batch_records: int = Field(200, ge=1)
     """Most records of one partition in one transaction."""
     archive_prefix: str = "predictions"

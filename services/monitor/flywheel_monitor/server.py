@@ -170,7 +170,8 @@ def wire(settings: MonitorSettings, ports: Ports, *, prometheus: CollectorRegist
     server.add_background("watch", lambda: evaluate_in_one_replica(lambda _: evaluator.run()))
     server.add_background("archive", lambda: archive_in_one_replica(lambda _: write_archive()))
     keep = timedelta(days=settings.keep_days)
-    server.add_background("prune", lambda: prune_forever(ports.store, keep, SystemClock()))
+    keep_minutes_us = int(settings.keep_minutes_days * 86_400_000_000)
+    server.add_background("prune", lambda: prune_forever(ports.store, keep, keep_minutes_us, SystemClock()))
     references_in_one_replica = ports.lease("references")
     server.add_background(
         "references",

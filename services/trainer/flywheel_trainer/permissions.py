@@ -25,6 +25,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "CreateExperiment",
         "CreateRun",
         "UpdateRun",
+        "UploadSource",
         "SubmitJob",
         "CancelJob",
         "StartPipelineRun",

@@ -28,6 +28,7 @@ from flywheel_common.ray.jobs import ray_jobs
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.storage.s3 import arrow_filesystem, object_store
 from flywheel_common.telemetry.logs import get_logger
+from flywheel_job.reporting import TOKEN_VARIABLE
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.attempt_tokens import WithAttemptTokens
 from flywheel_trainer.api.drift_events import DriftHandler
@@ -37,6 +38,7 @@ from flywheel_trainer.jobs.engine import Engine
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
+from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.supervision import Rules, Supervisor
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
@@ -49,7 +51,6 @@ from flywheel_trainer.pipelines.steps import PipelineSteps
 from flywheel_trainer.pipelines.use_cases import Pipelines
 from flywheel_trainer.policies.ports import PolicyStore
 from flywheel_trainer.policies.use_cases import Policies
-from flywheel_trainer.recipes.reporting import TOKEN_VARIABLE
 from flywheel_trainer.runs.lease import LeaseExpiry
 from flywheel_trainer.runs.ports import RunStore
 from flywheel_trainer.runs.use_cases import Runs
@@ -187,7 +188,8 @@ async def wire(
     train = TrainSettings(
         settings.s3_bucket, settings.job_python, settings.metrics_address, settings.cpus_per_worker
     )
-    kinds: Kinds = {TrainSpec.KIND: TrainKind(ports.feature, ports.weights, train)}
+    sources = Sources(ports.objects)
+    kinds: Kinds = {TrainSpec.KIND: TrainKind(ports.feature, ports.weights, sources, train)}
     logs = StoredLogs(ports.objects)
     jobs = Jobs(ports.jobs, kinds, ports.engine, settings.quota_of, logs, ids, clock)
     rules = job_rules(settings, ports.tokens)
@@ -211,7 +213,9 @@ async def wire(
         poll_seconds=settings.pipeline_poll_seconds,
     )
     workflows = await stack.enter_async_context(ports.workflows(steps, ports.pipelines))
-    servicer = TrainerServicer(runs, jobs, pipelines, policies, poll_seconds=settings.watch_poll_seconds)
+    servicer = TrainerServicer(
+        runs, jobs, sources, pipelines, policies, poll_seconds=settings.watch_poll_seconds
+    )
     server = Server(
         settings,
         servicers=[(trainer_pb2_grpc.add_TrainerServiceServicer_to_server, servicer)],

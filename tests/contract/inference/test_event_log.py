@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
@@ -218,8 +219,9 @@ def outcome_rows(partition: int, value: bytes) -> list[tuple[str, OutcomeRow]]:
     assert {partition} == {topics.partition_for(p, PARTITIONS) for p in batch.prediction_ids}
     values = np.frombuffer(batch.values, "<f8").tolist()
     times = np.frombuffer(batch.event_times, "<i8").tolist()
-    columns = zip(batch.prediction_ids, values, times, batch.outcome_ids, strict=True)
-    return [(batch.model, OutcomeRow(p, batch.name, v, at, o)) for p, v, at, o in columns]
+    classes = batch.class_names or [""] * len(values)
+    columns = zip(batch.prediction_ids, values, times, batch.outcome_ids, classes, strict=True)
+    return [(batch.model, OutcomeRow(p, batch.name, v, at, o, c)) for p, v, at, o, c in columns]
 
 
 def by_prediction(stored: Sequence[tuple[str, OutcomeRow]]) -> dict[str, list[tuple[str, OutcomeRow]]]:
@@ -250,6 +252,18 @@ async def test_outcomes_of_several_names_and_models_are_separate(outcomes: Outco
     await outcomes.sink.record(MODEL, [row for model, row in rows if model == MODEL])
     await outcomes.sink.record(f"{MODEL}2", [rows[2][1]])
     assert sorted(rows, key=repr) == sorted(await outcomes.stored(), key=repr)
+
+
+async def test_labels_with_and_without_a_class_keep_their_form(outcomes: Outcomes) -> None:
+    own = uuid4().hex
+    rows = [
+        OutcomeRow(own, "label", 0.5 if not name else math.nan, i, f"{own}:{i}", name)
+        for i, name in enumerate(["late", "", "on time", ""])
+    ]
+    await outcomes.sink.record(MODEL, rows)
+    stored = [row for _, row in await outcomes.stored()]
+    # NaN differs from itself.
+    assert [(r.class_name, repr(r.value)) for r in stored] == [(r.class_name, repr(r.value)) for r in rows]
 
 
 async def test_a_repeated_outcome_is_stored_each_time_with_its_id(outcomes: Outcomes) -> None:

@@ -185,6 +185,8 @@ async def test_hours_and_days_give_the_same_window_as_minutes(monitor: LocalMoni
         times = START_US + offsets[part]
         await monitor.predicted(predictions(ids[part], scores[part], times=times), partition=part.start)
         await monitor.labelled(outcomes(ids[part], labels[part]), partition=part.start)
+    async with monitor.store.transaction() as records:
+        assert 0 == await records.compact(30 * 24 * HOUR_US), "nothing is that old"
     spans = [(0, 80), (1, 79), (0.5, 47.5), (23.9, 24.1), (12, 36.2), (30, 30.5)]
     for low, high in spans:
         begin, end = int(low * HOUR_US), int(high * HOUR_US)
@@ -194,3 +196,31 @@ async def test_hours_and_days_give_the_same_window_as_minutes(monitor: LocalMoni
         assert scores[inside].mean() == pytest.approx(found.score_mean, abs=1e-9)
         expected = metrics.log_loss(labels[inside], scores[inside], labels=[0, 1])
         assert expected == pytest.approx(found.quality.log_loss, abs=1e-8)
+
+
+async def test_compacted_counts_are_read_by_whole_hours(monitor: LocalMonitor) -> None:
+    rng = np.random.default_rng(6)
+    offsets = np.sort(rng.integers(0, 240 * HOUR_US, 600))
+    ids = [f"{i}" for i in range(600)]
+    await monitor.predicted(predictions(ids, rng.uniform(size=600), times=START_US + offsets))
+    await monitor.labelled(outcomes(ids, np.ones(600)))
+    before = await monitor.performance()
+    for _ in range(3):
+        async with monitor.store.transaction() as records:
+            await records.compact(48 * HOUR_US)
+    # The eighth newest of the last 32 has reached the tenth day; the boundary is the beginning of the eighth.
+    assert before == await monitor.performance()
+    for low, high, wide_low, wide_high in (
+        (1.5, 30.25, 1, 31),
+        (2.5, 2.75, 2, 3),
+        (100.5, 235.5, 100, 235.5),
+        (235.25, 235.75, 235.25, 235.75),
+    ):
+        found = await monitor.performance(
+            start_us=START_US + int(low * HOUR_US), end_us=START_US + int(high * HOUR_US)
+        )
+        inside = (offsets >= wide_low * HOUR_US) & (offsets < wide_high * HOUR_US)
+        assert int(inside.sum()) == found.predictions == found.quality.labelled
+    late = predictions(["late"], times=[START_US + HOUR_US])
+    await monitor.predicted(late)
+    assert 601 == (await monitor.performance()).predictions

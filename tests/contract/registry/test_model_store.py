@@ -23,7 +23,7 @@ from flywheel_registry.models.model import Model
 from flywheel_registry.models.version import Artifact, FeatureUse, GoldenRows, ModelVersion
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
-from flywheel_registry.releases.release import Isotonic, Platt, Release, Temperature
+from flywheel_registry.releases.release import FeaturePolicy, Isotonic, Platt, Release, Temperature
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.routing import Routing
 from flywheel_registry.stages.transitions import Stage
@@ -283,6 +283,11 @@ async def test_releases_read_back_newest_first(store: Store[RolloutRecords]) -> 
         segment_keys=("origin",),
         segment_thresholds={"origin=JFK": 0.125},
         default_values=(0.5, 0.25, 0.25),
+        feature_policies=(
+            FeaturePolicy("a__text", missing=3),
+            FeaturePolicy("a__vector", 2, 3, [0.5, -1.0]),
+            FeaturePolicy("a__flag", stale=2, default=True),
+        ),
         cached_max_age_seconds=60.0,
         created_at=CREATED_AT,
         created_by="ann",

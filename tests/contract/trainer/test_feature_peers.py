@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import pytest
 
 from flywheel_common.errors import InvalidArgument, NotFound, Unavailable
+from flywheel_job.launch import Column
 from flywheel_protos.feature.v1 import feature_pb2_grpc, training_set_pb2
 from flywheel_trainer.fakes.feature import MemoryFeature
 from flywheel_trainer.jobs.errors import ShortFeatureNames, UnknownTrainingSet
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.pipelines.ports import FeaturePeer
-from flywheel_trainer.recipes.tabular.spec import Column
 from flywheel_trainer.store.grpc.feature import GrpcFeature
 from tests.support.peers.trainer import FEATURE_SET, TRAINING_SET, FeatureServer, serve
 

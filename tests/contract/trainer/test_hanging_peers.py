@@ -13,8 +13,8 @@ from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import Unavailable
 from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.grpc.channel import channel
+from flywheel_job.artifacts import WEIGHTS
 from flywheel_protos.registry.v1 import model_pb2
-from flywheel_trainer.recipes.artifacts import WEIGHTS
 from flywheel_trainer.store.grpc.feature import GrpcFeature
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.weights import RegisteredWeights

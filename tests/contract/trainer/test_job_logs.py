@@ -10,8 +10,8 @@ import pytest
 
 from flywheel_common.config import S3Settings
 from flywheel_common.storage.s3 import arrow_filesystem, object_store
+from flywheel_job.job_logs.writing import LogWriter
 from flywheel_trainer.fakes.engine import MemoryJobLogs
-from flywheel_trainer.job_logs.writing import LogWriter
 from flywheel_trainer.jobs.job import JobName
 from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.ports import JobLogs

@@ -38,7 +38,7 @@ def start(s3_settings: S3Settings) -> Iterator[Start]:
 
     def run(program: str, attempt: int = 1) -> subprocess.Popen[bytes]:
         logs = f"s3://{s3_settings.s3_bucket}/jobs/p/job-1/logs/driver"
-        launcher = [sys.executable, "-m", "flywheel_trainer.launcher", logs, str(attempt), "--"]
+        launcher = [sys.executable, "-m", "flywheel_job.launcher", logs, str(attempt), "--"]
         process = subprocess.Popen(
             [*launcher, sys.executable, "-uc", program], env=environment, stderr=subprocess.PIPE
         )

@@ -18,16 +18,16 @@ from flywheel_common.errors import (
     Unavailable,
 )
 from flywheel_common.fakes.objects import MemoryObjectStore
+from flywheel_job.artifacts import MODEL as MODEL_FILE
+from flywheel_job.artifacts import WEIGHTS
+from flywheel_job.evaluation.calibration import Platt
+from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import registry_pb2_grpc
-from flywheel_trainer.evaluation.calibration import Platt
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
 from flywheel_trainer.jobs.errors import UnknownModelVersion
 from flywheel_trainer.jobs.ports import Weights
 from flywheel_trainer.pipelines.comparison import ChampionModel
 from flywheel_trainer.pipelines.ports import RegistryPeer
-from flywheel_trainer.recipes.artifacts import MODEL as MODEL_FILE
-from flywheel_trainer.recipes.artifacts import WEIGHTS
-from flywheel_trainer.recipes.tabular.dataset import Input
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, RegistryServer, serve

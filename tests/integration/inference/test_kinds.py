@@ -124,6 +124,30 @@ async def test_a_row_that_a_tensor_cannot_hold_falls_back_alone(deployment: Depl
     assert [answers[0].score, answers[4].score] == pytest.approx([wanted] * 2, abs=1e-5)
 
 
+async def test_policies_decide_what_the_model_gets_for_a_missing_feature(deployment: Deployment) -> None:
+    model = KINDS["multiclass"]()
+    registry = deployment.registry
+    default: dict[str, Any] = {
+        "feature": "hist__delay",
+        "missing": model_pb2.FEATURE_ACTION_DEFAULT,
+        "default_value": types.Value(double_value=-1.0),
+    }
+    gateway = await deployment.gateway_serving(kind_release(registry, 1, model, feature_policies=[default]))
+    filled, present = await gateway.predict("ZZ", -1.25), await gateway.predict("DL", -1.25)
+    assert list(filled.values) == pytest.approx(list(present.values), abs=1e-6)
+    assert [(f.name, f.status, f.value.WhichOneof("kind")) for f in filled.features] == [
+        ("hist__delay", "NOT_FOUND", None)
+    ]
+    fail = {"feature": "hist__delay", "missing": model_pb2.FEATURE_ACTION_FAIL}
+    failing = kind_release(
+        registry, 2, model, feature_policies=[fail], fallback={"default_values": [0.5, 0.25, 0.25]}
+    )
+    await gateway.serves(registry.want(champion=failing))
+    answers = await asyncio.gather(*(gateway.predict(carrier, 2.0) for carrier in ("UA", "ZZ", "DL")))
+    assert [a.degraded_reason for a in answers] == ["", "FEATURE_MISSING", ""]
+    assert list(answers[1].values) == [0.5, 0.25, 0.25]
+
+
 async def test_fallbacks_follow_the_kind(deployment: Deployment) -> None:
     registry = deployment.registry
     gateway = await deployment.gateway()

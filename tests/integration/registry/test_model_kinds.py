@@ -89,6 +89,9 @@ def iris_classifier() -> tuple[bytes, LogisticRegression]:
     return file, fitted
 
 
+ONE = value_pb2.Value(double_value=1.0)
+
+
 async def test_a_three_class_model_is_checked_and_released(client: Client, tmp_path: Path) -> None:
     content, fitted = iris_classifier()
     file = tmp_path / "iris.onnx"
@@ -110,6 +113,13 @@ async def test_a_three_class_model_is_checked_and_released(client: Client, tmp_p
         segment_keys=["garden"],
         segment_thresholds={"garden=north": 0.7},
         fallback=model_pb2.Fallback(default_values=[0.2, 0.3, 0.5]),
+        feature_policies=[{"feature": version.signature.inputs[0].name, "missing": 2, "default_value": ONE}],
+    )
+    (policy,) = release.feature_policies
+    assert (policy.missing, policy.stale, policy.default_value) == (
+        model_pb2.FEATURE_ACTION_DEFAULT,
+        model_pb2.FEATURE_ACTION_ALLOW,
+        ONE,
     )
     assert ({"garden=north": 0.7}, 1.5) == (
         dict(release.segment_thresholds),
@@ -120,6 +130,7 @@ async def test_a_three_class_model_is_checked_and_released(client: Client, tmp_p
         ({"fallback": model_pb2.Fallback(default_values=[0.5, 0.5])}, "INVALID_FALLBACK"),
         ({"fallback": model_pb2.Fallback(default_score=0.5)}, "INVALID_FALLBACK"),
         ({"segment_thresholds": {"garden=north": 0.5}}, "INVALID_THRESHOLD"),
+        ({"feature_policies": [{"feature": "other", "missing": 3}]}, "INVALID_FEATURE_POLICY"),
     ):
         request = registry_pb2.CreateReleaseRequest(
             parent="projects/default/models/iris",

@@ -12,13 +12,13 @@ import grpc
 import pytest
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_job.artifacts import WEIGHTS
 from flywheel_local.postgres import Postgres
 from flywheel_local.ray import Ray
 from flywheel_local.s3 import S3
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
-from flywheel_trainer.recipes.artifacts import WEIGHTS
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
 from tests.support.peers.trainer import MODEL, TRAINING_SET, Peers

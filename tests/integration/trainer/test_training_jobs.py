@@ -18,10 +18,11 @@ import torch
 from flywheel_common.config import S3Settings
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.storage.s3 import object_store
+from flywheel_job.recipes.dataset import encode
+from flywheel_job.recipes.tabular.network import Scorer, TabularNet
+from flywheel_job.signature import Input
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
-from flywheel_trainer.recipes.tabular.dataset import Input, encode
-from flywheel_trainer.recipes.tabular.network import Scorer, TabularNet
 from tests.support.builders.trainer import learnable_rows
 from tests.support.eventually import eventually
 from tests.support.peers.trainer import TRAINING_SET

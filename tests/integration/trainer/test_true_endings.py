@@ -29,8 +29,8 @@ PROJECT = "projects/default"
 Start = Callable[[dict[str, str]], Awaitable[Any]]
 VICTIMS = {
     "worker": "RayTrainWorker",
-    "driver": "-m flywheel_trainer.recipes.tabular s3://",
-    "launcher": "flywheel_trainer.launcher s3://",
+    "driver": "-m flywheel_job s3://",
+    "launcher": "flywheel_job.launcher s3://",
 }
 
 

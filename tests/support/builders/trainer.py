@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
+from flywheel_job.outcome import Artifact, MetricPoint
+from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_trainer.jobs.job import Job, JobName
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
 from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.policy import Policy, PolicyName
-from flywheel_trainer.recipes.outcome import Artifact, MetricPoint
-from flywheel_trainer.recipes.tabular.spec import Hyperparameters
 from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
 
 AT = datetime(2026, 1, 1, tzinfo=UTC)

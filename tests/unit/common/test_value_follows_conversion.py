@@ -63,6 +63,7 @@ def of_column(value: Any, data_type: int) -> Any:
 @example([0.1, 1e300], value_pb2.DATA_TYPE_FLOAT32_VECTOR)
 @example([1, True], value_pb2.DATA_TYPE_INT64_LIST)
 @example([], value_pb2.DATA_TYPE_STRING_LIST)
+@example(float("nan"), value_pb2.DATA_TYPE_BOOL_LIST)
 def test_a_value_and_a_column_of_it_are_converted_alike(value: Any, data_type: int) -> None:
     if isinstance(value, list) and len({type(v) for v in value}) > 1:
         return  # Arrow has no such column.

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flywheel_common.errors import InvalidArgument
 from flywheel_common.signature import FLOAT64, OutputKind
 from flywheel_common.signature_messages import tensor_message
+from flywheel_common.value import from_python
 from flywheel_inference.encoding.release_messages import release_spec
+from flywheel_inference.releases.feature_policy import ALLOW, DEFAULT, FAIL, FeaturePolicy
 from tests.support.builders.kinds import KINDS
 from tests.support.peers.inference import RegistryServicer, kind_release
 
@@ -102,4 +105,34 @@ def test_golden_rows_with_another_width_are_refused() -> None:
 )
 def test_calibration_and_fallback_must_fit_the_kind(kind: str, fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"calibration|fallback|default"):
-        release_spec(release(kind, **fields), "digest")
+        release_spec(release(kind, **fields), "d")
+
+
+def test_feature_policies_have_defaults_in_the_type_of_their_input() -> None:
+    policies: list[dict[str, Any]] = [
+        {"feature": "m__text", "missing": 2, "default_value": {"string_value": "?"}},
+        {"feature": "m__count", "missing": 3, "stale": 2, "default_value": {"double_value": 7.0}},
+        {"feature": "m__vector", "missing": 2, "default_value": from_python([0.5, 1.5, 2.5])},
+        {"feature": "hist__delay", "stale": 3},
+    ]
+    assert release_spec(release("binary", feature_policies=policies), "d").policies == (
+        FeaturePolicy("m__text", DEFAULT, ALLOW, "?"),
+        FeaturePolicy("m__count", FAIL, DEFAULT, 7),
+        FeaturePolicy("m__vector", DEFAULT, ALLOW, [0.5, 1.5, 2.5]),
+        FeaturePolicy("hist__delay", ALLOW, FAIL),
+    )
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"feature": "other", "missing": 3},
+        {"feature": "m__count", "missing": 2},
+        {"feature": "m__count", "stale": 2, "default_value": {"double_value": 7.5}},
+        {"feature": "m__text", "missing": 2, "default_value": {"bool_value": True}},
+        {"feature": "m__vector", "missing": 2, "default_value": from_python([0.5, 1.5])},
+    ],
+)
+def test_a_policy_that_does_not_fit_its_input_is_refused(policy: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, InvalidArgument)):
+        release_spec(release("binary", feature_policies=[policy]), "d")

@@ -12,7 +12,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 SERVICES = ("feature", "registry", "trainer", "inference", "monitor")
-OWN = {"flywheel_common", "flywheel_protos", *(f"flywheel_{name}" for name in SERVICES)}
+PACKAGES = (*SERVICES, "trainer/job")
+OWN = {"flywheel_common", "flywheel_protos", "flywheel_job", *(f"flywheel_{name}" for name in SERVICES)}
 
 
 def _locked(path: Path) -> set[str]:
@@ -34,24 +35,27 @@ def _imported(package: Path) -> set[str]:
     return found - set(sys.stdlib_module_names) - OWN
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", PACKAGES)
 def test_a_service_finds_its_imports_in_its_own_lock(service: str) -> None:
     distributions = packages_distributions()
     locked = _locked(REPOSITORY / "services" / service / "requirements.lock")
     missing = {
         name
-        for name in _imported(REPOSITORY / "services" / service)
+        for name in _imported(next((REPOSITORY / "services" / service).glob("flywheel_*")))
         if name != "google"
         and not {each.lower().replace("_", "-") for each in distributions.get(name, [name])} & locked
     }
     assert missing == set(), f"add them to services/{service}/pyproject.toml, then make lock"
 
 
-@pytest.mark.parametrize("service", [name for name in SERVICES if name != "trainer"])
-def test_only_the_trainer_depends_on_torch_and_ray(service: str) -> None:
-    assert (
-        _locked(REPOSITORY / "services" / service / "requirements.lock") & {"torch", "ray", "dbos"} == set()
-    )
+@pytest.mark.parametrize("service", SERVICES)
+def test_services_install_without_torch_and_ray(service: str) -> None:
+    only_elsewhere = {"torch", "ray"} if service == "trainer" else {"torch", "ray", "dbos"}
+    assert _locked(REPOSITORY / "services" / service / "requirements.lock") & only_elsewhere == set()
+
+
+def test_jobs_install_with_torch_and_ray() -> None:
+    assert {"torch", "ray"} <= _locked(REPOSITORY / "services/trainer/job/requirements.lock")
 
 
 def test_locks_name_no_download_address() -> None:
@@ -64,7 +68,7 @@ def test_locks_name_no_download_address() -> None:
         assert "--index-url" not in lock.read_text(), lock
 
 
-@pytest.mark.parametrize("service", SERVICES)
+@pytest.mark.parametrize("service", PACKAGES)
 def test_a_service_and_the_workspace_agree_on_versions(service: str) -> None:
     def versions(path: Path) -> set[str]:
         return {line.rstrip(" \\") for line in path.read_text().splitlines() if "==" in line}

@@ -16,8 +16,8 @@ from flywheel_monitor.windows.errors import UnknownLayout
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.output import LARGEST_SCORE, Output
 from flywheel_monitor.windows.packing import pack, unpack
-from flywheel_monitor.windows.panes import DAY_US, HOUR_US, PackedPane, rollup_widths, sum_panes
-from flywheel_monitor.windows.pieces import pieces
+from flywheel_monitor.windows.panes import PackedPane, sum_panes
+from flywheel_monitor.windows.pieces import DAY_US, HOUR_US, Kept, pieces, rollup_widths
 from flywheel_monitor.windows.span import ALL_TIME, Span
 
 LARGEST_TERM = (2 * LARGEST_SCORE) ** 4
@@ -105,6 +105,25 @@ def test_pieces_cover_every_pane_once_with_few_pieces(start: int, length: int) -
         at += widths[begin]
     assert at == span.end_us
     assert len(covered) <= 2 * 59 + 2 * 23 + length // 1440
+
+
+@given(st.integers(-3000, 9000), st.integers(1, 9000), st.integers(0, 4), st.sampled_from([1, 20]))
+def test_where_minutes_are_deleted_hours_cover_a_wider_span(
+    start: int, length: int, day: int, least: int
+) -> None:
+    kept = Kept(minute, (HOUR_US, DAY_US), day * DAY_US)
+    span = Span(start * minute, (start + length) * minute)
+    wide = kept.readable(span)
+    assert wide.start_us <= span.start_us and span.end_us <= wide.end_us
+    for end, asked in ((wide.start_us, span.start_us), (wide.end_us, span.end_us)):
+        assert end == asked or (day and end % HOUR_US == 0 and abs(end - asked) < HOUR_US)
+    at = wide.start_us
+    for piece in sorted(kept.pieces(span, least), key=lambda p: p.span):
+        assert at == piece.span.start_us
+        assert piece.width_us > minute or not day or piece.span.start_us >= day * DAY_US
+        assert piece.width_us in (minute, HOUR_US) or least * DAY_US <= wide.end_us - wide.start_us
+        at = piece.span.end_us
+    assert at == wide.end_us
 
 
 def test_all_time_has_few_pieces() -> None:

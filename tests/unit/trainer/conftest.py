@@ -7,8 +7,8 @@ from contextlib import AsyncExitStack
 
 import pytest
 
+from flywheel_job.launch import Column
 from flywheel_trainer.jobs.ports import TrainingSet
-from flywheel_trainer.recipes.tabular.spec import Column
 from tests.support.builders.trainer import AT, EXPERIMENT, TRAINING_SET
 from tests.support.servers.trainer import MemoryTrainer, serve_in_memory
 

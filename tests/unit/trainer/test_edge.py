@@ -10,12 +10,12 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_job.outcome import Outcome
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.jobs.job import JobName, JobState
 from flywheel_trainer.jobs.resources import Node
 from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
-from flywheel_trainer.recipes.outcome import Outcome
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT
 from tests.support.builders.trainer_requests import (

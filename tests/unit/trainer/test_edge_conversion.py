@@ -8,13 +8,13 @@ from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
 
+from flywheel_job.outcome import Outcome
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.jobs.attempt import Watch
 from flywheel_trainer.jobs.job import JobName, JobState
 from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRunName
-from flywheel_trainer.recipes.outcome import Outcome
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import ARTIFACT, AT, SECOND, TRAINING_SET, WINDOW_END
 from tests.support.builders.trainer_requests import (

@@ -10,8 +10,8 @@ from scipy.optimize import minimize
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
-from flywheel_trainer.evaluation.calibration import IDENTITY, Isotonic, Platt, fit_platt, logit
-from flywheel_trainer.evaluation.metrics import auc, best_threshold, brier, ece, evaluate, f1, log_loss
+from flywheel_job.evaluation.calibration import IDENTITY, Isotonic, Platt, fit_platt, logit
+from flywheel_job.evaluation.metrics import auc, best_threshold, brier, ece, evaluate, f1, log_loss
 
 
 @st.composite

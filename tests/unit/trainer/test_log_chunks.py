@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from flywheel_common.fakes.objects import MemoryObjectStore
-from flywheel_trainer.job_logs.chunks import Chunk, chunk_name, stream_of, whole_lines
-from flywheel_trainer.job_logs.writing import LogWriter
+from flywheel_job.job_logs.chunks import Chunk, chunk_name, stream_of, whole_lines
+from flywheel_job.job_logs.writing import LogWriter
 from flywheel_trainer.jobs.files import log_prefix
 from flywheel_trainer.jobs.job import JobName
 from flywheel_trainer.jobs.logs import StoredLogs

@@ -15,30 +15,27 @@ import torch
 from pyarrow import fs
 from sklearn import metrics as sk
 
+from flywheel_job import objects
+from flywheel_job.artifacts import MODEL, REPORT
+from flywheel_job.errors import UnusableTrainingSet
+from flywheel_job.launch import Column
+from flywheel_job.outcome import Outcome
+from flywheel_job.recipes.tabular.network import TabularNet
+from flywheel_job.recipes.tabular.preparation import InitialWeights, prepare
+from flywheel_job.recipes.tabular.spec import Hyperparameters, TabularSpec
+from flywheel_job.scoring import onnx_scores, open_session
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.jobs.train_spec import TrainSpec, check_weight_column
 from flywheel_trainer.pipelines.comparison import comparison_with
-from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.artifacts import MODEL, REPORT
-from flywheel_trainer.recipes.errors import UnusableTrainingSet
-from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.network import TabularNet
-from flywheel_trainer.recipes.tabular.preparation import InitialWeights, prepare
-from flywheel_trainer.recipes.tabular.scoring import onnx_scores, open_session
-from flywheel_trainer.recipes.tabular.spec import Column, Hyperparameters, TabularSpec
-from flywheel_trainer.recipes.tabular.training import train
+from tests.support.training_job import run_here, tabular_job
 
 ROWS = 2000
 START = datetime(2013, 1, 1, tzinfo=UTC)
 SPEC = TabularSpec(
-    job="projects/p/jobs/j",
-    run="projects/p/runs/r",
     training_set="projects/p/trainingSets/t",
     uri="s3://b/set/",
     columns=(Column("v__x", "FLOAT64"),),
-    output_uri="s3://b/artifacts",
-    outcome_uri="s3://b/outcome.json",
     hyperparameters=Hyperparameters(hidden_sizes=(8,), epochs=1, batch_size=ROWS, weight_column="w"),
 )
 
@@ -69,15 +66,8 @@ class Store:
         frame.write_parquet(folder / "b" / "set" / "part-0.parquet")
 
     def train(self, **hyperparameters: Any) -> Outcome:
-        outcome = train(
-            spec(**hyperparameters),
-            store=self.files,
-            rank=0,
-            world=1,
-            device=torch.device("cpu"),
-            distribute=lambda model: model,
-        )
-        assert outcome is not None
+        outcome = run_here(tabular_job(spec(**hyperparameters)), self.files)
+        assert outcome.succeeded, outcome.error_message
         return outcome
 
     def content(self, outcome: Outcome, name: str) -> bytes:

@@ -13,6 +13,7 @@ from flywheel_common.clock import ManualClock
 from flywheel_common.fakes.objects import MemoryObjectStore
 from flywheel_common.postgres.errors import LeaseLost
 from flywheel_common.ray.errors import EngineUnavailable
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.fakes.engine import MemoryEngine
 from flywheel_trainer.fakes.jobs import MemoryJobs
 from flywheel_trainer.fakes.runs import MemoryRuns
@@ -26,7 +27,6 @@ from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.resources import Node, Quota
 from flywheel_trainer.jobs.supervision import INFEASIBLE_SECONDS, Rules, Supervisor
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
-from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.lease import LeaseExpiry
 from flywheel_trainer.runs.run import Run, RunState
 from tests.support.builders import trainer as build
@@ -80,7 +80,7 @@ class World:
 
     def restart(self, kind: Any = None) -> None:
         """Another supervisor, which remembers nothing, takes the lease."""
-        kind = kind or TrainKind(None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
+        kind = kind or TrainKind(None, None, None, TrainSettings("b", "python", "trainer:7103", 1.0))  # type: ignore[arg-type]
         rules = Rules(
             "b",
             "python",
@@ -143,7 +143,7 @@ async def ended(world: World, how: EngineJob, log: bytes | None = None) -> Job:
 
 async def test_an_attempt_gets_its_files_its_command_and_its_token(world: World) -> None:
     started = world.engine.started["job-1-1"]
-    assert "exec python -m flywheel_trainer.launcher s3://b/jobs/p/job-1/logs/driver 1 -- " in started.command
+    assert "exec python -m flywheel_job.launcher s3://b/jobs/p/job-1/logs/driver 1 -- " in started.command
     assert started.command.endswith(" s3://b/jobs/p/job-1/attempts/1/spec.json")
     assert {"TOKEN": "job-1-1"} == started.environment
     assert b'"trainer:7103"' in await world.objects.get("jobs/p/job-1/attempts/1/spec.json")
@@ -204,7 +204,7 @@ async def test_an_unexpected_error_of_one_job_ends_it_and_not_the_supervisor(wor
 
     await world.submit("2")
     await world.tick()
-    world.restart(Broken(None, None, TrainSettings("b", "python", "", 1.0)))  # type: ignore[arg-type]
+    world.restart(Broken(None, None, None, TrainSettings("b", "python", "", 1.0)))  # type: ignore[arg-type]
     await ended(world, EngineJob(EngineState.FAILED))
     assert (await world.job()).state is JobState.RUNNING
     await world.tick(9)
@@ -499,7 +499,7 @@ async def test_the_log_of_a_launcher_that_could_not_start_is_stored(world: World
 
 async def test_a_launch_is_a_function_of_the_job() -> None:
     """A launch that is repeated after a crash writes the same files and the same command."""
-    kind = TrainKind(None, None, TrainSettings("b", "python", "", 1.0))  # type: ignore[arg-type]
+    kind = TrainKind(None, None, None, TrainSettings("b", "python", "", 1.0))  # type: ignore[arg-type]
     first, second = (kind.launch(JOB, DETAILS, 2) for _ in range(2))
     assert isinstance(first, Launch)
     assert first == second

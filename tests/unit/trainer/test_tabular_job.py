@@ -11,11 +11,11 @@ import polars as pl
 import pytest
 from pyarrow import fs
 
-from flywheel_trainer.recipes import objects
-from flywheel_trainer.recipes.errors import TooFewEventTimes
-from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.__main__ import failure_of, run
-from flywheel_trainer.recipes.tabular.spec import Hyperparameters, TabularSpec
+from flywheel_job.driver import failure_of
+from flywheel_job.errors import TooFewEventTimes
+from flywheel_job.outcome import Outcome
+from flywheel_job.recipes.tabular.spec import Hyperparameters, TabularSpec
+from tests.support.training_job import run_here, tabular_job
 
 
 def outcome_of(folder: Path, frame: pl.DataFrame, workers: int = 1) -> Outcome:
@@ -24,18 +24,9 @@ def outcome_of(folder: Path, frame: pl.DataFrame, workers: int = 1) -> Outcome:
     frame.write_parquet(folder / "b" / "set" / "part-0.parquet")
     store = fs.SubTreeFileSystem(str(folder), fs.LocalFileSystem())
     spec = TabularSpec(
-        job="projects/p/jobs/j",
-        run="projects/p/runs/r",
-        training_set="projects/p/trainingSets/t",
-        uri="s3://b/set/",
-        columns=(),
-        output_uri="s3://b/artifacts",
-        outcome_uri="s3://b/outcome.json",
-        workers=workers,
-        hyperparameters=Hyperparameters(holdout_fraction=0.2),
+        "projects/p/trainingSets/t", "s3://b/set/", (), workers, Hyperparameters(holdout_fraction=0.2)
     )
-    assert run(spec, store) == 1
-    return Outcome.from_json(objects.read(store, spec.outcome_uri))
+    return run_here(tabular_job(spec), store)
 
 
 def rows(label: Sequence[Any], times: Sequence[int] | None = None) -> pl.DataFrame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -12,13 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from flywheel_trainer.evaluation.calibration import Platt
-from flywheel_trainer.jobs.ports import TrainingSet
-from flywheel_trainer.pipelines.comparison import ChampionModel, comparison_with
-from flywheel_trainer.recipes.errors import TooFewEventTimes
-from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
-from flywheel_trainer.recipes.tabular.dataset import (
-    Input,
+from flywheel_job.errors import TooFewEventTimes
+from flywheel_job.evaluation.calibration import Platt
+from flywheel_job.launch import Column, LaunchSpec, Resources, Source
+from flywheel_job.outcome import Artifact, MetricPoint, Outcome
+from flywheel_job.recipes.dataset import (
     UnusableTrainingSet,
     choose_inputs,
     encode,
@@ -27,11 +26,15 @@ from flywheel_trainer.recipes.tabular.dataset import (
     most_frequent,
     split_by_time,
 )
-from flywheel_trainer.recipes.tabular.export import check_parity, to_onnx, torch_scores
-from flywheel_trainer.recipes.tabular.network import TabularNet
-from flywheel_trainer.recipes.tabular.scoring import onnx_scores, open_session
-from flywheel_trainer.recipes.tabular.spec import Column, Hyperparameters, TabularSpec, WarmStart
-from flywheel_trainer.recipes.tabular.training import shard
+from flywheel_job.recipes.tabular.export import check_parity, to_onnx, torch_scores
+from flywheel_job.recipes.tabular.network import TabularNet
+from flywheel_job.recipes.tabular.spec import Hyperparameters, TabularSpec, WarmStart
+from flywheel_job.recipes.tabular.training import shard
+from flywheel_job.scoring import onnx_scores, open_session
+from flywheel_job.signature import Input
+from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.pipelines.comparison import ChampionModel, comparison_with
+from tests.support.training_job import tabular_job
 
 START = datetime(2013, 1, 1, tzinfo=UTC)
 
@@ -215,18 +218,16 @@ async def test_challenger_and_champion_are_compared_on_the_same_rows() -> None:
 
 def test_specifications_and_outcomes_survive_a_json_round_trip() -> None:
     spec = TabularSpec(
-        job="projects/p/jobs/j",
-        run="projects/p/runs/r",
         training_set="projects/p/trainingSets/t",
         uri="s3://b/t/",
         columns=(Column("v__a", "BOOL"),),
-        output_uri="s3://b/artifacts",
-        outcome_uri="s3://b/outcome.json",
         workers=2,
         hyperparameters=Hyperparameters(hidden_sizes=(3,), epochs=2),
         warm_start=WarmStart("v", "s3://b/w", "00"),
     )
-    assert TabularSpec.from_json(spec.to_json()) == spec
+    launch = replace(tabular_job(spec), source=Source("s3://b/s", "cd"), resources=Resources(gpus=0.5))
+    assert LaunchSpec.from_json(launch.to_json()) == launch
+    assert TabularSpec.of(LaunchSpec.from_json(launch.to_json())) == spec
     outcome = Outcome(
         True,
         artifacts=(Artifact("m", 3, "ab", "s3://b/ab"),),

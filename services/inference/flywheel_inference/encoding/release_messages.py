@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -10,10 +11,12 @@ from flywheel_common.names import Pattern
 from flywheel_common.signature import OutputKind, OutputSpec, Signature, problems
 from flywheel_common.signature_messages import signature_from_message, tensor_array
 from flywheel_common.tensors import TENSOR_DTYPES
+from flywheel_common.value import coerce
 from flywheel_inference.models.errors import WrongShape
 from flywheel_inference.models.output_values import output_values
 from flywheel_inference.models.triton_config import model_name
 from flywheel_inference.releases.calibration import Calibration, Identity, Isotonic, Platt, Temperature
+from flywheel_inference.releases.feature_policy import ALLOW, DEFAULT, FeaturePolicy
 from flywheel_inference.releases.release import ArtifactSpec, FallbackPolicy, GoldenRows, ReleaseSpec
 from flywheel_protos.registry.v1 import model_pb2
 
@@ -51,7 +54,25 @@ def release_spec(message: model_pb2.ServingRelease, digest: str) -> ReleaseSpec:
         segment_thresholds=dict(release.segment_thresholds),
         fallback=_fallback(release.fallback, signature.output),
         segment_keys=tuple(release.segment_keys),
+        policies=_policies(release.feature_policies, signature),
     )
+
+
+def _policies(messages: Iterable[model_pb2.FeaturePolicy], signature: Signature) -> tuple[FeaturePolicy, ...]:
+    inputs = {i.name: i for i in signature.inputs}
+    policies = []
+    for message in messages:
+        if (spec := inputs.get(message.feature)) is None:
+            raise ValueError(f"its feature policy names {message.feature}, which is no input")
+        default = coerce(message.default_value, spec.data_type, "default_value")
+        if DEFAULT in (message.missing, message.stale) and (
+            default is None or (spec.vector_size and len(default) != spec.vector_size)
+        ):
+            raise ValueError(f"its feature policy for {message.feature} has no default value of its size")
+        policies.append(
+            FeaturePolicy(message.feature, message.missing or ALLOW, message.stale or ALLOW, default)
+        )
+    return tuple(policies)
 
 
 def _golden(message: model_pb2.GoldenRows, signature: Signature) -> GoldenRows:

@@ -28,6 +28,20 @@ class FeaturesIncomplete(CannotScore):
     remedy = "Create a release whose feature set has all inputs of the model's signature."
 
 
+class FeatureMissing(CannotScore):
+    """A feature has no value, and the release's policy for it is FAIL."""
+
+    reason = "FEATURE_MISSING"
+    remedy = "Write the feature, or give it another policy in the release's feature_policies."
+
+
+class FeatureStale(CannotScore):
+    """A feature is older than its view's TTL, and the release's policy for it is FAIL."""
+
+    reason = "FEATURE_STALE"
+    remedy = "Write the feature more often, or give it another policy in the release's feature_policies."
+
+
 class InputNotExact(CannotScore):
     """A tensor of the model cannot hold the value of a feature exactly, or has no null for it."""
 

@@ -13,10 +13,11 @@ from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.models.errors import (
     DigestMismatch,
     GoldenRowsMismatch,
+    ModelRefused,
     NoGoldenRows,
     NoModelFile,
 )
-from flywheel_inference.models.output_values import output_values
+from flywheel_inference.models.output_values import output_values, row_shapes
 from flywheel_inference.models.ports import (
     ArtifactCache,
     ArtifactSource,
@@ -114,17 +115,8 @@ class ReleaseLoader:
 
     async def _load(self, spec: ReleaseSpec, artifact: ArtifactSpec, onnx: bytes) -> None:
         for backend in ("onnxruntime", "python") if self._backend is None else (self._backend,):
-            config, files = load_request(
-                spec.triton_model,
-                spec.signature,
-                spec.golden.output,
-                onnx,
-                artifact.sha256,
-                backend=backend,
-                instances=self._instances,
-            )
             try:
-                await self._models.load(spec.triton_model, config, files, self._load_seconds)
+                await self._load_with(backend, spec, artifact, onnx)
             except FlywheelError as error:
                 # Triton's message when it was built without the native ONNX Runtime backend.
                 if backend == "onnxruntime" and self._backend is None and "backend library" in error.message:
@@ -133,6 +125,32 @@ class ReleaseLoader:
             self._backend = backend
             log.info("model loaded", model=spec.triton_model, backend=backend)
             return
+
+    async def _load_with(
+        self, backend: Backend, spec: ReleaseSpec, artifact: ArtifactSpec, onnx: bytes
+    ) -> None:
+        """Golden rows may have the output in another shape of its kind than the graph, and the ONNX Runtime
+        backend needs the graph's: a refusal counts when all shapes are refused."""
+        golden = spec.golden.output
+        shapes = [golden.shape[1:]]
+        if backend == "onnxruntime":
+            shapes += [shape for shape in row_shapes(spec.signature.output) if shape != golden.shape[1:]]
+        refusals = []
+        for shape in shapes:
+            config, files = load_request(
+                spec.triton_model,
+                spec.signature,
+                np.empty((0, *shape), golden.dtype),
+                onnx,
+                artifact.sha256,
+                backend=backend,
+                instances=self._instances,
+            )
+            try:
+                return await self._models.load(spec.triton_model, config, files, self._load_seconds)
+            except ModelRefused as error:
+                refusals.append(error)
+        raise refusals[0]
 
     async def _check_golden(self, spec: ReleaseSpec) -> None:
         golden, output = spec.golden, spec.signature.output

@@ -9,6 +9,7 @@ from flywheel_common.arrays import Array, Floats, Mask
 from flywheel_common.signature import Signature
 from flywheel_inference.releases.calibration import Calibration, Identity
 from flywheel_inference.releases.decision import decisions, scores
+from flywheel_inference.releases.feature_policy import FeaturePolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class ReleaseSpec:
     segment_thresholds: Mapping[str, float] = field(default_factory=dict)
     fallback: FallbackPolicy = field(default_factory=FallbackPolicy)
     segment_keys: tuple[str, ...] = ()
+    policies: tuple[FeaturePolicy, ...] = ()
 
     @property
     def key(self) -> tuple[str, str]:

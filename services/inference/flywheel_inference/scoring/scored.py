@@ -29,6 +29,8 @@ class ScoredBatch:
     @property
     def finite(self) -> Mask:
         """[rows]: every value of the row is a finite number."""
+        if self.values.shape[1] == 1:
+            return np.isfinite(self.values[:, 0])
         found: Mask = np.logical_and.reduce(np.isfinite(self.values), axis=1)
         return found
 

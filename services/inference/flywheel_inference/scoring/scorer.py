@@ -16,13 +16,16 @@ from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.fallback.errors import (
     BadScore,
     BudgetExceeded,
+    FeatureMissing,
     FeaturesIncomplete,
+    FeatureStale,
     InputNotExact,
     ModelUnavailable,
 )
 from flywheel_inference.models.feature_block import PRESENT, FeatureBlock
 from flywheel_inference.models.input_tensors import MissingFeature, TensorBuilder, Tensors
 from flywheel_inference.models.ports import ModelServer
+from flywheel_inference.models.treated_features import treat
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.requests.request import RoutedRequest, thresholds_of
 from flywheel_inference.scoring.feature_reader import FeatureReader
@@ -118,8 +121,8 @@ class ReleaseScorer:
             return ScoredRequests(None, features.rows, features.errors)
         places: list[int] = features.rows.tolist()
         block, errors = features.block, dict(features.errors)
-        left = [row for row, place in enumerate(places) if wanted(place)]
-        if len(left) < len(places):
+        if not all(map(wanted, places)):
+            left = [row for row, place in enumerate(places) if wanted(place)]
             errors.update(
                 (place, BudgetExceeded("the caller had its answer before the model was called"))
                 for place in places
@@ -130,7 +133,7 @@ class ReleaseScorer:
                 return ScoredRequests(None, np.zeros(0, np.intp), errors)
             block = block.take(np.array(left, np.intp))
         spent = time.perf_counter() - began
-        thresholds = thresholds_of(self.spec, [requests[place] for place in places])
+        thresholds = thresholds_of(self.spec, (requests[place] for place in places))
         scored = await self.score_block(block, thresholds, budget - spent, spent * 1e3)
         if not errors and not scored.errors:
             return scored
@@ -140,18 +143,22 @@ class ReleaseScorer:
     async def score_block(
         self, block: FeatureBlock, thresholds: Sequence[float], budget: float, features_ms: float = 0.0
     ) -> ScoredRequests:
-        """Runs the model on features that were looked up before; rows that its tensors cannot hold fail
-        alone. `thresholds`: of each row; empty: the release's. Raises CannotScore."""
+        """Runs the model on features that were looked up before. A row that its tensors cannot hold, or that
+        the release's feature policies refuse, fails alone. `thresholds`: of each row; empty: the release's.
+        Raises CannotScore."""
         began = time.perf_counter()
+        treated = treat(self.spec.policies, block)
         try:
-            tensors, unfit = self.tensors.build(block)
+            tensors, unfit = self.tensors.build(treated.block)
         except MissingFeature as error:
             raise FeaturesIncomplete(str(error)) from None
         rows = np.arange(block.rows)
         errors: dict[int, FlywheelError] = {}
-        if unfit:
-            errors = {row: InputNotExact(why) for row, why in unfit.items()}
-            rows = np.delete(rows, list(unfit))
+        if unfit or treated.missing or treated.stale:
+            errors |= {row: InputNotExact(why) for row, why in unfit.items()}
+            errors |= {row: FeatureStale(f"{name} is stale") for row, name in treated.stale.items()}
+            errors |= {row: FeatureMissing(f"{name} has no value") for row, name in treated.missing.items()}
+            rows = np.delete(rows, list(errors))
             if not len(rows):
                 return ScoredRequests(None, rows, errors)
             block = block.take(rows)
@@ -165,7 +172,7 @@ class ReleaseScorer:
             values,
             scores,
             self.spec.decisions(scores, thresholds),
-            (block.statuses != PRESENT).any(axis=0),
+            np.logical_or.reduce(block.statuses != PRESENT, axis=0),
             features_ms,
             (time.perf_counter() - began) * 1e3,
         )

@@ -45,7 +45,7 @@ async def find_report(
                 return newest
             span = newest.span
         else:
-            span = whole_panes(start_us, end_us, pane_us)
+            span = version.kept(pane_us).readable(whole_panes(start_us, end_us, pane_us))
         window = await records.window(version, span, segment)
         quality = await records.quality(version.id, span, window, segment)
         late = await records.late(version.id, span) if not segment else 0

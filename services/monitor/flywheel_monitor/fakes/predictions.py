@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 import numpy as np
@@ -31,6 +32,7 @@ from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.lateness import late_rows
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
+from flywheel_monitor.windows.pieces import DAY_US
 from flywheel_monitor.windows.rows import usable_scores
 from flywheel_monitor.windows.span import ALL_TIME, Span
 from flywheel_monitor.windows.support import covered, with_recent
@@ -182,7 +184,10 @@ class MemoryPredictions(MemoryVersions):
     def _of_variant(self, name: VariantName, since_us: int) -> list[StoredPrediction]:
         return [a for a in self._data.predictions.values() if _is_of(a, name) and a.time >= since_us]
 
-    async def event_range(self, version_id: int, span: Span, segment: str) -> tuple[int | None, int | None]:
+    async def event_range(
+        self, version: WatchedVersion, span: Span, segment: str
+    ) -> tuple[int | None, int | None]:
+        version_id = version.id
         stored = [
             a.time for a in self._data.predictions.values() if self._is_served(a, version_id, span, segment)
         ]
@@ -192,6 +197,16 @@ class MemoryPredictions(MemoryVersions):
             if self._is_served(a, version_id, span, segment)
         ]
         return min(stored + pruned, default=None), max(stored + pruned, default=None)
+
+    async def compact(self, keep_us: int) -> int:
+        # Windows are counted from the rows; only the range of a read is widened, as in PostgreSQL.
+        day, reached = DAY_US, self._data.reached()
+        for number, version in self._data.versions.items():
+            times = [t for (model, _), t in reached.items() if model == version.model_id]
+            boundary = (max(times, default=0) - keep_us) // day * day
+            if boundary > version.minutes_from_us:
+                self._data.versions[number] = replace(version, minutes_from_us=boundary)
+        return 0
 
     async def counts(self, project: str) -> IngestCounts:
         mine = self._data.models_of(project)

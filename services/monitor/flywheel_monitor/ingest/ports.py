@@ -76,7 +76,9 @@ class CountedWindows(Protocol):
         """Counts of the served predictions whose panes begin in the span."""
         ...
 
-    async def event_range(self, version_id: int, span: Span, segment: str) -> tuple[int | None, int | None]:
+    async def event_range(
+        self, version: WatchedVersion, span: Span, segment: str
+    ) -> tuple[int | None, int | None]:
         """Event time of the first and last served prediction; the start of its pane if it is deleted."""
         ...
 
@@ -87,6 +89,12 @@ class Retention(Protocol):
     async def prune(self, arrived_before: datetime) -> int:
         """Delete some predictions (and their labels) that arrived before this wall time, whatever their event
         time is; returns how many were deleted, 0 when none is left."""
+        ...
+
+    async def compact(self, keep_us: int) -> int:
+        """Delete some panes that lie further back than `keep_us` from the time that their model has reached
+        (see `windows.support`), where hours and days contain them; returns how many were deleted. Ranges
+        that begin or end there are widened to whole hours from then on."""
         ...
 
 

@@ -52,9 +52,10 @@ async def served_performance(
     span = whole_panes(start_us, end_us, pane_us)
     async with store.reading() as records:
         version = await find_version(records, name)
+        span = version.kept(pane_us).readable(span)
         window = await records.window(version, span, segment)
         quality = await records.quality(version.id, span, window, segment)
-        first, last = await records.event_range(version.id, span, segment)
+        first, last = await records.event_range(version, span, segment)
     return ServedPerformance(
         model_version=version.name,
         predictions=window.predictions,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flywheel_monitor.references.reference import QualityReference, Reference, ScoreReference
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.output import Output
+from flywheel_monitor.windows.pieces import Kept, rollup_widths
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,13 @@ class WatchedVersion:
     """Histogram of the labels of the first window judged with labels (`performance.verdicts`)."""
     rolled_up: bool = True
     """Whether hours and days exist for all its panes."""
+    minutes_from_us: int = 0
+    """Panes that begin before this are deleted, but for hours and days; 0: none is."""
+
+    def kept(self, pane_us: int) -> Kept:
+        """The panes that are kept of it."""
+        rollups = rollup_widths(pane_us) if self.rolled_up else ()
+        return Kept(pane_us, rollups, self.minutes_from_us)
 
     @property
     def output(self) -> Output:

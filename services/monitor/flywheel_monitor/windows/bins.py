@@ -179,10 +179,17 @@ class FeatureBins:
             bins[~valid] = self.regular + Special.NULL
         return bins
 
+    @cached_property
+    def standardized_range(self) -> tuple[float, float]:
+        """The ends of the reference's range as `standardized` gives them. What is outside counts as these in
+        the mean of a window, so that one outlier does not move it (a winsorized mean)."""
+        spread = self.reference.stddev if self.reference.stddev > 0 else np.inf
+        low, high = self.reference.minimum, self.reference.maximum
+        return (low - self.reference.mean) / spread, (high - self.reference.mean) / spread
+
     def standardized(self, values: Array | None, valid: Mask, rows: int, *, clip: bool = True) -> Floats:
-        """[rows] (x - reference mean) / reference stddev, with x clipped to the reference's range, so that
-        one outlier does not move the mean of a window (a winsorized mean); 0 where x is null, not finite or
-        no number, and for a constant reference. Without `clip`, z is only limited to ±1e6."""
+        """[rows] (x - reference mean) / reference stddev, limited to ±1e6 and with `clip` to the range of the
+        reference; 0 where x is null, not finite or no number, and for a constant reference."""
         spread = self.reference.stddev
         if (
             values is None
@@ -193,8 +200,9 @@ class FeatureBins:
         ):
             return np.zeros(rows)
         x = values.astype(np.float64, copy=False)
-        clipped = np.clip(x, self.reference.minimum, self.reference.maximum) if clip else x
-        z = np.clip((clipped - self.reference.mean) / spread, -1e6, 1e6)
+        with np.errstate(invalid="ignore", over="ignore"):
+            z = np.clip((x - self.reference.mean) / spread, -1e6, 1e6)
+            z = np.clip(z, *self.standardized_range) if clip else z
         return np.where(valid & np.isfinite(x), z, 0.0)
 
 

@@ -25,14 +25,6 @@ from flywheel_monitor.windows.packing import pack, pack_sums, unpack, unpack_sum
 from flywheel_monitor.windows.rows import LabelledRows, PairedRows, Rows, Source, usable_scores
 from flywheel_monitor.windows.sums import LIMBS, carried, limbs_of
 
-HOUR_US = 3_600_000_000
-DAY_US = 24 * HOUR_US
-
-
-def rollup_widths(pane_us: int) -> tuple[int, ...]:
-    """The widths that panes of this width are added up to: hours and days, as far as they are whole panes."""
-    return tuple(w for w in (HOUR_US, DAY_US) if w > pane_us and w % pane_us == 0)
-
 
 class PaneKey(NamedTuple):
     """Identifies a pane of a variant: its segment ("" is all), width and start in microseconds."""
@@ -61,10 +53,10 @@ class PaneAccumulator:
         self._groups: dict[PaneKey, int] = {}
         self._keys: list[Ints] = []
         self._weights: list[Ints] = []
-        self._sum_groups: list[Ints] = []
-        self._sum_columns: list[Ints] = []
-        self._sum_limbs: list[int] = []
-        self._sum_values: list[Ints] = []
+        self._sums: list[tuple[Ints, Ints, int, Ints]] = []
+        """(panes [P], columns [K], limb, values [P, K]) to add."""
+        self._row_sums: list[tuple[Ints, Ints, int, Ints]] = []
+        """(pane, column, limb, value) of rows, [n] each."""
         self._rows: list[Ints] = []
 
     def __bool__(self) -> bool:
@@ -84,7 +76,7 @@ class PaneAccumulator:
             return
         layout = self._layout
         usable = usable_scores(rows.scores, rows.sources)
-        columns: list[tuple[Ints, Mask | None]] = []
+        columns: list[tuple[int | Ints, Mask | None]] = []
         by_model = rows.sources == Source.MODEL
         for bins in layout.features:
             values, valid = rows.features.get(bins.name, (None, np.zeros(n, np.bool_)))
@@ -95,40 +87,37 @@ class PaneAccumulator:
         columns.append((layout.scores + layout.output.score_bins(scores), usable))
         columns.append((layout.latencies + latency_bins(rows.latencies_ms), None))
         columns.append((layout.sources + np.clip(rows.sources, 0, SOURCES - 1), None))
-        columns.append((np.full(n, layout.failures), rows.failed))
+        columns.append((layout.failures, rows.failed))
         for which, mask in (
             (Extra.UNUSABLE, answered & ~usable),
             (Extra.DECISIONS, rows.decisions),
             (Extra.COSTED, costed),
         ):
-            columns.append((np.full(n, layout.extras + which), mask))
+            columns.append((layout.extras + which, mask))
         columns += self._class_columns(rows, usable)
         sums: list[tuple[int, Floats]] = []
         for bins in layout.features:
             if bins.numeric and bins.name in rows.features:
-                z = bins.standardized(*rows.features[bins.name], n)
-                sums.append((layout.numeric[bins.name], np.where(by_model, z, 0.0)))
                 raw = np.where(by_model, bins.standardized(*rows.features[bins.name], n, clip=False), 0.0)
                 at = layout.moments + 2 * layout.numeric[bins.name]
+                clipped = np.where(raw != 0.0, np.clip(raw, *bins.standardized_range), 0.0)
+                sums.append((layout.numeric[bins.name], clipped))
                 sums += [(at, raw), (at + 1, raw**2)]
         base = layout.common_sums
         sums.append((base + Sums.SCORE, scores))
         sums.append((base + Sums.SCORE_SQUARED, scores * scores))
         sums.append((base + Sums.COST, np.where(costed, rows.costs, 0.0)))
+        self._add(rows.event_times, rows.segments, columns, sums)
         for groups, keep in self._assign(rows.event_times, rows.segments):
-            for indices, mask in columns:
-                self._count(groups, indices, _both(mask, keep))
-            for column, values in sums:
-                self._sum(groups, column, values, keep)
             self._rows.append(groups if keep is None else groups[keep])
 
-    def _class_columns(self, rows: Rows, usable: Mask) -> list[tuple[Ints, Mask | None]]:
+    def _class_columns(self, rows: Rows, usable: Mask) -> list[tuple[int | Ints, Mask | None]]:
         """Predicted classes and the bins of the probabilities of a MULTICLASS output."""
         layout, output = self._layout, self._layout.output
         if output.kind is not OutputKind.MULTICLASS:
             return []
         p = np.where(usable[:, None], rows.outputs, 0.0)
-        columns: list[tuple[Ints, Mask | None]] = [
+        columns: list[tuple[int | Ints, Mask | None]] = [
             (layout.predicted + output.counted_class(p.argmax(axis=1)), usable)
         ]
         for c in range(min(output.width, output.classes)):
@@ -143,7 +132,7 @@ class PaneAccumulator:
         layout, base = self._layout, self._layout.common_sums
         terms = loss_terms(layout.output, rows.scores, rows.outputs, rows.labels)
         indices = np.where(terms.positive, layout.positives, layout.negatives) + terms.bins
-        sums: list[tuple[int | Ints, Floats]] = [
+        sums: list[tuple[int, Floats]] = [
             (base + Sums.LABEL, terms.label),
             (base + Sums.LABEL_SQUARED, terms.label**2),
             (base + Sums.LOSS, terms.loss),
@@ -152,19 +141,15 @@ class PaneAccumulator:
             (base + Sums.ABSOLUTE_ERROR, terms.absolute_error),
             (base + Sums.LABELLED_SCORE, rows.scores),
         ]
-        if layout.output.unit_interval:
-            sums.append((base + Sums.CALIBRATION + calibration_bins(terms.bins), rows.scores))
-        confusion: Ints | None = None
+        columns: list[tuple[int | Ints, Mask | None]] = [(indices, None)]
         if layout.output.kind is OutputKind.MULTICLASS:
             counted = layout.output.counted_class
             true, predicted = counted(rows.labels.astype(np.int64)), counted(rows.outputs.argmax(axis=1))
-            confusion = layout.confusion + true * layout.output.classes + predicted
-        for groups, keep in self._assign(rows.event_times, rows.segments):
-            self._count(groups, indices, keep, rows.weights)
-            if confusion is not None:
-                self._count(groups, confusion, keep, rows.weights)
-            for column, values in sums:
-                self._sum(groups, column, values, keep, rows.weights)
+            columns.append((layout.confusion + true * layout.output.classes + predicted, None))
+        by_bin = None
+        if layout.output.unit_interval:
+            by_bin = base + Sums.CALIBRATION + calibration_bins(terms.bins), rows.scores
+        self._add(rows.event_times, rows.segments, columns, sums, rows.weights, by_bin)
 
     def add_pairs(self, rows: PairedRows) -> None:
         """Count requests that champion and shadow both answered, with the labels that are known, or only
@@ -175,23 +160,20 @@ class PaneAccumulator:
         layout, base = self._layout, self._layout.common_sums
         labelled = np.isfinite(rows.deltas)
         deltas = np.where(labelled, rows.deltas, 0.0)
-        columns: list[tuple[int, Mask | None]] = [(Extra.PAIRS_LABELLED, labelled)]
-        sums = [
-            (Sums.PAIR_LOSS_DELTA, deltas),
-            (Sums.PAIR_LOSS_DELTA_SQUARED, deltas**2),
+        first = layout.extras
+        columns: list[tuple[int | Ints, Mask | None]] = [(first + Extra.PAIRS_LABELLED, labelled)]
+        sums: list[tuple[int, Floats]] = [
+            (base + Sums.PAIR_LOSS_DELTA, deltas),
+            (base + Sums.PAIR_LOSS_DELTA_SQUARED, deltas**2),
         ]
         if not rows.labels_only:
-            columns += [(Extra.PAIRED, None), (Extra.DISAGREED, rows.differ)]
+            columns += [(first + Extra.PAIRED, None), (first + Extra.DISAGREED, rows.differ)]
             sums += [
-                (Sums.PAIR_CHAMPION_SCORE, rows.champion_scores),
-                (Sums.PAIR_CHAMPION_SQUARED, rows.champion_scores**2),
-                (Sums.PAIR_SHADOW_SCORE, rows.shadow_scores),
+                (base + Sums.PAIR_CHAMPION_SCORE, rows.champion_scores),
+                (base + Sums.PAIR_CHAMPION_SQUARED, rows.champion_scores**2),
+                (base + Sums.PAIR_SHADOW_SCORE, rows.shadow_scores),
             ]
-        for groups, keep in self._assign(rows.event_times, rows.segments):
-            for which, mask in columns:
-                self._count(groups, np.full(n, layout.extras + which), _both(mask, keep), rows.weights)
-            for sum_, values in sums:
-                self._sum(groups, base + sum_, values, keep, rows.weights)
+        self._add(rows.event_times, rows.segments, columns, sums, rows.weights)
 
     def merge(self, stored: Mapping[PaneKey, PackedPane]) -> dict[PaneKey, PackedPane]:
         """The new content of every pane that changes: the stored pane plus what was added."""
@@ -229,9 +211,9 @@ class PaneAccumulator:
     def _added_sums(self) -> Ints:
         """[panes, sums, LIMBS]"""
         found = np.zeros((len(self._groups), self._layout.sums, LIMBS), np.int64)
-        for groups, columns, limb, values in zip(
-            self._sum_groups, self._sum_columns, self._sum_limbs, self._sum_values, strict=True
-        ):
+        for groups, columns, limb, values in self._sums:
+            found[groups[:, None], columns[None, :], limb] += values
+        for groups, columns, limb, values in self._row_sums:
             np.add.at(found[..., limb], (groups, columns), values)
         return found
 
@@ -264,27 +246,50 @@ class PaneAccumulator:
     def _group(self, key: PaneKey) -> int:
         return self._groups.setdefault(key, len(self._groups))
 
-    def _count(self, groups: Ints, indices: Ints, keep: Mask | None, weights: Ints | None = None) -> None:
-        keys = groups * self._layout.size + indices
-        weights = np.ones(len(keys), np.int64) if weights is None else weights
-        self._keys.append(keys if keep is None else keys[keep])
-        self._weights.append(weights if keep is None else weights[keep])
-
-    def _sum(
+    def _add(
         self,
-        groups: Ints,
-        column: int | Ints,
-        values: Floats,
-        keep: Mask | None,
+        event_times: Ints,
+        segments: tuple[str, ...],
+        columns: Sequence[tuple[int | Ints, Mask | None]],
+        sums: Sequence[tuple[int, Floats]],
         weights: Ints | None = None,
+        by_row: tuple[Ints, Floats] | None = None,
     ) -> None:
-        columns = np.broadcast_to(np.asarray(column, np.int64), groups.shape)
-        for limb, part in enumerate(limbs_of(values)):
-            weighted = part if weights is None else part * weights
-            self._sum_groups.append(groups if keep is None else groups[keep])
-            self._sum_columns.append(columns if keep is None else columns[keep])
-            self._sum_limbs.append(limb)
-            self._sum_values.append(weighted if keep is None else weighted[keep])
+        """Count n rows in these columns, each in the rows of its mask, and add up these sums; `by_row`:
+        values that go to another column [n] in each row."""
+        n = len(event_times)
+        everywhere = np.arange(n)
+        at = [everywhere if mask is None else np.flatnonzero(mask) for _, mask in columns]
+        indices = np.concatenate(
+            [
+                np.broadcast_to(np.asarray(c, np.int64), n)[rows]
+                for (c, _), rows in zip(columns, at, strict=True)
+            ]
+        )
+        positions = np.concatenate(at)
+        places = np.array([column for column, _ in sums], np.int64)
+        limbs = limbs_of(np.stack([values for _, values in sums]))
+        row_limbs = [] if by_row is None else limbs_of(by_row[1])
+        weights = np.ones(n, np.int64) if weights is None else weights
+        for groups, keep in self._assign(event_times, segments):
+            keys = groups[positions] * self._layout.size + indices
+            added = weights if keep is None else weights * keep
+            self._keys.append(keys)
+            self._weights.append(added[positions])
+            panes, starts, order = _runs(groups)
+            for limb, parts in enumerate(limbs):
+                totals = np.add.reduceat((parts * added)[:, order], starts, axis=1)
+                self._sums.append((panes, places, limb, totals.T))
+            for limb, part in enumerate(row_limbs):
+                assert by_row is not None
+                self._row_sums.append((groups, by_row[0], limb, part * added))
+
+
+def _runs(groups: Ints) -> tuple[Ints, Ints, Ints]:
+    """(distinct groups, start of each in the sorted rows, the order that sorts the rows)."""
+    order = np.argsort(groups, kind="stable")
+    distinct, starts = np.unique(groups[order], return_index=True)
+    return distinct, starts.astype(np.int64), order
 
 
 class WindowSum:
@@ -326,12 +331,6 @@ def sum_panes(layout: Layout, panes: Sequence[tuple[int, PackedPane]]) -> Window
 
 def _stored_sums(layout: Layout, pane: PackedPane) -> Ints:
     return unpack_sums(pane.sums, layout.sums, layout.common_sums, version_of(pane.counts))
-
-
-def _both(a: Mask | None, b: Mask | None) -> Mask | None:
-    if a is None or b is None:
-        return a if b is None else b
-    return a & b
 
 
 def _total(keys: Ints, weights: Ints, size: int) -> tuple[Ints, Ints]:

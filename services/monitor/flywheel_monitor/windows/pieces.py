@@ -7,6 +7,14 @@ from dataclasses import dataclass
 
 from flywheel_monitor.windows.span import Span
 
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+
+
+def rollup_widths(pane_us: int) -> tuple[int, ...]:
+    """The widths that panes of this width are added up to: hours and days, as far as they are whole panes."""
+    return tuple(w for w in (HOUR_US, DAY_US) if w > pane_us and w % pane_us == 0)
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -31,3 +39,40 @@ def pieces(span: Span, widths: Sequence[int]) -> list[Piece]:
     if end < span.end_us:
         found += pieces(Span(end, span.end_us), narrower)
     return found
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The panes that are kept of a version: those of `pane_us` from `minutes_from_us` on, and those of the
+    wider `rollups` at all times. `minutes_from_us` is a multiple of each, or 0: all panes are kept."""
+
+    pane_us: int
+    rollups: tuple[int, ...]
+    minutes_from_us: int = 0
+
+    def readable(self, span: Span) -> Span:
+        """The span, widened to whole panes of the narrowest rollup where narrower ones are deleted."""
+        if not self.rollups or not self.minutes_from_us:
+            return span
+        width = self.rollups[0]
+        start, end = span.start_us, span.end_us
+        if start < self.minutes_from_us:
+            start = start // width * width
+        if end < self.minutes_from_us:
+            end = -(-end // width) * width
+        return Span(start, end)
+
+    def pieces(self, span: Span, least_panes: int = 1) -> list[Piece]:
+        """Pieces that cover the readable span once. Wider panes than needed are used only where the span has
+        `least_panes` of them."""
+        span = self.readable(span)
+        length = span.end_us - span.start_us
+        wide = tuple(w for w in self.rollups if length >= w * least_panes)
+        boundary = self.minutes_from_us if self.rollups and self.minutes_from_us else span.start_us
+        found = []
+        if span.start_us < boundary:
+            old = Span(span.start_us, min(span.end_us, boundary))
+            found += pieces(old, tuple(dict.fromkeys((self.rollups[0], *wide))))
+        if boundary < span.end_us:
+            found += pieces(Span(max(span.start_us, boundary), span.end_us), (self.pane_us, *wide))
+        return found

@@ -18,12 +18,12 @@ SUM_BYTES = 8 * LIMBS
 
 
 def limbs_of(values: Floats) -> list[Ints]:
-    """[n] numbers as signed limbs, the lowest first, without the highest ones that are all zero."""
+    """Numbers as signed limbs, the lowest first, without the highest ones that are all zero."""
     magnitude = np.abs(np.rint(values * SCALE))
     sign = np.where(values < 0, -1, 1)
     found = []
-    while magnitude.any():
-        high = np.floor(magnitude / 2.0**LIMB_BITS)
+    while (largest := magnitude.max(initial=0.0)) > 0:
+        high = np.floor(magnitude / 2.0**LIMB_BITS) if largest >= 2.0**LIMB_BITS else np.zeros_like(magnitude)
         found.append((magnitude - high * 2.0**LIMB_BITS).astype(np.int64) * sign)
         magnitude = high
     if len(found) > LIMBS:

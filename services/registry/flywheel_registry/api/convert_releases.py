@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
+from flywheel_common.value import from_python, to_python
 from flywheel_protos.registry.v1 import model_pb2 as pb
 from flywheel_registry.api.convert import to_duration, to_seconds, to_timestamp
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.releases.errors import WrongModel
-from flywheel_registry.releases.release import Calibration, Isotonic, Platt, Release, Temperature
+from flywheel_registry.releases.release import (
+    ALLOW,
+    Calibration,
+    FeaturePolicy,
+    Isotonic,
+    Platt,
+    Release,
+    Temperature,
+)
 
 
 def release(message: pb.Release, model_name: str) -> Release:
@@ -38,7 +49,15 @@ def release(message: pb.Release, model_name: str) -> Release:
         segment_keys=tuple(message.segment_keys),
         segment_thresholds=dict(message.segment_thresholds),
         default_values=tuple(fallback.default_values),
+        feature_policies=tuple(map(_policy_from_proto, message.feature_policies)),
     )
+
+
+def _policy_from_proto(message: pb.FeaturePolicy) -> FeaturePolicy:
+    default = to_python(message.default_value)
+    if isinstance(default, datetime):
+        default = default.isoformat()
+    return FeaturePolicy(message.feature, message.missing or ALLOW, message.stale or ALLOW, default)
 
 
 def release_to_proto(value: Release) -> pb.Release:
@@ -49,6 +68,15 @@ def release_to_proto(value: Release) -> pb.Release:
         threshold=value.threshold,
         segment_keys=value.segment_keys,
         segment_thresholds=value.segment_thresholds,
+        feature_policies=[
+            pb.FeaturePolicy(
+                feature=policy.feature,
+                missing=policy.missing,  # type: ignore[arg-type]
+                stale=policy.stale,  # type: ignore[arg-type]
+                default_value=from_python(policy.default) if policy.default is not None else None,
+            )
+            for policy in value.feature_policies
+        ],
         created_at=to_timestamp(value.created_at),
         created_by=value.created_by,
     )

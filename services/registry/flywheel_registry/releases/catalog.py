@@ -29,7 +29,7 @@ class ReleaseCatalog:
         """
         await lock_model(records, release.model)
         version = await find_version(records, VersionName.numbered(release.model, release.version))
-        check_release(release, version.signature.output)
+        check_release(release, version.signature)
         require_ready(version)
         if version.stage is Stage.REJECTED:
             raise RejectedVersion(f"{version.name} is REJECTED, which is final: release another version.")

@@ -6,9 +6,10 @@ import math
 from itertools import pairwise
 
 from flywheel_common.names import check_id
-from flywheel_common.signature import OutputKind, OutputSpec
+from flywheel_common.signature import OutputKind, OutputSpec, Signature
 from flywheel_registry.policies.rollout_policy import LONGEST_SECONDS
 from flywheel_registry.releases.errors import InvalidCalibration, InvalidFallback, InvalidThreshold
+from flywheel_registry.releases.feature_policies import check_policies
 from flywheel_registry.releases.release import Calibration, Isotonic, Platt, Release, Temperature
 
 _CALIBRATIONS: dict[OutputKind, tuple[type[Calibration], ...]] = {
@@ -18,11 +19,14 @@ _CALIBRATIONS: dict[OutputKind, tuple[type[Calibration], ...]] = {
 """Kind of the output → its calibrations. The other kinds have none."""
 
 
-def check_release(release: Release, output: OutputSpec) -> None:
-    """Check a release against the output of its version.
+def check_release(release: Release, signature: Signature) -> None:
+    """Check a release against the signature of its version.
 
-    Raises InvalidThreshold, InvalidCalibration, InvalidFallback, or InvalidId for a segment key.
+    Raises InvalidThreshold, InvalidCalibration, InvalidFallback, InvalidFeaturePolicy, or InvalidId for a
+    segment key.
     """
+    output = signature.output
+    check_policies(release.feature_policies, signature.inputs)
     for key in release.segment_keys:
         check_id(key, "segment_keys")
     _check_thresholds(release, output)

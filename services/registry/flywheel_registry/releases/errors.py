@@ -40,6 +40,13 @@ class InvalidThreshold(InvalidArgument):
     remedy = "Send thresholds from 0 to 1, and segments as `key=value` with a key of segment_keys."
 
 
+class InvalidFeaturePolicy(InvalidArgument):
+    """A feature policy names no input of the signature, repeats one, or has no default of its type."""
+
+    reason = "INVALID_FEATURE_POLICY"
+    remedy = "Send one policy per input, and for DEFAULT a default_value of the input's type and size."
+
+
 class InvalidCalibration(InvalidArgument):
     """The calibration does not fit the output, or has values that are not finite, in order and in range."""
 

@@ -33,6 +33,22 @@ class Temperature:
 Calibration = Platt | Isotonic | Temperature
 
 
+ALLOW, DEFAULT, FAIL = 1, 2, 3
+"""Actions of feature policies: the numbers of FeatureAction."""
+DefaultValue = bool | int | float | str | list[float] | None
+"""Default of an input; a TIMESTAMP is RFC 3339 text."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePolicy:
+    """What the model gets for an input that is missing or stale."""
+
+    feature: str
+    missing: int = ALLOW
+    stale: int = ALLOW
+    default: DefaultValue = None
+
+
 @dataclass(frozen=True, slots=True)
 class Release:
     """A release of a model; `number` is 0 before it is created.
@@ -54,6 +70,7 @@ class Release:
     segment_keys: Sequence[str] = ()
     segment_thresholds: Mapping[str, float] = field(default_factory=dict)
     default_values: Sequence[float] = ()
+    feature_policies: Sequence[FeaturePolicy] = ()
     created_at: datetime | None = None
     created_by: str = ""
 

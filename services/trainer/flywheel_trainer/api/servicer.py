@@ -22,8 +22,10 @@ from flywheel_trainer.api.convert_runs import (
     run_update_from_proto,
 )
 from flywheel_trainer.encoding.specs import spec_of
+from flywheel_trainer.jobs.errors import InvalidSource
 from flywheel_trainer.jobs.job import FILTER_FIELDS as JOB_FIELDS
 from flywheel_trainer.jobs.job import JobName
+from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.pipelines.pipeline_run import FILTER_FIELDS as PIPELINE_FIELDS
 from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
@@ -40,9 +42,17 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     """flywheel.trainer.v1.TrainerService; `poll_seconds` is the interval of the Watch methods."""
 
     def __init__(
-        self, runs: Runs, jobs: Jobs, pipelines: Pipelines, policies: Policies, *, poll_seconds: float
+        self,
+        runs: Runs,
+        jobs: Jobs,
+        sources: Sources,
+        pipelines: Pipelines,
+        policies: Policies,
+        *,
+        poll_seconds: float,
     ) -> None:
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
+        self._sources = sources
         self._poll_seconds = poll_seconds
 
     async def CreateExperiment(
@@ -107,6 +117,17 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             name, run_update_from_proto(request), request.request_id, _body(request)
         )
         return pb.UpdateRunResponse(run=run_to_proto(run), ignored_params=ignored)
+
+    async def UploadSource(
+        self, requests: AsyncIterator[pb.UploadSourceRequest], context: Any
+    ) -> pb.UploadSourceResponse:
+        first = await anext(aiter(requests), None)
+        if first is None or first.WhichOneof("part") != "target":
+            raise InvalidSource("The first message must name the target: parent, sha256 and size_bytes.")
+        target = first.target
+        parse_project(target.parent)
+        await self._sources.upload(target.sha256, target.size_bytes, _data(requests))
+        return pb.UploadSourceResponse(sha256=target.sha256, size_bytes=target.size_bytes)
 
     async def SubmitJob(self, request: pb.SubmitJobRequest, context: Any) -> pb.SubmitJobResponse:
         spec = spec_of(request.job)
@@ -207,3 +228,10 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
 
 def _body(request: Message) -> bytes:
     return request.SerializeToString(deterministic=True)
+
+
+async def _data(requests: AsyncIterator[pb.UploadSourceRequest]) -> AsyncIterator[bytes]:
+    async for request in requests:
+        if request.WhichOneof("part") != "data":
+            raise InvalidSource("Only the first message names the target; all others must carry data.")
+        yield request.data

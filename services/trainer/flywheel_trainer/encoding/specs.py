@@ -13,12 +13,13 @@ from typing import Any
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
 
+from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.kinds import Spec
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.train_spec import TrainSpec
-from flywheel_trainer.recipes.tabular.spec import Hyperparameters
 from flywheel_trainer.runs.run import ExperimentName
 
 _DEFAULTS = Hyperparameters()
@@ -72,6 +73,7 @@ def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:
         gpus_per_worker=spec.gpus_per_worker,
         cpus_per_worker=spec.cpus_per_worker,
         limits=_limits_from_proto(spec.limits),
+        code=_code_from_proto(spec.code) if spec.HasField("code") else None,
     )
 
 
@@ -79,7 +81,10 @@ def train_spec_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
     return pb.TrainSpec(
         experiment=str(ExperimentName(project, spec.experiment)),
         training_set=spec.training_set,
-        tabular=pb.TabularRecipe(**asdict(spec.hyperparameters), warm_start=spec.warm_start),
+        tabular=None
+        if spec.code
+        else pb.TabularRecipe(**asdict(spec.hyperparameters), warm_start=spec.warm_start),
+        code=pb.CodeRecipe(**asdict(spec.code)) if spec.code else None,
         workers=spec.workers,
         gpus_per_worker=spec.gpus_per_worker,
         cpus_per_worker=spec.cpus_per_worker,
@@ -88,6 +93,22 @@ def train_spec_to_proto(spec: TrainSpec, project: str) -> pb.TrainSpec:
             stall_timeout=_duration(spec.limits.stall_seconds),
             max_attempts=spec.limits.max_attempts,
         ),
+    )
+
+
+def _code_from_proto(code: pb.CodeRecipe) -> CodeRecipe:
+    return CodeRecipe(
+        function=code.function,
+        source_sha256=code.source_sha256,
+        params_json=code.params_json or "{}",
+        training_sets=dict(code.training_sets),
+        check=code.check,
+        export=code.export,
+        seed=code.seed,
+        provenance=dict(code.provenance),
+        environment=dict(code.environment),
+        memory_bytes_per_worker=code.memory_bytes_per_worker,
+        accelerator_type=code.accelerator_type,
     )
 
 

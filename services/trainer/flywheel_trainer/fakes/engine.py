@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from flywheel_common.ray.errors import EngineRefused, EngineUnavailable
-from flywheel_trainer.job_logs.chunks import LogPart, whole_lines
+from flywheel_job.job_logs.chunks import LogPart, whole_lines
 from flywheel_trainer.jobs.engine import EngineJob, EngineState, ListedJob
 from flywheel_trainer.jobs.job import JobName
 from flywheel_trainer.jobs.resources import Node

@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_common.paging import Key, Page, cut, decode_token
+from flywheel_job.outcome import MetricPoint
 from flywheel_trainer.fakes.tracking import MemoryTracking
-from flywheel_trainer.recipes.outcome import MetricPoint
 from flywheel_trainer.runs.errors import ExperimentExists
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.lease import LOST_MESSAGE, has_expired

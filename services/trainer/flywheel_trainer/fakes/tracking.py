@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
+from flywheel_job.outcome import MetricPoint
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.jobs.job import ENDED, JobName
 from flywheel_trainer.jobs.ports import ActiveJob
-from flywheel_trainer.recipes.outcome import MetricPoint
 from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, RunEnded, UnknownExperiment, UnknownRun
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState

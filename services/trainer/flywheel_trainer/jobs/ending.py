@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from flywheel_common.errors import FlywheelError
+from flywheel_job.errors import WorkerLost
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.engine import EngineJob, EngineState
 from flywheel_trainer.jobs.errors import (
     CancelledOnRequest,
@@ -18,8 +20,6 @@ from flywheel_trainer.jobs.errors import (
     JobTimeout,
 )
 from flywheel_trainer.jobs.job import JobState
-from flywheel_trainer.recipes.errors import WorkerLost
-from flywheel_trainer.recipes.outcome import Outcome
 
 RETRYABLE_REASONS = frozenset({JobLost.reason, JobKilled.reason, WorkerLost.reason})
 """Reasons that another attempt can cure. All others are errors of the job itself."""

@@ -28,6 +28,20 @@ class InvalidLogStream(InvalidArgument):
     remedy = "Use `driver`, or `rank-` and the number of the rank."
 
 
+class InvalidSource(InvalidArgument):
+    """The source archive is damaged, too large, or has another size or digest than announced."""
+
+    reason = "INVALID_SOURCE"
+    remedy = "Upload the archive again with the SDK of this version, from a folder with the source code only."
+
+
+class UnknownSource(NotFound):
+    """The source archive of the job was not uploaded."""
+
+    reason = "UNKNOWN_SOURCE"
+    remedy = "Upload it with UploadSource first."
+
+
 class UnknownJob(NotFound):
     """The job does not exist in this project."""
 

@@ -1,7 +1,7 @@
 """Keys of a job's files on the object store.
 
 Every attempt has a folder of its own, so that a process of an earlier attempt cannot change a later one. Only
-the log is shared (`jobs.logs`).
+the log (`jobs.logs`) and the checkpoints are shared; each checkpoint names its attempt.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from flywheel_trainer.jobs.job import JobName
 
 SPEC = "spec.json"
 OUTCOME = "outcome.json"
-"""The outcome of a success, written by rank 0 as its last act."""
+"""The outcome of a success, written by the driver when all ranks have returned."""
 FAILURE = "failure.json"
 """The outcome of a failure, written by the driver. A success outranks it."""
 
@@ -22,3 +22,8 @@ def attempt_key(name: JobName, attempt: int, file: str) -> str:
 def log_prefix(name: JobName, stream: str) -> str:
     """The folder of the chunks of a log stream, without a slash at the end."""
     return f"jobs/{name.project}/{name.job}/logs/{stream}"
+
+
+def checkpoint_prefix(name: JobName) -> str:
+    """The folder of a job's checkpoints, without a slash at the end."""
+    return f"jobs/{name.project}/{name.job}/checkpoints"

@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.resources import Request
 from flywheel_trainer.jobs.train_spec import TrainSpec
-from flywheel_trainer.recipes.outcome import Outcome
 
 Spec = TrainSpec
 """The specifications of all kinds."""

@@ -7,7 +7,7 @@ import re
 from flywheel_common.deadline import budget, left_seconds
 from flywheel_common.errors import FlywheelError
 from flywheel_common.storage.objects import ObjectStore
-from flywheel_trainer.job_logs.chunks import (
+from flywheel_job.job_logs.chunks import (
     DRIVER,
     Chunk,
     LogPart,

@@ -8,11 +8,11 @@ from datetime import datetime
 from typing import Any, Protocol
 
 from flywheel_common.paging import Page
-from flywheel_trainer.job_logs.chunks import LogPart
+from flywheel_job.job_logs.chunks import LogPart
+from flywheel_job.launch import Column
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, Watch
 from flywheel_trainer.jobs.job import Job, JobName, JobState
-from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.spec import Column
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.run import RunName
 

@@ -20,7 +20,8 @@ from flywheel_common.postgres.errors import LeaseLost
 from flywheel_common.ray.errors import EngineRefused, EngineUnavailable
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.telemetry.logs import get_logger
-from flywheel_trainer.job_logs.chunks import DRIVER
+from flywheel_job.job_logs.chunks import DRIVER
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, exceeded_limit, retry_at, watched
 from flywheel_trainer.jobs.ending import Ending, Evidence, ending_of, last_lines, storable
 from flywheel_trainer.jobs.engine import ENDED_ON_ENGINE, Engine, EngineJob, EngineState
@@ -32,7 +33,6 @@ from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.ports import ActiveJob, Supervision
 from flywheel_trainer.jobs.resources import Node, Quota
 from flywheel_trainer.jobs.scheduling import Queued, plan
-from flywheel_trainer.recipes.outcome import Outcome
 
 log = get_logger(__name__)
 
@@ -54,7 +54,7 @@ START_SECONDS = 600.0
 INFEASIBLE_SECONDS = 300.0
 """How long a job waits for machines that the cluster does not have, before it fails: a machine may come
 back."""
-LAUNCHER = "flywheel_trainer.launcher"
+LAUNCHER = "flywheel_job.launcher"
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,22 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flywheel_job.artifacts import ARTIFACTS
+from flywheel_job.launch import Column, DataSet, LaunchSpec, Resources, Source
+from flywheel_job.outcome import Outcome
+from flywheel_job.recipes.tabular.spec import CHECK, EXPORT, TRAIN, TabularSpec, WarmStart
+from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
-from flywheel_trainer.jobs.files import FAILURE, OUTCOME, SPEC, attempt_key, log_prefix
+from flywheel_trainer.jobs.files import FAILURE, OUTCOME, SPEC, attempt_key, checkpoint_prefix, log_prefix
 from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.kinds import Launch
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.ports import TrainingSets, Weights
 from flywheel_trainer.jobs.resources import Request
+from flywheel_trainer.jobs.sources import Sources, source_key
 from flywheel_trainer.jobs.train_spec import TrainSpec, check_spec, check_weight_column
-from flywheel_trainer.recipes.artifacts import ARTIFACTS
-from flywheel_trainer.recipes.outcome import Outcome
-from flywheel_trainer.recipes.tabular.spec import Column, TabularSpec, WarmStart
 
-RECIPE = "flywheel_trainer.recipes.tabular"
+DRIVER = "flywheel_job"
 """Module that an attempt runs."""
 
 
@@ -37,11 +40,16 @@ class TrainSettings:
 class TrainKind:
     """`Kind` of TRAIN jobs."""
 
-    def __init__(self, training_sets: TrainingSets, weights: Weights, settings: TrainSettings) -> None:
-        self._training_sets, self._weights, self._settings = training_sets, weights, settings
+    def __init__(
+        self, training_sets: TrainingSets, weights: Weights, sources: Sources, settings: TrainSettings
+    ) -> None:
+        self._training_sets, self._weights, self._sources = training_sets, weights, sources
+        self._settings = settings
 
     async def validate(self, spec: TrainSpec) -> Mapping[str, Any]:
         check_spec(spec)
+        if spec.code is not None:
+            return await self._validate_code(spec.code, spec.workers)
         training_set = await self._training_sets.get(spec.training_set)
         if spec.workers > training_set.row_count:
             raise InvalidSpec(
@@ -62,6 +70,22 @@ class TrainKind:
             "warm_start": warm,
         }
 
+    async def _validate_code(self, code: CodeRecipe, workers: int) -> Mapping[str, Any]:
+        if code.source_sha256:
+            await self._sources.require(code.source_sha256)
+        data = {}
+        for name, resource in code.training_sets.items():
+            found = await self._training_sets.get(resource)
+            if workers > found.row_count:
+                raise InvalidSpec(
+                    f"train.workers is {workers}, but each worker needs a row and {resource} has "
+                    f"{found.row_count}.",
+                    field="train.workers",
+                )
+            columns = [[column.name, column.data_type] for column in found.columns]
+            data[name] = {"uri": found.uri, "columns": columns, "content_hash": found.content_hash}
+        return {"data": data}
+
     def request(self, spec: TrainSpec) -> Request:
         cpus = spec.cpus_per_worker or self._settings.cpus_per_worker
         return Request(spec.workers, cpus, spec.gpus_per_worker)
@@ -70,33 +94,83 @@ class TrainKind:
         return spec.limits
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
-        warm = details["warm_start"]
-        request = self.request(job.spec)
-
-        def uri(file: str) -> str:
-            return f"s3://{self._settings.bucket}/{attempt_key(job.name, attempt, file)}"
-
-        spec = TabularSpec(
+        spec = LaunchSpec(
             job=str(job.name),
             run=str(job.run),
-            training_set=job.spec.training_set,
-            uri=details["uri"],
-            columns=tuple(Column(name, data_type) for name, data_type in details["columns"]),
-            output_uri=f"s3://{self._settings.bucket}/{ARTIFACTS}",
-            outcome_uri=uri(OUTCOME),
-            failure_uri=uri(FAILURE),
-            log_uri=f"s3://{self._settings.bucket}/{log_prefix(job.name, '').rstrip('/')}",
             attempt=attempt,
+            output_uri=f"s3://{self._settings.bucket}/{ARTIFACTS}",
+            outcome_uri=self._uri(job, attempt, OUTCOME),
+            failure_uri=self._uri(job, attempt, FAILURE),
+            checkpoint_uri=f"s3://{self._settings.bucket}/{checkpoint_prefix(job.name)}",
+            log_uri=f"s3://{self._settings.bucket}/{log_prefix(job.name, '').rstrip('/')}",
             trainer_address=self._settings.metrics_address,
             workers=job.spec.workers,
-            gpus_per_worker=job.spec.gpus_per_worker,
-            cpus_per_worker=request.cpus_per_worker,
-            hyperparameters=job.spec.hyperparameters,
+            **(
+                self._tabular(job.spec, details)
+                if job.spec.code is None
+                else self._code(job.spec, job.spec.code, details)
+            ),
+        )
+        command = (self._settings.python, "-m", DRIVER, self._uri(job, attempt, SPEC))
+        return Launch({SPEC: spec.to_json()}, command)
+
+    def _tabular(self, spec: TrainSpec, details: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a LaunchSpec for the tabular recipe."""
+        warm = details["warm_start"]
+        columns = tuple(Column(name, data_type) for name, data_type in details["columns"])
+        recipe = TabularSpec(
+            training_set=spec.training_set,
+            uri=details["uri"],
+            columns=columns,
+            workers=spec.workers,
+            hyperparameters=spec.hyperparameters,
             warm_start=WarmStart(**warm) if warm else None,
         )
-        return Launch({SPEC: spec.to_json()}, (self._settings.python, "-m", RECIPE, uri(SPEC)))
+        return {
+            "check": CHECK,
+            "function": TRAIN,
+            "export": EXPORT,
+            "params": recipe.params(),
+            "data": {"train": DataSet(details["uri"], spec.training_set, columns)},
+            "resources": Resources(cpus=self.request(spec).cpus_per_worker, gpus=spec.gpus_per_worker),
+            "seed": spec.hyperparameters.seed,
+        }
+
+    def _code(self, spec: TrainSpec, code: CodeRecipe, details: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields of a LaunchSpec for training code."""
+        uri = f"s3://{self._settings.bucket}/{source_key(code.source_sha256)}"
+        return {
+            "check": code.check,
+            "function": code.function,
+            "export": code.export,
+            "source": Source(uri, code.source_sha256) if code.source_sha256 else None,
+            "params": code.params,
+            "data": {
+                name: DataSet(
+                    one["uri"],
+                    code.training_sets[name],
+                    tuple(Column(*column) for column in one["columns"]),
+                    one["content_hash"],
+                )
+                for name, one in details["data"].items()
+            },
+            "resources": Resources(
+                self.request(spec).cpus_per_worker,
+                spec.gpus_per_worker,
+                code.memory_bytes_per_worker,
+                code.accelerator_type,
+                dict(code.environment),
+            ),
+            "seed": code.seed,
+            "provenance": dict(code.provenance),
+        }
+
+    def _uri(self, job: Job, attempt: int, file: str) -> str:
+        return f"s3://{self._settings.bucket}/{attempt_key(job.name, attempt, file)}"
 
     def progress(self, job: Job, steps: Mapping[str, int]) -> Mapping[str, Any]:
+        if job.spec.code is not None:
+            return {"done": max(steps.values(), default=0), "total": 0, "unit": "step"}
         total = job.spec.hyperparameters.epochs
         return {"done": steps.get("train_loss", 0), "total": total, "unit": "epoch"}
 

@@ -6,9 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
+from flywheel_job.launch import Column
+from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_trainer.jobs.code import CodeRecipe, check_code
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.limits import Limits, check_limits
-from flywheel_trainer.recipes.tabular.spec import Column, Hyperparameters
 
 MAX_WORKERS = 1024
 WEIGHT_TYPES = ("BOOL", "INT64", "FLOAT32", "FLOAT64")
@@ -30,13 +32,16 @@ class TrainSpec:
     cpus_per_worker: float = 0.0
     """0: the trainer's setting."""
     limits: Limits = field(default_factory=Limits)
+    code: CodeRecipe | None = None
+    """The training code; None: the tabular recipe."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
         """The inverse of `asdict` followed by a round trip through JSON."""
         hyperparameters = Hyperparameters.from_json(fields["hyperparameters"])
         limits = Limits.from_json(fields.get("limits", {}))
-        return cls(**{**fields, "hyperparameters": hyperparameters, "limits": limits})
+        code = CodeRecipe.from_json(fields.get("code"))
+        return cls(**{**fields, "hyperparameters": hyperparameters, "limits": limits, "code": code})
 
 
 def check_spec(spec: TrainSpec) -> None:
@@ -45,7 +50,8 @@ def check_spec(spec: TrainSpec) -> None:
     sizes_fit = all(1 <= size <= 65_536 for size in hyper.hidden_sizes)
     problems = [
         (not spec.experiment, "experiment", "must name the experiment of the run"),
-        (not spec.training_set, "training_set", "must name a training set"),
+        (spec.code is None and not spec.training_set, "training_set", "must name a training set"),
+        (spec.code is not None and bool(spec.training_set), "training_set", "must be empty with `code`"),
         (not 1 <= spec.workers <= MAX_WORKERS, "workers", f"must be between 1 and {MAX_WORKERS}"),
         (not 0 <= spec.cpus_per_worker <= 1024, "cpus_per_worker", "must be between 0 and 1024"),
         (not sizes_fit, "tabular.hidden_sizes", "must be between 1 and 65536"),
@@ -62,6 +68,8 @@ def check_spec(spec: TrainSpec) -> None:
         if wrong:
             raise InvalidSpec(f"train.{name} {rule}.", field=f"train.{name}")
     check_limits(spec.limits, "train.limits")
+    if spec.code is not None:
+        check_code(spec.code)
     if spec.warm_start and "/versions/" not in spec.warm_start:
         raise InvalidSpec(
             "train.tabular.warm_start must name a model version "

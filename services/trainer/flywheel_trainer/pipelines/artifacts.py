@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 
 from flywheel_common.storage.objects import ObjectStore
+from flywheel_job.artifacts import artifact_key
 from flywheel_trainer.jobs.errors import DigestMismatch
-from flywheel_trainer.recipes.artifacts import artifact_key
 
 
 async def read_verified(objects: ObjectStore, sha256: str) -> bytes:

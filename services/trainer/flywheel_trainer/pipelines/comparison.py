@@ -9,19 +9,13 @@ from typing import Any, Protocol
 
 import polars as pl
 
-from flywheel_trainer.evaluation.calibration import Calibration, Platt
-from flywheel_trainer.evaluation.metrics import evaluate
+from flywheel_job.evaluation.calibration import Calibration, Platt
+from flywheel_job.evaluation.metrics import evaluate
+from flywheel_job.launch import LABEL, TIME
+from flywheel_job.recipes.dataset import Split, encode, in_time_order, labels_of, weights_of
+from flywheel_job.scoring import onnx_scores, open_session
+from flywheel_job.signature import Input
 from flywheel_trainer.jobs.ports import TrainingSet
-from flywheel_trainer.recipes.tabular.dataset import (
-    Input,
-    Split,
-    encode,
-    in_time_order,
-    labels_of,
-    weights_of,
-)
-from flywheel_trainer.recipes.tabular.scoring import onnx_scores, open_session
-from flywheel_trainer.recipes.tabular.spec import LABEL, TIME
 
 
 @dataclass(frozen=True)

@@ -108,4 +108,6 @@ def check_pipeline(spec: PipelineSpec, project: str) -> None:
         raise InvalidSpec("spine is missing: set its source or its file.", field="spec.spine")
     if not 0 <= spec.threshold <= 1:
         raise InvalidSpec("threshold must be between 0 and 1.", field="spec.threshold")
+    if spec.train.code is not None:
+        raise InvalidSpec("train.code cannot be part of a pipeline: submit a job.", field="train.code")
     check_spec(replace(spec.train, training_set="set by the pipeline"))

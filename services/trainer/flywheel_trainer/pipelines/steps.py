@@ -18,7 +18,10 @@ from typing import Any
 from flywheel_common.clock import Clock
 from flywheel_common.errors import FlywheelError, Internal
 from flywheel_common.storage.objects import ObjectStore
-from flywheel_trainer.evaluation.calibration import Platt
+from flywheel_job.artifacts import MODEL, REPORT
+from flywheel_job.errors import TrainingFailed
+from flywheel_job.evaluation.calibration import Platt
+from flywheel_job.outcome import Artifact
 from flywheel_trainer.jobs.errors import CancelledOnRequest
 from flywheel_trainer.jobs.job import ENDED, Job, JobState
 from flywheel_trainer.jobs.use_cases import Jobs
@@ -27,9 +30,6 @@ from flywheel_trainer.pipelines.comparison import Compare
 from flywheel_trainer.pipelines.errors import LeakingTrainingSet, TrainingSetFailed, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName
 from flywheel_trainer.pipelines.ports import FeaturePeer, PipelineStore, RegistryPeer
-from flywheel_trainer.recipes.artifacts import MODEL, REPORT
-from flywheel_trainer.recipes.errors import TrainingFailed
-from flywheel_trainer.recipes.outcome import Artifact
 from flywheel_trainer.runs.run import RunName
 from flywheel_trainer.runs.use_cases import Runs
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flywheel_trainer.recipes.outcome import MetricPoint
+from flywheel_job.outcome import MetricPoint
 from flywheel_trainer.runs.errors import InvalidMetricKey, TooManyPoints, UnequalColumns
 
 MAX_POINTS = 100_000

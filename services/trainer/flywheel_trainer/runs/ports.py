@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Protocol
 
 from flywheel_common.paging import Page
-from flywheel_trainer.recipes.outcome import MetricPoint
+from flywheel_job.outcome import MetricPoint
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, Run, RunName, RunUpdate

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import ClassVar
 
 from flywheel_common.names import Pattern, ResourceName
-from flywheel_trainer.recipes.outcome import Artifact
+from flywheel_job.outcome import Artifact
 
 DEFAULT_LEASE_SECONDS = 60.0
 """Lease of a run whose creator gives none; `runs.lease` says when it expires."""

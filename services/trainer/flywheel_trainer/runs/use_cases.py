@@ -9,7 +9,7 @@ from flywheel_common.clock import Clock
 from flywheel_common.ids import Ids
 from flywheel_common.names import check_id
 from flywheel_common.paging import Page
-from flywheel_trainer.recipes.outcome import MetricPoint
+from flywheel_job.outcome import MetricPoint
 from flywheel_trainer.runs.errors import InvalidLease, InvalidState, UnknownRun
 from flywheel_trainer.runs.filter_terms import Term
 from flywheel_trainer.runs.metric_points import LoggedPoints, metric_points

@@ -122,12 +122,13 @@ def _raw(tensor: Array) -> bytes:
 
 def _array(response: pb.ModelInferResponse, name: str) -> Array:
     """The only output tensor of a response. Raises WrongShape."""
-    found = [f"{output.datatype} {list(output.shape)}" for output in response.outputs]
-    raw = response.raw_output_contents
-    if len(found) == 1 and len(raw) == 1:
-        dtype, shape = _DTYPES.get(response.outputs[0].datatype), tuple(response.outputs[0].shape)
-        if dtype is not None and len(raw[0]) == math.prod(shape) * dtype.itemsize:
-            return np.frombuffer(raw[0], dtype).reshape(shape)
+    outputs, raw = response.outputs, response.raw_output_contents
+    if len(outputs) == 1 and len(raw) == 1:
+        content, shape = raw[0], tuple(outputs[0].shape)
+        dtype = _DTYPES.get(outputs[0].datatype)
+        if dtype is not None and len(content) == math.prod(shape) * dtype.itemsize:
+            return np.frombuffer(content, dtype).reshape(shape)
+    found = [f"{output.datatype} {list(output.shape)}" for output in outputs]
     raise WrongShape(f"{name} returned {', '.join(found) or 'no output'}: one float tensor is expected.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -16,14 +17,15 @@ from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
-from flywheel_monitor.windows.panes import PaneAccumulator, rollup_widths, sum_panes
+from flywheel_monitor.windows.panes import PaneAccumulator, sum_panes
 from flywheel_monitor.windows.rows import Rows
 from flywheel_monitor.windows.span import ALL_TIME, Span
 from flywheel_monitor.windows.support import SUPPORT, oldest_skipped
 
 _VARIANT = """
-SELECT id FROM variant WHERE rollout = $1 AND release = $2 AND role = $3 AND ($4::bigint = 0 OR generation =
-$4) ORDER BY id
+SELECT t.id, v.minutes_from_us FROM variant t JOIN model_version v ON v.id = t.model_version_id
+WHERE t.rollout = $1 AND t.release = $2 AND t.role = $3 AND ($4::bigint = 0 OR t.generation = $4) ORDER BY
+t.id
 """
 _ROWS = """
 SELECT p.event_time, p.segment, p.score, p.source, p.decision, p.outputs, p.latency_ms, p.cost, p.failed,
@@ -49,11 +51,11 @@ class ComparisonRows:
 
     async def variant_window(self, name: VariantName, since_us: int) -> WindowCounts:
         first_pane = -(-since_us // self._pane_us) * self._pane_us
-        widths = (self._pane_us, *rollup_widths(self._pane_us))
         total: WindowCounts | None = None
-        for variant in await self._variants(name):
+        for variant, minutes_from in await self._variants(name):
             layout, span = variant.version.layout, Span(first_pane, ALL_TIME.end_us)
-            found = await sum_of_panes(self._conn, [variant.id], layout, span, "", widths)
+            parts = replace(variant.version, minutes_from_us=minutes_from).kept(self._pane_us).pieces(span)
+            found = await sum_of_panes(self._conn, [variant.id], layout, parts, "")
             if since_us < first_pane:
                 found = found.plus(await self._rows_between(variant, Span(since_us, first_pane)))
             total = total.plus(found) if total and total.layout is layout else found
@@ -62,14 +64,15 @@ class ComparisonRows:
     async def covered(
         self, names: Sequence[VariantName], since_us: int, total: int
     ) -> tuple[int, int] | None:
-        ids = [v.id for name in names for v in await self._variants(name)]
+        ids = [v.id for name in names for v, _ in await self._variants(name)]
         first = await self._conn.fetchval(_OLDEST, ids, since_us, oldest_skipped(total))
         last = await self._conn.fetchval(_NEWEST, ids, since_us, SUPPORT - 1)
         return None if first is None or last is None or first > last else (first, last)
 
-    async def _variants(self, name: VariantName) -> list[Variant]:
+    async def _variants(self, name: VariantName) -> list[tuple[Variant, int]]:
+        """Each with the start of the panes that are kept of it."""
         rows = await self._conn.fetch(_VARIANT, name.rollout, name.release, int(name.role), name.generation)
-        return [await self._versions.of_variant(r["id"]) for r in rows]
+        return [(await self._versions.of_variant(r["id"]), r["minutes_from_us"]) for r in rows]
 
     async def _rows_between(self, variant: Variant, span: Span) -> WindowCounts:
         """The rows of less than one pane, counted as panes are."""

@@ -27,7 +27,8 @@ from flywheel_monitor.store.postgres.progress import advance
 from flywheel_monitor.store.postgres.variants import Variant
 from flywheel_monitor.store.postgres.versions import VersionCache, output_from_json
 from flywheel_monitor.windows.output import Output
-from flywheel_monitor.windows.panes import PaneAccumulator, rollup_widths
+from flywheel_monitor.windows.panes import PaneAccumulator
+from flywheel_monitor.windows.pieces import rollup_widths
 from flywheel_monitor.windows.support import RECENT
 
 _INSERT = """

@@ -8,7 +8,7 @@ from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.windows.counts import WindowCounts
 from flywheel_monitor.windows.layout import Layout
 from flywheel_monitor.windows.panes import PackedPane, PaneAccumulator, PaneKey, WindowSum
-from flywheel_monitor.windows.pieces import pieces
+from flywheel_monitor.windows.pieces import Piece
 from flywheel_monitor.windows.span import Span
 
 _READ = """
@@ -80,12 +80,10 @@ async def sum_of_panes(
     conn: Connection,
     variant_ids: Sequence[int],
     layout: Layout,
-    span: Span,
+    parts: Sequence[Piece],
     segment: str,
-    widths: Sequence[int],
 ) -> WindowCounts:
-    """The sum of the panes in the span, from as few of these widths (the narrowest first) as possible."""
-    parts = pieces(span, widths)
+    """The sum of the panes in the pieces."""
     columns = [[p.width_us for p in parts], [p.span.start_us for p in parts], [p.span.end_us for p in parts]]
     # One snapshot: a pane that is written in between is in both statements or in none.
     async with conn.transaction(isolation=None if conn.is_in_transaction() else "repeatable_read"):

@@ -14,7 +14,7 @@ from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.store.postgres.panes import extent, sum_of_panes
 from flywheel_monitor.windows.blocks import MAX_BLOCKS
 from flywheel_monitor.windows.counts import WindowCounts
-from flywheel_monitor.windows.panes import rollup_widths
+from flywheel_monitor.windows.pieces import rollup_widths
 from flywheel_monitor.windows.span import Span
 
 _SERVED = "SELECT id FROM variant WHERE model_version_id = $1 AND role <> 3"
@@ -40,6 +40,19 @@ labels AS (
 )
 SELECT count(*) FROM gone
 """
+_COMPACT = """
+WITH old AS (
+    SELECT p.ctid FROM pane p JOIN variant t ON t.id = p.variant_id JOIN model_version v ON v.id =
+    t.model_version_id WHERE p.width_us = $1 AND v.rolled_up AND p.start_us < v.minutes_from_us AND
+    v.minutes_from_us <> 0 LIMIT 5000
+), gone AS (DELETE FROM pane WHERE ctid IN (SELECT ctid FROM old) RETURNING 1)
+SELECT count(*) FROM gone
+"""
+_MINUTES_FROM = """
+UPDATE model_version v SET minutes_from_us = (w.reached - $1) / $2 * $2 FROM (
+    SELECT model_id, max(reached_us) AS reached FROM progress WHERE NOT labels GROUP BY model_id
+) w WHERE w.model_id = v.model_id AND v.rolled_up AND (w.reached - $1) / $2 * $2 > v.minutes_from_us
+"""
 _STATUS = """
 SELECT coalesce(sum(predictions), 0) AS predictions, coalesce(sum(outcomes), 0) AS outcomes,
     coalesce(sum(orphans), 0) AS orphans, coalesce(sum(duplicates), 0) AS duplicates,
@@ -59,12 +72,10 @@ class PredictionRows:
     _pane_us: int
 
     async def window(self, version: WatchedVersion, span: Span, segment: str = "") -> WindowCounts:
-        rollups = rollup_widths(self._pane_us) if version.rolled_up else ()
         variants = await self._served_variants(version.id)
         # Panes wider than a block of the window would hide how dependent its rows are.
-        length = span.end_us - span.start_us
-        widths = (self._pane_us, *(w for w in rollups if length >= w * MAX_BLOCKS))
-        return await sum_of_panes(self._conn, variants, version.layout, span, segment, widths)
+        parts = version.kept(self._pane_us).pieces(span, MAX_BLOCKS)
+        return await sum_of_panes(self._conn, variants, version.layout, parts, segment)
 
     async def quality(self, version_id: int, span: Span, window: WindowCounts, segment: str = "") -> Quality:
         found = quality(window)
@@ -76,19 +87,43 @@ class PredictionRows:
             found, np.array(row["scores"] or [], np.float64), np.array(row["labels"] or [], np.float64)
         )
 
-    async def event_range(self, version_id: int, span: Span, segment: str) -> tuple[int | None, int | None]:
-        variants = await self._served_variants(version_id)
-        first, last = await extent(self._conn, variants, span, segment, self._pane_us)
-        ends: list[int | None] = []
-        for statement, pane in ((_FIRST, first), (_LAST, last)):
-            if pane is None:
-                return None, None
-            exact = await self._conn.fetchval(statement, variants, pane, pane + self._pane_us, segment)
-            ends.append(pane if exact is None else exact)
-        return ends[0], ends[1]
+    async def event_range(
+        self, version: WatchedVersion, span: Span, segment: str
+    ) -> tuple[int | None, int | None]:
+        variants = await self._served_variants(version.id)
+        kept = version.kept(self._pane_us)
+        lows: list[tuple[int, int]] = []
+        highs: list[tuple[int, int]] = []
+        for piece in kept.pieces(span, least_panes=2**62):
+            low, high = await extent(self._conn, variants, piece.span, segment, piece.width_us)
+            if low is not None and high is not None:
+                lows.append((low, piece.width_us))
+                highs.append((high, piece.width_us))
+        if not lows:
+            return None, None
+        return (
+            await self._exact(_FIRST, variants, min(lows), segment),
+            await self._exact(_LAST, variants, max(highs), segment),
+        )
+
+    async def _exact(self, statement: str, variants: list[int], pane: tuple[int, int], segment: str) -> int:
+        """The first or last event time in a pane (start, width), or its start if its rows are deleted."""
+        start, width = pane
+        found = await self._conn.fetchval(statement, variants, start, start + width, segment)
+        return start if found is None else int(found)
 
     async def prune(self, arrived_before: datetime) -> int:
         return int(await self._conn.fetchval(_PRUNE, arrived_before))
+
+    async def compact(self, keep_us: int) -> int:
+        rollups = rollup_widths(self._pane_us)
+        if not rollups:
+            return 0
+        # What an earlier pass has announced: no reader still expects these panes.
+        deleted = int(await self._conn.fetchval(_COMPACT, self._pane_us))
+        if not deleted:
+            await self._conn.execute(_MINUTES_FROM, keep_us, rollups[-1])
+        return deleted
 
     async def counts(self, project: str) -> IngestCounts:
         return IngestCounts(

@@ -13,6 +13,7 @@ from flywheel_monitor.evaluation.verdicts import WindowVerdict
 from flywheel_monitor.references.version import WatchedVersion
 from flywheel_monitor.store.postgres.progress import reached
 from flywheel_monitor.store.postgres.versions import SELECT_VERSION, watched_version
+from flywheel_monitor.windows.pieces import rollup_widths
 from flywheel_monitor.windows.span import Span
 from flywheel_monitor.windows.watermark import ReachedTimes
 
@@ -22,7 +23,9 @@ WHERE NOT EXISTS (SELECT FROM waiting_batch w WHERE w.model_version = v.name) OR
 """
 _WINDOWS = """
 SELECT DISTINCT p.start_us / $4 * $4 AS w FROM pane p JOIN variant t ON t.id = p.variant_id
-WHERE t.model_version_id = $1 AND t.role <> 3 AND p.segment = '' AND p.width_us = $5
+    JOIN model_version v ON v.id = t.model_version_id
+WHERE v.id = $1 AND t.role <> 3 AND p.segment = ''
+    AND p.width_us = CASE WHEN v.rolled_up THEN $5::bigint ELSE $6::bigint END
     AND p.start_us >= $2 AND p.start_us < $3 ORDER BY w
 """
 _PUT_REPORT = """
@@ -79,8 +82,15 @@ class ReportRows:
         ]
 
     async def windows(self, version_id: int, start_us: int, end_us: int, window_us: int) -> list[Span]:
-        rows = await self._conn.fetch(_WINDOWS, version_id, start_us, end_us, window_us, self._pane_us)
+        rows = await self._conn.fetch(
+            _WINDOWS, version_id, start_us, end_us, window_us, self._enumerated(window_us), self._pane_us
+        )
         return [Span(r["w"], r["w"] + window_us) for r in rows]
+
+    def _enumerated(self, window_us: int) -> int:
+        """The width of the panes that windows are found by: hours, which are never deleted, if they fit."""
+        hour = rollup_widths(self._pane_us)[:1]
+        return hour[0] if hour and window_us % hour[0] == 0 else self._pane_us
 
     async def lock(self, version_id: int) -> WatchedVersion:
         return watched_version(await self._conn.fetchrow(_LOCK, version_id))

@@ -35,7 +35,8 @@ VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (name) DO NOTHING
 """
 _VERSION_COLUMNS = """
 SELECT v.id, v.name, v.model_id, m.name AS model, v.reference_hash, v.reference, v.reference_reason,
-    v.metrics, v.score_reference, v.first_labels, v.output, v.rolled_up"""
+    v.metrics, v.score_reference, v.first_labels, v.output, v.rolled_up,
+    v.minutes_from_us"""
 _VERSION_TABLES = "\nFROM model_version v JOIN model m ON m.id = v.model_id\n"
 SELECT_VERSION = _VERSION_COLUMNS + _VERSION_TABLES
 _VERSION = SELECT_VERSION + "WHERE v.name = $1"
@@ -236,4 +237,5 @@ def watched_version(row: Mapping[str, object]) -> WatchedVersion:
         first_window=None if first is None else score_reference_from_json(json.loads(str(first))),
         first_labels=tuple(json.loads(str(row["first_labels"] or "[]"))),
         rolled_up=bool(row["rolled_up"]),
+        minutes_from_us=int(str(row["minutes_from_us"])),
     )

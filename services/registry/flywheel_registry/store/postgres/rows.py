@@ -17,7 +17,14 @@ from flywheel_registry.models.variant import Variant
 from flywheel_registry.models.version import Artifact, GoldenRows, ModelVersion
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
 from flywheel_registry.policies.rollout_policy import RolloutPolicy, StepOverride
-from flywheel_registry.releases.release import Calibration, Isotonic, Platt, Release, Temperature
+from flywheel_registry.releases.release import (
+    Calibration,
+    FeaturePolicy,
+    Isotonic,
+    Platt,
+    Release,
+    Temperature,
+)
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.state_machine import Progress, RolloutState
 from flywheel_registry.rollouts.verdict import Decision
@@ -155,6 +162,7 @@ def release_body(value: Release) -> str:
         "segment_keys": list(value.segment_keys),
         "segment_thresholds": dict(value.segment_thresholds),
         "default_values": list(value.default_values),
+        "feature_policies": [[p.feature, p.missing, p.stale, p.default] for p in value.feature_policies],
     }
     match value.calibration:
         case Platt(slope, intercept):
@@ -189,6 +197,7 @@ def release(row: Row) -> Release:
         # Releases cannot be changed, so those from before these fields do not have them.
         segment_thresholds=body.get("segment_thresholds", {}),
         default_values=tuple(body.get("default_values", ())),
+        feature_policies=tuple(FeaturePolicy(*parts) for parts in body.get("feature_policies", ())),
         created_at=row["created_at"],
         created_by=row["created_by"],
     )

@@ -9,12 +9,12 @@ import grpc
 from google.protobuf.json_format import ParseDict
 
 from flywheel_common.errors import NotFound
+from flywheel_job.launch import LABEL, Column
 from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc, training_set_pb2
 from flywheel_protos.types.v1 import job_pb2, value_pb2
 from flywheel_trainer.jobs.errors import ShortFeatureNames, UnknownTrainingSet
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import TrainingSet
-from flywheel_trainer.recipes.tabular.spec import LABEL, Column
 from flywheel_trainer.store.grpc.calls import response_of
 
 PEER = "feature"

@@ -14,13 +14,13 @@ from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_common.signature import FLOAT32, INPUT, SCORE
 from flywheel_common.signature_messages import to_message
 from flywheel_common.tensors import Tensor
+from flywheel_job.artifacts import MODEL
+from flywheel_job.evaluation.calibration import IDENTITY, Calibration, Isotonic, Platt
+from flywheel_job.signature import Input
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import value_pb2
-from flywheel_trainer.evaluation.calibration import IDENTITY, Calibration, Isotonic, Platt
 from flywheel_trainer.jobs.errors import DigestMismatch
 from flywheel_trainer.pipelines.comparison import ChampionModel
-from flywheel_trainer.recipes.artifacts import MODEL
-from flywheel_trainer.recipes.tabular.dataset import Input
 from flywheel_trainer.store.grpc.calls import response_of
 
 PEER = "registry"

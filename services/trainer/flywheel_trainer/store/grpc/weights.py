@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from flywheel_common.errors import NotFound
 from flywheel_common.storage.objects import ObjectStore
+from flywheel_job.artifacts import WEIGHTS, artifact_key
 from flywheel_trainer.jobs.errors import UnknownModelVersion
-from flywheel_trainer.recipes.artifacts import WEIGHTS, artifact_key
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from flywheel_common.paging import Key, Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
-from flywheel_trainer.recipes.outcome import Artifact, MetricPoint, Outcome
+from flywheel_job.outcome import Artifact, MetricPoint, Outcome
 from flywheel_trainer.runs.errors import (
     AttemptEnded,
     ExperimentExists,

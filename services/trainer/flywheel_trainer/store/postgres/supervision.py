@@ -9,10 +9,10 @@ from typing import Any
 
 from flywheel_common.postgres.lease import fence
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
+from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, Watch, engine_id
 from flywheel_trainer.jobs.job import ENDED, JobName, JobState
 from flywheel_trainer.jobs.ports import ActiveJob
-from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.run import RunName, RunState
 from flywheel_trainer.store.postgres.jobs import SELECT_JOB, job_of
 from flywheel_trainer.store.postgres.runs import end_run_with_outcome

@@ -5,7 +5,7 @@ from __future__ import annotations
 import polars as pl
 from pyarrow import fs
 
-from flywheel_trainer.recipes import objects
+from flywheel_job import objects
 
 
 class ParquetTables:

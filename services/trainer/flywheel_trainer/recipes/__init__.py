@@ -1,1 +1,0 @@
-"""Built-in training code: the part of the trainer that runs inside Ray."""

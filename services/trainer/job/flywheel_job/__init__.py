@@ -1,0 +1,1 @@
+"""Training code and its runtime: the part of the trainer that runs inside Ray."""

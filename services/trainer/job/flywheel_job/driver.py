@@ -1,0 +1,176 @@
+"""Runs a job: check, a group of ranks on Ray, export; and writes its outcome, the only process that does."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from pyarrow import fs
+
+from flywheel_common.errors import FlywheelError
+from flywheel_job import objects
+from flywheel_job.errors import TrainingFailed, WorkerLost
+from flywheel_job.job_logs.storing import output_copied_to, stored_log
+from flywheel_job.launch import LaunchSpec
+from flywheel_job.outcome import Outcome
+
+LOST_WORKER = frozenset(
+    {
+        "ActorDiedError",
+        "ActorUnavailableError",
+        "NodeDiedError",
+        "OutOfMemoryError",
+        "OwnerDiedError",
+        "RayActorError",
+        "WorkerCrashedError",
+    }
+)
+"""Names of Ray's exceptions for a worker whose process or machine is gone."""
+
+Group = Callable[[LaunchSpec], None]
+"""Runs all ranks; returns when all have ended, and raises if one failed."""
+
+
+def run(spec: LaunchSpec, store: fs.FileSystem, group: Group | None = None) -> int:
+    """Run the job, write its outcome, and return the exit status.
+
+    Rank 0 leaves its result after all ranks have returned from the function, so a failure after that does not
+    undo the success.
+    """
+    try:
+        outcome = _run(spec, store, group or run_on_ray)
+    except Exception as error:  # noqa: BLE001 - the outcome contains every failure
+        traceback.print_exc()
+        failure = Outcome.failed(failure_of(error))
+        objects.write(store, spec.failure_uri or spec.outcome_uri, failure.to_json())
+        return 1
+    objects.write(store, spec.outcome_uri, outcome.to_json())
+    return 0
+
+
+def _run(spec: LaunchSpec, store: fs.FileSystem, group: Group) -> Outcome:
+    from flywheel_job.worker import call
+
+    if spec.check:
+        call(spec.check, spec, store)
+    try:
+        group(spec)
+    except Exception:
+        if not objects.files_under(store, spec.result_uri):
+            raise
+        # All ranks had called the function to its end: what failed was the end of a process.
+        traceback.print_exc()
+    outcome = Outcome.from_json(objects.read(store, spec.result_uri))
+    if spec.export:
+        exported = call(spec.export, spec, store)
+        outcome = replace(
+            outcome,
+            artifacts=outcome.artifacts + exported.artifacts,
+            points=outcome.points + exported.points,
+        )
+    return outcome
+
+
+def run_on_ray(spec: LaunchSpec) -> None:
+    """Run a group of workers, which Ray places together or not at all."""
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    import ray
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    needed = spec.resources
+    per_worker = {"CPU": needed.cpus}
+    if needed.gpus:
+        per_worker["GPU"] = needed.gpus
+    if needed.memory_bytes:
+        per_worker["memory"] = needed.memory_bytes
+    ray.init(
+        log_to_driver=True,
+        logging_level="warning",
+        runtime_env={"env_vars": dict(needed.environment)} if needed.environment else None,
+    )
+    with tempfile.TemporaryDirectory(prefix="flywheel-train-") as folder:
+        TorchTrainer(
+            run_rank,
+            train_loop_config={"spec": spec.to_json().decode()},
+            torch_config=TorchConfig(backend="nccl" if needed.gpus else "gloo"),
+            scaling_config=ScalingConfig(
+                num_workers=spec.workers,
+                use_gpu=needed.gpus > 0,
+                resources_per_worker=per_worker,
+                accelerator_type=needed.accelerator_type or None,
+            ),
+            run_config=RunConfig(name=spec.job.rsplit("/", 1)[-1], storage_path=folder),
+        ).fit()
+
+
+def run_rank(config: dict[str, str]) -> None:
+    """Entry point of every Ray Train worker; rank 0 leaves its result for the driver."""
+    import ray.train
+    import ray.train.torch
+    import torch
+    import torch.distributed as dist
+
+    from flywheel_job.worker import call
+
+    spec = LaunchSpec.from_json(config["spec"].encode())
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    store = objects.open_store()
+    device = ray.train.torch.get_device()
+    with stored_output(spec, store, rank):
+        outcome = call(spec.function, spec, store, rank=rank, world_size=world, device=device)
+        if dist.is_initialized():
+            dist.barrier()
+        if rank == 0:
+            objects.write(store, spec.result_uri, outcome.to_json())
+
+
+@contextmanager
+def stored_output(spec: LaunchSpec, store: fs.FileSystem, rank: int) -> Iterator[None]:
+    """Store what this rank writes as its own log stream."""
+    if not spec.log_uri:
+        yield
+        return
+    folder = f"{objects.path_of(spec.log_uri)}/rank-{rank}"
+    with stored_log(store, folder, spec.attempt, last_flush_seconds=5) as log, output_copied_to(log):
+        yield
+
+
+def failure_of(error: BaseException) -> FlywheelError:
+    """The error that the outcome reports: the cause if it has a reason of its own, else TrainingFailed."""
+    cause = root_cause(error)
+    if isinstance(cause, FlywheelError):
+        return cause
+    if type(cause).__name__ in LOST_WORKER and type(cause).__module__.startswith("ray."):
+        return WorkerLost(f"A worker was lost: {str(cause).strip()}"[:2000])
+    return TrainingFailed(f"{type(cause).__name__}: {str(cause).strip()}"[:2000])
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The exception of the worker inside the exceptions that Ray wraps around it.
+
+    Of several failed workers, the one that failed first is the cause: the others lost their peer. The causes
+    of an error that has a reason are details of it.
+    """
+    seen: set[int] = set()
+    while id(error) not in seen and not isinstance(error, FlywheelError):
+        seen.add(id(error))
+        inner = _first_failure(getattr(error, "worker_failures", None) or {})
+        inner = inner or getattr(error, "cause", None) or error.__cause__
+        if not isinstance(inner, BaseException):
+            return error
+        error = inner
+    return error
+
+
+def _first_failure(failures: dict[int, Any]) -> BaseException | None:
+    causes = [root_cause(one) for one in failures.values()]
+    return min(causes, key=lambda one: getattr(one, "failed_at", math.inf), default=None)

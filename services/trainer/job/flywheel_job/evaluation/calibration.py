@@ -1,0 +1,103 @@
+"""Platt scaling on logits: p = σ(slope · logit(score) + intercept), fitted by maximum likelihood.
+
+Platt, "Probabilistic outputs for support vector machines", 1999; without his target smoothing, because the
+calibration rows number thousands and the fit must equal an unpenalised logistic regression.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from flywheel_common.arrays import Floats
+from flywheel_job.evaluation.metrics import EPSILON, Weights
+
+
+@dataclass(frozen=True)
+class Platt:
+    """The fitted parameters; slope 1 and intercept 0 are the identity."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+    def apply(self, scores: npt.ArrayLike) -> Floats:
+        """Calibrated probabilities of raw scores."""
+        return sigmoid(self.slope * logit(scores) + self.intercept)
+
+
+IDENTITY = Platt()
+
+
+def logit(scores: npt.ArrayLike) -> Floats:
+    """log(p / (1 - p)) with p clipped to [1e-7, 1 - 1e-7]."""
+    p = np.clip(np.asarray(scores, dtype=np.float64), EPSILON, 1 - EPSILON)
+    return np.log(p) - np.log1p(-p)
+
+
+def sigmoid(z: Floats) -> Floats:
+    """1 / (1 + e^-z) without overflow."""
+    e = np.exp(-np.abs(z))
+    return np.where(z >= 0, 1 / (1 + e), e / (1 + e))
+
+
+def fit_platt(
+    labels: npt.ArrayLike, scores: npt.ArrayLike, weights: Weights = None, *, iterations: int = 100
+) -> Platt:
+    """Newton's method with step halving on the convex negative log-likelihood, weighted by row.
+
+    Returns the identity if there is no finite optimum that keeps the order: one class only, equal scores,
+    rows that a threshold separates perfectly, or a slope that is not positive (it would reverse the ranking).
+    """
+    y = np.asarray(labels, dtype=np.float64)
+    z = logit(scores)
+    w = np.ones_like(y) if weights is None else np.asarray(weights, dtype=np.float64)
+    y, z, w = y[w > 0], z[w > 0], w[w > 0]
+    if len(y) < 2 or y.min() == y.max() or z.min() == z.max() or _separable(y, z):
+        return IDENTITY
+    w = w / w.mean()
+    centre, scale = float(z.mean()), float(z.std())
+    x = np.column_stack([(z - centre) / scale, np.ones_like(z)])
+    beta = np.array([scale, centre])  # the identity in standardised coordinates
+    loss = _loss(x, y, w, beta)
+    for _ in range(iterations):
+        p = sigmoid(x @ beta)
+        gradient = x.T @ (w * (p - y))
+        hessian = (x * (w * p * (1 - p))[:, None]).T @ x + 1e-12 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while (candidate := _loss(x, y, w, beta - size * step)) > loss and size > 1e-8:
+            size /= 2
+        beta, previous, loss = beta - size * step, loss, candidate
+        if previous - loss <= 1e-12 * max(1.0, abs(previous)):
+            break
+    slope = float(beta[0] / scale)
+    intercept = float(beta[1] - beta[0] * centre / scale)
+    # Rounding errors decide the sign of a standardised slope near 0.
+    rises = beta[0] > 1e-6 and np.isfinite([slope, intercept]).all()
+    return Platt(slope, intercept) if rises else IDENTITY
+
+
+def _loss(x: Floats, y: Floats, w: Floats, beta: Floats) -> float:
+    z = x @ beta
+    return float(np.sum(w * (np.logaddexp(0.0, z) - y * z)))
+
+
+def _separable(y: Floats, z: Floats) -> bool:
+    return bool(z[y == 1].min() >= z[y == 0].max() or z[y == 1].max() <= z[y == 0].min())
+
+
+@dataclass(frozen=True)
+class Isotonic:
+    """A piecewise linear function through the points (x, y), constant outside of them; x increases."""
+
+    x: tuple[float, ...]
+    y: tuple[float, ...]
+
+    def apply(self, scores: npt.ArrayLike) -> Floats:
+        """Calibrated probabilities of raw scores."""
+        return np.interp(np.asarray(scores, dtype=np.float64), self.x, self.y)
+
+
+Calibration = Platt | Isotonic

@@ -1,0 +1,98 @@
+"""Access of a job to objects on S3; endpoint and credentials come from the usual AWS_* variables."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from urllib.parse import urlsplit
+
+import polars as pl
+import pyarrow.dataset
+from pyarrow import fs
+
+from flywheel_job.artifacts import artifact_key
+
+STORE_FOLDER = "FLYWHEEL_JOB_STORE"
+"""Variable with a folder whose subfolders are the buckets, for jobs without S3."""
+
+
+def open_store() -> fs.FileSystem:
+    """The store at AWS_ENDPOINT_URL (empty: AWS itself), or the folder that FLYWHEEL_JOB_STORE names."""
+    if folder := os.environ.get(STORE_FOLDER):
+        return fs.SubTreeFileSystem(folder, fs.LocalFileSystem())
+    endpoint = urlsplit(os.environ.get("AWS_ENDPOINT_URL", ""))
+    if not endpoint.netloc:
+        return fs.S3FileSystem()
+    return fs.S3FileSystem(
+        endpoint_override=endpoint.netloc,
+        scheme=endpoint.scheme,
+        region=os.environ.get("AWS_REGION", "us-east-1"),
+        connect_timeout=10,
+        request_timeout=60,
+    )
+
+
+def path_of(uri: str) -> str:
+    """`bucket/key` of `s3://bucket/key`."""
+    parts = urlsplit(uri)
+    if parts.scheme != "s3" or not parts.netloc:
+        raise ValueError(f"{uri!r} is not an s3:// address")
+    return parts.netloc + parts.path
+
+
+def read(store: fs.FileSystem, uri: str) -> bytes:
+    with store.open_input_file(path_of(uri)) as stream:
+        return bytes(stream.read())
+
+
+def write(store: fs.FileSystem, uri: str, data: bytes) -> None:
+    create_folder(store, uri.rpartition("/")[0])
+    # By default pyarrow compresses what is written to a name that ends with .gz.
+    with store.open_output_stream(path_of(uri), compression=None) as stream:
+        stream.write(data)
+
+
+def create_folder(store: fs.FileSystem, uri: str) -> None:
+    """Create the folder in a file system; an object store has no folders."""
+    if not isinstance(store, fs.S3FileSystem):
+        store.create_dir(path_of(uri), recursive=True)
+
+
+def files_under(store: fs.FileSystem, uri: str, suffix: str = "") -> list[str]:
+    """Paths of the files at `uri`, a file or a prefix, in the order of their names."""
+    path = path_of(uri).rstrip("/")
+    if store.get_file_info(path).type == fs.FileType.File:
+        return [path]
+    found = store.get_file_info(fs.FileSelector(path, recursive=True, allow_not_found=True))
+    return sorted(one.path for one in found if one.type == fs.FileType.File and one.path.endswith(suffix))
+
+
+def delete(store: fs.FileSystem, uri: str) -> None:
+    """Delete all files under a prefix; absent ones are ignored."""
+    for path in files_under(store, uri):
+        store.delete_file(path)
+    if (
+        not isinstance(store, fs.S3FileSystem)
+        and store.get_file_info(path_of(uri)).type == fs.FileType.Directory
+    ):
+        store.delete_dir(path_of(uri))
+
+
+def put_by_digest(store: fs.FileSystem, prefix: str, data: bytes) -> tuple[str, str]:
+    """Write `data` under its SHA-256 and return (uri, hex digest).
+
+    Writing the same bytes again changes nothing.
+    """
+    digest = hashlib.sha256(data).hexdigest()
+    uri = artifact_key(digest, prefix.rstrip("/"))
+    write(store, uri, data)
+    return uri, digest
+
+
+def read_table(store: fs.FileSystem, uri: str, columns: list[str] | None = None) -> pl.DataFrame:
+    """All Parquet files under `uri` (a file or a prefix) as one frame; absent columns are left out."""
+    dataset = pyarrow.dataset.dataset(path_of(uri).rstrip("/"), filesystem=store, format="parquet")
+    wanted = None if columns is None else [c for c in dict.fromkeys(columns) if c in dataset.schema.names]
+    frame = pl.from_arrow(dataset.to_table(columns=wanted))
+    assert isinstance(frame, pl.DataFrame)
+    return frame

@@ -1,0 +1,1 @@
+"""Training of one model by several ranks: data, tensor and pipeline parallelism behind one interface."""

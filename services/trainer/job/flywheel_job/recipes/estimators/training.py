@@ -1,0 +1,109 @@
+"""The function of the estimator recipe: `flywheel_job.recipes.estimators.training:train`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from flywheel_job.context import Context
+from flywheel_job.errors import UnsupportedStrategy, UnusableTrainingSet
+from flywheel_job.evaluation.tasks import multiclass_metrics, regression_metrics
+from flywheel_job.launch import LABEL, TIME
+from flywheel_job.recipes.binary import evaluate_binary, golden_rows
+from flywheel_job.recipes.dataset import (
+    Split,
+    check_weights,
+    choose_inputs,
+    encode,
+    in_time_order,
+    labels_of,
+    split_by_time,
+    weights_of,
+)
+from flywheel_job.recipes.estimators.export import check_parity, to_onnx
+from flywheel_job.recipes.estimators.fitting import fit, package, predict
+from flywheel_job.recipes.estimators.params import EstimatorParams, Task
+from flywheel_job.scoring import INPUT, SCORE, open_session
+from flywheel_job.signature import Signature
+
+MAX_CLASSES = 1000
+
+
+def train(ctx: Context) -> None:
+    """Fit on the older rows, convert, evaluate on the holdout, and store the model."""
+    params = ctx.parse_params(EstimatorParams)
+    if ctx.world_size != 1:
+        raise UnsupportedStrategy(f"An estimator is fitted by one worker, not {ctx.world_size}.")
+    columns = ctx.data_set().columns
+    extra = [params.weight_column] if params.weight_column else []
+    frame = in_time_order(ctx.table("train", [*(one.name for one in columns), *extra, LABEL, TIME]))
+    split = split_by_time(frame[TIME], params.holdout_fraction)
+    inputs = choose_inputs(columns, frame.head(split.train_end))
+    rows, labels = encode(frame, inputs), task_labels(frame, params.task)
+    weights = weights_of(frame, params.weight_column)
+    if params.task == "binary":
+        check_weights(weights, labels, split)
+    end = split.train_end
+    outputs = int(labels.max()) + 1 if params.task == "multiclass" else 1
+    if params.task == "multiclass" and len(np.unique(labels[:end])) != outputs:
+        raise UnusableTrainingSet(f"The training rows must have every label from 0 to {outputs - 1}.")
+    estimator = fit(
+        params, inputs, rows[:end], labels[:end], None if weights is None else weights[:end], ctx.seed
+    )
+    model = to_onnx(params, estimator, len(inputs), outputs)
+    golden = golden_rows(rows[end:], inputs)
+    checked = np.concatenate([golden, rows[end:][:2000]])
+    parity = check_parity(model, checked, predict(params, estimator, checked))
+    scores = open_session(model).run([SCORE], {INPUT: np.ascontiguousarray(rows[end:])})[0]
+    found = report(params.task, scores, labels, weights, split)
+    found["metrics"]["train_rows"] = float(end)
+    ctx.log({key: value for key, value in found["metrics"].items() if np.isfinite(value)}, 1)
+    ctx.export(
+        model,
+        Signature(inputs, outputs),
+        golden,
+        framework=f"{params.library} {package(params.library).__version__}",
+        report=found
+        | {
+            "task": params.task,
+            "parity": parity,
+            "weight_column": params.weight_column,
+            "warm_started_from": "",
+        },
+    )
+
+
+def task_labels(frame: pl.DataFrame, task: Task) -> npt.NDArray[Any]:
+    """The labels of all rows. Raises UnusableTrainingSet for labels that do not fit the task."""
+    if task == "binary":
+        return labels_of(frame)
+    if not frame[LABEL].dtype.is_numeric():
+        raise UnusableTrainingSet(f"Labels must be numbers, but {LABEL!r} is of type {frame[LABEL].dtype}.")
+    values = frame[LABEL].cast(pl.Float64).to_numpy()
+    if not np.isfinite(values).all():
+        raise UnusableTrainingSet("Every label must be finite.")
+    if task == "regression":
+        return values
+    if (values != np.floor(values)).any() or values.min() < 0 or values.max() >= MAX_CLASSES:
+        raise UnusableTrainingSet(f"Labels of classes must be whole numbers from 0 to {MAX_CLASSES - 1}.")
+    return values.astype(np.int64)
+
+
+def report(
+    task: Task,
+    scores: npt.NDArray[np.float32],
+    labels: npt.NDArray[Any],
+    weights: npt.NDArray[np.float64] | None,
+    split: Split,
+) -> dict[str, Any]:
+    """Metrics of the holdout; for binary classification also calibration and threshold."""
+    if task == "binary":
+        return evaluate_binary(scores[:, 0], labels, weights, split)
+    held = slice(split.train_end, None)
+    some = None if weights is None else weights[held]
+    if task == "multiclass":
+        return {"metrics": multiclass_metrics(labels[held], scores, some)}
+    return {"metrics": regression_metrics(labels[held], scores[:, 0].astype(np.float64), some)}

@@ -1,0 +1,1 @@
+"""A decoder-only transformer on sequences of tokens, trained with any parallel strategy by one setting."""

@@ -1,0 +1,72 @@
+"""Export of a network to ONNX, and the check that both compute the same scores."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from flywheel_job.recipes.tabular.network import Scorer, TabularNet
+from flywheel_job.scoring import INPUT, SCORE, Tensor, onnx_scores, open_session
+
+OPSET = 18
+PARITY_TOLERANCE = 1e-5
+
+
+class ParityError(RuntimeError):
+    """The exported graph and the network compute different scores."""
+
+
+def to_onnx(network: TabularNet, example: Tensor) -> bytes:
+    """The graph INPUT `[rows, inputs]` → SCORE `[rows, 1]` with a dynamic number of rows."""
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    scorer = Scorer(network).eval()
+    rows = torch.from_numpy(
+        np.ascontiguousarray(example[:3] if len(example) >= 3 else np.repeat(example, 3, axis=0))
+    )
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        path = Path(folder) / "model.onnx"
+        torch.onnx.export(
+            scorer,
+            (rows,),
+            str(path),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[SCORE],
+            dynamic_shapes=({0: torch.export.Dim("rows", min=1, max=1 << 20)},),
+        )
+        return path.read_bytes()
+
+
+def torch_scores(network: TabularNet, rows: Tensor) -> Tensor:
+    """Scores `[rows]` of the network itself."""
+    with torch.no_grad():
+        scores: Tensor = Scorer(network).eval()(torch.from_numpy(np.ascontiguousarray(rows)))[:, 0].numpy()
+    return scores
+
+
+def check_parity(network: TabularNet, model: bytes, rows: Tensor) -> float:
+    """Largest absolute difference over `rows`, in one batch and row by row.
+
+    Raises ParityError above PARITY_TOLERANCE.
+    """
+    session = open_session(model)
+    expected = torch_scores(network, rows)
+    alone = np.concatenate([onnx_scores(session, rows[i : i + 1]) for i in range(min(len(rows), 3))])
+    worst = float(
+        max(np.abs(onnx_scores(session, rows) - expected).max(), np.abs(alone - expected[: len(alone)]).max())
+    )
+    if not worst <= PARITY_TOLERANCE:
+        raise ParityError(
+            f"ONNX and torch differ by {worst:g} on {len(rows)} rows: {PARITY_TOLERANCE:g} is allowed."
+        )
+    return worst

@@ -1,0 +1,63 @@
+"""The report and the files of a trained network: export, calibration, threshold, metrics."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import asdict
+
+import numpy as np
+import torch
+
+from flywheel_job.artifacts import WEIGHTS
+from flywheel_job.context import Context
+from flywheel_job.recipes.binary import evaluate_binary, golden_rows
+from flywheel_job.recipes.tabular.export import OPSET, check_parity, to_onnx
+from flywheel_job.recipes.tabular.network import TabularNet
+from flywheel_job.recipes.tabular.preparation import InitialWeights, PreparedData
+from flywheel_job.recipes.tabular.spec import TabularSpec
+from flywheel_job.scoring import onnx_scores, open_session
+from flywheel_job.signature import Signature
+
+
+def export_and_evaluate(
+    ctx: Context,
+    spec: TabularSpec,
+    data: PreparedData,
+    network: TabularNet,
+    start: InitialWeights,
+    best_epoch: int,
+) -> None:
+    """Export, calibrate and evaluate the network, and store model, report and weights."""
+    split, hyper = data.split, spec.hyperparameters
+    held = data.rows[split.train_end :]
+    model = to_onnx(network, data.rows[:3])
+    golden = golden_rows(held, data.inputs)
+    parity = check_parity(network, model, np.concatenate([golden, held[:2000]]))
+    scores = onnx_scores(open_session(model, threads=torch.get_num_threads()), held)
+    found = evaluate_binary(scores, data.labels, data.weights, split)
+    found["metrics"] |= {"best_epoch": float(best_epoch), "train_rows": float(split.train_end)}
+    ctx.log(found["metrics"], hyper.epochs)
+    ctx.export(
+        model,
+        Signature(data.inputs),
+        golden,
+        framework=f"torch {torch.__version__.split('+')[0]}, onnx opset {OPSET}",
+        report=found
+        | {
+            "parity": parity,
+            "weight_column": hyper.weight_column,
+            "warm_start": start.note,
+            "warm_started_from": start.note if start.state is not None else "",
+        },
+    )
+    inputs = [asdict(one) for one in data.inputs]
+    buffer = io.BytesIO()
+    torch.save(
+        {
+            "inputs": [one | {"vocabulary": list(one["vocabulary"])} for one in inputs],
+            "hidden_sizes": list(hyper.hidden_sizes),
+            "state": network.state_dict(),
+        },
+        buffer,
+    )
+    ctx.artifact(WEIGHTS, buffer.getvalue())
