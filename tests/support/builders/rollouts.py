@@ -86,9 +86,8 @@ class Simulation:
     async def release(self, *, stage: Stage | None = Stage.STAGING, **metrics: float) -> int:
         """Add a version with a release and promote it to `stage`; return the release's number."""
         async with self.store.transaction() as records:
-            version = await records.add_version(
-                ModelVersion(self.model, metrics=metrics, registered_at=AT, check_problems=())
-            )
+            version = await records.add_version(ModelVersion(self.model, metrics=metrics, registered_at=AT))
+            await records.record_check(version, ())
             release = await records.add_release(Release(self.model, version.number, created_at=AT))
         if stage is not None:
             await self.promote(version.number, stage)
