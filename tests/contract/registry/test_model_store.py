@@ -320,6 +320,9 @@ async def test_a_check_is_recorded_and_replaced(store: Store[RolloutRecords]) ->
         async with store.reading() as records:
             return await records.version(MODEL, 1)
 
+    async with store.transaction() as records:
+        added = await records.add_version(replace(VERSION, check_problems=("c",)))
+        assert added == await records.version(MODEL, 2)
     expected = replace(VERSION, number=1)
     assert replace(expected, check_problems=("a", "b")) == await recorded(["a", "b"])
     assert replace(expected, check_problems=()) == await recorded([])

@@ -85,6 +85,7 @@ class PostgresModels:
             v.pipeline_run,
             v.registered_at,
             v.registered_by,
+            None if v.check_problems is None else rows.dumps(list(v.check_problems)),
         )
         await self._conn.execute(
             sql.INSERT_ARTIFACTS,

@@ -35,9 +35,9 @@ NEXT_NUMBER = {
 INSERT_VERSION = """
 INSERT INTO model_version (model, number, stage, training_run, framework, metrics, feature_set,
   training_dataset, signature, golden_tensors, golden_data, golden_tolerance, tags, description,
-  parent_version, cause_alert, pipeline_run, registered_at, registered_by)
+  parent_version, cause_alert, pipeline_run, registered_at, registered_by, check_problems)
 VALUES ($1, $2, $3, $4, $5, $6::text::jsonb, $7, $8, $9::text::jsonb, $10::text::jsonb, $11, $12,
-  $13::text::jsonb, $14, $15, $16, $17, $18, $19)
+  $13::text::jsonb, $14, $15, $16, $17, $18, $19, $20::text::jsonb)
 """
 INSERT_ARTIFACTS = """
 INSERT INTO artifact (model, version, name, position, size_bytes, sha256)
