@@ -13,6 +13,7 @@ START, SPLIT = datetime(2013, 1, 1, tzinfo=UTC), datetime(2013, 4, 1, tzinfo=UTC
 DAY = timedelta(days=1)
 BETTER = [{"metric": "auc", "min": 0.55, "min_delta": -0.02}, {"metric": "log_loss", "max": 0.65}]
 SHADOW = {"shadow_min_labelled": 400, "shadow_max_log_loss_delta": 0.01, "min_bake": 3 * DAY}
+CLOCK = {"min_wall_bake": timedelta(0), "max_step": timedelta(hours=1)}  # a year is replayed in minutes
 CANARY = {"canary_min_predictions": 40, "canary_max_log_loss_delta": 0.05, "max_error_rate": 0.02}
 WATCH = {"window": 7 * DAY, "lateness": DAY, "min_predictions": 250, "min_labels": 250}
 RETRAIN = {"cooldown": 80 * DAY, "history": 90 * DAY}
@@ -44,7 +45,7 @@ def pipeline() -> PipelineSpec:
 async def declare(client: fw.Client) -> None:
     """Creates the model with its policies."""
     gates = GatePolicy(offline=BETTER, min_evaluation_rows=200)
-    rollout = RolloutPolicy(**SHADOW, **CANARY, max_step=45 * DAY)
+    rollout = RolloutPolicy(**SHADOW, **CANARY, **CLOCK)
     await client.create_model(NAME, gate_policy=gates, rollout_policy=rollout, description="15 minutes late")
     await client.set_monitor_policy(NAME, MonitorPolicy(**WATCH))
     await client.create_experiment("flights")

@@ -9,7 +9,8 @@ from __future__ import annotations
 from flywheel.feature_calls import FeatureCalls
 from flywheel.model_calls import ModelCalls
 from flywheel.registration import RegistrationCalls
+from flywheel.rollout_calls import RolloutCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls):
+class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls):
     """Use as `async with Client() as client:`."""

@@ -110,18 +110,28 @@ class FeatureCalls(Connection):
     async def wait_applied(
         self, offsets: Sequence[feature_pb2.AppliedOffset], *, within: float = 60.0
     ) -> None:
-        """Waits until pushed rows are visible online: every offset is applied. Raises TimeoutError."""
+        """Waits until pushed rows are visible online: every offset is applied.
+
+        Raises TimeoutError, which names the partitions that are not.
+        """
         wanted = {(o.source, o.partition): o.next_offset for o in offsets}
-        async with asyncio.timeout(within):
-            while wanted:
-                answer = await self.feature.GetFreshness(feature_pb2.GetFreshnessRequest(parent=self.parent))
-                for fresh in answer.freshness:
-                    for applied in fresh.applied:
-                        key = (applied.source or fresh.name, applied.partition)
-                        if applied.next_offset >= wanted.get(key, float("inf")):
-                            del wanted[key]
-                if wanted:
-                    await asyncio.sleep(0.003)
+        try:
+            async with asyncio.timeout(within) as limit:
+                while wanted:
+                    request = feature_pb2.GetFreshnessRequest(parent=self.parent)
+                    answer = await self.feature.GetFreshness(request)
+                    for fresh in answer.freshness:
+                        for applied in fresh.applied:
+                            key = (applied.source or fresh.name, applied.partition)
+                            if applied.next_offset >= wanted.get(key, float("inf")):
+                                del wanted[key]
+                    if wanted:
+                        await asyncio.sleep(0.003)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            missing = ", ".join(f"{source}/{partition}" for source, partition in sorted(wanted))
+            raise TimeoutError(f"Not applied within {within:g} s: {missing}.") from None
 
     async def online_features(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +10,7 @@ import numpy as np
 import typer
 
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
+from flywheel.cli.rollouts import rollout
 from flywheel.client import Client
 from flywheel.connection import request_id
 from flywheel.model_watch import ModelWatch
@@ -18,6 +18,7 @@ from flywheel.report import alerts_table, versions_table
 from flywheel_protos.registry.v1 import registry_pb2
 
 models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rollback, audit.")
+models.add_typer(rollout, name="rollout")
 
 
 @models.command("list")
@@ -68,7 +69,15 @@ def list_versions(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
 
     async def work(client: Client) -> None:
         request = registry_pb2.ListModelVersionsRequest(parent=client.path("models", model))
-        columns = ["name", "stage", "metrics", "training_dataset", "cause_alert", "registered_at"]
+        columns = [
+            "name",
+            "stage",
+            "artifact_state",
+            "metrics",
+            "training_dataset",
+            "cause_alert",
+            "registered_at",
+        ]
         await show_list(client.registry.ListModelVersions, request, "model_versions", columns, limit)
 
     call(work)
@@ -116,6 +125,29 @@ def register(
     call(work)
 
 
+@models.command("check")
+def check(version: str) -> None:
+    """Repeat the check of a version, e.g. after its feature set was applied."""
+
+    async def work(client: Client) -> None:
+        request = registry_pb2.CheckModelVersionRequest(name=version)
+        show((await client.registry.CheckModelVersion(request, timeout=120.0)).model_version)
+
+    call(work)
+
+
+@models.command("delete")
+def delete(version: str, reason: Annotated[str, typer.Option(help="Written to the audit log")] = "") -> None:
+    """Delete a version in stage NONE or REJECTED that nothing refers to."""
+
+    async def work(client: Client) -> None:
+        request = registry_pb2.DeleteModelVersionRequest(name=version, reason=reason, request_id=request_id())
+        await client.registry.DeleteModelVersion(request)
+        console.print(f"deleted {version}", highlight=False)
+
+    call(work)
+
+
 @models.command("history")
 def history(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
     """Show which release served when, and why."""
@@ -150,30 +182,6 @@ def rollouts(model: str, limit: Limit = DEFAULT_LIMIT) -> None:
         await show_list(client.registry.ListRollouts, request, "rollouts", columns, limit)
 
     call(work)
-
-
-def _rollout_command(verb: str) -> Callable[[str, str], None]:
-    """A command that calls the RPC `verb` of the registry for a rollout."""
-
-    def command(rollout: str, reason: Annotated[str, typer.Option(help="Written to the audit log")]) -> None:
-        async def work(client: Client) -> None:
-            request = getattr(registry_pb2, f"{verb}Request")(
-                name=rollout, reason=reason, request_id=request_id()
-            )
-            show((await getattr(client.registry, verb)(request)).rollout)
-
-        call(work)
-
-    return command
-
-
-for verb, label, text in (
-    ("PauseRollout", "pause", "Pause a rollout; the current routing stays."),
-    ("ResumeRollout", "resume", "Resume a paused rollout."),
-    ("AbortRollout", "abort", "End a rollout; the champion serves all requests."),
-    ("SkipRolloutStep", "skip", "Advance a rollout to its next step without waiting for evidence."),
-):
-    models.command(label, help=text)(_rollout_command(verb))
 
 
 @models.command("rollback")

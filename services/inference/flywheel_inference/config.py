@@ -42,13 +42,21 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
 
     max_in_flight: int = 1024
     """Maximum number of predictions in flight; more are refused with RESOURCE_EXHAUSTED OVERLOADED."""
-    bulk_in_flight: int = 256
-    """Maximum number of requests of batches and streams in flight, out of max_in_flight."""
+    max_in_flight_per_model: int = 768
+    """Maximum number of predictions of one model in flight, so that others keep places."""
+    max_in_flight_per_caller: int = 512
+    """Maximum number of predictions of one authenticated caller in flight, so that others keep places."""
+    bulk_in_flight: int = 128
+    """Maximum number of requests of batches and streams in flight, out of max_in_flight. Their answers are
+    made in one go, during which other callers wait: about 0.1 ms each."""
     max_batches: int = 16
     """Maximum number of BatchPredict calls in flight; more are refused with RESOURCE_EXHAUSTED OVERLOADED."""
-    open_inference_max_bytes: int = 256 * 1024 * 1024
-    """Maximum size of the ModelInfer requests in flight; more are refused with RESOURCE_EXHAUSTED
-    OVERLOADED."""
+    bulk_max_calls: int = 512
+    """Maximum number of BatchPredict, StreamPredict, ModelInfer and ModelStreamInfer calls in flight, so that
+    they leave calls to Predict; more are refused with RESOURCE_EXHAUSTED OVERLOADED."""
+    bulk_max_bytes: int = 256 * 1024 * 1024
+    """Maximum size of the requests of BatchPredict, StreamPredict and ModelInfer in flight, and of the
+    answers that streams have not sent; more requests are refused with RESOURCE_EXHAUSTED OVERLOADED."""
     stream_in_flight: int = 64
     """Maximum number of unanswered requests and unread answers of one stream; then no more are read."""
     max_concurrent_rpcs: int = 2048

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -44,7 +44,9 @@ from flywheel_inference.open_inference.served import Served
 from flywheel_inference.outcomes.ports import OutcomeSink
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
 from flywheel_inference.permissions import OPEN_INFERENCE, PERMISSIONS, SERVICE
+from flywheel_inference.prediction.admission import Admission
 from flywheel_inference.prediction.bulk import BulkPredictor
+from flywheel_inference.prediction.model_load import ModelLoad
 from flywheel_inference.prediction.ports import CachedPredictions
 from flywheel_inference.prediction.predictor import Predictor
 from flywheel_inference.prediction.shadow import ShadowCopies
@@ -175,6 +177,11 @@ def wire(
         timeout_seconds=settings.shadow_timeout_seconds,
     )
     serving = ServingState()
+    admission = Admission(
+        max_in_flight=settings.max_in_flight,
+        max_per_model=settings.max_in_flight_per_model,
+        max_per_caller=settings.max_in_flight_per_caller,
+    )
     predictor = Predictor(
         serving,
         log,
@@ -183,7 +190,7 @@ def wire(
         cached=ports.cached,
         new_id=new_id,
         now_micros=now_micros,
-        max_in_flight=settings.max_in_flight,
+        admission=admission,
         default_budget_seconds=settings.default_budget_seconds,
         reserve_seconds=settings.answer_reserve_seconds,
     )
@@ -212,8 +219,7 @@ def wire(
         loads_at_once=settings.loads_at_once,
     )
 
-    metrics.watch("in_flight", "Predictions in flight", lambda: predictor.in_flight)
-    metrics.watch("queue_depth", "Predictions waiting for a batch", scorers.waiting)
+    metrics.watch_models(lambda: scorers.loads(admission.by_model))
     metrics.watch("log_held", "Log rows not stored yet", lambda: log.held)
     metrics.watch("log_dropped", "Log rows dropped", lambda: log.dropped_count)
     metrics.watch("shadow_dropped", "Shadow copies dropped", lambda: shadow.dropped_count)
@@ -226,10 +232,12 @@ def wire(
     )
     event_times = EventTimeBound(SystemClock(), settings.max_clock_skew_seconds)
     rows = RowAnswers(bulk, event_times)
+    budget = BytesInFlight(settings.bulk_max_bytes, settings.bulk_max_calls)
     servicer = InferenceServicer(
         predictor,
         bulk,
         rows,
+        budget,
         OutcomeRecorder(ports.outcomes, serving),
         serving,
         log,
@@ -244,7 +252,7 @@ def wire(
         RawInference(served, ports.models, max_bytes=settings.max_message_bytes),
         bulk,
         rows,
-        BytesInFlight(settings.open_inference_max_bytes),
+        budget,
         is_ready=lambda: server.health.status() == SERVING,
         stream_in_flight=settings.stream_in_flight,
         max_bytes=settings.max_message_bytes,
@@ -313,9 +321,20 @@ class _ScorerFactory:
         self._made.add(scorer)
         return scorer
 
-    def waiting(self) -> int:
-        """Requests that are in no batch yet, over all releases."""
-        return sum(scorer.waiting for scorer in self._made)
+    def loads(self, in_flight: Mapping[str, int]) -> list[ModelLoad]:
+        """The load of every model with a scorer. `in_flight`: predictions in flight by model."""
+        found: dict[str, list[ReleaseScorer]] = {}
+        for scorer in list(self._made):
+            found.setdefault(scorer.spec.model, []).append(scorer)
+        return [
+            ModelLoad(
+                model,
+                sum(scorer.waiting for scorer in scorers),
+                in_flight.get(model, 0),
+                max(scorer.utilisation for scorer in scorers),
+            )
+            for model, scorers in found.items()
+        ]
 
 
 async def _ensure_topics(settings: InferenceSettings) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Annotated
 
 import typer
 
@@ -14,6 +15,7 @@ from flywheel_common.telemetry.logs import configure_logs
 from flywheel_registry.api.convert_events import to_event
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.server import MIGRATIONS, build
+from flywheel_registry.store.kafka.sent_heads import sent_heads
 from flywheel_registry.store.postgres.store import PostgresStore
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, help=__doc__)
@@ -39,14 +41,19 @@ def migrate() -> None:
 
 
 @app.command("verify-audit")
-def verify_audit() -> None:
-    """Verify the audit chain of every model; exit with status 1 when one is broken."""
+def verify_audit(
+    events: Annotated[
+        bool, typer.Option(help="Compare with the heads that went out with events, read from Kafka")
+    ] = True,
+) -> None:
+    """Verify audit and evidence of every model; exit with status 1 when something was changed or removed."""
     settings = load(RegistrySettings)
     configure_logs("flywheel-registry", settings.log_level)
 
     async def work() -> list[str]:
         async with create_pool(settings.dsn, application_name="flywheel-registry") as pool:
-            return await PostgresStore(pool, to_event).broken_audits()
+            sent = await sent_heads(settings.kafka_bootstrap) if events else {}
+            return await PostgresStore(pool, to_event).broken_audits(sent)
 
     broken = asyncio.run(work())
     for sentence in broken:

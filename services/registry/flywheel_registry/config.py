@@ -24,6 +24,8 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """host:port of the monitor, which provides the evidence of rollouts."""
     monitor_timeout_seconds: float = 2.0
     """How long a tick waits for the monitor before the rollout holds."""
+    monitor_longest_timeout_seconds: float = 60.0
+    """How long it waits at most, for models whose comparisons did not end in `monitor_timeout_seconds`."""
     feature_address: str = "127.0.0.1:7101"
     """host:port of the feature service, which knows the features that the check of a version compares."""
     feature_timeout_seconds: float = 5.0
@@ -32,8 +34,8 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """Address space of the process that loads a version's model file to check it."""
     check_seconds: float = 60.0
     """CPU time and wall time of that process; a model that needs more fails its check."""
-    monitor_longest_timeout_seconds: float = 60.0
-    """How long it waits at most, for models whose comparisons did not end in `monitor_timeout_seconds`."""
+    checks_at_once: int = 2
+    """How many of these processes run at once; further uploads wait."""
     tick_seconds: float = 0.3
     """Wall time between two ticks, which decide the active rollouts."""
     tick_lease_seconds: float = 3.0

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flywheel_common.grpc.auth import OPERATE, READ, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import MEASURE, OPERATE, PROMOTE, READ, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.registry.v1.RegistryService"
 
 OVERRIDE_GATE = "PromoteModelVersion with `override` (although a gate failed, or another champion serves)"
 PROMOTE_TO_PRODUCTION = "PromoteModelVersion to PRODUCTION"
+SEND_EVIDENCE = "PromoteModelVersion with `evidence.values`"
 CHANGE_POLICY = "UpdateModel of `gate_policy` or `rollout_policy`"
 
 REQUEST_PERMISSIONS: Mapping[str, Permission] = {
-    OVERRIDE_GATE: OPERATE,
-    PROMOTE_TO_PRODUCTION: OPERATE,
-    CHANGE_POLICY: OPERATE,
+    OVERRIDE_GATE: PROMOTE,
+    PROMOTE_TO_PRODUCTION: PROMOTE,
+    CHANGE_POLICY: PROMOTE,
+    SEND_EVIDENCE: MEASURE,
 }
 """Property of a request → roles: its caller needs one of them, in addition to a role of the method. Checked
 after parsing and before any effect."""
@@ -49,7 +51,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "PromoteModelVersion",
         "CreateRelease",
     ),
-    OPERATE: (
+    PROMOTE: (
         "RejectModelVersion",
         "DeleteModelVersion",
         "StartRollout",
@@ -60,6 +62,8 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ConcludeRollout",
         "RollbackModel",
         "SetModelVariants",
+    ),
+    OPERATE: (
         "WatchServing",
         "GetServingSpec",
         "ReportServing",

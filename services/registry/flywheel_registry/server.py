@@ -120,7 +120,12 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         monitor=GrpcMonitor(
             monitor_channel, settings.monitor_timeout_seconds, settings.monitor_longest_timeout_seconds
         ),
-        graphs=OnnxGraphs(objects, memory_bytes=settings.check_memory_bytes, seconds=settings.check_seconds),
+        graphs=OnnxGraphs(
+            objects,
+            memory_bytes=settings.check_memory_bytes,
+            seconds=settings.check_seconds,
+            at_once=settings.checks_at_once,
+        ),
         features=GrpcFeatureSets(feature_channel, settings.feature_timeout_seconds),
         ticker_lease=Lease(pool, "rollout-ticker", ttl_seconds=settings.tick_lease_seconds),
         ready=store.ready,

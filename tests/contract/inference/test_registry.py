@@ -36,6 +36,8 @@ class Adapter:
     """By digest."""
     reports: Callable[[], list[list[Any]]]
     """The models of each report, as protobuf."""
+    left: Callable[[], bool]
+    """Whether the last call told that the gateway left."""
     stop: Callable[[], Awaitable[None]]
     start: Callable[[], Awaitable[None]]
 
@@ -58,6 +60,7 @@ async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Adapter]:
             memory.artifacts,
             memory.specs,
             lambda: [[to_observed(model) for model in report] for report in memory.reports],
+            lambda: memory.left,
             stop,
             start,
         )
@@ -77,6 +80,7 @@ async def registry(request: pytest.FixtureRequest) -> AsyncIterator[Adapter]:
             servicer.artifacts,
             servicer.specs,
             lambda: [list(report.models) for report in servicer.reports],
+            lambda: servicer.reports[-1].leaving,
             server.stop,
             server.start,
         )
@@ -155,6 +159,11 @@ async def test_a_report_arrives_completely(registry: Adapter) -> None:
         model_pb2.ObservedModel(model=f"{MODEL}2"),
     ]
     assert registry.reports() == [expected, []]
+    assert not registry.left()
+    await registry.port.leave(TIMEOUT)
+    assert registry.left()
+    await registry.port.report([], TIMEOUT)
+    assert not registry.left()
 
 
 async def test_download_returns_all_bytes_but_never_more_than_declared(registry: Adapter) -> None:

@@ -11,6 +11,7 @@ from flywheel_common.postgres.migrate import migrate
 from flywheel_common.postgres.pool import create_pool
 from flywheel_common.postgres.transactions import Store
 from flywheel_protos.events.v1.event_pb2 import Event
+from flywheel_registry.audit.chain import AuditHead
 from flywheel_registry.fakes.store import MemoryStore
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.server import MIGRATIONS
@@ -32,6 +33,8 @@ class ObservedStore:
     store: Store[RolloutRecords]
     emitted: Callable[[], Awaitable[list[tuple[str, str]]]]
     """Returns (class, reason) of the sent events, in order."""
+    heads: Callable[[], Awaitable[list[AuditHead]]]
+    """Returns the heads that the events carry, in order."""
 
 
 @pytest.fixture
@@ -42,7 +45,10 @@ async def observed(dsn: str) -> AsyncIterator[ObservedStore]:
         async def in_memory() -> list[tuple[str, str]]:
             return [(type(event).__name__, event.reason) for event, _ in memory.events]
 
-        yield ObservedStore(memory, in_memory)
+        async def memory_heads() -> list[AuditHead]:
+            return memory.heads
+
+        yield ObservedStore(memory, in_memory, memory_heads)
         return
     async with create_pool(dsn) as pool:
         await migrate(pool, MIGRATIONS)
@@ -51,9 +57,24 @@ async def observed(dsn: str) -> AsyncIterator[ObservedStore]:
             found = await pool.fetch("SELECT topic, event_id FROM outbox ORDER BY id")
             return [(row["topic"], row["event_id"]) for row in found]
 
-        # The class and the reason of an event are readable in the outbox as its topic and id.
-        store = PostgresStore(pool, lambda event, at: (type(event).__name__, Event(id=event.reason)))
-        yield ObservedStore(store, in_outbox)
+        async def heads_in_outbox() -> list[AuditHead]:
+            values = [
+                Event.FromString(row["value"])
+                for row in await pool.fetch("SELECT value FROM outbox ORDER BY id")
+            ]
+            return [
+                AuditHead(int(number), text) for number, _, text in (v.source.partition(" ") for v in values)
+            ]
+
+        # Class, reason and head of an event are readable in the outbox as its topic, id and source.
+        store = PostgresStore(
+            pool,
+            lambda event, at, head: (
+                type(event).__name__,
+                Event(id=event.reason, source=f"{head.sequence} {head.hash}"),
+            ),
+        )
+        yield ObservedStore(store, in_outbox, heads_in_outbox)
 
 
 @pytest.fixture

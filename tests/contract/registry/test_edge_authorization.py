@@ -22,7 +22,7 @@ from tests.support.builders.registry import ModelClient
 from tests.support.servers.registry import running_memory_registry
 
 KEY = ec.generate_private_key(ec.SECP256R1())
-ROLES = ("viewer", "editor", "operator", "admin")
+ROLES = ("viewer", "editor", "operator", "editor+promoter", "service", "admin")
 
 
 def token(role: str) -> str:
@@ -31,7 +31,7 @@ def token(role: str) -> str:
         "iss": "https://issuer",
         "aud": "flywheel",
         "exp": time.time() + 60,
-        "roles": [role],
+        "roles": role.split("+"),
     }
     return jwt.encode(claims, KEY, algorithm="ES256")
 
@@ -94,7 +94,7 @@ async def test_editors_promote_and_only_operators_override(clients: dict[str, Mo
     assert "CANDIDATE" == await clients["viewer"].stage(version)
 
 
-async def test_only_operators_promote_to_production(clients: dict[str, ModelClient]) -> None:
+async def test_only_promoters_promote_to_production(clients: dict[str, ModelClient]) -> None:
     await clients["editor"].create()
     version = (await clients["editor"].version()).name
     await clients["editor"].release(version)
@@ -108,11 +108,11 @@ async def test_only_operators_promote_to_production(clients: dict[str, ModelClie
 
     assert "ROLE_REQUIRED" == await promotion("editor")
     assert "NONE" == await clients["viewer"].stage(version)
-    assert "" == await promotion("operator")
+    assert "" == await promotion("editor+promoter")
     assert "PRODUCTION" == await clients["viewer"].stage(version)
 
 
-async def test_only_operators_change_policies(clients: dict[str, ModelClient]) -> None:
+async def test_only_promoters_change_policies(clients: dict[str, ModelClient]) -> None:
     model = await clients["editor"].create()
     policy = model_pb2.GatePolicy(min_evaluation_rows=10)
 
@@ -126,6 +126,21 @@ async def test_only_operators_change_policies(clients: dict[str, ModelClient]) -
     assert "ROLE_REQUIRED" == await update("editor", "description", "rollout_policy")
     assert "" == await update("editor", description="rides")
     assert "" == await update("operator", gate_policy=policy)
+    loosened = model_pb2.GatePolicy(min_evaluation_rows=5)
+    assert "" == await update("editor+promoter", gate_policy=loosened)
+    updates = [e.reason for e in await clients["viewer"].audit() if e.action == "UPDATE"]
+    assert "description" == updates[0]
+    assert "gate_policy: min_evaluation_rows: 10 → 5" == updates[-1]
+
+
+async def test_only_services_send_evidence(clients: dict[str, ModelClient]) -> None:
+    await clients["editor"].create()
+    version = (await clients["editor"].version()).name
+    request = pb.PromoteModelVersionRequest(name=version, evidence=model_pb2.Evidence(values={"f1": 0.5}))
+    for role in ("editor", "operator", "editor+promoter", "admin"):
+        assert "ROLE_REQUIRED" == await reason_for(clients[role].stub.PromoteModelVersion(request)), role
+    promoted = await clients["service"].stub.PromoteModelVersion(request)
+    assert "the service" == promoted.evidence.producer
 
 
 @pytest.mark.parametrize(
@@ -137,6 +152,7 @@ async def test_only_operators_change_policies(clients: dict[str, ModelClient]) -
         ("ResumeRollout", pb.ResumeRolloutRequest()),
         ("AbortRollout", pb.AbortRolloutRequest()),
         ("SkipRolloutStep", pb.SkipRolloutStepRequest()),
+        ("ConcludeRollout", pb.ConcludeRolloutRequest(verdict=pb.EXPERIMENT_VERDICT_SHIP)),
         ("RollbackModel", pb.RollbackModelRequest()),
     ],
 )
@@ -149,5 +165,7 @@ async def test_only_operators_reject_roll_out_and_roll_back(
         "editor": "ROLE_REQUIRED",
         # The role suffices, so the empty request is rejected for its name.
         "operator": "INVALID_NAME",
+        "editor+promoter": "INVALID_NAME",
+        "service": "INVALID_NAME",
         "admin": "INVALID_NAME",
     }

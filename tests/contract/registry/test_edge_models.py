@@ -451,3 +451,22 @@ async def test_a_check_that_lost_the_feature_service_is_repeated() -> None:
         features.every = {"view__a": Feature(4)}
         checked = (await stub.CheckModelVersion(pb.CheckModelVersionRequest(name=name))).model_version
         assert (model_pb2.ARTIFACT_STATE_READY, []) == (checked.artifact_state, [*checked.check_problems])
+
+
+async def test_a_release_with_another_feature_set_needs_the_inputs_in_it() -> None:
+    ports, clock = memory_ports(MemoryStore())
+    features = cast("MemoryFeatureSets", ports.features)
+    features.sets["projects/p/featureSets/narrow"] = {"view__b": Feature(4)}
+    async with running(wire(registry_settings(**NO_TICKS), clock, ports)) as stub:
+        client = ModelClient(stub)
+        await client.create()
+        name = (await client.version(feature_set="projects/p/featureSets/f")).name
+        with refused("FAILED_PRECONDITION", "FEATURE_SET_MISMATCH") as error:
+            await client.release(name, feature_set="projects/p/featureSets/narrow")
+        assert "has no feature view__a" in error.message
+        wide = "projects/p/featureSets/wide"
+        assert wide == (await client.release(name, feature_set=wide)).feature_set
+        features.down = True
+        with refused("UNAVAILABLE", "UNAVAILABLE"):
+            await client.release(name, feature_set=wide)
+        assert "projects/p/featureSets/f" == (await client.release(name)).feature_set

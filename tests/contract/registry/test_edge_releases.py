@@ -52,11 +52,12 @@ async def test_an_override_needs_a_reason_and_is_audited(client: ModelClient) ->
     assert [e.reason for e in await client.audit() if e.action == "OVERRIDE"] == ["override: known good"]
 
 
-async def test_requests_cannot_replace_registered_metrics(client: ModelClient) -> None:
+async def test_measured_metrics_outrank_registered_ones(client: ModelClient) -> None:
     await client.create(gate_policy=auc_gate(min=0.8))
-    version = await client.version(auc=0.75)
-    with refused("INVALID_ARGUMENT", "EVIDENCE_CONFLICT"):
-        await client.promote(version.name, evidence=model_pb2.Evidence(values={"auc": 0.9}))
+    version = await client.version(auc=0.95)
+    answer = await client.promote(version.name, evidence=model_pb2.Evidence(values={"auc": 0.75}))
+    assert not answer.passed
+    assert 0.75 == answer.evidence.values["auc"]
     with refused("INVALID_ARGUMENT", "INVALID_METRIC"):
         await client.promote(version.name, evidence=model_pb2.Evidence(values={"f1": float("nan")}))
 

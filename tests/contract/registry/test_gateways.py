@@ -104,6 +104,18 @@ async def test_the_watched_project_is_the_one_set_last(replicas: Replicas) -> No
     assert "" == await project()
 
 
+async def test_a_gateway_that_left_is_forgotten(replicas: Replicas) -> None:
+    one, two = replicas
+    await one.set_project("g", "p")
+    for name in ("g", "other"):
+        await one.heartbeat(name, [LATE])
+    await two.remove("g")
+    await two.remove("never seen")
+    assert ["other"] == [gateway.id for gateway in await one.recent(HOUR)]
+    await one.heartbeat("g", [])
+    assert ["", ""] == [gateway.project for gateway in await one.recent(HOUR)]
+
+
 async def test_gateways_silent_for_longer_than_asked_are_left_out(replicas: Replicas) -> None:
     one, two = replicas
     await one.heartbeat("g", [])

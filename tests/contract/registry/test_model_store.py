@@ -11,7 +11,7 @@ import pytest
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.signature import InputSpec, OutputKind, OutputSpec, Signature, TensorSpec
 from flywheel_common.tensors import Tensor
-from flywheel_registry.audit.chain import AuditEntry, first_break
+from flywheel_registry.audit.chain import AuditEntry, AuditHead, first_break
 from flywheel_registry.events.lifecycle import StageChanged
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.models.errors import (
@@ -368,6 +368,23 @@ async def test_each_model_has_one_audit_chain(store: Store[RolloutRecords]) -> N
             assert list(range(5, 0, -1)) == [e.sequence for e in entries]
             assert first_break(model, entries[::-1]) is None
         assert [3, 2] == [e.sequence for e in await records.audit(MODEL, 4, 2)]
+
+
+async def test_events_carry_the_head_that_their_transaction_leaves(observed: Any) -> None:
+    await add_model(observed.store, template=VERSION)
+
+    async def change(records: RolloutRecords) -> None:
+        await records.lock(MODEL)
+        await records.add_audit(replace(ENTRY, model=MODEL))
+        await records.emit(StageChanged(MODEL, 1, Stage.NONE, Stage.STAGING, "ann", "one"), CREATED_AT)
+        await records.add_audit(replace(ENTRY, model=MODEL))
+
+    await in_transaction(observed.store, change)
+    await in_transaction(observed.store, change)
+    async with observed.store.reading() as records:
+        entries = await records.audit(MODEL, 99, 99)
+    expected = [AuditHead(e.sequence, e.hash) for e in entries[::-1]]
+    assert [expected[1], expected[3]] == await observed.heads()
 
 
 async def test_events_of_committed_changes_keep_the_order_of_the_audit(

@@ -17,6 +17,7 @@ from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, UnknownExperiment
 from flywheel_trainer.runs.filter_terms import parse_terms
+from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import ExperimentName, RunName, RunState
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import ARTIFACT, AT, EXPERIMENT, SECOND, TRAIN_SPEC
@@ -176,12 +177,32 @@ async def test_a_lost_attempt_is_followed_by_another_one(stores: Any) -> None:
     (active,) = await supervision.active()
     assert Watch(checked_at=AT + 2 * SECOND) == active.watch
     run = await stores.runs.get_run(job.run)
-    assert (RunState.RUNNING, {}) == (run.state, run.metrics)
-    assert 1 == (await stores.runs.log(job.run, [point("train_loss", 1, 0.5)], AT)).stored
+    assert RunState.RUNNING == run.state
     await supervision.end(job.name, JobState.SUCCEEDED, Outcome(True), AT + 3 * SECOND)
     ended = await stores.jobs.get(job.name)
     assert [AT + SECOND, AT + 3 * SECOND] == [attempt.ended_at for attempt in ended.attempts]
     assert await supervision.begin_attempt(job.name, AT) is None
+
+
+async def test_points_of_a_later_attempt_replace_those_of_earlier_ones(stores: Any) -> None:
+    """From the step on at which it began, such as that of a checkpoint."""
+    job = await create_job(stores)
+    supervision = await stores.supervise()
+    await start(supervision, job.name)
+    first = [point("loss", step, 1.0) for step in (1, 2, 3, 4, 5)] + [point("note", 9, 1.0)]
+    await stores.runs.log(job.run, first, AT, "job-1-1")
+    await supervision.end_attempt(job.name, 1, "JOB_LOST", "gone", AT)
+    await start(supervision, job.name)
+    second = [point("loss", 3, 2.0), point("loss", 3, 7.0)]
+    assert LoggedPoints(stored=1, ignored=1) == await stores.runs.log(job.run, second, AT, "job-1-2")
+    assert {"loss": 3, "note": 9} == await supervision.last_steps(job.run)
+    assert {"loss": 2.0, "note": 1.0} == (await stores.runs.get_run(job.run)).metrics
+    outcome = Outcome(True, points=(point("loss", 3, 2.0), point("loss", 4, 2.0)))
+    await supervision.end(job.name, JobState.SUCCEEDED, outcome, AT)
+    points = (await stores.runs.points(job.run, "", 99, "")).items
+    expected = [("loss", 1, 1.0), ("loss", 2, 1.0), ("loss", 3, 2.0), ("loss", 4, 2.0), ("note", 9, 1.0)]
+    assert expected == [(p.key, p.step, p.value) for p in points]
+    assert {"loss": 2.0, "note": 1.0} == (await stores.runs.get_run(job.run)).metrics
 
 
 async def test_only_the_active_attempt_stores_points_of_its_own_run(stores: Any) -> None:
@@ -254,7 +275,7 @@ async def test_a_job_ends_once_together_with_its_run(stores: Any) -> None:
     job = await create_job(stores)
     supervision = await stores.supervise()
     await start(supervision, job.name, AT + SECOND)
-    await stores.runs.log(job.run, [point("train_loss", 2, 0.5)], AT + 50 * SECOND)
+    await stores.runs.log(job.run, [point("train_loss", 2, 0.5)], AT + 50 * SECOND, "job-1-1")
     outcome = Outcome(
         True,
         artifacts=(ARTIFACT,),

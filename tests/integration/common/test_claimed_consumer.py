@@ -10,7 +10,7 @@ import pytest
 from aiokafka.client import AIOKafkaClient
 from aiokafka.consumer.fetcher import Fetcher
 
-from flywheel_common.kafka import claimed_consumer
+from flywheel_common.kafka import claimed_consumer, stalls
 from flywheel_common.kafka.claimed_consumer import ClaimedConsumer, TopicPartition
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.record import Record
@@ -248,7 +248,7 @@ async def test_a_partition_that_kafka_client_never_fetches_is_read_after_a_recon
     topic_prefix: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(claimed_consumer, "STALL_SECONDS", 2.0)
+    monkeypatch.setattr(stalls, "STALL_SECONDS", 2.0)
     topics = [TopicSpec(topic_prefix + "in", 2)]
     one = member(topics)
     await eventually(lambda: len(one.assigned) == 2, within=30)

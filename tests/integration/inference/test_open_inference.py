@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
+from pathlib import Path
 from typing import Any
 
 import grpc
+import jwt
 import numpy as np
 import pytest
 import tritonclient.grpc
 import tritonclient.grpc.aio
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
@@ -262,3 +267,40 @@ async def test_a_fallback_answers_a_released_model_and_not_a_version(
     assert result.as_numpy("degraded_reason").tolist() == [b"MODEL_UNAVAILABLE"]
     code, reason = await refusal(stub.ModelInfer(raw_request(), timeout=5))
     assert (code, reason) in {("UNAVAILABLE", "MODEL_SERVER_DOWN"), ("NOT_FOUND", "VERSION_NOT_LOADED")}
+
+
+async def test_only_server_health_is_public(memory_deployment: MemoryDeployment, tmp_path: Path) -> None:
+    private = ec.generate_private_key(ec.SECP256R1())
+    key = tmp_path / "key.pem"
+    pem = (serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+    key.write_bytes(private.public_key().public_bytes(*pem))
+    claims = {"sub": "ada", "iss": "https://issuer", "aud": "flywheel", "exp": time.time() + 60}
+    viewer = jwt.encode({**claims, "roles": ["viewer"]}, private, algorithm="ES256")
+    nobody = jwt.encode({**claims, "roles": ["other"]}, private, algorithm="ES256")
+    memory_deployment.registry.want(champion=memory_deployment.registry.release(101, W))
+    gateway = await memory_deployment.gateway(
+        auth_mode="jwt", jwt_issuer="https://issuer", jwt_audience="flywheel", jwt_key_file=key
+    )
+    stub = service_pb2_grpc.GRPCInferenceServiceStub(gateway.channel)
+    assert (await stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5)).live
+    await stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=5)
+    calls: dict[str, Any] = {
+        "ServerMetadata": service_pb2.ServerMetadataRequest(),
+        "ModelReady": service_pb2.ModelReadyRequest(name=MODEL),
+        "ModelMetadata": service_pb2.ModelMetadataRequest(name=MODEL),
+        "ModelInfer": raw_request(),
+        "RepositoryIndex": service_pb2.RepositoryIndexRequest(),
+    }
+    for method, request in calls.items():
+        call = getattr(stub, method)
+        assert await refusal(call(request, timeout=5)) == ("UNAUTHENTICATED", "MISSING_TOKEN")
+        metadata = [("authorization", f"Bearer {nobody}")]
+        denied = await refusal(call(request, timeout=5, metadata=metadata))
+        assert denied == ("PERMISSION_DENIED", "ROLE_REQUIRED")
+    headers = {"authorization": f"Bearer {viewer}"}
+    async with triton_client(gateway) as client:
+        async with asyncio.timeout(20):
+            while not await client.is_model_ready(MODEL, headers=headers):
+                await asyncio.sleep(0.05)
+        result = await client.infer(MODEL, flights([1.0]), headers=headers)
+    assert result.as_numpy("source").tolist() == [b"MODEL"]

@@ -362,3 +362,16 @@ async def test_a_cached_prediction_is_preferred_to_the_default_score(
     assert (old.score, old.source) == (0.25, DEFAULT)
     other = await gateway.predict("DL", as_of={"seconds": 1_060})
     assert (other.score, other.source) == (0.25, DEFAULT)
+
+
+async def test_golden_scores_of_one_dimension_fit_a_model_that_returns_a_column(
+    deployment: Deployment,
+) -> None:
+    release = deployment.registry.release(1, W)
+    output = release.model_version.golden_rows.output
+    assert list(output.shape) == [3, 1]
+    del output.shape[1]
+    gateway = await deployment.gateway_serving(release)
+    answer = await gateway.predict("UA", 3.0, "EWR")
+    assert not answer.degraded
+    assert answer.score == pytest.approx(expected_score(W, 0.0, (2.0, 3.0, 2.0)), abs=1e-5)

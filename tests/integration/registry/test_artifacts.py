@@ -9,7 +9,7 @@ import pytest
 
 from flywheel_common.config import S3Settings
 from flywheel_common.storage.s3 import object_store
-from flywheel_protos.registry.v1 import model_pb2
+from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from tests.support.builders.registry import ModelClient
 from tests.support.servers.registry import refused
 
@@ -74,3 +74,29 @@ async def test_uploads_need_a_declared_name_and_chunks_up_to_a_mebibyte(client: 
         await client.upload(version.name, bytes(3 << 20), chunk=2 << 20)
     with refused("FAILED_PRECONDITION", "ARTIFACTS_PENDING"):
         await client.download(version.name)
+
+
+async def test_bytes_that_are_no_model_are_shown_rejected_and_deleted(client: ModelClient) -> None:
+    await client.create()
+    version = await client.version(b"hello")
+    assert version.artifact_state == model_pb2.ARTIFACT_STATE_INVALID
+    (problem,) = version.check_problems
+    assert problem.startswith("The model file cannot be loaded: ")
+    with refused("FAILED_PRECONDITION", "INVALID_VERSION"):
+        await client.promote(
+            version.name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="why not"
+        )
+    with refused("FAILED_PRECONDITION", "INVALID_VERSION"):
+        await client.release(version.name)
+    stub = client.stub
+    await stub.RejectModelVersion(
+        registry_pb2.RejectModelVersionRequest(name=version.name, reason="no model")
+    )
+    shown = await stub.GetModelVersion(registry_pb2.GetModelVersionRequest(name=version.name))
+    assert [problem] == list(shown.model_version.check_problems)
+    await stub.DeleteModelVersion(registry_pb2.DeleteModelVersionRequest(name=version.name))
+    with refused("NOT_FOUND", "UNKNOWN_MODEL_VERSION"):
+        await client.download(version.name)
+    following = await client.version()
+    assert following.artifact_state == model_pb2.ARTIFACT_STATE_READY
+    assert following.name == f"{client.model}/versions/2"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import warnings
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -131,17 +133,21 @@ async def test_a_regression_from_torch_is_checked_and_released(client: Client, t
     torch.manual_seed(1)
     network = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1)).eval()
     file, rows = tmp_path / "delay.onnx", np.random.default_rng(1).normal(size=(8, 4)).astype(np.float32)
-    exported = torch.onnx.export(
-        network,
-        (torch.zeros(2, 4),),
-        dynamo=True,
-        verbose=False,
-        input_names=["X"],
-        output_names=["minutes"],
-        dynamic_shapes=({0: torch.export.Dim("rows")},),
-    )
-    assert exported is not None
-    file.write_bytes(exported.model_proto.SerializeToString())
+    for name in ("torch.onnx", "onnxscript", "onnx_ir"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside the exporter
+        torch.onnx.export(
+            network,
+            (torch.zeros(2, 4),),
+            str(file),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            input_names=["X"],
+            output_names=["minutes"],
+            dynamic_shapes=({0: torch.export.Dim("rows", min=1, max=1 << 20)},),
+        )
     version = await client.register(
         "delay", file, feature_set=IRIS, kind="regression", unit="minutes", samples={"X": rows}
     )
@@ -243,8 +249,16 @@ async def test_the_command_registers_a_file_with_its_own_signature(
     request = registry_pb2.GetModelVersionRequest(name=f"{model}/versions/1")
     version = (await stub.GetModelVersion(request)).model_version
     assert (READY, 16) == (version.artifact_state, version.golden_rows.row_count)
+    checked = await asyncio.to_thread(
+        CliRunner().invoke, app, ["--json", "models", "check", version.name], env=env
+    )
+    assert (checked.exit_code, '"ARTIFACT_STATE_READY"' in checked.output) == (0, True)
     wrong_kind = await asyncio.to_thread(run, "--kind", "regression")
     assert wrong_kind.exit_code == 1
     assert "Output P has [3] values per row, a REGRESSION output 1." in wrong_kind.output
     with refused("NOT_FOUND", "UNKNOWN_MODEL_VERSION"):
         await stub.GetModelVersion(registry_pb2.GetModelVersionRequest(name=f"{model}/versions/2"))
+    deleted = await asyncio.to_thread(CliRunner().invoke, app, ["models", "delete", version.name], env=env)
+    assert deleted.exit_code == 0
+    with refused("NOT_FOUND", "UNKNOWN_MODEL_VERSION"):
+        await stub.GetModelVersion(request)

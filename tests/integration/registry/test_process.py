@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import grpc
 import pytest
 from aiokafka import AIOKafkaConsumer
@@ -89,7 +90,11 @@ async def events_of(kafka: Kafka, topic: str, model: str, count: int) -> list[An
 @pytest.mark.slow
 @pytest.mark.timeout(180)
 async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
-    settings: Callable[..., RegistrySettings], monitor: FakeMonitor, kafka: Kafka, tmp_path: Path
+    settings: Callable[..., RegistrySettings],
+    monitor: FakeMonitor,
+    kafka: Kafka,
+    tmp_path: Path,
+    database: str,
 ) -> None:
     port = free_port()
     env = environment(
@@ -162,6 +167,28 @@ async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
     ]
     checked = await asyncio.to_thread(command, env, "verify-audit")
     assert (checked.returncode, checked.stdout.strip()) == (0, "all audit chains are intact")
+    await forget_last_entry(database, client.model)
+    checked = await asyncio.to_thread(command, env, "verify-audit")
+    assert checked.returncode == 1
+    assert "is missing that an event was sent with" in checked.stderr
+
+
+async def forget_last_entry(database: str, model: str) -> None:
+    """Remove the newest audit entry and change the head, as one who may do anything in the database can."""
+    conn = await asyncpg.connect(database)
+    try:
+        await conn.execute("ALTER TABLE audit DISABLE TRIGGER audit_written_once")
+        await conn.execute(
+            "DELETE FROM audit a USING model m WHERE m.name = $1 AND a.model = $1 AND sequence = last_audit",
+            model,
+        )
+        await conn.execute(
+            "UPDATE model SET last_audit = last_audit - 1, audit_head = "
+            "(SELECT hash FROM audit WHERE model = $1 ORDER BY sequence DESC LIMIT 1) WHERE name = $1",
+            model,
+        )
+    finally:
+        await conn.close()
 
 
 def test_migrating_twice_changes_nothing(

@@ -130,16 +130,50 @@ async def test_the_database_protects_the_audit_and_the_chain_shows_changes(
                 await conn.execute(statement)
         async with create_pool(database) as pool:
             store = PostgresStore(pool, to_event)
-            assert await store.broken_audits() == []
+            assert await store.broken_audits({}) == []
             await conn.execute("ALTER TABLE audit DISABLE TRIGGER audit_written_once")
             await conn.execute("UPDATE audit SET actor = 'another' WHERE sequence = 2")
-            assert await store.broken_audits() == [
+            assert await store.broken_audits({}) == [
                 f"{client.model}: entry 2 was changed after it was written"
             ]
             await conn.execute("DELETE FROM audit WHERE sequence = 2")
-            assert await store.broken_audits() == [f"{client.model}: entry 2 is missing (found 3)"]
+            assert await store.broken_audits({}) == [f"{client.model}: entry 2 is missing (found 3)"]
     finally:
         await conn.close()
+
+
+async def test_a_removed_end_chain_or_evidence_is_found(client: ModelClient, database: str) -> None:
+    await client.create()
+    await client.champion()
+    other = ModelClient(client.stub, "other")
+    await other.create()
+    await other.champion()
+    last = (await client.audit())[-1]
+    async with create_pool(database) as pool:
+        store = PostgresStore(pool, to_event)
+        assert await store.broken_audits({client.model: {last.sequence: last.hash}}) == []
+        for table in ("audit", "evidence"):
+            await pool.execute(f"ALTER TABLE {table} DISABLE TRIGGER {table}_written_once")
+        await pool.execute("UPDATE evidence SET passed = false WHERE model = $1", client.model)
+        assert await store.broken_audits({}) == [
+            f"{client.model}: evidence 1 was changed after it was written"
+        ]
+        await pool.execute("DELETE FROM evidence WHERE model = $1", client.model)
+        assert await store.broken_audits({}) == [f"{client.model}: evidence 1 is missing"]
+        await pool.execute(
+            "DELETE FROM audit WHERE model = $1 AND sequence = $2", client.model, last.sequence
+        )
+        await pool.execute("DELETE FROM audit WHERE model = $1", other.model)
+        ends = [fault for fault in await store.broken_audits({}) if "ends with entry" in fault]
+        was = f"the last one was entry {last.sequence}"
+        assert ends == [
+            f"{client.model}: the audit ends with entry {last.sequence - 1}, {was}",
+            f"{other.model}: the audit ends with entry 0, {was}",
+        ]
+        gone = {"projects/default/models/gone": {1: "hash"}}
+        assert (await store.broken_audits(gone))[-1] == (
+            "projects/default/models/gone: the model and its audit are missing"
+        )
 
 
 async def test_a_mutation_that_fails_at_its_last_write_is_rolled_back(

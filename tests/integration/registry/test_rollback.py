@@ -78,6 +78,16 @@ async def test_rollback_is_incomplete_when_a_gateway_is_cut_off(client: ModelCli
     assert list(answer.unacknowledged_gateways) == ["cut off"]
 
 
+async def test_rollback_does_not_count_a_gateway_that_left(client: ModelClient) -> None:
+    await two_served_versions(client)
+    async with running_gateway(client.stub, "stopped") as stopped:
+        await eventually(lambda: stopped.applied)
+    await client.stub.ReportServing(registry_pb2.ReportServingRequest(gateway_id="stopped", leaving=True))
+    answer = await roll_back(client)
+    assert answer.complete
+    assert not answer.gateways
+
+
 async def test_a_second_rollback_goes_further_back(client: ModelClient) -> None:
     _, releases = await two_served_versions(client)
     third, c = await client.staged("third")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
@@ -131,6 +132,48 @@ async def test_the_pipeline_of_a_dead_replica_continues_on_another(
     assert (job_pb2.JOB_STATE_FAILED, "TRAINING_SET_FAILED") == (found.state, found.error_reason)
     assert 1 == peers.requests.effects["BuildTrainingSet"]
     assert [] == peers.requests.conflicts
+
+
+async def test_a_replica_that_lost_its_pipeline_while_stopped_does_not_end_it(
+    replicas: tuple[Any, Any], peers: Any
+) -> None:
+    """SIGSTOP and SIGCONT: for a while both replicas run the same step."""
+    first, second = replicas
+    peers.feature.running_reads = 10**9
+    connection, stub = first.stub()
+    async with connection:
+        run = (await stub.StartPipelineRun(pipeline_request())).pipeline_run
+        await eventually(lambda: peers.requests.calls["GetJob"] >= 3, within=60, every=0.1)
+    os.kill(first.process.pid, signal.SIGSTOP)
+    try:
+        reads = peers.requests.calls["GetJob"]
+        await eventually(
+            lambda: peers.requests.calls["GetJob"] >= reads + 3, within=TAKEOVER_SECONDS, every=0.1
+        )
+    finally:
+        os.kill(first.process.pid, signal.SIGCONT)
+    peers.feature.running_reads = 0
+    connection, stub = second.stub()
+    async with connection:
+
+        async def jobs() -> Any:
+            return (await stub.ListJobs(pb.ListJobsRequest(parent=PARENT))).jobs
+
+        (job,) = await eventually(jobs, within=TAKEOVER_SECONDS, every=0.2)
+        assert run.name == job.pipeline_run
+        await asyncio.sleep(3)
+        found = (await stub.GetPipelineRun(pb.GetPipelineRunRequest(name=run.name))).pipeline_run
+        assert (job_pb2.JOB_STATE_RUNNING, "") == (found.state, found.error_reason)
+        assert 1 == len(await jobs())
+        # A job of a pipeline run is cancelled in the transaction that cancels the run.
+        await stub.CancelPipelineRun(pb.CancelPipelineRunRequest(name=run.name))
+
+        async def ends() -> bool:
+            (found,) = await jobs()
+            return bool(found.state == job_pb2.JOB_STATE_CANCELLED)
+
+        await eventually(ends, within=TAKEOVER_SECONDS, every=0.2)
+    assert 1 == peers.requests.effects["BuildTrainingSet"]
 
 
 def pipeline_request() -> pb.StartPipelineRunRequest:

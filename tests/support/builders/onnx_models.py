@@ -71,5 +71,5 @@ def golden_rows(rows: npt.NDArray[np.float32], scores: npt.NDArray[np.float32]) 
     return model_pb2.GoldenRows(
         row_count=len(rows),
         tensors=[tensor_message("INPUT", FLOAT32, rows)],
-        output=tensor_message("SCORE", FLOAT32, scores),
+        output=tensor_message("SCORE", FLOAT32, scores.reshape(-1, 1)),
     )

@@ -49,13 +49,16 @@ class FakeMonitor(monitor_pb2_grpc.MonitorServiceServicer, health_pb2_grpc.Healt
 
 
 class FakeFeatures(feature_pb2_grpc.FeatureServiceServicer, health_pb2_grpc.HealthServicer):
-    """A feature service with the feature sets `sets`: name → schema."""
+    """A feature service with the feature sets `sets`: name → schema. `down`: calls are UNAVAILABLE."""
 
     def __init__(self) -> None:
         self.sets: dict[str, list[value_pb2.Field]] = {}
+        self.down = False
         self.address = ""
 
     async def GetFeatureSet(self, request: Any, context: Any) -> feature_pb2.GetFeatureSetResponse:
+        if self.down:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "down")
         if request.name not in self.sets:
             await context.abort(grpc.StatusCode.NOT_FOUND, "unknown")
         found = definitions_pb2.FeatureSet(name=request.name, schema=self.sets[request.name])

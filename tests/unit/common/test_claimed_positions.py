@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from flywheel_common.kafka.claimed_consumer import ClaimedConsumer, TopicPartition, _Held
 from flywheel_common.kafka.offsets import Claim
+from flywheel_common.kafka.stalls import StallWatch
 
 NEW, OLD = TopicPartition("new", 0), TopicPartition("old", 1)
 
@@ -42,6 +43,7 @@ async def test_every_partition_has_a_position_after_each_change_of_the_set() -> 
         handler=nothing,
     )
     kafka: Any = KafkaConsumer()
+    stalls = StallWatch("g", kafka)
 
     def claimed(partition: TopicPartition, offset: int) -> None:
         consumer._held[partition] = _Held(1)
@@ -49,15 +51,15 @@ async def test_every_partition_has_a_position_after_each_change_of_the_set() -> 
         consumer._claims[partition] = Claim(partition, offset, 1)
 
     claimed(OLD, 7)
-    consumer._align(kafka)
+    consumer._align(kafka, stalls)
     assert kafka.positions == {OLD: 7}
     # A new topic begins at 0, and the other partition goes on behind what was read meanwhile.
     consumer._next[OLD] = 9
     claimed(NEW, 0)
-    consumer._align(kafka)
+    consumer._align(kafka, stalls)
     assert kafka.positions == {OLD: 9, NEW: 0}
     # A partition that begins again at 0 is read from there.
     kafka.positions[NEW] = 5
     claimed(NEW, 0)
-    consumer._align(kafka)
+    consumer._align(kafka, stalls)
     assert kafka.positions == {OLD: 9, NEW: 0}

@@ -203,3 +203,32 @@ def test_rows_are_taken_from_columns_of_every_kind() -> None:
             columns.from_lists("lists", [[], [1, 2]], value_pb2.DATA_TYPE_INT64_LIST),
         ]
     )
+
+
+@pytest.mark.parametrize("rows", [0, 1, 8, 9])
+def test_columns_decoded_together_equal_columns_decoded_alone(rows: int) -> None:
+    rng = np.random.default_rng(rows)
+    some = rng.random(rows) < 0.5
+    texts = [f"t{i}" if ok else None for i, ok in enumerate(some.tolist())]
+    sent = [
+        columns.from_numpy("floats", rng.normal(size=rows), some),
+        columns.from_numpy("singles", rng.normal(size=rows).astype(np.float32)),
+        columns.from_numpy("integers", rng.integers(-9, 9, rows), ~some),
+        columns.from_numpy("bools", some, some),
+        columns.from_numpy("vectors", rng.normal(size=(rows, 2)).astype(np.float32), some),
+        columns.from_texts("texts", texts),
+        columns.from_lists("lists", [[i] for i in range(rows)], value_pb2.DATA_TYPE_INT64_LIST),
+        column_pb2.Column(
+            name="typed",
+            data_type=value_pb2.DATA_TYPE_FLOAT64,
+            doubles=column_pb2.DoubleValues(values=np.arange(rows, dtype=float)),
+        ),
+    ]
+    together = columns.all_to_numpy(sent, rows)
+    for column, (values, valid) in zip(sent, together, strict=True):
+        alone, mask = columns.to_numpy(column, rows)
+        assert (values.dtype, valid.tolist()) == (alone.dtype, mask.tolist())
+        np.testing.assert_array_equal(values, alone)
+    if rows:
+        with pytest.raises(InvalidArgument, match="rows"):
+            columns.all_to_numpy(sent, rows + 1)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.kafka.envelope import parse_event, payload_of
 from flywheel_common.signature import FLOAT64, INT64, InputSpec, OutputKind, OutputSpec, Signature, TensorSpec
+from flywheel_inference.batching.batcher import Expired
 from flywheel_inference.encoding.prediction_events import prediction_records
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn
@@ -23,9 +25,10 @@ from flywheel_inference.models.output_values import output_values
 from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction_log.rows import LogRows
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec, GoldenRows, ReleaseSpec
+from flywheel_inference.releases.rollout_step import NO_ROLLOUT
 from flywheel_inference.requests.request import PredictCall, RoutedRequest
 from flywheel_inference.scoring.scored import ScoredBatch
-from flywheel_inference.scoring.scorer import ReleaseScorer, ScorerSettings
+from flywheel_inference.scoring.scorer import OnScored, ReleaseScorer, ScorerSettings
 from flywheel_protos.events.v1.prediction_pb2 import PredictionBatch
 
 CONTRACT = FeatureSetContract("fs", (FieldSpec("key", INT64),), ())
@@ -50,9 +53,12 @@ class Features:
     def __init__(self, refused: set[int], null: set[int]) -> None:
         self._refused = refused
         self._null = null
+        self.answers: asyncio.Event | None = None
 
     async def online(self, contract: Any, keys: Any, fields: Any, as_of: Any, timeout: float) -> FeatureBlock:
         await asyncio.sleep(0)
+        if self.answers is not None:
+            await self.answers.wait()
         numbers = [key for (key,) in keys]
         if not self._refused.isdisjoint(numbers):
             raise InvalidArgument("refused")
@@ -69,10 +75,12 @@ class Models:
 
     def __init__(self, bad: set[int]) -> None:
         self._bad = bad
+        self.seen: list[int] = []
 
     async def infer(self, name: str, tensors: Tensors, output: OutputSpec, timeout: float) -> Array:
         await asyncio.sleep(0)
         numbers = tensors["n"]
+        self.seen += numbers.tolist()
         assert tensors["x"].shape == (len(numbers), 1)
         found = tensors["x"] + 100.0 * numbers[:, None] + np.arange(output.width)
         found[np.isin(numbers, list(self._bad)), -1] = np.nan
@@ -106,7 +114,7 @@ async def score_all(
                 scorer,
                 requests,
                 role=1,
-                rollout="",
+                step=NO_ROLLOUT,
                 block=batch.block,
                 values=batch.values,
                 decisions=batch.decisions,
@@ -115,6 +123,22 @@ async def score_all(
             )
         )
 
+    scorer = scorer_of(output, features, models, max_rows, on_scored)
+    deadline = asyncio.get_running_loop().time() + 30.0
+    futures = [scorer.score(request(key, key % times or None), deadline) for key in keys]
+    found: list[list[float] | str] = []
+    for future in futures:
+        try:
+            found.append((await future).values)
+        except FlywheelError as error:
+            found.append(error.reason)
+    await scorer.close()
+    return found, logged
+
+
+def scorer_of(
+    output: OutputSpec, features: Features, models: Models, max_rows: int, on_scored: OnScored
+) -> ReleaseScorer:
     spec = ReleaseSpec(
         name="r",
         digest="",
@@ -138,16 +162,7 @@ async def score_all(
         on_model_lost=lambda: None,
     )
     scorer.ready = True
-    deadline = asyncio.get_running_loop().time() + 30.0
-    futures = [scorer.score(request(key, key % times or None), deadline) for key in keys]
-    found: list[list[float] | str] = []
-    for future in futures:
-        try:
-            found.append((await future).values)
-        except FlywheelError as error:
-            found.append(error.reason)
-    await scorer.close()
-    return found, logged
+    return scorer
 
 
 def logged_values(rows: list[LogRows], output: OutputSpec, max_bytes: int) -> dict[str, list[float]]:
@@ -199,3 +214,27 @@ def test_rows_keep_their_answers(
     logged = logged_values(rows, output, max_bytes)
     scored = {f"id-{k}": v for k, v in zip(keys, expected, strict=True) if isinstance(v, list)}
     assert logged == scored
+
+
+async def test_cancelled_and_expired_requests_do_not_reach_the_model() -> None:
+    features, models = Features(set(), set()), Models(set())
+    features.answers = asyncio.Event()
+    logged: list[str] = []
+    scorer = scorer_of(
+        OutputSpec(),
+        features,
+        models,
+        8,
+        lambda scorer, requests, batch: logged.extend(r.prediction_id for r in requests),
+    )
+    now = asyncio.get_running_loop().time()
+    futures = [scorer.score(request(key, None), now + (0.02 if key == 2 else 30.0)) for key in range(4)]
+    await asyncio.sleep(0.05)
+    futures[1].cancel()
+    features.answers.set()
+    assert (await futures[0]).values == values_of(0, 1)
+    assert (await futures[3]).values == values_of(3, 1)
+    with pytest.raises(Expired):
+        await futures[2]
+    await scorer.close()
+    assert (models.seen, logged) == ([0, 3], ["id-0", "id-3"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -37,7 +37,7 @@ class State(ServingState):
 class Registry:
     """Wants one release and takes every report."""
 
-    async def watch(self) -> AsyncIterator[bytes]:
+    async def watch(self) -> AsyncGenerator[bytes]:
         yield b"1"
         await asyncio.Event().wait()
 

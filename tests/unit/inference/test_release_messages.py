@@ -24,7 +24,7 @@ def release(kind: str, **fields: Any) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_signature_and_golden_rows_of_every_kind_are_decoded(kind: str) -> None:
     model = KINDS[kind]()
-    spec = release_spec(release(kind))
+    spec = release_spec(release(kind), "digest")
     assert spec.signature == model.signature
     assert spec.golden.tensors.keys() == model.tensors.keys()
     for name, tensor in model.tensors.items():
@@ -33,12 +33,12 @@ def test_signature_and_golden_rows_of_every_kind_are_decoded(kind: str) -> None:
     assert spec.golden.output.dtype == model.output.dtype
 
 
-def test_packed_golden_rows_are_the_tensor_input() -> None:
+def test_golden_rows_of_a_signature_without_tensors_are_the_tensor_input() -> None:
     message = RegistryServicer().release(1, (0.5, -0.25, 1.0))
-    spec = release_spec(message)
-    rows = np.frombuffer(message.model_version.golden_rows.inputs, "<f4").reshape(3, 3)
+    spec = release_spec(message, "digest")
+    rows = np.frombuffer(message.model_version.golden_rows.tensors[0].data, "<f4").reshape(3, 3)
     np.testing.assert_array_equal(spec.golden.tensors["INPUT"], rows)
-    assert spec.golden.output.shape == (3, 1)
+    assert (spec.golden.output.shape, spec.digest) == ((3, 1), "digest")
     assert spec.signature.output.kind is OutputKind.BINARY
     assert spec.fallback.default == (0.25,)
 
@@ -75,14 +75,14 @@ def test_a_version_with_other_golden_rows_is_refused(change: Change) -> None:
     message = release("binary")
     change(message.model_version)
     with pytest.raises(ValueError, match=r"golden rows|bytes|declare"):
-        release_spec(message)
+        release_spec(message, "digest")
 
 
 def test_golden_rows_with_another_width_are_refused() -> None:
     message = release("multiclass")
     message.model_version.signature.output.multiclass.class_names.append("never")
     with pytest.raises(ValueError, match="golden rows"):
-        release_spec(message)
+        release_spec(message, "digest")
 
 
 @pytest.mark.parametrize(
@@ -102,4 +102,4 @@ def test_golden_rows_with_another_width_are_refused() -> None:
 )
 def test_calibration_and_fallback_must_fit_the_kind(kind: str, fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"calibration|fallback|default"):
-        release_spec(release(kind, **fields))
+        release_spec(release(kind, **fields), "digest")

@@ -28,12 +28,16 @@ class Challenger:
 
     def __init__(self, model: str) -> None:
         self.spec = SimpleNamespace(
-            model=model, name=f"{model}/releases/2", signature=LOG_SPEC.signature, segment_keys=()
+            model=model,
+            name=f"{model}/releases/2",
+            signature=LOG_SPEC.signature,
+            segment_keys=(),
+            segment_thresholds={},
         )
         self.contract = LOG_CONTRACT
         self.answers = asyncio.Event()
 
-    async def score_block(self, block: FeatureBlock, segments: Any, budget: float) -> Any:
+    async def score_block(self, block: FeatureBlock, thresholds: Any, budget: float) -> Any:
         await self.answers.wait()
         raise Unavailable("down")
 

@@ -19,7 +19,7 @@ from flywheel_registry.models.model import Model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
-from flywheel_registry.promotion.errors import EvidenceConflict, NoRelease
+from flywheel_registry.promotion.errors import NoRelease
 from flywheel_registry.promotion.promotion import PromotionResult, Promotions
 from flywheel_registry.releases.release import Release
 from flywheel_registry.stages.transitions import LEGAL_TRANSITIONS, Stage
@@ -73,8 +73,9 @@ async def test_a_failed_gate_is_stored_and_keeps_the_stage() -> None:
         (entry,) = await records.audit(LATE, 99, 9)
         assert ("GATE_FAILED", refused.evidence.name) == (entry.action, entry.evidence)
     assert [] == store.events
-    with pytest.raises(EvidenceConflict):
-        await promote(store, 1, None, added={"auc": 0.9})
+    worse = await promote(store, 1, None, added={"auc": 0.4})
+    assert (False, 0.4) == (worse.passed, worse.evidence.values["auc"])
+    assert "auc: 0.4 as ann measured it counts, 0.5 was registered" in worse.evidence.findings[-1]
     overridden = await promote(store, 1, None, override=True)
     assert (False, Stage.STAGING) == (overridden.passed, overridden.version.stage)
 

@@ -303,6 +303,25 @@ async def test_a_submission_that_timed_out_and_was_accepted_is_supervised() -> N
     assert (JobState.RUNNING, 1) == (job.state, len(job.attempts))
 
 
+async def test_an_engine_that_never_accepts_a_job_does_not_hold_its_slot_for_ever() -> None:
+    """Ray answers 500 to some requests that it can never satisfy."""
+    world = World(max_running=1)
+    await world.submit("1", limits=Limits(max_attempts=2))
+    world.engine.submissions_time_out = True
+    await world.tick(70, 10)
+    job = await world.job()
+    assert [("JOB_LOST", True), ("", False)] == [
+        (attempt.error_reason, attempt.ended_at is not None) for attempt in job.attempts
+    ]
+    await world.tick(70, 10)
+    job = await world.job()
+    assert (JobState.LOST, "JOB_LOST") == (job.state, job.error_reason)
+    world.engine.submissions_time_out = False
+    await world.submit("2")
+    await world.tick()
+    assert (await world.job("2")).state is JobState.RUNNING
+
+
 async def test_a_submission_that_lands_after_the_end_of_its_job_is_stopped() -> None:
     world = World()
     await world.submit()
@@ -368,6 +387,17 @@ async def test_a_job_without_steps_is_stopped_as_stalled() -> None:
     job = await world.job()
     assert (JobState.FAILED, "JOB_STALLED") == (job.state, job.error_reason)
     assert EngineState.STOPPED == (await world.engine.state("job-1-1")).state
+
+
+async def test_a_job_whose_metrics_never_arrive_is_not_stalled_while_it_prints() -> None:
+    world = World()
+    await world.submit(limits=Limits(stall_seconds=30))
+    for length in range(1, 60):
+        await world.objects.put(f"jobs/p/job-1/logs/driver/{0:020d}-0001", b"." * length)
+        await world.tick()
+    assert (await world.job()).state is JobState.RUNNING
+    await world.tick(35)
+    assert "JOB_STALLED" == (await world.job()).error_reason
 
 
 async def test_time_in_which_the_engine_is_away_is_no_stall() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable
 from typing import Any, TypeVar
 
 IN_FLIGHT = 16
@@ -17,7 +17,7 @@ async def answered_in_order(
     answer: Callable[[Request], Awaitable[Answer]],
     *,
     in_flight: int = IN_FLIGHT,
-) -> AsyncIterator[Answer]:
+) -> AsyncGenerator[Answer, None]:
     """The answer of each request, in order. `answer` returns the errors of a request as answers: an exception
     ends the stream.
 
@@ -53,7 +53,7 @@ async def answered_when_ready(
     answer: Callable[[Request], Awaitable[Answer]],
     *,
     in_flight: int = IN_FLIGHT,
-) -> AsyncIterator[Answer]:
+) -> AsyncGenerator[Answer, None]:
     """Like `answered_in_order`, but answers may overtake each other: the caller must know which request an
     answer belongs to."""
     slots = asyncio.Semaphore(in_flight)

@@ -26,7 +26,9 @@ from flywheel_common.grpc.errors import (
 __all__ = [
     "ADMIN",
     "AUTHENTICATED",
+    "MEASURE",
     "OPERATE",
+    "PROMOTE",
     "PUBLIC",
     "READ",
     "REPORT",
@@ -53,6 +55,10 @@ WRITE: Permission = frozenset({"editor", "operator", "admin", "service"})
 REPORT: Permission = WRITE | {"attempt"}
 """Those who may write, and attempts of training jobs, which have tokens of the trainer for their metrics."""
 OPERATE: Permission = frozenset({"operator", "admin", "service"})
+PROMOTE: Permission = OPERATE | {"promoter"}
+"""To change what answers callers. A promoter has this beside another role, such as editor."""
+MEASURE: Permission = frozenset({"service"})
+"""To report what only a service measures."""
 ADMIN: Permission = frozenset({"admin"})
 AUTHENTICATED: Permission = frozenset({ROLE_ANY})
 """Any authenticated caller."""

@@ -11,7 +11,7 @@ noticing may still call the handler, which therefore moves its stored positions 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,7 @@ from flywheel_common.kafka.membership import Membership
 from flywheel_common.kafka.offsets import Claim
 from flywheel_common.kafka.producer import Producer
 from flywheel_common.kafka.reconnect import reconnecting
+from flywheel_common.kafka.stalls import StallWatch, names
 from flywheel_common.kafka.topics import TopicSpec
 from flywheel_common.postgres.pool import Pool
 from flywheel_common.telemetry.logs import get_logger
@@ -50,8 +51,6 @@ BEGIN_TOGETHER = 16
 BEGIN_SECONDS = 120.0
 """Longest time for one call of `begin`; then it is cancelled, logged and called again."""
 LONGEST_DELAY_SECONDS = 5.0
-STALL_SECONDS = 5.0
-"""How long a partition with unread records may give none before the connection to Kafka is made anew."""
 END_SECONDS = 5.0
 """Longest time for `end` of a partition that is given up."""
 
@@ -113,10 +112,6 @@ class ClaimedConsumer:
         """Where to go on reading each of them."""
         self._reading: dict[TopicPartition, Claim] = {}
         """The claims for which the Kafka consumer is at the right position."""
-        self._heard: dict[TopicPartition, float] = {}
-        """When each of them last gave records, or was found to have none; on the loop's clock."""
-        self._behind: dict[TopicPartition, int] = {}
-        """Where a silent partition stood that had records at the last look."""
         self._leaving: set[TopicPartition] = set()
         self._changed = asyncio.Event()
         self._processing = asyncio.Lock()
@@ -220,7 +215,7 @@ class ClaimedConsumer:
                 self._held[tp] = _Held(epoch)
                 self._start(tp, self._held[tp])
             self.stats.assignments += 1
-            log.info("partitions claimed", group=self.group, partitions=_names(free))
+            log.info("partitions claimed", group=self.group, partitions=names(free))
 
     async def _partitions(self) -> list[TopicPartition]:
         """All partitions of the group. Those of new topics are absent until Kafka has them."""
@@ -243,8 +238,6 @@ class ClaimedConsumer:
         self._held.pop(tp, None)
         self._claims.pop(tp, None)
         self._next.pop(tp, None)
-        self._heard.pop(tp, None)
-        self._behind.pop(tp, None)
         with suppress(KeyError):
             lag_records.remove(self.group, tp.topic, str(tp.partition))
 
@@ -267,7 +260,7 @@ class ClaimedConsumer:
                     # The next member does this work again.
                     log.warning("partition not finished", partition=str(tp), error=type(error).__name__)
             await self._membership.release(epochs)
-            log.info("partitions given up", group=self.group, partitions=_names(sorted(epochs)))
+            log.info("partitions given up", group=self.group, partitions=names(sorted(epochs)))
         except FlywheelError as error:
             # They are still claimed; the next look gives them up again.
             log.warning("partitions not given up yet", group=self.group, reason=error.reason)
@@ -336,22 +329,22 @@ class ClaimedConsumer:
         )
         try:
             await consumer.start()
+            stalls = StallWatch(self.group, consumer)
             while True:
-                await self._step(consumer)
+                await self._step(consumer, stalls)
         finally:
             self._reading = {}
-            self._heard, self._behind = {}, {}
             await stop_consumer(consumer, seconds=5)
 
-    async def _step(self, consumer: AIOKafkaConsumer) -> None:
+    async def _step(self, consumer: AIOKafkaConsumer, stalls: StallWatch) -> None:
         """Move the consumer to the claims, poll once and process what came."""
-        self._align(consumer)
+        self._align(consumer, stalls)
         readable = [tp for tp, claim in self._reading.items() if self._claims.get(tp) is claim]
         if not readable:
             await asyncio.sleep(0.05)
             return
         polled = await consumer.getmany(*readable, timeout_ms=100, max_records=self._batch)
-        await self._check_stall(consumer, readable, polled)
+        await stalls.look(readable, polled)
         async with self._processing:
             batches = [
                 (self._reading[tp], raw)
@@ -369,40 +362,7 @@ class ClaimedConsumer:
                     lag = max(0, end - raw[-1].offset - 1)
                     lag_records.labels(self.group, tp.topic, tp.partition).set(lag)
 
-    async def _check_stall(
-        self,
-        consumer: AIOKafkaConsumer,
-        readable: Collection[TopicPartition],
-        polled: Collection[TopicPartition],
-    ) -> None:
-        """Raises KafkaError if a partition has records that the consumer does not fetch, TimeoutError if this
-        cannot be found out.
-
-        aiokafka may never fetch a partition that had no leader when it was assigned, without any error, and
-        may learn of a new topic late.
-        """
-        now = asyncio.get_running_loop().time()
-        self._heard.update(dict.fromkeys(polled, now))
-        silent = [tp for tp in readable if now - self._heard.setdefault(tp, now) > STALL_SECONDS]
-        if not silent:
-            return
-        try:
-            async with asyncio.timeout(STALL_SECONDS):
-                ends = await consumer.end_offsets(silent)
-                positions = {tp: await consumer.position(tp) for tp in silent}
-        except TimeoutError:
-            log.warning("the ends of partitions without new records are unknown", partitions=_names(silent))
-            raise
-        self._heard.update(dict.fromkeys(silent, now))
-        # Records may have come just now; at the next look they are read, or the partition stalls.
-        behind = {tp: at for tp, at in positions.items() if at < ends[tp]}
-        stalled = [tp for tp, at in behind.items() if self._behind.get(tp) == at]
-        self._behind.update(behind)
-        if stalled:
-            log.warning("partitions have records that are not fetched", partitions=_names(stalled))
-            raise KafkaError(f"{self.group} gets no records of {_names(stalled)}")
-
-    def _align(self, consumer: AIOKafkaConsumer) -> None:
+    def _align(self, consumer: AIOKafkaConsumer, stalls: StallWatch) -> None:
         """Assign the partitions to the consumer and seek to where each begins or goes on.
 
         aiokafka's `assign` forgets all positions and what it has fetched, so it is called for changes of the
@@ -417,14 +377,8 @@ class ClaimedConsumer:
         if wanted != assigned:
             consumer.assign(sorted(wanted))
             moved = sorted(wanted)
+        stalls.forget({*moved, *(assigned - wanted)})
         for tp in moved:
-            self._heard.pop(tp, None)
-            self._behind.pop(tp, None)
             if tp in self._next:
                 consumer.seek(tp, self._next[tp])
         self._reading = dict(self._claims)
-
-
-def _names(partitions: Iterable[TopicPartition]) -> list[str]:
-    """As log lines show them: `topic/0`."""
-    return [f"{tp.topic}/{tp.partition}" for tp in partitions]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,13 +89,12 @@ class _Reading:
         header, tile = 8 * layout.header, 8 * layout.stride
         # A loop over states is faster than index arithmetic for few states, and no slower for many.
         heads = [layout.head.unpack_from(s) for s in self.states]
-        for row in np.flatnonzero(np.array([h[1] for h in heads]) > as_of).tolist():
-            if _begins_after(
-                self.states[row], int(heads[row][3]), int(as_of[row]) // layout.tile, layout.tile
-            ):
-                self.states[row], heads[row] = layout.absent, layout.head.unpack(layout.absent)
-        tiles = [s[header : header + int(h[2]) * tile] for s, h in zip(self.states, heads, strict=True)]
         self.heads = np.array(heads).reshape(-1, layout.header).astype(np.int64)
+        for row in np.flatnonzero(self.heads[:, 1] > as_of).tolist():
+            if _first_tile(self.states[row], heads[row], layout.tile) > int(as_of[row]) // layout.tile:
+                self.states[row], heads[row] = layout.absent, layout.head.unpack(layout.absent)
+                self.heads[row] = 0
+        tiles = [s[header : header + int(h[2]) * tile] for s, h in zip(self.states, heads, strict=True)]
         self.found = self.heads[:, 0] > 0
         self.newest, self.tile_counts = self.heads[:, 1], self.heads[:, 2]
         self.owner = np.repeat(np.arange(self.rows), self.tile_counts)
@@ -227,10 +227,10 @@ class _Reading:
         return found
 
 
-def _begins_after(state: bytes, pairs: int, current: int, tile: int) -> bool:
-    """Whether the first event of a state lies in a tile after the current one."""
-    offsets = dict(struct.iter_unpack("<dd", state[len(state) - 16 * pairs :]))
-    return FIRST_EVENT in offsets and int(offsets[FIRST_EVENT]) // tile > current
+def _first_tile(state: bytes, head: tuple[float, ...], tile: int) -> float:
+    """The tile of a state's first event; before all others if the state does not hold it."""
+    offsets = dict(struct.iter_unpack("<dd", state[len(state) - 16 * int(head[3]) :]))
+    return offsets[FIRST_EVENT] // tile if FIRST_EVENT in offsets else -math.inf
 
 
 _EMPTY: dict[DataType, Any] = {DataType.STRING: "", DataType.BYTES: b""}

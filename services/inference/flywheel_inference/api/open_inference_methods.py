@@ -7,6 +7,7 @@ models, are not served.
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import aclosing
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +18,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.answer_stream import answered_in_order
 from flywheel_common.grpc.leaving_error import leaving_error
 from flywheel_inference.api import open_inference_rows as rows
+from flywheel_inference.api.counted_stream import counted_stream
 from flywheel_inference.api.open_inference_tensors import infer_response, inputs_of, metadata
 from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.open_inference.address import address
@@ -91,32 +93,46 @@ class OpenInferenceServicer:
         return response
 
     async def ModelInfer(self, request: pb.ModelInferRequest, context: Any) -> pb.ModelInferResponse:
+        with self._budget.call() as held:
+            held.take(request.ByteSize())
+            return await self._infer(request)
+
+    async def _infer(self, request: pb.ModelInferRequest) -> pb.ModelInferResponse:
         at = address(request.model_name, request.model_version)
-        with self._budget.hold(request.ByteSize()):
-            outputs = [output.name for output in request.outputs]
-            if at.model_version:
-                tensors = [await self._raw.infer(at.model_version, inputs_of(request), outputs)]
-            else:
-                tensors = await self._predicted(at.model, inputs_of(request), outputs)
-            return infer_response(request, tensors)
+        outputs = [output.name for output in request.outputs]
+        if at.model_version:
+            tensors = [await self._raw.infer(at.model_version, inputs_of(request), outputs)]
+        else:
+            tensors = await self._predicted(at.model, inputs_of(request), outputs)
+        return infer_response(request, tensors)
 
     async def ModelStreamInfer(
         self, requests: AsyncIterable[pb.ModelInferRequest], context: Any
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        async def answer(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        async def answer(
+            request: pb.ModelInferRequest, refusal: FlywheelError | None
+        ) -> pb.ModelStreamInferResponse:
+            response = pb.ModelStreamInferResponse()
             try:
-                response = pb.ModelStreamInferResponse(infer_response=await self.ModelInfer(request, context))
+                if refusal is not None:
+                    raise refusal
+                response.infer_response.CopyFrom(await self._infer(request))
             except Exception as error:  # noqa: BLE001 - the other requests of the stream are answered
-                refusal = leaving_error(error, request)
-                response = pb.ModelStreamInferResponse(error_message=f"{refusal.reason}: {refusal.message}")
+                found = leaving_error(error, request)
+                response.error_message = f"{found.reason}: {found.message}"
                 response.infer_response.id = request.id
             wanted = request.parameters.get(WANTS_FINAL_RESPONSE)
             if wanted is not None and wanted.bool_param:
                 response.infer_response.parameters[FINAL_RESPONSE].bool_param = True
             return response
 
-        async for response in answered_in_order(requests, answer, in_flight=self._stream_in_flight):
-            yield response
+        in_flight = self._stream_in_flight
+        answers = counted_stream(
+            requests, answer, self._budget, answered=answered_in_order, in_flight=in_flight
+        )
+        async with aclosing(answers):
+            async for response in answers:
+                yield response
 
     async def RepositoryIndex(
         self, request: pb.RepositoryIndexRequest, context: Any

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
+from flywheel_common.errors import FlywheelError
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.answer_stream import answered_when_ready
 from flywheel_inference.api.convert_requests import ProtoCall, outcome_rows
 from flywheel_inference.api.convert_responses import to_response, to_result, to_status_response
+from flywheel_inference.api.counted_stream import counted_stream
 from flywheel_inference.api.row_answers import RowAnswers
 from flywheel_inference.outcomes.recorder import OutcomeRecorder
 from flywheel_inference.prediction.bulk import BulkPredictor
 from flywheel_inference.prediction.predictor import Predictor
 from flywheel_inference.prediction_log.buffer import PredictionLog
+from flywheel_inference.requests.bytes_in_flight import BytesInFlight
 from flywheel_inference.serving.state import ServingState
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.inference.v1 import inference_pb2_grpc
@@ -27,6 +31,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         predictor: Predictor,
         bulk: BulkPredictor,
         rows: RowAnswers,
+        budget: BytesInFlight,
         outcomes: OutcomeRecorder,
         serving: ServingState,
         log: PredictionLog,
@@ -39,6 +44,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._predictor = predictor
         self._bulk = bulk
         self._rows = rows
+        self._budget = budget
         self._stream_in_flight = stream_in_flight
         self._outcomes = outcomes
         self._serving = serving
@@ -53,7 +59,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def BatchPredict(self, request: pb.BatchPredictRequest, context: Any) -> pb.BatchPredictResponse:
         for one in request.requests:
             one.model = one.model or request.model
-        with self._bulk.batch(len(request.requests)):
+        with self._bulk.batch(len(request.requests)), self._budget.call() as held:
+            held.take(request.ByteSize())
             results = await self._bulk.predict_each(
                 request.requests, self._result, refusal=to_result, size_of=pb.PredictResult.ByteSize
             )
@@ -62,11 +69,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def StreamPredict(
         self, requests: AsyncIterable[pb.StreamPredictRequest], context: Any
     ) -> AsyncIterator[pb.StreamPredictResponse]:
-        async for response in answered_when_ready(requests, self._response, in_flight=self._stream_in_flight):
-            yield response
+        async def answer(
+            request: pb.StreamPredictRequest, refusal: FlywheelError | None
+        ) -> pb.StreamPredictResponse:
+            result = to_result(refusal) if refusal is not None else await self._result(request.request)
+            return pb.StreamPredictResponse(id=request.id, result=result)
 
-    async def _response(self, request: pb.StreamPredictRequest) -> pb.StreamPredictResponse:
-        return pb.StreamPredictResponse(id=request.id, result=await self._result(request.request))
+        in_flight = self._stream_in_flight
+        answers = counted_stream(
+            requests, answer, self._budget, answered=answered_when_ready, in_flight=in_flight
+        )
+        async with aclosing(answers):
+            async for response in answers:
+                yield response
 
     async def _result(self, request: pb.PredictRequest) -> pb.PredictResult:
         return to_result(await self._rows.answer(lambda: request))

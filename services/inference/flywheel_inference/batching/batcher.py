@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Generic, TypeVar
 
+from flywheel_inference.batching.busy_share import BusyShare
+
 I = TypeVar("I")  # noqa: E741 - item
 R = TypeVar("R")
 
@@ -71,6 +73,7 @@ class Batcher(Generic[I, R]):
         self._waiting: deque[Entry[I, R]] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._busy = 0
+        self._share = BusyShare()
         self._scheduled = False
         self._closed = False
 
@@ -83,6 +86,11 @@ class Batcher(Generic[I, R]):
     def waiting(self) -> int:
         """Number of items that are in no batch yet."""
         return len(self._waiting)
+
+    @property
+    def utilisation(self) -> float:
+        """Busy share of the slots, averaged over about ten seconds."""
+        return self._share.at(self._loop.time())
 
     def submit(self, item: I, deadline: float) -> asyncio.Future[R]:
         """The future result of an item. `deadline` is on the loop's clock."""
@@ -127,7 +135,7 @@ class Batcher(Generic[I, R]):
                 self._start(batch)
 
     def _start(self, batch: list[Entry[I, R]]) -> None:
-        self._busy += 1
+        self._count(1)
         task = self._loop.create_task(self._process(batch))
         self._tasks.add(task)
         holds_slot = True
@@ -136,7 +144,7 @@ class Batcher(Generic[I, R]):
             nonlocal holds_slot
             if holds_slot:
                 holds_slot = False
-                self._busy -= 1
+                self._count(-1)
                 self._send()
 
         stall = self._loop.call_later(self._stall_seconds, release)
@@ -153,6 +161,10 @@ class Batcher(Generic[I, R]):
                     _settle(entry, Expired("the batch was cancelled"))
 
         task.add_done_callback(finished)
+
+    def _count(self, change: int) -> None:
+        self._busy += change
+        self._share.step(self._busy / self._slots, self._loop.time())
 
     async def _process(self, batch: list[Entry[I, R]]) -> None:
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 from flywheel_common.errors import NotFound, Unavailable
 from flywheel_inference.models.errors import WrongSize
@@ -13,12 +13,14 @@ from flywheel_inference.serving.observed_state import ObservedModel
 
 class MemoryRegistry:
     """`serving.ServingRegistry` and `models.ArtifactSource`. `artifacts`: bytes by version and file name;
-    `specs`: specifications by digest; `reports`: the received reports, in order."""
+    `specs`: specifications by digest; `reports`: the received reports, in order; `left`: whether the gateway
+    left after the last one."""
 
     def __init__(self, desired: bytes = b"") -> None:
         self.artifacts: dict[tuple[str, str], bytes] = {}
         self.specs: dict[str, bytes] = {}
         self.reports: list[tuple[ObservedModel, ...]] = []
+        self.left = False
         self._desired = desired
         self._down = False
         self._changed = asyncio.Event()
@@ -33,7 +35,7 @@ class MemoryRegistry:
         self._down = down
         self._wake()
 
-    async def watch(self) -> AsyncIterator[bytes]:
+    async def watch(self) -> AsyncGenerator[bytes]:
         while True:
             self._check_up()
             changed = self._changed
@@ -49,6 +51,11 @@ class MemoryRegistry:
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
         self._check_up()
         self.reports.append(tuple(models))
+        self.left = False
+
+    async def leave(self, timeout: float) -> None:
+        self._check_up()
+        self.left = True
 
     async def download(self, model_version: str, artifact: ArtifactSpec, timeout: float) -> bytes:
         self._check_up()

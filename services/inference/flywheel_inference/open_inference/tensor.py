@@ -74,8 +74,9 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Name
     memory of `raw`. Raises InvalidTensor, TensorTooLarge."""
     count = element_count(name, datatype, shape)
     if datatype == BYTES:
+        texts = _texts(name, raw, count)
         values = np.empty(count, object)
-        values[:] = _texts(name, raw, count)
+        values[:] = texts
         return NamedTensor(name, datatype, values.reshape(shape))
     dtype = DTYPES[datatype]
     if len(raw) != count * dtype.itemsize:

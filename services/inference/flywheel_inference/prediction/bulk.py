@@ -27,6 +27,8 @@ RESERVED_SHARE = 0.05
 """Share of a batch's time that is reserved for its response."""
 SHORTEST_SECONDS = 0.01
 """A request of a batch is not begun with less time than this."""
+FEWEST_WORKERS = 8
+"""Smallest number of requests of a batch that are worked on at once."""
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -42,7 +44,7 @@ class BulkPredictor:
         self,
         predictor: Predictor,
         *,
-        max_in_flight: int = 256,
+        max_in_flight: int = 128,
         max_batches: int = 16,
         max_bytes: int = 16 * 1024 * 1024,
     ) -> None:
@@ -52,6 +54,7 @@ class BulkPredictor:
         self._max_bytes = max_bytes
         self._places = asyncio.Semaphore(max_in_flight)
         self._batches = 0
+        self._working = 0
 
     async def predict(self, make_call: Callable[[], PredictCall]) -> Answer:
         """Waits for a place, then makes the call, so that no more calls exist than places. Raises as
@@ -90,6 +93,19 @@ class BulkPredictor:
         results; `refusal` makes the result of a request that is not begun: the deadline of the call is near,
         or the results so far are too large.
         """
+        self._working += 1
+        try:
+            return await self._answered(requests, answer, refusal, size_of)
+        finally:
+            self._working -= 1
+
+    async def _answered(
+        self,
+        requests: Sequence[Request],
+        answer: Callable[[Request], Awaitable[Result]],
+        refusal: Callable[[FlywheelError], Result],
+        size_of: Callable[[Result], int],
+    ) -> list[Result]:
         reserve = (left_seconds() or 0.0) * RESERVED_SHARE
         results: list[Result | None] = [None] * len(requests)
         waiting = iter(enumerate(requests))
@@ -118,6 +134,8 @@ class BulkPredictor:
                     total += size_of(result)
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(min(self._max_in_flight, len(requests))):
+            # Many calls at once get their places anyway: fewer tasks each.
+            workers = max(FEWEST_WORKERS, self._max_in_flight // self._working)
+            for _ in range(min(workers, len(requests))):
                 group.create_task(work())
         return [result for result in results if result is not None]

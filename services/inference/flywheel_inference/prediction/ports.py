@@ -31,8 +31,8 @@ class CachedPredictions(Protocol):
 class Measures(Protocol):
     """Metrics of predictions."""
 
-    def answered(self, model: str, role: int, source: int, reason: str) -> None:
-        """A request was answered."""
+    def answered(self, model: str, role: int, source: int, reason: str, total_ms: float) -> None:
+        """A request was answered, `total_ms` after it came."""
         ...
 
     def batch(self, rows: int, features_ms: float, model_ms: float) -> None:

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from flywheel_common.context import left_seconds
+from flywheel_common.context import current_principal, left_seconds
 from flywheel_common.errors import InvalidArgument
 from flywheel_inference.batching.batcher import Expired
 from flywheel_inference.fallback.choice import ERROR, MODEL, choose_fallback
 from flywheel_inference.fallback.errors import BudgetExceeded, CannotScore, NoFallback
-from flywheel_inference.prediction.errors import TooManyPredictions
+from flywheel_inference.prediction.admission import Admission
 from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction.ports import CachedPredictions, Measures, Routes
 from flywheel_inference.prediction.shadow import ShadowCopies
@@ -28,6 +28,7 @@ from flywheel_inference.requests.request import (
     joined_keys,
     segment_of,
     subject_of,
+    thresholds_of,
 )
 from flywheel_inference.routing.route import CHALLENGER, CHAMPION, Route
 from flywheel_inference.scoring.scored import Scored, ScoredBatch
@@ -52,8 +53,7 @@ class Answer:
 
 
 class Predictor:
-    """Answers requests: at most `max_in_flight` at once, each within its caller's deadline less
-    `reserve_seconds`."""
+    """Answers requests that `admission` admits, each within its caller's deadline less `reserve_seconds`."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Predictor:
         cached: CachedPredictions | None,
         new_id: Callable[[], str],
         now_micros: Callable[[], int],
-        max_in_flight: int = 1024,
+        admission: Admission,
         default_budget_seconds: float = 1.0,
         reserve_seconds: float = 0.005,
     ) -> None:
@@ -76,27 +76,18 @@ class Predictor:
         self._cached = cached
         self._new_id = new_id
         self._now_micros = now_micros
-        self._max_in_flight = max_in_flight
+        self._admission = admission
         self._default_budget = default_budget_seconds
         self._reserve = reserve_seconds
         self._loop = asyncio.get_running_loop()
-        self.in_flight = 0
 
     async def predict(self, call: PredictCall) -> Answer:
         """Raises InvalidArgument, NotFound, ResourceExhausted OVERLOADED, Unavailable NO_FALLBACK,
         RELEASE_NOT_READY."""
         started = time.perf_counter()
-        if self.in_flight >= self._max_in_flight:
-            raise TooManyPredictions(
-                f"{self._max_in_flight} predictions are in flight: retry after the delay, with backoff.",
-                retry_after_seconds=0.05,
-            )
         route = self._routes.route(call.model)
-        self.in_flight += 1
-        try:
+        with self._admission.admitted(call.model, current_principal()):
             return await self._predict(route, call, started)
-        finally:
-            self.in_flight -= 1
 
     async def _predict(self, route: Route[ReleaseScorer], call: PredictCall, started: float) -> Answer:
         champion = route.champion
@@ -146,7 +137,8 @@ class Predictor:
             return await self._fall_back(scorer, request, error.reason)
         except Expired:
             return await self._fall_back(scorer, request, BudgetExceeded.reason)
-        self._measures.answered(scorer.spec.model, request.role, MODEL, "")
+        total_ms = (time.perf_counter() - request.started) * 1e3
+        self._measures.answered(scorer.spec.model, request.role, MODEL, "", total_ms)
         return Answer(
             request=request,
             scorer=scorer,
@@ -157,7 +149,7 @@ class Predictor:
             source=MODEL,
             reason="",
             scored=scored,
-            total_ms=(time.perf_counter() - request.started) * 1e3,
+            total_ms=total_ms,
         )
 
     def _log_failure(self, challenger: ReleaseScorer, request: RoutedRequest, reason: str) -> None:
@@ -182,7 +174,7 @@ class Predictor:
         if found is not None:
             values[0] = found
         scores = spec.scores(values)
-        decisions = spec.decisions(scores, [request.segment])
+        decisions = spec.decisions(scores, thresholds_of(spec, [request]))
         self._log.offer(
             log_rows(
                 scorer,
@@ -197,7 +189,7 @@ class Predictor:
                 reasons=[reason],
             )
         )
-        self._measures.answered(spec.model, role, source, reason)
+        self._measures.answered(spec.model, role, source, reason, total_ms)
         return float(scores[0]), bool(decisions[0])
 
     def log_batch(self, scorer: ReleaseScorer, requests: list[RoutedRequest], batch: ScoredBatch) -> None:

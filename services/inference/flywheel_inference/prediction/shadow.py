@@ -22,7 +22,7 @@ from flywheel_inference.models.feature_block import FeatureBlock
 from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction_log.rows import LogRows
 from flywheel_inference.releases.rollout_step import RolloutStep
-from flywheel_inference.requests.request import RoutedRequest
+from flywheel_inference.requests.request import RoutedRequest, thresholds_of
 from flywheel_inference.routing.route import SHADOW
 from flywheel_inference.scoring.scored import ScoredBatch
 from flywheel_inference.scoring.scorer import ReleaseScorer
@@ -150,8 +150,8 @@ class ShadowCopies:
             if block.feature_set and block.feature_set == challenger.contract.feature_set:
                 keys = challenger.spec.segment_keys
                 scored = [request.bound_to(request.contract, keys) for request in requests]
-                segments = [request.segment for request in scored]
-                result = await challenger.score_block(block, segments, self._timeout)
+                thresholds = thresholds_of(challenger.spec, scored)
+                result = await challenger.score_block(block, thresholds, self._timeout)
             else:
                 scored, failed = _bound(requests, challenger)
                 result = await challenger.score_requests(scored, self._timeout)

@@ -7,7 +7,7 @@ score is the value; VECTOR: it is 0; neither has a decision.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -26,18 +26,8 @@ def scores(kind: OutputKind, values: Floats) -> Floats:
     return np.zeros(len(values)) if kind is OutputKind.VECTOR else values[:, 0]
 
 
-def decisions(
-    kind: OutputKind,
-    scores: Floats,
-    segments: Sequence[str],
-    threshold: float,
-    segment_thresholds: Mapping[str, float],
-) -> Mask:
-    """[rows] scores and the segment of each row → [rows] decisions. A segment in `segment_thresholds` has its
-    own threshold."""
+def decisions(kind: OutputKind, scores: Floats, thresholds: float | Sequence[float]) -> Mask:
+    """[rows] scores and the threshold of all rows, or of each row → [rows] decisions."""
     if kind not in DECIDES:
         return np.zeros(len(scores), np.bool_)
-    limits: float | Floats = threshold
-    if segment_thresholds:
-        limits = np.array([segment_thresholds.get(segment, threshold) for segment in segments], np.float64)
-    return np.greater_equal(scores, limits)
+    return np.greater_equal(scores, thresholds)

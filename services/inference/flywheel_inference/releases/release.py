@@ -91,8 +91,7 @@ class ReleaseSpec:
         """[rows, width] calibrated values → the score of each row (`decision.scores`)."""
         return scores(self.signature.output.kind, values)
 
-    def decisions(self, scores: Floats, segments: Sequence[str]) -> Mask:
-        """The decision of each row from its score and its segment (`decision.decisions`)."""
-        return decisions(
-            self.signature.output.kind, scores, segments, self.threshold, self.segment_thresholds
-        )
+    def decisions(self, scores: Floats, thresholds: Sequence[float]) -> Mask:
+        """The decision of each row from its score and its threshold (`requests.thresholds_of`); empty: the
+        release's threshold for all."""
+        return decisions(self.signature.output.kind, scores, thresholds or self.threshold)

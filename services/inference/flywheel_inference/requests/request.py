@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Protocol
 
-from flywheel_inference.releases.release import FeatureSetContract
+from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.releases.rollout_step import NO_ROLLOUT, RolloutStep
 from flywheel_inference.requests.errors import InvalidPredictionId
 
@@ -121,6 +122,20 @@ def subject_of(keys: tuple[Any, ...]) -> str:
 def segment_of(call: PredictCall, segment_keys: tuple[str, ...]) -> str:
     """`origin=JFK,carrier=UA` for the release's segment keys; empty when it declares none."""
     return ",".join([f"{key}={call.key_text(key)}" for key in segment_keys])
+
+
+def thresholds_of(release: ReleaseSpec, requests: Iterable[RoutedRequest]) -> list[float]:
+    """The threshold for each request: that of its whole segment, else of the first segment key that has one,
+    else the release's. Empty when the release has no thresholds of segments."""
+    own = release.segment_thresholds
+    if not own:
+        return []
+    found = []
+    for request in requests:
+        parts = [f"{key}={request.call.key_text(key)}" for key in release.segment_keys]
+        matching = [own[segment] for segment in (",".join(parts), *parts) if segment in own]
+        found.append(matching[0] if matching else release.threshold)
+    return found
 
 
 def checked_id(prediction_id: str) -> str:

@@ -24,7 +24,7 @@ from flywheel_inference.models.feature_block import PRESENT, FeatureBlock
 from flywheel_inference.models.input_tensors import MissingFeature, TensorBuilder, Tensors
 from flywheel_inference.models.ports import ModelServer
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
-from flywheel_inference.requests.request import RoutedRequest
+from flywheel_inference.requests.request import RoutedRequest, thresholds_of
 from flywheel_inference.scoring.feature_reader import FeatureReader
 from flywheel_inference.scoring.ports import FeatureLookup
 from flywheel_inference.scoring.scored import Scored, ScoredBatch, ScoredRequests
@@ -92,6 +92,10 @@ class ReleaseScorer:
     def waiting(self) -> int:
         return self._batcher.waiting
 
+    @property
+    def utilisation(self) -> float:
+        return self._batcher.utilisation
+
     def score(self, request: RoutedRequest, deadline: float) -> asyncio.Future[Scored]:
         """The future raises CannotScore, Expired or InvalidArgument. `deadline` is on the loop's clock."""
         self.last_asked = time.monotonic()
@@ -104,31 +108,40 @@ class ReleaseScorer:
         self,
         requests: list[RoutedRequest],
         budget: float,
-        wanted: Callable[[], bool] = lambda: True,
+        wanted: Callable[[int], bool] = lambda _: True,
     ) -> ScoredRequests:
-        """Looks the features up and runs the model, within `budget` seconds. Raises CannotScore when the
-        model cannot score, and when `wanted` is false after the lookup."""
+        """Looks the features up and runs the model, within `budget` seconds, on the requests whose index is
+        `wanted` after the lookup. Raises CannotScore when the model cannot score."""
         began = time.perf_counter()
         features = await self._features.read(requests, budget)
         if features.block is None:
             return ScoredRequests(None, features.rows, features.errors)
+        places: list[int] = features.rows.tolist()
+        block, errors = features.block, dict(features.errors)
+        left = [row for row, place in enumerate(places) if wanted(place)]
+        if len(left) < len(places):
+            errors.update(
+                (place, BudgetExceeded("the caller had its answer before the model was called"))
+                for place in places
+                if not wanted(place)
+            )
+            places = [places[row] for row in left]
+            if not places:
+                return ScoredRequests(None, np.zeros(0, np.intp), errors)
+            block = block.take(np.array(left, np.intp))
         spent = time.perf_counter() - began
-        if not wanted():
-            raise BudgetExceeded("every caller had its answer before the model was called")
-        segments = [requests[row].segment for row in features.rows] if self.spec.segment_thresholds else ()
-        scored = await self.score_block(features.block, segments, budget - spent, spent * 1e3)
-        if not features.errors and not scored.errors:
+        thresholds = thresholds_of(self.spec, [requests[place] for place in places])
+        scored = await self.score_block(block, thresholds, budget - spent, spent * 1e3)
+        if not errors and not scored.errors:
             return scored
-        places = features.rows.tolist()
-        errors = {**features.errors, **{places[row]: error for row, error in scored.errors.items()}}
-        return ScoredRequests(scored.batch, features.rows[scored.rows], errors)
+        errors.update((places[row], error) for row, error in scored.errors.items())
+        return ScoredRequests(scored.batch, np.array(places, np.intp)[scored.rows], errors)
 
     async def score_block(
-        self, block: FeatureBlock, segments: Sequence[str], budget: float, features_ms: float = 0.0
+        self, block: FeatureBlock, thresholds: Sequence[float], budget: float, features_ms: float = 0.0
     ) -> ScoredRequests:
         """Runs the model on features that were looked up before; rows that its tensors cannot hold fail
-        alone. `segments`: of each row, used when the release has thresholds of segments. Raises
-        CannotScore."""
+        alone. `thresholds`: of each row; empty: the release's. Raises CannotScore."""
         began = time.perf_counter()
         try:
             tensors, unfit = self.tensors.build(block)
@@ -143,7 +156,7 @@ class ReleaseScorer:
                 return ScoredRequests(None, rows, errors)
             block = block.take(rows)
             tensors = {name: tensor[rows] for name, tensor in tensors.items()}
-            segments = [segments[row] for row in rows.tolist()] if segments else ()
+            thresholds = [thresholds[row] for row in rows.tolist()] if thresholds else ()
         raw = await self._infer(tensors, budget)
         values = self.spec.calibration.apply(raw)
         scores = self.spec.scores(values)
@@ -151,7 +164,7 @@ class ReleaseScorer:
             block,
             values,
             scores,
-            self.spec.decisions(scores, segments),
+            self.spec.decisions(scores, thresholds),
             (block.statuses != PRESENT).any(axis=0),
             features_ms,
             (time.perf_counter() - began) * 1e3,
@@ -182,9 +195,7 @@ class ReleaseScorer:
         requests = [entry.item for entry in entries]
         # The dependencies get the time limit of the batch, not the callers' deadlines: a call that a caller's
         # deadline cut short would count as a failure of the dependency. Callers get `Expired` in time anyway.
-        scored = await self.score_requests(
-            requests, self._cap_seconds, lambda: any(entry.live for entry in entries)
-        )
+        scored = await self.score_requests(requests, self._cap_seconds, lambda place: entries[place].live)
         results: list[Scored | Exception | None] = [scored.errors.get(i) for i in range(len(requests))]
         batch = scored.batch
         if batch is None:

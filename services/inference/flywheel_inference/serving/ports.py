@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Protocol
 
 from flywheel_inference.serving.observed_state import ObservedModel
@@ -11,7 +11,7 @@ from flywheel_inference.serving.observed_state import ObservedModel
 class ServingRegistry(Protocol):
     """The registry's serving API. Raises FlywheelError."""
 
-    def watch(self) -> AsyncIterator[bytes]:
+    def watch(self) -> AsyncGenerator[bytes]:
         """Serialized WatchServingResponses, until the stream breaks or ends: the first is the complete
         desired state, each other one a change."""
         ...
@@ -22,6 +22,10 @@ class ServingRegistry(Protocol):
 
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
         """Sends one heartbeat with the observed state."""
+        ...
+
+    async def leave(self, timeout: float) -> None:
+        """Tells that this gateway has stopped serving; its next report makes it known again."""
         ...
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from contextlib import aclosing, suppress
 
 from flywheel_common.errors import FlywheelError, Internal
 from flywheel_common.telemetry.logs import get_logger
@@ -25,6 +26,10 @@ Encode = Callable[[Sequence[RoutedModel]], bytes]
 """All models → the state to save."""
 MakeScorer = Callable[[ReleaseSpec, FeatureSetContract, Callable[[], None]], ReleaseScorer]
 """Release, contract, and a callback for a model that the model server lost → scorer."""
+
+
+LEAVE_SECONDS = 0.5
+"""How long a gateway that stops waits for the registry to hear of it."""
 
 
 class Reconciler:
@@ -76,6 +81,15 @@ class Reconciler:
             # A task that was cancelled before its first step has not reset it.
             release.task = None
         self._wake.set()
+        try:
+            await self._follow()
+        except asyncio.CancelledError:
+            # The process stops after its last call. Its heartbeats have ended, so the registry forgets it.
+            with suppress(FlywheelError):
+                await self._registry.leave(LEAVE_SECONDS)
+            raise
+
+    async def _follow(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._watch_registry())
             group.create_task(self._send_heartbeats())
@@ -102,10 +116,12 @@ class Reconciler:
         delay = 0.1
         while True:
             try:
-                async for content in self._registry.watch():
-                    await self._accept(self._decode(content))
-                    delay = 0.1
-                    await self._save()
+                # Closed at once when a change cannot be applied: the next stream begins with a snapshot.
+                async with aclosing(self._registry.watch()) as changes:
+                    async for content in changes:
+                        await self._accept(self._decode(content))
+                        delay = 0.1
+                        await self._save()
             except FlywheelError as error:
                 log.warning("registry unavailable: serving the last desired state", reason=error.reason)
             await asyncio.sleep(delay)

@@ -8,6 +8,7 @@ from flywheel_common.kafka import topics
 from flywheel_common.kafka.envelope import build_event
 from flywheel_protos.events.v1 import lifecycle_pb2
 from flywheel_protos.events.v1.event_pb2 import Event
+from flywheel_registry.audit.chain import AuditHead
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.releases.names import ReleaseName
@@ -16,7 +17,7 @@ from flywheel_registry.rollouts.names import RolloutName
 SOURCE = "flywheel-registry"
 
 
-def to_event(event: StageChanged | RolloutChanged, at: datetime) -> tuple[str, Event]:
+def to_event(event: StageChanged | RolloutChanged, at: datetime, head: AuditHead) -> tuple[str, Event]:
     """Return (topic, envelope). The key is the model, which keeps a model's events in order."""
     if isinstance(event, StageChanged):
         stage = lifecycle_pb2.ModelStageChanged(
@@ -26,6 +27,8 @@ def to_event(event: StageChanged | RolloutChanged, at: datetime) -> tuple[str, E
             actor=event.actor,
             reason=event.reason,
             release=ReleaseName.of(event.model, event.release),
+            audit_sequence=head.sequence,
+            audit_hash=head.hash,
         )
         return topics.MODEL_STAGE_CHANGED, build_event(stage, source=SOURCE, key=event.model, event_time=at)
     rollout = lifecycle_pb2.RolloutChanged(
@@ -35,5 +38,8 @@ def to_event(event: StageChanged | RolloutChanged, at: datetime) -> tuple[str, E
         reason=event.reason,
         champion_release=ReleaseName.of(event.model, event.champion),
         challenger_release=ReleaseName.of(event.model, event.challenger),
+        alert=event.alert,
+        audit_sequence=head.sequence,
+        audit_hash=head.hash,
     )
     return topics.ROLLOUT_CHANGED, build_event(rollout, source=SOURCE, key=event.model, event_time=at)

@@ -24,6 +24,7 @@ from flywheel_registry.permissions import (
     OVERRIDE_GATE,
     PROMOTE_TO_PRODUCTION,
     REQUEST_PERMISSIONS,
+    SEND_EVIDENCE,
 )
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.rollouts.ports import RolloutRecords
@@ -165,6 +166,8 @@ class ModelMethods(Mutations):
         name, target = VersionName.parse(request.name), convert_models.stage(request.to_stage)
         if request.override:
             _require(OVERRIDE_GATE)
+        if request.evidence.values:
+            _require(SEND_EVIDENCE)
 
         def check_path(path: Sequence[Stage]) -> None:
             if Stage.PRODUCTION in path:

@@ -9,8 +9,9 @@ from flywheel_common.grpc.auth import actor
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_registry.api import convert_policies, convert_releases, convert_rollouts, listing
 from flywheel_registry.api.mutations import Mutations, Response
+from flywheel_registry.artifacts.check import VersionCheck
 from flywheel_registry.models.lookups import find_model
-from flywheel_registry.models.names import ModelName
+from flywheel_registry.models.names import ModelName, VersionName
 from flywheel_registry.releases.catalog import ReleaseCatalog
 from flywheel_registry.releases.errors import WrongModel
 from flywheel_registry.releases.lookups import find_release
@@ -31,6 +32,7 @@ class RolloutMethods(Mutations):
     """Part of the servicer."""
 
     _releases: ReleaseCatalog
+    _checks: VersionCheck
     _rollout_start: RolloutStart
     _rollout_lifecycle: RolloutLifecycle
 
@@ -38,6 +40,9 @@ class RolloutMethods(Mutations):
 
     async def CreateRelease(self, request: pb.CreateReleaseRequest, context: Any) -> pb.CreateReleaseResponse:
         declared = convert_releases.release(request.release, str(ModelName.parse(request.parent)))
+        # Before the transaction, because it asks the feature service.
+        version = VersionName.numbered(declared.model, declared.version)
+        await self._checks.check_feature_set(version, declared.feature_set)
 
         async def effect(records: ReleaseRecords) -> pb.CreateReleaseResponse:
             release = await self._releases.create_release(records, declared, actor())

@@ -112,8 +112,12 @@ class ServingMethods(Mutations):
 
     async def ReportServing(self, request: pb.ReportServingRequest, context: Any) -> pb.ReportServingResponse:
         check_texts(request)
-        observed = [convert_serving.observed(model) for model in request.models]
-        await self._gateways.heartbeat(_gateway_id(request.gateway_id), observed)
+        gateway = _gateway_id(request.gateway_id)
+        if request.leaving:
+            await self._gateways.remove(gateway)
+        else:
+            observed = [convert_serving.observed(model) for model in request.models]
+            await self._gateways.heartbeat(gateway, observed)
         return pb.ReportServingResponse()
 
     async def ListGateways(self, request: pb.ListGatewaysRequest, context: Any) -> pb.ListGatewaysResponse:

@@ -12,6 +12,7 @@ from flywheel_registry.models.lookups import find_version, lock_model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.models.version import ArtifactState, ModelVersion, require_stored
+from flywheel_registry.releases.errors import FeatureSetMismatch
 from flywheel_registry.stages.transitions import Stage
 
 MODEL_FILE = "model.onnx"
@@ -61,6 +62,19 @@ class VersionCheck:
                 reason=" ".join(problems),
             )
         return checked
+
+    async def check_feature_set(self, name: VersionName, feature_set: str) -> None:
+        """Check that another feature set than that of a version has its inputs; "" means that of the version.
+
+        Raises UnknownModelVersion, FeatureSetMismatch, Unavailable.
+        """
+        async with self._store.reading() as records:
+            version = await find_version(records, name)
+        if feature_set in ("", version.feature_set):
+            return
+        features = await self._features.features(feature_set)
+        if found := feature_problems(version.signature, feature_set, features):
+            raise FeatureSetMismatch(" ".join(found[:LISTED_PROBLEMS]))
 
     async def _problems(self, version: ModelVersion) -> list[str]:
         found = []

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from flywheel_common.arrays import Array
-from flywheel_common.signature import FLOAT32, FLOAT64, TENSOR_TYPES, Signature, TensorSpec
+from flywheel_common.signature import (
+    FLOAT32,
+    FLOAT64,
+    TENSOR_TYPES,
+    OutputKind,
+    OutputSpec,
+    Signature,
+    TensorSpec,
+)
 from flywheel_common.tensors import array_of
 from flywheel_registry.models.declaration import output_shapes
 from flywheel_registry.models.version import DEFAULT_TOLERANCE, GoldenRows
@@ -130,12 +138,9 @@ def golden_differences(output: Array, golden: GoldenRows, signature: Signature) 
     if output.shape not in shapes:
         allowed = " or ".join(str(list(shape)) for shape in shapes)
         return [f"The model answers the golden rows with shape {list(output.shape)}, not {allowed}."]
-    wanted = np.asarray(array_of(golden.output), np.float64)
-    answered = np.asarray(output, np.float64)
-    if wanted.size != answered.size:
-        return [f"The golden output has shape {list(wanted.shape)}, the model's {list(output.shape)}."]
-    answered = answered.reshape(wanted.shape)
-    difference = np.abs(answered - wanted).reshape(golden.row_count, -1).max(axis=1)
+    wanted = _per_row(array_of(golden.output), signature.output)
+    answered = _per_row(output, signature.output)
+    difference = np.abs(answered - wanted).max(axis=1)
     # A NaN is a difference, also where both are NaN: it is no answer.
     wrong = np.flatnonzero(~(difference <= (golden.tolerance or DEFAULT_TOLERANCE)))
     if not wrong.size:
@@ -145,6 +150,12 @@ def golden_differences(output: Array, golden: GoldenRows, signature: Signature) 
         for row in wrong[:LISTED_ROWS]
     )
     return [f"The model does not reproduce {wrong.size} of {golden.row_count} golden rows: {rows}."]
+
+
+def _per_row(output: Array, spec: OutputSpec) -> Array:
+    """The values of an output, [rows, width]; of two columns of a BINARY one, the second."""
+    rows = np.asarray(output, np.float64).reshape(len(output), -1)
+    return rows[:, 1:] if spec.kind is OutputKind.BINARY and rows.shape[1] == 2 else rows
 
 
 def _values(row: Array) -> str:

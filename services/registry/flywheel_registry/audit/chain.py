@@ -1,8 +1,8 @@
 """The hash chain of a model's audit: the hash of each entry covers the hash of the entry before it.
 
 hash(n) = SHA-256(hash(n - 1) ‖ canonical JSON of entry n), hash(0) = SHA-256(model name). Changing, removing
-or reordering a stored entry breaks the chain from there on. The chain alone does not show that the newest
-entries were removed; the events on `model.stage_changed` and the logs do.
+or reordering a stored entry breaks the chain from there on. That the newest entries were removed shows in the
+heads beside the chain (`verification`).
 """
 
 from __future__ import annotations
@@ -33,6 +33,14 @@ class AuditEntry:
     reason: str
     evidence: str
     evidence_hash: str = ""
+    hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class AuditHead:
+    """Sequence number and hash of the newest entry of a chain; 0 and empty without entries."""
+
+    sequence: int = 0
     hash: str = ""
 
 

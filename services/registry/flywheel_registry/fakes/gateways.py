@@ -31,6 +31,9 @@ class MemoryGateways:
     async def set_project(self, gateway: str, project: str) -> None:
         self._reports[gateway] = replace(self._of(gateway), project=project)
 
+    async def remove(self, gateway: str) -> None:
+        self._reports.pop(gateway, None)
+
     async def recent(self, within_seconds: float, after: str = "", limit: int = 1000) -> list[Gateway]:
         now = self._clock.now()
         found = [

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import TypeVar
 
-from flywheel_registry.audit.chain import AuditEntry, entry_hash, genesis
+from flywheel_registry.audit.chain import AuditEntry, AuditHead, entry_hash, genesis
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.models.errors import (
@@ -45,6 +45,8 @@ class MemoryTables:
     routing: dict[str, Routing] = field(default_factory=dict)
     spans: dict[Numbered, ServingSpan] = field(default_factory=dict)
     events: dict[int, tuple[StageChanged | RolloutChanged, datetime]] = field(default_factory=dict)
+    heads: dict[int, AuditHead] = field(default_factory=dict)
+    """Number of an event → the head of its model's audit when it was sent."""
     answers: dict[tuple[str, str, str], tuple[bytes, bytes]] = field(default_factory=dict)
     """(caller, method, request id) → (body, answer)."""
 
@@ -226,6 +228,14 @@ class MemoryRecords:
 
     async def emit(self, event: StageChanged | RolloutChanged, at: datetime) -> None:
         self._data.events[len(self._data.events)] = event, at
+
+    def send_events(self) -> None:
+        """Give the events of this transaction the heads that it leaves."""
+        for number in self._data.events.keys() - self._data.heads.keys():
+            entries = _newest_first(self._data.audit, self._data.events[number][0].model)
+            self._data.heads[number] = (
+                AuditHead(entries[0].sequence, entries[0].hash) if entries else AuditHead()
+            )
 
     # -------------------------------------------------------------------------------- rollouts and serving
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from flywheel_common.context import current_principal
 from flywheel_common.postgres.errors import InvalidRequestId, RequestIdReused
 from flywheel_common.postgres.idempotency import MAX_REQUEST_ID
+from flywheel_registry.audit.chain import AuditHead
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.fakes.records import MemoryRecords, MemoryTables
 from flywheel_registry.rollouts.ports import RolloutRecords
@@ -31,11 +32,18 @@ class MemoryStore:
         """The emitted events, in order."""
         return list(self._tables.events.values())
 
+    @property
+    def heads(self) -> list[AuditHead]:
+        """The head of the model's audit that each event carries."""
+        return [head for _, head in sorted(self._tables.heads.items())]
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryRecords]:
         async with self._lock:
             before, changed = self._tables, self._tables.copy()
-            yield MemoryRecords(lambda: changed)
+            records = MemoryRecords(lambda: changed)
+            yield records
+            records.send_events()
             self._tables = changed
         if routed := {m for m, routing in changed.routing.items() if routing != before.routing.get(m)}:
             for callback in self.on_routing_change:

@@ -108,7 +108,7 @@ def _known_metrics(version: ModelVersion, stored: Evidence, champion: int | None
     The metrics of a champion on the version's rows count only for the champion that they were measured with.
     """
     own = {n: v for n, v in stored.values.items() if not n.startswith(("champion.", "delta."))}
-    metrics = {**own, **version.metrics}
+    metrics = {**version.metrics, **own}
     if stored.champion != champion:
         return {name: value for name, value in metrics.items() if not name.startswith(CHAMPION_PREFIX)}
     base = {n.removeprefix("champion."): v for n, v in stored.values.items() if n.startswith("champion.")}

@@ -23,3 +23,11 @@ ALTER TABLE evidence
   ADD COLUMN step bigint,
   ADD COLUMN policy text NOT NULL DEFAULT '';
 ALTER TABLE audit ADD COLUMN evidence_hash text NOT NULL DEFAULT '';
+
+-- The head of each audit chain beside the chain: it shows when the newest entries, or all of them, were removed.
+ALTER TABLE model
+  ADD COLUMN last_audit bigint NOT NULL DEFAULT 0,
+  ADD COLUMN audit_head text NOT NULL DEFAULT '';
+UPDATE model SET last_audit = newest.sequence, audit_head = newest.hash
+FROM (SELECT DISTINCT ON (model) model, sequence, hash FROM audit ORDER BY model, sequence DESC) newest
+WHERE newest.model = model.name;

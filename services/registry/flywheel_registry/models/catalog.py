@@ -14,6 +14,7 @@ from flywheel_registry.models.model import Model
 from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.models.version import ModelVersion
+from flywheel_registry.policies.snapshot import policy_changes
 from flywheel_registry.stages.transitions import Stage
 
 POLICY_FIELDS = frozenset({"gate_policy", "rollout_policy"})
@@ -59,7 +60,7 @@ class ModelCatalog:
         changed.rollout_policy.check()
         await records.change_model(changed)
         await Journal(records, wanted.name, self._clock.now(), by).write(
-            "UPDATE", wanted.name, reason=", ".join(fields)
+            "UPDATE", wanted.name, reason="; ".join(_change(current, changed, field) for field in fields)
         )
         return await find_model(records, wanted.name)
 
@@ -105,3 +106,15 @@ class ModelCatalog:
         await Journal(records, name.parent, self._clock.now(), by).write(
             "DELETE", version.name, from_state=version.stage, reason=reason
         )
+
+
+def _change(before: Model, after: Model, field: str) -> str:
+    """Return a changed field as the audit shows it; a policy with its values before and after."""
+    match field:
+        case "gate_policy":
+            changes = policy_changes(before.gate_policy, after.gate_policy)
+        case "rollout_policy":
+            changes = policy_changes(before.rollout_policy, after.rollout_policy)
+        case _:
+            return field
+    return f"{field}: {changes or 'unchanged'}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.errors import FailedPrecondition, InvalidArgument
+from flywheel_common.errors import FailedPrecondition
 
 
 class NoRelease(FailedPrecondition):
@@ -10,10 +10,3 @@ class NoRelease(FailedPrecondition):
 
     reason = "NO_RELEASE"
     remedy = "Create a release of the version with CreateRelease first."
-
-
-class EvidenceConflict(InvalidArgument):
-    """A value in the request's evidence differs from the metric registered with the version."""
-
-    reason = "EVIDENCE_CONFLICT"
-    remedy = "Leave the value out, or send it under another name."

@@ -21,7 +21,7 @@ from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.stage_changes import change_stage
 from flywheel_registry.models.version import ModelVersion, require_ready
 from flywheel_registry.policies.snapshot import policy_snapshot
-from flywheel_registry.promotion.errors import EvidenceConflict, NoRelease
+from flywheel_registry.promotion.errors import NoRelease
 from flywheel_registry.releases.release import Release
 from flywheel_registry.rollouts.errors import RolloutActive
 from flywheel_registry.rollouts.ports import RolloutRecords
@@ -66,9 +66,9 @@ class Promotions:
 
         With `override` it moves also when they fail. A failed gate is a result, not an error, and is stored
         as evidence. `check_path` raises if the caller may not move a version through these stages. `added`
-        are values beside the version's metrics. Raises IllegalTransition, ArtifactsPending, RolloutActive,
-        NoRelease, EvidenceConflict, InvalidMetric, what `check_path` raises, and ReasonRequired for an
-        override without a reason.
+        are values that a service measured; they outrank the metrics that the version was registered with.
+        Raises IllegalTransition, ArtifactsPending, RolloutActive, NoRelease, InvalidMetric, what `check_path`
+        raises, and ReasonRequired for an override without a reason.
         """
         if override:
             require_reason(reason, "An override")
@@ -94,7 +94,7 @@ class Promotions:
                 kind=kind,
                 version=version.number,
                 values=result.values,
-                findings=result.findings,
+                findings=(*result.findings, *_outranked(version.metrics, added, by)),
                 passed=result.passed,
                 created_at=journal.at,
                 producer=by,
@@ -171,17 +171,17 @@ async def _refuse_during_rollout(
 
 
 def _merge_metrics(stored: Mapping[str, float], added: Mapping[str, float]) -> dict[str, float]:
-    """Return stored and added metrics.
-
-    Raises InvalidMetric, and EvidenceConflict where they differ: a request cannot replace the metrics that
-    the version was registered with.
-    """
+    """Return stored and added metrics; where they differ, what a service measured. Raises InvalidMetric."""
     for name, value in added.items():
         if not math.isfinite(value):
             raise InvalidMetric(f"evidence.values[{name!r}] is {value}: send a finite value.")
-        if name in stored and stored[name] != value:
-            raise EvidenceConflict(
-                f"evidence.values[{name!r}] is {value:g}, but the version was registered with "
-                f"{stored[name]:g}: leave it out or give it another name."
-            )
-    return {**added, **stored}
+    return {**stored, **added}
+
+
+def _outranked(stored: Mapping[str, float], added: Mapping[str, float], by: str) -> list[str]:
+    """Return one line for each registered metric that a measured value outranks."""
+    return [
+        f"passed: {name}: {value:.6g} as {by} measured it counts, {stored[name]:.6g} was registered"
+        for name, value in sorted(added.items())
+        if name in stored and stored[name] != value
+    ]

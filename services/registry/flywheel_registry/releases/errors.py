@@ -26,6 +26,13 @@ class RejectedVersion(FailedPrecondition):
     remedy = "Use another version; for a rollback, name another release in `to_release`."
 
 
+class FeatureSetMismatch(FailedPrecondition):
+    """The feature set of the release does not have the inputs of its version."""
+
+    reason = "FEATURE_SET_MISMATCH"
+    remedy = "Name a feature set that has every input with its type, or none to take that of the version."
+
+
 class InvalidThreshold(InvalidArgument):
     """A threshold is not a probability, or belongs to a segment that the release does not have."""
 

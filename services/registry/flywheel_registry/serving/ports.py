@@ -47,6 +47,10 @@ class Gateways(Protocol):
         """Store which project a gateway watches; empty for all. A crash of the database does not lose it."""
         ...
 
+    async def remove(self, gateway: str) -> None:
+        """Forget a gateway that has stopped serving. Nothing happens when it is not known."""
+        ...
+
     async def recent(self, within_seconds: float, after: str = "", limit: int = 1000) -> list[Gateway]:
         """Return gateways with a heartbeat in the last `within_seconds`, by id, beginning after `after`."""
         ...

@@ -89,11 +89,10 @@ class MemoryRuns:
     async def log(
         self, name: RunName, points: Sequence[MetricPoint], now: datetime, attempt: str = ""
     ) -> LoggedPoints:
-        if attempt:
-            self._tracking.check_attempt(attempt, name)
+        number = self._tracking.check_attempt(attempt, name) if attempt else 0
         record = self._tracking.running(name)
         record.heartbeat = now
-        return record.add(points)
+        return record.add(points, number)
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]:
         query = f"{name}?{key}"

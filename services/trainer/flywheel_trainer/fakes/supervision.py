@@ -44,7 +44,6 @@ class MemorySupervision:
         attempt = Attempt(number, engine_id(name.job, number), now)
         job = replace(active.job, attempts=(*active.job.attempts, attempt))
         self._tracking.jobs[name] = ActiveJob(job, active.details, attempt)
-        self._tracking.runs[job.run].clear()
         return attempt
 
     async def mark_running(self, name: JobName, number: int, now: datetime) -> None:
@@ -99,7 +98,9 @@ class MemorySupervision:
             )
         self._tracking.change(name, state=state, error_reason=reason, error_message=message, ended_at=now)
         record = self._tracking.runs[active.job.run]
-        record.add(outcome.points)
+        number = active.attempt.number if active.attempt else 0
+        record.add(outcome.points, number)
+        record.drop_replaced(number)
         if record.run.state in (RunState.RUNNING, RunState.LOST):
             record.run = replace(
                 record.run,
@@ -115,7 +116,7 @@ class MemorySupervision:
 
     async def last_steps(self, run: RunName) -> Mapping[str, int]:
         record = self._tracking.runs.get(run)
-        return dict(sorted(record.points)) if record else {}
+        return record.last_steps() if record else {}
 
     def _set_attempt(self, name: JobName, attempt: Attempt) -> None:
         active = self._tracking.jobs[name]

@@ -25,21 +25,38 @@ class RunRecord:
     heartbeat: datetime
     points: dict[tuple[str, int], MetricPoint] = field(default_factory=dict)
 
-    def clear(self) -> None:
-        """Remove all points, because another attempt begins."""
-        self.points.clear()
-        self.run = replace(self.run, metrics={})
+    attempts: dict[tuple[str, int], int] = field(default_factory=dict)
+    """The attempt that wrote a point; 0: none."""
 
-    def add(self, points: Sequence[MetricPoint]) -> LoggedPoints:
-        """Add points, keeping the first value of a (key, step)."""
-        before, ignored = len(self.points), 0
+    def add(self, points: Sequence[MetricPoint], attempt: int = 0) -> LoggedPoints:
+        """Add points; the first value of a (key, step) is kept, unless it is of an earlier attempt."""
+        stored, ignored = 0, 0
         for point in points:
-            kept = self.points.setdefault((point.key, point.step), point).value
+            at = point.key, point.step
+            if self.attempts.get(at, -1) < attempt:
+                self.points[at], self.attempts[at] = point, attempt
+                stored += 1
+            kept = self.points[at].value
             both_nan = math.isnan(kept) and math.isnan(point.value)
             ignored += kept != point.value and not both_nan
-        last_values = {key: self.points[key, step].value for key, step in sorted(self.points)}
-        self.run = replace(self.run, metrics=last_values)
-        return LoggedPoints(stored=len(self.points) - before, ignored=ignored)
+        self.run = replace(
+            self.run, metrics={key: self.points[key, step].value for key, step in self.last_steps().items()}
+        )
+        return LoggedPoints(stored, ignored)
+
+    def last_steps(self) -> dict[str, int]:
+        """The last step of every metric, in its latest attempt."""
+        order = sorted(self.points, key=lambda at: (at[0], self.attempts[at], at[1]))
+        return dict(order)
+
+    def drop_replaced(self, attempt: int) -> None:
+        """Remove points of earlier attempts from the step on at which this attempt began, by metric."""
+        begins: dict[str, int] = {}
+        for key, step in sorted(at for at in self.points if self.attempts[at] == attempt):
+            begins.setdefault(key, step)
+        for at in [at for at in self.points if self.attempts[at] < attempt]:
+            if at[0] in begins and at[1] >= begins[at[0]]:
+                del self.points[at], self.attempts[at]
 
 
 class MemoryTracking:
@@ -70,13 +87,13 @@ class MemoryTracking:
         """Whether a job that has not ended writes the run."""
         return any(a.job.run == run and a.job.state not in ENDED for a in self.jobs.values())
 
-    def check_attempt(self, attempt: str, run: RunName) -> None:
-        """Raises AttemptEnded, ForeignRun."""
+    def check_attempt(self, attempt: str, run: RunName) -> int:
+        """The number of the attempt. Raises AttemptEnded, ForeignRun."""
         for active in self.jobs.values():
             if active.attempt is not None and active.attempt.engine_id == attempt:
                 if active.job.run != run:
                     raise ForeignRun.of(attempt, run)
-                return
+                return active.attempt.number
         raise AttemptEnded.of(attempt)
 
     def add_run(self, run: Run, now: datetime) -> Run:

@@ -61,13 +61,12 @@ class Supervision(Protocol):
 
     - `active` returns the jobs that have not ended, by descending priority, then by age.
     - `begin_attempt` records the next attempt of a job without an active one, before the engine hears of it.
-      The metric points of earlier attempts are removed from the run. It returns an active attempt unchanged,
-      and None
-      if the job has ended.
+      It returns an active attempt unchanged, and None if the job has ended.
     - `mark_running` sets attempt and job RUNNING. `observe` stores the watch of an attempt and the progress
       of its job. `set_waiting` writes a message into the progress.
     - `end_attempt` ends an attempt without success; its job is QUEUED again.
     - `end` ends job, attempt and run together, and only if the job has not ended; it returns whether it did.
+      Of each metric, points of earlier attempts remain up to the step at which the last attempt began.
     - `last_steps` is the last step of every metric of a run.
     """
 

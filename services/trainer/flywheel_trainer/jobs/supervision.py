@@ -22,9 +22,9 @@ from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_trainer.job_logs.chunks import DRIVER
 from flywheel_trainer.jobs.attempt import Attempt, exceeded_limit, retry_at, watched
-from flywheel_trainer.jobs.ending import Ending, Evidence, ending_of, last_lines
+from flywheel_trainer.jobs.ending import Ending, Evidence, ending_of, last_lines, storable
 from flywheel_trainer.jobs.engine import ENDED_ON_ENGINE, Engine, EngineJob, EngineState
-from flywheel_trainer.jobs.errors import CancelledOnRequest, InfeasibleResources, NotSupervisable
+from flywheel_trainer.jobs.errors import CancelledOnRequest, InfeasibleResources, JobLost, NotSupervisable
 from flywheel_trainer.jobs.files import attempt_key, log_prefix
 from flywheel_trainer.jobs.job import Job, JobName, JobState
 from flywheel_trainer.jobs.kinds import Kinds
@@ -37,7 +37,9 @@ from flywheel_trainer.recipes.outcome import Outcome
 log = get_logger(__name__)
 
 CALL_SECONDS = 10.0
-"""Budget of one step of one job, so that a hanging dependency does not delay the other jobs for long."""
+"""Budget of a step of a running job, so that a hanging dependency does not delay the other jobs for long."""
+CONCLUDE_SECONDS = 60.0
+"""Budget of the end of a job, which may read a large outcome."""
 AT_ONCE = 8
 """Jobs that are advanced at the same time."""
 LOG_TAIL_BYTES = 16_384
@@ -47,6 +49,8 @@ KEEP_ON_ENGINE = timedelta(hours=1)
 """How long the engine keeps its record of an ended attempt, for people who look there."""
 MAX_FAILURES = 5
 """Unexpected errors in a row after which a job is given up."""
+START_SECONDS = 600.0
+"""How long an engine that answers may refuse to accept an attempt, before the attempt counts as lost."""
 INFEASIBLE_SECONDS = 300.0
 """How long a job waits for machines that the cluster does not have, before it fails: a machine may come
 back."""
@@ -127,7 +131,7 @@ class Supervisor:
         """Advance one job; an error of this job does not stop the supervision of the others."""
         name = active.job.name
         try:
-            with budget(CALL_SECONDS):
+            with budget(CONCLUDE_SECONDS):
                 await self._advance(active)
         except LeaseLost:
             raise
@@ -149,16 +153,18 @@ class Supervisor:
         if attempt is None:
             await self._end(job, JobState.CANCELLED, _cancelled())
             return
-        known = await self._engine.state(attempt.engine_id)
-        if known.state is EngineState.UNKNOWN and attempt.started_at is None:
-            if job.cancel_requested:  # if the engine accepts it later, it is an orphan
-                await self._end(job, JobState.CANCELLED, _cancelled())
-            else:
-                await self._launch(active, attempt)
-        elif known.state in ENDED_ON_ENGINE:
-            await self._conclude(active, attempt, known)
-        else:
-            await self._observe(active, attempt, known)
+        with budget(CALL_SECONDS):
+            known = await self._engine.state(attempt.engine_id)
+            if known.state is EngineState.UNKNOWN and attempt.started_at is None:
+                if job.cancel_requested:  # if the engine accepts it later, it is an orphan
+                    await self._end(job, JobState.CANCELLED, _cancelled())
+                else:
+                    await self._launch(active, attempt)
+                return
+            if known.state not in ENDED_ON_ENGINE:
+                await self._observe(active, attempt, known)
+                return
+        await self._conclude(active, attempt, known)
 
     async def _launch(self, active: ActiveJob, attempt: Attempt) -> None:
         """Start an attempt on the engine; repeated until the engine has accepted it."""
@@ -176,8 +182,25 @@ class Supervisor:
         except EngineRefused as error:
             await self._end(job, JobState.FAILED, Outcome.failed(error))
             return
+        except EngineUnavailable as error:
+            await self._not_accepted(active, attempt, error)
+            return
         await self._store.mark_running(job.name, attempt.number, self._clock.now())
         log.info("attempt started", job=str(job.name), attempt=attempt.number)
+
+    async def _not_accepted(self, active: ActiveJob, attempt: Attempt, error: EngineUnavailable) -> None:
+        """The engine answers, but does not accept this attempt: try again for a while, then give it up."""
+        job = active.job
+        log.warning("attempt not accepted", job=str(job.name), attempt=attempt.number, error=error.message)
+        watch = watched(active.watch, active.watch.mark, self._clock.now())
+        if watch.idle_seconds <= START_SECONDS:
+            await self._store.observe(job.name, attempt.number, watch, job.progress)
+            await self._store.set_waiting(job.name, f"waits: {_plain(error.message)}")
+            return
+        lost = JobLost(f"The engine did not accept the job for {START_SECONDS:g} s: {error.message}")
+        await self._finish(
+            job, attempt, Ending(JobState.LOST, storable(Outcome.failed(lost)), may_retry=True)
+        )
 
     async def _observe(self, active: ActiveJob, attempt: Attempt, known: EngineJob) -> None:
         """Record that the attempt runs; stop it if it is cancelled or exceeds a limit."""
@@ -190,7 +213,7 @@ class Supervisor:
             return
         kind = self._kinds[job.kind]
         steps = await self._store.last_steps(job.run)
-        watch = watched(active.watch, sum(step + 1 for step in steps.values()), now)
+        watch = watched(active.watch, await self._mark(job, steps), now)
         reason = exceeded_limit(attempt, watch, kind.limits(job.spec), now)
         if reason:
             watch = type(watch)(watch.mark, watch.idle_seconds, watch.checked_at, reason)
@@ -201,6 +224,16 @@ class Supervisor:
         if reason:
             log.warning("attempt stopped", job=str(job.name), attempt=attempt.number, reason=reason)
             await self._engine.stop(attempt.engine_id)
+
+    async def _mark(self, job: Job, steps: Mapping[str, int]) -> int:
+        """A number that changes with each step.
+
+        While no metric has arrived, the length of the log counts: the cluster may not reach this service.
+        """
+        if steps:
+            return sum(step + 1 for step in steps.values())
+        end, _ = await self._logs.end_of(job.name)
+        return end
 
     async def _conclude(self, active: ActiveJob, attempt: Attempt, known: EngineJob) -> None:
         job, kind = active.job, self._kinds[active.job.kind]
@@ -213,25 +246,24 @@ class Supervisor:
 
         success, failure = await kind.conclude(read)
         tail = b"" if success else await self._log_tail(job, attempt)
-        ending = ending_of(
-            Evidence(
-                known,
-                success,
-                failure,
-                cancel_requested=job.cancel_requested,
-                stopping_reason=active.watch.stopping_reason,
-                log_tail=last_lines(tail),
-            )
+        evidence = Evidence(
+            known,
+            success,
+            failure,
+            cancel_requested=job.cancel_requested,
+            stopping_reason=active.watch.stopping_reason,
+            log_tail=last_lines(tail),
         )
-        if ending.may_retry and attempt.number < kind.limits(job.spec).max_attempts:
-            await self._retry(job, attempt, ending)
+        await self._finish(job, attempt, ending_of(evidence))
+
+    async def _finish(self, job: Job, attempt: Attempt, ending: Ending) -> None:
+        """End the job, or only the attempt if another one may follow."""
+        reason, message = ending.outcome.error_reason, ending.outcome.error_message
+        if ending.may_retry and attempt.number < self._kinds[job.kind].limits(job.spec).max_attempts:
+            await self._store.end_attempt(job.name, attempt.number, reason, message, self._clock.now())
+            log.warning("attempt lost", job=str(job.name), attempt=attempt.number, reason=reason)
         else:
             await self._end(job, ending.state, ending.outcome)
-
-    async def _retry(self, job: Job, attempt: Attempt, ending: Ending) -> None:
-        reason, message = ending.outcome.error_reason, ending.outcome.error_message
-        await self._store.end_attempt(job.name, attempt.number, reason, message, self._clock.now())
-        log.warning("attempt lost", job=str(job.name), attempt=attempt.number, reason=reason)
 
     async def _end(self, job: Job, state: JobState, outcome: Outcome) -> None:
         if await self._store.end(job.name, state, outcome, self._clock.now()):

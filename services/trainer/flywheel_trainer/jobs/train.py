@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flywheel_trainer.jobs.errors import InvalidSpec
-from flywheel_trainer.jobs.files import FAILURE, OUTCOME, SPEC, attempt_key
+from flywheel_trainer.jobs.files import FAILURE, OUTCOME, SPEC, attempt_key, log_prefix
 from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.kinds import Launch
 from flywheel_trainer.jobs.limits import Limits
@@ -85,6 +85,8 @@ class TrainKind:
             output_uri=f"s3://{self._settings.bucket}/{ARTIFACTS}",
             outcome_uri=uri(OUTCOME),
             failure_uri=uri(FAILURE),
+            log_uri=f"s3://{self._settings.bucket}/{log_prefix(job.name, '').rstrip('/')}",
+            attempt=attempt,
             trainer_address=self._settings.metrics_address,
             workers=job.spec.workers,
             gpus_per_worker=job.spec.gpus_per_worker,

@@ -18,17 +18,12 @@ import time
 from pathlib import Path
 from typing import IO
 
-from pyarrow import fs
-
-from flywheel_trainer.job_logs.chunks import stream_of
+from flywheel_trainer.job_logs.storing import READ_BYTES, stored_log
 from flywheel_trainer.job_logs.writing import LogWriter
 from flywheel_trainer.recipes import objects
 
-FLUSH_SECONDS = 1.0
-READ_BYTES = 64 * 1024
 GRACE_SECONDS = 2.0
 """How long the command may take to end after SIGTERM. Ray sends SIGKILL to all after 3 s."""
-LAST_FLUSH_SECONDS = 30.0
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -37,9 +32,6 @@ def main(arguments: list[str]) -> int:
     log_uri, attempt, separator, *command = arguments
     if separator != "--" or not command:
         raise SystemExit("usage: python -m flywheel_trainer.launcher LOG_URI ATTEMPT -- COMMAND…")
-    store = objects.open_store()
-    folder = objects.path_of(log_uri)
-    writer = _writer(store, folder, int(attempt))
     _prctl(PR_SET_CHILD_SUBREAPER, 1)
     child = subprocess.Popen(
         command,
@@ -57,58 +49,18 @@ def main(arguments: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, stop)
     assert child.stdout is not None
-    reader = threading.Thread(target=_copy, args=(child.stdout, writer), daemon=True)
-    done = threading.Event()
-    flusher = threading.Thread(target=_flush_until, args=(writer, done), daemon=True)
-    reader.start()
-    flusher.start()
-    status = _wait(child, stopping)
-    _end_descendants()
-    reader.join(timeout=2)
-    done.set()
-    flusher.join(timeout=1 if stopping.is_set() else LAST_FLUSH_SECONDS)
+    with stored_log(objects.open_store(), objects.path_of(log_uri), int(attempt)) as writer:
+        reader = threading.Thread(target=_copy, args=(child.stdout, writer), daemon=True)
+        reader.start()
+        status = _wait(child, stopping)
+        _end_descendants()
+        reader.join(timeout=2)
     return 128 - status if status < 0 else status
-
-
-def _writer(store: fs.FileSystem, folder: str, attempt: int) -> LogWriter:
-    """A writer that continues the stream at the end of earlier attempts."""
-
-    def put(name: str, data: bytes) -> None:
-        with store.open_output_stream(f"{folder}/{name}") as stream:
-            stream.write(data)
-
-    found = store.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    earlier = [c for c in stream_of((f.base_name, f.size or 0) for f in found) if c.attempt < attempt]
-    return LogWriter(
-        put,
-        lambda name: store.delete_file(f"{folder}/{name}"),
-        attempt=attempt,
-        start=max((chunk.end for chunk in earlier), default=0),
-    )
 
 
 def _copy(stream: IO[bytes], writer: LogWriter) -> None:
     while data := os.read(stream.fileno(), READ_BYTES):
         writer.write(data)
-
-
-def _flush_until(writer: LogWriter, done: threading.Event) -> None:
-    """Store new output every second, and once more at the end, for which a store that is away is retried."""
-    give_up = float("inf")
-    while True:
-        last = done.wait(FLUSH_SECONDS)
-        if last and give_up == float("inf"):
-            give_up = time.monotonic() + LAST_FLUSH_SECONDS
-        try:
-            writer.flush()
-            if last:
-                return
-        except OSError as error:
-            if last:
-                if time.monotonic() > give_up:
-                    sys.stderr.write(f"the end of the log was not stored: {error}\n")
-                    return
-                time.sleep(FLUSH_SECONDS)
 
 
 def _wait(child: subprocess.Popen[bytes], stopping: threading.Event) -> int:

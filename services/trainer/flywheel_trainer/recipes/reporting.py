@@ -18,6 +18,8 @@ from flywheel_trainer.recipes.outcome import MetricPoint
 
 FLUSH_SECONDS = 0.5
 CALL_SECONDS = 5.0
+BATCH_POINTS = 10_000
+"""Points per call; the service accepts 100,000."""
 TOKEN_VARIABLE = "FLYWHEEL_ATTEMPT_TOKEN"  # noqa: S105 - a name
 """Environment variable with the token of the attempt, which the trainer requires with the metrics of a
 job."""
@@ -62,7 +64,8 @@ class MetricReporter:
         metadata = (("authorization", f"Bearer {token}"),) if token else ()
         while True:
             last = self._stop.wait(FLUSH_SECONDS)
-            batch = self.points[self._sent :]
+            failed = False
+            batch = self.points[self._sent : self._sent + BATCH_POINTS]
             if batch:
                 try:
                     stub.LogMetrics(
@@ -77,7 +80,10 @@ class MetricReporter:
                         metadata=metadata,
                     )
                     self._sent += len(batch)
+                    failed = False
                 except grpc.RpcError:
-                    pass  # sent again with the next flush; the outcome contains points that never arrive
-            if last:
+                    failed = (
+                        True  # sent again with the next flush; the outcome contains points that never arrive
+                    )
+            if last and (not batch or self._sent == len(self.points) or failed):
                 return

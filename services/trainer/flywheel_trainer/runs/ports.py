@@ -24,7 +24,7 @@ class RunStore(Protocol):
     - `log` keeps the first value of a (key, step) and returns how many points were new, and how many were
       ignored because they have another value. `log` and `update` are heartbeats; they raise UnknownRun and
       RunEnded. If `attempt` is the engine id of an attempt, `log` raises AttemptEnded unless this attempt is
-      active, and ForeignRun unless the run is that of its job.
+      active, and ForeignRun unless the run is that of its job; its points replace those of earlier attempts.
     - `update` keeps the first value of a param and the last value of a tag. It is idempotent by request_id: a
       repeated request returns the run as it is now, and another body raises RequestIdReused.
     - `expire` ends the runs whose lease has expired (`runs.lease.has_expired`) as LOST and returns their

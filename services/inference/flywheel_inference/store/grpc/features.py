@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -100,7 +100,11 @@ def _valid_only(
     return tuple(replace(c, valid=c.valid & ~rows) for c, rows in zip(columns, invalid, strict=True))
 
 
-def _columns(received: Iterable[column_pb2.Column], rows: int) -> tuple[FeatureColumn, ...]:
+def _columns(received: Sequence[column_pb2.Column], rows: int) -> tuple[FeatureColumn, ...]:
+    found = columns.all_to_numpy(received, rows)
     return tuple(
-        FeatureColumn(column.name, column.data_type, *columns.to_numpy(column, rows)) for column in received
+        [
+            FeatureColumn(column.name, column.data_type, values, valid)
+            for column, (values, valid) in zip(received, found, strict=True)
+        ]
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 
 import grpc
 
@@ -22,7 +22,7 @@ class GrpcRegistry:
         self._gateway_id = gateway_id
         self._parent = f"projects/{project}" if project else ""
 
-    async def watch(self) -> AsyncIterator[bytes]:
+    async def watch(self) -> AsyncGenerator[bytes]:
         request = pb.WatchServingRequest(gateway_id=self._gateway_id, parent=self._parent)
         call = self._stub.WatchServing(request)
         try:
@@ -41,9 +41,13 @@ class GrpcRegistry:
             raise from_rpc_error(error) from None
 
     async def report(self, models: Sequence[ObservedModel], timeout: float) -> None:
-        request = pb.ReportServingRequest(
-            gateway_id=self._gateway_id, models=[to_observed(model) for model in models]
-        )
+        observed = [to_observed(model) for model in models]
+        await self._report(pb.ReportServingRequest(gateway_id=self._gateway_id, models=observed), timeout)
+
+    async def leave(self, timeout: float) -> None:
+        await self._report(pb.ReportServingRequest(gateway_id=self._gateway_id, leaving=True), timeout)
+
+    async def _report(self, request: pb.ReportServingRequest, timeout: float) -> None:
         try:
             await self._stub.ReportServing(request, timeout=timeout)
         except grpc.aio.AioRpcError as error:

@@ -5,18 +5,24 @@
 before the file is opened.
 """
 
+import ctypes
 import json
 import resource
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal that this process gets when its parent dies."""
 TYPES = {1: "FLOAT32", 7: "INT64", 8: "STRING", 9: "BOOL", 11: "FLOAT64"}
 """Element type of ONNX → data type of a tensor; every other type keeps its name in ONNX."""
 
 
 def main(folder: Path) -> None:
     """Write the report of the file that the request names."""
+    # The registry may be killed before it kills this process.
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     request = json.loads((folder / "request.json").read_bytes())
     for limit, value in (
         (resource.RLIMIT_AS, request["memory_bytes"]),

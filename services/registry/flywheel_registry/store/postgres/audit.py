@@ -8,21 +8,22 @@ from datetime import datetime
 
 from flywheel_common.kafka.outbox import enqueue
 from flywheel_protos.events.v1.event_pb2 import Event
-from flywheel_registry.audit.chain import AuditEntry, entry_hash, genesis
+from flywheel_registry.audit.chain import AuditEntry, AuditHead, entry_hash, genesis
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.store.postgres import rows
 from flywheel_registry.store.postgres import statements as sql
 from flywheel_registry.store.postgres.models import PostgresModels
 
-ToEvent = Callable[[StageChanged | RolloutChanged, datetime], tuple[str, Event]]
-"""Converts a domain event at a wall time to (topic, envelope)."""
+ToEvent = Callable[[StageChanged | RolloutChanged, datetime, AuditHead], tuple[str, Event]]
+"""Converts a domain event at a wall time, with the head of its model's audit, to (topic, envelope)."""
 
 
 class PostgresAudit(PostgresModels):
     """Part of `PostgresRecords`: evidence, audit entries and events."""
 
     _to_event: ToEvent
+    _events: list[tuple[StageChanged | RolloutChanged, datetime]]
 
     async def add_evidence(self, evidence: Evidence) -> Evidence:
         e = replace(evidence, number=await self._next_number(evidence.model, "evidence"))
@@ -53,8 +54,8 @@ class PostgresAudit(PostgresModels):
         return None if row is None else rows.evidence(row)
 
     async def add_audit(self, entry: AuditEntry) -> AuditEntry:
-        last = await self._conn.fetchrow(sql.LAST_AUDIT, entry.model)
-        sequence, previous = (last["sequence"] + 1, last["hash"]) if last else (1, genesis(entry.model))
+        head = await self._audit_head(entry.model)
+        sequence, previous = head.sequence + 1, head.hash or genesis(entry.model)
         entry = replace(entry, sequence=sequence, hash="")
         entry = replace(entry, hash=entry_hash(previous, entry))
         await self._conn.execute(
@@ -78,5 +79,15 @@ class PostgresAudit(PostgresModels):
         return [rows.audit_entry(row) for row in await self._conn.fetch(sql.LIST_AUDIT, model, before, limit)]
 
     async def emit(self, event: StageChanged | RolloutChanged, at: datetime) -> None:
-        topic, envelope = self._to_event(event, at)
-        await enqueue(self._conn, topic, envelope)
+        self._events.append((event, at))
+
+    async def send_events(self) -> None:
+        """Store the emitted events in the outbox; at the end of the transaction, when the heads are known."""
+        events, self._events = self._events, []
+        for event, at in events:
+            topic, envelope = self._to_event(event, at, await self._audit_head(event.model))
+            await enqueue(self._conn, topic, envelope)
+
+    async def _audit_head(self, model: str) -> AuditHead:
+        row = await self._conn.fetchrow(sql.AUDIT_HEAD, model)
+        return AuditHead(row["last_audit"], row["audit_head"])

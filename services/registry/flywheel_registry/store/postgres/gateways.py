@@ -27,6 +27,10 @@ class PostgresGateways:
         async with connection(self._pool) as conn:
             await conn.execute(sql.SET_GATEWAY_PROJECT, gateway, project)
 
+    async def remove(self, gateway: str) -> None:
+        async with connection(self._pool) as conn:
+            await conn.execute(sql.REMOVE_GATEWAY, gateway)
+
     async def recent(self, within_seconds: float, after: str = "", limit: int = 1000) -> list[Gateway]:
         async with connection(self._pool) as conn:
             found = await conn.fetch(sql.LIST_GATEWAYS, within_seconds, after, limit)

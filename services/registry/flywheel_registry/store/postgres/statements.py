@@ -113,18 +113,20 @@ SELECT model, number, kind, version, numbers::text AS numbers, findings::text AS
        producer, champion, rollout, step, policy
 FROM evidence
 """
+WHOLE_EVIDENCE = _EVIDENCE + "WHERE model = $1 AND number > $2 ORDER BY number LIMIT 1000"
 SELECT_EVIDENCE = _EVIDENCE + "WHERE model = $1 AND number = $2"
 NEWEST_EVIDENCE_OF = (
     _EVIDENCE + "WHERE model = $1 AND version = $2 AND kind = $3 ORDER BY number DESC LIMIT 1"
 )
-LAST_AUDIT = "SELECT sequence, hash FROM audit WHERE model = $1 ORDER BY sequence DESC LIMIT 1"
+AUDIT_HEAD = "SELECT last_audit, audit_head FROM model WHERE name = $1"
 INSERT_AUDIT = """
+WITH head AS (UPDATE model SET last_audit = $2, audit_head = $11 WHERE name = $1)
 INSERT INTO audit (model, sequence, at, actor, action, subject, from_state, to_state, reason, evidence, hash,
   evidence_hash)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 """
 LIST_AUDIT = "SELECT * FROM audit WHERE model = $1 AND sequence < $2 ORDER BY sequence DESC LIMIT $3"
-AUDITED_MODELS = "SELECT DISTINCT model FROM audit ORDER BY model"
+AUDITED_MODELS = "SELECT name, last_audit, audit_head, last_evidence FROM model ORDER BY name"
 WHOLE_AUDIT = "SELECT * FROM audit WHERE model = $1 AND sequence > $2 ORDER BY sequence LIMIT 1000"
 
 # ------------------------------------------------------------------------------------------------- rollouts
@@ -202,6 +204,9 @@ ON CONFLICT (id) DO UPDATE SET last_heartbeat = clock_timestamp(), observed = $2
 SET_GATEWAY_PROJECT = """
 INSERT INTO gateway_project (gateway, project) VALUES ($1, $2)
 ON CONFLICT (gateway) DO UPDATE SET project = $2, watched_at = clock_timestamp()
+"""
+REMOVE_GATEWAY = """
+WITH project AS (DELETE FROM gateway_project WHERE gateway = $1) DELETE FROM gateway WHERE id = $1
 """
 LIST_GATEWAYS = """
 SELECT id, coalesce(p.project, '') AS project, last_heartbeat,

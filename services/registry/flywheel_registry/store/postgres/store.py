@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from flywheel_common.postgres.idempotency import idempotent
-from flywheel_common.postgres.pool import Pool, Translation, connection, transaction
-from flywheel_registry.audit.chain import first_break
+from flywheel_common.postgres.pool import Connection, Pool, Translation, connection, transaction
+from flywheel_registry.audit.chain import AuditHead
+from flywheel_registry.audit.verification import audit_faults
 from flywheel_registry.models.errors import ConcurrentChampionChange
 from flywheel_registry.rollouts.errors import ConcurrentRolloutStart
 from flywheel_registry.rollouts.ports import RolloutRecords
@@ -38,6 +39,7 @@ class PostgresRecords(PostgresReleases, PostgresAudit, PostgresRollouts, Postgre
     def __init__(self, conn: object, to_event: ToEvent) -> None:
         self._conn = conn
         self._to_event = to_event
+        self._events = []
 
 
 class PostgresStore:
@@ -50,7 +52,9 @@ class PostgresStore:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[PostgresRecords]:
         async with transaction(self._pool, translate=CONSTRAINT_ERRORS) as conn:
-            yield PostgresRecords(conn, self._to_event)
+            records = PostgresRecords(conn, self._to_event)
+            yield records
+            await records.send_events()
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[PostgresRecords]:
@@ -70,7 +74,9 @@ class PostgresStore:
         ):
             if once.replay is not None:
                 return once.replay
-            answer = await effect(PostgresRecords(conn, self._to_event))
+            records = PostgresRecords(conn, self._to_event)
+            answer = await effect(records)
+            await records.send_events()
             once.store(answer)
         return answer
 
@@ -79,15 +85,34 @@ class PostgresStore:
         async with connection(self._pool) as conn:
             return bool(await conn.fetchval("SELECT true"))
 
-    async def broken_audits(self) -> list[str]:
-        """Return one sentence for each model whose audit chain is broken; empty when all are intact."""
-        broken = []
+    async def broken_audits(self, sent: Mapping[str, Mapping[int, str]]) -> list[str]:
+        """Return one sentence for each fault of an audit; empty when all are intact.
+
+        `sent` are the heads that went out with events: model → sequence number → hash.
+        """
+        broken: list[str] = []
         async with connection(self._pool) as conn:
-            for row in await conn.fetch(sql.AUDITED_MODELS):
-                entries, after = [], 0
-                while batch := await conn.fetch(sql.WHOLE_AUDIT, row["model"], after):
-                    entries += [rows.audit_entry(r) for r in batch]
-                    after = batch[-1]["sequence"]
-                if found := first_break(row["model"], entries):
-                    broken.append(found)
-        return broken
+            models = await conn.fetch(sql.AUDITED_MODELS)
+            for row in models:
+                name = row["name"]
+                entries = [rows.audit_entry(r) async for r in _all(conn, sql.WHOLE_AUDIT, name, "sequence")]
+                evidence = [rows.evidence(r) async for r in _all(conn, sql.WHOLE_EVIDENCE, name, "number")]
+                broken += audit_faults(
+                    name,
+                    entries,
+                    AuditHead(row["last_audit"], row["audit_head"]),
+                    sent.get(name, {}),
+                    {e.number: e.hash for e in evidence},
+                    row["last_evidence"],
+                )
+        lost = sorted(sent.keys() - {row["name"] for row in models})
+        return broken + [f"{name}: the model and its audit are missing" for name in lost]
+
+
+async def _all(conn: Connection, statement: str, model: str, key: str) -> AsyncIterator[rows.Row]:
+    """Yield all rows of a model, read in batches by their number `key`."""
+    after = 0
+    while batch := await conn.fetch(statement, model, after):
+        for row in batch:
+            yield row
+        after = batch[-1][key]

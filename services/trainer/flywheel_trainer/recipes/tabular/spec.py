@@ -65,6 +65,9 @@ class TabularSpec:
     failure_uri: str = ""
     """`s3://bucket/key` of the outcome that the driver writes if the workers fail; empty: at
     `outcome_uri`."""
+    log_uri: str = ""
+    """`s3://bucket/prefix` below which each rank stores its log; empty: ranks store none."""
+    attempt: int = 1
     trainer_address: str = ""
     """host:port for live metrics; empty: metrics are only written to the outcome."""
     workers: int = 1

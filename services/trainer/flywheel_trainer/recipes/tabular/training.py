@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from flywheel_trainer.evaluation.metrics import auc, log_loss
+from flywheel_trainer.job_logs.storing import output_copied_to, stored_log
 from flywheel_trainer.recipes import objects
 from flywheel_trainer.recipes.outcome import Artifact, Outcome
 from flywheel_trainer.recipes.provenance import code_version, environment
@@ -56,18 +58,30 @@ def run_worker(config: dict[str, str]) -> None:
     threads = max(1, (os.cpu_count() or 1) // context.get_world_size())
     torch.set_num_threads(threads)
     store = objects.open_store()
-    outcome = train(
-        spec,
-        store=store,
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-        device=ray.train.torch.get_device(),
-        distribute=ray.train.torch.prepare_model,
-    )
-    if outcome is not None:
-        objects.write(store, spec.outcome_uri, outcome.to_json())
-    if dist.is_initialized():
-        dist.barrier()
+    with _stored_output(spec, store, context.get_world_rank()):
+        outcome = train(
+            spec,
+            store=store,
+            rank=context.get_world_rank(),
+            world=context.get_world_size(),
+            device=ray.train.torch.get_device(),
+            distribute=ray.train.torch.prepare_model,
+        )
+        if outcome is not None:
+            objects.write(store, spec.outcome_uri, outcome.to_json())
+        if dist.is_initialized():
+            dist.barrier()
+
+
+@contextmanager
+def _stored_output(spec: TabularSpec, store: fs.FileSystem, rank: int) -> Iterator[None]:
+    """Store what this rank writes as its own log stream."""
+    if not spec.log_uri:
+        yield
+        return
+    folder = f"{objects.path_of(spec.log_uri)}/rank-{rank}"
+    with stored_log(store, folder, spec.attempt, last_flush_seconds=5) as log, output_copied_to(log):
+        yield
 
 
 def train(

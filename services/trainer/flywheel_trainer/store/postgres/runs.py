@@ -45,25 +45,38 @@ FROM run r
 """
 _INSERT_POINTS = """
 WITH given AS (
-    SELECT * FROM unnest($2::text[], $3::bigint[], $4::float8[], $5::bigint[]) AS g(key, step, value, time_us)
-), added AS (
-    INSERT INTO metric_point (run_id, key, step, value, time_us)
-    SELECT $1, * FROM given
-    ON CONFLICT DO NOTHING RETURNING key, step, value
+    SELECT * FROM unnest($2::text[], $3::bigint[], $4::float8[], $5::bigint[])
+        WITH ORDINALITY AS g(key, step, value, time_us, position)
+), first AS (
+    SELECT DISTINCT ON (key, step) * FROM given ORDER BY key, step, position
+), written AS (
+    INSERT INTO metric_point AS p (run_id, key, step, value, time_us, attempt)
+    SELECT $1, key, step, value, time_us, $6 FROM first
+    ON CONFLICT (run_id, key, step) DO UPDATE
+        SET value = excluded.value, time_us = excluded.time_us, attempt = excluded.attempt
+        WHERE p.attempt < excluded.attempt
+    RETURNING key, step, value
 ), kept AS (
-    SELECT * FROM added
+    SELECT * FROM written
     UNION ALL
-    SELECT p.key, p.step, p.value FROM metric_point p JOIN given USING (key, step) WHERE p.run_id = $1
+    SELECT p.key, p.step, p.value FROM metric_point p JOIN first USING (key, step)
+    WHERE p.run_id = $1 AND p.attempt >= $6
 ), newest AS (
-    INSERT INTO run_metric (run_id, key, step, value)
-    SELECT DISTINCT ON (key) $1, key, step, value FROM added ORDER BY key, step DESC
-    ON CONFLICT (run_id, key) DO UPDATE SET step = excluded.step, value = excluded.value
-    WHERE run_metric.step < excluded.step
+    INSERT INTO run_metric AS m (run_id, key, step, value, attempt)
+    SELECT DISTINCT ON (key) $1, key, step, value, $6 FROM written ORDER BY key, step DESC
+    ON CONFLICT (run_id, key) DO UPDATE
+        SET step = excluded.step, value = excluded.value, attempt = excluded.attempt
+        WHERE (m.attempt, m.step) < (excluded.attempt, excluded.step)
 )
-SELECT (SELECT count(*) FROM added) AS stored, (
+SELECT (SELECT count(*) FROM written) AS stored, (
     SELECT count(*) FROM given g
     WHERE EXISTS (SELECT 1 FROM kept k WHERE (k.key, k.step) = (g.key, g.step) AND k.value <> g.value)
 ) AS ignored
+"""
+_DROP_REPLACED_POINTS = """
+DELETE FROM metric_point p WHERE run_id = $1 AND attempt < $2 AND step >= (
+    SELECT min(step) FROM metric_point n WHERE n.run_id = $1 AND n.attempt = $2 AND n.key = p.key
+)
 """
 _HEARTBEAT = (
     "UPDATE run SET heartbeat_at = $3 WHERE id = $1 AND project = $2 AND state = 'RUNNING' RETURNING true"
@@ -92,17 +105,9 @@ RETURNING 'projects/' || project || '/runs/' || id
 """
 
 _ATTEMPT = """
-SELECT a.ended_at IS NULL AS active, job.run_id FROM attempt a JOIN job ON job.id = a.job_id
+SELECT a.ended_at IS NULL AS active, a.number, job.run_id FROM attempt a JOIN job ON job.id = a.job_id
 WHERE a.engine_id = $1 FOR SHARE OF a
 """
-_CLEAR_POINTS = "DELETE FROM metric_point WHERE run_id = $1"
-_CLEAR_LAST_VALUES = "DELETE FROM run_metric WHERE run_id = $1"
-
-
-async def clear_points(conn: Connection, run_id: str) -> None:
-    """Remove the points of a run in the caller's transaction, which begins another attempt of its job."""
-    await conn.execute(_CLEAR_POINTS, run_id)
-    await conn.execute(_CLEAR_LAST_VALUES, run_id)
 
 
 async def insert_run(conn: Connection, run: Run, now: datetime) -> None:
@@ -125,13 +130,16 @@ async def insert_run(conn: Connection, run: Run, now: datetime) -> None:
 
 
 async def end_run_with_outcome(
-    conn: Connection, run_id: str, outcome: Outcome, state: RunState, now: datetime
+    conn: Connection, run_id: str, outcome: Outcome, state: RunState, now: datetime, attempt: int
 ) -> None:
-    """Write the outcome of a job to its run: missing points, artifacts, provenance and the end.
+    """Write the outcome of a job's last attempt to its run: missing points, artifacts, provenance and the
+    end.
 
-    It works in the caller's transaction. Repeating it changes nothing.
+    Points of earlier attempts remain up to the step at which the last attempt began. It works in the caller's
+    transaction. Repeating it changes nothing.
     """
-    await _insert_points(conn, run_id, outcome.points)
+    await _insert_points(conn, run_id, outcome.points, attempt)
+    await conn.execute(_DROP_REPLACED_POINTS, run_id, attempt)
     await conn.execute(
         _END_WITH_OUTCOME,
         run_id,
@@ -214,11 +222,10 @@ class PostgresRuns:
         self, name: RunName, points: Sequence[MetricPoint], now: datetime, attempt: str = ""
     ) -> LoggedPoints:
         async with transaction(self._pool) as conn:
-            if attempt:
-                await _check_attempt(conn, attempt, name)
+            number = await _check_attempt(conn, attempt, name) if attempt else 0
             if not await conn.fetchval(_HEARTBEAT, name.run, name.project, now):
                 raise await _not_running(conn, name)
-            return await _insert_points(conn, name.run, points)
+            return await _insert_points(conn, name.run, points, number)
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]:
         query = f"{name}?{key}"
@@ -257,16 +264,19 @@ class PostgresRuns:
             return [row[0] for row in await conn.fetch(_EXPIRE, now, not_before, LOST_MESSAGE)]
 
 
-async def _check_attempt(conn: Connection, attempt: str, name: RunName) -> None:
-    """The lock lets no point of an attempt be stored after its end."""
+async def _check_attempt(conn: Connection, attempt: str, name: RunName) -> int:
+    """The number of the attempt. The lock lets no point of an attempt be stored after its end."""
     row = await conn.fetchrow(_ATTEMPT, attempt)
     if row is None or not row["active"]:
         raise AttemptEnded.of(attempt)
     if row["run_id"] != name.run:
         raise ForeignRun.of(attempt, name)
+    return int(row["number"])
 
 
-async def _insert_points(conn: Connection, run_id: str, points: Sequence[MetricPoint]) -> LoggedPoints:
+async def _insert_points(
+    conn: Connection, run_id: str, points: Sequence[MetricPoint], attempt: int
+) -> LoggedPoints:
     if not points:
         return LoggedPoints(0, 0)
     row = await conn.fetchrow(
@@ -276,6 +286,7 @@ async def _insert_points(conn: Connection, run_id: str, points: Sequence[MetricP
         [p.step for p in points],
         [p.value for p in points],
         [p.time_us for p in points],
+        attempt,
     )
     return LoggedPoints(row["stored"], row["ignored"])
 

@@ -15,7 +15,7 @@ from flywheel_trainer.jobs.ports import ActiveJob
 from flywheel_trainer.recipes.outcome import Outcome
 from flywheel_trainer.runs.run import RunName, RunState
 from flywheel_trainer.store.postgres.jobs import SELECT_JOB, job_of
-from flywheel_trainer.store.postgres.runs import clear_points, end_run_with_outcome
+from flywheel_trainer.store.postgres.runs import end_run_with_outcome
 
 LEASE = "job-supervisor"
 """Name of the lease under which one replica supervises."""
@@ -24,7 +24,7 @@ _ACTIVE = SELECT_JOB + "WHERE state IN ('QUEUED', 'RUNNING') ORDER BY priority D
 _WATCHES = """
 SELECT job_id, mark, idle_seconds, checked_at, stopping_reason FROM attempt WHERE ended_at IS NULL
 """
-_LOCK = "SELECT run_id FROM job WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING') FOR UPDATE"
+_LOCK = "SELECT true FROM job WHERE id = $1 AND project = $2 AND state IN ('QUEUED', 'RUNNING') FOR UPDATE"
 _ATTEMPTS = "SELECT * FROM attempt WHERE job_id = $1 ORDER BY number DESC LIMIT 1"
 _BEGIN = """
 INSERT INTO attempt (job_id, number, engine_id, token, created_at) VALUES ($1, $2, $3, $4, $5)
@@ -48,7 +48,7 @@ WHERE id = $1 AND state IN ('QUEUED', 'RUNNING')
 """
 _END_ATTEMPT = """
 UPDATE attempt SET ended_at = $3, error_reason = $4, error_message = $5
-WHERE job_id = $1 AND number = coalesce($2, number) AND ended_at IS NULL RETURNING true
+WHERE job_id = $1 AND number = coalesce($2, number) AND ended_at IS NULL RETURNING number
 """
 _QUEUE_AGAIN = """
 UPDATE job SET state = 'QUEUED', progress = progress || jsonb_build_object('message', $2::text)
@@ -89,8 +89,7 @@ class PostgresSupervision:
 
     async def begin_attempt(self, name: JobName, now: datetime) -> Attempt | None:
         async with self._fenced() as conn:
-            run = await conn.fetchval(_LOCK, name.job, name.project)
-            if run is None:
+            if not await conn.fetchval(_LOCK, name.job, name.project):
                 return None
             last = await conn.fetchrow(_ATTEMPTS, name.job)
             if last is not None and last["ended_at"] is None:
@@ -98,7 +97,6 @@ class PostgresSupervision:
             number = 1 if last is None else last["number"] + 1
             attempt = Attempt(number, engine_id(name.job, number), now)
             await conn.execute(_BEGIN, name.job, number, attempt.engine_id, self._token, now)
-            await clear_points(conn, run)
             return attempt
 
     async def mark_running(self, name: JobName, number: int, now: datetime) -> None:
@@ -136,8 +134,10 @@ class PostgresSupervision:
             )
             if run_id is None:
                 return False
-            await conn.execute(_END_ATTEMPT, name.job, None, now, outcome.error_reason, outcome.error_message)
-            await end_run_with_outcome(conn, run_id, outcome, RunState(state), now)
+            number = await conn.fetchval(
+                _END_ATTEMPT, name.job, None, now, outcome.error_reason, outcome.error_message
+            )
+            await end_run_with_outcome(conn, run_id, outcome, RunState(state), now, number or 0)
             return True
 
     async def last_steps(self, run: RunName) -> Mapping[str, int]:

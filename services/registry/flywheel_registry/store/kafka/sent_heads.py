@@ -1,0 +1,63 @@
+"""The heads of audit chains that went out with events, read back from Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from flywheel_common.kafka import topics
+from flywheel_common.kafka.client import kafka_errors
+from flywheel_common.kafka.envelope import payload_of
+from flywheel_protos.events.v1.event_pb2 import Event
+from flywheel_protos.events.v1.lifecycle_pb2 import ModelStageChanged, RolloutChanged
+
+TYPES = {topics.MODEL_STAGE_CHANGED: ModelStageChanged, topics.ROLLOUT_CHANGED: RolloutChanged}
+READ_SECONDS = 600.0
+"""How long reading both topics may take."""
+
+
+async def sent_heads(bootstrap: str) -> dict[str, dict[int, str]]:
+    """Return model → sequence number → hash, of all retained events. Raises KafkaUnavailable."""
+    found: dict[str, dict[int, str]] = defaultdict(dict)
+    with kafka_errors():
+        async with asyncio.timeout(READ_SECONDS):
+            consumer = AIOKafkaConsumer(bootstrap_servers=bootstrap, client_id="flywheel-verify-audit")
+            await consumer.start()
+            try:
+                await _read(consumer, found)
+            finally:
+                await consumer.stop()
+    return dict(found)
+
+
+async def _read(consumer: AIOKafkaConsumer, found: dict[str, dict[int, str]]) -> None:
+    """Read the topics from the beginning to the ends that they have now."""
+    existing = await consumer.topics()
+    partitions = [
+        TopicPartition(topic, number)
+        for topic in TYPES
+        if topic in existing
+        for number in consumer.partitions_for_topic(topic) or ()
+    ]
+    if not partitions:
+        return
+    consumer.assign(partitions)
+    await consumer.seek_to_beginning(*partitions)
+    ends = await consumer.end_offsets(partitions)
+    left = {tp for tp in partitions if await consumer.position(tp) < ends[tp]}
+    while left:
+        batches = await consumer.getmany(timeout_ms=1000)
+        for partition, records in batches.items():
+            for record in records:
+                _note(record.topic, record.value, found)
+            if await consumer.position(partition) >= ends[partition]:
+                left.discard(partition)
+
+
+def _note(topic: str, value: bytes, found: dict[str, dict[int, str]]) -> None:
+    event = Event.FromString(value)
+    payload: ModelStageChanged | RolloutChanged = payload_of(event, TYPES[topic])
+    if payload.audit_sequence:
+        found[event.key][payload.audit_sequence] = payload.audit_hash
