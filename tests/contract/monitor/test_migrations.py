@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -43,7 +44,10 @@ async def old_database(dsn: str, folder: Path) -> None:
         for n, model in enumerate((MODEL, OTHER), start=1):
             await pool.execute("INSERT INTO model (name, project) VALUES ($1, 'p')", model)
             await pool.execute(
-                "INSERT INTO model_version (model_id, name) VALUES ($1, $2)", n, f"{model}/versions/1"
+                "INSERT INTO model_version (model_id, name, reference) VALUES ($1, $2, $3)",
+                n,
+                f"{model}/versions/1",
+                json.dumps([c.to_json() for c in REFERENCE.columns]),
             )
             await pool.execute(
                 "INSERT INTO variant (model_version_id, release, rollout, role) VALUES ($1, $2, '', 1)",

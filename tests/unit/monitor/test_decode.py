@@ -70,6 +70,12 @@ def test_a_good_batch_is_decoded() -> None:
     )
 
 
+def test_class_names_of_a_binary_model_are_ignored() -> None:
+    batch = good_batch()
+    batch.class_names.extend(["no", "yes"])
+    assert Output() == decode.prediction_columns(batch, b"").output
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -88,7 +94,6 @@ def test_a_good_batch_is_decoded() -> None:
         {"output_kind": 2, "class_names": ["x", "y"]},
         {"output_kind": 2, "class_names": ["x", "x"], "score_width": 2, "scores": bytes(32)},
         {"output_kind": 4, "score_width": 3},
-        {"class_names": ["x"]},
         {"costs": np.full(2, -1.0, "<f4").tobytes()},
         {"subjects": ["x"]},
     ],

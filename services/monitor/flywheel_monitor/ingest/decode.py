@@ -102,12 +102,14 @@ def outcome_columns(batch: prediction_pb2.OutcomeBatch) -> OutcomeColumns:
 
 def _output(batch: prediction_pb2.PredictionBatch) -> Output:
     """The output that the batch declares. Raises MalformedBatch."""
-    width, names = batch.score_width or 1, tuple(batch.class_names)
+    width = batch.score_width or 1
     try:
         kind = OutputKind(int(batch.output_kind) or OutputKind.BINARY)
     except ValueError:
         raise _malformed(f"the output kind {int(batch.output_kind)} is unknown") from None
-    classes = width if kind is OutputKind.MULTICLASS else 0
+    multiclass = kind is OutputKind.MULTICLASS
+    # A BINARY model may name its classes too; the monitor needs them for MULTICLASS only.
+    names, classes = (tuple(batch.class_names), width) if multiclass else ((), 0)
     if len(names) != classes or len(set(names)) != classes or not all(names) or classes == 1:
         raise _malformed(f"{len(names)} class names do not fit {kind.name} scores of {width} values")
     if (kind in (OutputKind.BINARY, OutputKind.REGRESSION) and width != 1) or width > MAX_WIDTH:
