@@ -90,6 +90,27 @@ def test_a_worker_that_ray_lost_is_no_fault_of_the_code() -> None:
     assert isinstance(failure_of(own("mine")), TrainingFailed)
 
 
+def test_a_lost_worker_is_the_cause_of_the_failures_of_its_peers() -> None:
+    """Ray Train wraps the loss of a worker into the failure of its health check."""
+
+    class Group(Exception):
+        worker_failures: dict[int, BaseException]
+
+    class HealthCheckFailed(Exception):
+        health_check_failure: BaseException
+
+    killed = HealthCheckFailed("A worker health check failed.")
+    killed.health_check_failure = type("ActorDiedError", (Exception,), {"__module__": "ray.exceptions"})(
+        "gone"
+    )
+    peer = TrainingFailed("RuntimeError: Connection closed by peer")
+    peer.failed_at = time.time()  # type: ignore[attr-defined]
+    error = Group("2 workers failed")
+    error.worker_failures = {0: peer, 1: killed}
+    found = failure_of(error)
+    assert (WorkerLost.reason, "A worker was lost: gone") == (found.reason, found.message)
+
+
 def test_a_rank_without_a_log_address_stores_no_log(store: fs.FileSystem, tmp_path: Path) -> None:
     with stored_output(SPEC, store, 1):
         print("hello")

@@ -29,6 +29,7 @@ LOST_WORKER = frozenset(
         "OwnerDiedError",
         "RayActorError",
         "WorkerCrashedError",
+        "WorkerHealthCheckTimeoutError",
     }
 )
 """Names of Ray's exceptions for a worker whose process or machine is gone."""
@@ -149,7 +150,7 @@ def failure_of(error: BaseException) -> FlywheelError:
     cause = root_cause(error)
     if isinstance(cause, FlywheelError):
         return cause
-    if type(cause).__name__ in LOST_WORKER and type(cause).__module__.startswith("ray."):
+    if _is_loss(cause):
         return WorkerLost(f"A worker was lost: {str(cause).strip()}"[:2000])
     return TrainingFailed(f"{type(cause).__name__}: {str(cause).strip()}"[:2000])
 
@@ -157,13 +158,14 @@ def failure_of(error: BaseException) -> FlywheelError:
 def root_cause(error: BaseException) -> BaseException:
     """The exception of the worker inside the exceptions that Ray wraps around it.
 
-    Of several failed workers, the one that failed first is the cause: the others lost their peer. The causes
-    of an error that has a reason are details of it.
+    Of several failed workers, one whose process is gone is the cause, else the one that failed first: the
+    others lost their peer. The causes of an error that has a reason are details of it.
     """
     seen: set[int] = set()
     while id(error) not in seen and not isinstance(error, FlywheelError):
         seen.add(id(error))
         inner = _first_failure(getattr(error, "worker_failures", None) or {})
+        inner = inner or getattr(error, "health_check_failure", None)
         inner = inner or getattr(error, "cause", None) or error.__cause__
         if not isinstance(inner, BaseException):
             return error
@@ -173,4 +175,8 @@ def root_cause(error: BaseException) -> BaseException:
 
 def _first_failure(failures: dict[int, Any]) -> BaseException | None:
     causes = [root_cause(one) for one in failures.values()]
-    return min(causes, key=lambda one: getattr(one, "failed_at", math.inf), default=None)
+    return min(causes, key=lambda one: (not _is_loss(one), getattr(one, "failed_at", math.inf)), default=None)
+
+
+def _is_loss(error: BaseException) -> bool:
+    return type(error).__name__ in LOST_WORKER and type(error).__module__.startswith("ray.")
