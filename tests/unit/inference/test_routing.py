@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.routing.canary_assignment import bucket
-from flywheel_inference.routing.route import Route, Variant
+from flywheel_inference.routing.route import Choice, Route, Variant
 
 R1 = RolloutStep("r1", 1)
 
@@ -44,6 +44,18 @@ def test_subjects_spread_evenly_over_the_buckets() -> None:
 def test_different_rollouts_choose_independently() -> None:
     both = sum(bucket("r1", f"s{i}") < 2_000 and bucket("r2", f"s{i}") < 2_000 for i in range(20_000))
     assert both == pytest.approx(20_000 * 0.04, rel=0.15)
+
+
+def test_a_forced_variant_belongs_to_no_rollout() -> None:
+    found = route(variants=(Variant("holdback", "oldest", 5.0),))
+    assert [found.forced(name) for name in ("champion", "challenger", "holdback", "other", "")] == [
+        Choice("old", False),
+        Choice("new", True),
+        Choice("oldest", True),
+        None,
+        None,
+    ]
+    assert route(challenger=None).forced("challenger") is None
 
 
 @given(subject=st.text(max_size=40), percents=st.lists(st.floats(0, 100), min_size=2, max_size=6))

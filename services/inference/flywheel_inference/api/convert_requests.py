@@ -45,9 +45,10 @@ class ProtoCall:
         "prediction_id",
         "size_bytes",
         "subject",
+        "variant",
     )
 
-    def __init__(self, request: pb.PredictRequest, event_times: EventTimeBound) -> None:
+    def __init__(self, request: pb.PredictRequest, event_times: EventTimeBound, variant: str = "") -> None:
         """Raises EventTimeOutOfRange for an `as_of` that is unset or after now + max_clock_skew,
         MessageTooLarge, InvalidText."""
         self.size_bytes = request.ByteSize()
@@ -58,6 +59,7 @@ class ProtoCall:
                 limit_bytes=MAX_PREDICT_BYTES,
             )
         self.model = request.model
+        self.variant = variant
         self.subject = check_text(request.subject, "subject")
         self.prediction_id = check_text(request.prediction_id, "prediction_id")
         self.include_features = request.include_features

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from contextlib import aclosing
 from typing import Any
 
 from flywheel_common.errors import FlywheelError
 from flywheel_common.event_time import EventTimeBound
 from flywheel_common.grpc.answer_stream import answered_when_ready
+from flywheel_common.grpc.auth import PROMOTE, require_role
 from flywheel_inference.api.convert_requests import ProtoCall, outcome_rows
 from flywheel_inference.api.convert_responses import to_response, to_result, to_status_response
 from flywheel_inference.api.counted_stream import counted_stream
@@ -21,6 +22,9 @@ from flywheel_inference.requests.bytes_in_flight import BytesInFlight
 from flywheel_inference.serving.state import ServingState
 from flywheel_protos.inference.v1 import inference_pb2 as pb
 from flywheel_protos.inference.v1 import inference_pb2_grpc
+
+VARIANT_HEADER = "flywheel-variant"
+"""Metadata of a Predict call that names the variant that must answer."""
 
 
 class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
@@ -54,7 +58,8 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self._event_times = event_times
 
     async def Predict(self, request: pb.PredictRequest, context: Any) -> pb.PredictResponse:
-        return to_response(await self._predictor.predict(ProtoCall(request, self._event_times)))
+        call = ProtoCall(request, self._event_times, forced_variant(context.invocation_metadata()))
+        return to_response(await self._predictor.predict(call))
 
     async def BatchPredict(self, request: pb.BatchPredictRequest, context: Any) -> pb.BatchPredictResponse:
         for one in request.requests:
@@ -96,3 +101,13 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         return to_status_response(
             self._gateway_id, self._serving.statuses(), self._log.logged_count, self._log.dropped_count
         )
+
+
+def forced_variant(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The variant of the header flywheel-variant, empty without one. Raises PermissionDenied for callers that
+    may not choose which release answers."""
+    for key, value in metadata:
+        if key == VARIANT_HEADER:
+            require_role(PROMOTE, f"send the header {VARIANT_HEADER}")
+            return str(value)
+    return ""

@@ -21,6 +21,7 @@ from flywheel_inference.prediction.ports import CachedPredictions, Measures, Rou
 from flywheel_inference.prediction.shadow import ShadowCopies
 from flywheel_inference.prediction_log.buffer import PredictionLog
 from flywheel_inference.releases.rollout_step import RolloutStep
+from flywheel_inference.requests.errors import UnknownVariant
 from flywheel_inference.requests.request import (
     PredictCall,
     RoutedRequest,
@@ -110,6 +111,8 @@ class Predictor:
         left = left_seconds()
         budget = (self._default_budget if left is None else min(left, self._default_budget)) - self._reserve
         deadline = self._loop.time() + budget
+        if call.variant:
+            return await self._forced(route, call.variant, request, deadline)
         if route.champion_alone:
             return await self._score(champion, request, deadline)
         choice = route.choose(subject)
@@ -123,6 +126,17 @@ class Predictor:
             answer = await self._score(champion, request, deadline)
             self._log_failure(choice.release, request, refusal.reason)
             return answer
+
+    async def _forced(
+        self, route: Route[ReleaseScorer], variant: str, request: RoutedRequest, deadline: float
+    ) -> Answer:
+        """The answer of the variant that the caller wants."""
+        choice = route.forced(variant)
+        if choice is None:
+            raise UnknownVariant(f"{route.model} has no variant {variant[:80]!r} now.")
+        request.step = choice.step
+        bound = self._for_challenger(request, choice.release) if choice.challenger else request
+        return await self._score(choice.release, bound, deadline)
 
     def _for_challenger(self, request: RoutedRequest, challenger: ReleaseScorer) -> RoutedRequest:
         """The request, bound to the challenger. Raises InvalidArgument."""

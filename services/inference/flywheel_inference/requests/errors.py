@@ -19,6 +19,13 @@ class MissingRequestField(InvalidArgument):
     remedy = "Send every request field that GetFeatureSet lists; send a Value without a kind for null."
 
 
+class UnknownVariant(InvalidArgument):
+    """The header flywheel-variant names a variant that the model does not have now."""
+
+    reason = "UNKNOWN_VARIANT"
+    remedy = "Send champion, challenger or the name of a variant of SetModelVariants, or no header."
+
+
 class InvalidPredictionId(InvalidArgument):
     """The prediction id is longer than allowed."""
 

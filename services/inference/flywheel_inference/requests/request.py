@@ -21,6 +21,8 @@ class PredictCall(Protocol):
     as_of_micros: int | None
     include_features: bool
     size_bytes: int
+    variant: str
+    """The variant that must answer: champion, challenger or the name of one; empty: the route chooses."""
 
     def bind(self, contract: FeatureSetContract) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """The join keys and request fields of a feature set, in its order and types; a null request field is

@@ -96,6 +96,14 @@ class Route(Generic[R]):
             tuple((release, step) for release, step in copies if release is not chosen.release),
         )
 
+    def forced(self, name: str) -> Choice[R] | None:
+        """The release of a variant: champion, challenger or the name of one; None: there is none. Its answers
+        belong to no rollout and no variant, because their subjects were not assigned by chance."""
+        releases: dict[str, R | None] = {variant.name: variant.release for variant in self.variants}
+        releases |= {"champion": self.champion, "challenger": self.challenger}
+        release = releases.get(name)
+        return Choice(release, release is not self.champion) if release is not None else None
+
     def _in_rollout(self, subject: str) -> Choice[R]:
         challenger = self.challenger
         if challenger is None or (self.challenger_percent <= 0 and self.shadow_percent <= 0):

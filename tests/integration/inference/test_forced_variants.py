@@ -1,0 +1,71 @@
+"""Callers that name the variant which answers."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from flywheel_common.context import Call, Principal, current_call
+from flywheel_common.errors import PermissionDenied
+from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.kafka import topics
+from flywheel_inference.api.servicer import VARIANT_HEADER, forced_variant
+from flywheel_protos.events.v1 import prediction_pb2
+from flywheel_protos.inference.v1 import inference_pb2
+from flywheel_protos.types.v1 import value_pb2
+from tests.support.builders.inference import MODEL
+from tests.support.servers.inference import MemoryDeployment
+
+W = (0.5, -0.25, 1.0)
+
+
+def request(prediction_id: str) -> inference_pb2.PredictRequest:
+    value = value_pb2.Value
+    return inference_pb2.PredictRequest(
+        model=MODEL,
+        entity_keys={"carrier": value(string_value="UA")},
+        request_fields={"miles": value(double_value=1.0), "origin": value(string_value="JFK")},
+        prediction_id=prediction_id,
+    )
+
+
+async def test_the_named_variant_answers_outside_every_rollout(memory_deployment: MemoryDeployment) -> None:
+    registry = memory_deployment.registry
+    gateway = await memory_deployment.gateway()
+    await gateway.serves(
+        registry.want(
+            champion=registry.release(1, W),
+            challenger=registry.release(2, W, 1.0),
+            rollout="r",
+            challenger_percent=0.0001,
+            variants={"holdback": (registry.release(3, W, 2.0), 0.0, 0.0)},
+        )
+    )
+    expected = {"champion": 1, "challenger": 2, "holdback": 3}
+    for variant, release in expected.items():
+        answer = await gateway.stub.Predict(request(variant), metadata=[(VARIANT_HEADER, variant)], timeout=5)
+        assert answer.release == f"{MODEL}/releases/{release}"
+    logged = await memory_deployment.logged(topics.PREDICTION_LOGGED, set(expected))
+    for variant, release in expected.items():
+        ((_, batch, _),) = logged[variant]
+        assert (batch.release, batch.rollout) == (f"{MODEL}/releases/{release}", "")
+        is_champion = batch.role == prediction_pb2.PREDICTION_ROLE_CHAMPION
+        assert is_champion == (variant == "champion")
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await gateway.stub.Predict(request("x"), metadata=[(VARIANT_HEADER, "other")], timeout=5)
+    error = from_rpc_error(caught.value)
+    assert (caught.value.code(), error.reason) == (grpc.StatusCode.INVALID_ARGUMENT, "UNKNOWN_VARIANT")
+
+
+@pytest.mark.parametrize(("roles", "allowed"), [({"editor"}, False), ({"editor", "promoter"}, True)])
+def test_only_callers_that_may_promote_name_a_variant(roles: set[str], allowed: bool) -> None:
+    token = current_call.set(Call(principal=Principal("ann", frozenset(roles))))
+    try:
+        assert forced_variant([("user-agent", "x")]) == ""
+        if allowed:
+            assert forced_variant([(VARIANT_HEADER, "challenger")]) == "challenger"
+        else:
+            with pytest.raises(PermissionDenied):
+                forced_variant([(VARIANT_HEADER, "challenger")])
+    finally:
+        current_call.reset(token)
