@@ -1,0 +1,103 @@
+"""TRAIN jobs with the user's own code, submitted by the SDK and run on a real Ray cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flywheel as fw
+from flywheel.errors import JobFailedError
+from flywheel_common.config import S3Settings
+from flywheel_common.storage.s3 import object_store
+from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from tests.support.peers.trainer import TRAINING_SET
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
+Start = Callable[[dict[str, str]], Awaitable[Any]]
+CODE = """
+import torch
+from torch import nn
+
+
+def train(ctx):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+    model = nn.parallel.DistributedDataParallel(net)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=ctx.params["learning_rate"])
+    step = 0
+    data = ctx.data("train", batch_size=256)
+    while data.epoch < ctx.params["epochs"]:
+        for batch in data:
+            x = torch.stack([batch["v__x"].float().nan_to_num() / 20, batch["v__z"].float()], dim=1)
+            loss = nn.functional.binary_cross_entropy_with_logits(model(x)[:, 0], batch["label"].float())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            step += 1
+            ctx.log({"loss": loss.item(), "world_size": ctx.world_size}, step)
+        ctx.save(step, net, optimizer)
+    ctx.artifact("weights", b"".join(p.detach().numpy().tobytes() for p in net.parameters()))
+
+
+def broken(ctx):
+    raise LookupError("no such column: " + str(ctx.params["column"]))
+"""
+
+
+@pytest.fixture
+async def client(
+    trainer_settings: dict[str, str],
+    with_peers: dict[str, str],
+    with_ray: dict[str, str],
+    start_trainer: Start,
+) -> Any:
+    """The SDK's client of a trainer with an experiment."""
+    settings = trainer_settings | with_peers | with_ray
+    await start_trainer(settings)
+    async with fw.Client(trainer=settings["FLYWHEEL_TRAINER_LISTEN"]) as client:
+        request = pb.CreateExperimentRequest(parent="projects/default", experiment_id="late")
+        await client.trainer.CreateExperiment(request)
+        yield client
+
+
+def job(folder: Path, function: str, **params: Any) -> fw.TrainJob:
+    (folder / "train.py").write_text(CODE)
+    return fw.TrainJob(
+        function=f"train.py:{function}",
+        source=folder,
+        experiment="late",
+        data={"train": TRAINING_SET},
+        params=params,
+        workers=2,
+    )
+
+
+async def test_code_of_a_user_trains_on_two_workers(
+    client: Any, tmp_path: Path, s3_settings: S3Settings, bucket: str
+) -> None:
+    run = await client.train_code(job(tmp_path, "train", learning_rate=0.03, epochs=6))
+    request = pb.ListMetricPointsRequest(run=run.name, key="loss")
+    losses = await client.trainer.ListMetricPoints(request)
+    # 4,000 rows, 2,000 per rank: 8 batches an epoch.
+    assert list(losses.steps) == list(range(1, 49))
+    assert sum(losses.values[-8:]) < 0.9 * sum(losses.values[:8])
+    assert run.metrics["world_size"] == 2.0
+    assert run.params["learning_rate"] == "0.03"
+    (weights,) = [artifact for artifact in run.artifacts if artifact.name == "weights"]
+    async with object_store(s3_settings) as store:
+        content = await store.get(weights.uri.removeprefix(f"s3://{bucket}/"))
+    assert len(content) == 4 * (2 * 8 + 8 + 8 + 1)
+
+
+async def test_an_exception_of_a_users_code_ends_the_job_with_its_traceback(
+    client: Any, tmp_path: Path
+) -> None:
+    with pytest.raises(JobFailedError) as caught:
+        await client.train_code(job(tmp_path, "broken", column="v__y"))
+    text = str(caught.value)
+    assert "TRAINING_FAILED" in text
+    assert "LookupError: no such column: v__y" in text
+    assert 'train.py", line 27, in broken' in text
