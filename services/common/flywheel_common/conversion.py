@@ -101,14 +101,16 @@ def convert(
     fit; nulls inside lists and vectors do not fit. `vector_size` 0 takes the size of the first vector.
     """
     array = _plain(values)
-    if pa.types.is_floating(array.type):
-        array = _nan_to_null(array)
     if array.null_count == len(array):
         if data_type in VECTORS and not vector_size:
             vector_size = array.type.list_size if pa.types.is_fixed_size_list(array.type) else 1
         return pa.nulls(len(array), arrow_type(data_type, vector_size))
     if data_type in ELEMENT_OF or data_type in VECTORS:
         return _convert_lists(array, data_type, vector_size, column)
+    if pa.types.is_floating(array.type):
+        array = _nan_to_null(array)
+        if array.null_count == len(array):
+            return pa.nulls(len(array), ARROW_TYPES[data_type])
     converted, wrong = _scalars(array, data_type)
     if wrong is not None and wrong.any():
         raise _refused(array, int(np.argmax(wrong)), data_type, column)

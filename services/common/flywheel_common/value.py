@@ -79,12 +79,14 @@ def coerce(value: Value, data_type: int, field: str) -> Any:
     without elements.
     """
     plain = to_python(value)
-    if plain is None or (isinstance(plain, float) and isnan(plain)):
+    if plain is None:
         return None
     if data_type in ELEMENT_OF or data_type in VECTORS:
         if not isinstance(plain, list) or (data_type in VECTORS and not plain):
             raise _wrong(field, data_type, plain)
         return [_scalar(v, element_of(data_type), field) for v in plain]
+    if isinstance(plain, float) and isnan(plain):
+        return None
     return _scalar(plain, data_type, field)
 
 

@@ -106,13 +106,12 @@ async def test_lineage_reaches_model_versions_and_protects_their_definitions(
 
 
 @pytest.mark.timeout(60)
-async def test_a_release_with_another_feature_set_counts_as_a_use(
+async def test_the_registry_names_the_versions_that_use_a_feature_set(
     story: Story, registered_client: fw.Client
 ) -> None:
     await registered_client.apply(definitions())
     await story.create()
-    bare = await story.version()
-    await story.release(bare.name, feature_set=f"{PARENT}/featureSets/spare/versions/1")
+    spare = await version(story, f"{PARENT}/featureSets/spare/versions/1")
     names = [await version(story, f"{PARENT}/featureSets/late/versions/1") for _ in range(3)]
     await version(story, "projects/other/featureSets/late/versions/1")
     found: list[tuple[str, str]] = []
@@ -123,10 +122,10 @@ async def test_a_release_with_another_feature_set_counts_as_a_use(
         if not page.next_page_token:
             break
         request.page_token = page.next_page_token
-    assert found == [(bare.name, "spare/versions/1"), *((n, "late/versions/1") for n in names)]
+    assert found == [(spare, "spare/versions/1"), *((n, "late/versions/1") for n in names)]
     with pytest.raises(fw.FlywheelError) as raised:
         await delete(registered_client, "featureSets/spare")
-    assert bare.name in raised.value.message
+    assert spare in raised.value.message
 
 
 @pytest.mark.timeout(60)

@@ -124,11 +124,11 @@ async def test_a_job_whose_process_is_killed_is_attempted_again(trainer: Any, vi
 async def test_a_stopped_worker_stalls_the_job_and_nothing_is_left(trainer: Any) -> None:
     connection, stub = trainer.stub()
     async with connection:
-        job = await submit(stub, epochs=100_000, stall_timeout=Duration(seconds=10))
+        job = await submit(stub, epochs=100_000, stall_timeout=Duration(seconds=30))
         await learns(stub, job)
         for process in processes("RayTrainWorker"):
             process.send_signal(signal.SIGSTOP)
-        job = await ended(stub, job, within=60)
+        job = await ended(stub, job, within=90)
     assert (job_pb2.JOB_STATE_FAILED, "JOB_STALLED") == (job.state, job.error_reason)
     await nothing_is_left(job)
 

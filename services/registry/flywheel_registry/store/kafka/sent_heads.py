@@ -34,12 +34,12 @@ async def sent_heads(bootstrap: str) -> dict[str, dict[int, str]]:
 
 async def _read(consumer: AIOKafkaConsumer, found: dict[str, dict[int, str]]) -> None:
     """Read the topics from the beginning to the ends that they have now."""
-    existing = await consumer.topics()
+    # The metadata that the consumer holds is empty until its first refresh.
+    cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - there is no public way
     partitions = [
         TopicPartition(topic, number)
         for topic in TYPES
-        if topic in existing
-        for number in consumer.partitions_for_topic(topic) or ()
+        for number in sorted(cluster.partitions_for_topic(topic) or ())
     ]
     if not partitions:
         return
