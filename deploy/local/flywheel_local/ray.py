@@ -11,6 +11,9 @@ from flywheel_local import ports as port_numbers
 from flywheel_local.backend import Backend, answers_http, fresh_directory, require_tool
 from flywheel_local.process import Process
 
+STARTED = "Ray runtime started"
+"""What `ray start` prints once its node has registered."""
+
 
 class Ray(Backend):
     """A Ray cluster of one node."""
@@ -85,7 +88,10 @@ class Ray(Backend):
         )
 
     def ready(self) -> bool:
-        return answers_http(f"{self.jobs_url}/api/version", header=("Authorization", f"Bearer {self.token}"))
+        # The Jobs API answers before the node has registered, and Ray exits when the node does not.
+        return STARTED in self.log.read_text(errors="replace") and answers_http(
+            f"{self.jobs_url}/api/version", header=("Authorization", f"Bearer {self.token}")
+        )
 
     def stop(self) -> None:
         super().stop()
