@@ -22,8 +22,11 @@ from flywheel_registry.store.grpc.monitor import GrpcMonitor, parse_comparison
 from tests.support.peers.registry import CANARY, FIRST_EVENT, SHADOW, comparison, serving_monitor
 from tests.support.ports import free_port
 
-ROLLOUT = Rollout("projects/p/models/late", challenger=2, challenger_version=2, champion=1, number=7)
-ROLLOUT = replace(ROLLOUT, progress=Progress(RolloutState.SHADOW, 0.0, 1), generation=3)
+ROLLOUT = replace(
+    Rollout("projects/p/models/late", challenger=2, challenger_version=2, champion=1, number=7),
+    progress=Progress(RolloutState.SHADOW, 0.0, 1),
+    generation=3,
+)
 IN_CANARY = replace(ROLLOUT, progress=Progress(RolloutState.CANARY, 5.0, 2), generation=4)
 
 

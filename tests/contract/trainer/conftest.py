@@ -53,7 +53,7 @@ class Stores:
     completed: Callable[[], Awaitable[list[TrainingCompleted]]]
     """The `training.completed` events so far, in order."""
     supervise: Callable[[], Awaitable[Supervision]]
-    """Takes the lease of the supervisor from whoever holds it."""
+    """Takes the lease of the supervisor from its holder."""
 
 
 def memory_stores() -> Stores:

@@ -276,7 +276,7 @@ async def test_only_server_health_is_public(memory_deployment: MemoryDeployment,
     key.write_bytes(private.public_key().public_bytes(*pem))
     claims = {"sub": "ada", "iss": "https://issuer", "aud": "flywheel", "exp": time.time() + 60}
     viewer = jwt.encode({**claims, "roles": ["viewer"]}, private, algorithm="ES256")
-    nobody = jwt.encode({**claims, "roles": ["other"]}, private, algorithm="ES256")
+    other_role = jwt.encode({**claims, "roles": ["other"]}, private, algorithm="ES256")
     memory_deployment.registry.want(champion=memory_deployment.registry.release(101, W))
     gateway = await memory_deployment.gateway(
         auth_mode="jwt", jwt_issuer="https://issuer", jwt_audience="flywheel", jwt_key_file=key
@@ -294,7 +294,7 @@ async def test_only_server_health_is_public(memory_deployment: MemoryDeployment,
     for method, request in calls.items():
         call = getattr(stub, method)
         assert await refusal(call(request, timeout=5)) == ("UNAUTHENTICATED", "MISSING_TOKEN")
-        metadata = [("authorization", f"Bearer {nobody}")]
+        metadata = [("authorization", f"Bearer {other_role}")]
         denied = await refusal(call(request, timeout=5, metadata=metadata))
         assert denied == ("PERMISSION_DENIED", "ROLE_REQUIRED")
     headers = {"authorization": f"Bearer {viewer}"}

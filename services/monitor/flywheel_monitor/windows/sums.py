@@ -14,7 +14,6 @@ from flywheel_common.arrays import Floats, Ints
 LIMBS = 5
 LIMB_BITS = 40
 SCALE = 2.0**32
-SUM_BYTES = 8 * LIMBS
 
 
 def limbs_of(values: Floats) -> list[Ints]:

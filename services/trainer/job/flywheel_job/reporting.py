@@ -24,9 +24,6 @@ BATCH_POINTS = 10_000
 TOKEN_VARIABLE = "FLYWHEEL_ATTEMPT_TOKEN"  # noqa: S105 - a name
 """Environment variable with the token of the attempt, which the trainer requires with the metrics of a
 job."""
-FLUSH_SECONDS = 0.5
-CALL_SECONDS = 5.0
-CALL_POINTS = 10_000
 
 
 class MetricReporter:
