@@ -71,15 +71,16 @@ def decile_groups(reference: Ints, groups: int = DECILES) -> Ints:
     return np.unique(group, return_inverse=True)[1].astype(np.int64)
 
 
-def grouped(window: Ints, reference: Ints) -> float:
-    """Bias-corrected PSI of two histograms [B] over the reference's deciles."""
+def in_deciles(window: Ints, reference: Ints) -> tuple[Ints, Ints]:
+    """Two histograms [B] over the reference's deciles."""
     groups = decile_groups(reference)
+    return _summed(window, groups), _summed(reference, groups)
+
+
+def _summed(counts: Ints, groups: Ints) -> Ints:
+    """The counts [B] added up by the group of each bin."""
     size = int(groups.max(initial=0)) + 1
-    a, b = (
-        np.rint(np.bincount(groups, weights=c.astype(np.float64), minlength=size)).astype(np.int64)
-        for c in (window, reference)
-    )
-    return corrected(a, b)
+    return np.rint(np.bincount(groups, weights=counts.astype(np.float64), minlength=size)).astype(np.int64)
 
 
 def coarse(bins: FeatureBins, counts: Ints) -> Ints:
@@ -90,12 +91,8 @@ def coarse(bins: FeatureBins, counts: Ints) -> Ints:
     if not bins.numeric:
         return regular
     below, above = (int(counts[bins.regular + s]) for s in (Special.BELOW, Special.ABOVE))
-    groups = decile_groups(bins.reference_counts[: bins.regular])
-    size = int(groups.max(initial=0)) + 1
-    deciles = np.rint(np.bincount(groups, weights=regular.astype(np.float64), minlength=size)).astype(
-        np.int64
-    )
-    if size == 1:
+    deciles = _summed(regular, decile_groups(bins.reference_counts[: bins.regular]))
+    if len(deciles) == 1:
         return np.array([below, deciles[0], above], np.int64)
     deciles[0] += below
     deciles[-1] += above

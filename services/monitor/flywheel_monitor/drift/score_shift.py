@@ -37,16 +37,6 @@ class ScoreShift:
     reason: str = ""
 
 
-def _deciles(window: Ints, reference: Ints) -> tuple[Ints, Ints]:
-    """Two score histograms over the reference's deciles."""
-    groups = psi.decile_groups(reference)
-    size = int(groups.max(initial=0)) + 1
-    a, b = (
-        np.rint(np.bincount(groups, weights=c, minlength=size)).astype(np.int64) for c in (window, reference)
-    )
-    return a, b
-
-
 def score_shift(
     mean: float,
     stddev: float,
@@ -82,7 +72,7 @@ def score_shift(
         else 0.0
     )
     known = len(reference.counts) == len(counts)
-    grouped = _deciles(counts, np.asarray(reference.counts, np.int64)) if known else None
+    grouped = psi.in_deciles(counts, np.asarray(reference.counts, np.int64)) if known else None
     value = psi.psi(*grouped) if grouped is not None else 0.0
     moved = psi.corrected(*grouped, effect) if grouped is not None else 0.0
     if count < policy.min_predictions:
