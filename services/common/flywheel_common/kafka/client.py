@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaError, for_code
 
@@ -60,6 +60,17 @@ async def _abandon(inner: AIOKafkaProducer, stopping: asyncio.Future[None]) -> N
     for task in (stopping, sending):
         if task is not None and task.done() and not task.cancelled():
             task.exception()
+
+
+async def partitions_of(consumer: AIOKafkaConsumer, topics: Iterable[str]) -> list[TopicPartition]:
+    """The partitions of the topics that the broker lists now. The metadata that a started consumer holds is
+    empty until its first refresh, and a partition that is missing there would count as read."""
+    cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - there is no public way
+    return [
+        TopicPartition(topic, number)
+        for topic in topics
+        for number in sorted(cluster.partitions_for_topic(topic) or ())
+    ]
 
 
 async def stop_consumer(inner: AIOKafkaConsumer, *, seconds: float) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from flywheel_common.deadline import in_time
-from flywheel_common.kafka.client import kafka_errors, unavailable
+from flywheel_common.kafka.client import kafka_errors, partitions_of, unavailable
 from flywheel_common.kafka.errors import KafkaUnavailable
 from flywheel_common.kafka.topics import dead_letter
 from flywheel_common.postgres.pool import Pool, connection
@@ -54,14 +54,7 @@ class KafkaLag:
             self._consumer = consumer
             await consumer.start()
         consumer, dead = self._consumer, dead_letter(self._group)
-        # The consumer's cached metadata is empty until its first refresh; a partition missing there would
-        # count as read.
-        cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - there is no public way
-        wanted = [
-            TopicPartition(t, p)
-            for t in (*self._topics, dead)
-            for p in sorted(cluster.partitions_for_topic(t) or ())
-        ]
+        wanted = await partitions_of(consumer, (*self._topics, dead))
         # Positions are read before the ends, so that a record written in between counts as unread.
         async with connection(self._pool) as conn:
             rows = await conn.fetch(_POSITIONS, self._group)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 
-from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import AIOKafkaConsumer
 
 from flywheel_common.kafka import topics
-from flywheel_common.kafka.client import kafka_errors
+from flywheel_common.kafka.client import kafka_errors, partitions_of
 from flywheel_common.kafka.envelope import payload_of
 from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import ModelStageChanged, RolloutChanged
@@ -34,13 +34,7 @@ async def sent_heads(bootstrap: str) -> dict[str, dict[int, str]]:
 
 async def _read(consumer: AIOKafkaConsumer, found: dict[str, dict[int, str]]) -> None:
     """Read the topics from the beginning to the ends that they have now."""
-    # The metadata that the consumer holds is empty until its first refresh.
-    cluster = await consumer._client.fetch_all_metadata()  # noqa: SLF001 - there is no public way
-    partitions = [
-        TopicPartition(topic, number)
-        for topic in TYPES
-        for number in sorted(cluster.partitions_for_topic(topic) or ())
-    ]
+    partitions = await partitions_of(consumer, TYPES)
     if not partitions:
         return
     consumer.assign(partitions)
