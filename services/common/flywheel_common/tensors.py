@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -73,25 +73,32 @@ def array_of(tensor: TensorLike) -> Array:
 
 
 def packed_texts(array: Array) -> bytes:
-    """The texts of an array in C order: for each its length as little-endian uint32, then the UTF-8 bytes.
-    The Open Inference Protocol has the same form for BYTES."""
-    parts = [str(value).encode() for value in array.ravel().tolist()]
-    return b"".join([struct.pack("<I", len(part)) + part for part in parts])
+    """The texts of an array in C order, as `packed_blobs` of their UTF-8 bytes."""
+    return packed_blobs(str(value).encode() for value in array.ravel().tolist())
 
 
-def _texts(tensor: TensorLike, count: int) -> Sequence[str]:
-    data, texts, place = tensor.data, [], 0
-    if len(data) < 4 * count:
-        raise ValueError(f"tensor {tensor.name!r} is too short for {count} texts")
-    for _ in range(count):
-        if place + 4 > len(data):
-            raise ValueError(f"tensor {tensor.name!r} ends inside a text")
-        (size,) = struct.unpack_from("<I", data, place)
-        place += 4
-        if place + size > len(data):
-            raise ValueError(f"tensor {tensor.name!r} ends inside a text")
-        texts.append(data[place : place + size].decode())
-        place += size
-    if place != len(data):
-        raise ValueError(f"tensor {tensor.name!r} has {len(data) - place} bytes after its last text")
-    return texts
+def packed_blobs(blobs: Iterable[bytes]) -> bytes:
+    """For each its length as little-endian uint32, then its bytes: STRING here, BYTES in the Open Inference
+    Protocol."""
+    return b"".join([struct.pack("<I", len(blob)) + blob for blob in blobs])
+
+
+def unpacked_blobs(packed: bytes, count: int) -> list[bytes] | None:
+    """What `packed_blobs` has packed; None unless it is exactly `count`, found out before memory is
+    allocated for more than the bytes hold."""
+    blobs: list[bytes] = []
+    place, end = 0, len(packed)
+    if end < 4 * count:
+        return None
+    while place + 4 <= end and len(blobs) < count:
+        start = place + 4
+        place = start + int.from_bytes(packed[place:start], "little")
+        blobs.append(packed[start:place])
+    return blobs if len(blobs) == count and place == end else None
+
+
+def _texts(tensor: TensorLike, count: int) -> list[str]:
+    blobs = unpacked_blobs(tensor.data, count)
+    if blobs is None:
+        raise ValueError(f"tensor {tensor.name!r} does not have {count} texts with their lengths")
+    return [blob.decode() for blob in blobs]

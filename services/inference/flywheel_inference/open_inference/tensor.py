@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from flywheel_common.arrays import Array
 from flywheel_common.signature import BOOL, FLOAT32, FLOAT64, INT64, STRING
+from flywheel_common.tensors import packed_blobs, unpacked_blobs
 from flywheel_inference.open_inference.errors import InvalidTensor, TensorTooLarge
 
 BYTES = "BYTES"
@@ -74,7 +74,11 @@ def from_raw(name: str, datatype: str, shape: Sequence[int], raw: bytes) -> Name
     memory of `raw`. Raises InvalidTensor, TensorTooLarge."""
     count = element_count(name, datatype, shape)
     if datatype == BYTES:
-        texts = _texts(name, raw, count)
+        texts = unpacked_blobs(raw, count)
+        if texts is None:
+            raise InvalidTensor(
+                f"Tensor {name!r} does not have {count} texts with their lengths.", tensor=name
+            )
         values = np.empty(count, object)
         values[:] = texts
         return NamedTensor(name, datatype, values.reshape(shape))
@@ -114,17 +118,4 @@ def raw_bytes(tensor: NamedTensor) -> bytes:
     """The raw form of a tensor."""
     if tensor.datatype != BYTES:
         return np.ascontiguousarray(tensor.values, DTYPES[tensor.datatype]).tobytes()
-    return b"".join(struct.pack("<I", len(text)) + text for text in tensor.values.ravel().tolist())
-
-
-def _texts(name: str, raw: bytes, count: int) -> list[bytes]:
-    texts: list[bytes] = []
-    place, end = 0, len(raw)
-    if end >= 4 * count:
-        while place + 4 <= end and len(texts) < count:
-            start = place + 4
-            place = start + int.from_bytes(raw[place:start], "little")
-            texts.append(raw[start:place])
-    if len(texts) != count or place != end:
-        raise InvalidTensor(f"Tensor {name!r} does not have {count} texts with their lengths.", tensor=name)
-    return texts
+    return packed_blobs(tensor.values.ravel().tolist())
