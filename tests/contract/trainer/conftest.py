@@ -22,6 +22,7 @@ from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.fakes.jobs import MemoryJobs
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
+from flywheel_trainer.fakes.run_edits import MemoryRunEdits
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
@@ -30,12 +31,13 @@ from flywheel_trainer.jobs.ports import JobStore, Supervision
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.ports import PolicyStore
-from flywheel_trainer.runs.ports import RunStore
+from flywheel_trainer.runs.ports import RunEdits, RunStore
 from flywheel_trainer.server import MIGRATIONS
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
 from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
+from flywheel_trainer.store.postgres.run_edits import PostgresRunEdits
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
 
@@ -45,6 +47,7 @@ class Stores:
     """The stores of one trainer."""
 
     runs: RunStore
+    run_edits: RunEdits
     jobs: JobStore
     pipelines: PipelineStore
     policies: PolicyStore
@@ -79,8 +82,8 @@ def memory_stores() -> Stores:
     async def supervise() -> Supervision:
         return MemorySupervision(tracking, next(tokens))
 
-    runs, jobs = MemoryRuns(tracking), MemoryJobs(tracking)
-    return Stores(runs, jobs, pipelines, policies, policies.decide, completed, supervise)
+    runs, edits, jobs = MemoryRuns(tracking), MemoryRunEdits(tracking), MemoryJobs(tracking)
+    return Stores(runs, edits, jobs, pipelines, policies, policies.decide, completed, supervise)
 
 
 async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
@@ -110,8 +113,9 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
         assert token is not None
         return PostgresSupervision(pool, token)
 
-    runs, jobs = PostgresRuns(pool), PostgresJobs(pool)
-    return Stores(runs, jobs, PostgresPipelines(pool), PostgresPolicies(pool), decide, completed, supervise)
+    runs, edits, jobs = PostgresRuns(pool), PostgresRunEdits(pool), PostgresJobs(pool)
+    pipelines, policies = PostgresPipelines(pool), PostgresPolicies(pool)
+    return Stores(runs, edits, jobs, pipelines, policies, decide, completed, supervise)
 
 
 @pytest.fixture(params=["memory", "postgres"])

@@ -31,6 +31,7 @@ from flywheel_trainer.fakes.jobs import MemoryJobs
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
+from flywheel_trainer.fakes.run_edits import MemoryRunEdits
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tables import MemoryTables
@@ -141,6 +142,7 @@ def memory_ports() -> Ports:
 
     return Ports(
         runs=MemoryRuns(tracking),
+        run_edits=MemoryRunEdits(tracking),
         jobs=MemoryJobs(tracking),
         pipelines=pipelines,
         policies=policies,
