@@ -34,6 +34,10 @@ from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.storage import read_table, storage, write_table
+from flywheel.sync_client import SyncClient, connect
+from flywheel.tracking.errors import TrackingError
+from flywheel.tracking.run import Run
+from flywheel.tracking.run import start as run
 from flywheel.train_job import TrainJob
 from flywheel.types import (
     BOOL,
@@ -85,14 +89,18 @@ __all__ = [
     "RequestSource",
     "Requests",
     "Rule",
+    "Run",
     "SourceError",
     "StreamSource",
     "StreamView",
+    "SyncClient",
+    "TrackingError",
     "TrainJob",
     "Unavailable",
     "alerts_table",
     "approx_distinct",
     "compile_definitions",
+    "connect",
     "count",
     "first",
     "last",
@@ -103,6 +111,7 @@ __all__ = [
     "minimum",
     "now",
     "read_table",
+    "run",
     "std",
     "storage",
     "timestamp",

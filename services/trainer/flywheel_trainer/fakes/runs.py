@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from flywheel_common.paging import Key, Page, cut, decode_token
 from flywheel_job.outcome import MetricPoint
-from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.fakes.tracking import MemoryTracking, RunRecord
 from flywheel_trainer.runs.errors import ExperimentExists
 from flywheel_trainer.runs.filter_expression import AllOf, AnyOf, Condition, Not
 from flywheel_trainer.runs.filter_terms import NUMBERS, Term, number_of
@@ -37,6 +37,10 @@ class MemoryRuns:
     def __init__(self, tracking: MemoryTracking) -> None:
         self._tracking = tracking
         self._requests = tracking.requests
+
+    def record(self, name: RunName) -> RunRecord:
+        """A run with its points, for tests."""
+        return self._tracking.runs[name]
 
     async def create_experiment(
         self, experiment: Experiment, request_id: str, body: bytes, now: datetime
