@@ -10,7 +10,8 @@ from flywheel.feature_calls import FeatureCalls
 from flywheel.model_calls import ModelCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
+from flywheel.tracking.run_calls import RunCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls):
+class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, RunCalls):
     """Use as `async with Client() as client:`."""

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from flywheel.cli import definitions
+from flywheel.cli import definitions, tracking
 from flywheel.cli.features import features
 from flywheel.cli.models import models
 from flywheel.cli.operations import alerts, runs
@@ -24,6 +24,7 @@ app = typer.Typer(no_args_is_help=True, help="Declare features, train, release a
 for name, group in {"features": features, "models": models, "runs": runs, "alerts": alerts}.items():
     app.add_typer(group, name=name)
 definitions.add_commands(app, features)
+tracking.add_commands(runs)
 
 
 @app.callback()
