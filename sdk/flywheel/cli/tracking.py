@@ -17,6 +17,7 @@ from flywheel.client import Client
 from flywheel.tracking.comparison import compare
 from flywheel.tracking.curves import Curve, Series, svg_plot, terminal_plot
 from flywheel.tracking.export import export_parquet, export_tensorboard
+from flywheel.tracking.mlflow_import.importing import import_runs, open_source
 from flywheel.tracking.spool import default_root
 from flywheel.tracking.syncing import sync_spools
 from flywheel_protos.trainer.v1 import trainer_pb2
@@ -215,6 +216,29 @@ def sync(
         raise typer.Exit(1)
 
 
+def import_mlflow(
+    source: Annotated[Path, typer.Argument(help="Tracking folder (mlruns) or SQLite file (mlflow.db)")],
+    include_running: Annotated[
+        bool, typer.Option("--include-running", help="Import RUNNING runs too, as CANCELLED")
+    ] = False,
+) -> None:
+    """Import the runs of MLflow with params, metrics, tags and artifacts; repeat it as often as you like."""
+
+    async def work(client: Client) -> None:
+        opened = open_source(source)
+        counts = {"imported": 0, "unchanged": 0, "left out": 0}
+        try:
+            async for one in import_runs(client, opened, include_running=include_running):
+                counts["left out" if not one.run else "imported" if one.new else "unchanged"] += 1
+                for problem in one.problems:
+                    errors.print(f"{one.uuid}: {problem}", highlight=False)
+        finally:
+            opened.close()
+        console.print(", ".join(f"{count} {name}" for name, count in counts.items()), highlight=False)
+
+    call(work)
+
+
 def add_commands(runs: typer.Typer) -> None:
     """Add the commands to `flywheel runs`."""
     commands: dict[str, Callable[..., None]] = {
@@ -228,6 +252,7 @@ def add_commands(runs: typer.Typer) -> None:
         "restore": restore,
         "download": download,
         "sync": sync,
+        "import-mlflow": import_mlflow,
     }
     for name, command in commands.items():
         runs.command(name)(command)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +16,8 @@ from flywheel_protos.trainer.v1 import tracking_pb2, trainer_pb2
 
 Statistic = Literal["last", "min", "max"]
 POINTS_PER_PAGE = 50_000
+CHUNK_BYTES = 512 * 1024
+UPLOAD_SECONDS = 3600.0
 
 
 class RunCalls(Connection):
@@ -100,6 +104,22 @@ class RunCalls(Connection):
         request = tracking_pb2.RestoreRunRequest(name=self.path("runs", run))
         return (await self.trainer.RestoreRun(request)).run
 
+    async def upload_run_artifact(self, run: str, artifact: str, path: str | Path) -> trainer_pb2.RunArtifact:
+        """Adds a file to a run in any state, in place of an artifact of the same name."""
+        file = Path(path)
+        size, sha256 = await asyncio.to_thread(_digest, file)
+        target = tracking_pb2.UploadRunArtifactRequest.Target(
+            run=self.path("runs", run), artifact=artifact, sha256=sha256, size_bytes=size
+        )
+
+        async def parts() -> AsyncIterator[tracking_pb2.UploadRunArtifactRequest]:
+            yield tracking_pb2.UploadRunArtifactRequest(target=target)
+            with await asyncio.to_thread(file.open, "rb") as content:
+                while chunk := await asyncio.to_thread(content.read, CHUNK_BYTES):
+                    yield tracking_pb2.UploadRunArtifactRequest(data=chunk)
+
+        return (await self.trainer.UploadRunArtifact(parts(), timeout=UPLOAD_SECONDS)).artifact
+
     async def download_run_artifact(self, run: str, artifact: str, path: str | Path) -> Path:
         """Writes an artifact to a file, which appears when it is complete."""
         target = Path(path)
@@ -109,3 +129,10 @@ class RunCalls(Connection):
             async for part in self.answers(self.trainer.DownloadRunArtifact(request)):
                 file.write(part.data)
         return partial.replace(target)
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return file.tell(), digest
