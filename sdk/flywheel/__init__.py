@@ -35,6 +35,7 @@ from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.storage import read_table, storage, write_table
 from flywheel.sync_client import SyncClient, connect
+from flywheel.tracking import autolog
 from flywheel.tracking.errors import TrackingError
 from flywheel.tracking.run import Run
 from flywheel.tracking.run import start as run
@@ -99,6 +100,7 @@ __all__ = [
     "Unavailable",
     "alerts_table",
     "approx_distinct",
+    "autolog",
     "compile_definitions",
     "connect",
     "count",

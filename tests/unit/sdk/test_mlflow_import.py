@@ -59,7 +59,8 @@ def write_folder(folder: Path) -> Path:
         write(
             run / "meta.yaml",
             f"artifact_uri: file://{run}/artifacts\nend_time: {end}\nlifecycle_stage: {stage}\n"
-            f"run_id: {uuid}\nrun_name: {name}\nstart_time: {START_MS}\nstatus: {STATUS_NUMBERS[status]}\ntags: []\n",
+            f"run_id: {uuid}\nrun_name: {name}\nstart_time: {START_MS}\n"
+            f"status: {STATUS_NUMBERS[status]}\ntags: []\n",
         )
         for kind, entries in (("params", params), ("tags", tags)):
             for key, value in entries.items():
