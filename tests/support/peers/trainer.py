@@ -224,9 +224,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
         await check_known(request.challenger_release, self.releases, context)
 
         def start() -> registry_pb2.StartRolloutResponse:
-            state = (
-                model_pb2.ROLLOUT_STATE_PENDING_LOAD if self.production else model_pb2.ROLLOUT_STATE_PROMOTED
-            )
+            state = model_pb2.ROLLOUT_STATE_PENDING_LOAD
             self.production = self.production or request.challenger_release
             number = self.requests.effects["StartRollout"]
             rollout = model_pb2.Rollout(name=f"{request.parent}/rollouts/{number}", state=state)
