@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
@@ -67,9 +67,8 @@ def test_a_first_release_is_loaded_and_reported_before_it_serves() -> None:
     state.accept([first])
     state.settle()
     assert (True, ["first"]) == (state.settled, names(state))
-    state.releases["first", ""].scorer = cast(
-        "Any", SimpleNamespace(ready=True, last_asked=0.0, spec=release("first"))
-    )
+    scorer: Any = SimpleNamespace(ready=True, last_asked=0.0, spec=release("first"))
+    state.releases["first", ""].scorer = scorer
     state.model_server_up = True
     assert {model: 1} == state.apply()
     assert [(1, ("first",))] == [(seen.generation, seen.ready_releases) for seen in state.observed()]

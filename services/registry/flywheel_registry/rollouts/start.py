@@ -50,7 +50,7 @@ class RolloutStart:
         """Start a rollout, which waits until the gateways have loaded the release.
 
         Without a champion there is nothing to compare with: the loaded release is promoted.
-                The version must pass the offline gate against today's champion, unless `override`. A `policy` other
+        The version must pass the offline gate against today's champion, unless `override`. A `policy` other
         than the model's, and an override, need a reason and are audited. Raises UnknownModel, UnknownRelease,
         RolloutActive, NotStaged, AlreadyServing, InvalidPolicy, GateFailed, ReasonRequired.
         """
