@@ -9,6 +9,8 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
     READ: (
         "GetMonitorPolicy",
         "GetDriftReport",
+        "ListDriftReports",
+        "GetDistributions",
         "GetPerformance",
         "CompareVariants",
         "GetAlert",
