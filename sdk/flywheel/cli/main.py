@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from flywheel.cli import definitions
+from flywheel.cli import alert_sinks, definitions
 from flywheel.cli.features import features
 from flywheel.cli.models import models
 from flywheel.cli.monitor import monitor
@@ -26,6 +26,8 @@ groups = {"features": features, "models": models, "runs": runs, "alerts": alerts
 for name, group in groups.items():
     app.add_typer(group, name=name)
 definitions.add_commands(app, features)
+alert_sinks.add_silence(alerts)
+alerts.add_typer(alert_sinks.sinks, name="sinks")
 
 
 @app.callback()

@@ -16,6 +16,7 @@ from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.alerts.errors import ReasonRequired
 from flywheel_monitor.alerts.filter import parse_filter
 from flywheel_monitor.alerts.ports import Alerts
+from flywheel_monitor.api.alert_sink_methods import AlertSinkMethods
 from flywheel_monitor.api.convert_alerts import alert_to_proto
 from flywheel_monitor.api.convert_comparison import comparison_to_proto
 from flywheel_monitor.api.convert_performance import performance_to_proto
@@ -49,7 +50,7 @@ class ApiRecords(PerformanceRecords, ReportRecords, VariantCounts, Alerts, Inges
     """What the RPCs read and change."""
 
 
-class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
+class MonitorServicer(AlertSinkMethods, monitor_pb2_grpc.MonitorServiceServicer):
     def __init__(
         self, *, store: Store[ApiRecords], archive: PredictionArchive, lag: ConsumerLag, pane_us: int
     ) -> None:
