@@ -11,6 +11,9 @@ import numpy as np
 
 from flywheel_common.arrays import Array
 from flywheel_common.errors import DeadlineExceeded, FlywheelError, NotFound
+from flywheel_common.scoring.feature_block import PRESENT, FeatureBlock
+from flywheel_common.scoring.input_tensors import MissingFeature, TensorBuilder, Tensors
+from flywheel_common.scoring.treated_features import treat
 from flywheel_inference.batching.batcher import Batcher, Entry
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.fallback.errors import (
@@ -22,10 +25,7 @@ from flywheel_inference.fallback.errors import (
     InputNotExact,
     ModelUnavailable,
 )
-from flywheel_inference.models.feature_block import PRESENT, FeatureBlock
-from flywheel_inference.models.input_tensors import MissingFeature, TensorBuilder, Tensors
 from flywheel_inference.models.ports import ModelServer
-from flywheel_inference.models.treated_features import treat
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.requests.request import RoutedRequest, thresholds_of
 from flywheel_inference.scoring.feature_reader import FeatureReader
