@@ -77,6 +77,15 @@ def test_of_several_rows_of_an_entity_the_latest_is_cached(redis_url: str) -> No
     assert read(redis_url, "UA|7") == CachedPrediction((0.2,), MICROS, BINARY.fingerprint)
 
 
+def test_a_time_that_has_not_come_counts_as_now(redis_url: str) -> None:
+    fill(redis_url, BINARY, ("UA", 7, 0.1, datetime(2200, 1, 1, tzinfo=UTC)))
+    cached = read(redis_url, "UA|7")
+    assert cached is not None
+    assert abs(datetime.fromtimestamp(cached.scored_at_micros / 1e6, UTC) - datetime.now(UTC)) < timedelta(
+        minutes=5
+    )
+
+
 def test_more_rows_than_one_call_takes_are_all_cached(redis_url: str) -> None:
     count = 2 * cache.BATCH_ROWS + 1
     assert fill(redis_url, BINARY, *(("UA", n, n / count, NOON) for n in range(count))) == count

@@ -6,6 +6,7 @@ output, so that a repeated or late job does no harm. Rows without an answer are 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -73,7 +74,11 @@ class PredictionCache:
         return len(names)
 
     def entries(self, join_keys: Sequence[str], batch: pa.RecordBatch) -> dict[str, bytes]:
-        """The Redis keys and values of a batch; of several rows of a key, the one with the latest time."""
+        """The Redis keys and values of a batch; of several rows of a key, the one with the latest time.
+
+        A time that has not come counts as now: no time of a row may keep its prediction from becoming old.
+        """
+        now = time.time_ns() // 1000
         micros = batch.column(TIME).cast(pa.timestamp("us", "UTC")).cast(pa.int64()).to_pylist()
         failed = batch.column(ERROR_REASON).is_valid().to_pylist()
         keys = zip(*(batch.column(name).to_pylist() for name in join_keys), strict=True)
@@ -81,6 +86,7 @@ class PredictionCache:
         for key, time_micros, bad, values in zip(keys, micros, failed, self._values(batch), strict=True):
             if bad:
                 continue
+            time_micros = min(time_micros, now)
             name = key_of(self._model, joined_keys(key))
             if name not in newest or newest[name][0] <= time_micros:
                 value = encode(CachedPrediction(tuple(values), time_micros, self._output.fingerprint))
