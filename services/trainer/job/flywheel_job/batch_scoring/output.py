@@ -79,7 +79,8 @@ class Output:
 
     def remove_temporary(self) -> None:
         """Delete what partitions left, also those of an attempt that ended before it could."""
-        objects.delete(self._store, f"{self._uri}{TEMPORARY}/")
+        with suppress(FileNotFoundError):
+            self._store.delete_dir(objects.path_of(self._uri + TEMPORARY))
 
     def batches(self, file: str, columns: Sequence[str], rows: int) -> Iterator[pa.RecordBatch]:
         """The rows of a file of complete predictions."""
