@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+import textwrap
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,6 +29,7 @@ from tests.support.peers.trainer import FEATURE_SET, MODEL, TRAINING_SET, Peers
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(590)]
 Start = Callable[[dict[str, str]], Awaitable[Any]]
+GUIDE = Path(__file__).resolve().parents[3] / "docs" / "guides" / "batch-scoring.md"
 WEIGHTS, BIAS, SLOPE, INTERCEPT, THRESHOLD = (0.05, -0.5), 0.25, 1.5, -0.1, 0.6
 
 
@@ -59,6 +62,16 @@ def register(peers: Peers) -> str:
     )
     peers.registry.releases[release.name] = release
     return release.name
+
+
+async def run_guide(client: Any, bucket: str) -> dict[str, Any]:
+    """Run the program of docs/guides/batch-scoring.md as it is written there; returns its variables."""
+    (block,) = re.findall(r"```python\n(.*?)```", GUIDE.read_text(), re.DOTALL)
+    body = textwrap.indent(block.replace("s3://lake/", f"s3://{bucket}/"), "    ")
+    names: dict[str, Any] = {}
+    exec(f"async def guide(client):\n{body}\n    return locals()", names)
+    found: dict[str, Any] = await names["guide"](client)
+    return found
 
 
 def expected(rows: pl.DataFrame) -> np.ndarray:
@@ -94,19 +107,24 @@ async def put_table(s3_settings: S3Settings, key: str, table: pl.DataFrame) -> N
 
 
 async def test_a_table_is_scored_on_ray_and_cached_for_the_gateways(
-    client: Any, peers: Peers, s3_settings: S3Settings, bucket: str, redis_url: str
+    client: Any,
+    peers: Peers,
+    s3_settings: S3Settings,
+    bucket: str,
+    redis_url: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rows = learnable_rows(4000)
     await put_table(s3_settings, "users/tonight.parquet", rows.select("carrier"))
-    job = fw.ScoreJob(
-        release=register(peers),
-        table=f"s3://{bucket}/users/tonight.parquet",
-        experiment="late",
-        cache_for=timedelta(hours=26),
-        workers=2,
-        partition_rows=1000,
-    )
-    run = await client.train_code(job, request="nightly-2026-01-01")
+    register(peers)
+    for name, value in (
+        ("ENDPOINT", s3_settings.s3_endpoint),
+        ("ACCESS_KEY", s3_settings.s3_access_key.get_secret_value()),
+        ("SECRET_KEY", s3_settings.s3_secret_key.get_secret_value()),
+    ):
+        monkeypatch.setenv(f"FLYWHEEL_S3_{name}", value)
+    guide = await run_guide(client, bucket)
+    run, job = guide["run"], guide["job"]
     again = await client.train_code(job, request="nightly-2026-01-01")
     assert again.name == run.name
     # The features are joined once, for the whole table, as of the submission.
@@ -120,6 +138,7 @@ async def test_a_table_is_scored_on_ray_and_cached_for_the_gateways(
         assert names[0] == "_SUCCESS" and all(name.startswith("part-") for name in names[1:])
         found = pl.concat([pl.read_parquet(io.BytesIO(await store.get(key))) for key in keys[1:]])
     wanted = expected(rows)
+    assert guide["predictions"].column("score").to_pylist() == found["score"].to_list()
     assert found["carrier"].equals(rows["carrier"])
     np.testing.assert_allclose(found["score"].to_numpy(), wanted, atol=1e-6)
     assert (found["decision"].to_numpy() == (wanted >= THRESHOLD)).all()

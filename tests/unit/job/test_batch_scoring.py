@@ -18,6 +18,7 @@ from flywheel_job.batch_scoring import job
 from flywheel_job.batch_scoring.output import Output
 from flywheel_job.batch_scoring.partitions import partitions_of
 from flywheel_job.batch_scoring.prefetch import prefetched
+from flywheel_job.worker import call
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.types.v1 import value_pb2
 from tests.support.builders.inference import run_onnx
@@ -244,3 +245,14 @@ def test_times_of_other_units_and_zones_are_carried(store: fs.FileSystem) -> Non
     write_table(store, table.set_column(1, "event_timestamp", naive))
     run_here(spec_of(store), store)
     assert read_predictions(store)[0]["event_timestamp"] == NOON.replace(tzinfo=None) + timedelta(hours=1)
+
+
+def test_ranks_divide_the_partitions(store: fs.FileSystem) -> None:
+    delays, miles = [float(n) for n in range(10)], [1.0] * 10
+    write_table(store, rows(delays, miles), row_group_rows=2)
+    spec = spec_of(store, params={"partition_rows": 2})
+    for rank, parts in ((1, {1, 3}), (0, {0, 1, 2, 3, 4})):
+        call(spec.function, spec, store, rank=rank, world_size=2)
+        assert set(Output(store, PREDICTIONS).finished()) == parts
+    call(spec.export, spec, store)
+    assert [row["score"] for row in read_predictions(store)] == pytest.approx(minutes(delays, miles))

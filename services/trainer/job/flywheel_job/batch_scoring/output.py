@@ -33,18 +33,21 @@ class Output:
 
     def committed(self) -> Mapping[str, Any] | None:
         """The content of `_SUCCESS`; None if the predictions are not complete."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError, ValueError):
             content: Mapping[str, Any] = json.loads(objects.read(self._store, self._uri + SUCCESS))
             return content
         return None
 
     def finished(self) -> dict[int, Mapping[str, Any]]:
-        """Number of each finished partition → its counts."""
+        """Number of each finished partition → its counts.
+
+        A marker that was only partly written, which an object store never shows, is none.
+        """
         found = {}
         for path in objects.files_under(self._store, f"{self._uri}{TEMPORARY}/", ".json"):
-            with self._store.open_input_file(path) as stream:
+            with suppress(ValueError), self._store.open_input_file(path) as stream:
                 counts = json.loads(stream.read())
-            found[int(counts["partition"])] = counts
+                found[int(counts["partition"])] = counts
         return found
 
     def write(self, partition: Partition, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> None:
