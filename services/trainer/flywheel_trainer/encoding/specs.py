@@ -15,10 +15,12 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_trainer.encoding.score_specs import score_spec_from_proto, score_spec_to_proto
 from flywheel_trainer.jobs.code import CodeRecipe
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.kinds import Spec
 from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.score_spec import ScoreSpec
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.runs.run import ExperimentName
 
@@ -31,12 +33,16 @@ def spec_of(job: pb.Job) -> Spec:
     match job.WhichOneof("spec"):
         case "train":
             return train_spec_from_proto(job.train)
+        case "score":
+            return score_spec_from_proto(job.score, experiment_id(job.score.experiment))
         case _:
             raise InvalidSpec("The job has no specification: set `train`.", field="job.train")
 
 
 def job_with_spec(spec: Spec, project: str) -> pb.Job:
     """A message with only the oneof set."""
+    if isinstance(spec, ScoreSpec):
+        return pb.Job(score=score_spec_to_proto(spec, project))
     return pb.Job(train=train_spec_to_proto(spec, project))
 
 

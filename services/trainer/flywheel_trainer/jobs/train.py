@@ -177,10 +177,10 @@ class TrainKind:
     async def conclude(
         self, read: Callable[[str], Awaitable[bytes | None]]
     ) -> tuple[Outcome | None, Outcome | None]:
-        return _outcome(await read(OUTCOME)), _outcome(await read(FAILURE))
+        return outcome_of(await read(OUTCOME)), outcome_of(await read(FAILURE))
 
 
-def _outcome(data: bytes | None) -> Outcome | None:
+def outcome_of(data: bytes | None) -> Outcome | None:
     try:
         return None if data is None else Outcome.from_json(data)
     except ValueError:
