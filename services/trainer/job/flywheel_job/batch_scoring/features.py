@@ -34,7 +34,7 @@ def _column(spec: InputSpec, stored: pa.Array) -> FeatureColumn:
 
 
 def _values(spec: InputSpec, array: pa.Array, valid: Mask) -> Array:
-    """[rows], or [rows, size] of vectors; nulls of numbers are 0."""
+    """[rows], or [rows, size] of vectors; a null has any value."""
     if spec.data_type in VECTORS:
         values = np.zeros((len(array), spec.vector_size), DTYPES[spec.data_type])
         values[valid] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, spec.vector_size)
@@ -44,6 +44,6 @@ def _values(spec: InputSpec, array: pa.Array, valid: Mask) -> Array:
         return np.asarray(array.to_pylist(), dtype=object)
     if pa.types.is_timestamp(array.type):
         array = array.cast(pa.int64())
-    if array.null_count:
+    if array.null_count and not pa.types.is_floating(array.type):
         array = array.fill_null(False if pa.types.is_boolean(array.type) else 0)
     return np.asarray(array.to_numpy(zero_copy_only=False), dtype=dtype)

@@ -95,8 +95,12 @@ class Scoring:
             self.rules.signature.output, [stored.field(name) for name in self.params.carried]
         )
         read = batches_of(self._store, partition, list(dict.fromkeys(columns)), model.batch_rows)
-        with prefetched(read) as batches:
-            self.output.write(partition, schema, (self._scored(model, schema, one) for one in batches))
+        # Reading, scoring and writing overlap: their libraries release the interpreter's lock.
+        with (
+            prefetched(read) as batches,
+            prefetched(self._scored(model, schema, one) for one in batches) as scored,
+        ):
+            self.output.write(partition, schema, scored)
 
     def _scored(self, model: ReleaseModel, schema: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
         return predictions(self.rules.signature.output, schema, batch, model.answers(batch))

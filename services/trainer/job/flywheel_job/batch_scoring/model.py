@@ -79,7 +79,8 @@ class ReleaseModel:
         found = scores(kind, values)
         with np.errstate(invalid="ignore"):
             decided = decisions(kind, found, self._thresholds(batch))
-        finite = np.isfinite(values).all(axis=1)
+        finite = np.isfinite(values)
+        finite = finite[:, 0] if values.shape[1] == 1 else finite.all(axis=1)
         if finite.all():
             return Answers(values, found, decided, None)
         reasons: list[str | None] = [None if good else BAD_SCORE for good in finite.tolist()]

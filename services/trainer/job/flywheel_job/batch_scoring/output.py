@@ -57,7 +57,7 @@ class Output:
         rows = failed = 0
         with (
             self._store.open_output_stream(objects.path_of(uri), compression=None) as stream,
-            pq.ParquetWriter(stream, schema, compression="zstd") as writer,
+            pq.ParquetWriter(stream, schema, compression="lz4", use_dictionary=_repeating(schema)) as writer,
         ):
             for group in _groups(batches, schema):
                 rows += group.num_rows
@@ -91,6 +91,12 @@ class Output:
         yield from pq.ParquetFile(source, pre_buffer=False, buffer_size=1 << 20).iter_batches(
             rows, columns=list(columns)
         )
+
+
+def _repeating(schema: pa.Schema) -> list[str]:
+    """The columns whose values repeat: dictionaries of numbers cost time and save no space."""
+    repeating = (pa.types.is_string, pa.types.is_large_string, pa.types.is_timestamp)
+    return [field.name for field in schema if any(repeats(field.type) for repeats in repeating)]
 
 
 def _groups(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
