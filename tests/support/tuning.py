@@ -100,7 +100,7 @@ class CodeWorkers(FunctionWorkers):
         self.specs.append(spec)
         try:
             return Ended(number, run_here(replace(spec), self._store))
-        except Exception as error:  # noqa: BLE001 - as the worker on Ray does
+        except Exception as error:
             return Ended(number, Outcome.failed(failure_of(error)))
 
 

@@ -43,6 +43,8 @@ from flywheel_trainer.jobs.supervision import Rules, Supervisor
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune import TuneKind
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.permissions import PERMISSIONS, SERVICE
 from flywheel_trainer.pipelines.comparison import TableReader, comparison_with
@@ -65,8 +67,11 @@ from flywheel_trainer.store.postgres.policies import PostgresDecisions, Postgres
 from flywheel_trainer.store.postgres.replicas import executor_lease, live_executors, read_installation
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
+from flywheel_trainer.store.postgres.trials import PostgresTrials
 from flywheel_trainer.store.ray.engine import RayEngine
 from flywheel_trainer.store.s3.tables import ParquetTables
+from flywheel_trainer.trials.ports import TrialStore
+from flywheel_trainer.trials.use_cases import Trials
 
 log = get_logger(__name__)
 
@@ -88,6 +93,7 @@ class Ports:
     jobs: JobStore
     pipelines: PipelineStore
     policies: PolicyStore
+    trials: TrialStore
     engine: Engine
     objects: ObjectStore
     tables: TableReader
@@ -147,6 +153,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         jobs=PostgresJobs(pool),
         pipelines=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
+        trials=PostgresTrials(pool),
         engine=RayEngine(ray, installation.id),
         objects=objects,
         tables=ParquetTables(arrow_filesystem(settings)),
@@ -189,7 +196,8 @@ async def wire(
         settings.s3_bucket, settings.job_python, settings.metrics_address, settings.cpus_per_worker
     )
     sources = Sources(ports.objects)
-    kinds: Kinds = {TrainSpec.KIND: TrainKind(ports.feature, ports.weights, sources, train)}
+    train_kind = TrainKind(ports.feature, ports.weights, sources, train)
+    kinds: Kinds = {TrainSpec.KIND: train_kind, TuneSpec.KIND: TuneKind(train_kind)}
     logs = StoredLogs(ports.objects)
     jobs = Jobs(ports.jobs, kinds, ports.engine, settings.quota_of, logs, ids, clock)
     rules = job_rules(settings, ports.tokens)
@@ -213,8 +221,9 @@ async def wire(
         poll_seconds=settings.pipeline_poll_seconds,
     )
     workflows = await stack.enter_async_context(ports.workflows(steps, ports.pipelines))
+    trials = Trials(ports.trials, jobs, runs, ports.objects, ports.feature, ports.registry, clock)
     servicer = TrainerServicer(
-        runs, jobs, sources, pipelines, policies, poll_seconds=settings.watch_poll_seconds
+        runs, jobs, sources, pipelines, policies, trials, poll_seconds=settings.watch_poll_seconds
     )
     server = Server(
         settings,

@@ -35,6 +35,7 @@ from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.fakes.trials import MemoryTrials
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.server import Ports, wire
@@ -144,6 +145,7 @@ def memory_ports() -> Ports:
         jobs=MemoryJobs(tracking),
         pipelines=pipelines,
         policies=policies,
+        trials=MemoryTrials(tracking),
         engine=engine,
         objects=objects,
         tables=MemoryTables(),

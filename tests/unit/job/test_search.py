@@ -45,7 +45,8 @@ def settings(**changes: object) -> TuneSettings:
 
 
 def loss(params: dict[str, object]) -> float:
-    return abs(float(str(params["rate"])) - 0.01) + float(str(params["depth"])) / 100 + len(str(params["sizes"]))
+    rate, depth = float(str(params["rate"])), float(str(params["depth"]))
+    return abs(rate - 0.01) + depth / 100 + len(str(params["sizes"]))
 
 
 def suggestions(chosen: TuneSettings, restart_after: set[int] = frozenset()) -> list[Trial]:  # type: ignore[assignment]
@@ -54,7 +55,10 @@ def suggestions(chosen: TuneSettings, restart_after: set[int] = frozenset()) -> 
     while (work := search.next()) is not None:
         trial = search.trial(work.trial.number)
         result = replace(
-            trial, state=TrialState.SUCCEEDED, values=(loss(trial.params),), violations=(trial.params["depth"] - 7,)
+            trial,
+            state=TrialState.SUCCEEDED,
+            values=(loss(trial.params),),
+            violations=(trial.params["depth"] - 7,),
         )
         done.append(search.end(result))
         if len(done) in restart_after:
@@ -94,7 +98,11 @@ def test_values_are_in_their_domains() -> None:
 
 
 def test_a_grid_has_every_combination_once() -> None:
-    space = {"rate": FloatRange(0.1, 10, log=True, grid_points=3), "depth": IntRange(1, 2), "on": Choices(("true", "1"))}
+    space = {
+        "rate": FloatRange(0.1, 10, log=True, grid_points=3),
+        "depth": IntRange(1, 2),
+        "on": Choices(("true", "1")),
+    }
     chosen = settings(space=space, algorithm=Grid(), max_trials=0)
     search, found = OptunaSearch(chosen, ()), []
     while (work := search.next()) is not None:
@@ -166,5 +174,6 @@ def test_settings_and_trials_survive_their_messages() -> None:
     chosen = settings(constraints=constraints, early_stopping=Asha(2))
     assert settings_from_json(settings_to_json(chosen)) == chosen
     assert [one.violation(2.0) for one in constraints] == [2.0, -1.5]
-    trial = Trial(3, '{"a": 1}', TrialState.STOPPED, (), (), 9, 0.0, {0: 1.5}, (Segment(0, 0, "{}", 5, 0.5),), "R", "m")
+    segments = (Segment(0, 0, "{}", 5, 0.5),)
+    trial = Trial(3, '{"a": 1}', TrialState.STOPPED, (), (), 9, 0.0, {0: 1.5}, segments, "R", "m")
     assert trial_from_proto(trial_to_proto(trial)) == trial

@@ -27,7 +27,15 @@ from flywheel_job.tuning.settings import (
 )
 from flywheel_job.tuning.trial import Trial, TrialState, best_trials, schedule_of
 from tests.support.training_job import launch_spec
-from tests.support.tuning import CodeWorkers, Evaluate, FunctionWorkers, Killed, Points, StoredTrials, run_here
+from tests.support.tuning import (
+    CodeWorkers,
+    Evaluate,
+    FunctionWorkers,
+    Killed,
+    Points,
+    StoredTrials,
+    run_here,
+)
 
 LOSS = Objective("loss", Direction.MINIMIZE)
 SPACE = {"x": FloatRange(-2, 2), "y": FloatRange(-2, 2)}
@@ -137,7 +145,10 @@ def test_failed_trials_are_permitted_up_to_their_limit() -> None:
     assert [trial.params["x"] < 0 for trial in trials] == [trial in failed for trial in trials]
     assert {trial.error_reason for trial in failed} == {"TRAINING_FAILED"}
     outcome, trials = tune(replace(chosen, max_failed_trials=2), fails_below_zero)
-    assert (outcome.error_reason, "ValueError: negative" in outcome.error_message) == ("TOO_MANY_FAILED_TRIALS", True)
+    assert (outcome.error_reason, "ValueError: negative" in outcome.error_message) == (
+        "TOO_MANY_FAILED_TRIALS",
+        True,
+    )
     assert sum(trial.state is TrialState.FAILED for trial in trials) == 2
 
 
@@ -217,7 +228,12 @@ def test_the_schedule_of_the_winner_reproduces_its_score(tmp_path: Path) -> None
     trials = results[0]
     assert results[1] == trials
     assert [len(trial.segments) for trial in trials] == [4] * 6
-    sources = {segment.source_trial for trial in trials for segment in trial.segments[1:] if segment.source_trial != trial.number}
+    sources = {
+        segment.source_trial
+        for trial in trials
+        for segment in trial.segments[1:]
+        if segment.source_trial != trial.number
+    }
     assert sources
     [best] = best_trials(trials, chosen.objectives)
     schedule = schedule_of(trials, best.number)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.resources import Request
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 
-Spec = TrainSpec
+Spec = TrainSpec | TuneSpec
 """The specifications of all kinds."""
+S_contra = TypeVar("S_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class Launch:
     command: tuple[str, ...]
 
 
-class Kind(Protocol):
-    """One kind of job.
+class Kind(Protocol[S_contra]):
+    """One kind of job, with its specification.
 
     - `validate` checks a specification against its inputs and returns the details that `launch` needs, such
       as addresses of the inputs. Raises InvalidSpec and the errors of its peers.
@@ -40,11 +42,11 @@ class Kind(Protocol):
       returns None for a file that does not exist.
     """
 
-    async def validate(self, spec: Spec) -> Mapping[str, Any]: ...
+    async def validate(self, spec: S_contra) -> Mapping[str, Any]: ...
 
-    def request(self, spec: Spec) -> Request: ...
+    def request(self, spec: S_contra) -> Request: ...
 
-    def limits(self, spec: Spec) -> Limits: ...
+    def limits(self, spec: S_contra) -> Limits: ...
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch: ...
 
@@ -55,5 +57,5 @@ class Kind(Protocol):
     ) -> tuple[Outcome | None, Outcome | None]: ...
 
 
-Kinds = Mapping[str, Kind]
+Kinds = Mapping[str, Kind[Any]]
 """By name of the kind."""

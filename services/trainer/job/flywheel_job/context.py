@@ -36,7 +36,7 @@ P = TypeVar("P")
 
 
 class SegmentEnded(BaseException):
-    """Ends the call of the function at the end of a segment; no error, so that code cannot catch it as one."""
+    """Ends the call of the function at the end of a segment; no Exception, so that code does not catch it."""
 
 
 class Context:

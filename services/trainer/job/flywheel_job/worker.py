@@ -29,7 +29,7 @@ from flywheel_job.context import Context, SegmentEnded
 from flywheel_job.early_stopping import GatedReporter
 from flywheel_job.errors import SegmentNotReached
 from flywheel_job.launch import LaunchSpec, Segment
-from flywheel_job.outcome import Outcome
+from flywheel_job.outcome import Artifact, Outcome
 from flywheel_job.provenance import code_version, environment
 from flywheel_job.reporting import MetricReporter
 from flywheel_job.source.archive import unpack
@@ -63,7 +63,8 @@ def call(
     Raises a FlywheelError with a reason; exceptions of the user's code become TrainingFailed.
     """
     used = device or torch.device("cpu")
-    artifacts, notes = {}, {}
+    artifacts: dict[str, Artifact] = {}
+    notes: dict[str, str] = {}
     with source_folder(spec, store) as root, _reporter(spec, rank) as reporter:
         function = load_function(name, root)
         for segment in _segments(name, spec, store):

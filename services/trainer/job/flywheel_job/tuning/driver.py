@@ -1,4 +1,4 @@
-"""Drives the trials of a TUNE job: starts what the search suggests, and stores every result before the next."""
+"""Drives the trials of a TUNE job: starts what the search suggests, and stores what the trials result in."""
 
 from __future__ import annotations
 

@@ -35,9 +35,7 @@ def settings_from_proto(message: pb.TuneSettings) -> own.TuneSettings:
         objectives=tuple(
             own.Objective(
                 one.metric,
-                own.Direction.MAXIMIZE
-                if one.direction == pb.DIRECTION_MAXIMIZE
-                else own.Direction.MINIMIZE,
+                own.Direction.MAXIMIZE if one.direction == pb.DIRECTION_MAXIMIZE else own.Direction.MINIMIZE,
             )
             for one in message.objectives
         ),
@@ -114,12 +112,12 @@ def settings_from_json(stored: dict[str, Any]) -> own.TuneSettings:
     return settings_from_proto(ParseDict(stored, pb.TuneSettings(), ignore_unknown_fields=True))
 
 
-def trial_from_proto(message: pb.Trial) -> Trial:
-    """Without the times. Raises ValueError for a state that has no name."""
+def trial_from_proto(message: pb.Trial, state: TrialState | None = None) -> Trial:
+    """Without the times; `state` replaces that of the message. Raises ValueError for an unknown state."""
     return Trial(
         number=message.number,
         params_json=message.params_json or "{}",
-        state=TrialState(pb.TrialState.Name(message.state).removeprefix("TRIAL_STATE_")),
+        state=state or TrialState(pb.TrialState.Name(message.state).removeprefix("TRIAL_STATE_")),
         values=tuple(message.values),
         violations=tuple(message.violations),
         last_step=message.last_step,

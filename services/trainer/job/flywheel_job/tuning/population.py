@@ -39,9 +39,7 @@ class PopulationSearch:
         assert isinstance(settings.algorithm, Population)
         self._settings, self._population = settings, settings.algorithm
         stored = {trial.number: trial for trial in trials}
-        self._trials = {
-            number: stored.get(number, Trial(number)) for number in range(self._population.size)
-        }
+        self._trials = {number: stored.get(number, Trial(number)) for number in range(self._population.size)}
         self._started: set[tuple[int, int]] = set()
         """(number, generation) of the pieces that this process has started."""
         self._sources: dict[tuple[int, int], int | None] = {}
@@ -54,7 +52,7 @@ class PopulationSearch:
                 return self._piece(trial, generation)
         return None
 
-    def report(self, number: int, step: int, value: float) -> bool:  # noqa: ARG002 - no early stopping
+    def report(self, number: int, step: int, value: float) -> bool:
         return False
 
     def end(self, result: Trial) -> Trial:
@@ -142,7 +140,7 @@ class PopulationSearch:
         }
 
     def _random(self, *parts: int) -> random.Random:
-        return random.Random(derived_seed(self._settings.seed, *parts))  # noqa: S311 - not for secrets
+        return random.Random(derived_seed(self._settings.seed, *parts))
 
 
 def _folder(number: int, generation: int) -> str:

@@ -33,11 +33,11 @@ AWAY = frozenset(
         grpc.StatusCode.INTERNAL,
     }
 )
-"""Answers after which a call is repeated until the trainer is back; the attempt has a timeout of its own."""
+"""Answers after which a call is repeated until the trainer is back; the job has a timeout."""
 
 
 class TrainerTrials:
-    """The trials of one job at the trainer. All calls are idempotent, so they are repeated after an outage."""
+    """The trials of one job at the trainer. All calls are idempotent, so an outage only delays them."""
 
     def __init__(self, base: LaunchSpec, store: fs.FileSystem) -> None:
         self._base, self._store = base, store

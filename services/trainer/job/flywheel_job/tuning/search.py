@@ -82,7 +82,7 @@ class OptunaSearch:
         self._space = {name: _distribution(domain) for name, domain in settings.space.items()}
         stopping = settings.early_stopping
         self._study = optuna.create_study(
-            directions=[one.direction.lower() for one in settings.objectives],  # type: ignore[misc]
+            directions=[one.direction.lower() for one in settings.objectives],
             pruner=optuna.pruners.SuccessiveHalvingPruner(
                 min_resource=stopping.min_steps, reduction_factor=stopping.reduction_factor
             )
@@ -165,7 +165,7 @@ class OptunaSearch:
             params={name: _to_optuna(self._space[name], value) for name, value in trial.params.items()},
             distributions=self._space,
             system_attrs={f"{RUNG}{rung}": value for rung, value in trial.rungs.items()},
-            intermediate_values={trial.last_step: trial.last_value} if reported else None,  # type: ignore[dict-item]
+            intermediate_values={trial.last_step: trial.last_value} if reported else None,
             constraints={str(n): v for n, v in enumerate(trial.violations)} or None,
         )
 

@@ -189,7 +189,7 @@ class TuneSettings:
     def grid_point(self, number: int) -> dict[str, Any]:
         """Combination `number` of the grid, the last parameter varying fastest."""
         found: dict[str, Any] = {}
-        for name, domain in reversed(self.space.items()):
+        for name, domain in reversed(list(self.space.items())):
             number, index = divmod(number, domain.grid_size())
             found[name] = next(itertools.islice(domain.grid_values(), index, None))
         return dict(reversed(found.items()))

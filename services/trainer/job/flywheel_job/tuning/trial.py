@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Self
 
 from flywheel_job.tuning.settings import Direction, Objective
 
@@ -65,6 +65,10 @@ class Trial:
     @property
     def ended(self) -> bool:
         return self.state is not TrialState.RUNNING
+
+    def at(self, started_at: datetime | None, ended_at: datetime | None) -> Self:
+        """The trial with these times."""
+        return replace(self, started_at=started_at, ended_at=ended_at)
 
     @property
     def feasible(self) -> bool:
