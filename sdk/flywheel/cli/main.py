@@ -16,6 +16,7 @@ from flywheel.cli.features import features
 from flywheel.cli.models import models
 from flywheel.cli.operations import alerts, runs
 from flywheel.cli.output import call, show, show_all, state
+from flywheel.cli.tuning import tune
 from flywheel.client import Client
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
@@ -24,6 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="Declare features, train, release a
 for name, group in {"features": features, "models": models, "runs": runs, "alerts": alerts}.items():
     app.add_typer(group, name=name)
 definitions.add_commands(app, features)
+app.command()(tune)
 
 
 @app.callback()
