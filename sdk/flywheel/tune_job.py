@@ -14,7 +14,7 @@ from flywheel_protos.trainer.v1 import trainer_pb2, tuning_pb2
 
 @dataclass(frozen=True)
 class FloatRange:
-    """Numbers from `low` to `high`; with `log` the logarithm is uniform. A grid takes `grid_points` of them."""
+    """Numbers from `low` to `high`; with `log` the logarithm is uniform. A grid has `grid_points` of them."""
 
     low: float
     high: float
@@ -144,7 +144,7 @@ def _json(name: str, value: Any) -> str:
 
 
 def _objective(metric: str, direction: str) -> tuning_pb2.Objective:
-    return tuning_pb2.Objective(metric=metric, direction=tuning_pb2.Direction.Value(f"DIRECTION_{direction}"))
+    return tuning_pb2.Objective(metric=metric, direction=f"DIRECTION_{direction}")
 
 
 def _names(metrics: str | Sequence[str]) -> list[str]:
