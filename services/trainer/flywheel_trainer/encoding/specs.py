@@ -6,7 +6,7 @@ default.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
@@ -19,7 +19,7 @@ from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.jobs.code import CodeRecipe, ScheduleSegment
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.kinds import Spec
-from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.limits import MAX_ATTEMPTS, Limits
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.runs.run import ExperimentName
@@ -35,6 +35,8 @@ def spec_of(job: pb.Job) -> Spec:
             return train_spec_from_proto(job.train)
         case "tune":
             base = train_spec_from_proto(job.tune.base)
+            if not job.tune.base.limits.max_attempts:
+                base = replace(base, limits=replace(base.limits, max_attempts=MAX_ATTEMPTS))
             return TuneSpec(base, settings_from_proto(job.tune.settings))
         case _:
             raise InvalidSpec("The job has no specification: set `train` or `tune`.", field="job.train")
