@@ -115,6 +115,7 @@ class MemoryTrainer:
     feature: MemoryFeature
     engine: MemoryEngine
     policies: MemoryPolicies
+    address: str
 
 
 def memory_ports() -> Ports:
@@ -193,4 +194,5 @@ async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
     stack.push_async_callback(server.stop)
     connection = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
     stub = trainer_pb2_grpc.TrainerServiceStub(connection)
-    return MemoryTrainer(stub, ports, clock, ports.feature, ports.engine, ports.policies)
+    address = f"127.0.0.1:{server.port}"
+    return MemoryTrainer(stub, ports, clock, ports.feature, ports.engine, ports.policies, address)
