@@ -14,6 +14,7 @@ from flywheel_trainer.jobs.job import Job, JobState
 from flywheel_trainer.jobs.ports import OF_TRIALS
 from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, RunEnded
 from flywheel_trainer.runs.run import RunName, RunState
+from flywheel_trainer.runs.search import parse_filter
 from flywheel_trainer.trials.errors import InvalidTrial
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import ARTIFACT, AT, EXPERIMENT, SECOND
@@ -60,6 +61,15 @@ async def test_a_trial_is_stored_with_a_run_below_that_of_its_job(stores: Any, j
     assert (run.experiment, run.training_set) == (job.spec.experiment, job.spec.training_set)
     assert run.params == {"learning_rate": "0.01", "kind": "net"}
     assert (await stores.runs.get_run(job.run)).parent_run == ""
+
+
+async def test_runs_are_found_by_the_run_of_their_job(stores: Any, job: Job) -> None:
+    for number in range(3):
+        await record(stores, job, Trial(number))
+    below = await stores.runs.list_runs("p", parse_filter("parent_run=run-1"), None, 99, "")
+    assert [one.name.run for one in below.items] == ["run-1-2", "run-1-1", "run-1-0"]
+    none = await stores.runs.list_runs("p", parse_filter('parent_run=""'), None, 99, "")
+    assert [one.name for one in none.items] == [job.run]
 
 
 async def test_the_end_of_a_trial_is_the_end_of_its_run(stores: Any, job: Job) -> None:

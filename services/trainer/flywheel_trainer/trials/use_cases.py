@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 from collections.abc import Sequence
@@ -69,7 +70,8 @@ class Trials:
         """The best trials so far. Raises UnknownJob, NoTuneJob."""
         job = await self.job(name)
         assert isinstance(job.spec, TuneSpec)
-        return job, best_trials(await self._store.all(name), job.spec.settings.objectives)
+        trials, objectives = await self._store.all(name), job.spec.settings.objectives
+        return job, await asyncio.to_thread(best_trials, trials, objectives)
 
     async def register(self, name: TrialName, model: str, request_id: str) -> str:
         """Register the model of a trial, and return the name of the version.

@@ -217,9 +217,9 @@ class Study:
     def _report_progress(self) -> None:
         finished = len(self._ended)
         values = {FINISHED: float(finished)}
-        best = best_trials(self._ended.values(), self._settings.objectives)
-        if len(self._settings.objectives) == 1 and best:
-            values[f"best_{self._settings.objectives[0].metric}"] = best[0].values[0]
+        if len(self._settings.objectives) == 1:
+            for best in best_trials(self._ended.values(), self._settings.objectives):
+                values[f"best_{self._settings.objectives[0].metric}"] = best.values[0]
         self._progress.log(finished, values)
 
     def _check_failures(self) -> None:

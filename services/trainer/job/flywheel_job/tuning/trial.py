@@ -9,6 +9,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Self
 
+import numpy as np
+
 from flywheel_job.tuning.settings import Direction, Objective
 
 
@@ -88,13 +90,16 @@ def best_trials(trials: Iterable[Trial], objectives: Sequence[Objective]) -> lis
         for trial in trials
         if trial.feasible
     ]
+    costs.sort(key=lambda one: (one[0], one[1].number))
     if len(signs) == 1:
-        return [min(costs, key=lambda one: (one[0], one[1].number))[1]] if costs else []
-
-    def exceeds(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-        return one != other and all(a <= b for a, b in zip(one, other, strict=True))
-
-    front = [trial for cost, trial in costs if not any(exceeds(other, cost) for other, _ in costs)]
+        return [trial for _, trial in costs[:1]]
+    # What exceeds a trial comes before it in this order, and something in the front exceeds it too.
+    rows, front = np.empty((len(costs), len(signs))), list[Trial]()
+    for cost, trial in costs:
+        better = rows[: len(front)]
+        if not ((better <= cost).all(axis=1) & (better < cost).any(axis=1)).any():
+            rows[len(front)] = cost
+            front.append(trial)
     return sorted(front, key=lambda trial: trial.number)
 
 
