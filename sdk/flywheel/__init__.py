@@ -36,6 +36,7 @@ from flywheel.report import alerts_table, versions_table
 from flywheel.score_job import ScoreJob
 from flywheel.storage import read_table, storage, write_table
 from flywheel.train_job import TrainJob
+from flywheel.tune_job import Asha, Choices, FloatRange, IntRange, PopulationBased, TuneJob
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -70,18 +71,23 @@ __all__ = [
     "TIMESTAMP_LIST",
     "Activity",
     "Aggregation",
+    "Asha",
     "BatchView",
+    "Choices",
     "Client",
     "DeltaSource",
     "Entity",
     "Events",
     "FeatureSet",
+    "FloatRange",
     "FlywheelError",
+    "IntRange",
     "JobFailedError",
     "ModelWatch",
     "NotFound",
     "OnDemandView",
     "ParquetSource",
+    "PopulationBased",
     "Replay",
     "RequestSource",
     "Requests",
@@ -91,6 +97,7 @@ __all__ = [
     "StreamSource",
     "StreamView",
     "TrainJob",
+    "TuneJob",
     "Unavailable",
     "alerts_table",
     "approx_distinct",

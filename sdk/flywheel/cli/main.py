@@ -17,6 +17,7 @@ from flywheel.cli.models import models
 from flywheel.cli.monitor import monitor
 from flywheel.cli.operations import alerts, runs
 from flywheel.cli.output import call, show, show_all, state
+from flywheel.cli.tuning import tune
 from flywheel.client import Client
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
@@ -28,6 +29,7 @@ for name, group in groups.items():
 definitions.add_commands(app, features)
 alert_sinks.add_silence(alerts)
 alerts.add_typer(alert_sinks.sinks, name="sinks")
+app.command()(tune)
 
 
 @app.callback()

@@ -46,6 +46,8 @@ from flywheel_trainer.jobs.supervision import Rules, Supervisor
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune import TuneKind
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.permissions import PERMISSIONS, SERVICE
 from flywheel_trainer.pipelines.comparison import TableReader, comparison_with
@@ -70,9 +72,12 @@ from flywheel_trainer.store.postgres.policies import PostgresDecisions, Postgres
 from flywheel_trainer.store.postgres.replicas import executor_lease, live_executors, read_installation
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
+from flywheel_trainer.store.postgres.trials import PostgresTrials
 from flywheel_trainer.store.ray.engine import RayEngine
 from flywheel_trainer.store.s3.table_shapes import ParquetShapes
 from flywheel_trainer.store.s3.tables import ParquetTables
+from flywheel_trainer.trials.ports import TrialStore
+from flywheel_trainer.trials.use_cases import Trials
 
 log = get_logger(__name__)
 
@@ -94,6 +99,7 @@ class Ports:
     jobs: JobStore
     pipelines: PipelineStore
     policies: PolicyStore
+    trials: TrialStore
     engine: Engine
     objects: ObjectStore
     tables: TableReader
@@ -154,6 +160,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         jobs=PostgresJobs(pool),
         pipelines=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
+        trials=PostgresTrials(pool),
         engine=RayEngine(ray, installation.id),
         objects=objects,
         tables=ParquetTables(arrow_filesystem(settings)),
@@ -203,8 +210,10 @@ async def wire(
     )
     sources = Sources(ports.objects)
     score = ScoreSettings(train, settings.cached_predictions_url.get_secret_value())
+    train_kind = TrainKind(ports.feature, ports.weights, sources, train)
     kinds: Kinds = {
-        TrainSpec.KIND: TrainKind(ports.feature, ports.weights, sources, train),
+        TrainSpec.KIND: train_kind,
+        TuneSpec.KIND: TuneKind(train_kind),
         ScoreSpec.KIND: ScoreKind(ports.scoring, score, clock),
     }
     logs = StoredLogs(ports.objects)
@@ -230,8 +239,9 @@ async def wire(
         poll_seconds=settings.pipeline_poll_seconds,
     )
     workflows = await stack.enter_async_context(ports.workflows(steps, ports.pipelines))
+    trials = Trials(ports.trials, jobs, runs, ports.objects, ports.feature, ports.registry, clock)
     servicer = TrainerServicer(
-        runs, jobs, sources, pipelines, policies, poll_seconds=settings.watch_poll_seconds
+        runs, jobs, sources, pipelines, policies, trials, poll_seconds=settings.watch_poll_seconds
     )
     server = Server(
         settings,

@@ -37,6 +37,7 @@ from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.scoring_ports import ScoringPeers
+from flywheel_trainer.fakes.trials import MemoryTrials
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.server import Ports, wire
@@ -116,6 +117,7 @@ class MemoryTrainer:
     feature: MemoryFeature
     engine: MemoryEngine
     policies: MemoryPolicies
+    address: str
 
 
 def memory_ports() -> Ports:
@@ -146,6 +148,7 @@ def memory_ports() -> Ports:
         jobs=MemoryJobs(tracking),
         pipelines=pipelines,
         policies=policies,
+        trials=MemoryTrials(tracking),
         engine=engine,
         objects=objects,
         tables=MemoryTables(),
@@ -194,4 +197,5 @@ async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
     stack.push_async_callback(server.stop)
     connection = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
     stub = trainer_pb2_grpc.TrainerServiceStub(connection)
-    return MemoryTrainer(stub, ports, clock, ports.feature, ports.engine, ports.policies)
+    address = f"127.0.0.1:{server.port}"
+    return MemoryTrainer(stub, ports, clock, ports.feature, ports.engine, ports.policies, address)
