@@ -36,8 +36,8 @@ from flywheel_trainer.fakes.scoring import MemoryFeatureSets, MemoryReleases, Me
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
-from flywheel_trainer.jobs.scoring_ports import ScoringPeers
 from flywheel_trainer.fakes.trials import MemoryTrials
+from flywheel_trainer.jobs.scoring_ports import ScoringPeers
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.server import Ports, wire

@@ -43,7 +43,9 @@ def spec_of(job: pb.Job) -> Spec:
         case "score":
             return score_spec_from_proto(job.score, experiment_id(job.score.experiment))
         case _:
-            raise InvalidSpec("The job has no specification: set one field of `spec`, such as `train`.", field="job.train")
+            raise InvalidSpec(
+                "The job has no specification: set one field of `spec`, such as `train`.", field="job.train"
+            )
 
 
 def job_with_spec(spec: Spec, project: str) -> pb.Job:
