@@ -46,7 +46,7 @@ NAMES = [f"v__x{i}" for i in range(FEATURES)]
 
 
 def network(hidden: tuple[int, ...]) -> bytes:
-    """A feed-forward network INPUT [rows, FEATURES] → SCORE [rows, 1] with random weights; nulls count as 0."""
+    """A feed-forward network INPUT [rows, FEATURES] → SCORE [rows, 1] with random weights; nulls are 0."""
     rng = np.random.default_rng(1)
     sizes, last = (FEATURES, *hidden, 1), "filled"
     nodes = [

@@ -94,7 +94,7 @@ class TrainKind:
         return spec.limits
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
-        spec = self.launch_spec(job, _spec(job), details, attempt)
+        spec = self.launch_spec(job, job.spec, details, attempt)
         return Launch({SPEC: spec.to_json()}, self.command(job, attempt, DRIVER))
 
     def command(self, job: Job, attempt: int, driver: str) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ class TrainKind:
         return f"s3://{self._settings.bucket}/{attempt_key(job.name, attempt, file)}"
 
     def progress(self, job: Job, steps: Mapping[str, int]) -> Mapping[str, Any]:
-        spec = _spec(job)
+        spec = job.spec
         if spec.code is not None:
             return {"done": max(steps.values(), default=0), "total": 0, "unit": "step"}
         total = spec.hyperparameters.epochs
