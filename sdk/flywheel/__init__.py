@@ -33,6 +33,7 @@ from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
+from flywheel.score_job import ScoreJob
 from flywheel.storage import read_table, storage, write_table
 from flywheel.sync_client import SyncClient, connect
 from flywheel.tracking import autolog
@@ -40,6 +41,7 @@ from flywheel.tracking.errors import TrackingError
 from flywheel.tracking.run import Run
 from flywheel.tracking.run import start as run
 from flywheel.train_job import TrainJob
+from flywheel.tune_job import Asha, Choices, FloatRange, IntRange, PopulationBased, TuneJob
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -74,29 +76,36 @@ __all__ = [
     "TIMESTAMP_LIST",
     "Activity",
     "Aggregation",
+    "Asha",
     "BatchView",
+    "Choices",
     "Client",
     "DeltaSource",
     "Entity",
     "Events",
     "FeatureSet",
+    "FloatRange",
     "FlywheelError",
+    "IntRange",
     "JobFailedError",
     "ModelWatch",
     "NotFound",
     "OnDemandView",
     "ParquetSource",
+    "PopulationBased",
     "Replay",
     "RequestSource",
     "Requests",
     "Rule",
     "Run",
+    "ScoreJob",
     "SourceError",
     "StreamSource",
     "StreamView",
     "SyncClient",
     "TrackingError",
     "TrainJob",
+    "TuneJob",
     "Unavailable",
     "alerts_table",
     "approx_distinct",

@@ -7,11 +7,11 @@ are `FlywheelError`s with a reason. Tasks that need several calls or packed colu
 from __future__ import annotations
 
 from flywheel.feature_calls import FeatureCalls
-from flywheel.model_calls import ModelCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
 from flywheel.tracking.run_calls import RunCalls
+from flywheel.tune_calls import TuneCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, RunCalls):
+class Client(FeatureCalls, TuneCalls, RegistrationCalls, RolloutCalls, RunCalls):
     """Use as `async with Client() as client:`."""

@@ -26,6 +26,7 @@ from flywheel_trainer.fakes.run_edits import MemoryRunEdits
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.fakes.trials import MemoryTrials
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import JobStore, Supervision
 from flywheel_trainer.pipelines.ports import PipelineStore
@@ -40,6 +41,8 @@ from flywheel_trainer.store.postgres.policies import PostgresDecisions, Postgres
 from flywheel_trainer.store.postgres.run_edits import PostgresRunEdits
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
+from flywheel_trainer.store.postgres.trials import PostgresTrials
+from flywheel_trainer.trials.ports import TrialStore
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Stores:
     """The `training.completed` events so far, in order."""
     supervise: Callable[[], Awaitable[Supervision]]
     """Takes the lease of the supervisor from its holder."""
+    trials: TrialStore
 
 
 def memory_stores() -> Stores:
@@ -83,7 +87,8 @@ def memory_stores() -> Stores:
         return MemorySupervision(tracking, next(tokens))
 
     runs, edits, jobs = MemoryRuns(tracking), MemoryRunEdits(tracking), MemoryJobs(tracking)
-    return Stores(runs, edits, jobs, pipelines, policies, policies.decide, completed, supervise)
+    trials = MemoryTrials(tracking)
+    return Stores(runs, edits, jobs, pipelines, policies, policies.decide, completed, supervise, trials)
 
 
 async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
@@ -114,8 +119,8 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
         return PostgresSupervision(pool, token)
 
     runs, edits, jobs = PostgresRuns(pool), PostgresRunEdits(pool), PostgresJobs(pool)
-    pipelines, policies = PostgresPipelines(pool), PostgresPolicies(pool)
-    return Stores(runs, edits, jobs, pipelines, policies, decide, completed, supervise)
+    pipelines, policies, trials = PostgresPipelines(pool), PostgresPolicies(pool), PostgresTrials(pool)
+    return Stores(runs, edits, jobs, pipelines, policies, decide, completed, supervise, trials)
 
 
 @pytest.fixture(params=["memory", "postgres"])

@@ -57,8 +57,9 @@ async def test_a_run_has_a_chosen_name_a_parent_and_a_past_start(runs: Any) -> N
     assert AT == (await create_run(runs, "run-3", started_at=AT + DAY)).started_at
     with pytest.raises(RunExists):
         await create_run(runs)
-    with pytest.raises(UnknownRun):
-        await create_run(runs, "run-4", parent_run="projects/p/runs/none")
+    for other in ("projects/p/runs/none", "projects/q/runs/run-1"):
+        with pytest.raises(UnknownRun):
+            await create_run(runs, "run-4", parent_run=other)
     ended = await end(runs, child.name, ended_at=AT - DAY)
     assert AT - DAY == ended.ended_at
     assert AT == (await end(runs, parent.name, ended_at=AT - DAY)).ended_at, "not before its start"
@@ -129,21 +130,21 @@ async def test_a_run_of_a_lost_job_stays_lost(stores: Any, runs: Any) -> None:
 async def test_a_continued_run_is_rewound_and_refuses_its_former_process(runs: Any, edits: Any) -> None:
     name = (await create_run(runs)).name
     await runs.log(name, [point("loss", step, float(step)) for step in range(5)], AT, generation=1)
-    await runs.log(name, [point("late", 9, 1.0)], AT)
+    await runs.log(name, [point("late", 9, 1.0), point("system/cpu_percent", 10**9, 5.0)], AT)
     await end(runs, name, RunState.FAILED, error_message="preempted")
     run = await edits.continue_run(name, 2, AT + DAY, "once", b"2")
     assert (RunState.RUNNING, None, "", 2) == (run.state, run.ended_at, run.error_message, run.generation)
-    assert {"loss": 2.0} == run.metrics
-    assert {"loss": MetricSummary(0.0, 2.0, 2)} == run.summaries
+    assert {"loss": 2.0, "system/cpu_percent": 5.0} == run.metrics
+    assert MetricSummary(0.0, 2.0, 2) == run.summaries["loss"]
     with pytest.raises(RunContinued):
         await runs.log(name, [point("loss", 3, 99.0)], AT + DAY, generation=1)
     with pytest.raises(RunContinued):
         await runs.update(name, RunUpdate(generation=1), AT + DAY)
     await runs.log(name, [point("loss", 3, 30.0)], AT + DAY, generation=2)
     assert 2 == (await edits.continue_run(name, 2, AT + DAY, "once", b"2")).generation
-    assert [0.0, 1.0, 2.0, 30.0] == [p.value for p in (await runs.points(name, "", 9, "")).items]
+    assert [0.0, 1.0, 2.0, 30.0] == [p.value for p in (await runs.points(name, "loss", 9, "")).items]
     again = await edits.continue_run(name, None, AT + DAY, "", b"")
-    assert ({"loss": 30.0}, 3) == (again.metrics, again.generation)
+    assert (30.0, 3) == (again.metrics["loss"], again.generation)
 
 
 async def test_an_artifact_replaces_one_of_its_name(runs: Any, edits: Any) -> None:
@@ -209,6 +210,7 @@ async def test_runs_are_found_by_every_field_with_and_or_not(runs: Any, edits: A
         "ended_at>2025-01-01": "1",
         "NOT ended_at>2025-01-01 AND display_name!=n0": "542",
         "parent_run=projects/p/runs/run-0": "32",
+        "parent_run=run-0": "32",
         "metrics.loss=1 OR min.loss=2 OR max.loss=4": "210",
     }.items():
         assert names == await found(runs, text), text

@@ -23,7 +23,7 @@ INSERT INTO run (id, project, experiment, state, params, tags, artifacts, code_v
 SELECT 'run-' || lpad(i::text, 6, '0'), 'p', 'e' || i % 100, 'SUCCEEDED', jsonb_build_object('lr', i::text),
     jsonb_build_object('n', i::text), '[]', '', '{{}}', '', '', 60, now(), now() - i * interval '1 minute',
     now() - i * interval '1 minute', 'n' || i,
-    CASE WHEN i > 0 THEN 'projects/p/runs/run-' || (i / 100) ELSE '' END
+    CASE WHEN i > 0 THEN 'run-' || (i / 100) ELSE '' END
 FROM generate_series(0, {RUNS - 1}) i;
 INSERT INTO run_param_number SELECT id, 'lr', (params ->> 'lr')::float8 FROM run;
 INSERT INTO run_metric (run_id, key, step, value, attempt, min_value, max_value)

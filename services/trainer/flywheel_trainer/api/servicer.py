@@ -22,6 +22,7 @@ from flywheel_trainer.api.convert_runs import (
     run_update_from_proto,
 )
 from flywheel_trainer.api.tracking_methods import TrackingMethods
+from flywheel_trainer.api.trial_methods import TrialMethods
 from flywheel_trainer.encoding.specs import spec_of
 from flywheel_trainer.jobs.errors import InvalidSource
 from flywheel_trainer.jobs.job import FILTER_FIELDS as JOB_FIELDS
@@ -39,9 +40,10 @@ from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
 from flywheel_trainer.runs.run_artifacts import RunArtifacts
 from flywheel_trainer.runs.search import parse_filter, parse_order
 from flywheel_trainer.runs.use_cases import Runs
+from flywheel_trainer.trials.use_cases import Trials
 
 
-class TrainerServicer(TrackingMethods, trainer_pb2_grpc.TrainerServiceServicer):
+class TrainerServicer(TrackingMethods, TrialMethods, trainer_pb2_grpc.TrainerServiceServicer):
     """flywheel.trainer.v1.TrainerService; `poll_seconds` is the interval of the Watch methods."""
 
     def __init__(
@@ -51,12 +53,14 @@ class TrainerServicer(TrackingMethods, trainer_pb2_grpc.TrainerServiceServicer):
         sources: Sources,
         pipelines: Pipelines,
         policies: Policies,
+        trials: Trials,
+        *,
         run_editing: RunEditing,
         run_artifacts: RunArtifacts,
-        *,
         poll_seconds: float,
     ) -> None:
         super().__init__(run_editing, run_artifacts)
+        self._trials = trials
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
         self._sources = sources
         self._poll_seconds = poll_seconds

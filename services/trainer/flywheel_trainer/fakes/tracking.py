@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_job.outcome import MetricPoint
+from flywheel_job.tuning.trial import Trial, TrialState
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.jobs.job import ENDED, JobName
 from flywheel_trainer.jobs.ports import ActiveJob
@@ -22,6 +23,7 @@ from flywheel_trainer.runs.errors import (
     UnknownExperiment,
     UnknownRun,
 )
+from flywheel_trainer.runs.lease import JOB_ENDED_FIRST
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, ExperimentName, MetricSummary, Run, RunName, RunState
 
@@ -62,8 +64,8 @@ class RunRecord:
         self.run = replace(self.run, metrics=metrics, summaries=summaries)
 
     def rewind(self, step: int) -> None:
-        """Remove the points after a step."""
-        for at in [at for at in self.points if at[1] > step]:
+        """Remove the points after a step, except metrics of the machine."""
+        for at in [at for at in self.points if at[1] > step and not at[0].startswith("system/")]:
             del self.points[at], self.attempts[at]
         self.summarize()
 
@@ -96,6 +98,7 @@ class MemoryTracking:
         self.experiments: dict[ExperimentName, Experiment] = {}
         self.runs: dict[RunName, RunRecord] = {}
         self.jobs: dict[JobName, ActiveJob] = {}
+        self.trials: dict[JobName, dict[int, Trial]] = {}
         self.closed_pipeline_runs: set[str] = set()
         """Names of pipeline runs that have ended or are to be cancelled."""
         self.supervisor_token = 0
@@ -114,16 +117,31 @@ class MemoryTracking:
 
     def has_active_job(self, run: RunName) -> bool:
         """Whether a job that has not ended writes the run."""
-        return any(a.job.run == run and a.job.state not in ENDED for a in self.jobs.values())
+        names = {str(run), self.runs[run].run.parent_run}
+        return any(str(a.job.run) in names and a.job.state not in ENDED for a in self.jobs.values())
 
     def check_attempt(self, attempt: str, run: RunName) -> int:
         """The number of the attempt. Raises AttemptEnded, ForeignRun."""
         for active in self.jobs.values():
             if active.attempt is not None and active.attempt.engine_id == attempt:
-                if active.job.run != run:
+                record = self.runs.get(run)
+                own = record is not None and str(active.job.run) in (str(run), record.run.parent_run)
+                if not own:
                     raise ForeignRun.of(attempt, run)
                 return active.attempt.number
         raise AttemptEnded.of(attempt)
+
+    def end_trials(self, name: JobName, now: datetime) -> None:
+        """End the trials of a job that has ended, and their runs."""
+        trials, parent = self.trials.get(name, {}), str(self.jobs[name].job.run)
+        for number, trial in trials.items():
+            if not trial.ended:
+                trials[number] = replace(trial, state=TrialState.CANCELLED, ended_at=now)
+        for record in self.runs.values():
+            if record.run.parent_run == parent and record.run.state is RunState.RUNNING:
+                record.run = replace(
+                    record.run, state=RunState.CANCELLED, error_message=JOB_ENDED_FIRST, ended_at=now
+                )
 
     def add_run(self, run: Run, now: datetime) -> Run:
         """Raises UnknownExperiment, RunExists, UnknownRun."""
@@ -131,8 +149,10 @@ class MemoryTracking:
             raise UnknownExperiment.of(run.experiment)
         if run.name in self.runs:
             raise RunExists.of(run.name)
-        if run.parent_run and RunName.parse(run.parent_run) not in self.runs:
-            raise UnknownRun.of(RunName.parse(run.parent_run))
+        if run.parent_run:
+            parent = RunName.parse(run.parent_run)
+            if parent.project != run.name.project or parent not in self.runs:
+                raise UnknownRun.of(parent)
         started = replace(run, state=RunState.RUNNING, started_at=min(run.started_at or now, now))
         self.runs[run.name] = RunRecord(started, now)
         return started

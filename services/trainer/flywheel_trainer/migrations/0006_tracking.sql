@@ -1,9 +1,8 @@
--- Names, notes, parents, deletion and continuation of runs; extremes of metrics; numeric params; and an index for
+-- Names, notes, deletion and continuation of runs; extremes of metrics; numeric params; and an index for
 -- every condition and order of ListRuns.
 
 ALTER TABLE run ADD COLUMN display_name text NOT NULL DEFAULT '';
 ALTER TABLE run ADD COLUMN notes text NOT NULL DEFAULT '';
-ALTER TABLE run ADD COLUMN parent_run text NOT NULL DEFAULT '';
 ALTER TABLE run ADD COLUMN deleted_at timestamptz;
 -- Increases when another process continues the run: calls of the former process are refused.
 ALTER TABLE run ADD COLUMN generation integer NOT NULL DEFAULT 1;
@@ -14,7 +13,6 @@ CREATE INDEX run_ended ON run (project, ended_at);
 CREATE INDEX run_experiment_started ON run (project, experiment, started_at, id);
 CREATE INDEX run_state_started ON run (project, state, started_at);
 CREATE INDEX run_display_name ON run (project, display_name);
-CREATE INDEX run_parent ON run (parent_run) WHERE parent_run <> '';
 CREATE INDEX run_tags ON run USING gin (tags jsonb_path_ops);
 
 -- Extremes without NaN, unless all values are NaN.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Union
 
@@ -153,7 +153,10 @@ def _run_term(found: re.Match[str]) -> Term:
         if math.isnan(number):
             raise invalid(found[0], "compare a param with a number, or with = or !=")
         return Term(field, unquoted(found), operator, number)  # type: ignore[arg-type]
-    return term_of(found, TEXTS, MAPS)
+    term = term_of(found, TEXTS, MAPS)
+    if term.field == "parent_run":
+        return replace(term, value=str(term.value).rpartition("/")[2])
+    return term
 
 
 def _time(term: str, text: str) -> datetime:

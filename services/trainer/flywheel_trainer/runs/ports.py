@@ -83,8 +83,8 @@ class RunEdits(Protocol):
     - `set_deleted` with a time raises RunActive while the run is RUNNING, and keeps an earlier time; None
       restores the run.
     - `continue_run` makes the run RUNNING with the next generation, and removes the points after
-      `rewind_to_step` if it is given; the last values and the extremes of metrics follow. Raises RunOfJob,
-      RunDeleted.
+      `rewind_to_step` if it is given, except those of `system/`, whose steps are times; the last values and
+      the extremes of metrics follow. Raises RunOfJob, RunDeleted.
     - `add_artifact` replaces an artifact of the same name. It is a heartbeat of a RUNNING run only. Raises
       RunDeleted.
     """

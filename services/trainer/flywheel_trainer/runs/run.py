@@ -79,7 +79,7 @@ class Run:
     display_name: str = ""
     notes: str = ""
     parent_run: str = ""
-    """Resource name of the run that this one is a part of, or empty."""
+    """Name of the run that this one is a part of, as that of the TUNE job of a trial, or empty."""
     deleted_at: datetime | None = None
     summaries: Mapping[str, MetricSummary] = field(default_factory=dict)
     generation: int = 1

@@ -23,7 +23,7 @@ UPDATE run SET state = 'RUNNING', ended_at = NULL, error_message = '', heartbeat
     generation = generation + 1
 WHERE id = $1
 """
-_REWIND = "DELETE FROM metric_point WHERE run_id = $1 AND step > $2"
+_REWIND = "DELETE FROM metric_point WHERE run_id = $1 AND step > $2 AND key NOT LIKE 'system/%'"
 _ADD_ARTIFACT = """
 UPDATE run SET artifacts = coalesce(
         (SELECT jsonb_agg(a ORDER BY n) FROM jsonb_array_elements(artifacts) WITH ORDINALITY AS e(a, n)

@@ -144,13 +144,17 @@ WHERE id = $1 AND state IN ('RUNNING', 'LOST')
 _EXPIRE = """
 UPDATE run SET state = 'LOST', ended_at = $1, error_message = $3
 WHERE state = 'RUNNING' AND greatest(heartbeat_at, $2) + lease_seconds * interval '1 second' < $1
-    AND NOT EXISTS (SELECT FROM job WHERE job.run_id = run.id AND job.state IN ('QUEUED', 'RUNNING'))
+    AND NOT EXISTS (
+        SELECT FROM job WHERE job.run_id IN (run.id, run.parent_run) AND job.state IN ('QUEUED', 'RUNNING')
+    )
 RETURNING 'projects/' || project || '/runs/' || id
 """
 
 _ATTEMPT = """
-SELECT a.ended_at IS NULL AS active, a.number, job.run_id FROM attempt a JOIN job ON job.id = a.job_id
-WHERE a.engine_id = $1 FOR SHARE OF a
+SELECT a.ended_at IS NULL AS active, a.number, EXISTS (
+    SELECT FROM run WHERE run.id = $2 AND run.project = job.project AND job.run_id IN (run.id, run.parent_run)
+) AS own
+FROM attempt a JOIN job ON job.id = a.job_id WHERE a.engine_id = $1 FOR SHARE OF a
 """
 
 
@@ -173,7 +177,7 @@ async def insert_run(conn: Connection, run: Run, now: datetime) -> None:
         now if run.started_at is None else min(run.started_at, now),
         run.display_name,
         run.notes,
-        run.parent_run,
+        run.parent_run.rpartition("/")[2],
     )
     await insert_numbers(conn, run.name.run, run.params)
 
@@ -259,7 +263,9 @@ class PostgresRuns:
                 return await existing_run(conn, RunName.parse(once.replay.decode()))
             if run.parent_run:
                 parent = RunName.parse(run.parent_run)
-                if not await conn.fetchval(_EXISTS, parent.run, parent.project):
+                # Only the id is stored: both are in one project.
+                same = parent.project == run.name.project
+                if not same or not await conn.fetchval(_EXISTS, parent.run, parent.project):
                     raise UnknownRun.of(parent)
             await insert_run(conn, run, now)
             once.store(str(run.name).encode())
@@ -303,7 +309,7 @@ class PostgresRuns:
         generation: int = 0,
     ) -> LoggedPoints:
         async with transaction(self._pool) as conn:
-            number = await _check_attempt(conn, attempt, name) if attempt else 0
+            number = await check_attempt(conn, attempt, name) if attempt else 0
             if not await conn.fetchval(_HEARTBEAT, name.run, name.project, now, generation):
                 raise await not_reporting(conn, name, generation)
             return await _insert_points(conn, name.run, points, number)
@@ -348,12 +354,12 @@ class PostgresRuns:
             return [row[0] for row in await conn.fetch(_EXPIRE, now, not_before, LOST_MESSAGE)]
 
 
-async def _check_attempt(conn: Connection, attempt: str, name: RunName) -> int:
+async def check_attempt(conn: Connection, attempt: str, name: RunName) -> int:
     """The number of the attempt. The lock lets no point of an attempt be stored after its end."""
-    row = await conn.fetchrow(_ATTEMPT, attempt)
+    row = await conn.fetchrow(_ATTEMPT, attempt, name.run)
     if row is None or not row["active"]:
         raise AttemptEnded.of(attempt)
-    if row["run_id"] != name.run:
+    if not row["own"]:
         raise ForeignRun.of(attempt, name)
     return int(row["number"])
 
@@ -426,7 +432,7 @@ def run_of(row: Any) -> Run:
         error_message=row["error_message"],
         display_name=row["display_name"],
         notes=row["notes"],
-        parent_run=row["parent_run"],
+        parent_run=str(RunName(row["project"], row["parent_run"])) if row["parent_run"] else "",
         deleted_at=row["deleted_at"],
         generation=row["generation"],
     )
