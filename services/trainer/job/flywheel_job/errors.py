@@ -121,3 +121,38 @@ class MissingPackage(FailedPrecondition):
 
     reason = "MISSING_PACKAGE"
     remedy = "Use an environment with the package; recipes need flywheel-job[estimators]."
+
+
+class UnusableEvaluationSet(FailedPrecondition):
+    """The rows cannot be evaluated: none are left, a column is missing, or labels do not fit the output."""
+
+    reason = "UNUSABLE_EVALUATION_SET"
+    remedy = "Correct the rows, or the column, kind or time range of the job that the message names."
+
+
+class TooManyRows(FailedPrecondition):
+    """The evaluation has more rows than one job keeps scores of."""
+
+    reason = "TOO_MANY_ROWS"
+    remedy = "Evaluate a shorter time range, or a sample of the rows."
+
+
+class UnusableModel(FailedPrecondition):
+    """ONNX Runtime cannot load the model, or its outputs for the rows are no probabilities or numbers."""
+
+    reason = "UNUSABLE_MODEL"
+    remedy = "Check the model's signature against its graph, and the ranges of its inputs."
+
+
+class NothingToQuantize(FailedPrecondition):
+    """The model has no matrix product or convolution with constant weights, such as a tree ensemble."""
+
+    reason = "NOTHING_TO_QUANTIZE"
+    remedy = "Export the model in the format FLOAT32."
+
+
+class ExportRefused(FailedPrecondition):
+    """The exported model differs from its source by more than the policy of the job allows."""
+
+    reason = "EXPORT_REFUSED"
+    remedy = "Use another format or more calibration rows, or allow the difference in the policy of the job."

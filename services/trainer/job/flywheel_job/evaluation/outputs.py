@@ -6,7 +6,7 @@ same rows; a multi-class model needs only the summary of its probabilities that 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
@@ -34,13 +34,16 @@ class Outputs(Protocol):
 class BinaryOutputs:
     """Probabilities of the positive class, and decisions at a threshold."""
 
-    def __init__(self, labels: Floats, scores: Floats, threshold: float) -> None:
+    def __init__(
+        self, labels: Floats, scores: Floats, threshold: float | None, ranking: Ranking | None = None
+    ) -> None:
+        """Without a threshold no row is decided positive."""
         self.labels, self.scores, self.threshold = labels, scores, threshold
-        self.ranking = Ranking(scores)
+        self.ranking = ranking or Ranking(scores)
         p = np.clip(scores, EPSILON, 1 - EPSILON)
         self._loss = -(labels * np.log(p) + (1 - labels) * np.log1p(-p))
         self._bin = np.minimum((scores * ECE_BINS).astype(np.int64), ECE_BINS - 1)
-        self._decided = (scores >= threshold).astype(np.float64)
+        self._decided = (scores >= (np.nan if threshold is None else threshold)).astype(np.float64)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,7 +53,7 @@ class BinaryOutputs:
 
     def with_threshold(self, threshold: float) -> BinaryOutputs:
         """The same rows with decisions at another threshold."""
-        return BinaryOutputs(self.labels, self.scores, threshold)
+        return BinaryOutputs(self.labels, self.scores, threshold, self.ranking)
 
     def metrics(self, weights: Floats) -> dict[str, float]:
         total = weights.sum()
@@ -114,12 +117,17 @@ class MulticlassOutputs:
         losses = -np.log(np.clip(of_label, EPSILON, 1.0))
         return cls(labels, chosen, probabilities[rows, chosen], losses, squares, probabilities.shape[1])
 
+    @classmethod
+    def joined(cls, parts: Sequence[Self]) -> Self:
+        """The rows of all parts, which are not empty."""
+        arrays = {name: np.concatenate([getattr(one, name) for one in parts]) for name in _PER_ROW}
+        return cls(classes=parts[0].classes, **arrays)
+
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows: Ints) -> Self:
-        parts = ("labels", "chosen", "confidence", "losses", "squares")
-        return replace(self, **{name: getattr(self, name)[rows] for name in parts})
+        return replace(self, **{name: getattr(self, name)[rows] for name in _PER_ROW})
 
     def metrics(self, weights: Floats) -> dict[str, float]:
         total = weights.sum()
@@ -143,6 +151,7 @@ class MulticlassOutputs:
         }
 
 
+_PER_ROW = ("labels", "chosen", "confidence", "losses", "squares")
 MULTICLASS_METRICS = ("accuracy", "log_loss", "brier", "ece", "macro_f1", "macro_recall")
 
 
