@@ -35,8 +35,13 @@ from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.config import TrainerSettings
 from flywheel_trainer.jobs.engine import Engine
+from flywheel_trainer.jobs.evaluate import EvaluateKind, EvaluatePeers
+from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
+from flywheel_trainer.jobs.export import ExportKind
+from flywheel_trainer.jobs.export_spec import ExportSpec
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
+from flywheel_trainer.jobs.models import Evaluations, Models, RegistryModels
 from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
 from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.supervision import Rules, Supervisor
@@ -56,6 +61,7 @@ from flywheel_trainer.runs.ports import RunStore
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.dbos.workflows import dbos_workflows
 from flywheel_trainer.store.grpc.feature import GrpcFeature
+from flywheel_trainer.store.grpc.models import RegisteredModels
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from flywheel_trainer.store.postgres.connection import prepare
@@ -94,6 +100,8 @@ class Ports:
     feature: FeaturePeer
     registry: RegistryPeer
     weights: Weights
+    models: RegistryModels
+    evaluations: Evaluations
     workflows: Callable[[PipelineSteps, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
     supervision: Callable[[int], Supervision]
     """The jobs under the fencing token of a supervisor."""
@@ -153,6 +161,8 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         feature=GrpcFeature(feature_channel),
         registry=registry,
         weights=RegisteredWeights(registry, objects, settings.s3_bucket),
+        models=RegisteredModels(registry, objects, settings.s3_bucket),
+        evaluations=registry,
         workflows=lambda steps, store: dbos_workflows(
             steps,
             store,
@@ -189,7 +199,13 @@ async def wire(
         settings.s3_bucket, settings.job_python, settings.metrics_address, settings.cpus_per_worker
     )
     sources = Sources(ports.objects)
-    kinds: Kinds = {TrainSpec.KIND: TrainKind(ports.feature, ports.weights, sources, train)}
+    models = Models(ports.models, ports.runs, ports.objects, settings.s3_bucket)
+    evaluated = EvaluatePeers(ports.feature, models, ports.evaluations, ports.objects)
+    kinds: Kinds = {
+        TrainSpec.KIND: TrainKind(ports.feature, ports.weights, sources, train),
+        EvaluateSpec.KIND: EvaluateKind(evaluated, train),
+        ExportSpec.KIND: ExportKind(ports.feature, models, train),
+    }
     logs = StoredLogs(ports.objects)
     jobs = Jobs(ports.jobs, kinds, ports.engine, settings.quota_of, logs, ids, clock)
     rules = job_rules(settings, ports.tokens)

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from flywheel_job.outcome import Outcome
+from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
+from flywheel_trainer.jobs.export_spec import ExportSpec
 from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.resources import Request
 from flywheel_trainer.jobs.train_spec import TrainSpec
 
-Spec = TrainSpec
+Spec = TrainSpec | EvaluateSpec | ExportSpec
 """The specifications of all kinds."""
 
 
@@ -29,7 +31,7 @@ class Launch:
 
 
 class Kind(Protocol):
-    """One kind of job.
+    """One kind of job; every `spec`, also that of a job, is of the kind's class.
 
     - `validate` checks a specification against its inputs and returns the details that `launch` needs, such
       as addresses of the inputs. Raises InvalidSpec and the errors of its peers.
@@ -40,11 +42,11 @@ class Kind(Protocol):
       returns None for a file that does not exist.
     """
 
-    async def validate(self, spec: Spec) -> Mapping[str, Any]: ...
+    async def validate(self, spec: Any) -> Mapping[str, Any]: ...
 
-    def request(self, spec: Spec) -> Request: ...
+    def request(self, spec: Any) -> Request: ...
 
-    def limits(self, spec: Spec) -> Limits: ...
+    def limits(self, spec: Any) -> Limits: ...
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch: ...
 

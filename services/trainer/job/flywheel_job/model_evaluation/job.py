@@ -33,6 +33,8 @@ def evaluate(ctx: Context) -> None:
         lambda rows: ctx.log({"scored_rows": rows}, rows),
     )
     report: dict[str, Any] = {
+        "job": ctx.spec.job,
+        "record_evidence": params.record_evidence,
         "model": model.model.name,
         "kind": model.model.kind,
         "champion": champion.model.name if champion else "",

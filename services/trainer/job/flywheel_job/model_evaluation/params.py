@@ -36,6 +36,9 @@ class EvaluationParams:
     note: str = ""
     """Why there is no champion to compare with; empty if there is one."""
 
+    record_evidence: bool = False
+    """Whether the trainer records the result with the registry."""
+
     def params(self) -> dict[str, Any]:
         return asdict(self)
 
