@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,29 @@ def linear(weights: np.ndarray, last: Sequence[str]) -> bytes:
         [("INPUT", TensorProto.FLOAT, ["rows", rows])],
         [("SCORE", TensorProto.FLOAT, ["rows", width])],
         [matrix],
+    )
+
+
+def network(sizes: Sequence[int], last: str = "Sigmoid", seed: int = 1) -> bytes:
+    """Layers of these sizes with ReLU between them, and the operator `last` (empty: none) at the end."""
+    rng = np.random.default_rng(seed)
+    nodes, constants, value = [], [], "INPUT"
+    for number, (inputs, outputs) in enumerate(pairwise(sizes)):
+        weights = (rng.normal(size=(inputs, outputs)) * np.sqrt(2 / inputs)).astype(np.float32)
+        bias = rng.normal(size=outputs).astype(np.float32) * 0.1
+        for name, array in ((f"w{number}", weights), (f"b{number}", bias)):
+            constants.append(helper.make_tensor(name, TensorProto.FLOAT, array.shape, array.ravel()))
+        nodes.append(helper.make_node("Gemm", [value, f"w{number}", f"b{number}"], [f"g{number}"]))
+        value = f"g{number}"
+        if number < len(sizes) - 2:
+            nodes.append(helper.make_node("Relu", [value], [f"r{number}"]))
+            value = f"r{number}"
+    nodes.append(helper.make_node(last or "Identity", [value], ["SCORE"]))
+    return graph_file(
+        nodes,
+        [("INPUT", TensorProto.FLOAT, ["rows", sizes[0]])],
+        [("SCORE", TensorProto.FLOAT, ["rows", sizes[-1]])],
+        constants,
     )
 
 

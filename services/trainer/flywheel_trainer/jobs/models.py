@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from flywheel_common.errors import NotFound
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_job.artifacts import MODEL, REPORT, artifact_key
+from flywheel_job.evaluation.calibration import calibration_from_json
 from flywheel_job.model_file import BINARY, KINDS, MULTICLASS, InputTensor, ModelFile
 from flywheel_job.scoring import INPUT, SCORE
 from flywheel_job.signature import Input
@@ -97,14 +98,20 @@ class Evaluations(Protocol):
 
 
 def calibrated_as(file: ModelFile, report: Mapping[str, Any]) -> ModelFile:
-    """The model with the calibration and threshold that a report has."""
-    platt, threshold = report.get("calibration"), report.get("threshold")
-    return ModelFile(
-        **{
-            **vars(file),
-            "calibration": {"platt": dict(platt)} if platt else file.calibration,
-            "threshold": file.threshold if threshold is None else float(threshold),
-        }
+    """The model with the calibration and threshold that a report has.
+
+    The calibration is the slope and intercept of Platt scaling, or the JSON form of another kind. Raises
+    TypeError, KeyError or ValueError for anything else.
+    """
+    calibration, threshold = dict(report.get("calibration") or {}), report.get("threshold")
+    if "slope" in calibration:
+        calibration = {"platt": calibration}
+    if calibration:
+        calibration_from_json(calibration)
+    return replace(
+        file,
+        calibration=calibration or file.calibration,
+        threshold=file.threshold if threshold is None else float(threshold),
     )
 
 

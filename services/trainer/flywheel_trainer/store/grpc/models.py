@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from flywheel_common.errors import NotFound
@@ -49,8 +50,8 @@ class RegisteredModels:
         kind = release.calibration.WhichOneof("kind")
         calibration = {kind: _fields(getattr(release.calibration, kind))} if kind else {}
         threshold = release.threshold if file.kind == OutputKind.BINARY.name else None
-        fields = {**vars(file), "calibration": calibration, "threshold": threshold}
-        return FoundModel(ModelFile(**fields), version.training_dataset)
+        served = replace(file, calibration=calibration, threshold=threshold)
+        return FoundModel(served, version.training_dataset)
 
     async def _version(self, name: str) -> model_pb2.ModelVersion:
         try:

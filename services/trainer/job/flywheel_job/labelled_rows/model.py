@@ -80,12 +80,7 @@ class ScoredModel:
 
     def raw(self, feed: Feed) -> Floats:
         """Outputs before calibration. Raises UnusableModel if they are no probabilities or numbers."""
-        rows = len(next(iter(feed.values())))
-        try:
-            found = np.asarray(self._session.run([self.model.output], feed)[0], dtype=np.float64)
-        except Exception as error:
-            raise UnusableModel(f"{self.model.name} cannot score the rows: {error}") from error
-        found = found.reshape(rows, -1)
+        found = self.unchecked(feed)
         width = len(self.model.classes) if self.model.kind == MULTICLASS else 1
         if self.model.kind == BINARY and found.shape[1] == 2:
             found = found[:, 1:]
@@ -98,3 +93,11 @@ class ScoredModel:
             wanted = "between 0 and 1" if probabilities else "finite"
             raise UnusableModel(f"{self.model.name} has outputs that are not {wanted}.")
         return found if self.model.kind == MULTICLASS else found[:, 0]
+
+    def unchecked(self, feed: Feed) -> Floats:
+        """The output tensor as `[rows, values]`, whatever its values are. Raises UnusableModel."""
+        try:
+            found = np.asarray(self._session.run([self.model.output], feed)[0], dtype=np.float64)
+        except Exception as error:
+            raise UnusableModel(f"{self.model.name} cannot score the rows: {error}") from error
+        return found.reshape(len(next(iter(feed.values()))), -1)
