@@ -35,7 +35,7 @@ class RegisteredModels:
                 json.loads(await self._registry.download(version, REPORT)) if _has(version, REPORT) else {}
             )
             return FoundModel(calibrated_as(file, report), version.training_dataset)
-        except (TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise NoModelFile(f"{REPORT} of {name} has no calibration that can be read: {error!r}") from error
 
     async def champion(self, model: str) -> FoundModel | None:

@@ -133,7 +133,14 @@ def calibration_to_json(calibration: Calibration | Temperature) -> dict[str, Any
 
 
 def calibration_from_json(fields: Mapping[str, Any]) -> Calibration | Temperature:
-    """The inverse of `calibration_to_json`; also after a round trip through JSON."""
+    """The inverse of `calibration_to_json`; also after a round trip through JSON.
+
+    Raises KeyError, TypeError or ValueError for anything else.
+    """
     ((name, values),) = fields.items()
     kind: Callable[..., Calibration | Temperature] = KINDS[name]
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    return kind(**{key: _numbers(value) for key, value in values.items()})
+
+
+def _numbers(value: Any) -> float | tuple[float, ...]:
+    return tuple(map(float, value)) if isinstance(value, list | tuple) else float(value)
