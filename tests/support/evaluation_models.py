@@ -23,6 +23,8 @@ START = datetime(2026, 1, 1, tzinfo=UTC)
 INPUTS = (Input("v__x", "FLOAT64"), Input("v__c", "STRING", ("AA", "BB")))
 WEIGHTS = np.array([1.5, 0.8])
 """Of `v__x` and of the index of `v__c`, before the logistic function."""
+OLD_WEIGHTS = np.array([0.2, -0.5])
+"""Those of a worse model."""
 
 
 @dataclass(frozen=True)

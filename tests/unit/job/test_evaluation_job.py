@@ -23,6 +23,7 @@ from flywheel_job.signature import Input
 from tests.support.builders.onnx_models import graph_file, three_classes
 from tests.support.evaluation_models import (
     INPUTS,
+    OLD_WEIGHTS,
     START,
     Store,
     linear,
@@ -32,7 +33,6 @@ from tests.support.evaluation_models import (
 )
 from tests.support.training_job import launch_spec, run_here
 
-CHAMPION = np.array([0.2, -0.5])
 DATA_SET = "projects/p/trainingSets/t"
 
 
@@ -67,13 +67,13 @@ def test_a_binary_model_and_its_champion_are_measured_on_the_same_rows(store: St
     frame = rows()
     uri = store.put_rows(frame, files=3)
     model = store.put_model(logistic(), calibration={"platt": {"slope": 1.1, "intercept": 0.2}})
-    champion = store.put_model(logistic(CHAMPION), name="projects/p/models/m/versions/0")
+    champion = store.put_model(logistic(OLD_WEIGHTS), name="projects/p/models/m/versions/0")
     found = report_of(store, run(store, model, uri, champion, threshold=0.4, slices=("origin",)))
     labelled = frame.filter(pl.col("label").is_not_null())
     labels = labelled["label"].to_numpy()
     raw = probability(labelled)
     ours = 1 / (1 + np.exp(-(1.1 * np.log(raw / (1 - raw)) + 0.2)))
-    theirs = probability(labelled, CHAMPION)
+    theirs = probability(labelled, OLD_WEIGHTS)
     assert found["rows"] == 2700
     for scores, part in ((ours, "metrics"), (theirs, "champion_metrics")):
         values = {name: one["value"] for name, one in found[part].items()}
@@ -95,7 +95,7 @@ def test_a_binary_model_and_its_champion_are_measured_on_the_same_rows(store: St
 
 def test_the_evidence_has_values_bounds_and_the_champion(store: Store) -> None:
     uri = store.put_rows(rows())
-    model, champion = store.put_model(logistic()), store.put_model(logistic(CHAMPION), name="c")
+    model, champion = store.put_model(logistic()), store.put_model(logistic(OLD_WEIGHTS), name="c")
     outcome = run(store, model, uri, champion)
     found = report_of(store, outcome)
     values = found["evidence"]
@@ -106,6 +106,18 @@ def test_the_evidence_has_values_bounds_and_the_champion(store: Store) -> None:
     assert (found["model"], found["champion"], found["training_set"]) == (model.name, "c", DATA_SET)
     last = {point.key: point.value for point in outcome.points}
     assert {name: last[name] for name in values} == values
+
+
+def test_the_evidence_has_the_slices_by_name(store: Store) -> None:
+    model, champion = store.put_model(logistic()), store.put_model(logistic(OLD_WEIGHTS), name="c")
+    found = report_of(store, run(store, model, store.put_rows(rows()), champion, slices=("origin",)))
+    by_value = {one["value"]: one for one in found["slices"]["origin"]["values"]}
+    values = found["evidence"]
+    assert values["auc{origin=JFK}"] == by_value["JFK"]["metrics"]["auc"]["value"]
+    assert values["champion_auc{origin=JFK}"] == by_value["JFK"]["champion_metrics"]["auc"]["value"]
+    assert values["rows{origin=JFK}"] == by_value["JFK"]["rows"]
+    sliced = {name.partition("{")[2] for name in values if "{" in name}
+    assert sliced == {"origin=EWR}", "origin=JFK}", "origin=LGA}"}
 
 
 def test_weights_count_rows_several_times_and_a_range_selects_them(store: Store) -> None:

@@ -11,7 +11,7 @@ from flywheel_job.labelled_rows.model import ScoredModel, read_model
 from flywheel_job.labelled_rows.stream import TimeRange, labelled_batches
 from flywheel_job.model_evaluation.collection import collect
 from flywheel_job.model_evaluation.params import CHAMPION, MODEL, REPORT, ROWS, EvaluationParams
-from flywheel_job.model_evaluation.report import evaluate_rows, evidence_values
+from flywheel_job.model_evaluation.report import evaluate_rows, evidence_values, metric_values
 from flywheel_job.model_file import ModelFile
 
 
@@ -49,9 +49,8 @@ def evaluate(ctx: Context) -> None:
         "samples": params.samples,
         "confidence": params.confidence,
     } | evaluate_rows(collected, params, ctx.seed, lambda number: ctx.log({"sample": number}, number))
-    values = evidence_values(report)
-    ctx.log(values, 1)
-    report["evidence"] = values
+    report["evidence"] = evidence_values(report)
+    ctx.log(metric_values(report), 1)
     ctx.artifact(REPORT, json.dumps(report, sort_keys=True, allow_nan=False).encode())
 
 

@@ -128,12 +128,10 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def evidence_values(report: Mapping[str, Any]) -> dict[str, float]:
-    """The finite numbers of the whole set under the names that gates use.
-
-    `auc`, `auc_low`, `auc_high`; with a champion `champion_auc`, `difference_auc`, `difference_auc_low`,
-    `difference_auc_high`; `rows`; and of a BINARY model the `threshold` of its decisions.
-    """
+def metric_values(report: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers of the whole set: `auc`, `auc_low`, `auc_high`; with a champion `champion_auc`,
+    `difference_auc`, `difference_auc_low`, `difference_auc_high`; `rows`; and of a BINARY model the
+    `threshold` of its decisions."""
     values = {"rows": float(report["rows"])}
     if "threshold" in report:
         values["threshold"] = report["threshold"]["used"]
@@ -143,3 +141,20 @@ def evidence_values(report: Mapping[str, Any]) -> dict[str, float]:
             values |= {f"{prefix}{name}_{bound}": one[bound] for bound in ("low", "high")}
     values |= {f"{CHAMPION}{name}": one["value"] for name, one in report["champion_metrics"].items()}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def evidence_values(report: Mapping[str, Any]) -> dict[str, float]:
+    """What gates read: the numbers of the whole set, and `auc{origin=JFK}` and `champion_auc{origin=JFK}` of
+    the slices with a value."""
+    values = metric_values(report)
+    for column, found in report["slices"].items():
+        for one in found["values"]:
+            if one["value"] is None:
+                continue
+            suffix = f"{{{column}={one['value']}}}"
+            values[f"rows{suffix}"] = float(one["rows"])
+            for prefix, part in (("", "metrics"), (CHAMPION, "champion_metrics")):
+                for name, estimate in one[part].items():
+                    if estimate["value"] is not None:
+                        values[f"{prefix}{name}{suffix}"] = estimate["value"]
+    return values
