@@ -30,6 +30,7 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
+from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
@@ -77,7 +78,9 @@ __all__ = [
     "Client",
     "DeltaSource",
     "Entity",
+    "EvaluateJob",
     "Events",
+    "ExportJob",
     "FeatureSet",
     "FloatRange",
     "FlywheelError",
