@@ -135,8 +135,9 @@ class ModelCalls(BulkPredictions):
         *,
         request: str = "",
     ) -> trainer_pb2.Run:
-        """Runs one job and returns its run: TRAIN with the user's own code, EVALUATE, EXPORT or SCORE. The run
-        of a SCORE job has the address of the predictions in the param `predictions_uri`.
+        """Runs one job and returns its run: TRAIN with the user's own code, EVALUATE, EXPORT or SCORE.
+
+        The run of a SCORE job has the address of the predictions in the param `predictions_uri`.
 
         Calls with the same `request` and job run one job. Raises SourceError before anything is sent, and
         JobFailedError with the user's traceback.
