@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import SecretStr
+from pydantic import SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from flywheel_common.config import KafkaSettings, ServiceSettings
@@ -25,7 +25,7 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     feature_address: str = "127.0.0.1:7101"
     """host:port of the feature service."""
     triton_url: str = "127.0.0.1:7307"
-    """host:port of Triton's gRPC API."""
+    """host:port of Triton's gRPC API; several replicas separated by commas. Each has every model."""
     redis_url: SecretStr = SecretStr("")
     """redis://[:password@]host:port/db with cached batch predictions; empty: no cached predictions."""
     state_dir: Path = Path(".local/inference")
@@ -106,6 +106,23 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     hold_seconds: int = 30
     """With Redis: time after which a gateway that died no longer counts as a user of the models that it had
     loaded, and time after the first start in which no model is unloaded. Gateways on one Triton must have
-    equal triton_url."""
+    equal addresses in triton_url."""
     loads_at_once: int = 8
     """Maximum number of releases that are loaded at once; champions that were asked last come first."""
+
+    @field_validator("triton_url")
+    @classmethod
+    def _check_addresses(cls, value: str) -> str:
+        addresses = _addresses(value)
+        if not all(addresses) or len(set(addresses)) != len(addresses):
+            raise ValueError("must be one address, or several different ones separated by commas")
+        return value
+
+    @property
+    def triton_addresses(self) -> list[str]:
+        """The addresses of `triton_url`."""
+        return _addresses(self.triton_url)
+
+
+def _addresses(text: str) -> list[str]:
+    return [address.strip() for address in text.split(",")]

@@ -48,6 +48,9 @@ class MemoryModelServer:
         self._check_up()
         self._loaded.pop(name, None)
 
+    async def check_live(self, timeout: float) -> None:
+        self._check_up()
+
     async def is_loaded(self, name: str, timeout: float) -> bool:
         self._check_up()
         return name in self._loaded
