@@ -103,6 +103,9 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Pause between reports to the registry, and between checks of the loaded models."""
     unload_seconds: float = 30.0
     """How long a model stays in Triton after its last use: other gateways on this Triton may still use it."""
+    warm_seconds: float = 86_400.0
+    """How long a release stays loaded after it served, so that a rollback to it needs no load. Only the last
+    two releases of a model do."""
     hold_seconds: int = 30
     """With Redis: time after which a gateway that died no longer counts as a user of the models that it had
     loaded, and time after the first start in which no model is unloaded. Gateways on one Triton must have

@@ -214,6 +214,7 @@ def wire(
         in_use=shadow.uses,
         heartbeat_seconds=settings.heartbeat_seconds,
         unload_seconds=settings.unload_seconds,
+        warm_seconds=settings.warm_seconds,
         loads_at_once=settings.loads_at_once,
     )
 

@@ -55,3 +55,10 @@ async def test_at_most_some_releases_are_loaded_at_once() -> None:
         tracked.retry_at = 2000.0
     assert len(names(state, 8)) == 3
     loading.cancel()
+
+
+def test_the_champion_is_not_dropped_with_its_old_warm_entry() -> None:
+    state = ServingState()
+    state.accept([DesiredModel("m", 1, LOG_SPEC, warm=(LOG_SPEC,), warm_since=(100.0,))])
+    state.drop_warm(before=101.0)
+    assert [tracked.spec for tracked in state.due_for_loading(1000.0, 8)] == [LOG_SPEC]

@@ -38,7 +38,6 @@ class Server(MemoryModelServer):
     def __init__(self) -> None:
         super().__init__(run_onnx)
         self.calls = 0
-        self.loads = 0
         self.hold: asyncio.Event | None = None
         self.slow: asyncio.Event | None = None
         self.error: Exception | None = None
@@ -52,7 +51,6 @@ class Server(MemoryModelServer):
         return await super().infer(*arguments)
 
     async def load(self, *arguments: Any) -> None:
-        self.loads += 1
         if self.slow is not None:
             await self.slow.wait()
         await super().load(*arguments)

@@ -26,13 +26,14 @@ class MemoryModelServer:
     """`models.ModelControl`. `run` computes the output tensor of a name from a model file and its inputs.
 
     `run` is tried when a model is loaded; it raises ValueError when the file is no model with these tensors.
-    `down`: calls raise Unavailable.
+    `down`: calls raise Unavailable. `loads`: models loaded so far.
     """
 
     def __init__(self, run: Callable[[bytes, Tensors, str], Array]) -> None:
         self._run = run
         self._loaded: dict[str, tuple[str, bytes]] = {}
         self.down = False
+        self.loads = 0
 
     async def load(self, name: str, config: str, files: Mapping[str, bytes], timeout: float) -> None:
         self._check_up()
@@ -42,6 +43,7 @@ class MemoryModelServer:
         found = self._output(name, file, {t["name"]: _one_row(t) for t in declared["input"]}, output["name"])
         if found.dtype != _DTYPES[output["data_type"]]:
             raise ModelRefused(f"{name} returns {found.dtype}, its config has {output['data_type']}.")
+        self.loads += 1
         self._loaded[name] = declared["parameters"][DIGEST]["string_value"], file
 
     async def unload(self, name: str, timeout: float) -> None:

@@ -50,6 +50,7 @@ class Reconciler:
         in_use: Callable[[ReleaseScorer], bool],
         heartbeat_seconds: float = 0.25,
         unload_seconds: float = 30.0,
+        warm_seconds: float = 86_400.0,
         loads_at_once: int = 8,
     ) -> None:
         self._state = state
@@ -63,6 +64,7 @@ class Reconciler:
         self._in_use = in_use
         self._heartbeat_seconds = heartbeat_seconds
         self._unload_seconds = unload_seconds
+        self._warm_seconds = warm_seconds
         self._unload_at: dict[str, float] = {}
         self._loads_at_once = loads_at_once
         self._booted = False
@@ -97,6 +99,7 @@ class Reconciler:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
+                self._state.drop_warm(time.time() - self._warm_seconds)
                 for release in self._state.due_for_loading(time.monotonic(), self._loads_at_once):
                     release.task = group.create_task(self._load(release))
                 if (generations := self._state.apply()) is not None:

@@ -97,6 +97,12 @@ class ServingState:
         for spec in self._wanted():
             self.releases.setdefault(spec.key, TrackedRelease(spec))
 
+    def drop_warm(self, before: float) -> None:
+        """Wants warm releases no longer that stopped serving before a time, seconds since 1970 UTC."""
+        for name, model in (self._desired or {}).items():
+            if model.warm_since and min(model.warm_since) < before:
+                self._desired = {**(self._desired or {}), name: model.without_warm_before(before)}
+
     def due_for_loading(self, now: float, at_once: int) -> list[TrackedRelease]:
         """Desired and routed releases to load now, so that at most `at_once` are being loaded: champions
         first, of these the ones that were asked last, then challengers, then warm releases."""
