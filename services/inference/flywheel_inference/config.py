@@ -44,6 +44,10 @@ class InferenceSettings(ServiceSettings, KafkaSettings):
     """Maximum number of predictions in flight; more are refused with RESOURCE_EXHAUSTED OVERLOADED."""
     max_in_flight_per_model: int = 768
     """Maximum number of predictions of one model in flight, so that others keep places."""
+    low_priority_share: float = 0.5
+    """Share of the places in flight, in all and of a model, that requests of priority LOW may take."""
+    normal_priority_share: float = 0.9
+    """Share of the places in flight, in all and of a model, that requests of priority NORMAL may take."""
     max_in_flight_per_caller: int = 512
     """Maximum number of predictions of one authenticated caller in flight, so that others keep places."""
     bulk_in_flight: int = 128

@@ -186,6 +186,8 @@ def wire(
         max_in_flight=settings.max_in_flight,
         max_per_model=settings.max_in_flight_per_model,
         max_per_caller=settings.max_in_flight_per_caller,
+        low_share=settings.low_priority_share,
+        normal_share=settings.normal_priority_share,
     )
     predictor = Predictor(
         serving,

@@ -12,6 +12,7 @@ from flywheel_common.signature import OutputKind, OutputSpec, Signature, problem
 from flywheel_common.signature_messages import signature_from_message, tensor_array
 from flywheel_common.tensors import TENSOR_DTYPES
 from flywheel_common.value import coerce
+from flywheel_inference.encoding.serving_policy_messages import serving_policy
 from flywheel_inference.models.errors import WrongShape
 from flywheel_inference.models.output_values import output_values
 from flywheel_inference.models.triton_config import model_name
@@ -39,12 +40,14 @@ def release_spec(message: model_pb2.ServingRelease, digest: str) -> ReleaseSpec:
         raise ValueError("its signature has no inputs")
     if found := problems(signature):
         raise ValueError(" ".join(found))
+    serving = serving_policy(release.serving_policy)
     return ReleaseSpec(
         name=release.name,
         digest=digest,
         model=f"projects/{parts['project']}/models/{parts['model']}",
         model_version=version.name,
-        triton_model=model_name(str(parts["project"]), str(parts["model"]), int(parts["version"])),
+        triton_model=model_name(str(parts["project"]), str(parts["model"]), int(parts["version"]))
+        + serving.placement.suffix,
         feature_set=release.feature_set,
         signature=signature,
         artifacts=tuple(ArtifactSpec(a.name, a.size_bytes, a.sha256.lower()) for a in version.artifacts),
@@ -55,6 +58,7 @@ def release_spec(message: model_pb2.ServingRelease, digest: str) -> ReleaseSpec:
         fallback=_fallback(release.fallback, signature.output),
         segment_keys=tuple(release.segment_keys),
         policies=_policies(release.feature_policies, signature),
+        serving=serving,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from flywheel_common.errors import FlywheelError
-from flywheel_inference.models.errors import DigestMismatch, ModelTimeout, NoModelFile
+from flywheel_inference.models.errors import DigestMismatch, ModelTimeout, NoModelFile, UnknownRuleField
 from flywheel_inference.models.ports import ArtifactCache, ArtifactSource, FeatureSetContracts
 from flywheel_inference.models.replica import LOAD_SECONDS
 from flywheel_inference.models.replicas import Replicas
@@ -47,6 +47,7 @@ class ReleaseLoader:
         cause; it is retryable when a dependency does not answer.
         """
         contract = await self.contract(spec.feature_set)
+        _check_rules(spec, contract)
         artifact = _model_file(spec)
         one_at_a_time = asyncio.Lock()
 
@@ -120,6 +121,17 @@ class ReleaseLoader:
                 )
             await asyncio.to_thread(self._cache.save_artifact, artifact.sha256, content)
         return content
+
+
+def _check_rules(spec: ReleaseSpec, contract: FeatureSetContract) -> None:
+    mode = spec.serving.cost_mode
+    known = {field.name for field in (*contract.join_keys, *contract.request_fields)}
+    unknown = [rule.field for rule in mode.real_time if rule.field not in known] if mode is not None else []
+    if unknown:
+        raise UnknownRuleField(
+            f"The cost mode of {spec.name} has a rule for {unknown[0]}, but {spec.feature_set} needs only "
+            f"{', '.join(sorted(known))}."
+        )
 
 
 def _model_file(spec: ReleaseSpec) -> ArtifactSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -24,7 +25,7 @@ from flywheel_inference.models.errors import (
 from flywheel_inference.models.input_tensors import Tensors
 from flywheel_inference.models.output_values import output_values, row_shapes
 from flywheel_inference.models.ports import ModelControl, ModelHolds
-from flywheel_inference.models.triton_config import MAX_BATCH_ROWS, Backend, load_request
+from flywheel_inference.models.triton_config import Backend, load_request
 from flywheel_inference.releases.release import ArtifactSpec, ReleaseSpec
 
 log = get_logger(__name__)
@@ -157,7 +158,8 @@ class Replica:
     ) -> None:
         """Golden rows may have the output in another shape of its kind than the graph, and the ONNX Runtime
         backend needs the graph's: a refusal counts when all shapes are refused."""
-        golden = spec.golden.output
+        golden, placement = spec.golden.output, spec.serving.placement
+        placement = replace(placement, instances=placement.instances or self._instances)
         shapes = [golden.shape[1:]]
         if backend == "onnxruntime":
             shapes += [shape for shape in row_shapes(spec.signature.output) if shape != golden.shape[1:]]
@@ -170,7 +172,7 @@ class Replica:
                 onnx,
                 artifact.sha256,
                 backend=backend,
-                instances=self._instances,
+                placement=placement,
             )
             try:
                 return await self.server.load(spec.triton_model, config, files, LOAD_SECONDS)
@@ -187,8 +189,9 @@ class Replica:
                 f"{spec.model_version} has no golden rows: register a version with golden rows."
             )
         expected = output_values(output, golden.output, rows)
-        for start in range(0, rows, MAX_BATCH_ROWS):
-            part = slice(start, start + MAX_BATCH_ROWS)
+        at_once = spec.serving.placement.max_batch_rows
+        for start in range(0, rows, at_once):
+            part = slice(start, start + at_once)
             tensors = {name: tensor[part] for name, tensor in golden.tensors.items()}
             found = await self.server.infer(spec.triton_model, tensors, output, LOAD_SECONDS)
             worst = np.abs(found.astype(np.float64) - expected[part]).max()
