@@ -121,9 +121,8 @@ class ServingState:
         due.sort(key=lambda release: (urgency[release.spec.key], -release.last_asked))
         loading = [release for release in self.releases.values() if release.task is not None]
         places = max(0, at_once - len(loading))
-        busy, quiet = [], []
-        for release in due:
-            (busy if release.last_asked > now - RECENT_SECONDS else quiet).append(release)
+        busy = [release for release in due if release.last_asked > now - RECENT_SECONDS]
+        quiet = [release for release in due if release.last_asked <= now - RECENT_SECONDS]
         recent_loading = [r for r in loading if r.last_asked > now - RECENT_SECONDS and not r.ready]
         if busy or recent_loading:
             quiet = quiet[: max(0, 1 - (len(loading) - len(recent_loading)))]
