@@ -1,13 +1,19 @@
-"""Predictions sent at a constant rate, whatever the answers: how each call ended, and how long it took."""
+"""Predictions sent at a constant rate, whatever the answers: how each call ended, and how long it took.
+
+`python -m tests.support.prediction_load ADDRESS RATE SECONDS DEADLINE FILE` writes the calls to a file.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -73,7 +79,7 @@ class PredictionLoad:
         self._stopped = True
 
     async def run(self) -> None:
-        began, loop = time.monotonic(), asyncio.get_running_loop()
+        began = time.monotonic()
         async with asyncio.TaskGroup() as group:
             for number in itertools.count():
                 if self._stopped:
@@ -84,7 +90,6 @@ class PredictionLoad:
                 elif number % 16 == 0:
                     await asyncio.sleep(0)
                 group.create_task(self._call(number))
-        assert loop.is_running()
 
     async def run_for(self, seconds: float) -> Sequence[Call]:
         """Runs for some time; returns the calls that it added."""
@@ -120,3 +125,14 @@ def per_second(calls: Sequence[Call]) -> float:
 def p99_ms(calls: Iterable[Call]) -> float:
     found = [call.seconds for call in calls]
     return float(np.percentile(found, 99)) * 1e3 if found else float("nan")
+
+
+async def _calls(address: str, rate: float, seconds: float, deadline: float) -> Sequence[Call]:
+    async with grpc.aio.insecure_channel(address) as channel:
+        return await PredictionLoad([channel], rate=rate, deadline=deadline).run_for(seconds)
+
+
+if __name__ == "__main__":
+    address, *numbers, file = sys.argv[1:]
+    found = asyncio.run(_calls(address, *map(float, numbers)))
+    Path(file).write_text(json.dumps([asdict(call) for call in found]))
