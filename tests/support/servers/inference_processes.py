@@ -96,6 +96,10 @@ class GatewayProcess:
         """Sends SIGTERM."""
         self.process.signal(signal.SIGTERM)
 
+    def wait_ready(self, models: int = 1, within: float = 60.0) -> None:
+        """As `ready`, without an event loop."""
+        asyncio.run(self.ready(models, within))
+
     async def ready(self, models: int = 1, within: float = 60.0) -> None:
         """Waits until the gateway serves all its models."""
 
