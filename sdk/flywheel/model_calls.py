@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from flywheel.bulk_predictions import BulkPredictions
+from flywheel.bulk_predictions import BulkPredictions, Priority
 from flywheel.connection import request_id, timestamp
 from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.paging import list_items
@@ -199,11 +199,12 @@ class ModelCalls(BulkPredictions):
         *,
         as_of: datetime | None = None,
         prediction_id: str = "",
+        priority: Priority = "normal",
         timeout: float | None = None,
     ) -> inference_pb2.PredictResponse:
         """One prediction."""
         request = self.prediction_request(
-            model, entity_keys, request_fields, as_of=as_of, prediction_id=prediction_id
+            model, entity_keys, request_fields, as_of=as_of, prediction_id=prediction_id, priority=priority
         )
         return await self.inference.Predict(request, timeout=timeout)
 

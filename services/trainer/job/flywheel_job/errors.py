@@ -187,7 +187,7 @@ class TooManyRows(FailedPrecondition):
 
 
 class UnusableModel(FailedPrecondition):
-    """ONNX Runtime cannot load or run the model, its files are damaged, or its outputs are no usable numbers."""
+    """ONNX Runtime cannot load or run the model, its files are damaged, or its outputs are unusable."""
 
     reason = "UNUSABLE_MODEL"
     remedy = "Register a version whose model.onnx runs with the tensors and ranges of its signature."
