@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.grpc.auth import READ, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import PROMOTE, READ, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.monitor.v1.MonitorService"
 _METHODS: dict[Permission, tuple[str, ...]] = {
@@ -15,8 +15,12 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ListAlerts",
         "GetIngestStatus",
         "GetPredictionArchive",
+        "GetExperiment",
+        "ListExperiments",
     ),
-    WRITE: ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert"),
+    WRITE: ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert", "ConcludeExperiment"),
+    # Its verdict can promote a version.
+    PROMOTE: ("CreateExperiment",),
 }
 PERMISSIONS: Permissions = {
     f"/{SERVICE}/{method}": permission for permission, methods in _METHODS.items() for method in methods

@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 
 from flywheel_monitor.comparison.bounds import Bounds, Moments, paired, welch
+from flywheel_monitor.intervals.quantiles import quantile_bounds
 from flywheel_monitor.performance.quality import Quality, quality
 from flywheel_monitor.performance.rates import error_rate
 from flywheel_monitor.windows.counts import WindowCounts
@@ -31,6 +32,7 @@ class Variant:
     score_stddev: float
     cost_mean: float | None
     quality: Quality
+    latency_p99_lower_ms: float = 0.0
 
     @property
     def labelled(self) -> int:
@@ -49,8 +51,8 @@ class Comparison:
     score_shift: float
 
 
-def describe(window: WindowCounts) -> Variant:
-    """The statistics of one variant."""
+def describe(window: WindowCounts, alpha: float) -> Variant:
+    """The statistics of one variant; the lower bound of its p99 latency is at level 1 - alpha."""
     mean, stddev = window.score_moments()
     return Variant(
         predictions=window.predictions,
@@ -60,12 +62,15 @@ def describe(window: WindowCounts) -> Variant:
         score_stddev=stddev,
         cost_mean=window.cost_mean(),
         quality=quality(window),
+        latency_p99_lower_ms=quantile_bounds(
+            LATENCY_EDGES_MS.tolist(), window.latencies.tolist(), 0.99, alpha
+        ).lower,
     )
 
 
 def compare(champion: WindowCounts, challenger: WindowCounts, *, is_paired: bool, alpha: float) -> Comparison:
     """Both variants, and the difference of their losses (challenger - champion)."""
-    a, b = describe(champion), describe(challenger)
+    a, b = describe(champion, alpha), describe(challenger, alpha)
     if is_paired:
         pairs, labelled = challenger.counted(Extra.PAIRED), challenger.counted(Extra.PAIRS_LABELLED)
         deltas = _moments(challenger, labelled, Sums.PAIR_LOSS_DELTA, Sums.PAIR_LOSS_DELTA_SQUARED)

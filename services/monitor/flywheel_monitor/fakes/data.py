@@ -14,6 +14,8 @@ from flywheel_monitor.archive.queue import Segment
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.evaluation.report import Report
 from flywheel_monitor.evaluation.verdicts import WindowVerdict
+from flywheel_monitor.experiments.experiment import Experiment
+from flywheel_monitor.experiments.tally import Subject, SubjectEvent, Tally
 from flywheel_monitor.ingest.batches import (
     IngestCounts,
     PredictionColumns,
@@ -91,6 +93,8 @@ class Data:
     """By (model, prediction id)."""
     pruned: dict[int, tuple[StoredPrediction, StoredLabel | None]] = field(default_factory=dict)
     outcomes: set[tuple[int, str]] = field(default_factory=set)
+    business: dict[tuple[int, str], list[tuple[str, float]]] = field(default_factory=dict)
+    """(model, prediction id) → (name, value) of its outcomes but the label."""
     counts: dict[int, IngestCounts] = field(default_factory=dict)
     """By model; orphans are counted when they are read."""
     queue: dict[int, Queued] = field(default_factory=dict)
@@ -111,6 +115,11 @@ class Data:
     alerts: dict[int, tuple[int, Alert]] = field(default_factory=dict)
     """Oldest first, each with the id of its version."""
     announced: dict[tuple[int, Kind, str, Span], DriftAnnouncement] = field(default_factory=dict)
+    experiments: dict[str, tuple[Experiment, Tally]] = field(default_factory=dict)
+    """By name, oldest first."""
+    experiment_events: tuple[SubjectEvent, ...] = ()
+    subjects: dict[tuple[int, str], Subject] = field(default_factory=dict)
+    """(experiment, subject) → what is known of it."""
     responses: dict[tuple[str, str, str], tuple[bytes, bytes]] = field(default_factory=dict)
     """(caller, method, request id) → (body, response)."""
 

@@ -3,10 +3,10 @@
 The bounds are order statistics: the p-quantile Q is above x when too few of n values are at most x. The
 number of values at most Q is a sum of n coin flips of probability p (at least p, with ties), so that the
 mixture of likelihood ratios against all smaller probabilities is a supermartingale that exceeds 1 / alpha
-with at most the probability alpha, at any of all looks (Ville 1939; Robbins 1970; for quantiles Howard and Ramdas 2022,
-"Sequential estimation of quantiles with applications to A/B testing and best-arm identification"). The
-mixture is a Beta distribution around p, cut off at p. Nothing is asymptotic; the values must be independent,
-so that the latencies of one burst count as more than they say.
+with at most the probability alpha, at any of all looks (Ville 1939; Robbins 1970; for quantiles Howard and
+Ramdas 2022, "Sequential estimation of quantiles with applications to A/B testing and best-arm
+identification"). The mixture is a Beta distribution around p, cut off at p. Nothing is asymptotic; the values
+must be independent, so that the latencies of one burst count as more than they say.
 """
 
 from __future__ import annotations
