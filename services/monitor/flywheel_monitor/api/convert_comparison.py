@@ -44,7 +44,7 @@ def comparison_to_proto(
         log_loss_delta_lower=c.loss.lower,
         disagreement_rate=c.disagreement_rate,
         score_shift=c.score_shift,
-        challenger_p99_lower_ms=c.challenger.latency_p99_lower_ms,
+        challenger_p99_lower_ms=found.p99_lower_ms,
         experiment=experiment.experiment.name if experiment else "",
         experiment_verdict=int(experiment.verdict) if experiment else 0,  # type: ignore[arg-type]
         experiment_reason=experiment.reason if experiment else "",

@@ -132,6 +132,7 @@ class MonitorServicer(ExperimentMethods, monitor_pb2_grpc.MonitorServiceServicer
             alpha=request.alpha,
             generation=request.generation,
             champion_source=request.champion_source,
+            p99_alpha=request.p99_alpha,
         )
         return comparison_to_proto(request.champion_release, request.challenger_release, found)
 

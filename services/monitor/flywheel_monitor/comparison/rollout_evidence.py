@@ -9,7 +9,7 @@ from flywheel_common.errors import InvalidName
 from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.comparison.errors import InvalidAlpha, InvalidReleases
 from flywheel_monitor.comparison.ports import VariantCounts, VariantName
-from flywheel_monitor.comparison.variants import Comparison, compare
+from flywheel_monitor.comparison.variants import Comparison, compare, p99_lower_bound
 from flywheel_monitor.experiments.ports import Experiments
 from flywheel_monitor.experiments.verdicts import RolloutVerdict, rollout_verdict
 from flywheel_monitor.ingest.batches import Role
@@ -25,11 +25,12 @@ class EvidenceRecords(VariantCounts, Experiments, Protocol):
 
 @dataclass(frozen=True)
 class RolloutEvidence:
-    """A comparison, the first and last event time that its predictions cover (`support.covered`), and the
-    verdict of the experiment that decides the rollout."""
+    """A comparison, the first and last event time that its predictions cover (`support.covered`), the lower
+    bound of the challenger's p99 latency, and the verdict of the experiment that decides the rollout."""
 
     comparison: Comparison
     covered: tuple[int, int] | None
+    p99_lower_ms: float
     experiment: RolloutVerdict | None = None
 
 
@@ -44,6 +45,7 @@ async def rollout_evidence(
     alpha: float,
     generation: int = 0,
     champion_source: str = "",
+    p99_alpha: float = 0.0,
 ) -> RolloutEvidence:
     """Compare two releases of a rollout since `start_us`, in the step that began with `generation` of the
     routing (0: in all steps); `alpha` 0 is DEFAULT_ALPHA. `rollout` may be a named variant, and
@@ -53,11 +55,8 @@ async def rollout_evidence(
     model = _model_of(rollout)
     if _model_of(champion_source) != model:
         raise InvalidReleases(f"{champion_source} does not belong to {model}.", field="champion_source")
-    alpha = alpha or DEFAULT_ALPHA
-    if not 0 < alpha < 1:
-        raise InvalidAlpha(
-            f"alpha is {alpha:g}: it must lie between 0 and 1; 0 means {DEFAULT_ALPHA}.", field="alpha"
-        )
+    alpha = _level(alpha, "alpha", DEFAULT_ALPHA)
+    p99_alpha = _level(p99_alpha, "p99_alpha", alpha)
     if not champion or not challenger or champion == challenger:
         raise InvalidReleases("Give two different releases to compare.")
     since = ALL_TIME.start_us if start_us is None else start_us
@@ -74,8 +73,21 @@ async def rollout_evidence(
         covered = await records.covered(names, since, total)
         experiment = await rollout_verdict(records, model, rollout, champion, challenger, generation)
     return RolloutEvidence(
-        compare(champion_window, challenger_window, is_paired=shadow, alpha=alpha), covered, experiment
+        compare(champion_window, challenger_window, is_paired=shadow, alpha=alpha),
+        covered,
+        p99_lower_bound(challenger_window, p99_alpha),
+        experiment,
     )
+
+
+def _level(given: float, name: str, default: float) -> float:
+    """A significance level. Raises InvalidAlpha."""
+    level = given or default
+    if not 0 < level < 1:
+        raise InvalidAlpha(
+            f"{name} is {level:g}: it must lie between 0 and 1; 0 means {default:g}.", field=name
+        )
+    return level
 
 
 def _model_of(source: str) -> str:

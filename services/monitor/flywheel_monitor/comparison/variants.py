@@ -32,7 +32,6 @@ class Variant:
     score_stddev: float
     cost_mean: float | None
     quality: Quality
-    latency_p99_lower_ms: float = 0.0
 
     @property
     def labelled(self) -> int:
@@ -51,8 +50,13 @@ class Comparison:
     score_shift: float
 
 
-def describe(window: WindowCounts, alpha: float) -> Variant:
-    """The statistics of one variant; the lower bound of its p99 latency is at level 1 - alpha."""
+def p99_lower_bound(window: WindowCounts, alpha: float) -> float:
+    """Lower bound of the p99 latency in milliseconds at level 1 - alpha, valid at all looks together."""
+    return quantile_bounds(LATENCY_EDGES_MS.tolist(), window.latencies.tolist(), 0.99, alpha).lower
+
+
+def describe(window: WindowCounts) -> Variant:
+    """The statistics of one variant."""
     mean, stddev = window.score_moments()
     return Variant(
         predictions=window.predictions,
@@ -62,15 +66,12 @@ def describe(window: WindowCounts, alpha: float) -> Variant:
         score_stddev=stddev,
         cost_mean=window.cost_mean(),
         quality=quality(window),
-        latency_p99_lower_ms=quantile_bounds(
-            LATENCY_EDGES_MS.tolist(), window.latencies.tolist(), 0.99, alpha
-        ).lower,
     )
 
 
 def compare(champion: WindowCounts, challenger: WindowCounts, *, is_paired: bool, alpha: float) -> Comparison:
     """Both variants, and the difference of their losses (challenger - champion)."""
-    a, b = describe(champion, alpha), describe(challenger, alpha)
+    a, b = describe(champion), describe(challenger)
     if is_paired:
         pairs, labelled = challenger.counted(Extra.PAIRED), challenger.counted(Extra.PAIRS_LABELLED)
         deltas = _moments(challenger, labelled, Sums.PAIR_LOSS_DELTA, Sums.PAIR_LOSS_DELTA_SQUARED)
