@@ -30,6 +30,7 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
+from flywheel.experiments import Experiment, Latency, Metric, cost_per_prediction, error_rate
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
@@ -74,9 +75,12 @@ __all__ = [
     "DeltaSource",
     "Entity",
     "Events",
+    "Experiment",
     "FeatureSet",
     "FlywheelError",
     "JobFailedError",
+    "Latency",
+    "Metric",
     "ModelWatch",
     "NotFound",
     "OnDemandView",
@@ -93,7 +97,9 @@ __all__ = [
     "alerts_table",
     "approx_distinct",
     "compile_definitions",
+    "cost_per_prediction",
     "count",
+    "error_rate",
     "first",
     "last",
     "last_n",
