@@ -53,6 +53,7 @@ from flywheel.types import (
     vector,
 )
 from flywheel.validation import Rule
+from flywheel.variant_calls import Variant
 
 __all__ = [
     "BOOL",
@@ -94,6 +95,7 @@ __all__ = [
     "StreamView",
     "TrainJob",
     "Unavailable",
+    "Variant",
     "alerts_table",
     "approx_distinct",
     "compile_definitions",

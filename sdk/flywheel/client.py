@@ -11,7 +11,8 @@ from flywheel.feature_calls import FeatureCalls
 from flywheel.model_calls import ModelCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
+from flywheel.variant_calls import VariantCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, ExperimentCalls):
+class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, VariantCalls, ExperimentCalls):
     """Use as `async with Client() as client:`."""
