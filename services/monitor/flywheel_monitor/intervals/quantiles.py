@@ -12,6 +12,7 @@ must be independent, so that the latencies of one burst count as more than they 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
@@ -36,17 +37,23 @@ def log_evidence(count: int, n: int, p: float, *, fewer: bool) -> float:
 def quantile_bounds(edges: Sequence[float], counts: Sequence[int], p: float, alpha: float) -> Interval:
     """Bounds of the p-quantile of non-negative values, each at level 1 - alpha. `counts` [n] are the values
     up to each upper edge [n] of a bin; the last bin is open."""
-    n = sum(counts)
-    threshold = -math.log(alpha)
-    lower, upper = 0.0, math.inf
-    for at, (edge, below) in enumerate(zip(edges, accumulate(counts), strict=True)):
-        last = at == len(edges) - 1
-        if below < n * p and not last and log_evidence(below, n, p, fewer=True) >= threshold:
-            lower = float(edge)
-        if below > n * p and not last and log_evidence(below, n, p, fewer=False) >= threshold:
-            upper = float(edge)
-            break
-    return Interval(lower, upper)
+    n, below = sum(counts), list(accumulate(counts))
+    threshold, inner = -math.log(alpha), range(len(counts) - 1)
+
+    def fits(at: int) -> bool:
+        """Whether the quantile is not proven to be above the edge; monotone in the edge."""
+        few = below[at] < n * p and log_evidence(below[at], n, p, fewer=True) >= threshold
+        return not few
+
+    def covers(at: int) -> bool:
+        """Whether the quantile is proven to be at most the edge; monotone in the edge."""
+        return below[at] > n * p and log_evidence(below[at], n, p, fewer=False) >= threshold
+
+    first = bisect_left(inner, True, key=fits)
+    last = bisect_left(inner, True, key=covers)
+    return Interval(
+        float(edges[first - 1]) if first else 0.0, float(edges[last]) if last < len(inner) else math.inf
+    )
 
 
 def _log_share(a: float, b: float, p: float, *, fewer: bool) -> float:
