@@ -47,6 +47,10 @@ async def test_a_shadow_is_compared_over_requests_that_both_predicted(monitor: L
     assert difference.mean() == pytest.approx(found.loss.delta, abs=1e-9)
     assert (low, high) == pytest.approx((found.loss.lower, found.loss.upper), abs=1e-9)
     assert ((challenger >= 0.5) != (scores >= 0.5))[:90].mean() == pytest.approx(found.disagreement_rate)
+    assert (challenger - scores)[:90].mean() == pytest.approx(found.score_difference, abs=1e-9)
+    right = [((s >= 0.5) == (labels == 1))[:70] for s in (scores, challenger)]
+    assert ((right[0] & ~right[1]).sum(), (right[1] & ~right[0]).sum()) == found.right
+    assert min(found.right) > 0
     assert (times[2], times[97]) == evidence.covered, "the third oldest and the third newest"
     since = (await monitor.compare(shadow=True, since_us=times[50])).comparison
     assert (50, 40, 20) == (since.champion.predictions, since.challenger.predictions, since.labelled)

@@ -44,6 +44,9 @@ def comparison_to_proto(
         log_loss_delta_lower=c.loss.lower,
         disagreement_rate=c.disagreement_rate,
         score_shift=c.score_shift,
+        score_difference=c.score_difference,
+        champion_right=c.right[0],
+        challenger_right=c.right[1],
         challenger_p99_lower_ms=found.p99_lower_ms,
         experiment=experiment.experiment.name if experiment else "",
         experiment_verdict=int(experiment.verdict) if experiment else 0,  # type: ignore[arg-type]

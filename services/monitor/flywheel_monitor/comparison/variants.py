@@ -48,6 +48,9 @@ class Comparison:
     loss: Bounds
     disagreement_rate: float | None
     score_shift: float
+    score_difference: float | None = None
+    right: tuple[int, int] = (0, 0)
+    """Requests in which only the champion, and only the challenger, was right."""
 
 
 def p99_lower_bound(window: WindowCounts, alpha: float) -> float:
@@ -79,7 +82,16 @@ def compare(champion: WindowCounts, challenger: WindowCounts, *, is_paired: bool
         shadow_mean = challenger.total(Sums.PAIR_SHADOW_SCORE) / pairs if pairs else 0.0
         disagreement = challenger.counted(Extra.DISAGREED) / pairs if pairs else None
         shift = score_shift(scores, shadow_mean, pairs)
-        return Comparison(a, b, labelled, paired(deltas, alpha), disagreement, shift)
+        return Comparison(
+            a,
+            b,
+            labelled,
+            paired(deltas, alpha),
+            disagreement,
+            shift,
+            shadow_mean - scores.mean if pairs else None,
+            challenger.right,
+        )
     if not champion.layout.output.same(challenger.layout.output):
         return Comparison(a, b, 0, Bounds(), None, 0.0)
     losses, champion_losses = (
