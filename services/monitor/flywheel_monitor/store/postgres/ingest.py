@@ -20,6 +20,12 @@ from flywheel_monitor.ingest.answers import Answer, Known, Pair, answers_of, lab
 from flywheel_monitor.ingest.batches import LABEL, OutcomeColumns, PredictionColumns, Role, rows_of
 from flywheel_monitor.ingest.labels import Label
 from flywheel_monitor.store.postgres.answers import PAIRS, answer_of, pair_of, stored_outputs
+from flywheel_monitor.store.postgres.experiment_events import (
+    note_labels,
+    note_outcomes,
+    note_predictions,
+    tested_models,
+)
 from flywheel_monitor.store.postgres.late import add_late
 from flywheel_monitor.store.postgres.panes import merge_panes
 from flywheel_monitor.store.postgres.parking import lock_partition, park
@@ -149,12 +155,25 @@ class IngestRows:
                 tally.orphans -= 0 if batch.shadow else len(early)
             await conn.execute(_ARCHIVE, model_id, count, pack_kept(new), batch.payload)
         await self._count_pairs(batches, variants, kept, work)
+        await self._note_in_experiments(batches, variants, kept)
         await work.write(conn, partition)
         models = {v.version.id: v.version.model_id for v in variants}
         for version_id, count in (await add_late(conn, partition, times, self._pane_us)).items():
             tallies[models[version_id]].late += count
         await self._count(partition, tallies)
         await advance(conn, partition, arrived, labels=False)
+
+    async def _note_in_experiments(
+        self, batches: Sequence[PredictionColumns], variants: Sequence[Variant], kept: Sequence[Mask]
+    ) -> None:
+        """Note the new served predictions of models with a running experiment."""
+        tested = await tested_models(self._conn, {v.version.model_id for v in variants})
+        new: dict[int, list[str]] = {}
+        for batch, variant, mask in zip(batches, variants, kept, strict=True):
+            if variant.version.model_id in tested and not batch.shadow:
+                new.setdefault(variant.version.model_id, []).extend(compress(batch.ids, mask.tolist()))
+        for model_id, ids in new.items():
+            await note_predictions(self._conn, model_id, ids)
 
     async def _count_pairs(
         self,
@@ -207,6 +226,8 @@ class IngestRows:
             new = {r[0] for r in await conn.fetch(_ADD_OUTCOMES, *columns, model_id, batch.name)}
             tally.outcomes += len(new)
             tally.duplicates += len(batch.outcome_ids) - len(new)
+            if await tested_models(conn, [model_id]):
+                await note_outcomes(conn, model_id, new)
             by_id = dict(zip(batch.outcome_ids, batch.event_times.tolist(), strict=True))
             times += [time for outcome, time in by_id.items() if outcome in new]
         await work.write(conn, partition)
@@ -297,6 +318,12 @@ class IngestRows:
             if corrected:
                 fields = _fields(latest, list(corrected))
                 await conn.execute(_CORRECT_LABELS, list(corrected), *fields, model_id)
+        if await tested_models(conn, [model_id]):
+            differences = [
+                latest[i].value - (corrected[i].value if i in corrected else 0.0)
+                for i in (*added, *corrected)
+            ]
+            await note_labels(conn, model_id, [*added, *corrected], differences)
         found = await conn.fetch(_LABELLED_ROWS, model_id, [*added, *corrected])
         served = {r["prediction_id"] for r in found if not r["shadow_variant"]}
         tally.orphans += len(added) - len(served & added)
