@@ -30,8 +30,8 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
-from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.experiments import Experiment, Latency, Metric, cost_per_prediction, error_rate
+from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
@@ -82,8 +82,8 @@ __all__ = [
     "Entity",
     "EvaluateJob",
     "Events",
-    "ExportJob",
     "Experiment",
+    "ExportJob",
     "FeatureSet",
     "FloatRange",
     "FlywheelError",
