@@ -202,6 +202,7 @@ async def test_a_request_id_with_another_body_is_rejected(
         "SilenceAlerts": (
             silence(60, request_id="once"),
             [silence(61, request_id="once"), silence(60, "projects/p/models/new", "once")],
+        ),
         "CreateExperiment": (
             created("new", request_id="once"),
             [created("new", 2, "once"), created("newer", request_id="once")],
