@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.trainer import export
+from bench.trainer import export, scoring
 
 Part = Callable[[str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"export": export.run}
+PARTS: dict[str, Part] = {"scoring": scoring.run, "export": export.run}
 
 
 def run(only: str) -> list[measure.Row]:

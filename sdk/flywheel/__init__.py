@@ -34,8 +34,10 @@ from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
+from flywheel.score_job import ScoreJob
 from flywheel.storage import read_table, storage, write_table
 from flywheel.train_job import TrainJob
+from flywheel.tune_job import Asha, Choices, FloatRange, IntRange, PopulationBased, TuneJob
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -70,7 +72,9 @@ __all__ = [
     "TIMESTAMP_LIST",
     "Activity",
     "Aggregation",
+    "Asha",
     "BatchView",
+    "Choices",
     "Client",
     "DeltaSource",
     "Entity",
@@ -78,20 +82,25 @@ __all__ = [
     "Events",
     "ExportJob",
     "FeatureSet",
+    "FloatRange",
     "FlywheelError",
+    "IntRange",
     "JobFailedError",
     "ModelWatch",
     "NotFound",
     "OnDemandView",
     "ParquetSource",
+    "PopulationBased",
     "Replay",
     "RequestSource",
     "Requests",
     "Rule",
+    "ScoreJob",
     "SourceError",
     "StreamSource",
     "StreamView",
     "TrainJob",
+    "TuneJob",
     "Unavailable",
     "alerts_table",
     "approx_distinct",

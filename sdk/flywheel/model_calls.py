@@ -11,6 +11,7 @@ from flywheel.bulk_predictions import BulkPredictions
 from flywheel.connection import request_id, timestamp
 from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.paging import list_items
+from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import PackedJob, TrainJob, pack_job
 from flywheel_protos.inference.v1 import inference_pb2
@@ -129,18 +130,21 @@ class ModelCalls(BulkPredictions):
 
     async def train_code(
         self,
-        job: TrainJob | EvaluateJob | ExportJob,
+        job: TrainJob | ScoreJob | EvaluateJob | ExportJob,
         progress: Callable[[trainer_pb2.Job], None] | None = None,
         *,
         request: str = "",
     ) -> trainer_pb2.Run:
-        """Runs one job and returns its run: TRAIN with the user's own code, EVALUATE or EXPORT.
+        """Runs one job and returns its run: TRAIN with the user's own code, EVALUATE, EXPORT, or SCORE, whose
+        run has the address of the predictions in the param `predictions_uri`.
 
         Calls with the same `request` and job run one job. Raises SourceError before anything is sent, and
         JobFailedError with the user's traceback.
         """
         if isinstance(job, EvaluateJob | ExportJob):
             return await self.run_job(job.message(self.path), progress, request=request)
+        if isinstance(job, ScoreJob):
+            return await self.run_job(trainer_pb2.Job(score=score_spec(job, self)), progress, request=request)
         packed = await asyncio.to_thread(pack_job, job)
         if packed.archive is not None:
             await self.upload_source(packed.archive)

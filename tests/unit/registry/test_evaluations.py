@@ -94,7 +94,7 @@ async def test_bounds_of_an_interval_can_be_gated() -> None:
 
 async def test_the_difference_is_taken_on_the_rows_of_the_evaluation() -> None:
     store = await store_with({"auc": 0.7}, {"auc": 0.8, "champion_auc": 0.6})
-    await promote(store, 1, to=Stage.PRODUCTION)
+    await promote(store, 1, to=Stage.PRODUCTION, override=True)
     await record(store, 2, 1, auc=0.72, champion_auc=0.73)
     refused = await promote(store, 2)
     assert not refused.passed
@@ -103,7 +103,7 @@ async def test_the_difference_is_taken_on_the_rows_of_the_evaluation() -> None:
 
 async def test_a_comparison_with_another_champion_does_not_count() -> None:
     store = await store_with({"auc": 0.7}, {"auc": 0.7}, {"auc": 0.8, "champion_auc": 0.1})
-    await promote(store, 1, to=Stage.PRODUCTION)
+    await promote(store, 1, to=Stage.PRODUCTION, override=True)
     await record(store, 3, 2, auc=0.75, champion_auc=0.99)
     passed = await promote(store, 3)
     assert passed.passed
@@ -112,7 +112,7 @@ async def test_a_comparison_with_another_champion_does_not_count() -> None:
 
 async def test_proof_of_a_rollout_is_renewed_after_an_evaluation() -> None:
     store = await store_with({"auc": 0.7}, {"auc": 0.8})
-    await promote(store, 1, to=Stage.PRODUCTION)
+    await promote(store, 1, to=Stage.PRODUCTION, override=True)
     await promote(store, 2)
     async with store.transaction() as records:
         found, champion = await find_version(records, version(2)), await find_version(records, version(1))

@@ -6,12 +6,13 @@ default.
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_job.tuning.messages import settings_from_proto, settings_to_proto
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.encoding.model_specs import (
     evaluate_spec_from_proto,
@@ -19,14 +20,17 @@ from flywheel_trainer.encoding.model_specs import (
     export_spec_from_proto,
     export_spec_to_proto,
 )
+from flywheel_trainer.encoding.score_specs import score_spec_from_proto, score_spec_to_proto
 from flywheel_trainer.encoding.spec_fields import duration, experiment_id, seconds_of
-from flywheel_trainer.jobs.code import CodeRecipe
+from flywheel_trainer.jobs.code import CodeRecipe, ScheduleSegment
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
 from flywheel_trainer.jobs.export_spec import ExportSpec
 from flywheel_trainer.jobs.kinds import Spec
-from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.limits import MAX_ATTEMPTS, Limits
+from flywheel_trainer.jobs.score_spec import ScoreSpec
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.runs.run import ExperimentName
 
 _DEFAULTS = Hyperparameters()
@@ -42,9 +46,16 @@ def spec_of(job: pb.Job) -> Spec:
             return evaluate_spec_from_proto(job.evaluate)
         case "export":
             return export_spec_from_proto(job.export)
+        case "tune":
+            base = train_spec_from_proto(job.tune.base)
+            if not job.tune.base.limits.max_attempts:
+                base = replace(base, limits=replace(base.limits, max_attempts=MAX_ATTEMPTS))
+            return TuneSpec(base, settings_from_proto(job.tune.settings))
+        case "score":
+            return score_spec_from_proto(job.score, experiment_id(job.score.experiment))
         case _:
             raise InvalidSpec(
-                "The job has no specification: set `train`, `evaluate` or `export`.", field="job.train"
+                "The job has no specification: set one field of `spec`, such as `train`.", field="job.train"
             )
 
 
@@ -54,6 +65,11 @@ def job_with_spec(spec: Spec, project: str) -> pb.Job:
         return pb.Job(evaluate=evaluate_spec_to_proto(spec, project))
     if isinstance(spec, ExportSpec):
         return pb.Job(export=export_spec_to_proto(spec, project))
+    if isinstance(spec, TuneSpec):
+        base, settings = train_spec_to_proto(spec.base, project), settings_to_proto(spec.settings)
+        return pb.Job(tune=pb.TuneSpec(base=base, settings=settings))
+    if isinstance(spec, ScoreSpec):
+        return pb.Job(score=score_spec_to_proto(spec, project))
     return pb.Job(train=train_spec_to_proto(spec, project))
 
 
@@ -126,6 +142,7 @@ def _code_from_proto(code: pb.CodeRecipe) -> CodeRecipe:
         environment=dict(code.environment),
         memory_bytes_per_worker=code.memory_bytes_per_worker,
         accelerator_type=code.accelerator_type,
+        schedule=tuple(ScheduleSegment(one.until_step, one.params_json or "{}") for one in code.schedule),
     )
 
 

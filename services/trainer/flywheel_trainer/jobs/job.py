@@ -46,7 +46,7 @@ class Job:
 
     name: JobName
     spec: Any
-    """The specification, of the class of the kind (`kinds.Spec`)."""
+    """A specification of `jobs.kinds`."""
     run: RunName
     kind: str = TrainSpec.KIND
     state: JobState = JobState.QUEUED
