@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import polars as pl
 import pytest
+import torch
 from scipy.optimize import minimize_scalar
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
@@ -40,6 +41,8 @@ from flywheel_job.labelled_rows.sample import sample
 from flywheel_job.launch import DataSet
 from flywheel_job.model_file import MULTICLASS, REGRESSION, InputTensor, ModelFile
 from flywheel_job.outcome import Outcome
+from flywheel_job.recipes.tabular.export import to_onnx, torch_scores
+from flywheel_job.recipes.tabular.network import TabularNet
 from flywheel_job.scoring import open_session
 from flywheel_job.signature import Input
 from tests.support.evaluation_models import Store, linear, logistic, network, rows
@@ -166,6 +169,19 @@ def test_a_graph_with_other_names_and_a_fixed_batch_becomes_dynamic() -> None:
     assert [one.name for one in session.get_outputs()] == ["SCORE"]
     found = session.run(["SCORE"], {"INPUT": np.ones((5, 2), np.float32)})[0]
     assert found == pytest.approx(np.full((5, 1), 1 / (1 + np.exp(-2.0))))
+
+
+@pytest.mark.parametrize("format_", FORMATS)
+def test_the_graph_of_the_tabular_recipe_is_converted(format_: str) -> None:
+    rng = np.random.default_rng(0)
+    numbers = np.where(rng.random((500, 2)) < 0.1, np.nan, rng.normal(size=(500, 2)))
+    x = np.concatenate([numbers, rng.integers(-1, 2, (500, 1))], axis=1).astype(np.float32)
+    torch.manual_seed(0)
+    net = TabularNet([None, None, 2], (64, 32))
+    net.fit_scaling(x)
+    graph = with_dynamic_rows(to_onnx(net, x[:3]), "INPUT", "SCORE")
+    after = open_session(converted(graph, format_, x, per_channel=False)).run(["SCORE"], {"INPUT": x})[0]
+    assert np.abs(torch_scores(net, x) - after[:, 0]).max() < 0.01
 
 
 def test_a_graph_without_products_is_not_quantized() -> None:

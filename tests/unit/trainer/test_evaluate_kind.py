@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,6 +15,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from flywheel_common.errors import Unavailable
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.postgres.errors import LeaseLost
 from flywheel_job.artifacts import artifact_key
 from flywheel_job.launch import Column, LaunchSpec
 from flywheel_job.model_evaluation.params import EvaluationParams
@@ -22,11 +24,15 @@ from flywheel_job.outcome import Artifact, Outcome
 from flywheel_job.signature import Input
 from flywheel_protos.trainer.v1 import evaluation_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
-from flywheel_protos.types.v1 import tensor_pb2
+from flywheel_protos.types.v1 import job_pb2, tensor_pb2
 from flywheel_trainer.encoding.specs import spec_from_json, spec_of, spec_to_json
+from flywheel_trainer.fakes.supervision import MemorySupervision
+from flywheel_trainer.jobs.engine import EngineJob, EngineState
 from flywheel_trainer.jobs.evaluate import EvaluateKind, EvaluatePeers
 from flywheel_trainer.jobs.models import FoundModel, Models
 from flywheel_trainer.jobs.ports import TrainingSet
+from flywheel_trainer.jobs.resources import Quota
+from flywheel_trainer.jobs.supervision import Rules, Supervisor
 from flywheel_trainer.jobs.train import TrainSettings
 from flywheel_trainer.runs.run import Run, RunName, RunState
 from tests.support.builders import trainer as build
@@ -375,3 +381,52 @@ async def test_a_changed_report_is_not_recorded(trainer: MemoryTrainer, kind: Ev
     assert failure is not None
     assert failure.error_reason == "DIGEST_MISMATCH"
     assert trainer.ports.evaluations.recorded == {}  # type: ignore[attr-defined]
+
+
+class DyingSupervision(MemorySupervision):
+    """A store whose process dies before it can end a job, as often as `deaths` says."""
+
+    deaths = 0
+
+    async def end(self, *arguments: Any) -> bool:
+        if DyingSupervision.deaths:
+            DyingSupervision.deaths -= 1
+            raise LeaseLost("The process has died.")
+        return await super().end(*arguments)
+
+
+async def test_a_death_before_the_end_of_the_job_does_not_record_twice(
+    trainer: MemoryTrainer, kind: EvaluateKind
+) -> None:
+    job = (await trainer.stub.SubmitJob(evaluate())).job.name.rpartition("/")[2]
+    tracking, objects = trainer.ports.jobs._tracking, trainer.ports.objects  # type: ignore[attr-defined]
+    running = {"get": lambda command, default=None: lambda _environment: ("", None)}
+    trainer.engine.programs = type("Running", (dict,), running)()
+    rules = Rules("b", "python", lambda engine_id: {}, 4, lambda project: Quota())
+    tokens = itertools.count(1)
+
+    def supervisor() -> Supervisor:
+        store = DyingSupervision(tracking, next(tokens))
+        return Supervisor(store, trainer.engine, objects, {"EVALUATE": kind}, rules, trainer.clock)
+
+    await supervisor().tick()
+    outcome, content = outcome_with(trainer, job=f"{P}/jobs/{job}")
+    await objects.put(artifact_key(outcome.artifacts[0].sha256), content)
+    await objects.put(f"jobs/p/{job}/attempts/1/outcome.json", outcome.to_json())
+    trainer.engine.becomes(f"{job}-1", EngineJob(EngineState.SUCCEEDED))
+
+    trainer.ports.models.down = True  # type: ignore[attr-defined]
+    await supervisor().tick()
+    waiting = (await trainer.stub.GetJob(pb.GetJobRequest(name=f"{P}/jobs/{job}"))).job
+    assert waiting.state == job_pb2.JOB_STATE_RUNNING
+    assert waiting.progress.message.startswith("waits: ")
+
+    trainer.ports.models.down = False  # type: ignore[attr-defined]
+    DyingSupervision.deaths = 2
+    for _ in range(2):
+        with pytest.raises(LeaseLost):
+            await supervisor().tick()
+    await supervisor().tick()
+    ended = (await trainer.stub.GetJob(pb.GetJobRequest(name=waiting.name))).job
+    assert ended.state == job_pb2.JOB_STATE_SUCCEEDED
+    assert len(trainer.ports.evaluations.recorded[VERSION]) == 1  # type: ignore[attr-defined]

@@ -1,0 +1,26 @@
+"""Reads artifacts of runs, and describes them to the registry."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from typing import Any
+
+from flywheel_job.outcome import Artifact
+from flywheel_trainer.jobs.verified import read_verified
+
+__all__ = ["read_verified", "version_fields"]
+
+
+def version_fields(report: Mapping[str, Any], artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """The fields of a model version that its report and its files determine."""
+    golden = report["golden"]
+    return {
+        "framework": report["framework"],
+        "inputs": report["inputs"],
+        "artifacts": [(a.name, a.size_bytes, a.sha256) for a in artifacts.values()],
+        "golden_rows": golden["row_count"],
+        "golden_inputs": base64.b64decode(golden["inputs"]),
+        "golden_scores": base64.b64decode(golden["scores"]),
+        "parent_version": report.get("warm_started_from", ""),
+    }
