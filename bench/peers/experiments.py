@@ -9,10 +9,17 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gbstats.frequentist.tests import SequentialConfig, SequentialTwoSidedTTest
-from gbstats.models.statistics import ProportionStatistic, RatioStatistic, SampleMeanStatistic
+from gbstats.models.statistics import (
+    ProportionStatistic,
+    RatioStatistic,
+    RegressionAdjustedStatistic,
+    SampleMeanStatistic,
+    compute_theta,
+)
 from gbstats.utils import check_srm
 
 TARGET = Path(__file__).resolve().parents[2] / "tests" / "unit" / "monitor" / "gbstats_cases.json"
@@ -23,7 +30,13 @@ def arms(rng: np.random.Generator, kind: str, n: int, m: int) -> list[dict[str, 
     found = []
     for size, lift in ((n, 1.0), (m, 1.08)):
         d = rng.poisson(3, size) + 1.0
-        if kind == "proportion":
+        if kind.startswith("adjusted"):
+            d = np.round(rng.gamma(2.0, 10, size) * 4) / 4
+        if kind == "adjusted proportion":
+            values = (rng.uniform(size=size) < 0.1 * lift * d / 20).astype(float)
+        elif kind == "adjusted mean":
+            values = np.round(d * rng.uniform(0.5, 1.5 * lift, size) * 4) / 4
+        elif kind == "proportion":
             values = (rng.uniform(size=size) < 0.12 * lift).astype(float)
         elif kind == "mean":
             values = np.round(rng.gamma(0.4, 30 * lift, size) * 4) / 4
@@ -42,8 +55,17 @@ def arms(rng: np.random.Generator, kind: str, n: int, m: int) -> list[dict[str, 
     return found
 
 
-def statistic(kind: str, arm: dict[str, float]) -> object:
+def statistic(kind: str, arm: dict[str, float]) -> Any:
     n = int(arm["n"])
+    if kind.startswith("adjusted"):
+        pre = SampleMeanStatistic(n=n, sum=arm["d"], sum_squares=arm["dd"])
+        return RegressionAdjustedStatistic(
+            n=n,
+            post_statistic=statistic(kind.removeprefix("adjusted "), arm),
+            pre_statistic=pre,
+            post_pre_sum_of_products=arm["md"],
+            theta=0,
+        )
     if kind == "proportion":
         return ProportionStatistic(n=n, sum=arm["m"])
     m = SampleMeanStatistic(n=n, sum=arm["m"], sum_squares=arm["mm"])
@@ -56,7 +78,7 @@ def statistic(kind: str, arm: dict[str, float]) -> object:
 def main() -> None:
     rng = np.random.default_rng(14)
     cases = []
-    for kind in ("proportion", "mean", "ratio"):
+    for kind in ("proportion", "mean", "ratio", "adjusted proportion", "adjusted mean"):
         for n, m in ((120, 140), (1_000, 250), (4_999, 5_003), (60_000, 61_000)):
             both = arms(rng, kind, n, m)
             for relative in (False, True):
@@ -64,9 +86,10 @@ def main() -> None:
                     config = SequentialConfig(
                         alpha=alpha, difference_type="relative" if relative else "absolute"
                     )
-                    result = SequentialTwoSidedTTest(
-                        statistic(kind, both[0]), statistic(kind, both[1]), config
-                    ).compute_result()
+                    pair = [statistic(kind, arm) for arm in both]
+                    if kind.startswith("adjusted"):
+                        pair[0].theta = pair[1].theta = compute_theta(*pair)
+                    result = SequentialTwoSidedTTest(*pair, config).compute_result()
                     cases.append(
                         {
                             "kind": kind,

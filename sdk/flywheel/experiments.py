@@ -18,7 +18,9 @@ class Metric:
 
     With `of` it is a ratio of sums: outcome / of (an outcome, or `prediction.count`). Else `per="subject"` is
     the mean per subject, and `per="share"` the share of subjects with an amount above 0. `max_loss`: loss
-    that is allowed, in the metric's unit, or with `relative` as a share of the control's value.
+    that is allowed, in the metric's unit, or with `relative` as a share of the control's value. `covariate`:
+    the name of an outcome with a value of the subject from before the experiment, which makes the interval
+    narrower (CUPED).
     """
 
     name: str
@@ -29,6 +31,7 @@ class Metric:
     max_loss: float = 0.0
     relative: bool = False
     minimum_effect: float = 0.0
+    covariate: str = ""
 
     def to_proto(self, role: pb.MetricRole) -> pb.ExperimentMetric:
         kinds = {"subject": pb.METRIC_KIND_MEAN, "share": pb.METRIC_KIND_PROPORTION}
@@ -42,6 +45,7 @@ class Metric:
             max_loss=self.max_loss,
             relative=self.relative,
             minimum_effect=self.minimum_effect,
+            covariate=self.covariate,
         )
 
 

@@ -88,6 +88,8 @@ async def test_predictions_and_outcomes_count_once_in_any_order(monitor: LocalMo
     for _ in range(2):
         await monitor.predicted(control, treatment)
         await monitor.labelled(early, outcomes(["b", "b"], [1.0, 1.0], name="buy", outcome_ids=["3", "4"]))
+    twice = outcomes(["b", "b"], [2.0, 9.0], name="click", outcome_ids=["5", "5"])
+    await monitor.labelled(twice)
     corrected = outcomes(["c"], [0.0], times=[START_US + 2 * HOUR_US], outcome_ids=["later"])
     await monitor.labelled(corrected, outcomes(["a"], [1.0]))
     await monitor.predicted(
@@ -96,7 +98,7 @@ async def test_predictions_and_outcomes_count_once_in_any_order(monitor: LocalMo
     )
     tally = await counted(monitor)
     assert (2, 3, 1, 1) == tuple(n for arm in tally.arms for n in (arm.subjects, arm.predictions))
-    assert [(1, 0), (1, 0), (1, 3), (1, 3), (1.75, 3)] == [value(tally, 0, i) for i in range(5)]
+    assert [(1, 0), (1, 0), (3, 3), (1, 3), (1.75, 3)] == [value(tally, 0, i) for i in range(5)]
     assert [(0, 0), (0, 0), (1, 1), (0, 1), (0, 1)] == [value(tally, 1, i) for i in range(5)]
     assert tally == await counted(monitor), "every event is taken once"
 

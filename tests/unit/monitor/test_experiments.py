@@ -194,6 +194,26 @@ def test_no_failure_among_many_predictions_passes_the_guardrail() -> None:
     assert many.difference == 0 and 0 < many.interval.upper < ERRORS.max_loss
 
 
+def test_a_covariate_narrows_the_interval() -> None:
+    """Revenue that is three quarters explained by the revenue of the month before."""
+    rng = np.random.default_rng(9)
+    events = []
+    for i in range(2_000):
+        before = float(rng.gamma(2.0, 10.0))
+        spent = before + rng.normal(0, 8.0) + (i % 2) * 1.0
+        events += [event(f"s{i}", i % 2), event(f"s{i}", i % 2, "before", before)]
+        events.append(event(f"s{i}", i % 2, "revenue", spent))
+    plain = replace(REVENUE, role=PRIMARY)
+    found = {}
+    for metric in (plain, replace(plain, covariate="before")):
+        declared = replace(DECLARED, metrics=(metric,))
+        found[metric.covariate] = judge(declared, counted(*events, declaration=declared)[0]).metrics[0]
+    widths = [m.interval.upper - m.interval.lower for m in found.values()]
+    assert 0.4 < widths[1] / widths[0] < 0.6, "sqrt(64 / (200 + 64)) is 0.49"
+    assert (found[""].control, found[""].passed) == (found["before"].control, False)
+    assert found["before"].interval.lower < 1.0 < found["before"].interval.upper
+
+
 def test_an_empty_experiment_continues() -> None:
     report = judge(DECLARED, Tally.empty(5))
     assert (ExperimentVerdict.CONTINUE, ("0 of 100 subjects in the smaller arm.",)) == (
@@ -213,6 +233,8 @@ def test_an_empty_experiment_continues() -> None:
         ({"metrics": (CONVERSION, replace(P99, numerator=COST))}, "quantile between 0 and 1"),
         ({"metrics": (replace(CONVERSION, role=MetricRole.UNSPECIFIED),)}, "role and kind"),
         ({"metrics": (replace(CONVERSION, denominator=COUNT),)}, "no ratio"),
+        ({"metrics": (CONVERSION, replace(CTR, covariate="before"))}, "has a covariate"),
+        ({"metrics": (replace(CONVERSION, covariate="buy"),)}, "an outcome of its own"),
         ({"metrics": (replace(CONVERSION, max_loss=float("nan")),)}, "finite"),
         ({"weeks": 0}, "weeks must be 1 to 52"),
         ({"alpha": 1.0}, "alpha"),

@@ -49,6 +49,7 @@ def _metric_from_proto(message: pb.ExperimentMetric) -> Metric:
         message.relative,
         message.minimum_effect,
         message.quantile or 0.99,
+        message.covariate,
     )
 
 
@@ -87,6 +88,7 @@ def _metric_to_proto(m: Metric) -> pb.ExperimentMetric:
         relative=m.relative,
         minimum_effect=m.minimum_effect,
         quantile=m.quantile if m.kind is MetricKind.QUANTILE else 0.0,
+        covariate=m.covariate,
     )
 
 

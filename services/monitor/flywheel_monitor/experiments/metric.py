@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any, NamedTuple
 
 from flywheel_common.names import ID_RULE
-from flywheel_monitor.intervals.samples import Estimate, SubjectSums, mean, proportion, ratio
+from flywheel_monitor.intervals.samples import Estimate, SubjectSums, adjusted, mean, proportion, ratio
 
 
 class MetricRole(IntEnum):
@@ -75,7 +75,7 @@ class MetricSums(NamedTuple):
 
 @dataclass(frozen=True)
 class Metric:
-    """See `ExperimentMetric` of the API. `denominator` is empty but for RATIO."""
+    """See `ExperimentMetric` of the API. `denominator` is empty but for RATIO, `covariate` for RATIO."""
 
     name: str
     role: MetricRole
@@ -87,6 +87,7 @@ class Metric:
     relative: bool = False
     minimum_effect: float = 0.0
     quantile: float = 0.99
+    covariate: str = ""
 
     @property
     def decides(self) -> bool:
@@ -97,23 +98,24 @@ class Metric:
         """The names of the amounts that it needs per subject."""
         if self.kind is MetricKind.QUANTILE:
             return ()
-        return (self.numerator, self.denominator) if self.kind is MetricKind.RATIO else (self.numerator,)
+        second = self.denominator or self.covariate
+        return (self.numerator, second) if second else (self.numerator,)
 
     def of_subject(self, amounts: Mapping[str, int]) -> tuple[int, int]:
         """(m, d) of a subject in 1 / SCALE."""
-        found = [amounts.get(name, 0) for name in self.amounts]
-        match self.kind:
-            case MetricKind.PROPORTION:
-                return (SCALE if found[0] > 0 else 0), 0
-            case MetricKind.RATIO:
-                return found[0], found[1]
-            case MetricKind.QUANTILE:
-                return 0, 0
-            case _:
-                return found[0], 0
+        if self.kind is MetricKind.QUANTILE:
+            return 0, 0
+        m, d = [*(amounts.get(name, 0) for name in self.amounts), 0][:2]
+        return (SCALE if m > 0 else 0) if self.kind is MetricKind.PROPORTION else m, d
+
+    def estimates(self, control: SubjectSums, treatment: SubjectSums) -> tuple[Estimate, Estimate]:
+        """The values of both arms; not for QUANTILE."""
+        if self.covariate:
+            return adjusted(control, treatment, proportions=self.kind is MetricKind.PROPORTION)
+        return self.estimate(control), self.estimate(treatment)
 
     def estimate(self, sums: SubjectSums) -> Estimate:
-        """The value of an arm; not for QUANTILE.
+        """The value of an arm without covariate; not for QUANTILE.
 
         A share that no subject has, or all have, has no variance, which would say nothing for ever about an
         error rate of 0: its variance is that of one subject of n + 1 which differs from the others."""
@@ -142,6 +144,12 @@ class Metric:
             found.append(f"{self.name} needs the name of an outcome, or {', '.join(sorted(_OF_PREDICTIONS))}")
         if self.denominator and self.kind is not MetricKind.RATIO:
             found.append(f"{self.name} is no ratio and has no denominator")
+        if self.covariate and (
+            self.kind not in (MetricKind.MEAN, MetricKind.PROPORTION)
+            or self.covariate.startswith("prediction.")
+            or self.covariate == self.numerator
+        ):
+            found.append(f"{self.name}: only a mean or a proportion has a covariate, an outcome of its own")
         limits = (self.max_loss, self.minimum_effect)
         if not all(math.isfinite(x) and x >= 0 for x in limits):
             found.append(f"max_loss and minimum_effect of {self.name} must be finite and not negative")

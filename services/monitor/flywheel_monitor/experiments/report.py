@@ -139,14 +139,15 @@ def _judge_metric(
         known = all(sum(arm.latencies) for arm in tally.arms)
         delta = None if not known else _change(values[CONTROL], values[TREATMENT], relative=metric.relative)
         return _report(metric, (values[CONTROL], values[TREATMENT]), delta, bounds)
-    estimates = [metric.estimate(arm.sums[at].over(arm.subjects)) for arm in tally.arms]
+    control, treatment = (arm.sums[at].over(arm.subjects) for arm in tally.arms)
+    estimates = metric.estimates(control, treatment)
     found = difference(*estimates, relative=metric.relative)
     bounds = [always_valid(found, alpha) for alpha in (declaration.alpha, strict)]
     needed = subjects_needed(found, declaration.alpha, metric.minimum_effect + metric.max_loss)
     days = None
     if needed is not None and covered_us > 0:
         days = max(0.0, needed / found.n - 1) * covered_us / DAY_US
-    values = [estimate.value for estimate in estimates]
+    values = [estimate.observed for estimate in estimates]
     return _report(
         metric,
         (values[CONTROL], values[TREATMENT]),

@@ -16,7 +16,7 @@ import numpy as np
 from flywheel_monitor.experiments.experiment import Declaration
 from flywheel_monitor.experiments.metric import COST, COUNT, FAILURES, SCALE, MetricSums
 from flywheel_monitor.windows.histograms import LATENCY_BINS, latency_bins
-from flywheel_monitor.windows.output import within_limit
+from flywheel_monitor.windows.output import LARGEST_SCORE
 from flywheel_monitor.windows.support import reached_time, with_recent
 
 BOTH = 2
@@ -101,9 +101,11 @@ def count(
     """Add events to the tally and to the subjects, which holds everything known of the subjects of these
     events. Returns the subjects that changed."""
     places = {name: at for at, name in enumerate(declaration.amounts)}
+    events = list(events)
+    bins = latency_bins(np.array([e.latency_ms for e in events], np.float64)).tolist()
     changed: set[str] = set()
     times: list[int] = []
-    for event in events:
+    for event, latency in zip(events, bins, strict=True):
         number = declaration.arm_of(event.source, event.release, event.generation)
         if number is None:
             continue
@@ -111,7 +113,7 @@ def count(
         if event.name == COUNT:
             arm = tally.arms[number]
             arm.predictions += 1
-            arm.latencies[int(latency_bins(np.array([event.latency_ms]))[0])] += 1
+            arm.latencies[latency] += 1
             times.append(event.event_time)
             if subject is None:
                 subject = subjects[event.subject] = Subject(number, [0] * len(places))
@@ -128,7 +130,7 @@ def count(
             subject.arm, subject.amounts = BOTH, []
             continue
         for name, value in event.amounts:
-            if name in places and bool(within_limit(np.array([value]))[0]):
+            if name in places and abs(value) <= LARGEST_SCORE:
                 subject.amounts[places[name]] += round(value * SCALE)
             elif name in places:
                 tally.unusable += 1

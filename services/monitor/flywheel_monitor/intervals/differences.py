@@ -53,15 +53,16 @@ def difference(control: Estimate, treatment: Estimate, *, relative: bool) -> Dif
     n = control.n + treatment.n
     enough = min(control.n, treatment.n) >= MIN_SUBJECTS
     delta = treatment.value - control.value
-    if relative and control.value == 0:
+    if relative and control.observed == 0:
         return Difference(0.0, 0.0, n, known=False)
     if not control.n or not treatment.n:
         return Difference(0.0, 0.0, n, known=False)
     a, b = control.variance / control.n, treatment.variance / treatment.n
     if not relative:
         return Difference(delta, math.sqrt(a + b), n, enough and a + b > 0)
-    variance = b / control.value**2 + a * treatment.value**2 / control.value**4
-    return Difference(delta / control.value, math.sqrt(variance), n, enough and variance > 0)
+    base = control.observed
+    variance = b / base**2 + a * treatment.observed**2 / base**4
+    return Difference(delta / base, math.sqrt(variance), n, enough and variance > 0)
 
 
 def always_valid(found: Difference, alpha: float) -> Interval:
