@@ -33,6 +33,7 @@ from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
+from flywheel.score_job import ScoreJob
 from flywheel.storage import read_table, storage, write_table
 from flywheel.train_job import TrainJob
 from flywheel.tune_job import Asha, Choices, FloatRange, IntRange, PopulationBased, TuneJob
@@ -91,6 +92,7 @@ __all__ = [
     "RequestSource",
     "Requests",
     "Rule",
+    "ScoreJob",
     "SourceError",
     "StreamSource",
     "StreamView",

@@ -38,6 +38,9 @@ from flywheel_trainer.jobs.engine import Engine
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
+from flywheel_trainer.jobs.score import ScoreKind, ScoreSettings
+from flywheel_trainer.jobs.score_spec import ScoreSpec
+from flywheel_trainer.jobs.scoring_ports import ScoringPeers
 from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.supervision import Rules, Supervisor
 from flywheel_trainer.jobs.tokens import AttemptTokens
@@ -58,7 +61,9 @@ from flywheel_trainer.runs.ports import RunStore
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.dbos.workflows import dbos_workflows
 from flywheel_trainer.store.grpc.feature import GrpcFeature
+from flywheel_trainer.store.grpc.feature_sets import GrpcFeatureSets
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
+from flywheel_trainer.store.grpc.releases import RegisteredReleases
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
@@ -69,6 +74,7 @@ from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
 from flywheel_trainer.store.postgres.trials import PostgresTrials
 from flywheel_trainer.store.ray.engine import RayEngine
+from flywheel_trainer.store.s3.table_shapes import ParquetShapes
 from flywheel_trainer.store.s3.tables import ParquetTables
 from flywheel_trainer.trials.ports import TrialStore
 from flywheel_trainer.trials.use_cases import Trials
@@ -100,6 +106,7 @@ class Ports:
     feature: FeaturePeer
     registry: RegistryPeer
     weights: Weights
+    scoring: ScoringPeers
     workflows: Callable[[PipelineSteps, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
     supervision: Callable[[int], Supervision]
     """The jobs under the fencing token of a supervisor."""
@@ -160,6 +167,12 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         feature=GrpcFeature(feature_channel),
         registry=registry,
         weights=RegisteredWeights(registry, objects, settings.s3_bucket),
+        scoring=ScoringPeers(
+            GrpcFeature(feature_channel),
+            RegisteredReleases(registry_channel, registry, objects, settings.s3_bucket),
+            GrpcFeatureSets(feature_channel),
+            ParquetShapes(arrow_filesystem(settings)),
+        ),
         workflows=lambda steps, store: dbos_workflows(
             steps,
             store,
@@ -196,8 +209,13 @@ async def wire(
         settings.s3_bucket, settings.job_python, settings.metrics_address, settings.cpus_per_worker
     )
     sources = Sources(ports.objects)
+    score = ScoreSettings(train, settings.cached_predictions_url.get_secret_value())
     train_kind = TrainKind(ports.feature, ports.weights, sources, train)
-    kinds: Kinds = {TrainSpec.KIND: train_kind, TuneSpec.KIND: TuneKind(train_kind)}
+    kinds: Kinds = {
+        TrainSpec.KIND: train_kind,
+        TuneSpec.KIND: TuneKind(train_kind),
+        ScoreSpec.KIND: ScoreKind(ports.scoring, score, clock),
+    }
     logs = StoredLogs(ports.objects)
     jobs = Jobs(ports.jobs, kinds, ports.engine, settings.quota_of, logs, ids, clock)
     rules = job_rules(settings, ports.tokens)

@@ -32,10 +32,12 @@ from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
 from flywheel_trainer.fakes.runs import MemoryRuns
+from flywheel_trainer.fakes.scoring import MemoryFeatureSets, MemoryReleases, MemoryShapes
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.fakes.trials import MemoryTrials
+from flywheel_trainer.jobs.scoring_ports import ScoringPeers
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.server import Ports, wire
@@ -153,6 +155,7 @@ def memory_ports() -> Ports:
         feature=feature,
         registry=registry,
         weights=MemoryWeights(registry, objects, "b"),
+        scoring=ScoringPeers(feature, MemoryReleases(), MemoryFeatureSets(), MemoryShapes()),
         workflows=workflows,
         supervision=lambda token: MemorySupervision(tracking, token),
         run_in_one_replica=run_in_one_replica,

@@ -345,5 +345,5 @@ async def test_a_job_without_a_specification_is_refused(trainer: MemoryTrainer) 
     request.job.ClearField("train")
     status, message = await failure(trainer.stub.SubmitJob(request))
     assert status == "INVALID_ARGUMENT INVALID_SPEC"
-    assert "`train` or `tune`" in message
+    assert "set one field of `spec`" in message
     assert JobName("p", "job-1") == build.tune_job().name

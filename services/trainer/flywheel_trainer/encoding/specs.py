@@ -16,10 +16,12 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_job.tuning.messages import settings_from_proto, settings_to_proto
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
+from flywheel_trainer.encoding.score_specs import score_spec_from_proto, score_spec_to_proto
 from flywheel_trainer.jobs.code import CodeRecipe, ScheduleSegment
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.kinds import Spec
 from flywheel_trainer.jobs.limits import MAX_ATTEMPTS, Limits
+from flywheel_trainer.jobs.score_spec import ScoreSpec
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.runs.run import ExperimentName
@@ -38,8 +40,12 @@ def spec_of(job: pb.Job) -> Spec:
             if not job.tune.base.limits.max_attempts:
                 base = replace(base, limits=replace(base.limits, max_attempts=MAX_ATTEMPTS))
             return TuneSpec(base, settings_from_proto(job.tune.settings))
+        case "score":
+            return score_spec_from_proto(job.score, experiment_id(job.score.experiment))
         case _:
-            raise InvalidSpec("The job has no specification: set `train` or `tune`.", field="job.train")
+            raise InvalidSpec(
+                "The job has no specification: set one field of `spec`, such as `train`.", field="job.train"
+            )
 
 
 def job_with_spec(spec: Spec, project: str) -> pb.Job:
@@ -47,6 +53,8 @@ def job_with_spec(spec: Spec, project: str) -> pb.Job:
     if isinstance(spec, TuneSpec):
         base, settings = train_spec_to_proto(spec.base, project), settings_to_proto(spec.settings)
         return pb.Job(tune=pb.TuneSpec(base=base, settings=settings))
+    if isinstance(spec, ScoreSpec):
+        return pb.Job(score=score_spec_to_proto(spec, project))
     return pb.Job(train=train_spec_to_proto(spec, project))
 
 

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 from flywheel_common.names import Pattern, ResourceName
 from flywheel_trainer.jobs.attempt import Attempt
 from flywheel_trainer.jobs.train_spec import TrainSpec
-from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.runs.run import RunName
 
 
@@ -46,7 +45,8 @@ class Job:
     """A job as the API shows it."""
 
     name: JobName
-    spec: TrainSpec | TuneSpec
+    spec: Any
+    """A specification of `jobs.kinds`."""
     run: RunName
     kind: str = TrainSpec.KIND
     state: JobState = JobState.QUEUED

@@ -94,7 +94,7 @@ class TrainKind:
         return spec.limits
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
-        spec = self.launch_spec(job, _spec(job), details, attempt)
+        spec = self.launch_spec(job, job.spec, details, attempt)
         return Launch({SPEC: spec.to_json()}, self.command(job, attempt, DRIVER))
 
     def command(self, job: Job, attempt: int, driver: str) -> tuple[str, ...]:
@@ -173,7 +173,7 @@ class TrainKind:
         return f"s3://{self._settings.bucket}/{attempt_key(job.name, attempt, file)}"
 
     def progress(self, job: Job, steps: Mapping[str, int]) -> Mapping[str, Any]:
-        spec = _spec(job)
+        spec = job.spec
         if spec.code is not None:
             return {"done": max(steps.values(), default=0), "total": 0, "unit": "step"}
         total = spec.hyperparameters.epochs
@@ -182,15 +182,10 @@ class TrainKind:
     async def conclude(
         self, read: Callable[[str], Awaitable[bytes | None]]
     ) -> tuple[Outcome | None, Outcome | None]:
-        return _outcome(await read(OUTCOME)), _outcome(await read(FAILURE))
+        return outcome_of(await read(OUTCOME)), outcome_of(await read(FAILURE))
 
 
-def _spec(job: Job) -> TrainSpec:
-    assert isinstance(job.spec, TrainSpec)
-    return job.spec
-
-
-def _outcome(data: bytes | None) -> Outcome | None:
+def outcome_of(data: bytes | None) -> Outcome | None:
     try:
         return None if data is None else Outcome.from_json(data)
     except ValueError:

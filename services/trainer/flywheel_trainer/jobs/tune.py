@@ -40,7 +40,7 @@ class TuneKind:
         return spec.base.limits
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
-        spec = _spec(job)
+        spec = job.spec
         launch = TuneLaunch(self._train.launch_spec(job, spec.base, details, attempt), spec.settings)
         command = self._train.command(job, attempt, DRIVER)
         return Launch({SPEC: launch.to_json()}, command)
@@ -48,7 +48,7 @@ class TuneKind:
     def progress(self, job: Job, steps: Mapping[str, int]) -> Mapping[str, Any]:
         return {
             "done": steps.get(FINISHED, 0),
-            "total": _spec(job).settings.trial_count,
+            "total": job.spec.settings.trial_count,
             "unit": "trial",
         }
 
@@ -56,8 +56,3 @@ class TuneKind:
         self, read: Callable[[str], Awaitable[bytes | None]]
     ) -> tuple[Outcome | None, Outcome | None]:
         return await self._train.conclude(read)
-
-
-def _spec(job: Job) -> TuneSpec:
-    assert isinstance(job.spec, TuneSpec)
-    return job.spec

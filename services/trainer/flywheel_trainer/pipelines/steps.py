@@ -181,7 +181,7 @@ class PipelineSteps:
         return {"release": release, "start_rollout": run.spec.start_rollout}
 
     async def rollout(self, workflow: str, results: Mapping[str, Result]) -> Result:
-        """Start shadow → canary → promotion; without a champion the registry promotes at once."""
+        """Start the rollout, which loads the release first; without a champion this promotes it."""
         run = await self._begin(workflow, "rollout")
         cause = f"retraining after {run.cause_alert}" if run.cause_alert else "pipeline run"
         rollout, state = await self._registry.start_rollout(

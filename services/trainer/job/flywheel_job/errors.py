@@ -123,6 +123,27 @@ class MissingPackage(FailedPrecondition):
     remedy = "Use an environment with the package; recipes need flywheel-job[estimators]."
 
 
+class UnusableTable(FailedPrecondition):
+    """The table of a SCORE job, joined with its features, does not fit the model; the message names why."""
+
+    reason = "UNUSABLE_TABLE"
+    remedy = "Correct the column that the message names, or score with a release of the table's feature set."
+
+
+class UnusableModel(FailedPrecondition):
+    """ONNX Runtime cannot load or run the model of a SCORE job, or its files are damaged."""
+
+    reason = "UNUSABLE_MODEL"
+    remedy = "Register a version whose model.onnx runs with the tensors of its signature."
+
+
+class CacheUnavailable(FailedPrecondition):
+    """The Redis of the gateways did not take the predictions of a SCORE job, which are complete on S3."""
+
+    reason = "CACHE_UNAVAILABLE"
+    remedy = "Restore Redis, or correct cached_predictions_url of the trainer, and submit the job again."
+
+
 class SegmentNotReached(FailedPrecondition):
     """The training code returned before it had saved a checkpoint at the last step of a segment."""
 
