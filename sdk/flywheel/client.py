@@ -6,12 +6,16 @@ are `FlywheelError`s with a reason. Tasks that need several calls or packed colu
 
 from __future__ import annotations
 
+from flywheel.experiment_calls import ExperimentCalls
 from flywheel.feature_calls import FeatureCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
 from flywheel.tracking.run_calls import RunCalls
 from flywheel.tune_calls import TuneCalls
+from flywheel.variant_calls import VariantCalls
 
 
-class Client(FeatureCalls, TuneCalls, RegistrationCalls, RolloutCalls, RunCalls):
+class Client(
+    FeatureCalls, TuneCalls, RegistrationCalls, RolloutCalls, VariantCalls, ExperimentCalls, RunCalls
+):
     """Use as `async with Client() as client:`."""
