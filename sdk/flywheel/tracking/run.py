@@ -106,7 +106,7 @@ class Run:
 
     @property
     def dropped_points(self) -> int:
-        """Points that were dropped because the spool was full."""
+        """Points that were dropped because the spool, or the disk, was full."""
         return self._dropped
 
     @property
@@ -264,11 +264,11 @@ class Run:
         end.ended_at.GetCurrentTime()
         self._stop_writing.set()
         self._writer.join()
-        self._write_buffer()
-        if self._dropped:
-            dropped = {"flywheel.dropped_points": str(self._dropped)}
-            self._spool.append(Kind.UPDATE, self._request(trainer_pb2.UpdateRunRequest(tags=dropped)))
-        self._spool.append(Kind.UPDATE, end.SerializeToString())
+        try:
+            self._write_end(end)
+        except OSError as failure:
+            self._failure = failure
+            self._dropped += len(self._buffer)
         self._sender.stop.set()
         self._wake.set()
         self._sending.join()
@@ -278,8 +278,17 @@ class Run:
         self._spool.close(remove=sent)
         self._warn(sent)
 
+    def _write_end(self, end: Message) -> None:
+        self._write_buffer()
+        if self._dropped:
+            dropped = {"flywheel.dropped_points": str(self._dropped)}
+            self._spool.append(Kind.UPDATE, self._request(trainer_pb2.UpdateRunRequest(tags=dropped)))
+        self._spool.append(Kind.UPDATE, end.SerializeToString())
+
     def _warn(self, sent: bool) -> None:
         found = self.problems
+        if self._failure is not None:
+            found.append(f"The spool could not be written: {self._failure}.")
         if not sent:
             found.append(f"The trainer did not answer: send {self._spool.folder} with `flywheel runs sync`.")
         if self._dropped:
@@ -353,10 +362,13 @@ class Run:
                     self._buffer.extend((k, now // 1_000_000, v, now) for k, v in self._system.read().items())
                 self._write_buffer()
             except OSError as error:
-                # The disk is full, or gone: the points wait in memory, and `log` waits when it is full too.
+                # The disk is full, or gone: the points wait in memory up to its bound.
                 if self._failure is None:
                     log.error("the spool %s cannot be written: %s", self._spool.folder, error)
                 self._failure = error
+                while len(self._buffer) > MAX_BUFFERED_POINTS // 2:
+                    self._buffer.popleft()
+                    self._dropped += 1
 
     def _write_buffer(self) -> None:
         """Move the points in memory to the spool."""
@@ -381,8 +393,6 @@ class Run:
 
     def _wait_for_writer(self) -> None:
         while len(self._buffer) > MAX_BUFFERED_POINTS and not self._finished:
-            if self._failure is not None:
-                raise TrackingError(f"The spool cannot be written: {self._failure}.")
             time.sleep(0.01)
 
     def _put(self, kind: Kind, request: Any) -> None:

@@ -88,7 +88,7 @@ class Spool:
             self._read_segment, self._read_offset = numbers[0], 0
         # A new segment: what an earlier process was writing may end in the middle of a record.
         self._write_segment = max([*numbers, self._read_segment, 0]) + 1
-        self._writer = (folder / _segment_name(self._write_segment)).open("ab")
+        self._writer = (folder / _segment_name(self._write_segment)).open("ab", buffering=0)
         self._write_offset = 0
         self.last_written = (0, 0)
         """Position behind the last record that was appended; compare with `position`."""
@@ -110,7 +110,7 @@ class Spool:
         _replace(self.folder / "run.json", json.dumps(description))
 
     def append(self, kind: Kind, payload: bytes) -> None:
-        """Append a record. Raises SpoolFull; only METRICS and ARTIFACT are bounded, the others are small."""
+        """Append a record. Raises OSError, and SpoolFull for METRICS only: the others are small."""
         size = _HEADER.size + len(payload)
         if kind is Kind.METRICS and self._bytes + size > self._max_bytes:
             raise SpoolFull(
@@ -118,16 +118,25 @@ class Spool:
             )
         header = _HEADER.pack(len(payload), zlib.crc32(payload), kind)
         with self._guard:
-            self._writer.write(header + payload)
-            self._writer.flush()
+            self._write(header + payload)
             self._bytes += size
             self._write_offset += size
             self.last_written = (self._write_segment, self._write_offset)
             if self._write_offset >= SEGMENT_BYTES:
                 self._writer.close()
                 self._write_segment += 1
-                self._writer = (self.folder / _segment_name(self._write_segment)).open("ab")
+                self._writer = (self.folder / _segment_name(self._write_segment)).open("ab", buffering=0)
                 self._write_offset = 0
+
+    def _write(self, data: bytes) -> None:
+        """Write all of it, or nothing: a part of a record would hide the records after it."""
+        written = 0
+        try:
+            while written < len(data):
+                written += self._writer.write(data[written:]) or 0
+        except OSError:
+            self._writer.truncate(self._write_offset)
+            raise
 
     def add_file(self, path: Path) -> tuple[str, int, str]:
         """Copy a file into the spool: its name there, size and SHA-256. Raises SpoolFull, OSError."""

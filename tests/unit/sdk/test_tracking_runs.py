@@ -282,6 +282,41 @@ def test_a_full_spool_drops_points_and_reports_them(trainer: RestartedTrainer, s
     assert RunState.SUCCEEDED is record.run.state
 
 
+FULL_DISK = """
+import resource, sys
+import flywheel as fw
+run = fw.run("late", address=sys.argv[1], spool=sys.argv[2], system_metrics=False)
+run.log({"first": 1.0}, step=0)
+run.flush()
+# No file may grow further, as on a disk that is full.
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
+for step in range(600_000):
+    run.log({"loss": 1.0}, step=step)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+run.log({"last": 1.0}, step=1)
+run.finish()
+print(run.name, run.dropped_points)
+"""
+
+
+def test_a_full_disk_ends_no_program_and_what_is_lost_is_counted(
+    trainer: RestartedTrainer, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, trainer.address, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    name, dropped = done.stdout.split()
+    record = trainer.runs.record(RunName.parse(name))
+    assert 600_000 - len(values(record, "loss")) == int(dropped) > 0
+    assert {"first", "last"} < set(record.run.metrics)
+    assert dropped == record.run.tags["flywheel.dropped_points"]
+    assert RunState.SUCCEEDED is record.run.state
+
+
 def test_a_run_with_a_short_lease_stays_alive_without_points(trainer: RestartedTrainer, start: Start) -> None:
     with start(lease_seconds=1.0) as run:
         assert run.flush()
