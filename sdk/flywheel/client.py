@@ -10,7 +10,8 @@ from flywheel.feature_calls import FeatureCalls
 from flywheel.model_calls import ModelCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
+from flywheel.stage_calls import StageCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls):
+class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, StageCalls):
     """Use as `async with Client() as client:`."""

@@ -10,6 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from flywheel.cli import stages
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
 from flywheel.client import Client
@@ -20,6 +21,7 @@ from flywheel_protos.registry.v1 import registry_pb2
 
 models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rollback, audit.")
 models.add_typer(rollout, name="rollout")
+stages.add_commands(models)
 
 
 @models.command("list")
