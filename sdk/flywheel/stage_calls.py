@@ -43,7 +43,7 @@ class StageCalls(Connection):
         """
         request = registry_pb2.PromoteModelVersionRequest(
             name=self.version_name(version),
-            to_stage=model_pb2.Stage.Value(f"STAGE_{to}") if to else None,
+            to_stage=model_pb2.Stage.Value(f"STAGE_{to}") if to else model_pb2.STAGE_UNSPECIFIED,
             reason=reason,
             override=override,
             request_id=request_id(),
@@ -73,7 +73,7 @@ class StageCalls(Connection):
     async def set_variants(
         self, model: str, variants: Sequence[model_pb2.Variant], reason: str
     ) -> model_pb2.Model:
-        """Replaces the variants of a model: experiments, holdbacks and shadows beside champion and challenger.
+        """Replaces the variants of a model: experiments, holdbacks and shadows beside the champion.
 
         `Variant.release` may be `model/3` or a number. Without variants the model has none.
         """

@@ -73,7 +73,7 @@ async def test_a_version_is_rejected_with_a_reason(client: ModelClient, sdk: fw.
 async def test_variants_are_set_shown_and_removed(client: ModelClient, sdk: fw.Client) -> None:
     await client.create()
     await client.champion(b"first")
-    version, _ = await client.staged(b"second")
+    await client.staged(b"second")
     done = await cli(
         client, "variants", "late", "--set", "holdback=1:5", "--set", "shadow=2:0:20", "--reason", "q"
     )
@@ -92,7 +92,7 @@ async def test_variants_are_set_shown_and_removed(client: ModelClient, sdk: fw.C
 
 @pytest.mark.parametrize("text", ["a", "a=", "a=1", "=1:2", "a=1:x", "a=1:2:3:4"])
 def test_a_malformed_variant_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match="is not|no number"):
+    with pytest.raises(ValueError, match=r"is not|no number"):
         parse_variant(text)
 
 
