@@ -43,7 +43,7 @@ class StageCalls(Connection):
         """
         request = registry_pb2.PromoteModelVersionRequest(
             name=self.version_name(version),
-            to_stage=model_pb2.Stage.Value(f"STAGE_{to}") if to else model_pb2.STAGE_UNSPECIFIED,
+            to_stage=f"STAGE_{to or 'UNSPECIFIED'}",
             reason=reason,
             override=override,
             request_id=request_id(),

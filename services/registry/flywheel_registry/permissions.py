@@ -15,12 +15,14 @@ OVERRIDE_GATE = "PromoteModelVersion with `override` (although a gate failed, or
 PROMOTE_TO_PRODUCTION = "PromoteModelVersion to PRODUCTION"
 SEND_EVIDENCE = "PromoteModelVersion with `evidence.values`"
 CHANGE_POLICY = "UpdateModel of `gate_policy` or `rollout_policy`"
+CHANGE_PROTECTED_ALIAS = "SetModelAlias or DeleteModelAlias of a protected alias"
 
 REQUEST_PERMISSIONS: Mapping[str, Permission] = {
     OVERRIDE_GATE: PROMOTE,
     PROMOTE_TO_PRODUCTION: PROMOTE,
     CHANGE_POLICY: PROMOTE,
     SEND_EVIDENCE: MEASURE,
+    CHANGE_PROTECTED_ALIAS: PROMOTE,
 }
 """Property of a request → roles: its caller needs one of them, in addition to a role of the method. Checked
 after parsing and before any effect."""
@@ -41,6 +43,10 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "GetEvidence",
         "ListAuditEntries",
         "ListGateways",
+        "GetModelAlias",
+        "ListModelAliases",
+        "SearchModelVersions",
+        "GetLineage",
     ),
     WRITE: (
         "CreateModel",
@@ -50,6 +56,9 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "CheckModelVersion",
         "PromoteModelVersion",
         "CreateRelease",
+        "SetModelAlias",
+        "DeleteModelAlias",
+        "TagModelVersion",
     ),
     PROMOTE: (
         "RejectModelVersion",
@@ -62,6 +71,11 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ConcludeRollout",
         "RollbackModel",
         "SetModelVariants",
+        "RestoreModelVersion",
+        "DeleteRelease",
+        "RestoreRelease",
+        "DeleteModel",
+        "RestoreModel",
     ),
     OPERATE: (
         "WatchServing",

@@ -32,7 +32,10 @@ from flywheel_registry.artifacts.check import VersionCheck
 from flywheel_registry.artifacts.ports import FeatureSets, GraphRunner
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
 from flywheel_registry.config import RegistrySettings
+from flywheel_registry.deletion.deletion import Deletion
+from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
+from flywheel_registry.models.tags import VersionTags
 from flywheel_registry.permissions import PERMISSIONS, SERVICE
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
@@ -154,6 +157,9 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         desired_state=desired_state,
         gateways=ports.gateways,
         variants=Variants(clock),
+        aliases=Aliases(clock),
+        tags=VersionTags(clock),
+        deletion=Deletion(clock),
         rollback_wait_seconds=settings.rollback_wait_seconds,
     )
     server = Server(

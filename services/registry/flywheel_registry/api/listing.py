@@ -5,7 +5,9 @@ Raises InvalidPageToken and InvalidPageSize, and InvalidFilter where a method ha
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
 from typing import TypeVar
 
 from flywheel_common.errors import InvalidPageToken
@@ -13,8 +15,10 @@ from flywheel_common.paging import Page, cut, decode_token, page_size
 from flywheel_registry.api.filters import parse_filter
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.audit.ports import AuditRecords
+from flywheel_registry.models.alias import Alias
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.ports import ModelRecords
+from flywheel_registry.models.search import Position, VersionQuery
 from flywheel_registry.models.version import FeatureUse, ModelVersion
 from flywheel_registry.releases.ports import ReleaseRecords
 from flywheel_registry.releases.release import Release
@@ -45,15 +49,56 @@ async def list_models(
 
 
 async def list_versions(
-    records: ModelRecords, model: str, filter_: str, size: int, token: str
+    records: ModelRecords, model: str, filter_: str, size: int, token: str, *, golden: bool = False
 ) -> Page[ModelVersion]:
-    """Read versions, newest first. The filter supports `stage=…` and `tag:key=value`, joined by AND."""
+    """Read versions, newest first. The filter supports `stage=…` and `tag:key=value`, joined by AND.
+
+    They have no golden rows unless `golden`.
+    """
     wanted = parse_filter(filter_, ("stage",))
 
     async def read(before: int, limit: int) -> list[ModelVersion]:
-        return await records.versions(model, before, wanted.stage, wanted.tags, limit)
+        return await records.versions(model, before, wanted.stage, wanted.tags, limit, golden=golden)
 
     return await _newest_first(read, lambda v: v.number, f"versions {model} {filter_}", size, token)
+
+
+async def list_aliases(records: ModelRecords, model: str, size: int, token: str) -> Page[Alias]:
+    """Read aliases by name."""
+    query = f"aliases {model}"
+    after, size = _text_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
+    return cut(await records.aliases(model, after, size + 1), size, lambda a: [a.alias], query=query)
+
+
+async def search_versions(
+    records: ModelRecords, query: VersionQuery, size: int, token: str
+) -> Page[ModelVersion]:
+    """Read the versions that match a search, in its order."""
+    text, size = f"search {query}", page_size(size, default=DEFAULT_PAGE_SIZE)
+
+    def key(version: ModelVersion) -> list[str | int | float]:
+        at = query.position(version)
+        value = at.value.isoformat() if isinstance(at.value, datetime) else at.value
+        return [value, at.model, at.number]
+
+    after = _position(decode_token(token, query=text))
+    return cut(await records.search_versions(replace(query, after=after), size + 1), size, key, query=text)
+
+
+def _position(key: Sequence[object] | None) -> Position | None:
+    match key:
+        case None:
+            return None
+        case [str(time), str(model), int(number)] if "\0" not in model and 0 < number <= NEWEST:
+            try:
+                return Position(datetime.fromisoformat(time), model, number)
+            except ValueError:
+                raise _foreign_token() from None
+        case [int() | float() as value, str(model), int(number)] if (
+            "\0" not in model and 0 < number <= NEWEST
+        ):
+            return Position(float(value), model, number)
+    raise _foreign_token()
 
 
 async def list_feature_uses(records: ModelRecords, project: str, size: int, token: str) -> Page[FeatureUse]:

@@ -107,7 +107,12 @@ class ModelMethods(Mutations):
         async with self._store.reading() as records:
             await find_model(records, parent)
             page = await listing.list_versions(
-                records, parent, request.filter, request.page_size, request.page_token
+                records,
+                parent,
+                request.filter,
+                request.page_size,
+                request.page_token,
+                golden=request.with_golden_rows,
             )
         versions = map(convert_models.version_to_proto, page.items)
         return pb.ListModelVersionsResponse(model_versions=versions, next_page_token=page.next_page_token)
@@ -146,17 +151,6 @@ class ModelMethods(Mutations):
     ) -> pb.CheckModelVersionResponse:
         version = await self._checks.check(VersionName.parse(request.name), actor())
         return pb.CheckModelVersionResponse(model_version=convert_models.version_to_proto(version))
-
-    async def DeleteModelVersion(
-        self, request: pb.DeleteModelVersionRequest, context: Any
-    ) -> pb.DeleteModelVersionResponse:
-        name = VersionName.parse(request.name)
-
-        async def effect(records: ModelRecords) -> pb.DeleteModelVersionResponse:
-            await self._models.delete_version(records, name, request.reason, actor())
-            return pb.DeleteModelVersionResponse()
-
-        return await self._mutate("DeleteModelVersion", request, pb.DeleteModelVersionResponse, effect)
 
     # ---------------------------------------------------------------------------------------------- stages
 

@@ -8,16 +8,21 @@ from flywheel_common.postgres.transactions import Store
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_protos.registry.v1.registry_pb2_grpc import RegistryServiceServicer
 from flywheel_registry.api import convert_evidence, listing
+from flywheel_registry.api.deletion_methods import DeletionMethods
 from flywheel_registry.api.model_methods import ModelMethods
 from flywheel_registry.api.rollout_methods import RolloutMethods
+from flywheel_registry.api.search_methods import SearchMethods
 from flywheel_registry.api.serving_methods import ServingMethods
 from flywheel_registry.artifacts.check import VersionCheck
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
+from flywheel_registry.deletion.deletion import Deletion
 from flywheel_registry.evidence.lookups import find_evidence
 from flywheel_registry.evidence.names import EvidenceName
+from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
+from flywheel_registry.models.tags import VersionTags
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
 from flywheel_registry.rollback.acknowledgement import Acknowledgements
@@ -30,7 +35,9 @@ from flywheel_registry.serving.ports import Gateways
 from flywheel_registry.serving.variants import Variants
 
 
-class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistryServiceServicer):
+class RegistryServicer(
+    ModelMethods, RolloutMethods, ServingMethods, SearchMethods, DeletionMethods, RegistryServiceServicer
+):
     """`flywheel.registry.v1.RegistryService`. `rollback_wait_seconds` is for callers without a deadline."""
 
     def __init__(
@@ -49,6 +56,9 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         desired_state: DesiredStateCache,
         gateways: Gateways,
         variants: Variants,
+        aliases: Aliases,
+        tags: VersionTags,
+        deletion: Deletion,
         rollback_wait_seconds: float,
     ) -> None:
         self._store = store
@@ -65,6 +75,9 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
         self._desired_state = desired_state
         self._gateways = gateways
         self._variants = variants
+        self._aliases = aliases
+        self._tags = tags
+        self._deletion = deletion
 
     async def GetEvidence(self, request: pb.GetEvidenceRequest, context: Any) -> pb.GetEvidenceResponse:
         async with self._store.reading() as records:
@@ -76,7 +89,9 @@ class RegistryServicer(ModelMethods, RolloutMethods, ServingMethods, RegistrySer
     ) -> pb.ListAuditEntriesResponse:
         parent = str(ModelName.parse(request.parent))
         async with self._store.reading() as records:
-            await find_model(records, parent)
             page = await listing.list_audit(records, parent, request.page_size, request.page_token)
+            # The audit of a deleted model stays readable, and every model has an entry.
+            if not page.items:
+                await find_model(records, parent)
         entries = map(convert_evidence.audit_to_proto, page.items)
         return pb.ListAuditEntriesResponse(entries=entries, next_page_token=page.next_page_token)

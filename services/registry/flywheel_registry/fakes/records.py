@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
 from flywheel_registry.audit.chain import AuditEntry, AuditHead, entry_hash, genesis
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.evidence.evidence import Evidence
+from flywheel_registry.fakes.lifetimes import MemoryLifetimes, without_golden_rows
+from flywheel_registry.fakes.tables import MemoryTables, Numbered
 from flywheel_registry.models.errors import (
     ConcurrentArtifactChange,
     ConcurrentChampionChange,
@@ -27,34 +29,9 @@ from flywheel_registry.serving.routing import Routing
 from flywheel_registry.stages.transitions import Stage
 
 Row = TypeVar("Row")
-Numbered = tuple[str, int]
-"""(model, number)."""
 
 
-@dataclass
-class MemoryTables:
-    """All rows. The values are immutable, so copying the dictionaries copies everything."""
-
-    models: dict[str, Model] = field(default_factory=dict)
-    last_numbers: dict[tuple[str, str], int] = field(default_factory=dict)
-    versions: dict[Numbered, ModelVersion] = field(default_factory=dict)
-    releases: dict[Numbered, Release] = field(default_factory=dict)
-    evidence: dict[Numbered, Evidence] = field(default_factory=dict)
-    audit: dict[Numbered, AuditEntry] = field(default_factory=dict)
-    rollouts: dict[Numbered, Rollout] = field(default_factory=dict)
-    routing: dict[str, Routing] = field(default_factory=dict)
-    spans: dict[Numbered, ServingSpan] = field(default_factory=dict)
-    events: dict[int, tuple[StageChanged | RolloutChanged, datetime]] = field(default_factory=dict)
-    heads: dict[int, AuditHead] = field(default_factory=dict)
-    """Number of an event → the head of its model's audit when it was sent."""
-    answers: dict[tuple[str, str, str], tuple[bytes, bytes]] = field(default_factory=dict)
-    """(caller, method, request id) → (body, answer)."""
-
-    def copy(self) -> MemoryTables:
-        return MemoryTables(*(dict(getattr(self, f.name)) for f in fields(self)))
-
-
-class MemoryRecords:
+class MemoryRecords(MemoryLifetimes):
     """`RolloutRecords`, and with them all other records, on the tables that `tables` returns.
 
     These are a transaction's copy, or for reads the tables committed at the time of each call.
@@ -73,7 +50,7 @@ class MemoryRecords:
         return self._data.answers
 
     async def lock(self, model: str) -> bool:
-        return model in self._data.models
+        return await self.model(model) is not None
 
     def _next_number(self, model: str, kind: str) -> int:
         number = self._data.last_numbers[model, kind] = self._data.last_numbers.get((model, kind), 0) + 1
@@ -89,7 +66,7 @@ class MemoryRecords:
 
     async def model(self, name: str) -> Model | None:
         found = self._data.models.get(name)
-        if found is None:
+        if found is None or ("model", name, 0) in self._data.deleted:
             return None
         routing = self._data.routing.get(name, Routing())
         champion = routing.champion
@@ -103,6 +80,7 @@ class MemoryRecords:
             m.name
             for m in self._data.models.values()
             if m.project == project and m.name > after and tags.items() <= m.tags.items()
+            if ("model", m.name, 0) not in self._data.deleted
         )
         return [found for name in names[:limit] if (found := await self.model(name)) is not None]
 
@@ -124,21 +102,38 @@ class MemoryRecords:
         return added
 
     async def version(self, model: str, number: int) -> ModelVersion | None:
-        return self._data.versions.get((model, number))
+        return None if self._hidden("version", model, number) else self._data.versions.get((model, number))
 
     async def versions(
-        self, model: str, before: int, stage: Stage | None, tags: Mapping[str, str], limit: int
+        self,
+        model: str,
+        before: int,
+        stage: Stage | None,
+        tags: Mapping[str, str],
+        limit: int,
+        *,
+        golden: bool = False,
     ) -> list[ModelVersion]:
         found = [
-            v
+            v if golden else without_golden_rows(v)
             for v in _newest_first(self._data.versions, model, before)
             if stage in (None, v.stage) and tags.items() <= v.tags.items()
+            if not self._hidden("version", model, v.number)
         ]
         return found[:limit]
 
+    def _hidden(self, kind: str, model: str, number: int) -> bool:
+        return (kind, model, number) in self._data.deleted
+
     async def feature_uses(self, prefix: str, after: tuple[str, int, str], limit: int) -> list[FeatureUse]:
-        trained = {(v.model, v.number, v.feature_set) for v in self._data.versions.values()}
-        released = {(r.model, r.version, r.feature_set) for r in self._data.releases.values()}
+        shown = [v for v in self._data.versions.values() if not self._hidden("version", v.model, v.number)]
+        trained = {(v.model, v.number, v.feature_set) for v in shown}
+        released = {
+            (r.model, r.version, r.feature_set)
+            for r in self._data.releases.values()
+            if not self._hidden("release", r.model, r.number)
+            if not self._hidden("version", r.model, r.version)
+        }
         found = sorted(use for use in trained | released if use[2].startswith(prefix) and use > after)
         return [FeatureUse(m, n, self._data.versions[m, n].stage, name) for m, n, name in found[:limit]]
 
@@ -179,12 +174,9 @@ class MemoryRecords:
         self._data.versions[key] = replace(self._data.versions[key], check_problems=tuple(problems))
 
     async def has_dependents(self, version: ModelVersion) -> bool:
-        released = {(r.model, r.version) for r in self._data.releases.values()}
-        judged = {(e.model, e.version) for e in self._data.evidence.values()}
-        return (version.model, version.number) in released | judged
-
-    async def delete_version(self, version: ModelVersion) -> None:
-        del self._data.versions[version.model, version.number]
+        return bool(await self.releases_of(version.model, version.number, 1)) or any(
+            (a.model, a.version) == (version.model, version.number) for a in self._data.aliases.values()
+        )
 
     async def add_release(self, release: Release) -> Release:
         added = replace(release, number=self._next_number(release.model, "release"))
@@ -192,14 +184,19 @@ class MemoryRecords:
         return added
 
     async def release(self, model: str, number: int) -> Release | None:
-        return self._data.releases.get((model, number))
+        return None if self._hidden("release", model, number) else self._data.releases.get((model, number))
 
     async def releases(self, model: str, before: int, limit: int) -> list[Release]:
-        return _newest_first(self._data.releases, model, before)[:limit]
+        mine = _newest_first(self._data.releases, model, before)
+        return [r for r in mine if not self._hidden("release", model, r.number)][:limit]
 
     async def newest_release_of(self, model: str, version: int) -> Release | None:
-        mine = _newest_first(self._data.releases, model)
-        return next((r for r in mine if r.version == version), None)
+        found = await self.releases_of(model, version, 1)
+        return found[0] if found else None
+
+    async def releases_of(self, model: str, version: int, limit: int) -> list[Release]:
+        mine = await self.releases(model, 1 << 62, len(self._data.releases))
+        return [r for r in mine if r.version == version][:limit]
 
     # ----------------------------------------------------------------------------- evidence, audit, events
 
@@ -308,6 +305,15 @@ class MemoryRecords:
             if self._data.spans[model, number].until is None:
                 self._data.spans[model, number] = replace(self._data.spans[model, number], until=span.since)
         self._data.spans[model, max(mine, default=0) + 1] = span
+
+    async def end_span(self, model: str, at: datetime) -> None:
+        for key, span in self._data.spans.items():
+            if key[0] == model and span.until is None:
+                self._data.spans[key] = replace(span, until=at)
+
+    async def span_at(self, model: str, at: datetime) -> ServingSpan | None:
+        mine = _newest_first(self._data.spans, model)
+        return next((s for s in mine if s.since <= at and (s.until is None or s.until > at)), None)
 
 
 def _newest_first(rows: Mapping[Numbered, Row], model: str, before: int | None = None) -> list[Row]:

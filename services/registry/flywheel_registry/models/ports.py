@@ -8,7 +8,9 @@ from typing import Protocol
 
 from flywheel_registry.audit.ports import AuditRecords
 from flywheel_registry.events.ports import EventRecords
+from flywheel_registry.models.alias import Alias
 from flywheel_registry.models.model import Model
+from flywheel_registry.models.search import VersionQuery
 from flywheel_registry.models.version import FeatureUse, ModelVersion
 from flywheel_registry.stages.transitions import Stage
 
@@ -48,9 +50,19 @@ class ModelRecords(AuditRecords, EventRecords, Protocol):
     async def version(self, model: str, number: int) -> ModelVersion | None: ...
 
     async def versions(
-        self, model: str, before: int, stage: Stage | None, tags: Mapping[str, str], limit: int
+        self,
+        model: str,
+        before: int,
+        stage: Stage | None,
+        tags: Mapping[str, str],
+        limit: int,
+        *,
+        golden: bool = False,
     ) -> list[ModelVersion]:
-        """Return versions with a number below `before` that have `stage` and all `tags`, newest first."""
+        """Return versions with a number below `before` that have `stage` and all `tags`, newest first.
+
+        They have no golden rows unless `golden`.
+        """
         ...
 
     async def feature_uses(self, prefix: str, after: tuple[str, int, str], limit: int) -> list[FeatureUse]:
@@ -84,12 +96,44 @@ class ModelRecords(AuditRecords, EventRecords, Protocol):
         ...
 
     async def has_dependents(self, version: ModelVersion) -> bool:
-        """Return whether a release or evidence refers to the version."""
+        """Return whether a release or an alias refers to the version. Deleted releases do not count."""
         ...
 
-    async def delete_version(self, version: ModelVersion) -> None:
-        """Delete a version to which nothing refers, with its artifacts' rows. Its number is not reused."""
+    async def delete_version(self, version: ModelVersion, at: datetime) -> None:
+        """Hide a version to which nothing refers. Its number is not reused."""
         ...
+
+    async def restore_version(self, model: str, number: int) -> bool:
+        """Show a deleted version again; return False when there is none, or its artifacts were collected."""
+        ...
+
+    async def delete_model(self, name: str, at: datetime) -> None:
+        """Hide a model with its versions and releases. Its name is not free again."""
+        ...
+
+    async def restore_model(self, name: str) -> bool:
+        """Show a deleted model again, with what was deleted with it; return False when there is none."""
+        ...
+
+    async def search_versions(self, query: VersionQuery, limit: int) -> list[ModelVersion]:
+        """Return the versions that match, without golden rows, in the order of the query."""
+        ...
+
+    async def change_tags(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
+        """Replace the tags of a version."""
+        ...
+
+    async def alias(self, model: str, alias: str) -> Alias | None: ...
+
+    async def aliases(self, model: str, after: str, limit: int) -> list[Alias]:
+        """Return the model's aliases by name, beginning after the name `after`."""
+        ...
+
+    async def put_alias(self, alias: Alias) -> None:
+        """Add the alias, or replace the one with its name."""
+        ...
+
+    async def delete_alias(self, alias: Alias) -> None: ...
 
     async def digest_stored(self, sha256: str) -> bool:
         """Return whether a version has bytes with this digest stored."""

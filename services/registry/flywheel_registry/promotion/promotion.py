@@ -27,12 +27,16 @@ from flywheel_registry.rollouts.errors import RolloutActive
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.champion import replace_champion
 from flywheel_registry.serving.variants import refuse_variant
+from flywheel_registry.serving.warm import drop_from_warm
 from flywheel_registry.stages.transitions import (
     Stage,
     check_transition,
     illegal_transition,
     promotion_path,
 )
+
+MAX_RELEASES = 1000
+"""Releases of one version that a rejection looks at."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,8 @@ class Promotions:
         check_transition(version.stage, Stage.REJECTED, str(name))
         await _refuse_during_rollout(records, version, ())
         await refuse_variant(records, version)
+        releases = await records.releases_of(name.parent, name.number, MAX_RELEASES)
+        await drop_from_warm(records, name.parent, [release.number for release in releases])
         journal = Journal(records, name.parent, self._clock.now(), by)
         return await change_stage(records, journal, version, Stage.REJECTED, reason, action="REJECT")
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from flywheel_registry.models.variant import Variant
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.releases.release import Release
-from flywheel_registry.serving.history import warm_releases
 from flywheel_registry.serving.ports import ServingRecords
+from flywheel_registry.serving.warm import usable_warm_releases
 
 Digest = Callable[[Release, ModelVersion], str]
 """Release and its version → SHA-256 of the specification."""
@@ -89,7 +89,7 @@ async def load_serving_model(
         return ServedRelease(number, digest(release, version))
 
     variants = [(variant, await served(variant.release)) for variant in routing.variants]
-    warm = [await served(number) for number in warm_releases(await records.spans(name), routing)]
+    warm = [await served(number) for number in await usable_warm_releases(records, name, routing)]
     return ServingModel(
         model=name,
         generation=routing.generation,
