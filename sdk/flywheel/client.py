@@ -6,12 +6,12 @@ are `FlywheelError`s with a reason. Tasks that need several calls or packed colu
 
 from __future__ import annotations
 
+from flywheel.catalog_calls import CatalogCalls
 from flywheel.feature_calls import FeatureCalls
 from flywheel.model_calls import ModelCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
-from flywheel.stage_calls import StageCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, StageCalls):
+class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, CatalogCalls):
     """Use as `async with Client() as client:`."""
