@@ -59,6 +59,9 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "SetModelAlias",
         "DeleteModelAlias",
         "TagModelVersion",
+        "GetArtifactUpload",
+        "UploadArtifactPart",
+        "CompleteArtifactUpload",
     ),
     PROMOTE: (
         "RejectModelVersion",
@@ -81,6 +84,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "WatchServing",
         "GetServingSpec",
         "ReportServing",
+        "CollectArtifacts",
     ),
 }
 

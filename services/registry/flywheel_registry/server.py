@@ -29,8 +29,10 @@ from flywheel_registry.api.convert_events import to_event
 from flywheel_registry.api.convert_serving import spec_digest
 from flywheel_registry.api.servicer import RegistryServicer
 from flywheel_registry.artifacts.check import VersionCheck
+from flywheel_registry.artifacts.parts import PartUploads
 from flywheel_registry.artifacts.ports import FeatureSets, GraphRunner
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
+from flywheel_registry.collection.collection import ArtifactCollection
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.deletion.deletion import Deletion
 from flywheel_registry.models.alias_changes import Aliases
@@ -60,6 +62,8 @@ log = get_logger(__name__)
 MIGRATIONS = Path(__file__).parent / "migrations"
 HOUSEKEEPING_SECONDS = 3600.0
 RETRY_SECONDS = 1.0
+JOIN_SECONDS = 600.0
+"""How long joining the parts of an upload may take when its caller sets no deadline."""
 ROLLBACK_RESERVE_SECONDS = 5.0
 """How much longer than its wait for gateways a rollback without a deadline may take."""
 
@@ -143,10 +147,13 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     desired_state = DesiredStateCache(ports.store, ports.notifications, spec_digest)
     lifecycle = RolloutLifecycle(clock)
     checks = VersionCheck(ports.store, ports.graphs, ports.features, clock)
+    transfer = ArtifactTransfer(
+        ports.store, ports.objects, clock, ports.prepare_objects, checks, settings.uploads_at_once
+    )
     servicer = RegistryServicer(
         store=ports.store,
         models=ModelCatalog(clock, settings.max_artifact_bytes),
-        artifacts=ArtifactTransfer(ports.store, ports.objects, clock, ports.prepare_objects, checks),
+        artifacts=transfer,
         checks=checks,
         promotions=Promotions(clock),
         releases=ReleaseCatalog(clock),
@@ -160,6 +167,9 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         aliases=Aliases(clock),
         tags=VersionTags(clock),
         deletion=Deletion(clock),
+        parts=PartUploads(transfer, ports.objects),
+        collection=ArtifactCollection(ports.store, ports.objects, clock),
+        idle_seconds=settings.stream_idle_seconds,
         rollback_wait_seconds=settings.rollback_wait_seconds,
     )
     server = Server(
@@ -167,7 +177,10 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         servicers=[(add_RegistryServiceServicer_to_server, servicer)],
         full_service_names=[SERVICE],
         permissions=PERMISSIONS,
-        deadlines={f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + ROLLBACK_RESERVE_SECONDS},
+        deadlines={
+            f"/{SERVICE}/RollbackModel": settings.rollback_wait_seconds + ROLLBACK_RESERVE_SECONDS,
+            f"/{SERVICE}/CompleteArtifactUpload": JOIN_SECONDS,
+        },
         readiness=ports.ready,
     )
     ticker = Ticker(ports.store, lifecycle, ports.monitor, ports.gateways, clock, settings.tick_seconds)

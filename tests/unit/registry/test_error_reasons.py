@@ -12,6 +12,7 @@ from flywheel_common.errors import FlywheelError
 REASONS = {
     "ABORTED": {
         "ARTIFACT_CHANGED",
+        "ARTIFACT_COLLECTED",
         "CHAMPION_CHANGED",
         "ETAG_MISMATCH",
         "ROLLOUT_STARTED",
@@ -19,6 +20,7 @@ REASONS = {
         "STAGE_CHANGED",
     },
     "ALREADY_EXISTS": {"MODEL_EXISTS"},
+    "DEADLINE_EXCEEDED": {"STREAM_IDLE"},
     "DATA_LOSS": {"DIGEST_MISMATCH"},
     "FAILED_PRECONDITION": {
         "ALREADY_SERVING",
@@ -34,6 +36,7 @@ REASONS = {
         "NOT_PAUSED",
         "NOT_STAGED",
         "NO_RELEASE",
+        "PARTS_MISSING",
         "REJECTED_ALIAS",
         "REJECTED_VERSION",
         "RELEASE_IN_USE",
@@ -53,8 +56,11 @@ REASONS = {
         "INVALID_FIELD_MASK",
         "INVALID_FILTER",
         "INVALID_GOLDEN_ROWS",
+        "INVALID_GRACE",
         "INVALID_METRIC",
+        "INVALID_PART",
         "INVALID_POLICY",
+        "INVALID_RANGE",
         "INVALID_SEARCH",
         "INVALID_SIGNATURE",
         "INVALID_STAGE",

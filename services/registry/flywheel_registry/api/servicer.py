@@ -8,13 +8,16 @@ from flywheel_common.postgres.transactions import Store
 from flywheel_protos.registry.v1 import registry_pb2 as pb
 from flywheel_protos.registry.v1.registry_pb2_grpc import RegistryServiceServicer
 from flywheel_registry.api import convert_evidence, listing
+from flywheel_registry.api.artifact_methods import ArtifactMethods
 from flywheel_registry.api.deletion_methods import DeletionMethods
 from flywheel_registry.api.model_methods import ModelMethods
 from flywheel_registry.api.rollout_methods import RolloutMethods
 from flywheel_registry.api.search_methods import SearchMethods
 from flywheel_registry.api.serving_methods import ServingMethods
 from flywheel_registry.artifacts.check import VersionCheck
+from flywheel_registry.artifacts.parts import PartUploads
 from flywheel_registry.artifacts.transfer import ArtifactTransfer
+from flywheel_registry.collection.collection import ArtifactCollection
 from flywheel_registry.deletion.deletion import Deletion
 from flywheel_registry.evidence.lookups import find_evidence
 from flywheel_registry.evidence.names import EvidenceName
@@ -36,7 +39,13 @@ from flywheel_registry.serving.variants import Variants
 
 
 class RegistryServicer(
-    ModelMethods, RolloutMethods, ServingMethods, SearchMethods, DeletionMethods, RegistryServiceServicer
+    ModelMethods,
+    ArtifactMethods,
+    RolloutMethods,
+    ServingMethods,
+    SearchMethods,
+    DeletionMethods,
+    RegistryServiceServicer,
 ):
     """`flywheel.registry.v1.RegistryService`. `rollback_wait_seconds` is for callers without a deadline."""
 
@@ -59,6 +68,9 @@ class RegistryServicer(
         aliases: Aliases,
         tags: VersionTags,
         deletion: Deletion,
+        parts: PartUploads,
+        collection: ArtifactCollection,
+        idle_seconds: float,
         rollback_wait_seconds: float,
     ) -> None:
         self._store = store
@@ -78,6 +90,9 @@ class RegistryServicer(
         self._aliases = aliases
         self._tags = tags
         self._deletion = deletion
+        self._parts = parts
+        self._collection = collection
+        self._idle_seconds = idle_seconds
 
     async def GetEvidence(self, request: pb.GetEvidenceRequest, context: Any) -> pb.GetEvidenceResponse:
         async with self._store.reading() as records:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from flywheel_registry.fakes.tables import MemoryTables
+from flywheel_registry.fakes.tables import MemoryTables, Numbered
 from flywheel_registry.models.alias import Alias
 from flywheel_registry.models.search import VersionQuery
 from flywheel_registry.models.version import GoldenRows, ModelVersion
@@ -29,6 +29,8 @@ class MemoryLifetimes:
         self._data.deleted["version", version.model, version.number] = at
 
     async def restore_version(self, model: str, number: int) -> bool:
+        if (model, number) in self._data.purged:
+            return False
         return self._data.deleted.pop(("version", model, number), None) is not None
 
     async def delete_release(self, release: Release, at: datetime) -> None:
@@ -47,7 +49,8 @@ class MemoryLifetimes:
     async def restore_model(self, name: str) -> bool:
         at = self._data.deleted.get(("model", name, 0))
         for key in [key for key, when in self._data.deleted.items() if key[1] == name and when == at]:
-            del self._data.deleted[key]
+            if key[1:] not in self._data.purged:
+                del self._data.deleted[key]
         return at is not None
 
     async def search_versions(self, query: VersionQuery, limit: int) -> list[ModelVersion]:
@@ -84,3 +87,34 @@ class MemoryLifetimes:
 
     async def delete_alias(self, alias: Alias) -> None:
         del self._data.aliases[alias.model, alias.alias]
+
+    async def lock_digest(self, sha256: str) -> None:
+        """Transactions run one after another."""
+
+    async def block_digests(self, sha256: str) -> bytes | None:
+        return self._data.blocks.get(sha256)
+
+    async def put_block_digests(self, sha256: str, digests: bytes) -> None:
+        self._data.blocks.setdefault(sha256, digests)
+
+    async def declared_digests(self, digests: Sequence[str]) -> set[str]:
+        kept = [v for key, v in self._data.versions.items() if key not in self._data.purged]
+        return {a.sha256 for v in kept for a in v.artifacts}.intersection(digests)
+
+    async def forget_digest(self, sha256: str) -> None:
+        self._data.blocks.pop(sha256, None)
+
+    async def purgeable_versions(self, before: datetime) -> int:
+        return len(self._purgeable(before))
+
+    async def purge_versions(self, before: datetime, limit: int) -> int:
+        found = self._purgeable(before)[:limit]
+        self._data.purged.update(dict.fromkeys(found, True))
+        return len(found)
+
+    def _purgeable(self, before: datetime) -> list[Numbered]:
+        return [
+            (model, number)
+            for (kind, model, number), at in self._data.deleted.items()
+            if kind == "version" and at < before and (model, number) not in self._data.purged
+        ]

@@ -39,6 +39,9 @@ class MemoryTables:
     deleted: dict[tuple[str, str, int], datetime] = field(default_factory=dict)
     """(`model`, `version` or `release`, model, number) → time of the deletion; a model has number 0."""
     aliases: dict[tuple[str, str], Alias] = field(default_factory=dict)
+    purged: dict[Numbered, bool] = field(default_factory=dict)
+    blocks: dict[str, bytes] = field(default_factory=dict)
+    """SHA-256 of a content → digests of its blocks."""
     answers: dict[tuple[str, str, str], tuple[bytes, bytes]] = field(default_factory=dict)
     """(caller, method, request id) → (body, answer)."""
 

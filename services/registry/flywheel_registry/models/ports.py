@@ -138,3 +138,34 @@ class ModelRecords(AuditRecords, EventRecords, Protocol):
     async def digest_stored(self, sha256: str) -> bool:
         """Return whether a version has bytes with this digest stored."""
         ...
+
+    async def lock_digest(self, sha256: str) -> None:
+        """Lock the stored bytes with this digest until this transaction ends."""
+        ...
+
+    async def block_digests(self, sha256: str) -> bytes | None:
+        """Return the digests of the blocks of these bytes, None when they are not known."""
+        ...
+
+    async def put_block_digests(self, sha256: str, digests: bytes) -> None:
+        """Store the digests of the blocks of these bytes."""
+        ...
+
+    async def declared_digests(self, digests: Sequence[str]) -> set[str]:
+        """Return those of the digests that an artifact of a version declares, also of a deleted version."""
+        ...
+
+    async def forget_digest(self, sha256: str) -> None:
+        """Forget the digests of the blocks of these bytes."""
+        ...
+
+    async def purgeable_versions(self, before: datetime) -> int:
+        """Return how many versions were deleted before this time and keep their artifacts."""
+        ...
+
+    async def purge_versions(self, before: datetime, limit: int) -> int:
+        """Release the artifacts of at most `limit` such versions, which cannot be restored any more.
+
+        Returns their number.
+        """
+        ...

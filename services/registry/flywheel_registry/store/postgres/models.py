@@ -14,10 +14,11 @@ from flywheel_registry.stages.transitions import Stage
 from flywheel_registry.store.postgres import deletion_statements as deletion
 from flywheel_registry.store.postgres import rows
 from flywheel_registry.store.postgres import statements as sql
+from flywheel_registry.store.postgres.contents import PostgresContents
 from flywheel_registry.store.postgres.search import PostgresSearch
 
 
-class PostgresModels(PostgresSearch):
+class PostgresModels(PostgresSearch, PostgresContents):
     """Part of `PostgresRecords`: models and versions. `_conn` is the transaction's connection."""
 
     _conn: Connection
