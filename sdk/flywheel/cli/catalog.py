@@ -1,7 +1,9 @@
-"""Commands for the catalog: `flywheel models search | lineage | aliases | alias | tag | delete | restore`."""
+"""Commands for the catalog: `flywheel models search | lineage | alias | tag | delete | restore | …`."""
 
 from __future__ import annotations
 
+from datetime import timedelta
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -136,6 +138,38 @@ def restore(name: FullName, reason: Reason = "") -> None:
     call(work)
 
 
+def download(
+    version: Annotated[str, typer.Argument(help="`model/3`, or the full name of a version")],
+    to: Annotated[Path, typer.Argument(help="File to write")],
+    artifact: Annotated[str, typer.Option(help="File of the version")] = "model.onnx",
+) -> None:
+    """Download a file of a version and check its digest."""
+
+    async def work(client: Client) -> None:
+        await client.download_artifact(client.version_name(version), artifact, to)
+        console.print(f"written to {to}", highlight=False)
+
+    call(work)
+
+
+def collect(
+    delete_: Annotated[bool, typer.Option("--delete", help="Delete; default: only count")] = False,
+    grace_hours: Annotated[float, typer.Option(help="What is younger stays; at least 1")] = 168.0,
+) -> None:
+    """Count, or delete, stored files that no version needs any more."""
+
+    async def work(client: Client) -> None:
+        done = await client.collect_artifacts(dry_run=not delete_, grace=timedelta(hours=grace_hours))
+        verb = "deleted" if delete_ else "to delete"
+        console.print(
+            f"{done.examined} objects examined, {done.objects} {verb} ({done.bytes} bytes), "
+            f"{done.purged_versions} deleted versions beyond restoration",
+            highlight=False,
+        )
+
+    call(work)
+
+
 def parse_bounds(texts: list[str] | tuple[str, ...]) -> dict[str, Bounds]:
     """The bounds of `auc>=0.8` and `log_loss<=0.4`. Raises ValueError."""
     found: dict[str, Bounds] = {}
@@ -165,5 +199,5 @@ def parse_tags(texts: list[str] | tuple[str, ...]) -> dict[str, str]:
 
 def add_commands(models: typer.Typer) -> None:
     """Adds the commands to `flywheel models`."""
-    for command in (search, lineage, aliases, alias, tag, delete, restore):
+    for command in (search, lineage, aliases, alias, tag, delete, restore, download, collect):
         models.command(command.__name__)(command)
