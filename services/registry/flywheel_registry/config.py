@@ -48,3 +48,6 @@ class RegistrySettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Setti
     """How many uploads hold buffers at once, about 16 MiB each; further ones wait."""
     stream_idle_seconds: float = 60.0
     """How long the caller of an upload or download may neither send nor take data."""
+    webhook_hosts: tuple[str, ...] = ()
+    """Hosts that webhooks may call; `*`: any. Webhooks are sent from inside the network, so name only hosts
+    that may be told. None by default."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flywheel_common.grpc.auth import MEASURE, OPERATE, PROMOTE, READ, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import APPROVE, MEASURE, OPERATE, PROMOTE, READ, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.registry.v1.RegistryService"
 
@@ -47,6 +47,8 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ListModelAliases",
         "SearchModelVersions",
         "GetLineage",
+        "ListApprovals",
+        "VerifyAudit",
     ),
     WRITE: (
         "CreateModel",
@@ -85,7 +87,12 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "GetServingSpec",
         "ReportServing",
         "CollectArtifacts",
+        "CreateWebhook",
+        "DeleteWebhook",
+        "ListWebhooks",
+        "ListWebhookDeliveries",
     ),
+    APPROVE: ("ApproveModelVersion",),
 }
 
 PERMISSIONS: Permissions = {

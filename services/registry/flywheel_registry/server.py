@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flywheel_common.clock import Clock, SystemClock
@@ -39,6 +40,7 @@ from flywheel_registry.models.alias_changes import Aliases
 from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.models.tags import VersionTags
 from flywheel_registry.permissions import PERMISSIONS, SERVICE
+from flywheel_registry.promotion.approvals import Approvals
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
 from flywheel_registry.rollback.acknowledgement import Acknowledgements
@@ -52,10 +54,15 @@ from flywheel_registry.serving.ports import Gateways, RoutingNotifications
 from flywheel_registry.serving.variants import Variants
 from flywheel_registry.store.grpc.features import GrpcFeatureSets
 from flywheel_registry.store.grpc.monitor import GrpcMonitor
+from flywheel_registry.store.http.webhooks import http_post
 from flywheel_registry.store.onnxruntime.graphs import OnnxGraphs
 from flywheel_registry.store.postgres.gateways import PostgresGateways
 from flywheel_registry.store.postgres.routing_notifications import PostgresRoutingNotifications
-from flywheel_registry.store.postgres.store import PostgresStore
+from flywheel_registry.store.postgres.store import PostgresStore, registry_identity
+from flywheel_registry.store.postgres.webhooks import PostgresWebhookQueue
+from flywheel_registry.webhooks.catalog import WebhookCatalog
+from flywheel_registry.webhooks.ports import HttpPost, WebhookQueue
+from flywheel_registry.webhooks.sender import WebhookSender
 
 log = get_logger(__name__)
 
@@ -89,6 +96,8 @@ class Ports:
     ready: Callable[[], bool | Awaitable[bool]]
     relay_events: Callable[[], Awaitable[None]]
     delete_old: Callable[[], Awaitable[None]]
+    webhook_queue: WebhookQueue
+    http: HttpPost
 
 
 async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
@@ -112,11 +121,18 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
     stack.push_async_callback(feature_channel.close)
     notifications = PostgresRoutingNotifications(pool)
     stack.push_async_callback(notifications.close)
-    store, gateways, idempotency = PostgresStore(pool, to_event), PostgresGateways(pool), Idempotency(pool)
+    identity = await registry_identity(pool)
+    store, gateways, idempotency = (
+        PostgresStore(pool, partial(to_event, registry_id=identity)),
+        PostgresGateways(pool),
+        Idempotency(pool),
+    )
+    webhook_queue = PostgresWebhookQueue(pool)
 
     async def delete_old() -> None:
         await idempotency.trim()
         await gateways.delete_old()
+        await webhook_queue.delete_old()
 
     ports = Ports(
         store=store,
@@ -138,6 +154,8 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         ready=store.ready,
         relay_events=lambda: _relay_events(settings, pool, producer),
         delete_old=delete_old,
+        webhook_queue=webhook_queue,
+        http=await stack.enter_async_context(http_post()),
     )
     return wire(settings, SystemClock(), ports)
 
@@ -170,6 +188,8 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         parts=PartUploads(transfer, ports.objects),
         collection=ArtifactCollection(ports.store, ports.objects, clock),
         idle_seconds=settings.stream_idle_seconds,
+        approvals=Approvals(clock),
+        webhooks=WebhookCatalog(clock, settings.webhook_hosts),
         rollback_wait_seconds=settings.rollback_wait_seconds,
     )
     server = Server(
@@ -187,6 +207,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     server.add_background("desired state", desired_state.run)
     server.add_background("rollout ticker", lambda: ports.ticker_lease.run(lambda _: ticker.run()))
     server.add_background("housekeeping", lambda: _housekeeping(ports.delete_old))
+    server.add_background("webhooks", WebhookSender(ports.webhook_queue, ports.http, clock).run)
     server.add_background("outbox relay", ports.relay_events, stops_last=True)
     return server
 

@@ -22,6 +22,7 @@ from flywheel_registry.fakes.lease import UncontestedLease
 from flywheel_registry.fakes.monitor import MemoryMonitor
 from flywheel_registry.fakes.routing_notifications import MemoryRoutingNotifications
 from flywheel_registry.fakes.store import MemoryStore
+from flywheel_registry.fakes.webhooks import IdleWebhookQueue, RecordedPosts
 from flywheel_registry.server import Ports, build, wire
 
 NO_TICKS: dict[str, Any] = {"tick_seconds": 3600.0}
@@ -88,6 +89,8 @@ def memory_ports(store: MemoryStore) -> tuple[Ports, Clock]:
         ready=lambda: True,
         relay_events=no_events_to_send,
         delete_old=nothing_to_do,
+        webhook_queue=IdleWebhookQueue(),
+        http=RecordedPosts(),
     )
     return ports, clock
 

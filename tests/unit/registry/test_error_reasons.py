@@ -19,7 +19,10 @@ REASONS = {
         "SPEC_CHANGED",
         "STAGE_CHANGED",
     },
-    "ALREADY_EXISTS": {"MODEL_EXISTS"},
+    "ALREADY_EXISTS": {
+        "MODEL_EXISTS",
+        "WEBHOOK_EXISTS",
+    },
     "DEADLINE_EXCEEDED": {"STREAM_IDLE"},
     "DATA_LOSS": {"DIGEST_MISMATCH"},
     "FAILED_PRECONDITION": {
@@ -36,6 +39,7 @@ REASONS = {
         "NOT_PAUSED",
         "NOT_STAGED",
         "NO_RELEASE",
+        "OWN_VERSION",
         "PARTS_MISSING",
         "REJECTED_ALIAS",
         "REJECTED_VERSION",
@@ -45,6 +49,7 @@ REASONS = {
         "VARIANT_NOT_ALLOWED",
         "VERSION_IN_USE",
         "VERSION_NOT_CHECKED",
+        "WEBHOOK_HOST_NOT_ALLOWED",
     },
     "INVALID_ARGUMENT": {
         "INVALID_ARTIFACTS",
@@ -68,6 +73,7 @@ REASONS = {
         "INVALID_THRESHOLD",
         "INVALID_VARIANTS",
         "INVALID_VERDICT",
+        "INVALID_WEBHOOK",
         "REASON_REQUIRED",
         "TARGET_MISSING",
         "TARGET_REPEATED",
@@ -82,6 +88,7 @@ REASONS = {
         "UNKNOWN_MODEL_VERSION",
         "UNKNOWN_RELEASE",
         "UNKNOWN_ROLLOUT",
+        "UNKNOWN_WEBHOOK",
     },
 }
 

@@ -16,7 +16,9 @@ from flywheel_registry.api.filters import parse_filter
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.audit.ports import AuditRecords
 from flywheel_registry.models.alias import Alias
+from flywheel_registry.models.approval import Approval
 from flywheel_registry.models.model import Model
+from flywheel_registry.models.names import VersionName
 from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.models.search import Position, VersionQuery
 from flywheel_registry.models.version import FeatureUse, ModelVersion
@@ -27,6 +29,8 @@ from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.serving.gateways import Gateway
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.ports import Gateways, ServingRecords
+from flywheel_registry.webhooks.ports import WebhookRecords
+from flywheel_registry.webhooks.webhook import Delivery, Webhook
 
 Item = TypeVar("Item")
 
@@ -83,6 +87,31 @@ async def search_versions(
 
     after = _position(decode_token(token, query=text))
     return cut(await records.search_versions(replace(query, after=after), size + 1), size, key, query=text)
+
+
+async def list_approvals(records: ModelRecords, name: VersionName, size: int, token: str) -> Page[Approval]:
+    """Read the approvals of a version, oldest first."""
+    query = f"approvals {name}"
+    after, size = _text_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
+    found = await records.approvals(name.parent, name.number)
+    rest = [one for one in found if (one.approved_at.isoformat() + one.approver) > after]
+    return cut(rest[: size + 1], size, lambda a: [a.approved_at.isoformat() + a.approver], query=query)
+
+
+async def list_webhooks(records: WebhookRecords, project: str, size: int, token: str) -> Page[Webhook]:
+    """Read webhooks by name."""
+    query = f"webhooks {project}"
+    after, size = _text_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
+    return cut(await records.webhooks(project, after, size + 1), size, lambda w: [w.name], query=query)
+
+
+async def list_deliveries(records: WebhookRecords, webhook: str, size: int, token: str) -> Page[Delivery]:
+    """Read deliveries, newest first."""
+
+    async def read(before: int, limit: int) -> list[Delivery]:
+        return await records.deliveries(webhook, before, limit)
+
+    return await _newest_first(read, lambda d: d.id, f"deliveries {webhook}", size, token)
 
 
 def _position(key: Sequence[object] | None) -> Position | None:

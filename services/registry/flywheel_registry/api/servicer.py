@@ -10,6 +10,7 @@ from flywheel_protos.registry.v1.registry_pb2_grpc import RegistryServiceService
 from flywheel_registry.api import convert_evidence, listing
 from flywheel_registry.api.artifact_methods import ArtifactMethods
 from flywheel_registry.api.deletion_methods import DeletionMethods
+from flywheel_registry.api.governance_methods import GovernanceMethods
 from flywheel_registry.api.model_methods import ModelMethods
 from flywheel_registry.api.rollout_methods import RolloutMethods
 from flywheel_registry.api.search_methods import SearchMethods
@@ -26,6 +27,7 @@ from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
 from flywheel_registry.models.tags import VersionTags
+from flywheel_registry.promotion.approvals import Approvals
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
 from flywheel_registry.rollback.acknowledgement import Acknowledgements
@@ -36,6 +38,7 @@ from flywheel_registry.rollouts.start import RolloutStart
 from flywheel_registry.serving.desired_state_cache import DesiredStateCache
 from flywheel_registry.serving.ports import Gateways
 from flywheel_registry.serving.variants import Variants
+from flywheel_registry.webhooks.catalog import WebhookCatalog
 
 
 class RegistryServicer(
@@ -45,6 +48,7 @@ class RegistryServicer(
     ServingMethods,
     SearchMethods,
     DeletionMethods,
+    GovernanceMethods,
     RegistryServiceServicer,
 ):
     """`flywheel.registry.v1.RegistryService`. `rollback_wait_seconds` is for callers without a deadline."""
@@ -71,6 +75,8 @@ class RegistryServicer(
         parts: PartUploads,
         collection: ArtifactCollection,
         idle_seconds: float,
+        approvals: Approvals,
+        webhooks: WebhookCatalog,
         rollback_wait_seconds: float,
     ) -> None:
         self._store = store
@@ -93,6 +99,8 @@ class RegistryServicer(
         self._parts = parts
         self._collection = collection
         self._idle_seconds = idle_seconds
+        self._approvals = approvals
+        self._webhooks = webhooks
 
     async def GetEvidence(self, request: pb.GetEvidenceRequest, context: Any) -> pb.GetEvidenceResponse:
         async with self._store.reading() as records:

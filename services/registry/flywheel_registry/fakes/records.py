@@ -12,6 +12,8 @@ from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.fakes.lifetimes import MemoryLifetimes, without_golden_rows
 from flywheel_registry.fakes.tables import MemoryTables, Numbered
+from flywheel_registry.fakes.webhooks import MemoryWebhooks
+from flywheel_registry.models.approval import Approval
 from flywheel_registry.models.errors import (
     ConcurrentArtifactChange,
     ConcurrentChampionChange,
@@ -27,11 +29,12 @@ from flywheel_registry.rollouts.verdict import Decision
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.routing import Routing
 from flywheel_registry.stages.transitions import Stage
+from flywheel_registry.webhooks.payload import payload
 
 Row = TypeVar("Row")
 
 
-class MemoryRecords(MemoryLifetimes):
+class MemoryRecords(MemoryLifetimes, MemoryWebhooks):
     """`RolloutRecords`, and with them all other records, on the tables that `tables` returns.
 
     These are a transaction's copy, or for reads the tables committed at the time of each call.
@@ -223,16 +226,38 @@ class MemoryRecords(MemoryLifetimes):
     async def audit(self, model: str, before: int, limit: int) -> list[AuditEntry]:
         return _newest_first(self._data.audit, model, before)[:limit]
 
+    async def audit_head(self, model: str) -> AuditHead | None:
+        if model not in self._data.models:
+            return None
+        entries = _newest_first(self._data.audit, model)
+        return AuditHead(entries[0].sequence, entries[0].hash) if entries else AuditHead()
+
+    async def last_evidence(self, model: str) -> int:
+        return self._data.last_numbers.get((model, "evidence"), 0)
+
+    async def add_approval(self, approval: Approval) -> None:
+        self._data.approvals[approval.model, approval.version, approval.approver] = approval
+
+    async def approvals(self, model: str, version: int) -> list[Approval]:
+        mine = [a for key, a in self._data.approvals.items() if key[:2] == (model, version)]
+        return sorted(mine, key=lambda a: (a.approved_at, a.approver))
+
+    async def registrar(self, model: str, version_name: str) -> str:
+        entries = reversed(_newest_first(self._data.audit, model))
+        registered = (e.actor for e in entries if (e.subject, e.action) == (version_name, "REGISTER"))
+        return next(registered, "")
+
     async def emit(self, event: StageChanged | RolloutChanged, at: datetime) -> None:
         self._data.events[len(self._data.events)] = event, at
 
     def send_events(self) -> None:
         """Give the events of this transaction the heads that it leaves."""
-        for number in self._data.events.keys() - self._data.heads.keys():
-            entries = _newest_first(self._data.audit, self._data.events[number][0].model)
-            self._data.heads[number] = (
-                AuditHead(entries[0].sequence, entries[0].hash) if entries else AuditHead()
-            )
+        for number in sorted(self._data.events.keys() - self._data.heads.keys()):
+            event, at = self._data.events[number]
+            entries = _newest_first(self._data.audit, event.model)
+            head = AuditHead(entries[0].sequence, entries[0].hash) if entries else AuditHead()
+            self._data.heads[number] = head
+            self.add_deliveries(event.model, *payload(event, at, head))
 
     # -------------------------------------------------------------------------------- rollouts and serving
 

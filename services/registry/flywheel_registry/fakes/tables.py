@@ -9,12 +9,14 @@ from flywheel_registry.audit.chain import AuditEntry, AuditHead
 from flywheel_registry.events.lifecycle import RolloutChanged, StageChanged
 from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.models.alias import Alias
+from flywheel_registry.models.approval import Approval
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.releases.release import Release
 from flywheel_registry.rollouts.rollout import Rollout
 from flywheel_registry.serving.history import ServingSpan
 from flywheel_registry.serving.routing import Routing
+from flywheel_registry.webhooks.webhook import Delivery, Webhook
 
 Numbered = tuple[str, int]
 """(model, number)."""
@@ -39,6 +41,10 @@ class MemoryTables:
     deleted: dict[tuple[str, str, int], datetime] = field(default_factory=dict)
     """(`model`, `version` or `release`, model, number) → time of the deletion; a model has number 0."""
     aliases: dict[tuple[str, str], Alias] = field(default_factory=dict)
+    approvals: dict[tuple[str, int, str], Approval] = field(default_factory=dict)
+    """(model, version, approver) → approval."""
+    webhooks: dict[str, Webhook] = field(default_factory=dict)
+    deliveries: dict[int, Delivery] = field(default_factory=dict)
     purged: dict[Numbered, bool] = field(default_factory=dict)
     blocks: dict[str, bytes] = field(default_factory=dict)
     """SHA-256 of a content → digests of its blocks."""

@@ -9,6 +9,7 @@ from typing import Protocol
 from flywheel_registry.audit.ports import AuditRecords
 from flywheel_registry.events.ports import EventRecords
 from flywheel_registry.models.alias import Alias
+from flywheel_registry.models.approval import Approval
 from flywheel_registry.models.model import Model
 from flywheel_registry.models.search import VersionQuery
 from flywheel_registry.models.version import FeatureUse, ModelVersion
@@ -168,4 +169,16 @@ class ModelRecords(AuditRecords, EventRecords, Protocol):
 
         Returns their number.
         """
+        ...
+
+    async def add_approval(self, approval: Approval) -> None:
+        """Add an approval; it can never be changed. One person approves a version once."""
+        ...
+
+    async def approvals(self, model: str, version: int) -> list[Approval]:
+        """Return the approvals of a version, oldest first."""
+        ...
+
+    async def registrar(self, model: str, version_name: str) -> str:
+        """Return who registered a version according to the audit; empty when that is not known."""
         ...

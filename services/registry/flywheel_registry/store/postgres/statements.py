@@ -143,6 +143,15 @@ SELECT_EVIDENCE = _EVIDENCE + "WHERE model = $1 AND number = $2"
 NEWEST_EVIDENCE_OF = (
     _EVIDENCE + "WHERE model = $1 AND version = $2 AND kind = $3 ORDER BY number DESC LIMIT 1"
 )
+LAST_EVIDENCE = "SELECT last_evidence FROM model WHERE name = $1"
+INSERT_APPROVAL = """
+INSERT INTO approval (model, version, approver, reason, approved_at) VALUES ($1, $2, $3, $4, $5)
+"""
+LIST_APPROVALS = """
+SELECT model, version, approver, reason, approved_at FROM approval
+WHERE model = $1 AND version = $2 ORDER BY approved_at, approver
+"""
+REGISTRAR = "SELECT actor FROM audit WHERE model = $1 AND subject = $2 AND action = 'REGISTER' LIMIT 1"
 AUDIT_HEAD = "SELECT last_audit, audit_head FROM model WHERE name = $1"
 INSERT_AUDIT = """
 WITH head AS (UPDATE model SET last_audit = $2, audit_head = $11 WHERE name = $1)
