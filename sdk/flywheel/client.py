@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from flywheel.catalog_calls import CatalogCalls
 from flywheel.feature_calls import FeatureCalls
+from flywheel.governance_calls import GovernanceCalls
 from flywheel.model_calls import ModelCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, CatalogCalls):
+class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, CatalogCalls, GovernanceCalls):
     """Use as `async with Client() as client:`."""

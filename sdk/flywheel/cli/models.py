@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from flywheel.cli import catalog, stages
+from flywheel.cli import catalog, governance, stages
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
 from flywheel.client import Client
@@ -22,6 +22,7 @@ models = typer.Typer(no_args_is_help=True, help="Models, versions, rollouts, rol
 models.add_typer(rollout, name="rollout")
 stages.add_commands(models)
 catalog.add_commands(models)
+governance.add_commands(models)
 
 
 @models.command("list")
