@@ -6,13 +6,13 @@ are `FlywheelError`s with a reason. Tasks that need several calls or packed colu
 
 from __future__ import annotations
 
-from flywheel.catalog_calls import CatalogCalls
 from flywheel.feature_calls import FeatureCalls
 from flywheel.governance_calls import GovernanceCalls
+from flywheel.mlflow_import import MlflowCalls
+from flywheel.model_archive import ArchiveCalls
 from flywheel.model_calls import ModelCalls
-from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls, CatalogCalls, GovernanceCalls):
+class Client(FeatureCalls, ModelCalls, RolloutCalls, GovernanceCalls, ArchiveCalls, MlflowCalls):
     """Use as `async with Client() as client:`."""

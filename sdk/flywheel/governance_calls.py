@@ -117,3 +117,30 @@ def verify_webhook(
     mac = hmac.new(secret.encode(), f"{seconds}.".encode() + body, hashlib.sha256).hexdigest()
     now = time.time() if at is None else at
     return hmac.compare_digest(mac, parts.get("v1", "")) and abs(now - seconds) <= tolerance
+
+
+def evidence_hash(evidence: model_pb2.Evidence) -> str:
+    """The SHA-256 of all fields of evidence, which the audit entries of its decision carry."""
+    model, _, number = evidence.name.rpartition("/evidence/")
+    at = evidence.created_at.ToDatetime(UTC).isoformat(timespec="microseconds")
+    body = [
+        model,
+        int(number),
+        evidence.kind,
+        _number(evidence.model_version),
+        {name: value + 0.0 for name, value in evidence.values.items()},
+        list(evidence.findings),
+        evidence.passed,
+        at,
+        evidence.producer,
+        _number(evidence.champion_version),
+        _number(evidence.rollout),
+        # Only evidence of a rollout belongs to a step.
+        evidence.step if evidence.rollout else None,
+        evidence.policy,
+    ]
+    return hashlib.sha256(json.dumps(body, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _number(name: str) -> int | None:
+    return int(name.rpartition("/")[2]) if name else None

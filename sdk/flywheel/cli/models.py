@@ -10,7 +10,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from flywheel.cli import catalog, governance, stages
+from flywheel.cli import archives, catalog, governance, stages
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
 from flywheel.client import Client
@@ -23,6 +23,7 @@ models.add_typer(rollout, name="rollout")
 stages.add_commands(models)
 catalog.add_commands(models)
 governance.add_commands(models)
+archives.add_commands(models)
 
 
 @models.command("list")
