@@ -1,8 +1,7 @@
-"""Calls about the stages of versions, their releases, and the variants of a model."""
+"""Calls about the stages of versions and their releases."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 from flywheel.connection import Connection, request_id
@@ -12,7 +11,7 @@ StageName = Literal["STAGING", "CANDIDATE", "PRODUCTION"]
 
 
 class StageCalls(Connection):
-    """Calls of the registry about stages, releases and variants.
+    """Calls of the registry about stages and releases.
 
     A version or release is a full name, or `model/3`: number 3 of a model of this project.
     """
@@ -69,19 +68,3 @@ class StageCalls(Connection):
             parent=wanted.model_version.rpartition("/versions/")[0], release=wanted, request_id=request_id()
         )
         return (await self.registry.CreateRelease(request)).release
-
-    async def set_variants(
-        self, model: str, variants: Sequence[model_pb2.Variant], reason: str
-    ) -> model_pb2.Model:
-        """Replaces the variants of a model: experiments, holdbacks and shadows beside the champion.
-
-        `Variant.release` may be `model/3` or a number. Without variants the model has none.
-        """
-        name = self.path("models", model)
-        request = registry_pb2.SetModelVariantsRequest(name=name, reason=reason, request_id=request_id())
-        for variant in variants:
-            added = request.variants.add()
-            added.CopyFrom(variant)
-            number = variant.release
-            added.release = f"{name}/releases/{number}" if number.isdigit() else self.release_name(number)
-        return (await self.registry.SetModelVariants(request)).model

@@ -74,7 +74,7 @@ def deliveries(name: str, limit: Limit = DEFAULT_LIMIT) -> None:
 
     async def work(client: Client) -> None:
         request = webhook_pb2.ListWebhookDeliveriesRequest(parent=client.path("webhooks", name))
-        columns = ["id", "created_at", "delivered_at", "try_count", "last_result"]
+        columns = ["event_id", "created_at", "ended_at", "attempt_count", "error"]
         await show_list(client.registry.ListWebhookDeliveries, request, "deliveries", columns, limit)
 
     call(work)

@@ -13,6 +13,7 @@ import typer
 from flywheel.cli import archives, catalog, governance, stages
 from flywheel.cli.output import DEFAULT_LIMIT, Limit, call, console, show, show_list
 from flywheel.cli.rollouts import rollout
+from flywheel.cli.variants import variants
 from flywheel.client import Client
 from flywheel.model_watch import ModelWatch
 from flywheel.report import alerts_table, versions_table
@@ -24,6 +25,7 @@ stages.add_commands(models)
 catalog.add_commands(models)
 governance.add_commands(models)
 archives.add_commands(models)
+models.add_typer(variants, name="variants")
 
 
 @models.command("list")

@@ -1,4 +1,4 @@
-"""Commands for stages, releases and variants: `flywheel models promote | reject | release | variants`."""
+"""Commands for stages and releases: `flywheel models promote | reject | release`."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 from google.protobuf import json_format
 
-from flywheel.cli.output import call, console, show, show_all
+from flywheel.cli.output import call, console, show
 from flywheel.client import Client
 from flywheel.stage_calls import StageName
-from flywheel_protos.registry.v1 import model_pb2, registry_pb2
+from flywheel_protos.registry.v1 import model_pb2
 
 Version = Annotated[str, typer.Argument(help="`model/3`, or the full name of a version")]
 Reason = Annotated[str, typer.Option(help="Written to the audit log")]
@@ -72,47 +72,7 @@ def release(
     call(work)
 
 
-def variants(
-    model: str,
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set", help="`name=release:percent[:percent of copies]`, e.g. `holdback=3:5`; repeat, in order"
-        ),
-    ] = None,
-    clear: Annotated[bool, typer.Option(help="Remove all variants")] = False,
-    reason: Reason = "",
-) -> None:
-    """Show the variants of a model, or replace them: experiments, holdbacks, shadows."""
-
-    async def work(client: Client) -> None:
-        if variant or clear:
-            found = await client.set_variants(model, [parse_variant(text) for text in variant or ()], reason)
-        else:
-            request = registry_pb2.GetModelRequest(name=client.path("models", model))
-            found = (await client.registry.GetModel(request)).model
-        show_all(found.variants, ["name", "release", "percent", "shadow_percent"])
-
-    call(work)
-
-
-def parse_variant(text: str) -> model_pb2.Variant:
-    """The variant of `name=release:percent[:percent of copies]`. Raises ValueError."""
-    name, equals, rest = text.partition("=")
-    release_, _, shares = rest.partition(":")
-    parts = shares.split(":")
-    if not (name and equals and release_ and 1 <= len(parts) <= 2):
-        raise ValueError(f"{text!r} is not `name=release:percent[:percent of copies]`.")
-    try:
-        percent, *copies = map(float, parts)
-    except ValueError:
-        raise ValueError(f"{text!r} has a share that is no number.") from None
-    return model_pb2.Variant(
-        name=name, release=release_, percent=percent, shadow_percent=copies[0] if copies else 0.0
-    )
-
-
 def add_commands(models: typer.Typer) -> None:
     """Adds the commands to `flywheel models`."""
-    for command in (promote, reject, release, variants):
+    for command in (promote, reject, release):
         models.command(command.__name__)(command)

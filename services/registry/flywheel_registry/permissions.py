@@ -82,6 +82,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "DeleteModel",
         "RestoreModel",
     ),
+    MEASURE: ("RecordEvaluation",),
     OPERATE: (
         "WatchServing",
         "GetServingSpec",

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import aiohttp
+
 from flywheel_common.clock import Clock, SystemClock
 from flywheel_common.errors import FlywheelError
 from flywheel_common.grpc.channel import channel
@@ -25,6 +27,7 @@ from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.objects import ObjectStore
 from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
+from flywheel_common.webhooks.delivery import WebhookDeliveries
 from flywheel_protos.registry.v1.registry_pb2_grpc import add_RegistryServiceServicer_to_server
 from flywheel_registry.api.convert_events import to_event
 from flywheel_registry.api.convert_serving import spec_digest
@@ -41,6 +44,7 @@ from flywheel_registry.models.catalog import ModelCatalog
 from flywheel_registry.models.tags import VersionTags
 from flywheel_registry.permissions import PERMISSIONS, SERVICE
 from flywheel_registry.promotion.approvals import Approvals
+from flywheel_registry.promotion.evaluation import EvaluationLog
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
 from flywheel_registry.rollback.acknowledgement import Acknowledgements
@@ -54,15 +58,11 @@ from flywheel_registry.serving.ports import Gateways, RoutingNotifications
 from flywheel_registry.serving.variants import Variants
 from flywheel_registry.store.grpc.features import GrpcFeatureSets
 from flywheel_registry.store.grpc.monitor import GrpcMonitor
-from flywheel_registry.store.http.webhooks import http_post
 from flywheel_registry.store.onnxruntime.graphs import OnnxGraphs
 from flywheel_registry.store.postgres.gateways import PostgresGateways
 from flywheel_registry.store.postgres.routing_notifications import PostgresRoutingNotifications
 from flywheel_registry.store.postgres.store import PostgresStore, registry_identity
-from flywheel_registry.store.postgres.webhooks import PostgresWebhookQueue
 from flywheel_registry.webhooks.catalog import WebhookCatalog
-from flywheel_registry.webhooks.ports import HttpPost, WebhookQueue
-from flywheel_registry.webhooks.sender import WebhookSender
 
 log = get_logger(__name__)
 
@@ -81,7 +81,7 @@ class Ports:
 
     `prepare_objects` makes the object store writable; `ready` returns whether the service can serve.
     `relay_events` sends stored events to Kafka for ever; `delete_old` deletes old answers of idempotent
-    requests and old gateways.
+    requests and old gateways; `send_webhooks` sends what webhooks are to be told, for ever.
     """
 
     store: Store[RolloutRecords]
@@ -96,8 +96,7 @@ class Ports:
     ready: Callable[[], bool | Awaitable[bool]]
     relay_events: Callable[[], Awaitable[None]]
     delete_old: Callable[[], Awaitable[None]]
-    webhook_queue: WebhookQueue
-    http: HttpPost
+    send_webhooks: Callable[[], Awaitable[None]]
 
 
 async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
@@ -127,12 +126,10 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         PostgresGateways(pool),
         Idempotency(pool),
     )
-    webhook_queue = PostgresWebhookQueue(pool)
 
     async def delete_old() -> None:
         await idempotency.trim()
         await gateways.delete_old()
-        await webhook_queue.delete_old()
 
     ports = Ports(
         store=store,
@@ -154,8 +151,7 @@ async def build(settings: RegistrySettings, stack: AsyncExitStack) -> Server:
         ready=store.ready,
         relay_events=lambda: _relay_events(settings, pool, producer),
         delete_old=delete_old,
-        webhook_queue=webhook_queue,
-        http=await stack.enter_async_context(http_post()),
+        send_webhooks=_webhook_sender(pool, await stack.enter_async_context(aiohttp.ClientSession())),
     )
     return wire(settings, SystemClock(), ports)
 
@@ -174,6 +170,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
         artifacts=transfer,
         checks=checks,
         promotions=Promotions(clock),
+        evaluations=EvaluationLog(clock),
         releases=ReleaseCatalog(clock),
         rollout_start=RolloutStart(clock),
         rollout_lifecycle=lifecycle,
@@ -207,7 +204,7 @@ def wire(settings: RegistrySettings, clock: Clock, ports: Ports) -> Server:
     server.add_background("desired state", desired_state.run)
     server.add_background("rollout ticker", lambda: ports.ticker_lease.run(lambda _: ticker.run()))
     server.add_background("housekeeping", lambda: _housekeeping(ports.delete_old))
-    server.add_background("webhooks", WebhookSender(ports.webhook_queue, ports.http, clock).run)
+    server.add_background("webhooks", ports.send_webhooks)
     server.add_background("outbox relay", ports.relay_events, stops_last=True)
     return server
 
@@ -225,6 +222,12 @@ async def _relay_events(settings: RegistrySettings, pool: Pool, producer: Produc
             log.warning("waiting for kafka", reason=error.reason)
             await asyncio.sleep(RETRY_SECONDS)
     await Relay(pool, producer).run()
+
+
+def _webhook_sender(pool: Pool, session: aiohttp.ClientSession) -> Callable[[], Awaitable[None]]:
+    """Return what sends deliveries for ever, in one replica at a time."""
+    deliveries, lease = WebhookDeliveries(pool, session), Lease(pool, "webhooks")
+    return lambda: lease.run(lambda _: deliveries.run())
 
 
 async def _housekeeping(delete_old: Callable[[], Awaitable[None]]) -> None:

@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from flywheel.cli.main import app
 from flywheel.governance_calls import chain_faults, verify_webhook
+from flywheel_common.webhooks.webhook import signature
 from flywheel_protos.registry.v1 import approval_pb2, model_pb2, registry_pb2
 from flywheel_registry.fakes.store import MemoryStore
-from flywheel_registry.webhooks.webhook import signature
 from tests.support.builders.registry import ModelClient
 from tests.support.servers.registry import refused, running_memory_registry
 
@@ -80,7 +80,7 @@ async def test_webhooks_are_managed_by_the_command() -> None:
 
 
 def test_the_signature_of_a_delivery_is_checked() -> None:
-    header = signature(SECRET, '{"a":1}', 1_000)
+    header = signature(SECRET, 1_000, b'{"a":1}')
     assert verify_webhook(SECRET, header, b'{"a":1}', at=1_010)
     assert not verify_webhook(SECRET, header, b'{"a":2}', at=1_010)
     assert not verify_webhook("another secret 00", header, b'{"a":1}', at=1_010)

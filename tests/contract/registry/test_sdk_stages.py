@@ -1,4 +1,4 @@
-"""Stages, releases and variants by the SDK and the CLI, on a registry in memory."""
+"""Stages and releases by the SDK and the CLI, on a registry in memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typer.testing import CliRunner
 
 import flywheel as fw
 from flywheel.cli.main import app
-from flywheel.cli.stages import parse_variant
 from flywheel_protos.registry.v1 import model_pb2
 from tests.support.builders.registry import ModelClient
 
@@ -46,7 +45,7 @@ async def test_a_version_is_promoted_and_released_by_the_cli(client: ModelClient
     )
     assert 0 == released.exit_code, released.output
     assert "STAGING" == await client.stage(f"{client.model}/versions/1")
-    served = await cli(client, "promote", "late/1", "--to", "PRODUCTION", "--reason", "first")
+    served = await cli(client, "promote", "late/1", "--to", "PRODUCTION", "--override", "--reason", "first")
     assert "is in stage PRODUCTION" in served.output, served.output
 
 
@@ -68,32 +67,6 @@ async def test_a_version_is_rejected_with_a_reason(client: ModelClient, sdk: fw.
     assert 2 == (await cli(client, "reject", "late/1")).exit_code
     rejected = await sdk.reject("late/1", "leaks the label")
     assert model_pb2.STAGE_REJECTED == rejected.stage
-
-
-async def test_variants_are_set_shown_and_removed(client: ModelClient, sdk: fw.Client) -> None:
-    await client.create()
-    await client.champion(b"first")
-    await client.staged(b"second")
-    done = await cli(
-        client, "variants", "late", "--set", "holdback=1:5", "--set", "shadow=2:0:20", "--reason", "q"
-    )
-    assert 0 == done.exit_code, done.output
-    shown = await cli(client, "variants", "late")
-    assert ["holdback", "shadow"] == [
-        line.split()[1] for line in shown.output.splitlines() if "releases/" in line
-    ]
-    model = await sdk.set_variants(
-        "late", [model_pb2.Variant(name="a", release="late/2", shadow_percent=1)], "why"
-    )
-    assert [f"{client.model}/releases/2"] == [one.release for one in model.variants]
-    assert 0 == (await cli(client, "variants", "late", "--clear", "--reason", "done")).exit_code
-    assert not (await client.audit())[-1].to_state
-
-
-@pytest.mark.parametrize("text", ["a", "a=", "a=1", "=1:2", "a=1:x", "a=1:2:3:4"])
-def test_a_malformed_variant_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=r"is not|no number"):
-        parse_variant(text)
 
 
 @pytest.mark.parametrize("name", ["late", "late/x", "/1"])

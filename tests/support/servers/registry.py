@@ -22,7 +22,6 @@ from flywheel_registry.fakes.lease import UncontestedLease
 from flywheel_registry.fakes.monitor import MemoryMonitor
 from flywheel_registry.fakes.routing_notifications import MemoryRoutingNotifications
 from flywheel_registry.fakes.store import MemoryStore
-from flywheel_registry.fakes.webhooks import IdleWebhookQueue, RecordedPosts
 from flywheel_registry.server import Ports, build, wire
 
 NO_TICKS: dict[str, Any] = {"tick_seconds": 3600.0}
@@ -89,8 +88,7 @@ def memory_ports(store: MemoryStore) -> tuple[Ports, Clock]:
         ready=lambda: True,
         relay_events=no_events_to_send,
         delete_old=nothing_to_do,
-        webhook_queue=IdleWebhookQueue(),
-        http=RecordedPosts(),
+        send_webhooks=no_events_to_send,
     )
     return ports, clock
 

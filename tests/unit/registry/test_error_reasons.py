@@ -58,6 +58,7 @@ REASONS = {
         "INVALID_DIGEST",
         "INVALID_FALLBACK",
         "INVALID_FEATURE_POLICY",
+        "INVALID_SERVING_POLICY",
         "INVALID_FIELD_MASK",
         "INVALID_FILTER",
         "INVALID_GOLDEN_ROWS",
@@ -73,7 +74,6 @@ REASONS = {
         "INVALID_THRESHOLD",
         "INVALID_VARIANTS",
         "INVALID_VERDICT",
-        "INVALID_WEBHOOK",
         "REASON_REQUIRED",
         "TARGET_MISSING",
         "TARGET_REPEATED",
@@ -88,7 +88,6 @@ REASONS = {
         "UNKNOWN_MODEL_VERSION",
         "UNKNOWN_RELEASE",
         "UNKNOWN_ROLLOUT",
-        "UNKNOWN_WEBHOOK",
     },
 }
 

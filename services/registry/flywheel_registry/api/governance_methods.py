@@ -6,6 +6,7 @@ from typing import Any
 
 from flywheel_common.grpc.auth import actor
 from flywheel_common.names import check_id, parse_project
+from flywheel_common.webhooks.errors import InvalidWebhook
 from flywheel_protos.registry.v1 import approval_pb2
 from flywheel_protos.registry.v1 import webhook_pb2 as pb
 from flywheel_registry.api import listing
@@ -19,7 +20,6 @@ from flywheel_registry.models.ports import ModelRecords
 from flywheel_registry.promotion.approvals import Approvals
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.webhooks.catalog import WebhookCatalog, find_webhook
-from flywheel_registry.webhooks.errors import InvalidWebhook
 from flywheel_registry.webhooks.webhook import KINDS, Delivery, Webhook, WebhookName
 
 
@@ -137,11 +137,10 @@ def _webhook_to_proto(value: Webhook) -> pb.Webhook:
 
 def _delivery_to_proto(value: Delivery) -> pb.WebhookDelivery:
     return pb.WebhookDelivery(
-        id=value.id,
+        event_id=value.event_id,
         body=value.body,
-        try_count=value.try_count,
-        last_result=value.last_result,
+        attempt_count=value.attempts,
+        error=value.error,
         created_at=to_timestamp(value.created_at),
-        delivered_at=to_timestamp(value.delivered_at),
-        given_up_at=to_timestamp(value.given_up_at),
+        ended_at=to_timestamp(value.ended_at),
     )

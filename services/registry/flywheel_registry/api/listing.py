@@ -102,7 +102,7 @@ async def list_webhooks(records: WebhookRecords, project: str, size: int, token:
     """Read webhooks by name."""
     query = f"webhooks {project}"
     after, size = _text_key(token, query), page_size(size, default=DEFAULT_PAGE_SIZE)
-    return cut(await records.webhooks(project, after, size + 1), size, lambda w: [w.name], query=query)
+    return cut(await records.webhooks(project, after, size + 1), size, lambda w: [w.id], query=query)
 
 
 async def list_deliveries(records: WebhookRecords, webhook: str, size: int, token: str) -> Page[Delivery]:
@@ -111,7 +111,7 @@ async def list_deliveries(records: WebhookRecords, webhook: str, size: int, toke
     async def read(before: int, limit: int) -> list[Delivery]:
         return await records.deliveries(webhook, before, limit)
 
-    return await _newest_first(read, lambda d: d.id, f"deliveries {webhook}", size, token)
+    return await _newest_first(read, lambda d: d.number, f"deliveries {webhook}", size, token)
 
 
 def _position(key: Sequence[object] | None) -> Position | None:

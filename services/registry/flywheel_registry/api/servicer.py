@@ -28,6 +28,7 @@ from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.names import ModelName
 from flywheel_registry.models.tags import VersionTags
 from flywheel_registry.promotion.approvals import Approvals
+from flywheel_registry.promotion.evaluation import EvaluationLog
 from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.releases.catalog import ReleaseCatalog
 from flywheel_registry.rollback.acknowledgement import Acknowledgements
@@ -61,6 +62,7 @@ class RegistryServicer(
         artifacts: ArtifactTransfer,
         checks: VersionCheck,
         promotions: Promotions,
+        evaluations: EvaluationLog,
         releases: ReleaseCatalog,
         rollout_start: RolloutStart,
         rollout_lifecycle: RolloutLifecycle,
@@ -84,6 +86,7 @@ class RegistryServicer(
         self._artifacts = artifacts
         self._checks = checks
         self._promotions = promotions
+        self._evaluations = evaluations
         self._releases = releases
         self._rollout_start = rollout_start
         self._rollout_lifecycle = rollout_lifecycle

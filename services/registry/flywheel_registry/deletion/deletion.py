@@ -20,7 +20,6 @@ from flywheel_registry.releases.names import ReleaseName
 from flywheel_registry.releases.release import Release
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.serving.routing import Routing
-from flywheel_registry.serving.warm import drop_from_warm
 from flywheel_registry.stages.transitions import Stage
 
 
@@ -70,8 +69,10 @@ class Deletion:
         if release.number in served:
             raise ReleaseInUse(f"{name} is champion, challenger or a variant: serve another one first.")
         journal = Journal(records, name.parent, self._clock.now(), by)
-        await drop_from_warm(records, name.parent, [release.number])
         await records.delete_release(release, journal.at)
+        if routing.champion is not None:
+            # Equal routing, so the same generation: gateways hear that the release is no longer kept warm.
+            await records.set_routing(name.parent, routing)
         await journal.write("DELETE", release.name, reason=reason)
 
     async def restore_release(

@@ -44,7 +44,8 @@ class MemoryTables:
     approvals: dict[tuple[str, int, str], Approval] = field(default_factory=dict)
     """(model, version, approver) → approval."""
     webhooks: dict[str, Webhook] = field(default_factory=dict)
-    deliveries: dict[int, Delivery] = field(default_factory=dict)
+    deliveries: dict[Numbered, Delivery] = field(default_factory=dict)
+    """(webhook, number) → delivery."""
     purged: dict[Numbered, bool] = field(default_factory=dict)
     blocks: dict[str, bytes] = field(default_factory=dict)
     """SHA-256 of a content → digests of its blocks."""

@@ -9,6 +9,7 @@ from flywheel_registry.evidence.evidence import Evidence
 from flywheel_registry.evidence.findings import Findings
 from flywheel_registry.gates.approval import ApprovalGate
 from flywheel_registry.gates.gate import Candidate, Gate, GateRecords
+from flywheel_registry.gates.measured import newest_evaluation, with_evaluation
 from flywheel_registry.gates.offline import CHAMPION_PREFIX, NO_CHAMPION, GateResult, evaluate_offline
 from flywheel_registry.models.lookups import find_model
 from flywheel_registry.models.version import ModelVersion
@@ -35,7 +36,7 @@ class ShadowGate:
         """Look for stored shadow evidence."""
         findings, version = Findings(), candidate.version
         if candidate.champion is None:
-            findings.add(True, f"{Stage.CANDIDATE} without shadow or canary, {NO_CHAMPION}")
+            findings.add(True, f"{Stage.CANDIDATE} without shadow, {NO_CHAMPION}")
             return GateResult(findings.passed, findings.lines(), {})
         shadow = await records.newest_evidence_of(version.model, version.number, "SHADOW")
         if shadow is not None and shadow.passed:
@@ -49,18 +50,13 @@ class ShadowGate:
 
 
 class OnlineGate:
-    """A passed canary, which only a rollout provides and then promotes by itself."""
+    """A load and a canary by the gateways, which only a rollout provides and then promotes by itself."""
 
     async def evaluate(self, records: GateRecords, candidate: Candidate) -> GateResult:
-        """Pass without a champion, else refer to StartRollout."""
+        """Refer to StartRollout."""
         findings = Findings()
-        if candidate.champion is None:
-            findings.add(True, f"{Stage.PRODUCTION} without shadow or canary, {NO_CHAMPION}")
-        else:
-            findings.add(
-                False,
-                "canary comparison with the champion, no passed canary evidence: StartRollout gathers it",
-            )
+        needed = "canary comparison with the champion" if candidate.champion else "loaded by the gateways"
+        findings.add(False, f"{needed}, no passed evidence: StartRollout gathers it")
         return GateResult(findings.passed, findings.lines(), {})
 
 
@@ -101,16 +97,24 @@ async def newest_offline_proof(
 ) -> Evidence:
     """Return evidence of the offline gate against `champion` and the policy of now, passed or not.
 
-    Stored evidence counts when it was compared with this champion under this policy; otherwise the gate is
-    evaluated again, with the version's metrics and those that the stored evidence was measured with.
+    Stored evidence counts when it was compared with this champion under this policy and is newer than the
+    version's evaluation; otherwise the gate is evaluated again, with the version's metrics, those that the
+    stored evidence was measured with, and those of the evaluation.
     """
     model = await find_model(records, version.model)
     policy = policy_snapshot(model.gate_policy)
     number = champion.number if champion else None
     stored = await records.newest_evidence_of(version.model, version.number, "OFFLINE")
-    if stored is not None and stored.passed and (stored.champion, stored.policy) == (number, policy):
+    evaluation = await newest_evaluation(records, version)
+    if (
+        stored is not None
+        and stored.passed
+        and (stored.champion, stored.policy) == (number, policy)
+        and (evaluation is None or evaluation.number < stored.number)
+    ):
         return stored
     metrics = dict(version.metrics) if stored is None else _known_metrics(version, stored, number)
+    metrics = with_evaluation(metrics, evaluation, number)
     result = evaluate_offline(model.gate_policy, metrics, champion.metrics if champion else None)
     return await records.add_evidence(
         Evidence(

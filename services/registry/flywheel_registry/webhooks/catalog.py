@@ -7,17 +7,14 @@ from dataclasses import replace
 from urllib.parse import urlsplit
 
 from flywheel_common.clock import Clock
-from flywheel_registry.webhooks.errors import (
-    InvalidWebhook,
-    UnknownWebhook,
-    WebhookExists,
-    WebhookHostNotAllowed,
-)
+from flywheel_common.webhooks.errors import InvalidWebhook, UnknownWebhook
+from flywheel_common.webhooks.webhook import Webhook as SentTo
+from flywheel_registry.webhooks.errors import WebhookExists, WebhookHostNotAllowed
 from flywheel_registry.webhooks.ports import WebhookRecords
 from flywheel_registry.webhooks.webhook import Webhook, WebhookName
 
-MAX_URL = 2000
-SECRET_CHARACTERS = range(16, 257)
+FORMAT = "registry"
+"""The form of the bodies: the JSON object of `payload`."""
 ANY_HOST = "*"
 
 
@@ -41,21 +38,14 @@ class WebhookCatalog:
         await records.delete_webhook((await find_webhook(records, name)).name)
 
     def _check(self, webhook: Webhook) -> None:
-        try:
-            parts = urlsplit(webhook.url)
-            host, _ = (parts.hostname or "").lower(), parts.port
-        except ValueError:
-            raise InvalidWebhook(f"{webhook.url[:200]!r} is no URL.") from None
-        if parts.scheme not in ("http", "https") or not host or len(webhook.url) > MAX_URL:
-            raise InvalidWebhook(f"{webhook.url[:200]!r} is no http URL of at most {MAX_URL} characters.")
-        if parts.username is not None or parts.fragment or any(ord(c) <= 32 for c in webhook.url):
-            raise InvalidWebhook("The URL has credentials, a fragment or a space: leave them out.")
-        if len(webhook.secret) not in SECRET_CHARACTERS:
-            raise InvalidWebhook("The secret must have 16 to 256 characters.")
+        SentTo(webhook.project, webhook.id, webhook.url, FORMAT, webhook.secret).checked(frozenset({FORMAT}))
+        if not webhook.secret:
+            raise InvalidWebhook("The webhook has no secret: without one its bodies could not be trusted.")
+        if any(ord(character) <= 32 for character in webhook.url):
+            raise InvalidWebhook("The URL has a space or a control character: encode it.")
         if webhook.model and not webhook.model.startswith(f"projects/{webhook.project}/"):
             raise InvalidWebhook(f"{webhook.model} is not a model of the project {webhook.project}.")
-        if not webhook.events:
-            raise InvalidWebhook("The webhook has no event.")
+        host = (urlsplit(webhook.url).hostname or "").lower()
         if ANY_HOST not in self._allowed and host not in self._allowed:
             raise WebhookHostNotAllowed(f"Webhooks to {host} are not allowed.", host=host)
 

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_common.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
-
-
-class UnknownWebhook(NotFound):
-    """The project has no webhook with this name."""
-
-    reason = "UNKNOWN_WEBHOOK"
-    remedy = "Look the name up with ListWebhooks."
+from flywheel_common.errors import AlreadyExists, FailedPrecondition
 
 
 class WebhookExists(AlreadyExists):
@@ -17,13 +10,6 @@ class WebhookExists(AlreadyExists):
 
     reason = "WEBHOOK_EXISTS"
     remedy = "Delete it first, or choose another id."
-
-
-class InvalidWebhook(InvalidArgument):
-    """The URL, the model, the events or the secret of the webhook is invalid."""
-
-    reason = "INVALID_WEBHOOK"
-    remedy = "Use an http or https URL without credentials, and a secret of 16 to 256 characters."
 
 
 class WebhookHostNotAllowed(FailedPrecondition):

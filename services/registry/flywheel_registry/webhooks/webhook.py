@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -44,6 +42,11 @@ class Webhook:
         """The id of its project."""
         return self.name.split("/")[1]
 
+    @property
+    def id(self) -> str:
+        """Its id within the project."""
+        return self.name.rpartition("/")[2]
+
     def wants(self, model: str, kind: str) -> bool:
         """Return whether it is told about a change of this kind of this model."""
         return model.split("/")[1] == self.project and self.model in ("", model) and kind in self.events
@@ -51,19 +54,12 @@ class Webhook:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """One change for one webhook. After `given_up_at` it is not tried again."""
+    """One change for one webhook. With `ended_at` it was accepted, or given up with `error`."""
 
-    id: int
-    webhook: str
+    number: int
+    event_id: str
     body: str
-    try_count: int = 0
-    last_result: str = ""
+    attempts: int = 0
+    error: str = ""
     created_at: datetime | None = None
-    delivered_at: datetime | None = None
-    given_up_at: datetime | None = None
-
-
-def signature(secret: str, body: str, seconds: int) -> str:
-    """Return the value of the header `Flywheel-Signature` for a body sent at this Unix time."""
-    mac = hmac.new(secret.encode(), f"{seconds}.{body}".encode(), hashlib.sha256).hexdigest()
-    return f"t={seconds},v1={mac}"
+    ended_at: datetime | None = None

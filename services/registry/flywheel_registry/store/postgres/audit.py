@@ -92,7 +92,7 @@ class PostgresAudit(PostgresModels):
             topic, envelope = self._to_event(event, at, head)
             await enqueue(self._conn, topic, envelope)
             kind, body = payload(event, at, head)
-            await self._conn.execute(webhooks.ADD_DELIVERIES, event.model, kind, body)
+            await self._conn.execute(webhooks.ADD_DELIVERIES, event.model, kind, envelope.id, body.encode())
 
     async def audit_head(self, model: str) -> AuditHead | None:
         row = await self._conn.fetchrow(sql.AUDIT_HEAD, model)

@@ -1,43 +1,26 @@
-"""The SQL statements of webhooks and their deliveries."""
+"""The SQL statements of webhooks; `flywheel_common.webhooks` has those of the tables that it sends from."""
 
 from __future__ import annotations
 
-INSERT_WEBHOOK = """
-INSERT INTO webhook (name, project, url, model, events, secret, created_at, created_by)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT DO NOTHING RETURNING 1
+SUBSCRIBE = """
+INSERT INTO webhook_subscription (project, webhook, model, events, created_at, created_by)
+VALUES ($1, $2, $3, $4, $5, $6)
 """
-_WEBHOOK = "SELECT name, url, model, events, secret, created_at, created_by FROM webhook "
-SELECT_WEBHOOK = _WEBHOOK + "WHERE name = $1"
-LIST_WEBHOOKS = _WEBHOOK + "WHERE project = $1 AND name > $2 ORDER BY name LIMIT $3"
-DELETE_WEBHOOK = "DELETE FROM webhook WHERE name = $1"
+_WEBHOOK = """
+SELECT 'projects/' || w.project || '/webhooks/' || w.id AS name, w.url, w.secret, s.model, s.events,
+  s.created_at, s.created_by
+FROM webhook w JOIN webhook_subscription s ON s.project = w.project AND s.webhook = w.id
+"""
+SELECT_WEBHOOK = _WEBHOOK + "WHERE w.project = $1 AND w.id = $2"
+LIST_WEBHOOKS = _WEBHOOK + "WHERE w.project = $1 AND w.id > $2 ORDER BY w.id LIMIT $3"
+# In the order of the ids, so that two transactions never wait for each other.
 ADD_DELIVERIES = """
-INSERT INTO webhook_delivery (webhook, body)
-SELECT w.name, $3 FROM webhook w
-WHERE w.project = split_part($1, '/', 2) AND w.model IN ('', $1) AND $2 = ANY(w.events)
+INSERT INTO webhook_delivery (project, webhook, event_id, body)
+SELECT s.project, s.webhook, $3, $4 FROM webhook_subscription s
+WHERE s.project = split_part($1, '/', 2) AND s.model IN ('', $1) AND $2 = ANY(s.events)
+ORDER BY s.webhook ON CONFLICT DO NOTHING
 """
 LIST_DELIVERIES = """
-SELECT id, webhook, body, try_count, last_result, created_at, delivered_at, given_up_at FROM webhook_delivery
-WHERE webhook = $1 AND id < $2 ORDER BY id DESC LIMIT $3
-"""
-CLAIM = """
-WITH due AS (
-  SELECT id FROM webhook_delivery
-  WHERE delivered_at IS NULL AND given_up_at IS NULL AND next_try_at <= clock_timestamp()
-  ORDER BY next_try_at LIMIT $1 FOR UPDATE SKIP LOCKED
-)
-UPDATE webhook_delivery d
-SET try_count = try_count + 1, next_try_at = clock_timestamp() + $2 * interval '1 second'
-FROM due, webhook w WHERE d.id = due.id AND w.name = d.webhook
-RETURNING d.id, w.url, w.secret, d.body, d.try_count
-"""
-DELIVERED = "UPDATE webhook_delivery SET delivered_at = clock_timestamp(), last_result = $2 WHERE id = $1"
-FAILED = """
-UPDATE webhook_delivery SET last_result = $2,
-  next_try_at = clock_timestamp() + coalesce($3::double precision, 0) * interval '1 second',
-  given_up_at = CASE WHEN $3::double precision IS NULL THEN clock_timestamp() END
-WHERE id = $1
-"""
-DELETE_OLD = """
-DELETE FROM webhook_delivery
-WHERE coalesce(delivered_at, given_up_at) < clock_timestamp() - interval '7 days'
+SELECT serial AS number, event_id, convert_from(body, 'UTF8') AS body, attempts, error, created_at, ended_at
+FROM webhook_delivery WHERE project = $1 AND webhook = $2 AND serial < $3 ORDER BY serial DESC LIMIT $4
 """

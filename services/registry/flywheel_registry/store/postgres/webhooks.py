@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from flywheel_common.postgres.pool import Connection, Pool, connection
+from flywheel_common.postgres.pool import Connection
+from flywheel_common.webhooks import rows
+from flywheel_common.webhooks.webhook import Webhook as SentTo
 from flywheel_registry.store.postgres import webhook_statements as sql
-from flywheel_registry.webhooks.ports import DueDelivery
-from flywheel_registry.webhooks.webhook import Delivery, Webhook
+from flywheel_registry.webhooks.catalog import FORMAT
+from flywheel_registry.webhooks.webhook import Delivery, Webhook, WebhookName
 
 
 class PostgresWebhooks:
@@ -15,21 +17,17 @@ class PostgresWebhooks:
 
     async def add_webhook(self, webhook: Webhook) -> bool:
         w = webhook
-        added = await self._conn.fetchval(
-            sql.INSERT_WEBHOOK,
-            w.name,
-            w.project,
-            w.url,
-            w.model,
-            list(w.events),
-            w.secret,
-            w.created_at,
-            w.created_by,
+        if await self.webhook(w.name) is not None:
+            return False
+        await rows.put_webhook(self._conn, SentTo(w.project, w.id, w.url, FORMAT, w.secret))
+        await self._conn.execute(
+            sql.SUBSCRIBE, w.project, w.id, w.model, list(w.events), w.created_at, w.created_by
         )
-        return added is not None
+        return True
 
     async def webhook(self, name: str) -> Webhook | None:
-        row = await self._conn.fetchrow(sql.SELECT_WEBHOOK, name)
+        parsed = WebhookName.parse(name)
+        row = await self._conn.fetchrow(sql.SELECT_WEBHOOK, parsed.project, parsed.webhook)
         return None if row is None else Webhook(**{**row, "events": tuple(row["events"])})
 
     async def webhooks(self, project: str, after: str, limit: int) -> list[Webhook]:
@@ -37,32 +35,10 @@ class PostgresWebhooks:
         return [Webhook(**{**row, "events": tuple(row["events"])}) for row in found]
 
     async def delete_webhook(self, name: str) -> None:
-        await self._conn.execute(sql.DELETE_WEBHOOK, name)
+        parsed = WebhookName.parse(name)
+        await rows.delete_webhook(self._conn, parsed.project, parsed.webhook)
 
     async def deliveries(self, webhook: str, before: int, limit: int) -> list[Delivery]:
-        return [
-            Delivery(**row) for row in await self._conn.fetch(sql.LIST_DELIVERIES, webhook, before, limit)
-        ]
-
-
-class PostgresWebhookQueue:
-    """`WebhookQueue` on a pool; the database's clock decides what is due."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-
-    async def claim(self, limit: int, lease_seconds: float) -> list[DueDelivery]:
-        async with connection(self._pool) as conn:
-            return [DueDelivery(**row) for row in await conn.fetch(sql.CLAIM, limit, lease_seconds)]
-
-    async def delivered(self, delivery: int, result: str) -> None:
-        async with connection(self._pool) as conn:
-            await conn.execute(sql.DELIVERED, delivery, result)
-
-    async def failed(self, delivery: int, result: str, retry_seconds: float | None) -> None:
-        async with connection(self._pool) as conn:
-            await conn.execute(sql.FAILED, delivery, result, retry_seconds)
-
-    async def delete_old(self) -> None:
-        async with connection(self._pool) as conn:
-            await conn.execute(sql.DELETE_OLD)
+        parsed = WebhookName.parse(webhook)
+        found = await self._conn.fetch(sql.LIST_DELIVERIES, parsed.project, parsed.webhook, before, limit)
+        return [Delivery(**row) for row in found]
