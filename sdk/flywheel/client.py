@@ -8,11 +8,22 @@ from __future__ import annotations
 
 from flywheel.experiment_calls import ExperimentCalls
 from flywheel.feature_calls import FeatureCalls
-from flywheel.registration import RegistrationCalls
+from flywheel.governance_calls import GovernanceCalls
+from flywheel.mlflow_import import MlflowCalls
+from flywheel.model_archive import ArchiveCalls
 from flywheel.rollout_calls import RolloutCalls
 from flywheel.tune_calls import TuneCalls
 from flywheel.variant_calls import VariantCalls
 
 
-class Client(FeatureCalls, TuneCalls, RegistrationCalls, RolloutCalls, VariantCalls, ExperimentCalls):
+class Client(
+    FeatureCalls,
+    TuneCalls,
+    RolloutCalls,
+    VariantCalls,
+    ExperimentCalls,
+    GovernanceCalls,
+    ArchiveCalls,
+    MlflowCalls,
+):
     """Use as `async with Client() as client:`."""

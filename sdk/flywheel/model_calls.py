@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from flywheel.bulk_predictions import BulkPredictions, Priority
 from flywheel.connection import request_id, timestamp
 from flywheel.model_jobs import EvaluateJob, ExportJob
-from flywheel.paging import list_items
 from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import PackedJob, TrainJob, pack_job
@@ -269,14 +268,10 @@ class ModelCalls(BulkPredictions):
 
     async def served_at(self, model: str, moment: datetime) -> registry_pb2.ServingSpan | None:
         """What served at a moment of wall time (UTC without a zone), None before the first release."""
-        request = registry_pb2.ListServingHistoryRequest(parent=self.path("models", model))
-        at = moment.replace(tzinfo=moment.tzinfo or UTC)
-        for span in (await list_items(self.registry.ListServingHistory, request, "spans")).items:
-            # `from` is a keyword, so the field is not an attribute.
-            if getattr(span, "from").ToDatetime(UTC) <= at:
-                found: registry_pb2.ServingSpan = span
-                return found
-        return None
+        request = registry_pb2.ListServingHistoryRequest(
+            parent=self.path("models", model), at=timestamp(moment)
+        )
+        return next(iter((await self.registry.ListServingHistory(request)).spans), None)
 
     async def rollback(
         self, model: str, reason: str, *, to: str = "", timeout: float = 30.0
