@@ -37,6 +37,11 @@ from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.score_job import ScoreJob
 from flywheel.storage import read_table, storage, write_table
+from flywheel.sync_client import SyncClient, connect
+from flywheel.tracking import autolog
+from flywheel.tracking.errors import TrackingError
+from flywheel.tracking.run import Run
+from flywheel.tracking.run import start as run
 from flywheel.train_job import TrainJob
 from flywheel.tune_job import Asha, Choices, FloatRange, IntRange, PopulationBased, TuneJob
 from flywheel.types import (
@@ -100,17 +105,22 @@ __all__ = [
     "RequestSource",
     "Requests",
     "Rule",
+    "Run",
     "ScoreJob",
     "SourceError",
     "StreamSource",
     "StreamView",
+    "SyncClient",
+    "TrackingError",
     "TrainJob",
     "TuneJob",
     "Unavailable",
     "Variant",
     "alerts_table",
     "approx_distinct",
+    "autolog",
     "compile_definitions",
+    "connect",
     "cost_per_prediction",
     "count",
     "error_rate",
@@ -123,6 +133,7 @@ __all__ = [
     "minimum",
     "now",
     "read_table",
+    "run",
     "std",
     "storage",
     "timestamp",

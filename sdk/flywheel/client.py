@@ -12,6 +12,7 @@ from flywheel.governance_calls import GovernanceCalls
 from flywheel.mlflow_import import MlflowCalls
 from flywheel.model_archive import ArchiveCalls
 from flywheel.rollout_calls import RolloutCalls
+from flywheel.tracking.run_calls import RunCalls
 from flywheel.tune_calls import TuneCalls
 from flywheel.variant_calls import VariantCalls
 
@@ -19,6 +20,7 @@ from flywheel.variant_calls import VariantCalls
 class Client(
     FeatureCalls,
     TuneCalls,
+    RunCalls,
     RolloutCalls,
     VariantCalls,
     ExperimentCalls,

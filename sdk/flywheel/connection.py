@@ -107,6 +107,14 @@ class Connection:
         """`views/facts` with the project before it; a full name is returned unchanged."""
         return name if name.startswith("projects/") else f"{self.parent}/{name}"
 
+    async def answers(self, stream: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The messages of a streaming call, whose errors are FlywheelErrors."""
+        try:
+            async for message in stream:
+                yield message
+        except grpc.RpcError as error:
+            raise from_rpc_error(error) from error
+
     async def wait(
         self,
         watch: AsyncIterator[Any],
@@ -115,13 +123,10 @@ class Connection:
     ) -> Any:
         """Waits until a watched job has SUCCEEDED; returns its last message. Raises JobFailedError."""
         item = None
-        try:
-            async for message in watch:
-                item = getattr(message, field)
-                if progress is not None:
-                    progress(item)
-        except grpc.RpcError as error:
-            raise from_rpc_error(error) from error
+        async for message in self.answers(watch):
+            item = getattr(message, field)
+            if progress is not None:
+                progress(item)
         if item is None or item.state != job_pb2.JOB_STATE_SUCCEEDED:
             name, reason, text = (
                 (item.name, item.error_reason, item.error_message) if item else ("job", "NO_ANSWER", "")

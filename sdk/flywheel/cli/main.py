@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from flywheel.cli import alert_sinks, definitions
+from flywheel.cli import alert_sinks, definitions, tracking
 from flywheel.cli.experiments import experiments
 from flywheel.cli.features import features
 from flywheel.cli.models import models
@@ -35,6 +35,7 @@ groups = {
 for name, group in groups.items():
     app.add_typer(group, name=name)
 definitions.add_commands(app, features)
+tracking.add_commands(runs)
 alert_sinks.add_silence(alerts)
 alerts.add_typer(alert_sinks.sinks, name="sinks")
 app.command()(tune)

@@ -61,8 +61,10 @@ from flywheel_trainer.pipelines.steps import PipelineSteps
 from flywheel_trainer.pipelines.use_cases import Pipelines
 from flywheel_trainer.policies.ports import PolicyStore
 from flywheel_trainer.policies.use_cases import Policies
+from flywheel_trainer.runs.editing import RunEditing
 from flywheel_trainer.runs.lease import LeaseExpiry
-from flywheel_trainer.runs.ports import RunStore
+from flywheel_trainer.runs.ports import RunEdits, RunStore
+from flywheel_trainer.runs.run_artifacts import RunArtifacts
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.dbos.workflows import dbos_workflows
 from flywheel_trainer.store.grpc.feature import GrpcFeature
@@ -76,6 +78,7 @@ from flywheel_trainer.store.postgres.jobs import PostgresJobs
 from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.postgres.replicas import executor_lease, live_executors, read_installation
+from flywheel_trainer.store.postgres.run_edits import PostgresRunEdits
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
 from flywheel_trainer.store.postgres.trials import PostgresTrials
@@ -102,6 +105,7 @@ class Ports:
     """The adapters that a trainer uses."""
 
     runs: RunStore
+    run_edits: RunEdits
     jobs: JobStore
     pipelines: PipelineStore
     policies: PolicyStore
@@ -165,6 +169,7 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
     clock = SystemClock()
     ports = Ports(
         runs=PostgresRuns(pool),
+        run_edits=PostgresRunEdits(pool),
         jobs=PostgresJobs(pool),
         pipelines=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
@@ -255,7 +260,17 @@ async def wire(
     workflows = await stack.enter_async_context(ports.workflows(steps, ports.pipelines))
     trials = Trials(ports.trials, jobs, runs, ports.objects, ports.feature, ports.registry, clock)
     servicer = TrainerServicer(
-        runs, jobs, sources, pipelines, policies, trials, poll_seconds=settings.watch_poll_seconds
+        runs,
+        jobs,
+        sources,
+        pipelines,
+        policies,
+        trials,
+        run_editing=RunEditing(ports.run_edits, clock),
+        run_artifacts=RunArtifacts(
+            ports.runs, ports.run_edits, ports.objects, settings.s3_bucket, ids, clock
+        ),
+        poll_seconds=settings.watch_poll_seconds,
     )
     server = Server(
         settings,

@@ -22,6 +22,7 @@ from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.fakes.jobs import MemoryJobs
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
+from flywheel_trainer.fakes.run_edits import MemoryRunEdits
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
@@ -31,12 +32,13 @@ from flywheel_trainer.jobs.ports import JobStore, Supervision
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.ports import PolicyStore
-from flywheel_trainer.runs.ports import RunStore
+from flywheel_trainer.runs.ports import RunEdits, RunStore
 from flywheel_trainer.server import MIGRATIONS
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
 from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
+from flywheel_trainer.store.postgres.run_edits import PostgresRunEdits
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
 from flywheel_trainer.store.postgres.trials import PostgresTrials
@@ -48,6 +50,7 @@ class Stores:
     """The stores of one trainer."""
 
     runs: RunStore
+    run_edits: RunEdits
     jobs: JobStore
     pipelines: PipelineStore
     policies: PolicyStore
@@ -83,9 +86,9 @@ def memory_stores() -> Stores:
     async def supervise() -> Supervision:
         return MemorySupervision(tracking, next(tokens))
 
-    runs, jobs = MemoryRuns(tracking), MemoryJobs(tracking)
+    runs, edits, jobs = MemoryRuns(tracking), MemoryRunEdits(tracking), MemoryJobs(tracking)
     trials = MemoryTrials(tracking)
-    return Stores(runs, jobs, pipelines, policies, policies.decide, completed, supervise, trials)
+    return Stores(runs, edits, jobs, pipelines, policies, policies.decide, completed, supervise, trials)
 
 
 async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
@@ -115,9 +118,9 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
         assert token is not None
         return PostgresSupervision(pool, token)
 
-    runs, jobs = PostgresRuns(pool), PostgresJobs(pool)
+    runs, edits, jobs = PostgresRuns(pool), PostgresRunEdits(pool), PostgresJobs(pool)
     pipelines, policies, trials = PostgresPipelines(pool), PostgresPolicies(pool), PostgresTrials(pool)
-    return Stores(runs, jobs, pipelines, policies, decide, completed, supervise, trials)
+    return Stores(runs, edits, jobs, pipelines, policies, decide, completed, supervise, trials)
 
 
 @pytest.fixture(params=["memory", "postgres"])

@@ -32,6 +32,7 @@ from flywheel_trainer.fakes.models import MemoryEvaluations, MemoryModels
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
+from flywheel_trainer.fakes.run_edits import MemoryRunEdits
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.scoring import MemoryFeatureSets, MemoryReleases, MemoryShapes
 from flywheel_trainer.fakes.supervision import MemorySupervision
@@ -147,6 +148,7 @@ def memory_ports() -> Ports:
 
     return Ports(
         runs=MemoryRuns(tracking),
+        run_edits=MemoryRunEdits(tracking),
         jobs=MemoryJobs(tracking),
         pipelines=pipelines,
         policies=policies,

@@ -56,6 +56,8 @@ async def test_a_run_is_converted_from_its_creation_to_its_end(trainer: MemoryTr
         "environment": {"python": "3.11"},
         "training_set": TRAINING_SET,
         "job": "j",
+        "display_name": "baseline",
+        "notes": "# why",
     }
     request = pb.CreateRunRequest(
         parent=P, run=pb.Run(params={"lr": "0.1"}, **fields), lease=Duration(seconds=5)
@@ -66,6 +68,7 @@ async def test_a_run_is_converted_from_its_creation_to_its_end(trainer: MemoryTr
         params={"lr": "0.1"},
         started_at=timestamp(AT),
         lease=Duration(seconds=5),
+        generation=1,
         **fields,
     )
     assert expected == (await trainer.stub.CreateRun(request)).run

@@ -6,15 +6,18 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import timedelta
 
+from flywheel_common.names import check_id
 from flywheel_job.outcome import Artifact
+from flywheel_protos.trainer.v1 import tracking_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
-from flywheel_trainer.api.convert_times import duration, timestamp
+from flywheel_trainer.api.convert_times import duration, moment, timestamp
 from flywheel_trainer.encoding.spec_fields import experiment_id
 from flywheel_trainer.runs.run import (
     DEFAULT_LEASE_SECONDS,
     Experiment,
     ExperimentName,
     Run,
+    RunEdit,
     RunName,
     RunState,
     RunUpdate,
@@ -35,13 +38,15 @@ def artifacts_from_proto(artifacts: Iterable[pb.RunArtifact]) -> tuple[Artifact,
 
 
 def run_from_proto(request: pb.CreateRunRequest, project: str) -> Run:
-    """The run to create; the use case replaces its name."""
+    """The run to create; the use case replaces the name of a run without an id."""
+    if request.run_id:
+        check_id(request.run_id, "run_id")
     run = request.run
     lease = (
         request.lease.ToTimedelta().total_seconds() if request.HasField("lease") else DEFAULT_LEASE_SECONDS
     )
     return Run(
-        name=RunName(project, "new"),
+        name=RunName(project, request.run_id or "new"),
         experiment=experiment_id(run.experiment),
         params=dict(run.params),
         tags=dict(run.tags),
@@ -51,6 +56,10 @@ def run_from_proto(request: pb.CreateRunRequest, project: str) -> Run:
         training_set=run.training_set,
         job=run.job,
         lease_seconds=lease,
+        started_at=moment(run.started_at) if run.HasField("started_at") else None,
+        display_name=run.display_name,
+        notes=run.notes,
+        parent_run=str(RunName.parse(run.parent_run)) if run.parent_run else "",
     )
 
 
@@ -71,7 +80,15 @@ def run_to_proto(run: Run) -> pb.Run:
         error_message=run.error_message,
         job=run.job,
         lease=duration(timedelta(seconds=run.lease_seconds)),
+        display_name=run.display_name,
+        notes=run.notes,
         parent_run=run.parent_run,
+        deleted_at=timestamp(run.deleted_at),
+        metric_summaries={
+            key: tracking_pb2.MetricSummary(min=s.min, max=s.max, last_step=s.last_step)
+            for key, s in run.summaries.items()
+        },
+        generation=run.generation,
     )
 
 
@@ -85,4 +102,15 @@ def run_update_from_proto(request: pb.UpdateRunRequest) -> RunUpdate:
         artifacts_from_proto(request.artifacts),
         state,
         request.error_message,
+        request.generation,
+        moment(request.ended_at) if request.HasField("ended_at") else None,
+    )
+
+
+def run_edit_from_proto(request: tracking_pb2.EditRunRequest) -> RunEdit:
+    return RunEdit(
+        request.display_name if request.HasField("display_name") else None,
+        request.notes if request.HasField("notes") else None,
+        dict(request.tags),
+        tuple(request.removed_tags),
     )

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from flywheel_trainer.runs.errors import InvalidRunTime
+
 
 def timestamp(value: datetime | None) -> Timestamp | None:
     """None for None, which leaves the field unset."""
@@ -15,6 +17,14 @@ def timestamp(value: datetime | None) -> Timestamp | None:
     message = Timestamp()
     message.FromDatetime(value.astimezone(UTC))
     return message
+
+
+def moment(value: Timestamp) -> datetime:
+    """The time of a message. Raises InvalidRunTime outside of the years 1 to 9999."""
+    try:
+        return value.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise InvalidRunTime(f"{value} is no valid time: {error}.") from error
 
 
 def duration(value: timedelta) -> Duration:

@@ -21,6 +21,7 @@ from flywheel_trainer.api.convert_runs import (
     run_to_proto,
     run_update_from_proto,
 )
+from flywheel_trainer.api.tracking_methods import TrackingMethods
 from flywheel_trainer.api.trial_methods import TrialMethods
 from flywheel_trainer.encoding.specs import spec_of
 from flywheel_trainer.jobs.errors import InvalidSource
@@ -33,14 +34,16 @@ from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
 from flywheel_trainer.pipelines.use_cases import Pipelines
 from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.use_cases import Policies
+from flywheel_trainer.runs.editing import RunEditing
 from flywheel_trainer.runs.filter_terms import parse_terms
 from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
+from flywheel_trainer.runs.run_artifacts import RunArtifacts
 from flywheel_trainer.runs.search import parse_filter, parse_order
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.trials.use_cases import Trials
 
 
-class TrainerServicer(TrialMethods, trainer_pb2_grpc.TrainerServiceServicer):
+class TrainerServicer(TrackingMethods, TrialMethods, trainer_pb2_grpc.TrainerServiceServicer):
     """flywheel.trainer.v1.TrainerService; `poll_seconds` is the interval of the Watch methods."""
 
     def __init__(
@@ -52,8 +55,11 @@ class TrainerServicer(TrialMethods, trainer_pb2_grpc.TrainerServiceServicer):
         policies: Policies,
         trials: Trials,
         *,
+        run_editing: RunEditing,
+        run_artifacts: RunArtifacts,
         poll_seconds: float,
     ) -> None:
+        super().__init__(run_editing, run_artifacts)
         self._trials = trials
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
         self._sources = sources
@@ -79,7 +85,11 @@ class TrainerServicer(TrialMethods, trainer_pb2_grpc.TrainerServiceServicer):
     async def CreateRun(self, request: pb.CreateRunRequest, context: Any) -> pb.CreateRunResponse:
         project = parse_project(request.parent)
         run = run_from_proto(request, project)
-        created = await self._runs.create_run(run, project, request.request_id, _body(request))
+        body = _body(request)
+        if request.run_id:
+            created = await self._runs.create_named_run(run, request.request_id, body)
+        else:
+            created = await self._runs.create_run(run, project, request.request_id, body)
         return pb.CreateRunResponse(run=run_to_proto(created))
 
     async def GetRun(self, request: pb.GetRunRequest, context: Any) -> pb.GetRunResponse:
@@ -92,13 +102,20 @@ class TrainerServicer(TrialMethods, trainer_pb2_grpc.TrainerServiceServicer):
             parse_order(request.order_by),
             page_size(request.page_size),
             request.page_token,
+            show_deleted=request.show_deleted,
         )
         return pb.ListRunsResponse(runs=map(run_to_proto, page.items), next_page_token=page.next_page_token)
 
     async def LogMetrics(self, request: pb.LogMetricsRequest, context: Any) -> pb.LogMetricsResponse:
         name = RunName.parse(request.run)
         logged = await self._runs.log_metrics(
-            name, request.keys, request.steps, request.values, request.times, current_attempt()
+            name,
+            request.keys,
+            request.steps,
+            request.values,
+            request.times,
+            current_attempt(),
+            request.generation,
         )
         return pb.LogMetricsResponse(stored_count=logged.stored, ignored_count=logged.ignored)
 

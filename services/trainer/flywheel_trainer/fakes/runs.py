@@ -7,17 +7,18 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, cast
 
 from flywheel_common.paging import Key, Page, cut, decode_token
 from flywheel_job.outcome import MetricPoint
-from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.fakes.tracking import MemoryTracking, RunRecord
 from flywheel_trainer.runs.errors import ExperimentExists
-from flywheel_trainer.runs.filter_terms import Term
+from flywheel_trainer.runs.filter_expression import AllOf, AnyOf, Condition, Not
+from flywheel_trainer.runs.filter_terms import NUMBERS, Term, number_of
 from flywheel_trainer.runs.lease import LOST_MESSAGE, has_expired
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, Run, RunName, RunState, RunUpdate
-from flywheel_trainer.runs.search import Order, rank
+from flywheel_trainer.runs.search import NEWEST_FIRST, Order, Statistic, rank
 
 _COMPARE: Mapping[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
@@ -36,6 +37,10 @@ class MemoryRuns:
     def __init__(self, tracking: MemoryTracking) -> None:
         self._tracking = tracking
         self._requests = tracking.requests
+
+    def record(self, name: RunName) -> RunRecord:
+        """A run with its points, for tests."""
+        return self._tracking.runs[name]
 
     async def create_experiment(
         self, experiment: Experiment, request_id: str, body: bytes, now: datetime
@@ -67,31 +72,57 @@ class MemoryRuns:
         return record.run if record else None
 
     async def list_runs(
-        self, project: str, terms: Sequence[Term], order: Order | None, size: int, token: str
+        self,
+        project: str,
+        conditions: Sequence[Condition],
+        order: Order | None,
+        size: int,
+        token: str,
+        *,
+        show_deleted: bool = False,
     ) -> Page[Run]:
-        query = repr((project, terms, order))
+        query = repr((project, conditions, order, show_deleted))
         after = decode_token(token, query=query)
+        by = order or NEWEST_FIRST
 
-        def key(run: Run) -> tuple[Key, ...]:
-            if order is None:
-                return (run.name.run,)
-            return (rank(run, order), run.name.run)
+        def key(run: Run) -> tuple[Any, ...]:
+            if not by.metric:
+                return run.started_at, run.name.run
+            value = rank(run, by)
+            # Runs without the metric come last in both directions.
+            missing = math.isnan(value) is not by.descending
+            return missing, 0.0 if math.isnan(value) else value, run.name.run
 
-        descending = order is None or order.descending
-        found = [r.run for r in self._tracking.runs.values() if r.run.name.project == project]
-        found = sorted((r for r in found if all(_matches(r, t) for t in terms)), key=key, reverse=descending)
+        found = [
+            r.run
+            for r in self._tracking.runs.values()
+            if r.run.name.project == project
+            and (show_deleted or r.run.deleted_at is None)
+            and all(_matches(r.run, one) for one in conditions)
+        ]
+        found.sort(key=key, reverse=by.descending)
         if after:
-            last: tuple[Key, ...] = (float(str(after[0])), after[1]) if order else (after[0],)
-            compare = operator.lt if descending else operator.gt
-            found = [r for r in found if compare(key(r), last)]
-        return cut(found[: size + 1], size, lambda r: tuple(map(str, key(r))), query=query)
+            beyond = operator.lt if by.descending else operator.gt
+            first = float(str(after[1])) if by.metric else datetime.fromisoformat(str(after[1]))
+            last = (after[0], first, after[2]) if by.metric else (first, after[2])
+            found = [run for run in found if beyond(key(run), last)]
+
+        def token_key(run: Run) -> tuple[Key, ...]:
+            *missing, value, name = key(run)
+            return bool(missing and missing[0]), value if by.metric else value.isoformat(), name
+
+        return cut(found[: size + 1], size, token_key, query=query)
 
     async def log(
-        self, name: RunName, points: Sequence[MetricPoint], now: datetime, attempt: str = ""
+        self,
+        name: RunName,
+        points: Sequence[MetricPoint],
+        now: datetime,
+        attempt: str = "",
+        generation: int = 0,
     ) -> LoggedPoints:
         number = self._tracking.check_attempt(attempt, name) if attempt else 0
-        record = self._tracking.running(name)
-        record.heartbeat = now
+        record = self._tracking.report(name, generation, now)
         return record.add(points, number)
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]:
@@ -108,8 +139,7 @@ class MemoryRuns:
     ) -> Run:
         if self._requests.replay("UpdateRun", request_id, body) is not None:
             return self._tracking.runs[name].run
-        record = self._tracking.running(name)
-        record.heartbeat = now
+        record = self._tracking.report(name, update.generation, now)
         record.run = replace(
             record.run,
             params={**update.params, **record.run.params},
@@ -117,8 +147,10 @@ class MemoryRuns:
             artifacts=(*record.run.artifacts, *update.artifacts),
         )
         if update.state is not None:
+            assert record.run.started_at is not None
+            ended = max(min(update.ended_at or now, now), record.run.started_at)
             record.run = replace(
-                record.run, state=update.state, error_message=update.error_message, ended_at=now
+                record.run, state=update.state, error_message=update.error_message, ended_at=ended
             )
         self._requests.store("UpdateRun", request_id, body, name)
         return record.run
@@ -136,11 +168,29 @@ class MemoryRuns:
         return [str(record.run.name) for record in expired]
 
 
-def _matches(run: Run, term: Term) -> bool:
+def _matches(run: Run, condition: Condition) -> bool:
+    match condition:
+        case AllOf(operands):
+            return all(_matches(run, one) for one in operands)
+        case AnyOf(operands):
+            return any(_matches(run, one) for one in operands)
+        case Not(operand):
+            return not _matches(run, operand)
+        case Term():
+            return _matches_term(run, condition)
+
+
+def _matches_term(run: Run, term: Term) -> bool:
     compare = _COMPARE[term.operator]
-    if term.field == "metrics":
-        value = run.metrics.get(term.key, math.nan)
+    if term.field in NUMBERS:
+        value = rank(run, Order(term.key, descending=False, of=cast("Statistic", term.field)))
         return not math.isnan(value) and compare(value, term.value)
+    if term.field == "params" and isinstance(term.value, float):
+        number = number_of(run.params.get(term.key, ""))
+        return not math.isnan(number) and compare(number, term.value)
+    if isinstance(term.value, datetime):
+        moment = getattr(run, term.field)
+        return moment is not None and compare(moment, term.value)
     if term.field in ("params", "tags"):
         entries: Mapping[str, str] = getattr(run, term.field)
         return compare(entries.get(term.key), term.value)

@@ -13,10 +13,19 @@ from flywheel_job.tuning.trial import Trial, TrialState
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.jobs.job import ENDED, JobName
 from flywheel_trainer.jobs.ports import ActiveJob
-from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.errors import (
+    AttemptEnded,
+    ForeignRun,
+    RunContinued,
+    RunDeleted,
+    RunEnded,
+    RunExists,
+    UnknownExperiment,
+    UnknownRun,
+)
 from flywheel_trainer.runs.lease import JOB_ENDED_FIRST
 from flywheel_trainer.runs.metric_points import LoggedPoints
-from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState
+from flywheel_trainer.runs.run import Experiment, ExperimentName, MetricSummary, Run, RunName, RunState
 
 
 @dataclass
@@ -41,10 +50,29 @@ class RunRecord:
             kept = self.points[at].value
             both_nan = math.isnan(kept) and math.isnan(point.value)
             ignored += kept != point.value and not both_nan
-        self.run = replace(
-            self.run, metrics={key: self.points[key, step].value for key, step in self.last_steps().items()}
-        )
+        self.summarize()
         return LoggedPoints(stored, ignored)
+
+    def summarize(self) -> None:
+        """Compute the last values and the extremes of the metrics."""
+        steps = self.last_steps()
+        summaries = {}
+        for key, last in steps.items():
+            values = [p.value for p in self.points.values() if p.key == key and not math.isnan(p.value)]
+            summaries[key] = MetricSummary(min(values, default=math.nan), max(values, default=math.nan), last)
+        metrics = {key: self.points[key, step].value for key, step in steps.items()}
+        self.run = replace(self.run, metrics=metrics, summaries=summaries)
+
+    def rewind(self, step: int) -> None:
+        """Remove the points after a step, except metrics of the machine."""
+        for at in [at for at in self.points if at[1] > step and not at[0].startswith("system/")]:
+            del self.points[at], self.attempts[at]
+        self.summarize()
+
+    def reopen(self, now: datetime) -> None:
+        """Make the run RUNNING."""
+        self.heartbeat = now
+        self.run = replace(self.run, state=RunState.RUNNING, ended_at=None, error_message="")
 
     def last_steps(self) -> dict[str, int]:
         """The last step of every metric, in its latest attempt."""
@@ -59,6 +87,7 @@ class RunRecord:
         for at in [at for at in self.points if self.attempts[at] < attempt]:
             if at[0] in begins and at[1] >= begins[at[0]]:
                 del self.points[at], self.attempts[at]
+        self.summarize()
 
 
 class MemoryTracking:
@@ -115,18 +144,30 @@ class MemoryTracking:
                 )
 
     def add_run(self, run: Run, now: datetime) -> Run:
-        """Raises UnknownExperiment."""
+        """Raises UnknownExperiment, RunExists, UnknownRun."""
         if ExperimentName(run.name.project, run.experiment) not in self.experiments:
             raise UnknownExperiment.of(run.experiment)
-        started = replace(run, state=RunState.RUNNING, started_at=now)
+        if run.name in self.runs:
+            raise RunExists.of(run.name)
+        if run.parent_run:
+            parent = RunName.parse(run.parent_run)
+            if parent.project != run.name.project or parent not in self.runs:
+                raise UnknownRun.of(parent)
+        started = replace(run, state=RunState.RUNNING, started_at=min(run.started_at or now, now))
         self.runs[run.name] = RunRecord(started, now)
         return started
 
-    def running(self, name: RunName) -> RunRecord:
-        """Raises UnknownRun, RunEnded."""
+    def report(self, name: RunName, generation: int, now: datetime) -> RunRecord:
+        """A run whose process reports. Raises UnknownRun, RunDeleted, RunContinued, RunEnded."""
         record = self.runs.get(name)
         if record is None:
             raise UnknownRun.of(name)
-        if record.run.state is not RunState.RUNNING:
-            raise RunEnded.of(name, record.run.state)
+        run = record.run
+        if run.deleted_at is not None:
+            raise RunDeleted.of(name)
+        if generation not in (0, run.generation):
+            raise RunContinued.of(name, run.generation)
+        if run.state is not RunState.RUNNING and (run.state is not RunState.LOST or run.job):
+            raise RunEnded.of(name, run.state)
+        record.reopen(now)
         return record

@@ -10,7 +10,7 @@ from flywheel_job.outcome import MetricPoint
 from flywheel_trainer.runs.errors import InvalidMetricKey, TooManyPoints, UnequalColumns
 
 MAX_POINTS = 100_000
-KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@/{}=,-]{0,199}")
+KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@/{}=,: -]{0,249}")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class RunState(StrEnum):
     FAILED = "FAILED"
     CANCELLED = "CANCELLED"
     LOST = "LOST"
-    """No heartbeat within the lease, or its job was lost."""
+    """No heartbeat within the lease, or its job was lost. Without a job: RUNNING again when it reports."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ class Experiment:
     description: str = ""
     tags: Mapping[str, str] = field(default_factory=dict)
     created_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class MetricSummary:
+    """Extremes of a metric; NaN if every value is NaN."""
+
+    min: float
+    max: float
+    last_step: int
 
 
 @dataclass(frozen=True)
@@ -67,16 +76,37 @@ class Run:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     error_message: str = ""
+    display_name: str = ""
+    notes: str = ""
     parent_run: str = ""
-    """Name of the run of the TUNE job whose trial this run is, or empty."""
+    """Name of the run that this one is a part of, as that of the TUNE job of a trial, or empty."""
+    deleted_at: datetime | None = None
+    summaries: Mapping[str, MetricSummary] = field(default_factory=dict)
+    generation: int = 1
+    """Increases when another process continues the run."""
 
 
 @dataclass(frozen=True)
 class RunUpdate:
-    """Additions of an UpdateRun call, which is also a heartbeat; a `state` ends the run."""
+    """Additions of an UpdateRun call, which is also a heartbeat; a `state` ends the run.
+
+    `generation` 0: not checked. `ended_at` None: now.
+    """
 
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     artifacts: tuple[Artifact, ...] = ()
     state: RunState | None = None
     error_message: str = ""
+    generation: int = 0
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True)
+class RunEdit:
+    """Changes of an EditRun call; None: not changed."""
+
+    display_name: str | None = None
+    notes: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+    removed_tags: tuple[str, ...] = ()

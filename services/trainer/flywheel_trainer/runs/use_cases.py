@@ -11,7 +11,8 @@ from flywheel_common.names import check_id
 from flywheel_common.paging import Page
 from flywheel_job.outcome import MetricPoint
 from flywheel_trainer.runs.errors import InvalidLease, InvalidState, UnknownRun
-from flywheel_trainer.runs.filter_terms import Term
+from flywheel_trainer.runs.filter_expression import Condition
+from flywheel_trainer.runs.limits import check_run, check_update
 from flywheel_trainer.runs.metric_points import LoggedPoints, metric_points
 from flywheel_trainer.runs.ports import RunStore
 from flywheel_trainer.runs.run import Experiment, Run, RunName, RunState, RunUpdate
@@ -34,10 +35,17 @@ class Runs:
 
     async def create_run(self, run: Run, project: str, request_id: str, body: bytes) -> Run:
         """Start a run under a new name. Raises UnknownExperiment, InvalidLease."""
-        if run.lease_seconds < 1:
+        name = RunName(project, f"run-{self._ids.new()}")
+        return await self.create_named_run(replace(run, name=name), request_id, body)
+
+    async def create_named_run(self, run: Run, request_id: str, body: bytes) -> Run:
+        """Start a run whose name the caller has chosen. Raises RunExists, UnknownExperiment, InvalidLease."""
+        if not run.lease_seconds >= 1:
             raise InvalidLease("lease must be at least one second.", field="lease")
-        named = replace(run, name=RunName(project, f"run-{self._ids.new()}"))
-        return await self._store.create_run(named, request_id, body, self._clock.now())
+        now = self._clock.now()
+        check_id(run.name.run, "run_id")
+        check_run(run, now)
+        return await self._store.create_run(run, request_id, body, now)
 
     async def get(self, name: RunName) -> Run:
         """Raises UnknownRun."""
@@ -47,9 +55,16 @@ class Runs:
         return run
 
     async def list_runs(
-        self, project: str, terms: Sequence[Term], order: Order | None, size: int, token: str
+        self,
+        project: str,
+        conditions: Sequence[Condition],
+        order: Order | None,
+        size: int,
+        token: str,
+        *,
+        show_deleted: bool = False,
     ) -> Page[Run]:
-        return await self._store.list_runs(project, terms, order, size, token)
+        return await self._store.list_runs(project, conditions, order, size, token, show_deleted=show_deleted)
 
     async def log_metrics(
         self,
@@ -59,11 +74,12 @@ class Runs:
         values: Sequence[float],
         times: Sequence[int],
         attempt: str = "",
+        generation: int = 0,
     ) -> LoggedPoints:
         """Store points given in columns of equal length; `attempt` is the engine id of the sending
         attempt."""
         points = metric_points(keys, steps, values, times)
-        return await self._store.log(name, points, self._clock.now(), attempt)
+        return await self._store.log(name, points, self._clock.now(), attempt, generation)
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]:
         """Raises UnknownRun."""
@@ -81,5 +97,7 @@ class Runs:
             raise InvalidState(
                 "state must be SUCCEEDED, FAILED or CANCELLED to end the run, or unset for a heartbeat."
             )
-        run = await self._store.update(name, update, self._clock.now(), request_id, body)
+        now = self._clock.now()
+        check_update(update, now)
+        run = await self._store.update(name, update, now, request_id, body)
         return run, sorted(key for key, value in update.params.items() if run.params[key] != value)

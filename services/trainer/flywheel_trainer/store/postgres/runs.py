@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
-from flywheel_common.paging import Key, Page, cut, decode_token
+from flywheel_common.errors import FlywheelError
+from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_job.outcome import Artifact, MetricPoint, Outcome
@@ -15,16 +17,28 @@ from flywheel_trainer.runs.errors import (
     AttemptEnded,
     ExperimentExists,
     ForeignRun,
+    RunContinued,
+    RunDeleted,
     RunEnded,
+    RunExists,
     UnknownExperiment,
     UnknownRun,
 )
-from flywheel_trainer.runs.filter_terms import Term
+from flywheel_trainer.runs.filter_expression import Condition
+from flywheel_trainer.runs.filter_terms import number_of
 from flywheel_trainer.runs.lease import LOST_MESSAGE
 from flywheel_trainer.runs.metric_points import LoggedPoints
-from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState, RunUpdate
-from flywheel_trainer.runs.search import Order, rank
-from flywheel_trainer.store.postgres.run_search import search_clauses
+from flywheel_trainer.runs.run import (
+    Experiment,
+    ExperimentName,
+    MetricSummary,
+    Run,
+    RunName,
+    RunState,
+    RunUpdate,
+)
+from flywheel_trainer.runs.search import NEWEST_FIRST, Order
+from flywheel_trainer.store.postgres.run_search import RunSearch
 
 _INSERT_EXPERIMENT = """
 INSERT INTO experiment (project, id, description, tags, created_at) VALUES ($1, $2, $3, $4, $5)
@@ -34,15 +48,19 @@ _GET_EXPERIMENT = "SELECT * FROM experiment WHERE project = $1 AND id = $2"
 _LIST_EXPERIMENTS = "SELECT * FROM experiment WHERE project = $1 AND id > $2 ORDER BY id LIMIT $3"
 _INSERT_RUN = """
 INSERT INTO run (id, project, experiment, state, params, tags, artifacts, code_version, environment,
-    training_set, job, lease_seconds, heartbeat_at, started_at, parent_run)
-VALUES ($1, $2, $3, 'RUNNING', $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13)
+    training_set, job, lease_seconds, heartbeat_at, started_at, display_name, notes, parent_run)
+VALUES ($1, $2, $3, 'RUNNING', $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 """
-_SELECT_RUN = """
-SELECT r.*, coalesce(
-    (SELECT jsonb_object_agg(m.key, m.value::text) FROM run_metric m WHERE m.run_id = r.id), '{}'
-) AS metrics
-FROM run r
+RUN_COLUMNS = """
+SELECT r.*, coalesce((
+    SELECT jsonb_object_agg(
+        m.key, jsonb_build_array(m.value::text, m.min_value::text, m.max_value::text, m.step)
+    )
+    FROM run_metric m WHERE m.run_id = r.id
+), '{}') AS metrics
 """
+"""Columns of a run `r`, for `run_of`."""
+SELECT_RUN = RUN_COLUMNS + "FROM run r "
 _INSERT_POINTS = """
 WITH given AS (
     SELECT * FROM unnest($2::text[], $3::bigint[], $4::float8[], $5::bigint[])
@@ -62,11 +80,20 @@ WITH given AS (
     SELECT p.key, p.step, p.value FROM metric_point p JOIN first USING (key, step)
     WHERE p.run_id = $1 AND p.attempt >= $6
 ), newest AS (
-    INSERT INTO run_metric AS m (run_id, key, step, value, attempt)
-    SELECT DISTINCT ON (key) $1, key, step, value, $6 FROM written ORDER BY key, step DESC
-    ON CONFLICT (run_id, key) DO UPDATE
-        SET step = excluded.step, value = excluded.value, attempt = excluded.attempt
-        WHERE (m.attempt, m.step) < (excluded.attempt, excluded.step)
+    INSERT INTO run_metric AS m (run_id, key, step, value, attempt, min_value, max_value)
+    SELECT DISTINCT ON (key) $1, key, step, value, $6,
+        coalesce(min(value) FILTER (WHERE value <> 'NaN') OVER every, 'NaN'),
+        coalesce(max(value) FILTER (WHERE value <> 'NaN') OVER every, 'NaN')
+    FROM written WINDOW every AS (PARTITION BY key) ORDER BY key, step DESC
+    -- The newer values of last and attempt win; NaN sorts after all numbers, so least() leaves it out.
+    ON CONFLICT (run_id, key) DO UPDATE SET
+        step = CASE WHEN (m.attempt, m.step) < (excluded.attempt, excluded.step)
+            THEN excluded.step ELSE m.step END,
+        value = CASE WHEN (m.attempt, m.step) < (excluded.attempt, excluded.step)
+            THEN excluded.value ELSE m.value END,
+        attempt = greatest(m.attempt, excluded.attempt),
+        min_value = least(m.min_value, excluded.min_value),
+        max_value = coalesce(greatest(nullif(m.max_value, 'NaN'), nullif(excluded.max_value, 'NaN')), 'NaN')
 )
 SELECT (SELECT count(*) FROM written) AS stored, (
     SELECT count(*) FROM given g
@@ -78,19 +105,36 @@ DELETE FROM metric_point p WHERE run_id = $1 AND attempt < $2 AND step >= (
     SELECT min(step) FROM metric_point n WHERE n.run_id = $1 AND n.attempt = $2 AND n.key = p.key
 )
 """
-_HEARTBEAT = (
-    "UPDATE run SET heartbeat_at = $3 WHERE id = $1 AND project = $2 AND state = 'RUNNING' RETURNING true"
-)
+_REPORTING = "(state = 'RUNNING' OR state = 'LOST' AND job = '') AND deleted_at IS NULL"
+"""A run whose process may report: a LOST one without a job is RUNNING again."""
+_EXISTS = "SELECT true FROM run WHERE id = $1 AND project = $2"
+_HEARTBEAT = f"""
+UPDATE run SET heartbeat_at = $3, state = 'RUNNING', ended_at = NULL, error_message = ''
+WHERE id = $1 AND project = $2 AND {_REPORTING} AND ($4 = 0 OR generation = $4) RETURNING true
+"""
 _POINTS = """
 SELECT key, step, value, time_us FROM metric_point
 WHERE run_id = $1 AND ($2 = '' OR key = $2) AND (key, step) > ($3, $4) ORDER BY key, step LIMIT $5
 """
-_UPDATE = """
+_UPDATE = f"""
 UPDATE run SET params = $3::jsonb || params, tags = tags || $4::jsonb, artifacts = artifacts || $5::jsonb,
-    heartbeat_at = $6, state = coalesce($7, state),
-    error_message = CASE WHEN $7 IS NULL THEN error_message ELSE $8 END,
-    ended_at = CASE WHEN $7 IS NULL THEN ended_at ELSE $6 END
-WHERE id = $1 AND project = $2 AND state = 'RUNNING' RETURNING true
+    heartbeat_at = $6::timestamptz, state = coalesce($7, 'RUNNING'),
+    error_message = CASE WHEN $7 IS NULL THEN '' ELSE $8 END,
+    ended_at = CASE WHEN $7 IS NULL THEN NULL
+        ELSE greatest(least($9::timestamptz, $6::timestamptz), started_at) END
+WHERE id = $1 AND project = $2 AND {_REPORTING} AND ($10 = 0 OR generation = $10) RETURNING true
+"""
+_INSERT_NUMBERS = """
+INSERT INTO run_param_number (run_id, key, value)
+SELECT $1, key, value FROM unnest($2::text[], $3::float8[]) AS n(key, value) ON CONFLICT DO NOTHING
+"""
+_SUMMARIZE = """
+INSERT INTO run_metric AS m (run_id, key, step, value, attempt, min_value, max_value)
+SELECT DISTINCT ON (key) $1, key, step, value, attempt,
+    coalesce(min(value) FILTER (WHERE value <> 'NaN') OVER every, 'NaN'),
+    coalesce(max(value) FILTER (WHERE value <> 'NaN') OVER every, 'NaN')
+FROM metric_point WHERE run_id = $1
+WINDOW every AS (PARTITION BY key) ORDER BY key, attempt DESC, step DESC
 """
 _END_WITH_OUTCOME = """
 UPDATE run SET params = params || $2::jsonb, artifacts = $3, code_version = $4, environment = $5, state = $6,
@@ -130,8 +174,27 @@ async def insert_run(conn: Connection, run: Run, now: datetime) -> None:
         run.job,
         run.lease_seconds,
         now,
+        now if run.started_at is None else min(run.started_at, now),
+        run.display_name,
+        run.notes,
         run.parent_run.rpartition("/")[2],
     )
+    await insert_numbers(conn, run.name.run, run.params)
+
+
+async def insert_numbers(conn: Connection, run_id: str, params: Mapping[str, str]) -> None:
+    """Make those params that are numbers comparable, in the caller's transaction; the first value of a param
+    is kept."""
+    numbers = {key: number_of(value) for key, value in params.items()}
+    found = {key: number for key, number in numbers.items() if not math.isnan(number)}
+    if found:
+        await conn.execute(_INSERT_NUMBERS, run_id, list(found), list(found.values()))
+
+
+async def summarize_metrics(conn: Connection, run_id: str) -> None:
+    """Compute last values and extremes anew from the points, in the caller's transaction."""
+    await conn.execute("DELETE FROM run_metric WHERE run_id = $1", run_id)
+    await conn.execute(_SUMMARIZE, run_id)
 
 
 async def end_run_with_outcome(
@@ -145,6 +208,8 @@ async def end_run_with_outcome(
     """
     await _insert_points(conn, run_id, outcome.points, attempt)
     await conn.execute(_DROP_REPLACED_POINTS, run_id, attempt)
+    await summarize_metrics(conn, run_id)
+    await insert_numbers(conn, run_id, outcome.params)
     await conn.execute(
         _END_WITH_OUTCOME,
         run_id,
@@ -189,47 +254,64 @@ class PostgresRuns:
         return cut([_experiment(row) for row in rows], size, lambda e: (e.name.experiment,), query=project)
 
     async def create_run(self, run: Run, request_id: str, body: bytes, now: datetime) -> Run:
-        unknown = UnknownExperiment.of(run.experiment)
+        errors = {"run_experiment": UnknownExperiment.of(run.experiment), "run_pkey": RunExists.of(run.name)}
         async with (
-            transaction(self._pool, translate={"run_experiment": unknown}) as conn,
+            transaction(self._pool, translate=errors) as conn,
             idempotent(conn, "CreateRun", request_id, body) as once,
         ):
             if once.replay is not None:
-                return await _existing(conn, RunName.parse(once.replay.decode()))
+                return await existing_run(conn, RunName.parse(once.replay.decode()))
+            if run.parent_run:
+                parent = RunName.parse(run.parent_run)
+                # Only the id is stored: both are in one project.
+                same = parent.project == run.name.project
+                if not same or not await conn.fetchval(_EXISTS, parent.run, parent.project):
+                    raise UnknownRun.of(parent)
             await insert_run(conn, run, now)
             once.store(str(run.name).encode())
-            return await _existing(conn, run.name)
+            return await existing_run(conn, run.name)
 
     async def get_run(self, name: RunName) -> Run | None:
         async with connection(self._pool) as conn:
             row = await conn.fetchrow(
-                _SELECT_RUN + "WHERE r.id = $1 AND r.project = $2", name.run, name.project
+                SELECT_RUN + "WHERE r.id = $1 AND r.project = $2", name.run, name.project
             )
-        return None if row is None else _run(row)
+        return None if row is None else run_of(row)
 
     async def list_runs(
-        self, project: str, terms: Sequence[Term], order: Order | None, size: int, token: str
+        self,
+        project: str,
+        conditions: Sequence[Condition],
+        order: Order | None,
+        size: int,
+        token: str,
+        *,
+        show_deleted: bool = False,
     ) -> Page[Run]:
-        query = repr((project, terms, order))
+        query = repr((project, conditions, order, show_deleted))
         after = decode_token(token, query=query)
-        clauses, parameters = search_clauses(project, terms, order, after, size + 1)
+        search = RunSearch(project, tuple(conditions), order or NEWEST_FIRST, show_deleted)
+        rows: list[Any] = []
         async with connection(self._pool) as conn:
-            rows = await conn.fetch(_SELECT_RUN + clauses, *parameters)
-
-        def key(run: Run) -> tuple[Key, ...]:
-            if order is None:
-                return (run.name.run,)
-            return (str(rank(run, order)), run.name.run)
-
-        return cut([_run(row) for row in rows], size, key, query=query)
+            for part in search.parts(after):
+                statement, parameters = search.statement(part, after, size + 1 - len(rows))
+                rows += await conn.fetch(RUN_COLUMNS + statement, *parameters)
+                if len(rows) > size:
+                    break
+        return cut([run_of(row) for row in rows], size, search.key, query=query)
 
     async def log(
-        self, name: RunName, points: Sequence[MetricPoint], now: datetime, attempt: str = ""
+        self,
+        name: RunName,
+        points: Sequence[MetricPoint],
+        now: datetime,
+        attempt: str = "",
+        generation: int = 0,
     ) -> LoggedPoints:
         async with transaction(self._pool) as conn:
             number = await check_attempt(conn, attempt, name) if attempt else 0
-            if not await conn.fetchval(_HEARTBEAT, name.run, name.project, now):
-                raise await _not_running(conn, name)
+            if not await conn.fetchval(_HEARTBEAT, name.run, name.project, now, generation):
+                raise await not_reporting(conn, name, generation)
             return await _insert_points(conn, name.run, points, number)
 
     async def points(self, name: RunName, key: str, size: int, token: str) -> Page[MetricPoint]:
@@ -247,7 +329,7 @@ class PostgresRuns:
             idempotent(conn, "UpdateRun", request_id, body) as once,
         ):
             if once.replay is not None:
-                return await _existing(conn, name)
+                return await existing_run(conn, name)
             done = await conn.fetchval(
                 _UPDATE,
                 name.run,
@@ -258,11 +340,14 @@ class PostgresRuns:
                 now,
                 update.state,
                 update.error_message,
+                update.ended_at or now,
+                update.generation,
             )
             if not done:
-                raise await _not_running(conn, name)
+                raise await not_reporting(conn, name, update.generation)
+            await insert_numbers(conn, name.run, update.params)
             once.store(str(name).encode())
-            return await _existing(conn, name)
+            return await existing_run(conn, name)
 
     async def expire(self, now: datetime, not_before: datetime) -> list[str]:
         async with connection(self._pool) as conn:
@@ -296,18 +381,25 @@ async def _insert_points(
     return LoggedPoints(row["stored"], row["ignored"])
 
 
-async def _existing(conn: Connection, name: RunName) -> Run:
-    return _run(await conn.fetchrow(_SELECT_RUN + "WHERE r.id = $1", name.run))
+async def existing_run(conn: Connection, name: RunName) -> Run:
+    """The run, which exists."""
+    return run_of(await conn.fetchrow(SELECT_RUN + "WHERE r.id = $1", name.run))
 
 
-async def _not_running(conn: Connection, name: RunName) -> UnknownRun | RunEnded:
-    """The error for a run that is not RUNNING."""
-    state = await conn.fetchval(
-        "SELECT state FROM run WHERE id = $1 AND project = $2", name.run, name.project
+async def not_reporting(conn: Connection, name: RunName, generation: int) -> FlywheelError:
+    """The error for a run whose process may not report."""
+    row = await conn.fetchrow(
+        "SELECT state, deleted_at, generation FROM run WHERE id = $1 AND project = $2",
+        name.run,
+        name.project,
     )
-    if state is None:
+    if row is None:
         return UnknownRun.of(name)
-    return RunEnded.of(name, RunState(state))
+    if row["deleted_at"] is not None:
+        return RunDeleted.of(name)
+    if generation not in (0, row["generation"]):
+        return RunContinued.of(name, row["generation"])
+    return RunEnded.of(name, RunState(row["state"]))
 
 
 def _experiment(row: Any) -> Experiment:
@@ -316,13 +408,18 @@ def _experiment(row: Any) -> Experiment:
     )
 
 
-def _run(row: Any) -> Run:
+def run_of(row: Any) -> Run:
+    """The run in a row of RUN_COLUMNS."""
     return Run(
         name=RunName(row["project"], row["id"]),
         experiment=row["experiment"],
         state=RunState(row["state"]),
         params=row["params"],
-        metrics={key: float(value) for key, value in row["metrics"].items()},
+        metrics={key: float(last) for key, (last, *_) in row["metrics"].items()},
+        summaries={
+            key: MetricSummary(float(low), float(high), step)
+            for key, (_, low, high, step) in row["metrics"].items()
+        },
         tags=row["tags"],
         artifacts=tuple(Artifact(**a) for a in row["artifacts"]),
         code_version=row["code_version"],
@@ -333,5 +430,9 @@ def _run(row: Any) -> Run:
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         error_message=row["error_message"],
+        display_name=row["display_name"],
+        notes=row["notes"],
         parent_run=str(RunName(row["project"], row["parent_run"])) if row["parent_run"] else "",
+        deleted_at=row["deleted_at"],
+        generation=row["generation"],
     )

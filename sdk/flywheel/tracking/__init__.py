@@ -1,0 +1,1 @@
+"""Tracking of experiments from any script: runs, metrics, artifacts, search, import and export."""

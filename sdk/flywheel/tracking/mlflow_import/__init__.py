@@ -1,0 +1,1 @@
+"""Import of the runs of an MLflow tracking folder or SQLite file, without MLflow."""

@@ -1,0 +1,516 @@
+"""One run of an experiment, logged from this process.
+
+    with fw.run("experiment", params={"lr": 0.1}) as run:
+        for step in range(100):
+            run.log({"loss": loss(step)}, step=step)
+
+Nothing waits for the trainer: `log` puts points into memory, a thread writes them to the spool, and another
+one sends them. While the trainer is away they wait in the spool.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import itertools
+import json
+import logging
+import os
+import platform
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import uuid
+import warnings
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToJson
+from google.protobuf.message import Message
+
+from flywheel.errors import SourceError
+from flywheel.source_archive import git
+from flywheel.tracking.errors import RunFinished, SpoolFull, TrackingError
+from flywheel.tracking.sending import Sender, address_of
+from flywheel.tracking.spool import Kind, Spool, default_root
+from flywheel.tracking.system_metrics import SystemMetrics
+from flywheel.tracking.values import check_artifact_name, check_metric_key, number, step_number, texts
+from flywheel_common.ids import new_id
+from flywheel_common.signature import Signature, problems
+from flywheel_common.signature_messages import signature_message
+from flywheel_protos.trainer.v1 import tracking_pb2, trainer_pb2
+
+log = logging.getLogger("flywheel.tracking")
+
+FLUSH_SECONDS = 0.2
+BATCH_POINTS = 20_000
+MAX_BUFFERED_POINTS = 400_000
+"""Points in memory; `log` waits while there are more, which only a slow disk can cause."""
+SYSTEM_SECONDS = 10.0
+START_SECONDS = 3.0
+"""How long the start waits for the trainer's first answer, so that a refusal is raised there."""
+MAX_ERROR = 16_000
+EndState = Literal["SUCCEEDED", "FAILED", "CANCELLED"]
+Point = tuple[str, int, float, int]
+
+
+class Run:
+    """A run that this process writes; make it with `fw.run`. Its methods may be called from any thread."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        address: str,
+        name: str,
+        *,
+        experiment: str,
+        first_step: int | None,
+        lease_seconds: float,
+        finish_timeout: float,
+        system_metrics: bool,
+    ) -> None:
+        self.name = name
+        """`projects/{project}/runs/{run}`."""
+        self._spool, self._address, self._finish_timeout = spool, address, finish_timeout
+        self._sender = Sender(spool, address, name, lease_seconds / 3)
+        self._buffer: deque[Point] = deque()
+        self._append = self._buffer.append
+        self._keys: set[str] = set()
+        self._experiment = experiment
+        self._steps = None if first_step is None else itertools.count(first_step)
+        self._finished = False
+        self._write_lock = threading.Lock()
+        self._stop_writing, self._wake = threading.Event(), threading.Event()
+        self._dropped = 0
+        self._failure: BaseException | None = None
+        self._system = SystemMetrics() if system_metrics else None
+        self._writer = threading.Thread(target=self._write_until_stopped, name="flywheel-spool", daemon=True)
+        self._sending = threading.Thread(
+            target=self._sender.send_until_stopped, args=[self._wake], name="flywheel-send", daemon=True
+        )
+
+    @property
+    def id(self) -> str:
+        """The last part of the name."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def project(self) -> str:
+        return self.name.split("/")[1]
+
+    @property
+    def dropped_points(self) -> int:
+        """Points that were dropped because the spool was full."""
+        return self._dropped
+
+    @property
+    def buffered_points(self) -> int:
+        """Points in memory, which are not yet in the spool."""
+        return len(self._buffer)
+
+    @property
+    def spool_folder(self) -> Path:
+        """Where records wait for the trainer."""
+        return self._spool.folder
+
+    @property
+    def problems(self) -> list[str]:
+        """Sentences about what the trainer refused or ignored."""
+        return list(self._sender.problems)
+
+    # logging
+
+    def log(self, values: Mapping[str, Any], step: int | None = None) -> None:
+        """Add one point per metric. Without a step, the number of calls without one before.
+
+        A value may be NaN or infinite. The first value of a (metric, step) is kept. Raises TrackingError.
+        """
+        if self._finished:
+            raise RunFinished(f"{self.name} has been finished.")
+        if step is None:
+            if self._steps is None:
+                raise TrackingError("Give a step: the last one of a continued run is not known here.")
+            step = next(self._steps)
+        elif type(step) is not int or not -(2**63) <= step < 2**63:
+            step = step_number(step)
+        now = time.time_ns() // 1000
+        keys = self._keys
+        points = []
+        for key, value in values.items():
+            if key not in keys:
+                check_metric_key(key)
+                keys.add(key)
+            points.append((key, step, value if type(value) is float else number(key, value), now))
+        # A call with an invalid value adds no point.
+        self._buffer.extend(points)
+        if len(self._buffer) > MAX_BUFFERED_POINTS:
+            self._wait_for_writer()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Add params; the first value of a param is kept. Raises TrackingError."""
+        update = trainer_pb2.UpdateRunRequest(params=texts(params, "param"))
+        self._put(Kind.UPDATE, update)
+
+    def set_tags(self, tags: Mapping[str, Any]) -> None:
+        """Add or replace tags. Raises TrackingError."""
+        self._put(Kind.UPDATE, trainer_pb2.UpdateRunRequest(tags=texts(tags, "tag")))
+
+    def rename(self, display_name: str) -> None:
+        """Change the name that lists show."""
+        self._put(Kind.EDIT, tracking_pb2.EditRunRequest(display_name=display_name))
+
+    def set_notes(self, notes: str) -> None:
+        """Replace the notes, in Markdown."""
+        self._put(Kind.EDIT, tracking_pb2.EditRunRequest(notes=notes))
+
+    def log_artifact(self, path: str | Path, name: str = "") -> None:
+        """Add a file, or all files of a folder, under `name` (default: the name of the file or folder).
+
+        The file is copied at once, so that it may change or go. Raises TrackingError, SpoolFull, OSError.
+        """
+        path = Path(path)
+        name = name or path.name
+        files = {name: path}
+        if path.is_dir():
+            files = {
+                f"{name}/{one.relative_to(path).as_posix()}": one
+                for one in sorted(path.rglob("*"))
+                if one.is_file()
+            }
+        for artifact in files:
+            check_artifact_name(artifact)
+        for artifact, file in files.items():
+            self._add_file(artifact, file)
+
+    def log_text(self, text: str | bytes, name: str) -> None:
+        """Add an artifact with this content. Raises TrackingError, SpoolFull."""
+        check_artifact_name(name)
+        with tempfile.NamedTemporaryFile(prefix="flywheel-") as file:
+            file.write(text.encode() if isinstance(text, str) else text)
+            file.flush()
+            self._add_file(name, Path(file.name))
+
+    def log_model(
+        self,
+        model: str | Path | bytes | Any,
+        signature: Signature | Message | None = None,
+        name: str = "model",
+    ) -> None:
+        """Add an ONNX model (a path, bytes, or an `onnx.ModelProto`) as `{name}/model.onnx`, and its
+        signature as `{name}/signature.json`.
+
+        Raises TrackingError for a signature that is not valid.
+        """
+        if isinstance(signature, Signature):
+            found = problems(signature)
+            if found:
+                raise TrackingError(f"The signature is not valid: {' '.join(found)}")
+            signature = signature_message(signature)
+        if isinstance(model, str | Path):
+            check_artifact_name(f"{name}/model.onnx")
+            self._add_file(f"{name}/model.onnx", Path(model))
+        else:
+            self.log_text(
+                model if isinstance(model, bytes) else model.SerializeToString(), f"{name}/model.onnx"
+            )
+        if signature is not None:
+            self.log_text(
+                MessageToJson(signature, preserving_proto_field_name=True), f"{name}/signature.json"
+            )
+
+    def child(self, experiment: str = "", **options: Any) -> Run:
+        """A nested run; options as of `fw.run`. The experiment is that of this run by default."""
+        return start(
+            experiment or self._experiment,
+            parent=self,
+            project=self.project,
+            address=self._address,
+            **options,
+        )
+
+    # the end
+
+    def flush(self, timeout: float = 30.0) -> bool:
+        """Wait until everything logged so far has reached the trainer; whether it has."""
+        self._write_buffer()
+        last, deadline = self._spool.last_written, time.monotonic() + timeout
+        while self._spool.position < last:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        return True
+
+    def finish(self, state: EndState = "SUCCEEDED", error: str = "") -> None:
+        """End the run: send what is left within the timeout of the run, and keep the rest in the spool.
+
+        Warns about what was not sent, was dropped, or was refused. A second call does nothing.
+        """
+        if self._finished:
+            return
+        self._finished = True
+        atexit.unregister(self._flush_at_exit)
+        end = trainer_pb2.UpdateRunRequest(
+            name=self.name,
+            state=f"RUN_STATE_{state}",
+            error_message=error[:MAX_ERROR].replace("\0", ""),
+            request_id=uuid.uuid4().hex,
+        )
+        end.ended_at.GetCurrentTime()
+        self._stop_writing.set()
+        self._writer.join()
+        self._write_buffer()
+        if self._dropped:
+            dropped = {"flywheel.dropped_points": str(self._dropped)}
+            self._spool.append(Kind.UPDATE, self._request(trainer_pb2.UpdateRunRequest(tags=dropped)))
+        self._spool.append(Kind.UPDATE, end.SerializeToString())
+        self._sender.stop.set()
+        self._wake.set()
+        self._sending.join()
+        self._sender.stop.clear()
+        sent = self._sender.drain(time.monotonic() + self._finish_timeout)
+        self._sender.close()
+        self._spool.close(remove=sent)
+        self._warn(sent)
+
+    def _warn(self, sent: bool) -> None:
+        found = self.problems
+        if not sent:
+            found.append(f"The trainer did not answer: send {self._spool.folder} with `flywheel runs sync`.")
+        if self._dropped:
+            found.append(f"{self._dropped} points were dropped because the spool was full.")
+        if found:
+            warnings.warn(f"{self.name}: {' '.join(found)}", RuntimeWarning, stacklevel=3)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if kind is None:
+            self.finish()
+        elif issubclass(kind, KeyboardInterrupt | asyncio.CancelledError):
+            self.finish("CANCELLED", kind.__name__)
+        else:
+            self.finish("FAILED", "".join(traceback.format_exception(error))[-MAX_ERROR:])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await asyncio.shield(asyncio.to_thread(self.__exit__, kind, error, trace))
+
+    # threads
+
+    def begin(self, first: Message, kind: Kind) -> None:
+        """Start the threads, with this as the first record; `fw.run` calls it.
+
+        Raises what the trainer answers if it refuses the run at once.
+        """
+        self._spool.append(kind, first.SerializeToString())
+        self._writer.start()
+        self._sending.start()
+        self._sender.first_try.wait(START_SECONDS)
+        refusal = self._sender.refusal
+        if refusal is not None:
+            self._finished = True
+            self._stop_writing.set()
+            self._sender.stop.set()
+            self._wake.set()
+            self._writer.join()
+            self._sending.join()
+            self._sender.close()
+            self._spool.close(remove=True)
+            raise refusal
+        atexit.register(self._flush_at_exit)
+
+    def _flush_at_exit(self) -> None:
+        """The process ends without `finish`: what was logged is kept, and the run becomes LOST."""
+        self._write_buffer()
+        self.flush(timeout=5.0)
+
+    def _write_until_stopped(self) -> None:
+        next_system = time.monotonic()
+        while not self._stop_writing.wait(FLUSH_SECONDS):
+            try:
+                if self._system is not None and time.monotonic() >= next_system:
+                    next_system = time.monotonic() + SYSTEM_SECONDS
+                    now = time.time_ns() // 1000
+                    self._buffer.extend((k, now // 1_000_000, v, now) for k, v in self._system.read().items())
+                self._write_buffer()
+            except OSError as error:
+                # The disk is full, or gone: the points wait in memory, and `log` waits when it is full too.
+                if self._failure is None:
+                    log.error("the spool %s cannot be written: %s", self._spool.folder, error)
+                self._failure = error
+
+    def _write_buffer(self) -> None:
+        """Move the points in memory to the spool."""
+        with self._write_lock:
+            while self._buffer:
+                points = [self._buffer.popleft() for _ in range(min(len(self._buffer), BATCH_POINTS))]
+                keys, steps, values, times = zip(*points, strict=True)
+                request = trainer_pb2.LogMetricsRequest(
+                    run=self.name, keys=keys, steps=steps, values=values, times=times
+                )
+                try:
+                    self._spool.append(Kind.METRICS, request.SerializeToString())
+                except SpoolFull as error:
+                    if not self._dropped:
+                        log.error("%s Points are dropped until it is sent.", error)
+                    self._dropped += len(points)
+                except OSError:
+                    self._buffer.extendleft(reversed(points))
+                    raise
+                self._wake.set()
+            self._failure = None
+
+    def _wait_for_writer(self) -> None:
+        while len(self._buffer) > MAX_BUFFERED_POINTS and not self._finished:
+            if self._failure is not None:
+                raise TrackingError(f"The spool cannot be written: {self._failure}.")
+            time.sleep(0.01)
+
+    def _put(self, kind: Kind, request: Any) -> None:
+        """Append a request behind the points that were logged before it."""
+        if self._finished:
+            raise RunFinished(f"{self.name} has been finished.")
+        payload = self._request(request)
+        self._write_buffer()
+        self._spool.append(kind, payload)
+        self._wake.set()
+
+    def _request(self, request: Any) -> bytes:
+        request.name, request.request_id = self.name, uuid.uuid4().hex
+        content: bytes = request.SerializeToString()
+        return content
+
+    def _add_file(self, name: str, path: Path) -> None:
+        if self._finished:
+            raise RunFinished(f"{self.name} has been finished.")
+        file, size, sha256 = self._spool.add_file(path)
+        record = {"name": name, "file": file, "size": size, "sha256": sha256}
+        self._write_buffer()
+        self._spool.append(Kind.ARTIFACT, json.dumps(record).encode())
+        self._wake.set()
+
+
+def start(
+    experiment: str,
+    *,
+    params: Mapping[str, Any] | None = None,
+    name: str = "",
+    tags: Mapping[str, Any] | None = None,
+    notes: str = "",
+    parent: Run | str | None = None,
+    project: str = "default",
+    address: str = "",
+    resume: str = "",
+    rewind_to: int | None = None,
+    lease_seconds: float = 60.0,
+    system_metrics: bool = True,
+    spool: str | Path = "",
+    max_spool_bytes: int = 2 * 1024**3,
+    finish_timeout: float = 60.0,
+) -> Run:
+    """Starts a run of an experiment, which is created if it does not exist, and returns it.
+
+    `name` is shown in lists. `parent` makes a nested run. `resume` continues a run (id or name) of a process
+    that has ended, from `rewind_to`: points of later steps are removed. `address` is host:port of the
+    trainer, else FLYWHEEL_TRAINER_ADDRESS. `spool` is the folder for what the trainer has not received
+    yet, else FLYWHEEL_SPOOL. `finish_timeout` bounds the seconds that the end waits for the trainer.
+
+    While the trainer is away the run starts all the same. Raises TrackingError, and FlywheelError when the
+    trainer refuses the run.
+    """
+    parent_name = parent.name if isinstance(parent, Run) else parent or ""
+    run_id = resume.rpartition("/")[2] or f"run-{new_id()}"
+    full_name = resume if resume.startswith("projects/") else f"projects/{project}/runs/{run_id}"
+    project = full_name.split("/")[1]
+    request_id = uuid.uuid4().hex
+    first: Message
+    if resume:
+        kind, first = (
+            Kind.CONTINUE,
+            tracking_pb2.ContinueRunRequest(name=full_name, rewind_to_step=rewind_to, request_id=request_id),
+        )
+    else:
+        kind, created = (
+            Kind.CREATE,
+            trainer_pb2.CreateRunRequest(
+                parent=f"projects/{project}",
+                run_id=run_id,
+                request_id=request_id,
+                lease=Duration(seconds=int(lease_seconds), nanos=int(lease_seconds % 1 * 1e9)),
+                run=trainer_pb2.Run(
+                    experiment=_path(project, "experiments", experiment),
+                    params=texts(params, "param"),
+                    tags=texts(tags, "tag"),
+                    display_name=name,
+                    notes=notes,
+                    parent_run=_path(project, "runs", parent_name) if parent_name else "",
+                    code_version=_code_version(),
+                    environment=_environment(),
+                ),
+            ),
+        )
+        created.run.started_at.GetCurrentTime()
+        first = created
+    address = address_of(address)
+    opened = Spool((Path(spool) if spool else default_root()) / f"{project}-{run_id}", max_spool_bytes)
+    opened.write_description({"run": full_name, "address": address})
+    run = Run(
+        opened,
+        address,
+        full_name,
+        experiment=experiment,
+        first_step=0 if not resume else None if rewind_to is None else rewind_to + 1,
+        lease_seconds=lease_seconds,
+        finish_timeout=finish_timeout,
+        system_metrics=system_metrics,
+    )
+    run.begin(first, kind)
+    if resume and params:
+        run.log_params(params)
+    return run
+
+
+def _path(project: str, collection: str, name: str) -> str:
+    return name if name.startswith("projects/") else f"projects/{project}/{collection}/{name}"
+
+
+def _environment() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "cpus": str(os.cpu_count()),
+        "script": sys.argv[0][:1000] if sys.argv else "",
+    }
+
+
+def _code_version() -> str:
+    """The commit of the working directory, with `+dirty` if files were changed; empty without one."""
+    folder = Path.cwd()
+    try:
+        commit = git(folder, "rev-parse", "HEAD")
+        if commit is None:
+            return ""
+        changed = git(folder, "status", "--porcelain", "--untracked-files=no")
+    except SourceError:
+        return ""
+    return commit.strip() + ("+dirty" if changed else "")

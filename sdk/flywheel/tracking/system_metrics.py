@@ -1,0 +1,37 @@
+"""CPU and memory of this process, read from /proc."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+
+PREFIX = "system/"
+"""Metrics of the machine begin with this; their step is the time in seconds since the epoch."""
+_PAGE_BYTES = resource.getpagesize()
+
+
+class SystemMetrics:
+    """Use of the machine since the last reading, by metric; in a distributed job the rank is in the key."""
+
+    def __init__(self) -> None:
+        rank = os.environ.get("RANK", "")
+        self._suffix = f"/rank-{rank}" if rank.isdigit() else ""
+        self._cpu, self._time = time.process_time(), time.monotonic()
+
+    def read(self) -> dict[str, float]:
+        """`cpu_percent` (100: one core), `memory_bytes` and `machine_memory_percent`, if known."""
+        cpu, now = time.process_time(), time.monotonic()
+        found = {"cpu_percent": 100.0 * (cpu - self._cpu) / max(now - self._time, 1e-9)}
+        self._cpu, self._time = cpu, now
+        try:
+            pages = int(Path("/proc/self/statm").read_text().split()[1])
+            found["memory_bytes"] = float(pages * _PAGE_BYTES)
+            memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+            total, free = (float(memory[key].split()[0]) for key in ("MemTotal", "MemAvailable"))
+            found["machine_memory_percent"] = 100.0 * (1 - free / total)
+        except (OSError, KeyError, ValueError, IndexError):
+            # Not Linux: the peak is all that is known.
+            found.setdefault("memory_bytes", float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
+        return {f"{PREFIX}{name}{self._suffix}": value for name, value in found.items()}
