@@ -112,9 +112,9 @@ class Ports:
     feature: FeaturePeer
     registry: RegistryPeer
     weights: Weights
+    scoring: ScoringPeers
     models: RegistryModels
     evaluations: Evaluations
-    scoring: ScoringPeers
     workflows: Callable[[PipelineSteps, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
     supervision: Callable[[int], Supervision]
     """The jobs under the fencing token of a supervisor."""
@@ -175,14 +175,14 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         feature=GrpcFeature(feature_channel),
         registry=registry,
         weights=RegisteredWeights(registry, objects, settings.s3_bucket),
-        models=RegisteredModels(registry, objects, settings.s3_bucket),
-        evaluations=registry,
         scoring=ScoringPeers(
             GrpcFeature(feature_channel),
             RegisteredReleases(registry_channel, registry, objects, settings.s3_bucket),
             GrpcFeatureSets(feature_channel),
             ParquetShapes(arrow_filesystem(settings)),
         ),
+        models=RegisteredModels(registry, objects, settings.s3_bucket),
+        evaluations=registry,
         workflows=lambda steps, store: dbos_workflows(
             steps,
             store,

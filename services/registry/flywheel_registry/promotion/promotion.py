@@ -141,6 +141,9 @@ class Promotions:
         await _refuse_during_rollout(records, version, ())
         await refuse_variant(records, version)
         journal = Journal(records, name.parent, self._clock.now(), by)
+        if version.stage is Stage.ARCHIVED:
+            # Equal routing, so the same generation: gateways hear that the version is no longer kept warm.
+            await records.set_routing(name.parent, await records.routing(name.parent))
         return await change_stage(records, journal, version, Stage.REJECTED, reason, action="REJECT")
 
 

@@ -42,15 +42,15 @@ def spec_of(job: pb.Job) -> Spec:
     match job.WhichOneof("spec"):
         case "train":
             return train_spec_from_proto(job.train)
-        case "evaluate":
-            return evaluate_spec_from_proto(job.evaluate)
-        case "export":
-            return export_spec_from_proto(job.export)
         case "tune":
             base = train_spec_from_proto(job.tune.base)
             if not job.tune.base.limits.max_attempts:
                 base = replace(base, limits=replace(base.limits, max_attempts=MAX_ATTEMPTS))
             return TuneSpec(base, settings_from_proto(job.tune.settings))
+        case "evaluate":
+            return evaluate_spec_from_proto(job.evaluate)
+        case "export":
+            return export_spec_from_proto(job.export)
         case "score":
             return score_spec_from_proto(job.score, experiment_id(job.score.experiment))
         case _:
@@ -61,13 +61,13 @@ def spec_of(job: pb.Job) -> Spec:
 
 def job_with_spec(spec: Spec, project: str) -> pb.Job:
     """A message with only the oneof set."""
+    if isinstance(spec, TuneSpec):
+        base, settings = train_spec_to_proto(spec.base, project), settings_to_proto(spec.settings)
+        return pb.Job(tune=pb.TuneSpec(base=base, settings=settings))
     if isinstance(spec, EvaluateSpec):
         return pb.Job(evaluate=evaluate_spec_to_proto(spec, project))
     if isinstance(spec, ExportSpec):
         return pb.Job(export=export_spec_to_proto(spec, project))
-    if isinstance(spec, TuneSpec):
-        base, settings = train_spec_to_proto(spec.base, project), settings_to_proto(spec.settings)
-        return pb.Job(tune=pb.TuneSpec(base=base, settings=settings))
     if isinstance(spec, ScoreSpec):
         return pb.Job(score=score_spec_to_proto(spec, project))
     return pb.Job(train=train_spec_to_proto(spec, project))

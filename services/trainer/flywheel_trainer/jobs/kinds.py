@@ -58,9 +58,7 @@ class PreparedKind(Protocol):
 
 
 class Kind(Protocol[S_contra]):
-    """One kind of job, with its specification.
-
-    Its methods get specifications of its own class.
+    """One kind of job; every `spec`, also that of a job, is of the kind's class.
 
     - `validate` checks a specification against its inputs and returns the details that `launch` needs, such
       as addresses of the inputs. Raises InvalidSpec and the errors of its peers.

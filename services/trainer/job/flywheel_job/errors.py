@@ -130,14 +130,6 @@ class UnusableTable(FailedPrecondition):
     remedy = "Correct the column that the message names, or score with a release of the table's feature set."
 
 
-class UnusableModel(FailedPrecondition):
-    """ONNX Runtime cannot load or run the model of the job, its files are damaged, or its outputs are no
-    probabilities or finite numbers."""
-
-    reason = "UNUSABLE_MODEL"
-    remedy = "Register a version whose model.onnx runs with the tensors of its signature."
-
-
 class CacheUnavailable(FailedPrecondition):
     """The Redis of the gateways did not take the predictions of a SCORE job, which are complete on S3."""
 
@@ -192,6 +184,13 @@ class TooManyRows(FailedPrecondition):
 
     reason = "TOO_MANY_ROWS"
     remedy = "Evaluate a shorter time range, or a sample of the rows."
+
+
+class UnusableModel(FailedPrecondition):
+    """ONNX Runtime cannot load or run the model, its files are damaged, or its outputs are unusable."""
+
+    reason = "UNUSABLE_MODEL"
+    remedy = "Register a version whose model.onnx runs with the tensors and ranges of its signature."
 
 
 class NothingToQuantize(FailedPrecondition):
