@@ -18,7 +18,7 @@ class Routes(Protocol):
 
 
 class CachedPredictions(Protocol):
-    """Batch predictions by model and entity keys (`requests.joined_keys`). A read returns the value written
+    """Batch predictions by model and entity keys (`cached_prediction.joined_keys`). A read returns the value written
     last. Never raises and never waits long: a value that is absent, unreadable or late is None."""
 
     async def connect(self) -> None:
