@@ -49,7 +49,7 @@ NAMES = [f"v__x{i}" for i in range(FEATURES)]
 
 
 def network(hidden: tuple[int, ...]) -> bytes:
-    """A network INPUT [rows, FEATURES] → SCORE [rows, 1] with random weights; a null counts as 0."""
+    """A feed-forward network INPUT [rows, FEATURES] → SCORE [rows, 1] with random weights; nulls are 0."""
     rng = np.random.default_rng(1)
     sizes, last = (FEATURES, *hidden, 1), "filled"
     nodes = [
