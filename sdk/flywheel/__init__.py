@@ -30,6 +30,8 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
+from flywheel.experiments import Experiment, Latency, Metric, cost_per_prediction, error_rate
+from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
@@ -54,6 +56,7 @@ from flywheel.types import (
     vector,
 )
 from flywheel.validation import Rule
+from flywheel.variant_calls import Variant
 
 __all__ = [
     "BOOL",
@@ -77,12 +80,17 @@ __all__ = [
     "Client",
     "DeltaSource",
     "Entity",
+    "EvaluateJob",
     "Events",
+    "Experiment",
+    "ExportJob",
     "FeatureSet",
     "FloatRange",
     "FlywheelError",
     "IntRange",
     "JobFailedError",
+    "Latency",
+    "Metric",
     "ModelWatch",
     "NotFound",
     "OnDemandView",
@@ -99,10 +107,13 @@ __all__ = [
     "TrainJob",
     "TuneJob",
     "Unavailable",
+    "Variant",
     "alerts_table",
     "approx_distinct",
     "compile_definitions",
+    "cost_per_prediction",
     "count",
+    "error_rate",
     "first",
     "last",
     "last_n",

@@ -24,7 +24,8 @@ from flywheel_job.outcome import Artifact
 from flywheel_trainer.jobs.errors import CancelledOnRequest
 from flywheel_trainer.jobs.job import ENDED, Job, JobState
 from flywheel_trainer.jobs.use_cases import Jobs
-from flywheel_trainer.pipelines.artifacts import read_verified, version_fields
+from flywheel_trainer.jobs.verified import read_verified
+from flywheel_trainer.pipelines.artifacts import version_fields
 from flywheel_trainer.pipelines.comparison import Compare
 from flywheel_trainer.pipelines.errors import LeakingTrainingSet, TrainingSetFailed, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName
