@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from bench import measure
-from bench.trainer import export, scoring
+from bench.trainer import export, scoring, tuning
 
 Part = Callable[[str], Iterable[measure.Row]]
-PARTS: dict[str, Part] = {"export": export.run, "scoring": scoring.run}
+PARTS: dict[str, Part] = {"export": export.run, "scoring": scoring.run, "tuning": tuning.run}
 
 
 def run(only: str) -> list[measure.Row]:
