@@ -31,11 +31,14 @@ from flywheel.definitions import (
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
 from flywheel.experiments import Experiment, Latency, Metric, cost_per_prediction, error_rate
+from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
+from flywheel.score_job import ScoreJob
 from flywheel.storage import read_table, storage, write_table
 from flywheel.train_job import TrainJob
+from flywheel.tune_job import Asha, Choices, FloatRange, IntRange, PopulationBased, TuneJob
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -71,14 +74,20 @@ __all__ = [
     "TIMESTAMP_LIST",
     "Activity",
     "Aggregation",
+    "Asha",
     "BatchView",
+    "Choices",
     "Client",
     "DeltaSource",
     "Entity",
+    "EvaluateJob",
     "Events",
     "Experiment",
+    "ExportJob",
     "FeatureSet",
+    "FloatRange",
     "FlywheelError",
+    "IntRange",
     "JobFailedError",
     "Latency",
     "Metric",
@@ -86,14 +95,17 @@ __all__ = [
     "NotFound",
     "OnDemandView",
     "ParquetSource",
+    "PopulationBased",
     "Replay",
     "RequestSource",
     "Requests",
     "Rule",
+    "ScoreJob",
     "SourceError",
     "StreamSource",
     "StreamView",
     "TrainJob",
+    "TuneJob",
     "Unavailable",
     "Variant",
     "alerts_table",

@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     p.relative_to(ROOT) for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if "adr" not in p.parts
 )
-TESTED_ALONE = (Path("docs/guides/training.md"), Path("docs/guides/experiments.md"))
-"""Documents whose programs and commands are parts of a user's project, or need one. Run by
-tests/unit/job/test_training_guide.py and tests/contract/monitor/test_experiment_guide.py."""
+TESTED_ALONE = tuple(Path("docs/guides", f"{name}.md") for name in ("training", "evaluation", "experiments"))
+"""Documents whose programs and commands are parts of a user's project, or need one. Tests of their own run
+them: tests/unit/job/test_training_guide.py and others."""
 ENDLESS = ("flywheel models watch",)
 """Commands that run until they are interrupted."""
 

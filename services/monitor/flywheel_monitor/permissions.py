@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from flywheel_common.grpc.auth import PROMOTE, READ, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import OPERATE, PROMOTE, READ, WRITE, Permission, Permissions
 
 SERVICE = "flywheel.monitor.v1.MonitorService"
 _METHODS: dict[Permission, tuple[str, ...]] = {
     READ: (
         "GetMonitorPolicy",
         "GetDriftReport",
+        "ListDriftReports",
+        "GetDistributions",
         "GetPerformance",
         "CompareVariants",
         "GetAlert",
         "ListAlerts",
+        "ListAlertSinks",
+        "ListAlertSilences",
         "GetIngestStatus",
         "GetPredictionArchive",
         "GetExperiment",
         "ListExperiments",
     ),
-    WRITE: ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert", "ConcludeExperiment"),
+    WRITE: (
+        "SetMonitorPolicy",
+        "AcknowledgeAlert",
+        "ResolveAlert",
+        "SilenceAlerts",
+        "ConcludeExperiment",
+    ),
+    OPERATE: ("SetAlertSink", "DeleteAlertSink"),
     # Its verdict can promote a version.
     PROMOTE: ("CreateExperiment",),
 }

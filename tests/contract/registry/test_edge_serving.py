@@ -63,16 +63,20 @@ async def test_watchers_receive_a_snapshot_and_then_every_change(client: ModelCl
     async with watching(client) as next_state, watching(client, "projects/elsewhere") as elsewhere:
         for first_state in (await next_state(), await elsewhere()):
             assert (True, []) == (first_state.snapshot, list(first_state.models))
-        _, a = await client.champion()
+        _, a = await client.staged("first")
+        first = await client.start(a.name)
         change = await next_state()
         (serving,) = change.models
         assert (False, client.model, 1) == (change.snapshot, serving.model, serving.generation)
-        assert a.name == serving.champion.release
+        assert (False, a.name) == (serving.HasField("champion"), serving.challenger.release)
+        await client.skip(first.name)
+        (serving,) = (await next_state()).models
+        assert (2, a.name) == (serving.generation, serving.champion.release)
         assert not serving.HasField("challenger") and not serving.warm
         _, b = await client.staged("second")
         rollout = await client.start(b.name)
         serving = (await next_state()).models[0]
-        assert (2, a.name, b.name) == (
+        assert (3, a.name, b.name) == (
             serving.generation,
             serving.champion.release,
             serving.challenger.release,
@@ -82,7 +86,7 @@ async def test_watchers_receive_a_snapshot_and_then_every_change(client: ModelCl
             serving.shadow_percent,
             serving.challenger_percent,
         )
-        for expected in ((3, 100, 0), (4, 0, 5)):
+        for expected in ((4, 100, 0), (5, 0, 5)):
             await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
             serving = (await next_state()).models[0]
             assert expected == (serving.generation, serving.shadow_percent, serving.challenger_percent)
@@ -91,7 +95,7 @@ async def test_watchers_receive_a_snapshot_and_then_every_change(client: ModelCl
             assert (True, [serving]) == (snapshot.snapshot, list(snapshot.models))
         await client.stub.AbortRollout(pb.AbortRolloutRequest(name=rollout.name))
         serving = (await next_state()).models[0]
-        assert (5, a.name, "") == (serving.generation, serving.champion.release, serving.rollout)
+        assert (6, a.name, "") == (serving.generation, serving.champion.release, serving.rollout)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(elsewhere(), 0.2)
 
@@ -112,10 +116,29 @@ async def test_a_specification_stays_when_the_stage_of_its_version_changes(clien
         await client.promote(b.model_version, **OVERRIDE)
         serving = (await next_state()).models[0]
         assert [before] == list(serving.warm), "archived, with the same digest"
+        history = await client.stub.ListServingHistory(pb.ListServingHistoryRequest(parent=client.model))
+        assert [history.spans[1].until] == list(serving.warm_since)
     with refused("ABORTED", "SPEC_CHANGED"):
         await client.stub.GetServingSpec(pb.GetServingSpecRequest(release=a.name, digest="0" * 64))
     with refused("NOT_FOUND", "UNKNOWN_RELEASE"):
         await client.stub.GetServingSpec(pb.GetServingSpecRequest(release=f"{client.model}/releases/9"))
+
+
+async def test_a_rejected_version_is_no_longer_kept_warm(client: ModelClient) -> None:
+    await client.create()
+    releases = [(await client.champion("first"))[1]]
+    for tag in ("second", "third"):
+        _, release = await client.staged(tag)
+        await client.promote(release.model_version, **OVERRIDE)
+        releases.append(release)
+    async with watching(client) as next_state:
+        before = (await next_state()).models[0]
+        assert [releases[1].name, releases[0].name] == [one.release for one in before.warm]
+        reject = pb.RejectModelVersionRequest(name=releases[1].model_version, reason="wrong labels")
+        await client.stub.RejectModelVersion(reject)
+        after = (await next_state()).models[0]
+        assert [releases[0].name] == [one.release for one in after.warm]
+        assert (before.generation, before.champion) == (after.generation, after.champion)
 
 
 async def test_bytes_per_change_do_not_grow_with_the_number_of_models(
@@ -170,7 +193,7 @@ async def test_variants_stay_over_rollouts_and_are_watched(client: ModelClient) 
         assert not (await next_state()).models[0].variants
         assert wanted == list((await set_variants(*wanted)).variants)
         (serving,) = (await next_state()).models
-        assert (2, serving.champion) == (serving.generation, serving.variants[0].release)
+        assert (3, serving.champion) == (serving.generation, serving.variants[0].release)
         assert [("hold", 5, 0), ("copy", 0, 50)] == [
             (v.name, v.percent, v.shadow_percent) for v in serving.variants
         ]

@@ -12,6 +12,13 @@ class NoModelFile(FailedPrecondition):
     remedy = "Register a version with an artifact named model.onnx."
 
 
+class UnknownRuleField(FailedPrecondition):
+    """A rule of the release's cost mode names a field that its feature set neither has as a key nor reads."""
+
+    reason = "UNKNOWN_RULE_FIELD"
+    remedy = "Create a release whose rules name join keys or request fields of its feature set."
+
+
 class NoGoldenRows(FailedPrecondition):
     """The model version has no golden rows, so the gateway cannot verify it."""
 
@@ -59,13 +66,6 @@ class ModelRefused(FailedPrecondition):
 
     reason = "MODEL_REFUSED"
     remedy = "Compare the model file with the inputs of the version's signature; read Triton's message."
-
-
-class WrongShape(FailedPrecondition):
-    """The model's output has another shape or type than its signature declares."""
-
-    reason = "WRONG_SHAPE"
-    remedy = "Register a version whose signature describes the output tensor of the ONNX graph."
 
 
 class ModelNotLoaded(NotFound):

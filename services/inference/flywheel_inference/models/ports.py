@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from flywheel_common.arrays import Array
+from flywheel_common.scoring.input_tensors import Tensors
 from flywheel_common.signature import OutputSpec
-from flywheel_inference.models.input_tensors import Tensors
 from flywheel_inference.releases.release import ArtifactSpec, FeatureSetContract
 
 
@@ -85,6 +85,10 @@ class ModelControl(ModelServer, Protocol):
 
     async def unload(self, name: str, timeout: float) -> None:
         """Unloads a model. Does nothing when it is not loaded."""
+        ...
+
+    async def check_live(self, timeout: float) -> None:
+        """Returns when the server answers."""
         ...
 
     async def is_loaded(self, name: str, timeout: float) -> bool: ...

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flywheel_inference.models.feature_block import FeatureColumn
+from flywheel_common.scoring.feature_block import FeatureColumn
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import RoutedRequest
@@ -19,7 +19,8 @@ Group = tuple[str, str, RolloutStep, int, str, bool, tuple[str, ...]]
 @dataclass(frozen=True, slots=True)
 class LogRows:
     """Answers of one release in one role. `values` [rows, width]: calibrated output, NaN for a row without
-    one. The other arrays are [rows]; latencies in milliseconds.
+    one. The other arrays are [rows]; latencies in milliseconds, costs in the release's unit (None: it has
+    none).
 
     `features` None: no features were read. `reasons` and `not_yet_valid` are empty when no row has one.
     `applied` and `not_yet_valid`: see `FeatureBlock`.
@@ -37,6 +38,7 @@ class LogRows:
     sources: npt.NDArray[np.uint8]
     latencies_ms: npt.NDArray[np.float32]
     reasons: list[str]
+    costs: npt.NDArray[np.float32] | None = None
     applied: tuple[FeatureColumn, ...] = ()
     not_yet_valid: Sequence[str] = ()
 

@@ -11,6 +11,9 @@ import numpy as np
 
 from flywheel_common.arrays import Array
 from flywheel_common.errors import DeadlineExceeded, FlywheelError, NotFound
+from flywheel_common.scoring.feature_block import PRESENT, FeatureBlock
+from flywheel_common.scoring.input_tensors import MissingFeature, TensorBuilder, Tensors
+from flywheel_common.scoring.preparation import prepare
 from flywheel_inference.batching.batcher import Batcher, Entry
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.fallback.errors import (
@@ -22,10 +25,7 @@ from flywheel_inference.fallback.errors import (
     InputNotExact,
     ModelUnavailable,
 )
-from flywheel_inference.models.feature_block import PRESENT, FeatureBlock
-from flywheel_inference.models.input_tensors import MissingFeature, TensorBuilder, Tensors
 from flywheel_inference.models.ports import ModelServer
-from flywheel_inference.models.treated_features import treat
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.requests.request import RoutedRequest, thresholds_of
 from flywheel_inference.scoring.feature_reader import FeatureReader
@@ -44,6 +44,9 @@ class ScorerSettings:
     stall_seconds: float = 0.05
     cap_seconds: float = 0.25
 
+
+_REFUSED = {error.reason: error for error in (InputNotExact, FeatureStale, FeatureMissing)}
+"""Reason of a row that `prepare` refuses → its error."""
 
 OnScored = Callable[["ReleaseScorer", list[RoutedRequest], ScoredBatch], None]
 """Called with the answered requests of a batch (rows in the order of its arrays), before the callers get
@@ -80,7 +83,7 @@ class ReleaseScorer:
         self._on_model_lost = on_model_lost
         self._batcher: Batcher[RoutedRequest, Scored] = Batcher(
             self._run,
-            max_rows=settings.max_rows,
+            max_rows=min(settings.max_rows, spec.serving.placement.max_batch_rows),
             slots=settings.slots,
             max_slots=settings.max_slots,
             stall_seconds=settings.stall_seconds,
@@ -147,22 +150,17 @@ class ReleaseScorer:
         the release's feature policies refuse, fails alone. `thresholds`: of each row; empty: the release's.
         Raises CannotScore."""
         began = time.perf_counter()
-        treated = treat(self.spec.policies, block)
         try:
-            tensors, unfit = self.tensors.build(treated.block)
+            prepared = prepare(self.spec.policies, self.tensors, block)
         except MissingFeature as error:
             raise FeaturesIncomplete(str(error)) from None
-        rows = np.arange(block.rows)
+        tensors, rows = prepared.tensors, prepared.rows
         errors: dict[int, FlywheelError] = {}
-        if unfit or treated.missing or treated.stale:
-            errors |= {row: InputNotExact(why) for row, why in unfit.items()}
-            errors |= {row: FeatureStale(f"{name} is stale") for row, name in treated.stale.items()}
-            errors |= {row: FeatureMissing(f"{name} has no value") for row, name in treated.missing.items()}
-            rows = np.delete(rows, list(errors))
+        if prepared.refused:
+            errors |= {row: _REFUSED[why.reason](why.message) for row, why in prepared.refused.items()}
             if not len(rows):
                 return ScoredRequests(None, rows, errors)
             block = block.take(rows)
-            tensors = {name: tensor[rows] for name, tensor in tensors.items()}
             thresholds = [thresholds[row] for row in rows.tolist()] if thresholds else ()
         raw = await self._infer(tensors, budget)
         values = self.spec.calibration.apply(raw)
@@ -184,9 +182,7 @@ class ReleaseScorer:
         if budget <= 0:
             raise BudgetExceeded("no time is left for the model")
         try:
-            raw = await self._models.infer(
-                self.spec.triton_model, tensors, self.spec.signature.output, budget
-            )
+            raw = await self._infer_parts(tensors, budget)
         except FlywheelError as error:
             self._model_breaker.failed(time.monotonic())
             if isinstance(error, NotFound):
@@ -196,6 +192,20 @@ class ReleaseScorer:
             raise cause(error.message) from None
         self._model_breaker.succeeded()
         return raw
+
+    async def _infer_parts(self, tensors: Tensors, budget: float) -> Array:
+        """One call, or several when the model gets fewer rows at once: copies for a shadow come in batches of
+        the champion."""
+        name, output = self.spec.triton_model, self.spec.signature.output
+        rows, at_once = len(next(iter(tensors.values()))), self.spec.serving.placement.max_batch_rows
+        if rows <= at_once:
+            return await self._models.infer(name, tensors, output, budget)
+        until, found = time.monotonic() + budget, []
+        for start in range(0, rows, at_once):
+            part = {tensor: values[start : start + at_once] for tensor, values in tensors.items()}
+            left = max(until - time.monotonic(), 0.0)
+            found.append(await self._models.infer(name, part, output, left))
+        return np.concatenate(found)
 
     async def _run(self, entries: list[Entry[RoutedRequest, Scored]]) -> Sequence[Scored | Exception]:
         sent = time.perf_counter()

@@ -13,6 +13,9 @@ from tritonclient.grpc import service_pb2_grpc
 
 from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_common.scoring.errors import WrongShape
+from flywheel_common.scoring.input_tensors import Tensors
+from flywheel_common.scoring.output_values import output_values
 from flywheel_common.signature import OutputSpec
 from flywheel_common.tensors import packed_texts
 from flywheel_inference.models.errors import (
@@ -20,10 +23,7 @@ from flywheel_inference.models.errors import (
     ModelRefused,
     ModelServerDown,
     ModelTimeout,
-    WrongShape,
 )
-from flywheel_inference.models.input_tensors import Tensors
-from flywheel_inference.models.output_values import output_values
 from flywheel_inference.models.triton_config import DIGEST
 
 _TYPES = {"|b1": "BOOL", "<i8": "INT64", "<f4": "FP32", "<f8": "FP64", "|O": "BYTES"}
@@ -45,6 +45,9 @@ class TritonModelServer:
                 ("grpc.min_reconnect_backoff_ms", 50),
                 ("grpc.max_reconnect_backoff_ms", 500),
                 ("grpc.enable_retries", 0),
+                # A machine that vanished closes no connection: its calls would time out until TCP gives up.
+                ("grpc.keepalive_time_ms", 10_000),
+                ("grpc.keepalive_timeout_ms", 2_000),
             ],
         )
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -99,6 +102,12 @@ class TritonModelServer:
             raise translated from None
         parameters = response.config.parameters
         return str(parameters[DIGEST].string_value) if DIGEST in parameters else ""
+
+    async def check_live(self, timeout: float) -> None:
+        try:
+            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _translated(error, "the server") from None
 
     async def is_loaded(self, name: str, timeout: float) -> bool:
         try:
