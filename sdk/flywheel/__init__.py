@@ -30,11 +30,15 @@ from flywheel.definitions import (
     total,
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
+from flywheel.experiments import Experiment, Latency, Metric, cost_per_prediction, error_rate
+from flywheel.model_jobs import EvaluateJob, ExportJob
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
+from flywheel.score_job import ScoreJob
 from flywheel.storage import read_table, storage, write_table
 from flywheel.train_job import TrainJob
+from flywheel.tune_job import Asha, Choices, FloatRange, IntRange, PopulationBased, TuneJob
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -52,6 +56,7 @@ from flywheel.types import (
     vector,
 )
 from flywheel.validation import Rule
+from flywheel.variant_calls import Variant
 
 __all__ = [
     "BOOL",
@@ -69,31 +74,46 @@ __all__ = [
     "TIMESTAMP_LIST",
     "Activity",
     "Aggregation",
+    "Asha",
     "BatchView",
+    "Choices",
     "Client",
     "DeltaSource",
     "Entity",
+    "EvaluateJob",
     "Events",
+    "Experiment",
+    "ExportJob",
     "FeatureSet",
+    "FloatRange",
     "FlywheelError",
+    "IntRange",
     "JobFailedError",
+    "Latency",
+    "Metric",
     "ModelWatch",
     "NotFound",
     "OnDemandView",
     "ParquetSource",
+    "PopulationBased",
     "Replay",
     "RequestSource",
     "Requests",
     "Rule",
+    "ScoreJob",
     "SourceError",
     "StreamSource",
     "StreamView",
     "TrainJob",
+    "TuneJob",
     "Unavailable",
+    "Variant",
     "alerts_table",
     "approx_distinct",
     "compile_definitions",
+    "cost_per_prediction",
     "count",
+    "error_rate",
     "first",
     "last",
     "last_n",

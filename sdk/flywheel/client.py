@@ -6,11 +6,13 @@ are `FlywheelError`s with a reason. Tasks that need several calls or packed colu
 
 from __future__ import annotations
 
+from flywheel.experiment_calls import ExperimentCalls
 from flywheel.feature_calls import FeatureCalls
-from flywheel.model_calls import ModelCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
+from flywheel.tune_calls import TuneCalls
+from flywheel.variant_calls import VariantCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls):
+class Client(FeatureCalls, TuneCalls, RegistrationCalls, RolloutCalls, VariantCalls, ExperimentCalls):
     """Use as `async with Client() as client:`."""

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from flywheel_common.grpc.auth import OPERATE, READ, REPORT, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import (
+    ATTEMPT,
+    OPERATE,
+    READ,
+    REPORT,
+    RESUME,
+    WRITE,
+    Permission,
+    Permissions,
+)
 
 SERVICE = "flywheel.trainer.v1.TrainerService"
 
@@ -20,6 +29,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "WatchPipelineRun",
         "GetRetrainingPolicy",
         "ListRetrainingDecisions",
+        "ListBestTrials",
     ),
     WRITE: (
         "CreateExperiment",
@@ -30,9 +40,12 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "CancelJob",
         "StartPipelineRun",
         "CancelPipelineRun",
+        "RegisterTrial",
     ),
     REPORT: ("LogMetrics",),
     OPERATE: ("SetRetrainingPolicy",),
+    RESUME: ("ListTrials",),
+    ATTEMPT: ("RecordTrial",),
 }
 
 PERMISSIONS: Permissions = {

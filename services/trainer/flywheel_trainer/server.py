@@ -35,14 +35,24 @@ from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.config import TrainerSettings
 from flywheel_trainer.jobs.engine import Engine
+from flywheel_trainer.jobs.evaluate import EvaluateKind, EvaluatePeers
+from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
+from flywheel_trainer.jobs.export import ExportKind
+from flywheel_trainer.jobs.export_spec import ExportSpec
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
+from flywheel_trainer.jobs.models import Evaluations, Models, RegistryModels
 from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
+from flywheel_trainer.jobs.score import ScoreKind, ScoreSettings
+from flywheel_trainer.jobs.score_spec import ScoreSpec
+from flywheel_trainer.jobs.scoring_ports import ScoringPeers
 from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.supervision import Rules, Supervisor
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune import TuneKind
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.permissions import PERMISSIONS, SERVICE
 from flywheel_trainer.pipelines.comparison import TableReader, comparison_with
@@ -56,7 +66,10 @@ from flywheel_trainer.runs.ports import RunStore
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.dbos.workflows import dbos_workflows
 from flywheel_trainer.store.grpc.feature import GrpcFeature
+from flywheel_trainer.store.grpc.feature_sets import GrpcFeatureSets
+from flywheel_trainer.store.grpc.models import RegisteredModels
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
+from flywheel_trainer.store.grpc.releases import RegisteredReleases
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
@@ -65,8 +78,12 @@ from flywheel_trainer.store.postgres.policies import PostgresDecisions, Postgres
 from flywheel_trainer.store.postgres.replicas import executor_lease, live_executors, read_installation
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
+from flywheel_trainer.store.postgres.trials import PostgresTrials
 from flywheel_trainer.store.ray.engine import RayEngine
+from flywheel_trainer.store.s3.table_shapes import ParquetShapes
 from flywheel_trainer.store.s3.tables import ParquetTables
+from flywheel_trainer.trials.ports import TrialStore
+from flywheel_trainer.trials.use_cases import Trials
 
 log = get_logger(__name__)
 
@@ -88,12 +105,16 @@ class Ports:
     jobs: JobStore
     pipelines: PipelineStore
     policies: PolicyStore
+    trials: TrialStore
     engine: Engine
     objects: ObjectStore
     tables: TableReader
     feature: FeaturePeer
     registry: RegistryPeer
     weights: Weights
+    scoring: ScoringPeers
+    models: RegistryModels
+    evaluations: Evaluations
     workflows: Callable[[PipelineSteps, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
     supervision: Callable[[int], Supervision]
     """The jobs under the fencing token of a supervisor."""
@@ -147,12 +168,21 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         jobs=PostgresJobs(pool),
         pipelines=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
+        trials=PostgresTrials(pool),
         engine=RayEngine(ray, installation.id),
         objects=objects,
         tables=ParquetTables(arrow_filesystem(settings)),
         feature=GrpcFeature(feature_channel),
         registry=registry,
         weights=RegisteredWeights(registry, objects, settings.s3_bucket),
+        scoring=ScoringPeers(
+            GrpcFeature(feature_channel),
+            RegisteredReleases(registry_channel, registry, objects, settings.s3_bucket),
+            GrpcFeatureSets(feature_channel),
+            ParquetShapes(arrow_filesystem(settings)),
+        ),
+        models=RegisteredModels(registry, objects, settings.s3_bucket),
+        evaluations=registry,
         workflows=lambda steps, store: dbos_workflows(
             steps,
             store,
@@ -189,7 +219,17 @@ async def wire(
         settings.s3_bucket, settings.job_python, settings.metrics_address, settings.cpus_per_worker
     )
     sources = Sources(ports.objects)
-    kinds: Kinds = {TrainSpec.KIND: TrainKind(ports.feature, ports.weights, sources, train)}
+    score = ScoreSettings(train, settings.cached_predictions_url.get_secret_value())
+    train_kind = TrainKind(ports.feature, ports.weights, sources, train)
+    models = Models(ports.models, ports.runs, ports.objects, settings.s3_bucket)
+    evaluated = EvaluatePeers(ports.feature, models, ports.evaluations, ports.objects)
+    kinds: Kinds = {
+        TrainSpec.KIND: train_kind,
+        TuneSpec.KIND: TuneKind(train_kind),
+        EvaluateSpec.KIND: EvaluateKind(evaluated, train),
+        ExportSpec.KIND: ExportKind(ports.feature, models, train),
+        ScoreSpec.KIND: ScoreKind(ports.scoring, score, clock),
+    }
     logs = StoredLogs(ports.objects)
     jobs = Jobs(ports.jobs, kinds, ports.engine, settings.quota_of, logs, ids, clock)
     rules = job_rules(settings, ports.tokens)
@@ -213,8 +253,9 @@ async def wire(
         poll_seconds=settings.pipeline_poll_seconds,
     )
     workflows = await stack.enter_async_context(ports.workflows(steps, ports.pipelines))
+    trials = Trials(ports.trials, jobs, runs, ports.objects, ports.feature, ports.registry, clock)
     servicer = TrainerServicer(
-        runs, jobs, sources, pipelines, policies, poll_seconds=settings.watch_poll_seconds
+        runs, jobs, sources, pipelines, policies, trials, poll_seconds=settings.watch_poll_seconds
     )
     server = Server(
         settings,

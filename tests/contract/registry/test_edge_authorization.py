@@ -99,14 +99,17 @@ async def test_only_promoters_promote_to_production(clients: dict[str, ModelClie
     version = (await clients["editor"].version()).name
     await clients["editor"].release(version)
 
-    async def promotion(role: str) -> str:
+    async def promotion(role: str, *, override: bool = True) -> str:
         return await reason_for(
             clients[role].stub.PromoteModelVersion(
-                pb.PromoteModelVersionRequest(name=version, to_stage=model_pb2.STAGE_PRODUCTION)
+                pb.PromoteModelVersionRequest(
+                    name=version, to_stage=model_pb2.STAGE_PRODUCTION, override=override, reason="by hand"
+                )
             )
         )
 
     assert "ROLE_REQUIRED" == await promotion("editor")
+    assert "ILLEGAL_TRANSITION" == await promotion("editor+promoter", override=False)
     assert "NONE" == await clients["viewer"].stage(version)
     assert "" == await promotion("editor+promoter")
     assert "PRODUCTION" == await clients["viewer"].stage(version)
@@ -131,6 +134,21 @@ async def test_only_promoters_change_policies(clients: dict[str, ModelClient]) -
     updates = [e.reason for e in await clients["viewer"].audit() if e.action == "UPDATE"]
     assert "description" == updates[0]
     assert "gate_policy: min_evaluation_rows: 10 → 5" == updates[-1]
+
+
+async def test_only_services_record_evaluations(clients: dict[str, ModelClient]) -> None:
+    await clients["editor"].create()
+    version = (await clients["editor"].version()).name
+    request = pb.RecordEvaluationRequest(name=version, values={"auc": 0.5}, findings=["passed: measured"])
+    for role in ROLES:
+        expected = "" if role == "service" else "ROLE_REQUIRED"
+        assert expected == await reason_for(clients[role].stub.RecordEvaluation(request)), role
+    recorded = (await clients["service"].stub.RecordEvaluation(request)).evidence
+    assert ("EVALUATION", "the service", {"auc": 0.5}) == (
+        recorded.kind,
+        recorded.producer,
+        dict(recorded.values),
+    )
 
 
 async def test_only_services_send_evidence(clients: dict[str, ModelClient]) -> None:

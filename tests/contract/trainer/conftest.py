@@ -25,6 +25,7 @@ from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.fakes.trials import MemoryTrials
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import JobStore, Supervision
 from flywheel_trainer.pipelines.ports import PipelineStore
@@ -38,6 +39,8 @@ from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
+from flywheel_trainer.store.postgres.trials import PostgresTrials
+from flywheel_trainer.trials.ports import TrialStore
 
 
 @dataclass
@@ -54,6 +57,7 @@ class Stores:
     """The `training.completed` events so far, in order."""
     supervise: Callable[[], Awaitable[Supervision]]
     """Takes the lease of the supervisor from its holder."""
+    trials: TrialStore
 
 
 def memory_stores() -> Stores:
@@ -80,7 +84,8 @@ def memory_stores() -> Stores:
         return MemorySupervision(tracking, next(tokens))
 
     runs, jobs = MemoryRuns(tracking), MemoryJobs(tracking)
-    return Stores(runs, jobs, pipelines, policies, policies.decide, completed, supervise)
+    trials = MemoryTrials(tracking)
+    return Stores(runs, jobs, pipelines, policies, policies.decide, completed, supervise, trials)
 
 
 async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
@@ -111,7 +116,8 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
         return PostgresSupervision(pool, token)
 
     runs, jobs = PostgresRuns(pool), PostgresJobs(pool)
-    return Stores(runs, jobs, PostgresPipelines(pool), PostgresPolicies(pool), decide, completed, supervise)
+    pipelines, policies, trials = PostgresPipelines(pool), PostgresPolicies(pool), PostgresTrials(pool)
+    return Stores(runs, jobs, pipelines, policies, decide, completed, supervise, trials)
 
 
 @pytest.fixture(params=["memory", "postgres"])

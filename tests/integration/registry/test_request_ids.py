@@ -81,6 +81,8 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
         await once("DeleteModelVersion", deleted, reason="b")
 
         first, second, third = [await client.version() for _ in range(3)]
+        measured = pb.RecordEvaluationRequest(name=first.name, values={"auc": 0.8})
+        await once("RecordEvaluation", measured, champion_version=second.name)
         await once("PromoteModelVersion", pb.PromoteModelVersionRequest(name=first.name), reason="another")
         for version in (second, third):
             await client.promote(version.name)
@@ -94,7 +96,8 @@ async def test_every_mutation_is_idempotent_by_its_request_id(
             )
         ).release
         start = pb.StartRolloutRequest(parent=client.model, challenger_release=champion.name, reason="a")
-        await once("StartRollout", start, reason="b")
+        first_rollout = (await once("StartRollout", start, reason="b")).rollout.name
+        await client.skip(first_rollout)
 
         rollout = (await client.start((await client.release(second.name)).name)).name
         await once("PauseRollout", pb.PauseRolloutRequest(name=rollout, reason="a"), reason="b")

@@ -11,8 +11,14 @@ import polars as pl
 
 from flywheel_job.outcome import Artifact, MetricPoint
 from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_job.tuning.settings import Direction, FloatRange, IntRange, Objective, Tpe, TuneSettings
+from flywheel_trainer.jobs.evaluate_spec import EvaluateSpec
+from flywheel_trainer.jobs.export_spec import ExportPolicy, ExportSpec
 from flywheel_trainer.jobs.job import Job, JobName
+from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.model_spec import ModelSource
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
 from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.policy import Policy, PolicyName
@@ -28,6 +34,57 @@ ARTIFACT = Artifact("model.onnx", 10, "ab" * 32, "s3://b/k")
 TRAINING_SET = "projects/p/trainingSets/t"
 TRAIN_SPEC = TrainSpec(
     "late", TRAINING_SET, Hyperparameters(hidden_sizes=(8, 4), epochs=3, learning_rate=0.01), workers=2
+)
+
+TUNE_SETTINGS = TuneSettings(
+    {"learning_rate": FloatRange(1e-3, 1e-1, log=True), "epochs": IntRange(1, 3)},
+    (Objective("val_auc", Direction.MAXIMIZE),),
+    Tpe(),
+    max_trials=20,
+    parallel_trials=3,
+)
+TUNE_SPEC = TuneSpec(TRAIN_SPEC, TUNE_SETTINGS)
+
+
+def tune_job(number: str = "1", **fields: Any) -> Job:
+    """TUNE job `job-NUMBER` with run `run-NUMBER` in project p."""
+    name, run = JobName("p", f"job-{number}"), RunName("p", f"run-{number}")
+    return Job(name, TUNE_SPEC, run, kind=TuneSpec.KIND, **fields)
+
+
+EVALUATE_SPEC = EvaluateSpec(
+    "late",
+    ModelSource("projects/p/models/late/versions/2"),
+    TRAINING_SET,
+    kind="BINARY",
+    label_column="label",
+    weight_column="weight",
+    slice_columns=("origin", "carrier"),
+    start=AT,
+    end=AT + 7 * DAY,
+    champion="projects/p/models/late/versions/1",
+    costs=(1.0, 5.0),
+    threshold=0.25,
+    bootstrap_samples=0,
+    confidence=0.9,
+    seed=7,
+    record_evidence=True,
+    cpus=0.5,
+    limits=Limits(600.0),
+)
+EXPORT_SPEC = ExportSpec(
+    "late",
+    ModelSource(run="projects/p/runs/run-9"),
+    TRAINING_SET,
+    "INT8_STATIC",
+    ExportPolicy(0.0, 0.1, 0.2, 0.3),
+    10,
+    20,
+    per_channel=True,
+    start=AT,
+    seed=7,
+    cpus=2.0,
+    limits=Limits(60.0),
 )
 
 

@@ -18,7 +18,7 @@ from flywheel_common.errors import FlywheelError, NotFound
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.error_details import trailing_metadata
 from flywheel_common.postgres.errors import RequestIdReused
-from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc, training_set_pb2
+from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2_grpc, training_set_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import job_pb2, value_pb2
 from flywheel_trainer.fakes.requests import MemoryRequests
@@ -101,6 +101,12 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
             job=feature_pb2.Job(name=request.name, state=state, training_set=TRAINING_SET if done else "")
         )
 
+    async def GetFeatureSet(self, request: Any, context: Any) -> feature_pb2.GetFeatureSetResponse:
+        await check_known(request.name, {FEATURE_SET: None}, context)
+        keys = [value_pb2.Field(name="carrier", data_type=value_pb2.DATA_TYPE_STRING)]
+        found = definitions_pb2.FeatureSet(name=request.name, version=1, join_keys=keys)
+        return feature_pb2.GetFeatureSetResponse(feature_set=found)
+
     async def GetTrainingSet(self, request: Any, context: Any) -> feature_pb2.GetTrainingSetResponse:
         if request.name != TRAINING_SET:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such set")
@@ -136,6 +142,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
         self.releases: dict[str, model_pb2.Release] = {}
         self.files: dict[tuple[str, str], bytes] = {}
         self.evidence: list[model_pb2.Evidence] = []
+        self.evaluations: list[registry_pb2.RecordEvaluationRequest] = []
         self.production = ""
         self.rejected: set[str] = set()
         self.gate_passes = True
@@ -147,11 +154,23 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
         )
 
     async def GetRelease(self, request: Any, context: Any) -> registry_pb2.GetReleaseResponse:
+        await check_known(request.name, self.releases, context)
         return registry_pb2.GetReleaseResponse(release=self.releases[request.name])
 
     async def GetModelVersion(self, request: Any, context: Any) -> registry_pb2.GetModelVersionResponse:
         await check_known(request.name, self.versions, context)
         return registry_pb2.GetModelVersionResponse(model_version=self.versions[request.name])
+
+    def add_version(self, files: dict[str, bytes], **fields: Any) -> str:
+        """Add a version with these files, and return its name."""
+        name = f"{MODEL}/versions/{len(self.versions) + 1}"
+        artifacts = [
+            model_pb2.Artifact(name=one, size_bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+            for one, content in files.items()
+        ]
+        self.versions[name] = model_pb2.ModelVersion(name=name, artifacts=artifacts, **fields)
+        self.files |= {(name, one): content for one, content in files.items()}
+        return name
 
     async def CreateModelVersion(self, request: Any, context: Any) -> registry_pb2.CreateModelVersionResponse:
         await check_known(request.parent, {MODEL: None}, context)
@@ -205,6 +224,16 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
 
         return await self.requests.once("PromoteModelVersion", request, context, promote)
 
+    async def RecordEvaluation(self, request: Any, context: Any) -> registry_pb2.RecordEvaluationResponse:
+        await check_known(request.name, self.versions, context)
+
+        def record() -> registry_pb2.RecordEvaluationResponse:
+            self.evaluations.append(request)
+            name = f"{request.name.partition('/versions/')[0]}/evidence/{len(self.evaluations)}"
+            return registry_pb2.RecordEvaluationResponse(evidence=model_pb2.Evidence(name=name))
+
+        return await self.requests.once("RecordEvaluation", request, context, record)
+
     async def CreateRelease(self, request: Any, context: Any) -> registry_pb2.CreateReleaseResponse:
         await check_known(request.release.model_version, self.versions, context)
         if request.release.model_version in self.rejected:
@@ -224,9 +253,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
         await check_known(request.challenger_release, self.releases, context)
 
         def start() -> registry_pb2.StartRolloutResponse:
-            state = (
-                model_pb2.ROLLOUT_STATE_PENDING_LOAD if self.production else model_pb2.ROLLOUT_STATE_PROMOTED
-            )
+            state = model_pb2.ROLLOUT_STATE_PENDING_LOAD
             self.production = self.production or request.challenger_release
             number = self.requests.effects["StartRollout"]
             rollout = model_pb2.Rollout(name=f"{request.parent}/rollouts/{number}", state=state)

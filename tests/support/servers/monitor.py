@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 from prometheus_client import CollectorRegistry
 
 from flywheel_common.clock import SystemClock
@@ -43,11 +44,13 @@ from tests.support.builders.monitor import MODEL, PANE_US, REFERENCE, version_na
 @dataclass
 class LocalMonitor:
     """A store with what ingestion writes to it and what the use cases read from it. Versions 1 and 2 of
-    MODEL have a reference. `announced` returns the alerts whose drift events were published, in order."""
+    MODEL have a reference. `announced` returns the alerts whose drift events were published,
+    `deliveries` (sink, event id, body) of what is sent to sinks, both in order."""
 
     store: Store[Records]
     references: MemoryReferences
     announced: Callable[[], Awaitable[list[str]]]
+    deliveries: Callable[[], Awaitable[list[tuple[str, str, bytes]]]]
 
     async def predicted(self, *batches: PredictionColumns, partition: int = 0) -> None:
         async with self.store.transaction() as records:
@@ -123,7 +126,10 @@ def memory_monitor() -> LocalMonitor:
     async def announced() -> list[str]:
         return [drift.alert for drift in store.announced]
 
-    return LocalMonitor(store, references, announced)
+    async def deliveries() -> list[tuple[str, str, bytes]]:
+        return [(sink, event, body) for (_, sink, event), body in store.deliveries.items()]
+
+    return LocalMonitor(store, references, announced, deliveries)
 
 
 @asynccontextmanager
@@ -137,20 +143,34 @@ async def postgres_monitor(dsn: str) -> AsyncIterator[LocalMonitor]:
             assert {r["topic"] for r in rows} <= {topics.DRIFT_DETECTED}
             return [DriftDetected.FromString(Event.FromString(r["value"]).payload).alert for r in rows]
 
+        async def deliveries() -> list[tuple[str, str, bytes]]:
+            rows = await pool.fetch("SELECT webhook, event_id, body FROM webhook_delivery ORDER BY serial")
+            return [(row["webhook"], row["event_id"], bytes(row["body"])) for row in rows]
+
         store = PostgresStore(pool, VersionCache(pool, references), PANE_US)
         await store.adopt_panes()
-        yield LocalMonitor(store, references, announced)
+        yield LocalMonitor(store, references, announced, deliveries)
 
 
 @asynccontextmanager
 async def served(store: Store[Any], lag: ConsumerLag | None = None) -> AsyncIterator[Any]:
     """A stub of the servicer on this store, behind its real server. The archive's bucket is `b`."""
+    async with (
+        listening(store, lag) as address,
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield monitor_pb2_grpc.MonitorServiceStub(channel)
+
+
+@asynccontextmanager
+async def listening(store: Store[Any], lag: ConsumerLag | None = None) -> AsyncIterator[str]:
+    """The address of that server."""
     archive = PredictionArchive(
         store, MemoryObjectStore(), ArchiveSettings("b"), ArchiveMetrics(CollectorRegistry())
     )
     servicer = MonitorServicer(store=store, archive=archive, lag=lag or MemoryLag(), pane_us=PANE_US)
     async with AsyncExitStack() as stack:
-        channel = await serving.served(
+        yield await serving.listening(
             stack,
             MonitorSettings,
             monitor_pb2_grpc.add_MonitorServiceServicer_to_server,
@@ -158,4 +178,3 @@ async def served(store: Store[Any], lag: ConsumerLag | None = None) -> AsyncIter
             service=SERVICE,
             permissions=PERMISSIONS,
         )
-        yield monitor_pb2_grpc.MonitorServiceStub(channel)

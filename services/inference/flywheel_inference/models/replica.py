@@ -12,6 +12,8 @@ import numpy as np
 
 from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError
+from flywheel_common.scoring.input_tensors import Tensors
+from flywheel_common.scoring.output_values import output_values, row_shapes
 from flywheel_common.signature import OutputSpec
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.models.errors import (
@@ -22,8 +24,6 @@ from flywheel_inference.models.errors import (
     ModelTimeout,
     NoGoldenRows,
 )
-from flywheel_inference.models.input_tensors import Tensors
-from flywheel_inference.models.output_values import output_values, row_shapes
 from flywheel_inference.models.ports import ModelControl, ModelHolds
 from flywheel_inference.models.triton_config import Backend, load_request
 from flywheel_inference.releases.release import ArtifactSpec, ReleaseSpec

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 
 from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError
+from flywheel_common.scoring.input_tensors import Tensors
 from flywheel_common.signature import OutputSpec
 from flywheel_inference.models.errors import ModelNotLoaded, ModelServerDown
-from flywheel_inference.models.input_tensors import Tensors
 from flywheel_inference.models.replica import Replica
 
 

@@ -8,7 +8,6 @@ JSON object, which the workflow engine stores and passes to later steps.
 from __future__ import annotations
 
 import asyncio
-import base64
 import json
 import math
 from collections.abc import Mapping
@@ -25,7 +24,8 @@ from flywheel_job.outcome import Artifact
 from flywheel_trainer.jobs.errors import CancelledOnRequest
 from flywheel_trainer.jobs.job import ENDED, Job, JobState
 from flywheel_trainer.jobs.use_cases import Jobs
-from flywheel_trainer.pipelines.artifacts import read_verified
+from flywheel_trainer.jobs.verified import read_verified
+from flywheel_trainer.pipelines.artifacts import version_fields
 from flywheel_trainer.pipelines.comparison import Compare
 from flywheel_trainer.pipelines.errors import LeakingTrainingSet, TrainingSetFailed, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName
@@ -131,21 +131,14 @@ class PipelineSteps:
         run = await self._begin(workflow, "register")
         report, artifacts = await self._report(results["train"]["run"])
         metrics: dict[str, float] = results["evaluate"]["metrics"]
-        golden = report["golden"]
         version = await self._registry.create_version(
             run.spec.model,
-            {
+            version_fields(report, artifacts)
+            | {
                 "training_run": results["train"]["run"],
-                "framework": report["framework"],
                 "metrics": metrics,
                 "feature_set": results["training_set"]["feature_set"],
                 "training_dataset": results["training_set"]["name"],
-                "inputs": report["inputs"],
-                "artifacts": [(a.name, a.size_bytes, a.sha256) for a in artifacts.values()],
-                "golden_rows": golden["row_count"],
-                "golden_inputs": base64.b64decode(golden["inputs"]),
-                "golden_scores": base64.b64decode(golden["scores"]),
-                "parent_version": report["warm_started_from"],
                 "cause_alert": run.cause_alert,
                 "pipeline_run": str(run.name),
             },
@@ -189,7 +182,7 @@ class PipelineSteps:
         return {"release": release, "start_rollout": run.spec.start_rollout}
 
     async def rollout(self, workflow: str, results: Mapping[str, Result]) -> Result:
-        """Start shadow → canary → promotion; without a champion the registry promotes at once."""
+        """Start the rollout, which loads the release first; without a champion this promotes it."""
         run = await self._begin(workflow, "rollout")
         cause = f"retraining after {run.cause_alert}" if run.cause_alert else "pipeline run"
         rollout, state = await self._registry.start_rollout(

@@ -33,6 +33,12 @@ from flywheel_job.scoring import INPUT, SCORE, open_session
 from flywheel_job.signature import Signature
 
 P = TypeVar("P")
+BATCH_TOLERANCE = 1e-4
+"""Largest difference between a score of a row alone and in a batch."""
+
+
+class SegmentEnded(BaseException):
+    """Ends the call of the function at the end of a segment; no Exception, so that code does not catch it."""
 
 
 class Context:
@@ -51,7 +57,10 @@ class Context:
         world_size: int = 1,
         device: torch.device | None = None,
         stop: threading.Event | None = None,
+        until_step: int = 0,
     ) -> None:
+        """`until_step` is the last step of the segment of the schedule that this call belongs to; 0: none."""
+        self._until_step = until_step
         self.spec, self.store = spec, store
         self.rank, self.world_size = rank, world_size
         self.device = device or torch.device("cpu")
@@ -64,7 +73,12 @@ class Context:
         self._shards: dict[str, Shard] = {}
         self._positions: dict[str, list[Any]] = {}
         self._checkpoints = Checkpoints(
-            store, spec.checkpoint_uri, rank=rank, world=world_size, attempt=spec.attempt
+            store,
+            spec.checkpoint_uri,
+            rank=rank,
+            world=world_size,
+            attempt=spec.attempt,
+            initial_uri=spec.initial_checkpoint_uri,
         )
 
     def parse_params(self, kind: type[P]) -> P:
@@ -135,10 +149,13 @@ class Context:
         """Save a checkpoint of the model, the optimizer, further state and the data positions.
 
         `state` has objects with `state_dict`, tensors, and JSON values that are equal on all ranks. A
-        checkpoint is complete or absent; the newest two are kept.
+        checkpoint is complete or absent; the newest two are kept. In a job with a schedule, the call of the
+        function ends here at the end of a segment.
         """
         positions = {name: [shard.rank, shard.position()] for name, shard in self._shards.items()}
         self._checkpoints.save(step, model, optimizer, state, positions)
+        if 0 < self._until_step <= step:
+            raise SegmentEnded
 
     def restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **state: Any
@@ -188,17 +205,18 @@ class Context:
         framework: str = "onnx",
         metrics: Mapping[str, float] | None = None,
         report: Mapping[str, Any] | None = None,
+        batch_tolerance: float = BATCH_TOLERANCE,
     ) -> None:
         """Store the model and its report, on rank 0; other ranks do nothing.
 
         `examples` `[rows, inputs]` become the golden rows, which a server must reproduce before it answers.
         Raises InvalidExport if the model does not compute SCORE `[rows, outputs]` for them, all together and
-        one alone.
+        one alone; the two may differ by `batch_tolerance`.
         """
         if self.rank != 0:
             return
         rows = np.ascontiguousarray(examples, dtype=np.float32)
-        scores = _check_model(onnx, signature, rows)
+        scores = _check_model(onnx, signature, rows, batch_tolerance)
         content = {
             "framework": framework,
             "inputs": [asdict(one) for one in signature.inputs],
@@ -215,7 +233,9 @@ class Context:
         self.artifact(REPORT, json.dumps(content, sort_keys=True).encode())
 
 
-def _check_model(onnx: bytes, signature: Signature, rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def _check_model(
+    onnx: bytes, signature: Signature, rows: npt.NDArray[np.float32], batch_tolerance: float
+) -> npt.NDArray[np.float32]:
     """The scores of the rows."""
     try:
         session = open_session(onnx)
@@ -240,6 +260,6 @@ def _check_model(onnx: bytes, signature: Signature, rows: npt.NDArray[np.float32
         raise InvalidExport(
             f"{SCORE} is {scores.dtype} {scores.shape}, not float32 {(len(rows), signature.outputs)}."
         )
-    if not np.isfinite(scores).all() or not np.allclose(alone, scores[:1], atol=1e-4):
+    if not np.isfinite(scores).all() or not np.allclose(alone, scores[:1], atol=batch_tolerance):
         raise InvalidExport("The scores are not finite, or depend on the other rows of a batch.")
     return scores

@@ -121,3 +121,87 @@ class MissingPackage(FailedPrecondition):
 
     reason = "MISSING_PACKAGE"
     remedy = "Use an environment with the package; recipes need flywheel-job[estimators]."
+
+
+class UnusableTable(FailedPrecondition):
+    """The table of a SCORE job, joined with its features, does not fit the model; the message names why."""
+
+    reason = "UNUSABLE_TABLE"
+    remedy = "Correct the column that the message names, or score with a release of the table's feature set."
+
+
+class CacheUnavailable(FailedPrecondition):
+    """The Redis of the gateways did not take the predictions of a SCORE job, which are complete on S3."""
+
+    reason = "CACHE_UNAVAILABLE"
+    remedy = "Restore Redis, or correct cached_predictions_url of the trainer, and submit the job again."
+
+
+class SegmentNotReached(FailedPrecondition):
+    """The training code returned before it had saved a checkpoint at the last step of a segment."""
+
+    reason = "SEGMENT_NOT_REACHED"
+    remedy = "Let the code train for as many steps as the schedule has, and save checkpoints with `ctx.save`."
+
+
+class TrialStopped(FailedPrecondition):
+    """Early stopping has ended this trial: others were better at the same step."""
+
+    reason = "TRIAL_STOPPED"
+    remedy = "Nothing is wrong; raise min_steps or the reduction_factor if trials end too early."
+
+
+class UnknownMetric(FailedPrecondition):
+    """The training code does not log a metric that the TUNE job compares trials by."""
+
+    reason = "UNKNOWN_METRIC"
+    remedy = "Name one of the metrics that the message lists, or log the metric with `ctx.log`."
+
+
+class TooManyFailedTrials(FailedPrecondition):
+    """As many trials of the TUNE job failed as max_failed_trials permits; the message has the last error."""
+
+    reason = "TOO_MANY_FAILED_TRIALS"
+    remedy = "Correct the training code or the search space, or raise max_failed_trials."
+
+
+class NoSuccessfulTrial(FailedPrecondition):
+    """All trials of the TUNE job have ended and none succeeded."""
+
+    reason = "NO_SUCCESSFUL_TRIAL"
+    remedy = "Correct the training code or the search space as the errors of the trials say."
+
+
+class UnusableEvaluationSet(FailedPrecondition):
+    """The rows cannot be evaluated: none are left, a column is missing, or labels do not fit the output."""
+
+    reason = "UNUSABLE_EVALUATION_SET"
+    remedy = "Correct the rows, or the column, kind or time range of the job that the message names."
+
+
+class TooManyRows(FailedPrecondition):
+    """The evaluation has more rows than one job keeps scores of."""
+
+    reason = "TOO_MANY_ROWS"
+    remedy = "Evaluate a shorter time range, or a sample of the rows."
+
+
+class UnusableModel(FailedPrecondition):
+    """ONNX Runtime cannot load or run the model, its files are damaged, or its outputs are unusable."""
+
+    reason = "UNUSABLE_MODEL"
+    remedy = "Register a version whose model.onnx runs with the tensors and ranges of its signature."
+
+
+class NothingToQuantize(FailedPrecondition):
+    """The model has no matrix product or convolution with constant weights, such as a tree ensemble."""
+
+    reason = "NOTHING_TO_QUANTIZE"
+    remedy = "Export the model in the format FLOAT32."
+
+
+class ExportRefused(FailedPrecondition):
+    """The exported model differs from its source by more than the policy of the job allows."""
+
+    reason = "EXPORT_REFUSED"
+    remedy = "Use another format or more calibration rows, or allow the difference in the policy of the job."
