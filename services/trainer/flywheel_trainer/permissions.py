@@ -20,6 +20,8 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "WatchPipelineRun",
         "GetRetrainingPolicy",
         "ListRetrainingDecisions",
+        "GetPipeline",
+        "ListPipelines",
     ),
     WRITE: (
         "CreateExperiment",
@@ -30,9 +32,11 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "CancelJob",
         "StartPipelineRun",
         "CancelPipelineRun",
+        "ApplyPipeline",
+        "RerunPipelineRun",
     ),
     REPORT: ("LogMetrics",),
-    OPERATE: ("SetRetrainingPolicy",),
+    OPERATE: ("SetRetrainingPolicy", "ApprovePipelineStep"),
 }
 
 PERMISSIONS: Permissions = {

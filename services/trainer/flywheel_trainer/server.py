@@ -34,6 +34,7 @@ from flywheel_trainer.api.attempt_tokens import WithAttemptTokens
 from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.api.servicer import TrainerServicer
 from flywheel_trainer.config import TrainerSettings
+from flywheel_trainer.encoding.specs import spec_from_step, spec_to_json
 from flywheel_trainer.jobs.engine import Engine
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
@@ -45,9 +46,12 @@ from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.permissions import PERMISSIONS, SERVICE
+from flywheel_trainer.pipelines.cache import StepCache
 from flywheel_trainer.pipelines.comparison import TableReader, comparison_with
+from flywheel_trainer.pipelines.definition import PipelineDefinitions
+from flywheel_trainer.pipelines.execution import Execution
+from flywheel_trainer.pipelines.kinds.all import step_kinds as all_step_kinds
 from flywheel_trainer.pipelines.ports import FeaturePeer, PipelineStore, RegistryPeer
-from flywheel_trainer.pipelines.steps import PipelineSteps
 from flywheel_trainer.pipelines.use_cases import Pipelines
 from flywheel_trainer.policies.ports import PolicyStore
 from flywheel_trainer.policies.use_cases import Policies
@@ -60,6 +64,7 @@ from flywheel_trainer.store.grpc.registry import GrpcRegistry
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
+from flywheel_trainer.store.postgres.pipeline_definitions import PostgresPipelineDefinitions
 from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.postgres.replicas import executor_lease, live_executors, read_installation
@@ -87,6 +92,8 @@ class Ports:
     runs: RunStore
     jobs: JobStore
     pipelines: PipelineStore
+    definitions: PipelineDefinitions
+    step_cache: StepCache
     policies: PolicyStore
     engine: Engine
     objects: ObjectStore
@@ -94,7 +101,7 @@ class Ports:
     feature: FeaturePeer
     registry: RegistryPeer
     weights: Weights
-    workflows: Callable[[PipelineSteps, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
+    workflows: Callable[[Execution, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
     supervision: Callable[[int], Supervision]
     """The jobs under the fencing token of a supervisor."""
     run_in_one_replica: Callable[[Callable[[int], Awaitable[None]]], Awaitable[None]]
@@ -146,6 +153,8 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         runs=PostgresRuns(pool),
         jobs=PostgresJobs(pool),
         pipelines=PostgresPipelines(pool),
+        definitions=PostgresPipelineDefinitions(pool),
+        step_cache=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
         engine=RayEngine(ray, installation.id),
         objects=objects,
@@ -153,8 +162,8 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         feature=GrpcFeature(feature_channel),
         registry=registry,
         weights=RegisteredWeights(registry, objects, settings.s3_bucket),
-        workflows=lambda steps, store: dbos_workflows(
-            steps,
+        workflows=lambda execution, store: dbos_workflows(
+            execution,
             store,
             dsn=settings.workflow_database,
             executor_id=replica,
@@ -199,20 +208,21 @@ async def wire(
         supervisor = Supervisor(store, ports.engine, ports.objects, kinds, rules, clock)
         await supervisor.run(settings.job_poll_seconds)
 
-    pipelines = Pipelines(ports.pipelines, ids, clock)
-    policies = Policies(ports.policies, clock)
-    steps = PipelineSteps(
-        store=ports.pipelines,
+    step_kinds = all_step_kinds(
         feature=ports.feature,
         registry=ports.registry,
         jobs=jobs,
         runs=runs,
         objects=ports.objects,
         compare=comparison_with(ports.tables),
-        clock=clock,
-        poll_seconds=settings.pipeline_poll_seconds,
+        parse_job=spec_from_step,
     )
-    workflows = await stack.enter_async_context(ports.workflows(steps, ports.pipelines))
+    pipelines = Pipelines(ports.pipelines, ports.definitions, step_kinds, spec_to_json, ids, clock)
+    policies = Policies(ports.policies, clock)
+    execution = Execution(
+        ports.pipelines, step_kinds, ports.step_cache, clock, settings.pipeline_poll_seconds
+    )
+    workflows = await stack.enter_async_context(ports.workflows(execution, ports.pipelines))
     servicer = TrainerServicer(
         runs, jobs, sources, pipelines, policies, poll_seconds=settings.watch_poll_seconds
     )

@@ -65,7 +65,7 @@ def memory_stores() -> Stores:
         return [
             TrainingCompleted(
                 pipeline_run=str(run.name),
-                model=run.spec.model,
+                model=run.model,
                 model_version=run.model_version,
                 succeeded=run.state is JobState.SUCCEEDED,
                 message=message,

@@ -14,6 +14,7 @@ from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
 from flywheel_trainer.pipelines.pipeline_run import FILTER_FIELDS, STEPS, PipelineRun, PipelineRunName, Step
+from flywheel_trainer.pipelines.ports import Ended
 from flywheel_trainer.runs.filter_terms import parse_terms
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import AT, SECOND
@@ -116,12 +117,11 @@ async def test_repeated_steps_write_the_same_state(stores: Any) -> None:
         await stores.pipelines.begin_step(name, "training_set", AT + (1 + 10 * again) * SECOND)
     begun = await stores.pipelines.get(name)
     assert JobState.RUNNING == begun.state
-    assert Step("training_set", JobState.RUNNING, AT + SECOND) == begun.steps[0]
+    assert Step("training_set", JobState.RUNNING, AT + SECOND, attempt=1) == begun.steps[0]
     assert ALL_QUEUED[1:] == begun.steps[1:]
     for again in range(2):
-        await stores.pipelines.end_step(
-            name, "training_set", fields["training_set"], "7 rows", fields, AT + (2 + 10 * again) * SECOND
-        )
+        done = Ended(JobState.SUCCEEDED, fields["training_set"], "7 rows", fields)
+        await stores.pipelines.end_step(name, "training_set", done, AT + (2 + 10 * again) * SECOND)
     await stores.pipelines.begin_step(name, "training_set", AT + 99 * SECOND)
     ended = await stores.pipelines.get(name)
     assert fields["training_set"] == ended.training_set
@@ -132,6 +132,8 @@ async def test_repeated_steps_write_the_same_state(stores: Any) -> None:
         ended_at=AT + 2 * SECOND,
         output=fields["training_set"],
         message="7 rows",
+        outputs=fields,
+        attempt=1,
     )
 
 
@@ -140,10 +142,12 @@ async def test_steps_set_fields_of_the_run_and_keep_the_others(stores: Any) -> N
     await stores.pipelines.begin_step(name, "train", AT + 3 * SECOND)
     await stores.pipelines.set_fields(name, {"training_set": "t", "run": "projects/p/runs/run-1"})
     found = await stores.pipelines.get(name)
-    assert Step("train", JobState.RUNNING, AT + 3 * SECOND) == found.steps[1]
+    assert Step("train", JobState.RUNNING, AT + 3 * SECOND, attempt=1) == found.steps[1]
     assert ("t", "projects/p/runs/run-1") == (found.training_set, found.run)
-    fields = {"model_version": "v", "release": "r", "rollout": "o", "gate_passed": True}
-    await stores.pipelines.end_step(name, "train", "", "", fields, AT + 4 * SECOND)
+    outputs = {"model_version": "v", "release": "r", "rollout": "o", "passed": True}
+    await stores.pipelines.end_step(
+        name, "train", Ended(JobState.SUCCEEDED, outputs=outputs), AT + 4 * SECOND
+    )
     found = await stores.pipelines.get(name)
     assert ("v", "r", "o", True) == (found.model_version, found.release, found.rollout, found.gate_passed)
     assert ("t", JobState.RUNNING) == (found.training_set, found.state)
@@ -153,7 +157,8 @@ async def test_a_run_ends_once_and_closes_its_open_steps(stores: Any) -> None:
     name = (await start(stores)).name
     for step in ("training_set", "train"):
         await stores.pipelines.begin_step(name, step, AT + SECOND)
-    await stores.pipelines.end_step(name, "training_set", "t", "built", {}, AT + 2 * SECOND)
+    built = Ended(JobState.SUCCEEDED, "t", "built")
+    await stores.pipelines.end_step(name, "training_set", built, AT + 2 * SECOND)
     end = AT + 9 * SECOND
     await stores.pipelines.finish(name, JobState.FAILED, "OUT_OF_MEMORY", "too large", end)
     await stores.pipelines.finish(name, JobState.SUCCEEDED, "", "well", end)
@@ -161,8 +166,8 @@ async def test_a_run_ends_once_and_closes_its_open_steps(stores: Any) -> None:
     assert (JobState.FAILED, "OUT_OF_MEMORY") == (found.state, found.error_reason)
     assert ("too large", end) == (found.error_message, found.ended_at)
     assert (
-        Step("training_set", JobState.SUCCEEDED, AT + SECOND, AT + 2 * SECOND, "t", "built"),
-        Step("train", JobState.FAILED, AT + SECOND, end, "", "too large"),
+        Step("training_set", JobState.SUCCEEDED, AT + SECOND, AT + 2 * SECOND, "t", "built", attempt=1),
+        Step("train", JobState.FAILED, AT + SECOND, end, "", "too large", attempt=1),
         *(Step(step, JobState.CANCELLED, message="not run") for step in STEPS[2:]),
     ) == found.steps
     event = TrainingCompleted(pipeline_run=str(name), model=MODEL, message="too large")

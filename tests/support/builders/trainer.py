@@ -11,9 +11,11 @@ import polars as pl
 
 from flywheel_job.outcome import Artifact, MetricPoint
 from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_trainer.encoding.specs import spec_to_json
 from flywheel_trainer.jobs.job import Job, JobName
 from flywheel_trainer.jobs.train_spec import TrainSpec
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
+from flywheel_trainer.pipelines.standard import standard_run
 from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.policy import Policy, PolicyName
 from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
@@ -55,7 +57,7 @@ def pipeline_spec(project: str = "p", **fields: Any) -> PipelineSpec:
 
 def pipeline_run(run: str = "pipe-1", project: str = "p", **spec_fields: Any) -> PipelineRun:
     spec = pipeline_spec(project, **spec_fields)
-    return PipelineRun(PipelineRunName(project, run), spec, event_time=AT)
+    return standard_run(PipelineRunName(project, run), spec, AT, spec_to_json)
 
 
 def policy(project: str = "p", **fields: Any) -> Policy:

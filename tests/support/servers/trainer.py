@@ -28,6 +28,7 @@ from flywheel_trainer.config import TrainerSettings
 from flywheel_trainer.fakes.engine import MemoryEngine
 from flywheel_trainer.fakes.feature import MemoryFeature
 from flywheel_trainer.fakes.jobs import MemoryJobs
+from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
@@ -143,6 +144,8 @@ def memory_ports() -> Ports:
         runs=MemoryRuns(tracking),
         jobs=MemoryJobs(tracking),
         pipelines=pipelines,
+        definitions=MemoryPipelineDefinitions(),
+        step_cache=pipelines,
         policies=policies,
         engine=engine,
         objects=objects,

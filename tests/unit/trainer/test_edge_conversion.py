@@ -7,6 +7,8 @@ from datetime import timedelta
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import ParseDict
+from google.protobuf.struct_pb2 import Struct
 
 from flywheel_job.outcome import Outcome
 from flywheel_protos.registry.v1 import model_pb2
@@ -15,6 +17,7 @@ from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.jobs.attempt import Watch
 from flywheel_trainer.jobs.job import JobName, JobState
 from flywheel_trainer.pipelines.pipeline_run import STEPS, PipelineRunName
+from flywheel_trainer.pipelines.ports import Ended
 from tests.support.builders import trainer as build
 from tests.support.builders.trainer import ARTIFACT, AT, SECOND, TRAINING_SET, WINDOW_END
 from tests.support.builders.trainer_requests import (
@@ -197,7 +200,22 @@ async def test_a_pipeline_run_is_converted_from_its_start_to_its_end(trainer: Me
         name=f"{P}/pipelineRuns/pipe-n-000001",
         spec=spec,
         state=queued,
-        steps=[pb.PipelineStep(step=step, state=queued) for step in STEPS],
+        steps=[
+            pb.PipelineStep(step=step, kind=kind, needs=needs, state=queued)
+            for step, kind, needs in zip(
+                STEPS,
+                ["training_set", "job", "compare", "register", "release", "rollout"],
+                [
+                    [],
+                    ["training_set"],
+                    ["train", "training_set"],
+                    ["train", "training_set", "evaluate"],
+                    ["register", "train"],
+                    ["release"],
+                ],
+                strict=True,
+            )
+        ],
         created_at=timestamp(AT),
         event_time=timestamp(AT),
     )
@@ -205,15 +223,17 @@ async def test_a_pipeline_run_is_converted_from_its_start_to_its_end(trainer: Me
     assert expected == (await trainer.stub.StartPipelineRun(request)).pipeline_run
     name, store = PipelineRunName.parse(expected.name), trainer.ports.pipelines
     await store.begin_step(name, "training_set", AT + SECOND)
-    fields = {
+    outputs = {
         "training_set": TRAINING_SET,
         "run": "r",
         "model_version": "v",
         "release": "l",
         "rollout": "o",
-        "gate_passed": True,
     }
-    await store.end_step(name, "training_set", TRAINING_SET, "7 rows", fields, AT + 2 * SECOND)
+    fields = outputs | {"gate_passed": True}
+    outputs |= {"passed": True}
+    ended = Ended(JobState.SUCCEEDED, TRAINING_SET, "7 rows", outputs)
+    await store.end_step(name, "training_set", ended, AT + 2 * SECOND)
     cancel = pb.CancelPipelineRunRequest(name=expected.name)
     expected.MergeFrom(pb.PipelineRun(state=job_pb2.JOB_STATE_RUNNING, cancel_requested=True, **fields))
     expected.steps[0].MergeFrom(
@@ -223,6 +243,8 @@ async def test_a_pipeline_run_is_converted_from_its_start_to_its_end(trainer: Me
             ended_at=timestamp(AT + 2 * SECOND),
             output=TRAINING_SET,
             message="7 rows",
+            attempt=1,
+            outputs=ParseDict(outputs, Struct()),
         )
     )
     assert expected == (await trainer.stub.CancelPipelineRun(cancel)).pipeline_run

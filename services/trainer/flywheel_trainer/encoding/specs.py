@@ -6,12 +6,13 @@ default.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from flywheel_job.recipes.tabular.spec import Hyperparameters
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
@@ -48,6 +49,17 @@ def spec_to_json(spec: Spec, project: str) -> dict[str, Any]:
 def spec_from_json(stored: dict[str, Any]) -> Spec:
     """The inverse of `spec_to_json`; fields of a newer version are ignored."""
     return spec_of(ParseDict(stored, pb.Job(), ignore_unknown_fields=True))
+
+
+def spec_from_step(given: Mapping[str, Any]) -> Spec:
+    """The specification in the JSON form of a Job, as a step of a pipeline has it.
+
+    Raises InvalidSpec if it has a field that does not exist or a value of another type.
+    """
+    try:
+        return spec_of(ParseDict(dict(given), pb.Job()))
+    except ParseError as error:
+        raise InvalidSpec(f"The specification of a job is wrong: {error}", field="job") from error
 
 
 def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from flywheel_common.paging import Page, cut, decode_token
+from flywheel_trainer.encoding.specs import spec_to_json
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.pipelines.pipeline_run import ModelName
@@ -48,7 +49,7 @@ class MemoryPolicies:
             return None
         started = [d.event_time for d in earlier if d.started]
         reason = decide(policy, drift, started, self._pipelines.has_active_run(drift.model))
-        decision, run = decision_and_run(policy, drift, reason)
+        decision, run = decision_and_run(policy, drift, reason, spec_to_json)
         if run is not None:
             self._pipelines.add(run, now)
         self._decisions.append(decision)

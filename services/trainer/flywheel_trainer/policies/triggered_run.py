@@ -8,13 +8,16 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName
+from flywheel_trainer.pipelines.standard import JobJson, standard_run
 from flywheel_trainer.policies.decision import Decision, Drift, Reason
 from flywheel_trainer.policies.policy import Policy
 
 
-def decision_and_run(policy: Policy, drift: Drift, reason: Reason) -> tuple[Decision, PipelineRun | None]:
+def decision_and_run(
+    policy: Policy, drift: Drift, reason: Reason, job_json: JobJson
+) -> tuple[Decision, PipelineRun | None]:
     """The decision to record, and the run to start if there is one."""
-    run = triggered_run(policy, drift) if reason is Reason.STARTED else None
+    run = triggered_run(policy, drift, job_json) if reason is Reason.STARTED else None
     decision = Decision(
         policy=policy.name,
         alert=drift.alert,
@@ -27,7 +30,7 @@ def decision_and_run(policy: Policy, drift: Drift, reason: Reason) -> tuple[Deci
     return decision, run
 
 
-def triggered_run(policy: Policy, drift: Drift) -> PipelineRun:
+def triggered_run(policy: Policy, drift: Drift, job_json: JobJson) -> PipelineRun:
     """The run for this drift window.
 
     Its name follows from the window, so that a window starts at most one run.
@@ -38,11 +41,13 @@ def triggered_run(policy: Policy, drift: Drift) -> PipelineRun:
         **policy.pipeline.spine,
         "source": {**policy.pipeline.spine["source"], **times},
     }
-    return PipelineRun(
-        name=PipelineRunName(policy.name.project, f"pipe-{window_id(policy, drift)}"),
-        spec=replace(policy.pipeline, spine=spine),
-        event_time=drift.window_end,
+    return standard_run(
+        PipelineRunName(policy.name.project, f"pipe-{window_id(policy, drift)}"),
+        replace(policy.pipeline, spine=spine),
+        drift.window_end,
+        job_json,
         cause_alert=drift.alert,
+        policy=str(policy.name),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.idempotency import idempotent
 from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
+from flywheel_trainer.encoding.specs import spec_to_json
 from flywheel_trainer.pipelines.pipeline_run import ModelName, PipelineSpec
 from flywheel_trainer.policies.decision import Decision, Drift, Reason, decide
 from flywheel_trainer.policies.policy import Policy, PolicyName
@@ -90,7 +91,7 @@ class PostgresDecisions:
             started_at=await self._started_at(policy.name),
             run_active=await self._conn.fetchval(_RUN_ACTIVE, drift.model),
         )
-        decision, run = decision_and_run(policy, drift, reason)
+        decision, run = decision_and_run(policy, drift, reason, spec_to_json)
         if run is not None:
             await insert_pipeline_run(self._conn, run, now)
         await self._insert(f"decision-{window_id(policy, drift)}", decision)
