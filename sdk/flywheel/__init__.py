@@ -31,6 +31,7 @@ from flywheel.definitions import (
 )
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
 from flywheel.model_watch import Activity, ModelWatch
+from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.storage import read_table, storage, write_table
@@ -81,6 +82,7 @@ __all__ = [
     "NotFound",
     "OnDemandView",
     "ParquetSource",
+    "PipelineBuilder",
     "Replay",
     "RequestSource",
     "Requests",
@@ -93,6 +95,7 @@ __all__ = [
     "alerts_table",
     "approx_distinct",
     "compile_definitions",
+    "compile_pipeline",
     "count",
     "first",
     "last",
@@ -102,6 +105,7 @@ __all__ = [
     "mean",
     "minimum",
     "now",
+    "pipeline",
     "read_table",
     "std",
     "storage",

@@ -7,10 +7,10 @@ are `FlywheelError`s with a reason. Tasks that need several calls or packed colu
 from __future__ import annotations
 
 from flywheel.feature_calls import FeatureCalls
-from flywheel.model_calls import ModelCalls
+from flywheel.pipeline_calls import PipelineCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
 
 
-class Client(FeatureCalls, ModelCalls, RegistrationCalls, RolloutCalls):
+class Client(FeatureCalls, PipelineCalls, RegistrationCalls, RolloutCalls):
     """Use as `async with Client() as client:`."""

@@ -16,6 +16,7 @@ from flywheel.cli.features import features
 from flywheel.cli.models import models
 from flywheel.cli.operations import alerts, runs
 from flywheel.cli.output import call, show, show_all, state
+from flywheel.cli.pipelines import pipelines
 from flywheel.client import Client
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
@@ -23,6 +24,7 @@ from flywheel_protos.monitor.v1 import monitor_pb2
 app = typer.Typer(no_args_is_help=True, help="Declare features, train, release and watch models on Flywheel.")
 for name, group in {"features": features, "models": models, "runs": runs, "alerts": alerts}.items():
     app.add_typer(group, name=name)
+app.add_typer(pipelines, name="pipelines")
 definitions.add_commands(app, features)
 
 

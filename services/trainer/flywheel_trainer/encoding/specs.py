@@ -6,7 +6,7 @@ default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import timedelta
 from typing import Any
@@ -51,15 +51,45 @@ def spec_from_json(stored: dict[str, Any]) -> Spec:
     return spec_of(ParseDict(stored, pb.Job(), ignore_unknown_fields=True))
 
 
-def spec_from_step(given: Mapping[str, Any]) -> Spec:
+LATER = "projects/later/later/later"
+"""Stands for a text that only a run of a pipeline knows."""
+
+
+def spec_from_step(given: Mapping[str, Any], later: Sequence[str]) -> Spec:
     """The specification in the JSON form of a Job, as a step of a pipeline has it.
 
-    Raises InvalidSpec if it has a field that does not exist or a value of another type.
+    Texts at the paths in `later` get a placeholder, and other values there their default. Raises
+    InvalidSpec if there is a field that does not exist or a value of another type.
     """
     try:
-        return spec_of(ParseDict(dict(given), pb.Job()))
+        job = ParseDict(dict(given), pb.Job())
     except ParseError as error:
         raise InvalidSpec(f"The specification of a job is wrong: {error}", field="job") from error
+    for path in later:
+        _set_placeholder(job, path)
+    return spec_of(job)
+
+
+def _set_placeholder(job: pb.Job, path: str) -> None:
+    """Raises InvalidSpec if there is no such field."""
+    at: Any = job
+    *outer, last = path.split(".")
+    for position, name in enumerate(outer):
+        field = at.DESCRIPTOR.fields_by_name.get(name)
+        if field is not None and field.type == field.TYPE_STRING and name == "params_json":
+            return
+        if field is None or field.message_type is None:
+            raise InvalidSpec(f"A job has no field {path!r}.", field=path)
+        if field.message_type.GetOptions().map_entry:
+            getattr(at, name)[".".join((*outer[position + 1 :], last))] = LATER
+            return
+        at = getattr(at, name)
+    found = at.DESCRIPTOR.fields_by_name.get(last)
+    if found is None:
+        raise InvalidSpec(f"A job has no field {path!r}.", field=path)
+    at.SetInParent()
+    if found.type == found.TYPE_STRING and not found.is_repeated:
+        setattr(at, last, LATER)
 
 
 def train_spec_from_proto(spec: pb.TrainSpec) -> TrainSpec:

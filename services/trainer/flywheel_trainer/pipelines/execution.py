@@ -117,7 +117,7 @@ class Execution:
                 if passes or attempt > step.retries:
                     raise
                 await self._store.begin_attempt(run.name, step.id, attempt + 1, error.message)
-                await self._wait(workflow, step, step.retry_delay_seconds)
+                await self._delay(workflow, step)
                 continue
             return await self._end(run, step, _succeeded(result), key)
 
@@ -137,29 +137,30 @@ class Execution:
             id=step.id,
             spec=spec,
             request_id=request_id,
-            pause=lambda: self._wait(workflow, step, self._poll_seconds),
+            pause=lambda: self._pause(workflow, step),
             set_fields=lambda fields: self._store.set_fields(run.name, fields),
             approval=approval,
             instances=instances,
         )
 
-    async def _wait(self, workflow: str, step: GraphStep, seconds: float) -> None:
+    async def _delay(self, workflow: str, step: GraphStep) -> None:
+        """Wait for the delay before another try."""
+        end = self._clock.now() + timedelta(seconds=step.retry_delay_seconds)
+        while self._clock.now() < end:
+            await self._pause(workflow, step)
+
+    async def _pause(self, workflow: str, step: GraphStep) -> None:
         """Raises CancelledOnRequest, StepStopped, StepTimeout if the step is to end."""
-        end = self._clock.now() + timedelta(seconds=seconds)
-        while True:
-            left = (end - self._clock.now()).total_seconds()
-            await asyncio.sleep(max(0.0, min(left, self._poll_seconds)))
-            run = await self._get(workflow)
-            if run.cancel_requested:
-                raise _cancelled()
-            failed = next((one.step for one in run.steps if one.state is JobState.FAILED), None)
-            if failed is not None:
-                raise StepStopped(f"stopped, because step {failed} failed")
-            state = run.step(step.id)
-            if state is not None and state.started_at is not None and self._is_late(step, state.started_at):
-                raise StepTimeout(f"The step took longer than {step.timeout_seconds:g} s.")
-            if self._clock.now() >= end:
-                return
+        await asyncio.sleep(self._poll_seconds)
+        run = await self._get(workflow)
+        if run.cancel_requested:
+            raise _cancelled()
+        failed = next((one.step for one in run.steps if one.state is JobState.FAILED), None)
+        if failed is not None:
+            raise StepStopped(f"stopped, because step {failed} failed")
+        state = run.step(step.id)
+        if state is not None and state.started_at is not None and self._is_late(step, state.started_at):
+            raise StepTimeout(f"The step took longer than {step.timeout_seconds:g} s.")
 
     def _is_late(self, step: GraphStep, started_at: datetime) -> bool:
         taken = (self._clock.now() - started_at).total_seconds()

@@ -34,11 +34,13 @@ def check_graph(graph: Graph, kinds: StepKinds, project: str) -> Graph:
     if circle:
         raise PipelineCycle(f"These steps need each other in a circle: {', '.join(circle)}.")
     for step in ordered:
-        spec = with_values(step.spec, {path: _placeholder(step, path, graph) for path in step.inputs})
+        known = _known_values(step, graph)
+        later = tuple(path for path in step.inputs if path not in known)
+        spec = with_values(step.spec, known)
         for path in kinds[step.kind].required:
-            if not has_value(spec, path):
+            if path not in later and not has_value(spec, path):
                 raise MissingInput(f"Step {step.id!r} has no value for {path}.", field=f"{step.id}.{path}")
-        kinds[step.kind].check(spec, project)
+        kinds[step.kind].check(spec, project, later)
     return replace(graph, steps=ordered)
 
 
@@ -100,6 +102,9 @@ def _check_references(
     for needed in step.needs:
         if needed not in steps:
             raise MissingInput(f"{where} needs step {needed!r}, which does not exist.", field=step.id)
+    for path, source in step.inputs.items():
+        if not (source.step or source.param or source.item):
+            raise MissingInput(f"{where} has no source for {path}.", field=step.id)
     outputs = [(source.step, source.output) for source in step.inputs.values() if source.step]
     outputs += [(condition.step, condition.output) for condition in step.conditions]
     if step.kind == "select":
@@ -132,16 +137,18 @@ def _check_references(
         raise MissingInput(f"{where} reads the value of an instance, but has no for_each.", field=step.id)
 
 
-def _placeholder(step: GraphStep, path: str, graph: Graph) -> Any:
-    """A value to check the specification with; that of an output is a text that stands for it."""
-    source = step.inputs[path]
-    if source.param and graph.params[source.param] is not None:
-        return graph.params[source.param]
-    if source.item and step.for_each is not None and step.for_each.values:
-        first = step.for_each.values[0]
-        return first.get(source.field) if source.field and isinstance(first, dict) else first
-    return LATER
-
-
-LATER = "projects/set-by-the-run/later"
-"""Stands for a value that only the run knows."""
+def _known_values(step: GraphStep, graph: Graph) -> dict[str, Any]:
+    """The values of inputs by their path, as far as defaults of parameters and values of instances give
+    them."""
+    found = {}
+    first: Any = None
+    if step.for_each is not None:
+        values = step.for_each.values or graph.params[step.for_each.param]
+        first = values[0] if isinstance(values, list | tuple) and values else None
+    for path, source in step.inputs.items():
+        value = graph.params[source.param] if source.param else None
+        if source.item:
+            value = first.get(source.field) if source.field and isinstance(first, dict) else first
+        if value is not None:
+            found[path] = value
+    return found

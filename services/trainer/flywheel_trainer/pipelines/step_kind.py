@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -41,7 +41,7 @@ class Begun:
 class StepKind(Protocol):
     """One kind of step.
 
-    - `check` validates a specification whose references have been replaced by placeholders or values.
+    - `check` validates a specification. The paths in `later` have no value yet: only the run knows it.
     - `run` does the work. It can be repeated after a crash: its requests to other services carry
       `request_id`, so that a repeated request has no second effect. It raises domain errors.
     """
@@ -56,7 +56,7 @@ class StepKind(Protocol):
     @property
     def cacheable(self) -> bool: ...
 
-    def check(self, spec: Mapping[str, Any], project: str) -> None: ...
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None: ...
 
     async def run(self, step: Begun) -> Result: ...
 

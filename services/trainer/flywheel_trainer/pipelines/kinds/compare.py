@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_common.errors import Internal
@@ -27,8 +27,9 @@ class CompareStep:
     ) -> None:
         self._feature, self._registry, self._reports, self._compare = feature, registry, reports, compare
 
-    def check(self, spec: Mapping[str, Any], project: str) -> None:
-        check_model(spec["model"], project)
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
+        if "model" not in later:
+            check_model(spec["model"], project)
 
     async def run(self, step: Begun) -> Result:
         run = step.spec["run"]

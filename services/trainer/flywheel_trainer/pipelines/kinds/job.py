@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -19,8 +19,12 @@ from flywheel_trainer.pipelines.step_kind import Begun, Result
 from flywheel_trainer.runs.run import Run
 from flywheel_trainer.runs.use_cases import Runs
 
-ParseJob = Callable[[Mapping[str, Any]], Spec]
-"""The specification in the JSON form of a Job. Raises InvalidSpec, InvalidPipeline."""
+ParseJob = Callable[[Mapping[str, Any], Sequence[str]], Spec]
+"""The specification in the JSON form of a Job; texts at the given paths get a placeholder, and other values
+their default.
+
+Raises InvalidSpec.
+"""
 
 
 class JobStep:
@@ -36,13 +40,13 @@ class JobStep:
     def __init__(self, jobs: Jobs, runs: Runs, parse: ParseJob) -> None:
         self._jobs, self._runs, self._parse = jobs, runs, parse
 
-    def check(self, spec: Mapping[str, Any], project: str) -> None:
-        parsed = self._parse(spec)
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
+        parsed = self._parse(spec, later)
         if isinstance(parsed, TrainSpec):
             check_spec(parsed)
 
     async def run(self, step: Begun) -> Result:
-        spec = self._parse(step.spec)
+        spec = self._parse(step.spec, ())
         # The pipeline run fixes the specification. A body made of its fields would change with the code.
         body = json.dumps(step.spec, sort_keys=True).encode()
         job = await self._jobs.submit(

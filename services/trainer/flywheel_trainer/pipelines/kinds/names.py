@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from flywheel_trainer.jobs.errors import InvalidSpec
-from flywheel_trainer.pipelines.graph_check import LATER
 from flywheel_trainer.pipelines.pipeline_run import ModelName
 
 
 def check_model(model: str, project: str) -> None:
-    """Raises InvalidSpec, InvalidName; accepts a placeholder."""
-    if model != LATER and ModelName.parse(model).project != project:
+    """Raises InvalidSpec, InvalidName."""
+    if ModelName.parse(model).project != project:
         raise InvalidSpec("model belongs to another project.", field="model")

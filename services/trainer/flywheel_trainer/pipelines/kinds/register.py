@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_trainer.pipelines.errors import UnsupportedModel
@@ -24,8 +24,9 @@ class RegisterStep:
     def __init__(self, feature: FeaturePeer, registry: RegistryPeer, reports: RunReports) -> None:
         self._feature, self._registry, self._reports = feature, registry, reports
 
-    def check(self, spec: Mapping[str, Any], project: str) -> None:
-        check_model(spec["model"], project)
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
+        if "model" not in later:
+            check_model(spec["model"], project)
 
     async def run(self, step: Begun) -> Result:
         found = await self._reports.of(step.spec["run"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_trainer.jobs.errors import InvalidSpec
@@ -21,7 +21,7 @@ class ReleaseStep:
     def __init__(self, feature: FeaturePeer, registry: RegistryPeer, reports: RunReports) -> None:
         self._feature, self._registry, self._reports = feature, registry, reports
 
-    def check(self, spec: Mapping[str, Any], project: str) -> None:
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
         threshold = spec.get("threshold", 0)
         if isinstance(threshold, int | float) and not 0 <= threshold <= 1:
             raise InvalidSpec("threshold must be between 0 and 1.", field="threshold")
@@ -59,7 +59,7 @@ class RolloutStep:
     def __init__(self, registry: RegistryPeer) -> None:
         self._registry = registry
 
-    def check(self, spec: Mapping[str, Any], project: str) -> None:
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
         """Accepts every specification: the registry checks it."""
 
     async def run(self, step: Begun) -> Result:

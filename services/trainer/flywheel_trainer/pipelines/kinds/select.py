@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_trainer.pipelines.errors import ApprovalRejected, MissingOutput
@@ -17,7 +17,7 @@ class SelectStep:
     outputs = ()
     cacheable = False
 
-    def check(self, spec: Mapping[str, Any], project: str) -> None:
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
         """Accepts every specification: the references were checked with the graph."""
 
     async def run(self, step: Begun) -> Result:
@@ -40,7 +40,7 @@ class ApprovalStep:
     outputs = ("approved_by", "reason")
     cacheable = False
 
-    def check(self, spec: Mapping[str, Any], project: str) -> None:
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
         """Accepts every specification."""
 
     async def run(self, step: Begun) -> Result:

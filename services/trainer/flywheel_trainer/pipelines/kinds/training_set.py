@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_trainer.jobs.job import ENDED, JobState
@@ -21,7 +21,7 @@ class TrainingSetStep:
     def __init__(self, feature: FeaturePeer) -> None:
         self._feature = feature
 
-    def check(self, spec: Mapping[str, Any], project: str) -> None:
+    def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
         """Accepts every specification: the feature service checks it."""
 
     async def run(self, step: Begun) -> Result:

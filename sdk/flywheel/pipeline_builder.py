@@ -1,0 +1,361 @@
+"""Pipelines as code: a Python function builds a graph of typed steps, which is compiled to protobuf.
+
+The function runs where it is compiled, never in a service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.struct_pb2 import Struct, Value
+
+from flywheel.definitions import load_module
+from flywheel.errors import PipelineError
+from flywheel.source_archive import SourceArchive
+from flywheel.train_job import TrainJob, pack_job, train_spec
+from flywheel_protos.feature.v1 import training_set_pb2
+from flywheel_protos.registry.v1 import model_pb2
+from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as pb
+from flywheel_protos.trainer.v1 import trainer_pb2
+
+
+@dataclass(frozen=True)
+class Output:
+    """An output of a step, as a value for a later step or in a condition."""
+
+    step: str
+    output: str
+
+    def equals(self, value: Any) -> Condition:
+        return Condition(self, "==", value)
+
+    def differs(self, value: Any) -> Condition:
+        return Condition(self, "!=", value)
+
+    def __lt__(self, value: float) -> Condition:
+        return Condition(self, "<", value)
+
+    def __le__(self, value: float) -> Condition:
+        return Condition(self, "<=", value)
+
+    def __gt__(self, value: float) -> Condition:
+        return Condition(self, ">", value)
+
+    def __ge__(self, value: float) -> Condition:
+        return Condition(self, ">=", value)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """A comparison of an output with a value; the step that has it runs only if it holds."""
+
+    left: Output
+    operator: str
+    right: Any
+
+    def __bool__(self) -> bool:
+        raise PipelineError("A condition has no value before the run: pass it as `when`.")
+
+
+@dataclass(frozen=True)
+class Param:
+    """A parameter of the run."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Item:
+    """The value of an instance of a fan-out, or a field of it."""
+
+    field: str = ""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the graph; `step["metrics.auc"]` is an output."""
+
+    id: str
+
+    def __getitem__(self, output: str) -> Output:
+        return Output(self.id, output)
+
+
+Given = str | Output | Param | Item
+"""A text now, or a value that the run sets."""
+
+
+class Options(TypedDict, total=False):
+    """What every step can have."""
+
+    after: Sequence[Step]
+    """Steps that must have succeeded, beside those whose outputs are used."""
+    when: Sequence[Condition]
+    """The step runs if all hold."""
+    for_each: Sequence[Any] | Param
+    """One instance of the step for each value, which is read with `p.item()`."""
+    retries: int
+    retry_delay: timedelta
+    timeout: timedelta
+    cache: bool
+    """Use the outputs of an earlier step of the same content."""
+    values: Mapping[str, Output | Param | Item]
+    """Values by the path of a field of the step's message, such as `train.tabular.epochs`."""
+
+
+@dataclass
+class PipelineBuilder:
+    """Collects the steps of one pipeline. Short names are names inside `project`."""
+
+    project: str = "default"
+    params: Mapping[str, Any] = field(default_factory=dict)
+    graph: pb.PipelineGraph = field(default_factory=pb.PipelineGraph)
+    archives: list[SourceArchive] = field(default_factory=list)
+    """Source archives that the jobs of the graph need."""
+
+    def param(self, name: str) -> Param:
+        """A parameter that the pipeline declares. Raises PipelineError."""
+        if name not in self.params:
+            raise PipelineError(f"The pipeline has no parameter {name!r}.")
+        return Param(name)
+
+    def item(self, field: str = "") -> Item:
+        """The value of this instance of a fan-out, or a field of it."""
+        return Item(field)
+
+    def training_set(
+        self, step: str, *, feature_set: Given, spine: training_set_pb2.Spine, **options: Unpack[Options]
+    ) -> Step:
+        """Builds a training set. Outputs: `training_set`, `feature_set`, `row_count`, `content_hash`."""
+        message = pb.TrainingSetStep(spine=spine)
+        values = self._set(message, "feature_set", feature_set, "featureSets")
+        return self._add(pb.GraphStep(id=step, training_set=message), values, options)
+
+    def train(
+        self,
+        step: str,
+        spec: TrainJob | trainer_pb2.TrainSpec,
+        *,
+        data: Step | str | Mapping[str, Step | str] | None = None,
+        **options: Unpack[Options],
+    ) -> Step:
+        """Runs a TRAIN job. Outputs: `job`, `run`, `metrics.…`, `artifacts.…`.
+
+        `data` is a training set, or several by the names for `ctx.data(name)`. Paths of `values` begin with
+        `train.`.
+        """
+        if isinstance(spec, TrainJob):
+            packed = pack_job(spec)
+            if packed.archive is not None:
+                self.archives.append(packed.archive)
+            message = train_spec(packed, self._path)
+        else:
+            message = trainer_pb2.TrainSpec()
+            message.CopyFrom(spec)
+        values: dict[str, Any] = {}
+        named = data if isinstance(data, Mapping) else {"train": data} if data is not None else {}
+        for name, one in named.items():
+            if message.HasField("code"):
+                path = f"train.code.training_sets.{name}"
+            elif name == "train":
+                path = "train.training_set"
+            else:
+                raise PipelineError(f"Step {step!r}: only code has several training sets, such as {name!r}.")
+            if isinstance(one, Step):
+                values[path] = one["training_set"]
+            elif message.HasField("code"):
+                message.code.training_sets[name] = self._path("trainingSets", one)
+            else:
+                message.training_set = self._path("trainingSets", one)
+        return self.job(step, trainer_pb2.Job(train=message), _values=values, **options)
+
+    def job(
+        self,
+        step: str,
+        job: trainer_pb2.Job,
+        *,
+        _values: Mapping[str, Any] | None = None,
+        **options: Unpack[Options],
+    ) -> Step:
+        """Runs a job of any kind; only the specification of `job` is set."""
+        spec = ParseDict(MessageToDict(job, preserving_proto_field_name=True), Struct())
+        return self._add(pb.GraphStep(id=step, job=spec), dict(_values or {}), options)
+
+    def compare(
+        self, step: str, *, model: Given, trained: Step, data: Step | str, **options: Unpack[Options]
+    ) -> Step:
+        """Evaluates the model of a run and the champion on the same rows.
+
+        Outputs: `metrics.…` (`metrics.champion_auc` of the champion), `champion`, `note`.
+        """
+        message = pb.CompareStep()
+        values = self._set(message, "model", model, "models")
+        values |= self._set(message, "training_set", _named(data, "training_set"), "trainingSets")
+        values["run"] = trained["run"]
+        return self._add(pb.GraphStep(id=step, compare=message), values, options)
+
+    def register(
+        self,
+        step: str,
+        *,
+        model: Given,
+        trained: Step,
+        data: Step | str | None = None,
+        compared: Step | None = None,
+        **options: Unpack[Options],
+    ) -> Step:
+        """Registers the model of a run and asks the offline gate. Outputs: `model_version`, `passed`,
+        `findings`.
+
+        The evidence has the metrics of `compared`, or of the run's report. The training set is `data`, or
+        that of the run.
+        """
+        message = pb.RegisterStep()
+        values = self._set(message, "model", model, "models")
+        values["run"] = trained["run"]
+        if data is not None:
+            values |= self._set(message, "training_set", _named(data, "training_set"), "trainingSets")
+        if compared is not None:
+            values |= {"metrics": compared["metrics"], "note": compared["note"]}
+        return self._add(pb.GraphStep(id=step, register=message), values, options)
+
+    def release(
+        self,
+        step: str,
+        *,
+        registered: Step,
+        trained: Step,
+        threshold: float = 0.0,
+        fallback: model_pb2.Fallback | None = None,
+        segment_keys: Sequence[str] = (),
+        **options: Unpack[Options],
+    ) -> Step:
+        """Creates a release of a version that the gate passed. Outputs: `release`, `threshold`."""
+        message = pb.ReleaseStep(threshold=threshold, fallback=fallback, segment_keys=segment_keys)
+        values = {"model_version": registered["model_version"], "run": trained["run"]}
+        options["when"] = (registered["passed"].equals(True), *options.get("when", ()))
+        return self._add(pb.GraphStep(id=step, release=message), values, options)
+
+    def rollout(self, step: str, *, released: Step, reason: str = "", **options: Unpack[Options]) -> Step:
+        """Starts the rollout of a release. Outputs: `rollout`, `state`."""
+        message = pb.RolloutStep(reason=reason)
+        return self._add(pb.GraphStep(id=step, rollout=message), {"release": released["release"]}, options)
+
+    def select(
+        self, step: str, of: Step, output: str, *, smallest: bool = False, **options: Unpack[Options]
+    ) -> Step:
+        """Chooses the instance of a fan-out with the largest (or smallest) output; its outputs are passed
+        on."""
+        message = pb.SelectStep(step=of.id, output=output, smallest=smallest)
+        return self._add(pb.GraphStep(id=step, select=message), {}, options)
+
+    def approval(self, step: str, message: str, **options: Unpack[Options]) -> Step:
+        """Waits until a person approves. Outputs: `approved_by`, `reason`."""
+        return self._add(pb.GraphStep(id=step, approval=pb.ApprovalStep(message=message)), {}, options)
+
+    def _add(self, step: pb.GraphStep, values: Mapping[str, Any], options: Options) -> Step:
+        for path, value in {**values, **options.get("values", {})}.items():
+            step.inputs[path].CopyFrom(_source(value))
+        step.after.extend(one.id for one in options.get("after", ()))
+        for one in options.get("when", ()):
+            step.conditions.append(
+                pb.StepCondition(
+                    left=_source(one.left).step, operator=one.operator, right=ParseDict(one.right, Value())
+                )
+            )
+        each = options.get("for_each")
+        if isinstance(each, Param):
+            step.for_each.param = each.name
+        elif each is not None:
+            step.for_each.values.extend(list(each))
+        step.retries, step.cache = options.get("retries", 0), options.get("cache", False)
+        for name in ("retry_delay", "timeout"):
+            given: Any = options.get(name)
+            if given is not None:
+                duration = Duration()
+                duration.FromTimedelta(given)
+                getattr(step, name).CopyFrom(duration)
+        if any(known.id == step.id for known in self.graph.steps):
+            raise PipelineError(f"Two steps have the id {step.id!r}.")
+        self.graph.steps.append(step)
+        return Step(step.id)
+
+    def _set(self, message: Any, field: str, value: Given, collection: str) -> dict[str, Any]:
+        """Set a text now, or return it as a value that the run sets."""
+        if isinstance(value, str):
+            setattr(message, field, self._path(collection, value))
+            return {}
+        return {field: value}
+
+    def _path(self, collection: str, name: str) -> str:
+        return name if name.startswith("projects/") else f"projects/{self.project}/{collection}/{name}"
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A function that builds a graph, with the name and the parameters of the pipeline."""
+
+    name: str
+    build: Callable[[PipelineBuilder], None]
+    params: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CompiledPipeline:
+    """What is sent to the trainer."""
+
+    name: str
+    graph: pb.PipelineGraph
+    archives: tuple[SourceArchive, ...]
+
+
+def pipeline(
+    name: str, params: Mapping[str, Any] | None = None
+) -> Callable[[Callable[[PipelineBuilder], None]], Pipeline]:
+    """Declares a function as a pipeline. A parameter with the default None needs a value in every run.
+
+    >>> @fw.pipeline("late-weekly", params={"end": None})
+    ... def weekly(p: fw.PipelineBuilder) -> None: ...
+    """
+    return lambda build: Pipeline(name, build, params or {})
+
+
+def compile_pipeline(definition: Pipeline, project: str = "default") -> CompiledPipeline:
+    """Run the function and return its graph. Raises PipelineError, SourceError."""
+    builder = PipelineBuilder(project, definition.params)
+    for name, default in definition.params.items():
+        builder.graph.params[name].CopyFrom(ParseDict(default, Value()))
+    definition.build(builder)
+    if not builder.graph.steps:
+        raise PipelineError(f"The pipeline {definition.name!r} has no steps.")
+    return CompiledPipeline(definition.name, builder.graph, tuple(builder.archives))
+
+
+def pipelines_in(file: str | Path) -> list[Pipeline]:
+    """The pipelines that a Python file declares. Raises PipelineError if there are none."""
+    found = [one for one in vars(load_module(str(file))).values() if isinstance(one, Pipeline)]
+    if not found:
+        raise PipelineError(f"{file} declares no pipeline: use @fw.pipeline.")
+    return found
+
+
+def _source(value: Any) -> pb.ValueSource:
+    match value:
+        case Output():
+            return pb.ValueSource(step=pb.StepOutput(step=value.step, output=value.output))
+        case Param():
+            return pb.ValueSource(param=value.name)
+        case Item():
+            return pb.ValueSource(item=pb.FanOutItem(field=value.field))
+        case _:
+            raise PipelineError(f"{value!r} is no output, parameter or item.")
+
+
+def _named(data: Step | str, output: str) -> Given:
+    return data[output] if isinstance(data, Step) else data
