@@ -76,6 +76,8 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """Seconds between two checks for changes in a Watch stream."""
     lease_check_seconds: float = 5.0
     """Seconds between two checks for runs whose lease has expired."""
+    schedule_poll_seconds: float = 5.0
+    """Seconds between two checks for times of retraining policies that have come."""
     consume_drift: bool = True
     """Whether to consume drift.detected and retrain models."""
     drift_topic: str = "drift.detected"

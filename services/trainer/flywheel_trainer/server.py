@@ -54,6 +54,7 @@ from flywheel_trainer.pipelines.kinds.all import step_kinds as all_step_kinds
 from flywheel_trainer.pipelines.ports import FeaturePeer, PipelineStore, RegistryPeer
 from flywheel_trainer.pipelines.use_cases import Pipelines
 from flywheel_trainer.policies.ports import PolicyStore
+from flywheel_trainer.policies.timetable import Timetable
 from flywheel_trainer.policies.use_cases import Policies
 from flywheel_trainer.runs.lease import LeaseExpiry
 from flywheel_trainer.runs.ports import RunStore
@@ -211,6 +212,7 @@ async def wire(
     step_kinds = all_step_kinds(
         feature=ports.feature,
         registry=ports.registry,
+        weights=ports.weights,
         jobs=jobs,
         runs=runs,
         objects=ports.objects,
@@ -238,6 +240,8 @@ async def wire(
     server.add_background("replica", ports.keep_alive)
     server.add_background("job supervisor", lambda: ports.run_in_one_replica(supervise))
     server.add_background("pipelines", lambda: workflows.start_accepted_runs(settings.pipeline_poll_seconds))
+    timetable = Timetable(ports.policies, clock)
+    server.add_background("retraining times", lambda: timetable.run(settings.schedule_poll_seconds))
     server.add_background("run leases", lambda: lease_expiry.run(settings.lease_check_seconds))
     server.add_background("bucket", lambda: _ensure_bucket(ports.prepare_objects), ends=True)
     if ports.consume_drift is not None:

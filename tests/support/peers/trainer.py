@@ -46,6 +46,15 @@ class Requests:
     conflicts: list[str] = field(default_factory=list)
     """Request ids that were used with different bodies."""
     results: MemoryRequests = field(default_factory=MemoryRequests)
+    hold: str = ""
+    """Method whose calls get no answer, after their effect."""
+    held: int = 0
+    """Number of calls without an answer."""
+
+    async def wait_if_held(self, method: str) -> None:
+        if method == self.hold:
+            self.held += 1
+            await asyncio.Event().wait()
 
     async def once(self, method: str, request: Any, context: Any, effect: Callable[[], Any]) -> Any:
         """The first response for a request id; aborts the call if its body differs."""
@@ -57,7 +66,9 @@ class Requests:
 
         body = request.SerializeToString(deterministic=True)
         try:
-            return self.results.once(method, request.request_id, body, counted)
+            answer = self.results.once(method, request.request_id, body, counted)
+            await self.wait_if_held(method)
+            return answer
         except RequestIdReused as error:
             self.conflicts.append(f"{method} {request.request_id}")
             await abort(context, error)
@@ -142,6 +153,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
 
     async def GetModel(self, request: Any, context: Any) -> registry_pb2.GetModelResponse:
         await check_known(request.name, {MODEL: None}, context)
+        await self.requests.wait_if_held("GetModel")
         return registry_pb2.GetModelResponse(
             model=model_pb2.Model(name=request.name, production_release=self.production)
         )

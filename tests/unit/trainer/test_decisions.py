@@ -90,7 +90,7 @@ def test_an_active_run_or_a_dry_run_starts_nothing(policy: Policy, drift: Drift)
 
 def test_the_spine_covers_the_history_before_the_window_end() -> None:
     policy = replace(POLICY, history=90 * DAY)
-    assert time_range(policy, DRIFT) == (T - 90 * DAY, T)
+    assert time_range(policy, DRIFT.window_end) == (T - 90 * DAY, T)
     run = triggered_run(policy, DRIFT, spec_to_json)
     assert run.spec is not None
     assert run.spec.spine["source"] == {

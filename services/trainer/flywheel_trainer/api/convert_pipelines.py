@@ -31,6 +31,8 @@ def pipeline_spec_from_proto(spec: pb.PipelineSpec) -> PipelineSpec:
         fallback=MessageToDict(spec.fallback) if spec.HasField("fallback") else None,
         segment_keys=tuple(spec.segment_keys),
         start_rollout=spec.start_rollout,
+        warm_start_from_champion=spec.warm_start_from_champion,
+        min_rows=spec.min_rows,
     )
 
 
@@ -42,6 +44,8 @@ def pipeline_spec_to_proto(spec: PipelineSpec, project: str) -> pb.PipelineSpec:
         threshold=spec.threshold,
         segment_keys=spec.segment_keys,
         start_rollout=spec.start_rollout,
+        warm_start_from_champion=spec.warm_start_from_champion,
+        min_rows=spec.min_rows,
     )
     ParseDict(dict(spec.spine), message.spine)
     if spec.fallback is not None:

@@ -50,6 +50,12 @@ class MemoryPipelines:
         """Whether a run of this model has not ended."""
         return any(r.model == model and r.state not in ENDED for r in self._runs.values())
 
+    def has_failed(self, run: str) -> bool:
+        """Whether the run with this name has failed."""
+        return any(
+            str(r.name) == run and r.state in (JobState.FAILED, JobState.LOST) for r in self._runs.values()
+        )
+
     async def get(self, name: PipelineRunName) -> PipelineRun | None:
         return self._runs.get(name)
 

@@ -50,6 +50,10 @@ class PipelineSpec:
     fallback: Mapping[str, Any] | None = None
     segment_keys: tuple[str, ...] = ()
     start_rollout: bool = False
+    warm_start_from_champion: bool = False
+    """Training starts from the champion's weights, if it has some."""
+    min_rows: int = 0
+    """With fewer rows in the training set the run ends without training."""
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any]) -> Self:
@@ -145,6 +149,10 @@ def check_pipeline(spec: PipelineSpec, project: str) -> None:
         )
     if not spec.spine:
         raise InvalidSpec("spine is missing: set its source or its file.", field="spec.spine")
+    if spec.warm_start_from_champion and spec.train.warm_start:
+        raise InvalidSpec(
+            "warm_start must be empty with warm_start_from_champion.", field="train.tabular.warm_start"
+        )
     if not 0 <= spec.threshold <= 1:
         raise InvalidSpec("threshold must be between 0 and 1.", field="spec.threshold")
     if spec.train.code is None:

@@ -26,16 +26,24 @@ def standard_run(
 
 def standard_graph(spec: PipelineSpec, project: str, job_json: JobJson) -> Graph:
     """The graph of a PipelineSpec."""
-    data = "train.training_set" if spec.train.code is None else "train.code.training_sets.train"
+    tabular = spec.train.code is None
+    inputs = {
+        "train.training_set" if tabular else "train.code.training_sets.train": Source(
+            "training_set", "training_set"
+        )
+    }
+    champion = []
+    if spec.warm_start_from_champion and tabular:
+        champion = [GraphStep("champion", "champion", {"model": spec.model})]
+        inputs["train.tabular.warm_start"] = Source("champion", "weights_of")
+    enough = (Condition("training_set", "row_count", ">=", spec.min_rows),) if spec.min_rows else ()
     steps = [
         GraphStep(
             "training_set", "training_set", {"feature_set": spec.feature_set, "spine": dict(spec.spine)}
         ),
+        *champion,
         GraphStep(
-            "train",
-            "job",
-            job_json(replace(spec.train, training_set=""), project),
-            {data: Source("training_set", "training_set")},
+            "train", "job", job_json(replace(spec.train, training_set=""), project), inputs, conditions=enough
         ),
         GraphStep(
             "evaluate",

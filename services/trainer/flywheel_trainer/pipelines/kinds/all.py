@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from flywheel_common.storage.objects import ObjectStore
+from flywheel_trainer.jobs.ports import Weights
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.pipelines.comparison import Compare
+from flywheel_trainer.pipelines.kinds.champion import ChampionStep
 from flywheel_trainer.pipelines.kinds.compare import CompareStep
 from flywheel_trainer.pipelines.kinds.job import JobStep, ParseJob
 from flywheel_trainer.pipelines.kinds.register import RegisterStep
@@ -21,6 +23,7 @@ def step_kinds(
     *,
     feature: FeaturePeer,
     registry: RegistryPeer,
+    weights: Weights,
     jobs: Jobs,
     runs: Runs,
     objects: ObjectStore,
@@ -32,6 +35,7 @@ def step_kinds(
     return {
         "training_set": TrainingSetStep(feature),
         "job": JobStep(jobs, runs, parse_job),
+        "champion": ChampionStep(registry, weights),
         "compare": CompareStep(feature, registry, reports, compare),
         "register": RegisterStep(feature, registry, reports),
         "release": ReleaseStep(feature, registry, reports),
