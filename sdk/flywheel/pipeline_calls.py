@@ -14,7 +14,7 @@ from flywheel.connection import request_id
 from flywheel.errors import PipelineError
 from flywheel.model_calls import ModelCalls
 from flywheel.pipeline_builder import Pipeline, compile_pipeline
-from flywheel_protos.trainer.v1 import pipeline_graph_pb2, trainer_pb2
+from flywheel_protos.trainer.v1 import origin_pb2, pipeline_graph_pb2, trainer_pb2
 
 MAX_BACKFILL_RUNS = 1000
 
@@ -70,6 +70,12 @@ class PipelineCalls(ModelCalls):
             request_id=request_id(),
         )
         return (await self.trainer.ApprovePipelineStep(request)).pipeline_run
+
+    async def explain_version(self, model: str, version: int) -> origin_pb2.OriginNode:
+        """Where a model version comes from: policy, event, pipeline, run, training set, views and sources."""
+        name = f"{self.path('models', model)}/versions/{version}"
+        request = origin_pb2.ExplainModelVersionRequest(name=name)
+        return (await self.trainer.ExplainModelVersion(request)).origin
 
     async def backfill(
         self,

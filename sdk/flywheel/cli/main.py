@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from flywheel.cli import definitions
+from flywheel.cli import definitions, why  # noqa: F401 - `why` adds its command to `models`
 from flywheel.cli.features import features
 from flywheel.cli.models import models
 from flywheel.cli.operations import alerts, runs

@@ -22,6 +22,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "ListRetrainingDecisions",
         "GetPipeline",
         "ListPipelines",
+        "ExplainModelVersion",
     ),
     WRITE: (
         "CreateExperiment",

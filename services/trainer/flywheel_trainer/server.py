@@ -53,6 +53,7 @@ from flywheel_trainer.pipelines.execution import Execution
 from flywheel_trainer.pipelines.kinds.all import step_kinds as all_step_kinds
 from flywheel_trainer.pipelines.ports import FeaturePeer, PipelineStore, RegistryPeer
 from flywheel_trainer.pipelines.use_cases import Pipelines
+from flywheel_trainer.policies.origin import Origins
 from flywheel_trainer.policies.ports import PolicyStore
 from flywheel_trainer.policies.timetable import Timetable
 from flywheel_trainer.policies.use_cases import Policies
@@ -225,8 +226,9 @@ async def wire(
         ports.pipelines, step_kinds, ports.step_cache, clock, settings.pipeline_poll_seconds
     )
     workflows = await stack.enter_async_context(ports.workflows(execution, ports.pipelines))
+    origins = Origins(ports.registry, ports.feature, ports.runs, ports.pipelines, ports.policies)
     servicer = TrainerServicer(
-        runs, jobs, sources, pipelines, policies, poll_seconds=settings.watch_poll_seconds
+        runs, jobs, sources, pipelines, policies, origins, poll_seconds=settings.watch_poll_seconds
     )
     server = Server(
         settings,

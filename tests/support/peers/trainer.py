@@ -29,6 +29,10 @@ MODEL = "projects/default/models/late"
 FEATURE_SET = "projects/default/featureSets/late/versions/1"
 TRAINING_SET = "projects/default/trainingSets/one"
 BUILD_JOB = "projects/default/jobs/build-1"
+LINEAGE = (
+    ("projects/default/views/v/versions/2", FEATURE_SET),
+    ("projects/default/sources/landed", "projects/default/views/v/versions/2"),
+)
 COLUMNS = {
     "v__x": value_pb2.DATA_TYPE_FLOAT64,
     "v__z": value_pb2.DATA_TYPE_FLOAT64,
@@ -135,6 +139,11 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
             profile=[training_set_pb2.ColumnProfile(name=n) for n in (*COLUMNS, "label")],
         )
         return feature_pb2.GetTrainingSetResponse(training_set=training_set)
+
+    async def GetLineage(self, request: Any, context: Any) -> feature_pb2.GetLineageResponse:
+        await check_known(request.name, {FEATURE_SET: None}, context)
+        edges = [feature_pb2.LineageEdge(read=read, reader=reader) for read, reader in LINEAGE]
+        return feature_pb2.GetLineageResponse(upstream=edges)
 
 
 class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):

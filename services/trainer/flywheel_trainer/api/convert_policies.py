@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from flywheel_protos.trainer.v1 import retraining_pb2
+from flywheel_protos.trainer.v1 import origin_pb2, retraining_pb2
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_trainer.api.convert_pipelines import pipeline_spec_from_proto, pipeline_spec_to_proto
 from flywheel_trainer.api.convert_times import duration, timestamp
 from flywheel_trainer.policies.decision import Decision
 from flywheel_trainer.policies.errors import InvalidPolicy
+from flywheel_trainer.policies.origin import Node
 from flywheel_trainer.policies.policy import (
     DEFAULT_COOLDOWN,
     DEFAULT_DAILY_BUDGET,
@@ -74,6 +75,12 @@ def decision_to_proto(decision: Decision) -> pb.RetrainingDecision:
         reason=decision.reason,
         pipeline_run=decision.pipeline_run,
         trigger=decision.trigger,
+    )
+
+
+def node_to_proto(node: Node) -> origin_pb2.OriginNode:
+    return origin_pb2.OriginNode(
+        kind=node.kind, name=node.name, detail=node.detail, children=map(node_to_proto, node.children)
     )
 
 

@@ -10,6 +10,7 @@ from google.protobuf.message import Message
 
 from flywheel_common.names import parse_project
 from flywheel_common.paging import page_size
+from flywheel_protos.trainer.v1 import origin_pb2 as origin_pb
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as graph_pb
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
@@ -17,7 +18,12 @@ from flywheel_trainer.api.attempt_tokens import current_attempt
 from flywheel_trainer.api.convert_graphs import graph_from_proto, pipeline_to_proto
 from flywheel_trainer.api.convert_jobs import job_to_proto
 from flywheel_trainer.api.convert_pipelines import pipeline_run_to_proto, pipeline_spec_from_proto
-from flywheel_trainer.api.convert_policies import decision_to_proto, policy_from_proto, policy_to_proto
+from flywheel_trainer.api.convert_policies import (
+    decision_to_proto,
+    node_to_proto,
+    policy_from_proto,
+    policy_to_proto,
+)
 from flywheel_trainer.api.convert_runs import (
     experiment_to_proto,
     run_from_proto,
@@ -34,6 +40,7 @@ from flywheel_trainer.pipelines.definition import PipelineName
 from flywheel_trainer.pipelines.pipeline_run import FILTER_FIELDS as PIPELINE_FIELDS
 from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
 from flywheel_trainer.pipelines.use_cases import Pipelines
+from flywheel_trainer.policies.origin import Origins
 from flywheel_trainer.policies.policy import PolicyName
 from flywheel_trainer.policies.use_cases import Policies
 from flywheel_trainer.runs.filter_terms import parse_terms
@@ -52,11 +59,12 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         sources: Sources,
         pipelines: Pipelines,
         policies: Policies,
+        origins: Origins,
         *,
         poll_seconds: float,
     ) -> None:
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
-        self._sources = sources
+        self._sources, self._origins = sources, origins
         self._poll_seconds = poll_seconds
 
     async def CreateExperiment(
@@ -276,6 +284,13 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
             body=_body(request),
         )
         return pb.ApprovePipelineStepResponse(pipeline_run=pipeline_run_to_proto(run))
+
+    async def ExplainModelVersion(
+        self, request: origin_pb.ExplainModelVersionRequest, context: Any
+    ) -> origin_pb.ExplainModelVersionResponse:
+        return origin_pb.ExplainModelVersionResponse(
+            origin=node_to_proto(await self._origins.of(request.name))
+        )
 
 
 def _body(request: Message) -> bytes:

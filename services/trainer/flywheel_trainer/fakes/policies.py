@@ -61,6 +61,10 @@ class MemoryPolicies:
         decision, run = decision_and_run(policy, drift, reason, spec_to_json)
         return self._store(decision, run, now)
 
+    async def decision_of(self, name: PolicyName, pipeline_run: str) -> Decision | None:
+        found = (d for d in self._decisions if d.policy == name and d.started)
+        return next((d for d in found if d.pipeline_run == pipeline_run), None)
+
     async def timed(self) -> Sequence[TimedPolicy]:
         found = [p for p in self._policies.values() if (p.schedule or p.continuous) and not p.disabled]
         return [

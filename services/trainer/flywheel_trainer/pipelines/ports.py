@@ -78,8 +78,20 @@ class PipelineStore(Protocol):
     ) -> None: ...
 
 
+@dataclass(frozen=True)
+class VersionOrigin:
+    """What the registry knows of the origin of a model version; empty texts: nothing."""
+
+    training_run: str = ""
+    training_set: str = ""
+    pipeline_run: str = ""
+    parent_version: str = ""
+
+
 class FeaturePeer(TrainingSets, Protocol):
     """The feature service.
+
+    - `upstream` returns the edges (read, reader) from sources and entities to a definition.
 
     - `build` is idempotent by request_id and returns the name of a job of the feature service.
     - `job` returns (state, training set, progress or error in one line).
@@ -92,6 +104,8 @@ class FeaturePeer(TrainingSets, Protocol):
     ) -> str: ...
 
     async def job(self, name: str) -> tuple[JobState, str, str]: ...
+
+    async def upstream(self, name: str) -> Sequence[tuple[str, str]]: ...
 
 
 class RegistryPeer(Protocol):
@@ -107,6 +121,8 @@ class RegistryPeer(Protocol):
     """
 
     async def champion(self, model: str) -> ChampionModel | None: ...
+
+    async def origin(self, version: str) -> VersionOrigin: ...
 
     async def create_version(self, model: str, version: Mapping[str, Any], request_id: str) -> str: ...
 

@@ -33,6 +33,7 @@ class PolicyStore(Protocol):
       policy and changes nothing, even if another policy was set since. Raises RequestIdReused for another
       body.
     - `decisions` returns the newest first.
+    - `decision_of` returns the decision that started a pipeline run, or None.
     - `timed` returns the policies that have a schedule or a continuous training and are not disabled.
     - `decide_time` records the decision on a time (`policies.decision.decide_time`) and the run that it
       starts, both in one transaction. It returns None and changes nothing if the policy is gone, the time
@@ -44,6 +45,8 @@ class PolicyStore(Protocol):
     async def get(self, name: PolicyName) -> Policy | None: ...
 
     async def decisions(self, name: PolicyName, size: int, token: str) -> Page[Decision]: ...
+
+    async def decision_of(self, name: PolicyName, pipeline_run: str) -> Decision | None: ...
 
     async def timed(self) -> Sequence[TimedPolicy]: ...
 

@@ -21,6 +21,7 @@ from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_gr
 from flywheel_protos.types.v1 import value_pb2
 from flywheel_trainer.jobs.errors import DigestMismatch
 from flywheel_trainer.pipelines.comparison import ChampionModel
+from flywheel_trainer.pipelines.ports import VersionOrigin
 from flywheel_trainer.store.grpc.calls import response_of
 
 PEER = "registry"
@@ -49,6 +50,12 @@ class GrpcRegistry:
         )
         content = await self.download(version, MODEL)
         return ChampionModel(version.name, content, inputs, _calibration(release.calibration))
+
+    async def origin(self, version: str) -> VersionOrigin:
+        found = await self.version(version)
+        return VersionOrigin(
+            found.training_run, found.training_dataset, found.pipeline_run, found.parent_version
+        )
 
     async def version(self, name: str) -> model_pb2.ModelVersion:
         """Raises NotFound."""

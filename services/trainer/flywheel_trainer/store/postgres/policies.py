@@ -35,6 +35,9 @@ WHERE project = $1 AND policy = $2
     AND ($3::float8 IS NULL OR (extract(epoch FROM created_at)::float8, id) < ($3, $4))
 ORDER BY created_at DESC, id DESC LIMIT $5
 """
+_DECISION_OF = """
+SELECT * FROM retraining_decision WHERE project = $1 AND policy = $2 AND pipeline_run = $3 AND started LIMIT 1
+"""
 _LOCK_POLICY = "SELECT pg_advisory_xact_lock(hashtextextended($1, 11))"
 _DECIDED = """
 SELECT true FROM retraining_decision
@@ -94,6 +97,11 @@ class PostgresPolicies:
             rows = await conn.fetch(_DECISIONS, name.project, name.policy, before, before_id, size + 1)
         page = cut(rows, size, lambda row: (row["created_seconds"], row["id"]), query=str(name))
         return Page([_decision(row) for row in page.items], page.next_page_token)
+
+    async def decision_of(self, name: PolicyName, pipeline_run: str) -> Decision | None:
+        async with connection(self._pool) as conn:
+            row = await conn.fetchrow(_DECISION_OF, name.project, name.policy, pipeline_run)
+        return None if row is None else _decision(row)
 
     async def timed(self) -> Sequence[TimedPolicy]:
         async with connection(self._pool) as conn:
