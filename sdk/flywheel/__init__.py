@@ -32,6 +32,7 @@ from flywheel.definitions import (
 from flywheel.errors import FlywheelError, JobFailedError, NotFound, SourceError, Unavailable
 from flywheel.model_watch import Activity, ModelWatch
 from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipeline
+from flywheel.pipeline_builder import Step as PipelineStep
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
 from flywheel.storage import read_table, storage, write_table
@@ -83,6 +84,7 @@ __all__ = [
     "OnDemandView",
     "ParquetSource",
     "PipelineBuilder",
+    "PipelineStep",
     "Replay",
     "RequestSource",
     "Requests",

@@ -30,8 +30,9 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted(
     p.relative_to(ROOT) for p in [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")] if "adr" not in p.parts
 )
-TESTED_ALONE = (Path("docs/guides/training.md"),)
-"""Documents whose programs are parts of a user's project; tests/unit/job/test_training_guide.py runs them."""
+TESTED_ALONE = (Path("docs/guides/training.md"), Path("docs/guides/pipelines.md"))
+"""Documents whose programs are parts of a user's project; tests/unit/job/test_training_guide.py and
+tests/integration/trainer/test_pipelines_guide.py run them."""
 ENDLESS = ("flywheel models watch",)
 """Commands that run until they are interrupted."""
 
