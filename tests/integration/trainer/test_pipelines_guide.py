@@ -1,4 +1,4 @@
-"""The programs and commands of docs/guides/pipelines.md, as they are written there, on a real trainer and Ray."""
+"""The programs and commands of docs/guides/pipelines.md as they are written, on a real trainer and Ray."""
 
 from __future__ import annotations
 
