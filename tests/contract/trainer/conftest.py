@@ -20,6 +20,7 @@ from flywheel_protos.events.v1.event_pb2 import Event
 from flywheel_protos.events.v1.lifecycle_pb2 import DriftDetected, TrainingCompleted
 from flywheel_trainer.api.drift_events import DriftHandler
 from flywheel_trainer.fakes.jobs import MemoryJobs
+from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.runs import MemoryRuns
@@ -27,6 +28,8 @@ from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import JobStore, Supervision
+from flywheel_trainer.pipelines.cache import StepCache
+from flywheel_trainer.pipelines.definition import PipelineDefinitions
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.policies.decision import Drift
 from flywheel_trainer.policies.ports import PolicyStore
@@ -34,6 +37,7 @@ from flywheel_trainer.runs.ports import RunStore
 from flywheel_trainer.server import MIGRATIONS
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
+from flywheel_trainer.store.postgres.pipeline_definitions import PostgresPipelineDefinitions
 from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.postgres.runs import PostgresRuns
@@ -47,6 +51,8 @@ class Stores:
     runs: RunStore
     jobs: JobStore
     pipelines: PipelineStore
+    definitions: PipelineDefinitions
+    cache: StepCache
     policies: PolicyStore
     decide: Callable[[Drift, datetime], Awaitable[object]]
     """Consumes a drift event."""
@@ -80,7 +86,10 @@ def memory_stores() -> Stores:
         return MemorySupervision(tracking, next(tokens))
 
     runs, jobs = MemoryRuns(tracking), MemoryJobs(tracking)
-    return Stores(runs, jobs, pipelines, policies, policies.decide, completed, supervise)
+    definitions = MemoryPipelineDefinitions()
+    return Stores(
+        runs, jobs, pipelines, definitions, pipelines, policies, policies.decide, completed, supervise
+    )
 
 
 async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
@@ -111,7 +120,9 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
         return PostgresSupervision(pool, token)
 
     runs, jobs = PostgresRuns(pool), PostgresJobs(pool)
-    return Stores(runs, jobs, PostgresPipelines(pool), PostgresPolicies(pool), decide, completed, supervise)
+    pipelines, definitions = PostgresPipelines(pool), PostgresPipelineDefinitions(pool)
+    policies = PostgresPolicies(pool)
+    return Stores(runs, jobs, pipelines, definitions, pipelines, policies, decide, completed, supervise)
 
 
 @pytest.fixture(params=["memory", "postgres"])

@@ -12,8 +12,24 @@ from flywheel_common.errors import InvalidPageToken
 from flywheel_common.postgres.errors import RequestIdReused
 from flywheel_protos.events.v1.lifecycle_pb2 import TrainingCompleted
 from flywheel_trainer.jobs.job import JobState
-from flywheel_trainer.pipelines.errors import PipelineRunEnded, UnknownPipelineRun
-from flywheel_trainer.pipelines.pipeline_run import FILTER_FIELDS, STEPS, PipelineRun, PipelineRunName, Step
+from flywheel_trainer.pipelines.cache import CachedStep
+from flywheel_trainer.pipelines.definition import Pipeline, PipelineName, PipelineVersionName
+from flywheel_trainer.pipelines.errors import (
+    PipelineRunEnded,
+    StepNotWaiting,
+    UnknownPipelineRun,
+    UnknownStep,
+)
+from flywheel_trainer.pipelines.expansion import queued
+from flywheel_trainer.pipelines.graph import Graph, GraphStep
+from flywheel_trainer.pipelines.pipeline_run import (
+    FILTER_FIELDS,
+    STEPS,
+    Approval,
+    PipelineRun,
+    PipelineRunName,
+    Step,
+)
 from flywheel_trainer.pipelines.ports import Ended
 from flywheel_trainer.runs.filter_terms import parse_terms
 from tests.support.builders import trainer as build
@@ -200,3 +216,103 @@ async def test_unfinished_runs_of_all_projects_are_returned(stores: Any) -> None
     await stores.pipelines.request_cancel(names[2])
     await stores.pipelines.finish(names[3], JobState.SUCCEEDED, "", "", AT)
     assert names[:3] == list(await stores.pipelines.unfinished())
+
+
+GRAPH = Graph((GraphStep("ok", "approval"), GraphStep("end", "approval", after=("ok",))), {"p": [1, None]})
+
+
+async def test_versions_of_a_pipeline_are_numbered_and_kept(stores: Any) -> None:
+    name, other = PipelineName("p", "weekly"), PipelineName("p", "daily")
+    results = await asyncio.gather(*(stores.definitions.apply(name, GRAPH, "me", AT) for _ in range(8)))
+    assert 1 == sum(created for _, created in results)
+    first = results[0][0]
+    assert Pipeline(PipelineVersionName("p", "weekly", 1), GRAPH, "me", AT) == first
+    changed = replace(GRAPH, params={})
+    second, created = await stores.definitions.apply(name, changed, "you", AT)
+    assert (2, True, changed) == (second.name.version, created, second.graph)
+    back, created = await stores.definitions.apply(name, GRAPH, "me", AT)
+    assert (3, True) == (back.name.version, created), "an older graph is a new version again"
+    assert first == await stores.definitions.get(name, 1)
+    assert back == await stores.definitions.get(name)
+    for absent in ((name, 4), (name, 10**17), (other, None), (PipelineName("q", "weekly"), None)):
+        assert await stores.definitions.get(*absent) is None
+    daily, _ = await stores.definitions.apply(other, GRAPH, "me", AT)
+    await stores.definitions.apply(PipelineName("q", "x"), GRAPH, "me", AT)
+    page = await stores.definitions.list("p", 1, "")
+    rest = await stores.definitions.list("p", 1, page.next_page_token)
+    assert ([daily], [back], "") == (list(page.items), list(rest.items), rest.next_page_token)
+
+
+async def approving(stores: Any) -> PipelineRunName:
+    run = queued(PipelineRun(PipelineRunName("p", "pipe-1"), AT, replace(GRAPH, params={})))
+    return (await stores.pipelines.create(run, "", b"", AT)).name
+
+
+async def test_a_run_of_a_graph_reads_back(stores: Any) -> None:
+    run = queued(
+        PipelineRun(
+            PipelineRunName("p", "pipe-1"),
+            AT,
+            replace(GRAPH, params={}),
+            pipeline="projects/p/pipelines/weekly/versions/1",
+            params={"p": [1, None]},
+            rerun_of="projects/p/pipelineRuns/pipe-0",
+            policy="projects/p/retrainingPolicies/late",
+            training_set="t",
+        )
+    )
+    reused = Step("ok", JobState.SUCCEEDED, AT, AT, "o", "m", {"a": [1.5]}, 2, reused_from="x")
+    run = replace(run, steps=(reused, run.steps[1]), created_at=AT)
+    assert run == await stores.pipelines.create(run, "", b"", AT)
+    assert run == await stores.pipelines.get(run.name)
+
+
+async def test_a_decision_is_stored_once_on_a_waiting_step(stores: Any) -> None:
+    name, yes = await approving(stores), Approval(True, "me", "fine")
+
+    def decide(step: str, approval: Approval = yes, request: str = "", body: bytes = b"") -> Any:
+        return stores.pipelines.decide(name, step, approval, request, body)
+
+    with pytest.raises(StepNotWaiting):
+        await decide("ok")
+    await stores.pipelines.begin_step(name, "ok", AT)
+    for step, error in (("end", StepNotWaiting), ("none", UnknownStep)):
+        with pytest.raises(error):
+            await decide(step)
+    with pytest.raises(UnknownPipelineRun):
+        await stores.pipelines.decide(PipelineRunName("p", "none"), "ok", yes, "", b"")
+    first = await decide("ok", request="once", body=b"body")
+    assert yes == first.steps[0].approval
+    assert first == await decide("ok", request="once", body=b"body")
+    with pytest.raises(RequestIdReused):
+        await decide("ok", request="once", body=b"other")
+    with pytest.raises(StepNotWaiting):
+        await decide("ok", Approval(False, "you", ""))
+    await stores.pipelines.end_step(name, "ok", Ended(JobState.SUCCEEDED), AT)
+    with pytest.raises(StepNotWaiting):
+        await decide("ok")
+
+
+async def test_a_further_try_is_recorded_once(stores: Any) -> None:
+    name = await approving(stores)
+    await stores.pipelines.begin_step(name, "ok", AT)
+    for attempt in (2, 2, 1):
+        await stores.pipelines.begin_attempt(name, "ok", attempt, "no rows")
+    await stores.pipelines.begin_step(name, "ok", AT + SECOND)
+    (step, _) = (await stores.pipelines.get(name)).steps
+    assert Step("ok", JobState.RUNNING, AT, None, "", "no rows", attempt=2) == step
+
+
+async def test_a_step_ends_once_and_its_success_is_found_by_its_key(stores: Any) -> None:
+    name = await approving(stores)
+    assert await stores.cache.find("p", "key") is None
+    failed = Ended(JobState.FAILED, message="no", reason="X")
+    await stores.pipelines.begin_step(name, "ok", AT)
+    await stores.pipelines.end_step(name, "ok", failed, AT, "key")
+    await stores.pipelines.end_step(name, "ok", Ended(JobState.SUCCEEDED), AT + SECOND, "key")
+    assert await stores.cache.find("p", "key") is None
+    step = (await stores.pipelines.get(name)).steps[0]
+    assert (JobState.FAILED, "X", AT) == (step.state, step.error_reason, step.ended_at)
+    await stores.pipelines.end_step(name, "end", Ended(JobState.SUCCEEDED, "o", "m", {"a": 1}), AT, "key")
+    assert CachedStep(str(name), "o", "m", {"a": 1}) == await stores.cache.find("p", "key")
+    assert await stores.cache.find("q", "key") is None
