@@ -73,7 +73,9 @@ class Machine:
         checked = check_graph(Graph(steps, params or {}), self.kinds, "p")
         graph, values = expand(checked, given)
         number = len((await self.store.list("p", (), 1000, "")).items) + 1
-        run = PipelineRun(PipelineRunName("p", f"pipe-{number}"), AT, graph, params=values)
+        run = PipelineRun(
+            PipelineRunName("p", f"pipe-{number}"), AT, graph, model="projects/p/models/late", params=values
+        )
         return await self.store.create(queued(run), "", b"", AT)
 
     async def finish(self, run: PipelineRun) -> PipelineRun:

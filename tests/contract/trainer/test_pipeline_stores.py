@@ -316,3 +316,10 @@ async def test_a_step_ends_once_and_its_success_is_found_by_its_key(stores: Any)
     await stores.pipelines.end_step(name, "end", Ended(JobState.SUCCEEDED, "o", "m", {"a": 1}), AT, "key")
     assert CachedStep(str(name), "o", "m", {"a": 1}) == await stores.cache.find("p", "key")
     assert await stores.cache.find("q", "key") is None
+
+
+async def test_the_end_of_a_run_without_a_model_is_no_event(stores: Any) -> None:
+    name = await approving(stores)
+    await stores.pipelines.finish(name, JobState.SUCCEEDED, "", "done", AT)
+    assert JobState.SUCCEEDED == (await stores.pipelines.get(name)).state
+    assert [] == await stores.completed()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import grpc
@@ -154,6 +155,22 @@ async def test_a_wrong_graph_is_refused(trainer: MemoryTrainer, steps: Any, expe
     assert expected == await reason(trainer.stub.ApplyPipeline(request))
     read = graph_pb.GetPipelineRequest(name=f"{P}/pipelines/weekly")
     assert "UNKNOWN_PIPELINE" == await reason(trainer.stub.GetPipeline(read))
+
+
+async def test_numbers_that_are_not_finite_are_refused(trainer: MemoryTrainer) -> None:
+    wrong = graph()
+    wrong.params["rates"].list_value.values.add(number_value=math.nan)
+    assert "INVALID_PIPELINE" == await reason(trainer.stub.ApplyPipeline(apply(wrong)))
+    wrong = graph()
+    wrong.steps[1].job["train"] = math.inf
+    assert "INVALID_PIPELINE" == await reason(trainer.stub.ApplyPipeline(apply(wrong)))
+    wrong = graph()
+    wrong.steps[4].register.metrics["auc"] = math.nan
+    assert "INVALID_SPEC" == await reason(trainer.stub.ApplyPipeline(apply(wrong)))
+    await trainer.stub.ApplyPipeline(apply(graph()))
+    start = pb.StartPipelineRunRequest(parent=P, pipeline=f"{P}/pipelines/weekly")
+    start.params["end"] = math.nan
+    assert "INVALID_PIPELINE" == await reason(trainer.stub.StartPipelineRun(start))
 
 
 async def test_a_duration_below_its_limit_is_refused(trainer: MemoryTrainer) -> None:

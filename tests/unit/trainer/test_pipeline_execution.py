@@ -240,6 +240,14 @@ async def test_only_a_changed_graph_makes_a_new_version(machine: Machine) -> Non
         await machine.pipelines.start_pipeline("p", f"{name}/versions/3", {}, "", b"")
 
 
+async def test_a_run_with_an_open_step_has_not_succeeded(machine: Machine) -> None:
+    run = await machine.start(step("a"), step("b", "a"))
+    await machine.execution.execute(str(run.name), "a")
+    await machine.execution.finish(str(run.name))
+    ended = await machine.pipelines.get(run.name)
+    assert (JobState.FAILED, "WORKFLOW_FAILED") == (ended.state, ended.error_reason)
+
+
 async def _running(machine: Machine, run: Any, name: str) -> None:
     async def running() -> bool:
         found = (await machine.pipelines.get(run.name)).step(name)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict, ParseDict
+from google.protobuf.json_format import Error, MessageToDict, ParseDict
+from google.protobuf.message import Message
 from google.protobuf.struct_pb2 import Value
 
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as pb
 from flywheel_trainer.api.convert_times import seconds_of, seconds_to_proto, timestamp
 from flywheel_trainer.pipelines.definition import Pipeline
+from flywheel_trainer.pipelines.errors import InvalidPipeline
 from flywheel_trainer.pipelines.graph import Condition, FanOut, Graph, GraphStep, Source
+
+
+def to_json(message: Message) -> Any:
+    """The JSON form of a message. Raises InvalidPipeline for numbers that JSON does not have."""
+    try:
+        return MessageToDict(message, preserving_proto_field_name=True)
+    except (ValueError, Error) as error:  # NaN or infinity in a Struct
+        raise InvalidPipeline(f"The message has no JSON form: {error}.", field="graph") from error
 
 
 def graph_from_proto(message: pb.PipelineGraph) -> Graph:
     """The graph as it was given; `graph_check` checks it."""
-    params = {name: MessageToDict(value) for name, value in message.params.items()}
+    params = {name: to_json(value) for name, value in message.params.items()}
     return Graph(tuple(_step_from_proto(step) for step in message.steps), params)
 
 
@@ -40,7 +50,7 @@ def _step_from_proto(step: pb.GraphStep) -> GraphStep:
     kind = step.WhichOneof("kind") or ""
     spec: dict[str, Any] = {}
     if kind:
-        spec = MessageToDict(getattr(step, kind), preserving_proto_field_name=True)
+        spec = to_json(getattr(step, kind))
     return GraphStep(
         id=step.id,
         kind=kind,
@@ -48,10 +58,10 @@ def _step_from_proto(step: pb.GraphStep) -> GraphStep:
         inputs={path: _source_from_proto(source) for path, source in step.inputs.items()},
         after=tuple(step.after),
         conditions=tuple(
-            Condition(one.left.step, one.left.output, one.operator, MessageToDict(one.right))
+            Condition(one.left.step, one.left.output, one.operator, to_json(one.right))
             for one in step.conditions
         ),
-        for_each=FanOut(tuple(MessageToDict(step.for_each.values)), step.for_each.param)
+        for_each=FanOut(tuple(to_json(step.for_each.values)), step.for_each.param)
         if step.HasField("for_each")
         else None,
         retries=step.retries,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from flywheel_common.names import parse_project
@@ -15,7 +14,7 @@ from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as graph_pb
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
 from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.attempt_tokens import current_attempt
-from flywheel_trainer.api.convert_graphs import graph_from_proto, pipeline_to_proto
+from flywheel_trainer.api.convert_graphs import graph_from_proto, pipeline_to_proto, to_json
 from flywheel_trainer.api.convert_jobs import job_to_proto
 from flywheel_trainer.api.convert_pipelines import pipeline_run_to_proto, pipeline_spec_from_proto
 from flywheel_trainer.api.convert_policies import (
@@ -176,7 +175,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
     ) -> pb.StartPipelineRunResponse:
         project, body = parse_project(request.parent), _body(request)
         if request.pipeline:
-            params = MessageToDict(request.params)
+            params = to_json(request.params)
             run = await self._pipelines.start_pipeline(
                 project, request.pipeline, params, request.request_id, body
             )

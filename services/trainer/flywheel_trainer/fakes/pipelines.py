@@ -171,7 +171,8 @@ class MemoryPipelines:
             steps=tuple(replace(s, **changes.get(s.state, {})) for s in run.steps),
         )
         self._tracking.close_pipeline_run(str(name))
-        self.completed.append((ended, message))
+        if ended.model:
+            self.completed.append((ended, message))
 
     def _change(self, name: PipelineRunName, **changes: Any) -> PipelineRun:
         self._runs[name] = replace(self._runs[name], **changes)

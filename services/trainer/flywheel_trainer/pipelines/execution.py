@@ -19,7 +19,13 @@ from flywheel_common.errors import FlywheelError
 from flywheel_trainer.jobs.errors import CancelledOnRequest
 from flywheel_trainer.jobs.job import ENDED, JobState
 from flywheel_trainer.pipelines.cache import StepCache, cache_key
-from flywheel_trainer.pipelines.errors import StepStopped, StepTimeout, UnknownPipelineRun, UnknownStep
+from flywheel_trainer.pipelines.errors import (
+    StepStopped,
+    StepTimeout,
+    UnknownPipelineRun,
+    UnknownStep,
+    WorkflowFailed,
+)
 from flywheel_trainer.pipelines.field_paths import value_at, with_values
 from flywheel_trainer.pipelines.graph import Condition, GraphStep
 from flywheel_trainer.pipelines.pipeline_run import Approval, PipelineRun, PipelineRunName
@@ -228,11 +234,15 @@ def _succeeded(result: Result) -> Ended:
 
 def _ending(run: PipelineRun) -> tuple[JobState, str, str]:
     """(state, error reason, message) of a run whose steps have ended."""
+    cancelled = CancelledOnRequest.reason
     failed = next((step for step in run.steps if step.state is JobState.FAILED), None)
+    if run.cancel_requested and (failed is None or failed.error_reason == cancelled):
+        return JobState.CANCELLED, cancelled, "cancelled on request"
     if failed is not None:
         return JobState.FAILED, failed.error_reason, failed.message
-    if run.cancel_requested:
-        return JobState.CANCELLED, CancelledOnRequest.reason, "cancelled on request"
+    unfinished = next((step.step for step in run.steps if step.state not in ENDED), None)
+    if unfinished is not None:
+        return JobState.FAILED, WorkflowFailed.reason, f"The workflow ended before its step {unfinished}."
     skipped = [step for step in run.steps if step.state is JobState.CANCELLED and step.message != "not run"]
     if skipped:
         return JobState.SUCCEEDED, "", "; ".join(f"{step.step} {step.message}" for step in skipped)

@@ -41,9 +41,9 @@ class PipelineStore(Protocol):
       if there is one.
     - `set_fields` sets fields of the run: training_set, run, model_version, release, rollout, gate_passed.
       `end_step` sets those in the outputs (`pipeline_run.fields_in`).
-    - `finish` ends a run that has not ended, closes its open steps and writes `training.completed` to the
-      outbox. `request_cancel` and `finish` also cancel the jobs of the run that have not ended, so that no
-      job outlives its run, whichever process dies.
+    - `finish` ends a run that has not ended, closes its open steps and, if the run has a model, writes
+      `training.completed` to the outbox. `request_cancel` and `finish` also cancel the jobs of the run that
+      have not ended, so that no job outlives its run, whichever process dies.
     - `unfinished` returns the runs that have not ended, of all projects.
     """
 

@@ -6,6 +6,7 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.pipelines.errors import UnsupportedModel
 from flywheel_trainer.pipelines.kinds.names import check_model
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
@@ -27,6 +28,9 @@ class RegisterStep:
     def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
         if "model" not in later:
             check_model(spec["model"], project)
+        for name, value in spec.get("metrics", {}).items():
+            if not isinstance(value, int | float):
+                raise InvalidSpec(f"The metric {name[:100]!r} is {value!r}.", field="metrics")
 
     async def run(self, step: Begun) -> Result:
         found = await self._reports.of(step.spec["run"])

@@ -23,7 +23,7 @@ class ReleaseStep:
 
     def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
         threshold = spec.get("threshold", 0)
-        if isinstance(threshold, int | float) and not 0 <= threshold <= 1:
+        if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise InvalidSpec("threshold must be between 0 and 1.", field="threshold")
 
     async def run(self, step: Begun) -> Result:

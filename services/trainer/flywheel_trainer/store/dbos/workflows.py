@@ -137,15 +137,26 @@ class Workflows(DBOSConfiguredInstance):
         log.warning("workflows of dead replicas continue here", replicas=dead)
         for workflow in pending:
             if workflow.executor_id in dead and workflow.app_version != self._version:
-                await DBOS.delete_workflow_async(workflow.workflow_id)
-                await self._start(PipelineRunName.parse(workflow.workflow_id))
+                await self._begin_anew(workflow.workflow_id, dead)
         # The public resume_workflow would also restart a workflow that a live replica took meanwhile.
         await asyncio.to_thread(DBOS._recover_pending_workflows, dead)  # noqa: SLF001
+
+    async def _begin_anew(self, workflow: str, dead: list[str]) -> None:
+        """Start a workflow of another version from its beginning, unless another replica has done so
+        meanwhile."""
+        now = await DBOS.get_workflow_status_async(workflow)
+        if now is not None and now.executor_id in dead:
+            await DBOS.delete_workflow_async(workflow)
+            await self._start(PipelineRunName.parse(workflow))
 
     async def _fail_if_dead(self, name: PipelineRunName) -> None:
         """Fail a run whose workflow ended before its last step: otherwise it would stay RUNNING forever."""
         status = await DBOS.get_workflow_status_async(str(name))
-        if status is not None and status.status in DEAD_STATES:
+        if (
+            status is None
+        ):  # a replica died between deleting the workflow of another version and starting its own
+            await self._start(name)
+        elif status.status in DEAD_STATES:
             message = f"The workflow ended as {status.status}: {status.error}"[:MESSAGE_CHARACTERS]
             await self._execution.abandon(str(name), WorkflowFailed.reason, message)
 

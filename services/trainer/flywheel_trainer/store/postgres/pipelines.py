@@ -289,6 +289,8 @@ class PostgresPipelines:
             await conn.execute(_FINISH_RUNNING_STEP, name.run, state, message, now)
             await conn.execute(_SKIP_STEPS, name.run)
             await cancel_jobs_of(conn, str(name))
+            if not row["model"]:
+                return
             payload = TrainingCompleted(
                 pipeline_run=str(name),
                 model=row["model"],
