@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -70,6 +71,9 @@ async def test_what_no_longer_exists_is_shown_as_such(trainer: MemoryTrainer) ->
             ),
         ),
     ) == await origins.of(version)
+    trainer.feature.known[gone] = replace(trainer.feature.known[TRAINING_SET], name=gone, feature_set=SET)
+    found = await origins.of(version)
+    assert Node("feature_set", SET, "no longer exists") == found.children[1].children[0].children[0]
 
 
 async def created(trainer: MemoryTrainer, run: str, training_set: str, pipeline_run: str) -> str:

@@ -69,7 +69,9 @@ class MemoryFeature(MemoryTrainingSets):
 
     async def upstream(self, name: str) -> Sequence[tuple[str, str]]:
         self._check_up()
-        return self.edges.get(name, ())
+        if name not in self.edges:
+            raise NotFound(f"{name} does not exist.")
+        return self.edges[name]
 
     async def get(self, name: str) -> TrainingSet:
         self._check_up()

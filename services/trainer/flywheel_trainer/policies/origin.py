@@ -92,11 +92,14 @@ class Origins:
     async def _training_set(self, name: str) -> Node:
         try:
             found = await self._feature.get(name)
-            edges = await self._feature.upstream(found.feature_set)
         except NotFound:
             return Node("training_set", name, GONE)
         detail = f"{found.row_count:,} rows, hash {found.content_hash[:12]}"
-        return Node("training_set", name, detail, (_upstream(found.feature_set, edges),))
+        try:
+            definitions = _upstream(found.feature_set, await self._feature.upstream(found.feature_set))
+        except NotFound:
+            definitions = Node("feature_set", found.feature_set, GONE)
+        return Node("training_set", name, detail, (definitions,))
 
 
 def _upstream(name: str, edges: Sequence[tuple[str, str]], depth: int = 0) -> Node:
