@@ -15,8 +15,10 @@ from flywheel.errors import PipelineError
 from flywheel.model_calls import ModelCalls
 from flywheel.pipeline_builder import Pipeline, compile_pipeline
 from flywheel_protos.trainer.v1 import origin_pb2, pipeline_graph_pb2, trainer_pb2
+from flywheel_protos.types.v1 import job_pb2
 
-MAX_BACKFILL_RUNS = 1000
+MAX_BACKFILL_RUNS, MAX_BACKFILL_ATTEMPTS = 1000, 100
+UNSUCCESSFUL = (job_pb2.JOB_STATE_FAILED, job_pb2.JOB_STATE_CANCELLED, job_pb2.JOB_STATE_LOST)
 
 
 class PipelineCalls(ModelCalls):
@@ -89,9 +91,9 @@ class PipelineCalls(ModelCalls):
     ) -> list[trainer_pb2.PipelineRun]:
         """Runs a pipeline for each interval of a date range, one after the other; returns the ended runs.
 
-        Its parameters `start` and `end` are set to the interval, `[start, end)`. A repeated backfill of the
-        same version continues where the earlier one ended: an interval has one run. A failed run ends the
-        backfill with JobFailedError; rerun it, and repeat the backfill.
+        Its parameters `start` and `end` are set to the interval, `[start, end)`. A failed run ends the
+        backfill with JobFailedError. A repeated backfill of the same version waits for the runs of the
+        earlier one, starts a new run for an interval whose run has failed, and continues.
         """
         name = self.path("pipelines", pipeline)
         found = await self.trainer.GetPipeline(pipeline_graph_pb2.GetPipelineRequest(name=name))
@@ -100,7 +102,10 @@ class PipelineCalls(ModelCalls):
         for begin, until in intervals(start, end, every):
             given = {**(params or {}), "start": _text(begin), "end": _text(until)}
             key = f"backfill/{version}/{_text(begin)}/{_text(until)}"
-            run = await self.run_pipeline(version, given, once=key)
+            for attempt in range(1, MAX_BACKFILL_ATTEMPTS + 1):
+                run = await self.run_pipeline(version, given, once=f"{key}/{attempt}")
+                if run.state not in UNSUCCESSFUL:
+                    break
             ended.append(await self.wait_pipeline(run.name, progress))
         return ended
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
@@ -10,6 +12,9 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import ParseDict
 
+import flywheel as fw
+from flywheel.connection import Service
+from flywheel.errors import JobFailedError
 from flywheel_common.grpc.error_details import from_rpc_error
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as graph_pb
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
@@ -17,7 +22,7 @@ from flywheel_protos.types.v1 import job_pb2
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.pipeline_run import PipelineRunName
 from tests.support.builders.trainer import AT
-from tests.support.builders.trainer_requests import MODEL, P
+from tests.support.builders.trainer_requests import MODEL, P, start_pipeline
 from tests.support.servers.trainer import MemoryTrainer
 
 TRAIN = {"job": {"train": {"experiment": "late"}}}
@@ -114,6 +119,42 @@ async def test_a_run_has_a_step_for_each_instance(trainer: MemoryTrainer) -> Non
     rerun = (await stub.RerunPipelineRun(again)).pipeline_run
     assert rerun == (await stub.RerunPipelineRun(again)).pipeline_run
     assert (run.name, job_pb2.JOB_STATE_QUEUED) == (rerun.rerun_of, rerun.state)
+
+
+async def test_a_run_has_one_source(trainer: MemoryTrainer) -> None:
+    await trainer.stub.ApplyPipeline(apply(graph()))
+    both = start_pipeline()
+    both.pipeline = f"{P}/pipelines/weekly"
+    assert "INVALID_SPEC" == await reason(trainer.stub.StartPipelineRun(both))
+    params = start_pipeline()
+    params.params["end"] = "x"
+    assert "INVALID_SPEC" == await reason(trainer.stub.StartPipelineRun(params))
+
+
+async def test_a_repeated_backfill_runs_what_has_not_succeeded(trainer: MemoryTrainer) -> None:
+    inputs = {"message": {"param": "start"}, "x": {"param": "end"}}
+    steps = [{"id": "ok", "approval": {}, "inputs": inputs}]
+    await trainer.stub.ApplyPipeline(apply(graph(steps=steps, params={"start": None, "end": None})))
+    client = fw.Client("p")
+    client.trainer = Service(trainer.stub)
+    store = trainer.ports.pipelines
+    outcomes = iter(["SUCCEEDED", "FAILED", "SUCCEEDED", "SUCCEEDED"])
+
+    async def work() -> None:
+        while True:
+            for name in await store.unfinished():
+                await store.finish(name, JobState(next(outcomes)), "X", "why", AT)
+            await asyncio.sleep(0.01)
+
+    begin, day = datetime(2013, 1, 1, tzinfo=UTC), timedelta(days=1)
+    worker = asyncio.create_task(work())
+    with pytest.raises(JobFailedError):
+        await client.backfill("weekly", begin, begin + 3 * day, day)
+    ended = await client.backfill("weekly", begin, begin + 3 * day, day)
+    worker.cancel()
+    assert ["2013-01-01", "2013-01-02", "2013-01-03"] == [run.params["start"][:10] for run in ended]
+    runs = (await trainer.stub.ListPipelineRuns(pb.ListPipelineRunsRequest(parent=P))).pipeline_runs
+    assert ["2013-01-03", "2013-01-02", "2013-01-02", "2013-01-01"] == [r.params["start"][:10] for r in runs]
 
 
 async def test_a_step_that_waits_is_shown_and_approved(trainer: MemoryTrainer) -> None:

@@ -18,6 +18,14 @@ from flywheel_trainer.pipelines.graph import GraphStep
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineSpec, Step
 
 
+def check_one_source(request: pb.StartPipelineRunRequest) -> None:
+    """Raises InvalidSpec for a run of both a specification and a stored pipeline."""
+    if request.pipeline and request.HasField("spec"):
+        raise InvalidSpec("Set either spec or pipeline, not both.", field="pipeline")
+    if request.HasField("params") and not request.pipeline:
+        raise InvalidSpec("params are for a stored pipeline.", field="params")
+
+
 def pipeline_spec_from_proto(spec: pb.PipelineSpec) -> PipelineSpec:
     """Raises InvalidSpec if there is no train specification, and InvalidName."""
     if not spec.HasField("train"):

@@ -16,7 +16,11 @@ from flywheel_protos.trainer.v1 import trainer_pb2_grpc
 from flywheel_trainer.api.attempt_tokens import current_attempt
 from flywheel_trainer.api.convert_graphs import graph_from_proto, pipeline_to_proto, to_json
 from flywheel_trainer.api.convert_jobs import job_to_proto
-from flywheel_trainer.api.convert_pipelines import pipeline_run_to_proto, pipeline_spec_from_proto
+from flywheel_trainer.api.convert_pipelines import (
+    check_one_source,
+    pipeline_run_to_proto,
+    pipeline_spec_from_proto,
+)
 from flywheel_trainer.api.convert_policies import (
     decision_to_proto,
     node_to_proto,
@@ -174,6 +178,7 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self, request: pb.StartPipelineRunRequest, context: Any
     ) -> pb.StartPipelineRunResponse:
         project, body = parse_project(request.parent), _body(request)
+        check_one_source(request)
         if request.pipeline:
             params = to_json(request.params)
             run = await self._pipelines.start_pipeline(
