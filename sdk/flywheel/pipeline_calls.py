@@ -33,7 +33,7 @@ class PipelineCalls(ModelCalls):
         for archive in compiled.archives:
             await self.upload_source(archive)
         request = pipeline_graph_pb2.ApplyPipelineRequest(
-            parent=self.parent, pipeline_id=compiled.name, graph=compiled.graph
+            parent=self.parent, pipeline_id=compiled.name, graph=compiled.graph, request_id=request_id()
         )
         applied: pipeline_graph_pb2.ApplyPipelineResponse = await self.trainer.ApplyPipeline(request)
         return applied

@@ -243,6 +243,16 @@ async def test_versions_of_a_pipeline_are_numbered_and_kept(stores: Any) -> None
     assert ([daily], [back], "") == (list(page.items), list(rest.items), rest.next_page_token)
 
 
+async def test_a_repeated_request_makes_no_version_after_a_newer_one(stores: Any) -> None:
+    name, apply = PipelineName("p", "weekly"), stores.definitions.apply
+    first = await apply(name, GRAPH, "me", AT, "once", b"body")
+    await apply(name, replace(GRAPH, params={}), "me", AT)
+    assert first == await apply(name, GRAPH, "me", AT, "once", b"body")
+    assert 2 == (await stores.definitions.get(name)).name.version
+    with pytest.raises(RequestIdReused):
+        await apply(name, GRAPH, "me", AT, "once", b"other")
+
+
 async def approving(stores: Any) -> PipelineRunName:
     run = queued(PipelineRun(PipelineRunName("p", "pipe-1"), AT, replace(GRAPH, params={})))
     return (await stores.pipelines.create(run, "", b"", AT)).name

@@ -228,9 +228,9 @@ async def test_a_rerun_of_a_failed_run_begins_where_it_failed(machine: Machine) 
 async def test_only_a_changed_graph_makes_a_new_version(machine: Machine) -> None:
     name = "projects/p/pipelines/weekly"
     parsed = PipelineName.parse(name)
-    first, created = await machine.pipelines.apply(parsed, Graph((step("a"),)))
-    same, again = await machine.pipelines.apply(parsed, Graph((step("a"),)))
-    second, changed = await machine.pipelines.apply(parsed, Graph((step("a", value=2),)))
+    first, created = await machine.pipelines.apply(parsed, Graph((step("a"),)), "", b"")
+    same, again = await machine.pipelines.apply(parsed, Graph((step("a"),)), "", b"")
+    second, changed = await machine.pipelines.apply(parsed, Graph((step("a", value=2),)), "", b"")
     assert (f"{name}/versions/1", True, False) == (str(first.name), created, again)
     assert (first, f"{name}/versions/2", True) == (same, str(second.name), changed)
     run = await machine.pipelines.start_pipeline("p", name, {}, "", b"")

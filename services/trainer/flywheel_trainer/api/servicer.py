@@ -250,7 +250,9 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         self, request: graph_pb.ApplyPipelineRequest, context: Any
     ) -> graph_pb.ApplyPipelineResponse:
         name = PipelineName(parse_project(request.parent), request.pipeline_id)
-        pipeline, created = await self._pipelines.apply(name, graph_from_proto(request.graph))
+        pipeline, created = await self._pipelines.apply(
+            name, graph_from_proto(request.graph), request.request_id, _body(request)
+        )
         return graph_pb.ApplyPipelineResponse(pipeline=pipeline_to_proto(pipeline), created=created)
 
     async def GetPipeline(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from flywheel_common.paging import Page, cut, decode_token
+from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.pipelines.definition import Pipeline, PipelineName, PipelineVersionName
 from flywheel_trainer.pipelines.graph import Graph
 
@@ -13,15 +14,27 @@ class MemoryPipelineDefinitions:
     """`PipelineDefinitions` from lists of versions."""
 
     def __init__(self) -> None:
+        self._requests = MemoryRequests()
         self._versions: dict[PipelineName, list[Pipeline]] = {}
 
-    async def apply(self, name: PipelineName, graph: Graph, by: str, now: datetime) -> tuple[Pipeline, bool]:
-        versions = self._versions.setdefault(name, [])
-        if versions and versions[-1].graph == graph:
-            return versions[-1], False
-        number = PipelineVersionName(name.project, name.pipeline, len(versions) + 1)
-        versions.append(Pipeline(number, graph, by, now))
-        return versions[-1], True
+    async def apply(
+        self,
+        name: PipelineName,
+        graph: Graph,
+        by: str,
+        now: datetime,
+        request_id: str = "",
+        body: bytes = b"",
+    ) -> tuple[Pipeline, bool]:
+        def store() -> tuple[Pipeline, bool]:
+            versions = self._versions.setdefault(name, [])
+            if versions and versions[-1].graph == graph:
+                return versions[-1], False
+            number = PipelineVersionName(name.project, name.pipeline, len(versions) + 1)
+            versions.append(Pipeline(number, graph, by, now))
+            return versions[-1], True
+
+        return self._requests.once("ApplyPipeline", request_id, body, store)
 
     async def get(self, name: PipelineName, version: int | None = None) -> Pipeline | None:
         found = [p for p in self._versions.get(name, []) if version in (None, p.name.version)]

@@ -46,13 +46,21 @@ class PipelineDefinitions(Protocol):
     """Stores the versions of pipelines. Every method is one transaction.
 
     - `apply` stores a graph as the next version, from 1, unless the newest version has the same graph.
-      Returns (the newest version, whether it is new). Concurrent calls for one pipeline are serialized.
+      Returns (the newest version, whether it is new). It is idempotent by request_id: a repeated request
+      gets the first result, and another body raises RequestIdReused. Concurrent calls for one pipeline are
+      serialized.
     - `get` returns a version, by default the newest, or None.
     - `list` returns the newest version of each pipeline, by name.
     """
 
     async def apply(
-        self, name: PipelineName, graph: Graph, by: str, now: datetime
+        self,
+        name: PipelineName,
+        graph: Graph,
+        by: str,
+        now: datetime,
+        request_id: str = "",
+        body: bytes = b"",
     ) -> tuple[Pipeline, bool]: ...
 
     async def get(self, name: PipelineName, version: int | None = None) -> Pipeline | None: ...

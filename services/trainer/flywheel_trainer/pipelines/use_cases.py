@@ -53,13 +53,16 @@ class Pipelines:
         self._store, self._definitions, self._kinds, self._job_json = store, definitions, kinds, job_json
         self._ids, self._clock = ids, clock
 
-    async def apply(self, name: PipelineName, graph: Graph) -> tuple[Pipeline, bool]:
+    async def apply(
+        self, name: PipelineName, graph: Graph, request_id: str, body: bytes
+    ) -> tuple[Pipeline, bool]:
         """Store a graph as a new version, unless the newest is equal; returns (version, whether it is new).
 
         Raises InvalidPipeline, UnknownStepKind, MissingInput, PipelineCycle, InvalidSpec.
         """
         checked = check_graph(graph, self._kinds, name.project)
-        return await self._definitions.apply(name, checked, current_principal().subject, self._clock.now())
+        by = current_principal().subject
+        return await self._definitions.apply(name, checked, by, self._clock.now(), request_id, body)
 
     async def get_pipeline(self, name: str) -> Pipeline:
         """A version, or the newest one. Raises UnknownPipeline, InvalidName."""

@@ -6,7 +6,8 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_common.paging import Page, cut, decode_token
-from flywheel_common.postgres.pool import Pool, connection, transaction
+from flywheel_common.postgres.idempotency import idempotent
+from flywheel_common.postgres.pool import Connection, Pool, connection, transaction
 from flywheel_trainer.pipelines.definition import Pipeline, PipelineName, PipelineVersionName, content_hash
 from flywheel_trainer.pipelines.graph import Graph
 
@@ -31,18 +32,39 @@ class PostgresPipelineDefinitions:
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
 
-    async def apply(self, name: PipelineName, graph: Graph, by: str, now: datetime) -> tuple[Pipeline, bool]:
+    async def apply(
+        self,
+        name: PipelineName,
+        graph: Graph,
+        by: str,
+        now: datetime,
+        request_id: str = "",
+        body: bytes = b"",
+    ) -> tuple[Pipeline, bool]:
+        async with (
+            transaction(self._pool) as conn,
+            idempotent(conn, "ApplyPipeline", request_id, body) as once,
+        ):
+            if once.replay is not None:
+                version, _, created = once.replay.decode().partition("/")
+                row = await conn.fetchrow(_GET, name.project, name.pipeline, int(version))
+                return _pipeline(row), created == "created"
+            found, created_now = await self._apply(conn, name, graph, (by, now))
+            once.store(f"{found.name.version}/{'created' if created_now else ''}".encode())
+            return found, created_now
+
+    async def _apply(
+        self, conn: Connection, name: PipelineName, graph: Graph, created: tuple[str, datetime]
+    ) -> tuple[Pipeline, bool]:
         digest = content_hash(graph)
-        async with transaction(self._pool) as conn:
-            await conn.execute(_LOCK, f"{name.project}/{name.pipeline}")
-            newest = await conn.fetchrow(_GET, name.project, name.pipeline, None)
-            if newest is not None and newest["content_hash"] == digest:
-                return _pipeline(newest), False
-            version = 1 if newest is None else newest["version"] + 1
-            await conn.execute(
-                _INSERT, name.project, name.pipeline, version, graph.to_json(), digest, by, now
-            )
-            return _pipeline(await conn.fetchrow(_GET, name.project, name.pipeline, version)), True
+        await conn.execute(_LOCK, f"{name.project}/{name.pipeline}")
+        newest = await conn.fetchrow(_GET, name.project, name.pipeline, None)
+        if newest is not None and newest["content_hash"] == digest:
+            return _pipeline(newest), False
+        version = 1 if newest is None else newest["version"] + 1
+        values = (name.project, name.pipeline, version, graph.to_json(), digest, *created)
+        await conn.execute(_INSERT, *values)
+        return _pipeline(await conn.fetchrow(_GET, name.project, name.pipeline, version)), True
 
     async def get(self, name: PipelineName, version: int | None = None) -> Pipeline | None:
         async with connection(self._pool) as conn:
