@@ -91,7 +91,7 @@ def run_pipeline(
 
     async def work(client: Client) -> None:
         started = await client.run_pipeline(pipeline, _params(params))
-        console.print(started.name, highlight=False)
+        console.print(started.name, highlight=False, soft_wrap=True)
         if wait:
             _draw(await client.wait_pipeline(started.name))
 
@@ -108,7 +108,7 @@ def rerun(
     """Start a new run that keeps the outputs of the other steps."""
 
     async def work(client: Client) -> None:
-        console.print((await client.rerun_pipeline(run, from_step)).name, highlight=False)
+        console.print((await client.rerun_pipeline(run, from_step)).name, highlight=False, soft_wrap=True)
 
     call(work)
 
@@ -152,7 +152,7 @@ def backfill(
     async def work(client: Client) -> None:
         ended = await client.backfill(pipeline, start, end, duration(every), params=_params(params))
         for run in ended:
-            console.print(f"{run.name} {job_pb2.JobState.Name(run.state)}", highlight=False)
+            console.print(f"{run.name} {job_pb2.JobState.Name(run.state)}", highlight=False, soft_wrap=True)
 
     call(work)
 
@@ -169,9 +169,11 @@ def _draw(run: trainer_pb2.PipelineRun) -> None:
         show(run)
         return
     head = job_pb2.JobState.Name(run.state).removeprefix("JOB_STATE_")
-    console.print(f"{run.name} {head} {run.error_reason} {run.error_message}".rstrip(), highlight=False)
+    console.print(
+        f"{run.name} {head} {run.error_reason} {run.error_message}".rstrip(), highlight=False, soft_wrap=True
+    )
     for line in drawing(run, now()):
-        console.print(line, highlight=False, markup=False)
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _params(text: str) -> dict[str, Any]:

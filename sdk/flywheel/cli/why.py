@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.tree import Tree
 
 from flywheel.cli.models import models
@@ -33,7 +34,8 @@ def why(version: Annotated[str, typer.Argument(help="MODEL/VERSION, such as late
 
 
 def _tree(node: origin_pb2.OriginNode) -> Tree:
-    tree = Tree(f"[bold]{node.kind}[/bold] {node.name} [dim]{node.detail}[/dim]", highlight=False)
+    text = f"[bold]{node.kind}[/bold] {escape(node.name)} [dim]{escape(node.detail)}[/dim]"
+    tree = Tree(text, highlight=False)
     for child in node.children:
         tree.add(_tree(child))
     return tree
