@@ -13,9 +13,9 @@ import numpy as np
 
 from bench import measure
 from flywheel_common import columns
+from flywheel_common.scoring.feature_block import PRESENT, FeatureColumn
+from flywheel_common.scoring.input_tensors import TensorBuilder
 from flywheel_common.signature import FLOAT64, InputSpec, Signature
-from flywheel_inference.models.feature_block import PRESENT, FeatureColumn
-from flywheel_inference.models.input_tensors import TensorBuilder
 from flywheel_inference.releases.release import FeatureSetContract
 from flywheel_inference.store.grpc.features import to_block
 from flywheel_protos.feature.v1 import feature_pb2 as pb

@@ -35,8 +35,10 @@ from flywheel.pipeline_builder import PipelineBuilder, compile_pipeline, pipelin
 from flywheel.pipeline_builder import Step as PipelineStep
 from flywheel.replay import Events, Replay, Requests
 from flywheel.report import alerts_table, versions_table
+from flywheel.score_job import ScoreJob
 from flywheel.storage import read_table, storage, write_table
 from flywheel.train_job import TrainJob
+from flywheel.tune_job import Asha, Choices, FloatRange, IntRange, PopulationBased, TuneJob
 from flywheel.types import (
     BOOL,
     BOOL_LIST,
@@ -71,13 +73,17 @@ __all__ = [
     "TIMESTAMP_LIST",
     "Activity",
     "Aggregation",
+    "Asha",
     "BatchView",
+    "Choices",
     "Client",
     "DeltaSource",
     "Entity",
     "Events",
     "FeatureSet",
+    "FloatRange",
     "FlywheelError",
+    "IntRange",
     "JobFailedError",
     "ModelWatch",
     "NotFound",
@@ -85,14 +91,17 @@ __all__ = [
     "ParquetSource",
     "PipelineBuilder",
     "PipelineStep",
+    "PopulationBased",
     "Replay",
     "RequestSource",
     "Requests",
     "Rule",
+    "ScoreJob",
     "SourceError",
     "StreamSource",
     "StreamView",
     "TrainJob",
+    "TuneJob",
     "Unavailable",
     "alerts_table",
     "approx_distinct",

@@ -10,7 +10,8 @@ from flywheel.feature_calls import FeatureCalls
 from flywheel.pipeline_calls import PipelineCalls
 from flywheel.registration import RegistrationCalls
 from flywheel.rollout_calls import RolloutCalls
+from flywheel.tune_calls import TuneCalls
 
 
-class Client(FeatureCalls, PipelineCalls, RegistrationCalls, RolloutCalls):
+class Client(FeatureCalls, PipelineCalls, TuneCalls, RegistrationCalls, RolloutCalls):
     """Use as `async with Client() as client:`."""

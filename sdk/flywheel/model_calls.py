@@ -10,6 +10,7 @@ from typing import Any
 from flywheel.bulk_predictions import BulkPredictions
 from flywheel.connection import request_id, timestamp
 from flywheel.paging import list_items
+from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import PackedJob, TrainJob, pack_job, train_spec
 from flywheel_protos.inference.v1 import inference_pb2
@@ -99,10 +100,26 @@ class ModelCalls(BulkPredictions):
         progress: Callable[[trainer_pb2.Job], None] | None = None,
     ) -> trainer_pb2.Run:
         """Runs one TRAIN job and returns its run. Raises JobFailedError."""
-        request = trainer_pb2.SubmitJobRequest(
-            parent=self.parent, job=trainer_pb2.Job(train=spec), request_id=request_id()
-        )
-        job = (await self.trainer.SubmitJob(request)).job
+        return await self.run_job(trainer_pb2.Job(train=spec), progress)
+
+    async def run_job(
+        self,
+        submitted: trainer_pb2.Job,
+        progress: Callable[[trainer_pb2.Job], None] | None = None,
+        *,
+        request: str = "",
+    ) -> trainer_pb2.Run:
+        """Runs one job of any kind and returns its run. Raises JobFailedError.
+
+        Calls with the same `request` and specification run one job.
+        """
+        job = (
+            await self.trainer.SubmitJob(
+                trainer_pb2.SubmitJobRequest(
+                    parent=self.parent, job=submitted, request_id=request or request_id()
+                )
+            )
+        ).job
         job = await self.wait(
             self.trainer.WatchJob(trainer_pb2.WatchJobRequest(name=job.name)),
             "job",
@@ -111,16 +128,25 @@ class ModelCalls(BulkPredictions):
         return (await self.trainer.GetRun(trainer_pb2.GetRunRequest(name=job.run))).run
 
     async def train_code(
-        self, job: TrainJob, progress: Callable[[trainer_pb2.Job], None] | None = None
+        self,
+        job: TrainJob | ScoreJob,
+        progress: Callable[[trainer_pb2.Job], None] | None = None,
+        *,
+        request: str = "",
     ) -> trainer_pb2.Run:
-        """Runs one TRAIN job with the user's own code and returns its run.
+        """Runs one job and returns its run: a TRAIN job with the user's own code, or a SCORE job, whose run
+        has the address of the predictions in the param `predictions_uri`.
 
-        Raises SourceError before anything is sent, and JobFailedError with the user's traceback.
+        Calls with the same `request` and job run one job. Raises SourceError before anything is sent, and
+        JobFailedError with the user's traceback.
         """
+        if isinstance(job, ScoreJob):
+            return await self.run_job(trainer_pb2.Job(score=score_spec(job, self)), progress, request=request)
         packed = await asyncio.to_thread(pack_job, job)
         if packed.archive is not None:
             await self.upload_source(packed.archive)
-        return await self.train(self.code_spec(packed), progress)
+        spec = self.code_spec(packed)
+        return await self.run_job(trainer_pb2.Job(train=spec), progress, request=request)
 
     async def upload_source(self, archive: SourceArchive) -> None:
         """Stores a source archive; equal archives are stored once."""

@@ -46,6 +46,7 @@ def settings(service: Service, backends: Backends, ports: Mapping[str, int], sta
     fields = {
         "metrics_listen": f"127.0.0.1:{ports[service.metrics_port]}",
         "redis_url": backends.redis.url,
+        "cached_predictions_url": backends.redis.url,
         "kafka_bootstrap": backends.kafka.bootstrap,
         "s3_endpoint": backends.s3.endpoint,
         "s3_access_key": backends.s3.access_key,

@@ -11,21 +11,29 @@ from typing import Annotated
 
 import typer
 
-from flywheel.cli import definitions, why  # noqa: F401 - `why` adds its command to `models`
+from flywheel.cli import alert_sinks, definitions
 from flywheel.cli.features import features
 from flywheel.cli.models import models
+from flywheel.cli.monitor import monitor
 from flywheel.cli.operations import alerts, runs
 from flywheel.cli.output import call, show, show_all, state
 from flywheel.cli.pipelines import pipelines
+from flywheel.cli.tuning import tune
+from flywheel.cli.why import why
 from flywheel.client import Client
 from flywheel_protos.inference.v1 import inference_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2
 
 app = typer.Typer(no_args_is_help=True, help="Declare features, train, release and watch models on Flywheel.")
-for name, group in {"features": features, "models": models, "runs": runs, "alerts": alerts}.items():
+groups = {"features": features, "models": models, "runs": runs, "alerts": alerts, "monitor": monitor}
+for name, group in groups.items():
     app.add_typer(group, name=name)
 app.add_typer(pipelines, name="pipelines")
 definitions.add_commands(app, features)
+alert_sinks.add_silence(alerts)
+alerts.add_typer(alert_sinks.sinks, name="sinks")
+app.command()(tune)
+models.command()(why)
 
 
 @app.callback()

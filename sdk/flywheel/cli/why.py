@@ -8,13 +8,11 @@ import typer
 from rich.markup import escape
 from rich.tree import Tree
 
-from flywheel.cli.models import models
 from flywheel.cli.output import call, console, show, state
 from flywheel.client import Client
 from flywheel_protos.trainer.v1 import origin_pb2
 
 
-@models.command("why")
 def why(version: Annotated[str, typer.Argument(help="MODEL/VERSION, such as late-arrival/3")]) -> None:
     """Show where a version comes from, as a tree: policy, event, pipeline, run, training set, views,
     sources."""

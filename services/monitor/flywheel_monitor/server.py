@@ -10,6 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
 
+import aiohttp
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from flywheel_common.clock import SystemClock
@@ -29,6 +30,7 @@ from flywheel_common.postgres.pool import Pool, create_pool
 from flywheel_common.postgres.transactions import Store
 from flywheel_common.storage.s3 import object_store
 from flywheel_common.telemetry.logs import get_logger
+from flywheel_common.webhooks.delivery import WebhookDeliveries
 from flywheel_monitor.api.servicer import ApiRecords, MonitorServicer
 from flywheel_monitor.archive.metrics import ArchiveMetrics
 from flywheel_monitor.archive.ports import ArchiveObjects, ArchiveQueue
@@ -96,6 +98,7 @@ async def build(
         lease=lambda name: Lease(pool, name, ttl_seconds=settings.lease_ttl_seconds).run,
         consume_events=lambda: _consume(settings, pool, store),
         relay_events=Relay(pool, producer).run,
+        send_webhooks=WebhookDeliveries(pool, await stack.enter_async_context(aiohttp.ClientSession())).run,
     )
     return wire(settings, ports, prometheus=prometheus)
 
@@ -109,7 +112,8 @@ class Ports:
     """The adapters that the service uses. `ready`: whether the store responds.
 
     `lease`: the name of a lease → what runs work for ever, in one replica at a time. `consume_events` ingests
-    predictions and outcomes, `relay_events` sends stored events to Kafka, both for ever.
+    predictions and outcomes, `relay_events` sends stored events to Kafka, `send_webhooks` sends changes of
+    alerts to sinks, all for ever.
     """
 
     store: Store[Records]
@@ -119,6 +123,7 @@ class Ports:
     lease: Callable[[str], RunInOneReplica]
     consume_events: Callable[[], Awaitable[None]]
     relay_events: Callable[[], Awaitable[None]]
+    send_webhooks: Callable[[], Awaitable[None]]
 
 
 def wire(settings: MonitorSettings, ports: Ports, *, prometheus: CollectorRegistry) -> Server:
@@ -166,6 +171,8 @@ def wire(settings: MonitorSettings, ports: Ports, *, prometheus: CollectorRegist
         await _retry_start(ports.objects.ensure_bucket)
         await archive.run()
 
+    webhooks_in_one_replica = ports.lease("webhooks")
+    server.add_background("webhooks", lambda: webhooks_in_one_replica(lambda _: ports.send_webhooks()))
     evaluate_in_one_replica, archive_in_one_replica = ports.lease("watch"), ports.lease("archive")
     server.add_background("watch", lambda: evaluate_in_one_replica(lambda _: evaluator.run()))
     server.add_background("archive", lambda: archive_in_one_replica(lambda _: write_archive()))

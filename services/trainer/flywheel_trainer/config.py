@@ -80,6 +80,9 @@ class TrainerSettings(ServiceSettings, PostgresSettings, KafkaSettings, S3Settin
     """Seconds between two checks for times of retraining policies that have come."""
     consume_drift: bool = True
     """Whether to consume drift.detected and retrain models."""
+    cached_predictions_url: SecretStr = SecretStr("")
+    """redis://[:password@]host:port/db under which the machines of the cluster reach the Redis with the
+    gateways' cached predictions, which SCORE jobs fill; empty: they cannot."""
     drift_topic: str = "drift.detected"
     """Topic of drift events."""
     consumer_group: str = "flywheel-trainer"

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from flywheel_common.grpc.auth import OPERATE, READ, REPORT, WRITE, Permission, Permissions
+from flywheel_common.grpc.auth import (
+    ATTEMPT,
+    OPERATE,
+    READ,
+    REPORT,
+    RESUME,
+    WRITE,
+    Permission,
+    Permissions,
+)
 
 SERVICE = "flywheel.trainer.v1.TrainerService"
 
@@ -23,6 +32,7 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "GetPipeline",
         "ListPipelines",
         "ExplainModelVersion",
+        "ListBestTrials",
     ),
     WRITE: (
         "CreateExperiment",
@@ -35,9 +45,12 @@ _METHODS: dict[Permission, tuple[str, ...]] = {
         "CancelPipelineRun",
         "ApplyPipeline",
         "RerunPipelineRun",
+        "RegisterTrial",
     ),
     REPORT: ("LogMetrics",),
     OPERATE: ("SetRetrainingPolicy", "ApprovePipelineStep"),
+    RESUME: ("ListTrials",),
+    ATTEMPT: ("RecordTrial",),
 }
 
 PERMISSIONS: Permissions = {

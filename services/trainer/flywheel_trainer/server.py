@@ -39,11 +39,16 @@ from flywheel_trainer.jobs.engine import Engine
 from flywheel_trainer.jobs.kinds import Kinds
 from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.ports import JobStore, Supervision, Weights
+from flywheel_trainer.jobs.score import ScoreKind, ScoreSettings
+from flywheel_trainer.jobs.score_spec import ScoreSpec
+from flywheel_trainer.jobs.scoring_ports import ScoringPeers
 from flywheel_trainer.jobs.sources import Sources
 from flywheel_trainer.jobs.supervision import Rules, Supervisor
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.jobs.train import TrainKind, TrainSettings
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune import TuneKind
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.jobs.use_cases import Jobs
 from flywheel_trainer.permissions import PERMISSIONS, SERVICE
 from flywheel_trainer.pipelines.cache import StepCache
@@ -62,7 +67,9 @@ from flywheel_trainer.runs.ports import RunStore
 from flywheel_trainer.runs.use_cases import Runs
 from flywheel_trainer.store.dbos.workflows import dbos_workflows
 from flywheel_trainer.store.grpc.feature import GrpcFeature
+from flywheel_trainer.store.grpc.feature_sets import GrpcFeatureSets
 from flywheel_trainer.store.grpc.registry import GrpcRegistry
+from flywheel_trainer.store.grpc.releases import RegisteredReleases
 from flywheel_trainer.store.grpc.weights import RegisteredWeights
 from flywheel_trainer.store.postgres.connection import prepare
 from flywheel_trainer.store.postgres.jobs import PostgresJobs
@@ -72,8 +79,12 @@ from flywheel_trainer.store.postgres.policies import PostgresDecisions, Postgres
 from flywheel_trainer.store.postgres.replicas import executor_lease, live_executors, read_installation
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
+from flywheel_trainer.store.postgres.trials import PostgresTrials
 from flywheel_trainer.store.ray.engine import RayEngine
+from flywheel_trainer.store.s3.table_shapes import ParquetShapes
 from flywheel_trainer.store.s3.tables import ParquetTables
+from flywheel_trainer.trials.ports import TrialStore
+from flywheel_trainer.trials.use_cases import Trials
 
 log = get_logger(__name__)
 
@@ -97,12 +108,14 @@ class Ports:
     definitions: PipelineDefinitions
     step_cache: StepCache
     policies: PolicyStore
+    trials: TrialStore
     engine: Engine
     objects: ObjectStore
     tables: TableReader
     feature: FeaturePeer
     registry: RegistryPeer
     weights: Weights
+    scoring: ScoringPeers
     workflows: Callable[[Execution, PipelineStore], AbstractAsyncContextManager[WorkflowEngine]]
     supervision: Callable[[int], Supervision]
     """The jobs under the fencing token of a supervisor."""
@@ -158,12 +171,19 @@ async def build(settings: TrainerSettings, stack: AsyncExitStack) -> Server:
         definitions=PostgresPipelineDefinitions(pool),
         step_cache=PostgresPipelines(pool),
         policies=PostgresPolicies(pool),
+        trials=PostgresTrials(pool),
         engine=RayEngine(ray, installation.id),
         objects=objects,
         tables=ParquetTables(arrow_filesystem(settings)),
         feature=GrpcFeature(feature_channel),
         registry=registry,
         weights=RegisteredWeights(registry, objects, settings.s3_bucket),
+        scoring=ScoringPeers(
+            GrpcFeature(feature_channel),
+            RegisteredReleases(registry_channel, registry, objects, settings.s3_bucket),
+            GrpcFeatureSets(feature_channel),
+            ParquetShapes(arrow_filesystem(settings)),
+        ),
         workflows=lambda execution, store: dbos_workflows(
             execution,
             store,
@@ -200,7 +220,13 @@ async def wire(
         settings.s3_bucket, settings.job_python, settings.metrics_address, settings.cpus_per_worker
     )
     sources = Sources(ports.objects)
-    kinds: Kinds = {TrainSpec.KIND: TrainKind(ports.feature, ports.weights, sources, train)}
+    score = ScoreSettings(train, settings.cached_predictions_url.get_secret_value())
+    train_kind = TrainKind(ports.feature, ports.weights, sources, train)
+    kinds: Kinds = {
+        TrainSpec.KIND: train_kind,
+        TuneSpec.KIND: TuneKind(train_kind),
+        ScoreSpec.KIND: ScoreKind(ports.scoring, score, clock),
+    }
     logs = StoredLogs(ports.objects)
     jobs = Jobs(ports.jobs, kinds, ports.engine, settings.quota_of, logs, ids, clock)
     rules = job_rules(settings, ports.tokens)
@@ -227,8 +253,9 @@ async def wire(
     )
     workflows = await stack.enter_async_context(ports.workflows(execution, ports.pipelines))
     origins = Origins(ports.registry, ports.feature, ports.runs, ports.pipelines, ports.policies)
+    trials = Trials(ports.trials, jobs, runs, ports.objects, ports.feature, ports.registry, clock)
     servicer = TrainerServicer(
-        runs, jobs, sources, pipelines, policies, origins, poll_seconds=settings.watch_poll_seconds
+        runs, jobs, sources, pipelines, policies, origins, trials, poll_seconds=settings.watch_poll_seconds
     )
     server = Server(
         settings,

@@ -54,8 +54,13 @@ async def test_created_sets_read_back(sets: TrainingSets) -> None:
     from_file = replace(
         BUILT, id="file", spine=FileSpine("s3://b/k.parquet", "t", "", ("notes",)), mode=JoinMode.NAIVE_LATEST
     )
+    at_one_time = replace(
+        BUILT, id="now", spine=FileSpine("s3://b/k.parquet", "", as_of=1_700_000_000_123_456)
+    )
     await sets.create(BUILT)
     await sets.create(from_file)
+    await sets.create(at_one_time)
+    assert at_one_time == await sets.get("p", "now")
     assert BUILT == await sets.get("p", "winter")
     assert from_file == await sets.get("p", "file")
     assert await sets.get("q", "winter") is None

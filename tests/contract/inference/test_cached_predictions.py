@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 from redis.asyncio import Redis
 
+from flywheel_common.scoring.cached_prediction import CachedPrediction, encode, key_of
 from flywheel_inference.fakes.cached_predictions import MemoryCachedPredictions
-from flywheel_inference.fallback.choice import CachedPrediction
 from flywheel_inference.prediction.ports import CachedPredictions
-from flywheel_inference.store.redis.cached_predictions import RedisCachedPredictions, encode, key_of
+from flywheel_inference.store.redis.cached_predictions import RedisCachedPredictions
 from tests.support.eventually import eventually
 from tests.support.fault_proxy import FaultProxy
 

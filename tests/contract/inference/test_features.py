@@ -14,8 +14,8 @@ import pytest
 
 from flywheel_common.errors import DeadlineExceeded, FlywheelError, NotFound, Unavailable
 from flywheel_common.grpc.channel import channel
+from flywheel_common.scoring.feature_block import NOT_FOUND, NULL, PRESENT
 from flywheel_inference.fakes.features import MemoryFeatures
-from flywheel_inference.models.feature_block import NOT_FOUND, NULL, PRESENT
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 from flywheel_inference.store.grpc.features import GrpcFeatures
 from flywheel_protos.types.v1.value_pb2 import DATA_TYPE_FLOAT64, DATA_TYPE_STRING

@@ -23,6 +23,7 @@ from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.fakes.lag import MemoryLag
 from flywheel_monitor.models.names import AlertName
 from flywheel_monitor.permissions import PERMISSIONS, SERVICE
+from flywheel_protos.monitor.v1 import distribution_pb2
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
 from tests.support.builders.monitor import (
     CHALLENGER,
@@ -365,9 +366,24 @@ def zero_times() -> list[tuple[str, str]]:
 async def test_a_timestamp_without_a_value_is_refused(stub: Any, method: str, field: str) -> None:
     requests = {
         "GetDriftReport": pb.GetDriftReportRequest(name=V1),
+        "GetDistributions": distribution_pb2.GetDistributionsRequest(name=V1),
         "GetPerformance": pb.GetPerformanceRequest(model_version=V1),
         "CompareVariants": comparison(),
     }
     request = requests[method]
     getattr(request, field).SetInParent()
     assert "INVALID_ARGUMENT OUT_OF_RANGE" == await refused(getattr(stub, method)(request))
+
+
+async def test_distributions_and_the_list_of_reports_are_served(edge: LocalMonitor, stub: Any) -> None:
+    await edge.predicted(predictions([f"s-{i}" for i in range(20)], values=[1.0] * 20))
+    request = distribution_pb2.GetDistributionsRequest(name=V1)
+    request.start_time.FromMicroseconds(START_US)
+    request.end_time.FromMicroseconds(START_US + HOUR_US)
+    answer = await stub.GetDistributions(request)
+    (feature,) = answer.features
+    assert (V1, 20, [0, 20]) == (answer.model_version, answer.predictions, list(feature.observed))
+    assert START_US == answer.window_start.ToMicroseconds()
+    assert [] == list((await stub.ListDriftReports(pb.ListDriftReportsRequest(name=V1))).reports)
+    refusal = await refused(stub.ListDriftReports(pb.ListDriftReportsRequest(name=V1, page_token="x")))
+    assert "INVALID_ARGUMENT INVALID_PAGE_TOKEN" == refusal

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from flywheel_common.errors import NotFound
+from flywheel_common.errors import InvalidPageToken, NotFound
 from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.drift.features import FeatureDrift
 from flywheel_monitor.drift.score_shift import ScoreShift
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.evaluation.report import Report
+from flywheel_monitor.evaluation.report_lookup import Distributions, find_distributions, find_reports
 from flywheel_monitor.evaluation.verdicts import WindowVerdict
 from flywheel_monitor.performance.quality import Quality
 from flywheel_monitor.references.reference import ScoreReference
@@ -22,6 +23,7 @@ from flywheel_monitor.windows.watermark import ReachedTimes
 from tests.support.builders.monitor import (
     HOUR_US,
     MODEL,
+    PANE_US,
     SHADOW,
     START_US,
     hour,
@@ -260,3 +262,51 @@ async def test_a_version_lock_is_exclusive_and_sees_earlier_changes(monitor: Loc
     await asyncio.gather(*(judge(float(i)) for i in range(4)))
     first = seen[0][0]
     assert [None] + [replace(FIRST, mean=first)] * 3 == [before for _, before in seen]
+
+
+async def test_reports_are_listed_newest_first_in_pages(monitor: LocalMonitor) -> None:
+    version = await known(monitor)
+    async with monitor.store.transaction() as records:
+        for number, predictions in ((5, 20), (7, 0), (3, 10), (4, 30)):
+            await records.put_report(version, replace(REPORT, span=hour(number), predictions=predictions))
+    first = await find_reports(monitor.store, MODEL, 2, "")
+    rest = await find_reports(monitor.store, version_name(), 2, first.next_page_token)
+    assert [hour(5), hour(4)] == [report.span for report in first.items]
+    assert ([hour(3)], "") == ([report.span for report in rest.items], rest.next_page_token)
+    with pytest.raises(InvalidPageToken):
+        await find_reports(monitor.store, MODEL, 2, "abcd")
+
+
+async def test_distributions_have_every_row_of_the_window(monitor: LocalMonitor) -> None:
+    ids = [f"d-{i}" for i in range(40)]
+    values = [-5.0] * 4 + [-1.0] * 6 + [1.0] * 10 + [None] * 20
+    scores = [0.1] * 30 + [0.9] * 10
+    segments = ["carrier=UA"] * 10 + ["carrier=AA"] * 30
+    await monitor.predicted(predictions(ids, scores, values=values, segments=segments))
+
+    async def found(segment: str = "") -> Distributions:
+        return await find_distributions(
+            monitor.store,
+            version_name(),
+            start_us=START_US,
+            end_us=START_US + HOUR_US,
+            segment=segment,
+            pane_us=PANE_US,
+        )
+
+    seen = await found()
+    (feature,) = seen.features
+    assert (40, ["carrier=AA", "carrier=UA"]) == (seen.predictions, seen.segments)
+    assert ("v__x", (0.0,), (50, 50)) == (feature.name, feature.edges, feature.reference)
+    assert ((10, 10), 20, 0) == (feature.observed, feature.observed_missing, feature.observed_unseen)
+    assert 40 == sum(seen.scores.observed)
+    assert len(seen.scores.observed) - 1 == len(seen.scores.edges)
+    assert sum(n for n, e in zip(seen.scores.observed, seen.scores.edges, strict=False) if e <= 0.5) <= 30
+    assert (10, (10, 0)) == (
+        (await found("carrier=UA")).predictions,
+        (await found("carrier=UA")).features[0].observed,
+    )
+    with pytest.raises(NotFound):
+        await find_distributions(
+            monitor.store, version_name(), start_us=0, end_us=HOUR_US, segment="", pane_us=PANE_US
+        )

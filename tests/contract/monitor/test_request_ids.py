@@ -15,6 +15,7 @@ from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.models.policy import MonitorPolicy
 from flywheel_monitor.windows.span import Span
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
+from flywheel_protos.monitor.v1 import sink_pb2
 from tests.support.builders.monitor import (
     MODEL,
     predictions,
@@ -23,7 +24,14 @@ from tests.support.builders.monitor import (
 from tests.support.row_counts import row_counts
 from tests.support.servers.monitor import LocalMonitor
 
-MUTATIONS = ("SetMonitorPolicy", "AcknowledgeAlert", "ResolveAlert")
+MUTATIONS = (
+    "SetMonitorPolicy",
+    "AcknowledgeAlert",
+    "ResolveAlert",
+    "SetAlertSink",
+    "DeleteAlertSink",
+    "SilenceAlerts",
+)
 
 
 async def alert(monitor: LocalMonitor, alert_id: str, kind: Kind) -> str:
@@ -35,6 +43,27 @@ async def alert(monitor: LocalMonitor, alert_id: str, kind: Kind) -> str:
 
 def policy(least: int, model: str = MODEL) -> pb.MonitorPolicy:
     return pb.MonitorPolicy(model=model, min_predictions=least)
+
+
+def sink(url: str, name: str = "pager") -> sink_pb2.SetAlertSinkRequest:
+    form = sink_pb2.ALERT_SINK_FORMAT_WEBHOOK
+    made = sink_pb2.AlertSink(name=f"projects/p/alertSinks/{name}", url=url, format=form)
+    return sink_pb2.SetAlertSinkRequest(sink=made)
+
+
+def deletion(name: str, request_id: str = "") -> sink_pb2.DeleteAlertSinkRequest:
+    return sink_pb2.DeleteAlertSinkRequest(name=f"projects/p/alertSinks/{name}", request_id=request_id)
+
+
+def silence(seconds: int, model: str = MODEL, request_id: str = "") -> sink_pb2.SilenceAlertsRequest:
+    request = sink_pb2.SilenceAlertsRequest(model=model, reason="why", request_id=request_id)
+    request.duration.FromSeconds(seconds)
+    return request
+
+
+def once(request: Any) -> Any:
+    request.request_id = "once"
+    return request
 
 
 async def refused(call: Any) -> str:
@@ -67,7 +96,17 @@ async def test_equal_requests_have_one_effect_and_the_first_response(
             pb.ResolveAlertRequest(name=first, reason="why", request_id="once"),
             lambda: stub.AcknowledgeAlert(pb.AcknowledgeAlertRequest(name=second)),
         ),
+        "SetAlertSink": (
+            once(sink("https://hooks.example/a")),
+            lambda: stub.SetAlertSink(sink("https://hooks.example/b")),
+        ),
+        "DeleteAlertSink": (
+            deletion("old", "once"),
+            lambda: stub.SetAlertSink(sink("https://hooks.example/b", "old")),
+        ),
+        "SilenceAlerts": (silence(60, request_id="once"), lambda: stub.SilenceAlerts(silence(0))),
     }[method]
+    await stub.SetAlertSink(sink("https://hooks.example/a", "old"))
     answers = await asyncio.gather(*(getattr(stub, method)(request, timeout=20) for _ in range(20)))
     assert [answers[0]] * 20 == answers
     await undo()
@@ -80,6 +119,9 @@ async def test_equal_requests_have_one_effect_and_the_first_response(
 async def state(stub: Any, *alerts: str) -> list[Any]:
     """Everything that these methods change."""
     held = [(await stub.GetMonitorPolicy(pb.GetMonitorPolicyRequest(model=MODEL))).policy]
+    held += list((await stub.ListAlertSinks(sink_pb2.ListAlertSinksRequest(parent="projects/p"))).sinks)
+    listed = await stub.ListAlertSilences(sink_pb2.ListAlertSilencesRequest(parent="projects/p"))
+    held += list(listed.silences)
     return held + [(await stub.GetAlert(pb.GetAlertRequest(name=name))).alert for name in alerts]
 
 
@@ -110,7 +152,18 @@ async def test_a_request_id_with_another_body_is_rejected(
                 pb.ResolveAlertRequest(name=second, reason="why", request_id="once"),
             ],
         ),
+        "SetAlertSink": (
+            once(sink("https://hooks.example/a")),
+            [once(sink("https://hooks.example/b")), once(sink("https://hooks.example/a", "other"))],
+        ),
+        "DeleteAlertSink": (deletion("old", "once"), [deletion("other", "once")]),
+        "SilenceAlerts": (
+            silence(60, request_id="once"),
+            [silence(61, request_id="once"), silence(60, "projects/p/models/new", "once")],
+        ),
     }[method]
+    await stub.SetAlertSink(sink("https://hooks.example/a", "old"))
+    await stub.SetAlertSink(sink("https://hooks.example/a", "other"))
     answer = await getattr(stub, method)(request)
     before = await row_counts(database), await state(stub, first, second)
     for other in others:

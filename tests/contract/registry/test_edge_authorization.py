@@ -99,14 +99,17 @@ async def test_only_promoters_promote_to_production(clients: dict[str, ModelClie
     version = (await clients["editor"].version()).name
     await clients["editor"].release(version)
 
-    async def promotion(role: str) -> str:
+    async def promotion(role: str, *, override: bool = True) -> str:
         return await reason_for(
             clients[role].stub.PromoteModelVersion(
-                pb.PromoteModelVersionRequest(name=version, to_stage=model_pb2.STAGE_PRODUCTION)
+                pb.PromoteModelVersionRequest(
+                    name=version, to_stage=model_pb2.STAGE_PRODUCTION, override=override, reason="by hand"
+                )
             )
         )
 
     assert "ROLE_REQUIRED" == await promotion("editor")
+    assert "ILLEGAL_TRANSITION" == await promotion("editor+promoter", override=False)
     assert "NONE" == await clients["viewer"].stage(version)
     assert "" == await promotion("editor+promoter")
     assert "PRODUCTION" == await clients["viewer"].stage(version)

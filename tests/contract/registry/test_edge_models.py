@@ -120,6 +120,8 @@ async def test_a_refused_mutation_changes_and_sends_nothing(
     version = await client.version()
     before = await audit_chain(client)
     with refused("FAILED_PRECONDITION", "NO_RELEASE"):
+        await client.promote(version.name, to_stage=PRODUCTION, override=True, reason="by hand")
+    with refused("FAILED_PRECONDITION", "ILLEGAL_TRANSITION"):
         await client.promote(version.name, to_stage=PRODUCTION)
     with refused("INVALID_ARGUMENT", "REASON_REQUIRED"):
         await client.stub.RejectModelVersion(pb.RejectModelVersionRequest(name=version.name))

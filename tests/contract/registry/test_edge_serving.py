@@ -63,16 +63,20 @@ async def test_watchers_receive_a_snapshot_and_then_every_change(client: ModelCl
     async with watching(client) as next_state, watching(client, "projects/elsewhere") as elsewhere:
         for first_state in (await next_state(), await elsewhere()):
             assert (True, []) == (first_state.snapshot, list(first_state.models))
-        _, a = await client.champion()
+        _, a = await client.staged("first")
+        first = await client.start(a.name)
         change = await next_state()
         (serving,) = change.models
         assert (False, client.model, 1) == (change.snapshot, serving.model, serving.generation)
-        assert a.name == serving.champion.release
+        assert (False, a.name) == (serving.HasField("champion"), serving.challenger.release)
+        await client.skip(first.name)
+        (serving,) = (await next_state()).models
+        assert (2, a.name) == (serving.generation, serving.champion.release)
         assert not serving.HasField("challenger") and not serving.warm
         _, b = await client.staged("second")
         rollout = await client.start(b.name)
         serving = (await next_state()).models[0]
-        assert (2, a.name, b.name) == (
+        assert (3, a.name, b.name) == (
             serving.generation,
             serving.champion.release,
             serving.challenger.release,
@@ -82,7 +86,7 @@ async def test_watchers_receive_a_snapshot_and_then_every_change(client: ModelCl
             serving.shadow_percent,
             serving.challenger_percent,
         )
-        for expected in ((3, 100, 0), (4, 0, 5)):
+        for expected in ((4, 100, 0), (5, 0, 5)):
             await client.stub.SkipRolloutStep(pb.SkipRolloutStepRequest(name=rollout.name, reason="known"))
             serving = (await next_state()).models[0]
             assert expected == (serving.generation, serving.shadow_percent, serving.challenger_percent)
@@ -91,7 +95,7 @@ async def test_watchers_receive_a_snapshot_and_then_every_change(client: ModelCl
             assert (True, [serving]) == (snapshot.snapshot, list(snapshot.models))
         await client.stub.AbortRollout(pb.AbortRolloutRequest(name=rollout.name))
         serving = (await next_state()).models[0]
-        assert (5, a.name, "") == (serving.generation, serving.champion.release, serving.rollout)
+        assert (6, a.name, "") == (serving.generation, serving.champion.release, serving.rollout)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(elsewhere(), 0.2)
 
@@ -170,7 +174,7 @@ async def test_variants_stay_over_rollouts_and_are_watched(client: ModelClient) 
         assert not (await next_state()).models[0].variants
         assert wanted == list((await set_variants(*wanted)).variants)
         (serving,) = (await next_state()).models
-        assert (2, serving.champion) == (serving.generation, serving.variants[0].release)
+        assert (3, serving.champion) == (serving.generation, serving.variants[0].release)
         assert [("hold", 5, 0), ("copy", 0, 50)] == [
             (v.name, v.percent, v.shadow_percent) for v in serving.variants
         ]

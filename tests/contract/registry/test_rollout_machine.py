@@ -120,12 +120,7 @@ class Oracle:
         if release == self.champion:
             return "ALREADY_SERVING"
         self.rollouts += 1
-        if self.champion is None:
-            self.ends[self.rollouts] = "PROMOTED"
-            self.stack.append(release)
-            self.serve(release)
-        else:
-            self.running = Running(self.rollouts, release)
+        self.running = Running(self.rollouts, release)
         return None
 
     def end(self, state: str) -> None:
@@ -135,7 +130,7 @@ class Oracle:
     def advance(self) -> None:
         assert self.running is not None
         release, version = self.running.release, self.version_of[self.running.release]
-        self.running.position += 1
+        self.running.position = self.running.position + 1 if self.champion else 4
         self.running.elapsed, self.running.paused = 0.0, False
         if self.running.position >= 2 and self.stages[version] == "STAGING":
             self.stages[version] = "CANDIDATE"
@@ -219,6 +214,7 @@ class RolloutMachine(RuleBasedStateMachine):
         for _ in range(3):
             self.add_version()
         self.start(0)
+        self.tick(60.0, "none", True)
         self.start(1)
 
     def do(self, work: Any) -> Any:

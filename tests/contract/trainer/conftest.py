@@ -26,6 +26,7 @@ from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.fakes.trials import MemoryTrials
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.jobs.ports import JobStore, Supervision
 from flywheel_trainer.pipelines.cache import StepCache
@@ -42,6 +43,8 @@ from flywheel_trainer.store.postgres.pipelines import PostgresPipelines
 from flywheel_trainer.store.postgres.policies import PostgresDecisions, PostgresPolicies
 from flywheel_trainer.store.postgres.runs import PostgresRuns
 from flywheel_trainer.store.postgres.supervision import LEASE, PostgresSupervision
+from flywheel_trainer.store.postgres.trials import PostgresTrials
+from flywheel_trainer.trials.ports import TrialStore
 
 
 @dataclass
@@ -60,6 +63,7 @@ class Stores:
     """The `training.completed` events so far, in order."""
     supervise: Callable[[], Awaitable[Supervision]]
     """Takes the lease of the supervisor from its holder."""
+    trials: TrialStore
 
 
 def memory_stores() -> Stores:
@@ -86,9 +90,10 @@ def memory_stores() -> Stores:
         return MemorySupervision(tracking, next(tokens))
 
     runs, jobs = MemoryRuns(tracking), MemoryJobs(tracking)
-    definitions = MemoryPipelineDefinitions()
+    definitions, trials = MemoryPipelineDefinitions(), MemoryTrials(tracking)
+    decide = policies.decide
     return Stores(
-        runs, jobs, pipelines, definitions, pipelines, policies, policies.decide, completed, supervise
+        runs, jobs, pipelines, definitions, pipelines, policies, decide, completed, supervise, trials
     )
 
 
@@ -121,8 +126,10 @@ async def postgres_stores(stack: AsyncExitStack, dsn: str) -> Stores:
 
     runs, jobs = PostgresRuns(pool), PostgresJobs(pool)
     pipelines, definitions = PostgresPipelines(pool), PostgresPipelineDefinitions(pool)
-    policies = PostgresPolicies(pool)
-    return Stores(runs, jobs, pipelines, definitions, pipelines, policies, decide, completed, supervise)
+    policies, trials = PostgresPolicies(pool), PostgresTrials(pool)
+    return Stores(
+        runs, jobs, pipelines, definitions, pipelines, policies, decide, completed, supervise, trials
+    )
 
 
 @pytest.fixture(params=["memory", "postgres"])

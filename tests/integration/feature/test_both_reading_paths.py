@@ -133,6 +133,11 @@ async def test_mapped_columns_are_stored_with_their_source(client: fw.Client, la
     built = await client.build_training_set("all", ts.Spine(file=file))
     read = await asyncio.to_thread(lake.tables.read, built.uri, [KEY, "facts__size"])
     assert sorted(read.rows()) == [("A", 1.5), ("B", 2.5), ("C", 3.5)]
+    before = ts.FileSpine(uri=f"s3://{lake.bucket}/spine.parquet", ignored_columns=["when"])
+    before.as_of.FromDatetime(T0 - timedelta(days=1))
+    built = await client.build_training_set("all", ts.Spine(file=before))
+    read = await asyncio.to_thread(lake.tables.read, built.uri, [KEY, "facts__size"])
+    assert sorted(read.rows()) == [("A", None), ("B", None), ("C", None)]
 
 
 def _write(tables: S3Tables, path: str, table: pa.Table) -> None:

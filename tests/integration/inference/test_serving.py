@@ -14,9 +14,8 @@ from grpc_health.v1 import health_pb2
 from redis.asyncio import Redis
 
 from flywheel_common.grpc.error_details import from_rpc_error
+from flywheel_common.scoring.cached_prediction import CachedPrediction, encode, key_of
 from flywheel_common.signature import OutputSpec
-from flywheel_inference.fallback.choice import CachedPrediction
-from flywheel_inference.store.redis.cached_predictions import encode, key_of
 from flywheel_inference.store.triton.model_server import TritonModelServer
 from flywheel_local.triton import Triton
 from flywheel_protos.events.v1 import prediction_pb2

@@ -142,7 +142,7 @@ async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
             ]
             changes = [
                 payload_of(e, RolloutChanged)
-                for e in await events_of(kafka, "rollout.changed", client.model, 6)
+                for e in await events_of(kafka, "rollout.changed", client.model, 7)
             ]
             second.send_signal(signal.SIGTERM)
             assert await asyncio.to_thread(second.wait, 20) == 0
@@ -158,6 +158,7 @@ async def test_a_killed_registry_continues_its_rollout_with_ordered_events(
     ]
     assert stages[-1].release == release.name
     assert [(e.state, e.challenger_percent) for e in changes] == [
+        ("PENDING_LOAD", 0),
         ("PROMOTED", 100),
         ("PENDING_LOAD", 0),
         ("SHADOW", 0),

@@ -6,33 +6,37 @@ import asyncio
 from collections.abc import Callable
 
 import asyncpg
-import grpc
 import pytest
 
-from flywheel_common.grpc.channel import from_rpc_error
 from flywheel_common.postgres.pool import create_pool
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2
 from flywheel_registry.api.convert_events import to_event
 from flywheel_registry.config import RegistrySettings
 from flywheel_registry.store.postgres.store import PostgresStore
 from tests.support.builders.registry import ModelClient
+from tests.support.eventually import eventually
+from tests.support.peers.registry import running_gateway
 from tests.support.row_counts import row_digests
 from tests.support.servers.registry import NO_TICKS, refused, running_registry
 
 
-async def test_the_first_release_is_promoted_on_its_offline_gate_alone(
-    client: ModelClient,
-) -> None:
+async def test_the_first_release_is_promoted_when_a_gateway_has_loaded_it(client: ModelClient) -> None:
     await client.create()
     version, release = await client.staged()
     rollout = await client.start(release.name, reason="go")
-    assert rollout.state == model_pb2.ROLLOUT_STATE_PROMOTED
-    assert await client.stage(version.name) == "PRODUCTION"
+    assert rollout.state == model_pb2.ROLLOUT_STATE_PENDING_LOAD
+    assert await client.stage(version.name) == "STAGING"
+
+    async def serves() -> bool:
+        return await client.stage(version.name) == "PRODUCTION"
+
+    async with running_gateway(client.stub, "g"):
+        await eventually(serves, within=20)
     model = (await client.stub.GetModel(registry_pb2.GetModelRequest(name=client.model))).model
     assert (model.production_release, model.production_version) == (release.name, version.name)
     entry = next(e for e in await client.audit() if e.to_state == "PRODUCTION")
-    assert "no champion" in entry.reason
-    assert entry.evidence.endswith("/evidence/1")
+    assert entry.reason == "Loaded by all 1 live gateways."
+    assert entry.evidence.endswith("/evidence/2")
 
 
 async def test_a_failed_gate_is_stored_as_evidence_with_its_numbers(
@@ -60,30 +64,18 @@ async def test_a_hundred_concurrent_promotions_leave_one_champion(client: ModelC
         await client.release(version.name)
         versions.append(version.name)
 
-    async def promote(name: str) -> bool:
-        try:
-            return (await client.promote(name, to_stage=model_pb2.STAGE_PRODUCTION)).passed
-        except grpc.RpcError as error:
-            reason = from_rpc_error(error).reason
-            assert reason == "ILLEGAL_TRANSITION"
-            return False
-
-    won = await asyncio.gather(*(promote(name) for name in versions))
-    assert sum(won) == 1
+    await asyncio.gather(
+        *(
+            client.promote(name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="concurrent")
+            for name in versions
+        )
+    )
     conn = await asyncpg.connect(database)
     try:
         assert await conn.fetchval("SELECT count(*) FROM model_version WHERE stage = 'PRODUCTION'") == 1
         assert await conn.fetchval("SELECT count(*) FROM serving_span WHERE until IS NULL") == 1
     finally:
         await conn.close()
-    overridden = await asyncio.gather(
-        *(
-            client.promote(name, to_stage=model_pb2.STAGE_PRODUCTION, override=True, reason="concurrent")
-            for name, is_champion in zip(versions, won, strict=True)
-            if not is_champion
-        )
-    )
-    assert len(overridden) == 99
     production = await client.stub.ListModelVersions(
         registry_pb2.ListModelVersionsRequest(parent=client.model, filter="stage=PRODUCTION")
     )

@@ -9,8 +9,8 @@ from typing import cast
 import numpy as np
 
 from flywheel_common.arrays import Array
+from flywheel_common.scoring.feature_block import FeatureColumn
 from flywheel_common.signature import InputSpec, Signature
-from flywheel_inference.models.feature_block import FeatureColumn
 from flywheel_inference.prediction_log.rows import LogRows
 from flywheel_inference.releases.release import (
     FeatureSetContract,

@@ -117,13 +117,18 @@ class ModelClient:
         request = registry_pb2.StartRolloutRequest(parent=self.model, challenger_release=release, **fields)
         return (await self.stub.StartRollout(request)).rollout
 
+    async def skip(self, rollout: str, reason: str = "no gateway in this test") -> model_pb2.Rollout:
+        """Move a rollout to its next step without evidence; a first release is promoted."""
+        request = registry_pb2.SkipRolloutStepRequest(name=rollout, reason=reason)
+        return (await self.stub.SkipRolloutStep(request)).rollout
+
     async def rollout(self, name: str) -> model_pb2.Rollout:
         return (await self.stub.GetRollout(registry_pb2.GetRolloutRequest(name=name))).rollout
 
     async def champion(self, label: str = "first") -> tuple[model_pb2.ModelVersion, model_pb2.Release]:
         """Return the model's first version and release, which serve."""
         version, release = await self.staged(label)
-        await self.start(release.name)
+        await self.skip((await self.start(release.name)).name)
         return version, release
 
     async def audit(self) -> list[model_pb2.AuditEntry]:

@@ -81,7 +81,8 @@ class Simulation:
                 model = Model(self.model, gate_policy=model.gate_policy, rollout_policy=policy, created_at=AT)
             await records.add_model(model)
         if champion:
-            await self.begin(await self.release(auc=0.7))
+            rollout = await self.begin(await self.release(auc=0.7))
+            await self.change("skip", rollout.number)
 
     async def release(self, *, stage: Stage | None = Stage.STAGING, **metrics: float) -> int:
         """Add a version with a release and promote it to `stage`; return the release's number."""

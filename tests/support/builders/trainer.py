@@ -11,9 +11,11 @@ import polars as pl
 
 from flywheel_job.outcome import Artifact, MetricPoint
 from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_job.tuning.settings import Direction, FloatRange, IntRange, Objective, Tpe, TuneSettings
 from flywheel_trainer.encoding.specs import spec_to_json
 from flywheel_trainer.jobs.job import Job, JobName
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.pipelines.pipeline_run import PipelineRun, PipelineRunName, PipelineSpec
 from flywheel_trainer.pipelines.standard import standard_run
 from flywheel_trainer.policies.decision import Drift
@@ -31,6 +33,21 @@ TRAINING_SET = "projects/p/trainingSets/t"
 TRAIN_SPEC = TrainSpec(
     "late", TRAINING_SET, Hyperparameters(hidden_sizes=(8, 4), epochs=3, learning_rate=0.01), workers=2
 )
+
+TUNE_SETTINGS = TuneSettings(
+    {"learning_rate": FloatRange(1e-3, 1e-1, log=True), "epochs": IntRange(1, 3)},
+    (Objective("val_auc", Direction.MAXIMIZE),),
+    Tpe(),
+    max_trials=20,
+    parallel_trials=3,
+)
+TUNE_SPEC = TuneSpec(TRAIN_SPEC, TUNE_SETTINGS)
+
+
+def tune_job(number: str = "1", **fields: Any) -> Job:
+    """TUNE job `job-NUMBER` with run `run-NUMBER` in project p."""
+    name, run = JobName("p", f"job-{number}"), RunName("p", f"run-{number}")
+    return Job(name, TUNE_SPEC, run, kind=TuneSpec.KIND, **fields)
 
 
 def job(number: str = "1", **fields: Any) -> Job:

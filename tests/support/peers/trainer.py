@@ -18,7 +18,7 @@ from flywheel_common.errors import FlywheelError, NotFound
 from flywheel_common.grpc.channel import channel
 from flywheel_common.grpc.error_details import trailing_metadata
 from flywheel_common.postgres.errors import RequestIdReused
-from flywheel_protos.feature.v1 import feature_pb2, feature_pb2_grpc, training_set_pb2
+from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2, feature_pb2_grpc, training_set_pb2
 from flywheel_protos.registry.v1 import model_pb2, registry_pb2, registry_pb2_grpc
 from flywheel_protos.types.v1 import job_pb2, value_pb2
 from flywheel_trainer.fakes.requests import MemoryRequests
@@ -116,6 +116,12 @@ class FeatureServer(feature_pb2_grpc.FeatureServiceServicer):
             job=feature_pb2.Job(name=request.name, state=state, training_set=TRAINING_SET if done else "")
         )
 
+    async def GetFeatureSet(self, request: Any, context: Any) -> feature_pb2.GetFeatureSetResponse:
+        await check_known(request.name, {FEATURE_SET: None}, context)
+        keys = [value_pb2.Field(name="carrier", data_type=value_pb2.DATA_TYPE_STRING)]
+        found = definitions_pb2.FeatureSet(name=request.name, version=1, join_keys=keys)
+        return feature_pb2.GetFeatureSetResponse(feature_set=found)
+
     async def GetTrainingSet(self, request: Any, context: Any) -> feature_pb2.GetTrainingSetResponse:
         if request.name != TRAINING_SET:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such set")
@@ -168,6 +174,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
         )
 
     async def GetRelease(self, request: Any, context: Any) -> registry_pb2.GetReleaseResponse:
+        await check_known(request.name, self.releases, context)
         return registry_pb2.GetReleaseResponse(release=self.releases[request.name])
 
     async def GetModelVersion(self, request: Any, context: Any) -> registry_pb2.GetModelVersionResponse:
@@ -245,9 +252,7 @@ class RegistryServer(registry_pb2_grpc.RegistryServiceServicer):
         await check_known(request.challenger_release, self.releases, context)
 
         def start() -> registry_pb2.StartRolloutResponse:
-            state = (
-                model_pb2.ROLLOUT_STATE_PENDING_LOAD if self.production else model_pb2.ROLLOUT_STATE_PROMOTED
-            )
+            state = model_pb2.ROLLOUT_STATE_PENDING_LOAD
             self.production = self.production or request.challenger_release
             number = self.requests.effects["StartRollout"]
             rollout = model_pb2.Rollout(name=f"{request.parent}/rollouts/{number}", state=state)

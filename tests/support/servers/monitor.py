@@ -43,11 +43,13 @@ from tests.support.builders.monitor import MODEL, PANE_US, REFERENCE, version_na
 @dataclass
 class LocalMonitor:
     """A store with what ingestion writes to it and what the use cases read from it. Versions 1 and 2 of
-    MODEL have a reference. `announced` returns the alerts whose drift events were published, in order."""
+    MODEL have a reference. `announced` returns the alerts whose drift events were published,
+    `deliveries` (sink, event id, body) of what is sent to sinks, both in order."""
 
     store: Store[Records]
     references: MemoryReferences
     announced: Callable[[], Awaitable[list[str]]]
+    deliveries: Callable[[], Awaitable[list[tuple[str, str, bytes]]]]
 
     async def predicted(self, *batches: PredictionColumns, partition: int = 0) -> None:
         async with self.store.transaction() as records:
@@ -123,7 +125,10 @@ def memory_monitor() -> LocalMonitor:
     async def announced() -> list[str]:
         return [drift.alert for drift in store.announced]
 
-    return LocalMonitor(store, references, announced)
+    async def deliveries() -> list[tuple[str, str, bytes]]:
+        return [(sink, event, body) for (_, sink, event), body in store.deliveries.items()]
+
+    return LocalMonitor(store, references, announced, deliveries)
 
 
 @asynccontextmanager
@@ -137,9 +142,13 @@ async def postgres_monitor(dsn: str) -> AsyncIterator[LocalMonitor]:
             assert {r["topic"] for r in rows} <= {topics.DRIFT_DETECTED}
             return [DriftDetected.FromString(Event.FromString(r["value"]).payload).alert for r in rows]
 
+        async def deliveries() -> list[tuple[str, str, bytes]]:
+            rows = await pool.fetch("SELECT webhook, event_id, body FROM webhook_delivery ORDER BY serial")
+            return [(row["webhook"], row["event_id"], bytes(row["body"])) for row in rows]
+
         store = PostgresStore(pool, VersionCache(pool, references), PANE_US)
         await store.adopt_panes()
-        yield LocalMonitor(store, references, announced)
+        yield LocalMonitor(store, references, announced, deliveries)
 
 
 @asynccontextmanager

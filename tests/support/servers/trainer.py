@@ -33,9 +33,12 @@ from flywheel_trainer.fakes.pipelines import MemoryPipelines
 from flywheel_trainer.fakes.policies import MemoryPolicies
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
 from flywheel_trainer.fakes.runs import MemoryRuns
+from flywheel_trainer.fakes.scoring import MemoryFeatureSets, MemoryReleases, MemoryShapes
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tables import MemoryTables
 from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.fakes.trials import MemoryTrials
+from flywheel_trainer.jobs.scoring_ports import ScoringPeers
 from flywheel_trainer.jobs.tokens import AttemptTokens
 from flywheel_trainer.pipelines.ports import PipelineStore
 from flywheel_trainer.server import Ports, wire
@@ -115,6 +118,7 @@ class MemoryTrainer:
     feature: MemoryFeature
     engine: MemoryEngine
     policies: MemoryPolicies
+    address: str
 
 
 def memory_ports() -> Ports:
@@ -147,12 +151,14 @@ def memory_ports() -> Ports:
         definitions=MemoryPipelineDefinitions(),
         step_cache=pipelines,
         policies=policies,
+        trials=MemoryTrials(tracking),
         engine=engine,
         objects=objects,
         tables=MemoryTables(),
         feature=feature,
         registry=registry,
         weights=MemoryWeights(registry, objects, "b"),
+        scoring=ScoringPeers(feature, MemoryReleases(), MemoryFeatureSets(), MemoryShapes()),
         workflows=workflows,
         supervision=lambda token: MemorySupervision(tracking, token),
         run_in_one_replica=run_in_one_replica,
@@ -194,4 +200,5 @@ async def serve_in_memory(stack: AsyncExitStack) -> MemoryTrainer:
     stack.push_async_callback(server.stop)
     connection = await stack.enter_async_context(grpc.aio.insecure_channel(f"127.0.0.1:{server.port}"))
     stub = trainer_pb2_grpc.TrainerServiceStub(connection)
-    return MemoryTrainer(stub, ports, clock, ports.feature, ports.engine, ports.policies)
+    address = f"127.0.0.1:{server.port}"
+    return MemoryTrainer(stub, ports, clock, ports.feature, ports.engine, ports.policies, address)

@@ -92,3 +92,21 @@ def test_numbers_and_bools_are_labels(stored: str) -> None:
 def test_other_types_are_no_labels(stored: str) -> None:
     with pytest.raises(WrongSpine, match="not a number or bool"):
         read(target=OTHERS[stored])
+
+
+def test_all_rows_of_a_spine_as_of_a_time_have_it() -> None:
+    spine = FileSpine("s3://b/spine/", "", "target", as_of=1_700_000_000_123_456)
+    columns = {name: stored for name, stored in VALID.items() if name != "at"}
+    rows = spines.from_file(PLAN, spine, pl.DataFrame(columns))
+    assert [dt.datetime(2023, 11, 14, 22, 13, 20, 123456, tzinfo=dt.UTC)] * 2 == rows[
+        "event_timestamp"
+    ].to_list()
+    assert "at" not in spines.required_columns(PLAN, spine)
+
+
+def test_a_file_spine_has_either_a_time_column_or_one_time() -> None:
+    stored = {name: values.dtype for name, values in VALID.items()}
+    spines.check_file_spine(PLAN, FileSpine("s3://b/spine/", "", as_of=1), stored)
+    for spine in (FileSpine("s3://b/spine/", ""), FileSpine("s3://b/spine/", "at", as_of=1)):
+        with pytest.raises(WrongSpine, match="either timestamp_field or as_of"):
+            spines.check_file_spine(PLAN, spine, stored)

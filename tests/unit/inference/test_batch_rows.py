@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError, InvalidArgument
 from flywheel_common.kafka.envelope import parse_event, payload_of
+from flywheel_common.scoring.feature_block import FeatureBlock, FeatureColumn
+from flywheel_common.scoring.input_tensors import Tensors
+from flywheel_common.scoring.output_values import output_values
 from flywheel_common.signature import FLOAT64, INT64, InputSpec, OutputKind, OutputSpec, Signature, TensorSpec
 from flywheel_inference.batching.batcher import Expired
 from flywheel_inference.encoding.prediction_events import prediction_records
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
-from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn
-from flywheel_inference.models.input_tensors import Tensors
-from flywheel_inference.models.output_values import output_values
 from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction_log.rows import LogRows
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec, GoldenRows, ReleaseSpec

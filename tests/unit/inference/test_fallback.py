@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from flywheel_common.scoring.cached_prediction import CachedPrediction
 from flywheel_common.signature import OutputKind, OutputSpec
-from flywheel_inference.fallback.choice import CACHED, DEFAULT, CachedPrediction, choose_fallback
+from flywheel_inference.fallback.choice import CACHED, DEFAULT, choose_fallback
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.releases.release import FallbackPolicy
 

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flywheel_common.errors import InvalidArgument, Unavailable
+from flywheel_common.scoring.feature_block import FeatureBlock, FeatureColumn
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.fallback.errors import FeaturesUnavailable
-from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn
 from flywheel_inference.releases.release import FeatureSetContract
 from flywheel_inference.requests.request import RoutedRequest
 from flywheel_inference.scoring.feature_reader import FeatureReader

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from flywheel_common.columns import from_numpy, to_table
+from flywheel_common.scoring.feature_block import NOT_YET_VALID, NULL, PRESENT, STALE
+from flywheel_common.scoring.input_tensors import TensorBuilder
 from flywheel_common.signature import InputSpec, Signature
-from flywheel_inference.models.feature_block import NOT_YET_VALID, NULL, PRESENT, STALE
-from flywheel_inference.models.input_tensors import TensorBuilder
 from flywheel_inference.releases.release import FeatureSetContract
 from flywheel_inference.store.grpc.features import to_block
 from flywheel_protos.feature.v1 import feature_pb2 as pb

@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from flywheel_common.scoring.errors import WrongShape
+from flywheel_common.scoring.output_values import output_values
 from flywheel_common.signature import OutputKind, OutputSpec
 from flywheel_inference.encoding.release_messages import release_spec
 from flywheel_inference.fakes.model_holds import MemoryModelHolds, SharedHolds
 from flywheel_inference.fakes.model_server import MemoryModelServer
 from flywheel_inference.fakes.saved_state import MemoryState
-from flywheel_inference.models.errors import ModelRefused, WrongShape
+from flywheel_inference.models.errors import ModelRefused
 from flywheel_inference.models.loader import ReleaseLoader
-from flywheel_inference.models.output_values import output_values
 from flywheel_inference.releases.release import FeatureSetContract
 from tests.support.builders.inference import run_onnx
 from tests.support.builders.kinds import KINDS

@@ -7,6 +7,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from flywheel_common.errors import NotFound
 from flywheel_inference.serving.desired_state import DesiredModel
 from flywheel_inference.serving.state import ServingState
 from tests.support.builders.inference import LOG_SPEC
@@ -55,3 +58,22 @@ async def test_at_most_some_releases_are_loaded_at_once() -> None:
         tracked.retry_at = 2000.0
     assert len(names(state, 8)) == 3
     loading.cancel()
+
+
+def test_a_first_release_is_loaded_and_reported_before_it_serves() -> None:
+    model = "projects/p/models/new"
+    first = DesiredModel(model, 1, None, release("first"))
+    state = ServingState()
+    state.accept([first])
+    state.settle()
+    assert (True, ["first"]) == (state.settled, names(state))
+    scorer: Any = SimpleNamespace(ready=True, last_asked=0.0, spec=release("first"))
+    state.releases["first", ""].scorer = scorer
+    state.model_server_up = True
+    assert {model: 1} == state.apply()
+    assert [(1, ("first",))] == [(seen.generation, seen.ready_releases) for seen in state.observed()]
+    with pytest.raises(NotFound):
+        state.route(model)
+    state.accept([replace(first, generation=2, champion=first.challenger, challenger=None)])
+    assert {model: 2} == state.apply()
+    assert "first" == state.route(model).champion.spec.name

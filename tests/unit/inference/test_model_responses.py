@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2 as pb
 
-from flywheel_inference.models.errors import WrongShape
+from flywheel_common.scoring.errors import WrongShape
 from flywheel_inference.store.triton.model_server import _array
 
 Output = pb.ModelInferResponse.InferOutputTensor

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.scoring.feature_policy import ALLOW, DEFAULT, FAIL, FeaturePolicy
 from flywheel_common.signature import FLOAT64, OutputKind
 from flywheel_common.signature_messages import tensor_message
 from flywheel_common.value import from_python
 from flywheel_inference.encoding.release_messages import release_spec
-from flywheel_inference.releases.feature_policy import ALLOW, DEFAULT, FAIL, FeaturePolicy
 from tests.support.builders.kinds import KINDS
 from tests.support.peers.inference import RegistryServicer, kind_release
 

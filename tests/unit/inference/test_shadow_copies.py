@@ -9,7 +9,7 @@ from typing import Any, cast
 import numpy as np
 
 from flywheel_common.errors import Unavailable
-from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn
+from flywheel_common.scoring.feature_block import FeatureBlock, FeatureColumn
 from flywheel_inference.prediction.shadow import ShadowCopies
 from flywheel_inference.prediction_log.rows import LogRows
 from flywheel_protos.types.v1 import value_pb2

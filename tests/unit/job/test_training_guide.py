@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import sys
+import textwrap
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 from pyarrow import fs
 
 import flywheel as fw
-from flywheel.train_job import pack_job
+from flywheel.train_job import PackedJob, pack_job
+from flywheel.tune_job import settings_message
 from flywheel_job import objects
-from flywheel_job.launch import Column, DataSet, Source
+from flywheel_job.launch import Column, DataSet, LaunchSpec, Source
+from flywheel_job.tuning.driver import Study, conclude
+from flywheel_job.tuning.launch import TuneLaunch
+from flywheel_job.tuning.messages import settings_from_proto
+from flywheel_job.tuning.settings import Population
+from flywheel_job.tuning.trial import best_trials
+from flywheel_trainer.jobs.code import CodeRecipe
+from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune_spec import TuneSpec, check_tune_spec
 from tests.support.training_job import launch_spec, run_here
+from tests.support.tuning import CodeWorkers, Points, StoredTrials
 
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "guides" / "training.md"
 
@@ -25,7 +39,7 @@ def blocks() -> list[str]:
 
 
 def test_the_loop_of_the_guide_trains(tmp_path: Path) -> None:
-    loop, submit, _ = blocks()
+    loop, submit, *_ = blocks()
     folder = tmp_path / "project"
     folder.mkdir()
     (folder / "train.py").write_text(loop)
@@ -38,19 +52,7 @@ def test_the_loop_of_the_guide_trains(tmp_path: Path) -> None:
     assert packed.archive is not None
 
     store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
-    objects.write(store, "s3://b/source", packed.archive.content)
-    x = np.random.default_rng(3).normal(size=(2000, 2))
-    (tmp_path / "b" / "set").mkdir()
-    pl.DataFrame(
-        {"v__x": x[:, 0], "v__y": x[:, 1], "label": (x.sum(axis=1) > 0).astype(float)}
-    ).write_parquet(tmp_path / "b" / "set" / "0.parquet")
-    columns = (Column("v__x", "FLOAT64"), Column("v__y", "FLOAT64"))
-    spec = launch_spec(
-        job.function,
-        source=Source("s3://b/source", packed.archive.sha256),
-        params=dict(job.params),
-        data={"train": DataSet("s3://b/set/", columns=columns)},
-    )
+    spec = submitted(packed, store, tmp_path)
     try:
         outcome = run_here(spec, store)
     finally:
@@ -61,8 +63,68 @@ def test_the_loop_of_the_guide_trains(tmp_path: Path) -> None:
     assert np.mean(losses[-10:]) < 0.2 < np.mean(losses[:10])
 
 
+def submitted(packed: PackedJob, store: fs.FileSystem, folder: Path) -> LaunchSpec:
+    """The launch of a packed job, with its archive and its training set in the store."""
+    assert packed.archive is not None
+    objects.write(store, "s3://b/source", packed.archive.content)
+    x = np.random.default_rng(3).normal(size=(2000, 2))
+    (folder / "b" / "set").mkdir()
+    pl.DataFrame(
+        {"v__x": x[:, 0], "v__y": x[:, 1], "label": (x.sum(axis=1) > 0).astype(float)}
+    ).write_parquet(folder / "b" / "set" / "0.parquet")
+    columns = (Column("v__x", "FLOAT64"), Column("v__y", "FLOAT64"))
+    return launch_spec(
+        packed.job.function,
+        source=Source("s3://b/source", packed.archive.sha256),
+        params=json.loads(packed.params_json),
+        data={"train": DataSet("s3://b/set/", columns=columns)},
+        failure_uri="s3://b/failure.json",
+    )
+
+
+def tuned(block: str, code: str, tmp_path: Path, **changes: object) -> tuple[TuneLaunch, StoredTrials]:
+    """Run the tuning job of a block of the guide in this process."""
+    names: dict[str, Any] = {}
+    exec(block, names)
+    job = names["job"]
+    folder = tmp_path / "project"
+    folder.mkdir()
+    (folder / "train.py").write_text(code)
+    store = fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem())
+    base = submitted(pack_job(replace(job.job, source=folder)), store, tmp_path)
+    settings = replace(settings_from_proto(settings_message(job)), **changes)  # type: ignore[arg-type]
+    check_tune_spec(TuneSpec(TrainSpec("late", "", code=CodeRecipe("a:b")), settings))
+    launch, trials = TuneLaunch(base, settings), StoredTrials(store=store)
+    try:
+        outcome = conclude(Study(launch, trials, CodeWorkers(store), Points()))
+    finally:
+        sys.modules.pop("train", None)
+    assert outcome.succeeded, outcome.error_message
+    return launch, trials
+
+
+def test_the_tuning_job_of_the_guide_finds_a_learning_rate(tmp_path: Path) -> None:
+    loop, tune = blocks()[0], blocks()[2]
+    # Early stopping asks a Ray actor: tests/integration/trainer/test_tuning.py.
+    launch, trials = tuned(tune, loop, tmp_path, early_stopping=None, max_trials=4)
+    [best] = best_trials(trials.load(), launch.settings.objectives)
+    assert len(trials.load()) == 4
+    assert best.values[0] == min(trial.values[0] for trial in trials.load())
+
+
+def test_the_population_of_the_guide_continues_from_checkpoints(tmp_path: Path) -> None:
+    loop, rate, population = blocks()[0], blocks()[3], blocks()[4]
+    restored = "    restored = ctx.restore(net, optimizer)\n"
+    assert loop.count(restored) == 1
+    code = loop.replace(restored, restored + textwrap.indent(rate, "    "))
+    _, trials = tuned(population, code, tmp_path, algorithm=Population(4, 32, 3))
+    found = trials.load()
+    assert [[one.until_step for one in trial.segments] for trial in found] == [[32, 64, 96]] * 4
+    assert any(one.source_trial != trial.number for trial in found for one in trial.segments[1:])
+
+
 def test_the_other_job_of_the_guide_can_be_packed() -> None:
-    recipe = blocks()[2].replace("training_set", "'t'")
+    recipe = blocks()[-1].replace("training_set", "'t'")
     names: dict[str, object] = {"fw": fw}
     exec(recipe, names)
     job = names["job"]

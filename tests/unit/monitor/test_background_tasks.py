@@ -39,6 +39,7 @@ async def test_each_background_task_works_again_after_an_unexpected_error() -> N
         lease=lambda _: run_in_this_replica,
         consume_events=for_ever,
         relay_events=for_ever,
+        send_webhooks=for_ever,
     )
     settings = MonitorSettings(
         listen="127.0.0.1:0",

@@ -22,6 +22,7 @@ from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
 from flywheel_registry.promotion.errors import NoRelease
 from flywheel_registry.promotion.promotion import PromotionResult, Promotions
 from flywheel_registry.releases.release import Release
+from flywheel_registry.stages.errors import IllegalTransition
 from flywheel_registry.stages.transitions import LEGAL_TRANSITIONS, Stage
 
 LATE = "projects/p/models/late"
@@ -54,15 +55,19 @@ async def stages_of(store: MemoryStore) -> dict[int, Stage]:
         return {v.number: v.stage for v in await records.versions(LATE, 1 << 30, None, {}, 99)}
 
 
-async def test_first_version_is_promoted_on_its_offline_gate_alone() -> None:
+async def test_promotion_to_production_without_a_rollout_needs_an_override() -> None:
     store = await store_with_versions(0.7)
-    done = await promote(store, 1, Stage.PRODUCTION)
-    assert (True, Stage.PRODUCTION) == (done.passed, done.version.stage)
+    with pytest.raises(IllegalTransition, match="StartRollout"):
+        await promote(store, 1, Stage.PRODUCTION)
+    done = await promote(store, 1, Stage.PRODUCTION, override=True)
+    assert (False, Stage.PRODUCTION) == (done.passed, done.version.stage)
     async with store.reading() as records:
         model = await records.model(LATE)
         assert model is not None
         assert (1, 1) == (model.production_release, model.production_version)
-        assert "no champion to compare with" in (await records.audit(LATE, 99, 1))[0].reason
+        assert "OVERRIDE" in {entry.action for entry in await records.audit(LATE, 99, 9)}
+    failed = "FAILED: loaded by the gateways, no passed evidence: StartRollout gathers it"
+    assert failed in done.evidence.findings
 
 
 async def test_a_failed_gate_is_stored_and_keeps_the_stage() -> None:
@@ -83,7 +88,7 @@ async def test_a_failed_gate_is_stored_and_keeps_the_stage() -> None:
 async def test_promotion_to_production_needs_a_release() -> None:
     store = await store_with_versions(0.7, releases=False)
     with pytest.raises(NoRelease):
-        await promote(store, 1, Stage.PRODUCTION)
+        await promote(store, 1, Stage.PRODUCTION, override=True)
     assert {1: Stage.NONE} == await stages_of(store)
 
 

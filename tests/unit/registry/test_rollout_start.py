@@ -7,9 +7,12 @@ import pytest
 from flywheel_registry.audit.chain import AuditEntry
 from flywheel_registry.audit.errors import ReasonRequired
 from flywheel_registry.gates.errors import GateFailed
+from flywheel_registry.models.names import VersionName
 from flywheel_registry.policies.gate_policy import GatePolicy, MetricThreshold
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
+from flywheel_registry.promotion.promotion import Promotions
 from flywheel_registry.rollouts.state_machine import RolloutState
+from flywheel_registry.serving.desired_state import ServedRelease, load_serving_model
 from flywheel_registry.stages.transitions import Stage
 from tests.support.builders.rollouts import LATE, Simulation
 
@@ -71,7 +74,7 @@ async def test_the_first_release_is_not_promoted_on_a_failed_gate() -> None:
         await simulation.begin(release)
     assert Stage.STAGING is await simulation.stage(1)
     rollout = await simulation.begin(release, reason="no other model", override=True)
-    assert RolloutState.PROMOTED is rollout.progress.state
+    assert RolloutState.PENDING_LOAD is rollout.progress.state
 
 
 async def test_a_policy_of_the_request_is_audited_with_its_differences() -> None:
@@ -89,3 +92,40 @@ async def test_a_policy_of_the_request_is_audited_with_its_differences() -> None
     await simulation.change("abort", rollout.number)
     await simulation.begin(release, same, reason="")
     assert 1 == len(await entries(simulation, "OVERRIDE_POLICY"))
+
+
+async def test_the_first_release_serves_when_every_live_gateway_has_loaded_it() -> None:
+    simulation = Simulation()
+    await simulation.create(champion=False)
+    rollout = await simulation.begin(await simulation.release(auc=0.7))
+    await simulation.ticks(30.0, every=10.0)
+    seen = await simulation.rollout(rollout.number)
+    assert (RolloutState.PENDING_LOAD, Stage.STAGING) == (seen.progress.state, await simulation.stage(1))
+    async with simulation.store.reading() as records:
+        waiting = await load_serving_model(records, LATE, lambda release, version: "digest", {})
+    assert waiting is not None
+    assert (None, ServedRelease(1, "digest")) == (waiting.champion, waiting.challenger)
+    simulation.loaded.add(f"{LATE}/releases/1")
+    await simulation.ticks(10.0, every=10.0)
+    done = await simulation.rollout(rollout.number)
+    assert (RolloutState.PROMOTED, Stage.PRODUCTION) == (done.progress.state, await simulation.stage(1))
+    async with simulation.store.reading() as records:
+        proof = await records.newest_evidence_of(LATE, 1, "LOAD")
+    assert proof is not None
+    assert proof.passed
+
+
+async def test_a_first_release_that_no_gateway_can_load_expires_and_may_be_rejected() -> None:
+    simulation = Simulation()
+    await simulation.create(champion=False)
+    rollout = await simulation.begin(await simulation.release(auc=0.7))
+    simulation.failures[f"{LATE}/releases/1"] = "it is no ONNX graph"
+    await simulation.ticks(7200.0)
+    done = await simulation.rollout(rollout.number)
+    assert (RolloutState.EXPIRED, Stage.STAGING) == (done.progress.state, await simulation.stage(1))
+    assert "it is no ONNX graph" in done.reason
+    async with simulation.store.transaction() as records:
+        assert await load_serving_model(records, LATE, lambda release, version: "digest", {}) is None
+        name = VersionName.numbered(LATE, 1)
+        rejected = await Promotions(simulation.clock).reject(records, name, "never loaded", "ann")
+    assert Stage.REJECTED is rejected.stage

@@ -20,8 +20,9 @@ from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.supervision import MemorySupervision
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.engine import EngineJob, EngineState
+from flywheel_trainer.jobs.errors import FeaturesNotJoined
 from flywheel_trainer.jobs.job import Job, JobState
-from flywheel_trainer.jobs.kinds import Launch
+from flywheel_trainer.jobs.kinds import Launch, Preparation
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.resources import Node, Quota
@@ -510,3 +511,56 @@ async def test_a_lost_attempt_waits_before_the_next_one(world: World) -> None:
     job = await world.job()
     assert "waits before the next attempt" == job.progress["message"]
     assert job.attempts[0].ended_at == AT + SECOND
+
+
+class Prepared(TrainKind):
+    """A kind whose attempts wait for `preparation`, and whose commands get a variable of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(None, None, None, TrainSettings("b", "python", "", 1.0))  # type: ignore[arg-type]
+        self.preparation = Preparation(message="joins the features")
+        self.launched: list[Mapping[str, Any]] = []
+
+    async def prepare(self, job: Job, details: Mapping[str, Any]) -> Preparation:
+        assert details == DETAILS
+        return self.preparation
+
+    def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
+        self.launched.append(details)
+        return Launch({"spec.json": b"{}"}, ("run",), {"CACHE": "secret"})
+
+
+async def prepared_world() -> tuple[World, Prepared]:
+    world, kind = World(), Prepared()
+    world.restart(kind)
+    await world.submit()
+    await world.tick(3)
+    assert not world.engine.started
+    assert (await world.job()).progress["message"] == "joins the features"
+    return world, kind
+
+
+async def test_an_attempt_starts_when_its_preparation_is_complete() -> None:
+    world, kind = await prepared_world()
+    kind.preparation = Preparation({"uri": "s3://b/joined"})
+    await world.tick()
+    assert kind.launched == [{"uri": "s3://b/joined"}]
+    assert world.engine.started["job-1-1"].environment == {"TOKEN": "job-1-1", "CACHE": "secret"}
+    assert (await world.job()).state is JobState.RUNNING
+
+
+async def test_a_failed_preparation_ends_the_job_with_its_reason() -> None:
+    world, kind = await prepared_world()
+    kind.preparation = Preparation(error=FeaturesNotJoined("WRONG_SPINE: no column\0 'carrier'"))
+    await world.tick()
+    job = await world.job()
+    assert (job.state, job.error_reason) == (JobState.FAILED, "FEATURES_NOT_JOINED")
+    assert job.error_message == "WRONG_SPINE: no column\N{REPLACEMENT CHARACTER} 'carrier'"
+    assert not world.engine.started
+
+
+async def test_a_job_can_be_cancelled_while_it_is_prepared() -> None:
+    world, _ = await prepared_world()
+    await world.jobs.request_cancel(JOB.name)
+    await world.tick()
+    assert (await world.job()).state is JobState.CANCELLED

@@ -25,6 +25,7 @@ from flywheel_common.grpc.errors import (
 
 __all__ = [
     "ADMIN",
+    "ATTEMPT",
     "AUTHENTICATED",
     "MEASURE",
     "OPERATE",
@@ -32,6 +33,7 @@ __all__ = [
     "PUBLIC",
     "READ",
     "REPORT",
+    "RESUME",
     "WRITE",
     "Authenticator",
     "OpenAuthenticator",
@@ -54,6 +56,10 @@ READ: Permission = frozenset({"viewer", "editor", "operator", "admin", "service"
 WRITE: Permission = frozenset({"editor", "operator", "admin", "service"})
 REPORT: Permission = WRITE | {"attempt"}
 """Those who may write, and attempts of training jobs, which have tokens of the trainer for their metrics."""
+ATTEMPT: Permission = frozenset({"attempt"})
+"""To store what only an attempt of a job knows."""
+RESUME: Permission = READ | ATTEMPT
+"""To read what an attempt of a job needs to continue an earlier one."""
 OPERATE: Permission = frozenset({"operator", "admin", "service"})
 PROMOTE: Permission = OPERATE | {"promoter"}
 """To change what answers callers. A promoter has this beside another role, such as editor."""

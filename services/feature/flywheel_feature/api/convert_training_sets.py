@@ -108,7 +108,13 @@ def _spine(project: str, spine: ts.Spine) -> Spine:
             )
         case "file":
             file = spine.file
-            return FileSpine(file.uri, file.timestamp_field, file.label_field, tuple(file.ignored_columns))
+            return FileSpine(
+                file.uri,
+                file.timestamp_field,
+                file.label_field,
+                tuple(file.ignored_columns),
+                micros_if_set(file, "as_of") or 0,
+            )
     raise WrongSpine("The request has no spine: set spine.source or spine.file.")
 
 
@@ -146,6 +152,7 @@ def _spine_to_proto(project: str, spine: Spine) -> ts.Spine:
             timestamp_field=spine.timestamp_field,
             label_field=spine.label_field,
             ignored_columns=spine.ignored_columns,
+            as_of=to_timestamp(spine.as_of) if spine.as_of else None,
         )
         return ts.Spine(file=file)
     return ts.Spine(

@@ -54,6 +54,13 @@ class FileSpine:
     label_field: str = ""
     ignored_columns: tuple[str, ...] = ()
     """Columns that do not become extra columns of the training set."""
+    as_of: int = 0
+    """The time of all rows in microseconds, in place of `timestamp_field`; 0: the rows have their own."""
+
+    @property
+    def time_columns(self) -> tuple[str, ...]:
+        """The column with the time of each row; none with `as_of`."""
+        return () if self.as_of else (self.timestamp_field,)
 
 
 Spine = SourceSpine | FileSpine

@@ -41,12 +41,12 @@ def source_columns(plan: JoinPlan, spine: SourceSpine, source: Source) -> list[s
 def file_columns(plan: JoinPlan, spine: FileSpine) -> list[str]:
     """The columns of the files that their spine needs."""
     label = [spine.label_field] if spine.label_field else []
-    return [*(f.name for f in (*spine_fields(plan), *plan.extras)), spine.timestamp_field, *label]
+    return [*(f.name for f in (*spine_fields(plan), *plan.extras)), *spine.time_columns, *label]
 
 
 def required_columns(plan: JoinPlan, spine: FileSpine) -> list[str]:
     """The columns that each file of a spine must have."""
-    return [*(k.name for k in plan.feature_set.join_keys), spine.timestamp_field]
+    return [*(k.name for k in plan.feature_set.join_keys), *spine.time_columns]
 
 
 def from_source(plan: JoinPlan, spine: SourceSpine, source: Source, rows: pl.DataFrame) -> pl.DataFrame:
@@ -63,15 +63,23 @@ def from_source(plan: JoinPlan, spine: SourceSpine, source: Source, rows: pl.Dat
 
 def from_file(plan: JoinPlan, spine: FileSpine, rows: pl.DataFrame) -> pl.DataFrame:
     """The prepared rows of a spine, in the order of `rows`."""
-    if rows.get_column(spine.timestamp_field).null_count():
-        raise WrongSpine(
-            f"Column {spine.timestamp_field!r} of {spine.uri} has nulls: every spine row needs a time."
-        )
-    time = converted(rows, spine.timestamp_field, DataType.TIMESTAMP)
+    time = _file_times(spine, rows)
     label = [_file_label(spine, rows)] if spine.label_field else []
     names = [f.name for f in (*spine_fields(plan), *plan.extras)]
     frame = rows.select(*names, time.alias(EVENT_TIMESTAMP), *label)
     return typed_spine(frame, plan).select(spine_columns(plan, spine))
+
+
+def _file_times(spine: FileSpine, rows: pl.DataFrame) -> pl.Series:
+    """The time of each row. Raises WrongSpine."""
+    if spine.as_of:
+        micros = pl.repeat(spine.as_of, rows.height, dtype=pl.Int64, eager=True)
+        return micros.cast(pl.Datetime("us", "UTC"))
+    if rows.get_column(spine.timestamp_field).null_count():
+        raise WrongSpine(
+            f"Column {spine.timestamp_field!r} of {spine.uri} has nulls: every spine row needs a time."
+        )
+    return converted(rows, spine.timestamp_field, DataType.TIMESTAMP)
 
 
 def _file_label(spine: FileSpine, rows: pl.DataFrame) -> pl.Series:
@@ -134,7 +142,7 @@ def file_extras(
         raise WrongSpine(
             f"ignored_columns names {unknown[0]!r}, which {spine.uri} does not have.", field=unknown[0]
         )
-    used = {*(f.name for f in spine_fields(plan)), spine.timestamp_field, spine.label_field}
+    used = {*(f.name for f in spine_fields(plan)), *spine.time_columns, spine.label_field}
     left_out = {*used, *spine.ignored_columns}
     return tuple(_common(spine, name, kinds) for name, kinds in stored.items() if name not in left_out)
 
@@ -198,8 +206,10 @@ def check_source_spine(plan: JoinPlan, spine: SourceSpine, source: Source) -> No
 
 def check_file_spine(plan: JoinPlan, spine: FileSpine, stored: Mapping[str, pl.DataType]) -> None:
     """Raises InvalidArgument WRONG_SPINE."""
+    if bool(spine.as_of) == bool(spine.timestamp_field):
+        raise WrongSpine("A file spine needs either timestamp_field or as_of.")
     needed = [
-        spine.timestamp_field,
+        *spine.time_columns,
         *(f.name for f in spine_fields(plan)),
         *([spine.label_field] if spine.label_field else []),
     ]
@@ -208,7 +218,8 @@ def check_file_spine(plan: JoinPlan, spine: FileSpine, stored: Mapping[str, pl.D
         raise WrongSpine(
             f"{spine.uri} has no column {missing[0]!r}; it needs: {', '.join(needed)}.", field=missing[0]
         )
-    if not isinstance(stored[spine.timestamp_field], (pl.Datetime, pl.Date)):
-        raise WrongSpine(f"Column {spine.timestamp_field!r} of {spine.uri} is not a timestamp.")
+    for name in spine.time_columns:
+        if not isinstance(stored[name], (pl.Datetime, pl.Date)):
+            raise WrongSpine(f"Column {name!r} of {spine.uri} is not a timestamp.")
     if spine.label_field and not _is_label(stored[spine.label_field]):
         raise WrongSpine(f"Column {spine.label_field!r} of {spine.uri} is not a number or bool.")

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from flywheel_common.errors import FlywheelError, ResourceExhausted
+from flywheel_common.scoring.feature_block import PRESENT, STATUS_NAMES
 from flywheel_common.signature import OutputKind
 from flywheel_common.value import from_python
-from flywheel_inference.models.feature_block import PRESENT, STATUS_NAMES
 from flywheel_inference.prediction.predictor import Answer
 from flywheel_inference.scoring.scored import Scored
 from flywheel_inference.serving.observed_state import ServingStatus

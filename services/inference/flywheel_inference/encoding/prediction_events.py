@@ -9,10 +9,10 @@ import numpy as np
 
 from flywheel_common.kafka import topics
 from flywheel_common.kafka.topics import MAX_RECORD_BYTES
+from flywheel_common.scoring.feature_block import FeatureColumn, concatenate_columns
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.encoding.events import event_bytes
 from flywheel_inference.encoding.typed_columns import feature_table, null_inputs, table
-from flywheel_inference.models.feature_block import FeatureColumn, concatenate_columns
 from flywheel_inference.prediction_log.rows import LogRecord, LogRows
 from flywheel_protos.events.v1 import prediction_pb2 as pb
 from flywheel_protos.types.v1 import column_pb2

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from flywheel_common import columns
+from flywheel_common.scoring.feature_block import FeatureColumn
 from flywheel_common.signature import InputSpec
-from flywheel_inference.models.feature_block import FeatureColumn
 from flywheel_inference.releases.release import FieldSpec
 from flywheel_protos.types.v1 import column_pb2, value_pb2
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flywheel_inference.fallback.choice import CachedPrediction
+from flywheel_common.scoring.cached_prediction import CachedPrediction
 
 
 class MemoryCachedPredictions:

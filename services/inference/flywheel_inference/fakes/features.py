@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flywheel_common.errors import NotFound, Unavailable
-from flywheel_inference.models.feature_block import NOT_FOUND, NULL, PRESENT, FeatureBlock, FeatureColumn
+from flywheel_common.scoring.feature_block import NOT_FOUND, NULL, PRESENT, FeatureBlock, FeatureColumn
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from flywheel_common.arrays import Array
+from flywheel_common.scoring.input_tensors import Tensors
+from flywheel_common.scoring.output_values import output_values
 from flywheel_common.signature import OutputSpec
 from flywheel_inference.models.errors import ModelNotLoaded, ModelRefused, ModelServerDown
-from flywheel_inference.models.input_tensors import Tensors
-from flywheel_inference.models.output_values import output_values
 from flywheel_inference.models.triton_config import DIGEST, MODEL_FILE
 
 _DTYPES = {

@@ -6,8 +6,7 @@ default, otherwise an error.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from flywheel_common.scoring.cached_prediction import CachedPrediction
 from flywheel_common.signature import OutputSpec
 from flywheel_inference.releases.release import FallbackPolicy
 
@@ -15,16 +14,6 @@ MICROS = 1_000_000
 
 MODEL, CACHED, DEFAULT, ERROR = 1, 2, 3, 4
 """Sources of an answer: numbers of events.v1.PredictionSource."""
-
-
-@dataclass(frozen=True, slots=True)
-class CachedPrediction:
-    """A cached batch prediction: calibrated values, when they were computed (microseconds since 1970 UTC),
-    and the output that they are of (`OutputSpec.fingerprint`)."""
-
-    values: tuple[float, ...]
-    scored_at_micros: int
-    output: bytes
 
 
 def choose_fallback(

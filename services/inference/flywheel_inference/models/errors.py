@@ -61,13 +61,6 @@ class ModelRefused(FailedPrecondition):
     remedy = "Compare the model file with the inputs of the version's signature; read Triton's message."
 
 
-class WrongShape(FailedPrecondition):
-    """The model's output has another shape or type than its signature declares."""
-
-    reason = "WRONG_SHAPE"
-    remedy = "Register a version whose signature describes the output tensor of the ONNX graph."
-
-
 class ModelNotLoaded(NotFound):
     """Triton does not have the model loaded."""
 

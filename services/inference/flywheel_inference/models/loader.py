@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from flywheel_common.errors import FlywheelError
+from flywheel_common.scoring.output_values import output_values, row_shapes
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.models.errors import (
     DigestMismatch,
@@ -17,7 +18,6 @@ from flywheel_inference.models.errors import (
     NoGoldenRows,
     NoModelFile,
 )
-from flywheel_inference.models.output_values import output_values, row_shapes
 from flywheel_inference.models.ports import (
     ArtifactCache,
     ArtifactSource,

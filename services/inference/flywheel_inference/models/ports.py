@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from flywheel_common.arrays import Array
+from flywheel_common.scoring.input_tensors import Tensors
 from flywheel_common.signature import OutputSpec
-from flywheel_inference.models.input_tensors import Tensors
 from flywheel_inference.releases.release import ArtifactSpec, FeatureSetContract
 
 

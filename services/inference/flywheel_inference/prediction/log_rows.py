@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from flywheel_common.arrays import Floats
-from flywheel_inference.models.feature_block import FeatureBlock
+from flywheel_common.scoring.feature_block import FeatureBlock
 from flywheel_inference.prediction_log.rows import LogRows
 from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import RoutedRequest

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from flywheel_inference.fallback.choice import CachedPrediction
+from flywheel_common.scoring.cached_prediction import CachedPrediction
 from flywheel_inference.routing.route import Route
 from flywheel_inference.scoring.scorer import ReleaseScorer
 

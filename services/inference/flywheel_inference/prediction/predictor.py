@@ -12,6 +12,7 @@ import numpy as np
 
 from flywheel_common.context import current_principal, left_seconds
 from flywheel_common.errors import InvalidArgument
+from flywheel_common.scoring.cached_prediction import joined_keys
 from flywheel_inference.batching.batcher import Expired
 from flywheel_inference.fallback.choice import ERROR, MODEL, choose_fallback
 from flywheel_inference.fallback.errors import BudgetExceeded, CannotScore, NoFallback
@@ -26,7 +27,6 @@ from flywheel_inference.requests.request import (
     PredictCall,
     RoutedRequest,
     checked_id,
-    joined_keys,
     segment_of,
     subject_of,
     thresholds_of,

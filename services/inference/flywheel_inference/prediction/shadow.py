@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.scoring.feature_block import FeatureBlock
 from flywheel_common.telemetry.logs import get_logger
 from flywheel_inference.fallback.choice import ERROR, MODEL
 from flywheel_inference.fallback.errors import BadScore
-from flywheel_inference.models.feature_block import FeatureBlock
 from flywheel_inference.prediction.log_rows import log_rows
 from flywheel_inference.prediction_log.rows import LogRows
 from flywheel_inference.releases.rollout_step import RolloutStep

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flywheel_inference.models.feature_block import FeatureColumn
+from flywheel_common.scoring.feature_block import FeatureColumn
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.releases.rollout_step import RolloutStep
 from flywheel_inference.requests.request import RoutedRequest

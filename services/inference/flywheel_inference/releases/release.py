@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flywheel_common.arrays import Array, Floats, Mask
+from flywheel_common.scoring.calibration import Calibration, Identity
+from flywheel_common.scoring.decision import decisions, scores
+from flywheel_common.scoring.feature_policy import FeaturePolicy
 from flywheel_common.signature import Signature
-from flywheel_inference.releases.calibration import Calibration, Identity
-from flywheel_inference.releases.decision import decisions, scores
-from flywheel_inference.releases.feature_policy import FeaturePolicy
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from flywheel_common.scoring.cached_prediction import joined_keys
+from flywheel_common.scoring.segments import segment_parts, threshold_of
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.releases.rollout_step import NO_ROLLOUT, RolloutStep
 from flywheel_inference.requests.errors import InvalidPredictionId
@@ -108,14 +110,6 @@ class RoutedRequest:
         )
 
 
-def joined_keys(keys: tuple[Any, ...]) -> str:
-    r"""The entity keys joined by `|`, in key order, with `\` before each `\` and `|` of a key.
-
-    Different keys of a feature set, and keys of different length, have different texts.
-    """
-    return "|".join([str(key).replace("\\", r"\\").replace("|", r"\|") for key in keys])
-
-
 def subject_of(keys: tuple[Any, ...]) -> str:
     """The default routing subject: the joined keys, or a single key as it is."""
     return str(keys[0]) if len(keys) == 1 else joined_keys(keys)
@@ -123,7 +117,7 @@ def subject_of(keys: tuple[Any, ...]) -> str:
 
 def segment_of(call: PredictCall, segment_keys: tuple[str, ...]) -> str:
     """`origin=JFK,carrier=UA` for the release's segment keys; empty when it declares none."""
-    return ",".join([f"{key}={call.key_text(key)}" for key in segment_keys])
+    return ",".join(segment_parts(segment_keys, [call.key_text(key) for key in segment_keys]))
 
 
 def thresholds_of(release: ReleaseSpec, requests: Iterable[RoutedRequest]) -> list[float]:
@@ -132,12 +126,13 @@ def thresholds_of(release: ReleaseSpec, requests: Iterable[RoutedRequest]) -> li
     own = release.segment_thresholds
     if not own:
         return []
-    found = []
-    for request in requests:
-        parts = [f"{key}={request.call.key_text(key)}" for key in release.segment_keys]
-        matching = [own[segment] for segment in (",".join(parts), *parts) if segment in own]
-        found.append(matching[0] if matching else release.threshold)
-    return found
+    keys = release.segment_keys
+    return [
+        threshold_of(
+            own, segment_parts(keys, [request.call.key_text(key) for key in keys]), release.threshold
+        )
+        for request in requests
+    ]
 
 
 def checked_id(prediction_id: str) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 
 from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError, InvalidArgument
+from flywheel_common.scoring.feature_block import FeatureBlock, concatenate_blocks
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.fallback.errors import BudgetExceeded, FeaturesUnavailable
-from flywheel_inference.models.feature_block import FeatureBlock, concatenate_blocks
 from flywheel_inference.releases.release import FeatureSetContract
 from flywheel_inference.requests.request import RoutedRequest
 from flywheel_inference.scoring.ports import FeatureLookup

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from flywheel_inference.models.feature_block import FeatureBlock
+from flywheel_common.scoring.feature_block import FeatureBlock
 from flywheel_inference.releases.release import FeatureSetContract
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from flywheel_common.arrays import Array, Floats, Mask
 from flywheel_common.errors import FlywheelError
-from flywheel_inference.models.feature_block import FeatureBlock
+from flywheel_common.scoring.feature_block import FeatureBlock
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,9 @@ import numpy as np
 
 from flywheel_common.arrays import Array
 from flywheel_common.errors import DeadlineExceeded, FlywheelError, NotFound
+from flywheel_common.scoring.feature_block import PRESENT, FeatureBlock
+from flywheel_common.scoring.input_tensors import MissingFeature, TensorBuilder, Tensors
+from flywheel_common.scoring.preparation import prepare
 from flywheel_inference.batching.batcher import Batcher, Entry
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
 from flywheel_inference.fallback.errors import (
@@ -22,10 +25,7 @@ from flywheel_inference.fallback.errors import (
     InputNotExact,
     ModelUnavailable,
 )
-from flywheel_inference.models.feature_block import PRESENT, FeatureBlock
-from flywheel_inference.models.input_tensors import MissingFeature, TensorBuilder, Tensors
 from flywheel_inference.models.ports import ModelServer
-from flywheel_inference.models.treated_features import treat
 from flywheel_inference.releases.release import FeatureSetContract, ReleaseSpec
 from flywheel_inference.requests.request import RoutedRequest, thresholds_of
 from flywheel_inference.scoring.feature_reader import FeatureReader
@@ -44,6 +44,9 @@ class ScorerSettings:
     stall_seconds: float = 0.05
     cap_seconds: float = 0.25
 
+
+_REFUSED = {error.reason: error for error in (InputNotExact, FeatureStale, FeatureMissing)}
+"""Reason of a row that `prepare` refuses → its error."""
 
 OnScored = Callable[["ReleaseScorer", list[RoutedRequest], ScoredBatch], None]
 """Called with the answered requests of a batch (rows in the order of its arrays), before the callers get
@@ -147,22 +150,17 @@ class ReleaseScorer:
         the release's feature policies refuse, fails alone. `thresholds`: of each row; empty: the release's.
         Raises CannotScore."""
         began = time.perf_counter()
-        treated = treat(self.spec.policies, block)
         try:
-            tensors, unfit = self.tensors.build(treated.block)
+            prepared = prepare(self.spec.policies, self.tensors, block)
         except MissingFeature as error:
             raise FeaturesIncomplete(str(error)) from None
-        rows = np.arange(block.rows)
+        tensors, rows = prepared.tensors, prepared.rows
         errors: dict[int, FlywheelError] = {}
-        if unfit or treated.missing or treated.stale:
-            errors |= {row: InputNotExact(why) for row, why in unfit.items()}
-            errors |= {row: FeatureStale(f"{name} is stale") for row, name in treated.stale.items()}
-            errors |= {row: FeatureMissing(f"{name} has no value") for row, name in treated.missing.items()}
-            rows = np.delete(rows, list(errors))
+        if prepared.refused:
+            errors |= {row: _REFUSED[why.reason](why.message) for row, why in prepared.refused.items()}
             if not len(rows):
                 return ScoredRequests(None, rows, errors)
             block = block.take(rows)
-            tensors = {name: tensor[rows] for name, tensor in tensors.items()}
             thresholds = [thresholds[row] for row in rows.tolist()] if thresholds else ()
         raw = await self._infer(tensors, budget)
         values = self.spec.calibration.apply(raw)

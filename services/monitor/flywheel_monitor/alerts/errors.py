@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from flywheel_common.errors import FailedPrecondition, InvalidArgument, NotFound
+from flywheel_common.webhooks.errors import UnknownWebhook
 from flywheel_monitor.models.names import AlertName
 
 
@@ -28,10 +29,17 @@ class InvalidFilter(InvalidArgument):
 
 
 class ReasonRequired(InvalidArgument):
-    """An alert is resolved without a reason."""
+    """An alert is resolved, or alerts are silenced, without a reason."""
 
     reason = "REASON_REQUIRED"
     remedy = "Set the field `reason`."
+
+
+class InvalidSilence(InvalidArgument):
+    """A silence has an unknown kind of alert, or a duration outside its limits."""
+
+    reason = "INVALID_SILENCE"
+    remedy = "Give a kind of alert or none, and a duration of at most 366 days."
 
 
 def unknown_alert(name: AlertName) -> UnknownAlert:
@@ -40,3 +48,7 @@ def unknown_alert(name: AlertName) -> UnknownAlert:
 
 def already_resolved(name: AlertName) -> AlertResolved:
     return AlertResolved(f"Alert {name} is already resolved and cannot be acknowledged.")
+
+
+def unknown_sink(project: str, sink: str) -> UnknownWebhook:
+    return UnknownWebhook(f"Project {project} has no alert sink {sink}: list them with ListAlertSinks.")

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from flywheel_common.paging import Page
+from flywheel_common.webhooks.webhook import Webhook
 from flywheel_monitor.alerts.alert import Alert
 from flywheel_monitor.alerts.drift_event import DriftAnnouncement
 from flywheel_monitor.alerts.filter import AlertFilter
 from flywheel_monitor.alerts.lifecycle import Kind
+from flywheel_monitor.alerts.silence import Silence
 from flywheel_monitor.drift.features import FeatureDrift
 from flywheel_monitor.models.names import AlertName
 from flywheel_monitor.references.version import WatchedVersion
@@ -69,6 +71,27 @@ class Alerts(Protocol):
 
     async def resolve_alert(self, name: AlertName, reason: str) -> Alert:
         """Changes nothing if the alert is resolved. Raises UnknownAlert."""
+        ...
+
+    async def put_sink(self, sink: Webhook) -> None:
+        """Store a sink; it replaces one of the same id. From then on it gets every change of an alert of its
+        project that is not silenced, once, when the transaction of the change commits."""
+        ...
+
+    async def sinks(self, project: str) -> list[Webhook]:
+        """The sinks of a project by id."""
+        ...
+
+    async def delete_sink(self, project: str, sink: str) -> None:
+        """Delete a sink with what waits for it. Raises UnknownWebhook."""
+        ...
+
+    async def put_silence(self, silence: Silence) -> None:
+        """Store a silence; it replaces one of the same model and kind."""
+        ...
+
+    async def silences(self, project: str) -> list[Silence]:
+        """The silences that have not ended, by model and kind."""
         ...
 
     async def open_alerts(self) -> dict[tuple[str, str], int]:

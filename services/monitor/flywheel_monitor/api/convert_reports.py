@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from flywheel_monitor.api.timestamps import timestamp
+from flywheel_monitor.drift.distribution import Distribution
 from flywheel_monitor.drift.features import FeatureDrift
 from flywheel_monitor.evaluation.report import Report
-from flywheel_protos.monitor.v1 import monitor_pb2
+from flywheel_monitor.evaluation.report_lookup import Distributions
+from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2
 
 
 def feature_to_proto(d: FeatureDrift) -> monitor_pb2.FeatureDrift:
@@ -56,4 +58,33 @@ def report_to_proto(report: Report) -> monitor_pb2.DriftReport:
         label_shift=report.label_shift,
         late_predictions=report.late_predictions,
         causes=report.causes,
+        labelled=report.quality.labelled,
+        auc=report.quality.auc,
+        log_loss=report.quality.log_loss,
+    )
+
+
+def distributions_to_proto(found: Distributions) -> distribution_pb2.GetDistributionsResponse:
+    return distribution_pb2.GetDistributionsResponse(
+        model_version=found.model_version,
+        window_start=timestamp(found.span.start_us),
+        window_end=timestamp(found.span.end_us),
+        predictions=found.predictions,
+        features=[_distribution(one) for one in found.features],
+        scores=_distribution(found.scores),
+        segments=found.segments,
+    )
+
+
+def _distribution(found: Distribution) -> distribution_pb2.Distribution:
+    return distribution_pb2.Distribution(
+        name=found.name,
+        edges=found.edges,
+        categories=found.categories,
+        reference=found.reference,
+        observed=found.observed,
+        reference_missing=found.reference_missing,
+        observed_missing=found.observed_missing,
+        reference_unseen=found.reference_unseen,
+        observed_unseen=found.observed_unseen,
     )

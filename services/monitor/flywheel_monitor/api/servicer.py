@@ -16,23 +16,29 @@ from flywheel_common.postgres.transactions import Store
 from flywheel_monitor.alerts.errors import ReasonRequired
 from flywheel_monitor.alerts.filter import parse_filter
 from flywheel_monitor.alerts.ports import Alerts
+from flywheel_monitor.api.alert_sink_methods import AlertSinkMethods
 from flywheel_monitor.api.convert_alerts import alert_to_proto
 from flywheel_monitor.api.convert_comparison import comparison_to_proto
 from flywheel_monitor.api.convert_performance import performance_to_proto
 from flywheel_monitor.api.convert_policies import policy_from_proto, policy_to_proto
-from flywheel_monitor.api.convert_reports import report_to_proto
+from flywheel_monitor.api.convert_reports import distributions_to_proto, report_to_proto
 from flywheel_monitor.api.timestamps import micros_of, timestamp
 from flywheel_monitor.archive.prediction_archive import PredictionArchive
 from flywheel_monitor.comparison.errors import InvalidMode
 from flywheel_monitor.comparison.ports import VariantCounts
 from flywheel_monitor.comparison.rollout_evidence import rollout_evidence
-from flywheel_monitor.evaluation.report_lookup import ReportRecords, find_report
+from flywheel_monitor.evaluation.report_lookup import (
+    ReportRecords,
+    find_distributions,
+    find_report,
+    find_reports,
+)
 from flywheel_monitor.ingest.ports import ConsumerLag, IngestStatus
 from flywheel_monitor.models.lookup import existing_policy
 from flywheel_monitor.models.names import AlertName, ModelName
 from flywheel_monitor.performance.served import PerformanceRecords, served_performance
+from flywheel_protos.monitor.v1 import distribution_pb2, monitor_pb2_grpc
 from flywheel_protos.monitor.v1 import monitor_pb2 as pb
-from flywheel_protos.monitor.v1 import monitor_pb2_grpc
 
 M = TypeVar("M", bound=Message)
 
@@ -44,7 +50,7 @@ class ApiRecords(PerformanceRecords, ReportRecords, VariantCounts, Alerts, Inges
     """What the RPCs read and change."""
 
 
-class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
+class MonitorServicer(AlertSinkMethods, monitor_pb2_grpc.MonitorServiceServicer):
     def __init__(
         self, *, store: Store[ApiRecords], archive: PredictionArchive, lag: ConsumerLag, pane_us: int
     ) -> None:
@@ -97,6 +103,28 @@ class MonitorServicer(monitor_pb2_grpc.MonitorServiceServicer):
             pane_us=self._pane_us,
         )
         return pb.GetDriftReportResponse(report=report_to_proto(report))
+
+    async def ListDriftReports(
+        self, request: pb.ListDriftReportsRequest, context: Any
+    ) -> pb.ListDriftReportsResponse:
+        size = page_size(request.page_size, default=100)
+        page = await find_reports(self._store, request.name, size, request.page_token)
+        return pb.ListDriftReportsResponse(
+            reports=[report_to_proto(r) for r in page.items], next_page_token=page.next_page_token
+        )
+
+    async def GetDistributions(
+        self, request: distribution_pb2.GetDistributionsRequest, context: Any
+    ) -> distribution_pb2.GetDistributionsResponse:
+        found = await find_distributions(
+            self._store,
+            request.name,
+            start_us=micros_of(request, "start_time"),
+            end_us=micros_of(request, "end_time"),
+            segment=request.segment,
+            pane_us=self._pane_us,
+        )
+        return distributions_to_proto(found)
 
     async def GetPerformance(
         self, request: pb.GetPerformanceRequest, context: Any

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from flywheel_common.paging import Page
 from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.report import Report
@@ -83,6 +84,10 @@ class Reports(LatePredictions, Protocol):
     async def close(self, version_id: int, until_us: int, *, labels: bool) -> None:
         """Record that windows which end at or before this are evaluated (`labels`: with their labels). A
         frontier never moves back."""
+        ...
+
+    async def reports(self, version_id: int, size: int, token: str) -> Page[Report]:
+        """One page of the reports on windows with predictions, newest first. Raises InvalidPageToken."""
         ...
 
     async def newest_report(self, version_id: int) -> Report | None:

@@ -1,10 +1,14 @@
-"""The report that GetDriftReport returns: the newest stored one, or one computed for a range."""
+"""Reports and histograms that are read: the newest stored ones, or those computed for a range."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
+from flywheel_common.paging import Page
 from flywheel_common.postgres.transactions import Store
+from flywheel_monitor.drift.distribution import Distribution, of_feature, of_scores
 from flywheel_monitor.evaluation.ports import Reports
 from flywheel_monitor.evaluation.report import Report, report_on
 from flywheel_monitor.ingest.ports import CountedWindows
@@ -12,7 +16,10 @@ from flywheel_monitor.models.lookup import existing_policy
 from flywheel_monitor.performance.ports import LabelledPredictions
 from flywheel_monitor.references.errors import NoPredictions, NoReference
 from flywheel_monitor.references.lookup import VersionRecords, find_version
-from flywheel_monitor.windows.span import whole_panes
+from flywheel_monitor.references.version import WatchedVersion
+from flywheel_monitor.windows.span import Span, whole_panes
+
+SEGMENTS_SHOWN = 100
 
 
 class ReportRecords(VersionRecords, CountedWindows, LabelledPredictions, Reports, Protocol):
@@ -35,20 +42,78 @@ async def find_report(
         if not version.reference.columns:
             raise NoReference(f"{version.name} has no reference to compare with: {version.reference.reason}.")
         policy = await existing_policy(records, version.model)
-        if start_us is None and end_us is None:
-            newest = await records.newest_report(version.id)
-            if newest is None:
-                raise NoPredictions(
-                    f"No window of {version.name} is closed yet: give start_time and end_time, or wait."
-                )
-            if not segment:
-                return newest
-            span = newest.span
-        else:
-            span = version.kept(pane_us).readable(whole_panes(start_us, end_us, pane_us))
+        if start_us is None and end_us is None and not segment:
+            return await _newest(records, version)
+        span = await _range(records, version, start_us, end_us, pane_us)
         window = await records.window(version, span, segment)
         quality = await records.quality(version.id, span, window, segment)
         late = await records.late(version.id, span) if not segment else 0
     if window.predictions == 0:
         raise NoPredictions(f"{version.name} served no predictions in this range.")
     return report_on(version, span, window, quality, policy, late)
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Histograms of a range; see `GetDistributionsResponse` of the API."""
+
+    model_version: str
+    span: Span
+    predictions: int
+    features: Sequence[Distribution]
+    scores: Distribution
+    segments: Sequence[str]
+
+
+async def find_distributions(
+    store: Store[ReportRecords],
+    name: str,
+    *,
+    start_us: int | None,
+    end_us: int | None,
+    segment: str,
+    pane_us: int,
+) -> Distributions:
+    """Histograms of a range, widened to whole panes, or of the newest judged window if both ends are None.
+    Raises UnknownModel, NoPredictions, InvalidTimeRange."""
+    async with store.reading() as records:
+        version = await find_version(records, name)
+        span = await _range(records, version, start_us, end_us, pane_us)
+        window = await records.window(version, span, segment)
+        segments = await records.segments(version, SEGMENTS_SHOWN)
+    if window.predictions == 0:
+        raise NoPredictions(f"{version.name} served no predictions in this range.")
+    first = version.first_window.counts if version.first_window else ()
+    return Distributions(
+        version.name,
+        span,
+        window.predictions,
+        [of_feature(bins, window.feature(bins)) for bins in version.layout.features],
+        of_scores(version.output, window.scores, first),
+        segments,
+    )
+
+
+async def find_reports(store: Store[ReportRecords], name: str, size: int, token: str) -> Page[Report]:
+    """The stored reports of a version, newest first. Raises UnknownModel, NoPredictions, InvalidPageToken."""
+    async with store.reading() as records:
+        version = await find_version(records, name)
+        return await records.reports(version.id, size, token)
+
+
+async def _range(
+    records: ReportRecords, version: WatchedVersion, start_us: int | None, end_us: int | None, pane_us: int
+) -> Span:
+    """The range in whole panes; the newest judged window if both ends are None."""
+    if start_us is None and end_us is None:
+        return (await _newest(records, version)).span
+    return version.kept(pane_us).readable(whole_panes(start_us, end_us, pane_us))
+
+
+async def _newest(records: ReportRecords, version: WatchedVersion) -> Report:
+    newest = await records.newest_report(version.id)
+    if newest is None:
+        raise NoPredictions(
+            f"No window of {version.name} is closed yet: give start_time and end_time, or wait."
+        )
+    return newest

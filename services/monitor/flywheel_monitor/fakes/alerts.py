@@ -8,11 +8,14 @@ from typing import Any
 
 from flywheel_common.clock import Clock
 from flywheel_common.paging import Page, cut, decode_token
+from flywheel_common.webhooks.webhook import Webhook
 from flywheel_monitor.alerts.alert import Alert
 from flywheel_monitor.alerts.drift_event import DriftAnnouncement
-from flywheel_monitor.alerts.errors import already_resolved, unknown_alert
+from flywheel_monitor.alerts.errors import already_resolved, unknown_alert, unknown_sink
 from flywheel_monitor.alerts.filter import AlertFilter
 from flywheel_monitor.alerts.lifecycle import AlertState, Kind
+from flywheel_monitor.alerts.notification import SinkFormat, body_of, event_id
+from flywheel_monitor.alerts.silence import Silence
 from flywheel_monitor.drift.features import FeatureDrift
 from flywheel_monitor.fakes.data import Data
 from flywheel_monitor.models.names import AlertName, ModelName
@@ -28,7 +31,42 @@ class MemoryAlerts:
     def _change(self, serial: int, **changes: Any) -> Alert:
         version_id, alert = self._data.alerts[serial]
         self._data.alerts[serial] = version_id, replace(alert, **changes)
+        if "state" in changes:
+            self._notify(self._data.alerts[serial][1])
         return self._data.alerts[serial][1]
+
+    def _notify(self, alert: Alert) -> None:
+        now = self._clock.now()
+        silences = (self._data.silences.get((alert.model, kind)) for kind in (None, alert.kind))
+        if any(silence is not None and silence.until > now for silence in silences):
+            return
+        for (project, name), sink in self._data.sinks.items():
+            if project == AlertName.parse(alert.name).project:
+                body = body_of(SinkFormat(sink.format), alert, now)
+                self._data.deliveries.setdefault((project, name, event_id(alert)), body)
+
+    async def put_sink(self, sink: Webhook) -> None:
+        self._data.sinks[sink.project, sink.id] = sink
+
+    async def sinks(self, project: str) -> list[Webhook]:
+        return [sink for (p, _), sink in sorted(self._data.sinks.items()) if p == project]
+
+    async def delete_sink(self, project: str, sink: str) -> None:
+        if self._data.sinks.pop((project, sink), None) is None:
+            raise unknown_sink(project, sink)
+        for key in [key for key in self._data.deliveries if key[:2] == (project, sink)]:
+            del self._data.deliveries[key]
+
+    async def put_silence(self, silence: Silence) -> None:
+        self._data.silences[silence.model, silence.kind] = silence
+
+    async def silences(self, project: str) -> list[Silence]:
+        found = [
+            s
+            for s in self._data.silences.values()
+            if ModelName.parse(s.model).project == project and s.until > self._clock.now()
+        ]
+        return sorted(found, key=lambda s: (s.model, s.kind or ""))
 
     def _resolve(self, serial: int, reason: str) -> Alert:
         return self._change(
@@ -77,6 +115,7 @@ class MemoryAlerts:
             opened_at=self._clock.now(),
         )
         self._data.alerts[len(self._data.alerts) + 1] = version.id, alert
+        self._notify(alert)
         return name
 
     async def confirm_alert(

@@ -7,9 +7,11 @@ from copy import copy
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 
+from flywheel_common.webhooks.webhook import Webhook
 from flywheel_monitor.alerts.alert import Alert
 from flywheel_monitor.alerts.drift_event import DriftAnnouncement
 from flywheel_monitor.alerts.lifecycle import Kind
+from flywheel_monitor.alerts.silence import Silence
 from flywheel_monitor.archive.queue import Segment
 from flywheel_monitor.evaluation.ports import Frontier
 from flywheel_monitor.evaluation.report import Report
@@ -110,6 +112,10 @@ class Data:
     verdicts: dict[tuple[int, Kind, Span], WindowVerdict] = field(default_factory=dict)
     alerts: dict[int, tuple[int, Alert]] = field(default_factory=dict)
     """Oldest first, each with the id of its version."""
+    sinks: dict[tuple[str, str], Webhook] = field(default_factory=dict)
+    silences: dict[tuple[str, Kind | None], Silence] = field(default_factory=dict)
+    deliveries: dict[tuple[str, str, str], bytes] = field(default_factory=dict)
+    """(project, sink, event id) → body, in order."""
     announced: dict[tuple[int, Kind, str, Span], DriftAnnouncement] = field(default_factory=dict)
     responses: dict[tuple[str, str, str], tuple[bytes, bytes]] = field(default_factory=dict)
     """(caller, method, request id) → (body, response)."""

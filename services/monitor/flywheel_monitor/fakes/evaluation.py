@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from flywheel_common.paging import Page, cut, decode_token
 from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.drift.verdict import Verdict
 from flywheel_monitor.evaluation.ports import Frontier
@@ -55,9 +56,17 @@ class MemoryReports:
             else replace(f, closed_until=max(f.closed_until, until_us))
         )
 
+    async def reports(self, version_id: int, size: int, token: str) -> Page[Report]:
+        query = repr(("reports", version_id))
+        after = decode_token(token, query=query)
+        mine = [r for (v, _), r in self._data.reports.items() if v == version_id and r.predictions > 0]
+        mine.sort(key=_order, reverse=True)
+        found = [r for r in mine if after is None or _order(r) < tuple(int(str(k)) for k in after)]
+        return cut(found[: size + 1], size, _order, query=query)
+
     async def newest_report(self, version_id: int) -> Report | None:
         mine = [r for (v, _), r in self._data.reports.items() if v == version_id and r.predictions > 0]
-        return max(mine, key=lambda r: (r.span.end_us, r.span.start_us), default=None)
+        return max(mine, key=_order, default=None)
 
     async def late_windows(self, version_id: int, window_us: int, limit: int) -> list[Span]:
         starts = [start for version, start in self._data.late_pending if version == version_id]
@@ -84,6 +93,10 @@ class MemoryReports:
     async def evaluated(self, project: str) -> int:
         models = self._data.models_of(project)
         return sum(self._data.versions[v].model_id in models for v, _ in self._data.reports)
+
+
+def _order(report: Report) -> tuple[int, int]:
+    return report.span.end_us, report.span.start_us
 
 
 def _by_model(reached: dict[tuple[int, int], int]) -> dict[int, dict[int, int]]:

@@ -227,6 +227,11 @@ class MemoryPredictions(MemoryVersions):
         mine = self._data.models_of(project)
         return max((time for (model, _), time in self._data.reached().items() if model in mine), default=None)
 
+    async def segments(self, version: WatchedVersion, limit: int) -> list[str]:
+        stored = [*self._data.predictions.values(), *(a for a, _ in self._data.pruned.values())]
+        found = {a.segment for a in stored if self._is_served(a, version.id, ALL_TIME, "")}
+        return sorted(found - {""})[:limit]
+
     async def prune(self, arrived_before: datetime) -> int:
         data = self._data
         old = [(key, a) for key, a in data.predictions.items() if a.arrived_at < arrived_before]

@@ -32,6 +32,11 @@ class MemoryStore:
         """The drift that was announced, in order."""
         return list(self._data.announced.values())
 
+    @property
+    def deliveries(self) -> dict[tuple[str, str, str], bytes]:
+        """(project, sink, event id) → body of what is sent to sinks, in order."""
+        return dict(self._data.deliveries)
+
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[MemoryRecords]:
         async with self._lock:

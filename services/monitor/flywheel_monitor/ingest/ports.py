@@ -82,6 +82,10 @@ class CountedWindows(Protocol):
         """Event time of the first and last served prediction; the start of its pane if it is deleted."""
         ...
 
+    async def segments(self, version: WatchedVersion, limit: int) -> list[str]:
+        """Segments with served predictions of the version, by name."""
+        ...
+
 
 class Retention(Protocol):
     """Deletes old predictions."""

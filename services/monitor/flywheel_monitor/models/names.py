@@ -1,4 +1,4 @@
-"""Resource names: models, versions, rollouts and alerts."""
+"""Resource names: models, versions, rollouts, alerts and alert sinks."""
 
 from __future__ import annotations
 
@@ -40,3 +40,10 @@ class AlertName(ResourceName):
     PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/alerts/{alert:any}")
     project: str
     alert: str
+
+
+@dataclass(frozen=True, slots=True)
+class AlertSinkName(ResourceName):
+    PATTERN: ClassVar[Pattern] = Pattern("projects/{project}/alertSinks/{sink}")
+    project: str
+    sink: str

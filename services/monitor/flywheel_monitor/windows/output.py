@@ -104,6 +104,14 @@ class Output:
         steps = np.rint(np.arcsinh((scores - self.center) / self.scale) * REAL_STEPS)
         return (np.clip(steps, -REAL_REACH, REAL_REACH) + REAL_REACH).astype(np.int64)
 
+    def edges(self) -> Floats:
+        """[bins - 1] right edges of all score bins but the last."""
+        if self.unit_interval:
+            return np.arange(1, SCORE_BINS) / SCORE_BINS
+        middle = np.arange(REAL_BINS - 1) + 0.5 - REAL_REACH
+        found: Floats = self.center + self.scale * np.sinh(middle / REAL_STEPS)
+        return found
+
     def placed(self, mean: float | None, stddev: float | None, scores: Floats) -> Output:
         """The output with bins around the reference's moments, else around these [n] first scores (median and
         interquartile range)."""

@@ -52,8 +52,8 @@ async def _evaluate_gate(
         model = await find_model(records, version.model)
         return evaluate_offline(model.gate_policy, metrics, champion.metrics if champion else None)
     findings = Findings()
-    if champion is None:
-        findings.add(True, f"{stage} without shadow or canary, {NO_CHAMPION}")
+    if stage is Stage.CANDIDATE and champion is None:
+        findings.add(True, f"{stage} without shadow, {NO_CHAMPION}")
     elif stage is Stage.CANDIDATE:
         shadow = await records.newest_evidence_of(version.model, version.number, "SHADOW")
         if shadow is not None and shadow.passed:
@@ -64,9 +64,8 @@ async def _evaluate_gate(
                 "shadow comparison with the champion, no passed shadow evidence: StartRollout gathers it",
             )
     else:
-        findings.add(
-            False, "canary comparison with the champion, no passed canary evidence: StartRollout gathers it"
-        )
+        needed = "canary comparison with the champion" if champion else "loaded by the gateways"
+        findings.add(False, f"{needed}, no passed evidence: StartRollout gathers it")
     return GateResult(findings.passed, findings.lines(), {})
 
 

@@ -13,7 +13,6 @@ from flywheel_common.clock import Clock
 from flywheel_registry.audit.journal import Journal
 from flywheel_registry.audit.reasons import require_reason
 from flywheel_registry.evidence.evidence import Evidence
-from flywheel_registry.gates.offline import NO_CHAMPION
 from flywheel_registry.gates.path import EVIDENCE_KINDS, evaluate_path
 from flywheel_registry.models.errors import InvalidMetric
 from flywheel_registry.models.lookups import find_model, find_version, lock_model
@@ -80,7 +79,7 @@ class Promotions:
         champion = await records.champion(name.parent)
         release = None
         if Stage.PRODUCTION in path:
-            release = await _release_to_serve(records, version, champion, override=override)
+            release = await _release_to_serve(records, version, override=override)
         await _refuse_during_rollout(records, version, path)
 
         model = await find_model(records, name.parent)
@@ -115,8 +114,6 @@ class Promotions:
         why = reason or f"{kind.lower()} gate passed"
         if not result.passed:
             why = f"override: {reason}"
-        elif champion is None and Stage.PRODUCTION in path:
-            why = f"{why} ({NO_CHAMPION})"
         action = "PROMOTE" if result.passed else "OVERRIDE"
         for stage in path:
             if stage is Stage.PRODUCTION and release is not None:
@@ -143,14 +140,12 @@ class Promotions:
         return await change_stage(records, journal, version, Stage.REJECTED, reason, action="REJECT")
 
 
-async def _release_to_serve(
-    records: RolloutRecords, version: ModelVersion, champion: ModelVersion | None, *, override: bool
-) -> Release:
-    """Return the version's newest release. Raises NoRelease, IllegalTransition when a rollout must decide."""
-    if champion is not None and not override:
+async def _release_to_serve(records: RolloutRecords, version: ModelVersion, *, override: bool) -> Release:
+    """Return the version's newest release. Raises NoRelease, IllegalTransition without an override."""
+    if not override:
         hint = (
-            f"{champion.name} is the champion: replace it by StartRollout, or promote with `override`, "
-            "a reason and a role that may override."
+            "A release serves by StartRollout, which waits until the gateways have loaded it. Promote with "
+            "`override`, a reason and a role that may override to do without."
         )
         raise illegal_transition(version.stage, Stage.PRODUCTION, version.name, hint=hint)
     release = await records.newest_release_of(version.model, version.number)

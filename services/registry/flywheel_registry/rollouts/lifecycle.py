@@ -107,7 +107,9 @@ class RolloutLifecycle:
         action: str = "ADVANCE",
     ) -> Rollout:
         """Move to the next step. A version that begins to answer callers becomes CANDIDATE."""
-        after = state_machine.advance(rollout.progress, rollout.policy)
+        after = state_machine.advance(
+            rollout.progress, rollout.policy, has_champion=rollout.champion is not None
+        )
         if after.state is not RolloutState.SHADOW:
             version = await self._challenger_version(records, rollout)
             if version.stage is Stage.STAGING:

@@ -1,4 +1,4 @@
-"""Starts a rollout, or promotes the first release of a model."""
+"""Starts a rollout."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from flywheel_registry.gates.offline import NO_CHAMPION
 from flywheel_registry.gates.path import newest_offline_proof
 from flywheel_registry.models.lookups import find_model, find_version, lock_model
 from flywheel_registry.models.names import VersionName
-from flywheel_registry.models.stage_changes import change_stage
 from flywheel_registry.models.version import ModelVersion
 from flywheel_registry.policies.rollout_policy import RolloutPolicy
 from flywheel_registry.policies.snapshot import policy_changes
@@ -22,8 +21,7 @@ from flywheel_registry.rollouts.errors import AlreadyServing, NotStaged, Rollout
 from flywheel_registry.rollouts.ports import RolloutRecords
 from flywheel_registry.rollouts.rollout import Rollout, RolloutStep
 from flywheel_registry.rollouts.routing import apply_routing
-from flywheel_registry.rollouts.state_machine import Progress, RolloutState
-from flywheel_registry.serving.champion import replace_champion
+from flywheel_registry.rollouts.state_machine import RolloutState
 from flywheel_registry.stages.transitions import Stage
 
 STARTABLE_STAGES = (Stage.STAGING, Stage.CANDIDATE, Stage.PRODUCTION)
@@ -49,8 +47,9 @@ class RolloutStart:
         *,
         override: bool = False,
     ) -> Rollout:
-        """Start a rollout, which waits for gateways to load it; without a champion, promote the release.
+        """Start a rollout, which waits until the gateways have loaded the release.
 
+        Without a champion there is nothing to compare with: the loaded release is promoted.
         The version must pass the offline gate against today's champion, unless `override`. A `policy` other
         than the model's, and an override, need a reason and are audited. Raises UnknownModel, UnknownRelease,
         RolloutActive, NotStaged, AlreadyServing, InvalidPolicy, GateFailed, ReasonRequired.
@@ -68,9 +67,9 @@ class RolloutStart:
             await journal.write("OVERRIDE_POLICY", release.name, reason=f"{why}: {changes}")
         proof = await self._offline_proof(records, journal, version, reason, override=override)
         champion = (await records.routing(model_name)).champion
-        if champion is None:
-            return await self._promote_first(records, journal, release, version, chosen, reason, proof)
         why = reason or "started"
+        if champion is None:
+            why = f"{reason}: {NO_CHAMPION}" if reason else NO_CHAMPION
         rollout = await records.add_rollout(
             Rollout(
                 model_name,
@@ -115,47 +114,6 @@ class RolloutStart:
         why = require_reason(reason, "An override")
         await journal.write("OVERRIDE", version.name, reason=f"{why}: {failed}", evidence=proof)
         return proof
-
-    async def _promote_first(
-        self,
-        records: RolloutRecords,
-        journal: Journal,
-        release: Release,
-        version: ModelVersion,
-        policy: RolloutPolicy,
-        reason: str,
-        proof: Evidence | None,
-    ) -> Rollout:
-        """Promote the first release of a model; the stored rollout is PROMOTED from the beginning."""
-        why = f"{reason}: {NO_CHAMPION}" if reason else NO_CHAMPION
-        progress = Progress(RolloutState.PROMOTED, 100.0)
-        step = RolloutStep(progress.state, 100.0, journal.at, why, proof.number if proof else None)
-        rollout = await records.add_rollout(
-            Rollout(
-                version.model,
-                release.number,
-                version.number,
-                progress=progress,
-                policy=policy,
-                reason=why,
-                history=(step,),
-                created_at=journal.at,
-                created_by=journal.actor,
-                ended_at=journal.at,
-            )
-        )
-        if version.stage is Stage.STAGING:
-            version = await change_stage(records, journal, version, Stage.CANDIDATE, why, evidence=proof)
-        await replace_champion(records, journal, release, version, why, evidence=proof)
-        await journal.write(
-            "START_ROLLOUT",
-            rollout.name,
-            to_state=progress.state,
-            reason=f"{release.name}: {why}",
-            evidence=proof,
-        )
-        await records.emit(rollout.changed(why), journal.at)
-        return rollout
 
 
 async def _check_startable(records: RolloutRecords, version: ModelVersion, release: Release) -> None:

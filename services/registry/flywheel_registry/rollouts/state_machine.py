@@ -2,6 +2,7 @@
 
     PENDING_LOAD → SHADOW → CANARY(5) → CANARY(20) → CANARY(100) → PROMOTED       (percents from the policy)
     PENDING_LOAD → CANARY(50) → PROMOTED | ROLLED_BACK                            (A/B test: by its verdict)
+    PENDING_LOAD → PROMOTED                                                       (no champion yet)
     SHADOW → REFUSED     CANARY → ROLLED_BACK     any active → ABORTED, EXPIRED     any active ⇄ PAUSED
 
 The rules that choose a transition from the evidence are in `loading` and `decision`.
@@ -56,12 +57,14 @@ class Progress:
         return self.state in ACTIVE_STATES
 
 
-def advance(progress: Progress, policy: RolloutPolicy) -> Progress:
+def advance(progress: Progress, policy: RolloutPolicy, *, has_champion: bool = True) -> Progress:
     """Return the next step: shadow, the next canary percent, or PROMOTED. Raises RolloutEnded.
 
-    An A/B test has no shadow and one split.
+    An A/B test has no shadow and one split. Without a champion a loaded release is promoted.
     """
     running = running_state(progress)
+    if not has_champion:
+        return Progress(RolloutState.PROMOTED, 100.0, progress.step + 1)
     if running is RolloutState.PENDING_LOAD and not policy.until_verdict:
         return Progress(RolloutState.SHADOW, 0.0, progress.step + 1)
     later = [p for p in policy.percents if p > progress.challenger_percent]

@@ -69,12 +69,12 @@ class ServingChange:
 async def load_serving_model(
     records: ServingRecords, name: str, digest: Digest, known: Mapping[int, str]
 ) -> ServingModel | None:
-    """Return the desired state of a model; None while nothing serves.
+    """Return the desired state of a model; None while nothing serves and no first release waits for gateways.
 
     `known` are digests of releases that need not be computed again: releases never change.
     """
     routing = await records.routing(name)
-    if routing.champion is None:
+    if routing.champion is None and routing.challenger is None:
         return None
 
     async def served(number: int | None) -> ServedRelease | None:

@@ -71,6 +71,7 @@ def run_to_proto(run: Run) -> pb.Run:
         error_message=run.error_message,
         job=run.job,
         lease=duration(timedelta(seconds=run.lease_seconds)),
+        parent_run=run.parent_run,
     )
 
 

@@ -33,6 +33,7 @@ from flywheel_trainer.api.convert_runs import (
     run_to_proto,
     run_update_from_proto,
 )
+from flywheel_trainer.api.trial_methods import TrialMethods
 from flywheel_trainer.encoding.specs import spec_of
 from flywheel_trainer.jobs.errors import InvalidSource
 from flywheel_trainer.jobs.job import FILTER_FIELDS as JOB_FIELDS
@@ -50,9 +51,10 @@ from flywheel_trainer.runs.filter_terms import parse_terms
 from flywheel_trainer.runs.run import Experiment, ExperimentName, RunName
 from flywheel_trainer.runs.search import parse_filter, parse_order
 from flywheel_trainer.runs.use_cases import Runs
+from flywheel_trainer.trials.use_cases import Trials
 
 
-class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
+class TrainerServicer(TrialMethods, trainer_pb2_grpc.TrainerServiceServicer):
     """flywheel.trainer.v1.TrainerService; `poll_seconds` is the interval of the Watch methods."""
 
     def __init__(
@@ -63,9 +65,11 @@ class TrainerServicer(trainer_pb2_grpc.TrainerServiceServicer):
         pipelines: Pipelines,
         policies: Policies,
         origins: Origins,
+        trials: Trials,
         *,
         poll_seconds: float,
     ) -> None:
+        self._trials = trials
         self._runs, self._jobs, self._pipelines, self._policies = runs, jobs, pipelines, policies
         self._sources, self._origins = sources, origins
         self._poll_seconds = poll_seconds

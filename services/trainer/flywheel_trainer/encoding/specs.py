@@ -7,7 +7,7 @@ default.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import Any
 
@@ -15,12 +15,16 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict, ParseError
 
 from flywheel_job.recipes.tabular.spec import Hyperparameters
+from flywheel_job.tuning.messages import settings_from_proto, settings_to_proto
 from flywheel_protos.trainer.v1 import trainer_pb2 as pb
-from flywheel_trainer.jobs.code import CodeRecipe
+from flywheel_trainer.encoding.score_specs import score_spec_from_proto, score_spec_to_proto
+from flywheel_trainer.jobs.code import CodeRecipe, ScheduleSegment
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.kinds import Spec
-from flywheel_trainer.jobs.limits import Limits
+from flywheel_trainer.jobs.limits import MAX_ATTEMPTS, Limits
+from flywheel_trainer.jobs.score_spec import ScoreSpec
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 from flywheel_trainer.runs.run import ExperimentName
 
 _DEFAULTS = Hyperparameters()
@@ -32,12 +36,26 @@ def spec_of(job: pb.Job) -> Spec:
     match job.WhichOneof("spec"):
         case "train":
             return train_spec_from_proto(job.train)
+        case "tune":
+            base = train_spec_from_proto(job.tune.base)
+            if not job.tune.base.limits.max_attempts:
+                base = replace(base, limits=replace(base.limits, max_attempts=MAX_ATTEMPTS))
+            return TuneSpec(base, settings_from_proto(job.tune.settings))
+        case "score":
+            return score_spec_from_proto(job.score, experiment_id(job.score.experiment))
         case _:
-            raise InvalidSpec("The job has no specification: set `train`.", field="job.train")
+            raise InvalidSpec(
+                "The job has no specification: set one field of `spec`, such as `train`.", field="job.train"
+            )
 
 
 def job_with_spec(spec: Spec, project: str) -> pb.Job:
     """A message with only the oneof set."""
+    if isinstance(spec, TuneSpec):
+        base, settings = train_spec_to_proto(spec.base, project), settings_to_proto(spec.settings)
+        return pb.Job(tune=pb.TuneSpec(base=base, settings=settings))
+    if isinstance(spec, ScoreSpec):
+        return pb.Job(score=score_spec_to_proto(spec, project))
     return pb.Job(train=train_spec_to_proto(spec, project))
 
 
@@ -151,6 +169,7 @@ def _code_from_proto(code: pb.CodeRecipe) -> CodeRecipe:
         environment=dict(code.environment),
         memory_bytes_per_worker=code.memory_bytes_per_worker,
         accelerator_type=code.accelerator_type,
+        schedule=tuple(ScheduleSegment(one.until_step, one.params_json or "{}") for one in code.schedule),
     )
 
 

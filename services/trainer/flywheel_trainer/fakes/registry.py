@@ -124,9 +124,8 @@ class MemoryRegistry:
 
         def start() -> tuple[str, str]:
             self._rollouts += 1
-            first = not self._production[model]
             self._production[model] = self._production[model] or release
-            return f"{model}/rollouts/{self._rollouts}", "PROMOTED" if first else "PENDING_LOAD"
+            return f"{model}/rollouts/{self._rollouts}", "PENDING_LOAD"
 
         return self._requests.once("start_rollout", request_id, body_of(model, release, reason), start)
 

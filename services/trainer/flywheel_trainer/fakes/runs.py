@@ -144,4 +144,6 @@ def _matches(run: Run, term: Term) -> bool:
     if term.field in ("params", "tags"):
         entries: Mapping[str, str] = getattr(run, term.field)
         return compare(entries.get(term.key), term.value)
+    if term.field == "parent_run":
+        return compare(run.parent_run.rpartition("/")[2], term.value)
     return compare(str(getattr(run, term.field)), term.value)

@@ -12,7 +12,7 @@ from flywheel_job.outcome import Outcome
 from flywheel_trainer.fakes.tracking import MemoryTracking
 from flywheel_trainer.jobs.attempt import Attempt, Watch, engine_id
 from flywheel_trainer.jobs.job import ENDED, JobName, JobState
-from flywheel_trainer.jobs.ports import ActiveJob
+from flywheel_trainer.jobs.ports import OF_TRIALS, ActiveJob
 from flywheel_trainer.runs.run import RunName, RunState
 
 
@@ -112,11 +112,19 @@ class MemorySupervision:
                 error_message=outcome.error_message,
                 ended_at=record.run.ended_at or now,
             )
+        self._tracking.end_trials(name, now)
         return True
 
     async def last_steps(self, run: RunName) -> Mapping[str, int]:
         record = self._tracking.runs.get(run)
-        return record.last_steps() if record else {}
+        steps = record.last_steps() if record else {}
+        below = [
+            step + 1
+            for one in self._tracking.runs.values()
+            if one.run.parent_run == str(run) and one.run.state is RunState.RUNNING
+            for step in one.last_steps().values()
+        ]
+        return steps | ({OF_TRIALS: sum(below)} if below else {})
 
     def _set_attempt(self, name: JobName, attempt: Attempt) -> None:
         active = self._tracking.jobs[name]

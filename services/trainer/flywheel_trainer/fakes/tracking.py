@@ -9,10 +9,12 @@ from datetime import datetime
 from typing import Any
 
 from flywheel_job.outcome import MetricPoint
+from flywheel_job.tuning.trial import Trial, TrialState
 from flywheel_trainer.fakes.requests import MemoryRequests
 from flywheel_trainer.jobs.job import ENDED, JobName
 from flywheel_trainer.jobs.ports import ActiveJob
 from flywheel_trainer.runs.errors import AttemptEnded, ForeignRun, RunEnded, UnknownExperiment, UnknownRun
+from flywheel_trainer.runs.lease import JOB_ENDED_FIRST
 from flywheel_trainer.runs.metric_points import LoggedPoints
 from flywheel_trainer.runs.run import Experiment, ExperimentName, Run, RunName, RunState
 
@@ -67,6 +69,7 @@ class MemoryTracking:
         self.experiments: dict[ExperimentName, Experiment] = {}
         self.runs: dict[RunName, RunRecord] = {}
         self.jobs: dict[JobName, ActiveJob] = {}
+        self.trials: dict[JobName, dict[int, Trial]] = {}
         self.closed_pipeline_runs: set[str] = set()
         """Names of pipeline runs that have ended or are to be cancelled."""
         self.supervisor_token = 0
@@ -85,16 +88,31 @@ class MemoryTracking:
 
     def has_active_job(self, run: RunName) -> bool:
         """Whether a job that has not ended writes the run."""
-        return any(a.job.run == run and a.job.state not in ENDED for a in self.jobs.values())
+        names = {str(run), self.runs[run].run.parent_run}
+        return any(str(a.job.run) in names and a.job.state not in ENDED for a in self.jobs.values())
 
     def check_attempt(self, attempt: str, run: RunName) -> int:
         """The number of the attempt. Raises AttemptEnded, ForeignRun."""
         for active in self.jobs.values():
             if active.attempt is not None and active.attempt.engine_id == attempt:
-                if active.job.run != run:
+                record = self.runs.get(run)
+                own = record is not None and str(active.job.run) in (str(run), record.run.parent_run)
+                if not own:
                     raise ForeignRun.of(attempt, run)
                 return active.attempt.number
         raise AttemptEnded.of(attempt)
+
+    def end_trials(self, name: JobName, now: datetime) -> None:
+        """End the trials of a job that has ended, and their runs."""
+        trials, parent = self.trials.get(name, {}), str(self.jobs[name].job.run)
+        for number, trial in trials.items():
+            if not trial.ended:
+                trials[number] = replace(trial, state=TrialState.CANCELLED, ended_at=now)
+        for record in self.runs.values():
+            if record.run.parent_run == parent and record.run.state is RunState.RUNNING:
+                record.run = replace(
+                    record.run, state=RunState.CANCELLED, error_message=JOB_ENDED_FIRST, ended_at=now
+                )
 
     def add_run(self, run: Run, now: datetime) -> Run:
         """Raises UnknownExperiment."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ from flywheel_trainer.jobs.errors import InvalidSpec
 BUILT_IN = "flywheel_job.recipes."
 MAX_PARAMS_BYTES = 256 * 1024
 MAX_PROVENANCE_BYTES = 256 * 1024
+MAX_SEGMENTS = 1000
 RESERVED = ("AWS_", "FLYWHEEL_", "RAY_")
 """Beginnings of the names of variables that the platform sets for a job."""
 
@@ -20,6 +22,19 @@ _FILE = re.compile(r"[\w./-]{1,500}\.py:[A-Za-z_]\w{0,200}")
 _BUILT_IN = re.compile(r"flywheel_job\.recipes\.[\w.]{1,200}:[A-Za-z_]\w{0,200}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,200}")
+
+
+@dataclass(frozen=True)
+class ScheduleSegment:
+    """Parameters up to a step."""
+
+    until_step: int
+    params_json: str = "{}"
+
+    @property
+    def params(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.params_json)
+        return found
 
 
 @dataclass(frozen=True)
@@ -38,6 +53,8 @@ class CodeRecipe:
     environment: Mapping[str, str] = field(default_factory=dict)
     memory_bytes_per_worker: int = 0
     accelerator_type: str = ""
+    schedule: tuple[ScheduleSegment, ...] = ()
+    """Parameters that change at a step; empty: none do."""
 
     @property
     def params(self) -> dict[str, Any]:
@@ -46,7 +63,10 @@ class CodeRecipe:
 
     @classmethod
     def from_json(cls, fields: Mapping[str, Any] | None) -> Self | None:
-        return cls(**fields) if fields else None
+        if not fields:
+            return None
+        schedule = tuple(ScheduleSegment(**one) for one in fields.get("schedule", ()))
+        return cls(**{**fields, "schedule": schedule})
 
 
 def check_code(code: CodeRecipe) -> None:
@@ -65,6 +85,11 @@ def check_code(code: CodeRecipe) -> None:
         raise _invalid("params_json", "must be a JSON object of at most 256 KiB")
     if len(code.training_sets) > 32 or not all(code.training_sets) or not all(code.training_sets.values()):
         raise _invalid("training_sets", "must be at most 32 training sets with names")
+    steps = [0, *(one.until_step for one in code.schedule)]
+    if len(steps) > MAX_SEGMENTS + 1 or any(a >= b for a, b in itertools.pairwise(steps)):
+        raise _invalid("schedule", f"must be at most {MAX_SEGMENTS} segments with ascending until_step")
+    if not all(_is_object(one.params_json) for one in code.schedule):
+        raise _invalid("schedule", "must have JSON objects of at most 256 KiB as params_json")
     if not 0 <= code.seed < 1 << 32:
         raise _invalid("seed", "must be below 2^32")
     size = sum(len(key.encode()) + len(value.encode()) for key, value in code.provenance.items())

@@ -168,3 +168,50 @@ class CancelledOnRequest(Cancelled):
 
     reason = "CANCELLED"
     remedy = "Submit it again if it is still needed."
+
+
+class UnknownRelease(NotFound):
+    """The registry does not know the release or model version that a SCORE job names."""
+
+    reason = "UNKNOWN_RELEASE"
+    remedy = "Name a release of the registry (`flywheel models show`)."
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        return cls(f"Release {name!r} does not exist.")
+
+
+class UnscorableRelease(FailedPrecondition):
+    """The version of the release has no model file, or no feature set and signature to score with."""
+
+    reason = "UNSCORABLE_RELEASE"
+    remedy = "Score with a release whose version has model.onnx, a signature and a feature set."
+
+
+class UnknownTable(NotFound):
+    """There is no Parquet file at the address of the table."""
+
+    reason = "UNKNOWN_TABLE"
+    remedy = "Write the table to the address first, or correct table_uri."
+
+
+class WrongTable(InvalidArgument):
+    """The table lacks a column, has no rows, or has a column that predictions cannot have; `column` is in the
+    metadata."""
+
+    reason = "WRONG_TABLE"
+    remedy = "Write the table with the columns that the message names."
+
+
+class NoPredictionCache(FailedPrecondition):
+    """The trainer has no address of the Redis from which the gateways read cached predictions."""
+
+    reason = "NO_PREDICTION_CACHE"
+    remedy = "Set cached_predictions_url of the trainer, or submit the job without cache_ttl."
+
+
+class FeaturesNotJoined(FailedPrecondition):
+    """The feature service could not join the features to the table; the message has its reason."""
+
+    reason = "FEATURES_NOT_JOINED"
+    remedy = "Correct the table or the views as the message says, and submit the job again."

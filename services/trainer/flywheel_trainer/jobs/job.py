@@ -45,7 +45,8 @@ class Job:
     """A job as the API shows it."""
 
     name: JobName
-    spec: TrainSpec
+    spec: Any
+    """A specification of `jobs.kinds`."""
     run: RunName
     kind: str = TrainSpec.KIND
     state: JobState = JobState.QUEUED

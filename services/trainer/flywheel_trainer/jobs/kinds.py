@@ -7,17 +7,21 @@ entry in `encoding.specs`.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
+from flywheel_common.errors import FlywheelError
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.job import Job
 from flywheel_trainer.jobs.limits import Limits
 from flywheel_trainer.jobs.resources import Request
+from flywheel_trainer.jobs.score_spec import ScoreSpec
 from flywheel_trainer.jobs.train_spec import TrainSpec
+from flywheel_trainer.jobs.tune_spec import TuneSpec
 
-Spec = TrainSpec
+Spec = TrainSpec | TuneSpec | ScoreSpec
 """The specifications of all kinds."""
+S_contra = TypeVar("S_contra", contravariant=True)
 
 
 @dataclass(frozen=True)
@@ -26,10 +30,35 @@ class Launch:
 
     files: Mapping[str, bytes]
     command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Variables of the attempt that other kinds do not get."""
 
 
-class Kind(Protocol):
-    """One kind of job.
+@dataclass(frozen=True)
+class Preparation:
+    """What an attempt needs before it can start: `details` for `launch` when it is complete, an `error` when
+    it never will be, else a `message` for people."""
+
+    details: Mapping[str, Any] | None = None
+    message: str = ""
+    error: FlywheelError | None = None
+
+
+@runtime_checkable
+class PreparedKind(Protocol):
+    """A kind whose attempts need work of other services before they start.
+
+    `prepare` is called before each launch, again and again until it is complete. It is idempotent, and starts
+    no work twice for one job. Raises Unavailable; then the job waits.
+    """
+
+    async def prepare(self, job: Job, details: Mapping[str, Any]) -> Preparation: ...
+
+
+class Kind(Protocol[S_contra]):
+    """One kind of job, with its specification.
+
+    Its methods get specifications of its own class.
 
     - `validate` checks a specification against its inputs and returns the details that `launch` needs, such
       as addresses of the inputs. Raises InvalidSpec and the errors of its peers.
@@ -40,11 +69,11 @@ class Kind(Protocol):
       returns None for a file that does not exist.
     """
 
-    async def validate(self, spec: Spec) -> Mapping[str, Any]: ...
+    async def validate(self, spec: S_contra) -> Mapping[str, Any]: ...
 
-    def request(self, spec: Spec) -> Request: ...
+    def request(self, spec: S_contra) -> Request: ...
 
-    def limits(self, spec: Spec) -> Limits: ...
+    def limits(self, spec: S_contra) -> Limits: ...
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch: ...
 
@@ -55,5 +84,5 @@ class Kind(Protocol):
     ) -> tuple[Outcome | None, Outcome | None]: ...
 
 
-Kinds = Mapping[str, Kind]
+Kinds = Mapping[str, Kind[Any]]
 """By name of the kind."""

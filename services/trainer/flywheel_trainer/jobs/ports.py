@@ -42,6 +42,10 @@ class JobStore(Protocol):
     async def request_cancel(self, name: JobName, request_id: str = "", body: bytes = b"") -> Job: ...
 
 
+OF_TRIALS = "(steps of running trials)"
+"""Entry of `last_steps` that is no metric."""
+
+
 @dataclass(frozen=True)
 class ActiveJob:
     """A job that has not ended, with what the supervisor needs of it."""
@@ -67,7 +71,9 @@ class Supervision(Protocol):
     - `end_attempt` ends an attempt without success; its job is QUEUED again.
     - `end` ends job, attempt and run together, and only if the job has not ended; it returns whether it did.
       Of each metric, points of earlier attempts remain up to the step at which the last attempt began.
-    - `last_steps` is the last step of every metric of a run.
+    - `last_steps` is the last step of every metric of a run; OF_TRIALS is the sum over the running trials
+      below it, if there are steps.
+    - `end` of a TUNE job also ends its running trials and their runs as CANCELLED.
     """
 
     async def active(self) -> Sequence[ActiveJob]: ...

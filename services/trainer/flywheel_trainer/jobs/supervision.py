@@ -28,7 +28,7 @@ from flywheel_trainer.jobs.engine import ENDED_ON_ENGINE, Engine, EngineJob, Eng
 from flywheel_trainer.jobs.errors import CancelledOnRequest, InfeasibleResources, JobLost, NotSupervisable
 from flywheel_trainer.jobs.files import attempt_key, log_prefix
 from flywheel_trainer.jobs.job import Job, JobName, JobState
-from flywheel_trainer.jobs.kinds import Kinds
+from flywheel_trainer.jobs.kinds import Kinds, PreparedKind
 from flywheel_trainer.jobs.logs import StoredLogs
 from flywheel_trainer.jobs.ports import ActiveJob, Supervision
 from flywheel_trainer.jobs.resources import Node, Quota
@@ -168,17 +168,26 @@ class Supervisor:
 
     async def _launch(self, active: ActiveJob, attempt: Attempt) -> None:
         """Start an attempt on the engine; repeated until the engine has accepted it."""
-        job = active.job
-        launch = self._kinds[job.kind].launch(job, active.details, attempt.number)
+        job, kind = active.job, self._kinds[active.job.kind]
+        details = active.details
+        if isinstance(kind, PreparedKind):
+            prepared = await kind.prepare(job, active.details)
+            if prepared.error is not None:
+                await self._end(job, JobState.FAILED, storable(Outcome.failed(prepared.error)))
+                return
+            if prepared.details is None:
+                await self._store.set_waiting(job.name, _plain(prepared.message))
+                return
+            details = prepared.details
+        launch = kind.launch(job, details, attempt.number)
         for file, data in launch.files.items():
             await self._objects.put(attempt_key(job.name, attempt.number, file), data)
         logs = f"s3://{self._rules.bucket}/{log_prefix(job.name, DRIVER)}"
         wrapper = (self._rules.python, "-m", LAUNCHER, logs, str(attempt.number), "--")
         command = f"exec {shlex.join((*wrapper, *launch.command))}"
         try:
-            await self._engine.submit(
-                attempt.engine_id, command, self._rules.environment_of(attempt.engine_id)
-            )
+            environment = {**self._rules.environment_of(attempt.engine_id), **launch.environment}
+            await self._engine.submit(attempt.engine_id, command, environment)
         except EngineRefused as error:
             await self._end(job, JobState.FAILED, Outcome.failed(error))
             return

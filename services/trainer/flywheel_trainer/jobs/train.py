@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flywheel_job.artifacts import ARTIFACTS
-from flywheel_job.launch import Column, DataSet, LaunchSpec, Resources, Source
+from flywheel_job.launch import Column, DataSet, LaunchSpec, Resources, Segment, Source
 from flywheel_job.outcome import Outcome
 from flywheel_job.recipes.tabular.spec import CHECK, EXPORT, TRAIN, TabularSpec, WarmStart
 from flywheel_trainer.jobs.code import CodeRecipe
@@ -94,7 +94,16 @@ class TrainKind:
         return spec.limits
 
     def launch(self, job: Job, details: Mapping[str, Any], attempt: int) -> Launch:
-        spec = LaunchSpec(
+        spec = self.launch_spec(job, job.spec, details, attempt)
+        return Launch({SPEC: spec.to_json()}, self.command(job, attempt, DRIVER))
+
+    def command(self, job: Job, attempt: int, driver: str) -> tuple[str, ...]:
+        """The command line of an attempt; `driver` is its module."""
+        return self._settings.python, "-m", driver, self._uri(job, attempt, SPEC)
+
+    def launch_spec(self, job: Job, spec: TrainSpec, details: Mapping[str, Any], attempt: int) -> LaunchSpec:
+        """What an attempt of `job` runs to train `spec`."""
+        return LaunchSpec(
             job=str(job.name),
             run=str(job.run),
             attempt=attempt,
@@ -104,15 +113,9 @@ class TrainKind:
             checkpoint_uri=f"s3://{self._settings.bucket}/{checkpoint_prefix(job.name)}",
             log_uri=f"s3://{self._settings.bucket}/{log_prefix(job.name, '').rstrip('/')}",
             trainer_address=self._settings.metrics_address,
-            workers=job.spec.workers,
-            **(
-                self._tabular(job.spec, details)
-                if job.spec.code is None
-                else self._code(job.spec, job.spec.code, details)
-            ),
+            workers=spec.workers,
+            **(self._tabular(spec, details) if spec.code is None else self._code(spec, spec.code, details)),
         )
-        command = (self._settings.python, "-m", DRIVER, self._uri(job, attempt, SPEC))
-        return Launch({SPEC: spec.to_json()}, command)
 
     def _tabular(self, spec: TrainSpec, details: Mapping[str, Any]) -> dict[str, Any]:
         """The fields of a LaunchSpec for the tabular recipe."""
@@ -163,24 +166,26 @@ class TrainKind:
             ),
             "seed": code.seed,
             "provenance": dict(code.provenance),
+            "schedule": tuple(Segment(one.until_step, one.params) for one in code.schedule),
         }
 
     def _uri(self, job: Job, attempt: int, file: str) -> str:
         return f"s3://{self._settings.bucket}/{attempt_key(job.name, attempt, file)}"
 
     def progress(self, job: Job, steps: Mapping[str, int]) -> Mapping[str, Any]:
-        if job.spec.code is not None:
+        spec = job.spec
+        if spec.code is not None:
             return {"done": max(steps.values(), default=0), "total": 0, "unit": "step"}
-        total = job.spec.hyperparameters.epochs
+        total = spec.hyperparameters.epochs
         return {"done": steps.get("train_loss", 0), "total": total, "unit": "epoch"}
 
     async def conclude(
         self, read: Callable[[str], Awaitable[bytes | None]]
     ) -> tuple[Outcome | None, Outcome | None]:
-        return _outcome(await read(OUTCOME)), _outcome(await read(FAILURE))
+        return outcome_of(await read(OUTCOME)), outcome_of(await read(FAILURE))
 
 
-def _outcome(data: bytes | None) -> Outcome | None:
+def outcome_of(data: bytes | None) -> Outcome | None:
     try:
         return None if data is None else Outcome.from_json(data)
     except ValueError:

@@ -19,6 +19,8 @@ MAX_GAP = timedelta(seconds=20)
 """Time between two checks after which this process counts as having been away."""
 LOST_MESSAGE = "no heartbeat within its lease"
 """`error_message` of a run whose lease has expired."""
+JOB_ENDED_FIRST = "the job ended before the trial"
+"""`error_message` of the run of a trial whose job has ended."""
 
 
 def has_expired(heartbeat: datetime, lease_seconds: float, now: datetime, not_before: datetime) -> bool:

@@ -67,6 +67,8 @@ class Run:
     started_at: datetime | None = None
     ended_at: datetime | None = None
     error_message: str = ""
+    parent_run: str = ""
+    """Name of the run of the TUNE job whose trial this run is, or empty."""
 
 
 @dataclass(frozen=True)

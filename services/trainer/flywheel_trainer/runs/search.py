@@ -23,7 +23,8 @@ class Order:
 
 def parse_filter(text: str) -> tuple[Term, ...]:
     """Parse `experiment=a AND params.lr=0.1 AND metrics.auc>0.7`. Raises InvalidFilter."""
-    return parse_terms(text, {"experiment": (), "state": tuple(RunState)}, ("params", "tags", METRICS))
+    fields = {"experiment": (), "state": tuple(RunState), "parent_run": ()}
+    return parse_terms(text, fields, ("params", "tags", METRICS))
 
 
 def parse_order(text: str) -> Order | None:

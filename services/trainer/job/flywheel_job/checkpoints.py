@@ -53,8 +53,18 @@ class Restored:
 class Checkpoints:
     """Saves and restores the state of one job. All methods are collective: every rank calls them together."""
 
-    def __init__(self, store: fs.FileSystem, uri: str, *, rank: int, world: int, attempt: int) -> None:
-        self._store, self._uri = store, uri.rstrip("/")
+    def __init__(
+        self,
+        store: fs.FileSystem,
+        uri: str,
+        *,
+        rank: int,
+        world: int,
+        attempt: int,
+        initial_uri: str = "",
+    ) -> None:
+        """While there is no checkpoint under `uri`, that under `initial_uri` is restored."""
+        self._store, self._uri, self._initial_uri = store, uri.rstrip("/"), initial_uri.rstrip("/")
         self._rank, self._world, self._attempt = rank, world, attempt
 
     def save(
@@ -89,7 +99,7 @@ class Checkpoints:
                 "files": sizes,
             }
             objects.write(self._store, f"{prefix}/{MARKER}", json.dumps(marker).encode())
-            self._delete(self._complete()[:-KEPT])
+            self._delete(self._complete(self._uri)[:-KEPT])
         _barrier()
 
     def restore(
@@ -128,9 +138,14 @@ class Checkpoints:
         positions = {name: [one["positions"][name] for one in saved] for name in names}
         return Restored(marker["step"], marker["values"]), positions
 
+    def newest_step(self) -> int:
+        """The step of the newest complete checkpoint of this job; 0: there is none."""
+        complete = self._complete(self._uri)
+        return int(complete[-1].rpartition("/")[2].partition("-")[0]) if complete else 0
+
     def _newest(self) -> tuple[str, dict[str, Any]] | None:
         """Prefix and marker of the newest complete checkpoint. Incomplete older attempts are deleted."""
-        complete = self._complete()
+        complete = self._complete(self._uri)
         self._delete(
             [
                 prefix
@@ -138,6 +153,8 @@ class Checkpoints:
                 if prefix not in complete and int(prefix.rpartition("-")[2]) < self._attempt
             ]
         )
+        if not complete and self._initial_uri:
+            complete = self._complete(self._initial_uri)
         if not complete:
             return None
         return complete[-1], json.loads(objects.read(self._store, f"{complete[-1]}/{MARKER}"))
@@ -149,12 +166,12 @@ class Checkpoints:
         }
         return [f"{self._uri}/{folder}" for folder in sorted(folders)]
 
-    def _complete(self) -> list[str]:
+    def _complete(self, uri: str) -> list[str]:
         """Prefixes with a marker, oldest first."""
-        bucket = self._uri.removesuffix(objects.path_of(self._uri))
+        bucket = uri.removesuffix(objects.path_of(uri))
         return [
             bucket + path.removesuffix(f"/{MARKER}")
-            for path in objects.files_under(self._store, self._uri, f"/{MARKER}")
+            for path in objects.files_under(self._store, uri, f"/{MARKER}")
         ]
 
     def _delete(self, prefixes: list[str]) -> None:

@@ -35,6 +35,10 @@ from flywheel_job.signature import Signature
 P = TypeVar("P")
 
 
+class SegmentEnded(BaseException):
+    """Ends the call of the function at the end of a segment; no Exception, so that code does not catch it."""
+
+
 class Context:
     """One rank's view of a job.
 
@@ -51,7 +55,10 @@ class Context:
         world_size: int = 1,
         device: torch.device | None = None,
         stop: threading.Event | None = None,
+        until_step: int = 0,
     ) -> None:
+        """`until_step` is the last step of the segment of the schedule that this call belongs to; 0: none."""
+        self._until_step = until_step
         self.spec, self.store = spec, store
         self.rank, self.world_size = rank, world_size
         self.device = device or torch.device("cpu")
@@ -64,7 +71,12 @@ class Context:
         self._shards: dict[str, Shard] = {}
         self._positions: dict[str, list[Any]] = {}
         self._checkpoints = Checkpoints(
-            store, spec.checkpoint_uri, rank=rank, world=world_size, attempt=spec.attempt
+            store,
+            spec.checkpoint_uri,
+            rank=rank,
+            world=world_size,
+            attempt=spec.attempt,
+            initial_uri=spec.initial_checkpoint_uri,
         )
 
     def parse_params(self, kind: type[P]) -> P:
@@ -135,10 +147,13 @@ class Context:
         """Save a checkpoint of the model, the optimizer, further state and the data positions.
 
         `state` has objects with `state_dict`, tensors, and JSON values that are equal on all ranks. A
-        checkpoint is complete or absent; the newest two are kept.
+        checkpoint is complete or absent; the newest two are kept. In a job with a schedule, the call of the
+        function ends here at the end of a segment.
         """
         positions = {name: [shard.rank, shard.position()] for name, shard in self._shards.items()}
         self._checkpoints.save(step, model, optimizer, state, positions)
+        if 0 < self._until_step <= step:
+            raise SegmentEnded
 
     def restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, **state: Any

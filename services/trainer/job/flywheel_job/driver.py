@@ -17,7 +17,7 @@ from flywheel_common.errors import FlywheelError
 from flywheel_job import objects
 from flywheel_job.errors import TrainingFailed, WorkerLost
 from flywheel_job.job_logs.storing import output_copied_to, stored_log
-from flywheel_job.launch import LaunchSpec
+from flywheel_job.launch import LaunchSpec, Resources
 from flywheel_job.outcome import Outcome
 
 LOST_WORKER = frozenset(
@@ -45,7 +45,7 @@ def run(spec: LaunchSpec, store: fs.FileSystem, group: Group | None = None) -> i
     undo the success.
     """
     try:
-        outcome = _run(spec, store, group or run_on_ray)
+        outcome = execute(spec, store, group or run_on_ray)
     except Exception as error:  # noqa: BLE001 - the outcome contains every failure
         traceback.print_exc()
         failure = Outcome.failed(failure_of(error))
@@ -55,7 +55,8 @@ def run(spec: LaunchSpec, store: fs.FileSystem, group: Group | None = None) -> i
     return 0
 
 
-def _run(spec: LaunchSpec, store: fs.FileSystem, group: Group) -> Outcome:
+def execute(spec: LaunchSpec, store: fs.FileSystem, group: Group) -> Outcome:
+    """Check, train and export; returns the outcome of a success."""
     from flywheel_job.worker import call
 
     if spec.check:
@@ -81,7 +82,6 @@ def _run(spec: LaunchSpec, store: fs.FileSystem, group: Group) -> Outcome:
 def run_on_ray(spec: LaunchSpec) -> None:
     """Run a group of workers, which Ray places together or not at all."""
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    import ray
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -91,11 +91,7 @@ def run_on_ray(spec: LaunchSpec) -> None:
         per_worker["GPU"] = needed.gpus
     if needed.memory_bytes:
         per_worker["memory"] = needed.memory_bytes
-    ray.init(
-        log_to_driver=True,
-        logging_level="warning",
-        runtime_env={"env_vars": dict(needed.environment)} if needed.environment else None,
-    )
+    connect(needed)
     with tempfile.TemporaryDirectory(prefix="flywheel-train-") as folder:
         TorchTrainer(
             run_rank,
@@ -109,6 +105,18 @@ def run_on_ray(spec: LaunchSpec) -> None:
             ),
             run_config=RunConfig(name=spec.job.rsplit("/", 1)[-1], storage_path=folder),
         ).fit()
+
+
+def connect(needed: Resources) -> None:
+    """Connect this process to the cluster, unless it is one of its workers; workers get the variables."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(
+            log_to_driver=True,
+            logging_level="warning",
+            runtime_env={"env_vars": dict(needed.environment)} if needed.environment else None,
+        )
 
 
 def run_rank(config: dict[str, str]) -> None:

@@ -121,3 +121,59 @@ class MissingPackage(FailedPrecondition):
 
     reason = "MISSING_PACKAGE"
     remedy = "Use an environment with the package; recipes need flywheel-job[estimators]."
+
+
+class UnusableTable(FailedPrecondition):
+    """The table of a SCORE job, joined with its features, does not fit the model; the message names why."""
+
+    reason = "UNUSABLE_TABLE"
+    remedy = "Correct the column that the message names, or score with a release of the table's feature set."
+
+
+class UnusableModel(FailedPrecondition):
+    """ONNX Runtime cannot load or run the model of a SCORE job, or its files are damaged."""
+
+    reason = "UNUSABLE_MODEL"
+    remedy = "Register a version whose model.onnx runs with the tensors of its signature."
+
+
+class CacheUnavailable(FailedPrecondition):
+    """The Redis of the gateways did not take the predictions of a SCORE job, which are complete on S3."""
+
+    reason = "CACHE_UNAVAILABLE"
+    remedy = "Restore Redis, or correct cached_predictions_url of the trainer, and submit the job again."
+
+
+class SegmentNotReached(FailedPrecondition):
+    """The training code returned before it had saved a checkpoint at the last step of a segment."""
+
+    reason = "SEGMENT_NOT_REACHED"
+    remedy = "Let the code train for as many steps as the schedule has, and save checkpoints with `ctx.save`."
+
+
+class TrialStopped(FailedPrecondition):
+    """Early stopping has ended this trial: others were better at the same step."""
+
+    reason = "TRIAL_STOPPED"
+    remedy = "Nothing is wrong; raise min_steps or the reduction_factor if trials end too early."
+
+
+class UnknownMetric(FailedPrecondition):
+    """The training code does not log a metric that the TUNE job compares trials by."""
+
+    reason = "UNKNOWN_METRIC"
+    remedy = "Name one of the metrics that the message lists, or log the metric with `ctx.log`."
+
+
+class TooManyFailedTrials(FailedPrecondition):
+    """As many trials of the TUNE job failed as max_failed_trials permits; the message has the last error."""
+
+    reason = "TOO_MANY_FAILED_TRIALS"
+    remedy = "Correct the training code or the search space, or raise max_failed_trials."
+
+
+class NoSuccessfulTrial(FailedPrecondition):
+    """All trials of the TUNE job have ended and none succeeded."""
+
+    reason = "NO_SUCCESSFUL_TRIAL"
+    remedy = "Correct the training code or the search space as the errors of the trials say."

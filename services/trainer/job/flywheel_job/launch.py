@@ -63,6 +63,25 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class Segment:
+    """Parameters up to a step; the segment ends with the first checkpoint at or after it."""
+
+    until_step: int
+    params: Mapping[str, Any] = field(default_factory=dict)
+    """Added to the parameters of the job."""
+
+
+@dataclass(frozen=True)
+class TrialGate:
+    """Where a trial of a TUNE job asks, at each value of a metric, whether it goes on."""
+
+    actor: str
+    """Name of the Ray actor."""
+    trial: int
+    metric: str
+
+
+@dataclass(frozen=True)
 class LaunchSpec:
     """All settings of a job except the credentials of the object store, which come from the environment."""
 
@@ -96,6 +115,12 @@ class LaunchSpec:
     provenance: Mapping[str, str] = field(default_factory=dict)
     """What the submitter recorded: commit, digest of uncommitted changes, digest of the requirements lock."""
 
+    schedule: tuple[Segment, ...] = ()
+    """The function is called once for each segment; empty: one call without an end."""
+    initial_checkpoint_uri: str = ""
+    """`s3://bucket/prefix` of the checkpoints from which a job without checkpoints of its own starts."""
+    gate: TrialGate | None = None
+
     @property
     def result_uri(self) -> str:
         """Object in which rank 0 of this attempt leaves its result for the driver."""
@@ -110,4 +135,6 @@ class LaunchSpec:
         raw["source"] = Source(**raw["source"]) if raw.get("source") else None
         raw["data"] = {name: DataSet.from_json(one) for name, one in raw.get("data", {}).items()}
         raw["resources"] = Resources(**raw.get("resources", {}))
+        raw["schedule"] = tuple(Segment(**one) for one in raw.get("schedule", ()))
+        raw["gate"] = TrialGate(**raw["gate"]) if raw.get("gate") else None
         return cls(**raw)

@@ -24,9 +24,12 @@ from pyarrow import fs
 
 from flywheel_common.errors import FlywheelError
 from flywheel_job import objects
-from flywheel_job.context import Context
-from flywheel_job.launch import LaunchSpec
-from flywheel_job.outcome import Outcome
+from flywheel_job.checkpoints import Checkpoints
+from flywheel_job.context import Context, SegmentEnded
+from flywheel_job.early_stopping import GatedReporter
+from flywheel_job.errors import SegmentNotReached
+from flywheel_job.launch import LaunchSpec, Segment
+from flywheel_job.outcome import Artifact, Outcome
 from flywheel_job.provenance import code_version, environment
 from flywheel_job.reporting import MetricReporter
 from flywheel_job.source.archive import unpack
@@ -60,23 +63,67 @@ def call(
     Raises a FlywheelError with a reason; exceptions of the user's code become TrainingFailed.
     """
     used = device or torch.device("cpu")
-    seed_generators(spec.seed)
-    address = spec.trainer_address if rank == 0 else ""
-    with source_folder(spec, store) as root, MetricReporter(address, spec.run) as reporter:
+    artifacts: dict[str, Artifact] = {}
+    notes: dict[str, str] = {}
+    with source_folder(spec, store) as root, _reporter(spec, rank) as reporter:
         function = load_function(name, root)
-        ctx = Context(spec, store, reporter, rank=rank, world_size=world_size, device=used, stop=stop)
-        call_user_code(function, ctx)
+        for segment in _segments(name, spec, store):
+            seed_generators(spec.seed)
+            part = replace(spec, params={**spec.params, **segment.params})
+            ctx = Context(
+                part,
+                store,
+                reporter,
+                rank=rank,
+                world_size=world_size,
+                device=used,
+                stop=stop,
+                until_step=segment.until_step,
+            )
+            call_segment(function, ctx, segment)
+            artifacts |= {one.name: one for one in ctx.artifacts}
+            notes |= ctx.notes
         points = tuple(reporter.points)
     return Outcome(
         succeeded=True,
-        artifacts=tuple(ctx.artifacts),
+        artifacts=tuple(artifacts.values()),
         points=points,
         params={key: str(value) for key, value in spec.params.items() if value not in ("", None)}
         | {"workers": str(world_size)}
-        | ctx.notes,
+        | notes,
         code_version=code_version(spec),
         environment=environment(used),
     )
+
+
+def _reporter(spec: LaunchSpec, rank: int) -> MetricReporter:
+    if rank != 0:
+        return MetricReporter("", spec.run)
+    if spec.gate is not None:
+        return GatedReporter(spec.trainer_address, spec.run, spec.gate)
+    return MetricReporter(spec.trainer_address, spec.run)
+
+
+def _segments(name: str, spec: LaunchSpec, store: fs.FileSystem) -> list[Segment]:
+    """The calls of a function: one for each segment of the schedule that no checkpoint has passed."""
+    if not spec.schedule:
+        return [Segment(0)]
+    if name != spec.function:  # check and export
+        return [Segment(0, spec.schedule[-1].params)]
+    done = Checkpoints(store, spec.checkpoint_uri, rank=0, world=1, attempt=spec.attempt).newest_step()
+    return [one for one in spec.schedule if one.until_step > done]
+
+
+def call_segment(function: Callable[[Any], Any], ctx: Context, segment: Segment) -> None:
+    """Call the function until the end of the segment. Raises SegmentNotReached if it returns before."""
+    try:
+        call_user_code(function, ctx)
+    except SegmentEnded:
+        return
+    if segment.until_step:
+        raise SegmentNotReached(
+            f"The function returned before it saved a checkpoint at step {segment.until_step} or later."
+        )
 
 
 def call_user_code(function: Callable[[Any], Any], ctx: Context) -> None:

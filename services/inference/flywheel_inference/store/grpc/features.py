@@ -13,8 +13,8 @@ import numpy.typing as npt
 from flywheel_common import columns
 from flywheel_common.errors import Internal
 from flywheel_common.grpc.channel import from_rpc_error
+from flywheel_common.scoring.feature_block import NOT_YET_VALID, STALE, FeatureBlock, FeatureColumn
 from flywheel_inference.encoding.typed_columns import table
-from flywheel_inference.models.feature_block import NOT_YET_VALID, STALE, FeatureBlock, FeatureColumn
 from flywheel_inference.releases.release import FeatureSetContract, FieldSpec
 from flywheel_protos.feature.v1 import definitions_pb2, feature_pb2_grpc
 from flywheel_protos.feature.v1 import feature_pb2 as pb

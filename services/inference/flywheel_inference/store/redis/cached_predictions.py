@@ -1,38 +1,17 @@
-"""Cached batch predictions in Redis.
-
-Key `prediction:{model resource name}:{entity keys}`; `requests.joined_keys` joins the entity keys. Value,
-little-endian: int64 microseconds since 1970 UTC at which it was computed, the 8 bytes of
-`OutputSpec.fingerprint`, then the calibrated values as float64: one for BINARY and REGRESSION, one per class
-or element else. A gateway ignores a value whose fingerprint is not that of the release.
-"""
+"""Cached batch predictions in Redis, as `flywheel_common.scoring.cached_prediction` encodes them."""
 
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
-from math import isfinite
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from flywheel_common.deadline import left_seconds
+from flywheel_common.scoring.cached_prediction import CachedPrediction, decode, key_of
 from flywheel_inference.batching.batcher import Batcher, Entry, Expired
-from flywheel_inference.fallback.choice import CachedPrediction
 from flywheel_inference.fallback.circuit_breaker import CircuitBreaker
-
-_HEAD = struct.Struct("<q8s")
-
-
-def key_of(model: str, keys: str) -> str:
-    """The Redis key of a prediction."""
-    return f"prediction:{model}:{keys}"
-
-
-def encode(prediction: CachedPrediction) -> bytes:
-    """The Redis value of a prediction."""
-    head = _HEAD.pack(prediction.scored_at_micros, prediction.output)
-    return head + struct.pack(f"<{len(prediction.values)}d", *prediction.values)
 
 
 class RedisCachedPredictions:
@@ -85,12 +64,4 @@ class RedisCachedPredictions:
             self._breaker.failed(time.monotonic())
             return [None] * len(entries)
         self._breaker.succeeded()
-        return [_decoded(value) for value in values]
-
-
-def _decoded(value: object) -> CachedPrediction | None:
-    if not isinstance(value, bytes) or len(value) <= _HEAD.size or (len(value) - _HEAD.size) % 8:
-        return None
-    scored_at, output = _HEAD.unpack_from(value)
-    values = struct.unpack_from(f"<{(len(value) - _HEAD.size) // 8}d", value, _HEAD.size)
-    return CachedPrediction(values, scored_at, output) if all(map(isfinite, values)) else None
+        return [decode(value) for value in values]

@@ -13,6 +13,9 @@ from tritonclient.grpc import service_pb2_grpc
 
 from flywheel_common.arrays import Array
 from flywheel_common.errors import FlywheelError, NotFound
+from flywheel_common.scoring.errors import WrongShape
+from flywheel_common.scoring.input_tensors import Tensors
+from flywheel_common.scoring.output_values import output_values
 from flywheel_common.signature import OutputSpec
 from flywheel_common.tensors import packed_texts
 from flywheel_inference.models.errors import (
@@ -20,10 +23,7 @@ from flywheel_inference.models.errors import (
     ModelRefused,
     ModelServerDown,
     ModelTimeout,
-    WrongShape,
 )
-from flywheel_inference.models.input_tensors import Tensors
-from flywheel_inference.models.output_values import output_values
 from flywheel_inference.models.triton_config import DIGEST
 
 _TYPES = {"|b1": "BOOL", "<i8": "INT64", "<f4": "FP32", "<f8": "FP64", "|O": "BYTES"}

@@ -11,11 +11,15 @@ from flywheel_common.kafka import topics
 from flywheel_common.kafka.outbox import enqueue
 from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.pool import Connection
+from flywheel_common.webhooks import rows
+from flywheel_common.webhooks.webhook import Webhook
 from flywheel_monitor.alerts.alert import Alert
 from flywheel_monitor.alerts.drift_event import DriftAnnouncement, drift_detected
-from flywheel_monitor.alerts.errors import already_resolved, unknown_alert
+from flywheel_monitor.alerts.errors import already_resolved, unknown_alert, unknown_sink
 from flywheel_monitor.alerts.filter import AlertFilter
 from flywheel_monitor.alerts.lifecycle import AlertState, Kind
+from flywheel_monitor.alerts.notification import SinkFormat, body_of, event_id
+from flywheel_monitor.alerts.silence import Silence
 from flywheel_monitor.drift.features import FeatureDrift, feature_from_json
 from flywheel_monitor.models.names import AlertName, ModelName
 from flywheel_monitor.references.version import WatchedVersion
@@ -38,7 +42,7 @@ WHERE model_version_id = $1 AND kind = $2 AND state <> 3
 """
 _END = """
 UPDATE alert SET state = 3, resolved_at = clock_timestamp(), resolved_reason = $3
-WHERE model_version_id = $1 AND kind = $2 AND state <> 3
+WHERE model_version_id = $1 AND kind = $2 AND state <> 3 RETURNING project, id
 """
 _RETIRE = """
 UPDATE alert a SET state = 3, resolved_at = clock_timestamp(),
@@ -47,7 +51,7 @@ WHERE a.state <> 3 AND a.model_version_id = $1
   AND (SELECT count(*) FROM (
       SELECT FROM variant t JOIN prediction p ON p.variant_id = t.id
       WHERE t.model_version_id = $1 AND t.role <> 3 AND p.event_time >= $2 LIMIT $3
-  ) served) < $3
+  ) served) < $3 RETURNING a.project, a.id
 """
 _ANNOUNCE = """
 INSERT INTO announcement (model_version_id, kind, reference_hash, start_us, end_us)
@@ -55,10 +59,13 @@ INSERT INTO announcement (model_version_id, kind, reference_hash, start_us, end_
 ON CONFLICT DO NOTHING RETURNING true
 """
 _GET = _COLUMNS + "WHERE a.project = $1 AND a.id = $2"
-_ACKNOWLEDGE = "UPDATE alert SET state = 2, acknowledged_by = $3 WHERE project = $1 AND id = $2 AND state = 1"
+_ACKNOWLEDGE = """
+UPDATE alert SET state = 2, acknowledged_by = $3 WHERE project = $1 AND id = $2 AND state = 1
+RETURNING project, id
+"""
 _RESOLVE = """
 UPDATE alert SET state = 3, resolved_at = clock_timestamp(), resolved_reason = $3 WHERE project = $1
-    AND id = $2 AND state <> 3
+    AND id = $2 AND state <> 3 RETURNING project, id
 """
 _LIST = (
     _COLUMNS
@@ -68,6 +75,20 @@ WHERE a.project = $1 AND ($2::bigint IS NULL OR a.serial < $2) AND ($3 = '' OR a
 """
 )
 _OPEN_COUNTS = "SELECT model, kind, count(*) AS n FROM alert WHERE state <> 3 GROUP BY model, kind"
+
+_NOT_SILENCED = """
+SELECT clock_timestamp() WHERE NOT EXISTS (
+    SELECT FROM alert_silence WHERE model = $1 AND kind IN ('', $2) AND until > clock_timestamp()
+)
+"""
+_PUT_SILENCE = """
+INSERT INTO alert_silence (project, model, kind, until, reason, created_by) VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (model, kind) DO UPDATE
+    SET until = excluded.until, reason = excluded.reason, created_by = excluded.created_by
+"""
+_SILENCES = """
+SELECT * FROM alert_silence WHERE project = $1 AND until > clock_timestamp() ORDER BY model, kind
+"""
 
 
 class AlertRows:
@@ -101,7 +122,9 @@ class AlertRows:
             _features(features),
             reason,
         )
-        return str(AlertName(project, alert_id))
+        name = AlertName(project, alert_id)
+        await self._notify([{"project": project, "id": alert_id}])
+        return str(name)
 
     async def confirm_alert(
         self, version_id: int, kind: Kind, span: Span, features: Sequence[FeatureDrift], reason: str
@@ -109,10 +132,10 @@ class AlertRows:
         await self._conn.execute(_CONFIRM, version_id, kind.value, span.end_us, _features(features), reason)
 
     async def end_alert(self, version_id: int, kind: Kind, reason: str) -> None:
-        await self._conn.execute(_END, version_id, kind.value, reason)
+        await self._notify(await self._conn.fetch(_END, version_id, kind.value, reason))
 
     async def retire_alerts(self, version_id: int, silent_since_us: int) -> None:
-        await self._conn.execute(_RETIRE, version_id, silent_since_us, SUPPORT)
+        await self._notify(await self._conn.fetch(_RETIRE, version_id, silent_since_us, SUPPORT))
 
     async def announce(self, drift: DriftAnnouncement) -> bool:
         window = (drift.span.start_us, drift.span.end_us)
@@ -131,7 +154,7 @@ class AlertRows:
     async def alerts(self, project: str, wanted: AlertFilter, size: int, token: str) -> Page[Alert]:
         query = repr((project, wanted))
         key = decode_token(token, query=query)
-        rows = await self._conn.fetch(
+        found = await self._conn.fetch(
             _LIST,
             project,
             key[0] if key else None,
@@ -140,19 +163,55 @@ class AlertRows:
             wanted.kind or "",
             size + 1,
         )
-        page = cut(rows, size, lambda r: [r["serial"]], query=query)
+        page = cut(found, size, lambda r: [r["serial"]], query=query)
         return Page([_alert(r) for r in page.items], page.next_page_token)
 
     async def acknowledge_alert(self, name: AlertName, by: str) -> Alert:
-        await self._conn.execute(_ACKNOWLEDGE, name.project, name.alert, by)
+        await self._notify(await self._conn.fetch(_ACKNOWLEDGE, name.project, name.alert, by))
         alert = await self.alert(name)
         if alert.state == AlertState.RESOLVED:
             raise already_resolved(name)
         return alert
 
     async def resolve_alert(self, name: AlertName, reason: str) -> Alert:
-        await self._conn.execute(_RESOLVE, name.project, name.alert, reason)
+        await self._notify(await self._conn.fetch(_RESOLVE, name.project, name.alert, reason))
         return await self.alert(name)
+
+    async def _notify(self, changed: Sequence[Mapping[str, Any]]) -> None:
+        """Store what is to be sent about these alerts."""
+        for row in changed:
+            sinks = await rows.webhooks(self._conn, row["project"])
+            if not sinks:
+                continue
+            alert = await self.alert(AlertName(row["project"], row["id"]))
+            now = await self._conn.fetchval(_NOT_SILENCED, alert.model, alert.kind.value)
+            for sink in sinks if now is not None else ():
+                body = body_of(SinkFormat(sink.format), alert, now)
+                await rows.enqueue_delivery(self._conn, sink, event_id(alert), body)
+
+    async def put_sink(self, sink: Webhook) -> None:
+        await rows.put_webhook(self._conn, sink)
+
+    async def sinks(self, project: str) -> list[Webhook]:
+        return await rows.webhooks(self._conn, project)
+
+    async def delete_sink(self, project: str, sink: str) -> None:
+        if not await rows.delete_webhook(self._conn, project, sink):
+            raise unknown_sink(project, sink)
+
+    async def put_silence(self, silence: Silence) -> None:
+        await self._conn.execute(
+            _PUT_SILENCE,
+            ModelName.parse(silence.model).project,
+            silence.model,
+            silence.kind or "",
+            silence.until,
+            silence.reason,
+            silence.created_by,
+        )
+
+    async def silences(self, project: str) -> list[Silence]:
+        return [_silence(row) for row in await self._conn.fetch(_SILENCES, project)]
 
     async def open_alerts(self) -> dict[tuple[str, str], int]:
         return {(r["model"], r["kind"]): r["n"] for r in await self._conn.fetch(_OPEN_COUNTS)}
@@ -178,3 +237,8 @@ def _alert(row: Mapping[str, Any]) -> Alert:
         acknowledged_by=row["acknowledged_by"],
         resolved_reason=row["resolved_reason"],
     )
+
+
+def _silence(row: Mapping[str, Any]) -> Silence:
+    kind = Kind(row["kind"]) if row["kind"] else None
+    return Silence(row["model"], kind, row["until"], row["reason"], row["created_by"])

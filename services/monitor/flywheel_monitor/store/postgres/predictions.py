@@ -30,6 +30,20 @@ _FIRST = """
 SELECT min(event_time) FROM prediction WHERE variant_id = ANY($1::integer[])
     AND event_time >= $2 AND event_time < $3 AND ($4 = '' OR segment = $4)
 """
+# One index lookup per variant and segment, not a scan of all panes.
+_SEGMENTS = """
+WITH RECURSIVE found (segment) AS (
+    SELECT ''
+    UNION ALL
+    SELECT (
+        SELECT min(after.segment) FROM unnest($1::integer[]) AS v (id), LATERAL (
+            SELECT p.segment FROM pane p WHERE p.variant_id = v.id AND p.segment > found.segment
+            ORDER BY p.segment LIMIT 1
+        ) after
+    ) FROM found WHERE found.segment IS NOT NULL
+)
+SELECT segment FROM found WHERE segment <> '' LIMIT $2
+"""
 _LAST = _FIRST.replace("min", "max")
 _PRUNE = """
 WITH old AS (
@@ -105,6 +119,10 @@ class PredictionRows:
             await self._exact(_FIRST, variants, min(lows), segment),
             await self._exact(_LAST, variants, max(highs), segment),
         )
+
+    async def segments(self, version: WatchedVersion, limit: int) -> list[str]:
+        rows = await self._conn.fetch(_SEGMENTS, await self._served_variants(version.id), limit)
+        return [row["segment"] for row in rows]
 
     async def _exact(self, statement: str, variants: list[int], pane: tuple[int, int], segment: str) -> int:
         """The first or last event time in a pane (start, width), or its start if its rows are deleted."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from flywheel_common.paging import Page, cut, decode_token
 from flywheel_common.postgres.pool import Connection
 from flywheel_monitor.alerts.lifecycle import Kind
 from flywheel_monitor.drift.verdict import Verdict
@@ -34,6 +35,11 @@ INSERT INTO window_report (model_version_id, start_us, end_us, predictions, labe
 ON CONFLICT (model_version_id, end_us, start_us) DO UPDATE
     SET predictions = excluded.predictions, labelled = excluded.labelled,
     report = excluded.report, revision = window_report.revision + 1, evaluated_at = now()
+"""
+_REPORTS = """
+SELECT report, end_us, start_us FROM window_report WHERE model_version_id = $1 AND predictions > 0
+    AND ($2::bigint IS NULL OR (end_us, start_us) < ($2, $3::bigint))
+    ORDER BY end_us DESC, start_us DESC LIMIT $4
 """
 _PUT_VERDICT = """
 INSERT INTO window_verdict (model_version_id, kind, start_us, end_us, verdict, reason)
@@ -128,6 +134,13 @@ class ReportRows:
 
     async def close(self, version_id: int, until_us: int, *, labels: bool) -> None:
         await self._conn.execute(_LABEL_CLOSE if labels else _CLOSE, version_id, until_us)
+
+    async def reports(self, version_id: int, size: int, token: str) -> Page[Report]:
+        query = repr(("reports", version_id))
+        key = decode_token(token, query=query) or [None, None]
+        rows = await self._conn.fetch(_REPORTS, version_id, key[0], key[1], size + 1)
+        page = cut(rows, size, lambda r: [r["end_us"], r["start_us"]], query=query)
+        return Page([Report.from_json(json.loads(r["report"])) for r in page.items], page.next_page_token)
 
     async def newest_report(self, version_id: int) -> Report | None:
         stored = await self._conn.fetchval(_NEWEST, version_id)

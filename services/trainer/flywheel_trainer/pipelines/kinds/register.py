@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.pipelines.artifacts import version_fields
 from flywheel_trainer.pipelines.errors import UnsupportedModel
 from flywheel_trainer.pipelines.kinds.names import check_model
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
@@ -42,21 +42,14 @@ class RegisterStep:
         training_set = step.spec.get("training_set") or found.training_set
         feature_set = (await self._feature.get(training_set)).feature_set if training_set else ""
         metrics: dict[str, float] = dict(step.spec.get("metrics") or found.metrics)
-        golden = found.report["golden"]
         version = await self._registry.create_version(
             step.spec["model"],
-            {
+            version_fields(found.report, found.artifacts)
+            | {
                 "training_run": step.spec["run"],
-                "framework": found.report["framework"],
                 "metrics": metrics,
                 "feature_set": feature_set,
                 "training_dataset": training_set,
-                "inputs": found.report["inputs"],
-                "artifacts": [(a.name, a.size_bytes, a.sha256) for a in found.artifacts.values()],
-                "golden_rows": golden["row_count"],
-                "golden_inputs": base64.b64decode(golden["inputs"]),
-                "golden_scores": base64.b64decode(golden["scores"]),
-                "parent_version": found.report.get("warm_started_from", ""),
                 "cause_alert": step.run.cause_alert,
                 "pipeline_run": str(step.run.name),
             },

@@ -34,8 +34,8 @@ _GET_EXPERIMENT = "SELECT * FROM experiment WHERE project = $1 AND id = $2"
 _LIST_EXPERIMENTS = "SELECT * FROM experiment WHERE project = $1 AND id > $2 ORDER BY id LIMIT $3"
 _INSERT_RUN = """
 INSERT INTO run (id, project, experiment, state, params, tags, artifacts, code_version, environment,
-    training_set, job, lease_seconds, heartbeat_at, started_at)
-VALUES ($1, $2, $3, 'RUNNING', $4, $5, $6, $7, $8, $9, $10, $11, $12, $12)
+    training_set, job, lease_seconds, heartbeat_at, started_at, parent_run)
+VALUES ($1, $2, $3, 'RUNNING', $4, $5, $6, $7, $8, $9, $10, $11, $12, $12, $13)
 """
 _SELECT_RUN = """
 SELECT r.*, coalesce(
@@ -100,13 +100,17 @@ WHERE id = $1 AND state IN ('RUNNING', 'LOST')
 _EXPIRE = """
 UPDATE run SET state = 'LOST', ended_at = $1, error_message = $3
 WHERE state = 'RUNNING' AND greatest(heartbeat_at, $2) + lease_seconds * interval '1 second' < $1
-    AND NOT EXISTS (SELECT FROM job WHERE job.run_id = run.id AND job.state IN ('QUEUED', 'RUNNING'))
+    AND NOT EXISTS (
+        SELECT FROM job WHERE job.run_id IN (run.id, run.parent_run) AND job.state IN ('QUEUED', 'RUNNING')
+    )
 RETURNING 'projects/' || project || '/runs/' || id
 """
 
 _ATTEMPT = """
-SELECT a.ended_at IS NULL AS active, a.number, job.run_id FROM attempt a JOIN job ON job.id = a.job_id
-WHERE a.engine_id = $1 FOR SHARE OF a
+SELECT a.ended_at IS NULL AS active, a.number, EXISTS (
+    SELECT FROM run WHERE run.id = $2 AND run.project = job.project AND job.run_id IN (run.id, run.parent_run)
+) AS own
+FROM attempt a JOIN job ON job.id = a.job_id WHERE a.engine_id = $1 FOR SHARE OF a
 """
 
 
@@ -126,6 +130,7 @@ async def insert_run(conn: Connection, run: Run, now: datetime) -> None:
         run.job,
         run.lease_seconds,
         now,
+        run.parent_run.rpartition("/")[2],
     )
 
 
@@ -222,7 +227,7 @@ class PostgresRuns:
         self, name: RunName, points: Sequence[MetricPoint], now: datetime, attempt: str = ""
     ) -> LoggedPoints:
         async with transaction(self._pool) as conn:
-            number = await _check_attempt(conn, attempt, name) if attempt else 0
+            number = await check_attempt(conn, attempt, name) if attempt else 0
             if not await conn.fetchval(_HEARTBEAT, name.run, name.project, now):
                 raise await _not_running(conn, name)
             return await _insert_points(conn, name.run, points, number)
@@ -264,12 +269,12 @@ class PostgresRuns:
             return [row[0] for row in await conn.fetch(_EXPIRE, now, not_before, LOST_MESSAGE)]
 
 
-async def _check_attempt(conn: Connection, attempt: str, name: RunName) -> int:
+async def check_attempt(conn: Connection, attempt: str, name: RunName) -> int:
     """The number of the attempt. The lock lets no point of an attempt be stored after its end."""
-    row = await conn.fetchrow(_ATTEMPT, attempt)
+    row = await conn.fetchrow(_ATTEMPT, attempt, name.run)
     if row is None or not row["active"]:
         raise AttemptEnded.of(attempt)
-    if row["run_id"] != name.run:
+    if not row["own"]:
         raise ForeignRun.of(attempt, name)
     return int(row["number"])
 
@@ -328,4 +333,5 @@ def _run(row: Any) -> Run:
         started_at=row["started_at"],
         ended_at=row["ended_at"],
         error_message=row["error_message"],
+        parent_run=str(RunName(row["project"], row["parent_run"])) if row["parent_run"] else "",
     )

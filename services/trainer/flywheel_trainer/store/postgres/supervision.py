@@ -12,7 +12,8 @@ from flywheel_common.postgres.pool import Connection, Pool, connection, transact
 from flywheel_job.outcome import Outcome
 from flywheel_trainer.jobs.attempt import Attempt, Watch, engine_id
 from flywheel_trainer.jobs.job import ENDED, JobName, JobState
-from flywheel_trainer.jobs.ports import ActiveJob
+from flywheel_trainer.jobs.ports import OF_TRIALS, ActiveJob
+from flywheel_trainer.runs.lease import JOB_ENDED_FIRST
 from flywheel_trainer.runs.run import RunName, RunState
 from flywheel_trainer.store.postgres.jobs import SELECT_JOB, job_of
 from flywheel_trainer.store.postgres.runs import end_run_with_outcome
@@ -58,7 +59,19 @@ _END = """
 UPDATE job SET state = $2, error_reason = $3, error_message = $4, ended_at = $5
 WHERE id = $1 AND state IN ('QUEUED', 'RUNNING') RETURNING run_id
 """
-_STEPS = "SELECT key, step FROM run_metric WHERE run_id = $1"
+_END_TRIALS = """
+UPDATE trial SET state = 'CANCELLED', ended_at = $2 WHERE job_id = $1 AND state = 'RUNNING'
+"""
+_END_TRIAL_RUNS = """
+UPDATE run SET state = 'CANCELLED', error_message = $2, ended_at = $3
+WHERE parent_run = $1 AND state = 'RUNNING'
+"""
+_STEPS = """
+SELECT key, step FROM run_metric WHERE run_id = $1
+UNION ALL
+SELECT $2, sum(m.step + 1)::bigint FROM run r JOIN run_metric m ON m.run_id = r.id
+WHERE r.parent_run = $1 AND r.state = 'RUNNING' HAVING count(*) > 0
+"""
 
 
 class PostgresSupervision:
@@ -138,8 +151,10 @@ class PostgresSupervision:
                 _END_ATTEMPT, name.job, None, now, outcome.error_reason, outcome.error_message
             )
             await end_run_with_outcome(conn, run_id, outcome, RunState(state), now, number or 0)
+            await conn.execute(_END_TRIALS, name.job, now)
+            await conn.execute(_END_TRIAL_RUNS, run_id, JOB_ENDED_FIRST, now)
             return True
 
     async def last_steps(self, run: RunName) -> Mapping[str, int]:
         async with connection(self._pool) as conn:
-            return {row["key"]: row["step"] for row in await conn.fetch(_STEPS, run.run)}
+            return {row["key"]: row["step"] for row in await conn.fetch(_STEPS, run.run, OF_TRIALS)}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flywheel_inference.releases.calibration import Identity, Isotonic, Platt, Temperature
+from flywheel_common.scoring.calibration import Identity, Isotonic, Platt, Temperature
 
 
 def test_platt_is_the_logistic_of_a_scaled_logit() -> None:

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flywheel_common.scoring.feature_block import FeatureBlock, FeatureColumn, concatenate_blocks
+from flywheel_common.scoring.input_tensors import MissingFeature, TensorBuilder
 from flywheel_common.signature import InputSpec, Signature, TensorSpec, problems
-from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn, concatenate_blocks
-from flywheel_inference.models.input_tensors import MissingFeature, TensorBuilder
 from flywheel_protos.types.v1 import value_pb2 as t
 
 

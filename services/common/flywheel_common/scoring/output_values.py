@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flywheel_common.arrays import Array
+from flywheel_common.scoring.errors import WrongShape
 from flywheel_common.signature import OutputKind, OutputSpec
-from flywheel_inference.models.errors import WrongShape
 
 
 def row_shapes(output: OutputSpec) -> list[tuple[int, ...]]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flywheel_common.arrays import Array, Mask
-from flywheel_inference.models.feature_block import (
+from flywheel_common.scoring.feature_block import (
     NOT_FOUND,
     NOT_YET_VALID,
     NULL,
@@ -18,7 +18,7 @@ from flywheel_inference.models.feature_block import (
     FeatureBlock,
     FeatureColumn,
 )
-from flywheel_inference.releases.feature_policy import DEFAULT, FAIL, FeaturePolicy
+from flywheel_common.scoring.feature_policy import DEFAULT, FAIL, FeaturePolicy
 
 
 class Treated(NamedTuple):

@@ -7,7 +7,8 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from flywheel_inference.requests.request import joined_keys, subject_of
+from flywheel_common.scoring.cached_prediction import joined_keys
+from flywheel_inference.requests.request import subject_of
 
 SEPARATORS = st.text(alphabet="|\\,:ab1", max_size=4)
 VALUES: dict[str, st.SearchStrategy[Any]] = {

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from flywheel_common.arrays import Array, Mask
+from flywheel_common.scoring.feature_block import FeatureBlock, FeatureColumn
 from flywheel_common.signature import BOOL, FLOAT32, FLOAT64, INT64, STRING, Signature, TensorSpec
-from flywheel_inference.models.feature_block import FeatureBlock, FeatureColumn
 
 UNKNOWN_CATEGORY = -1
 _DTYPES: dict[int, np.dtype[Any]] = {

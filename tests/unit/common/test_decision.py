@@ -9,8 +9,8 @@ from typing import cast
 import numpy as np
 import pytest
 
+from flywheel_common.scoring.decision import decisions, scores
 from flywheel_common.signature import OutputKind
-from flywheel_inference.releases.decision import decisions, scores
 from flywheel_inference.requests.request import PredictCall, thresholds_of
 from tests.support.builders.inference import LOG_SPEC, log_request
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from flywheel_inference.models.feature_block import (
+from flywheel_common.scoring.feature_block import (
     NOT_FOUND,
     NOT_YET_VALID,
     NULL,
@@ -13,8 +13,8 @@ from flywheel_inference.models.feature_block import (
     FeatureBlock,
     FeatureColumn,
 )
-from flywheel_inference.models.treated_features import treat
-from flywheel_inference.releases.feature_policy import ALLOW, DEFAULT, FAIL, FeaturePolicy
+from flywheel_common.scoring.feature_policy import ALLOW, DEFAULT, FAIL, FeaturePolicy
+from flywheel_common.scoring.treated_features import treat
 from flywheel_protos.types.v1 import value_pb2 as t
 
 STATUSES = [PRESENT, NULL, NOT_FOUND, STALE, NOT_YET_VALID]

@@ -1,0 +1,1 @@
+"""Batch inference: predictions of a release for every row of a table."""

@@ -1,0 +1,175 @@
+"""The functions of a SCORE job: `check` before the ranks start, `score` on every rank, `finish` after them.
+
+Rank r of n scores the partitions r, r + n, … of the table that no attempt has finished. `finish` commits the
+predictions, and then gives them to the gateways.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+
+import pyarrow as pa
+
+from flywheel_common.scoring.rules import ScoringRules, scoring_rules
+from flywheel_job import objects
+from flywheel_job.artifacts import MODEL
+from flywheel_job.batch_scoring.cache import PredictionCache
+from flywheel_job.batch_scoring.model import ReleaseModel
+from flywheel_job.batch_scoring.output import Output
+from flywheel_job.batch_scoring.partitions import Partition, batches_of, partitions_of, schema_of
+from flywheel_job.batch_scoring.predictions import prediction_schema, predictions
+from flywheel_job.batch_scoring.prefetch import prefetched
+from flywheel_job.batch_scoring.spec import (
+    CACHE_URL,
+    REPORT,
+    ROWS,
+    ROWS_CACHED,
+    ROWS_DONE,
+    ROWS_RESUMED,
+    ROWS_TOTAL,
+    ScoringParams,
+)
+from flywheel_job.context import Context
+from flywheel_job.errors import CacheUnavailable, UnusableModel, UnusableTable
+from flywheel_protos.registry.v1 import model_pb2
+
+FILL_ROWS = 20_000
+
+
+class Scoring:
+    """One rank's view of a SCORE job."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx, self._store = ctx, ctx.store
+        self.params = ctx.parse_params(ScoringParams)
+        self.output = Output(ctx.store, self.params.predictions_uri)
+        self.partitions = partitions_of(ctx.store, ctx.data_set(ROWS).uri, self.params.partition_rows)
+
+    @cached_property
+    def rules(self) -> ScoringRules:
+        """What the release says. Raises UnusableModel."""
+        content = self._content(self.params.release_uri, self.params.release_sha256)
+        message = model_pb2.ServingRelease.FromString(content)
+        try:
+            return scoring_rules(message.release, message.model_version.signature)
+        except ValueError as error:
+            raise UnusableModel(f"{self.params.release} cannot be scored with: {error}.") from error
+
+    @property
+    def rows(self) -> int:
+        return sum(partition.rows for partition in self.partitions)
+
+    def check(self) -> None:
+        """Raises UnusableTable for a table without rows or with missing columns."""
+        if not self.partitions:
+            raise UnusableTable("The table has no rows.")
+        has = set(schema_of(self._store, self.partitions[0]).names)
+        needed = [*self.params.carried, *(one.name for one in self.rules.signature.inputs)]
+        missing = [name for name in needed if name not in has]
+        if missing:
+            raise UnusableTable(f"The table with its features has no column {missing[0]!r}.")
+
+    @contextmanager
+    def model(self) -> Iterator[ReleaseModel]:
+        """The model, whose files are in a folder of their own meanwhile."""
+        with tempfile.TemporaryDirectory(prefix="flywheel-score-") as folder:
+            for file in self.params.files:
+                path = Path(folder, file.name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self._content(file.uri, file.sha256))
+            threads = max(1, int(self._ctx.spec.resources.cpus))
+            yield ReleaseModel(self.rules, str(Path(folder, MODEL)), threads=threads)
+
+    def score_partition(self, model: ReleaseModel, partition: Partition) -> None:
+        stored = schema_of(self._store, partition)
+        columns = [one.name for one in self.rules.signature.inputs]
+        columns += [name for name in (*self.params.carried, *self.rules.segment_keys) if name in stored.names]
+        schema = prediction_schema(
+            self.rules.signature.output, [stored.field(name) for name in self.params.carried]
+        )
+        read = batches_of(self._store, partition, list(dict.fromkeys(columns)), model.batch_rows)
+        # Reading, scoring and writing overlap: their libraries release the interpreter's lock.
+        with (
+            prefetched(read) as batches,
+            prefetched(self._scored(model, schema, one) for one in batches) as scored,
+        ):
+            self.output.write(partition, schema, scored)
+
+    def _scored(self, model: ReleaseModel, schema: pa.Schema, batch: pa.RecordBatch) -> pa.RecordBatch:
+        return predictions(self.rules.signature.output, schema, batch, model.answers(batch))
+
+    def _content(self, uri: str, sha256: str) -> bytes:
+        content = objects.read(self._store, uri)
+        if hashlib.sha256(content).hexdigest() != sha256:
+            raise UnusableModel(f"The bytes at {uri} do not have the digest {sha256}.")
+        return content
+
+
+def check(ctx: Context) -> None:
+    """Refuses a job that cannot succeed, before any worker starts."""
+    scoring = Scoring(ctx)
+    scoring.check()
+    if scoring.params.cache_ttl_seconds and not os.environ.get(CACHE_URL):
+        raise CacheUnavailable("The job has no address of the Redis of the gateways.")
+
+
+def score(ctx: Context) -> None:
+    """Scores the partitions of this rank that are not finished."""
+    scoring = Scoring(ctx)
+    ctx.note("predictions_uri", scoring.params.predictions_uri)
+    ctx.log({ROWS_TOTAL: scoring.rows}, scoring.rows)
+    if scoring.output.committed() is not None:
+        return
+    finished = set(scoring.output.finished())
+    done = sum(one.rows for one in scoring.partitions if one.number in finished)
+    ctx.log({ROWS_RESUMED: done}, done)
+    own = scoring.partitions[ctx.rank :: ctx.world_size]
+    with scoring.model() as model:
+        for partition in own:
+            if partition.number in finished:
+                continue
+            scoring.score_partition(model, partition)
+            others = set(scoring.output.finished()) if ctx.world_size > 1 else finished
+            finished = finished | others | {partition.number}
+            done = sum(one.rows for one in scoring.partitions if one.number in finished)
+            ctx.log({ROWS_DONE: done}, done)
+
+
+def finish(ctx: Context) -> None:
+    """Commits the predictions, and fills the cache of the gateways from them."""
+    scoring = Scoring(ctx)
+    params = scoring.params
+    summary = {
+        "release": params.release,
+        "join_keys": params.join_keys,
+        "predictions_uri": params.predictions_uri,
+    }
+    content = scoring.output.committed() or scoring.output.commit(scoring.partitions, summary)
+    scoring.output.remove_temporary()
+    report = dict(content)
+    if params.cache_ttl_seconds:
+        report["cached_rows"] = _fill_cache(ctx, scoring, content["files"])
+    ctx.artifact(REPORT, json.dumps(report, sort_keys=True).encode())
+
+
+def _fill_cache(ctx: Context, scoring: Scoring, files: list[str]) -> int:
+    params = scoring.params
+    output = scoring.rules.signature.output
+    cache = PredictionCache(os.environ[CACHE_URL], params.model, output, params.cache_ttl_seconds)
+    filled = 0
+    try:
+        columns = cache.columns(params.join_keys)
+        for file in files:
+            for batch in scoring.output.batches(file, columns, FILL_ROWS):
+                filled += cache.fill(params.join_keys, batch)
+            ctx.log({ROWS_CACHED: filled}, filled)
+    finally:
+        cache.close()
+    return filled

@@ -1,0 +1,1 @@
+"""Tuning: the search over hyperparameters of a TUNE job, and its trials."""
