@@ -15,10 +15,13 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.json_format import MessageToDict, ParseDict
 from google.protobuf.struct_pb2 import Struct, Value
 
+from flywheel.connection import Connection
 from flywheel.definitions import load_module
 from flywheel.errors import PipelineError
+from flywheel.score_job import ScoreJob, score_spec
 from flywheel.source_archive import SourceArchive
 from flywheel.train_job import TrainJob, pack_job, train_spec
+from flywheel.tune_job import TuneJob, settings_message
 from flywheel_protos.feature.v1 import training_set_pb2
 from flywheel_protos.registry.v1 import model_pb2
 from flywheel_protos.trainer.v1 import pipeline_graph_pb2 as pb
@@ -82,6 +85,8 @@ class Step:
     """A step of the graph; `step["metrics.auc"]` is an output."""
 
     id: str
+    run_output: str = "run"
+    """The output with the run whose model can be registered."""
 
     def __getitem__(self, output: str) -> Output:
         return Output(self.id, output)
@@ -150,30 +155,37 @@ class PipelineBuilder:
         `data` is a training set, or several by the names for `ctx.data(name)`. Paths of `values` begin with
         `train.`.
         """
-        if isinstance(spec, TrainJob):
-            packed = pack_job(spec)
-            if packed.archive is not None:
-                self.archives.append(packed.archive)
-            message = train_spec(packed, self._path)
-        else:
-            message = trainer_pb2.TrainSpec()
-            message.CopyFrom(spec)
-        values: dict[str, Any] = {}
-        named = data if isinstance(data, Mapping) else {"train": data} if data is not None else {}
-        for name, one in named.items():
-            if message.HasField("code"):
-                path = f"train.code.training_sets.{name}"
-            elif name == "train":
-                path = "train.training_set"
-            else:
-                raise PipelineError(f"Step {step!r}: only code has several training sets, such as {name!r}.")
-            if isinstance(one, Step):
-                values[path] = one["training_set"]
-            elif message.HasField("code"):
-                message.code.training_sets[name] = self._path("trainingSets", one)
-            else:
-                message.training_set = self._path("trainingSets", one)
+        message = self._train_spec(spec)
+        values = self._data(step, message, "train", data)
         return self.job(step, trainer_pb2.Job(train=message), _values=values, **options)
+
+    def tune(
+        self,
+        step: str,
+        job: TuneJob,
+        *,
+        data: Step | str | Mapping[str, Step | str] | None = None,
+        **options: Unpack[Options],
+    ) -> Step:
+        """Runs a TUNE job. Outputs: those of `train`, and `best_run`, the run of the best trial, which
+        `register` takes. Paths of `values` begin with `tune.`.
+        """
+        base = self._train_spec(job.job)
+        values = self._data(step, base, "tune.base", data)
+        spec = trainer_pb2.TuneSpec(base=base, settings=settings_message(job))
+        added = self.job(step, trainer_pb2.Job(tune=spec), _values=values, **options)
+        return Step(added.id, "best_run")
+
+    def score(
+        self, step: str, job: ScoreJob, *, released: Step | None = None, **options: Unpack[Options]
+    ) -> Step:
+        """Runs a SCORE job, with the release of an earlier step if `released` is given.
+
+        Outputs: those of a job.
+        """
+        spec = score_spec(job, Connection(self.project))
+        values = {} if released is None else {"score.release": released["release"]}
+        return self.job(step, trainer_pb2.Job(score=spec), _values=values, **options)
 
     def job(
         self,
@@ -197,7 +209,7 @@ class PipelineBuilder:
         message = pb.CompareStep()
         values = self._set(message, "model", model, "models")
         values |= self._set(message, "training_set", _named(data, "training_set"), "trainingSets")
-        values["run"] = trained["run"]
+        values["run"] = trained[trained.run_output]
         return self._add(pb.GraphStep(id=step, compare=message), values, options)
 
     def register(
@@ -218,7 +230,7 @@ class PipelineBuilder:
         """
         message = pb.RegisterStep()
         values = self._set(message, "model", model, "models")
-        values["run"] = trained["run"]
+        values["run"] = trained[trained.run_output]
         if data is not None:
             values |= self._set(message, "training_set", _named(data, "training_set"), "trainingSets")
         if compared is not None:
@@ -238,7 +250,7 @@ class PipelineBuilder:
     ) -> Step:
         """Creates a release of a version that the gate passed. Outputs: `release`, `threshold`."""
         message = pb.ReleaseStep(threshold=threshold, fallback=fallback, segment_keys=segment_keys)
-        values = {"model_version": registered["model_version"], "run": trained["run"]}
+        values = {"model_version": registered["model_version"], "run": trained[trained.run_output]}
         options["when"] = (registered["passed"].equals(True), *options.get("when", ()))
         return self._add(pb.GraphStep(id=step, release=message), values, options)
 
@@ -258,6 +270,39 @@ class PipelineBuilder:
     def approval(self, step: str, message: str, **options: Unpack[Options]) -> Step:
         """Waits until a person approves. Outputs: `approved_by`, `reason`."""
         return self._add(pb.GraphStep(id=step, approval=pb.ApprovalStep(message=message)), {}, options)
+
+    def _train_spec(self, spec: TrainJob | trainer_pb2.TrainSpec) -> trainer_pb2.TrainSpec:
+        if isinstance(spec, TrainJob):
+            packed = pack_job(spec)
+            if packed.archive is not None:
+                self.archives.append(packed.archive)
+            return train_spec(packed, self._path)
+        message = trainer_pb2.TrainSpec()
+        message.CopyFrom(spec)
+        return message
+
+    def _data(
+        self,
+        step: str,
+        message: trainer_pb2.TrainSpec,
+        path: str,
+        data: Step | str | Mapping[str, Step | str] | None,
+    ) -> dict[str, Any]:
+        """Set the names of training sets in the message, and return those that the run sets."""
+        values: dict[str, Any] = {}
+        named = data if isinstance(data, Mapping) else {"train": data} if data is not None else {}
+        for name, one in named.items():
+            code = message.HasField("code")
+            if not code and name != "train":
+                raise PipelineError(f"Step {step!r}: only code has several training sets, such as {name!r}.")
+            if isinstance(one, Step):
+                field = f"code.training_sets.{name}" if code else "training_set"
+                values[f"{path}.{field}"] = one["training_set"]
+            elif code:
+                message.code.training_sets[name] = self._path("trainingSets", one)
+            else:
+                message.training_set = self._path("trainingSets", one)
+        return values
 
     def _add(self, step: pb.GraphStep, values: Mapping[str, Any], options: Options) -> Step:
         for path, value in {**values, **options.get("values", {})}.items():

@@ -111,6 +111,31 @@ def test_the_code_of_a_job_is_packed_and_not_run(tmp_path: Path) -> None:
     assert {"train.code.training_sets.rows", "train.code.params_json.lr"} == set(step["inputs"])
 
 
+def test_tuning_and_scoring_are_jobs_of_the_graph() -> None:
+    tuning = fw.TuneJob(SPEC, {"learning_rate": fw.FloatRange(1e-4, 1e-1)}, minimize="val_loss", max_trials=4)
+
+    @fw.pipeline("tuned")
+    def tuned(p: fw.PipelineBuilder) -> None:
+        data = p.training_set("data", feature_set="late", spine=SPINE)
+        best = p.tune("tune", tuning, data=data)
+        registered = p.register("register", model="late", trained=best, data=data)
+        released = p.release("release", registered=registered, trained=best)
+        job = fw.ScoreJob("late/releases/1", "s3://bucket/tonight/", "late")
+        p.score("score", job, released=released)
+
+    steps = {
+        step.id: MessageToDict(step, preserving_proto_field_name=True)
+        for step in fw.compile_pipeline(tuned).graph.steps
+    }
+    assert {"tune.base.training_set": {"step": {"step": "data", "output": "training_set"}}} == steps["tune"][
+        "inputs"
+    ]
+    assert 4 == steps["tune"]["job"]["tune"]["settings"]["max_trials"]
+    assert {"step": {"step": "tune", "output": "best_run"}} == steps["register"]["inputs"]["run"]
+    assert {"step": {"step": "tune", "output": "best_run"}} == steps["release"]["inputs"]["run"]
+    assert {"score.release": {"step": {"step": "release", "output": "release"}}} == steps["score"]["inputs"]
+
+
 def test_wrong_functions_are_refused(tmp_path: Path) -> None:
     def unknown_param(p: fw.PipelineBuilder) -> None:
         p.param("day")

@@ -157,6 +157,25 @@ async def test_a_repeated_backfill_runs_what_has_not_succeeded(trainer: MemoryTr
     assert ["2013-01-03", "2013-01-02", "2013-01-02", "2013-01-01"] == [r.params["start"][:10] for r in runs]
 
 
+async def test_every_kind_of_job_can_be_a_step(trainer: MemoryTrainer) -> None:
+    tuning = fw.TuneJob(
+        pb.TrainSpec(experiment="late"),
+        {"learning_rate": fw.FloatRange(1e-4, 1e-1)},
+        minimize="val_loss",
+        max_trials=4,
+    )
+
+    @fw.pipeline("jobs")
+    def jobs(p: fw.PipelineBuilder) -> None:
+        tuned = p.tune("tune", tuning, data="t")
+        score = fw.ScoreJob("late/releases/1", "s3://bucket/tonight/", "late")
+        p.score("score", score, after=[tuned])
+
+    compiled = fw.compile_pipeline(jobs, "p")
+    request = graph_pb.ApplyPipelineRequest(parent=P, pipeline_id="jobs", graph=compiled.graph)
+    assert (await trainer.stub.ApplyPipeline(request)).created
+
+
 async def test_a_step_that_waits_is_shown_and_approved(trainer: MemoryTrainer) -> None:
     stub = trainer.stub
     await stub.ApplyPipeline(apply(graph(steps=[{"id": "ok", "approval": {"message": "Go?"}}], params={})))

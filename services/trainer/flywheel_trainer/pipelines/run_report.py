@@ -29,6 +29,7 @@ class RunReport:
     report: Mapping[str, Any]
     artifacts: Mapping[str, Artifact]
     training_set: str
+    run_metrics: Mapping[str, float]
 
     @property
     def calibration(self) -> Platt:
@@ -42,8 +43,9 @@ class RunReport:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Those that are finite."""
-        found = {key: float(value) for key, value in self.report.get("metrics", {}).items()}
+        """Those of the report, or of the run if it has none, that are finite."""
+        given = self.report.get("metrics") or self.run_metrics
+        found = {key: float(value) for key, value in given.items()}
         return {key: value for key, value in found.items() if math.isfinite(value)}
 
 
@@ -62,7 +64,7 @@ class RunReports:
                 raise MissingArtifact(f"{run} has no artifact {needed}: its job did not export a model.")
         report = json.loads(await self.content(artifacts[REPORT]))
         training_set = found.training_set or report.get("training_set", "")
-        return RunReport(report, artifacts, training_set)
+        return RunReport(report, artifacts, training_set, found.metrics)
 
     async def content(self, artifact: Artifact) -> bytes:
         """Raises DigestMismatch."""

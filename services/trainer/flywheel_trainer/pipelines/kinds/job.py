@@ -9,6 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from flywheel_job.errors import TrainingFailed
+from flywheel_job.tuning.launch import trial_run
 from flywheel_trainer.jobs.errors import JobEnded
 from flywheel_trainer.jobs.job import ENDED, Job, JobState
 from flywheel_trainer.jobs.kinds import Spec
@@ -34,7 +35,7 @@ class JobStep:
     """
 
     required = ()
-    outputs = ("job", "run", "training_set", "metrics", "artifacts")
+    outputs = ("job", "run", "training_set", "metrics", "artifacts", "params", "best_run")
     cacheable = True
 
     def __init__(self, jobs: Jobs, runs: Runs, parse: ParseJob) -> None:
@@ -70,6 +71,8 @@ class JobStep:
             "training_set": run.training_set,
             "metrics": {key: value for key, value in run.metrics.items() if math.isfinite(value)},
             "artifacts": {artifact.name: artifact.sha256 for artifact in run.artifacts},
+            "params": dict(run.params),
+            **_best_run(run),
         }
         return Result(str(job.name), _summary(run), outputs)
 
@@ -82,6 +85,12 @@ def _summary(run: Run) -> str:
     if "val_loss" in run.metrics:
         return f"validation loss {run.metrics['val_loss']:.4f}"
     return ", ".join(f"{key} {value:.4g}" for key, value in sorted(run.metrics.items())[:3]) or "no metrics"
+
+
+def _best_run(run: Run) -> dict[str, str]:
+    """The run of the first of the best trials of a TUNE job."""
+    first = run.params.get("best_trial", "").partition(",")[0]
+    return {"best_run": trial_run(str(run.name), int(first))} if first.isdigit() else {}
 
 
 def _job_error(job: Job) -> TrainingFailed:
