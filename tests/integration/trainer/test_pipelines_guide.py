@@ -100,8 +100,10 @@ async def test_the_guide_trains_registers_and_releases_a_model_of_ones_own_code(
         assert sorted(found.params["c"] for found in runs) == ["0.1", "1.0"]
 
         rerun = (await shell.command(again[0], run)).strip()
-        await eventually(lambda: f"{MODEL}/versions/2" in peers.registry.versions, within=60, every=0.3)
-        await shell.command(f"flywheel pipelines cancel {rerun}")
+        again_ended = await client.wait_pipeline(rerun)
+        assert again_ended.model_version == f"{MODEL}/versions/2"
+        kept = [step.step for step in again_ended.steps if step.reused_from]
+        assert kept == ["data", "train[0]", "train[1]", "best", "approve"]
         assert (await shell.command(again[1])).count("SUCCEEDED") == 2
         assert (await shell.command(again[1])).count("SUCCEEDED") == 2
         listed = await client.trainer.ListPipelineRuns(pb.ListPipelineRunsRequest(parent="projects/default"))
