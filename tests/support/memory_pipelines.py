@@ -12,7 +12,7 @@ from flywheel_common.ids import SequentialIds
 from flywheel_trainer.encoding.specs import spec_to_json
 from flywheel_trainer.fakes.pipeline_definitions import MemoryPipelineDefinitions
 from flywheel_trainer.fakes.pipelines import MemoryPipelines
-from flywheel_trainer.jobs.errors import CancelledOnRequest
+from flywheel_trainer.jobs.errors import CancelledOnRequest, InvalidSpec
 from flywheel_trainer.jobs.job import JobState
 from flywheel_trainer.pipelines.execution import Execution
 from flywheel_trainer.pipelines.expansion import expand, queued
@@ -34,10 +34,13 @@ class Work:
     outputs: tuple[str, ...] = ("value", "training_set", "content_hash")
     cacheable: bool = True
     pauses: int = 0
+    refused: Any = None
+    """A value that `check` refuses."""
     calls: list[tuple[str, Mapping[str, Any], str]] = field(default_factory=list)
 
     def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
-        pass
+        if self.refused is not None and spec.get("value") == self.refused:
+            raise InvalidSpec("The value is refused.", field="value")
 
     async def run(self, step: Begun) -> Result:
         self.calls.append((step.id, step.spec, step.request_id))

@@ -178,6 +178,14 @@ async def test_equal_work_is_reused_by_its_content(machine: Machine) -> None:
     assert 3 == len([name for name, _, _ in machine.work.calls if name == "train"])
 
 
+async def test_a_specification_is_checked_again_with_the_values_of_the_run(machine: Machine) -> None:
+    run = await machine.start(step("a", value=7), step("b", "a"))
+    machine.work.refused = 7
+    ended = await machine.finish(run)
+    assert {"a": "F", "b": "C"} == states(ended)
+    assert ("INVALID_SPEC", []) == (ended.error_reason, machine.work.calls)
+
+
 async def test_a_repeated_step_does_not_run_again(machine: Machine) -> None:
     run = await machine.start(step("a"))
     for _ in range(2):

@@ -21,11 +21,12 @@ from flywheel_trainer.fakes.feature import MemoryFeature
 from flywheel_trainer.fakes.registry import MemoryRegistry, MemoryWeights
 from flywheel_trainer.fakes.runs import MemoryRuns
 from flywheel_trainer.fakes.tracking import MemoryTracking
+from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.jobs.ports import TrainingSet
 from flywheel_trainer.pipelines.kinds.champion import ChampionStep
 from flywheel_trainer.pipelines.kinds.compare import CompareStep
 from flywheel_trainer.pipelines.kinds.register import RegisterStep
-from flywheel_trainer.pipelines.kinds.release import ReleaseStep
+from flywheel_trainer.pipelines.kinds.release import ReleaseStep, RolloutStep
 from flywheel_trainer.pipelines.kinds.training_set import TrainingSetStep
 from flywheel_trainer.pipelines.run_report import RunReports
 from flywheel_trainer.pipelines.step_kind import Begun, Result
@@ -164,6 +165,31 @@ async def test_a_run_without_a_registrable_model_is_refused(
         await world.run(RegisterStep(world.feature, world.registry, world.reports), model=MODEL, run=str(RUN))
     assert reason == caught.value.reason
     assert {} == world.registry.versions
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "spec"),
+    [
+        ("register", "model", {"model": "projects/q/models/late", "run": str(RUN)}),
+        ("register", "run", {"model": MODEL, "run": "projects/q/runs/run-1"}),
+        ("release", "model_version", {"model_version": "projects/q/models/m/versions/1", "run": str(RUN)}),
+        ("rollout", "release", {"release": "projects/q/models/m/releases/1"}),
+        ("rollout", "release", {"release": 7}),
+    ],
+)
+async def test_names_of_other_projects_are_refused(
+    world: World, kind: str, field: str, spec: dict[str, Any]
+) -> None:
+    await world.export(CODE_REPORT, model_onnx=b"graph")
+    kinds: dict[str, Any] = {
+        "register": RegisterStep(world.feature, world.registry, world.reports),
+        "release": ReleaseStep(world.feature, world.registry, world.reports),
+        "rollout": RolloutStep(world.registry),
+    }
+    with pytest.raises(InvalidSpec) as caught:
+        await world.run(kinds[kind], **spec)
+    assert str(caught.value).startswith(field)
+    kinds[kind].check({}, "p", ("model", "run", "model_version", "release"))
 
 
 async def test_a_leaking_training_set_fails_its_step(world: World) -> None:

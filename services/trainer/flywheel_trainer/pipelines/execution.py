@@ -116,8 +116,10 @@ class Execution:
                 message = f"{hit.message} (reused from {hit.run})"
                 ended = Ended(JobState.SUCCEEDED, hit.output, message, hit.outputs, reused_from=hit.run)
                 return await self._end(run, step, ended)
+            kind = self._kinds[step.kind]
+            kind.check(spec, run.name.project, ())
             try:
-                result = await self._kinds[step.kind].run(self._begun(run, step, spec, attempt))
+                result = await kind.run(self._begun(run, step, spec, attempt))
             except FlywheelError as error:
                 passes = isinstance(error, StepStopped | StepTimeout | CancelledOnRequest) or error.retryable
                 if passes or attempt > step.retries:

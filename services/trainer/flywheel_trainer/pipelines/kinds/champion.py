@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_trainer.jobs.ports import Weights
-from flywheel_trainer.pipelines.kinds.names import check_model
+from flywheel_trainer.pipelines.kinds.names import check_names
 from flywheel_trainer.pipelines.ports import RegistryPeer
 from flywheel_trainer.pipelines.step_kind import Begun, Result
 
@@ -22,8 +22,7 @@ class ChampionStep:
         self._registry, self._weights = registry, weights
 
     def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
-        if "model" not in later:
-            check_model(spec["model"], project)
+        check_names(spec, ("model",), project, later)
 
     async def run(self, step: Begun) -> Result:
         champion = await self._registry.champion(step.spec["model"])

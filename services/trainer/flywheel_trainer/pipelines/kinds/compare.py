@@ -9,7 +9,7 @@ from typing import Any
 from flywheel_common.errors import Internal
 from flywheel_job.artifacts import MODEL
 from flywheel_trainer.pipelines.comparison import Compare
-from flywheel_trainer.pipelines.kinds.names import check_model
+from flywheel_trainer.pipelines.kinds.names import check_names
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
 from flywheel_trainer.pipelines.run_report import RunReports
 from flywheel_trainer.pipelines.step_kind import Begun, Result
@@ -28,8 +28,7 @@ class CompareStep:
         self._feature, self._registry, self._reports, self._compare = feature, registry, reports, compare
 
     def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
-        if "model" not in later:
-            check_model(spec["model"], project)
+        check_names(spec, ("model", "run", "training_set"), project, later)
 
     async def run(self, step: Begun) -> Result:
         run = step.spec["run"]

@@ -8,7 +8,7 @@ from typing import Any
 from flywheel_trainer.jobs.errors import InvalidSpec
 from flywheel_trainer.pipelines.artifacts import version_fields
 from flywheel_trainer.pipelines.errors import UnsupportedModel
-from flywheel_trainer.pipelines.kinds.names import check_model
+from flywheel_trainer.pipelines.kinds.names import check_names
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
 from flywheel_trainer.pipelines.run_report import RunReports
 from flywheel_trainer.pipelines.step_kind import Begun, Result
@@ -26,8 +26,7 @@ class RegisterStep:
         self._feature, self._registry, self._reports = feature, registry, reports
 
     def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
-        if "model" not in later:
-            check_model(spec["model"], project)
+        check_names(spec, ("model", "run"), project, later)
         for name, value in spec.get("metrics", {}).items():
             if not isinstance(value, int | float):
                 raise InvalidSpec(f"The metric {name[:100]!r} is {value!r}.", field="metrics")

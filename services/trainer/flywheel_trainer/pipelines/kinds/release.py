@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flywheel_trainer.jobs.errors import InvalidSpec
+from flywheel_trainer.pipelines.kinds.names import check_names
 from flywheel_trainer.pipelines.ports import FeaturePeer, RegistryPeer
 from flywheel_trainer.pipelines.run_report import RunReports
 from flywheel_trainer.pipelines.step_kind import Begun, Result
@@ -22,6 +23,7 @@ class ReleaseStep:
         self._feature, self._registry, self._reports = feature, registry, reports
 
     def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
+        check_names(spec, ("model_version", "run"), project, later)
         threshold = spec.get("threshold", 0)
         if not isinstance(threshold, int | float) or not 0 <= threshold <= 1:
             raise InvalidSpec("threshold must be between 0 and 1.", field="threshold")
@@ -60,7 +62,7 @@ class RolloutStep:
         self._registry = registry
 
     def check(self, spec: Mapping[str, Any], project: str, later: Sequence[str]) -> None:
-        """Accepts every specification: the registry checks it."""
+        check_names(spec, ("release",), project, later)
 
     async def run(self, step: Begun) -> Result:
         release: str = step.spec["release"]
